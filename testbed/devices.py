@@ -1,0 +1,93 @@
+"""The guest's disks as the guest sees them, compared with the topology. The script runs in the guest; the rest is pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from testbed.hardware.disks import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL, serial
+from testbed.topology.model import Disk
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One whole disk in the guest. `number` is MAJ:MIN as io.stat writes it."""
+
+    path: str
+    number: str
+    serial: str
+    kind: str
+    size_bytes: int
+    read_only: bool
+
+
+# $1: how many disks there will be; probing a hot-plugged one takes a moment. Prints `KIND NAME MAJ:MIN SECTORS READ-ONLY SERIAL` a disk.
+# Shell builtins only: an exec costs about 0.05 s under emulation. A virtio serial has no newline, so `read` fails though it reads.
+LIST_SCRIPT = """\
+list() {
+    for disk in /sys/block/$2; do
+        serial=
+        read -r serial 2>/dev/null <"$disk/$3"
+        [ -n "$serial" ] || continue
+        read -r number <"$disk/dev"
+        read -r sectors <"$disk/size"
+        read -r read_only <"$disk/ro"
+        echo "$1 ${disk##*/} $number $sectors $read_only $serial"
+    done
+}
+wanted=$1
+for try in 0 1 2 3 4 5 6 7 8 9; do
+    found=$(KINDS)
+    set -- $found
+    [ $# -ge $((wanted * 6)) ] && break
+    sleep 0.$try
+done
+echo "$found"
+""".replace("KINDS", "; ".join(f"list {name} '{kind.guest_glob}' {kind.guest_serial}" for name, kind in DISK_KINDS.items()))
+
+
+def parse(listing: str) -> tuple[Device, ...]:
+    """The disks in the script's output; a line that does not have its form is left out, and so missed by `differences`."""
+    found: list[Device] = []
+    for line in listing.splitlines():
+        match line.split(maxsplit=5):
+            case [kind, name, number, sectors, read_only, serial_text] if sectors.isdigit():
+                found.append(
+                    Device(
+                        path=f"/dev/{name}",
+                        number=number,
+                        serial=serial_text.strip(),
+                        kind=kind,
+                        size_bytes=int(sectors) * 512,
+                        read_only=read_only == "1",
+                    )
+                )
+    return tuple(found)
+
+
+def by_name(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str, Device]:
+    """The guest's device of each disk of the topology that is there."""
+    serials = {device.serial: device for device in found}
+    return {name: serials[serial(name)] for name in disks if serial(name) in serials}
+
+
+def differences(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> tuple[str, ...]:
+    """What the guest has otherwise than the topology says; empty where they agree."""
+    said: list[str] = []
+    serials = [device.serial for device in found]
+    said += [f"serial {text}: expected once, got {serials.count(text)} disks with it" for text in dict.fromkeys(serials) if serials.count(text) > 1]
+    there = by_name(disks, found)
+    for name, disk in disks.items():
+        device = there.get(name)
+        if device is None:
+            said.append(f"disks.{name}: expected a {disk.type} disk with serial {serial(name)}, got none; the guest has {', '.join(serials) or 'no disk'}")
+            continue
+        if device.kind != disk.type:
+            said.append(f"disks.{name}.type: expected {disk.type}, got {device.kind} ({device.path})")
+        if device.size_bytes != disk.size:
+            said.append(f"disks.{name}.size: expected {disk.size} bytes, got {device.size_bytes} ({device.path})")
+        if device.read_only:
+            said.append(f"disks.{name}: expected it writable, got a read-only {device.path}")
+    own = {serial(name) for name in disks} | {ROOT_SERIAL, MODULES_SERIAL}
+    said += [f"{device.path}: expected no such disk, got one with serial {device.serial!r}" for device in found if device.serial not in own]
+    return tuple(said)

@@ -1,0 +1,29 @@
+"""Filesystems that a backing file can live on: one row each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filesystem:
+    """`mkfs`: command to which the device is added, empty where there is none to make. `options`: mount options.
+
+    `on_device` is False for tmpfs, which needs none.
+    """
+
+    mkfs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    on_device: bool = True
+
+
+FILESYSTEMS: dict[str, Filesystem] = {
+    # Inode tables and journal are written by mkfs, not later by a kernel thread in the middle of a measurement (mke2fs(8), ext4(5)).
+    "ext4": Filesystem(
+        mkfs=("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
+        options=("noatime", "noinit_itable"),
+    ),
+    "xfs": Filesystem(mkfs=("mkfs.xfs", "-q", "-f"), options=("noatime",)),
+    "btrfs": Filesystem(mkfs=("mkfs.btrfs", "-q", "-f"), options=("noatime",)),
+    "tmpfs": Filesystem(on_device=False),
+}

@@ -1,0 +1,356 @@
+"""A running guest: from a plan to a machine that answers over SSH with the devices of its topology, and back to nothing.
+
+    async with launch(order) as guest:
+        await guest.shell.run(["uname", "-r"])
+
+Every wait races the end of QEMU, what QMP and the console say, and a deadline; whichever wins, the error names the stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncssh
+
+from testbed import devices, plan, process
+from testbed.console import Finding
+from testbed.devices import Device
+from testbed.errors import CommandFailed, DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError
+from testbed.host import Host
+from testbed.lifecycle import Deadlines, Event, State, advance
+from testbed.monitor import Monitor
+from testbed.plan import BootFiles, Machine, Memory
+from testbed.shell import HostKey, Result, Shell
+from testbed.store.templates import Template
+from testbed.topology.model import Disk, Guest as GuestModel
+from testbed.wires import Agent, Console
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What to launch. `sockets` and `scratch` are new folders of this guest alone; `evidence` is where its logs stay.
+
+    `template`: clone this one; None boots cold. `memory`: where a template that is being made keeps its RAM.
+    """
+
+    name: str
+    host: Host
+    machine: Machine
+    files: BootFiles
+    model: GuestModel
+    deadlines: Deadlines
+    sockets: Path
+    scratch: Path
+    evidence: Path
+    template: Template | None = None
+    memory: Memory = Memory()
+
+
+class Guest:
+    """A machine under our control. Made by `launch`; `disks` maps the topology's names to the guest's devices."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.name = order.name
+        self.state = State.PLANNED
+        self.disks: dict[str, Device] = {}
+        self.boot_s = 0.0
+        self.console = Console(order.evidence / "console.log", self._on_fatal)
+        self.agent = Agent(order.name)
+        self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
+        self._shell: Shell | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._watchers: list[asyncio.Task[None]] = []
+        self._ending = False
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def shell(self) -> Shell:
+        assert self._shell is not None, "the guest is not reachable yet"
+        return self._shell
+
+    # What can end a guest ------------------------------------------------------------------------------------------------------
+
+    def _lose(self, why: str) -> None:
+        if not self._lost.done() and not self._ending:
+            self._lost.set_result(why)
+
+    def _on_fatal(self, finding: Finding) -> None:
+        self._lose(f"{finding.kind.value} on its console: {finding.text}")
+
+    def _on_event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "GUEST_PANICKED":
+            self._lose("QEMU reports a guest panic")
+        elif name in ("INTERNAL_ERROR", "WATCHDOG"):
+            self._lose(f"QEMU reports {name} {data}")
+
+    async def _watch_process(self) -> None:
+        assert self._process is not None
+        status = await self._process.wait()
+        # The console's last words say more than the status, if they are already on the wire.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):
+                await self.console.ended()
+        said = (self.order.evidence / "qemu.log").read_text(errors="replace").strip()
+        self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else "; the guest powered off, rebooted, or QEMU was killed"))
+
+    async def _watch_monitor(self) -> None:
+        await self.monitor.closed()
+        await asyncio.sleep(1.5)  # a QEMU that ended is reported as that
+        self._lose("QEMU closed its monitor")
+
+    async def wait(self, awaited: Awaitable[T], limit_s: float) -> T:
+        """The result of `awaited`, unless the guest is lost or `limit_s` passes first.
+
+        :raise GuestLost: names the stage, and shows the console's tail.
+        """
+        task = asyncio.ensure_future(awaited)
+        try:
+            await asyncio.wait({task, self._lost}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if task.done() and not self._lost.done():
+                if isinstance(task.exception(), HostError | GuestError):
+                    # A dying guest breaks its wires first: give the reason a moment to arrive.
+                    await asyncio.wait({self._lost}, timeout=1.6 if self._broken(task.exception()) else 0)
+                if not self._lost.done():
+                    return task.result()
+            if task.done() and not task.cancelled() and task.exception() is None:
+                return task.result()
+            why = self._lost.result() if self._lost.done() else f"expected an end within {limit_s:.0f} s, got none"
+            cause = task.exception() if task.done() and not task.cancelled() else None
+            stage = self.state.value
+            if self._lost.done() and self.state is not State.LOST:
+                self.state = advance(self.state, Event.ENDED)
+            raise GuestLost(self.name, stage, why, self.console.tail()) from cause
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    @staticmethod
+    def _broken(error: BaseException | None) -> bool:
+        return not isinstance(error, CommandFailed | DeviceMismatch)
+
+    # Commands ------------------------------------------------------------------------------------------------------------------
+
+    async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> Result:
+        """Run a program in the guest; see `Shell.run`. Ends at once when the guest is lost."""
+        limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
+        return await self.wait(self.shell.run(command, check=check, timeout_s=limit), limit + 5)
+
+    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, shell: str = "sh") -> Result:
+        """Run a script in the guest; see `Shell.script`."""
+        limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
+        return await self.wait(self.shell.script(text, *arguments, check=check, timeout_s=limit, shell=shell), limit + 5)
+
+    async def disk_bytes(self) -> dict[str, tuple[int, int]]:
+        """Bytes that each of the topology's disks has read and written, as its emulated device counted them (`query-blockstats`)."""
+        stats = await self.wait(self.monitor.execute("query-blockstats"), self.order.deadlines.monitor_s)
+        found: dict[str, tuple[int, int]] = {}
+        for entry in stats:
+            for name in self.order.model.disks:
+                # virtio-blk is named by its backend's QOM path, nvme by the device.
+                if f"disk-{name}" in str(entry.get("qdev", "")).split("/"):
+                    found[name] = (int(entry["stats"]["rd_bytes"]), int(entry["stats"]["wr_bytes"]))
+        return found
+
+    # From nothing to ready -----------------------------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        order = self.order
+        options = plan.argv(
+            order.host,
+            order.machine,
+            order.files,
+            name=order.name,
+            sockets=order.sockets,
+            console_log=order.evidence / "console.log",
+            memory=Memory(file=order.template.memory) if order.template else order.memory,
+            restore=order.template is not None,
+        )
+        # -S: nothing runs, and nothing is said on a wire, before we listen.
+        words = (*plan.flat(options), "-S")
+        (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in (*options, ("-S",))))
+        self._process = await process.start(words, output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)})
+        self.state = advance(self.state, Event.SPAWNED)
+        self._watchers.append(asyncio.create_task(self._watch_process()))
+        await self.wait(self.monitor.connect(order.sockets / "qmp"), order.deadlines.monitor_s)
+        self._watchers.append(asyncio.create_task(self._watch_monitor()))
+        await self.console.connect(order.sockets / "console")
+        await self.agent.connect(order.sockets / "agent")
+        self.state = advance(self.state, Event.MONITOR_CONNECTED)
+
+    async def _boot(self) -> None:
+        started = time.monotonic()
+        await self.monitor.execute("cont")
+        await self.wait(self.agent.expect("waiting"), self.order.deadlines.boot_s)
+        self.boot_s = time.monotonic() - started
+        self.state = advance(self.state, Event.AGENT_WAITING)
+
+    async def _restore(self, template: Template) -> None:
+        try:
+            await self.wait(self._load(template), self.order.deadlines.restore_s)
+        except (GuestLost, HostError, OSError) as error:
+            raise TemplateError(f"template {template.folder.name} does not load: {error}") from error
+        await self.monitor.execute("cont")
+        self.state = advance(self.state, Event.AGENT_WAITING)
+
+    async def _load(self, template: Template) -> None:
+        await self.monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
+        descriptor = os.open(template.state, os.O_RDONLY)
+        try:
+            await self.monitor.send_file("state", descriptor)
+        finally:
+            os.close(descriptor)
+        await self.monitor.execute("migrate-incoming", {"uri": "fd:state"})
+        while (status := (await self.monitor.execute("query-status"))["status"]) == "inmigrate":
+            await asyncio.sleep(0.005)
+        if status not in ("paused", "prelaunch"):
+            raise HostError(f"QEMU: expected the status paused after loading a state, got {status}")
+
+    async def plug(self, name: str, disk: Disk, port: int) -> None:
+        """Put an empty disk into the running guest."""
+        file = self.order.scratch / f"{name}.raw"
+        with file.open("wb") as created:
+            created.truncate(disk.size)
+        await self.wait(self.monitor.run(plan.hotplug(name, disk, port, file)), self.order.deadlines.monitor_s)
+
+    async def _identify(self, key: asyncssh.SSHKey) -> None:
+        """Give the guest its randomness, clock, name and keys, and connect to it."""
+        template = self.order.template
+        host_key = HostKey.from_private(template.host_key) if template else HostKey.generate()
+        identity = {
+            "time_ns": str(time.time_ns()),
+            "name": self.name,
+            "seed": secrets.token_hex(64),
+            "authorized": key.export_public_key().hex(),
+            "root": "ro" if self.order.memory.shared else "rw",
+        }
+        if template is None:
+            identity["hostkey"] = host_key.dropbear.hex()
+        self.agent.say("identity", **identity)
+        limit = self.order.deadlines.ssh_s
+        ready = asyncio.create_task(self.agent.expect("ready"))
+        try:
+            if template is None:
+                # Nothing listens before. A clone's server does, stopped: the connection waits in its backlog while it is woken.
+                await self.wait(ready, limit)
+            port = await self._ssh_port()
+            log = self.order.evidence / "ssh.log"
+            connecting = Shell.connect(
+                self.name, port, key=key, host_key=host_key, command_s=self.order.deadlines.command_s, log=log
+            )
+            self._shell = await self.wait(connecting, limit)
+            await self.wait(ready, limit)
+        finally:
+            if not ready.done():
+                ready.cancel()
+            await asyncio.gather(ready, return_exceptions=True)
+        self.host_key = host_key
+        self.ssh_port = port
+        self.state = advance(self.state, Event.SSH_CONNECTED)
+
+    async def _ssh_port(self) -> int:
+        """The port of this machine that QEMU forwards to the guest's 22: QEMU chose a free one, and only its human monitor says which."""
+        table = str(await self.monitor.execute("human-monitor-command", {"command-line": "info usernet"}))
+        for line in table.splitlines():
+            words = line.split()
+            if words and words[0] == "TCP[HOST_FORWARD]":
+                return int(words[3])
+        raise HostError(f"QEMU: expected a forwarded port in `info usernet`, got: {table.strip()}")
+
+    async def verify(self) -> None:
+        """Compare the guest's disks with the topology.
+
+        :raise DeviceMismatch: they differ; the guest must not be used.
+        """
+        own_disks = 1 + (self.order.files.modules_disk is not None)
+        listing = await self.script(devices.LIST_SCRIPT, str(own_disks + len(self.order.model.disks)))
+        found = devices.parse(listing.stdout)
+        if said := devices.differences(self.order.model.disks, found):
+            raise DeviceMismatch(self.name, said)
+        self.disks = devices.by_name(self.order.model.disks, found)
+
+    async def bring_up(self, key: asyncssh.SSHKey) -> None:
+        """Everything from nothing to ready."""
+        await self._start()
+        if self.order.template is not None:
+            await self._restore(self.order.template)
+        else:
+            await self._boot()
+        for port, (name, disk) in enumerate(self.order.model.disks.items()):
+            await self.plug(name, disk, port)
+        try:
+            await self._identify(key)
+        except (GuestLost, GuestError) as error:
+            if self.order.template is not None:
+                raise TemplateError(f"template {self.order.template.folder.name} does not wake up: {error}") from error
+            raise
+        await self.verify()
+        self.state = advance(self.state, Event.DEVICES_VERIFIED)
+
+    # And back ------------------------------------------------------------------------------------------------------------------
+
+    async def save_dmesg(self) -> None:
+        """Keep the kernel's whole log, as far as the guest still answers."""
+        if self._shell is not None and not self._lost.done():
+            with contextlib.suppress(TestbedError):
+                result = await self.run("dmesg", timeout_s=10)
+                (self.order.evidence / "dmesg.txt").write_text(result.stdout)
+
+    async def tear_down(self) -> None:
+        """End QEMU and remove everything of the guest but its evidence. Cannot fail."""
+        self._ending = True
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        if self._process is not None:
+            await self._process.wait()
+        if self._shell is not None:
+            await self._shell.close()
+        self.agent.close()
+        await self.console.close()
+        await self.monitor.close()
+        for task in self._watchers:
+            task.cancel()
+        await asyncio.gather(*self._watchers, return_exceptions=True)
+        if not self._lost.done():
+            self._lost.cancel()
+        for folder in (self.order.sockets, self.order.scratch):
+            shutil.rmtree(folder, ignore_errors=True)
+        self.state = advance(self.state, Event.TORN_DOWN)
+
+
+@contextlib.asynccontextmanager
+async def launch(order: Order, key: asyncssh.SSHKey) -> AsyncIterator[Guest]:
+    """A guest that is ready; it and everything of it but its evidence is gone afterwards.
+
+    :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
+    :raise TemplateError: the template to clone does not load. :raise HostError: QEMU does not start.
+    """
+    for folder in (order.sockets, order.scratch):
+        folder.mkdir(mode=0o700, parents=True)
+    order.evidence.mkdir(parents=True, exist_ok=True)
+    guest = Guest(order)
+    try:
+        await guest.bring_up(key)
+        yield guest
+        await guest.save_dmesg()
+    finally:
+        await asyncio.shield(guest.tear_down())

@@ -1,0 +1,78 @@
+"""What this machine can do, as one frozen value. Planners receive it; only `probe` makes one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Qemu:
+    """The emulator that was found, and what asking it showed.
+
+    `identity` changes when the program does (path, size and time of change): templates and probes are keyed by it.
+    `warm_clones`: it has what saving and restoring a template takes. `seccomp`: it was built with `-sandbox`.
+    """
+
+    path: str
+    version: str
+    identity: str
+    warm_clones: bool
+    why_not_warm: str
+    seccomp: bool
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kvm:
+    """Whether a guest really boots under KVM; `why` says how that is known."""
+
+    works: bool
+    why: str
+    proven: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The facts. Memory and disk in bytes."""
+
+    kernel: str
+    cores: int
+    memory_bytes: int
+    memory_free_bytes: int
+    disk_free_bytes: int
+    qemu: Qemu
+    kvm: Kvm
+
+    @property
+    def accelerator(self) -> str:
+        return "kvm" if self.kvm.works else "tcg"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CpuQuirk:
+    """CPU features to switch off; `accelerator` and `qemu_before` say where."""
+
+    accelerator: str
+    qemu_before: tuple[int, int]
+    without: tuple[str, ...]
+    why: str
+
+
+# Seen on QEMU 7.2.22 (Debian 12) with Debian's cloud kernels. No newer QEMU has been tried, so the rows hold until one shows otherwise.
+CPU_QUIRKS: tuple[CpuQuirk, ...] = (
+    CpuQuirk(
+        accelerator="tcg",
+        qemu_before=(99, 0),
+        without=("la57", "pku"),
+        why="Linux 6.12 dies of a double fault in __kmalloc_noprof with either (5-level page tables, protection keys)",
+    ),
+)
+
+
+def cpu_model(accelerator: str, qemu_version: str) -> str:
+    """The `-cpu` that boots all kernels of the table."""
+    if accelerator == "kvm":
+        return "host"
+    numbers = tuple(int(part) for part in qemu_version.split(".")[:2])
+    features = [feature for quirk in CPU_QUIRKS if quirk.accelerator == accelerator and numbers < quirk.qemu_before for feature in quirk.without]
+    return ",".join(["max", *(f"-{feature}" for feature in features)])

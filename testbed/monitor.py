@@ -1,0 +1,102 @@
+"""QEMU's monitor: one QMP client per guest, every message kept in a file, its errors turned into ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
+
+from testbed.errors import HostError
+from testbed.plan import QmpCommand
+
+_COMMAND_S = 60.0
+
+
+class Monitor:
+    """The control connection to one QEMU. `on_event` hears every event's name and data."""
+
+    def __init__(self, name: str, log: Path, on_event: Callable[[str, dict[str, Any]], None]) -> None:
+        self._name = name
+        self._log = log
+        self._on_event = on_event
+        self._client = QMPClient(name)
+        self._client.logger.disabled = True  # what it would log reaches the caller as an exception, or the file below
+        self._listener = EventListener()
+        self._client.register_listener(self._listener)
+        self._events: asyncio.Task[None] | None = None
+
+    async def connect(self, socket: Path) -> None:
+        """Connect as soon as QEMU listens; waits until then (the caller owns the deadline)."""
+        while True:
+            try:
+                await self._client.connect(str(socket))
+                break
+            except QMPError:
+                # Not listening yet. A QEMU that ended is noticed by whoever waits for us.
+                await asyncio.sleep(0.01)
+        self._events = asyncio.create_task(self._hear(), name=f"qmp events of {self._name}")
+
+    async def _hear(self) -> None:
+        async for message in self._listener:
+            record = dict(message)
+            self._record({"event": record})
+            self._on_event(str(record.get("event")), dict(record.get("data") or {}))
+
+    async def closed(self) -> None:
+        """Wait until the connection is gone from QEMU's side."""
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        """Run one command and return its answer.
+
+        :raise HostError: QEMU refuses it, does not answer, or is gone.
+        """
+        started = time.monotonic()
+        record: dict[str, Any] = {"execute": command, "arguments": arguments or {}}
+        try:
+            async with asyncio.timeout(_COMMAND_S):
+                answer = await self._client.execute(command, arguments)  # type: ignore[arg-type]  # wants `object` values, takes any JSON
+            record["return"] = answer
+            return answer
+        except ExecuteError as error:
+            record["error"] = str(error)
+            raise HostError(f"guest {self._name}: QEMU refused {command} {json.dumps(arguments or {})}: {error}") from error
+        except TimeoutError:
+            record["error"] = "no answer"
+            raise HostError(f"guest {self._name}: QEMU: expected an answer to {command} within {_COMMAND_S:.0f} s, got none") from None
+        except (ExecInterruptedError, QMPError) as error:
+            record["error"] = repr(error)
+            raise HostError(f"guest {self._name}: QEMU's monitor went away during {command}") from error
+        finally:
+            self._record(record | {"took_s": round(time.monotonic() - started, 6)})
+
+    async def run(self, commands: tuple[QmpCommand, ...]) -> None:
+        """Run commands in their order; stops at the first that is refused."""
+        for command in commands:
+            await self.execute(command.execute, command.arguments)
+
+    async def send_file(self, name: str, descriptor: int) -> None:
+        """Hand an open file to QEMU under a name: its sandbox opens nothing by itself that needs a child."""
+        self._client.send_fd_scm(descriptor)
+        await self.execute("getfd", {"fdname": name})
+
+    def _record(self, record: dict[str, Any]) -> None:
+        with self._log.open("a") as file:
+            file.write(json.dumps({"monotonic_s": round(time.monotonic(), 6), **record}) + "\n")
+
+    async def close(self) -> None:
+        """End the connection, whatever state it is in."""
+        if self._events is not None:
+            self._events.cancel()
+        # A peer that ended first makes disconnect() raise what its reader saw (EOFError), and its task group must be awaited all the same.
+        with contextlib.suppress(QMPError, EOFError, OSError):
+            await self._client.disconnect()
+        if self._events is not None:
+            await asyncio.gather(self._events, return_exceptions=True)

@@ -1,0 +1,84 @@
+"""Where things live: caches, runs, sockets (XDG base directories), and the files that ship with the product."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+
+from testbed.errors import HostError
+
+# sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)); the longest name below a session's folder is 24.
+_LONGEST_SOCKET_FOLDER = 107 - 1 - 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folders:
+    """`cache`: images, kernels, templates, scratch disks. `state`: runs. `runtime`: sockets, mode 0700."""
+
+    cache: Path
+    state: Path
+    runtime: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.state / "runs"
+
+    @property
+    def scratch(self) -> Path:
+        return self.cache / "scratch"
+
+
+def folders() -> Folders:
+    """The folders of this user, from `TESTBED_CACHE`, `TESTBED_STATE`, then XDG; created where missing.
+
+    :raise HostError: one cannot be made, or the runtime folder belongs to somebody else.
+    """
+    found = Folders(
+        cache=Path(os.environ.get("TESTBED_CACHE") or platformdirs.user_cache_path("testbed")),
+        state=Path(os.environ.get("TESTBED_STATE") or platformdirs.user_state_path("testbed")),
+        runtime=_runtime(),
+    )
+    for folder in (found.cache, found.runs, found.scratch):
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError as error:
+            raise HostError(f"{folder}: cannot be made: {error.strerror}; name another with TESTBED_CACHE or TESTBED_STATE") from error
+    return found
+
+
+def _runtime() -> Path:
+    folder = platformdirs.user_runtime_path("testbed")
+    if len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or not _usable(folder):
+        folder = Path(f"/tmp/testbed-{os.getuid()}")  # noqa: S108: checked below to be ours and private
+        if not _usable(folder):
+            raise HostError(f"{folder}: expected a folder of uid {os.getuid()} with mode 0700; remove it, or set XDG_RUNTIME_DIR")
+    return folder
+
+
+def _usable(folder: Path) -> bool:
+    """Make `folder` private; False if it cannot be made, or is a link or somebody else's."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            return False
+        folder.chmod(0o700)
+    except OSError:
+        return False
+    return True
+
+
+def shipped(name: str) -> Path:
+    """A folder that ships with the product (`images`, `topologies`): from the installed package, else from the checkout.
+
+    :raise HostError: neither has it.
+    """
+    package = Path(__file__).parent
+    for candidate in (package / "_shipped" / name, package.parent / name):
+        if candidate.is_dir():
+            return candidate
+    raise HostError(f"{name}: expected beside {package.parent} or inside the installed package, found neither; reinstall the testbed")

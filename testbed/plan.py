@@ -1,0 +1,197 @@
+"""A topology's guest and the host's facts to what QEMU is told: an argv, and ordered QMP commands. Touches nothing."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed.hardware.disks import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL, serial
+from testbed.hardware.profiles import PROFILES, Throttle
+from testbed.host import Host, cpu_model
+from testbed.keys import content_key
+from testbed.topology.model import Disk, Guest
+from testbed.units import MIB
+
+# panic=-1 with -no-reboot: a panic ends QEMU at once. no_timer_check, tsc and expedited RCU shorten the boot under emulation; mitigations
+# cost time there and protect nobody. The console stays quiet below warnings, and dmesg has everything.
+KERNEL_ARGUMENTS = (
+    "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable rcupdate.rcu_expedited=1"
+)
+# Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices.
+_TEMPLATE_FORMAT = 1
+_PORT_COUNTS = (4, 8, 16)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QmpCommand:
+    """One command for QEMU's monitor."""
+
+    execute: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Everything that a saved state depends on. Two guests with equal machines can be clones of one template."""
+
+    qemu: str
+    accelerator: str
+    cpu: str
+    cpus: int
+    memory_bytes: int
+    ports: int
+    kernel: str
+    image: str
+    initramfs: str
+    append: str = KERNEL_ARGUMENTS
+
+    @property
+    def key(self) -> str:
+        return content_key(_TEMPLATE_FORMAT, asdict(self))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootFiles:
+    """Files that the machine starts from; the disks are only read, and all guests share them."""
+
+    bzimage: Path
+    initramfs: Path
+    root: Path
+    modules_disk: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Guest memory: a file of its own for a template (`shared`), the template's file copied on write for a clone, or anonymous."""
+
+    file: Path | None = None
+    shared: bool = False
+
+
+def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str) -> Machine:
+    """The machine of a guest; kernel, image and initramfs are the hashes of what it boots."""
+    return Machine(
+        qemu=host.qemu.identity,
+        accelerator=host.accelerator,
+        cpu=cpu_model(host.accelerator, host.qemu.version),
+        cpus=guest.cpus,
+        memory_bytes=guest.memory,
+        ports=next(count for count in _PORT_COUNTS if count >= len(guest.disks)),
+        kernel=kernel,
+        image=image,
+        initramfs=initramfs,
+    )
+
+
+def argv(
+    host: Host, wanted: Machine, files: BootFiles, *, name: str, sockets: Path, console_log: Path, memory: Memory, restore: bool = False
+) -> tuple[tuple[str, ...], ...]:
+    """QEMU's command line, an option and its value in each inner tuple.
+
+    `sockets`: folder of the unix sockets `qmp`, `console` and `agent`. `restore`: wait for a saved state instead of booting.
+    """
+    size = f"{wanted.memory_bytes // MIB}M"
+    backend = f"memory-backend-ram,id=ram,size={size}"
+    if memory.file is not None:
+        backend = f"memory-backend-file,id=ram,size={size},mem-path={_escaped(memory.file)},share={'on' if memory.shared else 'off'}"
+    options: list[tuple[str, ...]] = [
+        (host.qemu.path,),
+        ("-name", f"guest={name}"),
+        ("-nodefaults",),
+        ("-no-user-config",),
+        ("-display", "none"),
+        ("-no-reboot",),
+        ("-machine", "q35,memory-backend=ram,vmport=off"),
+        ("-accel", wanted.accelerator),
+        ("-cpu", wanted.cpu),
+        ("-smp", str(wanted.cpus)),
+        ("-m", size),
+        ("-object", backend),
+        *_serial_port("console", sockets, f",logfile={_escaped(console_log)},logappend=off"),
+        *_serial_port("agent", sockets),
+        ("-chardev", f"socket,id=qmp,path={_escaped(sockets / 'qmp')},server=on,wait=off"),
+        ("-mon", "chardev=qmp,mode=control"),
+        ("-kernel", str(files.bzimage)),
+        ("-initrd", str(files.initramfs)),
+        ("-append", wanted.append),
+        # snapshot=on: what this guest writes goes to a file that has no name from its first moment on.
+        ("-drive", f"if=none,id=root,format=raw,snapshot=on,file={_escaped(files.root)}"),
+        ("-device", f"virtio-blk-pci,drive=root,serial={ROOT_SERIAL},addr=2"),
+        *_modules_disk(files.modules_disk),
+        # restrict=on: the guest reaches nothing, not even the host; only the forwarded port gets in, and only from this machine.
+        ("-netdev", "user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"),
+        ("-device", "virtio-net-pci,netdev=net,addr=4,romfile="),
+        *_ports(wanted.ports),
+    ]
+    if host.qemu.seccomp:
+        options.append(("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"))
+    if restore:
+        options.append(("-incoming", "defer"))
+    return tuple(options)
+
+
+def _serial_port(name: str, sockets: Path, more: str = "") -> tuple[tuple[str, ...], ...]:
+    return (
+        ("-chardev", f"socket,id={name},path={_escaped(sockets / name)},server=on,wait=off{more}"),
+        ("-device", f"isa-serial,chardev={name}"),
+    )
+
+
+def _modules_disk(path: Path | None) -> tuple[tuple[str, ...], ...]:
+    if path is None:
+        return ()
+    return (
+        ("-drive", f"if=none,id=modules,format=raw,read-only=on,file={_escaped(path)}"),
+        ("-device", f"virtio-blk-pci,drive=modules,serial={MODULES_SERIAL},addr=3"),
+    )
+
+
+def _ports(count: int) -> tuple[tuple[str, ...], ...]:
+    """PCIe root ports to hot-plug disks into: eight to a slot, as functions of one device."""
+    return tuple(
+        ("-device", f"pcie-root-port,id=port{number},chassis={number + 1},addr={8 + number // 8:x}.{number % 8},multifunction=on")
+        for number in range(count)
+    )
+
+
+def _escaped(path: Path) -> str:
+    """A path inside an option with commas: QEMU reads a doubled comma as one."""
+    return str(path).replace(",", ",,")
+
+
+def flat(options: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+    """The argv as a program takes it."""
+    return tuple(word for option in options for word in option)
+
+
+def throttle_of(disk: Disk) -> Throttle:
+    """The limits of a disk: its profile's, its own, or none."""
+    if disk.profile is not None:
+        return PROFILES[disk.profile]
+    return disk.throttle.throttle() if disk.throttle is not None else Throttle()
+
+
+def hotplug(name: str, disk: Disk, port: int, file: Path) -> tuple[QmpCommand, ...]:
+    """The commands that put a disk into a running guest; `file` is its empty sparse backing file."""
+    node = f"file-{name}"
+    commands = [
+        QmpCommand(
+            execute="blockdev-add",
+            arguments={"driver": "raw", "node-name": node, "discard": "unmap", "file": {"driver": "file", "filename": str(file)}},
+        )
+    ]
+    throttle = throttle_of(disk)
+    if not throttle.unlimited:
+        group = f"throttle-{name}"
+        commands += [
+            QmpCommand(execute="object-add", arguments={"qom-type": "throttle-group", "id": group, "limits": throttle.limits()}),
+            QmpCommand(
+                execute="blockdev-add",
+                arguments={"driver": "throttle", "node-name": f"limited-{name}", "throttle-group": group, "file": node},
+            ),
+        ]
+        node = f"limited-{name}"
+    device = {"driver": DISK_KINDS[disk.type].driver, "id": f"disk-{name}", "bus": f"port{port}", "drive": node, "serial": serial(name)}
+    commands.append(QmpCommand(execute="device_add", arguments=device))
+    return tuple(commands)

@@ -1,0 +1,140 @@
+"""Programs of the host: find them, run them to their end, start the ones that stay. One wire; what they say is turned into our errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import HostError, ToolMissing
+
+# Debian keeps mke2fs and its like out of a plain user's PATH.
+_SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+
+# Debian package of each program that the testbed runs.
+PACKAGES: dict[str, str] = {
+    "qemu-system-x86_64": "qemu-system-x86",
+    "mmdebstrap": "mmdebstrap",
+    "mke2fs": "e2fsprogs",
+    "depmod": "kmod",
+    "setpriv": "util-linux",
+    "apt-get": "apt",
+    "apt-cache": "apt",
+    "dpkg-deb": "dpkg",
+    "newuidmap": "uidmap",
+    "zstd": "zstd",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """How a program ended, and what it said."""
+
+    argv: tuple[str, ...]
+    status: int
+    stdout: str
+    stderr: str
+
+
+def find(tool: str) -> Path:
+    """Where a program is.
+
+    :raise ToolMissing: it is not installed; says which package has it.
+    """
+    found = shutil.which(tool, path=_SEARCH)
+    if found is None:
+        raise ToolMissing(tool, PACKAGES.get(tool, tool))
+    return Path(found)
+
+
+async def run(
+    argv: Sequence[str | Path],
+    *,
+    timeout_s: float = 60,
+    env: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+    check: bool = True,
+    on_line: Callable[[str], None] | None = None,
+) -> Finished:
+    """Run a program to its end; `on_line` hears each line of its standard error as it comes.
+
+    :raise ToolMissing: it is not installed.
+    :raise HostError: it did not end in time, or ended with another status than 0 while `check`.
+    """
+    words = (str(find(str(argv[0]))), *map(str, argv[1:]))
+    name = Path(words[0]).name
+    try:
+        child = await asyncio.create_subprocess_exec(
+            *_dying_with_us("TERM"),
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env={**os.environ, **(env or {}), "LC_ALL": "C", "PATH": _SEARCH},
+            cwd=folder,
+            process_group=0,
+            limit=1 << 20,
+        )
+    except OSError as error:
+        raise HostError(f"{name}: cannot be started: {error.strerror}") from error
+    async with _ended(child):
+        try:
+            async with asyncio.timeout(timeout_s):
+                stdout, stderr = await asyncio.gather(_drain(child.stdout, None), _drain(child.stderr, on_line))
+                status = await child.wait()
+        except TimeoutError:
+            raise HostError(f"{name}: expected an end within {timeout_s:.0f} s, got none: {' '.join(words)}") from None
+    if check and status != 0:
+        last = "\n    ".join(stderr.strip().splitlines()[-6:])
+        raise HostError(f"{name}: expected status 0, got {status}: {' '.join(words[:4])} ...\n    {last}")
+    return Finished(argv=words, status=status, stdout=stdout, stderr=stderr)
+
+
+async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[str], None] | None) -> str:
+    assert stream is not None
+    lines: list[str] = []
+    async for raw in stream:
+        line = raw.decode(errors="replace")
+        lines.append(line)
+        if on_line is not None:
+            on_line(line.rstrip())
+    return "".join(lines)
+
+
+@contextlib.asynccontextmanager
+async def _ended(child: asyncio.subprocess.Process) -> AsyncIterator[None]:
+    """Whatever happens inside, the child and what it started are gone afterwards."""
+    try:
+        yield
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, 9)
+            await child.wait()
+
+
+def _dying_with_us(signal: str) -> tuple[str, ...]:
+    """What to put before a program so that it gets `signal` when the testbed ends, however it ends (PR_SET_PDEATHSIG).
+
+    The kernel sends it when the *thread* that started the program ends: programs are started from the main thread's event loop.
+    """
+    return (str(find("setpriv")), "--pdeathsig", signal, "--")
+
+
+async def start(argv: Sequence[str | Path], *, output: Path, env: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
+    """Start a program that dies with us, its output and errors in a file.
+
+    :raise HostError: it cannot be started.
+    """
+    words = (*_dying_with_us("KILL"), str(find(str(argv[0]))), *map(str, argv[1:]))
+    try:
+        with output.open("wb") as file:
+            return await asyncio.create_subprocess_exec(
+                *words, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file, env={**os.environ, **(env or {})}, start_new_session=True
+            )
+    except OSError as error:
+        raise HostError(f"{argv[0]}: cannot be started: {error.strerror}") from error

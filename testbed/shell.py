@@ -1,0 +1,159 @@
+"""Commands in the guest over SSH: one connection a guest, its errors turned into ours, its output bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import shlex
+import struct
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from testbed.errors import CommandFailed, GuestError
+
+# A guest may answer anything; more than this is cut off.
+_MAX_OUTPUT_BYTES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a command in the guest ended; `signal` names what killed it, or is empty."""
+
+    status: int
+    signal: str
+    stdout: str
+    stderr: str
+    took_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostKey:
+    """An SSH host key: what the guest's server loads, and what we accept from it."""
+
+    dropbear: bytes
+    public: asyncssh.SSHKey
+
+    @classmethod
+    def generate(cls) -> HostKey:
+        return cls.from_private(Ed25519PrivateKey.generate().private_bytes_raw())
+
+    @classmethod
+    def from_private(cls, private: bytes) -> HostKey:
+        """`private`: the 32 bytes of an ed25519 key."""
+        public = Ed25519PrivateKey.from_private_bytes(private).public_key()
+        name, pair = b"ssh-ed25519", private + public.public_bytes_raw()
+        # dropbear's own key file: name and key pair, each an SSH string (its source, signkey.c and ed25519.c).
+        blob = struct.pack(">I", len(name)) + name + struct.pack(">I", len(pair)) + pair
+        openssh = struct.pack(">I", len(name)) + name + struct.pack(">I", 32) + public.public_bytes_raw()
+        return cls(dropbear=blob, public=asyncssh.import_public_key(name + b" " + base64.b64encode(openssh)))
+
+
+def client_key() -> asyncssh.SSHKey:
+    """A key for one run."""
+    return asyncssh.generate_private_key("ssh-ed25519")
+
+
+class Shell:
+    """A connection as root to one guest."""
+
+    def __init__(self, guest: str, connection: asyncssh.SSHClientConnection, command_s: float, log: Path | None) -> None:
+        self._guest = guest
+        self._connection = connection
+        self._command_s = command_s
+        self._log = log
+
+    @classmethod
+    async def connect(
+        cls, guest: str, port: int, *, key: asyncssh.SSHKey, host_key: HostKey, command_s: float, log: Path | None = None
+    ) -> Shell:
+        """Connect to a server that is up; the caller owns the deadline.
+
+        :raise GuestError: it refuses us, is not the guest we made, or answers something else than SSH.
+        """
+        try:
+            connection = await asyncssh.connect(
+                "127.0.0.1",
+                port,
+                username="root",
+                client_keys=[key],
+                known_hosts=([host_key.public], [], []),
+                config=None,
+                agent_path=None,
+                preferred_auth="publickey",
+                # Handshakes are dear under emulation: one algorithm of each kind, and the ones that the server has cheapest.
+                kex_algs=["curve25519-sha256"],
+                encryption_algs=["chacha20-poly1305@openssh.com"],
+                server_host_key_algs=["ssh-ed25519"],
+                compression_algs=None,
+                login_timeout=None,
+                connect_timeout=None,
+                keepalive_interval=0,
+            )
+        except asyncssh.HostKeyNotVerifiable as error:
+            raise GuestError(f"guest {guest}: SSH on port {port}: expected the host key that this guest was given, got another") from error
+        except (asyncssh.Error, OSError) as error:
+            raise GuestError(f"guest {guest}: SSH on port {port}: {error}") from error
+        return cls(guest, connection, command_s, log)
+
+    async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:
+        """Run one program; `command` is its argv, each word quoted for the guest's shell.
+
+        :raise CommandFailed: it ended with another status than 0, or not in time, while `check`.
+        :raise GuestError: the connection broke.
+        """
+        return await self._run(shlex.join(command), "", check, timeout_s)
+
+    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, shell: str = "sh") -> Result:
+        """Run a script of ours on `sh` (or `bash`); it gets `arguments` as $1, $2, ..."""
+        return await self._run(shlex.join([shell, "-s", "--", *arguments]), text, check, timeout_s)
+
+    async def _run(self, command: str, text: str, check: bool, timeout_s: float | None) -> Result:
+        started = time.monotonic()
+        limit = self._command_s if timeout_s is None else timeout_s
+        shown = f"{command} <<'{text.strip().splitlines()[0][:60]} ...'" if text.strip() else command
+        try:
+            async with asyncio.timeout(limit), self._connection.create_process(command, encoding=None) as child:
+                child.stdin.write(text.encode())
+                child.stdin.write_eof()
+                stdout, stderr = await asyncio.gather(_bounded(child.stdout), _bounded(child.stderr))
+                await child.wait_closed()
+        except TimeoutError:
+            raise CommandFailed(self._guest, shown, f"none within {limit:.0f} s", "") from None
+        except (asyncssh.Error, OSError) as error:
+            raise GuestError(f"guest {self._guest}: `{shown}`: the SSH connection broke: {error}") from error
+        signal = child.exit_signal[0] if child.exit_signal else ""
+        status = child.exit_status if child.exit_status is not None else -1
+        result = Result(status=status, signal=signal, stdout=stdout, stderr=stderr, took_s=time.monotonic() - started)
+        self._record(shown, result)
+        if check and status != 0:
+            raise CommandFailed(self._guest, shown, f"{status} {signal}".strip(), (stderr or stdout)[-2000:])
+        return result
+
+    def _record(self, command: str, result: Result) -> None:
+        if self._log is not None:
+            with self._log.open("a") as file:
+                file.write(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s]\n")
+
+    async def close(self) -> None:
+        """Drop the connection; a server that no longer answers is not waited for."""
+        self._connection.abort()
+        with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
+            async with asyncio.timeout(1):
+                await self._connection.wait_closed()
+
+
+async def _bounded(stream: asyncssh.SSHReader[bytes]) -> str:
+    """All that a stream says, as text; what is beyond the limit is read and dropped."""
+    kept: list[bytes] = []
+    size_bytes = 0
+    while data := await stream.read(65536):
+        if size_bytes < _MAX_OUTPUT_BYTES:
+            kept.append(data[: _MAX_OUTPUT_BYTES - size_bytes])
+        size_bytes += len(data)
+    return b"".join(kept).decode(errors="replace")

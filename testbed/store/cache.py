@@ -1,0 +1,110 @@
+"""Folders that are made once, under a key of what they are made from: atomic, locked, and never half-finished."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from testbed.errors import HostError
+from testbed.progress import Progress
+
+META = "meta.json"
+_UNFINISHED = ".unfinished-"
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What was recorded when a folder was made.
+
+    :raise HostError: it is missing or damaged; says how to make the folder again.
+    """
+    try:
+        meta = json.loads((folder / META).read_text())
+        if not isinstance(meta, dict):
+            raise ValueError("not a mapping")
+    except (OSError, ValueError) as error:
+        raise HostError(f"{folder / META}: cannot be read ({error}); remove {folder}, and the next run makes it again") from error
+    return meta
+
+
+@contextlib.asynccontextmanager
+async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[None]:
+    """Hold a lock file against every other process of this user; the lock goes with the process, however it ends.
+
+    :raise HostError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path, thread_local=False)
+    said = False
+    while True:
+        try:
+            lock.acquire(blocking=False)
+            break
+        except filelock.Timeout:
+            if not said:
+                progress.note(f"{what}: waiting for another run that is at it")
+                said = True
+            await asyncio.sleep(0.2)
+        except OSError as error:
+            raise HostError(f"{path}: cannot be locked: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+async def once(folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], progress: Progress, what: str) -> Path:
+    """`folder`, made by `make` if it is not there: `make` fills an unfinished folder and returns what to record of it.
+
+    A folder under its final name is complete; one that a killed run left behind is swept away by the next.
+
+    :raise HostError: no room, no permission; or what `make` raises.
+    """
+    if (folder / META).is_file():
+        return folder
+    async with locked(folder.with_name(f"{folder.name}.lock"), progress, what):
+        if (folder / META).is_file():
+            return folder
+        try:
+            for leftover in folder.parent.glob(f"{_UNFINISHED}{folder.name}-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            unfinished = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{folder.name}-", dir=folder.parent))
+            try:
+                meta = await make(unfinished)
+                (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
+                await asyncio.to_thread(_sync_tree, unfinished)
+                if folder.exists():
+                    shutil.rmtree(folder)
+                unfinished.rename(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+        except OSError as error:
+            raise HostError(f"{what}: {error.filename or folder}: {error.strerror}; the cache is {folder.parent}") from error
+    return folder
+
+
+def _sync_tree(folder: Path) -> None:
+    """A power cut after the rename must not leave a complete name on incomplete files."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_symlink():
+            continue
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

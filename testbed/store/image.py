@@ -1,0 +1,168 @@
+"""The guest image: a recipe in `images/` to a read-only ext4 file, by mmdebstrap, as root or as a plain user."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from testbed import process
+from testbed.errors import HostError, UsageError
+from testbed.keys import content_key
+from testbed.progress import Progress, Task
+from testbed.store import cache
+from testbed.store.ext4 import OPTIONS
+from testbed.store.mirror import find_mirror
+from testbed.topology.model import Size
+from testbed.units import MIB
+
+_LAYOUT = 1
+_GUEST_FILES = ("initramfs-init", "testbed-init", "testbed-agent")
+# What mmdebstrap says (its lines "I: ...") as it goes, and how much of the time has then passed: fractions of 35 s on two cores.
+_STAGES = (
+    ("running apt-get update", 0.02),
+    ("downloading packages", 0.10),
+    ("extracting archives", 0.30),
+    ("installing essential", 0.45),
+    ("installing remaining", 0.60),
+    ("running --customize-hook", 0.85),
+    ("cleaning package lists", 0.97),
+)
+
+
+class Recipe(BaseModel):
+    """An image recipe: `size` is the file system's, its free space is what a guest may write to its root."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: int
+    suite: str = Field(pattern=r"^[a-z-]+$")
+    size: Size
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image in the cache; `sha256` is the root file system's."""
+
+    name: str
+    sha256: str
+    folder: Path
+
+    @property
+    def root(self) -> Path:
+        return self.folder / "root.ext4"
+
+    @property
+    def busybox(self) -> Path:
+        return self.folder / "busybox"
+
+    @property
+    def initramfs_init(self) -> Path:
+        return self.folder / "initramfs-init"
+
+
+def names(images: Path) -> tuple[str, ...]:
+    """The recipes there are."""
+    return tuple(sorted(path.stem for path in images.glob("*.yaml") if path.stem != "kernels"))
+
+
+def _recipe(name: str, images: Path) -> Recipe:
+    if name not in names(images):
+        raise UsageError(f"image {name!r}: expected one of {', '.join(names(images))}")
+    path = images / f"{name}.yaml"
+    try:
+        return Recipe.model_validate(yaml.safe_load(path.read_text()))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise HostError(f"{path}: cannot be read as an image recipe: {error}") from error
+
+
+def image_folder(name: str, images: Path, root: Path) -> Path:
+    """Where the image is or will be: keyed by its recipe and by the files that go into it.
+
+    :raise UsageError: no such recipe.
+    """
+    recipe = _recipe(name, images)
+    files = {file: cache.file_sha256(images / "guest" / file) for file in _GUEST_FILES}
+    return root / "images" / f"{name}-{content_key(_LAYOUT, recipe.model_dump(), files, OPTIONS)}"
+
+
+async def build(name: str, images: Path, root: Path, progress: Progress) -> Image:
+    """The image, built if the cache does not have it.
+
+    :raise UsageError: no such recipe.
+    :raise HostError: the mirror, the disk or a tool fails.
+    """
+    folder = image_folder(name, images, root)
+
+    async def make(unfinished: Path) -> dict[str, Any]:
+        with progress.task(f"guest image {name}") as task:
+            return await _make(_recipe(name, images), images / "guest", unfinished, task)
+
+    await cache.once(folder, make, progress, f"image {name}")
+    meta = cache.read_meta(folder)
+    return Image(name=name, sha256=meta["sha256"], folder=folder)
+
+
+async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> dict[str, Any]:
+    mirror = await find_mirror()
+    suites = (recipe.suite, f"{recipe.suite}-security")
+    # mmdebstrap's tree, and as a plain user its other user ids, need a folder that everybody may enter; a home often is none.
+    with tempfile.TemporaryDirectory(prefix="testbed-image-", dir=_open_folder(), ignore_cleanup_errors=True) as scratch:
+        work = Path(scratch)
+        work.chmod(0o755)
+        for file in _GUEST_FILES:
+            shutil.copy(guest_files / file, work / file)
+            (work / file).chmod(0o755)
+        (work / "sources.list").write_text(mirror.sources(suites))
+
+        def on_line(line: str) -> None:
+            if line.startswith("I: "):
+                for stage, fraction in _STAGES:
+                    if stage in line:
+                        task.update(fraction=fraction, detail=line[3:])
+
+        words = ["mmdebstrap", *_options(recipe, work, folder), recipe.suite, "/dev/null", str(work / "sources.list")]
+        await process.run(words, timeout_s=3600, env={"TMPDIR": scratch}, on_line=on_line)
+    await process.run(["zstd", "-dq", "--sparse", "--rm", folder / "root.ext4.zst"], timeout_s=300)
+    shutil.copy(guest_files / "initramfs-init", folder / "initramfs-init")
+    task.update(fraction=1.0)
+    return {"sha256": cache.file_sha256(folder / "root.ext4"), "suite": recipe.suite}
+
+
+def _open_folder() -> str:
+    """`TMPDIR` if everybody may enter it, else /tmp."""
+    named = os.environ.get("TMPDIR", "/tmp")  # noqa: S108: a fresh folder is made inside
+    enterable = all(parent.stat().st_mode & 0o001 for parent in (Path(named), *Path(named).resolve().parents))
+    return named if enterable else "/tmp"  # noqa: S108
+
+
+def _options(recipe: Recipe, work: Path, folder: Path) -> Iterator[str]:
+    """mmdebstrap's options. Its hooks run in the new tree's namespace; the image is made there, where files have their real owners,
+    and fetched out by mmdebstrap's own `download`."""
+    yield from ("--variant=minbase", "--architectures=amd64", f"--include={','.join(recipe.packages)}")
+    yield from ("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*")
+    for hook in (
+        f"upload {work}/testbed-init /usr/sbin/testbed-init",
+        f"upload {work}/testbed-agent /usr/sbin/testbed-agent",
+        'chmod 755 "$1/usr/sbin/testbed-init" "$1/usr/sbin/testbed-agent"',
+        # The shell of every command that is run over SSH; starting bash takes half again as long under emulation.
+        'chroot "$1" usermod --shell /bin/sh root',
+        # Keys come with each guest's identity and are kept in memory; the modules disk is mounted on /lib/modules.
+        'rm -rf "$1/root/.ssh" && ln -s /run/ssh "$1/root/.ssh" && mkdir -p "$1/lib/modules"',
+        'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/etc/resolv.conf && echo testbed >"$1/etc/hostname"',
+        f"download /bin/busybox {folder}/busybox",
+        # A bind mount shows the tree without the /proc and /sys that are mounted in it for the maintainer scripts.
+        'mkdir "$1.bind" && mount --bind "$1" "$1.bind"',
+        f'mke2fs {" ".join(OPTIONS)} -d "$1.bind" "$1.ext4" {recipe.size // MIB}M >&2',
+        'umount "$1.bind" && rmdir "$1.bind" && zstd -q -1 --rm "$1.ext4" -o "$1/root.ext4.zst"',
+        # Through a pipe of mmdebstrap's, 768 MB took 44 s and the same compressed 3 s.
+        f"download /root.ext4.zst {folder}/root.ext4.zst",
+    ):
+        yield f"--customize-hook={hook}"

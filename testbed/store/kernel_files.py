@@ -1,0 +1,227 @@
+"""A kernel's files, ready for a guest: from a table row by apt, from .deb files, or from a bzImage and its modules."""
+
+from __future__ import annotations
+
+import lzma
+import shutil
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed import process
+from testbed.errors import HostError, UsageError
+from testbed.kernels import DebianKernel, Kernel, LocalKernel, Series
+from testbed.keys import content_key
+from testbed.progress import Progress, Task
+from testbed.store import cache
+from testbed.store.apt import Package, PrivateApt
+from testbed.store.ext4 import make_ext4
+from testbed.store.initramfs import module_name, module_order
+from testbed.store.mirror import find_mirror
+
+# What reaches the root disk; the rest is on the modules disk.
+EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+# Changes when what a kernel's folder holds changes.
+_LAYOUT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelFiles:
+    """A kernel in the cache. `sha256` covers the kernel and its modules; `origin` says where it came from."""
+
+    name: str
+    series: Series
+    release: str
+    origin: str
+    sha256: str
+    folder: Path
+    early_modules: tuple[str, ...]
+    has_modules: bool
+
+    @property
+    def bzimage(self) -> Path:
+        return self.folder / "bzImage"
+
+    @property
+    def modules_disk(self) -> Path | None:
+        return self.folder / "modules.ext4" if self.has_modules else None
+
+
+def kernel_folder(kernel: Kernel, root: Path) -> Path:
+    """Where the files of `kernel` are or will be; keyed by the row of the table, or by the content of local files."""
+    if isinstance(kernel, DebianKernel):
+        key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package)
+        return root / "kernels" / f"{kernel.name}-{key}"
+    files = [path for path in (*kernel.debs, kernel.bzimage) if path is not None]
+    hashes = [cache.file_sha256(path) for path in files]
+    modules = _listing(kernel.modules) if kernel.modules else []
+    return root / "kernels" / f"local-{content_key(_LAYOUT, EARLY_MODULES, hashes, modules)}"
+
+
+def _listing(folder: Path) -> list[tuple[str, int, int]]:
+    return sorted(
+        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
+    )
+
+
+async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool = False) -> KernelFiles:
+    """The kernel's files, fetched or unpacked if the cache does not have them; `renew` asks the mirror for a newer version.
+
+    :raise HostError: the mirror, the disk or a tool fails.
+    :raise UsageError: a local file is not what it should be.
+    """
+    folder = kernel_folder(kernel, root)
+    if renew:
+        shutil.rmtree(folder, ignore_errors=True)
+
+    async def make(unfinished: Path) -> dict[str, Any]:
+        with progress.task(f"kernel {kernel.name}") as task:
+            return await _make(kernel, unfinished, task)
+
+    await cache.once(folder, make, progress, f"kernel {kernel.name}")
+    return _read(kernel, folder)
+
+
+def cached(kernel: Kernel, root: Path) -> KernelFiles | None:
+    """The kernel's files if the cache has them."""
+    folder = kernel_folder(kernel, root)
+    return _read(kernel, folder) if (folder / cache.META).is_file() else None
+
+
+def _read(kernel: Kernel, folder: Path) -> KernelFiles:
+    meta = cache.read_meta(folder)
+    try:
+        return KernelFiles(
+            name=kernel.name,
+            series=kernel.series,
+            release=meta["release"],
+            origin=meta["origin"],
+            sha256=meta["sha256"],
+            folder=folder,
+            early_modules=tuple(meta["early_modules"]),
+            has_modules=meta["has_modules"],
+        )
+    except KeyError as error:
+        raise HostError(f"{folder / cache.META}: expected the key {error}; remove {folder}, and the next run makes it again") from error
+
+
+async def _make(kernel: Kernel, folder: Path, task: Task) -> dict[str, Any]:
+    work = folder / "work"
+    work.mkdir()
+    try:
+        if isinstance(kernel, DebianKernel):
+            origin, debs = await _download(kernel, work, task)
+            await _unpack(debs, work / "tree", task)
+        else:
+            origin = ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path)
+            await _unpack(kernel.debs, work / "tree", task)
+        bzimage, modules = _find(kernel, work / "tree")
+        return await _lay_out(bzimage, modules, folder, task) | {"origin": origin}
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+async def _download(kernel: DebianKernel, work: Path, task: Task) -> tuple[str, tuple[Path, ...]]:
+    apt = PrivateApt(work / "apt", await find_mirror(), kernel.suites)
+    await apt.update(task)
+    packages = await _closure(apt, kernel.package)
+    folder = work / "debs"
+    folder.mkdir()
+    debs = await apt.download(packages, folder, task)
+    return f"{', '.join(f'{package.name} {package.version}' for package in packages)} from {', '.join(kernel.suites)}", debs
+
+
+async def _closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
+    """The packages behind a kernel's metapackage that hold files of the kernel.
+
+    `linux-image-cloud-amd64` depends on `linux-image-RELEASE`; from 7.x that depends on `linux-binary-RELEASE` and `linux-modules-RELEASE`.
+    """
+    found: dict[str, Package] = {}
+    waiting = [name]
+    while waiting:
+        package = await apt.show(waiting.pop())
+        if package.name not in found:
+            found[package.name] = package
+            waiting += [needed for needed in package.depends if needed.startswith(("linux-image-", "linux-binary-", "linux-modules-"))]
+    return tuple(package for package in found.values() if package.name != name)
+
+
+async def _unpack(debs: tuple[Path, ...], tree: Path, task: Task) -> None:
+    tree.mkdir()
+    for deb in debs:
+        task.update(detail=f"unpacking {deb.name}")
+        await process.run(["dpkg-deb", "-x", deb, tree], timeout_s=300)
+
+
+def _find(kernel: Kernel, tree: Path) -> tuple[Path, Path | None]:
+    """The bzImage, and the folder `lib/modules/RELEASE` if there is one."""
+    if isinstance(kernel, LocalKernel) and kernel.bzimage is not None:
+        return kernel.bzimage, kernel.modules
+    images = sorted(tree.glob("boot/vmlinuz-*")) or sorted(tree.glob("usr/lib/modules/*/vmlinuz"))
+    if len(images) != 1:
+        raise UsageError(f"kernel {kernel.name}: expected one boot/vmlinuz-* in its packages, found {len(images)}")
+    modules = [path for pattern in ("lib/modules/*", "usr/lib/modules/*") for path in tree.glob(pattern) if (path / "kernel").is_dir()]
+    return images[0], modules[0] if modules else None
+
+
+async def _lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
+    release = kernel_release(bzimage)
+    shutil.copyfile(bzimage, folder / "bzImage")
+    digests = [cache.file_sha256(folder / "bzImage")]
+    early: dict[str, None] = {}
+    if modules is not None:
+        tree = folder / "work" / "modules"
+        target = tree / "lib/modules" / release
+        target.parent.mkdir(parents=True)
+        # The user's own folder is copied: depmod writes into it, and its links `build` and `source` lead out of it.
+        shutil.copytree(modules, target, symlinks=True, ignore=shutil.ignore_patterns("build", "source", "vmlinuz"))
+        task.update(detail=f"modules of {release}")
+        await process.run(["depmod", "-b", tree, release], timeout_s=120)
+        (folder / "early").mkdir()
+        for path in module_order((target / "modules.dep").read_text(), EARLY_MODULES):
+            name = f"{module_name(path)}.ko"
+            (folder / "early" / name).write_bytes(await _module_bytes(target / path, folder / "work" / name))
+            early[name] = None
+        await make_ext4(tree / "lib/modules", folder / "modules.ext4")
+        digests.append(content_key([(name, size) for name, size, _ in _listing(target)]))
+    return {
+        "release": release,
+        "sha256": content_key(digests),
+        "bzimage_sha256": digests[0],
+        "early_modules": list(early),
+        "has_modules": modules is not None,
+    }
+
+
+async def _module_bytes(path: Path, scratch: Path) -> bytes:
+    """A module as the kernel's loader takes it; Debian compresses them since trixie (xz), others do too (zstd)."""
+    if path.suffix == ".xz":
+        return lzma.decompress(path.read_bytes())
+    if path.suffix == ".zst":
+        await process.run(["zstd", "-dqf", path, "-o", scratch])
+        return scratch.read_bytes()
+    return path.read_bytes()
+
+
+def kernel_release(bzimage: Path) -> str:
+    """`uname -r` of a bzImage, from its setup header (Documentation/arch/x86/boot.rst: `HdrS` at 0x202, `kernel_version` at 0x20e).
+
+    :raise UsageError: the file is not a bzImage.
+    """
+    try:
+        with bzimage.open("rb") as file:
+            head = file.read(0x10000)
+    except OSError as error:
+        raise UsageError(f"{bzimage}: cannot be read: {error.strerror}") from error
+    if len(head) < 0x210 or head[0x202:0x206] != b"HdrS":
+        raise UsageError(f"{bzimage}: expected a bzImage (`HdrS` at 0x202), found none; an ELF vmlinux does not boot here, arch/x86/boot/bzImage does")
+    (setup_sectors, (offset,), (paragraphs,)) = head[0x1F1], struct.unpack_from("<H", head, 0x20E), struct.unpack_from("<I", head, 0x1F4)
+    expected = ((setup_sectors or 4) + 1) * 512 + paragraphs * 16
+    if bzimage.stat().st_size < expected:
+        raise UsageError(f"{bzimage}: truncated: its header promises {expected} bytes, the file has {bzimage.stat().st_size}")
+    text = head[offset + 0x200 : offset + 0x200 + 128].split(b"\0")[0].decode("ascii", "replace")
+    release = text.split(" ")[0]
+    if not release or not release.isprintable() or "/" in release:
+        raise UsageError(f"{bzimage}: expected a kernel release in its header, got {release!r}")
+    return release

@@ -1,0 +1,59 @@
+"""Templates in the cache: where a machine's saved state is, and what was recorded of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import TemplateError
+from testbed.plan import Machine
+from testbed.store import cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """A saved machine. `host_key`: private ed25519 key of its SSH server, which every clone has. `boot_s`: how long its cold boot took."""
+
+    folder: Path
+    host_key: bytes
+    boot_s: float
+
+    @property
+    def memory(self) -> Path:
+        return self.folder / "memory"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+
+def template_folder(root: Path, machine: Machine) -> Path:
+    return root / "templates" / machine.key
+
+
+def read(folder: Path, machine: Machine) -> Template:
+    """The template in a folder.
+
+    :raise TemplateError: it is incomplete or damaged.
+    """
+    meta = cache.read_meta(folder)
+    try:
+        template = Template(folder=folder, host_key=bytes.fromhex(meta["host_key"]), boot_s=float(meta["boot_s"]))
+        sizes = {"memory": machine.memory_bytes, "state": int(meta["state_bytes"])}
+        digest = meta["state_sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise TemplateError(f"{folder / cache.META}: expected a template's record, got {error!r}") from error
+    for name, expected in sizes.items():
+        path = folder / name
+        got = path.stat().st_size if path.is_file() else None
+        if got != expected:
+            raise TemplateError(f"{path}: expected {expected} bytes, got {got}")
+    if cache.file_sha256(template.state) != digest:
+        raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
+    return template
+
+
+def remove(folder: Path) -> None:
+    """Forget a template; guests that run from it keep what they have mapped."""
+    shutil.rmtree(folder, ignore_errors=True)

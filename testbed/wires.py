@@ -1,0 +1,112 @@
+"""A guest's two serial wires: the console, which is watched, and the agent's port, which is spoken on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+
+from testbed import console
+from testbed.errors import GuestError
+
+_MAX_LINE_BYTES = 16 << 10
+_TAIL_LINES = 15
+
+
+async def _connect(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_unix_connection(socket, limit=_MAX_LINE_BYTES)
+
+
+class Console:
+    """Reads everything that a guest prints, keeps what matters, and says at once when it cannot go on."""
+
+    def __init__(self, log: Path, on_fatal: Callable[[console.Finding], None]) -> None:
+        self._log = log
+        self._on_fatal = on_fatal
+        self._task: asyncio.Task[None] | None = None
+        self.findings: list[console.Finding] = []
+
+    async def connect(self, socket: Path) -> None:
+        reader, writer = await _connect(socket)
+        self._task = asyncio.create_task(self._watch(reader, writer), name=f"console {socket}")
+
+    async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        pending = b""
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                *lines, pending = (pending + data).split(b"\n")
+                pending = pending[:_MAX_LINE_BYTES]
+                for line in lines:
+                    self._take(line)
+        self._take(pending)
+        writer.close()
+
+    def _take(self, raw: bytes) -> None:
+        finding = console.classify(raw.decode(errors="replace"))
+        if finding is None:
+            return
+        if len(self.findings) < 1000:
+            self.findings.append(finding)
+        if finding.kind.fatal:
+            self._on_fatal(finding)
+
+    def tail(self) -> tuple[str, ...]:
+        """The last lines, from QEMU's own log of the console: it has also what came before we listened."""
+        try:
+            with self._log.open("rb") as file:
+                file.seek(max(0, self._log.stat().st_size - 8192))
+                text = file.read().decode(errors="replace")
+        except OSError:
+            return ()
+        return tuple(console.clean(line) for line in text.splitlines() if line.strip())[-_TAIL_LINES:]
+
+    async def ended(self) -> None:
+        """Wait until the wire is closed and everything on it was read."""
+        if self._task is not None:
+            await asyncio.wait({self._task})
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+
+class Agent:
+    """Speaks lines with process 1 of the guest (images/guest/testbed-agent)."""
+
+    def __init__(self, guest: str) -> None:
+        self._guest = guest
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def connect(self, socket: Path) -> None:
+        self._reader, self._writer = await _connect(socket)
+
+    async def expect(self, word: str) -> str:
+        """Wait for a line that begins with `word`, and return the rest of it.
+
+        :raise GuestError: the agent says that it failed, or the wire is closed.
+        """
+        assert self._reader is not None
+        while True:
+            try:
+                line = console.clean((await self._reader.readline()).decode(errors="replace"))
+            except (ValueError, OSError) as error:
+                raise GuestError(f"guest {self._guest}: agent: expected a line `{word}`, got {error}") from error
+            if not line:
+                raise GuestError(f"guest {self._guest}: agent: expected a line `{word}`, got the end of the wire")
+            verb, _, rest = line.partition(" ")
+            if verb == "failed":
+                raise GuestError(f"guest {self._guest}: agent: expected `{word}`, got a failure: {rest}")
+            if verb == word:
+                return rest
+
+    def say(self, verb: str, **words: str) -> None:
+        """Send one line; values must not hold spaces."""
+        assert self._writer is not None
+        self._writer.write((" ".join([verb, *(f"{name}={value}" for name, value in words.items())]) + "\n").encode())
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
