@@ -7,6 +7,7 @@
     │   └── ToolMissing   a program is not installed
     ├── GuestError        the kernel under test or what runs on it
     │   ├── GuestLost     the guest ended, panicked, or did not answer in time
+    │   ├── WireBroken    a connection to the guest ended in the middle; the guest may be ending too
     │   ├── CommandFailed a command in the guest ended with another status than 0
     │   └── DeviceMismatch the guest's devices are not those of its topology
     └── TemplateError     a saved template does not load (mended by rebuilding it once)
@@ -81,6 +82,10 @@ class GuestLost(GuestError):
         self.stage = stage
         self.why = why
         self.console_tail = console_tail
+
+
+class WireBroken(GuestError):
+    """A connection to the guest or to its QEMU broke: often the first sign that the guest ends, and seldom the reason."""
 
 
 class CommandFailed(GuestError):

@@ -24,7 +24,7 @@ import asyncssh
 from testbed import devices, plan, process
 from testbed.console import Finding
 from testbed.devices import Device
-from testbed.errors import CommandFailed, DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError
+from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
 from testbed.host import Host
 from testbed.lifecycle import Deadlines, Event, State, advance
 from testbed.monitor import Monitor
@@ -36,12 +36,16 @@ from testbed.wires import Agent, Console
 
 T = TypeVar("T")
 
+# How long the reason of a guest's end may come after the first sign of it.
+_LAST_WORDS_S = 3.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """What to launch. `sockets` and `scratch` are new folders of this guest alone; `evidence` is where its logs stay.
 
-    `template`: clone this one; None boots cold. `memory`: where a template that is being made keeps its RAM.
+    `template`: clone this one; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity. `memory`: where a template
+    that is being made keeps its RAM.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Order:
     evidence: Path
     template: Template | None = None
     memory: Memory = Memory()
+    host_key: bytes = b""
 
 
 class Guest:
@@ -64,6 +69,7 @@ class Guest:
         self.order = order
         self.name = order.name
         self.state = State.PLANNED
+        self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
         self.disks: dict[str, Device] = {}
         self.boot_s = 0.0
         self.console = Console(order.evidence / "console.log", self._on_fatal)
@@ -74,6 +80,11 @@ class Guest:
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watchers: list[asyncio.Task[None]] = []
         self._ending = False
+        self._gone: dict[str, asyncio.Event] = {}
+
+    def _advance(self, event: Event) -> None:
+        self.state = advance(self.state, event)
+        self.reached[event] = time.monotonic()
 
     @property
     def pid(self) -> int:
@@ -96,7 +107,9 @@ class Guest:
         self._lose(f"{finding.kind.value} on its console: {finding.text}")
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
-        if name == "GUEST_PANICKED":
+        if name == "DEVICE_DELETED" and data.get("device") in self._gone:
+            self._gone[data["device"]].set()
+        elif name == "GUEST_PANICKED":
             self._lose("QEMU reports a guest panic")
         elif name in ("INTERNAL_ERROR", "WATCHDOG"):
             self._lose(f"QEMU reports {name} {data}")
@@ -113,7 +126,7 @@ class Guest:
 
     async def _watch_monitor(self) -> None:
         await self.monitor.closed()
-        await asyncio.sleep(1.5)  # a QEMU that ended is reported as that
+        await asyncio.sleep(_LAST_WORDS_S / 2)  # a QEMU that ended is reported as that
         self._lose("QEMU closed its monitor")
 
     async def wait(self, awaited: Awaitable[T], limit_s: float) -> T:
@@ -124,28 +137,24 @@ class Guest:
         task = asyncio.ensure_future(awaited)
         try:
             await asyncio.wait({task, self._lost}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            if task.done() and not self._lost.done():
-                if isinstance(task.exception(), HostError | GuestError):
-                    # A dying guest breaks its wires first: give the reason a moment to arrive.
-                    await asyncio.wait({self._lost}, timeout=1.6 if self._broken(task.exception()) else 0)
-                if not self._lost.done():
-                    return task.result()
-            if task.done() and not task.cancelled() and task.exception() is None:
+            failure = task.exception() if task.done() else None
+            if isinstance(failure, WireBroken):
+                # A dying guest breaks its wires first; give the reason a moment to arrive.
+                await asyncio.wait({self._lost}, timeout=_LAST_WORDS_S)
+            if task.done() and (failure is None or not self._lost.done()):
                 return task.result()
-            why = self._lost.result() if self._lost.done() else f"expected an end within {limit_s:.0f} s, got none"
-            cause = task.exception() if task.done() and not task.cancelled() else None
             stage = self.state.value
-            if self._lost.done() and self.state is not State.LOST:
-                self.state = advance(self.state, Event.ENDED)
-            raise GuestLost(self.name, stage, why, self.console.tail()) from cause
+            if self._lost.done():
+                why = self._lost.result()
+                if self.state is not State.LOST:
+                    self._advance(Event.ENDED)
+            else:
+                why = f"expected an end within {limit_s:.0f} s, got none"
+            raise GuestLost(self.name, stage, why, self.console.tail()) from failure
         finally:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-
-    @staticmethod
-    def _broken(error: BaseException | None) -> bool:
-        return not isinstance(error, CommandFailed | DeviceMismatch)
 
     # Commands ------------------------------------------------------------------------------------------------------------------
 
@@ -188,28 +197,28 @@ class Guest:
         words = (*plan.flat(options), "-S")
         (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in (*options, ("-S",))))
         self._process = await process.start(words, output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)})
-        self.state = advance(self.state, Event.SPAWNED)
+        self._advance(Event.SPAWNED)
         self._watchers.append(asyncio.create_task(self._watch_process()))
         await self.wait(self.monitor.connect(order.sockets / "qmp"), order.deadlines.monitor_s)
         self._watchers.append(asyncio.create_task(self._watch_monitor()))
         await self.console.connect(order.sockets / "console")
         await self.agent.connect(order.sockets / "agent")
-        self.state = advance(self.state, Event.MONITOR_CONNECTED)
+        self._advance(Event.MONITOR_CONNECTED)
 
     async def _boot(self) -> None:
         started = time.monotonic()
         await self.monitor.execute("cont")
         await self.wait(self.agent.expect("waiting"), self.order.deadlines.boot_s)
         self.boot_s = time.monotonic() - started
-        self.state = advance(self.state, Event.AGENT_WAITING)
+        self._advance(Event.AGENT_WAITING)
 
     async def _restore(self, template: Template) -> None:
         try:
             await self.wait(self._load(template), self.order.deadlines.restore_s)
-        except (GuestLost, HostError, OSError) as error:
+        except (GuestError, HostError, OSError) as error:
             raise TemplateError(f"template {template.folder.name} does not load: {error}") from error
         await self.monitor.execute("cont")
-        self.state = advance(self.state, Event.AGENT_WAITING)
+        self._advance(Event.AGENT_WAITING)
 
     async def _load(self, template: Template) -> None:
         await self.monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
@@ -231,10 +240,18 @@ class Guest:
             created.truncate(disk.size)
         await self.wait(self.monitor.run(plan.hotplug(name, disk, port, file)), self.order.deadlines.monitor_s)
 
+    async def unplug(self, name: str, disk: Disk) -> None:
+        """Take a disk out of the running guest; the guest must agree (ACPI), so a deadline applies."""
+        gone = self._gone[f"disk-{name}"] = asyncio.Event()
+        await self.monitor.execute("device_del", {"id": f"disk-{name}"})
+        await self.wait(gone.wait(), self.order.deadlines.command_s)
+        await self.monitor.run(plan.unplugged(name, disk))
+        (self.order.scratch / f"{name}.raw").unlink(missing_ok=True)
+
     async def _identify(self, key: asyncssh.SSHKey) -> None:
         """Give the guest its randomness, clock, name and keys, and connect to it."""
         template = self.order.template
-        host_key = HostKey.from_private(template.host_key) if template else HostKey.generate()
+        host_key = HostKey.from_private(template.host_key if template else self.order.host_key)
         identity = {
             "time_ns": str(time.time_ns()),
             "name": self.name,
@@ -264,7 +281,7 @@ class Guest:
             await asyncio.gather(ready, return_exceptions=True)
         self.host_key = host_key
         self.ssh_port = port
-        self.state = advance(self.state, Event.SSH_CONNECTED)
+        self._advance(Event.SSH_CONNECTED)
 
     async def _ssh_port(self) -> int:
         """The port of this machine that QEMU forwards to the guest's 22: QEMU chose a free one, and only its human monitor says which."""
@@ -298,12 +315,12 @@ class Guest:
             await self.plug(name, disk, port)
         try:
             await self._identify(key)
-        except (GuestLost, GuestError) as error:
+        except GuestError as error:
             if self.order.template is not None:
                 raise TemplateError(f"template {self.order.template.folder.name} does not wake up: {error}") from error
             raise
         await self.verify()
-        self.state = advance(self.state, Event.DEVICES_VERIFIED)
+        self._advance(Event.DEVICES_VERIFIED)
 
     # And back ------------------------------------------------------------------------------------------------------------------
 
@@ -334,7 +351,7 @@ class Guest:
             self._lost.cancel()
         for folder in (self.order.sockets, self.order.scratch):
             shutil.rmtree(folder, ignore_errors=True)
-        self.state = advance(self.state, Event.TORN_DOWN)
+        self._advance(Event.TORN_DOWN)
 
 
 @contextlib.asynccontextmanager

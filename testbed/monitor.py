@@ -12,7 +12,7 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
-from testbed.errors import HostError
+from testbed.errors import HostError, WireBroken
 from testbed.plan import QmpCommand
 
 _COMMAND_S = 60.0
@@ -56,7 +56,8 @@ class Monitor:
     async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """Run one command and return its answer.
 
-        :raise HostError: QEMU refuses it, does not answer, or is gone.
+        :raise HostError: QEMU refuses it, or does not answer.
+        :raise WireBroken: QEMU is gone.
         """
         started = time.monotonic()
         record: dict[str, Any] = {"execute": command, "arguments": arguments or {}}
@@ -73,7 +74,7 @@ class Monitor:
             raise HostError(f"guest {self._name}: QEMU: expected an answer to {command} within {_COMMAND_S:.0f} s, got none") from None
         except (ExecInterruptedError, QMPError) as error:
             record["error"] = repr(error)
-            raise HostError(f"guest {self._name}: QEMU's monitor went away during {command}") from error
+            raise WireBroken(f"guest {self._name}: QEMU's monitor went away during {command}") from error
         finally:
             self._record(record | {"took_s": round(time.monotonic() - started, 6)})
 

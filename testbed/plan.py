@@ -195,3 +195,15 @@ def hotplug(name: str, disk: Disk, port: int, file: Path) -> tuple[QmpCommand, .
     device = {"driver": DISK_KINDS[disk.type].driver, "id": f"disk-{name}", "bus": f"port{port}", "drive": node, "serial": serial(name)}
     commands.append(QmpCommand(execute="device_add", arguments=device))
     return tuple(commands)
+
+
+def unplugged(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
+    """The commands that remove what `hotplug` made, once the guest has let the device go."""
+    file_node = QmpCommand(execute="blockdev-del", arguments={"node-name": f"file-{name}"})
+    if throttle_of(disk).unlimited:
+        return (file_node,)
+    return (
+        QmpCommand(execute="blockdev-del", arguments={"node-name": f"limited-{name}"}),
+        file_node,
+        QmpCommand(execute="object-del", arguments={"id": f"throttle-{name}"}),
+    )

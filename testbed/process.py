@@ -59,8 +59,9 @@ async def run(
     folder: Path | None = None,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
+    stdin: str = "",
 ) -> Finished:
-    """Run a program to its end; `on_line` hears each line of its standard error as it comes.
+    """Run a program to its end; it reads `stdin`, and `on_line` hears each line of its standard error as it comes.
 
     :raise ToolMissing: it is not installed.
     :raise HostError: it did not end in time, or ended with another status than 0 while `check`.
@@ -71,7 +72,7 @@ async def run(
         child = await asyncio.create_subprocess_exec(
             *_dying_with_us("TERM"),
             *words,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env={**os.environ, **(env or {}), "LC_ALL": "C", "PATH": _SEARCH},
@@ -84,6 +85,9 @@ async def run(
     async with _ended(child):
         try:
             async with asyncio.timeout(timeout_s):
+                assert child.stdin is not None
+                child.stdin.write(stdin.encode())
+                child.stdin.close()
                 stdout, stderr = await asyncio.gather(_drain(child.stdout, None), _drain(child.stderr, on_line))
                 status = await child.wait()
         except TimeoutError:

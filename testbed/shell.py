@@ -15,7 +15,7 @@ from pathlib import Path
 import asyncssh
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from testbed.errors import CommandFailed, GuestError
+from testbed.errors import CommandFailed, GuestError, WireBroken
 
 # A guest may answer anything; more than this is cut off.
 _MAX_OUTPUT_BYTES = 8 << 20
@@ -40,10 +40,6 @@ class HostKey:
     public: asyncssh.SSHKey
 
     @classmethod
-    def generate(cls) -> HostKey:
-        return cls.from_private(Ed25519PrivateKey.generate().private_bytes_raw())
-
-    @classmethod
     def from_private(cls, private: bytes) -> HostKey:
         """`private`: the 32 bytes of an ed25519 key."""
         public = Ed25519PrivateKey.from_private_bytes(private).public_key()
@@ -52,6 +48,11 @@ class HostKey:
         blob = struct.pack(">I", len(name)) + name + struct.pack(">I", len(pair)) + pair
         openssh = struct.pack(">I", len(name)) + name + struct.pack(">I", 32) + public.public_bytes_raw()
         return cls(dropbear=blob, public=asyncssh.import_public_key(name + b" " + base64.b64encode(openssh)))
+
+
+def new_private_key() -> bytes:
+    """32 random bytes that are an ed25519 key."""
+    return Ed25519PrivateKey.generate().private_bytes_raw()
 
 
 def client_key() -> asyncssh.SSHKey:
@@ -74,7 +75,8 @@ class Shell:
     ) -> Shell:
         """Connect to a server that is up; the caller owns the deadline.
 
-        :raise GuestError: it refuses us, is not the guest we made, or answers something else than SSH.
+        :raise GuestError: it has another host key than our guest.
+        :raise WireBroken: it refuses us, or answers something else than SSH.
         """
         try:
             connection = await asyncssh.connect(
@@ -98,14 +100,14 @@ class Shell:
         except asyncssh.HostKeyNotVerifiable as error:
             raise GuestError(f"guest {guest}: SSH on port {port}: expected the host key that this guest was given, got another") from error
         except (asyncssh.Error, OSError) as error:
-            raise GuestError(f"guest {guest}: SSH on port {port}: {error}") from error
+            raise WireBroken(f"guest {guest}: SSH on port {port}: {error}") from error
         return cls(guest, connection, command_s, log)
 
     async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run one program; `command` is its argv, each word quoted for the guest's shell.
 
         :raise CommandFailed: it ended with another status than 0, or not in time, while `check`.
-        :raise GuestError: the connection broke.
+        :raise WireBroken: the connection broke.
         """
         return await self._run(shlex.join(command), "", check, timeout_s)
 
@@ -126,7 +128,7 @@ class Shell:
         except TimeoutError:
             raise CommandFailed(self._guest, shown, f"none within {limit:.0f} s", "") from None
         except (asyncssh.Error, OSError) as error:
-            raise GuestError(f"guest {self._guest}: `{shown}`: the SSH connection broke: {error}") from error
+            raise WireBroken(f"guest {self._guest}: `{shown}`: the SSH connection broke: {error}") from error
         signal = child.exit_signal[0] if child.exit_signal else ""
         status = child.exit_status if child.exit_status is not None else -1
         result = Result(status=status, signal=signal, stdout=stdout, stderr=stderr, took_s=time.monotonic() - started)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from testbed import console
-from testbed.errors import GuestError
+from testbed.errors import GuestError, WireBroken
 
 _MAX_LINE_BYTES = 16 << 10
 _TAIL_LINES = 15
@@ -86,17 +86,17 @@ class Agent:
     async def expect(self, word: str) -> str:
         """Wait for a line that begins with `word`, and return the rest of it.
 
-        :raise GuestError: the agent says that it failed, or the wire is closed.
+        :raise GuestError: the agent says that it failed. :raise WireBroken: the wire is closed.
         """
         assert self._reader is not None
         while True:
             try:
-                line = console.clean((await self._reader.readline()).decode(errors="replace"))
+                line = (await self._reader.readline()).decode(errors="replace")
             except (ValueError, OSError) as error:
-                raise GuestError(f"guest {self._guest}: agent: expected a line `{word}`, got {error}") from error
+                raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got {error}") from error
             if not line:
-                raise GuestError(f"guest {self._guest}: agent: expected a line `{word}`, got the end of the wire")
-            verb, _, rest = line.partition(" ")
+                raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got the end of the wire")
+            verb, _, rest = console.clean(line.rstrip()).partition(" ")
             if verb == "failed":
                 raise GuestError(f"guest {self._guest}: agent: expected `{word}`, got a failure: {rest}")
             if verb == word:

@@ -1,0 +1,37 @@
+"""cgroup counters: the text of the kernel's files to numbers. Formats: Documentation/admin-guide/cgroup-v2.rst."""
+
+from __future__ import annotations
+
+
+def parse_flat(text: str) -> dict[str, int]:
+    """A flat keyed file such as memory.stat: one `name number` a line."""
+    found: dict[str, int] = {}
+    for line in text.splitlines():
+        name, _, number = line.partition(" ")
+        if number.strip().isdigit():
+            found[name] = int(number)
+    return found
+
+
+def parse_io_stat(text: str) -> dict[str, dict[str, int]]:
+    """io.stat: `MAJ:MIN rbytes=N wbytes=N ...` a line, to numbers by device; a device without I/O has no line."""
+    found: dict[str, dict[str, int]] = {}
+    for line in text.splitlines():
+        device, *pairs = line.split()
+        numbers = {name: int(value) for name, _, value in (pair.partition("=") for pair in pairs) if value.isdigit()}
+        if ":" in device:
+            found[device] = numbers
+    return found
+
+
+def sections(text: str) -> dict[str, str]:
+    """Output of several files, each after a line `== NAME`, by name."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in text.splitlines(keepends=True):
+        if line.startswith("== "):
+            name = line[3:].strip()
+            found[name] = ""
+        elif name:
+            found[name] += line
+    return found

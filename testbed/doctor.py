@@ -1,0 +1,85 @@
+"""What is missing on this machine, and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed import process
+from testbed.errors import HostError, ToolMissing
+from testbed.host import Host
+from testbed.store.mirror import find_mirror
+from testbed.units import GIB, format_size
+
+# A guest's memory and what QEMU needs beside it; and what kernels, image, and two templates take in the cache.
+_NEEDED_MEMORY_BYTES = 2 * GIB
+_NEEDED_DISK_BYTES = 4 * GIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Complaint:
+    """One problem; `mend` is a command, or what else to do. One that is not `fatal` only makes things slower."""
+
+    what: str
+    mend: str
+    fatal: bool = True
+
+
+def tools() -> dict[str, str]:
+    """Where each program is that the testbed runs; `missing` where it is not."""
+    found: dict[str, str] = {}
+    for tool in process.PACKAGES:
+        try:
+            found[tool] = str(process.find(tool))
+        except ToolMissing:
+            found[tool] = "missing"
+    return found
+
+
+async def complaints(host: Host | None) -> tuple[Complaint, ...]:
+    """Everything that is wrong; `host` is None where there was no QEMU to ask."""
+    said = [
+        Complaint(what=f"{tool} is not installed", mend=f"apt-get install {process.PACKAGES[tool]}")
+        for tool, where in tools().items()
+        if where == "missing" and not (tool == "newuidmap" and os.getuid() == 0)
+    ]
+    try:
+        await find_mirror()
+    except ToolMissing:
+        pass  # already said
+    except HostError as error:
+        said.append(Complaint(what=str(error), mend="export TESTBED_DEBIAN_MIRROR=URL, or apt-get install debian-archive-keyring"))
+    if os.getuid() != 0 and not _has_subordinate_ids():
+        user = pwd.getpwuid(os.getuid()).pw_name
+        said.append(
+            Complaint(
+                what=f"{user} has no subordinate user ids, which building an image without root needs",
+                mend=f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
+            )
+        )
+    if host is not None:
+        if host.memory_free_bytes < _NEEDED_MEMORY_BYTES:
+            said.append(Complaint(what=f"{format_size(host.memory_free_bytes)} of memory is free, two guests need 2G", mend="end something"))
+        if host.disk_free_bytes < _NEEDED_DISK_BYTES:
+            said.append(Complaint(what=f"{format_size(host.disk_free_bytes)} is free in the cache, 4G is needed", mend="set TESTBED_CACHE elsewhere"))
+        if not host.kvm.works:
+            said.append(
+                Complaint(what=f"guests run on TCG, several times slower than on KVM: {host.kvm.why}", mend="a host with working KVM", fatal=False)
+            )
+        if not host.qemu.warm_clones:
+            said.append(Complaint(what=f"guests boot cold: {host.qemu.why_not_warm}", mend="QEMU 6.0 or later", fatal=False))
+    return tuple(said)
+
+
+def _has_subordinate_ids() -> bool:
+    user = pwd.getpwuid(os.getuid())
+    for path in (Path("/etc/subuid"), Path("/etc/subgid")):
+        try:
+            owners = {line.split(":")[0] for line in path.read_text().splitlines()}
+        except OSError:
+            return False
+        if not owners & {user.pw_name, str(user.pw_uid)}:
+            return False
+    return True

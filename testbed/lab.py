@@ -1,0 +1,178 @@
+"""Everything that guests are made from, opened once: host facts, kernels, image, templates, and the session that owns sockets and scratch.
+
+    async with open_lab(progress) as lab:
+        kernel = await lab.kernel("debian-6.1")
+        async with lab.guest("g0", topology.guests["g0"], kernel, evidence) as guest:
+            await guest.run("uname", "-r")
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from testbed import paths, plan, probe, template
+from testbed.errors import TemplateError
+from testbed.guest import Guest, Order, launch
+from testbed.host import Host
+from testbed.kernels import KernelTable, load_table
+from testbed.keys import content_key
+from testbed.lifecycle import deadlines
+from testbed.paths import Folders
+from testbed.plan import BootFiles, Machine, Memory
+from testbed.progress import Progress
+from testbed.session import Session, open_session
+from testbed.shell import client_key, new_private_key
+from testbed.store import cache, image, initramfs, kernel_files, templates
+from testbed.store.image import Image
+from testbed.store.kernel_files import KernelFiles
+from testbed.store.templates import Template
+from testbed.topology.model import Guest as GuestModel
+
+IMAGE = "bookworm"
+
+
+class Lab:
+    """Made by `open_lab`. Safe to use from many tasks at once; what two of them need is made once."""
+
+    def __init__(self, *, folders: Folders, session: Session, host: Host, table: KernelTable, image: Image, progress: Progress, cold: bool) -> None:
+        self.folders = folders
+        self.host = host
+        self.table = table
+        self.image = image
+        self.cold = cold or not host.qemu.warm_clones
+        self._session = session
+        self._progress = progress
+        self._key = client_key()
+        self._numbers = itertools.count()
+
+    async def kernel(self, spec: str) -> KernelFiles:
+        """The files of a kernel named as on the command line.
+
+        :raise UsageError: it names nothing, or its files are not what they should be. :raise HostError: they cannot be fetched.
+        """
+        return await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
+
+    @contextlib.asynccontextmanager
+    async def guest(self, name: str, model: GuestModel, kernel: KernelFiles, evidence: Path) -> AsyncIterator[Guest]:
+        """A guest that is ready: a clone of its machine's template, or booted cold where that is asked for or all that works.
+
+        :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
+        """
+        files = await self._boot_files(kernel)
+        machine = plan.machine(
+            self.host, model, kernel=kernel.sha256, image=self.image.sha256, initramfs=cache.file_sha256(files.initramfs)
+        )
+        async with contextlib.AsyncExitStack() as stack:
+            if self.cold:
+                guest = await stack.enter_async_context(self._launch(name, model, machine, files, evidence, None))
+            else:
+                guest = await self._clone(stack, name, model, machine, files, evidence)
+            yield guest
+
+    async def _clone(
+        self, stack: contextlib.AsyncExitStack, name: str, model: GuestModel, machine: Machine, files: BootFiles, evidence: Path
+    ) -> Guest:
+        try:
+            found = await self.template(machine, files)
+            return await stack.enter_async_context(self._launch(name, model, machine, files, evidence, found))
+        except TemplateError as error:
+            # Once: a template that was just made and does not load either is a fault to be reported.
+            self._progress.note(f"{error}\nmaking the template again")
+            templates.remove(templates.template_folder(self.folders.cache, machine))
+            found = await self.template(machine, files)
+            return await stack.enter_async_context(self._launch(name, model, machine, files, evidence, found))
+
+    @contextlib.asynccontextmanager
+    async def _launch(
+        self,
+        name: str,
+        model: GuestModel,
+        machine: Machine,
+        files: BootFiles,
+        evidence: Path,
+        found: Template | None,
+        memory: Memory = Memory(),
+        host_key: bytes | None = None,
+    ) -> AsyncIterator[Guest]:
+        number = str(next(self._numbers))
+        order = Order(
+            name=name,
+            host=self.host,
+            machine=machine,
+            files=files,
+            model=model,
+            deadlines=deadlines(found.boot_s if found else None),
+            sockets=self._session.sockets / number,
+            scratch=self._session.scratch / number,
+            evidence=evidence,
+            template=found,
+            memory=memory,
+            host_key=host_key or new_private_key(),
+        )
+        async with launch(order, self._key) as guest:
+            yield guest
+
+    async def template(self, machine: Machine, files: BootFiles) -> Template:
+        """The machine's template, made if the cache does not have it.
+
+        :raise TemplateError: what is there is damaged.
+        """
+        folder = templates.template_folder(self.folders.cache, machine)
+
+        async def make(unfinished: Path) -> dict[str, Any]:
+            host_key = new_private_key()
+            model = GuestModel.model_validate({"cpus": machine.cpus, "memory": machine.memory_bytes})
+
+            def boot(memory: Memory) -> contextlib.AbstractAsyncContextManager[Guest]:
+                return self._launch("template", model, machine, files, unfinished / "boot", None, memory, host_key)
+
+            with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
+                task.update(detail="booting, warming up, saving")
+                return await template.save(unfinished, boot, host_key)
+
+        await cache.once(folder, make, self._progress, "template")
+        return await asyncio.to_thread(templates.read, folder, machine)
+
+    async def _boot_files(self, kernel: KernelFiles) -> BootFiles:
+        key = content_key(kernel.sha256, cache.file_sha256(self.image.busybox), cache.file_sha256(self.image.initramfs_init))
+        folder = self.folders.cache / "initramfs" / key
+
+        async def make(unfinished: Path) -> dict[str, Any]:
+            archive = initramfs.build(
+                self.image.initramfs_init.read_bytes(),
+                self.image.busybox.read_bytes(),
+                {name: (kernel.folder / "early" / name).read_bytes() for name in kernel.early_modules},
+                with_modules_disk=kernel.has_modules,
+            )
+            (unfinished / "initramfs").write_bytes(archive)
+            return {"release": kernel.release}
+
+        await cache.once(folder, make, self._progress, "initramfs")
+        return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=self.image.root, modules_disk=kernel.modules_disk)
+
+
+@contextlib.asynccontextmanager
+async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False) -> AsyncIterator[Lab]:
+    """A lab with the guest image and `kernels` at hand, all fetched and built side by side where they are missing.
+
+    :raise HostError: this machine cannot run it; says what to do. :raise UsageError: a kernel names nothing.
+    """
+    folders = paths.folders()
+    images = paths.shipped("images")
+    table = load_table(images / "kernels.yaml")
+    wanted = [table.resolve(spec) for spec in dict.fromkeys(kernels)]
+    with open_session(folders) as session:
+        try:
+            async with asyncio.TaskGroup() as group:
+                built = group.create_task(image.build(IMAGE, images, folders.cache, progress))
+                fetched = [group.create_task(kernel_files.fetch(kernel, folders.cache, progress)) for kernel in wanted]
+        except* Exception as failures:
+            # The first failure stops the others, and is the one to report.
+            raise failures.exceptions[0] from None
+        host = await probe.probe(folders.cache, fetched[0].result() if fetched else None)
+        yield Lab(folders=folders, session=session, host=host, table=table, image=built.result(), progress=progress, cold=cold)

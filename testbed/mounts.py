@@ -1,0 +1,30 @@
+"""Applies a stack to a running guest, and unwinds it again, whatever happens in between."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from testbed import stack
+from testbed.errors import CommandFailed, GuestLost
+from testbed.guest import Guest
+from testbed.stack import LoopDevice
+
+
+@contextlib.asynccontextmanager
+async def loops(guest: Guest, *only: str) -> AsyncIterator[dict[str, LoopDevice]]:
+    """The topology's loops named in `only` (or all), made on the guest and undone in reverse order at the end.
+
+    :raise CommandFailed: a step failed; the ones before it are undone.
+    """
+    plan = stack.plan_stack(guest.order.model, {name: device.path for name, device in guest.disks.items()}, only or None)
+    made = await guest.script(stack.do_script(plan), check=False)
+    done = stack.steps_done(made.stdout)
+    try:
+        if made.status != 0:
+            raise CommandFailed(guest.name, f"step {done + 1} of {len(plan.steps)} of the loop stack", str(made.status), made.stderr)
+        yield plan.loops
+    finally:
+        # A guest that is gone has taken its stack along.
+        with contextlib.suppress(GuestLost):
+            await guest.script(stack.undo_script(plan, done))

@@ -1,0 +1,158 @@
+"""Finds out what this machine can do, by asking and by trying; answers are cached by what they depend on."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from testbed import process
+from testbed.errors import HostError
+from testbed.host import Host, Kvm, Qemu
+from testbed.keys import content_key
+from testbed.store.initramfs import cpio, directory, file
+from testbed.store.kernel_files import KernelFiles
+
+QEMU = "qemu-system-x86_64"
+_DEVICES = ("virtio-blk-pci", "nvme", "virtio-net-pci", "pcie-root-port", "isa-serial", "throttle-group")
+# A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
+_KVM_LIMIT_S = 20
+_EXIT_PORT = 0xF4
+_PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
+
+
+async def probe(cache: Path, kernel: KernelFiles | None, *, qemu: str | None = None) -> Host:
+    """The host's facts. `kernel`: one to boot under KVM; without one, KVM is not proven and not used.
+
+    :raise HostError: there is no QEMU that can run a guest.
+    """
+    found = await _qemu(cache, qemu)
+    memory = dict(re.findall(r"^(\w+):\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    return Host(
+        kernel=os.uname().release,
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=int(memory["MemTotal"]) * 1024,
+        memory_free_bytes=int(memory.get("MemAvailable", memory["MemFree"])) * 1024,
+        disk_free_bytes=shutil.disk_usage(cache).free,
+        qemu=found,
+        kvm=await _kvm(cache, found, kernel),
+    )
+
+
+def _remembered(path: Path) -> dict[str, Any] | None:
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def _remember(path: Path, record: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as new:
+        json.dump(record, new)
+    Path(new.name).replace(path)
+
+
+async def _qemu(cache: Path, named: str | None) -> Qemu:
+    path = process.find(named or os.environ.get("TESTBED_QEMU") or QEMU)
+    status = path.resolve().stat()
+    identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    remembered = cache / "probes" / f"qemu-{identity}.json"
+    record = _remembered(remembered)
+    if record is None:
+        record = await _ask_qemu(path)
+        _remember(remembered, record)
+    missing = [device for device in _DEVICES if device not in record["types"]]
+    if missing:
+        raise HostError(f"{path}: QEMU {record['version']} has no {', '.join(missing)}; install Debian's qemu-system-x86, or name another with TESTBED_QEMU")
+    warm = "x-ignore-shared" in record["capabilities"]
+    return Qemu(
+        path=str(path),
+        version=record["version"],
+        identity=identity,
+        warm_clones=warm,
+        why_not_warm="" if warm else "its migration has no capability x-ignore-shared",
+        seccomp=record["seccomp"],
+        devices=tuple(record["types"]),
+    )
+
+
+async def _ask_qemu(path: Path) -> dict[str, Any]:
+    """Version and abilities, from a QEMU without a machine."""
+    questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options", "qom-list-types", "quit")
+    asked = "".join(json.dumps({"execute": question, "id": question}) + "\n" for question in questions)
+    done = await process.run(
+        [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"], stdin=asked, timeout_s=30
+    )
+    answers: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        message = json.loads(line)
+        if "id" in message:
+            answers[message["id"]] = message.get("return")
+    try:
+        version = answers["query-version"]["qemu"]
+        return {
+            "version": f"{version['major']}.{version['minor']}.{version['micro']}",
+            "capabilities": [entry["capability"] for entry in answers["query-migrate-capabilities"]],
+            "seccomp": "sandbox" in [entry["option"] for entry in answers["query-command-line-options"]],
+            "types": [device for device in _DEVICES if device in {entry["name"] for entry in answers["qom-list-types"]}],
+        }
+    except (KeyError, TypeError) as error:
+        raise HostError(f"{path}: expected answers on QMP, got {done.stdout[-300:]!r} {done.stderr[-300:]!r}") from error
+
+
+async def _kvm(cache: Path, qemu: Qemu, kernel: KernelFiles | None) -> Kvm:
+    device = Path("/dev/kvm")
+    if not device.exists():
+        return Kvm(works=False, why="/dev/kvm does not exist", proven=True)
+    if not os.access(device, os.R_OK | os.W_OK):
+        return Kvm(works=False, why="/dev/kvm: no permission; join its group with: usermod -aG kvm USER", proven=True)
+    remembered = cache / "probes" / f"kvm-{content_key(os.uname().release, qemu.identity)}.json"
+    record = _remembered(remembered)
+    if record is None:
+        if kernel is None:
+            return Kvm(works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False)
+        record = await _boot_under_kvm(qemu, kernel)
+        _remember(remembered, record)
+    return Kvm(works=record["works"], why=record["why"], proven=True)
+
+
+async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles) -> dict[str, Any]:
+    """Boot a kernel to its first process under KVM. Only that proves it: a device that opens, and even a virtual machine that is made
+    and runs its firmware, has been seen where no kernel ever got past its decompressor."""
+    with tempfile.TemporaryDirectory(prefix="testbed-kvm-") as folder:
+        initrd = Path(folder) / "initrd"
+        initrd.write_bytes(cpio([directory("dev"), file("init", probe_init(), 0o755)]))
+        words = [
+            qemu.path, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", "kvm", "-cpu", "host",
+            "-m", "256M", "-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet",
+            "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4",
+        ]  # fmt: skip
+        try:
+            done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False)
+        except HostError:
+            return {"works": False, "why": f"/dev/kvm opens, but a {kernel.release} guest did not reach its first process in {_KVM_LIMIT_S} s"}
+    if done.status == _PROBE_STATUS:
+        return {"works": True, "why": f"a {kernel.release} guest booted to its first process"}
+    said = done.stderr.strip().splitlines()
+    return {"works": False, "why": f"/dev/kvm opens, but QEMU ended with status {done.status}: {said[-1] if said else 'it said nothing'}"}
+
+
+def probe_init() -> bytes:
+    """A static x86-64 program of 146 bytes: iopl(3), then write 16 to the isa-debug-exit port."""
+    code = bytes.fromhex("b8ac000000bf030000000f05" "66baf400b010eeebfe")
+    base, header = 0x400000, 64 + 56
+    entry, size = base + header, header + len(code)
+    elf = b"\x7fELF\x02\x01\x01" + bytes(9) + b"".join(
+        value.to_bytes(width, "little")
+        for value, width in (
+            (2, 2), (62, 2), (1, 4), (entry, 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2), (1, 2), (0, 2), (0, 2), (0, 2),
+            (1, 4), (5, 4), (0, 8), (base, 8), (base, 8), (size, 8), (size, 8), (0x1000, 8),
+        )
+    )  # fmt: skip
+    return elf + code

@@ -1,0 +1,142 @@
+"""Scenarios on tmpfs: memory that a loop device allocates for a cgroup counts against the cgroup's limit, if the series is there.
+
+Only `oom_kill` is judged: `oom` in memory.events counts attempts and varies from run to run (3 to 25 were seen).
+"""
+
+from __future__ import annotations
+
+import re
+
+from testbed.errors import GuestError
+from testbed.guest import Guest
+from testbed.scenarios.base import COMMON_NEEDS, COVER_LETTER, Scenario, lacks_nothing
+from testbed.verdict import Charge, Control, Evidence, Measure
+
+# Steps, sizes and names of the cover letter's script; its `sudo` is left out (the guest's shell is root's), and the two clocks are ours.
+_LETTER = """\
+set -e
+CGROUP=/sys/fs/cgroup/test.slice
+LOOP_DEV=/dev/loop0
+echo "started $EPOCHREALTIME"
+if [[ ! -d $CGROUP ]]; then mkdir $CGROUP; fi
+grep '^oom_kill ' $CGROUP/memory.events
+# Write more than the limit to tmpfs.
+unshare -m bash -c "
+echo \\$\\$ > $CGROUP/cgroup.procs;
+echo 0 > $CGROUP/memory.swap.max;
+echo 64M > $CGROUP/memory.max;
+mount -t tmpfs -o size=512m tmpfs /tmp;
+dd if=/dev/zero of=/tmp/file bs=1M count=256" || true
+grep '^oom_kill ' $CGROUP/memory.events
+# Write more than the limit through a loop device on tmpfs.
+unshare -m bash -c "
+echo \\$\\$ > $CGROUP/cgroup.procs;
+echo 0 > $CGROUP/memory.swap.max;
+echo 64M > $CGROUP/memory.max;
+mount -t tmpfs -o size=512m tmpfs /tmp;
+truncate -s 512m /tmp/backing_file;
+losetup $LOOP_DEV /tmp/backing_file;
+dd if=/dev/zero of=$LOOP_DEV bs=1M count=256;
+losetup -D $LOOP_DEV" || true
+grep '^oom_kill ' $CGROUP/memory.events
+echo "ended $EPOCHREALTIME"
+losetup -D
+"""
+
+# $1: name of a new cgroup. $2: `loop` or `direct`. Prints the cgroup's oom_kill after 128M were written under a limit of 64M.
+_WRITE = """\
+cgroup=/sys/fs/cgroup/$1
+mkdir "$cgroup" && echo 0 >"$cgroup/memory.swap.max" && echo 64M >"$cgroup/memory.max" || exit 1
+mount -t tmpfs -o size=256m tmpfs /tmp || exit 1
+target=/tmp/file
+if [ "$2" = loop ]; then
+    truncate -s 256m /tmp/backing_file && losetup /dev/loop0 /tmp/backing_file || exit 1
+    target=/dev/loop0
+fi
+(echo 0 >"$cgroup/cgroup.procs"; exec dd if=/dev/zero "of=$target" bs=1M count=128 status=none)
+grep '^oom_kill ' "$cgroup/memory.events"
+[ "$2" = loop ] && losetup -d /dev/loop0
+umount /tmp
+exit 0
+"""
+
+
+def readings(output: str) -> tuple[int, ...]:
+    """The `oom_kill` numbers in an output, in their order."""
+    return tuple(int(number) for number in re.findall(r"^oom_kill (\d+)$", output, re.MULTILINE))
+
+
+def _kills(kills: int) -> Charge:
+    return Charge.CHARGED if kills > 0 else Charge.BYPASSED
+
+
+async def _oom_tmpfs(guest: Guest) -> Evidence:
+    done = await guest.script(_LETTER, shell="bash", timeout_s=guest.order.deadlines.command_s * 3)
+    seen = readings(done.stdout)
+    clocks = re.findall(r"^(?:started|ended) (\d+\.\d+)$", done.stdout, re.MULTILINE)
+    if len(seen) != 3 or len(clocks) != 2:
+        raise GuestError(f"guest {guest.name}: the cover letter's script: expected three readings of oom_kill, got {seen}: {done.stderr[-500:]}")
+    start, direct, loop = seen
+    source = "/sys/fs/cgroup/test.slice/memory.events"
+    return Evidence(
+        claim=_kills(loop - direct),
+        reason=f"oom_kill {start}, {direct}, {loop}: {loop - direct} kills through the loop device",
+        measures=(
+            Measure(name="oom_kill at start", value=start, unit="kills", source=source),
+            Measure(name="oom_kill after tmpfs", value=direct, unit="kills", source=source),
+            Measure(name="oom_kill after loop", value=loop, unit="kills", source=source),
+            Measure(name="script", value=round(float(clocks[1]) - float(clocks[0]), 3), unit="s", source="the guest's clock"),
+        ),
+        controls=(
+            Control(name="new cgroup", expected="oom_kill 0 at start", got=f"oom_kill {start}", holds=start == 0),
+            Control(name="limit holds on tmpfs", expected="a kill", got=f"{direct - start} kills", holds=direct > start),
+        ),
+    )
+
+
+async def _gate(guest: Guest) -> Evidence:
+    kills: dict[str, int] = {}
+    for name, how, controller in (("direct", "direct", "-io"), ("without", "loop", "-io"), ("with", "loop", "+io")):
+        await guest.script('echo "$1" >/sys/fs/cgroup/cgroup.subtree_control', controller)
+        done = await guest.script(_WRITE, f"gate-{name}", how, timeout_s=guest.order.deadlines.command_s * 2)
+        seen = readings(done.stdout)
+        if len(seen) != 1:
+            raise GuestError(f"guest {guest.name}: gate {name}: expected one reading of oom_kill, got {seen}: {done.stderr[-500:]}")
+        kills[name] = seen[0]
+    return Evidence(
+        claim=_kills(kills["with"]),
+        reason=f"through the loop device {kills['with']} kills with +io, {kills['without']} with -io",
+        measures=tuple(
+            Measure(name=f"oom_kill {label}", value=kills[name], unit="kills", source=f"/sys/fs/cgroup/gate-{name}/memory.events")
+            for name, label in (("with", "loop, +io"), ("without", "loop, -io"), ("direct", "tmpfs, -io"))
+        ),
+        controls=(
+            Control(name="no charge without the io controller", expected="0 kills", got=f"{kills['without']} kills", holds=kills["without"] == 0),
+            Control(name="limit holds on tmpfs", expected="a kill", got=f"{kills['direct']} kills", holds=kills["direct"] > 0),
+        ),
+    )
+
+
+OOM_TMPFS = Scenario(
+    name="oom-tmpfs",
+    claim="Writing more than memory.max through a loop device on tmpfs is OOM-killed, as writing to tmpfs itself is",
+    patches=(3, 4),
+    predicted_base="oom_kill 0, 1, 1: the loop's pages are charged to root",
+    predicted_patched="oom_kill 0, 1, 2 or more",
+    source=COVER_LETTER,
+    needs=COMMON_NEEDS,
+    lacks=lacks_nothing,
+    steps=_oom_tmpfs,
+)
+
+GATE = Scenario(
+    name="gate",
+    claim="The memory of a loop's I/O is charged only where the io controller is enabled in the parent's cgroup.subtree_control",
+    patches=(4,),
+    predicted_base="no kill through the loop, with +io and with -io",
+    predicted_patched="a kill through the loop with +io, none with -io",
+    source="the worker is found by the bio's blkcg css, which without the io controller is the root's (drivers/block/loop.c, loop_queue_rq)",
+    needs=COMMON_NEEDS,
+    lacks=lacks_nothing,
+    steps=_gate,
+)

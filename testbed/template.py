@@ -1,0 +1,84 @@
+"""Makes templates: boots a machine once, warms it up, and saves its state without data disks.
+
+The warm-up runs what every clone runs first (a handshake, a command, a disk of each kind coming and going), so that clones find pages
+cached and lazy set-up done. Data disks are gone when the state is saved: NVMe refuses to be saved, and clones bring their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import HostError
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.plan import Memory
+from testbed.store import cache
+from testbed.topology.model import Disk
+from testbed.units import MIB
+
+# After the warm-up, until what it started in the background is done (workqueues, RCU, udev-less device removal).
+_SETTLE_S = 1.0
+_WARM_UP_BYTES = 64 * MIB
+
+# Boots a guest whose RAM is in the given memory, without disks of a topology.
+Boot = Callable[[Memory], AbstractAsyncContextManager[Guest]]
+
+
+async def save(folder: Path, boot: Boot, host_key: bytes) -> dict[str, Any]:
+    """Fill `folder` with a template; returns its record.
+
+    :raise GuestError: the guest does not boot. :raise HostError: QEMU cannot save it.
+    """
+    memory = folder / "memory"
+    async with boot(Memory(file=memory, shared=True)) as guest:
+        await _warm_up(guest)
+        guest.agent.say("freeze")
+        await guest.wait(guest.agent.expect("frozen"), guest.order.deadlines.command_s)
+        await guest.monitor.execute("stop")
+        await guest.wait(_write_state(guest, folder / "state"), guest.order.deadlines.restore_s)
+        boot_s = guest.boot_s
+        # The guest's memory stays as it is from here on: nothing runs any more.
+        await asyncio.to_thread(_sync, memory)
+    return {
+        "boot_s": round(boot_s, 3),
+        "host_key": host_key.hex(),
+        "state_bytes": (folder / "state").stat().st_size,
+        "state_sha256": cache.file_sha256(folder / "state"),
+    }
+
+
+async def _warm_up(guest: Guest) -> None:
+    await guest.run("true")
+    disks = {f"warm{port}": Disk.model_validate({"type": kind, "size": _WARM_UP_BYTES}) for port, kind in enumerate(DISK_KINDS)}
+    for port, (name, disk) in enumerate(disks.items()):
+        await guest.plug(name, disk, port)
+    await asyncio.sleep(_SETTLE_S)
+    for name, disk in disks.items():
+        await guest.unplug(name, disk)
+    await guest.run("true")
+    await asyncio.sleep(_SETTLE_S)
+
+
+async def _write_state(guest: Guest, state: Path) -> None:
+    monitor = guest.monitor
+    await monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
+    descriptor = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        await monitor.send_file("state", descriptor)
+    finally:
+        os.close(descriptor)
+    await monitor.execute("migrate", {"uri": "fd:state"})
+    while (answer := await monitor.execute("query-migrate")).get("status") not in ("completed", "failed", "cancelled"):
+        await asyncio.sleep(0.01)
+    if answer["status"] != "completed":
+        raise HostError(f"QEMU: expected to save the template's state, got {answer['status']}: {answer.get('error-desc', 'no reason')}")
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
