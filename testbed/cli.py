@@ -10,8 +10,8 @@ import shutil
 import signal
 import sys
 import traceback
-from collections.abc import Coroutine
-from dataclasses import asdict
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,10 +19,11 @@ import typer
 from rich.console import Console
 
 from testbed import __version__, doctor, paths, plan, probe, runner
-from testbed.errors import HostError, TestbedError, TopologyError, UsageError
+from testbed.errors import HostError, Problem, TestbedError, TopologyError, UsageError
 from testbed.host import Host
 from testbed.kernels import load_table
 from testbed.lab import IMAGE, Lab, open_lab
+from testbed.progress import Progress, Task
 from testbed.report import live, results, table
 from testbed.runner import Result
 from testbed.scenarios import select
@@ -146,7 +147,7 @@ def doctor_command(as_json: Json = False) -> None:
 @app.command()
 def validate(files: Annotated[list[Path], typer.Argument(help="Topology files.")]) -> None:
     """Check topology files: all errors at once, each with file, line and column."""
-    problems = []
+    problems: list[Problem] = []
     for file in files:
         try:
             load(file)
@@ -172,7 +173,9 @@ def plan_command(file: Annotated[Path, typer.Argument(help="Topology file.")]) -
             files = plan.BootFiles(
                 bzimage=Path("BZIMAGE"), initramfs=Path("INITRAMFS"), root=Path("ROOT.ext4"), modules_disk=Path("MODULES.ext4")
             )
-            options = plan.argv(host, machine, files, name=name, sockets=Path("SOCKETS"), console_log=Path("CONSOLE.LOG"), memory=plan.Memory())
+            options = plan.argv(
+                host, machine, files, name=name, sockets=Path("SOCKETS"), console_log=Path("CONSOLE.LOG"), memory=plan.ANONYMOUS
+            )
             print(" \\\n    ".join(" ".join(option) for option in options))
             for port, (disk_name, disk) in enumerate(model.disks.items()):
                 for command in plan.hotplug(disk_name, disk, port, Path(f"SCRATCH/{disk_name}.raw")):
@@ -199,9 +202,11 @@ def compare(
         model = _only_guest(topology)
         known = load_table(paths.shipped("images") / "kernels.yaml")
         specs = {"base": base or known.base, "patched": patched or known.patched}
-        return await _run(specs, cold, quiet, as_json, model, lambda lab, kernels, folder, said, judged: runner.compare(
-            lab, chosen, model, kernels, folder, said, judged
-        ))  # fmt: skip
+
+        async def pairs(stage: _Stage) -> tuple[Result, ...]:
+            return await runner.compare(stage.lab, chosen, model, stage.kernels, stage.folder, stage.on_step, stage.on_result)
+
+        return await _run(specs, model, pairs, cold=cold, quiet=quiet, as_json=as_json)
 
     run_async(work())
 
@@ -225,23 +230,52 @@ def run(
         if expect not in wanted:
             raise UsageError(f"--expect {expect}: expected one of {', '.join(wanted)}")
         known = load_table(paths.shipped("images") / "kernels.yaml")
-        return await _run({"kernel": kernel or known.patched}, cold, quiet, as_json, model, lambda lab, kernels, folder, said, judged: runner.run_single(
-            lab, chosen, model, kernels["kernel"], folder, wanted[expect] or runner.expected_of(kernels["kernel"]), said, judged
-        ))  # fmt: skip
+
+        async def singles(stage: _Stage) -> tuple[Result, ...]:
+            one = stage.kernels["kernel"]
+            expected = wanted[expect] or runner.expected_of(one)
+            return await runner.run_single(stage.lab, chosen, model, one, stage.folder, expected, stage.on_step, stage.on_result)
+
+        return await _run({"kernel": kernel or known.patched}, model, singles, cold=cold, quiet=quiet, as_json=as_json)
 
     run_async(work())
 
 
-async def _run(specs: dict[str, str], cold: bool, quiet: bool, as_json: bool, model: Guest, work: Any) -> int:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stage:
+    """What a run works with, and whom it tells."""
+
+    lab: Lab
+    kernels: dict[str, KernelFiles]
+    folder: Path
+    on_step: runner.OnStep
+    on_result: runner.OnResult
+
+
+async def _run(
+    specs: dict[str, str],
+    model: Guest,
+    work: Callable[[_Stage], Awaitable[tuple[Result, ...]]],
+    *,
+    cold: bool,
+    quiet: bool,
+    as_json: bool,
+) -> int:
     """Open the lab, run, write, print; the exit code."""
     with live.progress(err, quiet=quiet) as progress:
         async with open_lab(progress, kernels=tuple(specs.values()), cold=cold) as lab:
             kernels = {side: await lab.kernel(spec) for side, spec in specs.items()}
             folder = results.new_run_folder(lab.folders.runs)
-            _announce(lab, kernels, model, progress.note)
+            _announce(lab, kernels, model, progress)
             with contextlib.ExitStack() as bars:
-                steps = _steps(progress, bars)
-                finished: tuple[Result, ...] = await work(lab, kernels, folder, steps, lambda result: None)
+                stage = _Stage(
+                    lab=lab,
+                    kernels=kernels,
+                    folder=folder,
+                    on_step=_steps(progress, bars),
+                    on_result=lambda result: progress.note(f"{result.scenario.name}: {result.judgement.verdict.value}"),
+                )
+                finished = await work(stage)
     verdict = overall(tuple(result.judgement.verdict for result in finished))
     document = results.document(folder, verdict, sys.argv, lab.host, lab.image, kernels, finished)
     results.write(document, folder)
@@ -255,23 +289,24 @@ async def _run(specs: dict[str, str], cold: bool, quiet: bool, as_json: bool, mo
     return EXIT_CODES[verdict]
 
 
-def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, note: Any) -> None:
-    how = "KVM" if lab.host.accelerator == "kvm" else f"TCG, QEMU's own emulation ({lab.host.kvm.why.splitlines()[0][:120]})"
-    note(f"QEMU {lab.host.qemu.version} on {how}; {runner.slots(lab.host, model)} guests at once, {'booted cold' if lab.cold else 'warm clones'}")
+def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, progress: Progress) -> None:
+    how = "KVM" if lab.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
+    clones = "booted cold" if lab.cold else "cloned from templates"
+    progress.note(f"QEMU {lab.host.qemu.version} on {how}; {runner.slots(lab.host, model)} guests at once, {clones}")
     for side, kernel in kernels.items():
-        note(f"{side}: {kernel.release} ({kernel.origin})")
+        progress.note(f"{side}: {kernel.release} ({kernel.origin})")
 
 
-def _steps(progress: Any, bars: contextlib.ExitStack) -> runner.OnStep:
+def _steps(progress: Progress, bars: contextlib.ExitStack) -> runner.OnStep:
     """Shows each scenario's guests as they go."""
-    tasks: dict[tuple[str, str], tuple[contextlib.ExitStack, Any]] = {}
+    shown: dict[tuple[str, str], tuple[contextlib.ExitStack, Task]] = {}
 
     def on_step(scenario: str, side: str, step: str) -> None:
         key = (scenario, side)
-        if key not in tasks:
+        if key not in shown:
             own = bars.enter_context(contextlib.ExitStack())
-            tasks[key] = (own, own.enter_context(progress.task(f"{scenario} on {side}")))
-        own, task = tasks[key]
+            shown[key] = (own, own.enter_context(progress.task(f"{scenario} on {side}")))
+        own, task = shown[key]
         if step == "done":
             own.close()
         else:

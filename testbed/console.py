@@ -43,7 +43,10 @@ class Finding:
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     (Kind.PANIC, re.compile(r"Kernel panic - not syncing")),
     (Kind.OOPS, re.compile(r"BUG: unable to handle|BUG: kernel NULL pointer|Oops: |general protection fault|kernel BUG at|double fault:")),
-    (Kind.WARNING, re.compile(r"WARNING: CPU: \d+|WARNING: possible |BUG: sleeping function|BUG: KASAN|refcount_t: |list_(?:add|del) corruption")),
+    (
+        Kind.WARNING,
+        re.compile(r"WARNING: CPU: \d+|WARNING: possible |BUG: sleeping function|BUG: KASAN|refcount_t: |list_(?:add|del) corruption"),
+    ),
     (Kind.HUNG_TASK, re.compile(r"INFO: task .+ blocked for more than \d+ seconds")),
     (Kind.LOCKUP, re.compile(r"watchdog: BUG: (?:soft|hard) lockup|NMI watchdog: Watchdog detected hard LOCKUP")),
     (Kind.RCU_STALL, re.compile(r"rcu: INFO: rcu_\w+ (?:self-)?detected .*stall|rcu_\w+ kthread starved")),

@@ -75,12 +75,16 @@ def differences(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> tuple[s
     """What the guest has otherwise than the topology says; empty where they agree."""
     said: list[str] = []
     serials = [device.serial for device in found]
-    said += [f"serial {text}: expected once, got {serials.count(text)} disks with it" for text in dict.fromkeys(serials) if serials.count(text) > 1]
+    said += [
+        f"serial {text}: expected once, got {serials.count(text)} disks with it"
+        for text in dict.fromkeys(serials)
+        if serials.count(text) > 1
+    ]
     there = by_name(disks, found)
     for name, disk in disks.items():
         device = there.get(name)
         if device is None:
-            said.append(f"disks.{name}: expected a {disk.type} disk with serial {serial(name)}, got none; the guest has {', '.join(serials) or 'no disk'}")
+            said.append(f"disks.{name}: expected a {disk.type} disk with serial {serial(name)}, got {', '.join(serials) or 'no disk'}")
             continue
         if device.kind != disk.type:
             said.append(f"disks.{name}.type: expected {disk.type}, got {device.kind} ({device.path})")

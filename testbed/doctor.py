@@ -61,12 +61,20 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
         )
     if host is not None:
         if host.memory_free_bytes < _NEEDED_MEMORY_BYTES:
-            said.append(Complaint(what=f"{format_size(host.memory_free_bytes)} of memory is free, two guests need 2G", mend="end something"))
+            said.append(
+                Complaint(what=f"{format_size(host.memory_free_bytes)} of memory is free, two guests need 2G", mend="end something")
+            )
         if host.disk_free_bytes < _NEEDED_DISK_BYTES:
-            said.append(Complaint(what=f"{format_size(host.disk_free_bytes)} is free in the cache, 4G is needed", mend="set TESTBED_CACHE elsewhere"))
+            said.append(
+                Complaint(
+                    what=f"{format_size(host.disk_free_bytes)} is free in the cache, 4G is needed", mend="set TESTBED_CACHE elsewhere"
+                )
+            )
         if not host.kvm.works:
             said.append(
-                Complaint(what=f"guests run on TCG, several times slower than on KVM: {host.kvm.why}", mend="a host with working KVM", fatal=False)
+                Complaint(
+                    what=f"guests run on TCG, several times slower than on KVM: {host.kvm.why}", mend="a host with working KVM", fatal=False
+                )
             )
         if not host.qemu.warm_clones:
             said.append(Complaint(what=f"guests boot cold: {host.qemu.why_not_warm}", mend="QEMU 6.0 or later", fatal=False))

@@ -28,10 +28,11 @@ from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, Tem
 from testbed.host import Host
 from testbed.lifecycle import Deadlines, Event, State, advance
 from testbed.monitor import Monitor
-from testbed.plan import BootFiles, Machine, Memory
+from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
 from testbed.shell import HostKey, Result, Shell
 from testbed.store.templates import Template
-from testbed.topology.model import Disk, Guest as GuestModel
+from testbed.topology.model import Disk
+from testbed.topology.model import Guest as GuestModel
 from testbed.wires import Agent, Console
 
 T = TypeVar("T")
@@ -58,7 +59,7 @@ class Order:
     scratch: Path
     evidence: Path
     template: Template | None = None
-    memory: Memory = Memory()
+    memory: Memory = ANONYMOUS
     host_key: bytes = b""
 
 
@@ -122,7 +123,9 @@ class Guest:
             async with asyncio.timeout(1):
                 await self.console.ended()
         said = (self.order.evidence / "qemu.log").read_text(errors="replace").strip()
-        self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else "; the guest powered off, rebooted, or QEMU was killed"))
+        self._lose(
+            f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else "; the guest powered off, rebooted, or QEMU was killed")
+        )
 
     async def _watch_monitor(self) -> None:
         await self.monitor.closed()
@@ -134,9 +137,10 @@ class Guest:
 
         :raise GuestLost: names the stage, and shows the console's tail.
         """
-        task = asyncio.ensure_future(awaited)
+        task: asyncio.Future[T] = asyncio.ensure_future(awaited)
         try:
-            await asyncio.wait({task, self._lost}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            first: set[asyncio.Future[Any]] = {task, self._lost}
+            await asyncio.wait(first, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
             failure = task.exception() if task.done() else None
             if isinstance(failure, WireBroken):
                 # A dying guest breaks its wires first; give the reason a moment to arrive.
@@ -163,10 +167,12 @@ class Guest:
         limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
         return await self.wait(self.shell.run(command, check=check, timeout_s=limit), limit + 5)
 
-    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, shell: str = "sh") -> Result:
+    async def script(
+        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh"
+    ) -> Result:
         """Run a script in the guest; see `Shell.script`."""
         limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
-        return await self.wait(self.shell.script(text, *arguments, check=check, timeout_s=limit, shell=shell), limit + 5)
+        return await self.wait(self.shell.script(text, *arguments, check=check, timeout_s=limit, interpreter=interpreter), limit + 5)
 
     async def disk_bytes(self) -> dict[str, tuple[int, int]]:
         """Bytes that each of the topology's disks has read and written, as its emulated device counted them (`query-blockstats`)."""
@@ -270,9 +276,7 @@ class Guest:
                 await self.wait(ready, limit)
             port = await self._ssh_port()
             log = self.order.evidence / "ssh.log"
-            connecting = Shell.connect(
-                self.name, port, key=key, host_key=host_key, command_s=self.order.deadlines.command_s, log=log
-            )
+            connecting = Shell.connect(self.name, port, key=key, host_key=host_key, command_s=self.order.deadlines.command_s, log=log)
             self._shell = await self.wait(connecting, limit)
             await self.wait(ready, limit)
         finally:

@@ -74,5 +74,7 @@ def cpu_model(accelerator: str, qemu_version: str) -> str:
     if accelerator == "kvm":
         return "host"
     numbers = tuple(int(part) for part in qemu_version.split(".")[:2])
-    features = [feature for quirk in CPU_QUIRKS if quirk.accelerator == accelerator and numbers < quirk.qemu_before for feature in quirk.without]
+    features = [
+        feature for quirk in CPU_QUIRKS if quirk.accelerator == accelerator and numbers < quirk.qemu_before for feature in quirk.without
+    ]
     return ",".join(["max", *(f"-{feature}" for feature in features)])

@@ -62,7 +62,9 @@ class KernelTable:
         paths = [Path(part).expanduser() for part in spec.split(":")]
         if not paths[0].exists():
             names = ", ".join(self.rows)
-            raise UsageError(f"kernel {spec!r}: expected one of {names}, or BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]; there is no such file")
+            raise UsageError(
+                f"kernel {spec!r}: expected one of {names}, or BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]; there is no such file"
+            )
         for path in paths:
             if not path.exists():
                 raise UsageError(f"kernel {spec!r}: {path}: there is no such file")
@@ -97,7 +99,5 @@ def load_table(path: Path) -> KernelTable:
         read = _File.model_validate(yaml.safe_load(path.read_text()))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise HostError(f"{path}: cannot be read as a kernel table: {error}") from error
-    rows = {
-        name: DebianKernel(name=name, suites=row.suites, package=row.package, series=row.series) for name, row in read.kernels.items()
-    }
+    rows = {name: DebianKernel(name=name, suites=row.suites, package=row.package, series=row.series) for name, row in read.kernels.items()}
     return KernelTable(rows=rows, base=read.base, patched=read.patched)

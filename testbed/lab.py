@@ -1,9 +1,9 @@
 """Everything that guests are made from, opened once: host facts, kernels, image, templates, and the session that owns sockets and scratch.
 
-    async with open_lab(progress) as lab:
-        kernel = await lab.kernel("debian-6.1")
-        async with lab.guest("g0", topology.guests["g0"], kernel, evidence) as guest:
-            await guest.run("uname", "-r")
+async with open_lab(progress) as lab:
+    kernel = await lab.kernel("debian-6.1")
+    async with lab.guest("g0", topology.guests["g0"], kernel, evidence) as guest:
+        await guest.run("uname", "-r")
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from testbed.kernels import KernelTable, load_table
 from testbed.keys import content_key
 from testbed.lifecycle import deadlines
 from testbed.paths import Folders
-from testbed.plan import BootFiles, Machine, Memory
+from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
 from testbed.progress import Progress
 from testbed.session import Session, open_session
 from testbed.shell import client_key, new_private_key
@@ -39,7 +39,9 @@ IMAGE = "bookworm"
 class Lab:
     """Made by `open_lab`. Safe to use from many tasks at once; what two of them need is made once."""
 
-    def __init__(self, *, folders: Folders, session: Session, host: Host, table: KernelTable, image: Image, progress: Progress, cold: bool) -> None:
+    def __init__(
+        self, *, folders: Folders, session: Session, host: Host, table: KernelTable, image: Image, progress: Progress, cold: bool
+    ) -> None:
         self.folders = folders
         self.host = host
         self.table = table
@@ -96,7 +98,7 @@ class Lab:
         files: BootFiles,
         evidence: Path,
         found: Template | None,
-        memory: Memory = Memory(),
+        memory: Memory = ANONYMOUS,
         host_key: bytes | None = None,
     ) -> AsyncIterator[Guest]:
         number = str(next(self._numbers))

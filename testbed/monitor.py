@@ -44,7 +44,7 @@ class Monitor:
 
     async def _hear(self) -> None:
         async for message in self._listener:
-            record = dict(message)
+            record: dict[str, Any] = dict(message)
             self._record({"event": record})
             self._on_event(str(record.get("event")), dict(record.get("data") or {}))
 
@@ -63,7 +63,7 @@ class Monitor:
         record: dict[str, Any] = {"execute": command, "arguments": arguments or {}}
         try:
             async with asyncio.timeout(_COMMAND_S):
-                answer = await self._client.execute(command, arguments)  # type: ignore[arg-type]  # wants `object` values, takes any JSON
+                answer = await self._client.execute(command, arguments)
             record["return"] = answer
             return answer
         except ExecuteError as error:

@@ -53,7 +53,7 @@ def folders() -> Folders:
 def _runtime() -> Path:
     folder = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "testbed"
     if not folder.parent.is_dir() or len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or not _usable(folder):
-        folder = Path(f"/tmp/testbed-{os.getuid()}")  # noqa: S108: checked below to be ours and private
+        folder = Path(f"/tmp/testbed-{os.getuid()}")  # noqa: S108 - checked below to be ours and private
         if not _usable(folder):
             raise HostError(f"{folder}: expected a folder of uid {os.getuid()} with mode 0700; remove it, or set XDG_RUNTIME_DIR")
     return folder

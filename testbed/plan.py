@@ -69,6 +69,9 @@ class Memory:
     shared: bool = False
 
 
+ANONYMOUS = Memory()
+
+
 def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str) -> Machine:
     """The machine of a guest; kernel, image and initramfs are the hashes of what it boots."""
     return Machine(

@@ -21,6 +21,7 @@ QEMU = "qemu-system-x86_64"
 _DEVICES = ("virtio-blk-pci", "nvme", "virtio-net-pci", "pcie-root-port", "isa-serial", "throttle-group")
 # A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
 _KVM_LIMIT_S = 20
+_MEMINFO = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 _EXIT_PORT = 0xF4
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
 
@@ -31,7 +32,7 @@ async def probe(cache: Path, kernel: KernelFiles | None, *, qemu: str | None = N
     :raise HostError: there is no QEMU that can run a guest.
     """
     found = await _qemu(cache, qemu)
-    memory = dict(re.findall(r"^(\w+):\s+(\d+) kB$", Path("/proc/meminfo").read_text(), re.MULTILINE))
+    memory: dict[str, str] = dict(_MEMINFO.findall(Path("/proc/meminfo").read_text()))
     return Host(
         kernel=os.uname().release,
         cores=len(os.sched_getaffinity(0)),
@@ -69,7 +70,9 @@ async def _qemu(cache: Path, named: str | None) -> Qemu:
         _remember(remembered, record)
     missing = [device for device in _DEVICES if device not in record["types"]]
     if missing:
-        raise HostError(f"{path}: QEMU {record['version']} has no {', '.join(missing)}; install Debian's qemu-system-x86, or name another with TESTBED_QEMU")
+        raise HostError(
+            f"{path}: QEMU {record['version']} has no {', '.join(missing)}; install qemu-system-x86, or name another with TESTBED_QEMU"
+        )
     warm = "x-ignore-shared" in record["capabilities"]
     return Qemu(
         path=str(path),
@@ -116,7 +119,9 @@ async def _kvm(cache: Path, qemu: Qemu, kernel: KernelFiles | None) -> Kvm:
     record = _remembered(remembered)
     if record is None:
         if kernel is None:
-            return Kvm(works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False)
+            return Kvm(
+                works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False
+            )
         record = await _boot_under_kvm(qemu, kernel)
         _remember(remembered, record)
     return Kvm(works=record["works"], why=record["why"], proven=True)
@@ -128,15 +133,19 @@ async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="testbed-kvm-") as folder:
         initrd = Path(folder) / "initrd"
         initrd.write_bytes(cpio([directory("dev"), file("init", probe_init(), 0o755)]))
-        words = [
-            qemu.path, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", "kvm", "-cpu", "host",
-            "-m", "256M", "-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet",
+        words: list[str | Path] = [
+            qemu.path, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+            "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "256M",
+            "-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet",
             "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4",
         ]  # fmt: skip
         try:
             done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False)
         except HostError:
-            return {"works": False, "why": f"/dev/kvm opens, but a {kernel.release} guest did not reach its first process in {_KVM_LIMIT_S} s"}
+            return {
+                "works": False,
+                "why": f"/dev/kvm opens, but a {kernel.release} guest did not reach its first process in {_KVM_LIMIT_S} s",
+            }
     if done.status == _PROBE_STATUS:
         return {"works": True, "why": f"a {kernel.release} guest booted to its first process"}
     said = done.stderr.strip().splitlines()
@@ -145,7 +154,7 @@ async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles) -> dict[str, Any]:
 
 def probe_init() -> bytes:
     """A static x86-64 program of 146 bytes: iopl(3), then write 16 to the isa-debug-exit port."""
-    code = bytes.fromhex("b8ac000000bf030000000f05" "66baf400b010eeebfe")
+    code = bytes.fromhex("b8ac000000bf030000000f0566baf400b010eeebfe")
     base, header = 0x400000, 64 + 56
     entry, size = base + header, header + len(code)
     elf = b"\x7fELF\x02\x01\x01" + bytes(9) + b"".join(

@@ -138,7 +138,12 @@ async def start(argv: Sequence[str | Path], *, output: Path, env: Mapping[str, s
     try:
         with output.open("wb") as file:
             return await asyncio.create_subprocess_exec(
-                *words, stdin=asyncio.subprocess.DEVNULL, stdout=file, stderr=file, env={**os.environ, **(env or {})}, start_new_session=True
+                *words,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                env={**os.environ, **(env or {})},
+                start_new_session=True,
             )
     except OSError as error:
         raise HostError(f"{argv[0]}: cannot be started: {error.strerror}") from error

@@ -64,7 +64,9 @@ async def compare(
     on_result: OnResult,
 ) -> tuple[Result, ...]:
     """Every scenario on every kernel of `kernels` (`base` and `patched`), judged in pairs."""
-    return await _run_all(lab, scenarios, model, kernels, folder, on_step, on_result, lambda sides: judge_pair(sides["base"], sides["patched"]))
+    return await _run_all(
+        lab, scenarios, model, kernels, folder, on_step, on_result, lambda sides: judge_pair(sides["base"], sides["patched"])
+    )
 
 
 async def run_single(

@@ -111,9 +111,11 @@ class Shell:
         """
         return await self._run(shlex.join(command), "", check, timeout_s)
 
-    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, shell: str = "sh") -> Result:
+    async def script(
+        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh"
+    ) -> Result:
         """Run a script of ours on `sh` (or `bash`); it gets `arguments` as $1, $2, ..."""
-        return await self._run(shlex.join([shell, "-s", "--", *arguments]), text, check, timeout_s)
+        return await self._run(shlex.join([interpreter, "-s", "--", *arguments]), text, check, timeout_s)
 
     async def _run(self, command: str, text: str, check: bool, timeout_s: float | None) -> Result:
         started = time.monotonic()

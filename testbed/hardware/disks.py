@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskKind:
-    """`driver`: QEMU's device model. `guest_glob`: the whole disks of this kind under /sys/block. `guest_serial`: where the serial is read."""
+    """`driver`: QEMU's device model. `guest_glob`: its whole disks under /sys/block. `guest_serial`: file below that with the serial."""
 
     driver: str
     guest_glob: str

@@ -31,7 +31,13 @@ def new_run_folder(runs: Path) -> Path:
 
 
 def document(
-    folder: Path, verdict: Verdict, command: list[str], host: Host, image: Image, kernels: dict[str, KernelFiles], results: tuple[Result, ...]
+    folder: Path,
+    verdict: Verdict,
+    command: list[str],
+    host: Host,
+    image: Image,
+    kernels: dict[str, KernelFiles],
+    results: tuple[Result, ...],
 ) -> dict[str, Any]:
     """What `results.json` says."""
     return {
@@ -48,7 +54,13 @@ def document(
         },
         "image": {"name": image.name, "sha256": image.sha256},
         "kernels": {
-            side: {"name": kernel.name, "release": kernel.release, "origin": kernel.origin, "sha256": kernel.sha256, "series": kernel.series.value}
+            side: {
+                "name": kernel.name,
+                "release": kernel.release,
+                "origin": kernel.origin,
+                "sha256": kernel.sha256,
+                "series": kernel.series.value,
+            }
             for side, kernel in kernels.items()
         },
         "scenarios": [_scenario(result, folder) for result in results],

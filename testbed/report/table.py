@@ -13,7 +13,13 @@ from testbed.store.kernel_files import KernelFiles
 from testbed.units import format_size
 from testbed.verdict import Evidence, Measure, Outcome, Verdict
 
-_STYLES = {Verdict.PASS: "bold green", Verdict.FAIL: "bold red", Verdict.INVALID: "bold yellow", Verdict.SKIP: "cyan", Verdict.INFRA: "bold magenta"}
+_STYLES = {
+    Verdict.PASS: "bold green",
+    Verdict.FAIL: "bold red",
+    Verdict.INVALID: "bold yellow",
+    Verdict.SKIP: "cyan",
+    Verdict.INFRA: "bold magenta",
+}
 
 
 def results_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> Table:
@@ -64,10 +70,16 @@ def host_table(host: Host, tools: dict[str, str]) -> Table:
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
-    table.add_row("host", f"Linux {host.kernel}, {host.cores} cores, {format_size(host.memory_bytes)} memory ({format_size(host.memory_free_bytes)} free)")
+    table.add_row(
+        "host",
+        f"Linux {host.kernel}, {host.cores} cores, {format_size(host.memory_bytes)} memory ({format_size(host.memory_free_bytes)} free)",
+    )
     table.add_row("disk", f"{format_size(host.disk_free_bytes)} free in the cache")
     table.add_row("QEMU", f"{host.qemu.version} ({host.qemu.path}), sandbox {'yes' if host.qemu.seccomp else 'no'}")
-    table.add_row("clones", "warm: guests are restored from a template" if host.qemu.warm_clones else f"no, guests boot cold: {host.qemu.why_not_warm}")
+    table.add_row(
+        "clones",
+        "warm: guests are restored from a template" if host.qemu.warm_clones else f"no, guests boot cold: {host.qemu.why_not_warm}",
+    )
     table.add_row("KVM", escape(f"{'works' if host.kvm.works else 'not used'}: {host.kvm.why}"))
     table.add_row("runs on", "KVM" if host.accelerator == "kvm" else "TCG, QEMU's own emulation: correct, and slower than KVM")
     for tool, where in tools.items():

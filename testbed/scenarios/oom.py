@@ -71,11 +71,13 @@ def _kills(kills: int) -> Charge:
 
 
 async def _oom_tmpfs(guest: Guest) -> Evidence:
-    done = await guest.script(_LETTER, shell="bash", timeout_s=guest.order.deadlines.command_s * 3)
+    done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
     seen = readings(done.stdout)
     clocks = re.findall(r"^(?:started|ended) (\d+\.\d+)$", done.stdout, re.MULTILINE)
     if len(seen) != 3 or len(clocks) != 2:
-        raise GuestError(f"guest {guest.name}: the cover letter's script: expected three readings of oom_kill, got {seen}: {done.stderr[-500:]}")
+        raise GuestError(
+            f"guest {guest.name}: the cover letter's script: expected three readings of oom_kill, got {seen}: {done.stderr[-500:]}"
+        )
     start, direct, loop = seen
     source = "/sys/fs/cgroup/test.slice/memory.events"
     return Evidence(
@@ -111,7 +113,9 @@ async def _gate(guest: Guest) -> Evidence:
             for name, label in (("with", "loop, +io"), ("without", "loop, -io"), ("direct", "tmpfs, -io"))
         ),
         controls=(
-            Control(name="no charge without the io controller", expected="0 kills", got=f"{kills['without']} kills", holds=kills["without"] == 0),
+            Control(
+                name="no charge without the io controller", expected="0 kills", got=f"{kills['without']} kills", holds=kills["without"] == 0
+            ),
             Control(name="limit holds on tmpfs", expected="a kill", got=f"{kills['direct']} kills", holds=kills["direct"] > 0),
         ),
     )
@@ -135,7 +139,7 @@ GATE = Scenario(
     patches=(4,),
     predicted_base="no kill through the loop, with +io and with -io",
     predicted_patched="a kill through the loop with +io, none with -io",
-    source="the worker is found by the bio's blkcg css, which without the io controller is the root's (drivers/block/loop.c, loop_queue_rq)",
+    source="workers are found by the bio's blkcg css, which without the io controller is the root's (drivers/block/loop.c)",
     needs=COMMON_NEEDS,
     lacks=lacks_nothing,
     steps=_gate,

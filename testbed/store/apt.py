@@ -57,14 +57,12 @@ class PrivateApt:
         (self._folder / "status").touch()
         (self._folder / "sources.list").write_text(self._mirror.sources(self._suites))
         task.update(detail=f"index of {', '.join(self._suites)}")
-        done = await process.run(
-            ["apt-get", *self._options, "-oAPT::Update::Error-Mode=any", "update"], timeout_s=600, check=False
-        )
+        done = await process.run(["apt-get", *self._options, "-oAPT::Update::Error-Mode=any", "update"], timeout_s=600, check=False)
         if done.status != 0:
             said = "\n    ".join(line for line in done.stderr.splitlines() if line.startswith(("E:", "W:")))
             raise HostError(
                 f"the Debian mirror does not serve {', '.join(self._suites)} with a good signature:\n    {said}\n  "
-                "If the suite has left this mirror, name another with TESTBED_DEBIAN_MIRROR, or give the kernel as FILE.deb or BZIMAGE:MODULES"
+                "If the suite has left this mirror, name another with TESTBED_DEBIAN_MIRROR, or give FILE.deb or BZIMAGE:MODULES"
             )
 
     async def show(self, name: str) -> Package:
@@ -76,7 +74,9 @@ class PrivateApt:
         fields = dict(re.findall(r"^(Package|Version|Depends|SHA256): (.*)$", done.stdout, re.MULTILINE))
         if not {"Package", "Version", "SHA256"} <= fields.keys():
             raise HostError(f"{name}: expected in {', '.join(self._suites)}, found in none of them")
-        return Package(name=fields["Package"], version=fields["Version"], sha256=fields["SHA256"], depends=_names(fields.get("Depends", "")))
+        return Package(
+            name=fields["Package"], version=fields["Version"], sha256=fields["SHA256"], depends=_names(fields.get("Depends", ""))
+        )
 
     async def download(self, packages: tuple[Package, ...], folder: Path, task: Task) -> tuple[Path, ...]:
         """The packages' .deb files, in `folder`; apt has compared them with the signed index.

@@ -138,7 +138,7 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> 
 
 def _open_folder() -> str:
     """`TMPDIR` if everybody may enter it, else /tmp."""
-    named = os.environ.get("TMPDIR", "/tmp")  # noqa: S108: a fresh folder is made inside
+    named = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - a fresh folder is made inside
     enterable = all(parent.stat().st_mode & 0o001 for parent in (Path(named), *Path(named).resolve().parents))
     return named if enterable else "/tmp"  # noqa: S108
 
@@ -147,7 +147,11 @@ def _options(recipe: Recipe, work: Path, folder: Path) -> Iterator[str]:
     """mmdebstrap's options. Its hooks run in the new tree's namespace; the image is made there, where files have their real owners,
     and fetched out by mmdebstrap's own `download`."""
     yield from ("--variant=minbase", "--architectures=amd64", f"--include={','.join(recipe.packages)}")
-    yield from ("--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*")
+    yield from (
+        "--dpkgopt=path-exclude=/usr/share/doc/*",
+        "--dpkgopt=path-exclude=/usr/share/man/*",
+        "--dpkgopt=path-exclude=/usr/share/locale/*",
+    )
     for hook in (
         f"upload {work}/testbed-init /usr/sbin/testbed-init",
         f"upload {work}/testbed-agent /usr/sbin/testbed-agent",

@@ -215,7 +215,9 @@ def kernel_release(bzimage: Path) -> str:
     except OSError as error:
         raise UsageError(f"{bzimage}: cannot be read: {error.strerror}") from error
     if len(head) < 0x210 or head[0x202:0x206] != b"HdrS":
-        raise UsageError(f"{bzimage}: expected a bzImage (`HdrS` at 0x202), found none; an ELF vmlinux does not boot here, arch/x86/boot/bzImage does")
+        raise UsageError(
+            f"{bzimage}: expected a bzImage (`HdrS` at 0x202), found none; an ELF vmlinux does not boot here, arch/x86/boot/bzImage does"
+        )
     (setup_sectors, (offset,), (paragraphs,)) = head[0x1F1], struct.unpack_from("<H", head, 0x20E), struct.unpack_from("<I", head, 0x1F4)
     expected = ((setup_sectors or 4) + 1) * 512 + paragraphs * 16
     if bzimage.stat().st_size < expected:

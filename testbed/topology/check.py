@@ -67,9 +67,12 @@ def _loop(name: str, loop: Loop, guest: Guest) -> Iterator[tuple[Path, str]]:
     holder = loop.holder
     if not FILESYSTEMS[loop.filesystem].on_device:
         if holder in guest.disks or holder in guest.loops:
-            yield ("backing",), f"{loop.filesystem} needs no device: expected a new name before the slash, got the {_kind(holder, guest)} {holder!r}"
+            yield (
+                ("backing",),
+                f"{loop.filesystem} needs no device: expected a new name before the slash, got the {_kind(holder, guest)} {holder!r}",
+            )
         return
-    room = (guest.disks.get(holder) or guest.loops.get(holder))
+    room = guest.disks.get(holder) or guest.loops.get(holder)
     if room is None:
         known = ", ".join([*guest.disks, *guest.loops]) or "none"
         yield ("backing",), f"expected a disk or a loop before the slash ({known}), got {holder!r}"

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from testbed.errors import Problem, TopologyError
@@ -25,7 +24,10 @@ _MAX_NODES = 200_000
 _YAML_1_1 = (
     (re.compile(r"(?i)y|yes|n|no|on|off|True|TRUE|False|FALSE"), "YAML 1.1 reads it as true or false; write true or false, or quote it"),
     (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "YAML 1.1 reads it as a number of base 60; quote it"),
-    (re.compile(r"0[0-7]+|0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]+)+"), "readers of YAML differ about this number; write it in decimal or quote it"),
+    (
+        re.compile(r"0[0-7]+|0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]+)+"),
+        "readers of YAML differ about this number; write it in decimal or quote it",
+    ),
 )
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
@@ -99,12 +101,10 @@ class _Reader:
 class _Loader(yaml.SafeLoader):
     """Leaves every plain scalar to `_Reader`: no implicit types."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}
-
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:
             return "tag:testbed,plain"
-        return super().resolve(kind, value, implicit)
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
 
 
 def load(path: Path) -> Topology:
@@ -151,7 +151,7 @@ def parse(text: str, file: str) -> Topology:
 
 def _read(text: str, reader: _Reader) -> Any:
     try:
-        node = yaml.compose(text, Loader=_Loader)  # noqa: S506: a SafeLoader, and nothing is constructed
+        node = yaml.compose(text, Loader=_Loader)
         if node is None:
             raise _single(reader.file, 1, 1, "expected a topology, got an empty file")
         plain = reader.value(node, ())
@@ -176,21 +176,18 @@ def _dotted(where: Where) -> str:
     return ".".join(str(part) for part in where)
 
 
-def _keys(where: Where) -> Iterable[str]:
+def _keys(where: Where) -> list[str]:
     """Keys that are known in the mapping that `where` stands in."""
-    model = {0: Topology, 2: Guest}.get(len(where) - 1)
-    if len(where) == 5:
-        model = {"disks": Disk, "loops": Loop}.get(str(where[2]))  # type: ignore[assignment]  # a table of classes
-    elif len(where) == 6:
-        model = Limits  # type: ignore[assignment]  # a table of classes
-    return [field.alias or name for name, field in model.model_fields.items()] if model else ()
+    models: dict[int, type[BaseModel]] = {1: Topology, 3: Guest, 5: Loop if "loops" in where else Disk, 6: Limits}
+    model = models.get(len(where))
+    return [field.alias or name for name, field in model.model_fields.items()] if model else []
 
 
 def _message(error: ErrorDetails, where: Where) -> str:
     got = error.get("input")
     match error["type"]:
         case "extra_forbidden":
-            keys = list(_keys(where))
+            keys = _keys(where)
             near = difflib.get_close_matches(str(where[-1]), keys, n=1)
             return "unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(keys)}" if keys else "")
         case "missing":
