@@ -195,7 +195,6 @@ class Guest:
             order.files,
             name=order.name,
             sockets=order.sockets,
-            console_log=order.evidence / "console.log",
             memory=Memory(file=order.template.memory) if order.template else order.memory,
             restore=order.template is not None,
         )

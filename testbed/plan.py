@@ -88,7 +88,7 @@ def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str
 
 
 def argv(
-    host: Host, wanted: Machine, files: BootFiles, *, name: str, sockets: Path, console_log: Path, memory: Memory, restore: bool = False
+    host: Host, wanted: Machine, files: BootFiles, *, name: str, sockets: Path, memory: Memory, restore: bool = False
 ) -> tuple[tuple[str, ...], ...]:
     """QEMU's command line, an option and its value in each inner tuple.
 
@@ -111,7 +111,7 @@ def argv(
         ("-smp", str(wanted.cpus)),
         ("-m", size),
         ("-object", backend),
-        *_serial_port("console", sockets, f",logfile={_escaped(console_log)},logappend=off"),
+        *_serial_port("console", sockets),
         *_serial_port("agent", sockets),
         ("-chardev", f"socket,id=qmp,path={_escaped(sockets / 'qmp')},server=on,wait=off"),
         ("-mon", "chardev=qmp,mode=control"),
@@ -134,9 +134,9 @@ def argv(
     return tuple(options)
 
 
-def _serial_port(name: str, sockets: Path, more: str = "") -> tuple[tuple[str, ...], ...]:
+def _serial_port(name: str, sockets: Path) -> tuple[tuple[str, ...], ...]:
     return (
-        ("-chardev", f"socket,id={name},path={_escaped(sockets / name)},server=on,wait=off{more}"),
+        ("-chardev", f"socket,id={name},path={_escaped(sockets / name)},server=on,wait=off"),
         ("-device", f"isa-serial,chardev={name}"),
     )
 

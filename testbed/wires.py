@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from testbed.errors import GuestError, WireBroken
 
 _MAX_LINE_BYTES = 16 << 10
 _TAIL_LINES = 15
+# A guest that floods its console fills neither the disk nor our memory.
+_MAX_LOG_BYTES = 64 << 20
+_MAX_FINDINGS = 1000
 
 
 async def _connect(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -19,12 +23,16 @@ async def _connect(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWr
 
 
 class Console:
-    """Reads everything that a guest prints, keeps what matters, and says at once when it cannot go on."""
+    """Reads everything that a guest prints, keeps it in a file, and says at once when the guest cannot go on.
+
+    The file is ours and not QEMU's `logfile=`: that one gets a character again for each time the socket was full (QEMU 7.2).
+    """
 
     def __init__(self, log: Path, on_fatal: Callable[[console.Finding], None]) -> None:
         self._log = log
         self._on_fatal = on_fatal
         self._task: asyncio.Task[None] | None = None
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self.findings: list[console.Finding] = []
 
     async def connect(self, socket: Path) -> None:
@@ -33,8 +41,11 @@ class Console:
 
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pending = b""
-        with contextlib.suppress(OSError):
+        kept_bytes = 0
+        with self._log.open("wb", buffering=0) as log, contextlib.suppress(OSError):
             while data := await reader.read(65536):
+                log.write(data[: max(0, _MAX_LOG_BYTES - kept_bytes)])
+                kept_bytes += len(data)
                 *lines, pending = (pending + data).split(b"\n")
                 pending = pending[:_MAX_LINE_BYTES]
                 for line in lines:
@@ -43,23 +54,20 @@ class Console:
         writer.close()
 
     def _take(self, raw: bytes) -> None:
-        finding = console.classify(raw.decode(errors="replace"))
+        line = raw.decode(errors="replace")
+        if line.strip():
+            self._tail.append(console.clean(line.rstrip()))
+        finding = console.classify(line)
         if finding is None:
             return
-        if len(self.findings) < 1000:
+        if len(self.findings) < _MAX_FINDINGS:
             self.findings.append(finding)
         if finding.kind.fatal:
             self._on_fatal(finding)
 
     def tail(self) -> tuple[str, ...]:
-        """The last lines, from QEMU's own log of the console: it has also what came before we listened."""
-        try:
-            with self._log.open("rb") as file:
-                file.seek(max(0, self._log.stat().st_size - 8192))
-                text = file.read().decode(errors="replace")
-        except OSError:
-            return ()
-        return tuple(console.clean(line) for line in text.splitlines() if line.strip())[-_TAIL_LINES:]
+        """The last lines."""
+        return tuple(self._tail)
 
     async def ended(self) -> None:
         """Wait until the wire is closed and everything on it was read."""

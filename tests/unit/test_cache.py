@@ -1,0 +1,90 @@
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.errors import HostError
+from testbed.progress import Silent
+from testbed.store import cache
+
+
+class Recorder(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+async def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    async def make(folder: Path) -> dict[str, Any]:
+        made.append(folder)
+        (folder / "content").write_text("x")
+        return {"n": len(made)}
+
+    for _ in range(2):
+        assert await cache.once(tmp_path / "key", make, Silent(), "thing") == tmp_path / "key"
+    assert len(made) == 1 and made[0] != tmp_path / "key"
+    assert cache.read_meta(tmp_path / "key") == {"n": 1}
+
+
+async def test_two_at_once_make_it_once(tmp_path: Path) -> None:
+    made = 0
+
+    async def make(folder: Path) -> dict[str, Any]:
+        nonlocal made
+        made += 1
+        await asyncio.sleep(0)
+        return {}
+
+    said = Recorder()
+    await asyncio.gather(*(cache.once(tmp_path / "key", make, said, "thing") for _ in range(5)))
+    assert made == 1
+    assert said.notes == ["thing: waiting for another run that is at it"] * 4
+
+
+async def test_a_failure_half_way_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:
+    async def fail(folder: Path) -> dict[str, Any]:
+        (folder / "half").write_text("x")
+        raise HostError("no network")
+
+    with pytest.raises(HostError, match="no network"):
+        await cache.once(tmp_path / "key", fail, Silent(), "thing")
+    assert not (tmp_path / "key").exists()
+    assert not list(tmp_path.glob(".unfinished-*"))
+
+
+async def test_what_a_killed_run_left_is_swept_away(tmp_path: Path) -> None:
+    leftover = tmp_path / ".unfinished-key-abc"
+    leftover.mkdir()
+    (leftover / "half").write_text("x")
+
+    async def make(folder: Path) -> dict[str, Any]:
+        return {}
+
+    await cache.once(tmp_path / "key", make, Silent(), "thing")
+    assert not leftover.exists()
+
+
+async def test_no_room_is_said_with_its_place(tmp_path: Path) -> None:
+    async def make(folder: Path) -> dict[str, Any]:
+        raise OSError(28, "No space left on device", str(folder / "root.ext4"))
+
+    with pytest.raises(HostError, match=r"image: .*root\.ext4: No space left on device; the cache is"):
+        await cache.once(tmp_path / "key", make, Silent(), "image")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_damaged_record_says_what_to_do(tmp_path: Path, content: str) -> None:
+    (tmp_path / cache.META).write_text(content)
+    with pytest.raises(HostError, match="remove"):
+        cache.read_meta(tmp_path)
+
+
+def test_the_record_is_json(tmp_path: Path) -> None:
+    (tmp_path / cache.META).write_text(json.dumps({"a": 1}))
+    assert cache.read_meta(tmp_path) == {"a": 1}

@@ -1,0 +1,35 @@
+import pytest
+
+from testbed.lifecycle import NEXT, Event, State, advance, deadlines
+
+
+def test_a_guest_gets_ready_in_order() -> None:
+    state = State.PLANNED
+    for event in (Event.SPAWNED, Event.MONITOR_CONNECTED, Event.AGENT_WAITING, Event.SSH_CONNECTED, Event.DEVICES_VERIFIED):
+        state = advance(state, event)
+    assert state is State.READY
+
+
+def test_every_state_but_the_last_can_be_torn_down() -> None:
+    for state in State:
+        if state is not State.STOPPED:
+            assert advance(state, Event.TORN_DOWN) is State.STOPPED
+
+
+def test_a_guest_can_end_in_every_state_that_has_a_process() -> None:
+    for state in (State.LAUNCHED, State.MONITORED, State.AWAKE, State.REACHABLE, State.READY):
+        assert advance(state, Event.ENDED) is State.LOST
+
+
+def test_what_is_not_in_the_table_is_an_error() -> None:
+    for state in State:
+        for event in Event:
+            if (state, event) not in NEXT:
+                with pytest.raises(ValueError, match="cannot meet"):
+                    advance(state, event)
+
+
+def test_a_slow_host_gets_more_time_and_a_fast_one_no_less_than_the_reference() -> None:
+    assert deadlines(17.0).boot_s == 2 * deadlines(8.5).boot_s
+    assert deadlines(1.0) == deadlines(8.5)
+    assert deadlines(None).boot_s > deadlines(8.5).boot_s

@@ -1,0 +1,116 @@
+from pathlib import Path
+
+import pytest
+
+from tests.unit.values import host
+from testbed import plan
+from testbed.host import Host, cpu_model
+from testbed.topology import Guest
+from testbed.topology.load import parse
+
+DATA = Path(__file__).parents[1] / "data"
+ROOT = Path(__file__).parents[2]
+FILES = plan.BootFiles(
+    bzimage=Path("/k/bzImage"), initramfs=Path("/i/initramfs"), root=Path("/r/root.ext4"), modules_disk=Path("/k/modules.ext4")
+)
+
+
+def model() -> Guest:
+    return parse((ROOT / "topologies/default.yaml").read_text(), "default.yaml").guests["g0"]
+
+
+def words(of: Host, **changes: object) -> tuple[tuple[str, ...], ...]:
+    machine = plan.machine(of, model(), kernel="k", image="i", initramfs="r")
+    given: dict[str, object] = {"name": "g0", "sockets": Path("/s"), "memory": plan.ANONYMOUS}
+    return plan.argv(of, machine, FILES, **(given | changes))  # type: ignore[arg-type]  # a test's own keywords
+
+
+def test_the_argv_of_the_default_topology_is_the_golden_one() -> None:
+    assert "".join(" ".join(option) + "\n" for option in words(host())) == (DATA / "argv-default.txt").read_text()
+
+
+def test_a_clone_waits_for_a_state_and_copies_the_templates_memory_on_write() -> None:
+    options = words(host(), memory=plan.Memory(file=Path("/t/memory")), restore=True)
+    assert ("-incoming", "defer") in options
+    assert any("mem-path=/t/memory,share=off" in option[-1] for option in options)
+
+
+def test_a_template_shares_its_memory_file() -> None:
+    options = words(host(), memory=plan.Memory(file=Path("/t/memory"), shared=True))
+    assert any("mem-path=/t/memory,share=on" in option[-1] for option in options)
+    assert ("-incoming", "defer") not in options
+
+
+def test_a_path_with_a_comma_stays_one_value() -> None:
+    options = words(host(), sockets=Path("/a,b"))
+    assert ("-chardev", "socket,id=qmp,path=/a,,b/qmp,server=on,wait=off") in options
+
+
+def test_the_sandbox_is_on_where_qemu_has_one() -> None:
+    assert any(option[0] == "-sandbox" for option in words(host()))
+    assert not any(option[0] == "-sandbox" for option in words(host(seccomp=False)))
+
+
+def test_nothing_of_the_network_gets_in_but_ssh_from_this_machine() -> None:
+    (option,) = (option for option in words(host()) if option[0] == "-netdev")
+    assert "restrict=on" in option[1] and "hostfwd=tcp:127.0.0.1:0-:22" in option[1]
+
+
+def test_without_kvm_the_accelerator_is_tcg_and_its_quirks_are_off() -> None:
+    assert ("-accel", "tcg") in words(host()) and ("-cpu", "max,-la57,-pku") in words(host())
+    assert ("-accel", "kvm") in words(host(kvm=True)) and ("-cpu", "host") in words(host(kvm=True))
+
+
+def test_the_cpu_model_is_the_hosts_under_kvm() -> None:
+    assert cpu_model("kvm", "7.2.22") == "host"
+
+
+@pytest.mark.parametrize("change", [{"kernel": "x"}, {"image": "x"}, {"initramfs": "x"}])
+def test_a_template_is_keyed_by_what_it_boots(change: dict[str, str]) -> None:
+    known = {"kernel": "k", "image": "i", "initramfs": "r"}
+    assert plan.machine(host(), model(), **known).key != plan.machine(host(), model(), **(known | change)).key
+
+
+def test_a_template_is_keyed_by_the_qemu_and_the_machine() -> None:
+    known = {"kernel": "k", "image": "i", "initramfs": "r"}
+    keys = {
+        plan.machine(host(), model(), **known).key,
+        plan.machine(host(identity="other"), model(), **known).key,
+        plan.machine(host(kvm=True), model(), **known).key,
+        plan.machine(host(), model().model_copy(update={"cpus": 1}), **known).key,
+        plan.machine(host(), model().model_copy(update={"memory": 512 << 20}), **known).key,
+    }
+    assert len(keys) == 5
+
+
+def test_disks_do_not_change_the_template() -> None:
+    known = {"kernel": "k", "image": "i", "initramfs": "r"}
+    assert plan.machine(host(), model(), **known).key == plan.machine(host(), model().model_copy(update={"disks": {}}), **known).key
+
+
+def test_an_unlimited_disk_is_two_commands() -> None:
+    commands = plan.hotplug("data", model().disks["data"], 3, Path("/s/data.raw"))
+    assert [command.execute for command in commands] == ["blockdev-add", "device_add"]
+    assert commands[1].arguments == {
+        "driver": "virtio-blk-pci",
+        "id": "disk-data",
+        "bus": "port3",
+        "drive": "file-data",
+        "serial": "tb-data",
+    }
+
+
+def test_a_throttled_disk_stands_on_a_filter_in_its_own_group() -> None:
+    text = "version: 1\nguests: {g: {disks: {d: {type: nvme, size: 1G, throttle: {iops-total: 100}}}}}\n"
+    disk = parse(text, "a.yaml").guests["g"].disks["d"]
+    commands = plan.hotplug("d", disk, 0, Path("/s/d.raw"))
+    assert [command.execute for command in commands] == ["blockdev-add", "object-add", "blockdev-add", "device_add"]
+    assert commands[1].arguments["limits"]["iops-total"] == 100
+    assert commands[2].arguments["file"] == "file-d" and commands[3].arguments["drive"] == "limited-d"
+    assert [command.execute for command in plan.unplugged("d", disk)] == ["blockdev-del", "blockdev-del", "object-del"]
+
+
+def test_every_disk_has_a_port() -> None:
+    disks = {f"d{number}": {"type": "nvme", "size": 4096} for number in range(16)}
+    full = Guest.model_validate({"disks": disks})
+    assert plan.machine(host(), full, kernel="k", image="i", initramfs="r").ports == 16

@@ -1,0 +1,51 @@
+from testbed import stack
+from testbed.topology.load import parse
+
+TEXT = """\
+version: 1
+guests:
+  g:
+    disks: {data: {type: nvme, size: 1G}}
+    loops:
+      l0: {backing: data/disk.img, size: 512M}
+      l1: {backing: l0/inner.img, size: 256M, direct-io: true}
+      l2: {backing: ram/disk.img, size: 8M, filesystem: tmpfs}
+"""
+GUEST = parse(TEXT, "a.yaml").guests["g"]
+
+
+def test_a_loop_brings_what_it_stands_on_and_nothing_else() -> None:
+    made = stack.plan_stack(GUEST, {"data": "/dev/nvme0n1"}, ("l1",))
+    assert [step.what for step in made.steps] == [
+        "ext4 on /dev/nvme0n1 at /mnt/data",
+        "written /mnt/data/disk.img",
+        "/dev/loop0 on /mnt/data/disk.img",
+        "ext4 on /dev/loop0 at /mnt/l0",
+        "written /mnt/l0/inner.img",
+        "/dev/loop1 on /mnt/l0/inner.img",
+    ]
+    assert made.loops["l1"].disks == ("data",)
+    assert ("losetup", "--direct-io=on", "/dev/loop1", "/mnt/l0/inner.img") in made.steps[-1].do
+
+
+def test_a_loop_has_the_same_device_whatever_else_is_made() -> None:
+    alone = stack.plan_stack(GUEST, {"data": "/dev/vdc"}, ("l2",))
+    assert alone.loops["l2"].path == "/dev/loop2" and alone.loops["l2"].disks == ()
+    assert [step.what for step in alone.steps] == ["tmpfs on memory at /mnt/ram", "sparse /mnt/ram/disk.img", "/dev/loop2 on /mnt/ram/disk.img"]
+
+
+def test_undoing_is_the_reverse_of_what_was_done_and_no_more() -> None:
+    made = stack.plan_stack(GUEST, {"data": "/dev/vdc"}, ("l1",))
+    assert stack.undo_script(made, 6).splitlines()[1:-1] == [
+        "losetup -d /dev/loop1 || failed=1",
+        "umount /mnt/l0 || failed=1",
+        "losetup -d /dev/loop0 || failed=1",
+        "umount /mnt/data || failed=1",
+    ]
+    assert stack.undo_script(made, 2).splitlines()[1:-1] == ["umount /mnt/data || failed=1"]
+    assert stack.undo_script(made, 0).splitlines() == ["failed=0", "exit $failed"]
+
+
+def test_the_steps_done_are_read_from_the_scripts_output() -> None:
+    assert stack.steps_done("done 0\nsomething\ndone 1\n") == 2
+    assert stack.steps_done("") == 0

@@ -1,0 +1,168 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from testbed.errors import TopologyError
+from testbed.hardware.disks import DISK_KINDS
+from testbed.hardware.profiles import PROFILES
+from testbed.plan import throttle_of
+from testbed.topology import Topology, load
+from testbed.topology.load import parse
+from testbed.topology.schema import json_schema
+
+ROOT = Path(__file__).parents[2]
+DEFAULT = (ROOT / "topologies" / "default.yaml").read_text()
+
+
+def errors(text: str) -> list[str]:
+    with pytest.raises(TopologyError) as caught:
+        parse(text, "a.yaml")
+    return [str(problem) for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "topologies").rglob("*.yaml")), ids=lambda path: path.name)
+def test_every_topology_that_ships_is_valid(path: Path) -> None:
+    assert load(path).guests
+
+
+def test_the_default_topology_is_one_guest_with_both_kinds_of_disk_and_three_loops() -> None:
+    (guest,) = parse(DEFAULT, "default.yaml").guests.values()
+    assert {disk.type for disk in guest.disks.values()} == set(DISK_KINDS)
+    assert [(loop.holder, loop.filesystem) for loop in guest.loops.values()] == [("data", "ext4"), ("fast", "ext4"), ("ram", "tmpfs")]
+
+
+def test_the_language_of_the_design_is_understood() -> None:
+    text = """\
+version: 1
+guests:
+  g0:
+    kernel: debian-6.1
+    cpus: 2
+    memory: 1G
+    disks:
+      data: {type: virtio-blk, size: 2G, profile: hdd-7200}
+      fast: {type: nvme, size: 2G, throttle: {iops-total: 3000, bps-total: 125M}}
+    loops:
+      l0: {backing: data/disk.img, filesystem: ext4, size: 512M, direct-io: false}
+      l1: {backing: l0/inner.img, filesystem: ext4, size: 256M}     # a loop on a file on a loop
+"""
+    guest = parse(text, "a.yaml").guests["g0"]
+    assert throttle_of(guest.disks["data"]) == PROFILES["hdd-7200"]
+    assert throttle_of(guest.disks["fast"]).bps_total == 125 << 20
+    assert guest.loops["l1"].holder == "l0"
+
+
+# One mistake each: the text after `version: 1\nguests:\n  g0:\n`, and the messages that it gets, whole.
+MISTAKES = {
+    "unknown key, with a suggestion": ("    kernl: x\n", ["a.yaml:4:12: guests.g0.kernl: unknown key; did you mean 'kernel'?"]),
+    "a size that is none": (
+        "    disks: {data: {type: nvme, size: big}}\n",
+        ["a.yaml:4:38: guests.g0.disks.data.size: expected a size such as 2G, got 'big'"],
+    ),
+    "an unknown disk type": (
+        "    disks: {data: {type: floppy, size: 1G}}\n",
+        ["a.yaml:4:26: guests.g0.disks.data.type: expected 'virtio-blk' or 'nvme', got 'floppy'"],
+    ),
+    "a bare word that YAML 1.1 reads otherwise": (
+        "    loops: {l0: {backing: t/f, filesystem: tmpfs, size: 4M, direct-io: on}}\n",
+        [
+            "a.yaml:4:72: guests.g0.loops.l0.direct-io: expected a value that every reader of YAML reads alike, got on "
+            "(YAML 1.1 reads it as true or false; write true or false, or quote it)"
+        ],
+    ),
+    "a number of base 60": (
+        "    cpus: 1:30\n",
+        [
+            "a.yaml:4:11: guests.g0.cpus: expected a value that every reader of YAML reads alike, got 1:30 "
+            "(YAML 1.1 reads it as a number of base 60; quote it)"
+        ],
+    ),
+    "the same key twice": ("    cpus: 1\n    cpus: 2\n", ["a.yaml:5:5: guests.g0.cpus: the key stands here twice"]),
+    "a loop on itself": (
+        "    loops: {l0: {backing: l0/f, size: 4M}}\n",
+        ["a.yaml:4:27: guests.g0.loops.l0.backing: the loop stands on itself"],
+    ),
+    "a dangling reference": (
+        "    loops: {l0: {backing: disk/f, size: 4M}}\n",
+        ["a.yaml:4:27: guests.g0.loops.l0.backing: expected a disk or a loop before the slash (l0), got 'disk'"],
+    ),
+    "a path that climbs out": (
+        "    loops: {l0: {backing: ../../etc/passwd, size: 4M}}\n",
+        ["a.yaml:4:27: guests.g0.loops.l0.backing: expected NAME/FILE such as data/disk.img, got '../../etc/passwd'"],
+    ),
+    "a name that QEMU's option parser would split": (
+        "    disks: {'a,b': {type: nvme, size: 1G}}\n",
+        ["a.yaml:4:13: guests.g0.disks.a,b: expected a name of lower-case letters, digits and dashes, at most 16, got 'a,b'"],
+    ),
+    "both kinds of limit": (
+        "    disks: {data: {type: nvme, size: 1G, throttle: {iops-total: 1, iops-read: 1}}}\n",
+        [
+            "a.yaml:4:42: guests.g0.disks.data.throttle: expected iops-total or iops-read and iops-write, got both (QEMU refuses that)",
+        ],
+    ),
+    "an unknown profile": (
+        "    disks: {data: {type: nvme, size: 1G, profile: warp}}\n",
+        [f"a.yaml:4:51: guests.g0.disks.data.profile: expected one of {', '.join(PROFILES)}, got 'warp'"],
+    ),
+    "files that do not fit": (
+        "    disks: {data: {type: nvme, size: 8M}}\n    loops: {l0: {backing: data/f, size: 64M}}\n",
+        ["a.yaml:5:41: guests.g0.loops.l0.size: the backing files on 'data' need more than nine tenths of its 8M"],
+    ),
+    "two filesystems on one disk": (
+        "    disks: {data: {type: nvme, size: 1G}}\n    loops:\n"
+        "      l0: {backing: data/f, size: 4M}\n      l1: {backing: data/g, size: 4M, filesystem: xfs}\n",
+        [
+            "a.yaml:6:7: guests.g0.loops.l0.filesystem: 'data' can have one filesystem, got ext4, xfs",
+            "a.yaml:7:51: guests.g0.loops.l1.filesystem: 'data' can have one filesystem, got ext4, xfs",
+        ],
+    ),
+    "too little memory": ("    memory: 1M\n", ["a.yaml:4:13: guests.g0.memory: expected a whole number of MiB, at least 256M, got 1M"]),
+}
+
+
+@pytest.mark.parametrize(("text", "messages"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_is_said_with_its_place(text: str, messages: list[str]) -> None:
+    assert errors(f"version: 1\nguests:\n  g0:\n{text}") == messages
+
+
+def test_all_mistakes_are_said_at_once_in_the_files_order() -> None:
+    said = errors("version: 2\nguests:\n  g0:\n    cpus: 99\n    memory: x\n    disk: {}\n")
+    assert [message.split(": ")[0] for message in said] == ["a.yaml:1:10", "a.yaml:4:11", "a.yaml:5:13", "a.yaml:6:5"]
+
+
+@pytest.mark.parametrize("text", ["", "[", "a", "- 1", "version: 1", "&a [*a]", "{" * 5000, "version: 1\nguests: {}\n", "\x00", "a: !!binary x"])
+def test_what_is_no_topology_is_an_error_with_a_place(text: str) -> None:
+    assert all(message.startswith("a.yaml:") for message in errors(text))
+
+
+def test_a_file_that_is_not_there_or_not_text_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError, match="cannot be read"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "latin.yaml").write_bytes(b"version: 1\n# \xff\n")
+    with pytest.raises(TopologyError, match=r"latin\.yaml:2:1: expected UTF-8"):
+        load(tmp_path / "latin.yaml")
+
+
+def test_aliases_do_not_multiply_without_end() -> None:
+    bomb = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+    )
+    assert any("more than" in message for message in errors(bomb))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(DEFAULT)), st.integers(0, 12), st.text(max_size=6)), max_size=4))
+def test_a_mutated_file_is_a_topology_or_an_error_never_a_traceback(cuts: list[tuple[int, int, str]]) -> None:
+    text = DEFAULT
+    for at, length, new in cuts:
+        text = text[:at] + new + text[at + length :]
+    try:
+        assert isinstance(parse(text, "a.yaml"), Topology)
+    except TopologyError as error:
+        assert error.problems
+
+
+def test_the_published_schema_is_the_models() -> None:
+    assert (ROOT / "topologies" / "schema.json").read_text() == json_schema()

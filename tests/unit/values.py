@@ -1,0 +1,31 @@
+"""Plain values that the unit tests share."""
+
+from __future__ import annotations
+
+from testbed.host import Host, Kvm, Qemu
+from testbed.units import GIB
+
+
+def qemu(**changes: object) -> Qemu:
+    facts: dict[str, object] = {
+        "path": "/usr/bin/qemu-system-x86_64",
+        "version": "7.2.22",
+        "identity": "abc",
+        "warm_clones": True,
+        "why_not_warm": "",
+        "seccomp": True,
+        "devices": ("nvme",),
+    }
+    return Qemu(**(facts | changes))  # type: ignore[arg-type]  # a test's own keywords
+
+
+def host(*, kvm: bool = False, cores: int = 2, free: int = 16 * GIB, **changes: object) -> Host:
+    return Host(
+        kernel="6.18",
+        cores=cores,
+        memory_bytes=24 * GIB,
+        memory_free_bytes=free,
+        disk_free_bytes=50 * GIB,
+        qemu=qemu(**changes),
+        kvm=Kvm(works=kvm, why="said so", proven=True),
+    )
