@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from testbed.console import clean
 from testbed.hardware.disks import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL, serial
 from testbed.topology.model import Disk
 
@@ -51,12 +52,12 @@ def parse(listing: str) -> tuple[Device, ...]:
     found: list[Device] = []
     for line in listing.splitlines():
         match line.split(maxsplit=5):
-            case [kind, name, number, sectors, read_only, serial_text] if sectors.isdigit():
+            case [kind, name, number, sectors, read_only, serial_text] if kind in DISK_KINDS and sectors.isdigit():
                 found.append(
                     Device(
                         path=f"/dev/{name}",
                         number=number,
-                        serial=serial_text.strip(),
+                        serial=clean(serial_text.strip()),
                         kind=kind,
                         size_bytes=int(sectors) * 512,
                         read_only=read_only == "1",

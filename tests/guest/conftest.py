@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from testbed import paths
+from testbed.lab import Lab, open_lab
+from testbed.progress import Silent
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest, load
+
+
+class Notes(Silent):
+    """Keeps the remarks that a face would print."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def notes() -> Notes:
+    return Notes()
+
+
+@pytest.fixture
+async def lab(notes: Notes) -> AsyncIterator[Lab]:
+    """A lab over the user's own caches: templates are shared by all tests and all workers."""
+    async with open_lab(notes, kernels=("debian-6.1",)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def kernel(lab: Lab) -> KernelFiles:
+    return await lab.kernel("debian-6.1")
+
+
+@pytest.fixture(scope="session")
+def model() -> Guest:
+    """The guest of the default topology."""
+    return load(paths.shipped("topologies") / "default.yaml").guests["g0"]
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> Path:
+    return tmp_path / "evidence"

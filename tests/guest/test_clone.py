@@ -1,0 +1,157 @@
+"""What a guest is when it is ready, cloned or booted cold."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.guest.conftest import Notes
+from testbed import plan
+from testbed.errors import DeviceMismatch, WireBroken
+from testbed.guest import Guest
+from testbed.lab import Lab
+from testbed.lifecycle import State
+from testbed.shell import Shell, client_key
+from testbed.store import cache, templates
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+from testbed.topology.model import Disk
+
+
+async def test_two_clones_are_two_machines(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+    async with (
+        lab.guest("first", model, kernel, tmp_path / "1") as first,
+        lab.guest("second", model, kernel, tmp_path / "2") as second,
+    ):
+        told = []
+        for guest in (first, second):
+            assert guest.state is State.READY
+            before = time.time()
+            said = (await guest.script("hostname; date +%s.%N; head -c 16 /dev/urandom | od -An -tx1; uname -r")).stdout.splitlines()
+            after = time.time()
+            assert said[0] == guest.name
+            assert before - 1 <= float(said[1]) <= after + 1
+            assert said[3] == kernel.release
+            told.append(said)
+        assert told[0][2] != told[1][2]
+        # What one writes to its root or its disks, the other does not have.
+        await first.script('echo mine >/root/note && dd if=/dev/urandom "of=$1" bs=4k count=1 conv=fsync status=none', first.disks["data"].path)
+        assert (await second.run("test", "-e", "/root/note", check=False)).status == 1
+        read = await second.script('od -An -tx1 -N 4096 "$1" | sort -u', second.disks["data"].path)
+        assert set(read.stdout.split()) <= {"00", "*"}
+
+
+async def test_disks_are_those_of_the_topology_and_found_by_serial(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        assert {name: (device.kind, device.size_bytes) for name, device in guest.disks.items()} == {
+            name: (disk.type, disk.size) for name, disk in model.disks.items()
+        }
+        await guest.verify()
+
+
+async def test_a_guest_that_differs_from_its_topology_is_refused(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        await guest.plug("extra", Disk.model_validate({"type": "nvme", "size": "8M"}), 2)
+        with pytest.raises(DeviceMismatch, match="expected no such disk, got one with serial 'tb-extra'"):
+            await _until_mismatch(guest)
+        await guest.unplug("extra", Disk.model_validate({"type": "nvme", "size": "8M"}))
+        await guest.verify()
+        await guest.unplug("data", model.disks["data"])
+        with pytest.raises(DeviceMismatch, match=r"disks\.data: expected a virtio-blk disk"):
+            await guest.verify()
+        await guest.plug("data", Disk.model_validate({"type": "virtio-blk", "size": "512M"}), 0)
+        with pytest.raises(DeviceMismatch, match=r"disks\.data\.size: expected 1073741824 bytes, got 536870912"):
+            await guest.verify()
+
+
+async def _until_mismatch(guest: Guest) -> None:
+    """The guest takes a moment to see a disk that nobody told it to wait for."""
+    while True:
+        await guest.verify()
+
+
+async def test_a_cold_guest_is_the_same_but_for_how_it_came(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+    lab.cold = True
+    async with lab.guest("cold", model, kernel, tmp_path / "1") as guest:
+        assert guest.order.template is None and guest.boot_s > 0
+        assert set(guest.disks) == set(model.disks)
+        assert (await guest.run("hostname")).stdout == "cold\n"
+        assert (await guest.run("sh", "-c", "echo x >/root/writable")).status == 0
+
+
+async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        pid, sockets, scratch, port = guest.pid, guest.order.sockets, guest.order.scratch, guest.ssh_port
+        assert {path.name for path in sockets.iterdir()} == {"qmp", "console", "agent"}
+        assert stat.S_IMODE(sockets.stat().st_mode) == 0o700 == stat.S_IMODE(sockets.parent.stat().st_mode)
+        assert {path.name for path in scratch.iterdir()} == {"data.raw", "fast.raw"}
+    assert not Path(f"/proc/{pid}").exists()
+    assert not sockets.exists() and not scratch.exists()
+    with contextlib.closing(socket.socket()) as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log"} <= {path.name for path in evidence.iterdir()}
+    assert "device_add" in (evidence / "qmp.jsonl").read_text()
+    assert "Linux version" in (evidence / "dmesg.txt").read_text()
+    assert "-sandbox" in (evidence / "argv.txt").read_text()
+
+
+async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
+        assert f"0100007F:{guest.ssh_port:04X}" in listening
+        assert f"00000000:{guest.ssh_port:04X}" not in listening
+        with pytest.raises(WireBroken, match="Permission denied"):
+            await Shell.connect("g0", guest.ssh_port, key=client_key(), host_key=guest.host_key, command_s=10)
+        # The guest reaches nothing: neither this machine nor anything behind it.
+        assert (await guest.run("timeout", "3", "bash", "-c", "echo >/dev/tcp/10.0.2.2/22", check=False)).status != 0
+
+
+async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
+    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, notes: Notes
+) -> None:
+    # A machine of its own: other tests clone the default one meanwhile.
+    small = GuestModel.model_validate({"memory": "300M", "cpus": 1})
+    async with lab.guest("g0", small, kernel, evidence) as guest:
+        assert guest.order.template is not None
+        folder, machine = guest.order.template.folder, guest.order.machine
+    meta = cache.read_meta(folder)
+    state = folder / "state"
+    damaged = bytearray(state.read_bytes())
+    damaged[len(damaged) // 2 :] = os.urandom(len(damaged) - len(damaged) // 2)
+    state.write_bytes(damaged)
+    async with lab.guest("g0", small, kernel, evidence) as guest:
+        assert (await guest.run("hostname")).stdout == "g0\n"
+    assert any("its checksum is not the one that was recorded" in note for note in notes.notes)
+    assert cache.read_meta(folder)["host_key"] != meta["host_key"]
+    # One that passes for whole, and is of another machine, is found by QEMU.
+    other = lab.folders.cache / "templates" / plan.machine(lab.host, model, **_hashes(guest)).key
+    notes.notes.clear()
+    record = cache.read_meta(other)
+    (folder / "state").write_bytes((other / "state").read_bytes())
+    (folder / cache.META).write_text(__import__("json").dumps(cache.read_meta(folder) | {k: record[k] for k in ("state_bytes", "state_sha256")}))
+    async with lab.guest("g0", small, kernel, evidence) as guest:
+        assert (await guest.run("hostname")).stdout == "g0\n"
+    assert any("does not load" in note or "does not wake up" in note for note in notes.notes)
+    templates.remove(folder)
+    assert machine.memory_bytes == small.memory
+
+
+def _hashes(guest: Guest) -> dict[str, str]:
+    machine = guest.order.machine
+    return {"kernel": machine.kernel, "image": machine.image, "initramfs": machine.initramfs}
+
+
+async def test_twelve_clones_at_once_all_answer(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+    async def one(number: int) -> str:
+        async with lab.guest(f"g{number}", model, kernel, tmp_path / str(number)) as guest:
+            return (await guest.run("hostname")).stdout.strip()
+
+    names = await asyncio.gather(*(one(number) for number in range(12)))
+    assert names == [f"g{number}" for number in range(12)]

@@ -1,0 +1,88 @@
+"""However a guest ends, the one who waits for it is told what happened, and nothing of it stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import CommandFailed, GuestLost
+from testbed.guest import Guest
+from testbed.lab import Lab
+from testbed.lifecycle import State
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+
+
+async def lose(lab: Lab, kernel: KernelFiles, evidence: Path, script: str) -> tuple[GuestLost, Guest, float]:
+    """Run `script`, which ends the guest, and a command that would take ten minutes; how that was reported, and after how long."""
+    guest = None
+    started = time.monotonic()
+    with pytest.raises(GuestLost) as caught:
+        async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
+            started = time.monotonic()
+            await guest.script(f"({script}) & sleep 600", timeout_s=600)
+    assert guest is not None and guest.state is State.STOPPED
+    assert not Path(f"/proc/{guest.pid}").exists()
+    assert not guest.order.sockets.exists() and not guest.order.scratch.exists()
+    return caught.value, guest, time.monotonic() - started
+
+
+async def test_a_panic_is_a_panic_with_its_console(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    lost, _, took_s = await lose(lab, kernel, evidence, "echo c >/proc/sysrq-trigger")
+    assert "Kernel panic - not syncing: sysrq triggered crash" in str(lost)
+    assert lost.stage == State.READY.value
+    assert any("sysrq" in line for line in lost.console_tail)
+    assert took_s < 300
+
+
+async def test_an_oops_ends_the_wait_too(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    # Any write to /dev/kmsg is on the console as the kernel's own words are; a real oops cannot be had from a sound kernel.
+    lost, _, _ = await lose(lab, kernel, evidence, "echo '<1>BUG: unable to handle page fault for address: 0' >/dev/kmsg")
+    assert "oops on its console" in str(lost)
+
+
+async def test_a_guest_that_powers_off_is_said_to(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    lost, _, _ = await lose(lab, kernel, evidence, "echo o >/proc/sysrq-trigger")
+    assert "QEMU ended with status 0; the guest powered off" in str(lost)
+
+
+async def test_a_killed_qemu_is_said_to_be(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    with pytest.raises(GuestLost, match="QEMU ended with status -9"):
+        async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
+            os.kill(guest.pid, signal.SIGKILL)
+            await guest.run("sleep", "600", timeout_s=600)
+
+
+async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises((GuestLost, CommandFailed), match="within 2 s"):
+        async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
+            os.kill(guest.pid, signal.SIGSTOP)
+            started = time.monotonic()
+            await guest.run("true", timeout_s=2)
+    assert time.monotonic() - started < 60
+    assert not Path(f"/proc/{guest.pid}").exists()
+
+
+async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
+        with pytest.raises(CommandFailed, match=r"guest g0: `cat '/no such file'`: expected status 0, got 1: cat: .*No such file"):
+            await guest.run("cat", "/no such file")
+        with pytest.raises(CommandFailed, match="got -1 KILL"):
+            await guest.run("sh", "-c", "kill -9 $$")
+        assert (await guest.run("sh", "-c", "exit 3", check=False)).status == 3
+        # What a guest answers is kept within bounds.
+        flood = await guest.run("sh", "-c", "head -c 20000000 /dev/zero")
+        assert len(flood.stdout) == 8 << 20
+
+
+async def test_a_kernel_that_cannot_reach_its_disk_says_so(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    bare = await lab.kernel(str(kernel.bzimage))  # a Debian kernel without its modules has no driver for the root disk
+    lab.cold = True
+    with pytest.raises(GuestLost, match=r"(?s)booting or restoring: panic on its console.*no disk with serial tb-root"):
+        async with lab.guest("g0", GuestModel(), bare, evidence):
+            pass

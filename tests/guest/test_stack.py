@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from testbed import mounts
+from testbed.errors import CommandFailed
+from testbed.guest import Guest
+from testbed.lab import Lab
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+
+
+async def attached(guest: Guest) -> dict[str, str]:
+    """Backing file of each loop device."""
+    listed = await guest.run("losetup", "--list", "--noheadings", "--raw", "--output", "NAME,BACK-FILE")
+    return dict(line.split(maxsplit=1) for line in listed.stdout.splitlines())
+
+
+async def mounted(guest: Guest) -> set[str]:
+    table = (await guest.run("cat", "/proc/mounts")).stdout
+    return {line.split()[1] for line in table.splitlines() if line.split()[1].startswith("/mnt/")}
+
+
+async def test_the_default_stack_is_made_and_unmade(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        async with mounts.loops(guest) as loops:
+            assert await attached(guest) == {loop.path: loop.backing_file for loop in loops.values()}
+            assert await mounted(guest) == {"/mnt/data", "/mnt/fast", "/mnt/ram"}
+            for name, loop in loops.items():
+                size = await guest.run("blockdev", "--getsize64", loop.path)
+                assert int(size.stdout) == model.loops[name].size
+        assert await attached(guest) == {} and await mounted(guest) == set()
+
+
+async def test_loops_on_loops(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    nested = GuestModel.model_validate(
+        {
+            "disks": {"data": {"type": "nvme", "size": "1G"}},
+            "loops": {
+                "l0": {"backing": "data/outer.img", "size": "512M", "filesystem": "xfs"},
+                "l1": {"backing": "l0/inner.img", "size": "64M", "direct-io": True},
+            },
+        }
+    )
+    async with lab.guest("g0", nested, kernel, evidence) as guest, mounts.loops(guest) as loops:
+        assert await attached(guest) == {"/dev/loop0": "/mnt/data/outer.img", "/dev/loop1": "/mnt/l0/inner.img"}
+        assert loops["l1"].disks == ("data",)
+        assert (await guest.run("cat", "/sys/block/loop1/loop/dio")).stdout == "1\n"
+
+
+async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        # Something else holds the second loop's device.
+        await guest.script("truncate -s 1M /tmp/other && losetup /dev/loop1 /tmp/other")
+        with pytest.raises(CommandFailed, match="failed: /dev/loop1 on /mnt/fast/disk.img"):
+            async with mounts.loops(guest):
+                pass
+        assert await attached(guest) == {"/dev/loop1": "/tmp/other"} and await mounted(guest) == set()
+
+
+async def test_the_stack_is_undone_when_the_work_on_it_fails(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        with pytest.raises(CommandFailed):
+            async with mounts.loops(guest, "l2"):
+                await guest.run("false")
+        assert await attached(guest) == {} and await mounted(guest) == set()
+
+
+async def test_a_throttled_disk_is_as_slow_as_its_limit(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    """100 direct reads at 50 IOPS take two seconds or more, however fast or slow the host is."""
+    slow = GuestModel.model_validate(
+        {"disks": {name: {"type": kind, "size": "64M", "throttle": {"iops-total": 50}} for name, kind in (("a", "virtio-blk"), ("b", "nvme"))}}
+    )
+    async with lab.guest("g0", slow, kernel, evidence) as guest:
+        for name, device in guest.disks.items():
+            before = (await guest.disk_bytes())[name][0]
+            done = await guest.run("dd", f"if={device.path}", "of=/dev/null", "bs=4k", "count=100", "iflag=direct", "status=none")
+            # The bucket holds a tenth of a second: the first five or so are free.
+            assert done.took_s > 1.6
+            assert (await guest.disk_bytes())[name][0] - before >= 100 * 4096
