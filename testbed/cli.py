@@ -173,9 +173,7 @@ def plan_command(file: Annotated[Path, typer.Argument(help="Topology file.")]) -
             files = plan.BootFiles(
                 bzimage=Path("BZIMAGE"), initramfs=Path("INITRAMFS"), root=Path("ROOT.ext4"), modules_disk=Path("MODULES.ext4")
             )
-            options = plan.argv(
-                host, machine, files, name=name, sockets=Path("SOCKETS"), memory=plan.ANONYMOUS
-            )
+            options = plan.argv(host, machine, files, name=name, sockets=Path("SOCKETS"), memory=plan.ANONYMOUS)
             print(" \\\n    ".join(" ".join(option) for option in options))
             for port, (disk_name, disk) in enumerate(model.disks.items()):
                 for command in plan.hotplug(disk_name, disk, port, Path(f"SCRATCH/{disk_name}.raw")):

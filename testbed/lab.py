@@ -141,12 +141,13 @@ class Lab:
         return await asyncio.to_thread(templates.read, folder, machine)
 
     async def _boot_files(self, kernel: KernelFiles) -> BootFiles:
-        key = content_key(kernel.sha256, cache.file_sha256(self.image.busybox), cache.file_sha256(self.image.initramfs_init))
+        init = (paths.shipped("images") / "guest" / "initramfs-init").read_bytes()
+        key = content_key(kernel.sha256, cache.file_sha256(self.image.busybox), init.hex())
         folder = self.folders.cache / "initramfs" / key
 
         async def make(unfinished: Path) -> dict[str, Any]:
             archive = initramfs.build(
-                self.image.initramfs_init.read_bytes(),
+                init,
                 self.image.busybox.read_bytes(),
                 {name: (kernel.folder / "early" / name).read_bytes() for name in kernel.early_modules},
                 with_modules_disk=kernel.has_modules,

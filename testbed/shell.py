@@ -122,11 +122,16 @@ class Shell:
         limit = self._command_s if timeout_s is None else timeout_s
         shown = f"{command} <<'{text.strip().splitlines()[0][:60]} ...'" if text.strip() else command
         try:
-            async with asyncio.timeout(limit), self._connection.create_process(command, encoding=None) as child:
-                child.stdin.write(text.encode())
-                child.stdin.write_eof()
-                stdout, stderr = await asyncio.gather(_bounded(child.stdout), _bounded(child.stderr))
-                await child.wait_closed()
+            async with asyncio.timeout(limit):
+                child = await self._connection.create_process(command, encoding=None)
+                try:
+                    child.stdin.write(text.encode())
+                    child.stdin.write_eof()
+                    stdout, stderr = await asyncio.gather(_bounded(child.stdout), _bounded(child.stderr))
+                    await child.wait_closed()
+                finally:
+                    # Not waited for: the server closes the channel when the command ends, and this may be because it does not.
+                    child.close()
         except TimeoutError:
             raise CommandFailed(self._guest, shown, f"none within {limit:.0f} s", "") from None
         except (asyncssh.Error, OSError) as error:

@@ -24,7 +24,7 @@ from testbed.topology.model import Size
 from testbed.units import MIB
 
 _LAYOUT = 1
-_GUEST_FILES = ("initramfs-init", "testbed-init", "testbed-agent")
+_GUEST_FILES = ("testbed-init", "testbed-agent")
 # What mmdebstrap says (its lines "I: ...") as it goes, and how much of the time has then passed: fractions of 35 s on two cores.
 _STAGES = (
     ("running apt-get update", 0.02),
@@ -62,10 +62,6 @@ class Image:
     @property
     def busybox(self) -> Path:
         return self.folder / "busybox"
-
-    @property
-    def initramfs_init(self) -> Path:
-        return self.folder / "initramfs-init"
 
 
 def names(images: Path) -> tuple[str, ...]:
@@ -131,7 +127,6 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> 
         words = ["mmdebstrap", *_options(recipe, work, folder), recipe.suite, "/dev/null", str(work / "sources.list")]
         await process.run(words, timeout_s=3600, env={"TMPDIR": scratch}, on_line=on_line)
     await process.run(["zstd", "-dq", "--sparse", "--rm", folder / "root.ext4.zst"], timeout_s=300)
-    shutil.copy(guest_files / "initramfs-init", folder / "initramfs-init")
     task.update(fraction=1.0)
     return {"sha256": cache.file_sha256(folder / "root.ext4"), "suite": recipe.suite}
 

@@ -22,7 +22,10 @@ from testbed.topology.model import Disk, Guest, Limits, Loop, Topology
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 200_000
 _YAML_1_1 = (
-    (re.compile(r"[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE"), "YAML 1.1 reads it as true or false; write true or false, or quote it"),
+    (
+        re.compile(r"[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE"),
+        "YAML 1.1 reads it as true or false; write true or false, or quote it",
+    ),
     (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "YAML 1.1 reads it as a number of base 60; quote it"),
     (
         re.compile(r"0[0-7]+|0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]+)+"),

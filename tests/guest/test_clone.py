@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.guest.conftest import Notes
 from testbed import plan
 from testbed.errors import DeviceMismatch, WireBroken
 from testbed.guest import Guest
@@ -23,6 +22,7 @@ from testbed.store import cache, templates
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from testbed.topology.model import Disk
+from tests.guest.conftest import Notes
 
 
 async def test_two_clones_are_two_machines(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
@@ -42,13 +42,17 @@ async def test_two_clones_are_two_machines(lab: Lab, model: GuestModel, kernel: 
             told.append(said)
         assert told[0][2] != told[1][2]
         # What one writes to its root or its disks, the other does not have.
-        await first.script('echo mine >/root/note && dd if=/dev/urandom "of=$1" bs=4k count=1 conv=fsync status=none', first.disks["data"].path)
+        await first.script(
+            'echo mine >/root/note && dd if=/dev/urandom "of=$1" bs=4k count=1 conv=fsync status=none', first.disks["data"].path
+        )
         assert (await second.run("test", "-e", "/root/note", check=False)).status == 1
         read = await second.script('od -An -tx1 -N 4096 "$1" | sort -u', second.disks["data"].path)
         assert set(read.stdout.split()) <= {"00", "*"}
 
 
-async def test_disks_are_those_of_the_topology_and_found_by_serial(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+async def test_disks_are_those_of_the_topology_and_found_by_serial(
+    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path
+) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         assert {name: (device.kind, device.size_bytes) for name, device in guest.disks.items()} == {
             name: (disk.type, disk.size) for name, disk in model.disks.items()
@@ -102,7 +106,9 @@ async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel:
     assert "-sandbox" in (evidence / "argv.txt").read_text()
 
 
-async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(
+    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path
+) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
         assert f"0100007F:{guest.ssh_port:04X}" in listening
@@ -135,7 +141,9 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     notes.notes.clear()
     record = cache.read_meta(other)
     (folder / "state").write_bytes((other / "state").read_bytes())
-    (folder / cache.META).write_text(__import__("json").dumps(cache.read_meta(folder) | {k: record[k] for k in ("state_bytes", "state_sha256")}))
+    (folder / cache.META).write_text(
+        __import__("json").dumps(cache.read_meta(folder) | {k: record[k] for k in ("state_bytes", "state_sha256")})
+    )
     async with lab.guest("g0", small, kernel, evidence) as guest:
         assert (await guest.run("hostname")).stdout == "g0\n"
     assert any("does not load" in note or "does not wake up" in note for note in notes.notes)

@@ -71,7 +71,11 @@ async def test_the_stack_is_undone_when_the_work_on_it_fails(lab: Lab, model: Gu
 async def test_a_throttled_disk_is_as_slow_as_its_limit(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
     """100 direct reads at 50 IOPS take two seconds or more, however fast or slow the host is."""
     slow = GuestModel.model_validate(
-        {"disks": {name: {"type": kind, "size": "64M", "throttle": {"iops-total": 50}} for name, kind in (("a", "virtio-blk"), ("b", "nvme"))}}
+        {
+            "disks": {
+                name: {"type": kind, "size": "64M", "throttle": {"iops-total": 50}} for name, kind in (("a", "virtio-blk"), ("b", "nvme"))
+            }
+        }
     )
     async with lab.guest("g0", slow, kernel, evidence) as guest:
         for name, device in guest.disks.items():

@@ -26,7 +26,9 @@ def test_every_difference_is_said() -> None:
     assert "disks.fast: expected a nvme disk with serial tb-fast, got tb-root, tb-modules, tb-data" in said(
         LISTING.replace("nvme nvme0n1 259:0 2097152 0 tb-fast\n", "")
     )
-    assert "disks.data.size: expected 1073741824 bytes, got 1073741312 (/dev/vdc)" in said(LISTING.replace("2097152 0 tb-data", "2097151 0 tb-data"))
+    assert "disks.data.size: expected 1073741824 bytes, got 1073741312 (/dev/vdc)" in said(
+        LISTING.replace("2097152 0 tb-data", "2097151 0 tb-data")
+    )
     assert "disks.data: expected it writable" in said(LISTING.replace("0 tb-data", "1 tb-data"))
     assert "disks.data.type: expected virtio-blk, got nvme" in said(LISTING.replace("virtio-blk vdc", "nvme vdc"))
     assert "/dev/vdd: expected no such disk, got one with serial 'other'" in said(LISTING + "virtio-blk vdd 254:48 8 0 other\n")

@@ -23,7 +23,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 # What touches the outside: pure floors import none of it.
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}
-PURE = {"units", "keys", "hardware", "filesystems", "kernels", "host", "plan", "stack", "lifecycle", "devices", "counters", "console", "verdict"}
+PURE = {
+    "units",
+    "keys",
+    "hardware",
+    "filesystems",
+    "kernels",
+    "host",
+    "plan",
+    "stack",
+    "lifecycle",
+    "devices",
+    "counters",
+    "console",
+    "verdict",
+}
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
@@ -62,7 +76,9 @@ def test_pure_modules_touch_nothing(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_only_the_faces_print_and_only_the_command_line_exits(path: Path) -> None:
-    calls = {node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    calls = {
+        node.func.id for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     if room(path) not in ("cli", "report"):
         assert "print" not in calls
     assert not calls & {"exit", "quit"}

@@ -63,7 +63,12 @@ def test_the_release_is_read_from_the_header(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "expected a bzImage"), (b"\x7fELF".ljust(4096), "expected a bzImage"), (bzimage(size=0x900), "truncated"), (bzimage(""), "release")],
+    [
+        (b"", "expected a bzImage"),
+        (b"\x7fELF".ljust(4096), "expected a bzImage"),
+        (bzimage(size=0x900), "truncated"),
+        (bzimage(""), "release"),
+    ],
 )
 def test_what_is_no_bzimage_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "k").write_bytes(data)

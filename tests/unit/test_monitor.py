@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tests.fakes.qmp_server import FakeQmp, fake_qmp
 from testbed import monitor
 from testbed.errors import HostError, WireBroken
 from testbed.monitor import Monitor
 from testbed.plan import QmpCommand
+from tests.fakes.qmp_server import FakeQmp, fake_qmp
 
 
 @asynccontextmanager

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.values import host
 from testbed import plan
 from testbed.host import Host, cpu_model
 from testbed.topology import Guest
 from testbed.topology.load import parse
+from tests.unit.values import host
 
 DATA = Path(__file__).parents[1] / "data"
 ROOT = Path(__file__).parents[2]

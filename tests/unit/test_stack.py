@@ -31,7 +31,11 @@ def test_a_loop_brings_what_it_stands_on_and_nothing_else() -> None:
 def test_a_loop_has_the_same_device_whatever_else_is_made() -> None:
     alone = stack.plan_stack(GUEST, {"data": "/dev/vdc"}, ("l2",))
     assert alone.loops["l2"].path == "/dev/loop2" and alone.loops["l2"].disks == ()
-    assert [step.what for step in alone.steps] == ["tmpfs on memory at /mnt/ram", "sparse /mnt/ram/disk.img", "/dev/loop2 on /mnt/ram/disk.img"]
+    assert [step.what for step in alone.steps] == [
+        "tmpfs on memory at /mnt/ram",
+        "sparse /mnt/ram/disk.img",
+        "/dev/loop2 on /mnt/ram/disk.img",
+    ]
 
 
 def test_undoing_is_the_reverse_of_what_was_done_and_no_more() -> None:

@@ -132,7 +132,9 @@ def test_all_mistakes_are_said_at_once_in_the_files_order() -> None:
     assert [message.split(": ")[0] for message in said] == ["a.yaml:1:10", "a.yaml:4:11", "a.yaml:5:13", "a.yaml:6:5"]
 
 
-@pytest.mark.parametrize("text", ["", "[", "a", "- 1", "version: 1", "&a [*a]", "{" * 5000, "version: 1\nguests: {}\n", "\x00", "a: !!binary x"])
+@pytest.mark.parametrize(
+    "text", ["", "[", "a", "- 1", "version: 1", "&a [*a]", "{" * 5000, "version: 1\nguests: {}\n", "\x00", "a: !!binary x"]
+)
 def test_what_is_no_topology_is_an_error_with_a_place(text: str) -> None:
     assert all(message.startswith("a.yaml:") for message in errors(text))
 

@@ -72,7 +72,14 @@ def test_single_kernels(outcome: Outcome, expected: Charge, judged: Verdict) -> 
 
 @pytest.mark.parametrize(
     ("share", "claim"),
-    [(1.01, Charge.CHARGED), (0.95, Charge.CHARGED), (0.9499, Charge.UNCLEAR), (0.0201, Charge.UNCLEAR), (0.02, Charge.BYPASSED), (0.0, Charge.BYPASSED)],
+    [
+        (1.01, Charge.CHARGED),
+        (0.95, Charge.CHARGED),
+        (0.9499, Charge.UNCLEAR),
+        (0.0201, Charge.UNCLEAR),
+        (0.02, Charge.BYPASSED),
+        (0.0, Charge.BYPASSED),
+    ],
 )
 def test_thresholds(share: float, claim: Charge) -> None:
     assert verdict.charge(share) is claim

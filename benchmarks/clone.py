@@ -1,0 +1,112 @@
+"""Clones against cold boots (and virtme-ng), side by side in one run, on the default topology with both its disks hot-plugged."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from testbed import paths
+from testbed.lab import Lab, open_lab
+from testbed.lifecycle import Event
+from testbed.report import live
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest, load
+from testbed.units import MIB
+
+_PARTS = (
+    ("QEMU's monitor", Event.SPAWNED, Event.MONITOR_CONNECTED),
+    ("load the state", Event.MONITOR_CONNECTED, Event.AGENT_WAITING),
+    ("plug, identify, SSH handshake", Event.AGENT_WAITING, Event.SSH_CONNECTED),
+    ("first command (lists the disks)", Event.SSH_CONNECTED, Event.DEVICES_VERIFIED),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One guest: seconds from the call to the first command answered, its parts, and QEMU's private memory then."""
+
+    total_s: float
+    parts_s: dict[str, float]
+    private_bytes: int
+
+
+async def _one(lab: Lab, model: Guest, kernel: KernelFiles, evidence: Path) -> Sample:
+    started = time.monotonic()
+    async with lab.guest("bench", model, kernel, evidence) as guest:
+        total_s = guest.reached[Event.DEVICES_VERIFIED] - started
+        parts_s = {name: guest.reached[end] - guest.reached[begin] for name, begin, end in _PARTS}
+        return Sample(total_s=total_s, parts_s=parts_s, private_bytes=_private(guest.pid))
+
+
+def _private(pid: int) -> int:
+    """Resident memory that a process shares with nobody: anonymous pages, among them the copied ones of the template's RAM.
+
+    Not `Private_Dirty`: pages of the template's file count there as long as one clone alone has them mapped and they wait for writeback.
+    """
+    found = re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+async def measure(*, count: int, cold: int, kernel: str) -> dict[str, Any]:
+    """The figures; times in seconds, memory in MiB."""
+    model = load(paths.shipped("topologies") / "default.yaml").guests["g0"]
+    with live.progress(Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
+        async with open_lab(progress, kernels=(kernel,)) as lab:
+            files = await lab.kernel(kernel)
+            await _one(lab, model, files, Path(folder))  # makes the template where there is none
+            with progress.task(f"{count} clones") as task:
+                warm = []
+                for number in range(count):
+                    warm.append(await _one(lab, model, files, Path(folder)))
+                    task.update(fraction=(number + 1) / count)
+            lab.cold = True
+            with progress.task(f"{cold} cold boots"):
+                booted = [await _one(lab, model, files, Path(folder)) for _ in range(cold)]
+            virtme_s = await _virtme(files)
+    times = sorted(sample.total_s for sample in warm)
+    median_s = statistics.median(times)
+    cold_s = statistics.median(sample.total_s for sample in booted)
+    parts = {name: round(statistics.median(sample.parts_s[name] for sample in warm), 3) for name, _, _ in _PARTS}
+    return {
+        "kernel": files.release,
+        "clones": count,
+        "median_s": round(median_s, 3),
+        "p95_s": round(times[min(count - 1, int(count * 0.95))], 3),
+        "cold_s": round(cold_s, 3),
+        "cold_over_clone": round(cold_s / median_s, 1),
+        "parts_s": parts,
+        "largest_part": max(parts, key=lambda name: parts[name]),
+        "private_mib": round(statistics.median(sample.private_bytes for sample in warm) / MIB, 1),
+        "virtme_ng_s": virtme_s,
+    }
+
+
+async def _virtme(kernel: KernelFiles) -> float | str:
+    """One command of virtme-ng on the same kernel without KVM, where it is installed."""
+    vng = shutil.which("vng")
+    if vng is None:
+        return "not installed"
+    started = time.monotonic()
+    child = await asyncio.create_subprocess_exec(
+        vng, "--run", str(kernel.bzimage), "--disable-kvm", "--", "uname -r",
+        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(120):
+            said, _ = await child.communicate()
+    except TimeoutError:
+        child.kill()
+        return "no answer in 120 s"
+    if kernel.release.encode() not in said:
+        return f"failed: {said.decode(errors='replace').strip()[-200:]}"
+    return round(time.monotonic() - started, 3)

@@ -1,0 +1,76 @@
+"""The command line as a person meets it: wrong things get one clear message and the right exit code."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def testbed(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+
+    env = {**os.environ, "TESTBED_CACHE": str(folder / "cache"), "TESTBED_STATE": str(folder / "state"), "COLUMNS": "200", **environment}
+    return subprocess.run([sys.executable, "-m", "testbed", *words], capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+
+
+testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name for a test's
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("compare", "nope"), "scenario 'nope': expected one of oom-tmpfs, gate"),
+        (("compare", "--base", "debian-0.1"), "kernel 'debian-0.1': expected one of debian-5.10"),
+        (("compare", "--topology", "/no/such.yaml"), "/no/such.yaml:1:1: cannot be read: No such file or directory"),
+        (("run", "--expect", "wonders"), "--expect wonders: expected one of auto, charged, bypass"),
+        (("image", "build", "nope"), "image 'nope': expected one of bookworm"),
+        (("image", "rm", "bookworm"), "image 'bookworm': it is not built"),
+        (("kernel", "fetch", "/etc/hostname"), "expected a bzImage"),
+        (("frobnicate",), "No such command 'frobnicate'"),
+        (("compare", "--nope"), "No such option: --nope"),
+    ],
+)
+def test_a_wrong_word_is_an_error_of_the_user(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    done = testbed(tmp_path, *words)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unwritable_cache_says_which_and_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = testbed(tmp_path, "kernel", "list", TESTBED_CACHE=str(tmp_path / "file" / "cache"))
+    assert done.returncode == 2
+    assert "cannot be made" in done.stderr and "TESTBED_CACHE" in done.stderr
+
+
+def test_validate_says_every_error_of_every_file_and_exits_1(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("version: 1\nguests: {g0: {cpu: 2, memory: big}}\n")
+    (tmp_path / "b.yaml").write_text("version: 3\nguests: {g0: {}}\n")
+    done = testbed(tmp_path, "validate", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"), "topologies/default.yaml")
+    assert done.returncode == 1
+    assert done.stdout.splitlines() == [
+        f"{tmp_path}/a.yaml:2:15: guests.g0.cpu: unknown key; did you mean 'cpus'?",
+        f"{tmp_path}/a.yaml:2:31: guests.g0.memory: expected a size such as 2G, got 'big'",
+        f"{tmp_path}/b.yaml:1:10: version: expected 1, got 3",
+    ]
+
+
+def test_validate_of_good_files_exits_0(tmp_path: Path) -> None:
+    assert testbed(tmp_path, "validate", "topologies/default.yaml").returncode == 0
+
+
+def test_kernels_and_images_are_listed_without_fetching_any(tmp_path: Path) -> None:
+    kernels = testbed(tmp_path, "kernel", "list")
+    assert kernels.returncode == 0
+    assert "debian-5.10\tbefore\tbase\tnot fetched" in kernels.stdout
+    assert "bookworm\tnot built" in testbed(tmp_path, "image", "list").stdout
+
+
+def test_without_words_there_is_help(tmp_path: Path) -> None:
+    assert "compare" in testbed(tmp_path, "--help").stdout
