@@ -33,14 +33,15 @@ list() {
         read -r number <"$disk/dev"
         read -r sectors <"$disk/size"
         read -r read_only <"$disk/ro"
-        echo "$1 ${disk##*/} $number $sectors $read_only $serial"
+        found="$found$1 ${disk##*/} $number $sectors $read_only $serial
+"
+        count=$((count + 1))
     done
 }
-wanted=$1
 for try in 0 1 2 3 4 5 6 7 8 9; do
-    found=$(KINDS)
-    set -- $found
-    [ $# -ge $((wanted * 6)) ] && break
+    found= count=0
+    KINDS
+    [ $count -ge "$1" ] && break
     sleep 0.$try
 done
 echo "$found"

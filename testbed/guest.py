@@ -262,11 +262,13 @@ class Guest:
             "name": self.name,
             "seed": secrets.token_hex(64),
             "authorized": key.export_public_key().hex(),
-            "root": "ro" if self.order.memory.shared else "rw",
         }
         if template is None:
             identity["hostkey"] = host_key.dropbear.hex()
         self.agent.say("identity", **identity)
+        # The guest finds its disks while it shakes hands: it has two things to do, and more than one core.
+        for number, (name, disk) in enumerate(self.order.model.disks.items()):
+            await self.plug(name, disk, number)
         limit = self.order.deadlines.ssh_s
         ready = asyncio.create_task(self.agent.expect("ready"))
         try:
@@ -314,15 +316,19 @@ class Guest:
             await self._restore(self.order.template)
         else:
             await self._boot()
-        for port, (name, disk) in enumerate(self.order.model.disks.items()):
-            await self.plug(name, disk, port)
         try:
             await self._identify(key)
         except GuestError as error:
             if self.order.template is not None:
                 raise TemplateError(f"template {self.order.template.folder.name} does not wake up: {error}") from error
             raise
-        await self.verify()
+        if self.order.memory.shared:
+            await self.verify()
+        else:
+            # Two things at once, for the guest has more than one core.
+            self.agent.say("unlock")
+            await self.verify()
+            await self.wait(self.agent.expect("unlocked"), self.order.deadlines.command_s)
         self._advance(Event.DEVICES_VERIFIED)
 
     # And back ------------------------------------------------------------------------------------------------------------------

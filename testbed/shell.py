@@ -111,16 +111,16 @@ class Shell:
         """
         return await self._run(shlex.join(command), "", check, timeout_s)
 
-    async def script(
-        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh"
-    ) -> Result:
-        """Run a script of ours on `sh` (or `bash`); it gets `arguments` as $1, $2, ..."""
+    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh") -> Result:
+        """Run a script of ours; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less."""
+        if interpreter == "sh":
+            return await self._run(f"{shlex.join(['set', '--', *arguments])}\n{text}", "", check, timeout_s)
         return await self._run(shlex.join([interpreter, "-s", "--", *arguments]), text, check, timeout_s)
 
     async def _run(self, command: str, text: str, check: bool, timeout_s: float | None) -> Result:
         started = time.monotonic()
         limit = self._command_s if timeout_s is None else timeout_s
-        shown = f"{command} <<'{text.strip().splitlines()[0][:60]} ...'" if text.strip() else command
+        shown = _shown(command)
         try:
             async with asyncio.timeout(limit):
                 child = await self._connection.create_process(command, encoding=None)
@@ -155,6 +155,12 @@ class Shell:
         with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
             async with asyncio.timeout(1):
                 await self._connection.wait_closed()
+
+
+def _shown(command: str) -> str:
+    """A command as messages call it: a script by its first lines."""
+    first, *more = command.strip().splitlines()
+    return f"{first}; {more[0][:60]} ..." if more else first
 
 
 async def _bounded(stream: asyncssh.SSHReader[bytes]) -> str:
