@@ -111,7 +111,9 @@ class Shell:
         """
         return await self._run(shlex.join(command), "", check, timeout_s)
 
-    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh") -> Result:
+    async def script(
+        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh"
+    ) -> Result:
         """Run a script of ours; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less."""
         if interpreter == "sh":
             return await self._run(f"{shlex.join(['set', '--', *arguments])}\n{text}", "", check, timeout_s)

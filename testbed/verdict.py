@@ -132,7 +132,7 @@ def _claims(base: Outcome, patched: Outcome) -> Judgement:
         return Judgement(verdict=Verdict.INVALID, reason=f"the base does not show the bypass: {base.reason}")
     if patched.claim is not Charge.CHARGED:
         return Judgement(verdict=Verdict.FAIL, reason=f"the patched kernel does not charge: {patched.reason}")
-    return Judgement(verdict=Verdict.PASS, reason=f"base: {base.reason}; patched: {patched.reason}")
+    return Judgement(verdict=Verdict.PASS, reason="the base bypasses the cgroup, the patched kernel charges it")
 
 
 EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INFRA: 2, Verdict.INVALID: 3, Verdict.SKIP: 4}

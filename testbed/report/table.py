@@ -25,11 +25,11 @@ _STYLES = {
 def results_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> Table:
     """One row a scenario: its measures on each kernel, the verdict, and why."""
     table = Table(show_lines=True, title_justify="left")
-    table.add_column("scenario", no_wrap=True)
+    table.add_column("scenario", no_wrap=True, vertical="top")
     for side, kernel in kernels.items():
-        table.add_column(f"{side}: {escape(kernel.release)}", ratio=3)
+        table.add_column(f"{side}\n{escape(kernel.release)}", ratio=3, overflow="fold")
     table.add_column("verdict", no_wrap=True)
-    table.add_column("reason", ratio=3)
+    table.add_column("reason", ratio=2)
     for result in results:
         verdict = result.judgement.verdict
         table.add_row(

@@ -54,7 +54,7 @@ async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, model: GuestM
     async with lab.guest("g0", model, kernel, evidence) as guest:
         # Something else holds the second loop's device.
         await guest.script("truncate -s 1M /tmp/other && losetup /dev/loop1 /tmp/other")
-        with pytest.raises(CommandFailed, match="failed: /dev/loop1 on /mnt/fast/disk.img"):
+        with pytest.raises(CommandFailed, match=r"failed: /dev/loop1 on /mnt/fast/disk\.img"):
             async with mounts.loops(guest):
                 pass
         assert await attached(guest) == {"/dev/loop1": "/tmp/other"} and await mounted(guest) == set()

@@ -3,7 +3,7 @@ from testbed import counters
 # Printed by Debian 6.1 in a guest.
 IO_STAT = """\
 254:32 rbytes=33816576 wbytes=0 rios=264 wios=0 dbytes=0 dios=0
-259:0 
+259:0
 7:0 rbytes=33554432 wbytes=0 rios=32 wios=0 dbytes=0 dios=0 cost.usage=12
 """
 

@@ -39,7 +39,7 @@ def test_pairs(base: Outcome, patched: Outcome, expected: Verdict) -> None:
 
 
 def test_only_a_bypass_on_the_base_and_a_charge_on_the_patched_kernel_pass() -> None:
-    everything = (CHARGED, BYPASSED, UNCLEAR, BROKEN, BROKEN_BYPASS, SKIPPED, LOST)
+    everything: tuple[Outcome, ...] = (CHARGED, BYPASSED, UNCLEAR, BROKEN, BROKEN_BYPASS, SKIPPED, LOST)
     passing = [pair for pair in itertools.product(everything, repeat=2) if verdict.judge_pair(*pair).verdict is Verdict.PASS]
     assert passing == [(BYPASSED, CHARGED)]
 
