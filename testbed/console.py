@@ -9,7 +9,7 @@ from dataclasses import dataclass
 # "[   12.345678] " or "[   12.345678][  T123] " before a kernel line; an SSH server's lines have other brackets.
 _STAMP = re.compile(r"^(?:<\d+>)?\[\s*(?P<seconds>\d+\.\d{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
 # What could steer a terminal: everything below a space but tab, DEL, and the C1 range.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]|\x1b\[[0-9;?]*[A-Za-z]")
+_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Kind(enum.Enum):

@@ -198,10 +198,8 @@ class Guest:
             memory=Memory(file=order.template.memory) if order.template else order.memory,
             restore=order.template is not None,
         )
-        # -S: nothing runs, and nothing is said on a wire, before we listen.
-        words = (*plan.flat(options), "-S")
-        (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in (*options, ("-S",))))
-        self._process = await process.start(words, output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)})
+        (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in options))
+        self._process = await process.start(plan.flat(options), output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)})
         self._advance(Event.SPAWNED)
         self._watchers.append(asyncio.create_task(self._watch_process()))
         await self.wait(self.monitor.connect(order.sockets / "qmp"), order.deadlines.monitor_s)

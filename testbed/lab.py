@@ -174,7 +174,7 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
             async with asyncio.TaskGroup() as group:
                 built = group.create_task(image.build(IMAGE, images, folders.cache, progress))
                 fetched = [group.create_task(kernel_files.fetch(kernel, folders.cache, progress)) for kernel in wanted]
-        except* Exception as failures:
+        except ExceptionGroup as failures:
             # The first failure stops the others, and is the one to report.
             raise failures.exceptions[0] from None
         host = await probe.probe(folders.cache, fetched[0].result() if fetched else None)

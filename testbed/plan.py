@@ -105,6 +105,7 @@ def argv(
         ("-no-user-config",),
         ("-display", "none"),
         ("-no-reboot",),
+        ("-S",),  # nothing runs, and nothing is said on a wire, before somebody listens
         ("-machine", "q35,memory-backend=ram,vmport=off"),
         ("-accel", wanted.accelerator),
         ("-cpu", wanted.cpu),

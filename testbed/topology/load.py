@@ -45,6 +45,7 @@ class _Reader:
     def __init__(self, file: str) -> None:
         self.file = file
         self.marks: dict[Where, yaml.Mark] = {}
+        self.key_marks: dict[Where, yaml.Mark] = {}
         self.problems: list[Problem] = []
         self._nodes = 0
 
@@ -79,6 +80,7 @@ class _Reader:
             if key in result:
                 self.problem((*where, key), "the key stands here twice", key_node.start_mark)
                 continue
+            self.key_marks[(*where, key)] = key_node.start_mark
             result[key] = self.value(value_node, (*where, key))
             if isinstance(value_node, yaml.MappingNode | yaml.SequenceNode):
                 self.marks[(*where, key)] = key_node.start_mark
@@ -142,7 +144,8 @@ def parse(text: str, file: str) -> Topology:
         for error in invalid.errors():
             where = tuple(part for part in error["loc"] if part != "[key]")
             if _dotted(where) not in {problem.path for problem in reader.problems}:
-                reader.problem(where, _message(error, where))
+                at_key = error["type"] == "extra_forbidden"
+                reader.problem(where, _message(error, where), reader.key_marks.get(where) if at_key else None)
     if topology is not None:
         for where, message in check(topology):
             reader.problem(where, message)

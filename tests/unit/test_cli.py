@@ -49,6 +49,14 @@ def test_an_unwritable_cache_says_which_and_what_to_do(tmp_path: Path) -> None:
     assert "cannot be made" in done.stderr and "TESTBED_CACHE" in done.stderr
 
 
+def test_a_mirror_that_does_not_answer_is_one_message_and_leaves_nothing_half_made(tmp_path: Path) -> None:
+    done = testbed(tmp_path, "compare", TESTBED_DEBIAN_MIRROR="http://127.0.0.1:9/debian")
+    assert done.returncode == 2
+    assert "127.0.0.1" in done.stderr and "Traceback" not in done.stderr
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.name.startswith(".unfinished")]
+    assert not list((tmp_path / "cache").rglob("meta.json"))
+
+
 def test_validate_says_every_error_of_every_file_and_exits_1(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("version: 1\nguests: {g0: {cpu: 2, memory: big}}\n")
     (tmp_path / "b.yaml").write_text("version: 3\nguests: {g0: {}}\n")

@@ -56,7 +56,7 @@ guests:
 
 # One mistake each: the text after `version: 1\nguests:\n  g0:\n`, and the messages that it gets, whole.
 MISTAKES = {
-    "unknown key, with a suggestion": ("    kernl: x\n", ["a.yaml:4:12: guests.g0.kernl: unknown key; did you mean 'kernel'?"]),
+    "unknown key, with a suggestion": ("    kernl: x\n", ["a.yaml:4:5: guests.g0.kernl: unknown key; did you mean 'kernel'?"]),
     "a size that is none": (
         "    disks: {data: {type: nvme, size: big}}\n",
         ["a.yaml:4:38: guests.g0.disks.data.size: expected a size such as 2G, got 'big'"],
