@@ -127,8 +127,9 @@ class Shell:
             async with asyncio.timeout(limit):
                 child = await self._connection.create_process(command, encoding=None)
                 try:
-                    child.stdin.write(text.encode())
-                    child.stdin.write_eof()
+                    with contextlib.suppress(BrokenPipeError):  # a command that reads nothing may have ended by now
+                        child.stdin.write(text.encode())
+                        child.stdin.write_eof()
                     stdout, stderr = await asyncio.gather(_bounded(child.stdout), _bounded(child.stderr))
                     await child.wait_closed()
                 finally:
