@@ -137,7 +137,7 @@ class Lab:
                 task.update(detail="booting, warming up, saving")
                 return await template.save(unfinished, boot, host_key)
 
-        await cache.once(folder, make, self._progress, "template")
+        await cache.once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
         return await asyncio.to_thread(templates.read, folder, machine)
 
     async def _boot_files(self, kernel: KernelFiles) -> BootFiles:
