@@ -1,0 +1,89 @@
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from testbed import wires
+from testbed.console import Finding, Kind
+from testbed.errors import GuestError, WireBroken
+from testbed.wires import Agent, Console
+
+
+@asynccontextmanager
+async def peer(socket: Path) -> AsyncIterator["asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]]"]:
+    """The other end of a wire, as QEMU's chardev is."""
+    connected: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
+    server = await asyncio.start_unix_server(lambda reader, writer: connected.put_nowait((reader, writer)), socket)
+    try:
+        yield connected
+    finally:
+        server.close()
+
+
+async def test_the_agent_is_asked_and_answers(tmp_path: Path) -> None:
+    async with peer(tmp_path / "agent") as connected, asyncio.timeout(10):
+        agent = Agent("g0")
+        await agent.connect(tmp_path / "agent")
+        reader, writer = await connected.get()
+        agent.say("identity", name="g0", time_ns="1")
+        assert await reader.readline() == b"identity name=g0 time_ns=1\n"
+        writer.write(b"noise\r\nready kernel=6.1\n")
+        assert await agent.expect("ready") == "kernel=6.1"
+        agent.close()
+        writer.close()
+
+
+async def test_a_silent_agent_is_nudged_with_an_empty_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wires, "_NUDGE_S", 0.02)
+    async with peer(tmp_path / "agent") as connected, asyncio.timeout(10):
+        agent = Agent("g0")
+        await agent.connect(tmp_path / "agent")
+        reader, writer = await connected.get()
+        agent.say("freeze")
+        asked = asyncio.create_task(agent.expect("frozen"))
+        assert await reader.readline() == b"freeze\n"
+        assert await reader.readline() == b"\n"
+        writer.write(b"frozen\n")
+        assert await asked == ""
+        agent.close()
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "error", "message"),
+    [
+        (b"failed why=no room\n", GuestError, "got a failure: why=no room"),
+        (b"", WireBroken, "the end of the wire"),
+        (b"x" * 100_000, WireBroken, "expected a line `ready`"),
+    ],
+)
+async def test_an_agent_that_fails_or_floods_is_an_error(tmp_path: Path, said: bytes, error: type[Exception], message: str) -> None:
+    async with peer(tmp_path / "agent") as connected, asyncio.timeout(10):
+        agent = Agent("g0")
+        await agent.connect(tmp_path / "agent")
+        _, writer = await connected.get()
+        writer.write(said)
+        writer.close()
+        with pytest.raises(error, match=message):
+            await agent.expect("ready")
+        agent.close()
+
+
+async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wires, "_MAX_LOG_BYTES", 1000)
+    fatal: list[Finding] = []
+    async with peer(tmp_path / "console") as connected, asyncio.timeout(10):
+        console = Console(tmp_path / "console.log", fatal.append)
+        await console.connect(tmp_path / "console")
+        _, writer = await connected.get()
+        writer.write(b"[    1.000000] Linux version\r\n\x1b[2J[    2.000000] Kernel pa")
+        writer.write(b"nic - not syncing: x\r\n" + b"flood " * 100_000 + b"\nthe last")
+        writer.close()
+        await console.ended()
+        await console.close()
+    assert [finding.kind for finding in fatal] == [Kind.PANIC]
+    assert console.tail()[0] == "[    1.000000] Linux version" and console.tail()[-1] == "the last"
+    assert all(len(line) <= 1000 for line in console.tail())
+    assert (tmp_path / "console.log").stat().st_size == 1000
