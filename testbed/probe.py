@@ -26,12 +26,12 @@ _EXIT_PORT = 0xF4
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
 
 
-async def probe(cache: Path, kernel: KernelFiles | None, *, qemu: str | None = None) -> Host:
+async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
     """The host's facts. `kernel`: one to boot under KVM; without one, KVM is not proven and not used.
 
     :raise HostError: there is no QEMU that can run a guest.
     """
-    found = await _qemu(cache, qemu)
+    found = await _qemu(cache)
     memory: dict[str, str] = dict(_MEMINFO.findall(Path("/proc/meminfo").read_text()))
     return Host(
         kernel=os.uname().release,
@@ -59,8 +59,11 @@ def _remember(path: Path, record: dict[str, Any]) -> None:
     Path(new.name).replace(path)
 
 
-async def _qemu(cache: Path, named: str | None) -> Qemu:
-    path = process.find(named or os.environ.get("TESTBED_QEMU") or QEMU)
+async def _qemu(cache: Path) -> Qemu:
+    chosen = os.environ.get("TESTBED_QEMU")
+    if chosen and shutil.which(chosen) is None:
+        raise HostError(f"TESTBED_QEMU: expected a program, got {chosen!r}, which is none")
+    path = process.find(chosen or QEMU)
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
     remembered = cache / "probes" / f"qemu-{identity}.json"

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,9 @@ from testbed.errors import HostError, ToolMissing
 
 # Debian keeps mke2fs and its like out of a plain user's PATH.
 _SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+
+# Between asking a program to end and ending it.
+_GRACE_S = 20.0
 
 # Debian package of each program that the testbed runs.
 PACKAGES: dict[str, str] = {
@@ -115,18 +119,21 @@ async def _ended(child: asyncio.subprocess.Process) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        if child.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(child.pid, 9)
-            await child.wait()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            # First a chance to clean up: mmdebstrap removes a tree that belongs to user ids which we cannot remove ourselves.
+            if child.returncode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, number)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(child.wait(), _GRACE_S)
 
 
-def _dying_with_us(signal: str) -> tuple[str, ...]:
-    """What to put before a program so that it gets `signal` when the testbed ends, however it ends (PR_SET_PDEATHSIG).
+def _dying_with_us(with_signal: str) -> tuple[str, ...]:
+    """What to put before a program so that it gets `with_signal` when the testbed ends, however it ends (PR_SET_PDEATHSIG).
 
     The kernel sends it when the *thread* that started the program ends: programs are started from the main thread's event loop.
     """
-    return (str(find("setpriv")), "--pdeathsig", signal, "--")
+    return (str(find("setpriv")), "--pdeathsig", with_signal, "--")
 
 
 async def start(argv: Sequence[str | Path], *, output: Path, env: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:

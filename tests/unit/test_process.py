@@ -1,0 +1,48 @@
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from testbed import process
+from testbed.errors import HostError, ToolMissing
+
+
+async def test_a_program_runs_to_its_end() -> None:
+    heard: list[str] = []
+    done = await process.run(["sh", "-c", "cat; echo warned >&2"], stdin="said\n", on_line=heard.append)
+    assert (done.status, done.stdout, heard) == (0, "said\n", ["warned"])
+
+
+async def test_a_failure_says_what_the_program_said() -> None:
+    with pytest.raises(HostError, match=r"sh: expected status 0, got 3(.|\n)*no such luck"):
+        await process.run(["sh", "-c", "echo no such luck >&2; exit 3"])
+    assert (await process.run(["sh", "-c", "exit 3"], check=False)).status == 3
+
+
+async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "_SEARCH", "/nowhere")
+    with pytest.raises(ToolMissing, match="mke2fs: not found on this machine; install it with: apt-get install e2fsprogs"):
+        process.find("mke2fs")
+
+
+async def test_a_program_that_does_not_end_is_ended_with_its_children(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=r"expected an end within 0 s"):
+        await process.run(["sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; wait"], timeout_s=0.3)
+    pid = int((tmp_path / "pid").read_text())
+    until = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+
+
+async def test_a_program_may_clean_up_when_its_run_is_cancelled(tmp_path: Path) -> None:
+    script = f"trap 'echo cleaned >{tmp_path}/trace; exit' TERM; touch {tmp_path}/started; while :; do sleep 0.05; done"
+    running = asyncio.create_task(process.run(["sh", "-c", script]))
+    async with asyncio.timeout(30):
+        while not (tmp_path / "started").exists():
+            await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (tmp_path / "trace").read_text() == "cleaned\n"
