@@ -73,6 +73,8 @@ class Guest:
         self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
         self.disks: dict[str, Device] = {}
         self.boot_s = 0.0
+        self.ssh_port = 0
+        self.host_key = HostKey.from_private(order.template.host_key if order.template else order.host_key)
         self.console = Console(order.evidence / "console.log", self._on_fatal)
         self.agent = Agent(order.name)
         self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
@@ -254,7 +256,6 @@ class Guest:
     async def _identify(self, key: asyncssh.SSHKey) -> None:
         """Give the guest its randomness, clock, name and keys, and connect to it."""
         template = self.order.template
-        host_key = HostKey.from_private(template.host_key if template else self.order.host_key)
         identity = {
             "time_ns": str(time.time_ns()),
             "name": self.name,
@@ -262,7 +263,7 @@ class Guest:
             "authorized": key.export_public_key().hex(),
         }
         if template is None:
-            identity["hostkey"] = host_key.dropbear.hex()
+            identity["hostkey"] = self.host_key.dropbear.hex()
         self.agent.say("identity", **identity)
         # The guest finds its disks while it shakes hands: it has two things to do, and more than one core.
         for number, (name, disk) in enumerate(self.order.model.disks.items()):
@@ -273,17 +274,17 @@ class Guest:
             if template is None:
                 # Nothing listens before. A clone's server does, stopped: the connection waits in its backlog while it is woken.
                 await self.wait(ready, limit)
-            port = await self._ssh_port()
+            self.ssh_port = await self._ssh_port()
             log = self.order.evidence / "ssh.log"
-            connecting = Shell.connect(self.name, port, key=key, host_key=host_key, command_s=self.order.deadlines.command_s, log=log)
+            connecting = Shell.connect(
+                self.name, self.ssh_port, key=key, host_key=self.host_key, command_s=self.order.deadlines.command_s, log=log
+            )
             self._shell = await self.wait(connecting, limit)
             await self.wait(ready, limit)
         finally:
             if not ready.done():
                 ready.cancel()
             await asyncio.gather(ready, return_exceptions=True)
-        self.host_key = host_key
-        self.ssh_port = port
         self._advance(Event.SSH_CONNECTED)
 
     async def _ssh_port(self) -> int:

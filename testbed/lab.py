@@ -51,6 +51,7 @@ class Lab:
         self._progress = progress
         self._key = client_key()
         self._numbers = itertools.count()
+        self._files: dict[str, BootFiles] = {}
 
     async def kernel(self, spec: str) -> KernelFiles:
         """The files of a kernel named as on the command line.
@@ -66,9 +67,7 @@ class Lab:
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
         """
         files = await self._boot_files(kernel)
-        machine = plan.machine(
-            self.host, model, kernel=kernel.sha256, image=self.image.sha256, initramfs=cache.file_sha256(files.initramfs)
-        )
+        machine = plan.machine(self.host, model, kernel=kernel.sha256, image=self.image.sha256, initramfs=files.initramfs.parent.name)
         async with contextlib.AsyncExitStack() as stack:
             if self.cold:
                 guest = await stack.enter_async_context(self._launch(name, model, machine, files, evidence, None))
@@ -134,13 +133,17 @@ class Lab:
                 return self._launch("template", model, machine, files, unfinished / "boot", None, memory, host_key)
 
             with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
-                task.update(detail="booting, warming up, saving")
-                return await template.save(unfinished, boot, host_key)
+                return await template.save(unfinished, boot, host_key, task)
 
         await cache.once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
         return await asyncio.to_thread(templates.read, folder, machine)
 
     async def _boot_files(self, kernel: KernelFiles) -> BootFiles:
+        if kernel.sha256 not in self._files:
+            self._files[kernel.sha256] = await self._make_boot_files(kernel)
+        return self._files[kernel.sha256]
+
+    async def _make_boot_files(self, kernel: KernelFiles) -> BootFiles:
         init = (paths.shipped("images") / "guest" / "initramfs-init").read_bytes()
         key = content_key(kernel.sha256, cache.file_sha256(self.image.busybox), init.hex())
         folder = self.folders.cache / "initramfs" / key

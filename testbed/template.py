@@ -17,6 +17,7 @@ from testbed.errors import HostError
 from testbed.guest import Guest
 from testbed.hardware.disks import DISK_KINDS
 from testbed.plan import Memory
+from testbed.progress import Task
 from testbed.store import cache
 from testbed.topology.model import Disk
 from testbed.units import MIB
@@ -29,14 +30,17 @@ _WARM_UP_BYTES = 64 * MIB
 Boot = Callable[[Memory], AbstractAsyncContextManager[Guest]]
 
 
-async def save(folder: Path, boot: Boot, host_key: bytes) -> dict[str, Any]:
+async def save(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[str, Any]:
     """Fill `folder` with a template; returns its record.
 
     :raise GuestError: the guest does not boot. :raise HostError: QEMU cannot save it.
     """
     memory = folder / "memory"
+    task.update(fraction=0.0, detail="booting")
     async with boot(Memory(file=memory, shared=True)) as guest:
+        task.update(fraction=0.5, detail="warming up")
         await _warm_up(guest)
+        task.update(fraction=0.7, detail="saving")
         guest.agent.say("freeze")
         await guest.wait(guest.agent.expect("frozen"), guest.order.deadlines.command_s)
         await guest.monitor.execute("stop")

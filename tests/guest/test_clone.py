@@ -60,6 +60,7 @@ async def test_disks_are_those_of_the_topology_and_found_by_serial(
         await guest.verify()
 
 
+@pytest.mark.slow
 async def test_a_guest_that_differs_from_its_topology_is_refused(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         await guest.plug("extra", Disk.model_validate({"type": "nvme", "size": "8M"}), 2)
@@ -81,6 +82,7 @@ async def _until_mismatch(guest: Guest) -> None:
         await guest.verify()
 
 
+@pytest.mark.slow
 async def test_a_cold_guest_is_the_same_but_for_how_it_came(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
     lab.cold = True
     async with lab.guest("cold", model, kernel, tmp_path / "1") as guest:
@@ -119,6 +121,7 @@ async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(
         assert (await guest.run("timeout", "3", "bash", "-c", "echo >/dev/tcp/10.0.2.2/22", check=False)).status != 0
 
 
+@pytest.mark.slow
 async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, notes: Notes
 ) -> None:
@@ -156,6 +159,7 @@ def _hashes(guest: Guest) -> dict[str, str]:
     return {"kernel": machine.kernel, "image": machine.image, "initramfs": machine.initramfs}
 
 
+@pytest.mark.slow
 async def test_twelve_clones_at_once_all_answer(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
     async def one(number: int) -> str:
         async with lab.guest(f"g{number}", model, kernel, tmp_path / str(number)) as guest:

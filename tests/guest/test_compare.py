@@ -83,6 +83,7 @@ async def test_the_pair_swapped_does_not_pass(tmp_path: Path) -> None:
     assert code == 3
 
 
+@pytest.mark.slow
 async def test_the_old_kernel_against_itself_fails(tmp_path: Path) -> None:
     """The base shows the bypass, and the `patched` one does too: that is what a series that does not work looks like."""
     code, document = await compare(tmp_path, "read/nvme", "--base", "debian-5.10", "--patched", "debian-5.10")

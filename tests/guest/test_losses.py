@@ -80,6 +80,7 @@ async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(lab: Lab
         assert len(flood.stdout) == 8 << 20
 
 
+@pytest.mark.slow
 async def test_a_kernel_that_cannot_reach_its_disk_says_so(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
     bare = await lab.kernel(str(kernel.bzimage))  # a Debian kernel without its modules has no driver for the root disk
     lab.cold = True

@@ -23,6 +23,7 @@ async def mounted(guest: Guest) -> set[str]:
     return {line.split()[1] for line in table.splitlines() if line.split()[1].startswith("/mnt/")}
 
 
+@pytest.mark.slow
 async def test_the_default_stack_is_made_and_unmade(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         async with mounts.loops(guest) as loops:
@@ -34,6 +35,7 @@ async def test_the_default_stack_is_made_and_unmade(lab: Lab, model: GuestModel,
         assert await attached(guest) == {} and await mounted(guest) == set()
 
 
+@pytest.mark.slow
 async def test_loops_on_loops(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
     nested = GuestModel.model_validate(
         {
