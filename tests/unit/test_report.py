@@ -4,7 +4,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.unit.values import host
 from testbed.console import Finding, Kind
 from testbed.kernels import Series
 from testbed.report import live, results, table
@@ -15,6 +14,7 @@ from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest
 from testbed.units import GIB
 from testbed.verdict import Charge, Control, Evidence, Judgement, Lost, Measure, Verdict, judge_pair
+from tests.unit.values import host
 
 
 def kernel(name: str) -> KernelFiles:
