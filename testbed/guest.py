@@ -222,7 +222,6 @@ class Guest:
             await self.wait(self._load(template), self.order.deadlines.restore_s)
         except (GuestError, HostError, OSError) as error:
             raise TemplateError(f"template {template.folder.name} does not load: {error}") from error
-        await self.monitor.execute("cont")
         self._advance(Event.AGENT_WAITING)
 
     async def _load(self, template: Template) -> None:
@@ -254,8 +253,13 @@ class Guest:
         (self.order.scratch / f"{name}.raw").unlink(missing_ok=True)
 
     async def _identify(self, key: asyncssh.SSHKey) -> None:
-        """Give the guest its randomness, clock, name and keys, and connect to it."""
+        """Give the guest its randomness, clock, name, keys and disks, and connect to it; a clone runs from here on.
+
+        For a clone all of that waits when it wakes: its disks, its identity, and the connection in the backlog of its SSH server, which
+        is stopped until the guest has been reseeded. It does these at once, on all its cores.
+        """
         template = self.order.template
+        limit = self.order.deadlines.ssh_s
         identity = {
             "time_ns": str(time.time_ns()),
             "name": self.name,
@@ -265,26 +269,29 @@ class Guest:
         if template is None:
             identity["hostkey"] = self.host_key.dropbear.hex()
         self.agent.say("identity", **identity)
-        # The guest finds its disks while it shakes hands: it has two things to do, and more than one core.
         for number, (name, disk) in enumerate(self.order.model.disks.items()):
             await self.plug(name, disk, number)
-        limit = self.order.deadlines.ssh_s
-        ready = asyncio.create_task(self.agent.expect("ready"))
-        try:
-            if template is None:
-                # Nothing listens before. A clone's server does, stopped: the connection waits in its backlog while it is woken.
-                await self.wait(ready, limit)
-            self.ssh_port = await self._ssh_port()
-            log = self.order.evidence / "ssh.log"
-            connecting = Shell.connect(
-                self.name, self.ssh_port, key=key, host_key=self.host_key, command_s=self.order.deadlines.command_s, log=log
+        self.ssh_port = await self._ssh_port()
+        if template is None:
+            await self.wait(self.agent.expect("ready"), limit)
+        connecting = asyncio.create_task(
+            Shell.connect(
+                self.name,
+                self.ssh_port,
+                key=key,
+                host_key=self.host_key,
+                command_s=self.order.deadlines.command_s,
+                log=self.order.evidence / "ssh.log",
             )
+        )
+        try:
+            if template is not None:
+                await self.monitor.execute("cont")
+                await self.wait(self.agent.expect("ready"), limit)
             self._shell = await self.wait(connecting, limit)
-            await self.wait(ready, limit)
         finally:
-            if not ready.done():
-                ready.cancel()
-            await asyncio.gather(ready, return_exceptions=True)
+            connecting.cancel()
+            await asyncio.gather(connecting, return_exceptions=True)
         self._advance(Event.SSH_CONNECTED)
 
     async def _ssh_port(self) -> int:
