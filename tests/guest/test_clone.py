@@ -10,10 +10,11 @@ import stat
 import time
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from testbed import plan
-from testbed.errors import DeviceMismatch, WireBroken
+from testbed.errors import DeviceMismatch, GuestLost, WireBroken
 from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.lifecycle import State
@@ -152,6 +153,26 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     assert any("does not load" in note or "does not wake up" in note for note in notes.notes)
     templates.remove(folder)
     assert machine.memory_bytes == small.memory
+
+
+async def test_a_clone_that_does_not_wake_up_is_replaced_by_another_of_the_same_template(
+    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identify, tries = Guest._identify, []
+
+    async def stuck_once(self: Guest, key: asyncssh.SSHKey) -> None:
+        tries.append(self.order.template)
+        if len(tries) == 1:
+            raise GuestLost(self.name, self.state.value, "no answer")
+        await identify(self, key)
+
+    async with lab.guest("g0", model, kernel, evidence):
+        pass  # so that there is a template
+    monkeypatch.setattr(Guest, "_identify", stuck_once)
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        assert (await guest.run("hostname")).stdout == "g0\n"
+    assert len(tries) == 2 and tries[0] == tries[1] is not None
+    assert any("does not wake up" in note and "trying another clone" in note for note in notes.notes)
 
 
 def _hashes(guest: Guest) -> dict[str, str]:
