@@ -136,7 +136,7 @@ def _open_folder() -> str:
     """`TMPDIR` if everybody may enter it, else /tmp."""
     named = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - a fresh folder is made inside
     enterable = all(parent.stat().st_mode & 0o001 for parent in (Path(named), *Path(named).resolve().parents))
-    return named if enterable else "/tmp"  # noqa: S108
+    return named if enterable else "/tmp"  # noqa: S108 - the same
 
 
 def _options(recipe: Recipe, work: Path, folder: Path) -> Iterator[str]:

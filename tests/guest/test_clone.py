@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import stat
@@ -145,9 +146,7 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     notes.notes.clear()
     record = cache.read_meta(other)
     (folder / "state").write_bytes((other / "state").read_bytes())
-    (folder / cache.META).write_text(
-        __import__("json").dumps(cache.read_meta(folder) | {k: record[k] for k in ("state_bytes", "state_sha256")})
-    )
+    (folder / cache.META).write_text(json.dumps(cache.read_meta(folder) | {k: record[k] for k in ("state_bytes", "state_sha256")}))
     async with lab.guest("g0", small, kernel, evidence) as guest:
         assert (await guest.run("hostname")).stdout == "g0\n"
     assert any("does not load" in note or "does not wake up" in note for note in notes.notes)
