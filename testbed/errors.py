@@ -10,8 +10,7 @@
     │   ├── WireBroken    a connection to the guest ended in the middle; the guest may be ending too
     │   ├── CommandFailed a command in the guest ended with another status than 0
     │   └── DeviceMismatch the guest's devices are not those of its topology
-    └── TemplateError     a saved template does not load (mended by making it again, once)
-        └── CloneStuck    it loads, and the clone does not wake up (mended by another clone, then as above)
+    └── TemplateError     a saved template does not load, or its clone does not wake up (mended by making it again, once)
 
 A message says where, what was expected, what was got, and what to do.
 """
@@ -43,11 +42,7 @@ class ToolMissing(HostError):
 
 
 class TemplateError(TestbedError):
-    """A template's saved state does not load."""
-
-
-class CloneStuck(TemplateError):
-    """A template's saved state loads, but its clone does not wake up."""
+    """A template's saved state does not load, or its clone does not wake up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

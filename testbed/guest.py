@@ -24,7 +24,7 @@ import asyncssh
 from testbed import devices, plan, process
 from testbed.console import Finding
 from testbed.devices import Device
-from testbed.errors import CloneStuck, DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
+from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
 from testbed.host import Host
 from testbed.lifecycle import Deadlines, Event, State, advance
 from testbed.monitor import Monitor
@@ -326,7 +326,7 @@ class Guest:
             await self._identify(key)
         except GuestError as error:
             if self.order.template is not None:
-                raise CloneStuck(f"a clone of template {self.order.template.folder.name} does not wake up: {error}") from error
+                raise TemplateError(f"a clone of template {self.order.template.folder.name} does not wake up: {error}") from error
             raise
         if self.order.memory.shared:
             await self.verify()

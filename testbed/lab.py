@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import paths, plan, probe, template
-from testbed.errors import CloneStuck, TemplateError
+from testbed.errors import TemplateError
 from testbed.guest import Guest, Order, launch
 from testbed.host import Host
 from testbed.kernels import KernelTable, load_table
@@ -78,22 +78,15 @@ class Lab:
     async def _clone(
         self, stack: contextlib.AsyncExitStack, name: str, model: GuestModel, machine: Machine, files: BootFiles, evidence: Path
     ) -> Guest:
-        stuck = again = False
-        while True:
-            try:
-                found = await self.template(machine, files)
-                return await stack.enter_async_context(self._launch(name, model, machine, files, evidence, found))
-            except TemplateError as error:
-                if again:
-                    raise
-                again = stuck or not isinstance(error, CloneStuck)
-                stuck = True
-                if again:
-                    # Once: a template that was just made and does not load either is a fault to be reported.
-                    self._progress.note(f"{error}\nmaking the template again")
-                    templates.remove(templates.template_folder(self.folders.cache, machine))
-                else:
-                    self._progress.note(f"{error}\ntrying another clone")
+        try:
+            found = await self.template(machine, files)
+            return await stack.enter_async_context(self._launch(name, model, machine, files, evidence, found))
+        except TemplateError as error:
+            # Once: a template that was just made and does not load either is a fault to be reported.
+            self._progress.note(f"{error}\nmaking the template again")
+            templates.remove(templates.template_folder(self.folders.cache, machine))
+        found = await self.template(machine, files)
+        return await stack.enter_async_context(self._launch(name, model, machine, files, evidence, found))
 
     @contextlib.asynccontextmanager
     async def _launch(

@@ -16,7 +16,6 @@ _TAIL_LINES = 15
 # A guest that floods its console fills neither the disk nor our memory.
 _MAX_LOG_BYTES = 64 << 20
 _MAX_FINDINGS = 1000
-_NUDGE_S = 3.0
 
 
 async def _connect(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -88,7 +87,6 @@ class Agent:
         self._guest = guest
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
-        self._said = False
 
     async def connect(self, socket: Path) -> None:
         self._reader, self._writer = await _connect(socket)
@@ -101,7 +99,7 @@ class Agent:
         assert self._reader is not None
         while True:
             try:
-                line = (await self._line()).decode(errors="replace")
+                line = (await self._reader.readline()).decode(errors="replace")
             except (ValueError, OSError) as error:
                 raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got {error}") from error
             if not line:
@@ -112,24 +110,9 @@ class Agent:
             if verb == word:
                 return rest
 
-    async def _line(self) -> bytes:
-        """The next line. While it does not come after something was said, an empty line goes out now and then.
-
-        Seen once on 5.10 under TCG: the serial port's interrupt was lost, and the agent slept on a command that had arrived. The next byte
-        makes the guest read them all; the agent leaves empty lines out.
-        """
-        assert self._reader is not None and self._writer is not None
-        while True:
-            try:
-                async with asyncio.timeout(_NUDGE_S if self._said else None):
-                    return await self._reader.readline()
-            except TimeoutError:
-                self._writer.write(b"\n")
-
     def say(self, verb: str, **words: str) -> None:
         """Send one line; values must not hold spaces."""
         assert self._writer is not None
-        self._said = True
         self._writer.write((" ".join([verb, *(f"{name}={value}" for name, value in words.items())]) + "\n").encode())
 
     def close(self) -> None:
