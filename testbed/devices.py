@@ -1,4 +1,4 @@
-"""The guest's disks as the guest sees them, compared with the topology. The script runs in the guest; the rest is pure."""
+"""The guest's disks as its agent lists them, compared with the topology."""
 
 from __future__ import annotations
 
@@ -22,49 +22,38 @@ class Device:
     read_only: bool
 
 
-# $1: how many disks there will be; probing a hot-plugged one takes a moment. Prints `KIND NAME MAJ:MIN SECTORS READ-ONLY SERIAL` a disk.
-# Shell builtins only: an exec costs about 0.05 s under emulation. A virtio serial has no newline, so `read` fails though it reads.
-LIST_SCRIPT = """\
-list() {
-    for disk in /sys/block/$2; do
-        serial=
-        read -r serial 2>/dev/null <"$disk/$3"
-        [ -n "$serial" ] || continue
-        read -r number <"$disk/dev"
-        read -r sectors <"$disk/size"
-        read -r read_only <"$disk/ro"
-        found="$found$1 ${disk##*/} $number $sectors $read_only $serial
-"
-        count=$((count + 1))
-    done
-}
-for try in 0 1 2 3 4 5 6 7 8 9; do
-    found= count=0
-    KINDS
-    [ $count -ge "$1" ] && break
-    sleep 0.$try
-done
-echo "$found"
-""".replace("KINDS", "; ".join(f"list {name} '{kind.guest_glob}' {kind.guest_serial}" for name, kind in DISK_KINDS.items()))
+def query(count: int) -> dict[str, str]:
+    """What the agent is asked: to wait for `count` disks, and where each kind of disk is to be found."""
+    return {"count": str(count), **{name: f"{kind.guest_prefix},{kind.guest_serial}" for name, kind in DISK_KINDS.items()}}
 
 
 def parse(listing: str) -> tuple[Device, ...]:
-    """The disks in the script's output; a line that does not have its form is left out, and so missed by `differences`."""
+    """The disks of the agent's answer, `KIND,NAME,MAJ:MIN,SECTORS,READ-ONLY,SERIAL-IN-HEX` each.
+
+    What does not have this form is left out, and so missed by `differences`.
+    """
     found: list[Device] = []
-    for line in listing.splitlines():
-        match line.split(maxsplit=5):
-            case [kind, name, number, sectors, read_only, serial_text] if kind in DISK_KINDS and sectors.isdigit():
+    for entry in listing.split():
+        match entry.split(","):
+            case [kind, name, number, sectors, read_only, serial_hex] if kind in DISK_KINDS and sectors.isdecimal():
                 found.append(
                     Device(
                         path=f"/dev/{name}",
                         number=number,
-                        serial=clean(serial_text.strip()),
+                        serial=_text(serial_hex),
                         kind=kind,
                         size_bytes=int(sectors) * 512,
                         read_only=read_only == "1",
                     )
                 )
     return tuple(found)
+
+
+def _text(in_hex: str) -> str:
+    try:
+        return clean(bytes.fromhex(in_hex).decode(errors="replace").strip())
+    except ValueError:
+        return ""
 
 
 def by_name(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str, Device]:

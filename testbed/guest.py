@@ -252,47 +252,55 @@ class Guest:
         await self.monitor.run(plan.unplugged(name, disk))
         (self.order.scratch / f"{name}.raw").unlink(missing_ok=True)
 
-    async def _identify(self, key: asyncssh.SSHKey) -> None:
+    async def _wake(self, key: asyncssh.SSHKey) -> None:
         """Give the guest its randomness, clock, name, keys and disks, and connect to it; a clone runs from here on.
 
         For a clone all of that waits when it wakes: its disks, its identity, and the connection in the backlog of its SSH server, which
         is stopped until the guest has been reseeded. It does these at once, on all its cores.
         """
-        template = self.order.template
+        clone = self.order.template is not None
         limit = self.order.deadlines.ssh_s
         identity = {
             "time_ns": str(time.time_ns()),
             "name": self.name,
-            "seed": secrets.token_hex(64),
-            "authorized": key.export_public_key().hex(),
+            "seed": secrets.token_hex(32),
+            "authorized": key.export_public_key().split()[1].decode(),
         }
-        if template is None:
+        if not clone:
             identity["hostkey"] = self.host_key.dropbear.hex()
+        if not self.order.memory.shared:
+            identity["writable"] = "1"
         self.agent.say("identity", **identity)
         for number, (name, disk) in enumerate(self.order.model.disks.items()):
             await self.plug(name, disk, number)
         self.ssh_port = await self._ssh_port()
-        if template is None:
-            await self.wait(self.agent.expect("ready"), limit)
-        connecting = asyncio.create_task(
-            Shell.connect(
-                self.name,
-                self.ssh_port,
-                key=key,
-                host_key=self.host_key,
-                command_s=self.order.deadlines.command_s,
-                log=self.order.evidence / "ssh.log",
-            )
-        )
+        listening = asyncio.Event()
+        connecting = asyncio.create_task(self._connect(key, listening))
         try:
-            if template is not None:
+            if clone:
+                listening.set()
                 await self.monitor.execute("cont")
-                await self.wait(self.agent.expect("ready"), limit)
+            await self.wait(self.agent.expect("ready"), limit)
+            listening.set()
+            self._advance(Event.IDENTIFIED)
+            await self.verify()
+            self._advance(Event.DEVICES_VERIFIED)
             self._shell = await self.wait(connecting, limit)
+            self._advance(Event.SSH_CONNECTED)
         finally:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
-        self._advance(Event.SSH_CONNECTED)
+
+    async def _connect(self, key: asyncssh.SSHKey, listening: asyncio.Event) -> Shell:
+        await listening.wait()
+        return await Shell.connect(
+            self.name,
+            self.ssh_port,
+            key=key,
+            host_key=self.host_key,
+            command_s=self.order.deadlines.command_s,
+            log=self.order.evidence / "ssh.log",
+        )
 
     async def _ssh_port(self) -> int:
         """The port of this machine that QEMU forwards to the guest's 22: QEMU chose a free one, and only its human monitor says which."""
@@ -309,33 +317,27 @@ class Guest:
         :raise DeviceMismatch: they differ; the guest must not be used.
         """
         own_disks = 1 + (self.order.files.modules_disk is not None)
-        listing = await self.script(devices.LIST_SCRIPT, str(own_disks + len(self.order.model.disks)))
-        found = devices.parse(listing.stdout)
+        self.agent.say("disks", **devices.query(own_disks + len(self.order.model.disks)))
+        found = devices.parse(await self.wait(self.agent.expect("disks"), self.order.deadlines.command_s))
         if said := devices.differences(self.order.model.disks, found):
             raise DeviceMismatch(self.name, said)
         self.disks = devices.by_name(self.order.model.disks, found)
 
     async def bring_up(self, key: asyncssh.SSHKey) -> None:
         """Everything from nothing to ready."""
+        template = self.order.template
         await self._start()
-        if self.order.template is not None:
-            await self._restore(self.order.template)
-        else:
+        if template is None:
             await self._boot()
+            await self._wake(key)
+            return
+        await self._restore(template)
         try:
-            await self._identify(key)
-        except GuestError as error:
-            if self.order.template is not None:
-                raise TemplateError(f"a clone of template {self.order.template.folder.name} does not wake up: {error}") from error
+            await self._wake(key)
+        except DeviceMismatch:
             raise
-        if self.order.memory.shared:
-            await self.verify()
-        else:
-            # Two things at once, for the guest has more than one core.
-            self.agent.say("unlock")
-            await self.verify()
-            await self.wait(self.agent.expect("unlocked"), self.order.deadlines.command_s)
-        self._advance(Event.DEVICES_VERIFIED)
+        except GuestError as error:
+            raise TemplateError(f"a clone of template {template.folder.name} does not wake up: {error}") from error
 
     # And back ------------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ class State(enum.Enum):
     LAUNCHED = "waiting for QEMU's monitor"
     MONITORED = "booting or restoring"
     AWAKE = "taking its identity"
-    REACHABLE = "checking its devices"
+    IDENTIFIED = "checking its devices"
+    VERIFIED = "waiting for SSH"
     READY = "ready"
     LOST = "lost"
     STOPPED = "stopped"
@@ -25,20 +26,22 @@ class Event(enum.Enum):
     SPAWNED = "QEMU was started"
     MONITOR_CONNECTED = "QMP answered"
     AGENT_WAITING = "the guest's agent waits for an identity"
-    SSH_CONNECTED = "SSH answered"
+    IDENTIFIED = "the agent took the identity"
     DEVICES_VERIFIED = "the devices are those of the topology"
+    SSH_CONNECTED = "SSH answered"
     ENDED = "QEMU ended, the guest panicked, or a deadline passed"
     TORN_DOWN = "everything of it was removed"
 
 
-_ALIVE = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.REACHABLE, State.READY)
+_ALIVE = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED, State.READY)
 
 NEXT: dict[tuple[State, Event], State] = {
     (State.PLANNED, Event.SPAWNED): State.LAUNCHED,
     (State.LAUNCHED, Event.MONITOR_CONNECTED): State.MONITORED,
     (State.MONITORED, Event.AGENT_WAITING): State.AWAKE,
-    (State.AWAKE, Event.SSH_CONNECTED): State.REACHABLE,
-    (State.REACHABLE, Event.DEVICES_VERIFIED): State.READY,
+    (State.AWAKE, Event.IDENTIFIED): State.IDENTIFIED,
+    (State.IDENTIFIED, Event.DEVICES_VERIFIED): State.VERIFIED,
+    (State.VERIFIED, Event.SSH_CONNECTED): State.READY,
     **{(state, Event.ENDED): State.LOST for state in _ALIVE},
     **{(state, Event.TORN_DOWN): State.STOPPED for state in (State.PLANNED, State.LOST, *_ALIVE)},
 }

@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskKind:
-    """`driver`: QEMU's device model. `guest_glob`: its whole disks under /sys/block. `guest_serial`: file below that with the serial."""
+    """`driver`: QEMU's device model. `guest_prefix`: how the names of its disks under /sys/block begin. `guest_serial`: file there with the serial."""
 
     driver: str
-    guest_glob: str
+    guest_prefix: str
     guest_serial: str
 
 
 DISK_KINDS: dict[str, DiskKind] = {
-    "virtio-blk": DiskKind(driver="virtio-blk-pci", guest_glob="vd*", guest_serial="serial"),
+    "virtio-blk": DiskKind(driver="virtio-blk-pci", guest_prefix="vd", guest_serial="serial"),
     # The namespace of the `drive=` shorthand has no identifiers of its own, and Linux says "Ignoring bogus Namespace Identifiers"
     # (6.1 and later): harmless, and the controller's serial identifies the disk.
-    "nvme": DiskKind(driver="nvme", guest_glob="nvme*n*", guest_serial="device/serial"),
+    "nvme": DiskKind(driver="nvme", guest_prefix="nvme", guest_serial="device/serial"),
 }
 
 # Serial numbers are at most 20 characters on both kinds (VIRTIO_BLK_ID_BYTES; NVMe Identify Controller, SN).

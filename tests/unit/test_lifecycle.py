@@ -5,7 +5,14 @@ from testbed.lifecycle import NEXT, Event, State, advance, deadlines
 
 def test_a_guest_gets_ready_in_order() -> None:
     state = State.PLANNED
-    for event in (Event.SPAWNED, Event.MONITOR_CONNECTED, Event.AGENT_WAITING, Event.SSH_CONNECTED, Event.DEVICES_VERIFIED):
+    for event in (
+        Event.SPAWNED,
+        Event.MONITOR_CONNECTED,
+        Event.AGENT_WAITING,
+        Event.IDENTIFIED,
+        Event.DEVICES_VERIFIED,
+        Event.SSH_CONNECTED,
+    ):
         state = advance(state, event)
     assert state is State.READY
 
