@@ -274,14 +274,13 @@ class Guest:
         for number, (name, disk) in enumerate(self.order.model.disks.items()):
             await self.plug(name, disk, number)
         self.ssh_port = await self._ssh_port()
-        listening = asyncio.Event()
-        connecting = asyncio.create_task(self._connect(key, listening))
+        identified = asyncio.Event()
+        connecting = asyncio.create_task(self._connect(key, identified))
         try:
             if clone:
-                listening.set()
                 await self.monitor.execute("cont")
             await self.wait(self.agent.expect("ready"), limit)
-            listening.set()
+            identified.set()
             self._advance(Event.IDENTIFIED)
             await self.verify()
             self._advance(Event.DEVICES_VERIFIED)
@@ -291,12 +290,14 @@ class Guest:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
 
-    async def _connect(self, key: asyncssh.SSHKey, listening: asyncio.Event) -> Shell:
-        await listening.wait()
+    async def _connect(self, key: asyncssh.SSHKey, identified: asyncio.Event) -> Shell:
+        if self.order.template is None:
+            await identified.wait()  # nothing listens before
         return await Shell.connect(
             self.name,
             self.ssh_port,
             key=key,
+            known=identified,
             host_key=self.host_key,
             command_s=self.order.deadlines.command_s,
             log=self.order.evidence / "ssh.log",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from testbed.guest import Guest
 from testbed.host import Host
 from testbed.kernels import Series
 from testbed.lab import Lab
-from testbed.scenarios.base import Need, Scenario
+from testbed.scenarios.base import NEEDS_PRELUDE, Need, Scenario
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
 from testbed.verdict import Charge, Judgement, Lost, Outcome, Skipped, judge_pair, judge_single
@@ -148,6 +147,6 @@ async def _side(
 
 async def _missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
     """What of the needs the guest does not have; asked in one command."""
-    script = "\n".join(f"{shlex.join(need.test)} || echo {number}" for number, need in enumerate(needs))
-    answered = await guest.script(script, check=False)
+    conditions = "\n".join(f"{need.test} || echo {number}" for number, need in enumerate(needs))
+    answered = await guest.script(NEEDS_PRELUDE + conditions, check=False)
     return tuple(needs[int(number)].what for number in answered.stdout.split())

@@ -60,6 +60,18 @@ def client_key() -> asyncssh.SSHKey:
     return asyncssh.generate_private_key("ssh-ed25519")
 
 
+class _Client(asyncssh.SSHClient):
+    """Offers one key, and only once the guest has been told of it."""
+
+    def __init__(self, key: asyncssh.SSHKey, known: asyncio.Event) -> None:
+        self._keys = [key]
+        self._known = known
+
+    async def public_key_auth_requested(self) -> asyncssh.SSHKey | None:
+        await self._known.wait()
+        return self._keys.pop() if self._keys else None
+
+
 class Shell:
     """A connection as root to one guest."""
 
@@ -71,19 +83,28 @@ class Shell:
 
     @classmethod
     async def connect(
-        cls, guest: str, port: int, *, key: asyncssh.SSHKey, host_key: HostKey, command_s: float, log: Path | None = None
+        cls,
+        guest: str,
+        port: int,
+        *,
+        key: asyncssh.SSHKey,
+        known: asyncio.Event,
+        host_key: HostKey,
+        command_s: float,
+        log: Path | None = None,
     ) -> Shell:
-        """Connect to a server that is up; the caller owns the deadline.
+        """Connect to a server that is up; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
 
         :raise GuestError: it has another host key than our guest.
         :raise WireBroken: it refuses us, or answers something else than SSH.
         """
         try:
-            connection = await asyncssh.connect(
+            connection, _ = await asyncssh.create_connection(
+                lambda: _Client(key, known),
                 "127.0.0.1",
                 port,
                 username="root",
-                client_keys=[key],
+                client_keys=None,
                 known_hosts=([host_key.public], [], []),
                 config=None,
                 agent_path=None,

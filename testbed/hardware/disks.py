@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskKind:
-    """`driver`: QEMU's device model. `guest_prefix`: how the names of its disks under /sys/block begin. `guest_serial`: file there with the serial."""
+    """`driver`: QEMU's device model. `guest_prefix`: its disks in /sys/block begin so. `guest_serial`: the file there with the serial."""
 
     driver: str
     guest_prefix: str

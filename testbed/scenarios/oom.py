@@ -40,7 +40,6 @@ dd if=/dev/zero of=$LOOP_DEV bs=1M count=256;
 losetup -D $LOOP_DEV" || true
 grep '^oom_kill ' $CGROUP/memory.events
 echo "ended $EPOCHREALTIME"
-losetup -D
 """
 
 # $1: name of a new cgroup. $2: `direct`, or a loop device. Prints the cgroup's oom_kill after 128M were written under a limit of 64M.

@@ -116,8 +116,10 @@ async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(
         listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
         assert f"0100007F:{guest.ssh_port:04X}" in listening
         assert f"00000000:{guest.ssh_port:04X}" not in listening
+        known = asyncio.Event()
+        known.set()
         with pytest.raises(WireBroken, match="Permission denied"):
-            await Shell.connect("g0", guest.ssh_port, key=client_key(), host_key=guest.host_key, command_s=10)
+            await Shell.connect("g0", guest.ssh_port, key=client_key(), known=known, host_key=guest.host_key, command_s=10)
         # The guest reaches nothing: neither this machine nor anything behind it.
         assert (await guest.run("timeout", "3", "bash", "-c", "echo >/dev/tcp/10.0.2.2/22", check=False)).status != 0
 

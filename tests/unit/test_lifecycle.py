@@ -24,7 +24,7 @@ def test_every_state_but_the_last_can_be_torn_down() -> None:
 
 
 def test_a_guest_can_end_in_every_state_that_has_a_process() -> None:
-    for state in (State.LAUNCHED, State.MONITORED, State.AWAKE, State.REACHABLE, State.READY):
+    for state in (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED, State.READY):
         assert advance(state, Event.ENDED) is State.LOST
 
 

@@ -35,22 +35,6 @@ async def test_the_agent_is_asked_and_answers(tmp_path: Path) -> None:
         writer.close()
 
 
-async def test_a_silent_agent_is_nudged_with_an_empty_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wires, "_NUDGE_S", 0.02)
-    async with peer(tmp_path / "agent") as connected, asyncio.timeout(10):
-        agent = Agent("g0")
-        await agent.connect(tmp_path / "agent")
-        reader, writer = await connected.get()
-        agent.say("freeze")
-        asked = asyncio.create_task(agent.expect("frozen"))
-        assert await reader.readline() == b"freeze\n"
-        assert await reader.readline() == b"\n"
-        writer.write(b"frozen\n")
-        assert await asked == ""
-        agent.close()
-        writer.close()
-
-
 @pytest.mark.parametrize(
     ("said", "error", "message"),
     [
