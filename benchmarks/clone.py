@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import shutil
 import statistics
 import tempfile
 import time
@@ -14,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks import virtme
 from testbed import paths
 from testbed.lab import Lab, open_lab
 from testbed.lifecycle import Event
@@ -75,7 +74,7 @@ async def measure(*, count: int, cold: int, kernel: str) -> dict[str, Any]:
             lab.cold = True
             with progress.task(f"{cold} cold boots"):
                 booted = [await _one(lab, model, files, Path(folder)) for _ in range(cold)]
-            virtme_s = await _virtme(files)
+            virtme_s = await virtme.measure(lab.folders.cache, progress)
     times = sorted(sample.total_s for sample in warm)
     median_s = statistics.median(times)
     cold_s = statistics.median(sample.total_s for sample in booted)
@@ -92,24 +91,3 @@ async def measure(*, count: int, cold: int, kernel: str) -> dict[str, Any]:
         "private_mib": round(statistics.median(sample.private_bytes for sample in warm) / MIB, 1),
         "virtme_ng_s": virtme_s,
     }
-
-
-async def _virtme(kernel: KernelFiles) -> float | str:
-    """One command of virtme-ng on the same kernel without KVM, where it is installed."""
-    vng = shutil.which("vng")
-    if vng is None:
-        return "not installed"
-    started = time.monotonic()
-    child = await asyncio.create_subprocess_exec(
-        vng, "--run", str(kernel.bzimage), "--disable-kvm", "--", "uname -r",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(120):
-            said, _ = await child.communicate()
-    except TimeoutError:
-        child.kill()
-        return "no answer in 120 s"
-    if kernel.release.encode() not in said:
-        return f"failed: {said.decode(errors='replace').strip()[-200:]}"
-    return round(time.monotonic() - started, 3)

@@ -35,3 +35,13 @@ def sections(text: str) -> dict[str, str]:
         elif name:
             found[name] += line
     return found
+
+
+def by_file(text: str) -> dict[str, str]:
+    """Output of `grep "" FILE FILE ...`, `FILE:LINE` a line, to each file's text."""
+    found: dict[str, str] = {}
+    for line in text.splitlines(keepends=True):
+        path, colon, rest = line.partition(":")
+        if colon and path.startswith("/"):
+            found[path] = found.get(path, "") + rest
+    return found

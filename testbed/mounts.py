@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from testbed import stack
 from testbed.errors import CommandFailed, GuestLost
 from testbed.guest import Guest
 from testbed.stack import LoopDevice
+from testbed.topology.model import Loop
 
 
 @contextlib.asynccontextmanager
-async def loops(guest: Guest, *only: str) -> AsyncIterator[dict[str, LoopDevice]]:
-    """The topology's loops named in `only` (or all), made on the guest and undone in reverse order at the end.
+async def loops(guest: Guest, wanted: Mapping[str, Loop] | None = None) -> AsyncIterator[dict[str, LoopDevice]]:
+    """These loops, or those of the guest's topology, made on the guest and undone in reverse order at the end.
 
     :raise CommandFailed: a step failed; the ones before it are undone.
     """
-    plan = stack.plan_stack(guest.order.model, {name: device.path for name, device in guest.disks.items()}, only or None)
+    chosen = guest.order.model.loops if wanted is None else wanted
+    plan = stack.plan_stack(chosen, {name: device.path for name, device in guest.disks.items()})
     made = await guest.script(stack.do_script(plan), check=False)
     done = stack.steps_done(made.stdout)
     try:

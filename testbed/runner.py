@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from testbed.console import Finding
@@ -14,15 +15,15 @@ from testbed.guest import Guest
 from testbed.host import Host
 from testbed.kernels import Series
 from testbed.lab import Lab
-from testbed.scenarios.base import NEEDS_PRELUDE, Need, Scenario
+from testbed.scenarios.base import NEEDS_PRELUDE, Case, Cores, Need
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
-from testbed.verdict import Charge, Judgement, Lost, Outcome, Skipped, judge_pair, judge_single
+from testbed.verdict import Gap, Judgement, Lost, Outcome, Skipped, gravest, judge_pair, judge_single
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One scenario on one kernel. `findings` are the console's; `evidence` the folder of its logs; times in seconds."""
+    """One case on one kernel. `findings` are the console's; `evidence` the folder of its logs; times in seconds."""
 
     outcome: Outcome
     findings: tuple[Finding, ...]
@@ -33,16 +34,56 @@ class Side:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One scenario, judged. `sides` is `base` and `patched`, or `kernel` alone."""
+    """One case, judged. `sides` by what `Job.kernels` calls them; `attempt` counts repetitions from 1.
 
-    scenario: Scenario
+    `by_kernel`: each kernel's own judgement, where it is not a pair that is judged.
+    """
+
+    case: Case
+    attempt: int
     sides: dict[str, Side]
     judgement: Judgement
+    by_kernel: dict[str, Judgement] = field(default_factory=dict)
 
 
-# Hears of every step: scenario, side, and what is happening to it.
+# Hears of every step: case, side, and what is happening to it.
 OnStep = Callable[[str, str, str], None]
 OnResult = Callable[[Result], None]
+Judge = Callable[[dict[str, Outcome]], tuple[Judgement, dict[str, Judgement]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be run, on what, and whom it tells. Every case runs on every kernel, `repeat` times."""
+
+    lab: Lab
+    cases: tuple[Case, ...]
+    model: GuestModel
+    kernels: dict[str, KernelFiles]
+    folder: Path
+    on_step: OnStep
+    on_result: OnResult
+    repeat: int = 1
+
+
+def pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
+    """The judge of `compare`: `base` against `patched`."""
+    return judge_pair(outcomes["base"], outcomes["patched"]), {}
+
+
+def each(expected: dict[str, Gap]) -> Judge:
+    """The judge of single kernels: each against what is expected of it, by side; the gravest is the case's."""
+
+    def judge(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
+        found = {side: judge_single(outcome, expected[side]) for side, outcome in outcomes.items()}
+        return gravest(tuple(found.values())), found
+
+    return judge
+
+
+def expected_of(kernel: KernelFiles) -> Gap:
+    """What a kernel should show: the gap closed, unless the table says that it is older than the series."""
+    return Gap.OPEN if kernel.series is Series.BEFORE else Gap.CLOSED
 
 
 def slots(host: Host, model: GuestModel) -> int:
@@ -50,94 +91,72 @@ def slots(host: Host, model: GuestModel) -> int:
 
     Half, because what a guest needs beyond its own memory (translated code, QEMU itself) is about 100 MiB, and other people use the host.
     """
-    return max(1, min(host.cores, host.memory_free_bytes // 2 // model.memory))
+    return max(1, min(host.cores, _fitting(host, model)))
 
 
-async def compare(
-    lab: Lab,
-    scenarios: tuple[Scenario, ...],
-    model: GuestModel,
-    kernels: dict[str, KernelFiles],
-    folder: Path,
-    on_step: OnStep,
-    on_result: OnResult,
-) -> tuple[Result, ...]:
-    """Every scenario on every kernel of `kernels` (`base` and `patched`), judged in pairs."""
-    return await _run_all(
-        lab, scenarios, model, kernels, folder, on_step, on_result, lambda sides: judge_pair(sides["base"], sides["patched"])
-    )
+def _fitting(host: Host, model: GuestModel) -> int:
+    return host.memory_free_bytes // 2 // model.memory
 
 
-async def run_single(
-    lab: Lab,
-    scenarios: tuple[Scenario, ...],
-    model: GuestModel,
-    kernel: KernelFiles,
-    folder: Path,
-    expected: Charge,
-    on_step: OnStep,
-    on_result: OnResult,
-) -> tuple[Result, ...]:
-    """Every scenario on one kernel, judged against what is expected of it."""
-    return await _run_all(
-        lab, scenarios, model, {"kernel": kernel}, folder, on_step, on_result, lambda sides: judge_single(sides["kernel"], expected)
-    )
+async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
+    """Every case on every kernel, judged; in the cases' order, and each case's attempts together.
 
+    First those that share the host's cores, beside them those that mostly wait; then, one guest after the other, those that measure time.
+    """
+    busy = asyncio.Semaphore(slots(job.lab.host, job.model))
+    waiting = asyncio.Semaphore(max(1, _fitting(job.lab.host, job.model) - job.lab.host.cores))
+    gates: dict[Cores, AbstractAsyncContextManager[None]] = {Cores.SHARED: busy, Cores.IDLE: waiting, Cores.ALONE: nullcontext()}
 
-def expected_of(kernel: KernelFiles) -> Charge:
-    """What a kernel should do: charge, unless the table says that it is older than the series."""
-    return Charge.BYPASSED if kernel.series is Series.BEFORE else Charge.CHARGED
+    async def one(case: Case, attempt: int, side: str) -> Side:
+        async with gates[case.scenario.cores]:
+            name = f"{case.name.replace('/', '-')}-{side}" + (f"-{attempt}" if job.repeat > 1 else "")
+            return await _side(job, case, job.kernels[side], job.folder / "guests" / name, lambda step: job.on_step(case.name, side, step))
 
-
-async def _run_all(
-    lab: Lab,
-    scenarios: tuple[Scenario, ...],
-    model: GuestModel,
-    kernels: dict[str, KernelFiles],
-    folder: Path,
-    on_step: OnStep,
-    on_result: OnResult,
-    judge: Callable[[dict[str, Outcome]], Judgement],
-) -> tuple[Result, ...]:
-    gate = asyncio.Semaphore(slots(lab.host, model))
-
-    async def one(scenario: Scenario, side: str, kernel: KernelFiles) -> Side:
-        async with gate:
-            evidence = folder / "guests" / f"{scenario.name.replace('/', '-')}-{side}"
-            return await _side(lab, scenario, model, kernel, evidence, lambda step: on_step(scenario.name, side, step))
-
-    async def pair(scenario: Scenario) -> Result:
-        async with asyncio.TaskGroup() as group:
-            tasks = {side: group.create_task(one(scenario, side, kernel)) for side, kernel in kernels.items()}
-        sides = {side: task.result() for side, task in tasks.items()}
-        result = Result(scenario=scenario, sides=sides, judgement=judge({side: done.outcome for side, done in sides.items()}))
-        on_result(result)
+    def judged(case: Case, attempt: int, sides: dict[str, Side]) -> Result:
+        judgement, by_kernel = judge({side: done.outcome for side, done in sides.items()})
+        result = Result(case=case, attempt=attempt, sides=sides, judgement=judgement, by_kernel=by_kernel)
+        job.on_result(result)
         return result
 
-    # The semaphore is fair: scenarios start in their order, both kernels of one beside each other.
+    async def together(case: Case, attempt: int) -> Result:
+        async with asyncio.TaskGroup() as group:
+            tasks = {side: group.create_task(one(case, attempt, side)) for side in job.kernels}
+        return judged(case, attempt, {side: task.result() for side, task in tasks.items()})
+
+    # The semaphore is fair: cases start in their order, all kernels of one beside each other.
     async with asyncio.TaskGroup() as group:
-        pairs = [group.create_task(pair(scenario)) for scenario in scenarios]
-    return tuple(task.result() for task in pairs)
+        tasks = [group.create_task(together(*turn)) for turn in _turns(job) if turn[0].scenario.cores is not Cores.ALONE]
+    results = [task.result() for task in tasks]
+    for case, attempt in _turns(job):
+        if case.scenario.cores is Cores.ALONE:
+            results.append(judged(case, attempt, {side: await one(case, attempt, side) for side in job.kernels}))
+    order = {case.name: number for number, case in enumerate(job.cases)}
+    return tuple(sorted(results, key=lambda result: (order[result.case.name], result.attempt)))
 
 
-async def _side(
-    lab: Lab, scenario: Scenario, model: GuestModel, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]
-) -> Side:
+def _turns(job: Job) -> Iterator[tuple[Case, int]]:
+    return ((case, attempt) for case in job.cases for attempt in range(1, job.repeat + 1))
+
+
+async def _side(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
     started = time.monotonic()
     ready = started
     findings: list[Finding] = []
-    lack = scenario.lacks(model)
+    lack = case.point.lacks(job.model)
     if lack is not None:
         return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
     outcome: Outcome
     try:
         on_step("starting its guest")
-        async with lab.guest("g0", model, kernel, evidence) as guest:
+        async with job.lab.guest("g0", case.model(job.model), kernel, evidence) as guest:
             findings = guest.console.findings
             ready = time.monotonic()
             on_step("running")
-            missing = await _missing(guest, scenario.needs)
-            outcome = Skipped(why=f"{kernel.name} lacks {', '.join(missing)}") if missing else await scenario.steps(guest)
+            missing = await _missing(guest, case.scenario.needs)
+            if missing:
+                outcome = Skipped(why=f"{kernel.name} lacks {', '.join(missing)}")
+            else:
+                outcome = await case.scenario.steps(guest, case.point)
     except TestbedError as error:
         outcome = Lost(why=str(error))
     ended = time.monotonic()

@@ -1,4 +1,4 @@
-"""A guest's loops to the ordered steps that make them, each beside its undoing. Pure: knows the guest's devices, touches nothing."""
+"""Loops to the ordered steps that make them, each beside its undoing. Pure: knows the guest's devices, touches nothing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from testbed.filesystems import FILESYSTEMS
-from testbed.topology.model import Guest
+from testbed.topology.model import Loop
 from testbed.units import MIB
 
 MOUNTS = "/mnt"
@@ -39,13 +39,12 @@ class Stack:
     loops: dict[str, LoopDevice]
 
 
-def plan_stack(guest: Guest, devices: Mapping[str, str], only: tuple[str, ...] | None = None) -> Stack:
-    """The steps for `only` these loops and what they stand on, or for all.
+def plan_stack(wanted: Mapping[str, Loop], devices: Mapping[str, str]) -> Stack:
+    """The steps for these loops and what they stand on.
 
-    `devices`: /dev path of each disk. Loop numbers are those of the topology's order, so that a loop's device does not depend on
-    which others are made.
+    `devices`: /dev path of each disk. A loop's number is its place among `wanted`.
     """
-    numbers = {name: number for number, name in enumerate(guest.loops)}
+    numbers = {name: number for number, name in enumerate(wanted)}
     steps: list[Step] = []
     loops: dict[str, LoopDevice] = {}
     mounted: set[str] = set()
@@ -53,10 +52,10 @@ def plan_stack(guest: Guest, devices: Mapping[str, str], only: tuple[str, ...] |
     def add(name: str) -> None:
         if name in loops:
             return
-        loop = guest.loops[name]
+        loop = wanted[name]
         holder = loop.holder
         below: tuple[str, ...] = ()
-        if holder in guest.loops:
+        if holder in wanted:
             add(holder)
             device: str | None = loops[holder].path
             below = loops[holder].disks
@@ -73,7 +72,7 @@ def plan_stack(guest: Guest, devices: Mapping[str, str], only: tuple[str, ...] |
         steps.append(_attach(path, file, direct_io=loop.direct_io))
         loops[name] = LoopDevice(path=path, backing_file=file, disks=below)
 
-    for name in guest.loops if only is None else only:
+    for name in wanted:
         add(name)
     return Stack(steps=tuple(steps), loops=loops)
 

@@ -17,23 +17,28 @@ class Verdict(enum.Enum):
     INFRA = "INFRA"
 
 
-class Charge(enum.Enum):
-    """What a measurement showed of who pays."""
+class Gap(enum.Enum):
+    """What a measurement showed of the gap that the series closes: I/O of a loop device that nobody's cgroup pays for, and what follows."""
 
-    CHARGED = "charged to the cgroup"
-    BYPASSED = "not charged to the cgroup"
-    UNCLEAR = "neither clearly charged nor clearly not"
+    CLOSED = "as with the series"
+    OPEN = "as before the series"
+    UNCLEAR = "neither clearly as with the series nor clearly as before it"
 
 
 # Measured shares are 0.99 to 1.01 where the kernel charges, and 0 where it does not; readahead and metadata are the rest.
 _CHARGED_FROM, _BYPASSED_TO = 0.95, 0.02
 
 
-def charge(share: float) -> Charge:
+def of_share(share: float) -> Gap:
     """Judge A's share of a total, 0 to 1 (a little above 1 happens: readahead)."""
     if share >= _CHARGED_FROM:
-        return Charge.CHARGED
-    return Charge.BYPASSED if share <= _BYPASSED_TO else Charge.UNCLEAR
+        return Gap.CLOSED
+    return Gap.OPEN if share <= _BYPASSED_TO else Gap.UNCLEAR
+
+
+def agreed(*gaps: Gap) -> Gap:
+    """What several measurements of one claim say together: the same, or nothing."""
+    return gaps[0] if len(set(gaps)) == 1 else Gap.UNCLEAR
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,14 +61,37 @@ class Control:
     holds: bool
 
 
+# Counters that count the same bytes agree within this; more is worth a look.
+_BALANCED = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Balance:
+    """The same bytes counted in two places: what the guest's kernel accounted for, and what really moved (or is resident)."""
+
+    what: str
+    accounted: int
+    real: int
+
+    @property
+    def share(self) -> float:
+        """The difference as a share of the larger of the two."""
+        return abs(self.accounted - self.real) / max(self.accounted, self.real, 1)
+
+    @property
+    def is_finding(self) -> bool:
+        return self.share > _BALANCED
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What a scenario brought back from one kernel."""
 
-    claim: Charge
+    claim: Gap
     reason: str
     measures: tuple[Measure, ...]
     controls: tuple[Control, ...]
+    balances: tuple[Balance, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +122,13 @@ def judge_pair(base: Outcome, patched: Outcome) -> Judgement:
     return _without_evidence(("base", base), ("patched", patched)) or _claims(base, patched)
 
 
-def judge_single(outcome: Outcome, expected: Charge) -> Judgement:
+def judge_single(outcome: Outcome, expected: Gap) -> Judgement:
     """One kernel against what is expected of it."""
     early = _without_evidence(("kernel", outcome))
     if early is not None:
         return early
     assert isinstance(outcome, Evidence)
-    if outcome.claim is Charge.UNCLEAR:
+    if outcome.claim is Gap.UNCLEAR:
         return Judgement(verdict=Verdict.INVALID, reason=f"inconclusive: {outcome.reason}")
     verdict = Verdict.PASS if outcome.claim is expected else Verdict.FAIL
     return Judgement(verdict=verdict, reason=f"expected {expected.value}: {outcome.reason}")
@@ -126,13 +154,21 @@ def _without_evidence(*sides: tuple[str, Outcome]) -> Judgement | None:
 def _claims(base: Outcome, patched: Outcome) -> Judgement:
     assert isinstance(base, Evidence) and isinstance(patched, Evidence)
     for side, evidence in (("base", base), ("patched", patched)):
-        if evidence.claim is Charge.UNCLEAR:
+        if evidence.claim is Gap.UNCLEAR:
             return Judgement(verdict=Verdict.INVALID, reason=f"{side} is inconclusive: {evidence.reason}")
-    if base.claim is not Charge.BYPASSED:
-        return Judgement(verdict=Verdict.INVALID, reason=f"the base does not show the bypass: {base.reason}")
-    if patched.claim is not Charge.CHARGED:
-        return Judgement(verdict=Verdict.FAIL, reason=f"the patched kernel does not charge: {patched.reason}")
-    return Judgement(verdict=Verdict.PASS, reason="the base bypasses the cgroup, the patched kernel charges it")
+    if base.claim is not Gap.OPEN:
+        return Judgement(verdict=Verdict.INVALID, reason=f"the base does not show the gap: {base.reason}")
+    if patched.claim is not Gap.CLOSED:
+        return Judgement(verdict=Verdict.FAIL, reason=f"the patched kernel does not close the gap: {patched.reason}")
+    return Judgement(verdict=Verdict.PASS, reason=f"base: {base.reason}; patched: {patched.reason}")
+
+
+_GRAVITY = (Verdict.FAIL, Verdict.INFRA, Verdict.INVALID, Verdict.PASS, Verdict.SKIP)
+
+
+def gravest(judgements: tuple[Judgement, ...]) -> Judgement:
+    """The gravest of some judgements, the first of its kind."""
+    return min(judgements, key=lambda judgement: _GRAVITY.index(judgement.verdict))
 
 
 EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INFRA: 2, Verdict.INVALID: 3, Verdict.SKIP: 4}
@@ -140,7 +176,4 @@ EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INFRA: 2, Verdict.INVALI
 
 def overall(verdicts: tuple[Verdict, ...]) -> Verdict:
     """The verdict of a run: the gravest of its scenarios', and SKIP only where everything was skipped."""
-    for verdict in (Verdict.FAIL, Verdict.INFRA, Verdict.INVALID, Verdict.PASS):
-        if verdict in verdicts:
-            return verdict
-    return Verdict.SKIP
+    return min(verdicts, key=_GRAVITY.index, default=Verdict.SKIP)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import secrets
+import statistics
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from testbed.console import Kind
 from testbed.errors import HostError
 from testbed.host import Host
 from testbed.runner import Result, Side
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
-from testbed.verdict import Evidence, Verdict
+from testbed.verdict import Evidence, Verdict, gravest
 
 
 def new_run_folder(runs: Path) -> Path:
@@ -38,8 +40,9 @@ def document(
     image: Image,
     kernels: dict[str, KernelFiles],
     results: tuple[Result, ...],
+    took_s: float,
 ) -> dict[str, Any]:
-    """What `results.json` says."""
+    """What `results.json` says; `took_s`: of all scenarios, beside which `guest_seconds` is the sum of their guests' times."""
     return {
         "version": 1,
         "run": folder.name,
@@ -63,30 +66,73 @@ def document(
             }
             for side, kernel in kernels.items()
         },
-        "scenarios": [_scenario(result, folder) for result in results],
+        "took_s": round(took_s, 3),
+        "guest_seconds": round(sum(side.took_s for result in results for side in result.sides.values()), 3),
+        "scenarios": [_case(attempts, folder) for attempts in by_case(results)],
     }
 
 
-def _scenario(result: Result, folder: Path) -> dict[str, Any]:
-    scenario = result.scenario
-    return {
-        "name": scenario.name,
-        "verdict": result.judgement.verdict.value,
-        "reason": result.judgement.reason,
+def by_case(results: tuple[Result, ...]) -> list[tuple[Result, ...]]:
+    """The attempts of each case, in the order of the results."""
+    found: dict[str, list[Result]] = {}
+    for result in results:
+        found.setdefault(result.case.name, []).append(result)
+    return [tuple(attempts) for attempts in found.values()]
+
+
+def gravest_attempt(attempts: tuple[Result, ...]) -> Result:
+    """The attempt whose judgement is the case's."""
+    worst = gravest(tuple(result.judgement for result in attempts))
+    return next(result for result in attempts if result.judgement is worst)
+
+
+def spread(attempts: tuple[Result, ...], side: str) -> dict[str, dict[str, float]]:
+    """Least, median and greatest value of each measure on one side, over the attempts that have it."""
+    values: dict[str, list[float]] = {}
+    for result in attempts:
+        outcome = result.sides[side].outcome
+        for measure in outcome.measures if isinstance(outcome, Evidence) else ():
+            values.setdefault(measure.name, []).append(measure.value)
+    return {name: {"min": min(seen), "median": statistics.median(seen), "max": max(seen)} for name, seen in values.items()}
+
+
+def _case(attempts: tuple[Result, ...], folder: Path) -> dict[str, Any]:
+    told = gravest_attempt(attempts)
+    scenario = told.case.scenario
+    said: dict[str, Any] = {
+        "name": told.case.name,
+        "scenario": scenario.name,
         "claim": scenario.claim,
         "patches": list(scenario.patches),
         "predicted": {"base": scenario.predicted_base, "patched": scenario.predicted_patched},
         "source": scenario.source,
-        **{side: _side(done, folder) for side, done in result.sides.items()},
+        **_attempt(told, folder),
     }
+    if len(attempts) > 1:
+        passed = sum(result.judgement.verdict is Verdict.PASS for result in attempts)
+        said |= {
+            "pass_rate": passed / len(attempts),
+            "spread": {side: spread(attempts, side) for side in told.sides},
+            "attempts": [_attempt(result, folder) for result in attempts],
+        }
+    return said
 
 
-def _side(side: Side, folder: Path) -> dict[str, Any]:
+def _attempt(result: Result, folder: Path) -> dict[str, Any]:
+    said: dict[str, Any] = {"verdict": result.judgement.verdict.value, "reason": result.judgement.reason}
+    for side, done in result.sides.items():
+        said[side] = _side(done, folder, result.case.scenario.expected_log)
+        if side in result.by_kernel:
+            said[side] |= {"verdict": result.by_kernel[side].verdict.value, "judgement": result.by_kernel[side].reason}
+    return said
+
+
+def _side(side: Side, folder: Path, expected_log: frozenset[Kind]) -> dict[str, Any]:
     said: dict[str, Any] = {
         "took_s": round(side.took_s, 3),
         "guest_ready_after_s": round(side.ready_after_s, 3),
         "evidence": str(side.evidence.relative_to(folder)),
-        "console": [asdict(finding) | {"kind": finding.kind.value} for finding in side.findings],
+        "console": [asdict(finding) | {"kind": finding.kind.value, "expected": finding.kind in expected_log} for finding in side.findings],
     }
     if isinstance(side.outcome, Evidence):
         evidence = side.outcome
@@ -95,9 +141,13 @@ def _side(side: Side, folder: Path) -> dict[str, Any]:
             "reason": evidence.reason,
             "measures": {m.name: {"value": m.value, "unit": m.unit, "source": m.source} for m in evidence.measures},
             "controls": [asdict(control) for control in evidence.controls],
+            "balances": [
+                asdict(balance) | {"difference": balance.accounted - balance.real, "share": round(balance.share, 6)}
+                for balance in evidence.balances
+            ],
         }
     else:
-        said |= {"claim": None, "reason": side.outcome.why, "measures": {}, "controls": []}
+        said |= {"claim": None, "reason": side.outcome.why, "measures": {}, "controls": [], "balances": []}
     return said
 
 

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 from testbed.errors import UsageError
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import Scenario
+from testbed.scenarios.base import Case, Scenario
 from testbed.scenarios.oom import GATE, OOM_TMPFS
-from testbed.scenarios.read import read_on
+from testbed.scenarios.read import READ
 
-SCENARIOS: dict[str, Scenario] = {
-    scenario.name: scenario for scenario in (OOM_TMPFS, GATE, *(read_on(disk_type) for disk_type in DISK_KINDS))
-}
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (OOM_TMPFS, GATE, READ)}
+
+# What runs where nothing is named: the cover letter's own script, what switches the charge, and a disk's bytes on both kinds of disk.
+MAIN = ("oom-tmpfs", "gate", "read/virtio-blk/ext4", "read/nvme/ext4")
 
 
-def select(names: tuple[str, ...]) -> tuple[Scenario, ...]:
-    """The scenarios meant by a command line, in the table's order: whole names, or `read` for all of `read/...`; all for none.
+def cases() -> dict[str, Case]:
+    """Every scenario at each of its points, by name, in the table's order."""
+    every = (Case(scenario=scenario, point=point) for scenario in SCENARIOS.values() for point in scenario.points)
+    return {case.name: case for case in every}
+
+
+def select(names: tuple[str, ...], *, quick: bool = False, full: bool = False) -> tuple[Case, ...]:
+    """The cases meant by a command line, in the table's order: whole names, or `read` or `read/nvme` for all that begin so.
+
+    `quick`: of each scenario the first one meant. Without names: all for `quick` or `full`, and else `MAIN`.
 
     :raise UsageError: a name means none.
     """
+    known = cases()
     for name in names:
-        if not any(_means(name, known) for known in SCENARIOS):
-            raise UsageError(f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}")
-    return tuple(row for known, row in SCENARIOS.items() if not names or any(_means(name, known) for name in names))
+        if not any(_means(name, case) for case in known):
+            raise UsageError(f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}, or one of their points such as {MAIN[-1]}")
+    wanted = names or (() if quick or full else MAIN)
+    chosen = [case for name, case in known.items() if not wanted or any(_means(one, name) for one in wanted)]
+    if quick:
+        first: dict[str, Case] = {}
+        for case in chosen:
+            first.setdefault(case.scenario.name, case)
+        chosen = list(first.values())
+    return tuple(chosen)
 
 
 def _means(name: str, known: str) -> bool:

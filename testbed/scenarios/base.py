@@ -1,18 +1,21 @@
-"""What a scenario is: a claim, what it needs, what it predicts for both kinds of kernel, and its steps."""
+"""What a scenario is: a claim, what it needs, what it predicts for both kinds of kernel, where it is tried, and its steps."""
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from testbed.console import Kind
 from testbed.guest import Guest
 from testbed.topology.model import Guest as GuestModel
+from testbed.units import MIB, format_size
 from testbed.verdict import Evidence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """Something that the guest's kernel must have. `test`: a shell condition that is true where it has; see `NEEDS_PRELUDE`."""
+    """Something that the guest must have. `test`: a shell condition that is true where it has; see `NEEDS_PRELUDE`."""
 
     what: str
     test: str
@@ -21,15 +24,63 @@ class Need:
 # What the conditions may use besides the shell's builtins. An exec of grep costs 0.1 s under emulation, this costs nothing.
 NEEDS_PRELUDE = """\
 has_word() { read -r words <"$2" && case " $words " in *" $1 "*) ;; *) false ;; esac; }
+has_config() { modprobe -q configs; zcat /proc/config.gz 2>/dev/null | grep -q "^$1=[ym]"; }
 """
+
+
+class Cores(enum.Enum):
+    """What a scenario takes of the host's processors: `SHARED` counts as one guest, `IDLE` mostly waits, `ALONE` measures time, so that no
+    other guest may run beside it."""
+
+    SHARED = "shared"
+    IDLE = "idle"
+    ALONE = "alone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Where a scenario is tried: the kind of disk, the filesystem that holds the backing file, and what else its steps look at.
+
+    `disk` None: memory only. `size_bytes`: of the backing file. `depth`: loops on files on loops. `profile`: the disk behaves like that
+    device. `variant`: the scenario's own, and the last part of the name.
+    """
+
+    disk: str | None = None
+    filesystem: str = "tmpfs"
+    size_bytes: int = 64 * MIB
+    depth: int = 1
+    direct_io: bool = False
+    profile: str | None = None
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        where = (self.disk, self.filesystem) if self.disk else ()
+        return "/".join(word for word in (*where, self.variant) if word)
+
+    def disk_in(self, model: GuestModel) -> str | None:
+        """The first disk of this kind that is large enough, by its name in the topology."""
+        # A filesystem's own needs come on top: a btrfs or xfs of less than 300M is none.
+        least = max(self.size_bytes * 2, 512 * MIB)
+        return next((name for name, disk in model.disks.items() if disk.type == self.disk and disk.size >= least), None)
+
+    def lacks(self, model: GuestModel) -> str | None:
+        """Why a topology's guest has no room for it, or None."""
+        if self.disk is None or self.disk_in(model) is not None:
+            return None
+        return f"the topology has no {self.disk} disk of at least {format_size(max(self.size_bytes * 2, 512 * MIB))}B"
+
+
+ANYWHERE = (Point(),)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scenario:
-    """One claim about the series. A kernel without it must let the I/O bypass the cgroup, one with it must charge it.
+    """One claim about the series. A kernel without it must show the gap, one with it must have closed it.
 
-    `patches`: which of the series' four patches it sees. `source`: where the claim comes from. `lacks`: why a topology's guest cannot
-    show it, or None. `steps`: does it, on a fresh guest, and returns what was seen; what it raises is no verdict on the kernel.
+    `patches`: which of the series' four patches it sees. `source`: where the claim comes from. `points`: where it is tried, the most
+    telling first. `what`: the steps in words; `steps`: does them on a fresh guest, and returns what was seen; what it raises is no verdict
+    on the kernel. `expected_log`: kinds of console lines that belong to it. `found`: what repeating it taught.
     """
 
     name: str
@@ -38,9 +89,33 @@ class Scenario:
     predicted_base: str
     predicted_patched: str
     source: str
-    needs: tuple[Need, ...]
-    lacks: Callable[[GuestModel], str | None]
-    steps: Callable[[Guest], Awaitable[Evidence]]
+    what: str
+    steps: Callable[[Guest, Point], Awaitable[Evidence]]
+    points: tuple[Point, ...] = ANYWHERE
+    needs: tuple[Need, ...] = ()
+    cores: Cores = Cores.SHARED
+    expected_log: frozenset[Kind] = frozenset()
+    found: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One scenario at one of its points: what is run, judged and reported."""
+
+    scenario: Scenario
+    point: Point
+
+    @property
+    def name(self) -> str:
+        return "/".join(word for word in (self.scenario.name, self.point.name) if word)
+
+    def model(self, model: GuestModel) -> GuestModel:
+        """The topology's guest, its disk with this point's profile."""
+        name = self.point.disk_in(model)
+        if name is None or self.point.profile is None:
+            return model
+        disk = model.disks[name].model_copy(update={"profile": self.point.profile, "throttle": None})
+        return model.model_copy(update={"disks": {**model.disks, name: disk}})
 
 
 _SUBTREE_CONTROL = "/sys/fs/cgroup/cgroup.subtree_control"
@@ -50,9 +125,3 @@ LOOP_DEVICES = Need(what="loop devices", test="test -e /dev/loop-control")
 COMMON_NEEDS = (MEMORY_CONTROLLER, IO_CONTROLLER, LOOP_DEVICES)
 
 COVER_LETTER = 'cover letter of "Charge loop device i/o to issuing cgroup", v5, 2020-04-20'
-
-
-def lacks_nothing(model: GuestModel) -> str | None:
-    """For a scenario that brings all it needs."""
-    del model
-    return None

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import re
 
+from testbed.console import Kind
 from testbed.errors import GuestError
 from testbed.guest import Guest
-from testbed.scenarios.base import COMMON_NEEDS, COVER_LETTER, Scenario, lacks_nothing
-from testbed.verdict import Charge, Control, Evidence, Measure
+from testbed.scenarios.base import COMMON_NEEDS, COVER_LETTER, Point, Scenario
+from testbed.verdict import Control, Evidence, Gap, Measure
 
 # Steps, sizes and names of the cover letter's script; its `sudo` is left out (the guest's shell is root's), and the two clocks are ours.
 _LETTER = """\
@@ -69,11 +70,12 @@ def readings(output: str) -> tuple[int, ...]:
     return tuple(int(number) for number in re.findall(r"^oom_kill (\d+)$", output, re.MULTILINE))
 
 
-def _kills(kills: int) -> Charge:
-    return Charge.CHARGED if kills > 0 else Charge.BYPASSED
+def _kills(kills: int) -> Gap:
+    return Gap.CLOSED if kills > 0 else Gap.OPEN
 
 
-async def _oom_tmpfs(guest: Guest) -> Evidence:
+async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
+    del point
     done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
     seen = readings(done.stdout)
     clocks = re.findall(r"^(?:started|ended) (\d+\.\d+)$", done.stdout, re.MULTILINE)
@@ -99,7 +101,8 @@ async def _oom_tmpfs(guest: Guest) -> Evidence:
     )
 
 
-async def _gate(guest: Guest) -> Evidence:
+async def _gate(guest: Guest, point: Point) -> Evidence:
+    del point
     kills: dict[str, int] = {}
     for name, how, controller in (("direct", "direct", "-io"), ("without", "/dev/loop0", "-io"), ("with", "/dev/loop1", "+io")):
         await guest.script('echo "$1" >/sys/fs/cgroup/cgroup.subtree_control', controller)
@@ -132,8 +135,9 @@ OOM_TMPFS = Scenario(
     predicted_patched="oom_kill 0, 1, 2 or more",
     source=COVER_LETTER,
     needs=COMMON_NEEDS,
-    lacks=lacks_nothing,
+    what="In a cgroup with memory.max 64M and no swap: 256M to a file on tmpfs, then 256M through a loop on a file on tmpfs",
     steps=_oom_tmpfs,
+    expected_log=frozenset({Kind.OOM, Kind.IO_ERROR}),
 )
 
 GATE = Scenario(
@@ -144,6 +148,7 @@ GATE = Scenario(
     predicted_patched="a kill through the loop with +io, none with -io",
     source="workers are found by the bio's blkcg css, which without the io controller is the root's (drivers/block/loop.c)",
     needs=COMMON_NEEDS,
-    lacks=lacks_nothing,
+    what="128M through a loop on tmpfs under a limit of 64M, with io taken from the parent's subtree_control, and with it",
     steps=_gate,
+    expected_log=frozenset({Kind.OOM, Kind.IO_ERROR}),
 )

@@ -125,14 +125,14 @@ async def _make(kernel: Kernel, folder: Path, task: Task) -> dict[str, Any]:
 async def _download(kernel: DebianKernel, work: Path, task: Task) -> tuple[str, tuple[Path, ...]]:
     apt = PrivateApt(work / "apt", await find_mirror(), kernel.suites)
     await apt.update(task)
-    packages = await _closure(apt, kernel.package)
+    packages = await closure(apt, kernel.package)
     folder = work / "debs"
     folder.mkdir()
     debs = await apt.download(packages, folder, task)
     return f"{', '.join(f'{package.name} {package.version}' for package in packages)} from {', '.join(kernel.suites)}", debs
 
 
-async def _closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
+async def closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
     """The packages behind a kernel's metapackage that hold files of the kernel.
 
     `linux-image-cloud-amd64` depends on `linux-image-RELEASE`; from 7.x that depends on `linux-binary-RELEASE` and `linux-modules-RELEASE`.

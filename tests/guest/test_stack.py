@@ -65,7 +65,7 @@ async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, model: GuestM
 async def test_the_stack_is_undone_when_the_work_on_it_fails(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         with pytest.raises(CommandFailed):
-            async with mounts.loops(guest, "l2"):
+            async with mounts.loops(guest, {"l2": model.loops["l2"]}):
                 await guest.run("false")
         assert await attached(guest) == {} and await mounted(guest) == set()
 

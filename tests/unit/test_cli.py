@@ -27,7 +27,7 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
         (("compare", "nope"), "scenario 'nope': expected one of oom-tmpfs, gate"),
         (("compare", "--base", "debian-0.1"), "kernel 'debian-0.1': expected one of debian-5.10"),
         (("compare", "--topology", "/no/such.yaml"), "/no/such.yaml:1:1: cannot be read: No such file or directory"),
-        (("run", "--expect", "wonders"), "--expect wonders: expected one of auto, charged, bypass"),
+        (("run", "--expect", "wonders"), "--expect wonders: expected one of auto, closed, open"),
         (("image", "build", "nope"), "image 'nope': expected one of bookworm"),
         (("image", "rm", "bookworm"), "image 'bookworm': it is not built"),
         (("kernel", "fetch", "/etc/hostname"), "expected a bzImage"),

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -8,12 +9,12 @@ from testbed.console import Finding, Kind
 from testbed.kernels import Series
 from testbed.report import live, results, table
 from testbed.runner import Result, Side, slots
-from testbed.scenarios import SCENARIOS
+from testbed.scenarios import cases
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest
 from testbed.units import GIB
-from testbed.verdict import Charge, Control, Evidence, Judgement, Lost, Measure, Verdict, judge_pair
+from testbed.verdict import Balance, Control, Evidence, Gap, Judgement, Lost, Measure, Verdict, judge_pair
 from tests.unit.values import host
 
 
@@ -33,7 +34,7 @@ def kernel(name: str) -> KernelFiles:
 KERNELS = {"base": kernel("5.10"), "patched": kernel("6.1")}
 
 
-def side(claim: Charge, folder: Path) -> Side:
+def side(claim: Gap, folder: Path) -> Side:
     evidence = Evidence(
         claim=claim,
         reason="so",
@@ -45,15 +46,16 @@ def side(claim: Charge, folder: Path) -> Side:
 
 
 def passed(folder: Path) -> Result:
-    sides = {"base": side(Charge.BYPASSED, folder), "patched": side(Charge.CHARGED, folder)}
-    return Result(scenario=SCENARIOS["gate"], sides=sides, judgement=judge_pair(sides["base"].outcome, sides["patched"].outcome))
+    sides = {"base": side(Gap.OPEN, folder), "patched": side(Gap.CLOSED, folder)}
+    return Result(case=cases()["gate"], attempt=1, sides=sides, judgement=judge_pair(sides["base"].outcome, sides["patched"].outcome))
 
 
 def lost(folder: Path) -> Result:
     outcome = Lost(why="guest g0: ready: panic [red]on[/red] its console\n    | \x1b[2J")
     gone = Side(outcome=outcome, findings=(), evidence=folder / "guests" / "h", took_s=1.0, ready_after_s=0.0)
     return Result(
-        scenario=SCENARIOS["oom-tmpfs"],
+        case=cases()["oom-tmpfs"],
+        attempt=1,
         sides={"base": gone, "patched": gone},
         judgement=Judgement(verdict=Verdict.INFRA, reason=outcome.why),
     )
@@ -68,15 +70,47 @@ def shown(of: tuple[Result, ...]) -> str:
 
 def test_results_are_json_with_units_and_sources(tmp_path: Path) -> None:
     image = Image(name="bookworm", sha256="i", folder=Path("/i"))
-    document = results.document(tmp_path, Verdict.PASS, ["testbed", "compare"], host(), image, KERNELS, (passed(tmp_path), lost(tmp_path)))
+    both = (passed(tmp_path), lost(tmp_path))
+    document = results.document(tmp_path, Verdict.PASS, ["testbed", "compare"], host(), image, KERNELS, both, 3.0)
     results.write(document, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["run"] == tmp_path.name and read["verdict"] == "PASS" and set(read["kernels"]) == {"base", "patched"}
     gate, oom = read["scenarios"]
-    assert gate["verdict"] == "PASS" and gate["base"]["claim"] == "bypassed"
+    assert gate["verdict"] == "PASS" and gate["base"]["claim"] == "open"
     assert gate["patched"]["measures"] == {"disk reads": {"value": 33554432, "unit": "bytes", "source": "query-blockstats"}}
-    assert gate["patched"]["console"] == [{"kind": "oom", "seconds": 1.5, "text": "dd invoked oom-killer"}]
+    assert gate["patched"]["console"] == [{"kind": "oom", "seconds": 1.5, "text": "dd invoked oom-killer", "expected": True}]
     assert oom["verdict"] == "INFRA" and oom["base"]["claim"] is None and oom["base"]["measures"] == {}
+
+
+def test_attempts_are_one_case_with_its_gravest_verdict_its_medians_and_its_pass_rate(tmp_path: Path) -> None:
+    image = Image(name="bookworm", sha256="i", folder=Path("/i"))
+    good, bad = passed(tmp_path), passed(tmp_path)
+    bad = replace(bad, attempt=2, sides={**bad.sides, "patched": bad.sides["base"]})
+    bad = replace(bad, judgement=judge_pair(bad.sides["base"].outcome, bad.sides["patched"].outcome))
+    document = results.document(tmp_path, Verdict.FAIL, ["testbed"], host(), image, KERNELS, (good, bad), 3.0)
+    (gate,) = document["scenarios"]
+    assert gate["verdict"] == "FAIL" and gate["pass_rate"] == 0.5 and len(gate["attempts"]) == 2
+    assert gate["spread"]["base"]["disk reads"] == {"min": 33554432, "median": 33554432, "max": 33554432}
+    assert "1 of 2" in shown((good, bad))
+
+
+def test_what_was_not_accounted_for_and_what_the_kernel_said_are_shown(tmp_path: Path) -> None:
+    result = passed(tmp_path)
+    outcome = result.sides["base"].outcome
+    assert isinstance(outcome, Evidence)
+    balance = Balance(what="rbytes of disk data", accounted=90, real=100)
+    warned = Finding(kind=Kind.WARNING, seconds=1.0, text="WARNING: CPU: 0")
+    side = replace(result.sides["base"], outcome=replace(outcome, balances=(balance,)), findings=(warned,))
+    text = shown((replace(result, sides={**result.sides, "base": side}),))
+    assert "finding: rbytes of disk" in text and "(10.0%)" in text and "kernel log: warning" in text
+
+
+def test_the_matrix_has_a_column_for_each_kernel(tmp_path: Path) -> None:
+    judgements = {"base": Judgement(verdict=Verdict.PASS, reason="open"), "patched": Judgement(verdict=Verdict.FAIL, reason="open too")}
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(table.matrix_table((replace(passed(tmp_path), by_kernel=judgements),), KERNELS))
+    text = console.export_text()
+    assert "PASS" in text and "FAIL" in text and "open too" in text and "5.10-cloud" in text
 
 
 def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:

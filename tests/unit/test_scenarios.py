@@ -1,35 +1,34 @@
+from pathlib import Path
+
 import pytest
 
 from testbed.errors import UsageError
 from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios import SCENARIOS, select
+from testbed.report import catalogue
+from testbed.scenarios import MAIN, SCENARIOS, cases, select
 from testbed.scenarios.oom import readings
-from testbed.scenarios.read import _Reading, judge
+from testbed.scenarios.read import judge
 from testbed.topology import Guest
-from testbed.verdict import Charge
+from testbed.verdict import Gap
 
 FULL = 32 << 20
 
 
-def reading(read: int, file: int, disk: int = FULL) -> _Reading:
-    return _Reading(cgroup="reader", read=read, file=file, disk=disk)
-
-
 @pytest.mark.parametrize(
-    ("seen", "claim"),
+    ("io_share", "file_share", "disk_bytes", "claim"),
     [
-        (reading(FULL, FULL), Charge.CHARGED),
-        (reading(33816576, 33816576, 33816576), Charge.CHARGED),
-        (reading(0, 0), Charge.BYPASSED),
-        (reading(FULL, 0), Charge.UNCLEAR),
-        (reading(0, FULL), Charge.UNCLEAR),
-        (reading(FULL // 2, FULL // 2), Charge.UNCLEAR),
-        (reading(FULL, FULL * 2), Charge.UNCLEAR),
-        (reading(0, 0, 0), Charge.UNCLEAR),
+        (1.0, 1.0, FULL, Gap.CLOSED),
+        (1.0, 1.0075, 33816576, Gap.CLOSED),
+        (0.0, 0.0, FULL, Gap.OPEN),
+        (1.0, 0.0, FULL, Gap.UNCLEAR),
+        (0.0, 1.0, FULL, Gap.UNCLEAR),
+        (0.5, 0.5, FULL, Gap.UNCLEAR),
+        (1.0, 2.0, FULL, Gap.UNCLEAR),
+        (0.0, 0.0, 0, Gap.UNCLEAR),
     ],
 )
-def test_a_read_is_charged_only_where_bytes_and_pages_agree(seen: _Reading, claim: Charge) -> None:
-    assert judge(seen) is claim
+def test_a_read_is_charged_only_where_bytes_and_pages_agree(io_share: float, file_share: float, disk_bytes: int, claim: Gap) -> None:
+    assert judge(io_share=io_share, file_share=file_share, disk_bytes=disk_bytes) is claim
 
 
 def test_oom_kills_are_read_and_nothing_else() -> None:
@@ -39,22 +38,35 @@ def test_oom_kills_are_read_and_nothing_else() -> None:
 def test_every_scenario_states_its_claim_and_both_predictions() -> None:
     for name, scenario in SCENARIOS.items():
         assert name == scenario.name
-        assert scenario.claim and scenario.source and scenario.needs and set(scenario.patches) <= {1, 2, 3, 4}
+        assert scenario.claim and scenario.what and scenario.source and set(scenario.patches) <= {1, 2, 3, 4}
         assert scenario.predicted_base != scenario.predicted_patched
+        assert not scenario.claim.endswith("."), "the catalogue adds the full stop"
 
 
-def test_the_read_scenario_is_there_for_every_kind_of_disk() -> None:
-    assert {name for name in SCENARIOS if name.startswith("read/")} == {f"read/{kind}" for kind in DISK_KINDS}
+def test_every_point_has_a_name_of_its_own_and_a_known_disk() -> None:
+    assert len(cases()) == sum(len(scenario.points) for scenario in SCENARIOS.values())
+    assert {case.point.disk for case in cases().values()} <= {None, *DISK_KINDS}
 
 
-def test_scenarios_are_chosen_by_name_or_by_family() -> None:
-    assert len(select(())) == len(SCENARIOS)
-    assert [scenario.name for scenario in select(("read",))] == ["read/virtio-blk", "read/nvme"]
-    assert [scenario.name for scenario in select(("gate", "oom-tmpfs"))] == ["oom-tmpfs", "gate"]
+def test_the_main_job_is_among_the_cases() -> None:
+    assert [case.name for case in select(())] == list(MAIN)
+
+
+def test_scenarios_are_chosen_by_name_or_by_what_they_begin_with() -> None:
+    assert len(select((), full=True)) == len(cases())
+    assert [case.scenario.name for case in select((), quick=True)] == list(SCENARIOS)
+    assert {case.name for case in select(("read/nvme",))} == {"read/nvme/ext4", "read/nvme/xfs", "read/nvme/btrfs"}
+    assert [case.name for case in select(("read",), quick=True)] == ["read/virtio-blk/ext4"]
+    assert [case.name for case in select(("gate", "oom-tmpfs"))] == ["oom-tmpfs", "gate"]
     with pytest.raises(UsageError, match="expected one of oom-tmpfs, gate"):
         select(("rea",))
 
 
 def test_a_topology_without_the_disk_is_a_lack_and_not_a_failure() -> None:
-    why = SCENARIOS["read/nvme"].lacks(Guest())
+    why = cases()["read/nvme/ext4"].point.lacks(Guest())
     assert why is not None and "nvme" in why
+
+
+def test_the_catalogue_in_the_docs_is_the_one_that_the_scenarios_make() -> None:
+    kept = Path(__file__).parents[2] / "docs" / "scenarios.md"
+    assert kept.read_text() == catalogue.markdown(tuple(SCENARIOS.values())), "./tb scenarios --markdown >docs/scenarios.md"

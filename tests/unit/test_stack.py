@@ -11,11 +11,16 @@ guests:
       l1: {backing: l0/inner.img, size: 256M, direct-io: true}
       l2: {backing: ram/disk.img, size: 8M, filesystem: tmpfs}
 """
-GUEST = parse(TEXT, "a.yaml").guests["g"]
+LOOPS = parse(TEXT, "a.yaml").guests["g"].loops
 
 
-def test_a_loop_brings_what_it_stands_on_and_nothing_else() -> None:
-    made = stack.plan_stack(GUEST, {"data": "/dev/nvme0n1"}, ("l1",))
+NESTED = {name: LOOPS[name] for name in ("l0", "l1")}
+
+
+def test_a_loop_comes_after_what_it_stands_on() -> None:
+    made = stack.plan_stack(dict(reversed(NESTED.items())), {"data": "/dev/nvme0n1"})
+    assert [step.what for step in made.steps][2::3] == ["/dev/loop1 on /mnt/data/disk.img", "/dev/loop0 on /mnt/l0/inner.img"]
+    made = stack.plan_stack(NESTED, {"data": "/dev/nvme0n1"})
     assert [step.what for step in made.steps] == [
         "ext4 on /dev/nvme0n1 at /mnt/data",
         "written /mnt/data/disk.img",
@@ -28,18 +33,18 @@ def test_a_loop_brings_what_it_stands_on_and_nothing_else() -> None:
     assert ("losetup", "--direct-io=on", "/dev/loop1", "/mnt/l0/inner.img") in made.steps[-1].do
 
 
-def test_a_loop_has_the_same_device_whatever_else_is_made() -> None:
-    alone = stack.plan_stack(GUEST, {"data": "/dev/vdc"}, ("l2",))
-    assert alone.loops["l2"].path == "/dev/loop2" and alone.loops["l2"].disks == ()
+def test_tmpfs_needs_no_disk_and_its_file_is_sparse() -> None:
+    alone = stack.plan_stack({"l2": LOOPS["l2"]}, {"data": "/dev/vdc"})
+    assert alone.loops["l2"].disks == ()
     assert [step.what for step in alone.steps] == [
         "tmpfs on memory at /mnt/ram",
         "sparse /mnt/ram/disk.img",
-        "/dev/loop2 on /mnt/ram/disk.img",
+        "/dev/loop0 on /mnt/ram/disk.img",
     ]
 
 
 def test_undoing_is_the_reverse_of_what_was_done_and_no_more() -> None:
-    made = stack.plan_stack(GUEST, {"data": "/dev/vdc"}, ("l1",))
+    made = stack.plan_stack(NESTED, {"data": "/dev/vdc"})
     assert stack.undo_script(made, 6).splitlines()[1:-1] == [
         "losetup -d /dev/loop1 || failed=1",
         "umount /mnt/l0 || failed=1",

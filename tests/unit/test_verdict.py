@@ -3,17 +3,17 @@ import itertools
 import pytest
 
 from testbed import verdict
-from testbed.verdict import Charge, Control, Evidence, Lost, Outcome, Skipped, Verdict
+from testbed.verdict import Control, Evidence, Gap, Lost, Outcome, Skipped, Verdict
 
 
-def evidence(claim: Charge, *, control_holds: bool = True) -> Evidence:
+def evidence(claim: Gap, *, control_holds: bool = True) -> Evidence:
     control = Control(name="c", expected="x", got="y", holds=control_holds)
     return Evidence(claim=claim, reason="so", measures=(), controls=(control,))
 
 
-CHARGED, BYPASSED, UNCLEAR = (evidence(claim) for claim in (Charge.CHARGED, Charge.BYPASSED, Charge.UNCLEAR))
-BROKEN = evidence(Charge.CHARGED, control_holds=False)
-BROKEN_BYPASS = evidence(Charge.BYPASSED, control_holds=False)
+CHARGED, BYPASSED, UNCLEAR = (evidence(claim) for claim in (Gap.CLOSED, Gap.OPEN, Gap.UNCLEAR))
+BROKEN = evidence(Gap.CLOSED, control_holds=False)
+BROKEN_BYPASS = evidence(Gap.OPEN, control_holds=False)
 SKIPPED, LOST = Skipped(why="lacks io"), Lost(why="panicked")
 
 PAIRS: list[tuple[Outcome, Outcome, Verdict]] = [
@@ -56,33 +56,33 @@ def test_a_broken_control_is_named_with_its_side() -> None:
 @pytest.mark.parametrize(
     ("outcome", "expected", "judged"),
     [
-        (CHARGED, Charge.CHARGED, Verdict.PASS),
-        (CHARGED, Charge.BYPASSED, Verdict.FAIL),
-        (BYPASSED, Charge.CHARGED, Verdict.FAIL),
-        (BYPASSED, Charge.BYPASSED, Verdict.PASS),
-        (UNCLEAR, Charge.CHARGED, Verdict.INVALID),
-        (BROKEN, Charge.CHARGED, Verdict.INVALID),
-        (SKIPPED, Charge.CHARGED, Verdict.SKIP),
-        (LOST, Charge.CHARGED, Verdict.INFRA),
+        (CHARGED, Gap.CLOSED, Verdict.PASS),
+        (CHARGED, Gap.OPEN, Verdict.FAIL),
+        (BYPASSED, Gap.CLOSED, Verdict.FAIL),
+        (BYPASSED, Gap.OPEN, Verdict.PASS),
+        (UNCLEAR, Gap.CLOSED, Verdict.INVALID),
+        (BROKEN, Gap.CLOSED, Verdict.INVALID),
+        (SKIPPED, Gap.CLOSED, Verdict.SKIP),
+        (LOST, Gap.CLOSED, Verdict.INFRA),
     ],
 )
-def test_single_kernels(outcome: Outcome, expected: Charge, judged: Verdict) -> None:
+def test_single_kernels(outcome: Outcome, expected: Gap, judged: Verdict) -> None:
     assert verdict.judge_single(outcome, expected).verdict is judged
 
 
 @pytest.mark.parametrize(
     ("share", "claim"),
     [
-        (1.01, Charge.CHARGED),
-        (0.95, Charge.CHARGED),
-        (0.9499, Charge.UNCLEAR),
-        (0.0201, Charge.UNCLEAR),
-        (0.02, Charge.BYPASSED),
-        (0.0, Charge.BYPASSED),
+        (1.01, Gap.CLOSED),
+        (0.95, Gap.CLOSED),
+        (0.9499, Gap.UNCLEAR),
+        (0.0201, Gap.UNCLEAR),
+        (0.02, Gap.OPEN),
+        (0.0, Gap.OPEN),
     ],
 )
-def test_thresholds(share: float, claim: Charge) -> None:
-    assert verdict.charge(share) is claim
+def test_thresholds(share: float, claim: Gap) -> None:
+    assert verdict.of_share(share) is claim
 
 
 def test_a_run_is_as_bad_as_its_worst_scenario() -> None:

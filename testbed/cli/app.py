@@ -1,0 +1,54 @@
+"""What all verbs share: the app, where they print, their common options, and how one runs to its end and exits."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="testbed", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="Checks kernel patch series on ephemeral QEMU guests with emulated disks.",
+)  # fmt: skip
+
+out = Console()
+err = Console(stderr=True)
+
+ERROR, FAILED = 2, 1
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
+Cold = Annotated[bool, typer.Option("--cold", help="Boot every guest instead of cloning a template.")]
+TopologyOption = Annotated[Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml without it.")]
+KERNEL_HELP = "A name of images/kernels.yaml, BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]."
+
+
+def run_async(work: Coroutine[Any, Any, int]) -> None:
+    """Run to its end and exit with its code; SIGINT and SIGTERM cancel it, and everything is taken down before we exit."""
+    caught: list[signal.Signals] = []
+
+    async def guarded() -> int:
+        task = asyncio.create_task(work)
+
+        def stop(number: signal.Signals) -> None:
+            caught.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
+        return await task
+
+    try:
+        code = asyncio.run(guarded())
+    except asyncio.CancelledError:
+        if not caught:
+            raise
+        err.print(f"testbed: stopped by {caught[0].name}; guests are gone", markup=False)
+        code = 128 + caught[0]
+    sys.exit(code)

@@ -1,0 +1,106 @@
+"""Verbs that look and change nothing: doctor, validate, plan, scenarios."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from testbed import doctor, paths, plan, probe
+from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
+from testbed.errors import HostError, Problem, TopologyError
+from testbed.host import Host
+from testbed.kernels import load_table
+from testbed.report import catalogue, table
+from testbed.scenarios import SCENARIOS, cases
+from testbed.store import kernel_files
+from testbed.topology import load
+
+
+@app.command("doctor")
+def doctor_command(as_json: Json = False) -> None:
+    """What this host can do, what is missing, and how to mend it."""
+
+    async def work() -> int:
+        folders = paths.folders()
+        host: Host | None = None
+        why = ""
+        try:
+            known = load_table(paths.shipped("images") / "kernels.yaml")
+            kernels = (kernel_files.cached(row, folders.cache) for row in known.rows.values())
+            host = await probe.probe(folders.cache, next((found for found in kernels if found), None))
+        except HostError as error:
+            why = str(error)
+        complaints = await doctor.complaints(host)
+        fatal = [complaint for complaint in complaints if complaint.fatal]
+        if as_json:
+            facts = asdict(host) | {"accelerator": host.accelerator} if host else None
+            print(json.dumps({"host": facts, "tools": doctor.tools(), "problems": [asdict(c) for c in complaints], "error": why or None}))
+        else:
+            if host is not None:
+                out.print(table.host_table(host, doctor.tools()))
+            else:
+                out.print(why, markup=False, highlight=False)
+            for complaint in complaints:
+                kind = "problem" if complaint.fatal else "slower"
+                out.print(f"{kind}: {complaint.what}\n    mend: {complaint.mend}", markup=False, highlight=False, soft_wrap=True)
+            if not fatal and host is not None:
+                out.print("This machine can run the testbed.")
+        return ERROR if fatal or host is None else 0
+
+    run_async(work())
+
+
+@app.command()
+def validate(files: Annotated[list[Path], typer.Argument(help="Topology files.")]) -> None:
+    """Check topology files: all errors at once, each with file, line and column."""
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            load(file)
+        except TopologyError as error:
+            problems += error.problems
+    for problem in problems:
+        print(problem)
+    if problems:
+        sys.exit(FAILED)
+    err.print(f"{len(files)} valid", highlight=False)
+
+
+@app.command("plan")
+def plan_command(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
+    """Print the QEMU argv and the ordered QMP commands of each guest; runs nothing."""
+
+    async def work() -> int:
+        topology = load(file)
+        host = await probe.probe(paths.folders().cache, None)
+        for name, model in topology.guests.items():
+            print(f"# guest {name}")
+            machine = plan.machine(host, model, kernel="KERNEL", image="IMAGE", initramfs="INITRAMFS")
+            files = plan.BootFiles(
+                bzimage=Path("BZIMAGE"), initramfs=Path("INITRAMFS"), root=Path("ROOT.ext4"), modules_disk=Path("MODULES.ext4")
+            )
+            options = plan.argv(host, machine, files, name=name, sockets=Path("SOCKETS"), memory=plan.ANONYMOUS)
+            print(" \\\n    ".join(" ".join(option) for option in options))
+            for port, (disk_name, disk) in enumerate(model.disks.items()):
+                for command in plan.hotplug(disk_name, disk, port, Path(f"SCRATCH/{disk_name}.raw")):
+                    print(json.dumps({"execute": command.execute, "arguments": command.arguments}))
+        return 0
+
+    run_async(work())
+
+
+@app.command("scenarios")
+def scenarios_command(
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue, as docs/scenarios.md has it.")] = False,
+) -> None:
+    """List the scenarios and the points at which each is tried."""
+    if markdown:
+        print(catalogue.markdown(tuple(SCENARIOS.values())), end="")
+        return
+    for name, case in cases().items():
+        print(f"{name}\t{case.scenario.claim}")

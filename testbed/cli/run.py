@@ -1,0 +1,199 @@
+"""Verbs that run scenarios on guests: compare, run, matrix."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from testbed import paths, runner
+from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
+from testbed.errors import UsageError
+from testbed.kernels import KernelTable, load_table
+from testbed.lab import Lab, open_lab
+from testbed.progress import Progress, Task
+from testbed.report import live, results, table
+from testbed.runner import Judge, Result
+from testbed.scenarios import select
+from testbed.scenarios.base import Case
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest, load
+from testbed.verdict import EXIT_CODES, Gap, overall
+
+Names = Annotated[list[str] | None, typer.Argument(help="Scenarios, or their points; without any the main job's four.", show_default=False)]
+Quick = Annotated[bool, typer.Option("--quick", help="One point of each scenario.")]
+Full = Annotated[bool, typer.Option("--full", help="Every point of every scenario.")]
+Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Run each case so many times; the gravest verdict counts.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What a command line asks for, whatever its verb. `kernels`: by what the results call them."""
+
+    cases: tuple[Case, ...]
+    model: Guest
+    kernels: dict[str, str]
+    repeat: int
+    cold: bool
+    quiet: bool
+    as_json: bool
+
+
+@app.command()
+def compare(
+    scenarios: Names = None,
+    base: Annotated[str | None, typer.Option("--base", help=f"Kernel before the series. {KERNEL_HELP}")] = None,
+    patched: Annotated[str | None, typer.Option("--patched", help="Kernel with the series.")] = None,
+    quick: Quick = False,
+    full: Full = False,
+    repeat: Repeat = 1,
+    topology: TopologyOption = None,
+    cold: Cold = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run scenarios on a base kernel and a patched one, and say whether the series does what it claims."""
+    known = _kernel_table()
+    wanted = _Wanted(
+        cases=select(tuple(scenarios or ()), quick=quick, full=full), model=_only_guest(topology), repeat=repeat, cold=cold, quiet=quiet,
+        as_json=as_json, kernels={"base": base or known.base, "patched": patched or known.patched},
+    )  # fmt: skip
+    run_async(_run(wanted, lambda kernels: runner.pair, table.results_table))
+
+
+@app.command()
+def run(
+    scenarios: Names = None,
+    kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=KERNEL_HELP)] = None,
+    expect: Annotated[str, typer.Option("--expect", help="closed, open, or auto: what the kernel table says of this kernel.")] = "auto",
+    quick: Quick = False,
+    full: Full = False,
+    repeat: Repeat = 1,
+    topology: TopologyOption = None,
+    cold: Cold = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run scenarios on one kernel: does it show the gap (open), or close it?"""
+    gaps = {"auto": None, "closed": Gap.CLOSED, "open": Gap.OPEN}
+    if expect not in gaps:
+        raise UsageError(f"--expect {expect}: expected one of {', '.join(gaps)}")
+    wanted = _Wanted(
+        cases=select(tuple(scenarios or ()), quick=quick, full=full), model=_only_guest(topology), repeat=repeat, cold=cold, quiet=quiet,
+        as_json=as_json, kernels={"kernel": kernel or _kernel_table().patched},
+    )  # fmt: skip
+
+    def judge(kernels: dict[str, KernelFiles]) -> Judge:
+        return runner.each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
+
+    run_async(_run(wanted, judge, table.results_table))
+
+
+@app.command()
+def matrix(
+    scenarios: Names = None,
+    kernels: Annotated[str | None, typer.Option("--kernels", help="Names, with commas between; all of the table without it.")] = None,
+    quick: Quick = False,
+    full: Full = False,
+    repeat: Repeat = 1,
+    topology: TopologyOption = None,
+    cold: Cold = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run scenarios on several kernels: one table, scenario by kernel, each judged by what the kernel table says of it."""
+    names = list(_kernel_table().rows) if kernels is None else [name.strip() for name in kernels.split(",") if name.strip()]
+    if not names:
+        raise UsageError(f"--kernels {kernels!r}: expected names with commas between")
+    wanted = _Wanted(
+        cases=select(tuple(scenarios or ()), quick=quick, full=full), model=_only_guest(topology), repeat=repeat, cold=cold, quiet=quiet,
+        as_json=as_json, kernels={name: name for name in names},
+    )  # fmt: skip
+    run_async(
+        _run(wanted, lambda found: runner.each({side: runner.expected_of(kernel) for side, kernel in found.items()}), table.matrix_table)
+    )
+
+
+async def _run(
+    wanted: _Wanted,
+    judge: Callable[[dict[str, KernelFiles]], Judge],
+    show: Callable[[tuple[Result, ...], dict[str, KernelFiles]], Table],
+) -> int:
+    """Open the lab, run, write, print; the exit code."""
+    with live.progress(err, quiet=wanted.quiet) as progress:
+        async with open_lab(progress, kernels=tuple(wanted.kernels.values()), cold=wanted.cold) as lab:
+            kernels = {side: await lab.kernel(spec) for side, spec in wanted.kernels.items()}
+            folder = results.new_run_folder(lab.folders.runs)
+            _announce(lab, kernels, wanted.model, progress)
+            with contextlib.ExitStack() as bars:
+                job = runner.Job(
+                    lab=lab,
+                    cases=wanted.cases,
+                    model=wanted.model,
+                    kernels=kernels,
+                    folder=folder,
+                    on_step=_steps(progress, bars),
+                    on_result=lambda result: progress.note(f"{result.case.name}: {result.judgement.verdict.value}"),
+                    repeat=wanted.repeat,
+                )
+                started = time.monotonic()
+                finished = await runner.run(job, judge(kernels))
+                took_s = time.monotonic() - started
+    verdict = overall(tuple(result.judgement.verdict for result in finished))
+    document = results.document(folder, verdict, sys.argv, lab.host, lab.image, kernels, finished, took_s)
+    results.write(document, folder)
+    if wanted.as_json:
+        print(json.dumps(document))
+    else:
+        out.print(show(finished, kernels))
+        table.show_losses(finished, out)
+        out.print(f"{took_s:.0f} s for {document['guest_seconds']:.0f} s of guests", highlight=False)
+        out.print(f"verdict: {verdict.value}", highlight=False)
+        print(folder)
+    return EXIT_CODES[verdict]
+
+
+def _kernel_table() -> KernelTable:
+    return load_table(paths.shipped("images") / "kernels.yaml")
+
+
+def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, progress: Progress) -> None:
+    how = "KVM" if lab.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
+    clones = "booted cold" if lab.cold else "cloned from templates"
+    progress.note(f"QEMU {lab.host.qemu.version} on {how}; {runner.slots(lab.host, model)} guests at once, {clones}")
+    for side, kernel in kernels.items():
+        progress.note(f"{side}: {kernel.release} ({kernel.origin})")
+
+
+def _steps(progress: Progress, bars: contextlib.ExitStack) -> runner.OnStep:
+    """Shows each scenario's guests as they go."""
+    shown: dict[tuple[str, str], tuple[contextlib.ExitStack, Task]] = {}
+
+    def on_step(scenario: str, side: str, step: str) -> None:
+        key = (scenario, side)
+        if key not in shown:
+            own = bars.enter_context(contextlib.ExitStack())
+            shown[key] = (own, own.enter_context(progress.task(f"{scenario} on {side}")))
+        own, task = shown[key]
+        if step == "done":
+            own.close()
+        else:
+            task.update(detail=step)
+
+    return on_step
+
+
+def _only_guest(file: Path | None) -> Guest:
+    path = file or paths.shipped("topologies") / "default.yaml"
+    topology = load(path)
+    if len(topology.guests) != 1:
+        raise UsageError(f"{path}: scenarios run on a topology of one guest, this one has {', '.join(topology.guests)}")
+    return next(iter(topology.guests.values()))

@@ -1,0 +1,175 @@
+"""What most scenarios stand on: a stack of loops at a point, and readings of who was charged for a command.
+
+    async with rig(guest, point) as at:
+        reading = await at.read("reader", f"dd if={at.loop} of=/dev/null bs=1M iflag=direct")
+
+A reading holds the deltas of a cgroup's counters, and what the emulated disk counted meanwhile (`query-blockstats`), which the kernel under
+test cannot bend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from testbed import counters, mounts
+from testbed.errors import CommandFailed
+from testbed.guest import Guest
+from testbed.scenarios.base import Point
+from testbed.stack import LoopDevice
+from testbed.topology.model import Loop
+from testbed.verdict import Balance, Control, Gap, of_share
+
+ROOT = "/sys/fs/cgroup"
+
+# $1: cgroup, made if it is not there. COMMAND runs inside it, WARM before it and outside. Prints the cgroup's counters, and the root's
+# io.stat, before and after.
+_METERED = """\
+cgroup=/sys/fs/cgroup/$1
+[ -d "$cgroup" ] || mkdir "$cgroup" || exit 1
+counters() {
+    echo "== $1"
+    grep -s "" "$cgroup/io.stat" "$cgroup/memory.stat" "$cgroup/memory.events" /sys/fs/cgroup/io.stat || :  # without +io one is missing
+}
+WARM
+counters before
+(echo 0 >"$cgroup/cgroup.procs"; COMMAND) || echo "== failed $?"
+counters after
+"""
+# Clean pages go, dirty ones are written first; then the programs come back from the root disk, which no scenario measures.
+FRESH = "sync; echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/null of=/dev/null status=none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """What one command did to one cgroup's counters; `disks`: bytes read and written of each disk of the topology, as QEMU counted them."""
+
+    cgroup: str
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+    disks: Mapping[str, tuple[int, int]]
+    status: int
+    output: str
+
+    def _delta(self, path: str, device: str, counter: str) -> int:
+        found = (counters.parse_io_stat(side.get(path, "")).get(device, {}).get(counter, 0) for side in (self.after, self.before))
+        return next(found) - next(found)
+
+    def io(self, device: str, counter: str) -> int:
+        """Growth of the cgroup's io.stat `counter` (rbytes, wbytes, rios, ...) on MAJ:MIN."""
+        return self._delta(f"{ROOT}/{self.cgroup}/io.stat", device, counter)
+
+    def whole_io(self, device: str, counter: str) -> int:
+        """The same of the root, whose io.stat counts everything that the kernel sent to the disk."""
+        return self._delta(f"{ROOT}/io.stat", device, counter)
+
+    def memory(self, counter: str) -> int:
+        """Growth of the cgroup's memory.stat `counter`, bytes or events."""
+        path = f"{ROOT}/{self.cgroup}/memory.stat"
+        after, before = (counters.parse_flat(side.get(path, "")).get(counter, 0) for side in (self.after, self.before))
+        return after - before
+
+    def events(self, counter: str) -> int:
+        """Growth of the cgroup's memory.events `counter`."""
+        path = f"{ROOT}/{self.cgroup}/memory.events"
+        after, before = (counters.parse_flat(side.get(path, "")).get(counter, 0) for side in (self.after, self.before))
+        return after - before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rig:
+    """A stack that is there. `disk`: the topology's name of the disk below, empty on tmpfs; `device`: its MAJ:MIN in the guest. `loops`:
+    from the one on the disk to the topmost."""
+
+    guest: Guest
+    point: Point
+    disk: str
+    device: str
+    loops: tuple[LoopDevice, ...]
+
+    @property
+    def loop(self) -> str:
+        """/dev path of the topmost loop."""
+        return self.loops[-1].path
+
+    @property
+    def file(self) -> str:
+        """Its backing file."""
+        return self.loops[-1].backing_file
+
+    async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, timeout_s: float | None = None, check: bool = True) -> Reading:
+        """Run a shell command inside a cgroup and read who was charged."""
+        return await meter(self.guest, cgroup, command, warm=warm, timeout_s=timeout_s, check=check)
+
+    def balance(self, reading: Reading, counter: str) -> Balance:
+        """The disk's bytes (`rbytes` or `wbytes`) as the kernel accounted for them in all cgroups, against what the device counted."""
+        real = reading.disks[self.disk][0 if counter == "rbytes" else 1]
+        return Balance(what=f"{counter} of disk {self.disk}", accounted=reading.whole_io(self.device, counter), real=real)
+
+    def share(self, reading: Reading, counter: str) -> float:
+        """The cgroup's part of what the device moved, 0 to 1."""
+        real = reading.disks[self.disk][0 if counter == "rbytes" else 1]
+        return reading.io(self.device, counter) / real if real else 0.0
+
+    def charged(self, name: str, reading: Reading, counter: str) -> Control:
+        """The control that all of a reading's bytes are the cgroup's, as they are on every kernel where no buffered loop is in between."""
+        share = self.share(reading, counter)
+        return Control(
+            name=name,
+            expected="at least 95 % of the disk's bytes charged",
+            got=f"{share:.1%} of {reading.disks[self.disk][0 if counter == 'rbytes' else 1]} bytes",
+            holds=of_share(share) is Gap.CLOSED,
+        )
+
+
+async def meter(
+    guest: Guest, cgroup: str, command: str, *, warm: str = FRESH, timeout_s: float | None = None, check: bool = True
+) -> Reading:
+    """Run a shell command inside a cgroup of a guest and read who was charged; `warm` runs before, outside.
+
+    :raise CommandFailed: the command failed, while `check`.
+    """
+    before = await guest.disk_bytes()
+    done = await guest.script(_METERED.replace("WARM", warm).replace("COMMAND", command), cgroup, check=check, timeout_s=timeout_s)
+    after = await guest.disk_bytes()
+    sections = counters.sections(done.stdout)
+    failed = next((int(name.split()[1]) for name in sections if name.startswith("failed ")), 0)
+    if failed and check:
+        raise CommandFailed(guest.name, command, str(failed), done.stderr)
+    return Reading(
+        cgroup=cgroup,
+        before=counters.by_file(sections.get("before", "")),
+        after=counters.by_file(sections.get("after", "")),
+        disks={name: (after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in after if name in before},
+        status=failed,
+        output=done.stdout + done.stderr,
+    )
+
+
+def loops_at(point: Point, disk: str) -> dict[str, Loop]:
+    """The topology's words for the point's stack: `loop0` on the disk (or on tmpfs), `loop1` on a file on `loop0`, and so on."""
+    loops: dict[str, Loop] = {}
+    holder, filesystem, size = disk or "ram", point.filesystem, point.size_bytes
+    for level in range(point.depth):
+        # Each level leaves room for the filesystem of the next.
+        bytes_here = size * (2 ** (point.depth - 1 - level))
+        loops[f"loop{level}"] = Loop.model_validate(
+            {"backing": f"{holder}/file", "filesystem": filesystem, "size": bytes_here, "direct-io": point.direct_io}
+        )
+        holder, filesystem = f"loop{level}", "ext4" if point.filesystem == "tmpfs" else point.filesystem
+    return loops
+
+
+@contextlib.asynccontextmanager
+async def rig(guest: Guest, point: Point) -> AsyncIterator[Rig]:
+    """The point's stack on a guest, undone at the end."""
+    disk = point.disk_in(guest.order.model) or ""
+    async with mounts.loops(guest, loops_at(point, disk)) as made:
+        yield Rig(
+            guest=guest,
+            point=point,
+            disk=disk,
+            device=guest.disks[disk].number if disk else "",
+            loops=tuple(made[f"loop{level}"] for level in range(point.depth)),
+        )
