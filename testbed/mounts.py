@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 
 from testbed import stack
-from testbed.errors import CommandFailed, GuestLost
+from testbed.errors import CommandFailed, TestbedError
 from testbed.guest import Guest
 from testbed.stack import LoopDevice
 from testbed.topology.model import Loop
@@ -26,7 +26,9 @@ async def loops(guest: Guest, wanted: Mapping[str, Loop] | None = None) -> Async
         if made.status != 0:
             raise CommandFailed(guest.name, f"step {done + 1} of {len(plan.steps)} of the loop stack", str(made.status), made.stderr)
         yield plan.loops
-    finally:
-        # A guest that is gone has taken its stack along.
-        with contextlib.suppress(GuestLost):
+    except BaseException:
+        # What went wrong first is what is told; a guest that is gone has taken its stack along.
+        with contextlib.suppress(TestbedError):
             await guest.script(stack.undo_script(plan, done))
+        raise
+    await guest.script(stack.undo_script(plan, done))

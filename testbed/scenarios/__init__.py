@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from testbed.errors import UsageError
 from testbed.scenarios.base import Case, Scenario
+from testbed.scenarios.limit import SMALL_MEMORY
+from testbed.scenarios.many import MANY, WORKERS
+from testbed.scenarios.nested import NESTED
 from testbed.scenarios.oom import GATE, OOM_TMPFS
 from testbed.scenarios.read import READ
+from testbed.scenarios.shapes import ENGINES, PARTITION, SECTOR_SIZE
+from testbed.scenarios.write import WRITE_BTRFS, WRITE_EXT4, WRITE_XFS
 
-SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in (OOM_TMPFS, GATE, READ)}
+# In the order in which they run and are reported.
+_ALL = (
+    OOM_TMPFS, GATE, READ, WRITE_XFS, WRITE_EXT4, WRITE_BTRFS, SMALL_MEMORY, NESTED, WORKERS, MANY, ENGINES, SECTOR_SIZE, PARTITION,
+)  # fmt: skip
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
 
 # What runs where nothing is named: the cover letter's own script, what switches the charge, and a disk's bytes on both kinds of disk.
 MAIN = ("oom-tmpfs", "gate", "read/virtio-blk/ext4", "read/nvme/ext4")

@@ -102,15 +102,19 @@ class Rig:
         """Run a shell command inside a cgroup and read who was charged."""
         return await meter(self.guest, cgroup, command, warm=warm, timeout_s=timeout_s, check=check)
 
+    def moved(self, reading: Reading, counter: str) -> int:
+        """Bytes that the emulated disk counted, `rbytes` or `wbytes`."""
+        return reading.disks[self.disk][0 if counter == "rbytes" else 1]
+
     def balance(self, reading: Reading, counter: str) -> Balance:
-        """The disk's bytes (`rbytes` or `wbytes`) as the kernel accounted for them in all cgroups, against what the device counted."""
-        real = reading.disks[self.disk][0 if counter == "rbytes" else 1]
-        return Balance(what=f"{counter} of disk {self.disk}", accounted=reading.whole_io(self.device, counter), real=real)
+        """The disk's bytes as the kernel accounted for them in all cgroups, against what the device counted."""
+        accounted = reading.whole_io(self.device, counter)
+        return Balance(what=f"{counter} of disk {self.disk}, {reading.cgroup}", accounted=accounted, real=self.moved(reading, counter))
 
     def share(self, reading: Reading, counter: str) -> float:
         """The cgroup's part of what the device moved, 0 to 1."""
-        real = reading.disks[self.disk][0 if counter == "rbytes" else 1]
-        return reading.io(self.device, counter) / real if real else 0.0
+        moved = self.moved(reading, counter)
+        return reading.io(self.device, counter) / moved if moved else 0.0
 
     def charged(self, name: str, reading: Reading, counter: str) -> Control:
         """The control that all of a reading's bytes are the cgroup's, as they are on every kernel where no buffered loop is in between."""
@@ -118,7 +122,7 @@ class Rig:
         return Control(
             name=name,
             expected="at least 95 % of the disk's bytes charged",
-            got=f"{share:.1%} of {reading.disks[self.disk][0 if counter == 'rbytes' else 1]} bytes",
+            got=f"{share:.1%} of {self.moved(reading, counter)} bytes",
             holds=of_share(share) is Gap.CLOSED,
         )
 

@@ -1,0 +1,49 @@
+"""The controls that most scenarios share: what is known to be charged on every kernel, and what on none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from testbed.scenarios.rig import Reading, Rig
+from testbed.verdict import Balance, Control, Gap, of_share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usual:
+    """Controls, and the balances of their readings."""
+
+    controls: tuple[Control, ...]
+    balances: tuple[Balance, ...]
+
+
+async def usual(at: Rig, command: Callable[[str], str], counter: str, size_bytes: int) -> Usual:
+    """The same command, made for a file or device by `command`, where its outcome is known; run after the claim, for they leave traces.
+
+    On the backing file itself and through a direct-I/O loop every kernel charges its `counter` bytes; through a buffered loop with the io
+    controller off no kernel charges the page cache of its `size_bytes`.
+    """
+    await at.guest.run("losetup", "--direct-io=on", at.loop)
+    dio = await at.meter("dio", command(at.loop))
+    direct = await at.meter("direct", command(at.file))
+    await at.guest.script('losetup --direct-io=off "$1" && echo -io >/sys/fs/cgroup/cgroup.subtree_control', at.loop)
+    ungated = await at.meter("ungated", command(at.loop))
+    return Usual(
+        controls=(
+            at.charged("file itself, O_DIRECT", direct, counter),
+            at.charged("direct-I/O loop", dio, counter),
+            _ungated(at, ungated, counter, size_bytes),
+        ),
+        balances=(at.balance(direct, counter), at.balance(dio, counter)),
+    )
+
+
+def _ungated(at: Rig, reading: Reading, counter: str, size_bytes: int) -> Control:
+    share = reading.memory("file") / size_bytes
+    moved = at.moved(reading, counter)
+    return Control(
+        name="no charge without the io controller",
+        expected="at most 2 % of the page cache, and the disk's bytes moved",
+        got=f"{share:.1%} of the page cache, {moved} bytes moved",
+        holds=of_share(share) is Gap.OPEN and moved >= size_bytes * 0.95,
+    )

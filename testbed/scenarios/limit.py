@@ -1,0 +1,64 @@
+"""A small memory.max on a disk filesystem: the page cache of the backing file counts, so the writer is held back; it is not killed, for
+clean pages can go."""
+
+from __future__ import annotations
+
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario
+from testbed.scenarios.rig import FRESH, rig
+from testbed.scenarios.write import ROUND_BYTES, write_command
+from testbed.units import MIB
+from testbed.verdict import Control, Evidence, Gap, Measure
+
+_LIMITS_MIB = (16, 8)
+# Where the page cache is not the writer's, its own memory stays far below the limit. A few events may come from starting the program.
+_FEW = 5
+
+
+async def _steps(guest: Guest, point: Point) -> Evidence:
+    limit = int(point.variant.removesuffix("M")) * MIB
+    async with rig(guest, point) as at:
+        await guest.script('mkdir "/sys/fs/cgroup/writer" && echo 0 >/sys/fs/cgroup/writer/memory.swap.max')
+        await guest.script('echo "$1" >/sys/fs/cgroup/writer/memory.max', str(limit))
+        claim = await at.meter("writer", write_command(at.loop), warm=FRESH, check=False)
+        hits, kills = claim.events("max"), claim.events("oom_kill")
+        gap = Gap.UNCLEAR
+        if claim.status == 0 and kills == 0:
+            gap = Gap.OPEN if hits <= _FEW else Gap.CLOSED if hits >= 10 * _FEW else Gap.UNCLEAR
+        return Evidence(
+            claim=gap,
+            reason=f"{hits} times at memory.max, {kills} kills, the writer ended with status {claim.status}",
+            measures=(
+                Measure(name="reached memory.max", value=hits, unit="times", source="memory.events max of writer"),
+                Measure(name="killed", value=kills, unit="kills", source="memory.events oom_kill of writer"),
+            ),
+            controls=(
+                Control(
+                    name="written in full",
+                    expected=f"{ROUND_BYTES} bytes on the disk",
+                    got=f"{at.moved(claim, 'wbytes')} bytes",
+                    holds=at.moved(claim, "wbytes") >= ROUND_BYTES * 0.95,
+                ),
+            ),
+            balances=(at.balance(claim, "wbytes"),),
+        )
+
+
+SMALL_MEMORY = Scenario(
+    name="small-memory",
+    claim="A writer through a loop on a disk filesystem is held at a small memory.max and not killed",
+    patches=(4,),
+    predicted_base="memory.max is never reached: the page cache is the root's",
+    predicted_patched="memory.max is reached often, nobody is killed, and all is written",
+    source='cover letter: "a loop device allows a cgroup to bypass its memory limit"; reclaim of clean page cache',
+    what="In a cgroup with memory.max of 16M or 8M: 64M written with O_DIRECT to the loop, and synced",
+    needs=COMMON_NEEDS,
+    points=tuple(
+        Point(disk=disk, filesystem=filesystem, variant=f"{limit}M")
+        for limit in _LIMITS_MIB
+        for filesystem in ("ext4", "xfs")
+        for disk in DISK_KINDS
+    ),
+    steps=_steps,
+)

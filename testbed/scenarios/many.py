@@ -1,0 +1,158 @@
+"""Many cgroups on one loop: each has a worker of its own (patch 1), and each cgroup's bytes are its own (patch 4)."""
+
+from __future__ import annotations
+
+import re
+
+from testbed import counters
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario
+from testbed.scenarios.rig import FRESH, ROOT, rig
+from testbed.units import MIB
+from testbed.verdict import Balance, Control, Evidence, Gap, Measure
+
+# Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's.
+_STRIDE_BYTES = 2 * MIB
+_PIECE_BYTES, _STEP_BYTES = MIB, 64 << 10
+_MOST = 1.4
+
+# $1: loop. $2: how many cgroups. They read at once; then the counters of each, and the root's.
+_READERS = """\
+WARM
+n=0
+while [ $n -lt "$2" ]; do mkdir "/sys/fs/cgroup/many-$n"; n=$((n + 1)); done
+grep "" /sys/fs/cgroup/io.stat | sed "s#^#/before:#"
+n=0
+while [ $n -lt "$2" ]; do
+    (echo 0 >"/sys/fs/cgroup/many-$n/cgroup.procs"
+     exec dd "if=$1" of=/dev/null bs=64k "skip=$((n * 32))" "count=$((16 + n % 4))" iflag=direct status=none) &
+    n=$((n + 1))
+done
+wait
+grep -s "" /sys/fs/cgroup/many-*/io.stat /sys/fs/cgroup/io.stat || :
+""".replace("WARM", FRESH)
+
+
+def _asked(number: int) -> int:
+    return _PIECE_BYTES + number % 4 * _STEP_BYTES
+
+
+def judge(charged: list[int]) -> Gap:
+    """CLOSED where each cgroup has its own bytes (and a little readahead), OPEN where none has any."""
+    shares = [bytes_charged / _asked(number) for number, bytes_charged in enumerate(charged)]
+    if all(0.95 <= share <= _MOST for share in shares):
+        return Gap.CLOSED
+    return Gap.OPEN if all(share <= 0.02 for share in shares) else Gap.UNCLEAR
+
+
+async def _many(guest: Guest, point: Point) -> Evidence:
+    count = int(point.variant)
+    async with rig(guest, point) as at:
+        before = (await guest.disk_bytes())[at.disk][0]
+        done = await guest.script(_READERS, at.loop, str(count))
+        moved = (await guest.disk_bytes())[at.disk][0] - before
+        files = counters.by_file(done.stdout)
+        of_disk = {path: counters.parse_io_stat(text).get(at.device, {}).get("rbytes", 0) for path, text in files.items()}
+        charged = [of_disk.get(f"{ROOT}/many-{number}/io.stat", 0) for number in range(count)]
+        whole = of_disk.get(f"{ROOT}/io.stat", 0) - of_disk.get("/before", 0)
+        asked = sum(_asked(number) for number in range(count))
+        return Evidence(
+            claim=judge(charged) if moved >= asked * 0.95 else Gap.UNCLEAR,
+            reason=f"{count} cgroups have {sum(charged) / moved if moved else 0:.1%} of the disk's bytes; "
+            f"of its own each has {min(charged[n] / _asked(n) for n in range(count)):.2f} to "
+            f"{max(charged[n] / _asked(n) for n in range(count)):.2f}",
+            measures=(
+                Measure(name="charged reads, all", value=sum(charged), unit="bytes", source="io.stat rbytes of all readers"),
+                Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
+            ),
+            controls=(Control(name="they read", expected=f"{asked} bytes from the disk", got=f"{moved}", holds=moved >= asked * 0.95),),
+            balances=(Balance(what=f"rbytes of disk {at.disk}", accounted=whole, real=moved),),
+        )
+
+
+# $1: loop. Two cgroups and the root read; the trace says which work each request was queued as.
+_TRACED = """\
+trace=/sys/kernel/tracing
+WARM
+echo 1 >$trace/events/workqueue/workqueue_queue_work/enable || exit 1
+n=0
+for cgroup in worker-a worker-b ""; do
+    [ -z "$cgroup" ] || mkdir "/sys/fs/cgroup/$cgroup" || exit 1
+    echo "== $cgroup" >$trace/trace_marker
+    (echo 0 >"/sys/fs/cgroup/$cgroup/cgroup.procs"
+     exec dd "if=$1" of=/dev/null bs=64k "skip=$((n * 32))" count=16 iflag=direct status=none)
+    n=$((n + 1))
+done
+echo 0 >$trace/events/workqueue/workqueue_queue_work/enable
+grep -E "tracing_mark_write|function=loop|workqueue=loop" $trace/trace || :
+echo "all events: $(grep -c workqueue_queue_work $trace/trace)"
+echo "threads: $(ps -eo comm= | grep -c "^${1##*/}$")"
+""".replace("WARM", FRESH)
+
+
+def queued(trace: str) -> dict[str, set[tuple[str, str]]]:
+    """(function, work struct) of the loop's work, by who read meanwhile, from the trace of `_TRACED`."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    reader = ""
+    for line in trace.splitlines():
+        if marked := re.search(r"tracing_mark_write: == (\S*)", line):
+            reader = marked[1] or "root"
+            found[reader] = set()
+        elif (work := re.search(r"work struct=(\S+) function=(loop_\w+)", line)) and reader:
+            found[reader].add((work[2], work[1]))
+    return found
+
+
+async def _workers(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        said = (await guest.script(_TRACED, at.loop)).stdout
+    found = queued(said)
+    works = {reader: {work for function, work in seen if function == "loop_workfn"} for reader, seen in found.items()}
+    own = works.get("worker-a", set()), works.get("worker-b", set())
+    events = int(re.search(r"all events: (\d+)", said)[1])  # type: ignore[index]  # the script ends with it
+    threads = int(re.search(r"threads: (\d+)", said)[1])  # type: ignore[index]  # and with this
+    gap = Gap.UNCLEAR
+    if all(len(seen) == 1 for seen in own) and own[0] != own[1] and {f for f, _ in found["root"]} == {"loop_rootcg_workfn"}:
+        gap = Gap.CLOSED
+    elif not any(found.values()) and threads == 1:
+        gap = Gap.OPEN
+    names = sorted({function for seen in found.values() for function, _ in seen})
+    return Evidence(
+        claim=gap,
+        reason=f"{len(own[0] | own[1])} work structs for two cgroups ({', '.join(names) or 'no work of the loop'}), {threads} loop thread",
+        measures=(
+            Measure(
+                name="workers of two cgroups", value=len(own[0] | own[1]), unit="work structs", source="tracepoint workqueue_queue_work"
+            ),
+            Measure(name="threads of the loop", value=threads, unit="threads", source="ps"),
+        ),
+        controls=(Control(name="the trace was on", expected="work of any kind", got=f"{events} events", holds=events > 0),),
+    )
+
+
+MANY = Scenario(
+    name="many-cgroups",
+    claim="With 1, 2, 8 or 32 cgroups reading through one loop at once, each cgroup's bytes are its own",
+    patches=(1, 4),
+    predicted_base="no cgroup has any of the disk's bytes",
+    predicted_patched="each cgroup has the bytes that it read, and a little readahead",
+    source="loop: use worker per cgroup instead of kworker (patch 1)",
+    what="So many cgroups read at once, each its own piece of 1M and more of the loop, with O_DIRECT",
+    needs=COMMON_NEEDS,
+    points=tuple(Point(disk=disk, filesystem="ext4", variant=count) for count in ("8", "1", "2", "32") for disk in DISK_KINDS),
+    steps=_many,
+)
+
+WORKERS = Scenario(
+    name="workers",
+    claim="Each cgroup's requests are queued to a worker of its own, the root's to the loop's own",
+    patches=(1,),
+    predicted_base="one kernel thread named as the loop serves all; no work of the loop is queued to a workqueue",
+    predicted_patched="loop_workfn with one work struct for each cgroup, loop_rootcg_workfn for the root",
+    source="loop: use worker per cgroup instead of kworker (patch 1)",
+    what="Two cgroups and the root read from the loop one after the other under the tracepoint workqueue:workqueue_queue_work",
+    needs=(*COMMON_NEEDS, Need(what="tracefs", test="test -d /sys/kernel/tracing/events/workqueue")),
+    points=tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS),
+    steps=_workers,
+)

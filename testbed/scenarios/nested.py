@@ -1,0 +1,51 @@
+"""Loops on files on loops: the issuer pays on every level, for the worker of each is the issuer's."""
+
+from __future__ import annotations
+
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario
+from testbed.scenarios.controls import usual
+from testbed.scenarios.read import READ_BYTES, read_command
+from testbed.scenarios.rig import rig
+from testbed.verdict import Evidence, Gap, Measure, agreed, of_share
+
+
+async def _steps(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        claim = await at.meter("reader", read_command(at.loop))
+        known = await usual(at, read_command, "rbytes", READ_BYTES)
+        # The topmost loop is charged on every kernel: its bio comes from the reader itself. The others, and the disk, are the claim.
+        top, *lower = (f"7:{number}" for number in reversed(range(point.depth)))
+        read = {device: claim.io(device, "rbytes") for device in (top, *lower)}
+        read[at.disk] = claim.io(at.device, "rbytes")
+        page_cache = claim.memory("file")
+        shares = [at.share(claim, "rbytes"), *(read[device] / READ_BYTES for device in lower), page_cache / READ_BYTES / point.depth]
+        said = ", ".join(f"{device} {bytes_read / READ_BYTES:.2f}" for device, bytes_read in read.items())
+        return Evidence(
+            claim=agreed(*(of_share(share) if share <= 1.3 else Gap.UNCLEAR for share in shares)),
+            reason=f"of what it read the reader is charged on {said}, and {page_cache / READ_BYTES:.2f} times as page cache",
+            measures=(
+                *(
+                    Measure(name=f"charged reads on {device}", value=count, unit="bytes", source="io.stat rbytes of reader")
+                    for device, count in read.items()
+                ),
+                Measure(name="charged page cache", value=page_cache, unit="bytes", source="memory.stat file of reader"),
+            ),
+            controls=known.controls[-1:],
+            balances=(at.balance(claim, "rbytes"),),
+        )
+
+
+NESTED = Scenario(
+    name="nested",
+    claim="With loops on files on loops the reader is charged on every level",
+    patches=(1, 4),
+    predicted_base="only the topmost loop's bytes are the reader's",
+    predicted_patched="each loop's and the disk's bytes, and the page cache of each backing file, are the reader's",
+    source="loop: use worker per cgroup instead of kworker (patch 1), charge i/o to mem and blk cg (patch 4)",
+    what="32M read with O_DIRECT from the topmost of two or three loops, each on a file on ext4 on the one below",
+    needs=COMMON_NEEDS,
+    points=tuple(Point(disk=disk, filesystem="ext4", depth=depth, variant=f"{depth}-levels") for depth in (2, 3) for disk in DISK_KINDS),
+    steps=_steps,
+)

@@ -1,0 +1,173 @@
+"""Reads through loops of other shapes (partition, sector size) and by other ways in (io_uring, libaio, mmap) are the reader's, too."""
+
+from __future__ import annotations
+
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario
+from testbed.scenarios.rig import FRESH, Reading, Rig, rig
+from testbed.units import MIB
+from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_share
+
+_BYTES = 16 * MIB
+# Readahead may double what so short a read asks for; what is judged is the share of what the disk delivered.
+_FIO = f"fio --name=reader --rw=read --bs=64k --size={_BYTES} --iodepth=8 --thread --output=/dev/null"
+_WARM_FIO = f"{FRESH}; fio --name=warm --ioengine=null --size=64k --thread --output=/dev/null"
+
+
+def _dd(target: str, block_bytes: int) -> str:
+    return f"dd if={target} of=/dev/null bs={block_bytes} count={_BYTES // block_bytes} iflag=direct status=none"
+
+
+def _evidence(at: Rig, claim: Reading, known: Reading, *, more: tuple[Measure, ...] = (), controls: tuple[Control, ...] = ()) -> Evidence:
+    """All of a claim's bytes and page cache are the reader's, or none; `known` is the same through a direct-I/O loop."""
+    share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
+    # fio keeps its statistics in shared memory, which `file` counts as well.
+    page_cache = claim.memory("file") - claim.memory("shmem")
+    gap = agreed(of_share(share), of_share(page_cache / moved if moved else 0.5)) if moved >= _BYTES * 0.95 else Gap.UNCLEAR
+    return Evidence(
+        claim=gap,
+        reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of page cache",
+        measures=(
+            Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of reader"),
+            Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
+            *more,
+        ),
+        controls=(at.charged("direct-I/O loop", known, "rbytes"), *controls),
+        balances=(at.balance(claim, "rbytes"), at.balance(known, "rbytes")),
+    )
+
+
+async def _sector_size(guest: Guest, point: Point) -> Evidence:
+    size = int(point.variant)
+    async with rig(guest, point) as at:
+        attach = 'losetup -d "$1" && losetup --sector-size "$2" --direct-io="$3" "$1" "$4"'
+        await guest.script(attach, at.loop, str(size), "off", at.file)
+        claim = await at.meter("reader", _dd(at.loop, size))
+        logical = int((await guest.run("blockdev", "--getss", at.loop)).stdout)
+        requests = claim.io("7:0", "rios")
+        await guest.script(attach, at.loop, "4096", "on", at.file)
+        known = await at.meter("dio", _dd(at.loop, 4096))
+        wanted = _BYTES // size
+        return _evidence(
+            at,
+            claim,
+            known,
+            more=(Measure(name="requests on the loop", value=requests, unit="requests", source="io.stat rios of reader"),),
+            controls=(
+                Control(name="sector size", expected=f"{size}", got=f"{logical}", holds=logical == size),
+                Control(name="a request a sector", expected=f"{wanted} requests", got=f"{requests}", holds=requests == wanted),
+            ),
+        )
+
+
+async def _partition(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        await guest.script(
+            'losetup -d "$1" && printf "label: dos\\nstart=2048\\n" | sfdisk -q "$2" && losetup --partscan "$1" "$2"', at.loop, at.file
+        )
+        claim = await at.meter("reader", _dd(f"{at.loop}p1", MIB))
+        await guest.run("losetup", "--direct-io=on", at.loop)
+        known = await at.meter("dio", _dd(f"{at.loop}p1", MIB))
+        number = (await guest.script('cat "/sys/class/block/$1/dev"', f"{at.loop.removeprefix('/dev/')}p1")).stdout.strip()
+        whole, part = claim.io("7:0", "rbytes"), claim.io(number, "rbytes")
+        return _evidence(
+            at,
+            claim,
+            known,
+            more=(Measure(name="charged reads on the loop", value=whole, unit="bytes", source="io.stat rbytes of reader, 7:0"),),
+            controls=(
+                Control(
+                    name="io.stat is of whole disks",
+                    expected=f"{_BYTES} bytes on 7:0 and none on {number}",
+                    got=f"{whole} and {part}",
+                    holds=whole == _BYTES and part == 0,
+                ),
+            ),
+        )
+
+
+async def _engine(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        target = f"--filename={at.loop} --direct=1"
+        if point.variant == "mmap":
+            await guest.script(
+                'mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$1" && mkdir -p /mnt/upper && mount "$1" /mnt/upper && '
+                'dd if=/dev/zero of=/mnt/upper/file bs=1M count="$2" conv=fsync status=none',
+                at.loop,
+                str(_BYTES // MIB),
+            )
+            target = "--filename=/mnt/upper/file"
+        command = f"{_FIO} --ioengine={point.variant} {target}"
+        try:
+            claim = await at.meter("reader", command, warm=_WARM_FIO)
+            await guest.run("losetup", "--direct-io=on", at.loop)
+            known = await at.meter("dio", command, warm=_WARM_FIO)
+        finally:
+            if point.variant == "mmap":
+                await guest.run("umount", "/mnt/upper", check=False)
+        if point.variant != "mmap":
+            return _evidence(at, claim, known)
+        # The pages of the file on the loop are the reader's on every kernel; those of the backing file come on top.
+        upper = Control(
+            name="the file's own pages",
+            expected=f"{_BYTES} bytes of page cache or more",
+            got=f"{claim.memory('file')}",
+            holds=claim.memory("file") >= _BYTES * 0.95,
+        )
+        share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
+        lower = (claim.memory("file") - claim.memory("shmem") - _BYTES) / moved if moved else 0.5
+        return Evidence(
+            claim=agreed(of_share(share), of_share(lower)) if moved >= _BYTES * 0.95 else Gap.UNCLEAR,
+            reason=f"the reader has {share:.1%} of the disk's bytes and {lower:.1%} of the backing file's page cache",
+            measures=(
+                Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of reader"),
+                Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
+                Measure(name="charged page cache", value=claim.memory("file"), unit="bytes", source="memory.stat file of reader"),
+            ),
+            controls=(at.charged("direct-I/O loop", known, "rbytes"), upper),
+            balances=(at.balance(claim, "rbytes"), at.balance(known, "rbytes")),
+        )
+
+
+_SOURCE = "loop: charge i/o to mem and blk cg (patch 4)"
+_BASE = "none of the disk's bytes and no page cache are the reader's"
+
+SECTOR_SIZE = Scenario(
+    name="sector-size",
+    claim="A buffered loop with 512, 1024 or 4096 byte sectors charges the same bytes, in other numbers of requests",
+    patches=(4,),
+    predicted_base=_BASE,
+    predicted_patched="all of the disk's bytes are the reader's, and on the loop one request a sector read",
+    source=_SOURCE,
+    what="16M read with O_DIRECT, a sector at a time, from a loop with that sector size",
+    needs=COMMON_NEEDS,
+    points=tuple(Point(disk=disk, filesystem="ext4", variant=size) for size in ("4096", "512", "1024") for disk in DISK_KINDS),
+    steps=_sector_size,
+)
+
+PARTITION = Scenario(
+    name="partition",
+    claim="Reads of a partition of a buffered loop are charged to the reader, on the whole loop and the whole disk",
+    patches=(4,),
+    predicted_base=_BASE,
+    predicted_patched="all of the disk's bytes are the reader's; the partition has no line of its own in io.stat",
+    source=f"{_SOURCE}; io.stat is per whole disk (block/blk-cgroup.c)",
+    what="16M read with O_DIRECT from /dev/loop0p1 of a loop with a DOS label",
+    needs=COMMON_NEEDS,
+    points=tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS),
+    steps=_partition,
+)
+
+ENGINES = Scenario(
+    name="engine",
+    claim="Reads by io_uring, libaio or mmap through a buffered loop are charged to the reader",
+    patches=(4,),
+    predicted_base=_BASE,
+    predicted_patched="all of the disk's bytes and the backing file's page cache are the reader's",
+    source=_SOURCE,
+    what="16M read by fio with that engine: from the loop with O_DIRECT, or by mmap from a file on ext4 on the loop",
+    needs=(*COMMON_NEEDS, Need(what="fio", test="command -v fio >/dev/null")),
+    points=tuple(Point(disk=disk, filesystem="ext4", variant=engine) for engine in ("io_uring", "libaio", "mmap") for disk in DISK_KINDS),
+    steps=_engine,
+)
