@@ -1,8 +1,8 @@
 """Writes through a buffered loop device on a disk: what the flusher writes back later belongs to the writer, too.
 
-The backing file's dirty pages are charged to the writer's cgroup, and writeback follows the owner of the inode: whoever dirtied it first. On
-ext4 that is the root, whose worker touched it before, and the inode changes hands after about 128M (wb_inode switching): the first rounds
-there are the root's on every kernel.
+The dirty pages of the backing file are charged to the writer's cgroup, and writeback follows the owner of the inode: whoever dirtied it
+first. On ext4 that is the root, whose worker touched it before, and the inode changes hands after about 128M (wb_inode switching): the
+first rounds there are the root's on every kernel.
 """
 
 from __future__ import annotations
