@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from testbed.errors import UsageError
 from testbed.scenarios.base import Case, Scenario
+from testbed.scenarios.destroy import DEFERRED_DESTROY
 from testbed.scenarios.limit import SMALL_MEMORY
 from testbed.scenarios.many import MANY, WORKERS
 from testbed.scenarios.nested import NESTED
+from testbed.scenarios.nesting import LISTENERS, PUNCH
 from testbed.scenarios.oom import GATE, OOM_TMPFS
+from testbed.scenarios.rates import INVERSION, IO_MAX, IOCOST, PRESSURE, WEIGHT
 from testbed.scenarios.read import READ
 from testbed.scenarios.shapes import ENGINES, PARTITION, SECTOR_SIZE
+from testbed.scenarios.swap import SWAP_IN
 from testbed.scenarios.write import WRITE_BTRFS, WRITE_EXT4, WRITE_XFS
 
 # In the order in which they run and are reported.
 _ALL = (
     OOM_TMPFS, GATE, READ, WRITE_XFS, WRITE_EXT4, WRITE_BTRFS, SMALL_MEMORY, NESTED, WORKERS, MANY, ENGINES, SECTOR_SIZE, PARTITION,
+    PUNCH, LISTENERS, SWAP_IN, DEFERRED_DESTROY, IO_MAX, PRESSURE, IOCOST, INVERSION, WEIGHT,
 )  # fmt: skip
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
 

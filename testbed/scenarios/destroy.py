@@ -1,0 +1,85 @@
+"""A removed cgroup stays until its idle worker goes, 60 s after its last request (patch 1: deferred destruction), and no longer."""
+
+from __future__ import annotations
+
+import re
+
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.scenarios.base import COMMON_NEEDS, Cores, Point, Scenario
+from testbed.scenarios.rig import FRESH, rig
+from testbed.verdict import Control, Evidence, Gap, Measure
+
+_WATCHED_S = 120
+# $1: loop. $2: its file. $3: `attached` or `detached`: the loop goes after the cgroup. The loop does direct I/O: on kernels before the
+# series buffered I/O pins a cgroup, too, through its writeback. Prints `dying SECONDS COUNT` until it is 0, for at most two minutes.
+_STEPS = f"""\
+cd /sys/fs/cgroup && mkdir gone || exit 1
+losetup --direct-io=on "$1"
+{FRESH}
+(echo 0 >gone/cgroup.procs; exec dd "if=$1" of=/dev/null bs=1M count=8 iflag=direct status=none) || exit 1
+echo "read $(sed -n "s/.* rbytes=\\([0-9]*\\).*/\\1/p" gone/io.stat | tail -n 1)"
+dying() {{ sed -n 's/^nr_dying_descendants //p' cgroup.stat; }}
+start=$(dying)
+rmdir gone || exit 1
+SECONDS=0
+echo 3 >/proc/sys/vm/drop_caches
+[ "$3" = attached ] || losetup -d "$1" || exit 1
+last=
+while [ $SECONDS -lt {_WATCHED_S} ]; do
+    now=$(($(dying) - start))
+    [ "$now" = "$last" ] || echo "dying $SECONDS $now"
+    last=$now
+    [ $now = 0 ] && [ $SECONDS -ge 5 ] && break
+    sleep 0.5
+done
+[ "$3" = attached ] || losetup "$1" "$2"
+"""
+# The worker goes 60 s after its last request (LOOP_IDLE_WORKER_TIMEOUT, drivers/block/loop.c); its check may come as late again.
+_SOON_S, _LEAST_S = 10, 30
+
+
+def dying_for(output: str) -> float | None:
+    """Seconds until nothing was dying, or None where that did not happen."""
+    seen = [(int(seconds), int(count)) for seconds, count in re.findall(r"^dying (\d+) (-?\d+)$", output, re.MULTILINE)]
+    return float(seen[-1][0]) if seen and seen[-1][1] <= 0 else None
+
+
+def judge(seconds: float | None) -> Gap:
+    """CLOSED: it outlived its removal by the worker's idle time, and then went. OPEN: it went at once."""
+    if seconds is None:
+        return Gap.UNCLEAR
+    if seconds <= _SOON_S:
+        return Gap.OPEN
+    return Gap.CLOSED if seconds >= _LEAST_S else Gap.UNCLEAR
+
+
+async def _steps(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        limit = _WATCHED_S + 30 + guest.order.deadlines.command_s
+        done = await guest.script(_STEPS, at.loop, at.file, point.variant, interpreter="bash", timeout_s=limit)
+    seconds = dying_for(done.stdout)
+    found = re.search(r"^read (\d+)$", done.stdout, re.MULTILINE)
+    bytes_read = int(found[1]) if found else 0
+    lasted = _WATCHED_S if seconds is None else seconds
+    return Evidence(
+        claim=judge(seconds),
+        reason=f"the removed cgroup was {'still there' if seconds is None else 'gone'} after {lasted:.0f} s",
+        measures=(Measure(name="gone after", value=lasted, unit="s", source="nr_dying_descendants of cgroup.stat"),),
+        controls=(Control(name="it did I/O", expected="bytes of its own", got=f"{bytes_read}", holds=bytes_read > 0),),
+    )
+
+
+DEFERRED_DESTROY = Scenario(
+    name="deferred-destroy",
+    claim="A removed cgroup that used a loop goes when its idle worker does, a minute after its last request, attached or detached",
+    patches=(1,),
+    predicted_base="it is gone at once: there is no worker of its own",
+    predicted_patched="it stays for about 60 s, and then goes; detaching the loop does not hasten it",
+    source="loop: use worker per cgroup instead of kworker (patch 1): workers are destroyed when idle for 60 s",
+    what="8M read by a cgroup through a direct-I/O loop, the cgroup removed, its count of dying descendants watched",
+    needs=COMMON_NEEDS,
+    points=tuple(Point(disk=disk, filesystem="ext4", variant=loop) for loop in ("attached", "detached") for disk in DISK_KINDS),
+    steps=_steps,
+    cores=Cores.IDLE,
+)

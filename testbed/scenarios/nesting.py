@@ -1,0 +1,144 @@
+"""Charges inside charged sections (patch 2): what a filesystem or a listener allocates while a loop's worker stands in for a cgroup goes
+where it belongs, and the worker goes on charging the cgroup afterwards."""
+
+from __future__ import annotations
+
+import re
+
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario
+from testbed.scenarios.read import READ_BYTES, read_command
+from testbed.scenarios.rig import FRESH, rig
+from testbed.units import MIB
+from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_share
+
+# Punches the middle of a block out of each of the first 16 MiB: the filesystem reads the block and needs buffer heads to zero a part of it.
+_PUNCH = "for n in $(seq 40 55); do blkdiscard --offset $((n * 1048576 + 512)) --length 3072 {loop} || exit 1; done"
+_WARM = f"{FRESH}; blkdiscard --version >/dev/null; seq 1 >/dev/null"
+
+
+async def _punch(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        before = len(guest.console.findings)
+        punched = await at.meter("owner", _PUNCH.format(loop=at.loop), warm=_WARM)
+        after = await at.meter("owner", read_command(at.loop))
+        untouched = await at.meter("other", read_command(at.file))
+        warnings = [finding.text for finding in guest.console.findings[before:]]
+        slab, pages, share = punched.memory("slab"), punched.memory("file"), at.share(after, "rbytes")
+        # On a kernel without the series nothing of the punch is the owner's; its own programs were run before.
+        punch = Gap.CLOSED if slab > 0 and pages >= 16 * 4096 else Gap.OPEN if pages < 16 * 4096 + MIB and slab <= 0 else Gap.UNCLEAR
+        return Evidence(
+            claim=agreed(punch, of_share(share)) if not warnings else Gap.UNCLEAR,
+            reason=f"of the punched blocks the owner has {pages} bytes of pages and {slab} of slab; of the disk's bytes read after them "
+            f"{share:.1%}" + (f"; the kernel said: {warnings[0]}" if warnings else ""),
+            measures=(
+                Measure(name="pages of punched blocks", value=pages, unit="bytes", source="memory.stat file of owner"),
+                Measure(name="buffer heads and the like", value=slab, unit="bytes", source="memory.stat slab of owner"),
+                Measure(name="charged reads after", value=after.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
+            ),
+            controls=(at.charged("file itself, O_DIRECT", untouched, "rbytes"),),
+            balances=(at.balance(after, "rbytes"),),
+        )
+
+
+# $1: loop. $2: backing file. $3: inotify or fanotify. A listener that never reads its queue watches the backing file; a cgroup uses the
+# loop. Equal events in a row are merged, so reads and writes are mixed. By one program: hundreds of short ones leave so much translated
+# code in their pages that QEMU 7.2 takes a minute over it once the pages are used again (seen as a soft lockup on 5.10 and 6.1).
+_LISTEN = """\
+cd /sys/fs/cgroup && mkdir listener owner || exit 1
+WARM
+slab() { sed -n 's/^slab //p' listener/memory.stat; }
+cat >/tmp/listen.pl <<'PERL'
+my ($how, $file) = @ARGV;
+my ($IN, $ADD, $FAN, $MARK, $AT_FDCWD, $PATH) = (294, 254, 300, 301, -100, "$file\\0");
+my $fd;
+if ($how eq 'inotify') {
+    $fd = syscall($IN, 0);
+    syscall($ADD, $fd, $PATH, 3) >= 0 or die "inotify_add_watch: $!";    # IN_ACCESS | IN_MODIFY
+} else {
+    $fd = syscall($FAN, 0x10, 0);                                         # FAN_UNLIMITED_QUEUE
+    syscall($MARK, $fd, 1, 3, $AT_FDCWD, $PATH) == 0 or die "fanotify_mark: $!";    # FAN_ACCESS | FAN_MODIFY
+}
+$fd >= 0 or die "$how: $!";
+open my $queue, '<&=', $fd or die "$how: $!";
+$SIG{TERM} = sub {
+    my $bytes = pack 'i', 0;
+    ioctl $queue, 0x541B, $bytes or die "FIONREAD: $!";
+    print 'queued ', unpack('i', $bytes), "\\n";
+    exit;
+};
+$| = 1;
+print "listening\\n";
+sleep 1000;
+PERL
+mkfifo /tmp/listening
+(echo 0 >listener/cgroup.procs; exec perl /tmp/listen.pl "$3" "$2" >/tmp/listening) &
+listener=$!
+exec 3</tmp/listening
+read -r said <&3 || exit 1
+echo "slab before $(slab)"
+(echo 0 >owner/cgroup.procs
+ exec fio --name=owner --filename="$1" --direct=1 --rw=randrw --bs=4k --size=8M --number_ios=800 --thread --output=/dev/null) || exit 1
+echo "slab after $(slab)"
+kill $listener
+cat <&3
+rm /tmp/listening
+""".replace("WARM", FRESH)
+
+
+async def _listen(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.order.deadlines.command_s * 3)
+        before, after = (int(number) for number in re.findall(r"^slab (?:before|after) (\d+)$", done.stdout, re.MULTILINE))
+        (queued,) = (int(number) for number in re.findall(r"^queued (\d+)$", done.stdout, re.MULTILINE))
+        # The owner goes on: what it reads now is charged to it, after all those events in between.
+        claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=16 count=32 iflag=direct status=none")
+        direct = await at.meter("other", read_command(at.file))
+    share, pages = at.share(claim, "rbytes"), claim.memory("file")
+    grown = after - before
+    return Evidence(
+        claim=agreed(of_share(share), of_share(pages / READ_BYTES) if pages <= READ_BYTES * 1.3 else Gap.UNCLEAR),
+        reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the disk's bytes, "
+        f"{pages / MIB:.1f} MiB of pages",
+        measures=(
+            Measure(name="listener's slab", value=grown, unit="bytes", source="memory.stat slab of listener"),
+            Measure(name="charged reads after", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
+        ),
+        controls=(
+            at.charged("file itself, O_DIRECT", direct, "rbytes"),
+            Control(name="events came", expected="bytes in the listener's queue", got=f"{queued}", holds=queued > 0),
+        ),
+        balances=(at.balance(claim, "rbytes"),),
+    )
+
+
+PUNCH = Scenario(
+    name="punch-hole",
+    claim="A discard that makes the filesystem allocate buffer heads is charged to its issuer, which goes on being charged",
+    patches=(2, 4),
+    predicted_base="neither the punched blocks' pages nor later reads are the owner's",
+    predicted_patched="pages and slab of the punched blocks, and later reads, are the owner's; the kernel warns of nothing",
+    source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/buffer.c",
+    what="Sixteen discards of 3072 bytes in the middle of a block, then 32M read with O_DIRECT from the loop",
+    needs=COMMON_NEEDS,
+    points=tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS),
+    steps=_punch,
+)
+
+LISTENERS = Scenario(
+    name="listener",
+    claim="inotify and fanotify events of a loop's file are charged to the listener, and the issuer goes on being charged",
+    patches=(2, 4),
+    predicted_base="events come, and nobody pays for the reads after them",
+    predicted_patched="events come, the listener pays for them, and the owner for the reads after them",
+    source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/notify",
+    what="A listener that never reads its queue watches the backing file; 800 reads and writes of 4K through the loop, then 32M read",
+    needs=(
+        *COMMON_NEEDS,
+        Need(what="fio", test="command -v fio >/dev/null"),
+        Need(what="CONFIG_FANOTIFY, CONFIG_INOTIFY_USER", test="test -d /proc/sys/fs/inotify"),
+    ),
+    points=tuple(Point(disk=disk, filesystem="ext4", variant=how) for how in ("inotify", "fanotify") for disk in DISK_KINDS),
+    steps=_listen,
+)

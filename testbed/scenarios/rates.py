@@ -1,0 +1,352 @@
+"""Limits and weights on the disk: a cgroup's I/O through a buffered loop is held to them, where before the series it ran past them.
+
+These measure time, so nothing runs beside them. What they judge are ratios that do not depend on how fast the machine is: a rate over a
+limit far below what any host reaches, or one cgroup's rate over another's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.scenarios.base import COMMON_NEEDS, Cores, Need, Point, Scenario
+from testbed.scenarios.rig import FRESH, rig
+from testbed.units import MIB
+from testbed.verdict import Control, Evidence, Gap, Measure
+
+# rate CGROUP TARGET MIB AT_MIB NAME: reads from inside the cgroup, and prints `rate NAME MIB START END`. For bash.
+_RATE = """\
+cd /sys/fs/cgroup || exit 1
+rate() {
+    local start=$EPOCHREALTIME
+    (echo 0 >"$1/cgroup.procs"
+     exec dd "if=$2" of=/dev/null bs=64k "count=$(($3 * 16))" "skip=$(($4 * 16))" iflag=direct status=none) || exit 1
+    echo "rate $5 $3 $start $EPOCHREALTIME"
+}
+"""
+
+_LIMIT_BYTES = MIB
+_IO_MAX = f"""\
+{_RATE}
+mkdir limited free && echo "$3 rbps={_LIMIT_BYTES}" >limited/io.max || exit 1
+{FRESH}
+stalled() {{ sed -n 's/^some.*total=/stalled /p' limited/io.pressure; }}
+stalled
+rate limited "$1" 4 0 loop
+stalled
+rate free "$1" 8 16 free
+losetup --direct-io=on "$1" && rate limited "$1" 2 32 dio
+rate limited "$2" 2 40 file
+losetup --direct-io=off "$1"
+"""
+
+
+def rates(output: str) -> dict[str, float]:
+    """Bytes a second by name, from lines `rate NAME MIB START END`."""
+    found = re.findall(r"^rate (\S+) (\d+) (\d+\.\d+) (\d+\.\d+)$", output, re.MULTILINE)
+    return {name: int(mib) * MIB / (float(end) - float(start)) for name, mib, start, end in found}
+
+
+def of_limit(ratio: float) -> Gap:
+    """A rate over its limit: held to it, or far above. dd and the limit's own window are the rest."""
+    if ratio <= 1.3:
+        return Gap.CLOSED
+    return Gap.OPEN if ratio >= 2 else Gap.UNCLEAR
+
+
+def _limited(name: str, rate: float, limit: float) -> Control:
+    return Control(
+        name=name,
+        expected=f"at most 1.3 times the limit of {limit / MIB:.1f} MiB/s",
+        got=f"{rate / MIB:.2f} MiB/s",
+        holds=of_limit(rate / limit) is Gap.CLOSED,
+    )
+
+
+def _free(rate: float, limit: float) -> Control:
+    return Control(
+        name="a cgroup without the limit",
+        expected="at least twice the limit",
+        got=f"{rate / MIB:.2f} MiB/s",
+        holds=of_limit(rate / limit) is Gap.OPEN,
+    )
+
+
+async def _io_max_output(guest: Guest, point: Point) -> str:
+    async with rig(guest, point) as at:
+        done = await guest.script(_IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 2)
+    return done.stdout
+
+
+async def _io_max(guest: Guest, point: Point) -> Evidence:
+    seen = rates(await _io_max_output(guest, point))
+    return Evidence(
+        claim=of_limit(seen["loop"] / _LIMIT_BYTES),
+        reason=f"{seen['loop'] / MIB:.2f} MiB/s through the loop under a limit of {_LIMIT_BYTES / MIB:.0f} MiB/s",
+        measures=(Measure(name="rate", value=round(seen["loop"]), unit="bytes/s", source="4M by dd through the loop, the guest's clock"),),
+        controls=(
+            _limited("direct-I/O loop", seen["dio"], _LIMIT_BYTES),
+            _limited("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
+            _free(seen["free"], _LIMIT_BYTES),
+        ),
+    )
+
+
+def of_stall(share: float) -> Gap:
+    """How long a cgroup stalled, over the time that its limit makes of what it read."""
+    if share >= 0.5:
+        return Gap.CLOSED
+    return Gap.OPEN if share <= 0.25 else Gap.UNCLEAR
+
+
+async def _pressure(guest: Guest, point: Point) -> Evidence:
+    output = await _io_max_output(guest, point)
+    seen = rates(output)
+    before, after = (int(number) for number in re.findall(r"^stalled (\d+)$", output, re.MULTILINE))
+    due_s = 4 * MIB / _LIMIT_BYTES
+    stalled_s = (after - before) / 1e6
+    return Evidence(
+        claim=of_stall(stalled_s / due_s),
+        reason=f"stalled {stalled_s:.2f} s on I/O, where its limit makes {due_s:.0f} s of what it read",
+        measures=(Measure(name="stalled", value=round(stalled_s, 3), unit="s", source="io.pressure of the cgroup, some total"),),
+        controls=(
+            _limited("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
+            _free(seen["free"], _LIMIT_BYTES),
+        ),
+    )
+
+
+# The budget is a model and not the disk's: a linear cost of so many bytes and requests a second, at a fixed rate of 100 %.
+_COST_BYTES = 2_000_000
+_COST = """\
+cost() {
+    echo "$1 ctrl=user model=linear rbps=$3 rseqiops=100 rrandiops=100 wbps=$3 wseqiops=100 wrandiops=100" >/sys/fs/cgroup/io.cost.model
+    echo "$1 enable=$2 ctrl=user rpct=0 wpct=0 min=100 max=100" >/sys/fs/cgroup/io.cost.qos
+}
+"""
+_IO_COST = f"""\
+{_RATE}
+{_COST}
+mkdir a || exit 1
+cost "$3" 1 {_COST_BYTES} || exit 1
+{FRESH}
+for n in 0 1 2; do rate a "$1" 2 $((n * 16)) loop-$n & done
+wait
+losetup --direct-io=on "$1" && rate a "$1" 2 8 dio
+rate a "$2" 2 24 file
+losetup --direct-io=off "$1"
+cost "$3" 0 {_COST_BYTES}
+"""
+
+
+async def _iocost(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        done = await guest.script(_IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 2)
+    seen = rates(done.stdout)
+    loop = sum(rate for name, rate in seen.items() if name.startswith("loop-"))
+    return Evidence(
+        claim=of_limit(loop / _COST_BYTES),
+        reason=f"three readers get {loop / MIB:.2f} MiB/s through the loop on a budget of {_COST_BYTES / MIB:.2f} MiB/s",
+        measures=(Measure(name="rate of three readers", value=round(loop), unit="bytes/s", source="2M each by dd, the guest's clock"),),
+        controls=(
+            _limited("direct-I/O loop", seen["dio"], _COST_BYTES),
+            _limited("file itself, O_DIRECT", seen["file"], _COST_BYTES),
+        ),
+    )
+
+
+# fio prints its results as JSON; what is read of them is each job's rate of requests.
+_JOBS = """\
+job() {
+    local name=$1 cgroup=$2 target=$3 seconds=$4
+    shift 4
+    (echo 0 >"/sys/fs/cgroup/$cgroup/cgroup.procs"
+     exec fio "--name=$name" "--filename=$target" --direct=1 --rw=randread "--runtime=$seconds" --time_based --thread --group_reporting \\
+         --output-format=terse "--output=/tmp/$name" "$@") || exit 1
+}
+iops() { cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }
+"""
+_INVERSION = f"""\
+{_COST}
+{_JOBS}
+mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
+losetup -d "$1" && losetup --direct-io=on "$4" "$2" || exit 1
+cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight && echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
+for target in "$4" "$2"; do
+    name=${{target##*/}}
+    job "$name-alone" high "$target" 2 --bs=4k
+    job "$name-low" low "$target" 6 --bs=256k --numjobs=3 &
+    sleep 1.5
+    job "$name-beside" high "$target" 3 --bs=4k
+    wait
+    iops "$name-alone"
+    iops "$name-beside"
+done
+cost "$3" 0 4000000
+losetup -d "$4" && losetup "$1" "$2"
+"""
+
+
+def jobs(output: str) -> dict[str, float]:
+    """Requests a second by job, from lines `iops NAME NUMBER`."""
+    return {name: float(number) for name, number in re.findall(r"^iops (\S+) ([\d.]+)$", output, re.MULTILINE)}
+
+
+def of_kept(kept: float) -> Gap:
+    """The part of its rate that the important cgroup keeps beside the other one."""
+    if kept >= 0.7:
+        return Gap.CLOSED
+    return Gap.OPEN if kept <= 0.2 else Gap.UNCLEAR
+
+
+def _kept(seen: Mapping[str, float], name: str) -> float:
+    return seen[f"{name}-beside"] / seen[f"{name}-alone"]
+
+
+async def _inversion(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        device = f"/dev/{point.variant}"
+        limit = guest.order.deadlines.command_s * 2
+        done = await guest.script(_INVERSION, at.loop, at.file, at.device, device, interpreter="bash", timeout_s=limit)
+    seen = jobs(done.stdout)
+    loop, file = _kept(seen, point.variant), _kept(seen, "file")
+    alone, beside = seen[f"{point.variant}-alone"], seen[f"{point.variant}-beside"]
+    return Evidence(
+        claim=of_kept(loop),
+        reason=f"the important cgroup reads {beside:.1f} times a second beside the other, {alone:.1f} alone: it keeps {loop:.0%}",
+        measures=(
+            Measure(name="alone", value=round(alone, 1), unit="IOPS", source="fio, 4K random reads, weight 10000"),
+            Measure(name="beside", value=round(beside, 1), unit="IOPS", source="the same beside 3 jobs of 256K random reads, weight 1"),
+        ),
+        controls=(
+            Control(name="file itself, O_DIRECT", expected="keeps at least 70 %", got=f"{file:.0%}", holds=of_kept(file) is Gap.CLOSED),
+        ),
+    )
+
+
+_WEIGHT = f"""\
+{_JOBS}
+modprobe bfq || exit 1
+queue=/sys/block/${{3##*/}}/queue
+echo bfq >"$queue/scheduler" && echo 0 >"$queue/iosched/low_latency" && echo 1 >"$queue/iosched/strict_guarantees" || exit 1
+mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
+echo 1 >/sys/fs/cgroup/low/io.bfq.weight && echo 1000 >/sys/fs/cgroup/high/io.bfq.weight || exit 1
+{FRESH}
+for target in "$1" "$2"; do
+    name=${{target##*/}}
+    # Each cgroup in its own half, and no page is read twice: else the page cache answers.
+    job "$name-low" low "$target" 4 --bs=64k --numjobs=4 --size=24M &
+    job "$name-high" high "$target" 4 --bs=64k --numjobs=4 --size=24M --offset=32M &
+    wait
+    iops "$name-low"
+    iops "$name-high"
+done
+"""
+
+
+def of_weight(ratio: float) -> Gap:
+    """The heavy cgroup's rate over the light one's."""
+    if ratio >= 2.5:
+        return Gap.CLOSED
+    return Gap.OPEN if ratio <= 1.5 else Gap.UNCLEAR
+
+
+async def _weight(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        limit = guest.order.deadlines.command_s * 2
+        disk = guest.disks[at.disk].path
+        seen = jobs((await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)).stdout)
+    loop, file = (seen[f"{name}-high"] / max(seen[f"{name}-low"], 0.1) for name in ("loop0", "file"))
+    return Evidence(
+        claim=of_weight(loop),
+        reason=f"a weight of 1000 gets {loop:.1f} times as many requests as a weight of 1",
+        measures=(
+            Measure(name="weight 1", value=round(seen["loop0-low"], 1), unit="IOPS", source="fio, 64K random reads through the loop"),
+            Measure(name="weight 1000", value=round(seen["loop0-high"], 1), unit="IOPS", source="the same, at once"),
+        ),
+        controls=(
+            Control(name="file itself, O_DIRECT", expected="at least 2.5 times", got=f"{file:.1f}", holds=of_weight(file) is Gap.CLOSED),
+        ),
+    )
+
+
+_BUFFERED = tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS)
+_FIO_NEED = Need(what="fio", test="command -v fio >/dev/null")
+_IOCOST_NEED = Need(what="CONFIG_BLK_CGROUP_IOCOST", test="test -e /sys/fs/cgroup/io.cost.model")
+_THROTTLE_NEED = Need(what="CONFIG_BLK_DEV_THROTTLING", test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.max")
+
+IO_MAX = Scenario(
+    name="io-max",
+    claim="io.max holds a cgroup's reads through a buffered loop",
+    patches=(4,),
+    predicted_base="the loop runs past the limit, at several times its rate",
+    predicted_patched="the limit's rate",
+    source='cover letter: "a loop device allows a cgroup to bypass its limits"',
+    what="rbps of 1M on the disk: 4M read with O_DIRECT from the loop, 2M through a direct-I/O loop and from the file; 8M by a free cgroup",
+    needs=(*COMMON_NEEDS, _THROTTLE_NEED),
+    points=_BUFFERED,
+    steps=_io_max,
+    cores=Cores.ALONE,
+)
+
+PRESSURE = Scenario(
+    name="io-pressure",
+    claim="A cgroup that is held by io.max through a buffered loop shows it as I/O pressure",
+    patches=(4,),
+    predicted_base="hardly any pressure: nothing holds it",
+    predicted_patched="it stalls for most of the time that the limit makes of what it reads",
+    source="loop: charge i/o to mem and blk cg (patch 4); PSI (Documentation/accounting/psi.rst)",
+    what="io-max's steps; the growth of io.pressure over 4 s, which 4M at 1M a second take",
+    needs=(*COMMON_NEEDS, _THROTTLE_NEED, Need(what="CONFIG_PSI", test="test -e /proc/pressure/io")),
+    points=_BUFFERED,
+    steps=_pressure,
+    cores=Cores.ALONE,
+)
+
+IOCOST = Scenario(
+    name="iocost",
+    claim="A cgroup's reads through a buffered loop stay within the budget of io.cost",
+    patches=(4,),
+    predicted_base="three readers get several times the budget",
+    predicted_patched="three readers share the budget",
+    source="loop: charge i/o to mem and blk cg (patch 4); io.cost (Documentation/admin-guide/cgroup-v2.rst)",
+    what="io.cost with a linear model of 2 MB/s and 100 requests a second: three readers of 2M each through the loop",
+    needs=(*COMMON_NEEDS, _IOCOST_NEED),
+    points=_BUFFERED,
+    steps=_iocost,
+    cores=Cores.ALONE,
+)
+
+INVERSION = Scenario(
+    name="inversion",
+    claim="An important cgroup keeps its rate on a loop that an unimportant one floods",
+    patches=(1,),
+    predicted_base="it keeps hardly any: its requests wait behind the other's in the one thread",
+    predicted_patched="it keeps its rate",
+    source='cover letter: "priority inversion"; max_active of v5 as posted was the number of the device: loop0 and loop1 differ',
+    what="io.cost on a direct-I/O loop: weight 10000 reads 4K at random, alone and beside three jobs of 256K with weight 1",
+    needs=(*COMMON_NEEDS, _IOCOST_NEED, _FIO_NEED),
+    points=tuple(Point(disk=disk, filesystem="ext4", variant=loop) for loop in ("loop0", "loop1") for disk in DISK_KINDS),
+    steps=_inversion,
+    cores=Cores.ALONE,
+)
+
+WEIGHT = Scenario(
+    name="io-weight",
+    claim="BFQ weighs cgroups that read through a buffered loop",
+    patches=(4,),
+    predicted_base="weights of 1 and 1000 get the same: both are the root's",
+    predicted_patched="the heavier cgroup gets more",
+    source="loop: charge i/o to mem and blk cg (patch 4); BFQ (Documentation/block/bfq-iosched.rst)",
+    what="A disk that behaves like a 7200 rpm HDD, BFQ with strict guarantees: four jobs of 64K random reads with each weight, at once",
+    needs=(
+        *COMMON_NEEDS,
+        Need(what="CONFIG_BFQ_GROUP_IOSCHED", test="modprobe -q bfq"),
+        Need(what="fio", test="command -v fio >/dev/null"),
+    ),
+    points=tuple(Point(disk=disk, filesystem="ext4", profile="hdd-7200") for disk in DISK_KINDS),
+    steps=_weight,
+    cores=Cores.ALONE,
+)

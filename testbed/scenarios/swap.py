@@ -1,0 +1,106 @@
+"""Swapped-out pages of a file on tmpfs below a loop: who owned them owns them again when somebody else reads them back (patch 3)."""
+
+from __future__ import annotations
+
+import re
+
+from testbed import mounts
+from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
+from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario
+from testbed.scenarios.rig import loops_at
+from testbed.units import MIB
+from testbed.verdict import Control, Evidence, Gap, Measure, of_share
+
+_WRITTEN = 96 * MIB
+
+# $1: loop. $2: its file. $3: disk for swap. $4: `alive`, or `removed` for a cgroup that is gone when its pages are read.
+# Prints `NAME shmem BYTES swap BYTES` of a cgroup at each stage.
+_STEPS = """\
+mkswap "$3" >/dev/null && swapon "$3" || exit 1
+cd /sys/fs/cgroup && mkdir writer reader direct || exit 1
+show() {
+    echo "$1 shmem $(sed -n "s/^shmem //p" "$2/memory.stat") swap $(cat "$2/memory.swap.current")"
+}
+inside() {
+    echo 0 >"$1/cgroup.procs"
+    shift
+    exec dd "$@" bs=1M status=none
+}
+(inside writer if=/dev/zero "of=$1" count=96 oflag=direct) || exit 1
+show written writer
+echo 16M >writer/memory.max
+sleep 0.5
+show squeezed writer
+echo max >writer/memory.max
+[ "$4" = alive ] || rmdir writer || exit 1
+(inside reader "if=$1" of=/dev/null count=96 iflag=direct) || exit 1
+[ "$4" = alive ] && show back writer
+show reader reader
+(inside direct if=/dev/zero "of=${2%/*}/direct" count=32) || exit 1
+show direct direct
+rm "${2%/*}/direct"
+swapoff "$3"
+"""
+
+
+def stages(output: str) -> dict[str, tuple[int, int]]:
+    """(shmem, swap) in bytes by stage."""
+    return {name: (int(shmem), int(swap)) for name, shmem, swap in re.findall(r"^(\w+) shmem (\d+) swap (\d+)$", output, re.MULTILINE)}
+
+
+def judge(seen: dict[str, tuple[int, int]]) -> Gap:
+    """CLOSED where the writer's pages are the writer's, or, once it is gone, the reader's; OPEN where they never were anybody's."""
+    if seen["written"][0] <= _WRITTEN * 0.02 and seen["reader"][0] <= _WRITTEN * 0.02:
+        return Gap.OPEN
+    swapped = seen["squeezed"][1]
+    if of_share(seen["written"][0] / _WRITTEN) is not Gap.CLOSED or swapped < _WRITTEN * 0.7:
+        return Gap.UNCLEAR
+    if "back" in seen:
+        return Gap.CLOSED if seen["back"][0] >= _WRITTEN * 0.95 and seen["reader"][0] <= _WRITTEN * 0.02 else Gap.UNCLEAR
+    return Gap.CLOSED if seen["reader"][0] >= swapped * 0.8 else Gap.UNCLEAR
+
+
+async def _steps(guest: Guest, point: Point) -> Evidence:
+    disk = point.disk_in(guest.order.model)
+    assert disk is not None  # `Point.lacks` has seen to it
+    async with mounts.loops(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
+        loop = made["loop0"]
+        done = await guest.script(_STEPS, loop.path, loop.backing_file, guest.disks[disk].path, point.variant)
+    seen = stages(done.stdout)
+    owner = "back" if "back" in seen else "reader"
+    return Evidence(
+        claim=judge(seen),
+        reason=f"of 96M the writer had {seen['written'][0] / MIB:.0f}M, {seen['squeezed'][1] / MIB:.0f}M went to swap; read back, "
+        f"{seen[owner][0] / MIB:.0f}M are {'the writer' if owner == 'back' else 'the reader'}'s",
+        measures=tuple(
+            Measure(name=name, value=seen[stage][index], unit="bytes", source=source)
+            for name, stage, index, source in (
+                ("written", "written", 0, "memory.stat shmem of writer"),
+                ("swapped", "squeezed", 1, "memory.swap.current of writer"),
+                ("read back", owner, 0, f"memory.stat shmem of {'writer' if owner == 'back' else 'reader'}"),
+            )
+        ),
+        controls=(
+            Control(
+                name="tmpfs itself",
+                expected="32M of shmem in the cgroup that wrote it",
+                got=f"{seen['direct'][0]} bytes",
+                holds=seen["direct"][0] >= 32 * MIB * 0.95,
+            ),
+        ),
+    )
+
+
+SWAP_IN = Scenario(
+    name="swap-in",
+    claim="Pages of a loop's file on tmpfs that were swapped out are charged to their owner when another cgroup reads them back",
+    patches=(3,),
+    predicted_base="the writer never had them",
+    predicted_patched="they are the writer's again; where it is gone, the reader's",
+    source="mm: charge active memcg when no mm is set (patch 3): shmem_swapin_page charges like shmem_getpage",
+    what="96M written through a loop on tmpfs, memory.max to 16M and back, all read by another cgroup; swap is on the disk",
+    needs=(*COMMON_NEEDS, Need(what="CONFIG_SWAP", test="test -e /proc/swaps")),
+    points=tuple(Point(disk=disk, filesystem="swap", variant=writer) for writer in ("alive", "removed") for disk in DISK_KINDS),
+    steps=_steps,
+)

@@ -1,0 +1,115 @@
+"""What the scenarios make of their numbers: thresholds and parsers, on text as guests printed it."""
+
+import pytest
+
+from testbed.scenarios import destroy, many, rates, swap
+from testbed.scenarios.base import Point
+from testbed.scenarios.rig import loops_at
+from testbed.units import MIB
+from testbed.verdict import Balance, Gap, agreed
+
+G = Gap
+
+
+def test_measurements_of_one_claim_must_agree() -> None:
+    assert agreed(G.CLOSED, G.CLOSED) is G.CLOSED and agreed(G.OPEN) is G.OPEN
+    assert agreed(G.CLOSED, G.OPEN) is G.UNCLEAR and agreed(G.UNCLEAR, G.UNCLEAR) is G.UNCLEAR
+
+
+@pytest.mark.parametrize(
+    ("accounted", "real", "finding"), [(100, 100, False), (0, 0, False), (990, 1000, False), (989, 1000, True), (5, 0, True)]
+)
+def test_a_difference_above_one_percent_is_a_finding(accounted: int, real: int, finding: bool) -> None:
+    assert Balance(what="x", accounted=accounted, real=real).is_finding is finding
+
+
+def test_rates_are_read_by_name() -> None:
+    said = "rate loop 4 100.000000 104.000000\nstalled 12\nrate dio 2 1.5 2.5\nrate broken 2 x y\n"
+    assert rates.rates(said) == {"loop": MIB, "dio": 2 * MIB}
+    assert rates.jobs("iops loop0-alone 107.6\niops loop0-beside 1.3\n") == {"loop0-alone": 107.6, "loop0-beside": 1.3}
+
+
+@pytest.mark.parametrize(
+    ("judge", "value", "gap"),
+    [
+        (rates.of_limit, 0.95, G.CLOSED),
+        (rates.of_limit, 1.3, G.CLOSED),
+        (rates.of_limit, 1.6, G.UNCLEAR),
+        (rates.of_limit, 4.1, G.OPEN),
+        (rates.of_stall, 0.7, G.CLOSED),
+        (rates.of_stall, 0.4, G.UNCLEAR),
+        (rates.of_stall, 0.1, G.OPEN),
+        (rates.of_kept, 1.0, G.CLOSED),
+        (rates.of_kept, 0.5, G.UNCLEAR),
+        (rates.of_kept, 0.012, G.OPEN),
+        (rates.of_weight, 5.8, G.CLOSED),
+        (rates.of_weight, 2.0, G.UNCLEAR),
+        (rates.of_weight, 1.1, G.OPEN),
+        (destroy.judge, 62.0, G.CLOSED),
+        (destroy.judge, 5.0, G.OPEN),
+        (destroy.judge, 20.0, G.UNCLEAR),
+        (destroy.judge, None, G.UNCLEAR),
+    ],
+)
+def test_thresholds(judge: object, value: float | None, gap: Gap) -> None:
+    assert callable(judge) and judge(value) is gap
+
+
+def test_each_cgroup_must_have_its_own_bytes() -> None:
+    own = [many._asked(number) for number in range(8)]
+    assert many.judge(own) is G.CLOSED and many.judge([int(size * 1.2) for size in own]) is G.CLOSED
+    assert many.judge([0] * 8) is G.OPEN
+    assert many.judge([sum(own), *[0] * 7]) is G.UNCLEAR
+    assert many.judge([*own[:-1], 0]) is G.UNCLEAR
+
+
+def test_the_trace_says_which_work_a_reader_s_requests_were_queued_as() -> None:
+    trace = """\
+      sh-200   [000] ..... 12.1: tracing_mark_write: == worker-a
+      dd-201   [000] d..1. 12.2: workqueue_queue_work: work struct=00000000aa function=loop_workfn workqueue=loop0 req_cpu=8192 cpu=0
+      dd-201   [000] d..1. 12.3: workqueue_queue_work: work struct=00000000aa function=loop_workfn workqueue=loop0 req_cpu=8192 cpu=0
+      sh-200   [000] ..... 12.4: tracing_mark_write: ==
+      dd-202   [000] d..1. 12.5: workqueue_queue_work: work struct=00000000bb function=loop_rootcg_workfn workqueue=loop0 req_cpu=8192 cpu=0
+""".replace("==\n", "== \n")
+    assert many.queued(trace) == {
+        "worker-a": {("loop_workfn", "00000000aa")},
+        "root": {("loop_rootcg_workfn", "00000000bb")},
+    }
+
+
+# What 6.1 and 5.10 printed.
+ALIVE = "written shmem 100663296 swap 0\nsqueezed shmem 6299648 swap 94363648\nback shmem 100663296 swap 253952\nreader shmem 0 swap 0\n"
+REMOVED = "written shmem 100663296 swap 0\nsqueezed shmem 5128192 swap 95535104\nreader shmem 86327296 swap 0\n"
+BEFORE = "written shmem 0 swap 0\nsqueezed shmem 0 swap 0\nback shmem 0 swap 0\nreader shmem 0 swap 0\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "gap"),
+    [
+        (ALIVE, G.CLOSED),
+        (REMOVED, G.CLOSED),
+        (BEFORE, G.OPEN),
+        (ALIVE.replace("back shmem 100663296", "back shmem 6299648"), G.UNCLEAR),
+        (ALIVE.replace("reader shmem 0", "reader shmem 90000000"), G.UNCLEAR),
+        (REMOVED.replace("86327296", "0"), G.UNCLEAR),
+        (ALIVE.replace("94363648", "0"), G.UNCLEAR),
+    ],
+)
+def test_swapped_pages_must_come_back_to_their_owner(said: str, gap: Gap) -> None:
+    assert swap.judge(swap.stages(said)) is gap
+
+
+def test_a_removed_cgroup_is_watched_until_it_is_gone() -> None:
+    assert destroy.dying_for("read 8388608\ndying 0 1\ndying 62 0\n") == 62
+    assert destroy.dying_for("dying 0 0\n") == 0
+    assert destroy.dying_for("dying 0 1\n") is None and destroy.dying_for("") is None
+
+
+def test_a_stack_of_loops_gives_each_level_room_for_the_next() -> None:
+    made = loops_at(Point(disk="nvme", filesystem="ext4", depth=3, size_bytes=64 * MIB), "fast")
+    assert [(name, loop.backing, loop.size // MIB) for name, loop in made.items()] == [
+        ("loop0", "fast/file", 256),
+        ("loop1", "loop0/file", 128),
+        ("loop2", "loop1/file", 64),
+    ]
+    assert loops_at(Point(), "")["loop0"].filesystem == "tmpfs"
