@@ -113,7 +113,7 @@ def do_script(stack: Stack) -> str:
     for number, step in enumerate(stack.steps):
         commands = " && ".join(shlex.join(command) for command in step.do)
         lines.append(f"{commands} || {{ echo {shlex.quote('failed: ' + step.what)} >&2; exit 1; }}\necho done {number}")
-    return "\n".join([*lines, "sync", "echo 3 >/proc/sys/vm/drop_caches"]) + "\n"
+    return "\n".join([*lines, "sync"]) + "\n"
 
 
 def undo_script(stack: Stack, done: int) -> str:

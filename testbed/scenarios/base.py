@@ -47,7 +47,7 @@ class Point:
 
     disk: str | None = None
     filesystem: str = "tmpfs"
-    size_bytes: int = 64 * MIB
+    size_bytes: int = 32 * MIB
     depth: int = 1
     direct_io: bool = False
     profile: str | None = None

@@ -6,12 +6,13 @@ from __future__ import annotations
 from testbed.guest import Guest
 from testbed.hardware.disks import DISK_KINDS
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario
-from testbed.scenarios.rig import FRESH, rig
-from testbed.scenarios.write import ROUND_BYTES, write_command
+from testbed.scenarios.rig import rig
+from testbed.scenarios.write import write_command
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure
 
 _LIMITS_MIB = (16, 8)
+_WRITTEN_BYTES = 64 * MIB
 # Where the page cache is not the writer's, its own memory stays far below the limit. A few events may come from starting the program.
 _FEW = 5
 
@@ -21,7 +22,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         await guest.script('mkdir "/sys/fs/cgroup/writer" && echo 0 >/sys/fs/cgroup/writer/memory.swap.max')
         await guest.script('echo "$1" >/sys/fs/cgroup/writer/memory.max', str(limit))
-        claim = await at.meter("writer", write_command(at.loop), warm=FRESH, check=False)
+        claim = await at.meter("writer", write_command(at.loop, _WRITTEN_BYTES), check=False)
         hits, kills = claim.events("max"), claim.events("oom_kill")
         gap = Gap.UNCLEAR
         if claim.status == 0 and kills == 0:
@@ -36,9 +37,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
             controls=(
                 Control(
                     name="written in full",
-                    expected=f"{ROUND_BYTES} bytes on the disk",
+                    expected=f"{_WRITTEN_BYTES} bytes on the disk",
                     got=f"{at.moved(claim, 'wbytes')} bytes",
-                    holds=at.moved(claim, "wbytes") >= ROUND_BYTES * 0.95,
+                    holds=at.moved(claim, "wbytes") >= _WRITTEN_BYTES * 0.95,
                 ),
             ),
             balances=(at.balance(claim, "wbytes"),),
@@ -55,7 +56,7 @@ SMALL_MEMORY = Scenario(
     what="In a cgroup with memory.max of 16M or 8M: 64M written with O_DIRECT to the loop, and synced",
     needs=COMMON_NEEDS,
     points=tuple(
-        Point(disk=disk, filesystem=filesystem, variant=f"{limit}M")
+        Point(disk=disk, filesystem=filesystem, variant=f"{limit}M", size_bytes=_WRITTEN_BYTES)
         for limit in _LIMITS_MIB
         for filesystem in ("ext4", "xfs")
         for disk in DISK_KINDS

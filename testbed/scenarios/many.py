@@ -140,7 +140,9 @@ MANY = Scenario(
     source="loop: use worker per cgroup instead of kworker (patch 1)",
     what="So many cgroups read at once, each its own piece of 1M and more of the loop, with O_DIRECT",
     needs=COMMON_NEEDS,
-    points=tuple(Point(disk=disk, filesystem="ext4", variant=count) for count in ("8", "1", "2", "32") for disk in DISK_KINDS),
+    points=tuple(
+        Point(disk=disk, filesystem="ext4", variant=count, size_bytes=64 * MIB) for count in ("8", "1", "2", "32") for disk in DISK_KINDS
+    ),
     steps=_many,
 )
 

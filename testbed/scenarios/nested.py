@@ -44,7 +44,7 @@ NESTED = Scenario(
     predicted_base="only the topmost loop's bytes are the reader's",
     predicted_patched="each loop's and the disk's bytes, and the page cache of each backing file, are the reader's",
     source="loop: use worker per cgroup instead of kworker (patch 1), charge i/o to mem and blk cg (patch 4)",
-    what="32M read with O_DIRECT from the topmost of two or three loops, each on a file on ext4 on the one below",
+    what="16M read with O_DIRECT from the topmost of two or three loops, each on a file on ext4 on the one below",
     needs=COMMON_NEEDS,
     points=tuple(Point(disk=disk, filesystem="ext4", depth=depth, variant=f"{depth}-levels") for depth in (2, 3) for disk in DISK_KINDS),
     steps=_steps,

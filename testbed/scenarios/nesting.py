@@ -13,9 +13,9 @@ from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_share
 
-# Punches the middle of a block out of each of the first 16 MiB: the filesystem reads the block and needs buffer heads to zero a part of it.
-_PUNCH = "for n in $(seq 40 55); do blkdiscard --offset $((n * 1048576 + 512)) --length 3072 {loop} || exit 1; done"
-_WARM = f"{FRESH}; blkdiscard --version >/dev/null; seq 1 >/dev/null"
+# Punches the middle of a block out of each of 16 MiB: the filesystem reads the block and needs buffer heads to zero a part of it.
+_PUNCH = "for n in $(seq 16 31); do blkdiscard --offset $((n * 1048576 + 512)) --length 3072 {loop} || exit 1; done"
+_WARM = f"{FRESH}\nblkdiscard --version >/dev/null; seq 1 >/dev/null"
 
 
 async def _punch(guest: Guest, point: Point) -> Evidence:
@@ -93,7 +93,7 @@ async def _listen(guest: Guest, point: Point) -> Evidence:
         before, after = (int(number) for number in re.findall(r"^slab (?:before|after) (\d+)$", done.stdout, re.MULTILINE))
         (queued,) = (int(number) for number in re.findall(r"^queued (\d+)$", done.stdout, re.MULTILINE))
         # The owner goes on: what it reads now is charged to it, after all those events in between.
-        claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=16 count=32 iflag=direct status=none")
+        claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
         direct = await at.meter("other", read_command(at.file))
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
     grown = after - before
@@ -120,7 +120,7 @@ PUNCH = Scenario(
     predicted_base="neither the punched blocks' pages nor later reads are the owner's",
     predicted_patched="pages and slab of the punched blocks, and later reads, are the owner's; the kernel warns of nothing",
     source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/buffer.c",
-    what="Sixteen discards of 3072 bytes in the middle of a block, then 32M read with O_DIRECT from the loop",
+    what="Sixteen discards of 3072 bytes in the middle of a block, then 16M read with O_DIRECT from the loop",
     needs=COMMON_NEEDS,
     points=tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS),
     steps=_punch,
@@ -133,7 +133,7 @@ LISTENERS = Scenario(
     predicted_base="events come, and nobody pays for the reads after them",
     predicted_patched="events come, the listener pays for them, and the owner for the reads after them",
     source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/notify",
-    what="A listener that never reads its queue watches the backing file; 800 reads and writes of 4K through the loop, then 32M read",
+    what="A listener that never reads its queue watches the backing file; 800 reads and writes of 4K through the loop, then 16M read",
     needs=(
         *COMMON_NEEDS,
         Need(what="fio", test="command -v fio >/dev/null"),

@@ -34,11 +34,11 @@ mkdir limited free && echo "$3 rbps={_LIMIT_BYTES}" >limited/io.max || exit 1
 {FRESH}
 stalled() {{ sed -n 's/^some.*total=/stalled /p' limited/io.pressure; }}
 stalled
-rate limited "$1" 4 0 loop
+rate limited "$1" 3 0 loop
 stalled
-rate free "$1" 8 16 free
-losetup --direct-io=on "$1" && rate limited "$1" 2 32 dio
-rate limited "$2" 2 40 file
+rate free "$1" 8 4 free
+losetup --direct-io=on "$1" && rate limited "$1" 1 16 dio
+rate limited "$2" 1 20 file
 losetup --direct-io=off "$1"
 """
 
@@ -85,7 +85,7 @@ async def _io_max(guest: Guest, point: Point) -> Evidence:
     return Evidence(
         claim=of_limit(seen["loop"] / _LIMIT_BYTES),
         reason=f"{seen['loop'] / MIB:.2f} MiB/s through the loop under a limit of {_LIMIT_BYTES / MIB:.0f} MiB/s",
-        measures=(Measure(name="rate", value=round(seen["loop"]), unit="bytes/s", source="4M by dd through the loop, the guest's clock"),),
+        measures=(Measure(name="rate", value=round(seen["loop"]), unit="bytes/s", source="3M by dd through the loop, the guest's clock"),),
         controls=(
             _limited("direct-I/O loop", seen["dio"], _LIMIT_BYTES),
             _limited("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
@@ -105,7 +105,7 @@ async def _pressure(guest: Guest, point: Point) -> Evidence:
     output = await _io_max_output(guest, point)
     seen = rates(output)
     before, after = (int(number) for number in re.findall(r"^stalled (\d+)$", output, re.MULTILINE))
-    due_s = 4 * MIB / _LIMIT_BYTES
+    due_s = 3 * MIB / _LIMIT_BYTES
     stalled_s = (after - before) / 1e6
     return Evidence(
         claim=of_stall(stalled_s / due_s),
@@ -132,9 +132,9 @@ _IO_COST = f"""\
 mkdir a || exit 1
 cost "$3" 1 {_COST_BYTES} || exit 1
 {FRESH}
-for n in 0 1 2; do rate a "$1" 2 $((n * 16)) loop-$n & done
+for n in 0 1 2; do rate a "$1" 2 $((n * 4)) loop-$n & done
 wait
-losetup --direct-io=on "$1" && rate a "$1" 2 8 dio
+losetup --direct-io=on "$1" && rate a "$1" 2 16 dio
 rate a "$2" 2 24 file
 losetup --direct-io=off "$1"
 cost "$3" 0 {_COST_BYTES}
@@ -160,10 +160,10 @@ async def _iocost(guest: Guest, point: Point) -> Evidence:
 # fio prints its results as JSON; what is read of them is each job's rate of requests.
 _JOBS = """\
 job() {
-    local name=$1 cgroup=$2 target=$3 seconds=$4
+    local name=$1 cgroup=$2 target=$3 time=$4
     shift 4
     (echo 0 >"/sys/fs/cgroup/$cgroup/cgroup.procs"
-     exec fio "--name=$name" "--filename=$target" --direct=1 --rw=randread "--runtime=$seconds" --time_based --thread --group_reporting \\
+     exec fio "--name=$name" "--filename=$target" --direct=1 --rw=randread "--runtime=$time" --time_based --thread --group_reporting \\
          --output-format=terse "--output=/tmp/$name" "$@") || exit 1
 }
 iops() { cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }
@@ -176,10 +176,10 @@ losetup -d "$1" && losetup --direct-io=on "$4" "$2" || exit 1
 cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight && echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
 for target in "$4" "$2"; do
     name=${{target##*/}}
-    job "$name-alone" high "$target" 2 --bs=4k
-    job "$name-low" low "$target" 6 --bs=256k --numjobs=3 &
+    job "$name-alone" high "$target" 1500ms --bs=4k
+    job "$name-low" low "$target" 5s --bs=256k --numjobs=3 &
     sleep 1.5
-    job "$name-beside" high "$target" 3 --bs=4k
+    job "$name-beside" high "$target" 2500ms --bs=4k
     wait
     iops "$name-alone"
     iops "$name-beside"
@@ -237,8 +237,8 @@ echo 1 >/sys/fs/cgroup/low/io.bfq.weight && echo 1000 >/sys/fs/cgroup/high/io.bf
 for target in "$1" "$2"; do
     name=${{target##*/}}
     # Each cgroup in its own half, and no page is read twice: else the page cache answers.
-    job "$name-low" low "$target" 4 --bs=64k --numjobs=4 --size=24M &
-    job "$name-high" high "$target" 4 --bs=64k --numjobs=4 --size=24M --offset=32M &
+    job "$name-low" low "$target" 3s --bs=64k --numjobs=4 --size=24M &
+    job "$name-high" high "$target" 3s --bs=64k --numjobs=4 --size=24M --offset=32M &
     wait
     iops "$name-low"
     iops "$name-high"
@@ -284,7 +284,7 @@ IO_MAX = Scenario(
     predicted_base="the loop runs past the limit, at several times its rate",
     predicted_patched="the limit's rate",
     source='cover letter: "a loop device allows a cgroup to bypass its limits"',
-    what="rbps of 1M on the disk: 4M read with O_DIRECT from the loop, 2M through a direct-I/O loop and from the file; 8M by a free cgroup",
+    what="rbps of 1M on the disk: 3M read with O_DIRECT from the loop, 1M through a direct-I/O loop and from the file; 8M by a free cgroup",
     needs=(*COMMON_NEEDS, _THROTTLE_NEED),
     points=_BUFFERED,
     steps=_io_max,
@@ -298,7 +298,7 @@ PRESSURE = Scenario(
     predicted_base="hardly any pressure: nothing holds it",
     predicted_patched="it stalls for most of the time that the limit makes of what it reads",
     source="loop: charge i/o to mem and blk cg (patch 4); PSI (Documentation/accounting/psi.rst)",
-    what="io-max's steps; the growth of io.pressure over 4 s, which 4M at 1M a second take",
+    what="io-max's steps; the growth of io.pressure over 3 s, which 3M at 1M a second take",
     needs=(*COMMON_NEEDS, _THROTTLE_NEED, Need(what="CONFIG_PSI", test="test -e /proc/pressure/io")),
     points=_BUFFERED,
     steps=_pressure,
@@ -346,7 +346,7 @@ WEIGHT = Scenario(
         Need(what="CONFIG_BFQ_GROUP_IOSCHED", test="modprobe -q bfq"),
         Need(what="fio", test="command -v fio >/dev/null"),
     ),
-    points=tuple(Point(disk=disk, filesystem="ext4", profile="hdd-7200") for disk in DISK_KINDS),
+    points=tuple(Point(disk=disk, filesystem="ext4", profile="hdd-7200", size_bytes=64 * MIB) for disk in DISK_KINDS),
     steps=_weight,
     cores=Cores.ALONE,
 )

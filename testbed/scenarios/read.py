@@ -13,7 +13,7 @@ from testbed.scenarios.rig import Reading, Rig, rig
 from testbed.units import MIB
 from testbed.verdict import Balance, Evidence, Gap, Measure, agreed, of_share
 
-READ_BYTES = 32 * MIB
+READ_BYTES = 16 * MIB
 # Readahead adds 0.75 %, and 25 % was seen on 7.2 with ext4: up to this much more than was asked for is still the reader's own.
 _MOST = 1.3
 # btrfs checks sums in a worker of its own and reads ahead of it in larger steps; the kernel accounts the same pages.
@@ -72,6 +72,6 @@ READ = Scenario(
     source="loop: charge i/o to mem and blk cg (patch 4)",
     needs=COMMON_NEEDS,
     points=tuple(Point(disk=disk, filesystem=filesystem) for filesystem in _FILESYSTEMS for disk in DISK_KINDS),
-    what="32M read with O_DIRECT from a loop on a file that the root cgroup wrote",
+    what="16M read with O_DIRECT from a loop on a file that the root cgroup wrote",
     steps=_steps,
 )

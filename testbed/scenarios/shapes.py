@@ -10,21 +10,31 @@ from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_share
 
 _BYTES = 16 * MIB
+# A sector at a time: each request takes half a millisecond or more.
+_SECTORS_BYTES = 2 * MIB
 # Readahead may double what so short a read asks for; what is judged is the share of what the disk delivered.
 _FIO = f"fio --name=reader --rw=read --bs=64k --size={_BYTES} --iodepth=8 --thread --output=/dev/null"
-_WARM_FIO = f"{FRESH}; fio --name=warm --ioengine=null --size=64k --thread --output=/dev/null"
+_WARM_FIO = f"{FRESH}\nfio --name=warm --ioengine=null --size=64k --thread --output=/dev/null"
 
 
-def _dd(target: str, block_bytes: int) -> str:
-    return f"dd if={target} of=/dev/null bs={block_bytes} count={_BYTES // block_bytes} iflag=direct status=none"
+def _dd(target: str, block_bytes: int, size_bytes: int = _BYTES) -> str:
+    return f"dd if={target} of=/dev/null bs={block_bytes} count={size_bytes // block_bytes} iflag=direct status=none"
 
 
-def _evidence(at: Rig, claim: Reading, known: Reading, *, more: tuple[Measure, ...] = (), controls: tuple[Control, ...] = ()) -> Evidence:
-    """All of a claim's bytes and page cache are the reader's, or none; `known` is the same through a direct-I/O loop."""
+def _evidence(
+    at: Rig,
+    claim: Reading,
+    known: Reading,
+    *,
+    asked: int = _BYTES,
+    more: tuple[Measure, ...] = (),
+    controls: tuple[Control, ...] = (),
+) -> Evidence:
+    """All of a claim's bytes and page cache are the reader's, or none; `known` is the same through a direct-I/O loop. `asked`: bytes."""
     share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
     # fio keeps its statistics in shared memory, which `file` counts as well.
     page_cache = claim.memory("file") - claim.memory("shmem")
-    gap = agreed(of_share(share), of_share(page_cache / moved if moved else 0.5)) if moved >= _BYTES * 0.95 else Gap.UNCLEAR
+    gap = agreed(of_share(share), of_share(page_cache / moved if moved else 0.5)) if moved >= asked * 0.95 else Gap.UNCLEAR
     return Evidence(
         claim=gap,
         reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of page cache",
@@ -43,16 +53,17 @@ async def _sector_size(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         attach = 'losetup -d "$1" && losetup --sector-size "$2" --direct-io="$3" "$1" "$4"'
         await guest.script(attach, at.loop, str(size), "off", at.file)
-        claim = await at.meter("reader", _dd(at.loop, size))
+        claim = await at.meter("reader", _dd(at.loop, size, _SECTORS_BYTES))
         logical = int((await guest.run("blockdev", "--getss", at.loop)).stdout)
         requests = claim.io("7:0", "rios")
         await guest.script(attach, at.loop, "4096", "on", at.file)
-        known = await at.meter("dio", _dd(at.loop, 4096))
-        wanted = _BYTES // size
+        known = await at.meter("dio", _dd(at.loop, 4096, _SECTORS_BYTES))
+        wanted = _SECTORS_BYTES // size
         return _evidence(
             at,
             claim,
             known,
+            asked=_SECTORS_BYTES,
             more=(Measure(name="requests on the loop", value=requests, unit="requests", source="io.stat rios of reader"),),
             controls=(
                 Control(name="sector size", expected=f"{size}", got=f"{logical}", holds=logical == size),
@@ -140,7 +151,7 @@ SECTOR_SIZE = Scenario(
     predicted_base=_BASE,
     predicted_patched="all of the disk's bytes are the reader's, and on the loop one request a sector read",
     source=_SOURCE,
-    what="16M read with O_DIRECT, a sector at a time, from a loop with that sector size",
+    what="2M read with O_DIRECT, a sector at a time, from a loop with that sector size",
     needs=COMMON_NEEDS,
     points=tuple(Point(disk=disk, filesystem="ext4", variant=size) for size in ("4096", "512", "1024") for disk in DISK_KINDS),
     steps=_sector_size,

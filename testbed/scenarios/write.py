@@ -11,37 +11,34 @@ from testbed.guest import Guest
 from testbed.hardware.disks import DISK_KINDS
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario
 from testbed.scenarios.controls import usual
-from testbed.scenarios.rig import rig
+from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
 from testbed.verdict import Evidence, Measure, of_share
-
-ROUND_BYTES = 64 * MIB
-
 
 # The controls have no inode that changes hands.
 _CONTROL_BYTES = 16 * MIB
 
 
-def write_command(target: str, size_bytes: int = ROUND_BYTES) -> str:
+def write_command(target: str, size_bytes: int) -> str:
     """Writes past the target's own page cache, and ends when all is on the disk."""
     return f"dd if=/dev/zero of={target} bs=1M count={size_bytes // MIB} oflag=direct conv=notrunc,fsync status=none && sync"
 
 
-def write_on(filesystem: str, *, rounds: int, judged: int, predicted_patched: str, found: str = "") -> Scenario:
-    """The scenario on one filesystem: so many rounds, of which the last `judged` count."""
+def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, predicted_patched: str) -> Scenario:
+    """The scenario on one filesystem: so many rounds of so many bytes, of which the last `judged` count."""
 
     async def steps(guest: Guest, point: Point) -> Evidence:
         async with rig(guest, point) as at:
             # The inode leaves the cache, and with it the root, who wrote the file: whoever dirties it next owns it.
-            await guest.script('losetup -d "$1" && sync && echo 3 >/proc/sys/vm/drop_caches && losetup "$1" "$2"', at.loop, at.file)
-            readings = [await at.meter("writer", write_command(at.loop)) for _ in range(rounds)]
+            await guest.script(f'{FRESH}\nlosetup -d "$1" && echo 2 >/proc/sys/vm/drop_caches && losetup "$1" "$2"', at.loop, at.file)
+            readings = [await at.meter("writer", write_command(at.loop, round_bytes)) for _ in range(rounds)]
             known = await usual(at, lambda target: write_command(target, _CONTROL_BYTES), "wbytes", _CONTROL_BYTES)
             last = readings[-judged:]
             charged, moved = (sum(of) for of in ([r.io(at.device, "wbytes") for r in last], [at.moved(r, "wbytes") for r in last]))
             share = charged / moved if moved else 0.0
             rounds_said = ", ".join(f"{at.share(reading, 'wbytes'):.0%}" for reading in readings)
             return Evidence(
-                claim=of_share(share) if moved >= judged * ROUND_BYTES * 0.95 else of_share(0.5),
+                claim=of_share(share) if moved >= judged * round_bytes * 0.95 else of_share(0.5),
                 reason=f"the writer has {share:.1%} of the disk's bytes in the last {judged} rounds (each: {rounds_said})",
                 measures=(
                     Measure(name="charged writes", value=charged, unit="bytes", source="io.stat wbytes of writer"),
@@ -58,16 +55,31 @@ def write_on(filesystem: str, *, rounds: int, judged: int, predicted_patched: st
         predicted_base="none of the disk's bytes are the writer's",
         predicted_patched=predicted_patched,
         source="loop: charge i/o to mem and blk cg (patch 4); writeback follows the inode's owner (fs/fs-writeback.c)",
-        what=f"{rounds} rounds of 64M written with O_DIRECT to the loop, fsync and sync after each; the last {judged} are judged",
+        what=f"{rounds} rounds of {round_bytes // MIB}M with O_DIRECT to the loop, fsync and sync after each; the last {judged} are judged",
         needs=COMMON_NEEDS,
-        points=tuple(Point(disk=disk, filesystem=filesystem) for disk in DISK_KINDS),
+        points=tuple(Point(disk=disk, filesystem=filesystem, size_bytes=round_bytes) for disk in DISK_KINDS),
         steps=steps,
-        found=found,
     )
 
 
-WRITE_XFS = write_on("xfs", rounds=2, judged=2, predicted_patched="all of the disk's bytes are the writer's, in each round")
-WRITE_BTRFS = write_on("btrfs", rounds=2, judged=1, predicted_patched="all of the disk's bytes but metadata are the writer's")
+WRITE_XFS = write_on(
+    "xfs",
+    round_bytes=32 * MIB,
+    rounds=2,
+    judged=2,
+    predicted_patched="all of the disk's bytes are the writer's, in each round",
+)
+WRITE_BTRFS = write_on(
+    "btrfs",
+    round_bytes=32 * MIB,
+    rounds=2,
+    judged=1,
+    predicted_patched="all of the disk's bytes but metadata are the writer's",
+)
 WRITE_EXT4 = write_on(
-    "ext4", rounds=5, judged=2, predicted_patched="none in the first two rounds, then all of the disk's bytes are the writer's"
+    "ext4",
+    round_bytes=64 * MIB,
+    rounds=4,
+    judged=1,
+    predicted_patched="none in the first two rounds, then all of the disk's bytes are the writer's",
 )
