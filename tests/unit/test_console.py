@@ -13,6 +13,8 @@ RECORDED = {
     "console-panic-6.1.txt": {Kind.PANIC: 1},
     "console-oom-6.1.txt": {Kind.OOM: 6},
     "console-boot-5.10.txt": {},
+    "console-lockup-5.10.txt": {Kind.LOCKUP: 2},
+    "console-lockup-6.1.txt": {Kind.LOCKUP: 2},
 }
 
 

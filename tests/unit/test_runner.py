@@ -1,0 +1,110 @@
+"""Which guests run beside which, with a lab that makes none."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+from testbed import runner
+from testbed.errors import GuestLost
+from testbed.guest import Guest
+from testbed.lab import Lab
+from testbed.runner import Job
+from testbed.scenarios.base import Case, Cores, Point, Scenario
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+from testbed.units import GIB
+from testbed.verdict import Evidence, Gap, Verdict
+from tests.unit.values import host
+
+
+class Recorder:
+    """Stands in for a lab: its guests exist only as an entry in `running`."""
+
+    def __init__(self, cores: int) -> None:
+        self.host = host(cores=cores, free=64 * GIB)
+        self.running: list[str] = []
+        self.beside: dict[str, int] = {}
+
+    @contextlib.asynccontextmanager
+    async def guest(self, name: str, model: GuestModel, kernel: Any, evidence: Path) -> AsyncIterator[Any]:
+        del name, model, kernel
+
+        async def script(*_: object, **__: object) -> SimpleNamespace:
+            return SimpleNamespace(stdout="")
+
+        self.running.append(evidence.name)
+        try:
+            yield SimpleNamespace(console=SimpleNamespace(findings=[]), script=script, name=evidence.name)
+        finally:
+            self.running.remove(evidence.name)
+
+
+def scenario(lab: Recorder, name: str, cores: Cores, *, lost: bool = False) -> Case:
+    async def steps(guest: Guest, point: Point) -> Evidence:
+        del point
+        for _ in range(20):
+            lab.beside[guest.name] = max(lab.beside.get(guest.name, 0), len(lab.running) - 1)
+            await asyncio.sleep(0)
+        if lost:
+            raise GuestLost("g0", "ready", "panic")
+        return Evidence(claim=Gap.CLOSED, reason="so", measures=(), controls=())
+
+    made = Scenario(
+        name=name, claim="c", patches=(1,), predicted_base="a", predicted_patched="b", source="s", what="w", steps=steps, cores=cores
+    )
+    return Case(scenario=made, point=Point())
+
+
+def job(lab: Recorder, *chosen: Case, repeat: int = 1) -> Job:
+    def nothing(*_: object) -> None:
+        pass
+
+    kernel = cast(KernelFiles, SimpleNamespace(name="k"))
+    return Job(
+        lab=cast(Lab, lab),
+        cases=chosen,
+        model=GuestModel(),
+        kernels={"kernel": kernel},
+        folder=Path("/nowhere"),
+        on_step=nothing,
+        on_result=nothing,
+        repeat=repeat,
+    )
+
+
+CLOSED = runner.each({"kernel": Gap.CLOSED})
+
+
+async def test_a_scenario_that_measures_time_runs_alone() -> None:
+    lab = Recorder(cores=4)
+    chosen = [scenario(lab, f"timed-{n}", Cores.ALONE) for n in range(2)] + [scenario(lab, f"shared-{n}", Cores.SHARED) for n in range(6)]
+    results = await runner.run(job(lab, *chosen, scenario(lab, "waits", Cores.IDLE)), CLOSED)
+    assert [lab.beside[f"timed-{n}-kernel"] for n in range(2)] == [0, 0]
+    assert max(lab.beside.values()) == 4  # four that share the cores, and the one that waits
+    assert [result.case.name for result in results] == [case.name for case in chosen] + ["waits"]
+
+
+async def test_attempts_are_counted_and_kept_apart() -> None:
+    lab = Recorder(cores=2)
+    results = await runner.run(job(lab, scenario(lab, "one", Cores.SHARED), repeat=3), CLOSED)
+    assert [result.attempt for result in results] == [1, 2, 3]
+    assert len({result.sides["kernel"].evidence for result in results}) == 3
+
+
+async def test_a_lost_guest_is_infra_and_the_others_go_on() -> None:
+    lab = Recorder(cores=2)
+    results = await runner.run(job(lab, scenario(lab, "gone", Cores.SHARED, lost=True), scenario(lab, "kept", Cores.SHARED)), CLOSED)
+    assert [result.judgement.verdict for result in results] == [Verdict.INFRA, Verdict.PASS]
+
+
+async def test_a_topology_without_the_disk_starts_no_guest() -> None:
+    lab = Recorder(cores=2)
+    case = replace(scenario(lab, "disk", Cores.SHARED), point=Point(disk="nvme", filesystem="ext4"))
+    (result,) = await runner.run(job(lab, case), CLOSED)
+    assert result.judgement.verdict is Verdict.SKIP and lab.beside == {}
