@@ -72,8 +72,8 @@ async def run(
     """
     words = (str(find(str(argv[0]))), *map(str, argv[1:]))
     name = Path(words[0]).name
-    try:
-        child = await asyncio.create_subprocess_exec(
+    spawning = asyncio.create_task(
+        asyncio.create_subprocess_exec(
             *_dying_with_us("TERM"),
             *words,
             stdin=asyncio.subprocess.PIPE,
@@ -84,6 +84,13 @@ async def run(
             process_group=0,
             limit=1 << 20,
         )
+    )
+    try:
+        child = await asyncio.shield(spawning)
+    except asyncio.CancelledError:
+        # The program may run before we hear of it, and then has the same chance to clean up.
+        async with _ended(await spawning):
+            raise
     except OSError as error:
         raise HostError(f"{name}: cannot be started: {error.strerror}") from error
     async with _ended(child):

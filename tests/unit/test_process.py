@@ -36,12 +36,16 @@ async def test_a_program_that_does_not_end_is_ended_with_its_children(tmp_path: 
         await asyncio.sleep(0.01)
 
 
-async def test_a_program_may_clean_up_when_its_run_is_cancelled(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heard_of", [True, False])
+async def test_a_program_may_clean_up_when_its_run_is_cancelled(tmp_path: Path, heard_of: bool) -> None:
     script = f"trap 'echo cleaned >{tmp_path}/trace; exit' TERM; touch {tmp_path}/started; while :; do sleep 0.05; done"
     running = asyncio.create_task(process.run(["sh", "-c", script]))
     async with asyncio.timeout(30):
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         while not (tmp_path / "started").exists():
-            await asyncio.sleep(0.01)
+            # Blocking: the program runs, and its run has not heard of it yet.
+            await asyncio.sleep(0.01) if heard_of else time.sleep(0.01)  # noqa: ASYNC251 - to stop the event loop is the point
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
