@@ -24,7 +24,6 @@ class Need:
 # What the conditions may use besides the shell's builtins. An exec of grep costs 0.1 s under emulation, this costs nothing.
 NEEDS_PRELUDE = """\
 has_word() { read -r words <"$2" && case " $words " in *" $1 "*) ;; *) false ;; esac; }
-has_config() { modprobe -q configs; zcat /proc/config.gz 2>/dev/null | grep -q "^$1=[ym]"; }
 """
 
 
@@ -49,7 +48,6 @@ class Point:
     filesystem: str = "tmpfs"
     size_bytes: int = 32 * MIB
     depth: int = 1
-    direct_io: bool = False
     profile: str | None = None
     variant: str = ""
 

@@ -1,7 +1,7 @@
 """What most scenarios stand on: a stack of loops at a point, and readings of who was charged for a command.
 
     async with rig(guest, point) as at:
-        reading = await at.read("reader", f"dd if={at.loop} of=/dev/null bs=1M iflag=direct")
+        reading = await at.meter("reader", f"dd if={at.loop} of=/dev/null bs=1M iflag=direct")
 
 A reading holds the deltas of a cgroup's counters, and what the emulated disk counted meanwhile (`query-blockstats`), which the kernel under
 test cannot bend.
@@ -56,7 +56,6 @@ class Reading:
     after: Mapping[str, str]
     disks: Mapping[str, tuple[int, int]]
     status: int
-    output: str
 
     def _delta(self, path: str, device: str, counter: str) -> int:
         found = (counters.parse_io_stat(side.get(path, "")).get(device, {}).get(counter, 0) for side in (self.after, self.before))
@@ -105,8 +104,25 @@ class Rig:
         return self.loops[-1].backing_file
 
     async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, timeout_s: float | None = None, check: bool = True) -> Reading:
-        """Run a shell command inside a cgroup and read who was charged."""
-        return await meter(self.guest, cgroup, command, warm=warm, timeout_s=timeout_s, check=check)
+        """Run a shell command inside a cgroup and read who was charged; `warm` runs before, outside.
+
+        :raise CommandFailed: the command failed, while `check`.
+        """
+        script = _METERED.replace("WARM", warm).replace("COMMAND", command)
+        before = await self.guest.disk_bytes()
+        done = await self.guest.script(script, cgroup, timeout_s=timeout_s)
+        after = await self.guest.disk_bytes()
+        sections = counters.sections(done.stdout)
+        failed = next((int(name.split()[1]) for name in sections if name.startswith("failed ")), 0)
+        if failed and check:
+            raise CommandFailed(self.guest.name, command, str(failed), done.stderr)
+        return Reading(
+            cgroup=cgroup,
+            before=counters.by_file(sections.get("before", "")),
+            after=counters.by_file(sections.get("after", "")),
+            disks={name: (after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in after if name in before},
+            status=failed,
+        )
 
     def moved(self, reading: Reading, counter: str) -> int:
         """Bytes that the emulated disk counted, `rbytes` or `wbytes`."""
@@ -133,30 +149,6 @@ class Rig:
         )
 
 
-async def meter(
-    guest: Guest, cgroup: str, command: str, *, warm: str = FRESH, timeout_s: float | None = None, check: bool = True
-) -> Reading:
-    """Run a shell command inside a cgroup of a guest and read who was charged; `warm` runs before, outside.
-
-    :raise CommandFailed: the command failed, while `check`.
-    """
-    before = await guest.disk_bytes()
-    done = await guest.script(_METERED.replace("WARM", warm).replace("COMMAND", command), cgroup, check=check, timeout_s=timeout_s)
-    after = await guest.disk_bytes()
-    sections = counters.sections(done.stdout)
-    failed = next((int(name.split()[1]) for name in sections if name.startswith("failed ")), 0)
-    if failed and check:
-        raise CommandFailed(guest.name, command, str(failed), done.stderr)
-    return Reading(
-        cgroup=cgroup,
-        before=counters.by_file(sections.get("before", "")),
-        after=counters.by_file(sections.get("after", "")),
-        disks={name: (after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in after if name in before},
-        status=failed,
-        output=done.stdout + done.stderr,
-    )
-
-
 def loops_at(point: Point, disk: str) -> dict[str, Loop]:
     """The topology's words for the point's stack: `loop0` on the disk (or on tmpfs), `loop1` on a file on `loop0`, and so on."""
     loops: dict[str, Loop] = {}
@@ -164,9 +156,7 @@ def loops_at(point: Point, disk: str) -> dict[str, Loop]:
     for level in range(point.depth):
         # Each level leaves room for the filesystem of the next.
         bytes_here = size * (2 ** (point.depth - 1 - level))
-        loops[f"loop{level}"] = Loop.model_validate(
-            {"backing": f"{holder}/file", "filesystem": filesystem, "size": bytes_here, "direct-io": point.direct_io}
-        )
+        loops[f"loop{level}"] = Loop.model_validate({"backing": f"{holder}/file", "filesystem": filesystem, "size": bytes_here})
         holder, filesystem = f"loop{level}", "ext4" if point.filesystem == "tmpfs" else point.filesystem
     return loops
 

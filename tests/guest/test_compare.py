@@ -64,9 +64,9 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
         for side in ("base", "patched"):
             found = {path.name for path in (folder / scenario[side]["evidence"]).iterdir()}
             assert {"console.log", "qmp.jsonl", "argv.txt", "dmesg.txt"} <= found
-    # The worker, not dd, met the limit: patch 4 charges in the worker's context.
+    # Mostly the loop's worker meets the limit, charging for dd (patch 4), and sometimes dd itself; it is dd that pays.
     dmesg = (folder / letter["patched"]["evidence"] / "dmesg.txt").read_text()
-    assert "kworker" in dmesg and "invoked oom-killer" in dmesg
+    assert "invoked oom-killer" in dmesg and "(dd)" in dmesg
 
 
 @pytest.mark.slow
