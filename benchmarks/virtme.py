@@ -47,12 +47,20 @@ async def measure(root: Path, progress: Progress) -> float | str:
     release = cache.read_meta(folder)["release"]
     started = time.monotonic()
     child = await asyncio.create_subprocess_exec(
-        vng, "--verbose", "--run", str(folder / f"tree/boot/vmlinuz-{release}"), "--disable-kvm", "--", "uname -r",
-        stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+        vng,
+        "--verbose",
+        "--run",
+        str(folder / f"tree/boot/vmlinuz-{release}"),
+        "--disable-kvm",
+        "--",
+        "uname -r",
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
         # --verbose: without a driver for virtio consoles in its initramfs the output comes over the serial console. vng starts virtme-run,
         # which is beside it.
         env={**os.environ, "PATH": f"{Path(vng).parent}{os.pathsep}{os.environ['PATH']}"},
-    )  # fmt: skip
+    )
     try:
         async with asyncio.timeout(_LIMIT_S):
             said, _ = await child.communicate()

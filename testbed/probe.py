@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -136,13 +137,10 @@ async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="testbed-kvm-") as folder:
         initrd = Path(folder) / "initrd"
         initrd.write_bytes(cpio([directory("dev"), file("init", probe_init(), 0o755)]))
-        words: list[str | Path] = [
-            qemu.path, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-            "-machine", "q35", "-accel", "kvm", "-cpu", "host", "-m", "256M",
-            "-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet",
-            "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4",
-        ]  # fmt: skip
+        machine = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel kvm -cpu host -m 256M"
+        boot = ["-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet"]
         try:
+            words: list[str | Path] = [qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4"]
             done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False)
         except HostError:
             return {
@@ -160,11 +158,6 @@ def probe_init() -> bytes:
     code = bytes.fromhex("b8ac000000bf030000000f0566baf400b010eeebfe")
     base, header = 0x400000, 64 + 56
     entry, size = base + header, header + len(code)
-    elf = b"\x7fELF\x02\x01\x01" + bytes(9) + b"".join(
-        value.to_bytes(width, "little")
-        for value, width in (
-            (2, 2), (62, 2), (1, 4), (entry, 8), (64, 8), (0, 8), (0, 4), (64, 2), (56, 2), (1, 2), (0, 2), (0, 2), (0, 2),
-            (1, 4), (5, 4), (0, 8), (base, 8), (base, 8), (size, 8), (size, 8), (0x1000, 8),
-        )
-    )  # fmt: skip
-    return elf + code
+    elf = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000)
+    return elf + segment + code

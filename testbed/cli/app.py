@@ -13,9 +13,13 @@ import typer
 from rich.console import Console
 
 app = typer.Typer(
-    name="testbed", no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+    name="testbed",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     help="Checks kernel patch series on ephemeral QEMU guests with emulated disks.",
-)  # fmt: skip
+)
 
 out = Console()
 err = Console(stderr=True)

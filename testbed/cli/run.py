@@ -63,9 +63,14 @@ def compare(
     """Run scenarios on a base kernel and a patched one, and say whether the series does what it claims."""
     known = _kernel_table()
     wanted = _Wanted(
-        cases=select(tuple(scenarios or ()), quick=quick, full=full), model=_only_guest(topology), repeat=repeat, cold=cold, quiet=quiet,
-        as_json=as_json, kernels={"base": base or known.base, "patched": patched or known.patched},
-    )  # fmt: skip
+        cases=select(tuple(scenarios or ()), quick=quick, full=full),
+        model=_only_guest(topology),
+        repeat=repeat,
+        cold=cold,
+        quiet=quiet,
+        as_json=as_json,
+        kernels={"base": base or known.base, "patched": patched or known.patched},
+    )
     run_async(_run(wanted, lambda kernels: runner.pair, table.results_table))
 
 
@@ -87,9 +92,14 @@ def run(
     if expect not in gaps:
         raise UsageError(f"--expect {expect}: expected one of {', '.join(gaps)}")
     wanted = _Wanted(
-        cases=select(tuple(scenarios or ()), quick=quick, full=full), model=_only_guest(topology), repeat=repeat, cold=cold, quiet=quiet,
-        as_json=as_json, kernels={"kernel": kernel or _kernel_table().patched},
-    )  # fmt: skip
+        cases=select(tuple(scenarios or ()), quick=quick, full=full),
+        model=_only_guest(topology),
+        repeat=repeat,
+        cold=cold,
+        quiet=quiet,
+        as_json=as_json,
+        kernels={"kernel": kernel or _kernel_table().patched},
+    )
 
     def judge(kernels: dict[str, KernelFiles]) -> Judge:
         return runner.each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
@@ -114,9 +124,14 @@ def matrix(
     if not names:
         raise UsageError(f"--kernels {kernels!r}: expected names with commas between")
     wanted = _Wanted(
-        cases=select(tuple(scenarios or ()), quick=quick, full=full), model=_only_guest(topology), repeat=repeat, cold=cold, quiet=quiet,
-        as_json=as_json, kernels={name: name for name in names},
-    )  # fmt: skip
+        cases=select(tuple(scenarios or ()), quick=quick, full=full),
+        model=_only_guest(topology),
+        repeat=repeat,
+        cold=cold,
+        quiet=quiet,
+        as_json=as_json,
+        kernels={name: name for name in names},
+    )
     run_async(
         _run(wanted, lambda found: runner.each({side: runner.expected_of(kernel) for side, kernel in found.items()}), table.matrix_table)
     )

@@ -18,9 +18,29 @@ from testbed.scenarios.write import WRITE_BTRFS, WRITE_EXT4, WRITE_XFS
 
 # In the order in which they run and are reported.
 _ALL = (
-    OOM_TMPFS, GATE, READ, WRITE_XFS, WRITE_EXT4, WRITE_BTRFS, SMALL_MEMORY, NESTED, WORKERS, MANY, ENGINES, SECTOR_SIZE, PARTITION,
-    PUNCH, LISTENERS, SWAP_IN, DEFERRED_DESTROY, IO_MAX, PRESSURE, IOCOST, INVERSION, WEIGHT,
-)  # fmt: skip
+    OOM_TMPFS,
+    GATE,
+    READ,
+    WRITE_XFS,
+    WRITE_EXT4,
+    WRITE_BTRFS,
+    SMALL_MEMORY,
+    NESTED,
+    WORKERS,
+    MANY,
+    ENGINES,
+    SECTOR_SIZE,
+    PARTITION,
+    PUNCH,
+    LISTENERS,
+    SWAP_IN,
+    DEFERRED_DESTROY,
+    IO_MAX,
+    PRESSURE,
+    IOCOST,
+    INVERSION,
+    WEIGHT,
+)
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
 
 # What runs where nothing is named: the cover letter's own script, what switches the charge, and a disk's bytes on both kinds of disk.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from testbed.console import Kind
 from testbed.guest import Guest
+from testbed.hardware.disks import DISK_KINDS
 from testbed.topology.model import Guest as GuestModel
 from testbed.units import MIB, format_size
 from testbed.verdict import Evidence
@@ -58,18 +59,33 @@ class Point:
 
     def disk_in(self, model: GuestModel) -> str | None:
         """The first disk of this kind that is large enough, by its name in the topology."""
-        # A filesystem's own needs come on top: a btrfs or xfs of less than 300M is none.
-        least = max(self.size_bytes * 2, 512 * MIB)
-        return next((name for name, disk in model.disks.items() if disk.type == self.disk and disk.size >= least), None)
+        return next((name for name, disk in model.disks.items() if disk.type == self.disk and disk.size >= self.least_bytes), None)
+
+    @property
+    def least_bytes(self) -> int:
+        """How large the disk must be: the filesystem's own needs come on top, and an xfs or btrfs of less than 300M is none."""
+        return max(self.size_bytes * 2, 512 * MIB)
 
     def lacks(self, model: GuestModel) -> str | None:
         """Why a topology's guest has no room for it, or None."""
         if self.disk is None or self.disk_in(model) is not None:
             return None
-        return f"the topology has no {self.disk} disk of at least {format_size(max(self.size_bytes * 2, 512 * MIB))}B"
+        return f"the topology has no {self.disk} disk of at least {format_size(self.least_bytes)}B"
 
 
 ANYWHERE = (Point(),)
+
+
+def on_each_disk(
+    *filesystems: str, variants: tuple[str, ...] = ("",), size_bytes: int = 32 * MIB, depth: int = 1, profile: str | None = None
+) -> tuple[Point, ...]:
+    """A point for each kind of disk, on each filesystem, in each variant; the first variant first."""
+    return tuple(
+        Point(disk=disk, filesystem=filesystem, variant=variant, size_bytes=size_bytes, depth=depth, profile=profile)
+        for variant in variants
+        for filesystem in filesystems
+        for disk in DISK_KINDS
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +136,7 @@ _SUBTREE_CONTROL = "/sys/fs/cgroup/cgroup.subtree_control"
 MEMORY_CONTROLLER = Need(what="the memory controller of cgroup v2", test=f"has_word memory {_SUBTREE_CONTROL}")
 IO_CONTROLLER = Need(what="the io controller of cgroup v2", test=f"has_word io {_SUBTREE_CONTROL}")
 LOOP_DEVICES = Need(what="loop devices", test="test -e /dev/loop-control")
+FIO = Need(what="fio", test="command -v fio >/dev/null")
 COMMON_NEEDS = (MEMORY_CONTROLLER, IO_CONTROLLER, LOOP_DEVICES)
 
 COVER_LETTER = 'cover letter of "Charge loop device i/o to issuing cgroup", v5, 2020-04-20'

@@ -23,10 +23,11 @@ async def usual(at: Rig, command: Callable[[str], str], counter: str, size_bytes
     On the backing file itself and through a direct-I/O loop every kernel charges its `counter` bytes; through a buffered loop with the io
     controller off no kernel charges the page cache of its `size_bytes`.
     """
-    await at.guest.run("losetup", "--direct-io=on", at.loop)
+    await at.direct_io(on=True)
     dio = await at.meter("dio", command(at.loop))
     direct = await at.meter("direct", command(at.file))
-    await at.guest.script('losetup --direct-io=off "$1" && echo -io >/sys/fs/cgroup/cgroup.subtree_control', at.loop)
+    await at.direct_io(on=False)
+    await at.guest.script("echo -io >/sys/fs/cgroup/cgroup.subtree_control")
     ungated = await at.meter("ungated", command(at.loop))
     return Usual(
         controls=(

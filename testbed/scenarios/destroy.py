@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
+from testbed import counters
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Cores, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, Cores, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import FRESH, rig
 from testbed.verdict import Control, Evidence, Gap, Measure
 
@@ -59,8 +59,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         limit = _WATCHED_S + 30 + guest.order.deadlines.command_s
         done = await guest.script(_STEPS, at.loop, at.file, point.variant, interpreter="bash", timeout_s=limit)
     seconds = dying_for(done.stdout)
-    found = re.search(r"^read (\d+)$", done.stdout, re.MULTILINE)
-    bytes_read = int(found[1]) if found else 0
+    bytes_read = counters.parse_flat(done.stdout).get("read", 0)
     lasted = _WATCHED_S if seconds is None else seconds
     return Evidence(
         claim=judge(seconds),
@@ -79,7 +78,7 @@ DEFERRED_DESTROY = Scenario(
     source="loop: use worker per cgroup instead of kworker (patch 1): workers are destroyed when idle for 60 s",
     what="8M read by a cgroup through a direct-I/O loop, the cgroup removed, its count of dying descendants watched",
     needs=COMMON_NEEDS,
-    points=tuple(Point(disk=disk, filesystem="ext4", variant=loop) for loop in ("attached", "detached") for disk in DISK_KINDS),
+    points=on_each_disk("ext4", variants=("attached", "detached")),
     steps=_steps,
     cores=Cores.IDLE,
 )

@@ -4,24 +4,22 @@ clean pages can go."""
 from __future__ import annotations
 
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import rig
 from testbed.scenarios.write import write_command
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure
 
-_LIMITS_MIB = (16, 8)
 _WRITTEN_BYTES = 64 * MIB
 # Where the page cache is not the writer's, its own memory stays far below the limit. A few events may come from starting the program.
 _FEW = 5
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    limit = int(point.variant.removesuffix("M")) * MIB
     async with rig(guest, point) as at:
-        await guest.script('mkdir "/sys/fs/cgroup/writer" && echo 0 >/sys/fs/cgroup/writer/memory.swap.max')
-        await guest.script('echo "$1" >/sys/fs/cgroup/writer/memory.max', str(limit))
+        await guest.script(
+            'cd /sys/fs/cgroup && mkdir writer && echo 0 >writer/memory.swap.max && echo "$1" >writer/memory.max', point.variant
+        )
         claim = await at.meter("writer", write_command(at.loop, _WRITTEN_BYTES), check=False)
         hits, kills = claim.events("max"), claim.events("oom_kill")
         gap = Gap.UNCLEAR
@@ -55,11 +53,6 @@ SMALL_MEMORY = Scenario(
     source='cover letter: "a loop device allows a cgroup to bypass its memory limit"; reclaim of clean page cache',
     what="In a cgroup with memory.max of 16M or 8M: 64M written with O_DIRECT to the loop, and synced",
     needs=COMMON_NEEDS,
-    points=tuple(
-        Point(disk=disk, filesystem=filesystem, variant=f"{limit}M", size_bytes=_WRITTEN_BYTES)
-        for limit in _LIMITS_MIB
-        for filesystem in ("ext4", "xfs")
-        for disk in DISK_KINDS
-    ),
+    points=on_each_disk("ext4", "xfs", variants=("16M", "8M"), size_bytes=_WRITTEN_BYTES),
     steps=_steps,
 )

@@ -6,14 +6,13 @@ import re
 
 from testbed import counters
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import FRESH, ROOT, rig
 from testbed.units import MIB
 from testbed.verdict import Balance, Control, Evidence, Gap, Measure
 
-# Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's.
-_STRIDE_BYTES = 2 * MIB
+# Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's: they
+# stand 2M apart.
 _PIECE_BYTES, _STEP_BYTES = MIB, 64 << 10
 _MOST = 1.4
 
@@ -75,7 +74,7 @@ async def _many(guest: Guest, point: Point) -> Evidence:
 _TRACED = """\
 trace=/sys/kernel/tracing
 WARM
-echo 1 >$trace/events/workqueue/workqueue_queue_work/enable || exit 1
+echo workqueue:workqueue_queue_work >$trace/set_event || exit 1
 n=0
 for cgroup in worker-a worker-b ""; do
     [ -z "$cgroup" ] || mkdir "/sys/fs/cgroup/$cgroup" || exit 1
@@ -84,10 +83,10 @@ for cgroup in worker-a worker-b ""; do
      exec dd "if=$1" of=/dev/null bs=64k "skip=$((n * 32))" count=16 iflag=direct status=none)
     n=$((n + 1))
 done
-echo 0 >$trace/events/workqueue/workqueue_queue_work/enable
+echo >$trace/set_event
 grep -E "tracing_mark_write|function=loop|workqueue=loop" $trace/trace || :
-echo "all events: $(grep -c workqueue_queue_work $trace/trace)"
-echo "threads: $(ps -eo comm= | grep -c "^${1##*/}$")"
+echo "events $(grep -c workqueue_queue_work $trace/trace)"
+echo "threads $(ps -eo comm= | grep -c "^${1##*/}$")"
 """.replace("WARM", FRESH)
 
 
@@ -110,8 +109,8 @@ async def _workers(guest: Guest, point: Point) -> Evidence:
     found = queued(said)
     works = {reader: {work for function, work in seen if function == "loop_workfn"} for reader, seen in found.items()}
     own = works.get("worker-a", set()), works.get("worker-b", set())
-    events = int(re.search(r"all events: (\d+)", said)[1])  # type: ignore[index]  # the script ends with it
-    threads = int(re.search(r"threads: (\d+)", said)[1])  # type: ignore[index]  # and with this
+    counted = counters.parse_flat(said)
+    events, threads = counted["events"], counted["threads"]
     gap = Gap.UNCLEAR
     if all(len(seen) == 1 for seen in own) and own[0] != own[1] and {f for f, _ in found["root"]} == {"loop_rootcg_workfn"}:
         gap = Gap.CLOSED
@@ -140,9 +139,7 @@ MANY = Scenario(
     source="loop: use worker per cgroup instead of kworker (patch 1)",
     what="So many cgroups read at once, each its own piece of 1M and more of the loop, with O_DIRECT",
     needs=COMMON_NEEDS,
-    points=tuple(
-        Point(disk=disk, filesystem="ext4", variant=count, size_bytes=64 * MIB) for count in ("8", "1", "2", "32") for disk in DISK_KINDS
-    ),
+    points=on_each_disk("ext4", variants=("8", "1", "2", "32"), size_bytes=64 * MIB),
     steps=_many,
 )
 
@@ -154,7 +151,7 @@ WORKERS = Scenario(
     predicted_patched="loop_workfn with one work struct for each cgroup, loop_rootcg_workfn for the root",
     source="loop: use worker per cgroup instead of kworker (patch 1)",
     what="Two cgroups and the root read from the loop one after the other under the tracepoint workqueue:workqueue_queue_work",
-    needs=(*COMMON_NEEDS, Need(what="tracefs", test="test -d /sys/kernel/tracing/events/workqueue")),
-    points=tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS),
+    needs=(*COMMON_NEEDS, Need(what="tracefs", test="test -e /sys/kernel/tracing/set_event")),
+    points=on_each_disk("ext4"),
     steps=_workers,
 )

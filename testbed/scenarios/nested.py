@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import usual
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import rig
@@ -46,6 +45,6 @@ NESTED = Scenario(
     source="loop: use worker per cgroup instead of kworker (patch 1), charge i/o to mem and blk cg (patch 4)",
     what="16M read with O_DIRECT from the topmost of two or three loops, each on a file on ext4 on the one below",
     needs=COMMON_NEEDS,
-    points=tuple(Point(disk=disk, filesystem="ext4", depth=depth, variant=f"{depth}-levels") for depth in (2, 3) for disk in DISK_KINDS),
+    points=tuple(point for depth in (2, 3) for point in on_each_disk("ext4", variants=(f"{depth}-levels",), depth=depth)),
     steps=_steps,
 )

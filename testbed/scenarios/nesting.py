@@ -3,11 +3,9 @@ where it belongs, and the worker goes on charging the cgroup afterwards."""
 
 from __future__ import annotations
 
-import re
-
+from testbed import counters
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
@@ -77,10 +75,10 @@ mkfifo /tmp/listening
 listener=$!
 exec 3</tmp/listening
 read -r said <&3 || exit 1
-echo "slab before $(slab)"
+echo "before $(slab)"
 (echo 0 >owner/cgroup.procs
  exec fio --name=owner --filename="$1" --direct=1 --rw=randrw --bs=4k --size=8M --number_ios=800 --thread --output=/dev/null) || exit 1
-echo "slab after $(slab)"
+echo "after $(slab)"
 kill $listener
 cat <&3
 rm /tmp/listening
@@ -90,13 +88,12 @@ rm /tmp/listening
 async def _listen(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.order.deadlines.command_s * 3)
-        before, after = (int(number) for number in re.findall(r"^slab (?:before|after) (\d+)$", done.stdout, re.MULTILINE))
-        (queued,) = (int(number) for number in re.findall(r"^queued (\d+)$", done.stdout, re.MULTILINE))
+        counted = counters.parse_flat(done.stdout)
         # The owner goes on: what it reads now is charged to it, after all those events in between.
         claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
         direct = await at.meter("other", read_command(at.file))
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
-    grown = after - before
+    grown, queued = counted["after"] - counted["before"], counted["queued"]
     return Evidence(
         claim=agreed(of_share(share), of_share(pages / READ_BYTES) if pages <= READ_BYTES * 1.3 else Gap.UNCLEAR),
         reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the disk's bytes, "
@@ -122,7 +119,7 @@ PUNCH = Scenario(
     source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/buffer.c",
     what="Sixteen discards of 3072 bytes in the middle of a block, then 16M read with O_DIRECT from the loop",
     needs=COMMON_NEEDS,
-    points=tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS),
+    points=on_each_disk("ext4"),
     steps=_punch,
 )
 
@@ -136,9 +133,9 @@ LISTENERS = Scenario(
     what="A listener that never reads its queue watches the backing file; 800 reads and writes of 4K through the loop, then 16M read",
     needs=(
         *COMMON_NEEDS,
-        Need(what="fio", test="command -v fio >/dev/null"),
+        FIO,
         Need(what="CONFIG_FANOTIFY, CONFIG_INOTIFY_USER", test="test -d /proc/sys/fs/inotify"),
     ),
-    points=tuple(Point(disk=disk, filesystem="ext4", variant=how) for how in ("inotify", "fanotify") for disk in DISK_KINDS),
+    points=on_each_disk("ext4", variants=("inotify", "fanotify")),
     steps=_listen,
 )

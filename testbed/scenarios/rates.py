@@ -10,8 +10,7 @@ import re
 from collections.abc import Mapping
 
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Cores, Need, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure
@@ -272,8 +271,7 @@ async def _weight(guest: Guest, point: Point) -> Evidence:
     )
 
 
-_BUFFERED = tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS)
-_FIO_NEED = Need(what="fio", test="command -v fio >/dev/null")
+_BUFFERED = on_each_disk("ext4")
 _IOCOST_NEED = Need(what="CONFIG_BLK_CGROUP_IOCOST", test="test -e /sys/fs/cgroup/io.cost.model")
 _THROTTLE_NEED = Need(what="CONFIG_BLK_DEV_THROTTLING", test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.max")
 
@@ -327,8 +325,8 @@ INVERSION = Scenario(
     predicted_patched="it keeps its rate",
     source='cover letter: "priority inversion"; max_active of v5 as posted was the number of the device: loop0 and loop1 differ',
     what="io.cost on a direct-I/O loop: weight 10000 reads 4K at random, alone and beside three jobs of 256K with weight 1",
-    needs=(*COMMON_NEEDS, _IOCOST_NEED, _FIO_NEED),
-    points=tuple(Point(disk=disk, filesystem="ext4", variant=loop) for loop in ("loop0", "loop1") for disk in DISK_KINDS),
+    needs=(*COMMON_NEEDS, _IOCOST_NEED, FIO),
+    points=on_each_disk("ext4", variants=("loop0", "loop1")),
     steps=_inversion,
     cores=Cores.ALONE,
 )
@@ -346,7 +344,7 @@ WEIGHT = Scenario(
         Need(what="CONFIG_BFQ_GROUP_IOSCHED", test="modprobe -q bfq"),
         Need(what="fio", test="command -v fio >/dev/null"),
     ),
-    points=tuple(Point(disk=disk, filesystem="ext4", profile="hdd-7200", size_bytes=64 * MIB) for disk in DISK_KINDS),
+    points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * MIB),
     steps=_weight,
     cores=Cores.ALONE,
 )

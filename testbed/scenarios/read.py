@@ -6,8 +6,7 @@ The loop is read with O_DIRECT, so that it has no page cache of its own and no f
 from __future__ import annotations
 
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import Usual, usual
 from testbed.scenarios.rig import Reading, Rig, rig
 from testbed.units import MIB
@@ -71,7 +70,7 @@ READ = Scenario(
     predicted_patched="the disk's bytes and the backing file's page cache are the reader's (up to a quarter more, by readahead)",
     source="loop: charge i/o to mem and blk cg (patch 4)",
     needs=COMMON_NEEDS,
-    points=tuple(Point(disk=disk, filesystem=filesystem) for filesystem in _FILESYSTEMS for disk in DISK_KINDS),
+    points=on_each_disk(*_FILESYSTEMS),
     what="16M read with O_DIRECT from a loop on a file that the root cgroup wrote",
     steps=_steps,
 )

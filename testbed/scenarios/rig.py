@@ -69,17 +69,18 @@ class Reading:
         """The same of the root, whose io.stat counts everything that the kernel sent to the disk."""
         return self._delta(f"{ROOT}/io.stat", device, counter)
 
-    def memory(self, counter: str) -> int:
-        """Growth of the cgroup's memory.stat `counter`, bytes or events."""
-        path = f"{ROOT}/{self.cgroup}/memory.stat"
+    def _grown(self, file: str, counter: str) -> int:
+        path = f"{ROOT}/{self.cgroup}/{file}"
         after, before = (counters.parse_flat(side.get(path, "")).get(counter, 0) for side in (self.after, self.before))
         return after - before
 
+    def memory(self, counter: str) -> int:
+        """Growth of the cgroup's memory.stat `counter`, bytes or events."""
+        return self._grown("memory.stat", counter)
+
     def events(self, counter: str) -> int:
         """Growth of the cgroup's memory.events `counter`."""
-        path = f"{ROOT}/{self.cgroup}/memory.events"
-        after, before = (counters.parse_flat(side.get(path, "")).get(counter, 0) for side in (self.after, self.before))
-        return after - before
+        return self._grown("memory.events", counter)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,14 +104,23 @@ class Rig:
         """Its backing file."""
         return self.loops[-1].backing_file
 
-    async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, timeout_s: float | None = None, check: bool = True) -> Reading:
+    async def attach(self, *options: str) -> None:
+        """Detach the topmost loop and attach it again to its file, with these options of losetup."""
+        await self.guest.run("losetup", "-d", self.loop)
+        await self.guest.run("losetup", *options, self.loop, self.file)
+
+    async def direct_io(self, *, on: bool) -> None:
+        """Let the topmost loop go past the page cache of its file, or through it."""
+        await self.guest.run("losetup", f"--direct-io={'on' if on else 'off'}", self.loop)
+
+    async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, check: bool = True) -> Reading:
         """Run a shell command inside a cgroup and read who was charged; `warm` runs before, outside.
 
         :raise CommandFailed: the command failed, while `check`.
         """
         script = _METERED.replace("WARM", warm).replace("COMMAND", command)
         before = await self.guest.disk_bytes()
-        done = await self.guest.script(script, cgroup, timeout_s=timeout_s)
+        done = await self.guest.script(script, cgroup)
         after = await self.guest.disk_bytes()
         sections = counters.sections(done.stdout)
         failed = next((int(name.split()[1]) for name in sections if name.startswith("failed ")), 0)

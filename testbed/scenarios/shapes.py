@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, FIO, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import FRESH, Reading, Rig, rig
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_share
@@ -27,17 +26,21 @@ def _evidence(
     known: Reading,
     *,
     asked: int = _BYTES,
+    own_pages: int = 0,
     more: tuple[Measure, ...] = (),
     controls: tuple[Control, ...] = (),
 ) -> Evidence:
-    """All of a claim's bytes and page cache are the reader's, or none; `known` is the same through a direct-I/O loop. `asked`: bytes."""
+    """All of a claim's bytes and page cache are the reader's, or none; `known` is the same through a direct-I/O loop.
+
+    `asked`: bytes. `own_pages`: bytes of page cache that are the reader's on every kernel, those of a file on the loop.
+    """
     share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
     # fio keeps its statistics in shared memory, which `file` counts as well.
-    page_cache = claim.memory("file") - claim.memory("shmem")
+    page_cache = claim.memory("file") - claim.memory("shmem") - own_pages
     gap = agreed(of_share(share), of_share(page_cache / moved if moved else 0.5)) if moved >= asked * 0.95 else Gap.UNCLEAR
     return Evidence(
         claim=gap,
-        reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of page cache",
+        reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of the backing file's page cache",
         measures=(
             Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of reader"),
             Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
@@ -51,12 +54,11 @@ def _evidence(
 async def _sector_size(guest: Guest, point: Point) -> Evidence:
     size = int(point.variant)
     async with rig(guest, point) as at:
-        attach = 'losetup -d "$1" && losetup --sector-size "$2" --direct-io="$3" "$1" "$4"'
-        await guest.script(attach, at.loop, str(size), "off", at.file)
+        await at.attach("--sector-size", str(size))
         claim = await at.meter("reader", _dd(at.loop, size, _SECTORS_BYTES))
         logical = int((await guest.run("blockdev", "--getss", at.loop)).stdout)
         requests = claim.io("7:0", "rios")
-        await guest.script(attach, at.loop, "4096", "on", at.file)
+        await at.attach("--sector-size", "4096", "--direct-io=on")
         known = await at.meter("dio", _dd(at.loop, 4096, _SECTORS_BYTES))
         wanted = _SECTORS_BYTES // size
         return _evidence(
@@ -74,11 +76,10 @@ async def _sector_size(guest: Guest, point: Point) -> Evidence:
 
 async def _partition(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
-        await guest.script(
-            'losetup -d "$1" && printf "label: dos\\nstart=2048\\n" | sfdisk -q "$2" && losetup --partscan "$1" "$2"', at.loop, at.file
-        )
+        await guest.script('printf "label: dos\\nstart=2048\\n" | sfdisk -q "$1"', at.file)
+        await at.attach("--partscan")
         claim = await at.meter("reader", _dd(f"{at.loop}p1", MIB))
-        await guest.run("losetup", "--direct-io=on", at.loop)
+        await at.direct_io(on=True)
         known = await at.meter("dio", _dd(f"{at.loop}p1", MIB))
         number = (await guest.script('cat "/sys/class/block/$1/dev"', f"{at.loop.removeprefix('/dev/')}p1")).stdout.strip()
         whole, part = claim.io("7:0", "rbytes"), claim.io(number, "rbytes")
@@ -112,33 +113,20 @@ async def _engine(guest: Guest, point: Point) -> Evidence:
         command = f"{_FIO} --ioengine={point.variant} {target}"
         try:
             claim = await at.meter("reader", command, warm=_WARM_FIO)
-            await guest.run("losetup", "--direct-io=on", at.loop)
+            await at.direct_io(on=True)
             known = await at.meter("dio", command, warm=_WARM_FIO)
         finally:
             if point.variant == "mmap":
                 await guest.run("umount", "/mnt/upper", check=False)
         if point.variant != "mmap":
             return _evidence(at, claim, known)
-        # The pages of the file on the loop are the reader's on every kernel; those of the backing file come on top.
         upper = Control(
             name="the file's own pages",
             expected=f"{_BYTES} bytes of page cache or more",
             got=f"{claim.memory('file')}",
             holds=claim.memory("file") >= _BYTES * 0.95,
         )
-        share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
-        lower = (claim.memory("file") - claim.memory("shmem") - _BYTES) / moved if moved else 0.5
-        return Evidence(
-            claim=agreed(of_share(share), of_share(lower)) if moved >= _BYTES * 0.95 else Gap.UNCLEAR,
-            reason=f"the reader has {share:.1%} of the disk's bytes and {lower:.1%} of the backing file's page cache",
-            measures=(
-                Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of reader"),
-                Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
-                Measure(name="charged page cache", value=claim.memory("file"), unit="bytes", source="memory.stat file of reader"),
-            ),
-            controls=(at.charged("direct-I/O loop", known, "rbytes"), upper),
-            balances=(at.balance(claim, "rbytes"), at.balance(known, "rbytes")),
-        )
+        return _evidence(at, claim, known, own_pages=_BYTES, controls=(upper,))
 
 
 _SOURCE = "loop: charge i/o to mem and blk cg (patch 4)"
@@ -153,7 +141,7 @@ SECTOR_SIZE = Scenario(
     source=_SOURCE,
     what="2M read with O_DIRECT, a sector at a time, from a loop with that sector size",
     needs=COMMON_NEEDS,
-    points=tuple(Point(disk=disk, filesystem="ext4", variant=size) for size in ("4096", "512", "1024") for disk in DISK_KINDS),
+    points=on_each_disk("ext4", variants=("4096", "512", "1024")),
     steps=_sector_size,
 )
 
@@ -166,7 +154,7 @@ PARTITION = Scenario(
     source=f"{_SOURCE}; io.stat is per whole disk (block/blk-cgroup.c)",
     what="16M read with O_DIRECT from /dev/loop0p1 of a loop with a DOS label",
     needs=COMMON_NEEDS,
-    points=tuple(Point(disk=disk, filesystem="ext4") for disk in DISK_KINDS),
+    points=on_each_disk("ext4"),
     steps=_partition,
 )
 
@@ -178,7 +166,7 @@ ENGINES = Scenario(
     predicted_patched="all of the disk's bytes and the backing file's page cache are the reader's",
     source=_SOURCE,
     what="16M read by fio with that engine: from the loop with O_DIRECT, or by mmap from a file on ext4 on the loop",
-    needs=(*COMMON_NEEDS, Need(what="fio", test="command -v fio >/dev/null")),
-    points=tuple(Point(disk=disk, filesystem="ext4", variant=engine) for engine in ("io_uring", "libaio", "mmap") for disk in DISK_KINDS),
+    needs=(*COMMON_NEEDS, FIO),
+    points=on_each_disk("ext4", variants=("io_uring", "libaio", "mmap")),
     steps=_engine,
 )

@@ -6,8 +6,7 @@ import re
 
 from testbed import mounts
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import loops_at
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure, of_share
@@ -101,6 +100,6 @@ SWAP_IN = Scenario(
     source="mm: charge active memcg when no mm is set (patch 3): shmem_swapin_page charges like shmem_getpage",
     what="96M written through a loop on tmpfs, memory.max to 16M and back, all read by another cgroup; swap is on the disk",
     needs=(*COMMON_NEEDS, Need(what="CONFIG_SWAP", test="test -e /proc/swaps")),
-    points=tuple(Point(disk=disk, filesystem="swap", variant=writer) for writer in ("alive", "removed") for disk in DISK_KINDS),
+    points=on_each_disk("swap", variants=("alive", "removed")),
     steps=_steps,
 )

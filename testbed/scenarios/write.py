@@ -8,8 +8,7 @@ first rounds there are the root's on every kernel.
 from __future__ import annotations
 
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
-from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario
+from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import usual
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
@@ -57,7 +56,7 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
         source="loop: charge i/o to mem and blk cg (patch 4); writeback follows the inode's owner (fs/fs-writeback.c)",
         what=f"{rounds} rounds of {round_bytes // MIB}M with O_DIRECT to the loop, fsync and sync after each; the last {judged} are judged",
         needs=COMMON_NEEDS,
-        points=tuple(Point(disk=disk, filesystem=filesystem, size_bytes=round_bytes) for disk in DISK_KINDS),
+        points=on_each_disk(filesystem, size_bytes=round_bytes),
         steps=steps,
     )
 

@@ -10,9 +10,19 @@ from testbed.units import MIB
 # Without a journal, a read-only mount writes nothing, so any number of guests can share the file. Fixed UUID and hash seed: the same
 # folder gives the same image. Inode tables written here, so that no guest starts a thread (ext4lazyinit) to do it.
 OPTIONS = (
-    "-q", "-F", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-U", "6c6f6f70-0000-4000-8000-636772747374",
-    "-E", "root_owner=0:0,hash_seed=6c6f6f70-0000-4000-8000-636772747374,lazy_itable_init=0",
-)  # fmt: skip
+    "-q",
+    "-F",
+    "-t",
+    "ext4",
+    "-O",
+    "^has_journal",
+    "-m",
+    "0",
+    "-U",
+    "6c6f6f70-0000-4000-8000-636772747374",
+    "-E",
+    "root_owner=0:0,hash_seed=6c6f6f70-0000-4000-8000-636772747374,lazy_itable_init=0",
+)
 
 
 async def make_ext4(folder: Path, image: Path) -> None:

@@ -20,9 +20,15 @@ ROOT = Path(__file__).parents[2]
 
 async def start(state: Path, *words: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "testbed", *words,
-        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, cwd=ROOT, env={**os.environ, "TESTBED_STATE": str(state)},
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "testbed",
+        *words,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "TESTBED_STATE": str(state)},
+    )
 
 
 async def finish(child: asyncio.subprocess.Process) -> tuple[int, str, str]:

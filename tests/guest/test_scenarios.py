@@ -24,9 +24,7 @@ async def job(lab: Lab, model: GuestModel, folder: Path, *chosen: Case, repeat: 
         pass
 
     fetched = {side: await lab.kernel(spec) for side, spec in kernels.items()}
-    return Job(
-        lab=lab, cases=chosen, model=model, kernels=fetched, folder=folder, on_step=nothing, on_result=nothing, repeat=repeat
-    )  # fmt: skip
+    return Job(lab=lab, cases=chosen, model=model, kernels=fetched, folder=folder, on_step=nothing, on_result=nothing, repeat=repeat)
 
 
 @pytest.mark.slow
