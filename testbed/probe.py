@@ -138,9 +138,9 @@ async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles) -> dict[str, Any]:
         initrd = Path(folder) / "initrd"
         initrd.write_bytes(cpio([directory("dev"), file("init", probe_init(), 0o755)]))
         machine = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel kvm -cpu host -m 256M"
-        boot = ["-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet"]
+        boot: list[str | Path] = ["-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet"]
         try:
-            words: list[str | Path] = [qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4"]
+            words = [qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4"]
             done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False)
         except HostError:
             return {
