@@ -18,6 +18,12 @@ class Kind(enum.Enum):
     PANIC = "panic"
     OOPS = "oops"
     WARNING = "warning"
+    LOCKDEP = "lockdep"
+    ATOMIC_SLEEP = "sleep in atomic context"
+    KASAN = "KASAN"
+    LIST_CORRUPTION = "list corruption"
+    REFCOUNT = "refcount"
+    LEAK = "kmemleak"
     HUNG_TASK = "hung task"
     LOCKUP = "lockup"
     RCU_STALL = "rcu stall"
@@ -39,14 +45,24 @@ class Finding:
 
 
 # First match wins. The texts are those of kernel/panic.c, arch/x86/mm/fault.c, arch/x86/kernel/{dumpstack,traps}.c, kernel/hung_task.c,
-# kernel/watchdog.c, kernel/rcu/tree_stall.h, mm/oom_kill.c and block/blk-core.c, 5.10 to 6.12.
+# kernel/watchdog.c, kernel/rcu/tree_stall.h, mm/oom_kill.c, block/blk-core.c,
+# kernel/locking/lockdep.c, kernel/sched/core.c, mm/kasan/report.c, mm/kmemleak.c, lib/{list_debug,refcount,debugobjects}.c, 5.10 to 7.2.
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     (Kind.PANIC, re.compile(r"Kernel panic - not syncing")),
     (Kind.OOPS, re.compile(r"BUG: unable to handle|BUG: kernel NULL pointer|Oops: |general protection fault|kernel BUG at|double fault:")),
     (
-        Kind.WARNING,
-        re.compile(r"WARNING: CPU: \d+|WARNING: possible |BUG: sleeping function|BUG: KASAN|refcount_t: |list_(?:add|del) corruption"),
+        Kind.LOCKDEP,
+        re.compile(
+            r"WARNING: (?:possible .*(?:locking|lock inversion)|inconsistent lock state|\w+-safe -> \w+-unsafe lock|suspicious RCU usage"
+            r"|bad unlock balance|held lock freed|lock held when returning)|BUG: Invalid wait context"
+        ),
     ),
+    (Kind.ATOMIC_SLEEP, re.compile(r"BUG: (?:sleeping function called from invalid context|scheduling while atomic)")),
+    (Kind.KASAN, re.compile(r"BUG: (?:KASAN|KFENCE|KMSAN): ")),
+    (Kind.LIST_CORRUPTION, re.compile(r"list_(?:add|del) (?:double add|corruption)")),
+    (Kind.REFCOUNT, re.compile(r"refcount_t: ")),
+    (Kind.LEAK, re.compile(r"kmemleak: \d+ new suspected memory leaks")),
+    (Kind.WARNING, re.compile(r"WARNING: (?:CPU: \d+|.* at \S+:\d+)|ODEBUG: ")),
     (Kind.HUNG_TASK, re.compile(r"INFO: task .+ blocked for more than \d+ seconds")),
     (Kind.LOCKUP, re.compile(r"watchdog: BUG: (?:soft|hard) lockup|NMI watchdog: Watchdog detected hard LOCKUP")),
     (Kind.RCU_STALL, re.compile(r"rcu: INFO: rcu_\w+ (?:self-)?detected .*stall|rcu_\w+ kthread starved")),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from testbed.errors import UsageError
 from testbed.scenarios.base import Case, Scenario
+from testbed.scenarios.debug import DESTROY_RACE, IO_LATENCY, LOCK_ORDER, NO_WORKER
 from testbed.scenarios.destroy import DEFERRED_DESTROY
 from testbed.scenarios.limit import SMALL_MEMORY
-from testbed.scenarios.many import MANY, WORKERS
+from testbed.scenarios.many import MANY
 from testbed.scenarios.nested import NESTED
 from testbed.scenarios.nesting import LISTENERS, PUNCH
 from testbed.scenarios.oom import GATE, OOM_TMPFS
 from testbed.scenarios.rates import INVERSION, IO_MAX, IOCOST, PRESSURE, WEIGHT
 from testbed.scenarios.read import READ
+from testbed.scenarios.requests import REQUESTS, WORKERS
 from testbed.scenarios.shapes import ENGINES, PARTITION, SECTOR_SIZE
 from testbed.scenarios.swap import SWAP_IN
 from testbed.scenarios.write import WRITE_BTRFS, WRITE_EXT4, WRITE_XFS
@@ -27,6 +29,7 @@ _ALL = (
     SMALL_MEMORY,
     NESTED,
     WORKERS,
+    REQUESTS,
     MANY,
     ENGINES,
     SECTOR_SIZE,
@@ -40,6 +43,10 @@ _ALL = (
     IOCOST,
     INVERSION,
     WEIGHT,
+    LOCK_ORDER,
+    DESTROY_RACE,
+    NO_WORKER,
+    IO_LATENCY,
 )
 SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
 

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from testbed.scenarios.rig import Reading, Rig
+from testbed.units import MIB
 from testbed.verdict import Balance, Control, Gap, of_share
+
+_READ_MIB = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,21 @@ async def usual(at: Rig, command: Callable[[str], str], counter: str, size_bytes
         ),
         balances=(at.balance(direct, counter), at.balance(dio, counter)),
     )
+
+
+async def usual_reads(at: Rig) -> Usual:
+    """The same of a short read, where the claim's own command is not for a file: of the last but one quarter of 32M and more."""
+    return await usual(
+        at,
+        lambda target: f"dd if={target} of=/dev/null bs=1M skip=24 count={_READ_MIB} iflag=direct status=none",
+        "rbytes",
+        _READ_MIB * MIB,
+    )
+
+
+def owned_pages(gap: Gap, who: str, charged: int, resident: int) -> tuple[Balance, ...]:
+    """The page cache that a cgroup pays for against the backing files' pages in memory, bytes, where they are claimed to be its own."""
+    return (Balance(what=f"page cache of the {who}", accounted=charged, real=resident),) if gap is Gap.CLOSED else ()
 
 
 def _ungated(at: Rig, reading: Reading, counter: str, size_bytes: int) -> Control:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
+from testbed.scenarios.controls import owned_pages, usual
 from testbed.scenarios.rig import rig
 from testbed.scenarios.write import write_command
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure
 
-_WRITTEN_BYTES = 64 * MIB
+_WRITTEN_BYTES, _CONTROL_BYTES = 64 * MIB, 4 * MIB
 # Where the page cache is not the writer's, its own memory stays far below the limit. A few events may come from starting the program.
 _FEW = 5
 
@@ -21,6 +22,8 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
             'cd /sys/fs/cgroup && mkdir writer && echo 0 >writer/memory.swap.max && echo "$1" >writer/memory.max', point.variant
         )
         claim = await at.meter("writer", write_command(at.loop, _WRITTEN_BYTES), check=False)
+        resident = await at.resident()
+        known = await usual(at, lambda target: write_command(target, _CONTROL_BYTES), "wbytes", _CONTROL_BYTES)
         hits, kills = claim.events("max"), claim.events("oom_kill")
         gap = Gap.UNCLEAR
         if claim.status == 0 and kills == 0:
@@ -39,8 +42,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
                     got=f"{at.moved(claim, 'wbytes')} bytes",
                     holds=at.moved(claim, "wbytes") >= _WRITTEN_BYTES * 0.95,
                 ),
+                *known.controls,
             ),
-            balances=(at.balance(claim, "wbytes"),),
+            balances=(at.balance(claim, "wbytes"), *known.balances, *owned_pages(gap, "writer", claim.memory("file"), resident)),
         )
 
 

@@ -1,12 +1,11 @@
-"""Many cgroups on one loop: each has a worker of its own (patch 1), and each cgroup's bytes are its own (patch 4)."""
+"""Many cgroups on one loop: each cgroup's bytes are its own (patch 4), for each has a worker of its own (patch 1)."""
 
 from __future__ import annotations
 
-import re
-
 from testbed import counters
 from testbed.guest import Guest
-from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
+from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.rig import FRESH, ROOT, rig
 from testbed.units import MIB
 from testbed.verdict import Balance, Control, Evidence, Gap, Measure
@@ -29,7 +28,7 @@ while [ $n -lt "$2" ]; do
     n=$((n + 1))
 done
 wait
-grep -s "" /sys/fs/cgroup/many-*/io.stat /sys/fs/cgroup/io.stat || :
+grep -s "" /sys/fs/cgroup/many-*/io.stat /sys/fs/cgroup/many-*/memory.stat /sys/fs/cgroup/io.stat || :
 """.replace("WARM", FRESH)
 
 
@@ -55,9 +54,13 @@ async def _many(guest: Guest, point: Point) -> Evidence:
         of_disk = {path: counters.parse_io_stat(text).get(at.device, {}).get("rbytes", 0) for path, text in files.items()}
         charged = [of_disk.get(f"{ROOT}/many-{number}/io.stat", 0) for number in range(count)]
         whole = of_disk.get(f"{ROOT}/io.stat", 0) - of_disk.get("/before", 0)
+        page_cache = sum(counters.parse_flat(text).get("file", 0) for text in files.values())
+        resident = await at.resident()
+        known = await usual_reads(at)
         asked = sum(_asked(number) for number in range(count))
+        gap = judge(charged) if moved >= asked * 0.95 else Gap.UNCLEAR
         return Evidence(
-            claim=judge(charged) if moved >= asked * 0.95 else Gap.UNCLEAR,
+            claim=gap,
             reason=f"{count} cgroups have {sum(charged) / moved if moved else 0:.1%} of the disk's bytes; "
             f"of its own each has {min(charged[n] / _asked(n) for n in range(count)):.2f} to "
             f"{max(charged[n] / _asked(n) for n in range(count)):.2f}",
@@ -65,69 +68,16 @@ async def _many(guest: Guest, point: Point) -> Evidence:
                 Measure(name="charged reads, all", value=sum(charged), unit="bytes", source="io.stat rbytes of all readers"),
                 Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
             ),
-            controls=(Control(name="they read", expected=f"{asked} bytes from the disk", got=f"{moved}", holds=moved >= asked * 0.95),),
-            balances=(Balance(what=f"rbytes of disk {at.disk}", accounted=whole, real=moved),),
-        )
-
-
-# $1: loop. Two cgroups and the root read; the trace says which work each request was queued as.
-_TRACED = """\
-trace=/sys/kernel/tracing
-WARM
-echo workqueue:workqueue_queue_work >$trace/set_event || exit 1
-n=0
-for cgroup in worker-a worker-b ""; do
-    [ -z "$cgroup" ] || mkdir "/sys/fs/cgroup/$cgroup" || exit 1
-    echo "== $cgroup" >$trace/trace_marker
-    (echo 0 >"/sys/fs/cgroup/$cgroup/cgroup.procs"
-     exec dd "if=$1" of=/dev/null bs=64k "skip=$((n * 32))" count=16 iflag=direct status=none)
-    n=$((n + 1))
-done
-echo >$trace/set_event
-grep -E "tracing_mark_write|function=loop|workqueue=loop" $trace/trace || :
-echo "events $(grep -c workqueue_queue_work $trace/trace)"
-echo "threads $(ps -eo comm= | grep -c "^${1##*/}$")"
-""".replace("WARM", FRESH)
-
-
-def queued(trace: str) -> dict[str, set[tuple[str, str]]]:
-    """(function, work struct) of the loop's work, by who read meanwhile, from the trace of `_TRACED`."""
-    found: dict[str, set[tuple[str, str]]] = {}
-    reader = ""
-    for line in trace.splitlines():
-        if marked := re.search(r"tracing_mark_write: == (\S*)", line):
-            reader = marked[1] or "root"
-            found[reader] = set()
-        elif (work := re.search(r"work struct=(\S+) function=(loop_\w+)", line)) and reader:
-            found[reader].add((work[2], work[1]))
-    return found
-
-
-async def _workers(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        said = (await guest.script(_TRACED, at.loop)).stdout
-    found = queued(said)
-    works = {reader: {work for function, work in seen if function == "loop_workfn"} for reader, seen in found.items()}
-    own = works.get("worker-a", set()), works.get("worker-b", set())
-    counted = counters.parse_flat(said)
-    events, threads = counted["events"], counted["threads"]
-    gap = Gap.UNCLEAR
-    if all(len(seen) == 1 for seen in own) and own[0] != own[1] and {f for f, _ in found["root"]} == {"loop_rootcg_workfn"}:
-        gap = Gap.CLOSED
-    elif not any(found.values()) and threads == 1:
-        gap = Gap.OPEN
-    names = sorted({function for seen in found.values() for function, _ in seen})
-    return Evidence(
-        claim=gap,
-        reason=f"{len(own[0] | own[1])} work structs for two cgroups ({', '.join(names) or 'no work of the loop'}), {threads} loop thread",
-        measures=(
-            Measure(
-                name="workers of two cgroups", value=len(own[0] | own[1]), unit="work structs", source="tracepoint workqueue_queue_work"
+            controls=(
+                Control(name="they read", expected=f"{asked} bytes from the disk", got=f"{moved}", holds=moved >= asked * 0.95),
+                *known.controls,
             ),
-            Measure(name="threads of the loop", value=threads, unit="threads", source="ps"),
-        ),
-        controls=(Control(name="the trace was on", expected="work of any kind", got=f"{events} events", holds=events > 0),),
-    )
+            balances=(
+                Balance(what=f"rbytes of disk {at.disk}", accounted=whole, real=moved),
+                *known.balances,
+                *owned_pages(gap, "readers", page_cache, resident),
+            ),
+        )
 
 
 MANY = Scenario(
@@ -141,17 +91,4 @@ MANY = Scenario(
     needs=COMMON_NEEDS,
     points=on_each_disk("ext4", variants=("8", "1", "2", "32"), size_bytes=64 * MIB),
     steps=_many,
-)
-
-WORKERS = Scenario(
-    name="workers",
-    claim="Each cgroup's requests are queued to a worker of its own, the root's to the loop's own",
-    patches=(1,),
-    predicted_base="one kernel thread named as the loop serves all; no work of the loop is queued to a workqueue",
-    predicted_patched="loop_workfn with one work struct for each cgroup, loop_rootcg_workfn for the root",
-    source="loop: use worker per cgroup instead of kworker (patch 1)",
-    what="Two cgroups and the root read from the loop one after the other under the tracepoint workqueue:workqueue_queue_work",
-    needs=(*COMMON_NEEDS, Need(what="tracefs", test="test -e /sys/kernel/tracing/set_event")),
-    points=on_each_disk("ext4"),
-    steps=_workers,
 )

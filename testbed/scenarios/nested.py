@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.controls import usual
+from testbed.scenarios.controls import owned_pages, usual
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import rig
 from testbed.verdict import Evidence, Gap, Measure, agreed, of_share
@@ -13,6 +13,7 @@ from testbed.verdict import Evidence, Gap, Measure, agreed, of_share
 async def _steps(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         claim = await at.meter("reader", read_command(at.loop))
+        resident = await at.resident()
         known = await usual(at, read_command, "rbytes", READ_BYTES)
         # The topmost loop is charged on every kernel: its bio comes from the reader itself. The others, and the disk, are the claim.
         top, *lower = (f"7:{number}" for number in reversed(range(point.depth)))
@@ -21,8 +22,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         page_cache = claim.memory("file")
         shares = [at.share(claim, "rbytes"), *(read[device] / READ_BYTES for device in lower), page_cache / READ_BYTES / point.depth]
         said = ", ".join(f"{device} {bytes_read / READ_BYTES:.2f}" for device, bytes_read in read.items())
+        gap = agreed(*(of_share(share) if share <= 1.3 else Gap.UNCLEAR for share in shares))
         return Evidence(
-            claim=agreed(*(of_share(share) if share <= 1.3 else Gap.UNCLEAR for share in shares)),
+            claim=gap,
             reason=f"of what it read the reader is charged on {said}, and {page_cache / READ_BYTES:.2f} times as page cache",
             measures=(
                 *(
@@ -32,7 +34,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
                 Measure(name="charged page cache", value=page_cache, unit="bytes", source="memory.stat file of reader"),
             ),
             controls=known.controls[-1:],
-            balances=(at.balance(claim, "rbytes"),),
+            balances=(at.balance(claim, "rbytes"), *owned_pages(gap, "reader", page_cache, resident)),
         )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from testbed import counters
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
@@ -21,7 +22,7 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
         before = len(guest.console.findings)
         punched = await at.meter("owner", _PUNCH.format(loop=at.loop), warm=_WARM)
         after = await at.meter("owner", read_command(at.loop))
-        untouched = await at.meter("other", read_command(at.file))
+        known = await usual_reads(at)
         warnings = [finding.text for finding in guest.console.findings[before:]]
         slab, pages, share = punched.memory("slab"), punched.memory("file"), at.share(after, "rbytes")
         # On a kernel without the series nothing of the punch is the owner's; its own programs were run before.
@@ -35,8 +36,8 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
                 Measure(name="buffer heads and the like", value=slab, unit="bytes", source="memory.stat slab of owner"),
                 Measure(name="charged reads after", value=after.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
             ),
-            controls=(at.charged("file itself, O_DIRECT", untouched, "rbytes"),),
-            balances=(at.balance(after, "rbytes"),),
+            controls=known.controls,
+            balances=(at.balance(after, "rbytes"), *known.balances),
         )
 
 
@@ -91,11 +92,13 @@ async def _listen(guest: Guest, point: Point) -> Evidence:
         counted = counters.parse_flat(done.stdout)
         # The owner goes on: what it reads now is charged to it, after all those events in between.
         claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
-        direct = await at.meter("other", read_command(at.file))
+        resident = await at.resident()
+        known = await usual_reads(at)
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
+    gap = agreed(of_share(share), of_share(pages / READ_BYTES) if pages <= READ_BYTES * 1.3 else Gap.UNCLEAR)
     grown, queued = counted["after"] - counted["before"], counted["queued"]
     return Evidence(
-        claim=agreed(of_share(share), of_share(pages / READ_BYTES) if pages <= READ_BYTES * 1.3 else Gap.UNCLEAR),
+        claim=gap,
         reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the disk's bytes, "
         f"{pages / MIB:.1f} MiB of pages",
         measures=(
@@ -103,10 +106,10 @@ async def _listen(guest: Guest, point: Point) -> Evidence:
             Measure(name="charged reads after", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
         ),
         controls=(
-            at.charged("file itself, O_DIRECT", direct, "rbytes"),
             Control(name="events came", expected="bytes in the listener's queue", got=f"{queued}", holds=queued > 0),
+            *known.controls,
         ),
-        balances=(at.balance(claim, "rbytes"),),
+        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(gap, "owner", pages, resident)),
     )
 
 

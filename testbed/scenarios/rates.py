@@ -156,8 +156,8 @@ async def _iocost(guest: Guest, point: Point) -> Evidence:
     )
 
 
-# fio prints its results as JSON; what is read of them is each job's rate of requests.
-_JOBS = """\
+# job NAME CGROUP TARGET SECONDS OPTION...: random reads by fio inside a cgroup. iops NAME: its rate, field 8 of fio's terse output.
+JOBS = """\
 job() {
     local name=$1 cgroup=$2 target=$3 time=$4
     shift 4
@@ -169,7 +169,7 @@ iops() { cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }
 """
 _INVERSION = f"""\
 {_COST}
-{_JOBS}
+{JOBS}
 mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
 losetup -d "$1" && losetup --direct-io=on "$4" "$2" || exit 1
 cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight && echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
@@ -226,7 +226,7 @@ async def _inversion(guest: Guest, point: Point) -> Evidence:
 
 
 _WEIGHT = f"""\
-{_JOBS}
+{JOBS}
 modprobe bfq || exit 1
 queue=/sys/block/${{3##*/}}/queue
 echo bfq >"$queue/scheduler" && echo 0 >"$queue/iosched/low_latency" && echo 1 >"$queue/iosched/strict_guarantees" || exit 1
@@ -342,7 +342,7 @@ WEIGHT = Scenario(
     needs=(
         *COMMON_NEEDS,
         Need(what="CONFIG_BFQ_GROUP_IOSCHED", test="modprobe -q bfq"),
-        Need(what="fio", test="command -v fio >/dev/null"),
+        FIO,
     ),
     points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * MIB),
     steps=_weight,

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.controls import Usual, usual
+from testbed.scenarios.controls import Usual, owned_pages, usual
 from testbed.scenarios.rig import Reading, Rig, rig
 from testbed.units import MIB
-from testbed.verdict import Balance, Evidence, Gap, Measure, agreed, of_share
+from testbed.verdict import Evidence, Gap, Measure, agreed, of_share
 
 READ_BYTES = 16 * MIB
 # Readahead adds 0.75 %, and 25 % was seen on 7.2 with ext4: up to this much more than was asked for is still the reader's own.
@@ -37,7 +37,7 @@ def read_command(target: str) -> str:
 async def _steps(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         claim = await at.meter("reader", read_command(at.loop))
-        resident = int((await guest.run("fincore", "--bytes", "--noheadings", "--output", "RES", at.file)).stdout)
+        resident = await at.resident()
         known = await usual(at, read_command, "rbytes", READ_BYTES)
         return _evidence(at, claim, resident, known)
 
@@ -45,9 +45,6 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
 def _evidence(at: Rig, claim: Reading, resident: int, known: Usual) -> Evidence:
     disk_bytes, page_cache, io_share = at.moved(claim, "rbytes"), claim.memory("file"), at.share(claim, "rbytes")
     gap = judge(io_share=io_share, file_share=page_cache / READ_BYTES, disk_bytes=disk_bytes)
-    balances = (at.balance(claim, "rbytes"), *known.balances)
-    if gap is Gap.CLOSED:
-        balances += (Balance(what="page cache of the reader", accounted=page_cache, real=resident),)
     return Evidence(
         claim=gap,
         reason=f"the reader has {io_share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of page cache",
@@ -58,7 +55,7 @@ def _evidence(at: Rig, claim: Reading, resident: int, known: Usual) -> Evidence:
             Measure(name="resident pages", value=resident, unit="bytes", source="fincore of the backing file"),
         ),
         controls=known.controls,
-        balances=balances,
+        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(gap, "reader", page_cache, resident)),
     )
 
 

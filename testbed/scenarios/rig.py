@@ -30,7 +30,10 @@ cgroup=/sys/fs/cgroup/$1
 [ -d "$cgroup" ] || mkdir "$cgroup" || exit 1
 counters() {
     echo "== $1"
-    grep -s "" "$cgroup/io.stat" "$cgroup/memory.stat" "$cgroup/memory.events" /sys/fs/cgroup/io.stat || :  # without +io one is missing
+    for file in "$cgroup/io.stat" "$cgroup/memory.stat" "$cgroup/memory.events" /sys/fs/cgroup/io.stat; do
+        # Without +io the first is missing. By the shell itself: a program more takes longer than all of it.
+        [ ! -e "$file" ] || while read -r line; do echo "$file:$line"; done <"$file"
+    done
 }
 WARM
 counters before
@@ -142,6 +145,11 @@ class Rig:
         """The disk's bytes as the kernel accounted for them in all cgroups, against what the device counted."""
         accounted = reading.whole_io(self.device, counter)
         return Balance(what=f"{counter} of disk {self.disk}, {reading.cgroup}", accounted=accounted, real=self.moved(reading, counter))
+
+    async def resident(self) -> int:
+        """Bytes of the backing files that are in the page cache now."""
+        files = (loop.backing_file for loop in self.loops)
+        return sum(int(line) for line in (await self.guest.run("fincore", "-b", "-n", "-o", "RES", *files)).stdout.split())
 
     def share(self, reading: Reading, counter: str) -> float:
         """The cgroup's part of what the device moved, 0 to 1."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Point, Scenario, on_each_disk
+from testbed.scenarios.controls import Usual, owned_pages, usual_reads
 from testbed.scenarios.rig import FRESH, Reading, Rig, rig
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_share
@@ -23,16 +24,18 @@ def _dd(target: str, block_bytes: int, size_bytes: int = _BYTES) -> str:
 def _evidence(
     at: Rig,
     claim: Reading,
-    known: Reading,
+    resident: int,
+    known: Usual,
     *,
     asked: int = _BYTES,
     own_pages: int = 0,
     more: tuple[Measure, ...] = (),
     controls: tuple[Control, ...] = (),
 ) -> Evidence:
-    """All of a claim's bytes and page cache are the reader's, or none; `known` is the same through a direct-I/O loop.
+    """All of a claim's bytes and page cache are the reader's, or none.
 
-    `asked`: bytes. `own_pages`: bytes of page cache that are the reader's on every kernel, those of a file on the loop.
+    `resident`: bytes of the backing file in memory after it. `asked`: bytes. `own_pages`: bytes of page cache that are the reader's on
+    every kernel, those of a file on the loop.
     """
     share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
     # fio keeps its statistics in shared memory, which `file` counts as well.
@@ -46,8 +49,8 @@ def _evidence(
             Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
             *more,
         ),
-        controls=(at.charged("direct-I/O loop", known, "rbytes"), *controls),
-        balances=(at.balance(claim, "rbytes"), at.balance(known, "rbytes")),
+        controls=(*known.controls, *controls),
+        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(gap, "reader", page_cache, resident)),
     )
 
 
@@ -58,12 +61,15 @@ async def _sector_size(guest: Guest, point: Point) -> Evidence:
         claim = await at.meter("reader", _dd(at.loop, size, _SECTORS_BYTES))
         logical = int((await guest.run("blockdev", "--getss", at.loop)).stdout)
         requests = claim.io("7:0", "rios")
-        await at.attach("--sector-size", "4096", "--direct-io=on")
-        known = await at.meter("dio", _dd(at.loop, 4096, _SECTORS_BYTES))
+        resident = await at.resident()
+        # A loop does direct I/O only where its sectors are the disk's filesystem's blocks, or smaller.
+        await at.attach("--sector-size", "4096")
+        known = await usual_reads(at)
         wanted = _SECTORS_BYTES // size
         return _evidence(
             at,
             claim,
+            resident,
             known,
             asked=_SECTORS_BYTES,
             more=(Measure(name="requests on the loop", value=requests, unit="requests", source="io.stat rios of reader"),),
@@ -79,13 +85,14 @@ async def _partition(guest: Guest, point: Point) -> Evidence:
         await guest.script('printf "label: dos\\nstart=2048\\n" | sfdisk -q "$1"', at.file)
         await at.attach("--partscan")
         claim = await at.meter("reader", _dd(f"{at.loop}p1", MIB))
-        await at.direct_io(on=True)
-        known = await at.meter("dio", _dd(f"{at.loop}p1", MIB))
+        resident = await at.resident()
+        known = await usual_reads(at)
         number = (await guest.script('cat "/sys/class/block/$1/dev"', f"{at.loop.removeprefix('/dev/')}p1")).stdout.strip()
         whole, part = claim.io("7:0", "rbytes"), claim.io(number, "rbytes")
         return _evidence(
             at,
             claim,
+            resident,
             known,
             more=(Measure(name="charged reads on the loop", value=whole, unit="bytes", source="io.stat rbytes of reader, 7:0"),),
             controls=(
@@ -113,20 +120,20 @@ async def _engine(guest: Guest, point: Point) -> Evidence:
         command = f"{_FIO} --ioengine={point.variant} {target}"
         try:
             claim = await at.meter("reader", command, warm=_WARM_FIO)
-            await at.direct_io(on=True)
-            known = await at.meter("dio", command, warm=_WARM_FIO)
+            resident = await at.resident()
         finally:
             if point.variant == "mmap":
                 await guest.run("umount", "/mnt/upper", check=False)
+        known = await usual_reads(at)
         if point.variant != "mmap":
-            return _evidence(at, claim, known)
+            return _evidence(at, claim, resident, known)
         upper = Control(
             name="the file's own pages",
             expected=f"{_BYTES} bytes of page cache or more",
             got=f"{claim.memory('file')}",
             holds=claim.memory("file") >= _BYTES * 0.95,
         )
-        return _evidence(at, claim, known, own_pages=_BYTES, controls=(upper,))
+        return _evidence(at, claim, resident, known, own_pages=_BYTES, controls=(upper,))
 
 
 _SOURCE = "loop: charge i/o to mem and blk cg (patch 4)"

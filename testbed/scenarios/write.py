@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.controls import usual
+from testbed.scenarios.controls import owned_pages, usual
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
-from testbed.verdict import Evidence, Measure, of_share
+from testbed.verdict import Evidence, Gap, Measure, of_share
 
 # The controls have no inode that changes hands.
 _CONTROL_BYTES = 16 * MIB
@@ -31,20 +31,26 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
             # The inode leaves the cache, and with it the root, who wrote the file: whoever dirties it next owns it.
             await guest.script(f'{FRESH}\nlosetup -d "$1" && echo 2 >/proc/sys/vm/drop_caches && losetup "$1" "$2"', at.loop, at.file)
             readings = [await at.meter("writer", write_command(at.loop, round_bytes)) for _ in range(rounds)]
+            resident = await at.resident()
             known = await usual(at, lambda target: write_command(target, _CONTROL_BYTES), "wbytes", _CONTROL_BYTES)
             last = readings[-judged:]
             charged, moved = (sum(of) for of in ([r.io(at.device, "wbytes") for r in last], [at.moved(r, "wbytes") for r in last]))
             share = charged / moved if moved else 0.0
             rounds_said = ", ".join(f"{at.share(reading, 'wbytes'):.0%}" for reading in readings)
+            gap = of_share(share) if moved >= judged * round_bytes * 0.95 else Gap.UNCLEAR
             return Evidence(
-                claim=of_share(share) if moved >= judged * round_bytes * 0.95 else of_share(0.5),
+                claim=gap,
                 reason=f"the writer has {share:.1%} of the disk's bytes in the last {judged} rounds (each: {rounds_said})",
                 measures=(
                     Measure(name="charged writes", value=charged, unit="bytes", source="io.stat wbytes of writer"),
                     Measure(name="disk writes", value=moved, unit="bytes", source=f"query-blockstats wr_bytes of {at.disk}"),
                 ),
                 controls=known.controls,
-                balances=(*(at.balance(reading, "wbytes") for reading in readings), *known.balances),
+                balances=(
+                    *(at.balance(reading, "wbytes") for reading in readings),
+                    *known.balances,
+                    *owned_pages(gap, "writer", readings[-1].memory("file"), resident),
+                ),
             )
 
     return Scenario(

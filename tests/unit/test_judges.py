@@ -2,7 +2,7 @@
 
 import pytest
 
-from testbed.scenarios import destroy, many, rates, swap
+from testbed.scenarios import destroy, many, rates, requests, swap
 from testbed.scenarios.base import Point
 from testbed.scenarios.rig import loops_at
 from testbed.units import MIB
@@ -63,18 +63,42 @@ def test_each_cgroup_must_have_its_own_bytes() -> None:
     assert many.judge([*own[:-1], 0]) is G.UNCLEAR
 
 
-def test_the_trace_says_which_work_a_reader_s_requests_were_queued_as() -> None:
-    trace = """\
-      sh-200   [000] ..... 12.1: tracing_mark_write: == worker-a
+TRACE = """\
+      sh-200   [000] ..... 12.1: tracing_mark_write: == request-a
+      dd-201   [000] ..... 12.2: block_rq_issue: 7,0 RS 65536 () 0 + 128 [dd]
       dd-201   [000] d..1. 12.2: workqueue_queue_work: work struct=00000000aa function=loop_workfn workqueue=loop0 req_cpu=8192 cpu=0
       dd-201   [000] d..1. 12.3: workqueue_queue_work: work struct=00000000aa function=loop_workfn workqueue=loop0 req_cpu=8192 cpu=0
+      sh-200   [000] ..... 12.3: tracing_mark_write: == request-b
+      dd-201   [000] d..1. 12.3: workqueue_queue_work: work struct=00000000cc function=loop_workfn workqueue=loop0 req_cpu=8192 cpu=0
       sh-200   [000] ..... 12.4: tracing_mark_write: ==
       dd-202   [000] d..1. 12.5: workqueue_queue_work: work struct=00000000bb function=loop_rootcg_workfn workqueue=loop0 req_cpu=8192 cpu=0
 """.replace("==\n", "== \n")
-    assert many.queued(trace) == {
-        "worker-a": {("loop_workfn", "00000000aa")},
-        "root": {("loop_rootcg_workfn", "00000000bb")},
+
+
+def test_the_trace_says_which_work_an_issuer_s_requests_were_queued_as() -> None:
+    found = requests.traced(TRACE)
+    assert {issuer: sorted(seen.works) for issuer, seen in found.items()} == {
+        "request-a": [("loop_workfn", "00000000aa")],
+        "request-b": [("loop_workfn", "00000000cc")],
+        "root": [("loop_rootcg_workfn", "00000000bb")],
     }
+    assert found["request-a"].requests == {"RS": 1}
+
+
+@pytest.mark.parametrize(
+    ("trace", "threads", "root_only", "gap"),
+    [
+        (TRACE, 0, False, G.CLOSED),
+        (TRACE, 0, True, G.UNCLEAR),
+        (TRACE.replace("loop_workfn", "loop_rootcg_workfn"), 0, True, G.CLOSED),
+        (TRACE.replace("loop_workfn", "loop_rootcg_workfn"), 0, False, G.UNCLEAR),
+        (TRACE.replace("00000000cc", "00000000aa"), 0, False, G.UNCLEAR),
+        (TRACE.replace("function=loop", "function=other"), 1, False, G.OPEN),
+        (TRACE.replace("function=loop", "function=other"), 0, False, G.UNCLEAR),
+    ],
+)
+def test_a_worker_for_each_cgroup_and_the_root_s_for_the_root(trace: str, threads: int, root_only: bool, gap: Gap) -> None:
+    assert requests.judge(requests.traced(trace), threads=threads, root_only=root_only) is gap
 
 
 # What 6.1 and 5.10 printed.

@@ -1,0 +1,248 @@
+"""What only a kernel made for debugging can show: lock order, use after free, a worker that cannot be allocated, io.latency.
+
+Distribution kernels skip these. Each is a claim about charging as well, so that a kernel without the series shows the gap here, too; a
+splat while the cgroup is charged is as bad as no charge.
+"""
+
+from __future__ import annotations
+
+import re
+
+from testbed import counters
+from testbed.console import Kind
+from testbed.guest import Guest
+from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.controls import usual_reads
+from testbed.scenarios.destroy import dying_for
+from testbed.scenarios.rates import JOBS, jobs
+from testbed.scenarios.read import READ_BYTES, read_command
+from testbed.scenarios.rig import FRESH, Rig, rig
+from testbed.verdict import Control, Evidence, Gap, Measure, of_share
+
+_SPLATS = frozenset(
+    {Kind.LOCKDEP, Kind.ATOMIC_SLEEP, Kind.KASAN, Kind.LIST_CORRUPTION, Kind.REFCOUNT, Kind.WARNING, Kind.HUNG_TASK, Kind.OOPS}
+)
+
+
+async def _charged_and_silent(at: Rig, script: str, timeout_s: float) -> Evidence:
+    """Reads that are the reader's, then `script` ($1: loop, $2: its file), and what the kernel said meanwhile."""
+    before = len(at.guest.console.findings)
+    claim = await at.meter("reader", read_command(at.loop))
+    done = await at.guest.script(script, at.loop, at.file, interpreter="bash", timeout_s=timeout_s)
+    rounds = counters.parse_flat(done.stdout)["rounds"]
+    known = await usual_reads(at)
+    share = at.share(claim, "rbytes")
+    splats = [finding for finding in at.guest.console.findings[before:] if finding.kind in _SPLATS]
+    said = f"the kernel said: {splats[0].text}" if splats else "the kernel said nothing"
+    return Evidence(
+        claim=Gap.OPEN if splats and of_share(share) is Gap.CLOSED else Gap.UNCLEAR if splats else of_share(share),
+        reason=f"the reader has {share:.1%} of the disk's bytes; {said} in {rounds} rounds",
+        measures=(
+            Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of reader"),
+            Measure(name="splats", value=len(splats), unit="lines", source="console"),
+        ),
+        controls=(Control(name="all rounds were run", expected="1 or more", got=f"{rounds}", holds=rounds > 0), *known.controls),
+        balances=(at.balance(claim, "rbytes"), *known.balances),
+    )
+
+
+# The backing file's name is shown under the loop's lock, which completions once took with interrupts off.
+_LOCK_ORDER = f"""\
+cd /sys/fs/cgroup && mkdir order-a order-b || exit 1
+rounds=0
+while [ $rounds -lt 5 ]; do
+    {FRESH}
+    for cgroup in order-a order-b; do
+        (echo 0 >$cgroup/cgroup.procs; exec dd "if=$1" of=/dev/null bs=64k count=128 iflag=direct status=none) &
+    done
+    for shown in $(seq 50); do read -r name <"/sys/block/${{1##*/}}/loop/backing_file"; done
+    wait
+    losetup -d "$1" && losetup "$1" "$2" || exit 1
+    rounds=$((rounds + 1))
+done
+echo "rounds $rounds"
+"""
+
+# Eight loops, each with an idle worker of a cgroup that is gone, detached from 55 to 65 s after their last request: the timer that frees
+# idle workers fires at 60 s.
+_RACE = """\
+cd /sys/fs/cgroup || exit 1
+SECONDS=0
+loops=()
+for n in 0 1 2 3 4 5 6 7; do
+    truncate -s 4M "$2-$n" && loop=$(losetup --direct-io=on --find --show "$2-$n") && mkdir race-$n || exit 1
+    (echo 0 >race-$n/cgroup.procs; exec dd "if=$loop" of=/dev/null bs=1M count=2 iflag=direct status=none) || exit 1
+    rmdir race-$n
+    loops+=("$loop")
+done
+sleep $((55 - SECONDS))
+for n in 0 1 2 3 4 5 6 7; do
+    losetup -d "${loops[n]}" && rm "$2-$n" || exit 1
+    sleep 1.4
+done
+echo "rounds 8"
+"""
+
+
+async def _lock_order(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        return await _charged_and_silent(at, _LOCK_ORDER, guest.order.deadlines.command_s * 4)
+
+
+async def _race(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        return await _charged_and_silent(at, _RACE, guest.order.deadlines.command_s * 4 + 70)
+
+
+# $1: loop. $2: fails, or not. A task whose slab allocations fail where they may not wait, as that of a worker may not.
+_FAILING = """\
+fail=/sys/kernel/debug/failslab
+echo 1 >$fail/task-filter && echo 100 >$fail/probability && echo 100000 >$fail/times && echo 0 >$fail/verbose
+"""
+_FAIL_COMMAND = "echo 1 >/proc/self/make-it-fail; exec"
+_GONE = """\
+cd /sys/fs/cgroup && left=$(sed -n "s/^nr_dying_descendants //p" cgroup.stat) && rmdir failing || exit 1
+echo 3 >/proc/sys/vm/drop_caches
+SECONDS=0
+while [ $SECONDS -lt 120 ]; do
+    now=$(($(sed -n "s/^nr_dying_descendants //p" cgroup.stat) - left))
+    [ $now = 0 ] && [ $SECONDS -ge 5 ] && break
+    sleep 1
+done
+echo "dying $SECONDS $now"
+"""
+
+
+async def _no_worker(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        await guest.script(_FAILING)
+        failed = await at.meter("failing", f"{_FAIL_COMMAND} {read_command(at.loop)}")
+        (left,) = re.findall(r"\d+", (await guest.script("cat /sys/kernel/debug/failslab/times")).stdout)
+        await guest.script("echo 0 >/sys/kernel/debug/failslab/probability")
+        after = await at.meter("failing", read_command(at.loop))
+        gone = dying_for((await guest.script(_GONE, interpreter="bash", timeout_s=guest.order.deadlines.command_s + 130)).stdout)
+        known = await usual_reads(at)
+    lost, later, injected = at.share(failed, "rbytes"), at.share(after, "rbytes"), 100_000 - int(left)
+    gap = of_share(later)
+    if gap is Gap.CLOSED and (gone is None or of_share(lost) is not Gap.OPEN):
+        gap = Gap.OPEN if gone is None else Gap.UNCLEAR
+    stays = "stays for ever" if gone is None else f"is gone after {gone:.0f} s"
+    return Evidence(
+        claim=gap,
+        reason=f"without a worker the reader has {lost:.1%} of the disk's bytes, later {later:.1%}; removed, it {stays}",
+        measures=(
+            Measure(name="charged without a worker", value=failed.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes"),
+            Measure(name="charged later", value=after.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes"),
+        ),
+        controls=(
+            Control(name="allocations failed", expected="1 or more", got=f"{injected}", holds=injected > 0),
+            Control(
+                name="all was read",
+                expected=f"{READ_BYTES} bytes from the disk",
+                got=f"{at.moved(failed, 'rbytes')}",
+                holds=at.moved(failed, "rbytes") >= READ_BYTES * 0.95,
+            ),
+            *known.controls,
+        ),
+        balances=(at.balance(failed, "rbytes"), at.balance(after, "rbytes"), *known.balances),
+    )
+
+
+# $1: loop. $2: its file. $3: MAJ:MIN. A cgroup with a target that no disk meets reads the file, another one floods the loop; first
+# without the target.
+_LATENCY = f"""\
+{JOBS}
+mkdir /sys/fs/cgroup/noisy /sys/fs/cgroup/quiet || exit 1
+for name in free held; do
+    {FRESH}
+    [ $name = free ] || echo "$3 target=1" >/sys/fs/cgroup/quiet/io.latency || exit 1
+    job quiet-$name quiet "$2" 10 --bs=4k --offset=32M --size=32M &
+    job noisy-$name noisy "$1" 10 --bs=4k --size=32M --iodepth=16 --ioengine=libaio
+    wait
+done
+for name in free held; do iops noisy-$name; done
+"""
+
+
+async def _latency(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        done = await guest.script(_LATENCY, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
+    seen = jobs(done.stdout)
+    kept = seen["noisy-held"] / seen["noisy-free"] if seen["noisy-free"] else 0.0
+    return Evidence(
+        claim=Gap.CLOSED if kept <= 0.5 else Gap.OPEN if kept >= 0.8 else Gap.UNCLEAR,
+        reason=f"beside a cgroup with io.latency the other one keeps {kept:.0%} of its rate through the loop",
+        measures=(
+            Measure(name="without a target", value=round(seen["noisy-free"], 1), unit="IOPS", source="fio in noisy, through the loop"),
+            Measure(name="with a target", value=round(seen["noisy-held"], 1), unit="IOPS", source="the same, io.latency of quiet set"),
+        ),
+        controls=(Control(name="it ran", expected="a rate", got=f"{seen['noisy-free']} IOPS", holds=seen["noisy-free"] > 0),),
+    )
+
+
+_BASE = "nothing is the reader's"
+_DEBUGFS = "{ test -e /sys/kernel/debug/failslab || mount -t debugfs none /sys/kernel/debug; } 2>/dev/null; test -e"
+_UNSEEN = "not yet run on a kernel that has what it needs"
+
+LOCK_ORDER = Scenario(
+    name="lock-order",
+    claim="A loop that charges its users is read, shown in sysfs and detached without a lockdep report",
+    patches=(1, 4),
+    predicted_base=_BASE,
+    predicted_patched="the disk's bytes are the reader's, and lockdep is silent",
+    source='changelog of the cover letter: "fix irq lock ordering bug"; destroy_workqueue under the spinlock in v5 as posted',
+    what="16M read; then five times: two cgroups read while backing_file is shown 50 times in sysfs, and the loop is detached",
+    needs=(*COMMON_NEEDS, Need(what="CONFIG_PROVE_LOCKING", test="test -e /proc/lockdep_stats")),
+    points=on_each_disk("ext4"),
+    steps=_lock_order,
+    found=_UNSEEN,
+)
+
+DESTROY_RACE = Scenario(
+    name="destroy-race",
+    claim="A loop that charges its users may be detached at the moment when its idle workers are freed",
+    patches=(1,),
+    predicted_base=_BASE,
+    predicted_patched="the disk's bytes are the reader's, and KASAN is silent",
+    source='changelog of the cover letter: "fix race condition between loop destruction and deferred cleanup"',
+    what="16M read; eight loops whose users are gone are detached from 55 to 65 s after their last request",
+    needs=(*COMMON_NEEDS, Need(what="CONFIG_KASAN", test="grep -qw kasan_report /proc/kallsyms")),
+    points=on_each_disk("ext4"),
+    steps=_race,
+    cores=Cores.IDLE,
+    found=_UNSEEN,
+)
+
+NO_WORKER = Scenario(
+    name="no-worker",
+    claim="Where a worker cannot be allocated the root's does the I/O, and the cgroup can still go",
+    patches=(1,),
+    predicted_base=_BASE,
+    predicted_patched="no charge while allocations fail, all later; the removed cgroup goes within two minutes",
+    source="loop: use worker per cgroup instead of kworker (patch 1): no memory for a worker means the root worker; v5 leaked a css there",
+    what="16M read by a task whose slab allocations fail (failslab), 16M without; the cgroup removed, its dying descendants watched",
+    needs=(*COMMON_NEEDS, Need(what="CONFIG_FAILSLAB", test=f"{_DEBUGFS} /sys/kernel/debug/failslab/task-filter")),
+    points=on_each_disk("ext4"),
+    steps=_no_worker,
+    cores=Cores.IDLE,
+    found=_UNSEEN,
+)
+
+IO_LATENCY = Scenario(
+    name="io-latency",
+    claim="io.latency of one cgroup holds back another one that floods the disk through a buffered loop",
+    patches=(4,),
+    predicted_base="it keeps its rate: its I/O is the root's",
+    predicted_patched="it keeps less than half",
+    source="loop: charge i/o to mem and blk cg (patch 4); io.latency (Documentation/admin-guide/cgroup-v2.rst)",
+    what="A disk that behaves like a 7200 rpm HDD: random 4K reads through the loop beside a cgroup with io.latency of 1 us, and without",
+    needs=(
+        *COMMON_NEEDS,
+        FIO,
+        Need(what="CONFIG_BLK_CGROUP_IOLATENCY", test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.latency"),
+    ),
+    points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * 1024 * 1024),
+    steps=_latency,
+    cores=Cores.ALONE,
+    found=_UNSEEN,
+)
