@@ -84,7 +84,7 @@ WRITE_BTRFS = write_on(
 WRITE_EXT4 = write_on(
     "ext4",
     round_bytes=64 * MIB,
-    rounds=4,
+    rounds=3,
     judged=1,
     predicted_patched="none in the first two rounds, then all of the disk's bytes are the writer's",
 )

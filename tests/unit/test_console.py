@@ -34,7 +34,7 @@ def test_recorded_consoles(name: str, kinds: dict[Kind, int]) -> None:
         ("[    1.000000] general protection fault, probably for non-canonical address", Kind.OOPS),
         ("[    1.000000] kernel BUG at mm/slub.c:4000!", Kind.OOPS),
         ("[    1.000000] WARNING: CPU: 0 PID: 1 at drivers/block/loop.c:10 loop_workfn+0x1/0x2", Kind.WARNING),
-        ("[    1.000000] WARNING: possible circular locking dependency detected", Kind.WARNING),
+        ("[    1.000000] WARNING: possible circular locking dependency detected", Kind.LOCKDEP),
         ("[  242.1] INFO: task dd:77 blocked for more than 120 seconds.", Kind.HUNG_TASK),
         ("[   60.000000] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [dd:1]", Kind.LOCKUP),
         ("[   60.000000] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", Kind.RCU_STALL),
