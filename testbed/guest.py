@@ -352,6 +352,7 @@ class Guest:
     async def tear_down(self) -> None:
         """End QEMU and remove everything of the guest but its evidence. Cannot fail."""
         self._ending = True
+        await self.console.last_words()
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()

@@ -17,6 +17,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from testbed.errors import CommandFailed, GuestError, WireBroken
 
+# dropbear ends the connection at a command of 9000 bytes (MAX_CMD_LEN); a longer one is read by a shell of its own.
+_LONGEST_COMMAND = 8000
 # A guest may answer anything; more than this is cut off.
 _MAX_OUTPUT_BYTES = 8 << 20
 
@@ -144,6 +146,8 @@ class Shell:
         started = time.monotonic()
         limit = self._command_s if timeout_s is None else timeout_s
         shown = _shown(command)
+        if len(command.encode()) > _LONGEST_COMMAND and not text:
+            command, text = "exec sh -s", command
         try:
             async with asyncio.timeout(limit):
                 child = await self._connection.create_process(command, encoding=None)

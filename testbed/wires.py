@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from testbed.errors import GuestError, WireBroken
 
 _MAX_LINE_BYTES = 16 << 10
 _TAIL_LINES = 15
+# A call trace comes in pieces, a few milliseconds apart.
+_QUIET_S, _LAST_WORDS_S = 0.3, 2.0
 # A guest that floods its console fills neither the disk nor our memory.
 _MAX_LOG_BYTES = 64 << 20
 _MAX_FINDINGS = 1000
@@ -33,6 +36,7 @@ class Console:
         self._on_fatal = on_fatal
         self._task: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._read_at = 0.0
         self.findings: list[console.Finding] = []
 
     async def connect(self, socket: Path) -> None:
@@ -42,16 +46,19 @@ class Console:
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pending = b""
         kept_bytes = 0
-        with self._log.open("wb", buffering=0) as log, contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                log.write(data[: max(0, _MAX_LOG_BYTES - kept_bytes)])
-                kept_bytes += len(data)
-                *lines, pending = (pending + data).split(b"\n")
-                pending = pending[:_MAX_LINE_BYTES]
-                for line in lines:
-                    self._take(line)
-        self._take(pending)
-        writer.close()
+        try:
+            with self._log.open("wb", buffering=0) as log, contextlib.suppress(OSError):
+                while data := await reader.read(65536):
+                    self._read_at = time.monotonic()
+                    log.write(data[: max(0, _MAX_LOG_BYTES - kept_bytes)])
+                    kept_bytes += len(data)
+                    *lines, pending = (pending + data).split(b"\n")
+                    pending = pending[:_MAX_LINE_BYTES]
+                    for line in lines:
+                        self._take(line)
+            self._take(pending)
+        finally:
+            writer.close()
 
     def _take(self, raw: bytes) -> None:
         line = raw.decode(errors="replace")
@@ -68,6 +75,16 @@ class Console:
     def tail(self) -> tuple[str, ...]:
         """The last lines."""
         return tuple(self._tail)
+
+    async def last_words(self) -> None:
+        """After a panic or an oops: wait until the guest has nothing more to say about it. For two seconds at most."""
+        until = time.monotonic() + _LAST_WORDS_S
+        while self._task is not None and not self._task.done() and any(finding.kind.fatal for finding in self.findings):
+            quiet_at = self._read_at + _QUIET_S
+            now = time.monotonic()
+            if now >= min(quiet_at, until):
+                return
+            await asyncio.sleep(min(quiet_at, until) - now)
 
     async def ended(self) -> None:
         """Wait until the wire is closed and everything on it was read."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.console import RenderableType
 
 from testbed import paths, runner
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
@@ -140,7 +140,7 @@ def matrix(
 async def _run(
     wanted: _Wanted,
     judge: Callable[[dict[str, KernelFiles]], Judge],
-    show: Callable[[tuple[Result, ...], dict[str, KernelFiles]], Table],
+    show: Callable[[tuple[Result, ...], dict[str, KernelFiles]], RenderableType],
 ) -> int:
     """Open the lab, run, write, print; the exit code."""
     with live.progress(err, quiet=wanted.quiet) as progress:

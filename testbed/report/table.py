@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +15,7 @@ from testbed.report.results import by_case, gravest_attempt, spread
 from testbed.runner import Result
 from testbed.store.kernel_files import KernelFiles
 from testbed.units import format_size
-from testbed.verdict import Evidence, Measure, Verdict, gravest
+from testbed.verdict import Evidence, Judgement, Measure, Verdict, gravest
 
 _STYLES = {
     Verdict.PASS: "bold green",
@@ -25,42 +26,91 @@ _STYLES = {
 }
 
 
-def results_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> Table:
-    """One row a case: its measures on each kernel, the verdict, and why. Of several attempts the gravest, with medians and pass rate."""
-    table = Table(show_lines=True, title_justify="left")
-    table.add_column("scenario", no_wrap=True, vertical="top")
-    for side, kernel in kernels.items():
-        table.add_column(f"{side}\n{escape(kernel.release)}", ratio=3, overflow="fold")
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("reason", ratio=2)
+# Narrower, and a reason's words stand one below the other: then each case is a paragraph instead of a row.
+_TABLE_FROM = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Line:
+    """One case as it is shown: `cells` by kernel. A verdict of several attempts has `passed`, such as `9 of 10`."""
+
+    name: str
+    cells: dict[str, RenderableType]
+    judgement: Judgement | None = None
+    passed: str = ""
+
+    @property
+    def verdict(self) -> Text:
+        assert self.judgement is not None
+        return Text.assemble(_styled(self.judgement.verdict), *([f"\n{self.passed}"] if self.passed else []))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cases:
+    """Cases by kernel, as a table where the terminal is wide enough for one."""
+
+    lines: tuple[_Line, ...]
+    kernels: dict[str, KernelFiles]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        yield self._table() if options.max_width >= _TABLE_FROM else Group(*(self._paragraph(line) for line in self.lines))
+
+    def _table(self) -> Table:
+        table = Table(show_lines=True, title_justify="left")
+        table.add_column("scenario", no_wrap=True, vertical="top")
+        for side, kernel in self.kernels.items():
+            table.add_column(f"{side}\n{escape(kernel.release)}", ratio=3, overflow="fold")
+        judged = any(line.judgement is not None for line in self.lines)
+        if judged:
+            table.add_column("verdict", no_wrap=True)
+            table.add_column("reason", ratio=2)
+        for line in self.lines:
+            more = (line.verdict, escape(_reason(line.judgement))) if line.judgement is not None else ()
+            table.add_row(line.name, *line.cells.values(), *more)
+        return table
+
+    def _paragraph(self, line: _Line) -> RenderableType:
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(no_wrap=True)
+        grid.add_column(overflow="fold")
+        for side, cell in line.cells.items():
+            grid.add_row(Text(f"  {side}\n  {self.kernels[side].release}", style="dim"), cell)
+        if line.judgement is None:
+            return Group(Text(line.name, style="bold"), grid)
+        grid.add_row(Text("  reason", style="dim"), escape(_reason(line.judgement)))
+        return Group(Text.assemble(_styled(line.judgement.verdict), f" {line.name}", f"  {line.passed}" if line.passed else ""), grid)
+
+
+def results_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> RenderableType:
+    """Of each case its measures on each kernel, the verdict, and why. Of several attempts the gravest, with medians and pass rate."""
+    lines = []
     for attempts in by_case(results):
         told = gravest_attempt(attempts)
-        verdict = told.judgement.verdict
-        shown = Text(verdict.value, style=_STYLES[verdict])
-        if len(attempts) > 1:
-            shown.append(f"\n{sum(result.judgement.verdict is Verdict.PASS for result in attempts)} of {len(attempts)}", style="dim")
-        table.add_row(
-            told.case.name,
-            *(_cell(told, side, spread(attempts, side)) for side in kernels),
-            shown,
-            escape(told.judgement.reason.splitlines()[0]),
-        )
-    return table
+        passed = sum(result.judgement.verdict is Verdict.PASS for result in attempts)
+        cells = {side: _cell(told, side, spread(attempts, side)) for side in kernels}
+        rate = f"{passed} of {len(attempts)}" if len(attempts) > 1 else ""
+        lines.append(_Line(name=told.case.name, cells=cells, judgement=told.judgement, passed=rate))
+    return _Cases(lines=tuple(lines), kernels=kernels)
 
 
-def matrix_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> Table:
-    """One row a case, one column a kernel: its verdict there, and what was seen."""
-    table = Table(show_lines=True, title_justify="left")
-    table.add_column("scenario", no_wrap=True, vertical="top")
-    for side, kernel in kernels.items():
-        table.add_column(f"{side}\n{escape(kernel.release)}", ratio=1, overflow="fold")
+def matrix_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> RenderableType:
+    """Of each case its verdict on each kernel, and what was seen there."""
+    lines = []
     for attempts in by_case(results):
-        row: list[RenderableType] = []
+        cells: dict[str, RenderableType] = {}
         for side in kernels:
             judgement = gravest(tuple(result.by_kernel[side] for result in attempts))
-            row.append(Text.assemble((judgement.verdict.value, _STYLES[judgement.verdict]), "\n", judgement.reason.splitlines()[0]))
-        table.add_row(attempts[0].case.name, *row)
-    return table
+            cells[side] = Text.assemble(_styled(judgement.verdict), "\n", _reason(judgement))
+        lines.append(_Line(name=attempts[0].case.name, cells=cells))
+    return _Cases(lines=tuple(lines), kernels=kernels)
+
+
+def _styled(verdict: Verdict) -> tuple[str, str]:
+    return verdict.value, _STYLES[verdict]
+
+
+def _reason(judgement: Judgement) -> str:
+    return judgement.reason.splitlines()[0]
 
 
 def _cell(result: Result, side: str, spread: dict[str, dict[str, float]]) -> RenderableType:

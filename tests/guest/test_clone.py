@@ -93,6 +93,14 @@ async def test_a_cold_guest_is_the_same_but_for_how_it_came(lab: Lab, model: Gue
         assert (await guest.run("sh", "-c", "echo x >/root/writable")).status == 0
 
 
+async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
+    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path
+) -> None:
+    async with lab.guest("long", model, kernel, evidence) as guest:
+        said = await guest.script(f"echo {'x' * 20_000} $1; exit 3", "second", check=False)
+        assert said.stdout == f"{'x' * 20_000} second\n" and said.status == 3
+
+
 async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         pid, sockets, scratch, port = guest.pid, guest.order.sockets, guest.order.scratch, guest.ssh_port

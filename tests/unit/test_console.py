@@ -8,13 +8,20 @@ from testbed.console import Kind
 
 DATA = Path(__file__).parents[1] / "data"
 
-# Recorded consoles of real guests, and what is in them.
+# Recorded consoles of real guests, and what is in them. Those with a call trace of `splat` had the module data/splat.c loaded.
 RECORDED = {
     "console-panic-6.1.txt": {Kind.PANIC: 1},
     "console-oom-6.1.txt": {Kind.OOM: 6},
     "console-boot-5.10.txt": {},
     "console-lockup-5.10.txt": {Kind.LOCKUP: 2},
     "console-lockup-6.1.txt": {Kind.LOCKUP: 2},
+    "console-warning-6.1.txt": {Kind.WARNING: 1},
+    "console-refcount-6.1.txt": {Kind.REFCOUNT: 1, Kind.WARNING: 1},
+    "console-list-6.1.txt": {Kind.LIST_CORRUPTION: 1, Kind.OOPS: 1},
+    "console-oops-6.1.txt": {Kind.OOPS: 2},
+    "console-atomic-6.1.txt": {Kind.ATOMIC_SLEEP: 1, Kind.WARNING: 1},
+    "console-hung-6.1.txt": {Kind.HUNG_TASK: 6},
+    "console-rcu-6.1.txt": {Kind.RCU_STALL: 2},
 }
 
 
@@ -35,6 +42,14 @@ def test_recorded_consoles(name: str, kinds: dict[Kind, int]) -> None:
         ("[    1.000000] kernel BUG at mm/slub.c:4000!", Kind.OOPS),
         ("[    1.000000] WARNING: CPU: 0 PID: 1 at drivers/block/loop.c:10 loop_workfn+0x1/0x2", Kind.WARNING),
         ("[    1.000000] WARNING: possible circular locking dependency detected", Kind.LOCKDEP),
+        ("[    1.000000] WARNING: possible irq lock inversion dependency detected", Kind.LOCKDEP),
+        ("[    1.000000] WARNING: inconsistent lock state", Kind.LOCKDEP),
+        ("[    1.000000] WARNING: SOFTIRQ-safe -> SOFTIRQ-unsafe lock order detected", Kind.LOCKDEP),
+        ("[    1.000000] WARNING: suspicious RCU usage", Kind.LOCKDEP),
+        ("[    1.000000] BUG: sleeping function called from invalid context at kernel/workqueue.c:3000", Kind.ATOMIC_SLEEP),
+        ("[    1.000000] BUG: KASAN: slab-use-after-free in loop_free_idle_workers+0x1/0x2", Kind.KASAN),
+        ("[    1.000000] list_add double add: new=ffff, prev=ffff, next=ffff.", Kind.LIST_CORRUPTION),
+        ("[    1.000000] kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)", Kind.LEAK),
         ("[  242.1] INFO: task dd:77 blocked for more than 120 seconds.", Kind.HUNG_TASK),
         ("[   60.000000] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [dd:1]", Kind.LOCKUP),
         ("[   60.000000] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:", Kind.RCU_STALL),

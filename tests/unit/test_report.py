@@ -61,8 +61,8 @@ def lost(folder: Path) -> Result:
     )
 
 
-def shown(of: tuple[Result, ...]) -> str:
-    console = Console(width=140, record=True, file=io.StringIO())
+def shown(of: tuple[Result, ...], width: int = 140) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(table.results_table(of, KERNELS))
     table.show_losses(of, console)
     return console.export_text()
@@ -111,6 +111,14 @@ def test_the_matrix_has_a_column_for_each_kernel(tmp_path: Path) -> None:
     console.print(table.matrix_table((replace(passed(tmp_path), by_kernel=judgements),), KERNELS))
     text = console.export_text()
     assert "PASS" in text and "FAIL" in text and "open too" in text and "5.10-cloud" in text
+
+
+def test_on_a_narrow_terminal_each_case_is_a_paragraph_that_says_the_same(tmp_path: Path) -> None:
+    both = (passed(tmp_path), lost(tmp_path))
+    text = shown(both, width=80)
+    assert all(len(line) <= 80 or line.startswith("oom-tmpfs: ") for line in text.splitlines())
+    for words in ("PASS gate", "INFRA oom-tmpfs", "5.10-cloud", "disk reads: ", "controls: 1 of 1 hold", "  reason"):
+        assert words in text, text
 
 
 def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:

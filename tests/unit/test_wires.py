@@ -71,3 +71,23 @@ async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypat
     assert console.tail()[0] == "[    1.000000] Linux version" and console.tail()[-1] == "the last"
     assert all(len(line) <= 1000 for line in console.tail())
     assert (tmp_path / "console.log").stat().st_size == 1000
+
+
+async def test_what_follows_an_oops_is_waited_for_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wires, "_LAST_WORDS_S", 30.0)
+    async with peer(tmp_path / "console") as connected, asyncio.timeout(20):
+        console = Console(tmp_path / "console.log", lambda finding: None)
+        await console.connect(tmp_path / "console")
+        _, writer = await connected.get()
+        writer.write(b"[    1.000000] systemd is not here\n")
+        await console.last_words()  # at once: nothing bad was said
+        writer.write(b"[    2.000000] kernel BUG at lib/list_debug.c:53!\n")
+        while not console.findings:
+            await asyncio.sleep(0.01)
+        waiting = asyncio.create_task(console.last_words())
+        await asyncio.sleep(0.05)
+        writer.write(b"[    2.100000] Call Trace:\n[    2.200000]  splat+0x1/0x2\n")
+        await waiting
+        assert "splat+0x1" in (tmp_path / "console.log").read_text()
+        writer.close()
+        await console.close()
