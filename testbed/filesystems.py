@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from testbed.units import MIB
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filesystem:
     """`mkfs`: command to which the device is added, empty where there is none to make. `options`: mount options.
 
-    `on_device` is False for tmpfs, which needs none.
+    `on_device` is False for tmpfs, which needs none. `least_bytes`: the smallest device on which mkfs makes one.
     """
 
     mkfs: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     on_device: bool = True
+    least_bytes: int = 0
 
 
 FILESYSTEMS: dict[str, Filesystem] = {
@@ -22,8 +25,12 @@ FILESYSTEMS: dict[str, Filesystem] = {
     "ext4": Filesystem(
         mkfs=("mkfs.ext4", "-q", "-F", "-E", "lazy_itable_init=0,lazy_journal_init=0"),
         options=("noatime", "noinit_itable"),
+        least_bytes=8 * MIB,
     ),
-    "xfs": Filesystem(mkfs=("mkfs.xfs", "-q", "-f"), options=("noatime",)),
-    "btrfs": Filesystem(mkfs=("mkfs.btrfs", "-q", "-f"), options=("noatime",)),
+    # xfsprogs 5.19 and later refuse less.
+    "xfs": Filesystem(mkfs=("mkfs.xfs", "-q", "-f"), options=("noatime",), least_bytes=300 * MIB),
+    # btrfs-progs 6.2: 109 MiB.
+    "btrfs": Filesystem(mkfs=("mkfs.btrfs", "-q", "-f"), options=("noatime",), least_bytes=128 * MIB),
+    "f2fs": Filesystem(mkfs=("mkfs.f2fs", "-q", "-f"), options=("noatime",), least_bytes=64 * MIB),
     "tmpfs": Filesystem(on_device=False),
 }

@@ -21,17 +21,19 @@ from typing import Any, TypeVar
 
 import asyncssh
 
-from testbed import devices, plan, process
+from testbed import devices, drives, plan, process
 from testbed.console import Finding
 from testbed.devices import Device
+from testbed.drives import QmpCommand, Storage
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
 from testbed.host import Host
 from testbed.lifecycle import Deadlines, Event, State, advance
 from testbed.monitor import Monitor
 from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
 from testbed.shell import HostKey, Result, Shell
+from testbed.store import disk_files
 from testbed.store.templates import Template
-from testbed.topology.model import Disk
+from testbed.topology.disks import Disk
 from testbed.topology.model import Guest as GuestModel
 from testbed.wires import Agent, Console
 
@@ -199,6 +201,7 @@ class Guest:
             sockets=order.sockets,
             memory=Memory(file=order.template.memory) if order.template else order.memory,
             restore=order.template is not None,
+            cold=await self._cold_disks(),
         )
         (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in options))
         self._process = await process.start(plan.flat(options), output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)})
@@ -237,20 +240,37 @@ class Guest:
         if status not in ("paused", "prelaunch"):
             raise HostError(f"QEMU: expected the status paused after loading a state, got {status}")
 
+    async def _cold_disks(self) -> tuple[QmpCommand, ...]:
+        """Make the files of the disks that are there from the start, and the commands for them."""
+        found: tuple[QmpCommand, ...] = ()
+        for port, (name, disk) in enumerate(self.order.model.disks.items()):
+            if disk.cold:
+                found += drives.plug(name, disk, port, await self._storage(name, disk))
+        return (*drives.groups(self.order.model.throttle_groups), *found) if found else ()
+
+    async def _storage(self, name: str, disk: Disk) -> tuple[Storage, ...]:
+        wanted = drives.storage(name, disk, self.order.scratch)
+        for store in wanted:
+            await disk_files.make(store)
+        return wanted
+
     async def plug(self, name: str, disk: Disk, port: int) -> None:
-        """Put an empty disk into the running guest."""
-        file = self.order.scratch / f"{name}.raw"
-        with file.open("wb") as created:
-            created.truncate(disk.size)
-        await self.wait(self.monitor.run(plan.hotplug(name, disk, port, file)), self.order.deadlines.monitor_s)
+        """Put an empty disk into the running guest.
+
+        :raise HostError: its file cannot be made. :raise MonitorError: QEMU refuses it.
+        """
+        commands = drives.plug(name, disk, port, await self._storage(name, disk))
+        await self.wait(self.monitor.run(commands), self.order.deadlines.monitor_s)
 
     async def unplug(self, name: str, disk: Disk) -> None:
         """Take a disk out of the running guest; the guest must agree (ACPI), so a deadline applies."""
-        gone = self._gone[f"disk-{name}"] = asyncio.Event()
-        await self.monitor.execute("device_del", {"id": f"disk-{name}"})
+        device = drives.pci_device(name, disk)
+        gone = self._gone[device] = asyncio.Event()
+        await self.monitor.execute("device_del", {"id": device})
         await self.wait(gone.wait(), self.order.deadlines.command_s)
-        await self.monitor.run(plan.unplugged(name, disk))
-        (self.order.scratch / f"{name}.raw").unlink(missing_ok=True)
+        await self.monitor.run(drives.unplugged(name, disk))
+        for store in drives.storage(name, disk, self.order.scratch):
+            store.file.unlink(missing_ok=True)
 
     async def _wake(self, key: asyncssh.SSHKey) -> None:
         """Give the guest its randomness, clock, name, keys and disks, and connect to it; a clone runs from here on.
@@ -271,8 +291,12 @@ class Guest:
         if not self.order.memory.shared:
             identity["writable"] = "1"
         self.agent.say("identity", **identity)
-        for number, (name, disk) in enumerate(self.order.model.disks.items()):
-            await self.plug(name, disk, number)
+        disks = self.order.model.disks
+        if not any(disk.cold for disk in disks.values()):
+            await self.monitor.run(drives.groups(self.order.model.throttle_groups))
+        for number, (name, disk) in enumerate(disks.items()):
+            if not disk.cold:
+                await self.plug(name, disk, number)
         self.ssh_port = await self._ssh_port()
         identified = asyncio.Event()
         connecting = asyncio.create_task(self._connect(key, identified))
@@ -301,6 +325,7 @@ class Guest:
             host_key=self.host_key,
             command_s=self.order.deadlines.command_s,
             log=self.order.evidence / "ssh.log",
+            environment=self.order.model.environment,
         )
 
     async def _ssh_port(self) -> int:
@@ -318,7 +343,7 @@ class Guest:
         :raise DeviceMismatch: they differ; the guest must not be used.
         """
         own_disks = 1 + (self.order.files.modules_disk is not None)
-        self.agent.say("disks", **devices.query(own_disks + len(self.order.model.disks)))
+        self.agent.say("disks", **devices.query(own_disks + devices.count(self.order.model.disks)))
         found = devices.parse(await self.wait(self.agent.expect("disks"), self.order.deadlines.command_s))
         if said := devices.differences(self.order.model.disks, found):
             raise DeviceMismatch(self.name, said)

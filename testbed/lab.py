@@ -51,7 +51,7 @@ class Lab:
         self._progress = progress
         self._key = client_key()
         self._numbers = itertools.count()
-        self._files: dict[str, BootFiles] = {}
+        self._files: dict[tuple[str, str], BootFiles] = {}
 
     async def kernel(self, spec: str) -> KernelFiles:
         """The files of a kernel named as on the command line.
@@ -66,10 +66,11 @@ class Lab:
 
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
         """
-        files = await self._boot_files(kernel)
-        machine = plan.machine(self.host, model, kernel=kernel.sha256, image=self.image.sha256, initramfs=files.initramfs.parent.name)
+        root = await self._image(model.image)
+        files = await self._boot_files(kernel, root)
+        machine = plan.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name)
         async with contextlib.AsyncExitStack() as stack:
-            if self.cold:
+            if self.cold or any(disk.cold for disk in model.disks.values()):
                 guest = await stack.enter_async_context(self._launch(name, model, machine, files, evidence, None))
             else:
                 guest = await self._clone(stack, name, model, machine, files, evidence)
@@ -138,20 +139,26 @@ class Lab:
         await cache.once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
         return await asyncio.to_thread(templates.read, folder, machine)
 
-    async def _boot_files(self, kernel: KernelFiles) -> BootFiles:
-        if kernel.sha256 not in self._files:
-            self._files[kernel.sha256] = await self._make_boot_files(kernel)
-        return self._files[kernel.sha256]
+    async def _image(self, name: str) -> Image:
+        if name == self.image.name:
+            return self.image
+        return await image.build(name, paths.shipped("images"), self.folders.cache, self._progress)
 
-    async def _make_boot_files(self, kernel: KernelFiles) -> BootFiles:
+    async def _boot_files(self, kernel: KernelFiles, root: Image) -> BootFiles:
+        key = (kernel.sha256, root.sha256)
+        if key not in self._files:
+            self._files[key] = await self._make_boot_files(kernel, root)
+        return self._files[key]
+
+    async def _make_boot_files(self, kernel: KernelFiles, root: Image) -> BootFiles:
         init = (paths.shipped("images") / "guest" / "initramfs-init").read_bytes()
-        key = content_key(kernel.sha256, cache.file_sha256(self.image.busybox), init.hex())
+        key = content_key(kernel.sha256, cache.file_sha256(root.busybox), init.hex())
         folder = self.folders.cache / "initramfs" / key
 
         async def make(unfinished: Path) -> dict[str, Any]:
             archive = initramfs.build(
                 init,
-                self.image.busybox.read_bytes(),
+                root.busybox.read_bytes(),
                 {name: (kernel.folder / "early" / name).read_bytes() for name in kernel.early_modules},
                 with_modules_disk=kernel.has_modules,
             )
@@ -159,7 +166,7 @@ class Lab:
             return {"release": kernel.release}
 
         await cache.once(folder, make, self._progress, "initramfs")
-        return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=self.image.root, modules_disk=kernel.modules_disk)
+        return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)
 
 
 @contextlib.asynccontextmanager

@@ -12,8 +12,8 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError, Runstate
 
+from testbed.drives import QmpCommand
 from testbed.errors import HostError, WireBroken
-from testbed.plan import QmpCommand
 
 _COMMAND_S = 60.0
 

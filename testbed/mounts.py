@@ -1,34 +1,61 @@
-"""Applies a stack to a running guest, and unwinds it again, whatever happens in between."""
+"""Makes a topology's stack and control groups on a running guest, reads them back, and unwinds them again, whatever happens in between."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 
-from testbed import stack
-from testbed.errors import CommandFailed, TestbedError
+from testbed import devices, groups, readback, stack
+from testbed.errors import CommandFailed, DeviceMismatch, TestbedError
 from testbed.guest import Guest
-from testbed.stack import LoopDevice
-from testbed.topology.model import Loop
+from testbed.stack import Stack, Step
+from testbed.topology.model import Guest as GuestModel
 
 
-@contextlib.asynccontextmanager
-async def loops(guest: Guest, wanted: Mapping[str, Loop] | None = None) -> AsyncIterator[dict[str, LoopDevice]]:
-    """These loops, or those of the guest's topology, made on the guest and undone in reverse order at the end.
+async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...]]:
+    """Make everything that stands on a guest's disks; returns what is there, and its steps for `unwind`.
 
-    :raise CommandFailed: a step failed; the ones before it are undone.
+    :raise CommandFailed: a step failed; the ones before it are undone. :raise DeviceMismatch: the guest has it otherwise; all is undone.
     """
-    chosen = guest.order.model.loops if wanted is None else wanted
-    plan = stack.plan_stack(chosen, {name: device.path for name, device in guest.disks.items()})
-    made = await guest.script(stack.do_script(plan), check=False)
+    model = guest.order.model if wanted is None else wanted
+    plan = stack.plan_stack(model, {name: device.path for name, device in guest.disks.items()})
+    group_steps, group_facts = groups.plan_groups(model, plan.devices)
+    own = guest.order.model
+    disk_facts = devices.facts(own.disks, guest.disks, own.cpus)
+    steps, facts = plan.steps + group_steps, disk_facts + plan.facts + group_facts
+    if not steps and not facts:
+        return plan, steps
+    # One command for both: under emulation that saves a tenth of a second.
+    made = await guest.script(stack.do_script(steps) + readback.script(facts), check=False)
     done = stack.steps_done(made.stdout)
     try:
         if made.status != 0:
-            raise CommandFailed(guest.name, f"step {done + 1} of {len(plan.steps)} of the loop stack", str(made.status), made.stderr)
-        yield plan.loops
+            raise CommandFailed(guest.name, f"step {done + 1} of {len(steps)} of the stack", str(made.status), made.stderr)
+        said = readback.differences(facts, made.stdout)
+        if said:
+            raise DeviceMismatch(guest.name, said)
     except BaseException:
         # What went wrong first is what is told; a guest that is gone has taken its stack along.
         with contextlib.suppress(TestbedError):
-            await guest.script(stack.undo_script(plan, done))
+            await unwind(guest, steps[:done])
         raise
-    await guest.script(stack.undo_script(plan, done))
+    return plan, steps
+
+
+async def unwind(guest: Guest, steps: tuple[Step, ...]) -> None:
+    """Undo steps in reverse order."""
+    if steps:
+        await guest.script(stack.undo_script(steps))
+
+
+@contextlib.asynccontextmanager
+async def standing(guest: Guest, wanted: GuestModel | None = None) -> AsyncIterator[Stack]:
+    """The stack of the guest's topology, or of `wanted`, undone in reverse order at the end; raises as `build`."""
+    plan, steps = await build(guest, wanted)
+    try:
+        yield plan
+    except BaseException:
+        with contextlib.suppress(TestbedError):
+            await unwind(guest, steps)
+        raise
+    await unwind(guest, steps)

@@ -1,16 +1,17 @@
-"""A topology's guest and the host's facts to what QEMU is told: an argv, and ordered QMP commands. Touches nothing."""
+"""A topology's guest and the host's facts to the argv that starts QEMU. Touches nothing."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from testbed.hardware.disks import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL, serial
-from testbed.hardware.profiles import PROFILES, Throttle
+from testbed import drives
+from testbed.drives import QmpCommand
+from testbed.errors import HostError
+from testbed.hardware.disks import MODULES_SERIAL, ROOT_SERIAL
 from testbed.host import Host, cpu_model
 from testbed.keys import content_key
-from testbed.topology.model import Disk, Guest
+from testbed.topology.model import Guest
 from testbed.units import MIB
 
 # panic=-1 with -no-reboot: a panic ends QEMU at once. no_timer_check, tsc and expedited RCU shorten the boot under emulation; mitigations
@@ -19,16 +20,8 @@ KERNEL_ARGUMENTS = (
     "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable rcupdate.rcu_expedited=1"
 )
 # Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices.
-_TEMPLATE_FORMAT = 2
+_TEMPLATE_FORMAT = 3
 _PORT_COUNTS = (4, 8, 16)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QmpCommand:
-    """One command for QEMU's monitor."""
-
-    execute: str
-    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +38,7 @@ class Machine:
     image: str
     initramfs: str
     append: str = KERNEL_ARGUMENTS
+    qemu_args: tuple[str, ...] = ()
 
     @property
     def key(self) -> str:
@@ -73,26 +67,43 @@ ANONYMOUS = Memory()
 
 
 def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str) -> Machine:
-    """The machine of a guest; kernel, image and initramfs are the hashes of what it boots."""
+    """The machine of a guest; kernel, image and initramfs are the hashes of what it boots.
+
+    :raise HostError: the guest wants KVM, and this host has none that works.
+    """
+    accelerator = guest.accelerator or host.accelerator
+    if accelerator == "kvm" and not host.kvm.works:
+        raise HostError(f"the topology wants accelerator: kvm; here it is not used: {host.kvm.why}")
     return Machine(
         qemu=host.qemu.identity,
-        accelerator=host.accelerator,
-        cpu=cpu_model(host.accelerator, host.qemu.version),
+        accelerator=accelerator,
+        cpu=guest.cpu_model or cpu_model(accelerator, host.qemu.version),
         cpus=guest.cpus,
         memory_bytes=guest.memory,
         ports=next(count for count in _PORT_COUNTS if count >= len(guest.disks)),
         kernel=kernel,
         image=image,
         initramfs=initramfs,
+        append=" ".join((KERNEL_ARGUMENTS, *guest.append)),
+        qemu_args=guest.qemu_args,
     )
 
 
 def argv(
-    host: Host, wanted: Machine, files: BootFiles, *, name: str, sockets: Path, memory: Memory, restore: bool = False
+    host: Host,
+    wanted: Machine,
+    files: BootFiles,
+    *,
+    name: str,
+    sockets: Path,
+    memory: Memory,
+    restore: bool = False,
+    cold: tuple[QmpCommand, ...] = (),
 ) -> tuple[tuple[str, ...], ...]:
     """QEMU's command line, an option and its value in each inner tuple.
 
-    `sockets`: folder of the unix sockets `qmp`, `console` and `agent`. `restore`: wait for a saved state instead of booting.
+    `sockets`: folder of the unix sockets `qmp`, `console` and `agent`. `restore`: wait for a saved state instead of booting. `cold`: the
+    commands that make the disks which are there from the start.
     """
     size = f"{wanted.memory_bytes // MIB}M"
     backend = f"memory-backend-ram,id=ram,size={size}"
@@ -128,11 +139,13 @@ def argv(
         # guest_announce=off: a clone is no machine that moved; announcing itself took 0.03 s of its first 0.1 s.
         ("-device", "virtio-net-pci,netdev=net,addr=4,romfile=,guest_announce=off"),
         *_ports(wanted.ports),
+        *drives.as_options(cold),
     ]
     if host.qemu.seccomp:
         options.append(("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"))
     if restore:
         options.append(("-incoming", "defer"))
+    options += [(word,) for word in wanted.qemu_args]  # the topology's escape hatch
     return tuple(options)
 
 
@@ -168,47 +181,3 @@ def _escaped(path: Path) -> str:
 def flat(options: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """The argv as a program takes it."""
     return tuple(word for option in options for word in option)
-
-
-def throttle_of(disk: Disk) -> Throttle:
-    """The limits of a disk: its profile's, its own, or none."""
-    if disk.profile is not None:
-        return PROFILES[disk.profile]
-    return disk.throttle.throttle() if disk.throttle is not None else Throttle()
-
-
-def hotplug(name: str, disk: Disk, port: int, file: Path) -> tuple[QmpCommand, ...]:
-    """The commands that put a disk into a running guest; `file` is its empty sparse backing file."""
-    node = f"file-{name}"
-    commands = [
-        QmpCommand(
-            execute="blockdev-add",
-            arguments={"driver": "raw", "node-name": node, "discard": "unmap", "file": {"driver": "file", "filename": str(file)}},
-        )
-    ]
-    throttle = throttle_of(disk)
-    if not throttle.unlimited:
-        group = f"throttle-{name}"
-        commands += [
-            QmpCommand(execute="object-add", arguments={"qom-type": "throttle-group", "id": group, "limits": throttle.limits()}),
-            QmpCommand(
-                execute="blockdev-add",
-                arguments={"driver": "throttle", "node-name": f"limited-{name}", "throttle-group": group, "file": node},
-            ),
-        ]
-        node = f"limited-{name}"
-    device = {"driver": DISK_KINDS[disk.type].driver, "id": f"disk-{name}", "bus": f"port{port}", "drive": node, "serial": serial(name)}
-    commands.append(QmpCommand(execute="device_add", arguments=device))
-    return tuple(commands)
-
-
-def unplugged(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
-    """The commands that remove what `hotplug` made, once the guest has let the device go."""
-    file_node = QmpCommand(execute="blockdev-del", arguments={"node-name": f"file-{name}"})
-    if throttle_of(disk).unlimited:
-        return (file_node,)
-    return (
-        QmpCommand(execute="blockdev-del", arguments={"node-name": f"limited-{name}"}),
-        file_node,
-        QmpCommand(execute="object-del", arguments={"id": f"throttle-{name}"}),
-    )

@@ -8,9 +8,10 @@ import contextlib
 import shlex
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import asyncssh
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -77,8 +78,11 @@ class _Client(asyncssh.SSHClient):
 class Shell:
     """A connection as root to one guest."""
 
-    def __init__(self, guest: str, connection: asyncssh.SSHClientConnection, command_s: float, log: Path | None) -> None:
+    def __init__(
+        self, guest: str, connection: asyncssh.SSHClientConnection, command_s: float, log: Path | None, environment: Mapping[str, str]
+    ) -> None:
         self._guest = guest
+        self._exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in environment.items())
         self._connection = connection
         self._command_s = command_s
         self._log = log
@@ -94,6 +98,7 @@ class Shell:
         host_key: HostKey,
         command_s: float,
         log: Path | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Shell:
         """Connect to a server that is up; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
 
@@ -124,7 +129,7 @@ class Shell:
             raise GuestError(f"guest {guest}: SSH on port {port}: expected the host key that this guest was given, got another") from error
         except (asyncssh.Error, OSError) as error:
             raise WireBroken(f"guest {guest}: SSH on port {port}: {error}") from error
-        return cls(guest, connection, command_s, log)
+        return cls(guest, connection, command_s, log, environment)
 
     async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run one program; `command` is its argv, each word quoted for the guest's shell.
@@ -146,6 +151,7 @@ class Shell:
         started = time.monotonic()
         limit = self._command_s if timeout_s is None else timeout_s
         shown = _shown(command)
+        command = self._exports + command
         if len(command.encode()) > _LONGEST_COMMAND and not text:
             command, text = "exec sh -s", command
         try:

@@ -19,7 +19,7 @@ from testbed.hardware.disks import DISK_KINDS
 from testbed.plan import Memory
 from testbed.progress import Task
 from testbed.store import cache
-from testbed.topology.model import Disk
+from testbed.topology.disks import disk_of
 from testbed.units import MIB
 
 # After the warm-up, until what it started in the background is done (workqueues, RCU, udev-less device removal).
@@ -58,7 +58,7 @@ async def save(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[st
 
 async def _warm_up(guest: Guest) -> None:
     await guest.run("true")
-    disks = {f"warm{port}": Disk.model_validate({"type": kind, "size": _WARM_UP_BYTES}) for port, kind in enumerate(DISK_KINDS)}
+    disks = {f"warm{port}": disk_of(type=kind, size=_WARM_UP_BYTES) for port, kind in enumerate(DISK_KINDS)}
     for port, (name, disk) in enumerate(disks.items()):
         await guest.plug(name, disk, port)
     await asyncio.sleep(_SETTLE_S)

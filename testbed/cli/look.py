@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from testbed import doctor, paths, plan, probe
+from testbed import doctor, drives, paths, plan, probe
 from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
 from testbed.errors import HostError, Problem, TopologyError
 from testbed.host import Host
@@ -87,7 +87,7 @@ def plan_command(file: Annotated[Path, typer.Argument(help="Topology file.")]) -
             options = plan.argv(host, machine, files, name=name, sockets=Path("SOCKETS"), memory=plan.ANONYMOUS)
             print(" \\\n    ".join(" ".join(option) for option in options))
             for port, (disk_name, disk) in enumerate(model.disks.items()):
-                for command in plan.hotplug(disk_name, disk, port, Path(f"SCRATCH/{disk_name}.raw")):
+                for command in drives.plug(disk_name, disk, port, drives.storage(disk_name, disk, Path("SCRATCH"))):
                     print(json.dumps({"execute": command.execute, "arguments": command.arguments}))
         return 0
 

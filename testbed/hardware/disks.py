@@ -7,18 +7,22 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DiskKind:
-    """`driver`: QEMU's device model. `guest_prefix`: its disks in /sys/block begin so. `guest_serial`: the file there with the serial."""
+    """How the guest shows it: `guest_prefix`: its disks in /sys/block begin so. `guest_serial`: the file there with the serial, after
+    `serial_header` bytes. `guest_id`: the file there with its number among several disks of that serial, if it can have several."""
 
-    driver: str
     guest_prefix: str
     guest_serial: str
+    serial_header: int = 0
+    guest_id: str = ""
 
 
 DISK_KINDS: dict[str, DiskKind] = {
-    "virtio-blk": DiskKind(driver="virtio-blk-pci", guest_prefix="vd", guest_serial="serial"),
+    "virtio-blk": DiskKind(guest_prefix="vd", guest_serial="serial"),
     # The namespace of the `drive=` shorthand has no identifiers of its own, and Linux says "Ignoring bogus Namespace Identifiers"
     # (6.1 and later): harmless, and the controller's serial identifies the disk.
-    "nvme": DiskKind(driver="nvme", guest_prefix="nvme", guest_serial="device/serial"),
+    "nvme": DiskKind(guest_prefix="nvme", guest_serial="device/serial", guest_id="nsid"),
+    # The SCSI page with the serial begins with four bytes of its own (SPC, unit serial number).
+    "virtio-scsi": DiskKind(guest_prefix="sd", guest_serial="device/vpd_pg80", serial_header=4),
 }
 
 # Serial numbers are at most 20 characters on both kinds (VIRTIO_BLK_ID_BYTES; NVMe Identify Controller, SN).

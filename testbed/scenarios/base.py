@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from testbed.console import Kind
 from testbed.guest import Guest
-from testbed.hardware.disks import DISK_KINDS
 from testbed.topology.model import Guest as GuestModel
 from testbed.units import MIB, format_size
 from testbed.verdict import Evidence
@@ -76,6 +75,10 @@ class Point:
 ANYWHERE = (Point(),)
 
 
+# The kinds of disk that the scenarios are tried on.
+_DISKS = ("virtio-blk", "nvme")
+
+
 def on_each_disk(
     *filesystems: str, variants: tuple[str, ...] = ("",), size_bytes: int = 32 * MIB, depth: int = 1, profile: str | None = None
 ) -> tuple[Point, ...]:
@@ -84,7 +87,7 @@ def on_each_disk(
         Point(disk=disk, filesystem=filesystem, variant=variant, size_bytes=size_bytes, depth=depth, profile=profile)
         for variant in variants
         for filesystem in filesystems
-        for disk in DISK_KINDS
+        for disk in _DISKS
     )
 
 

@@ -18,7 +18,9 @@ from testbed.errors import CommandFailed
 from testbed.guest import Guest
 from testbed.scenarios.base import Point
 from testbed.stack import LoopDevice
-from testbed.topology.model import Loop
+from testbed.topology.disks import disk_of
+from testbed.topology.model import Guest as GuestModel
+from testbed.topology.stacks import Loop
 from testbed.verdict import Balance, Control, Gap, of_share
 
 ROOT = "/sys/fs/cgroup"
@@ -167,8 +169,8 @@ class Rig:
         )
 
 
-def loops_at(point: Point, disk: str) -> dict[str, Loop]:
-    """The topology's words for the point's stack: `loop0` on the disk (or on tmpfs), `loop1` on a file on `loop0`, and so on."""
+def loops_at(point: Point, disk: str) -> GuestModel:
+    """The point's stack as a topology says it: `loop0` on the disk (or on tmpfs), `loop1` on a file on `loop0`, and so on."""
     loops: dict[str, Loop] = {}
     holder, filesystem, size = disk or "ram", point.filesystem, point.size_bytes
     for level in range(point.depth):
@@ -176,18 +178,19 @@ def loops_at(point: Point, disk: str) -> dict[str, Loop]:
         bytes_here = size * (2 ** (point.depth - 1 - level))
         loops[f"loop{level}"] = Loop.model_validate({"backing": f"{holder}/file", "filesystem": filesystem, "size": bytes_here})
         holder, filesystem = f"loop{level}", "ext4" if point.filesystem == "tmpfs" else point.filesystem
-    return loops
+    disks = {disk: disk_of(type=point.disk, size=point.least_bytes)} if point.disk is not None else {}
+    return GuestModel(disks=disks, loops=loops)
 
 
 @contextlib.asynccontextmanager
 async def rig(guest: Guest, point: Point) -> AsyncIterator[Rig]:
     """The point's stack on a guest, undone at the end."""
     disk = point.disk_in(guest.order.model) or ""
-    async with mounts.loops(guest, loops_at(point, disk)) as made:
+    async with mounts.standing(guest, loops_at(point, disk)) as made:
         yield Rig(
             guest=guest,
             point=point,
             disk=disk,
             device=guest.disks[disk].number if disk else "",
-            loops=tuple(made[f"loop{level}"] for level in range(point.depth)),
+            loops=tuple(made.loops[f"loop{level}"] for level in range(point.depth)),
         )

@@ -63,8 +63,8 @@ def judge(seen: dict[str, tuple[int, int]]) -> Gap:
 async def _steps(guest: Guest, point: Point) -> Evidence:
     disk = point.disk_in(guest.order.model)
     assert disk is not None  # `Point.lacks` has seen to it
-    async with mounts.loops(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
-        loop = made["loop0"]
+    async with mounts.standing(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
+        loop = made.loops["loop0"]
         done = await guest.script(_STEPS, loop.path, loop.backing_file, guest.disks[disk].path, point.variant)
     seen = stages(done.stdout)
     owner = "back" if "back" in seen else "reader"

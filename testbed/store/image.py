@@ -20,7 +20,7 @@ from testbed.progress import Progress, Task
 from testbed.store import cache
 from testbed.store.ext4 import OPTIONS
 from testbed.store.mirror import find_mirror
-from testbed.topology.model import Size
+from testbed.topology.base import Size
 from testbed.units import MIB
 
 _LAYOUT = 1

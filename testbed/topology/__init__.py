@@ -1,6 +1,8 @@
 """Topologies: YAML files to frozen, validated values."""
 
-from testbed.topology.load import load
-from testbed.topology.model import Disk, Guest, Limits, Loop, Topology
+from testbed.topology.disks import Disk, Limits
+from testbed.topology.load import load, load_points
+from testbed.topology.model import Guest, Topology
+from testbed.topology.stacks import Loop
 
-__all__ = ["Disk", "Guest", "Limits", "Loop", "Topology", "load"]
+__all__ = ["Disk", "Guest", "Limits", "Loop", "Topology", "load", "load_points"]

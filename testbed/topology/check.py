@@ -2,54 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
 
 from testbed.filesystems import FILESYSTEMS
 from testbed.hardware.profiles import PROFILES
-from testbed.topology.model import Disk, Guest, Limits, Loop, Topology
+from testbed.topology.disks import Disk, Limits, Nvme
+from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, device, graph, sizes
+from testbed.topology.model import Guest, Topology
+from testbed.topology.stacks import File, Filesystem, Loop
 from testbed.units import MIB, format_size
-
-Path = tuple[str | int, ...]
 
 # One PCIe root port a disk. A function of the root bus device holds one port, and QEMU's q35 has room for more, but nobody asked yet.
 MAX_DISKS = 16
 _RESERVED = ("root", "modules")
-# The smallest disk on which mkfs.xfs makes a filesystem is 300 MiB (xfsprogs 5.19); ext4 and btrfs need less (btrfs 109 MiB).
-_SMALLEST_BYTES = {"ext4": 8 * MIB, "btrfs": 128 * MIB, "xfs": 300 * MIB}
+Mistake = tuple[Path, str]
 
 
-def check(topology: Topology) -> tuple[tuple[Path, str], ...]:
+def check(topology: Topology) -> tuple[Mistake, ...]:
     """Every mistake that the shape of the file does not show."""
-    found: list[tuple[Path, str]] = []
+    found: list[Mistake] = []
     for name, guest in topology.guests.items():
         found += ((("guests", name, *path), message) for path, message in _guest(guest))
     return tuple(found)
 
 
-def _guest(guest: Guest) -> Iterator[tuple[Path, str]]:
+def fits_host(topology: Topology, memory_bytes: int) -> tuple[Mistake, ...]:
+    """Guests with more memory than the host has."""
+    return tuple(
+        (
+            ("guests", name, "memory"),
+            f"expected less than this host's memory of {format_size(memory_bytes)}, got {format_size(guest.memory)}",
+        )
+        for name, guest in topology.guests.items()
+        if guest.memory >= memory_bytes
+    )
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'this'?` where a known word is near, else the known words, else nothing."""
+    words = list(known)
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f" (there are {', '.join(words)})" if words else ""
+
+
+def _guest(guest: Guest) -> Iterator[Mistake]:
     if guest.memory % MIB or guest.memory < 256 * MIB:
         yield ("memory",), f"expected a whole number of MiB, at least 256M, got {format_size(guest.memory)}"
     if len(guest.disks) > MAX_DISKS:
         yield ("disks",), f"expected at most {MAX_DISKS} disks, one for each hot-plug port, got {len(guest.disks)}"
     for name, disk in guest.disks.items():
-        for path, message in _disk(name, disk):
+        for path, message in _disk(name, disk, guest):
             yield ("disks", name, *path), message
-    for name, loop in guest.loops.items():
-        for path, message in _loop(name, loop, guest):
-            yield ("loops", name, *path), message
+    for name, limits in guest.throttle_groups.items():
+        yield from ((("throttle-groups", name), message) for message in _limits(limits))
+    made = graph(guest)
+    for where, other in made.clashes:
+        yield where, f"{where[-1]!r} is the name of something else already ({'.'.join(str(part) for part in other.where)})"
+    yield from _stack(made)
+    yield from _cgroups(guest, made)
 
 
-def _disk(name: str, disk: Disk) -> Iterator[tuple[Path, str]]:
+def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
     if name in _RESERVED:
         yield (), f"{name!r} is the name of a disk that every guest has; choose another"
-    if disk.size % 4096:
-        yield ("size",), f"expected a multiple of 4096 bytes, got {disk.size}"
+    step = max(4096, disk.logical_block_size)
+    if disk.size % step:
+        yield ("size",), f"expected a multiple of {step} bytes, got {disk.size}"
+    if disk.physical_block_size is not None and disk.physical_block_size < disk.logical_block_size:
+        yield (
+            ("physical-block-size",),
+            f"expected at least the logical block size of {disk.logical_block_size}, got {disk.physical_block_size}",
+        )
+    if disk.image is not None and disk.format != "raw":
+        yield ("image",), f"expected no format beside an image, of which an overlay is made, got {disk.format}"
+    if disk.image is not None and disk.partitions:
+        yield ("partitions",), "expected no partitions on an image, which has its own"
     if disk.profile is not None and disk.profile not in PROFILES:
         yield ("profile",), f"expected one of {', '.join(PROFILES)}, got {disk.profile!r}"
-    if disk.profile is not None and disk.throttle is not None:
-        yield ("throttle",), "expected either a profile or a throttle, got both"
+    speeds = [
+        key for key, value in (("profile", disk.profile), ("throttle", disk.throttle), ("throttle-group", disk.throttle_group)) if value
+    ]
+    if len(speeds) > 1:
+        yield (speeds[-1],), f"expected one of profile, throttle and throttle-group, got {' and '.join(speeds)}"
     if disk.throttle is not None:
         yield from ((("throttle",), message) for message in _limits(disk.throttle))
+    if disk.throttle_group is not None and disk.throttle_group not in guest.throttle_groups:
+        hint = did_you_mean(disk.throttle_group, guest.throttle_groups)
+        yield ("throttle-group",), f"expected one of the guest's throttle-groups, got {disk.throttle_group!r}{hint}"
+    serials = [other.serial or f"tb-{key}" for key, other in guest.disks.items()]
+    if disk.serial is not None and serials.count(disk.serial) > 1:
+        yield ("serial",), f"expected a serial that no other disk has, got {disk.serial!r}"
+    if isinstance(disk, Nvme) and disk.zoned is not None and disk.size % disk.zoned.zone_size:
+        yield ("zoned", "zone-size"), f"expected a part of the size of {format_size(disk.size)}, got {format_size(disk.zoned.zone_size)}"
 
 
 def _limits(limits: Limits) -> Iterator[str]:
@@ -59,46 +104,102 @@ def _limits(limits: Limits) -> Iterator[str]:
             yield f"expected {unit}-total or {unit}-read and {unit}-write, got both (QEMU refuses that)"
 
 
-def _loop(name: str, loop: Loop, guest: Guest) -> Iterator[tuple[Path, str]]:
-    if name in guest.disks:
-        yield (), f"{name!r} is a disk already; loops and disks share their names"
-    if loop.size % 4096:
-        yield ("size",), f"expected a multiple of 4096 bytes, got {loop.size}"
-    holder = loop.holder
-    if not FILESYSTEMS[loop.filesystem].on_device:
-        if holder in guest.disks or holder in guest.loops:
+def _stack(made: Graph) -> Iterator[Mistake]:
+    known = sizes(made)
+    for key, node in made.nodes.items():
+        dangling = [(needed, where) for needed, where in node.needs if needed not in made.nodes]
+        for needed, where in dangling:
+            yield where, _missing(needed, node, made)
+        if not dangling and made.in_cycle(key):
+            if key.kind == "device":  # in every cycle there is one
+                yield node.needs[0][1], f"{key.name!r} stands on itself"
+        else:
+            yield from _fits(node, made, known)
+    yield from _shared(made)
+
+
+def _missing(needed: Key, node: Node, made: Graph) -> str:
+    if needed.kind == "file":
+        return f"expected a size, or a file {needed.name!r} among `files`"
+    names = [key.name for key in made.nodes if key.kind == needed.kind and key != node.key]
+    return f"expected the name of a {needed.kind}, got {needed.name!r}{did_you_mean(needed.name, names)}"
+
+
+def _fits(node: Node, made: Graph, known: dict[Key, int]) -> Iterator[Mistake]:
+    room = known.get(node.needs[0][0]) if node.needs else None
+    size = known.get(node.key)
+    match node.thing:
+        case Filesystem(type=kind, make=True) if room is not None and room < FILESYSTEMS[kind].least_bytes:
+            at = (*node.where, "type") if node.where[0] == "filesystems" else (*node.where, "filesystem")
             yield (
-                ("backing",),
-                f"{loop.filesystem} needs no device: expected a new name before the slash, got the {_kind(holder, guest)} {holder!r}",
+                at,
+                f"{kind} needs at least {format_size(FILESYSTEMS[kind].least_bytes)}, {node.needs[0][0].name!r} has {format_size(room)}",
             )
-        return
-    room = guest.disks.get(holder) or guest.loops.get(holder)
+        case File(path=path) as file:
+            if file.size % 4096:
+                yield (*node.where, "size"), f"expected a multiple of 4096 bytes, got {file.size}"
+            holder = Key("filesystem", path.partition("/")[0])
+            yield from _files_fit(node, holder, made, known)
+        case Loop() as loop if size == 0:
+            yield (*node.where, "offset"), f"expected less than the backing {node.needs[0][0]}, got {loop.offset}"
+        case Loop(offset=offset) if offset % 512:
+            yield (*node.where, "offset"), f"expected a multiple of 512 bytes, got {offset}"
+
+
+def _files_fit(node: Node, holder: Key, made: Graph, known: dict[Key, int]) -> Iterator[Mistake]:
+    below = made.nodes.get(holder)
+    room = known.get(below.needs[0][0]) if below is not None and below.needs else None
     if room is None:
-        known = ", ".join([*guest.disks, *guest.loops]) or "none"
-        yield ("backing",), f"expected a disk or a loop before the slash ({known}), got {holder!r}"
         return
-    if _in_a_cycle(name, guest):
-        yield ("backing",), "the loop stands on itself"
-        return
-    if room.size < _SMALLEST_BYTES[loop.filesystem]:
-        smallest = format_size(_SMALLEST_BYTES[loop.filesystem])
-        yield ("filesystem",), f"{loop.filesystem} needs at least {smallest}, {holder!r} has {format_size(room.size)}"
-    elif sum(other.size for other in guest.loops.values() if other.holder == holder) > room.size * 9 // 10:
-        yield ("size",), f"the backing files on {holder!r} need more than nine tenths of its {format_size(room.size)}"
-    others = {other.filesystem for other in guest.loops.values() if other.holder == holder}
-    if len(others) > 1:
-        yield ("filesystem",), f"{holder!r} can have one filesystem, got {', '.join(sorted(others))}"
+    asked = sum(user.thing.size for user in made.users(holder) if isinstance(user.thing, File))
+    if asked > room * 9 // 10:
+        yield (*node.where, "size"), f"the files on {holder.name!r} need more than nine tenths of its {format_size(room)}"
 
 
-def _kind(name: str, guest: Guest) -> str:
-    return "disk" if name in guest.disks else "loop"
+def _shared(made: Graph) -> Iterator[Mistake]:
+    """Devices that two things use, and partitions that are more than their device."""
+    known = sizes(made)
+    for key in made.nodes:
+        users = [user for user in made.users(key)] if key.kind == "device" else []
+        parts = [user for user in users if "partitions" in user.where]
+        if parts and sum(known.get(part.key, 0) for part in parts) > known.get(key, 0) - LABEL_BYTES:
+            yield (
+                parts[-1].where,
+                f"the partitions need more than the {format_size(known.get(key, 0))} of {key.name!r} less 2M for its label",
+            )
+        if parts and known.get(parts[-1].key, 1) <= 0:
+            yield parts[-1].where, f"nothing of {key.name!r} is left for it"
+        alone = [user for user in users if user not in parts and not isinstance(user.thing, Loop)]
+        if len(alone) + bool(parts) > 1:
+            said = " and ".join([*(str(user.key) for user in alone), *(["its partitions"] if parts else [])])
+            yield alone[-1].where, f"{key.name!r} can be used by one thing alone, got {said}"
+    yield from _one_filesystem(made)
 
 
-def _in_a_cycle(name: str, guest: Guest) -> bool:
-    seen: set[str] = set()
-    while name in guest.loops and FILESYSTEMS[guest.loops[name].filesystem].on_device:
-        if name in seen:
-            return True
-        seen.add(name)
-        name = guest.loops[name].holder
-    return False
+def _one_filesystem(made: Graph) -> Iterator[Mistake]:
+    """Loops in the short form that want another filesystem than the one that is there."""
+    for node in made.nodes.values():
+        if isinstance(node.thing, Loop) and node.thing.file and "filesystem" in node.thing.model_fields_set:
+            there = made.nodes[Key("filesystem", node.thing.holder)].thing
+            if isinstance(there, Filesystem) and there.type != node.thing.filesystem:
+                yield (*node.where, "filesystem"), f"{node.thing.holder!r} has {there.type} already, got {node.thing.filesystem}"
+
+
+def _cgroups(guest: Guest, made: Graph) -> Iterator[Mistake]:
+    devices = [key.name for key in made.nodes if key.kind == "device"]
+    for path, group in guest.cgroups.items():
+        where: Path = ("cgroups", path)
+        costs: dict[str, Mapping[str, object]] = {"io.cost.model": group.io_cost_model, "io.cost.qos": group.io_cost_qos}
+        named: dict[str, list[str]] = {"io.max": [*group.io_max], "io.latency": [*group.io_latency]}
+        named |= {key: [*value] for key, value in costs.items()}
+        if isinstance(group.io_weight, dict):
+            named["io.weight"] = [name for name in group.io_weight if name != "default"]
+        for key, names in named.items():
+            for name in names:
+                if device(name) not in made.nodes:
+                    yield (*where, key, name), f"expected the name of a device, got {name!r}{did_you_mean(name, devices)}"
+        if path == "/":
+            for field in sorted(group.model_fields_set - {"controllers", "io_cost_model", "io_cost_qos"}):
+                yield (*where, field.replace("_", ".")), "the root has no limits; expected it in a cgroup below"
+        else:
+            yield from (((*where, key), "only the root has it; expected it under `/`") for key, value in costs.items() if value)

@@ -1,213 +1,170 @@
-"""YAML text to a `Topology`: every mistake at once, each with its line and column.
-
-Scalars are read as YAML 1.2 reads them. Where YAML 1.1, which most libraries speak, would read a bare word otherwise (`on` as true,
-`1:30` as 90), the file is refused: two readers must not see two topologies.
-"""
+"""Topology files to `Topology` values: the file that one extends, the points of a matrix, and every mistake at once with its place."""
 
 from __future__ import annotations
 
-import difflib
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import ValidationError
 
-from testbed.errors import Problem, TopologyError
-from testbed.topology.check import check
-from testbed.topology.model import Disk, Guest, Limits, Loop, Topology
+from testbed.errors import TopologyError
+from testbed.topology import matrix, messages
+from testbed.topology.check import check, did_you_mean
+from testbed.topology.model import Guest, Matrix, Topology
+from testbed.topology.reader import Reader, Where, dotted, read, single, text_of
 
-_MAX_BYTES = 1 << 20
-_MAX_NODES = 200_000
-_YAML_1_1 = (
-    (
-        re.compile(r"[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE"),
-        "YAML 1.1 reads it as true or false; write true or false, or quote it",
-    ),
-    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "YAML 1.1 reads it as a number of base 60; quote it"),
-    (
-        re.compile(r"0[0-7]+|0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]+)+"),
-        "readers of YAML differ about this number; write it in decimal or quote it",
-    ),
-)
-_INTEGER = re.compile(r"[-+]?[0-9]+")
-_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
-_CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
-
-Where = tuple[str | int, ...]
+_MAX_DEPTH = 8
 
 
-class _Reader:
-    """Turns YAML nodes into plain values, and remembers where each key and value stood."""
+def load(path: Path, point: str | None = None) -> Topology:
+    """The topology in a file, or the one at a point of its matrix.
 
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.marks: dict[Where, yaml.Mark] = {}
-        self.key_marks: dict[Where, yaml.Mark] = {}
-        self.problems: list[Problem] = []
-        self._nodes = 0
-
-    def problem(self, where: Where, message: str, mark: yaml.Mark | None = None) -> None:
-        mark = mark or self._nearest(where)
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        self.problems.append(Problem(file=self.file, line=line, column=column, path=_dotted(where), message=message))
-
-    def _nearest(self, where: Where) -> yaml.Mark | None:
-        while where not in self.marks and where:
-            where = where[:-1]
-        return self.marks.get(where)
-
-    def value(self, node: yaml.Node, where: Where) -> Any:
-        self._nodes += 1
-        if self._nodes > _MAX_NODES:
-            raise yaml.YAMLError(f"more than {_MAX_NODES} values (aliases count each time)")
-        self.marks[where] = node.start_mark
-        if isinstance(node, yaml.MappingNode):
-            return self._mapping(node, where)
-        if isinstance(node, yaml.SequenceNode):
-            return [self.value(child, (*where, number)) for number, child in enumerate(node.value)]
-        return self._scalar(node, where)
-
-    def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                self.problem(where, "expected a word as key, got a mapping or a list", key_node.start_mark)
-                continue
-            key = key_node.value
-            if key in result:
-                self.problem((*where, key), "the key stands here twice", key_node.start_mark)
-                continue
-            self.key_marks[(*where, key)] = key_node.start_mark
-            result[key] = self.value(value_node, (*where, key))
-            if isinstance(value_node, yaml.MappingNode | yaml.SequenceNode):
-                self.marks[(*where, key)] = key_node.start_mark
-        return result
-
-    def _scalar(self, node: yaml.Node, where: Where) -> Any:
-        text: str = node.value
-        if node.tag not in ("tag:yaml.org,2002:str", "tag:testbed,plain"):
-            self.problem(where, f"expected no tag, got {node.tag}")
-        if node.tag != "tag:testbed,plain":
-            return text
-        for pattern, advice in _YAML_1_1:
-            if pattern.fullmatch(text):
-                self.problem(where, f"expected a value that every reader of YAML reads alike, got {text} ({advice})")
-                return text
-        if text in _CONSTANTS:
-            return _CONSTANTS[text]
-        if _INTEGER.fullmatch(text) and len(text) < 30:
-            return int(text)
-        return float(text) if _FLOAT.fullmatch(text) else text
-
-
-class _Loader(yaml.SafeLoader):
-    """Leaves every plain scalar to `_Reader`: no implicit types."""
-
-    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
-        if kind is yaml.ScalarNode and implicit[0]:
-            return "tag:testbed,plain"
-        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
-
-
-def load(path: Path) -> Topology:
-    """The topology in a file.
-
-    :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake.
+    :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake. Also for a matrix without `point`.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise _single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
-    if len(data) > _MAX_BYTES:
-        raise _single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got {len(data)}")
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _single(str(path), data[: error.start].count(b"\n") + 1, 1, "expected UTF-8 text") from error
-    return parse(text, str(path))
+    return _one(load_points(path), str(path), point)
+
+
+def load_points(path: Path) -> dict[str, Topology]:
+    """Every point of a file's matrix by its name; without a matrix one, whose name is empty.
+
+    :raise TopologyError: as above.
+    """
+    found = _points(text_of(path), str(path), path)
+    return {name: _located(topology, path.parent) for name, topology in found.items()}
+
+
+def _located(topology: Topology, folder: Path) -> Topology:
+    """The topology with the images of its disks relative to where the file is."""
+
+    def disks(guest: Guest) -> dict[str, Any]:
+        return {
+            name: disk if disk.image is None else disk.model_copy(update={"image": str(folder / disk.image)})
+            for name, disk in guest.disks.items()
+        }
+
+    if not any(disk.image for guest in topology.guests.values() for disk in guest.disks.values()):
+        return topology
+    guests = {name: guest.model_copy(update={"disks": disks(guest)}) for name, guest in topology.guests.items()}
+    return topology.model_copy(update={"guests": guests})
 
 
 def parse(text: str, file: str) -> Topology:
-    """The topology in a text; `file` is how messages call it.
+    """The topology in a text without a file: it extends nothing. `file` is how messages call it.
 
     :raise TopologyError: with every mistake.
     """
-    reader = _Reader(file)
-    plain = _read(text, reader)
-    topology = None
-    try:
-        topology = Topology.model_validate(plain)
-    except ValidationError as invalid:
-        for error in invalid.errors():
-            where = tuple(part for part in error["loc"] if part != "[key]")
-            if _dotted(where) not in {problem.path for problem in reader.problems}:
-                at_key = error["type"] == "extra_forbidden"
-                reader.problem(where, _message(error, where), reader.key_marks.get(where) if at_key else None)
-    if topology is not None:
-        for where, message in check(topology):
-            reader.problem(where, message)
+    return _one(_points(text, file, None), file, None)
+
+
+def _one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
+    if point is None and len(found) == 1:
+        return next(iter(found.values()))
+    if point is None:
+        raise single(
+            file, 1, 1, f"expected one topology, got a matrix of {len(found)} points; name one of them, such as {next(iter(found))}"
+        )
+    if point not in found:
+        raise single(
+            file, 1, 1, f"expected a point of the matrix, got {point!r}{did_you_mean(point, [name for name in found if name][:20])}"
+        )
+    return found[point]
+
+
+def _points(text: str, file: str, path: Path | None) -> dict[str, Topology]:
+    reader = Reader(file)
+    plain = _extended(read(text, reader), reader, path)
+    found = _expand(plain, reader)
     if reader.problems:
-        raise TopologyError(tuple(sorted(reader.problems, key=lambda problem: (problem.line, problem.column))))
-    assert topology is not None
-    return topology
+        raise TopologyError(
+            tuple(sorted(reader.problems, key=lambda problem: (problem.file != file, problem.file, problem.line, problem.column)))
+        )
+    return found
 
 
-def _read(text: str, reader: _Reader) -> Any:
+def _extended(plain: dict[str, Any], reader: Reader, path: Path | None, depth: int = 1) -> dict[str, Any]:
+    """The mapping on top of the one of the file that it extends."""
+    base = plain.pop("extends", None)
+    if base is None:
+        return plain
+    if path is None or not isinstance(base, str) or Path(base).is_absolute() or not base.endswith(".yaml"):
+        reader.problem(("extends",), f"expected the path of a .yaml file, relative to this one, got {base!r}")
+        return plain
+    if depth >= _MAX_DEPTH:
+        reader.problem(("extends",), f"expected at most {_MAX_DEPTH} files on top of each other; does one extend itself?")
+        return plain
+    below = Reader(str(path.parent / base))
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is None:
-            raise _single(reader.file, 1, 1, "expected a topology, got an empty file")
-        plain = reader.value(node, ())
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise _single(reader.file, line, column, f"not YAML: {error.problem or error.context}") from error
-    except yaml.YAMLError as error:
-        raise _single(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
-    except RecursionError as error:
-        raise _single(reader.file, 1, 1, "nested too deeply, or an alias holds itself") from error
-    if not isinstance(plain, dict):
-        raise _single(reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}")
-    return plain
+        lower = _extended(read(text_of(path.parent / base), below), below, path.parent / base, depth + 1)
+    except TopologyError as error:
+        reader.problems += error.problems
+        return plain
+    reader.problems += below.problems
+    reader.marks = {**below.marks, **reader.marks}
+    reader.key_marks = {**below.key_marks, **reader.key_marks}
+    return _on_top(lower, plain)
 
 
-def _single(file: str, line: int, column: int, message: str) -> TopologyError:
-    return TopologyError((Problem(file=file, line=line, column=column, path="", message=message),))
+def _on_top(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
+    """Mappings are merged, everything else is replaced, and null takes a key away."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(lower.get(key), dict):
+            merged[key] = _on_top(lower[key], value)
+        else:
+            merged[key] = value
+    return merged
 
 
-def _dotted(where: Where) -> str:
-    return ".".join(str(part) for part in where)
+def _expand(plain: dict[str, Any], reader: Reader) -> dict[str, Topology]:
+    axes = plain.pop("matrix", None)
+    chosen: dict[str, dict[str, Any]] = {"": {}}
+    known: tuple[str, ...] = ()
+    if axes is not None:
+        try:
+            wanted = Matrix.model_validate(axes)
+        except ValidationError as invalid:
+            for error in invalid.errors():
+                where = ("matrix", *messages.place(error, axes))
+                reader.problem(where, messages.message(error, where, {"matrix": axes}), reader.key_marks.get(where))
+            return {}
+        known = tuple(wanted.axes)
+        wrong = list(matrix.mistakes(wanted))
+        for where, said in wrong:
+            reader.problem(("matrix", *where), said)
+        if wrong:
+            return {}
+        chosen = matrix.points(wanted)
+        if not chosen:
+            reader.problem(("matrix",), "expected a point at least, all are excluded")
+    missing = [(where, axis) for where, axis in matrix.placeholders(plain) if axis not in known]
+    for where, axis in missing:
+        reader.problem(where, f"expected an axis of the matrix, got ${{{axis}}}{did_you_mean(axis, known)}")
+    return {} if missing else _validated(plain, chosen, reader)
 
 
-def _keys(where: Where) -> list[str]:
-    """Keys that are known in the mapping that `where` stands in."""
-    models: dict[int, type[BaseModel]] = {1: Topology, 3: Guest, 5: Loop if "loops" in where else Disk, 6: Limits}
-    model = models.get(len(where))
-    return [field.alias or name for name, field in model.model_fields.items()] if model else []
-
-
-def _message(error: ErrorDetails, where: Where) -> str:
-    got = error.get("input")
-    match error["type"]:
-        case "extra_forbidden":
-            keys = _keys(where)
-            near = difflib.get_close_matches(str(where[-1]), keys, n=1)
-            return "unknown key" + (f"; did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(keys)}" if keys else "")
-        case "missing":
-            return "expected this key, it is missing"
-        case "value_error":
-            return str(error["msg"]).removeprefix("Value error, ")
-        case "string_pattern_mismatch" if "[key]" in error["loc"]:
-            return f"expected a name of lower-case letters, digits and dashes, at most 16, got {got!r}"
-        case "string_pattern_mismatch":
-            return f"expected NAME/FILE such as data/disk.img, got {got!r}"
-        case "literal_error":
-            return f"expected {error['ctx']['expected']}, got {got!r}"
-        case "model_type" | "dict_type" | "model_attributes_type":
-            return f"expected a mapping, got {got!r}"
-        case "bool_type":
-            return f"expected true or false, got {got!r}"
-    return f"{error['msg'][:1].lower()}{error['msg'][1:].replace('Input should', 'should')}, got {got!r}"
+def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader) -> dict[str, Topology]:
+    """A topology for each point; a mistake that several points have is said once."""
+    found: dict[str, Topology] = {}
+    at: dict[tuple[Where, str, bool], list[str]] = {}
+    for name, point in chosen.items():
+        here = matrix.filled(plain, point) if point else plain
+        try:
+            topology = Topology.model_validate(here)
+        except ValidationError as invalid:
+            for error in invalid.errors():
+                where = messages.place(error, here)
+                at.setdefault((where, messages.message(error, where, here), error["type"] == "extra_forbidden"), []).append(name)
+            continue
+        found[name] = topology
+        for where, said in check(topology):
+            at.setdefault((where, said, False), []).append(name)
+    spoken = {problem.path for problem in reader.problems}
+    for (where, said, at_key), names in at.items():
+        if dotted(where) in spoken:
+            continue
+        if len(names) < len(chosen):
+            said += f" (at {names[0]}{f' and {len(names) - 1} more points' if len(names) > 1 else ''})"
+        reader.problem(where, said, reader.key_marks.get(where) if at_key else None)
+    return found

@@ -2,90 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import Field
 
-from testbed.hardware.profiles import Throttle
-from testbed.units import GIB, parse_size
+from testbed.topology.base import Model, Name, Several, Size, Word
+from testbed.topology.cgroups import Cgroup, CgroupPath
+from testbed.topology.disks import AnyDisk, Limits
+from testbed.topology.stacks import Device, Dm, File, Filesystem, Loop, Md, Swap
+from testbed.units import GIB
 
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True)
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 
-_SIZE_SCHEMA: dict[str, Any] = {
-    "oneOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": r"^\d+\s*[KMGT]?(i?B)?$"}],
-    "description": "bytes, or a number with K, M, G or T (powers of 1024)",
-}
-Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0), WithJsonSchema(_SIZE_SCHEMA)]
-Rate = Annotated[int, BeforeValidator(parse_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)]
-# A disk's serial is this name with "tb-" before it, and serials hold 20 characters.
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
+class Guest(Model):
+    """One virtual machine.
 
-
-class Limits(_Model):
-    """Limits of a throttle group, in QEMU's words; absent or 0 is unlimited."""
-
-    iops_total: Rate = 0
-    iops_read: Rate = 0
-    iops_write: Rate = 0
-    bps_total: Rate = 0
-    bps_read: Rate = 0
-    bps_write: Rate = 0
-    iops_size: Rate = 0
-
-    def throttle(self) -> Throttle:
-        return Throttle(**self.model_dump())
-
-
-class Disk(_Model):
-    """An emulated disk, empty, hot-plugged when the guest is up."""
-
-    type: Literal["virtio-blk", "nvme"]
-    size: Size
-    profile: str | None = None
-    throttle: Limits | None = None
-
-
-class Loop(_Model):
-    """A loop device on a file.
-
-    `backing` is `NAME/FILE`: NAME is a disk or another loop, on which `filesystem` is made to hold FILE; with `filesystem: tmpfs` NAME is
-    a new tmpfs. `size` is the file's, and so the loop's.
+    `append`: words added to the kernel's command line. `environment`: variables of every command in the guest. `qemu-args`: words added to
+    QEMU's command line, which nobody checks.
     """
 
-    backing: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}/[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-    filesystem: Literal["ext4", "xfs", "btrfs", "tmpfs"] = "ext4"
-    size: Size
-    direct_io: bool = False
-
-    @property
-    def holder(self) -> str:
-        """Name of the disk, loop or tmpfs that holds the backing file."""
-        return self.backing.partition("/")[0]
-
-    @property
-    def file(self) -> str:
-        return self.backing.partition("/")[2]
-
-
-class Guest(_Model):
-    """One virtual machine."""
-
     kernel: str | None = None
+    image: Name = "bookworm"
     cpus: Annotated[int, Field(ge=1, le=16)] = 2
     memory: Size = GIB
-    disks: dict[Name, Disk] = {}
+    accelerator: Literal["kvm", "tcg"] | None = None
+    cpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,+=-]{1,200}$")] | None = None
+    append: Several[Word] = ()
+    environment: dict[EnvironmentName, Word] = {}
+    qemu_args: Several[Word] = ()
+    disks: dict[Name, AnyDisk] = {}
+    throttle_groups: dict[Name, Limits] = {}
+    filesystems: dict[Device, Filesystem] = {}
+    files: dict[Name, File] = {}
     loops: dict[Name, Loop] = {}
+    swaps: dict[Name, Swap] = {}
+    dm: dict[Name, Dm] = {}
+    md: dict[Name, Md] = {}
+    cgroups: dict[CgroupPath, Cgroup] = {}
 
 
-class Topology(_Model):
-    """A whole file."""
+class Topology(Model):
+    """A whole file, or one point of its matrix."""
 
     version: Literal[1]
     guests: Annotated[dict[Name, Guest], Field(min_length=1)]
+
+
+Scalar = str | int | float | bool | None
+AxisName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+
+
+class Matrix(Model):
+    """Several topologies in one file: `${AXIS}` stands for one of the axis' values in each point.
+
+    `exclude` drops the points that have all of an entry's values; `include` adds points, whose axes are all named.
+    """
+
+    axes: Annotated[dict[AxisName, Annotated[Several[Scalar], Field(min_length=1)]], Field(min_length=1)]
+    exclude: Several[dict[AxisName, Scalar]] = ()
+    include: Several[dict[AxisName, Scalar]] = ()
+
+
+class Document(Topology):
+    """A file as it is written: a topology, perhaps on top of another file, perhaps with a matrix."""
+
+    extends: str | None = None
+    matrix: Matrix | None = None
+    guests: dict[Name, Guest] = {}  # they may all be in the file that this one extends

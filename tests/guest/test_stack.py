@@ -26,10 +26,10 @@ async def mounted(guest: Guest) -> set[str]:
 @pytest.mark.slow
 async def test_the_default_stack_is_made_and_unmade(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
-        async with mounts.loops(guest) as loops:
-            assert await attached(guest) == {loop.path: loop.backing_file for loop in loops.values()}
+        async with mounts.standing(guest) as made:
+            assert await attached(guest) == {loop.path: loop.backing_file for loop in made.loops.values()}
             assert await mounted(guest) == {"/mnt/data", "/mnt/fast", "/mnt/ram"}
-            for name, loop in loops.items():
+            for name, loop in made.loops.items():
                 size = await guest.run("blockdev", "--getsize64", loop.path)
                 assert int(size.stdout) == model.loops[name].size
         assert await attached(guest) == {} and await mounted(guest) == set()
@@ -46,9 +46,9 @@ async def test_loops_on_loops(lab: Lab, kernel: KernelFiles, evidence: Path) -> 
             },
         }
     )
-    async with lab.guest("g0", nested, kernel, evidence) as guest, mounts.loops(guest) as loops:
+    async with lab.guest("g0", nested, kernel, evidence) as guest, mounts.standing(guest) as made:
         assert await attached(guest) == {"/dev/loop0": "/mnt/data/outer.img", "/dev/loop1": "/mnt/l0/inner.img"}
-        assert loops["l1"].disks == ("data",)
+        assert made.loops["l1"].disks == ("data",)
         assert (await guest.run("cat", "/sys/block/loop1/loop/dio")).stdout == "1\n"
 
 
@@ -57,7 +57,7 @@ async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, model: GuestM
         # Something else holds the second loop's device.
         await guest.script("truncate -s 1M /tmp/other && losetup /dev/loop1 /tmp/other")
         with pytest.raises(CommandFailed, match=r"failed: /dev/loop1 on /mnt/fast/disk\.img"):
-            async with mounts.loops(guest):
+            async with mounts.standing(guest):
                 pass
         assert await attached(guest) == {"/dev/loop1": "/tmp/other"} and await mounted(guest) == set()
 
@@ -65,7 +65,7 @@ async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, model: GuestM
 async def test_the_stack_is_undone_when_the_work_on_it_fails(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         with pytest.raises(CommandFailed):
-            async with mounts.loops(guest, {"l2": model.loops["l2"]}):
+            async with mounts.standing(guest, model.model_copy(update={"loops": {"l2": model.loops["l2"]}})):
                 await guest.run("false")
         assert await attached(guest) == {} and await mounted(guest) == set()
 

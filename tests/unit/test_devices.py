@@ -5,10 +5,10 @@ from testbed.topology import Guest
 
 DISKS = Guest.model_validate({"disks": {"data": {"type": "virtio-blk", "size": "1G"}, "fast": {"type": "nvme", "size": "1G"}}}).disks
 # What a Debian 6.1 guest printed.
-ROOT = "virtio-blk,vda,254:0,1572864,0,74622d726f6f74"
-MODULES = "virtio-blk,vdb,254:16,245760,1,74622d6d6f64756c6573"
-DATA = "virtio-blk,vdc,254:32,2097152,0,74622d64617461"
-FAST = "nvme,nvme0n1,259:0,2097152,0,74622d6661737420202020202020202020202020"
+ROOT = "virtio-blk,vda,254:0,1572864,0,74622d726f6f74,"
+MODULES = "virtio-blk,vdb,254:16,245760,1,74622d6d6f64756c6573,"
+DATA = "virtio-blk,vdc,254:32,2097152,0,74622d64617461,"
+FAST = "nvme,nvme0n1,259:0,2097152,0,74622d6661737420202020202020202020202020,1"
 LISTING = f"{ROOT} {MODULES} {DATA} {FAST}"
 
 
@@ -30,7 +30,7 @@ def test_every_difference_is_said() -> None:
     )
     assert "disks.data: expected it writable" in said(LISTING.replace("2097152,0,74622d64617461", "2097152,1,74622d64617461"))
     assert "disks.data.type: expected virtio-blk, got nvme" in said(LISTING.replace("virtio-blk,vdc", "nvme,vdc"))
-    assert "/dev/vdd: expected no such disk, got one with serial 'other'" in said(f"{LISTING} virtio-blk,vdd,254:48,8,0,6f74686572")
+    assert "/dev/vdd: expected no such disk, got one with serial 'other'" in said(f"{LISTING} virtio-blk,vdd,254:48,8,0,6f74686572,")
     assert "serial tb-data: expected once, got 2 disks with it" in said(f"{LISTING} {DATA.replace('vdc', 'vdd')}")
 
 

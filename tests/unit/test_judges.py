@@ -130,10 +130,10 @@ def test_a_removed_cgroup_is_watched_until_it_is_gone() -> None:
 
 
 def test_a_stack_of_loops_gives_each_level_room_for_the_next() -> None:
-    made = loops_at(Point(disk="nvme", filesystem="ext4", depth=3, size_bytes=64 * MIB), "fast")
-    assert [(name, loop.backing, loop.size // MIB) for name, loop in made.items()] == [
+    made = loops_at(Point(disk="nvme", filesystem="ext4", depth=3, size_bytes=64 * MIB), "fast").loops
+    assert [(name, loop.backing, (loop.size or 0) // MIB) for name, loop in made.items()] == [
         ("loop0", "fast/file", 256),
         ("loop1", "loop0/file", 128),
         ("loop2", "loop1/file", 64),
     ]
-    assert loops_at(Point(), "")["loop0"].filesystem == "tmpfs"
+    assert loops_at(Point(), "").loops["loop0"].filesystem == "tmpfs"

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from testbed import monitor
+from testbed.drives import QmpCommand
 from testbed.errors import HostError, WireBroken
 from testbed.monitor import Monitor
-from testbed.plan import QmpCommand
 from tests.fakes.qmp_server import FakeQmp, fake_qmp
 
 

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed import plan
+from testbed import drives, plan
 from testbed.host import Host, cpu_model
-from testbed.topology import Guest
+from testbed.topology import Disk, Guest
 from testbed.topology.load import parse
 from tests.unit.values import host
 
@@ -88,8 +88,12 @@ def test_disks_do_not_change_the_template() -> None:
     assert plan.machine(host(), model(), **known).key == plan.machine(host(), model().model_copy(update={"disks": {}}), **known).key
 
 
+def plugged(name: str, disk: Disk, port: int) -> tuple[drives.QmpCommand, ...]:
+    return drives.plug(name, disk, port, drives.storage(name, disk, Path("/s")))
+
+
 def test_an_unlimited_disk_is_two_commands() -> None:
-    commands = plan.hotplug("data", model().disks["data"], 3, Path("/s/data.raw"))
+    commands = plugged("data", model().disks["data"], 3)
     assert [command.execute for command in commands] == ["blockdev-add", "device_add"]
     assert commands[1].arguments == {
         "driver": "virtio-blk-pci",
@@ -103,11 +107,11 @@ def test_an_unlimited_disk_is_two_commands() -> None:
 def test_a_throttled_disk_stands_on_a_filter_in_its_own_group() -> None:
     text = "version: 1\nguests: {g: {disks: {d: {type: nvme, size: 1G, throttle: {iops-total: 100}}}}}\n"
     disk = parse(text, "a.yaml").guests["g"].disks["d"]
-    commands = plan.hotplug("d", disk, 0, Path("/s/d.raw"))
+    commands = plugged("d", disk, 0)
     assert [command.execute for command in commands] == ["blockdev-add", "object-add", "blockdev-add", "device_add"]
     assert commands[1].arguments["limits"]["iops-total"] == 100
     assert commands[2].arguments["file"] == "file-d" and commands[3].arguments["drive"] == "limited-d"
-    assert [command.execute for command in plan.unplugged("d", disk)] == ["blockdev-del", "blockdev-del", "object-del"]
+    assert [command.execute for command in drives.unplugged("d", disk)] == ["blockdev-del", "blockdev-del", "object-del"]
 
 
 def test_every_disk_has_a_port() -> None:

@@ -1,4 +1,5 @@
 from testbed import stack
+from testbed.topology import Guest
 from testbed.topology.load import parse
 
 TEXT = """\
@@ -11,14 +12,18 @@ guests:
       l1: {backing: l0/inner.img, size: 256M, direct-io: true}
       l2: {backing: ram/disk.img, size: 8M, filesystem: tmpfs}
 """
-LOOPS = parse(TEXT, "a.yaml").guests["g"].loops
+GUEST = parse(TEXT, "a.yaml").guests["g"]
 
 
-NESTED = {name: LOOPS[name] for name in ("l0", "l1")}
+def with_loops(*names: str) -> Guest:
+    return GUEST.model_copy(update={"loops": {name: GUEST.loops[name] for name in names}})
+
+
+NESTED = with_loops("l0", "l1")
 
 
 def test_a_loop_comes_after_what_it_stands_on() -> None:
-    made = stack.plan_stack(dict(reversed(NESTED.items())), {"data": "/dev/nvme0n1"})
+    made = stack.plan_stack(with_loops("l1", "l0"), {"data": "/dev/nvme0n1"})
     assert [step.what for step in made.steps][2::3] == ["/dev/loop1 on /mnt/data/disk.img", "/dev/loop0 on /mnt/l0/inner.img"]
     made = stack.plan_stack(NESTED, {"data": "/dev/nvme0n1"})
     assert [step.what for step in made.steps] == [
@@ -30,11 +35,11 @@ def test_a_loop_comes_after_what_it_stands_on() -> None:
         "/dev/loop1 on /mnt/l0/inner.img",
     ]
     assert made.loops["l1"].disks == ("data",)
-    assert ("losetup", "--direct-io=on", "/dev/loop1", "/mnt/l0/inner.img") in made.steps[-1].do
+    assert made.steps[-1].do == ("losetup --direct-io=on /dev/loop1 /mnt/l0/inner.img",)
 
 
 def test_tmpfs_needs_no_disk_and_its_file_is_sparse() -> None:
-    alone = stack.plan_stack({"l2": LOOPS["l2"]}, {"data": "/dev/vdc"})
+    alone = stack.plan_stack(with_loops("l2"), {"data": "/dev/vdc"})
     assert alone.loops["l2"].disks == ()
     assert [step.what for step in alone.steps] == [
         "tmpfs on memory at /mnt/ram",
@@ -45,16 +50,16 @@ def test_tmpfs_needs_no_disk_and_its_file_is_sparse() -> None:
 
 def test_undoing_is_the_reverse_of_what_was_done_and_no_more() -> None:
     made = stack.plan_stack(NESTED, {"data": "/dev/vdc"})
-    assert stack.undo_script(made, 6).splitlines()[1:-1] == [
+    assert stack.undo_script(made.steps).splitlines()[1:-1] == [
         "losetup -d /dev/loop1 || failed=1",
         "umount /mnt/l0 || failed=1",
         "losetup -d /dev/loop0 || failed=1",
         "umount /mnt/data || failed=1",
     ]
-    assert stack.undo_script(made, 2).splitlines()[1:-1] == ["umount /mnt/data || failed=1"]
-    assert stack.undo_script(made, 0).splitlines() == ["failed=0", "exit $failed"]
+    assert stack.undo_script(made.steps[:2]).splitlines()[1:-1] == ["umount /mnt/data || failed=1"]
+    assert stack.undo_script(()).splitlines() == ["failed=0", "exit $failed"]
 
 
 def test_the_steps_done_are_read_from_the_scripts_output() -> None:
-    assert stack.steps_done("done 0\nsomething\ndone 1\n") == 2
+    assert stack.steps_done("done 0\nsomething\ndone 1\nread back\ndone 7\n") == 2
     assert stack.steps_done("") == 0

@@ -1,0 +1,200 @@
+"""A topology's disks to QEMU's block nodes and devices: files to make first, then ordered QMP commands. Pure.
+
+The same commands, as options of the command line, make a cold-plugged disk.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed.hardware.disks import serial
+from testbed.hardware.profiles import PROFILES, Throttle
+from testbed.topology.disks import Disk, Limits, Namespace, Nvme, VirtioBlk, VirtioScsi, Zoned
+
+_UUIDS = uuid.UUID("6c6f6f70-0000-4000-8000-636772747374")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QmpCommand:
+    """One command for QEMU's monitor."""
+
+    execute: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """A file that a disk or a namespace is kept in, made before QEMU opens it: sparse, or by qemu-img where it is qcow2.
+
+    `image`: the file of which it is an overlay, and that file's format.
+    """
+
+    file: Path
+    format: str
+    size_bytes: int
+    image: tuple[Path, str] | None = None
+
+
+def throttle_of(disk: Disk) -> Throttle:
+    """The limits of a disk: its profile's, its own, or none."""
+    if disk.profile is not None:
+        return PROFILES[disk.profile]
+    return disk.throttle.throttle() if disk.throttle is not None else Throttle()
+
+
+def serial_of(name: str, disk: Disk) -> str:
+    """The serial by which the guest finds a disk."""
+    return disk.serial or serial(name)
+
+
+def namespaces(disk: Disk) -> Mapping[str, Namespace]:
+    """A disk's further namespaces."""
+    return disk.namespaces if isinstance(disk, Nvme) else {}
+
+
+def storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
+    """What to make before a disk is plugged, in the guest's own `folder`."""
+    if disk.format == "null-co":
+        return ()
+    image = None
+    if disk.image is not None:
+        image = (Path(disk.image), "qcow2" if disk.image.endswith(".qcow2") else "raw")
+    kind = "qcow2" if image is not None else disk.format
+    own = Storage(file=folder / f"{name}.{kind}", format=kind, size_bytes=disk.size, image=image)
+    more = (Storage(file=folder / f"{other}.raw", format="raw", size_bytes=one.size) for other, one in namespaces(disk).items())
+    return (own, *more)
+
+
+def groups(limits: Mapping[str, Limits]) -> tuple[QmpCommand, ...]:
+    """The commands for the throttle groups that several disks share; before the first of the disks."""
+    return tuple(_group(f"group-{name}", of.throttle()) for name, of in limits.items())
+
+
+def _group(name: str, throttle: Throttle) -> QmpCommand:
+    return QmpCommand(execute="object-add", arguments={"qom-type": "throttle-group", "id": name, "limits": throttle.limits()})
+
+
+def plug(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[QmpCommand, ...]:
+    """The commands that put a disk into a guest, into the root port of that number."""
+    commands = list(_nodes(name, disk, made))
+    bus, identity = f"port{port}", serial_of(name, disk)
+    device: dict[str, Any] = {"id": f"disk-{name}", "drive": top_node(name, disk), **_geometry(disk)}
+    match disk:
+        case VirtioBlk():
+            if disk.io_thread:
+                commands.append(QmpCommand(execute="object-add", arguments={"qom-type": "iothread", "id": f"io-{name}"}))
+                device["iothread"] = f"io-{name}"
+            device |= {"driver": "virtio-blk-pci", "bus": bus, "serial": identity, **({} if disk.discard else {"discard": False})}
+            device |= _given({"num-queues": disk.queues, "queue-size": disk.queue_size})
+            commands.append(QmpCommand(execute="device_add", arguments=device))
+        case Nvme(namespaces=more, zoned=zoned) if more or zoned:
+            controller = {"driver": "nvme", "id": f"controller-{name}", "bus": bus, "serial": identity}
+            controller |= _given({"max_ioqpairs": disk.queues})
+            commands.append(QmpCommand(execute="device_add", arguments=controller))
+            commands += _namespaces(name, disk, device, zoned)
+        case Nvme():
+            device |= {"driver": "nvme", "bus": bus, "serial": identity, **_given({"max_ioqpairs": disk.queues})}
+            commands.append(QmpCommand(execute="device_add", arguments=device))
+        case VirtioScsi():
+            controller = {"driver": "virtio-scsi-pci", "id": f"controller-{name}", "bus": bus, **_given({"num_queues": disk.queues})}
+            commands.append(QmpCommand(execute="device_add", arguments=controller))
+            device |= {"driver": "scsi-hd", "bus": f"controller-{name}.0", "serial": identity}
+            commands.append(QmpCommand(execute="device_add", arguments=device))
+    return tuple(commands)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _geometry(disk: Disk) -> dict[str, Any]:
+    """Properties that every kind has, where they differ from QEMU's own choice."""
+    found: dict[str, Any] = {}
+    if disk.logical_block_size != 512 or disk.physical_block_size is not None:
+        found["logical_block_size"] = disk.logical_block_size
+        found["physical_block_size"] = max(disk.physical_block_size or 0, disk.logical_block_size)
+    if not disk.write_cache:
+        found["write-cache"] = "off"
+    return found
+
+
+def _namespaces(name: str, disk: Nvme, first: dict[str, Any], zoned: Zoned | None) -> Iterator[QmpCommand]:
+    bus = {"driver": "nvme-ns", "bus": f"controller-{name}"}
+    yield QmpCommand(execute="device_add", arguments={**first, **bus, "nsid": 1, "uuid": str(uuid.uuid5(_UUIDS, name)), **_zones(zoned)})
+    for number, (other, one) in enumerate(disk.namespaces.items(), start=2):
+        own: dict[str, Any] = {"id": f"disk-{other}", "drive": f"file-{other}", "nsid": number, "uuid": str(uuid.uuid5(_UUIDS, other))}
+        if one.logical_block_size != 512:
+            own |= {"logical_block_size": one.logical_block_size, "physical_block_size": one.logical_block_size}
+        yield QmpCommand(execute="device_add", arguments={**own, **bus, **_zones(one.zoned)})
+
+
+def _zones(zoned: Zoned | None) -> dict[str, Any]:
+    if zoned is None:
+        return {}
+    return {"zoned": True, "zoned.zone_size": zoned.zone_size, "zoned.max_open": zoned.max_open, "zoned.max_active": zoned.max_active}
+
+
+def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpCommand]:
+    """The block nodes below a disk: its file in its format, and a throttle on top."""
+    options: dict[str, Any] = {"node-name": f"file-{name}"}
+    if disk.read_only:
+        options["read-only"] = True
+    if disk.format == "null-co":
+        yield QmpCommand(execute="blockdev-add", arguments={"driver": "null-co", **options, "size": disk.size, "read-zeroes": True})
+    else:
+        own, *more = made
+        yield _file_node(own, {**options, "discard": "unmap" if disk.discard else "ignore"})
+        for (other, _), store in zip(namespaces(disk).items(), more, strict=True):
+            yield _file_node(store, {"node-name": f"file-{other}", "discard": "unmap"})
+    throttle = throttle_of(disk)
+    if top_node(name, disk) != f"file-{name}":
+        group = f"group-{disk.throttle_group}" if disk.throttle_group is not None else f"throttle-{name}"
+        if disk.throttle_group is None:
+            yield _group(group, throttle)
+        filter_node = {"driver": "throttle", "node-name": f"limited-{name}", "throttle-group": group, "file": f"file-{name}"}
+        yield QmpCommand(execute="blockdev-add", arguments=filter_node | ({"read-only": True} if disk.read_only else {}))
+
+
+def _file_node(store: Storage, options: dict[str, Any]) -> QmpCommand:
+    file = {"driver": "file", "filename": str(store.file)}
+    return QmpCommand(execute="blockdev-add", arguments={"driver": store.format, **options, "file": file})
+
+
+def top_node(name: str, disk: Disk) -> str:
+    """The block node that the device is on."""
+    limited = disk.throttle_group is not None or not throttle_of(disk).unlimited
+    return f"limited-{name}" if limited else f"file-{name}"
+
+
+def pci_device(name: str, disk: Disk) -> str:
+    """The id of what sits in the root port: the disk itself, or its controller."""
+    has_controller = isinstance(disk, VirtioScsi) or (isinstance(disk, Nvme) and bool(disk.namespaces or disk.zoned))
+    return f"controller-{name}" if has_controller else f"disk-{name}"
+
+
+def unplugged(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
+    """The commands that remove what `plug` made, once the guest has let the device go."""
+    commands = []
+    if isinstance(disk, VirtioBlk) and disk.io_thread:
+        commands.append(QmpCommand(execute="object-del", arguments={"id": f"io-{name}"}))
+    limited = top_node(name, disk) != f"file-{name}"
+    if limited:
+        commands.append(QmpCommand(execute="blockdev-del", arguments={"node-name": f"limited-{name}"}))
+    for other in (name, *namespaces(disk)):
+        commands.append(QmpCommand(execute="blockdev-del", arguments={"node-name": f"file-{other}"}))
+    if limited and disk.throttle_group is None:
+        commands.append(QmpCommand(execute="object-del", arguments={"id": f"throttle-{name}"}))
+    return tuple(commands)
+
+
+_OPTIONS = {"blockdev-add": "-blockdev", "object-add": "-object", "device_add": "-device"}
+
+
+def as_options(commands: tuple[QmpCommand, ...]) -> tuple[tuple[str, str], ...]:
+    """Commands as options of QEMU's command line, which take the same words as JSON."""
+    return tuple((_OPTIONS[command.execute], json.dumps(command.arguments)) for command in commands)

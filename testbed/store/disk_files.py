@@ -1,0 +1,47 @@
+"""The files that emulated disks are kept in: made before QEMU opens them, in the folder of the guest that they belong to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from testbed import process
+from testbed.drives import Storage
+from testbed.errors import HostError
+from testbed.units import format_size
+
+_LIMIT_S = 60
+
+
+async def make(wanted: Storage) -> None:
+    """Make an empty sparse file, an empty qcow2, or an overlay of an image, which stays as it is.
+
+    :raise HostError: qemu-img is not there or fails; the image is missing, or larger than the disk.
+    """
+    if wanted.format == "raw":
+        with wanted.file.open("wb") as created:
+            created.truncate(wanted.size_bytes)
+        return
+    program = shutil.which("qemu-img")
+    if program is None:
+        raise HostError(f"{wanted.file.name}: qcow2 files are made by qemu-img, which is not installed; install qemu-utils")
+    words: list[str | Path] = [program, "create", "-q", "-f", "qcow2"]
+    if wanted.image is not None:
+        path, kind = wanted.image
+        await _check_image(program, path, kind, wanted.size_bytes)
+        words += ["-b", path.resolve(), "-F", kind]
+    await process.run([*words, wanted.file, str(wanted.size_bytes)], timeout_s=_LIMIT_S)
+
+
+async def _check_image(program: str, path: Path, kind: str, size_bytes: int) -> None:
+    if not path.is_file():
+        raise HostError(f"image {path}: expected a file, there is none")
+    # The format is named: guessing it would let a raw image's content name other files of this machine.
+    said = await process.run([program, "info", "--output=json", "-f", kind, path], timeout_s=_LIMIT_S)
+    info = json.loads(said.stdout)
+    if info.get("backing-filename"):
+        raise HostError(f"image {path}: expected an image that stands alone, got one on {info['backing-filename']}")
+    if info["virtual-size"] > size_bytes:
+        held = format_size(info["virtual-size"])
+        raise HostError(f"image {path}: it holds {held}, which is more than the disk's size of {format_size(size_bytes)}")

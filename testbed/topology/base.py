@@ -1,0 +1,41 @@
+"""What all parts of a topology file share: strict, frozen models whose keys are written with dashes, and sizes with units."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from testbed.units import parse_size
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Model(BaseModel):
+    """A mapping of the file: unknown keys are refused, and nothing is converted but what a type says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True)
+
+
+SIZE_PATTERN = r"^\d+\s*[KMGT]?(i?B)?$"
+_SIZE_SCHEMA: dict[str, Any] = {
+    "oneOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": SIZE_PATTERN}],
+    "description": "bytes, or a number with K, M, G or T (powers of 1024)",
+}
+Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0), WithJsonSchema(_SIZE_SCHEMA)]
+Rate = Annotated[int, BeforeValidator(parse_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)]
+# A disk's serial is this name with "tb-" before it, and serials hold 20 characters.
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
+# What stands in an option or a command line: printable, and bounded.
+Word = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,200}$")]
+
+T = TypeVar("T")
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+Several = Annotated[tuple[T, ...], BeforeValidator(_tuple)]

@@ -1,0 +1,78 @@
+"""Control groups as a topology file says them: the kernel's own file names as keys (Documentation/admin-guide/cgroup-v2.rst)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from testbed.topology.base import SIZE_PATTERN, Model, Rate, Several
+from testbed.topology.stacks import Device
+from testbed.units import parse_size
+
+# `tenant`, `tenant/job`: below the root of cgroup v2; `/` is the root itself.
+CgroupPath = Annotated[str, Field(pattern=r"^(/|[a-z][a-z0-9._-]{0,31}(/[a-z][a-z0-9._-]{0,31}){0,7})$")]
+Controller = Literal["cpu", "io", "memory", "pids"]
+Weight = Annotated[int, Field(ge=1, le=10000)]
+
+
+def _limit(value: Any) -> int | str:
+    return "max" if value == "max" else parse_size(value)
+
+
+_LIMIT_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"const": "max"}, {"type": "integer", "minimum": 0}, {"type": "string", "pattern": SIZE_PATTERN}]
+}
+Limit = Annotated[Literal["max"] | int, BeforeValidator(_limit), WithJsonSchema(_LIMIT_SCHEMA)]
+
+
+class IoMax(Model):
+    """io.max of one device: bytes and requests a second."""
+
+    rbps: Limit = "max"
+    wbps: Limit = "max"
+    riops: Limit = "max"
+    wiops: Limit = "max"
+
+
+class CostModel(Model):
+    """io.cost.model of one device, linear: bytes and requests a second that the device is said to do."""
+
+    rbps: Rate
+    rseqiops: Rate
+    rrandiops: Rate
+    wbps: Rate
+    wseqiops: Rate
+    wrandiops: Rate
+
+
+class CostQos(Model):
+    """io.cost.qos of one device: percentiles, latencies in microseconds, and the range of its rate in percent."""
+
+    rpct: Annotated[float | int, Field(ge=0, le=100)] = 0
+    rlat: Annotated[int, Field(ge=0)] = 0
+    wpct: Annotated[float | int, Field(ge=0, le=100)] = 0
+    wlat: Annotated[int, Field(ge=0)] = 0
+    min: Annotated[float | int, Field(ge=1, le=10000)] = 100
+    max: Annotated[float | int, Field(ge=1, le=10000)] = 100
+
+
+class Cgroup(Model):
+    """One control group. `controllers` are enabled for its children, beside those that the children's own keys need."""
+
+    model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "."))
+
+    controllers: Several[Controller] = ()
+    memory_min: Limit | None = None
+    memory_low: Limit | None = None
+    memory_high: Limit | None = None
+    memory_max: Limit | None = None
+    memory_swap_max: Limit | None = None
+    cpu_max: Annotated[str, Field(pattern=r"^(max|\d{1,9})( \d{1,7})?$")] | None = None
+    cpu_weight: Weight | None = None
+    io_max: dict[Device, IoMax] = {}
+    io_weight: Weight | dict[Device, Weight] | None = None
+    io_latency: dict[Device, Annotated[int, Field(ge=1)]] = {}
+    io_cost_model: dict[Device, CostModel] = {}
+    io_cost_qos: dict[Device, CostQos] = {}
+    pids_max: Limit | None = None

@@ -1,0 +1,115 @@
+"""Disks as a topology file says them: one class a kind, with the kind's own keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from testbed.hardware.profiles import Throttle
+from testbed.topology.base import Model, Name, Rate, Several, Size
+
+BlockSize = Literal[512, 1024, 2048, 4096]
+Queues = Annotated[int, Field(ge=1, le=64)]
+
+
+class Limits(Model):
+    """Limits of a throttle group, in QEMU's words; absent or 0 is unlimited."""
+
+    iops_total: Rate = 0
+    iops_read: Rate = 0
+    iops_write: Rate = 0
+    bps_total: Rate = 0
+    bps_read: Rate = 0
+    bps_write: Rate = 0
+    iops_size: Rate = 0
+
+    def throttle(self) -> Throttle:
+        return Throttle(**self.model_dump())
+
+
+class Partition(Model):
+    """One partition of a GPT label; without a size it takes what is left."""
+
+    size: Size | None = None
+
+
+class Disk(Model):
+    """An emulated disk. Empty and sparse (`raw`, `qcow2`), without storage (`null-co`), or an overlay of an existing `image`.
+
+    `hot` disks are plugged when the guest is up, `cold` ones are there when it boots, for which it cannot be a warm clone.
+    """
+
+    type: Literal["virtio-blk", "nvme", "virtio-scsi"]
+    size: Size
+    format: Literal["raw", "qcow2", "null-co"] = "raw"
+    image: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    plug: Literal["hot", "cold"] = "hot"
+    serial: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,20}$")] | None = None
+    read_only: bool = False
+    write_cache: bool = True
+    discard: bool = True
+    logical_block_size: BlockSize = 512
+    physical_block_size: BlockSize | None = None
+    profile: str | None = None
+    throttle: Limits | None = None
+    throttle_group: Name | None = None
+    partitions: Several[Partition] = ()
+
+    @property
+    def cold(self) -> bool:
+        return self.plug == "cold"
+
+
+class VirtioBlk(Disk):
+    """virtio-blk-pci."""
+
+    type: Literal["virtio-blk"]
+    queues: Queues | None = None
+    queue_size: Literal[16, 32, 64, 128, 256, 512, 1024] | None = None
+    io_thread: bool = False
+
+
+class Zoned(Model):
+    """Zones of an NVMe namespace (ZNS); 0 is no limit."""
+
+    zone_size: Size
+    max_open: Annotated[int, Field(ge=0)] = 0
+    max_active: Annotated[int, Field(ge=0)] = 0
+
+
+class Namespace(Model):
+    """A further namespace of an NVMe controller."""
+
+    size: Size
+    logical_block_size: BlockSize = 512
+    zoned: Zoned | None = None
+
+
+class Nvme(Disk):
+    """An NVMe controller. What stands beside `namespaces` is its first one; namespaces and zones cannot be hot-plugged."""
+
+    type: Literal["nvme"]
+    queues: Queues | None = None
+    zoned: Zoned | None = None
+    namespaces: dict[Name, Namespace] = {}
+
+    @property
+    def cold(self) -> bool:
+        return self.plug == "cold" or bool(self.namespaces) or self.zoned is not None
+
+
+class VirtioScsi(Disk):
+    """A disk alone on a virtio-scsi-pci controller."""
+
+    type: Literal["virtio-scsi"]
+    queues: Queues | None = None
+
+
+AnyDisk = Annotated[VirtioBlk | Nvme | VirtioScsi, Field(discriminator="type")]
+_ANY: TypeAdapter[VirtioBlk | Nvme | VirtioScsi] = TypeAdapter(AnyDisk)
+
+
+def disk_of(**said: object) -> VirtioBlk | Nvme | VirtioScsi:
+    """The disk that a mapping of the file would be: `disk_of(type="nvme", size="1G")`."""
+    return _ANY.validate_python(said)

@@ -1,0 +1,209 @@
+"""What stands on what: every device, filesystem, file and swap of a guest as a node, with what it needs below it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from testbed.topology.disks import Disk, Namespace, Nvme, Partition
+from testbed.topology.model import Guest
+from testbed.topology.stacks import Dm, File, Filesystem, Loop, Md, Swap
+from testbed.units import MIB
+
+Path = tuple[str | int, ...]
+Kind = Literal["device", "filesystem", "file", "swap"]
+# A GPT label and its copy, and what sfdisk leaves free for alignment: a mebibyte at each end.
+LABEL_BYTES = 2 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A node's identity: devices and filesystems have names of their own sets, files are `FILESYSTEM/FILE`."""
+
+    kind: Kind
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name!r}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionOf:
+    """The `number`th partition (from 1) of the device `holder`."""
+
+    holder: str
+    number: int
+    partition: Partition
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespaceOf:
+    """A further namespace of the NVMe disk `disk`; `number` is its NSID."""
+
+    disk: str
+    number: int
+    namespace: Namespace
+
+
+Thing = Disk | NamespaceOf | PartitionOf | Loop | Dm | Md | Filesystem | File | Swap
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """`where`: its place in the guest's part of the topology file. `needs`: what it stands on, and the place that says so."""
+
+    key: Key
+    where: Path
+    thing: Thing
+    needs: tuple[tuple[Key, Path], ...] = ()
+
+
+@dataclass(slots=True)
+class Graph:
+    """`nodes` in the file's order; `clashes`: places of things whose name is taken, and by what."""
+
+    nodes: dict[Key, Node] = field(default_factory=dict)
+    clashes: list[tuple[Path, Node]] = field(default_factory=list)
+
+    def add(self, node: Node) -> None:
+        if node.key in self.nodes:
+            self.clashes.append((node.where, self.nodes[node.key]))
+        else:
+            self.nodes[node.key] = node
+
+    def users(self, key: Key) -> Iterator[Node]:
+        """The nodes that stand directly on this one."""
+        return (node for node in self.nodes.values() if any(needed == key for needed, _ in node.needs))
+
+    def ordered(self) -> tuple[Key, ...]:
+        """Every node after what it needs, else in the file's order; nodes in or above a cycle, or above nothing, are left out."""
+        done: dict[Key, bool] = {}
+
+        def visit(key: Key, above: frozenset[Key]) -> bool:
+            if key in done:
+                return done[key]
+            node = self.nodes.get(key)
+            if node is None or key in above:
+                return False
+            found = [visit(needed, above | {key}) for needed, _ in node.needs]
+            if all(found):
+                done[key] = True
+                return True
+            return False
+
+        for key in self.nodes:
+            visit(key, frozenset())
+        return tuple(key for key, reached in done.items() if reached)
+
+    def in_cycle(self, key: Key) -> bool:
+        """Whether the node stands on itself."""
+        seen: set[Key] = set()
+        waiting = [needed for needed, _ in self.nodes[key].needs]
+        while waiting:
+            at = waiting.pop()
+            if at == key:
+                return True
+            if at not in seen and at in self.nodes:
+                seen.add(at)
+                waiting += [needed for needed, _ in self.nodes[at].needs]
+        return False
+
+
+def device(name: str) -> Key:
+    return Key("device", name)
+
+
+def graph(guest: Guest) -> Graph:
+    """The guest's stack, as far as its names are unique."""
+    made = Graph()
+    for name, disk in guest.disks.items():
+        made.add(Node(key=device(name), where=("disks", name), thing=disk))
+        _partitions(made, name, ("disks", name), disk.partitions)
+        for number, (other, namespace) in enumerate(disk.namespaces.items() if isinstance(disk, Nvme) else (), start=2):
+            thing = NamespaceOf(disk=name, number=number, namespace=namespace)
+            made.add(Node(key=device(other), where=("disks", name, "namespaces", other), thing=thing))
+    for name, filesystem in guest.filesystems.items():
+        _filesystem(made, name, filesystem, ("filesystems", name), ("filesystems", name, "device") if filesystem.device else None)
+    for name, file in guest.files.items():
+        _file(made, file, ("files", name), ("files", name, "path"))
+    for name, loop in guest.loops.items():
+        _loop(made, name, loop)
+    joined: dict[str, Mapping[str, Dm | Md]] = {"dm": guest.dm, "md": guest.md}
+    for section, things in joined.items():
+        for name, joining in things.items():
+            needs = tuple((device(other), (section, name, "on", number)) for number, other in enumerate(joining.on))
+            made.add(Node(key=device(name), where=(section, name), thing=joining, needs=needs))
+    for name, swap in guest.swaps.items():
+        where: Path = ("swaps", name)
+        if "/" in swap.on and swap.size is not None:
+            _file(made, File(path=swap.on, size=swap.size), where, (*where, "on"), implied=True)
+        below = Key("file", swap.on) if "/" in swap.on else device(swap.on)
+        made.add(Node(key=Key("swap", name), where=where, thing=swap, needs=((below, (*where, "on")),)))
+    return made
+
+
+def _filesystem(made: Graph, name: str, filesystem: Filesystem, where: Path, device_at: Path | None) -> None:
+    needs = () if filesystem.type == "tmpfs" else ((device(filesystem.device or name), device_at or where),)
+    made.add(Node(key=Key("filesystem", name), where=where, thing=filesystem, needs=needs))
+
+
+def _file(made: Graph, file: File, where: Path, path_at: Path, *, implied: bool = False) -> None:
+    key = Key("file", file.path)
+    if implied and key in made.nodes:
+        return
+    made.add(Node(key=key, where=where, thing=file, needs=((Key("filesystem", file.path.partition("/")[0]), path_at),)))
+
+
+def _loop(made: Graph, name: str, loop: Loop) -> None:
+    where, backing_at = ("loops", name), ("loops", name, "backing")
+    below = device(loop.holder)
+    if loop.file:
+        # The short form: the filesystem on the device of that name, and the file, unless they are declared.
+        holder = Key("filesystem", loop.holder)
+        if holder not in made.nodes:
+            _filesystem(made, loop.holder, Filesystem(type=loop.filesystem), where, backing_at)
+        below = Key("file", loop.backing)
+        if loop.size is not None:
+            on_tmpfs = isinstance(found := made.nodes[holder].thing, Filesystem) and found.type == "tmpfs"
+            allocate = loop.allocate or ("sparse" if on_tmpfs else "written")
+            _file(made, File(path=loop.backing, size=loop.size, allocate=allocate), where, backing_at, implied=True)
+    made.add(Node(key=device(name), where=where, thing=loop, needs=((below, backing_at),)))
+    _partitions(made, name, where, loop.partitions)
+
+
+def _partitions(made: Graph, holder: str, where: Path, partitions: tuple[Partition, ...]) -> None:
+    for number, partition in enumerate(partitions, start=1):
+        made.add(
+            Node(
+                key=device(f"{holder}-p{number}"),
+                where=(*where, "partitions", number - 1),
+                thing=PartitionOf(holder=holder, number=number, partition=partition),
+                needs=((device(holder), where),),
+            )
+        )
+
+
+def sizes(made: Graph) -> dict[Key, int]:
+    """Bytes of each device and file that stands on something; md arrays may lose up to a chunk of each member."""
+    found: dict[Key, int] = {}
+    for key in made.ordered():
+        node = made.nodes[key]
+        below = [found.get(needed, 0) for needed, _ in node.needs]
+        match node.thing:
+            case Disk(size=size) | File(size=size):
+                found[key] = size
+            case NamespaceOf(namespace=namespace):
+                found[key] = namespace.size
+            case PartitionOf() as part:
+                taken = sum(found.get(device(f"{part.holder}-p{number}"), 0) for number in range(1, part.number))
+                left = max(0, below[0] - LABEL_BYTES - taken)
+                found[key] = part.partition.size if part.partition.size is not None else left
+            case Loop() as loop:
+                offered = max(0, below[0] - loop.offset)
+                found[key] = offered if loop.size_limit is None else min(offered, loop.size_limit)
+            case Dm():
+                found[key] = sum(below)
+            case Md(level=level):
+                found[key] = min(below) * (len(below) if level == "raid0" else 1)
+    return found

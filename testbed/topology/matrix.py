@@ -1,0 +1,85 @@
+"""A matrix to its points: which values each axis has there, and the file with them in place. Pure."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from testbed.topology.model import Matrix, Scalar
+from testbed.topology.reader import Where
+
+MAX_POINTS = 100_000
+_PLACEHOLDER = re.compile(r"\$\$\{|\$\{([a-z][a-z0-9-]*)\}")
+
+
+def points(matrix: Matrix) -> dict[str, dict[str, Scalar]]:
+    """Each point's values by its name, such as `disk=nvme,filesystem=ext4`, in the axes' order, the included ones last."""
+    found: dict[str, dict[str, Scalar]] = {}
+    for values in itertools.product(*matrix.axes.values()):
+        point = dict(zip(matrix.axes, values, strict=True))
+        if not any(all(point.get(axis, _NOTHING) == value for axis, value in entry.items()) for entry in matrix.exclude):
+            found[_name(point)] = point
+    for entry in matrix.include:
+        point = {axis: entry[axis] for axis in matrix.axes if axis in entry}
+        found.setdefault(_name(point), point)
+    return found
+
+
+_NOTHING = object()
+
+
+def _name(point: Mapping[str, Scalar]) -> str:
+    return ",".join(f"{axis}={_written(value)}" for axis, value in point.items())
+
+
+def _written(value: Scalar) -> str:
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def mistakes(matrix: Matrix) -> Iterator[tuple[Where, str]]:
+    """What a matrix says of axes that it does not have, and how many points are too many."""
+    count = 1
+    for axis, values in matrix.axes.items():
+        count *= len(values)
+        if len(set(map(repr, values))) < len(values):
+            yield ("axes", axis), "expected each value once"
+    if count > MAX_POINTS:
+        yield ("axes",), f"expected at most {MAX_POINTS} points, got {count}"
+    for section, entries in (("exclude", matrix.exclude), ("include", matrix.include)):
+        for number, entry in enumerate(entries):
+            yield from (
+                ((section, number, axis), f"expected one of the axes {', '.join(matrix.axes)}") for axis in entry if axis not in matrix.axes
+            )
+            missing = [axis for axis in matrix.axes if axis not in entry]
+            if section == "include" and missing:
+                yield (section, number), f"expected a value for each axis, got none for {', '.join(missing)}"
+
+
+def placeholders(plain: Any, where: Where = ()) -> Iterator[tuple[Where, str]]:
+    """Every axis that is named in a file, with its place."""
+    if isinstance(plain, dict):
+        for key, value in plain.items():
+            yield from placeholders(value, (*where, key))
+    elif isinstance(plain, list):
+        for number, value in enumerate(plain):
+            yield from placeholders(value, (*where, number))
+    elif isinstance(plain, str) and "${" in plain:
+        yield from ((where, found) for found in _PLACEHOLDER.findall(plain) if found)
+
+
+def filled(plain: Any, point: Mapping[str, Scalar]) -> Any:
+    """The file at a point. Parts without a placeholder are not copied."""
+    if isinstance(plain, dict):
+        made = {key: filled(value, point) for key, value in plain.items()}
+        return made if any(made[key] is not value for key, value in plain.items()) else plain
+    if isinstance(plain, list):
+        listed = [filled(value, point) for value in plain]
+        return listed if any(new is not old for new, old in zip(listed, plain, strict=True)) else plain
+    if not isinstance(plain, str) or "${" not in plain:
+        return plain
+    whole = _PLACEHOLDER.fullmatch(plain)
+    if whole and whole[1]:
+        return point.get(whole[1])
+    return _PLACEHOLDER.sub(lambda match: str(point.get(match[1], "")) if match[1] else "${", plain)

@@ -1,0 +1,104 @@
+"""What pydantic found wrong, in words: what was expected, what was got, and which known word is near."""
+
+from __future__ import annotations
+
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic_core import ErrorDetails
+
+from testbed.topology.check import did_you_mean
+from testbed.topology.model import Document
+from testbed.topology.reader import Where
+
+_NAME = "a name of lower-case letters, digits and dashes, at most 16"
+# What a pattern asks for, by how it begins.
+_PATTERNS = {
+    "^[a-z][a-z0-9-]{0,15}$": _NAME,
+    "^[a-z][a-z0-9-]{0,19}$": "the name of a device",
+    "^[a-z][a-z0-9-]{0,19}/": "NAME/FILE such as data/disk.img",
+    "^[a-z][a-z0-9-]{0,19}(/": "NAME/FILE such as data/disk.img, or the name of a device",
+    "^(/|": "a path of lower-case names such as tenant or tenant/job, or / for the root",
+    "^[A-Za-z0-9._-]": "a serial of at most 20 letters, digits, dots and dashes",
+    r"^[\x20": "at most 200 printable characters",
+    "^(max|": "QUOTA or QUOTA PERIOD in microseconds such as 50000 100000, or max",
+}
+
+
+def message(error: ErrorDetails, where: Where, plain: Any) -> str:
+    """The words for one error at a place of a file that says `plain`."""
+    got = error.get("input")
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key{did_you_mean(str(where[-1]), _keys(where[:-1], plain))}"
+        case "missing" | "union_tag_not_found":
+            return "expected this key, it is missing"
+        case "union_tag_invalid":
+            return f"expected {error['ctx']['expected_tags']}, got {error['ctx']['tag']!r}"
+        case "value_error":
+            return str(error["msg"]).removeprefix("Value error, ")
+        case "string_pattern_mismatch":
+            pattern = str(error["ctx"]["pattern"])
+            words = next((words for begin, words in _PATTERNS.items() if pattern.startswith(begin)), f"text like {pattern}")
+            return f"expected {words}, got {got!r}"
+        case "literal_error":
+            return f"expected {error['ctx']['expected']}, got {got!r}"
+        case "model_type" | "dict_type" | "model_attributes_type":
+            return f"expected a mapping, got {got!r}"
+        case "tuple_type":
+            return f"expected a list, got {got!r}"
+        case "bool_type":
+            return f"expected true or false, got {got!r}"
+    return f"{error['msg'][:1].lower()}{error['msg'][1:].replace('Input should', 'should')}, got {got!r}"
+
+
+def place(error: ErrorDetails, plain: Any) -> Where:
+    """Where an error is in a file that says `plain`: without pydantic's own marks for keys, kinds of a union and tags."""
+    found: list[str | int] = []
+    for part in error["loc"]:
+        known: Any = range(len(plain)) if isinstance(plain, list) else plain if isinstance(plain, dict) else ()
+        if part in known:
+            plain = plain[part]
+        elif error["type"] != "missing" or part != error["loc"][-1]:
+            continue
+        found.append(part)
+    if error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        found.append("type")
+    return tuple(found)
+
+
+def _keys(where: Where, plain: Any) -> list[str]:
+    """Keys that are known in the mapping at a place."""
+    model: Any = Document
+    at: Any = plain
+    for part in where:
+        at = at[part]
+        model = _inside(model, part, at)
+    return [field.alias or name for name, field in model.model_fields.items()] if _is_model(model) else []
+
+
+def _is_model(of: Any) -> bool:
+    return isinstance(of, type) and issubclass(of, BaseModel)
+
+
+def _inside(of: Any, part: str | int, plain: Any) -> Any:
+    """The type of a part of a type; `plain` is what stands there, which chooses among several."""
+    if _is_model(of):
+        found = next((field.annotation for name, field in of.model_fields.items() if part in (field.alias, name)), None)
+    else:
+        found = next(iter(typing.get_args(of)[-1:]), None) if typing.get_origin(of) is dict else next(iter(typing.get_args(of)), None)
+    return _chosen(found, plain)
+
+
+def _chosen(of: Any, plain: Any) -> Any:
+    while typing.get_origin(of) is typing.Annotated:
+        of = typing.get_args(of)[0]
+    if typing.get_origin(of) not in (typing.Union, types.UnionType):
+        return of
+    candidates = [_chosen(one, plain) for one in typing.get_args(of)]
+    kind = plain.get("type") if isinstance(plain, dict) else None
+    tagged = (one for one in candidates if _is_model(one) and "type" in one.model_fields)
+    by_tag = next((one for one in tagged if kind in typing.get_args(one.model_fields["type"].annotation)), None)
+    return by_tag or next((one for one in candidates if _is_model(one) or typing.get_origin(one) is dict), None)

@@ -1,0 +1,169 @@
+"""YAML text to plain values that know where they stood.
+
+Scalars are read as YAML 1.2 reads them. Where YAML 1.1, which most libraries speak, would read a bare word otherwise (`on` as true,
+`1:30` as 90), the file is refused: two readers must not see two topologies.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from testbed.errors import Problem, TopologyError
+
+_MAX_BYTES = 1 << 20
+_MAX_NODES = 200_000
+_YAML_1_1 = (
+    (
+        re.compile(r"[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE"),
+        "YAML 1.1 reads it as true or false; write true or false, or quote it",
+    ),
+    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "YAML 1.1 reads it as a number of base 60; quote it"),
+    (
+        re.compile(r"0[0-7]+|0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]+)+"),
+        "readers of YAML differ about this number; write it in decimal or quote it",
+    ),
+)
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
+
+Where = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a file; line and column count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+
+class Reader:
+    """Turns YAML nodes into plain values, and remembers where each key and value stood."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.marks: dict[Where, Mark] = {}
+        self.key_marks: dict[Where, Mark] = {}
+        self.problems: list[Problem] = []
+        self._nodes = 0
+
+    def problem(self, where: Where, message: str, mark: Mark | None = None) -> None:
+        mark = mark or self._nearest(where)
+        self.problems.append(Problem(file=mark.file, line=mark.line, column=mark.column, path=dotted(where), message=message))
+
+    def _nearest(self, where: Where) -> Mark:
+        while where not in self.marks and where:
+            where = where[:-1]
+        return self.marks.get(where) or Mark(self.file, 1, 1)
+
+    def _mark(self, mark: yaml.Mark) -> Mark:
+        return Mark(self.file, mark.line + 1, mark.column + 1)
+
+    def value(self, node: yaml.Node, where: Where) -> Any:
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
+            raise yaml.YAMLError(f"more than {_MAX_NODES} values (aliases count each time)")
+        self.marks[where] = self._mark(node.start_mark)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, where)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*where, number)) for number, child in enumerate(node.value)]
+        return self._scalar(node, where)
+
+    def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problem(where, "expected a word as key, got a mapping or a list", self._mark(key_node.start_mark))
+                continue
+            key = key_node.value
+            if key in result:
+                self.problem((*where, key), "the key stands here twice", self._mark(key_node.start_mark))
+                continue
+            self.key_marks[(*where, key)] = self._mark(key_node.start_mark)
+            result[key] = self.value(value_node, (*where, key))
+            if isinstance(value_node, yaml.MappingNode | yaml.SequenceNode):
+                self.marks[(*where, key)] = self._mark(key_node.start_mark)
+        return result
+
+    def _scalar(self, node: yaml.Node, where: Where) -> Any:
+        text: str = node.value
+        if node.tag not in ("tag:yaml.org,2002:str", "tag:testbed,plain"):
+            self.problem(where, f"expected no tag, got {node.tag}")
+        if node.tag != "tag:testbed,plain":
+            return text
+        for pattern, advice in _YAML_1_1:
+            if pattern.fullmatch(text):
+                self.problem(where, f"expected a value that every reader of YAML reads alike, got {text} ({advice})")
+                return text
+        if text in _CONSTANTS:
+            return _CONSTANTS[text]
+        if _INTEGER.fullmatch(text) and len(text) < 30:
+            return int(text)
+        return float(text) if _FLOAT.fullmatch(text) else text
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves every plain scalar to `_Reader`: no implicit types."""
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0]:
+            return "tag:testbed,plain"
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
+
+
+def text_of(path: Path) -> str:
+    """A file's text.
+
+    :raise TopologyError: it cannot be read, is too large, or no text.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
+    if len(data) > _MAX_BYTES:
+        raise single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got {len(data)}")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise single(str(path), data[: error.start].count(b"\n") + 1, 1, "expected UTF-8 text") from error
+
+
+def read(text: str, reader: Reader) -> dict[str, Any]:
+    """The mapping in a text; what is wrong with single values goes to `reader.problems`.
+
+    :raise TopologyError: it is no mapping in YAML.
+    """
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is None:
+            raise single(reader.file, 1, 1, "expected a topology, got an empty file")
+        plain = reader.value(node, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise single(reader.file, line, column, f"not YAML: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise single(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise single(reader.file, 1, 1, "nested too deeply, or an alias holds itself") from error
+    if not isinstance(plain, dict):
+        raise single(reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}")
+    return plain
+
+
+def single(file: str, line: int, column: int, message: str) -> TopologyError:
+    """The error of one mistake."""
+    return TopologyError((Problem(file=file, line=line, column=column, path="", message=message),))
+
+
+def dotted(where: Where) -> str:
+    """A place as messages write it."""
+    return ".".join(str(part) for part in where)
