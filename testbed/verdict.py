@@ -36,6 +36,13 @@ def of_share(share: float) -> Gap:
     return Gap.OPEN if share <= _BYPASSED_TO else Gap.UNCLEAR
 
 
+def of_pages(owned: int, resident: int, asked: int) -> Gap:
+    """Judge the page cache that a cgroup pays for against the backing file's pages in memory. Readahead may add to what was asked."""
+    if resident < asked * 0.95:
+        return Gap.UNCLEAR
+    return Gap.OPEN if owned <= asked * _BYPASSED_TO else of_share(owned / resident) if owned <= resident * 1.05 else Gap.UNCLEAR
+
+
 def agreed(*gaps: Gap) -> Gap:
     """What several measurements of one claim say together: the same, or nothing."""
     return gaps[0] if len(set(gaps)) == 1 else Gap.UNCLEAR

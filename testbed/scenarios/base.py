@@ -10,7 +10,7 @@ from testbed.console import Kind
 from testbed.guest import Guest
 from testbed.topology.model import Guest as GuestModel
 from testbed.units import MIB, format_size
-from testbed.verdict import Evidence
+from testbed.verdict import Evidence, Skipped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,8 +96,9 @@ class Scenario:
     """One claim about the series. A kernel without it must show the gap, one with it must have closed it.
 
     `patches`: which of the series' four patches it sees. `source`: where the claim comes from. `points`: where it is tried, the most
-    telling first. `what`: the steps in words; `steps`: does them on a fresh guest, and returns what was seen; what it raises is no verdict
-    on the kernel. `expected_log`: kinds of console lines that belong to it. `found`: what repeating it taught.
+    telling first. `what`: the steps in words; `steps`: does them on a fresh guest, and returns what was seen, or why this kernel has
+    nothing to show; what it raises is no verdict on the kernel. `expected_log`: kinds of console lines that belong to it. `found`: what
+    repeating it taught.
     """
 
     name: str
@@ -107,7 +108,7 @@ class Scenario:
     predicted_patched: str
     source: str
     what: str
-    steps: Callable[[Guest, Point], Awaitable[Evidence]]
+    steps: Callable[[Guest, Point], Awaitable[Evidence | Skipped]]
     points: tuple[Point, ...] = ANYWHERE
     needs: tuple[Need, ...] = ()
     cores: Cores = Cores.SHARED

@@ -20,15 +20,15 @@ class Usual:
     balances: tuple[Balance, ...]
 
 
-async def usual(at: Rig, command: Callable[[str], str], counter: str, size_bytes: int) -> Usual:
+async def usual(at: Rig, command: Callable[[str], str], counter: str, size_bytes: int, *, file: str | None = None) -> Usual:
     """The same command, made for a file or device by `command`, where its outcome is known; run after the claim, for they leave traces.
 
-    On the backing file itself and through a direct-I/O loop every kernel charges its `counter` bytes; through a buffered loop with the io
-    controller off no kernel charges the page cache of its `size_bytes`.
+    On the backing file itself (or on `file`) and through a direct-I/O loop every kernel charges its `counter` bytes; through a buffered
+    loop with the io controller off no kernel charges the page cache of its `size_bytes`.
     """
     await at.direct_io(on=True)
     dio = await at.meter("dio", command(at.loop))
-    direct = await at.meter("direct", command(at.file))
+    direct = await at.meter("direct", command(file or at.file))
     await at.direct_io(on=False)
     await at.guest.script("echo -io >/sys/fs/cgroup/cgroup.subtree_control")
     ungated = await at.meter("ungated", command(at.loop))

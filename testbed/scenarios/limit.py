@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.controls import owned_pages, usual
+from testbed.scenarios.controls import owned_pages
 from testbed.scenarios.rig import rig
-from testbed.scenarios.write import write_command
+from testbed.scenarios.write import write_command, write_controls
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure
 
@@ -23,7 +23,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         )
         claim = await at.meter("writer", write_command(at.loop, _WRITTEN_BYTES), check=False)
         resident = await at.resident()
-        known = await usual(at, lambda target: write_command(target, _CONTROL_BYTES), "wbytes", _CONTROL_BYTES)
+        known = await write_controls(at, _CONTROL_BYTES)
         hits, kills = claim.events("max"), claim.events("oom_kill")
         gap = Gap.UNCLEAR
         if claim.status == 0 and kills == 0:

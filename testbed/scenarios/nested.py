@@ -7,7 +7,7 @@ from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import rig
-from testbed.verdict import Evidence, Gap, Measure, agreed, of_share
+from testbed.verdict import Evidence, Measure, agreed, of_pages, of_share
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
@@ -20,9 +20,10 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         read = {device: claim.io(device, "rbytes") for device in (top, *lower)}
         read[at.disk] = claim.io(at.device, "rbytes")
         page_cache = claim.memory("file")
-        shares = [at.share(claim, "rbytes"), *(read[device] / READ_BYTES for device in lower), page_cache / READ_BYTES / point.depth]
+        whole = {device: claim.whole_io(device, "rbytes") for device in lower}
+        shares = [at.share(claim, "rbytes"), *(read[device] / whole[device] if whole[device] else 0.5 for device in lower)]
         said = ", ".join(f"{device} {bytes_read / READ_BYTES:.2f}" for device, bytes_read in read.items())
-        gap = agreed(*(of_share(share) if share <= 1.3 else Gap.UNCLEAR for share in shares))
+        gap = agreed(*(of_share(share) for share in shares), of_pages(page_cache, resident, READ_BYTES * point.depth))
         return Evidence(
             claim=gap,
             reason=f"of what it read the reader is charged on {said}, and {page_cache / READ_BYTES:.2f} times as page cache",

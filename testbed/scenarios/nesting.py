@@ -10,7 +10,7 @@ from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
-from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_share
+from testbed.verdict import Evidence, Gap, Measure, Skipped, agreed, of_pages, of_share
 
 # Punches the middle of a block out of each of 16 MiB: the filesystem reads the block and needs buffer heads to zero a part of it.
 _PUNCH = "for n in $(seq 16 31); do blkdiscard --offset $((n * 1048576 + 512)) --length 3072 {loop} || exit 1; done"
@@ -86,16 +86,18 @@ rm /tmp/listening
 """.replace("WARM", FRESH)
 
 
-async def _listen(guest: Guest, point: Point) -> Evidence:
+async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
     async with rig(guest, point) as at:
         done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.order.deadlines.command_s * 3)
         counted = counters.parse_flat(done.stdout)
+        if counted["queued"] == 0:
+            return Skipped(why="here a loop's I/O sends no events for its backing file")
         # The owner goes on: what it reads now is charged to it, after all those events in between.
         claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
         resident = await at.resident()
         known = await usual_reads(at)
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
-    gap = agreed(of_share(share), of_share(pages / READ_BYTES) if pages <= READ_BYTES * 1.3 else Gap.UNCLEAR)
+    gap = agreed(of_share(share), of_pages(pages, resident, READ_BYTES))
     grown, queued = counted["after"] - counted["before"], counted["queued"]
     return Evidence(
         claim=gap,
@@ -105,10 +107,7 @@ async def _listen(guest: Guest, point: Point) -> Evidence:
             Measure(name="listener's slab", value=grown, unit="bytes", source="memory.stat slab of listener"),
             Measure(name="charged reads after", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
         ),
-        controls=(
-            Control(name="events came", expected="bytes in the listener's queue", got=f"{queued}", holds=queued > 0),
-            *known.controls,
-        ),
+        controls=(*known.controls,),
         balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(gap, "owner", pages, resident)),
     )
 
@@ -139,6 +138,8 @@ LISTENERS = Scenario(
         FIO,
         Need(what="CONFIG_FANOTIFY, CONFIG_INOTIFY_USER", test="test -d /proc/sys/fs/inotify"),
     ),
+    found="6.12 and 7.2 send no events for what a loop does to its file; 5.10 shows the listener's slab in steps of 128K, and since 5.13 "
+    "fanotify merges all events of one file, so that slab is reported and not judged",
     points=on_each_disk("ext4", variants=("inotify", "fanotify")),
     steps=_listen,
 )

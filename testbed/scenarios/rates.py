@@ -175,10 +175,10 @@ losetup -d "$1" && losetup --direct-io=on "$4" "$2" || exit 1
 cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight && echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
 for target in "$4" "$2"; do
     name=${{target##*/}}
-    job "$name-alone" high "$target" 1s --bs=4k
-    job "$name-low" low "$target" 4s --bs=256k --numjobs=3 &
-    sleep 1
-    job "$name-beside" high "$target" 2s --bs=4k
+    job "$name-alone" high "$target" 1500ms --bs=4k
+    job "$name-low" low "$target" 5s --bs=256k --numjobs=3 &
+    sleep 1.5
+    job "$name-beside" high "$target" 2500ms --bs=4k
     wait
     iops "$name-alone"
     iops "$name-beside"

@@ -63,16 +63,19 @@ async def _trace(at: Rig, command: str) -> str:
 
 
 def judge(found: dict[str, Traced], *, threads: int, root_only: bool = False) -> Gap:
-    """CLOSED: a worker for each cgroup, the root's for the root (for all, if `root_only`). OPEN: one thread, and no work of the loop."""
+    """CLOSED: a worker for each cgroup, the root's for the root (for all, if `root_only`). OPEN: one thread, and no work of the loop.
+
+    Flushes are the root's work whoever waits for them, so that work is no cgroup's own.
+    """
     if not any(seen.works for seen in found.values()):
         return Gap.OPEN if threads == 1 else Gap.UNCLEAR
     functions = {issuer: {function for function, _ in seen.works} for issuer, seen in found.items()}
     if root_only:
         return Gap.CLOSED if set().union(*functions.values()) == {"loop_rootcg_workfn"} else Gap.UNCLEAR
-    own = [found[issuer].works for issuer in ("request-a", "request-b")]
-    alone = all(len(works) == 1 for works in own) and own[0] != own[1]
-    by_function = functions["request-a"] == functions["request-b"] == {"loop_workfn"} and functions["root"] == {"loop_rootcg_workfn"}
-    return Gap.CLOSED if alone and by_function else Gap.UNCLEAR
+    flushed = found["root"].works if any("F" in kind for seen in found.values() for kind in seen.requests) else frozenset()
+    own = [found[issuer].works - flushed for issuer in ("request-a", "request-b")]
+    alone = all({function for function, _ in works} == {"loop_workfn"} and len(works) == 1 for works in own) and own[0] != own[1]
+    return Gap.CLOSED if alone and functions["root"] == {"loop_rootcg_workfn"} else Gap.UNCLEAR
 
 
 async def _evidence(at: Rig, command: str, kind: str, *, root_only: bool = False) -> Evidence:
@@ -154,4 +157,6 @@ REQUESTS = Scenario(
     needs=_NEEDS,
     points=on_each_disk("ext4", variants=tuple(_KINDS)),
     steps=_requests,
+    found="fallocate(1) ends with an fsync, whose flush is the root's work; one of 348 guests was lost to an int3 while a tracepoint was "
+    "switched on (7.2, QEMU 7.2's emulation): such a guest is tried once more",
 )

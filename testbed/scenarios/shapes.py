@@ -7,7 +7,7 @@ from testbed.scenarios.base import COMMON_NEEDS, FIO, Point, Scenario, on_each_d
 from testbed.scenarios.controls import Usual, owned_pages, usual_reads
 from testbed.scenarios.rig import FRESH, Reading, Rig, rig
 from testbed.units import MIB
-from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_share
+from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_pages, of_share
 
 _BYTES = 16 * MIB
 # A sector at a time: each request takes half a millisecond or more.
@@ -40,7 +40,7 @@ def _evidence(
     share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
     # fio keeps its statistics in shared memory, which `file` counts as well.
     page_cache = claim.memory("file") - claim.memory("shmem") - own_pages
-    gap = agreed(of_share(share), of_share(page_cache / moved if moved else 0.5)) if moved >= asked * 0.95 else Gap.UNCLEAR
+    gap = agreed(of_share(share), of_pages(page_cache, resident, asked)) if moved >= asked * 0.95 else Gap.UNCLEAR
     return Evidence(
         claim=gap,
         reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of the backing file's page cache",
@@ -111,7 +111,9 @@ async def _engine(guest: Guest, point: Point) -> Evidence:
         target = f"--filename={at.loop} --direct=1"
         if point.variant == "mmap":
             await guest.script(
-                'mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 "$1" && mkdir -p /mnt/upper && mount "$1" /mnt/upper && '
+                # Not discarded: the controls read what is below, and holes would not reach the disk.
+                'mkfs.ext4 -q -F -E nodiscard,lazy_itable_init=0,lazy_journal_init=0 "$1" && '
+                'mkdir -p /mnt/upper && mount "$1" /mnt/upper && '
                 'dd if=/dev/zero of=/mnt/upper/file bs=1M count="$2" conv=fsync status=none',
                 at.loop,
                 str(_BYTES // MIB),

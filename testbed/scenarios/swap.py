@@ -102,4 +102,5 @@ SWAP_IN = Scenario(
     needs=(*COMMON_NEEDS, Need(what="CONFIG_SWAP", test="test -e /proc/swaps")),
     points=on_each_disk("swap", variants=("alive", "removed")),
     steps=_steps,
+    found="with the owner removed the reader pays, for 86M of 91M that were swapped out",
 )

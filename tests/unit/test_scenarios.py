@@ -15,20 +15,24 @@ FULL = 32 << 20
 
 
 @pytest.mark.parametrize(
-    ("io_share", "file_share", "disk_bytes", "claim"),
+    ("io_share", "owned", "resident", "disk_bytes", "claim"),
     [
-        (1.0, 1.0, FULL, Gap.CLOSED),
-        (1.0, 1.0075, 33816576, Gap.CLOSED),
-        (0.0, 0.0, FULL, Gap.OPEN),
-        (1.0, 0.0, FULL, Gap.UNCLEAR),
-        (0.0, 1.0, FULL, Gap.UNCLEAR),
-        (0.5, 0.5, FULL, Gap.UNCLEAR),
-        (1.0, 2.0, FULL, Gap.UNCLEAR),
-        (0.0, 0.0, 0, Gap.UNCLEAR),
+        (1.0, FULL, FULL, FULL, Gap.CLOSED),
+        (1.0, 2 * FULL, 2 * FULL, 2 * FULL, Gap.CLOSED),  # readahead
+        (0.0, 0, FULL, FULL, Gap.OPEN),
+        (1.0, 0, FULL, FULL, Gap.UNCLEAR),
+        (0.0, FULL, FULL, FULL, Gap.UNCLEAR),
+        (0.5, FULL // 2, FULL, FULL, Gap.UNCLEAR),
+        (1.0, FULL, 2 * FULL, 2 * FULL, Gap.UNCLEAR),
+        (1.0, 2 * FULL, FULL, FULL, Gap.UNCLEAR),
+        (1.0, 0, 0, FULL, Gap.UNCLEAR),
+        (0.0, 0, FULL, 0, Gap.UNCLEAR),
     ],
 )
-def test_a_read_is_charged_only_where_bytes_and_pages_agree(io_share: float, file_share: float, disk_bytes: int, claim: Gap) -> None:
-    assert judge(io_share=io_share, file_share=file_share, disk_bytes=disk_bytes) is claim
+def test_a_read_is_charged_only_where_bytes_and_pages_agree(
+    io_share: float, owned: int, resident: int, disk_bytes: int, claim: Gap
+) -> None:
+    assert judge(io_share=io_share, owned=owned, resident=resident, disk_bytes=disk_bytes) is claim
 
 
 def test_oom_kills_are_read_and_nothing_else() -> None:
