@@ -70,8 +70,8 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
         needs=COMMON_NEEDS,
         points=on_each_disk(filesystem, size_bytes=round_bytes),
         steps=steps,
-        found="the root wrote the file, and owns its inode's writeback until the inode leaves the cache: it is dropped first. On btrfs 6.12 "
-        "and 7.2 O_DIRECT on a file with checksums goes through the page cache, so that the direct control writes a file of its own",
+        found="the root wrote the file, and owns its inode's writeback until the inode leaves the cache: it is dropped first. On btrfs "
+        "6.12 and 7.2 O_DIRECT on a file with checksums goes through the page cache, so that the direct control writes a file of its own",
     )
 
 
