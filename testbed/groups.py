@@ -88,5 +88,5 @@ def _pairs(values: Mapping[str, object]) -> str:
 
 
 def _write(file: str, text: str, of: str | None) -> str:
-    number = f"$(stat -Lc %Hr:%Lr {shlex.quote(of)}) " if of is not None else ""
-    return f'echo "{number}"{shlex.quote(text)} >{shlex.quote(file)}'
+    number = f'"$(stat -Lc %Hr:%Lr {shlex.quote(of)}) "' if of is not None else ""
+    return f"echo {number}{shlex.quote(text)} >{shlex.quote(file)}"

@@ -60,8 +60,9 @@ def plan_stack(guest: Guest, disks: Mapping[str, str]) -> Stack:
     """
     made = graph(guest)
     paths = _paths(guest, made, disks)
-    planner = _Planner(made, paths, sizes(made))
-    for key in made.ordered():
+    order = made.ordered()
+    planner = _Planner(made, paths, sizes(made, order))
+    for key in order:
         planner.add(made.nodes[key])
     loops = {
         name: LoopDevice(path=paths[name], backing_file=planner.backing(loop), disks=tuple(_disks_below(made, device(name))))

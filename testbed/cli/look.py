@@ -10,15 +10,16 @@ from typing import Annotated
 
 import typer
 
-from testbed import doctor, drives, paths, plan, probe
+from testbed import doctor, paths, probe
 from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
 from testbed.errors import HostError, Problem, TopologyError
 from testbed.host import Host
 from testbed.kernels import load_table
+from testbed.plan_text import described
 from testbed.report import catalogue, table
 from testbed.scenarios import SCENARIOS, cases
 from testbed.store import kernel_files
-from testbed.topology import load
+from testbed.topology import load, load_points
 
 
 @app.command("doctor")
@@ -59,36 +60,31 @@ def doctor_command(as_json: Json = False) -> None:
 def validate(files: Annotated[list[Path], typer.Argument(help="Topology files.")]) -> None:
     """Check topology files: all errors at once, each with file, line and column."""
     problems: list[Problem] = []
+    points = 0
     for file in files:
         try:
-            load(file)
+            points += len(load_points(file))
         except TopologyError as error:
             problems += error.problems
     for problem in problems:
         print(problem)
     if problems:
         sys.exit(FAILED)
-    err.print(f"{len(files)} valid", highlight=False)
+    err.print(f"{len(files)} valid" + (f", {points} topologies" if points > len(files) else ""), highlight=False)
 
 
 @app.command("plan")
-def plan_command(file: Annotated[Path, typer.Argument(help="Topology file.")]) -> None:
-    """Print the QEMU argv and the ordered QMP commands of each guest; runs nothing."""
+def plan_command(
+    file: Annotated[Path, typer.Argument(help="Topology file.")],
+    point: Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")] = None,
+) -> None:
+    """Print what would be done: each guest's QEMU argv, its ordered QMP commands, and the steps inside it; runs nothing."""
 
     async def work() -> int:
-        topology = load(file)
+        topology = load(file, point)
         host = await probe.probe(paths.folders().cache, None)
         for name, model in topology.guests.items():
-            print(f"# guest {name}")
-            machine = plan.machine(host, model, kernel="KERNEL", image="IMAGE", initramfs="INITRAMFS")
-            files = plan.BootFiles(
-                bzimage=Path("BZIMAGE"), initramfs=Path("INITRAMFS"), root=Path("ROOT.ext4"), modules_disk=Path("MODULES.ext4")
-            )
-            options = plan.argv(host, machine, files, name=name, sockets=Path("SOCKETS"), memory=plan.ANONYMOUS)
-            print(" \\\n    ".join(" ".join(option) for option in options))
-            for port, (disk_name, disk) in enumerate(model.disks.items()):
-                for command in drives.plug(disk_name, disk, port, drives.storage(disk_name, disk, Path("SCRATCH"))):
-                    print(json.dumps({"execute": command.execute, "arguments": command.arguments}))
+            print("\n".join(described(host, name, model)))
         return 0
 
     run_async(work())

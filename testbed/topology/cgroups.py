@@ -70,9 +70,9 @@ class Cgroup(Model):
     memory_swap_max: Limit | None = None
     cpu_max: Annotated[str, Field(pattern=r"^(max|\d{1,9})( \d{1,7})?$")] | None = None
     cpu_weight: Weight | None = None
-    io_max: dict[Device, IoMax] = {}
+    io_max: dict[Device, IoMax] = Field(default_factory=dict)
     io_weight: Weight | dict[Device, Weight] | None = None
-    io_latency: dict[Device, Annotated[int, Field(ge=1)]] = {}
-    io_cost_model: dict[Device, CostModel] = {}
-    io_cost_qos: dict[Device, CostQos] = {}
+    io_latency: dict[Device, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    io_cost_model: dict[Device, CostModel] = Field(default_factory=dict)
+    io_cost_qos: dict[Device, CostQos] = Field(default_factory=dict)
     pids_max: Limit | None = None

@@ -105,17 +105,18 @@ def _limits(limits: Limits) -> Iterator[str]:
 
 
 def _stack(made: Graph) -> Iterator[Mistake]:
-    known = sizes(made)
+    order = made.ordered()
+    known, standing = sizes(made, order), set(order)
     for key, node in made.nodes.items():
         dangling = [(needed, where) for needed, where in node.needs if needed not in made.nodes]
         for needed, where in dangling:
             yield where, _missing(needed, node, made)
-        if not dangling and made.in_cycle(key):
+        if not dangling and key not in standing and made.in_cycle(key):
             if key.kind == "device":  # in every cycle there is one
                 yield node.needs[0][1], f"{key.name!r} stands on itself"
         else:
             yield from _fits(node, made, known)
-    yield from _shared(made)
+    yield from _shared(made, known)
 
 
 def _missing(needed: Key, node: Node, made: Graph) -> str:
@@ -156,17 +157,19 @@ def _files_fit(node: Node, holder: Key, made: Graph, known: dict[Key, int]) -> I
         yield (*node.where, "size"), f"the files on {holder.name!r} need more than nine tenths of its {format_size(room)}"
 
 
-def _shared(made: Graph) -> Iterator[Mistake]:
+def _shared(made: Graph, known: dict[Key, int]) -> Iterator[Mistake]:
     """Devices that two things use, and partitions that are more than their device."""
-    known = sizes(made)
-    for key in made.nodes:
-        users = [user for user in made.users(key)] if key.kind == "device" else []
+    above: dict[Key, list[Node]] = {}
+    for node in made.nodes.values():
+        for needed, _ in node.needs:
+            above.setdefault(needed, []).append(node)
+    for key, users in above.items():
+        if key.kind != "device":
+            continue
         parts = [user for user in users if "partitions" in user.where]
         if parts and sum(known.get(part.key, 0) for part in parts) > known.get(key, 0) - LABEL_BYTES:
-            yield (
-                parts[-1].where,
-                f"the partitions need more than the {format_size(known.get(key, 0))} of {key.name!r} less 2M for its label",
-            )
+            room = format_size(known.get(key, 0))
+            yield parts[-1].where, f"the partitions need more than the {room} of {key.name!r}, of which its label takes 2M"
         if parts and known.get(parts[-1].key, 1) <= 0:
             yield parts[-1].where, f"nothing of {key.name!r} is left for it"
         alone = [user for user in users if user not in parts and not isinstance(user.thing, Loop)]

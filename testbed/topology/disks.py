@@ -92,7 +92,7 @@ class Nvme(Disk):
     type: Literal["nvme"]
     queues: Queues | None = None
     zoned: Zoned | None = None
-    namespaces: dict[Name, Namespace] = {}
+    namespaces: dict[Name, Namespace] = Field(default_factory=dict)
 
     @property
     def cold(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from testbed.topology.disks import Disk, Namespace, Nvme, Partition
 from testbed.topology.model import Guest
@@ -17,8 +17,7 @@ Kind = Literal["device", "filesystem", "file", "swap"]
 LABEL_BYTES = 2 * MIB
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """A node's identity: devices and filesystems have names of their own sets, files are `FILESYSTEM/FILE`."""
 
     kind: Kind
@@ -80,20 +79,17 @@ class Graph:
         """Every node after what it needs, else in the file's order; nodes in or above a cycle, or above nothing, are left out."""
         done: dict[Key, bool] = {}
 
-        def visit(key: Key, above: frozenset[Key]) -> bool:
-            if key in done:
-                return done[key]
-            node = self.nodes.get(key)
-            if node is None or key in above:
-                return False
-            found = [visit(needed, above | {key}) for needed, _ in node.needs]
-            if all(found):
-                done[key] = True
-                return True
-            return False
+        def visit(key: Key) -> bool:
+            if key not in done:
+                done[key] = False  # whoever comes back here stands on itself
+                node = self.nodes.get(key)
+                if node is not None and all([visit(needed) for needed, _ in node.needs]):
+                    del done[key]  # it stands after what it needs
+                    done[key] = True
+            return done[key]
 
         for key in self.nodes:
-            visit(key, frozenset())
+            visit(key)
         return tuple(key for key, reached in done.items() if reached)
 
     def in_cycle(self, key: Key) -> bool:
@@ -184,10 +180,10 @@ def _partitions(made: Graph, holder: str, where: Path, partitions: tuple[Partiti
         )
 
 
-def sizes(made: Graph) -> dict[Key, int]:
-    """Bytes of each device and file that stands on something; md arrays may lose up to a chunk of each member."""
+def sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
+    """Bytes of each device and file in the graph's `order`; md arrays may lose up to a chunk of each member."""
     found: dict[Key, int] = {}
-    for key in made.ordered():
+    for key in order:
         node = made.nodes[key]
         below = [found.get(needed, 0) for needed, _ in node.needs]
         match node.thing:

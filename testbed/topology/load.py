@@ -148,8 +148,9 @@ def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader:
     """A topology for each point; a mistake that several points have is said once."""
     found: dict[str, Topology] = {}
     at: dict[tuple[Where, str, bool], list[str]] = {}
+    fill = matrix.filler(plain)
     for name, point in chosen.items():
-        here = matrix.filled(plain, point) if point else plain
+        here = fill(point) if fill is not None else plain
         try:
             topology = Topology.model_validate(here)
         except ValidationError as invalid:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from testbed.topology.model import Matrix, Scalar
@@ -69,17 +69,23 @@ def placeholders(plain: Any, where: Where = ()) -> Iterator[tuple[Where, str]]:
         yield from ((where, found) for found in _PLACEHOLDER.findall(plain) if found)
 
 
-def filled(plain: Any, point: Mapping[str, Scalar]) -> Any:
-    """The file at a point. Parts without a placeholder are not copied."""
+Filler = Callable[[Mapping[str, Scalar]], Any]
+
+
+def filler(plain: Any) -> Filler | None:
+    """What makes the file at a point; None where nothing in it depends on the point. Such parts are shared by all points."""
     if isinstance(plain, dict):
-        made = {key: filled(value, point) for key, value in plain.items()}
-        return made if any(made[key] is not value for key, value in plain.items()) else plain
+        changing = {key: made for key, value in plain.items() if (made := filler(value)) is not None}
+        return (lambda point: plain | {key: made(point) for key, made in changing.items()}) if changing else None
     if isinstance(plain, list):
-        listed = [filled(value, point) for value in plain]
-        return listed if any(new is not old for new, old in zip(listed, plain, strict=True)) else plain
+        items = [filler(value) for value in plain]
+        if not any(items):
+            return None
+        return lambda point: [item(point) if item is not None else value for item, value in zip(items, plain, strict=True)]
     if not isinstance(plain, str) or "${" not in plain:
-        return plain
+        return None
     whole = _PLACEHOLDER.fullmatch(plain)
     if whole and whole[1]:
-        return point.get(whole[1])
-    return _PLACEHOLDER.sub(lambda match: str(point.get(match[1], "")) if match[1] else "${", plain)
+        axis = whole[1]
+        return lambda point: point.get(axis)
+    return lambda point: _PLACEHOLDER.sub(lambda match: str(point.get(match[1], "")) if match[1] else "${", plain)

@@ -29,17 +29,17 @@ class Guest(Model):
     accelerator: Literal["kvm", "tcg"] | None = None
     cpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,+=-]{1,200}$")] | None = None
     append: Several[Word] = ()
-    environment: dict[EnvironmentName, Word] = {}
+    environment: dict[EnvironmentName, Word] = Field(default_factory=dict)
     qemu_args: Several[Word] = ()
-    disks: dict[Name, AnyDisk] = {}
-    throttle_groups: dict[Name, Limits] = {}
-    filesystems: dict[Device, Filesystem] = {}
-    files: dict[Name, File] = {}
-    loops: dict[Name, Loop] = {}
-    swaps: dict[Name, Swap] = {}
-    dm: dict[Name, Dm] = {}
-    md: dict[Name, Md] = {}
-    cgroups: dict[CgroupPath, Cgroup] = {}
+    disks: dict[Name, AnyDisk] = Field(default_factory=dict)
+    throttle_groups: dict[Name, Limits] = Field(default_factory=dict)
+    filesystems: dict[Device, Filesystem] = Field(default_factory=dict)
+    files: dict[Name, File] = Field(default_factory=dict)
+    loops: dict[Name, Loop] = Field(default_factory=dict)
+    swaps: dict[Name, Swap] = Field(default_factory=dict)
+    dm: dict[Name, Dm] = Field(default_factory=dict)
+    md: dict[Name, Md] = Field(default_factory=dict)
+    cgroups: dict[CgroupPath, Cgroup] = Field(default_factory=dict)
 
 
 class Topology(Model):
@@ -69,4 +69,4 @@ class Document(Topology):
 
     extends: str | None = None
     matrix: Matrix | None = None
-    guests: dict[Name, Guest] = {}  # they may all be in the file that this one extends
+    guests: dict[Name, Guest] = Field(default_factory=dict)  # they may all be in the file that this one extends

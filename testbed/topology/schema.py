@@ -24,5 +24,5 @@ def _or_placeholder(of: dict[str, Any]) -> dict[str, Any]:
     """A property's schema, for which a placeholder may stand; mappings and lists hold theirs further in."""
     if of.get("type") in ("object", "array") or "$ref" in of:
         return of
-    outer = {key: of[key] for key in ("default", "description", "title") if key in of}
+    outer: dict[str, Any] = {key: of[key] for key in ("default", "description", "title") if key in of}
     return {**outer, "anyOf": [{key: value for key, value in of.items() if key not in outer}, _PLACEHOLDER]}

@@ -1,0 +1,41 @@
+"""Every topology that ships is brought up on a real guest, read back, and taken down again."""
+
+from pathlib import Path
+
+import pytest
+
+from testbed import mounts
+from testbed.lab import Lab
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Topology, load_points
+
+GALLERY = Path(__file__).parents[2] / "topologies"
+EVERY = [
+    pytest.param(topology, id=f"{path.stem}{':' if point else ''}{point}")
+    for path in sorted(GALLERY.glob("*.yaml"))
+    for point, topology in load_points(path).items()
+]
+# What is mounted, attached, mapped and limited, beyond what every guest has.
+LEFT = """\
+grep -o " /mnt/[^ ]*" /proc/mounts
+cat /sys/block/loop*/loop/backing_file /sys/block/md*/md/level 2>/dev/null
+ls /dev/mapper | grep -v control
+tail -n +2 /proc/swaps
+find /sys/fs/cgroup -mindepth 1 -type d
+grep -h enable=1 /sys/fs/cgroup/io.cost.qos
+exit 0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", EVERY)
+async def test_a_topology_is_made_verified_and_undone(topology: Topology, lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+    for name, model in topology.guests.items():
+        async with lab.guest(name, model, kernel, tmp_path / name) as guest:
+            async with mounts.standing(guest) as made:
+                assert set(made.loops) == set(model.loops)
+                there = (await guest.script(LEFT)).stdout
+                for loop in made.loops.values():
+                    assert loop.backing_file in there
+            assert (await guest.script(LEFT)).stdout == ""
+            assert [finding.text for finding in guest.console.findings] == []

@@ -1,0 +1,340 @@
+"""The larger topology language: extending, matrices, what stands on what, and what QEMU and the guest are told."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from testbed import devices, drives, groups, plan_text, readback, stack
+from testbed.errors import TopologyError
+from testbed.topology import Guest, load, load_points
+from testbed.topology.disks import disk_of
+from testbed.topology.load import parse
+from tests.unit.values import host
+
+GALLERY = Path(__file__).parents[2] / "topologies"
+
+
+def errors(text: str, path: Path | None = None) -> list[str]:
+    with pytest.raises(TopologyError) as caught:
+        if path is None:
+            parse(text, "a.yaml")
+        else:
+            path.write_text(text)
+            load_points(path)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def guest_of(text: str) -> Guest:
+    return parse(f"version: 1\nguests:\n  g0:\n{text}", "a.yaml").guests["g0"]
+
+
+# extends -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_on_top_of_another_merges_replaces_and_takes_away(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "version: 1\nguests:\n  g0:\n    cpus: 4\n    append: [one, two]\n    disks:\n      a: {type: nvme, size: 1G}\n"
+        "      b: {type: nvme, size: 1G}\n"
+    )
+    (tmp_path / "top.yaml").write_text(
+        "version: 1\nextends: base.yaml\nguests:\n  g0:\n    append: [three]\n    disks:\n      a: {size: 2G}\n      b: null\n"
+    )
+    guest = load(tmp_path / "top.yaml").guests["g0"]
+    assert guest.cpus == 4 and guest.append == ("three",)
+    assert {name: (disk.type, disk.size) for name, disk in guest.disks.items()} == {"a": ("nvme", 2 << 30)}
+
+
+def test_a_mistake_is_said_in_the_file_that_makes_it(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("version: 1\nguests:\n  g0:\n    disks:\n      a: {type: nvme, size: 1G, profil: x}\n")
+    said = errors("version: 1\nextends: base.yaml\nguests: {g0: {cpus: 99}}\n", tmp_path / "top.yaml")
+    assert said[1:] == [f"{tmp_path}/base.yaml:5:33: guests.g0.disks.a.profil: unknown key; did you mean 'profile'?"]
+    assert said[0].startswith(f"{tmp_path}/top.yaml:3:21: guests.g0.cpus: ")
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("extends: top.yaml", "does one extend itself?"),
+        ("extends: none.yaml", "none.yaml:1:1: cannot be read"),
+        ("extends: /etc/passwd", "expected the path of a .yaml file, relative to this one, got '/etc/passwd'"),
+        ("extends: ../../etc/passwd", "expected the path of a .yaml file"),
+        ("extends: 5", "expected the path of a .yaml file"),
+    ],
+)
+def test_what_cannot_be_extended_is_said(said: str, message: str, tmp_path: Path) -> None:
+    found = errors(f"version: 1\n{said}\nguests: {{g0: {{}}}}\n", tmp_path / "top.yaml")
+    assert any(message in line for line in found), found
+
+
+def test_a_text_without_a_file_extends_nothing() -> None:
+    assert "expected the path of a .yaml file" in errors("version: 1\nextends: base.yaml\nguests: {g0: {}}\n")[0]
+
+
+# matrix --------------------------------------------------------------------------------------------------------------------------
+
+MATRIX = """\
+version: 1
+matrix:
+  axes:
+    disk: [virtio-blk, nvme]
+    cpus: [1, 2]
+    direct: [true]
+  exclude: [{disk: nvme, cpus: 2}]
+  include: [{disk: virtio-scsi, cpus: 4, direct: false}]
+guests:
+  g0:
+    cpus: ${cpus}
+    append: ["disk=${disk}", "cost=$${none}"]
+    disks: {data: {type: "${disk}", size: 1G}}
+    loops: {l0: {backing: data/f, size: 8M, direct-io: "${direct}"}}
+"""
+
+
+def test_a_matrix_is_its_points_with_values_of_their_own_types(tmp_path: Path) -> None:
+    (tmp_path / "m.yaml").write_text(MATRIX)
+    found = load_points(tmp_path / "m.yaml")
+    assert list(found) == [
+        "disk=virtio-blk,cpus=1,direct=true",
+        "disk=virtio-blk,cpus=2,direct=true",
+        "disk=nvme,cpus=1,direct=true",
+        "disk=virtio-scsi,cpus=4,direct=false",
+    ]
+    last = found["disk=virtio-scsi,cpus=4,direct=false"].guests["g0"]
+    assert last.cpus == 4 and last.append == ("disk=virtio-scsi", "cost=${none}")
+    assert last.disks["data"].type == "virtio-scsi" and last.loops["l0"].direct_io is False
+    assert load(tmp_path / "m.yaml", "disk=nvme,cpus=1,direct=true").guests["g0"].cpus == 1
+    with pytest.raises(TopologyError, match="a matrix of 4 points; name one"):
+        load(tmp_path / "m.yaml")
+    with pytest.raises(TopologyError, match="did you mean 'disk=nvme,cpus=1,direct=true'"):
+        load(tmp_path / "m.yaml", "disk=nvm,cpus=1,direct=true")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("${cpus}", "${cpu}", "a.yaml:11:11: guests.g0.cpus: expected an axis of the matrix, got ${cpu}; did you mean 'cpus'?"),
+        ("cpus: [1, 2]", "cpus: [1, 1]", "matrix.axes.cpus: expected each value once"),
+        ("cpus: [1, 2]", "cpus: []", "matrix.axes.cpus: "),
+        ("exclude: [{disk: nvme", "exclude: [{disc: nvme", "matrix.exclude.0.disc: expected one of the axes disk, cpus, direct"),
+        (", direct: false}]", "}]", "matrix.include.0: expected a value for each axis, got none for direct"),
+        ("cpus: [1, 2]", "cpus: [1, 99]", "guests.g0.cpus: "),
+        ("  axes:", "  axis:", "matrix.axis: unknown key; did you mean 'axes'?"),
+    ],
+)
+def test_a_mistake_in_a_matrix_is_said_with_its_place(old: str, new: str, message: str) -> None:
+    assert any(message in line for line in errors(MATRIX.replace(old, new)))
+
+
+def test_a_mistake_of_some_points_names_one_and_counts_the_others() -> None:
+    said = errors(MATRIX.replace("cpus: [1, 2]", "cpus: [1, 99, 98]").replace("exclude: [{disk: nvme, cpus: 2}]", "exclude: []"))
+    assert [line.endswith("(at disk=virtio-blk,cpus=99,direct=true and 1 more points)") for line in said] == [True, False]
+
+
+def test_too_many_points_are_refused_before_they_are_made() -> None:
+    axes = "\n".join(f"    a{number}: [{', '.join(map(str, range(20)))}]" for number in range(6))
+    assert "expected at most 100000 points, got 64000000" in errors(f"version: 1\nmatrix:\n  axes:\n{axes}\nguests: {{g0: {{}}}}\n")[0]
+
+
+# what stands on what ------------------------------------------------------------------------------------------------------------
+
+DISKS = "    disks: {data: {type: virtio-blk, size: 1G}, fast: {type: nvme, size: 256M}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("    loops: {l0: {backing: l1}, l1: {backing: l0}}\n", "'l0' stands on itself"),
+        ("    loops: {l0: {backing: data/f}}\n", "guests.g0.loops.l0.backing: expected a size, or a file 'data/f' among `files`"),
+        ("    loops: {l0: {backing: dat}}\n", "expected the name of a device, got 'dat'; did you mean 'data'?"),
+        ("    loops: {data: {backing: fast}}\n", "'data' is the name of something else already (disks.data)"),
+        ("    files: {f: {path: nowhere/f, size: 4K}}\n", "expected the name of a filesystem, got 'nowhere'"),
+        (
+            "    dm: {a: {type: linear, on: [data]}, b: {type: crypt, on: [data]}}\n",
+            "'data' can be used by one thing alone, got device 'a' and",
+        ),
+        ("    filesystems: {fs: {type: xfs, device: fast}}\n", "xfs needs at least 300M, 'fast' has 256M"),
+        ("    swaps: {s: {on: fast}}\n    filesystems: {fast: {type: ext4}}\n", "'fast' can be used by one thing alone"),
+        ("    loops: {l0: {backing: fast, offset: 256M}}\n", "expected less than the backing device 'fast'"),
+        ("    loops: {l0: {backing: fast, offset: 100}}\n", "expected a multiple of 512 bytes, got 100"),
+        ("    md: {m: {level: raid1, on: [data]}}\n", "guests.g0.md.m.on: "),
+        ("    cgroups: {a: {io.max: {dat: {rbps: 1M}}}}\n", "cgroups.a.io.max.dat: expected the name of a device, got 'dat'; did you mean"),
+        ("    cgroups: {a: {io.cost.qos: {data: {}}}}\n", "cgroups.a.io.cost.qos: only the root has it; expected it under `/`"),
+        ("    cgroups: {/: {memory.max: 1G}}\n", "cgroups./.memory.max: the root has no limits"),
+        ("    cgroups: {a: {memory.maks: 1G}}\n", "unknown key; did you mean 'memory.max'?"),
+        ("    cgroups: {A: {}}\n", "expected a path of lower-case names such as tenant or tenant/job, or / for the root"),
+    ],
+)
+def test_what_does_not_fit_together_is_said(text: str, message: str) -> None:
+    said = errors(f"version: 1\nguests:\n  g0:\n{DISKS}{text}")
+    assert any(message in line for line in said), said
+
+
+@pytest.mark.parametrize(
+    ("disk", "message"),
+    [
+        ("{type: virtio-blk, size: 1G, queus: 2}", "queus: unknown key; did you mean 'queues'?"),
+        ("{type: virtio-blk, size: 1G, zoned: {zone-size: 1M}}", "zoned: unknown key"),
+        ("{type: nvme, size: 1G, zoned: {zone-size: 3M}}", "expected a part of the size of 1G, got 3M"),
+        ("{type: nvme, size: 1G, image: x.img, format: qcow2}", "expected no format beside an image"),
+        ("{type: nvme, size: 1G, logical-block-size: 4096, physical-block-size: 512}", "expected at least the logical block size of 4096"),
+        ("{type: nvme, size: 1G, throttle-group: g}", "expected one of the guest's throttle-groups, got 'g'"),
+        ("{type: nvme, size: 1G, throttle: {iops-total: 1}, profile: hdd-7200}", "expected one of profile, throttle and throttle-group"),
+        ("{type: nvme, size: 8M, partitions: [{size: 8M}]}", "the partitions need more than the 8M of 'd', of which its label takes 2M"),
+        ("{size: 1G}", "d.type: expected this key, it is missing"),
+    ],
+)
+def test_a_disk_that_cannot_be_is_said(disk: str, message: str) -> None:
+    said = errors(f"version: 1\nguests:\n  g0:\n    disks: {{d: {disk}}}\n")
+    assert any(message in line for line in said), said
+
+
+# what QEMU is told --------------------------------------------------------------------------------------------------------------
+
+
+def plugged(name: str, **said: object) -> list[dict[str, object]]:
+    disk = disk_of(**said)
+    return [command.arguments for command in drives.plug(name, disk, 0, drives.storage(name, disk, Path("/s")))]
+
+
+def test_each_word_of_a_disk_reaches_qemu() -> None:
+    *_, thread, device = plugged("d", type="virtio-blk", size="1G", queues=2, io_thread=True, write_cache=False, discard=False, serial="S1")
+    assert thread == {"qom-type": "iothread", "id": "io-d"}
+    assert device == {
+        "driver": "virtio-blk-pci",
+        "id": "disk-d",
+        "bus": "port0",
+        "drive": "file-d",
+        "serial": "S1",
+        "num-queues": 2,
+        "iothread": "io-d",
+        "write-cache": "off",
+        "discard": False,
+    }
+    node, controller, disk = plugged("s", type="virtio-scsi", size="1G", read_only=True)
+    assert node["read-only"] is True and controller["id"] == "controller-s" and disk["bus"] == "controller-s.0"
+    (node, _) = plugged("n", type="nvme", size="1G", format="null-co")
+    assert (node["driver"], node["size"]) == ("null-co", 1 << 30)
+
+
+def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
+    (store,) = drives.storage("d", disk_of(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
+    assert store.image == (Path("/images/a,b.img"), "raw") and store.file == Path("/s/d.qcow2")
+    (node, _) = plugged("d", type="nvme", size="1G", image="/images/a,b.img")
+    assert node["driver"] == "qcow2" and "a,b" not in json.dumps(node)
+
+
+def test_namespaces_and_zones_make_a_disk_cold_and_are_options_of_the_command_line() -> None:
+    disk = disk_of(type="nvme", size="64M", namespaces={"two": {"size": "32M", "zoned": {"zone-size": "16M"}}})
+    assert disk.cold
+    options = drives.as_options(drives.plug("one", disk, 3, drives.storage("one", disk, Path("/s"))))
+    assert [option for option, _ in options] == ["-blockdev", "-blockdev", "-device", "-device", "-device"]
+    assert json.loads(options[-1][1])["zoned.zone_size"] == 16 << 20
+    assert json.loads(options[-1][1])["nsid"] == 2 and json.loads(options[-2][1])["nsid"] == 1
+
+
+@pytest.mark.parametrize("path", sorted(GALLERY.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_topology_that_ships_has_a_plan_that_undoes_what_it_does(path: Path) -> None:
+    for topology in load_points(path).values():
+        for name, guest in topology.guests.items():
+            lines = list(plan_text.described(host(), name, guest))
+            assert lines[0].startswith(f"# guest {name}")
+            paths = {one: f"/dev/{one}" for disk, said in guest.disks.items() for one in (disk, *drives.namespaces(said))}
+            made = stack.plan_stack(guest, paths)
+            steps, facts = groups.plan_groups(guest, made.devices)
+            changing = [step for step in (*made.steps, *steps) if not step.what.startswith(("written", "sparse", "fallocated"))]
+            assert all(step.undo for step in changing)
+            assert {fact.where.split(".")[0] for fact in (*made.facts, *facts)} <= {"loops", "filesystems", "md", "swaps", "cgroups"}
+
+
+# what the guest has ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_that_differs_from_its_file_is_said_with_the_place_in_the_file() -> None:
+    guest = guest_of(
+        DISKS + "    loops: {l0: {backing: data/f, size: 8M, direct-io: true}}\n    cgroups: {a: {io.max: {data: {rbps: 2M}}}}\n"
+    )
+    made = stack.plan_stack(guest, {"data": "/dev/vdc", "fast": "/dev/nvme0n1"})
+    facts = (*made.facts, *groups.plan_groups(guest, made.devices)[1])
+    good = {
+        "/proc/mounts": "mnt /mnt tmpfs rw 0 0\n/dev/vdc /mnt/data ext4 rw,noatime 0 0",
+        "backing_file": "/mnt/data/f",
+        "loop/dio": "1",
+        "partscan": "0",
+        "offset": "0",
+        "sizelimit": "0",
+        "/ro": "0",
+        "/size": str((8 << 20) // 512),
+        "io.max": "8:0 rbps=1 wbps=max riops=max wiops=max\n254:32 rbps=2097152 wbps=max riops=max wiops=max",
+    }
+
+    def said(known: dict[str, str]) -> list[str]:
+        text = "done 0\nread back\nnumber /dev/vdc 254:32\n"
+        for number, fact in enumerate(facts):
+            text += f"== {number}\n" + next(value for end, value in known.items() if fact.file.endswith(end)) + "\n"
+        return list(readback.differences(facts, text))
+
+    assert said(good) == []
+    assert said(good | {"loop/dio": "0"}) == ["loops.l0.direct-io: expected 1, got 0 (/sys/block/loop0/loop/dio)"]
+    assert said(good | {"/size": "8"})[0].startswith("loops.l0.size: expected 16384, got 8")
+    assert "cgroups.a.io.max: expected rbps=2097152" in said(good | {"io.max": "8:0 rbps=2097152 wbps=max riops=max wiops=max"})[0]
+    assert said(good | {"/proc/mounts": "/dev/vdc /mnt/data xfs rw 0 0"})[0].startswith("loops.l0: expected ext4, got")
+    assert len(readback.differences(facts, "")) == len(facts)
+
+
+def test_numbers_may_be_written_otherwise_and_folders_are_counted() -> None:
+    fact = readback.Fact(where="w", file="/f", expected="min=50 enable=1")
+    assert readback.differences((fact,), "read back\n== 0\n8:0 enable=1 ctrl=user min=50.00 max=150.00\n") == ()
+    assert readback.differences((fact,), "read back\n== 0\n8:0 enable=1 ctrl=user min=51.00 max=150.00\n") != ()
+
+
+def test_what_the_file_says_of_disks_is_read_back_and_no_default() -> None:
+    said = "{d: {type: nvme, size: 1G, queues: 8, logical-block-size: 4096}, e: {type: virtio-blk, size: 1G}}"
+    guest = guest_of(f"    disks: {said}\n")
+    there = {
+        name: devices.Device(path=f"/dev/{name}", number="8:0", serial="", kind="nvme", size_bytes=1, read_only=False)
+        for name in ("d", "e")
+    }
+    assert {(fact.where, fact.expected) for fact in devices.facts(guest.disks, there, cpus=2)} == {
+        ("disks.d.queues", "2"),
+        ("disks.d.logical-block-size", "4096"),
+    }
+
+
+# anything at all --------------------------------------------------------------------------------------------------------------------
+
+TEXTS = [path.read_text() for path in sorted(GALLERY.glob("*.yaml"))]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(TEXTS), st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 12), st.text(max_size=6)), max_size=4))
+def test_a_mutated_topology_is_one_or_an_error_never_a_traceback(text: str, cuts: list[tuple[int, int, str]]) -> None:
+    for at, length, new in cuts:
+        at %= len(text) + 1
+        text = text[:at] + new + text[at + length :]
+    try:
+        parse(text, "a.yaml")
+    except TopologyError as error:
+        assert error.problems
+
+
+WORDS = st.sampled_from(
+    ["g0", "data", "l0", "size", "type", "1G", "nvme", "${a}", "guests", "disks", "loops", "/", "extends", "matrix", "axes", "a"]
+)
+TREES = st.recursive(
+    WORDS | st.integers(-5, 5000) | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TREES, TREES)
+def test_any_tree_is_a_topology_or_an_error(guest: object, matrix: object) -> None:
+    text = json.dumps({"version": 1, "matrix": matrix, "guests": {"g0": guest}})
+    try:
+        parse(text, "a.yaml")
+    except TopologyError as error:
+        assert error.problems
