@@ -1,4 +1,4 @@
-"""`./tb bench clone` and `./tb bench compare`: how fast the testbed is on this host. Prints a table, or JSON with `--json`."""
+"""`./tb bench clone`, `compare` and `topology`: how fast the testbed is on this host. Prints a table, or JSON with `--json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare
+from benchmarks import clone, compare, topology
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -31,6 +31,12 @@ def clone_command(
 def compare_command(count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs.")] = 3, as_json: Json = False) -> None:
     """What a warm `compare oom-tmpfs` adds to the time of the guests' own script."""
     _show(asyncio.run(compare.measure(count=count)), as_json)
+
+
+@app.command("topology")
+def topology_command(plans: Annotated[int, typer.Option(min=1, help="Plans.")] = 1000, as_json: Json = False) -> None:
+    """Validating a matrix of 10,000 points, and planning a guest."""
+    _show(topology.measure(plans), as_json)
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:
