@@ -27,6 +27,11 @@ _EXIT_PORT = 0xF4
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
 
 
+def host_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
     """The host's facts. `kernel`: one to boot under KVM; without one, KVM is not proven and not used.
 

@@ -63,7 +63,7 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology files.")
     points = 0
     for file in files:
         try:
-            points += len(load_points(file))
+            points += len(load_points(file, host_memory=probe.host_memory()))
         except TopologyError as error:
             problems += error.problems
     for problem in problems:
@@ -81,7 +81,7 @@ def plan_command(
     """Print what would be done: each guest's QEMU argv, its ordered QMP commands, and the steps inside it; runs nothing."""
 
     async def work() -> int:
-        topology = load(file, point)
+        topology = load(file, point, host_memory=probe.host_memory())
         host = await probe.probe(paths.folders().cache, None)
         for name, model in topology.guests.items():
             print("\n".join(described(host, name, model)))

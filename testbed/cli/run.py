@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from testbed import paths, runner
+from testbed import paths, probe, runner
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
 from testbed.errors import UsageError
 from testbed.kernels import KernelTable, load_table
@@ -208,7 +208,7 @@ def _steps(progress: Progress, bars: contextlib.ExitStack) -> runner.OnStep:
 
 def _only_guest(file: Path | None) -> Guest:
     path = file or paths.shipped("topologies") / "default.yaml"
-    topology = load(path)
+    topology = load(path, host_memory=probe.host_memory())
     if len(topology.guests) != 1:
         raise UsageError(f"{path}: scenarios run on a topology of one guest, this one has {', '.join(topology.guests)}")
     return next(iter(topology.guests.values()))

@@ -9,27 +9,27 @@ from pydantic import ValidationError
 
 from testbed.errors import TopologyError
 from testbed.topology import matrix, messages
-from testbed.topology.check import check, did_you_mean
+from testbed.topology.check import check, did_you_mean, fits_host
 from testbed.topology.model import Guest, Matrix, Topology
 from testbed.topology.reader import Reader, Where, dotted, read, single, text_of
 
 _MAX_DEPTH = 8
 
 
-def load(path: Path, point: str | None = None) -> Topology:
+def load(path: Path, point: str | None = None, *, host_memory: int | None = None) -> Topology:
     """The topology in a file, or the one at a point of its matrix.
 
     :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake. Also for a matrix without `point`.
     """
-    return _one(load_points(path), str(path), point)
+    return _one(load_points(path, host_memory=host_memory), str(path), point)
 
 
-def load_points(path: Path) -> dict[str, Topology]:
-    """Every point of a file's matrix by its name; without a matrix one, whose name is empty.
+def load_points(path: Path, *, host_memory: int | None = None) -> dict[str, Topology]:
+    """Every point of a file's matrix by its name; without a matrix one, whose name is empty. `host_memory`: bytes that guests must fit in.
 
     :raise TopologyError: as above.
     """
-    found = _points(text_of(path), str(path), path)
+    found = _points(text_of(path), str(path), path, host_memory)
     return {name: _located(topology, path.parent) for name, topology in found.items()}
 
 
@@ -70,10 +70,10 @@ def _one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
     return found[point]
 
 
-def _points(text: str, file: str, path: Path | None) -> dict[str, Topology]:
+def _points(text: str, file: str, path: Path | None, host_memory: int | None = None) -> dict[str, Topology]:
     reader = Reader(file)
     plain = _extended(read(text, reader), reader, path)
-    found = _expand(plain, reader)
+    found = _expand(plain, reader, host_memory)
     if reader.problems:
         raise TopologyError(
             tuple(sorted(reader.problems, key=lambda problem: (problem.file != file, problem.file, problem.line, problem.column)))
@@ -117,7 +117,7 @@ def _on_top(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _expand(plain: dict[str, Any], reader: Reader) -> dict[str, Topology]:
+def _expand(plain: dict[str, Any], reader: Reader, host_memory: int | None) -> dict[str, Topology]:
     axes = plain.pop("matrix", None)
     chosen: dict[str, dict[str, Any]] = {"": {}}
     known: tuple[str, ...] = ()
@@ -141,10 +141,10 @@ def _expand(plain: dict[str, Any], reader: Reader) -> dict[str, Topology]:
     missing = [(where, axis) for where, axis in matrix.placeholders(plain) if axis not in known]
     for where, axis in missing:
         reader.problem(where, f"expected an axis of the matrix, got ${{{axis}}}{did_you_mean(axis, known)}")
-    return {} if missing else _validated(plain, chosen, reader)
+    return {} if missing else _validated(plain, chosen, reader, host_memory)
 
 
-def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader) -> dict[str, Topology]:
+def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader, host_memory: int | None) -> dict[str, Topology]:
     """A topology for each point; a mistake that several points have is said once."""
     found: dict[str, Topology] = {}
     at: dict[tuple[Where, str, bool], list[str]] = {}
@@ -159,7 +159,7 @@ def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader:
                 at.setdefault((where, messages.message(error, where, here), error["type"] == "extra_forbidden"), []).append(name)
             continue
         found[name] = topology
-        for where, said in check(topology):
+        for where, said in (*check(topology), *(fits_host(topology, host_memory) if host_memory is not None else ())):
             at.setdefault((where, said, False), []).append(name)
     spoken = {problem.path for problem in reader.problems}
     for (where, said, at_key), names in at.items():
