@@ -194,7 +194,7 @@ def test_a_disk_that_cannot_be_is_said(disk: str, message: str) -> None:
 def test_a_guest_larger_than_the_host_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("version: 1\nguests:\n  g0: {memory: 8G}\n")
     assert load(tmp_path / "a.yaml", host_memory=16 << 30).guests["g0"].memory == 8 << 30
-    with pytest.raises(TopologyError, match=r"a\.yaml:3:16: guests\.g0\.memory: expected less than this host's 4G, got 8G"):
+    with pytest.raises(TopologyError, match=r"a\.yaml:3:16: guests\.g0\.memory: expected less than this host's memory of 4G, got 8G"):
         load(tmp_path / "a.yaml", host_memory=4 << 30)
 
 
