@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.console import Kind
-from testbed.errors import HostError
+from testbed.errors import HostError, UsageError
 from testbed.host import Host
 from testbed.runner import Result, Side
 from testbed.store.image import Image
@@ -158,3 +158,27 @@ def write(document: dict[str, Any], folder: Path) -> None:
         path.write_text(json.dumps(document, indent=2) + "\n")
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def read(run: str, runs: Path) -> dict[str, Any]:
+    """The results of an earlier run: the name of its folder among `runs`, a path to it, or `last`.
+
+    :raise UsageError: there is no such run, or it has no results.
+    """
+    if run == "last":
+        newest = max((folder for folder in runs.iterdir() if (folder / "results.json").is_file()), default=None)
+        if newest is None:
+            raise UsageError(f"run last: expected a run with results in {runs}, there is none")
+        folder = newest
+    else:
+        folder = Path(run) if (Path(run) / "results.json").is_file() else runs / run
+    path = folder / "results.json"
+    try:
+        found = json.loads(path.read_text())
+    except OSError as error:
+        raise UsageError(f"run {run!r}: {path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UsageError(f"run {run!r}: {path}: expected JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("version") != 1 or "scenarios" not in found:
+        raise UsageError(f"run {run!r}: {path}: expected the results of a run, version 1")
+    return found

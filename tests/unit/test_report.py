@@ -3,11 +3,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from testbed.console import Finding, Kind
+from testbed.errors import UsageError
 from testbed.kernels import Series
 from testbed.report import live, results, table
+from testbed.report.markdown import markdown
 from testbed.runner import Result, Side, slots
 from testbed.scenarios import cases
 from testbed.store.image import Image
@@ -157,3 +160,44 @@ def test_on_a_terminal_progress_moves_and_goes() -> None:
     with live.progress(console) as progress, progress.task("image") as task:
         task.update(fraction=0.5, detail="half")
     assert "image" in console.export_text()
+
+
+def test_a_run_is_read_again_as_markdown_that_nobody_breaks_out_of(tmp_path: Path) -> None:
+    image = Image(name="bookworm", sha256="i", folder=Path("/i"))
+    folder = tmp_path / "20260101T000000Z-0000"
+    folder.mkdir()
+    evil = passed(folder)
+    evil = replace(evil, judgement=replace(evil.judgement, reason="a | b <script>\nmore"))
+    document = results.document(folder, Verdict.PASS, ["testbed", "compare", "a b"], host(), image, KERNELS, (evil, lost(folder)), 3.0)
+    results.write(document, folder)
+    text = markdown(results.read("last", tmp_path))
+    assert "    ./tb compare 'a b'" in text and "| gate | disk reads" in text and "a \\| b &lt;script>" in text and "more" not in text
+    assert results.read(str(folder), tmp_path) == results.read(folder.name, tmp_path) == document
+
+
+def test_kernels_judged_alone_have_a_verdict_each_and_differences_are_told(tmp_path: Path) -> None:
+    image = Image(name="bookworm", sha256="i", folder=Path("/i"))
+    result = passed(tmp_path)
+    outcome = result.sides["base"].outcome
+    assert isinstance(outcome, Evidence)
+    outcome = replace(outcome, balances=(Balance(what="rbytes", accounted=90, real=100),))
+    result = replace(
+        result,
+        sides={**result.sides, "base": replace(result.sides["base"], outcome=outcome)},
+        by_kernel={side: Judgement(verdict=Verdict.PASS, reason=f"as {side}") for side in KERNELS},
+    )
+    text = markdown(results.document(tmp_path, Verdict.PASS, ["testbed", "matrix"], host(), image, KERNELS, (result,), 3.0))
+    assert "| gate | **PASS** as base | **PASS** as patched |" in text
+    assert "1 differ by more than 1 %: gate on base: rbytes, -10 bytes (10.00%)" in text
+
+
+@pytest.mark.parametrize("said", [None, "{", "[]", '{"version": 2}'])
+def test_a_run_without_results_is_said(said: str | None, tmp_path: Path) -> None:
+    if said is not None:
+        (tmp_path / "r").mkdir()
+        (tmp_path / "r" / "results.json").write_text(said)
+    with pytest.raises(UsageError, match="run 'r': "):
+        results.read("r", tmp_path)
+    if said is None:
+        with pytest.raises(UsageError, match="there is none"):
+            results.read("last", tmp_path)

@@ -1,0 +1,72 @@
+"""A run's `results.json` as Markdown, to be kept beside the code: what ran, on what, its outcome, and the command that does it again."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The whole text. A pair has a verdict a case; kernels that were each judged alone have one a column."""
+    sides = list(document["kernels"])
+    each = any("verdict" in case[side] for case in document["scenarios"] for side in sides)
+    host = document["host"]
+    head = [
+        f"# {'Scenario by kernel' if each else 'Base against patched'}: {document['verdict']}",
+        "",
+        f"    {_command(document['command'])}",
+        "",
+        f"Run {document['run']}: {len(document['scenarios'])} cases in {document['took_s']:.0f} s,",
+        f"{document['guest_seconds']:.0f} s of guests, on {host['cores']} cores with Linux {host['kernel']}, QEMU {host['qemu']} ({host['accelerator']}).",
+        "",
+        "| kernel | release | from |",
+        "|---|---|---|",
+        *(f"| {side} | {kernel['release']} | {_cell(kernel['origin'])} |" for side, kernel in document["kernels"].items()),
+        "",
+        f"What the kernel accounted for and what the emulated disk counted, or what was resident in memory: {_balances(document, sides)}.",
+        "",
+    ]
+    columns = [*sides, *([] if each else ["verdict", "reason"])]
+    head += [f"| case | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
+    return "\n".join([*head, *(_row(case, sides, each) for case in document["scenarios"])]) + "\n"
+
+
+def _command(words: list[str]) -> str:
+    return shlex.join(["./tb", *words[1:]])
+
+
+def _row(case: dict[str, Any], sides: list[str], each: bool) -> str:
+    cells = [_each(case[side]) if each else _measures(case[side]) for side in sides]
+    if not each:
+        passed = f" ({case['pass_rate']:.0%} of {len(case['attempts'])})" if "pass_rate" in case else ""
+        cells += [f"{case['verdict']}{passed}", _cell(case["reason"].splitlines()[0])]
+    return f"| {case['name']} | {' | '.join(cells)} |"
+
+
+def _each(side: dict[str, Any]) -> str:
+    return f"**{side['verdict']}** {_cell(side['judgement'].splitlines()[0])}"
+
+
+def _measures(side: dict[str, Any]) -> str:
+    said = (f"{name} {measure['value']} {measure['unit']}" for name, measure in side["measures"].items())
+    return _cell("; ".join(said)) or "-"
+
+
+def _balances(document: dict[str, Any], sides: list[str]) -> str:
+    found = [
+        (balance["share"], f"{case['name']} on {side}: {balance['what']}, {balance['difference']} bytes ({balance['share']:.2%})")
+        for case in document["scenarios"]
+        for side in sides
+        for balance in case[side]["balances"]
+    ]
+    if not found:
+        return "not compared"
+    beyond = [said for share, said in found if share > 0.01]
+    if beyond:
+        return f"of {len(found)} comparisons {len(beyond)} differ by more than 1 %: {'; '.join(beyond)}"
+    return f"{len(found)} comparisons, the largest difference is {max(found)[1]}"
+
+
+def _cell(text: str) -> str:
+    """Text that cannot break out of its cell: a guest may have written it."""
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
