@@ -21,19 +21,17 @@ from typing import Any, TypeVar
 
 import asyncssh
 
-from testbed import devices, drives, plan, process
+from testbed import devices, plan, process
 from testbed.console import Finding
 from testbed.devices import Device
-from testbed.drives import QmpCommand, Storage
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
 from testbed.host import Host
 from testbed.lifecycle import Deadlines, Event, State, advance
 from testbed.monitor import Monitor
 from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
 from testbed.shell import HostKey, Result, Shell
-from testbed.store import disk_files
+from testbed.slots import Slots
 from testbed.store.templates import Template
-from testbed.topology.disks import Disk
 from testbed.topology.model import Guest as GuestModel
 from testbed.wires import Agent, Console
 
@@ -85,7 +83,7 @@ class Guest:
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watchers: list[asyncio.Task[None]] = []
         self._ending = False
-        self._gone: dict[str, asyncio.Event] = {}
+        self.slots = Slots(self.monitor, self.wait, order.scratch, order.deadlines)
 
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
@@ -112,8 +110,8 @@ class Guest:
         self._lose(f"{finding.kind.value} on its console: {finding.text}")
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
-        if name == "DEVICE_DELETED" and data.get("device") in self._gone:
-            self._gone[data["device"]].set()
+        if name == "DEVICE_DELETED":
+            self.slots.on_deleted(str(data.get("device")))
         elif name == "GUEST_PANICKED":
             self._lose("QEMU reports a guest panic")
         elif name in ("INTERNAL_ERROR", "WATCHDOG"):
@@ -201,7 +199,7 @@ class Guest:
             sockets=order.sockets,
             memory=Memory(file=order.template.memory) if order.template else order.memory,
             restore=order.template is not None,
-            cold=await self._cold_disks(),
+            cold=await self.slots.cold(order.model),
         )
         (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in options))
         self._process = await process.start(plan.flat(options), output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)})
@@ -240,38 +238,6 @@ class Guest:
         if status not in ("paused", "prelaunch"):
             raise HostError(f"QEMU: expected the status paused after loading a state, got {status}")
 
-    async def _cold_disks(self) -> tuple[QmpCommand, ...]:
-        """Make the files of the disks that are there from the start, and the commands for them."""
-        found: tuple[QmpCommand, ...] = ()
-        for port, (name, disk) in enumerate(self.order.model.disks.items()):
-            if disk.cold:
-                found += drives.plug(name, disk, port, await self._storage(name, disk))
-        return (*drives.groups(self.order.model.throttle_groups), *found) if found else ()
-
-    async def _storage(self, name: str, disk: Disk) -> tuple[Storage, ...]:
-        wanted = drives.storage(name, disk, self.order.scratch)
-        for store in wanted:
-            await disk_files.make(store)
-        return wanted
-
-    async def plug(self, name: str, disk: Disk, port: int) -> None:
-        """Put an empty disk into the running guest.
-
-        :raise HostError: its file cannot be made. :raise MonitorError: QEMU refuses it.
-        """
-        commands = drives.plug(name, disk, port, await self._storage(name, disk))
-        await self.wait(self.monitor.run(commands), self.order.deadlines.monitor_s)
-
-    async def unplug(self, name: str, disk: Disk) -> None:
-        """Take a disk out of the running guest; the guest must agree (ACPI), so a deadline applies."""
-        device = drives.pci_device(name, disk)
-        gone = self._gone[device] = asyncio.Event()
-        await self.monitor.execute("device_del", {"id": device})
-        await self.wait(gone.wait(), self.order.deadlines.command_s)
-        await self.monitor.run(drives.unplugged(name, disk))
-        for store in drives.storage(name, disk, self.order.scratch):
-            store.file.unlink(missing_ok=True)
-
     async def _wake(self, key: asyncssh.SSHKey) -> None:
         """Give the guest its randomness, clock, name, keys and disks, and connect to it; a clone runs from here on.
 
@@ -291,12 +257,7 @@ class Guest:
         if not self.order.memory.shared:
             identity["writable"] = "1"
         self.agent.say("identity", **identity)
-        disks = self.order.model.disks
-        if not any(disk.cold for disk in disks.values()):
-            await self.monitor.run(drives.groups(self.order.model.throttle_groups))
-        for number, (name, disk) in enumerate(disks.items()):
-            if not disk.cold:
-                await self.plug(name, disk, number)
+        await self.slots.fill(self.order.model)
         self.ssh_port = await self._ssh_port()
         identified = asyncio.Event()
         connecting = asyncio.create_task(self._connect(key, identified))

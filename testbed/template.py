@@ -60,10 +60,10 @@ async def _warm_up(guest: Guest) -> None:
     await guest.run("true")
     disks = {f"warm{port}": disk_of(type=kind, size=_WARM_UP_BYTES) for port, kind in enumerate(DISK_KINDS)}
     for port, (name, disk) in enumerate(disks.items()):
-        await guest.plug(name, disk, port)
+        await guest.slots.plug(name, disk, port)
     await asyncio.sleep(_SETTLE_S)
     for name, disk in disks.items():
-        await guest.unplug(name, disk)
+        await guest.slots.unplug(name, disk)
     await guest.run("true")
     await asyncio.sleep(_SETTLE_S)
 

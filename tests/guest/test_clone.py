@@ -64,15 +64,15 @@ async def test_disks_are_those_of_the_topology_and_found_by_serial(
 @pytest.mark.slow
 async def test_a_guest_that_differs_from_its_topology_is_refused(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
-        await guest.plug("extra", disk_of(type="nvme", size="8M"), 2)
+        await guest.slots.plug("extra", disk_of(type="nvme", size="8M"), 2)
         with pytest.raises(DeviceMismatch, match="expected no such disk, got one with serial 'tb-extra'"):
             await _until_mismatch(guest)
-        await guest.unplug("extra", disk_of(type="nvme", size="8M"))
+        await guest.slots.unplug("extra", disk_of(type="nvme", size="8M"))
         await guest.verify()
-        await guest.unplug("data", model.disks["data"])
+        await guest.slots.unplug("data", model.disks["data"])
         with pytest.raises(DeviceMismatch, match=r"disks\.data: expected a virtio-blk disk"):
             await guest.verify()
-        await guest.plug("data", disk_of(type="virtio-blk", size="512M"), 0)
+        await guest.slots.plug("data", disk_of(type="virtio-blk", size="512M"), 0)
         with pytest.raises(DeviceMismatch, match=r"disks\.data\.size: expected 1073741824 bytes, got 536870912"):
             await guest.verify()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from testbed import mounts
-from testbed.errors import CommandFailed
+from testbed.errors import CommandFailed, DeviceMismatch, HostError
 from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
@@ -86,3 +86,43 @@ async def test_a_throttled_disk_is_as_slow_as_its_limit(lab: Lab, kernel: Kernel
             # The bucket holds a tenth of a second: the first five or so are free.
             assert done.took_s > 1.6
             assert (await guest.disk_bytes())[name][0] - before >= 100 * 4096
+
+
+async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    """The kernel silently leaves direct I/O off for a loop whose sectors are smaller than those of the disk below."""
+    small = GuestModel.model_validate(
+        {
+            "disks": {"native": {"type": "nvme", "size": "512M", "logical-block-size": 4096}},
+            "loops": {"l0": {"backing": "native/f", "size": "64M", "logical-block-size": 512, "direct-io": True}},
+        }
+    )
+    async with lab.guest("g0", small, kernel, evidence) as guest:
+        with pytest.raises(DeviceMismatch, match=r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\)"):
+            async with mounts.standing(guest):
+                pass
+        assert await attached(guest) == {} and await mounted(guest) == set()
+
+
+async def test_an_overlay_shows_its_image_and_never_writes_it(lab: Lab, kernel: KernelFiles, evidence: Path, tmp_path: Path) -> None:
+    image = tmp_path / "an image, of mine.img"
+    image.write_bytes(b"mine" * 1024 + bytes(4 << 20))
+    before = image.read_bytes()
+    over = GuestModel.model_validate({"disks": {"d": {"type": "virtio-blk", "size": "8M", "image": str(image)}}})
+    async with lab.guest("g0", over, kernel, evidence) as guest:
+        path = guest.disks["d"].path
+        assert (await guest.run("head", "-c", "8", path)).stdout == "minemine"
+        await guest.script('echo other | dd of="$1" conv=fsync status=none', path)
+        assert (await guest.run("head", "-c", "6", path)).stdout == "other\n"
+    assert image.read_bytes() == before
+
+
+async def test_an_image_that_is_larger_than_its_disk_or_not_there_is_said(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+    (tmp_path / "large.img").write_bytes(bytes(16 << 20))
+    for name, words in (
+        ("large.img", "it holds 16M, which is more than the disk's size of 8M"),
+        ("none.img", "expected a file, there is none"),
+    ):
+        wrong = GuestModel.model_validate({"disks": {"d": {"type": "nvme", "size": "8M", "image": str(tmp_path / name)}}})
+        with pytest.raises(HostError, match=words):
+            async with lab.guest("g0", wrong, kernel, tmp_path / name.replace(".", "-")):
+                pass

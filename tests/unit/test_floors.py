@@ -14,7 +14,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("topology",),
     ("drives", "plan", "stack", "groups", "readback", "lifecycle", "devices", "counters", "console", "verdict"),
     ("plan_text", "process", "monitor", "shell", "wires", "session", "store", "probe"),
-    ("guest", "template", "mounts", "lab", "doctor"),
+    ("slots", "guest", "template", "mounts", "lab", "doctor"),
     ("scenarios",),
     ("runner",),
     ("report",),
