@@ -10,9 +10,9 @@ from typing import Annotated
 
 import typer
 
-from testbed import doctor, paths, probe
+from testbed import doctor, paths, picture, probe
 from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
-from testbed.errors import HostError, Problem, TopologyError
+from testbed.errors import HostError, Problem, TopologyError, UsageError
 from testbed.host import Host
 from testbed.kernels import load_table
 from testbed.plan_text import described
@@ -78,11 +78,18 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology files.")
 def plan_command(
     file: Annotated[Path, typer.Argument(help="Topology file.")],
     point: Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Draw it into this file instead.")] = None,
 ) -> None:
     """Print what would be done: each guest's QEMU argv, its ordered QMP commands, and the steps inside it; runs nothing."""
 
     async def work() -> int:
         topology = load(file, point, host_memory=probe.host_memory())
+        if svg is not None:
+            try:
+                svg.write_text(picture.svg(topology))
+            except OSError as error:
+                raise UsageError(f"--svg {svg}: cannot be written: {error.strerror}") from error
+            return 0
         host = await probe.probe(paths.folders().cache, None)
         for name, model in topology.guests.items():
             print("\n".join(described(host, name, model)))

@@ -2,15 +2,17 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed import devices, drives, groups, plan_text, readback, stack
+from testbed import devices, drives, groups, picture, plan_text, readback, stack
 from testbed.errors import TopologyError
 from testbed.topology import Guest, load, load_points
 from testbed.topology.disks import disk_of
+from testbed.topology.graph import graph
 from testbed.topology.load import parse
 from tests.unit.values import host
 
@@ -254,6 +256,17 @@ def test_every_topology_that_ships_has_a_plan_that_undoes_what_it_does(path: Pat
             changing = [step for step in (*made.steps, *steps) if not step.what.startswith(("written", "sparse", "fallocated"))]
             assert all(step.undo for step in changing)
             assert {fact.where.split(".")[0] for fact in (*made.facts, *facts)} <= {"loops", "filesystems", "md", "swaps", "cgroups"}
+
+
+@pytest.mark.parametrize("path", sorted(GALLERY.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_topology_that_ships_can_be_drawn(path: Path) -> None:
+    for topology in load_points(path).values():
+        drawn = ElementTree.fromstring(picture.svg(topology))
+        boxes = drawn.findall(".//{http://www.w3.org/2000/svg}rect[@class='box']")
+        things = sum(len(graph(guest).ordered()) + len(guest.cgroups) for guest in topology.guests.values())
+        assert len(boxes) == things
+        corners = [(box.get("x"), box.get("y")) for box in boxes]
+        assert len(topology.guests) > 1 or len(set(corners)) == len(corners), "two things are drawn over each other"
 
 
 # what the guest has ---------------------------------------------------------------------------------------------------------------
