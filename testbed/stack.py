@@ -13,7 +13,7 @@ from testbed.topology.disks import Disk, Partition
 from testbed.topology.graph import Graph, Key, NamespaceOf, Node, PartitionOf, device, graph, sizes
 from testbed.topology.model import Guest
 from testbed.topology.stacks import Dm, File, Filesystem, Loop, Md, Swap
-from testbed.units import MIB
+from testbed.units import KIB, MIB
 
 MOUNTS = "/mnt"
 # A key of 64 bytes for aes-xts, of no secrecy: what is tested is the path of the I/O.
@@ -117,8 +117,10 @@ class _Planner:
                 self._file(file, where)
             case Loop() as loop:
                 self._loop(node.key.name, loop, where)
+                self._read_ahead(node.key.name, loop.read_ahead, where)
                 self._partitions(node.key.name, loop.partitions)
             case Disk() as disk:
+                self._read_ahead(node.key.name, disk.read_ahead, where)
                 self._partitions(node.key.name, disk.partitions)
             case Dm() as dm:
                 self._dm(node.key.name, dm)
@@ -190,6 +192,17 @@ class _Planner:
             # Above a disk with larger blocks the loop has those, from some kernel on.
             del expected["logical-block-size"]
         self.facts += [Fact(where=f"{where}.{key}", file=f"{block}/{file}", expected=said) for key, (file, said) in expected.items()]
+
+    def _read_ahead(self, name: str, size_bytes: int | None, where: str) -> None:
+        """Before anything on the device is opened: an open file keeps what it found."""
+        if size_bytes is None:
+            return
+        block = self._paths[name].removeprefix("/dev/")
+        file, kept, kib = f"/sys/block/{block}/queue/read_ahead_kb", f"/run/read-ahead-{block}", str(size_bytes // KIB)
+        self._step(
+            f"read-ahead of {kib}K on {name}", f"cat {sh(file)} >{sh(kept)}", f"echo {kib} >{sh(file)}", undo=f"cat {sh(kept)} >{sh(file)}"
+        )
+        self.facts.append(Fact(where=f"{where}.read-ahead", file=file, expected=kib))
 
     def _partitions(self, holder: str, partitions: tuple[Partition, ...]) -> None:
         if not partitions:

@@ -114,6 +114,14 @@ class Rig:
         await self.guest.run("losetup", "-d", self.loop)
         await self.guest.run("losetup", *options, self.loop, self.file)
 
+    async def forget(self, *options: str) -> None:
+        """Attach the topmost loop again with these options, its file's pages and inode gone from memory.
+
+        Whoever dirties the inode next owns its writeback.
+        """
+        script = f'{FRESH}\nlosetup -d "$1" && echo 2 >/proc/sys/vm/drop_caches && shift && losetup "$@"'
+        await self.guest.script(script, self.loop, *options, self.loop, self.file)
+
     async def direct_io(self, *, on: bool) -> None:
         """Let the topmost loop go past the page cache of its file, or through it."""
         await self.guest.run("losetup", f"--direct-io={'on' if on else 'off'}", self.loop)
@@ -169,6 +177,10 @@ class Rig:
         )
 
 
+# Kernels differ in how far they read ahead (7.2: megabytes on virtio-blk), which would charge one reader for another's pages.
+_READ_AHEAD = "128K"
+
+
 def loops_at(point: Point, disk: str) -> GuestModel:
     """The point's stack as a topology says it: `loop0` on the disk (or on tmpfs), `loop1` on a file on `loop0`, and so on."""
     loops: dict[str, Loop] = {}
@@ -176,9 +188,10 @@ def loops_at(point: Point, disk: str) -> GuestModel:
     for level in range(point.depth):
         # Each level leaves room for the filesystem of the next.
         bytes_here = size * (2 ** (point.depth - 1 - level))
-        loops[f"loop{level}"] = Loop.model_validate({"backing": f"{holder}/file", "filesystem": filesystem, "size": bytes_here})
+        said = {"backing": f"{holder}/file", "filesystem": filesystem, "size": bytes_here, "read-ahead": _READ_AHEAD}
+        loops[f"loop{level}"] = Loop.model_validate(said)
         holder, filesystem = f"loop{level}", "ext4" if point.filesystem == "tmpfs" else point.filesystem
-    disks = {disk: disk_of(type=point.disk, size=point.least_bytes)} if point.disk is not None else {}
+    disks = {disk: disk_of(type=point.disk, size=point.least_bytes, read_ahead=_READ_AHEAD)} if point.disk is not None else {}
     return GuestModel(disks=disks, loops=loops)
 
 
@@ -186,9 +199,6 @@ def loops_at(point: Point, disk: str) -> GuestModel:
 async def rig(guest: Guest, point: Point) -> AsyncIterator[Rig]:
     """The point's stack on a guest, undone at the end."""
     disk = point.disk_in(guest.order.model) or ""
-    if disk:
-        # Kernels differ in how far they read ahead (7.2: megabytes on virtio-blk), which would charge one reader for another's pages.
-        await guest.script("echo 128 >/sys/block/${1#/dev/}/queue/read_ahead_kb", guest.disks[disk].path)
     async with mounts.standing(guest, loops_at(point, disk)) as made:
         yield Rig(
             guest=guest,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import Usual, owned_pages, usual
-from testbed.scenarios.rig import FRESH, Rig, rig
+from testbed.scenarios.rig import Rig, rig
 from testbed.units import MIB
 from testbed.verdict import Evidence, Gap, Measure, of_share
 
@@ -34,8 +34,8 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
 
     async def steps(guest: Guest, point: Point) -> Evidence:
         async with rig(guest, point) as at:
-            # The inode leaves the cache, and with it the root, who wrote the file: whoever dirties it next owns it.
-            await guest.script(f'{FRESH}\nlosetup -d "$1" && echo 2 >/proc/sys/vm/drop_caches && losetup "$1" "$2"', at.loop, at.file)
+            # The root wrote the file.
+            await at.forget()
             readings = [await at.meter("writer", write_command(at.loop, round_bytes)) for _ in range(rounds)]
             resident = await at.resident()
             known = await write_controls(at, _CONTROL_BYTES)

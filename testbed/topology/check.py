@@ -74,6 +74,7 @@ def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
             ("physical-block-size",),
             f"expected at least the logical block size of {disk.logical_block_size}, got {disk.physical_block_size}",
         )
+    yield from _read_ahead(disk.read_ahead)
     if disk.image is not None and disk.format != "raw":
         yield ("image",), f"expected no format beside an image, of which an overlay is made, got {disk.format}"
     if disk.image is not None and disk.partitions:
@@ -95,6 +96,11 @@ def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
         yield ("serial",), f"expected a serial that no other disk has, got {disk.serial!r}"
     if isinstance(disk, Nvme) and disk.zoned is not None and disk.size % disk.zoned.zone_size:
         yield ("zoned", "zone-size"), f"expected a part of the size of {format_size(disk.size)}, got {format_size(disk.zoned.zone_size)}"
+
+
+def _read_ahead(size_bytes: int | None) -> Iterator[Mistake]:
+    if size_bytes is not None and size_bytes % 4096:
+        yield ("read-ahead",), f"expected a multiple of 4096 bytes, got {size_bytes}"
 
 
 def _limits(limits: Limits) -> Iterator[str]:

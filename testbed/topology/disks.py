@@ -54,6 +54,7 @@ class Disk(Model):
     profile: str | None = None
     throttle: Limits | None = None
     throttle_group: Name | None = None
+    read_ahead: Size | None = None
     partitions: Several[Partition] = ()
 
     @property

@@ -60,6 +60,7 @@ class Loop(Model):
     offset: Annotated[int, Field(ge=0)] | Size = 0
     size_limit: Size | None = None
     logical_block_size: BlockSize | None = None
+    read_ahead: Size | None = None
     partitions: Several[Partition] = ()
 
     @property

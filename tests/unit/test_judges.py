@@ -2,7 +2,7 @@
 
 import pytest
 
-from testbed.scenarios import destroy, many, rates, requests, swap
+from testbed.scenarios import destroy, limit, many, rates, requests, swap
 from testbed.scenarios.base import Point
 from testbed.scenarios.rig import loops_at
 from testbed.units import MIB
@@ -53,6 +53,20 @@ def test_rates_are_read_by_name() -> None:
 )
 def test_thresholds(judge: object, value: float | None, gap: Gap) -> None:
     assert callable(judge) and judge(value) is gap
+
+
+@pytest.mark.parametrize(
+    ("reclaimed", "written", "gap"),
+    [
+        (50 * MIB, 64 * MIB, G.CLOSED),
+        (0, 64 * MIB, G.OPEN),
+        (20 * MIB, 64 * MIB, G.UNCLEAR),
+        (39 * MIB, 50 * MIB, G.CLOSED),  # it was killed on the way
+        (10 * MIB, 20 * MIB, G.UNCLEAR),
+    ],
+)
+def test_what_is_written_beyond_the_limit_must_be_reclaimed(reclaimed: int, written: int, gap: Gap) -> None:
+    assert limit.judge(reclaimed=reclaimed, written=written, limit=16 * MIB) is gap
 
 
 def test_each_cgroup_must_have_its_own_bytes() -> None:
