@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from testbed.errors import TopologyError
 from testbed.topology import matrix, messages
@@ -151,16 +153,16 @@ def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader:
     fill = matrix.filler(plain)
     for name, point in chosen.items():
         here = fill(point) if fill is not None else plain
-        try:
-            topology = Topology.model_validate(here)
-        except ValidationError as invalid:
-            for error in invalid.errors():
-                where = messages.place(error, here)
-                at.setdefault((where, messages.message(error, where, here), error["type"] == "extra_forbidden"), []).append(name)
+        topology, failed, lost = _checked(here)
+        for error, where in failed:
+            at.setdefault((where, messages.message(error, where, here), error["type"] == "extra_forbidden"), []).append(name)
+        if topology is None:
             continue
         found[name] = topology
         for where, said in (*check(topology), *(fits_host(topology, host_memory) if host_memory is not None else ())):
-            at.setdefault((where, said, False), []).append(name)
+            # What a part that was left out is missed for is no mistake of its own.
+            if not any(f"{gone!r}" in said for gone in lost):
+                at.setdefault((where, said, False), []).append(name)
     spoken = {problem.path for problem in reader.problems}
     for (where, said, at_key), names in at.items():
         if dotted(where) in spoken:
@@ -169,3 +171,39 @@ def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader:
             said += f" (at {names[0]}{f' and {len(names) - 1} more points' if len(names) > 1 else ''})"
         reader.problem(where, said, reader.key_marks.get(where) if at_key else None)
     return found
+
+
+_Failure = tuple[ErrorDetails, Where]
+
+
+def _checked(plain: Any) -> tuple[Topology | None, list[_Failure], set[str]]:
+    """The topology, if need be without the parts that are wrong in themselves, so that the others can still be compared with each other.
+
+    Returns it (None where nothing of it is left), what is wrong, and the names of the parts that were left out.
+    """
+    failed: list[_Failure] = []
+    lost: set[str] = set()
+    for _ in range(_MAX_DEPTH):
+        try:
+            return Topology.model_validate(plain), failed, lost
+        except ValidationError as invalid:
+            now = [(error, messages.place(error, plain)) for error in invalid.errors()]
+        failed = failed or now  # later ones come of what was left out
+        plain = copy.deepcopy(plain)
+        for error, where in now:
+            # guests.NAME.SECTION.ENTRY is left out as a whole, but for a key that it does not have.
+            entry = where if error["type"] == "extra_forbidden" else where[:4]
+            if len(entry) == 4:
+                lost.add(str(entry[-1]))
+            _leave_out(plain, entry)
+    return None, failed, lost
+
+
+def _leave_out(plain: Any, where: Where) -> None:
+    if where == ("version",):
+        plain["version"] = 1
+        return
+    for part in where[:-1]:
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    if isinstance(plain, dict) and where:
+        plain.pop(where[-1], None)

@@ -200,6 +200,22 @@ def test_a_guest_larger_than_the_host_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "a.yaml", host_memory=4 << 30)
 
 
+def test_parts_that_are_wrong_in_themselves_do_not_hide_what_does_not_fit_together() -> None:
+    said = errors(
+        "version: 1\nguests:\n  g0:\n    memroy: 1G\n"
+        "    disks:\n      data: {type: virtio, size: 1G}\n      good: {type: nvme, size: 1G}\n"
+        "    loops:\n      l0: {backing: data/f, size: 8M}\n      l1: {backing: l2}\n      l2: {backing: l1}\n"
+        "      l3: {backing: goood/f, size: 8M}\n"
+    )
+    assert [line.split(": ", 1)[1] for line in said] == [
+        "guests.g0.memroy: unknown key; did you mean 'memory'?",
+        "guests.g0.disks.data.type: expected 'virtio-blk', 'nvme', 'virtio-scsi', got 'virtio'",
+        "guests.g0.loops.l1.backing: 'l1' stands on itself",
+        "guests.g0.loops.l2.backing: 'l2' stands on itself",
+        "guests.g0.loops.l3.backing: expected the name of a device, got 'goood'; did you mean 'good'?",
+    ]
+
+
 # what QEMU is told --------------------------------------------------------------------------------------------------------------
 
 
