@@ -86,8 +86,8 @@ async def _partition(guest: Guest, point: Point) -> Evidence:
         await at.attach("--partscan")
         claim = await at.meter("reader", _dd(f"{at.loop}p1", MIB))
         resident = await at.resident()
-        known = await usual_reads(at)
         number = (await guest.script('cat "/sys/class/block/$1/dev"', f"{at.loop.removeprefix('/dev/')}p1")).stdout.strip()
+        known = await usual_reads(at)
         whole, part = claim.io("7:0", "rbytes"), claim.io(number, "rbytes")
         return _evidence(
             at,
