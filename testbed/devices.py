@@ -110,9 +110,8 @@ def facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus: int) -> 
             "physical_block_size": ("queue/physical_block_size", str(disk.physical_block_size)),
             "write_cache": ("queue/write_cache", "back" if disk.write_cache else "through"),
         }
-        queues = getattr(disk, "queues", None)
-        if queues is not None:
-            said["queues"] = ("mq", str(min(queues, cpus)))
+        if disk.queues is not None:
+            said["queues"] = ("mq", str(min(disk.queues, cpus)))
         if isinstance(disk, Nvme) and disk.zoned is not None:
             said["zoned"] = ("queue/zoned", "host-managed")
         if not disk.discard:

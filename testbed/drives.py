@@ -15,6 +15,7 @@ from typing import Any
 from testbed.hardware.disks import serial
 from testbed.hardware.profiles import PROFILES, Throttle
 from testbed.topology.disks import Disk, Limits, Namespace, Nvme, VirtioBlk, VirtioScsi, Zoned
+from testbed.topology.model import Guest
 
 _UUIDS = uuid.UUID("6c6f6f70-0000-4000-8000-636772747374")
 
@@ -73,6 +74,27 @@ def storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
 def groups(limits: Mapping[str, Limits]) -> tuple[QmpCommand, ...]:
     """The commands for the throttle groups that several disks share; before the first of the disks."""
     return tuple(_group(f"group-{name}", of.throttle()) for name, of in limits.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """A guest's disks and the limits that they share: what is there when it boots, and what is plugged when it is up."""
+
+    cold: tuple[QmpCommand, ...]
+    hot: tuple[QmpCommand, ...]
+
+
+def arranged(guest: Guest, stores: Mapping[str, tuple[Storage, ...]]) -> Arrangement:
+    """Each disk in the slot of its place in the topology. `stores`: what each one is kept in."""
+    shared = groups(guest.throttle_groups)
+    cold: tuple[QmpCommand, ...] = shared if guest.boots_cold else ()
+    hot: tuple[QmpCommand, ...] = () if guest.boots_cold else shared
+    for port, (name, disk) in enumerate(guest.disks.items()):
+        if disk.cold:
+            cold += plug(name, disk, port, stores[name])
+        else:
+            hot += plug(name, disk, port, stores[name])
+    return Arrangement(cold=cold, hot=hot)
 
 
 def _group(name: str, throttle: Throttle) -> QmpCommand:

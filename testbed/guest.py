@@ -24,6 +24,7 @@ import asyncssh
 from testbed import devices, plan, process
 from testbed.console import Finding
 from testbed.devices import Device
+from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
 from testbed.host import Host
 from testbed.lifecycle import Deadlines, Event, State, advance
@@ -78,6 +79,7 @@ class Guest:
         self.console = Console(order.evidence / "console.log", self._on_fatal)
         self.agent = Agent(order.name)
         self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
+        self._disks = Arrangement(cold=(), hot=())
         self._shell: Shell | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -191,6 +193,7 @@ class Guest:
 
     async def _start(self) -> None:
         order = self.order
+        self._disks = await self.slots.prepare(order.model)
         options = plan.argv(
             order.host,
             order.machine,
@@ -199,7 +202,7 @@ class Guest:
             sockets=order.sockets,
             memory=Memory(file=order.template.memory) if order.template else order.memory,
             restore=order.template is not None,
-            cold=await self.slots.cold(order.model),
+            cold=self._disks.cold,
         )
         (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in options))
         self._process = await process.start(plan.flat(options), output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)})
@@ -257,7 +260,7 @@ class Guest:
         if not self.order.memory.shared:
             identity["writable"] = "1"
         self.agent.say("identity", **identity)
-        await self.slots.fill(self.order.model)
+        await self.slots.fill(self._disks.hot)
         self.ssh_port = await self._ssh_port()
         identified = asyncio.Event()
         connecting = asyncio.create_task(self._connect(key, identified))

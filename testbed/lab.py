@@ -70,7 +70,7 @@ class Lab:
         files = await self._boot_files(kernel, root)
         machine = plan.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name)
         async with contextlib.AsyncExitStack() as stack:
-            if self.cold or any(disk.cold for disk in model.disks.values()):
+            if self.cold or model.boots_cold:
                 guest = await stack.enter_async_context(self._launch(name, model, machine, files, evidence, None))
             else:
                 guest = await self._clone(stack, name, model, machine, files, evidence)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import drives
-from testbed.drives import QmpCommand, Storage
+from testbed.drives import Arrangement, QmpCommand, Storage
 from testbed.lifecycle import Deadlines
 from testbed.monitor import Monitor
 from testbed.store import disk_files
@@ -26,28 +26,20 @@ class Slots:
         self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, scratch, deadlines
         self._gone: dict[str, asyncio.Event] = {}
 
-    async def cold(self, model: GuestModel) -> tuple[QmpCommand, ...]:
-        """Make the files of the disks that are there from the start; returns the commands for them and for the shared limits."""
-        found: tuple[QmpCommand, ...] = ()
-        for port, (name, disk) in enumerate(model.disks.items()):
-            if disk.cold:
-                found += drives.plug(name, disk, port, await self._storage(name, disk))
-        return (*drives.groups(model.throttle_groups), *found) if found else ()
+    async def prepare(self, model: GuestModel) -> Arrangement:
+        """Make the files of all disks of a topology; returns the commands for them."""
+        return drives.arranged(model, {name: await self._storage(name, disk) for name, disk in model.disks.items()})
 
-    async def fill(self, model: GuestModel) -> None:
-        """Put all other disks in, each into the slot of its place in the topology."""
-        if not any(disk.cold for disk in model.disks.values()):
-            await self._monitor.run(drives.groups(model.throttle_groups))
-        for port, (name, disk) in enumerate(model.disks.items()):
-            if not disk.cold:
-                await self.plug(name, disk, port)
+    async def fill(self, commands: tuple[QmpCommand, ...]) -> None:
+        """Put disks in whose files are there."""
+        await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
 
     async def plug(self, name: str, disk: Disk, port: int) -> None:
         """Put a disk into the running guest.
 
         :raise HostError: its file cannot be made, or QEMU refuses it.
         """
-        await self._wait(self._monitor.run(drives.plug(name, disk, port, await self._storage(name, disk))), self._deadlines.monitor_s)
+        await self.fill(drives.plug(name, disk, port, await self._storage(name, disk)))
 
     async def unplug(self, name: str, disk: Disk) -> None:
         """Take a disk out of the running guest; the guest must agree (ACPI), so a deadline applies."""

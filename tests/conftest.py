@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis.configuration import set_hypothesis_home_dir
 
 GUEST = Path(__file__).parent / "guest"
+# What it remembers names this machine's paths, and does not belong into the tree.
+set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"testbed-hypothesis-{os.getuid()}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

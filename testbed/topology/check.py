@@ -112,7 +112,7 @@ def _limits(limits: Limits) -> Iterator[str]:
 
 def _stack(made: Graph) -> Iterator[Mistake]:
     order = made.ordered()
-    known, standing = sizes(made, order), set(order)
+    known, standing, above = sizes(made, order), set(order), made.users()
     for key, node in made.nodes.items():
         dangling = [(needed, where) for needed, where in node.needs if needed not in made.nodes]
         for needed, where in dangling:
@@ -121,8 +121,9 @@ def _stack(made: Graph) -> Iterator[Mistake]:
             if key.kind == "device":  # in every cycle there is one
                 yield node.needs[0][1], f"{key.name!r} stands on itself"
         else:
-            yield from _fits(node, made, known)
-    yield from _shared(made, known)
+            yield from _fits(node, made, known, above)
+    yield from _shared(known, above)
+    yield from _one_filesystem(made)
 
 
 def _missing(needed: Key, node: Node, made: Graph) -> str:
@@ -132,7 +133,7 @@ def _missing(needed: Key, node: Node, made: Graph) -> str:
     return f"expected the name of a {needed.kind}, got {needed.name!r}{did_you_mean(needed.name, names)}"
 
 
-def _fits(node: Node, made: Graph, known: dict[Key, int]) -> Iterator[Mistake]:
+def _fits(node: Node, made: Graph, known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
     room = known.get(node.needs[0][0]) if node.needs else None
     size = known.get(node.key)
     match node.thing:
@@ -146,29 +147,25 @@ def _fits(node: Node, made: Graph, known: dict[Key, int]) -> Iterator[Mistake]:
             if file.size % 4096:
                 yield (*node.where, "size"), f"expected a multiple of 4096 bytes, got {file.size}"
             holder = Key("filesystem", path.partition("/")[0])
-            yield from _files_fit(node, holder, made, known)
+            yield from _files_fit(node, holder, made, known, above)
         case Loop() as loop if size == 0:
             yield (*node.where, "offset"), f"expected less than the backing {node.needs[0][0]}, got {loop.offset}"
         case Loop(offset=offset) if offset % 512:
             yield (*node.where, "offset"), f"expected a multiple of 512 bytes, got {offset}"
 
 
-def _files_fit(node: Node, holder: Key, made: Graph, known: dict[Key, int]) -> Iterator[Mistake]:
+def _files_fit(node: Node, holder: Key, made: Graph, known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
     below = made.nodes.get(holder)
     room = known.get(below.needs[0][0]) if below is not None and below.needs else None
     if room is None:
         return
-    asked = sum(user.thing.size for user in made.users(holder) if isinstance(user.thing, File))
+    asked = sum(user.thing.size for user in above[holder] if isinstance(user.thing, File))
     if asked > room * 9 // 10:
         yield (*node.where, "size"), f"the files on {holder.name!r} need more than nine tenths of its {format_size(room)}"
 
 
-def _shared(made: Graph, known: dict[Key, int]) -> Iterator[Mistake]:
+def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
     """Devices that two things use, and partitions that are more than their device."""
-    above: dict[Key, list[Node]] = {}
-    for node in made.nodes.values():
-        for needed, _ in node.needs:
-            above.setdefault(needed, []).append(node)
     for key, users in above.items():
         if key.kind != "device":
             continue
@@ -182,7 +179,6 @@ def _shared(made: Graph, known: dict[Key, int]) -> Iterator[Mistake]:
         if len(alone) + bool(parts) > 1:
             said = " and ".join([*(str(user.key) for user in alone), *(["its partitions"] if parts else [])])
             yield alone[-1].where, f"{key.name!r} can be used by one thing alone, got {said}"
-    yield from _one_filesystem(made)
 
 
 def _one_filesystem(made: Graph) -> Iterator[Mistake]:

@@ -49,6 +49,7 @@ class Disk(Model):
     read_only: bool = False
     write_cache: bool = True
     discard: bool = True
+    queues: Queues | None = None
     logical_block_size: BlockSize = 512
     physical_block_size: BlockSize | None = None
     profile: str | None = None
@@ -66,7 +67,6 @@ class VirtioBlk(Disk):
     """virtio-blk-pci."""
 
     type: Literal["virtio-blk"]
-    queues: Queues | None = None
     queue_size: Literal[16, 32, 64, 128, 256, 512, 1024] | None = None
     io_thread: bool = False
 
@@ -91,7 +91,6 @@ class Nvme(Disk):
     """An NVMe controller. What stands beside `namespaces` is its first one; namespaces and zones cannot be hot-plugged."""
 
     type: Literal["nvme"]
-    queues: Queues | None = None
     zoned: Zoned | None = None
     namespaces: dict[Name, Namespace] = Field(default_factory=dict)
 
@@ -104,7 +103,6 @@ class VirtioScsi(Disk):
     """A disk alone on a virtio-scsi-pci controller."""
 
     type: Literal["virtio-scsi"]
-    queues: Queues | None = None
 
 
 AnyDisk = Annotated[VirtioBlk | Nvme | VirtioScsi, Field(discriminator="type")]

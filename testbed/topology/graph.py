@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -71,9 +71,13 @@ class Graph:
         else:
             self.nodes[node.key] = node
 
-    def users(self, key: Key) -> Iterator[Node]:
-        """The nodes that stand directly on this one."""
-        return (node for node in self.nodes.values() if any(needed == key for needed, _ in node.needs))
+    def users(self) -> dict[Key, list[Node]]:
+        """What stands directly on each thing that something stands on."""
+        found: dict[Key, list[Node]] = {}
+        for node in self.nodes.values():
+            for needed, _ in node.needs:
+                found.setdefault(needed, []).append(node)
+        return found
 
     def ordered(self) -> tuple[Key, ...]:
         """Every node after what it needs, else in the file's order; nodes in or above a cycle, or above nothing, are left out."""

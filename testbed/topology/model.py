@@ -41,6 +41,11 @@ class Guest(Model):
     md: dict[Name, Md] = Field(default_factory=dict)
     cgroups: dict[CgroupPath, Cgroup] = Field(default_factory=dict)
 
+    @property
+    def boots_cold(self) -> bool:
+        """Whether a disk must be there when it boots, so that it cannot be a clone."""
+        return any(disk.cold for disk in self.disks.values())
+
 
 class Topology(Model):
     """A whole file, or one point of its matrix."""
