@@ -97,7 +97,8 @@ class Scenario:
 
     `patches`: which of the series' four patches it sees. `source`: where the claim comes from. `points`: where it is tried, the most
     telling first. `what`: the steps in words; `steps`: does them on a fresh guest, and returns what was seen, or why this kernel has
-    nothing to show; what it raises is no verdict on the kernel. `expected_log`: kinds of console lines that belong to it. `found`: what
+    nothing to show; what it raises is no verdict on the kernel. `cpus`: the fewest that its guest has, for what shows only where things
+    happen at once. `expected_log`: kinds of console lines that belong to it. `found`: what
     repeating it taught.
     """
 
@@ -112,6 +113,7 @@ class Scenario:
     points: tuple[Point, ...] = ANYWHERE
     needs: tuple[Need, ...] = ()
     cores: Cores = Cores.SHARED
+    cpus: int = 1
     expected_log: frozenset[Kind] = frozenset()
     found: str = ""
 
@@ -128,7 +130,8 @@ class Case:
         return "/".join(word for word in (self.scenario.name, self.point.name) if word)
 
     def model(self, model: GuestModel) -> GuestModel:
-        """The topology's guest, its disk with this point's profile."""
+        """The topology's guest with CPUs enough, its disk with this point's profile."""
+        model = model.model_copy(update={"cpus": max(model.cpus, self.scenario.cpus)})
         name = self.point.disk_in(model)
         if name is None or self.point.profile is None:
             return model

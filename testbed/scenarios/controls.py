@@ -30,8 +30,9 @@ async def usual(at: Rig, command: Callable[[str], str], counter: str, size_bytes
     await at.forget("--direct-io=on")
     dio = await at.meter("dio", command(at.loop))
     direct = await at.meter("direct", command(file or at.file))
-    await at.direct_io(on=False)
     await at.guest.script("echo -io >/sys/fs/cgroup/cgroup.subtree_control")
+    # Attached anew: losetup opened the file with O_DIRECT, and without --direct-io it stays open so, read page by page.
+    await at.attach()
     ungated = await at.meter("ungated", command(at.loop))
     return Usual(
         controls=(

@@ -195,6 +195,7 @@ LOCK_ORDER = Scenario(
     needs=(*COMMON_NEEDS, Need(what="CONFIG_PROVE_LOCKING", test="test -e /proc/lockdep_stats")),
     points=on_each_disk("ext4"),
     steps=_lock_order,
+    cpus=2,
     found=_UNSEEN,
 )
 
@@ -210,6 +211,7 @@ DESTROY_RACE = Scenario(
     points=on_each_disk("ext4"),
     steps=_race,
     cores=Cores.IDLE,
+    cpus=2,
     found=_UNSEEN,
 )
 
@@ -244,5 +246,6 @@ IO_LATENCY = Scenario(
     points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * 1024 * 1024),
     steps=_latency,
     cores=Cores.ALONE,
+    cpus=2,
     found=_UNSEEN,
 )

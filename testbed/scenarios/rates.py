@@ -186,10 +186,10 @@ losetup -d "$1" && losetup --direct-io=on "$4" "$2" || exit 1
 cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight && echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
 for target in "$4" "$2"; do
     name=${{target##*/}}
-    job "$name-alone" high "$target" 1500ms --bs=4k
-    job "$name-low" low "$target" 5s --bs=256k --numjobs=3 &
-    sleep 1.5
-    job "$name-beside" high "$target" 2500ms --bs=4k
+    job "$name-alone" high "$target" 1s --bs=4k
+    job "$name-low" low "$target" 4s --bs=256k --numjobs=3 &
+    sleep 1
+    job "$name-beside" high "$target" 2s --bs=4k
     wait
     iops "$name-alone"
     iops "$name-beside"
@@ -299,6 +299,7 @@ IO_MAX = Scenario(
     points=_BUFFERED,
     steps=_io_max,
     cores=Cores.ALONE,
+    cpus=2,
 )
 
 PRESSURE = Scenario(
@@ -313,6 +314,7 @@ PRESSURE = Scenario(
     points=_BUFFERED,
     steps=_pressure,
     cores=Cores.ALONE,
+    cpus=2,
 )
 
 IOCOST = Scenario(
@@ -327,6 +329,7 @@ IOCOST = Scenario(
     points=_BUFFERED,
     steps=_iocost,
     cores=Cores.ALONE,
+    cpus=2,
 )
 
 INVERSION = Scenario(
@@ -341,6 +344,7 @@ INVERSION = Scenario(
     points=on_each_disk("ext4", variants=("loop0", "loop1")),
     steps=_inversion,
     cores=Cores.ALONE,
+    cpus=2,
 )
 
 WEIGHT = Scenario(
@@ -359,4 +363,5 @@ WEIGHT = Scenario(
     points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * MIB),
     steps=_weight,
     cores=Cores.ALONE,
+    cpus=2,
 )

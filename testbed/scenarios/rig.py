@@ -111,8 +111,7 @@ class Rig:
 
     async def attach(self, *options: str) -> None:
         """Detach the topmost loop and attach it again to its file, with these options of losetup."""
-        await self.guest.run("losetup", "-d", self.loop)
-        await self.guest.run("losetup", *options, self.loop, self.file)
+        await self.guest.script('losetup -d "$1" && shift && losetup "$@"', self.loop, *options, self.loop, self.file)
 
     async def forget(self, *options: str) -> None:
         """Attach the topmost loop again with these options, its file's pages and inode gone from memory.
@@ -121,10 +120,6 @@ class Rig:
         """
         script = f'{FRESH}\nlosetup -d "$1" && echo 2 >/proc/sys/vm/drop_caches && shift && losetup "$@"'
         await self.guest.script(script, self.loop, *options, self.loop, self.file)
-
-    async def direct_io(self, *, on: bool) -> None:
-        """Let the topmost loop go past the page cache of its file, or through it."""
-        await self.guest.run("losetup", f"--direct-io={'on' if on else 'off'}", self.loop)
 
     async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, check: bool = True) -> Reading:
         """Run a shell command inside a cgroup and read who was charged; `warm` runs before, outside.
