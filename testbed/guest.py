@@ -28,6 +28,7 @@ from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
 from testbed.host import Host
 from testbed.lifecycle import Deadlines, Event, State, advance
+from testbed.links import UNWIRED, Wiring
 from testbed.monitor import Monitor
 from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
 from testbed.shell import HostKey, Result, Shell
@@ -47,7 +48,7 @@ class Order:
     """What to launch. `sockets` and `scratch` are new folders of this guest alone; `evidence` is where its logs stay.
 
     `template`: clone this one; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity. `memory`: where a template
-    that is being made keeps its RAM.
+    that is being made keeps its RAM. `wiring`: its ends of private networks.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Order:
     template: Template | None = None
     memory: Memory = ANONYMOUS
     host_key: bytes = b""
+    wiring: Wiring = UNWIRED
 
 
 class Guest:
@@ -193,7 +195,7 @@ class Guest:
 
     async def _start(self) -> None:
         order = self.order
-        self._disks = await self.slots.prepare(order.model)
+        self._disks = await self.slots.prepare(order.model, order.wiring)
         options = plan.argv(
             order.host,
             order.machine,
@@ -352,6 +354,7 @@ class Guest:
         self.agent.close()
         await self.console.close()
         await self.monitor.close()
+        await self.slots.close()
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

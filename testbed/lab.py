@@ -12,18 +12,20 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed import paths, plan, probe, template
+from testbed import mounts, paths, plan, probe, template
 from testbed.errors import TemplateError
 from testbed.guest import Guest, Order, launch
 from testbed.host import Host
 from testbed.kernels import KernelTable, load_table
 from testbed.keys import content_key
 from testbed.lifecycle import deadlines
+from testbed.links import UNWIRED, Wiring
 from testbed.paths import Folders
-from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
+from testbed.plan import BootFiles, Machine, Memory
 from testbed.progress import Progress
 from testbed.session import Session, open_session
 from testbed.shell import client_key, new_private_key
@@ -32,6 +34,7 @@ from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.templates import Template
 from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import Topology
 
 IMAGE = "bookworm"
 
@@ -61,7 +64,9 @@ class Lab:
         return await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
 
     @contextlib.asynccontextmanager
-    async def guest(self, name: str, model: GuestModel, kernel: KernelFiles, evidence: Path) -> AsyncIterator[Guest]:
+    async def guest(
+        self, name: str, model: GuestModel, kernel: KernelFiles, evidence: Path, wiring: Wiring = UNWIRED
+    ) -> AsyncIterator[Guest]:
         """A guest that is ready: a clone of its machine's template, or booted cold where that is asked for or all that works.
 
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
@@ -69,55 +74,69 @@ class Lab:
         root = await self._image(model.image)
         files = await self._boot_files(kernel, root)
         machine = plan.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name)
+        order = self._order(name, model, machine, files, evidence, wiring)
         async with contextlib.AsyncExitStack() as stack:
             if self.cold or model.boots_cold:
-                guest = await stack.enter_async_context(self._launch(name, model, machine, files, evidence, None))
+                guest = await stack.enter_async_context(launch(order, self._key))
             else:
-                guest = await self._clone(stack, name, model, machine, files, evidence)
+                guest = await self._clone(stack, order)
             yield guest
 
-    async def _clone(
-        self, stack: contextlib.AsyncExitStack, name: str, model: GuestModel, machine: Machine, files: BootFiles, evidence: Path
-    ) -> Guest:
+    @contextlib.asynccontextmanager
+    async def guests(
+        self, topology: Topology, kernel: KernelFiles, evidence: Path, *, stacked: bool = True
+    ) -> AsyncIterator[dict[str, Guest]]:
+        """All guests of a topology, started side by side, on its private networks; with their stacks, unless `stacked` is off.
+
+        A guest whose topology names a kernel runs that one. Raises as `guest`; whatever fails, all of them are gone afterwards.
+        """
+        folder = self._session.sockets / f"lan-{next(self._numbers)}"
+        folder.mkdir(mode=0o700)
+
+        async def start(stack: contextlib.AsyncExitStack, name: str, model: GuestModel) -> Guest:
+            own = await self.kernel(model.kernel) if model.kernel else kernel
+            wiring = Wiring(folder=folder, guest=name, ends=topology.links[name])
+            guest = await stack.enter_async_context(self.guest(name, model, own, evidence / name, wiring))
+            if stacked:
+                await stack.enter_async_context(mounts.standing(guest))
+            return guest
+
+        async with contextlib.AsyncExitStack() as whole:
+            # A stack for each, since they start at once; they are left in reverse order.
+            stacks = {name: await whole.enter_async_context(contextlib.AsyncExitStack()) for name in topology.guests}
+            async with asyncio.TaskGroup() as group:
+                tasks = {name: group.create_task(start(stacks[name], name, model)) for name, model in topology.guests.items()}
+            yield {name: task.result() for name, task in tasks.items()}
+
+    async def _clone(self, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
+        async def once() -> Guest:
+            found = await self.template(order.machine, order.files)
+            return await stack.enter_async_context(launch(replace(order, template=found, deadlines=deadlines(found.boot_s)), self._key))
+
         try:
-            found = await self.template(machine, files)
-            return await stack.enter_async_context(self._launch(name, model, machine, files, evidence, found))
+            return await once()
         except TemplateError as error:
             # Once: a template that was just made and does not load either is a fault to be reported.
             self._progress.note(f"{error}\nmaking the template again")
-            templates.remove(templates.template_folder(self.folders.cache, machine))
-        found = await self.template(machine, files)
-        return await stack.enter_async_context(self._launch(name, model, machine, files, evidence, found))
+            templates.remove(templates.template_folder(self.folders.cache, order.machine))
+        return await once()
 
-    @contextlib.asynccontextmanager
-    async def _launch(
-        self,
-        name: str,
-        model: GuestModel,
-        machine: Machine,
-        files: BootFiles,
-        evidence: Path,
-        found: Template | None,
-        memory: Memory = ANONYMOUS,
-        host_key: bytes | None = None,
-    ) -> AsyncIterator[Guest]:
+    def _order(self, name: str, model: GuestModel, machine: Machine, files: BootFiles, evidence: Path, wiring: Wiring = UNWIRED) -> Order:
+        """A guest that boots cold, with folders and an SSH identity of its own."""
         number = str(next(self._numbers))
-        order = Order(
+        return Order(
             name=name,
             host=self.host,
             machine=machine,
             files=files,
             model=model,
-            deadlines=deadlines(found.boot_s if found else None),
+            deadlines=deadlines(None),
             sockets=self._session.sockets / number,
             scratch=self._session.scratch / number,
             evidence=evidence,
-            template=found,
-            memory=memory,
-            host_key=host_key or new_private_key(),
+            host_key=new_private_key(),
+            wiring=wiring,
         )
-        async with launch(order, self._key) as guest:
-            yield guest
 
     async def template(self, machine: Machine, files: BootFiles) -> Template:
         """The machine's template, made if the cache does not have it.
@@ -131,7 +150,8 @@ class Lab:
             model = GuestModel.model_validate({"cpus": machine.cpus, "memory": machine.memory_bytes})
 
             def boot(memory: Memory) -> contextlib.AbstractAsyncContextManager[Guest]:
-                return self._launch("template", model, machine, files, unfinished / "boot", None, memory, host_key)
+                order = self._order("template", model, machine, files, unfinished / "boot")
+                return launch(replace(order, memory=memory, host_key=host_key), self._key)
 
             with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
                 return await template.save(unfinished, boot, host_key, task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from testbed import devices, groups, readback, stack
+from testbed import devices, groups, links, readback, stack
 from testbed.errors import CommandFailed, DeviceMismatch, TestbedError
 from testbed.guest import Guest
 from testbed.stack import Stack, Step
@@ -22,7 +22,8 @@ async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, 
     group_steps, group_facts = groups.plan_groups(model, plan.devices)
     own = guest.order.model
     disk_facts = devices.facts(own.disks, guest.disks, own.cpus)
-    steps, facts = plan.steps + group_steps, disk_facts + plan.facts + group_facts
+    link_steps, link_facts = links.plan_links(guest.order.wiring.ends if wanted is None else ())
+    steps, facts = link_steps + plan.steps + group_steps, link_facts + disk_facts + plan.facts + group_facts
     if not steps and not facts:
         return plan, steps
     # One command for both: under emulation that saves a tenth of a second.

@@ -11,8 +11,9 @@ import platformdirs
 
 from testbed.errors import HostError
 
-# sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)); the longest name below a session's folder is 24.
-_LONGEST_SOCKET_FOLDER = 107 - 1 - 24
+# sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)); the longest name below the runtime folder is that of a network,
+# SESSION/lan-N/NETWORK-GUEST.out.
+_LONGEST_SOCKET_FOLDER = 107 - 1 - 55
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -80,7 +80,7 @@ def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str
         cpu=guest.cpu_model or cpu_model(accelerator, host.qemu.version),
         cpus=guest.cpus,
         memory_bytes=guest.memory,
-        ports=next(count for count in _PORT_COUNTS if count >= len(guest.disks)),
+        ports=next(count for count in _PORT_COUNTS if count >= len(guest.disks) + len(guest.networks)),
         kernel=kernel,
         image=image,
         initramfs=initramfs,

@@ -7,16 +7,18 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
-from testbed import drives, groups, plan, stack
+from testbed import drives, groups, links, plan, stack
 from testbed.host import Host
+from testbed.links import Wiring
 from testbed.topology.graph import NamespaceOf, graph
 from testbed.topology.model import Guest
+from testbed.topology.networks import Link
 
 _FILES = plan.BootFiles(bzimage=Path("BZIMAGE"), initramfs=Path("INITRAMFS"), root=Path("ROOT.ext4"), modules_disk=Path("MODULES.ext4"))
 
 
-def described(host: Host, name: str, guest: Guest) -> Iterator[str]:
-    """The lines of `testbed plan` for one guest; words in capitals stand for what is known when it runs.
+def described(host: Host, name: str, guest: Guest, ends: tuple[Link, ...] = ()) -> Iterator[str]:
+    """The lines of `testbed plan` for one guest with these ends of networks; words in capitals stand for what is known when it runs.
 
     :raise HostError: this host cannot run it.
     """
@@ -29,7 +31,8 @@ def described(host: Host, name: str, guest: Guest) -> Iterator[str]:
     options = plan.argv(host, machine, _FILES, name=name, sockets=Path("SOCKETS"), memory=plan.ANONYMOUS, cold=disks.cold)
     yield " \\\n    ".join(shlex.join(option) for option in options)
     yield "# QMP"
-    for command in disks.hot:
+    wiring = Wiring(folder=Path("NETWORKS"), guest=name, ends=ends)
+    for command in (*disks.hot, *links.plug(wiring, len(guest.disks))):
         yield json.dumps({"execute": command.execute, "arguments": command.arguments})
     paths = {
         key.name: f"/dev/{key.name.upper()}"
@@ -37,7 +40,7 @@ def described(host: Host, name: str, guest: Guest) -> Iterator[str]:
         if key.name in guest.disks or isinstance(node.thing, NamespaceOf)
     }
     made = stack.plan_stack(guest, paths)
-    steps = (*made.steps, *groups.plan_groups(guest, made.devices)[0])
+    steps = (*links.plan_links(ends)[0], *made.steps, *groups.plan_groups(guest, made.devices)[0])
     yield "# in the guest"
     for step in steps:
         yield from (f"# {step.what}", *step.do)

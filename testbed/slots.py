@@ -1,17 +1,20 @@
-"""The hot-plug slots of one guest's machine: disks put into them, and taken out again."""
+"""The hot-plug slots of one guest's machine: disks and network interfaces put into them, and disks taken out again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed import drives
+from testbed import drives, links
 from testbed.drives import Arrangement, QmpCommand, Storage
 from testbed.lifecycle import Deadlines
+from testbed.links import Wiring
 from testbed.monitor import Monitor
 from testbed.store import disk_files
+from testbed.switch import Plug
 from testbed.topology.disks import Disk
 from testbed.topology.model import Guest as GuestModel
 
@@ -25,13 +28,24 @@ class Slots:
     def __init__(self, monitor: Monitor, wait: Wait, scratch: Path, deadlines: Deadlines) -> None:
         self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, scratch, deadlines
         self._gone: dict[str, asyncio.Event] = {}
+        self._plugs: list[Plug] = []
 
-    async def prepare(self, model: GuestModel) -> Arrangement:
-        """Make the files of all disks of a topology; returns the commands for them."""
-        return drives.arranged(model, {name: await self._storage(name, disk) for name, disk in model.disks.items()})
+    async def prepare(self, model: GuestModel, wiring: Wiring) -> Arrangement:
+        """Make the files of all disks of a topology, and listen on its networks; returns the commands for them."""
+        found = drives.arranged(model, {name: await self._storage(name, disk) for name, disk in model.disks.items()})
+        for link in wiring.ends:
+            inlets = tuple(wiring.inlet(link.network, peer) for peer, _ in link.peers)
+            self._plugs.append(Plug(wiring.outlet(link.network, wiring.guest), inlets))
+            self._plugs[-1].open()
+        return replace(found, hot=found.hot + links.plug(wiring, len(model.disks)))
+
+    async def close(self) -> None:
+        """Listen no longer."""
+        for plug in self._plugs:
+            await plug.close()
 
     async def fill(self, commands: tuple[QmpCommand, ...]) -> None:
-        """Put disks in whose files are there."""
+        """Put in what was prepared."""
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
 
     async def plug(self, name: str, disk: Disk, port: int) -> None:

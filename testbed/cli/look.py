@@ -92,7 +92,7 @@ def plan_command(
             return 0
         host = await probe.probe(paths.folders().cache, None)
         for name, model in topology.guests.items():
-            print("\n".join(described(host, name, model)))
+            print("\n".join(described(host, name, model, topology.links[name])))
         return 0
 
     run_async(work())

@@ -7,14 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from testbed.filesystems import FILESYSTEMS
 from testbed.hardware.profiles import PROFILES
+from testbed.topology import networks
 from testbed.topology.disks import Disk, Limits, Nvme
 from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, device, graph, sizes
 from testbed.topology.model import Guest, Topology
 from testbed.topology.stacks import File, Filesystem, Loop
 from testbed.units import MIB, format_size
 
-# One PCIe root port a disk. A function of the root bus device holds one port, and QEMU's q35 has room for more, but nobody asked yet.
-MAX_DISKS = 16
+# One PCIe root port a disk or network. A function of a root bus device holds one port; q35 has room for more, but nobody asked yet.
+MAX_PORTS = 16
 _RESERVED = ("root", "modules")
 Mistake = tuple[Path, str]
 
@@ -24,6 +25,8 @@ def check(topology: Topology) -> tuple[Mistake, ...]:
     found: list[Mistake] = []
     for name, guest in topology.guests.items():
         found += ((("guests", name, *path), message) for path, message in _guest(guest))
+    nics = {name: guest.networks for name, guest in topology.guests.items()}
+    found += ((("guests", *path), message) for path, message in networks.mistakes(nics))
     return tuple(found)
 
 
@@ -49,8 +52,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def _guest(guest: Guest) -> Iterator[Mistake]:
     if guest.memory % MIB or guest.memory < 256 * MIB:
         yield ("memory",), f"expected a whole number of MiB, at least 256M, got {format_size(guest.memory)}"
-    if len(guest.disks) > MAX_DISKS:
-        yield ("disks",), f"expected at most {MAX_DISKS} disks, one for each hot-plug port, got {len(guest.disks)}"
+    if len(guest.disks) + len(guest.networks) > MAX_PORTS:
+        more = f" and {len(guest.networks)} networks" if guest.networks else ""
+        yield ("disks",), f"expected at most {MAX_PORTS} disks and networks, one for each hot-plug port, got {len(guest.disks)}{more}"
     for name, disk in guest.disks.items():
         for path, message in _disk(name, disk, guest):
             yield ("disks", name, *path), message

@@ -9,6 +9,7 @@ from pydantic import Field
 from testbed.topology.base import Model, Name, Several, Size, Word
 from testbed.topology.cgroups import Cgroup, CgroupPath
 from testbed.topology.disks import AnyDisk, Limits
+from testbed.topology.networks import Link, NetworkName, Nic, links
 from testbed.topology.stacks import Device, Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import GIB
 
@@ -31,6 +32,7 @@ class Guest(Model):
     append: Several[Word] = ()
     environment: dict[EnvironmentName, Word] = Field(default_factory=dict)
     qemu_args: Several[Word] = ()
+    networks: dict[NetworkName, Nic] = Field(default_factory=dict)
     disks: dict[Name, AnyDisk] = Field(default_factory=dict)
     throttle_groups: dict[Name, Limits] = Field(default_factory=dict)
     filesystems: dict[Device, Filesystem] = Field(default_factory=dict)
@@ -52,6 +54,11 @@ class Topology(Model):
 
     version: Literal[1]
     guests: Annotated[dict[Name, Guest], Field(min_length=1)]
+
+    @property
+    def links(self) -> dict[str, tuple[Link, ...]]:
+        """Each guest's ends of the private networks."""
+        return links({name: guest.networks for name, guest in self.guests.items()})
 
 
 Scalar = str | int | float | bool | None

@@ -21,6 +21,8 @@ grep -o " /mnt/[^ ]*" /proc/mounts
 cat /sys/block/loop*/loop/backing_file /sys/block/md*/md/level 2>/dev/null
 ls /dev/mapper | grep -v control
 tail -n +2 /proc/swaps
+ls /sys/class/net | grep -v -e ^lo$ -e '^e[tn]' | while read -r nic; do ip -4 address show dev "$nic" up; done
+grep -v -e localhost -e ^# -e '^$' /etc/hosts
 find /sys/fs/cgroup -mindepth 1 -type d
 grep -h enable=1 /sys/fs/cgroup/io.cost.qos
 exit 0
@@ -30,10 +32,10 @@ exit 0
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", EVERY)
 async def test_a_topology_is_made_verified_and_undone(topology: Topology, lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
-    for name, model in topology.guests.items():
-        async with lab.guest(name, model, kernel, tmp_path / name) as guest:
+    async with lab.guests(topology, kernel, tmp_path, stacked=False) as guests:
+        for name, guest in guests.items():
             async with mounts.standing(guest) as made:
-                assert set(made.loops) == set(model.loops)
+                assert set(made.loops) == set(topology.guests[name].loops)
                 there = (await guest.script(LEFT)).stdout
                 for loop in made.loops.values():
                     assert loop.backing_file in there

@@ -1,0 +1,56 @@
+"""Guests on private networks: they reach each other by name, and nothing else."""
+
+import asyncio
+from pathlib import Path
+
+from testbed.lab import Lab
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology.load import parse
+
+THREE = """\
+version: 1
+guests:
+  a: {networks: {one: {}, two: {address: 192.168.9.1/24}}}
+  b: {networks: {one: {}}}
+  c: {networks: {two: {address: 192.168.9.7/24}}}
+"""
+# $1: a host. Prints its SSH server's greeting, or nothing within two seconds.
+GREET = 'timeout 2 bash -c "exec 3<>/dev/tcp/$1/22 && head -n 1 <&3"'
+SERVE = """\
+import hashlib, socket
+with socket.create_server(("", 2000)) as server:
+    print("ready", flush=True)
+    with server.accept()[0] as peer:
+        got = hashlib.sha256()
+        while data := peer.recv(65536):
+            got.update(data)
+print(got.hexdigest())
+"""
+# Starts the server in the background: its port is open when the command ends.
+START = f"""\
+cat >/tmp/serve.py <<'END'
+{SERVE}END
+python3 /tmp/serve.py >/tmp/served 2>&1 &
+until grep -q ready /tmp/served; do sleep 0.1; done
+"""
+
+
+async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+    async with lab.guests(parse(THREE, "three.yaml"), kernel, tmp_path) as guests:
+        a, b, c = guests["a"], guests["b"], guests["c"]
+        reached = await asyncio.gather(
+            *(
+                one.script(GREET, host, check=False)
+                for one, host in ((a, "b"), (a, "c"), (b, "a"), (c, "a"), (c, "10.77.1.2"), (b, "192.168.9.7"))
+            )
+        )
+        assert [result.stdout.startswith("SSH-2.0-dropbear") for result in reached] == [True, True, True, True, False, False]
+
+        # More than the sockets hold, so that frames wait.
+        await b.script(START)
+        await a.script("head -c 8M /dev/urandom >/tmp/sent && timeout 60 bash -c 'cat /tmp/sent >/dev/tcp/b/2000'")
+        sent = (await a.script("sha256sum </tmp/sent | cut -d' ' -f1")).stdout
+        served = await b.script("until [ $(wc -l </tmp/served) = 2 ]; do sleep 0.1; done; tail -n 1 /tmp/served")
+        assert served.stdout == sent
+    folder = a.order.wiring.folder
+    assert not list(folder.glob("*.out"))
