@@ -174,8 +174,8 @@ def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpComm
         for (other, _), store in zip(namespaces(disk).items(), more, strict=True):
             yield _file_node(store, {"node-name": f"file-{other}", "discard": "unmap"})
     throttle = throttle_of(disk)
-    if top_node(name, disk) != f"file-{name}":
-        group = f"group-{disk.throttle_group}" if disk.throttle_group is not None else f"throttle-{name}"
+    group = throttle_group(name, disk)
+    if group is not None:
         if disk.throttle_group is None:
             yield _group(group, throttle)
         filter_node = {"driver": "throttle", "node-name": f"limited-{name}", "throttle-group": group, "file": f"file-{name}"}
@@ -187,10 +187,16 @@ def _file_node(store: Storage, options: dict[str, Any]) -> QmpCommand:
     return QmpCommand(execute="blockdev-add", arguments={"driver": store.format, **options, "file": file})
 
 
+def throttle_group(name: str, disk: Disk) -> str | None:
+    """The QOM object that holds a disk's limits: its own, or one that it shares."""
+    if disk.throttle_group is not None:
+        return f"group-{disk.throttle_group}"
+    return None if throttle_of(disk).unlimited else f"throttle-{name}"
+
+
 def top_node(name: str, disk: Disk) -> str:
     """The block node that the device is on."""
-    limited = disk.throttle_group is not None or not throttle_of(disk).unlimited
-    return f"limited-{name}" if limited else f"file-{name}"
+    return f"file-{name}" if throttle_group(name, disk) is None else f"limited-{name}"
 
 
 def pci_device(name: str, disk: Disk) -> str:
@@ -214,7 +220,7 @@ def unplugged(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
     return tuple(commands)
 
 
-_OPTIONS = {"blockdev-add": "-blockdev", "object-add": "-object", "device_add": "-device"}
+_OPTIONS = {"blockdev-add": "-blockdev", "object-add": "-object", "device_add": "-device", "netdev_add": "-netdev"}
 
 
 def as_options(commands: tuple[QmpCommand, ...]) -> tuple[tuple[str, str], ...]:

@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncssh
 
-from testbed import devices, plan, process
+from testbed import devices, plan, process, states
 from testbed.console import Finding
 from testbed.devices import Device
 from testbed.drives import Arrangement
@@ -33,11 +32,13 @@ from testbed.monitor import Monitor
 from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
 from testbed.shell import HostKey, Result, Shell
 from testbed.slots import Slots
+from testbed.store.snapshots import Snapshot
 from testbed.store.templates import Template
 from testbed.topology.model import Guest as GuestModel
 from testbed.wires import Agent, Console
 
 T = TypeVar("T")
+Saved = Template | Snapshot
 
 # How long the reason of a guest's end may come after the first sign of it.
 _LAST_WORDS_S = 3.0
@@ -47,8 +48,9 @@ _LAST_WORDS_S = 3.0
 class Order:
     """What to launch. `sockets` and `scratch` are new folders of this guest alone; `evidence` is where its logs stay.
 
-    `template`: clone this one; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity. `memory`: where a template
-    that is being made keeps its RAM. `wiring`: its ends of private networks.
+    `template`: clone this one, or go on from this snapshot; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity.
+    `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks. `savable`: it may become a
+    snapshot, so that what it writes to its root disk is a file with a name.
     """
 
     name: str
@@ -60,10 +62,21 @@ class Order:
     sockets: Path
     scratch: Path
     evidence: Path
-    template: Template | None = None
+    template: Saved | None = None
     memory: Memory = ANONYMOUS
     host_key: bytes = b""
     wiring: Wiring = UNWIRED
+    savable: bool = False
+
+    @property
+    def overlay(self) -> Path:
+        """Where a guest that can be saved keeps what it writes to its root disk."""
+        return self.scratch / "root.qcow2"
+
+    @property
+    def identity(self) -> bytes:
+        """The private key of the guest's SSH server."""
+        return self.template.host_key if self.template else self.host_key
 
 
 class Guest:
@@ -77,11 +90,12 @@ class Guest:
         self.disks: dict[str, Device] = {}
         self.boot_s = 0.0
         self.ssh_port = 0
-        self.host_key = HostKey.from_private(order.template.host_key if order.template else order.host_key)
+        self.host_key = HostKey.from_private(order.identity)
         self.console = Console(order.evidence / "console.log", self._on_fatal)
         self.agent = Agent(order.name)
         self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
         self._disks = Arrangement(cold=(), hot=())
+        self._authorized = ""
         self._shell: Shell | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -138,6 +152,10 @@ class Guest:
         await asyncio.sleep(_LAST_WORDS_S / 2)  # a QEMU that ended is reported as that
         self._lose("QEMU closed its monitor")
 
+    async def lost(self) -> str:
+        """Wait until the guest is lost, and say why."""
+        return await asyncio.shield(self._lost)
+
     async def wait(self, awaited: Awaitable[T], limit_s: float) -> T:
         """The result of `awaited`, unless the guest is lost or `limit_s` passes first.
 
@@ -180,26 +198,18 @@ class Guest:
         limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
         return await self.wait(self.shell.script(text, *arguments, check=check, timeout_s=limit, interpreter=interpreter), limit + 5)
 
-    async def disk_bytes(self) -> dict[str, tuple[int, int]]:
-        """Bytes that each of the topology's disks has read and written, as its emulated device counted them (`query-blockstats`)."""
-        stats = await self.wait(self.monitor.execute("query-blockstats"), self.order.deadlines.monitor_s)
-        found: dict[str, tuple[int, int]] = {}
-        for entry in stats:
-            for name in self.order.model.disks:
-                # virtio-blk is named by its backend's QOM path, nvme by the device.
-                if f"disk-{name}" in str(entry.get("qdev", "")).split("/"):
-                    found[name] = (int(entry["stats"]["rd_bytes"]), int(entry["stats"]["wr_bytes"]))
-        return found
-
     # From nothing to ready -----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
         order = self.order
-        self._disks = await self.slots.prepare(order.model, order.wiring)
+        snapshot = order.template if isinstance(order.template, Snapshot) else None
+        self._disks = await self.slots.prepare(order.model, order.wiring, snapshot)
+        if order.savable:
+            await self.slots.overlay(order.overlay, order.files.root, snapshot)
         options = plan.argv(
             order.host,
             order.machine,
-            order.files,
+            order.files if not order.savable else replace(order.files, overlay=order.overlay),
             name=order.name,
             sockets=order.sockets,
             memory=Memory(file=order.template.memory) if order.template else order.memory,
@@ -223,25 +233,13 @@ class Guest:
         self.boot_s = time.monotonic() - started
         self._advance(Event.AGENT_WAITING)
 
-    async def _restore(self, template: Template) -> None:
+    async def _restore(self, template: Saved) -> None:
         try:
-            await self.wait(self._load(template), self.order.deadlines.restore_s)
+            await self.wait(states.load(self.monitor, template.state), self.order.deadlines.restore_s)
         except (GuestError, HostError, OSError) as error:
-            raise TemplateError(f"template {template.folder.name} does not load: {error}") from error
+            raise TemplateError(f"{template.title} does not load: {error}") from error
+        self.boot_s = template.boot_s
         self._advance(Event.AGENT_WAITING)
-
-    async def _load(self, template: Template) -> None:
-        await self.monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
-        descriptor = os.open(template.state, os.O_RDONLY)
-        try:
-            await self.monitor.send_file("state", descriptor)
-        finally:
-            os.close(descriptor)
-        await self.monitor.execute("migrate-incoming", {"uri": "fd:state"})
-        while (status := (await self.monitor.execute("query-status"))["status"]) == "inmigrate":
-            await asyncio.sleep(0.005)
-        if status not in ("paused", "prelaunch"):
-            raise HostError(f"QEMU: expected the status paused after loading a state, got {status}")
 
     async def _wake(self, key: asyncssh.SSHKey) -> None:
         """Give the guest its randomness, clock, name, keys and disks, and connect to it; a clone runs from here on.
@@ -251,17 +249,8 @@ class Guest:
         """
         clone = self.order.template is not None
         limit = self.order.deadlines.ssh_s
-        identity = {
-            "time_ns": str(time.time_ns()),
-            "name": self.name,
-            "seed": secrets.token_hex(32),
-            "authorized": key.export_public_key().split()[1].decode(),
-        }
-        if not clone:
-            identity["hostkey"] = self.host_key.dropbear.hex()
-        if not self.order.memory.shared:
-            identity["writable"] = "1"
-        self.agent.say("identity", **identity)
+        self._authorized = key.export_public_key().split()[1].decode()
+        self._identify(**({} if clone else {"hostkey": self.host_key.dropbear.hex()}))
         await self.slots.fill(self._disks.hot)
         self.ssh_port = await self._ssh_port()
         identified = asyncio.Event()
@@ -279,6 +268,24 @@ class Guest:
         finally:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
+
+    def _identify(self, **more: str) -> None:
+        """Tell the guest who it is; it answers `ready`."""
+        if not self.order.memory.shared:
+            more["writable"] = "1"
+        seed = secrets.token_hex(32)
+        self.agent.say("identity", time_ns=str(time.time_ns()), name=self.name, seed=seed, authorized=self._authorized, **more)
+
+    async def freeze(self) -> None:
+        """Let its SSH server sleep, so that its state can be saved."""
+        self.agent.say("freeze")
+        await self.wait(self.agent.expect("frozen"), self.order.deadlines.command_s)
+
+    async def thaw(self) -> None:
+        """Let a guest go on that was frozen and stopped, with the time of now."""
+        await self.monitor.execute("cont")
+        self._identify()
+        await self.wait(self.agent.expect("ready"), self.order.deadlines.ssh_s)
 
     async def _connect(self, key: asyncssh.SSHKey, identified: asyncio.Event) -> Shell:
         if self.order.template is None:
@@ -329,7 +336,7 @@ class Guest:
         except DeviceMismatch:
             raise
         except GuestError as error:
-            raise TemplateError(f"a clone of template {template.folder.name} does not wake up: {error}") from error
+            raise TemplateError(f"a clone of {template.title} does not wake up: {error}") from error
 
     # And back ------------------------------------------------------------------------------------------------------------------
 

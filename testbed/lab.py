@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import mounts, paths, plan, probe, template
-from testbed.errors import TemplateError
+from testbed.errors import HostError, TemplateError
 from testbed.guest import Guest, Order, launch
 from testbed.host import Host
 from testbed.kernels import KernelTable, load_table
@@ -32,6 +32,7 @@ from testbed.shell import client_key, new_private_key
 from testbed.store import cache, image, initramfs, kernel_files, templates
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
+from testbed.store.snapshots import Snapshot
 from testbed.store.templates import Template
 from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
@@ -52,7 +53,7 @@ class Lab:
         self.cold = cold or not host.qemu.warm_clones
         self._session = session
         self._progress = progress
-        self._key = client_key()
+        self.key = client_key()
         self._numbers = itertools.count()
         self._files: dict[tuple[str, str], BootFiles] = {}
 
@@ -63,21 +64,39 @@ class Lab:
         """
         return await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
 
+    async def prepare(self, model: GuestModel, kernel: KernelFiles) -> None:
+        """Make what a guest needs beyond itself, with progress: image, initramfs, template."""
+        machine, files = await self._machine(model, kernel)
+        if not (self.cold or model.boots_cold):
+            await self.template(machine, files)
+
+    async def _machine(self, model: GuestModel, kernel: KernelFiles) -> tuple[Machine, BootFiles]:
+        root = await self._image(model.image)
+        files = await self._boot_files(kernel, root)
+        return plan.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name), files
+
     @contextlib.asynccontextmanager
     async def guest(
-        self, name: str, model: GuestModel, kernel: KernelFiles, evidence: Path, wiring: Wiring = UNWIRED
+        self,
+        name: str,
+        model: GuestModel,
+        kernel: KernelFiles,
+        evidence: Path,
+        wiring: Wiring = UNWIRED,
+        *,
+        savable: bool = False,
     ) -> AsyncIterator[Guest]:
         """A guest that is ready: a clone of its machine's template, or booted cold where that is asked for or all that works.
 
+        `savable`: it may become a snapshot.
+
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
         """
-        root = await self._image(model.image)
-        files = await self._boot_files(kernel, root)
-        machine = plan.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name)
-        order = self._order(name, model, machine, files, evidence, wiring)
+        machine, files = await self._machine(model, kernel)
+        order = replace(self._order(name, model, machine, files, evidence, wiring), savable=savable)
         async with contextlib.AsyncExitStack() as stack:
             if self.cold or model.boots_cold:
-                guest = await stack.enter_async_context(launch(order, self._key))
+                guest = await stack.enter_async_context(launch(order, self.key))
             else:
                 guest = await self._clone(stack, order)
             yield guest
@@ -108,10 +127,25 @@ class Lab:
                 tasks = {name: group.create_task(start(stacks[name], name, model)) for name, model in topology.guests.items()}
             yield {name: task.result() for name, task in tasks.items()}
 
+    @contextlib.asynccontextmanager
+    async def restored(
+        self, name: str, model: GuestModel, kernel: KernelFiles, evidence: Path, wiring: Wiring, snapshot: Snapshot
+    ) -> AsyncIterator[Guest]:
+        """A guest that goes on from a snapshot, on copies of its disks.
+
+        :raise HostError: the snapshot is of another machine: another QEMU, kernel or image. :raise TemplateError: it does not load.
+        """
+        machine, files = await self._machine(model, kernel)
+        if machine.key != snapshot.machine:
+            raise HostError(f"{snapshot.title}: expected one of this machine, with the same QEMU, kernel and image, got one of another")
+        order = self._order(name, model, machine, files, evidence, wiring)
+        async with launch(replace(order, template=snapshot, savable=True, deadlines=deadlines(snapshot.boot_s)), self.key) as guest:
+            yield guest
+
     async def _clone(self, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
         async def once() -> Guest:
             found = await self.template(order.machine, order.files)
-            return await stack.enter_async_context(launch(replace(order, template=found, deadlines=deadlines(found.boot_s)), self._key))
+            return await stack.enter_async_context(launch(replace(order, template=found, deadlines=deadlines(found.boot_s)), self.key))
 
         try:
             return await once()
@@ -151,7 +185,7 @@ class Lab:
 
             def boot(memory: Memory) -> contextlib.AbstractAsyncContextManager[Guest]:
                 order = self._order("template", model, machine, files, unfinished / "boot")
-                return launch(replace(order, memory=memory, host_key=host_key), self._key)
+                return launch(replace(order, memory=memory, host_key=host_key), self.key)
 
             with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
                 return await template.save(unfinished, boot, host_key, task)

@@ -24,6 +24,12 @@ for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
     sleep 0.25
 done
 [ -n "$nic" ] && ip link set "${{nic##*/}}" name {network}"""
+_UP = """\
+ip link set {network} up
+for try in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    read -r state </sys/class/net/{network}/operstate && [ "$state" = up ] && break
+    sleep 0.1
+done"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +77,7 @@ def plan_links(ends: tuple[Link, ...]) -> tuple[tuple[Step, ...], tuple[Fact, ..
                 do=(
                     _FIND.format(mac=link.mac, network=name),
                     sh("ip", "address", "add", link.address, "dev", name),
-                    sh("ip", "link", "set", name, "up"),
+                    _UP.format(network=name),
                     *hosts,
                 ),
                 undo=" && ".join(

@@ -8,8 +8,19 @@ from collections.abc import AsyncIterator
 from testbed import devices, groups, links, readback, stack
 from testbed.errors import CommandFailed, DeviceMismatch, TestbedError
 from testbed.guest import Guest
+from testbed.readback import Fact
 from testbed.stack import Stack, Step
 from testbed.topology.model import Guest as GuestModel
+
+
+def _planned(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...], tuple[Fact, ...]]:
+    own = guest.order.model
+    model = own if wanted is None else wanted
+    plan = stack.plan_stack(model, {name: device.path for name, device in guest.disks.items()})
+    group_steps, group_facts = groups.plan_groups(model, plan.devices)
+    link_steps, link_facts = links.plan_links(guest.order.wiring.ends if wanted is None else ())
+    disk_facts = devices.facts(own.disks, guest.disks, own.cpus)
+    return plan, link_steps + plan.steps + group_steps, link_facts + disk_facts + plan.facts + group_facts
 
 
 async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...]]:
@@ -17,13 +28,7 @@ async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, 
 
     :raise CommandFailed: a step failed; the ones before it are undone. :raise DeviceMismatch: the guest has it otherwise; all is undone.
     """
-    model = guest.order.model if wanted is None else wanted
-    plan = stack.plan_stack(model, {name: device.path for name, device in guest.disks.items()})
-    group_steps, group_facts = groups.plan_groups(model, plan.devices)
-    own = guest.order.model
-    disk_facts = devices.facts(own.disks, guest.disks, own.cpus)
-    link_steps, link_facts = links.plan_links(guest.order.wiring.ends if wanted is None else ())
-    steps, facts = link_steps + plan.steps + group_steps, link_facts + disk_facts + plan.facts + group_facts
+    plan, steps, facts = _planned(guest, wanted)
     if not steps and not facts:
         return plan, steps
     # One command for both: under emulation that saves a tenth of a second.
@@ -50,9 +55,12 @@ async def unwind(guest: Guest, steps: tuple[Step, ...]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def standing(guest: Guest, wanted: GuestModel | None = None) -> AsyncIterator[Stack]:
-    """The stack of the guest's topology, or of `wanted`, undone in reverse order at the end; raises as `build`."""
-    plan, steps = await build(guest, wanted)
+async def standing(guest: Guest, wanted: GuestModel | None = None, *, built: bool = False) -> AsyncIterator[Stack]:
+    """The stack of the guest's topology, or of `wanted`, undone in reverse order at the end; raises as `build`.
+
+    `built`: it stands already, for the guest is a snapshot's.
+    """
+    plan, steps = _planned(guest, wanted)[:2] if built else await build(guest, wanted)
     try:
         yield plan
     except BaseException:

@@ -47,12 +47,13 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootFiles:
-    """Files that the machine starts from; the disks are only read, and all guests share them."""
+    """Files that the machine starts from; the disks are only read, and all guests share them. `overlay`: this guest's own, of its root."""
 
     bzimage: Path
     initramfs: Path
     root: Path
     modules_disk: Path | None
+    overlay: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,8 +131,7 @@ def argv(
         ("-kernel", str(files.bzimage)),
         ("-initrd", str(files.initramfs)),
         ("-append", wanted.append),
-        # snapshot=on: what this guest writes goes to a file that has no name from its first moment on.
-        ("-drive", f"if=none,id=root,format=raw,snapshot=on,file={_escaped(files.root)}"),
+        ("-drive", _root_disk(files)),
         ("-device", f"virtio-blk-pci,drive=root,serial={ROOT_SERIAL},addr=2"),
         *_modules_disk(files.modules_disk),
         # restrict=on: the guest reaches nothing, not even the host; only the forwarded port gets in, and only from this machine.
@@ -147,6 +147,13 @@ def argv(
         options.append(("-incoming", "defer"))
     options += [(word,) for word in wanted.qemu_args]  # the topology's escape hatch
     return tuple(options)
+
+
+def _root_disk(files: BootFiles) -> str:
+    if files.overlay is not None:
+        return f"if=none,id=root,format=qcow2,file={_escaped(files.overlay)}"
+    # snapshot=on: what this guest writes goes to a file that has no name from its first moment on.
+    return f"if=none,id=root,format=raw,snapshot=on,file={_escaped(files.root)}"
 
 
 def _serial_port(name: str, sockets: Path) -> tuple[tuple[str, ...], ...]:

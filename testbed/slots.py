@@ -13,7 +13,8 @@ from testbed.drives import Arrangement, QmpCommand, Storage
 from testbed.lifecycle import Deadlines
 from testbed.links import Wiring
 from testbed.monitor import Monitor
-from testbed.store import disk_files
+from testbed.store import disk_files, snapshots
+from testbed.store.snapshots import Snapshot
 from testbed.switch import Plug
 from testbed.topology.disks import Disk
 from testbed.topology.model import Guest as GuestModel
@@ -30,14 +31,26 @@ class Slots:
         self._gone: dict[str, asyncio.Event] = {}
         self._plugs: list[Plug] = []
 
-    async def prepare(self, model: GuestModel, wiring: Wiring) -> Arrangement:
-        """Make the files of all disks of a topology, and listen on its networks; returns the commands for them."""
-        found = drives.arranged(model, {name: await self._storage(name, disk) for name, disk in model.disks.items()})
+    async def prepare(self, model: GuestModel, wiring: Wiring, snapshot: Snapshot | None) -> Arrangement:
+        """Make the files of all disks of a topology, empty or as in a snapshot, and listen on its networks; returns the commands for them.
+
+        What a snapshot's state is of must be there before it is loaded.
+        """
+        found = drives.arranged(model, {name: await self._storage(name, disk, snapshot) for name, disk in model.disks.items()})
         for link in wiring.ends:
-            inlets = tuple(wiring.inlet(link.network, peer) for peer, _ in link.peers)
-            self._plugs.append(Plug(wiring.outlet(link.network, wiring.guest), inlets))
+            others = tuple(wiring.inlet(link.network, peer) for peer, _ in link.peers)
+            outlet, inlet = wiring.outlet(link.network, wiring.guest), wiring.inlet(link.network, wiring.guest)
+            self._plugs.append(Plug(outlet=outlet, inlet=inlet, others=others))
             self._plugs[-1].open()
-        return replace(found, hot=found.hot + links.plug(wiring, len(model.disks)))
+        hot = found.hot + links.plug(wiring, len(model.disks))
+        return Arrangement(cold=found.cold + hot, hot=()) if snapshot else replace(found, hot=hot)
+
+    async def overlay(self, file: Path, root: Path, snapshot: Snapshot | None) -> None:
+        """Make the file for what a guest writes to its root disk: empty, or as in a snapshot."""
+        if snapshot is None:
+            await disk_files.make(Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw")))
+        else:
+            await snapshots.copy(snapshot.disk(file.name), file)
 
     async def close(self) -> None:
         """Listen no longer."""
@@ -70,8 +83,11 @@ class Slots:
         if device in self._gone:
             self._gone[device].set()
 
-    async def _storage(self, name: str, disk: Disk) -> tuple[Storage, ...]:
+    async def _storage(self, name: str, disk: Disk, snapshot: Snapshot | None = None) -> tuple[Storage, ...]:
         wanted = drives.storage(name, disk, self._scratch)
         for store in wanted:
-            await disk_files.make(store)
+            if snapshot is None:
+                await disk_files.make(store)
+            else:
+                await snapshots.copy(snapshot.disk(store.file.name), store.file)
         return wanted

@@ -18,11 +18,11 @@ _RETRY_S = 0.05
 
 
 class Plug:
-    """One guest's end of one network. `outlet`: where its QEMU sends frames to; `inlets`: the others' sockets, which may come later."""
+    """One guest's end of one network. `outlet`: where its QEMU sends frames to; `inlet`: where that takes them; `others`: the other guests'
+    inlets, which may come later."""
 
-    def __init__(self, outlet: Path, inlets: tuple[Path, ...]) -> None:
-        self._outlet = outlet
-        self._inlets = inlets
+    def __init__(self, *, outlet: Path, inlet: Path, others: tuple[Path, ...]) -> None:
+        self._outlet, self._inlet, self._others = outlet, inlet, others
         self._tasks: list[asyncio.Task[None]] = []
         self._own: socket.socket | None = None
 
@@ -31,9 +31,9 @@ class Plug:
         own = self._own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         own.setblocking(False)
         own.bind(str(self._outlet))
-        queues: list[asyncio.Queue[bytes]] = [asyncio.Queue(_WAITING_FRAMES) for _ in self._inlets]
+        queues: list[asyncio.Queue[bytes]] = [asyncio.Queue(_WAITING_FRAMES) for _ in self._others]
         self._tasks = [asyncio.create_task(self._take(own, queues), name=f"frames of {self._outlet.name}")]
-        self._tasks += [asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._inlets, strict=True)]
+        self._tasks += [asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._others, strict=True)]
 
     async def _take(self, own: socket.socket, queues: list[asyncio.Queue[bytes]]) -> None:
         loop = asyncio.get_running_loop()
@@ -49,7 +49,8 @@ class Plug:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._own is not None:
             self._own.close()
-        self._outlet.unlink(missing_ok=True)
+        for path in (self._outlet, self._inlet):
+            path.unlink(missing_ok=True)
 
 
 async def _pass_on(queue: asyncio.Queue[bytes], inlet: Path) -> None:

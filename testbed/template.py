@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import HostError
+from testbed import states
 from testbed.guest import Guest
 from testbed.hardware.disks import DISK_KINDS
 from testbed.plan import Memory
@@ -41,10 +41,9 @@ async def save(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[st
         task.update(fraction=0.5, detail="warming up")
         await _warm_up(guest)
         task.update(fraction=0.7, detail="saving")
-        guest.agent.say("freeze")
-        await guest.wait(guest.agent.expect("frozen"), guest.order.deadlines.command_s)
+        await guest.freeze()
         await guest.monitor.execute("stop")
-        await guest.wait(_write_state(guest, folder / "state"), guest.order.deadlines.restore_s)
+        await guest.wait(states.write(guest.monitor, folder / "state"), guest.order.deadlines.restore_s)
         boot_s = guest.boot_s
         # The guest's memory stays as it is from here on: nothing runs any more.
         await asyncio.to_thread(_sync, memory)
@@ -66,21 +65,6 @@ async def _warm_up(guest: Guest) -> None:
         await guest.slots.unplug(name, disk)
     await guest.run("true")
     await asyncio.sleep(_SETTLE_S)
-
-
-async def _write_state(guest: Guest, state: Path) -> None:
-    monitor = guest.monitor
-    await monitor.execute("migrate-set-capabilities", {"capabilities": [{"capability": "x-ignore-shared", "state": True}]})
-    descriptor = os.open(state, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    try:
-        await monitor.send_file("state", descriptor)
-    finally:
-        os.close(descriptor)
-    await monitor.execute("migrate", {"uri": "fd:state"})
-    while (answer := await monitor.execute("query-migrate")).get("status") not in ("completed", "failed", "cancelled"):
-        await asyncio.sleep(0.01)
-    if answer["status"] != "completed":
-        raise HostError(f"QEMU: expected to save the template's state, got {answer['status']}: {answer.get('error-desc', 'no reason')}")
 
 
 def _sync(path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from testbed import console
@@ -37,11 +37,27 @@ class Console:
         self._task: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._read_at = 0.0
+        self._writer: asyncio.StreamWriter | None = None
+        self._listeners: list[Callable[[bytes], None]] = []
         self.findings: list[console.Finding] = []
 
     async def connect(self, socket: Path) -> None:
-        reader, writer = await _connect(socket)
-        self._task = asyncio.create_task(self._watch(reader, writer), name=f"console {socket}")
+        reader, self._writer = await _connect(socket)
+        self._task = asyncio.create_task(self._watch(reader, self._writer), name=f"console {socket}")
+
+    @contextlib.contextmanager
+    def heard_by(self, listener: Callable[[bytes], None]) -> Iterator[None]:
+        """Lets a listener have everything that is printed, as it comes."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    def type(self, data: bytes) -> None:
+        """Send what a keyboard would."""
+        if self._writer is not None:
+            self._writer.write(data)
 
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pending = b""
@@ -50,6 +66,8 @@ class Console:
             with self._log.open("wb", buffering=0) as log, contextlib.suppress(OSError):
                 while data := await reader.read(65536):
                     self._read_at = time.monotonic()
+                    for listener in self._listeners:
+                        listener(data)
                     log.write(data[: max(0, _MAX_LOG_BYTES - kept_bytes)])
                     kept_bytes += len(data)
                     *lines, pending = (pending + data).split(b"\n")

@@ -10,11 +10,11 @@ from typing import Annotated
 import typer
 
 from testbed import __version__
-from testbed.cli import look, run, store
+from testbed.cli import look, run, snapshots, store, vms
 from testbed.cli.app import ERROR, app, err, out
 from testbed.errors import TestbedError, TopologyError
 
-__all__ = ["app", "look", "main", "run", "store"]
+__all__ = ["app", "look", "main", "run", "snapshots", "store", "vms"]
 
 
 def main() -> None:

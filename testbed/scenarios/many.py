@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testbed import counters
+from testbed import counters, gauges
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual_reads
@@ -47,9 +47,9 @@ def judge(charged: list[int]) -> Gap:
 async def _many(guest: Guest, point: Point) -> Evidence:
     count = int(point.variant)
     async with rig(guest, point) as at:
-        before = (await guest.disk_bytes())[at.disk][0]
+        before = (await gauges.disk_bytes(guest))[at.disk][0]
         done = await guest.script(_READERS, at.loop, str(count))
-        moved = (await guest.disk_bytes())[at.disk][0] - before
+        moved = (await gauges.disk_bytes(guest))[at.disk][0] - before
         files = counters.by_file(done.stdout)
         of_disk = {path: counters.parse_io_stat(text).get(at.device, {}).get("rbytes", 0) for path, text in files.items()}
         charged = [of_disk.get(f"{ROOT}/many-{number}/io.stat", 0) for number in range(count)]

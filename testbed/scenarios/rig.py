@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from testbed import counters, mounts
+from testbed import counters, gauges, mounts
 from testbed.errors import CommandFailed
 from testbed.guest import Guest
 from testbed.scenarios.base import Point
@@ -127,9 +127,9 @@ class Rig:
         :raise CommandFailed: the command failed, while `check`.
         """
         script = _METERED.replace("WARM", warm).replace("COMMAND", command)
-        before = await self.guest.disk_bytes()
+        before = await gauges.disk_bytes(self.guest)
         done = await self.guest.script(script, cgroup)
-        after = await self.guest.disk_bytes()
+        after = await gauges.disk_bytes(self.guest)
         sections = counters.sections(done.stdout)
         failed = next((int(name.split()[1]) for name in sections if name.startswith("failed ")), 0)
         if failed and check:

@@ -20,6 +20,10 @@ class Template:
     boot_s: float
 
     @property
+    def title(self) -> str:
+        return f"template {self.folder.name}"
+
+    @property
     def memory(self) -> Path:
         return self.folder / "memory"
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import mounts
+from testbed import gauges, mounts
 from testbed.errors import CommandFailed, DeviceMismatch, HostError
 from testbed.guest import Guest
 from testbed.lab import Lab
@@ -81,11 +81,11 @@ async def test_a_throttled_disk_is_as_slow_as_its_limit(lab: Lab, kernel: Kernel
     )
     async with lab.guest("g0", slow, kernel, evidence) as guest:
         for name, device in guest.disks.items():
-            before = (await guest.disk_bytes())[name][0]
+            before = (await gauges.disk_bytes(guest))[name][0]
             done = await guest.run("dd", f"if={device.path}", "of=/dev/null", "bs=4k", "count=100", "iflag=direct", "status=none")
             # The bucket holds a tenth of a second: the first five or so are free.
             assert done.took_s > 1.6
-            assert (await guest.disk_bytes())[name][0] - before >= 100 * 4096
+            assert (await gauges.disk_bytes(guest))[name][0] - before >= 100 * 4096
 
 
 async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:

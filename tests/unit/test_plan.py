@@ -77,7 +77,7 @@ def test_a_template_is_keyed_by_the_qemu_and_the_machine() -> None:
         plan.machine(host(), model(), **known).key,
         plan.machine(host(identity="other"), model(), **known).key,
         plan.machine(host(kvm=True), model(), **known).key,
-        plan.machine(host(), model().model_copy(update={"cpus": 1}), **known).key,
+        plan.machine(host(), model().model_copy(update={"cpus": 2}), **known).key,
         plan.machine(host(), model().model_copy(update={"memory": 512 << 20}), **known).key,
     }
     assert len(keys) == 5

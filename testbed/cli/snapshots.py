@@ -1,0 +1,96 @@
+"""Verbs for guests that are saved: snapshot, restore, fork."""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated
+
+import typer
+
+from testbed import paths, up, vms
+from testbed.cli.app import Quiet, app, err, out, run_async
+from testbed.cli.vms import VmArgument
+from testbed.errors import UsageError
+from testbed.report import live, results
+from testbed.store import snapshots
+
+# Saving writes the guest's memory, and a restored guest answers once it has woken up.
+_LIMIT_S = 600.0
+
+
+def _known(context: typer.Context, incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    own = [one for one in snapshots.every(paths.folders().state) if one.folder.parent.name == context.params.get("vm")]
+    return [one.folder.name for one in own if one.folder.name.startswith(incomplete)]
+
+
+NameArgument = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its name.", autocompletion=_known)]
+
+
+@app.command()
+def snapshot(
+    vm: VmArgument,
+    name: Annotated[str | None, typer.Argument(metavar="SNAPSHOT", help="Its name; without one, list those of the guest.")] = None,
+    remove: Annotated[bool, typer.Option("--rm", help="Remove it instead.")] = False,
+) -> None:
+    """Save a guest with its memory and disks under a name; it stands still for that moment, and goes on."""
+    state = paths.folders().state
+    if name is None:
+        if remove:
+            raise UsageError("snapshot --rm: expected the name of a snapshot, got none")
+        for one in snapshots.every(state):
+            if one.folder.parent.name == vm:
+                print(one.folder.name)
+        return
+    folder = snapshots.snapshot_folder(state, vm, name)
+    if remove:
+        snapshots.remove(snapshots.find(state, vm, name))
+        return
+
+    async def work() -> int:
+        await vms.find(paths.folders(), vm).ask("snapshot", timeout_s=_LIMIT_S, folder=str(folder))
+        return 0
+
+    run_async(work())
+
+
+@app.command()
+def restore(vm: VmArgument, name: NameArgument) -> None:
+    """Bring a guest back to a snapshot of it: what it did since is gone. Also for a guest that is lost."""
+    found = snapshots.find(paths.folders().state, vm, name)
+
+    async def work() -> int:
+        await vms.find(paths.folders(), vm).ask("restore", timeout_s=_LIMIT_S, folder=str(found.folder))
+        return 0
+
+    run_async(work())
+
+
+@app.command()
+def fork(
+    vm: VmArgument,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="What the other guest is called.")],
+    from_: Annotated[str | None, typer.Option("--from", help="A snapshot of it; without one, as it is now.", autocompletion=_known)] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Start another guest that is what this one is, or was at a snapshot, with copies of its disks."""
+
+    async def work() -> int:
+        folders = paths.folders()
+        if from_ is not None:
+            saved = snapshots.find(folders.state, vm, from_)
+        else:
+            folder = snapshots.snapshot_folder(folders.state, vm, f"fork-{secrets.token_hex(4)}")
+            await vms.find(folders, vm).ask("snapshot", timeout_s=_LIMIT_S, folder=str(folder))
+            saved = snapshots.read(folder)
+        try:
+            with live.progress(err, quiet=quiet) as progress:
+                started = await up.fork(saved, new, folders=folders, evidence=results.new_run_folder(folders.runs), progress=progress)
+        finally:
+            if from_ is None:
+                snapshots.remove(saved)
+        if not quiet:
+            out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)
+        return 0
+
+    run_async(work())

@@ -1,0 +1,253 @@
+"""Verbs for guests that stay: up, ps, top, ssh, ssh-config, cp, console, logs, down."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.live import Live
+
+from testbed import paths, probe, process, supervisor, up, vms
+from testbed.cli import terminal
+from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async
+from testbed.errors import UsageError
+from testbed.kernels import load_table
+from testbed.report import guests, live, results
+from testbed.topology import load
+
+_LOGS = {
+    "console": "console.log",
+    "supervisor": "supervisor.log",
+    "ssh": "ssh.log",
+    "qmp": "qmp.jsonl",
+    "qemu": "qemu.log",
+    "argv": "argv.txt",
+    "dmesg": "dmesg.txt",
+}
+_DOWN_S = 90.0
+
+
+def _names(incomplete: str) -> list[str]:
+    """For the shell's completion."""
+    return [vm.record.name for vm in vms.every(paths.folders()) if vm.record.name.startswith(incomplete)]
+
+
+VmArgument = Annotated[str, typer.Argument(metavar="VM", help="A guest's name.", autocompletion=_names)]
+# What follows belongs to another program, whatever it looks like.
+_FOREIGN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
+
+
+@app.command("up")
+def up_command(
+    file: Annotated[Path, typer.Argument(help="Topology file.")],
+    point: Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")] = None,
+    kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=f"For all its guests. {KERNEL_HELP}")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="What the guest is called; several get it before their own names.")] = None,
+    cold: Cold = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
+
+    async def work() -> int:
+        topology = load(file, point, host_memory=probe.host_memory())
+        default = load_table(paths.shipped("images") / "kernels.yaml").patched
+        folders = paths.folders()
+        with live.progress(err, quiet=quiet) as progress:
+            started = await up.start(
+                topology,
+                file=file.resolve(),
+                point=point or "",
+                called=up.names(topology, name),
+                kernels={guest: kernel or model.kernel or default for guest, model in topology.guests.items()},
+                folders=folders,
+                evidence=results.new_run_folder(folders.runs),
+                cold=cold,
+                progress=progress,
+            )
+        if as_json:
+            print(json.dumps([asdict(vm.record) for vm in started]))
+        elif not quiet:
+            for vm in started:
+                out.print(
+                    f"{vm.record.name}: {vm.record.release}; enter it with: testbed ssh {vm.record.name}", highlight=False, soft_wrap=True
+                )
+        return 0
+
+    run_async(work())
+
+
+@app.command("supervise", hidden=True)
+def supervise_command() -> None:
+    """Keep one guest; its order is a line of JSON on standard input. Started by `up`."""
+    order = supervisor.UpOrder.from_json(sys.stdin.readline())
+
+    def say(message: dict[str, object]) -> None:
+        try:
+            print(json.dumps(message), flush=True)
+        except OSError:
+            return
+        if "ready" in message:
+            # Whoever started us goes on; nothing of ours must hold its ends open.
+            for number in (0, 1):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+
+    os.chdir("/")
+    run_async(supervisor.supervise(order, say))
+
+
+@app.command()
+def ps(as_json: Json = False) -> None:
+    """The guests that stay: name, kernel, state, age, disks, SSH port, memory."""
+    there = vms.every(paths.folders())
+    if as_json:
+        print(json.dumps([asdict(vm.record) for vm in there]))
+    elif there:
+        out.print(guests.guests_table(tuple(vm.record for vm in there)))
+    else:
+        err.print("no guests; start some with: testbed up FILE", markup=False, highlight=False)
+
+
+@app.command()
+def top(
+    every_s: Annotated[float, typer.Option("--every", min=0.2, help="Seconds between two readings.")] = 2.0,
+    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="End after so many readings.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What the disks of all guests do: requests, bandwidth, latency, limits, and the control groups' shares; on a terminal until Ctrl-C."""
+
+    async def readings() -> dict[str, dict[str, Any]]:
+        ready = [vm for vm in vms.every(paths.folders()) if vm.record.state == vms.READY]
+        found = await asyncio.gather(*(vm.ask("stats") for vm in ready), return_exceptions=True)
+        # A guest that has just gone is no reason to stop.
+        return {vm.record.name: one for vm, one in zip(ready, found, strict=True) if isinstance(one, dict)}
+
+    async def work() -> int:
+        rounds = count or (None if out.is_terminal else 1)
+        before, shown = await readings(), 0
+        with contextlib.ExitStack() as stack:
+            screen = stack.enter_context(Live(console=out, auto_refresh=False)) if out.is_terminal and not as_json else None
+            while rounds is None or shown < rounds:
+                await asyncio.sleep(every_s)
+                after = await readings()
+                found = tuple(load for name in after if name in before for load in guests.loads(name, before[name], after[name]))
+                if as_json:
+                    print(json.dumps([asdict(load) for load in found]), flush=True)
+                elif screen is not None:
+                    screen.update(guests.loads_table(found), refresh=True)
+                else:
+                    out.print(guests.loads_table(found))
+                before, shown = after, shown + 1
+        return 0
+
+    run_async(work())
+
+
+@app.command(context_settings=_FOREIGN)
+def ssh(context: typer.Context, vm: VmArgument) -> None:
+    """Enter a guest with this machine's ssh, or run a command in it: `testbed ssh VM -- CMD`; the exit status is its own.
+
+    Several words are a program and its arguments, as they are; a single one is for the guest's shell: `testbed ssh VM -- 'ls | wc -l'`.
+    """
+    found = _reachable(vm)
+    words = context.args[1:] if context.args[:1] == ["--"] else context.args
+    command = words if len(words) < 2 else [shlex.join(words)]
+    _become(["ssh", "-F", str(found.ssh_config), vm, *command])
+
+
+@app.command("ssh-config")
+def ssh_config(vm: VmArgument) -> None:
+    """Print what ssh, scp, rsync or an IDE need to reach a guest."""
+    print(_reachable(vm).ssh_config.read_text(), end="")
+
+
+@app.command(context_settings=_FOREIGN)
+def cp(context: typer.Context) -> None:
+    """Copy files with this machine's scp, whose options it takes: `testbed cp -r FILE... VM:PATH`, or `VM:PATH... FOLDER`."""
+    names = {word.partition(":")[0] for word in context.args if ":" in word and "/" not in word.partition(":")[0]}
+    if len(names) != 1:
+        raise UsageError(f"cp: expected one guest, as VM:PATH, got {', '.join(sorted(names)) or 'none'}")
+    _become(["scp", "-F", str(_reachable(names.pop()).ssh_config), *context.args])
+
+
+@app.command()
+def console(vm: VmArgument) -> None:
+    """A shell on a guest's serial console, which also works where its network or SSH server do not. Ctrl-] leaves it."""
+    found = _reachable(vm)
+    run_async(terminal.attach(found))
+
+
+@app.command()
+def logs(
+    vm: VmArgument,
+    what: Annotated[str, typer.Option("--what", help=f"One of {', '.join(_LOGS)}.")] = "console",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+) -> None:
+    """Print what a guest said, or what was said to it."""
+    if what not in _LOGS:
+        raise UsageError(f"--what {what}: expected one of {', '.join(_LOGS)}")
+    found = vms.find(paths.folders(), vm)
+    log = Path(found.record.evidence) / _LOGS[what]
+    if not log.exists():
+        raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
+    if follow:
+        _become(["tail", "-n", "+1", "-F", "--pid", str(found.record.supervisor), str(log)])
+    sys.stdout.buffer.write(log.read_bytes())
+
+
+@app.command()
+def down(
+    names: Annotated[list[str] | None, typer.Argument(metavar="VM...", help="Guests.", autocompletion=_names)] = None,
+    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """End guests: their stacks are undone, and nothing of them stays but their logs."""
+    folders = paths.folders()
+    if every == bool(names):
+        raise UsageError("down: expected names of guests, or --all" + (", got both" if every else ", got neither"))
+    found = vms.every(folders) if every else tuple(vms.find(folders, name) for name in dict.fromkeys(names or ()))
+
+    async def end(vm: vms.Vm) -> None:
+        if vm.record.supervisor:
+            await vm.ask("down")
+        await vms.gone(vm, _DOWN_S)
+
+    async def work() -> int:
+        async with asyncio.TaskGroup() as group:
+            for vm in found:
+                group.create_task(end(vm))
+        vms.every(folders)  # what the last one on a network leaves
+        return 0
+
+    run_async(work())
+
+
+def _reachable(name: str) -> vms.Vm:
+    """A guest that is ready.
+
+    :raise UsageError: there is none of that name, or it is not ready; says where its logs are.
+    """
+    found = vms.find(paths.folders(), name)
+    if found.record.state != vms.READY:
+        why = f": {found.record.why}" if found.record.why else ""
+        raise UsageError(
+            f"{name}: expected a guest that is ready, this one is {found.record.state}{why}\n  its logs: {found.record.evidence}"
+        )
+    return found
+
+
+def _become(words: list[str]) -> NoReturn:
+    """Go on as another program.
+
+    :raise ToolMissing: it is not installed.
+    """
+    program = process.find(words[0])
+    sys.stdout.flush()
+    os.execv(program, words)  # noqa: S606 - no shell, and words of the user's own

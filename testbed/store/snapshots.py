@@ -1,0 +1,106 @@
+"""Snapshots: a guest that stays, saved with its disks under a name, to go back to or to make others from."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed import process
+from testbed.errors import HostError, UsageError
+from testbed.store import cache
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}")
+_COPY_S = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """`order`: how its guest was started, as JSON; `machine`: the key of its machine. The rest as a template has it."""
+
+    folder: Path
+    host_key: bytes
+    boot_s: float
+    machine: str
+    order: dict[str, Any]
+    memory: Path | None = None  # it is in the state
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def title(self) -> str:
+        return f"snapshot {self.folder.name} of {self.folder.parent.name}"
+
+    def disk(self, file: str) -> Path:
+        """The copy of a disk's file."""
+        return self.folder / "disks" / file
+
+
+def snapshot_folder(state: Path, vm: str, name: str) -> Path:
+    """Where a guest's snapshot of this name is, or is to be.
+
+    :raise UsageError: it is no name.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"snapshot {name!r}: expected small letters, digits, dots and dashes, at most 32")
+    return state / "snapshots" / vm / name
+
+
+def every(state: Path) -> tuple[Snapshot, ...]:
+    """All that there are, by guest and name; unreadable ones are left out."""
+    found = []
+    for folder in sorted((state / "snapshots").glob("*/*")):
+        try:
+            found.append(read(folder))
+        except HostError:
+            continue
+    return tuple(found)
+
+
+def find(state: Path, vm: str, name: str) -> Snapshot:
+    """:raise UsageError: there is none of that name."""
+    folder = snapshot_folder(state, vm, name)
+    if not folder.is_dir():
+        there = ", ".join(one.folder.name for one in every(state) if one.folder.parent.name == vm)
+        raise UsageError(f"{vm} has no snapshot {name!r}; {f'it has {there}' if there else f'make one with: testbed snapshot {vm} {name}'}")
+    return read(folder)
+
+
+def record(folder: Path, *, host_key: bytes, boot_s: float, machine: str, order: dict[str, Any]) -> None:
+    """Write the last file of a snapshot, which makes it one."""
+    meta = {"host_key": host_key.hex(), "boot_s": boot_s, "machine": machine, "order": order}
+    (folder / cache.META).touch(mode=0o600)
+    (folder / cache.META).write_text(json.dumps(meta))
+
+
+def read(folder: Path) -> Snapshot:
+    """:raise HostError: it is incomplete or damaged."""
+    meta = cache.read_meta(folder)
+    try:
+        return Snapshot(
+            folder=folder,
+            host_key=bytes.fromhex(meta["host_key"]),
+            boot_s=float(meta["boot_s"]),
+            machine=str(meta["machine"]),
+            order=dict(meta["order"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise HostError(f"{folder / cache.META}: expected a snapshot's record, got {error!r}") from error
+
+
+def remove(snapshot: Snapshot) -> None:
+    shutil.rmtree(snapshot.folder, ignore_errors=True)
+
+
+async def copy(source: Path, target: Path) -> None:
+    """A disk's file as it is, holes left holes; shares its blocks with the source where the host's filesystem can.
+
+    :raise HostError: it cannot be copied.
+    """
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    await process.run(["cp", "--sparse=always", "--reflink=auto", source, target], timeout_s=_COPY_S)

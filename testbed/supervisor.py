@@ -1,0 +1,248 @@
+"""Keeps one guest after the command that started it has ended, and answers the commands that come later.
+
+Every guest that stays has a supervisor of its own, a process that owns its QEMU: when one ends, however it ends, so does the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from testbed import gauges, mounts, paths, snapshot, vms
+from testbed.errors import GuestLost, TestbedError, UsageError
+from testbed.guest import Guest
+from testbed.lab import Lab, open_lab
+from testbed.links import Wiring
+from testbed.progress import Silent
+from testbed.store import snapshots
+from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import Topology
+from testbed.vms import Record
+
+_LONGEST_LINE = 1 << 20
+
+# Tells whoever started the supervisor: {"stage": ...}, and at last {"ready": RECORD} or {"error": TEXT}.
+Say = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOrder:
+    """One guest to keep. `topology`: the whole file's, as JSON; `networks`: the folder of its guests' sockets; `evidence`: of its logs;
+    `snapshot`: the folder of one to go on from.
+    """
+
+    name: str
+    topology: dict[str, Any]
+    file: str
+    point: str
+    guest: str
+    kernel: str
+    networks: str
+    evidence: str
+    cold: bool
+    snapshot: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> UpOrder:
+        return cls(**json.loads(text))
+
+
+async def supervise(order: UpOrder, say: Say) -> int:
+    """Keep the guest until somebody ends it; the exit code of its process."""
+    folders = paths.folders()
+    try:
+        with vms.claimed(folders, order.name) as folder:
+            async with open_lab(Silent(), kernels=(order.kernel,), cold=order.cold) as lab:
+                keeper = Keeper(order, folder, lab, say)
+                server = await asyncio.start_unix_server(keeper.answer, folder / "control", limit=_LONGEST_LINE)
+                async with server:
+                    await keeper.keep()
+    except TestbedError as error:
+        say({"error": str(error)})
+        return 1
+    return 0
+
+
+class Keeper:
+    """One guest that stays."""
+
+    def __init__(self, order: UpOrder, folder: Path, lab: Lab, say: Say) -> None:
+        self._order, self._folder, self._lab, self._say = order, folder, lab, say
+        self._topology = Topology.model_validate(order.topology)
+        self._model: GuestModel = self._topology.guests[order.guest]
+        self._guest: Guest | None = None
+        self._asked = asyncio.Event()  # to end, or to go on from a snapshot
+        self._ends = False
+        self._was_ready = False
+        self._settled = asyncio.Event()  # ready, or lost
+        self._agent = asyncio.Lock()
+        self._verbs: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
+            "status": self._status,
+            "down": self._down,
+            "stats": self._stats,
+            "shell": self._shell,
+            "snapshot": self._snapshot,
+            "restore": self._restore,
+        }
+        self._record = Record(
+            name=order.name,
+            state=vms.STARTING,
+            topology=order.file,
+            point=order.point,
+            guest=order.guest,
+            kernel=order.kernel,
+            release="",
+            memory_bytes=self._model.memory,
+            cpus=self._model.cpus,
+            disks=tuple(self._model.disks),
+            loops=tuple(self._model.loops),
+            evidence=order.evidence,
+            networks=order.networks,
+            supervisor=os.getpid(),
+            since=time.time(),
+        )
+        self._note()
+
+    def _note(self, **changes: Any) -> None:
+        self._record = replace(self._record, **changes)
+        vms.write(self._folder, self._record)
+
+    # Its life ---------------------------------------------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Start the guest and keep it until it is told to go; a guest that is lost is remembered until then.
+
+        :raise TestbedError: it did not get ready.
+        """
+        while True:
+            living = asyncio.create_task(self._live())
+            asked = asyncio.create_task(self._asked.wait())
+            await asyncio.wait((living, asked), return_when=asyncio.FIRST_COMPLETED)
+            if living.done() and not self._was_ready:
+                asked.cancel()
+                return living.result()
+            if living.done():
+                self._note(state=vms.LOST, why=_why(living))
+                self._settled.set()
+                await asked
+            living.cancel()
+            await asyncio.gather(living, return_exceptions=True)
+            self._asked.clear()
+            if self._ends:
+                return None
+            self._note(state=vms.STARTING, why="")
+
+    async def _live(self) -> None:
+        order = self._order
+        kernel = await self._lab.kernel(order.kernel)
+        self._note(release=kernel.release)
+        self._say({"stage": "starting"})
+        Path(order.networks).mkdir(mode=0o700, exist_ok=True)
+        wiring = Wiring(folder=Path(order.networks), guest=order.guest, ends=self._topology.links[order.guest])
+        started = (order.name, self._model, kernel, Path(order.evidence), wiring)
+        saved = snapshots.read(Path(order.snapshot)) if order.snapshot else None
+        async with (
+            self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True) as guest,
+            await self._console(guest),
+            mounts.standing(guest, built=saved is not None),
+        ):
+            self._guest = guest
+            key, known = self._lab.key.export_private_key(), guest.host_key.public.export_public_key().decode().strip()
+            vms.ssh_files(self._folder, order.name, guest.ssh_port, key, known)
+            self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port)
+            self._say({"ready": asdict(self._record)})
+            self._was_ready = True
+            self._settled.set()
+            raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())
+
+    async def _console(self, guest: Guest) -> asyncio.Server:
+        """A socket on which whoever connects reads what the guest prints, and types."""
+
+        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with guest.console.heard_by(writer.write), contextlib.suppress(OSError):
+                while data := await reader.read(4096):
+                    guest.console.type(data)
+            writer.close()
+
+        return await asyncio.start_unix_server(connected, self._folder / "console")
+
+    # What it is asked -------------------------------------------------------------------------------------------------------------
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One line of the control socket."""
+        try:
+            asked = json.loads(await reader.readline())
+            verb = self._verbs.get(asked.pop("verb"))
+            answer = (
+                await verb(asked)
+                if verb
+                else {"error": f"{self._order.name}: its supervisor is of another version; end it, and start it again"}
+            )
+        except (ValueError, KeyError, AttributeError) as error:
+            answer = {"error": f"{self._order.name}: expected a verb and its arguments, got {error!r}"}
+        except TestbedError as error:
+            answer = {"error": str(error)}
+        with contextlib.suppress(OSError):
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+        writer.close()
+
+    def _ready(self) -> Guest:
+        if self._guest is None or self._record.state != vms.READY:
+            raise TestbedError(f"{self._order.name} is {self._record.state}{f': {self._record.why}' if self._record.why else ''}")
+        return self._guest
+
+    async def _status(self, asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        return asdict(self._record)
+
+    async def _down(self, asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        self._ends = True
+        self._asked.set()
+        return {}
+
+    async def _snapshot(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Save the guest as a snapshot in a new `folder`."""
+        guest, folder = self._ready(), Path(asked["folder"])
+        if folder.exists():
+            raise UsageError(f"{self._order.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm")
+        async with self._agent:
+            await snapshot.save(guest, folder, asdict(self._order))
+        return {}
+
+    async def _restore(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Go on from the snapshot in `folder`, whatever the guest is doing, and also where it is lost."""
+        self._order = replace(self._order, snapshot=str(asked["folder"]))
+        self._settled.clear()
+        self._asked.set()
+        await self._settled.wait()
+        self._ready()
+        return {}
+
+    async def _stats(self, asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        return await gauges.read(self._ready())
+
+    async def _shell(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """A shell on the serial console, of so many `rows` and `columns`."""
+        guest = self._ready()
+        async with self._agent:
+            guest.agent.say("shell", rows=str(int(asked["rows"])), columns=str(int(asked["columns"])))
+            await guest.wait(guest.agent.expect("shell"), guest.order.deadlines.command_s)
+        return {}
+
+
+def _why(ended: asyncio.Task[None]) -> str:
+    error = ended.exception()
+    return error.why if isinstance(error, GuestLost) else str(error)

@@ -1,0 +1,170 @@
+"""Starts guests that stay: what they need is made here, with progress; then each gets a supervisor, a process that outlives us."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from testbed import vms
+from testbed.errors import HostError, TestbedError, UsageError
+from testbed.lab import open_lab
+from testbed.paths import Folders
+from testbed.progress import Progress, Task
+from testbed.store.snapshots import Snapshot
+from testbed.supervisor import UpOrder
+from testbed.topology import Topology
+from testbed.vms import Vm
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,32}")
+# How long the steps of a stack may take before somebody should look.
+_START_S = 1800.0
+_LONGEST_LINE = 4 << 20
+
+
+def names(topology: Topology, wanted: str | None) -> dict[str, str]:
+    """What each guest of a topology is called on this machine: as in its file; or `wanted`, which comes before it where there are several.
+
+    :raise UsageError: it is no name.
+    """
+    guests = list(topology.guests)
+    found = {guest: guest if wanted is None else wanted if len(guests) == 1 else f"{wanted}-{guest}" for guest in guests}
+    for name in found.values():
+        if not _NAME.fullmatch(name):
+            raise UsageError(
+                f"--name {wanted}: expected small letters, digits and dashes, beginning with a letter, at most 33, got {name!r}"
+            )
+    return found
+
+
+async def start(
+    topology: Topology,
+    *,
+    file: Path,
+    point: str,
+    called: Mapping[str, str],
+    kernels: Mapping[str, str],
+    folders: Folders,
+    evidence: Path,
+    cold: bool,
+    progress: Progress,
+) -> tuple[Vm, ...]:
+    """Start all guests of a topology side by side. `called`, `kernels`: by guest.
+
+    :raise TestbedError: one did not get ready; then none is there. :raise UsageError: a name is taken.
+    """
+    there = {vm.record.name for vm in vms.every(folders)}
+    for name in called.values():
+        if name in there:
+            raise vms.taken(name)
+    async with open_lab(progress, kernels=tuple(dict.fromkeys(kernels.values())), cold=cold) as lab:
+        for guest, model in topology.guests.items():
+            await lab.prepare(model, await lab.kernel(kernels[guest]))
+    networks = folders.runtime / f"net-{secrets.token_hex(4)}"
+    orders = [
+        UpOrder(
+            name=called[guest],
+            topology=topology.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            file=str(file),
+            point=point,
+            guest=guest,
+            kernel=kernels[guest],
+            networks=str(networks),
+            evidence=str(evidence / called[guest]),
+            cold=cold,
+        )
+        for guest in topology.guests
+    ]
+    return await launch(orders, folders, progress)
+
+
+async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, progress: Progress) -> Vm:
+    """Start another guest from a snapshot, beside the one that it is of, and on no network: it would have the other's addresses.
+
+    :raise UsageError: the name is taken, or none. :raise TestbedError: the guest did not get ready.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"{name}: expected small letters, digits and dashes, beginning with a letter, at most 33")
+    if name in (vm.record.name for vm in vms.every(folders)):
+        raise vms.taken(name)
+    networks = folders.runtime / f"net-{secrets.token_hex(4)}"
+    changes = {"name": name, "networks": str(networks), "evidence": str(evidence / name), "snapshot": str(saved.folder)}
+    (vm,) = await launch([UpOrder(**{**saved.order, **changes})], folders, progress)
+    return vm
+
+
+async def launch(orders: list[UpOrder], folders: Folders, progress: Progress) -> tuple[Vm, ...]:
+    """A supervisor for each order, side by side; all of them ready, or none there.
+
+    :raise TestbedError: as the supervisors say.
+    """
+    children: list[subprocess.Popen[bytes]] = []
+    failures: list[str] = []
+
+    async def one(order: UpOrder) -> None:
+        with progress.task(order.name) as task:
+            child, wire = _spawn(order)
+            children.append(child)
+            try:
+                async with asyncio.timeout(_START_S):
+                    await _ready(wire, order, task)
+            except TimeoutError:
+                failures.append(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}")
+            except TestbedError as error:
+                failures.append(str(error))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for order in orders:
+                group.create_task(one(order))
+        if failures:
+            raise TestbedError("\n".join(failures))
+        return tuple(vms.find(folders, order.name) for order in orders)
+    except BaseException:
+        for child in children:
+            child.terminate()
+        for child in children:
+            await asyncio.to_thread(child.wait)
+        raise
+
+
+def _log(order: UpOrder) -> Path:
+    return Path(order.evidence) / "supervisor.log"
+
+
+def _spawn(order: UpOrder) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """A supervisor in a session of its own. Not asyncio's: that one ends a child that is still there when its loop ends."""
+    _log(order).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ours, theirs = socket.socketpair()
+    with theirs, _log(order).open("wb") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "testbed", "supervise"],
+            stdin=theirs.fileno(),
+            stdout=theirs.fileno(),
+            stderr=log,
+            start_new_session=True,
+        )
+    return child, ours
+
+
+async def _ready(wire: socket.socket, order: UpOrder, task: Task) -> None:
+    reader, writer = await asyncio.open_connection(sock=wire, limit=_LONGEST_LINE)
+    with contextlib.closing(writer):
+        writer.write(order.to_json().encode() + b"\n")
+        async for line in reader:
+            said: dict[str, Any] = json.loads(line)
+            if "ready" in said:
+                return
+            if "error" in said:
+                raise TestbedError(f"{said['error']}\n  its logs: {order.evidence}")
+            task.update(detail=said.get("stage", ""))
+    last = _log(order).read_text(errors="replace").strip().splitlines()
+    raise HostError(f"{order.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {_log(order)}")

@@ -1,0 +1,236 @@
+"""Guests that stay: what is kept of each in the runtime folder while its supervisor lives, and how other commands speak with that.
+
+RUNTIME/vms/NAME/   record.json   who it is, where its logs are, how it is reached
+                    lock          held by its supervisor; free when that is gone, and then the folder is a leftover
+                    control       socket: one JSON object a line, answered by another
+                    console       socket: the guest's serial console, both ways
+                    key, known_hosts, ssh_config
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+from pydantic import TypeAdapter, ValidationError
+
+from testbed.errors import HostError, TestbedError, UsageError
+from testbed.paths import Folders
+
+STARTING, READY, LOST = "starting", "ready", "lost"
+# A line of the control socket: a table of all cgroups of a guest fits.
+_LONGEST_LINE = 8 << 20
+_CLAIM_TRIES = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known of a guest that stays. `guest`: its name in the `topology` file. `since`: seconds since 1970. `why`: of a lost one.
+
+    `supervisor`, `qemu`: process ids.
+    """
+
+    name: str
+    state: str
+    topology: str
+    point: str
+    guest: str
+    kernel: str
+    release: str
+    memory_bytes: int
+    cpus: int
+    disks: tuple[str, ...]
+    loops: tuple[str, ...]
+    evidence: str
+    supervisor: int
+    since: float
+    networks: str
+    qemu: int = 0
+    ssh_port: int = 0
+    why: str = ""
+
+
+_RECORD = TypeAdapter(Record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vm:
+    """A record, and the folder where it is."""
+
+    folder: Path
+    record: Record
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.folder / "ssh_config"
+
+    async def ask(self, verb: str, *, timeout_s: float = 60, **arguments: Any) -> dict[str, Any]:
+        """The supervisor's answer.
+
+        :raise HostError: it does not answer. :raise TestbedError: it says why not.
+        """
+        name = self.record.name
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await asyncio.open_unix_connection(self.folder / "control", limit=_LONGEST_LINE)
+                with contextlib.closing(writer):
+                    writer.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+                    line = await reader.readline()
+            answer = json.loads(line)
+        except TimeoutError:
+            raise HostError(
+                f"{name}: its supervisor (pid {self.record.supervisor}) does not answer `{verb}` within {timeout_s:.0f} s"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise HostError(f"{name}: its supervisor (pid {self.record.supervisor}) went away at `{verb}`") from error
+        if "error" in answer:
+            raise TestbedError(str(answer["error"]))
+        return dict(answer)
+
+
+def _root(folders: Folders) -> Path:
+    return folders.runtime / "vms"
+
+
+def write(folder: Path, record: Record) -> None:
+    """Put a record in its place, at once."""
+    unfinished = folder / "record.new"
+    unfinished.write_text(json.dumps(asdict(record)))
+    unfinished.replace(folder / "record.json")
+
+
+def _read(folder: Path) -> Record | None:
+    """None while it has none, or has one of another version."""
+    try:
+        return _RECORD.validate_json((folder / "record.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def every(folders: Folders) -> tuple[Vm, ...]:
+    """All guests that stay, by age; leftovers of supervisors that are gone are removed."""
+    found = []
+    # Before the records: a supervisor writes its record, and makes its networks' folder after that.
+    networks = set(folders.runtime.glob("net-*"))
+    for folder in _root(folders).glob("*"):
+        with _locked(folder) as gone:
+            if gone:
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+        record = _read(folder)
+        if record is not None:
+            found.append(Vm(folder=folder, record=record))
+    for unused in networks - {Path(vm.record.networks) for vm in found}:
+        shutil.rmtree(unused, ignore_errors=True)
+    return tuple(sorted(found, key=lambda vm: vm.record.since))
+
+
+def find(folders: Folders, name: str) -> Vm:
+    """The guest of that name.
+
+    :raise UsageError: there is none.
+    """
+    there = every(folders)
+    for vm in there:
+        if vm.record.name == name:
+            return vm
+    names = ", ".join(vm.record.name for vm in there)
+    raise UsageError(f"{name}: there is no such guest; {f'there are {names}' if names else 'start one with: testbed up FILE'}")
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    lock = filelock.FileLock(folder / "lock", thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except (filelock.Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def claimed(folders: Folders, name: str) -> Iterator[Path]:
+    """The folder of a new guest, held until it is left, and removed then.
+
+    :raise UsageError: the name is taken.
+    """
+    folder = _root(folders) / name
+    for _ in range(_CLAIM_TRIES):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _locked(folder) as ours:
+            # Somebody may have taken it for a leftover just before it was locked.
+            if ours and (folder / "lock").exists():
+                (folder / "record.json").unlink(missing_ok=True)
+                try:
+                    yield folder
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+                return
+        if _read(folder) is not None:
+            raise taken(name)
+        time.sleep(0.02)
+    raise taken(name)
+
+
+def taken(name: str) -> UsageError:
+    return UsageError(f"{name}: a guest of this name is there already; end it with: testbed down {name}; or choose another with --name")
+
+
+async def gone(vm: Vm, timeout_s: float) -> None:
+    """Wait until a guest's supervisor has ended; one that does not is killed, and takes its QEMU along.
+
+    :raise HostError: it does not end.
+    """
+    for limit_s, kill in ((timeout_s, False), (10.0, True)):
+        if kill:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(vm.record.supervisor, 9)
+        until = time.monotonic() + limit_s
+        while time.monotonic() < until:
+            if not vm.folder.exists():
+                return
+            with _locked(vm.folder) as free:
+                if free:
+                    shutil.rmtree(vm.folder, ignore_errors=True)
+                    return
+            await asyncio.sleep(0.02)
+    raise HostError(f"{vm.record.name}: its supervisor (pid {vm.record.supervisor}) does not end")
+
+
+def ssh_files(folder: Path, name: str, port: int, private_key: bytes, host_key: str) -> None:
+    """What an SSH client needs to reach a guest: a key, the guest's own key, and a configuration that names both."""
+    key = folder / "key"
+    key.touch(mode=0o600)
+    key.write_bytes(private_key)
+    (folder / "known_hosts").write_text(f"{name} {host_key}\n")
+    # Handshakes are dear under emulation: the cheapest algorithms that both sides have.
+    (folder / "ssh_config").write_text(f"""\
+Host {name}
+    HostName 127.0.0.1
+    Port {port}
+    User root
+    IdentityFile "{key}"
+    IdentitiesOnly yes
+    IdentityAgent none
+    HostKeyAlias {name}
+    UserKnownHostsFile "{folder / "known_hosts"}"
+    GlobalKnownHostsFile /dev/null
+    StrictHostKeyChecking yes
+    PasswordAuthentication no
+    KexAlgorithms curve25519-sha256
+    Ciphers chacha20-poly1305@openssh.com
+    LogLevel ERROR
+""")
