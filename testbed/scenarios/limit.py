@@ -50,6 +50,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
     written, kills = at.moved(claim, "wbytes"), claim.events("oom_kill")
     reclaimed = claim.memory("pgsteal") * 4096
     gap = judge(reclaimed=reclaimed, written=written, limit=limit, kills=kills)
+    pages = () if kills else owned_pages(gap, "writer", claim.memory("file"), resident)
     return Evidence(
         claim=gap,
         reason=f"of {written / MIB:.0f}M written under a limit of {limit / MIB:.0f}M {reclaimed / MIB:.0f}M were taken back from the "
@@ -74,11 +75,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
             ),
             *known.controls,
         ),
-        balances=(
-            at.balance(claim, "wbytes"),
-            *known.balances,
-            *([] if kills else owned_pages(gap, "writer", claim.memory("file"), resident)),
-        ),
+        balances=(at.balance(claim, "wbytes"), *known.balances, *pages),
     )
 
 

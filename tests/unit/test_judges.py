@@ -61,12 +61,16 @@ def test_thresholds(judge: object, value: float | None, gap: Gap) -> None:
         (50 * MIB, 64 * MIB, G.CLOSED),
         (0, 64 * MIB, G.OPEN),
         (20 * MIB, 64 * MIB, G.UNCLEAR),
-        (39 * MIB, 50 * MIB, G.CLOSED),  # it was killed on the way
         (10 * MIB, 20 * MIB, G.UNCLEAR),
     ],
 )
 def test_what_is_written_beyond_the_limit_must_be_reclaimed(reclaimed: int, written: int, gap: Gap) -> None:
-    assert limit.judge(reclaimed=reclaimed, written=written, limit=16 * MIB) is gap
+    assert limit.judge(reclaimed=reclaimed, written=written, limit=16 * MIB, kills=0) is gap
+
+
+def test_a_killed_writer_is_held_to_its_limit_only_where_there_was_no_room() -> None:
+    assert limit.judge(reclaimed=0, written=7 * MIB, limit=8 * MIB, kills=1) is Gap.CLOSED
+    assert limit.judge(reclaimed=0, written=7 * MIB, limit=16 * MIB, kills=1) is Gap.UNCLEAR
 
 
 def test_each_cgroup_must_have_its_own_bytes() -> None:
