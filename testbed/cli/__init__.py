@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -10,15 +11,20 @@ from typing import Annotated
 import typer
 
 from testbed import __version__
-from testbed.cli import look, run, snapshots, store, vms
 from testbed.cli.app import ERROR, app, err, out
 from testbed.errors import TestbedError, TopologyError
 
-__all__ = ["app", "look", "main", "run", "snapshots", "store", "vms"]
+# In the order of `testbed --help`.
+_ROOMS = ("look", "run", "up", "vms", "snapshots", "store")
+# Verbs that are typed often and need little: loading everything takes a second.
+_LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "console", "logs", "down")}
+_LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
 
 
 def main() -> None:
     """Entry point: every error on purpose is one message and an exit code, never a traceback (unless TESTBED_DEBUG is set)."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else ""
+    load(_LIGHT.get(verb))
     try:
         app(standalone_mode=True)
     except TopologyError as error:
@@ -32,6 +38,12 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ERROR)
+
+
+def load(room: str | None = None) -> None:
+    """Define the verbs of one room, or all of them."""
+    for name in (room,) if room else _ROOMS:
+        importlib.import_module(f"testbed.cli.{name}")
 
 
 def _version(wanted: bool) -> None:

@@ -1,30 +1,28 @@
-"""Verbs for guests that are saved: snapshot, restore, fork."""
+"""Verbs for guests that are saved: snapshot, restore."""
 
 from __future__ import annotations
 
-import secrets
 from typing import Annotated
 
 import typer
 
-from testbed import paths, up, vms
-from testbed.cli.app import Quiet, app, err, out, run_async
+from testbed import paths, vms
+from testbed.cli.app import app, run_async
 from testbed.cli.vms import VmArgument
 from testbed.errors import UsageError
-from testbed.report import live, results
 from testbed.store import snapshots
 
 # Saving writes the guest's memory, and a restored guest answers once it has woken up.
-_LIMIT_S = 600.0
+SAVING_S = 600.0
 
 
-def _known(context: typer.Context, incomplete: str) -> list[str]:
+def known(context: typer.Context, incomplete: str) -> list[str]:
     """For the shell's completion."""
     own = [one for one in snapshots.every(paths.folders().state) if one.folder.parent.name == context.params.get("vm")]
     return [one.folder.name for one in own if one.folder.name.startswith(incomplete)]
 
 
-NameArgument = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its name.", autocompletion=_known)]
+NameArgument = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its name.", autocompletion=known)]
 
 
 @app.command()
@@ -48,7 +46,7 @@ def snapshot(
         return
 
     async def work() -> int:
-        await vms.find(paths.folders(), vm).ask("snapshot", timeout_s=_LIMIT_S, folder=str(folder))
+        await vms.find(paths.folders(), vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
         return 0
 
     run_async(work())
@@ -60,37 +58,7 @@ def restore(vm: VmArgument, name: NameArgument) -> None:
     found = snapshots.find(paths.folders().state, vm, name)
 
     async def work() -> int:
-        await vms.find(paths.folders(), vm).ask("restore", timeout_s=_LIMIT_S, folder=str(found.folder))
-        return 0
-
-    run_async(work())
-
-
-@app.command()
-def fork(
-    vm: VmArgument,
-    new: Annotated[str, typer.Argument(metavar="NEW", help="What the other guest is called.")],
-    from_: Annotated[str | None, typer.Option("--from", help="A snapshot of it; without one, as it is now.", autocompletion=_known)] = None,
-    quiet: Quiet = False,
-) -> None:
-    """Start another guest that is what this one is, or was at a snapshot, with copies of its disks."""
-
-    async def work() -> int:
-        folders = paths.folders()
-        if from_ is not None:
-            saved = snapshots.find(folders.state, vm, from_)
-        else:
-            folder = snapshots.snapshot_folder(folders.state, vm, f"fork-{secrets.token_hex(4)}")
-            await vms.find(folders, vm).ask("snapshot", timeout_s=_LIMIT_S, folder=str(folder))
-            saved = snapshots.read(folder)
-        try:
-            with live.progress(err, quiet=quiet) as progress:
-                started = await up.fork(saved, new, folders=folders, evidence=results.new_run_folder(folders.runs), progress=progress)
-        finally:
-            if from_ is None:
-                snapshots.remove(saved)
-        if not quiet:
-            out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)
+        await vms.find(paths.folders(), vm).ask("restore", timeout_s=SAVING_S, folder=str(found.folder))
         return 0
 
     run_async(work())

@@ -1,4 +1,4 @@
-"""Verbs for guests that stay: up, ps, top, ssh, ssh-config, cp, console, logs, down."""
+"""Verbs for guests that stay, once they are up: ps, top, ssh, ssh-config, cp, console, logs, down."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.live import Live
 
-from testbed import paths, probe, process, supervisor, up, vms
+from testbed import paths, process, vms
 from testbed.cli import terminal
-from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async
+from testbed.cli.app import Json, app, err, out, run_async
 from testbed.errors import UsageError
-from testbed.kernels import load_table
-from testbed.report import guests, live, results
-from testbed.topology import load
+from testbed.report import guests
 
 _LOGS = {
     "console": "console.log",
@@ -43,65 +41,6 @@ def _names(incomplete: str) -> list[str]:
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="A guest's name.", autocompletion=_names)]
 # What follows belongs to another program, whatever it looks like.
 _FOREIGN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_interspersed_args": False}
-
-
-@app.command("up")
-def up_command(
-    file: Annotated[Path, typer.Argument(help="Topology file.")],
-    point: Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")] = None,
-    kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=f"For all its guests. {KERNEL_HELP}")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="What the guest is called; several get it before their own names.")] = None,
-    cold: Cold = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
-
-    async def work() -> int:
-        topology = load(file, point, host_memory=probe.host_memory())
-        default = load_table(paths.shipped("images") / "kernels.yaml").patched
-        folders = paths.folders()
-        with live.progress(err, quiet=quiet) as progress:
-            started = await up.start(
-                topology,
-                file=file.resolve(),
-                point=point or "",
-                called=up.names(topology, name),
-                kernels={guest: kernel or model.kernel or default for guest, model in topology.guests.items()},
-                folders=folders,
-                evidence=results.new_run_folder(folders.runs),
-                cold=cold,
-                progress=progress,
-            )
-        if as_json:
-            print(json.dumps([asdict(vm.record) for vm in started]))
-        elif not quiet:
-            for vm in started:
-                out.print(
-                    f"{vm.record.name}: {vm.record.release}; enter it with: testbed ssh {vm.record.name}", highlight=False, soft_wrap=True
-                )
-        return 0
-
-    run_async(work())
-
-
-@app.command("supervise", hidden=True)
-def supervise_command() -> None:
-    """Keep one guest; its order is a line of JSON on standard input. Started by `up`."""
-    order = supervisor.UpOrder.from_json(sys.stdin.readline())
-
-    def say(message: dict[str, object]) -> None:
-        try:
-            print(json.dumps(message), flush=True)
-        except OSError:
-            return
-        if "ready" in message:
-            # Whoever started us goes on; nothing of ours must hold its ends open.
-            for number in (0, 1):
-                os.dup2(os.open(os.devnull, os.O_RDWR), number)
-
-    os.chdir("/")
-    run_async(supervisor.supervise(order, say))
 
 
 @app.command()

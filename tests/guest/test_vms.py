@@ -65,8 +65,8 @@ class Commands:
         found: list[dict[str, Any]] = json.loads((await self("ps", "--json")).out)
         return found
 
-    def file(self, text: str) -> str:
-        path = self.folder / "topology.yaml"
+    def file(self, text: str, name: str = "topology.yaml") -> str:
+        path = self.folder / name
         path.write_text(text)
         return str(path)
 
@@ -182,7 +182,7 @@ async def test_mistakes_on_the_command_line(testbed: Commands) -> None:
         (("restore", "a", "b"), "a has no snapshot 'b'; make one with: testbed snapshot a b"),
         (("snapshot", "a", "B C"), "snapshot 'B C': expected small letters"),
         (("up", testbed.file(NVME), "--name", "No"), "--name No: expected small letters"),
-        (("up", testbed.file("version: 1\nguests: {g: {cpu: 1}}\n")), "did you mean 'cpus'?"),
+        (("up", testbed.file("version: 1\nguests: {g: {cpu: 1}}\n", "wrong.yaml")), "did you mean 'cpus'?"),
     ):
         assert said in (await testbed(*words, status=2)).err
     assert await testbed.records() == []
