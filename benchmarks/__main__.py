@@ -1,4 +1,4 @@
-"""`./tb bench clone`, `compare` and `topology`: how fast the testbed is on this host. Prints a table, or JSON with `--json`."""
+"""`./tb bench clone`, `compare`, `topology` and `up`: how fast the testbed is on this host. Prints a table, or JSON with `--json`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, topology
+from benchmarks import clone, compare, topology, up
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -37,6 +37,16 @@ def compare_command(count: Annotated[int, typer.Option("--count", "-n", min=1, h
 def topology_command(plans: Annotated[int, typer.Option(min=1, help="Plans.")] = 1000, as_json: Json = False) -> None:
     """Validating a matrix of 10,000 points, and planning a guest."""
     _show(topology.measure(plans), as_json)
+
+
+@app.command("up")
+def up_command(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Guests, one after the other.")] = 5,
+    kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
+    as_json: Json = False,
+) -> None:
+    """From nothing to 16 disks with 16 filesystems, files and loops, and what of it is beyond the steps in the guest."""
+    _show(asyncio.run(up.measure(count=count, kernel=kernel)), as_json)
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import platformdirs
@@ -49,6 +51,19 @@ def folders() -> Folders:
         except OSError as error:
             raise HostError(f"{folder}: cannot be made: {error.strerror}; name another with TESTBED_CACHE or TESTBED_STATE") from error
     return found
+
+
+def new_run_folder(runs: Path) -> Path:
+    """A new folder for one run, named by its time.
+
+    :raise HostError: it cannot be made.
+    """
+    folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+    try:
+        folder.mkdir(parents=True, mode=0o700)
+    except OSError as error:
+        raise HostError(f"{folder}: cannot be made: {error.strerror}; name another place with TESTBED_STATE") from error
+    return folder
 
 
 def _runtime() -> Path:

@@ -154,12 +154,12 @@ class Keeper:
         async with (
             self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True) as guest,
             await self._console(guest),
-            mounts.standing(guest, built=saved is not None),
+            mounts.standing(guest, built=saved is not None) as made,
         ):
             self._guest = guest
             key, known = self._lab.key.export_private_key(), guest.host_key.public.export_public_key().decode().strip()
             vms.ssh_files(self._folder, order.name, guest.ssh_port, key, known)
-            self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port)
+            self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port, devices=made.devices)
             self._say({"ready": asdict(self._record)})
             self._was_ready = True
             self._settled.set()

@@ -16,7 +16,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ _CLAIM_TRIES = 50
 class Record:
     """What is known of a guest that stays. `guest`: its name in the `topology` file. `since`: seconds since 1970. `why`: of a lost one.
 
-    `supervisor`, `qemu`: process ids.
+    `supervisor`, `qemu`: process ids. `devices`: /dev path of each device of the topology, by its name there.
     """
 
     name: str
@@ -56,6 +56,7 @@ class Record:
     networks: str
     qemu: int = 0
     ssh_port: int = 0
+    devices: dict[str, str] = field(default_factory=dict)
     why: str = ""
 
 

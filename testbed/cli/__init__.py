@@ -17,14 +17,14 @@ from testbed.errors import TestbedError, TopologyError
 # In the order of `testbed --help`.
 _ROOMS = ("look", "run", "up", "vms", "snapshots", "store")
 # Verbs that are typed often and need little: loading everything takes a second.
-_LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "console", "logs", "down")}
+_LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "logs", "down")}
+_LIGHT |= {verb: "up" for verb in ("up", "fork", "supervise")}
 _LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
 
 
 def main() -> None:
     """Entry point: every error on purpose is one message and an exit code, never a traceback (unless TESTBED_DEBUG is set)."""
-    verb = sys.argv[1] if len(sys.argv) > 1 else ""
-    load(_LIGHT.get(verb))
+    load(_LIGHT.get(_verb()))
     try:
         app(standalone_mode=True)
     except TopologyError as error:
@@ -38,6 +38,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ERROR)
+
+
+def _verb() -> str:
+    """What is asked for, or being completed: the shell gives that in its environment."""
+    typed = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS")
+    words = typed.split() if typed else sys.argv
+    return words[1] if len(words) > 1 else ""
 
 
 def load(room: str | None = None) -> None:

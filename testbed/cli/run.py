@@ -146,7 +146,7 @@ async def _run(
     with live.progress(err, quiet=wanted.quiet) as progress:
         async with open_lab(progress, kernels=tuple(wanted.kernels.values()), cold=wanted.cold) as lab:
             kernels = {side: await lab.kernel(spec) for side, spec in wanted.kernels.items()}
-            folder = results.new_run_folder(lab.folders.runs)
+            folder = paths.new_run_folder(lab.folders.runs)
             _announce(lab, kernels, wanted.model, progress)
             with contextlib.ExitStack() as bars:
                 job = runner.Job(

@@ -17,7 +17,7 @@ from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_a
 from testbed.cli.snapshots import SAVING_S, known
 from testbed.cli.vms import VmArgument
 from testbed.kernels import load_table
-from testbed.report import live, results
+from testbed.report import live
 from testbed.store import snapshots
 from testbed.topology import load
 
@@ -46,7 +46,7 @@ def up_command(
                 called=up.names(topology, name),
                 kernels={guest: kernel or model.kernel or default for guest, model in topology.guests.items()},
                 folders=folders,
-                evidence=results.new_run_folder(folders.runs),
+                evidence=paths.new_run_folder(folders.runs),
                 cold=cold,
                 progress=progress,
             )
@@ -100,7 +100,7 @@ def fork(
             saved = snapshots.read(folder)
         try:
             with live.progress(err, quiet=quiet) as progress:
-                started = await up.fork(saved, new, folders=folders, evidence=results.new_run_folder(folders.runs), progress=progress)
+                started = await up.fork(saved, new, folders=folders, evidence=paths.new_run_folder(folders.runs), progress=progress)
         finally:
             if from_ is None:
                 snapshots.remove(saved)

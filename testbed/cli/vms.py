@@ -1,4 +1,4 @@
-"""Verbs for guests that stay, once they are up: ps, top, ssh, ssh-config, cp, console, logs, down."""
+"""Verbs for guests that stay, once they are up: ps, top, ssh, ssh-config, cp, inventory, console, logs, down."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.live import Live
 
-from testbed import paths, process, vms
+from testbed import inventory, paths, process, vms
 from testbed.cli import terminal
 from testbed.cli.app import Json, app, err, out, run_async
 from testbed.errors import UsageError
@@ -115,6 +115,19 @@ def cp(context: typer.Context) -> None:
     if len(names) != 1:
         raise UsageError(f"cp: expected one guest, as VM:PATH, got {', '.join(sorted(names)) or 'none'}")
     _become(["scp", "-F", str(_reachable(names.pop()).ssh_config), *context.args])
+
+
+@app.command("inventory")
+def inventory_command(
+    everything: Annotated[bool, typer.Option("--list", help="All running guests.")] = False,
+    host: Annotated[str | None, typer.Option("--host", help="The variables of one.")] = None,
+) -> None:
+    """The running guests as an inventory of Ansible; ansible/inventory is the script for `ansible -i`."""
+    if everything == (host is not None):
+        raise UsageError("inventory: expected --list, or --host VM")
+    folders = paths.folders()
+    found = inventory.variables(_reachable(host)) if host is not None else inventory.listing(vms.every(folders))
+    print(json.dumps(found))
 
 
 @app.command()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import secrets
 import statistics
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,6 @@ from testbed.runner import Result, Side
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.verdict import Evidence, Verdict, gravest
-
-
-def new_run_folder(runs: Path) -> Path:
-    """A new folder for one run, named by its time.
-
-    :raise HostError: it cannot be made.
-    """
-    folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
-    try:
-        folder.mkdir(parents=True, mode=0o700)
-    except OSError as error:
-        raise HostError(f"{folder}: cannot be made: {error.strerror}; name another place with TESTBED_STATE") from error
-    return folder
 
 
 def document(

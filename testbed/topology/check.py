@@ -31,15 +31,19 @@ def check(topology: Topology) -> tuple[Mistake, ...]:
 
 
 def fits_host(topology: Topology, memory_bytes: int) -> tuple[Mistake, ...]:
-    """Guests with more memory than the host has."""
-    return tuple(
-        (
-            ("guests", name, "memory"),
-            f"expected less than this host's memory of {format_size(memory_bytes)}, got {format_size(guest.memory)}",
-        )
-        for name, guest in topology.guests.items()
-        if guest.memory >= memory_bytes
-    )
+    """Guests that have, each or together, more memory than the host."""
+    room, found, together = format_size(memory_bytes), [], 0
+    for name, guest in topology.guests.items():
+        where: Path = ("guests", name, "memory")
+        together += guest.memory
+        if guest.memory >= memory_bytes:
+            found.append((where, f"expected less than this host's memory of {room}, got {format_size(guest.memory)}"))
+        elif together >= memory_bytes:
+            found.append(
+                (where, f"expected less than this host's memory of {room} for all guests, got {format_size(together)} up to this one")
+            )
+            break
+    return tuple(found)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

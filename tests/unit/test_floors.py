@@ -19,7 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("up",),
     ("scenarios",),
     ("runner",),
-    ("report",),
+    ("report", "inventory"),
     ("cli", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}

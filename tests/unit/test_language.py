@@ -198,6 +198,9 @@ def test_a_guest_larger_than_the_host_is_refused(tmp_path: Path) -> None:
     assert load(tmp_path / "a.yaml", host_memory=16 << 30).guests["g0"].memory == 8 << 30
     with pytest.raises(TopologyError, match=r"a\.yaml:3:16: guests\.g0\.memory: expected less than this host's memory of 4G, got 8G"):
         load(tmp_path / "a.yaml", host_memory=4 << 30)
+    (tmp_path / "b.yaml").write_text("version: 1\nguests:\n  g0: {memory: 3G}\n  g1: {memory: 2G}\n")
+    with pytest.raises(TopologyError, match=r"b\.yaml:4:16: guests\.g1\.memory: .* memory of 4G for all guests, got 5G up to this one"):
+        load(tmp_path / "b.yaml", host_memory=4 << 30)
 
 
 def test_parts_that_are_wrong_in_themselves_do_not_hide_what_does_not_fit_together() -> None:

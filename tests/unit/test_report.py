@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from testbed import paths
 from testbed.console import Finding, Kind
 from testbed.errors import UsageError
 from testbed.kernels import Series
@@ -125,7 +126,7 @@ def test_on_a_narrow_terminal_each_case_is_a_paragraph_that_says_the_same(tmp_pa
 
 
 def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    assert len({results.new_run_folder(tmp_path) for _ in range(20)}) == 20
+    assert len({paths.new_run_folder(tmp_path) for _ in range(20)}) == 20
 
 
 def test_the_table_shows_measures_verdict_and_controls(tmp_path: Path) -> None:

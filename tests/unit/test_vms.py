@@ -1,0 +1,162 @@
+"""Guests that stay: their records, the table of what their disks do, the inventory, and the frames between them."""
+
+import asyncio
+import io
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from testbed import inventory, vms
+from testbed.errors import HostError, UsageError
+from testbed.paths import Folders
+from testbed.report import guests
+from testbed.switch import Plug
+from testbed.vms import Record, Vm
+
+RECORD = Record(
+    name="g0",
+    state=vms.READY,
+    topology="/somewhere/default.yaml",
+    point="",
+    guest="g0",
+    kernel="debian-6.1",
+    release="6.1.0",
+    memory_bytes=1 << 30,
+    cpus=1,
+    disks=("data",),
+    loops=("l0",),
+    evidence="/evidence",
+    supervisor=os.getpid(),
+    since=0,
+    networks="/nowhere",
+    ssh_port=2222,
+    devices={"data": "/dev/vdc", "l0": "/dev/loop0"},
+)
+
+
+@pytest.fixture
+def folders() -> Iterator[Folders]:
+    with tempfile.TemporaryDirectory(prefix="tb-") as short:  # sockets have short names
+        root = Path(short)
+        yield Folders(cache=root, state=root, runtime=root)
+
+
+def test_a_record_is_there_while_its_folder_is_held_and_no_longer(folders: Folders) -> None:
+    with vms.claimed(folders, "g0") as folder:
+        assert vms.every(folders) == ()  # it has no record yet
+        vms.write(folder, RECORD)
+        assert vms.find(folders, "g0").record == RECORD
+        with pytest.raises(UsageError, match="g1: there is no such guest; there are g0"):
+            vms.find(folders, "g1")
+        with pytest.raises(UsageError, match="end it with: testbed down g0"), vms.claimed(folders, "g0"):
+            pass
+    assert vms.every(folders) == ()
+
+
+def test_what_a_killed_supervisor_leaves_is_removed(folders: Folders) -> None:
+    (left := folders.runtime / "vms" / "g0").mkdir(parents=True)
+    vms.write(left, RECORD)
+    (network := folders.runtime / "net-1").mkdir()
+    assert vms.every(folders) == ()
+    assert not left.exists() and not network.exists()
+
+
+def test_a_network_stays_while_a_guest_names_it(folders: Folders) -> None:
+    (network := folders.runtime / "net-1").mkdir()
+    with vms.claimed(folders, "g0") as folder:
+        vms.write(folder, replace(RECORD, networks=str(network)))
+        vms.every(folders)
+        assert network.exists()
+    vms.every(folders)
+    assert not network.exists()
+
+
+async def test_a_supervisor_that_does_not_answer_is_named(folders: Folders) -> None:
+    silent = await asyncio.start_unix_server(lambda reader, writer: None, folders.runtime / "control")
+    async with silent:
+        with pytest.raises(HostError, match=rf"g0: its supervisor \(pid {os.getpid()}\) does not answer `status`"):
+            await Vm(folder=folders.runtime, record=RECORD).ask("status", timeout_s=0.1)
+    with pytest.raises(HostError, match="went away at `status`"):
+        await Vm(folder=folders.runtime / "nowhere", record=RECORD).ask("status")
+
+
+def reading(at: float, requests: int, **cgroups: int) -> dict[str, Any]:
+    """Each request of 4096 bytes took 2 ms."""
+    way = {"requests": requests, "bytes": requests * 4096, "time_ns": requests * 2_000_000}
+    idle = {"requests": 0, "bytes": 0, "time_ns": 0}
+    return {"at": at, "disks": {"data": {"rd": way, "wr": idle, "limits": {"iops-total": 100, "bps-total": 1 << 20}, "cgroups": cgroups}}}
+
+
+def test_a_load_is_the_difference_of_two_readings() -> None:
+    (load,) = guests.loads("g0", reading(10, 100, a=4096), reading(12, 300, a=4096 * 151, b=4096 * 50, c=0))
+    assert load.iops == (100, 0) and load.bytes_s == (409600, 0) and load.latency_ms == (2, None)
+    assert load.shares == (("a", 0.75), ("b", 0.25))
+    young = replace(RECORD, since=time.time() - 65)
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(guests.loads_table((load,)), guests.guests_table((young, replace(young, state=vms.LOST, why="panic\nand more"))))
+    text = console.export_text()
+    assert "iops-total 100, bps-total 1M" in text and "a 75%, b 25%" in text
+    assert "1m 05s" in text and "lost: panic" in text and "and more" not in text
+
+
+def test_ages() -> None:
+    assert [guests.age(seconds) for seconds in (5, 65, 3720, 90000)] == ["5s", "1m 05s", "1h 02m", "1d 1h"]
+
+
+def test_the_inventory_has_ready_guests_alone() -> None:
+    there = (
+        Vm(folder=Path("/run/g0"), record=RECORD),
+        Vm(folder=Path("/run/g1"), record=replace(RECORD, name="g1", kernel="/tmp/My Kernel.deb", state=vms.READY)),
+        Vm(folder=Path("/run/g2"), record=replace(RECORD, name="g2", state=vms.LOST)),
+    )
+    listed = inventory.listing(there)
+    assert listed["testbed"] == {"hosts": ["g0", "g1"], "children": ["kernel_debian_6_1", "kernel_my_kernel_deb"]}
+    assert listed["kernel_debian_6_1"] == {"hosts": ["g0"]}
+    own = listed["_meta"]["hostvars"]["g0"]
+    assert own["ansible_ssh_common_args"] == "-F '/run/g0/ssh_config'"
+    assert own["testbed_disks"] == {"data": "/dev/vdc"} and own["testbed_loops"] == {"l0": "/dev/loop0"}
+
+
+async def test_frames_reach_every_other_guest_and_a_missing_one_holds_nobody_up(folders: Folders) -> None:
+    there, away = folders.runtime / "there.in", folders.runtime / "away.in"
+    plug = Plug(outlet=folders.runtime / "own.out", inlet=folders.runtime / "own.in", others=(away, there))
+    loop = asyncio.get_running_loop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as qemu:
+        for one in (peer, qemu):
+            one.setblocking(False)
+        peer.bind(str(there))
+        plug.open()
+        for number in range(3):
+            await loop.sock_sendto(qemu, bytes([number]) * 60, str(folders.runtime / "own.out"))
+        async with asyncio.timeout(5):
+            assert [(await loop.sock_recv(peer, 100))[0] for _ in range(3)] == [0, 1, 2]
+    await plug.close()
+    assert not (folders.runtime / "own.out").exists()
+
+
+def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
+    runtime = folders.runtime / "testbed"
+    runtime.mkdir()
+    with vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime), "g0") as folder:
+        vms.write(folder, RECORD)
+        env = {
+            **os.environ,
+            "XDG_RUNTIME_DIR": str(folders.runtime),
+            "TESTBED_STATE": str(tmp_path),
+            "_TESTBED_COMPLETE": "complete_bash",
+            "COMP_WORDS": "testbed ssh g",
+            "COMP_CWORD": "2",
+        }
+        words = [sys.executable, "-c", "import sys; sys.argv[0] = 'testbed'; from testbed.cli import main; main()"]
+        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+        assert done.stdout.split() == ["g0"], done
