@@ -45,7 +45,9 @@ def svg(topology: Topology) -> str:
         boxes, edges, frame_w, frame_h = _laid_out(guest)
         drawn.append(f'<g transform="translate({_EDGE / 2:.0f},{top + _EDGE / 2:.0f})">')
         drawn.append(f'<rect class="frame" width="{frame_w:.0f}" height="{frame_h:.0f}" rx="8"/>')
-        about = ", ".join(word for word in (guest.kernel or "", f"{guest.cpus} CPUs", f"{format_size(guest.memory)} memory") if word)
+        ends = [f"on {link.network} as {link.address}" for link in topology.links[name]]
+        cpus = f"{guest.cpus} CPU{'s' if guest.cpus > 1 else ''}"
+        about = ", ".join(word for word in (guest.kernel or "", cpus, f"{format_size(guest.memory)} memory", *ends) if word)
         drawn.append(f'<text class="head" x="{_EDGE}" y="22">{escape(name)}: {escape(about)}</text>')
         drawn += edges
         drawn += [line for box in boxes for line in _box(box)]

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,7 @@ async def supervise(order: UpOrder, say: Say) -> int:
         with vms.claimed(folders, order.name) as folder:
             async with open_lab(Silent(), kernels=(order.kernel,), cold=order.cold) as lab:
                 keeper = Keeper(order, folder, lab, say)
-                server = await asyncio.start_unix_server(keeper.answer, folder / "control", limit=_LONGEST_LINE)
-                async with server:
+                async with _listening(folder / "control", keeper.answer):
                     await keeper.keep()
     except TestbedError as error:
         say({"error": str(error)})
@@ -153,7 +152,7 @@ class Keeper:
         saved = snapshots.read(Path(order.snapshot)) if order.snapshot else None
         async with (
             self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True) as guest,
-            await self._console(guest),
+            _listening(self._folder / "console", lambda reader, writer: _show_console(guest, reader, writer)),
             mounts.standing(guest, built=saved is not None) as made,
         ):
             self._guest = guest
@@ -164,17 +163,6 @@ class Keeper:
             self._was_ready = True
             self._settled.set()
             raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())
-
-    async def _console(self, guest: Guest) -> asyncio.Server:
-        """A socket on which whoever connects reads what the guest prints, and types."""
-
-        async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            with guest.console.heard_by(writer.write), contextlib.suppress(OSError):
-                while data := await reader.read(4096):
-                    guest.console.type(data)
-            writer.close()
-
-        return await asyncio.start_unix_server(connected, self._folder / "console")
 
     # What it is asked -------------------------------------------------------------------------------------------------------------
 
@@ -195,7 +183,6 @@ class Keeper:
         with contextlib.suppress(OSError):
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()
-        writer.close()
 
     def _ready(self) -> Guest:
         if self._guest is None or self._record.state != vms.READY:
@@ -241,6 +228,43 @@ class Keeper:
             guest.agent.say("shell", rows=str(int(asked["rows"])), columns=str(int(asked["columns"])))
             await guest.wait(guest.agent.expect("shell"), guest.order.deadlines.command_s)
         return {}
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def _listening(path: Path, handle: Handler) -> AsyncIterator[None]:
+    """A socket on which each connection is handled; all of them are closed at the end, whatever the others do."""
+    open_ones: set[asyncio.StreamWriter] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.add(writer)
+        try:
+            await handle(reader, writer)
+        finally:
+            open_ones.discard(writer)
+            writer.close()
+
+    server = await asyncio.start_unix_server(connected, path, limit=_LONGEST_LINE)
+    try:
+        yield
+    finally:
+        server.close()
+        for writer in tuple(open_ones):
+            writer.close()
+
+
+async def _show_console(guest: Guest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Whoever is connected reads what the guest prints, and types; one that does not read loses what it could not take."""
+
+    def show(data: bytes) -> None:
+        if writer.transport.get_write_buffer_size() < _LONGEST_LINE:
+            writer.write(data)
+
+    with guest.console.heard_by(show), contextlib.suppress(OSError):
+        while data := await reader.read(4096):
+            guest.console.type(data)
 
 
 def _why(ended: asyncio.Task[None]) -> str:

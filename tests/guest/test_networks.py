@@ -46,6 +46,8 @@ async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(lab:
         )
         assert [result.stdout.startswith("SSH-2.0-dropbear") for result in reached] == [True, True, True, True, False, False]
 
+        assert " 0% packet loss" in (await c.run("ping", "-c", "3", "-i", "0.2", "a")).stdout
+
         # More than the sockets hold, so that frames wait.
         await b.script(START)
         await a.script("head -c 8M /dev/urandom >/tmp/sent && timeout 60 bash -c 'cat /tmp/sent >/dev/tcp/b/2000'")

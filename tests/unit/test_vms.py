@@ -82,10 +82,18 @@ def test_a_network_stays_while_a_guest_names_it(folders: Folders) -> None:
 
 
 async def test_a_supervisor_that_does_not_answer_is_named(folders: Folders) -> None:
-    silent = await asyncio.start_unix_server(lambda reader, writer: None, folders.runtime / "control")
+    ended = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+        ended.set()
+
+    silent = await asyncio.start_unix_server(say_nothing, folders.runtime / "control")
     async with silent:
         with pytest.raises(HostError, match=rf"g0: its supervisor \(pid {os.getpid()}\) does not answer `status`"):
             await Vm(folder=folders.runtime, record=RECORD).ask("status", timeout_s=0.1)
+        await ended.wait()
     with pytest.raises(HostError, match="went away at `status`"):
         await Vm(folder=folders.runtime / "nowhere", record=RECORD).ask("status")
 
