@@ -25,7 +25,7 @@ class Guest(Model):
 
     kernel: str | None = None
     image: Name = "bookworm"
-    cpus: Annotated[int, Field(ge=1, le=16)] = 1
+    cpus: Annotated[int, Field(ge=1, le=16)] = 2
     memory: Size = GIB
     accelerator: Literal["kvm", "tcg"] | None = None
     cpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,+=-]{1,200}$")] | None = None
