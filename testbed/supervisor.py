@@ -52,6 +52,11 @@ class UpOrder:
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
+    @property
+    def log(self) -> Path:
+        """What the supervisor itself has to say."""
+        return Path(self.evidence) / "supervisor.log"
+
     @classmethod
     def from_json(cls, text: str) -> UpOrder:
         return cls(**json.loads(text))

@@ -1,4 +1,4 @@
-"""Starts guests that stay: what they need is made here, with progress; then each gets a supervisor, a process that outlives us."""
+"""Starts guests that stay: what they need is made here, with progress; then each is given to a supervisor, a process that outlives us."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import json
 import re
 import secrets
 import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from testbed.errors import HostError, TestbedError, UsageError
 from testbed.lab import open_lab
 from testbed.paths import Folders
 from testbed.progress import Progress, Task
+from testbed.spares import Spare
 from testbed.store.snapshots import Snapshot
 from testbed.supervisor import UpOrder
 from testbed.topology import Topology
@@ -56,8 +55,9 @@ async def start(
     evidence: Path,
     cold: bool,
     progress: Progress,
+    waiting: tuple[Spare, ...],
 ) -> tuple[Vm, ...]:
-    """Start all guests of a topology side by side. `called`, `kernels`: by guest.
+    """Start all guests of a topology side by side. `called`, `kernels`: by guest; `waiting`: a process for each.
 
     :raise TestbedError: one did not get ready; then none is there. :raise UsageError: a name is taken.
     """
@@ -83,10 +83,10 @@ async def start(
         )
         for guest in topology.guests
     ]
-    return await launch(orders, folders, progress)
+    return await launch(orders, waiting, folders, progress)
 
 
-async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, progress: Progress) -> Vm:
+async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, progress: Progress, waiting: tuple[Spare, ...]) -> Vm:
     """Start another guest from a snapshot, beside the one that it is of, and on no network: it would have the other's addresses.
 
     :raise UsageError: the name is taken, or none. :raise TestbedError: the guest did not get ready.
@@ -97,25 +97,23 @@ async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, 
         raise vms.taken(name)
     networks = folders.runtime / f"net-{secrets.token_hex(4)}"
     changes = {"name": name, "networks": str(networks), "evidence": str(evidence / name), "snapshot": str(saved.folder)}
-    (vm,) = await launch([UpOrder(**{**saved.order, **changes})], folders, progress)
+    (vm,) = await launch([UpOrder(**{**saved.order, **changes})], waiting, folders, progress)
     return vm
 
 
-async def launch(orders: list[UpOrder], folders: Folders, progress: Progress) -> tuple[Vm, ...]:
-    """A supervisor for each order, side by side; all of them ready, or none there.
+async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Folders, progress: Progress) -> tuple[Vm, ...]:
+    """Give each order to one that waits; all of their guests are ready afterwards, or none is there.
 
     :raise TestbedError: as the supervisors say.
     """
-    children: list[subprocess.Popen[bytes]] = []
     failures: list[str] = []
 
-    async def one(order: UpOrder) -> None:
+    async def one(order: UpOrder, spare: Spare) -> None:
         with progress.task(order.name) as task:
-            child, wire = _spawn(order)
-            children.append(child)
+            Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
                 async with asyncio.timeout(_START_S):
-                    await _ready(wire, order, task)
+                    await _ready(spare.wire, order, task)
             except TimeoutError:
                 failures.append(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}")
             except TestbedError as error:
@@ -123,36 +121,15 @@ async def launch(orders: list[UpOrder], folders: Folders, progress: Progress) ->
 
     try:
         async with asyncio.TaskGroup() as group:
-            for order in orders:
-                group.create_task(one(order))
+            for order, spare in zip(orders, waiting, strict=True):
+                group.create_task(one(order, spare))
         if failures:
             raise TestbedError("\n".join(failures))
         return tuple(vms.find(folders, order.name) for order in orders)
     except BaseException:
-        for child in children:
-            child.terminate()
-        for child in children:
-            await asyncio.to_thread(child.wait)
+        for spare in waiting:
+            await asyncio.to_thread(spare.end)
         raise
-
-
-def _log(order: UpOrder) -> Path:
-    return Path(order.evidence) / "supervisor.log"
-
-
-def _spawn(order: UpOrder) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """A supervisor in a session of its own. Not asyncio's: that one ends a child that is still there when its loop ends."""
-    _log(order).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    ours, theirs = socket.socketpair()
-    with theirs, _log(order).open("wb") as log:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "testbed", "supervise"],
-            stdin=theirs.fileno(),
-            stdout=theirs.fileno(),
-            stderr=log,
-            start_new_session=True,
-        )
-    return child, ours
 
 
 async def _ready(wire: socket.socket, order: UpOrder, task: Task) -> None:
@@ -166,5 +143,5 @@ async def _ready(wire: socket.socket, order: UpOrder, task: Task) -> None:
             if "error" in said:
                 raise TestbedError(f"{said['error']}\n  its logs: {order.evidence}")
             task.update(detail=said.get("stage", ""))
-    last = _log(order).read_text(errors="replace").strip().splitlines()
-    raise HostError(f"{order.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {_log(order)}")
+    last = order.log.read_text(errors="replace").strip().splitlines() if order.log.exists() else []
+    raise HostError(f"{order.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {order.log}")

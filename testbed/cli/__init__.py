@@ -18,7 +18,7 @@ from testbed.errors import TestbedError, TopologyError
 _ROOMS = ("look", "run", "up", "vms", "snapshots", "store")
 # Verbs that are typed often and need little: loading everything takes a second.
 _LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "logs", "down")}
-_LIGHT |= {verb: "up" for verb in ("up", "fork", "supervise")}
+_LIGHT |= {verb: "up" for verb in ("up", "fork")}
 _LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
 
 

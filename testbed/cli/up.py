@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
+import socket
 import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
-from testbed import paths, probe, supervisor, up, vms
-from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async
+from testbed import paths, probe, spares, supervisor, up, vms
+from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async
 from testbed.cli.snapshots import SAVING_S, known
 from testbed.cli.vms import VmArgument
 from testbed.kernels import load_table
 from testbed.report import live
+from testbed.spares import Spare
 from testbed.store import snapshots
 from testbed.topology import load
 
@@ -34,51 +38,66 @@ def up_command(
 ) -> None:
     """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
 
-    async def work() -> int:
-        topology = load(file, point, host_memory=probe.host_memory())
-        default = load_table(paths.shipped("images") / "kernels.yaml").patched
+    topology = load(file, point, host_memory=probe.host_memory())
+    called = up.names(topology, name)
+    default = load_table(paths.shipped("images") / "kernels.yaml").patched
+
+    async def work(waiting: tuple[Spare, ...]) -> int:
         folders = paths.folders()
         with live.progress(err, quiet=quiet) as progress:
             started = await up.start(
                 topology,
                 file=file.resolve(),
                 point=point or "",
-                called=up.names(topology, name),
+                called=called,
                 kernels={guest: kernel or model.kernel or default for guest, model in topology.guests.items()},
                 folders=folders,
                 evidence=paths.new_run_folder(folders.runs),
                 cold=cold,
                 progress=progress,
+                waiting=waiting,
             )
         if as_json:
             print(json.dumps([asdict(vm.record) for vm in started]))
         elif not quiet:
             for vm in started:
-                out.print(
-                    f"{vm.record.name}: {vm.record.release}; enter it with: testbed ssh {vm.record.name}", highlight=False, soft_wrap=True
-                )
+                record = vm.record
+                out.print(f"{record.name}: {record.release}; enter it with: testbed ssh {record.name}", highlight=False, soft_wrap=True)
         return 0
 
-    run_async(work())
+    with spares.waiting(len(topology.guests), _supervise) as waiting:
+        run_async(work(waiting))
 
 
-@app.command("supervise", hidden=True)
-def supervise_command() -> None:
-    """Keep one guest; its order is a line of JSON on standard input. Started by `up`."""
-    order = supervisor.UpOrder.from_json(sys.stdin.readline())
+def _supervise(wire: socket.socket) -> NoReturn:
+    """The life of a process that waits: keep the guest that it is told to, and end."""
+    status: object = ERROR
+    try:
+        line = wire.makefile("rb").readline()
+        if not line:
+            os._exit(0)
+        order = supervisor.UpOrder.from_json(line.decode())
+        # Whoever started us goes on: nothing of ours must hold its ends open, nor its folder.
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number in (1, 2):
+            os.dup2(os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
+        os.chdir("/")
 
-    def say(message: dict[str, object]) -> None:
-        try:
-            print(json.dumps(message), flush=True)
-        except OSError:
-            return
-        if "ready" in message:
-            # Whoever started us goes on; nothing of ours must hold its ends open.
-            for number in (0, 1):
-                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        def say(message: dict[str, object]) -> None:
+            with contextlib.suppress(OSError):
+                wire.sendall(json.dumps(message).encode() + b"\n")
+            if "ready" in message:
+                wire.close()
 
-    os.chdir("/")
-    run_async(supervisor.supervise(order, say))
+        run_async(supervisor.supervise(order, say))
+    except SystemExit as ended:
+        status = ended.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status if isinstance(status, int) else ERROR)
 
 
 @app.command()
@@ -90,7 +109,7 @@ def fork(
 ) -> None:
     """Start another guest that is what this one is, or was at a snapshot, with copies of its disks."""
 
-    async def work() -> int:
+    async def work(waiting: tuple[Spare, ...]) -> int:
         folders = paths.folders()
         if from_ is not None:
             saved = snapshots.find(folders.state, vm, from_)
@@ -100,7 +119,8 @@ def fork(
             saved = snapshots.read(folder)
         try:
             with live.progress(err, quiet=quiet) as progress:
-                started = await up.fork(saved, new, folders=folders, evidence=paths.new_run_folder(folders.runs), progress=progress)
+                evidence = paths.new_run_folder(folders.runs)
+                started = await up.fork(saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting)
         finally:
             if from_ is None:
                 snapshots.remove(saved)
@@ -108,4 +128,5 @@ def fork(
             out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)
         return 0
 
-    run_async(work())
+    with spares.waiting(1, _supervise) as waiting:
+        run_async(work(waiting))

@@ -13,7 +13,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("drives", "plan", "stack", "groups", "readback", "links", "lifecycle", "devices", "counters", "console", "verdict"),
-    ("plan_text", "picture", "process", "monitor", "states", "shell", "switch", "wires", "session", "vms", "store", "probe"),
+    ("plan_text", "picture", "process", "spares", "monitor", "states", "shell", "switch", "wires", "session", "vms", "store", "probe"),
     ("slots", "guest", "snapshot", "template", "mounts", "gauges", "lab", "doctor"),
     ("supervisor",),
     ("up",),

@@ -1,0 +1,53 @@
+"""Processes that wait for an order: copies of this one, made while it has neither threads nor an event loop.
+
+A supervisor is such a copy, because a Python that starts anew takes most of a second to load what this one has loaded already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spare:
+    """One that waits; `wire` is read by it until it has its order, and then it answers there."""
+
+    pid: int
+    wire: socket.socket
+
+    def end(self) -> None:
+        """Ask it to end, and wait until it has."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+
+@contextlib.contextmanager
+def waiting(count: int, serve: Callable[[socket.socket], NoReturn]) -> Iterator[tuple[Spare, ...]]:
+    """So many copies, each in a session of its own, in which `serve` runs; it must not return.
+
+    When this is left, the wires are closed: one without an order reads the end of it, and ends.
+    """
+    found: list[Spare] = []
+    for _ in range(count):
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            for end in (ours, *(other.wire for other in found)):
+                end.close()
+            serve(theirs)
+        theirs.close()
+        found.append(Spare(pid=pid, wire=ours))
+    try:
+        yield tuple(found)
+    finally:
+        for spare in found:
+            spare.wire.close()
