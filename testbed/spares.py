@@ -9,9 +9,12 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NoReturn
+
+_GRACE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,10 +25,15 @@ class Spare:
     wire: socket.socket
 
     def end(self) -> None:
-        """Ask it to end, and wait until it has."""
-        with contextlib.suppress(ProcessLookupError):
+        """Ask it to end, and wait until it has; one that does not is killed, and takes its QEMU along."""
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self.pid, signal.SIGTERM)
-        with contextlib.suppress(ChildProcessError):
+            until = time.monotonic() + _GRACE_S
+            while time.monotonic() < until:
+                if os.waitpid(self.pid, os.WNOHANG)[0]:
+                    return
+                time.sleep(0.02)
+            os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
 
 
