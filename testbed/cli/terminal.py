@@ -41,7 +41,9 @@ async def attach(vm: Vm) -> int:
     async def show() -> None:
         while True:
             try:
-                data = await asyncio.wait_for(reader.read(4096), _QUIET_S)
+                # Not wait_for(): where data comes as it is cancelled, that one goes on (Python 3.11).
+                async with asyncio.timeout(_QUIET_S):
+                    data = await reader.read(4096)
             except TimeoutError:
                 if typed_all:
                     return
