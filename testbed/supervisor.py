@@ -26,8 +26,6 @@ from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
 from testbed.vms import Record
 
-_LONGEST_LINE = 1 << 20
-
 # Tells whoever started the supervisor: {"stage": ...}, and at last {"ready": RECORD} or {"error": TEXT}.
 Say = Callable[[dict[str, Any]], None]
 
@@ -91,7 +89,6 @@ class Keeper:
         self._settled = asyncio.Event()  # ready, or lost
         self._agent = asyncio.Lock()
         self._verbs: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
-            "status": self._status,
             "down": self._down,
             "stats": self._stats,
             "shell": self._shell,
@@ -194,10 +191,6 @@ class Keeper:
             raise TestbedError(f"{self._order.name} is {self._record.state}{f': {self._record.why}' if self._record.why else ''}")
         return self._guest
 
-    async def _status(self, asked: dict[str, Any]) -> dict[str, Any]:
-        del asked
-        return asdict(self._record)
-
     async def _down(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked
         self._ends = True
@@ -251,7 +244,7 @@ async def _listening(path: Path, handle: Handler) -> AsyncIterator[None]:
             open_ones.discard(writer)
             writer.close()
 
-    server = await asyncio.start_unix_server(connected, path, limit=_LONGEST_LINE)
+    server = await asyncio.start_unix_server(connected, path, limit=vms.LONGEST_LINE)
     try:
         yield
     finally:
@@ -264,7 +257,7 @@ async def _show_console(guest: Guest, reader: asyncio.StreamReader, writer: asyn
     """Whoever is connected reads what the guest prints, and types; one that does not read loses what it could not take."""
 
     def show(data: bytes) -> None:
-        if writer.transport.get_write_buffer_size() < _LONGEST_LINE:
+        if writer.transport.get_write_buffer_size() < vms.LONGEST_LINE:
             writer.write(data)
 
     with guest.console.heard_by(show), contextlib.suppress(OSError):

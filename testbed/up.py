@@ -8,7 +8,7 @@ import json
 import re
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from testbed.vms import Vm
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,32}")
 # How long the steps of a stack may take before somebody should look.
 _START_S = 1800.0
-_LONGEST_LINE = 4 << 20
 
 
 def names(topology: Topology, wanted: str | None) -> dict[str, str]:
@@ -37,11 +36,20 @@ def names(topology: Topology, wanted: str | None) -> dict[str, str]:
     guests = list(topology.guests)
     found = {guest: guest if wanted is None else wanted if len(guests) == 1 else f"{wanted}-{guest}" for guest in guests}
     for name in found.values():
-        if not _NAME.fullmatch(name):
-            raise UsageError(
-                f"--name {wanted}: expected small letters, digits and dashes, beginning with a letter, at most 33, got {name!r}"
-            )
+        _check(name)
     return found
+
+
+def _check(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"expected a guest's name of small letters, digits and dashes, beginning with a letter, at most 33, got {name!r}")
+
+
+def _check_free(names: Iterable[str], folders: Folders) -> None:
+    there = {vm.record.name for vm in vms.every(folders)}
+    for name in names:
+        if name in there:
+            raise vms.taken(name)
 
 
 async def start(
@@ -61,10 +69,7 @@ async def start(
 
     :raise TestbedError: one did not get ready; then none is there. :raise UsageError: a name is taken.
     """
-    there = {vm.record.name for vm in vms.every(folders)}
-    for name in called.values():
-        if name in there:
-            raise vms.taken(name)
+    _check_free(called.values(), folders)
     async with open_lab(progress, kernels=tuple(dict.fromkeys(kernels.values())), cold=cold) as lab:
         for guest, model in topology.guests.items():
             await lab.prepare(model, await lab.kernel(kernels[guest]))
@@ -91,10 +96,8 @@ async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, 
 
     :raise UsageError: the name is taken, or none. :raise TestbedError: the guest did not get ready.
     """
-    if not _NAME.fullmatch(name):
-        raise UsageError(f"{name}: expected small letters, digits and dashes, beginning with a letter, at most 33")
-    if name in (vm.record.name for vm in vms.every(folders)):
-        raise vms.taken(name)
+    _check(name)
+    _check_free((name,), folders)
     networks = folders.runtime / f"net-{secrets.token_hex(4)}"
     changes = {"name": name, "networks": str(networks), "evidence": str(evidence / name), "snapshot": str(saved.folder)}
     (vm,) = await launch([UpOrder(**{**saved.order, **changes})], waiting, folders, progress)
@@ -133,7 +136,7 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
 
 
 async def _ready(wire: socket.socket, order: UpOrder, task: Task) -> None:
-    reader, writer = await asyncio.open_connection(sock=wire, limit=_LONGEST_LINE)
+    reader, writer = await asyncio.open_connection(sock=wire, limit=vms.LONGEST_LINE)
     with contextlib.closing(writer):
         writer.write(order.to_json().encode() + b"\n")
         async for line in reader:

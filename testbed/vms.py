@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -28,7 +29,7 @@ from testbed.paths import Folders
 
 STARTING, READY, LOST = "starting", "ready", "lost"
 # A line of the control socket: a table of all cgroups of a guest fits.
-_LONGEST_LINE = 8 << 20
+LONGEST_LINE = 8 << 20
 _CLAIM_TRIES = 50
 
 
@@ -82,7 +83,7 @@ class Vm:
         name = self.record.name
         try:
             async with asyncio.timeout(timeout_s):
-                reader, writer = await asyncio.open_unix_connection(self.folder / "control", limit=_LONGEST_LINE)
+                reader, writer = await asyncio.open_unix_connection(self.folder / "control", limit=LONGEST_LINE)
                 with contextlib.closing(writer):
                     writer.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
                     line = await reader.readline()
@@ -198,7 +199,7 @@ async def gone(vm: Vm, timeout_s: float) -> None:
     for limit_s, kill in ((timeout_s, False), (10.0, True)):
         if kill:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(vm.record.supervisor, 9)
+                os.kill(vm.record.supervisor, signal.SIGKILL)
         until = time.monotonic() + limit_s
         while time.monotonic() < until:
             if not vm.folder.exists():

@@ -37,7 +37,6 @@ def up_command(
     quiet: Quiet = False,
 ) -> None:
     """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
-
     topology = load(file, point, host_memory=probe.host_memory())
     called = up.names(topology, name)
     default = load_table(paths.shipped("images") / "kernels.yaml").patched

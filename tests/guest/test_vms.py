@@ -181,7 +181,10 @@ async def test_mistakes_on_the_command_line(testbed: Commands) -> None:
         (("cp", "a", "b"), "cp: expected one guest, as VM:PATH, got none"),
         (("restore", "a", "b"), "a has no snapshot 'b'; make one with: testbed snapshot a b"),
         (("snapshot", "a", "B C"), "snapshot 'B C': expected small letters"),
-        (("up", testbed.file(NVME), "--name", "No"), "--name No: expected small letters"),
+        (
+            ("up", testbed.file(NVME), "--name", "No"),
+            "expected a guest's name of small letters, digits and dashes, beginning with a letter",
+        ),
         (("up", testbed.file("version: 1\nguests: {g: {cpu: 1}}\n", "wrong.yaml")), "did you mean 'cpus'?"),
     ):
         assert said in (await testbed(*words, status=2)).err
