@@ -45,8 +45,8 @@ def up_command(
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     as_json: Json = False,
 ) -> None:
-    """From nothing to 16 disks with 16 filesystems, files and loops, and what of it is beyond the steps in the guest."""
-    _show(asyncio.run(up.measure(count=count, kernel=kernel)), as_json)
+    """`testbed up` of 16 disks with 16 filesystems, files and loops: the whole command, and what of it is beyond the steps in the guest."""
+    _show(up.measure(count=count, kernel=kernel), as_json)
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:

@@ -16,9 +16,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
-
-import asyncssh
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from testbed import devices, plan, process, states
 from testbed.console import Finding
@@ -30,12 +28,15 @@ from testbed.lifecycle import Deadlines, Event, State, advance
 from testbed.links import UNWIRED, Wiring
 from testbed.monitor import Monitor
 from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
-from testbed.shell import HostKey, Result, Shell
 from testbed.slots import Slots
+from testbed.ssh_keys import SshKey
 from testbed.store.snapshots import Snapshot
 from testbed.store.templates import Template
 from testbed.topology.model import Guest as GuestModel
 from testbed.wires import Agent, Console
+
+if TYPE_CHECKING:
+    from testbed.shell import Result, Shell
 
 T = TypeVar("T")
 Saved = Template | Snapshot
@@ -90,7 +91,7 @@ class Guest:
         self.disks: dict[str, Device] = {}
         self.boot_s = 0.0
         self.ssh_port = 0
-        self.host_key = HostKey.from_private(order.identity)
+        self.host_key = SshKey(order.identity)
         self.console = Console(order.evidence / "console.log", self._on_fatal)
         self.agent = Agent(order.name)
         self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
@@ -241,7 +242,7 @@ class Guest:
         self.boot_s = template.boot_s
         self._advance(Event.AGENT_WAITING)
 
-    async def _wake(self, key: asyncssh.SSHKey) -> None:
+    async def _wake(self, key: SshKey) -> None:
         """Give the guest its randomness, clock, name, keys and disks, and connect to it; a clone runs from here on.
 
         For a clone all of that waits when it wakes: its disks, its identity, and the connection in the backlog of its SSH server, which
@@ -249,7 +250,7 @@ class Guest:
         """
         clone = self.order.template is not None
         limit = self.order.deadlines.ssh_s
-        self._authorized = key.export_public_key().split()[1].decode()
+        self._authorized = key.public.split()[1]
         self._identify(**({} if clone else {"hostkey": self.host_key.dropbear.hex()}))
         await self.slots.fill(self._disks.hot)
         self.ssh_port = await self._ssh_port()
@@ -287,10 +288,11 @@ class Guest:
         self._identify()
         await self.wait(self.agent.expect("ready"), self.order.deadlines.ssh_s)
 
-    async def _connect(self, key: asyncssh.SSHKey, identified: asyncio.Event) -> Shell:
+    async def _connect(self, key: SshKey, identified: asyncio.Event) -> Shell:
         if self.order.template is None:
             await identified.wait()  # nothing listens before
-        return await Shell.connect(
+        shell = await asyncio.to_thread(_load_client)
+        return await shell.connect(
             self.name,
             self.ssh_port,
             key=key,
@@ -322,7 +324,7 @@ class Guest:
             raise DeviceMismatch(self.name, said)
         self.disks = devices.by_name(self.order.model.disks, found)
 
-    async def bring_up(self, key: asyncssh.SSHKey) -> None:
+    async def bring_up(self, key: SshKey) -> None:
         """Everything from nothing to ready."""
         template = self.order.template
         await self._start()
@@ -372,8 +374,15 @@ class Guest:
         self._advance(Event.TORN_DOWN)
 
 
+def _load_client() -> type[Shell]:
+    """The SSH client. It takes about 0.3 s to load, which is half of a clone's start: it is loaded meanwhile."""
+    from testbed.shell import Shell
+
+    return Shell
+
+
 @contextlib.asynccontextmanager
-async def launch(order: Order, key: asyncssh.SSHKey) -> AsyncIterator[Guest]:
+async def launch(order: Order, key: SshKey) -> AsyncIterator[Guest]:
     """A guest that is ready; it and everything of it but its evidence is gone afterwards.
 
     :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.

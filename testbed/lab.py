@@ -28,7 +28,7 @@ from testbed.paths import Folders
 from testbed.plan import BootFiles, Machine, Memory
 from testbed.progress import Progress
 from testbed.session import Session, open_session
-from testbed.shell import client_key, new_private_key
+from testbed.ssh_keys import SshKey
 from testbed.store import cache, image, initramfs, kernel_files, templates
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
@@ -38,6 +38,9 @@ from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
 
 IMAGE = "bookworm"
+
+# What a guest writes into its folder of evidence.
+_LOGS = ("argv.txt", "console.log", "qemu.log", "qmp.jsonl", "ssh.log", "dmesg.txt")
 
 
 class Lab:
@@ -53,7 +56,7 @@ class Lab:
         self.cold = cold or not host.qemu.warm_clones
         self._session = session
         self._progress = progress
-        self.key = client_key()
+        self.key = SshKey.new()
         self._numbers = itertools.count()
         self._files: dict[tuple[str, str], BootFiles] = {}
 
@@ -151,7 +154,7 @@ class Lab:
             return await once()
         except TemplateError as error:
             # Once: a template that was just made and does not load either is a fault to be reported.
-            self._progress.note(f"{error}\nmaking the template again")
+            self._progress.note(f"{error}\nmaking the template again{_put_aside(order.evidence)}")
             templates.remove(templates.template_folder(self.folders.cache, order.machine))
         return await once()
 
@@ -168,7 +171,7 @@ class Lab:
             sockets=self._session.sockets / number,
             scratch=self._session.scratch / number,
             evidence=evidence,
-            host_key=new_private_key(),
+            host_key=SshKey.new().private,
             wiring=wiring,
         )
 
@@ -180,7 +183,7 @@ class Lab:
         folder = templates.template_folder(self.folders.cache, machine)
 
         async def make(unfinished: Path) -> dict[str, Any]:
-            host_key = new_private_key()
+            host_key = SshKey.new().private
             model = GuestModel.model_validate({"cpus": machine.cpus, "memory": machine.memory_bytes})
 
             def boot(memory: Memory) -> contextlib.AbstractAsyncContextManager[Guest]:
@@ -221,6 +224,18 @@ class Lab:
 
         await cache.once(folder, make, self._progress, "initramfs")
         return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)
+
+
+def _put_aside(evidence: Path) -> str:
+    """Keep the logs of a clone that failed from those of the next try; says where they are, if it came so far."""
+    logs = [evidence / log for log in _LOGS if (evidence / log).exists()]
+    if not logs:
+        return ""
+    kept = evidence / "failed-clone"
+    kept.mkdir()
+    for log in logs:
+        log.rename(kept / log.name)
+    return f"; the logs of the clone that failed: {kept}"
 
 
 @contextlib.asynccontextmanager

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import shlex
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +12,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 import asyncssh
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from testbed.errors import CommandFailed, GuestError, WireBroken
+from testbed.ssh_keys import SshKey
 
 # dropbear ends the connection at a command of 9000 bytes (MAX_CMD_LEN); a longer one is read by a shell of its own.
 _LONGEST_COMMAND = 8000
@@ -33,34 +31,6 @@ class Result:
     stdout: str
     stderr: str
     took_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostKey:
-    """An SSH host key: what the guest's server loads, and what we accept from it."""
-
-    dropbear: bytes
-    public: asyncssh.SSHKey
-
-    @classmethod
-    def from_private(cls, private: bytes) -> HostKey:
-        """`private`: the 32 bytes of an ed25519 key."""
-        public = Ed25519PrivateKey.from_private_bytes(private).public_key()
-        name, pair = b"ssh-ed25519", private + public.public_bytes_raw()
-        # dropbear's own key file: name and key pair, each an SSH string (its source, signkey.c and ed25519.c).
-        blob = struct.pack(">I", len(name)) + name + struct.pack(">I", len(pair)) + pair
-        openssh = struct.pack(">I", len(name)) + name + struct.pack(">I", 32) + public.public_bytes_raw()
-        return cls(dropbear=blob, public=asyncssh.import_public_key(name + b" " + base64.b64encode(openssh)))
-
-
-def new_private_key() -> bytes:
-    """32 random bytes that are an ed25519 key."""
-    return Ed25519PrivateKey.generate().private_bytes_raw()
-
-
-def client_key() -> asyncssh.SSHKey:
-    """A key for one run."""
-    return asyncssh.generate_private_key("ssh-ed25519")
 
 
 class _Client(asyncssh.SSHClient):
@@ -93,9 +63,9 @@ class Shell:
         guest: str,
         port: int,
         *,
-        key: asyncssh.SSHKey,
+        key: SshKey,
         known: asyncio.Event,
-        host_key: HostKey,
+        host_key: SshKey,
         command_s: float,
         log: Path | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
@@ -105,14 +75,15 @@ class Shell:
         :raise GuestError: it has another host key than our guest.
         :raise WireBroken: it refuses us, or answers something else than SSH.
         """
+        own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key.public)
         try:
             connection, _ = await asyncssh.create_connection(
-                lambda: _Client(key, known),
+                lambda: _Client(own, known),
                 "127.0.0.1",
                 port,
                 username="root",
                 client_keys=None,
-                known_hosts=([host_key.public], [], []),
+                known_hosts=([theirs], [], []),
                 config=None,
                 agent_path=None,
                 preferred_auth="publickey",

@@ -26,7 +26,7 @@ from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
 from testbed.vms import Record
 
-# Tells whoever started the supervisor: {"stage": ...}, and at last {"ready": RECORD} or {"error": TEXT}.
+# Tells whoever started the supervisor: {"stage": ...} or {"note": TEXT}, and at last {"ready": RECORD} or {"error": TEXT}.
 Say = Callable[[dict[str, Any]], None]
 
 
@@ -60,12 +60,22 @@ class UpOrder:
         return cls(**json.loads(text))
 
 
+class _Notes(Silent):
+    """Remarks are told to whoever started the supervisor."""
+
+    def __init__(self, say: Say) -> None:
+        self._say = say
+
+    def note(self, text: str) -> None:
+        self._say({"note": text})
+
+
 async def supervise(order: UpOrder, say: Say) -> int:
     """Keep the guest until somebody ends it; the exit code of its process."""
     folders = paths.folders()
     try:
         with vms.claimed(folders, order.name) as folder:
-            async with open_lab(Silent(), kernels=(order.kernel,), cold=order.cold) as lab:
+            async with open_lab(_Notes(say), kernels=(order.kernel,), cold=order.cold) as lab:
                 keeper = Keeper(order, folder, lab, say)
                 async with _listening(folder / "control", keeper.answer):
                     await keeper.keep()
@@ -158,8 +168,7 @@ class Keeper:
             mounts.standing(guest, built=saved is not None) as made,
         ):
             self._guest = guest
-            key, known = self._lab.key.export_private_key(), guest.host_key.public.export_public_key().decode().strip()
-            vms.ssh_files(self._folder, order.name, guest.ssh_port, key, known)
+            vms.ssh_files(self._folder, order.name, guest.ssh_port, self._lab.key.openssh, guest.host_key.public)
             self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port, devices=made.devices)
             self._say({"ready": asdict(self._record)})
             self._was_ready = True

@@ -116,7 +116,7 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
             Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
                 async with asyncio.timeout(_START_S):
-                    await _ready(spare.wire, order, task)
+                    await _ready(spare.wire, order, progress, task)
             except TimeoutError:
                 failures.append(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}")
             except TestbedError as error:
@@ -135,7 +135,7 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
         raise
 
 
-async def _ready(wire: socket.socket, order: UpOrder, task: Task) -> None:
+async def _ready(wire: socket.socket, order: UpOrder, progress: Progress, task: Task) -> None:
     reader, writer = await asyncio.open_connection(sock=wire, limit=vms.LONGEST_LINE)
     with contextlib.closing(writer):
         writer.write(order.to_json().encode() + b"\n")
@@ -145,6 +145,9 @@ async def _ready(wire: socket.socket, order: UpOrder, task: Task) -> None:
                 return
             if "error" in said:
                 raise TestbedError(f"{said['error']}\n  its logs: {order.evidence}")
-            task.update(detail=said.get("stage", ""))
+            if "note" in said:
+                progress.note(f"{order.name}: {said['note']}")
+            else:
+                task.update(detail=said.get("stage", ""))
     last = order.log.read_text(errors="replace").strip().splitlines() if order.log.exists() else []
     raise HostError(f"{order.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {order.log}")

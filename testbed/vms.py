@@ -212,11 +212,11 @@ async def gone(vm: Vm, timeout_s: float) -> None:
     raise HostError(f"{vm.record.name}: its supervisor (pid {vm.record.supervisor}) does not end")
 
 
-def ssh_files(folder: Path, name: str, port: int, private_key: bytes, host_key: str) -> None:
+def ssh_files(folder: Path, name: str, port: int, private_key: str, host_key: str) -> None:
     """What an SSH client needs to reach a guest: a key, the guest's own key, and a configuration that names both."""
     key = folder / "key"
     key.touch(mode=0o600)
-    key.write_bytes(private_key)
+    key.write_text(private_key)
     (folder / "known_hosts").write_text(f"{name} {host_key}\n")
     # Handshakes are dear under emulation: the cheapest algorithms that both sides have.
     (folder / "ssh_config").write_text(f"""\

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import traceback
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -22,8 +23,21 @@ _LIGHT |= {verb: "up" for verb in ("up", "fork")}
 _LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
 
 
-def main() -> None:
-    """Entry point: every error on purpose is one message and an exit code, never a traceback (unless TESTBED_DEBUG is set)."""
+def main() -> NoReturn:
+    """Entry point. Leaves without tidying up the interpreter, which takes 0.1 s and has nothing left to do."""
+    try:
+        _run()
+        status: object = 0
+    except SystemExit as ended:
+        status = ended.code
+    with contextlib.suppress(BrokenPipeError):
+        sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status if isinstance(status, int) else 0 if status is None else ERROR)
+
+
+def _run() -> None:
+    """Every error on purpose is one message and an exit code, never a traceback (unless TESTBED_DEBUG is set)."""
     load(_LIGHT.get(_verb()))
     try:
         app(standalone_mode=True)

@@ -18,7 +18,8 @@ from testbed.errors import DeviceMismatch, WireBroken
 from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.lifecycle import State
-from testbed.shell import Shell, client_key
+from testbed.shell import Shell
+from testbed.ssh_keys import SshKey
 from testbed.store import cache, templates
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
@@ -127,7 +128,7 @@ async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(
         known = asyncio.Event()
         known.set()
         with pytest.raises(WireBroken, match="Permission denied"):
-            await Shell.connect("g0", guest.ssh_port, key=client_key(), known=known, host_key=guest.host_key, command_s=10)
+            await Shell.connect("g0", guest.ssh_port, key=SshKey.new(), known=known, host_key=guest.host_key, command_s=10)
         # The guest reaches nothing: neither this machine nor anything behind it.
         assert (await guest.run("timeout", "3", "bash", "-c", "echo >/dev/tcp/10.0.2.2/22", check=False)).status != 0
 
@@ -159,6 +160,7 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     async with lab.guest("g0", small, kernel, evidence) as guest:
         assert (await guest.run("hostname")).stdout == "g0\n"
     assert any("does not load" in note or "does not wake up" in note for note in notes.notes)
+    assert "migrate-incoming" in (evidence / "failed-clone" / "qmp.jsonl").read_text()
     templates.remove(folder)
     assert machine.memory_bytes == small.memory
 

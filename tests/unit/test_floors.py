@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "keys", "progress", "paths"),
+    ("errors", "units", "keys", "ssh_keys", "progress", "paths"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("drives", "plan", "stack", "groups", "readback", "links", "lifecycle", "devices", "counters", "console", "verdict"),
@@ -28,6 +28,7 @@ IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil
 PURE = {
     "units",
     "keys",
+    "ssh_keys",
     "hardware",
     "filesystems",
     "kernels",
