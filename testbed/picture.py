@@ -13,7 +13,8 @@ from testbed.topology.stacks import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import format_size
 
 _BOX_W, _BOX_H, _GAP_X, _GAP_Y, _EDGE = 184, 46, 24, 30, 28
-_HEAD = 34
+_HEAD = 52
+_LETTER_W = 6.6  # of the widest letters of a detail, on average
 _COLOURS = {
     "disk": "#c6dbef",
     "partition": "#deebf7",
@@ -42,13 +43,15 @@ def svg(topology: Topology) -> str:
     drawn: list[str] = []
     top, width = 0.0, 0.0
     for name, guest in topology.guests.items():
-        boxes, edges, frame_w, frame_h = _laid_out(guest)
-        drawn.append(f'<g transform="translate({_EDGE / 2:.0f},{top + _EDGE / 2:.0f})">')
-        drawn.append(f'<rect class="frame" width="{frame_w:.0f}" height="{frame_h:.0f}" rx="8"/>')
         ends = [f"on {link.network} as {link.address}" for link in topology.links[name]]
         cpus = f"{guest.cpus} CPU{'s' if guest.cpus > 1 else ''}"
         about = ", ".join(word for word in (guest.kernel or "", cpus, f"{format_size(guest.memory)} memory", *ends) if word)
-        drawn.append(f'<text class="head" x="{_EDGE}" y="22">{escape(name)}: {escape(about)}</text>')
+        boxes, edges, frame_w, frame_h = _laid_out(guest)
+        frame_w = max(frame_w, 2 * _EDGE + _LETTER_W * len(about))
+        drawn.append(f'<g transform="translate({_EDGE / 2:.0f},{top + _EDGE / 2:.0f})">')
+        drawn.append(f'<rect class="frame" width="{frame_w:.0f}" height="{frame_h:.0f}" rx="8"/>')
+        drawn.append(f'<text class="head" x="{_EDGE}" y="22">{escape(name)}</text>')
+        drawn.append(f'<text class="detail" x="{_EDGE}" y="40">{escape(about)}</text>')
         drawn += edges
         drawn += [line for box in boxes for line in _box(box)]
         drawn.append("</g>")
@@ -108,7 +111,7 @@ def _laid_out(guest: Guest) -> tuple[list[_Box], list[str], float, float]:
         limited |= set(group.io_weight) - {"default"} if isinstance(group.io_weight, dict) else set()
         edges += [_limit(box, boxes[Key("device", name)]) for name in sorted(limited) if Key("device", name) in boxes]
     width = _EDGE * 2 + left + (_BOX_W if groups else -_GAP_X)
-    height = _HEAD + max(rows * (_BOX_H + _GAP_Y), len(groups) * (_BOX_H + _GAP_Y / 2))
+    height = _HEAD + max(rows * (_BOX_H + _GAP_Y) if boxes else 0, len(groups) * (_BOX_H + _GAP_Y / 2))
     return [*boxes.values(), *groups], edges, max(width, 320), height
 
 
