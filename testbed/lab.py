@@ -232,9 +232,9 @@ def _put_aside(evidence: Path) -> str:
     if not logs:
         return ""
     kept = evidence / "failed-clone"
-    kept.mkdir()
+    kept.mkdir(exist_ok=True)
     for log in logs:
-        log.rename(kept / log.name)
+        log.replace(kept / log.name)
     return f"; the logs of the clone that failed: {kept}"
 
 
