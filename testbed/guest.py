@@ -33,7 +33,7 @@ from testbed.ssh_keys import SshKey
 from testbed.store.snapshots import Snapshot
 from testbed.store.templates import Template
 from testbed.topology.model import Guest as GuestModel
-from testbed.wires import Agent, Console
+from testbed.wires import Agent, Console, dial
 
 if TYPE_CHECKING:
     from testbed.shell import Result, Shell
@@ -106,7 +106,9 @@ class Guest:
 
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
-        self.reached[event] = time.monotonic()
+        self.reached[event] = now = time.monotonic()
+        with (self.order.evidence / "stages.jsonl").open("a") as log:
+            log.write(f'{{"monotonic_s": {now:.6f}, "event": "{event.name}", "state": "{self.state.name}"}}\n')
 
     @property
     def pid(self) -> int:
@@ -253,7 +255,7 @@ class Guest:
         self._authorized = key.public.split()[1]
         self._identify(**({} if clone else {"hostkey": self.host_key.dropbear.hex()}))
         await self.slots.fill(self._disks.hot)
-        self.ssh_port = await self._ssh_port()
+        self.ssh_port = await self.monitor.forwarded_port()
         identified = asyncio.Event()
         connecting = asyncio.create_task(self._connect(key, identified))
         try:
@@ -291,26 +293,22 @@ class Guest:
     async def _connect(self, key: SshKey, identified: asyncio.Event) -> Shell:
         if self.order.template is None:
             await identified.wait()  # nothing listens before
-        shell = await asyncio.to_thread(_load_client)
-        return await shell.connect(
-            self.name,
-            self.ssh_port,
-            key=key,
-            known=identified,
-            host_key=self.host_key,
-            command_s=self.order.deadlines.command_s,
-            log=self.order.evidence / "ssh.log",
-            environment=self.order.model.environment,
-        )
-
-    async def _ssh_port(self) -> int:
-        """The port of this machine that QEMU forwards to the guest's 22: QEMU chose a free one, and only its human monitor says which."""
-        table = str(await self.monitor.execute("human-monitor-command", {"command-line": "info usernet"}))
-        for line in table.splitlines():
-            words = line.split()
-            if words and words[0] == "TCP[HOST_FORWARD]":
-                return int(words[3])
-        raise HostError(f"QEMU: expected a forwarded port in `info usernet`, got: {table.strip()}")
+        wire = await dial(self.name, self.ssh_port)
+        try:
+            shell = await asyncio.to_thread(_load_client)
+            return await shell.connect(
+                self.name,
+                wire,
+                key=key,
+                known=identified,
+                host_key=self.host_key,
+                command_s=self.order.deadlines.command_s,
+                log=self.order.evidence / "ssh.log",
+                environment=self.order.model.environment,
+            )
+        except BaseException:
+            wire.close()
+            raise
 
     async def verify(self) -> None:
         """Compare the guest's disks with the topology.

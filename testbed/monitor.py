@@ -83,6 +83,25 @@ class Monitor:
         for command in commands:
             await self.execute(command.execute, command.arguments)
 
+    async def run_at_once(self, commands: tuple[QmpCommand, ...]) -> None:
+        """Send all commands, in their order, without waiting for the answers in between; QEMU runs each, also after one that it refused.
+
+        :raise HostError: what QEMU said to the first that it refused.
+        """
+        answers = await asyncio.gather(*(self.execute(one.execute, one.arguments) for one in commands), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                raise answer
+
+    async def forwarded_port(self) -> int:
+        """The port of this machine that QEMU forwards to the guest's 22: QEMU chose a free one, and only its human monitor says which."""
+        table = str(await self.execute("human-monitor-command", {"command-line": "info usernet"}))
+        for line in table.splitlines():
+            words = line.split()
+            if words and words[0] == "TCP[HOST_FORWARD]":
+                return int(words[3])
+        raise HostError(f"QEMU: expected a forwarded port in `info usernet`, got: {table.strip()}")
+
     async def send_file(self, name: str, descriptor: int) -> None:
         """Hand an open file to QEMU under a name: its sandbox opens nothing by itself that needs a child."""
         self._client.send_fd_scm(descriptor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shlex
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class Shell:
     async def connect(
         cls,
         guest: str,
-        port: int,
+        wire: socket.socket,
         *,
         key: SshKey,
         known: asyncio.Event,
@@ -70,7 +71,7 @@ class Shell:
         log: Path | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Shell:
-        """Connect to a server that is up; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
+        """Speak SSH on a connected socket; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
 
         :raise GuestError: it has another host key than our guest.
         :raise WireBroken: it refuses us, or answers something else than SSH.
@@ -79,8 +80,7 @@ class Shell:
         try:
             connection, _ = await asyncssh.create_connection(
                 lambda: _Client(own, known),
-                "127.0.0.1",
-                port,
+                sock=wire,
                 username="root",
                 client_keys=None,
                 known_hosts=([theirs], [], []),
@@ -97,9 +97,9 @@ class Shell:
                 keepalive_interval=0,
             )
         except asyncssh.HostKeyNotVerifiable as error:
-            raise GuestError(f"guest {guest}: SSH on port {port}: expected the host key that this guest was given, got another") from error
+            raise GuestError(f"guest {guest}: SSH: expected the host key that this guest was given, got another") from error
         except (asyncssh.Error, OSError) as error:
-            raise WireBroken(f"guest {guest}: SSH on port {port}: {error}") from error
+            raise WireBroken(f"guest {guest}: SSH: {error}") from error
         return cls(guest, connection, command_s, log, environment)
 
     async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:

@@ -58,15 +58,16 @@ class Slots:
             await plug.close()
 
     async def fill(self, commands: tuple[QmpCommand, ...]) -> None:
-        """Put in what was prepared."""
-        await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
+        """Put in what was prepared; a guest for which QEMU refuses any of it is of no use."""
+        await self._wait(self._monitor.run_at_once(commands), self._deadlines.monitor_s)
 
     async def plug(self, name: str, disk: Disk, port: int) -> None:
         """Put a disk into the running guest.
 
         :raise HostError: its file cannot be made, or QEMU refuses it.
         """
-        await self.fill(drives.plug(name, disk, port, await self._storage(name, disk)))
+        commands = drives.plug(name, disk, port, await self._storage(name, disk))
+        await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
 
     async def unplug(self, name: str, disk: Disk) -> None:
         """Take a disk out of the running guest; the guest must agree (ACPI), so a deadline applies."""

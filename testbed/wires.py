@@ -1,9 +1,10 @@
-"""A guest's two serial wires: the console, which is watched, and the agent's port, which is spoken on."""
+"""A guest's wires: the console, which is watched, the agent's port, which is spoken on, and the connection that SSH will be spoken on."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,8 +22,8 @@ _MAX_LOG_BYTES = 64 << 20
 _MAX_FINDINGS = 1000
 
 
-async def _connect(socket: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    return await asyncio.open_unix_connection(socket, limit=_MAX_LINE_BYTES)
+async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    return await asyncio.open_unix_connection(path, limit=_MAX_LINE_BYTES)
 
 
 class Console:
@@ -41,9 +42,9 @@ class Console:
         self._listeners: list[Callable[[bytes], None]] = []
         self.findings: list[console.Finding] = []
 
-    async def connect(self, socket: Path) -> None:
-        reader, self._writer = await _connect(socket)
-        self._task = asyncio.create_task(self._watch(reader, self._writer), name=f"console {socket}")
+    async def connect(self, path: Path) -> None:
+        reader, self._writer = await _connect(path)
+        self._task = asyncio.create_task(self._watch(reader, self._writer), name=f"console {path}")
 
     @contextlib.contextmanager
     def heard_by(self, listener: Callable[[bytes], None]) -> Iterator[None]:
@@ -123,8 +124,8 @@ class Agent:
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
 
-    async def connect(self, socket: Path) -> None:
-        self._reader, self._writer = await _connect(socket)
+    async def connect(self, path: Path) -> None:
+        self._reader, self._writer = await _connect(path)
 
     async def expect(self, word: str) -> str:
         """Wait for a line that begins with `word`, and return the rest of it.
@@ -153,3 +154,18 @@ class Agent:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+async def dial(guest: str, port: int) -> socket.socket:
+    """A connection to a port of this machine that QEMU forwards to the guest.
+
+    :raise WireBroken: nobody listens.
+    """
+    wire = socket.socket()
+    try:
+        wire.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(wire, ("127.0.0.1", port))
+    except OSError as error:
+        wire.close()
+        raise WireBroken(f"guest {guest}: SSH on port {port}: {error}") from error
+    return wire

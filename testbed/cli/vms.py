@@ -28,6 +28,7 @@ _LOGS = {
     "qmp": "qmp.jsonl",
     "qemu": "qemu.log",
     "argv": "argv.txt",
+    "stages": "stages.jsonl",
     "dmesg": "dmesg.txt",
 }
 _DOWN_S = 90.0

@@ -24,6 +24,7 @@ from testbed.store import cache, templates
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from testbed.topology.disks import disk_of
+from testbed.wires import dial
 from tests.guest.conftest import Notes
 
 
@@ -112,7 +113,7 @@ async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel:
     assert not sockets.exists() and not scratch.exists()
     with contextlib.closing(socket.socket()) as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
-    assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log"} <= {path.name for path in evidence.iterdir()}
+    assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log", "stages.jsonl"} <= {path.name for path in evidence.iterdir()}
     assert "device_add" in (evidence / "qmp.jsonl").read_text()
     assert "Linux version" in (evidence / "dmesg.txt").read_text()
     assert "-sandbox" in (evidence / "argv.txt").read_text()
@@ -128,7 +129,9 @@ async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(
         known = asyncio.Event()
         known.set()
         with pytest.raises(WireBroken, match="Permission denied"):
-            await Shell.connect("g0", guest.ssh_port, key=SshKey.new(), known=known, host_key=guest.host_key, command_s=10)
+            await Shell.connect(
+                "g0", await dial("g0", guest.ssh_port), key=SshKey.new(), known=known, host_key=guest.host_key, command_s=10
+            )
         # The guest reaches nothing: neither this machine nor anything behind it.
         assert (await guest.run("timeout", "3", "bash", "-c", "echo >/dev/tcp/10.0.2.2/22", check=False)).status != 0
 
