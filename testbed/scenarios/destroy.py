@@ -10,9 +10,13 @@ from testbed.scenarios.base import COMMON_NEEDS, Cores, Point, Scenario, on_each
 from testbed.scenarios.rig import FRESH, rig
 from testbed.verdict import Control, Evidence, Gap, Measure
 
-_WATCHED_S = 120
+# The device's timer is armed by the first request after which the worker was idle, and frees only workers that are idle for 60 s when it
+# fires; one that ran again a moment later waits for the next time (drivers/block/loop.c: loop_set_timer, loop_free_idle_workers). On 6.1
+# a cgroup whose last eight requests came at once was gone 61 s after its removal, one whose came over 5 s after 117 s. A timer of a minute
+# may be 2 s late: two periods, and some more for a guest that is slow.
+_WATCHED_S = 2 * (60 + 2) + 16
 # $1: loop. $2: its file. $3: `attached` or `detached`: the loop goes after the cgroup. The loop does direct I/O: on kernels before the
-# series buffered I/O pins a cgroup, too, through its writeback. Prints `dying SECONDS COUNT` until it is 0, for at most two minutes.
+# series buffered I/O pins a cgroup, too, through its writeback. Prints `dying SECONDS COUNT` until it is 0, or the time is over.
 _STEPS = f"""\
 cd /sys/fs/cgroup && mkdir gone || exit 1
 losetup --direct-io=on "$1"
@@ -35,7 +39,7 @@ while [ $SECONDS -lt {_WATCHED_S} ]; do
 done
 [ "$3" = attached ] || losetup "$1" "$2"
 """
-# The worker goes 60 s after its last request (LOOP_IDLE_WORKER_TIMEOUT, drivers/block/loop.c); its check may come as late again.
+# The worker goes 60 s after its last request at the earliest (LOOP_IDLE_WORKER_TIMEOUT).
 _SOON_S, _LEAST_S = 10, 30
 
 
@@ -74,7 +78,8 @@ DEFERRED_DESTROY = Scenario(
     claim="A removed cgroup that used a loop goes when its idle worker does, a minute after its last request, attached or detached",
     patches=(1,),
     predicted_base="it is gone at once: there is no worker of its own",
-    predicted_patched="it stays for about 60 s, and then goes; detaching the loop does not hasten it",
+    predicted_patched="it stays for about 60 s, or 120 s where the timer fires just before those are over, and then goes; detaching the"
+    " loop does not hasten it",
     source="loop: use worker per cgroup instead of kworker (patch 1): workers are destroyed when idle for 60 s",
     what="8M read by a cgroup through a direct-I/O loop, the cgroup removed, its count of dying descendants watched",
     needs=COMMON_NEEDS,
