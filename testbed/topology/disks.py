@@ -6,15 +6,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from testbed.hardware.profiles import Throttle
-from testbed.topology.base import Model, Name, Rate, Several, Size
+from testbed.hardware.latency import Latency
+from testbed.hardware.throttle import Throttle
+from testbed.topology.base import Duration, Model, Name, Rate, Several, Size
 
 BlockSize = Literal[512, 1024, 2048, 4096]
 Queues = Annotated[int, Field(ge=1, le=64)]
 
 
+Seconds = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
 class Limits(Model):
-    """Limits of a throttle group, in QEMU's words; absent or 0 is unlimited."""
+    """Limits of a throttle group, in QEMU's words; absent or 0 is unlimited. `*-max`: what a burst reaches, `*-max-length`: its seconds."""
 
     iops_total: Rate = 0
     iops_read: Rate = 0
@@ -22,10 +26,36 @@ class Limits(Model):
     bps_total: Rate = 0
     bps_read: Rate = 0
     bps_write: Rate = 0
+    iops_total_max: Rate = 0
+    iops_read_max: Rate = 0
+    iops_write_max: Rate = 0
+    bps_total_max: Rate = 0
+    bps_read_max: Rate = 0
+    bps_write_max: Rate = 0
+    iops_total_max_length: Seconds = 0
+    iops_read_max_length: Seconds = 0
+    iops_write_max_length: Seconds = 0
+    bps_total_max_length: Seconds = 0
+    bps_read_max_length: Seconds = 0
+    bps_write_max_length: Seconds = 0
     iops_size: Rate = 0
 
     def throttle(self) -> Throttle:
         return Throttle(**self.model_dump())
+
+
+class Delays(Model):
+    """What each request takes longer: `both` directions and flushes, or each by itself; `jitter` more or less."""
+
+    both: Duration = 0
+    read: Duration = 0
+    write: Duration = 0
+    flush: Duration = 0
+    jitter: Duration = 0
+
+    def latency(self) -> Latency:
+        read, write, flush = (way or self.both for way in (self.read, self.write, self.flush))
+        return Latency(read_us=read, write_us=write, flush_us=flush, jitter_us=self.jitter)
 
 
 class Partition(Model):
@@ -53,6 +83,8 @@ class Disk(Model):
     logical_block_size: BlockSize = 512
     physical_block_size: BlockSize | None = None
     profile: str | None = None
+    scale: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
+    latency: Delays | None = None
     throttle: Limits | None = None
     throttle_group: Name | None = None
     read_ahead: Size | None = None
