@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from testbed import drives, links
 from testbed.drives import Arrangement, QmpCommand, Storage
-from testbed.lifecycle import Deadlines
 from testbed.links import Wiring
 from testbed.monitor import Monitor
+from testbed.order import Order, Wait
 from testbed.store import disk_files, snapshots
 from testbed.store.snapshots import Snapshot
 from testbed.switch import Plug
 from testbed.topology.disks import Disk
 from testbed.topology.model import Guest as GuestModel
 
-# Waits no longer than that many seconds, nor longer than the guest lives.
-Wait = Callable[[Awaitable[Any], float], Awaitable[Any]]
-
 
 class Slots:
-    """`scratch`: where the disks' files are, which go with the guest."""
+    """The disks' files are in the order's scratch folder, which goes with the guest."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, scratch: Path, deadlines: Deadlines) -> None:
-        self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, scratch, deadlines
+    def __init__(self, monitor: Monitor, wait: Wait, order: Order) -> None:
+        self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, order.scratch, order.deadlines
         self._gone: dict[str, asyncio.Event] = {}
         self._plugs: list[Plug] = []
 

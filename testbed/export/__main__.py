@@ -14,9 +14,10 @@ import sys
 import threading
 from typing import Any
 
-from testbed.export.device import Device, Rule
+from testbed.export.device import Device
 from testbed.export.nbd import Connection
 from testbed.export.store import File, Nowhere, Store, VolatileCache
+from testbed.hardware.faults import Fault
 from testbed.hardware.latency import Latency
 
 
@@ -58,8 +59,8 @@ def _told(asked: dict[str, Any], device: Device, cache: VolatileCache | None) ->
     match asked.pop("verb", None):
         case "latency":
             device.set_latency(Latency(**asked))
-        case "rules":
-            device.set_rules([Rule(**rule) for rule in asked["rules"]])
+        case "faults":
+            device.set_faults([Fault(**fault) for fault in asked["faults"]])
         case "hold":
             device.hold(float(asked["seconds"]))
         case "power-cut":

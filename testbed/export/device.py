@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 from testbed.export.store import Store
+from testbed.hardware.faults import ERRORS, FLUSH, LOST, READ, TORN, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 
-READ, WRITE, FLUSH, TRIM = "read", "write", "flush", "discard"
 # Ends a request: with an errno (0 is success), and with what was read.
 Reply = Callable[[int, bytes], None]
 
@@ -32,25 +32,6 @@ class Request:
     fua: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """Which requests go wrong: those of one operation that touch the bytes from `first` to before `end`, `count` times or always, each with
-    a `probability`. `effect`: `lost` (acknowledged, and never written), `torn` (only its beginning is written), or the name of an errno.
-    """
-
-    operation: str
-    effect: str
-    first: int = 0
-    end: int = 1 << 63
-    count: int | None = None
-    probability: float = 1.0
-
-    def takes(self, request: Request) -> bool:
-        if self.operation != request.operation:
-            return False
-        return request.operation == FLUSH or (request.offset < self.end and request.offset + request.length > self.first)
-
-
 class Device:
     """Requests come from one thread and end in that one, or, where they take time, in another. `log`: a line for all that goes wrong."""
 
@@ -59,7 +40,7 @@ class Device:
         self._chance = random.Random(seed)  # noqa: S311  # the same seed must give the same faults
         self._log = log
         self._latency = NO_DELAY
-        self._rules: list[Rule] = []
+        self._faults: list[Fault] = []
         self._held_until = 0.0
         self._ended = False
         self._waiting: list[tuple[float, int, Request, Reply]] = []
@@ -82,9 +63,9 @@ class Device:
         with self._change:
             self._latency = latency
 
-    def set_rules(self, rules: list[Rule]) -> None:
+    def set_faults(self, faults: list[Fault]) -> None:
         with self._change:
-            self._rules = rules
+            self._faults = faults
 
     def hold(self, seconds: float) -> None:
         """Let no request end for so long; 0 lets them go."""
@@ -124,16 +105,16 @@ class Device:
         effect = self._effect(request)
         try:
             match request.operation:
-                case _ if effect in errno.errorcode.values():
-                    return int(getattr(errno, effect)), b""
+                case _ if effect in ERRORS:
+                    return ERRORS[effect], b""
                 case "read":
                     return 0, self.store.read(request.offset, request.length)
                 case "flush":
                     self.store.flush()
-                case "discard" if effect != "lost":
+                case "discard" if effect != LOST:
                     self.store.trim(request.offset, request.length)
-                case "write" if effect != "lost":
-                    self._write(request, torn=effect == "torn")
+                case "write" if effect != LOST:
+                    self._write(request, torn=effect == TORN)
         except OSError as error:
             self._note(effect=str(error), operation=request.operation, offset=request.offset, length=request.length)
             return error.errno or errno.EIO, b""
@@ -151,17 +132,23 @@ class Device:
             self.store.flush()
 
     def _effect(self, request: Request) -> str:
-        for number, rule in enumerate(self._rules):
-            if not rule.takes(request) or (rule.probability < 1.0 and self._chance.random() >= rule.probability):
+        for number, fault in enumerate(self._faults):
+            if not _hits(fault, request) or (fault.probability < 1.0 and self._chance.random() >= fault.probability):
                 continue
-            if rule.count is not None:
-                self._rules[number] = replace(rule, count=rule.count - 1)
-                if rule.count <= 1:
-                    del self._rules[number]
-            self._note(effect=rule.effect, operation=request.operation, offset=request.offset, length=request.length)
-            return rule.effect
+            if fault.count is not None:
+                self._faults[number] = replace(fault, count=fault.count - 1)
+                if fault.count <= 1:
+                    del self._faults[number]
+            self._note(effect=fault.effect, operation=request.operation, offset=request.offset, length=request.length)
+            return fault.effect
         return ""
 
     def _note(self, **words: Any) -> None:
         self._log.write(json.dumps({"monotonic_s": round(time.monotonic(), 6), **words}) + "\n")
         self._log.flush()
+
+
+def _hits(fault: Fault, request: Request) -> bool:
+    if fault.operation != request.operation:
+        return False
+    return request.operation == FLUSH or (request.offset < fault.end and request.offset + request.length > fault.first)

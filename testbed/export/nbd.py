@@ -7,7 +7,8 @@ import socket
 import struct
 import threading
 
-from testbed.export.device import FLUSH, READ, TRIM, WRITE, Device, Request
+from testbed.export.device import Device, Request
+from testbed.hardware.faults import DISCARD, FLUSH, READ, WRITE
 
 _MAGIC, _OPTION, _OPTION_REPLY, _REQUEST, _REPLY = 0x4E42444D41474943, 0x49484156454F5054, 0x3E889045565A9, 0x25609513, 0x67446698
 _FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
@@ -16,7 +17,7 @@ _ACK, _REP_INFO, _UNSUPPORTED = 1, 3, 0x80000001
 _INFO_EXPORT, _INFO_BLOCK_SIZE = 0, 3
 _HAS_FLAGS, _READ_ONLY, _SEND_FLUSH, _SEND_FUA, _SEND_TRIM, _SEND_WRITE_ZEROES = 1, 2, 4, 8, 32, 64
 _FUA = 1
-_OPERATIONS = {0: READ, 1: WRITE, 3: FLUSH, 4: TRIM, 6: WRITE}
+_OPERATIONS = {0: READ, 1: WRITE, 3: FLUSH, 4: DISCARD, 6: WRITE}
 _WRITE_ZEROES, _DISCONNECT = 6, 2
 _MOST_BYTES = 32 << 20
 # What the protocol can say of an error; everything else is an input/output error.
@@ -98,7 +99,7 @@ class Connection:
         if operation is None or (length > _MOST_BYTES and command in (0, 1)):
             self._reply(handle, errno.EINVAL, b"")
             return operation is None
-        if self._read_only and operation in (WRITE, TRIM):
+        if self._read_only and operation in (WRITE, DISCARD):
             self._reply(handle, errno.EPERM, b"")
             return True
         request = Request(operation=operation, offset=offset, length=length, data=data, fua=bool(flags & _FUA))

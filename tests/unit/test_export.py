@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.export.device import Device, Request, Rule
+from testbed.export.device import Device, Request
 from testbed.export.store import File, Nowhere, VolatileCache
+from testbed.hardware.faults import Fault
 from testbed.hardware.latency import Latency
 
 ROOT = Path(__file__).parents[2]
@@ -128,16 +129,16 @@ def test_nowhere_reads_as_zeros() -> None:
     assert store.read(0, 2) == b"\0\0"
 
 
-def test_rules_say_which_requests_go_wrong_and_how_often() -> None:
+def test_faults_say_which_requests_go_wrong_and_how_often() -> None:
     log = io.StringIO()
     below = Memory(64 * KIB)
     device = Device(below, seed=0, log=log)
-    device.set_rules(
+    device.set_faults(
         [
-            Rule(operation="write", effect="ENOSPC", count=2),
-            Rule(operation="read", effect="EIO", first=8 * KIB, end=12 * KIB),
-            Rule(operation="write", effect="lost", first=16 * KIB, end=20 * KIB),
-            Rule(operation="flush", effect="ENOMEM", count=1),
+            Fault(operation="write", effect="ENOSPC", count=2),
+            Fault(operation="read", effect="EIO", first=8 * KIB, end=12 * KIB),
+            Fault(operation="write", effect="lost", first=16 * KIB, end=20 * KIB),
+            Fault(operation="flush", effect="ENOMEM", count=1),
         ]
     )
     assert [ended(device, write(0, b"a" * 512))[0] for _ in range(3)] == [errno.ENOSPC, errno.ENOSPC, 0]
@@ -154,7 +155,7 @@ def test_a_torn_write_leaves_its_beginning_and_the_same_seed_tears_the_same() ->
     def left(seed: int) -> list[int]:
         below = Memory(256 * KIB)
         device = Device(below, seed=seed, log=io.StringIO())
-        device.set_rules([Rule(operation="write", effect="torn")])
+        device.set_faults([Fault(operation="write", effect="torn")])
         found = []
         for number in range(8):
             assert ended(device, write(number * 32 * KIB, b"t" * 32 * KIB)) == (0, b"")
@@ -169,7 +170,7 @@ def test_a_torn_write_leaves_its_beginning_and_the_same_seed_tears_the_same() ->
 def test_a_probability_is_drawn_from_the_seed() -> None:
     def errors(seed: int) -> list[int]:
         device = Device(Memory(KIB), seed=seed, log=io.StringIO())
-        device.set_rules([Rule(operation="read", effect="EIO", probability=0.5)])
+        device.set_faults([Fault(operation="read", effect="EIO", probability=0.5)])
         return [ended(device, read(0, 1))[0] for _ in range(40)]
 
     assert errors(3) == errors(3) != errors(4)
@@ -240,7 +241,7 @@ def test_qemus_client_reads_and_writes_it(exported: tuple[str, "subprocess.Popen
     )
     assert "failed" not in said and said.count("wrote ") == 3
     assert (tmp_path / "disk").read_bytes()[512 * KIB] == 7
-    assert tell(process, verb="rules", rules=[{"operation": "write", "effect": "ENOSPC", "count": 1}]) == {}
+    assert tell(process, verb="faults", faults=[{"operation": "write", "effect": "ENOSPC", "count": 1}]) == {}
     assert "No space left on device" in qemu_io(url, "write 0 4k")
     assert "Input/output error" in qemu_io(url, "read 2M 4k") or "beyond" in qemu_io(url, "read 2M 4k")
 
