@@ -121,6 +121,7 @@ def plug(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[Q
                 commands.append(QmpCommand(execute="object-add", arguments={"qom-type": "iothread", "id": f"io-{name}"}))
                 device["iothread"] = f"io-{name}"
             device |= {"driver": "virtio-blk-pci", "bus": bus, "serial": identity, **({} if disk.discard else {"discard": False})}
+            device |= {"rerror": disk.rerror, "werror": disk.werror}
             device |= _given({"num-queues": disk.queues, "queue-size": disk.queue_size})
             commands.append(QmpCommand(execute="device_add", arguments=device))
         case Nvme(namespaces=more, zoned=zoned) if more or zoned:
@@ -135,6 +136,7 @@ def plug(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[Q
             controller = {"driver": "virtio-scsi-pci", "id": f"controller-{name}", "bus": bus, **_given({"num_queues": disk.queues})}
             commands.append(QmpCommand(execute="device_add", arguments=controller))
             device |= {"driver": "scsi-hd", "bus": f"controller-{name}.0", "serial": identity}
+            device |= {"rerror": disk.rerror, "werror": disk.werror}
             commands.append(QmpCommand(execute="device_add", arguments=device))
     return tuple(commands)
 

@@ -217,6 +217,7 @@ class Guest:
         self._authorized = key.public.split()[1]
         self._identify(**({} if clone else {"hostkey": self.host_key.dropbear.hex()}))
         await self.slots.fill(self._disks.hot)
+        await self.hardware.furnish()
         self.ssh_port = await self.monitor.forwarded_port()
         identified = asyncio.Event()
         connecting = asyncio.create_task(self._connect(key, identified))

@@ -5,7 +5,7 @@ and read back from QEMU afterwards.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from testbed import drives, layers
 from testbed.errors import HostError, UsageError
 from testbed.exports import Export
+from testbed.hardware import words
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
@@ -52,9 +53,17 @@ class LiveDisks:
                 return disk
         if name in self._model.throttle_groups:
             raise UsageError(f"expected a disk, got {name!r}, which is a throttle group; name one of its disks")
-        raise UsageError(f"expected one of the guest's disks ({', '.join(self._names()) or 'it has none'}), got {name!r}")
+        raise UsageError(f"expected one of the guest's disks ({', '.join(self.names()) or 'it has none'}), got {name!r}")
 
-    def _names(self) -> Iterable[str]:
+    async def furnish(self) -> None:
+        """Give each disk the delays that its topology says."""
+        for name, disk in self._model.disks.items():
+            latency = drives.latency_of(disk)
+            if not latency.none:
+                await self.delay(name, latency)
+
+    def names(self) -> Iterable[str]:
+        """All disks and namespaces."""
         for name, disk in self._model.disks.items():
             yield from (name, *drives.namespaces(disk))
 
@@ -173,6 +182,33 @@ class LiveDisks:
         for export in self._exports.values():
             with contextlib.suppress(HostError):
                 await export.close()
+
+
+async def told(disks: LiveDisks, disk: str, what: str, said: Sequence[str], scale: float = 1.0) -> dict[str, list[str]]:
+    """Do `what` somebody says of a disk, and return how it behaves then, in the same words. Without `what` nothing changes.
+
+    :raise UsageError: it is not understood, or refused; then nothing has changed.
+    """
+    disks.disk(disk)
+    match what:
+        case "throttle":
+            await disks.throttle(disk, words.throttle(said, scale))
+        case "delay":
+            await disks.delay(disk, words.latency(said))
+        case "inject":
+            await disks.inject(disk, words.faults(said))
+        case "hang":
+            await disks.hang(disk, words.seconds(said))
+        case "":
+            pass
+        case other:
+            raise UsageError(f"expected throttle, delay, inject or hang, got {other!r}")
+    now = await disks.condition(disk)
+    return {
+        "throttle": words.said_throttle(now.throttle),
+        "delay": words.said_latency(now.latency),
+        "inject": words.said_faults(now.faults),
+    }
 
 
 def _refuse(name: str, mistakes: Iterable[str]) -> None:

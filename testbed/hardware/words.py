@@ -15,7 +15,7 @@ from testbed.hardware.faults import END, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle, throttle_of
-from testbed.units import parse_duration, parse_size
+from testbed.units import format_duration, format_size, parse_duration, parse_size
 
 OFF = "off"
 
@@ -69,6 +69,16 @@ def latency(words: Sequence[str]) -> Latency:
     return Latency(**found)
 
 
+def seconds(words: Sequence[str]) -> float:
+    """A duration, or none.
+
+    :raise UsageError: it is neither.
+    """
+    if len(words) != 1:
+        raise UsageError(f"expected a duration such as 5s, or {OFF}, got {' '.join(words) or 'nothing'}")
+    return 0.0 if words[0] == OFF else _duration("duration", words[0]) / 1e6
+
+
 def faults(words: Sequence[str]) -> tuple[Fault, ...]:
     """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P]`, or none. What a fault cannot be is not seen here.
 
@@ -77,6 +87,37 @@ def faults(words: Sequence[str]) -> tuple[Fault, ...]:
     if list(words) == [OFF]:
         return ()
     return tuple(_fault(word) for word in _some(words))
+
+
+def said_throttle(limits: Throttle) -> list[str]:
+    """Limits as `throttle` reads them."""
+    given = limits.given()
+    return [f"{name.replace('_', '-')}={_rate(name, value)}" for name, value in given.items()] or [OFF]
+
+
+def _rate(name: str, value: int) -> str:
+    exact = format_size(value) if name.startswith("bps") or name == "iops_size" else str(value)
+    return str(value) if "." in exact or name.endswith("_length") else exact
+
+
+def said_latency(delays: Latency) -> list[str]:
+    """Delays as `latency` reads them."""
+    given = {field.name.removesuffix("_us"): getattr(delays, field.name) for field in fields(delays)}
+    return [f"{name}={format_duration(value)}" for name, value in given.items() if value] or [OFF]
+
+
+def said_faults(some: Iterable[Fault]) -> list[str]:
+    """Faults as `faults` reads them."""
+    return [_said_fault(fault) for fault in some] or [OFF]
+
+
+def _said_fault(fault: Fault) -> str:
+    said = f"{fault.operation}={fault.effect}"
+    if fault.count is not None:
+        said += f",count={fault.count}"
+    if (fault.first, fault.end) != (0, END):
+        said += f",range={fault.first}-{'' if fault.end == END else fault.end}"
+    return said if fault.probability == 1.0 else f"{said},probability={fault.probability:g}"
 
 
 def _fault(word: str) -> Fault:

@@ -11,6 +11,8 @@ from testbed.hardware.throttle import Throttle
 from testbed.topology.base import Duration, Model, Name, Rate, Several, Size
 
 BlockSize = Literal[512, 1024, 2048, 4096]
+ReadError = Literal["report", "stop", "ignore"]
+WriteError = Literal["report", "stop", "ignore", "enospc"]
 Queues = Annotated[int, Field(ge=1, le=64)]
 
 
@@ -96,9 +98,13 @@ class Disk(Model):
 
 
 class VirtioBlk(Disk):
-    """virtio-blk-pci."""
+    """virtio-blk-pci. `rerror`, `werror`: what QEMU does with an error of its own: the guest gets it (`report`), or stands still until
+    somebody lets it go on and the request is tried again (`stop`; `enospc`: only where there is no room), or hears nothing (`ignore`).
+    """
 
     type: Literal["virtio-blk"]
+    rerror: ReadError = "report"
+    werror: WriteError = "report"
     queue_size: Literal[16, 32, 64, 128, 256, 512, 1024] | None = None
     io_thread: bool = False
 
@@ -132,9 +138,11 @@ class Nvme(Disk):
 
 
 class VirtioScsi(Disk):
-    """A disk alone on a virtio-scsi-pci controller."""
+    """A disk alone on a virtio-scsi-pci controller. `rerror`, `werror`: as with virtio-blk; NVMe has no such choice, and reports."""
 
     type: Literal["virtio-scsi"]
+    rerror: ReadError = "report"
+    werror: WriteError = "report"
 
 
 AnyDisk = Annotated[VirtioBlk | Nvme | VirtioScsi, Field(discriminator="type")]

@@ -173,3 +173,15 @@ def executed(commands: tuple[QmpCommand, ...]) -> list[str]:
         on = f" on {node['file']}" if command.execute == "blockdev-reopen" else ""
         found.append(f"{command.execute} {node['node-name']}{on}")
     return found
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+def test_what_is_said_is_what_is_read(profile: object) -> None:
+    assert isinstance(profile, type(PROFILES["hdd-7200"]))
+    assert words.throttle(words.said_throttle(profile.throttle)) == profile.throttle
+    assert words.latency(words.said_latency(profile.latency)) == profile.latency
+
+
+def test_faults_are_said_as_they_are_read() -> None:
+    for written in (["read=EIO"], ["write=torn,count=3,range=1048576-2097152", "flush=ENOMEM,probability=0.25"], ["off"]):
+        assert words.said_faults(words.faults(written)) == written

@@ -228,7 +228,9 @@ def plugged(name: str, **said: object) -> list[dict[str, object]]:
 
 
 def test_each_word_of_a_disk_reaches_qemu() -> None:
-    *_, thread, device = plugged("d", type="virtio-blk", size="1G", queues=2, io_thread=True, write_cache=False, discard=False, serial="S1")
+    *_, thread, device = plugged(
+        "d", type="virtio-blk", size="1G", queues=2, io_thread=True, write_cache=False, discard=False, serial="S1", werror="stop"
+    )
     assert thread == {"qom-type": "iothread", "id": "io-d"}
     assert device == {
         "driver": "virtio-blk-pci",
@@ -236,6 +238,8 @@ def test_each_word_of_a_disk_reaches_qemu() -> None:
         "bus": "port0",
         "drive": "limited-d",
         "serial": "S1",
+        "rerror": "report",
+        "werror": "stop",
         "num-queues": 2,
         "iothread": "io-d",
         "write-cache": "off",

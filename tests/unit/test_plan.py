@@ -102,6 +102,8 @@ def test_a_disk_stands_on_limits_that_may_be_empty() -> None:
         "bus": "port3",
         "drive": "limited-data",
         "serial": "tb-data",
+        "rerror": "report",
+        "werror": "report",
     }
 
 
