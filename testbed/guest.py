@@ -64,7 +64,7 @@ class Guest:
         self._watchers: list[asyncio.Task[None]] = []
         self._ending = False
         self.slots = Slots(self.monitor, self.wait, order)
-        self.hardware = LiveDisks(self.monitor, self.wait, order)
+        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots)
 
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)

@@ -14,13 +14,14 @@ from testbed import drives, layers
 from testbed.errors import HostError, UsageError
 from testbed.exports import Export
 from testbed.hardware import words
-from testbed.hardware.faults import Fault
+from testbed.hardware.faults import MOST_RULES, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
 from testbed.layers import PLAIN, Layers
 from testbed.monitor import Monitor
 from testbed.order import Order, Wait
-from testbed.topology.disks import Disk
+from testbed.slots import Slots
+from testbed.topology.disks import Disk, Nvme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,9 @@ class Condition:
 class LiveDisks:
     """The exports' sockets are beside the guest's others, and their logs with its evidence."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, order: Order) -> None:
+    def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots) -> None:
+        self._slots = slots
+        self._out: set[str] = set()
         self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
         self._scratch, self._sockets, self._evidence = order.scratch, order.sockets, order.evidence
         self._layers: dict[str, Layers] = {}
@@ -46,10 +49,12 @@ class LiveDisks:
     def disk(self, name: str) -> Disk:
         """The disk of that name, or of which it is a namespace.
 
-        :raise UsageError: there is none.
+        :raise UsageError: there is none, or it is unplugged.
         """
         for own, disk in self._model.disks.items():
             if name == own or name in drives.namespaces(disk):
+                if own in self._out:
+                    raise UsageError(f"disk {own}: it is unplugged")
                 return disk
         if name in self._model.throttle_groups:
             raise UsageError(f"expected a disk, got {name!r}, which is a throttle group; name one of its disks")
@@ -63,9 +68,10 @@ class LiveDisks:
                 await self.delay(name, latency)
 
     def names(self) -> Iterable[str]:
-        """All disks and namespaces."""
+        """All disks and namespaces that are there."""
         for name, disk in self._model.disks.items():
-            yield from (name, *drives.namespaces(disk))
+            if name not in self._out:
+                yield from (name, *drives.namespaces(disk))
 
     async def condition(self, name: str) -> Condition:
         """How a disk behaves now; its limits as QEMU says them."""
@@ -117,9 +123,14 @@ class LiveDisks:
 
         :raise UsageError: there is no such disk, or no such fault.
         """
-        self.disk(name)
+        disk = self.disk(name)
         _refuse(name, (mistake for fault in wanted for mistake in fault.mistakes()))
         others = tuple(fault for fault in wanted if not fault.in_qemu)
+        if others and self._kind(name, disk) == "qcow2":
+            raise UsageError(
+                f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {words.said_faults(others)[0]}: it is"
+                " kept in qcow2, whose file has its bytes elsewhere; use a raw one"
+            )
         if others or name in self._exports:
             await (await self._export(name)).fail(others)
         await self._change(name, errors=tuple(fault for fault in wanted if fault.in_qemu))
@@ -137,6 +148,59 @@ class LiveDisks:
         if seconds or name in self._exports:
             await (await self._export(name)).hold(seconds)
 
+    def _hot(self, name: str) -> Disk:
+        """A disk that can be taken out and put in."""
+        disk = self._model.disks.get(name)
+        if disk is None:
+            self.disk(name)
+            raise UsageError(f"disk {name}: expected a whole disk, got a namespace, which cannot be hot-plugged by itself")
+        if disk.cold:
+            raise UsageError(f"disk {name}: it is plugged when the guest boots, and cannot be taken out or put in later")
+        return disk
+
+    async def unplug(self, name: str) -> None:
+        """Take a disk out, with whatever stands on it in the guest; what it holds is kept for `plug`.
+
+        :raise UsageError: there is no such disk that can be. :raise GuestError: the guest does not let it go.
+        """
+        disk = self._hot(name)
+        self.disk(name)
+        await self.inject(name, ())
+        await self.hang(name, 0)
+        await self.delay(name, NO_DELAY)
+        await self._slots.unplug(name, disk, keep=True)
+        self._out.add(name)
+
+    async def plug(self, name: str) -> None:
+        """Put a disk in again, as its topology says it, with what it held.
+
+        :raise UsageError: it is there.
+        """
+        disk = self._hot(name)
+        if name not in self._out:
+            raise UsageError(f"disk {name}: it is plugged in already")
+        await self._slots.plug(name, disk, tuple(self._model.disks).index(name), again=True)
+        self._out.discard(name)
+        await self.delay(name, drives.latency_of(disk))
+
+    async def resize(self, name: str, size_bytes: int) -> None:
+        """Give a disk another size.
+
+        :raise UsageError: there is no such disk, or that size it cannot have now. :raise HostError: QEMU refuses it.
+        """
+        disk = self.disk(name)
+        step = max(4096, disk.logical_block_size)
+        if size_bytes <= 0 or size_bytes % step:
+            raise UsageError(f"disk {name}: expected a multiple of {step} bytes, got {size_bytes}")
+        if isinstance(disk, Nvme):
+            raise UsageError(
+                f"disk {name}: QEMU's nvme keeps its size while it is plugged in (its block permissions do not share `resize`)"
+            )
+        if name in self._exports:
+            raise UsageError(f"disk {name}: it cannot change its size while it has delays, or faults of the export; take them away first")
+        arguments = {"node-name": drives.top_node(name), "size": size_bytes}
+        await self._wait(self._monitor.execute("block_resize", arguments), self._deadlines.monitor_s)
+
     async def _export(self, name: str) -> Export:
         """The export in the place of a disk's file; put there if it is not."""
         if name not in self._exports:
@@ -152,6 +216,10 @@ class LiveDisks:
                 raise
             self._exports[name] = export
         return self._exports[name]
+
+    def _kind(self, name: str, disk: Disk) -> str:
+        """The format of what a disk or a namespace is kept in, as QEMU calls it."""
+        return "raw" if name not in self._model.disks else "qcow2" if disk.image is not None else disk.format
 
     def _stored(self, name: str, disk: Disk) -> Path | None:
         """The file that a disk or a namespace is kept in."""
@@ -172,8 +240,7 @@ class LiveDisks:
         if new == old:
             return
         new = replace(new, number=old.number + 1)
-        kind = "qcow2" if disk.image is not None else disk.format if name in self._model.disks else "raw"
-        commands = layers.changed(name, disk, kind, old, new)
+        commands = layers.changed(name, disk, self._kind(name, disk), old, new)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
         self._layers[name] = new
 
@@ -189,8 +256,14 @@ async def told(disks: LiveDisks, disk: str, what: str, said: Sequence[str], scal
 
     :raise UsageError: it is not understood, or refused; then nothing has changed.
     """
-    disks.disk(disk)
     match what:
+        case "unplug":
+            await disks.unplug(disk)
+            return {"throttle": ["unplugged"], "delay": [], "inject": []}
+        case "plug":
+            await disks.plug(disk)
+        case "resize":
+            await disks.resize(disk, words.size(said))
         case "throttle":
             await disks.throttle(disk, words.throttle(said, scale))
         case "delay":
@@ -202,7 +275,7 @@ async def told(disks: LiveDisks, disk: str, what: str, said: Sequence[str], scal
         case "":
             pass
         case other:
-            raise UsageError(f"expected throttle, delay, inject or hang, got {other!r}")
+            raise UsageError(f"expected throttle, delay, inject, hang, unplug, plug or resize, got {other!r}")
     now = await disks.condition(disk)
     return {
         "throttle": words.said_throttle(now.throttle),

@@ -56,23 +56,25 @@ class Slots:
         """Put in what was prepared; a guest for which QEMU refuses any of it is of no use."""
         await self._wait(self._monitor.run_at_once(commands), self._deadlines.monitor_s)
 
-    async def plug(self, name: str, disk: Disk, port: int) -> None:
-        """Put a disk into the running guest.
+    async def plug(self, name: str, disk: Disk, port: int, *, again: bool = False) -> None:
+        """Put a disk into the running guest; `again`: with what it held when it was taken out.
 
         :raise HostError: its file cannot be made, or QEMU refuses it.
         """
-        commands = drives.plug(name, disk, port, await self._storage(name, disk))
+        made = drives.storage(name, disk, self._scratch) if again else await self._storage(name, disk)
+        commands = drives.plug(name, disk, port, made)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
 
-    async def unplug(self, name: str, disk: Disk) -> None:
-        """Take a disk out of the running guest; the guest must agree (ACPI), so a deadline applies."""
+    async def unplug(self, name: str, disk: Disk, *, keep: bool = False) -> None:
+        """Take a disk out of the running guest; the guest must agree, so a deadline applies. `keep`: what it holds stays."""
         device = drives.pci_device(name, disk)
         gone = self._gone[device] = asyncio.Event()
         await self._monitor.execute("device_del", {"id": device})
         await self._wait(gone.wait(), self._deadlines.command_s)
         await self._monitor.run(drives.unplugged(name, disk))
-        for store in drives.storage(name, disk, self._scratch):
-            store.file.unlink(missing_ok=True)
+        if not keep:
+            for store in drives.storage(name, disk, self._scratch):
+                store.file.unlink(missing_ok=True)
 
     def on_deleted(self, device: str) -> None:
         """QEMU says that a device is gone."""

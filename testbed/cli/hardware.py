@@ -1,4 +1,4 @@
-"""Verbs for what a running guest's disks do: throttle, delay, inject, hang, hardware."""
+"""Verbs for what a running guest's disks do: throttle, delay, inject, hang, unplug, plug, resize, hardware; and profiles."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from testbed.cli.app import Json, app, out, run_async
 from testbed.cli.vms import VmArgument
 from testbed.hardware.profiles import PROFILES
 from testbed.report import guests
+from testbed.report.hardware import profiles_markdown
 
 
 def _disks(context: typer.Context, incomplete: str) -> list[str]:
@@ -82,6 +83,38 @@ def hang(
 ) -> None:
     """Let no request of a disk end for so long; then it goes on as if nothing had been."""
     _tell(vm, disk, "hang", [duration], as_json)
+
+
+@app.command()
+def unplug(vm: VmArgument, disk: DiskArgument, as_json: Json = False) -> None:
+    """Take a disk out of a running guest, with whatever stands on it there; what it holds is kept."""
+    _tell(vm, disk, "unplug", [], as_json)
+
+
+@app.command()
+def plug(vm: VmArgument, disk: DiskArgument, as_json: Json = False) -> None:
+    """Put a disk in again that was taken out."""
+    _tell(vm, disk, "plug", [], as_json)
+
+
+@app.command()
+def resize(
+    vm: VmArgument, disk: DiskArgument, size: Annotated[str, typer.Argument(metavar="SIZE", help="Such as 2G.")], as_json: Json = False
+) -> None:
+    """Give a disk another size."""
+    _tell(vm, disk, "resize", [size], as_json)
+
+
+@app.command()
+def profiles(
+    markdown: Annotated[bool, typer.Option("--markdown", help="With their sources, as docs/hardware.md has it.")] = False,
+) -> None:
+    """The named devices that a disk can be like."""
+    if markdown:
+        print(profiles_markdown(), end="")
+        return
+    for name, profile in PROFILES.items():
+        out.print(f"{name:16} {profile.title}", markup=False, highlight=False)
 
 
 @app.command()

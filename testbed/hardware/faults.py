@@ -13,7 +13,7 @@ ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "ENOMEM": errno.ENOMEM}
 LOST, TORN = "lost", "torn"
 EFFECTS = (*ERRORS, LOST, TORN)
 # As long a list of rules as blkdebug is given; a longer count is the export's.
-_MOST_RULES = 256
+MOST_RULES = 256
 END = 1 << 63
 
 
@@ -53,7 +53,7 @@ class Fault:
     def in_qemu(self) -> bool:
         """Whether blkdebug can do it: its rules know neither probabilities nor ranges of many sectors."""
         everywhere = (self.first, self.end) == (0, END)
-        return self.effect in ERRORS and self.probability == 1.0 and everywhere and (self.count or 1) <= _MOST_RULES
+        return self.effect in ERRORS and self.probability == 1.0 and everywhere and (self.count or 1) <= MOST_RULES
 
     def rules(self) -> list[dict[str, Any]]:
         """QEMU's `BlkdebugInjectErrorOptions`. A rule of the event `none` holds from the start; one with `once` goes when it was used."""

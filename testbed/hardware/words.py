@@ -79,6 +79,17 @@ def seconds(words: Sequence[str]) -> float:
     return 0.0 if words[0] == OFF else _duration("duration", words[0]) / 1e6
 
 
+def size(words: Sequence[str]) -> int:
+    """A size in bytes.
+
+    :raise UsageError: it is none.
+    """
+    try:
+        return parse_size(" ".join(words))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
 def faults(words: Sequence[str]) -> tuple[Fault, ...]:
     """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P]`, or none. What a fault cannot be is not seen here.
 

@@ -26,6 +26,7 @@ MODEL = GuestModel.model_validate(
             "nvme": {"type": "nvme", "size": "64M"},
             "scsi": {"type": "virtio-scsi", "size": "64M"},
             "nowhere": {"type": "virtio-blk", "size": "64M", "format": "null-co"},
+            "copied": {"type": "virtio-blk", "size": "64M", "format": "qcow2"},
             "shared": {"type": "virtio-blk", "size": "64M", "throttle-group": "both"},
         },
         "throttle-groups": {"both": {"iops-total": 1000}},
@@ -164,7 +165,12 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("virtio", "delay", ["fast"], "expected a duration"),
         ("virtio", "inject", ["read=lost"], "expected an error for a read"),
         ("virtio", "hang", ["2h"], "expected a duration"),
-        ("virtio", "explode", ["now"], "expected throttle, delay, inject or hang"),
+        ("root", "unplug", [], "got 'root'"),
+        ("virtio", "plug", [], "it is plugged in already"),
+        ("virtio", "resize", ["1000"], "expected a multiple of 4096 bytes, got 1000"),
+        ("copied", "inject", ["write=torn"], "it is kept in qcow2"),
+        ("nvme", "resize", ["128M"], "QEMU's nvme keeps its size"),
+        ("virtio", "explode", ["now"], "expected throttle, delay, inject, hang, unplug, plug or resize"),
     ):
         with pytest.raises(UsageError, match=said):
             await told(guest.hardware, disk, what, words)
@@ -177,3 +183,37 @@ async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
     found = await told(guest.hardware, "shared", "throttle", ["iops-total=40"])
     assert found["throttle"] == ["iops-total=40"]
     assert await reads(guest, "shared", 50) >= 1.0
+
+
+@pytest.mark.slow
+async def test_a_disk_is_taken_out_and_comes_back_with_what_it_held(guest: Guest) -> None:
+    for name in ("virtio", "nvme", "scsi"):
+        by_serial = (
+            f"grep -l tb-{name} /sys/block/*/serial /sys/block/*/device/serial /sys/block/*/device/vpd_pg80 2>/dev/null | cut -d/ -f4"
+        )
+        path = guest.disks[name].path
+        await guest.script(f"echo kept | dd of={path} conv=sync oflag=direct status=none")
+        await guest.hardware.inject(name, (Fault(operation="read", effect="EIO"),))
+        await guest.hardware.delay(name, Latency(read_us=1000))
+        await guest.hardware.unplug(name)
+        assert (await guest.script(by_serial)).stdout == ""
+        with pytest.raises(UsageError, match="it is unplugged"):
+            await guest.hardware.throttle(name, Throttle())
+        assert name not in guest.hardware.names()
+        await guest.hardware.plug(name)
+        device = (
+            await guest.script(f'for n in $(seq 100); do found=$({by_serial}); [ -n "$found" ] && break; sleep 0.1; done; echo $found')
+        ).stdout
+        assert (await guest.script(f"head -c 4 /dev/{device.strip()}")).stdout == "kept"
+
+
+@pytest.mark.slow
+async def test_a_disk_grows_while_the_guest_runs(guest: Guest) -> None:
+    for name in ("virtio", "scsi"):
+        path = guest.disks[name].path
+        await guest.hardware.resize(name, 128 << 20)
+        # The kernel's SCSI disk asks for its size only when it is told to.
+        if name == "scsi":
+            await guest.script("echo 1 >/sys/block/${1#/dev/}/device/rescan", path)
+        seen = f"for n in $(seq 100); do size=$(blockdev --getsize64 {path}); [ $size = 134217728 ] && break; sleep 0.1; done; echo $size"
+        assert (await guest.script(seen)).stdout == "134217728\n", name

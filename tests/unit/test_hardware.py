@@ -13,6 +13,7 @@ from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle, throttle_of
 from testbed.layers import PLAIN, Layers
+from testbed.report.hardware import profiles_markdown
 from testbed.topology.disks import Disk, disk_of
 
 ERROR = Fault(operation="read", effect="EIO")
@@ -185,3 +186,8 @@ def test_what_is_said_is_what_is_read(profile: object) -> None:
 def test_faults_are_said_as_they_are_read() -> None:
     for written in (["read=EIO"], ["write=torn,count=3,range=1048576-2097152", "flush=ENOMEM,probability=0.25"], ["off"]):
         assert words.said_faults(words.faults(written)) == written
+
+
+def test_the_page_of_profiles_is_the_tables() -> None:
+    kept = Path(__file__).parents[2] / "docs" / "hardware.md"
+    assert kept.read_text() == profiles_markdown(), "./tb profiles --markdown >docs/hardware.md"
