@@ -127,9 +127,10 @@ class LiveDisks:
         _refuse(name, (mistake for fault in wanted for mistake in fault.mistakes()))
         others = tuple(fault for fault in wanted if not fault.in_qemu)
         if others and self._kind(name, disk) == "qcow2":
+            got = words.said_faults(others)[0]
             raise UsageError(
-                f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {words.said_faults(others)[0]}: it is"
-                " kept in qcow2, whose file has its bytes elsewhere; use a raw one"
+                f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {got}: it is kept in qcow2, whose"
+                " file has its bytes elsewhere; use a raw one"
             )
         if others or name in self._exports:
             await (await self._export(name)).fail(others)
