@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from testbed.hardware.disks import serial
-from testbed.hardware.profiles import PROFILES, Throttle
+from testbed.hardware.latency import NO_DELAY, Latency
+from testbed.hardware.profiles import PROFILES
+from testbed.hardware.throttle import Throttle
 from testbed.topology.disks import Disk, Limits, Namespace, Nvme, VirtioBlk, VirtioScsi, Zoned
 from testbed.topology.model import Guest
 
@@ -44,8 +46,15 @@ class Storage:
 def throttle_of(disk: Disk) -> Throttle:
     """The limits of a disk: its profile's, its own, or none."""
     if disk.profile is not None:
-        return PROFILES[disk.profile]
+        return PROFILES[disk.profile].scaled(disk.scale or 1).throttle
     return disk.throttle.throttle() if disk.throttle is not None else Throttle()
+
+
+def latency_of(disk: Disk) -> Latency:
+    """The delays of a disk: its own, its profile's, or none."""
+    if disk.latency is not None:
+        return disk.latency.latency()
+    return PROFILES[disk.profile].scaled(disk.scale or 1).latency if disk.profile is not None else NO_DELAY
 
 
 def serial_of(name: str, disk: Disk) -> str:
@@ -105,13 +114,14 @@ def plug(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[Q
     """The commands that put a disk into a guest, into the root port of that number."""
     commands = list(_nodes(name, disk, made))
     bus, identity = f"port{port}", serial_of(name, disk)
-    device: dict[str, Any] = {"id": f"disk-{name}", "drive": top_node(name, disk), **_geometry(disk)}
+    device: dict[str, Any] = {"id": f"disk-{name}", "drive": top_node(name), **_geometry(disk)}
     match disk:
         case VirtioBlk():
             if disk.io_thread:
                 commands.append(QmpCommand(execute="object-add", arguments={"qom-type": "iothread", "id": f"io-{name}"}))
                 device["iothread"] = f"io-{name}"
             device |= {"driver": "virtio-blk-pci", "bus": bus, "serial": identity, **({} if disk.discard else {"discard": False})}
+            device |= {"rerror": disk.rerror, "werror": disk.werror}
             device |= _given({"num-queues": disk.queues, "queue-size": disk.queue_size})
             commands.append(QmpCommand(execute="device_add", arguments=device))
         case Nvme(namespaces=more, zoned=zoned) if more or zoned:
@@ -126,6 +136,7 @@ def plug(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[Q
             controller = {"driver": "virtio-scsi-pci", "id": f"controller-{name}", "bus": bus, **_given({"num_queues": disk.queues})}
             commands.append(QmpCommand(execute="device_add", arguments=controller))
             device |= {"driver": "scsi-hd", "bus": f"controller-{name}.0", "serial": identity}
+            device |= {"rerror": disk.rerror, "werror": disk.werror}
             commands.append(QmpCommand(execute="device_add", arguments=device))
     return tuple(commands)
 
@@ -149,7 +160,7 @@ def _namespaces(name: str, disk: Nvme, first: dict[str, Any], zoned: Zoned | Non
     bus = {"driver": "nvme-ns", "bus": f"controller-{name}"}
     yield QmpCommand(execute="device_add", arguments={**first, **bus, "nsid": 1, "uuid": str(uuid.uuid5(_UUIDS, name)), **_zones(zoned)})
     for number, (other, one) in enumerate(disk.namespaces.items(), start=2):
-        own: dict[str, Any] = {"id": f"disk-{other}", "drive": f"file-{other}", "nsid": number, "uuid": str(uuid.uuid5(_UUIDS, other))}
+        own: dict[str, Any] = {"id": f"disk-{other}", "drive": top_node(other), "nsid": number, "uuid": str(uuid.uuid5(_UUIDS, other))}
         if one.logical_block_size != 512:
             own |= {"logical_block_size": one.logical_block_size, "physical_block_size": one.logical_block_size}
         yield QmpCommand(execute="device_add", arguments={**own, **bus, **_zones(one.zoned)})
@@ -162,41 +173,57 @@ def _zones(zoned: Zoned | None) -> dict[str, Any]:
 
 
 def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpCommand]:
-    """The block nodes below a disk: its file in its format, and a throttle on top."""
-    options: dict[str, Any] = {"node-name": f"file-{name}"}
-    if disk.read_only:
-        options["read-only"] = True
+    """The block nodes below a disk and its further namespaces, for each from the bottom up:
+
+    `store-NAME`, the bytes of its file; `file-NAME`, the disk in them; `limited-NAME`, the limits, which are never gone and often empty, so
+    that they can change, and another node can be put in below them, whatever the kind of the device (see `layers`).
+    """
+    own = {"read-only": True} if disk.read_only else {}
     if disk.format == "null-co":
-        yield QmpCommand(execute="blockdev-add", arguments={"driver": "null-co", **options, "size": disk.size, "read-zeroes": True})
+        null = {"driver": "null-co", "node-name": f"file-{name}", "size": disk.size, "read-zeroes": True}
+        yield QmpCommand(execute="blockdev-add", arguments=null | own)
     else:
-        own, *more = made
-        yield _file_node(own, {**options, "discard": "unmap" if disk.discard else "ignore"})
-        for (other, _), store in zip(namespaces(disk).items(), more, strict=True):
-            yield _file_node(store, {"node-name": f"file-{other}", "discard": "unmap"})
-    throttle = throttle_of(disk)
-    group = throttle_group(name, disk)
-    if group is not None:
-        if disk.throttle_group is None:
-            yield _group(group, throttle)
-        filter_node = {"driver": "throttle", "node-name": f"limited-{name}", "throttle-group": group, "file": f"file-{name}"}
-        yield QmpCommand(execute="blockdev-add", arguments=filter_node | ({"read-only": True} if disk.read_only else {}))
+        for part, store in zip((name, *namespaces(disk)), made, strict=True):
+            yield QmpCommand(execute="blockdev-add", arguments=store_node(part, store.file) | own)
+            yield QmpCommand(execute="blockdev-add", arguments=format_node(part, disk, store.format, f"store-{part}"))
+    for part in (name, *namespaces(disk)):
+        group = throttle_group(part, disk)
+        if group == f"throttle-{part}":
+            yield _group(group, throttle_of(disk) if part == name else Throttle())
+        yield QmpCommand(execute="blockdev-add", arguments=limited_node(part, disk, f"file-{part}"))
 
 
-def _file_node(store: Storage, options: dict[str, Any]) -> QmpCommand:
-    file = {"driver": "file", "filename": str(store.file)}
-    return QmpCommand(execute="blockdev-add", arguments={"driver": store.format, **options, "file": file})
+def store_node(name: str, file: Path) -> dict[str, Any]:
+    """The node of a file's bytes."""
+    return {"driver": "file", "node-name": f"store-{name}", "filename": str(file)}
 
 
-def throttle_group(name: str, disk: Disk) -> str | None:
-    """The QOM object that holds a disk's limits: its own, or one that it shares."""
-    if disk.throttle_group is not None:
-        return f"group-{disk.throttle_group}"
-    return None if throttle_of(disk).unlimited else f"throttle-{name}"
+def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
+    """The node of the disk that is kept in the bytes of another node."""
+    return {
+        "driver": kind,
+        "node-name": f"file-{name}",
+        "file": below,
+        "discard": "unmap" if disk.discard else "ignore",
+        **({"read-only": True} if disk.read_only else {}),
+    }
 
 
-def top_node(name: str, disk: Disk) -> str:
+def limited_node(name: str, disk: Disk, below: str) -> dict[str, Any]:
+    """The node that the device of a disk or of a namespace is on."""
+    node = {"driver": "throttle", "node-name": top_node(name), "throttle-group": throttle_group(name, disk), "file": below}
+    return node | ({"read-only": True} if disk.read_only else {})
+
+
+def throttle_group(name: str, disk: Disk) -> str:
+    """The QOM object that holds the limits of a disk or of one of its further namespaces: its own, or one that it shares."""
+    shared = disk.throttle_group is not None and name not in namespaces(disk)
+    return f"group-{disk.throttle_group}" if shared else f"throttle-{name}"
+
+
+def top_node(name: str) -> str:
     """The block node that the device is on."""
-    return f"file-{name}" if throttle_group(name, disk) is None else f"limited-{name}"
+    return f"limited-{name}"
 
 
 def pci_device(name: str, disk: Disk) -> str:
@@ -210,13 +237,11 @@ def unplugged(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
     commands = []
     if isinstance(disk, VirtioBlk) and disk.io_thread:
         commands.append(QmpCommand(execute="object-del", arguments={"id": f"io-{name}"}))
-    limited = top_node(name, disk) != f"file-{name}"
-    if limited:
-        commands.append(QmpCommand(execute="blockdev-del", arguments={"node-name": f"limited-{name}"}))
-    for other in (name, *namespaces(disk)):
-        commands.append(QmpCommand(execute="blockdev-del", arguments={"node-name": f"file-{other}"}))
-    if limited and disk.throttle_group is None:
-        commands.append(QmpCommand(execute="object-del", arguments={"id": f"throttle-{name}"}))
+    for part in (name, *namespaces(disk)):
+        nodes = ("limited", "file") if disk.format == "null-co" else ("limited", "file", "store")
+        commands += [QmpCommand(execute="blockdev-del", arguments={"node-name": f"{node}-{part}"}) for node in nodes]
+        if throttle_group(part, disk) == f"throttle-{part}":
+            commands.append(QmpCommand(execute="object-del", arguments={"id": f"throttle-{part}"}))
     return tuple(commands)
 
 

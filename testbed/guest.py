@@ -14,8 +14,7 @@ import secrets
 import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from testbed import devices, plan, process, states
@@ -23,61 +22,23 @@ from testbed.console import Finding
 from testbed.devices import Device
 from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
-from testbed.host import Host
-from testbed.lifecycle import Deadlines, Event, State, advance
-from testbed.links import UNWIRED, Wiring
+from testbed.lifecycle import Event, State, advance
+from testbed.live_disks import LiveDisks
 from testbed.monitor import Monitor
-from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
+from testbed.order import Order, Saved
+from testbed.plan import Memory
 from testbed.slots import Slots
 from testbed.ssh_keys import SshKey
 from testbed.store.snapshots import Snapshot
-from testbed.store.templates import Template
-from testbed.topology.model import Guest as GuestModel
 from testbed.wires import Agent, Console, dial
 
 if TYPE_CHECKING:
     from testbed.shell import Result, Shell
 
 T = TypeVar("T")
-Saved = Template | Snapshot
 
 # How long the reason of a guest's end may come after the first sign of it.
 _LAST_WORDS_S = 3.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What to launch. `sockets` and `scratch` are new folders of this guest alone; `evidence` is where its logs stay.
-
-    `template`: clone this one, or go on from this snapshot; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity.
-    `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks. `savable`: it may become a
-    snapshot, so that what it writes to its root disk is a file with a name.
-    """
-
-    name: str
-    host: Host
-    machine: Machine
-    files: BootFiles
-    model: GuestModel
-    deadlines: Deadlines
-    sockets: Path
-    scratch: Path
-    evidence: Path
-    template: Saved | None = None
-    memory: Memory = ANONYMOUS
-    host_key: bytes = b""
-    wiring: Wiring = UNWIRED
-    savable: bool = False
-
-    @property
-    def overlay(self) -> Path:
-        """Where a guest that can be saved keeps what it writes to its root disk."""
-        return self.scratch / "root.qcow2"
-
-    @property
-    def identity(self) -> bytes:
-        """The private key of the guest's SSH server."""
-        return self.template.host_key if self.template else self.host_key
 
 
 class Guest:
@@ -102,7 +63,8 @@ class Guest:
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watchers: list[asyncio.Task[None]] = []
         self._ending = False
-        self.slots = Slots(self.monitor, self.wait, order.scratch, order.deadlines)
+        self.slots = Slots(self.monitor, self.wait, order)
+        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots)
 
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
@@ -255,6 +217,7 @@ class Guest:
         self._authorized = key.public.split()[1]
         self._identify(**({} if clone else {"hostkey": self.host_key.dropbear.hex()}))
         await self.slots.fill(self._disks.hot)
+        await self.hardware.furnish()
         self.ssh_port = await self.monitor.forwarded_port()
         identified = asyncio.Event()
         connecting = asyncio.create_task(self._connect(key, identified))
@@ -362,6 +325,7 @@ class Guest:
         await self.console.close()
         await self.monitor.close()
         await self.slots.close()
+        await self.hardware.close()
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

@@ -18,12 +18,13 @@ from typing import Any
 
 from testbed import mounts, paths, plan, probe, template
 from testbed.errors import HostError, TemplateError
-from testbed.guest import Guest, Order, launch
+from testbed.guest import Guest, launch
 from testbed.host import Host
 from testbed.kernels import KernelTable, load_table
 from testbed.keys import content_key
 from testbed.lifecycle import deadlines
 from testbed.links import UNWIRED, Wiring
+from testbed.order import Order
 from testbed.paths import Folders
 from testbed.plan import BootFiles, Machine, Memory
 from testbed.progress import Progress

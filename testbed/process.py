@@ -143,8 +143,10 @@ def _dying_with_us(with_signal: str) -> tuple[str, ...]:
     return (str(find("setpriv")), "--pdeathsig", with_signal, "--")
 
 
-async def start(argv: Sequence[str | Path], *, output: Path, env: Mapping[str, str] | None = None) -> asyncio.subprocess.Process:
-    """Start a program that dies with us, its output and errors in a file.
+async def start(
+    argv: Sequence[str | Path], *, output: Path, env: Mapping[str, str] | None = None, talking: bool = False
+) -> asyncio.subprocess.Process:
+    """Start a program that dies with us, its output and errors in a file; `talking`: only its errors, and pipes to speak with it.
 
     :raise HostError: it cannot be started.
     """
@@ -153,8 +155,8 @@ async def start(argv: Sequence[str | Path], *, output: Path, env: Mapping[str, s
         with output.open("wb") as file:
             return await asyncio.create_subprocess_exec(
                 *words,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=file,
+                stdin=asyncio.subprocess.PIPE if talking else asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE if talking else file,
                 stderr=file,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from testbed import drives, links
 from testbed.drives import Arrangement, QmpCommand, Storage
-from testbed.lifecycle import Deadlines
 from testbed.links import Wiring
 from testbed.monitor import Monitor
+from testbed.order import Order, Wait
 from testbed.store import disk_files, snapshots
 from testbed.store.snapshots import Snapshot
 from testbed.switch import Plug
 from testbed.topology.disks import Disk
 from testbed.topology.model import Guest as GuestModel
 
-# Waits no longer than that many seconds, nor longer than the guest lives.
-Wait = Callable[[Awaitable[Any], float], Awaitable[Any]]
-
 
 class Slots:
-    """`scratch`: where the disks' files are, which go with the guest."""
+    """The disks' files are in the order's scratch folder, which goes with the guest."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, scratch: Path, deadlines: Deadlines) -> None:
-        self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, scratch, deadlines
+    def __init__(self, monitor: Monitor, wait: Wait, order: Order) -> None:
+        self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, order.scratch, order.deadlines
         self._gone: dict[str, asyncio.Event] = {}
         self._plugs: list[Plug] = []
 
@@ -61,23 +56,25 @@ class Slots:
         """Put in what was prepared; a guest for which QEMU refuses any of it is of no use."""
         await self._wait(self._monitor.run_at_once(commands), self._deadlines.monitor_s)
 
-    async def plug(self, name: str, disk: Disk, port: int) -> None:
-        """Put a disk into the running guest.
+    async def plug(self, name: str, disk: Disk, port: int, *, again: bool = False) -> None:
+        """Put a disk into the running guest; `again`: with what it held when it was taken out.
 
         :raise HostError: its file cannot be made, or QEMU refuses it.
         """
-        commands = drives.plug(name, disk, port, await self._storage(name, disk))
+        made = drives.storage(name, disk, self._scratch) if again else await self._storage(name, disk)
+        commands = drives.plug(name, disk, port, made)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
 
-    async def unplug(self, name: str, disk: Disk) -> None:
-        """Take a disk out of the running guest; the guest must agree (ACPI), so a deadline applies."""
+    async def unplug(self, name: str, disk: Disk, *, keep: bool = False) -> None:
+        """Take a disk out of the running guest; the guest must agree, so a deadline applies. `keep`: what it holds stays."""
         device = drives.pci_device(name, disk)
         gone = self._gone[device] = asyncio.Event()
         await self._monitor.execute("device_del", {"id": device})
         await self._wait(gone.wait(), self._deadlines.command_s)
         await self._monitor.run(drives.unplugged(name, disk))
-        for store in drives.storage(name, disk, self._scratch):
-            store.file.unlink(missing_ok=True)
+        if not keep:
+            for store in drives.storage(name, disk, self._scratch):
+                store.file.unlink(missing_ok=True)
 
     def on_deleted(self, device: str) -> None:
         """QEMU says that a device is gone."""

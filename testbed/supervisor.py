@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import gauges, mounts, paths, snapshot, vms
+from testbed import gauges, live_disks, mounts, paths, snapshot, vms
 from testbed.errors import GuestLost, TestbedError, UsageError
 from testbed.guest import Guest
 from testbed.lab import Lab, open_lab
@@ -104,6 +104,7 @@ class Keeper:
             "shell": self._shell,
             "snapshot": self._snapshot,
             "restore": self._restore,
+            "hardware": self._hardware,
         }
         self._record = Record(
             name=order.name,
@@ -227,6 +228,13 @@ class Keeper:
     async def _stats(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked
         return await gauges.read(self._ready())
+
+    async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Change what a disk does, or say how all behave."""
+        hardware = self._ready().hardware
+        if "disk" in asked:
+            return {asked["disk"]: await live_disks.told(hardware, **asked)}
+        return {name: await live_disks.told(hardware, name, "", ()) for name in hardware.names()}
 
     async def _shell(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A shell on the serial console, of so many `rows` and `columns`."""

@@ -29,3 +29,28 @@ def format_size(size_bytes: float) -> str:
             whole, rest = divmod(size_bytes, factor)
             return f"{int(whole)}{suffix}" if rest == 0 else f"{size_bytes / factor:.1f}{suffix}"
     return f"{size_bytes:.0f}"
+
+
+_DURATION = re.compile(r"(\d+(?:\.\d{1,6})?)\s*(us|ms|s|min)", re.ASCII)
+_MICROSECONDS = {"us": 1, "ms": 1000, "s": 1_000_000, "min": 60_000_000}
+
+
+def parse_duration(text: str | int) -> int:
+    """`"5ms"`, `"400us"`, `"1.5s"` or `"2min"` in microseconds; 0 needs no unit.
+
+    :raise ValueError: not a duration; says what was expected.
+    """
+    if text == 0 and not isinstance(text, bool):
+        return 0
+    match = _DURATION.fullmatch(text.strip()) if isinstance(text, str) else None
+    if match is None or len(match[1]) > 12:
+        raise ValueError(f"expected a duration such as 5ms, got {text!r}")
+    return round(float(match[1]) * _MICROSECONDS[match[2]])
+
+
+def format_duration(microseconds: float) -> str:
+    """Microseconds for a person, in the largest unit of which there is at least one."""
+    for unit in ("min", "s", "ms"):
+        if microseconds >= _MICROSECONDS[unit]:
+            return f"{microseconds / _MICROSECONDS[unit]:g}{unit}"
+    return f"{microseconds:g}us"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,16 @@ def guests_table(records: tuple[Record, ...]) -> Table:
             format_size(record.memory_bytes),
             f"{record.topology.rpartition('/')[2]}{f' {record.point}' if record.point else ''}",
         )
+    return table
+
+
+def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Table:
+    """One row a disk: its limits, delays and faults, as the command line says them."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("disk", "throttle", "delay", "inject"):
+        table.add_column(column, overflow="fold")
+    for disk, condition in found.items():
+        table.add_row(disk, *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")))
     return table
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from testbed.units import parse_size
+from testbed.units import parse_duration, parse_size
 
 
 def _kebab(name: str) -> str:
@@ -26,6 +26,13 @@ _SIZE_SCHEMA: dict[str, Any] = {
 }
 Size = Annotated[int, BeforeValidator(parse_size), Field(gt=0), WithJsonSchema(_SIZE_SCHEMA)]
 Rate = Annotated[int, BeforeValidator(parse_size), Field(ge=0), WithJsonSchema(_SIZE_SCHEMA)]
+DURATION_PATTERN = r"^\d+(\.\d{1,6})?\s*(us|ms|s|min)$"
+_DURATION_SCHEMA: dict[str, Any] = {
+    "oneOf": [{"const": 0}, {"type": "string", "pattern": DURATION_PATTERN}],
+    "description": "a number with us, ms, s or min",
+}
+# In microseconds.
+Duration = Annotated[int, BeforeValidator(parse_duration), Field(ge=0, le=600_000_000), WithJsonSchema(_DURATION_SCHEMA)]
 # A disk's serial is this name with "tb-" before it, and serials hold 20 characters.
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
 # What stands in an option or a command line: printable, and bounded.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from testbed.filesystems import FILESYSTEMS
 from testbed.hardware.profiles import PROFILES
 from testbed.topology import networks
-from testbed.topology.disks import Disk, Limits, Nvme
+from testbed.topology.disks import Disk, Nvme
 from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, device, graph, sizes
 from testbed.topology.model import Guest, Topology
 from testbed.topology.stacks import File, Filesystem, Loop
@@ -63,7 +63,7 @@ def _guest(guest: Guest) -> Iterator[Mistake]:
         for path, message in _disk(name, disk, guest):
             yield ("disks", name, *path), message
     for name, limits in guest.throttle_groups.items():
-        yield from ((("throttle-groups", name), message) for message in _limits(limits))
+        yield from ((("throttle-groups", name), message) for message in limits.throttle().mistakes())
     made = graph(guest)
     for where, other in made.clashes:
         yield where, f"{where[-1]!r} is the name of something else already ({'.'.join(str(part) for part in other.where)})"
@@ -88,14 +88,18 @@ def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
     if disk.image is not None and disk.partitions:
         yield ("partitions",), "expected no partitions on an image, which has its own"
     if disk.profile is not None and disk.profile not in PROFILES:
-        yield ("profile",), f"expected one of {', '.join(PROFILES)}, got {disk.profile!r}"
+        yield ("profile",), f"expected the name of a profile, got {disk.profile!r}{did_you_mean(disk.profile, PROFILES)}"
+    if disk.scale is not None and disk.profile is None:
+        yield ("scale",), "expected a profile beside it, which it makes faster or slower, got none"
+    if disk.latency is not None and disk.latency.latency().none:
+        yield ("latency",), "expected a delay of both, read, write or flush, got none"
     speeds = [
         key for key, value in (("profile", disk.profile), ("throttle", disk.throttle), ("throttle-group", disk.throttle_group)) if value
     ]
     if len(speeds) > 1:
         yield (speeds[-1],), f"expected one of profile, throttle and throttle-group, got {' and '.join(speeds)}"
     if disk.throttle is not None:
-        yield from ((("throttle",), message) for message in _limits(disk.throttle))
+        yield from ((("throttle",), message) for message in disk.throttle.throttle().mistakes())
     if disk.throttle_group is not None and disk.throttle_group not in guest.throttle_groups:
         hint = did_you_mean(disk.throttle_group, guest.throttle_groups)
         yield ("throttle-group",), f"expected one of the guest's throttle-groups, got {disk.throttle_group!r}{hint}"
@@ -109,13 +113,6 @@ def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
 def _read_ahead(size_bytes: int | None) -> Iterator[Mistake]:
     if size_bytes is not None and size_bytes % 4096:
         yield ("read-ahead",), f"expected a multiple of 4096 bytes, got {size_bytes}"
-
-
-def _limits(limits: Limits) -> Iterator[str]:
-    for unit in ("iops", "bps"):
-        total, read, write = (getattr(limits, f"{unit}_{which}") for which in ("total", "read", "write"))
-        if total and (read or write):
-            yield f"expected {unit}-total or {unit}-read and {unit}-write, got both (QEMU refuses that)"
 
 
 def _stack(made: Graph) -> Iterator[Mistake]:

@@ -6,15 +6,21 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from testbed.hardware.profiles import Throttle
-from testbed.topology.base import Model, Name, Rate, Several, Size
+from testbed.hardware.latency import Latency
+from testbed.hardware.throttle import Throttle
+from testbed.topology.base import Duration, Model, Name, Rate, Several, Size
 
 BlockSize = Literal[512, 1024, 2048, 4096]
+ReadError = Literal["report", "stop", "ignore"]
+WriteError = Literal["report", "stop", "ignore", "enospc"]
 Queues = Annotated[int, Field(ge=1, le=64)]
 
 
+Seconds = Annotated[int, Field(ge=0, le=1_000_000)]
+
+
 class Limits(Model):
-    """Limits of a throttle group, in QEMU's words; absent or 0 is unlimited."""
+    """Limits of a throttle group, in QEMU's words; absent or 0 is unlimited. `*-max`: what a burst reaches, `*-max-length`: its seconds."""
 
     iops_total: Rate = 0
     iops_read: Rate = 0
@@ -22,10 +28,36 @@ class Limits(Model):
     bps_total: Rate = 0
     bps_read: Rate = 0
     bps_write: Rate = 0
+    iops_total_max: Rate = 0
+    iops_read_max: Rate = 0
+    iops_write_max: Rate = 0
+    bps_total_max: Rate = 0
+    bps_read_max: Rate = 0
+    bps_write_max: Rate = 0
+    iops_total_max_length: Seconds = 0
+    iops_read_max_length: Seconds = 0
+    iops_write_max_length: Seconds = 0
+    bps_total_max_length: Seconds = 0
+    bps_read_max_length: Seconds = 0
+    bps_write_max_length: Seconds = 0
     iops_size: Rate = 0
 
     def throttle(self) -> Throttle:
         return Throttle(**self.model_dump())
+
+
+class Delays(Model):
+    """What each request takes longer: `both` directions and flushes, or each by itself; `jitter` more or less."""
+
+    both: Duration = 0
+    read: Duration = 0
+    write: Duration = 0
+    flush: Duration = 0
+    jitter: Duration = 0
+
+    def latency(self) -> Latency:
+        read, write, flush = (way or self.both for way in (self.read, self.write, self.flush))
+        return Latency(read_us=read, write_us=write, flush_us=flush, jitter_us=self.jitter)
 
 
 class Partition(Model):
@@ -53,6 +85,8 @@ class Disk(Model):
     logical_block_size: BlockSize = 512
     physical_block_size: BlockSize | None = None
     profile: str | None = None
+    scale: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None = None
+    latency: Delays | None = None
     throttle: Limits | None = None
     throttle_group: Name | None = None
     read_ahead: Size | None = None
@@ -64,9 +98,13 @@ class Disk(Model):
 
 
 class VirtioBlk(Disk):
-    """virtio-blk-pci."""
+    """virtio-blk-pci. `rerror`, `werror`: what QEMU does with an error of its own: the guest gets it (`report`), or stands still until
+    somebody lets it go on and the request is tried again (`stop`; `enospc`: only where there is no room), or hears nothing (`ignore`).
+    """
 
     type: Literal["virtio-blk"]
+    rerror: ReadError = "report"
+    werror: WriteError = "report"
     queue_size: Literal[16, 32, 64, 128, 256, 512, 1024] | None = None
     io_thread: bool = False
 
@@ -100,9 +138,11 @@ class Nvme(Disk):
 
 
 class VirtioScsi(Disk):
-    """A disk alone on a virtio-scsi-pci controller."""
+    """A disk alone on a virtio-scsi-pci controller. `rerror`, `werror`: as with virtio-blk; NVMe has no such choice, and reports."""
 
     type: Literal["virtio-scsi"]
+    rerror: ReadError = "report"
+    werror: WriteError = "report"
 
 
 AnyDisk = Annotated[VirtioBlk | Nvme | VirtioScsi, Field(discriminator="type")]

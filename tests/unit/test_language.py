@@ -228,37 +228,45 @@ def plugged(name: str, **said: object) -> list[dict[str, object]]:
 
 
 def test_each_word_of_a_disk_reaches_qemu() -> None:
-    *_, thread, device = plugged("d", type="virtio-blk", size="1G", queues=2, io_thread=True, write_cache=False, discard=False, serial="S1")
+    *_, thread, device = plugged(
+        "d", type="virtio-blk", size="1G", queues=2, io_thread=True, write_cache=False, discard=False, serial="S1", werror="stop"
+    )
     assert thread == {"qom-type": "iothread", "id": "io-d"}
     assert device == {
         "driver": "virtio-blk-pci",
         "id": "disk-d",
         "bus": "port0",
-        "drive": "file-d",
+        "drive": "limited-d",
         "serial": "S1",
+        "rerror": "report",
+        "werror": "stop",
         "num-queues": 2,
         "iothread": "io-d",
         "write-cache": "off",
         "discard": False,
     }
-    node, controller, disk = plugged("s", type="virtio-scsi", size="1G", read_only=True)
-    assert node["read-only"] is True and controller["id"] == "controller-s" and disk["bus"] == "controller-s.0"
-    (node, _) = plugged("n", type="nvme", size="1G", format="null-co")
+    *nodes, controller, disk = plugged("s", type="virtio-scsi", size="1G", read_only=True)
+    assert (
+        all(node["read-only"] is True for node in nodes if "driver" in node)
+        and controller["id"] == "controller-s"
+        and disk["bus"] == "controller-s.0"
+    )
+    node, *_ = plugged("n", type="nvme", size="1G", format="null-co")
     assert (node["driver"], node["size"]) == ("null-co", 1 << 30)
 
 
 def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
     (store,) = drives.storage("d", disk_of(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
     assert store.image == (Path("/images/a,b.img"), "raw") and store.file == Path("/s/d.qcow2")
-    (node, _) = plugged("d", type="nvme", size="1G", image="/images/a,b.img")
-    assert node["driver"] == "qcow2" and "a,b" not in json.dumps(node)
+    store_node, node, *_ = plugged("d", type="nvme", size="1G", image="/images/a,b.img")
+    assert node["driver"] == "qcow2" and "a,b" not in json.dumps([store_node, node])
 
 
 def test_namespaces_and_zones_make_a_disk_cold_and_are_options_of_the_command_line() -> None:
     disk = disk_of(type="nvme", size="64M", namespaces={"two": {"size": "32M", "zoned": {"zone-size": "16M"}}})
     assert disk.cold
     options = drives.as_options(drives.plug("one", disk, 3, drives.storage("one", disk, Path("/s"))))
-    assert [option for option, _ in options] == ["-blockdev", "-blockdev", "-device", "-device", "-device"]
+    assert [option for option, _ in options] == ["-blockdev"] * 4 + ["-object", "-blockdev"] * 2 + ["-device"] * 3
     assert json.loads(options[-1][1])["zoned.zone_size"] == 16 << 20
     assert json.loads(options[-1][1])["nsid"] == 2 and json.loads(options[-2][1])["nsid"] == 1
 

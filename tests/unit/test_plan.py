@@ -92,15 +92,18 @@ def plugged(name: str, disk: Disk, port: int) -> tuple[drives.QmpCommand, ...]:
     return drives.plug(name, disk, port, drives.storage(name, disk, Path("/s")))
 
 
-def test_an_unlimited_disk_is_two_commands() -> None:
-    commands = plugged("data", model().disks["data"], 3)
-    assert [command.execute for command in commands] == ["blockdev-add", "device_add"]
-    assert commands[1].arguments == {
+def test_a_disk_stands_on_limits_that_may_be_empty() -> None:
+    *nodes, device = plugged("data", model().disks["data"], 3)
+    assert [command.execute for command in nodes] == ["blockdev-add", "blockdev-add", "object-add", "blockdev-add"]
+    assert not any(nodes[2].arguments["limits"][name] for name in ("iops-total", "bps-total", "bps-read"))
+    assert device.arguments == {
         "driver": "virtio-blk-pci",
         "id": "disk-data",
         "bus": "port3",
-        "drive": "file-data",
+        "drive": "limited-data",
         "serial": "tb-data",
+        "rerror": "report",
+        "werror": "report",
     }
 
 
@@ -108,10 +111,16 @@ def test_a_throttled_disk_stands_on_a_filter_in_its_own_group() -> None:
     text = "version: 1\nguests: {g: {disks: {d: {type: nvme, size: 1G, throttle: {iops-total: 100}}}}}\n"
     disk = parse(text, "a.yaml").guests["g"].disks["d"]
     commands = plugged("d", disk, 0)
-    assert [command.execute for command in commands] == ["blockdev-add", "object-add", "blockdev-add", "device_add"]
-    assert commands[1].arguments["limits"]["iops-total"] == 100
-    assert commands[2].arguments["file"] == "file-d" and commands[3].arguments["drive"] == "limited-d"
-    assert [command.execute for command in drives.unplugged("d", disk)] == ["blockdev-del", "blockdev-del", "object-del"]
+    assert [command.execute for command in commands] == ["blockdev-add", "blockdev-add", "object-add", "blockdev-add", "device_add"]
+    assert commands[0].arguments["node-name"] == commands[1].arguments["file"] == "store-d"
+    assert commands[2].arguments["limits"]["iops-total"] == 100
+    assert commands[3].arguments["file"] == "file-d" and commands[4].arguments["drive"] == "limited-d"
+    assert [next(iter(command.arguments.values())) for command in drives.unplugged("d", disk)] == [
+        "limited-d",
+        "file-d",
+        "store-d",
+        "throttle-d",
+    ]
 
 
 def test_every_disk_has_a_port() -> None:

@@ -48,7 +48,7 @@ guests:
       l1: {backing: l0/inner.img, filesystem: ext4, size: 256M}     # a loop on a file on a loop
 """
     guest = parse(text, "a.yaml").guests["g0"]
-    assert throttle_of(guest.disks["data"]) == PROFILES["hdd-7200"]
+    assert throttle_of(guest.disks["data"]) == PROFILES["hdd-7200"].throttle
     assert throttle_of(guest.disks["fast"]).bps_total == 125 << 20
     assert guest.loops["l1"].holder == "l0"
 
@@ -106,7 +106,23 @@ MISTAKES = {
     ),
     "an unknown profile": (
         "    disks: {data: {type: nvme, size: 1G, profile: warp}}\n",
-        [f"a.yaml:4:51: guests.g0.disks.data.profile: expected one of {', '.join(PROFILES)}, got 'warp'"],
+        [f"a.yaml:4:51: guests.g0.disks.data.profile: expected the name of a profile, got 'warp' (there are {', '.join(PROFILES)})"],
+    ),
+    "a scale of nothing": (
+        "    disks: {data: {type: nvme, size: 1G, scale: 0.5}}\n",
+        ["a.yaml:4:49: guests.g0.disks.data.scale: expected a profile beside it, which it makes faster or slower, got none"],
+    ),
+    "a jitter of nothing": (
+        "    disks: {data: {type: nvme, size: 1G, latency: {jitter: 1ms}}}\n",
+        ["a.yaml:4:42: guests.g0.disks.data.latency: expected a delay of both, read, write or flush, got none"],
+    ),
+    "a delay without a unit": (
+        "    disks: {data: {type: nvme, size: 1G, latency: {read: 5}}}\n",
+        ["a.yaml:4:58: guests.g0.disks.data.latency.read: expected a duration such as 5ms, got 5"],
+    ),
+    "a burst below its limit": (
+        "    disks: {data: {type: nvme, size: 1G, throttle: {iops-total: 100, iops-total-max: 50}}}\n",
+        ["a.yaml:4:42: guests.g0.disks.data.throttle: iops-total-max: expected at least iops-total, which is 100, got 50"],
     ),
     "files that do not fit": (
         "    disks: {data: {type: nvme, size: 8M}}\n    loops: {l0: {backing: data/f, size: 64M}}\n",

@@ -1,0 +1,154 @@
+"""How an exported device behaves: when each request ends, and how."""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import json
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TextIO
+
+from testbed.export.store import Store
+from testbed.hardware.faults import ERRORS, FLUSH, LOST, READ, TORN, Fault
+from testbed.hardware.latency import NO_DELAY, Latency
+
+# Ends a request: with an errno (0 is success), and with what was read.
+Reply = Callable[[int, bytes], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """`fua`: it must be on the medium before it ends. `data` is None for zeros that are to be written."""
+
+    operation: str
+    offset: int = 0
+    length: int = 0
+    data: bytes | None = None
+    fua: bool = False
+
+
+class Device:
+    """Requests come from one thread and end in that one, or, where they take time, in another. `log`: a line for all that goes wrong."""
+
+    def __init__(self, store: Store, *, seed: int, log: TextIO) -> None:
+        self.store = store
+        self._chance = random.Random(seed)  # noqa: S311  # the same seed must give the same faults
+        self._log = log
+        self._latency = NO_DELAY
+        self._faults: list[Fault] = []
+        self._held_until = 0.0
+        self._ended = False
+        self._waiting: list[tuple[float, int, Request, Reply]] = []
+        self._numbers = itertools.count()
+        self._change = threading.Condition()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def submit(self, request: Request, reply: Reply) -> None:
+        """Take a request."""
+        with self._change:
+            due = time.monotonic() + self._delay(request.operation)
+            if due > time.monotonic() or self._held_until or self._waiting or self._ended:
+                heapq.heappush(self._waiting, (due, next(self._numbers), request, reply))
+                self._change.notify()
+                return
+            ended = self._carried_out(request)
+        reply(*ended)
+
+    def set_latency(self, latency: Latency) -> None:
+        with self._change:
+            self._latency = latency
+
+    def set_faults(self, faults: list[Fault]) -> None:
+        with self._change:
+            self._faults = faults
+
+    def hold(self, seconds: float) -> None:
+        """Let no request end for so long; 0 lets them go."""
+        with self._change:
+            self._held_until = time.monotonic() + seconds if seconds else 0.0
+            self._note(effect="hang", seconds=seconds)
+            self._change.notify()
+
+    def end(self) -> None:
+        """No request ends from now on."""
+        with self._change:
+            self._ended = True
+
+    def _delay(self, operation: str) -> float:
+        """Seconds for one request."""
+        latency = self._latency
+        base = {READ: latency.read_us, FLUSH: latency.flush_us}.get(operation, latency.write_us)
+        if base and latency.jitter_us:
+            return max(0.0, base + self._chance.uniform(-latency.jitter_us, latency.jitter_us)) / 1e6
+        return base / 1e6
+
+    def _work(self) -> None:
+        while True:
+            with self._change:
+                now = time.monotonic()
+                if self._held_until and now >= self._held_until:
+                    self._held_until = 0.0
+                at = max(self._waiting[0][0], self._held_until) if self._waiting else self._held_until or None
+                if self._ended or at is None or at > now:
+                    self._change.wait(None if self._ended or at is None else at - now)
+                    continue
+                _, _, request, reply = heapq.heappop(self._waiting)
+                ended = self._carried_out(request)
+            reply(*ended)
+
+    def _carried_out(self, request: Request) -> tuple[int, bytes]:
+        effect = self._effect(request)
+        try:
+            match request.operation:
+                case _ if effect in ERRORS:
+                    return ERRORS[effect], b""
+                case "read":
+                    return 0, self.store.read(request.offset, request.length)
+                case "flush":
+                    self.store.flush()
+                case "discard" if effect != LOST:
+                    self.store.trim(request.offset, request.length)
+                case "write" if effect != LOST:
+                    self._write(request, torn=effect == TORN)
+        except OSError as error:
+            self._note(effect=str(error), operation=request.operation, offset=request.offset, length=request.length)
+            return error.errno or errno.EIO, b""
+        return 0, b""
+
+    def _write(self, request: Request, *, torn: bool) -> None:
+        length = request.length
+        if torn:
+            length = 512 * self._chance.randrange(0, max(1, length // 512))
+        if request.data is None:
+            self.store.trim(request.offset, length) if length else None
+        elif length:
+            self.store.write(request.offset, request.data[:length])
+        if request.fua:
+            self.store.flush()
+
+    def _effect(self, request: Request) -> str:
+        for number, fault in enumerate(self._faults):
+            if not _hits(fault, request) or (fault.probability < 1.0 and self._chance.random() >= fault.probability):
+                continue
+            if fault.count is not None:
+                self._faults[number] = replace(fault, count=fault.count - 1)
+                if fault.count <= 1:
+                    del self._faults[number]
+            self._note(effect=fault.effect, operation=request.operation, offset=request.offset, length=request.length)
+            return fault.effect
+        return ""
+
+    def _note(self, **words: Any) -> None:
+        self._log.write(json.dumps({"monotonic_s": round(time.monotonic(), 6), **words}) + "\n")
+        self._log.flush()
+
+
+def _hits(fault: Fault, request: Request) -> bool:
+    if fault.operation != request.operation:
+        return False
+    return request.operation == FLUSH or (request.offset < fault.end and request.offset + request.length > fault.first)

@@ -1,0 +1,143 @@
+"""Where the blocks of an exported device are kept: a file, or nowhere; and a volatile cache over it, which a power cut empties."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+from typing import Protocol
+
+_BLOCK = 4096
+_PUNCH_HOLE, _KEEP_SIZE = 0x02, 0x01  # linux/falloc.h
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
+
+
+class Store(Protocol):
+    """Bytes at offsets; the caller keeps within `size`. Every call may raise OSError."""
+
+    size: int
+
+    def read(self, offset: int, length: int) -> bytes:
+        """So many bytes."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Take these bytes; they may be lost until `flush`."""
+
+    def trim(self, offset: int, length: int) -> None:
+        """These bytes are zeros, and need no room."""
+
+    def flush(self) -> None:
+        """What was taken so far stays."""
+
+
+class Nowhere:
+    """Takes everything, and reads as zeros."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def read(self, offset: int, length: int) -> bytes:
+        del offset
+        return bytes(length)
+
+    def write(self, offset: int, data: bytes) -> None:
+        del offset, data
+
+    def trim(self, offset: int, length: int) -> None:
+        del offset, length
+
+    def flush(self) -> None:
+        pass
+
+
+class File:
+    """A file of this machine, whose page cache is the same as QEMU's own view of it. The machine does not lose power: `flush` has nothing
+    to do, as with QEMU's `cache.no-flush`.
+    """
+
+    def __init__(self, path: str, *, read_only: bool) -> None:
+        self._file = os.open(path, os.O_RDONLY if read_only else os.O_RDWR)
+        self.size = os.fstat(self._file).st_size
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = os.pread(self._file, length, offset)
+        return data if len(data) == length else data + bytes(length - len(data))
+
+    def write(self, offset: int, data: bytes) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._file, memoryview(data)[done:], offset + done)
+        self.size = max(self.size, offset + len(data))  # qcow2 files grow
+
+    def trim(self, offset: int, length: int) -> None:
+        if _libc.fallocate(self._file, _PUNCH_HOLE | _KEEP_SIZE, offset, length) != 0:
+            raise OSError(ctypes.get_errno(), "fallocate")
+
+    def flush(self) -> None:
+        pass
+
+
+class VolatileCache:
+    """Blocks of 4 KiB that a store does not have yet. A flush writes them out; so does a lack of room, oldest first.
+
+    `lies`: a flush is acknowledged and does nothing.
+    """
+
+    def __init__(self, below: Store, *, room_bytes: int, lies: bool) -> None:
+        self._below = below
+        self._room = max(1, room_bytes // _BLOCK)
+        self.lies = lies
+        self._dirty: dict[int, bytes] = {}  # by number of the block, in the order in which they became dirty
+        self.size = below.size
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = self._below.read(offset, length)
+        if not self._dirty:
+            return data
+        found = bytearray(data)
+        for number in range(offset // _BLOCK, (offset + length - 1) // _BLOCK + 1):
+            block = self._dirty.get(number)
+            if block is not None:
+                at = number * _BLOCK - offset
+                first, last = max(0, -at), min(_BLOCK, length - at)
+                found[at + first : at + last] = block[first:last]
+        return bytes(found)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.size = max(self.size, offset + len(data))
+        at = 0
+        while at < len(data):
+            number, skip = divmod(offset + at, _BLOCK)
+            part = data[at : at + _BLOCK - skip]
+            if len(part) < _BLOCK:
+                old = self.read(number * _BLOCK, _BLOCK)
+                part = old[:skip] + part + old[skip + len(part) :]
+            self._dirty[number] = part
+            at += _BLOCK - skip
+        while len(self._dirty) > self._room:
+            self._write_out(next(iter(self._dirty)))
+
+    def trim(self, offset: int, length: int) -> None:
+        self.write(offset, bytes(length))
+
+    def flush(self) -> None:
+        if not self.lies:
+            self.settle(1.0)
+            self._below.flush()
+
+    def settle(self, share: float, seed: int = 0) -> int:
+        """Empty the cache: each dirty block is written with the probability `share`, or is lost; returns how many were lost."""
+        chance = random.Random(seed)  # noqa: S311  # the same seed must lose the same blocks
+        lost = 0
+        for number in tuple(self._dirty):
+            if share >= 1.0 or chance.random() < share:
+                self._write_out(number)
+            else:
+                del self._dirty[number]
+                lost += 1
+        return lost
+
+    def _write_out(self, number: int) -> None:
+        self._below.write(number * _BLOCK, self._dirty.pop(number))

@@ -1,0 +1,61 @@
+"""What can go wrong with a disk's requests. Errors of whole disks are injected by QEMU's blkdebug, everything else by the export."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+READ, WRITE, FLUSH, DISCARD = "read", "write", "flush", "discard"
+OPERATIONS = (READ, WRITE, FLUSH, DISCARD)
+ERRORS = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "ENOMEM": errno.ENOMEM}
+LOST, TORN = "lost", "torn"
+EFFECTS = (*ERRORS, LOST, TORN)
+# As long a list of rules as blkdebug is given; a longer count is the export's.
+MOST_RULES = 256
+END = 1 << 63
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Which requests go wrong: those of one operation that touch the bytes from `first` to before `end`, `count` times or always, each with
+    a `probability`. `effect`: the name of an errno, `lost` (acknowledged, and never written) or `torn` (only its beginning is written).
+    """
+
+    operation: str
+    effect: str
+    first: int = 0
+    end: int = END
+    count: int | None = None
+    probability: float = 1.0
+
+    def mistakes(self) -> Iterator[str]:
+        """What is wrong with it, in words."""
+        if self.operation not in OPERATIONS:
+            yield f"operation: expected one of {', '.join(OPERATIONS)}, got {self.operation!r}"
+        if self.effect not in EFFECTS:
+            yield f"effect: expected one of {', '.join(EFFECTS)}, got {self.effect!r}"
+        if self.effect in (LOST, TORN) and self.operation not in (WRITE, DISCARD):
+            yield f"effect: expected an error for a {self.operation}, which writes nothing, got {self.effect!r}"
+        if self.effect == TORN and self.operation == DISCARD:
+            yield "effect: expected lost or an error for a discard, got 'torn'"
+        if self.operation == FLUSH and (self.first, self.end) != (0, END):
+            yield "range: expected none for a flush, which is of the whole disk"
+        if not 0 <= self.first < self.end:
+            yield f"range: expected an end after its beginning, got {self.first} to {self.end}"
+        if self.count is not None and self.count < 1:
+            yield f"count: expected 1 or more, got {self.count}"
+        if not 0.0 < self.probability <= 1.0:
+            yield f"probability: expected more than 0, and at most 1, got {self.probability}"
+
+    @property
+    def in_qemu(self) -> bool:
+        """Whether blkdebug can do it: its rules know neither probabilities nor ranges of many sectors."""
+        everywhere = (self.first, self.end) == (0, END)
+        return self.effect in ERRORS and self.probability == 1.0 and everywhere and (self.count or 1) <= MOST_RULES
+
+    def rules(self) -> list[dict[str, Any]]:
+        """QEMU's `BlkdebugInjectErrorOptions`. A rule of the event `none` holds from the start; one with `once` goes when it was used."""
+        rule = {"event": "none", "iotype": self.operation, "errno": ERRORS[self.effect]}
+        return [rule] if self.count is None else [{**rule, "once": True}] * self.count

@@ -1,0 +1,177 @@
+"""How people write what a disk shall do, on the command line and in timelines. Pure.
+
+hdd-7200                                 iops-total=100 bps-read=20M      off
+5ms                                      read=1ms jitter=200us            off
+read=EIO write=torn,count=1              write=ENOSPC,range=1M-2M         off
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+
+from testbed.errors import UsageError
+from testbed.hardware.faults import END, Fault
+from testbed.hardware.latency import NO_DELAY, Latency
+from testbed.hardware.profiles import PROFILES
+from testbed.hardware.throttle import Throttle, throttle_of
+from testbed.units import format_duration, format_size, parse_duration, parse_size
+
+OFF = "off"
+
+
+def throttle(words: Sequence[str], scale: float = 1.0) -> Throttle:
+    """A profile's limits, limits by their names in QEMU, or none. What QEMU would refuse is not seen here.
+
+    :raise UsageError: it is none of these.
+    """
+    match words:
+        case [word] if word == OFF:
+            return Throttle()
+        case [word] if word in PROFILES:
+            return PROFILES[word].scaled(scale).throttle
+        case [word] if "=" not in word:
+            raise UsageError(f"expected {OFF}, a profile ({', '.join(PROFILES)}) or limits such as iops-total=100, got {word!r}")
+    limits = {}
+    for name, value in _pairs(_some(words), "a limit such as iops-total=100"):
+        try:
+            limits[name] = parse_size(value)
+        except ValueError as error:
+            raise UsageError(f"{name}: {error}") from None
+    try:
+        return throttle_of(limits).scaled(scale)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def latency(words: Sequence[str]) -> Latency:
+    """A delay of everything, delays by direction, a profile's, or none.
+
+    :raise UsageError: it is none of these.
+    """
+    match words:
+        case [word] if word == OFF:
+            return NO_DELAY
+        case [word] if word in PROFILES:
+            return PROFILES[word].latency
+        case [word] if "=" not in word:
+            every = _duration("delay", word)
+            return Latency(read_us=every, write_us=every, flush_us=every)
+    known = {field.name.removesuffix("_us"): field.name for field in fields(Latency)}
+    found: dict[str, int] = {}
+    for name, value in _pairs(_some(words), "a delay such as 5ms, or read=5ms"):
+        if name == "both":
+            found |= dict.fromkeys(("read_us", "write_us", "flush_us"), _duration(name, value))
+        elif name in known:
+            found[known[name]] = _duration(name, value)
+        else:
+            raise UsageError(f"expected one of both, {', '.join(known)}, got {name!r}")
+    return Latency(**found)
+
+
+def seconds(words: Sequence[str]) -> float:
+    """A duration, or none.
+
+    :raise UsageError: it is neither.
+    """
+    if len(words) != 1:
+        raise UsageError(f"expected a duration such as 5s, or {OFF}, got {' '.join(words) or 'nothing'}")
+    return 0.0 if words[0] == OFF else _duration("duration", words[0]) / 1e6
+
+
+def size(words: Sequence[str]) -> int:
+    """A size in bytes.
+
+    :raise UsageError: it is none.
+    """
+    try:
+        return parse_size(" ".join(words))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def faults(words: Sequence[str]) -> tuple[Fault, ...]:
+    """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P]`, or none. What a fault cannot be is not seen here.
+
+    :raise UsageError: it is not written so.
+    """
+    if list(words) == [OFF]:
+        return ()
+    return tuple(_fault(word) for word in _some(words))
+
+
+def said_throttle(limits: Throttle) -> list[str]:
+    """Limits as `throttle` reads them."""
+    given = limits.given()
+    return [f"{name.replace('_', '-')}={_rate(name, value)}" for name, value in given.items()] or [OFF]
+
+
+def _rate(name: str, value: int) -> str:
+    exact = format_size(value) if name.startswith("bps") or name == "iops_size" else str(value)
+    return str(value) if "." in exact or name.endswith("_length") else exact
+
+
+def said_latency(delays: Latency) -> list[str]:
+    """Delays as `latency` reads them."""
+    given = {field.name.removesuffix("_us"): getattr(delays, field.name) for field in fields(delays)}
+    return [f"{name}={format_duration(value)}" for name, value in given.items() if value] or [OFF]
+
+
+def said_faults(some: Iterable[Fault]) -> list[str]:
+    """Faults as `faults` reads them."""
+    return [_said_fault(fault) for fault in some] or [OFF]
+
+
+def _said_fault(fault: Fault) -> str:
+    said = f"{fault.operation}={fault.effect}"
+    if fault.count is not None:
+        said += f",count={fault.count}"
+    if (fault.first, fault.end) != (0, END):
+        said += f",range={fault.first}-{'' if fault.end == END else fault.end}"
+    return said if fault.probability == 1.0 else f"{said},probability={fault.probability:g}"
+
+
+def _fault(word: str) -> Fault:
+    first, *more = word.split(",")
+    ((operation, effect),) = _pairs([first], "a fault such as read=EIO")
+    said: dict[str, int | float] = {}
+    for name, value in _pairs(more, "count=N, range=FROM-TO or probability=P"):
+        try:
+            match name:
+                case "count":
+                    said["count"] = int(value)
+                case "probability":
+                    said["probability"] = float(value)
+                case "range":
+                    begin, _, end = value.partition("-")
+                    said |= {"first": parse_size(begin) if begin != "0" else 0, "end": parse_size(end) if end else END}
+                case _:
+                    raise UsageError(f"{word}: expected count, range or probability, got {name!r}")
+        except ValueError as error:
+            raise UsageError(f"{word}: {name}: {error}") from None
+    return Fault(operation=operation, effect=effect, **said)  # type: ignore[arg-type]  # each name has its own type
+
+
+def _some(words: Sequence[str]) -> Sequence[str]:
+    if not words:
+        raise UsageError(f"expected what to do, or {OFF}, got nothing")
+    return words
+
+
+def _duration(name: str, value: str) -> int:
+    try:
+        return parse_duration(value)
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def _pairs(words: Iterable[str], example: str) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not value:
+            raise UsageError(f"expected {example}, got {word!r}")
+        if name in dict(found):
+            raise UsageError(f"expected each of them once, got {name!r} twice")
+        found.append((name, value))
+    return found

@@ -1,0 +1,219 @@
+"""Disks that are told to behave otherwise while their guest runs, seen from the guest."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import UsageError
+from testbed.guest import Guest
+from testbed.hardware.faults import Fault
+from testbed.hardware.latency import NO_DELAY, Latency
+from testbed.hardware.throttle import Throttle
+from testbed.lab import Lab
+from testbed.live_disks import Condition, told
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+
+KINDS = ("virtio", "nvme", "scsi", "nowhere")
+MODEL = GuestModel.model_validate(
+    {
+        "disks": {
+            "virtio": {"type": "virtio-blk", "size": "64M"},
+            "nvme": {"type": "nvme", "size": "64M"},
+            "scsi": {"type": "virtio-scsi", "size": "64M"},
+            "nowhere": {"type": "virtio-blk", "size": "64M", "format": "null-co"},
+            "copied": {"type": "virtio-blk", "size": "64M", "format": "qcow2"},
+            "shared": {"type": "virtio-blk", "size": "64M", "throttle-group": "both"},
+        },
+        "throttle-groups": {"both": {"iops-total": 1000}},
+    }
+)
+
+
+@pytest.fixture
+async def guest(lab: Lab, kernel: KernelFiles, evidence: Path) -> AsyncIterator[Guest]:
+    async with lab.guest("g0", MODEL, kernel, evidence) as started:
+        yield started
+
+
+async def dd(guest: Guest, *words: str) -> int:
+    return (await guest.run("dd", "bs=4k", *words, check=False)).status
+
+
+async def reads(guest: Guest, name: str, count: int) -> float:
+    """Seconds that so many requests, one after the other, take."""
+    started = time.monotonic()
+    assert await dd(guest, f"if={guest.disks[name].path}", "of=/dev/null", f"count={count}", "iflag=direct") == 0
+    return time.monotonic() - started
+
+
+async def nodes(guest: Guest) -> set[str]:
+    found = await guest.monitor.execute("query-named-block-nodes", {"flat": True})
+    return {node["node-name"] for node in found}
+
+
+def injected(evidence: Path, name: str) -> list[str]:
+    lines = (evidence / f"export-{name}.jsonl").read_text().splitlines()
+    return [json.loads(line)["effect"] for line in lines]
+
+
+@pytest.mark.slow
+async def test_every_kind_of_disk_takes_other_limits_and_none(guest: Guest) -> None:
+    for name in KINDS:
+        # 50 a second, of which QEMU lets the first tenth of a second pass at once.
+        await guest.hardware.throttle(name, Throttle(iops_total=50))
+        assert (await guest.hardware.condition(name)).throttle == Throttle(iops_total=50)
+        assert await reads(guest, name, 60) >= 1.0
+        await guest.hardware.throttle(name, Throttle(iops_read=100, iops_read_max=200, iops_read_max_length=3, bps_write=1 << 20))
+        assert (await guest.hardware.condition(name)).throttle.iops_read_max_length == 3
+        await guest.hardware.throttle(name, Throttle())
+        assert (await guest.hardware.condition(name)) == Condition(throttle=Throttle())
+
+
+@pytest.mark.slow
+async def test_every_kind_of_disk_takes_a_delay_and_keeps_its_data(guest: Guest) -> None:
+    for name in KINDS:
+        path = guest.disks[name].path
+        await guest.script(f"head -c 8M /dev/urandom >/dev/shm/data; dd if=/dev/shm/data of={path} bs=1M oflag=direct status=none")
+        await guest.hardware.delay(name, Latency(read_us=50_000, write_us=1000))
+        assert f"late-{name}" in await nodes(guest)
+        assert await reads(guest, name, 20) >= 1.0
+        if name != "nowhere":
+            await guest.script(f"dd if={path} bs=1M count=8 iflag=direct status=none | cmp - /dev/shm/data")
+            await guest.script(f"dd if=/dev/shm/data of={path} bs=1M skip=4 seek=8 oflag=direct conv=fsync status=none")
+        assert (await guest.hardware.condition(name)).latency.read_us == 50_000
+        await guest.hardware.delay(name, NO_DELAY)
+        assert f"late-{name}" not in await nodes(guest)
+        if name != "nowhere":
+            await guest.script(
+                f"tail -c 4M /dev/shm/data >/dev/shm/tail; dd if={path} bs=1M skip=8 count=4 status=none | cmp - /dev/shm/tail"
+            )
+
+
+@pytest.mark.slow
+async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(guest: Guest, evidence: Path) -> None:
+    path = guest.disks["virtio"].path
+    await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", count=2), Fault(operation="flush", effect="EIO", count=1)))
+    assert [await dd(guest, f"if={path}", "of=/dev/null", "count=1", "iflag=direct") for _ in range(3)] == [1, 1, 0]
+    assert [await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "conv=fsync") for _ in range(2)] == [1, 0]
+    assert "late-virtio" not in await nodes(guest)
+    events = [json.loads(line).get("event", {}) for line in (evidence / "qmp.jsonl").read_text().splitlines()]
+    seen = [event["data"] for event in events if event.get("event") == "BLOCK_IO_ERROR"]
+    assert [one["operation"] for one in seen[:2]] == ["read", "read"] and all(one["action"] == "report" for one in seen)
+    assert f"dev {path.removeprefix('/dev/')}, sector 0 op 0x0:(READ)" in (await guest.run("dmesg")).stdout
+    await guest.hardware.inject("virtio", ())
+    assert not any(name.startswith("faulty-virtio") for name in await nodes(guest))
+
+
+@pytest.mark.slow
+async def test_an_error_that_stays_reaches_through_the_retries_of_nvme_and_scsi(guest: Guest) -> None:
+    for name in ("nvme", "scsi"):
+        path = guest.disks[name].path
+        await guest.hardware.inject(name, (Fault(operation="write", effect="EIO", first=1 << 20, end=2 << 20),))
+        assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "oflag=direct") == 0
+        assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "seek=300", "oflag=direct") == 1
+        await guest.hardware.inject(name, ())
+        assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "seek=300", "oflag=direct") == 0
+
+
+@pytest.mark.slow
+async def test_lost_and_torn_writes_are_acknowledged_and_logged(guest: Guest, evidence: Path) -> None:
+    for name in ("virtio", "nvme", "scsi"):
+        path = guest.disks[name].path
+        read = f"dd if={path} bs=64k count=1 iflag=direct status=none | tr -d '\\0' | wc -c"
+        await guest.script(
+            f"dd if=/dev/zero of={path} bs=64k count=2 oflag=direct status=none; tr '\\0' x </dev/zero | head -c 64k >/dev/shm/x"
+        )
+        write = f"dd if=/dev/shm/x of={path} bs=64k oflag=direct status=none"
+        await guest.hardware.inject(name, (Fault(operation="write", effect="lost", count=1),))
+        await guest.script(write)
+        assert (await guest.script(read)).stdout.strip() == "0"
+        await guest.hardware.inject(name, (Fault(operation="write", effect="torn", count=1),))
+        await guest.script(write)
+        left = int((await guest.script(read)).stdout)
+        assert left < 65536 and left % 512 == 0
+        await guest.script(write)
+        assert int((await guest.script(read)).stdout) == 65536
+        assert injected(evidence, name) == ["lost", "torn"]
+
+
+@pytest.mark.slow
+async def test_a_disk_that_hangs_recovers(guest: Guest) -> None:
+    for name in ("virtio", "nvme"):
+        await guest.hardware.hang(name, 600)
+        reading = asyncio.create_task(reads(guest, name, 1))
+        done, _ = await asyncio.wait({reading}, timeout=1)
+        assert not done
+        await guest.hardware.hang(name, 0)
+        assert await reading >= 1.0
+
+
+@pytest.mark.slow
+async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
+    before = {name: await guest.hardware.condition(name) for name in guest.hardware.names()}
+    there = await nodes(guest)
+    for disk, what, words, said in (
+        ("dsk", "throttle", ["iops-total=1"], r"expected one of the guest's disks \(virtio, .*\), got 'dsk'"),
+        ("root", "throttle", ["iops-total=1"], "got 'root'"),
+        ("both", "inject", ["read=EIO"], "expected a disk, got 'both', which is a throttle group"),
+        ("virtio", "throttle", ["iops-total=1", "iops-read=1"], "got both"),
+        ("virtio", "throttle", ["iops-total=-1"], "expected a size"),
+        ("virtio", "delay", ["fast"], "expected a duration"),
+        ("virtio", "inject", ["read=lost"], "expected an error for a read"),
+        ("virtio", "hang", ["2h"], "expected a duration"),
+        ("root", "unplug", [], "got 'root'"),
+        ("virtio", "plug", [], "it is plugged in already"),
+        ("virtio", "resize", ["1000"], "expected a multiple of 4096 bytes, got 1000"),
+        ("copied", "inject", ["write=torn"], "it is kept in qcow2"),
+        ("nvme", "resize", ["128M"], "QEMU's nvme keeps its size"),
+        ("virtio", "explode", ["now"], "expected throttle, delay, inject, hang, unplug, plug or resize"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            await told(guest.hardware, disk, what, words)
+    assert {name: await guest.hardware.condition(name) for name in guest.hardware.names()} == before
+    assert await nodes(guest) == there
+
+
+@pytest.mark.slow
+async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
+    found = await told(guest.hardware, "shared", "throttle", ["iops-total=40"])
+    assert found["throttle"] == ["iops-total=40"]
+    assert await reads(guest, "shared", 50) >= 1.0
+
+
+@pytest.mark.slow
+async def test_a_disk_is_taken_out_and_comes_back_with_what_it_held(guest: Guest) -> None:
+    for name in ("virtio", "nvme", "scsi"):
+        by_serial = (
+            f"grep -l tb-{name} /sys/block/*/serial /sys/block/*/device/serial /sys/block/*/device/vpd_pg80 2>/dev/null | cut -d/ -f4"
+        )
+        path = guest.disks[name].path
+        await guest.script(f"echo kept | dd of={path} conv=sync oflag=direct status=none")
+        await guest.hardware.inject(name, (Fault(operation="read", effect="EIO"),))
+        await guest.hardware.delay(name, Latency(read_us=1000))
+        await guest.hardware.unplug(name)
+        assert (await guest.script(by_serial)).stdout == ""
+        with pytest.raises(UsageError, match="it is unplugged"):
+            await guest.hardware.throttle(name, Throttle())
+        assert name not in guest.hardware.names()
+        await guest.hardware.plug(name)
+        device = (
+            await guest.script(f'for n in $(seq 100); do found=$({by_serial}); [ -n "$found" ] && break; sleep 0.1; done; echo $found')
+        ).stdout
+        assert (await guest.script(f"head -c 4 /dev/{device.strip()}")).stdout == "kept"
+
+
+@pytest.mark.slow
+async def test_a_disk_grows_while_the_guest_runs(guest: Guest) -> None:
+    for name in ("virtio", "scsi"):
+        path = guest.disks[name].path
+        await guest.hardware.resize(name, 128 << 20)
+        # The kernel's SCSI disk asks for its size only when it is told to.
+        if name == "scsi":
+            await guest.script("echo 1 >/sys/block/${1#/dev/}/device/rescan", path)
+        seen = f"for n in $(seq 100); do size=$(blockdev --getsize64 {path}); [ $size = 134217728 ] && break; sleep 0.1; done; echo $size"
+        assert (await guest.script(seen)).stdout == "134217728\n", name

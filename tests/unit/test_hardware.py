@@ -1,0 +1,193 @@
+"""What disks are told to be like: profiles, limits, delays and faults, and what QEMU is told of them."""
+
+from pathlib import Path
+
+import pytest
+
+from testbed import drives, layers
+from testbed.drives import QmpCommand
+from testbed.errors import UsageError
+from testbed.hardware import words
+from testbed.hardware.faults import Fault
+from testbed.hardware.latency import NO_DELAY, Latency
+from testbed.hardware.profiles import PROFILES
+from testbed.hardware.throttle import Throttle, throttle_of
+from testbed.layers import PLAIN, Layers
+from testbed.report.hardware import profiles_markdown
+from testbed.topology.disks import Disk, disk_of
+
+ERROR = Fault(operation="read", effect="EIO")
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+def test_a_profile_is_one_that_qemu_takes_and_names_its_source(profile: object) -> None:
+    assert isinstance(profile, type(PROFILES["hdd-7200"]))
+    assert list(profile.throttle.mistakes()) == [] and not profile.throttle.unlimited
+    assert list(profile.scaled(0.001).throttle.mistakes()) == []
+    assert len(profile.source) > 20 and profile.title
+
+
+def test_a_scale_makes_a_device_slower_in_every_way() -> None:
+    slow = PROFILES["aws-gp3"].scaled(0.1)
+    assert (slow.throttle.iops_total, slow.throttle.iops_size, slow.latency.read_us) == (300, 256 << 10, 10_000)
+    burst = PROFILES["aws-gp2"].scaled(0.5).throttle
+    assert (burst.iops_total_max, burst.iops_total_max_length) == (1500, 1800)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    {
+        "both": ({"iops-total": 1, "iops-read": 1}, "expected iops-total or iops-read and iops-write, got both (QEMU refuses that)"),
+        "both bursts": (
+            {"bps-read": 1, "bps-read-max": 2, "bps-total-max": 2},
+            "expected bps-total-max or bps-read-max and bps-write-max, got both (QEMU refuses that)",
+        ),
+        "a burst below": ({"iops-read": 9, "iops-read-max": 8}, "iops-read-max: expected at least iops-read, which is 9, got 8"),
+        "a burst of nothing": ({"bps-write-max": 8}, "bps-write-max: expected bps-write beside it, got none"),
+        "a length of nothing": (
+            {"bps-write": 8, "bps-write-max-length": 2},
+            "bps-write-max-length: expected bps-write-max beside it, got none",
+        ),
+        "below zero": ({"iops-total": -1}, "iops-total: expected 0 to 1000000000000000, got -1"),
+        "too much": ({"iops-total": 10**16}, "iops-total: expected 0 to 1000000000000000, got 10000000000000000"),
+        "a size of nothing": ({"iops-size": 4096}, "iops-size: expected a limit of requests beside it, got none"),
+    }.values(),
+)
+def test_limits_that_qemu_refuses_are_said(limits: dict[str, int], said: str) -> None:
+    assert said in list(throttle_of(limits).mistakes())
+
+
+def test_what_people_write_is_understood() -> None:
+    assert words.throttle(["hdd-7200"]) == PROFILES["hdd-7200"].throttle
+    assert words.throttle(["iops-total=100", "bps-read=2M"]) == Throttle(iops_total=100, bps_read=2 << 20)
+    assert words.throttle(["off"]) == Throttle()
+    assert words.latency(["5ms"]) == Latency(read_us=5000, write_us=5000, flush_us=5000)
+    assert words.latency(["read=1.5ms", "jitter=200us"]) == Latency(read_us=1500, jitter_us=200)
+    assert words.latency(["both=1s"]).flush_us == 1_000_000
+    assert words.latency(["off"]) == NO_DELAY
+    assert words.faults(["read=EIO", "write=torn,count=3,range=1M-2M", "write=lost,probability=0.5"]) == (
+        ERROR,
+        Fault(operation="write", effect="torn", count=3, first=1 << 20, end=2 << 20),
+        Fault(operation="write", effect="lost", probability=0.5),
+    )
+    assert words.faults(["off"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("read", "said", "message"),
+    [
+        (words.throttle, ["hdd"], "expected off, a profile"),
+        (words.throttle, ["iops=1"], "expected one of iops-total"),
+        (words.throttle, ["iops-total=-1"], "iops-total: expected a size such as 2G, got '-1'"),
+        (words.throttle, ["iops-total=1", "iops-total=2"], "got 'iops-total' twice"),
+        (words.throttle, [], "got nothing"),
+        (words.faults, [], "got nothing"),
+        (words.latency, ["5"], "delay: expected a duration such as 5ms, got '5'"),
+        (words.latency, ["reed=5ms"], "expected one of both, read, write, flush, jitter, got 'reed'"),
+        (words.faults, ["read"], "expected a fault such as read=EIO, got 'read'"),
+        (words.faults, ["read=EIO,count=x"], "read=EIO,count=x: count: invalid literal"),
+        (words.faults, ["read=EIO,times=1"], "expected count, range or probability, got 'times'"),
+    ],
+)
+def test_what_is_not_understood_is_said(read: object, said: list[str], message: str) -> None:
+    assert callable(read)
+    with pytest.raises(UsageError, match=message):
+        read(said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(operation="reed", effect="EIO"), "operation: expected one of read, write, flush, discard, got 'reed'"),
+        (Fault(operation="read", effect="EPERM"), "effect: expected one of EIO, ENOSPC, ENOMEM, lost, torn, got 'EPERM'"),
+        (Fault(operation="read", effect="lost"), "effect: expected an error for a read"),
+        (Fault(operation="discard", effect="torn"), "effect: expected lost or an error for a discard"),
+        (Fault(operation="flush", effect="EIO", first=1), "range: expected none for a flush"),
+        (Fault(operation="read", effect="EIO", first=2, end=1), "range: expected an end after its beginning"),
+        (Fault(operation="read", effect="EIO", count=0), "count: expected 1 or more, got 0"),
+        (Fault(operation="read", effect="EIO", probability=0.0), "probability: expected more than 0"),
+    ],
+)
+def test_a_fault_that_cannot_be_is_said(fault: Fault, said: str) -> None:
+    assert any(mistake.startswith(said) for mistake in fault.mistakes())
+
+
+def test_blkdebug_gets_what_it_can_do() -> None:
+    assert ERROR.in_qemu and ERROR.rules() == [{"event": "none", "iotype": "read", "errno": 5}]
+    three = Fault(operation="write", effect="ENOSPC", count=3)
+    assert three.in_qemu and three.rules() == [{"event": "none", "iotype": "write", "errno": 28, "once": True}] * 3
+    for other in ({"effect": "lost"}, {"probability": 0.5}, {"first": 4096}, {"count": 100_000}):
+        assert not Fault(**{"operation": "write", "effect": "EIO", **other}).in_qemu  # type: ignore[arg-type]  # a test's own words
+
+
+def test_a_disk_and_its_namespaces_may_be_told(tmp_path: Path) -> None:
+    socket = tmp_path / "late"
+    disk = disk_of(type="nvme", size="1G")
+    late = Layers(export=socket, number=1)
+    assert executed(layers.changed("d", disk, "raw", PLAIN, late)) == ["blockdev-add late-d", "blockdev-reopen file-d on late-d"]
+    assert executed(layers.changed("d", disk, "raw", late, PLAIN)) == ["blockdev-reopen file-d on store-d", "blockdev-del late-d"]
+    faulty = Layers(errors=(ERROR,), number=2, export=socket)
+    assert executed(layers.changed("d", disk, "raw", late, faulty)) == [
+        "blockdev-add faulty-d-2",
+        "blockdev-reopen limited-d on faulty-d-2",
+    ]
+    other = Layers(errors=(ERROR, ERROR), number=3, export=socket)
+    assert executed(layers.changed("d", disk, "raw", faulty, other)) == [
+        "blockdev-add faulty-d-3",
+        "blockdev-reopen limited-d on faulty-d-3",
+        "blockdev-del faulty-d-2",
+    ]
+    assert executed(layers.changed("d", disk, "raw", other, late)) == ["blockdev-reopen limited-d on file-d", "blockdev-del faulty-d-3"]
+    assert layers.changed("d", disk, "raw", late, late) == ()
+
+
+def test_a_disk_without_a_file_has_the_export_below_its_limits(tmp_path: Path) -> None:
+    disk = disk_of(type="virtio-blk", size="1G", format="null-co", read_only=True)
+    late = Layers(export=tmp_path / "late", number=1)
+    commands = layers.changed("d", disk, "null-co", PLAIN, late)
+    assert executed(commands) == ["blockdev-add late-d", "blockdev-reopen limited-d on late-d"]
+    assert commands[0].arguments["read-only"] and commands[1].arguments["options"][0]["read-only"]
+    faulty = Layers(export=tmp_path / "late", errors=(ERROR,), number=2)
+    assert executed(layers.changed("d", disk, "null-co", faulty, Layers(errors=(ERROR,), number=3))) == [
+        "blockdev-add faulty-d-3",
+        "blockdev-reopen limited-d on faulty-d-3",
+        "blockdev-del faulty-d-2",
+        "blockdev-del late-d",
+    ]
+
+
+def test_a_profile_brings_its_delay() -> None:
+    def disk(**said: object) -> Disk:
+        return disk_of(type="nvme", size="1G", **said)
+
+    assert drives.latency_of(disk(profile="aws-gp3")).read_us == 1000
+    assert drives.latency_of(disk(profile="aws-gp3", scale=0.5)).read_us == 2000
+    assert drives.latency_of(disk(profile="aws-gp3", latency={"write": "3ms"})) == Latency(write_us=3000)
+    assert drives.latency_of(disk()) == NO_DELAY
+    assert drives.throttle_of(disk(profile="aws-gp3", scale=0.5)).iops_total == 1500
+
+
+def executed(commands: tuple[QmpCommand, ...]) -> list[str]:
+    found = []
+    for command in commands:
+        node = command.arguments.get("options", [command.arguments])[0]
+        on = f" on {node['file']}" if command.execute == "blockdev-reopen" else ""
+        found.append(f"{command.execute} {node['node-name']}{on}")
+    return found
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+def test_what_is_said_is_what_is_read(profile: object) -> None:
+    assert isinstance(profile, type(PROFILES["hdd-7200"]))
+    assert words.throttle(words.said_throttle(profile.throttle)) == profile.throttle
+    assert words.latency(words.said_latency(profile.latency)) == profile.latency
+
+
+def test_faults_are_said_as_they_are_read() -> None:
+    for written in (["read=EIO"], ["write=torn,count=3,range=1048576-2097152", "flush=ENOMEM,probability=0.25"], ["off"]):
+        assert words.said_faults(words.faults(written)) == written
+
+
+def test_the_page_of_profiles_is_the_tables() -> None:
+    kept = Path(__file__).parents[2] / "docs" / "hardware.md"
+    assert kept.read_text() == profiles_markdown(), "./tb profiles --markdown >docs/hardware.md"
