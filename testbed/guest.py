@@ -24,6 +24,7 @@ from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
 from testbed.lifecycle import Event, State, advance
 from testbed.live_disks import LiveDisks
+from testbed.marks import Marks
 from testbed.monitor import Monitor
 from testbed.order import Order, Saved
 from testbed.plan import Memory
@@ -54,6 +55,7 @@ class Guest:
         self.ssh_port = 0
         self.host_key = SshKey(order.identity)
         self.console = Console(order.evidence / "console.log", self._on_fatal)
+        self.marks = Marks(self.console)
         self.agent = Agent(order.name)
         self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
         self._disks = Arrangement(cold=(), hot=())

@@ -41,7 +41,7 @@ from testbed.topology.model import Topology
 IMAGE = "bookworm"
 
 # What a guest writes into its folder of evidence.
-_LOGS = ("argv.txt", "console.log", "qemu.log", "qmp.jsonl", "ssh.log", "dmesg.txt", "stages.jsonl")
+_LOGS = ("argv.txt", "console.log", "qemu.log", "qmp.jsonl", "ssh.log", "dmesg.txt", "stages.jsonl", "timeline.jsonl")
 
 
 class Lab:

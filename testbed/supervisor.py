@@ -15,12 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import gauges, live_disks, mounts, paths, snapshot, vms
+from testbed import actions, gauges, mounts, paths, snapshot, vms
 from testbed.errors import GuestLost, TestbedError, UsageError
 from testbed.guest import Guest
+from testbed.hardware import words
 from testbed.lab import Lab, open_lab
 from testbed.links import Wiring
+from testbed.player import playing
 from testbed.progress import Silent
+from testbed.sampler import Sampler, sampling
 from testbed.store import snapshots
 from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
@@ -93,6 +96,7 @@ class Keeper:
         self._topology = Topology.model_validate(order.topology)
         self._model: GuestModel = self._topology.guests[order.guest]
         self._guest: Guest | None = None
+        self._sampler: Sampler | None = None
         self._asked = asyncio.Event()  # to end, or to go on from a snapshot
         self._ends = False
         self._was_ready = False
@@ -105,6 +109,7 @@ class Keeper:
             "snapshot": self._snapshot,
             "restore": self._restore,
             "hardware": self._hardware,
+            "sample": self._sample,
         }
         self._record = Record(
             name=order.name,
@@ -174,7 +179,8 @@ class Keeper:
             self._say({"ready": asdict(self._record)})
             self._was_ready = True
             self._settled.set()
-            raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())
+            async with sampling(guest), playing(guest):
+                raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())
 
     # What it is asked -------------------------------------------------------------------------------------------------------------
 
@@ -230,11 +236,19 @@ class Keeper:
         return await gauges.read(self._ready())
 
     async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Change what a disk does, or say how all behave."""
+        """Do what `words` say, or say how all disks behave."""
         hardware = self._ready().hardware
-        if "disk" in asked:
-            return {asked["disk"]: await live_disks.told(hardware, **asked)}
-        return {name: await live_disks.told(hardware, name, "", ()) for name in hardware.names()}
+        if "words" in asked:
+            action = words.action(asked["words"])
+            return {action.disk: await actions.do(hardware, action)}
+        return {name: await actions.said(hardware, name) for name in hardware.names()}
+
+    async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        guest = self._ready()
+        if self._sampler is None or not self._sampler.is_of(guest):
+            self._sampler = await Sampler.start(guest)
+        return await self._sampler.sample()
 
     async def _shell(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A shell on the serial console, of so many `rows` and `columns`."""

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from testbed import actions
 from testbed.errors import UsageError
 from testbed.guest import Guest
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
 from testbed.lab import Lab
-from testbed.live_disks import Condition, told
+from testbed.live_disks import Condition
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
 
@@ -170,17 +171,17 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("virtio", "resize", ["1000"], "expected a multiple of 4096 bytes, got 1000"),
         ("copied", "inject", ["write=torn"], "it is kept in qcow2"),
         ("nvme", "resize", ["128M"], "QEMU's nvme keeps its size"),
-        ("virtio", "explode", ["now"], "expected throttle, delay, inject, hang, unplug, plug or resize"),
+        ("virtio", "explode", ["now"], "expected one of throttle, delay, inject, hang, unplug, plug, resize, got 'explode'"),
     ):
         with pytest.raises(UsageError, match=said):
-            await told(guest.hardware, disk, what, words)
+            await actions.told(guest.hardware, (what, disk, *words))
     assert {name: await guest.hardware.condition(name) for name in guest.hardware.names()} == before
     assert await nodes(guest) == there
 
 
 @pytest.mark.slow
 async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
-    found = await told(guest.hardware, "shared", "throttle", ["iops-total=40"])
+    found = await actions.told(guest.hardware, ("throttle", "shared", "iops-total=40"))
     assert found["throttle"] == ["iops-total=40"]
     assert await reads(guest, "shared", 50) >= 1.0
 
