@@ -15,9 +15,10 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from testbed import devices, plan, process, states
+from testbed import devices, drives, plan, process, states
 from testbed.console import Finding
 from testbed.devices import Device
 from testbed.drives import Arrangement
@@ -302,6 +303,24 @@ class Guest:
             raise
         except GuestError as error:
             raise TemplateError(f"a clone of {template.title} does not wake up: {error}") from error
+
+    async def cut_power(self, kept: Path, *, share: float, seed: int) -> dict[str, int]:
+        """End the guest as a loss of power would: what its disks' volatile caches hold is lost, but for a `share` of the blocks by chance.
+
+        Its disks are moved into the new folder `kept`, for another guest's `survivors`. Returns how many blocks each has lost.
+        """
+        lost = await self.hardware.cut_power(share, seed)
+        kept.mkdir(mode=0o700, parents=True)
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        # Before anybody hears of its end, and removes what is left of it.
+        for name, disk in self.order.model.disks.items():
+            for store in drives.storage(name, disk, self.order.scratch):
+                store.file.rename(kept / store.file.name)
+        self._lose("its power was cut")
+        return lost
 
     # And back ------------------------------------------------------------------------------------------------------------------
 

@@ -13,10 +13,11 @@ from testbed.stack import Stack, Step
 from testbed.topology.model import Guest as GuestModel
 
 
-def _planned(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...], tuple[Fact, ...]]:
+def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Fact, ...]]:
     own = guest.order.model
     model = own if wanted is None else wanted
-    plan = stack.plan_stack(model, {name: device.path for name, device in guest.disks.items()})
+    disks = {name: device.path for name, device in guest.disks.items()}
+    plan = stack.plan_stack(model, disks, again=guest.order.survivors is not None)
     group_steps, group_facts = groups.plan_groups(model, plan.devices)
     link_steps, link_facts = links.plan_links(guest.order.wiring.ends if wanted is None else ())
     disk_facts = devices.facts(own.disks, guest.disks, own.cpus)

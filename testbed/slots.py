@@ -23,6 +23,7 @@ class Slots:
 
     def __init__(self, monitor: Monitor, wait: Wait, order: Order) -> None:
         self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, order.scratch, order.deadlines
+        self._survivors = order.survivors
         self._gone: dict[str, asyncio.Event] = {}
         self._plugs: list[Plug] = []
 
@@ -95,8 +96,10 @@ class Slots:
     async def _storage(self, name: str, disk: Disk, snapshot: Snapshot | None = None) -> tuple[Storage, ...]:
         wanted = drives.storage(name, disk, self._scratch)
         for store in wanted:
-            if snapshot is None:
-                await disk_files.make(store)
-            else:
+            if snapshot is not None:
                 await snapshots.copy(snapshot.disk(store.file.name), store.file)
+            elif self._survivors is not None:
+                (self._survivors / store.file.name).rename(store.file)
+            else:
+                await disk_files.make(store)
         return wanted

@@ -97,6 +97,7 @@ class Keeper:
         self._model: GuestModel = self._topology.guests[order.guest]
         self._guest: Guest | None = None
         self._sampler: Sampler | None = None
+        self._survivors: Path | None = None  # the disks of the one before, whose power was cut
         self._asked = asyncio.Event()  # to end, or to go on from a snapshot
         self._ends = False
         self._was_ready = False
@@ -110,6 +111,7 @@ class Keeper:
             "restore": self._restore,
             "hardware": self._hardware,
             "sample": self._sample,
+            "power-cut": self._power_cut,
         }
         self._record = Record(
             name=order.name,
@@ -148,7 +150,7 @@ class Keeper:
             if living.done() and not self._was_ready:
                 asked.cancel()
                 return living.result()
-            if living.done():
+            if living.done() and not self._asked.is_set():
                 self._note(state=vms.LOST, why=_why(living))
                 self._settled.set()
                 await asked
@@ -167,9 +169,10 @@ class Keeper:
         Path(order.networks).mkdir(mode=0o700, exist_ok=True)
         wiring = Wiring(folder=Path(order.networks), guest=order.guest, ends=self._topology.links[order.guest])
         started = (order.name, self._model, kernel, Path(order.evidence), wiring)
-        saved = snapshots.read(Path(order.snapshot)) if order.snapshot else None
+        survivors, self._survivors = self._survivors, None
+        saved = snapshots.read(Path(order.snapshot)) if order.snapshot and survivors is None else None
         async with (
-            self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True) as guest,
+            self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True, survivors=survivors) as guest,
             _listening(self._folder / "console", lambda reader, writer: _show_console(guest, reader, writer)),
             mounts.standing(guest, built=saved is not None) as made,
         ):
@@ -230,6 +233,17 @@ class Keeper:
         await self._settled.wait()
         self._ready()
         return {}
+
+    async def _power_cut(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Let the guest lose its power, and boot it again on what its disks hold then."""
+        kept = self._lab.new_folder()
+        lost = await self._ready().cut_power(kept, share=float(asked["share"]), seed=int(asked["seed"]))
+        self._survivors = kept
+        self._settled.clear()
+        self._asked.set()
+        await self._settled.wait()
+        self._ready()
+        return {"lost_blocks": lost}
 
     async def _stats(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked

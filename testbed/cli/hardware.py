@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import secrets
 import time
 from typing import Annotated, Any
 
@@ -32,6 +33,8 @@ def _speeds(incomplete: str) -> list[str]:
 
 
 DiskArgument = Annotated[str, typer.Argument(metavar="DISK", help="A disk or a namespace of its topology.", autocompletion=_disks)]
+
+_BOOT_S = 600.0
 
 
 @app.command()
@@ -116,6 +119,31 @@ def resize(
 ) -> None:
     """Give a disk another size."""
     _tell(vm, as_json, "resize", disk, size)
+
+
+@app.command()
+def power_cut(
+    vm: VmArgument,
+    keep: Annotated[
+        float, typer.Option("--keep", min=0, max=1, help="With this probability a block that was only in a disk's cache is not lost.")
+    ] = 0.5,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same one loses the same blocks; otherwise a new one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a guest lose its power, with what its disks' volatile caches hold, and boot it again on the disks as they are then."""
+    chosen = secrets.randbelow(1 << 32) if seed is None else seed
+
+    async def work() -> int:
+        found = await vms.find(paths.folders(), vm).ask("power-cut", timeout_s=_BOOT_S, share=keep, seed=chosen)
+        lost: dict[str, int] = found["lost_blocks"]
+        if as_json:
+            print(json.dumps({"seed": chosen, **found}))
+        else:
+            said = ", ".join(f"{disk} lost {blocks} blocks of 4K" for disk, blocks in lost.items()) or "no disk has a volatile cache"
+            out.print(f"{vm} is up again; {said} (seed {chosen})", markup=False, highlight=False)
+        return 0
+
+    run_async(work())
 
 
 @app.command()

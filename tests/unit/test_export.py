@@ -256,7 +256,7 @@ def test_a_power_cut_is_final(exported: tuple[str, "subprocess.Popen[str]"], tmp
 def test_what_it_is_told_wrongly_is_said_back(exported: tuple[str, "subprocess.Popen[str]"]) -> None:
     _, process = exported
     assert "unexpected keyword" in tell(process, verb="latency", reed_us=1)["error"]
-    assert "expected a verb" in tell(process, verb="lose")["error"]
+    assert "expected a verb" in tell(process, verb="loose")["error"]
     assert tell(process, verb="latency", read_us=1) == {}
 
 
