@@ -1,4 +1,7 @@
-"""`./tb bench clone`, `compare`, `topology` and `up`: how fast the testbed is on this host. Prints a table, or JSON with `--json`."""
+"""`./tb bench clone`, `compare`, `topology`, `up`, `hardware`: how fast the testbed is on this host, and how true its disks are.
+
+Prints a table, or JSON with `--json`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, topology, up
+from benchmarks import clone, compare, hardware, topology, up
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -47,6 +50,26 @@ def up_command(
 ) -> None:
     """`testbed up` of 16 disks with 16 filesystems, files and loops: the whole command, and what of it is beyond the steps in the guest."""
     _show(up.measure(count=count, kernel=kernel), as_json)
+
+
+@app.command("hardware")
+def hardware_command(
+    seconds: Annotated[float, typer.Option(min=1, help="For each measure.")] = 10,
+    changes: Annotated[int, typer.Option(min=1, help="Changes of a limit under load.")] = 1000,
+    kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
+    as_json: Json = False,
+) -> None:
+    """Limits and delays of emulated disks as a guest sees them, beside what they were told to be."""
+    rows = asyncio.run(hardware.measure(kernel=kernel, seconds=seconds, changes=changes))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("device", "limit", "measured", "off by", "unit")
+    for row in rows:
+        limit, measured = row["limit"], row["measured"]
+        off = f"{measured / limit - 1:+.1%}" if limit else ""
+        table.add_row(row["device"], "none" if limit is None else f"{limit:g}", f"{measured:g}", off, row["unit"])
+    Console().print(table)
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:

@@ -46,6 +46,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sampler",
         "lab",
         "doctor",
+        "fio",
+        "reach",
     ),
     ("supervisor",),
     ("up",),
