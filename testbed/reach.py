@@ -83,7 +83,8 @@ def beyond(model: GuestModel, reaches: Mapping[str, Reach]) -> Iterator[str]:
         for what, asked, most in (requests, bytes_):
             if asked > most:
                 said, there = (format_size(value) if what == "bytes" else f"{value:.0f}" for value in (asked, most))
+                scale = (disk.scale or 1) * most / asked
                 yield (
                     f"disk {name}: expected {said} {what} a second ({disk.profile}), this machine makes {there} at most"
-                    f" (testbed bench disks), so that the machine is the limit; scale: {(disk.scale or 1) * most / asked:.1g} is a device that it can be"
+                    f" (testbed bench disks), so that the machine is the limit; scale: {scale:.1g} is a device that it can be"
                 )

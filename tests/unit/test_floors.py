@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "lab",
         "doctor",
         "fio",
+        "durability",
         "reach",
     ),
     ("supervisor",),
