@@ -5,6 +5,7 @@ QEMU's own counters.
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
 from testbed.lab import open_lab
 from testbed.report import live
+from testbed.sampler import sampling
 from testbed.topology import Guest as GuestModel
 from testbed.topology.disks import disk_of
 from testbed.units import MIB
@@ -45,7 +47,7 @@ async def measure(*, kernel: str, seconds: float, changes: int) -> list[Row]:
                     with progress.task(kind) as task:
                         name, path = f"d{number}", guest.disks[f"d{number}"].path
                         await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)
-                        for part in (_limits, _delays, _change):
+                        for part in (_limits, _delays, _change, _sampling):
                             task.update(detail=part.__name__.strip("_"))
                             rows += [{"device": kind, **row} for row in await part(guest, name, seconds)]
                         task.update(detail="changes")
@@ -105,6 +107,24 @@ async def _change(guest: Guest, name: str, seconds: float) -> list[Row]:
 
 async def _requests(guest: Guest, name: str) -> int:
     return (await gauges.disks(guest))[name]["rd_operations"]
+
+
+async def _sampling(guest: Guest, name: str, seconds: float) -> list[Row]:
+    """What ten samples a second cost beside none, in this process and in QEMU, while the guest does nothing."""
+    del name
+
+    def used() -> float:
+        fields = Path(f"/proc/{guest.pid}/stat").read_text().rpartition(")")[2].split()
+        return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    costs = []
+    for every_s in (None, 0.1):
+        async with sampling(guest, every_s):
+            await asyncio.sleep(1)
+            began = used()
+            await asyncio.sleep(seconds)
+            costs.append((used() - began) / seconds * 100)
+    return [{"limit": None, "measured": round(costs[1] - costs[0], 2), "unit": "% of a core for 10 samples/s of 3 disks"}]
 
 
 async def _changes(guest: Guest, name: str, count: int) -> list[Row]:

@@ -12,6 +12,9 @@ from testbed.readback import Fact
 from testbed.stack import Stack, Step
 from testbed.topology.model import Guest as GuestModel
 
+# The mark that a guest reaches when its stack stands.
+STACK = "stack"
+
 
 def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Fact, ...]]:
     own = guest.order.model
@@ -62,6 +65,7 @@ async def standing(guest: Guest, wanted: GuestModel | None = None, *, built: boo
     `built`: it stands already, for the guest is a snapshot's.
     """
     plan, steps = _planned(guest, wanted)[:2] if built else await build(guest, wanted)
+    guest.marks.reach(STACK)
     try:
         yield plan
     except BaseException:

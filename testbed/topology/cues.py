@@ -45,6 +45,23 @@ def cues(act: Act) -> Iterator[Cue]:
         yield _cue(begin, act.do)
 
 
+def said(act: Act) -> str:
+    """An act in words."""
+    when = act.when
+    begin = f"after {format_duration(act.at)}" if act.at else "at once" if when is None else ""
+    if when is not None:
+        bound = f"above {when.above}" if when.above is not None else f"below {when.below}"
+        event = (
+            f"mark {when.mark}" if when.mark else f"console {when.console!r}" if when.console else f"{when.cgroup}/{when.counter} {bound}"
+        )
+        begin = f"when {event}" + (f", {begin}" if begin else "")
+    if act.ramp is not None:
+        begin += f", over {format_duration(act.ramp)} in {act.steps} steps"
+    if act.every is not None:
+        begin += f", every {format_duration(act.every)}" + (f", {act.times} times" if act.times else "")
+    return f"{begin}: {act.do}"
+
+
 def mistakes(act: Act, disks: set[str]) -> Iterator[str]:
     """What is wrong with an act, in words; `disks`: those and the namespaces that its guest has."""
     if act.when is not None:
