@@ -46,15 +46,16 @@ async def told(disks: LiveDisks, some: Sequence[str]) -> Said:
 
 
 async def said(disks: LiveDisks, name: str) -> Said:
-    """How a disk behaves now.
+    """How a disk behaves now, and the errors of it that QEMU has told of.
 
     :raise UsageError: there is no such disk.
     """
     if disks.is_out(name):
-        return {"throttle": ["unplugged"], "delay": [], "inject": []}
+        return {"throttle": ["unplugged"], "delay": [], "inject": [], "errors": disks.errors.said(name)}
     now = await disks.condition(name)
     return {
         "throttle": words.said_throttle(now.throttle),
         "delay": words.said_latency(now.latency),
         "inject": words.said_faults(now.faults),
+        "errors": disks.errors.said(name),
     }

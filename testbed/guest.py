@@ -98,6 +98,8 @@ class Guest:
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "DEVICE_DELETED":
             self.slots.on_deleted(str(data.get("device")))
+        elif name in ("BLOCK_IO_ERROR", "RESUME"):
+            self.hardware.errors.hear(name, data)
         elif name == "GUEST_PANICKED":
             self._lose("QEMU reports a guest panic")
         elif name in ("INTERNAL_ERROR", "WATCHDOG"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import drives, layers
+from testbed.disk_errors import DiskErrors
 from testbed.errors import HostError, TestbedError, UsageError
 from testbed.exports import Export
 from testbed.hardware import words
@@ -54,6 +55,7 @@ class LiveDisks:
 
     def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots) -> None:
         self._slots = slots
+        self.errors = DiskErrors()
         self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
         self._scratch, self._sockets, self._evidence = order.scratch, order.sockets, order.evidence
         self._now = {name: _Disk() for own, disk in order.model.disks.items() for name in (own, *drives.namespaces(disk))}

@@ -110,6 +110,7 @@ class Keeper:
             "snapshot": self._snapshot,
             "restore": self._restore,
             "hardware": self._hardware,
+            "resume": self._resume,
             "sample": self._sample,
             "power-cut": self._power_cut,
         }
@@ -177,6 +178,8 @@ class Keeper:
             mounts.standing(guest, built=saved is not None) as made,
         ):
             self._guest = guest
+            errors = guest.hardware.errors
+            errors.on_stop = lambda: self._note(why=errors.stopped)
             vms.ssh_files(self._folder, order.name, guest.ssh_port, self._lab.key.openssh, guest.host_key.public)
             self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port, devices=made.devices)
             self._say({"ready": asdict(self._record)})
@@ -256,6 +259,15 @@ class Keeper:
             action = words.action(asked["words"])
             return {action.disk: await actions.do(hardware, action)}
         return {name: await actions.said(hardware, name) for name in hardware.names()}
+
+    async def _resume(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Let a guest go on that stands still at an error; the request is tried again."""
+        del asked
+        guest = self._ready()
+        if not guest.hardware.errors.stopped:
+            raise UsageError(f"{self._order.name} does not stand still at an error of a disk")
+        await guest.monitor.execute("cont")
+        return {}
 
     async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked

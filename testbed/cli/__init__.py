@@ -21,7 +21,7 @@ _ROOMS = ("look", "run", "up", "vms", "hardware", "snapshots", "store", "bench")
 _LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "logs", "down")}
 _LIGHT |= {verb: "up" for verb in ("up", "fork")}
 _LIGHT |= {verb: "hardware" for verb in ("throttle", "delay", "inject", "hang", "unplug", "plug", "resize", "power-cut")}
-_LIGHT |= {verb: "hardware" for verb in ("hardware", "sample", "profiles")}
+_LIGHT |= {verb: "hardware" for verb in ("hardware", "resume", "sample", "profiles")}
 _LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
 
 

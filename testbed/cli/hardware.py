@@ -185,10 +185,21 @@ def profiles(
 
 @app.command()
 def hardware(vm: VmArgument, as_json: Json = False) -> None:
-    """How a guest's disks behave now: limits, delays, faults."""
+    """How a guest's disks behave now: limits, delays, faults, and the errors that there were."""
 
     async def work() -> int:
         _show(await vms.find(paths.folders(), vm).ask("hardware"), as_json)
+        return 0
+
+    run_async(work())
+
+
+@app.command()
+def resume(vm: VmArgument) -> None:
+    """Let a guest go on that stands still at an error of a disk (`werror: stop`); the request is tried again."""
+
+    async def work() -> int:
+        await vms.find(paths.folders(), vm).ask("resume")
         return 0
 
     run_async(work())

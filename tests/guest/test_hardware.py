@@ -28,6 +28,7 @@ MODEL = GuestModel.model_validate(
             "scsi": {"type": "virtio-scsi", "size": "64M"},
             "nowhere": {"type": "virtio-blk", "size": "64M", "format": "null-co"},
             "copied": {"type": "virtio-blk", "size": "64M", "format": "qcow2"},
+            "strict": {"type": "virtio-blk", "size": "64M", "werror": "stop"},
             "shared": {"type": "virtio-blk", "size": "64M", "throttle-group": "both"},
         },
         "throttle-groups": {"both": {"iops-total": 1000}},
@@ -108,6 +109,22 @@ async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(gue
     assert f"dev {path.removeprefix('/dev/')}, sector 0 op 0x0:(READ)" in (await guest.run("dmesg")).stdout
     await guest.hardware.inject("virtio", ())
     assert not any(name.startswith("faulty-virtio") for name in await nodes(guest))
+
+
+@pytest.mark.slow
+async def test_a_guest_stands_still_at_an_error_until_it_is_told_to_go_on(guest: Guest) -> None:
+    errors = guest.hardware.errors
+    heard: list[str] = []
+    errors.on_stop = lambda: heard.append(errors.stopped)
+    await guest.hardware.inject("strict", (Fault(operation="write", effect="ENOSPC", count=1),))
+    writing = asyncio.create_task(dd(guest, "if=/dev/zero", f"of={guest.disks['strict'].path}", "count=1", "oflag=direct"))
+    async with asyncio.timeout(60):
+        while not errors.stopped:
+            await asyncio.sleep(0.02)
+    assert not writing.done() and (await guest.monitor.execute("query-status"))["status"] == "io-error"
+    await guest.monitor.execute("cont")
+    assert await writing == 0 and errors.said("strict") == ["1 write error stopped the guest"]
+    assert heard == ["stopped at a write error of disk strict (No space left on device)", ""]
 
 
 @pytest.mark.slow
