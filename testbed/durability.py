@@ -24,6 +24,8 @@ _POLL_S = 0.02
 _LOAD = """\
 use strict; use IO::Handle;
 my $folder = shift;
+sub synced { open(my $names, '<', $_[0]) or die "$_[0]: $!"; IO::Handle::sync($names) or die "$_[0]: $!"; close($names); }
+unless (-d $folder) { mkdir($folder) or die "$folder: $!"; synced($folder =~ s{/[^/]+$}{}r); }
 open(my $console, '>', '/dev/console') or die "console: $!"; $console->autoflush(1);
 for (my $number = 1; ; $number++) {
     open(my $file, '>', "$folder/$number") or die "$number: $!";
@@ -31,9 +33,7 @@ for (my $number = 1; ; $number++) {
     $file->flush or die "$number: $!";
     $file->sync or die "$number: $!";
     close($file) or die "$number: $!";
-    open(my $names, '<', $folder) or die "$folder: $!";
-    IO::Handle::sync($names) or die "$folder: $!";
-    close($names);
+    synced($folder);
     print $console "\\nsynced $number\\n";
 }
 """
@@ -62,8 +62,8 @@ class Load:
 
 
 @contextlib.asynccontextmanager
-async def loading(guest: Guest, filesystem: str) -> AsyncIterator[Load]:
-    """Write and sync records on a mounted filesystem of the topology, until the guest is gone or the block is left."""
+async def loading(guest: Guest, folder: str) -> AsyncIterator[Load]:
+    """Write and sync records in a folder, FILESYSTEM or FILESYSTEM/NEW, until the guest is gone or the block is left."""
     load, pending = Load(), b""
 
     def hear(data: bytes) -> None:
@@ -74,7 +74,7 @@ async def loading(guest: Guest, filesystem: str) -> AsyncIterator[Load]:
                 load.acknowledged = int(found[1])
 
     with guest.console.heard_by(hear):
-        writing = asyncio.create_task(guest.script(_script(_LOAD), f"{MOUNTS}/{filesystem}", timeout_s=3600))
+        writing = asyncio.create_task(guest.script(_script(_LOAD), f"{MOUNTS}/{folder}", timeout_s=3600))
         try:
             yield load
         finally:
@@ -82,12 +82,12 @@ async def loading(guest: Guest, filesystem: str) -> AsyncIterator[Load]:
             await asyncio.gather(writing, return_exceptions=True)
 
 
-async def missing(guest: Guest, filesystem: str, load: Load) -> tuple[int, ...]:
+async def missing(guest: Guest, folder: str, load: Load) -> tuple[int, ...]:
     """The acknowledged records that are not there, or not whole.
 
     :raise GuestError: the guest does not answer.
     """
-    done = await guest.script(_script(_CHECK), f"{MOUNTS}/{filesystem}", str(load.acknowledged), timeout_s=600)
+    done = await guest.script(_script(_CHECK), f"{MOUNTS}/{folder}", str(load.acknowledged), timeout_s=600)
     return tuple(int(line) for line in done.stdout.split())
 
 
