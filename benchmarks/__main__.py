@@ -1,5 +1,5 @@
-"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, topology, up), and how true its disks are (hardware, power,
-replug). Prints a table, or JSON with `--json`.
+"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, topology, up), and how true its disks are (hardware, export,
+power, replug). Prints a table, or JSON with `--json`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, hardware, power, replug, topology, up
+from benchmarks import clone, compare, export, hardware, power, replug, topology, up
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -49,6 +49,15 @@ def up_command(
 ) -> None:
     """`testbed up` of 16 disks with 16 filesystems, files and loops: the whole command, and what of it is beyond the steps in the guest."""
     _show(up.measure(count=count, kernel=kernel), as_json)
+
+
+@app.command("export")
+def export_command(
+    requests: Annotated[int, typer.Option(min=100, help="At most, for each measure.")] = 20_000,
+    as_json: Json = False,
+) -> None:
+    """The export that delays requests, beside the file itself and, where it is installed, nbdkit: on the host, without a guest."""
+    _rows(asyncio.run(export.measure(requests=requests)), as_json)
 
 
 @app.command("power")

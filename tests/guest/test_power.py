@@ -28,7 +28,7 @@ async def cut(lab: Lab, kernel: KernelFiles, wanted: GuestModel, evidence: Path,
         async with durability.loading(guest, "data") as load:
             await guest.wait(load.reaches(_RECORDS), 120)
             blocks = await guest.cut_power(kept, share=share, seed=7)
-        assert blocks["data"] > 0
+        assert blocks["data"] > 0 or wanted.disks["data"].cache == "volatile"
     async with lab.guest("g0", wanted, kernel, evidence / "after", survivors=kept) as again:
         try:
             await mounts.build(again)

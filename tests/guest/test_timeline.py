@@ -61,7 +61,7 @@ async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Gues
         {"when": {"mark": "warm"}, "do": "inject scsi read-only"},
         {"when": {"mark": "said"}, "do": "delay virtio 2ms"},
         {"when": {"console": "all is (well|lost)"}, "at": "50ms", "do": "unplug nvme"},
-        {"when": {"cgroup": "watched", "counter": "pids.events max", "above": 1}, "do": "throttle scsi bps-read=1M"},
+        {"when": {"cgroup": "watched", "counter": "cgroup.stat nr_descendants", "above": 1}, "do": "throttle scsi bps-read=1M"},
         {"when": {"mark": "never"}, "do": "unplug scsi"},
     )
     async with playing(guest, timeline):
@@ -74,19 +74,12 @@ async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Gues
         assert (await logged(evidence, 10))[-1]["now"]["delay"] == ["read=2ms", "write=2ms", "flush=2ms"]
         await guest.script('echo "now all is well" >/dev/kmsg')
         assert (await logged(evidence, 12))[-1]["now"]["throttle"] == ["unplugged"]
-        script = (
-            "cd /sys/fs/cgroup; echo +pids >cgroup.subtree_control; mkdir watched; echo 1 >watched/pids.max; echo 0 >watched/cgroup.procs"
-        )
-        await guest.script(f"({script}; for n in 1 2 3; do (:); done) 2>/dev/null", check=False)
+        await guest.script("cd /sys/fs/cgroup; mkdir watched watched/a; sleep 1; mkdir watched/b")
         found = await logged(evidence, 14)
-    assert [line["reached"] for line in found if "reached" in line] == [
-        "mark warm",
-        "mark said",
-        "console: now all is well",
-        next(line["reached"] for line in found if line["act"] == 5 and "reached" in line),
-    ]
+    mark, said, line, counted = (line["reached"] for line in found if "reached" in line)
+    assert (mark, said, counted) == ("mark warm", "mark said", "watched/cgroup.stat nr_descendants is 2")
+    assert line.startswith("console: [") and line.endswith("] now all is well")
     assert found[-1]["now"]["throttle"] == ["bps-read=1M"]
-    assert [line["monotonic_s"] for line in found] == sorted(line["monotonic_s"] for line in found)
     assert not any(line["act"] == 6 for line in found)
 
 
@@ -124,7 +117,9 @@ async def test_samples_count_what_the_guest_did_and_nothing_else(guest: Guest) -
         assert after["wr"]["bytes"] - before["wr"]["bytes"] == 640 * 1024
         assert sum(after["rd"]["latency"]) - sum(before["rd"].get("latency", [0])) == 100
         assert len(after["rd"]["latency"]) == len(BOUNDARIES_NS) + 1
-        assert after["rd"]["time_ns"] > before["rd"]["time_ns"] and after["flush"]["requests"] > before["flush"]["requests"]
+        assert after["rd"]["time_ns"] > before["rd"]["time_ns"], name
+        # QEMU 7.2's nvme does not count flushes.
+        assert after["flush"]["requests"] > before["flush"]["requests"] or name == "nvme"
 
 
 @pytest.mark.slow
@@ -142,12 +137,15 @@ async def test_samples_have_errors_and_limits(guest: Guest) -> None:
 async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, evidence: Path) -> None:
     async with sampling(guest, 0.05):
         await guest.hardware.unplug("nvme")
+        async with asyncio.timeout(60):
+            while not (evidence / "samples.jsonl").exists() or "nvme" in lines(evidence, "samples.jsonl")[-1]["disks"]:
+                await asyncio.sleep(0.05)
         await guest.hardware.plug("nvme")
         with pytest.raises(HostError):
             await guest.monitor.execute("query-nothing")
     found = lines(evidence, "samples.jsonl")
     there = ["nvme" in line["disks"] for line in found]
-    assert there[0] and there.count(False) >= 1
+    assert there[0] and not all(there)
     assert [line["monotonic_s"] for line in found] == sorted(line["monotonic_s"] for line in found)
     offsets = {round(line["guest_s"] - line["monotonic_s"], 3) for line in found}
     assert max(offsets) - min(offsets) <= 0.0011
