@@ -28,11 +28,10 @@ BOUNDARIES_NS = tuple(number * 10**power for power in range(4, 10) for number in
 
 
 class Sampler:
-    """Of one guest. Latencies are counted from its making on."""
+    """Of one guest. Latencies are counted from its first sample on."""
 
     def __init__(self, guest: Guest, at: Clock) -> None:
         self._guest, self._clock = guest, at
-        self._counted: set[str] = set()
 
     @classmethod
     async def start(cls, guest: Guest) -> Sampler:
@@ -50,21 +49,19 @@ class Sampler:
         at = time.monotonic()
         found = {}
         for name, entry in (await gauges.devices(self._guest)).items():
-            await self._count(name, entry["qdev"])
             stats = entry["stats"]
+            if "rd_latency_histogram" not in stats:
+                await self._count_latencies(entry["qdev"])
             ways = {way: _way(stats, way) for way in _WAYS}
             found[name] = {**ways, "throttle": await self._throttle(name)}
         guest_s = round(self._clock.uptime(at), 4)
         return {"monotonic_s": round(at, 6), "guest_s": guest_s, "guest_error_s": round(self._clock.error_s, 4), "disks": found}
 
-    async def _count(self, name: str, device: str) -> None:
-        """Let QEMU count how long a disk's requests take; a disk that comes back counts anew."""
-        if device in self._counted:
-            return
-        boundaries = list(BOUNDARIES_NS)
+    async def _count_latencies(self, device: str) -> None:
+        """Let QEMU count how long a disk's requests take, from now on; one that comes back must be told again."""
+        arguments = {"id": device, "boundaries": list(BOUNDARIES_NS)}
         with contextlib.suppress(HostError):  # it is just going
-            await self._guest.monitor.execute("block-latency-histogram-set", {"id": device, "boundaries": boundaries})
-        self._counted.add(device)
+            await self._guest.monitor.execute("block-latency-histogram-set", arguments)
 
     async def _throttle(self, name: str) -> dict[str, int]:
         guest = self._guest

@@ -141,6 +141,9 @@ async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, e
             while not (evidence / "samples.jsonl").exists() or "nvme" in lines(evidence, "samples.jsonl")[-1]["disks"]:
                 await asyncio.sleep(0.05)
         await guest.hardware.plug("nvme")
+        async with asyncio.timeout(60):
+            while "latency" not in lines(evidence, "samples.jsonl")[-1]["disks"].get("nvme", {"rd": {}})["rd"]:
+                await asyncio.sleep(0.05)
         with pytest.raises(HostError):
             await guest.monitor.execute("query-nothing")
     found = lines(evidence, "samples.jsonl")
