@@ -1,4 +1,6 @@
-"""`./tb bench clone`, `compare`, `topology` and `up`: how fast the testbed is on this host. Prints a table, or JSON with `--json`."""
+"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, topology, up), and how true its disks are (hardware, export,
+power, replug). Prints a table, or JSON with `--json`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, topology, up
+from benchmarks import clone, compare, export, hardware, power, replug, topology, up
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -47,6 +49,66 @@ def up_command(
 ) -> None:
     """`testbed up` of 16 disks with 16 filesystems, files and loops: the whole command, and what of it is beyond the steps in the guest."""
     _show(up.measure(count=count, kernel=kernel), as_json)
+
+
+@app.command("export")
+def export_command(
+    requests: Annotated[int, typer.Option(min=100, help="At most, for each measure.")] = 20_000,
+    as_json: Json = False,
+) -> None:
+    """The export that delays requests, beside the file itself and, where it is installed, nbdkit: on the host, without a guest."""
+    _rows(asyncio.run(export.measure(requests=requests)), as_json)
+
+
+@app.command("power")
+def power_command(
+    cuts: Annotated[int, typer.Option("--count", "-n", min=1, help="Power cuts in a row, for each disk and filesystem.")] = 20,
+    kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
+    seed: Annotated[int, typer.Option(help="Of what the disks lose.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Power cuts under a load that syncs: what fsync acknowledged and is gone, on disks that are true and on ones that lie."""
+    _rows(asyncio.run(power.measure(cuts=cuts, kernel=kernel, seed=seed)), as_json)
+
+
+@app.command("replug")
+def replug_command(
+    cycles: Annotated[int, typer.Option("--count", "-n", min=1, help="For each kind of disk.")] = 100,
+    kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
+    as_json: Json = False,
+) -> None:
+    """Disks that are taken out and put in again under I/O, every other time by surprise: what became of the guest."""
+    _rows(asyncio.run(replug.measure(cycles=cycles, kernel=kernel)), as_json)
+
+
+@app.command("hardware")
+def hardware_command(
+    seconds: Annotated[float, typer.Option(min=1, help="For each measure.")] = 10,
+    changes: Annotated[int, typer.Option(min=1, help="Changes of a limit under load.")] = 1000,
+    kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
+    as_json: Json = False,
+) -> None:
+    """Limits and delays of emulated disks as a guest sees them, beside what they were told to be."""
+    rows = asyncio.run(hardware.measure(kernel=kernel, seconds=seconds, changes=changes))
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("device", "limit", "measured", "off by", "unit")
+    for row in rows:
+        limit, measured = row["limit"], row["measured"]
+        off = f"{measured / limit - 1:+.1%}" if limit else ""
+        table.add_row(row["device"], "none" if limit is None else f"{limit:g}", f"{measured:g}", off, row["unit"])
+    Console().print(table)
+
+
+def _rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
 
 
 def _show(figures: dict[str, Any], as_json: bool) -> None:

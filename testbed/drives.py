@@ -178,7 +178,7 @@ def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpComm
     `store-NAME`, the bytes of its file; `file-NAME`, the disk in them; `limited-NAME`, the limits, which are never gone and often empty, so
     that they can change, and another node can be put in below them, whatever the kind of the device (see `layers`).
     """
-    own = {"read-only": True} if disk.read_only else {}
+    own = read_only(disk)
     if disk.format == "null-co":
         null = {"driver": "null-co", "node-name": f"file-{name}", "size": disk.size, "read-zeroes": True}
         yield QmpCommand(execute="blockdev-add", arguments=null | own)
@@ -205,14 +205,19 @@ def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
         "node-name": f"file-{name}",
         "file": below,
         "discard": "unmap" if disk.discard else "ignore",
-        **({"read-only": True} if disk.read_only else {}),
+        **read_only(disk),
     }
 
 
 def limited_node(name: str, disk: Disk, below: str) -> dict[str, Any]:
     """The node that the device of a disk or of a namespace is on."""
     node = {"driver": "throttle", "node-name": top_node(name), "throttle-group": throttle_group(name, disk), "file": below}
-    return node | ({"read-only": True} if disk.read_only else {})
+    return node | read_only(disk)
+
+
+def read_only(disk: Disk) -> dict[str, Any]:
+    """What a node of a disk that cannot be written to has more."""
+    return {"read-only": True} if disk.read_only else {}
 
 
 def throttle_group(name: str, disk: Disk) -> str:

@@ -23,8 +23,8 @@ _SOURCES = Path(__file__).parents[1]
 class Export:
     """One such process; it ends when we do."""
 
-    def __init__(self, name: str, child: asyncio.subprocess.Process, socket: Path) -> None:
-        self._name, self._child, self.socket = name, child, socket
+    def __init__(self, name: str, child: asyncio.subprocess.Process, socket: Path, log: Path) -> None:
+        self._name, self._child, self.socket, self._log = name, child, socket, log
         self._asking = asyncio.Lock()
 
     @classmethod
@@ -36,7 +36,7 @@ class Export:
         """
         words = [sys.executable, "-m", "testbed.export", json.dumps({**settings, "socket": str(socket)})]
         child = await process.start(words, output=log, env={"PYTHONPATH": str(_SOURCES)}, talking=True)
-        found = cls(name, child, socket)
+        found = cls(name, child, socket, log)
         try:
             await found._answer()
         except BaseException:
@@ -54,9 +54,16 @@ class Export:
         """Let no request end for so long; 0 lets them go."""
         await self._tell("hold", seconds=seconds)
 
-    async def cut_power(self, share: float, seed: int) -> int:
-        """End all requests; each block that is only in the cache stays with the probability `share`. Returns how many were lost."""
-        return int((await self._tell("power-cut", share=share, seed=seed))["lost_blocks"])
+    async def hurry(self) -> None:
+        """End all requests that wait for their time."""
+        await self._tell("hurry")
+
+    async def lose(self, share: float, seed: int, *, end: bool = False) -> int:
+        """Each block that is only in the cache stays with the probability `share`; `end`: no request ends from now on.
+
+        Returns how many blocks were lost.
+        """
+        return int((await self._tell("lose", share=share, seed=seed, end=end))["lost_blocks"])
 
     async def _tell(self, verb: str, **words: Any) -> dict[str, Any]:
         async with self._asking:
@@ -74,7 +81,7 @@ class Export:
         except TimeoutError:
             raise HostError(f"disk {self._name}: its export: expected an answer within {_ANSWER_S:.0f} s, got none") from None
         if not line:
-            raise HostError(f"disk {self._name}: its export ended; see exports.jsonl beside the guest's logs")
+            raise HostError(f"disk {self._name}: its export ended; see {self._log}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise HostError(f"disk {self._name}: its export: {answer['error']}")

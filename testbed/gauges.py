@@ -18,12 +18,17 @@ done
 """
 
 
-async def disks(guest: Guest) -> dict[str, dict[str, int]]:
-    """QEMU's counters of each of the topology's disks that is there (`query-blockstats`): rd_bytes, wr_operations and the like."""
-    stats = await guest.wait(guest.monitor.execute("query-blockstats"), guest.order.deadlines.monitor_s)
+async def devices(guest: Guest) -> dict[str, dict[str, Any]]:
+    """What `query-blockstats` says of each of the topology's disks that is there: `stats`, and `qdev`, the device's own name."""
+    found = await guest.wait(guest.monitor.execute("query-blockstats", kept=False), guest.order.deadlines.monitor_s)
     # virtio-blk is named by its backend's QOM path, nvme by the device.
-    devices = [(str(entry.get("qdev", "")).split("/"), entry["stats"]) for entry in stats]
-    return {name: own for name in guest.order.model.disks for path, own in devices if f"disk-{name}" in path}
+    named = [(str(entry.get("qdev", "")).split("/"), entry) for entry in found]
+    return {name: entry for name in guest.order.model.disks for path, entry in named if f"disk-{name}" in path}
+
+
+async def disks(guest: Guest) -> dict[str, dict[str, int]]:
+    """QEMU's counters of each of the topology's disks that is there: rd_bytes, wr_operations and the like."""
+    return {name: entry["stats"] for name, entry in (await devices(guest)).items()}
 
 
 async def disk_bytes(guest: Guest) -> dict[str, tuple[int, int]]:

@@ -15,15 +15,17 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Awaitable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from testbed import devices, plan, process, states
+from testbed import devices, drives, plan, process, states
 from testbed.console import Finding
 from testbed.devices import Device
 from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
 from testbed.lifecycle import Event, State, advance
 from testbed.live_disks import LiveDisks
+from testbed.marks import Marks
 from testbed.monitor import Monitor
 from testbed.order import Order, Saved
 from testbed.plan import Memory
@@ -54,6 +56,7 @@ class Guest:
         self.ssh_port = 0
         self.host_key = SshKey(order.identity)
         self.console = Console(order.evidence / "console.log", self._on_fatal)
+        self.marks = Marks(self.console)
         self.agent = Agent(order.name)
         self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
         self._disks = Arrangement(cold=(), hot=())
@@ -95,6 +98,8 @@ class Guest:
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "DEVICE_DELETED":
             self.slots.on_deleted(str(data.get("device")))
+        elif name in ("BLOCK_IO_ERROR", "RESUME"):
+            self.hardware.errors.hear(name, data)
         elif name == "GUEST_PANICKED":
             self._lose("QEMU reports a guest panic")
         elif name in ("INTERNAL_ERROR", "WATCHDOG"):
@@ -300,6 +305,24 @@ class Guest:
             raise
         except GuestError as error:
             raise TemplateError(f"a clone of {template.title} does not wake up: {error}") from error
+
+    async def cut_power(self, kept: Path, *, share: float, seed: int) -> dict[str, int]:
+        """End the guest as a loss of power would: what its disks' volatile caches hold is lost, but for a `share` of the blocks by chance.
+
+        Its disks are moved into the new folder `kept`, for another guest's `survivors`. Returns how many blocks each has lost.
+        """
+        lost = await self.hardware.cut_power(share, seed)
+        kept.mkdir(mode=0o700, parents=True)
+        assert self._process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._process.wait()
+        # Before anybody hears of its end, and removes what is left of it.
+        for name, disk in self.order.model.disks.items():
+            for store in drives.storage(name, disk, self.order.scratch):
+                store.file.rename(kept / store.file.name)
+        self._lose("its power was cut")
+        return lost
 
     # And back ------------------------------------------------------------------------------------------------------------------
 

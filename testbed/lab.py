@@ -41,7 +41,7 @@ from testbed.topology.model import Topology
 IMAGE = "bookworm"
 
 # What a guest writes into its folder of evidence.
-_LOGS = ("argv.txt", "console.log", "qemu.log", "qmp.jsonl", "ssh.log", "dmesg.txt", "stages.jsonl")
+_LOGS = ("argv.txt", "console.log", "qemu.log", "qmp.jsonl", "ssh.log", "dmesg.txt", "stages.jsonl", "timeline.jsonl")
 
 
 class Lab:
@@ -89,15 +89,16 @@ class Lab:
         wiring: Wiring = UNWIRED,
         *,
         savable: bool = False,
+        survivors: Path | None = None,
     ) -> AsyncIterator[Guest]:
         """A guest that is ready: a clone of its machine's template, or booted cold where that is asked for or all that works.
 
-        `savable`: it may become a snapshot.
+        `savable`: it may become a snapshot. `survivors`: the disks that are left of one whose power was cut; it takes them over.
 
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
         """
         machine, files = await self._machine(model, kernel)
-        order = replace(self._order(name, model, machine, files, evidence, wiring), savable=savable)
+        order = replace(self._order(name, model, machine, files, evidence, wiring), savable=savable, survivors=survivors)
         async with contextlib.AsyncExitStack() as stack:
             if self.cold or model.boots_cold:
                 guest = await stack.enter_async_context(launch(order, self.key))
@@ -145,6 +146,10 @@ class Lab:
         order = self._order(name, model, machine, files, evidence, wiring)
         async with launch(replace(order, template=snapshot, savable=True, deadlines=deadlines(snapshot.boot_s)), self.key) as guest:
             yield guest
+
+    def new_folder(self) -> Path:
+        """The name of a folder for large files, which is gone when the lab is."""
+        return self._session.scratch / str(next(self._numbers))
 
     async def _clone(self, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
         async def once() -> Guest:

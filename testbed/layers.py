@@ -38,13 +38,13 @@ def changed(name: str, disk: Disk, kind: str, old: Layers, new: Layers) -> tuple
     commands: list[QmpCommand] = []
     if new.export is not None and old.export is None:
         server = {"type": "unix", "path": str(new.export)}
-        commands.append(_add({"driver": "nbd", "node-name": f"late-{name}", "server": server, **_read_only(disk)}))
+        commands.append(_add({"driver": "nbd", "node-name": f"late-{name}", "server": server, **drives.read_only(disk)}))
     if _has_file(disk) and _bytes(name, disk, old) != _bytes(name, disk, new):
         commands.append(_reopen(drives.format_node(name, disk, kind, _bytes(name, disk, new))))
     if new.errors and _top(name, disk, old) != _top(name, disk, new):
         rules = [rule for error in new.errors for rule in error.rules()]
         node = {"driver": "blkdebug", "node-name": _top(name, disk, new), "image": _base(name, disk, new), "inject-error": rules}
-        commands.append(_add(node | _read_only(disk)))
+        commands.append(_add(node | drives.read_only(disk)))
     if _top(name, disk, old) != _top(name, disk, new):
         commands.append(_reopen(drives.limited_node(name, disk, _top(name, disk, new))))
         if old.errors:
@@ -79,7 +79,3 @@ def _add(node: dict[str, Any]) -> QmpCommand:
 
 def _reopen(node: dict[str, Any]) -> QmpCommand:
     return QmpCommand(execute="blockdev-reopen", arguments={"options": [node]})
-
-
-def _read_only(disk: Disk) -> dict[str, Any]:
-    return {"read-only": True} if disk.read_only else {}

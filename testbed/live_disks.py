@@ -4,24 +4,27 @@ and read back from QEMU afterwards.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from testbed import drives, layers
-from testbed.errors import HostError, UsageError
+from testbed.disk_errors import DiskErrors
+from testbed.errors import HostError, TestbedError, UsageError
 from testbed.exports import Export
 from testbed.hardware import words
-from testbed.hardware.faults import MOST_RULES, Fault
+from testbed.hardware.faults import DEAD, MOST_RULES, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
-from testbed.hardware.throttle import Throttle
+from testbed.hardware.throttle import Throttle, from_qemu
 from testbed.layers import PLAIN, Layers
 from testbed.monitor import Monitor
 from testbed.order import Order, Wait
 from testbed.slots import Slots
-from testbed.topology.disks import Disk, Nvme
+from testbed.topology.disks import LIES, Disk, Nvme
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,58 +36,76 @@ class Condition:
     faults: tuple[Fault, ...] = ()
 
 
+@dataclass(slots=True)
+class _Disk:
+    """A disk or a namespace as it is now. `letting_go`: ends when it hangs no longer, which is at `hangs_until`. One change at a time."""
+
+    layers: Layers = PLAIN
+    export: Export | None = None
+    latency: Latency = NO_DELAY
+    faults: tuple[Fault, ...] = ()
+    out: bool = False
+    hangs_until: float = 0.0
+    letting_go: asyncio.Task[None] | None = None
+    changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class LiveDisks:
     """The exports' sockets are beside the guest's others, and their logs with its evidence."""
 
     def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots) -> None:
         self._slots = slots
-        self._out: set[str] = set()
+        self.errors = DiskErrors()
         self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
         self._scratch, self._sockets, self._evidence = order.scratch, order.sockets, order.evidence
-        self._layers: dict[str, Layers] = {}
-        self._exports: dict[str, Export] = {}
-        self._latencies: dict[str, Latency] = {}
-        self._faults: dict[str, tuple[Fault, ...]] = {}
+        self._now = {name: _Disk() for own, disk in order.model.disks.items() for name in (own, *drives.namespaces(disk))}
+
+    # What there is ----------------------------------------------------------------------------------------------------------------
 
     def disk(self, name: str) -> Disk:
         """The disk of that name, or of which it is a namespace.
 
         :raise UsageError: there is none, or it is unplugged.
         """
-        for own, disk in self._model.disks.items():
-            if name == own or name in drives.namespaces(disk):
-                if own in self._out:
-                    raise UsageError(f"disk {own}: it is unplugged")
-                return disk
-        if name in self._model.throttle_groups:
+        if name in self._model.throttle_groups and name not in self._now:
             raise UsageError(f"expected a disk, got {name!r}, which is a throttle group; name one of its disks")
-        raise UsageError(f"expected one of the guest's disks ({', '.join(self.names()) or 'it has none'}), got {name!r}")
+        if name not in self._now:
+            raise UsageError(f"expected one of the guest's disks ({', '.join(self.names()) or 'it has none'}), got {name!r}")
+        if self._now[name].out:
+            raise UsageError(f"disk {name}: it is unplugged")
+        return self._model.disks[self._owner(name)]
 
-    async def furnish(self) -> None:
-        """Give each disk the delays that its topology says."""
-        for name, disk in self._model.disks.items():
-            latency = drives.latency_of(disk)
-            if not latency.none:
-                await self.delay(name, latency)
+    def is_out(self, name: str) -> bool:
+        """Whether a disk is unplugged.
+
+        :raise UsageError: there is none of that name.
+        """
+        return (name in self._now and self._now[name].out) or not self.disk(name)
+
+    def _owner(self, name: str) -> str:
+        return next(own for own, disk in self._model.disks.items() if name == own or name in drives.namespaces(disk))
 
     def names(self) -> Iterable[str]:
         """All disks and namespaces that are there."""
-        for name, disk in self._model.disks.items():
-            if name not in self._out:
-                yield from (name, *drives.namespaces(disk))
+        return (name for name, now in self._now.items() if not now.out)
 
     async def condition(self, name: str) -> Condition:
         """How a disk behaves now; its limits as QEMU says them."""
-        limits = await self._limits(drives.throttle_group(name, self.disk(name)))
-        known = {key.replace("_", "-"): key for key in Throttle().given(every=True)}
-        found = {known[key]: value for key, value in limits.items() if key in known}
+        found = from_qemu(await self._limits(drives.throttle_group(name, self.disk(name))))
         # A length of 1 is QEMU's own where there is no burst.
-        lengths = {key: 0 for key, value in found.items() if key.endswith("_length") and not found[key.removesuffix("_length")]}
-        return Condition(
-            throttle=Throttle(**{**found, **lengths}),
-            latency=self._latencies.get(name, NO_DELAY),
-            faults=self._faults.get(name, ()),
-        )
+        given = found.given()
+        lengths = {key: 0 for key in given if key.endswith("_length") and key.removesuffix("_length") not in given}
+        now = self._now[name]
+        return Condition(throttle=replace(found, **lengths), latency=now.latency, faults=now.faults)
+
+    @contextlib.asynccontextmanager
+    async def _changing(self, name: str) -> AsyncIterator[tuple[Disk, _Disk]]:
+        """A disk that nobody else changes meanwhile."""
+        self.disk(name)
+        async with self._now[name].changing:
+            yield self.disk(name), self._now[name]
+
+    # Limits -----------------------------------------------------------------------------------------------------------------------
 
     async def throttle(self, name: str, wanted: Throttle) -> None:
         """Set the limits of a disk, and of all that share its group.
@@ -94,8 +115,9 @@ class LiveDisks:
         group = drives.throttle_group(name, self.disk(name))
         _refuse(name, wanted.mistakes())
         arguments = {"path": f"/objects/{group}", "property": "limits", "value": wanted.limits()}
-        await self._wait(self._monitor.execute("qom-set", arguments), self._deadlines.monitor_s)
-        there = await self._limits(group)
+        async with self._changing(name):
+            await self._wait(self._monitor.execute("qom-set", arguments), self._deadlines.monitor_s)
+            there = await self._limits(group)
         differing = {key: there.get(key) for key, value in wanted.limits().items() if there.get(key) != value}
         if differing:
             raise HostError(f"disk {name}: QEMU's limits are not those that it was told: {differing}")
@@ -105,49 +127,73 @@ class LiveDisks:
         found: dict[str, int] = await self._wait(self._monitor.execute("qom-get", arguments), self._deadlines.monitor_s)
         return found
 
+    # Delays, faults, a hang -------------------------------------------------------------------------------------------------------
+
+    async def furnish(self) -> None:
+        """Give each disk the cache and the delays that its topology says."""
+        for name, disk in self._model.disks.items():
+            if disk.cache is not None:
+                await self._export(name, disk)
+            await self.delay(name, drives.latency_of(disk))
+
     async def delay(self, name: str, wanted: Latency) -> None:
         """Let each request of a disk take so much longer, from now on.
 
-        :raise UsageError: there is no such disk.
+        :raise UsageError: there is no such disk, or it hangs.
         """
-        self.disk(name)
-        if wanted.none and name not in self._exports:
-            return
-        export = await self._export(name)
-        await export.delay(wanted)
-        self._latencies[name] = wanted
-        await self._put_back(name)
+        async with self._changing(name) as (disk, now):
+            if wanted.none and now.export is None:
+                return
+            _refuse(name, _hanging(now))
+            await (await self._export(name, disk)).delay(wanted)
+            now.latency = wanted
+            await self._put_back(name, disk)
 
     async def inject(self, name: str, wanted: tuple[Fault, ...]) -> None:
         """Let requests of a disk go wrong as said, and no others; without any, all is well again.
 
-        :raise UsageError: there is no such disk, or no such fault.
+        :raise UsageError: there is no such disk, or no such fault, or it hangs.
         """
-        disk = self.disk(name)
-        _refuse(name, (mistake for fault in wanted for mistake in fault.mistakes()))
-        others = tuple(fault for fault in wanted if not fault.in_qemu)
-        if others and self._kind(name, disk) == "qcow2":
-            got = words.said_faults(others)[0]
-            raise UsageError(
-                f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {got}: it is kept in qcow2, whose"
-                " file has its bytes elsewhere; use a raw one"
-            )
-        if others or name in self._exports:
-            await (await self._export(name)).fail(others)
-        await self._change(name, errors=tuple(fault for fault in wanted if fault.in_qemu))
-        self._faults[name] = wanted
-        await self._put_back(name)
+        async with self._changing(name) as (disk, now):
+            _refuse(name, (mistake for fault in wanted for mistake in fault.mistakes()))
+            _refuse(name, _hanging(now))
+            others = tuple(fault for fault in wanted if not fault.in_qemu)
+            if others and self._kind(name, disk) == "qcow2":
+                got = words.said_faults(others)[0]
+                raise UsageError(
+                    f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {got}: it is kept in qcow2,"
+                    " whose file has its bytes elsewhere; use a raw one"
+                )
+            if others or now.export is not None:
+                await (await self._export(name, disk)).fail(others)
+            await self._change(name, disk, errors=tuple(fault for fault in wanted if fault.in_qemu))
+            now.faults = wanted
+            await self._put_back(name, disk)
 
     async def hang(self, name: str, seconds: float) -> None:
         """Let no request of a disk end for so long; 0 lets them go.
 
         :raise UsageError: there is no such disk, or the time is none.
         """
-        self.disk(name)
-        if not 0 <= seconds <= 3600:
-            raise UsageError(f"disk {name}: expected 0 to 3600 seconds, got {seconds}")
-        if seconds or name in self._exports:
-            await (await self._export(name)).hold(seconds)
+        async with self._changing(name) as (disk, now):
+            if not 0 <= seconds <= 3600:
+                raise UsageError(f"disk {name}: expected 0 to 3600 seconds, got {seconds}")
+            if not seconds and now.export is None:
+                return
+            if now.letting_go is not None:
+                now.letting_go.cancel()
+            await (await self._export(name, disk)).hold(seconds)
+            now.hangs_until = time.monotonic() + seconds
+            now.letting_go = asyncio.create_task(self._let_go(name, seconds))
+
+    async def _let_go(self, name: str, seconds: float) -> None:
+        """After a hang the disk is as fast again as it was before."""
+        await asyncio.sleep(seconds)
+        with contextlib.suppress(TestbedError):  # the disk, or the guest, is gone
+            async with self._changing(name) as (disk, _):
+                await self._put_back(name, disk)
+
+    # Plugs and sizes --------------------------------------------------------------------------------------------------------------
 
     def _hot(self, name: str) -> Disk:
         """A disk that can be taken out and put in."""
@@ -159,29 +205,39 @@ class LiveDisks:
             raise UsageError(f"disk {name}: it is plugged when the guest boots, and cannot be taken out or put in later")
         return disk
 
-    async def unplug(self, name: str) -> None:
-        """Take a disk out, with whatever stands on it in the guest; what it holds is kept for `plug`.
+    async def unplug(self, name: str, *, surprise: bool = False) -> None:
+        """Take a disk out, with whatever stands on it in the guest; what it holds is kept for `plug`. `surprise`: it is dead before the
+        guest hears of it: each request fails from now on, also what the guest wants to write out before it lets the disk go.
 
         :raise UsageError: there is no such disk that can be. :raise GuestError: the guest does not let it go.
         """
-        disk = self._hot(name)
-        self.disk(name)
-        await self.inject(name, ())
+        self._hot(name)
         await self.hang(name, 0)
         await self.delay(name, NO_DELAY)
-        await self._slots.unplug(name, disk, keep=True)
-        self._out.add(name)
+        await self.inject(name, DEAD if surprise else ())
+        async with self._changing(name) as (disk, now):
+            await self._slots.take_out(name, disk)
+            if now.export is not None:
+                await now.export.lose(0.0, 0)  # it has no power any longer
+            await self._change(name, disk, errors=(), export=None)
+            if now.export is not None:
+                await now.export.close()
+            await self._slots.remove(name, disk, keep=True)
+            now.export, now.faults, now.out = None, (), True
 
     async def plug(self, name: str) -> None:
         """Put a disk in again, as its topology says it, with what it held.
 
         :raise UsageError: it is there.
         """
-        disk = self._hot(name)
-        if name not in self._out:
-            raise UsageError(f"disk {name}: it is plugged in already")
-        await self._slots.plug(name, disk, tuple(self._model.disks).index(name), again=True)
-        self._out.discard(name)
+        disk, now = self._hot(name), self._now[name]
+        async with now.changing:
+            if not now.out:
+                raise UsageError(f"disk {name}: it is plugged in already")
+            await self._slots.plug(name, disk, tuple(self._model.disks).index(name), again=True)
+            now.out = False
+            if disk.cache is not None:
+                await self._export(name, disk)
         await self.delay(name, drives.latency_of(disk))
 
     async def resize(self, name: str, size_bytes: int) -> None:
@@ -189,100 +245,96 @@ class LiveDisks:
 
         :raise UsageError: there is no such disk, or that size it cannot have now. :raise HostError: QEMU refuses it.
         """
-        disk = self.disk(name)
-        step = max(4096, disk.logical_block_size)
-        if size_bytes <= 0 or size_bytes % step:
-            raise UsageError(f"disk {name}: expected a multiple of {step} bytes, got {size_bytes}")
-        if isinstance(disk, Nvme):
-            raise UsageError(
-                f"disk {name}: QEMU's nvme keeps its size while it is plugged in (its block permissions do not share `resize`)"
-            )
-        if name in self._exports:
-            raise UsageError(f"disk {name}: it cannot change its size while it has delays, or faults of the export; take them away first")
-        arguments = {"node-name": drives.top_node(name), "size": size_bytes}
-        await self._wait(self._monitor.execute("block_resize", arguments), self._deadlines.monitor_s)
+        async with self._changing(name) as (disk, now):
+            step = max(4096, disk.logical_block_size)
+            if size_bytes <= 0 or size_bytes % step:
+                raise UsageError(f"disk {name}: expected a multiple of {step} bytes, got {size_bytes}")
+            if isinstance(disk, Nvme):
+                raise UsageError(
+                    f"disk {name}: QEMU's nvme keeps its size while it is plugged in (its block permissions do not share `resize`)"
+                )
+            if now.export is not None:
+                raise UsageError(
+                    f"disk {name}: it cannot change its size while it has a cache, delays, a hang, or faults of the export; take them away"
+                )
+            arguments = {"node-name": drives.top_node(name), "size": size_bytes}
+            await self._wait(self._monitor.execute("block_resize", arguments), self._deadlines.monitor_s)
 
-    async def _export(self, name: str) -> Export:
+    async def cut_power(self, share: float, seed: int) -> dict[str, int]:
+        """End all requests of the disks that have a volatile cache, and lose what is only there, but for a `share` of the blocks by chance.
+
+        Returns how many blocks each has lost. The guest is of no use afterwards.
+        """
+        there = {name: now.export for name, now in self._now.items() if now.export is not None}
+        return {name: await export.lose(share, seed, end=True) for name, export in there.items()}
+
+    # The layers -------------------------------------------------------------------------------------------------------------------
+
+    async def _export(self, name: str, disk: Disk) -> Export:
         """The export in the place of a disk's file; put there if it is not."""
-        if name not in self._exports:
-            disk = self.disk(name)
-            store = self._stored(name, disk)
+        now = self._now[name]
+        if now.export is None:
+            store = self._stored(name)
             what: dict[str, Any] = {"file": str(store)} if store is not None else {"size": disk.size}
+            if disk.cache is not None:
+                what["cache"] = {"room_bytes": disk.cache_size, "lies": disk.cache == LIES}
             what["read_only"] = disk.read_only
             export = await Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
             try:
-                await self._change(name, export=export.socket)
+                await self._change(name, disk, export=export.socket)
             except BaseException:
                 await export.close()
                 raise
-            self._exports[name] = export
-        return self._exports[name]
+            now.export = export
+        return now.export
 
     def _kind(self, name: str, disk: Disk) -> str:
         """The format of what a disk or a namespace is kept in, as QEMU calls it."""
         return "raw" if name not in self._model.disks else "qcow2" if disk.image is not None else disk.format
 
-    def _stored(self, name: str, disk: Disk) -> Path | None:
+    def _stored(self, name: str) -> Path | None:
         """The file that a disk or a namespace is kept in."""
-        own = next(key for key, one in self._model.disks.items() if one is disk)
+        own = self._owner(name)
+        disk = self._model.disks[own]
         stores = drives.storage(own, disk, self._scratch)
         return dict(zip((own, *drives.namespaces(disk)), (store.file for store in stores), strict=False)).get(name)
 
-    async def _put_back(self, name: str) -> None:
+    async def _put_back(self, name: str, disk: Disk) -> None:
         """The file again in the place of an export that has nothing to do."""
-        idle = self._latencies.get(name, NO_DELAY).none and all(fault.in_qemu for fault in self._faults.get(name, ()))
-        if idle and name in self._exports:
-            await self._change(name, export=None)
-            await self._exports.pop(name).close()
+        now = self._now[name]
+        idle = disk.cache is None and now.latency.none and all(fault.in_qemu for fault in now.faults) and not any(_hanging(now))
+        if idle and now.export is not None:
+            await now.export.hurry()
+            await self._change(name, disk, export=None)
+            export, now.export = now.export, None
+            await export.close()
 
-    async def _change(self, name: str, **wanted: Any) -> None:
-        disk, old = self.disk(name), self._layers.get(name, PLAIN)
+    async def _change(self, name: str, disk: Disk, **wanted: Any) -> None:
+        old = self._now[name].layers
         new = replace(old, **wanted)
         if new == old:
             return
         new = replace(new, number=old.number + 1)
         commands = layers.changed(name, disk, self._kind(name, disk), old, new)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
-        self._layers[name] = new
+        self._now[name].layers = new
 
     async def close(self) -> None:
         """End the exports."""
-        for export in self._exports.values():
-            with contextlib.suppress(HostError):
-                await export.close()
+        for now in self._now.values():
+            if now.letting_go is not None:
+                now.letting_go.cancel()
+                await asyncio.gather(now.letting_go, return_exceptions=True)
+            if now.export is not None:
+                with contextlib.suppress(HostError):
+                    await now.export.close()
 
 
-async def told(disks: LiveDisks, disk: str, what: str, said: Sequence[str], scale: float = 1.0) -> dict[str, list[str]]:
-    """Do `what` somebody says of a disk, and return how it behaves then, in the same words. Without `what` nothing changes.
-
-    :raise UsageError: it is not understood, or refused; then nothing has changed.
-    """
-    match what:
-        case "unplug":
-            await disks.unplug(disk)
-            return {"throttle": ["unplugged"], "delay": [], "inject": []}
-        case "plug":
-            await disks.plug(disk)
-        case "resize":
-            await disks.resize(disk, words.size(said))
-        case "throttle":
-            await disks.throttle(disk, words.throttle(said, scale))
-        case "delay":
-            await disks.delay(disk, words.latency(said))
-        case "inject":
-            await disks.inject(disk, words.faults(said))
-        case "hang":
-            await disks.hang(disk, words.seconds(said))
-        case "":
-            pass
-        case other:
-            raise UsageError(f"expected throttle, delay, inject, hang, unplug, plug or resize, got {other!r}")
-    now = await disks.condition(disk)
-    return {
-        "throttle": words.said_throttle(now.throttle),
-        "delay": words.said_latency(now.latency),
-        "inject": words.said_faults(now.faults),
-    }
+def _hanging(now: _Disk) -> Iterable[str]:
+    """QEMU waits for a disk's requests before it changes its layers, and the whole guest with it."""
+    left = now.hangs_until - time.monotonic()
+    if left > 0:
+        yield f"it hangs for another {left:.1f} s; let it go first: hang off"
 
 
 def _refuse(name: str, mistakes: Iterable[str]) -> None:

@@ -53,8 +53,8 @@ class Monitor:
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
 
-    async def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
-        """Run one command and return its answer.
+    async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, kept: bool = True) -> Any:
+        """Run one command and return its answer; only what goes wrong is logged where it is not `kept`, being asked again and again.
 
         :raise HostError: QEMU refuses it, or does not answer.
         :raise WireBroken: QEMU is gone.
@@ -65,6 +65,8 @@ class Monitor:
             async with asyncio.timeout(_COMMAND_S):
                 answer = await self._client.execute(command, arguments)
             record["return"] = answer
+            if not kept:
+                record = {}
             return answer
         except ExecuteError as error:
             record["error"] = str(error)
@@ -76,7 +78,8 @@ class Monitor:
             record["error"] = repr(error)
             raise WireBroken(f"guest {self._name}: QEMU's monitor went away during {command}") from error
         finally:
-            self._record(record | {"took_s": round(time.monotonic() - started, 6)})
+            if record:
+                self._record(record | {"took_s": round(time.monotonic() - started, 6)})
 
     async def run(self, commands: tuple[QmpCommand, ...]) -> None:
         """Run commands in their order; stops at the first that is refused."""

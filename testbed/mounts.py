@@ -12,11 +12,15 @@ from testbed.readback import Fact
 from testbed.stack import Stack, Step
 from testbed.topology.model import Guest as GuestModel
 
+# The mark that a guest reaches when its stack stands.
+STACK = "stack"
 
-def _planned(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...], tuple[Fact, ...]]:
+
+def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Fact, ...]]:
     own = guest.order.model
     model = own if wanted is None else wanted
-    plan = stack.plan_stack(model, {name: device.path for name, device in guest.disks.items()})
+    disks = {name: device.path for name, device in guest.disks.items()}
+    plan = stack.plan_stack(model, disks, again=guest.order.survivors is not None)
     group_steps, group_facts = groups.plan_groups(model, plan.devices)
     link_steps, link_facts = links.plan_links(guest.order.wiring.ends if wanted is None else ())
     disk_facts = devices.facts(own.disks, guest.disks, own.cpus)
@@ -61,6 +65,7 @@ async def standing(guest: Guest, wanted: GuestModel | None = None, *, built: boo
     `built`: it stands already, for the guest is a snapshot's.
     """
     plan, steps = _planned(guest, wanted)[:2] if built else await build(guest, wanted)
+    guest.marks.reach(STACK)
     try:
         yield plan
     except BaseException:

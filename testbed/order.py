@@ -25,7 +25,8 @@ class Order:
     """What to launch. `sockets` and `scratch` are new folders of this guest alone; `evidence` is where its logs stay.
 
     `template`: clone this one, or go on from this snapshot; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity.
-    `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks. `savable`: it may become a
+    `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks.
+    `survivors`: a folder of disks that outlived another guest, which become its own. `savable`: it may become a
     snapshot, so that what it writes to its root disk is a file with a name.
     """
 
@@ -42,6 +43,7 @@ class Order:
     memory: Memory = ANONYMOUS
     host_key: bytes = b""
     wiring: Wiring = UNWIRED
+    survivors: Path | None = None
     savable: bool = False
 
     @property

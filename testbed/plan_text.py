@@ -10,6 +10,7 @@ from pathlib import Path
 from testbed import drives, groups, links, plan, stack
 from testbed.host import Host
 from testbed.links import Wiring
+from testbed.topology import cues
 from testbed.topology.graph import NamespaceOf, graph
 from testbed.topology.model import Guest
 from testbed.topology.networks import Link
@@ -44,5 +45,7 @@ def described(host: Host, name: str, guest: Guest, ends: tuple[Link, ...] = ()) 
     yield "# in the guest"
     for step in steps:
         yield from (f"# {step.what}", *step.do)
+    for act in guest.timeline:
+        yield f"# {cues.said(act)}"
     yield "# and back"
     yield from (step.undo for step in reversed(steps) if step.undo is not None)

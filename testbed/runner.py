@@ -16,6 +16,8 @@ from testbed.guest import Guest
 from testbed.host import Host
 from testbed.kernels import Series
 from testbed.lab import Lab
+from testbed.player import playing
+from testbed.sampler import sampling
 from testbed.scenarios.base import NEEDS_PRELUDE, Case, Cores, Need
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
@@ -173,7 +175,8 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
             if missing:
                 outcome = Skipped(why=f"{kernel.name} lacks {', '.join(missing)}")
             else:
-                outcome = await case.scenario.steps(guest, case.point)
+                async with sampling(guest), playing(guest):
+                    outcome = await case.scenario.steps(guest, case.point)
     except TestbedError as error:
         outcome = Lost(why=str(error))
     ended = time.monotonic()

@@ -1,4 +1,4 @@
-"""Commands in the guest over SSH: one connection a guest, its errors turned into ours, its output bounded."""
+"""Commands in the guest over SSH: its errors turned into ours, its output bounded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import shlex
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +16,7 @@ import asyncssh
 
 from testbed.errors import CommandFailed, GuestError, WireBroken
 from testbed.ssh_keys import SshKey
+from testbed.wires import dial
 
 # dropbear ends the connection at a command of 9000 bytes (MAX_CMD_LEN); a longer one is read by a shell of its own.
 _LONGEST_COMMAND = 8000
@@ -47,14 +48,25 @@ class _Client(asyncssh.SSHClient):
 
 
 class Shell:
-    """A connection as root to one guest."""
+    """Connections as root to one guest, of which each runs one command at a time.
+
+    When a command of several on one connection ends while another begins, dropbear (2022.83) now and then closes the channel of the
+    new one, whose command may have run all the same: seen in 4 of 60 commands, four at once.
+    """
 
     def __init__(
-        self, guest: str, connection: asyncssh.SSHClientConnection, command_s: float, log: Path | None, environment: Mapping[str, str]
+        self,
+        guest: str,
+        connection: asyncssh.SSHClientConnection,
+        another: Callable[[], Awaitable[asyncssh.SSHClientConnection]],
+        command_s: float,
+        log: Path | None,
+        environment: Mapping[str, str],
     ) -> None:
         self._guest = guest
         self._exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in environment.items())
-        self._connection = connection
+        self._another = another
+        self._free, self._all = [connection], [connection]
         self._command_s = command_s
         self._log = log
 
@@ -76,31 +88,12 @@ class Shell:
         :raise GuestError: it has another host key than our guest.
         :raise WireBroken: it refuses us, or answers something else than SSH.
         """
-        own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key.public)
-        try:
-            connection, _ = await asyncssh.create_connection(
-                lambda: _Client(own, known),
-                sock=wire,
-                username="root",
-                client_keys=None,
-                known_hosts=([theirs], [], []),
-                config=None,
-                agent_path=None,
-                preferred_auth="publickey",
-                # Handshakes are dear under emulation: one algorithm of each kind, and the ones that the server has cheapest.
-                kex_algs=["curve25519-sha256"],
-                encryption_algs=["chacha20-poly1305@openssh.com"],
-                server_host_key_algs=["ssh-ed25519"],
-                compression_algs=None,
-                login_timeout=None,
-                connect_timeout=None,
-                keepalive_interval=0,
-            )
-        except asyncssh.HostKeyNotVerifiable as error:
-            raise GuestError(f"guest {guest}: SSH: expected the host key that this guest was given, got another") from error
-        except (asyncssh.Error, OSError) as error:
-            raise WireBroken(f"guest {guest}: SSH: {error}") from error
-        return cls(guest, connection, command_s, log, environment)
+
+        async def again(wire: socket.socket) -> asyncssh.SSHClientConnection:
+            return await _connected(guest, wire, key, known, host_key)
+
+        port = wire.getpeername()[1]
+        return cls(guest, await again(wire), lambda: _redial(guest, port, again), command_s, log, environment)
 
     async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run one program; `command` is its argv, each word quoted for the guest's shell.
@@ -118,6 +111,18 @@ class Shell:
             return await self._run(f"{shlex.join(['set', '--', *arguments])}\n{text}", "", check, timeout_s)
         return await self._run(shlex.join([interpreter, "-s", "--", *arguments]), text, check, timeout_s)
 
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
+        """One that runs nothing else meanwhile."""
+        if not self._free:
+            self._all.append(await self._another())
+            self._free.append(self._all[-1])
+        connection = self._free.pop()
+        try:
+            yield connection
+        finally:
+            self._free.append(connection)
+
     async def _run(self, command: str, text: str, check: bool, timeout_s: float | None) -> Result:
         started = time.monotonic()
         limit = self._command_s if timeout_s is None else timeout_s
@@ -126,8 +131,8 @@ class Shell:
         if len(command.encode()) > _LONGEST_COMMAND and not text:
             command, text = "exec sh -s", command
         try:
-            async with asyncio.timeout(limit):
-                child = await self._connection.create_process(command, encoding=None)
+            async with asyncio.timeout(limit), self._connection() as connection:
+                child = await connection.create_process(command, encoding=None)
                 try:
                     with contextlib.suppress(BrokenPipeError):  # a command that reads nothing may have ended by now
                         child.stdin.write(text.encode())
@@ -155,11 +160,52 @@ class Shell:
                 file.write(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s]\n")
 
     async def close(self) -> None:
-        """Drop the connection; a server that no longer answers is not waited for."""
-        self._connection.abort()
+        """Drop the connections; a server that no longer answers is not waited for."""
+        for connection in self._all:
+            connection.abort()
         with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
             async with asyncio.timeout(1):
-                await self._connection.wait_closed()
+                await asyncio.gather(*(connection.wait_closed() for connection in self._all))
+
+
+async def _connected(guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: SshKey) -> asyncssh.SSHClientConnection:
+    own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key.public)
+    try:
+        connection, _ = await asyncssh.create_connection(
+            lambda: _Client(own, known),
+            sock=wire,
+            username="root",
+            client_keys=None,
+            known_hosts=([theirs], [], []),
+            config=None,
+            agent_path=None,
+            preferred_auth="publickey",
+            # Handshakes are dear under emulation: one algorithm of each kind, and the ones that the server has cheapest.
+            kex_algs=["curve25519-sha256"],
+            encryption_algs=["chacha20-poly1305@openssh.com"],
+            server_host_key_algs=["ssh-ed25519"],
+            compression_algs=None,
+            login_timeout=None,
+            connect_timeout=None,
+            keepalive_interval=0,
+        )
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise GuestError(f"guest {guest}: SSH: expected the host key that this guest was given, got another") from error
+    except (asyncssh.Error, OSError) as error:
+        raise WireBroken(f"guest {guest}: SSH: {error}") from error
+    return connection
+
+
+_Connected = Callable[[socket.socket], Awaitable[asyncssh.SSHClientConnection]]
+
+
+async def _redial(guest: str, port: int, connected: _Connected) -> asyncssh.SSHClientConnection:
+    wire = await dial(guest, port)
+    try:
+        return await connected(wire)
+    except BaseException:
+        wire.close()
+        raise
 
 
 def _shown(command: str) -> str:

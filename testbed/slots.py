@@ -23,6 +23,7 @@ class Slots:
 
     def __init__(self, monitor: Monitor, wait: Wait, order: Order) -> None:
         self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, order.scratch, order.deadlines
+        self._survivors = order.survivors
         self._gone: dict[str, asyncio.Event] = {}
         self._plugs: list[Plug] = []
 
@@ -65,13 +66,24 @@ class Slots:
         commands = drives.plug(name, disk, port, made)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
 
-    async def unplug(self, name: str, disk: Disk, *, keep: bool = False) -> None:
-        """Take a disk out of the running guest; the guest must agree, so a deadline applies. `keep`: what it holds stays."""
+    async def unplug(self, name: str, disk: Disk) -> None:
+        """Take a disk out of the running guest, with what it holds; raises as `take_out`."""
+        await self.take_out(name, disk)
+        await self.remove(name, disk)
+
+    async def take_out(self, name: str, disk: Disk) -> None:
+        """Take a disk's device out of the running guest; the guest must agree, so a deadline applies.
+
+        :raise GuestError: it does not let it go.
+        """
         device = drives.pci_device(name, disk)
         gone = self._gone[device] = asyncio.Event()
         await self._monitor.execute("device_del", {"id": device})
         await self._wait(gone.wait(), self._deadlines.command_s)
-        await self._monitor.run(drives.unplugged(name, disk))
+
+    async def remove(self, name: str, disk: Disk, *, keep: bool = False) -> None:
+        """Remove what was below a device that is gone. `keep`: what it holds stays."""
+        await self._wait(self._monitor.run(drives.unplugged(name, disk)), self._deadlines.monitor_s)
         if not keep:
             for store in drives.storage(name, disk, self._scratch):
                 store.file.unlink(missing_ok=True)
@@ -84,8 +96,10 @@ class Slots:
     async def _storage(self, name: str, disk: Disk, snapshot: Snapshot | None = None) -> tuple[Storage, ...]:
         wanted = drives.storage(name, disk, self._scratch)
         for store in wanted:
-            if snapshot is None:
-                await disk_files.make(store)
-            else:
+            if snapshot is not None:
                 await snapshots.copy(snapshot.disk(store.file.name), store.file)
+            elif self._survivors is not None:
+                (self._survivors / store.file.name).rename(store.file)
+            else:
+                await disk_files.make(store)
         return wanted

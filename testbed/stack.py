@@ -53,15 +53,16 @@ def sh(*words: str) -> str:
     return shlex.join(words)
 
 
-def plan_stack(guest: Guest, disks: Mapping[str, str]) -> Stack:
-    """The steps for everything that stands on a guest's disks. `disks`: /dev path of each disk and namespace.
+def plan_stack(guest: Guest, disks: Mapping[str, str], *, again: bool = False) -> Stack:
+    """The steps for everything that stands on a guest's disks. `disks`: /dev path of each disk and namespace. `again`: the disks hold it
+    already, so that nothing is made on them, only attached and mounted.
 
     A loop's number is its place among the guest's loops.
     """
     made = graph(guest)
     paths = _paths(guest, made, disks)
     order = made.ordered()
-    planner = _Planner(made, paths, sizes(made, order))
+    planner = _Planner(made, paths, sizes(made, order), again=again)
     for key in order:
         planner.add(made.nodes[key])
     loops = {
@@ -103,8 +104,8 @@ def _disks_below(made: Graph, key: Key) -> Iterator[str]:
 class _Planner:
     """Collects steps and facts, a node at a time, each after what it stands on."""
 
-    def __init__(self, made: Graph, paths: Mapping[str, str], known: Mapping[Key, int]) -> None:
-        self._made, self._paths, self._sizes = made, paths, known
+    def __init__(self, made: Graph, paths: Mapping[str, str], known: Mapping[Key, int], *, again: bool) -> None:
+        self._made, self._paths, self._sizes, self._again = made, paths, known, again
         self.steps: list[Step] = []
         self.facts: list[Fact] = []
 
@@ -114,20 +115,29 @@ class _Planner:
             case Filesystem() as filesystem:
                 self._filesystem(node, filesystem, where)
             case File() as file:
-                self._file(file, where)
+                if not self._is_there(node):
+                    self._file(file, where)
             case Loop() as loop:
                 self._loop(node.key.name, loop, where)
                 self._read_ahead(node.key.name, loop.read_ahead, where)
-                self._partitions(node.key.name, loop.partitions)
+                self._partitions(node, loop.partitions)
             case Disk() as disk:
                 self._read_ahead(node.key.name, disk.read_ahead, where)
-                self._partitions(node.key.name, disk.partitions)
+                self._partitions(node, disk.partitions)
             case Dm() as dm:
                 self._dm(node.key.name, dm)
             case Md() as md:
                 self._md(node.key.name, md, where)
             case Swap() as swap:
                 self._swap(swap, where)
+
+    def _is_there(self, node: Node) -> bool:
+        """Whether it was made before, and outlived whoever made it: nothing below is in memory."""
+        return self._again and not self._in_memory(node)
+
+    def _in_memory(self, node: Node) -> bool:
+        on_memory = isinstance(node.thing, Filesystem) and node.thing.type == "tmpfs"
+        return on_memory or any(self._in_memory(self._made.nodes[needed]) for needed, _ in node.needs)
 
     def backing(self, of: Loop) -> str:
         """What a loop stands on, as the guest calls it."""
@@ -140,7 +150,7 @@ class _Planner:
         row, folder = FILESYSTEMS[filesystem.type], f"{MOUNTS}/{node.key.name}"
         on = self._paths[node.needs[0][0].name] if node.needs else None
         options = [*row.options, *filesystem.mount]
-        make = (sh(*row.mkfs, *filesystem.mkfs, on),) if on is not None and filesystem.make else ()
+        make = (sh(*row.mkfs, *filesystem.mkfs, on),) if on is not None and filesystem.make and not self._is_there(node) else ()
         mount = sh("mount", "-t", filesystem.type, *(["-o", ",".join(options)] if options else []), on or filesystem.type, folder)
         what = f"{filesystem.type} on {on or 'memory'} at {folder}"
         self._step(what, *make, sh("mkdir", "-p", folder), mount, undo=sh("umount", folder))
@@ -204,12 +214,12 @@ class _Planner:
         )
         self.facts.append(Fact(where=f"{where}.read-ahead", file=file, expected=kib))
 
-    def _partitions(self, holder: str, partitions: tuple[Partition, ...]) -> None:
+    def _partitions(self, holder: Node, partitions: tuple[Partition, ...]) -> None:
         if not partitions:
             return
-        path = self._paths[holder]
+        path = self._paths[holder.key.name]
         table = "".join(f",{part.size // MIB}MiB\\n" if part.size is not None else ",\\n" for part in partitions)
-        label = f"printf 'label: gpt\\n{table}' | {sh('sfdisk', '-q', path)}"
+        label = "true" if self._is_there(holder) else f"printf 'label: gpt\\n{table}' | {sh('sfdisk', '-q', path)}"
         self._step(f"{len(partitions)} partitions on {path}", label, undo=sh("sfdisk", "-q", "--delete", path))
 
     def _dm(self, name: str, dm: Dm) -> None:

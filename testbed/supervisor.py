@@ -15,12 +15,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import gauges, live_disks, mounts, paths, snapshot, vms
+from testbed import actions, gauges, mounts, paths, snapshot, vms
 from testbed.errors import GuestLost, TestbedError, UsageError
 from testbed.guest import Guest
+from testbed.hardware import words
 from testbed.lab import Lab, open_lab
 from testbed.links import Wiring
+from testbed.player import playing
 from testbed.progress import Silent
+from testbed.sampler import Sampler, sampling
 from testbed.store import snapshots
 from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
@@ -93,6 +96,8 @@ class Keeper:
         self._topology = Topology.model_validate(order.topology)
         self._model: GuestModel = self._topology.guests[order.guest]
         self._guest: Guest | None = None
+        self._sampler: Sampler | None = None
+        self._survivors: Path | None = None  # the disks of the one before, whose power was cut
         self._asked = asyncio.Event()  # to end, or to go on from a snapshot
         self._ends = False
         self._was_ready = False
@@ -105,6 +110,9 @@ class Keeper:
             "snapshot": self._snapshot,
             "restore": self._restore,
             "hardware": self._hardware,
+            "resume": self._resume,
+            "sample": self._sample,
+            "power-cut": self._power_cut,
         }
         self._record = Record(
             name=order.name,
@@ -143,7 +151,7 @@ class Keeper:
             if living.done() and not self._was_ready:
                 asked.cancel()
                 return living.result()
-            if living.done():
+            if living.done() and not self._asked.is_set():
                 self._note(state=vms.LOST, why=_why(living))
                 self._settled.set()
                 await asked
@@ -162,19 +170,23 @@ class Keeper:
         Path(order.networks).mkdir(mode=0o700, exist_ok=True)
         wiring = Wiring(folder=Path(order.networks), guest=order.guest, ends=self._topology.links[order.guest])
         started = (order.name, self._model, kernel, Path(order.evidence), wiring)
-        saved = snapshots.read(Path(order.snapshot)) if order.snapshot else None
+        survivors, self._survivors = self._survivors, None
+        saved = snapshots.read(Path(order.snapshot)) if order.snapshot and survivors is None else None
         async with (
-            self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True) as guest,
+            self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True, survivors=survivors) as guest,
             _listening(self._folder / "console", lambda reader, writer: _show_console(guest, reader, writer)),
             mounts.standing(guest, built=saved is not None) as made,
         ):
             self._guest = guest
+            errors = guest.hardware.errors
+            errors.on_stop = lambda: self._note(why=errors.stopped)
             vms.ssh_files(self._folder, order.name, guest.ssh_port, self._lab.key.openssh, guest.host_key.public)
             self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port, devices=made.devices)
             self._say({"ready": asdict(self._record)})
             self._was_ready = True
             self._settled.set()
-            raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())
+            async with sampling(guest), playing(guest):
+                raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())
 
     # What it is asked -------------------------------------------------------------------------------------------------------------
 
@@ -225,16 +237,44 @@ class Keeper:
         self._ready()
         return {}
 
+    async def _power_cut(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Let the guest lose its power, and boot it again on what its disks hold then."""
+        kept = self._lab.new_folder()
+        lost = await self._ready().cut_power(kept, share=float(asked["share"]), seed=int(asked["seed"]))
+        self._survivors = kept
+        self._settled.clear()
+        self._asked.set()
+        await self._settled.wait()
+        self._ready()
+        return {"lost_blocks": lost}
+
     async def _stats(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked
         return await gauges.read(self._ready())
 
     async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Change what a disk does, or say how all behave."""
+        """Do what `words` say, or say how all disks behave."""
         hardware = self._ready().hardware
-        if "disk" in asked:
-            return {asked["disk"]: await live_disks.told(hardware, **asked)}
-        return {name: await live_disks.told(hardware, name, "", ()) for name in hardware.names()}
+        if "words" in asked:
+            action = words.action(asked["words"])
+            return {action.disk: await actions.do(hardware, action)}
+        return {name: await actions.said(hardware, name) for name in hardware.names()}
+
+    async def _resume(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Let a guest go on that stands still at an error; the request is tried again."""
+        del asked
+        guest = self._ready()
+        if not guest.hardware.errors.stopped:
+            raise UsageError(f"{self._order.name} does not stand still at an error of a disk")
+        await guest.monitor.execute("cont")
+        return {}
+
+    async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        guest = self._ready()
+        if self._sampler is None or not self._sampler.is_of(guest):
+            self._sampler = await Sampler.start(guest)
+        return await self._sampler.sample()
 
     async def _shell(self, asked: dict[str, Any]) -> dict[str, Any]:
         """A shell on the serial console, of so many `rows` and `columns`."""

@@ -49,8 +49,8 @@ def parse_duration(text: str | int) -> int:
 
 
 def format_duration(microseconds: float) -> str:
-    """Microseconds for a person, in the largest unit of which there is at least one."""
+    """Microseconds in the largest unit of which there is at least one; exact for whole ones."""
     for unit in ("min", "s", "ms"):
         if microseconds >= _MICROSECONDS[unit]:
-            return f"{microseconds / _MICROSECONDS[unit]:g}{unit}"
-    return f"{microseconds:g}us"
+            return f"{microseconds / _MICROSECONDS[unit]:.12g}{unit}"
+    return f"{microseconds:.12g}us"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from testbed import vms
+from testbed import reach, vms
 from testbed.errors import HostError, TestbedError, UsageError
 from testbed.lab import open_lab
 from testbed.paths import Folders
@@ -73,6 +73,8 @@ async def start(
     async with open_lab(progress, kernels=tuple(dict.fromkeys(kernels.values())), cold=cold) as lab:
         for guest, model in topology.guests.items():
             await lab.prepare(model, await lab.kernel(kernels[guest]))
+            for beyond in reach.beyond(model, reach.known(lab.folders.cache, lab.host)):
+                progress.note(f"{guest}: {beyond}")
     networks = folders.runtime / f"net-{secrets.token_hex(4)}"
     orders = [
         UpOrder(

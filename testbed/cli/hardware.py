@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
+import secrets
+import time
 from typing import Annotated, Any
 
 import typer
@@ -10,9 +14,12 @@ import typer
 from testbed import paths, vms
 from testbed.cli.app import Json, app, out, run_async
 from testbed.cli.vms import VmArgument
+from testbed.errors import UsageError
 from testbed.hardware.profiles import PROFILES
+from testbed.hardware.words import SURPRISE
 from testbed.report import guests
 from testbed.report.hardware import profiles_markdown
+from testbed.units import parse_duration
 
 
 def _disks(context: typer.Context, incomplete: str) -> list[str]:
@@ -27,6 +34,8 @@ def _speeds(incomplete: str) -> list[str]:
 
 DiskArgument = Annotated[str, typer.Argument(metavar="DISK", help="A disk or a namespace of its topology.", autocompletion=_disks)]
 
+_BOOT_S = 600.0
+
 
 @app.command()
 def throttle(
@@ -34,13 +43,14 @@ def throttle(
     disk: DiskArgument,
     words: Annotated[
         list[str],
-        typer.Argument(metavar="LIMIT", help="A profile, iops-total=100, bps-read=20M and the like, or off.", autocompletion=_speeds),
+        typer.Argument(
+            metavar="LIMIT", help="A profile, iops-total=100, bps-read=20M and the like, or off; scale=0.5.", autocompletion=_speeds
+        ),
     ],
-    scale: Annotated[float, typer.Option("--scale", min=0.000001, help="So many times as fast as that.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Give a disk other limits, at once."""
-    _tell(vm, disk, "throttle", words, as_json, scale=scale)
+    _tell(vm, as_json, "throttle", disk, *words)
 
 
 @app.command()
@@ -53,7 +63,7 @@ def delay(
     as_json: Json = False,
 ) -> None:
     """Let each request of a disk take longer, from now on."""
-    _tell(vm, disk, "delay", words, as_json)
+    _tell(vm, as_json, "delay", disk, *words)
 
 
 @app.command()
@@ -65,13 +75,14 @@ def inject(
         typer.Argument(
             metavar="FAULT",
             help="OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P], or off. Operations: read, write, flush, discard. "
-            "Effects: EIO, ENOSPC, ENOMEM, lost (acknowledged, never written), torn (only the beginning is written).",
+            "Effects: EIO, ENOSPC, ENOMEM, lost (acknowledged, never written), torn (only the beginning is written). "
+            "Or read-only: what would write fails.",
         ),
     ],
     as_json: Json = False,
 ) -> None:
     """Let requests of a disk go wrong: these, and no others than these."""
-    _tell(vm, disk, "inject", words, as_json)
+    _tell(vm, as_json, "inject", disk, *words)
 
 
 @app.command()
@@ -82,19 +93,24 @@ def hang(
     as_json: Json = False,
 ) -> None:
     """Let no request of a disk end for so long; then it goes on as if nothing had been."""
-    _tell(vm, disk, "hang", [duration], as_json)
+    _tell(vm, as_json, "hang", disk, duration)
 
 
 @app.command()
-def unplug(vm: VmArgument, disk: DiskArgument, as_json: Json = False) -> None:
+def unplug(
+    vm: VmArgument,
+    disk: DiskArgument,
+    surprise: Annotated[bool, typer.Option("--surprise", help="It is dead before the guest hears of it.")] = False,
+    as_json: Json = False,
+) -> None:
     """Take a disk out of a running guest, with whatever stands on it there; what it holds is kept."""
-    _tell(vm, disk, "unplug", [], as_json)
+    _tell(vm, as_json, "unplug", disk, *([SURPRISE] if surprise else []))
 
 
 @app.command()
 def plug(vm: VmArgument, disk: DiskArgument, as_json: Json = False) -> None:
     """Put a disk in again that was taken out."""
-    _tell(vm, disk, "plug", [], as_json)
+    _tell(vm, as_json, "plug", disk)
 
 
 @app.command()
@@ -102,7 +118,57 @@ def resize(
     vm: VmArgument, disk: DiskArgument, size: Annotated[str, typer.Argument(metavar="SIZE", help="Such as 2G.")], as_json: Json = False
 ) -> None:
     """Give a disk another size."""
-    _tell(vm, disk, "resize", [size], as_json)
+    _tell(vm, as_json, "resize", disk, size)
+
+
+@app.command()
+def power_cut(
+    vm: VmArgument,
+    keep: Annotated[
+        float, typer.Option("--keep", min=0, max=1, help="With this probability a block that was only in a disk's cache is not lost.")
+    ] = 0.5,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same one loses the same blocks; otherwise a new one.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Let a guest lose its power, with what its disks' volatile caches hold, and boot it again on the disks as they are then."""
+    chosen = secrets.randbelow(1 << 32) if seed is None else seed
+
+    async def work() -> int:
+        found = await vms.find(paths.folders(), vm).ask("power-cut", timeout_s=_BOOT_S, share=keep, seed=chosen)
+        lost: dict[str, int] = found["lost_blocks"]
+        if as_json:
+            print(json.dumps({"seed": chosen, **found}))
+        else:
+            said = ", ".join(f"{disk} lost {blocks} blocks of 4K" for disk, blocks in lost.items()) or "no disk has a volatile cache"
+            out.print(f"{vm} is up again; {said} (seed {chosen})", markup=False, highlight=False)
+        return 0
+
+    run_async(work())
+
+
+@app.command()
+def sample(
+    vm: VmArgument,
+    every: Annotated[str, typer.Option(metavar="DURATION", help="From one sample to the next.")] = "100ms",
+    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="So many; otherwise until it is stopped.")] = None,
+) -> None:
+    """What a guest's emulated disks have counted, again and again, a line of JSON each: requests, bytes, latencies, limits."""
+    try:
+        every_s = parse_duration(every) / 1e6
+    except ValueError as error:
+        raise UsageError(f"--every: {error}") from None
+
+    async def work() -> int:
+        there, due = vms.find(paths.folders(), vm), time.monotonic()
+        for number in itertools.count(1):
+            print(json.dumps(await there.ask("sample")), flush=True)
+            if number == count:
+                break
+            due = max(due + every_s, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+        return 0
+
+    run_async(work())
 
 
 @app.command()
@@ -119,7 +185,7 @@ def profiles(
 
 @app.command()
 def hardware(vm: VmArgument, as_json: Json = False) -> None:
-    """How a guest's disks behave now: limits, delays, faults."""
+    """How a guest's disks behave now: limits, delays, faults, and the errors that there were."""
 
     async def work() -> int:
         _show(await vms.find(paths.folders(), vm).ask("hardware"), as_json)
@@ -128,9 +194,20 @@ def hardware(vm: VmArgument, as_json: Json = False) -> None:
     run_async(work())
 
 
-def _tell(vm: str, disk: str, what: str, words: list[str], as_json: bool, **more: Any) -> None:
+@app.command()
+def resume(vm: VmArgument) -> None:
+    """Let a guest go on that stands still at an error of a disk (`werror: stop`); the request is tried again."""
+
     async def work() -> int:
-        _show(await vms.find(paths.folders(), vm).ask("hardware", disk=disk, what=what, said=words, **more), as_json)
+        await vms.find(paths.folders(), vm).ask("resume")
+        return 0
+
+    run_async(work())
+
+
+def _tell(vm: str, as_json: bool, *words: str) -> None:
+    async def work() -> int:
+        _show(await vms.find(paths.folders(), vm).ask("hardware", words=words), as_json)
         return 0
 
     run_async(work())

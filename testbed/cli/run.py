@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from testbed import paths, probe, runner
+from testbed import paths, probe, reach, runner
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
 from testbed.errors import UsageError
 from testbed.kernels import KernelTable, load_table
@@ -184,6 +184,8 @@ def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, progress:
     how = "KVM" if lab.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
     clones = "booted cold" if lab.cold else "cloned from templates"
     progress.note(f"QEMU {lab.host.qemu.version} on {how}; {runner.slots(lab.host, model)} guests at once, {clones}")
+    for beyond in reach.beyond(model, reach.known(lab.folders.cache, lab.host)):
+        progress.note(beyond)
     for side, kernel in kernels.items():
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")
 

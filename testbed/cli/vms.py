@@ -29,6 +29,8 @@ _LOGS = {
     "qemu": "qemu.log",
     "argv": "argv.txt",
     "stages": "stages.jsonl",
+    "timeline": "timeline.jsonl",
+    "samples": "samples.jsonl",
     "dmesg": "dmesg.txt",
 }
 _DOWN_S = 90.0

@@ -63,9 +63,11 @@ def _told(asked: dict[str, Any], device: Device, cache: VolatileCache | None) ->
             device.set_faults([Fault(**fault) for fault in asked["faults"]])
         case "hold":
             device.hold(float(asked["seconds"]))
-        case "power-cut":
-            device.end()
-            return {"lost_blocks": cache.settle(asked["share"], asked["seed"]) if cache else 0}
+        case "hurry":
+            device.hurry()
+        case "lose":
+            with device.still(end=asked["end"]):
+                return {"lost_blocks": cache.settle(asked["share"], asked["seed"]) if cache else 0}
         case other:
             return {"error": f"expected a verb, got {other!r}"}
     return {}

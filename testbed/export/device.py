@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import heapq
 import itertools
@@ -9,7 +10,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
@@ -36,7 +37,7 @@ class Device:
     """Requests come from one thread and end in that one, or, where they take time, in another. `log`: a line for all that goes wrong."""
 
     def __init__(self, store: Store, *, seed: int, log: TextIO) -> None:
-        self.store = store
+        self._store = store
         self._chance = random.Random(seed)  # noqa: S311  # the same seed must give the same faults
         self._log = log
         self._latency = NO_DELAY
@@ -47,6 +48,11 @@ class Device:
         self._numbers = itertools.count()
         self._change = threading.Condition()
         threading.Thread(target=self._work, daemon=True).start()
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self._store.size
 
     def submit(self, request: Request, reply: Reply) -> None:
         """Take a request."""
@@ -74,10 +80,18 @@ class Device:
             self._note(effect="hang", seconds=seconds)
             self._change.notify()
 
-    def end(self) -> None:
-        """No request ends from now on."""
+    def hurry(self) -> None:
+        """All requests that wait for their time are due."""
         with self._change:
-            self._ended = True
+            self._waiting = [(0.0, number, request, reply) for _, number, request, reply in sorted(self._waiting)]
+            self._change.notify()
+
+    @contextlib.contextmanager
+    def still(self, *, end: bool) -> Iterator[None]:
+        """No request is carried out meanwhile, and with `end` none ever again."""
+        with self._change:
+            self._ended = end
+            yield
 
     def _delay(self, operation: str) -> float:
         """Seconds for one request."""
@@ -108,11 +122,11 @@ class Device:
                 case _ if effect in ERRORS:
                     return ERRORS[effect], b""
                 case "read":
-                    return 0, self.store.read(request.offset, request.length)
+                    return 0, self._store.read(request.offset, request.length)
                 case "flush":
-                    self.store.flush()
+                    self._store.flush()
                 case "discard" if effect != LOST:
-                    self.store.trim(request.offset, request.length)
+                    self._store.trim(request.offset, request.length)
                 case "write" if effect != LOST:
                     self._write(request, torn=effect == TORN)
         except OSError as error:
@@ -124,12 +138,14 @@ class Device:
         length = request.length
         if torn:
             length = 512 * self._chance.randrange(0, max(1, length // 512))
-        if request.data is None:
-            self.store.trim(request.offset, length) if length else None
-        elif length:
-            self.store.write(request.offset, request.data[:length])
+        if not length:
+            pass  # torn before its first sector
+        elif request.data is None:
+            self._store.trim(request.offset, length)
+        else:
+            self._store.write(request.offset, request.data[:length])
         if request.fua:
-            self.store.flush()
+            self._store.flush()
 
     def _effect(self, request: Request) -> str:
         for number, fault in enumerate(self._faults):

@@ -17,8 +17,8 @@ _ACK, _REP_INFO, _UNSUPPORTED = 1, 3, 0x80000001
 _INFO_EXPORT, _INFO_BLOCK_SIZE = 0, 3
 _HAS_FLAGS, _READ_ONLY, _SEND_FLUSH, _SEND_FUA, _SEND_TRIM, _SEND_WRITE_ZEROES = 1, 2, 4, 8, 32, 64
 _FUA = 1
-_OPERATIONS = {0: READ, 1: WRITE, 3: FLUSH, 4: DISCARD, 6: WRITE}
-_WRITE_ZEROES, _DISCONNECT = 6, 2
+_READ, _WRITE, _DISCONNECT, _FLUSH, _TRIM, _WRITE_ZEROES = 0, 1, 2, 3, 4, 6
+_OPERATIONS = {_READ: READ, _WRITE: WRITE, _FLUSH: FLUSH, _TRIM: DISCARD, _WRITE_ZEROES: WRITE}
 _MOST_BYTES = 32 << 20
 # What the protocol can say of an error; everything else is an input/output error.
 _ERRORS = {errno.EPERM, errno.EIO, errno.ENOMEM, errno.EINVAL, errno.ENOSPC}
@@ -63,13 +63,12 @@ class Connection:
             magic, option, length = struct.unpack(">QII", self._receive(16))
             if magic != _OPTION or length > 65536:
                 raise Ended
-            data = self._receive(length)
+            self._receive(length)
             if option == _EXPORT_NAME:
                 self._wire.sendall(self._described() + (b"" if flags & _NO_ZEROES else bytes(124)))
                 return
             if option in (_GO, _INFO):
-                (name_length,) = struct.unpack_from(">I", data)
-                del name_length  # there is one export, whatever it is called
+                # There is one export, whatever the client calls it.
                 self._answer(option, _REP_INFO, struct.pack(">H", _INFO_EXPORT) + self._described())
                 self._answer(option, _REP_INFO, struct.pack(">HIII", _INFO_BLOCK_SIZE, 1, 4096, _MOST_BYTES))
                 self._answer(option, _ACK)
@@ -83,7 +82,7 @@ class Connection:
 
     def _described(self) -> bytes:
         flags = _HAS_FLAGS | _SEND_FLUSH | _SEND_FUA | _SEND_TRIM | _SEND_WRITE_ZEROES | (_READ_ONLY if self._read_only else 0)
-        return struct.pack(">QH", self._device.store.size, flags)
+        return struct.pack(">QH", self._device.size, flags)
 
     def _answer(self, option: int, kind: int, data: bytes = b"") -> None:
         self._wire.sendall(struct.pack(">QIII", _OPTION_REPLY, option, kind, len(data)) + data)
@@ -95,10 +94,12 @@ class Connection:
         if command == _DISCONNECT:
             return False
         operation = _OPERATIONS.get(command)
-        data = self._receive(length) if command == 1 and length <= _MOST_BYTES else None
-        if operation is None or (length > _MOST_BYTES and command in (0, 1)):
+        if command in (_READ, _WRITE) and length > _MOST_BYTES:
+            raise Ended  # it was told how much is the most
+        data = self._receive(length) if command == _WRITE else None
+        if operation is None:
             self._reply(handle, errno.EINVAL, b"")
-            return operation is None
+            return True
         if self._read_only and operation in (WRITE, DISCARD):
             self._reply(handle, errno.EPERM, b"")
             return True

@@ -17,7 +17,9 @@ _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c
 class Store(Protocol):
     """Bytes at offsets; the caller keeps within `size`. Every call may raise OSError."""
 
-    size: int
+    @property
+    def size(self) -> int:
+        """In bytes."""
 
     def read(self, offset: int, length: int) -> bytes:
         """So many bytes."""
@@ -90,7 +92,11 @@ class VolatileCache:
         self._room = max(1, room_bytes // _BLOCK)
         self.lies = lies
         self._dirty: dict[int, bytes] = {}  # by number of the block, in the order in which they became dirty
-        self.size = below.size
+
+    @property
+    def size(self) -> int:
+        """The store's, and what was written beyond it: a qcow2 file grows."""
+        return max(self._below.size, (max(self._dirty, default=-1) + 1) * _BLOCK)
 
     def read(self, offset: int, length: int) -> bytes:
         data = self._below.read(offset, length)
@@ -106,7 +112,6 @@ class VolatileCache:
         return bytes(found)
 
     def write(self, offset: int, data: bytes) -> None:
-        self.size = max(self.size, offset + len(data))
         at = 0
         while at < len(data):
             number, skip = divmod(offset + at, _BLOCK)

@@ -59,3 +59,8 @@ class Fault:
         """QEMU's `BlkdebugInjectErrorOptions`. A rule of the event `none` holds from the start; one with `once` goes when it was used."""
         rule = {"event": "none", "iotype": self.operation, "errno": ERRORS[self.effect]}
         return [rule] if self.count is None else [{**rule, "once": True}] * self.count
+
+
+# A disk that answers nothing but errors, and one that can only be read.
+DEAD = tuple(Fault(operation=operation, effect="EIO") for operation in OPERATIONS)
+WORN = tuple(Fault(operation=operation, effect="EIO") for operation in (WRITE, DISCARD))

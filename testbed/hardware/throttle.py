@@ -36,10 +36,6 @@ class Throttle:
     bps_write_max_length: int = 0
     iops_size: int = 0
 
-    @property
-    def unlimited(self) -> bool:
-        return self == Throttle()
-
     def limits(self) -> dict[str, int]:
         """QEMU's `ThrottleLimits`: every limit named, so that setting it leaves nothing of an earlier one."""
         return {
@@ -83,7 +79,7 @@ class Throttle:
                     yield f"{unit}-{way}-max-length: expected {unit}-{way}-max beside it, got none"
 
 
-def throttle_of(limits: Mapping[str, int]) -> Throttle:
+def from_qemu(limits: Mapping[str, int]) -> Throttle:
     """From QEMU's names, leaving out what is not a limit that is set.
 
     :raise ValueError: a name is none of them.

@@ -1,30 +1,33 @@
 """How people write what a disk shall do, on the command line and in timelines. Pure.
 
-hdd-7200                                 iops-total=100 bps-read=20M      off
-5ms                                      read=1ms jitter=200us            off
-read=EIO write=torn,count=1              write=ENOSPC,range=1M-2M         off
+throttle data hdd-7200 scale=0.5         throttle data iops-total=100 bps-read=20M      throttle data off
+delay data 5ms                           delay data read=1ms jitter=200us               delay data off
+inject data read=EIO write=torn,count=1  inject data write=ENOSPC,range=1M-2M           inject data off
+hang data 5s      unplug data      unplug data surprise      plug data      resize data 2G
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 from testbed.errors import UsageError
-from testbed.hardware.faults import END, Fault
+from testbed.hardware.faults import END, WORN, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
-from testbed.hardware.throttle import Throttle, throttle_of
+from testbed.hardware.throttle import Throttle, from_qemu
 from testbed.units import format_duration, format_size, parse_duration, parse_size
 
-OFF = "off"
+OFF, READ_ONLY, SURPRISE = "off", "read-only", "surprise"
 
 
-def throttle(words: Sequence[str], scale: float = 1.0) -> Throttle:
-    """A profile's limits, limits by their names in QEMU, or none. What QEMU would refuse is not seen here.
+def throttle(words: Sequence[str]) -> Throttle:
+    """A profile's limits, limits by their names in QEMU, or none; `scale=FACTOR` multiplies them. What QEMU would refuse is not seen here.
 
     :raise UsageError: it is none of these.
     """
+    scale, words = _scale(words)
     match words:
         case [word] if word == OFF:
             return Throttle()
@@ -39,16 +42,21 @@ def throttle(words: Sequence[str], scale: float = 1.0) -> Throttle:
         except ValueError as error:
             raise UsageError(f"{name}: {error}") from None
     try:
-        return throttle_of(limits).scaled(scale)
+        return from_qemu(limits).scaled(scale)
     except ValueError as error:
         raise UsageError(str(error)) from None
 
 
 def latency(words: Sequence[str]) -> Latency:
-    """A delay of everything, delays by direction, a profile's, or none.
+    """A delay of everything, delays by direction, a profile's, or none; `scale=FACTOR` divides them.
 
     :raise UsageError: it is none of these.
     """
+    scale, words = _scale(words)
+    return _latency(words).scaled(scale)
+
+
+def _latency(words: Sequence[str]) -> Latency:
     match words:
         case [word] if word == OFF:
             return NO_DELAY
@@ -90,13 +98,33 @@ def size(words: Sequence[str]) -> int:
         raise UsageError(str(error)) from None
 
 
+def surprise(words: Sequence[str]) -> bool:
+    """Whether a disk goes by surprise.
+
+    :raise UsageError: it is something else.
+    """
+    if list(words) not in ([], [SURPRISE]):
+        raise UsageError(f"expected {SURPRISE}, or nothing, got {' '.join(words)!r}")
+    return bool(words)
+
+
+def nothing(words: Sequence[str]) -> None:
+    """:raise UsageError: it is something."""
+    if words:
+        raise UsageError(f"expected nothing more, got {' '.join(words)!r}")
+
+
 def faults(words: Sequence[str]) -> tuple[Fault, ...]:
-    """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P]`, or none. What a fault cannot be is not seen here.
+    """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P]`, `read-only`, or none. What a fault cannot be is not seen
+    here.
 
     :raise UsageError: it is not written so.
     """
-    if list(words) == [OFF]:
-        return ()
+    match words:
+        case [word] if word == OFF:
+            return ()
+        case [word] if word == READ_ONLY:
+            return WORN
     return tuple(_fault(word) for word in _some(words))
 
 
@@ -165,6 +193,18 @@ def _duration(name: str, value: str) -> int:
         raise UsageError(f"{name}: {error}") from None
 
 
+def _scale(words: Sequence[str]) -> tuple[float, Sequence[str]]:
+    """The factor that is said among some words, and the others."""
+    said = [word for word in words if word.startswith("scale=")]
+    try:
+        factor = float(said[0].partition("=")[2]) if said else 1.0
+    except ValueError:
+        factor = 0.0
+    if len(said) > 1 or not 0 < factor < 1e6:
+        raise UsageError(f"expected one scale such as scale=0.5, got {' '.join(said)}")
+    return factor, [word for word in words if word not in said]
+
+
 def _pairs(words: Iterable[str], example: str) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
     for word in words:
@@ -175,3 +215,37 @@ def _pairs(words: Iterable[str], example: str) -> list[tuple[str, str]]:
             raise UsageError(f"expected each of them once, got {name!r} twice")
         found.append((name, value))
     return found
+
+
+# What can be done with a disk, and how the words after its name are read.
+VERBS: Mapping[str, Callable[[Sequence[str]], Any]] = {
+    "throttle": throttle,
+    "delay": latency,
+    "inject": faults,
+    "hang": seconds,
+    "unplug": surprise,
+    "plug": nothing,
+    "resize": size,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One thing to do with one disk. `value`: what the verb's words were read as."""
+
+    verb: str
+    disk: str
+    value: Any
+
+
+def action(words: Sequence[str]) -> Action:
+    """`VERB DISK WORD...`. Whether there is such a disk is not seen here.
+
+    :raise UsageError: it is not understood.
+    """
+    verb, disk, *more = [*words, "", ""][: max(2, len(words))]
+    if verb not in VERBS:
+        raise UsageError(f"expected one of {', '.join(VERBS)}, got {verb or 'nothing'!r}")
+    if not disk:
+        raise UsageError(f"expected the name of a disk after {verb}, got nothing")
+    return Action(verb=verb, disk=disk, value=VERBS[verb](more))

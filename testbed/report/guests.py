@@ -38,12 +38,14 @@ def guests_table(records: tuple[Record, ...]) -> Table:
 
 
 def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Table:
-    """One row a disk: its limits, delays and faults, as the command line says them."""
+    """One row a disk: its limits, delays and faults, as the command line says them, and the errors that there were."""
     table = Table(box=None, pad_edge=False)
-    for column in ("disk", "throttle", "delay", "inject"):
+    for column in ("disk", "throttle", "delay", "inject", "errors"):
         table.add_column(column, overflow="fold")
     for disk, condition in found.items():
-        table.add_row(disk, *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")))
+        table.add_row(
+            disk, *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")), Text(", ".join(condition["errors"]))
+        )
     return table
 
 

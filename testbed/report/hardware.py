@@ -12,7 +12,8 @@ _HEAD = """\
 
 Written by `./tb profiles --markdown`; do not edit. A disk of a topology gets one with `profile:`, a running one with
 `testbed throttle VM DISK NAME` (its limits) and `testbed delay VM DISK NAME` (its delay). `scale: 0.1` is the same device a tenth as
-fast, for a host that cannot reach it.
+fast, for a host that cannot reach it; `testbed bench disks` measures how fast this one is, and from then on profiles beyond it are
+warned of.
 
 | name | device | limits | delay | source |
 |---|---|---|---|---|

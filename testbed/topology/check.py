@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from testbed.filesystems import FILESYSTEMS
 from testbed.hardware.profiles import PROFILES
-from testbed.topology import networks
+from testbed.topology import cues, networks
 from testbed.topology.disks import Disk, Nvme
 from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, device, graph, sizes
 from testbed.topology.model import Guest, Topology
@@ -69,6 +69,9 @@ def _guest(guest: Guest) -> Iterator[Mistake]:
         yield where, f"{where[-1]!r} is the name of something else already ({'.'.join(str(part) for part in other.where)})"
     yield from _stack(made)
     yield from _cgroups(guest, made)
+    parts = {part for name, disk in guest.disks.items() for part in (name, *(disk.namespaces if isinstance(disk, Nvme) else ()))}
+    for number, act in enumerate(guest.timeline):
+        yield from ((("timeline", number), message) for message in cues.mistakes(act, parts))
 
 
 def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
@@ -93,6 +96,10 @@ def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
         yield ("scale",), "expected a profile beside it, which it makes faster or slower, got none"
     if disk.latency is not None and disk.latency.latency().none:
         yield ("latency",), "expected a delay of both, read, write or flush, got none"
+    if disk.cache is not None and (disk.format == "qcow2" or disk.image is not None):
+        yield ("cache",), "expected a disk that is kept in a raw file: what a lost write does to a qcow2 file is no disk's doing"
+    if disk.cache_size % 4096:
+        yield ("cache-size",), f"expected a multiple of 4096 bytes, got {disk.cache_size}"
     speeds = [
         key for key, value in (("profile", disk.profile), ("throttle", disk.throttle), ("throttle-group", disk.throttle_group)) if value
     ]

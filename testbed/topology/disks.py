@@ -9,13 +9,15 @@ from pydantic import Field, TypeAdapter
 from testbed.hardware.latency import Latency
 from testbed.hardware.throttle import Throttle
 from testbed.topology.base import Duration, Model, Name, Rate, Several, Size
+from testbed.units import MIB
 
 BlockSize = Literal[512, 1024, 2048, 4096]
 ReadError = Literal["report", "stop", "ignore"]
 WriteError = Literal["report", "stop", "ignore", "enospc"]
 Queues = Annotated[int, Field(ge=1, le=64)]
-
-
+# What a disk with a volatile cache of its own does with a flush: writes the cache out, or only says so.
+Cache = Literal["volatile", "lies"]
+LIES: Cache = "lies"
 Seconds = Annotated[int, Field(ge=0, le=1_000_000)]
 
 
@@ -70,6 +72,8 @@ class Disk(Model):
     """An emulated disk. Empty and sparse (`raw`, `qcow2`), without storage (`null-co`), or an overlay of an existing `image`.
 
     `hot` disks are plugged when the guest is up, `cold` ones are there when it boots, for which it cannot be a warm clone.
+    `cache`: of its own, of `cache-size`, whose content a power cut loses: `volatile` writes it out at a flush, `lies` acknowledges flushes
+    and does nothing. Without one, what a disk has acknowledged is there.
     """
 
     type: Literal["virtio-blk", "nvme", "virtio-scsi"]
@@ -90,6 +94,8 @@ class Disk(Model):
     throttle: Limits | None = None
     throttle_group: Name | None = None
     read_ahead: Size | None = None
+    cache: Cache | None = None
+    cache_size: Size = 16 * MIB
     partitions: Several[Partition] = ()
 
     @property

@@ -22,6 +22,7 @@ _PATTERNS = {
     "^[a-z][a-z0-9-]{0,19}(/": "NAME/FILE such as data/disk.img, or the name of a device",
     "^(/|": "a path of lower-case names such as tenant or tenant/job, or / for the root",
     "^[A-Za-z0-9._-]": "a serial of at most 20 letters, digits, dots and dashes",
+    "^[a-z]+(\\.": "a counter such as memory.current, or memory.stat file",
     r"^[\x20": "at most 200 printable characters",
     "^(max|": "QUOTA or QUOTA PERIOD in microseconds such as 50000 100000, or max",
 }

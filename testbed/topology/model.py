@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from testbed.topology.base import Model, Name, Several, Size, Word
+from testbed.topology.base import Duration, Model, Name, Several, Size, Word
 from testbed.topology.cgroups import Cgroup, CgroupPath
 from testbed.topology.disks import AnyDisk, Limits
 from testbed.topology.networks import Link, NetworkName, Nic, links
 from testbed.topology.stacks import Device, Dm, File, Filesystem, Loop, Md, Swap
+from testbed.topology.timelines import Act
 from testbed.units import GIB
 
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
@@ -20,7 +21,7 @@ class Guest(Model):
     """One virtual machine.
 
     `append`: words added to the kernel's command line. `environment`: variables of every command in the guest. `qemu-args`: words added to
-    QEMU's command line, which nobody checks.
+    QEMU's command line, which nobody checks. `sample`: how often to write down what its disks have counted.
     """
 
     kernel: str | None = None
@@ -42,6 +43,8 @@ class Guest(Model):
     dm: dict[Name, Dm] = Field(default_factory=dict)
     md: dict[Name, Md] = Field(default_factory=dict)
     cgroups: dict[CgroupPath, Cgroup] = Field(default_factory=dict)
+    timeline: Several[Act] = ()
+    sample: Annotated[Duration, Field(ge=10_000)] | None = None
 
     @property
     def boots_cold(self) -> bool:

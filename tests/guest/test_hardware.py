@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from testbed import actions
 from testbed.errors import UsageError
 from testbed.guest import Guest
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
 from testbed.lab import Lab
-from testbed.live_disks import Condition, told
+from testbed.live_disks import Condition
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
 
@@ -27,6 +28,7 @@ MODEL = GuestModel.model_validate(
             "scsi": {"type": "virtio-scsi", "size": "64M"},
             "nowhere": {"type": "virtio-blk", "size": "64M", "format": "null-co"},
             "copied": {"type": "virtio-blk", "size": "64M", "format": "qcow2"},
+            "strict": {"type": "virtio-blk", "size": "64M", "werror": "stop"},
             "shared": {"type": "virtio-blk", "size": "64M", "throttle-group": "both"},
         },
         "throttle-groups": {"both": {"iops-total": 1000}},
@@ -110,6 +112,22 @@ async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(gue
 
 
 @pytest.mark.slow
+async def test_a_guest_stands_still_at_an_error_until_it_is_told_to_go_on(guest: Guest) -> None:
+    errors = guest.hardware.errors
+    heard: list[str] = []
+    errors.on_stop = lambda: heard.append(errors.stopped)
+    await guest.hardware.inject("strict", (Fault(operation="write", effect="ENOSPC", count=1),))
+    writing = asyncio.create_task(dd(guest, "if=/dev/zero", f"of={guest.disks['strict'].path}", "count=1", "oflag=direct"))
+    async with asyncio.timeout(60):
+        while not errors.stopped:
+            await asyncio.sleep(0.02)
+    assert not writing.done() and (await guest.monitor.execute("query-status"))["status"] == "io-error"
+    await guest.monitor.execute("cont")
+    assert await writing == 0 and errors.said("strict") == ["1 write error stopped the guest"]
+    assert heard == ["stopped at a write error of disk strict (No space left on device)", ""]
+
+
+@pytest.mark.slow
 async def test_an_error_that_stays_reaches_through_the_retries_of_nvme_and_scsi(guest: Guest) -> None:
     for name in ("nvme", "scsi"):
         path = guest.disks[name].path
@@ -170,17 +188,17 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("virtio", "resize", ["1000"], "expected a multiple of 4096 bytes, got 1000"),
         ("copied", "inject", ["write=torn"], "it is kept in qcow2"),
         ("nvme", "resize", ["128M"], "QEMU's nvme keeps its size"),
-        ("virtio", "explode", ["now"], "expected throttle, delay, inject, hang, unplug, plug or resize"),
+        ("virtio", "explode", ["now"], "expected one of throttle, delay, inject, hang, unplug, plug, resize, got 'explode'"),
     ):
         with pytest.raises(UsageError, match=said):
-            await told(guest.hardware, disk, what, words)
+            await actions.told(guest.hardware, (what, disk, *words))
     assert {name: await guest.hardware.condition(name) for name in guest.hardware.names()} == before
     assert await nodes(guest) == there
 
 
 @pytest.mark.slow
 async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
-    found = await told(guest.hardware, "shared", "throttle", ["iops-total=40"])
+    found = await actions.told(guest.hardware, ("throttle", "shared", "iops-total=40"))
     assert found["throttle"] == ["iops-total=40"]
     assert await reads(guest, "shared", 50) >= 1.0
 

@@ -249,12 +249,32 @@ def test_qemus_client_reads_and_writes_it(exported: tuple[str, "subprocess.Popen
 def test_a_power_cut_is_final(exported: tuple[str, "subprocess.Popen[str]"], tmp_path: Path) -> None:
     _, process = exported
     before = (tmp_path / "disk").read_bytes()
-    assert tell(process, verb="power-cut", share=0.0, seed=1) == {"lost_blocks": 0}
+    assert tell(process, verb="lose", share=0.0, seed=1, end=True) == {"lost_blocks": 0}
     assert (tmp_path / "disk").read_bytes() == before
 
 
 def test_what_it_is_told_wrongly_is_said_back(exported: tuple[str, "subprocess.Popen[str]"]) -> None:
     _, process = exported
     assert "unexpected keyword" in tell(process, verb="latency", reed_us=1)["error"]
-    assert "expected a verb" in tell(process, verb="lose")["error"]
+    assert "expected a verb" in tell(process, verb="loose")["error"]
     assert tell(process, verb="latency", read_us=1) == {}
+
+
+def test_requests_that_wait_can_be_hurried() -> None:
+    device = Device(Memory(KIB), seed=0, log=io.StringIO())
+    device.set_latency(Latency(read_us=600_000_000))
+    left = threading.Semaphore(0)
+    for _ in range(3):
+        device.submit(read(0, 1), lambda error, data: left.release())
+    device.hurry()
+    for _ in range(3):
+        assert left.acquire(timeout=20)
+
+
+def test_a_device_without_power_ends_nothing_any_longer() -> None:
+    device = Device(Memory(KIB), seed=0, log=io.StringIO())
+    with device.still(end=True):
+        pass
+    done = threading.Event()
+    device.submit(read(0, 1), lambda error, data: done.set())
+    assert not done.wait(0.2)

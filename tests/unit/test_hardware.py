@@ -11,7 +11,7 @@ from testbed.hardware import words
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
-from testbed.hardware.throttle import Throttle, throttle_of
+from testbed.hardware.throttle import Throttle, from_qemu
 from testbed.layers import PLAIN, Layers
 from testbed.report.hardware import profiles_markdown
 from testbed.topology.disks import Disk, disk_of
@@ -22,7 +22,7 @@ ERROR = Fault(operation="read", effect="EIO")
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
 def test_a_profile_is_one_that_qemu_takes_and_names_its_source(profile: object) -> None:
     assert isinstance(profile, type(PROFILES["hdd-7200"]))
-    assert list(profile.throttle.mistakes()) == [] and not profile.throttle.unlimited
+    assert list(profile.throttle.mistakes()) == [] and profile.throttle != Throttle()
     assert list(profile.scaled(0.001).throttle.mistakes()) == []
     assert len(profile.source) > 20 and profile.title
 
@@ -54,7 +54,7 @@ def test_a_scale_makes_a_device_slower_in_every_way() -> None:
     }.values(),
 )
 def test_limits_that_qemu_refuses_are_said(limits: dict[str, int], said: str) -> None:
-    assert said in list(throttle_of(limits).mistakes())
+    assert said in list(from_qemu(limits).mistakes())
 
 
 def test_what_people_write_is_understood() -> None:

@@ -40,7 +40,8 @@ class Recorder:
 
         self.running.append(evidence.name)
         try:
-            yield SimpleNamespace(console=SimpleNamespace(findings=[]), script=script, name=evidence.name)
+            order = SimpleNamespace(model=GuestModel())
+            yield SimpleNamespace(console=SimpleNamespace(findings=[]), script=script, name=evidence.name, order=order)
         finally:
             self.running.remove(evidence.name)
 

@@ -1,0 +1,146 @@
+"""Whether emulated disks are what they are told to be: limits, delays, and how soon a change holds. Measured by fio in the guest, and by
+QEMU's own counters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from testbed import fio, gauges
+from testbed.guest import Guest
+from testbed.hardware.latency import NO_DELAY, Latency
+from testbed.hardware.throttle import Throttle
+from testbed.lab import open_lab
+from testbed.report import live
+from testbed.sampler import sampling
+from testbed.topology import Guest as GuestModel
+from testbed.topology.disks import disk_of
+from testbed.units import MIB
+
+KINDS = ("virtio-blk", "nvme", "virtio-scsi")
+IOPS = (50, 200, 1000, 3000)
+BPS = (5 * MIB, 20 * MIB, 50 * MIB)
+DELAYS_US = (1000, 5000, 20_000)
+_DEEP = ("--ioengine=libaio", "--iodepth=16")
+_SIZE = 256 * MIB
+# After the burst that QEMU lets pass when a limit is new: a tenth of a second of it (block/throttle-groups.c, util/throttle.c).
+_WARM_S = 2.0
+
+Row = dict[str, Any]
+
+
+async def measure(*, kernel: str, seconds: float, changes: int) -> list[Row]:
+    """A row for each limit on each kind of disk."""
+    model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, live.progress(Console(stderr=True)) as progress:
+        async with open_lab(progress, kernels=(kernel,)) as lab:
+            for number, kind in enumerate(KINDS):
+                async with lab.guest("bench", model, await lab.kernel(kernel), Path(folder) / kind) as guest:
+                    with progress.task(kind) as task:
+                        name, path = f"d{number}", guest.disks[f"d{number}"].path
+                        await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)
+                        for part in (_limits, _delays, _change, _sampling):
+                            task.update(detail=part.__name__.strip("_"))
+                            rows += [{"device": kind, **row} for row in await part(guest, name, seconds)]
+                        task.update(detail="changes")
+                        rows += [{"device": kind, **row} for row in await _changes(guest, name, changes)]
+    return rows
+
+
+async def _limits(guest: Guest, name: str, seconds: float) -> list[Row]:
+    path, rows = guest.disks[name].path, []
+    unlimited = await fio.run(guest, path, *_DEEP, "--bs=4k", seconds=seconds / 2)
+    rows.append({"limit": None, "measured": round(unlimited.iops, 1), "unit": "random 4K reads/s"})
+    for iops in IOPS:
+        await guest.hardware.throttle(name, Throttle(iops_total=iops))
+        load = await fio.run(guest, path, *_DEEP, "--bs=4k", seconds=seconds, warm_s=_WARM_S)
+        rows.append({"limit": iops, "measured": round(load.iops, 1), "unit": "random 4K reads/s"})
+    await guest.hardware.throttle(name, Throttle())
+    unlimited = await fio.run(guest, path, *_DEEP, "--bs=256k", rw="read", seconds=seconds / 2)
+    rows.append({"limit": None, "measured": round(unlimited.bytes_per_s / MIB, 2), "unit": "MiB/s, sequential"})
+    for bps in BPS:
+        await guest.hardware.throttle(name, Throttle(bps_total=bps))
+        load = await fio.run(guest, path, *_DEEP, "--bs=256k", rw="read", seconds=seconds, warm_s=_WARM_S)
+        rows.append({"limit": bps // MIB, "measured": round(load.bytes_per_s / MIB, 2), "unit": "MiB/s, sequential"})
+    await guest.hardware.throttle(name, Throttle())
+    return rows
+
+
+async def _delays(guest: Guest, name: str, seconds: float) -> list[Row]:
+    """The median of one read at a time: what a delay adds to that of the same disk without."""
+    path, rows = guest.disks[name].path, []
+    direct = (await fio.run(guest, path, "--bs=4k", seconds=seconds / 2)).median_us
+    rows.append({"limit": None, "measured": round(direct / 1000, 3), "unit": "ms a read, without the export"})
+    for delay_us in DELAYS_US:
+        await guest.hardware.delay(name, Latency(read_us=delay_us))
+        median_us = (await fio.run(guest, path, "--bs=4k", seconds=seconds / 2)).median_us
+        rows.append({"limit": delay_us / 1000, "measured": round((median_us - direct) / 1000, 3), "unit": "ms added"})
+    await guest.hardware.delay(name, NO_DELAY)
+    return rows
+
+
+async def _change(guest: Guest, name: str, seconds: float) -> list[Row]:
+    """From when on a new limit holds: QEMU's count of requests over a second that begins 0.1 s after the change."""
+    path, (old, new) = guest.disks[name].path, (1000, 200)
+    await guest.hardware.throttle(name, Throttle(iops_total=old))
+    loading = asyncio.create_task(fio.run(guest, path, *_DEEP, "--bs=4k", seconds=max(6, seconds)))
+    await asyncio.sleep(3)
+    await guest.hardware.throttle(name, Throttle(iops_total=new))
+    changed = time.monotonic()
+    await asyncio.sleep(0.1)
+    begin, before = time.monotonic(), await _requests(guest, name)
+    await asyncio.sleep(1)
+    end, after = time.monotonic(), await _requests(guest, name)
+    await loading
+    await guest.hardware.throttle(name, Throttle())
+    since = (begin - changed) * 1000
+    return [{"limit": new, "measured": round((after - before) / (end - begin), 1), "unit": f"reads/s from {since:.0f} ms after {old}"}]
+
+
+async def _requests(guest: Guest, name: str) -> int:
+    return (await gauges.disks(guest))[name]["rd_operations"]
+
+
+async def _sampling(guest: Guest, name: str, seconds: float) -> list[Row]:
+    """What ten samples a second cost beside none, in this process and in QEMU, while the guest does nothing."""
+    del name
+
+    def used() -> float:
+        fields = Path(f"/proc/{guest.pid}/stat").read_text().rpartition(")")[2].split()
+        return time.process_time() + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    costs = []
+    for every_s in (None, 0.1):
+        async with sampling(guest, every_s):
+            await asyncio.sleep(1)
+            began = used()
+            await asyncio.sleep(seconds)
+            costs.append((used() - began) / seconds * 100)
+    return [{"limit": None, "measured": round(costs[1] - costs[0], 2), "unit": "% of a core for 10 samples/s of 3 disks"}]
+
+
+async def _changes(guest: Guest, name: str, count: int) -> list[Row]:
+    """Changes in a row under load: how many failed, and what one takes."""
+    path, failed = guest.disks[name].path, 0
+    loading = asyncio.create_task(fio.run(guest, path, *_DEEP, "--bs=4k", seconds=600))
+    await asyncio.sleep(1)
+    began = time.monotonic()
+    for number in range(count):
+        wanted = Throttle(iops_total=500 + number)
+        await guest.hardware.throttle(name, wanted)
+        failed += (await guest.hardware.condition(name)).throttle != wanted
+    took_ms = (time.monotonic() - began) * 1000 / max(count, 1)
+    loading.cancel()
+    await asyncio.gather(loading, return_exceptions=True)
+    return [
+        {"limit": 0, "measured": failed, "unit": f"of {count} changes under load failed"},
+        {"limit": None, "measured": round(took_ms, 2), "unit": "ms a change, read back twice"},
+    ]

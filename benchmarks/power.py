@@ -1,0 +1,70 @@
+"""Power cuts in a row, each on what the one before left, while the guest writes and syncs: what was acknowledged and is gone."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from testbed import durability, mounts
+from testbed.durability import Load
+from testbed.errors import GuestError
+from testbed.lab import Lab, open_lab
+from testbed.progress import Task
+from testbed.report import live
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest
+
+_DISKS, _FILESYSTEMS = ("virtio-blk", "nvme"), ("ext4", "xfs", "btrfs")
+# Records that are synced before the power goes; a few more are until it is gone.
+_RECORDS = 20
+_LIMIT_S = 180.0
+
+Row = dict[str, Any]
+
+
+async def measure(*, cuts: int, kernel: str, seed: int) -> list[Row]:
+    """A row for each disk and filesystem with a true cache; and for each one that lies, until it has lost something."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, live.progress(Console(stderr=True)) as progress:
+        async with open_lab(progress, kernels=(kernel,)) as lab:
+            files = await lab.kernel(kernel)
+            for cache, most in (("volatile", cuts), ("lies", cuts)):
+                for disk in _DISKS:
+                    for filesystem in _FILESYSTEMS:
+                        said = {"type": disk, "size": "1G", "cache": cache}
+                        model = Guest.model_validate({"disks": {"data": said}, "filesystems": {"data": {"type": filesystem}}})
+                        evidence = Path(folder) / f"{cache}-{disk}-{filesystem}"
+                        with progress.task(f"{filesystem} on {disk}, {cache}") as task:
+                            row = await _row(lab, files, model, evidence, most, seed, lying=cache == "lies", task=task)
+                        rows.append({"disk": disk, "filesystem": filesystem, "cache": cache, **row})
+    return rows
+
+
+async def _row(lab: Lab, kernel: KernelFiles, model: Guest, evidence: Path, cuts: int, seed: int, *, lying: bool, task: Task) -> Row:
+    kept: Path | None = None
+    load, before = Load(), ""
+    acknowledged = gone = blocks = 0
+    for number in range(cuts + 1):
+        async with lab.guest("bench", model, kernel, evidence / str(number), survivors=kept) as guest:
+            try:
+                await mounts.build(guest)
+            except GuestError as error:
+                return _result(number, acknowledged, gone, blocks, f"the filesystem is gone: {str(error).splitlines()[-1][:80]}")
+            if number:
+                gone += len(await durability.missing(guest, before, load))
+                acknowledged += load.acknowledged
+            if number == cuts or (lying and gone):
+                return _result(number, acknowledged, gone, blocks, "")
+            kept, before = lab.new_folder(), f"data/cut-{number}"
+            async with durability.loading(guest, before) as load:
+                await guest.wait(load.reaches(_RECORDS), _LIMIT_S)
+                blocks += (await guest.cut_power(kept, share=0.5, seed=seed + number))["data"]
+        task.update(fraction=(number + 1) / cuts)
+    raise AssertionError("not reached")
+
+
+def _result(cuts: int, acknowledged: int, gone: int, blocks: int, why: str) -> Row:
+    return {"cuts": cuts, "acknowledged": acknowledged, "gone": gone, "unsynced blocks lost": blocks, "": why}

@@ -1,0 +1,57 @@
+"""Verbs that measure this machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from testbed import paths, reach
+from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.kernels import load_table
+from testbed.lab import open_lab
+from testbed.reach import Reach
+from testbed.report import live
+from testbed.units import format_size
+
+bench = typer.Typer(no_args_is_help=True, help="How fast this machine is.", rich_markup_mode=None)
+app.add_typer(bench, name="bench")
+
+
+@bench.callback()
+def _group() -> None:
+    """How fast this machine is."""
+
+
+@bench.command("disks")
+def disks(
+    kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=KERNEL_HELP)] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="For each of three loads on each kind of disk.")] = 3,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The most that emulated disks do here, which is remembered: profiles that ask for more are warned of."""
+    spec = kernel or load_table(paths.shipped("images") / "kernels.yaml").patched
+
+    async def work() -> int:
+        with live.progress(err, quiet=quiet) as progress:
+            async with open_lab(progress, kernels=(spec,)) as lab:
+                found = await reach.measure(lab, await lab.kernel(spec), paths.new_run_folder(lab.folders.runs) / "bench", seconds=seconds)
+                reach.keep(found, lab.folders.cache, lab.host)
+        if as_json:
+            print(json.dumps({kind: asdict(one) for kind, one in found.items()}))
+        else:
+            out.print(_table(found))
+        return 0
+
+    run_async(work())
+
+
+def _table(found: dict[str, Reach]) -> Table:
+    table = Table("disk", "4K random reads/s, 32 at once", "1M reads, 32 at once", "one 4K read alone")
+    for kind, one in found.items():
+        table.add_row(kind, f"{one.iops:.0f}", f"{format_size(one.bytes_per_s)}/s", f"{one.read_us / 1000:.2f} ms")
+    return table

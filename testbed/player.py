@@ -1,0 +1,116 @@
+"""Plays a guest's timeline: waits for each act's time or event, does it, and logs it on both clocks.
+
+    async with playing(guest):
+        await guest.run("fio", ...)
+
+One line of JSON for each action, in `timeline.jsonl` beside the guest's logs: `monotonic_s` and `guest_s` (its uptime) when it began, what
+it did (`do`) and how the disk behaves then (`now`), or the `error`; one with `reached` for each event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from testbed import actions, clock, counters
+from testbed.clock import Clock
+from testbed.errors import GuestLost, TestbedError
+from testbed.guest import Guest
+from testbed.topology.cues import Cue, cues
+from testbed.topology.timelines import Act, When
+
+LOG = "timeline.jsonl"
+_POLL_S = 0.25
+
+
+class Player:
+    """One timeline on one guest; `failures` are what went wrong, in the order in which it did."""
+
+    def __init__(self, guest: Guest, at: Clock, log: Path) -> None:
+        self._guest, self._clock, self._log = guest, at, log
+        self.failures: list[TestbedError] = []
+
+    async def play(self, acts: Sequence[Act]) -> None:
+        """Do all of it, from now on; acts do not wait for each other."""
+        begin = time.monotonic()
+        async with asyncio.TaskGroup() as group:
+            for number, act in enumerate(acts):
+                group.create_task(self._act(number, act, begin))
+
+    async def _act(self, number: int, act: Act, begin: float) -> None:
+        try:
+            if act.when is not None:
+                event = await self._reached(act.when)
+                begin = time.monotonic()
+                self._note(begin, act=number, reached=event)
+            for cue in cues(act):
+                await asyncio.sleep(max(0.0, begin + cue.after_s - time.monotonic()))
+                await self._do(number, cue)
+        except TestbedError as error:
+            self._failed(number, error)
+
+    async def _do(self, number: int, cue: Cue) -> None:
+        began = time.monotonic()
+        try:
+            now = await actions.do(self._guest.hardware, cue.action)
+        except GuestLost:
+            raise  # nothing more can be done
+        except TestbedError as error:
+            self._failed(number, error, do=cue.text)
+        else:
+            self._note(began, act=number, do=cue.text, now=now, took_s=round(time.monotonic() - began, 6))
+
+    async def _reached(self, when: When) -> str:
+        """Wait for an event; says which it was."""
+        if when.mark is not None:
+            await self._guest.marks.mark(when.mark)
+            return f"mark {when.mark}"
+        if when.console is not None:
+            return f"console: {await self._guest.marks.line(when.console)}"
+        return await self._counted(when)
+
+    async def _counted(self, when: When) -> str:
+        file, _, key = str(when.counter).partition(" ")
+        path = f"/sys/fs/cgroup/{when.cgroup}/{file}"
+        while True:
+            # A cgroup that is not there yet has counted nothing.
+            text = (await self._guest.script('[ ! -e "$1" ] || while read -r line; do echo "$line"; done <"$1"', path)).stdout
+            value = counters.parse_flat(text).get(key) if key else int(text) if text.strip().isdigit() else None
+            if value is not None and ((when.above is not None and value > when.above) or (when.below is not None and value < when.below)):
+                return f"{when.cgroup}/{when.counter} is {value}"
+            await asyncio.sleep(_POLL_S)
+
+    def _failed(self, number: int, error: TestbedError, **more: Any) -> None:
+        self.failures.append(error)
+        self._note(time.monotonic(), act=number, **more, error=str(error))
+
+    def _note(self, at: float, **words: Any) -> None:
+        line = {"monotonic_s": round(at, 6), "guest_s": round(self._clock.uptime(at), 3), "guest_error_s": round(self._clock.error_s, 3)}
+        with self._log.open("a") as log:
+            log.write(json.dumps(line | words) + "\n")
+
+
+@contextlib.asynccontextmanager
+async def playing(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncIterator[None]:
+    """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen.
+
+    :raise TestbedError: the first of its actions that failed, where nothing else did.
+    """
+    wanted = guest.order.model.timeline if acts is None else acts
+    if not wanted:
+        yield
+        return
+    player = Player(guest, await clock.read(guest), guest.order.evidence / LOG)
+    task = asyncio.create_task(player.play(wanted))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    if player.failures:
+        raise player.failures[0]

@@ -1,0 +1,107 @@
+"""Reads again and again what a guest's emulated disks have counted: an oracle that the kernel in the guest cannot bend.
+
+A sample is a JSON object: `monotonic_s` (ours) and `guest_s` (the guest's uptime, at most `guest_error_s` off), and for each of `disks`
+    rd, wr, flush    `requests`, `failed`, `bytes` and `merged` (not for flushes), `time_ns` of all requests together, and `latency`: how
+                     many took less than each of BOUNDARIES_NS, and at last how many took longer; all since the disk was plugged in
+    throttle         the limits that it has now, by their names in QEMU, and none that is off
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from testbed import clock, drives, gauges
+from testbed.clock import Clock
+from testbed.errors import HostError, TestbedError
+from testbed.guest import Guest
+
+LOG = "samples.jsonl"
+_WAYS = ("rd", "wr", "flush")
+# Upper bounds of what a request takes, in nanoseconds: 50 us to 20 s.
+BOUNDARIES_NS = tuple(number * 10**power for power in range(4, 10) for number in (5, 10, 20))
+
+
+class Sampler:
+    """Of one guest. Latencies are counted from its first sample on."""
+
+    def __init__(self, guest: Guest, at: Clock) -> None:
+        self._guest, self._clock = guest, at
+
+    @classmethod
+    async def start(cls, guest: Guest) -> Sampler:
+        """:raise GuestError: the guest does not say what time it is."""
+        return cls(guest, await clock.read(guest))
+
+    def is_of(self, guest: Guest) -> bool:
+        return guest is self._guest
+
+    async def sample(self) -> dict[str, Any]:
+        """One sample.
+
+        :raise GuestError: QEMU is gone.
+        """
+        at = time.monotonic()
+        found = {}
+        for name, entry in (await gauges.devices(self._guest)).items():
+            stats = entry["stats"]
+            if "rd_latency_histogram" not in stats:
+                await self._count_latencies(entry["qdev"])
+            ways = {way: _way(stats, way) for way in _WAYS}
+            found[name] = {**ways, "throttle": await self._throttle(name)}
+        guest_s = round(self._clock.uptime(at), 4)
+        return {"monotonic_s": round(at, 6), "guest_s": guest_s, "guest_error_s": round(self._clock.error_s, 4), "disks": found}
+
+    async def _count_latencies(self, device: str) -> None:
+        """Let QEMU count how long a disk's requests take, from now on; one that comes back must be told again."""
+        arguments = {"id": device, "boundaries": list(BOUNDARIES_NS)}
+        with contextlib.suppress(HostError):  # it is just going
+            await self._guest.monitor.execute("block-latency-histogram-set", arguments)
+
+    async def _throttle(self, name: str) -> dict[str, int]:
+        guest = self._guest
+        group = drives.throttle_group(name, guest.order.model.disks[name])
+        limits = await guest.monitor.execute("qom-get", {"path": f"/objects/{group}", "property": "limits"}, kept=False)
+        return {key: value for key, value in limits.items() if value and not (key.endswith("-length") and not limits[key[:-7]])}
+
+
+def _way(stats: dict[str, Any], way: str) -> dict[str, Any]:
+    found = {"requests": stats[f"{way}_operations"], "failed": stats[f"failed_{way}_operations"], "time_ns": stats[f"{way}_total_time_ns"]}
+    if way != "flush":
+        found |= {"bytes": stats[f"{way}_bytes"], "merged": stats[f"{way}_merged"]}
+    histogram = stats.get(f"{way}_latency_histogram")
+    return found | ({"latency": histogram["bins"]} if histogram else {})
+
+
+@contextlib.asynccontextmanager
+async def sampling(guest: Guest, every_s: float | None = None) -> AsyncIterator[None]:
+    """Write samples, a line each, beside the guest's logs meanwhile: so often, or as its topology says, or none.
+
+    :raise GuestError: the guest does not say what time it is.
+    """
+    if every_s is None and guest.order.model.sample is not None:
+        every_s = guest.order.model.sample / 1e6
+    if every_s is None:
+        yield
+        return
+    task = asyncio.create_task(_write(await Sampler.start(guest), every_s, guest.order.evidence / LOG))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _write(sampler: Sampler, every_s: float, file: Path) -> None:
+    due = time.monotonic()
+    with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
+        while True:
+            log.write(json.dumps(await sampler.sample()) + "\n")
+            log.flush()
+            due = max(due + every_s, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())

@@ -1,0 +1,67 @@
+"""A guest that loses its power, and boots again on what its disks hold: what fsync acknowledged is there, unless the disk lies."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from testbed import durability, mounts
+from testbed.errors import TestbedError
+from testbed.lab import Lab
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+
+_RECORDS = 15
+
+
+def model(disk: str, filesystem: str, cache: str) -> GuestModel:
+    return GuestModel.model_validate(
+        {"disks": {"data": {"type": disk, "size": "512M", "cache": cache}}, "filesystems": {"data": {"type": filesystem}}}
+    )
+
+
+async def cut(lab: Lab, kernel: KernelFiles, wanted: GuestModel, evidence: Path, *, share: float) -> tuple[int, int | None]:
+    """One power cut under load: records acknowledged, and how many of them are gone; None where the filesystem is."""
+    kept = lab.new_folder()
+    async with lab.guest("g0", wanted, kernel, evidence / "before") as guest:
+        await mounts.build(guest)
+        async with durability.loading(guest, "data") as load:
+            await guest.wait(load.reaches(_RECORDS), 120)
+            blocks = await guest.cut_power(kept, share=share, seed=7)
+        assert blocks["data"] > 0 or wanted.disks["data"].cache == "volatile"
+    async with lab.guest("g0", wanted, kernel, evidence / "after", survivors=kept) as again:
+        try:
+            await mounts.build(again)
+        except TestbedError:
+            return load.acknowledged, None
+        return load.acknowledged, len(await durability.missing(again, "data", load))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("disk", "filesystem"), [("virtio-blk", "ext4"), ("nvme", "xfs"), ("virtio-blk", "btrfs")])
+async def test_what_fsync_acknowledged_outlives_a_power_cut(
+    lab: Lab, kernel: KernelFiles, evidence: Path, disk: str, filesystem: str
+) -> None:
+    acknowledged, gone = await cut(lab, kernel, model(disk, filesystem, "volatile"), evidence, share=0.5)
+    assert acknowledged >= _RECORDS and gone == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("disk", ["virtio-blk", "nvme"])
+async def test_a_disk_that_lies_about_flushes_loses_what_fsync_acknowledged(
+    lab: Lab, kernel: KernelFiles, evidence: Path, disk: str
+) -> None:
+    acknowledged, gone = await cut(lab, kernel, model(disk, "ext4", "lies"), evidence, share=0.0)
+    assert acknowledged >= _RECORDS and (gone is None or gone > 0)
+
+
+@pytest.mark.slow
+async def test_a_disk_without_a_cache_has_what_it_acknowledged(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    wanted = GuestModel.model_validate({"disks": {"data": {"type": "nvme", "size": "64M"}}})
+    kept = lab.new_folder()
+    async with lab.guest("g0", wanted, kernel, evidence / "before") as guest:
+        await guest.script("echo here | dd of=$1 conv=sync oflag=direct status=none", guest.disks["data"].path)
+        assert await guest.cut_power(kept, share=0.0, seed=1) == {}
+        assert await asyncio.wait_for(guest.lost(), 10) == "its power was cut"
+    async with lab.guest("g0", wanted, kernel, evidence / "after", survivors=kept) as again:
+        assert (await again.script("head -c 4 $1", again.disks["data"].path)).stdout == "here"

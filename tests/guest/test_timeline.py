@@ -1,0 +1,154 @@
+"""Timelines and samples on a running guest."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed import actions, clock
+from testbed.errors import HostError, UsageError
+from testbed.guest import Guest
+from testbed.hardware.throttle import Throttle
+from testbed.lab import Lab
+from testbed.player import LOG, playing
+from testbed.sampler import BOUNDARIES_NS, Sampler, sampling
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+from testbed.topology.timelines import Act
+
+KINDS = ("virtio", "nvme", "scsi")
+MODEL = GuestModel.model_validate(
+    {
+        "disks": {
+            "virtio": {"type": "virtio-blk", "size": "64M"},
+            "nvme": {"type": "nvme", "size": "64M"},
+            "scsi": {"type": "virtio-scsi", "size": "64M"},
+        },
+    }
+)
+
+
+@pytest.fixture
+async def guest(lab: Lab, kernel: KernelFiles, evidence: Path) -> AsyncIterator[Guest]:
+    async with lab.guest("g0", MODEL, kernel, evidence) as started:
+        yield started
+
+
+def acts(*said: dict[str, Any]) -> tuple[Act, ...]:
+    return tuple(Act.model_validate(one) for one in said)
+
+
+def lines(evidence: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (evidence / name).read_text().splitlines()]
+
+
+async def logged(evidence: Path, count: int) -> list[dict[str, Any]]:
+    """What is logged, as soon as it is so much."""
+    async with asyncio.timeout(120):
+        while not (evidence / LOG).exists() or len(lines(evidence, LOG)) < count:
+            await asyncio.sleep(0.05)
+    return lines(evidence, LOG)
+
+
+@pytest.mark.slow
+async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Guest, evidence: Path) -> None:
+    timeline = acts(
+        {"at": "100ms", "ramp": "300ms", "steps": 3, "do": "throttle virtio iops-total=400..100"},
+        {"every": "200ms", "times": 2, "do": "hang nvme 50ms"},
+        {"when": {"mark": "warm"}, "do": "inject scsi read-only"},
+        {"when": {"mark": "said"}, "do": "delay virtio 2ms"},
+        {"when": {"console": "all is (well|lost)"}, "at": "50ms", "do": "unplug nvme"},
+        {"when": {"cgroup": "watched", "counter": "cgroup.stat nr_descendants", "above": 1}, "do": "throttle scsi bps-read=1M"},
+        {"when": {"mark": "never"}, "do": "unplug scsi"},
+    )
+    async with playing(guest, timeline):
+        first = await logged(evidence, 6)
+        assert [line["do"] for line in first if line["act"] == 0] == [f"throttle virtio iops-total={n}" for n in (400, 300, 200, 100)]
+        assert [line["do"] for line in first if line["act"] == 1] == ["hang nvme 50ms"] * 2
+        guest.marks.reach("warm")
+        assert (await logged(evidence, 8))[-1]["now"]["inject"] == ["write=EIO", "discard=EIO"]
+        await guest.script('echo "testbed-mark said" >/dev/kmsg')
+        assert (await logged(evidence, 10))[-1]["now"]["delay"] == ["read=2ms", "write=2ms", "flush=2ms"]
+        await guest.script('echo "now all is well" >/dev/kmsg')
+        assert (await logged(evidence, 12))[-1]["now"]["throttle"] == ["unplugged"]
+        await guest.script("cd /sys/fs/cgroup; mkdir watched watched/a; sleep 1; mkdir watched/b")
+        found = await logged(evidence, 14)
+    mark, said, line, counted = (line["reached"] for line in found if "reached" in line)
+    assert (mark, said, counted) == ("mark warm", "mark said", "watched/cgroup.stat nr_descendants is 2")
+    assert line.startswith("console: [") and line.endswith("] now all is well")
+    assert found[-1]["now"]["throttle"] == ["bps-read=1M"]
+    assert not any(line["act"] == 6 for line in found)
+
+
+@pytest.mark.slow
+async def test_an_action_that_fails_is_told_and_the_others_go_on(guest: Guest, evidence: Path) -> None:
+    with pytest.raises(UsageError, match="disk nvme: it is plugged in already"):
+        async with playing(guest, acts({"at": 0, "do": "plug nvme"}, {"at": "100ms", "do": "throttle nvme iops-total=9"})):
+            await logged(evidence, 2)
+    failed, done = lines(evidence, LOG)
+    assert failed["do"] == "plug nvme" and "plugged in already" in failed["error"] and done["now"]["throttle"] == ["iops-total=9"]
+
+
+@pytest.mark.slow
+async def test_our_clock_and_the_guests_agree(guest: Guest) -> None:
+    before = await clock.read(guest)
+    said = float((await guest.script("read -r up rest </proc/uptime; echo $up")).stdout)
+    now = asyncio.get_running_loop().time()
+    after = await clock.read(guest)
+    # What it said then is not later than now.
+    assert said <= before.uptime(now) + before.error_s
+    assert abs(before.offset_s - after.offset_s) <= before.error_s + after.error_s
+
+
+@pytest.mark.slow
+async def test_samples_count_what_the_guest_did_and_nothing_else(guest: Guest) -> None:
+    sampler = await Sampler.start(guest)
+    for name in KINDS:
+        path = guest.disks[name].path
+        before = (await sampler.sample())["disks"][name]
+        await guest.run("dd", f"if={path}", "of=/dev/null", "bs=4k", "count=100", "iflag=direct", "status=none")
+        await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=64k", "count=10", "oflag=direct", "conv=fsync", "status=none")
+        after = (await sampler.sample())["disks"][name]
+        assert after["rd"]["requests"] - before["rd"]["requests"] == 100
+        assert after["rd"]["bytes"] - before["rd"]["bytes"] == 100 * 4096
+        assert after["wr"]["bytes"] - before["wr"]["bytes"] == 640 * 1024
+        assert sum(after["rd"]["latency"]) - sum(before["rd"].get("latency", [0])) == 100
+        assert len(after["rd"]["latency"]) == len(BOUNDARIES_NS) + 1
+        assert after["rd"]["time_ns"] > before["rd"]["time_ns"], name
+        # QEMU 7.2's nvme does not count flushes.
+        assert after["flush"]["requests"] > before["flush"]["requests"] or name == "nvme"
+
+
+@pytest.mark.slow
+async def test_samples_have_errors_and_limits(guest: Guest) -> None:
+    sampler = await Sampler.start(guest)
+    await guest.hardware.throttle("virtio", Throttle(iops_read=100, iops_read_max=200))
+    assert (await sampler.sample())["disks"]["virtio"]["throttle"] == {"iops-read": 100, "iops-read-max": 200, "iops-read-max-length": 1}
+    await actions.told(guest.hardware, ["inject", "virtio", "read=EIO,count=3"])
+    for _ in range(3):
+        await guest.run("dd", f"if={guest.disks['virtio'].path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct", check=False)
+    assert (await sampler.sample())["disks"]["virtio"]["rd"]["failed"] == 3
+
+
+@pytest.mark.slow
+async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, evidence: Path) -> None:
+    async with sampling(guest, 0.05):
+        await guest.hardware.unplug("nvme")
+        async with asyncio.timeout(60):
+            while not (evidence / "samples.jsonl").exists() or "nvme" in lines(evidence, "samples.jsonl")[-1]["disks"]:
+                await asyncio.sleep(0.05)
+        await guest.hardware.plug("nvme")
+        async with asyncio.timeout(60):
+            while "latency" not in lines(evidence, "samples.jsonl")[-1]["disks"].get("nvme", {"rd": {}})["rd"]:
+                await asyncio.sleep(0.05)
+        with pytest.raises(HostError):
+            await guest.monitor.execute("query-nothing")
+    found = lines(evidence, "samples.jsonl")
+    there = ["nvme" in line["disks"] for line in found]
+    assert there[0] and not all(there)
+    assert [line["monotonic_s"] for line in found] == sorted(line["monotonic_s"] for line in found)
+    offsets = {round(line["guest_s"] - line["monotonic_s"], 3) for line in found}
+    assert max(offsets) - min(offsets) <= 0.0011

@@ -1,0 +1,96 @@
+"""Timelines: what the YAML says, and what is done when."""
+
+import itertools
+
+import pytest
+from pydantic import ValidationError
+
+from testbed.errors import UsageError
+from testbed.hardware import words
+from testbed.hardware.faults import DEAD, WORN
+from testbed.hardware.latency import Latency
+from testbed.hardware.throttle import Throttle
+from testbed.topology.cues import cues, mistakes
+from testbed.topology.timelines import Act
+
+DISKS = {"data", "other"}
+
+
+def act(**said: object) -> Act:
+    return Act.model_validate(said)
+
+
+def test_an_act_happens_once_again_and_again_or_in_steps() -> None:
+    (once,) = cues(act(at="1.5s", do="hang data 2s"))
+    assert (once.after_s, once.text, once.action) == (1.5, "hang data 2s", words.Action(verb="hang", disk="data", value=2.0))
+    thrice = cues(act(at="1s", every="500ms", times=3, do="inject data read=EIO,count=1"))
+    assert [cue.after_s for cue in thrice] == [1.0, 1.5, 2.0]
+    endless = cues(act(every="2s", do="plug data"))
+    assert [cue.after_s for cue in itertools.islice(endless, 1000)][-1] == 1998.0
+
+
+def test_a_ramp_goes_from_one_value_to_the_other() -> None:
+    slower = list(cues(act(ramp="10s", steps=4, do="throttle data iops-total=1000..200 bps-read=8..4M")))
+    assert [cue.after_s for cue in slower] == [0, 2.5, 5.0, 7.5, 10.0]
+    assert [cue.action.value.iops_total for cue in slower] == [1000, 800, 600, 400, 200]
+    assert [cue.action.value.bps_read >> 20 for cue in slower] == [8, 7, 6, 5, 4]
+    later = list(cues(act(at="1s", ramp="1s", steps=2, do="delay data 0..20ms")))
+    assert [(cue.after_s, cue.action.value.read_us) for cue in later] == [(1.0, 0), (1.5, 10_000), (2.0, 20_000)]
+
+
+@pytest.mark.parametrize(
+    ("said", "mistake"),
+    {
+        "no time": ({"do": "plug data"}, "expected at, when, every or ramp, got none"),
+        "two ways": ({"do": "delay data 1..2ms", "every": "1s", "ramp": "1s"}, "expected every or ramp, got both"),
+        "times of what": ({"do": "plug data", "at": "1s", "times": 3}, "expected every beside times, got none"),
+        "a ramp of nothing": ({"do": "throttle data iops-total=5", "ramp": "1s"}, "expected ramp, and FROM..TO in what it does, got one"),
+        "no ramp": ({"do": "throttle data iops-total=5..9", "at": 0}, "expected ramp, and FROM..TO in what it does, got one"),
+        "verb": ({"do": "explode data", "at": 0}, "expected one of throttle, delay"),
+        "disk": ({"do": "hang dta 1s", "at": 0}, "expected one of the guest's disks (data, other), got 'dta'"),
+        "no disk": ({"do": "hang", "at": 0}, "expected the name of a disk after hang"),
+        "limits": ({"do": "throttle data iops-total=1 iops-read=1", "at": 0}, "got both (QEMU refuses that)"),
+        "fault": ({"do": "inject data read=torn", "at": 0}, "expected an error for a read"),
+        "units": ({"do": "delay data 1ms..2", "ramp": "1s"}, "'delay data 1ms..2': 1ms..2: expected a duration"),
+        "event": ({"do": "plug data", "when": {}}, "expected one of mark, console and counter, got none"),
+        "events": ({"do": "plug data", "when": {"mark": "a", "console": "b"}}, "got mark and console"),
+        "counter": ({"do": "plug data", "when": {"counter": "memory.current", "above": 5}}, "expected a cgroup and its counter"),
+        "no bound": ({"do": "plug data", "when": {"cgroup": "a", "counter": "memory.current"}}, "expected above or below"),
+        "pattern": ({"do": "plug data", "when": {"console": "("}}, "expected a regular expression, got '('"),
+    }.values(),
+)
+def test_a_mistake_is_found_before_anything_runs(said: dict[str, object], mistake: str) -> None:
+    assert mistake in "\n".join(mistakes(act(**said), DISKS))
+
+
+def test_what_is_right_has_no_mistakes() -> None:
+    for said in (
+        {"do": "throttle data hdd-7200 scale=0.5", "at": "5s"},
+        {"do": "unplug data surprise", "when": {"mark": "warm"}},
+        {"do": "inject data read-only", "when": {"cgroup": "a/b", "counter": "memory.stat file", "above": "64M"}, "at": "1s"},
+        {"do": "hang other 200ms", "every": "1s", "times": 5, "when": {"console": "EXT4-fs .* mounted"}},
+    ):
+        assert list(mistakes(act(**said), DISKS)) == []
+
+
+def test_a_counter_that_is_no_file_of_a_cgroup_is_refused() -> None:
+    for counter in ("../../proc/meminfo", "memory", "memory.stat file; reboot"):
+        with pytest.raises(ValidationError):
+            act(do="plug data", when={"cgroup": "a", "counter": counter, "above": 1})
+
+
+def test_words_say_what_to_do_with_which_disk() -> None:
+    assert words.action(["throttle", "data", "iops-total=100", "scale=0.5"]).value == Throttle(iops_total=50)
+    assert words.action(["delay", "data", "10ms", "scale=2"]).value == Latency(read_us=5000, write_us=5000, flush_us=5000)
+    assert words.action(["inject", "data", "read-only"]).value == WORN
+    assert words.action(["unplug", "data", "surprise"]).value is True and words.action(["unplug", "data"]).value is False
+    assert [fault.operation for fault in DEAD] == ["read", "write", "flush", "discard"]
+    for wrong, said in (
+        ("unplug data now", "expected surprise, or nothing, got 'now'"),
+        ("plug data now", "expected nothing more, got 'now'"),
+        ("throttle data scale=0", "expected one scale such as scale=0.5"),
+        ("throttle data", "expected what to do, or off, got nothing"),
+        ("", "expected one of throttle, delay, inject, hang, unplug, plug, resize, got 'nothing'"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            words.action(wrong.split())
