@@ -1,0 +1,53 @@
+"""A template whose guest found a wrong frequency for its clock is made again."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from testbed import template
+from testbed.clock import Clock
+from testbed.errors import GuestError
+from testbed.guest import Guest
+from testbed.plan import Memory
+from testbed.progress import Silent
+
+
+@pytest.mark.parametrize("wrong", [0, 2, 4])
+async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    boots, asked = [], []
+
+    @asynccontextmanager
+    async def boot(memory: Memory) -> AsyncIterator[Guest]:
+        assert memory.file is not None and not memory.file.exists()
+        memory.file.write_bytes(b"ram")
+        boots.append(memory)
+        yield cast(Guest, guest)
+
+    async def nothing(*_: object) -> None:
+        pass
+
+    async def waited(awaited: object, limit_s: float) -> None:
+        (tmp_path / "state").write_bytes(b"state")
+
+    async def read(_: object) -> Clock:
+        asked.append(1)
+        # A second of the guest's is 0.13 of ours: between two of our readings, at once, it has gained.
+        gained = 20.0 if len(boots) <= wrong and len(asked) % 2 == 0 else 0.0
+        return Clock(offset_s=gained, error_s=0.05)
+
+    order = SimpleNamespace(deadlines=SimpleNamespace(restore_s=1))
+    guest = SimpleNamespace(freeze=nothing, monitor=SimpleNamespace(execute=nothing), wait=waited, order=order, boot_s=9.0)
+    monkeypatch.setattr("testbed.clock.read", read)
+    monkeypatch.setattr("testbed.template._warm_up", nothing)
+    monkeypatch.setattr("testbed.states.write", lambda *_: None)
+    with Silent().task("template") as task:
+        if wrong == 4:
+            with pytest.raises(GuestError, match="expected a clock that goes as ours, got another at 4 boots"):
+                await template.save(tmp_path, boot, b"key", task)
+        else:
+            assert (await template.save(tmp_path, boot, b"key", task))["boot_s"] == 9.0
+            assert len(boots) == wrong + 1
