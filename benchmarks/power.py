@@ -31,14 +31,14 @@ async def measure(*, cuts: int, kernel: str, seed: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             files = await lab.kernel(kernel)
-            for cache, most in (("volatile", cuts), ("lies", cuts)):
+            for cache in ("volatile", "lies"):
                 for disk in _DISKS:
                     for filesystem in _FILESYSTEMS:
                         said = {"type": disk, "size": "1G", "cache": cache}
                         model = Guest.model_validate({"disks": {"data": said}, "filesystems": {"data": {"type": filesystem}}})
                         evidence = Path(folder) / f"{cache}-{disk}-{filesystem}"
                         with progress.task(f"{filesystem} on {disk}, {cache}") as task:
-                            row = await _row(lab, files, model, evidence, most, seed, lying=cache == "lies", task=task)
+                            row = await _row(lab, files, model, evidence, cuts, seed, lying=cache == "lies", task=task)
                         rows.append({"disk": disk, "filesystem": filesystem, "cache": cache, **row})
     return rows
 

@@ -65,6 +65,6 @@ async def read(guest: Guest) -> dict[str, Any]:
 async def _limits(guest: Guest, name: str) -> dict[str, int]:
     """The limits that QEMU has for a disk now, without those that are off."""
     group = drives.throttle_group(name, guest.order.model.disks[name])
-    limits = await guest.monitor.execute("qom-get", {"path": f"/objects/{group}", "property": "limits"})
+    limits = await guest.monitor.limits(group)
     kinds = (f"{unit}-{which}" for unit in ("iops", "bps") for which in ("total", "read", "write"))
     return {kind: limits[kind] for kind in kinds if limits.get(kind)}

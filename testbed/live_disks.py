@@ -19,7 +19,7 @@ from testbed.exports import Export
 from testbed.hardware import words
 from testbed.hardware.faults import DEAD, MOST_RULES, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
-from testbed.hardware.throttle import Throttle, from_qemu
+from testbed.hardware.throttle import Throttle, read_back
 from testbed.layers import PLAIN, Layers
 from testbed.monitor import Monitor
 from testbed.order import Order, Wait
@@ -91,12 +91,8 @@ class LiveDisks:
 
     async def condition(self, name: str) -> Condition:
         """How a disk behaves now; its limits as QEMU says them."""
-        found = from_qemu(await self._limits(drives.throttle_group(name, self.disk(name))))
-        # A length of 1 is QEMU's own where there is no burst.
-        given = found.given()
-        lengths = {key: 0 for key in given if key.endswith("_length") and key.removesuffix("_length") not in given}
-        now = self._now[name]
-        return Condition(throttle=replace(found, **lengths), latency=now.latency, faults=now.faults)
+        limits, now = await self._limits(drives.throttle_group(name, self.disk(name))), self._now[name]
+        return Condition(throttle=read_back(limits), latency=now.latency, faults=now.faults)
 
     @contextlib.asynccontextmanager
     async def _changing(self, name: str) -> AsyncIterator[tuple[Disk, _Disk]]:
@@ -123,8 +119,7 @@ class LiveDisks:
             raise HostError(f"disk {name}: QEMU's limits are not those that it was told: {differing}")
 
     async def _limits(self, group: str) -> dict[str, int]:
-        arguments = {"path": f"/objects/{group}", "property": "limits"}
-        found: dict[str, int] = await self._wait(self._monitor.execute("qom-get", arguments), self._deadlines.monitor_s)
+        found: dict[str, int] = await self._wait(self._monitor.limits(group), self._deadlines.monitor_s)
         return found
 
     # Delays, faults, a hang -------------------------------------------------------------------------------------------------------

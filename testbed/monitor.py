@@ -96,6 +96,11 @@ class Monitor:
             if isinstance(answer, BaseException):
                 raise answer
 
+    async def limits(self, group: str) -> dict[str, int]:
+        """The limits that a throttle group has now, by their names in QEMU, each of them."""
+        found: dict[str, int] = await self.execute("qom-get", {"path": f"/objects/{group}", "property": "limits"}, kept=False)
+        return found
+
     async def forwarded_port(self) -> int:
         """The port of this machine that QEMU forwards to the guest's 22: QEMU chose a free one, and only its human monitor says which."""
         table = str(await self.execute("human-monitor-command", {"command-line": "info usernet"}))

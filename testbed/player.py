@@ -111,6 +111,8 @@ async def playing(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncItera
         yield
     finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(ended, Exception):
+        raise ended
     if player.failures:
         raise player.failures[0]

@@ -20,6 +20,7 @@ from testbed import clock, drives, gauges
 from testbed.clock import Clock
 from testbed.errors import HostError, TestbedError
 from testbed.guest import Guest
+from testbed.hardware.throttle import read_back
 
 LOG = "samples.jsonl"
 _WAYS = ("rd", "wr", "flush")
@@ -66,8 +67,8 @@ class Sampler:
     async def _throttle(self, name: str) -> dict[str, int]:
         guest = self._guest
         group = drives.throttle_group(name, guest.order.model.disks[name])
-        limits = await guest.monitor.execute("qom-get", {"path": f"/objects/{group}", "property": "limits"}, kept=False)
-        return {key: value for key, value in limits.items() if value and not (key.endswith("-length") and not limits[key[:-7]])}
+        limits = read_back(await guest.monitor.limits(group))
+        return {key.replace("_", "-"): value for key, value in limits.given().items()}
 
 
 def _way(stats: dict[str, Any], way: str) -> dict[str, Any]:
@@ -94,7 +95,9 @@ async def sampling(guest: Guest, every_s: float | None = None) -> AsyncIterator[
         yield
     finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(ended, Exception):
+        raise ended
 
 
 async def _write(sampler: Sampler, every_s: float, file: Path) -> None:

@@ -1,4 +1,4 @@
-"""Verbs for what a running guest's disks do: throttle, delay, inject, hang, unplug, plug, resize, hardware; and profiles."""
+"""Verbs for what a running guest's disks do, are told to do, and have counted; and the named devices that they can be like."""
 
 from __future__ import annotations
 

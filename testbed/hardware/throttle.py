@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 # QEMU's own bound (include/qemu/throttle.h, THROTTLE_VALUE_MAX).
 MOST = 10**15
@@ -77,6 +77,13 @@ class Throttle:
                     yield f"{unit}-{way}-max: expected {unit}-{way} beside it, got none"
                 if length and not burst:
                     yield f"{unit}-{way}-max-length: expected {unit}-{way}-max beside it, got none"
+
+
+def read_back(limits: Mapping[str, int]) -> Throttle:
+    """From what QEMU says of a group: where there is no burst it says a length of 1, which nobody has set."""
+    found = from_qemu(limits)
+    given = found.given()
+    return replace(found, **{name: 0 for name in given if name.endswith("_length") and name.removesuffix("_length") not in given})
 
 
 def from_qemu(limits: Mapping[str, int]) -> Throttle:
