@@ -1,13 +1,16 @@
-"""Does to a running guest's disks what somebody says in words, and says in the same words how they behave."""
+"""Does to a running guest's disks and machine what somebody says in words, and says in the same words how they are."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from testbed import machine
+from testbed.guest import Guest
 from testbed.hardware import words
 from testbed.hardware.words import Action
 from testbed.live_disks import LiveDisks
+from testbed.units import format_size
 
 
 def _unplug(disks: LiveDisks, name: str, surprise: bool) -> Awaitable[None]:
@@ -28,21 +31,30 @@ _DOES: Mapping[str, Callable[[LiveDisks, str, Any], Awaitable[None]]] = {
     "unplug": _unplug,
     "plug": _plug,
 }
+_DOES_TO_MACHINE: Mapping[str, Callable[[Guest, int | None], Awaitable[None]]] = {"memory": machine.set_memory, "cpus": machine.set_cpus}
 Said = dict[str, list[str]]
 
 
-async def do(disks: LiveDisks, action: Action) -> Said:
-    """Do it, and return how the disk behaves then.
+async def do(guest: Guest, action: Action) -> Said:
+    """Do it, and return how the disk, or the machine, is then.
 
     :raise UsageError: it is refused; then nothing has changed. :raise HostError: QEMU refuses it. :raise GuestError: the guest does.
     """
-    await _DOES[action.verb](disks, action.disk, action.value)
-    return await said(disks, action.disk)
+    if action.disk == words.MACHINE:
+        await _DOES_TO_MACHINE[action.verb](guest, action.value)
+        return await said_machine(guest)
+    await _DOES[action.verb](guest.hardware, action.disk, action.value)
+    return await said(guest.hardware, action.disk)
 
 
-async def told(disks: LiveDisks, some: Sequence[str]) -> Said:
+async def told(guest: Guest, some: Sequence[str]) -> Said:
     """`do` what words say; raises as that, and UsageError where they are not understood."""
-    return await do(disks, words.action(some))
+    return await do(guest, words.action(some))
+
+
+async def said_machine(guest: Guest) -> Said:
+    """What memory and CPUs a guest has now."""
+    return {"memory": [format_size(await machine.memory(guest))], "cpus": [str(await machine.cpus(guest))]}
 
 
 async def said(disks: LiveDisks, name: str) -> Said:

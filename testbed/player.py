@@ -4,7 +4,7 @@
         await guest.run("fio", ...)
 
 One line of JSON for each action, in `timeline.jsonl` beside the guest's logs: `monotonic_s` and `guest_s` (its uptime) when it began, what
-it did (`do`) and how the disk behaves then (`now`), or the `error`; one with `reached` for each event.
+it did (`do`) and how the disk or the machine is then (`now`), or the `error`; one with `reached` for each event.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Player:
     async def _do(self, number: int, cue: Cue) -> None:
         began = time.monotonic()
         try:
-            now = await actions.do(self._guest.hardware, cue.action)
+            now = await actions.do(self._guest, cue.action)
         except GuestLost:
             raise  # nothing more can be done
         except TestbedError as error:

@@ -253,12 +253,13 @@ class Keeper:
         return await gauges.read(self._ready())
 
     async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Do what `words` say, or say how all disks behave."""
-        hardware = self._ready().hardware
+        """Do what `words` say, or say how all disks behave, and the machine."""
+        guest = self._ready()
         if "words" in asked:
             action = words.action(asked["words"])
-            return {action.disk: await actions.do(hardware, action)}
-        return {name: await actions.said(hardware, name) for name in hardware.names()}
+            return {action.disk: await actions.do(guest, action)}
+        disks = {name: await actions.said(guest.hardware, name) for name in guest.hardware.names()}
+        return disks | {words.MACHINE: await actions.said_machine(guest)}
 
     async def _resume(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Let a guest go on that stands still at an error; the request is tried again."""

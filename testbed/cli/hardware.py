@@ -122,6 +122,26 @@ def resize(
 
 
 @app.command()
+def memory(
+    vm: VmArgument,
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="What the guest keeps, such as 128M; off gives it all back.")],
+    as_json: Json = False,
+) -> None:
+    """Take memory from a guest by a balloon."""
+    _tell(vm, as_json, "memory", size)
+
+
+@app.command()
+def cpus(
+    vm: VmArgument,
+    count: Annotated[str, typer.Argument(metavar="COUNT", help="How many stay online; off puts all online again.")],
+    as_json: Json = False,
+) -> None:
+    """Take CPUs of a guest offline."""
+    _tell(vm, as_json, "cpus", count)
+
+
+@app.command()
 def power_cut(
     vm: VmArgument,
     keep: Annotated[
@@ -185,7 +205,7 @@ def profiles(
 
 @app.command()
 def hardware(vm: VmArgument, as_json: Json = False) -> None:
-    """How a guest's disks behave now: limits, delays, faults, and the errors that there were."""
+    """How a guest's disks behave now: limits, delays, faults, and the errors that there were; its memory and CPUs."""
 
     async def work() -> int:
         _show(await vms.find(paths.folders(), vm).ask("hardware"), as_json)

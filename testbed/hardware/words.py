@@ -1,9 +1,10 @@
-"""How people write what a disk shall do, on the command line and in timelines. Pure.
+"""How people write what a disk, or the whole machine, shall do, on the command line and in timelines. Pure.
 
 throttle data hdd-7200 scale=0.5         throttle data iops-total=100 bps-read=20M      throttle data off
 delay data 5ms                           delay data read=1ms jitter=200us               delay data off
 inject data read=EIO write=torn,count=1  inject data write=ENOSPC,range=1M-2M           inject data off
 hang data 5s      unplug data      unplug data surprise      plug data      resize data 2G
+memory 128M       memory off       cpus 1                    cpus off
 """
 
 from __future__ import annotations
@@ -96,6 +97,27 @@ def size(words: Sequence[str]) -> int:
         return parse_size(" ".join(words))
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def memory(words: Sequence[str]) -> int | None:
+    """What a guest keeps of its memory, in bytes, or all of it.
+
+    :raise UsageError: it is neither.
+    """
+    return None if list(words) == [OFF] else size(_some(words))
+
+
+def cpus(words: Sequence[str]) -> int | None:
+    """How many CPUs a guest keeps, or all of them.
+
+    :raise UsageError: it is neither.
+    """
+    match words:
+        case [word] if word == OFF:
+            return None
+        case [word] if word.isdecimal():
+            return int(word)
+    raise UsageError(f"expected a number of CPUs, or {OFF}, got {' '.join(words) or 'nothing'}")
 
 
 def surprise(words: Sequence[str]) -> bool:
@@ -229,9 +251,14 @@ VERBS: Mapping[str, Callable[[Sequence[str]], Any]] = {
 }
 
 
+# What can be done with the machine itself, and how the words after the verb are read.
+MACHINE_VERBS: Mapping[str, Callable[[Sequence[str]], int | None]] = {"memory": memory, "cpus": cpus}
+MACHINE = "machine"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Action:
-    """One thing to do with one disk. `value`: what the verb's words were read as."""
+    """One thing to do with one disk, or with the machine (MACHINE). `value`: what the verb's words were read as."""
 
     verb: str
     disk: str
@@ -239,13 +266,15 @@ class Action:
 
 
 def action(words: Sequence[str]) -> Action:
-    """`VERB DISK WORD...`. Whether there is such a disk is not seen here.
+    """`VERB DISK WORD...`, or `VERB WORD...` for the machine. Whether there is such a disk is not seen here.
 
     :raise UsageError: it is not understood.
     """
     verb, disk, *more = [*words, "", ""][: max(2, len(words))]
+    if verb in MACHINE_VERBS:
+        return Action(verb=verb, disk=MACHINE, value=MACHINE_VERBS[verb](words[1:]))
     if verb not in VERBS:
-        raise UsageError(f"expected one of {', '.join(VERBS)}, got {verb or 'nothing'!r}")
+        raise UsageError(f"expected one of {', '.join((*VERBS, *MACHINE_VERBS))}, got {verb or 'nothing'!r}")
     if not disk:
         raise UsageError(f"expected the name of a disk after {verb}, got nothing")
     return Action(verb=verb, disk=disk, value=VERBS[verb](more))

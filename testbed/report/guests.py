@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed import vms
+from testbed.hardware.words import MACHINE
 from testbed.units import MIB, format_size
 from testbed.vms import Record
 
@@ -38,14 +39,20 @@ def guests_table(records: tuple[Record, ...]) -> Table:
 
 
 def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Table:
-    """One row a disk: its limits, delays and faults, as the command line says them, and the errors that there were."""
+    """One row a disk: its limits, delays and faults, as the command line says them, and the errors that there were; below them the
+    machine's memory and CPUs.
+    """
+    disks = {name: condition for name, condition in found.items() if name != MACHINE}
     table = Table(box=None, pad_edge=False)
-    for column in ("disk", "throttle", "delay", "inject", "errors"):
+    for column in ("disk", "throttle", "delay", "inject", "errors") if disks else ():
         table.add_column(column, overflow="fold")
-    for disk, condition in found.items():
+    for disk, condition in disks.items():
         table.add_row(
             disk, *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")), Text(", ".join(condition["errors"]))
         )
+    if MACHINE in found:
+        table.caption = ", ".join(f"{what} {' '.join(value)}" for what, value in found[MACHINE].items())
+        table.caption_justify = "left"
     return table
 
 

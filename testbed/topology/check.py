@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from testbed.filesystems import FILESYSTEMS
 from testbed.hardware.profiles import PROFILES
+from testbed.hardware.words import MACHINE
 from testbed.topology import cues, networks
 from testbed.topology.disks import Disk, Nvme
 from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, device, graph, sizes
@@ -16,7 +17,7 @@ from testbed.units import MIB, format_size
 
 # One PCIe root port a disk or network. A function of a root bus device holds one port; q35 has room for more, but nobody asked yet.
 MAX_PORTS = 16
-_RESERVED = ("root", "modules")
+_RESERVED = ("root", "modules", MACHINE)
 Mistake = tuple[Path, str]
 
 
@@ -71,7 +72,7 @@ def _guest(guest: Guest) -> Iterator[Mistake]:
     yield from _cgroups(guest, made)
     parts = {part for name, disk in guest.disks.items() for part in (name, *(disk.namespaces if isinstance(disk, Nvme) else ()))}
     for number, act in enumerate(guest.timeline):
-        yield from ((("timeline", number), message) for message in cues.mistakes(act, parts))
+        yield from ((("timeline", number), message) for message in cues.mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus))
 
 
 def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:

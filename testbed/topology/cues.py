@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from testbed.errors import UsageError
 from testbed.hardware import words
 from testbed.hardware.words import Action
 from testbed.topology.timelines import Act
-from testbed.units import format_duration, parse_duration, parse_size
+from testbed.units import format_duration, format_size, parse_duration, parse_size
 
 _RANGE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)\.\.(\d+(?:\.\d+)?)([A-Za-z]*)")
 _PER_S = 1_000_000
@@ -62,7 +62,7 @@ def said(act: Act) -> str:
     return f"{begin}: {act.do}"
 
 
-def mistakes(act: Act, disks: set[str]) -> Iterator[str]:
+def mistakes(act: Act, disks: set[str], *, memory_bytes: int, cpus: int) -> Iterator[str]:
     """What is wrong with an act, in words; `disks`: those and the namespaces that its guest has."""
     if act.when is not None:
         yield from act.when.mistakes()
@@ -82,12 +82,17 @@ def mistakes(act: Act, disks: set[str]) -> Iterator[str]:
         yield f"{act.do!r}: {error}"
         return
     for cue in some:
-        for mistake in _mistakes(cue.action, disks):
+        for mistake in _mistakes(cue.action, disks, {"memory": memory_bytes, "cpus": cpus}):
             yield f"{cue.text!r}: {mistake}"
             return
 
 
-def _mistakes(action: Action, disks: set[str]) -> Iterator[str]:
+def _mistakes(action: Action, disks: set[str], machine: Mapping[str, int]) -> Iterator[str]:
+    if action.disk == words.MACHINE:
+        most = machine[action.verb]
+        if action.value is not None and not 0 < action.value <= most:
+            yield f"expected at most the guest's own {format_size(most) if action.verb == 'memory' else most}, and more than none"
+        return
     if action.disk not in disks:
         yield f"expected one of the guest's disks ({', '.join(sorted(disks)) or 'it has none'}), got {action.disk!r}"
     if action.verb == "throttle":

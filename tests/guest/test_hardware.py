@@ -191,14 +191,14 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("virtio", "explode", ["now"], "expected one of throttle, delay, inject, hang, unplug, plug, resize, got 'explode'"),
     ):
         with pytest.raises(UsageError, match=said):
-            await actions.told(guest.hardware, (what, disk, *words))
+            await actions.told(guest, (what, disk, *words))
     assert {name: await guest.hardware.condition(name) for name in guest.hardware.names()} == before
     assert await nodes(guest) == there
 
 
 @pytest.mark.slow
 async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
-    found = await actions.told(guest.hardware, ("throttle", "shared", "iops-total=40"))
+    found = await actions.told(guest, ("throttle", "shared", "iops-total=40"))
     assert found["throttle"] == ["iops-total=40"]
     assert await reads(guest, "shared", 50) >= 1.0
 

@@ -127,7 +127,7 @@ async def test_samples_have_errors_and_limits(guest: Guest) -> None:
     sampler = await Sampler.start(guest)
     await guest.hardware.throttle("virtio", Throttle(iops_read=100, iops_read_max=200))
     assert (await sampler.sample())["disks"]["virtio"]["throttle"] == {"iops-read": 100, "iops-read-max": 200, "iops-read-max-length": 1}
-    await actions.told(guest.hardware, ["inject", "virtio", "read=EIO,count=3"])
+    await actions.told(guest, ["inject", "virtio", "read=EIO,count=3"])
     for _ in range(3):
         await guest.run("dd", f"if={guest.disks['virtio'].path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct", check=False)
     assert (await sampler.sample())["disks"]["virtio"]["rd"]["failed"] == 3
@@ -152,3 +152,33 @@ async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, e
     assert [line["monotonic_s"] for line in found] == sorted(line["monotonic_s"] for line in found)
     offsets = {round(line["guest_s"] - line["monotonic_s"], 3) for line in found}
     assert max(offsets) - min(offsets) <= 0.0011
+
+
+async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(guest: Guest, evidence: Path) -> None:
+    timeline = acts(
+        {"at": "10ms", "ramp": "200ms", "steps": 2, "do": "memory 1000M..900M"},
+        {"when": {"mark": "taken"}, "do": "cpus 1"},
+        {"when": {"mark": "enough"}, "do": "memory off"},
+        {"when": {"mark": "enough"}, "at": "10ms", "do": "cpus off"},
+    )
+    full = await total_memory(guest)
+    async with playing(guest, timeline):
+        assert [line["now"]["memory"] for line in await logged(evidence, 3)] == [["1000M"], ["950M"], ["900M"]]
+        # A balloon's pages are no part of the guest's MemTotal.
+        assert full - await total_memory(guest) == 124 << 20
+        guest.marks.reach("taken")
+        assert (await logged(evidence, 5))[-1]["now"]["cpus"] == ["1"]
+        assert (await guest.run("nproc")).stdout.strip() == "1"
+        guest.marks.reach("enough")
+        await logged(evidence, 9)
+    assert (await guest.run("nproc")).stdout.strip() == "2"
+    assert await total_memory(guest) == full
+    for wrong in ("memory 2G", "memory 0", "cpus 3", "cpus 0", "cpus none", "memory"):
+        with pytest.raises(UsageError):
+            await actions.told(guest, wrong.split())
+
+
+async def total_memory(guest: Guest) -> int:
+    """In bytes, as the guest's kernel says it."""
+    text = (await guest.run("cat", "/proc/meminfo")).stdout
+    return int(text.split()[1]) << 10

@@ -49,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "slots",
         "live_disks",
         "actions",
+        "machine",
         "marks",
         "guest",
         "clock",

@@ -51,6 +51,8 @@ def test_a_ramp_goes_from_one_value_to_the_other() -> None:
         "no disk": ({"do": "hang", "at": 0}, "expected the name of a disk after hang"),
         "limits": ({"do": "throttle data iops-total=1 iops-read=1", "at": 0}, "got both (QEMU refuses that)"),
         "fault": ({"do": "inject data read=torn", "at": 0}, "expected an error for a read"),
+        "memory": ({"do": "memory 2G", "at": 0}, "expected at most the guest's own 1G"),
+        "cpus": ({"do": "cpus 3", "at": 0}, "expected at most the guest's own 2"),
         "units": ({"do": "delay data 1ms..2", "ramp": "1s"}, "'delay data 1ms..2': 1ms..2: expected a duration"),
         "event": ({"do": "plug data", "when": {}}, "expected one of mark, console and counter, got none"),
         "events": ({"do": "plug data", "when": {"mark": "a", "console": "b"}}, "got mark and console"),
@@ -60,7 +62,7 @@ def test_a_ramp_goes_from_one_value_to_the_other() -> None:
     }.values(),
 )
 def test_a_mistake_is_found_before_anything_runs(said: dict[str, object], mistake: str) -> None:
-    assert mistake in "\n".join(mistakes(act(**said), DISKS))
+    assert mistake in "\n".join(mistakes(act(**said), DISKS, memory_bytes=1 << 30, cpus=2))
 
 
 def test_what_is_right_has_no_mistakes() -> None:
@@ -70,7 +72,7 @@ def test_what_is_right_has_no_mistakes() -> None:
         {"do": "inject data read-only", "when": {"cgroup": "a/b", "counter": "memory.stat file", "above": "64M"}, "at": "1s"},
         {"do": "hang other 200ms", "every": "1s", "times": 5, "when": {"console": "EXT4-fs .* mounted"}},
     ):
-        assert list(mistakes(act(**said), DISKS)) == []
+        assert list(mistakes(act(**said), DISKS, memory_bytes=1 << 30, cpus=2)) == []
 
 
 def test_a_counter_that_is_no_file_of_a_cgroup_is_refused() -> None:
@@ -83,6 +85,8 @@ def test_words_say_what_to_do_with_which_disk() -> None:
     assert words.action(["throttle", "data", "iops-total=100", "scale=0.5"]).value == Throttle(iops_total=50)
     assert words.action(["delay", "data", "10ms", "scale=2"]).value == Latency(read_us=5000, write_us=5000, flush_us=5000)
     assert words.action(["inject", "data", "read-only"]).value == WORN
+    assert words.action(["memory", "128M"]) == words.Action(verb="memory", disk=words.MACHINE, value=128 << 20)
+    assert words.action(["cpus", "1"]).value == 1 and words.action(["cpus", "off"]).value is None
     assert words.action(["unplug", "data", "surprise"]).value is True and words.action(["unplug", "data"]).value is False
     assert [fault.operation for fault in DEAD] == ["read", "write", "flush", "discard"]
     for wrong, said in (
@@ -90,7 +94,7 @@ def test_words_say_what_to_do_with_which_disk() -> None:
         ("plug data now", "expected nothing more, got 'now'"),
         ("throttle data scale=0", "expected one scale such as scale=0.5"),
         ("throttle data", "expected what to do, or off, got nothing"),
-        ("", "expected one of throttle, delay, inject, hang, unplug, plug, resize, got 'nothing'"),
+        ("", "expected one of throttle, delay, inject, hang, unplug, plug, resize, memory, cpus, got 'nothing'"),
     ):
         with pytest.raises(UsageError, match=said):
             words.action(wrong.split())
