@@ -150,9 +150,8 @@ class Guest:
                 why = f"expected an end within {limit_s:.0f} s, got none"
             raise GuestLost(self.name, stage, why, self.console.tail()) from failure
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     # Commands ------------------------------------------------------------------------------------------------------------------
 

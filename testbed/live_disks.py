@@ -17,7 +17,7 @@ from testbed.disk_errors import DiskErrors
 from testbed.errors import HostError, TestbedError, UsageError
 from testbed.exports import Export
 from testbed.hardware import words
-from testbed.hardware.faults import DEAD, MOST_RULES, Fault
+from testbed.hardware.faults import DEAD, FLUSH, MOST_RULES, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle, read_back
 from testbed.layers import PLAIN, Layers
@@ -56,6 +56,7 @@ class LiveDisks:
     def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots) -> None:
         self._slots = slots
         self.errors = DiskErrors()
+        self.throttled = 0  # how often limits were changed
         self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
         self._scratch, self._sockets, self._evidence = order.scratch, order.sockets, order.evidence
         self._now = {name: _Disk() for own, disk in order.model.disks.items() for name in (own, *drives.namespaces(disk))}
@@ -112,6 +113,7 @@ class LiveDisks:
         _refuse(name, wanted.mistakes())
         arguments = {"path": f"/objects/{group}", "property": "limits", "value": wanted.limits()}
         async with self._changing(name):
+            self.throttled += 1
             await self._wait(self._monitor.execute("qom-set", arguments), self._deadlines.monitor_s)
             there = await self._limits(group)
         differing = {key: there.get(key) for key, value in wanted.limits().items() if there.get(key) != value}
@@ -153,15 +155,18 @@ class LiveDisks:
             _refuse(name, (mistake for fault in wanted for mistake in fault.mistakes()))
             _refuse(name, _hanging(now))
             others = tuple(fault for fault in wanted if not fault.in_qemu)
-            if others and self._kind(name, disk) == "qcow2":
-                got = words.said_faults(others)[0]
+            placed = tuple(fault for fault in others if fault.operation != FLUSH)
+            if placed and self._kind(name, disk) == "qcow2":
+                got = words.said_faults(placed)[0]
                 raise UsageError(
                     f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {got}: it is kept in qcow2,"
                     " whose file has its bytes elsewhere; use a raw one"
                 )
-            if others or now.export is not None:
-                await (await self._export(name, disk)).fail(others)
+            if now.export is not None:
+                await now.export.fail(())  # QEMU flushes the disk before it changes
             await self._change(name, disk, errors=tuple(fault for fault in wanted if fault.in_qemu))
+            if others:
+                await (await self._export(name, disk)).fail(others)
             now.faults = wanted
             await self._put_back(name, disk)
 
@@ -214,6 +219,7 @@ class LiveDisks:
             await self._slots.take_out(name, disk)
             if now.export is not None:
                 await now.export.lose(0.0, 0)  # it has no power any longer
+                await now.export.fail(())
             await self._change(name, disk, errors=(), export=None)
             if now.export is not None:
                 await now.export.close()

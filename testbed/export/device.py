@@ -18,6 +18,13 @@ from testbed.export.store import Store
 from testbed.hardware.faults import ERRORS, FLUSH, LOST, READ, TORN, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 
+# A request that is delayed waits for four threads to wake up more than one that is not: the export's reader and its timer, QEMU's main
+# loop, and the guest's CPU, which sleeps by then. What the timer is late by is measured, and the others are taken to be as late; so much
+# sooner a request is due, but for most of its time it waits in any case.
+_WAKES = 4
+_MOST_SOONER = 0.2
+_STEP_S = 10e-6
+
 # Ends a request: with an errno (0 is success), and with what was read.
 Reply = Callable[[int, bytes], None]
 
@@ -47,6 +54,7 @@ class Device:
         self._waiting: list[tuple[float, int, Request, Reply]] = []
         self._numbers = itertools.count()
         self._change = threading.Condition()
+        self._late = 0.0  # the median of what a wait ends late by, seconds
         threading.Thread(target=self._work, daemon=True).start()
 
     @property
@@ -94,12 +102,13 @@ class Device:
             yield
 
     def _delay(self, operation: str) -> float:
-        """Seconds for one request."""
+        """Seconds until a request shall be due, so that it ends when it should."""
         latency = self._latency
         base = {READ: latency.read_us, FLUSH: latency.flush_us}.get(operation, latency.write_us)
+        delay = base / 1e6
         if base and latency.jitter_us:
-            return max(0.0, base + self._chance.uniform(-latency.jitter_us, latency.jitter_us)) / 1e6
-        return base / 1e6
+            delay = max(0.0, base + self._chance.uniform(-latency.jitter_us, latency.jitter_us)) / 1e6
+        return delay - min(_WAKES * self._late, _MOST_SOONER * delay)
 
     def _work(self) -> None:
         while True:
@@ -109,7 +118,9 @@ class Device:
                     self._held_until = 0.0
                 at = max(self._waiting[0][0], self._held_until) if self._waiting else self._held_until or None
                 if self._ended or at is None or at > now:
-                    self._change.wait(None if self._ended or at is None else at - now)
+                    told = self._change.wait(None if self._ended or at is None else at - now)
+                    if not told and at is not None:
+                        self._late += _STEP_S if time.monotonic() > at + self._late else -_STEP_S
                     continue
                 _, _, request, reply = heapq.heappop(self._waiting)
                 ended = self._carried_out(request)

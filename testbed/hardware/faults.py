@@ -1,4 +1,4 @@
-"""What can go wrong with a disk's requests. Errors of whole disks are injected by QEMU's blkdebug, everything else by the export."""
+"""What can go wrong with a disk's requests. Errors of whole disks, but for flushes, are QEMU's blkdebug's, all else the export's."""
 
 from __future__ import annotations
 
@@ -51,9 +51,13 @@ class Fault:
 
     @property
     def in_qemu(self) -> bool:
-        """Whether blkdebug can do it: its rules know neither probabilities nor ranges of many sectors."""
+        """Whether blkdebug can do it: its rules know neither probabilities nor ranges of many sectors. Nor is a flush that fails of use
+        there: QEMU flushes a disk itself before it changes its nodes, and would never get rid of the fault.
+        """
         everywhere = (self.first, self.end) == (0, END)
-        return self.effect in ERRORS and self.probability == 1.0 and everywhere and (self.count or 1) <= MOST_RULES
+        return (
+            self.operation != FLUSH and self.effect in ERRORS and self.probability == 1.0 and everywhere and (self.count or 1) <= MOST_RULES
+        )
 
     def rules(self) -> list[dict[str, Any]]:
         """QEMU's `BlkdebugInjectErrorOptions`. A rule of the event `none` holds from the start; one with `once` goes when it was used."""

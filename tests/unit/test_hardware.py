@@ -116,7 +116,7 @@ def test_blkdebug_gets_what_it_can_do() -> None:
     assert ERROR.in_qemu and ERROR.rules() == [{"event": "none", "iotype": "read", "errno": 5}]
     three = Fault(operation="write", effect="ENOSPC", count=3)
     assert three.in_qemu and three.rules() == [{"event": "none", "iotype": "write", "errno": 28, "once": True}] * 3
-    for other in ({"effect": "lost"}, {"probability": 0.5}, {"first": 4096}, {"count": 100_000}):
+    for other in ({"effect": "lost"}, {"probability": 0.5}, {"first": 4096}, {"count": 100_000}, {"operation": "flush"}):
         assert not Fault(**{"operation": "write", "effect": "EIO", **other}).in_qemu  # type: ignore[arg-type]  # a test's own words
 
 
