@@ -25,6 +25,9 @@ _WAKES = 4
 _MOST_SOONER = 0.2
 _STEP_S = 10e-6
 
+# For how long after a flush a disk's writes are on the medium before they end, where the export is not told which must be.
+_FORCED_S = 0.002
+
 # Ends a request: with an errno (0 is success), and with what was read.
 Reply = Callable[[int, bytes], None]
 
@@ -41,10 +44,15 @@ class Request:
 
 
 class Device:
-    """Requests come from one thread and end in that one, or, where they take time, in another. `log`: a line for all that goes wrong."""
+    """Requests come from one thread and end in that one, or, where they take time, in another. `log`: a line for all that goes wrong.
 
-    def __init__(self, store: Store, *, seed: int, log: TextIO) -> None:
+    `drops_fua`: the emulated disk before it does not pass on which writes must be on the medium before they end (FUA). Linux sends those
+    right after a flush, so the first write after each is taken for one, and all that come with it: a true cache may write out at any time.
+    """
+
+    def __init__(self, store: Store, *, seed: int, log: TextIO, drops_fua: bool = False) -> None:
         self._store = store
+        self._drops_fua, self._forced_until = drops_fua, 0.0
         self._chance = random.Random(seed)  # noqa: S311  # the same seed must give the same faults
         self._log = log
         self._latency = NO_DELAY
@@ -136,6 +144,7 @@ class Device:
                     return 0, self._store.read(request.offset, request.length)
                 case "flush":
                     self._store.flush()
+                    self._forced_until = time.monotonic() + _FORCED_S
                 case "discard" if effect != LOST:
                     self._store.trim(request.offset, request.length)
                 case "write" if effect != LOST:
@@ -155,8 +164,10 @@ class Device:
             self._store.trim(request.offset, length)
         else:
             self._store.write(request.offset, request.data[:length])
-        if request.fua:
+        if request.fua or (self._drops_fua and self._forced_until):
             self._store.flush()
+            if time.monotonic() > self._forced_until:
+                self._forced_until = 0.0
 
     def _effect(self, request: Request) -> str:
         for number, fault in enumerate(self._faults):

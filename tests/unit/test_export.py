@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.export import device
 from testbed.export.device import Device, Request
 from testbed.export.store import File, Nowhere, VolatileCache
 from testbed.hardware.faults import Fault
@@ -93,6 +94,18 @@ def test_a_power_cut_loses_what_was_not_flushed_and_the_same_seed_loses_the_same
         return bytes(below.data)
 
     assert survivors(1) == survivors(1) != survivors(2)
+
+
+@pytest.mark.parametrize("drops_fua", [False, True])
+def test_the_first_write_after_a_flush_is_kept_where_nobody_says_which_must_be(drops_fua: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_FORCED_S", 0.0)
+    below = Memory(64 * KIB)
+    cache = VolatileCache(below, room_bytes=1 << 20, lies=False)
+    exported = Device(cache, seed=0, log=io.StringIO(), drops_fua=drops_fua)
+    for request in (write(0, b"a" * 4 * KIB), Request(operation="flush"), write(4 * KIB, b"b" * 4 * KIB), write(8 * KIB, b"c" * 4 * KIB)):
+        assert ended(exported, request) == (0, b"")
+    assert cache.settle(0.0) == (1 if drops_fua else 2)
+    assert below.read(0, 12 * KIB) == b"a" * 4 * KIB + (b"b" if drops_fua else b"\0") * 4 * KIB + bytes(4 * KIB)
 
 
 def test_a_cache_that_lies_loses_what_it_said_it_had_flushed() -> None:
