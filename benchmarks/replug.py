@@ -21,18 +21,24 @@ from testbed.topology.disks import disk_of
 from testbed.units import MIB
 
 _KINDS = ("virtio-blk", "nvme")
-# Reads and writes whatever disk has the serial $1, as soon and as long as it is there.
+# Two readers and two writers of whatever disk has the serial $1, as soon and as long as it is there.
 _LOAD = """\
 while :; do
     for file in /sys/block/*/serial /sys/block/*/device/serial; do
-        [ -e "$file" ] && read -r serial <"$file" && [ "$serial" = "$1" ] || continue
+        serial=$(cat "$file" 2>/dev/null)  # padded with spaces, or without an end of line
+        [ "${serial%% *}" = "$1" ] || continue
         name=${file#/sys/block/}; name=/dev/${name%%/*}
-        fio --name=load --filename="$name" --direct=1 --rw=randrw --bs=4k --ioengine=libaio --iodepth=8 --time_based --runtime=60 \\
-            --thread --output=/dev/null 2>/dev/null
+        for skip in 0 8192; do
+            dd if="$name" of=/dev/null bs=4k skip=$skip iflag=direct 2>/dev/null &
+            dd if=/dev/zero of="$name" bs=4k seek=$skip oflag=direct conv=notrunc,nocreat 2>/dev/null &
+        done
+        wait
     done
-    sleep 0.1
+    sleep 0.05
 done
 """
+_BUSY = 50  # reads, and writes, before a disk goes
+_LIMIT_S = 60.0
 
 Row = dict[str, Any]
 
@@ -52,11 +58,11 @@ async def measure(*, cycles: int, kernel: str) -> list[Row]:
 
 async def _cycles(guest: Guest, cycles: int, task: Task) -> Row:
     loading = asyncio.create_task(guest.script(_LOAD, "tb-data", timeout_s=86400))
-    done, requests, why, began = 0, 0, "", time.monotonic()
+    done, reads, writes, why, began = 0, 0, 0, "", time.monotonic()
     try:
         for number in range(cycles):
-            await asyncio.sleep(0.5)
-            requests += sum(entry["rd_operations"] for entry in (await gauges.disks(guest)).values())
+            counted = await guest.wait(_busy(guest), _LIMIT_S)
+            reads, writes = reads + counted["rd_operations"], writes + counted["wr_operations"]
             await guest.hardware.unplug("data", surprise=number % 2 == 1)
             await guest.hardware.plug("data")
             done += 1
@@ -68,4 +74,14 @@ async def _cycles(guest: Guest, cycles: int, task: Task) -> Row:
         await asyncio.gather(loading, return_exceptions=True)
     found = sorted({finding.kind.value for finding in guest.console.findings})
     each = round((time.monotonic() - began) / max(done, 1), 2)
-    return {"cycles": done, "s each": each, "reads meanwhile": requests, "console": ", ".join(found), "guest": why or "lives"}
+    said = ", ".join(found)
+    return {"cycles": done, "s each": each, "reads meanwhile": reads, "writes": writes, "console": said, "guest": why or "lives"}
+
+
+async def _busy(guest: Guest) -> dict[str, int]:
+    """What the disk has counted since it was plugged in, as soon as the guest is at work on it."""
+    while True:
+        counted = (await gauges.disks(guest)).get("data")
+        if counted and counted["rd_operations"] >= _BUSY and counted["wr_operations"] >= _BUSY:
+            return counted
+        await asyncio.sleep(0.05)

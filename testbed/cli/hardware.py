@@ -74,7 +74,7 @@ def inject(
         list[str],
         typer.Argument(
             metavar="FAULT",
-            help="OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P], or off. Operations: read, write, flush, discard. "
+            help="OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P][,seed=N], or off. Operations: read, write, flush, discard. "
             "Effects: EIO, ENOSPC, ENOMEM, lost (acknowledged, never written), torn (only the beginning is written). "
             "Or read-only: what would write fails.",
         ),

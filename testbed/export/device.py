@@ -53,10 +53,10 @@ class Device:
     def __init__(self, store: Store, *, seed: int, log: TextIO, drops_fua: bool = False) -> None:
         self._store = store
         self._drops_fua, self._forced_until = drops_fua, 0.0
-        self._chance = random.Random(seed)  # noqa: S311  # the same seed must give the same faults
+        self._chance = random.Random(seed)  # noqa: S311  # the same seed must give the same delays
         self._log = log
         self._latency = NO_DELAY
-        self._faults: list[Fault] = []
+        self._faults: list[tuple[Fault, random.Random]] = []
         self._held_until = 0.0
         self._ended = False
         self._waiting: list[tuple[float, int, Request, Reply]] = []
@@ -87,7 +87,7 @@ class Device:
 
     def set_faults(self, faults: list[Fault]) -> None:
         with self._change:
-            self._faults = faults
+            self._faults = [(fault, random.Random(fault.seed)) for fault in faults]  # noqa: S311  # the same seed must hit the same requests
 
     def hold(self, seconds: float) -> None:
         """Let no request end for so long; 0 lets them go."""
@@ -135,7 +135,7 @@ class Device:
             reply(*ended)
 
     def _carried_out(self, request: Request) -> tuple[int, bytes]:
-        effect = self._effect(request)
+        effect, chance = self._hit(request) or ("", self._chance)
         try:
             match request.operation:
                 case _ if effect in ERRORS:
@@ -148,16 +148,16 @@ class Device:
                 case "discard" if effect != LOST:
                     self._store.trim(request.offset, request.length)
                 case "write" if effect != LOST:
-                    self._write(request, torn=effect == TORN)
+                    self._write(request, torn=chance if effect == TORN else None)
         except OSError as error:
             self._note(effect=str(error), operation=request.operation, offset=request.offset, length=request.length)
             return error.errno or errno.EIO, b""
         return 0, b""
 
-    def _write(self, request: Request, *, torn: bool) -> None:
+    def _write(self, request: Request, *, torn: random.Random | None) -> None:
         length = request.length
-        if torn:
-            length = 512 * self._chance.randrange(0, max(1, length // 512))
+        if torn is not None:
+            length = 512 * torn.randrange(0, max(1, length // 512))
         if not length:
             pass  # torn before its first sector
         elif request.data is None:
@@ -169,17 +169,18 @@ class Device:
             if time.monotonic() > self._forced_until:
                 self._forced_until = 0.0
 
-    def _effect(self, request: Request) -> str:
-        for number, fault in enumerate(self._faults):
-            if not _hits(fault, request) or (fault.probability < 1.0 and self._chance.random() >= fault.probability):
+    def _hit(self, request: Request) -> tuple[str, random.Random] | None:
+        """The effect of the first fault that this request meets, and where its chance comes from."""
+        for number, (fault, chance) in enumerate(self._faults):
+            if not _hits(fault, request) or (fault.probability < 1.0 and chance.random() >= fault.probability):
                 continue
             if fault.count is not None:
-                self._faults[number] = replace(fault, count=fault.count - 1)
+                self._faults[number] = replace(fault, count=fault.count - 1), chance
                 if fault.count <= 1:
                     del self._faults[number]
             self._note(effect=fault.effect, operation=request.operation, offset=request.offset, length=request.length)
-            return fault.effect
-        return ""
+            return fault.effect, chance
+        return None
 
     def _note(self, **words: Any) -> None:
         self._log.write(json.dumps({"monotonic_s": round(time.monotonic(), 6), **words}) + "\n")

@@ -20,7 +20,8 @@ END = 1 << 63
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """Which requests go wrong: those of one operation that touch the bytes from `first` to before `end`, `count` times or always, each with
-    a `probability`. `effect`: the name of an errno, `lost` (acknowledged, and never written) or `torn` (only its beginning is written).
+    a `probability`, by chance from a `seed`: the same one hits the same of them again. `effect`: the name of an errno, `lost`
+    (acknowledged, and never written) or `torn` (only its beginning is written).
     """
 
     operation: str
@@ -29,6 +30,7 @@ class Fault:
     end: int = END
     count: int | None = None
     probability: float = 1.0
+    seed: int = 0
 
     def mistakes(self) -> Iterator[str]:
         """What is wrong with it, in words."""

@@ -137,8 +137,8 @@ def nothing(words: Sequence[str]) -> None:
 
 
 def faults(words: Sequence[str]) -> tuple[Fault, ...]:
-    """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P]`, `read-only`, or none. What a fault cannot be is not seen
-    here.
+    """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P][,seed=N]`, `read-only`, or none. What a fault cannot be
+    is not seen here.
 
     :raise UsageError: it is not written so.
     """
@@ -178,25 +178,27 @@ def _said_fault(fault: Fault) -> str:
         said += f",count={fault.count}"
     if (fault.first, fault.end) != (0, END):
         said += f",range={fault.first}-{'' if fault.end == END else fault.end}"
-    return said if fault.probability == 1.0 else f"{said},probability={fault.probability:g}"
+    if fault.probability != 1.0:
+        said += f",probability={fault.probability:g}"
+    return f"{said},seed={fault.seed}" if fault.seed else said
 
 
 def _fault(word: str) -> Fault:
     first, *more = word.split(",")
     ((operation, effect),) = _pairs([first], "a fault such as read=EIO")
     said: dict[str, int | float] = {}
-    for name, value in _pairs(more, "count=N, range=FROM-TO or probability=P"):
+    for name, value in _pairs(more, "count=N, range=FROM-TO, probability=P or seed=N"):
         try:
             match name:
-                case "count":
-                    said["count"] = int(value)
+                case "count" | "seed":
+                    said[name] = int(value)
                 case "probability":
                     said["probability"] = float(value)
                 case "range":
                     begin, _, end = value.partition("-")
                     said |= {"first": parse_size(begin) if begin != "0" else 0, "end": parse_size(end) if end else END}
                 case _:
-                    raise UsageError(f"{word}: expected count, range or probability, got {name!r}")
+                    raise UsageError(f"{word}: expected count, range, probability or seed, got {name!r}")
         except ValueError as error:
             raise UsageError(f"{word}: {name}: {error}") from None
     return Fault(operation=operation, effect=effect, **said)  # type: ignore[arg-type]  # each name has its own type

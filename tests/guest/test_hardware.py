@@ -59,7 +59,8 @@ async def nodes(guest: Guest) -> set[str]:
 
 
 def injected(evidence: Path, name: str) -> list[str]:
-    lines = (evidence / f"export-{name}.jsonl").read_text().splitlines()
+    log = evidence / f"export-{name}.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else ()
     return [json.loads(line)["effect"] for line in lines]
 
 
@@ -200,6 +201,27 @@ async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
     found = await actions.told(guest, ("throttle", "shared", "iops-total=40"))
     assert found["throttle"] == ["iops-total=40"]
     assert await reads(guest, "shared", 50) >= 1.0
+
+
+async def test_the_same_seed_hits_the_same_requests_again(guest: Guest, evidence: Path) -> None:
+    path, found = guest.disks["virtio"].path, []
+    for seed in (1, 1, 2):
+        before = len(injected(evidence, "virtio"))
+        await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", probability=0.3, seed=seed),))
+        done = await guest.script(
+            'for n in $(seq 30); do dd if="$1" of=/dev/null bs=4k count=1 skip="$n" iflag=direct 2>/dev/null || echo "$n"; done', path
+        )
+        found.append(done.stdout.split())
+        # What the guest saw fail is what the host made fail.
+        assert len(injected(evidence, "virtio")) - before == len(found[-1]) > 0
+    assert found[0] == found[1] != found[2]
+
+
+async def test_a_namespace_says_which_status_its_reads_end_with(guest: Guest) -> None:
+    await guest.hardware.inject("nvme", (Fault(operation="read", effect="EIO"),))
+    said = (await guest.script('dd if="$1" of=/dev/null bs=4k count=1 iflag=direct; dmesg', guest.disks["nvme"].path)).stdout
+    # Unrecovered Read Error: SCT 2, SC 81h (NVM Express Base Specification, Media and Data Integrity Errors).
+    assert "sct 0x2 / sc 0x81" in said.replace("(sct", "sct"), said[-2000:]
 
 
 async def test_a_flush_that_always_fails_can_be_mended_and_a_dead_disk_taken_out(guest: Guest) -> None:

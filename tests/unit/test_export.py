@@ -167,8 +167,8 @@ def test_faults_say_which_requests_go_wrong_and_how_often() -> None:
 def test_a_torn_write_leaves_its_beginning_and_the_same_seed_tears_the_same() -> None:
     def left(seed: int) -> list[int]:
         below = Memory(256 * KIB)
-        device = Device(below, seed=seed, log=io.StringIO())
-        device.set_faults([Fault(operation="write", effect="torn")])
+        device = Device(below, seed=0, log=io.StringIO())
+        device.set_faults([Fault(operation="write", effect="torn", seed=seed)])
         found = []
         for number in range(8):
             assert ended(device, write(number * 32 * KIB, b"t" * 32 * KIB)) == (0, b"")
@@ -182,8 +182,8 @@ def test_a_torn_write_leaves_its_beginning_and_the_same_seed_tears_the_same() ->
 
 def test_a_probability_is_drawn_from_the_seed() -> None:
     def errors(seed: int) -> list[int]:
-        device = Device(Memory(KIB), seed=seed, log=io.StringIO())
-        device.set_faults([Fault(operation="read", effect="EIO", probability=0.5)])
+        device = Device(Memory(KIB), seed=0, log=io.StringIO())
+        device.set_faults([Fault(operation="read", effect="EIO", probability=0.5, seed=seed)])
         return [ended(device, read(0, 1))[0] for _ in range(40)]
 
     assert errors(3) == errors(3) != errors(4)

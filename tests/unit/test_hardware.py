@@ -86,7 +86,7 @@ def test_what_people_write_is_understood() -> None:
         (words.latency, ["reed=5ms"], "expected one of both, read, write, flush, jitter, got 'reed'"),
         (words.faults, ["read"], "expected a fault such as read=EIO, got 'read'"),
         (words.faults, ["read=EIO,count=x"], "read=EIO,count=x: count: invalid literal"),
-        (words.faults, ["read=EIO,times=1"], "expected count, range or probability, got 'times'"),
+        (words.faults, ["read=EIO,times=1"], "expected count, range, probability or seed, got 'times'"),
     ],
 )
 def test_what_is_not_understood_is_said(read: object, said: list[str], message: str) -> None:
@@ -118,6 +118,12 @@ def test_blkdebug_gets_what_it_can_do() -> None:
     assert three.in_qemu and three.rules() == [{"event": "none", "iotype": "write", "errno": 28, "once": True}] * 3
     for other in ({"effect": "lost"}, {"probability": 0.5}, {"first": 4096}, {"count": 100_000}, {"operation": "flush"}):
         assert not Fault(**{"operation": "write", "effect": "EIO", **other}).in_qemu  # type: ignore[arg-type]  # a test's own words
+
+
+def test_a_seed_is_read_and_said() -> None:
+    said = ["write=torn,probability=0.5,seed=7"]
+    (fault,) = words.faults(said)
+    assert fault.seed == 7 and words.said_faults([fault]) == said
 
 
 def test_a_disk_and_its_namespaces_may_be_told(tmp_path: Path) -> None:
