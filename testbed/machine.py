@@ -15,7 +15,7 @@ _BALLOON = {"driver": "virtio-balloon-pci", "id": "balloon"}
 _ENOUGH_BYTES = MIB
 _POLL_S = 0.1
 # A guest gives memory back in steps of 1 MiB; one that has made no step in so long gives no more.
-_PATIENCE_S = 15.0
+_PATIENCE_S = 5.0
 
 # CPU 0 cannot go offline.
 _CPUS = """\
@@ -30,9 +30,10 @@ done
 
 async def set_memory(guest: Guest, wanted_bytes: int | None) -> None:
     """Take memory from a guest until it has so much left, or give all of it back (None). It is taken by a virtio balloon, which is
-    plugged in when it is first wanted; what a guest needs itself it does not give.
+    plugged in when it is first wanted. A guest that does not give so much has what it had before.
 
-    :raise UsageError: it cannot have so much, or there is no slot for the balloon. :raise GuestError: it does not give so much.
+    :raise UsageError: it cannot have so much, there is no slot for the balloon, or it is a clone.
+    :raise GuestError: it does not give so much, or dies of it.
     """
     most = guest.order.machine.memory_bytes
     target = most if wanted_bytes is None else wanted_bytes
@@ -42,12 +43,14 @@ async def set_memory(guest: Guest, wanted_bytes: int | None) -> None:
     if left is None:
         if target == most:
             return
+        _refuse_clone(guest)
         await _plug_balloon(guest)
         left = most
+    before, moved = left, time.monotonic()
     await guest.monitor.execute("balloon", {"value": target})
-    moved = time.monotonic()
     while abs(left - target) >= _ENOUGH_BYTES:
         if time.monotonic() > moved + _PATIENCE_S:
+            await guest.monitor.execute("balloon", {"value": before})
             raise GuestError(f"memory: expected the guest to keep {format_size(target)}, got {format_size(left)}: it gives no more")
         await guest.wait(asyncio.sleep(_POLL_S), _PATIENCE_S)
         now = await _left(guest) or most
@@ -55,9 +58,25 @@ async def set_memory(guest: Guest, wanted_bytes: int | None) -> None:
             left, moved = now, time.monotonic()
 
 
+def _refuse_clone(guest: Guest) -> None:
+    """QEMU gives what the balloon takes back to the host, which for memory that is mapped from a file, private or not, is a hole in the
+    file (softmmu/physmem.c: ram_block_discard_range); that file is what all clones of a template start from.
+    """
+    if guest.order.template is not None:
+        raise UsageError(
+            "memory: expected a guest that was booted, got a clone, whose memory others start from as well;"
+            " start it with --cold, or with a memory act in its timeline"
+        )
+
+
 async def memory(guest: Guest) -> int:
     """How much memory a guest has now, in bytes."""
     return await _left(guest) or guest.order.machine.memory_bytes
+
+
+async def has_balloon(guest: Guest) -> bool:
+    """Whether memory was ever taken from a guest."""
+    return await _left(guest) is not None
 
 
 async def _left(guest: Guest) -> int | None:

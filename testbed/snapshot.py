@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from testbed import drives, states
-from testbed.errors import HostError
+from testbed import drives, machine, states
+from testbed.errors import HostError, UsageError
 from testbed.guest import Guest
 from testbed.store import snapshots
 from testbed.store.snapshots import Snapshot
@@ -16,8 +16,13 @@ from testbed.store.snapshots import Snapshot
 async def save(guest: Guest, folder: Path, order: dict[str, Any]) -> Snapshot:
     """Make a snapshot in a new `folder`; the guest goes on afterwards, also where it could not be saved.
 
-    :raise HostError: QEMU cannot save one of its devices (NVMe in those that we know); says which. :raise GuestError: it does not answer.
+    :raise UsageError: it has a balloon. :raise HostError: QEMU cannot save one of its devices (NVMe in those that we know); says which.
+    :raise GuestError: it does not answer.
     """
+    if await machine.has_balloon(guest):
+        raise UsageError(
+            f"{guest.name} cannot be saved: a balloon has been plugged in for `memory`, which a guest that goes on would not have"
+        )
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(mode=0o700, parents=True)
@@ -29,8 +34,8 @@ async def save(guest: Guest, folder: Path, order: dict[str, Any]) -> Snapshot:
             await _save(guest, unfinished)
         finally:
             await guest.thaw()
-        machine = guest.order.machine.key
-        snapshots.record(unfinished, host_key=guest.order.identity, boot_s=guest.boot_s, machine=machine, order=order)
+        key = guest.order.machine.key
+        snapshots.record(unfinished, host_key=guest.order.identity, boot_s=guest.boot_s, machine=key, order=order)
         unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -51,8 +51,10 @@ def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Table:
             disk, *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")), Text(", ".join(condition["errors"]))
         )
     if MACHINE in found:
-        table.caption = ", ".join(f"{what} {' '.join(value)}" for what, value in found[MACHINE].items())
-        table.caption_justify = "left"
+        said = ", ".join(f"{what} {' '.join(value)}" for what, value in found[MACHINE].items())
+        if not disks:
+            table.add_row(said)
+        table.caption, table.caption_justify = said if disks else None, "left"
     return table
 
 

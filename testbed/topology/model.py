@@ -48,8 +48,9 @@ class Guest(Model):
 
     @property
     def boots_cold(self) -> bool:
-        """Whether a disk must be there when it boots, so that it cannot be a clone."""
-        return any(disk.cold for disk in self.disks.values())
+        """Whether it cannot be a clone: a disk must be there when it boots, or its timeline takes memory from it."""
+        # A balloon punches holes in the file that a clone's memory is mapped from, and that is the template's.
+        return any(disk.cold for disk in self.disks.values()) or any(act.do.startswith("memory ") for act in self.timeline)
 
 
 class Topology(Model):

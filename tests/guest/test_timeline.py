@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from testbed import actions, clock
+from testbed import actions, clock, snapshot
 from testbed.errors import HostError, UsageError
 from testbed.guest import Guest
 from testbed.hardware.throttle import Throttle
@@ -154,28 +154,39 @@ async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, e
     assert max(offsets) - min(offsets) <= 0.0011
 
 
-async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(guest: Guest, evidence: Path) -> None:
+@pytest.mark.slow
+async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
     timeline = acts(
         {"at": "10ms", "ramp": "200ms", "steps": 2, "do": "memory 1000M..900M"},
         {"when": {"mark": "taken"}, "do": "cpus 1"},
         {"when": {"mark": "enough"}, "do": "memory off"},
         {"when": {"mark": "enough"}, "at": "10ms", "do": "cpus off"},
     )
-    full = await total_memory(guest)
-    async with playing(guest, timeline):
-        assert [line["now"]["memory"] for line in await logged(evidence, 3)] == [["1000M"], ["950M"], ["900M"]]
-        # A balloon's pages are no part of the guest's MemTotal.
-        assert full - await total_memory(guest) == 124 << 20
-        guest.marks.reach("taken")
-        assert (await logged(evidence, 5))[-1]["now"]["cpus"] == ["1"]
-        assert (await guest.run("nproc")).stdout.strip() == "1"
-        guest.marks.reach("enough")
-        await logged(evidence, 9)
-    assert (await guest.run("nproc")).stdout.strip() == "2"
-    assert await total_memory(guest) == full
-    for wrong in ("memory 2G", "memory 0", "cpus 3", "cpus 0", "cpus none", "memory"):
-        with pytest.raises(UsageError):
-            await actions.told(guest, wrong.split())
+    model = MODEL.model_copy(update={"timeline": timeline})
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        full = await total_memory(guest)
+        async with playing(guest):
+            assert [line["now"]["memory"] for line in await logged(evidence, 3)] == [["1000M"], ["950M"], ["900M"]]
+            # A balloon's pages are no part of the guest's MemTotal.
+            assert full - await total_memory(guest) == 124 << 20
+            guest.marks.reach("taken")
+            assert (await logged(evidence, 5))[-1]["now"]["cpus"] == ["1"]
+            assert (await guest.run("nproc")).stdout.strip() == "1"
+            guest.marks.reach("enough")
+            await logged(evidence, 9)
+        assert (await guest.run("nproc")).stdout.strip() == "2"
+        assert await total_memory(guest) == full
+        for wrong in ("memory 2G", "memory 0", "cpus 3", "cpus 0", "cpus none", "memory"):
+            with pytest.raises(UsageError):
+                await actions.told(guest, wrong.split())
+        with pytest.raises(UsageError, match="a balloon has been plugged in"):
+            await snapshot.save(guest, evidence / "saved", {})
+
+
+async def test_a_clone_keeps_its_memory_for_a_balloon_would_take_it_from_all_clones(guest: Guest) -> None:
+    with pytest.raises(UsageError, match="got a clone"):
+        await actions.told(guest, ["memory", "900M"])
+    assert (await actions.told(guest, ["memory", "off"]))["memory"] == ["1G"]
 
 
 async def total_memory(guest: Guest) -> int:
