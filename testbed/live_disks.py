@@ -56,7 +56,7 @@ class LiveDisks:
     def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots) -> None:
         self._slots = slots
         self.errors = DiskErrors()
-        self.throttled = 0  # how often limits were changed
+        self.limits_changed = 0  # how often; counted after the change
         self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
         self._scratch, self._sockets, self._evidence = order.scratch, order.sockets, order.evidence
         self._now = {name: _Disk() for own, disk in order.model.disks.items() for name in (own, *drives.namespaces(disk))}
@@ -113,8 +113,8 @@ class LiveDisks:
         _refuse(name, wanted.mistakes())
         arguments = {"path": f"/objects/{group}", "property": "limits", "value": wanted.limits()}
         async with self._changing(name):
-            self.throttled += 1
             await self._wait(self._monitor.execute("qom-set", arguments), self._deadlines.monitor_s)
+            self.limits_changed += 1
             there = await self._limits(group)
         differing = {key: there.get(key) for key, value in wanted.limits().items() if there.get(key) != value}
         if differing:
@@ -237,6 +237,7 @@ class LiveDisks:
                 raise UsageError(f"disk {name}: it is plugged in already")
             await self._slots.plug(name, disk, tuple(self._model.disks).index(name), again=True)
             now.out = False
+            self.limits_changed += 1  # they are those of its topology again
             if disk.cache is not None:
                 await self._export(name, disk)
         await self.delay(name, drives.latency_of(disk))
@@ -279,8 +280,8 @@ class LiveDisks:
             what: dict[str, Any] = {"file": str(store)} if store is not None else {"size": disk.size}
             if disk.cache is not None:
                 what["cache"] = {"room_bytes": disk.cache_size, "lies": disk.cache == LIES}
-            # QEMU's nvme writes without flags, whatever its guest's command says (hw/nvme/ctrl.c: nvme_blk_write). Before this, ext4 and
-            # xfs lost what fsync had acknowledged.
+            # QEMU's nvme writes without flags, whatever its guest's command says (hw/nvme/ctrl.c: nvme_blk_write); a power
+            # cut would take what fsync has acknowledged (seen with ext4 and xfs).
             what |= {"read_only": disk.read_only, "drops_fua": isinstance(disk, Nvme)}
             export = await Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
             try:

@@ -50,9 +50,9 @@ class Sampler:
         :raise GuestError: QEMU is gone.
         """
         at = time.monotonic()
-        if self._limits_of != self._guest.hardware.throttled:
+        if self._limits_of != self._guest.hardware.limits_changed:
             # They do not change by themselves, and to ask for them takes as long as all of the rest.
-            self._limits, self._limits_of = {}, self._guest.hardware.throttled
+            self._limits, self._limits_of = {}, self._guest.hardware.limits_changed
         found = {}
         for name, entry in (await gauges.devices(self._guest)).items():
             stats = entry["stats"]

@@ -28,7 +28,7 @@ def main() -> None:
     cache = None
     if settings.get("cache"):
         store = cache = VolatileCache(store, **settings["cache"])
-    device = Device(store, seed=settings.get("seed", 0), log=sys.stderr, drops_fua=bool(settings.get("drops_fua")))
+    device = Device(store, log=sys.stderr, drops_fua=bool(settings.get("drops_fua")))
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(settings["socket"])
         listener.listen(4)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -38,24 +39,20 @@ def guests_table(records: tuple[Record, ...]) -> Table:
     return table
 
 
-def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Table:
+def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> RenderableType:
     """One row a disk: its limits, delays and faults, as the command line says them, and the errors that there were; below them the
     machine's memory and CPUs.
     """
-    disks = {name: condition for name, condition in found.items() if name != MACHINE}
     table = Table(box=None, pad_edge=False)
-    for column in ("disk", "throttle", "delay", "inject", "errors") if disks else ():
+    for column in ("disk", "throttle", "delay", "inject", "errors"):
         table.add_column(column, overflow="fold")
-    for disk, condition in disks.items():
-        table.add_row(
-            disk, *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")), Text(", ".join(condition["errors"]))
-        )
-    if MACHINE in found:
-        said = ", ".join(f"{what} {' '.join(value)}" for what, value in found[MACHINE].items())
-        if not disks:
-            table.add_row(said)
-        table.caption, table.caption_justify = said if disks else None, "left"
-    return table
+    for disk, condition in found.items():
+        if disk != MACHINE:
+            table.add_row(
+                disk, *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")), Text(", ".join(condition["errors"]))
+            )
+    machine = Text(", ".join(f"{what} {' '.join(value)}" for what, value in found.get(MACHINE, {}).items()))
+    return Group(*([table] if table.row_count else []), *([machine] if machine else []))
 
 
 def age(seconds: float) -> str:

@@ -50,7 +50,7 @@ class Guest(Model):
     def boots_cold(self) -> bool:
         """Whether it cannot be a clone: a disk must be there when it boots, or its timeline takes memory from it."""
         # A balloon punches holes in the file that a clone's memory is mapped from, and that is the template's.
-        return any(disk.cold for disk in self.disks.values()) or any(act.do.startswith("memory ") for act in self.timeline)
+        return any(disk.cold for disk in self.disks.values()) or any(act.verb == "memory" for act in self.timeline)
 
 
 class Topology(Model):

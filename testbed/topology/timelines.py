@@ -55,3 +55,8 @@ class Act(Model):
     times: Annotated[int, Field(ge=1)] | None = None
     ramp: Annotated[Duration, Field(gt=0)] | None = None
     steps: Annotated[int, Field(ge=2, le=1000)] = 10
+
+    @property
+    def verb(self) -> str:
+        """The first word of what it does."""
+        return next(iter(self.do.split()), "")

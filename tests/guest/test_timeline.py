@@ -131,6 +131,12 @@ async def test_samples_have_errors_and_limits(guest: Guest) -> None:
     for _ in range(3):
         await guest.run("dd", f"if={guest.disks['virtio'].path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct", check=False)
     assert (await sampler.sample())["disks"]["virtio"]["rd"]["failed"] == 3
+    # A disk that comes back has the limits of its topology, whatever it had before.
+    await guest.hardware.throttle("nvme", Throttle(iops_total=100))
+    assert (await sampler.sample())["disks"]["nvme"]["throttle"] == {"iops-total": 100}
+    await guest.hardware.unplug("nvme")
+    await guest.hardware.plug("nvme")
+    assert (await sampler.sample())["disks"]["nvme"]["throttle"] == {}
 
 
 @pytest.mark.slow

@@ -101,7 +101,7 @@ def test_the_first_write_after_a_flush_is_kept_where_nobody_says_which_must_be(d
     monkeypatch.setattr(device, "_FORCED_S", 0.0)
     below = Memory(64 * KIB)
     cache = VolatileCache(below, room_bytes=1 << 20, lies=False)
-    exported = Device(cache, seed=0, log=io.StringIO(), drops_fua=drops_fua)
+    exported = Device(cache, log=io.StringIO(), drops_fua=drops_fua)
     for request in (write(0, b"a" * 4 * KIB), Request(operation="flush"), write(4 * KIB, b"b" * 4 * KIB), write(8 * KIB, b"c" * 4 * KIB)):
         assert ended(exported, request) == (0, b"")
     assert cache.settle(0.0) == (1 if drops_fua else 2)
@@ -145,7 +145,7 @@ def test_nowhere_reads_as_zeros() -> None:
 def test_faults_say_which_requests_go_wrong_and_how_often() -> None:
     log = io.StringIO()
     below = Memory(64 * KIB)
-    device = Device(below, seed=0, log=log)
+    device = Device(below, log=log)
     device.set_faults(
         [
             Fault(operation="write", effect="ENOSPC", count=2),
@@ -167,7 +167,7 @@ def test_faults_say_which_requests_go_wrong_and_how_often() -> None:
 def test_a_torn_write_leaves_its_beginning_and_the_same_seed_tears_the_same() -> None:
     def left(seed: int) -> list[int]:
         below = Memory(256 * KIB)
-        device = Device(below, seed=0, log=io.StringIO())
+        device = Device(below, log=io.StringIO())
         device.set_faults([Fault(operation="write", effect="torn", seed=seed)])
         found = []
         for number in range(8):
@@ -182,7 +182,7 @@ def test_a_torn_write_leaves_its_beginning_and_the_same_seed_tears_the_same() ->
 
 def test_a_probability_is_drawn_from_the_seed() -> None:
     def errors(seed: int) -> list[int]:
-        device = Device(Memory(KIB), seed=0, log=io.StringIO())
+        device = Device(Memory(KIB), log=io.StringIO())
         device.set_faults([Fault(operation="read", effect="EIO", probability=0.5, seed=seed)])
         return [ended(device, read(0, 1))[0] for _ in range(40)]
 
@@ -191,7 +191,7 @@ def test_a_probability_is_drawn_from_the_seed() -> None:
 
 
 def test_a_request_takes_its_latency_and_not_less() -> None:
-    device = Device(Memory(KIB), seed=0, log=io.StringIO())
+    device = Device(Memory(KIB), log=io.StringIO())
     device.set_latency(Latency(read_us=30_000, jitter_us=10_000))
     started = time.monotonic()
     assert ended(device, read(0, 1))[0] == 0
@@ -199,7 +199,7 @@ def test_a_request_takes_its_latency_and_not_less() -> None:
 
 
 def test_requests_wait_side_by_side() -> None:
-    device = Device(Memory(KIB), seed=0, log=io.StringIO())
+    device = Device(Memory(KIB), log=io.StringIO())
     device.set_latency(Latency(read_us=200_000))
     left = threading.Semaphore(0)
     started = time.monotonic()
@@ -211,7 +211,7 @@ def test_requests_wait_side_by_side() -> None:
 
 
 def test_a_device_that_hangs_ends_nothing_until_it_recovers() -> None:
-    device = Device(Memory(KIB), seed=0, log=io.StringIO())
+    device = Device(Memory(KIB), log=io.StringIO())
     device.hold(3600)
     done = threading.Event()
     device.submit(read(0, 1), lambda error, data: done.set())
@@ -274,7 +274,7 @@ def test_what_it_is_told_wrongly_is_said_back(exported: tuple[str, "subprocess.P
 
 
 def test_requests_that_wait_can_be_hurried() -> None:
-    device = Device(Memory(KIB), seed=0, log=io.StringIO())
+    device = Device(Memory(KIB), log=io.StringIO())
     device.set_latency(Latency(read_us=600_000_000))
     left = threading.Semaphore(0)
     for _ in range(3):
@@ -285,7 +285,7 @@ def test_requests_that_wait_can_be_hurried() -> None:
 
 
 def test_a_device_without_power_ends_nothing_any_longer() -> None:
-    device = Device(Memory(KIB), seed=0, log=io.StringIO())
+    device = Device(Memory(KIB), log=io.StringIO())
     with device.still(end=True):
         pass
     done = threading.Event()
