@@ -9,6 +9,7 @@ from testbed import counters, drives
 from testbed.errors import TestbedError
 from testbed.guest import Guest
 
+BLOCKSTATS = "query-blockstats"
 _WAYS = ("rd", "wr")
 # The control groups' counters, by the shell itself: a program more takes longer than all of it.
 _IO_STAT = """\
@@ -20,7 +21,11 @@ done
 
 async def devices(guest: Guest) -> dict[str, dict[str, Any]]:
     """What `query-blockstats` says of each of the topology's disks that is there: `stats`, and `qdev`, the device's own name."""
-    found = await guest.wait(guest.monitor.execute("query-blockstats", kept=False), guest.order.deadlines.monitor_s)
+    return by_disk(guest, await guest.wait(guest.monitor.execute(BLOCKSTATS, kept=False), guest.order.deadlines.monitor_s))
+
+
+def by_disk(guest: Guest, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """An answer to `query-blockstats`, by the topology's names."""
     # virtio-blk is named by its backend's QOM path, nvme by the device.
     named = [(str(entry.get("qdev", "")).split("/"), entry) for entry in found]
     return {name: entry for name in guest.order.model.disks for path, entry in named if f"disk-{name}" in path}

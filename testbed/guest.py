@@ -29,6 +29,7 @@ from testbed.marks import Marks
 from testbed.monitor import Monitor
 from testbed.order import Order, Saved
 from testbed.plan import Memory
+from testbed.poller import Poller
 from testbed.slots import Slots
 from testbed.ssh_keys import SshKey
 from testbed.store.snapshots import Snapshot
@@ -59,6 +60,7 @@ class Guest:
         self.marks = Marks(self.console)
         self.agent = Agent(order.name)
         self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
+        self.poller = Poller(order.name, order.sockets / "poll")
         self._disks = Arrangement(cold=(), hot=())
         self._authorized = ""
         self._shell: Shell | None = None
@@ -343,6 +345,7 @@ class Guest:
             await self._process.wait()
         if self._shell is not None:
             await self._shell.close()
+        self.poller.close()
         self.agent.close()
         await self.console.close()
         await self.monitor.close()

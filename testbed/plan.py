@@ -103,8 +103,8 @@ def argv(
 ) -> tuple[tuple[str, ...], ...]:
     """QEMU's command line, an option and its value in each inner tuple.
 
-    `sockets`: folder of the unix sockets `qmp`, `console` and `agent`. `restore`: wait for a saved state instead of booting. `cold`: the
-    commands that make the disks which are there from the start.
+    `sockets`: folder of the unix sockets `qmp`, `poll`, `console` and `agent`. `restore`: wait for a saved state instead of booting.
+    `cold`: the commands that make the disks which are there from the start.
     """
     size = f"{wanted.memory_bytes // MIB}M"
     backend = f"memory-backend-ram,id=ram,size={size}"
@@ -126,8 +126,8 @@ def argv(
         ("-object", backend),
         *_serial_port("console", sockets),
         *_serial_port("agent", sockets),
-        ("-chardev", f"socket,id=qmp,path={_escaped(sockets / 'qmp')},server=on,wait=off"),
-        ("-mon", "chardev=qmp,mode=control"),
+        *_monitor("qmp", sockets),
+        *_monitor("poll", sockets),
         ("-kernel", str(files.bzimage)),
         ("-initrd", str(files.initramfs)),
         ("-append", wanted.append),
@@ -160,6 +160,13 @@ def _serial_port(name: str, sockets: Path) -> tuple[tuple[str, ...], ...]:
     return (
         ("-chardev", f"socket,id={name},path={_escaped(sockets / name)},server=on,wait=off"),
         ("-device", f"isa-serial,chardev={name}"),
+    )
+
+
+def _monitor(name: str, sockets: Path) -> tuple[tuple[str, ...], ...]:
+    return (
+        ("-chardev", f"socket,id={name},path={_escaped(sockets / name)},server=on,wait=off"),
+        ("-mon", f"chardev={name},mode=control"),
     )
 
 

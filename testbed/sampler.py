@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +27,10 @@ LOG = "samples.jsonl"
 _WAYS = ("rd", "wr", "flush")
 # Upper bounds of what a request takes, in nanoseconds: 50 us to 20 s.
 BOUNDARIES_NS = tuple(number * 10**power for power in range(4, 10) for number in (5, 10, 20))
+# Nobody asks any longer.
+_IDLE_S = 5.0
+# An answer takes about a millisecond, unless QEMU stands still.
+_ENDING_S = 2.0
 
 
 class Sampler:
@@ -35,6 +40,7 @@ class Sampler:
         self._guest, self._clock = guest, at
         self._limits: dict[str, dict[str, int]] = {}
         self._limits_of = 0
+        self._idle: asyncio.TimerHandle | None = None
 
     @classmethod
     async def start(cls, guest: Guest) -> Sampler:
@@ -47,34 +53,42 @@ class Sampler:
     async def sample(self) -> dict[str, Any]:
         """One sample.
 
-        :raise GuestError: QEMU is gone.
+        :raise GuestError: QEMU is gone. :raise HostError: it does not answer.
         """
+        if self._idle is not None:
+            self._idle.cancel()
+        try:
+            return await asyncio.to_thread(self.read)
+        finally:
+            self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._guest.poller.rest)
+
+    def read(self) -> dict[str, Any]:
+        """One sample, for a thread of its own: it waits for QEMU. Raises as `sample`; afterwards the guest's `poller` must rest."""
+        ask = self._guest.poller.ask
         at = time.monotonic()
         if self._limits_of != self._guest.hardware.limits_changed:
             # They do not change by themselves, and to ask for them takes as long as all of the rest.
             self._limits, self._limits_of = {}, self._guest.hardware.limits_changed
         found = {}
-        for name, entry in (await gauges.devices(self._guest)).items():
+        for name, entry in gauges.by_disk(self._guest, ask(gauges.BLOCKSTATS)).items():
             stats = entry["stats"]
             if "rd_latency_histogram" not in stats:
-                await self._count_latencies(entry["qdev"])
+                self._count_latencies(entry["qdev"])
             ways = {way: _way(stats, way) for way in _WAYS}
             if name not in self._limits:
-                self._limits[name] = await self._throttle(name)
+                self._limits[name] = self._throttle(name)
             found[name] = {**ways, "throttle": self._limits[name]}
         guest_s = round(self._clock.uptime(at), 4)
         return {"monotonic_s": round(at, 6), "guest_s": guest_s, "guest_error_s": round(self._clock.error_s, 4), "disks": found}
 
-    async def _count_latencies(self, device: str) -> None:
+    def _count_latencies(self, device: str) -> None:
         """Let QEMU count how long a disk's requests take, from now on; one that comes back must be told again."""
-        arguments = {"id": device, "boundaries": list(BOUNDARIES_NS)}
         with contextlib.suppress(HostError):  # it is just going
-            await self._guest.monitor.execute("block-latency-histogram-set", arguments)
+            self._guest.poller.ask("block-latency-histogram-set", {"id": device, "boundaries": list(BOUNDARIES_NS)})
 
-    async def _throttle(self, name: str) -> dict[str, int]:
-        guest = self._guest
-        group = drives.throttle_group(name, guest.order.model.disks[name])
-        limits = read_back(await guest.monitor.limits(group))
+    def _throttle(self, name: str) -> dict[str, int]:
+        group = drives.throttle_group(name, self._guest.order.model.disks[name])
+        limits = read_back(self._guest.poller.ask("qom-get", {"path": f"/objects/{group}", "property": "limits"}))
         return {key.replace("_", "-"): value for key, value in limits.given().items()}
 
 
@@ -97,21 +111,37 @@ async def sampling(guest: Guest, every_s: float | None = None) -> AsyncIterator[
     if every_s is None:
         yield
         return
-    task = asyncio.create_task(_write(await Sampler.start(guest), every_s, guest.order.evidence / LOG))
+    writer = _Writer(await Sampler.start(guest), every_s, guest.order.evidence / LOG)
+    writer.start()
     try:
         yield
     finally:
-        task.cancel()
-        (ended,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(ended, Exception):
-        raise ended
+        writer.stop.set()
+        await asyncio.to_thread(writer.join, _ENDING_S)
+        if writer.is_alive():
+            guest.poller.close()
+            await asyncio.to_thread(writer.join)
+        guest.poller.rest()
+    if writer.failure is not None:
+        raise writer.failure
 
 
-async def _write(sampler: Sampler, every_s: float, file: Path) -> None:
-    due = time.monotonic()
-    with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
-        while True:
-            log.write(json.dumps(await sampler.sample()) + "\n")
-            log.flush()
-            due = max(due + every_s, time.monotonic())
-            await asyncio.sleep(due - time.monotonic())
+class _Writer(threading.Thread):
+    """Writes samples until it is stopped, or the guest is lost, which is said elsewhere; any other `failure` is kept."""
+
+    def __init__(self, sampler: Sampler, every_s: float, file: Path) -> None:
+        super().__init__(name="samples", daemon=True)
+        self._sampler, self._every_s, self._file = sampler, every_s, file
+        self.stop = threading.Event()
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            with self._file.open("a") as log, contextlib.suppress(TestbedError):
+                due = time.monotonic()
+                while not self.stop.wait(due - time.monotonic()):
+                    log.write(json.dumps(self._sampler.read()) + "\n")
+                    log.flush()
+                    due = max(due + self._every_s, time.monotonic())
+        except Exception as error:  # it is raised by whoever waits for this thread
+            self.failure = error

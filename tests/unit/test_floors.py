@@ -35,6 +35,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "exports",
         "spares",
         "monitor",
+        "poller",
         "states",
         "shell",
         "switch",
