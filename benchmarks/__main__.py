@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import clone, compare, export, hardware, power, replug, topology, up
+from testbed.errors import TestbedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
@@ -122,4 +124,8 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
     Console().print(table)
 
 
-app(prog_name="tb bench")
+try:
+    app(prog_name="tb bench")
+except TestbedError as error:
+    Console(stderr=True).print(f"tb bench: {error}", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)

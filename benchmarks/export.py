@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import process
+from testbed.errors import HostError
 from testbed.exports import Export
 from testbed.hardware.latency import Latency
 from testbed.units import MIB
@@ -75,12 +76,15 @@ async def _ours(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[str]:
 @contextlib.asynccontextmanager
 async def _nbdkit(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[str]:
     words = ["nbdkit", "--foreground", "--unix", str(socket), *(["--filter=delay"] if delay_us else []), "file", str(disk)]
-    child = await process.start([*words, *([f"rdelay={delay_us / 1e6}"] if delay_us else [])], output=socket.with_suffix(".log"))
+    log = socket.with_suffix(".log")
+    child = await process.start([*words, *([f"rdelay={delay_us // 1000}ms"] if delay_us else [])], output=log)
     try:
-        async with asyncio.timeout(10):
-            while not socket.exists():
-                await asyncio.sleep(0.01)
+        while not socket.exists():
+            if child.returncode is not None:
+                raise HostError(f"nbdkit: expected it to listen on {socket}, it ended: {log.read_text().strip()}")
+            await asyncio.sleep(0.01)
         yield f"nbd+unix:///?socket={socket}"
     finally:
-        child.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            child.terminate()
         await child.wait()

@@ -18,7 +18,9 @@ from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle
 from testbed.topology.disks import Disk, Limits, Namespace, Nvme, VirtioBlk, VirtioScsi, Zoned
 from testbed.topology.model import Guest
+from testbed.units import MIB
 
+_READ_ONLY = {"read-only": True}
 _UUIDS = uuid.UUID("6c6f6f70-0000-4000-8000-636772747374")
 
 
@@ -65,6 +67,13 @@ def serial_of(name: str, disk: Disk) -> str:
 def namespaces(disk: Disk) -> Mapping[str, Namespace]:
     """A disk's further namespaces."""
     return disk.namespaces if isinstance(disk, Nvme) else {}
+
+
+def most_bytes(disk: Disk) -> int:
+    """The size that the file of a disk can come to. A qcow2 file has, beside the bytes, 10 for each 64 KiB of them (8 in an L2 table, 2 of
+    a reference count: docs/interop/qcow2.txt), in whole clusters, and a header.
+    """
+    return disk.size if disk.format == "null-co" else disk.size + disk.size // 1024 + 16 * MIB
 
 
 def storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
@@ -176,7 +185,8 @@ def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpComm
     """The block nodes below a disk and its further namespaces, for each from the bottom up:
 
     `store-NAME`, the bytes of its file; `file-NAME`, the disk in them; `limited-NAME`, the limits, which are never gone and often empty, so
-    that they can change, and another node can be put in below them, whatever the kind of the device (see `layers`).
+    that they can change, and another node can be put in below them, whatever the kind of the device (see `layers`). An overlay has besides
+    `origin-NAME`, the bytes of its image, and `image-NAME`, the image.
     """
     own = read_only(disk)
     if disk.format == "null-co":
@@ -184,7 +194,10 @@ def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpComm
         yield QmpCommand(execute="blockdev-add", arguments=null | own)
     else:
         for part, store in zip((name, *namespaces(disk)), made, strict=True):
-            yield QmpCommand(execute="blockdev-add", arguments=store_node(part, store.file) | own)
+            yield QmpCommand(execute="blockdev-add", arguments=store_node(part, disk, store.file))
+            if store.image is not None:
+                yield QmpCommand(execute="blockdev-add", arguments=_file_node(f"origin-{part}", store.image[0]) | _READ_ONLY)
+                yield QmpCommand(execute="blockdev-add", arguments=image_node(part, store.image[1], f"origin-{part}"))
             yield QmpCommand(execute="blockdev-add", arguments=format_node(part, disk, store.format, f"store-{part}"))
     for part in (name, *namespaces(disk)):
         group = throttle_group(part, disk)
@@ -193,9 +206,18 @@ def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpComm
         yield QmpCommand(execute="blockdev-add", arguments=limited_node(part, disk, f"file-{part}"))
 
 
-def store_node(name: str, file: Path) -> dict[str, Any]:
-    """The node of a file's bytes."""
-    return {"driver": "file", "node-name": f"store-{name}", "filename": str(file)}
+def store_node(name: str, disk: Disk, file: Path) -> dict[str, Any]:
+    """The node of the bytes of a disk's file."""
+    return _file_node(f"store-{name}", file) | read_only(disk)
+
+
+def _file_node(node: str, file: Path) -> dict[str, Any]:
+    return {"driver": "file", "node-name": node, "filename": str(file)}
+
+
+def image_node(name: str, kind: str, below: str) -> dict[str, Any]:
+    """The node of the image that a disk is an overlay of, which is kept in the bytes of another node."""
+    return {"driver": kind, "node-name": f"image-{name}", "file": below, **_READ_ONLY}
 
 
 def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
@@ -205,6 +227,7 @@ def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
         "node-name": f"file-{name}",
         "file": below,
         "discard": "unmap" if disk.discard else "ignore",
+        **({"backing": f"image-{name}"} if disk.image is not None and kind == "qcow2" else {}),
         **read_only(disk),
     }
 
@@ -217,7 +240,7 @@ def limited_node(name: str, disk: Disk, below: str) -> dict[str, Any]:
 
 def read_only(disk: Disk) -> dict[str, Any]:
     """What a node of a disk that cannot be written to has more."""
-    return {"read-only": True} if disk.read_only else {}
+    return _READ_ONLY if disk.read_only else {}
 
 
 def throttle_group(name: str, disk: Disk) -> str:
@@ -243,7 +266,8 @@ def unplugged(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
     if isinstance(disk, VirtioBlk) and disk.io_thread:
         commands.append(QmpCommand(execute="object-del", arguments={"id": f"io-{name}"}))
     for part in (name, *namespaces(disk)):
-        nodes = ("limited", "file") if disk.format == "null-co" else ("limited", "file", "store")
+        nodes = ["limited", "file", *(["store"] if disk.format != "null-co" else [])]
+        nodes += ["image", "origin"] if disk.image is not None and part == name else []
         commands += [QmpCommand(execute="blockdev-del", arguments={"node-name": f"{node}-{part}"}) for node in nodes]
         if throttle_group(part, disk) == f"throttle-{part}":
             commands.append(QmpCommand(execute="object-del", arguments={"id": f"throttle-{part}"}))

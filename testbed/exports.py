@@ -29,7 +29,7 @@ class Export:
 
     @classmethod
     async def start(cls, name: str, settings: Mapping[str, Any], socket: Path, log: Path) -> Export:
-        """Export what `settings` say (`file` or `size`, `read_only`, `cache`, `drops_fua`) on a new socket; what goes wrong with
+        """Export what `settings` say (`file`, `room_bytes`, `read_only`, `cache`, `drops_fua`) on a new socket; what goes wrong with
         its requests is written to `log`, a line of JSON each.
 
         :raise HostError: it does not start.

@@ -7,13 +7,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from testbed import drives, layers
 from testbed.disk_errors import DiskErrors
+from testbed.drives import Storage
 from testbed.errors import HostError, TestbedError, UsageError
 from testbed.exports import Export
 from testbed.hardware import words
@@ -38,16 +38,30 @@ class Condition:
 
 @dataclass(slots=True)
 class _Disk:
-    """A disk or a namespace as it is now. `letting_go`: ends when it hangs no longer, which is at `hangs_until`. One change at a time."""
+    """A disk or a namespace as it is now. `letting_go`: ends when it hangs no longer, which is at `hangs_until`. One change at a time.
+
+    `image`: the export of the image that it is an overlay of, which is there as long as its own.
+    """
 
     layers: Layers = PLAIN
     export: Export | None = None
+    image: Export | None = None
     latency: Latency = NO_DELAY
     faults: tuple[Fault, ...] = ()
     out: bool = False
     hangs_until: float = 0.0
     letting_go: asyncio.Task[None] | None = None
     changing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def exports(self) -> tuple[Export, ...]:
+        return tuple(one for one in (self.export, self.image) if one is not None)
+
+    async def close(self) -> None:
+        """End its exports."""
+        exports, self.export, self.image = self.exports, None, None
+        for one in exports:
+            await one.close()
 
 
 class LiveDisks:
@@ -142,7 +156,9 @@ class LiveDisks:
             if wanted.none and now.export is None:
                 return
             _refuse(name, _hanging(now))
-            await (await self._export(name, disk)).delay(wanted)
+            await self._export(name, disk)
+            for export in now.exports:
+                await export.delay(wanted)
             now.latency = wanted
             await self._put_back(name, disk)
 
@@ -156,7 +172,8 @@ class LiveDisks:
             _refuse(name, _hanging(now))
             others = tuple(fault for fault in wanted if not fault.in_qemu)
             placed = tuple(fault for fault in others if fault.operation != FLUSH)
-            if placed and self._kind(name, disk) == "qcow2":
+            kept = self._kept(name)
+            if placed and kept is not None and kept.format == "qcow2":
                 got = words.said_faults(placed)[0]
                 raise UsageError(
                     f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {got}: it is kept in qcow2,"
@@ -182,7 +199,9 @@ class LiveDisks:
                 return
             if now.letting_go is not None:
                 now.letting_go.cancel()
-            await (await self._export(name, disk)).hold(seconds)
+            await self._export(name, disk)
+            for export in now.exports:
+                await export.hold(seconds)
             now.hangs_until = time.monotonic() + seconds
             now.letting_go = asyncio.create_task(self._let_go(name, seconds))
 
@@ -220,11 +239,10 @@ class LiveDisks:
             if now.export is not None:
                 await now.export.lose(0.0, 0)  # it has no power any longer
                 await now.export.fail(())
-            await self._change(name, disk, errors=(), export=None)
-            if now.export is not None:
-                await now.export.close()
+            await self._change(name, disk, errors=(), export=None, image=None)
+            await now.close()
             await self._slots.remove(name, disk, keep=True)
-            now.export, now.faults, now.out = None, (), True
+            now.faults, now.out = (), True
 
     async def plug(self, name: str) -> None:
         """Put a disk in again, as its topology says it, with what it held.
@@ -276,42 +294,45 @@ class LiveDisks:
         """The export in the place of a disk's file; put there if it is not."""
         now = self._now[name]
         if now.export is None:
-            store = self._stored(name)
-            what: dict[str, Any] = {"file": str(store)} if store is not None else {"size": disk.size}
-            if disk.cache is not None:
-                what["cache"] = {"room_bytes": disk.cache_size, "lies": disk.cache == LIES}
             # QEMU's nvme writes without flags, whatever its guest's command says (hw/nvme/ctrl.c: nvme_blk_write); a power
             # cut would take what fsync has acknowledged (seen with ext4 and xfs).
-            what |= {"read_only": disk.read_only, "drops_fua": isinstance(disk, Nvme)}
-            export = await Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
+            what: dict[str, Any] = {"read_only": disk.read_only, "drops_fua": isinstance(disk, Nvme)}
+            kept = self._kept(name)
+            if kept is not None:
+                what["file"] = str(kept.file)
+            if kept is None or kept.format == "qcow2":
+                what["room_bytes"] = drives.most_bytes(disk)
+            if disk.cache is not None:
+                what["cache"] = {"room_bytes": disk.cache_size, "lies": disk.cache == LIES}
             try:
-                await self._change(name, disk, export=export.socket)
+                now.export = await self._start(name, what)
+                if kept is not None and kept.image is not None:
+                    now.image = await self._start(f"image-{name}", {"file": str(kept.image[0]), "read_only": True})
+                await self._change(name, disk, export=now.export.socket, image=now.image.socket if now.image else None)
             except BaseException:
-                await export.close()
+                await now.close()
                 raise
-            now.export = export
         return now.export
 
-    def _kind(self, name: str, disk: Disk) -> str:
-        """The format of what a disk or a namespace is kept in, as QEMU calls it."""
-        return "raw" if name not in self._model.disks else "qcow2" if disk.image is not None else disk.format
+    def _start(self, name: str, what: dict[str, Any]) -> Awaitable[Export]:
+        return Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
 
-    def _stored(self, name: str) -> Path | None:
-        """The file that a disk or a namespace is kept in."""
+    def _kept(self, name: str) -> Storage | None:
+        """What a disk or a namespace is kept in."""
         own = self._owner(name)
         disk = self._model.disks[own]
         stores = drives.storage(own, disk, self._scratch)
-        return dict(zip((own, *drives.namespaces(disk)), (store.file for store in stores), strict=False)).get(name)
+        return dict(zip((own, *drives.namespaces(disk)), stores, strict=False)).get(name)
 
     async def _put_back(self, name: str, disk: Disk) -> None:
         """The file again in the place of an export that has nothing to do."""
         now = self._now[name]
         idle = disk.cache is None and now.latency.none and all(fault.in_qemu for fault in now.faults) and not any(_hanging(now))
         if idle and now.export is not None:
-            await now.export.hurry()
-            await self._change(name, disk, export=None)
-            export, now.export = now.export, None
-            await export.close()
+            for export in now.exports:
+                await export.hurry()
+            await self._change(name, disk, export=None, image=None)
+            await now.close()
 
     async def _change(self, name: str, disk: Disk, **wanted: Any) -> None:
         old = self._now[name].layers
@@ -319,7 +340,7 @@ class LiveDisks:
         if new == old:
             return
         new = replace(new, number=old.number + 1)
-        commands = layers.changed(name, disk, self._kind(name, disk), old, new)
+        commands = layers.changed(name, disk, self._kept(name), old, new)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
         self._now[name].layers = new
 
@@ -329,9 +350,7 @@ class LiveDisks:
             if now.letting_go is not None:
                 now.letting_go.cancel()
                 await asyncio.gather(now.letting_go, return_exceptions=True)
-            if now.export is not None:
-                with contextlib.suppress(HostError):
-                    await now.export.close()
+            await now.close()
 
 
 def _hanging(now: _Disk) -> Iterable[str]:

@@ -24,7 +24,8 @@ from testbed.hardware.latency import Latency
 def main() -> None:
     settings: dict[str, Any] = json.loads(sys.argv[1])
     read_only = bool(settings.get("read_only"))
-    store: Store = File(settings["file"], read_only=read_only) if settings.get("file") else Nowhere(settings["size"])
+    file, room_bytes = settings.get("file"), settings.get("room_bytes", 0)
+    store: Store = File(file, read_only=read_only, room_bytes=room_bytes) if file else Nowhere(room_bytes)
     cache = None
     if settings.get("cache"):
         store = cache = VolatileCache(store, **settings["cache"])

@@ -56,12 +56,13 @@ class Nowhere:
 
 class File:
     """A file of this machine, whose page cache is the same as QEMU's own view of it. The machine does not lose power: `flush` has nothing
-    to do, as with QEMU's `cache.no-flush`.
+    to do, as with QEMU's `cache.no-flush`. `room_bytes`: it may grow to so much, for which it is taken to be so large from the beginning:
+    NBD has no other way to say it.
     """
 
-    def __init__(self, path: str, *, read_only: bool) -> None:
+    def __init__(self, path: str, *, read_only: bool, room_bytes: int = 0) -> None:
         self._file = os.open(path, os.O_RDONLY if read_only else os.O_RDWR)
-        self.size = os.fstat(self._file).st_size
+        self.size = max(os.fstat(self._file).st_size, room_bytes)
 
     def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._file, length, offset)
@@ -71,7 +72,6 @@ class File:
         done = 0
         while done < len(data):
             done += os.pwrite(self._file, memoryview(data)[done:], offset + done)
-        self.size = max(self.size, offset + len(data))  # qcow2 files grow
 
     def trim(self, offset: int, length: int) -> None:
         if _libc.fallocate(self._file, _PUNCH_HOLE | _KEEP_SIZE, offset, length) != 0:

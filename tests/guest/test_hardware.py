@@ -98,6 +98,43 @@ async def test_every_kind_of_disk_takes_a_delay_and_keeps_its_data(guest: Guest)
 
 
 @pytest.mark.slow
+async def test_a_qcow2_disk_grows_while_it_is_delayed(guest: Guest) -> None:
+    path = guest.disks["copied"].path
+    await guest.hardware.delay("copied", Latency(read_us=1000, write_us=1000))
+    await guest.script(f"head -c 8M /dev/urandom >/dev/shm/data; dd if=/dev/shm/data of={path} bs=1M oflag=direct status=none")
+    await guest.script(f"dd if={path} bs=1M count=8 iflag=direct status=none | cmp - /dev/shm/data")
+    await guest.hardware.delay("copied", NO_DELAY)
+    await guest.script(f"dd if={path} bs=1M count=8 iflag=direct status=none | cmp - /dev/shm/data")
+
+
+@pytest.mark.slow
+async def test_what_an_image_holds_is_as_late_as_what_was_written_over_it(
+    lab: Lab, kernel: KernelFiles, evidence: Path, tmp_path: Path
+) -> None:
+    image = tmp_path / "an image, of mine.img"
+    image.write_bytes(b"mine" * 1024 * 1024)
+    model = GuestModel.model_validate(
+        {"disks": {kind: {"type": kind, "size": "8M", "image": str(image), "latency": {"both": "50ms"}} for kind in ("virtio-blk", "nvme")}}
+    )
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        for name in model.disks:
+            path = guest.disks[name].path
+            assert await reads(guest, name, 20) >= 1.0
+            await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=64k", "count=1", "oflag=direct")
+            assert await reads(guest, name, 20) >= 1.0
+            await guest.hardware.hang(name, 2)
+            started = time.monotonic()
+            assert await dd(guest, f"if={path}", "of=/dev/null", "skip=512", "count=1", "iflag=direct") == 0
+            assert time.monotonic() - started >= 1.0
+            await guest.hardware.delay(name, NO_DELAY)
+            assert not {node for node in await nodes(guest) if node.startswith(f"late-{name}") or node == f"late-image-{name}"}
+            await guest.script(f"yes mine | tr -d '\\n' | head -c 1M >/dev/shm/mine; head -c 4M {path} | tail -c 1M | cmp - /dev/shm/mine")
+            await guest.hardware.unplug(name)
+            await guest.hardware.plug(name)
+            assert await reads(guest, name, 20) >= 1.0
+
+
+@pytest.mark.slow
 async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(guest: Guest, evidence: Path) -> None:
     path = guest.disks["virtio"].path
     await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", count=2),))
@@ -127,6 +164,21 @@ async def test_a_guest_stands_still_at_an_error_until_it_is_told_to_go_on(guest:
     await guest.monitor.execute("cont")
     assert await writing == 0 and errors.said("strict") == ["1 write error stopped the guest"]
     assert heard == ["stopped at a write error of disk strict (No space left on device)", ""]
+    # A flush that always fails is the export's; it stops the guest as well, until it is taken away. QEMU calls it a write error.
+    await guest.hardware.inject("strict", (Fault(operation="flush", effect="EIO"),))
+    writing = asyncio.create_task(dd(guest, "if=/dev/zero", f"of={guest.disks['strict'].path}", "count=1", "conv=fsync"))
+    for _ in range(2):
+        async with asyncio.timeout(60):
+            while not errors.stopped:
+                await asyncio.sleep(0.02)
+        assert errors.stopped == "stopped at a write error of disk strict (Input/output error)" and not writing.done()
+        await guest.monitor.execute("cont")
+        async with asyncio.timeout(60):
+            while not errors.stopped:
+                await asyncio.sleep(0.02)
+    await guest.hardware.inject("strict", ())
+    await guest.monitor.execute("cont")
+    assert await writing == 0
 
 
 @pytest.mark.slow

@@ -129,32 +129,63 @@ def test_a_seed_is_read_and_said() -> None:
 def test_a_disk_and_its_namespaces_may_be_told(tmp_path: Path) -> None:
     socket = tmp_path / "late"
     disk = disk_of(type="nvme", size="1G")
+    (kept,) = drives.storage("d", disk, Path("/s"))
     late = Layers(export=socket, number=1)
-    assert executed(layers.changed("d", disk, "raw", PLAIN, late)) == ["blockdev-add late-d", "blockdev-reopen file-d on late-d"]
-    assert executed(layers.changed("d", disk, "raw", late, PLAIN)) == ["blockdev-reopen file-d on store-d", "blockdev-del late-d"]
+    assert executed(layers.changed("d", disk, kept, PLAIN, late)) == [
+        "blockdev-add late-d",
+        "blockdev-reopen file-d on late-d",
+        "blockdev-del store-d",
+    ]
+    assert executed(layers.changed("d", disk, kept, late, PLAIN)) == [
+        "blockdev-add store-d",
+        "blockdev-reopen file-d on store-d",
+        "blockdev-del late-d",
+    ]
     faulty = Layers(errors=(ERROR,), number=2, export=socket)
-    assert executed(layers.changed("d", disk, "raw", late, faulty)) == [
+    assert executed(layers.changed("d", disk, kept, late, faulty)) == [
         "blockdev-add faulty-d-2",
         "blockdev-reopen limited-d on faulty-d-2",
     ]
     other = Layers(errors=(ERROR, ERROR), number=3, export=socket)
-    assert executed(layers.changed("d", disk, "raw", faulty, other)) == [
+    assert executed(layers.changed("d", disk, kept, faulty, other)) == [
         "blockdev-add faulty-d-3",
         "blockdev-reopen limited-d on faulty-d-3",
         "blockdev-del faulty-d-2",
     ]
-    assert executed(layers.changed("d", disk, "raw", other, late)) == ["blockdev-reopen limited-d on file-d", "blockdev-del faulty-d-3"]
-    assert layers.changed("d", disk, "raw", late, late) == ()
+    assert executed(layers.changed("d", disk, kept, other, late)) == ["blockdev-reopen limited-d on file-d", "blockdev-del faulty-d-3"]
+    assert layers.changed("d", disk, kept, late, late) == ()
+
+
+def test_the_image_of_an_overlay_is_as_late_as_its_own_file(tmp_path: Path) -> None:
+    disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
+    (kept,) = drives.storage("d", disk, Path("/s"))
+    late = Layers(export=tmp_path / "late", image=tmp_path / "late-image")
+    assert executed(layers.changed("d", disk, kept, PLAIN, late)) == [
+        "blockdev-add late-d",
+        "blockdev-add late-image-d",
+        "blockdev-reopen image-d on late-image-d",
+        "blockdev-reopen file-d on late-d",
+        "blockdev-del store-d",
+    ]
+    commands = layers.changed("d", disk, kept, late, PLAIN)
+    assert executed(commands) == [
+        "blockdev-reopen image-d on origin-d",
+        "blockdev-add store-d",
+        "blockdev-reopen file-d on store-d",
+        "blockdev-del late-d",
+        "blockdev-del late-image-d",
+    ]
+    assert commands[0].arguments["options"][0]["driver"] == "qcow2" and commands[2].arguments["options"][0]["backing"] == "image-d"
 
 
 def test_a_disk_without_a_file_has_the_export_below_its_limits(tmp_path: Path) -> None:
     disk = disk_of(type="virtio-blk", size="1G", format="null-co", read_only=True)
     late = Layers(export=tmp_path / "late", number=1)
-    commands = layers.changed("d", disk, "null-co", PLAIN, late)
+    commands = layers.changed("d", disk, None, PLAIN, late)
     assert executed(commands) == ["blockdev-add late-d", "blockdev-reopen limited-d on late-d"]
     assert commands[0].arguments["read-only"] and commands[1].arguments["options"][0]["read-only"]
     faulty = Layers(export=tmp_path / "late", errors=(ERROR,), number=2)
-    assert executed(layers.changed("d", disk, "null-co", faulty, Layers(errors=(ERROR,), number=3))) == [
+    assert executed(layers.changed("d", disk, None, faulty, Layers(errors=(ERROR,), number=3))) == [
         "blockdev-add faulty-d-3",
         "blockdev-reopen limited-d on faulty-d-3",
         "blockdev-del faulty-d-2",
