@@ -41,7 +41,18 @@ from testbed.topology.model import Topology
 IMAGE = "bookworm"
 
 # What a guest writes into its folder of evidence.
-_LOGS = ("argv.txt", "console.log", "qemu.log", "qmp.jsonl", "ssh.log", "dmesg.txt", "stages.jsonl", "timeline.jsonl")
+_LOGS = (
+    "argv.txt",
+    "console.log",
+    "qemu.log",
+    "qmp.jsonl",
+    "ssh.log",
+    "dmesg.txt",
+    "stages.jsonl",
+    "timeline.jsonl",
+    "samples.jsonl",
+    "cgroups.jsonl",
+)
 
 
 class Lab:

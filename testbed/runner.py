@@ -12,6 +12,7 @@ from pathlib import Path
 
 from testbed.console import Finding
 from testbed.errors import TestbedError
+from testbed.group_sampler import sampling_groups
 from testbed.guest import Guest
 from testbed.host import Host
 from testbed.kernels import Series
@@ -57,7 +58,10 @@ Judge = Callable[[dict[str, Outcome]], tuple[Judgement, dict[str, Judgement]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be run, on what, and whom it tells. Every case runs on every kernel, `repeat` times."""
+    """What is to be run, on what, and whom it tells. Every case runs on every kernel, `repeat` times.
+
+    `sample_s`: how often to write down what disks and control groups have counted; None: as the topology says, and only of the disks.
+    """
 
     lab: Lab
     cases: tuple[Case, ...]
@@ -67,6 +71,7 @@ class Job:
     on_step: OnStep
     on_result: OnResult
     repeat: int = 1
+    sample_s: float | None = None
 
 
 def pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
@@ -175,13 +180,18 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
             if missing:
                 outcome = Skipped(why=f"{kernel.name} lacks {', '.join(missing)}")
             else:
-                async with sampling(guest), playing(guest):
+                async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest):
                     outcome = await case.scenario.steps(guest, case.point)
     except TestbedError as error:
         outcome = Lost(why=str(error))
     ended = time.monotonic()
     on_step("done")
     return Side(outcome=outcome, findings=tuple(findings), evidence=evidence, took_s=ended - started, ready_after_s=max(0, ready - started))
+
+
+def _disks_every_s(job: Job) -> float | None:
+    """What the topology says comes first."""
+    return None if job.model.sample is not None else job.sample_s
 
 
 async def _missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:

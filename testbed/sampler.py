@@ -8,17 +8,14 @@ A sample is a JSON object: `monotonic_s` (ours) and `guest_s` (the guest's uptim
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-from testbed import clock, drives, gauges
+from testbed import clock, drives, gauges, recorder
 from testbed.clock import Clock
-from testbed.errors import HostError, TestbedError
+from testbed.errors import HostError
 from testbed.guest import Guest
 from testbed.hardware.throttle import read_back
 
@@ -97,21 +94,6 @@ async def sampling(guest: Guest, every_s: float | None = None) -> AsyncIterator[
     if every_s is None:
         yield
         return
-    task = asyncio.create_task(_write(await Sampler.start(guest), every_s, guest.order.evidence / LOG))
-    try:
+    sampler = await Sampler.start(guest)
+    async with recorder.writing(sampler.sample, every_s, guest.order.evidence / LOG):
         yield
-    finally:
-        task.cancel()
-        (ended,) = await asyncio.gather(task, return_exceptions=True)
-    if isinstance(ended, Exception):
-        raise ended
-
-
-async def _write(sampler: Sampler, every_s: float, file: Path) -> None:
-    due = time.monotonic()
-    with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
-        while True:
-            log.write(json.dumps(await sampler.sample()) + "\n")
-            log.flush()
-            due = max(due + every_s, time.monotonic())
-            await asyncio.sleep(due - time.monotonic())

@@ -26,11 +26,16 @@ from testbed.scenarios import select
 from testbed.scenarios.base import Case
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest, load
+from testbed.units import format_duration, parse_duration
 from testbed.verdict import EXIT_CODES, Gap, overall
+
+_SAMPLE = "500ms"
+_LEAST_SAMPLE_US = 50_000
 
 Names = Annotated[list[str] | None, typer.Argument(help="Scenarios, or their points; without any the main job's four.", show_default=False)]
 Quick = Annotated[bool, typer.Option("--quick", help="One point of each scenario.")]
 Full = Annotated[bool, typer.Option("--full", help="Every point of every scenario.")]
+Sample = Annotated[str, typer.Option("--sample", help="How often to write down what disks and control groups count, for plots; or off.")]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Run each case so many times; the gravest verdict counts.")]
 
 
@@ -45,6 +50,7 @@ class _Wanted:
     cold: bool
     quiet: bool
     as_json: bool
+    sample_s: float | None
 
 
 @app.command()
@@ -57,6 +63,7 @@ def compare(
     repeat: Repeat = 1,
     topology: TopologyOption = None,
     cold: Cold = False,
+    sample: Sample = _SAMPLE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,6 +76,7 @@ def compare(
         cold=cold,
         quiet=quiet,
         as_json=as_json,
+        sample_s=_sample_s(sample),
         kernels={"base": base or known.base, "patched": patched or known.patched},
     )
     run_async(_run(wanted, lambda kernels: runner.pair, table.results_table))
@@ -84,6 +92,7 @@ def run(
     repeat: Repeat = 1,
     topology: TopologyOption = None,
     cold: Cold = False,
+    sample: Sample = _SAMPLE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -98,6 +107,7 @@ def run(
         cold=cold,
         quiet=quiet,
         as_json=as_json,
+        sample_s=_sample_s(sample),
         kernels={"kernel": kernel or _kernel_table().patched},
     )
 
@@ -116,6 +126,7 @@ def matrix(
     repeat: Repeat = 1,
     topology: TopologyOption = None,
     cold: Cold = False,
+    sample: Sample = _SAMPLE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -130,6 +141,7 @@ def matrix(
         cold=cold,
         quiet=quiet,
         as_json=as_json,
+        sample_s=_sample_s(sample),
         kernels={name: name for name in names},
     )
     run_async(
@@ -158,6 +170,7 @@ async def _run(
                     on_step=_steps(progress, bars),
                     on_result=lambda result: progress.note(f"{result.case.name}: {result.judgement.verdict.value}"),
                     repeat=wanted.repeat,
+                    sample_s=wanted.sample_s,
                 )
                 started = time.monotonic()
                 finished = await runner.run(job, judge(kernels))
@@ -174,6 +187,19 @@ async def _run(
         out.print(f"verdict: {verdict.value}", highlight=False)
         print(folder)
     return EXIT_CODES[verdict]
+
+
+def _sample_s(text: str) -> float | None:
+    """:raise UsageError: it is no duration that samples can be taken at."""
+    if text == "off":
+        return None
+    try:
+        microseconds = parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--sample {text}: {error}, or off") from error
+    if microseconds < _LEAST_SAMPLE_US:
+        raise UsageError(f"--sample {text}: expected at least {format_duration(_LEAST_SAMPLE_US)}, or off")
+    return microseconds / 1e6
 
 
 def _kernel_table() -> KernelTable:

@@ -1,0 +1,47 @@
+"""Writes samples into a file, a line of JSON each, while something else goes on; a guest that is lost keeps what was written until then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import TestbedError
+
+Sample = Callable[[], Awaitable[dict[str, Any]]]
+# How long the last sample may take, which is asked for when what went on is over.
+_LAST_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def writing(sample: Sample, every_s: float, file: Path) -> AsyncIterator[None]:
+    """A sample at once, then so often, and a last one at the end, unless that came by an error."""
+    over = asyncio.Event()
+    task = asyncio.create_task(_write(sample, every_s, file, over))
+    try:
+        yield
+        over.set()
+        await asyncio.wait({task}, timeout=_LAST_S)
+    finally:
+        task.cancel()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(ended, Exception):
+        raise ended
+
+
+async def _write(sample: Sample, every_s: float, file: Path, over: asyncio.Event) -> None:
+    due = time.monotonic()
+    with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
+        while True:
+            last = over.is_set()
+            log.write(json.dumps(await sample()) + "\n")
+            log.flush()
+            if last:
+                return
+            due = max(due + every_s, time.monotonic())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), due - time.monotonic())
