@@ -74,6 +74,7 @@ class Guest:
         self.reached[event] = now = time.monotonic()
         with (self.order.evidence / "stages.jsonl").open("a") as log:
             log.write(f'{{"monotonic_s": {now:.6f}, "event": "{event.name}", "state": "{self.state.name}"}}\n')
+        self.order.on_state(self.state)
 
     @property
     def pid(self) -> int:

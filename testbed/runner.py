@@ -17,6 +17,7 @@ from testbed.guest import Guest
 from testbed.host import Host
 from testbed.kernels import Series
 from testbed.lab import Lab
+from testbed.lifecycle import State
 from testbed.player import playing
 from testbed.sampler import sampling
 from testbed.scenarios.base import NEEDS_PRELUDE, Case, Cores, Need
@@ -162,6 +163,10 @@ async def _side(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_st
     return replace(again, findings=first.findings + again.findings, took_s=first.took_s + again.took_s)
 
 
+# What a guest waits for on its way; the steps of its scenario come after.
+_TOLD = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED)
+
+
 async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
     started = time.monotonic()
     ready = started
@@ -170,9 +175,14 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
     if lack is not None:
         return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
     outcome: Outcome
+
+    def on_state(state: State) -> None:
+        if state in _TOLD:
+            on_step(state.value)
+
     try:
         on_step("starting its guest")
-        async with job.lab.guest("g0", case.model(job.model), kernel, evidence) as guest:
+        async with job.lab.guest("g0", case.model(job.model), kernel, evidence, on_state=on_state) as guest:
             findings = guest.console.findings
             ready = time.monotonic()
             on_step("running")

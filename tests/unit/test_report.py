@@ -10,7 +10,7 @@ from testbed import paths
 from testbed.console import Finding, Kind
 from testbed.errors import UsageError
 from testbed.kernels import Series
-from testbed.report import live, results, table
+from testbed.report import artefacts, live, results, table
 from testbed.report.markdown import markdown
 from testbed.runner import Result, Side, slots
 from testbed.scenarios import cases
@@ -76,7 +76,7 @@ def test_results_are_json_with_units_and_sources(tmp_path: Path) -> None:
     image = Image(name="bookworm", sha256="i", folder=Path("/i"))
     both = (passed(tmp_path), lost(tmp_path))
     document = results.document(tmp_path, Verdict.PASS, ["testbed", "compare"], host(), image, KERNELS, both, 3.0)
-    results.write(document, tmp_path)
+    artefacts.write(document, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["run"] == tmp_path.name and read["verdict"] == "PASS" and set(read["kernels"]) == {"base", "patched"}
     gate, oom = read["scenarios"]
@@ -170,7 +170,7 @@ def test_a_run_is_read_again_as_markdown_that_nobody_breaks_out_of(tmp_path: Pat
     evil = passed(folder)
     evil = replace(evil, judgement=replace(evil.judgement, reason="a | b <script>\nmore"))
     document = results.document(folder, Verdict.PASS, ["testbed", "compare", "a b"], host(), image, KERNELS, (evil, lost(folder)), 3.0)
-    results.write(document, folder)
+    artefacts.write(document, folder)
     text = markdown(results.read("last", tmp_path))
     assert "    ./tb compare 'a b'" in text and "| gate | disk reads" in text and "a \\| b &lt;script>" in text and "more" not in text
     assert results.read(str(folder), tmp_path) == results.read(folder.name, tmp_path) == document
