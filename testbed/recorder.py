@@ -18,10 +18,13 @@ _LAST_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def writing(sample: Sample, every_s: float, file: Path) -> AsyncIterator[None]:
-    """A sample at once, then so often, and a last one at the end, unless that came by an error."""
+async def writing(sample: Sample, every_s: float, file: Path, *, most_share: float = 1.0) -> AsyncIterator[None]:
+    """A sample at once, then so often, and a last one at the end, unless that came by an error.
+
+    `most_share`: of the time that may pass in waiting for samples; where they take longer, they are taken less often.
+    """
     over = asyncio.Event()
-    task = asyncio.create_task(_write(sample, every_s, file, over))
+    task = asyncio.create_task(_write(sample, every_s, most_share, file, over))
     try:
         yield
         over.set()
@@ -33,15 +36,16 @@ async def writing(sample: Sample, every_s: float, file: Path) -> AsyncIterator[N
         raise ended
 
 
-async def _write(sample: Sample, every_s: float, file: Path, over: asyncio.Event) -> None:
+async def _write(sample: Sample, every_s: float, most_share: float, file: Path, over: asyncio.Event) -> None:
     due = time.monotonic()
     with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
         while True:
-            last = over.is_set()
+            last, began = over.is_set(), time.monotonic()
             log.write(json.dumps(await sample()) + "\n")
             log.flush()
             if last:
                 return
-            due = max(due + every_s, time.monotonic())
+            now = time.monotonic()
+            due = max(due + every_s, began + (now - began) / most_share, now)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), due - time.monotonic())
+                await asyncio.wait_for(over.wait(), due - now)

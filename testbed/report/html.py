@@ -29,12 +29,14 @@ from testbed.topology.model import Topology
 
 _PAGE = Path(__file__).parent / "page"
 # Points of a line: enough for the eye where there are few scenarios, and all lines together a few megabytes where there are many.
-_MOST_POINTS, _LEAST_POINTS, _ALL_POINTS = 400, 24, 60_000
+_MOST_POINTS, _LEAST_POINTS, _ALL_POINTS = 400, 20, 20_000
 # As many are shown open; more would be scrolled through.
 _OPEN_CASES = 6
 _LOGS = ("console.log", "dmesg.txt", "ssh.log", "qmp.jsonl", "stages.jsonl", "timeline.jsonl", "samples.jsonl", "cgroups.jsonl", "argv.txt")
-# Lines of a kernel's log that are shown; the file has all.
-_MOST_LINES = 40
+# Lines of a kernel's log that are shown, for each kernel and in all; the file has all of them.
+_MOST_LINES, _LEAST_LINES, _ALL_LINES = 40, 5, 10_000
+# In a report of more cases, each has a link to its folder, and not to every log in it.
+_LINKED_CASES = 200
 
 
 def html(document: dict[str, Any], folder: Path) -> str:
@@ -46,7 +48,8 @@ def html(document: dict[str, Any], folder: Path) -> str:
     cases = document["scenarios"]
     points = max(_LEAST_POINTS, min(_MOST_POINTS, _ALL_POINTS // max(1, len(cases))))
     script, library = (_PAGE / "report.js").read_text(), _library()
-    shown = [_case(number, case, sides, folder, points) for number, case in enumerate(cases)]
+    lines = max(_LEAST_LINES, min(_MOST_LINES, _ALL_LINES // (max(1, len(cases)) * len(sides))))
+    shown = [_case(number, case, sides, folder, points, lines) for number, case in enumerate(cases)]
     judged = words.judged_alone(document)
     return _template().render(
         document=document,
@@ -68,7 +71,7 @@ def html(document: dict[str, Any], folder: Path) -> str:
     )
 
 
-def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, points: int) -> dict[str, Any]:
+def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, points: int, lines: int) -> dict[str, Any]:
     evidence = {side: _inside(folder, case[side]["evidence"]) for side in sides}
     recorded = {side: series.read(evidence[side], points) for side in sides}
     plots = list(_plots(recorded))
@@ -79,16 +82,18 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
         "measures": words.measures(case, sides),
         "controls": words.controls(case, sides),
         "balances": words.balance_rows(case, sides),
-        "log": [line for side in sides for line in _log(side, case[side], recorded[side])],
-        "log_left_out": sum(max(0, len(case[side]["console"]) - _MOST_LINES) for side in sides),
-        "files": [(side, _files(folder, there)) for side, there in evidence.items()],
+        "log": [line for side in sides for line in _log(side, case[side], recorded[side], lines)],
+        "log_left_out": sum(max(0, len(case[side]["console"]) - lines) for side in sides),
+        "files": [(side, _files(folder, there, whole=number < _LINKED_CASES)) for side, there in evidence.items()],
         "plot_count": len(plots),
         "plots": _packed(json.dumps(plots, separators=(",", ":"))) if plots else "",
     }
 
 
-def _files(folder: Path, evidence: Path) -> list[tuple[str, str]]:
-    """The logs that are there, each with its path from the page."""
+def _files(folder: Path, evidence: Path, *, whole: bool) -> list[tuple[str, str]]:
+    """The logs that are there, each with its path from the page; or only their folder."""
+    if not whole:
+        return [("its folder", str(evidence.relative_to(folder)))] if evidence.is_dir() else []
     return [(log, str((evidence / log).relative_to(folder))) for log in _LOGS if (evidence / log).is_file()]
 
 
@@ -113,8 +118,8 @@ def _plots(recorded: dict[str, Recorded]) -> Iterator[dict[str, Any]]:
         yield {"title": title, "unit": unit, "sides": sides, "most": max(tops, default=0), "end": max(ends, default=0)}
 
 
-def _log(side: str, done: dict[str, Any], recorded: Recorded) -> Iterator[dict[str, Any]]:
-    for line in done["console"][:_MOST_LINES]:
+def _log(side: str, done: dict[str, Any], recorded: Recorded, lines: int) -> Iterator[dict[str, Any]]:
+    for line in done["console"][:lines]:
         at = line["seconds"]
         since = at - recorded.begin_s if at is not None and recorded.begin_s is not None else None
         yield {**line, "side": side, "since": since}
@@ -172,5 +177,5 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters |= {"seconds": words.seconds, "first_line": words.first_line}
+    environment.filters |= {"seconds": words.seconds, "first_line": words.first_line, "claim": words.claim}
     return environment.get_template("report.html.j2")

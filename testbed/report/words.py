@@ -23,11 +23,7 @@ _ALONE = {
     "SKIP": _PAIR["SKIP"],
     "INFRA": "At least one guest was lost before there was evidence.",
 }
-_CLAIMS = {
-    "closed": "as with the series: what the loop device does is charged to who asked for it",
-    "open": "as before the series: what the loop device does is charged to nobody's group",
-    "unclear": "neither clearly as with the series nor clearly as before it",
-}
+_CLAIMS = {"closed": "the gap is closed", "open": "the gap is there", "unclear": "it is not clear whether the gap is there"}
 # In the order of the summary.
 _ORDER = ("PASS", "FAIL", "INVALID", "INFRA", "SKIP")
 
@@ -55,9 +51,9 @@ def counts(document: dict[str, Any]) -> list[tuple[str, int]]:
     return [(verdict, found[verdict]) for verdict in _ORDER if found[verdict]]
 
 
-def claim(side: dict[str, Any]) -> str:
+def claim(seen: str) -> str:
     """What was seen on one kernel, in words."""
-    return _CLAIMS.get(side["claim"] or "", "no evidence")
+    return _CLAIMS[seen]
 
 
 def quantity(value: float, unit: str) -> tuple[str, str]:
