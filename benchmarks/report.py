@@ -27,7 +27,7 @@ async def _run(state: Path) -> Path:
         env={**os.environ, "TESTBED_STATE": str(state)},
     )
     out, _ = await child.communicate()
-    return state / "runs" / json.loads(out)["run"]
+    return state / "runs" / str(json.loads(out)["run"])
 
 
 def repeated(document: dict[str, Any], count: int) -> dict[str, Any]:

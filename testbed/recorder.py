@@ -46,6 +46,11 @@ async def _write(sample: Sample, every_s: float, most_share: float, file: Path, 
             if last:
                 return
             now = time.monotonic()
-            due = max(due + every_s, began + (now - began) / most_share, now)
+            due = next_due(due, began, now, every_s, most_share)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), due - now)
+
+
+def next_due(due: float, began: float, ended: float, every_s: float, most_share: float) -> float:
+    """When the next sample is taken after one that was due, began and ended then; none is made up for."""
+    return max(due + every_s, began + (ended - began) / most_share, ended)

@@ -49,7 +49,10 @@
   function layout(plot, side) {
     const look = theme();
     const axis = { gridcolor: look.rule, linecolor: look.rule, zeroline: false, tickfont: { color: look.soft }, automargin: true, fixedrange: true };
+    // Two columns of A4, or one.
+    const paper = printing ? { width: plot.sides.length > 1 ? 325 : 650 } : { autosize: true };
     return {
+      ...paper,
       height: 250 + 19 * Math.ceil(side.lines.length / 2),
       margin: { l: 52, r: 12, t: 12, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
