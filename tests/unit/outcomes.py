@@ -85,12 +85,14 @@ def failed(folder: Path) -> Result:
     )
 
 
-def document(folder: Path, *of: Result, verdict: Verdict = Verdict.PASS, command: tuple[str, ...] = ("compare",)) -> dict[str, Any]:
+MODEL = Guest(disks={"data": disk_of(type="nvme", size=GIB)})
+
+
+def document(folder: Path, *of: Result, verdict: Verdict = Verdict.PASS, model: Guest = MODEL) -> dict[str, Any]:
     """What results.json says of them."""
     image = Image(name="bookworm", sha256="i" * 64, folder=Path("/i"))
-    model = Guest(disks={"data": disk_of(type="nvme", size=GIB)})
-    command_line = ["testbed", *command]
-    return results.document(folder, verdict, command_line, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64)
+    command = ["testbed", "compare"]
+    return results.document(folder, verdict, command, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64)
 
 
 def alone(result: Result) -> Result:

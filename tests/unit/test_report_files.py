@@ -10,10 +10,12 @@ from typing import Any
 import jsonschema
 import pytest
 
+from testbed import paths
 from testbed.errors import UsageError
 from testbed.report import artefacts, results, schema
 from testbed.report.junit import junit
 from testbed.report.ktap import ktap
+from testbed.topology import load_points
 from testbed.topology.model import Topology
 from testbed.verdict import Verdict
 from tests import junit as junit_rules
@@ -57,9 +59,12 @@ def test_the_published_schema_is_that_of_the_models_and_results_keep_to_it(tmp_p
         validator.validate(found)
 
 
-def test_the_topology_in_results_is_one(tmp_path: Path) -> None:
-    found = json.loads(results.text(every(tmp_path)))
-    assert list(Topology.model_validate(found["topology"]).guests["g0"].disks) == ["data"]
+@pytest.mark.parametrize("file", sorted(paths.shipped("topologies").glob("*.yaml")), ids=lambda file: file.stem)
+def test_the_topology_in_results_is_the_one_that_ran(tmp_path: Path, file: Path) -> None:
+    for ran in load_points(file).values():
+        for model in ran.guests.values():
+            said = json.loads(results.text(document(tmp_path, passed(tmp_path), model=model)))["topology"]
+            assert Topology.model_validate(said).guests["g0"] == model
 
 
 @pytest.mark.parametrize(
