@@ -148,13 +148,13 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
     for title in ("Disk bandwidth, MiB/s", "Disk requests, requests/s", "Disk latency, ms", "Control groups' memory, MiB"):
         assert title in titles, titles
     captions = " ".join(await page.locator("figcaption").all_inner_texts())
-    assert "oom_kill" in captions and "1 actions of the timeline" in captions and "fast read p99" in captions
+    assert "oom_kill" in captions and "1 action of the timeline" in captions and "fast read p99" in captions
     plot = page.locator(".plot").first
     await plot.scroll_into_view_if_needed()
     box = await plot.locator(".nsewdrag").first.bounding_box()
     await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
     await plot.locator(".hoverlayer .legend text, .hoverlayer .hovertext").first.wait_for()
-    assert any(letter.isdigit() for letter in await plot.locator(".hoverlayer").inner_text())
+    assert any(letter.isdigit() for letter in await plot.locator(".hoverlayer").text_content())
     await page.locator(".as-table summary").first.click()
     assert await page.locator(".table-of-plot").first.locator("tbody tr").count() >= 4
     await page.screenshot(path=str(kept / "light.png"), full_page=True)

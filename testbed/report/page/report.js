@@ -53,7 +53,7 @@
     const paper = printing ? { width: plot.sides.length > 1 ? 325 : 650 } : { autosize: true };
     return {
       ...paper,
-      height: 250 + 19 * Math.ceil(side.lines.length / 2),
+      height: 265 + 19 * Math.ceil(side.lines.length / 2),
       margin: { l: 52, r: 12, t: 12, b: 40 },
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, sans-serif", size: 12, color: look.ink },
@@ -62,7 +62,7 @@
       yaxis: { ...axis, title: { text: plot.unit, font: { size: 11, color: look.soft } }, range: [0, plot.most * 1.08 || 1], rangemode: "tozero" },
       hovermode: "x unified",
       hoverlabel: { bgcolor: look.paper, bordercolor: look.rule, font: { color: look.ink }, namelength: -1 },
-      legend: { orientation: "h", x: 0, y: -0.28, yanchor: "top", font: { size: 11 } },
+      legend: { orientation: "h", x: 0, y: -0.36, yanchor: "top", font: { size: 11 } },
       shapes: side.marks.map(([x]) => (
         { type: "line", x0: x, x1: x, y0: 0, y1: 1, yref: "paper", line: { color: look.soft, width: 1, dash: "dot" } })),
     };
@@ -105,7 +105,7 @@
     const words = best.slice(0, 3).map(([most, name]) => `${name} up to ${number(most)} ${plot.unit}`);
     if (best.length > 3 || side.left_out) words.push(`and ${Math.max(0, best.length - 3) + side.left_out} more lines`);
     if (kills) words.push(`${kills} oom_kill`);
-    if (side.marks.length) words.push(`${side.marks.length} actions of the timeline`);
+    if (side.marks.length) words.push(side.marks.length === 1 ? "1 action of the timeline" : `${side.marks.length} actions of the timeline`);
     return `${side.side}: ${words.join(", ") || "nothing"}.`;
   }
 
@@ -157,7 +157,8 @@
   }
 
   async function figure(plot) {
-    const caption = element("figcaption", {}, element("strong", {}, `${plot.title}, ${plot.unit}`), plot.sides.map((side) => peaks(plot, side)).join(" "));
+    const said = plot.sides.map((side) => element("span", { class: "peaks" }, peaks(plot, side)));
+    const caption = element("figcaption", {}, element("strong", {}, `${plot.title}, ${plot.unit}`), ...said);
     const pair = element("div", { class: "pair" });
     const order = [...new Set(plot.sides.flatMap((side) => side.lines.map((line) => thing(line.name))))];
     const boxes = [];
@@ -189,6 +190,12 @@
     for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
   }, { rootMargin: "300px" });
   document.querySelectorAll(".plots").forEach((container) => watcher.observe(container));
+
+  // What is open will be read, and perhaps printed: it is drawn while there is nothing else to do.
+  const open = [...document.querySelectorAll("details.case[open] .plots")];
+  const idle = window.requestIdleCallback || ((work) => setTimeout(work, 200));
+  const next = () => open.length && draw(open.shift()).then(() => idle(next));
+  idle(next);
 
   function show(hash) {
     const target = hash.length > 1 && document.getElementById(decodeURIComponent(hash.slice(1)));
