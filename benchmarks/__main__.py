@@ -1,5 +1,5 @@
-"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, topology, up), and how true its disks are (hardware, export,
-power, replug). Prints a table, or JSON with `--json`.
+"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, report, sampling, topology, up), and how true its disks are
+(hardware, export, power, replug). Prints a table, or JSON with `--json`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, export, hardware, power, replug, topology, up
+from benchmarks import clone, compare, export, hardware, power, replug, report, sampling, topology, up
 from testbed.errors import TestbedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -83,6 +83,27 @@ def replug_command(
     _rows(asyncio.run(replug.measure(cycles=cycles, kernel=kernel)), as_json)
 
 
+@app.command("report")
+def report_command(
+    cases: Annotated[int, typer.Option(min=1, help="Of the large report.")] = 1000,
+    opens: Annotated[int, typer.Option("--count", "-n", min=1, help="Times that each report is opened.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """The report of a run, and one of many cases: to write all its files, its size, and to open it in Chromium."""
+    _rows(asyncio.run(report.measure(cases=cases, opens=opens)), as_json)
+
+
+@app.command("sampling")
+def sampling_command(
+    seconds: Annotated[float, typer.Option(min=1, help="For each measure.")] = 10,
+    rounds: Annotated[int, typer.Option("--count", "-n", min=1, help="Of the load, without and with samples.")] = 5,
+    kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
+    as_json: Json = False,
+) -> None:
+    """What samples of disks and control groups cost a guest that is idle, and one at work."""
+    _rows(asyncio.run(sampling.measure(kernel=kernel, seconds=seconds, rounds=rounds)), as_json)
+
+
 @app.command("hardware")
 def hardware_command(
     seconds: Annotated[float, typer.Option(min=1, help="For each measure.")] = 10,
@@ -107,9 +128,10 @@ def _rows(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table(*rows[0])
+    columns = dict.fromkeys(name for row in rows for name in row)
+    table = Table(*columns)
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(*(str(row.get(name, "")) for name in columns))
     Console().print(table)
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from testbed.errors import GuestError
 from testbed.guest import Guest
 
 _ROUNDS = 5
-# Of /proc/uptime.
-_TICK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,14 +24,30 @@ class Clock:
 
 
 async def read(guest: Guest) -> Clock:
-    """Ask the guest a few times; the quickest answer says most. A guest that stood still meanwhile, or later, must be asked again.
+    """Ask the guest's agent a few times; the quickest answer says most. A guest that stood still meanwhile, or later, must be asked again.
 
     :raise GuestError: it does not answer.
     """
     found = []
     for _ in range(_ROUNDS):
         asked = time.monotonic()
-        said = (await guest.script("read -r up rest </proc/uptime; echo $up")).stdout
-        answered = time.monotonic()
-        found.append(Clock(offset_s=float(said) + _TICK_S / 2 - (asked + answered) / 2, error_s=(answered - asked + _TICK_S) / 2))
+        _, said = await guest.wait(guest.agent.ask("time"), guest.order.deadlines.command_s)
+        found.append(seen(uptime_s(said), asked, time.monotonic()))
     return min(found, key=lambda one: one.error_s)
+
+
+def seen(guest_s: float, asked: float, answered: float) -> Clock:
+    """What a guest's time says that was read between two of ours."""
+    return Clock(offset_s=guest_s - (asked + answered) / 2, error_s=(answered - asked) / 2)
+
+
+def uptime_s(said: str) -> float:
+    """The `uptime_ns` of an agent's answer, in seconds.
+
+    :raise GuestError: there is none.
+    """
+    for word in said.split():
+        name, _, value = word.partition("=")
+        if name == "uptime_ns" and value.isdecimal():
+            return int(value) / 1e9
+    raise GuestError(f"agent: expected an answer with uptime_ns=N, got {said!r}")

@@ -71,9 +71,9 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 )
 
 
-def clean(line: str) -> str:
-    """The line without what could steer a terminal, and not longer than 1000 characters: a guest chooses these bytes."""
-    return _CONTROL.sub("", line)[:1000]
+def clean(line: str, most: int = 1000) -> str:
+    """The line without what could steer a terminal, and not longer than `most` characters: a guest chooses these bytes."""
+    return _CONTROL.sub("", line)[:most]
 
 
 def classify(line: str) -> Finding | None:

@@ -76,6 +76,7 @@ class Guest:
         self.reached[event] = now = time.monotonic()
         with (self.order.evidence / "stages.jsonl").open("a") as log:
             log.write(f'{{"monotonic_s": {now:.6f}, "event": "{event.name}", "state": "{self.state.name}"}}\n')
+        self.order.on_state(self.state)
 
     @property
     def pid(self) -> int:
@@ -221,7 +222,7 @@ class Guest:
         clone = self.order.template is not None
         limit = self.order.deadlines.ssh_s
         self._authorized = key.public.split()[1]
-        self._identify(**({} if clone else {"hostkey": self.host_key.dropbear.hex()}))
+        self.agent.say("identity", **self._identity(**({} if clone else {"hostkey": self.host_key.dropbear.hex()})))
         await self.slots.fill(self._disks.hot)
         await self.hardware.furnish()
         self.ssh_port = await self.monitor.forwarded_port()
@@ -241,23 +242,20 @@ class Guest:
             connecting.cancel()
             await asyncio.gather(connecting, return_exceptions=True)
 
-    def _identify(self, **more: str) -> None:
-        """Tell the guest who it is; it answers `ready`."""
+    def _identity(self, **more: str) -> dict[str, str]:
+        """What tells the guest who it is; it answers `ready`."""
         if not self.order.memory.shared:
             more["writable"] = "1"
-        seed = secrets.token_hex(32)
-        self.agent.say("identity", time_ns=str(time.time_ns()), name=self.name, seed=seed, authorized=self._authorized, **more)
+        return {"time_ns": str(time.time_ns()), "name": self.name, "seed": secrets.token_hex(32), "authorized": self._authorized, **more}
 
     async def freeze(self) -> None:
         """Let its SSH server sleep, so that its state can be saved."""
-        self.agent.say("freeze")
-        await self.wait(self.agent.expect("frozen"), self.order.deadlines.command_s)
+        await self.wait(self.agent.exchange("freeze", "frozen"), self.order.deadlines.command_s)
 
     async def thaw(self) -> None:
         """Let a guest go on that was frozen and stopped, with the time of now."""
         await self.monitor.execute("cont")
-        self._identify()
-        await self.wait(self.agent.expect("ready"), self.order.deadlines.ssh_s)
+        await self.wait(self.agent.exchange("identity", "ready", **self._identity()), self.order.deadlines.ssh_s)
 
     async def _connect(self, key: SshKey, identified: asyncio.Event) -> Shell:
         if self.order.template is None:

@@ -24,7 +24,7 @@ from testbed.kernels import KernelTable, load_table
 from testbed.keys import content_key
 from testbed.lifecycle import deadlines
 from testbed.links import UNWIRED, Wiring
-from testbed.order import Order
+from testbed.order import OnState, Order, nobody
 from testbed.paths import Folders
 from testbed.plan import BootFiles, Machine, Memory
 from testbed.progress import Progress
@@ -41,7 +41,18 @@ from testbed.topology.model import Topology
 IMAGE = "bookworm"
 
 # What a guest writes into its folder of evidence.
-_LOGS = ("argv.txt", "console.log", "qemu.log", "qmp.jsonl", "ssh.log", "dmesg.txt", "stages.jsonl", "timeline.jsonl")
+_LOGS = (
+    "argv.txt",
+    "console.log",
+    "qemu.log",
+    "qmp.jsonl",
+    "ssh.log",
+    "dmesg.txt",
+    "stages.jsonl",
+    "timeline.jsonl",
+    "samples.jsonl",
+    "cgroups.jsonl",
+)
 
 
 class Lab:
@@ -90,15 +101,17 @@ class Lab:
         *,
         savable: bool = False,
         survivors: Path | None = None,
+        on_state: OnState = nobody,
     ) -> AsyncIterator[Guest]:
         """A guest that is ready: a clone of its machine's template, or booted cold where that is asked for or all that works.
 
         `savable`: it may become a snapshot. `survivors`: the disks that are left of one whose power was cut; it takes them over.
+        `on_state`: hears how far it is.
 
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
         """
         machine, files = await self._machine(model, kernel)
-        order = replace(self._order(name, model, machine, files, evidence, wiring), savable=savable, survivors=survivors)
+        order = replace(self._order(name, model, machine, files, evidence, wiring), savable=savable, survivors=survivors, on_state=on_state)
         async with contextlib.AsyncExitStack() as stack:
             if self.cold or model.boots_cold:
                 guest = await stack.enter_async_context(launch(order, self.key))

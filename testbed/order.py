@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.host import Host
-from testbed.lifecycle import Deadlines
+from testbed.lifecycle import Deadlines, State
 from testbed.links import UNWIRED, Wiring
 from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
 from testbed.store.snapshots import Snapshot
@@ -18,6 +18,13 @@ from testbed.topology.model import Guest as GuestModel
 Saved = Template | Snapshot
 # Waits no longer than that many seconds, nor longer than the guest lives.
 Wait = Callable[[Awaitable[Any], float], Awaitable[Any]]
+# Hears of each state that the guest comes into.
+OnState = Callable[[State], None]
+
+
+def nobody(state: State) -> None:
+    """Hears it and does nothing."""
+    del state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +34,7 @@ class Order:
     `template`: clone this one, or go on from this snapshot; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity.
     `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks.
     `survivors`: a folder of disks that outlived another guest, which become its own. `savable`: it may become a
-    snapshot, so that what it writes to its root disk is a file with a name.
+    snapshot, so that what it writes to its root disk is a file with a name. `on_state`: hears how far it is.
     """
 
     name: str
@@ -45,6 +52,7 @@ class Order:
     wiring: Wiring = UNWIRED
     survivors: Path | None = None
     savable: bool = False
+    on_state: OnState = nobody
 
     @property
     def overlay(self) -> Path:

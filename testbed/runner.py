@@ -12,10 +12,12 @@ from pathlib import Path
 
 from testbed.console import Finding
 from testbed.errors import TestbedError
+from testbed.group_sampler import sampling_groups
 from testbed.guest import Guest
 from testbed.host import Host
 from testbed.kernels import Series
 from testbed.lab import Lab
+from testbed.lifecycle import State
 from testbed.player import playing
 from testbed.sampler import sampling
 from testbed.scenarios.base import NEEDS_PRELUDE, Case, Cores, Need
@@ -57,7 +59,10 @@ Judge = Callable[[dict[str, Outcome]], tuple[Judgement, dict[str, Judgement]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is to be run, on what, and whom it tells. Every case runs on every kernel, `repeat` times."""
+    """What is to be run, on what, and whom it tells. Every case runs on every kernel, `repeat` times.
+
+    `sample_s`: how often to write down what disks and control groups have counted; None: as the topology says, and only of the disks.
+    """
 
     lab: Lab
     cases: tuple[Case, ...]
@@ -67,6 +72,7 @@ class Job:
     on_step: OnStep
     on_result: OnResult
     repeat: int = 1
+    sample_s: float | None = None
 
 
 def pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
@@ -157,6 +163,10 @@ async def _side(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_st
     return replace(again, findings=first.findings + again.findings, took_s=first.took_s + again.took_s)
 
 
+# What a guest waits for on its way; the steps of its scenario come after.
+_TOLD = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED)
+
+
 async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
     started = time.monotonic()
     ready = started
@@ -165,9 +175,14 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
     if lack is not None:
         return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
     outcome: Outcome
+
+    def on_state(state: State) -> None:
+        if state in _TOLD:
+            on_step(state.value)
+
     try:
         on_step("starting its guest")
-        async with job.lab.guest("g0", case.model(job.model), kernel, evidence) as guest:
+        async with job.lab.guest("g0", case.model(job.model), kernel, evidence, on_state=on_state) as guest:
             findings = guest.console.findings
             ready = time.monotonic()
             on_step("running")
@@ -175,13 +190,18 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
             if missing:
                 outcome = Skipped(why=f"{kernel.name} lacks {', '.join(missing)}")
             else:
-                async with sampling(guest), playing(guest):
+                async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest):
                     outcome = await case.scenario.steps(guest, case.point)
     except TestbedError as error:
         outcome = Lost(why=str(error))
     ended = time.monotonic()
     on_step("done")
     return Side(outcome=outcome, findings=tuple(findings), evidence=evidence, took_s=ended - started, ready_after_s=max(0, ready - started))
+
+
+def _disks_every_s(job: Job) -> float | None:
+    """What the topology says comes first."""
+    return None if job.model.sample is not None else job.sample_s
 
 
 async def _missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:

@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import threading
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-from testbed import clock, drives, gauges
+from testbed import clock, drives, gauges, recorder
 from testbed.clock import Clock
-from testbed.errors import HostError, TestbedError
+from testbed.errors import HostError
 from testbed.guest import Guest
 from testbed.hardware.throttle import read_back
 
@@ -29,8 +26,6 @@ _WAYS = ("rd", "wr", "flush")
 BOUNDARIES_NS = tuple(number * 10**power for power in range(4, 10) for number in (5, 10, 20))
 # Nobody asks any longer.
 _IDLE_S = 5.0
-# An answer takes about a millisecond, unless QEMU stands still.
-_ENDING_S = 2.0
 
 
 class Sampler:
@@ -111,37 +106,9 @@ async def sampling(guest: Guest, every_s: float | None = None) -> AsyncIterator[
     if every_s is None:
         yield
         return
-    writer = _Writer(await Sampler.start(guest), every_s, guest.order.evidence / LOG)
-    writer.start()
+    sampler = await Sampler.start(guest)
     try:
-        yield
+        async with recorder.writing_from_thread(sampler.read, guest.poller.close, every_s, guest.order.evidence / LOG):
+            yield
     finally:
-        writer.stop.set()
-        await asyncio.to_thread(writer.join, _ENDING_S)
-        if writer.is_alive():
-            guest.poller.close()
-            await asyncio.to_thread(writer.join)
         guest.poller.rest()
-    if writer.failure is not None:
-        raise writer.failure
-
-
-class _Writer(threading.Thread):
-    """Writes samples until it is stopped, or the guest is lost, which is said elsewhere; any other `failure` is kept."""
-
-    def __init__(self, sampler: Sampler, every_s: float, file: Path) -> None:
-        super().__init__(name="samples", daemon=True)
-        self._sampler, self._every_s, self._file = sampler, every_s, file
-        self.stop = threading.Event()
-        self.failure: Exception | None = None
-
-    def run(self) -> None:
-        try:
-            with self._file.open("a") as log, contextlib.suppress(TestbedError):
-                due = time.monotonic()
-                while not self.stop.wait(due - time.monotonic()):
-                    log.write(json.dumps(self._sampler.read()) + "\n")
-                    log.flush()
-                    due = max(due + self._every_s, time.monotonic())
-        except Exception as error:  # it is raised by whoever waits for this thread
-            self.failure = error

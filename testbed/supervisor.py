@@ -281,8 +281,8 @@ class Keeper:
         """A shell on the serial console, of so many `rows` and `columns`."""
         guest = self._ready()
         async with self._agent:
-            guest.agent.say("shell", rows=str(int(asked["rows"])), columns=str(int(asked["columns"])))
-            await guest.wait(guest.agent.expect("shell"), guest.order.deadlines.command_s)
+            size = {"rows": str(int(asked["rows"])), "columns": str(int(asked["columns"]))}
+            await guest.wait(guest.agent.exchange("shell", "shell", **size), guest.order.deadlines.command_s)
         return {}
 
 

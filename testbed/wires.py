@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import time
 from collections import deque
@@ -123,28 +124,61 @@ class Agent:
         self._guest = guest
         self._reader: asyncio.StreamReader | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._turn = asyncio.Lock()
+        self._turns = itertools.count()
 
     async def connect(self, path: Path) -> None:
         self._reader, self._writer = await _connect(path)
+
+    async def ask(self, verb: str, **words: str) -> tuple[tuple[str, ...], str]:
+        """Ask something that is answered in several lines, the last of which begins with `verb`: those before it, and what that one says.
+
+        One at a time; an answer to somebody who has stopped waiting is not taken for one to the next.
+
+        :raise GuestError: the agent says that it failed. :raise WireBroken: the wire is closed.
+        """
+        async with self._turn:
+            mark = f"turn={next(self._turns)}"
+            self.say(f"{verb} {mark}", **words)
+            lines: list[str] = []
+            while True:
+                said, _, rest = (line := await self._line(verb)).partition(" ")
+                if said != verb:
+                    lines.append(line)
+                elif rest.split(" ", 1)[0] == mark:
+                    return tuple(lines), rest
+                else:
+                    lines.clear()
+
+    async def exchange(self, verb: str, answer: str, **words: str) -> str:
+        """Say one line and wait for the one that answers it; see `expect`."""
+        async with self._turn:
+            self.say(verb, **words)
+            return await self.expect(answer)
 
     async def expect(self, word: str) -> str:
         """Wait for a line that begins with `word`, and return the rest of it.
 
         :raise GuestError: the agent says that it failed. :raise WireBroken: the wire is closed.
         """
-        assert self._reader is not None
         while True:
-            try:
-                line = (await self._reader.readline()).decode(errors="replace")
-            except (ValueError, OSError) as error:
-                raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got {error}") from error
-            if not line:
-                raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got the end of the wire")
-            verb, _, rest = console.clean(line.rstrip()).partition(" ")
-            if verb == "failed":
-                raise GuestError(f"guest {self._guest}: agent: expected `{word}`, got a failure: {rest}")
+            verb, _, rest = (await self._line(word)).partition(" ")
             if verb == word:
                 return rest
+
+    async def _line(self, word: str) -> str:
+        """The next line, on the way to one that begins with `word`."""
+        assert self._reader is not None
+        try:
+            line = (await self._reader.readline()).decode(errors="replace")
+        except (ValueError, OSError) as error:
+            raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got {error}") from error
+        if not line:
+            raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got the end of the wire")
+        said = console.clean(line.rstrip(), _MAX_LINE_BYTES)
+        if said.startswith("failed "):
+            raise GuestError(f"guest {self._guest}: agent: expected `{word}`, got a failure: {said.removeprefix('failed ')}")
+        return said
 
     def say(self, verb: str, **words: str) -> None:
         """Send one line; values must not hold spaces."""

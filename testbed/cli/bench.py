@@ -15,6 +15,7 @@ from testbed.kernels import load_table
 from testbed.lab import open_lab
 from testbed.reach import Reach
 from testbed.report import live
+from testbed.store import runs
 from testbed.units import format_size
 
 bench = typer.Typer(no_args_is_help=True, help="How fast this machine is.", rich_markup_mode=None)
@@ -39,7 +40,9 @@ def disks(
     async def work() -> int:
         with live.progress(err, quiet=quiet) as progress:
             async with open_lab(progress, kernels=(spec,)) as lab:
-                found = await reach.measure(lab, await lab.kernel(spec), paths.new_run_folder(lab.folders.runs) / "bench", seconds=seconds)
+                folder = paths.new_run_folder(lab.folders.runs)
+                with runs.going_on(folder):
+                    found = await reach.measure(lab, await lab.kernel(spec), folder / "bench", seconds=seconds)
                 reach.keep(found, lab.folders.cache, lab.host)
         if as_json:
             print(json.dumps({kind: asdict(one) for kind, one in found.items()}))

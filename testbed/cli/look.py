@@ -1,4 +1,4 @@
-"""Verbs that look and change nothing: doctor, validate, plan, scenarios, report."""
+"""Verbs that look and change nothing: doctor, validate, plan, scenarios."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from testbed.errors import HostError, Problem, TopologyError, UsageError
 from testbed.host import Host
 from testbed.kernels import load_table
 from testbed.plan_text import described
-from testbed.report import catalogue, results, table
-from testbed.report.markdown import markdown as as_markdown
+from testbed.report import catalogue, table
 from testbed.scenarios import SCENARIOS, cases
 from testbed.store import kernel_files
 from testbed.topology import load, load_points
@@ -108,11 +107,3 @@ def scenarios_command(
         return
     for name, case in cases().items():
         print(f"{name}\t{case.scenario.claim}")
-
-
-@app.command("report")
-def report_command(
-    run: Annotated[str, typer.Argument(help="A run's folder, or its name, or `last`.")] = "last",
-) -> None:
-    """Print the results of an earlier run as Markdown."""
-    print(as_markdown(results.read(run, paths.folders().runs)), end="")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import RenderableType
@@ -19,18 +18,24 @@ from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app,
 from testbed.errors import UsageError
 from testbed.kernels import KernelTable, load_table
 from testbed.lab import Lab, open_lab
-from testbed.progress import Progress, Task
-from testbed.report import live, results, table
+from testbed.progress import Progress
+from testbed.report import artefacts, live, results, table
 from testbed.runner import Judge, Result
 from testbed.scenarios import select
 from testbed.scenarios.base import Case
+from testbed.store import cache, runs
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest, load
+from testbed.units import format_duration, parse_duration
 from testbed.verdict import EXIT_CODES, Gap, overall
+
+_SAMPLE = "500ms"
+_LEAST_SAMPLE_US = 50_000
 
 Names = Annotated[list[str] | None, typer.Argument(help="Scenarios, or their points; without any the main job's four.", show_default=False)]
 Quick = Annotated[bool, typer.Option("--quick", help="One point of each scenario.")]
 Full = Annotated[bool, typer.Option("--full", help="Every point of every scenario.")]
+Sample = Annotated[str, typer.Option("--sample", help="How often to write down what disks and control groups count, for plots; or off.")]
 Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Run each case so many times; the gravest verdict counts.")]
 
 
@@ -45,6 +50,7 @@ class _Wanted:
     cold: bool
     quiet: bool
     as_json: bool
+    sample_s: float | None
 
 
 @app.command()
@@ -57,6 +63,7 @@ def compare(
     repeat: Repeat = 1,
     topology: TopologyOption = None,
     cold: Cold = False,
+    sample: Sample = _SAMPLE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,6 +76,7 @@ def compare(
         cold=cold,
         quiet=quiet,
         as_json=as_json,
+        sample_s=_sample_s(sample),
         kernels={"base": base or known.base, "patched": patched or known.patched},
     )
     run_async(_run(wanted, lambda kernels: runner.pair, table.results_table))
@@ -84,6 +92,7 @@ def run(
     repeat: Repeat = 1,
     topology: TopologyOption = None,
     cold: Cold = False,
+    sample: Sample = _SAMPLE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -98,6 +107,7 @@ def run(
         cold=cold,
         quiet=quiet,
         as_json=as_json,
+        sample_s=_sample_s(sample),
         kernels={"kernel": kernel or _kernel_table().patched},
     )
 
@@ -116,6 +126,7 @@ def matrix(
     repeat: Repeat = 1,
     topology: TopologyOption = None,
     cold: Cold = False,
+    sample: Sample = _SAMPLE,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -130,6 +141,7 @@ def matrix(
         cold=cold,
         quiet=quiet,
         as_json=as_json,
+        sample_s=_sample_s(sample),
         kernels={name: name for name in names},
     )
     run_async(
@@ -143,37 +155,63 @@ async def _run(
     show: Callable[[tuple[Result, ...], dict[str, KernelFiles]], RenderableType],
 ) -> int:
     """Open the lab, run, write, print; the exit code."""
-    with live.progress(err, quiet=wanted.quiet) as progress:
+    with live.progress(err, quiet=wanted.quiet, as_json=wanted.as_json) as progress:
         async with open_lab(progress, kernels=tuple(wanted.kernels.values()), cold=wanted.cold) as lab:
             kernels = {side: await lab.kernel(spec) for side, spec in wanted.kernels.items()}
             folder = paths.new_run_folder(lab.folders.runs)
             _announce(lab, kernels, wanted.model, progress)
-            with contextlib.ExitStack() as bars:
+            with runs.going_on(folder), live.Watch(progress, err, len(wanted.cases) * wanted.repeat) as watch:
                 job = runner.Job(
                     lab=lab,
                     cases=wanted.cases,
                     model=wanted.model,
                     kernels=kernels,
                     folder=folder,
-                    on_step=_steps(progress, bars),
-                    on_result=lambda result: progress.note(f"{result.case.name}: {result.judgement.verdict.value}"),
+                    on_step=watch.step,
+                    on_result=lambda one: watch.result(one.case.name, one.attempt, one.judgement.verdict, one.judgement.reason),
                     repeat=wanted.repeat,
+                    sample_s=wanted.sample_s,
                 )
                 started = time.monotonic()
                 finished = await runner.run(job, judge(kernels))
                 took_s = time.monotonic() - started
+                document = _write(lab, wanted, kernels, finished, took_s, folder)
     verdict = overall(tuple(result.judgement.verdict for result in finished))
-    document = results.document(folder, verdict, sys.argv, lab.host, lab.image, kernels, finished, took_s)
-    results.write(document, folder)
     if wanted.as_json:
         print(json.dumps(document))
+        watch.end(verdict, folder, EXIT_CODES[verdict])
     else:
         out.print(show(finished, kernels))
         table.show_losses(finished, out)
         out.print(f"{took_s:.0f} s for {document['guest_seconds']:.0f} s of guests", highlight=False)
-        out.print(f"verdict: {verdict.value}", highlight=False)
-        print(folder)
+        print(live.last_line(verdict.value, folder))
     return EXIT_CODES[verdict]
+
+
+def _write(
+    lab: Lab, wanted: _Wanted, kernels: dict[str, KernelFiles], finished: tuple[Result, ...], took_s: float, folder: Path
+) -> dict[str, Any]:
+    """The run's files; returns what results.json says."""
+    verdict = overall(tuple(result.judgement.verdict for result in finished))
+    qemu_sha256 = cache.file_sha256(Path(lab.host.qemu.path))
+    document = results.document(
+        folder, verdict, sys.argv, lab.host, lab.image, kernels, finished, took_s, model=wanted.model, qemu_sha256=qemu_sha256
+    )
+    artefacts.write(document, folder)
+    return document
+
+
+def _sample_s(text: str) -> float | None:
+    """:raise UsageError: it is no duration that samples can be taken at."""
+    if text == "off":
+        return None
+    try:
+        microseconds = parse_duration(text)
+    except ValueError as error:
+        raise UsageError(f"--sample {text}: {error}, or off") from error
+    if microseconds < _LEAST_SAMPLE_US:
+        raise UsageError(f"--sample {text}: expected at least {format_duration(_LEAST_SAMPLE_US)}, or off")
+    return microseconds / 1e6
 
 
 def _kernel_table() -> KernelTable:
@@ -188,24 +226,6 @@ def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, progress:
         progress.note(beyond)
     for side, kernel in kernels.items():
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")
-
-
-def _steps(progress: Progress, bars: contextlib.ExitStack) -> runner.OnStep:
-    """Shows each scenario's guests as they go."""
-    shown: dict[tuple[str, str], tuple[contextlib.ExitStack, Task]] = {}
-
-    def on_step(scenario: str, side: str, step: str) -> None:
-        key = (scenario, side)
-        if key not in shown:
-            own = bars.enter_context(contextlib.ExitStack())
-            shown[key] = (own, own.enter_context(progress.task(f"{scenario} on {side}")))
-        own, task = shown[key]
-        if step == "done":
-            own.close()
-        else:
-            task.update(detail=step)
-
-    return on_step
 
 
 def _only_guest(file: Path | None) -> Guest:

@@ -31,6 +31,7 @@ _LOGS = {
     "stages": "stages.jsonl",
     "timeline": "timeline.jsonl",
     "samples": "samples.jsonl",
+    "cgroups": "cgroups.jsonl",
     "dmesg": "dmesg.txt",
 }
 _DOWN_S = 90.0

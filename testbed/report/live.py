@@ -1,17 +1,30 @@
-"""What a person sees while something runs: progress bars on a terminal, plain lines elsewhere. All of it goes to standard error."""
+"""What is told while something runs: bars on a terminal, plain lines elsewhere, and objects of JSON for programs, one a line.
+
+All of it goes to standard error. An event of JSON has `event`, `monotonic_s` and `time_s` (since 1970), and by its kind:
+    task      `title` and `state`: started, going on (with `fraction`, 0 to 1, or None, and `detail`), done
+    note      `text`
+    stage     of a guest: `guest`, `case`, `kernel` (as the results call it) and `stage`, what it waits for or does
+    result    of a case: `case`, `attempt`, `verdict`, `reason`
+    end       the last one: `verdict`, `folder`, `exit_code`
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
+from rich.text import Text
 
 from testbed.progress import Progress, Silent, Task
+from testbed.verdict import Verdict
 
 
 class _Bar:
@@ -92,11 +105,110 @@ class Plain:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
+class Events:
+    """One JSON object a line."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def tell(self, event: str, **words: object) -> None:
+        line = {"event": event, "monotonic_s": round(time.monotonic(), 6), "time_s": round(time.time(), 3), **words}
+        self._console.file.write(json.dumps(line) + "\n")
+        self._console.file.flush()
+
+    @contextmanager
+    def task(self, title: str) -> Iterator[Task]:
+        self.tell("task", title=title, state="started")
+        yield _Told(self, title)
+        self.tell("task", title=title, state="done")
+
+    def note(self, text: str) -> None:
+        self.tell("note", text=text)
+
+
+class _Told:
+    def __init__(self, events: Events, title: str) -> None:
+        self._events, self._title = events, title
+
+    def update(self, *, fraction: float | None = None, detail: str = "") -> None:
+        self._events.tell("task", title=self._title, state="going on", fraction=fraction, detail=detail)
+
+
+class Watch:
+    """Tells of the guests of a run as they go, and of each case's verdict as it comes. `total`: how many results there will be."""
+
+    def __init__(self, progress: Progress, console: Console, total: int) -> None:
+        self._progress, self._console, self._total = progress, console, total
+        self._events = progress if isinstance(progress, Events) else None
+        self._open = contextlib.ExitStack()
+        self._guests: dict[tuple[str, str], tuple[contextlib.ExitStack, Task]] = {}
+        self._whole: Task | None = None
+        self._count = 0
+
+    def __enter__(self) -> Watch:
+        if isinstance(self._progress, Terminal):
+            self._whole = self._open.enter_context(self._progress.task("cases"))
+            self._whole.update(fraction=0.0, detail=f"0 of {self._total}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def step(self, case: str, side: str, step: str) -> None:
+        """One of the run's guests does something else now."""
+        guest = f"{case} on {side}"
+        if self._events is not None:
+            self._events.tell("stage", guest=guest, case=case, kernel=side, stage=step)
+            return
+        key = (case, side)
+        if key not in self._guests:
+            own = self._open.enter_context(contextlib.ExitStack())
+            self._guests[key] = (own, own.enter_context(self._progress.task(guest)))
+        own, task = self._guests[key]
+        if step == "done":
+            own.close()
+            del self._guests[key]
+        else:
+            task.update(detail=step)
+
+    def result(self, case: str, attempt: int, verdict: Verdict, reason: str) -> None:
+        """A case has its verdict."""
+        self._count += 1
+        first = reason.partition("\n")[0]
+        if self._events is not None:
+            self._events.tell("result", case=case, attempt=attempt, verdict=verdict.value, reason=reason)
+        elif not isinstance(self._progress, Silent):
+            line = Text.assemble((f"{verdict.value:7}", STYLES[verdict]), f" {case}: {first}")
+            self._console.print(line, highlight=False, soft_wrap=True)
+        if self._whole is not None:
+            self._whole.update(fraction=self._count / self._total, detail=f"{self._count} of {self._total}")
+
+    def end(self, verdict: Verdict, folder: Path, exit_code: int) -> None:
+        if self._events is not None:
+            self._events.tell("end", verdict=verdict.value, folder=str(folder), exit_code=exit_code)
+
+
+STYLES = {
+    Verdict.PASS: "bold green",
+    Verdict.FAIL: "bold red",
+    Verdict.INVALID: "bold yellow",
+    Verdict.SKIP: "cyan",
+    Verdict.INFRA: "bold magenta",
+}
+
+
+def last_line(verdict: str, folder: Path) -> str:
+    """The last line of a run and of a report of it, wherever it is printed."""
+    return f"verdict: {verdict} {folder}"
+
+
 @contextmanager
-def progress(console: Console, *, quiet: bool = False) -> Iterator[Progress]:
+def progress(console: Console, *, quiet: bool = False, as_json: bool = False) -> Iterator[Progress]:
     """The right one of them for where `console` goes."""
     if quiet:
         yield Silent()
+    elif as_json:
+        yield Events(console)
     elif console.is_terminal:
         with Terminal(console).running() as terminal:
             yield terminal

@@ -8,12 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from testbed import __version__
 from testbed.console import Kind
-from testbed.errors import HostError, UsageError
+from testbed.errors import UsageError
 from testbed.host import Host
+from testbed.report import schema
 from testbed.runner import Result, Side
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
+from testbed.topology.model import Guest, Topology
 from testbed.verdict import Evidence, Verdict, gravest
 
 
@@ -26,10 +31,18 @@ def document(
     kernels: dict[str, KernelFiles],
     results: tuple[Result, ...],
     took_s: float,
+    *,
+    model: Guest | None = None,
+    qemu_sha256: str = "",
 ) -> dict[str, Any]:
-    """What `results.json` says; `took_s`: of all scenarios, beside which `guest_seconds` is the sum of their guests' times."""
+    """What `results.json` says; `took_s`: of all scenarios, beside which `guest_seconds` is the sum of their guests' times.
+
+    `model`: the topology's guest; `qemu_sha256`: of QEMU's program.
+    """
+    topology = Topology(version=1, guests={"g0": model}) if model is not None else None
     return {
         "version": 1,
+        "testbed": __version__,
         "run": folder.name,
         "verdict": verdict.value,
         "command": command,
@@ -38,6 +51,7 @@ def document(
             "cores": host.cores,
             "memory_bytes": host.memory_bytes,
             "qemu": host.qemu.version,
+            "qemu_sha256": qemu_sha256,
             "accelerator": host.accelerator,
         },
         "image": {"name": image.name, "sha256": image.sha256},
@@ -51,6 +65,7 @@ def document(
             }
             for side, kernel in kernels.items()
         },
+        "topology": topology.model_dump(mode="json", by_alias=True, exclude_defaults=True) if topology is not None else None,
         "took_s": round(took_s, 3),
         "guest_seconds": round(sum(side.took_s for result in results for side in result.sides.values()), 3),
         "scenarios": [_case(attempts, folder) for attempts in by_case(results)],
@@ -136,34 +151,40 @@ def _side(side: Side, folder: Path, expected_log: frozenset[Kind]) -> dict[str, 
     return said
 
 
-def write(document: dict[str, Any], folder: Path) -> None:
-    """:raise HostError: the disk is full or the folder is gone."""
-    path = folder / "results.json"
-    try:
-        path.write_text(json.dumps(document, indent=2) + "\n")
-    except OSError as error:
-        raise HostError(f"{path}: cannot be written: {error.strerror}") from error
+def text(document: dict[str, Any]) -> str:
+    """What the file holds."""
+    return json.dumps(document, indent=2) + "\n"
+
+
+def locate(run: str, runs: Path) -> Path:
+    """The folder of an earlier run: its name among `runs`, a path to it, or `last`.
+
+    :raise UsageError: `last`, and there is none with results.
+    """
+    if run != "last":
+        return Path(run) if (Path(run) / "results.json").is_file() else runs / run
+    newest = max((folder for folder in runs.iterdir() if (folder / "results.json").is_file()), default=None)
+    if newest is None:
+        raise UsageError(f"run last: expected a run with results in {runs}, there is none")
+    return newest
 
 
 def read(run: str, runs: Path) -> dict[str, Any]:
-    """The results of an earlier run: the name of its folder among `runs`, a path to it, or `last`.
+    """The results of an earlier run, named as `locate` does.
 
     :raise UsageError: there is no such run, or it has no results.
     """
-    if run == "last":
-        newest = max((folder for folder in runs.iterdir() if (folder / "results.json").is_file()), default=None)
-        if newest is None:
-            raise UsageError(f"run last: expected a run with results in {runs}, there is none")
-        folder = newest
-    else:
-        folder = Path(run) if (Path(run) / "results.json").is_file() else runs / run
-    path = folder / "results.json"
+    path = locate(run, runs) / "results.json"
     try:
         found = json.loads(path.read_text())
     except OSError as error:
         raise UsageError(f"run {run!r}: {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"run {run!r}: {path}: expected JSON: {error}") from error
-    if not isinstance(found, dict) or found.get("version") != 1 or "scenarios" not in found:
-        raise UsageError(f"run {run!r}: {path}: expected the results of a run, version 1")
-    return found
+    try:
+        schema.Document.model_validate(found)
+    except ValidationError as error:
+        said = error.errors()[0]
+        where = ".".join(str(step) for step in said["loc"])
+        raise UsageError(f"run {run!r}: {path}: expected the results of a run, version 1: {where}: {said['msg']}") from error
+    return dict(found)

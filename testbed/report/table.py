@@ -11,20 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from testbed.host import Host
+from testbed.report.live import STYLES
 from testbed.report.results import by_case, gravest_attempt, spread
 from testbed.runner import Result
 from testbed.store.kernel_files import KernelFiles
 from testbed.units import format_size
 from testbed.verdict import Evidence, Judgement, Measure, Verdict, gravest
-
-_STYLES = {
-    Verdict.PASS: "bold green",
-    Verdict.FAIL: "bold red",
-    Verdict.INVALID: "bold yellow",
-    Verdict.SKIP: "cyan",
-    Verdict.INFRA: "bold magenta",
-}
-
 
 # Narrower, and a reason's words stand one below the other: then each case is a paragraph instead of a row.
 _TABLE_FROM = 120
@@ -106,7 +98,7 @@ def matrix_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -
 
 
 def _styled(verdict: Verdict) -> tuple[str, str]:
-    return verdict.value, _STYLES[verdict]
+    return verdict.value, STYLES[verdict]
 
 
 def _reason(judgement: Judgement) -> str:

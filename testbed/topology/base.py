@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
 from testbed.units import parse_duration, parse_size
 
@@ -32,7 +32,13 @@ _DURATION_SCHEMA: dict[str, Any] = {
     "description": "a number with us, ms, s or min",
 }
 # In microseconds.
-Duration = Annotated[int, BeforeValidator(parse_duration), Field(ge=0, le=600_000_000), WithJsonSchema(_DURATION_SCHEMA)]
+Duration = Annotated[
+    int,
+    BeforeValidator(parse_duration),
+    Field(ge=0, le=600_000_000),
+    WithJsonSchema(_DURATION_SCHEMA),
+    PlainSerializer(lambda microseconds: f"{microseconds}us", when_used="json"),
+]
 # A disk's serial is this name with "tb-" before it, and serials hold 20 characters.
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
 # What stands in an option or a command line: printable, and bounded.

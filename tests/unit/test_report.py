@@ -9,60 +9,15 @@ from rich.console import Console
 from testbed import paths
 from testbed.console import Finding, Kind
 from testbed.errors import UsageError
-from testbed.kernels import Series
-from testbed.report import live, results, table
+from testbed.report import artefacts, live, results, table
 from testbed.report.markdown import markdown
-from testbed.runner import Result, Side, slots
-from testbed.scenarios import cases
+from testbed.runner import Result, slots
 from testbed.store.image import Image
-from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest
 from testbed.units import GIB
-from testbed.verdict import Balance, Control, Evidence, Gap, Judgement, Lost, Measure, Verdict, judge_pair
+from testbed.verdict import Balance, Evidence, Judgement, Verdict, judge_pair
+from tests.unit.outcomes import KERNELS, lost, passed
 from tests.unit.values import host
-
-
-def kernel(name: str) -> KernelFiles:
-    return KernelFiles(
-        name=name,
-        series=Series.AFTER,
-        release=f"{name}-cloud",
-        origin="o",
-        sha256="s",
-        folder=Path("/k"),
-        early_modules=(),
-        has_modules=True,
-    )
-
-
-KERNELS = {"base": kernel("5.10"), "patched": kernel("6.1")}
-
-
-def side(claim: Gap, folder: Path) -> Side:
-    evidence = Evidence(
-        claim=claim,
-        reason="so",
-        measures=(Measure(name="disk reads", value=33554432, unit="bytes", source="query-blockstats"),),
-        controls=(Control(name="c", expected="x", got="x", holds=True),),
-    )
-    finding = Finding(kind=Kind.OOM, seconds=1.5, text="dd invoked oom-killer")
-    return Side(outcome=evidence, findings=(finding,), evidence=folder / "guests" / "g", took_s=1.0, ready_after_s=0.5)
-
-
-def passed(folder: Path) -> Result:
-    sides = {"base": side(Gap.OPEN, folder), "patched": side(Gap.CLOSED, folder)}
-    return Result(case=cases()["gate"], attempt=1, sides=sides, judgement=judge_pair(sides["base"].outcome, sides["patched"].outcome))
-
-
-def lost(folder: Path) -> Result:
-    outcome = Lost(why="guest g0: ready: panic [red]on[/red] its console\n    | \x1b[2J")
-    gone = Side(outcome=outcome, findings=(), evidence=folder / "guests" / "h", took_s=1.0, ready_after_s=0.0)
-    return Result(
-        case=cases()["oom-tmpfs"],
-        attempt=1,
-        sides={"base": gone, "patched": gone},
-        judgement=Judgement(verdict=Verdict.INFRA, reason=outcome.why),
-    )
 
 
 def shown(of: tuple[Result, ...], width: int = 140) -> str:
@@ -76,7 +31,7 @@ def test_results_are_json_with_units_and_sources(tmp_path: Path) -> None:
     image = Image(name="bookworm", sha256="i", folder=Path("/i"))
     both = (passed(tmp_path), lost(tmp_path))
     document = results.document(tmp_path, Verdict.PASS, ["testbed", "compare"], host(), image, KERNELS, both, 3.0)
-    results.write(document, tmp_path)
+    artefacts.write(document, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["run"] == tmp_path.name and read["verdict"] == "PASS" and set(read["kernels"]) == {"base", "patched"}
     gate, oom = read["scenarios"]
@@ -170,7 +125,7 @@ def test_a_run_is_read_again_as_markdown_that_nobody_breaks_out_of(tmp_path: Pat
     evil = passed(folder)
     evil = replace(evil, judgement=replace(evil.judgement, reason="a | b <script>\nmore"))
     document = results.document(folder, Verdict.PASS, ["testbed", "compare", "a b"], host(), image, KERNELS, (evil, lost(folder)), 3.0)
-    results.write(document, folder)
+    artefacts.write(document, folder)
     text = markdown(results.read("last", tmp_path))
     assert "    ./tb compare 'a b'" in text and "| gate | disk reads" in text and "a \\| b &lt;script>" in text and "more" not in text
     assert results.read(str(folder), tmp_path) == results.read(folder.name, tmp_path) == document

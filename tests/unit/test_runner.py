@@ -32,8 +32,8 @@ class Recorder:
         self.beside: dict[str, int] = {}
 
     @contextlib.asynccontextmanager
-    async def guest(self, name: str, model: GuestModel, kernel: Any, evidence: Path) -> AsyncIterator[Any]:
-        del name, model, kernel
+    async def guest(self, name: str, model: GuestModel, kernel: Any, evidence: Path, on_state: Any) -> AsyncIterator[Any]:
+        del name, model, kernel, on_state
 
         async def script(*_: object, **__: object) -> SimpleNamespace:
             return SimpleNamespace(stdout="")

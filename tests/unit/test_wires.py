@@ -91,3 +91,19 @@ async def test_what_follows_an_oops_is_waited_for_and_nothing_else(tmp_path: Pat
         assert "splat+0x1" in (tmp_path / "console.log").read_text()
         writer.close()
         await console.close()
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_another(tmp_path: Path) -> None:
+    async with peer(tmp_path / "agent") as connected, asyncio.timeout(10):
+        agent = Agent("g0")
+        await agent.connect(tmp_path / "agent")
+        reader, writer = await connected.get()
+        first = asyncio.create_task(agent.ask("counts"))
+        assert (await reader.readline()) == b"counts turn=0\n"
+        first.cancel()
+        second = asyncio.create_task(agent.ask("counts", fresh="1"))
+        assert (await reader.readline()) == b"counts turn=1 fresh=1\n"
+        writer.write(b"group name=61 file=1\ncounts turn=0 uptime_ns=5\ngroup name=62 file=2\ncounts turn=1 uptime_ns=6\n")
+        assert await second == (("group name=62 file=2",), "turn=1 uptime_ns=6")
+        agent.close()
+        writer.close()

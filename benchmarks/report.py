@@ -1,0 +1,73 @@
+"""The report of many cases: how long it takes to write, how large it is, and how long a browser takes to open it.
+
+The cases are those of a real run, repeated; what is plotted is read from its evidence again for each of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from testbed.report import artefacts, results
+from testbed.units import MIB
+
+
+async def _run(state: Path) -> Path:
+    """A new run of two short scenarios; its folder."""
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "testbed", "compare", "oom-tmpfs", "read/nvme/ext4", "--json", "--quiet"),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "TESTBED_STATE": str(state)},
+    )
+    out, _ = await child.communicate()
+    return state / "runs" / str(json.loads(out)["run"])
+
+
+def repeated(document: dict[str, Any], count: int) -> dict[str, Any]:
+    """The same results with so many cases."""
+    cases = document["scenarios"]
+    many = [{**cases[number % len(cases)], "name": f"{cases[number % len(cases)]['name']}/{number}"} for number in range(count)]
+    return {**document, "scenarios": many}
+
+
+async def measure(*, cases: int, opens: int) -> list[dict[str, Any]]:
+    """A row for each number of cases."""
+    rows = []
+    with tempfile.TemporaryDirectory() as state:
+        folder = await _run(Path(state))
+        document = results.read(str(folder), folder.parent)
+        for count in (len(document["scenarios"]), cases):
+            many = repeated(document, count)
+            started = time.monotonic()
+            artefacts.write(many, folder)
+            written_s = time.monotonic() - started
+            opened = [await opened_s(folder / artefacts.PAGE) for _ in range(opens)]
+            rows.append(
+                {
+                    "cases": count,
+                    "written_s": round(written_s, 2),
+                    "report_mib": round((folder / artefacts.PAGE).stat().st_size / MIB, 2),
+                    "opened_s": round(statistics.median(opened), 2),
+                    "slowest_s": round(max(opened), 2),
+                }
+            )
+    return rows
+
+
+async def opened_s(page: Path) -> float:
+    """From the address to the end of loading and the first picture, in a browser of its own that is there already."""
+    from tests.browser.chromium import browser
+
+    async with browser() as started:
+        opened = await started.new_page()
+        began = time.monotonic()
+        await opened.goto(page.as_uri(), wait_until="load")
+        await opened.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return time.monotonic() - began

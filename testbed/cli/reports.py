@@ -1,0 +1,168 @@
+"""Verbs for runs that are over: report, runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import webbrowser
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from testbed import paths, vms
+from testbed.cli.app import Json, app, err, out
+from testbed.errors import TestbedError, UsageError
+from testbed.report import artefacts, diff, live, results, schema
+from testbed.report.guests import age
+from testbed.store import runs as store
+from testbed.store.runs import Run
+from testbed.units import format_size, parse_size
+
+_FORMATS = ", ".join(artefacts.FORMATS)
+_AGE = re.compile(r"(\d{1,6})\s*(s|min|h|d|w)")
+_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
+
+
+@app.command("report")
+def report_command(
+    run: Annotated[
+        list[str] | None, typer.Argument(metavar="RUN", help="A run's folder, or its name, or `last`; two of them for --diff.")
+    ] = None,
+    kind: Annotated[str, typer.Option("--format", "-f", help=f"One of {_FORMATS}.")] = "markdown",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it into this file instead of printing it.")] = None,
+    show: Annotated[bool, typer.Option("--open", help="Make the page again from the run's results, and open it in a browser.")] = False,
+    between: Annotated[
+        bool, typer.Option("--diff", help="What changed from the first run to the second, beyond noise; exits 1 if anything did.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the results of an earlier run, as Markdown or in another format; or what changed between two."""
+    named, there = run or ["last"], paths.folders().runs
+    if between:
+        _diff(named, there, as_json)
+        return
+    if len(named) != 1:
+        raise UsageError(f"report: expected one run, or --diff and two, got {', '.join(named)}")
+    if kind not in artefacts.FORMATS:
+        raise UsageError(f"--format {kind}: expected one of {_FORMATS}")
+    document, folder = results.read(named[0], there), results.locate(named[0], there)
+    if show:
+        page = (folder / artefacts.PAGE).resolve()
+        artefacts.keep(artefacts.FORMATS["html"](document, folder), page)
+        if not webbrowser.open(page.as_uri()):
+            err.print(f"no browser could be started; the page is {page}", markup=False, highlight=False, soft_wrap=True)
+    else:
+        text = artefacts.FORMATS["json" if as_json else kind](document, folder)
+        if output is not None:
+            try:
+                output.write_text(text, encoding="utf-8", errors="replace")
+            except OSError as error:
+                raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
+        else:
+            sys.stdout.write(text)
+    err.print(live.last_line(document["verdict"], folder), markup=False, highlight=False, soft_wrap=True)
+
+
+def _diff(named: list[str], there: Path, as_json: bool) -> None:
+    if len(named) != 2:
+        raise UsageError(f"report --diff: expected two runs, got {', '.join(named)}")
+    found = diff.compare(*(results.read(one, there) for one in named))
+    print(json.dumps(found) if as_json else diff.text(found), end="\n" if as_json else "")
+    sys.exit(int(diff.changed(found)))
+
+
+@app.command("schema")
+def schema_command() -> None:
+    """Print the JSON Schema of results.json; that of topology files is topologies/schema.json."""
+    print(schema.json_schema(), end="")
+
+
+@app.command("runs")
+def runs_command(
+    prune: Annotated[bool, typer.Option("--prune", help="Remove runs, as the options below say.")] = False,
+    older_than: Annotated[str | None, typer.Option("--older-than", help="Those that began so long ago, such as 30d, 12h or 2w.")] = None,
+    larger_than: Annotated[
+        str | None, typer.Option("--larger-than", help="The oldest, until all together are no larger, such as 5G.")
+    ] = None,
+    keep: Annotated[int, typer.Option("--keep", min=0, help="But never so many of the newest.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List earlier runs: when, verdict, command, cases, size; or remove old ones. One that is going on is never removed."""
+    folders = paths.folders()
+    if not prune and (older_than or larger_than or keep or dry_run):
+        raise UsageError("runs: --older-than, --larger-than, --keep and --dry-run go with --prune")
+    if prune and older_than is None and larger_than is None and not keep:
+        raise UsageError("runs --prune: expected --older-than, --larger-than or --keep, which say what may go")
+    found = store.every(folders.runs, [Path(vm.record.evidence) for vm in vms.every(folders)])
+    if not prune:
+        _show(found, as_json, "runs")
+        return
+    seconds = _age_s(older_than) if older_than is not None else (0.0 if larger_than is None else None)
+    largest = _size_bytes(larger_than) if larger_than is not None else None
+    chosen = store.superfluous(found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep)
+    failures = [] if dry_run else _remove(chosen, folders.runs)
+    _show(tuple(run for run in chosen if run not in failures), as_json, "would_be_removed" if dry_run else "removed")
+    if failures:
+        sys.exit(2)
+
+
+def _remove(chosen: tuple[Run, ...], runs: Path) -> list[Run]:
+    """Those that could not be removed, each with its reason told."""
+    failures = []
+    for run in chosen:
+        try:
+            store.remove(run, runs)
+        except TestbedError as error:
+            err.print(f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
+            failures.append(run)
+    return failures
+
+
+def _age_s(text: str) -> float:
+    found = _AGE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"--older-than {text}: expected an age such as 30d, 12h or 2w")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+def _size_bytes(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise UsageError(f"--larger-than {text}: {error}") from error
+
+
+def _show(found: tuple[Run, ...], as_json: bool, what: str) -> None:
+    if as_json:
+        print(json.dumps({what: [_plain(run) for run in found], "size_bytes": sum(run.size_bytes for run in found)}))
+        return
+    table = Table(box=None, pad_edge=False)
+    for column in ("run", "ago", "verdict", "cases", "size", "command"):
+        table.add_column(column, no_wrap=column != "command", overflow="fold", justify="right" if column in ("cases", "size") else "left")
+    for run in found:
+        ago = age((datetime.now(UTC) - run.at).total_seconds())
+        state = "going on" if run.going_on else run.verdict or "no results"
+        table.add_row(run.folder.name, ago, state, str(run.cases or ""), format_size(run.size_bytes), " ".join(run.command))
+    if found:
+        out.print(table)
+    said = what.replace("_", " ")
+    total = format_size(sum(run.size_bytes for run in found))
+    err.print(f"{len(found)} {said}, {total}" if what != "runs" else f"{len(found)} runs, {total}", highlight=False)
+
+
+def _plain(run: Run) -> dict[str, object]:
+    return {
+        "run": run.folder.name,
+        "folder": str(run.folder),
+        "at": run.at.isoformat(),
+        "verdict": run.verdict or None,
+        "command": list(run.command),
+        "cases": run.cases,
+        "size_bytes": run.size_bytes,
+        "going_on": run.going_on,
+    }

@@ -1,0 +1,101 @@
+"""Writes samples into a file, a line of JSON each, while something else goes on; a guest that is lost keeps what was written until then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import TestbedError
+
+Sample = Callable[[], Awaitable[dict[str, Any]]]
+# How long the last sample may take, which is asked for when what went on is over.
+_LAST_S = 5.0
+
+
+@contextlib.asynccontextmanager
+async def writing(sample: Sample, every_s: float, file: Path, *, most_share: float = 1.0) -> AsyncIterator[None]:
+    """A sample at once, then so often, and a last one at the end, unless that came by an error.
+
+    `most_share`: of the time that may pass in waiting for samples; where they take longer, they are taken less often.
+    """
+    over = asyncio.Event()
+    task = asyncio.create_task(_write(sample, every_s, most_share, file, over))
+    try:
+        yield
+        over.set()
+        await asyncio.wait({task}, timeout=_LAST_S)
+    finally:
+        task.cancel()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+    if isinstance(ended, Exception):
+        raise ended
+
+
+async def _write(sample: Sample, every_s: float, most_share: float, file: Path, over: asyncio.Event) -> None:
+    due = time.monotonic()
+    with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
+        while True:
+            last, began = over.is_set(), time.monotonic()
+            log.write(json.dumps(await sample()) + "\n")
+            log.flush()
+            if last:
+                return
+            now = time.monotonic()
+            due = next_due(due, began, now, every_s, most_share)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), due - now)
+
+
+def next_due(due: float, began: float, ended: float, every_s: float, most_share: float) -> float:
+    """When the next sample is taken after one that was due, began and ended then; none is made up for."""
+    return max(due + every_s, began + (ended - began) / most_share, ended)
+
+
+@contextlib.asynccontextmanager
+async def writing_from_thread(
+    read: Callable[[], dict[str, Any]], interrupt: Callable[[], None], every_s: float, file: Path
+) -> AsyncIterator[None]:
+    """The same by a thread, in which `read` may wait: that takes half the processor time. `interrupt` ends a wait of `read` that lasts."""
+    writer = _Writer(read, every_s, file)
+    writer.start()
+    try:
+        yield
+        writer.last = True
+    finally:
+        writer.over.set()
+        await asyncio.to_thread(writer.join, _LAST_S)
+        if writer.is_alive():
+            interrupt()
+            await asyncio.to_thread(writer.join)
+    if writer.failure is not None:
+        raise writer.failure
+
+
+class _Writer(threading.Thread):
+    """Writes until it is `over`, and then one sample more where that is the `last` one, or until the guest is lost."""
+
+    def __init__(self, read: Callable[[], dict[str, Any]], every_s: float, file: Path) -> None:
+        super().__init__(name="samples", daemon=True)
+        self._read, self._every_s, self._file = read, every_s, file
+        self.over, self.last = threading.Event(), False
+        self.failure: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            with self._file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
+                due = began = time.monotonic()
+                while not self.over.wait(due - began) or self.last:
+                    began = time.monotonic()
+                    log.write(json.dumps(self._read()) + "\n")
+                    log.flush()
+                    if self.over.is_set():
+                        return
+                    due, began = next_due(due, began, time.monotonic(), self._every_s, 1.0), time.monotonic()
+        except Exception as error:  # it is raised by whoever waits for this thread
+            self.failure = error

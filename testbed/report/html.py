@@ -1,0 +1,181 @@
+"""A run's `report.html`: one file that needs nothing else, with plots of what was sampled while the scenarios ran.
+
+All text goes through the template's escaping. What the plots show, and the library that draws them, are compressed and in base64, in which
+nothing can end a script; the library is read when the first plot comes into view. The page's policy lets exactly its own two scripts run,
+and nothing be fetched.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import gzip
+import hashlib
+import importlib.util
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from pydantic import ValidationError
+
+from testbed import picture
+from testbed.errors import HostError
+from testbed.report import series, words
+from testbed.report.series import Recorded
+from testbed.topology.model import Topology
+
+_PAGE = Path(__file__).parent / "page"
+# Points of a line: enough for the eye where there are few scenarios, and all lines together a few megabytes where there are many.
+_MOST_POINTS, _LEAST_POINTS, _ALL_POINTS = 400, 20, 20_000
+# As many are shown open; more would be scrolled through.
+_OPEN_CASES = 6
+_LOGS = ("console.log", "dmesg.txt", "ssh.log", "qmp.jsonl", "stages.jsonl", "timeline.jsonl", "samples.jsonl", "cgroups.jsonl", "argv.txt")
+# Lines of a kernel's log that are shown, for each kernel and in all; the file has all of them.
+_MOST_LINES, _LEAST_LINES, _ALL_LINES = 40, 5, 10_000
+# In a report of more cases, each has a link to its folder, and not to every log in it.
+_LINKED_CASES = 200
+
+
+def html(document: dict[str, Any], folder: Path) -> str:
+    """The whole page; `folder` holds the evidence.
+
+    :raise HostError: the library that draws is not installed.
+    """
+    sides = list(document["kernels"])
+    cases = document["scenarios"]
+    points = max(_LEAST_POINTS, min(_MOST_POINTS, _ALL_POINTS // max(1, len(cases))))
+    script, library = (_PAGE / "report.js").read_text(), _library()
+    lines = max(_LEAST_LINES, min(_MOST_LINES, _ALL_LINES // (max(1, len(cases)) * len(sides))))
+    shown = [_case(number, case, sides, folder, points, lines) for number, case in enumerate(cases)]
+    judged = words.judged_alone(document)
+    return _template().render(
+        document=document,
+        sides=sides,
+        each=judged,
+        cases=shown,
+        open_all=len(cases) <= _OPEN_CASES,
+        title=words.title(document),
+        summary=words.summary(document),
+        counts=words.counts(document),
+        findings=words.balances(document),
+        command=shlex.join(["./tb", *document["command"][1:]]),
+        picture=_picture(document),
+        style=(_PAGE / "report.css").read_text(),
+        script=script,
+        library=library.packed,
+        policy=f"default-src 'none'; script-src {_hash(script)} {library.hash}; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'",
+    )
+
+
+def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, points: int, lines: int) -> dict[str, Any]:
+    evidence = {side: _inside(folder, case[side]["evidence"]) for side in sides}
+    recorded = {side: series.read(evidence[side], points) for side in sides}
+    plots = list(_plots(recorded))
+    return {
+        **case,
+        "id": f"case-{number}",
+        "by_side": [(side, case[side]) for side in sides],
+        "measures": words.measures(case, sides),
+        "controls": words.controls(case, sides),
+        "balances": words.balance_rows(case, sides),
+        "log": [line for side in sides for line in _log(side, case[side], recorded[side], lines)],
+        "log_left_out": sum(max(0, len(case[side]["console"]) - lines) for side in sides),
+        "files": [(side, _files(folder, there, whole=number < _LINKED_CASES)) for side, there in evidence.items()],
+        "plot_count": len(plots),
+        "plots": _packed(json.dumps(plots, separators=(",", ":"))) if plots else "",
+    }
+
+
+def _files(folder: Path, evidence: Path, *, whole: bool) -> list[tuple[str, str]]:
+    """The logs that are there, each with its path from the page; or only their folder."""
+    if not whole:
+        return [("its folder", str(evidence.relative_to(folder)))] if evidence.is_dir() else []
+    return [(log, str((evidence / log).relative_to(folder))) for log in _LOGS if (evidence / log).is_file()]
+
+
+def _inside(folder: Path, evidence: str) -> Path:
+    """A folder of evidence; one that is elsewhere is none of this run."""
+    found = folder / evidence
+    return found if found.resolve().is_relative_to(folder.resolve()) else folder / "guests" / "none"
+
+
+def _plots(recorded: dict[str, Recorded]) -> Iterator[dict[str, Any]]:
+    """One for each thing that is plotted, with all sides of it; `most` is the end of their common scale."""
+    titles = dict.fromkeys((plot["title"], plot["unit"]) for one in recorded.values() for plot in one.plots)
+    for title, unit in titles:
+        sides: list[dict[str, Any]] = []
+        for side, one in recorded.items():
+            nothing: dict[str, Any] = {"x": [], "lines": [], "left_out": 0}
+            plot = next((plot for plot in one.plots if plot["title"] == title), nothing)
+            kills = [list(kill) for kill in one.kills] if "memory" in title else []
+            sides.append({"side": side, **{key: plot[key] for key in ("x", "lines", "left_out")}, "marks": one.marks, "kills": kills})
+        tops = [value for one in sides for line in one["lines"] for value in line["y"] if value is not None]
+        ends = [x for one in sides for x in one["x"][-1:]]
+        yield {"title": title, "unit": unit, "sides": sides, "most": max(tops, default=0), "end": max(ends, default=0)}
+
+
+def _log(side: str, done: dict[str, Any], recorded: Recorded, lines: int) -> Iterator[dict[str, Any]]:
+    for line in done["console"][:lines]:
+        at = line["seconds"]
+        since = at - recorded.begin_s if at is not None and recorded.begin_s is not None else None
+        yield {**line, "side": side, "since": since}
+
+
+def _picture(document: dict[str, Any]) -> dict[str, str] | None:
+    """The run's topology as an image, in which nothing runs, and in words."""
+    try:
+        topology = Topology.model_validate(document["topology"]) if document.get("topology") else None
+    except ValidationError:
+        topology = None
+    if topology is None:
+        return None
+    drawn = base64.b64encode(picture.svg(topology).encode()).decode()
+    return {"data": f"data:image/svg+xml;base64,{drawn}", "words": words.topology(topology)}
+
+
+class _Library:
+    """plotly.js as a page carries it. It is shipped inside plotly's Python package, which itself takes a second to import."""
+
+    def __init__(self, source: bytes) -> None:
+        self.packed = _packed_bytes(source)
+        self.hash = _hash(source.decode())
+
+
+@functools.cache
+def _library() -> _Library:
+    found = importlib.util.find_spec("plotly")
+    file = Path(found.origin).parent / "package_data" / "plotly.min.js" if found is not None and found.origin else None
+    try:
+        if file is None:
+            raise FileNotFoundError(2, "plotly is not installed")
+        return _Library(file.read_bytes())
+    except OSError as error:
+        raise HostError(f"{file or 'plotly'}: cannot be read: {error.strerror}; install the testbed's Python packages again") from error
+
+
+def _packed(text: str) -> str:
+    return _packed_bytes(text.encode())
+
+
+def _packed_bytes(data: bytes) -> str:
+    # The same bytes each time: no time of day in the header.
+    return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
+
+
+def _hash(script: str) -> str:
+    """How a Content-Security-Policy names an inline script. The browser hashes what it has parsed, without carriage returns."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.replace(chr(13), '').encode()).digest()).decode()}'"
+
+
+@functools.cache
+def _template() -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(_PAGE)
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    environment.filters |= {"seconds": words.seconds, "first_line": words.first_line, "claim": words.claim}
+    return environment.get_template("report.html.j2")

@@ -1,0 +1,160 @@
+"""What `results.json` holds, as models; the JSON Schema that is published beside this file is made from them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+VerdictName = Literal["PASS", "FAIL", "INVALID", "SKIP", "INFRA"]
+
+
+class _Known(BaseModel):
+    """Later versions may add keys; a reader lets those pass that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Measure(_Known):
+    """One number. `source`: the file or command where it was read."""
+
+    value: float
+    unit: str
+    source: str
+
+
+class Control(_Known):
+    """A measurement whose outcome is known; one that does not hold makes the result INVALID."""
+
+    name: str
+    expected: str
+    got: str
+    holds: bool
+
+
+class Balance(_Known):
+    """The same bytes counted by the kernel (`accounted`) and by the device or in memory (`real`); `share`: the difference, 0 to 1."""
+
+    what: str
+    accounted: int
+    real: int
+    difference: int
+    share: float
+
+
+class Line(_Known):
+    """A line of the kernel's log that matters. `seconds` since boot; `expected`: it belongs to the scenario."""
+
+    kind: str
+    seconds: float | None
+    text: str
+    expected: bool
+
+
+class Side(_Known):
+    """One case on one kernel. `evidence`: its folder, from the run's. `claim`: whether the gap was seen; None without evidence.
+
+    `verdict` and `judgement`: this kernel's own, where it is not a pair that is judged.
+    """
+
+    took_s: float
+    guest_ready_after_s: float
+    evidence: str
+    console: list[Line]
+    claim: Literal["closed", "open", "unclear"] | None
+    reason: str
+    measures: dict[str, Measure]
+    controls: list[Control]
+    balances: list[Balance]
+    verdict: VerdictName | None = None
+    judgement: str | None = None
+
+
+class Attempt(BaseModel):
+    """One run of a case: its verdict, and each kernel's side by what `kernels` of the document calls it."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Side]
+
+    verdict: VerdictName
+    reason: str
+
+
+class Predicted(_Known):
+    base: str
+    patched: str
+
+
+class Spread(_Known):
+    min: float
+    median: float
+    max: float
+
+
+class Case(Attempt):
+    """A scenario at one of its points. Of several attempts it is the gravest; `spread`: by kernel and measure over all of them."""
+
+    name: str
+    scenario: str
+    claim: str
+    patches: list[int]
+    predicted: Predicted
+    source: str
+    pass_rate: float | None = None
+    spread: dict[str, dict[str, Spread]] | None = None
+    attempts: list[Attempt] | None = None
+
+
+class Kernel(_Known):
+    name: str
+    release: str
+    origin: str
+    sha256: str
+    series: Literal["before", "after", "unknown"]
+
+
+class HostFacts(_Known):
+    kernel: str
+    cores: int
+    memory_bytes: int
+    qemu: str
+    qemu_sha256: str = ""
+    accelerator: Literal["kvm", "tcg"]
+
+
+class ImageFacts(_Known):
+    name: str
+    sha256: str
+
+
+class Document(_Known):
+    """A run. `took_s`: of all scenarios; `guest_seconds`: the sum of their guests' times. `topology`: as its YAML file would say it."""
+
+    version: Literal[1]
+    testbed: str = ""
+    run: str
+    verdict: VerdictName
+    command: list[str]
+    host: HostFacts
+    image: ImageFacts
+    kernels: dict[str, Kernel] = Field(min_length=1)
+    topology: dict[str, Any] | None = None
+    took_s: float
+    guest_seconds: float
+    scenarios: list[Case]
+
+    @model_validator(mode="after")
+    def _every_case_has_every_kernel(self) -> Document:
+        for case in self.scenarios:
+            for attempt in (case, *(case.attempts or ())):
+                if lacking := self.kernels.keys() - (attempt.__pydantic_extra__ or {}).keys():
+                    raise ValueError(f"case {case.name}: expected a result on {', '.join(sorted(lacking))}")
+        return self
+
+
+def json_schema() -> str:
+    """The schema as it is published in `results.schema.json`."""
+    schema = Document.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"

@@ -1,0 +1,215 @@
+"""What was sampled while a scenario ran, as plots: rates and percentiles from the counters in a guest's folder of evidence.
+
+A plot is a JSON object: `title`, `unit`, and `lines`, each with its `name`, `dash` (writes are dashed), and `y` over the `x` of the plot,
+in seconds since sampling began. Counters only grow, so that leaving out samples makes rates coarser and loses nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from testbed import group_sampler, player, sampler
+from testbed.sampler import BOUNDARIES_NS
+from testbed.units import MIB
+
+Point = dict[str, Any]
+# More lines than that are not told apart; the busiest are drawn.
+_MOST_LINES = 8
+_LARGEST_FILE = 64 << 20
+_WAYS = (("rd", "read", ""), ("wr", "write", "dash"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """What was recorded of one guest. `begin_s`: its uptime when sampling began, 0 of all plots; `kills`: (seconds, group, how many)."""
+
+    begin_s: float | None
+    plots: tuple[dict[str, Any], ...]
+    marks: tuple[tuple[float, str], ...]
+    kills: tuple[tuple[float, str, int], ...]
+
+
+def read(evidence: Path, most_points: int) -> Recorded:
+    """Of one guest, with at most so many points a line; what is not there, or no sample, is left out."""
+    disks = list(_lines(evidence / sampler.LOG, "disks"))
+    groups = list(_whole(_lines(evidence / group_sampler.LOG, "groups")))
+    begin = min((samples[0]["guest_s"] for samples in (disks, groups) if samples), default=None)
+    if begin is None:
+        return Recorded(begin_s=None, plots=(), marks=(), kills=())
+    disks, thin = _thinned(disks, most_points), _thinned(groups, most_points)
+    plots = [*_disk_plots(disks, begin), *_group_plots(thin, begin)]
+    acts = _lines(evidence / player.LOG, None)
+    marks = tuple((round(act["guest_s"] - begin, 2), _said(act)) for act in acts)
+    return Recorded(begin_s=begin, plots=tuple(plot for plot in plots if plot["lines"]), marks=marks, kills=tuple(_kills(groups, begin)))
+
+
+def _lines(file: Path, key: str | None) -> Iterator[Point]:
+    """The lines that are samples; a guest that was lost may have left half of one."""
+    try:
+        if file.stat().st_size > _LARGEST_FILE:
+            return
+        text = file.read_text(errors="replace")
+    except OSError:
+        return
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and isinstance(found.get("guest_s"), int | float) and (key is None or isinstance(found.get(key), dict)):
+            yield found
+
+
+def _whole(samples: Iterable[Point]) -> Iterator[Point]:
+    """Samples of groups with all groups that there are, not only those that have counted."""
+    known: dict[str, Any] = {}
+    for sample in samples:
+        known = {name: group for name, group in (known | sample["groups"]).items() if isinstance(group, dict)}
+        yield {"guest_s": sample["guest_s"], "groups": known}
+
+
+def _thinned(samples: list[Point], most: int) -> list[Point]:
+    if len(samples) <= most:
+        return samples
+    step = (len(samples) - 1) / (most - 1)
+    return [samples[round(number * step)] for number in range(most)]
+
+
+def _said(act: Point) -> str:
+    if "reached" in act:
+        return str(act["reached"])
+    return f"{act.get('do', '')} failed: {act['error']}" if "error" in act else str(act.get("do", ""))
+
+
+def _plot(title: str, unit: str, x: list[float], lines: Iterable[tuple[str, str, list[float | None]]]) -> dict[str, Any]:
+    """The lines that are not all zero; of many the highest."""
+    moving = [(name, dash, y) for name, dash, y in lines if any(y)]
+    kept = sorted(moving, key=lambda line: -max(value or 0 for value in line[2]))[:_MOST_LINES]
+    lines = [line for line in moving if line in kept]
+    drawn = [{"name": name, "dash": dash, "y": [None if value is None else _short(value) for value in y]} for name, dash, y in lines]
+    return {"title": title, "unit": unit, "x": x, "lines": drawn, "left_out": len(moving) - len(kept)}
+
+
+def _short(value: float) -> float:
+    short = float(f"{value:.4g}")
+    return int(short) if short.is_integer() else short
+
+
+def _times(samples: list[Point], begin: float) -> list[float]:
+    return [round(sample["guest_s"] - begin, 2) for sample in samples]
+
+
+def _rates(samples: list[Point], counter: Callable[[Point], float | None], scale: float) -> list[float | None]:
+    """Per second since the sample before; None for the first one, and where the counter is not there.
+
+    One that was not there before has counted from 0, and so has one that is smaller than it was: a disk that was plugged in again.
+    """
+    rates: list[float | None] = [None]
+    for before, after in pairwise(samples):
+        old, new, seconds = counter(before) or 0, counter(after), after["guest_s"] - before["guest_s"]
+        rates.append(None if new is None or seconds <= 0 else (new - old if new >= old else new) / seconds / scale)
+    return rates if samples else []
+
+
+def _disk_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
+    x = _times(samples, begin)
+    names = dict.fromkeys(name for sample in samples for name in sample["disks"])
+
+    def of(key: str, scale: float) -> Iterator[tuple[str, str, list[float | None]]]:
+        for name in names:
+            for way, word, dash in _WAYS:
+                yield f"{name} {word}", dash, _rates(samples, _picked("disks", name, way, key), scale)
+
+    yield _plot("Disk bandwidth", "MiB/s", x, of("bytes", MIB))
+    yield _plot("Disk requests", "requests/s", x, of("requests", 1))
+    latencies = (
+        (f"{name} {word} p{round(share * 100)}", dash, _percentiles(samples, name, way, share))
+        for name in names
+        for way, word, dash in _WAYS
+        for share in (0.5, 0.99)
+    )
+    yield _plot("Disk latency", "ms", x, latencies)
+
+
+def _group_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
+    x = _times(samples, begin)
+    pairs = dict.fromkeys(
+        (name, device) for sample in samples for name, group in sample["groups"].items() for device in group.get("io", ())
+    )
+    names = dict.fromkeys(name for sample in samples for name in sample["groups"])
+
+    def of(keys: tuple[str, str], scale: float) -> Iterator[tuple[str, str, list[float | None]]]:
+        for name, device in pairs:
+            for key, (_, word, dash) in zip(keys, _WAYS, strict=True):
+                yield f"{name} on {device} {word}", dash, _rates(samples, _picked("groups", name, "io", device, key), scale)
+
+    yield _plot("Control groups' bandwidth", "MiB/s", x, of(("rbytes", "wbytes"), MIB))
+    yield _plot("Control groups' requests", "requests/s", x, of(("rios", "wios"), 1))
+    held = (
+        (f"{name} {key}", dash, [_scaled(_picked("groups", name, key)(sample), MIB) for sample in samples])
+        for name in names
+        for key, dash in (("file", ""), ("shmem", "dash"), ("anon", "dot"))
+    )
+    yield _plot("Control groups' memory", "MiB", x, held)
+    stalls = (
+        (f"{name} {what}", dash, _rates(samples, _picked("groups", name, key), 1e4))
+        for name in names
+        for what, key, dash in (("io", "io_stall_us", ""), ("memory", "memory_stall_us", "dash"))
+    )
+    yield _plot("Control groups' pressure: time in which some task waited", "%", x, stalls)
+
+
+def _picked(*path: str) -> Callable[[Point], float | None]:
+    def pick(sample: Point) -> float | None:
+        found: Any = sample
+        for key in path:
+            found = found.get(key) if isinstance(found, dict) else None
+        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+
+    return pick
+
+
+def _scaled(value: float | None, scale: float) -> float | None:
+    return None if value is None else value / scale
+
+
+def _percentiles(samples: list[Point], name: str, way: str, share: float) -> list[float | None]:
+    """Milliseconds that a share of the requests took at most, between each two samples; None where there were none."""
+    found: list[float | None] = [None]
+    for before, after in pairwise(samples):
+        old, new = (sample["disks"].get(name, {}).get(way, {}).get("latency", []) for sample in (before, after))
+        if len(new) != len(BOUNDARIES_NS) + 1:
+            found.append(None)
+            continue
+        since = [count - then for count, then in zip(new, old or [0] * len(new), strict=False)]
+        found.append(percentile_ms([max(0, count) for count in since], share))
+    return found if samples else []
+
+
+def percentile_ms(counts: list[int], share: float) -> float | None:
+    """Of a histogram with QEMU's bins below each of BOUNDARIES_NS and above the last; inside a bin as if they were spread evenly."""
+    total = sum(counts)
+    if not total:
+        return None
+    wanted, below = share * total, 0
+    edges: tuple[int, ...] = (0, *BOUNDARIES_NS, BOUNDARIES_NS[-1] * 2)
+    for count, low, high in zip(counts, edges, edges[1:], strict=False):
+        if count and below + count >= wanted:
+            return (low + (high - low) * (wanted - below) / count) / 1e6
+        below += count
+    return edges[-1] / 1e6
+
+
+def _kills(samples: list[Point], begin: float) -> Iterator[tuple[float, str, int]]:
+    seen: dict[str, int] = {}
+    for sample in samples:
+        for name, group in sample["groups"].items():
+            count = group.get("oom_kill", 0)
+            if isinstance(count, int) and count > seen.get(name, 0):
+                yield round(sample["guest_s"] - begin, 2), name, count - seen.get(name, 0)
+            seen[name] = count if isinstance(count, int) else 0

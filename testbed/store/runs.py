@@ -1,0 +1,138 @@
+"""The folders of earlier runs: what each holds, and which may go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import filelock
+
+from testbed.errors import HostError
+
+# As paths.new_run_folder names them.
+_NAME = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{4}")
+# Held while a run goes on; free when its process has ended, however it did.
+_LOCK = ".running"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run. `at`: when it began; `verdict` and `command` are empty, and `cases` 0, where it left no results."""
+
+    folder: Path
+    at: datetime
+    verdict: str
+    command: tuple[str, ...]
+    cases: int
+    size_bytes: int
+    going_on: bool
+
+
+@contextlib.contextmanager
+def going_on(folder: Path) -> Iterator[None]:
+    """A run that nobody removes meanwhile.
+
+    :raise HostError: its folder is gone or cannot be written.
+    """
+    lock = filelock.FileLock(folder / _LOCK, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except (OSError, filelock.Timeout) as error:
+        raise HostError(f"{folder}: cannot be locked: {error}") from error
+    try:
+        yield
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
+    """All of them, the newest first; `in_use`: folders that guests which stay write to. Links and other things are no runs."""
+    found = []
+    for folder in runs.iterdir():
+        named = _NAME.fullmatch(folder.name)
+        if named is None or folder.is_symlink() or not folder.is_dir():
+            continue
+        verdict, command, cases = _results(folder)
+        found.append(
+            Run(
+                folder=folder,
+                at=datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC),
+                verdict=verdict,
+                command=command,
+                cases=cases,
+                size_bytes=_size(folder),
+                going_on=_held(folder) or any(folder in (used, *used.parents) for used in in_use),
+            )
+        )
+    return tuple(sorted(found, key=lambda run: run.folder.name, reverse=True))
+
+
+def superfluous(
+    runs: tuple[Run, ...], now: datetime, *, older_than_s: float | None, larger_than_bytes: int | None, keep: int
+) -> tuple[Run, ...]:
+    """Which of all runs may go, the oldest first: those that are too old, and the oldest while all together are too large.
+
+    Never one that is going on, nor one of the `keep` newest. Pure.
+    """
+    free = [run for run in sorted(runs, key=lambda run: run.folder.name)[: max(0, len(runs) - keep)] if not run.going_on]
+    chosen = [run for run in free if older_than_s is not None and (now - run.at).total_seconds() > older_than_s]
+    left = sum(run.size_bytes for run in runs if run not in chosen)
+    for run in free:
+        if larger_than_bytes is not None and left > larger_than_bytes and run not in chosen:
+            chosen.append(run)
+            left -= run.size_bytes
+    return tuple(sorted(chosen, key=lambda run: run.folder.name))
+
+
+def remove(run: Run, runs: Path) -> None:
+    """Remove a run's folder, unless it is going on by now.
+
+    :raise HostError: it is no folder of `runs`, it is in use, or it cannot be removed.
+    """
+    folder = run.folder
+    if folder.parent != runs or folder.is_symlink() or _NAME.fullmatch(folder.name) is None:
+        raise HostError(f"{folder}: expected a run's folder in {runs}; it is left alone")
+    if _held(folder):
+        raise HostError(f"{folder}: this run is going on; it is left alone")
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise HostError(f"{folder}: cannot be removed: {error.strerror}") from error
+
+
+def _held(folder: Path) -> bool:
+    path = folder / _LOCK
+    if not path.exists():
+        return False
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except (OSError, filelock.Timeout):
+        return True
+    lock.release()
+    return False
+
+
+def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
+    try:
+        found = json.loads((folder / "results.json").read_text())
+        return str(found["verdict"]), tuple(map(str, found["command"][1:])), len(found["scenarios"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "", (), 0
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for above, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(above) / name).lstat().st_size
+    return total
