@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ async def writing(sample: Sample, every_s: float, file: Path, *, most_share: flo
 
 async def _write(sample: Sample, every_s: float, most_share: float, file: Path, over: asyncio.Event) -> None:
     due = time.monotonic()
+    # An answer may be late because the guest is busy; the quickest of the last ones says what one costs.
+    took: deque[float] = deque(maxlen=4)
     with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
         while True:
             last, began = over.is_set(), time.monotonic()
@@ -46,11 +49,12 @@ async def _write(sample: Sample, every_s: float, most_share: float, file: Path, 
             if last:
                 return
             now = time.monotonic()
-            due = next_due(due, began, now, every_s, most_share)
+            took.append(now - began)
+            due = next_due(due, now, min(took), every_s, most_share)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), due - now)
 
 
-def next_due(due: float, began: float, ended: float, every_s: float, most_share: float) -> float:
-    """When the next sample is taken after one that was due, began and ended then; none is made up for."""
-    return max(due + every_s, began + (ended - began) / most_share, ended)
+def next_due(due: float, ended: float, cost_s: float, every_s: float, most_share: float) -> float:
+    """When the next sample is taken after one that was due and ended then, where one costs so much; none is made up for."""
+    return max(due + every_s, ended - cost_s + cost_s / most_share)
