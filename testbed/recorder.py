@@ -7,6 +7,7 @@ import contextlib
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,8 @@ async def writing(sample: Sample, every_s: float, file: Path, *, most_share: flo
 
 async def _write(sample: Sample, every_s: float, most_share: float, file: Path, over: asyncio.Event) -> None:
     due = time.monotonic()
+    # An answer may be late because the guest is busy; the quickest of the last ones says what one costs.
+    took: deque[float] = deque(maxlen=4)
     with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
         while True:
             last, began = over.is_set(), time.monotonic()
@@ -47,14 +50,15 @@ async def _write(sample: Sample, every_s: float, most_share: float, file: Path, 
             if last:
                 return
             now = time.monotonic()
-            due = next_due(due, began, now, every_s, most_share)
+            took.append(now - began)
+            due = next_due(due, now, min(took), every_s, most_share)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), due - now)
 
 
-def next_due(due: float, began: float, ended: float, every_s: float, most_share: float) -> float:
-    """When the next sample is taken after one that was due, began and ended then; none is made up for."""
-    return max(due + every_s, began + (ended - began) / most_share, ended)
+def next_due(due: float, ended: float, cost_s: float, every_s: float, most_share: float) -> float:
+    """When the next sample is taken after one that was due and ended then, where one costs so much; none is made up for."""
+    return max(due + every_s, ended - cost_s + cost_s / most_share)
 
 
 @contextlib.asynccontextmanager
@@ -89,13 +93,13 @@ class _Writer(threading.Thread):
     def run(self) -> None:
         try:
             with self._file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
-                due = began = time.monotonic()
-                while not self.over.wait(due - began) or self.last:
-                    began = time.monotonic()
+                due = now = time.monotonic()
+                while not self.over.wait(due - now) or self.last:
                     log.write(json.dumps(self._read()) + "\n")
                     log.flush()
                     if self.over.is_set():
                         return
-                    due, began = next_due(due, began, time.monotonic(), self._every_s, 1.0), time.monotonic()
+                    now = time.monotonic()
+                    due = max(due + self._every_s, now)
         except Exception as error:  # it is raised by whoever waits for this thread
             self.failure = error

@@ -22,6 +22,7 @@ Point = dict[str, Any]
 _MOST_LINES = 8
 _LARGEST_FILE = 64 << 20
 _WAYS = (("rd", "read", ""), ("wr", "write", "dash"))
+_SHARES = (0.5, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +110,14 @@ def _rates(samples: list[Point], counter: Callable[[Point], float | None], scale
 
     One that was not there before has counted from 0, and so has one that is smaller than it was: a disk that was plugged in again.
     """
+    values = [counter(sample) for sample in samples]
     rates: list[float | None] = [None]
-    for before, after in pairwise(samples):
-        old, new, seconds = counter(before) or 0, counter(after), after["guest_s"] - before["guest_s"]
-        rates.append(None if new is None or seconds <= 0 else (new - old if new >= old else new) / seconds / scale)
+    for number, (old, new) in enumerate(pairwise(values), 1):
+        seconds = samples[number]["guest_s"] - samples[number - 1]["guest_s"]
+        if new is None or seconds <= 0:
+            rates.append(None)
+        else:
+            rates.append((new - old if old is not None and new >= old else new) / seconds / scale)
     return rates if samples else []
 
 
@@ -128,10 +133,10 @@ def _disk_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
     yield _plot("Disk bandwidth", "MiB/s", x, of("bytes", MIB))
     yield _plot("Disk requests", "requests/s", x, of("requests", 1))
     latencies = (
-        (f"{name} {word} p{round(share * 100)}", dash, _percentiles(samples, name, way, share))
+        (f"{name} {word} p{round(share * 100)}", dash, line)
         for name in names
         for way, word, dash in _WAYS
-        for share in (0.5, 0.99)
+        for share, line in _percentiles(samples, name, way).items()
     )
     yield _plot("Disk latency", "ms", x, latencies)
 
@@ -167,9 +172,12 @@ def _group_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]
 def _picked(*path: str) -> Callable[[Point], float | None]:
     def pick(sample: Point) -> float | None:
         found: Any = sample
-        for key in path:
-            found = found.get(key) if isinstance(found, dict) else None
-        return found if isinstance(found, int | float) and not isinstance(found, bool) else None
+        try:
+            for key in path:
+                found = found[key]
+        except (KeyError, TypeError):
+            return None
+        return found if type(found) in (int, float) else None
 
     return pick
 
@@ -178,17 +186,18 @@ def _scaled(value: float | None, scale: float) -> float | None:
     return None if value is None else value / scale
 
 
-def _percentiles(samples: list[Point], name: str, way: str, share: float) -> list[float | None]:
-    """Milliseconds that a share of the requests took at most, between each two samples; None where there were none."""
-    found: list[float | None] = [None]
-    for before, after in pairwise(samples):
-        old, new = (sample["disks"].get(name, {}).get(way, {}).get("latency", []) for sample in (before, after))
-        if len(new) != len(BOUNDARIES_NS) + 1:
-            found.append(None)
-            continue
-        since = [count - then for count, then in zip(new, old or [0] * len(new), strict=False)]
-        found.append(percentile_ms([max(0, count) for count in since], share))
-    return found if samples else []
+def _percentiles(samples: list[Point], name: str, way: str) -> dict[float, list[float | None]]:
+    """Milliseconds that each of _SHARES of the requests took at most, between each two samples; None where there were none."""
+    found: dict[float, list[float | None]] = {share: [None] for share in _SHARES}
+    bins = [sample["disks"].get(name, {}).get(way, {}).get("latency") for sample in samples]
+    for old, new in pairwise(bins):
+        if new == old or not isinstance(new, list) or len(new) != len(BOUNDARIES_NS) + 1:
+            since = []
+        else:
+            since = [max(0, count - then) for count, then in zip(new, old or [0] * len(new), strict=False)]
+        for share, line in found.items():
+            line.append(percentile_ms(since, share))
+    return found if samples else {}
 
 
 def percentile_ms(counts: list[int], share: float) -> float | None:

@@ -151,9 +151,14 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
     assert "oom_kill" in captions and "1 action of the timeline" in captions and "fast read p99" in captions
     plot = page.locator(".plot").first
     await plot.scroll_into_view_if_needed()
-    box = await plot.locator(".nsewdrag").first.bounding_box()
-    await page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    await plot.locator(".hoverlayer .legend text, .hoverlayer .hovertext").first.wait_for()
+    # The pointer must move over a plot that stands still; others may just be drawn below it.
+    hover = plot.locator(".hoverlayer .legend text, .hoverlayer .hovertext").first
+    async with asyncio.timeout(120):
+        while not await hover.is_visible():
+            box = await plot.locator(".nsewdrag").first.bounding_box()
+            for share in (0.3, 0.5, 0.7):
+                await page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] / 2)
+                await page.wait_for_timeout(100)
     assert any(letter.isdigit() for letter in await plot.locator(".hoverlayer").text_content())
     await page.locator(".as-table summary").first.click()
     assert await page.locator(".table-of-plot").first.locator("tbody tr").count() >= 4

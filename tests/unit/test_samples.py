@@ -76,9 +76,9 @@ async def test_a_guest_that_is_lost_keeps_its_samples_and_ends_them(tmp_path: Pa
 
 
 def test_what_takes_long_is_taken_less_often_and_nothing_is_made_up_for() -> None:
-    assert recorder.next_due(10.0, 10.0, 10.01, 0.5, 0.04) == 10.5
-    assert recorder.next_due(10.0, 10.0, 10.1, 0.5, 0.04) == pytest.approx(12.5)
-    assert recorder.next_due(10.0, 13.0, 13.0, 0.5, 1.0) == 13.0
+    assert recorder.next_due(10.0, 10.01, 0.01, 0.5, 0.04) == 10.5
+    assert recorder.next_due(10.0, 10.1, 0.1, 0.5, 0.04) == pytest.approx(12.5)
+    assert recorder.next_due(10.0, 13.0, 0.01, 0.5, 1.0) == 13.0
 
 
 def write(folder: Path, name: str, *lines: dict[str, Any] | str) -> None:

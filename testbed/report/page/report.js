@@ -60,7 +60,7 @@
       xaxis: { ...axis, title: { text: "seconds since sampling began", font: { size: 11, color: look.soft } },
         range: [0, plot.end * 1.02 || 1], hoverformat: ".2f" },
       yaxis: { ...axis, title: { text: plot.unit, font: { size: 11, color: look.soft } }, range: [0, plot.most * 1.08 || 1], rangemode: "tozero" },
-      hovermode: "x unified",
+      hovermode: "x unified", hoverdistance: -1,
       hoverlabel: { bgcolor: look.paper, bordercolor: look.rule, font: { color: look.ink }, namelength: -1 },
       legend: { orientation: "h", x: 0, y: -0.36, yanchor: "top", font: { size: 11 } },
       shapes: side.marks.map(([x]) => (
