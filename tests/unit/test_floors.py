@@ -9,9 +9,10 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "keys", "ssh_keys", "progress", "paths"),
+    ("errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
+    ("bugs",),
     (
         "drives",
         "layers",
@@ -27,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "console",
         "verdict",
     ),
+    ("signature",),
     (
         "plan_text",
         "picture",
@@ -98,6 +100,10 @@ PURE = {
     "counters",
     "console",
     "verdict",
+    "patterns",
+    "rates",
+    "bugs",
+    "signature",
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
