@@ -49,7 +49,15 @@ def read_plain(text: str, file: str) -> tuple[dict[str, Any], Reader]:
 
 def self_contained(path: Path) -> dict[str, Any]:
     """The mapping in a bug file, with its topology and script in it. The file is valid: `load` it first."""
-    plain, reader = read_plain(text_of(path), str(path))
+    return inlined(read_plain(text_of(path), str(path))[0], path)
+
+
+def inlined(plain: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A bug's mapping with its topology and script in it, which are relative to the file `path`.
+
+    :raise TopologyError: one of them cannot be read.
+    """
+    plain = copy.deepcopy(plain)
     script = plain.pop("script-file", None)
     if script is not None:
         plain["script"] = text_of(path.parent / str(script))
@@ -58,7 +66,7 @@ def self_contained(path: Path) -> dict[str, Any]:
         folder = (path.parent / topology).parent
         plain["topology"] = _read_topology(path.parent / topology)
     elif isinstance(topology, dict) and "extends" in topology:
-        plain["topology"] = merged(topology, reader.below(("topology",)), path)
+        plain["topology"] = merged(topology, Reader(str(path)), path)
     for guest in (plain.get("topology") or {}).get("guests", {}).values():
         for disk in (guest or {}).get("disks", {}).values():
             if "image" in disk:

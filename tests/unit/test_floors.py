@@ -62,6 +62,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "gauges",
         "sampler",
         "lab",
+        "dumps",
+        "trial",
         "doctor",
         "fio",
         "durability",
@@ -71,6 +73,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("up",),
     ("scenarios",),
     ("runner",),
+    ("repro",),
     ("report", "inventory"),
     ("cli", "__main__"),
 )

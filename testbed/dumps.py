@@ -1,0 +1,54 @@
+"""A guest's memory as a file that crash and drgn read: QEMU's dump-guest-memory, of guests that run, stand still, or have died."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from testbed.errors import HostError
+from testbed.guest import Guest
+from testbed.units import format_size
+
+Format = Literal["elf", "kdump-zlib"]
+FORMATS: tuple[Format, ...] = ("elf", "kdump-zlib")
+# Left free on the disk beside the dump.
+_MARGIN_BYTES = 256 << 20
+_LIMIT_S = 600.0
+
+
+async def write(guest: Guest, path: Path, kind: Format = "kdump-zlib") -> int:
+    """Write the guest's memory into a new file, which has `kind`; its size in bytes. The guest stands still meanwhile.
+
+    :raise HostError: there is no room for it, it exists, or QEMU cannot; then there is no file.
+    """
+    need = guest.order.machine.memory_bytes + _MARGIN_BYTES
+    try:
+        free = shutil.disk_usage(path.parent).free
+        if free < need:
+            raise HostError(f"{path}: a dump may need {format_size(need)}, {format_size(free)} are free there")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise HostError(f"{path}: cannot be made: {error.strerror}") from error
+    try:
+        try:
+            await guest.monitor.send_file("dump", descriptor)
+        finally:
+            os.close(descriptor)
+        arguments = {"paging": False, "protocol": "fd:dump", "format": kind, "detach": True}
+        await guest.monitor.execute("dump-guest-memory", arguments)
+        await _finished(guest, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path.stat().st_size
+
+
+async def _finished(guest: Guest, path: Path) -> None:
+    async with asyncio.timeout(_LIMIT_S):
+        while (said := await guest.monitor.execute("query-dump", kept=False))["status"] in ("active", "none"):
+            await asyncio.sleep(0.05)
+    if said["status"] != "completed":
+        raise HostError(f"{path}: QEMU: expected a dump, got {said['status']}")
