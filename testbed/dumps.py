@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import shutil
 from pathlib import Path
 from typing import Literal
 
-from testbed.errors import HostError
+from testbed.errors import GuestError, HostError
 from testbed.guest import Guest
 from testbed.units import format_size
 
@@ -17,6 +18,12 @@ FORMATS: tuple[Format, ...] = ("elf", "kdump-zlib")
 # Left free on the disk beside the dump.
 _MARGIN_BYTES = 256 << 20
 _LIMIT_S = 600.0
+
+
+async def prepare(guest: Guest) -> None:
+    """Let the guest's kernel tell QEMU of its VMCOREINFO, which readers of a dump need; one that does not answer has told, or will not."""
+    with contextlib.suppress(GuestError):
+        await guest.run("modprobe", "qemu_fw_cfg", check=False, timeout_s=10)
 
 
 async def write(guest: Guest, path: Path, kind: Format = "kdump-zlib") -> int:

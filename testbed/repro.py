@@ -170,9 +170,9 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
 
     :raise HostError: this machine cannot run the guests.
     """
-    begun = time.monotonic()
     most = job.limits.jobs or jobs(job.lab.host, job.case)
     await job.lab.prepare(job.case.guest, kernel)
+    begun = time.monotonic()
     tried: list[Try] = []
     first_hit_s: float | None = None
     running: set[asyncio.Task[Try]] = set()

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from testbed import counters, dumps, mounts
+from testbed import counters, debugger, dumps, mounts
 from testbed.bugs.model import Bug
 from testbed.console import Finding
 from testbed.errors import CommandFailed, GuestError, GuestLost, TestbedError, WireBroken
@@ -30,6 +30,7 @@ from testbed.signature import End, Match, Watch, rendered
 from testbed.stack import Stack
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
+from testbed.wires import Console
 
 # How the guest's counters are named where its cgroups are.
 _ROOT = "/sys/fs/cgroup"
@@ -142,19 +143,17 @@ async def attempt(wanted: Attempt) -> Try:
     started = ready = time.monotonic()
     run = _Run(Watch(wanted.bug.signature))
     findings: list[Finding] = []
-    console_bytes, dump = 0, ""
+    console: Console | None = None
+    dump = ""
     try:
         async with wanted.lab.guest("g0", wanted.guest, wanted.kernel, wanted.evidence) as guest:
-            findings = guest.console.findings
+            console, findings = guest.console, guest.console.findings
             ready = time.monotonic()
-            try:
-                await _tried(guest, wanted, run)
-                if wanted.dump and (run.watch.hit is not None or run.end not in (End.DONE, End.STOPPED)):
-                    dump = await _dumped(guest, wanted.evidence / "vmcore")
-                if wanted.hold is not None and run.watch.hit is not None and run.end in (End.DONE, End.TIMED_OUT):
-                    await wanted.hold(guest, run.watch.hit)
-            finally:
-                console_bytes = guest.console.printed_bytes
+            await _tried(guest, wanted, run)
+            if wanted.dump and (run.watch.hit is not None or run.end not in (End.DONE, End.STOPPED)):
+                dump = await _dumped(guest, wanted.evidence / "vmcore")
+            if wanted.hold is not None and run.watch.hit is not None and run.end in (End.DONE, End.TIMED_OUT):
+                await wanted.hold(guest, run.watch.hit)
     except GuestError as error:
         if run.end in (End.UNTRIED, End.DONE):
             run.why = str(error)
@@ -171,7 +170,7 @@ async def attempt(wanted: Attempt) -> Try:
         took_s=max(0.0, run.ended - run.began),
         hit_after_s=None if run.hit_at is None else run.hit_at - run.began,
         status=run.status,
-        console_bytes=console_bytes,
+        console_bytes=console.printed_bytes if console is not None else 0,
         findings=tuple(findings),
         evidence=wanted.evidence,
         dump=dump,
@@ -191,6 +190,9 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     head = _PRELUDE + exports(guest, stack, wanted.seed)
     if wanted.dump:
         await guest.keep_when_ended()
+        await dumps.prepare(guest)
+    if wanted.hold is not None:
+        await debugger.read_symbols(guest)  # later it may not answer
     limit = guest.order.deadlines.command_s
     try:
         if bug.prepare is not None:

@@ -14,11 +14,12 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed import paths, probe, repro
+from testbed import paths, probe, repro, up
 from testbed.bugs import Case, load
 from testbed.bugs.load import inlined, of_plain, self_contained, written
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.errors import HostError, TopologyError, UsageError
+from testbed.hold import Holder
 from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
 from testbed.progress import Progress
@@ -69,6 +70,11 @@ def repro_command(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="What the tries' SEED is made from; chance without it.")] = None,
     topology: Annotated[Path | None, typer.Option("--topology", "-t", help="With --script: the guest.")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write what is run as a bug file, too.")] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it.")
+    ] = False,
+    paused: Annotated[bool, typer.Option("--paused", help="With --hold: the guest stands still.")] = False,
+    name: Annotated[str, typer.Option("--name", help="With --hold: what the guest is called.")] = "held",
     dump: Annotated[bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -88,6 +94,10 @@ def repro_command(
     )
     if every and until is not None:
         raise UsageError("repro: expected --all or --until, got both")
+    if paused and not hold:
+        raise UsageError("repro: --paused belongs to --hold")
+    if hold and every:
+        raise UsageError("repro: expected --hold or --all, got both")
     if save is not None:
         _save(wanted, save)
     chosen = secrets.randbelow(1 << 31) if seed is None else seed
@@ -97,7 +107,17 @@ def repro_command(
             async with open_lab(progress, kernels=(*shows, *must_be_clean)) as lab:
                 folder = paths.new_run_folder(lab.folders.runs)
                 (folder / "bug.yaml").write_text(written(wanted.plain))
-                job = Job(lab=lab, case=wanted.case, limits=limits, seed=chosen, folder=folder, on_try=teller(progress), dump=dump)
+                job = Job(
+                    lab=lab,
+                    case=wanted.case,
+                    limits=limits,
+                    seed=chosen,
+                    folder=folder,
+                    on_try=teller(progress),
+                    hold=_holder(lab, name, wanted.title, paused, progress).hold if hold else None,
+                    paused=paused,
+                    dump=dump,
+                )
                 announce(lab, wanted.case, limits, progress)
                 begun = time.monotonic()
                 kernels = [tuple([await lab.kernel(spec) for spec in specs]) for specs in (shows, must_be_clean)]
@@ -111,6 +131,12 @@ def repro_command(
         return EXIT_CODES[repro.result(tried)[0]]
 
     run_async(work())
+
+
+def _holder(lab: Lab, name: str, title: str, paused: bool, progress: Progress) -> Holder:
+    up.check_name(name)
+    up.check_free((name,), lab.folders)
+    return Holder(folders=lab.folders, name=name, file=title, key=lab.key.openssh, paused=paused, how=progress.note)
 
 
 def teller(progress: Progress) -> Callable[[str, Try], None]:

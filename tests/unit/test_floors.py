@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "console",
         "verdict",
     ),
-    ("signature",),
+    ("signature", "symbols", "reduction", "bisection"),
     (
         "plan_text",
         "picture",
@@ -62,6 +62,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "gauges",
         "sampler",
         "lab",
+        "debugger",
         "dumps",
         "trial",
         "doctor",
@@ -69,11 +70,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "durability",
         "reach",
     ),
-    ("supervisor",),
+    ("desk", "hold", "supervisor"),
     ("up",),
     ("scenarios",),
     ("runner",),
     ("repro",),
+    ("campaign",),
     ("report", "inventory"),
     ("cli", "__main__"),
 )
@@ -107,6 +109,9 @@ PURE = {
     "rates",
     "bugs",
     "signature",
+    "symbols",
+    "reduction",
+    "bisection",
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
