@@ -26,8 +26,10 @@ async def prepare(guest: Guest) -> None:
         await guest.run("modprobe", "qemu_fw_cfg", check=False, timeout_s=10)
 
 
-async def write(guest: Guest, path: Path, kind: Format = "kdump-zlib") -> int:
-    """Write the guest's memory into a new file, which has `kind`; its size in bytes. The guest stands still meanwhile.
+async def write(guest: Guest, path: Path, kind: Format = "elf") -> int:
+    """Write the guest's memory into a new file; its size in bytes. The guest stands still meanwhile.
+
+    `kind`: elf, which drgn, gdb and crash read, or kdump-zlib, which is smaller and, as QEMU writes it (flattened), for crash.
 
     :raise HostError: there is no room for it, it exists, or QEMU cannot; then there is no file.
     """

@@ -18,6 +18,7 @@ from testbed import paths, probe, repro, up
 from testbed.bugs import Case, load
 from testbed.bugs.load import inlined, of_plain, self_contained, written
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.cli.bundle import tell_differences, unpacked
 from testbed.errors import HostError, TopologyError, UsageError
 from testbed.hold import Holder
 from testbed.kernels import load_table
@@ -26,6 +27,8 @@ from testbed.progress import Progress
 from testbed.report import live
 from testbed.report import repro as report
 from testbed.repro import EXIT_CODES, Job, Limits
+from testbed.store import bundles
+from testbed.store.bundles import Bundle
 from testbed.topology.reader import text_of
 from testbed.trial import Try, said
 from testbed.units import parse_duration
@@ -46,6 +49,7 @@ class Wanted:
     case: Case
     plain: dict[str, Any]
     title: str
+    bundle: Bundle | None = None
 
 
 @app.command("repro")
@@ -100,11 +104,12 @@ def repro_command(
         raise UsageError("repro: expected --hold or --all, got both")
     if save is not None:
         _save(wanted, save)
-    chosen = secrets.randbelow(1 << 31) if seed is None else seed
+    bundled = wanted.bundle.manifest["with_kernels"] if wanted.bundle else ()
+    chosen = seed if seed is not None else int(wanted.bundle.manifest["seed"]) if wanted.bundle else secrets.randbelow(1 << 31)
 
     async def work() -> int:
         with live.progress(err, quiet=quiet) as progress:
-            async with open_lab(progress, kernels=(*shows, *must_be_clean)) as lab:
+            async with open_lab(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as lab:
                 folder = paths.new_run_folder(lab.folders.runs)
                 (folder / "bug.yaml").write_text(written(wanted.plain))
                 job = Job(
@@ -120,7 +125,10 @@ def repro_command(
                 )
                 announce(lab, wanted.case, limits, progress)
                 begun = time.monotonic()
-                kernels = [tuple([await lab.kernel(spec) for spec in specs]) for specs in (shows, must_be_clean)]
+                own = unpacked(wanted.bundle, lab)
+                kernels = [tuple([own.get(spec) or await lab.kernel(spec) for spec in specs]) for specs in (shows, must_be_clean)]
+                if wanted.bundle is not None:
+                    tell_differences(wanted.bundle, lab, (*kernels[0], *kernels[1]), progress)
                 tried = await repro.reproduce(job, kernels[0], kernels[1])
                 document = repro.document(job, tried, sys.argv, time.monotonic() - begun)
         write_document(document, folder)
@@ -179,6 +187,9 @@ def _wanted(
         assert file is not None
         if expect is not None or topology is not None:
             raise UsageError(f"repro: --expect and --topology belong to --script; {file} has its own")
+        if bundles.is_bundle(file):
+            bundle = bundles.read(file)
+            return Wanted(case=of_plain(bundle.plain, f"{file}:bug.yaml"), plain=bundle.plain, title=str(file), bundle=bundle)
         case = load(file, host_memory=probe.host_memory())
         return Wanted(case=case, plain=self_contained(file), title=str(file))
     return _of_script(script, expect, topology, kernels, clean)

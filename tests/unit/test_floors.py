@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "console",
         "verdict",
     ),
-    ("signature", "symbols", "reduction", "bisection"),
+    ("signature", "symbols", "reduction", "bisection", "parcel"),
     (
         "plan_text",
         "picture",
@@ -112,6 +112,7 @@ PURE = {
     "symbols",
     "reduction",
     "bisection",
+    "parcel",
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
