@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from testbed import devices, drives, plan, process, states
-from testbed.console import Finding
+from testbed.console import Finding, Kind
 from testbed.devices import Device
 from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
-from testbed.lifecycle import Event, State, advance
+from testbed.lifecycle import SHUTDOWNS, Event, Loss, State, advance
 from testbed.live_disks import LiveDisks
 from testbed.marks import Marks
 from testbed.monitor import Monitor
@@ -53,6 +53,7 @@ class Guest:
         self.state = State.PLANNED
         self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
         self.disks: dict[str, Device] = {}
+        self.loss: Loss | None = None  # what ended it
         self.boot_s = 0.0
         self.ssh_port = 0
         self.host_key = SshKey(order.identity)
@@ -68,6 +69,8 @@ class Guest:
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watchers: list[asyncio.Task[None]] = []
         self._ending = False
+        self._shut_down = ""
+        self._stays = False  # also after its end
         self.slots = Slots(self.monitor, self.wait, order)
         self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots)
 
@@ -91,12 +94,13 @@ class Guest:
 
     # What can end a guest ------------------------------------------------------------------------------------------------------
 
-    def _lose(self, why: str) -> None:
+    def _lose(self, why: str, loss: Loss) -> None:
         if not self._lost.done() and not self._ending:
+            self.loss = loss
             self._lost.set_result(why)
 
     def _on_fatal(self, finding: Finding) -> None:
-        self._lose(f"{finding.kind.value} on its console: {finding.text}")
+        self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)
 
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "DEVICE_DELETED":
@@ -104,9 +108,13 @@ class Guest:
         elif name in ("BLOCK_IO_ERROR", "RESUME"):
             self.hardware.errors.hear(name, data)
         elif name == "GUEST_PANICKED":
-            self._lose("QEMU reports a guest panic")
+            self._lose("QEMU reports a guest panic", Loss.PANIC)
+        elif name == "SHUTDOWN":
+            self._shut_down = str(data.get("reason"))
+            if self._stays:
+                self._lose(f"the guest ended itself ({self._shut_down})", SHUTDOWNS.get(self._shut_down, Loss.QEMU))
         elif name in ("INTERNAL_ERROR", "WATCHDOG"):
-            self._lose(f"QEMU reports {name} {data}")
+            self._lose(f"QEMU reports {name} {data}", Loss.QEMU)
 
     async def _watch_process(self) -> None:
         assert self._process is not None
@@ -116,14 +124,14 @@ class Guest:
             async with asyncio.timeout(1):
                 await self.console.ended()
         said = (self.order.evidence / "qemu.log").read_text(errors="replace").strip()
-        self._lose(
-            f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else "; the guest powered off, rebooted, or QEMU was killed")
-        )
+        loss = SHUTDOWNS.get(self._shut_down, Loss.QEMU)
+        reason = f"the guest ended itself ({self._shut_down})" if loss is not Loss.QEMU else "QEMU was killed, or failed"
+        self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else f"; {reason}"), loss)
 
     async def _watch_monitor(self) -> None:
         await self.monitor.closed()
         await asyncio.sleep(_LAST_WORDS_S / 2)  # a QEMU that ended is reported as that
-        self._lose("QEMU closed its monitor")
+        self._lose("QEMU closed its monitor", Loss.QEMU)
 
     async def lost(self) -> str:
         """Wait until the guest is lost, and say why."""
@@ -169,6 +177,20 @@ class Guest:
         """Run a script in the guest; see `Shell.script`."""
         limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
         return await self.wait(self.shell.script(text, *arguments, check=check, timeout_s=limit, interpreter=interpreter), limit + 5)
+
+    async def keep_when_ended(self) -> None:
+        """Let QEMU stay, standing still, when the guest panics, reboots or powers off: its memory can be read then."""
+        await self.monitor.execute("set-action", {"reboot": "shutdown", "shutdown": "pause"})
+        self._stays = True
+
+    async def answers(self, limit_s: float) -> bool:
+        """Whether process 1 of the guest still does, also where nothing answers on its network."""
+        self.agent.say("disks", count="0")
+        try:
+            await self.wait(self.agent.expect("disks"), limit_s)
+        except GuestError:
+            return False
+        return True
 
     # From nothing to ready -----------------------------------------------------------------------------------------------------
 
@@ -320,7 +342,7 @@ class Guest:
         for name, disk in self.order.model.disks.items():
             for store in drives.storage(name, disk, self.order.scratch):
                 store.file.rename(kept / store.file.name)
-        self._lose("its power was cut")
+        self._lose("its power was cut", Loss.QEMU)
         return lost
 
     # And back ------------------------------------------------------------------------------------------------------------------

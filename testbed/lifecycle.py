@@ -33,6 +33,19 @@ class Event(enum.Enum):
     TORN_DOWN = "everything of it was removed"
 
 
+class Loss(enum.Enum):
+    """What ended a guest, as far as it is known."""
+
+    PANIC = "panic"
+    OOPS = "oops"
+    POWER_OFF = "power-off"
+    REBOOT = "reboot"
+    QEMU = "qemu"
+
+
+# What QEMU's SHUTDOWN event gives as reason (qapi/run-state.json: ShutdownCause).
+SHUTDOWNS = {"guest-shutdown": Loss.POWER_OFF, "guest-reset": Loss.REBOOT, "guest-panic": Loss.PANIC}
+
 _ALIVE = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED, State.READY)
 
 NEXT: dict[tuple[State, Event], State] = {

@@ -7,9 +7,8 @@ import re
 from collections import defaultdict
 
 from testbed.console import clean
+from testbed.patterns import LONGEST_LINE, compiled
 from testbed.wires import Console
-
-_LONGEST = 4096
 
 
 class Marks:
@@ -39,14 +38,14 @@ class Marks:
     async def line(self, pattern: str) -> str:
         """Wait for a line of the console that matches, and return it."""
         found: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        wanted, pending = re.compile(pattern), b""
+        wanted, pending = compiled(pattern), b""
 
         def hear(data: bytes) -> None:
             nonlocal pending
             *lines, pending = (pending + data).split(b"\n")
-            pending = pending[:_LONGEST]
+            pending = pending[:LONGEST_LINE]
             for line in lines:
-                text = clean(line[:_LONGEST].decode(errors="replace").rstrip())
+                text = clean(line[:LONGEST_LINE].decode(errors="replace").rstrip())
                 if wanted.search(text) and not found.done():
                     found.set_result(text)
 

@@ -20,7 +20,7 @@ KERNEL_ARGUMENTS = (
     "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable rcupdate.rcu_expedited=1"
 )
 # Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices, what was checked.
-_TEMPLATE_FORMAT = 4
+_TEMPLATE_FORMAT = 5
 _PORT_COUNTS = (4, 8, 16)
 
 
@@ -139,6 +139,8 @@ def argv(
         # guest_announce=off: a clone is no machine that moved; announcing itself took 0.03 s of its first 0.1 s.
         ("-device", "virtio-net-pci,netdev=net,addr=4,romfile=,guest_announce=off"),
         *_ports(wanted.ports),
+        # Where the kernel says how its memory is to be read; a dump without it is a riddle.
+        ("-device", "vmcoreinfo"),
         *drives.as_options(cold),
     ]
     if host.qemu.seccomp:

@@ -31,6 +31,7 @@ PACKAGES: dict[str, str] = {
     "dpkg-deb": "dpkg",
     "newuidmap": "uidmap",
     "zstd": "zstd",
+    "gdb": "gdb",
 }
 
 

@@ -20,6 +20,8 @@ from testbed.wires import dial
 
 # dropbear ends the connection at a command of 9000 bytes (MAX_CMD_LEN); a longer one is read by a shell of its own.
 _LONGEST_COMMAND = 8000
+# Hears what a command prints, as it comes.
+Listener = Callable[[bytes], None]
 # A guest may answer anything; more than this is cut off.
 _MAX_OUTPUT_BYTES = 8 << 20
 
@@ -104,12 +106,21 @@ class Shell:
         return await self._run(shlex.join(command), "", check, timeout_s)
 
     async def script(
-        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh"
+        self,
+        text: str,
+        *arguments: str,
+        check: bool = True,
+        timeout_s: float | None = None,
+        interpreter: str = "sh",
+        heard: tuple[Listener, Listener] | None = None,
     ) -> Result:
-        """Run a script of ours; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less."""
+        """Run a script of ours; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less.
+
+        `heard`: who hears its output, and its errors, as they come.
+        """
         if interpreter == "sh":
-            return await self._run(f"{shlex.join(['set', '--', *arguments])}\n{text}", "", check, timeout_s)
-        return await self._run(shlex.join([interpreter, "-s", "--", *arguments]), text, check, timeout_s)
+            return await self._run(f"{shlex.join(['set', '--', *arguments])}\n{text}", "", check, timeout_s, heard)
+        return await self._run(shlex.join([interpreter, "-s", "--", *arguments]), text, check, timeout_s, heard)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
@@ -123,7 +134,9 @@ class Shell:
         finally:
             self._free.append(connection)
 
-    async def _run(self, command: str, text: str, check: bool, timeout_s: float | None) -> Result:
+    async def _run(
+        self, command: str, text: str, check: bool, timeout_s: float | None, heard: tuple[Listener, Listener] | None = None
+    ) -> Result:
         started = time.monotonic()
         limit = self._command_s if timeout_s is None else timeout_s
         shown = _shown(command)
@@ -137,7 +150,9 @@ class Shell:
                     with contextlib.suppress(BrokenPipeError):  # a command that reads nothing may have ended by now
                         child.stdin.write(text.encode())
                         child.stdin.write_eof()
-                    stdout, stderr = await asyncio.gather(_bounded(child.stdout), _bounded(child.stderr))
+                    stdout, stderr = await asyncio.gather(
+                        _bounded(child.stdout, heard and heard[0]), _bounded(child.stderr, heard and heard[1])
+                    )
                     await child.wait_closed()
                 finally:
                     # Not waited for: the server closes the channel when the command ends, and this may be because it does not.
@@ -214,11 +229,13 @@ def _shown(command: str) -> str:
     return f"{first}; {more[0][:60]} ..." if more else first
 
 
-async def _bounded(stream: asyncssh.SSHReader[bytes]) -> str:
+async def _bounded(stream: asyncssh.SSHReader[bytes], heard: Listener | None = None) -> str:
     """All that a stream says, as text; what is beyond the limit is read and dropped."""
     kept: list[bytes] = []
     size_bytes = 0
     while data := await stream.read(65536):
+        if heard is not None:
+            heard(data)
         if size_bytes < _MAX_OUTPUT_BYTES:
             kept.append(data[: _MAX_OUTPUT_BYTES - size_bytes])
         size_bytes += len(data)

@@ -6,24 +6,23 @@ Every guest that stays has a supervisor of its own, a process that owns its QEMU
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import actions, gauges, mounts, paths, snapshot, vms
+from testbed import desk, mounts, paths, snapshot, vms
+from testbed.desk import Desk
 from testbed.errors import GuestLost, TestbedError, UsageError
 from testbed.guest import Guest
-from testbed.hardware import words
 from testbed.lab import Lab, open_lab
 from testbed.links import Wiring
 from testbed.player import playing
 from testbed.progress import Silent
-from testbed.sampler import Sampler, sampling
+from testbed.sampler import sampling
 from testbed.store import snapshots
 from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
@@ -80,7 +79,7 @@ async def supervise(order: UpOrder, say: Say) -> int:
         with vms.claimed(folders, order.name) as folder:
             async with open_lab(_Notes(say), kernels=(order.kernel,), cold=order.cold) as lab:
                 keeper = Keeper(order, folder, lab, say)
-                async with _listening(folder / "control", keeper.answer):
+                async with desk.listening(folder / "control", keeper.answer):
                     await keeper.keep()
     except TestbedError as error:
         say({"error": str(error)})
@@ -96,24 +95,18 @@ class Keeper:
         self._topology = Topology.model_validate(order.topology)
         self._model: GuestModel = self._topology.guests[order.guest]
         self._guest: Guest | None = None
-        self._sampler: Sampler | None = None
         self._survivors: Path | None = None  # the disks of the one before, whose power was cut
         self._asked = asyncio.Event()  # to end, or to go on from a snapshot
         self._ends = False
         self._was_ready = False
         self._settled = asyncio.Event()  # ready, or lost
-        self._agent = asyncio.Lock()
         self._verbs: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "down": self._down,
-            "stats": self._stats,
-            "shell": self._shell,
             "snapshot": self._snapshot,
             "restore": self._restore,
-            "hardware": self._hardware,
-            "resume": self._resume,
-            "sample": self._sample,
             "power-cut": self._power_cut,
         }
+        self._desk = Desk(order.name, folder, self._ready)
         self._record = Record(
             name=order.name,
             state=vms.STARTING,
@@ -174,7 +167,7 @@ class Keeper:
         saved = snapshots.read(Path(order.snapshot)) if order.snapshot and survivors is None else None
         async with (
             self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True, survivors=survivors) as guest,
-            _listening(self._folder / "console", lambda reader, writer: _show_console(guest, reader, writer)),
+            desk.listening(self._folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),
             mounts.standing(guest, built=saved is not None) as made,
         ):
             self._guest = guest
@@ -192,21 +185,7 @@ class Keeper:
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One line of the control socket."""
-        try:
-            asked = json.loads(await reader.readline())
-            verb = self._verbs.get(asked.pop("verb"))
-            answer = (
-                await verb(asked)
-                if verb
-                else {"error": f"{self._order.name}: its supervisor is of another version; end it, and start it again"}
-            )
-        except (ValueError, KeyError, AttributeError) as error:
-            answer = {"error": f"{self._order.name}: expected a verb and its arguments, got {error!r}"}
-        except TestbedError as error:
-            answer = {"error": str(error)}
-        with contextlib.suppress(OSError):
-            writer.write(json.dumps(answer).encode() + b"\n")
-            await writer.drain()
+        await desk.answer(self._order.name, {**self._desk.verbs, **self._verbs}, reader, writer)
 
     def _ready(self) -> Guest:
         if self._guest is None or self._record.state != vms.READY:
@@ -224,7 +203,7 @@ class Keeper:
         guest, folder = self._ready(), Path(asked["folder"])
         if folder.exists():
             raise UsageError(f"{self._order.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm")
-        async with self._agent:
+        async with self._desk.agent:
             await snapshot.save(guest, folder, asdict(self._order))
         return {}
 
@@ -247,80 +226,6 @@ class Keeper:
         await self._settled.wait()
         self._ready()
         return {"lost_blocks": lost}
-
-    async def _stats(self, asked: dict[str, Any]) -> dict[str, Any]:
-        del asked
-        return await gauges.read(self._ready())
-
-    async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Do what `words` say, or say how all disks behave, and the machine."""
-        guest = self._ready()
-        if "words" in asked:
-            action = words.action(asked["words"])
-            return {action.disk: await actions.do(guest, action)}
-        disks = {name: await actions.said(guest.hardware, name) for name in guest.hardware.names()}
-        return disks | {words.MACHINE: await actions.said_machine(guest)}
-
-    async def _resume(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """Let a guest go on that stands still at an error; the request is tried again."""
-        del asked
-        guest = self._ready()
-        if not guest.hardware.errors.stopped:
-            raise UsageError(f"{self._order.name} does not stand still at an error of a disk")
-        await guest.monitor.execute("cont")
-        return {}
-
-    async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
-        del asked
-        guest = self._ready()
-        if self._sampler is None or not self._sampler.is_of(guest):
-            self._sampler = await Sampler.start(guest)
-        return await self._sampler.sample()
-
-    async def _shell(self, asked: dict[str, Any]) -> dict[str, Any]:
-        """A shell on the serial console, of so many `rows` and `columns`."""
-        guest = self._ready()
-        async with self._agent:
-            size = {"rows": str(int(asked["rows"])), "columns": str(int(asked["columns"]))}
-            await guest.wait(guest.agent.exchange("shell", "shell", **size), guest.order.deadlines.command_s)
-        return {}
-
-
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-
-
-@contextlib.asynccontextmanager
-async def _listening(path: Path, handle: Handler) -> AsyncIterator[None]:
-    """A socket on which each connection is handled; all of them are closed at the end, whatever the others do."""
-    open_ones: set[asyncio.StreamWriter] = set()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_ones.add(writer)
-        try:
-            await handle(reader, writer)
-        finally:
-            open_ones.discard(writer)
-            writer.close()
-
-    server = await asyncio.start_unix_server(connected, path, limit=vms.LONGEST_LINE)
-    try:
-        yield
-    finally:
-        server.close()
-        for writer in tuple(open_ones):
-            writer.close()
-
-
-async def _show_console(guest: Guest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Whoever is connected reads what the guest prints, and types; one that does not read loses what it could not take."""
-
-    def show(data: bytes) -> None:
-        if writer.transport.get_write_buffer_size() < vms.LONGEST_LINE:
-            writer.write(data)
-
-    with guest.console.heard_by(show), contextlib.suppress(OSError):
-        while data := await reader.read(4096):
-            guest.console.type(data)
 
 
 def _why(ended: asyncio.Task[None]) -> str:

@@ -36,16 +36,18 @@ def names(topology: Topology, wanted: str | None) -> dict[str, str]:
     guests = list(topology.guests)
     found = {guest: guest if wanted is None else wanted if len(guests) == 1 else f"{wanted}-{guest}" for guest in guests}
     for name in found.values():
-        _check(name)
+        check_name(name)
     return found
 
 
-def _check(name: str) -> None:
+def check_name(name: str) -> None:
+    """:raise UsageError: it is no name of a guest."""
     if not _NAME.fullmatch(name):
         raise UsageError(f"expected a guest's name of small letters, digits and dashes, beginning with a letter, at most 33, got {name!r}")
 
 
-def _check_free(names: Iterable[str], folders: Folders) -> None:
+def check_free(names: Iterable[str], folders: Folders) -> None:
+    """:raise UsageError: one of the names is taken."""
     there = {vm.record.name for vm in vms.every(folders)}
     for name in names:
         if name in there:
@@ -69,7 +71,7 @@ async def start(
 
     :raise TestbedError: one did not get ready; then none is there. :raise UsageError: a name is taken.
     """
-    _check_free(called.values(), folders)
+    check_free(called.values(), folders)
     async with open_lab(progress, kernels=tuple(dict.fromkeys(kernels.values())), cold=cold) as lab:
         for guest, model in topology.guests.items():
             await lab.prepare(model, await lab.kernel(kernels[guest]))
@@ -98,8 +100,8 @@ async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, 
 
     :raise UsageError: the name is taken, or none. :raise TestbedError: the guest did not get ready.
     """
-    _check(name)
-    _check_free((name,), folders)
+    check_name(name)
+    check_free((name,), folders)
     networks = folders.runtime / f"net-{secrets.token_hex(4)}"
     changes = {"name": name, "networks": str(networks), "evidence": str(evidence / name), "snapshot": str(saved.folder)}
     (vm,) = await launch([UpOrder(**{**saved.order, **changes})], waiting, folders, progress)

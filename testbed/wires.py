@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from testbed import console
 from testbed.errors import GuestError, WireBroken
@@ -18,8 +19,9 @@ _MAX_LINE_BYTES = 16 << 10
 _TAIL_LINES = 15
 # A call trace comes in pieces, a few milliseconds apart.
 _QUIET_S, _LAST_WORDS_S = 0.3, 2.0
-# A guest that floods its console fills neither the disk nor our memory.
-_MAX_LOG_BYTES = 64 << 20
+# A guest that floods its console fills neither the disk nor our memory: the log has its first words, and its last ones.
+_MAX_LOG_BYTES = 32 << 20
+_LAST_BYTES = 1 << 20
 _MAX_FINDINGS = 1000
 
 
@@ -42,6 +44,7 @@ class Console:
         self._writer: asyncio.StreamWriter | None = None
         self._listeners: list[Callable[[bytes], None]] = []
         self.findings: list[console.Finding] = []
+        self.printed_bytes = 0
 
     async def connect(self, path: Path) -> None:
         reader, self._writer = await _connect(path)
@@ -63,15 +66,23 @@ class Console:
 
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pending = b""
-        kept_bytes = 0
+        last = bytearray()
         try:
-            with self._log.open("wb", buffering=0) as log, contextlib.suppress(OSError):
+            with contextlib.ExitStack() as stack:
+                log = stack.enter_context(self._log.open("wb", buffering=0))
+                stack.callback(self._finish, log, last)
+                stack.enter_context(contextlib.suppress(OSError))
                 while data := await reader.read(65536):
                     self._read_at = time.monotonic()
-                    for listener in self._listeners:
+                    for listener in tuple(self._listeners):
                         listener(data)
-                    log.write(data[: max(0, _MAX_LOG_BYTES - kept_bytes)])
-                    kept_bytes += len(data)
+                    room = max(0, _MAX_LOG_BYTES - self.printed_bytes)
+                    log.write(data[:room])
+                    self.printed_bytes += len(data)
+                    if room < len(data):
+                        last += data[room:]
+                        if len(last) > 2 * _LAST_BYTES:
+                            del last[:-_LAST_BYTES]
                     *lines, pending = (pending + data).split(b"\n")
                     pending = pending[:_MAX_LINE_BYTES]
                     for line in lines:
@@ -79,6 +90,15 @@ class Console:
             self._take(pending)
         finally:
             writer.close()
+
+    def _finish(self, log: BinaryIO, last: bytearray) -> None:
+        """What was printed last goes below what was first, and a note of what is missing between."""
+        tail = bytes(last[-_LAST_BYTES:])
+        cut = self.printed_bytes - _MAX_LOG_BYTES - len(tail)
+        if tail:
+            note = f"\n[testbed: {cut} of {self.printed_bytes} bytes that the guest printed are left out here]\n" if cut else ""
+            with contextlib.suppress(OSError):
+                log.write(note.encode() + tail)
 
     def _take(self, raw: bytes) -> None:
         line = raw.decode(errors="replace")

@@ -16,9 +16,9 @@ from testbed.cli.app import ERROR, app, err, out
 from testbed.errors import TestbedError, TopologyError
 
 # In the order of `testbed --help`.
-_ROOMS = ("look", "run", "reports", "up", "vms", "hardware", "snapshots", "store", "bench")
+_ROOMS = ("look", "run", "reports", "repro", "bundle", "campaign", "up", "vms", "hardware", "snapshots", "store", "bench")
 # Verbs that are typed often and need little: loading everything takes a second.
-_LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "logs", "down")}
+_LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "gdb", "dump", "logs", "down")}
 _LIGHT |= {verb: "up" for verb in ("up", "fork")}
 _LIGHT |= {verb: "hardware" for verb in ("throttle", "delay", "inject", "hang", "unplug", "plug", "resize", "power-cut")}
 _LIGHT |= {verb: "hardware" for verb in ("hardware", "resume", "sample", "profiles")}

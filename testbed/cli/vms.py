@@ -15,11 +15,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.live import Live
 
-from testbed import inventory, paths, process, vms
+from testbed import debugger, dumps, inventory, paths, process, vms
 from testbed.cli import terminal
 from testbed.cli.app import Json, app, err, out, run_async
 from testbed.errors import UsageError
 from testbed.report import guests
+from testbed.units import format_size
 
 _LOGS = {
     "console": "console.log",
@@ -35,6 +36,7 @@ _LOGS = {
     "dmesg": "dmesg.txt",
 }
 _DOWN_S = 90.0
+_GDB_S, _DUMP_S = 120.0, 700.0
 
 
 def _names(incomplete: str) -> list[str]:
@@ -139,6 +141,51 @@ def console(vm: VmArgument) -> None:
     """A shell on a guest's serial console, which also works where its network or SSH server do not. Ctrl-] leaves it."""
     found = _reachable(vm)
     run_async(terminal.attach(found))
+
+
+@app.command()
+def gdb(
+    vm: VmArgument,
+    symbols: Annotated[Path | None, typer.Option("--symbols", help="A vmlinux or System.map of its kernel; else its own kallsyms.")] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
+    more: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More words for gdb, such as -batch -ex bt.")] = None,
+) -> None:
+    """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
+    found = vms.find(paths.folders(), vm)
+
+    async def work() -> int:
+        opened.update(await found.ask("gdb", timeout_s=_GDB_S, symbols=str(symbols.resolve()) if symbols else ""))
+        return 0
+
+    opened: dict[str, Any] = {}
+    # Not run_async, which exits.
+    asyncio.run(work())
+    if opened["note"]:
+        err.print(opened["note"], markup=False, highlight=False, soft_wrap=True)
+    words = debugger.command(opened, tuple(more or ()))
+    if only_print:
+        print(shlex.join(words))
+    else:
+        _become(list(words))
+
+
+@app.command()
+def dump(
+    vm: VmArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(dumps.FORMATS)}.")] = dumps.FORMATS[0],
+) -> None:
+    """Write a guest's memory into a file for crash or drgn; it stands still meanwhile, and may hang or stand still already."""
+    if kind not in dumps.FORMATS:
+        raise UsageError(f"--format {kind}: expected one of {', '.join(dumps.FORMATS)}")
+    found = vms.find(paths.folders(), vm)
+
+    async def work() -> int:
+        written = await found.ask("dump", timeout_s=_DUMP_S, path=str(file.resolve()), format=kind)
+        err.print(f"{file}: {format_size(written['bytes'])} of {vm}'s memory", markup=False, highlight=False)
+        return 0
+
+    run_async(work())
 
 
 @app.command()

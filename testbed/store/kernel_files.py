@@ -80,16 +80,20 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
             return await _make(kernel, unfinished, task)
 
     await cache.once(folder, make, progress, f"kernel {kernel.name}")
-    return _read(kernel, folder)
+    return read_folder(kernel, folder)
 
 
 def cached(kernel: Kernel, root: Path) -> KernelFiles | None:
     """The kernel's files if the cache has them."""
     folder = kernel_folder(kernel, root)
-    return _read(kernel, folder) if (folder / cache.META).is_file() else None
+    return read_folder(kernel, folder) if (folder / cache.META).is_file() else None
 
 
-def _read(kernel: Kernel, folder: Path) -> KernelFiles:
+def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
+    """The kernel in a folder that is complete.
+
+    :raise HostError: it is damaged.
+    """
     meta = cache.read_meta(folder)
     try:
         return KernelFiles(

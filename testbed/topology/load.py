@@ -13,7 +13,7 @@ from testbed.errors import TopologyError
 from testbed.topology import matrix, messages
 from testbed.topology.check import check, did_you_mean, fits_host
 from testbed.topology.model import Guest, Matrix, Topology
-from testbed.topology.reader import Reader, Where, dotted, read, single, text_of
+from testbed.topology.reader import Reader, Where, read, single, text_of
 
 _MAX_DEPTH = 8
 
@@ -74,12 +74,32 @@ def _one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
 
 def _points(text: str, file: str, path: Path | None, host_memory: int | None = None) -> dict[str, Topology]:
     reader = Reader(file)
-    plain = _extended(read(text, reader), reader, path)
-    found = _expand(plain, reader, host_memory)
+    return _of_plain(read(text, reader), reader, path, host_memory)
+
+
+def _of_plain(plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None) -> dict[str, Topology]:
+    found = _expand(_extended(plain, reader, path), reader, host_memory)
     if reader.problems:
         raise TopologyError(
-            tuple(sorted(reader.problems, key=lambda problem: (problem.file != file, problem.file, problem.line, problem.column)))
+            tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.file, problem.line, problem.column)))
         )
+    return found
+
+
+def points_of(plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None = None) -> dict[str, Topology]:
+    """The topologies in a part of the file `path`, as `reader` has read it; without a path it extends nothing. Raises as `load_points`."""
+    found = _of_plain(dict(plain), reader, path, host_memory)
+    return found if path is None else {name: _located(topology, path.parent) for name, topology in found.items()}
+
+
+def merged(plain: dict[str, Any], reader: Reader, path: Path) -> dict[str, Any]:
+    """A topology's mapping on top of the one of the file that it extends, which `path` is relative to.
+
+    :raise TopologyError: that one cannot be read.
+    """
+    found = _extended(dict(plain), reader, path)
+    if reader.problems:
+        raise TopologyError(tuple(reader.problems))
     return found
 
 
@@ -165,7 +185,7 @@ def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader:
                 at.setdefault((where, said, False), []).append(name)
     spoken = {problem.path for problem in reader.problems}
     for (where, said, at_key), names in at.items():
-        if dotted(where) in spoken:
+        if reader.path(where) in spoken:
             continue
         if len(names) < len(chosen):
             said += f" (at {names[0]}{f' and {len(names) - 1} more points' if len(names) > 1 else ''})"

@@ -28,12 +28,12 @@ _PATTERNS = {
 }
 
 
-def message(error: ErrorDetails, where: Where, plain: Any) -> str:
-    """The words for one error at a place of a file that says `plain`."""
+def message(error: ErrorDetails, where: Where, plain: Any, document: type[BaseModel] = Document) -> str:
+    """The words for one error at a place of a file that says `plain`, and is a `document`."""
     got = error.get("input")
     match error["type"]:
         case "extra_forbidden":
-            return f"unknown key{did_you_mean(str(where[-1]), _keys(where[:-1], plain))}"
+            return f"unknown key{did_you_mean(str(where[-1]), _keys(where[:-1], plain, document))}"
         case "missing" | "union_tag_not_found":
             return "expected this key, it is missing"
         case "union_tag_invalid":
@@ -70,9 +70,9 @@ def place(error: ErrorDetails, plain: Any) -> Where:
     return tuple(found)
 
 
-def _keys(where: Where, plain: Any) -> list[str]:
+def _keys(where: Where, plain: Any, document: type[BaseModel]) -> list[str]:
     """Keys that are known in the mapping at a place."""
-    model: Any = Document
+    model: Any = document
     at: Any = plain
     for part in where:
         at = at[part]

@@ -53,10 +53,24 @@ class Reader:
         self.key_marks: dict[Where, Mark] = {}
         self.problems: list[Problem] = []
         self._nodes = 0
+        self._above: Where = ()
 
     def problem(self, where: Where, message: str, mark: Mark | None = None) -> None:
         mark = mark or self._nearest(where)
-        self.problems.append(Problem(file=mark.file, line=mark.line, column=mark.column, path=dotted(where), message=message))
+        self.problems.append(Problem(file=mark.file, line=mark.line, column=mark.column, path=self.path(where), message=message))
+
+    def path(self, where: Where) -> str:
+        """A place as messages write it."""
+        return dotted((*self._above, *where))
+
+    def below(self, where: Where) -> Reader:
+        """One for the part of the file at a place, whose messages name places in the whole file."""
+        part = Reader(self.file)
+        part._above = (*self._above, *where)
+        part._nodes = self._nodes
+        part.marks = {place[len(where) :]: mark for place, mark in self.marks.items() if place[: len(where)] == where}
+        part.key_marks = {place[len(where) :]: mark for place, mark in self.key_marks.items() if place[: len(where)] == where}
+        return part
 
     def _nearest(self, where: Where) -> Mark:
         while where not in self.marks and where:
@@ -162,6 +176,12 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
 def single(file: str, line: int, column: int, message: str) -> TopologyError:
     """The error of one mistake."""
     return TopologyError((Problem(file=file, line=line, column=column, path="", message=message),))
+
+
+def reads_as_text(text: str) -> bool:
+    """Whether a bare word is text to every reader of YAML; else it must be quoted."""
+    other = any(pattern.fullmatch(text) for pattern, _ in _YAML_1_1) or _INTEGER.fullmatch(text) or _FLOAT.fullmatch(text)
+    return text not in _CONSTANTS and not other
 
 
 def dotted(where: Where) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
 
+from testbed import patterns
 from testbed.topology.base import Duration, Model, Size, Word
 from testbed.topology.cgroups import CgroupPath
 
@@ -36,9 +36,9 @@ class When(Model):
             yield "expected above or below for a counter, and for nothing else"
         if self.console is not None:
             try:
-                re.compile(self.console)
-            except re.error as error:
-                yield f"console: expected a regular expression, got {self.console!r}: {error}"
+                patterns.compiled(self.console)
+            except ValueError as error:
+                yield f"console: {error}"
 
 
 class Act(Model):

@@ -9,9 +9,10 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "keys", "ssh_keys", "progress", "paths"),
+    ("errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
+    ("bugs",),
     (
         "drives",
         "layers",
@@ -28,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "console",
         "verdict",
     ),
+    ("signature", "symbols", "reduction", "bisection", "parcel"),
     (
         "plan_text",
         "picture",
@@ -64,15 +66,20 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "sampler",
         "group_sampler",
         "lab",
+        "debugger",
+        "dumps",
+        "trial",
         "doctor",
         "fio",
         "durability",
         "reach",
     ),
-    ("supervisor",),
+    ("desk", "hold", "supervisor"),
     ("up",),
     ("scenarios",),
     ("runner",),
+    ("repro",),
+    ("campaign",),
     ("report", "inventory"),
     ("cli", "__main__"),
 )
@@ -103,6 +110,14 @@ PURE = {
     "group_counts",
     "console",
     "verdict",
+    "patterns",
+    "rates",
+    "bugs",
+    "signature",
+    "symbols",
+    "reduction",
+    "bisection",
+    "parcel",
 }
 
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")

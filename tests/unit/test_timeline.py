@@ -58,7 +58,7 @@ def test_a_ramp_goes_from_one_value_to_the_other() -> None:
         "events": ({"do": "plug data", "when": {"mark": "a", "console": "b"}}, "got mark and console"),
         "counter": ({"do": "plug data", "when": {"counter": "memory.current", "above": 5}}, "expected a cgroup and its counter"),
         "no bound": ({"do": "plug data", "when": {"cgroup": "a", "counter": "memory.current"}}, "expected above or below"),
-        "pattern": ({"do": "plug data", "when": {"console": "("}}, "expected a regular expression, got '('"),
+        "pattern": ({"do": "plug data", "when": {"console": "("}}, "got '(': missing )"),
     }.values(),
 )
 def test_a_mistake_is_found_before_anything_runs(said: dict[str, object], mistake: str) -> None:

@@ -70,7 +70,37 @@ async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypat
     assert [finding.kind for finding in fatal] == [Kind.PANIC]
     assert console.tail()[0] == "[    1.000000] Linux version" and console.tail()[-1] == "the last"
     assert all(len(line) <= 1000 for line in console.tail())
-    assert (tmp_path / "console.log").stat().st_size == 1000
+    log = (tmp_path / "console.log").read_bytes()
+    assert log.startswith(b"[    1.000000] Linux version") and log.endswith(b"\nthe last")
+    assert b"bytes that the guest printed are left out here]" not in log  # its end is kept as well
+
+
+async def test_a_flood_of_100_megabytes_is_cut_in_the_middle_and_says_so(tmp_path: Path) -> None:
+    heard = 0
+
+    def hear(data: bytes) -> None:
+        nonlocal heard
+        heard += len(data)
+
+    async with peer(tmp_path / "console") as connected, asyncio.timeout(100):
+        console = Console(tmp_path / "console.log", lambda finding: None)
+        await console.connect(tmp_path / "console")
+        _, writer = await connected.get()
+        with console.heard_by(hear):
+            writer.write(b"first words\n")
+            for _ in range(100):
+                writer.write((b"flood " * 20 + b"\n") * 8666)
+                await writer.drain()
+            writer.write(b"last words\n")
+            writer.close()
+            await console.ended()
+        await console.close()
+    log = (tmp_path / "console.log").read_bytes()
+    assert len(log) < (32 << 20) + (1 << 20) + 1000
+    assert log.startswith(b"first words\n") and log.endswith(b"last words\n")
+    assert console.printed_bytes == heard == 100 * 121 * 8666 + 12 + 11
+    cut = heard - (32 << 20) - (1 << 20)
+    assert f"[testbed: {cut} of {heard} bytes that the guest printed are left out here]".encode() in log
 
 
 async def test_what_follows_an_oops_is_waited_for_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

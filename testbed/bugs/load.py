@@ -1,0 +1,184 @@
+"""Bug files to `Case` values, every mistake at once with its place; and back to a file that needs no other."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from testbed.bugs.model import Bug, Case, Document
+from testbed.errors import TopologyError
+from testbed.topology import messages
+from testbed.topology.load import load_points, merged, points_of
+from testbed.topology.model import Guest
+from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_of
+
+# What a bug runs on where its file says nothing.
+PLAIN_GUEST: dict[str, Any] = {"version": 1, "guests": {"g0": {"cpus": 2}}}
+
+
+def is_bug(path: Path) -> bool:
+    """Whether a file is one of a bug, rather than of a topology; a file that cannot be read is none."""
+    try:
+        return "signature" in read(text_of(path), Reader(str(path)))
+    except TopologyError:
+        return False
+
+
+def load(path: Path, *, host_memory: int | None = None) -> Case:
+    """The bug in a file.
+
+    :raise TopologyError: it cannot be read, or says something wrong; holds every mistake.
+    """
+    return _case(read_plain(text_of(path), str(path)), path.parent, host_memory)
+
+
+def parse(text: str, file: str = "bug.yaml", folder: Path | None = None) -> Case:
+    """The bug in a text; without a `folder` it may name no other files. Raises as `load`."""
+    return _case(read_plain(text, file), folder, None)
+
+
+def read_plain(text: str, file: str) -> tuple[dict[str, Any], Reader]:
+    """The mapping in a text, and where its parts stood."""
+    reader = Reader(file)
+    return read(text, reader), reader
+
+
+def self_contained(path: Path) -> dict[str, Any]:
+    """The mapping in a bug file, with its topology and script in it. The file is valid: `load` it first."""
+    return inlined(read_plain(text_of(path), str(path))[0], path)
+
+
+def inlined(plain: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A bug's mapping with its topology and script in it, which are relative to the file `path`.
+
+    :raise TopologyError: one of them cannot be read.
+    """
+    plain = copy.deepcopy(plain)
+    script = plain.pop("script-file", None)
+    if script is not None:
+        plain["script"] = text_of(path.parent / str(script))
+    topology, folder = plain.get("topology"), path.parent
+    if isinstance(topology, str):
+        folder = (path.parent / topology).parent
+        plain["topology"] = _read_topology(path.parent / topology)
+    elif isinstance(topology, dict) and "extends" in topology:
+        plain["topology"] = merged(topology, Reader(str(path)), path)
+    for guest in (plain.get("topology") or {}).get("guests", {}).values():
+        for disk in (guest or {}).get("disks", {}).values():
+            if "image" in disk:
+                disk["image"] = str((folder / disk["image"]).resolve())
+    return plain
+
+
+def _read_topology(path: Path) -> dict[str, Any]:
+    reader = Reader(str(path))
+    return merged(read(text_of(path), reader), reader, path)
+
+
+def written(plain: dict[str, Any], head: str = "") -> str:
+    """A bug's mapping as a file, below the lines of `head`, which become comments."""
+    comments = "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
+    return comments + yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140, default_flow_style=None)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Scripts stand as they are."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # A block cannot hold lines that end in spaces, nor what YAML does not print.
+    plain = "\n" in text and not any(line != line.rstrip() for line in text.split("\n"))
+    odd = any(not character.isprintable() and character not in "\n\t" for character in text)
+    style = '"' if odd else "|" if plain else None if reads_as_text(text) else "'"
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def _case(found: tuple[dict[str, Any], Reader], folder: Path | None, host_memory: int | None) -> Case:
+    plain, reader = found
+    plain = copy.deepcopy(plain)
+    _script(plain, reader, folder)
+    guest = _guest(plain.pop("topology", None), reader, folder, host_memory)
+    bug = _bug(plain, reader)
+    if reader.problems or bug is None or guest is None:
+        raise TopologyError(tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.line, problem.column))))
+    return Case(bug=bug, guest=guest)
+
+
+def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> None:
+    """Put the script that a file names in its place."""
+    name = plain.pop("script-file", None)
+    if name is None:
+        return
+    where: Where = ("script-file",)
+    if "script" in plain:
+        reader.problem(where, "expected script or script-file, got both")
+    elif folder is None or not isinstance(name, str) or Path(name).is_absolute():
+        reader.problem(where, f"expected the path of a script, relative to this file, got {name!r}")
+    else:
+        try:
+            plain["script"] = text_of(folder / name)
+        except TopologyError as error:
+            reader.problems += error.problems
+    plain.setdefault("script", ":")  # what is wrong has been said
+
+
+def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | None) -> Guest | None:
+    """The one guest of a bug's topology; what is wrong goes to the reader."""
+    where: Where = ("topology",)
+    try:
+        if isinstance(said, str):
+            if folder is None or Path(said).is_absolute() or not said.endswith(".yaml"):
+                reader.problem(where, f"expected a topology, or the path of a .yaml file, relative to this one, got {said!r}")
+                return None
+            found = load_points(folder / said, host_memory=host_memory)
+        elif said is None or isinstance(said, dict):
+            below = reader.below(where)
+            path = None if folder is None else Path(reader.file)
+            plain = {"version": 1, **(PLAIN_GUEST if said is None else said)}
+            found = points_of(plain, below, path, host_memory)
+        else:
+            reader.problem(where, f"expected a mapping, or the path of a .yaml file, got {said!r}")
+            return None
+    except TopologyError as error:
+        reader.problems += error.problems
+        return None
+    topology = next(iter(found.values()))
+    if len(found) > 1 or len(topology.guests) > 1:
+        many = f"a matrix of {len(found)} points" if len(found) > 1 else f"{len(topology.guests)} guests"
+        reader.problem(where, f"expected one guest, on which the script runs, got {many}")
+        return None
+    return next(iter(topology.guests.values()))
+
+
+def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
+    try:
+        bug = Bug.model_validate(plain)
+    except ValidationError as invalid:
+        for error in invalid.errors():
+            where = messages.place(error, plain)
+            at_key = reader.key_marks.get(where) if error["type"] == "extra_forbidden" else None
+            reader.problem(where, messages.message(error, where, plain, Document), at_key)
+        return None
+    for where, said in bug.mistakes():
+        reader.problem(where, said)
+    return None if reader.problems else bug
+
+
+def of_plain(plain: dict[str, Any], file: str = "bug.yaml") -> Case:
+    """The bug in a mapping that stands for itself, as `self_contained` gives it.
+
+    :raise TopologyError: it is none.
+    """
+    return _case((plain, Reader(file)), None, None)
+
+
+def wrong(path: Path, message: str) -> TopologyError:
+    """The error of a bug file as a whole."""
+    return single(str(path), 1, 1, message)

@@ -1,0 +1,137 @@
+"""What a bug file says, as frozen values; the JSON Schema of bug files comes from these classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from testbed import patterns
+from testbed.topology.base import Duration, Model, Rate, Several, Word
+from testbed.topology.cgroups import CgroupPath
+from testbed.topology.model import Guest
+from testbed.topology.timelines import Counter
+from testbed.units import format_duration
+
+_PER_S = 1_000_000
+
+
+def _regex(value: Any) -> Any:
+    if isinstance(value, str):
+        patterns.compiled(value)
+    return value
+
+
+Regex = Annotated[str, BeforeValidator(_regex), Field(min_length=1, max_length=2000)]
+Text = Annotated[str, Field(min_length=1, max_length=200_000)]
+# How a guest can end, or stop answering; `lost` is any of them.
+GuestEnd = Literal["lost", "panic", "oops", "power-off", "reboot", "hang", "ssh", "qemu"]
+
+
+class Condition(Model):
+    """One way in which the bug shows: all of its keys hold at once.
+
+    `console`, `output`: a line of the guest's console, or of what the script prints, matches; `output` may ask for several lines with \\n.
+    `expect`: one of these does, or a counter written as `CGROUP/FILE NAME VALUE`. `status`: the script ends with it, or with any but 0.
+    `counter`: of a `cgroup`, a file of one number or a file and a key in it, gets `above` or `below` a value. `hang`: the script has not
+    ended after so long. `guest`: the guest ends in this way.
+    """
+
+    console: Regex | None = None
+    output: Regex | None = None
+    expect: Regex | None = None
+    status: Annotated[int, Field(ge=0, le=255)] | Literal["failure"] | None = None
+    cgroup: CgroupPath | None = None
+    counter: Counter | None = None
+    above: Rate | None = None
+    below: Rate | None = None
+    hang: Annotated[Duration, Field(gt=0)] | None = None
+    guest: GuestEnd | None = None
+
+    def mistakes(self) -> Iterator[str]:
+        if not self.model_fields_set:
+            yield "expected one of console, output, expect, status, counter, hang and guest, got none"
+        if (self.counter is None) != (self.cgroup is None):
+            yield "expected a cgroup and its counter, got one of them"
+        if (self.counter is not None) != ((self.above is None) != (self.below is None)):
+            yield "expected above or below for a counter, and for nothing else"
+        ends = [key for key in ("status", "hang") if getattr(self, key) is not None]
+        if self.guest is not None and ends:
+            yield f"expected guest or {ends[0]}, got both: a script of a guest that is gone has no end"
+        elif len(ends) > 1:
+            yield "expected status or hang, got both: a script that hangs has no status"
+
+    def said(self) -> str:
+        """In words."""
+        counted = f"{self.cgroup}/{self.counter} " + (f"above {self.above}" if self.above is not None else f"below {self.below}")
+        parts = (
+            self.console and f"console {self.console!r}",
+            self.output and f"output {self.output!r}",
+            self.expect and f"{self.expect!r} on the console, in the output or among the counters",
+            self.status is not None and f"status {self.status}",
+            self.counter and counted,
+            self.hang is not None and f"hangs for {format_duration(self.hang)}",
+            self.guest and f"guest: {self.guest}",
+        )
+        return " and ".join(part for part in parts if part)
+
+
+class Kernels(Model):
+    """Where the bug shows, and where it must not: as on the command line."""
+
+    shows: Several[Word] = ()
+    clean: Several[Word] = ()
+
+
+class Bug(Model):
+    """One bug. `summary`, `source`: what it is, and where it was reported. `prepare`: a script that must succeed before `script`, which
+    triggers it; `interpreter` reads both. `signature`: it shows where one of these holds. `rate`: how often it shows at least, where it
+    does. `cores`: what a guest takes of the host: `shared` counts as one core, `idle` mostly waits, `alone` measures time.
+    """
+
+    version: Literal[1]
+    summary: Annotated[str, Field(min_length=1, max_length=500)]
+    source: Annotated[str, Field(max_length=2000)] = ""
+    kernels: Kernels = Kernels()
+    prepare: Text | None = None
+    script: Text
+    interpreter: Literal["sh", "bash"] = "bash"
+    signature: Annotated[Several[Condition], Field(min_length=1, max_length=20)]
+    tries: Annotated[int, Field(ge=1, le=10_000)] = 20
+    timeout: Annotated[Duration, Field(gt=0)] = 300 * _PER_S
+    rate: Annotated[float, Field(gt=0, le=1)] = 0.95
+    cores: Literal["shared", "idle", "alone"] = "shared"
+
+    @property
+    def timeout_s(self) -> float:
+        return self.timeout / _PER_S
+
+    def mistakes(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
+        """What the shape of the file does not show."""
+        for number, condition in enumerate(self.signature):
+            yield from ((("signature", number), said) for said in condition.mistakes())
+            if condition.hang is not None and condition.hang >= self.timeout:
+                yield (
+                    ("signature", number, "hang"),
+                    f"expected less than the timeout of {format_duration(self.timeout)}, got {format_duration(condition.hang)}",
+                )
+        both = sorted(set(self.kernels.shows) & set(self.kernels.clean))
+        if both:
+            yield ("kernels", "clean"), f"expected kernels where it does not show, got {', '.join(both)}, where it does"
+
+
+class Document(Bug):
+    """A bug file as it is written: `topology` is that of its guest, here or in a .yaml file relative to this one; `script-file` names a
+    file in place of `script`."""
+
+    topology: str | dict[str, Any] | None = None
+    script_file: str | None = None
+    script: Text = ""
+
+
+class Case(Model):
+    """A bug with its guest."""
+
+    bug: Bug
+    guest: Guest

@@ -1,0 +1,202 @@
+"""Questions about a bug that take many guests: what of its guest can go (`reduce`), and between which kernels it came (`bisect`)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from testbed import bisection, rates, reduction, repro
+from testbed.bisection import Answer, Between
+from testbed.bugs.load import of_plain
+from testbed.bugs.model import Case
+from testbed.errors import TopologyError
+from testbed.rates import Rate, Sequential
+from testbed.reduction import Part
+from testbed.repro import Job, Limits, Tried, Verdict
+from testbed.store.kernel_files import KernelFiles
+from testbed.trial import Outcome
+
+# A sequential test of rates that are near each other could go on for ever.
+_MOST_TRIES = 60
+# Tries that measure a rate where nobody has stated one.
+MEASURED_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """`plain`: the smaller bug. `dropped`, in words; `rate`: of the bug as it was; `guests`: how many it took."""
+
+    plain: dict[str, Any]
+    dropped: tuple[str, ...]
+    rate: Rate
+    guests: int
+
+
+OnStep = Callable[[str], None]
+
+
+class Reducer:
+    """Drops from a bug on one kernel what it shows without."""
+
+    def __init__(self, job: Job, kernel: KernelFiles, error: float, on_step: OnStep) -> None:
+        self._job, self._kernel, self._error, self._on_step = job, kernel, error, on_step
+        self._guests = self._candidates = 0
+        self._rate = Rate(hits=0, tries=0)
+
+    async def reduce(self, plain: dict[str, Any], tries: int) -> Reduced | None:
+        """The smaller bug; None where it does not show as it is. `tries`: for its rate as it is.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        limits = replace(self._job.limits, tries=tries, every=True, until=None)
+        whole = await repro.on_kernel(replace(self._job, limits=limits), self._kernel, must_show=True)
+        self._guests += len(whole.tries)
+        self._rate = whole.rate
+        self._on_step(f"as it is: {whole.rate}")
+        if not whole.rate.hits:
+            return None
+        every = reduction.parts(plain)
+        gone: tuple[Part, ...] = ()
+        search = reduction.dropping(every)
+        try:
+            wanted = next(search)
+            while True:
+                what = ", ".join(str(part) for part in wanted)
+                wanted = search.send(await self._shows(reduction.without(plain, wanted), f"without {what}"))
+        except StopIteration as end:
+            gone = end.value
+        plain = reduction.without(plain, gone) if gone else plain
+        said = [str(part) for part in gone]
+        plain, steps = await self._smaller_machine(plain)
+        return Reduced(plain=plain, dropped=(*said, *steps), rate=self._rate, guests=self._guests)
+
+    async def _smaller_machine(self, plain: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        said: list[str] = []
+        refused: set[str] = set()
+        while True:
+            step = next((step for step in reduction.smaller_machines(plain) if step[0] not in refused), None)
+            if step is None:
+                return plain, said
+            what, smaller = step
+            if await self._shows(smaller, f"with {what}"):
+                plain = smaller
+                said = [one for one in said if one.split(":")[0] != what.split(":")[0]] + [what]
+            else:
+                refused.add(what)
+
+    async def _shows(self, plain: dict[str, Any], what: str) -> bool:
+        """Whether a candidate shows the bug about as often; one that is no valid bug does not."""
+        try:
+            case = of_plain(plain)
+        except TopologyError as error:
+            self._on_step(f"{what}: cannot be: {error.problems[0].message}")
+            return False
+        self._candidates += 1
+        test = rates.sequential(self._rate, self._error)
+        number = 0
+        while test.verdict is None and number < _MOST_TRIES:
+            number += 1
+            await self._batch(case, test, number)
+        kept = bool(test.verdict)
+        self._on_step(f"{what}: {'still shows' if kept else 'does not show as often'} ({test.hits} of {test.hits + test.misses})")
+        return kept
+
+    async def _batch(self, case: Case, test: Sequential, number: int) -> None:
+        """As many guests as run at once; what came to nothing did not show it."""
+        most = self._job.limits.jobs or repro.jobs(self._job.lab.host, case)
+        folder = self._job.folder / f"candidate-{self._candidates}" / str(number)
+        limits = Limits(tries=most, timeout_s=self._job.limits.timeout_s, every=True, jobs=most)
+        tried = await repro.on_kernel(replace(self._job, case=case, limits=limits, folder=folder), self._kernel, must_show=True)
+        self._guests += len(tried.tries)
+        for one in tried.tries:
+            if test.verdict is None:
+                test.add(one.outcome is Outcome.HIT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One kernel of a bisection: what it answered, and its tries."""
+
+    kernel: str
+    answer: Answer
+    tried: Tried | None
+    why: str = ""
+
+
+class Bisector:
+    """Asks kernels whether they show a bug, so often that a good one is right but for a chance of `error` over the whole search."""
+
+    def __init__(self, job: Job, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep) -> None:
+        self._job, self._kernel_of, self._error, self._on_step = job, kernel_of, error, on_step
+        self.asked: list[Asked] = []
+        self.rate: float | None = None
+
+    async def bisect(self, kernels: tuple[str, ...], good: int, bad: int, rate: float | None) -> Between:
+        """Which neighbours of the list the change is between. `rate`: how often the bug shows on the bad side; measured there without it.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        self.rate = rate
+        share = self._error / (1 + bisection.most_steps(good, bad))
+        search = bisection.bisecting(good, bad)
+        number = next(search)
+        try:
+            while True:
+                measure = number == bad and self.rate is None
+                answer = await self.ask(kernels[number], share, measure=measure)
+                number = search.send(answer)
+        except StopIteration as end:
+            found: Between = end.value
+            return found
+
+    async def ask(self, spec: str, error: float, *, measure: bool = False) -> Answer:
+        """Whether one kernel is bad. `measure`: all tries, from which the rate is taken: its interval's lower bound, to be sure.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        kernel = await self._kernel_of(spec)
+        tries = MEASURED_TRIES if measure else rates.tries_for(self.rate or self._job.case.bug.rate, error)
+        limits = replace(self._job.limits, tries=tries, every=measure, until=None)
+        tried = await repro.on_kernel(replace(self._job, limits=limits), kernel, must_show=True)
+        answer = {Verdict.SHOWS: Answer.BAD, Verdict.ABSENT: Answer.GOOD, Verdict.TROUBLE: Answer.SKIP}[tried.verdict]
+        if measure and answer is Answer.BAD:
+            self.rate = tried.rate.low
+        why = next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "") if answer is Answer.SKIP else ""
+        self.asked.append(Asked(kernel=spec, answer=answer, tried=tried, why=why))
+        self._on_step(f"{spec}: {answer.value}: {tried.rate}{f'; {why}' if why else ''}")
+        return answer
+
+
+def ordered(files: list[Path]) -> list[Path]:
+    """Files of kernels by version: numbers in their names count as numbers, and a release candidate comes before its release."""
+    return sorted(files, key=lambda path: version_key(path.name))
+
+
+def version_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """What a version sorts by."""
+    key: list[tuple[int, int, str]] = []
+    word, number = "", ""
+    for character in f"{name}\0":
+        if character.isdigit():
+            if word:
+                key.append(_word(word))
+                word = ""
+            number += character
+            continue
+        if number:
+            key.append((2, int(number), ""))
+            number = ""
+        if character.isalpha() or character == "~":
+            word += character
+        elif word:
+            key.append(_word(word))
+            word = ""
+    # The end of a name is after a candidate's mark, and before anything more.
+    return (*key, (1, 0, ""))
+
+
+def _word(word: str) -> tuple[int, int, str]:
+    early = word.startswith("~") or word in ("rc", "alpha", "beta")
+    return (0, 0, word) if early else (3, 0, word)

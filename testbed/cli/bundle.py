@@ -1,0 +1,84 @@
+"""The verb that packs runs, and what `repro` needs of a bundle: bundle."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from testbed import parcel, paths
+from testbed.cli.app import app, err
+from testbed.errors import UsageError
+from testbed.kernels import load_table
+from testbed.lab import Lab
+from testbed.progress import Progress
+from testbed.store import bundles, kernel_files
+from testbed.store.bundles import Bundle
+from testbed.store.kernel_files import KernelFiles
+from testbed.units import format_size
+
+
+@app.command("bundle")
+def bundle_command(
+    run: Annotated[str, typer.Argument(help="A run of `testbed repro`: its folder, its name, or `last`.")] = "last",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A new file; RUN.tar without it.")] = None,
+    with_kernel: Annotated[bool, typer.Option("--with-kernel", help="The kernels go along, and not only their names and hashes.")] = False,
+) -> None:
+    """Pack a run into one tar that `testbed repro` takes on another machine: bug, scripts, versions, hashes, seed, logs, results."""
+    folders = paths.folders()
+    folder = run_folder(run, folders.runs)
+    target = output or Path(f"{folder.name}.tar")
+    written_bytes = bundles.pack(folder, target, _kernels(folder, folders.cache) if with_kernel else {})
+    err.print(f"{target}: {format_size(written_bytes)}; run it with: testbed repro {target}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _kernels(folder: Path, cache: Path) -> dict[str, Path]:
+    """The folders of a run's kernels.
+
+    :raise UsageError: one is not in the cache as it was.
+    """
+    table = load_table(paths.shipped("images") / "kernels.yaml")
+    found: dict[str, Path] = {}
+    for one in json.loads((folder / parcel.RESULTS).read_text())["kernels"]:
+        there = kernel_files.cached(table.resolve(one["name"]), cache) if one["name"] in table.rows else None
+        if there is None or there.sha256 != one["sha256"]:
+            raise UsageError(f"bundle: kernel {one['name']}: expected {one['release']} in the cache, as it was; it is not there any longer")
+        found[one["name"]] = there.folder
+    return found
+
+
+def run_folder(run: str, runs: Path) -> Path:
+    """The folder of a run of `repro`: a path, a name among `runs`, or `last`.
+
+    :raise UsageError: there is none.
+    """
+    if run == "last":
+        newest = max((folder for folder in runs.iterdir() if (folder / parcel.RESULTS).is_file()), default=None)
+        if newest is None:
+            raise UsageError(f"run last: expected a run of `testbed repro` in {runs}, there is none")
+        return newest
+    folder = Path(run) if (Path(run) / parcel.RESULTS).is_file() else runs / run
+    if not (folder / parcel.RESULTS).is_file():
+        raise UsageError(f"run {run!r}: expected a run of `testbed repro`, found no {parcel.RESULTS} in {folder}")
+    return folder
+
+
+def unpacked(bundle: Bundle | None, lab: Lab) -> dict[str, KernelFiles]:
+    """The kernels that came with a bundle."""
+    return bundles.kernels(bundle, lab.new_folder()) if bundle is not None and bundle.manifest["with_kernels"] else {}
+
+
+def tell_differences(bundle: Bundle, lab: Lab, kernels: tuple[KernelFiles, ...], progress: Progress) -> None:
+    """Say what is another here than where a bundle was made, before it runs."""
+    here = {
+        "host": {"qemu": lab.host.qemu.version, "qemu_identity": lab.host.qemu.identity, "accelerator": lab.host.accelerator},
+        "image": {"sha256": lab.image.sha256},
+        "kernels": [{"name": one.name, "release": one.release, "sha256": one.sha256} for one in kernels],
+    }
+    said = list(parcel.differences(bundle.manifest, here))
+    for line in said:
+        progress.note(f"differs from where the bundle was made: {line}")
+    if not said:
+        progress.note("nothing differs from where the bundle was made: QEMU, image and kernels are the same")

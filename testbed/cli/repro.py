@@ -1,0 +1,269 @@
+"""The verb that reproduces bugs: repro."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from testbed import paths, probe, repro, up
+from testbed.bugs import Case, load
+from testbed.bugs.load import inlined, of_plain, self_contained, written
+from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.cli.bundle import tell_differences, unpacked
+from testbed.errors import HostError, TopologyError, UsageError
+from testbed.hold import Holder
+from testbed.kernels import load_table
+from testbed.lab import Lab, open_lab
+from testbed.progress import Progress
+from testbed.report import live
+from testbed.report import repro as report
+from testbed.repro import EXIT_CODES, Job, Limits
+from testbed.store import bundles
+from testbed.store.bundles import Bundle
+from testbed.topology.reader import text_of
+from testbed.trial import Try, said
+from testbed.units import parse_duration
+
+_SHEBANG = re.compile(r"#!\s*(?:\S*/env\s+)?(?:\S*/)?(\S+)")
+# Where nothing is said of what a script shows: it fails, the kernel complains, or the guest is gone.
+_ANY_TROUBLE = (
+    {"status": "failure"},
+    {"console": r"BUG: |WARNING: |Oops|general protection fault|Kernel panic|blocked for more than \d+ s|soft lockup|detected stall"},
+    {"guest": "lost"},
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A bug that a command line names: `plain` is its file's mapping, needing no other file."""
+
+    case: Case
+    plain: dict[str, Any]
+    title: str
+    bundle: Bundle | None = None
+
+
+@app.command("repro")
+def repro_command(
+    file: Annotated[Path | None, typer.Argument(help="Bug file, or a bundle. See docs/reproduce.md.", show_default=False)] = None,
+    script: Annotated[Path | None, typer.Option("--script", help="A shell script in place of a file.")] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option("--expect", help="With --script: what shows the bug, on the console, in the output, or among the counters (RE2)."),
+    ] = None,
+    kernel: Annotated[list[str] | None, typer.Option("--kernel", "-k", help=f"Only on this one, or these. {KERNEL_HELP}")] = None,
+    clean: Annotated[list[str] | None, typer.Option("--clean", help="A kernel on which it must not show.")] = None,
+    tries: Annotated[
+        int | None, typer.Option("--tries", "-n", min=1, help="At most so many on each kernel; the file's without it.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="All tries, also after a hit: for the rate.")] = False,
+    until: Annotated[
+        str | None, typer.Option("--until", help="Such as 95%: go on until the rate's interval is above it, or cannot be.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")] = None,
+    timeout: Annotated[str | None, typer.Option("--timeout", help="For each try's script, such as 90s; the file's without it.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="What the tries' SEED is made from; chance without it.")] = None,
+    topology: Annotated[Path | None, typer.Option("--topology", "-t", help="With --script: the guest.")] = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write what is run as a bug file, too.")] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it.")
+    ] = False,
+    paused: Annotated[bool, typer.Option("--paused", help="With --hold: the guest stands still.")] = False,
+    name: Annotated[str, typer.Option("--name", help="With --hold: what the guest is called.")] = "held",
+    dump: Annotated[bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Reproduce a bug: clone guests until its signature shows, or the tries end; says how often it does.
+
+    Exits 0 reproduced, 1 not, 2 trouble, 3 invalid: it shows on a kernel that must be clean.
+    """
+    wanted = _wanted(file, script, expect, topology, tuple(kernel or ()), tuple(clean or ()))
+    shows, must_be_clean = _kernels(wanted.case, tuple(kernel or ()), tuple(clean or ()))
+    limits = Limits(
+        tries=tries or wanted.case.bug.tries,
+        timeout_s=wanted.case.bug.timeout_s if timeout is None else _duration_s(timeout),
+        until=None if until is None else _share(until),
+        every=every,
+        jobs=jobs,
+    )
+    if every and until is not None:
+        raise UsageError("repro: expected --all or --until, got both")
+    if paused and not hold:
+        raise UsageError("repro: --paused belongs to --hold")
+    if hold and every:
+        raise UsageError("repro: expected --hold or --all, got both")
+    if save is not None:
+        _save(wanted, save)
+    bundled = wanted.bundle.manifest["with_kernels"] if wanted.bundle else ()
+    chosen = seed if seed is not None else int(wanted.bundle.manifest["seed"]) if wanted.bundle else secrets.randbelow(1 << 31)
+
+    async def work() -> int:
+        with live.progress(err, quiet=quiet) as progress:
+            async with open_lab(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as lab:
+                folder = paths.new_run_folder(lab.folders.runs)
+                (folder / "bug.yaml").write_text(written(wanted.plain))
+                job = Job(
+                    lab=lab,
+                    case=wanted.case,
+                    limits=limits,
+                    seed=chosen,
+                    folder=folder,
+                    on_try=teller(progress),
+                    hold=_holder(lab, name, wanted.title, paused, progress).hold if hold else None,
+                    paused=paused,
+                    dump=dump,
+                )
+                announce(lab, wanted.case, limits, progress)
+                begun = time.monotonic()
+                own = unpacked(wanted.bundle, lab)
+                kernels = [tuple([own.get(spec) or await lab.kernel(spec) for spec in specs]) for specs in (shows, must_be_clean)]
+                if wanted.bundle is not None:
+                    tell_differences(wanted.bundle, lab, (*kernels[0], *kernels[1]), progress)
+                tried = await repro.reproduce(job, kernels[0], kernels[1])
+                document = repro.document(job, tried, sys.argv, time.monotonic() - begun)
+        write_document(document, folder)
+        if as_json:
+            print(json.dumps(document))
+        else:
+            show(document, folder)
+        return EXIT_CODES[repro.result(tried)[0]]
+
+    run_async(work())
+
+
+def _holder(lab: Lab, name: str, title: str, paused: bool, progress: Progress) -> Holder:
+    up.check_name(name)
+    up.check_free((name,), lab.folders)
+    return Holder(folders=lab.folders, name=name, file=title, key=lab.key.openssh, paused=paused, how=progress.note)
+
+
+def teller(progress: Progress) -> Callable[[str, Try], None]:
+    """Says how each try came out."""
+    return lambda kernel, one: progress.note(f"{kernel}: {report.try_line(said(one))}")
+
+
+def announce(lab: Lab, case: Case, limits: Limits, progress: Progress) -> None:
+    how = "KVM" if lab.host.accelerator == "kvm" else "TCG, QEMU's own emulation"
+    at_once = limits.jobs or repro.jobs(lab.host, case)
+    progress.note(
+        f"{case.bug.summary}: up to {limits.tries} tries on each kernel, {at_once} at once; QEMU {lab.host.qemu.version} on {how}"
+    )
+
+
+def show(document: dict[str, Any], folder: Path) -> None:
+    """The results for a person."""
+    out.print(report.repro_table(document))
+    for line in report.notable(document):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
+    out.print(f"{document['result']}: {document['reason']}; {document['took_s']:.0f} s", markup=False, highlight=False, soft_wrap=True)
+    print(folder)
+
+
+def write_document(document: dict[str, Any], folder: Path) -> None:
+    """:raise HostError: the disk is full."""
+    path = folder / "repro.json"
+    try:
+        path.write_text(json.dumps(document, indent=2) + "\n")
+    except OSError as error:
+        raise HostError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _wanted(
+    file: Path | None, script: Path | None, expect: str | None, topology: Path | None, kernels: tuple[str, ...], clean: tuple[str, ...]
+) -> Wanted:
+    if (file is None) == (script is None):
+        raise UsageError(f"repro: expected a bug file or --script, got {'neither' if file is None else 'both'}")
+    if script is None:
+        assert file is not None
+        if expect is not None or topology is not None:
+            raise UsageError(f"repro: --expect and --topology belong to --script; {file} has its own")
+        if bundles.is_bundle(file):
+            bundle = bundles.read(file)
+            return Wanted(case=of_plain(bundle.plain, f"{file}:bug.yaml"), plain=bundle.plain, title=str(file), bundle=bundle)
+        case = load(file, host_memory=probe.host_memory())
+        return Wanted(case=case, plain=self_contained(file), title=str(file))
+    return _of_script(script, expect, topology, kernels, clean)
+
+
+def _of_script(script: Path, expect: str | None, topology: Path | None, kernels: tuple[str, ...], clean: tuple[str, ...]) -> Wanted:
+    """The bug that a script and what is expected of it are."""
+    text = text_of(script)
+    plain: dict[str, Any] = {
+        "version": 1,
+        "summary": f"{script.name} shows {expect!r}" if expect is not None else f"{script.name} fails",
+        "source": f"made by: testbed repro --script {script.name}",
+        "kernels": {"shows": list(kernels or (load_table(paths.shipped("images") / "kernels.yaml").patched,)), "clean": list(clean)},
+        "script": text,
+        "interpreter": _interpreter(script, text),
+        "signature": [{"expect": expect}] if expect is not None else [dict(one) for one in _ANY_TROUBLE],
+    }
+    if topology is not None:
+        plain = inlined(plain | {"topology": str(topology)}, Path("bug.yaml"))
+    try:
+        return Wanted(case=of_plain(plain, str(script)), plain=plain, title=str(script))
+    except TopologyError as error:
+        # The places are those of a file that nobody has written.
+        raise UsageError("repro: " + "; ".join(f"{problem.path}: {problem.message}" for problem in error.problems)) from error
+
+
+def _interpreter(script: Path, text: str) -> str:
+    """What a script's first line asks for; bash where it asks for nothing."""
+    found = _SHEBANG.match(text)
+    if found is None:
+        return "bash"
+    name = found[1]
+    if name not in ("sh", "bash", "dash"):
+        raise UsageError(f"{script}:1: expected a script for sh or bash, got one for {name}; call it from a shell script")
+    return "bash" if name == "bash" else "sh"
+
+
+def _kernels(case: Case, kernels: tuple[str, ...], clean: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Where it must show, and where it must not."""
+    named = case.bug.kernels
+    shows = kernels or named.shows
+    must_be_clean = clean or (() if kernels else named.clean)
+    if not shows:
+        raise UsageError("repro: expected a kernel on which to try, got none; name one with --kernel")
+    both = sorted(set(shows) & set(must_be_clean))
+    if both:
+        raise UsageError(f"repro: {', '.join(both)}: expected a kernel with --kernel or with --clean, got it with both")
+    return tuple(dict.fromkeys(shows)), tuple(dict.fromkeys(must_be_clean))
+
+
+def _duration_s(text: str) -> float:
+    try:
+        found = parse_duration(text) / 1e6
+    except ValueError as error:
+        raise UsageError(f"--timeout {text}: {error}") from None
+    if not found:
+        raise UsageError("--timeout 0: expected more than nothing, such as 90s")
+    return found
+
+
+def _share(text: str) -> float:
+    """A share such as 95% or 0.95."""
+    try:
+        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        found = -1.0
+    if not 0 < found < 1:
+        raise UsageError(f"--until {text}: expected a share between 0 % and 100 %, such as 95%")
+    return found
+
+
+def _save(wanted: Wanted, path: Path) -> None:
+    head = "yaml-language-server: $schema=schema.json\n" + wanted.case.bug.summary
+    try:
+        path.write_text(written(wanted.plain, head))
+    except OSError as error:
+        raise UsageError(f"--save {path}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,137 @@
+"""What is asked of a guest that stays, whoever keeps it: a supervisor, or a reproduction that holds the guest which has shown the bug."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from testbed import actions, debugger, dumps, gauges, vms
+from testbed.errors import TestbedError, UsageError
+from testbed.guest import Guest
+from testbed.hardware import words
+from testbed.sampler import Sampler
+
+Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class Desk:
+    """The verbs of a guest that is ready, which `ready` gives or refuses; `folder` is where its sockets are."""
+
+    def __init__(self, name: str, folder: Path, ready: Callable[[], Guest]) -> None:
+        self._name, self._folder, self._ready = name, folder, ready
+        self._sampler: Sampler | None = None
+        self.agent = asyncio.Lock()
+        self.verbs: Mapping[str, Verb] = {
+            "stats": self._stats,
+            "shell": self._shell,
+            "hardware": self._hardware,
+            "resume": self._resume,
+            "sample": self._sample,
+            "gdb": self._gdb,
+            "dump": self._dump,
+        }
+
+    async def _stats(self, asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        return await gauges.read(self._ready())
+
+    async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Do what `words` say, or say how all disks behave, and the machine."""
+        guest = self._ready()
+        if "words" in asked:
+            action = words.action(asked["words"])
+            return {action.disk: await actions.do(guest, action)}
+        disks = {name: await actions.said(guest.hardware, name) for name in guest.hardware.names()}
+        return disks | {words.MACHINE: await actions.said_machine(guest)}
+
+    async def _resume(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Let a guest go on that stands still at an error; the request is tried again."""
+        del asked
+        guest = self._ready()
+        if not guest.hardware.errors.stopped and (await guest.monitor.execute("query-status"))["status"] != "paused":
+            raise UsageError(f"{self._name} does not stand still")
+        await guest.monitor.execute("cont")
+        return {}
+
+    async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
+        del asked
+        guest = self._ready()
+        if self._sampler is None or not self._sampler.is_of(guest):
+            self._sampler = await Sampler.start(guest)
+        return await self._sampler.sample()
+
+    async def _shell(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """A shell on the serial console, of so many `rows` and `columns`."""
+        guest = self._ready()
+        async with self.agent:
+            size = {"rows": str(int(asked["rows"])), "columns": str(int(asked["columns"]))}
+            await guest.wait(guest.agent.exchange("shell", "shell", **size), guest.order.deadlines.command_s)
+        return {}
+
+    async def _gdb(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Let gdb in: its socket, and a file of the kernel's symbols; `symbols`: a vmlinux or System.map of the user's."""
+        guest = self._ready()
+        symbols = asked.get("symbols")
+        return await debugger.opened(guest, self._folder / "gdb", Path(symbols) if symbols else None)
+
+    async def _dump(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Write its memory into the new file `path`."""
+        guest = self._ready()
+        await dumps.prepare(guest)
+        return {"bytes": await dumps.write(guest, Path(asked["path"]), asked["format"])}
+
+
+async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """One line of a control socket."""
+    try:
+        asked = json.loads(await reader.readline())
+        verb = verbs.get(asked.pop("verb"))
+        said = await verb(asked) if verb else {"error": f"{name}: it is kept in a way that does not know this; or by another version"}
+    except (ValueError, KeyError, AttributeError) as error:
+        said = {"error": f"{name}: expected a verb and its arguments, got {error!r}"}
+    except TestbedError as error:
+        said = {"error": str(error)}
+    with contextlib.suppress(OSError):
+        writer.write(json.dumps(said).encode() + b"\n")
+        await writer.drain()
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@contextlib.asynccontextmanager
+async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
+    """A socket on which each connection is handled; all of them are closed at the end, whatever the others do."""
+    open_ones: set[asyncio.StreamWriter] = set()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.add(writer)
+        try:
+            await handle(reader, writer)
+        finally:
+            open_ones.discard(writer)
+            writer.close()
+
+    server = await asyncio.start_unix_server(connected, path, limit=vms.LONGEST_LINE)
+    try:
+        yield
+    finally:
+        server.close()
+        for writer in tuple(open_ones):
+            writer.close()
+
+
+async def show_console(guest: Guest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Whoever is connected reads what the guest prints, and types; one that does not read loses what it could not take."""
+
+    def show(data: bytes) -> None:
+        if writer.transport.get_write_buffer_size() < vms.LONGEST_LINE:
+            writer.write(data)
+
+    with guest.console.heard_by(show), contextlib.suppress(OSError):
+        while data := await reader.read(4096):
+            guest.console.type(data)

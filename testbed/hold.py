@@ -1,0 +1,99 @@
+"""Holds the guest that has shown a bug, under a name by which every other command knows it, until somebody ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from testbed import desk, vms
+from testbed.desk import Desk
+from testbed.errors import TestbedError
+from testbed.guest import Guest
+from testbed.paths import Folders
+from testbed.signature import Match
+from testbed.vms import Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """How to hold one: its `name`, the private `key` that its SSH server takes, and who is told `how` to enter it."""
+
+    folders: Folders
+    name: str
+    file: str
+    key: str
+    paused: bool
+    how: Callable[[str], None]
+
+    async def hold(self, guest: Guest, match: Match) -> None:
+        """Hold a guest until it is told to go, or is lost.
+
+        :raise UsageError: the name is taken.
+        """
+        asked = asyncio.Event()
+
+        def ready() -> Guest:
+            if guest.loss is not None:
+                raise TestbedError(f"{self.name} is lost")
+            return guest
+
+        async def down(words: dict[str, Any]) -> dict[str, Any]:
+            del words
+            asked.set()
+            return {}
+
+        with vms.claimed(self.folders, self.name) as folder:
+            vms.write(folder, self._record(guest, match))
+            vms.ssh_files(folder, self.name, guest.ssh_port, self.key, guest.host_key.public)
+            verbs = {**Desk(self.name, folder, ready).verbs, "down": down}
+            async with (
+                desk.listening(folder / "control", lambda reader, writer: desk.answer(self.name, verbs, reader, writer)),
+                desk.listening(folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),
+            ):
+                self.how(self._words())
+                waits = (asyncio.create_task(asked.wait()), asyncio.create_task(guest.lost()))
+                try:
+                    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    for task in waits:
+                        task.cancel()
+                    await asyncio.gather(*waits, return_exceptions=True)
+
+    def _record(self, guest: Guest, match: Match) -> Record:
+        model, order = guest.order.model, guest.order
+        return Record(
+            name=self.name,
+            state=vms.READY,
+            topology=self.file,
+            point="",
+            guest=guest.name,
+            kernel=order.files.bzimage.parent.name,
+            release="",
+            memory_bytes=model.memory,
+            cpus=model.cpus,
+            disks=tuple(model.disks),
+            loops=tuple(model.loops),
+            evidence=str(order.evidence),
+            supervisor=os.getpid(),
+            since=time.time(),
+            networks="",
+            qemu=guest.pid,
+            ssh_port=guest.ssh_port,
+            why=f"held: {match.seen}" + ("; it stands still" if self.paused else ""),
+        )
+
+    def _words(self) -> str:
+        first = [f"it stands still; let it go on with: testbed resume {self.name}"] if self.paused else []
+        return "\n".join(
+            (
+                f"{self.name} is held at the moment of the signature",
+                *(f"    {line}" for line in first),
+                f"    enter it:  testbed ssh {self.name}    testbed console {self.name}",
+                f"    debug it:  testbed gdb {self.name}    testbed dump {self.name} FILE",
+                f"    end it:    testbed down {self.name}    or Ctrl-C here",
+            )
+        )

@@ -1,0 +1,126 @@
+"""What a bundle may hold, what it says of where it was made, and how that differs from here. Pure: a bundle may come from anybody."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+MANIFEST, BUG, RESULTS = "manifest.json", "bug.yaml", "repro.json"
+KERNELS = "kernels"
+# What of each guest goes along, if it is there; dumps stay, for they hold all of its memory.
+LOGS = (
+    "argv.txt",
+    "console.log",
+    "counters.txt",
+    "dmesg.txt",
+    "qmp.jsonl",
+    "samples.jsonl",
+    "ssh.log",
+    "stages.jsonl",
+    "timeline.jsonl",
+    "try.json",
+)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
+_MOST_MEMBERS = 20_000
+_MOST_BYTES = 4 << 30
+_MOST_TEXT_BYTES = 8 << 20  # of what is read before anything runs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """One entry of an archive. `is_file`: a regular one, not a link, a device or a folder."""
+
+    name: str
+    size_bytes: int
+    is_file: bool
+
+
+def refusals(members: Iterable[Member]) -> Iterator[str]:
+    """Why an archive must not be opened."""
+    names: set[str] = set()
+    total = 0
+    for number, member in enumerate(members, 1):
+        shown = member.name[:100]
+        if number > _MOST_MEMBERS:
+            yield f"expected at most {_MOST_MEMBERS} entries"
+            return
+        if not member.is_file:
+            yield f"{shown!r}: expected plain files, got a link, a folder or a device"
+        if _NAME.fullmatch(member.name) is None or ".." in member.name:
+            yield f"{shown!r}: expected a relative name of plain letters that stays inside the bundle"
+        if member.name in names:
+            yield f"{shown!r}: it is there twice"
+        names.add(member.name)
+        if member.name in (MANIFEST, BUG, RESULTS) and member.size_bytes > _MOST_TEXT_BYTES:
+            yield f"{shown!r}: expected at most {_MOST_TEXT_BYTES} bytes, got {member.size_bytes}"
+        total += member.size_bytes
+    if total > _MOST_BYTES:
+        yield f"expected at most {_MOST_BYTES} bytes in all, got {total}"
+    for needed in (MANIFEST, BUG):
+        if needed not in names:
+            yield f"expected {needed} in it, found none"
+
+
+def host_hooks(plain: Mapping[str, Any]) -> Iterator[str]:
+    """What in a bug's mapping reaches beyond its guest: other files of this machine, and words of QEMU's own."""
+    for key in ("script-file", "extends"):
+        if key in plain:
+            yield f"{key}: it names a file of this machine"
+    topology = plain.get("topology")
+    if isinstance(topology, str):
+        yield "topology: it names a file of this machine"
+    if not isinstance(topology, Mapping):
+        return
+    if "extends" in topology:
+        yield "topology.extends: it names a file of this machine"
+    guests = topology.get("guests")
+    for name, guest in guests.items() if isinstance(guests, Mapping) else ():
+        if not isinstance(guest, Mapping):
+            continue
+        for key in ("qemu-args", "kernel"):
+            if key in guest:
+                yield f"topology.guests.{name}.{key}: it reaches beyond the guest"
+        disks = guest.get("disks")
+        for disk, said in disks.items() if isinstance(disks, Mapping) else ():
+            if isinstance(said, Mapping) and "image" in said:
+                yield f"topology.guests.{name}.disks.{disk}.image: it names a file of this machine"
+
+
+def is_name(kernel: str) -> bool:
+    """Whether a kernel is named by a row of the table, rather than by files."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", kernel) is not None and not kernel.endswith(".deb")
+
+
+def manifest(results: Mapping[str, Any], hashes: Mapping[str, str], with_kernels: Iterable[str]) -> dict[str, Any]:
+    """What a bundle says of itself: where its run was made, and the hash of each of its files."""
+    return {
+        "version": 1,
+        "run": results["run"],
+        "host": results["host"],
+        "image": results["image"],
+        "seed": results["seed"],
+        "kernels": [{key: one[key] for key in ("name", "release", "origin", "sha256", "must_show")} for one in results["kernels"]],
+        "with_kernels": sorted(with_kernels),
+        "files": dict(sorted(hashes.items())),
+    }
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
+    """What is another on this machine; both as `manifest` says it."""
+    for what, section, key in (
+        ("QEMU", "host", "qemu"),
+        ("QEMU's binary", "host", "qemu_identity"),
+        ("accelerator", "host", "accelerator"),
+        ("guest image", "image", "sha256"),
+    ):
+        theirs, ours = there[section][key], here[section][key]
+        if theirs != ours:
+            yield f"{what}: {str(theirs)[:40]} there, {str(ours)[:40]} here"
+    ours_by_name = {one["name"]: one for one in here["kernels"]}
+    for one in there["kernels"]:
+        ours = ours_by_name.get(one["name"])
+        if ours is not None and ours["sha256"] != one["sha256"]:
+            same = " with other files" if ours["release"] == one["release"] else ""
+            yield f"kernel {one['name']}: {one['release']} there, {ours['release']} here{same}"

@@ -1,0 +1,51 @@
+"""Regular expressions that users write. They are matched by RE2, whose time grows with the text and not with the pattern's nesting:
+one that would keep Python's own `re` busy for ever does not hold up this machine. Its syntax is Perl's without lookaround and
+back-references.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import re2
+
+# Lines are cut to this before anything is looked for in them.
+LONGEST_LINE = 4096
+_MAX_MEMORY_BYTES = 8 << 20
+
+
+class Pattern:
+    """A compiled one; `text` is how it was written."""
+
+    def __init__(self, text: str, compiled: Any) -> None:
+        self.text = text
+        self._compiled = compiled
+
+    def search(self, subject: str) -> str | None:
+        """The first part of `subject` that matches, or None."""
+        found = self._compiled.search(subject)
+        return None if found is None else str(found.group())
+
+    @property
+    def spans_lines(self) -> bool:
+        """Whether it asks for more than one line."""
+        return "\n" in self.text or "\\n" in self.text
+
+
+@functools.lru_cache(maxsize=256)
+def compiled(text: str) -> Pattern:
+    """The pattern in a text; ^ and $ are the begin and the end of a line.
+
+    :raise ValueError: it is none, or would take too much memory; says what is wrong with it.
+    """
+    options = re2.Options()
+    options.log_errors = False
+    options.max_mem = _MAX_MEMORY_BYTES
+    try:
+        re2.compile(text, options)  # first as it is written, for what is said of it
+        return Pattern(text, re2.compile(f"(?m){text}", options))
+    except re2.error as error:
+        said = error.args[0] if error.args else error
+        why = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
+        raise ValueError(f"expected a regular expression (RE2's: no lookaround, no back-references), got {text!r}: {why}") from error

@@ -1,0 +1,123 @@
+"""How often something happens, from a few tries: intervals, when to stop, and how many tries a claim needs. Pure.
+
+Sources: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927); A. Wald, "Sequential tests of
+statistical hypotheses" (1945).
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# The standard normal distribution's two-sided quantile at 95 %.
+_Z_95 = 1.959963984540054
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Hits among tries, and Wilson's interval at 95 %; without any try that is everything from 0 to 1."""
+
+    hits: int
+    tries: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.hits <= self.tries:
+            raise ValueError(f"expected 0 to {self.tries} hits, got {self.hits}")
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.tries if self.tries else 0.0
+
+    @property
+    def low(self) -> float:
+        return self._bounds()[0]
+
+    @property
+    def high(self) -> float:
+        return self._bounds()[1]
+
+    def _bounds(self) -> tuple[float, float]:
+        if not self.tries:
+            return 0.0, 1.0
+        n, p, z2 = self.tries, self.share, _Z_95**2
+        middle = (p + z2 / (2 * n)) / (1 + z2 / n)
+        half = _Z_95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+        # All or none: the bound is the end itself, which rounding must not miss.
+        return 0.0 if self.hits == 0 else max(0.0, middle - half), 1.0 if self.hits == n else min(1.0, middle + half)
+
+    def __str__(self) -> str:
+        if not self.tries:
+            return "no tries"
+        return f"{self.hits} of {self.tries} ({self.share:.0%}, 95 % interval {self.low:.0%} to {self.high:.0%})"
+
+
+class Next(enum.Enum):
+    """What a stopping rule says."""
+
+    GO_ON = "go on"
+    REACHED = "reached"
+    OUT_OF_REACH = "out of reach"
+
+
+def until(wanted: float, rate: Rate, most_tries: int) -> Next:
+    """Whether the interval's lower bound has reached `wanted`, or cannot any longer within `most_tries`, were all that are left hits."""
+    if rate.tries and rate.low >= wanted:
+        return Next.REACHED
+    left = most_tries - rate.tries
+    best = Rate(hits=rate.hits + left, tries=most_tries)
+    return Next.GO_ON if left > 0 and best.low >= wanted else Next.OUT_OF_REACH
+
+
+def tries_until(wanted: float) -> int:
+    """The fewest tries, all of them hits, whose lower bound is at least `wanted` (below 1)."""
+    # With hits alone the lower bound is n / (n + z²).
+    return max(1, math.ceil(wanted * _Z_95**2 / (1 - wanted)))
+
+
+def tries_for(rate: float, error: float) -> int:
+    """So many tries miss something of this `rate` all together with a probability of at most `error`; both between 0 and 1."""
+    if rate >= 1:
+        return 1
+    return max(1, math.ceil(math.log(error) / math.log(1 - rate) - 1e-9))
+
+
+def median(values: Sequence[float]) -> float | None:
+    """None of none."""
+    return statistics.median(values) if values else None
+
+
+@dataclass(slots=True, kw_only=True)
+class Sequential:
+    """Wald's test of two rates: is it as high as `kept`, or as low as `lost`? Each wrong answer has about the probability `error`."""
+
+    kept: float
+    lost: float
+    error: float
+    hits: int = 0
+    misses: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lost < self.kept < 1 or not 0 < self.error < 0.5:
+            raise ValueError(f"expected 0 < lost < kept < 1 and an error below 0.5, got {self.lost}, {self.kept}, {self.error}")
+
+    def add(self, hit: bool) -> None:
+        if hit:
+            self.hits += 1
+        else:
+            self.misses += 1
+
+    @property
+    def verdict(self) -> bool | None:
+        """True: kept. False: lost. None: try on."""
+        likelihood = self.hits * math.log(self.kept / self.lost) + self.misses * math.log((1 - self.kept) / (1 - self.lost))
+        bound = math.log((1 - self.error) / self.error)
+        return True if likelihood >= bound else False if likelihood <= -bound else None
+
+
+def sequential(rate: Rate, error: float) -> Sequential:
+    """The test whether a rate that was measured stays: at least nine tenths of it, or no more than half of that."""
+    kept = min(0.95, max(0.02, 0.9 * rate.share))
+    return Sequential(kept=kept, lost=kept / 2, error=error)

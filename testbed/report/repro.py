@@ -1,0 +1,57 @@
+"""What reproducing a bug has shown, as a table and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+
+def repro_table(document: Mapping[str, Any]) -> Table:
+    """Each kernel's tries."""
+    table = Table("kernel", "expected", "signature", "rate, 95 % interval", "first hit", "median to the hit", title=None)
+    for one in document["kernels"]:
+        table.add_row(
+            escape(f"{one['name']}\n{one['release']}"),
+            "shows" if one["must_show"] else "clean",
+            one["verdict"],
+            _rate(one),
+            _first(one),
+            "" if one["median_hit_s"] is None else f"{one['median_hit_s']:.1f} s",
+        )
+    return table
+
+
+def _rate(one: Mapping[str, Any]) -> str:
+    low, high = one["interval"]
+    said = f"{one['hits']} of {one['tries']}: {low:.0%} to {high:.0%}" if one["tries"] else "no try came to anything"
+    return said + (f"\n{one['troubles']} came to nothing" if one["troubles"] else "")
+
+
+def _first(one: Mapping[str, Any]) -> str:
+    return "" if one["first_hit"] is None else f"try {one['first_hit']}, after {one['first_hit_s']:.1f} s"
+
+
+def notable(document: Mapping[str, Any]) -> list[str]:
+    """What a person should know of single tries: what the first hit saw, and what went wrong."""
+    lines: list[str] = []
+    for one in document["kernels"]:
+        hits = [attempt for attempt in one["attempts"] if attempt["outcome"] == "hit"]
+        if hits:
+            seen = hits[0]["seen"].replace("\n", " | ")
+            lines.append(f"{one['name']}: try {hits[0]['number']}: {seen}")
+        lines += [
+            f"{one['name']}: try {attempt['number']}: {attempt['why']}" for attempt in one["attempts"] if attempt["outcome"] == "trouble"
+        ]
+        lines += [f"{one['name']}: try {attempt['number']}: {attempt['dump']}" for attempt in one["attempts"] if attempt["dump"]]
+    return lines
+
+
+def try_line(one: Mapping[str, Any]) -> str:
+    """One try, for whoever watches."""
+    after = f" after {one['hit_after_s']:.1f} s" if one["hit_after_s"] is not None else f", {one['took_s']:.1f} s"
+    said = one["seen"] if one["outcome"] == "hit" else one["why"]
+    first = str(said).splitlines()[0] if said else ""
+    return f"try {one['number']}: {one['outcome']}{after}: {first}"

@@ -1,0 +1,211 @@
+"""Whether a bug shows: what was seen of a guest, against the conditions of its signature. Pure: takes lines and numbers.
+
+A condition holds once each of its keys was seen, at whatever time; the first that holds is the hit.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from testbed.bugs.model import Condition
+from testbed.console import clean
+from testbed.patterns import LONGEST_LINE, Pattern, compiled
+from testbed.units import format_duration
+
+# What patterns over several lines look at; a script may print more, and then its end counts.
+_KEPT_CHARACTERS = 1 << 20
+
+
+class End(enum.Enum):
+    """How a try ended."""
+
+    DONE = "the script ended"
+    STOPPED = "stopped at the signature"
+    TIMED_OUT = "the script did not end in time; the guest answers"
+    HANG = "the guest hangs: neither SSH nor its agent answers"
+    SSH = "its SSH connection broke while the guest goes on"
+    PANIC = "the kernel panicked"
+    OOPS = "the kernel oopsed"
+    POWER_OFF = "the guest powered itself off"
+    REBOOT = "the guest rebooted"
+    QEMU = "QEMU ended"
+    UNTRIED = "it was not tried"
+
+    @property
+    def of_guest(self) -> str | None:
+        """The word that a condition's `guest` has for it; None where the guest lives."""
+        return _GUEST_WORDS.get(self)
+
+
+_GUEST_WORDS = {
+    End.HANG: "hang",
+    End.SSH: "ssh",
+    End.PANIC: "panic",
+    End.OOPS: "oops",
+    End.POWER_OFF: "power-off",
+    End.REBOOT: "reboot",
+    End.QEMU: "qemu",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The condition that holds, by its number in the file (from 1), and what was seen of it."""
+
+    condition: int
+    seen: str
+
+
+# One thing that a condition asks for: its key.
+_Key = str
+
+
+@dataclass(slots=True)
+class _Lines:
+    """Bytes that come in pieces, as lines without what could steer a terminal."""
+
+    pending: bytes = b""
+
+    def split(self, data: bytes) -> Iterator[str]:
+        *lines, pending = (self.pending + data).split(b"\n")
+        self.pending = pending[:LONGEST_LINE]
+        return (_line(line) for line in lines)
+
+    def rest(self) -> str:
+        rest, self.pending = self.pending, b""
+        return _line(rest)
+
+
+def _line(raw: bytes) -> str:
+    return clean(raw[:LONGEST_LINE].decode(errors="replace").rstrip("\r"))
+
+
+@dataclass(slots=True)
+class _Watched:
+    """One condition, and what of it was seen."""
+
+    number: int
+    condition: Condition
+    patterns: dict[_Key, Pattern]
+    seen: dict[_Key, str] = field(default_factory=dict)
+
+    @property
+    def wanted(self) -> tuple[_Key, ...]:
+        keys = ("console", "output", "expect", "status", "counter", "hang", "guest")
+        return tuple(key for key in keys if getattr(self.condition, key) is not None)
+
+
+class Watch:
+    """One try's signature. Tell it what is seen; `hit` is the condition that holds, as soon as one does."""
+
+    def __init__(self, signature: Sequence[Condition]) -> None:
+        self._watched = [
+            _Watched(
+                number, one, {key: compiled(text) for key in ("console", "output", "expect") if (text := getattr(one, key)) is not None}
+            )
+            for number, one in enumerate(signature, 1)
+        ]
+        self._console, self._said, self._errors = _Lines(), _Lines(), _Lines()
+        self._output = ""
+        self.hit: Match | None = None
+
+    @property
+    def counters(self) -> tuple[tuple[str, str], ...]:
+        """Cgroup and counter of each condition that has one."""
+        found = ((one.condition.cgroup, one.condition.counter) for one in self._watched)
+        return tuple(dict.fromkeys((str(cgroup), str(counter)) for cgroup, counter in found if counter is not None))
+
+    @property
+    def hangs_s(self) -> tuple[float, ...]:
+        """After how many seconds it counts that the script has not ended, each in turn."""
+        return tuple(sorted({one.condition.hang / 1e6 for one in self._watched if one.condition.hang is not None}))
+
+    def hear_console(self, data: bytes) -> None:
+        for line in self._console.split(data):
+            self._search(line, "console", "expect")
+
+    def hear_output(self, data: bytes) -> None:
+        """What the script prints."""
+        self._output = (self._output + data.decode(errors="replace"))[-_KEPT_CHARACTERS:]
+        for line in self._said.split(data):
+            self._search(line, "output", "expect")
+
+    def hear_errors(self, data: bytes) -> None:
+        """What it prints on its standard error."""
+        for line in self._errors.split(data):
+            self._search(line, "output", "expect")
+
+    def count(self, cgroup: str, counter: str, value: int) -> None:
+        for one in self._watched:
+            wanted = one.condition
+            if (wanted.cgroup, wanted.counter) != (cgroup, counter):
+                continue
+            above = wanted.above is not None and value > wanted.above
+            if above or (wanted.below is not None and value < wanted.below):
+                self._see(one, "counter", f"{cgroup}/{counter} is {value}")
+
+    def counted(self, lines: Sequence[str]) -> None:
+        """All counters at the end, a line `CGROUP/FILE NAME VALUE` each."""
+        for line in lines:
+            self._search(line[:LONGEST_LINE], "expect")
+
+    def hangs(self, after_s: float) -> None:
+        """The script has not ended after so long."""
+        for one in self._watched:
+            if one.condition.hang is not None and one.condition.hang / 1e6 <= after_s:
+                self._see(one, "hang", f"no end after {format_duration(one.condition.hang)}")
+
+    def ended(self, status: int) -> None:
+        """The script has ended, with this status (128 and the signal where one killed it)."""
+        self.no_more()
+        for one in self._watched:
+            wanted = one.condition.status
+            if wanted is not None and (status != 0 if wanted == "failure" else status == wanted):
+                self._see(one, "status", f"status {status}")
+
+    def no_more(self) -> None:
+        """Nothing more is printed."""
+        self._search(self._console.rest(), "console", "expect")
+        for lines in (self._said, self._errors):
+            self._search(lines.rest(), "output", "expect")
+        for one in self._watched:
+            for key in ("output", "expect"):
+                pattern = one.patterns.get(key)
+                if pattern is not None and pattern.spans_lines and (found := pattern.search(self._output)) is not None:
+                    self._see(one, key, found)
+
+    def guest_ended(self, end: End) -> None:
+        """The guest is gone, or does not answer."""
+        word = end.of_guest
+        for one in self._watched:
+            if one.condition.guest is not None and word is not None and one.condition.guest in ("lost", word):
+                self._see(one, "guest", end.value)
+
+    def _search(self, line: str, *keys: _Key) -> None:
+        if not line:
+            return
+        for one in self._watched:
+            for key in keys:
+                pattern = one.patterns.get(key)
+                if pattern is not None and key not in one.seen and pattern.search(line) is not None:
+                    self._see(one, key, line)
+
+    def _see(self, one: _Watched, key: _Key, said: str) -> None:
+        one.seen.setdefault(key, said.strip()[:300])
+        if self.hit is None and all(key in one.seen for key in one.wanted):
+            self.hit = Match(condition=one.number, seen="; ".join(one.seen[key] for key in one.wanted))
+
+
+def rendered(texts: Mapping[str, str]) -> tuple[str, ...]:
+    """Counters as lines `CGROUP/FILE NAME VALUE`, from the texts of files by their paths below the root of cgroup v2."""
+    found: list[str] = []
+    for path, text in sorted(texts.items()):
+        for line in text.splitlines():
+            words = line.split()
+            if len(words) == 2 and words[1].lstrip("-").isdigit():
+                found.append(f"{path} {words[0]} {words[1]}")
+            elif len(words) == 1 and words[0].isdigit():
+                found.append(f"{path} {words[0]}")
+    return tuple(found)

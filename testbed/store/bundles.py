@@ -1,0 +1,181 @@
+"""Bundles: a run of `repro` in one tar, the same bytes for the same run; and what is in one, read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed import parcel
+from testbed.bugs.load import read_plain
+from testbed.errors import HostError, TopologyError, UsageError
+from testbed.kernels import LocalKernel
+from testbed.parcel import BUG, KERNELS, MANIFEST, RESULTS, Member
+from testbed.store import cache
+from testbed.store.kernel_files import KernelFiles, read_folder
+
+_KERNEL_FILES = ("bzImage", "modules.ext4", cache.META)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """What a bundle says: `plain` is its bug's mapping, which names no file of this machine."""
+
+    path: Path
+    manifest: dict[str, Any]
+    plain: dict[str, Any]
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a file looks like one: a tar."""
+    try:
+        with path.open("rb") as file:
+            file.seek(257)
+            return file.read(5) == b"ustar"
+    except OSError:
+        return False
+
+
+def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
+    """Pack a run's folder into a new file; its size in bytes. `kernels`: folders of the cache that go along, by name.
+
+    :raise UsageError: it is no run of `repro`, or its bug would run things on another's machine. :raise HostError: it cannot be written.
+    """
+    try:
+        results = json.loads((run / RESULTS).read_text())
+        plain = read_plain((run / BUG).read_text(), str(run / BUG))[0]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
+    hooks = list(parcel.host_hooks(plain))
+    if hooks:
+        raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
+    files = {BUG: run / BUG, RESULTS: run / RESULTS}
+    for guest in sorted((run / "guests").glob("*")):
+        files |= {f"guests/{guest.name}/{log}": guest / log for log in parcel.LOGS if (guest / log).is_file()}
+    for name, folder in kernels.items():
+        files |= {f"{KERNELS}/{name}/{path.relative_to(folder)}": path for path in sorted(_kernel_files(folder))}
+    try:
+        hashes = {name: cache.file_sha256(path) for name, path in files.items()}
+        manifest = json.dumps(parcel.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
+        with target.open("xb") as raw:
+            try:
+                with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+                    archive.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
+                    for name, path in sorted(files.items()):
+                        with path.open("rb") as file:
+                            archive.addfile(_entry(name, path.stat().st_size), file)
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise HostError(f"{target}: cannot be written: {error.strerror or error}") from error
+    return target.stat().st_size
+
+
+def _entry(name: str, size_bytes: int) -> tarfile.TarInfo:
+    """Nothing of whoever packs it."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size_bytes, 0o644, 0
+    return entry
+
+
+def _kernel_files(folder: Path) -> Iterator[Path]:
+    yield from (folder / name for name in _KERNEL_FILES if (folder / name).is_file())
+    yield from (path for path in (folder / "early").glob("*.ko") if path.is_file())
+
+
+def read(path: Path) -> Bundle:
+    """What is in a bundle, checked: nothing that escapes, links, is too large, runs anything here, or is not what its manifest says.
+
+    :raise UsageError: it is refused, with every reason.
+    """
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            entries = []
+            for entry in archive:
+                entries.append(entry)
+                if len(entries) > 20_001:
+                    break
+            said = list(
+                parcel.refusals(Member(name=one.name, size_bytes=one.size, is_file=one.isreg() and not one.issparse()) for one in entries)
+            )
+            if said:
+                raise _refused(path, said)
+            manifest = json.loads(_bytes(archive, MANIFEST))
+            text = _bytes(archive, BUG).decode()
+            said = list(_damaged(archive, entries, manifest))
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _refused(path, [f"expected a bundle of `testbed bundle`: {error}"]) from error
+    try:
+        plain = read_plain(text, f"{path}:{BUG}")[0]
+    except TopologyError as error:
+        raise _refused(path, [str(error)]) from error
+    said += parcel.host_hooks(plain)
+    said += [f"kernel {one!r}: expected a name of the table" for one in _kernels(plain) if not parcel.is_name(str(one))]
+    if said:
+        raise _refused(path, said)
+    return Bundle(path=path, manifest=manifest, plain=plain)
+
+
+def _kernels(plain: dict[str, Any]) -> list[Any]:
+    kernels = plain.get("kernels")
+    found = [kernels.get(key) for key in ("shows", "clean")] if isinstance(kernels, dict) else []
+    return [one for some in found if isinstance(some, list) for one in some]
+
+
+def _damaged(archive: tarfile.TarFile, entries: list[tarfile.TarInfo], manifest: Any) -> Iterator[str]:
+    """Where the files are not those of the manifest, or that is none."""
+    if not isinstance(manifest, dict) or manifest.get("version") != 1:
+        raise ValueError("its manifest is of another version")
+    # What is read of it later must be there.
+    list(parcel.differences(manifest, manifest))
+    int(manifest["seed"]), list(manifest["with_kernels"])
+    hashes = dict(manifest["files"])
+    for entry in entries:
+        if entry.name == MANIFEST:
+            continue
+        file = archive.extractfile(entry)
+        assert file is not None  # it is a regular one
+        if hashes.pop(entry.name, None) != hashlib.file_digest(file, "sha256").hexdigest():  # type: ignore[arg-type]  # a reader will do
+            yield f"{entry.name!r}: it is not the file that the manifest names"
+    yield from (f"{name!r}: the manifest names it, and it is missing" for name in hashes)
+
+
+def _bytes(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    assert file is not None
+    return file.read()
+
+
+def _refused(path: Path, said: list[str]) -> UsageError:
+    return UsageError(f"{path}: this bundle is refused:" + "".join(f"\n  {one}" for one in said[:20]))
+
+
+def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
+    """The kernels that came along, by name, unpacked into the folder `root`, which is new.
+
+    :raise UsageError: they are damaged. :raise HostError: there is no room for them.
+    """
+    found: dict[str, KernelFiles] = {}
+    try:
+        with tarfile.open(bundle.path, mode="r:") as archive:
+            for entry in archive:
+                if not entry.name.startswith(f"{KERNELS}/"):
+                    continue
+                target = root / entry.name
+                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                source = archive.extractfile(entry)
+                assert source is not None
+                with target.open("xb") as file:
+                    shutil.copyfileobj(source, file)
+        for name in bundle.manifest["with_kernels"]:
+            found[str(name)] = read_folder(LocalKernel(name=str(name)), root / KERNELS / str(name))
+    except OSError as error:
+        raise HostError(f"{bundle.path}: its kernels cannot be unpacked: {error.strerror}") from error
+    return found

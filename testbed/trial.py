@@ -1,0 +1,398 @@
+"""One try to see a bug: a fresh guest with the bug's topology, its scripts, and a watch over everything that the signature names.
+
+Whatever the guest does to itself ends as a `Try` that says what it was, within the bug's timeout and some seconds to find that out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import json
+import shlex
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from testbed import counters, debugger, dumps, mounts
+from testbed.bugs.model import Bug
+from testbed.console import Finding
+from testbed.errors import CommandFailed, GuestError, GuestLost, TestbedError, WireBroken
+from testbed.guest import Guest
+from testbed.lab import Lab
+from testbed.lifecycle import Loss
+from testbed.player import playing
+from testbed.sampler import sampling
+from testbed.shell import Result
+from testbed.signature import End, Match, Watch, rendered
+from testbed.stack import Stack
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology.model import Guest as GuestModel
+from testbed.wires import Console
+
+# How the guest's counters are named where its cgroups are.
+_ROOT = "/sys/fs/cgroup"
+# Each cgroup's small counters. By the shell itself: a program more takes longer than all of it.
+_COUNTERS = f"""\
+cd {_ROOT}
+for file in memory.events pids.events cgroup.stat memory.current memory.swap.current; do
+    for path in $file */$file */*/$file */*/*/$file; do
+        [ ! -e "$path" ] || while read -r line; do echo "/$path:$line"; done <"$path"
+    done
+done
+"""
+# Scripts are the guest's root already; ones that were written for a user call sudo.
+_PRELUDE = 'sudo() { "$@"; }; '
+# The status by which a script says that it could not try, as for `git bisect run`.
+CANNOT_TRY = 125
+_POLL_S = 1.0
+# How long a guest whose SSH is silent may take to say that it lives; it gets more where its host is slow.
+_ANSWER_S = 5.0
+_ENDS = {Loss.PANIC: End.PANIC, Loss.OOPS: End.OOPS, Loss.POWER_OFF: End.POWER_OFF, Loss.REBOOT: End.REBOOT, Loss.QEMU: End.QEMU}
+
+
+class Outcome(enum.Enum):
+    """HIT: the signature showed. MISS: the script ended and it had not. TROUBLE: nothing is known; `Try.why` says what came in between."""
+
+    HIT = "hit"
+    MISS = "miss"
+    TROUBLE = "trouble"
+
+
+# Keeps a guest whose signature has just shown; it goes when this returns.
+Hold = Callable[[Guest, Match], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One try that is wanted. `hold`: what to do with the guest at the moment of the signature, which stands still then if `paused`.
+    `dump`: write its memory into its folder where it shows the bug, hangs or dies.
+    """
+
+    lab: Lab
+    bug: Bug
+    guest: GuestModel
+    kernel: KernelFiles
+    number: int
+    seed: int
+    timeout_s: float
+    evidence: Path
+    hold: Hold | None = None
+    paused: bool = False
+    dump: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """How a try came out. Times in seconds: until the guest was ready, what the script took, and from its start to the hit."""
+
+    number: int
+    seed: int
+    outcome: Outcome
+    end: End
+    why: str
+    match: Match | None
+    ready_s: float
+    took_s: float
+    hit_after_s: float | None
+    status: int | None
+    console_bytes: int
+    findings: tuple[Finding, ...]
+    evidence: Path
+    dump: str = ""
+
+
+@dataclass(slots=True)
+class _Run:
+    """What is known of a try while it runs."""
+
+    watch: Watch
+    end: End = End.UNTRIED
+    why: str = ""
+    began: float = 0.0
+    ended: float = 0.0
+    hit_at: float | None = None
+    status: int | None = None
+    hit: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def console(self, data: bytes) -> None:
+        self.watch.hear_console(data)
+        self.look()
+
+    def output(self, data: bytes) -> None:
+        self.watch.hear_output(data)
+        self.look()
+
+    def errors(self, data: bytes) -> None:
+        self.watch.hear_errors(data)
+        self.look()
+
+    def look(self) -> None:
+        if self.watch.hit is not None and self.hit_at is None:
+            self.hit_at = time.monotonic()
+            self.hit.set()
+
+
+async def attempt(wanted: Attempt) -> Try:
+    """Try once. Cannot fail on account of the guest.
+
+    :raise HostError: this machine cannot run guests; no other try will do better.
+    """
+    started = ready = time.monotonic()
+    run = _Run(Watch(wanted.bug.signature))
+    findings: list[Finding] = []
+    console: Console | None = None
+    dump = ""
+    try:
+        async with wanted.lab.guest("g0", wanted.guest, wanted.kernel, wanted.evidence) as guest:
+            console, findings = guest.console, guest.console.findings
+            ready = time.monotonic()
+            await _tried(guest, wanted, run)
+            if wanted.dump and (run.watch.hit is not None or run.end not in (End.DONE, End.STOPPED)):
+                dump = await _dumped(guest, wanted.evidence / "vmcore")
+            if wanted.hold is not None and run.watch.hit is not None and run.end in (End.DONE, End.TIMED_OUT):
+                await wanted.hold(guest, run.watch.hit)
+    except GuestError as error:
+        if run.end in (End.UNTRIED, End.DONE):
+            run.why = str(error)
+            run.end = run.end if run.end is End.DONE else End.UNTRIED
+    outcome = Outcome.HIT if run.watch.hit is not None else Outcome.MISS if run.end is End.DONE else Outcome.TROUBLE
+    found = Try(
+        number=wanted.number,
+        seed=wanted.seed,
+        outcome=outcome,
+        end=run.end,
+        why=run.why or run.end.value,
+        match=run.watch.hit,
+        ready_s=ready - started,
+        took_s=max(0.0, run.ended - run.began),
+        hit_after_s=None if run.hit_at is None else run.hit_at - run.began,
+        status=run.status,
+        console_bytes=console.printed_bytes if console is not None else 0,
+        findings=tuple(findings),
+        evidence=wanted.evidence,
+        dump=dump,
+    )
+    _record(found)
+    return found
+
+
+async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
+    """Make the stack, run the scripts under the watch, and find out how it ended.
+
+    :raise GuestError: it came to nothing before the script.
+    """
+    bug = wanted.bug
+    stack, _ = await mounts.build(guest)
+    guest.marks.reach(mounts.STACK)
+    head = _PRELUDE + exports(guest, stack, wanted.seed)
+    if wanted.dump:
+        await guest.keep_when_ended()
+        await dumps.prepare(guest)
+    if wanted.hold is not None:
+        await debugger.read_symbols(guest)  # later it may not answer
+    limit = guest.order.deadlines.command_s
+    try:
+        if bug.prepare is not None:
+            await guest.script(head + bug.prepare, interpreter=bug.interpreter, timeout_s=max(limit, wanted.timeout_s))
+    except CommandFailed as error:
+        raise GuestError(f"prepare: {error}") from error
+    with guest.console.heard_by(run.console):
+        run.began = time.monotonic()
+        try:
+            async with sampling(guest), playing(guest):
+                await _watched(guest, wanted, run, head)
+        except GuestLost:
+            await _lost(guest, run)
+        except TestbedError as error:
+            # An act of the timeline was refused: whatever the script saw, it was not the bug's hardware.
+            run.end, run.why = End.UNTRIED, f"its timeline: {error}"
+        if run.end is End.TIMED_OUT or run.end is End.SSH:
+            await _asked(guest, run)
+    run.look()
+
+
+async def _watched(guest: Guest, wanted: Attempt, run: _Run, head: str) -> None:
+    """Run the script until it ends, the signature shows, the guest goes, or the time is over."""
+    shell = guest.shell.script(
+        head + wanted.bug.script,
+        interpreter=wanted.bug.interpreter,
+        check=False,
+        timeout_s=wanted.timeout_s + 60,
+        heard=(run.output, run.errors),
+    )
+    script: asyncio.Task[Result] = asyncio.create_task(shell)
+    lost = asyncio.create_task(guest.lost())
+    hit = asyncio.create_task(run.hit.wait())
+    polling = asyncio.create_task(_poll(guest, run)) if run.watch.counters else None
+    try:
+        for after_s in (*run.watch.hangs_s, wanted.timeout_s):
+            left_s = run.began + after_s - time.monotonic()
+            done, _ = await asyncio.wait({script, lost, hit}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+            if done:
+                break
+            run.watch.hangs(after_s)
+            run.look()
+            if run.watch.hit is not None:
+                break
+        run.ended = time.monotonic()
+        if lost.done():
+            await _lost(guest, run)
+        elif run.watch.hit is not None:
+            if wanted.paused:
+                await guest.monitor.execute("stop")
+            run.end = End.STOPPED
+            if wanted.hold is not None:
+                await wanted.hold(guest, run.watch.hit)  # the script goes on, or stands still with its guest
+        elif script.done():
+            await _ended(guest, run, script)
+        else:
+            run.end = End.TIMED_OUT
+    finally:
+        for task in (script, lost, hit, polling):
+            if task is not None:
+                task.cancel()
+        await asyncio.gather(script, lost, hit, *([polling] if polling else []), return_exceptions=True)
+
+
+async def _ended(guest: Guest, run: _Run, script: asyncio.Task[Result]) -> None:
+    """The script has ended, or its connection has."""
+    failure = script.exception()
+    if failure is None:
+        result = script.result()
+        if result.status >= 0 or result.signal:
+            number = signal.Signals[f"SIG{result.signal}"] if result.signal in _SIGNALS else 0
+            run.status = 128 + number if result.signal else result.status
+            run.end = End.UNTRIED if run.status == CANNOT_TRY else End.DONE
+            run.why = f"the script says that it could not try (status {CANNOT_TRY}): {_last(result)}" if run.end is End.UNTRIED else ""
+            if run.end is End.DONE:
+                await _count(guest, run, everything=True)
+                run.watch.ended(run.status)
+                run.look()
+            return
+    elif not isinstance(failure, WireBroken | CommandFailed):
+        raise failure
+    # The connection ended without a status: the guest may be ending as well.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(4):
+            await guest.lost()
+    if guest.loss is not None:
+        await _lost(guest, run)
+    else:
+        run.end = End.SSH
+
+
+_SIGNALS = {one.name.removeprefix("SIG") for one in signal.Signals}
+
+
+def _last(result: Result) -> str:
+    return (result.stderr or result.stdout).strip()[-300:] or "(no output)"
+
+
+async def _lost(guest: Guest, run: _Run) -> None:
+    """The guest is gone: hear the last of its console, and say what it was."""
+    run.ended = run.ended or time.monotonic()
+    run.why = await guest.lost()
+    await guest.console.last_words()
+    run.end = _ENDS.get(guest.loss or Loss.QEMU, End.QEMU)
+    run.watch.no_more()
+    run.watch.guest_ended(run.end)
+    run.look()
+
+
+async def _asked(guest: Guest, run: _Run) -> None:
+    """The script has not ended in time, or its connection broke: does anything of the guest still answer?"""
+    slow = guest.order.deadlines.ssh_s / 20
+    lives = await guest.answers(_ANSWER_S * slow)
+    if guest.loss is not None:
+        await _lost(guest, run)
+        return
+    if not lives:
+        run.end = End.HANG
+    elif run.end is End.TIMED_OUT:
+        await _count(guest, run, everything=True)
+    run.watch.no_more()
+    run.watch.guest_ended(run.end)
+
+
+async def _poll(guest: Guest, run: _Run) -> None:
+    while True:
+        await asyncio.sleep(_POLL_S)
+        await _count(guest, run)
+
+
+async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
+    """Read the counters that the signature names, or all there are, which are kept; a guest that does not answer has none."""
+    with contextlib.suppress(TestbedError):
+        said = await guest.script(_COUNTERS, timeout_s=10)
+        texts = {path.removeprefix("/"): text for path, text in counters.by_file(said.stdout).items()}
+        for cgroup, counter in run.watch.counters:
+            name, _, key = counter.partition(" ")
+            text = texts.get(name if cgroup == "/" else f"{cgroup}/{name}")
+            if text is None:
+                text = await _other_counter(guest, cgroup, name)
+            value = counters.parse_flat(text).get(key) if key else int(text) if text.strip().isdigit() else None
+            if value is not None:
+                run.watch.count(cgroup, counter, value)
+        if everything:
+            lines = rendered(texts)
+            (guest.order.evidence / "counters.txt").write_text("".join(f"{line}\n" for line in lines))
+            run.watch.counted(lines)
+        run.look()
+
+
+async def _other_counter(guest: Guest, cgroup: str, name: str) -> str:
+    """A counter that is not among those which are always read; a cgroup that is not there has counted nothing."""
+    path = f"{_ROOT}/{name}" if cgroup == "/" else f"{_ROOT}/{cgroup}/{name}"
+    return (await guest.script('[ ! -e "$1" ] || while read -r line; do echo "$line"; done <"$1"', path, timeout_s=10)).stdout
+
+
+async def _dumped(guest: Guest, path: Path) -> str:
+    """Write the guest's memory; what it came to, in words."""
+    try:
+        await dumps.write(guest, path)
+    except TestbedError as error:
+        return f"no dump: {error}"
+    return str(path)
+
+
+def exports(guest: Guest, stack: Stack, seed: int) -> str:
+    """What scripts know of their guest, as variables: DEV_NAME of each device, NUM_NAME of each disk (MAJ:MIN), FILE_NAME of each loop's
+    backing file, and SEED. Dashes in names are underscores there."""
+    found = {"SEED": str(seed)}
+    found |= {f"DEV_{_variable(name)}": path for name, path in stack.devices.items()}
+    found |= {f"NUM_{_variable(name)}": disk.number for name, disk in guest.disks.items()}
+    found |= {f"FILE_{_variable(name)}": loop.backing_file for name, loop in stack.loops.items() if loop.backing_file}
+    return "".join(f"export {name}={shlex.quote(value)}; " for name, value in found.items())
+
+
+def _variable(name: str) -> str:
+    return name.upper().replace("-", "_")
+
+
+def _record(one: Try) -> None:
+    """The outcome, beside the guest's logs."""
+    with contextlib.suppress(OSError):
+        (one.evidence / "try.json").write_text(json.dumps(said(one)) + "\n")
+
+
+def said(one: Try) -> dict[str, object]:
+    """A try as JSON, its folder by its name."""
+    return {
+        "number": one.number,
+        "seed": one.seed,
+        "outcome": one.outcome.value,
+        "end": one.end.name.lower(),
+        "why": one.why,
+        "condition": one.match.condition if one.match else None,
+        "seen": one.match.seen if one.match else None,
+        "ready_s": round(one.ready_s, 3),
+        "took_s": round(one.took_s, 3),
+        "hit_after_s": None if one.hit_after_s is None else round(one.hit_after_s, 3),
+        "status": one.status,
+        "console_bytes": one.console_bytes,
+        "evidence": one.evidence.name,
+        "dump": one.dump,
+    }

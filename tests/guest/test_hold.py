@@ -1,0 +1,186 @@
+"""A guest that is held at the moment of the signature: entered, debugged, dumped, and ended; every command is a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import struct
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import drgn
+import pytest
+
+from testbed import dumps, process, symbols
+from testbed.bugs.load import of_plain
+from testbed.errors import HostError
+from testbed.lab import Lab
+from testbed.signature import End
+from testbed.store.kernel_files import KernelFiles
+from testbed.trial import Attempt, Outcome, attempt
+
+SCRIPT = "echo here it is; while read -r line </proc/uptime; do sleep 0.1; done\n"
+GUEST: dict[str, Any] = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
+
+
+@pytest.fixture
+def folder() -> Any:
+    with tempfile.TemporaryDirectory(prefix="tb-hold-") as made:
+        (Path(made) / "run").mkdir(mode=0o700)
+        yield Path(made)
+
+
+@pytest.fixture
+async def held(folder: Path) -> AsyncIterator[Any]:
+    """`testbed` with folders of its own, while `testbed repro --hold` holds a guest in the background."""
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(folder / "run"), "TESTBED_STATE": str(folder / "state"), "COLUMNS": "200"}
+    (folder / "bad.sh").write_text(SCRIPT)
+
+    async def start(*words: str) -> asyncio.subprocess.Process:
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "testbed", *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env, cwd=folder
+        )
+
+    async def run(*words: str, status: int = 0) -> str:
+        child = await start(*words)
+        out, err = await child.communicate()
+        assert child.returncode == status, (words, out, err)
+        return out.decode() + err.decode()
+
+    holder = await start("repro", "--script", "bad.sh", "--expect", "^here it is$", "-k", "debian-6.1", "--hold", "--json", "--jobs", "1")
+    assert holder.stderr is not None
+    try:
+        async with asyncio.timeout(120):
+            said = ""
+            while "is held at the moment" not in said:
+                line = (await holder.stderr.readline()).decode()
+                assert line, said
+                said += line
+        run.holder = holder  # type: ignore[attr-defined]
+        yield run
+    finally:
+        if holder.returncode is None:
+            holder.terminate()
+        await holder.communicate()
+
+
+@pytest.mark.slow
+async def test_a_held_guest_is_entered_debugged_dumped_and_ended(held: Any, folder: Path) -> None:
+    (record,) = json.loads(await held("ps", "--json"))
+    assert record["name"] == "held" and record["why"] == "held: here it is"
+    assert "script goes on" in await held("ssh", "held", "--", "pgrep -f proc/uptime >/dev/null; echo script goes on")
+    await held("logs", "held", "--what", "qmp")
+
+    # A breakpoint in the kernel, set and hit under emulation, at the address that the function has in this guest.
+    process.find("gdb")
+    said = await held(
+        *(
+            "gdb",
+            "held",
+            "--",
+            "-batch",
+            "-ex",
+            "break uptime_proc_show",
+            "-ex",
+            "continue",
+            "-ex",
+            "x/i $pc",
+            "-ex",
+            "delete",
+            "-ex",
+            "detach",
+        )
+    )
+    assert "Breakpoint 1, 0x" in said and "in uptime_proc_show ()" in said and "=> 0xffffffff" in said
+    assert "alive" in await held("ssh", "held", "--", "echo alive")
+    assert "target remote" in await held("gdb", "held", "--print")
+    assert "expected the vmlinux or System.map" in await held("gdb", "held", "--symbols", "bad.sh", status=2)
+
+    await held("dump", "held", "core")
+    assert "core: cannot be made: File exists" in await held("dump", "held", "core", status=2)
+    kallsyms = Path(record["evidence"]) / "kallsyms.txt"
+    banner = await held("ssh", "held", "--", "cat /proc/version")
+    _read(folder / "core", kallsyms.read_text(), banner)
+    await held("dump", "held", "small", "--format", "kdump-zlib")
+    assert (folder / "small").read_bytes()[:12] == b"makedumpfile" and (folder / "small").stat().st_size < (
+        folder / "core"
+    ).stat().st_size / 2
+
+    await held("down", "held")
+    out, _ = await held.holder.communicate()
+    document = json.loads(out)
+    assert held.holder.returncode == 0 and document["result"] == "reproduced"
+    assert json.loads(await held("ps", "--json")) == []
+
+
+def _read(core: Path, kallsyms: str, banner: str) -> None:
+    """What a dump says without debug symbols: its notes, by hand; and memory at a kernel address, by drgn."""
+    notes = _notes(core)
+    assert "VMCOREINFO" in notes and b"OSRELEASE=6.1." in notes["VMCOREINFO"]
+    where = symbols.address_of(symbols.parse(kallsyms), "linux_banner")
+    assert where is not None
+    program = drgn.Program()
+    program.set_core_dump(core)
+    assert program.flags & drgn.ProgramFlags.IS_LINUX_KERNEL
+    assert program.read(where, 400).split(b"\0")[0].decode().strip() == banner.strip()
+
+
+def _notes(core: Path) -> dict[str, bytes]:
+    """The notes of an ELF core by their names."""
+    with core.open("rb") as file:
+        head = file.read(64)
+        (offset,) = struct.unpack_from("<Q", head, 32)
+        size, count = struct.unpack_from("<HH", head, 54)
+        found: dict[str, bytes] = {}
+        for number in range(count):
+            file.seek(offset + number * size)
+            kind, _, at, _, _, length, _, _ = struct.unpack("<IIQQQQQQ", file.read(56))
+            if kind != 4:
+                continue
+            file.seek(at)
+            data = file.read(length)
+            while len(data) >= 12:
+                name, content, _ = struct.unpack_from("<III", data)
+                begin = 12 + (name + 3) // 4 * 4
+                found[data[12 : 12 + name].split(b"\0")[0].decode()] = data[begin : begin + content]
+                data = data[begin + (content + 3) // 4 * 4 :]
+    return found
+
+
+@pytest.mark.slow
+async def test_a_guest_that_panics_leaves_its_memory(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+    plain = {
+        "version": 1,
+        "summary": "a test",
+        "topology": GUEST,
+        "script": "echo c >/proc/sysrq-trigger",
+        "signature": [{"guest": "panic"}],
+    }
+    case = of_plain(plain)
+    wanted = Attempt(
+        lab=lab, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=1, timeout_s=60, evidence=tmp_path / "g", dump=True
+    )
+    one = await attempt(wanted)
+    assert (one.outcome, one.end) == (Outcome.HIT, End.PANIC)
+    assert one.dump == str(tmp_path / "g" / "vmcore")
+    program = drgn.Program()
+    program.set_core_dump(tmp_path / "g" / "vmcore")
+    assert program.flags & drgn.ProgramFlags.IS_LINUX_KERNEL
+    assert b"OSRELEASE=6.1." in _notes(tmp_path / "g" / "vmcore")["VMCOREINFO"]
+
+
+@pytest.mark.slow
+async def test_a_dump_that_has_no_room_is_refused_and_leaves_nothing(
+    lab: Lab, kernel: KernelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = of_plain({"version": 1, "summary": "s", "topology": GUEST, "script": ":", "signature": [{"status": 0}]}).guest
+    async with lab.guest("g0", model, kernel, tmp_path / "g") as guest:
+        monkeypatch.setattr(dumps, "_MARGIN_BYTES", 1 << 60)
+        with pytest.raises(HostError, match="a dump may need"):
+            await dumps.write(guest, tmp_path / "core")
+        assert not (tmp_path / "core").exists()

@@ -1,0 +1,187 @@
+"""Bundles: the same run is the same bytes, and what comes from anybody is looked at before anything is done with it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from testbed import parcel
+from testbed.errors import UsageError
+from testbed.store import bundles
+
+BUG = "version: 1\nsummary: it breaks\nkernels: {shows: [debian-6.1]}\nscript: 'true'\nsignature: [{status: 0}]\n"
+RESULTS: dict[str, Any] = {
+    "run": "r1",
+    "seed": 5,
+    "host": {"qemu": "7.2", "qemu_identity": "abc", "accelerator": "tcg", "kernel": "6.1", "cores": 2},
+    "image": {"name": "bookworm", "sha256": "11"},
+    "kernels": [{"name": "debian-6.1", "release": "6.1.0-1", "origin": "x", "sha256": "22", "must_show": True}],
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "r1"
+    (folder / "guests" / "debian-6.1-1").mkdir(parents=True)
+    (folder / "bug.yaml").write_text(BUG)
+    (folder / "repro.json").write_text(json.dumps(RESULTS))
+    (folder / "guests" / "debian-6.1-1" / "console.log").write_text("hello\n")
+    (folder / "guests" / "debian-6.1-1" / "vmcore").write_text("secret")
+    return folder
+
+
+def test_the_same_run_is_the_same_bytes_and_is_read_back(run: Path, tmp_path: Path) -> None:
+    bundles.pack(run, tmp_path / "a.tar", {})
+    for path in run.rglob("*"):
+        os.utime(path, (1, 1))
+    (run / "bug.yaml").chmod(0o600)
+    bundles.pack(run, tmp_path / "b.tar", {})
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    found = bundles.read(tmp_path / "a.tar")
+    assert found.manifest["seed"] == 5 and found.plain["summary"] == "it breaks"
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert archive.getnames() == ["manifest.json", "bug.yaml", "guests/debian-6.1-1/console.log", "repro.json"]
+        assert {(one.mtime, one.uid, one.uname, one.mode) for one in archive} == {(0, 0, "", 0o644)}
+    assert bundles.is_bundle(tmp_path / "a.tar") and not bundles.is_bundle(run / "bug.yaml") and not bundles.is_bundle(tmp_path / "none")
+    with pytest.raises(Exception, match="cannot be written: File exists"):
+        bundles.pack(run, tmp_path / "a.tar", {})
+
+
+def test_a_kernel_goes_along_and_comes_back(run: Path, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    (kernel / "early").mkdir(parents=True)
+    (kernel / "bzImage").write_text("kernel")
+    (kernel / "early" / "ext4.ko").write_text("module")
+    (kernel / "modules.ext4").write_text("disk")
+    meta = {"release": "6.1.0-1", "origin": "x", "sha256": "22", "early_modules": ["ext4.ko"], "has_modules": True}
+    (kernel / "meta.json").write_text(json.dumps(meta))
+    bundles.pack(run, tmp_path / "a.tar", {"debian-6.1": kernel})
+    bundle = bundles.read(tmp_path / "a.tar")
+    found = bundles.kernels(bundle, tmp_path / "new")["debian-6.1"]
+    assert (found.sha256, found.bzimage.read_text(), (found.folder / "early" / "ext4.ko").read_text()) == ("22", "kernel", "module")
+
+
+@pytest.mark.parametrize("what", ["bug.yaml", "repro.json"])
+def test_a_folder_that_is_no_run_is_refused(run: Path, tmp_path: Path, what: str) -> None:
+    (run / what).unlink()
+    with pytest.raises(UsageError, match="expected the folder of a run"):
+        bundles.pack(run, tmp_path / "a.tar", {})
+
+
+def entry(name: str, **more: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info, data = tarfile.TarInfo(name), more.pop("data", b"x")
+    info.size = len(data)
+    for key, value in more.items():
+        setattr(info, key, value)
+    return info, data
+
+
+def rewritten(
+    source: Path, target: Path, *extra: tuple[tarfile.TarInfo, bytes], change: Callable[[str, bytes], bytes] | None = None
+) -> Path:
+    """A bundle with more entries, or with changed ones, whose manifest says what is there."""
+    import hashlib
+
+    with tarfile.open(source) as archive:
+        files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+    if change is not None:
+        files = {name: change(name, data) for name, data in files.items()}
+        manifest = json.loads(files["manifest.json"])
+        manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "manifest.json"}
+        files["manifest.json"] = json.dumps(manifest).encode()
+    with tarfile.open(target, "w") as archive:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for info, data in extra:
+            archive.addfile(info, io.BytesIO(data))
+    return target
+
+
+EVIL = {
+    "an absolute name": (entry("/etc/passwd"), "stays inside the bundle"),
+    "a name that escapes": (entry("guests/../../x"), "stays inside the bundle"),
+    "a symbolic link": (entry("guests/link", type=tarfile.SYMTYPE, linkname="/etc/passwd", data=b""), "expected plain files"),
+    "a hard link": (entry("guests/hard", type=tarfile.LNKTYPE, linkname="bug.yaml", data=b""), "expected plain files"),
+    "a device": (entry("guests/sda", type=tarfile.BLKTYPE, data=b""), "expected plain files"),
+    "a fifo": (entry("guests/pipe", type=tarfile.FIFOTYPE, data=b""), "expected plain files"),
+    "a file twice": (entry("bug.yaml"), "it is there twice"),
+    "a file that nobody named": (entry("guests/more"), "it is not the file that the manifest names"),
+    "a hidden file": (entry(".bashrc"), "plain letters"),
+}
+
+
+@pytest.mark.parametrize(("extra", "why"), EVIL.values(), ids=EVIL)
+def test_an_archive_that_would_do_harm_is_refused(run: Path, tmp_path: Path, extra: tuple[tarfile.TarInfo, bytes], why: str) -> None:
+    bundles.pack(run, tmp_path / "a.tar", {})
+    with pytest.raises(UsageError, match=why):
+        bundles.read(rewritten(tmp_path / "a.tar", tmp_path / "evil.tar", extra))
+
+
+HOOKS = {
+    "QEMU's own words": ("topology: {guests: {g0: {qemu-args: ['-monitor']}}}\n", "qemu-args: it reaches beyond the guest"),
+    "an image": ("topology: {guests: {g0: {disks: {d: {type: nvme, size: 1G, image: /etc/shadow}}}}}\n", "names a file of this machine"),
+    "a topology": ("topology: /etc/x.yaml\n", "topology: it names a file"),
+    "another's topology": ("topology: {extends: ../x.yaml}\n", "topology.extends"),
+    "a script": ("script-file: ../x.sh\n", "script-file"),
+    "a kernel's file": ("kernels: {shows: [/boot/vmlinuz]}\n", "expected a name of the table"),
+    "no YAML": ("]\n", "not YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "why"), HOOKS.values(), ids=HOOKS)
+def test_a_bug_that_reaches_beyond_its_guest_is_refused(run: Path, tmp_path: Path, text: str, why: str) -> None:
+    bundles.pack(run, tmp_path / "a.tar", {})
+    body = BUG.replace("kernels: {shows: [debian-6.1]}\n", "") if text.startswith("kernels") else BUG
+    evil = rewritten(
+        tmp_path / "a.tar", tmp_path / "e.tar", change=lambda name, data: (body + text).encode() if name == "bug.yaml" else data
+    )
+    with pytest.raises(UsageError, match=why):
+        bundles.read(evil)
+    (run / "bug.yaml").write_text(body + text)
+    if not text.startswith(("kernels", "]")):
+        with pytest.raises(UsageError, match="cannot go to another machine"):
+            bundles.pack(run, tmp_path / "c.tar", {})
+        assert not (tmp_path / "c.tar").exists()
+
+
+def test_sizes_are_bounded_before_anything_is_read() -> None:
+    large = [parcel.Member(name=name, size_bytes=5 << 30, is_file=True) for name in ("manifest.json", "bug.yaml")]
+    said = list(parcel.refusals(large))
+    assert any("bytes in all" in one for one in said) and any("expected at most 8388608" in one for one in said)
+    many = (parcel.Member(name=f"f{number}", size_bytes=0, is_file=True) for number in range(30_000))
+    assert list(parcel.refusals(many)) == ["expected at most 20000 entries"]
+
+
+def test_what_differs_is_said(run: Path) -> None:
+    there = parcel.manifest(RESULTS, {}, ())
+    assert list(parcel.differences(there, there)) == []
+    here = json.loads(json.dumps(there))
+    here["host"]["qemu"] = "9.0"
+    here["kernels"][0] |= {"sha256": "33", "release": "6.1.0-2"}
+    assert list(parcel.differences(there, here)) == ["QEMU: 7.2 there, 9.0 here", "kernel debian-6.1: 6.1.0-1 there, 6.1.0-2 here"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=8)), min_size=1, max_size=4))
+def test_a_damaged_bundle_is_refused_or_read_never_a_traceback(run: Path, tmp_path: Path, cuts: list[tuple[int, bytes]]) -> None:
+    if not (tmp_path / "a.tar").exists():
+        bundles.pack(run, tmp_path / "a.tar", {})
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    for at, new in cuts:
+        data[at : at + len(new)] = new
+    (tmp_path / "d.tar").write_bytes(data)
+    try:
+        assert bundles.read(tmp_path / "d.tar").plain
+    except UsageError as error:
+        assert "refused" in str(error)

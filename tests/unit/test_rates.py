@@ -1,0 +1,95 @@
+"""Rates of a few tries: the intervals are Wilson's, and rules stop where they should."""
+
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from testbed.rates import Next, Rate, Sequential, median, sequential, tries_for, tries_until, until
+
+
+# Computed with R's binom::binom.confint(method = "wilson"), and known from the literature (Brown, Cai, DasGupta 2001).
+@pytest.mark.parametrize(
+    ("hits", "tries", "low", "high"),
+    [(0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0), (10, 20, 0.2993, 0.7007), (1, 1, 0.2065, 1.0), (19, 20, 0.7639, 0.9911)],
+)
+def test_the_interval_is_wilsons(hits: int, tries: int, low: float, high: float) -> None:
+    rate = Rate(hits=hits, tries=tries)
+    assert (round(rate.low, 4), round(rate.high, 4)) == (low, high)
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_the_share_is_within_its_interval(hits: int, misses: int) -> None:
+    rate = Rate(hits=hits, tries=hits + misses)
+    assert 0 <= rate.low <= rate.high <= 1
+    if rate.tries:
+        assert rate.low <= rate.share <= rate.high
+    # Seen from the other side it is the same interval.
+    other = Rate(hits=misses, tries=hits + misses)
+    assert rate.low == pytest.approx(1 - other.high)
+
+
+def test_nonsense_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected 0 to 3 hits, got 4"):
+        Rate(hits=4, tries=3)
+
+
+@pytest.mark.parametrize("wanted", [0.1, 0.5, 0.8, 0.9, 0.95, 0.99])
+def test_hits_alone_reach_a_bound_after_so_many_tries_and_not_before(wanted: float) -> None:
+    needed = tries_until(wanted)
+    assert Rate(hits=needed, tries=needed).low >= wanted
+    assert needed == 1 or Rate(hits=needed - 1, tries=needed - 1).low < wanted
+    outcomes = [until(wanted, Rate(hits=tries, tries=tries), 1000) for tries in range(needed + 1)]
+    assert outcomes == [Next.GO_ON] * needed + [Next.REACHED]
+
+
+@given(st.floats(0.05, 0.95), st.lists(st.booleans(), min_size=1, max_size=60))
+def test_a_rule_that_stops_early_is_never_wrong(wanted: float, results: list[bool]) -> None:
+    hits = list(itertools.accumulate(results))
+    said = [until(wanted, Rate(hits=hits[n - 1], tries=n), len(results)) for n in range(1, len(results) + 1)]
+    assert said[-1] is not Next.GO_ON
+    stop = next(n for n, one in enumerate(said) if one is not Next.GO_ON)
+    if said[stop] is Next.OUT_OF_REACH:
+        assert Next.REACHED not in said[stop:]
+
+
+def test_so_many_tries_exclude_a_rate() -> None:
+    assert [tries_for(rate, 0.05) for rate in (1.0, 0.95, 0.5, 0.2, 0.01)] == [1, 1, 5, 14, 299]
+
+
+@given(st.floats(0.001, 0.999), st.floats(0.001, 0.5))
+def test_tries_for_is_the_least_number(rate: float, error: float) -> None:
+    tries = tries_for(rate, error)
+    assert (1 - rate) ** tries <= error * (1 + 1e-9)
+    assert tries == 1 or (1 - rate) ** (tries - 1) > error * (1 - 1e-9)
+
+
+def test_a_sequential_test_is_seldom_wrong() -> None:
+    chance = random.Random(1)
+    for true, expected in ((0.95, True), (0.4, False)):
+        wrong = used = 0
+        for _ in range(500):
+            test = Sequential(kept=0.9, lost=0.45, error=0.05)
+            while test.verdict is None:
+                test.add(chance.random() < true)
+            wrong += test.verdict is not expected
+            used += test.hits + test.misses
+        assert wrong / 500 <= 0.07
+        assert used / 500 < 12
+
+
+def test_the_test_of_a_rate_that_never_misses_or_seldom_hits_is_one() -> None:
+    for rate in (Rate(hits=20, tries=20), Rate(hits=1, tries=50), Rate(hits=0, tries=5)):
+        test = sequential(rate, 0.05)
+        assert 0 < test.lost < test.kept < 1
+    with pytest.raises(ValueError, match="expected 0 < lost < kept < 1"):
+        Sequential(kept=0.3, lost=0.4, error=0.05)
+
+
+def test_the_median_of_nothing_is_none() -> None:
+    assert median([]) is None
+    assert median([3, 1, 2]) == 2
