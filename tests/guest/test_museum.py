@@ -117,7 +117,7 @@ async def test_a_bug_goes_to_another_machine_as_one_file(tmp_path: Path) -> None
         "41",
         "--json",
     )
-    out, _, _ = await testbed(tmp_path, *words, "--save", "old.yaml")
+    out, _, _ = await testbed(tmp_path, *words, "-j", "1", "--save", "old.yaml")
     first = json.loads(out)
     assert first["result"] == "reproduced" and [one["verdict"] for one in first["kernels"]] == ["shows", "absent"]
     assert first["kernels"][0]["attempts"][0]["seen"] == "old 42"
@@ -125,7 +125,7 @@ async def test_a_bug_goes_to_another_machine_as_one_file(tmp_path: Path) -> None
     await testbed(tmp_path, "bundle", "last", "-o", "a.tar")
     await testbed(tmp_path, "bundle", first["run"], "-o", "b.tar")
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
-    out, err, _ = await testbed(tmp_path, "repro", "a.tar", "--json")
+    out, err, _ = await testbed(tmp_path, "repro", "a.tar", "--json", "-j", "1")
     again = json.loads(out)
     assert "nothing differs from where the bundle was made" in err
     assert (again["result"], again["seed"], again["kernels"][0]["attempts"][0]["seen"]) == ("reproduced", 41, "old 42")
@@ -147,7 +147,7 @@ async def test_a_kernel_goes_along_in_a_bundle(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_a_bug_is_reduced_to_what_it_needs(tmp_path: Path) -> None:
     (tmp_path / "big.yaml").write_text(RELEASE)
-    out, err, _ = await testbed(tmp_path, "reduce", "big.yaml", "--tries", "2", "--json")
+    out, err, _ = await testbed(tmp_path, "reduce", "big.yaml", "--tries", "2", "--error", "0.25", "--json")
     found = json.loads(out)
     guest: dict[str, Any] = load(tmp_path / "big.reduced.yaml").guest.model_dump(exclude_unset=True)
     assert set(guest["disks"]) == {"data"} and set(guest["loops"]) == {"l0"} and "timeline" not in guest, err
