@@ -1,5 +1,5 @@
-"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, report, sampling, topology, up), and how true its disks are
-(hardware, export, power, replug). Prints a table, or JSON with `--json`.
+"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, report, sampling, topology, up), how true its disks are (hardware,
+export, power, replug), and how often its bugs show (museum). Prints a table, or JSON with `--json`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, export, hardware, power, replug, report, sampling, topology, up
+from benchmarks import clone, compare, export, hardware, museum, power, replug, report, sampling, topology, up
 from testbed.errors import TestbedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -122,6 +122,18 @@ def hardware_command(
         off = f"{measured / limit - 1:+.1%}" if limit else ""
         table.add_row(row["device"], "none" if limit is None else f"{limit:g}", f"{measured:g}", off, row["unit"])
     Console().print(table)
+
+
+@app.command("museum")
+def museum_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Bugs of topologies/bugs; all without any.")] = None,
+    tries: Annotated[int, typer.Option("--tries", "-n", min=1, help="On each kernel.")] = 20,
+    kernels: Annotated[str, typer.Option(help="Only on these, with commas between.")] = "",
+    as_json: Json = False,
+) -> None:
+    """How often each bug of the museum shows where it must, and where it must not: a Markdown table."""
+    rows = asyncio.run(museum.measure(tuple(names or ()), tuple(name for name in kernels.split(",") if name), tries))
+    print(json.dumps(rows, indent=1) if as_json else "\n".join(museum.markdown(rows)))
 
 
 def _rows(rows: list[dict[str, Any]], as_json: bool) -> None:

@@ -89,8 +89,8 @@ def host_hooks(plain: Mapping[str, Any]) -> Iterator[str]:
 
 
 def is_name(kernel: str) -> bool:
-    """Whether a kernel is named by a row of the table, rather than by files."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", kernel) is not None and not kernel.endswith(".deb")
+    """Whether a kernel is named by a word, and not by a path."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", kernel) is not None
 
 
 def manifest(results: Mapping[str, Any], hashes: Mapping[str, str], with_kernels: Iterable[str]) -> dict[str, Any]:

@@ -270,6 +270,7 @@ def _kernel(one: Tried) -> dict[str, Any]:
         "release": kernel.release,
         "origin": kernel.origin,
         "sha256": kernel.sha256,
+        "cached": kernel.folder.name,
         "must_show": one.must_show,
         "verdict": one.verdict.value,
         "hits": rate.hits,

@@ -10,8 +10,8 @@ import typer
 
 from testbed import parcel, paths
 from testbed.cli.app import app, err
-from testbed.errors import UsageError
-from testbed.kernels import load_table
+from testbed.errors import HostError, UsageError
+from testbed.kernels import LocalKernel, load_table
 from testbed.lab import Lab
 from testbed.progress import Progress
 from testbed.store import bundles, kernel_files
@@ -30,22 +30,30 @@ def bundle_command(
     folders = paths.folders()
     folder = run_folder(run, folders.runs)
     target = output or Path(f"{folder.name}.tar")
-    written_bytes = bundles.pack(folder, target, _kernels(folder, folders.cache) if with_kernel else {})
+    written_bytes = bundles.pack(folder, target, _kernels(folder, folders.cache, with_kernel=with_kernel))
     err.print(f"{target}: {format_size(written_bytes)}; run it with: testbed repro {target}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _kernels(folder: Path, cache: Path) -> dict[str, Path]:
-    """The folders of a run's kernels.
+def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]:
+    """The folders of the kernels that go along; those that no table names must.
 
-    :raise UsageError: one is not in the cache as it was.
+    :raise UsageError: one is not in the cache as it was, or must go along.
     """
     table = load_table(paths.shipped("images") / "kernels.yaml")
     found: dict[str, Path] = {}
     for one in json.loads((folder / parcel.RESULTS).read_text())["kernels"]:
-        there = kernel_files.cached(table.resolve(one["name"]), cache) if one["name"] in table.rows else None
-        if there is None or there.sha256 != one["sha256"]:
-            raise UsageError(f"bundle: kernel {one['name']}: expected {one['release']} in the cache, as it was; it is not there any longer")
-        found[one["name"]] = there.folder
+        name, there = str(one["name"]), cache / "kernels" / Path(str(one["cached"])).name
+        if not with_kernel:
+            if name not in table.rows:
+                raise UsageError(f"bundle: kernel {name}: no other machine knows it by its name; take it along with --with-kernel")
+            continue
+        try:
+            same = kernel_files.read_folder(LocalKernel(name=name), there).sha256 == one["sha256"]
+        except HostError:
+            same = False
+        if not same:
+            raise UsageError(f"bundle: kernel {name}: expected {one['release']} in the cache, as it was; it is not there any longer")
+        found[name] = there
     return found
 
 

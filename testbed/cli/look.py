@@ -11,6 +11,8 @@ from typing import Annotated
 import typer
 
 from testbed import doctor, paths, picture, probe
+from testbed.bugs import load as load_bug
+from testbed.bugs.load import is_bug
 from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
 from testbed.errors import HostError, Problem, TopologyError, UsageError
 from testbed.host import Host
@@ -57,12 +59,16 @@ def doctor_command(as_json: Json = False) -> None:
 
 
 @app.command()
-def validate(files: Annotated[list[Path], typer.Argument(help="Topology files.")]) -> None:
-    """Check topology files: all errors at once, each with file, line and column."""
+def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug files.")]) -> None:
+    """Check topology and bug files: all errors at once, each with file, line and column."""
     problems: list[Problem] = []
     points = 0
     for file in files:
         try:
+            if is_bug(file):
+                load_bug(file, host_memory=probe.host_memory())
+                points += 1
+                continue
             points += len(load_points(file, host_memory=probe.host_memory()))
         except TopologyError as error:
             problems += error.problems

@@ -111,7 +111,6 @@ def repro_command(
         with live.progress(err, quiet=quiet) as progress:
             async with open_lab(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as lab:
                 folder = paths.new_run_folder(lab.folders.runs)
-                (folder / "bug.yaml").write_text(written(wanted.plain))
                 job = Job(
                     lab=lab,
                     case=wanted.case,
@@ -127,6 +126,9 @@ def repro_command(
                 begun = time.monotonic()
                 own = unpacked(wanted.bundle, lab)
                 kernels = [tuple([own.get(spec) or await lab.kernel(spec) for spec in specs]) for specs in (shows, must_be_clean)]
+                # What was run, with its kernels: a bundle of it is run on the same.
+                names = {side: [one.name for one in some] for side, some in zip(("shows", "clean"), kernels, strict=True)}
+                (folder / "bug.yaml").write_text(written({**wanted.plain, "kernels": names}))
                 if wanted.bundle is not None:
                     tell_differences(wanted.bundle, lab, (*kernels[0], *kernels[1]), progress)
                 tried = await repro.reproduce(job, kernels[0], kernels[1])

@@ -135,7 +135,8 @@ def _damaged(archive: tarfile.TarFile, entries: list[tarfile.TarInfo], manifest:
         raise ValueError("its manifest is of another version")
     # What is read of it later must be there.
     list(parcel.differences(manifest, manifest))
-    int(manifest["seed"]), list(manifest["with_kernels"])
+    int(manifest["seed"])
+    yield from (f"kernel {one!r}: expected a plain name" for one in manifest["with_kernels"] if not parcel.is_name(str(one)))
     hashes = dict(manifest["files"])
     for entry in entries:
         if entry.name == MANIFEST:

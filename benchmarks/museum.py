@@ -1,0 +1,66 @@
+"""How often each bug of the museum shows where it must, and where it must not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from testbed import paths, repro
+from testbed.bugs import Case, load
+from testbed.lab import open_lab
+from testbed.progress import Silent
+from testbed.repro import Job, Limits, Tried
+
+
+def pieces(names: tuple[str, ...]) -> dict[str, Case]:
+    """The bugs of these names, or all."""
+    files = sorted((paths.shipped("topologies") / "bugs").glob("*.yaml"))
+    found = {file.stem: load(file) for file in files if not names or file.stem in names}
+    missing = set(names) - set(found)
+    if missing:
+        raise SystemExit(f"museum: expected some of {', '.join(file.stem for file in files)}, got {', '.join(sorted(missing))}")
+    return found
+
+
+async def measure(names: tuple[str, ...], kernels: tuple[str, ...], tries: int, folder: Path | None = None) -> list[dict[str, Any]]:
+    """A row for each bug on each of its kernels, of these or all, in the order of the museum."""
+    chosen = pieces(names)
+    wanted = {
+        spec for case in chosen.values() for spec in (*case.bug.kernels.shows, *case.bug.kernels.clean) if not kernels or spec in kernels
+    }
+    rows: list[dict[str, Any]] = []
+    async with open_lab(Silent(), kernels=tuple(sorted(wanted))) as lab:
+        for name, case in chosen.items():
+            limits = Limits(tries=tries, timeout_s=case.bug.timeout_s, every=True)
+            where = (folder or paths.new_run_folder(lab.folders.runs)) / name
+            job = Job(lab=lab, case=case, limits=limits, seed=1, folder=where, on_try=lambda kernel, one: None)
+            for must_show, specs in ((True, case.bug.kernels.shows), (False, case.bug.kernels.clean)):
+                for spec in specs:
+                    if spec in wanted:
+                        tried = await repro.on_kernel(job, await lab.kernel(spec), must_show=must_show)
+                        rows.append(_row(name, case, tried))
+    return rows
+
+
+def _row(name: str, case: Case, tried: Tried) -> dict[str, Any]:
+    rate, median_s = tried.rate, tried.median_hit_s
+    right = rate.share >= case.bug.rate if tried.must_show else rate.hits == 0
+    return {
+        "bug": name,
+        "kernel": tried.kernel.release,
+        "must": "show" if tried.must_show else "be clean",
+        "hits": f"{rate.hits} of {rate.tries}",
+        "interval": f"{rate.low:.0%} to {rate.high:.0%}",
+        "median": "" if median_s is None else f"{median_s:.1f} s",
+        "no result": tried.troubles,
+        "as it must be": "yes" if right and not tried.troubles else "NO",
+        "took": f"{tried.took_s:.0f} s",
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The rows as a table."""
+    yield "| " + " | ".join(rows[0]) + " |"
+    yield "|" + "---|" * len(rows[0])
+    yield from ("| " + " | ".join(str(value) for value in row.values()) + " |" for row in rows)

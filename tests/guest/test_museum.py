@@ -1,0 +1,173 @@
+"""The bugs of the museum on real guests, where they show and where they must not; and what is done with bugs from the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.bugs import load
+from testbed.lab import Lab, open_lab
+from testbed.progress import Silent
+from testbed.repro import Job, Limits, Result, Verdict, on_kernel, result
+
+MUSEUM = Path(__file__).parents[2] / "topologies" / "bugs"
+# The pair that every machine has which has run `./tb compare`.
+PAIR = ("debian-5.10", "debian-6.1")
+WAITS = ("css-leak", "idle-workers")
+
+
+async def both_sides(lab: Lab, name: str, folder: Path) -> Result:
+    case = load(MUSEUM / f"{name}.yaml")
+    job = Job(
+        lab=lab,
+        case=case,
+        limits=Limits(tries=1, timeout_s=case.bug.timeout_s),
+        seed=1,
+        folder=folder / name,
+        on_try=lambda kernel, one: None,
+    )
+    shows = next(spec for spec in PAIR if spec in case.bug.kernels.shows)
+    clean = next(spec for spec in PAIR if spec in case.bug.kernels.clean)
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(on_kernel(job, await lab.kernel(spec), must_show=spec == shows)) for spec in (shows, clean)]
+    tried = tuple(task.result() for task in tasks)
+    assert [one.verdict for one in tried] == [Verdict.SHOWS, Verdict.ABSENT], [(try_.why, try_.end) for one in tried for try_ in one.tries]
+    return result(tried)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_bugs_that_mostly_wait_show_where_they_must_and_only_there(tmp_path: Path) -> None:
+    async with open_lab(Silent(), kernels=PAIR) as lab, asyncio.TaskGroup() as group:
+        tasks = [group.create_task(both_sides(lab, name, tmp_path)) for name in WAITS]
+    assert [task.result() for task in tasks] == [Result.REPRODUCED] * len(WAITS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in MUSEUM.glob("*.yaml") if path.stem not in WAITS))
+async def test_a_bug_shows_where_it_must_and_only_there(name: str, tmp_path: Path) -> None:
+    async with open_lab(Silent(), kernels=PAIR) as lab:
+        assert await both_sides(lab, name, tmp_path) is Result.REPRODUCED
+
+
+async def testbed(folder: Path, *words: str, status: int | None = 0) -> tuple[str, str, int]:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "testbed", *words),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "TESTBED_STATE": str(folder / "state")},
+        cwd=folder,
+    )
+    out, err = await child.communicate()
+    assert "Traceback" not in err.decode()
+    assert status is None or child.returncode == status, (words, out.decode(), err.decode())
+    return out.decode(), err.decode(), child.returncode or 0
+
+
+testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name for a test's
+
+# Shows on kernels before 5.14, and needs one of two loops, one of two limits and one of two acts of its timeline.
+RELEASE = """\
+version: 1
+summary: an old kernel
+kernels: {shows: [debian-5.10], clean: [debian-6.1]}
+topology:
+  guests:
+    g0:
+      cpus: 2
+      memory: 512M
+      disks:
+        data: {type: virtio-blk, size: 256M, throttle: {iops-total: 5000}}
+        spare: {type: virtio-scsi, size: 256M}
+      loops:
+        l0: {backing: data/disk.img, size: 32M}
+        l1: {backing: spare/disk.img, size: 32M}
+      cgroups:
+        a: {memory.max: 64M, pids.max: 100}
+      timeline:
+        - {at: 10s, do: throttle data off}
+script: |
+  test -b "$DEV_L0" && test "$(cat /sys/fs/cgroup/a/memory.max)" = 67108864 || exit 125
+  case $(uname -r) in 5.*) echo old ;; esac
+signature:
+  - {output: ^old$}
+"""
+
+
+@pytest.mark.slow
+async def test_a_bug_goes_to_another_machine_as_one_file(tmp_path: Path) -> None:
+    (tmp_path / "old.sh").write_text('#!/bin/bash\ncase $(uname -r) in 5.*) echo "old $SEED" ;; esac\n')
+    words = (
+        "repro",
+        "--script",
+        "old.sh",
+        "--expect",
+        "^old [0-9]+$",
+        "-k",
+        "debian-5.10",
+        "--clean",
+        "debian-6.1",
+        "--seed",
+        "41",
+        "--json",
+    )
+    out, _, _ = await testbed(tmp_path, *words, "-j", "1", "--save", "old.yaml")
+    first = json.loads(out)
+    assert first["result"] == "reproduced" and [one["verdict"] for one in first["kernels"]] == ["shows", "absent"]
+    assert first["kernels"][0]["attempts"][0]["seen"] == "old 42"
+    await testbed(tmp_path, "validate", "old.yaml")
+    await testbed(tmp_path, "bundle", "last", "-o", "a.tar")
+    await testbed(tmp_path, "bundle", first["run"], "-o", "b.tar")
+    assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
+    out, err, _ = await testbed(tmp_path, "repro", "a.tar", "--json", "-j", "1")
+    again = json.loads(out)
+    assert "nothing differs from where the bundle was made" in err
+    assert (again["result"], again["seed"], again["kernels"][0]["attempts"][0]["seen"]) == ("reproduced", 41, "old 42")
+    # The other way round it is no sign of anything, and where it does not show it is not reproduced.
+    out, _, _ = await testbed(tmp_path, "repro", "old.yaml", "-k", "debian-6.1", "--clean", "debian-5.10", "-n", "1", status=3)
+    assert "invalid: the signature shows on debian-5.10, which must be clean" in " ".join(out.split())
+    await testbed(tmp_path, "repro", "old.yaml", "-k", "debian-6.1", "-n", "1", status=1)
+
+
+@pytest.mark.slow
+async def test_a_kernel_goes_along_in_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "any.sh").write_text("uname -r\n")
+    await testbed(tmp_path, "repro", "--script", "any.sh", "--expect", "^6.1", "-k", "debian-6.1", "-j", "1")
+    await testbed(tmp_path, "bundle", "last", "--with-kernel", "-o", "a.tar")
+    out, err, _ = await testbed(tmp_path, "repro", "a.tar", "--json", "-j", "1")
+    assert json.loads(out)["result"] == "reproduced" and "nothing differs" in err
+
+
+@pytest.mark.slow
+async def test_a_bug_is_reduced_to_what_it_needs(tmp_path: Path) -> None:
+    (tmp_path / "big.yaml").write_text(RELEASE)
+    out, err, _ = await testbed(tmp_path, "reduce", "big.yaml", "--tries", "2", "--error", "0.25", "--json")
+    found = json.loads(out)
+    guest: dict[str, Any] = load(tmp_path / "big.reduced.yaml").guest.model_dump(exclude_unset=True)
+    assert set(guest["disks"]) == {"data"} and set(guest["loops"]) == {"l0"} and "timeline" not in guest, err
+    assert set(guest["cgroups"]["a"]) == {"memory_max"} and guest["cpus"] == 1 and guest["memory"] == 256 << 20
+    assert "throttle" not in guest["disks"]["data"] and found["guests"] > 10
+    await testbed(tmp_path, "repro", "big.reduced.yaml", "-k", "debian-5.10", "-j", "1")
+
+
+@pytest.mark.slow
+async def test_kernels_are_walked_and_git_is_answered(tmp_path: Path) -> None:
+    (tmp_path / "big.yaml").write_text(RELEASE)
+    pair = ("--kernels", "debian-5.10,debian-6.1")
+    out, _, _ = await testbed(tmp_path, "bisect", "big.yaml", *pair, "--good", "debian-6.1", "--bad", "debian-5.10", "--json")
+    found = json.loads(out)
+    assert (found["good"], found["bad"], found["wrong"]) == ("debian-6.1", "debian-5.10", "")
+    out, _, _ = await testbed(tmp_path, "bisect", "big.yaml", *pair, "--good", "debian-5.10", "--bad", "debian-6.1", status=2)
+    assert "expected it to be bad, it is good" in " ".join(out.split())
+    await testbed(tmp_path, "bisect", "big.yaml", "--run", "debian-5.10", status=1)
+    await testbed(tmp_path, "bisect", "big.yaml", "--run", "debian-6.1", status=0)
+    await testbed(tmp_path, "bisect", "big.yaml", "--run", "arch/x86/boot/bzImage", status=125)
+    (tmp_path / "cannot.yaml").write_text(RELEASE.replace('test -b "$DEV_L0"', "false"))
+    await testbed(tmp_path, "bisect", "cannot.yaml", "--run", "debian-6.1", status=125)
+    await testbed(tmp_path, "bisect", "none.yaml", "--run", "debian-6.1", status=255)
