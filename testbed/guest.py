@@ -167,6 +167,14 @@ class Guest:
         limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
         return await self.wait(self.shell.script(text, *arguments, check=check, timeout_s=limit, interpreter=interpreter), limit + 5)
 
+    async def put(self, source: Path, target: str, *, timeout_s: float | None = None) -> None:
+        """Copy a file into the guest; see `Shell.put`."""
+        await self.wait(self.shell.put(source, target), self.order.deadlines.command_s if timeout_s is None else timeout_s)
+
+    async def get(self, source: str, target: Path, *, timeout_s: float | None = None) -> None:
+        """Copy a file out of the guest; see `Shell.get`."""
+        await self.wait(self.shell.get(source, target), self.order.deadlines.command_s if timeout_s is None else timeout_s)
+
     # From nothing to ready -----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
