@@ -43,6 +43,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vms",
         "store",
         "probe",
+        "admission",
     ),
     (
         "order",
@@ -67,10 +68,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("supervisor",),
     ("up",),
+    ("api",),
     ("scenarios",),
     ("runner",),
     ("report", "inventory"),
-    ("cli", "__main__"),
+    ("cli", "pytest_plugin", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 # What touches the outside: pure floors import none of it.
