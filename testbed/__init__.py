@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from testbed.api import (
         Cgroup,
+        CgroupMaker,
+        Compare,
         Comparison,
         Counters,
         Disk,
@@ -23,20 +25,31 @@ if TYPE_CHECKING:
         Vm,
         open_testbed,
     )
+    from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, TopologyError, UsageError
 
 __version__ = "0.1.0"
 
+_ERRORS = ("CommandFailed", "GuestError", "GuestLost", "HostError", "TestbedError", "TopologyError", "UsageError")
 __all__ = [
     "Cgroup",
+    "CgroupMaker",
+    "CommandFailed",
+    "Compare",
     "Comparison",
     "Counters",
     "Disk",
+    "GuestError",
+    "GuestLost",
     "Hardware",
+    "HostError",
     "Loop",
     "Qmp",
     "Result",
     "SideFailed",
     "Testbed",
+    "TestbedError",
+    "TopologyError",
+    "UsageError",
     "Vm",
     "open_testbed",
 ]
@@ -44,5 +57,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        return getattr(importlib.import_module("testbed.api"), name)
+        return getattr(importlib.import_module("testbed.errors" if name in _ERRORS else "testbed.api"), name)
     raise AttributeError(f"module 'testbed' has no attribute {name!r}")

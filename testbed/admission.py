@@ -48,7 +48,8 @@ def obstacle(wanted: Claim, held: Iterable[Claim], *, cores: int, memory_bytes: 
     running = sum(claim.guests for claim in there)
     who = ", ".join(claim.who for claim in there)
     if running + wanted.guests > cores:
-        return f"a core for each of its {wanted.guests} guests: {running} on {cores} cores are of {who}"
+        what = "a core" if wanted.guests == 1 else f"a core for each of its {wanted.guests} guests"
+        return f"{what}: there are {cores}, and {running} {'is' if running == 1 else 'are'} taken by {who}"
     promised = sum(claim.memory_bytes for claim in there)
     if promised + wanted.memory_bytes > memory_bytes // 2 or wanted.memory_bytes > free_bytes // 2:
         return f"{format_size(wanted.memory_bytes)} of memory: {format_size(promised)} are of {who}, {format_size(free_bytes)} are free"

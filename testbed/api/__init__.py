@@ -4,8 +4,8 @@ async with testbed.open_testbed() as tb, tb.vm("topology.yaml") as vm:
     print((await vm.run("uname -r")).stdout)
 """
 
-from testbed.api.cgroup import Cgroup, Counters
-from testbed.api.compare import Comparison, SideFailed
+from testbed.api.cgroup import Cgroup, CgroupMaker, Counters
+from testbed.api.compare import Compare, Comparison, SideFailed
 from testbed.api.hardware import Hardware
 from testbed.api.names import Disk, Loop
 from testbed.api.opened import Testbed, open_testbed
@@ -15,6 +15,8 @@ from testbed.shell import Result
 
 __all__ = [
     "Cgroup",
+    "CgroupMaker",
+    "Compare",
     "Comparison",
     "Counters",
     "Disk",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -113,6 +114,12 @@ class Runs(Protocol):
     async def counters(self, cgroup: str) -> Counters: ...
 
     def numbered(self, value: str | int) -> str: ...
+
+
+class CgroupMaker(Protocol):
+    """The fixture `cgroup`; see `Vm.cgroup`."""
+
+    def __call__(self, name: str = "test", files: Mapping[str, str | int] = ...) -> AbstractAsyncContextManager[Cgroup]: ...
 
 
 class Cgroup:

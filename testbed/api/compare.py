@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from testbed.api.vm import Vm
 
@@ -48,6 +48,12 @@ class SideFailed(AssertionError):
             lines.append(f"{side:8}{release}: {said}")
         super().__init__("\n  ".join(("the steps did not end on both kernels", *lines)))
         self.errors = errors
+
+
+class Compare(Protocol):
+    """The fixture `compare`."""
+
+    def __call__(self, body: Callable[[Vm], Awaitable[T]]) -> Awaitable[Comparison[T]]: ...
 
 
 async def compared(body: Callable[[Vm], Awaitable[T]], vms: Mapping[str, Vm], *, side_by_side: bool) -> Comparison[T]:

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from testbed.api import cgroup as cgroups
@@ -200,10 +201,10 @@ class Vm:
     # Control groups ------------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def cgroup(self, name: str = "test", **files: str | int) -> AsyncIterator[Cgroup]:
+    async def cgroup(self, name: str = "test", files: Mapping[str, str | int] = MappingProxyType({})) -> AsyncIterator[Cgroup]:
         """A new control group (or `a/b`, one in another), with what its files are to say; gone afterwards, with what runs in it.
 
-        async with vm.cgroup("a", **{"memory.max": "64M", "io.max": "{data} rbps=2097152"}) as a:
+        async with vm.cgroup("a", {"memory.max": "64M", "io.max": "{data} rbps=2097152"}) as a:
             await a.run("dd", f"if={vm.disks['data']}", "of=/dev/null", "bs=1M", "count=8", "iflag=direct")
             assert (await a.counters()).of("data", "rbytes") == 8 << 20
 

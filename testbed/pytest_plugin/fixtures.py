@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
 from testbed.pytest_plugin.state import GUESTS, STATE
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
-    from testbed.api import Cgroup, Comparison, Hardware, Qmp, Testbed, Vm
+    from testbed.api import CgroupMaker, Compare, Comparison, Hardware, Qmp, Testbed, Vm
     from testbed.pytest_plugin.guests import Guests
     from testbed.topology import Topology
+
+
+T = TypeVar("T")
 
 
 def _artifacts(config: pytest.Config, temporary: pytest.TempPathFactory) -> Path:
@@ -107,15 +108,13 @@ def hardware(vm: Vm) -> Hardware:
 
 
 @pytest.fixture
-def cgroup(vm: Vm) -> Callable[..., AbstractAsyncContextManager[Cgroup]]:
-    """Control groups of `vm`. `async with cgroup("a", **{"memory.max": "64M"}) as a: await a.run("...")`"""
+def cgroup(vm: Vm) -> CgroupMaker:
+    """Control groups of `vm`. `async with cgroup("a", {"memory.max": "64M"}) as a: await a.run("...")`"""
     return vm.cgroup
 
 
 @pytest.fixture
-def compare(
-    request: pytest.FixtureRequest, testbed: Testbed, topology: Topology, _testbed_guests: Guests
-) -> Callable[[Callable[[Vm], Awaitable[Any]]], Awaitable[Comparison[Any]]]:
+def compare(request: pytest.FixtureRequest, testbed: Testbed, topology: Topology, _testbed_guests: Guests) -> Compare:
     """The same steps on a guest of the base kernel and on one of the patched kernel.
 
     async def steps(vm): ...
@@ -132,7 +131,7 @@ def compare(
     with refusing():
         only = opened.only(_as_topology(request, topology))
 
-    async def run(body: Callable[[Vm], Awaitable[Any]]) -> Comparison[Any]:
+    async def run(body: Callable[[Vm], Awaitable[T]]) -> Comparison[T]:
         __tracebackhide__ = True
         with refusing():
             sides = await _testbed_guests.sides(only, kernels)
