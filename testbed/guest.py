@@ -276,7 +276,7 @@ class Guest:
                 wire,
                 key=key,
                 known=identified,
-                host_key=self.host_key,
+                host_key=self.host_key.public,
                 command_s=self.order.deadlines.command_s,
                 log=self.order.evidence / "ssh.log",
                 environment=self.order.model.environment,

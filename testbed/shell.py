@@ -78,12 +78,13 @@ class Shell:
         *,
         key: SshKey,
         known: asyncio.Event,
-        host_key: SshKey,
+        host_key: str,
         command_s: float,
         log: Path | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Shell:
         """Speak SSH on a connected socket; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
+        `host_key`: the public half of the guest's.
 
         :raise GuestError: it has another host key than our guest.
         :raise WireBroken: it refuses us, or answers something else than SSH.
@@ -195,8 +196,8 @@ class Shell:
                 await asyncio.gather(*(connection.wait_closed() for connection in self._all))
 
 
-async def _connected(guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: SshKey) -> asyncssh.SSHClientConnection:
-    own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key.public)
+async def _connected(guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: str) -> asyncssh.SSHClientConnection:
+    own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key)
     try:
         connection, _ = await asyncssh.create_connection(
             lambda: _Client(own, known),

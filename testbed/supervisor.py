@@ -113,6 +113,7 @@ class Keeper:
             "resume": self._resume,
             "sample": self._sample,
             "power-cut": self._power_cut,
+            "qmp": self._qmp,
         }
         self._record = Record(
             name=order.name,
@@ -269,6 +270,12 @@ class Keeper:
             raise UsageError(f"{self._order.name} does not stand still at an error of a disk")
         await guest.monitor.execute("cont")
         return {}
+
+    async def _qmp(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """A command of QMP."""
+        guest = self._ready()
+        running = guest.monitor.execute(str(asked["execute"]), dict(asked["arguments"]))
+        return {"return": await guest.wait(running, guest.order.deadlines.monitor_s)}
 
     async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked

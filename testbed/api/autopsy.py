@@ -45,6 +45,8 @@ async def describe(vm: Vm, qemu: str) -> str:
         lines += _block("the guest does not answer; the last of its console", text)
     groups = _groups(vm, said.get("cgroups", ""))
     lines += _block("control groups", groups) if groups else []
+    stays = vm.keep()
+    lines += [stays] if stays else []
     lines += [f"console: {vm.evidence / 'console.log'}", f"QMP log: {vm.evidence / 'qmp.jsonl'}", f"all logs: {vm.evidence}"]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from testbed import mounts, paths
 from testbed.admission import Admission, Claim
-from testbed.api import topologies
+from testbed.api import kept, topologies
 from testbed.api.carrier import Carrier, Here
 from testbed.api.compare import Comparison, compared
 from testbed.api.machines import Machine, Own
@@ -47,6 +47,7 @@ class Testbed:
         self._lab, self._carrier, self._patience, self._progress, self._evidence = lab, carrier, patience, progress, evidence
         self._admission = Admission(lab.folders.runtime, cores=lab.host.cores, memory_bytes=lab.host.memory_bytes)
         self._numbers = itertools.count(1)
+        self.keeps = False  # whether guests are started so that they can stay
         self._qemu_sha256 = ""
 
     @property
@@ -152,6 +153,10 @@ class Testbed:
         """The guests of a topology, whether there is room for them or not."""
         files = await self._carrier.do(self._lab.kernel(kernel or self.patched))
         wanted = topology if kernel is None else _without_kernels(topology)
+        if self.keeps:
+            async with self._kept(wanted, kernel or self.patched, evidence) as staying:
+                yield staying
+            return
         async with contextlib.AsyncExitStack() as stack:
             guests = await stack.enter_async_context(self._lab.guests(wanted, files, evidence, stacked=False))
             async with asyncio.TaskGroup() as group:
@@ -165,6 +170,13 @@ class Testbed:
                 machine: Machine = Own(guest, built[name].result()[0], own or kernel or self.patched, release)
                 found[name] = Vm(machine, self._carrier, self._patience)
             yield found
+
+    @contextlib.asynccontextmanager
+    async def _kept(self, topology: Topology, kernel: str, evidence: Path) -> AsyncIterator[dict[str, Vm]]:
+        """The guests of a topology, of which each can stay."""
+        kernels = {name: model.kernel or kernel for name, model in topology.guests.items()}
+        async with kept.started(topology, kernel, kernels, self._lab.folders, evidence, cold=self._lab.cold) as machines:
+            yield {name: Vm(machine, self._carrier, self._patience) for name, machine in machines.items()}
 
     @contextlib.asynccontextmanager
     async def sides(self, topology: Topology, kernels: Mapping[str, str], evidence: Path) -> AsyncIterator[dict[str, Vm]]:

@@ -20,6 +20,7 @@ from testbed.api import cgroup as cgroups
 from testbed.api.carrier import Carrier
 from testbed.api.cgroup import Cgroup, Counters
 from testbed.api.hardware import Hardware
+from testbed.api.kept import Kept
 from testbed.api.machines import Machine
 from testbed.api.names import Disk, Loop, Named
 from testbed.api.patience import Patience
@@ -242,6 +243,13 @@ class Vm:
         except (KeyError, IndexError, ValueError) as error:
             there = ", ".join(self._machine.disks) or "none"
             raise UsageError(f"{value!r}: expected names of the topology's disks in braces, which are {there}; got {error}") from None
+
+    def keep(self) -> str:
+        """Let the guest stay after its test, if it can, and say how it is entered; empty where it does not stay."""
+        if not isinstance(self._machine, Kept) or not self._machine.lives:
+            return ""
+        self._machine.stays = True
+        return f"enter it: testbed ssh {self.name}; its console: testbed console {self.name}; end it: testbed down {self.name}"
 
     # For reports ---------------------------------------------------------------------------------------------------------------
 

@@ -60,6 +60,7 @@ class State:
         )
         try:
             self.testbed = background.wait(self._open.__aenter__())
+            self.testbed.keeps = self.config.getoption("testbed_keep")
         except BaseException:
             self._open = None
             self.close()
