@@ -1,5 +1,5 @@
-"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, report, sampling, topology, up), how true its disks are (hardware,
-export, power, replug), and how often its bugs show (museum). Prints a table, or JSON with `--json`.
+"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, report, sampling, topology, up), how true its disks are
+(hardware, export, power, replug), and how often its bugs show (museum). Prints a table, or JSON with `--json`.
 """
 
 from __future__ import annotations

@@ -1,3 +1,61 @@
-"""Checks kernel patch series on ephemeral QEMU guests with emulated disks; `testbed --help` is the way in."""
+"""Checks kernel patch series on ephemeral QEMU guests with emulated disks; `testbed --help` is the way in.
+
+For tests of your own: `open_testbed`, or the fixtures of the pytest plugin (docs/pytest.md). They are loaded when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from testbed.api import (
+        Cgroup,
+        CgroupMaker,
+        Compare,
+        Comparison,
+        Counters,
+        Disk,
+        Hardware,
+        Loop,
+        Qmp,
+        Result,
+        SideFailed,
+        Testbed,
+        Vm,
+        open_testbed,
+    )
+    from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, TopologyError, UsageError
 
 __version__ = "0.1.0"
+
+_ERRORS = ("CommandFailed", "GuestError", "GuestLost", "HostError", "TestbedError", "TopologyError", "UsageError")
+__all__ = [
+    "Cgroup",
+    "CgroupMaker",
+    "CommandFailed",
+    "Compare",
+    "Comparison",
+    "Counters",
+    "Disk",
+    "GuestError",
+    "GuestLost",
+    "Hardware",
+    "HostError",
+    "Loop",
+    "Qmp",
+    "Result",
+    "SideFailed",
+    "Testbed",
+    "TestbedError",
+    "TopologyError",
+    "UsageError",
+    "Vm",
+    "open_testbed",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module("testbed.errors" if name in _ERRORS else "testbed.api"), name)
+    raise AttributeError(f"module 'testbed' has no attribute {name!r}")

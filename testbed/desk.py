@@ -31,6 +31,7 @@ class Desk:
             "hardware": self._hardware,
             "resume": self._resume,
             "sample": self._sample,
+            "qmp": self._qmp,
             "gdb": self._gdb,
             "dump": self._dump,
         }
@@ -56,6 +57,12 @@ class Desk:
             raise UsageError(f"{self._name} does not stand still")
         await guest.monitor.execute("cont")
         return {}
+
+    async def _qmp(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """A command of QMP."""
+        guest = self._ready()
+        running = guest.monitor.execute(str(asked["execute"]), dict(asked["arguments"]))
+        return {"return": await guest.wait(running, guest.order.deadlines.monitor_s)}
 
     async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked

@@ -23,6 +23,8 @@ from dataclasses import dataclass
 class TestbedError(Exception):
     """Base of all errors that the testbed raises on purpose; the command line prints them without a traceback."""
 
+    __test__ = False  # no class of tests, whatever pytest thinks of its name
+
 
 class UsageError(TestbedError):
     """The command line names something that does not exist."""

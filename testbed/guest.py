@@ -185,12 +185,19 @@ class Guest:
 
     async def answers(self, limit_s: float) -> bool:
         """Whether process 1 of the guest still does, also where nothing answers on its network."""
-        self.agent.say("disks", count="0")
         try:
-            await self.wait(self.agent.expect("disks"), limit_s)
+            await self.wait(self.agent.exchange("disks", "disks", count="0"), limit_s)
         except GuestError:
             return False
         return True
+
+    async def put(self, source: Path, target: str, *, timeout_s: float | None = None) -> None:
+        """Copy a file into the guest; see `Shell.put`."""
+        await self.wait(self.shell.put(source, target), self.order.deadlines.command_s if timeout_s is None else timeout_s)
+
+    async def get(self, source: str, target: Path, *, timeout_s: float | None = None) -> None:
+        """Copy a file out of the guest; see `Shell.get`."""
+        await self.wait(self.shell.get(source, target), self.order.deadlines.command_s if timeout_s is None else timeout_s)
 
     # From nothing to ready -----------------------------------------------------------------------------------------------------
 
@@ -290,7 +297,7 @@ class Guest:
                 wire,
                 key=key,
                 known=identified,
-                host_key=self.host_key,
+                host_key=self.host_key.public,
                 command_s=self.order.deadlines.command_s,
                 log=self.order.evidence / "ssh.log",
                 environment=self.order.model.environment,

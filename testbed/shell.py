@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 import asyncssh
 
-from testbed.errors import CommandFailed, GuestError, WireBroken
+from testbed.errors import CommandFailed, GuestError, HostError, WireBroken
 from testbed.ssh_keys import SshKey
 from testbed.wires import dial
 
@@ -80,12 +80,13 @@ class Shell:
         *,
         key: SshKey,
         known: asyncio.Event,
-        host_key: SshKey,
+        host_key: str,
         command_s: float,
         log: Path | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Shell:
         """Speak SSH on a connected socket; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
+        `host_key`: the public half of the guest's.
 
         :raise GuestError: it has another host key than our guest.
         :raise WireBroken: it refuses us, or answers something else than SSH.
@@ -169,6 +170,33 @@ class Shell:
             raise CommandFailed(self._guest, shown, f"{status} {signal}".strip(), (stderr or stdout)[-2000:])
         return result
 
+    async def put(self, source: Path, target: str) -> None:
+        """Copy a file of this machine into the guest; the caller owns the deadline.
+
+        :raise GuestError: the guest does not take it. :raise HostError: it cannot be read. :raise WireBroken: the connection broke.
+        """
+        async with self._transfer(f"{source} to {target}") as sftp:
+            await sftp.put(str(source), target)
+
+    async def get(self, source: str, target: Path) -> None:
+        """Copy a file of the guest to this machine; the caller owns the deadline. Raises as `put`."""
+        async with self._transfer(f"{source} to {target}") as sftp:
+            await sftp.get(source, str(target))
+
+    @contextlib.asynccontextmanager
+    async def _transfer(self, what: str) -> AsyncIterator[asyncssh.SFTPClient]:
+        try:
+            async with self._connection() as connection, connection.start_sftp_client() as sftp:
+                yield sftp
+        except asyncssh.SFTPError as error:
+            raise GuestError(f"guest {self._guest}: copying {what}: {error.reason}") from error
+        except asyncssh.Error as error:
+            raise WireBroken(f"guest {self._guest}: copying {what}: the SSH connection broke: {error}") from error
+        except ConnectionError as error:
+            raise WireBroken(f"guest {self._guest}: copying {what}: the SSH connection broke: {error}") from error
+        except OSError as error:
+            raise HostError(f"{error.filename or what}: {error.strerror}") from error
+
     def _record(self, command: str, result: Result) -> None:
         if self._log is not None:
             with self._log.open("a") as file:
@@ -183,8 +211,8 @@ class Shell:
                 await asyncio.gather(*(connection.wait_closed() for connection in self._all))
 
 
-async def _connected(guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: SshKey) -> asyncssh.SSHClientConnection:
-    own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key.public)
+async def _connected(guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: str) -> asyncssh.SSHClientConnection:
+    own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key)
     try:
         connection, _ = await asyncssh.create_connection(
             lambda: _Client(own, known),

@@ -110,7 +110,7 @@ def write(folder: Path, record: Record) -> None:
     unfinished.replace(folder / "record.json")
 
 
-def _read(folder: Path) -> Record | None:
+def read_record(folder: Path) -> Record | None:
     """None while it has none, or has one of another version."""
     try:
         return _RECORD.validate_json((folder / "record.json").read_bytes())
@@ -128,7 +128,7 @@ def every(folders: Folders) -> tuple[Vm, ...]:
             if gone:
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
-        record = _read(folder)
+        record = read_record(folder)
         if record is not None:
             found.append(Vm(folder=folder, record=record))
     for unused in networks - {Path(vm.record.networks) for vm in found}:
@@ -181,7 +181,7 @@ def claimed(folders: Folders, name: str) -> Iterator[Path]:
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
                 return
-        if _read(folder) is not None:
+        if read_record(folder) is not None:
             raise taken(name)
         time.sleep(0.02)
     raise taken(name)

@@ -23,7 +23,7 @@ from testbed.store.mirror import find_mirror
 # What reaches the root disk; the rest is on the modules disk.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 # Changes when what a kernel's folder holds changes.
-_LAYOUT = 1
+_LAYOUT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +42,12 @@ class KernelFiles:
     @property
     def bzimage(self) -> Path:
         return self.folder / "bzImage"
+
+    @property
+    def config(self) -> Path | None:
+        """Its configuration, where it came with one."""
+        path = self.folder / "config"
+        return path if path.exists() else None
 
     @property
     def modules_disk(self) -> Path | None:
@@ -121,6 +127,7 @@ async def _make(kernel: Kernel, folder: Path, task: Task) -> dict[str, Any]:
             origin = ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path)
             await _unpack(kernel.debs, work / "tree", task)
         bzimage, modules = _find(kernel, work / "tree")
+        _keep_config(bzimage, folder)
         return await _lay_out(bzimage, modules, folder, task) | {"origin": origin}
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -167,6 +174,15 @@ def _find(kernel: Kernel, tree: Path) -> tuple[Path, Path | None]:
         raise UsageError(f"kernel {kernel.name}: expected one boot/vmlinuz-* in its packages, found {len(images)}")
     modules = [path for pattern in ("lib/modules/*", "usr/lib/modules/*") for path in tree.glob(pattern) if (path / "kernel").is_dir()]
     return images[0], modules[0] if modules else None
+
+
+def _keep_config(bzimage: Path, folder: Path) -> None:
+    """Of a package it is beside the kernel; of a built tree (arch/x86/boot/bzImage) at its top."""
+    beside = bzimage.with_name(bzimage.name.replace("vmlinuz", "config", 1))
+    for path in (beside, beside.with_name("config"), *(folder / ".config" for folder in bzimage.resolve().parents[:4])):
+        if path != bzimage and path.is_file():
+            shutil.copyfile(path, folder / "config")
+            return
 
 
 async def _lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:

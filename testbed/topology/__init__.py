@@ -1,8 +1,8 @@
 """Topologies: YAML files to frozen, validated values."""
 
 from testbed.topology.disks import Disk, Limits
-from testbed.topology.load import load, load_points
+from testbed.topology.load import load, load_points, parse_points
 from testbed.topology.model import Guest, Topology
 from testbed.topology.stacks import Loop
 
-__all__ = ["Disk", "Guest", "Limits", "Loop", "Topology", "load", "load_points"]
+__all__ = ["Disk", "Guest", "Limits", "Loop", "Topology", "load", "load_points", "parse_points"]

@@ -35,6 +35,15 @@ def load_points(path: Path, *, host_memory: int | None = None) -> dict[str, Topo
     return {name: _located(topology, path.parent) for name, topology in found.items()}
 
 
+def parse_points(text: str, file: str, folder: Path, *, host_memory: int | None = None) -> dict[str, Topology]:
+    """The same of a text that stands in no file of its own; `file` is how messages call it, and what it names is relative to `folder`.
+
+    :raise TopologyError: as above.
+    """
+    found = _points(text, file, folder / "inline.yaml", host_memory)
+    return {name: _located(topology, folder) for name, topology in found.items()}
+
+
 def _located(topology: Topology, folder: Path) -> Topology:
     """The topology with the images of its disks relative to where the file is."""
 

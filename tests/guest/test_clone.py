@@ -130,7 +130,7 @@ async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(
         known.set()
         with pytest.raises(WireBroken, match="Permission denied"):
             await Shell.connect(
-                "g0", await dial("g0", guest.ssh_port), key=SshKey.new(), known=known, host_key=guest.host_key, command_s=10
+                "g0", await dial("g0", guest.ssh_port), key=SshKey.new(), known=known, host_key=guest.host_key.public, command_s=10
             )
         # The guest reaches nothing: neither this machine nor anything behind it.
         assert (await guest.run("timeout", "3", "bash", "-c", "echo >/dev/tcp/10.0.2.2/22", check=False)).status != 0

@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "vms",
         "store",
         "probe",
+        "admission",
     ),
     (
         "order",
@@ -76,12 +77,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ),
     ("desk", "hold", "supervisor"),
     ("up",),
+    ("api",),
     ("scenarios",),
     ("runner",),
     ("repro",),
     ("campaign",),
     ("report", "inventory"),
-    ("cli", "__main__"),
+    ("cli", "pytest_plugin", "__main__"),
 )
 RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 # What touches the outside: pure floors import none of it.

@@ -1,0 +1,31 @@
+"""What people write their own tests with: guests by a topology, commands in them, control groups, disks that misbehave, two kernels.
+
+async with testbed.open_testbed() as tb, tb.vm("topology.yaml") as vm:
+    print((await vm.run("uname -r")).stdout)
+"""
+
+from testbed.api.cgroup import Cgroup, CgroupMaker, Counters
+from testbed.api.compare import Compare, Comparison, SideFailed
+from testbed.api.hardware import Hardware
+from testbed.api.names import Disk, Loop
+from testbed.api.opened import Testbed, open_testbed
+from testbed.api.qmp import Qmp
+from testbed.api.vm import Vm
+from testbed.shell import Result
+
+__all__ = [
+    "Cgroup",
+    "CgroupMaker",
+    "Compare",
+    "Comparison",
+    "Counters",
+    "Disk",
+    "Hardware",
+    "Loop",
+    "Qmp",
+    "Result",
+    "SideFailed",
+    "Testbed",
+    "Vm",
+    "open_testbed",
+]

@@ -1,0 +1,96 @@
+"""What a guest has to say when its test has failed: the command, the kernel's log since then, control groups, and where the logs are."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from testbed import counters
+from testbed.api.vm import Ran, Vm
+from testbed.console import clean
+
+_LIMIT_S = 15.0
+_MOST_LINES = 60
+_MOST_CHARACTERS = 6000
+# Control groups of one and two levels: what they count, by the shell itself.
+_ASK = """\
+read -r up rest </proc/uptime
+echo "== uptime"; echo "$up"
+echo "== dmesg"; dmesg
+echo "== cgroups"
+for group in /sys/fs/cgroup/*/ /sys/fs/cgroup/*/*/; do
+    for file in io.stat memory.current memory.stat memory.events; do
+        [ ! -e "$group$file" ] || while read -r line; do echo "$group$file:$line"; done <"$group$file"
+    done
+done
+"""
+_STAMP = re.compile(r"^\[\s*(\d+\.\d+)\]")
+_SHOWN = {"memory.stat": ("anon", "file", "shmem"), "memory.events": ("high", "max", "oom", "oom_kill")}
+
+
+async def describe(vm: Vm, qemu: str) -> str:
+    """All of it as text; from the logs alone where the guest does not answer. What a guest printed is made harmless for a terminal."""
+    said = counters.sections(await vm.ask(_ASK, _LIMIT_S))
+    answered_after_s = time.monotonic() - vm.ready_at
+    lines = [f"{vm.release} ({vm.kernel}), QEMU {qemu}"]
+    lines += _commands(vm)
+    if said.get("dmesg"):
+        (vm.evidence / "dmesg.txt").write_text(said["dmesg"])
+        began = float(said["uptime"]) - answered_after_s
+        log = [line for line in said["dmesg"].splitlines() if (stamp := _STAMP.match(line)) and float(stamp[1]) >= began]
+        lines += _block("kernel log since the guest was ready", log)
+    else:
+        console = vm.evidence / "console.log"
+        text = console.read_text(errors="replace").splitlines() if console.exists() else []
+        lines += _block("the guest does not answer; the last of its console", text)
+    groups = _groups(vm, said.get("cgroups", ""))
+    lines += _block("control groups", groups) if groups else []
+    stays = vm.keep()
+    lines += [stays] if stays else []
+    lines += [f"console: {vm.evidence / 'console.log'}", f"QMP log: {vm.evidence / 'qmp.jsonl'}", f"all logs: {vm.evidence}"]
+    return "\n".join(lines)
+
+
+def _commands(vm: Vm) -> list[str]:
+    shown = vm.failed or (vm.last[-1] if vm.last else None)
+    if shown is None:
+        return ["no command was run"]
+    return _block(f"{'failed' if vm.failed else 'last'} command: {clean(shown.command)} {_ended(shown)}", _output(shown))
+
+
+def _ended(ran: Ran) -> str:
+    if ran.result is None:
+        return "[did not end]"
+    return f"[status {' '.join((str(ran.result.status), ran.result.signal)).strip()}, {ran.result.took_s:.2f} s]"
+
+
+def _output(ran: Ran) -> list[str]:
+    return [] if ran.result is None else (ran.result.stdout + ran.result.stderr).splitlines()
+
+
+def _groups(vm: Vm, text: str) -> list[str]:
+    numbers = {disk.number: name for name, disk in vm.disks.items()}
+    found: dict[str, list[str]] = {}
+    for files in (counters.by_file(text), *(counters.by_file(left) for left in vm.left_groups.values())):
+        for path, content in files.items():
+            group, _, file = path.removeprefix("/sys/fs/cgroup/").rpartition("/")
+            told = found.setdefault(group, [])
+            if file == "io.stat":
+                for number, counted in counters.parse_io_stat(content).items():
+                    told.append(f"io.stat {numbers.get(number, number)} " + " ".join(f"{name}={value}" for name, value in counted.items()))
+            elif file == "memory.current":
+                told.append(f"memory.current={content.strip()}")
+            elif file in _SHOWN:
+                flat = counters.parse_flat(content)
+                there = " ".join(f"{name}={flat[name]}" for name in _SHOWN[file] if flat.get(name))
+                told += [f"{file} {there}"] if there else []
+    return [f"{group}: {'; '.join(told)}" for group, told in found.items() if told]
+
+
+def _block(title: str, lines: list[str]) -> list[str]:
+    """Lines below a title, cut to the last of them."""
+    cut = len(lines) - _MOST_LINES
+    shown = ([f"... {cut} lines before"] if cut > 0 else []) + lines[-_MOST_LINES:]
+    while len(shown) > 1 and sum(map(len, shown)) > _MOST_CHARACTERS:
+        shown.pop(0)
+    return [title + (":" if shown else ""), *(f"    {clean(line)}" for line in shown)]

@@ -1,0 +1,153 @@
+"""A control group of a guest, and what it has been charged for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from testbed import counters
+from testbed.shell import Result
+
+ROOT = "/sys/fs/cgroup"
+# $1: the group; the rest: FILE VALUE pairs. Each level gives the next what it has; what the root gives is left to the test.
+MAKE = """\
+cd /sys/fs/cgroup || exit
+path=$1 && shift
+here=.
+while [ -n "$path" ]; do
+    if [ "$here" != . ]; then
+        read -r there <"$here/cgroup.controllers"
+        for controller in $there; do echo "+$controller" >"$here/cgroup.subtree_control"; done
+    fi
+    here=$here/${path%%/*}
+    case $path in */*) path=${path#*/} ;; *) path= ;; esac
+    [ -d "$here" ] || mkdir "$here" || exit
+done
+while [ $# -gt 0 ]; do
+    echo "$2" >"$here/$1" || { echo "$1: the kernel does not take '$2'" >&2; exit 1; }
+    shift 2
+done
+"""
+# What is in it ends first; what has been killed takes a moment to leave. The file cgroup.kill is Linux 5.14's.
+REMOVE = """\
+cd "/sys/fs/cgroup/$1" 2>/dev/null || exit 0
+if [ -e cgroup.kill ]; then echo 1 >cgroup.kill; else while read -r pid; do kill -9 "$pid"; done <cgroup.procs; fi
+cd / && for try in 1 2 3 4 5 6 7 8 9 10; do
+    rmdir "/sys/fs/cgroup/$1" 2>/dev/null && exit
+    sleep 0.1
+done
+rmdir "/sys/fs/cgroup/$1"
+"""
+# $1: the group; the rest: NAME PATH pairs of devices. By the shell itself, for programs take long under emulation.
+READ = """\
+group=/sys/fs/cgroup/$1 && shift
+cd "$group" || exit
+for file in io.stat memory.stat memory.events memory.current memory.swap.current memory.peak; do
+    [ ! -e "$file" ] || while read -r line; do echo "$group/$file:$line"; done <"$file"
+done
+while [ $# -gt 0 ]; do
+    name=$1 path=$2 && shift 2
+    [ ! -L "$path" ] || path=$(readlink -f "$path")
+    if [ -e "/sys/class/block/${path##*/}/dev" ]; then
+        read -r number <"/sys/class/block/${path##*/}/dev" && echo "/devices:$name $number"
+    fi
+done
+"""
+
+
+def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
+    return {name: value - before.get(name, 0) for name, value in after.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """A group's counters at one moment, or the difference of two: `(await group.counters()) - before`.
+
+    `io`: by the topology's name of the device (MAJ:MIN where it has none): rbytes, wbytes, rios, wios, dbytes, dios; a device without I/O
+    is not there, and `of` gives 0 for it. `memory`: memory.stat. `events`: memory.events. `usage`: `current`, `swap.current` and `peak`.
+    """
+
+    io: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    events: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, int] = field(default_factory=dict)
+
+    def of(self, device: str, counter: str) -> int:
+        """One counter of io.stat, such as `of("data", "rbytes")`."""
+        return self.io.get(device, {}).get(counter, 0)
+
+    def __sub__(self, before: Counters) -> Counters:
+        return Counters(
+            io={device: _difference(now, before.io.get(device, {})) for device, now in self.io.items()},
+            memory=_difference(self.memory, before.memory),
+            events=_difference(self.events, before.events),
+            usage=_difference(self.usage, before.usage),
+        )
+
+
+def parse(group: str, text: str) -> Counters:
+    """What READ printed."""
+    files = counters.by_file(text)
+    names = {number: name for name, number in (line.split() for line in files.get("/devices", "").splitlines())}
+    folder = f"{ROOT}/{group}"
+    io = counters.parse_io_stat(files.get(f"{folder}/io.stat", ""))
+    usage = {name: files.get(f"{folder}/memory.{name}", "").strip() for name in ("current", "swap.current", "peak")}
+    return Counters(
+        io={names.get(number, number): counted for number, counted in io.items()},
+        memory=counters.parse_flat(files.get(f"{folder}/memory.stat", "")),
+        events=counters.parse_flat(files.get(f"{folder}/memory.events", "")),
+        usage={name: int(value) for name, value in usage.items() if value.isdecimal()},
+    )
+
+
+class Runs(Protocol):
+    """What a group needs of its guest."""
+
+    async def run(
+        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str = "", cgroup: str | None = None
+    ) -> Result: ...
+
+    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result: ...
+
+    async def counters(self, cgroup: str) -> Counters: ...
+
+    def numbered(self, value: str | int) -> str: ...
+
+
+class CgroupMaker(Protocol):
+    """The fixture `cgroup`; see `Vm.cgroup`."""
+
+    def __call__(self, name: str = "test", files: Mapping[str, str | int] = ...) -> AbstractAsyncContextManager[Cgroup]: ...
+
+
+class Cgroup:
+    """A group that is there. Made by `Vm.cgroup`."""
+
+    def __init__(self, name: str, vm: Runs) -> None:
+        self.name = name
+        self.path = f"{ROOT}/{name}"
+        self._vm = vm
+
+    async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> Result:
+        """Run a command inside the group; see `Vm.run`. The shell that reads it is inside as well, and may be what the kernel kills."""
+        return await self._vm.run(*command, check=check, timeout_s=timeout_s, cgroup=self.name)
+
+    async def counters(self) -> Counters:
+        """What the group has been charged for until now."""
+        return await self._vm.counters(self.name)
+
+    async def set(self, file: str, value: str | int) -> None:
+        """Write one of its files, such as `memory.max`; in the value `{data}` stands for the disk's MAJ:MIN, as `io.max` wants it.
+
+        :raise CommandFailed: the kernel does not take it.
+        """
+        await self._vm.script('echo "$2" >"$1"', f"{self.path}/{file}", self._vm.numbered(value))
+
+    async def get(self, file: str) -> str:
+        """What one of its files says now.
+
+        :raise CommandFailed: there is no such file.
+        """
+        return (await self._vm.run("cat", f"{self.path}/{file}")).stdout

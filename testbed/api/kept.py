@@ -1,0 +1,174 @@
+"""Guests that may stay when their test has failed: each has a supervisor, as with `testbed up`, and is spoken with as commands do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import secrets
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from testbed import process, stack, vms
+from testbed.api.machines import Said
+from testbed.api.names import Disk, Loop
+from testbed.errors import GuestLost, HostError, TestbedError, WireBroken
+from testbed.hardware import words
+from testbed.lifecycle import deadlines
+from testbed.paths import Folders
+from testbed.shell import Result, Shell
+from testbed.ssh_keys import SshKey
+from testbed.topology import Topology
+from testbed.vms import Vm as Supervised
+from testbed.wires import dial
+
+_UP_S = 1800.0
+_DOWN_S = 90.0
+# How long a supervisor may take to note that its guest is gone.
+_NOTED_S = 5.0
+_FOR_EVER_S = 1e6
+_LONGEST_NAME = 24
+# $@: NAME PATH pairs. Of each: its name, MAJ:MIN, sectors, serial.
+_DISKS = """\
+while [ $# -gt 0 ]; do
+    at=/sys/class/block/${2##*/}
+    read -r number <$at/dev && read -r sectors <$at/size
+    serial= && [ ! -e $at/serial ] || read -r serial <$at/serial || true
+    echo "$1 $2 $number $sectors $serial"
+    shift 2
+done
+"""
+
+
+class Kept:
+    """A guest of a supervisor. `stays`: it is not ended with its test."""
+
+    def __init__(self, supervised: Supervised, shell: Shell, topology: Topology, kernel: str) -> None:
+        record = supervised.record
+        self._supervised, self._shell = supervised, shell
+        self.name, self.release, self.evidence = record.name, record.release, Path(record.evidence)
+        self.model, self.kernel = topology.guests[record.guest], kernel
+        self.command_s = deadlines(None).command_s
+        self.devices: Mapping[str, str] = record.devices
+        self.disks: dict[str, Disk] = {}
+        self.stays = False
+
+    @property
+    def loops(self) -> dict[str, Loop]:
+        found = stack.plan_stack(self.model, self.devices).loops
+        return {name: Loop(name=name, path=one.path, backing_file=one.backing_file, disks=one.disks) for name, one in found.items()}
+
+    async def look(self) -> None:
+        """Find its disks."""
+        there = [word for name, path in self.devices.items() if name in self.model.disks for word in (name, path)]
+        for line in (await self.run(_DISKS, *there)).stdout.splitlines():
+            name, path, number, sectors, *serial = line.split(maxsplit=4)
+            self.disks[name] = Disk(name=name, path=path, number=number, serial="".join(serial), size_bytes=int(sectors) * 512)
+
+    async def run(self, script: str, *arguments: str) -> Result:
+        with_cause = self._shell.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S)
+        try:
+            return await with_cause
+        except WireBroken as error:
+            raise await self._why(error) from error
+
+    async def _why(self, error: TestbedError) -> TestbedError:
+        """What became of the guest, if that is why its connection broke."""
+        until = time.monotonic() + _NOTED_S
+        while time.monotonic() < until:
+            now = vms.read_record(self._supervised.folder)
+            if now is None or now.state == vms.LOST:
+                return GuestLost(self.name, "ready", now.why if now is not None else "its supervisor is gone")
+            await asyncio.sleep(0.1)
+        return error
+
+    async def put(self, source: Path, target: str) -> None:
+        await self._shell.put(source, target)
+
+    async def get(self, source: str, target: Path) -> None:
+        await self._shell.get(source, target)
+
+    async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        return (await self._supervised.ask("qmp", execute=command, arguments=arguments))["return"]
+
+    async def tell(self, some: Sequence[str]) -> Said:
+        words.action(some)  # refused here, where it was said
+        answer = await self._supervised.ask("hardware", words=list(some))
+        return dict(next(iter(answer.values())))
+
+    async def said(self, disk: str) -> Said:
+        return dict((await self._supervised.ask("hardware"))[disk])
+
+    @property
+    def lives(self) -> bool:
+        """Whether somebody can enter it."""
+        now = vms.read_record(self._supervised.folder)
+        return now is not None and now.state == vms.READY
+
+    async def close(self) -> None:
+        """End it, unless it stays."""
+        await self._shell.close()
+        if self.stays and self.lives:
+            return
+        with contextlib.suppress(TestbedError):
+            await self._supervised.ask("down")
+        await vms.gone(self._supervised, _DOWN_S)
+
+
+@contextlib.asynccontextmanager
+async def started(
+    topology: Topology, kernel: str, kernels: Mapping[str, str], folders: Folders, evidence: Path, *, cold: bool
+) -> AsyncIterator[dict[str, Kept]]:
+    """The guests of a topology, each with a supervisor. `kernel`: of those that name none; `kernels`: of each.
+
+    :raise HostError: one did not get ready; says what it said.
+    """
+    evidence.mkdir(parents=True, exist_ok=True)
+    file = evidence / "topology.yaml"
+    file.write_text(json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True)))
+    called = re.sub(r"[^a-z0-9]+", "-", f"t-{evidence.name}".lower())[:_LONGEST_NAME].strip("-") + f"-{secrets.token_hex(2)}"
+    options = ["--json", "--quiet", *(["--cold"] if cold else [])]
+    if all(model.kernel is None for model in topology.guests.values()):
+        options += ["--kernel", kernel]
+    done = await process.run([sys.executable, "-m", "testbed", "up", file, "--name", called, *options], timeout_s=_UP_S, check=False)
+    if done.status != 0:
+        raise HostError(f"the guests do not get ready: {done.stderr.strip()}")
+    names = [record["name"] for record in json.loads(done.stdout)]
+    found: dict[str, Kept] = {}
+    try:
+        for name in names:
+            supervised = vms.find(folders, name)
+            guest = supervised.record.guest
+            found[guest] = Kept(supervised, await _connected(supervised, topology), topology, kernels[guest])
+            await found[guest].look()
+        yield found
+    finally:
+        for one in found.values():
+            await one.close()
+        for name in set(names) - {one.name for one in found.values()}:
+            with contextlib.suppress(TestbedError):
+                await vms.find(folders, name).ask("down")
+
+
+async def _connected(supervised: Supervised, topology: Topology) -> Shell:
+    record = supervised.record
+    key = load_ssh_private_key((supervised.folder / "key").read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    known = asyncio.Event()
+    known.set()
+    return await Shell.connect(
+        record.name,
+        await dial(record.name, record.ssh_port),
+        key=SshKey(key.private_bytes_raw()),
+        known=known,
+        host_key=(supervised.folder / "known_hosts").read_text().split(maxsplit=1)[1].strip(),
+        command_s=_FOR_EVER_S,
+        environment=topology.guests[record.guest].environment,
+    )

@@ -1,0 +1,72 @@
+"""What a test requires of a guest, and what of it a guest lacks, in words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from testbed.api.vm import Vm
+
+_VERSION = re.compile(r"\s*(>=|<=|==|<|>)\s*(\d+(?:\.\d+)*)\s*")
+# $@: KIND:NAME. A module is loaded, for a test that requires it wants it; one that is built in is there already.
+_ASK = """\
+for need; do
+    name=${need#*:}
+    case $need in
+    module:*) modprobe -q "$name" || [ -e "/sys/module/$(echo "$name" | tr - _)" ] || echo "$need" ;;
+    tool:*) command -v "$name" >/dev/null || echo "$need" ;;
+    esac
+done
+[ ! -e /proc/config.gz ] || { echo ==config; zcat /proc/config.gz; }
+"""
+
+
+def lacking_version(qemu: Sequence[str], version: str) -> str:
+    """Why this QEMU will not do, or nothing; names of devices are not looked at."""
+    for need in qemu:
+        bound = _VERSION.fullmatch(need)
+        if bound is not None and not _holds(_numbers(version), bound[1], _numbers(bound[2])):
+            return f"QEMU {version} is not {need.strip()}"
+    return ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version))
+
+
+def _holds(have: tuple[int, ...], how: str, bound: tuple[int, ...]) -> bool:
+    have = have[: len(bound)] if how in ("==", "<=", ">") else have
+    return {">=": have >= bound, "<=": have <= bound, "==": have == bound, "<": have < bound, ">": have > bound}[how]
+
+
+def config_lacks(need: str, config: str) -> str:
+    """Why a kernel's configuration does not meet `CONFIG_X`, or `CONFIG_X=m`, or nothing. `CONFIG_` may be left out."""
+    name, _, value = need.partition("=")
+    name = name if name.startswith("CONFIG_") else f"CONFIG_{name}"
+    found = re.search(rf"^{re.escape(name)}=(.*)$", config, re.MULTILINE)
+    if found is None:
+        return name
+    return "" if not value or found[1] == value else f"{name}={value} (it has {found[1]})"
+
+
+async def missing(
+    vm: Vm, modules: Sequence[str], config: Sequence[str], tools: Sequence[str], qemu: Sequence[str], known: str | None
+) -> tuple[str, ...]:
+    """What of it the guest lacks. `known`: the kernel's configuration, where it came with one.
+
+    :raise GuestError: the guest does not answer.
+    """
+    found: list[str] = []
+    asked = [*(f"module:{name}" for name in modules), *(f"tool:{name}" for name in tools)]
+    if asked or (config and known is None):
+        said, _, own = (await vm.script(_ASK, *asked)).stdout.partition("==config\n")
+        found += [f"{kind} {name}" for kind, _, name in (line.partition(":") for line in said.splitlines())]
+        known = known or own or None
+    if config and known is None:
+        found.append(f"a configuration that says whether it has {', '.join(config)}")
+    found += [f"{lack}" for need in config if known is not None and (lack := config_lacks(need, known))]
+    devices = [need for need in qemu if _VERSION.fullmatch(need) is None]
+    if devices:
+        types = {entry["name"] for entry in await vm.qmp.execute("qom-list-types", {"implements": "device"})}
+        found += [f"QEMU device {name}" for name in devices if name not in types]
+    return tuple(found)

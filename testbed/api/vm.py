@@ -1,0 +1,278 @@
+"""One guest, as tests have it."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shlex
+import shutil
+import tarfile
+import tempfile
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from testbed.api import cgroup as cgroups
+from testbed.api.carrier import Carrier
+from testbed.api.cgroup import Cgroup, Counters
+from testbed.api.hardware import Hardware
+from testbed.api.kept import Kept
+from testbed.api.machines import Machine
+from testbed.api.names import Disk, Loop, Named
+from testbed.api.patience import Patience
+from testbed.api.qmp import Qmp
+from testbed.errors import CommandFailed, HostError, TestbedError, UsageError
+from testbed.shell import Result
+from testbed.topology.model import Guest as GuestModel
+
+T = TypeVar("T")
+_REMEMBERED = 5
+_COPY_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """A command of the test, and how it ended; None: it did not, for the guest was lost or the time was up."""
+
+    command: str
+    result: Result | None
+
+
+class Vm:
+    """A guest that is ready, with everything of its topology. Made by `Testbed.vm`.
+
+    `kernel`: as it was asked for; `release`: `uname -r`. `evidence`: the folder of its logs: console.log, qmp.jsonl, ssh.log and others.
+    `qmp`: QEMU's monitor; `hardware`: what its disks are made to do.
+    """
+
+    def __init__(self, machine: Machine, carrier: Carrier, patience: Patience) -> None:
+        self._machine, self._carrier, self._patience = machine, carrier, patience
+        self.name, self.kernel, self.release, self.evidence = machine.name, machine.kernel, machine.release, machine.evidence
+        self.qmp = Qmp(machine, carrier, patience)
+        self.hardware = Hardware(machine, carrier)
+        self.ready_at = time.monotonic()
+        self.last: deque[Ran] = deque(maxlen=_REMEMBERED)
+        self.failed: Ran | None = None
+        # What control groups had counted when the test left them by an error: they are gone afterwards.
+        self.left_groups: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<guest {self.name}, {self.release}>"
+
+    @property
+    def model(self) -> GuestModel:
+        """What its topology says of it."""
+        return self._machine.model
+
+    @property
+    def disks(self) -> Named[Disk]:
+        """Its disks and namespaces, by name; in a string each is its /dev path."""
+        return Named("one of the topology's disks", self._machine.disks)
+
+    @property
+    def loops(self) -> Named[Loop]:
+        """Its loop devices, by name; in a string each is its /dev path."""
+        return Named("one of the topology's loops", self._machine.loops)
+
+    @property
+    def devices(self) -> Mapping[str, str]:
+        """/dev path of each device of its topology: disks, namespaces, partitions, loops, dm and md devices."""
+        return Named("one of the topology's devices", dict(self._machine.devices))
+
+    # Commands ------------------------------------------------------------------------------------------------------------------
+
+    async def run(
+        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str = "", cgroup: str | None = None
+    ) -> Result:
+        """Run a command as root: several words are a program and its arguments as they are, a single one is a line for the guest's shell.
+
+        `input`: what it reads. `cgroup`: a control group to run it in. `timeout_s`: a minute or more without it, by how slow the host is.
+
+        :raise CommandFailed: it ended with another status than 0, while `check`, or not in time. :raise GuestLost: the guest is gone.
+        """
+        __tracebackhide__ = True
+        if not command or not all(command[0:1]):
+            raise UsageError("run: expected a command, got nothing")
+        line = command[0] if len(command) == 1 else shlex.join(command)
+        text = line
+        if input:
+            text = f"printf %s {shlex.quote(input)} | ({line}\n)"
+        if cgroup is not None:
+            text = f"echo 0 >{shlex.quote(f'{cgroups.ROOT}/{cgroup}/cgroup.procs')} || exit\n{text}"
+        return await self._ran(line, text, (), check, timeout_s)
+
+    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result:
+        """Run a script of the guest's shell, which gets `arguments` as $1, $2, ...; raises as `run`."""
+        __tracebackhide__ = True
+        return await self._ran(text, text, arguments, check, timeout_s)
+
+    async def _ran(self, shown: str, text: str, arguments: tuple[str, ...], check: bool, timeout_s: float | None) -> Result:
+        __tracebackhide__ = True
+        limit_s = self._machine.command_s if timeout_s is None else timeout_s
+        said = " ".join((shown.strip().splitlines() or [""])[:1])[:500]
+        if shown.strip().count("\n"):
+            said += " ..."
+        try:
+            result = await self._do(self._machine.run(text, *arguments), limit_s)
+        except TimeoutError:
+            self._remember(Ran(command=said, result=None), failed=True)
+            raise CommandFailed(self.name, said, f"none within {limit_s:g} s", "timeout_s gives it longer") from None
+        except BaseException:
+            self._remember(Ran(command=said, result=None), failed=True)
+            raise
+        wrong = check and result.status != 0
+        self._remember(Ran(command=said, result=result), failed=wrong)
+        if wrong:
+            status = f"{result.status} {result.signal}".strip()
+            raise CommandFailed(self.name, said, status, (result.stderr or result.stdout)[-2000:])
+        return result
+
+    def _remember(self, ran: Ran, *, failed: bool) -> None:
+        self.last.append(ran)
+        if failed:
+            self.failed = ran
+
+    async def _do(self, work: Coroutine[Any, Any, T], limit_s: float) -> T:
+        """:raise TimeoutError: it took longer, the time that a debugger took not counted."""
+        __tracebackhide__ = True
+        return await self._carrier.do(self._patience.within(work, limit_s))
+
+    async def modprobe(self, module: str, *parameters: str) -> None:
+        """Load a kernel module of the guest; raises as `run`."""
+        await self.run("modprobe", module, *parameters)
+
+    # Files ---------------------------------------------------------------------------------------------------------------------
+
+    async def put(self, source: Path | str | bytes, target: str, *, mode: int | None = None, timeout_s: float = _COPY_S) -> None:
+        """Copy a file, a whole folder, or bytes of this machine to `target` in the guest; folders above it are made.
+
+        :raise HostError: `source` cannot be read. :raise GuestError: the guest does not take it. :raise CommandFailed: nor in time.
+        """
+        with tempfile.TemporaryDirectory(prefix="testbed-put-") as folder:
+            await self.script('mkdir -p "$1"', str(PurePosixPath(target).parent))
+            if isinstance(source, bytes):
+                file = Path(folder) / "bytes"
+                file.write_bytes(source)
+            elif Path(source).is_dir():
+                file = Path(folder) / "tar"
+                _pack(Path(source), file)
+                packed = f"/tmp/put-{secrets.token_hex(4)}.tar"  # noqa: S108 - in the guest
+                await self._copied(self._machine.put(file, packed), f"copy {source} to {target}", timeout_s)
+                await self.script('mkdir -p "$2" && tar -x --no-same-owner -f "$1" -C "$2" && rm "$1"', packed, target, timeout_s=timeout_s)
+                return
+            else:
+                file = Path(source)
+                mode = file.stat().st_mode & 0o777 if mode is None and file.exists() else mode
+            await self._copied(self._machine.put(file, target), f"copy {file} to {target}", timeout_s)
+            if mode is not None:
+                await self.run("chmod", f"{mode:o}", target)
+
+    async def get(self, source: str, target: Path | str | None = None, *, timeout_s: float = _COPY_S) -> bytes:
+        """The bytes of a file in the guest; with `target`, they are written to a file here as well, or a folder's files to a folder.
+
+        :raise GuestError: there is no such file. :raise HostError: `target` cannot be written. :raise CommandFailed: not in time.
+        """
+        with tempfile.TemporaryDirectory(prefix="testbed-get-") as folder:
+            file = Path(folder) / "got"
+            if target is not None and (await self.run("test", "-d", source, check=False)).status == 0:
+                packed = f"/tmp/get-{secrets.token_hex(4)}.tar"  # noqa: S108 - in the guest
+                await self.run("tar", "-c", "-f", packed, "-C", source, ".", timeout_s=timeout_s)
+                await self._copied(self._machine.get(packed, file), f"copy {source} to {target}", timeout_s)
+                await self.run("rm", packed)
+                _unpack(file, Path(target))
+                return b""
+            await self._copied(self._machine.get(source, file), f"copy {source} here", timeout_s)
+            if target is not None:
+                try:
+                    shutil.copyfile(file, target)
+                except OSError as error:
+                    raise HostError(f"{target}: cannot be written: {error.strerror}") from error
+            return file.read_bytes()
+
+    async def _copied(self, work: Coroutine[Any, Any, None], what: str, timeout_s: float) -> None:
+        try:
+            await self._do(work, timeout_s)
+        except TimeoutError:
+            raise CommandFailed(self.name, what, f"none within {timeout_s:g} s", "timeout_s gives it longer") from None
+
+    # Control groups ------------------------------------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def cgroup(self, name: str = "test", files: Mapping[str, str | int] = MappingProxyType({})) -> AsyncIterator[Cgroup]:
+        """A new control group (or `a/b`, one in another), with what its files are to say; gone afterwards, with what runs in it.
+
+        async with vm.cgroup("a", {"memory.max": "64M", "io.max": "{data} rbps=2097152"}) as a:
+            await a.run("dd", f"if={vm.disks['data']}", "of=/dev/null", "bs=1M", "count=8", "iflag=direct")
+            assert (await a.counters()).of("data", "rbytes") == 8 << 20
+
+        :raise CommandFailed: the kernel does not take a value.
+        """
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise UsageError(f"cgroup: expected a name such as a, or a/b, got {name!r}")
+        pairs = [word for file, value in files.items() for word in (file, self.numbered(value))]
+        await self.script(cgroups.MAKE, name, *pairs)
+        try:
+            yield Cgroup(name, self)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                read = self._machine.run(cgroups.READ, name)
+                self.left_groups[name] = (await self._do(read, 10)).stdout
+            with contextlib.suppress(Exception):
+                await self._do(self._machine.run(cgroups.REMOVE, name), 30)
+            raise
+        await self.script(cgroups.REMOVE, name)
+
+    async def counters(self, cgroup: str) -> Counters:
+        """What a control group has been charged for until now, whoever made it.
+
+        :raise CommandFailed: there is none.
+        """
+        devices = [word for name, path in self._machine.devices.items() for word in (name, path)]
+        return cgroups.parse(cgroup, (await self.script(cgroups.READ, cgroup, *devices)).stdout)
+
+    def numbered(self, value: str | int) -> str:
+        """A value for a file of a control group: `{data}` in it is the MAJ:MIN of that disk."""
+        if isinstance(value, int) or "{" not in value:
+            return str(value)
+        try:
+            return value.format(**{name: disk.number for name, disk in self._machine.disks.items()})
+        except (KeyError, IndexError, ValueError) as error:
+            there = ", ".join(self._machine.disks) or "none"
+            raise UsageError(f"{value!r}: expected names of the topology's disks in braces, which are {there}; got {error}") from None
+
+    def keep(self) -> str:
+        """Let the guest stay after its test, if it can, and say how it is entered; empty where it does not stay."""
+        if not isinstance(self._machine, Kept) or not self._machine.lives:
+            return ""
+        self._machine.stays = True
+        return f"enter it: testbed ssh {self.name}; its console: testbed console {self.name}; end it: testbed down {self.name}"
+
+    # For reports ---------------------------------------------------------------------------------------------------------------
+
+    async def ask(self, script: str, limit_s: float) -> str:
+        """What a script prints, which is no command of the test; empty where the guest does not answer."""
+        with contextlib.suppress(TestbedError, TimeoutError):
+            return (await self._do(self._machine.run(script), limit_s)).stdout
+        return ""
+
+
+def _pack(folder: Path, file: Path) -> None:
+    try:
+        with tarfile.open(file, "w") as tar:
+            tar.add(folder, ".")
+    except OSError as error:
+        raise HostError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """A guest may have written anything: nothing of it gets out of `folder`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(file) as tar:
+            tar.extractall(folder, filter="data")
+    except (OSError, tarfile.TarError) as error:
+        raise HostError(f"{folder}: what the guest gave cannot be unpacked: {error}") from error

@@ -1,0 +1,124 @@
+"""Async pytest suites on real guests: fixtures, markers and options. docs/pytest.md is for users.
+
+Loaded by every pytest where the testbed is installed: until a test asks for a guest, nothing but pytest itself is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from testbed.pytest_plugin.fixtures import (
+    _testbed_guests,
+    _testbed_kernel,
+    _testbed_point,
+    cgroup,
+    compare,
+    hardware,
+    qmp,
+    testbed,
+    topology,
+    vm,
+    vms,
+)
+from testbed.pytest_plugin.state import GUESTS, STATE, State
+
+__all__ = [
+    "_testbed_guests",
+    "_testbed_kernel",
+    "_testbed_point",
+    "cgroup",
+    "compare",
+    "hardware",
+    "qmp",
+    "testbed",
+    "topology",
+    "vm",
+    "vms",
+]
+
+_MARKERS = (
+    "testbed_topology(topology, *, point=None, **keys): the guests of the test: the path of a YAML file beside it, YAML, or a mapping; or"
+    " the keys of one guest, such as disks={...}",
+    "testbed_kernels(*kernels, base=None, patched=None): the kernels to run the test on, one after the other; base and patched are those"
+    " of `compare`",
+    "testbed_requires(*, module=(), config=(), tool=(), qemu=()): what the guest's kernel, its image or QEMU must have; else the test is"
+    " skipped",
+    "testbed_timeout(seconds): how long the test may take, its guests' start not counted",
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("testbed", "guests of the testbed")
+    add = group.addoption
+    add("--testbed-kernel", action="append", default=[], metavar="KERNEL", help="Run tests on this kernel, over what they say; repeatable.")
+    add("--testbed-base", metavar="KERNEL", help="The base kernel of `compare`, over what tests say.")
+    add("--testbed-patched", metavar="KERNEL", help="The patched kernel of `compare`, over what tests say.")
+    add("--testbed-topology", metavar="FILE", help="The topology of tests that name none.")
+    add("--testbed-keep", action="store_true", help="Leave the guests of failed tests running, and say how to enter them.")
+    add("--testbed-cold", action="store_true", help="Boot every guest instead of cloning a template.")
+    add("--testbed-artifacts", metavar="FOLDER", help="Where the guests' logs go; pytest's temporary folder without it.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for marker in _MARKERS:
+        config.addinivalue_line("markers", marker)
+    config.stash[STATE] = State(config)
+    if any(config.getoption(f"testbed_{name}") for name in ("kernel", "base", "patched", "topology")):
+        from testbed.pytest_plugin import cases
+
+        cases.check_options(config)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    state = config.stash.get(STATE, None)
+    if state is not None:
+        state.close()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    needed = {"_testbed_point", "_testbed_kernel"} & set(metafunc.fixturenames)
+    if needed or any(marker.name.startswith("testbed_") for marker in metafunc.definition.iter_markers()):
+        from testbed.pytest_plugin import cases
+
+        cases.parametrize(metafunc)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    state = item.config.stash[STATE]
+    if state.patience is not None:
+        state.patience.release()  # a post-mortem debugger is left without a word
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    marker = item.get_closest_marker("testbed_timeout")
+    if marker is not None and isinstance(item, pytest.Function):
+        from testbed.pytest_plugin import limits
+
+        limits.limit(item, float(marker.args[0]))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    guests = item.stash.get(GUESTS, None)
+    if guests is not None and report.failed:
+        report.sections += guests.failed(call.when)
+    return report
+
+
+def pytest_enter_pdb(config: pytest.Config, pdb: Any) -> None:
+    del pdb
+    state = config.stash.get(STATE, None)
+    if state is not None and state.patience is not None:
+        state.patience.hold()
+
+
+def pytest_leave_pdb(config: pytest.Config, pdb: Any) -> None:
+    del pdb
+    state = config.stash.get(STATE, None)
+    if state is not None and state.patience is not None:
+        state.patience.release()

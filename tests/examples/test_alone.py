@@ -1,0 +1,14 @@
+"""The same without fixtures: the testbed is opened by the program itself."""
+
+import asyncio
+
+import testbed
+
+
+async def main() -> str:
+    async with testbed.open_testbed() as tb, tb.vm({"guests": {"g0": {"cpus": 1}}}, kernel="debian-6.1") as vm:
+        return (await vm.run("uname -r")).stdout
+
+
+def test_it() -> None:
+    assert asyncio.run(main()).startswith("6.1.")

@@ -1,0 +1,268 @@
+"""What tests are written with, where no guest is needed."""
+
+import asyncio
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+import testbed
+from testbed.admission import Admission, Claim, obstacle
+from testbed.api import cgroup, needs, topologies
+from testbed.api.carrier import Background
+from testbed.api.cgroup import Counters
+from testbed.api.compare import Comparison, SideFailed, compared
+from testbed.api.names import Disk, Named
+from testbed.api.patience import Patience
+from testbed.api.vm import Vm
+from testbed.errors import GuestError, TopologyError, UsageError
+from testbed.progress import Silent
+from testbed.units import GIB
+
+
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def claim(guests: int = 1, memory_bytes: int = GIB, who: str = "somebody") -> Claim:
+    return Claim(guests=guests, memory_bytes=memory_bytes, who=who)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "held", "said"),
+    [
+        (claim(), (), None),
+        (claim(guests=9, memory_bytes=99 * GIB), (), None),
+        (claim(), (claim(),), None),
+        (claim(guests=2), (claim(who="test_a"),), "a core for each of its 2 guests: there are 2, and 1 is taken by test_a"),
+        (claim(), (claim(), claim()), "a core"),
+        (claim(memory_bytes=4 * GIB), (claim(memory_bytes=3 * GIB),), "4G of memory: 3G are of somebody, 10G are free"),
+        (claim(memory_bytes=6 * GIB), (claim(),), "6G of memory"),
+    ],
+)
+def test_room_is_a_core_for_each_guest_and_half_of_the_memory(wanted: Claim, held: tuple[Claim, ...], said: str | None) -> None:
+    why = obstacle(wanted, held, cores=2, memory_bytes=12 * GIB, free_bytes=10 * GIB)
+    assert (why is None) if said is None else (why is not None and why.startswith(said))
+
+
+async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) -> None:
+    admission, notes, order = Admission(tmp_path, cores=1, memory_bytes=64 * GIB), Notes(), list[str]()
+
+    async def one(who: str) -> None:
+        async with admission.admitted(claim(who=who), notes):
+            order.append(who)
+
+    async with admission.admitted(claim(who="first"), notes):
+        second = asyncio.create_task(one("second"))
+        while not notes.notes:
+            await asyncio.sleep(0)
+        third = asyncio.create_task(one("third"))
+        while len(notes.notes) < 2:
+            await asyncio.sleep(0.01)
+        assert order == []
+    await asyncio.gather(second, third)
+    assert order == ["second", "third"]
+    assert notes.notes[0] == "second: waiting for a core: there are 1, and 1 is taken by first"
+    assert notes.notes[1] == "third: waiting for its turn, after second"
+    assert [path.name for path in (tmp_path / "admission").iterdir()] == ["gate"]
+
+
+async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
+    admission = Admission(tmp_path, cores=1, memory_bytes=64 * GIB)
+    async with admission.admitted(claim(), Silent()), admission.admitted(claim(), Silent(), at_once=True):
+        pass
+
+
+async def test_a_ticket_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, os, sys; from pathlib import Path; from testbed.admission import *; from testbed.progress import Silent\n"
+        "async def main():\n"
+        "    async with Admission(Path(sys.argv[1]), cores=1, memory_bytes=1 << 40).admitted("
+        "Claim(guests=1, memory_bytes=1, who='other'), Silent()):\n"
+        "        print('in', flush=True); await asyncio.sleep(600)\n"
+        "asyncio.run(main())"
+    )
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path), stdout=asyncio.subprocess.PIPE)
+    assert other.stdout is not None and await other.stdout.readline() == b"in\n"
+    notes = Notes()
+
+    async def one() -> None:
+        async with Admission(tmp_path, cores=1, memory_bytes=64 * GIB).admitted(claim(), notes):
+            pass
+
+    waiting = asyncio.create_task(one())
+    while not notes.notes:
+        await asyncio.sleep(0.01)
+    assert not waiting.done() and "taken by other" in notes.notes[0]
+    other.kill()
+    await other.wait()
+    await waiting
+
+
+async def test_patience_ends_but_not_while_it_is_held() -> None:
+    patience = Patience()
+    with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
+        await patience.within(asyncio.sleep(600), 0.01)
+    assert await patience.within(asyncio.sleep(0, "done"), 5) == "done"
+    patience.hold()
+    held_at = patience.now()
+    assert await patience.within(asyncio.sleep(0.05, "late"), 0.01) == "late"
+    assert patience.now() == held_at
+    stood = time.monotonic() - held_at
+    patience.release()
+    assert time.monotonic() - patience.now() >= stood
+
+
+async def test_the_background_does_what_it_is_given_and_hands_back_what_comes() -> None:
+    background = Background()
+    try:
+
+        async def where() -> int:
+            return threading.get_ident()
+
+        assert await background.do(where()) != threading.get_ident()
+        assert background.wait(where()) == await background.do(where())
+
+        async def fails() -> None:
+            raise GuestError("no")
+
+        with pytest.raises(GuestError, match="no"):
+            await background.do(fails())
+        ended: list[str] = []
+        began = threading.Event()
+
+        async def stays() -> None:
+            began.set()
+            try:
+                await asyncio.sleep(600)
+            finally:
+                ended.append("cancelled")
+
+        waiting = asyncio.create_task(background.do(stays()))
+        while not began.is_set():
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+    finally:
+        background.close()
+    assert ended == ["cancelled"]
+
+
+READ = """\
+/sys/fs/cgroup/a/b/io.stat:254:32 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0
+/sys/fs/cgroup/a/b/io.stat:7:9 rbytes=1 wbytes=0 rios=1 wios=0 dbytes=0 dios=0
+/sys/fs/cgroup/a/b/memory.stat:anon 10
+/sys/fs/cgroup/a/b/memory.stat:file 20
+/sys/fs/cgroup/a/b/memory.events:oom_kill 1
+/sys/fs/cgroup/a/b/memory.current:77
+/devices:data 254:32
+/devices:l0 7:0
+"""
+
+
+def test_counters_are_by_the_names_of_the_topology_and_can_be_subtracted() -> None:
+    found = cgroup.parse("a/b", READ)
+    assert found.of("data", "rbytes") == 4096 and found.of("7:9", "rios") == 1 and found.of("l0", "rbytes") == 0
+    assert found.memory["file"] == 20 and found.events == {"oom_kill": 1} and found.usage == {"current": 77}
+    grown = found - Counters(io={"data": {"rbytes": 96}}, memory={"file": 5}, events={"oom_kill": 1})
+    assert (grown.of("data", "rbytes"), grown.memory["file"], grown.events["oom_kill"]) == (4000, 15, 0)
+
+
+@pytest.mark.parametrize(
+    ("need", "fits"),
+    [(">=7.2", True), (">= 7.2.22", True), (">7.2", False), ("<8", True), ("==7.2", True), ("<7", False), (">=8.0", False), ("nvme", True)],
+)
+def test_versions_of_qemu(need: str, fits: bool) -> None:
+    assert (needs.lacking_version([need], "7.2.22") == "") is fits
+
+
+def test_options_of_a_kernel() -> None:
+    config = "CONFIG_BLK_CGROUP=y\nCONFIG_LOOP=m\n# CONFIG_KASAN is not set\n"
+    assert [needs.config_lacks(need, config) for need in ("BLK_CGROUP", "CONFIG_LOOP=m", "KASAN", "LOOP=y")] == [
+        "",
+        "",
+        "CONFIG_KASAN",
+        "CONFIG_LOOP=y (it has m)",
+    ]
+
+
+def test_a_device_that_is_not_there_is_told_with_those_that_are() -> None:
+    disk = Disk(name="data", path="/dev/vdc", number="254:32", serial="tb-data", size_bytes=1)
+    disks = Named("one of the topology's disks", {"data": disk})
+    assert f"{disks['data']}" == "/dev/vdc"
+    with pytest.raises(UsageError, match="which are data; got 'dta'"):
+        disks["dta"]
+
+
+def test_a_topology_is_a_path_or_yaml_or_a_mapping(tmp_path: Path) -> None:
+    text = "version: 1\nguests:\n  here: {}\n"
+    (tmp_path / "t.yaml").write_text(text)
+    some: tuple[topologies.Wanted, ...] = ("t.yaml", Path("t.yaml"), text, {"guests": {"here": {}}})
+    for wanted in some:
+        assert list(topologies.point(wanted, tmp_path, "it", None).guests) == ["here"]
+    with pytest.raises(TopologyError, match=r"it:3:16: guests\.g0\.cpus"):
+        topologies.point("version: 1\nguests:\n    g0: {cpus: 99}\n", tmp_path, "it", None)
+    with pytest.raises(UsageError, match="it: expected a topology"):
+        topologies.point(cast("topologies.Wanted", 3), tmp_path, "it", None)
+
+
+class Side:
+    def __init__(self, release: str) -> None:
+        self.release = release
+
+
+SIDES = cast("dict[str, Vm]", {"base": Side("5.10"), "patched": Side("6.1")})
+
+
+async def test_a_comparison_holds_what_both_sides_gave() -> None:
+    async def body(vm: Vm) -> str:
+        return vm.release
+
+    for together in (True, False):
+        result = await compared(body, SIDES, side_by_side=together)
+        assert (result.base, result.patched) == ("5.10", "6.1")
+
+
+def test_what_is_expected_of_both_sides_is_told_of_both() -> None:
+    result = Comparison(base=0, patched=5, releases={"base": "5.10", "patched": "6.1"})
+    result.expect("bytes", base=0, patched=lambda got: got > 0)
+    with pytest.raises(AssertionError) as failed:
+        result.expect("bytes", base=0, patched=lambda got: got > 9)
+    assert str(failed.value) == (
+        "bytes\n  base    5.10: expected 0, got 0: holds\n  patched 6.1: expected as its function says, got 5: does not hold"
+    )
+
+
+async def test_a_side_that_fails_is_named_and_the_other_runs_to_its_end() -> None:
+    async def body(vm: Vm) -> int:
+        if vm.release == "5.10":
+            raise GuestError("it broke")
+        await asyncio.sleep(0.01)
+        return 7
+
+    with pytest.raises(SideFailed) as failed:
+        await compared(body, SIDES, side_by_side=True)
+    assert "base    5.10: failed: GuestError: it broke" in str(failed.value) and "patched 6.1: returned 7" in str(failed.value)
+
+
+async def test_a_skip_on_one_side_skips() -> None:
+    async def body(vm: Vm) -> Any:
+        pytest.skip("not here")
+
+    with pytest.raises(pytest.skip.Exception, match="not here"):
+        await compared(body, SIDES, side_by_side=True)
+
+
+def test_everything_public_is_there() -> None:
+    for name in testbed.__all__:
+        assert getattr(testbed, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = testbed.nothing
