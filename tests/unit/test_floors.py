@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "group_counts",
         "console",
         "verdict",
+        "blktests",
     ),
     ("signature", "symbols", "reduction", "bisection", "parcel"),
     (
@@ -78,6 +79,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("desk", "hold", "supervisor"),
     ("up",),
     ("api",),
+    ("suites",),
     ("scenarios",),
     ("runner",),
     ("repro",),
@@ -90,6 +92,7 @@ RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}
 PURE = {
     "units",
+    "blktests",
     "keys",
     "ssh_keys",
     "hardware",

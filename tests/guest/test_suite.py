@@ -1,0 +1,54 @@
+"""A suite of shell tests in the format of blktests, our own and tiny: each of its tests in a guest of its own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITE = Path(__file__).parents[1] / "data" / "suite"
+TOPOLOGY = "version: 1\nguests:\n  g0:\n    cpus: 1\n    disks:\n      spare: {type: nvme, size: 64M}\n"
+
+
+def suite(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    file = tmp_path / "spare.yaml"
+    file.write_text(TOPOLOGY)
+    options = ("--topology", str(file), "--kernel", "debian-6.1", "--json", "--quiet")
+    return subprocess.run(
+        [sys.executable, "-m", "testbed", "suite", str(SUITE), *words, *options],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "TESTBED_STATE": str(tmp_path / "state")},
+    )
+
+
+@pytest.mark.slow
+def test_each_test_is_told_as_what_it_came_to(tmp_path: Path) -> None:
+    done = suite(tmp_path, "tiny", "--test-disk", "spare", "--timeout", "15")
+    assert done.returncode == 1, done.stderr
+    told = json.loads(done.stdout)
+    found = {one["test"]: one for one in told["tests"]}
+    assert {test: one["status"] for test, one in found.items()} == {
+        "tiny/001": "pass",
+        "tiny/002": "fail",
+        "tiny/003": "skip",
+        "tiny/004": "hang",
+        "tiny/005": "lost",
+        "tiny/006": "fail",
+    }
+    assert "-expected" in found["tiny/002"]["details"] and "+got" in found["tiny/002"]["details"]
+    assert found["tiny/003"]["reason"] == "no_such_program is not installed"
+    assert any("sleep 1000" in line for line in found["tiny/004"]["details"])
+    assert "panic" in found["tiny/005"]["reason"] and found["tiny/006"]["reason"] == "it exited with status 3"
+    assert (tmp_path / "state/runs" / told["run"] / "guests/tiny-005/g0/console.log").exists()
+
+
+@pytest.mark.slow
+def test_a_suite_of_skips_passes_nothing_and_mistakes_are_said(tmp_path: Path) -> None:
+    assert suite(tmp_path, "tiny/003").returncode == 4
+    wrong = suite(tmp_path, "tiny/003", "--test-disk", "nosuch")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert "--test-disk: expected one of the topology's disks (spare), got 'nosuch'" in wrong.stderr
