@@ -76,7 +76,7 @@ async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypat
 
 
 async def test_a_flood_is_cut_in_the_middle_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Less than a guest may print, of which there is a test with 100 megabytes.
+    # Less than what is kept of a guest, so that it takes no minute.
     monkeypatch.setattr(wires, "_MAX_LOG_BYTES", 1 << 20)
     monkeypatch.setattr(wires, "_LAST_BYTES", 1 << 16)
     heard = 0
