@@ -1,4 +1,4 @@
-"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, report, sampling, topology, up), how true its disks are
+"""`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, plugin, report, sampling, topology, up), how true its disks are
 (hardware, export, power, replug), and how often its bugs show (museum). Prints a table, or JSON with `--json`.
 """
 
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, export, hardware, museum, power, replug, report, sampling, topology, up
+from benchmarks import clone, compare, export, hardware, museum, plugin, power, replug, report, sampling, topology, up
 from testbed.errors import TestbedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -51,6 +51,16 @@ def up_command(
 ) -> None:
     """`testbed up` of 16 disks with 16 filesystems, files and loops: the whole command, and what of it is beyond the steps in the guest."""
     _show(up.measure(count=count, kernel=kernel), as_json)
+
+
+@app.command("plugin")
+def plugin_command(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Tests, one after the other.")] = 20,
+    kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
+    as_json: Json = False,
+) -> None:
+    """What the pytest plugin adds to a test that has a guest, and to collecting a thousand."""
+    _show(asyncio.run(plugin.measure(count=count, kernel=kernel)), as_json)
 
 
 @app.command("export")

@@ -1,0 +1,101 @@
+"""What the pytest plugin adds: to a test that has a guest, beside the same guest without pytest; and to collecting many tests."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from testbed import mounts
+from testbed.lab import open_lab
+from testbed.report import live
+from testbed.topology import Guest
+
+_TESTS = 1000
+_SUITE = """\
+import pytest
+from testbed import Vm
+
+GUEST = {"cpus": 1}
+
+
+@pytest.mark.testbed_topology(**GUEST)
+@pytest.mark.parametrize("number", range(%d))
+async def test_a_command(vm: Vm, number: int) -> None:
+    await vm.run("true")
+"""
+_BARE = """\
+import pytest
+
+
+@pytest.mark.parametrize("number", range(%d))
+async def test_a_command(tmp_path, number: int) -> None:
+    pass
+"""
+
+
+async def measure(*, count: int, kernel: str) -> dict[str, Any]:
+    """Medians in seconds of one test: as pytest counts its set-up, call and tear-down, and of the same guest by the lab alone; and of
+    collecting a thousand, the whole command, beside as many without the plugin's fixtures.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with live.progress(Console(stderr=True)) as progress:
+            alone = []
+            async with open_lab(progress, kernels=(kernel,)) as lab:
+                files = await lab.kernel(kernel)
+                for number in range(count + 1):
+                    started = time.monotonic()
+                    async with lab.guest("g0", Guest(cpus=1), files, folder / str(number)) as guest:
+                        await mounts.build(guest)
+                        await guest.run("true")
+                    alone.append(time.monotonic() - started)
+            with progress.task(f"{count} tests"):
+                tests = _tests(folder, count + 1, kernel)
+        # The first of each is not counted: it makes what is missing.
+        one, same = statistics.median(tests[1:]), statistics.median(alone[1:])
+        whole, bare = (_collected(folder, text) for text in (_SUITE, _BARE))
+    return {
+        "tests": count,
+        "one test, s": round(one, 3),
+        "the same guest without pytest, s": round(same, 3),
+        "the plugin adds, s": round(one - same, 3),
+        f"collecting {_TESTS} tests, s": round(whole, 2),
+        f"collecting {_TESTS} without the plugin's fixtures, s": round(bare, 2),
+    }
+
+
+def _tests(folder: Path, count: int, kernel: str) -> list[float]:
+    """Seconds of each test, as pytest says."""
+    _suite(folder, _SUITE % count)
+    _pytest(folder, "--testbed-kernel", kernel, "--junitxml", "junit.xml")
+    return [float(case.get("time", "nan")) for case in ET.parse(folder / "junit.xml").iter("testcase")]
+
+
+def _collected(folder: Path, text: str) -> float:
+    """Seconds of the quickest of three."""
+    _suite(folder, text % _TESTS)
+    found = []
+    for _ in range(3):
+        started = time.monotonic()
+        _pytest(folder, "--collect-only")
+        found.append(time.monotonic() - started)
+    return min(found)
+
+
+def _suite(folder: Path, text: str) -> None:
+    (folder / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n")
+    (folder / "test_suite.py").write_text(text)
+
+
+def _pytest(folder: Path, *words: str) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-m", "pytest", "-q", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL, env=environment)
