@@ -106,7 +106,7 @@ async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
 async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         pid, sockets, scratch, port = guest.pid, guest.order.sockets, guest.order.scratch, guest.ssh_port
-        assert {path.name for path in sockets.iterdir()} == {"qmp", "console", "agent"}
+        assert {path.name for path in sockets.iterdir()} == {"qmp", "poll", "console", "agent"}
         assert stat.S_IMODE(sockets.stat().st_mode) == 0o700 == stat.S_IMODE(sockets.parent.stat().st_mode)
         assert {path.name for path in scratch.iterdir()} == {"data.raw", "fast.raw"}
     assert not Path(f"/proc/{pid}").exists()
