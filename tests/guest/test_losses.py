@@ -47,7 +47,7 @@ async def test_an_oops_ends_the_wait_too(lab: Lab, kernel: KernelFiles, evidence
 
 async def test_a_guest_that_powers_off_is_said_to(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
     lost, _, _ = await lose(lab, kernel, evidence, "echo o >/proc/sysrq-trigger")
-    assert "QEMU ended with status 0; the guest powered off" in str(lost)
+    assert "QEMU ended with status 0; the guest ended itself (guest-shutdown)" in str(lost)
 
 
 async def test_a_killed_qemu_is_said_to_be(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
