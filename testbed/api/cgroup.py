@@ -132,6 +132,7 @@ class Cgroup:
 
     async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run a command inside the group; see `Vm.run`. The shell that reads it is inside as well, and may be what the kernel kills."""
+        __tracebackhide__ = True
         return await self._vm.run(*command, check=check, timeout_s=timeout_s, cgroup=self.name)
 
     async def counters(self) -> Counters:

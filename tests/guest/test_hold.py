@@ -61,7 +61,7 @@ async def held(folder: Path) -> AsyncIterator[Any]:
                 line = (await holder.stderr.readline()).decode()
                 assert line, said
                 said += line
-        run.holder = holder  # type: ignore[attr-defined]
+        run.holder = holder  # type: ignore[attr-defined]  # for the test alone
         yield run
     finally:
         if holder.returncode is None:

@@ -92,7 +92,7 @@ def rewritten(
     import hashlib
 
     with tarfile.open(source) as archive:
-        files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]
+        files = {one.name: archive.extractfile(one).read() for one in archive}  # type: ignore[union-attr]  # every entry is a file
     if change is not None:
         files = {name: change(name, data) for name, data in files.items()}
         manifest = json.loads(files["manifest.json"])
