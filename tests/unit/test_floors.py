@@ -49,6 +49,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "store",
         "probe",
         "admission",
+        "evidence",
+        "room",
     ),
     (
         "order",
@@ -57,6 +59,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "actions",
         "machine",
         "marks",
+        "life",
         "guest",
         "clock",
         "player",
