@@ -169,6 +169,23 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
 _WHERE = "[document.activeElement.className, document.activeElement.tagName, document.activeElement.getAttribute('href')].join(' ')"
 
 
+async def wait(browser: Any, folder: Path) -> None:
+    """Plots of closed cases are drawn while nothing else is done, and printed; an opened one has its width."""
+    seen = await opened(browser, folder / "report.html")
+    page = seen.page
+    await page.evaluate("document.querySelectorAll('details.case').forEach((one) => { one.open = false; })")
+    await page.wait_for_function("[...document.querySelectorAll('.plots')].every((one) => one.dataset.state === 'drawn')", timeout=60_000)
+    await page.wait_for_function("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
+    await page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert await page.locator("details.case:not([open])").count() == 0
+    await page.evaluate("dispatchEvent(new Event('afterprint'))")
+    await page.locator("details.case summary").first.click()
+    fits = "(box) => Math.abs(box.querySelector('.main-svg').clientWidth - box.clientWidth) < 2"
+    box = page.locator("details.case .plot").first
+    await page.wait_for_function(f"(({fits}))(document.querySelector('details.case .plot'))")
+    assert await box.is_visible() and seen.wrong == []
+
+
 async def press(browser: Any, folder: Path) -> None:
     """The keyboard alone reaches and works everything."""
     seen = await opened(browser, folder / "report.html")
@@ -258,6 +275,7 @@ async def test_the_report_of_a_real_run_in_a_browser(tmp_path: Path) -> None:
     assert [test.status for test in whole.tests] == ["ok", "ok"]
     async with chromium.browser() as browser:
         await look(browser, folder, kept)
+        await wait(browser, folder)
         await press(browser, folder)
         await adapt(browser, folder, kept)
         await thousand(browser, folder)
