@@ -14,7 +14,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,8 @@ class Guest(Life):
     def __init__(self, order: Order) -> None:
         super().__init__(order)
         self.disks: dict[str, Device] = {}
+        self.numbers: dict[str, str] = {}  # what each MAJ:MIN is called
+        self.on_disks: Callable[[], None] = lambda: None  # called when one of them may have another path
         self.boot_s = 0.0
         self.ssh_port = 0
         self.host_key = SshKey(order.identity)
@@ -87,7 +89,7 @@ class Guest(Life):
         elif name in ("BLOCK_IO_ERROR", "RESUME"):
             self.hardware.errors.hear(name, data)
             # An error that was injected is the guest's affair, a disk of this machine that is full is not.
-            if data.get("nospace") and (full := room.full(self._places)):
+            if name == "BLOCK_IO_ERROR" and (full := room.full(self._places)):
                 self._lose(full, Loss.HOST)
         elif name == "GUEST_PANICKED":
             self._lose("QEMU reports a guest panic", Loss.PANIC)
@@ -282,12 +284,26 @@ class Guest(Life):
 
         :raise DeviceMismatch: they differ; the guest must not be used.
         """
-        own_disks = 1 + (self.order.files.modules_disk is not None)
-        self.agent.say("disks", **devices.query(own_disks + devices.count(self.order.model.disks)))
-        found = devices.parse(await self.wait(self.agent.expect("disks"), self.order.deadlines.command_s))
+        found = await self._listed()
         if said := devices.differences(self.order.model.disks, found):
             raise DeviceMismatch(self.name, said)
+        self._know(found)
+
+    async def look_again(self) -> None:
+        """Find the disks that are plugged in: one that has come back may have another path and number now."""
+        self._know(await self._listed())
+        self.on_disks()
+
+    def _know(self, found: tuple[Device, ...]) -> None:
         self.disks = devices.by_name(self.order.model.disks, found)
+        self.numbers = devices.by_number(self.order.model.disks, found)
+
+    async def _listed(self) -> tuple[Device, ...]:
+        """The guest's disks, as soon as all that are plugged in are there."""
+        own_disks = 1 + (self.order.files.modules_disk is not None)
+        there = {name: disk for name, disk in self.order.model.disks.items() if not self.hardware.is_out(name)}
+        query = devices.query(own_disks + devices.count(there))
+        return devices.parse(await self.wait(self.agent.exchange("disks", "disks", **query), self.order.deadlines.command_s))
 
     async def bring_up(self, key: SshKey) -> None:
         """Everything from nothing to ready."""

@@ -62,14 +62,14 @@ async def start(
     called: Mapping[str, str],
     kernels: Mapping[str, str],
     folders: Folders,
-    evidence: Path,
+    evidence: Mapping[str, Path],
     cold: bool,
     at_once: bool,
     progress: Progress,
     waiting: tuple[Spare, ...],
 ) -> tuple[Vm, ...]:
-    """Start all guests of a topology, side by side as far as the host has room. `called`, `kernels`: by guest; `waiting`: a process for
-    each; `at_once`: whether there is room or not.
+    """Start all guests of a topology, side by side as far as the host has room. `called`, `kernels`, `evidence`: by guest; `waiting`: a
+    process for each; `at_once`: whether there is room or not.
 
     :raise TestbedError: one did not get ready; then none is there. :raise UsageError: a name is taken.
     """
@@ -89,7 +89,7 @@ async def start(
             guest=guest,
             kernel=kernels[guest],
             networks=str(networks),
-            evidence=str(evidence / called[guest]),
+            evidence=str(evidence[guest]),
             cold=cold,
             at_once=at_once,
         )
@@ -127,8 +127,8 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
 
     async def one(order: UpOrder, spare: Spare) -> None:
         with progress.task(order.name) as task:
-            Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
+                Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
                 async with asyncio.timeout(_START_S):
                     reader, writer = await asyncio.open_connection(sock=spare.wire, limit=vms.LONGEST_LINE)
                     wires.append(writer)
@@ -136,6 +136,8 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
                     await _ready(reader, order, progress, task)
             except TimeoutError:
                 failures.append(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}")
+            except OSError as error:
+                failures.append(f"{order.name}: {order.evidence}: cannot be made: {error.strerror}")
             except TestbedError as error:
                 failures.append(str(error))
 

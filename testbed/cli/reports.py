@@ -21,6 +21,7 @@ from testbed.report.guests import age
 from testbed.store import runs as store
 from testbed.store.runs import Run
 from testbed.units import format_size
+from testbed.verdict import EXIT_CODES, Verdict
 
 _FORMATS = ", ".join(artefacts.FORMATS)
 
@@ -38,7 +39,7 @@ def report_command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the results of an earlier run, as Markdown or in another format; or what changed between two."""
+    """Print the results of an earlier run, as Markdown or in another format; or what changed between two. Ends as the run did."""
     named, there = run or ["last"], paths.folders().runs
     if between:
         _diff(named, there, as_json)
@@ -63,6 +64,7 @@ def report_command(
         else:
             sys.stdout.write(text)
     err.print(live.last_line(document["verdict"], folder), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(EXIT_CODES[Verdict(document["verdict"])])
 
 
 def _diff(named: list[str], there: Path, as_json: bool) -> None:

@@ -168,7 +168,8 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
     lab.cold = True
     async with lab.guest("g0", SMALL, kernel, evidence) as one:
         assert (await one.run("hostname")).stdout == "g0\n"
-    assert len(seen) == 4 and "its clock does not go as ours; booting it again" in notes.notes[0]
+    # A kernel may have measured its clock wrong in truth as well.
+    assert len(seen) >= 4 and "its clock does not go as ours; booting it again" in notes.notes[0]
     assert (evidence / "failed-start" / "console.log").exists() and stages(evidence)[-1] == "STOPPED"
     nothing_left(lab)
 
