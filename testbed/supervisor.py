@@ -131,6 +131,9 @@ class Keeper:
         self._record = replace(self._record, **changes)
         vms.write(self._folder, self._record)
 
+    def _wait(self, why: str) -> None:
+        self._say({"note": why})
+
     # Its life ---------------------------------------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
@@ -167,7 +170,7 @@ class Keeper:
         survivors, self._survivors = self._survivors, None
         saved = snapshots.read(Path(order.snapshot)) if order.snapshot and survivors is None else None
         async with (
-            self._lab.admitted((self._model,), order.name, cores=1, at_once=order.at_once) as ticket,
+            self._lab.admitted((self._model,), order.name, cores=1, on_wait=self._wait, at_once=order.at_once) as ticket,
             self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True, survivors=survivors) as guest,
             desk.listening(self._folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),
             mounts.standing(guest, built=saved is not None) as made,
