@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from testbed.lab import Lab
 from testbed.life import Life
 from testbed.lifecycle import Event, State
 from testbed.monitor import Monitor
+from testbed.order import Order
 from testbed.store import cache
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
@@ -152,7 +154,6 @@ async def test_the_clock_jumps(lab: Lab, kernel: KernelFiles, evidence: Path, mo
     nothing_left(lab)
 
 
-@pytest.mark.slow
 async def test_a_guest_whose_clock_is_wrong_is_booted_again(
     lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,8 +165,12 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
         # The first boot: seconds of 0.13 s.
         return clock.Clock(offset_s=found.offset_s - time.monotonic() * 0.87, error_s=found.error_s) if len(seen) <= 2 else found
 
+    async def boot(self: Lab, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
+        """A clone, which takes a tenth of the time of a boot."""
+        return await self._boot(stack, replace(order, template=await self.template(order.machine, order.files)))
+
     monkeypatch.setattr(clock, "read", read)
-    lab.cold = True
+    monkeypatch.setattr(Lab, "_clone", boot)
     async with lab.guest("g0", SMALL, kernel, evidence) as one:
         assert (await one.run("hostname")).stdout == "g0\n"
     # A kernel may have measured its clock wrong in truth as well.
