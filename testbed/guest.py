@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import devices, plan, process, room, states
+from testbed import devices, login, plan, process, room, states
 from testbed.devices import Device
 from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, HostError, TemplateError, TestbedError
@@ -34,7 +34,7 @@ from testbed.poller import Poller
 from testbed.slots import Slots
 from testbed.ssh_keys import SshKey
 from testbed.store.snapshots import Snapshot
-from testbed.wires import Agent, dial
+from testbed.wires import Agent
 
 if TYPE_CHECKING:
     from testbed.shell import Result, Shell
@@ -229,7 +229,7 @@ class Guest(Life):
         await self.hardware.furnish()
         self.ssh_port = await self.wait(self.monitor.forwarded_port(), self.order.deadlines.monitor_s)
         identified = asyncio.Event()
-        connecting = asyncio.create_task(self._connect(key, identified))
+        connecting = asyncio.create_task(login.connect(self.order, self.ssh_port, key, self.host_key, identified, self.log("ssh.log")))
         try:
             if clone:
                 await self._go_on()
@@ -258,26 +258,6 @@ class Guest(Life):
         """Let a guest go on that was frozen and stopped, with the time of now."""
         await self._go_on()
         await self.wait(self.agent.exchange("identity", "ready", **self._identity()), self.order.deadlines.ssh_s)
-
-    async def _connect(self, key: SshKey, identified: asyncio.Event) -> Shell:
-        if self.order.template is None:
-            await identified.wait()  # nothing listens before
-        wire = await dial(self.name, self.ssh_port)
-        try:
-            shell = await asyncio.to_thread(_load_client)
-            return await shell.connect(
-                self.name,
-                wire,
-                key=key,
-                known=identified,
-                host_key=self.host_key.public,
-                command_s=self.order.deadlines.command_s,
-                log=self.log("ssh.log"),
-                environment=self.order.model.environment,
-            )
-        except BaseException:
-            wire.close()
-            raise
 
     async def verify(self) -> None:
         """Compare the guest's disks with the topology.
@@ -387,13 +367,6 @@ class Guest(Life):
         for folder in (self.order.sockets, self.order.scratch):
             shutil.rmtree(folder, ignore_errors=True)
         self._advance(Event.TORN_DOWN)
-
-
-def _load_client() -> type[Shell]:
-    """The SSH client. It takes about 0.3 s to load, which is half of a clone's start: it is loaded meanwhile."""
-    from testbed.shell import Shell
-
-    return Shell
 
 
 @contextlib.asynccontextmanager

@@ -60,6 +60,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "machine",
         "marks",
         "life",
+        "login",
         "guest",
         "clock",
         "player",
