@@ -153,10 +153,9 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
     chance = random.Random(seed)
     until = time.monotonic() + minutes * 60
     rounds, seen = Counter[str](), list[Held]()
-    with places.made() as own, tempfile.TemporaryDirectory(prefix="testbed-soak-") as folder:
-        os.environ.update({name: own.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR")})
-        (own.runtime.parent / "soak").mkdir(mode=0o700)
-        os.environ["XDG_RUNTIME_DIR"] = str(own.runtime.parent / "soak")  # the lab's own: whole commands have the other
+    # Of whole commands nothing must be left in their places, and of this process in its own.
+    with places.made() as own, places.made() as ours, tempfile.TemporaryDirectory(prefix="testbed-soak-") as folder:
+        os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR")})
         async with open_lab(Silent(), kernels=(kernel,)) as lab:
             soak = Soak(lab, await lab.kernel(kernel), chance, Path(folder), own)
             while time.monotonic() < until or len(seen) <= _WARM_UP:
