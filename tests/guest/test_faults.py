@@ -214,16 +214,22 @@ async def test_a_damaged_template_is_made_again(
     async def again(folder: Path, *_: Any) -> dict[str, Any]:
         for name in ("state", "memory"):
             await asyncio.to_thread(_copy, whole / name, folder / name)
-        return cache.read_meta(whole)
+        return _record(folder, whole)
 
     monkeypatch.setattr(template, "save", again)
     monkeypatch.setattr("testbed.store.templates.template_folder", lambda *_: own)
     shutil.copytree(whole, own, copy_function=_copy)
+    (own / cache.META).write_text(json.dumps(_record(own, whole)))
     _damage(how, own)
     async with lab.guest("g0", SMALL, kernel, evidence) as one:
         assert (await one.run("hostname")).stdout == "g0\n"
     assert any("making the template again" in note for note in notes.notes)
     nothing_left(lab)
+
+
+def _record(folder: Path, whole: Path) -> dict[str, Any]:
+    """Of a copy of a template."""
+    return cache.read_meta(whole) | {"memory_ctime_ns": (folder / "memory").stat().st_ctime_ns}
 
 
 def _copy(source: Any, target: Any) -> Any:
