@@ -379,9 +379,12 @@ async def launch(order: Order, key: SshKey) -> AsyncIterator[Guest]:
     try:
         for folder in (order.sockets, order.scratch):
             folder.mkdir(mode=0o700, parents=True)
-        order.evidence.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise HostError(f"guest {order.name}: {error.filename}: cannot be made: {error.strerror}") from error
+    try:
+        order.evidence.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{order.evidence}: the guest's logs cannot go there: {error.strerror}") from error
     guest = Guest(order)
     try:
         await guest.bring_up(key)
