@@ -5,14 +5,25 @@ from pathlib import Path
 import pytest
 
 from testbed import suites
-from testbed.blktests import Status, outcome
+from testbed.blktests import Outcome, Status, outcomes
 from testbed.errors import UsageError
 
+SOURCE = "test() {\n    true\n}\n"
+FOR_DEVICES = "device_requires() {\n    true\n}\n\ntest_device() {\n    true\n}\n"
+# As it is printed of a test for two devices and two conditions each, of which it runs on one.
 PRINTED = """\
-loop/003 (a loop on nothing)               [not run]
-    no_such_program is not installed
+./check: gawk is not available. Install GNU awk.
+block/009 => sda (bs=512) (reads (and writes) a device)
+    runtime  ...
+block/009 => sda (bs=512) (reads (and writes) a device)                [passed]
+    runtime  ...  1.2s
+block/009 => sda (bs=4 k) (reads (and writes) a device)         [not run]
+    runtime    ...  0.1s
+    sda has no blocks of 4 k
     kernel is too old
-loop/004 [passed]
+block/009 => sdb (bs=512) (reads (and writes) a device)         [not run]
+    sdb is read-only ... or gone
+1 skips: block/009
 """
 
 
@@ -20,9 +31,20 @@ def record(**words: str) -> str:
     return "".join(f"{key}\t{value}\n" for key, value in words.items())
 
 
-def test_a_record_says_how_it_ended_and_how_long_it_took() -> None:
-    one = outcome("loop/001", [record(status="pass", runtime="1.2s", exit_status="0")], "")
-    assert (one.status, one.runtime, one.reason) == (Status.PASS, "1.2s", "")
+def left(*parts: str) -> str:
+    return "".join(f"{part}\0" for part in parts)
+
+
+def one(text: str, printed: str = "", source: str = SOURCE, *, devices: bool = False) -> Outcome:
+    (found,) = outcomes("loop/001", text, printed, source, devices=devices)
+    return found
+
+
+def test_a_record_says_how_it_ended_how_long_it_took_and_what_it_measured() -> None:
+    text = record(status="pass", runtime="1.2s", exit_status="0", date="2026-01-01", description="a loop") + "read iops\t800\n"
+    found = one(left("nodev", text, ""))
+    assert (found.status, found.runtime, found.reason, found.where) == (Status.PASS, "1.2s", "", "")
+    assert found.measured == {"read iops": "800"} and found.name == "loop/001"
 
 
 @pytest.mark.parametrize(
@@ -34,35 +56,69 @@ def test_a_record_says_how_it_ended_and_how_long_it_took() -> None:
     ],
 )
 def test_a_failure_says_why_and_shows_how(reason: str, said: str) -> None:
-    one = outcome("loop/001", [record(status="fail", reason=reason, exit_status="3")], "printed", "-expected\n+got\n")
-    assert (one.status, one.reason, one.details) == (Status.FAIL, said, ("-expected", "+got"))
+    found = one(left("nodev", record(status="fail", reason=reason, exit_status="3"), "-expected\n+got\n"), "printed")
+    assert (found.status, found.reason, found.details) == (Status.FAIL, said, ("-expected", "+got"))
 
 
-def test_one_that_did_not_run_is_skipped_for_its_reasons_alone() -> None:
-    assert outcome("loop/003", [""], PRINTED).reason == "no_such_program is not installed; kernel is too old"
-    assert outcome("loop/003", [record(status="not run", reason="no fio")], "").status is Status.SKIP
+def test_a_failure_says_what_the_guest_lacks_of_what_check_asks_for() -> None:
+    text = left("nodev", record(status="fail", reason="output"), "-expected\n")
+    found = one(text, "./check: gawk is not available. Install GNU awk.\n")
+    assert found.details[-1] == "(the guest has not all that ./check asks for: gawk)"
 
 
-def test_the_gravest_device_counts() -> None:
-    records = [record(status="pass"), record(status="fail", reason="dmesg")]
-    assert outcome("block/001", records, "").status is Status.FAIL
+def test_each_device_and_condition_is_an_outcome_and_each_skip_has_its_own_reasons() -> None:
+    no = record(status="not run", description="reads (and writes) a device")
+    text = left("sda_bs_4_k", no, "", "sda_bs_512", record(status="pass", runtime="1.2s"), "", "sdb_bs_512", no, "")
+    found = {each.where: each for each in outcomes("block/009", text, PRINTED, FOR_DEVICES, devices=True)}
+    assert {where: each.status for where, each in found.items()} == {
+        "sda_bs_512": Status.PASS,
+        "sda_bs_4_k": Status.SKIP,
+        "sdb_bs_512": Status.SKIP,
+    }
+    assert found["sda_bs_4_k"].reason == "sda has no blocks of 4 k; kernel is too old"
+    assert found["sdb_bs_512"].reason == "sdb is read-only ... or gone"
+    assert found["sdb_bs_512"].name == "block/009 (sdb_bs_512)"
+
+
+def test_a_group_that_does_not_run_leaves_no_record_and_is_skipped_for_its_reasons_alone() -> None:
+    printed = "loop/***                                           [not run]\n    no fio\n    no root\nloop/002 [passed]\n"
+    assert (one("", printed).status, one("", printed).reason) == (Status.SKIP, "no fio; no root")
+
+
+def test_a_device_that_a_group_refuses_is_skipped_once_beside_one_that_it_takes() -> None:
+    refused = "block/*** => sdb                                 [not run]\n    sdb is no disk\n"
+    found = outcomes("block/009", left("sda", record(status="pass"), ""), refused * 2, FOR_DEVICES, devices=True)
+    assert [(each.where, each.status, each.reason) for each in found] == [("sda", Status.PASS, ""), ("sdb", Status.SKIP, "sdb is no disk")]
+
+
+def test_one_for_several_devices_that_has_none_lies_above_all_folders() -> None:
+    printed = "md/001 (makes an array)                        [not run]\n    TEST_CASE_DEV_ARRAY is not defined for md/001\n"
+    found = one(left("", record(status="not run"), ""), printed, "test_device_array() {\n")
+    assert (found.status, found.where, found.reason) == (Status.SKIP, "", "TEST_CASE_DEV_ARRAY is not defined for md/001")
+
+
+def test_one_for_devices_says_nothing_where_there_are_none() -> None:
+    assert one("", "", FOR_DEVICES).status is Status.SKIP and "--test-disk" in one("", "", FOR_DEVICES).reason
+    assert one("", "./check: /dev/sda does not exist\n", FOR_DEVICES, devices=True).status is Status.ERROR
 
 
 def test_a_suite_that_says_nothing_is_no_pass() -> None:
-    one = outcome("loop/001", [], "./check: line 3: gawk: command not found\n")
-    assert one.status is Status.ERROR and "gawk" in one.details[0]
-    assert outcome("loop/001", [record(status="maybe")], "").status is Status.ERROR
+    found = one("", "./check: line 3: gawk: command not found\n")
+    assert found.status is Status.ERROR and "gawk" in found.details[0]
+    assert one(left("nodev", record(status="maybe"), "")).status is Status.ERROR
 
 
 def test_groups_and_tests_are_found_and_others_refused(tmp_path: Path) -> None:
     (tmp_path / "check").touch()
-    for name in ("loop/001", "loop/002", "loop/002.out", "loop/rc", "nvme/001"):
+    for name in ("loop/001", "loop/002", "loop/002.out", "loop/rc", "nvme/001", "meta/001"):
         (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tests" / name).touch()
     assert suites.found(tmp_path, ["loop"]).tests == ("loop/001", "loop/002")
     assert suites.found(tmp_path, ["nvme/001", "loop"]).tests == ("nvme/001", "loop/001", "loop/002")
-    assert len(suites.found(tmp_path, []).tests) == 3
-    with pytest.raises(UsageError, match=r"expected one of its groups \(loop, nvme\) or tests such as loop/001, got '../../etc/passwd'"):
+    # The tests of ./check itself fail on purpose: all of it is without them, as with ./check.
+    assert suites.found(tmp_path, []).tests == ("loop/001", "loop/002", "nvme/001")
+    assert suites.found(tmp_path, ["meta"]).tests == ("meta/001",)
+    with pytest.raises(UsageError, match=r"one of its groups \(loop, meta, nvme\) or tests such as loop/001, got '../../etc/passwd'"):
         suites.found(tmp_path, ["../../etc/passwd"])
     with pytest.raises(UsageError, match=r"expected a checkout with ./check and tests/"):
         suites.found(tmp_path / "tests", [])
