@@ -54,7 +54,8 @@ rm -rf results
 setsid ./check "$test" </dev/null &
 wait $!
 """
-# For each record: the folder, the record, how the output differs or what the kernel said. One may lie above all folders.
+# For each record: the folder, the record, how the output differs or what the kernel said. One may lie above all folders. Its files are
+# copied away from what else lies there: pipes, and file systems that are still mounted.
 _LEFT = """\
 cd "$0" && [ -d results ] || exit 0
 for file in results/"$1" results/*/"$1"; do
@@ -64,6 +65,8 @@ for file in results/"$1" results/*/"$1"; do
     [ ! -f "$file.out.bad" ] || diff -u "tests/$1.out" "$file.out.bad" | head -c 65536
     [ ! -f "$file.dmesg" ] || head -c 65536 "$file.dmesg"
     printf '\\0'
+    mkdir -p "../left/${file%/*}"
+    for part in "$file"*; do [ ! -f "$part" ] || [ -L "$part" ] || cp "$part" "../left/$part"; done
 done
 """
 
@@ -160,10 +163,15 @@ async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path
             except CommandFailed:
                 why = f"it did not end within {how.timeout_s:g} s"
                 return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
-            source = (home / "checkout/tests" / test).read_text(errors="replace")
-            done = blktests.outcomes(test, await _said(vm, _LEFT, test), printed, source, devices=bool(devices))
-            if any(one.status is Status.FAIL for one in done):
-                await vm.get(f"{_THERE}/results", evidence / "results")
+            try:
+                left = await _said(vm, _LEFT, test)
+                source = (home / "checkout/tests" / test).read_text(errors="replace")
+                done = blktests.outcomes(test, left, printed, source, devices=bool(devices))
+                if any(one.status is Status.FAIL for one in done):
+                    await vm.get(f"{_HOME}/left/results", evidence / "results")
+            except CommandFailed:
+                why = "it ended, and its guest does not read files any longer"
+                return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
             return done
     except GuestLost as lost:
         return (Outcome(test=test, status=Status.LOST, reason=lost.why, details=lost.console_tail),)

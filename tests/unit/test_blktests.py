@@ -1,12 +1,18 @@
 """What a test in the format of blktests says of itself."""
 
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from testbed import suites
 from testbed.blktests import Outcome, Status, outcomes
-from testbed.errors import UsageError
+from testbed.errors import CommandFailed, UsageError
+from testbed.topology import Topology
 
 SOURCE = "test() {\n    true\n}\n"
 FOR_DEVICES = "device_requires() {\n    true\n}\n\ntest_device() {\n    true\n}\n"
@@ -122,3 +128,60 @@ def test_groups_and_tests_are_found_and_others_refused(tmp_path: Path) -> None:
         suites.found(tmp_path, ["../../etc/passwd"])
     with pytest.raises(UsageError, match=r"expected a checkout with ./check and tests/"):
         suites.found(tmp_path / "tests", [])
+
+
+class Guest:
+    """A guest whose file system stands still after the first of its tests."""
+
+    def __init__(self) -> None:
+        self.disks: dict[str, SimpleNamespace] = {}
+        self.stands_still = False
+
+    async def put(self, source: Path, target: str) -> None:
+        pass
+
+    async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> SimpleNamespace:
+        if self.stands_still and command[0] == "bash":
+            raise CommandFailed("g0", "bash", "none within 60 s", "")
+        self.stands_still = "loop/001" in command
+        return SimpleNamespace(stdout="PPID STAT WCHAN COMMAND\n1 D loop_flush sync\n", stderr="")
+
+
+class Testbed:
+    __test__ = False
+    host = SimpleNamespace(cores=1)
+
+    async def kernel(self, spec: str) -> SimpleNamespace:
+        return SimpleNamespace(config=None)
+
+    @contextlib.asynccontextmanager
+    async def vm(self, topology: Topology, *, kernel: str, evidence: Path) -> AsyncIterator[Guest]:
+        yield Guest()
+
+
+async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_test_is_run(tmp_path: Path) -> None:
+    for name in ("check", "tests/loop/001", "tests/loop/002"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
+    how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None, evidence=tmp_path / "evidence")
+    told: list[Outcome] = []
+    done = await suites.run(Testbed(), suites.found(tmp_path, []), how, told.append)  # type: ignore[arg-type]  # a fake
+    assert [each.status for each in done] == [Status.HANG, Status.ERROR] and list(done) == told
+    assert done[0].details[-1] == "1 D loop_flush sync"
+
+
+def test_what_a_failed_test_leaves_is_copied_without_pipes_and_links(tmp_path: Path) -> None:
+    folder = tmp_path / "checkout/results/nodev/loop"
+    folder.mkdir(parents=True)
+    expected = tmp_path / "checkout/tests/loop/001.out"
+    expected.parent.mkdir(parents=True)
+    expected.write_text("expected\n")
+    (folder / "001").write_text(record(status="fail", reason="output"))
+    (folder / "001.out.bad").write_text("got\n")
+    (folder / "001.link").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "001.pipe")
+    command = ["bash", "-c", suites._LEFT, str(tmp_path / "checkout"), "loop/001"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert one(said).details[-2:] == ("-expected", "+got")
+    assert sorted(file.name for file in (tmp_path / "left/results/nodev/loop").iterdir()) == ["001", "001.out.bad"]
