@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from testbed.bug_results import of_repro
 from testbed.bugs import Case
 from testbed.bugs.load import of_plain
 from testbed.lab import Lab
-from testbed.repro import Job, Limits, Tried, document, on_kernel, result
+from testbed.repro import Job, Limits, Tried, on_kernel, result
 from testbed.signature import End
 from testbed.store.kernel_files import KernelFiles
 from testbed.trial import Attempt, Outcome, Try, attempt
@@ -174,6 +175,6 @@ async def test_a_rate_and_a_signature_that_shows_everywhere(lab: Lab, kernel: Ke
     assert until.tries == ()
     _, clean = await run(Limits(tries=3, timeout_s=60, every=True), "clean", must_show=False)
     assert result((every, clean))[0].value == "invalid"
-    said = document(job, (every, clean), ["testbed"], 1.0)
+    said = of_repro(job, (every, clean), ["testbed"], 1.0)
     assert (said["result"], said["kernels"][0]["hits"], said["kernels"][1]["must_show"]) == ("invalid", 4, False)
     json.dumps(said)

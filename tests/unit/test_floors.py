@@ -84,6 +84,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("runner",),
     ("repro",),
     ("campaign",),
+    ("bug_results",),
     ("report", "inventory"),
     ("cli", "pytest_plugin", "__main__"),
 )
