@@ -190,9 +190,11 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     head = _PRELUDE + exports(guest, stack, wanted.seed)
     if wanted.dump:
         await guest.keep_when_ended()
+    # Later it may not answer.
+    if wanted.dump or wanted.hold is not None:
         await dumps.prepare(guest)
     if wanted.hold is not None:
-        await debugger.read_symbols(guest)  # later it may not answer
+        await debugger.read_symbols(guest)
     limit = guest.order.deadlines.command_s
     try:
         if bug.prepare is not None:

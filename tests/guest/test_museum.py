@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from testbed.bugs import load
 from testbed.lab import Lab, open_lab
 from testbed.progress import Silent
 from testbed.repro import Job, Limits, Result, Verdict, on_kernel, result
+from testbed.store.kernel_files import KernelFiles
 
 MUSEUM = Path(__file__).parents[2] / "topologies" / "bugs"
 # The pair that every machine has which has run `./tb compare`.
@@ -72,6 +74,48 @@ async def testbed(folder: Path, *words: str, status: int | None = 0) -> tuple[st
 
 testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name for a test's
 
+
+def installed(folder: Path, lab_kernel: KernelFiles) -> None:
+    """A kernel as `make install modules_install` leaves it, from the cache: its modules are read out of their disk."""
+    release = lab_kernel.release
+    modules = folder / "lib" / "modules"
+    modules.mkdir(parents=True, exist_ok=True)
+    (folder / f"vmlinuz-{release}").symlink_to(lab_kernel.bzimage)
+    assert lab_kernel.modules_disk is not None
+    read = f"rdump /{release} {modules}"
+    subprocess.run(["debugfs", "-R", read, lab_kernel.modules_disk], check=True, capture_output=True)
+    # The date of a folder is part of what it is known by: each run of this test would leave a kernel in the cache.
+    for path in (folder / "lib").rglob("*"):
+        os.utime(path, (0, 0))
+
+
+@pytest.mark.slow
+async def test_a_folder_of_kernels_is_walked_by_version_with_the_modules_beside_them(tmp_path: Path) -> None:
+    async with open_lab(Silent(), kernels=PAIR) as lab:
+        for spec in PAIR:
+            installed(tmp_path / "kernels", await lab.kernel(spec))
+    (tmp_path / "old.yaml").write_text(OLD)
+    names = sorted(path.name for path in (tmp_path / "kernels").glob("vmlinuz-*"))
+    words = ("bisect", "old.yaml", "--kernels", "kernels", "--good", names[1], "--bad", names[0], "--json")
+    out, _, _ = await testbed(tmp_path, *words)
+    found = json.loads(out)
+    assert [Path(one.split(":")[0]).name for one in found["kernels"]] == names and found["wrong"] == ""
+    assert [(one["release"][:3], one["answer"]) for one in found["asked"]] == [("5.1", "bad"), ("6.1", "good")]
+    # The run is listed, and its results are shown again.
+    out, _, _ = await testbed(tmp_path, "report", "last")
+    assert f"it went after {found['bad']}" in out and "| bad |" in out
+    out, _, _ = await testbed(tmp_path, "runs", "--json")
+    assert [one["verdict"] for one in json.loads(out)["runs"]] == ["bisected"]
+
+
+# Shows on kernels before 5.14 without any device.
+OLD = """\
+version: 1
+summary: an old kernel
+topology: {guests: {g0: {cpus: 1, memory: 512M}}}
+script: case $(uname -r) in 5.*) echo old ;; esac
+signature: {output: ^old$}
+"""
 # Shows on kernels before 5.14, and needs one of two loops, one of two limits and one of two acts of its timeline.
 RELEASE = """\
 version: 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -26,25 +28,40 @@ def case(script: str, *signature: dict[str, Any], **more: Any) -> Case:
     return of_plain(plain)
 
 
+# What a try may take beside its script: to start its guest, and to find out what became of it.
+_BESIDES_S = 60
+
+
+def processes_with(word: str) -> list[str]:
+    """The command lines that have a word in them."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            found.append(path.read_text(errors="replace").replace("\0", " "))
+    return [one for one in found if word in one]
+
+
 @pytest.fixture
 def trying(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> Any:
-    """Tries a bug once, and sees to it that nothing of its guest is left."""
+    """Tries a bug once, and sees to it that it ends in time and that nothing of its guest is left: processes, sockets, scratch disks."""
 
     async def once(bug: Case, timeout_s: float = 60, **more: Any) -> Try:
-        one = await attempt(
-            Attempt(
-                lab=lab,
-                bug=bug.bug,
-                guest=bug.guest,
-                kernel=kernel,
-                number=1,
-                seed=7,
-                timeout_s=timeout_s,
-                evidence=tmp_path / "guest",
-                **more,
-            )
+        wanted = Attempt(
+            lab=lab,
+            bug=bug.bug,
+            guest=bug.guest,
+            kernel=kernel,
+            number=1,
+            seed=7,
+            timeout_s=timeout_s,
+            evidence=tmp_path / "guest",
+            **more,
         )
+        await lab.prepare(bug.guest, kernel)
+        async with asyncio.timeout(timeout_s + _BESIDES_S):
+            one = await attempt(wanted)
         assert not list(lab._session.sockets.iterdir()) and not list(lab._session.scratch.iterdir())
+        assert not processes_with(str(lab._session.sockets))
         assert json.loads((tmp_path / "guest" / "try.json").read_text())["outcome"] == one.outcome.value
         return one
 
