@@ -80,7 +80,7 @@ def repro_command(
         bool, typer.Option("--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it.")
     ] = False,
     paused: Annotated[bool, typer.Option("--paused", help="With --hold: the guest stands still.")] = False,
-    name: Annotated[str, typer.Option("--name", help="With --hold: what the guest is called.")] = "held",
+    name: Annotated[str | None, typer.Option("--name", help="With --hold: what the guest is called; `held` without it.")] = None,
     dump: Annotated[bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -102,8 +102,8 @@ def repro_command(
     )
     if every and until is not None:
         raise UsageError("repro: expected --all or --until, got both")
-    if paused and not hold:
-        raise UsageError("repro: --paused belongs to --hold")
+    if (paused or name is not None) and not hold:
+        raise UsageError("repro: --paused and --name belong to --hold")
     if hold and (every or until is not None):
         raise UsageError("repro: --hold stops at the first hit; expected no --all and no --until beside it")
     if save is not None:
@@ -124,7 +124,7 @@ def repro_command(
                     seed=chosen,
                     folder=folder,
                     on_try=teller(progress),
-                    hold=_holder(lab, name, wanted.title, paused, progress).hold if hold else None,
+                    hold=_holder(lab, name or "held", wanted.title, paused, progress).hold if hold else None,
                     paused=paused,
                     dump=dump,
                 )

@@ -41,6 +41,13 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
             "debian-6.1: expected a kernel with --kernel or",
         ),
         (("repro", "--script", "tests/conftest.py", "--expect", "("), "repro: signature.0.expect: expected a regular expression"),
+        (("repro", "--script", "tests/conftest.py", "--expect", ""), "repro: signature.0.expect: expected something, got ''"),
+        (("repro", "--script", "tests/conftest.py", "--hold", "--until", "90%"), "--hold stops at the first hit; expected no --all and"),
+        (("repro", "--script", "tests/conftest.py", "--name", "x"), "repro: --paused and --name belong to --hold"),
+        (
+            ("bisect", "topologies/bugs/bypass.yaml", "--good", "debian-6.1", "--bad", "x", "--kernels", "debian-6.1,x"),
+            "kernel 'x': expected one of debian-5.10",
+        ),
         (("repro", "topologies/default.yaml"), "topologies/default.yaml:8:1: guests: unknown key"),
         (("bundle", "nope"), "run 'nope': expected a run of `testbed repro`"),
         (("bisect", "topologies/bugs/bypass.yaml", "--good", "debian-6.1"), "bisect: expected --bad KERNEL, one of debian-5.10"),
