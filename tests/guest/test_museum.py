@@ -142,6 +142,17 @@ signature:
 
 
 @pytest.mark.slow
+async def test_the_cover_letters_script_alone_tells_the_kernels_apart(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "data" / "cover-letter.sh"
+    expected = r"^oom_kill 0\noom_kill 1\noom_kill 1$"
+    out, _, _ = await testbed(
+        tmp_path, "repro", "--script", str(script), "--expect", expected, "-k", "debian-5.10", "--clean", "debian-6.1", "--json"
+    )
+    found = json.loads(out)
+    assert (found["result"], [one["verdict"] for one in found["kernels"]]) == ("reproduced", ["shows", "absent"])
+
+
+@pytest.mark.slow
 async def test_a_bug_goes_to_another_machine_as_one_file(tmp_path: Path) -> None:
     (tmp_path / "old.sh").write_text('#!/bin/bash\ncase $(uname -r) in 5.*) echo "old $SEED" ;; esac\n')
     words = (
