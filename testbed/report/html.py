@@ -32,7 +32,19 @@ _PAGE = Path(__file__).parent / "page"
 _MOST_POINTS, _LEAST_POINTS, _ALL_POINTS = 400, 20, 20_000
 # As many are shown open; more would be scrolled through.
 _OPEN_CASES = 6
-LOGS = ("console.log", "dmesg.txt", "ssh.log", "qmp.jsonl", "stages.jsonl", "timeline.jsonl", "samples.jsonl", "cgroups.jsonl", "argv.txt")
+LOGS = (
+    "console.log",
+    "output.txt",
+    "dmesg.txt",
+    "counters.txt",
+    "ssh.log",
+    "qmp.jsonl",
+    "stages.jsonl",
+    "timeline.jsonl",
+    "samples.jsonl",
+    "cgroups.jsonl",
+    "argv.txt",
+)
 # Lines of a kernel's log that are shown, for each kernel and in all; the file has all of them.
 _MOST_LINES, _LEAST_LINES, _ALL_LINES = 40, 5, 10_000
 # In a report of more cases, each has a link to its folder, and not to every log in it.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from testbed import plan
 from testbed.bug_results import of_repro
 from testbed.bugs import Case
 from testbed.bugs.load import of_plain
@@ -148,9 +150,10 @@ HOSTILE: dict[str, tuple[str, End, str]] = {
 @pytest.mark.parametrize(("script", "end", "why"), HOSTILE.values(), ids=HOSTILE)
 async def test_a_guest_that_does_its_worst_is_reported_as_what_it_is(trying: Any, script: str, end: End, why: str) -> None:
     word = end.of_guest
-    one = await trying(case(script, {"output": "never"}, *([{"guest": word}] if word else [])), timeout_s=8)
+    one = await trying(case(f"echo begun\n{script}", {"output": "never"}, *([{"guest": word}] if word else [])), timeout_s=8)
     assert (one.outcome, one.end) == (Outcome.HIT if word else Outcome.TROUBLE, end)
     assert why in one.why
+    assert (one.evidence / "output.txt").read_text().startswith("begun\n")
 
 
 @pytest.mark.slow
@@ -162,6 +165,40 @@ async def test_a_guest_that_floods_its_console_does_not_flood_us(trying: Any, mo
     log = (tmp_path / "guest" / "console.log").read_bytes()
     assert one.console_bytes > len(log) > 1 << 20
     assert len(log) < (1 << 20) + (1 << 16) + 200
+    assert f" of {one.console_bytes} bytes that the guest printed are left out here]".encode() in log
+
+
+FAST_CONSOLE = ["-device", "virtio-serial-pci,addr=5", "-device", "virtconsole,chardev=console"]
+FLOOD = """\
+modprobe virtio_console && exec 3<>/dev/hvc0 && stty raw -echo -opost <&3 || exit 125
+yes 0123456789012345678901234567890123456789 | head -c 100000000 >&3
+printf '\\nit is over\\n' >&3
+sleep 600
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
+    lab: Lab, trying: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lab.cold = True  # no template for this machine alone
+    # The serial port passes 0.2 MB/s under emulation: a virtio console prints on the same wire, which is read as ever.
+    port = plan._serial_port
+
+    def shared(name: str, sockets: Path) -> tuple[tuple[str, ...], ...]:
+        (option, chardev), device = port(name, sockets)
+        return ((option, f"{chardev},mux=on"), device) if name == "console" else port(name, sockets)
+
+    monkeypatch.setattr(plan, "_serial_port", shared)
+    topology = {"guests": {"g0": {"cpus": 1, "memory": "512M", "qemu-args": FAST_CONSOLE}}}
+    before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    one = await trying(case(FLOOD, {"console": "^it is over$"}, topology=topology), timeout_s=300)
+    assert (one.outcome, one.end) == (Outcome.HIT, End.STOPPED), one
+    assert one.console_bytes >= 100_000_000
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 64 << 10
+    log = (tmp_path / "guest" / "console.log").read_bytes()
+    assert len(log) < (33 << 20) + 200 and log.endswith(b"\nit is over\n")
     assert f" of {one.console_bytes} bytes that the guest printed are left out here]".encode() in log
 
 

@@ -70,6 +70,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "lab",
         "debugger",
         "dumps",
+        "counting",
         "trial",
         "doctor",
         "fio",
