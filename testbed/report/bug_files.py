@@ -89,7 +89,7 @@ def _lines(shown: View) -> Iterator[str]:
         yield from ("", f"{table.caption}:", "")
         yield f"| {' | '.join(table.head)} |"
         yield "|---" * len(table.head) + "|"
-        yield from (f"| {' | '.join(cell(value) for value in row)} |" for row in table.rows)
+        yield from (f"| {' | '.join(cell('; '.join(value.splitlines())) for value in row)} |" for row in table.rows)
     for tries in shown.tries:
         yield from ("", f"Tries on {cell(tries.kernel)}:", "")
         for one in tries.attempts:
