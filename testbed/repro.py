@@ -204,11 +204,15 @@ def sides(shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]) -> tuple[t
 
 
 async def reproduce(job: Job, shows: tuple[KernelFiles, ...], clean: tuple[KernelFiles, ...]) -> tuple[Tried, ...]:
-    """The bug on each kernel where it must show, then on each that must be clean.
+    """The bug on each kernel where it must show, then on each that must be clean; no others after one whose guest was held.
 
     :raise HostError: this machine cannot run the guests.
     """
-    found = [await on_kernel(job, kernel, must_show=True) for kernel in shows]
+    found: list[Tried] = []
+    for kernel in shows:
+        found.append(await on_kernel(job, kernel, must_show=True))
+        if job.hold is not None and found[-1].verdict is Verdict.SHOWS:
+            return tuple(found)
     least = clean_tries(found, job.limits, job.case.bug.rate)
     for kernel in clean:
         limits = replace(job.limits, tries=least, every=True, until=None)

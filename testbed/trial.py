@@ -152,7 +152,7 @@ async def attempt(wanted: Attempt) -> Try:
             await _tried(guest, wanted, run)
             if wanted.dump and (run.watch.hit is not None or run.end not in (End.DONE, End.STOPPED)):
                 dump = await _dumped(guest, wanted.evidence / "vmcore")
-            if wanted.hold is not None and run.watch.hit is not None and run.end in (End.DONE, End.TIMED_OUT):
+            if wanted.hold is not None and run.watch.hit is not None and run.end not in (End.STOPPED, End.QEMU):
                 await wanted.hold(guest, run.watch.hit)
     except GuestError as error:
         if run.end in (End.UNTRIED, End.DONE):
@@ -188,11 +188,9 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     stack, _ = await mounts.build(guest)
     guest.marks.reach(mounts.STACK)
     head = _PRELUDE + exports(guest, stack, wanted.seed)
-    if wanted.dump:
-        await guest.keep_when_ended()
-    # Later it may not answer.
     if wanted.dump or wanted.hold is not None:
-        await dumps.prepare(guest)
+        await guest.keep_when_ended()
+        await dumps.prepare(guest)  # later it may not answer
     if wanted.hold is not None:
         await debugger.read_symbols(guest)
     limit = guest.order.deadlines.command_s

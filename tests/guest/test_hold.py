@@ -15,11 +15,12 @@ from typing import Any
 import drgn
 import pytest
 
-from testbed import dumps, process, symbols
+from testbed import debugger, dumps, process, symbols
 from testbed.bugs.load import of_plain
 from testbed.errors import HostError
+from testbed.guest import Guest
 from testbed.lab import Lab
-from testbed.signature import End
+from testbed.signature import End, Match
 from testbed.store.kernel_files import KernelFiles
 from testbed.trial import Attempt, Outcome, attempt
 
@@ -201,7 +202,7 @@ def _notes(core: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-async def test_a_guest_that_panics_leaves_its_memory(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kernel: KernelFiles, folder: Path, tmp_path: Path) -> None:
     plain = {
         "version": 1,
         "summary": "a test",
@@ -210,10 +211,19 @@ async def test_a_guest_that_panics_leaves_its_memory(lab: Lab, kernel: KernelFil
         "signature": [{"guest": "panic"}],
     }
     case = of_plain(plain)
+    found: list[str] = []
+
+    async def hold(guest: Guest, match: Match) -> None:
+        opened = await debugger.opened(guest, folder / "gdb", None)
+        words = debugger.command(opened, ("-batch", "-ex", "bt"))
+        found.append((await process.run(list(words), timeout_s=60)).stdout)
+
+    evidence = tmp_path / "g"
     wanted = Attempt(
-        lab=lab, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=1, timeout_s=60, evidence=tmp_path / "g", dump=True
+        lab=lab, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=1, timeout_s=60, evidence=evidence, dump=True, hold=hold
     )
     one = await attempt(wanted)
+    assert " panic ()" in found[0]
     assert (one.outcome, one.end) == (Outcome.HIT, End.PANIC)
     assert one.dump == str(tmp_path / "g" / "vmcore")
     program = drgn.Program()
