@@ -73,7 +73,7 @@ class Holder:
             topology=self.file,
             point="",
             guest=guest.name,
-            kernel=order.files.bzimage.parent.name,
+            kernel=order.files.bzimage.parent.name.rpartition("-")[0],  # without the cache's key
             release="",
             memory_bytes=model.memory,
             cpus=model.cpus,

@@ -141,12 +141,12 @@ def _repro(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
 def _reduce(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
     steps = document["steps"]
     (whole,) = document["kernels"]
-    rows = tuple((one["what"], "dropped" if one["kept"] else "needed", f"{one['hits']} of {one['tries']}", one["why"]) for one in steps)
+    rows = tuple((one["what"], "yes" if one["kept"] else "no", f"{one['hits']} of {one['tries']}", one["why"]) for one in steps)
     return (
         Table(caption="The bug as it was", head=repro.HEAD, rows=(repro.row(whole),)),
         Table(
-            caption="What was left away, and whether it still showed as often",
-            head=("candidate", "so it is", "hits", "why"),
+            caption="What was tried without, and whether it still showed as often",
+            head=("candidate", "shows as often", "hits", "why"),
             rows=rows,
             folders=tuple(one["folder"] for one in steps),
         ),
