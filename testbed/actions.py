@@ -44,6 +44,8 @@ async def do(guest: Guest, action: Action) -> Said:
         await _DOES_TO_MACHINE[action.verb](guest, action.value)
         return await said_machine(guest)
     await _DOES[action.verb](guest.hardware, action.disk, action.value)
+    if action.verb == "plug":
+        await guest.look_again()
     return await said(guest.hardware, action.disk)
 
 

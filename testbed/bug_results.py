@@ -11,6 +11,9 @@ from testbed.campaign import Asked, Bisector, Reduced
 from testbed.repro import Job, Tried
 from testbed.trial import said
 
+# With which codes the verbs end, and `report` of what they have left, by the result.
+EXIT_CODES = {result.value: code for result, code in repro.EXIT_CODES.items()} | {"reduced": 0, "bisected": 0, "wrong ends": 2}
+
 
 def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: float) -> dict[str, Any]:
     """What `repro.json` says."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Desk:
         self.verbs: Mapping[str, Verb] = {
             "stats": self._stats,
             "shell": self._shell,
+            "disks": self._disks,
             "hardware": self._hardware,
             "resume": self._resume,
             "sample": self._sample,
@@ -39,6 +41,12 @@ class Desk:
     async def _stats(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked
         return await gauges.read(self._ready())
+
+    async def _disks(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Its disks and namespaces, by name, as the guest has them; and how long a command of it may take, in seconds."""
+        del asked
+        guest = self._ready()
+        return {"disks": {name: asdict(disk) for name, disk in guest.disks.items()}, "command_s": guest.order.deadlines.command_s}
 
     async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Do what `words` say, or say how all disks behave, and the machine."""

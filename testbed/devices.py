@@ -100,6 +100,13 @@ def by_name(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str, D
     return {name: device for name, one in wanted.items() for device in found if _is(device, one)}
 
 
+def by_number(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str, str]:
+    """What each MAJ:MIN is called: a disk or a namespace as in the topology, those that every guest has `root disk` and `modules disk`."""
+    own = {ROOT_SERIAL: "root disk", MODULES_SERIAL: "modules disk"}
+    names = {device.number: own[device.serial] for device in found if device.serial in own}
+    return names | {device.number: name for name, device in by_name(disks, found).items()}
+
+
 def facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus: int) -> tuple[Fact, ...]:
     """What must be read back of the disks beyond the agent's listing: what the topology says of them, and no default."""
     found: list[Fact] = []

@@ -5,7 +5,8 @@ far apart), and by its path for each control group below the root that has count
     memory, anon, file, shmem, slab    bytes that it has now (memory.current, memory.stat)
     oom_kill                           tasks of it that were killed
     memory_stall_us, io_stall_us       how long some task has waited, in all (memory.pressure, io.pressure)
-    io                                 by device, a disk by its name in the topology: rbytes, wbytes, rios, wios
+    io                                 by device, a disk by its name in the topology, the guest's own as `root disk`: rbytes, wbytes,
+                                       rios, wios
 """
 
 from __future__ import annotations
@@ -44,10 +45,9 @@ class GroupSampler:
         at = clock.seen(uptime_s, asked, time.monotonic())
         self._fresh = False
         groups = group_counts.parse(lines)
-        names = {device.number: name for name, device in guest.disks.items()}
         for group in groups.values():
             if group is not None:
-                group["io"] = {_device(number, names): moved for number, moved in group["io"].items()}
+                group["io"] = {_device(number, guest.numbers): moved for number, moved in group["io"].items()}
         return {
             "monotonic_s": round(uptime_s - at.offset_s, 6),
             "guest_s": round(uptime_s, 4),

@@ -13,7 +13,7 @@ import contextlib
 import secrets
 import shutil
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -53,6 +53,8 @@ class Guest:
         self.state = State.PLANNED
         self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
         self.disks: dict[str, Device] = {}
+        self.numbers: dict[str, str] = {}  # what each MAJ:MIN is called
+        self.on_disks: Callable[[], None] = lambda: None  # called when one of them may have another path
         self.loss: Loss | None = None  # what ended it
         self.boot_s = 0.0
         self.ssh_port = 0
@@ -311,12 +313,26 @@ class Guest:
 
         :raise DeviceMismatch: they differ; the guest must not be used.
         """
-        own_disks = 1 + (self.order.files.modules_disk is not None)
-        self.agent.say("disks", **devices.query(own_disks + devices.count(self.order.model.disks)))
-        found = devices.parse(await self.wait(self.agent.expect("disks"), self.order.deadlines.command_s))
+        found = await self._listed()
         if said := devices.differences(self.order.model.disks, found):
             raise DeviceMismatch(self.name, said)
+        self._know(found)
+
+    async def look_again(self) -> None:
+        """Find the disks that are plugged in: one that has come back may have another path and number now."""
+        self._know(await self._listed())
+        self.on_disks()
+
+    def _know(self, found: tuple[Device, ...]) -> None:
         self.disks = devices.by_name(self.order.model.disks, found)
+        self.numbers = devices.by_number(self.order.model.disks, found)
+
+    async def _listed(self) -> tuple[Device, ...]:
+        """The guest's disks, as soon as all that are plugged in are there."""
+        own_disks = 1 + (self.order.files.modules_disk is not None)
+        there = {name: disk for name, disk in self.order.model.disks.items() if not self.hardware.is_out(name)}
+        query = devices.query(own_disks + devices.count(there))
+        return devices.parse(await self.wait(self.agent.exchange("disks", "disks", **query), self.order.deadlines.command_s))
 
     async def bring_up(self, key: SshKey) -> None:
         """Everything from nothing to ready."""

@@ -174,6 +174,7 @@ class Keeper:
             errors = guest.hardware.errors
             errors.on_stop = lambda: self._note(why=errors.stopped)
             vms.ssh_files(self._folder, order.name, guest.ssh_port, self._lab.key.openssh, guest.host_key.public)
+            guest.on_disks = lambda: self._note(devices=made.devices | {name: disk.path for name, disk in guest.disks.items()})
             self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port, devices=made.devices)
             self._say({"ready": asdict(self._record)})
             self._was_ready = True

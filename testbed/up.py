@@ -62,12 +62,12 @@ async def start(
     called: Mapping[str, str],
     kernels: Mapping[str, str],
     folders: Folders,
-    evidence: Path,
+    evidence: Mapping[str, Path],
     cold: bool,
     progress: Progress,
     waiting: tuple[Spare, ...],
 ) -> tuple[Vm, ...]:
-    """Start all guests of a topology side by side. `called`, `kernels`: by guest; `waiting`: a process for each.
+    """Start all guests of a topology side by side. `called`, `kernels`, `evidence`: by guest; `waiting`: a process for each.
 
     :raise TestbedError: one did not get ready; then none is there. :raise UsageError: a name is taken.
     """
@@ -87,7 +87,7 @@ async def start(
             guest=guest,
             kernel=kernels[guest],
             networks=str(networks),
-            evidence=str(evidence / called[guest]),
+            evidence=str(evidence[guest]),
             cold=cold,
         )
         for guest in topology.guests
@@ -117,12 +117,14 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
 
     async def one(order: UpOrder, spare: Spare) -> None:
         with progress.task(order.name) as task:
-            Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
             try:
+                Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
                 async with asyncio.timeout(_START_S):
                     await _ready(spare.wire, order, progress, task)
             except TimeoutError:
                 failures.append(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}")
+            except OSError as error:
+                failures.append(f"{order.name}: {order.evidence}: cannot be made: {error.strerror}")
             except TestbedError as error:
                 failures.append(str(error))
 

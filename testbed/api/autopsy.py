@@ -38,7 +38,7 @@ async def describe(vm: Vm, qemu: str) -> str:
         (vm.evidence / "dmesg.txt").write_text(said["dmesg"])
         began = float(said["uptime"]) - answered_after_s
         log = [line for line in said["dmesg"].splitlines() if (stamp := _STAMP.match(line)) and float(stamp[1]) >= began]
-        lines += _block("kernel log since the guest was ready", log)
+        lines += _block("kernel log since the guest was ready", log or ["nothing"])
     else:
         console = vm.evidence / "console.log"
         text = console.read_text(errors="replace").splitlines() if console.exists() else []

@@ -19,9 +19,8 @@ from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from testbed import process, stack, vms
 from testbed.api.machines import Said
 from testbed.api.names import Disk, Loop
-from testbed.errors import GuestLost, HostError, TestbedError, WireBroken
+from testbed.errors import GuestLost, HostError, TestbedError, UsageError, WireBroken
 from testbed.hardware import words
-from testbed.lifecycle import deadlines
 from testbed.paths import Folders
 from testbed.shell import Result, Shell
 from testbed.ssh_keys import SshKey
@@ -35,16 +34,6 @@ _DOWN_S = 90.0
 _NOTED_S = 5.0
 _FOR_EVER_S = 1e6
 _LONGEST_NAME = 24
-# $@: NAME PATH pairs. Of each: its name, MAJ:MIN, sectors, serial.
-_DISKS = """\
-while [ $# -gt 0 ]; do
-    at=/sys/class/block/${2##*/}
-    read -r number <$at/dev && read -r sectors <$at/size
-    serial= && [ ! -e $at/serial ] || read -r serial <$at/serial || true
-    echo "$1 $2 $number $sectors $serial"
-    shift 2
-done
-"""
 
 
 class Kept:
@@ -55,8 +44,8 @@ class Kept:
         self._supervised, self._shell = supervised, shell
         self.name, self.release, self.evidence = record.name, record.release, Path(record.evidence)
         self.model, self.kernel = topology.guests[record.guest], kernel
-        self.command_s = deadlines(None).command_s
-        self.devices: Mapping[str, str] = record.devices
+        self.command_s = 0.0  # until it was asked
+        self.devices: Mapping[str, str] = {}
         self.disks: dict[str, Disk] = {}
         self.stays = False
 
@@ -67,10 +56,13 @@ class Kept:
 
     async def look(self) -> None:
         """Find its disks."""
-        there = [word for name, path in self.devices.items() if name in self.model.disks for word in (name, path)]
-        for line in (await self.run(_DISKS, *there)).stdout.splitlines():
-            name, path, number, sectors, *serial = line.split(maxsplit=4)
-            self.disks[name] = Disk(name=name, path=path, number=number, serial="".join(serial), size_bytes=int(sectors) * 512)
+        answer = await self._supervised.ask("disks")
+        self.command_s = answer["command_s"]
+        self.disks = {
+            name: Disk(name=name, **{key: one[key] for key in ("path", "number", "serial", "size_bytes")})
+            for name, one in answer["disks"].items()
+        }
+        self.devices = {**self._supervised.record.devices, **{name: disk.path for name, disk in self.disks.items()}}
 
     async def run(self, script: str, *arguments: str) -> Result:
         with_cause = self._shell.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S)
@@ -99,8 +91,10 @@ class Kept:
         return (await self._supervised.ask("qmp", execute=command, arguments=arguments))["return"]
 
     async def tell(self, some: Sequence[str]) -> Said:
-        words.action(some)  # refused here, where it was said
+        verb = words.action(some).verb  # refused here, where it was said
         answer = await self._supervised.ask("hardware", words=list(some))
+        if verb == "plug":
+            await self.look()
         return dict(next(iter(answer.values())))
 
     async def said(self, disk: str) -> Said:
@@ -115,11 +109,8 @@ class Kept:
     async def close(self) -> None:
         """End it, unless it stays."""
         await self._shell.close()
-        if self.stays and self.lives:
-            return
-        with contextlib.suppress(TestbedError):
-            await self._supervised.ask("down")
-        await vms.gone(self._supervised, _DOWN_S)
+        if not (self.stays and self.lives):
+            await _end(self._supervised)
 
 
 @contextlib.asynccontextmanager
@@ -134,7 +125,7 @@ async def started(
     file = evidence / "topology.yaml"
     file.write_text(json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True)))
     called = re.sub(r"[^a-z0-9]+", "-", f"t-{evidence.name}".lower())[:_LONGEST_NAME].strip("-") + f"-{secrets.token_hex(2)}"
-    options = ["--json", "--quiet", *(["--cold"] if cold else [])]
+    options = ["--json", "--quiet", "--logs", str(evidence), *(["--cold"] if cold else [])]
     if all(model.kernel is None for model in topology.guests.values()):
         options += ["--kernel", kernel]
     done = await process.run([sys.executable, "-m", "testbed", "up", file, "--name", called, *options], timeout_s=_UP_S, check=False)
@@ -153,8 +144,14 @@ async def started(
         for one in found.values():
             await one.close()
         for name in set(names) - {one.name for one in found.values()}:
-            with contextlib.suppress(TestbedError):
-                await vms.find(folders, name).ask("down")
+            with contextlib.suppress(UsageError):  # it is gone already
+                await _end(vms.find(folders, name))
+
+
+async def _end(supervised: Supervised) -> None:
+    with contextlib.suppress(TestbedError):
+        await supervised.ask("down")
+    await vms.gone(supervised, _DOWN_S)
 
 
 async def _connected(supervised: Supervised, topology: Topology) -> Shell:

@@ -83,7 +83,7 @@ class Own:
 
     @property
     def devices(self) -> Mapping[str, str]:
-        return self._stack.devices
+        return {**self._stack.devices, **{name: disk.path for name, disk in self._guest.disks.items()}}
 
     async def run(self, script: str, *arguments: str) -> Result:
         return await self._guest.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S)
@@ -99,11 +99,7 @@ class Own:
         return await guest.wait(guest.monitor.execute(command, arguments), guest.order.deadlines.monitor_s)
 
     async def tell(self, some: Sequence[str]) -> Said:
-        action = words.action(some)
-        done = await actions.do(self._guest, action)
-        if action.verb == "plug" and len(tuple(self._guest.hardware.names())) == len(self._guest.disks):
-            await self._guest.verify()  # it may have another path now
-        return done
+        return await actions.told(self._guest, some)
 
     async def said(self, disk: str) -> Said:
         if disk == words.MACHINE:

@@ -25,6 +25,7 @@ from testbed.api.machines import Machine
 from testbed.api.names import Disk, Loop, Named
 from testbed.api.patience import Patience
 from testbed.api.qmp import Qmp
+from testbed.console import clean
 from testbed.errors import CommandFailed, HostError, TestbedError, UsageError
 from testbed.shell import Result
 from testbed.topology.model import Guest as GuestModel
@@ -128,7 +129,8 @@ class Vm:
         self._remember(Ran(command=said, result=result), failed=wrong)
         if wrong:
             status = f"{result.status} {result.signal}".strip()
-            raise CommandFailed(self.name, said, status, (result.stderr or result.stdout)[-2000:])
+            output = "\n".join(clean(line) for line in (result.stderr or result.stdout)[-2000:].splitlines())
+            raise CommandFailed(self.name, clean(said), status, output)
         return result
 
     def _remember(self, ran: Ran, *, failed: bool) -> None:

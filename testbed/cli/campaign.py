@@ -72,7 +72,7 @@ def reduce_command(
             out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
             out.print(f"{found.guests} guests{left}", markup=False, highlight=False, soft_wrap=True)
             print(job.folder)
-        return 0 if smaller else 1
+        return bug_results.EXIT_CODES[document["result"]]
 
     run_async(work())
 
@@ -135,7 +135,7 @@ def bisect_command(
                 out.print(f"{one.kernel}: {one.answer.value}: {one.tried.words}", markup=False, highlight=False, soft_wrap=True)
             out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
             print(job.folder)
-        return 2 if found.wrong else 0
+        return bug_results.EXIT_CODES[document["result"]]
 
     run_async(work())
 

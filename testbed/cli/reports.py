@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from testbed import paths, vms
+from testbed import bug_results, paths, vms
 from testbed.cli.app import Json, app, err, out
 from testbed.errors import TestbedError, UsageError
 from testbed.report import artefacts, bug_files, diff, live, results, schema
@@ -21,6 +21,7 @@ from testbed.report.guests import age
 from testbed.store import runs as store
 from testbed.store.runs import Run
 from testbed.units import format_size, parse_size
+from testbed.verdict import EXIT_CODES, Verdict
 
 _FORMATS = ", ".join(artefacts.FORMATS)
 _AGE = re.compile(r"(\d{1,6})\s*(s|min|h|d|w)")
@@ -40,7 +41,7 @@ def report_command(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Print the results of an earlier run, as Markdown or in another format; or what changed between two."""
+    """Print the results of an earlier run, as Markdown or in another format; or what changed between two. Ends as the run did."""
     named, there = run or ["last"], paths.folders().runs
     if between:
         _diff(named, there, as_json)
@@ -66,7 +67,9 @@ def report_command(
                 raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
         else:
             sys.stdout.write(text)
-    err.print(live.last_line(document["result"] if bug else document["verdict"], folder), markup=False, highlight=False, soft_wrap=True)
+    said = document["result"] if bug else document["verdict"]
+    err.print(live.last_line(said, folder), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(bug_results.EXIT_CODES[said] if bug else EXIT_CODES[Verdict(said)])
 
 
 def _diff(named: list[str], there: Path, as_json: bool) -> None:

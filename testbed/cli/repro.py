@@ -28,7 +28,7 @@ from testbed.progress import Progress
 from testbed.report import bug_files, live
 from testbed.report import repro as report
 from testbed.report.artefacts import keep
-from testbed.repro import EXIT_CODES, Job, Limits
+from testbed.repro import Job, Limits
 from testbed.store import bundles, runs
 from testbed.store.bundles import Bundle
 from testbed.topology.reader import text_of
@@ -145,7 +145,7 @@ def repro_command(
             print(json.dumps(document))
         else:
             show(document, folder)
-        return EXIT_CODES[repro.result(tried)[0]]
+        return bug_results.EXIT_CODES[document["result"]]
 
     run_async(work())
 

@@ -15,7 +15,7 @@ from rich.console import RenderableType
 
 from testbed import paths, probe, reach, runner
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
-from testbed.errors import UsageError
+from testbed.errors import HostError, UsageError
 from testbed.kernels import KernelTable, load_table
 from testbed.lab import Lab, open_lab
 from testbed.progress import Progress
@@ -175,8 +175,9 @@ async def _run(
                 started = time.monotonic()
                 finished = await runner.run(job, judge(kernels))
                 took_s = time.monotonic() - started
-                document = _write(lab, wanted, kernels, finished, took_s, folder)
-    verdict = overall(tuple(result.judgement.verdict for result in finished))
+                verdict = overall(tuple(result.judgement.verdict for result in finished))
+                document = _document(lab, wanted, kernels, finished, took_s, folder)
+                unwritten = _write(document, folder)
     if wanted.as_json:
         print(json.dumps(document))
         watch.end(verdict, folder, EXIT_CODES[verdict])
@@ -185,20 +186,29 @@ async def _run(
         table.show_losses(finished, out)
         out.print(f"{took_s:.0f} s for {document['guest_seconds']:.0f} s of guests", highlight=False)
         print(live.last_line(verdict.value, folder))
+    if unwritten is not None:
+        raise unwritten
     return EXIT_CODES[verdict]
 
 
-def _write(
+def _document(
     lab: Lab, wanted: _Wanted, kernels: dict[str, KernelFiles], finished: tuple[Result, ...], took_s: float, folder: Path
 ) -> dict[str, Any]:
-    """The run's files; returns what results.json says."""
+    """What results.json says."""
     verdict = overall(tuple(result.judgement.verdict for result in finished))
     qemu_sha256 = cache.file_sha256(Path(lab.host.qemu.path))
-    document = results.document(
+    return results.document(
         folder, verdict, sys.argv, lab.host, lab.image, kernels, finished, took_s, model=wanted.model, qemu_sha256=qemu_sha256
     )
-    artefacts.write(document, folder)
-    return document
+
+
+def _write(document: dict[str, Any], folder: Path) -> HostError | None:
+    """The run's files. What was found is told even where they cannot be written: then the error is returned."""
+    try:
+        artefacts.write(document, folder)
+    except HostError as error:
+        return error
+    return None
 
 
 def _sample_s(text: str) -> float | None:

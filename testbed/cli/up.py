@@ -32,6 +32,9 @@ def up_command(
     point: Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")] = None,
     kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=f"For all its guests. {KERNEL_HELP}")] = None,
     name: Annotated[str | None, typer.Option("--name", help="What the guest is called; several get it before their own names.")] = None,
+    logs: Annotated[
+        Path | None, typer.Option("--logs", help="A folder for the guests' logs, with one in it for each; a run's folder without it.")
+    ] = None,
     cold: Cold = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -43,6 +46,7 @@ def up_command(
 
     async def work(waiting: tuple[Spare, ...]) -> int:
         folders = paths.folders()
+        run = paths.new_run_folder(folders.runs) if logs is None else logs.absolute()
         with live.progress(err, quiet=quiet) as progress:
             started = await up.start(
                 topology,
@@ -51,7 +55,7 @@ def up_command(
                 called=called,
                 kernels={guest: kernel or model.kernel or default for guest, model in topology.guests.items()},
                 folders=folders,
-                evidence=paths.new_run_folder(folders.runs),
+                evidence={guest: run / (name if logs is None else guest) for guest, name in called.items()},
                 cold=cold,
                 progress=progress,
                 waiting=waiting,

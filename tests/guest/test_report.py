@@ -112,10 +112,18 @@ class Opened:
         for number in range(count):
             await self.page.locator(".plots").nth(number).scroll_into_view_if_needed()
             await self.page.locator(".plots").nth(number).locator(".js-plotly-plot").first.wait_for(timeout=60_000)
-        await self.page.wait_for_function(
-            "document.querySelectorAll('.plots[data-state=drawn]').length === document.querySelectorAll('.plots').length"
-        )
-        await self.page.wait_for_function("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
+        await self.drawn()
+
+    async def drawn(self) -> None:
+        """Wait until all plots are, wherever they are."""
+        await self.until("[...document.querySelectorAll('.plots')].every((one) => one.dataset.state === 'drawn')")
+        await self.until("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
+
+    async def until(self, expression: str) -> None:
+        """Wait until it is true. Asked again from here, for the page's policy lets nobody in it evaluate text."""
+        async with asyncio.timeout(120):
+            while not await self.page.evaluate(expression):
+                await asyncio.sleep(0.05)
 
 
 def _own(request: Any) -> bool:
@@ -167,6 +175,21 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
 
 
 _WHERE = "[document.activeElement.className, document.activeElement.tagName, document.activeElement.getAttribute('href')].join(' ')"
+
+
+async def wait(browser: Any, folder: Path) -> None:
+    """Plots of closed cases are drawn while nothing else is done, and printed; an opened one has its width."""
+    seen = await opened(browser, folder / "report.html")
+    page = seen.page
+    await page.evaluate("document.querySelectorAll('details.case').forEach((one) => { one.open = false; })")
+    await seen.drawn()
+    await page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert await page.locator("details.case:not([open])").count() == 0
+    await page.evaluate("dispatchEvent(new Event('afterprint'))")
+    await page.locator("details.case summary").first.click()
+    fits = "(box) => Math.abs(box.querySelector('.main-svg').clientWidth - box.clientWidth) < 2"
+    await seen.until(f"({fits})(document.querySelector('details.case .plot'))")
+    assert await page.locator("details.case .plot").first.is_visible() and seen.wrong == []
 
 
 async def press(browser: Any, folder: Path) -> None:
@@ -258,6 +281,7 @@ async def test_the_report_of_a_real_run_in_a_browser(tmp_path: Path) -> None:
     assert [test.status for test in whole.tests] == ["ok", "ok"]
     async with chromium.browser() as browser:
         await look(browser, folder, kept)
+        await wait(browser, folder)
         await press(browser, folder)
         await adapt(browser, folder, kept)
         await thousand(browser, folder)

@@ -139,7 +139,9 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
 
     page = (folder / "report.html").read_text()
     assert "<script>" not in page and "last words" in page and 'href="./guests/bad-1/console.log"' in page
-    text = testbed(tmp_path, "report", "last").stdout
+    printed = testbed(tmp_path, "report", "last")
+    text = printed.stdout
+    assert printed.returncode == 0
     assert f": {document['result']}" in text and "./tb verb --expect" in text and "1 of 1: 1% to 100%" in text
     assert "\x1b" not in text
     shown = testbed(tmp_path, "report", "--format", "junit")
@@ -160,3 +162,7 @@ def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected JSON"):
         bug_files.read(tmp_path)
     assert bug_files.read(tmp_path / "guests") is None
+
+
+def test_every_result_has_an_exit_code() -> None:
+    assert {result.value for result in repro.Result} | {"reduced", "bisected", "wrong ends"} == bug_results.EXIT_CODES.keys()

@@ -200,6 +200,10 @@ def test_every_format_is_printed_and_the_last_line_is_the_same(tmp_path: Path) -
     worse = made(
         tmp_path / "state", "20200102T000000Z-0002", json.dumps(found | {"scenarios": [found["scenarios"][0] | {"verdict": "FAIL"}]})
     )
+    # Whoever looks at a run again gets its exit code, too.
+    worse.joinpath("results.json").write_text(json.dumps(json.loads(worse.joinpath("results.json").read_text()) | {"verdict": "FAIL"}))
+    failed_one = testbed(tmp_path, "report", worse.name)
+    assert failed_one.returncode == 1 and failed_one.stderr.splitlines()[-1] == f"verdict: FAIL {worse}"
     other = testbed(tmp_path, "report", "--diff", folder.name, worse.name)
     assert other.returncode == 1 and "gate: PASS, then **FAIL**" in other.stdout
 

@@ -191,11 +191,18 @@
   }, { rootMargin: "300px" });
   document.querySelectorAll(".plots").forEach((container) => watcher.observe(container));
 
-  // What is open will be read, and perhaps printed: it is drawn while there is nothing else to do.
-  const open = [...document.querySelectorAll("details.case[open] .plots")];
+  // What is open will be read, and what is short may be printed: it is drawn while there is nothing else to do, what is open first.
+  const MOST_PRINTED = 60;
+  const short = document.querySelectorAll("details.case:not([open])").length <= MOST_PRINTED;
+  const later = [...document.querySelectorAll("details.case[open] .plots"), ...(short ? document.querySelectorAll(".plots") : [])];
   const idle = window.requestIdleCallback || ((work) => setTimeout(work, 200));
-  const next = () => open.length && draw(open.shift()).then(() => idle(next));
+  const next = () => later.length && draw(later.shift()).then(() => idle(next));
   idle(next);
+
+  // What was drawn while its case was closed had no width.
+  document.addEventListener("toggle", (event) => {
+    if (event.target.open && !printing) event.target.querySelectorAll(".plot.js-plotly-plot").forEach((box) => window.Plotly.Plots.resize(box));
+  }, true);
 
   function show(hash) {
     const target = hash.length > 1 && document.getElementById(decodeURIComponent(hash.slice(1)));
@@ -206,12 +213,11 @@
 
   dark.addEventListener("change", () => drawn.forEach((again) => again()));
 
-  // On paper everything that is short is open, and plots that were drawn are dark on white.
+  // On paper everything that is short is open, and plots are dark on white.
   const opened = [];
   addEventListener("beforeprint", () => {
     printing = true;
-    const closed = [...document.querySelectorAll("details.case:not([open])")];
-    if (closed.length <= 60) for (const one of closed) { one.open = true; opened.push(one); }
+    if (short) for (const one of document.querySelectorAll("details.case:not([open])")) { one.open = true; opened.push(one); }
     drawn.forEach((again) => again());
   });
   addEventListener("afterprint", () => {
