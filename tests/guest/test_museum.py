@@ -15,13 +15,22 @@ import pytest
 from testbed.bugs import load
 from testbed.lab import Lab, open_lab
 from testbed.progress import Silent
-from testbed.repro import Job, Limits, Result, Verdict, on_kernel, result
+from testbed.repro import Job, Limits, Result, Tried, Verdict, on_kernel, result
 from testbed.store.kernel_files import KernelFiles
 
 MUSEUM = Path(__file__).parents[2] / "topologies" / "bugs"
 # The pair that every machine has which has run `./tb compare`.
 PAIR = ("debian-5.10", "debian-6.1")
 WAITS, TIMED = ("css-leak", "idle-workers"), ("inversion", "io-max-bypass")
+
+
+async def one_side(job: Job, lab: Lab, spec: str, *, must_show: bool) -> Tried:
+    """A try that comes to something: those that measure time say that they could not where this machine is busy."""
+    for _ in range(3):
+        tried = await on_kernel(job, await lab.kernel(spec), must_show=must_show)
+        if tried.verdict is not Verdict.TROUBLE:
+            break
+    return tried
 
 
 async def both_sides(lab: Lab, name: str, folder: Path) -> Result:
@@ -36,9 +45,11 @@ async def both_sides(lab: Lab, name: str, folder: Path) -> Result:
     )
     shows = next(spec for spec in PAIR if spec in case.bug.kernels.shows)
     clean = next(spec for spec in PAIR if spec in case.bug.kernels.clean)
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(on_kernel(job, await lab.kernel(spec), must_show=spec == shows)) for spec in (shows, clean)]
-    tried = tuple(task.result() for task in tasks)
+    wanted = (one_side(job, lab, shows, must_show=True), one_side(job, lab, clean, must_show=False))
+    if name in TIMED:
+        tried = (await wanted[0], await wanted[1])
+    else:
+        tried = await asyncio.gather(*wanted)
     assert [one.verdict for one in tried] == [Verdict.SHOWS, Verdict.ABSENT], [(try_.why, try_.end) for one in tried for try_ in one.tries]
     return result(tried)[0]
 
