@@ -52,6 +52,7 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
         (("bundle", "nope"), "run 'nope': expected a run of `testbed repro`"),
         (("bisect", "topologies/bugs/bypass.yaml", "--good", "debian-6.1"), "bisect: expected --bad KERNEL, one of debian-5.10"),
         (("bisect", "topologies/bugs/bypass.yaml", "--good", "x", "--bad", "debian-5.10"), "--good x: expected one of debian-5.10"),
+        (("reduce", "topologies/bugs/bypass.yaml", "-o", "/no/such/x.yaml"), "--output /no/such/x.yaml: expected a place in a folder"),
         (("gdb", "nobody"), "nobody: there is no such guest"),
         (("dump", "nobody", "x", "--format", "core"), "--format core: expected one of elf, kdump-zlib"),
         (("frobnicate",), "No such command 'frobnicate'"),
