@@ -70,6 +70,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "lab",
         "debugger",
         "dumps",
+        "counting",
         "trial",
         "doctor",
         "fio",
@@ -84,6 +85,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("runner",),
     ("repro",),
     ("campaign",),
+    ("bug_results",),
     ("report", "inventory"),
     ("cli", "pytest_plugin", "__main__"),
 )
