@@ -11,7 +11,7 @@ from typing import Any
 
 from testbed import process
 from testbed.errors import HostError, UsageError
-from testbed.kernels import DebianKernel, Kernel, LocalKernel, Series
+from testbed.kernels import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
 from testbed.store import cache
@@ -22,6 +22,8 @@ from testbed.store.mirror import find_mirror
 
 # What reaches the root disk; the rest is on the modules disk.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+# Links by the names of built kernels, to their folders.
+BUILT_NAMES = "built"
 # Changes when what a kernel's folder holds changes.
 _LAYOUT = 2
 
@@ -55,7 +57,9 @@ class KernelFiles:
 
 
 def kernel_folder(kernel: Kernel, root: Path) -> Path:
-    """Where the files of `kernel` are or will be; keyed by the row of the table, or by the content of local files."""
+    """Where the files of `kernel` are or will be; keyed by the table's row, by what it was built from, or by local files' content."""
+    if isinstance(kernel, BuiltKernel):
+        return (root / BUILT_NAMES / kernel.name).resolve()
     if isinstance(kernel, DebianKernel):
         key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package)
         return root / "kernels" / f"{kernel.name}-{key}"
@@ -75,9 +79,14 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
     """The kernel's files, fetched or unpacked if the cache does not have them; `renew` asks the mirror for a newer version.
 
     :raise HostError: the mirror, the disk or a tool fails.
-    :raise UsageError: a local file is not what it should be.
+    :raise UsageError: a local file is not what it should be, or no kernel was built under that name.
     """
     folder = kernel_folder(kernel, root)
+    if isinstance(kernel, BuiltKernel):
+        if not (folder / cache.META).is_file():
+            known = ", ".join(built.spec for built in built_kernels(root)) or "none yet"
+            raise UsageError(f"kernel {kernel.spec}: expected one that `testbed kernel build` made; there are: {known}")
+        return read_folder(kernel, folder)
     if renew:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -103,8 +112,8 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
     meta = cache.read_meta(folder)
     try:
         return KernelFiles(
-            name=kernel.name,
-            series=kernel.series,
+            name=kernel.spec if isinstance(kernel, BuiltKernel) else kernel.name,
+            series=Series(meta["series"]) if isinstance(kernel, BuiltKernel) else kernel.series,
             release=meta["release"],
             origin=meta["origin"],
             sha256=meta["sha256"],
@@ -116,7 +125,13 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
         raise HostError(f"{folder / cache.META}: expected the key {error}; remove {folder}, and the next run makes it again") from error
 
 
-async def _make(kernel: Kernel, folder: Path, task: Task) -> dict[str, Any]:
+def built_kernels(root: Path) -> tuple[BuiltKernel, ...]:
+    """Those that were built, by name."""
+    links = sorted((root / BUILT_NAMES).glob("*"))
+    return tuple(BuiltKernel(name=link.name) for link in links if (link / cache.META).is_file())
+
+
+async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) -> dict[str, Any]:
     work = folder / "work"
     work.mkdir()
     try:
@@ -128,7 +143,7 @@ async def _make(kernel: Kernel, folder: Path, task: Task) -> dict[str, Any]:
             await _unpack(kernel.debs, work / "tree", task)
         bzimage, modules = _find(kernel, work / "tree")
         _keep_config(bzimage, folder)
-        return await _lay_out(bzimage, modules, folder, task) | {"origin": origin}
+        return await lay_out(bzimage, modules, folder, task) | {"origin": origin}
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -165,7 +180,7 @@ async def _unpack(debs: tuple[Path, ...], tree: Path, task: Task) -> None:
         await process.run(["dpkg-deb", "-x", deb, tree], timeout_s=300)
 
 
-def _find(kernel: Kernel, tree: Path) -> tuple[Path, Path | None]:
+def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | None]:
     """The bzImage, and the folder `lib/modules/RELEASE` if there is one."""
     if isinstance(kernel, LocalKernel) and kernel.bzimage is not None:
         return kernel.bzimage, kernel.modules
@@ -185,7 +200,8 @@ def _keep_config(bzimage: Path, folder: Path) -> None:
             return
 
 
-async def _lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
+async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
+    """Put a kernel and its modules into `folder`, as guests start from them; returns what to record. `folder`/work is for scratch."""
     release = kernel_release(bzimage)
     shutil.copyfile(bzimage, folder / "bzImage")
     digests = [cache.file_sha256(folder / "bzImage")]
