@@ -19,6 +19,7 @@ from testbed.errors import TestbedError, TopologyError
 _ROOMS = (
     "look",
     "run",
+    "sensitivity",
     "reports",
     "repro",
     "bundle",

@@ -12,9 +12,10 @@ from testbed import paths
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.kernels import Kernel, KernelTable, load_table
+from testbed.progress import Progress
 from testbed.report import live
 from testbed.store import cache, kernel_builds, kernel_files
-from testbed.store.kernel_builds import Wanted
+from testbed.store.kernel_builds import Builder, BuildOrder
 
 kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml and from source.")
 app.add_typer(kernel_app, name="kernel")
@@ -29,9 +30,19 @@ Config = Annotated[Path | None, typer.Option("--config", help="Your own .config 
 JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Compilers at once; one for each processor without it.")]
 
 
+Tree = Annotated[str | None, typer.Option("--tree", help=f"Build what is run from source. {SOURCE_HELP}")]
+Series = Annotated[list[Path] | None, typer.Option("--series", help=SERIES_HELP)]
+Revert = Annotated[list[Path] | None, typer.Option("--revert", help="Patches that are in the source, to be taken away.")]
+
+
 def kernel_table() -> KernelTable:
     """The table of kernels that ships."""
     return load_table(paths.shipped("images") / "kernels.yaml")
+
+
+def builder(progress: Progress) -> Builder:
+    """What builds kernels into this user's cache."""
+    return Builder(table=kernel_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress)
 
 
 @kernel_app.command("fetch")
@@ -58,8 +69,8 @@ def kernel_fetch(
 def kernel_build(
     name: Annotated[str | None, typer.Argument(help="The kernel is then built-NAME; made of what it is without one.")] = None,
     source: Annotated[str, typer.Option("--source", "--tree", help=SOURCE_HELP)] = "debian-6.1",
-    series: Annotated[list[Path] | None, typer.Option("--series", help=SERIES_HELP)] = None,
-    revert: Annotated[list[Path] | None, typer.Option("--revert", help="Patches that are in the source, to be taken away.")] = None,
+    series: Series = None,
+    revert: Revert = None,
     ablation: Annotated[list[str] | None, typer.Option("--ablation", help=f"Take one thing away: {', '.join(ABLATIONS)}.")] = None,
     flavour: Flavours = None,
     fragment: Fragments = None,
@@ -69,7 +80,7 @@ def kernel_build(
     quiet: Quiet = False,
 ) -> None:
     """Build a kernel from source, unless the cache has it; every verb then knows it by its name. See docs/kernels.md."""
-    wanted = Wanted(
+    wanted = BuildOrder(
         source=source,
         series=tuple(series or ()),
         reverts=tuple(revert or ()),
@@ -81,9 +92,8 @@ def kernel_build(
     )
 
     async def work() -> int:
-        folders = (paths.folders().cache, paths.shipped("images"))
         with live.progress(err, quiet=quiet, as_json=as_json) as progress:
-            built = await kernel_builds.build(wanted, name, kernel_table(), folders, progress)
+            built = await builder(progress).build(wanted, name)
         if as_json:
             print(json.dumps({"name": built.name, **cache.read_meta(built.folder), "folder": str(built.folder)}))
         else:

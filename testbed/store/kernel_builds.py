@@ -2,40 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import os
 import shutil
-import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed import process
-from testbed.errors import BuildError, HostError, UsageError
-from testbed.kbuild import fragments, kconfig, needs, patches, recipe
+from testbed.errors import BuildError, UsageError
+from testbed.kbuild import fragments, patches, recipe
 from testbed.kbuild.ablations import ABLATIONS, Ablation
 from testbed.kbuild.fragments import Option
 from testbed.kbuild.patches import Patch
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name
-from testbed.progress import Progress, Task
+from testbed.progress import Progress
 from testbed.store import cache, kernel_files, kernel_sources, kernel_tree
 from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernel_make import MakeJob, find_compiler, results
 from testbed.store.kernel_sources import Source
 from testbed.store.kernel_tree import Tree
 
-# The programs that a build runs, and the header that objtool is compiled with; the package of each.
-_TOOLS = {tool: tool for tool in ("gcc", "make", "flex", "bison", "bc", "git")} | {"ld": "binutils", "tar": "tar", "xz": "xz-utils"}
-_HEADERS = {"libelf.h": "libelf-dev", "openssl/opensslv.h": "libssl-dev"}
-_CONFIGURE_S, _BUILD_S = 600, 6 * 3600
-# Objects of the base configuration on 6.1; a folder that was built once knows its own number.
-_USUAL_OBJECTS = 1900
-_OBJECTS, _LOG = "testbed-objects", "testbed-make.log"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class BuildOrder:
     """What is to be built. `source`: as a command line names it; `series` are applied, then `reverts` taken away, then `ablations` done.
 
     `config`: the user's own .config, in place of the base fragment; `flavours` and `fragments` come on top.
@@ -51,50 +42,116 @@ class Wanted:
     jobs: int | None = None
 
 
-async def build(wanted: Wanted, name: str | None, table: KernelTable, folders: tuple[Path, Path], progress: Progress) -> KernelFiles:
-    """The kernel, built unless the cache has it, under `name` or one made of what it is. `folders`: the cache, and that of the fragments.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Builder:
+    """Builds into the cache `root`, with the sources of `table` and the fragments in `shipped`/kconfig.
 
-    :raise BuildError: the source, a patch, the configuration or the compiler says no. :raise HostError: this machine lacks something.
+    Its methods raise `BuildError` where the source, a patch, the configuration or the compiler says no, and `HostError` where this machine
+    lacks something.
     """
-    root, shipped = folders
-    if name is not None:
-        built_name(name)
-    ablations = tuple(_ablation(one) for one in wanted.ablations)
-    series = tuple(patch for path in wanted.series for patch in read_patches(path))
-    reverts = tuple(patch for path in reversed(wanted.reverts) for patch in reversed(read_patches(path)))
-    request = _request(wanted, shipped)
-    compiler = await _compiler()
-    source = await kernel_sources.prepare(wanted.source, table, root, progress)
-    async with cache.locked(source.folder.with_name(f"{source.folder.name}.build.lock"), progress, f"source of {source.name}"):
-        tree = Tree(source.folder)
-        if source.git is not None:
-            await _check_out(source, tree, progress)
-        changes = await tree.planned(series, reverts, ablations)
-        text = fragments.written(request)
-        key = recipe.build_key(source.key, kernel_tree.digests(changes), text, compiler.version)
-        folder = root / "kernels" / f"built-{key}"
 
-        async def make(unfinished: Path) -> dict[str, Any]:
-            tree.put(changes)
-            output = source.folder / f"out-{recipe.output_key(text, compiler)}"
-            job = _Job(
-                source=source, output=output, compiler=compiler, release=f"-tb{key[:8]}", jobs=wanted.jobs or len(os.sched_getaffinity(0))
-            )
-            with progress.task(f"kernel of {source.name}") as task:
-                took_s = await job.run(request, plain=wanted.config is None, task=task, note=progress.note)
-                record = await _results(job, unfinished, task)
-            return record | {
-                "series": _series(source.tree, ablations).value,
-                "origin": _origin(source, series, reverts, ablations),
-                "config_name": _config_name(wanted),
-                "compiler": compiler.version,
-                "took_s": round(took_s, 1),
-            }
+    table: KernelTable
+    root: Path
+    shipped: Path
+    progress: Progress
 
-        await cache.once(folder, make, progress, f"kernel of {source.name}")
-    called = BuiltKernel(name=name or _name(source, wanted, key))
-    _link(root, called, folder)
-    return kernel_files.read_folder(called, folder)
+    async def check(self, order: BuildOrder) -> None:
+        """That its words mean something and its patches apply, before anything is built."""
+        async with self._planned(order):
+            pass
+
+    async def build(self, order: BuildOrder, name: str | None = None) -> KernelFiles:
+        """The kernel, built unless the cache has it, under `name` or one made of what it is."""
+        if name is not None:
+            built_name(name)
+        async with self._planned(order) as plan:
+            await cache.once(plan.folder(self.root), lambda unfinished: self._make(plan, unfinished), self.progress, plan.title)
+        called = BuiltKernel(name=name or plan.name)
+        _link(self.root, called, plan.folder(self.root))
+        return kernel_files.read_folder(called, plan.folder(self.root))
+
+    @contextlib.asynccontextmanager
+    async def _planned(self, order: BuildOrder) -> AsyncIterator[_Plan]:
+        """What is to be done; its source is nobody else's meanwhile."""
+        parts = _parts(order, self.shipped)
+        compiler = await find_compiler()
+        source = await kernel_sources.prepare(order.source, self.table, self.root, self.progress)
+        lock = source.folder.with_name(f"{source.folder.name}.build.lock")
+        async with cache.locked(lock, self.progress, f"source of {source.name}"):
+            tree = Tree(source.folder)
+            if source.git is not None:
+                await _check_out(source, tree, self.progress)
+            changes = await tree.planned(parts.series, parts.reverts, parts.ablations)
+            yield _Plan(order=order, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
+
+    async def _make(self, plan: _Plan, unfinished: Path) -> dict[str, Any]:
+        plan.tree.put(plan.changes)
+        job = MakeJob(
+            source=plan.source,
+            output=plan.source.folder / f"out-{recipe.output_key(plan.parts.request_text, plan.compiler)}",
+            compiler=plan.compiler,
+            release=f"-tb{plan.key[:8]}",
+            jobs=plan.order.jobs or len(os.sched_getaffinity(0)),
+        )
+        with self.progress.task(plan.title) as task:
+            took_s = await job.run(plan.parts.request, plain=plan.order.config is None, task=task, note=self.progress.note)
+            record = await results(job, unfinished, task)
+        return record | {
+            "series": _series(plan.source.tree, plan.parts.ablations).value,
+            "origin": _origin(plan),
+            "config_name": _config_name(plan.order),
+            "compiler": plan.compiler.version,
+            "took_s": round(took_s, 1),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """An order's words, read."""
+
+    series: tuple[Patch, ...]
+    reverts: tuple[Patch, ...]
+    ablations: tuple[Ablation, ...]
+    request: Mapping[str, Option]
+
+    @property
+    def request_text(self) -> str:
+        return fragments.written(self.request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    order: BuildOrder
+    parts: _Parts
+    compiler: Compiler
+    source: Source
+    tree: Tree
+    changes: Mapping[str, bytes | None]
+
+    @property
+    def key(self) -> str:
+        digests = kernel_tree.digests(self.changes)
+        return recipe.build_key(self.source.key, digests, self.parts.request_text, self.compiler.version)
+
+    @property
+    def name(self) -> str:
+        return "-".join((self.source.name, *self.order.flavours, *self.order.ablations, self.key[:8]))[:80]
+
+    @property
+    def title(self) -> str:
+        return f"kernel of {self.source.name}"
+
+    def folder(self, root: Path) -> Path:
+        return root / "kernels" / f"built-{self.key}"
+
+
+def _parts(order: BuildOrder, shipped: Path) -> _Parts:
+    return _Parts(
+        series=tuple(patch for path in order.series for patch in read_patches(path)),
+        reverts=tuple(patch for path in reversed(order.reverts) for patch in reversed(read_patches(path))),
+        ablations=tuple(_ablation(one) for one in order.ablations),
+        request=_request(order, shipped),
+    )
 
 
 def read_patches(path: Path) -> tuple[Patch, ...]:
@@ -145,36 +202,23 @@ def _ablation(name: str) -> Ablation:
     return ABLATIONS[name]
 
 
-def _request(wanted: Wanted, shipped: Path) -> dict[str, Option]:
+def _request(order: BuildOrder, shipped: Path) -> dict[str, Option]:
     """The configuration as it is asked for."""
     known = flavours(shipped)
-    for flavour in wanted.flavours:
+    for flavour in order.flavours:
         if flavour not in known:
             raise UsageError(f"--flavour {flavour}: expected one of {', '.join(known)}")
-    first = wanted.config or shipped / "kconfig" / "base.config"
-    files = (first, *(shipped / "kconfig" / f"{flavour}.config" for flavour in wanted.flavours), *wanted.fragments)
+    first = order.config or shipped / "kconfig" / "base.config"
+    files = (first, *(shipped / "kconfig" / f"{flavour}.config" for flavour in order.flavours), *order.fragments)
     try:
         return fragments.merged(*(fragments.parse(path.read_text(), str(path)) for path in files))
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"a configuration cannot be read: {error}") from error
 
 
-def _config_name(wanted: Wanted) -> str:
-    first = wanted.config.name if wanted.config else "base"
-    return "+".join((first, *wanted.flavours, *(path.stem for path in wanted.fragments)))
-
-
-async def _compiler() -> Compiler:
-    """:raise HostError: something that builds need is not installed; names all of it."""
-    missing = [package for tool, package in _TOOLS.items() if process.where(tool) is None]
-    if not missing:
-        for header, package in _HEADERS.items():
-            asked = await process.run(["gcc", "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False)
-            missing += [package] if asked.status != 0 else []
-    if missing:
-        raise HostError(f"building a kernel needs packages that are not installed; install them with: apt-get install {' '.join(missing)}")
-    said = [(await process.run([tool, "--version"])).stdout.splitlines()[0] for tool in ("gcc", "ld")]
-    return Compiler(version=", ".join(said), through_ccache=process.where("ccache") is not None)
+def _config_name(order: BuildOrder) -> str:
+    first = order.config.name if order.config else "base"
+    return "+".join((first, *order.flavours, *(path.stem for path in order.fragments)))
 
 
 async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
@@ -192,113 +236,6 @@ async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
     kernel_sources.version(source.tree)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Job:
-    """One build. `output`: where make works, shared by builds of one source with one configuration; `release`: is added to the version."""
-
-    source: Source
-    output: Path
-    compiler: Compiler
-    release: str
-    jobs: int
-
-    def make(self, *targets: str) -> list[str | Path]:
-        return ["make", "-C", self.source.tree, f"O={self.output}", f"LOCALVERSION={self.release}", *self.compiler.words, *targets]
-
-    async def run(self, request: Mapping[str, Option], *, plain: bool, task: Task, note: Any) -> float:
-        """Configure and compile; how long compiling took, in seconds. `plain`: what is not asked for is off."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        await self._configure(request, plain=plain, task=task, note=note)
-        begun = time.monotonic()
-        await self._compile(task)
-        return time.monotonic() - begun
-
-    @property
-    def config(self) -> dict[str, Option]:
-        path = self.output / ".config"
-        return fragments.parse(path.read_text(), str(path))
-
-    async def _configure(self, request: Mapping[str, Option], *, plain: bool, task: Task, note: Any) -> None:
-        """:raise BuildError: an option did not survive, or guests and scenarios need another one."""
-        task.update(detail="configuring")
-        asked = self.output / "testbed.config"
-        asked.write_text(fragments.written(request))
-        if plain:
-            words, environment = self.make("allnoconfig"), {"KCONFIG_ALLCONFIG": str(asked)}
-        else:
-            shutil.copyfile(asked, self.output / ".config")
-            words, environment = self.make("olddefconfig"), {}
-        done = await process.run(words, env=recipe.ENVIRONMENT | environment, timeout_s=_CONFIGURE_S, check=False)
-        if done.status != 0:
-            raise BuildError(
-                f"kernel of {self.source.name}: it cannot be configured:\n    {recipe.first_error(done.stderr or done.stdout)}"
-            )
-        config = self.config
-        if plain and (lost := fragments.losses(request, config)):
-            known = await asyncio.to_thread(kconfig.read, self._text)
-            lines = [
-                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
-                for one in lost
-            ]
-            raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines))
-        if lacks := needs.unmet((*needs.GUEST, *needs.EVERY_SCENARIO), config):
-            raise BuildError(f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks))
-        if not plain:
-            for lack in needs.unmet(needs.SOME_SCENARIOS, config):
-                note(f"the configuration lacks {lack}")
-
-    def _text(self, path: str) -> str | None:
-        file = self.source.tree / path
-        return file.read_text(errors="replace") if file.is_file() else None
-
-    async def _compile(self, task: Task) -> None:
-        """:raise BuildError: the compiler says no; shows its first error."""
-        remembered = self.output / _OBJECTS
-        usual = int(remembered.read_text()) if remembered.exists() else _USUAL_OBJECTS
-        before = await asyncio.to_thread(_objects, self.output)
-        done, begun = 0, time.monotonic()
-        with (self.output / _LOG).open("w") as log:
-
-            def hear(line: str) -> None:
-                nonlocal done
-                log.write(f"{line.rstrip()}\n")
-                if (compiled := recipe.compiled(line)) is not None:
-                    done += 1
-                    fraction, words = recipe.progress(before, done, usual, time.monotonic() - begun)
-                    task.update(fraction=fraction, detail=f"{words}: {compiled}")
-
-            modules = self.config.get("MODULES")
-            targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
-            words = [*self.make(*targets), "-Otarget", f"-j{self.jobs}"]
-            made = await process.run(words, env=recipe.ENVIRONMENT, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
-        if made.status != 0:
-            raise BuildError(f"kernel of {self.source.name}: {recipe.first_error(made.stderr)}\n  all that make said: {self.output / _LOG}")
-        remembered.write_text(str(await asyncio.to_thread(_objects, self.output)))
-
-
-def _objects(folder: Path) -> int:
-    return sum(1 for _ in folder.rglob("*.o"))
-
-
-async def _results(job: _Job, folder: Path, task: Task) -> dict[str, Any]:
-    """Copy what was made out of the shared folder."""
-    work = folder / "work"
-    work.mkdir()
-    try:
-        modules = None
-        if any(option.value == "m" for option in job.config.values()):
-            task.update(detail="modules")
-            await process.run(
-                [*job.make("modules_install"), f"INSTALL_MOD_PATH={work / 'installed'}"], env=recipe.ENVIRONMENT, timeout_s=_CONFIGURE_S
-            )
-            (modules,) = (work / "installed/lib/modules").iterdir()
-        for name, kept in ((".config", "config"), ("System.map", "System.map")):
-            shutil.copyfile(job.output / name, folder / kept)
-        return await kernel_files.lay_out(job.output / "arch/x86/boot/bzImage", modules, folder, task)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
 def _series(tree: Path, ablations: tuple[Ablation, ...]) -> Series:
     """Whether the series is in it; an ablation is neither side."""
     if ablations:
@@ -307,18 +244,13 @@ def _series(tree: Path, ablations: tuple[Ablation, ...]) -> Series:
     return Series.AFTER if loop.is_file() and recipe.has_series(loop.read_text(errors="replace")) else Series.BEFORE
 
 
-def _origin(source: Source, series: tuple[Patch, ...], reverts: tuple[Patch, ...], ablations: tuple[Ablation, ...]) -> str:
-    said = [source.origin]
-    for verb, some in (("with", series), ("without", reverts)):
+def _origin(plan: _Plan) -> str:
+    said = [plan.source.origin]
+    for verb, some in (("with", plan.parts.series), ("without", plan.parts.reverts)):
         if some:
             said.append(f"{verb} {len(some)} patch{'es' if len(some) > 1 else ''} ({', '.join(patch.subject for patch in some)})")
-    said += [f"ablation {ablation.name}: {ablation.what}" for ablation in ablations]
+    said += [f"ablation {ablation.name}: {ablation.what}" for ablation in plan.parts.ablations]
     return "; ".join(said)
-
-
-def _name(source: Source, wanted: Wanted, key: str) -> str:
-    words = (source.name, *wanted.flavours, *wanted.ablations, key[:8])
-    return "-".join(words)[:80]
 
 
 def _link(root: Path, kernel: BuiltKernel, folder: Path) -> None:

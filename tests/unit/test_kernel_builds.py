@@ -12,7 +12,7 @@ from testbed.kbuild.recipe import Compiler
 from testbed.kernels import Series, load_table
 from testbed.progress import Silent
 from testbed.store import cache, kernel_builds, kernel_files
-from testbed.store.kernel_builds import Wanted
+from testbed.store.kernel_builds import Builder, BuildOrder
 from testbed.store.kernel_files import KernelFiles
 from tests.unit.test_kernels import TABLE, bzimage
 
@@ -47,7 +47,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     async def found() -> Compiler:
         return Compiler(version="gcc 12", through_ccache=False)
 
-    monkeypatch.setattr(kernel_builds, "_compiler", found)
+    monkeypatch.setattr(kernel_builds, "find_compiler", found)
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, env={**os.environ, **who}).stdout
 
 
-def build(root: Path, wanted: Wanted, name: str | None = None) -> KernelFiles:
-    return asyncio.run(kernel_builds.build(wanted, name, TABLE, (root, IMAGES), Silent()))
+def build(root: Path, wanted: BuildOrder, name: str | None = None) -> KernelFiles:
+    return asyncio.run(Builder(table=TABLE, root=root, shipped=IMAGES, progress=Silent()).build(wanted, name))
 
 
 def compiled(root: Path) -> int:
@@ -84,15 +84,15 @@ def compiled(root: Path) -> int:
 def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path, tree: Path) -> None:
     root = tmp_path / "cache"
     (tmp_path / "series.patch").write_text(PATCH)
-    base = build(root, Wanted(source=f"{tree}@main~1"), "mine")
-    patched = build(root, Wanted(source=f"{tree}@main~1", series=(tmp_path / "series.patch",)))
+    base = build(root, BuildOrder(source=f"{tree}@main~1"), "mine")
+    patched = build(root, BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "series.patch",)))
     assert (base.name, base.series, patched.series) == ("built-mine", Series.BEFORE, Series.AFTER)
     assert "with 1 patch (" in patched.origin and base.config is not None
     assert base.bzimage.read_bytes() != patched.bzimage.read_bytes() and compiled(root) == 2
     found = asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
     assert found == base and found.release == "6.9.0-test"
     # What was built is not built again.
-    assert build(root, Wanted(source=f"{tree}@main~1"), "again").folder == base.folder and compiled(root) == 2
+    assert build(root, BuildOrder(source=f"{tree}@main~1"), "again").folder == base.folder and compiled(root) == 2
     kernel_builds.remove("built-again", root)
     assert {one.spec for one in kernel_files.built_kernels(root)} == {"built-mine", patched.name}
     kernel_builds.remove("mine", root)
@@ -103,8 +103,8 @@ def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path,
 
 def test_the_same_key_gives_the_same_bytes_also_where_nothing_is_left(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "series.patch").write_text(PATCH)
-    wanted = Wanted(source=f"{tree}@main~1", series=(tmp_path / "series.patch",))
-    build(tmp_path / "one", Wanted(source=str(tree)))
+    wanted = BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "series.patch",))
+    build(tmp_path / "one", BuildOrder(source=str(tree)))
     first, second = build(tmp_path / "one", wanted), build(tmp_path / "two", wanted)
     assert first.folder.name == second.folder.name and first.bzimage.read_bytes() == second.bzimage.read_bytes()
 
@@ -112,58 +112,67 @@ def test_the_same_key_gives_the_same_bytes_also_where_nothing_is_left(tmp_path: 
 def test_the_users_tree_is_only_read_and_what_is_not_committed_is_left_out(tmp_path: Path, tree: Path) -> None:
     (tree / "drivers/block/loop.c").write_text("error: not committed\n")
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tree.rglob("*") if path.is_file()}
-    built = build(tmp_path / "cache", Wanted(source=str(tree)))
+    built = build(tmp_path / "cache", BuildOrder(source=str(tree)))
     assert built.series is Series.AFTER
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tree.rglob("*") if path.is_file()} == before
 
 
 def test_the_first_error_of_the_compiler_ends_a_build_and_the_next_one_goes_on(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "broken.patch").write_text(PATCH.replace("cmd->memcg_css", "error: broken"))
-    wanted = Wanted(source=f"{tree}@main~1", series=(tmp_path / "broken.patch",))
+    wanted = BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "broken.patch",))
     with pytest.raises(BuildError, match=r"loop.c:2:error: broken\n(.*\n)*.*all that make said: .*testbed-make.log"):
         build(tmp_path / "cache", wanted)
-    assert build(tmp_path / "cache", Wanted(source=f"{tree}@main~1")).series is Series.BEFORE
+    assert build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1")).series is Series.BEFORE
 
 
 def test_an_option_that_does_not_survive_is_an_error_with_what_blocks_it(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "mine.config").write_text("CONFIG_LOSES_THIS=y\n")
     with pytest.raises(BuildError, match=r"mine.config:1: CONFIG_LOSES_THIS: expected y, got n: it depends on WHAT_IS_OFF, which is n"):
-        build(tmp_path / "cache", Wanted(source=str(tree), fragments=(tmp_path / "mine.config",)))
+        build(tmp_path / "cache", BuildOrder(source=str(tree), fragments=(tmp_path / "mine.config",)))
     assert compiled(tmp_path / "cache") == 0
 
 
 def test_a_configuration_that_no_guest_boots_with_is_refused_before_the_build(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "config").write_text("CONFIG_64BIT=y\n")
     with pytest.raises(BuildError, match=r"CONFIG_VIRTIO_BLK=y or m: its root is ext4 on virtio-blk"):
-        build(tmp_path / "cache", Wanted(source=str(tree), config=tmp_path / "config"))
+        build(tmp_path / "cache", BuildOrder(source=str(tree), config=tmp_path / "config"))
     assert compiled(tmp_path / "cache") == 0
 
 
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (Wanted(source="nowhere"), "expected one of debian-5.10, debian-6.1, debian-6.12, or a git tree"),
-        (Wanted(source="debian-6.1", ablations=("none",)), "--ablation none: expected one of root-worker"),
-        (Wanted(source="debian-6.1", flavours=("none",)), "--flavour none: expected one of faults, iolatency"),
+        (BuildOrder(source="nowhere"), "expected one of debian-5.10, debian-6.1, debian-6.12, or a git tree"),
+        (BuildOrder(source="debian-6.1", ablations=("none",)), "--ablation none: expected one of root-worker"),
+        (BuildOrder(source="debian-6.1", flavours=("none",)), "--flavour none: expected one of faults, iolatency"),
     ],
 )
-def test_what_does_not_exist_is_named_with_what_there_is(tmp_path: Path, wanted: Wanted, message: str) -> None:
+def test_what_does_not_exist_is_named_with_what_there_is(tmp_path: Path, wanted: BuildOrder, message: str) -> None:
     with pytest.raises((BuildError, UsageError), match=message):
         build(tmp_path / "cache", wanted)
 
 
 def test_a_tree_without_a_kernel_and_a_commit_that_is_none_are_refused(tmp_path: Path, tree: Path) -> None:
     with pytest.raises(BuildError, match="with the commit v9"):
-        build(tmp_path / "cache", Wanted(source=f"{tree}@v9"))
+        build(tmp_path / "cache", BuildOrder(source=f"{tree}@v9"))
     git(tree, "rm", "-q", "Kconfig")
     git(tree, "commit", "-qm", "no kernel")
     with pytest.raises(BuildError, match="expected a kernel's Makefile"):
-        build(tmp_path / "cache", Wanted(source=str(tree)))
+        build(tmp_path / "cache", BuildOrder(source=str(tree)))
+
+
+def test_an_order_is_checked_before_anything_is_built(tmp_path: Path, tree: Path) -> None:
+    (tmp_path / "series.patch").write_text(PATCH)
+    makes = Builder(table=TABLE, root=tmp_path / "cache", shipped=IMAGES, progress=Silent())
+    asyncio.run(makes.check(BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "series.patch",))))
+    with pytest.raises(BuildError, match=r"loop\.c: hunk 1"):
+        asyncio.run(makes.check(BuildOrder(source=str(tree), series=(tmp_path / "series.patch",))))
+    assert compiled(tmp_path / "cache") == 0
 
 
 def test_a_tarball_is_a_source(tmp_path: Path, tree: Path) -> None:
     git(tree, "archive", "--prefix=linux/", "-o", str(tmp_path / "linux.tar.gz"), "HEAD")
-    built = build(tmp_path / "cache", Wanted(source=str(tmp_path / "linux.tar.gz")))
+    built = build(tmp_path / "cache", BuildOrder(source=str(tmp_path / "linux.tar.gz")))
     assert built.origin == "linux.tar.gz" and built.series is Series.AFTER
     assert cache.read_meta(built.folder)["config_name"] == "base"
 
