@@ -112,10 +112,18 @@ class Opened:
         for number in range(count):
             await self.page.locator(".plots").nth(number).scroll_into_view_if_needed()
             await self.page.locator(".plots").nth(number).locator(".js-plotly-plot").first.wait_for(timeout=60_000)
-        await self.page.wait_for_function(
-            "document.querySelectorAll('.plots[data-state=drawn]').length === document.querySelectorAll('.plots').length"
-        )
-        await self.page.wait_for_function("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
+        await self.drawn()
+
+    async def drawn(self) -> None:
+        """Wait until all plots are, wherever they are."""
+        await self.until("[...document.querySelectorAll('.plots')].every((one) => one.dataset.state === 'drawn')")
+        await self.until("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
+
+    async def until(self, expression: str) -> None:
+        """Wait until it is true. Asked again from here, for the page's policy lets nobody in it evaluate text."""
+        async with asyncio.timeout(120):
+            while not await self.page.evaluate(expression):
+                await asyncio.sleep(0.05)
 
 
 def _own(request: Any) -> bool:
@@ -174,16 +182,14 @@ async def wait(browser: Any, folder: Path) -> None:
     seen = await opened(browser, folder / "report.html")
     page = seen.page
     await page.evaluate("document.querySelectorAll('details.case').forEach((one) => { one.open = false; })")
-    await page.wait_for_function("[...document.querySelectorAll('.plots')].every((one) => one.dataset.state === 'drawn')", timeout=60_000)
-    await page.wait_for_function("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
+    await seen.drawn()
     await page.evaluate("dispatchEvent(new Event('beforeprint'))")
     assert await page.locator("details.case:not([open])").count() == 0
     await page.evaluate("dispatchEvent(new Event('afterprint'))")
     await page.locator("details.case summary").first.click()
     fits = "(box) => Math.abs(box.querySelector('.main-svg').clientWidth - box.clientWidth) < 2"
-    box = page.locator("details.case .plot").first
-    await page.wait_for_function(f"(({fits}))(document.querySelector('details.case .plot'))")
-    assert await box.is_visible() and seen.wrong == []
+    await seen.until(f"({fits})(document.querySelector('details.case .plot'))")
+    assert await page.locator("details.case .plot").first.is_visible() and seen.wrong == []
 
 
 async def press(browser: Any, folder: Path) -> None:

@@ -5,6 +5,9 @@ import sys
 
 import pytest
 
+# Loaded before the sessions below, which forget the modules that they load, but not what those have become attributes of.
+from testbed.pytest_plugin import cases  # noqa: F401 - loading is all
+
 INI = "[pytest]\nasyncio_default_fixture_loop_scope = function\n"
 MATRIX = """\
 version: 1
