@@ -94,15 +94,18 @@ class Builder:
             jobs=plan.order.jobs or len(os.sched_getaffinity(0)),
         )
         with self.progress.task(plan.title) as task:
-            took_s = await job.run(plan.parts.request, plain=plan.order.config is None, task=task, note=self.progress.note)
+            made = await job.run(plan.parts.request, plain=plan.order.config is None, task=task, note=self.progress.note)
             record = await results(job, unfinished, task)
-        return record | {
-            "series": _series(plan.source.tree, plan.parts.ablations).value,
-            "origin": _origin(plan),
-            "config_name": _config_name(plan.order),
-            "compiler": plan.compiler.version,
-            "took_s": round(took_s, 1),
-        }
+        return (
+            record
+            | made
+            | {
+                "series": _series(plan.source.tree, plan.parts.ablations).value,
+                "origin": _origin(plan),
+                "config_name": _config_name(plan.order),
+                "compiler": plan.compiler.version,
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

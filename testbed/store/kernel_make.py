@@ -54,13 +54,13 @@ class MakeJob:
     def make(self, *targets: str) -> list[str | Path]:
         return ["make", "-C", self.source.tree, f"O={self.output}", f"LOCALVERSION={self.release}", *self.compiler.words, *targets]
 
-    async def run(self, request: Mapping[str, Option], *, plain: bool, task: Task, note: Callable[[str], None]) -> float:
-        """Configure and compile; how long compiling took, in seconds. `plain`: what is not asked for is off."""
+    async def run(self, request: Mapping[str, Option], *, plain: bool, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
+        """Configure and compile; returns how long it took and how many objects it compiled. `plain`: what is not asked for is off."""
         self.output.mkdir(parents=True, exist_ok=True)
         await self._configure(request, plain=plain, task=task, note=note)
         begun = time.monotonic()
-        await self._compile(task)
-        return time.monotonic() - begun
+        compiled = await self._compile(task)
+        return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
 
     @property
     def config(self) -> dict[str, Option]:
@@ -100,8 +100,11 @@ class MakeJob:
         file = self.source.tree / path
         return file.read_text(errors="replace") if file.is_file() else None
 
-    async def _compile(self, task: Task) -> None:
-        """:raise BuildError: the compiler says no; shows its first error."""
+    async def _compile(self, task: Task) -> int:
+        """How many objects were compiled.
+
+        :raise BuildError: the compiler says no; shows its first error.
+        """
         remembered = self.output / _OBJECTS
         usual = int(remembered.read_text()) if remembered.exists() else _USUAL_OBJECTS
         before = await asyncio.to_thread(_objects, self.output)
@@ -123,6 +126,7 @@ class MakeJob:
         if made.status != 0:
             raise BuildError(f"kernel of {self.source.name}: {recipe.first_error(made.stderr)}\n  all that make said: {self.output / _LOG}")
         remembered.write_text(str(await asyncio.to_thread(_objects, self.output)))
+        return done
 
 
 def _objects(folder: Path) -> int:
