@@ -23,6 +23,8 @@ _LAYOUT = 1
 _UNPACK_S = 1800
 # The user's tree has settings of its own, which may name programs; and it may belong to somebody else than who builds.
 _GIT = ("git", "--no-optional-locks", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+# What a hook or an alias of the user's, from which we may run, says of a repository is not said of this one.
+_ASK_GIT = ("env", "-u", "GIT_DIR", "-u", "GIT_WORK_TREE", "-u", "GIT_INDEX_FILE", *_GIT)
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*) *$", re.MULTILINE)
 
 
@@ -116,13 +118,13 @@ async def _unpack(tarball: Path, tree: Path, task: Task) -> None:
 
 async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:
     """Only names the commit: `checkout` brings the tree in the cache to it."""
-    asked = await process.run([*_GIT, "-C", path, "rev-parse", "--absolute-git-dir", f"{commit}^{{commit}}"], check=False)
+    asked = await process.run([*_ASK_GIT, "-C", path, "rev-parse", "--absolute-git-dir", f"{commit}^{{commit}}"], check=False)
     lines = asked.stdout.split("\n")
     if asked.status != 0 or len(lines) < 2:
         said = asked.stderr.strip().splitlines()
         raise BuildError(f"source {path}: expected a git tree with the commit {commit}: {said[-1] if said else 'git gave no reason'}")
     repository, found = Path(lines[0]), lines[1]
-    changed = (await process.run([*_GIT, "-C", path, "status", "--porcelain", "-uno"], timeout_s=300, check=False)).stdout.splitlines()
+    changed = (await process.run([*_ASK_GIT, "-C", path, "status", "--porcelain", "-uno"], timeout_s=300, check=False)).stdout.splitlines()
     if changed and commit == "HEAD":
         progress.note(f"source {path}: {len(changed)} changed files are left out; it is built as it was committed, {found[:12]}")
     name = path.resolve().name

@@ -117,6 +117,13 @@ def test_the_users_tree_is_only_read_and_what_is_not_committed_is_left_out(tmp_p
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in tree.rglob("*") if path.is_file()} == before
 
 
+def test_what_a_hook_says_of_its_own_repository_is_not_said_of_this_one(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert build(tmp_path / "cache", BuildOrder(source=str(tree))).series is Series.AFTER
+
+
 def test_the_first_error_of_the_compiler_ends_a_build_and_the_next_one_goes_on(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "broken.patch").write_text(PATCH.replace("cmd->memcg_css", "error: broken"))
     wanted = BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "broken.patch",))
