@@ -138,15 +138,23 @@ async def results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
     work = folder / "work"
     work.mkdir()
     try:
-        modules = None
-        if any(option.value == "m" for option in job.config.values()):
-            task.update(detail="modules")
-            await process.run(
-                [*job.make("modules_install"), f"INSTALL_MOD_PATH={work / 'installed'}"], env=recipe.ENVIRONMENT, timeout_s=_CONFIGURE_S
-            )
-            (modules,) = (work / "installed/lib/modules").iterdir()
+        task.update(detail="modules")
         for name, kept in ((".config", "config"), ("System.map", "System.map")):
             shutil.copyfile(job.output / name, folder / kept)
-        return await kernel_files.lay_out(job.output / "arch/x86/boot/bzImage", modules, folder, task)
+        return await kernel_files.lay_out(job.output / "arch/x86/boot/bzImage", await _modules(job, work / "installed"), folder, task)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+async def _modules(job: MakeJob, folder: Path) -> Path:
+    """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it."""
+    if any(option.value == "m" for option in job.config.values()):
+        words = [*job.make("modules_install"), f"INSTALL_MOD_PATH={folder}"]
+        await process.run(words, env=recipe.ENVIRONMENT, timeout_s=_CONFIGURE_S)
+        (found,) = (folder / "lib/modules").iterdir()
+        return found
+    folder.mkdir()
+    (folder / "modules.order").touch()
+    for name in ("modules.builtin", "modules.builtin.modinfo"):
+        shutil.copyfile(job.output / name, folder / name)
+    return folder

@@ -32,6 +32,8 @@ bzImage: $(O)/loop.o
 	mkdir -p $(O)/arch/x86/boot
 	(cat head; echo $(LOCALVERSION); cat $(O)/loop.o) >$(O)/arch/x86/boot/bzImage
 	echo map >$(O)/System.map
+	echo kernel/drivers/block/loop.ko >$(O)/modules.builtin
+	printf 'loop.file=drivers/block/loop\\0' >$(O)/modules.builtin.modinfo
 $(O)/loop.o: drivers/block/loop.c
 	@echo '  CC      drivers/block/loop.o'
 	! grep -Hn 'error:' $< >&2
