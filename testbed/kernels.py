@@ -45,9 +45,10 @@ class LocalKernel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltKernel:
-    """What `testbed kernel build` made under this name; its record in the cache says the rest."""
+    """What `testbed kernel build` made under this name; the cache knows the rest of it, and whether the series is in it."""
 
     name: str
+    series: Series = Series.UNKNOWN
 
     @property
     def spec(self) -> str:

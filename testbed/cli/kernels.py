@@ -14,7 +14,7 @@ from testbed.kbuild.ablations import ABLATIONS
 from testbed.kernels import Kernel, KernelTable, load_table
 from testbed.progress import Progress
 from testbed.report import live
-from testbed.store import cache, kernel_builds, kernel_files
+from testbed.store import built_names, cache, kernel_builds, kernel_files
 from testbed.store.kernel_builds import Builder, BuildOrder
 
 kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml and from source.")
@@ -109,7 +109,7 @@ def kernel_list(as_json: Json = False) -> None:
     known = kernel_table()
     root = paths.folders().cache
     rows: list[dict[str, Any]] = []
-    every: tuple[Kernel, ...] = (*known.rows.values(), *kernel_files.built_kernels(root))
+    every: tuple[Kernel, ...] = (*known.rows.values(), *built_names.every(root))
     for kernel in every:
         found = kernel_files.cached(kernel, root)
         name = found.name if found else kernel.name

@@ -18,7 +18,8 @@ from testbed.kbuild.patches import Patch
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name
 from testbed.progress import Progress
-from testbed.store import cache, kernel_files, kernel_sources, kernel_tree
+from testbed.store import built_names, cache, kernel_files, kernel_sources, kernel_tree
+from testbed.store.built_names import Named
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.kernel_make import MakeJob, find_compiler, results
 from testbed.store.kernel_sources import Source
@@ -66,9 +67,12 @@ class Builder:
             built_name(name)
         async with self._planned(order) as plan:
             await cache.once(plan.folder(self.root), lambda unfinished: self._make(plan, unfinished), self.progress, plan.title)
+            # By what is in it: another order may have made the same kernel.
+            made = Series(cache.read_meta(plan.folder(self.root))["series"])
         called = BuiltKernel(name=name or plan.name)
-        _link(self.root, called, plan.folder(self.root))
-        return kernel_files.read_folder(called, plan.folder(self.root))
+        series = Series.UNKNOWN if plan.parts.ablations else made
+        built_names.remember(self.root, called, Named(folder=plan.folder(self.root), origin=_origin(plan), series=series))
+        return kernel_files.read_built(called, self.root)
 
     @contextlib.asynccontextmanager
     async def _planned(self, order: BuildOrder) -> AsyncIterator[_Plan]:
@@ -100,7 +104,7 @@ class Builder:
             record
             | made
             | {
-                "series": _series(plan.source.tree, plan.parts.ablations).value,
+                "series": _series(plan.source.tree).value,
                 "origin": _origin(plan),
                 "config_name": _config_name(plan.order),
                 "compiler": plan.compiler.version,
@@ -189,14 +193,13 @@ def remove(name: str, root: Path) -> None:
 
     :raise UsageError: there is none of that name.
     """
-    name = built_name(name.removeprefix(BUILT))
-    link = root / kernel_files.BUILT_NAMES / name
-    if not link.is_symlink():
-        raise UsageError(f"kernel {BuiltKernel(name=name).spec}: there is none")
-    folder = link.resolve()
-    link.unlink()
-    if all(kernel_files.kernel_folder(other, root) != folder for other in kernel_files.built_kernels(root)):
-        shutil.rmtree(folder, ignore_errors=True)
+    kernel = BuiltKernel(name=built_name(name.removeprefix(BUILT)))
+    named = built_names.find(root, kernel)
+    if named is None:
+        raise UsageError(f"kernel {kernel.spec}: there is none; `testbed kernel list` lists them")
+    built_names.forget(root, kernel)
+    if all(kernel_files.kernel_folder(other, root) != named.folder for other in built_names.every(root)):
+        shutil.rmtree(named.folder, ignore_errors=True)
 
 
 def _ablation(name: str) -> Ablation:
@@ -239,10 +242,8 @@ async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
     kernel_sources.version(source.tree)
 
 
-def _series(tree: Path, ablations: tuple[Ablation, ...]) -> Series:
-    """Whether the series is in it; an ablation is neither side."""
-    if ablations:
-        return Series.UNKNOWN
+def _series(tree: Path) -> Series:
+    """Whether the series is in a tree as it is now."""
     loop = tree / "drivers/block/loop.c"
     return Series.AFTER if loop.is_file() and recipe.has_series(loop.read_text(errors="replace")) else Series.BEFORE
 
@@ -254,12 +255,3 @@ def _origin(plan: _Plan) -> str:
             said.append(f"{verb} {len(some)} patch{'es' if len(some) > 1 else ''} ({', '.join(patch.subject for patch in some)})")
     said += [f"ablation {ablation.name}: {ablation.what}" for ablation in plan.parts.ablations]
     return "; ".join(said)
-
-
-def _link(root: Path, kernel: BuiltKernel, folder: Path) -> None:
-    """Give a folder a name; one that had it loses it."""
-    link = root / kernel_files.BUILT_NAMES / kernel.name
-    link.parent.mkdir(parents=True, exist_ok=True)
-    new = link.with_name(f".{link.name}.{os.getpid()}")
-    new.symlink_to(Path("..") / folder.parent.name / folder.name)
-    new.replace(link)

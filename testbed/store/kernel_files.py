@@ -5,7 +5,7 @@ from __future__ import annotations
 import lzma
 import shutil
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,15 @@ from testbed.errors import HostError, UsageError
 from testbed.kernels import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import cache
+from testbed.store import built_names, cache
 from testbed.store.apt import Package, PrivateApt
+from testbed.store.built_names import Named
 from testbed.store.ext4 import make_ext4
 from testbed.store.initramfs import module_name, module_order
 from testbed.store.mirror import find_mirror
 
 # What reaches the root disk; the rest is on the modules disk.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
-# Links by the names of built kernels, to their folders.
-BUILT_NAMES = "built"
 # Changes when what a kernel's folder holds changes.
 _LAYOUT = 2
 
@@ -59,7 +58,7 @@ class KernelFiles:
 def kernel_folder(kernel: Kernel, root: Path) -> Path:
     """Where the files of `kernel` are or will be; keyed by the table's row, by what it was built from, or by local files' content."""
     if isinstance(kernel, BuiltKernel):
-        return (root / BUILT_NAMES / kernel.name).resolve()
+        return _named(kernel, root).folder
     if isinstance(kernel, DebianKernel):
         key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package)
         return root / "kernels" / f"{kernel.name}-{key}"
@@ -83,10 +82,7 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
     """
     folder = kernel_folder(kernel, root)
     if isinstance(kernel, BuiltKernel):
-        if not (folder / cache.META).is_file():
-            known = ", ".join(built.spec for built in built_kernels(root)) or "none yet"
-            raise UsageError(f"kernel {kernel.spec}: expected one that `testbed kernel build` made; there are: {known}")
-        return read_folder(kernel, folder)
+        return read_built(kernel, root)
     if renew:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -100,6 +96,8 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
 
 def cached(kernel: Kernel, root: Path) -> KernelFiles | None:
     """The kernel's files if the cache has them."""
+    if isinstance(kernel, BuiltKernel):
+        return read_built(kernel, root)
     folder = kernel_folder(kernel, root)
     return read_folder(kernel, folder) if (folder / cache.META).is_file() else None
 
@@ -113,7 +111,7 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
     try:
         return KernelFiles(
             name=kernel.spec if isinstance(kernel, BuiltKernel) else kernel.name,
-            series=Series(meta["series"]) if isinstance(kernel, BuiltKernel) else kernel.series,
+            series=kernel.series,
             release=meta["release"],
             origin=meta["origin"],
             sha256=meta["sha256"],
@@ -125,10 +123,21 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
         raise HostError(f"{folder / cache.META}: expected the key {error}; remove {folder}, and the next run makes it again") from error
 
 
-def built_kernels(root: Path) -> tuple[BuiltKernel, ...]:
-    """Those that were built, by name."""
-    links = sorted((root / BUILT_NAMES).glob("*"))
-    return tuple(BuiltKernel(name=link.name) for link in links if (link / cache.META).is_file())
+def read_built(kernel: BuiltKernel, root: Path) -> KernelFiles:
+    """What was built under a name.
+
+    :raise UsageError: nothing was. :raise HostError: it is damaged.
+    """
+    named = _named(kernel, root)
+    return replace(read_folder(kernel, named.folder), series=named.series, origin=named.origin)
+
+
+def _named(kernel: BuiltKernel, root: Path) -> Named:
+    named = built_names.find(root, kernel)
+    if named is None or not named.folder.is_dir():
+        known = ", ".join(built.spec for built in built_names.every(root)) or "none yet"
+        raise UsageError(f"kernel {kernel.spec}: expected one that `testbed kernel build` made; there are: {known}")
+    return named
 
 
 async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) -> dict[str, Any]:

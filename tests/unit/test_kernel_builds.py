@@ -11,7 +11,7 @@ from testbed.errors import BuildError, UsageError
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import Series, load_table
 from testbed.progress import Silent
-from testbed.store import cache, kernel_builds, kernel_files
+from testbed.store import built_names, cache, kernel_builds, kernel_files
 from testbed.store.kernel_builds import Builder, BuildOrder
 from testbed.store.kernel_files import KernelFiles
 from tests.unit.test_kernels import TABLE, bzimage
@@ -96,9 +96,11 @@ def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path,
     # What was built is not built again.
     assert build(root, BuildOrder(source=f"{tree}@main~1"), "again").folder == base.folder and compiled(root) == 2
     kernel_builds.remove("built-again", root)
-    assert {one.spec for one in kernel_files.built_kernels(root)} == {"built-mine", patched.name}
+    assert {one.spec for one in built_names.every(root)} == {"built-mine", patched.name}
     kernel_builds.remove("mine", root)
     assert not base.folder.exists()
+    with pytest.raises(UsageError, match="built-mine: there is none"):
+        kernel_builds.remove("mine", root)
     with pytest.raises(UsageError, match="built-mine: expected one that `testbed kernel build` made; there are: built-linux"):
         asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
 
@@ -109,6 +111,15 @@ def test_the_same_key_gives_the_same_bytes_also_where_nothing_is_left(tmp_path: 
     build(tmp_path / "one", BuildOrder(source=str(tree)))
     first, second = build(tmp_path / "one", wanted), build(tmp_path / "two", wanted)
     assert first.folder.name == second.folder.name and first.bzimage.read_bytes() == second.bzimage.read_bytes()
+
+
+def test_the_same_kernel_made_by_another_order_has_its_own_origin(tmp_path: Path, tree: Path) -> None:
+    (tmp_path / "series.patch").write_text(PATCH)
+    patched = build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "series.patch",)))
+    (tmp_path / "renamed.patch").write_text(PATCH)
+    again = build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "renamed.patch",)), "again")
+    assert again.folder == patched.folder and compiled(tmp_path / "cache") == 1
+    assert "renamed.patch" in again.origin and "series.patch" in patched.origin
 
 
 def test_the_users_tree_is_only_read_and_what_is_not_committed_is_left_out(tmp_path: Path, tree: Path) -> None:
