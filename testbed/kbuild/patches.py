@@ -66,7 +66,7 @@ def _of_mail(data: bytes, name: str, strip: int) -> Patch | None:
     message = email.message_from_bytes(data, policy=email.policy.default)
     assert isinstance(message, EmailMessage)
     subject = " ".join(str(message["Subject"] or "").split())
-    parts = [part for part in message.walk() if part.get_content_maintype() == "text"]
+    parts = [part for part in message.walk() if part.get_content_maintype() == "text" and part.get_content_subtype() != "html"]
     text = "\n".join(_text(part.get_payload(decode=True) or b"") for part in parts)  # type: ignore[arg-type]  # bytes, of a text part
     if re.match(r"(?i)re:", subject) or not _DIFF.search(text):
         return None
