@@ -3,6 +3,7 @@
     TestbedError
     ├── UsageError        the command line asks for something that does not exist
     ├── TopologyError     the user's YAML file is wrong; carries every problem at once
+    ├── BuildError        the kernel to be built: its source, patches, configuration, or what the compiler says of them
     ├── HostError         this machine: a tool, the network, the disk, QEMU itself
     │   └── ToolMissing   a program is not installed
     ├── GuestError        the kernel under test or what runs on it
@@ -28,6 +29,10 @@ class TestbedError(Exception):
 
 class UsageError(TestbedError):
     """The command line names something that does not exist."""
+
+
+class BuildError(TestbedError):
+    """A kernel cannot be built as asked for: its source, a patch, its configuration, or what the compiler says of them."""
 
 
 class HostError(TestbedError):

@@ -50,10 +50,16 @@ def find(tool: str) -> Path:
 
     :raise ToolMissing: it is not installed; says which package has it.
     """
-    found = shutil.which(tool, path=_SEARCH)
+    found = where(tool)
     if found is None:
         raise ToolMissing(tool, PACKAGES.get(tool, tool))
-    return Path(found)
+    return found
+
+
+def where(tool: str) -> Path | None:
+    """Where a program is, None where it is not installed."""
+    found = shutil.which(tool, path=_SEARCH)
+    return Path(found) if found is not None else None
 
 
 async def run(
@@ -64,9 +70,10 @@ async def run(
     folder: Path | None = None,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
+    on_output: Callable[[str], None] | None = None,
     stdin: str = "",
 ) -> Finished:
-    """Run a program to its end; it reads `stdin`, and `on_line` hears each line of its standard error as it comes.
+    """Run a program to its end; it reads `stdin`. `on_line` hears each line of its standard error as it comes, `on_output` of its output.
 
     :raise ToolMissing: it is not installed.
     :raise HostError: it did not end in time, or ended with another status than 0 while `check`.
@@ -100,7 +107,7 @@ async def run(
                 assert child.stdin is not None
                 child.stdin.write(stdin.encode())
                 child.stdin.close()
-                stdout, stderr = await asyncio.gather(_drain(child.stdout, None), _drain(child.stderr, on_line))
+                stdout, stderr = await asyncio.gather(_drain(child.stdout, on_output), _drain(child.stderr, on_line))
                 status = await child.wait()
         except TimeoutError:
             raise HostError(f"{name}: expected an end within {timeout_s:.0f} s, got none: {' '.join(words)}") from None

@@ -16,7 +16,23 @@ from testbed.cli.app import ERROR, app, err, out
 from testbed.errors import TestbedError, TopologyError
 
 # In the order of `testbed --help`.
-_ROOMS = ("look", "run", "reports", "repro", "bundle", "campaign", "suite", "up", "vms", "hardware", "snapshots", "store", "bench")
+_ROOMS = (
+    "look",
+    "run",
+    "sensitivity",
+    "reports",
+    "repro",
+    "bundle",
+    "campaign",
+    "suite",
+    "up",
+    "vms",
+    "hardware",
+    "snapshots",
+    "store",
+    "kernels",
+    "bench",
+)
 # Verbs that are typed often and need little: loading everything takes a second.
 _LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "gdb", "dump", "logs", "down")}
 _LIGHT |= {verb: "up" for verb in ("up", "fork")}

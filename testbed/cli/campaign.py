@@ -18,12 +18,14 @@ from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
-from testbed.errors import TestbedError, TopologyError, UsageError
+from testbed.cli.kernels import SOURCE_HELP, builder
+from testbed.errors import BuildError, TestbedError, TopologyError, UsageError
 from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
 from testbed.report import bug_files, live
 from testbed.repro import Job, Limits
 from testbed.store import kernel_files, runs
+from testbed.store.kernel_builds import BuildOrder
 
 BugFile = Annotated[Path, typer.Argument(help="Bug file.")]
 Error = Annotated[float, typer.Option("--error", min=0.0001, max=0.3, help="The chance of a wrong answer.")]
@@ -101,6 +103,7 @@ def bisect_command(
     run: Annotated[
         str | None, typer.Option("--run", help="Ask this kernel alone, for `git bisect run`: exits 0 good, 1 bad, 125 it cannot be told.")
     ] = None,
+    tree: Annotated[str | None, typer.Option("--tree", help=f"As --run, for a kernel that is built first. {SOURCE_HELP}")] = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, max=1, help="How often it shows; measured, or the file's.")] = None,
     error: Error = 0.05,
     jobs: Jobs = None,
@@ -108,10 +111,10 @@ def bisect_command(
     quiet: Quiet = False,
 ) -> None:
     """Find between which kernels of an ordered list a bug came, or went; each is tried as often as the bug's rate needs."""
-    if run is not None:
-        if good or bad or kernels:
-            raise UsageError("bisect: --run asks one kernel; expected no --good, --bad and --kernels beside it")
-        _ask_one(file, run, rate, error, jobs, quiet)
+    if run is not None or tree is not None:
+        if good or bad or kernels or (run is not None and tree is not None):
+            raise UsageError("bisect: --run or --tree asks one kernel; expected no --good, --bad and --kernels beside it, and not both")
+        _ask_one(file, run or BuildOrder(source=str(tree)), rate, error, jobs, quiet)
         return
     case = load(file, host_memory=probe.host_memory())
     every = _list(kernels)
@@ -142,7 +145,7 @@ def bisect_command(
     run_async(work())
 
 
-def _ask_one(file: Path, spec: str, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
+def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
     """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict."""
     try:
         case = load(file, host_memory=probe.host_memory())
@@ -153,12 +156,13 @@ def _ask_one(file: Path, spec: str, rate: float | None, error: float, jobs: int 
     async def work() -> int:
         try:
             with live.progress(err, quiet=quiet) as progress:
+                spec = wanted if isinstance(wanted, str) else (await builder(progress).build(wanted)).name
                 async with open_lab(progress) as lab:
                     bisector = Bisector(_job(lab, case, jobs), lab.kernel, error, progress.note)
                     bisector.rate = rate
                     answer = await bisector.ask(spec, error)
-        except UsageError as failure:
-            # A commit whose kernel was not built, or is none, says nothing about the bug.
+        except (UsageError, BuildError) as failure:
+            # A commit whose kernel was not built, cannot be, or is none, says nothing about the bug.
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
             return _SKIP
         except TestbedError as failure:

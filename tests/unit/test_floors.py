@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "console",
         "verdict",
         "blktests",
+        "kbuild",
     ),
     ("signature", "symbols", "reduction", "bisection", "parcel"),
     (
@@ -94,6 +95,7 @@ RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}
 PURE = {
     "units",
+    "kbuild",
     "blktests",
     "keys",
     "ssh_keys",
