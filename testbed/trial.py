@@ -13,14 +13,14 @@ import shlex
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
 from testbed import counting, debugger, dumps, mounts
 from testbed.bugs.model import Bug
 from testbed.console import Finding
-from testbed.errors import CommandFailed, GuestError, GuestLost, TestbedError, WireBroken
+from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, WireBroken
 from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.lifecycle import Loss
@@ -136,10 +136,23 @@ class _Run:
 
 
 async def attempt(wanted: Attempt) -> Try:
-    """Try once. Cannot fail on account of the guest.
+    """Try once, as soon as the host has room. Cannot fail on account of the guest.
 
     :raise HostError: this machine cannot run guests; no other try will do better.
     """
+    lab, hold = wanted.lab, wanted.hold
+    cores = {"alone": lab.host.cores, "idle": 0}.get(wanted.bug.cores, 1)
+    async with lab.admitted((wanted.guest,), wanted.evidence.name, cores=cores) as ticket:
+
+        async def resting(guest: Guest, match: Match) -> None:
+            ticket.rest()
+            if hold is not None:
+                await hold(guest, match)
+
+        return await _attempt(wanted if hold is None else replace(wanted, hold=resting))
+
+
+async def _attempt(wanted: Attempt) -> Try:
     started = ready = time.monotonic()
     run = _Run(Watch(wanted.bug.signature))
     findings: list[Finding] = []
@@ -207,6 +220,8 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
         except GuestLost:
             await _lost(guest, run)
         except TestbedError as error:
+            if guest.loss is Loss.HOST:
+                raise
             # An act of the timeline was refused: whatever the script saw, it was not the bug's hardware.
             run.end, run.why = End.UNTRIED, f"its timeline: {error}"
         if run.end is End.TIMED_OUT or run.end is End.SSH:
@@ -295,6 +310,8 @@ async def _lost(guest: Guest, run: _Run) -> None:
     """The guest is gone: hear the last of its console, and say what it was."""
     run.ended = run.ended or time.monotonic()
     run.why = await guest.lost()
+    if guest.loss is Loss.HOST:
+        raise HostError(f"guest {guest.name}: {run.why}")
     await guest.console.last_words()
     run.end = _ENDS.get(guest.loss or Loss.QEMU, End.QEMU)
     run.watch.no_more()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import webbrowser
 from datetime import UTC, datetime
@@ -15,17 +14,16 @@ from rich.table import Table
 
 from testbed import bug_results, paths, vms
 from testbed.cli.app import Json, app, err, out
+from testbed.cli.sizes import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
 from testbed.report import artefacts, bug_files, diff, live, results, schema
 from testbed.report.guests import age
 from testbed.store import runs as store
 from testbed.store.runs import Run
-from testbed.units import format_size, parse_size
+from testbed.units import format_size
 from testbed.verdict import EXIT_CODES, Verdict
 
 _FORMATS = ", ".join(artefacts.FORMATS)
-_AGE = re.compile(r"(\d{1,6})\s*(s|min|h|d|w)")
-_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 @app.command("report")
@@ -107,8 +105,8 @@ def runs_command(
     if not prune:
         _show(found, as_json, "runs")
         return
-    seconds = _age_s(older_than) if older_than is not None else (0.0 if larger_than is None else None)
-    largest = _size_bytes(larger_than) if larger_than is not None else None
+    seconds = age_s("--older-than", older_than) if older_than is not None else (0.0 if larger_than is None else None)
+    largest = size_bytes("--larger-than", larger_than) if larger_than is not None else None
     chosen = store.superfluous(found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep)
     failures = [] if dry_run else _remove(chosen, folders.runs)
     _show(tuple(run for run in chosen if run not in failures), as_json, "would_be_removed" if dry_run else "removed")
@@ -126,20 +124,6 @@ def _remove(chosen: tuple[Run, ...], runs: Path) -> list[Run]:
             err.print(f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
             failures.append(run)
     return failures
-
-
-def _age_s(text: str) -> float:
-    found = _AGE.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"--older-than {text}: expected an age such as 30d, 12h or 2w")
-    return float(found[1]) * _SECONDS[found[2]]
-
-
-def _size_bytes(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise UsageError(f"--larger-than {text}: {error}") from error
 
 
 def _show(found: tuple[Run, ...], as_json: bool, what: str) -> None:

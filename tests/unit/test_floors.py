@@ -50,6 +50,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "store",
         "probe",
         "admission",
+        "evidence",
+        "room",
     ),
     (
         "order",
@@ -58,6 +60,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "actions",
         "machine",
         "marks",
+        "life",
+        "login",
         "guest",
         "clock",
         "player",
