@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from testbed import devices, drives, plan, process, states
+from testbed import custody, devices, drives, journal, plan, process, session, states
 from testbed.console import Finding, Kind
+from testbed.custody import Custody
 from testbed.devices import Device
 from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
@@ -62,7 +63,8 @@ class Guest:
         self.console = Console(order.evidence / "console.log", self._on_fatal)
         self.marks = Marks(self.console)
         self.agent = Agent(order.name)
-        self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event)
+        self.custody = Custody(order.host.account)
+        self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event, self.custody.seen)
         self.poller = Poller(order.name, order.sockets / "poll")
         self._disks = Arrangement(cold=(), hot=())
         self._authorized = ""
@@ -73,14 +75,15 @@ class Guest:
         self._ending = False
         self._shut_down = ""
         self._stays = False  # also after its end
-        self.slots = Slots(self.monitor, self.wait, order)
-        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots)
+        self.slots = Slots(self.monitor, self.wait, order, self.custody)
+        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots, self.custody)
 
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
         self.reached[event] = now = time.monotonic()
         with (self.order.evidence / "stages.jsonl").open("a") as log:
             log.write(f'{{"monotonic_s": {now:.6f}, "event": "{event.name}", "state": "{self.state.name}"}}\n')
+        journal.say(event.value, guest=self.name, stage=self.state.value)
         self.order.on_state(self.state)
 
     @property
@@ -100,6 +103,7 @@ class Guest:
         if not self._lost.done() and not self._ending:
             self.loss = loss
             self._lost.set_result(why)
+            journal.say(why, guest=self.name, stage=self.state.value, failed=True)
 
     def _on_fatal(self, finding: Finding) -> None:
         self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)
@@ -206,6 +210,8 @@ class Guest:
     async def _start(self) -> None:
         order = self.order
         snapshot = order.template if isinstance(order.template, Snapshot) else None
+        memory = Memory(file=order.template.memory) if order.template else order.memory
+        self._hand_over(memory)
         self._disks = await self.slots.prepare(order.model, order.wiring, snapshot)
         if order.savable:
             await self.slots.overlay(order.overlay, order.files.root, snapshot)
@@ -215,12 +221,19 @@ class Guest:
             order.files if not order.savable else replace(order.files, overlay=order.overlay),
             name=order.name,
             sockets=order.sockets,
-            memory=Memory(file=order.template.memory) if order.template else order.memory,
+            memory=memory,
             restore=order.template is not None,
             cold=self._disks.cold,
         )
         (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in options))
-        self._process = await process.start(plan.flat(options), output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)})
+        self._process = await process.start(
+            self.custody.seen(plan.flat((*options, *self.custody.options))),
+            output=order.evidence / "qemu.log",
+            env={"TMPDIR": self.custody.seen(str(order.scratch)), session.OWNER: str(order.sockets)},
+            within=custody.prefix(order.host.account, order.host.groups),
+            handed=self.custody.descriptors,
+        )
+        self.custody.release()
         self._advance(Event.SPAWNED)
         self._watchers.append(asyncio.create_task(self._watch_process()))
         await self.wait(self.monitor.connect(order.sockets / "qmp"), order.deadlines.monitor_s)
@@ -228,6 +241,16 @@ class Guest:
         await self.console.connect(order.sockets / "console")
         await self.agent.connect(order.sockets / "agent")
         self._advance(Event.MONITOR_CONNECTED)
+
+    def _hand_over(self, memory: Memory) -> None:
+        """Everything of this machine that its QEMU may reach."""
+        files, wiring, disks = self.order.files, self.order.wiring, self.order.model.disks.values()
+        self.custody.folders(self.order.sockets, self.order.scratch, *([wiring.folder] if wiring.ends else []))
+        self.custody.start_files(files.bzimage, files.initramfs)
+        self.custody.images([path for path in (files.root, files.modules_disk) if path is not None])
+        self.custody.images(Path(disk.image) for disk in disks if disk.image is not None)
+        if memory.file is not None:
+            self.custody.memory(memory.file)
 
     async def _boot(self) -> None:
         started = time.monotonic()
@@ -394,6 +417,7 @@ class Guest:
         await self.monitor.close()
         await self.slots.close()
         await self.hardware.close()
+        self.custody.release()
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

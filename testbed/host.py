@@ -32,8 +32,18 @@ class Kvm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A user and group of this machine, by number."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The facts. Memory and disk in bytes."""
+    """The facts. Memory and disk in bytes. `account`: whom QEMU runs as; None: as whoever started the testbed, for the reason
+    `why_own_account`. `kvm_group`: who may use /dev/kvm.
+    """
 
     kernel: str
     cores: int
@@ -42,6 +52,14 @@ class Host:
     disk_free_bytes: int
     qemu: Qemu
     kvm: Kvm
+    account: Account | None = None
+    why_own_account: str = "the testbed does not run as root"
+    kvm_group: int | None = None
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The groups of QEMU's account."""
+        return (self.kvm_group,) if self.kvm.works and self.kvm_group is not None else ()
 
     @property
     def accelerator(self) -> str:

@@ -11,13 +11,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
+import shlex
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from testbed import mounts, paths, plan, probe, template
-from testbed.errors import HostError, TemplateError
+from testbed.errors import HostError, TemplateError, UsageError
 from testbed.guest import Guest, launch
 from testbed.host import Host
 from testbed.kernels import KernelTable, load_table
@@ -30,7 +32,7 @@ from testbed.plan import BootFiles, Machine, Memory
 from testbed.progress import Progress
 from testbed.session import Session, open_session
 from testbed.ssh_keys import SshKey
-from testbed.store import cache, image, initramfs, kernel_files, templates
+from testbed.store import cache, image, initramfs, kernel_files, seals, templates
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.snapshots import Snapshot
@@ -39,6 +41,8 @@ from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
 
 IMAGE = "bookworm"
+# Set to 1 where the topologies are one's own.
+_TRUST = "TESTBED_TRUST_QEMU_ARGS"
 
 # What a guest writes into its folder of evidence.
 _LOGS = (
@@ -86,6 +90,11 @@ class Lab:
             await self.template(machine, files)
 
     async def _machine(self, model: GuestModel, kernel: KernelFiles) -> tuple[Machine, BootFiles]:
+        if model.qemu_args and os.environ.get(_TRUST) != "1":
+            raise UsageError(
+                f"qemu-args: they may do anything that QEMU can do to this machine, and nobody checks them; if you trust "
+                f"{shlex.join(model.qemu_args)}, set {_TRUST}=1"
+            )
         root = await self._image(model.image)
         files = await self._boot_files(kernel, root)
         return plan.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name), files
@@ -242,6 +251,7 @@ class Lab:
             return {"release": kernel.release}
 
         await cache.once(folder, make, self._progress, "initramfs")
+        await asyncio.to_thread(seals.check, folder, ("initramfs",))
         return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)
 
 

@@ -153,7 +153,9 @@ def argv(
 
 def _root_disk(files: BootFiles) -> str:
     if files.overlay is not None:
-        return f"if=none,id=root,format=qcow2,file={_escaped(files.overlay)}"
+        # Its image is named here, and not by what the file says of itself.
+        image = f"backing.driver=raw,backing.file.filename={_escaped(files.root)}"
+        return f"if=none,id=root,format=qcow2,file={_escaped(files.overlay)},{image}"
     # snapshot=on: what this guest writes goes to a file that has no name from its first moment on.
     return f"if=none,id=root,format=raw,snapshot=on,file={_escaped(files.root)}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shutil
 import struct
@@ -11,9 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from testbed import process
+from testbed import custody, process
 from testbed.errors import HostError
-from testbed.host import Host, Kvm, Qemu
+from testbed.host import Account, Host, Kvm, Qemu
 from testbed.keys import content_key
 from testbed.store.initramfs import cpio, directory, file
 from testbed.store.kernel_files import KernelFiles
@@ -22,7 +23,10 @@ QEMU = "qemu-system-x86_64"
 _DEVICES = ("virtio-blk-pci", "nvme", "virtio-net-pci", "pcie-root-port", "isa-serial", "throttle-group")
 # A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
 _KVM_LIMIT_S = 20
+_CAPABILITIES = re.compile(r"^Cap(?:Eff|Bnd):\s+(\w+)$", re.MULTILINE)
 _MEMINFO = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
+# QEMU's account where the testbed runs as root: a number that nobody has (systemd's list of uids says that 60578 to 61183 are unused).
+_ACCOUNT = Account(uid=61183, gid=61183)
 _EXIT_PORT = 0xF4
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
 
@@ -39,6 +43,8 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
     """
     found = await _qemu(cache)
     memory: dict[str, str] = dict(_MEMINFO.findall(Path("/proc/meminfo").read_text()))
+    account, why_own_account = await _account(cache, found)
+    kvm_device = Path("/dev/kvm")
     return Host(
         kernel=os.uname().release,
         cores=len(os.sched_getaffinity(0)),
@@ -47,7 +53,57 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
         disk_free_bytes=shutil.disk_usage(cache).free,
         qemu=found,
         kvm=await _kvm(cache, found, kernel),
+        account=account,
+        why_own_account=why_own_account,
+        kvm_group=kvm_device.stat().st_gid if kvm_device.exists() else None,
     )
+
+
+async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
+    """Whom QEMU runs as, or why it runs as we do.
+
+    :raise HostError: there is no such user, or it may not run QEMU.
+    """
+    if os.geteuid() != 0:
+        return None, "the testbed does not run as root"
+    named = os.environ.get("TESTBED_QEMU_USER", "")
+    if named == "root":
+        return None, "TESTBED_QEMU_USER says so"
+    account = _of_name(named) if named else _ACCOUNT
+    # What may change without QEMU: what this root is allowed to, as in a container.
+    powers = [Path(f"/proc/self/{name}").read_text() for name in ("uid_map", "gid_map")] + _CAPABILITIES.findall(
+        Path("/proc/self/status").read_text()
+    )
+    remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
+    record = _remembered(remembered)
+    if record is None:
+        tried = {program: await _tried(account, program) for program in ("true", qemu.path)}
+        record = {"drops": tried["true"], "runs": tried[qemu.path]}
+        _remember(remembered, record)
+    if record["drops"]:
+        return None, f"this root cannot become uid {account.uid}: {record['drops']}"
+    if record["runs"]:
+        raise HostError(
+            f"{qemu.path}: expected a program that uid {account.uid} may run, which QEMU runs as, got: {record['runs']}; "
+            "put it where everybody may enter, or name another user with TESTBED_QEMU_USER"
+        )
+    return account, ""
+
+
+def _of_name(user: str) -> Account:
+    try:
+        found = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        return Account(uid=found.pw_uid, gid=found.pw_gid)
+    except KeyError:
+        if user.isdecimal():
+            return Account(uid=int(user), gid=int(user))
+        raise HostError(f"TESTBED_QEMU_USER: expected a user of this machine, or a uid, got {user!r}") from None
+
+
+async def _tried(account: Account, program: str) -> str:
+    """What an account says that cannot run a program; nothing where it can."""
+    tried = await process.run([*custody.prefix(account), program, "--version"], check=False)
+    return "" if tried.status == 0 else tried.stderr.strip()[-200:] or f"status {tried.status}"
 
 
 def _remembered(path: Path) -> dict[str, Any] | None:

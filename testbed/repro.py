@@ -15,6 +15,7 @@ from testbed.bugs.model import Case
 from testbed.host import Host
 from testbed.lab import Lab
 from testbed.rates import Next, Rate
+from testbed.store import runs
 from testbed.store.kernel_files import KernelFiles
 from testbed.trial import Attempt, Hold, Outcome, Try, attempt, said
 
@@ -157,11 +158,12 @@ async def reproduce(job: Job, shows: tuple[KernelFiles, ...], clean: tuple[Kerne
 
     :raise HostError: this machine cannot run the guests.
     """
-    found = [await on_kernel(job, kernel, must_show=True) for kernel in shows]
-    least = clean_tries(found, job.limits, job.case.bug.rate)
-    for kernel in clean:
-        limits = replace(job.limits, tries=least, every=True, until=None)
-        found.append(await on_kernel(replace(job, limits=limits, hold=None), kernel, must_show=False))
+    with runs.going_on(job.folder):
+        found = [await on_kernel(job, kernel, must_show=True) for kernel in shows]
+        least = clean_tries(found, job.limits, job.case.bug.rate)
+        for kernel in clean:
+            limits = replace(job.limits, tries=least, every=True, until=None)
+            found.append(await on_kernel(replace(job, limits=limits, hold=None), kernel, must_show=False))
     return tuple(found)
 
 

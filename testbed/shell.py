@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import asyncssh
 
+from testbed.bounded_log import BoundedLog
 from testbed.errors import CommandFailed, GuestError, HostError, WireBroken
 from testbed.ssh_keys import SshKey
 from testbed.wires import dial
@@ -24,6 +25,8 @@ _LONGEST_COMMAND = 8000
 Listener = Callable[[bytes], None]
 # A guest may answer anything; more than this is cut off.
 _MAX_OUTPUT_BYTES = 8 << 20
+# The same of a file.
+_MAX_FILE_BYTES = 16 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +73,7 @@ class Shell:
         self._another = another
         self._free, self._all = [connection], [connection]
         self._command_s = command_s
-        self._log = log
+        self._log = BoundedLog(log) if log is not None else None
 
     @classmethod
     async def connect(
@@ -181,7 +184,12 @@ class Shell:
     async def get(self, source: str, target: Path) -> None:
         """Copy a file of the guest to this machine; the caller owns the deadline. Raises as `put`."""
         async with self._transfer(f"{source} to {target}") as sftp:
-            await sftp.get(source, str(target))
+            await sftp.get(source, str(target), progress_handler=self._bounded_file)
+
+    def _bounded_file(self, source: bytes, target: bytes, copied_bytes: int, total_bytes: int) -> None:
+        if max(copied_bytes, total_bytes) > _MAX_FILE_BYTES:
+            name = source.decode(errors="replace")
+            raise GuestError(f"guest {self._guest}: {name}: expected a file of at most {_MAX_FILE_BYTES} bytes, got more")
 
     @contextlib.asynccontextmanager
     async def _transfer(self, what: str) -> AsyncIterator[asyncssh.SFTPClient]:
@@ -199,8 +207,7 @@ class Shell:
 
     def _record(self, command: str, result: Result) -> None:
         if self._log is not None:
-            with self._log.open("a") as file:
-                file.write(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s]\n")
+            self._log.add(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s]\n")
 
     async def close(self) -> None:
         """Drop the connections; a server that no longer answers is not waited for."""

@@ -11,6 +11,9 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
+
+from testbed.printable import printable
 
 app = typer.Typer(
     name="testbed",
@@ -21,8 +24,16 @@ app = typer.Typer(
     help="Checks kernel patch series on ephemeral QEMU guests with emulated disks.",
 )
 
-out = Console()
-err = Console(stderr=True)
+
+class _Terminal(Console):
+    """What is printed may quote guests, files and servers: none of them steers the terminal."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text), **how)
+
+
+out = _Terminal()
+err = _Terminal(stderr=True)
 
 ERROR, FAILED = 2, 1
 

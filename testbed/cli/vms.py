@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,6 +20,7 @@ from testbed import debugger, dumps, inventory, paths, process, vms
 from testbed.cli import terminal
 from testbed.cli.app import Json, app, err, out, run_async
 from testbed.errors import UsageError
+from testbed.printable import printable
 from testbed.report import guests
 from testbed.units import format_size
 
@@ -36,6 +38,7 @@ _LOGS = {
     "dmesg": "dmesg.txt",
 }
 _DOWN_S = 90.0
+_CHUNK_BYTES, _FOLLOW_S = 1 << 20, 0.5
 _GDB_S, _DUMP_S = 120.0, 700.0
 
 
@@ -201,9 +204,15 @@ def logs(
     log = Path(found.record.evidence) / _LOGS[what]
     if not log.exists():
         raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
-    if follow:
-        _become(["tail", "-n", "+1", "-F", "--pid", str(found.record.supervisor), str(log)])
-    sys.stdout.buffer.write(log.read_bytes())
+    with log.open("rb") as file:
+        while True:
+            # A guest has chosen these bytes: as they are for a file or a pipe, but not for a terminal.
+            while said := file.read(_CHUNK_BYTES):
+                sys.stdout.buffer.write(printable(said.decode(errors="replace")).encode() if sys.stdout.isatty() else said)
+            sys.stdout.buffer.flush()
+            if not follow or not _lives(found.record.supervisor):
+                return
+            time.sleep(_FOLLOW_S)
 
 
 @app.command()
@@ -244,6 +253,10 @@ def _reachable(name: str) -> vms.Vm:
             f"{name}: expected a guest that is ready, this one is {found.record.state}{why}\n  its logs: {found.record.evidence}"
         )
     return found
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _become(words: list[str]) -> NoReturn:

@@ -48,6 +48,8 @@ def read(folder: Path, machine: Machine) -> Template:
         digest = meta["state_sha256"]
     except (KeyError, TypeError, ValueError) as error:
         raise TemplateError(f"{folder / cache.META}: expected a template's record, got {error!r}") from error
+    if seal_of(template.memory) != {key: meta.get(key) for key in _SEAL}:
+        raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that was changed since, or by an older testbed")
     for name, expected in sizes.items():
         path = folder / name
         got = path.stat().st_size if path.is_file() else None
@@ -56,6 +58,17 @@ def read(folder: Path, machine: Machine) -> Template:
     if cache.file_sha256(template.state) != digest:
         raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
     return template
+
+
+_SEAL = ("memory_ctime_ns",)
+
+
+def seal_of(memory: Path) -> dict[str, int | None]:
+    """What changes whenever somebody writes to a file of guest memory, which is too large to be hashed for each clone.
+
+    A clone's QEMU may write to it, though it has no reason to: what a guest that broke out has written is in no other guest.
+    """
+    return {"memory_ctime_ns": memory.stat().st_ctime_ns if memory.is_file() else None}
 
 
 def remove(folder: Path) -> None:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
+    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("bugs",),
@@ -43,6 +43,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "states",
         "shell",
         "switch",
+        "custody",
+        "bounded_log",
+        "journal",
         "wires",
         "session",
         "vms",
@@ -91,6 +94,7 @@ RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 # What touches the outside: pure floors import none of it.
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}
 PURE = {
+    "printable",
     "units",
     "blktests",
     "keys",
