@@ -19,8 +19,9 @@ from testbed.units import MIB
 KERNEL_ARGUMENTS = (
     "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable rcupdate.rcu_expedited=1"
 )
-# Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices, what was checked.
-_TEMPLATE_FORMAT = 5
+# Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices, what was checked, who
+# may open its memory.
+_TEMPLATE_FORMAT = 6
 _PORT_COUNTS = (4, 8, 16)
 
 

@@ -45,30 +45,27 @@ def read(folder: Path, machine: Machine) -> Template:
     try:
         template = Template(folder=folder, host_key=bytes.fromhex(meta["host_key"]), boot_s=float(meta["boot_s"]))
         sizes = {"memory": machine.memory_bytes, "state": int(meta["state_bytes"])}
-        digest = meta["state_sha256"]
+        digest, touched_ns = meta["state_sha256"], int(meta["memory_ctime_ns"])
     except (KeyError, TypeError, ValueError) as error:
         raise TemplateError(f"{folder / cache.META}: expected a template's record, got {error!r}") from error
-    if seal_of(template.memory) != {key: meta.get(key) for key in _SEAL}:
-        raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that was changed since, or by an older testbed")
     for name, expected in sizes.items():
         path = folder / name
         got = path.stat().st_size if path.is_file() else None
         if got != expected:
             raise TemplateError(f"{path}: expected {expected} bytes, got {got}")
+    if touched_at_ns(template.memory) != touched_ns:
+        raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that somebody has changed since")
     if cache.file_sha256(template.state) != digest:
         raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
     return template
 
 
-_SEAL = ("memory_ctime_ns",)
+def touched_at_ns(memory: Path) -> int:
+    """What changes whenever somebody writes to a file of guest memory, which is too large to be hashed for each clone (`ctime`).
 
-
-def seal_of(memory: Path) -> dict[str, int | None]:
-    """What changes whenever somebody writes to a file of guest memory, which is too large to be hashed for each clone.
-
-    A clone's QEMU may write to it, though it has no reason to: what a guest that broke out has written is in no other guest.
+    A clone's QEMU may write to it, though it has no reason to: what a guest that broke out has written is in no later guest.
     """
-    return {"memory_ctime_ns": memory.stat().st_ctime_ns if memory.is_file() else None}
+    return memory.stat().st_ctime_ns
 
 
 def remove(folder: Path) -> None:
