@@ -229,7 +229,11 @@ class Guest:
         self._process = await process.start(
             self.custody.seen(plan.flat((*options, *self.custody.options))),
             output=order.evidence / "qemu.log",
-            env={"TMPDIR": self.custody.seen(str(order.scratch)), session.OWNER: str(order.sockets)},
+            env={
+                **order.host.qemu.environment,
+                "TMPDIR": self.custody.seen(str(order.scratch)),
+                session.OWNER: f"{order.sockets}/",
+            },
             within=custody.prefix(order.host.account, order.host.groups),
             handed=self.custody.descriptors,
         )

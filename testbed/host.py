@@ -10,6 +10,7 @@ class Qemu:
     """The emulator that was found, and what asking it showed.
 
     `identity` changes when the program does (path, size and time of change): templates and probes are keyed by it.
+    `modules`: the folder of its modules, where it has one beside it: a package that was extracted somewhere does.
     `warm_clones`: it has what saving and restoring a template takes. `seccomp`: it was built with `-sandbox`.
     """
 
@@ -20,6 +21,12 @@ class Qemu:
     why_not_warm: str
     seccomp: bool
     devices: tuple[str, ...]
+    modules: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What it needs to find its own modules (docs/devel/modules.rst); it would take those of the installed QEMU, and end."""
+        return {"QEMU_MODULE_DIR": self.modules} if self.modules else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

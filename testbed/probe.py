@@ -130,8 +130,9 @@ async def _qemu(cache: Path) -> Qemu:
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
     remembered = cache / "probes" / f"qemu-{identity}.json"
     record = _remembered(remembered)
+    modules = _modules(path)
     if record is None:
-        record = await _ask_qemu(path)
+        record = await _ask_qemu(path, modules)
         _remember(remembered, record)
     missing = [device for device in _DEVICES if device not in record["types"]]
     if missing:
@@ -147,15 +148,26 @@ async def _qemu(cache: Path) -> Qemu:
         why_not_warm="" if warm else "its migration has no capability x-ignore-shared",
         seccomp=record["seccomp"],
         devices=tuple(record["types"]),
+        modules=modules,
     )
 
 
-async def _ask_qemu(path: Path) -> dict[str, Any]:
+def _modules(path: Path) -> str:
+    """The folder of modules that came with a QEMU: PREFIX/lib/qemu, or Debian's PREFIX/lib/x86_64-linux-gnu/qemu."""
+    prefix = path.resolve().parent.parent
+    found = (folder for pattern in ("lib/qemu", "lib/*/qemu") for folder in prefix.glob(pattern) if any(folder.glob("*.so")))
+    return str(next(found, ""))
+
+
+async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
     """Version and abilities, from a QEMU without a machine."""
     questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options", "qom-list-types", "quit")
     asked = "".join(json.dumps({"execute": question, "id": question}) + "\n" for question in questions)
     done = await process.run(
-        [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"], stdin=asked, timeout_s=30
+        [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"],
+        stdin=asked,
+        timeout_s=30,
+        env={"QEMU_MODULE_DIR": modules} if modules else None,
     )
     answers: dict[str, Any] = {}
     for line in done.stdout.splitlines():
@@ -202,7 +214,7 @@ async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles) -> dict[str, Any]:
         boot: list[str | Path] = ["-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet"]
         try:
             words = [qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4"]
-            done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False)
+            done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False, env=qemu.environment)
         except HostError:
             return {
                 "works": False,

@@ -15,6 +15,7 @@ from testbed import custody, probe
 from testbed.custody import Custody
 from testbed.errors import HostError
 from testbed.host import Account
+from tests.unit.values import qemu
 
 NOBODY = Account(uid=65534, gid=65534)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -150,3 +151,15 @@ def test_a_user_for_qemu_is_named_by_name_or_number(named: str, uid: int) -> Non
 def test_a_user_that_is_none_is_said() -> None:
     with pytest.raises(HostError, match="expected a user of this machine, or a uid, got 'no such'"):
         probe._of_name("no such")
+
+
+def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(tmp_path: Path) -> None:
+    program = tmp_path / "usr" / "bin" / "qemu-system-x86_64"
+    modules = tmp_path / "usr" / "lib" / "x86_64-linux-gnu" / "qemu"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    modules.mkdir(parents=True)
+    assert probe._modules(program) == ""
+    (modules / "hw-display-qxl.so").touch()
+    assert probe._modules(program) == str(modules)
+    assert qemu(modules=str(modules)).environment == {"QEMU_MODULE_DIR": str(modules)} and qemu().environment == {}
