@@ -20,7 +20,17 @@ from testbed.store.initramfs import cpio, directory, file
 from testbed.store.kernel_files import KernelFiles
 
 QEMU = "qemu-system-x86_64"
-_DEVICES = ("virtio-blk-pci", "nvme", "virtio-net-pci", "pcie-root-port", "isa-serial", "throttle-group")
+_TYPES = (
+    "virtio-blk-pci",
+    "nvme",
+    "virtio-scsi-pci",
+    "scsi-hd",
+    "virtio-net-pci",
+    "pcie-root-port",
+    "isa-serial",
+    "vmcoreinfo",
+    "throttle-group",
+)
 # A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
 _KVM_LIMIT_S = 20
 _CAPABILITIES = re.compile(r"^Cap(?:Eff|Bnd):\s+(\w+)$", re.MULTILINE)
@@ -128,13 +138,13 @@ async def _qemu(cache: Path) -> Qemu:
     path = process.find(chosen or QEMU)
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
-    remembered = cache / "probes" / f"qemu-{identity}.json"
+    remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES)}.json"
     record = _remembered(remembered)
     modules = _modules(path)
     if record is None:
         record = await _ask_qemu(path, modules)
         _remember(remembered, record)
-    missing = [device for device in _DEVICES if device not in record["types"]]
+    missing = [name for name in _TYPES if name not in record["types"]]
     if missing:
         raise HostError(
             f"{path}: QEMU {record['version']} has no {', '.join(missing)}; install qemu-system-x86, or name another with TESTBED_QEMU"
@@ -160,9 +170,14 @@ def _modules(path: Path) -> str:
 
 
 async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
-    """Version and abilities, from a QEMU without a machine."""
-    questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options", "qom-list-types", "quit")
-    asked = "".join(json.dumps({"execute": question, "id": question}) + "\n" for question in questions)
+    """Version and abilities, from a QEMU without a machine.
+
+    It is asked for each type by name: for a list of all it would load every module, and end at one that is not its own.
+    """
+    questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options")
+    commands = [{"execute": question, "id": question} for question in questions]
+    commands += [{"execute": "qom-list-properties", "id": name, "arguments": {"typename": name}} for name in _TYPES]
+    asked = "".join(json.dumps(command) + "\n" for command in (*commands, {"execute": "quit"}))
     done = await process.run(
         [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"],
         stdin=asked,
@@ -180,7 +195,7 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
             "version": f"{version['major']}.{version['minor']}.{version['micro']}",
             "capabilities": [entry["capability"] for entry in answers["query-migrate-capabilities"]],
             "seccomp": "sandbox" in [entry["option"] for entry in answers["query-command-line-options"]],
-            "types": [device for device in _DEVICES if device in {entry["name"] for entry in answers["qom-list-types"]}],
+            "types": [name for name in _TYPES if answers.get(name) is not None],
         }
     except (KeyError, TypeError) as error:
         raise HostError(f"{path}: expected answers on QMP, got {done.stdout[-300:]!r} {done.stderr[-300:]!r}") from error
