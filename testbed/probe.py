@@ -175,7 +175,7 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
     It is asked for each type by name: for a list of all it would load every module, and end at one that is not its own.
     """
     questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options")
-    commands = [{"execute": question, "id": question} for question in questions]
+    commands: list[dict[str, Any]] = [{"execute": question, "id": question} for question in questions]
     commands += [{"execute": "qom-list-properties", "id": name, "arguments": {"typename": name}} for name in _TYPES]
     asked = "".join(json.dumps(command) + "\n" for command in (*commands, {"execute": "quit"}))
     done = await process.run(
