@@ -434,3 +434,65 @@ def test_guests_on_a_network_know_each_other() -> None:
 )
 def test_mistakes_about_networks(old: str, new: str, said: str) -> None:
     assert any(said in line for line in errors(NETWORKS.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("    memory: 256M\n", "    memory: 255M\n", "at least 256M, got 255M"),
+        ("    memory: 257M\n", "    memory: 268435457\n", "a whole number of MiB"),
+        (
+            "    filesystems: {fs: {type: ext4, device: data}}\n    files: {f: {path: fs/f, size: 966365184}}\n",
+            "    filesystems: {fs: {type: ext4, device: data}}\n    files: {f: {path: fs/f, size: 966369280}}\n",
+            "the files on 'fs' need more than nine tenths of its 1G",
+        ),
+        (
+            "    loops: {l0: {backing: fast, offset: 512}}\n",
+            "    loops: {l0: {backing: fast, offset: 513}}\n",
+            "a multiple of 512 bytes, got 513",
+        ),
+        (
+            "    cgroups: {a: {io.weight: {default: 50}}}\n",
+            "    cgroups: {a: {io.weight: {dat: 50}}}\n",
+            "expected the name of a device, got 'dat'",
+        ),
+        (
+            "    loops: {l0: {backing: fast}, l1: {backing: fast}}\n",
+            "    swaps: {s: {on: fast}, t: {on: fast}}\n",
+            "'fast' can be used by one thing alone",
+        ),
+    ],
+)
+def test_what_is_just_right_is_no_mistake_and_what_is_just_wrong_is_one(right: str, wrong: str, message: str) -> None:
+    head = f"version: 1\nguests:\n  g0:\n{DISKS}"
+    parse(head + right, "a.yaml")
+    said = errors(head + wrong)
+    assert any(message in line for line in said), said
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("read-ahead: 128K", "read-ahead: 4095", "a multiple of 4096 bytes, got 4095"),
+        ("cache: lies, cache-size: 8192", "cache: lies, cache-size: 4095", "a multiple of 4096 bytes, got 4095"),
+        ("zoned: {zone-size: 64M}", "zoned: {zone-size: 48M}", "expected a part of the size of 1G, got 48M"),
+        ("serial: own", "serial: tb-e", "expected a serial that no other disk has, got 'tb-e'"),
+        (
+            "logical-block-size: 4096, physical-block-size: 4096",
+            "logical-block-size: 4096, physical-block-size: 2048",
+            "at least the logical",
+        ),
+        ("partitions: [{size: 1022M}]", "partitions: [{size: 1023M}]", "the partitions need more than the 1G of 'd'"),
+        ("partitions: [{size: 512M}, {size: 510M}]", "partitions: [{size: 512M}, {size: 511M}]", "the partitions need more than"),
+        ("partitions: [{size: 512M}, {}]", "partitions: [{size: 1022M}, {}]", "nothing of 'd' is left for it"),
+        ("profile: hdd-7200, scale: 2", "scale: 2", "expected a profile beside it"),
+        ("latency: {read: 1ms}", "latency: {}", "expected a delay of both, read, write or flush, got none"),
+    ],
+)
+def test_a_disk_that_is_just_right_is_no_mistake_and_one_that_is_just_wrong_is(right: str, wrong: str, message: str) -> None:
+    def text(words: str) -> str:
+        return f"version: 1\nguests:\n  g0:\n    disks: {{d: {{type: nvme, size: 1G, {words}}}, e: {{type: nvme, size: 1G}}}}\n"
+
+    parse(text(right), "a.yaml")
+    said = errors(text(wrong))
+    assert any(message in line for line in said), said
