@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 
 from testbed.printable import printable
 
@@ -28,8 +28,9 @@ app = typer.Typer(
 class _Terminal(Console):
     """What is printed may quote guests, files and servers: none of them steers the terminal."""
 
-    def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(printable(text), **how)
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
 out = _Terminal()

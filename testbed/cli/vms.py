@@ -204,8 +204,11 @@ def logs(
     log = Path(found.record.evidence) / _LOGS[what]
     if not log.exists():
         raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
-    with log.open("rb") as file:
+    # Ctrl-C is how one stops following.
+    with log.open("rb") as file, contextlib.suppress(KeyboardInterrupt):
         while True:
+            if log.stat().st_size < file.tell():  # the guest began anew
+                file.seek(0)
             # A guest has chosen these bytes: as they are for a file or a pipe, but not for a terminal.
             while said := file.read(_CHUNK_BYTES):
                 sys.stdout.buffer.write(printable(said.decode(errors="replace")).encode() if sys.stdout.isatty() else said)

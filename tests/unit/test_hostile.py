@@ -14,6 +14,8 @@ from pathlib import Path
 
 import asyncssh
 import pytest
+from rich.console import Group
+from rich.text import Text
 
 from testbed import paths, shell, wires
 from testbed.bounded_log import BoundedLog
@@ -56,7 +58,10 @@ def test_what_is_printed_does_not_steer_the_terminal_and_lines_stay_lines() -> N
         terminal = _Terminal(file=nowhere, force_terminal=True, width=200)
         with terminal.capture() as captured:
             terminal.print(f"one{CODES}\ntwo\tthree", markup=False, highlight=False)
-    assert captured.get() == "one]0;ownedP$q\\31mtxt\ntwo     three\n"
+            terminal.print(Text.assemble(("PASS", "bold"), f"\n{CODES}"), Group(Text(CODES)))
+    plain, _, styled = captured.get().partition("three\n")
+    assert plain == "one]0;ownedP$q\\31mtxt\ntwo     "
+    assert styled.replace("\x1b[1m", "", 1).replace("\x1b[0m", "", 1) == "PASS\n]0;ownedP$q\\31mtxt\n]0;ownedP$q\\31mtxt\n"
     assert printable("a\tb\nc ä 漢") == "a\tb\nc ä 漢" and clean("x" * 2000) == "x" * 1000
 
 
@@ -256,6 +261,13 @@ GUEST = "version: 1\nguests:\n  g0:\n    "
 def test_names_that_would_be_more_than_names_are_mistakes(text: str) -> None:
     with pytest.raises(TopologyError, match=r"x\.yaml:"):
         parse(GUEST + text + "\n", "x.yaml")
+
+
+def test_a_key_of_a_file_does_not_steer_the_terminal_when_it_is_quoted() -> None:
+    with pytest.raises(TopologyError) as found:
+        parse(GUEST + '"\\e[2Jowned": 1\n', "x.yaml")
+    (problem,) = found.value.problems
+    assert "owned" in str(problem) and "\x1b" not in str(problem) and "\x1b" not in str(found.value)
 
 
 @pytest.mark.parametrize("text", ["!!python/object/apply:os.system ['touch owned']\n", "a: &a [*a, *a]\n", "&a [*a]\n"])
