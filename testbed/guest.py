@@ -420,7 +420,10 @@ async def launch(order: Order, key: SshKey) -> AsyncIterator[Guest]:
     """
     for folder in (order.sockets, order.scratch):
         folder.mkdir(mode=0o700, parents=True)
-    order.evidence.mkdir(parents=True, exist_ok=True)
+    try:
+        order.evidence.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(f"{order.evidence}: the guest's logs cannot go there: {error.strerror}") from error
     guest = Guest(order)
     try:
         await guest.bring_up(key)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shlex
 import socket
 import time
@@ -180,7 +181,7 @@ class Shell:
 
     async def get(self, source: str, target: Path) -> None:
         """Copy a file of the guest to this machine; the caller owns the deadline. Raises as `put`."""
-        async with self._transfer(f"{source} to {target}") as sftp:
+        async with self._transfer(f"{source} out of it") as sftp:
             await sftp.get(source, str(target))
 
     @contextlib.asynccontextmanager
@@ -195,7 +196,7 @@ class Shell:
         except ConnectionError as error:
             raise WireBroken(f"guest {self._guest}: copying {what}: the SSH connection broke: {error}") from error
         except OSError as error:
-            raise HostError(f"{error.filename or what}: {error.strerror}") from error
+            raise HostError(f"copying {what}: {os.fsdecode(error.filename or 'a file')}: {error.strerror}") from error
 
     def _record(self, command: str, result: Result) -> None:
         if self._log is not None:

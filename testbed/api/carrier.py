@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from testbed.errors import TestbedError
 
+__tracebackhide__ = True  # pytest shows no frames of this module
+
 T = TypeVar("T")
 
 
@@ -29,7 +31,6 @@ class Here:
     """In the caller's own event loop."""
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
-        __tracebackhide__ = True
         try:
             return await work
         except TestbedError as error:
@@ -53,7 +54,6 @@ class Background:
         self._thread.start()
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
-        __tracebackhide__ = True
         try:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
         except TestbedError as error:

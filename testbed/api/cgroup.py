@@ -10,6 +10,8 @@ from typing import Protocol
 from testbed import counters
 from testbed.shell import Result
 
+__tracebackhide__ = True  # pytest shows no frames of this module
+
 ROOT = "/sys/fs/cgroup"
 # $1: the group; the rest: FILE VALUE pairs. Each level gives the next what it has; what the root gives is left to the test.
 MAKE = """\
@@ -132,7 +134,6 @@ class Cgroup:
 
     async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run a command inside the group; see `Vm.run`. The shell that reads it is inside as well, and may be what the kernel kills."""
-        __tracebackhide__ = True
         return await self._vm.run(*command, check=check, timeout_s=timeout_s, cgroup=self.name)
 
     async def counters(self) -> Counters:

@@ -9,6 +9,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from testbed.api.vm import Vm
 
+__tracebackhide__ = True  # pytest shows no frames of this module
+
 T = TypeVar("T")
 
 

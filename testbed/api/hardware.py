@@ -8,6 +8,8 @@ from testbed.api.carrier import Carrier
 from testbed.api.machines import Machine, Said
 from testbed.hardware.words import MACHINE, OFF, SURPRISE
 
+__tracebackhide__ = True  # pytest shows no frames of this module
+
 
 class Hardware:
     """Each call returns how the disk is then: `throttle`, `delay`, `inject` and `errors`, in words.

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+__tracebackhide__ = True  # pytest shows no frames of this module
+
 T = TypeVar("T")
 
 

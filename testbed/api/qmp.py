@@ -14,6 +14,8 @@ from testbed.api.machines import Machine
 from testbed.api.patience import Patience
 from testbed.errors import GuestError
 
+__tracebackhide__ = True  # pytest shows no frames of this module
+
 _POLL_S = 0.02
 _MONITOR_S = 60.0
 

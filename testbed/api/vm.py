@@ -30,6 +30,8 @@ from testbed.errors import CommandFailed, HostError, TestbedError, UsageError
 from testbed.shell import Result
 from testbed.topology.model import Guest as GuestModel
 
+__tracebackhide__ = True  # pytest shows no frames of this module
+
 T = TypeVar("T")
 _REMEMBERED = 5
 _COPY_S = 600.0
@@ -95,7 +97,6 @@ class Vm:
 
         :raise CommandFailed: it ended with another status than 0, while `check`, or not in time. :raise GuestLost: the guest is gone.
         """
-        __tracebackhide__ = True
         if not command or not all(command[0:1]):
             raise UsageError("run: expected a command, got nothing")
         line = command[0] if len(command) == 1 else shlex.join(command)
@@ -108,11 +109,9 @@ class Vm:
 
     async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run a script of the guest's shell, which gets `arguments` as $1, $2, ...; raises as `run`."""
-        __tracebackhide__ = True
         return await self._ran(text, text, arguments, check, timeout_s)
 
     async def _ran(self, shown: str, text: str, arguments: tuple[str, ...], check: bool, timeout_s: float | None) -> Result:
-        __tracebackhide__ = True
         limit_s = self._machine.command_s if timeout_s is None else timeout_s
         said = " ".join((shown.strip().splitlines() or [""])[:1])[:500]
         if shown.strip().count("\n"):
@@ -140,7 +139,6 @@ class Vm:
 
     async def _do(self, work: Coroutine[Any, Any, T], limit_s: float) -> T:
         """:raise TimeoutError: it took longer, the time that a debugger took not counted."""
-        __tracebackhide__ = True
         return await self._carrier.do(self._patience.within(work, limit_s))
 
     async def modprobe(self, module: str, *parameters: str) -> None:
@@ -168,7 +166,9 @@ class Vm:
                 return
             else:
                 file = Path(source)
-                mode = file.stat().st_mode & 0o777 if mode is None and file.exists() else mode
+                if not file.exists():
+                    raise HostError(f"{file}: expected a file or a folder to copy into the guest, found nothing")
+                mode = file.stat().st_mode & 0o777 if mode is None else mode
             await self._copied(self._machine.put(file, target), f"copy {file} to {target}", timeout_s)
             if mode is not None:
                 await self.run("chmod", f"{mode:o}", target)

@@ -155,14 +155,16 @@ def refusing() -> Iterator[None]:
     """Errors of the testbed as failures without a traceback: what they say is all that there is to say."""
     try:
         yield
+        return
     except ToolMissing as error:
         from testbed import doctor, process
 
         missing = [tool for tool, where in doctor.tools().items() if where == "missing"]
         packages = " ".join(dict.fromkeys((error.package, *(process.PACKAGES[tool] for tool in missing))))
-        pytest.fail(f"testbed: this machine lacks {', '.join(missing) or error.tool}; as root: apt-get install {packages}", pytrace=False)
+        said = f"this machine lacks {', '.join(missing) or error.tool}; as root: apt-get install {packages}"
     except TestbedError as error:
-        pytest.fail(f"testbed: {error}", pytrace=False)
+        said = str(error)
+    raise pytest.fail.Exception(f"testbed: {said}", pytrace=False) from None
 
 
 def _new_folder(artifacts: Path, nodeid: str) -> Path:

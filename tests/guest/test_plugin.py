@@ -32,6 +32,24 @@ async def test_of_something_else(vm):
     raise AssertionError("nothing that the guest knows of")
 
 
+async def test_of_wrong_uses(vm, cgroup, hardware, tmp_path):
+    said = []
+    for work in (
+        vm.get("/nowhere"),
+        vm.put("/nowhere/on/this/machine", "/root/x"),
+        vm.run("sleep 100", timeout_s=1),
+        hardware.inject("data", "raed=EIO"),
+        hardware.throttle("nowhere", iops_total=100),
+    ):
+        try:
+            await work
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+    print("\\n".join(said))
+    async with cgroup("x", {"memory.maxx": "1M"}):
+        pass
+
+
 async def test_of_a_panic(vm):
     await vm.run("echo c >/proc/sysrq-trigger")
 
@@ -156,7 +174,7 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 @pytest.mark.slow
 async def test_what_a_failed_test_says_of_its_guests(suite: Suite) -> None:
     done = await suite.pytest(FAILS)
-    assert done.status == 1 and "4 failed, 1 passed" in done.out
+    assert done.status == 1 and "5 failed, 1 passed" in done.out
     assert "site-packages/testbed" not in done.out and "/testbed/api/" not in done.out, "frames of ours say nothing to whoever reads it"
 
     said = done.section("test_of_a_command")
@@ -171,6 +189,15 @@ async def test_what_a_failed_test_says_of_its_guests(suite: Suite) -> None:
     assert list((suite.folder / "logs").glob("*test_of_a_command*/g0/dmesg.txt"))
 
     assert "last command: uname -s [status 0, " in done.section("test_of_something_else")
+    for wrong in (
+        "GuestError: guest g0: copying /nowhere out of it: No such file",
+        "HostError: /nowhere/on/this/machine: expected a file or a folder to copy into the guest, found nothing",
+        "CommandFailed: guest g0: `sleep 100`: expected status 0, got none within 1 s",
+        "UsageError: disk data: operation: expected one of read, write, flush, discard, got 'raed'",
+        "memory.maxx: the kernel does not take '1M'",
+    ):
+        assert wrong in done.out
+    assert re.search(r"^UsageError: .*nowhere", done.out, re.MULTILINE)
     panic = done.section("test_of_a_panic")
     assert "the guest does not answer" in panic and "sysrq triggered crash" in panic and "[did not end]" in panic
     assert "failed command: false [status 1, " in done.section("test_of_two", "b")

@@ -1,5 +1,6 @@
 """The pytest plugin where no guest is needed: what it collects, what it refuses, and what it costs suites that do not use it."""
 
+import os
 import subprocess
 import sys
 
@@ -152,6 +153,16 @@ def test_a_wrong_marker_is_an_error_with_its_place(suite: pytest.Pytester, marke
     assert done.ret == pytest.ExitCode.INTERRUPTED
     text = done.stdout.str()
     assert said in text and "test_wrong.py:3: test_x: " in text and "Traceback" not in text and "site-packages" not in text
+
+
+def test_a_machine_without_tools_is_told_what_to_install(suite: pytest.Pytester) -> None:
+    suite.makepyfile("def test_x(testbed): ...")
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(words, cwd=suite.path, capture_output=True, text=True, timeout=60, env={**os.environ, "PATH": "/nowhere"})
+    assert done.returncode == 1 and "1 error" in done.stdout
+    assert "testbed: this machine lacks " in done.stdout and "; as root: apt-get install " in done.stdout, done.stdout
+    assert "qemu-system-x86_64" in done.stdout
+    assert "During handling" not in done.stdout and "Traceback" not in done.stdout
 
 
 def test_a_timeout_is_for_coroutines(suite: pytest.Pytester) -> None:
