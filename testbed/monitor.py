@@ -14,6 +14,7 @@ from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message,
 
 from testbed.drives import QmpCommand
 from testbed.errors import HostError, WireBroken
+from testbed.evidence import Log
 
 _COMMAND_S = 60.0
 
@@ -33,7 +34,7 @@ class _Client(QMPClient):
 class Monitor:
     """The control connection to one QEMU. `on_event` hears every event's name and data."""
 
-    def __init__(self, name: str, log: Path, on_event: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(self, name: str, log: Log, on_event: Callable[[str, dict[str, Any]], None]) -> None:
         self._name = name
         self._log = log
         self._on_event = on_event
@@ -128,8 +129,7 @@ class Monitor:
         await self.execute("getfd", {"fdname": name})
 
     def _record(self, record: dict[str, Any]) -> None:
-        with self._log.open("a") as file:
-            file.write(json.dumps({"monotonic_s": round(time.monotonic(), 6), **record}) + "\n")
+        self._log.note({"monotonic_s": round(time.monotonic(), 6), **record})
 
     async def close(self) -> None:
         """End the connection, whatever state it is in."""

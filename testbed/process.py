@@ -152,16 +152,22 @@ def _dying_with_us(with_signal: str) -> tuple[str, ...]:
 
 
 async def start(
-    argv: Sequence[str | Path], *, output: Path, env: Mapping[str, str] | None = None, talking: bool = False
+    argv: Sequence[str | Path],
+    *,
+    output: Path,
+    env: Mapping[str, str] | None = None,
+    talking: bool = False,
+    first_to_go: bool = False,
 ) -> asyncio.subprocess.Process:
     """Start a program that dies with us, its output and errors in a file; `talking`: only its errors, and pipes to speak with it.
+    `first_to_go`: a host that is short of memory kills it before anything else.
 
     :raise HostError: it cannot be started.
     """
     words = (*_dying_with_us("KILL"), str(find(str(argv[0]))), *map(str, argv[1:]))
     try:
         with output.open("wb") as file:
-            return await asyncio.create_subprocess_exec(
+            child = await asyncio.create_subprocess_exec(
                 *words,
                 stdin=asyncio.subprocess.PIPE if talking else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if talking else file,
@@ -169,5 +175,10 @@ async def start(
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
             )
+        if first_to_go:
+            # The most that there is (proc(5)). One that has ended by now is not there.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000")
+        return child
     except OSError as error:
         raise HostError(f"{argv[0]}: cannot be started: {error.strerror}") from error

@@ -16,6 +16,7 @@ from types import MappingProxyType
 import asyncssh
 
 from testbed.errors import CommandFailed, GuestError, HostError, WireBroken
+from testbed.evidence import Log
 from testbed.ssh_keys import SshKey
 from testbed.wires import dial
 
@@ -63,7 +64,7 @@ class Shell:
         connection: asyncssh.SSHClientConnection,
         another: Callable[[], Awaitable[asyncssh.SSHClientConnection]],
         command_s: float,
-        log: Path | None,
+        log: Log | None,
         environment: Mapping[str, str],
     ) -> None:
         self._guest = guest
@@ -83,7 +84,7 @@ class Shell:
         known: asyncio.Event,
         host_key: str,
         command_s: float,
-        log: Path | None = None,
+        log: Log | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Shell:
         """Speak SSH on a connected socket; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
@@ -126,15 +127,23 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
-        """One that runs nothing else meanwhile."""
+        """One that runs nothing else meanwhile. It ends with a block that ends otherwise than well: what was run may run still."""
+        while self._free and self._free[-1].is_closed():
+            self._all.remove(self._free.pop())
         if not self._free:
             self._all.append(await self._another())
             self._free.append(self._all[-1])
         connection = self._free.pop()
         try:
             yield connection
-        finally:
+        except asyncssh.SFTPError:
             self._free.append(connection)
+            raise
+        except BaseException:
+            connection.abort()
+            self._all.remove(connection)
+            raise
+        self._free.append(connection)
 
     async def _run(
         self, command: str, text: str, check: bool, timeout_s: float | None, heard: tuple[Listener, Listener] | None = None
@@ -200,8 +209,7 @@ class Shell:
 
     def _record(self, command: str, result: Result) -> None:
         if self._log is not None:
-            with self._log.open("a") as file:
-                file.write(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s]\n")
+            self._log.add(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s]\n")
 
     async def close(self) -> None:
         """Drop the connections; a server that no longer answers is not waited for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -40,6 +41,8 @@ _LIGHT |= {verb: "hardware" for verb in ("throttle", "delay", "inject", "hang", 
 _LIGHT |= {verb: "hardware" for verb in ("hardware", "resume", "sample", "profiles")}
 _LIGHT |= {verb: "reports" for verb in ("report", "runs", "schema")}
 _LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
+# What this machine refuses wherever a file is written; every other error of the system that nobody expected is a mistake of ours.
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG}
 
 
 def main() -> NoReturn:
@@ -71,6 +74,23 @@ def _run() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ERROR)
+    except (OSError, ExceptionGroup) as error:
+        said = _refused(error)
+        if said is None:
+            raise
+        err.print(f"testbed: {said}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(ERROR)
+
+
+def _refused(error: BaseException) -> str | None:
+    """What a person is told of an error that came from where nobody expects one; None where it is a mistake of ours."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TestbedError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return f"{error.filename or 'this machine'}: {error.strerror}; name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR"
+    return None
 
 
 def _verb() -> str:

@@ -1,18 +1,25 @@
-"""Verbs for guest images."""
+"""Verbs for guest images, and for what of the cache may go."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from testbed import paths
-from testbed.cli.app import Quiet, app, err, run_async
-from testbed.errors import UsageError
+from testbed import paths, room, session, vms
+from testbed.cli.app import Json, Quiet, app, err, out, run_async
+from testbed.cli.sizes import age_s, size_bytes
+from testbed.errors import TestbedError, UsageError
+from testbed.kernels import load_table
 from testbed.lab import IMAGE
 from testbed.report import live
-from testbed.store import cache, image
+from testbed.store import cache, image, kernel_files, snapshots, waste
+from testbed.units import format_size
 
 image_app = typer.Typer(no_args_is_help=True, help="Guest images, built from images/*.yaml.")
 app.add_typer(image_app, name="image")
@@ -47,3 +54,52 @@ def image_rm(name: Annotated[str, typer.Argument(help="Recipe.")]) -> None:
     if not folder.exists():
         raise UsageError(f"image {name!r}: it is not built")
     shutil.rmtree(folder)
+
+
+@app.command()
+def gc(
+    unused_for: Annotated[str, typer.Option("--unused-for", help="What was of no use so long, such as 14d or 12h.")] = "14d",
+    larger_than: Annotated[
+        str | None,
+        typer.Option("--larger-than", help="The least recently used, until the rest is no larger; TESTBED_CACHE_LIMIT (20G) without it."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what killed commands have left, and guest images, kernels and templates of the cache that nobody needs.
+
+    What was of use within the last hour stays, and so do the images and kernels of guests that stay and of snapshots. `testbed runs
+    --prune` removes runs, which are not in the cache.
+    """
+    folders = paths.folders()
+    unused_s = age_s("--unused-for", unused_for)
+    limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else room.limit(room.CACHE_LIMIT)
+    session.reap(folders)
+    pieces = waste.every(folders.cache)
+    chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=_needed(folders))
+    gone = [piece for piece in chosen if dry_run or waste.remove(piece)]
+    freed = sum(piece.size_bytes for piece in gone)
+    left = sum(piece.size_bytes for piece in pieces) - freed
+    if as_json:
+        what = "would_be_removed" if dry_run else "removed"
+        found = [{"name": piece.name, "size_bytes": piece.size_bytes} for piece in gone]
+        print(json.dumps({what: found, "freed_bytes": freed, "left_bytes": left}))
+        return
+    for piece in gone:
+        out.print(f"{piece.name}\t{format_size(piece.size_bytes)}", highlight=False, soft_wrap=True)
+    said = "would be removed" if dry_run else "removed"
+    err.print(f"{len(gone)} {said}, {format_size(freed)}; {format_size(left)} left", highlight=False)
+
+
+def _needed(folders: paths.Folders) -> set[Path]:
+    """The images and kernels of guests that stay, and of snapshots, which only go on from what they were made of."""
+    kernels = {vm.record.kernel for vm in vms.every(folders)}
+    kernels |= {str(one.order["kernel"]) for one in snapshots.every(folders.state)}
+    if not kernels:
+        return set()
+    known, images = load_table(paths.shipped("images") / "kernels.yaml"), paths.shipped("images")
+    found = {image.image_folder(name, images, folders.cache) for name in image.names(images)}
+    for spec in kernels:
+        with contextlib.suppress(TestbedError):  # a file that is gone
+            found.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))
+    return found

@@ -19,7 +19,8 @@ from testbed.errors import HostError
 from testbed.progress import Progress
 
 META = "meta.json"
-_UNFINISHED = ".unfinished-"
+# UNFINISHED + NAME + "-" + anything: being made by whoever holds NAME.lock beside it.
+UNFINISHED = ".unfinished-"
 
 
 def file_sha256(path: Path) -> str:
@@ -80,14 +81,15 @@ async def once(
     :raise HostError: no room, no permission; or what `make` raises.
     """
     if (folder / META).is_file():
+        used(folder)
         return folder
     async with locked(folder.with_name(f"{folder.name}.lock"), progress, what):
         if (folder / META).is_file():
             return folder
         try:
-            for leftover in folder.parent.glob(f"{_UNFINISHED}{folder.name}-*"):
+            for leftover in folder.parent.glob(f"{UNFINISHED}{folder.name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{folder.name}-", dir=folder.parent))
+            unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name}-", dir=folder.parent))
             try:
                 meta = await make(unfinished)
                 (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
@@ -100,6 +102,30 @@ async def once(
         except OSError as error:
             raise HostError(f"{what}: {error.filename or folder}: {error.strerror}; the cache is {folder.parent}") from error
     return folder
+
+
+def used(folder: Path) -> None:
+    """Remember that a folder was of use now, for whoever must choose what to remove."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / META)
+
+
+def sweep(root: Path) -> tuple[Path, ...]:
+    """Remove what killed runs have left half-finished anywhere in the cache; returns it. What is being made now is left alone."""
+    gone = []
+    for leftover in root.glob(f"*/{UNFINISHED}*"):
+        name, _, _ = leftover.name.removeprefix(UNFINISHED).rpartition("-")
+        lock = filelock.FileLock(leftover.with_name(f"{name}.lock"), thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except (filelock.Timeout, OSError):
+            continue
+        try:
+            shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            lock.release()
+        gone.append(leftover)
+    return tuple(gone)
 
 
 def _sync_tree(folder: Path) -> None:

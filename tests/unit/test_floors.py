@@ -50,6 +50,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "store",
         "probe",
         "admission",
+        "evidence",
+        "room",
     ),
     (
         "order",
@@ -58,6 +60,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "actions",
         "machine",
         "marks",
+        "life",
+        "login",
         "guest",
         "clock",
         "player",
@@ -71,6 +75,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "lab",
         "debugger",
         "dumps",
+        "counting",
         "trial",
         "doctor",
         "fio",
@@ -85,6 +90,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("runner",),
     ("repro",),
     ("campaign",),
+    ("bug_results",),
     ("report", "inventory"),
     ("cli", "pytest_plugin", "__main__"),
 )
