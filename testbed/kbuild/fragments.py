@@ -52,6 +52,27 @@ def written(options: Mapping[str, Option]) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A configuration as it is asked for. `first`: what it begins from, `more`: what comes on top.
+
+    `plain`: what is not asked for is off, and all of it must survive; else `first` is somebody's whole configuration, which the source may
+    have outgrown, and only `more` must.
+    """
+
+    first: Mapping[str, Option]
+    more: Mapping[str, Option]
+    plain: bool
+
+    @property
+    def text(self) -> str:
+        return written(merged(self.first, self.more))
+
+    @property
+    def required(self) -> dict[str, Option]:
+        return merged(self.first, self.more) if self.plain else dict(self.more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
     """An option that did not survive: what was asked for and where, and what the configuration has."""
 

@@ -13,7 +13,7 @@ from typing import Any
 from testbed.errors import BuildError, UsageError
 from testbed.kbuild import fragments, patches, recipe
 from testbed.kbuild.ablations import ABLATIONS, Ablation
-from testbed.kbuild.fragments import Option
+from testbed.kbuild.fragments import Request
 from testbed.kbuild.patches import Patch
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name
@@ -92,13 +92,13 @@ class Builder:
         plan.tree.put(plan.changes)
         job = MakeJob(
             source=plan.source,
-            output=plan.source.folder / f"out-{recipe.output_key(plan.parts.request_text, plan.compiler)}",
+            output=plan.source.folder / f"out-{recipe.output_key(plan.parts.request.text, plan.compiler)}",
             compiler=plan.compiler,
             release=f"-tb{plan.key[:8]}",
             jobs=plan.order.jobs or len(os.sched_getaffinity(0)),
         )
         with self.progress.task(plan.title) as task:
-            made = await job.run(plan.parts.request, plain=plan.order.config is None, task=task, note=self.progress.note)
+            made = await job.run(plan.parts.request, task, self.progress.note)
             record = await results(job, unfinished, task)
         return (
             record
@@ -119,11 +119,7 @@ class _Parts:
     series: tuple[Patch, ...]
     reverts: tuple[Patch, ...]
     ablations: tuple[Ablation, ...]
-    request: Mapping[str, Option]
-
-    @property
-    def request_text(self) -> str:
-        return fragments.written(self.request)
+    request: Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +134,7 @@ class _Plan:
     @property
     def key(self) -> str:
         digests = kernel_tree.digests(self.changes)
-        return recipe.build_key(self.source.key, digests, self.parts.request_text, self.compiler.version)
+        return recipe.build_key(self.source.key, digests, self.parts.request.text, self.compiler.version)
 
     @property
     def name(self) -> str:
@@ -208,18 +204,19 @@ def _ablation(name: str) -> Ablation:
     return ABLATIONS[name]
 
 
-def _request(order: BuildOrder, shipped: Path) -> dict[str, Option]:
+def _request(order: BuildOrder, shipped: Path) -> Request:
     """The configuration as it is asked for."""
     known = flavours(shipped)
     for flavour in order.flavours:
         if flavour not in known:
             raise UsageError(f"--flavour {flavour}: expected one of {', '.join(known)}")
     first = order.config or shipped / "kconfig" / "base.config"
-    files = (first, *(shipped / "kconfig" / f"{flavour}.config" for flavour in order.flavours), *order.fragments)
+    more = (*(shipped / "kconfig" / f"{flavour}.config" for flavour in order.flavours), *order.fragments)
     try:
-        return fragments.merged(*(fragments.parse(path.read_text(), str(path)) for path in files))
+        read, *others = (fragments.parse(path.read_text(), str(path)) for path in (first, *more))
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"a configuration cannot be read: {error}") from error
+    return Request(first=read, more=fragments.merged(*others), plain=order.config is None)
 
 
 def _config_name(order: BuildOrder) -> str:

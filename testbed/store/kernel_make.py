@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from testbed import process
 from testbed.errors import BuildError, HostError
 from testbed.kbuild import fragments, kconfig, needs, recipe
-from testbed.kbuild.fragments import Option
+from testbed.kbuild.fragments import Option, Request
 from testbed.kbuild.recipe import Compiler
 from testbed.progress import Task
 from testbed.store import kernel_files
@@ -29,7 +29,10 @@ _OBJECTS, _LOG = "testbed-objects", "testbed-make.log"
 
 
 async def find_compiler() -> Compiler:
-    """:raise HostError: something that builds need is not installed; names all of it."""
+    """The compiler that builds use here.
+
+    :raise HostError: something that builds need is not installed; names all of it.
+    """
     missing = [package for tool, package in _TOOLS.items() if process.where(tool) is None]
     if not missing:
         for header, package in _HEADERS.items():
@@ -54,10 +57,10 @@ class MakeJob:
     def make(self, *targets: str) -> list[str | Path]:
         return ["make", "-C", self.source.tree, f"O={self.output}", f"LOCALVERSION={self.release}", *self.compiler.words, *targets]
 
-    async def run(self, request: Mapping[str, Option], *, plain: bool, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
-        """Configure and compile; returns how long it took and how many objects it compiled. `plain`: what is not asked for is off."""
+    async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
+        """Configure and compile; returns how long it took and how many objects it compiled."""
         self.output.mkdir(parents=True, exist_ok=True)
-        await self._configure(request, plain=plain, task=task, note=note)
+        await self._configure(request, task, note)
         begun = time.monotonic()
         compiled = await self._compile(task)
         return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
@@ -67,12 +70,12 @@ class MakeJob:
         path = self.output / ".config"
         return fragments.parse(path.read_text(), str(path))
 
-    async def _configure(self, request: Mapping[str, Option], *, plain: bool, task: Task, note: Callable[[str], None]) -> None:
+    async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
         """:raise BuildError: an option did not survive, or guests and scenarios need another one."""
         task.update(detail="configuring")
         asked = self.output / "testbed.config"
-        asked.write_text(fragments.written(request))
-        if plain:
+        asked.write_text(request.text)
+        if request.plain:
             words, environment = self.make("allnoconfig"), {"KCONFIG_ALLCONFIG": str(asked)}
         else:
             shutil.copyfile(asked, self.output / ".config")
@@ -83,7 +86,7 @@ class MakeJob:
                 f"kernel of {self.source.name}: it cannot be configured:\n    {recipe.first_error(done.stderr or done.stdout)}"
             )
         config = self.config
-        if plain and (lost := fragments.losses(request, config)):
+        if lost := fragments.losses(request.required, config):
             known = await asyncio.to_thread(kconfig.read, self._text)
             lines = [
                 f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
@@ -92,7 +95,7 @@ class MakeJob:
             raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines))
         if lacks := needs.unmet((*needs.GUEST, *needs.EVERY_SCENARIO), config):
             raise BuildError(f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks))
-        if not plain:
+        if not request.plain:
             for lack in needs.unmet(needs.SOME_SCENARIOS, config):
                 note(f"the configuration lacks {lack}")
 
@@ -109,7 +112,7 @@ class MakeJob:
         usual = int(remembered.read_text()) if remembered.exists() else _USUAL_OBJECTS
         before = await asyncio.to_thread(_objects, self.output)
         done, begun = 0, time.monotonic()
-        with (self.output / _LOG).open("w") as log:
+        with (self.output / _LOG).open("w", buffering=1) as log:
 
             def hear(line: str) -> None:
                 nonlocal done

@@ -25,13 +25,11 @@ class Tree:
         self._folder = folder
         self._tree = folder / "tree"
 
-    def read(self, path: str) -> str | None:
-        """A file of the source as it is without changes, None where there is none."""
-        found = self._pristine(path)
-        return found.read_bytes().decode("utf-8", "surrogateescape") if found is not None and found.is_file() else None
+    def _pristine(self, path: str) -> Path:
+        """Where a file is as it was without changes, if it was there.
 
-    def _pristine(self, path: str) -> Path | None:
-        """:raise BuildError: it leads out of the tree."""
+        :raise BuildError: it leads out of the tree.
+        """
         if path.startswith("/") or ".." in Path(path).parts or (self._tree / path).is_symlink():
             raise BuildError(f"{path}: expected a file inside the source")
         return (self._folder / _ORIGINALS / path) if path in self._changed() else (self._tree / path)
@@ -62,7 +60,7 @@ class Tree:
             found: dict[str, bytes | None] = {}
             for path in sorted(seen):
                 before, after = self._pristine(path), scratch / path
-                old = before.read_bytes() if before is not None and before.is_file() else None
+                old = before.read_bytes() if before.is_file() else None
                 new = after.read_bytes() if after.is_file() else None
                 if old != new:
                     found[path] = new
@@ -71,7 +69,7 @@ class Tree:
     def _bring(self, paths: Iterable[str], scratch: Path) -> None:
         for path in paths:
             before = self._pristine(path)
-            if before is not None and before.is_file():
+            if before.is_file():
                 (scratch / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(before, scratch / path)
 

@@ -27,7 +27,7 @@ all: bzImage
 allnoconfig:
 	sed '/CONFIG_LOSES_THIS/d' $(KCONFIG_ALLCONFIG) >$(O)/.config
 olddefconfig:
-	true
+	sed -i '/CONFIG_LOSES_THIS/d; /CONFIG_OUTGROWN/d' $(O)/.config
 bzImage: $(O)/loop.o
 	mkdir -p $(O)/arch/x86/boot
 	(cat head; echo $(LOCALVERSION); cat $(O)/loop.o) >$(O)/arch/x86/boot/bzImage
@@ -157,6 +157,16 @@ def test_a_configuration_that_no_guest_boots_with_is_refused_before_the_build(tm
     with pytest.raises(BuildError, match=r"CONFIG_VIRTIO_BLK=y or m: its root is ext4 on virtio-blk"):
         build(tmp_path / "cache", BuildOrder(source=str(tree), config=tmp_path / "config"))
     assert compiled(tmp_path / "cache") == 0
+
+
+def test_of_a_users_own_configuration_only_what_comes_on_top_must_survive(tmp_path: Path, tree: Path) -> None:
+    config, more = tmp_path / "config", tmp_path / "mine.config"
+    config.write_text((IMAGES / "kconfig/base.config").read_text() + "CONFIG_OUTGROWN=y\n")
+    built = build(tmp_path / "cache", BuildOrder(source=str(tree), config=config))
+    assert cache.read_meta(built.folder)["config_name"] == "config"
+    more.write_text("CONFIG_LOSES_THIS=y\n")
+    with pytest.raises(BuildError, match=r"mine\.config:1: CONFIG_LOSES_THIS"):
+        build(tmp_path / "cache", BuildOrder(source=str(tree), config=config, fragments=(more,)))
 
 
 @pytest.mark.parametrize(
