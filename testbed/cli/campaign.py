@@ -53,7 +53,8 @@ def reduce_command(
         with live.progress(err, quiet=quiet) as progress:
             async with open_lab(progress, kernels=(spec,)) as lab:
                 job = _job(lab, case, jobs)
-                found = await Reducer(job, await lab.kernel(spec), error, progress.note).reduce(self_contained(file), tries)
+                with runs.going_on(job.folder):
+                    found = await Reducer(job, await lab.kernel(spec), error, progress.note).reduce(self_contained(file), tries)
         if found is None:
             print(json.dumps({"reduced": None})) if as_json else out.print(f"it does not show on {spec} as it is", highlight=False)
             return 1
@@ -112,7 +113,8 @@ def bisect_command(
             async with open_lab(progress, kernels=(every[ends["--bad"]],)) as lab:
                 job = _job(lab, case, jobs)
                 bisector = Bisector(job, lab.kernel, error, progress.note)
-                found = await bisector.bisect(every, ends["--good"], ends["--bad"], rate)
+                with runs.going_on(job.folder):
+                    found = await bisector.bisect(every, ends["--good"], ends["--bad"], rate)
         document = _document(every, found, bisector)
         (job.folder / "bisect.json").write_text(json.dumps(document, indent=2) + "\n")
         if as_json:
