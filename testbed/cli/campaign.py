@@ -22,6 +22,7 @@ from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
 from testbed.report import live
 from testbed.repro import Job, Limits
+from testbed.store import runs
 
 BugFile = Annotated[Path, typer.Argument(help="Bug file.")]
 Error = Annotated[float, typer.Option("--error", min=0.0001, max=0.3, help="The chance of a wrong answer.")]
