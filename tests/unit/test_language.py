@@ -496,3 +496,44 @@ def test_a_disk_that_is_just_right_is_no_mistake_and_one_that_is_just_wrong_is(r
     parse(text(right), "a.yaml")
     said = errors(text(wrong))
     assert any(message in line for line in said), said
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (f"{DISKS}    throttle-groups: {{g: {{iops-total: 1, iops-read: 1}}}}\n", "throttle-groups.g: expected iops-total or iops-read"),
+        (f"{DISKS}    filesystems: {{fs: {{type: xfs, device: fast}}}}\n", "filesystems.fs.type: xfs needs at least 300M, 'fast' has 256M"),
+        (f"{DISKS}    swaps: {{s: {{on: fast}}, t: {{on: fast}}, u: {{on: fast}}}}\n", "swaps.u: 'fast' can be used by one thing alone"),
+        (
+            f"{DISKS}    filesystems: {{data: {{type: ext4}}}}\n    loops: {{l0: {{backing: data/f, size: 64M, filesystem: xfs}}}}\n",
+            "loops.l0.filesystem: 'data' has ext4 already, got xfs",
+        ),
+        (
+            f"{DISKS}    filesystems: {{data: {{type: xfs}}}}\n    loops: {{l0: {{backing: data/f, size: 64M, filesystem: ext4}}}}\n",
+            "loops.l0.filesystem: 'data' has xfs already, got ext4",
+        ),
+        (
+            "    disks: {d: {type: nvme, size: 1G, partitions: [{size: 512M}, {size: 256M}, {size: 511M}]}}\n",
+            "disks.d.partitions.2: the partitions need more than the 1G of 'd'",
+        ),
+        (
+            "    disks: {d: {type: nvme, size: 1G, partitions: [{size: 512M}, {size: 510M}, {}]}}\n",
+            "disks.d.partitions.2: nothing of 'd' is left for it",
+        ),
+        (
+            "    disks: {d: {type: nvme, size: 1G, throttle: {iops-total: 1}, profile: hdd-7200}}\n",
+            "disks.d.throttle: expected one of profile, throttle and throttle-group, got profile and throttle",
+        ),
+        (
+            f"    disks: {{{', '.join(f'd{number}: {{type: nvme, size: 1G}}' for number in range(17))}}}\n",
+            "disks: expected at most 16 disks and networks, one for each hot-plug port, got 17",
+        ),
+    ],
+)
+def test_a_mistake_is_said_where_it_is(text: str, mistake: str) -> None:
+    assert [line for line in errors(f"version: 1\nguests:\n  g0:\n{text}") if f": guests.g0.{mistake}" in line]
+
+
+def test_as_many_disks_as_there_are_ports_are_no_mistake() -> None:
+    disks = ", ".join(f"d{number}: {{type: nvme, size: 1G}}" for number in range(16))
+    assert len(parse(f"version: 1\nguests:\n  g0:\n    disks: {{{disks}}}\n", "a.yaml").guests["g0"].disks) == 16

@@ -100,6 +100,7 @@ def test_a_run_is_as_bad_as_its_worst_scenario() -> None:
     [
         (950, 950, 1000, Gap.CLOSED),
         (949, 949, 1000, Gap.UNCLEAR),  # too little of the file is in memory to say anything
+        (199, 9500, 10_000, Gap.OPEN),
         (20, 950, 1000, Gap.OPEN),  # of what was asked for, and not of what is in memory
         (20, 1000, 1000, Gap.OPEN),
         (21, 1000, 1000, Gap.UNCLEAR),
