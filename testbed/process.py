@@ -26,6 +26,7 @@ PACKAGES: dict[str, str] = {
     "mke2fs": "e2fsprogs",
     "depmod": "kmod",
     "setpriv": "util-linux",
+    "prlimit": "util-linux",
     "apt-get": "apt",
     "apt-cache": "apt",
     "dpkg-deb": "dpkg",
@@ -50,10 +51,16 @@ def find(tool: str) -> Path:
 
     :raise ToolMissing: it is not installed; says which package has it.
     """
-    found = shutil.which(tool, path=_SEARCH)
+    found = where(tool)
     if found is None:
         raise ToolMissing(tool, PACKAGES.get(tool, tool))
-    return Path(found)
+    return found
+
+
+def where(tool: str) -> Path | None:
+    """Where a program is, None where it is not installed."""
+    found = shutil.which(tool, path=_SEARCH)
+    return Path(found) if found is not None else None
 
 
 async def run(
@@ -64,9 +71,10 @@ async def run(
     folder: Path | None = None,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
+    on_output: Callable[[str], None] | None = None,
     stdin: str = "",
 ) -> Finished:
-    """Run a program to its end; it reads `stdin`, and `on_line` hears each line of its standard error as it comes.
+    """Run a program to its end; it reads `stdin`. `on_line` hears each line of its standard error as it comes, `on_output` of its output.
 
     :raise ToolMissing: it is not installed.
     :raise HostError: it did not end in time, or ended with another status than 0 while `check`.
@@ -100,7 +108,7 @@ async def run(
                 assert child.stdin is not None
                 child.stdin.write(stdin.encode())
                 child.stdin.close()
-                stdout, stderr = await asyncio.gather(_drain(child.stdout, None), _drain(child.stderr, on_line))
+                stdout, stderr = await asyncio.gather(_drain(child.stdout, on_output), _drain(child.stderr, on_line))
                 status = await child.wait()
         except TimeoutError:
             raise HostError(f"{name}: expected an end within {timeout_s:.0f} s, got none: {' '.join(words)}") from None
@@ -151,13 +159,17 @@ async def start(
     env: Mapping[str, str] | None = None,
     talking: bool = False,
     first_to_go: bool = False,
+    within: tuple[str, ...] | None = None,
+    handed: tuple[int, ...] = (),
 ) -> asyncio.subprocess.Process:
     """Start a program that dies with us, its output and errors in a file; `talking`: only its errors, and pipes to speak with it.
     `first_to_go`: a host that is short of memory kills it before anything else.
 
+    `within`: words before it that confine it (`custody.prefix`), and let it die with us; `handed`: open files that it inherits.
+
     :raise HostError: it cannot be started.
     """
-    words = (*_dying_with_us("KILL"), str(find(str(argv[0]))), *map(str, argv[1:]))
+    words = (*(_dying_with_us("KILL") if within is None else within), str(find(str(argv[0]))), *map(str, argv[1:]))
     try:
         with output.open("wb") as file:
             child = await asyncio.create_subprocess_exec(
@@ -167,6 +179,7 @@ async def start(
                 stderr=file,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
+                pass_fds=handed,
             )
         if first_to_go:
             # The most that there is (proc(5)). One that has ended by now is not there.

@@ -12,11 +12,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from testbed import paths, vms
+from testbed import bug_results, paths, vms
 from testbed.cli.app import Json, app, err, out
 from testbed.cli.sizes import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
-from testbed.report import artefacts, diff, live, results, schema
+from testbed.report import artefacts, bug_files, diff, live, results, schema
 from testbed.report.guests import age
 from testbed.store import runs as store
 from testbed.store.runs import Run
@@ -48,14 +48,16 @@ def report_command(
         raise UsageError(f"report: expected one run, or --diff and two, got {', '.join(named)}")
     if kind not in artefacts.FORMATS:
         raise UsageError(f"--format {kind}: expected one of {_FORMATS}")
-    document, folder = results.read(named[0], there), results.locate(named[0], there)
+    folder = results.locate(named[0], there)
+    bug = bug_files.read(folder)
+    document, formats = (results.read(named[0], there), artefacts.FORMATS) if bug is None else (bug, bug_files.FORMATS)
     if show:
         page = (folder / artefacts.PAGE).resolve()
-        artefacts.keep(artefacts.FORMATS["html"](document, folder), page)
+        artefacts.keep(formats["html"](document, folder), page)
         if not webbrowser.open(page.as_uri()):
             err.print(f"no browser could be started; the page is {page}", markup=False, highlight=False, soft_wrap=True)
     else:
-        text = artefacts.FORMATS["json" if as_json else kind](document, folder)
+        text = formats["json" if as_json else kind](document, folder)
         if output is not None:
             try:
                 output.write_text(text, encoding="utf-8", errors="replace")
@@ -63,8 +65,9 @@ def report_command(
                 raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
         else:
             sys.stdout.write(text)
-    err.print(live.last_line(document["verdict"], folder), markup=False, highlight=False, soft_wrap=True)
-    sys.exit(EXIT_CODES[Verdict(document["verdict"])])
+    said = document["result"] if bug else document["verdict"]
+    err.print(live.last_line(said, folder), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(bug_results.EXIT_CODES[said] if bug else EXIT_CODES[Verdict(said)])
 
 
 def _diff(named: list[str], there: Path, as_json: bool) -> None:

@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from testbed import journal
 from testbed.errors import HostError
 from testbed.progress import Progress
 
@@ -69,8 +71,12 @@ async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[Non
         lock.release()
 
 
-async def once(folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], progress: Progress, what: str) -> Path:
+async def once(
+    folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], progress: Progress, what: str, *, many_files: bool = False
+) -> Path:
     """`folder`, made by `make` if it is not there: `make` fills an unfinished folder and returns what to record of it.
+
+    `many_files`: so many that they are made durable by one sync(2) and not one by one.
 
     A folder under its final name is complete; one that a killed run left behind is swept away by the next.
 
@@ -87,9 +93,11 @@ async def once(folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], 
                 shutil.rmtree(leftover, ignore_errors=True)
             unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name}-", dir=folder.parent))
             try:
+                began = time.monotonic()
                 meta = await make(unfinished)
+                journal.say(f"{what}: made in {time.monotonic() - began:.1f} s: {folder}")
                 (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
-                await asyncio.to_thread(_sync_tree, unfinished)
+                await asyncio.to_thread(os.sync) if many_files else await asyncio.to_thread(_sync_tree, unfinished)
                 if folder.exists():
                     shutil.rmtree(folder)
                 unfinished.rename(folder)

@@ -14,17 +14,23 @@ from pathlib import Path
 
 import filelock
 
+from testbed import journal
 from testbed.errors import HostError
 
 # As paths.new_run_folder names them.
 _NAME = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{4}")
 # Held while a run goes on; free when its process has ended, however it did.
 _LOCK = ".running"
+# What a run leaves: of scenarios, or of bugs; and what each of its cases is.
+RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": "steps", "bisect.json": "asked"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run. `at`: when it began; `verdict` and `command` are empty, and `cases` 0, where it left no results."""
+    """One run. `at`: when it began; `verdict` and `command` are empty, and `cases` 0, where it left no results.
+
+    `cases`: scenarios; of a bug the kernels that were tried, or the candidates of a reduction.
+    """
 
     folder: Path
     at: datetime
@@ -37,7 +43,7 @@ class Run:
 
 @contextlib.contextmanager
 def going_on(folder: Path) -> Iterator[None]:
-    """A run that nobody removes meanwhile.
+    """A run that nobody removes meanwhile, and whose log is written.
 
     :raise HostError: its folder is gone or cannot be written.
     """
@@ -47,7 +53,8 @@ def going_on(folder: Path) -> Iterator[None]:
     except (OSError, filelock.Timeout) as error:
         raise HostError(f"{folder}: cannot be locked: {error}") from error
     try:
-        yield
+        with journal.writing(folder):
+            yield
     finally:
         (folder / _LOCK).unlink(missing_ok=True)
         lock.release()
@@ -121,10 +128,19 @@ def _held(folder: Path) -> bool:
     return False
 
 
+def results(folder: Path) -> Path | None:
+    """The file with a run's results."""
+    return next((path for name in RESULTS if (path := folder / name).is_file()), None)
+
+
 def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
     try:
-        found = json.loads((folder / "results.json").read_text())
-        return str(found["verdict"]), tuple(map(str, found["command"][1:])), len(found["scenarios"])
+        path = results(folder)
+        if path is None:
+            return "", (), 0
+        found = json.loads(path.read_text())
+        said = found["verdict"] if path.name == "results.json" else found["result"]
+        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[path.name]])
     except (OSError, ValueError, KeyError, TypeError):
         return "", (), 0
 

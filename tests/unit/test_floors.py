@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
+    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("bugs",),
@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "console",
         "verdict",
         "blktests",
+        "kbuild",
     ),
     ("signature", "symbols", "reduction", "bisection", "parcel"),
     (
@@ -43,6 +44,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "states",
         "shell",
         "switch",
+        "custody",
+        "journal",
         "wires",
         "session",
         "vms",
@@ -74,6 +77,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "lab",
         "debugger",
         "dumps",
+        "counting",
         "trial",
         "doctor",
         "fio",
@@ -88,6 +92,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("runner",),
     ("repro",),
     ("campaign",),
+    ("bug_results",),
     ("report", "inventory"),
     ("cli", "pytest_plugin", "__main__"),
 )
@@ -95,7 +100,9 @@ RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 # What touches the outside: pure floors import none of it.
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}
 PURE = {
+    "printable",
     "units",
+    "kbuild",
     "blktests",
     "keys",
     "ssh_keys",
