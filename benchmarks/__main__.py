@@ -1,5 +1,6 @@
 """`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, plugin, report, sampling, topology, up), how true its disks are
-(hardware, export, power, replug), and how often its bugs show (museum). Prints a table, or JSON with `--json`.
+(hardware, export, power, replug),
+how often its bugs show (museum), and what it leaves behind when it is killed and hurt (kills, soak). Prints a table, or JSON with `--json`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, export, hardware, museum, plugin, power, replug, report, sampling, topology, up
+from benchmarks import clone, compare, export, hardware, kills, museum, plugin, power, replug, report, sampling, soak, topology, up
 from testbed.errors import TestbedError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
@@ -91,6 +92,27 @@ def replug_command(
 ) -> None:
     """Disks that are taken out and put in again under I/O, every other time by surprise: what became of the guest."""
     _rows(asyncio.run(replug.measure(cycles=cycles, kernel=kernel)), as_json)
+
+
+@app.command("kills")
+def kills_command(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="SIGKILLs, one after the other.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the commands, and the moments.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Commands that are killed at random moments, and what of them is left."""
+    _show(asyncio.run(kills.measure(count=count, seed=seed)), as_json)
+
+
+@app.command("soak")
+def soak_command(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long.")] = 60,
+    seed: Annotated[int, typer.Option(help="Of what happens.")] = 1,
+    kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
+    as_json: Json = False,
+) -> None:
+    """Guests, scenarios, faults and kills by chance: what the testbed holds of memory, files, processes and disk stays the same."""
+    _show(asyncio.run(soak.measure(minutes=minutes, seed=seed, kernel=kernel)), as_json)
 
 
 @app.command("report")

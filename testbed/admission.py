@@ -14,52 +14,95 @@ import json
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from testbed.errors import HostError
-from testbed.progress import Progress
 from testbed.units import format_size
 
 _POLL_S = 0.05
+# Whoever is far behind looks less often.
+_SLOWEST_POLL_S = 1.0
 _AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
 _numbers = itertools.count()
+
+# Hears what is waited for, each time that it is something else.
+OnWait = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """So many guests, that start and end together. `who`: what wants them, for messages. `memory_bytes`: of all of them."""
+    """Guests that start and end together. `who`: what wants them, for messages. `cores`: how many of this machine's they keep busy; 0 for
+    guests that mostly wait. `memory_bytes`: of all of them.
+    """
 
-    guests: int
+    cores: int
     memory_bytes: int
     who: str
     admitted: bool = False
 
 
 def obstacle(wanted: Claim, held: Iterable[Claim], *, cores: int, memory_bytes: int, free_bytes: int) -> str | None:
-    """What a claim must wait for: one guest a core, and no more than half of the memory, as in `testbed compare`; None where it need not.
+    """What a claim must wait for: no more than a busy guest a core, and no more than half of the memory; None where it need not.
 
-    Whoever asks first starts at any rate, however much it wants.
+    Half, because what a guest needs beyond its own memory (translated code, QEMU itself) is about 100 MiB, and other people use the host.
+    Whoever asks first starts with as many guests as it wants.
     """
     there = tuple(held)
     if not there:
         return None
-    running = sum(claim.guests for claim in there)
-    who = ", ".join(claim.who for claim in there)
-    if running + wanted.guests > cores:
-        what = "a core" if wanted.guests == 1 else f"a core for each of its {wanted.guests} guests"
-        return f"{what}: there are {cores}, and {running} {'is' if running == 1 else 'are'} taken by {who}"
+    busy = [claim for claim in there if claim.cores]
+    taken = sum(claim.cores for claim in busy)
+    if busy and wanted.cores and taken + wanted.cores > cores:
+        what = "a core" if wanted.cores == 1 else f"{wanted.cores} cores"
+        return f"{what}: there are {cores}, and {taken} {'is' if taken == 1 else 'are'} taken by {_names(busy)}"
     promised = sum(claim.memory_bytes for claim in there)
     if promised + wanted.memory_bytes > memory_bytes // 2 or wanted.memory_bytes > free_bytes // 2:
-        return f"{format_size(wanted.memory_bytes)} of memory: {format_size(promised)} are of {who}, {format_size(free_bytes)} are free"
+        free = format_size(free_bytes)
+        return f"{format_size(wanted.memory_bytes)} of memory: {format_size(promised)} are of {_names(there)}, {free} are free"
     return None
+
+
+def _names(claims: Iterable[Claim]) -> str:
+    return ", ".join(claim.who for claim in claims)
+
+
+def refusal(wanted: Claim, held: Iterable[Claim], *, free_bytes: int) -> str | None:
+    """Why a claim is in vain: nobody whose end could be waited for has the memory that it lacks. None where it is not."""
+    if any(held) or wanted.memory_bytes <= free_bytes:
+        return None
+    lacking, free = format_size(wanted.memory_bytes), format_size(free_bytes)
+    return f"{wanted.who}: expected {lacking} of free memory, got {free}; end other programs, or give its guests less memory"
 
 
 def free_memory() -> int:
     """Bytes that could be had now."""
     found = _AVAILABLE.search(Path("/proc/meminfo").read_text())
     return int(found[1]) * 1024 if found else 0
+
+
+def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
+    """Those whose owners live, by age; the others are removed. For whoever holds the gate."""
+    for path in sorted(folder.glob("*-*-*")):
+        with contextlib.suppress(OSError, ValueError, TypeError), path.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield path, Claim(**json.loads(file.read()))
+                continue
+            path.unlink(missing_ok=True)
+
+
+def sweep(runtime: Path) -> None:
+    """Remove the tickets of processes that are gone, unless somebody looks at them just now, who removes them as well."""
+    folder = runtime / "admission"
+    if not folder.is_dir():
+        return
+    with contextlib.suppress(OSError), (folder / "gate").open("a") as gate:
+        fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for _ in _tickets(folder):
+            pass
 
 
 class Admission:
@@ -70,57 +113,48 @@ class Admission:
         self._cores, self._memory_bytes = cores, memory_bytes
 
     @contextlib.asynccontextmanager
-    async def admitted(self, claim: Claim, progress: Progress, *, at_once: bool = False) -> AsyncIterator[None]:
+    async def admitted(self, claim: Claim, on_wait: OnWait, *, at_once: bool = False) -> AsyncIterator[Admitted]:
         """Wait until there is room, and hold it. `at_once`: for whom has guests already; two of these would wait for each other.
 
-        :raise HostError: the tickets cannot be written.
+        :raise HostError: there is no memory for it, and nobody of ours who could give it back; or the tickets cannot be written.
         """
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             async with self._gate():
-                ticket = _Ticket(self._folder / f"{time.monotonic_ns():020}-{os.getpid()}-{next(_numbers)}", claim)
+                ticket = Admitted(self._folder / f"{time.monotonic_ns():020}-{os.getpid()}-{next(_numbers)}", claim)
         except OSError as error:
             raise HostError(f"{error.filename or self._folder}: cannot be written: {error.strerror}") from error
         try:
             said = ""
-            while (why := await self._ask(ticket, at_once)) is not None:
+            while (turn := await self._ask(ticket, at_once)) is not None:
+                place, why = turn
                 if why != said:
-                    progress.note(f"{claim.who}: waiting for {why}")
+                    on_wait(f"waiting for {why}")
                     said = why
-                await asyncio.sleep(_POLL_S)
-            yield
+                await asyncio.sleep(min(_SLOWEST_POLL_S, _POLL_S * (1 + place)))
+            yield ticket
         finally:
             ticket.close()
 
-    async def _ask(self, ticket: _Ticket, at_once: bool) -> str | None:
+    async def _ask(self, ticket: Admitted, at_once: bool) -> tuple[int, str] | None:
+        """How many are before it, and what it must wait for."""
         async with self._gate():
             before, held = [], []
-            for path, claim in self._tickets():
+            for path, claim in _tickets(self._folder):
                 if claim.admitted:
                     held.append(claim)
                 elif path.name < ticket.path.name:
                     before.append(claim)
-            if at_once:
-                why = None
-            elif before:
-                why = f"its turn, after {before[0].who}"
-            else:
-                free_bytes = free_memory()
-                why = obstacle(ticket.claim, held, cores=self._cores, memory_bytes=self._memory_bytes, free_bytes=free_bytes)
-            if why is None:
-                ticket.write(replace(ticket.claim, admitted=True))
-            return why
-
-    def _tickets(self) -> Iterator[tuple[Path, Claim]]:
-        """Those whose owners live, by age; the others are removed."""
-        for path in sorted(self._folder.glob("*-*-*")):
-            with contextlib.suppress(OSError, ValueError, TypeError), path.open("r+") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    yield path, Claim(**json.loads(file.read()))
-                    continue
-                path.unlink(missing_ok=True)
+            wanted, free_bytes = ticket.claim, free_memory()
+            if before and not at_once:
+                return len(before), f"its turn, after {before[0].who}"
+            if refused := refusal(wanted, held, free_bytes=free_bytes):
+                raise HostError(refused)
+            why = obstacle(wanted, held, cores=self._cores, memory_bytes=self._memory_bytes, free_bytes=free_bytes)
+            if why is not None and not at_once:
+                return 0, why
+            ticket.write(replace(wanted, admitted=True))
+            return None
 
     @contextlib.asynccontextmanager
     async def _gate(self) -> AsyncIterator[None]:
@@ -134,8 +168,8 @@ class Admission:
             yield
 
 
-class _Ticket:
-    """Made while the gate is held, so that nobody sees it unlocked."""
+class Admitted:
+    """A ticket. Made while the gate is held, so that nobody sees it unlocked."""
 
     def __init__(self, path: Path, claim: Claim) -> None:
         self.path, self.claim = path, claim
@@ -145,10 +179,15 @@ class _Ticket:
 
     def write(self, claim: Claim) -> None:
         self.claim = claim
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(json.dumps(asdict(claim)))
-        self._file.flush()
+        # At once, since it is read while it is changed.
+        os.pwrite(self._file.fileno(), json.dumps(asdict(claim)).ljust(self._size()).encode(), 0)
+
+    def _size(self) -> int:
+        return os.fstat(self._file.fileno()).st_size
+
+    def rest(self) -> None:
+        """From now on its guests mostly wait, and the cores are for others."""
+        self.write(replace(self.claim, cores=0))
 
     def close(self) -> None:
         self.path.unlink(missing_ok=True)

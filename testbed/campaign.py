@@ -25,12 +25,26 @@ MEASURED_TRIES = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reduced:
-    """`plain`: the smaller bug. `dropped`, in words; `rate`: of the bug as it was; `guests`: how many it took."""
+class Step:
+    """A candidate: `what` of the bug was left away, whether it showed as often, in how many tries, and the folder of its guests."""
 
-    plain: dict[str, Any]
-    dropped: tuple[str, ...]
-    rate: Rate
+    what: str
+    kept: bool
+    hits: int = 0
+    tries: int = 0
+    why: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """`plain`: the smaller bug, None where it does not show as it is. `dropped`, in words; `whole`: its tries as it was; `guests`: how
+    many it took."""
+
+    plain: dict[str, Any] | None
+    dropped: tuple[str, ...] = ()
+    whole: Tried
+    steps: tuple[Step, ...] = ()
     guests: int
 
 
@@ -44,9 +58,10 @@ class Reducer:
         self._job, self._kernel, self._error, self._on_step = job, kernel, error, on_step
         self._guests = self._candidates = 0
         self._rate = Rate(hits=0, tries=0)
+        self._steps: list[Step] = []
 
-    async def reduce(self, plain: dict[str, Any], tries: int) -> Reduced | None:
-        """The smaller bug; None where it does not show as it is. `tries`: for its rate as it is.
+    async def reduce(self, plain: dict[str, Any], tries: int) -> Reduced:
+        """The smaller bug. `tries`: for its rate as it is.
 
         :raise HostError: this machine cannot run the guests.
         """
@@ -56,7 +71,7 @@ class Reducer:
         self._rate = whole.rate
         self._on_step(f"as it is: {whole.rate}")
         if not whole.rate.hits:
-            return None
+            return Reduced(plain=None, whole=whole, guests=self._guests)
         every = reduction.parts(plain)
         gone: tuple[Part, ...] = ()
         search = reduction.dropping(every)
@@ -70,7 +85,7 @@ class Reducer:
         plain = reduction.without(plain, gone) if gone else plain
         said = [str(part) for part in gone]
         plain, steps = await self._smaller_machine(plain)
-        return Reduced(plain=plain, dropped=(*said, *steps), rate=self._rate, guests=self._guests)
+        return Reduced(plain=plain, dropped=(*said, *steps), whole=whole, steps=tuple(self._steps), guests=self._guests)
 
     async def _smaller_machine(self, plain: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
         said: list[str] = []
@@ -92,6 +107,7 @@ class Reducer:
             case = of_plain(plain)
         except TopologyError as error:
             self._on_step(f"{what}: cannot be: {error.problems[0].message}")
+            self._steps.append(Step(what=what, kept=False, why=error.problems[0].message))
             return False
         self._candidates += 1
         test = rates.sequential(self._rate, self._error)
@@ -99,8 +115,9 @@ class Reducer:
         while test.verdict is None and number < _MOST_TRIES:
             number += 1
             await self._batch(case, test, number)
-        kept = bool(test.verdict)
-        self._on_step(f"{what}: {'still shows' if kept else 'does not show as often'} ({test.hits} of {test.hits + test.misses})")
+        kept, tries = bool(test.verdict), test.hits + test.misses
+        self._on_step(f"{what}: {'still shows' if kept else 'does not show as often'} ({test.hits} of {tries})")
+        self._steps.append(Step(what=what, kept=kept, hits=test.hits, tries=tries, folder=f"candidate-{self._candidates}"))
         return kept
 
     async def _batch(self, case: Case, test: Sequential, number: int) -> None:
@@ -121,7 +138,7 @@ class Asked:
 
     kernel: str
     answer: Answer
-    tried: Tried | None
+    tried: Tried
     why: str = ""
 
 
@@ -156,7 +173,8 @@ class Bisector:
 
         :raise HostError: this machine cannot run the guests.
         """
-        kernel = await self._kernel_of(spec)
+        before = [one.tried.kernel for one in self.asked]
+        kernel = repro.told_apart((*before, await self._kernel_of(spec)))[-1]
         tries = MEASURED_TRIES if measure else rates.tries_for(self.rate or self._job.case.bug.rate, error)
         limits = replace(self._job.limits, tries=tries, every=measure, until=None)
         tried = await repro.on_kernel(replace(self._job, limits=limits), kernel, must_show=True)
@@ -165,7 +183,7 @@ class Bisector:
             self.rate = tried.rate.low
         why = next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "") if answer is Answer.SKIP else ""
         self.asked.append(Asked(kernel=spec, answer=answer, tried=tried, why=why))
-        self._on_step(f"{spec}: {answer.value}: {tried.rate}{f'; {why}' if why else ''}")
+        self._on_step(f"{spec}: {answer.value}: {tried.words}{f'; {why}' if why else ''}")
         return answer
 
 

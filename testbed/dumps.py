@@ -22,6 +22,8 @@ _LIMIT_S = 600.0
 
 async def prepare(guest: Guest) -> None:
     """Let the guest's kernel tell QEMU of its VMCOREINFO, which readers of a dump need; one that does not answer has told, or will not."""
+    if not (await guest.monitor.execute("query-status"))["running"]:
+        return
     with contextlib.suppress(GuestError):
         await guest.run("modprobe", "qemu_fw_cfg", check=False, timeout_s=10)
 

@@ -3,6 +3,7 @@
     TestbedError
     ├── UsageError        the command line asks for something that does not exist
     ├── TopologyError     the user's YAML file is wrong; carries every problem at once
+    ├── BuildError        the kernel to be built: its source, patches, configuration, or what the compiler says of them
     ├── HostError         this machine: a tool, the network, the disk, QEMU itself
     │   └── ToolMissing   a program is not installed
     ├── GuestError        the kernel under test or what runs on it
@@ -44,6 +45,14 @@ class UsageError(TestbedError):
     code = "TB100"
     who = "whoever typed or wrote it"
     act = "say it as the message expects; `testbed VERB --help` lists what a verb takes"
+
+
+class BuildError(TestbedError):
+    """A kernel cannot be built as asked for: its source, a patch, its configuration, or what the compiler says of them."""
+
+    code = "TB120"
+    who = "whoever wrote the patch or the configuration, or chose the source"
+    act = "correct what the message shows; `testbed kernel build --help` lists what a build takes"
 
 
 class HostError(TestbedError):

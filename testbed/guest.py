@@ -12,19 +12,20 @@ import asyncio
 import contextlib
 import secrets
 import shutil
+import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from testbed import custody, devices, drives, journal, plan, process, session, states
-from testbed.console import Finding, Kind
+from testbed import custody, devices, login, plan, process, room, session, states
 from testbed.custody import Custody
 from testbed.devices import Device
 from testbed.drives import Arrangement
-from testbed.errors import DeviceMismatch, GuestError, GuestLost, HostError, TemplateError, TestbedError, WireBroken
-from testbed.lifecycle import SHUTDOWNS, Event, Loss, State, advance
+from testbed.errors import DeviceMismatch, GuestError, HostError, TemplateError, TestbedError
+from testbed.life import LAST_WORDS_S, Life
+from testbed.lifecycle import SHUTDOWNS, Event, Loss, State
 from testbed.live_disks import LiveDisks
 from testbed.marks import Marks
 from testbed.monitor import Monitor
@@ -34,57 +35,42 @@ from testbed.poller import Poller
 from testbed.slots import Slots
 from testbed.ssh_keys import SshKey
 from testbed.store.snapshots import Snapshot
-from testbed.wires import Agent, Console, dial
+from testbed.wires import Agent
 
 if TYPE_CHECKING:
     from testbed.shell import Result, Shell
 
-T = TypeVar("T")
 
-# How long the reason of a guest's end may come after the first sign of it.
-_LAST_WORDS_S = 3.0
+# For which another template would be none the better.
+_NOT_THE_TEMPLATE = (Loss.HOST, Loss.KILLED, Loss.MONITOR)
+_KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 
 
-class Guest:
+class Guest(Life):
     """A machine under our control. Made by `launch`; `disks` maps the topology's names to the guest's devices."""
 
     def __init__(self, order: Order) -> None:
-        self.order = order
-        self.name = order.name
-        self.state = State.PLANNED
-        self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
+        super().__init__(order)
         self.disks: dict[str, Device] = {}
         self.numbers: dict[str, str] = {}  # what each MAJ:MIN is called
         self.on_disks: Callable[[], None] = lambda: None  # called when one of them may have another path
-        self.loss: Loss | None = None  # what ended it
         self.boot_s = 0.0
         self.ssh_port = 0
         self.host_key = SshKey(order.identity)
-        self.console = Console(order.evidence / "console.log", self._on_fatal)
         self.marks = Marks(self.console)
         self.agent = Agent(order.name)
         self.custody = Custody(order.host.account)
-        self.monitor = Monitor(order.name, order.evidence / "qmp.jsonl", self._on_event, self.custody.seen)
+        self.monitor = Monitor(order.name, self.log("qmp.jsonl"), self._on_event, self.custody.seen)
         self.poller = Poller(order.name, order.sockets / "poll")
         self._disks = Arrangement(cold=(), hot=())
         self._authorized = ""
         self._shell: Shell | None = None
         self._process: asyncio.subprocess.Process | None = None
-        self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._watchers: list[asyncio.Task[None]] = []
-        self._ending = False
         self._shut_down = ""
         self._stays = False  # also after its end
         self.slots = Slots(self.monitor, self.wait, order, self.custody)
         self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots, self.custody)
-
-    def _advance(self, event: Event) -> None:
-        self.state = advance(self.state, event)
-        self.reached[event] = now = time.monotonic()
-        with (self.order.evidence / "stages.jsonl").open("a") as log:
-            log.write(f'{{"monotonic_s": {now:.6f}, "event": "{event.name}", "state": "{self.state.name}"}}\n')
-        journal.say(event.value, guest=self.name, stage=self.state.value)
-        self.order.on_state(self.state)
 
     @property
     def pid(self) -> int:
@@ -99,20 +85,14 @@ class Guest:
 
     # What can end a guest ------------------------------------------------------------------------------------------------------
 
-    def _lose(self, why: str, loss: Loss) -> None:
-        if not self._lost.done() and not self._ending:
-            self.loss = loss
-            self._lost.set_result(why)
-            journal.say(why, guest=self.name, stage=self.state.value, failed=True)
-
-    def _on_fatal(self, finding: Finding) -> None:
-        self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)
-
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "DEVICE_DELETED":
             self.slots.on_deleted(str(data.get("device")))
         elif name in ("BLOCK_IO_ERROR", "RESUME"):
             self.hardware.errors.hear(name, data)
+            # An error that was injected is the guest's affair, a disk of this machine that is full is not.
+            if name == "BLOCK_IO_ERROR" and (full := room.full(self._places)):
+                self._lose(full, Loss.HOST)
         elif name == "GUEST_PANICKED":
             self._lose("QEMU reports a guest panic", Loss.PANIC)
         elif name == "SHUTDOWN":
@@ -130,45 +110,27 @@ class Guest:
             async with asyncio.timeout(1):
                 await self.console.ended()
         said = (self.order.evidence / "qemu.log").read_text(errors="replace").strip()
-        loss = SHUTDOWNS.get(self._shut_down, Loss.QEMU)
-        reason = f"the guest ended itself ({self._shut_down})" if loss is not Loss.QEMU else "QEMU was killed, or failed"
+        loss = Loss.KILLED if status in _KILLED else SHUTDOWNS.get(self._shut_down, Loss.QEMU)
+        if self.state is State.LAUNCHED and status > 0:
+            self._lose(f"QEMU does not start, and ended with status {status}: {said[-500:] or 'it said nothing'}", Loss.HOST)
+        if status < 0 and (full := room.full(self._places)):  # a page of its memory could not be had (SIGBUS)
+            self._lose(f"QEMU was killed by signal {-status}; {full}", Loss.HOST)
+        reason = f"the guest ended itself ({self._shut_down})" if loss in SHUTDOWNS.values() else "QEMU was killed, or failed"
         self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else f"; {reason}"), loss)
+
+    async def _watch_room(self) -> None:
+        self._lose(await self.order.quota.exceeded((self.order.evidence, self.order.scratch)), Loss.HOST)
+
+    @property
+    def _places(self) -> tuple[Path, ...]:
+        """The folders that it, and we for it, write to."""
+        memory = self.order.memory.file
+        return (self.order.scratch, self.order.evidence, *([memory.parent] if memory else []))
 
     async def _watch_monitor(self) -> None:
         await self.monitor.closed()
-        await asyncio.sleep(_LAST_WORDS_S / 2)  # a QEMU that ended is reported as that
-        self._lose("QEMU closed its monitor", Loss.QEMU)
-
-    async def lost(self) -> str:
-        """Wait until the guest is lost, and say why."""
-        return await asyncio.shield(self._lost)
-
-    async def wait(self, awaited: Awaitable[T], limit_s: float) -> T:
-        """The result of `awaited`, unless the guest is lost or `limit_s` passes first.
-
-        :raise GuestLost: names the stage, and shows the console's tail.
-        """
-        task: asyncio.Future[T] = asyncio.ensure_future(awaited)
-        try:
-            first: set[asyncio.Future[Any]] = {task, self._lost}
-            await asyncio.wait(first, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            failure = task.exception() if task.done() else None
-            if isinstance(failure, WireBroken):
-                # A dying guest breaks its wires first; give the reason a moment to arrive.
-                await asyncio.wait({self._lost}, timeout=_LAST_WORDS_S)
-            if task.done() and (failure is None or not self._lost.done()):
-                return task.result()
-            stage = self.state.value
-            if self._lost.done():
-                why = self._lost.result()
-                if self.state is not State.LOST:
-                    self._advance(Event.ENDED)
-            else:
-                why = f"expected an end within {limit_s:.0f} s, got none"
-            raise GuestLost(self.name, stage, why, self.console.tail()) from failure
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        await asyncio.sleep(LAST_WORDS_S / 2)  # a QEMU that ended is reported as that
+        self._lose("QEMU closed its monitor", Loss.MONITOR)
 
     # Commands ------------------------------------------------------------------------------------------------------------------
 
@@ -234,12 +196,13 @@ class Guest:
                 "TMPDIR": self.custody.seen(str(order.scratch)),
                 session.OWNER: f"{order.sockets}/",
             },
+            first_to_go=True,
             within=custody.prefix(order.host.account, order.host.groups),
             handed=self.custody.descriptors,
         )
         self.custody.release()
         self._advance(Event.SPAWNED)
-        self._watchers.append(asyncio.create_task(self._watch_process()))
+        self._watchers += [asyncio.create_task(self._watch_process()), asyncio.create_task(self._watch_room())]
         await self.wait(self.monitor.connect(order.sockets / "qmp"), order.deadlines.monitor_s)
         self._watchers.append(asyncio.create_task(self._watch_monitor()))
         await self.console.connect(order.sockets / "console")
@@ -258,15 +221,20 @@ class Guest:
 
     async def _boot(self) -> None:
         started = time.monotonic()
-        await self.monitor.execute("cont")
+        await self._go_on()
         await self.wait(self.agent.expect("waiting"), self.order.deadlines.boot_s)
         self.boot_s = time.monotonic() - started
         self._advance(Event.AGENT_WAITING)
+
+    async def _go_on(self) -> None:
+        await self.wait(self.monitor.execute("cont"), self.order.deadlines.monitor_s)
 
     async def _restore(self, template: Saved) -> None:
         try:
             await self.wait(states.load(self.monitor, template.state), self.order.deadlines.restore_s)
         except (GuestError, HostError, OSError) as error:
+            if self.loss in _NOT_THE_TEMPLATE:
+                raise
             raise TemplateError(f"{template.title} does not load: {error}") from error
         self.boot_s = template.boot_s
         self._advance(Event.AGENT_WAITING)
@@ -283,12 +251,12 @@ class Guest:
         self.agent.say("identity", **self._identity(**({} if clone else {"hostkey": self.host_key.dropbear.hex()})))
         await self.slots.fill(self._disks.hot)
         await self.hardware.furnish()
-        self.ssh_port = await self.monitor.forwarded_port()
+        self.ssh_port = await self.wait(self.monitor.forwarded_port(), self.order.deadlines.monitor_s)
         identified = asyncio.Event()
-        connecting = asyncio.create_task(self._connect(key, identified))
+        connecting = asyncio.create_task(login.connect(self.order, self.ssh_port, key, self.host_key, identified, self.log("ssh.log")))
         try:
             if clone:
-                await self.monitor.execute("cont")
+                await self._go_on()
             await self.wait(self.agent.expect("ready"), limit)
             identified.set()
             self._advance(Event.IDENTIFIED)
@@ -312,28 +280,8 @@ class Guest:
 
     async def thaw(self) -> None:
         """Let a guest go on that was frozen and stopped, with the time of now."""
-        await self.monitor.execute("cont")
+        await self._go_on()
         await self.wait(self.agent.exchange("identity", "ready", **self._identity()), self.order.deadlines.ssh_s)
-
-    async def _connect(self, key: SshKey, identified: asyncio.Event) -> Shell:
-        if self.order.template is None:
-            await identified.wait()  # nothing listens before
-        wire = await dial(self.name, self.ssh_port)
-        try:
-            shell = await asyncio.to_thread(_load_client)
-            return await shell.connect(
-                self.name,
-                wire,
-                key=key,
-                known=identified,
-                host_key=self.host_key.public,
-                command_s=self.order.deadlines.command_s,
-                log=self.order.evidence / "ssh.log",
-                environment=self.order.model.environment,
-            )
-        except BaseException:
-            wire.close()
-            raise
 
     async def verify(self) -> None:
         """Compare the guest's disks with the topology.
@@ -363,18 +311,32 @@ class Guest:
 
     async def bring_up(self, key: SshKey) -> None:
         """Everything from nothing to ready."""
+        try:
+            await self._bring_up(key)
+        except OSError as error:
+            raise HostError(f"guest {self.name}: {self.state.value}: {error.filename or 'this machine'}: {error.strerror}") from error
+
+    async def _bring_up(self, key: SshKey) -> None:
         template = self.order.template
-        await self._start()
         if template is None:
+            await self._start()
             await self._boot()
             await self._wake(key)
             return
+        try:
+            await self._start()
+        except HostError as error:
+            if template.complete:
+                raise
+            raise TemplateError(f"{template.title} was removed meanwhile: {error}") from error
         await self._restore(template)
         try:
             await self._wake(key)
         except DeviceMismatch:
             raise
         except GuestError as error:
+            if self.loss in _NOT_THE_TEMPLATE:
+                raise
             raise TemplateError(f"a clone of {template.title} does not wake up: {error}") from error
 
     async def cut_power(self, kept: Path, *, share: float, seed: int) -> dict[str, int]:
@@ -384,23 +346,27 @@ class Guest:
         """
         lost = await self.hardware.cut_power(share, seed)
         kept.mkdir(mode=0o700, parents=True)
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        await self._process.wait()
-        # Before anybody hears of its end, and removes what is left of it.
-        for name, disk in self.order.model.disks.items():
-            for store in drives.storage(name, disk, self.order.scratch):
-                store.file.rename(kept / store.file.name)
+        await self.hand_over(kept)
         self._lose("its power was cut", Loss.QEMU)
         return lost
+
+    async def hand_over(self, kept: Path) -> None:
+        """End QEMU, and move the guest's disks into a folder before anybody hears of it and removes what is left."""
+        await self._kill()
+        self.slots.hand_over(kept)
+
+    async def _kill(self) -> None:
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
 
     # And back ------------------------------------------------------------------------------------------------------------------
 
     async def save_dmesg(self) -> None:
         """Keep the kernel's whole log, as far as the guest still answers."""
         if self._shell is not None and not self._lost.done():
-            with contextlib.suppress(TestbedError):
+            with contextlib.suppress(TestbedError, OSError):
                 result = await self.run("dmesg", timeout_s=10)
                 (self.order.evidence / "dmesg.txt").write_text(result.stdout)
 
@@ -408,11 +374,7 @@ class Guest:
         """End QEMU and remove everything of the guest but its evidence. Cannot fail."""
         self._ending = True
         await self.console.last_words()
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-        if self._process is not None:
-            await self._process.wait()
+        await self._kill()
         if self._shell is not None:
             await self._shell.close()
         self.poller.close()
@@ -432,13 +394,6 @@ class Guest:
         self._advance(Event.TORN_DOWN)
 
 
-def _load_client() -> type[Shell]:
-    """The SSH client. It takes about 0.3 s to load, which is half of a clone's start: it is loaded meanwhile."""
-    from testbed.shell import Shell
-
-    return Shell
-
-
 @contextlib.asynccontextmanager
 async def launch(order: Order, key: SshKey) -> AsyncIterator[Guest]:
     """A guest that is ready; it and everything of it but its evidence is gone afterwards.
@@ -446,8 +401,11 @@ async def launch(order: Order, key: SshKey) -> AsyncIterator[Guest]:
     :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
     :raise TemplateError: the template to clone does not load. :raise HostError: QEMU does not start.
     """
-    for folder in (order.sockets, order.scratch):
-        folder.mkdir(mode=0o700, parents=True)
+    try:
+        for folder in (order.sockets, order.scratch):
+            folder.mkdir(mode=0o700, parents=True)
+    except OSError as error:
+        raise HostError(f"guest {order.name}: {error.filename}: cannot be made: {error.strerror}") from error
     try:
         order.evidence.mkdir(parents=True, exist_ok=True)
     except OSError as error:

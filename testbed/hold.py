@@ -30,14 +30,15 @@ class Holder:
     how: Callable[[str], None]
 
     async def hold(self, guest: Guest, match: Match) -> None:
-        """Hold a guest until it is told to go, or is lost.
+        """Hold a guest until it is told to go, or is lost; one that has panicked or ended stands still, and its memory is there.
 
         :raise UsageError: the name is taken.
         """
         asked = asyncio.Event()
+        ended = guest.loss is not None
 
         def ready() -> Guest:
-            if guest.loss is not None:
+            if guest.loss is not None and not ended:
                 raise TestbedError(f"{self.name} is lost")
             return guest
 
@@ -54,8 +55,9 @@ class Holder:
                 desk.listening(folder / "control", lambda reader, writer: desk.answer(self.name, verbs, reader, writer)),
                 desk.listening(folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),
             ):
-                self.how(self._words())
-                waits = (asyncio.create_task(asked.wait()), asyncio.create_task(guest.lost()))
+                self.how(self._words(ended))
+                waits: list[asyncio.Task[Any]] = [asyncio.create_task(asked.wait())]
+                waits += [] if ended else [asyncio.create_task(guest.lost())]
                 try:
                     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 finally:
@@ -71,7 +73,7 @@ class Holder:
             topology=self.file,
             point="",
             guest=guest.name,
-            kernel=order.files.bzimage.parent.name,
+            kernel=order.files.bzimage.parent.name.rpartition("-")[0],  # without the cache's key
             release="",
             memory_bytes=model.memory,
             cpus=model.cpus,
@@ -83,16 +85,19 @@ class Holder:
             networks="",
             qemu=guest.pid,
             ssh_port=guest.ssh_port,
-            why=f"held: {match.seen}" + ("; it stands still" if self.paused else ""),
+            why=f"held: {match.seen}" + ("; it stands still" if self.paused or guest.loss is not None else ""),
         )
 
-    def _words(self) -> str:
-        first = [f"it stands still; let it go on with: testbed resume {self.name}"] if self.paused else []
+    def _words(self, ended: bool) -> str:
+        enter = f"enter it:  testbed ssh {self.name}    testbed console {self.name}"
+        if ended:
+            enter = "it has ended and stands still: nothing in it answers any longer"
+        elif self.paused:
+            enter = f"it stands still; let it go on with: testbed resume {self.name}\n    {enter}"
         return "\n".join(
             (
                 f"{self.name} is held at the moment of the signature",
-                *(f"    {line}" for line in first),
-                f"    enter it:  testbed ssh {self.name}    testbed console {self.name}",
+                f"    {enter}",
                 f"    debug it:  testbed gdb {self.name}    testbed dump {self.name} FILE",
                 f"    end it:    testbed down {self.name}    or Ctrl-C here",
             )

@@ -8,7 +8,6 @@ Python's own logging carries it: whoever has something to say calls `say`, and a
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -16,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TextIO
 
-from testbed.bounded_log import BoundedLog
+from testbed.evidence import Log
 from testbed.printable import printable
 
 FILE = "log.jsonl"
@@ -33,7 +32,7 @@ def say(event: str, *, guest: str = "", stage: str = "", failed: bool = False) -
 
 
 class _Lines(logging.Handler):
-    def __init__(self, log: BoundedLog) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
 
@@ -41,8 +40,7 @@ class _Lines(logging.Handler):
         where = {"guest": record.__dict__["guest"], "stage": record.__dict__["stage"]}
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": when, "monotonic_s": round(time.monotonic(), 6), "level": record.levelname.lower()}
-        with contextlib.suppress(OSError):  # a full disk is said where it matters
-            self._log.add(json.dumps(line | {key: value for key, value in where.items() if value} | {"event": record.getMessage()}) + "\n")
+        self._log.note(line | {key: value for key, value in where.items() if value} | {"event": record.getMessage()})
 
 
 class _Words(logging.StreamHandler[TextIO]):
@@ -54,7 +52,7 @@ class _Words(logging.StreamHandler[TextIO]):
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """What is said meanwhile goes into the folder of a run, `log.jsonl`."""
-    handler = _Lines(BoundedLog(folder / FILE))
+    handler = _Lines(Log(folder / FILE, lambda why: None))  # a full disk is said where it matters
     _LOGGER.addHandler(handler)
     try:
         yield

@@ -1,8 +1,9 @@
-"""Which kernels there are to choose from: the table in `images/kernels.yaml`, and files that the user names."""
+"""Which kernels there are to choose from: the table in `images/kernels.yaml`, those that were built here, and files that the user names."""
 
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,13 @@ class Series(enum.Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DebianKernel:
-    """A row of the table: the newest `package` of `suites`."""
+    """A row of the table: the newest `package` of `suites`; `source`: the package with its source, or empty."""
 
     name: str
     suites: tuple[str, ...]
     package: str
     series: Series
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +43,34 @@ class LocalKernel:
     series: Series = Series.UNKNOWN
 
 
-Kernel = DebianKernel | LocalKernel
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltKernel:
+    """What `testbed kernel build` made under this name; the cache knows the rest of it, and whether the series is in it."""
+
+    name: str
+    series: Series = Series.UNKNOWN
+
+    @property
+    def spec(self) -> str:
+        """As a command line names it."""
+        return f"{BUILT}{self.name}"
+
+
+BUILT = "built-"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+def built_name(name: str) -> str:
+    """`name`, if a kernel that is built may be called so.
+
+    :raise UsageError: it may not.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"kernel {name!r}: expected a name of at most 80 letters, digits and . _ - that begins with a letter or digit")
+    return name
+
+
+Kernel = DebianKernel | LocalKernel | BuiltKernel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,17 +82,20 @@ class KernelTable:
     patched: str
 
     def resolve(self, spec: str) -> Kernel:
-        """The kernel meant by a command line: a row's name, `FILE.deb[:FILE.deb...]`, or `BZIMAGE[:MODULES_FOLDER]`.
+        """The kernel meant by a command line: a row's name, `built-NAME`, `FILE.deb[:FILE.deb...]`, or `BZIMAGE[:MODULES_FOLDER]`.
 
         :raise UsageError: it names nothing; says what was expected.
         """
         if spec in self.rows:
             return self.rows[spec]
+        if spec.startswith(BUILT):
+            return BuiltKernel(name=built_name(spec.removeprefix(BUILT)))
         paths = [Path(part).expanduser() for part in spec.split(":")]
         if not paths[0].exists():
             names = ", ".join(self.rows)
             raise UsageError(
-                f"kernel {spec!r}: expected one of {names}, or BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]; there is no such file"
+                f"kernel {spec!r}: expected one of {names}, or built-NAME, or BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]; "
+                "there is no such file"
             )
         for path in paths:
             if not path.exists():
@@ -80,6 +112,7 @@ class _Row(BaseModel):
     suites: tuple[str, ...]
     package: str
     series: Series
+    source: str = ""
 
 
 class _File(BaseModel):
@@ -99,5 +132,5 @@ def load_table(path: Path) -> KernelTable:
         read = _File.model_validate(yaml.safe_load(path.read_text()))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise HostError(f"{path}: cannot be read as a kernel table: {error}") from error
-    rows = {name: DebianKernel(name=name, suites=row.suites, package=row.package, series=row.series) for name, row in read.kernels.items()}
+    rows = {name: DebianKernel(name=name, **row.model_dump()) for name, row in read.kernels.items()}
     return KernelTable(rows=rows, base=read.base, patched=read.patched)

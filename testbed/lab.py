@@ -13,12 +13,14 @@ import contextlib
 import itertools
 import os
 import shlex
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed import mounts, paths, plan, probe, template
+from testbed import clock, mounts, paths, plan, probe, room, template
+from testbed.admission import Admission, Admitted, Claim, OnWait
 from testbed.errors import HostError, TemplateError, UsageError
 from testbed.guest import Guest, launch
 from testbed.host import Host
@@ -30,9 +32,10 @@ from testbed.order import OnState, Order, nobody
 from testbed.paths import Folders
 from testbed.plan import BootFiles, Machine, Memory
 from testbed.progress import Progress
+from testbed.room import Quota
 from testbed.session import Session, open_session
 from testbed.ssh_keys import SshKey
-from testbed.store import cache, image, initramfs, kernel_files, seals, templates
+from testbed.store import cache, image, initramfs, kernel_files, seals, templates, waste
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.snapshots import Snapshot
@@ -41,6 +44,8 @@ from testbed.topology.model import Guest as GuestModel
 from testbed.topology.model import Topology
 
 IMAGE = "bookworm"
+# So long is the clock of a guest that was booted compared with ours.
+_CLOCK_S = 0.3
 # Set to 1 where the topologies are one's own.
 _TRUST = "TESTBED_TRUST_QEMU_ARGS"
 
@@ -75,6 +80,21 @@ class Lab:
         self.key = SshKey.new()
         self._numbers = itertools.count()
         self._files: dict[tuple[str, str], BootFiles] = {}
+        self._admission = Admission(folders.runtime, cores=host.cores, memory_bytes=host.memory_bytes)
+        self._quota = Quota(room.limit(room.RUN_LIMIT))
+
+    @contextlib.asynccontextmanager
+    async def admitted(
+        self, models: Iterable[GuestModel], who: str, *, cores: int, on_wait: OnWait | None = None, at_once: bool = False
+    ) -> AsyncIterator[Admitted]:
+        """Wait until the host has room for guests that start and end together, and hold it. `guest` and its like start them in any case.
+
+        `cores`: how many the guests keep busy. `on_wait` hears what is waited for; see `Admission.admitted`.
+        """
+        claim = Claim(cores=cores, memory_bytes=sum(model.memory for model in models), who=f"{who} (pid {os.getpid()})")
+        tell = on_wait or (lambda why: self._progress.note(f"{who}: {why}"))
+        async with self._admission.admitted(claim, tell, at_once=at_once) as ticket:
+            yield ticket
 
     async def kernel(self, spec: str) -> KernelFiles:
         """The files of a kernel named as on the command line.
@@ -86,7 +106,9 @@ class Lab:
     async def prepare(self, model: GuestModel, kernel: KernelFiles) -> None:
         """Make what a guest needs beyond itself, with progress: image, initramfs, template."""
         machine, files = await self._machine(model, kernel)
-        if not (self.cold or model.boots_cold):
+        if self.cold or model.boots_cold or (templates.template_folder(self.folders.cache, machine) / cache.META).is_file():
+            return
+        async with self.admitted((model,), f"the template of {kernel.name}", cores=1):
             await self.template(machine, files)
 
     async def _machine(self, model: GuestModel, kernel: KernelFiles) -> tuple[Machine, BootFiles]:
@@ -123,7 +145,7 @@ class Lab:
         order = replace(self._order(name, model, machine, files, evidence, wiring), savable=savable, survivors=survivors, on_state=on_state)
         async with contextlib.AsyncExitStack() as stack:
             if self.cold or model.boots_cold:
-                guest = await stack.enter_async_context(launch(order, self.key))
+                guest = await self._boot(stack, order)
             else:
                 guest = await self._clone(stack, order)
             yield guest
@@ -173,6 +195,18 @@ class Lab:
         """The name of a folder for large files, which is gone when the lab is."""
         return self._session.scratch / str(next(self._numbers))
 
+    async def _boot(self, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
+        for _ in range(template.TRIES):
+            async with contextlib.AsyncExitStack() as once:
+                guest = await once.enter_async_context(launch(order, self.key))
+                if await clock.goes_as_ours(guest, lambda: asyncio.sleep(_CLOCK_S)):
+                    await stack.enter_async_context(once.pop_all())
+                    return guest
+                if order.survivors is not None:
+                    await guest.hand_over(order.survivors)
+            self._progress.note(f"guest {order.name}: its clock does not go as ours; booting it again{_put_aside(order.evidence)}")
+        raise template.wrong_clock(order.name)
+
     async def _clone(self, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
         async def once() -> Guest:
             found = await self.template(order.machine, order.files)
@@ -201,6 +235,7 @@ class Lab:
             evidence=evidence,
             host_key=SshKey.new().private,
             wiring=wiring,
+            quota=self._quota,
         )
 
     async def template(self, machine: Machine, files: BootFiles) -> Template:
@@ -221,8 +256,17 @@ class Lab:
             with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
                 return await template.save(unfinished, boot, host_key, task)
 
+        there = (folder / cache.META).is_file()
         await cache.once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
+        if not there:
+            await asyncio.to_thread(self._keep_within)
         return await asyncio.to_thread(templates.read, folder, machine)
+
+    def _keep_within(self) -> None:
+        """Templates are what a cache grows by: keep it as small as the user wants it."""
+        pieces = waste.every(self.folders.cache)
+        for piece in waste.superfluous(pieces, time.time(), unused_s=None, limit_bytes=room.limit(room.CACHE_LIMIT)):
+            waste.remove(piece)
 
     async def _image(self, name: str) -> Image:
         if name == self.image.name:
@@ -260,11 +304,11 @@ def _put_aside(evidence: Path) -> str:
     logs = [evidence / log for log in _LOGS if (evidence / log).exists()]
     if not logs:
         return ""
-    kept = evidence / "failed-clone"
+    kept = evidence / "failed-start"
     kept.mkdir(exist_ok=True)
     for log in logs:
         log.replace(kept / log.name)
-    return f"; the logs of the clone that failed: {kept}"
+    return f"; the logs of what failed: {kept}"
 
 
 @contextlib.asynccontextmanager

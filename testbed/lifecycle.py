@@ -41,6 +41,9 @@ class Loss(enum.Enum):
     POWER_OFF = "power-off"
     REBOOT = "reboot"
     QEMU = "qemu"
+    HOST = "host"  # this machine has no room for it, or no program that runs it
+    KILLED = "killed"  # somebody ended QEMU, or the kernel for want of memory
+    MONITOR = "monitor"  # QEMU runs, and cannot be spoken with
 
 
 # What QEMU's SHUTDOWN event gives as reason (qapi/run-state.json: ShutdownCause).

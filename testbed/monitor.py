@@ -12,9 +12,9 @@ from typing import Any
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
 
-from testbed.bounded_log import BoundedLog
 from testbed.drives import QmpCommand
 from testbed.errors import HostError, WireBroken
+from testbed.evidence import Log
 
 _COMMAND_S = 60.0
 
@@ -35,10 +35,10 @@ class Monitor:
     """The control connection to one QEMU. `on_event` hears every event's name and data; `seen` names paths as QEMU reaches them."""
 
     def __init__(
-        self, name: str, log: Path, on_event: Callable[[str, dict[str, Any]], None], seen: Callable[[Any], Any] = lambda said: said
+        self, name: str, log: Log, on_event: Callable[[str, dict[str, Any]], None], seen: Callable[[Any], Any] = lambda said: said
     ) -> None:
         self._name = name
-        self._log = BoundedLog(log)
+        self._log = log
         self._on_event = on_event
         self._seen = seen
         self._client = _Client(name)
@@ -132,7 +132,7 @@ class Monitor:
         await self.execute("getfd", {"fdname": name})
 
     def _record(self, record: dict[str, Any]) -> None:
-        self._log.add(json.dumps({"monotonic_s": round(time.monotonic(), 6), **record}) + "\n")
+        self._log.note({"monotonic_s": round(time.monotonic(), 6), **record})
 
     async def close(self) -> None:
         """End the connection, whatever state it is in."""

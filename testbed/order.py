@@ -11,6 +11,7 @@ from testbed.host import Host
 from testbed.lifecycle import Deadlines, State
 from testbed.links import UNWIRED, Wiring
 from testbed.plan import ANONYMOUS, BootFiles, Machine, Memory
+from testbed.room import Quota
 from testbed.store.snapshots import Snapshot
 from testbed.store.templates import Template
 from testbed.topology.model import Guest as GuestModel
@@ -34,7 +35,8 @@ class Order:
     `template`: clone this one, or go on from this snapshot; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity.
     `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks.
     `survivors`: a folder of disks that outlived another guest, which become its own. `savable`: it may become a
-    snapshot, so that what it writes to its root disk is a file with a name. `on_state`: hears how far it is.
+    snapshot, so that what it writes to its root disk is a file with a name. `on_state`: hears how far it is. `quota`: what its run may take
+    of this machine's disks.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Order:
     survivors: Path | None = None
     savable: bool = False
     on_state: OnState = nobody
+    quota: Quota
 
     @property
     def overlay(self) -> Path:

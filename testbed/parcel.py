@@ -15,6 +15,7 @@ LOGS = (
     "console.log",
     "counters.txt",
     "dmesg.txt",
+    "output.txt",
     "qmp.jsonl",
     "samples.jsonl",
     "ssh.log",

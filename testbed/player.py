@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from testbed import actions, clock, counters
 from testbed.clock import Clock
 from testbed.errors import GuestLost, TestbedError
+from testbed.evidence import Log
 from testbed.guest import Guest
 from testbed.topology.cues import Cue, cues
 from testbed.topology.timelines import Act, When
@@ -31,7 +30,7 @@ _POLL_S = 0.25
 class Player:
     """One timeline on one guest; `failures` are what went wrong, in the order in which it did."""
 
-    def __init__(self, guest: Guest, at: Clock, log: Path) -> None:
+    def __init__(self, guest: Guest, at: Clock, log: Log) -> None:
         self._guest, self._clock, self._log = guest, at, log
         self.failures: list[TestbedError] = []
 
@@ -91,8 +90,7 @@ class Player:
 
     def _note(self, at: float, **words: Any) -> None:
         line = {"monotonic_s": round(at, 6), "guest_s": round(self._clock.uptime(at), 3), "guest_error_s": round(self._clock.error_s, 3)}
-        with self._log.open("a") as log:
-            log.write(json.dumps(line | words) + "\n")
+        self._log.note(line | words)
 
 
 @contextlib.asynccontextmanager
@@ -105,7 +103,7 @@ async def playing(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncItera
     if not wanted:
         yield
         return
-    player = Player(guest, await clock.read(guest), guest.order.evidence / LOG)
+    player = Player(guest, await clock.read(guest), guest.log(LOG))
     task = asyncio.create_task(player.play(wanted))
     try:
         yield

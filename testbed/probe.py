@@ -16,6 +16,8 @@ from testbed import custody, process
 from testbed.errors import HostError
 from testbed.host import Account, Host, Kvm, Qemu
 from testbed.keys import content_key
+from testbed.progress import Silent
+from testbed.store.cache import UNFINISHED, locked
 from testbed.store.initramfs import cpio, directory, file
 from testbed.store.kernel_files import KernelFiles
 
@@ -126,9 +128,10 @@ def _remembered(path: Path) -> dict[str, Any] | None:
 
 def _remember(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as new:
-        json.dump(record, new)
-    Path(new.name).replace(path)
+    # Of this process alone, and the next one of its number writes over what it leaves.
+    new = path.with_suffix(f".{os.getpid()}")
+    new.write_text(json.dumps(record))
+    new.replace(path)
 
 
 async def _qemu(cache: Path) -> Qemu:
@@ -214,15 +217,16 @@ async def _kvm(cache: Path, qemu: Qemu, kernel: KernelFiles | None) -> Kvm:
             return Kvm(
                 works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False
             )
-        record = await _boot_under_kvm(qemu, kernel)
-        _remember(remembered, record)
+        async with locked(remembered.with_name("kvm.lock"), Silent(), "whether KVM works"):
+            record = _remembered(remembered) or await _boot_under_kvm(qemu, kernel, remembered.parent)
+            _remember(remembered, record)
     return Kvm(works=record["works"], why=record["why"], proven=True)
 
 
-async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles) -> dict[str, Any]:
+async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles, place: Path) -> dict[str, Any]:
     """Boot a kernel to its first process under KVM. Only that proves it: a device that opens, and even a virtual machine that is made
     and runs its firmware, has been seen where no kernel ever got past its decompressor."""
-    with tempfile.TemporaryDirectory(prefix="testbed-kvm-") as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{UNFINISHED}kvm-", dir=place) as folder:
         initrd = Path(folder) / "initrd"
         initrd.write_bytes(cpio([directory("dev"), file("init", probe_init(), 0o755)]))
         machine = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel kvm -cpu host -m 256M"

@@ -51,10 +51,16 @@ def find(tool: str) -> Path:
 
     :raise ToolMissing: it is not installed; says which package has it.
     """
-    found = shutil.which(tool, path=_SEARCH)
+    found = where(tool)
     if found is None:
         raise ToolMissing(tool, PACKAGES.get(tool, tool))
-    return Path(found)
+    return found
+
+
+def where(tool: str) -> Path | None:
+    """Where a program is, None where it is not installed."""
+    found = shutil.which(tool, path=_SEARCH)
+    return Path(found) if found is not None else None
 
 
 async def run(
@@ -65,9 +71,10 @@ async def run(
     folder: Path | None = None,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
+    on_output: Callable[[str], None] | None = None,
     stdin: str = "",
 ) -> Finished:
-    """Run a program to its end; it reads `stdin`, and `on_line` hears each line of its standard error as it comes.
+    """Run a program to its end; it reads `stdin`. `on_line` hears each line of its standard error as it comes, `on_output` of its output.
 
     :raise ToolMissing: it is not installed.
     :raise HostError: it did not end in time, or ended with another status than 0 while `check`.
@@ -101,7 +108,7 @@ async def run(
                 assert child.stdin is not None
                 child.stdin.write(stdin.encode())
                 child.stdin.close()
-                stdout, stderr = await asyncio.gather(_drain(child.stdout, None), _drain(child.stderr, on_line))
+                stdout, stderr = await asyncio.gather(_drain(child.stdout, on_output), _drain(child.stderr, on_line))
                 status = await child.wait()
         except TimeoutError:
             raise HostError(f"{name}: expected an end within {timeout_s:.0f} s, got none: {' '.join(words)}") from None
@@ -151,10 +158,12 @@ async def start(
     output: Path,
     env: Mapping[str, str] | None = None,
     talking: bool = False,
+    first_to_go: bool = False,
     within: tuple[str, ...] | None = None,
     handed: tuple[int, ...] = (),
 ) -> asyncio.subprocess.Process:
     """Start a program that dies with us, its output and errors in a file; `talking`: only its errors, and pipes to speak with it.
+    `first_to_go`: a host that is short of memory kills it before anything else.
 
     `within`: words before it that confine it (`custody.prefix`), and let it die with us; `handed`: open files that it inherits.
 
@@ -163,7 +172,7 @@ async def start(
     words = (*(_dying_with_us("KILL") if within is None else within), str(find(str(argv[0]))), *map(str, argv[1:]))
     try:
         with output.open("wb") as file:
-            return await asyncio.create_subprocess_exec(
+            child = await asyncio.create_subprocess_exec(
                 *words,
                 stdin=asyncio.subprocess.PIPE if talking else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if talking else file,
@@ -172,5 +181,10 @@ async def start(
                 start_new_session=True,
                 pass_fds=handed,
             )
+        if first_to_go:
+            # The most that there is (proc(5)). One that has ended by now is not there.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000")
+        return child
     except OSError as error:
         raise HostError(f"{argv[0]}: cannot be started: {error.strerror}") from error

@@ -1,7 +1,7 @@
 """How often something happens, from a few tries: intervals, when to stop, and how many tries a claim needs. Pure.
 
 Sources: E. B. Wilson, "Probable inference, the law of succession, and statistical inference" (1927); A. Wald, "Sequential tests of
-statistical hypotheses" (1945).
+statistical hypotheses" (1945); C. J. Clopper and E. S. Pearson, "The use of confidence or fiducial limits" (1934).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 # The standard normal distribution's two-sided quantile at 95 %.
@@ -52,6 +52,34 @@ class Rate:
         if not self.tries:
             return "no tries"
         return f"{self.hits} of {self.tries} ({self.share:.0%}, 95 % interval {self.low:.0%} to {self.high:.0%})"
+
+
+def exact(least: int, most: int, tries: int) -> tuple[float, float]:
+    """Clopper's and Pearson's interval at 95 %, of which all that is known is that `least` to `most` of the tries were hits.
+
+    It holds for tries that were stopped at a hit as well: the fewer of them, the wider it is.
+    """
+    if not 0 <= least <= most <= tries or not tries:
+        raise ValueError(f"expected 0 <= least <= most <= tries, and some tries, got {least}, {most}, {tries}")
+    low = 0.0 if least == 0 else _rate_where(lambda p: 1 - _at_most(least - 1, tries, p) >= _TAIL)
+    return low, 1.0 if most == tries else _rate_where(lambda p: _at_most(most, tries, p) <= _TAIL)
+
+
+_TAIL = 0.025
+
+
+def _at_most(hits: int, tries: int, p: float) -> float:
+    """The binomial distribution's probability of at most so many hits."""
+    return sum(math.comb(tries, k) * p**k * (1 - p) ** (tries - k) for k in range(hits + 1))
+
+
+def _rate_where(holds: Callable[[float], bool]) -> float:
+    """The least rate at which something holds that holds at all greater ones."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (low, middle) if holds(middle) else (middle, high)
+    return high
 
 
 class Next(enum.Enum):

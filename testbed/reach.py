@@ -40,7 +40,7 @@ async def measure(lab: Lab, kernel: KernelFiles, evidence: Path, *, seconds: flo
     """
     model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     found = {}
-    async with lab.guest("bench", model, kernel, evidence) as guest:
+    async with lab.admitted((model,), "bench", cores=lab.host.cores), lab.guest("bench", model, kernel, evidence) as guest:
         for number, kind in enumerate(KINDS):
             path = guest.disks[f"d{number}"].path
             await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)

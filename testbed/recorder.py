@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import TestbedError
+from testbed.errors import HostError, TestbedError
+from testbed.evidence import unwritable
 
 Sample = Callable[[], Awaitable[dict[str, Any]]]
 # How long the last sample may take, which is asked for when what went on is over.
@@ -35,7 +36,11 @@ async def writing(sample: Sample, every_s: float, file: Path, *, most_share: flo
         task.cancel()
         (ended,) = await asyncio.gather(task, return_exceptions=True)
     if isinstance(ended, Exception):
-        raise ended
+        raise _said(ended, file)
+
+
+def _said(failure: Exception, file: Path) -> Exception:
+    return HostError(unwritable(file, failure)) if isinstance(failure, OSError) else failure
 
 
 async def _write(sample: Sample, every_s: float, most_share: float, file: Path, over: asyncio.Event) -> None:
@@ -78,7 +83,7 @@ async def writing_from_thread(
             interrupt()
             await asyncio.to_thread(writer.join)
     if writer.failure is not None:
-        raise writer.failure
+        raise _said(writer.failure, file)
 
 
 class _Writer(threading.Thread):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import re
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from testbed import rates, runner
 from testbed.bugs.model import Case
+from testbed.errors import UsageError
+from testbed.guest import Guest
 from testbed.host import Host
 from testbed.lab import Lab
 from testbed.rates import Next, Rate
-from testbed.store import runs
+from testbed.signature import Match
 from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Attempt, Hold, Outcome, Try, attempt, said
+from testbed.trial import Attempt, Hold, Outcome, Try, attempt
 
 # Guests that mostly wait share the host's cores with this many others, if there is memory for them.
 _MOST_IDLE = 24
@@ -62,13 +64,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
-    """A bug on one kernel; `first_hit_s`: from the begin of the first try to the first hit, of this machine's time."""
+    """A bug on one kernel; `first_hit_s`: from the begin of the first try to the first hit, of this machine's time.
+
+    `stopped`: at a hit. `cut`: tries that ran then, of which nobody knows what they would have shown.
+    """
 
     kernel: KernelFiles
     must_show: bool
     tries: tuple[Try, ...]
     took_s: float
     first_hit_s: float | None
+    stopped: bool = False
+    cut: int = 0
 
     @property
     def rate(self) -> Rate:
@@ -76,6 +83,23 @@ class Tried:
         outcomes = [one.outcome for one in self.tries]
         hits = outcomes.count(Outcome.HIT)
         return Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the rate, at 95 %. Tries that were stopped at a hit, by which quick ones are ahead, say less: then every one that was cut
+        short may have been either."""
+        rate = self.rate
+        if not self.stopped:
+            return rate.low, rate.high
+        return rates.exact(rate.hits, rate.hits + self.cut, rate.tries + self.cut)
+
+    @property
+    def words(self) -> str:
+        """Its rate."""
+        if not self.stopped:
+            return str(self.rate)
+        low, high = self.interval
+        return f"{self.rate.hits} of {self.rate.tries}, stopped at a hit (95 % interval {low:.0%} to {high:.0%})"
 
     @property
     def troubles(self) -> int:
@@ -153,17 +177,46 @@ def result(tried: Iterable[Tried]) -> tuple[Result, str]:
     return Result.REPRODUCED, f"it shows on {where}" + (f" and not on {', '.join(one.kernel.name for one in clean)}" if clean else "")
 
 
+def told_apart(kernels: Iterable[KernelFiles]) -> tuple[KernelFiles, ...]:
+    """Kernels whose names are plain words, which name folders and go along in bundles; of files of one name each has its hash in it."""
+    found: dict[str, str] = {}
+    said = []
+    for one in kernels:
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", one.name).lstrip("._-")[:100] or "kernel"
+        if found.setdefault(name, one.sha256) != one.sha256:
+            name = f"{name}-{one.sha256[:8]}"
+        said.append(replace(one, name=name))
+    return tuple(said)
+
+
+def sides(shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]) -> tuple[tuple[KernelFiles, ...], tuple[KernelFiles, ...]]:
+    """The kernels of both sides, each once.
+
+    :raise UsageError: one is on both.
+    """
+    must, must_not = tuple({one.sha256: one for one in shows}.values()), tuple({one.sha256: one for one in clean}.values())
+    for one in must:
+        for other in must_not:
+            if one.sha256 == other.sha256:
+                raise UsageError(f"kernels {one.name} and {other.name}: expected it to show on one of them only, they are the same kernel")
+    apart = told_apart((*must, *must_not))
+    return apart[: len(must)], apart[len(must) :]
+
+
 async def reproduce(job: Job, shows: tuple[KernelFiles, ...], clean: tuple[KernelFiles, ...]) -> tuple[Tried, ...]:
-    """The bug on each kernel where it must show, then on each that must be clean.
+    """The bug on each kernel where it must show, then on each that must be clean; no others after one whose guest was held.
 
     :raise HostError: this machine cannot run the guests.
     """
-    with runs.going_on(job.folder):
-        found = [await on_kernel(job, kernel, must_show=True) for kernel in shows]
-        least = clean_tries(found, job.limits, job.case.bug.rate)
-        for kernel in clean:
-            limits = replace(job.limits, tries=least, every=True, until=None)
-            found.append(await on_kernel(replace(job, limits=limits, hold=None), kernel, must_show=False))
+    found: list[Tried] = []
+    for kernel in shows:
+        found.append(await on_kernel(job, kernel, must_show=True))
+        if job.hold is not None and found[-1].verdict is Verdict.SHOWS:
+            return tuple(found)
+    least = clean_tries(found, job.limits, job.case.bug.rate)
+    for kernel in clean:
+        limits = replace(job.limits, tries=least, every=True, until=None)
+        found.append(await on_kernel(replace(job, limits=limits, hold=None), kernel, must_show=False))
     return tuple(found)
 
 
@@ -172,39 +225,61 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
 
     :raise HostError: this machine cannot run the guests.
     """
-    most = job.limits.jobs or jobs(job.lab.host, job.case)
+    limits = job.limits
+    most = limits.jobs or jobs(job.lab.host, job.case)
     await job.lab.prepare(job.case.guest, kernel)
     begun = time.monotonic()
     tried: list[Try] = []
     first_hit_s: float | None = None
     running: set[asyncio.Task[Try]] = set()
     number = 0
+    holding = False
+
+    async def hold(guest: Guest, match: Match) -> None:
+        """The first that shows it is held; the others go."""
+        nonlocal holding
+        holding = True
+        for task in running - {asyncio.current_task()}:
+            task.cancel()
+        assert job.hold is not None  # or nobody would call this
+        await job.hold(guest, match)
+
     try:
         while True:
             # The rule must hold for the tries that run as well, or they would be started in vain.
-            while number < job.limits.tries and len(running) < most and not _enough(job.limits, tried):
+            while number < limits.tries and len(running) < most and not holding and not _enough(limits, tried):
                 number += 1
-                running.add(asyncio.create_task(attempt(_wanted(job, kernel, number))))
+                running.add(asyncio.create_task(attempt(_wanted(job, kernel, number, hold if job.hold else None))))
             if not running:
                 break
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
+                if task.cancelled():
+                    continue  # for the one that is held
                 one = task.result()
                 tried.append(one)
                 job.on_try(kernel.name, one)
                 if one.outcome is Outcome.HIT and first_hit_s is None:
                     first_hit_s = time.monotonic() - begun
-            if _enough(job.limits, tried):
+            # For a rate those that run are awaited: quick ones are not ahead of the others then.
+            if _hopeless(tried) or (limits.until is None and _enough(limits, tried)):
                 break
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-    tries = tuple(sorted(tried, key=lambda one: one.number))
-    return Tried(kernel=kernel, must_show=must_show, tries=tries, took_s=time.monotonic() - begun, first_hit_s=first_hit_s)
+    return Tried(
+        kernel=kernel,
+        must_show=must_show,
+        tries=tuple(sorted(tried, key=lambda one: one.number)),
+        took_s=time.monotonic() - begun,
+        first_hit_s=first_hit_s,
+        stopped=first_hit_s is not None and not limits.every and limits.until is None,
+        cut=number - len(tried),
+    )
 
 
-def _wanted(job: Job, kernel: KernelFiles, number: int) -> Attempt:
+def _wanted(job: Job, kernel: KernelFiles, number: int, hold: Hold | None) -> Attempt:
     return Attempt(
         lab=job.lab,
         bug=job.case.bug,
@@ -213,18 +288,24 @@ def _wanted(job: Job, kernel: KernelFiles, number: int) -> Attempt:
         number=number,
         seed=(job.seed + number) % (1 << 31),
         timeout_s=job.limits.timeout_s,
-        evidence=job.folder / "guests" / f"{kernel.name.replace('/', '-')}-{number}",
-        hold=job.hold,
+        evidence=job.folder / "guests" / f"{kernel.name}-{number}",
+        hold=hold,
         paused=job.paused,
         dump=job.dump,
     )
 
 
+def _hopeless(tried: list[Try]) -> bool:
+    """Whether the next tries would come to nothing as well."""
+    last = tried[-_TROUBLES_IN_A_ROW:]
+    return len(last) == _TROUBLES_IN_A_ROW and all(one.outcome is Outcome.TROUBLE for one in last)
+
+
 def _enough(limits: Limits, tried: list[Try]) -> bool:
     """Whether the tries so far say all that is wanted."""
-    outcomes = [one.outcome for one in tried]
-    if len(tried) >= _TROUBLES_IN_A_ROW and all(one is Outcome.TROUBLE for one in outcomes[-_TROUBLES_IN_A_ROW:]):
+    if _hopeless(tried):
         return True
+    outcomes = [one.outcome for one in tried]
     hits = outcomes.count(Outcome.HIT)
     if limits.every:
         return len(tried) >= limits.tries
@@ -232,57 +313,3 @@ def _enough(limits: Limits, tried: list[Try]) -> bool:
         rate = Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS))
         return rates.until(limits.until, rate, limits.tries - outcomes.count(Outcome.TROUBLE)) is not Next.GO_ON
     return hits > 0 or len(tried) >= limits.tries
-
-
-def document(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: float) -> dict[str, Any]:
-    """What `repro.json` says."""
-    verdict, why = result(tried)
-    lab, bug = job.lab, job.case.bug
-    return {
-        "version": 1,
-        "run": job.folder.name,
-        "result": verdict.value,
-        "reason": why,
-        "command": command,
-        "bug": {"summary": bug.summary, "source": bug.source, "signature": [one.said() for one in bug.signature]},
-        "seed": job.seed,
-        "limits": {
-            "tries": job.limits.tries,
-            "timeout_s": job.limits.timeout_s,
-            "until": job.limits.until,
-            "jobs": job.limits.jobs or jobs(lab.host, job.case),
-        },
-        "host": {
-            "kernel": lab.host.kernel,
-            "cores": lab.host.cores,
-            "qemu": lab.host.qemu.version,
-            "qemu_identity": lab.host.qemu.identity,
-            "accelerator": lab.host.accelerator,
-        },
-        "image": {"name": lab.image.name, "sha256": lab.image.sha256},
-        "took_s": round(took_s, 3),
-        "kernels": [_kernel(one) for one in tried],
-    }
-
-
-def _kernel(one: Tried) -> dict[str, Any]:
-    kernel, rate = one.kernel, one.rate
-    return {
-        "name": kernel.name,
-        "release": kernel.release,
-        "origin": kernel.origin,
-        "sha256": kernel.sha256,
-        "cached": kernel.folder.name,
-        "must_show": one.must_show,
-        "verdict": one.verdict.value,
-        "hits": rate.hits,
-        "tries": rate.tries,
-        "troubles": one.troubles,
-        "rate": round(rate.share, 4),
-        "interval": [round(rate.low, 4), round(rate.high, 4)],
-        "first_hit": one.first_hit,
-        "first_hit_s": None if one.first_hit_s is None else round(one.first_hit_s, 3),
-        "median_hit_s": None if one.median_hit_s is None else round(one.median_hit_s, 3),
-        "took_s": round(one.took_s, 3),
-        "attempts": [said(attempt) for attempt in one.tries],
-    }

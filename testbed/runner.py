@@ -182,18 +182,22 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
         if state in _TOLD:
             on_step(state.value)
 
+    model = case.model(job.model)
+    cores = {Cores.SHARED: 1, Cores.IDLE: 0, Cores.ALONE: job.lab.host.cores}[case.scenario.cores]
     try:
-        on_step("starting its guest")
-        async with job.lab.guest("g0", case.model(job.model), kernel, evidence, on_state=on_state) as guest:
-            findings = guest.console.findings
-            ready = time.monotonic()
-            on_step("running")
-            missing = await _missing(guest, case.scenario.needs)
-            if missing:
-                outcome = Skipped(why=f"{kernel.name} lacks {', '.join(missing)}")
-            else:
-                async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest):
-                    outcome = await case.scenario.steps(guest, case.point)
+        async with job.lab.admitted((model,), f"{case.name} on {kernel.name}", cores=cores, on_wait=on_step):
+            started = ready = time.monotonic()
+            on_step("starting its guest")
+            async with job.lab.guest("g0", model, kernel, evidence, on_state=on_state) as guest:
+                findings = guest.console.findings
+                ready = time.monotonic()
+                on_step("running")
+                missing = await _missing(guest, case.scenario.needs)
+                if missing:
+                    outcome = Skipped(why=f"{kernel.name} lacks {', '.join(missing)}")
+                else:
+                    async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest):
+                        outcome = await case.scenario.steps(guest, case.point)
     except TestbedError as error:
         outcome = Lost(why=str(error))
     ended = time.monotonic()

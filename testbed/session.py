@@ -16,8 +16,10 @@ from pathlib import Path
 
 import filelock
 
+from testbed import admission, vms
 from testbed.errors import HostError
 from testbed.paths import Folders
+from testbed.store import cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +67,7 @@ def _locked_name(folders: Folders) -> tuple[str, filelock.BaseFileLock]:
         except filelock.Timeout:
             continue
         except OSError as error:
-            raise HostError(f"{path}: cannot be locked: {error.strerror}") from error
+            raise HostError(f"{path}: cannot be locked: {error.strerror}; name another place with TESTBED_CACHE") from error
         # A reaper may have taken the new file for a leftover just before it was locked.
         if path.exists():
             return name, lock
@@ -73,7 +75,12 @@ def _locked_name(folders: Folders) -> tuple[str, filelock.BaseFileLock]:
 
 
 def reap(folders: Folders) -> tuple[str, ...]:
-    """Remove what killed sessions left; returns their names."""
+    """Remove what killed sessions left; returns their names. So goes what is half-finished in the cache, and guests that stayed and whose
+    supervisor is gone.
+    """
+    cache.sweep(folders.cache)
+    vms.every(folders)
+    admission.sweep(folders.runtime)
     reaped = []
     for path in folders.scratch.glob("*.lock"):
         lock = filelock.FileLock(path, thread_local=False)

@@ -15,8 +15,8 @@ from types import MappingProxyType
 
 import asyncssh
 
-from testbed.bounded_log import BoundedLog
 from testbed.errors import CommandFailed, GuestError, HostError, WireBroken
+from testbed.evidence import Log
 from testbed.ssh_keys import SshKey
 from testbed.wires import dial
 
@@ -66,7 +66,7 @@ class Shell:
         connection: asyncssh.SSHClientConnection,
         another: Callable[[], Awaitable[asyncssh.SSHClientConnection]],
         command_s: float,
-        log: Path | None,
+        log: Log | None,
         environment: Mapping[str, str],
     ) -> None:
         self._guest = guest
@@ -74,7 +74,7 @@ class Shell:
         self._another = another
         self._free, self._all = [connection], [connection]
         self._command_s = command_s
-        self._log = BoundedLog(log) if log is not None else None
+        self._log = log
 
     @classmethod
     async def connect(
@@ -86,7 +86,7 @@ class Shell:
         known: asyncio.Event,
         host_key: str,
         command_s: float,
-        log: Path | None = None,
+        log: Log | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Shell:
         """Speak SSH on a connected socket; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
@@ -129,15 +129,23 @@ class Shell:
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
-        """One that runs nothing else meanwhile."""
+        """One that runs nothing else meanwhile. It ends with a block that ends otherwise than well: what was run may run still."""
+        while self._free and self._free[-1].is_closed():
+            self._all.remove(self._free.pop())
         if not self._free:
             self._all.append(await self._another())
             self._free.append(self._all[-1])
         connection = self._free.pop()
         try:
             yield connection
-        finally:
+        except asyncssh.SFTPError:
             self._free.append(connection)
+            raise
+        except BaseException:
+            connection.abort()
+            self._all.remove(connection)
+            raise
+        self._free.append(connection)
 
     async def _run(
         self, command: str, text: str, check: bool, timeout_s: float | None, heard: tuple[Listener, Listener] | None = None

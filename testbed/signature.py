@@ -79,7 +79,7 @@ class _Lines:
 
 
 def _line(raw: bytes) -> str:
-    return clean(raw[:LONGEST_LINE].decode(errors="replace").rstrip("\r"))
+    return clean(raw[:LONGEST_LINE].decode(errors="replace").rstrip("\r"), LONGEST_LINE)
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ class Slots:
     def __init__(self, monitor: Monitor, wait: Wait, order: Order, custody: Custody) -> None:
         self._custody = custody
         self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, order.scratch, order.deadlines
-        self._survivors = order.survivors
+        self._survivors, self._disks = order.survivors, order.model.disks
         self._gone: dict[str, asyncio.Event] = {}
         self._plugs: list[Plug] = []
 
@@ -51,6 +51,12 @@ class Slots:
         else:
             await snapshots.copy(snapshot.disk(file.name), file)
         self._custody.own(file)
+
+    def hand_over(self, folder: Path) -> None:
+        """Move the files of all disks into a folder, for another guest's `survivors`; nobody must write to them any more."""
+        for name, disk in self._disks.items():
+            for store in drives.storage(name, disk, self._scratch):
+                store.file.rename(folder / store.file.name)
 
     async def close(self) -> None:
         """Listen no longer."""

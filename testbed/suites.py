@@ -17,27 +17,57 @@ from testbed.errors import CommandFailed, GuestLost, TestbedError, UsageError
 from testbed.topology import Topology
 
 _TEST = re.compile(r"[0-9]{3}")
-_THERE = "/root/suite"
+_HOME = "/root/suite"
+_THERE = f"{_HOME}/checkout"
 _MOST_BYTES = 1 << 20
 _MOST_PROCESSES = 40
-# $1: the test. $2...: the devices that it may use. A config of the checkout names devices of whoever wrote it.
+# Groups that are run only where they are asked for: its tests of ./check itself fail on purpose.
+_ON_REQUEST = frozenset({"meta"})
+# What an init of a distribution does and ours does not, and programs that tests ask for and the image has as busybox only. Without /dev/fd
+# bash has no <(...), and ./check finds no test; without a udev daemon some fail by what udevadm says.
+_PREPARE = """\
+cd "$0"/.. || exit
+[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
+for stream in 0:stdin 1:stdout 2:stderr; do [ -e "/dev/${stream#*:}" ] || ln -s "/proc/self/fd/${stream%:*}" "/dev/${stream#*:}"; done
+mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
+modprobe -q configfs
+mountpoint -q /sys/kernel/config || mount -t configfs configfs /sys/kernel/config
+for program in bc hexdump; do command -v "$program" >/dev/null || ln -s "$(command -v busybox)" "/usr/local/bin/$program"; done
+[ -e /run/udev/control ] || [ ! -x /lib/systemd/systemd-udevd ] || /lib/systemd/systemd-udevd --daemon
+[ ! -f config ] || cp config "/boot/config-$(uname -r)"
+true
+"""
+# $1: the test. $2: seconds for what runs as long as it is told, or nothing. $3...: the devices that it may overwrite. A config of the
+# checkout names devices of whoever wrote it.
 _RUN = """\
 cd "$0" || exit
-test=$1; shift
-{ printf 'TEST_DEVS=('; printf '%s ' "$@"; echo ')'; } >config
+test=$1 quick=$2; shift 2
+{
+    printf 'TEST_DEVS=('; printf '%s ' "$@"; echo ')'
+    if [ $# -gt 0 ] && grep -q '^test_device_array' "tests/$test"; then
+        echo "declare -A TEST_CASE_DEV_ARRAY; TEST_CASE_DEV_ARRAY['$test']='$*'"
+    fi
+    [ -z "$quick" ] || echo "TIMEOUT=$quick"
+} >config
 rm -rf results
 # In a session of its own: a test that does not end is looked at when nobody waits for it any longer.
 setsid ./check "$test" </dev/null &
 wait $!
 """
-_RECORDS = """\
+# For each record: the folder, the record, how the output differs or what the kernel said. One may lie above all folders. Its files are
+# copied away from what else lies there: pipes, and file systems that are still mounted.
+_LEFT = """\
 cd "$0" && [ -d results ] || exit 0
-for file in results/*/"$1"; do [ ! -f "$file" ] || { cat "$file"; printf '\\0'; }; done
-"""
-_DIFFERENCE = """\
-cd "$0" && for file in results/*/"$1".out.bad; do [ ! -f "$file" ] || diff -u "tests/$1.out" "$file" | head -c 65536; done
-for file in results/*/"$1".dmesg; do [ ! -f "$file" ] || head -c 65536 "$file"; done
-true
+for file in results/"$1" results/*/"$1"; do
+    [ -f "$file" ] || continue
+    folder=${file%/$1}; folder=${folder#results}
+    printf '%s\\0' "${folder#/}"; cat "$file"; printf '\\0'
+    [ ! -f "$file.out.bad" ] || diff -u "tests/$1.out" "$file.out.bad" | head -c 65536
+    [ ! -f "$file.dmesg" ] || head -c 65536 "$file.dmesg"
+    printf '\\0'
+    mkdir -p "../left/${file%/*}"
+    for part in "$file"*; do [ ! -f "$part" ] || [ -L "$part" ] || cp "$part" "../left/$part"; done
+done
 """
 
 
@@ -63,7 +93,7 @@ def found(root: Path, names: Sequence[str]) -> Suite:
     }
     every = {test for tests in groups.values() for test in tests}
     wanted: dict[str, None] = {}
-    for name in names or groups:
+    for name in names or [group for group in groups if group not in _ON_REQUEST]:
         if name in groups:
             wanted |= dict.fromkeys(groups[name])
         elif name in every:
@@ -75,34 +105,42 @@ def found(root: Path, names: Sequence[str]) -> Suite:
     return Suite(root=root, tests=tuple(wanted))
 
 
-async def run(
-    testbed: Testbed,
-    suite: Suite,
-    topology: Topology,
-    kernel: str,
-    *,
-    disks: Sequence[str],
-    timeout_s: float,
-    evidence: Path,
-    on_outcome: Callable[[Outcome], None],
-) -> tuple[Outcome, ...]:
-    """Every test of a suite, as many at once as there are cores; in its order. `disks`: those of the topology that tests may overwrite.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class How:
+    """How tests are run. `disks`: those of the topology that they may overwrite. `timeout_s`: for each test. `quick_s`: what a test gets
+    that runs as long as it is told, instead of its own time. `evidence`: a folder that gets one for each test.
+    """
+
+    topology: Topology
+    kernel: str
+    disks: tuple[str, ...]
+    timeout_s: float
+    quick_s: int | None
+    evidence: Path
+
+
+async def run(testbed: Testbed, suite: Suite, how: How, on_outcome: Callable[[Outcome], None]) -> tuple[Outcome, ...]:
+    """Every test of a suite, as many at once as there are cores; in its order, one outcome or more each.
 
     :raise HostError: this machine lacks something. :raise UsageError: there is no such disk.
     """
-    there = next(iter(topology.guests.values())).disks
-    for name in disks:
+    there = next(iter(how.topology.guests.values())).disks
+    for name in how.disks:
         if name not in there:
             raise UsageError(f"--test-disk: expected one of the topology's disks ({', '.join(there) or 'it has none'}), got {name!r}")
     gate = asyncio.Semaphore(testbed.host.cores)
+    config = (await testbed.kernel(how.kernel)).config
     with tempfile.TemporaryDirectory(prefix="testbed-suite-") as folder:
-        copy = Path(folder) / "suite"
-        shutil.copytree(suite.root, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", "results"))
+        home = Path(folder)
+        shutil.copytree(suite.root, home / "checkout", symlinks=True, ignore=shutil.ignore_patterns(".git", "results"))
+        if config is not None:
+            shutil.copyfile(config, home / "config")
 
-        async def one(test: str) -> Outcome:
+        async def one(test: str) -> tuple[Outcome, ...]:
             async with gate:
-                done = await _one(testbed, copy, test, topology, kernel, disks, timeout_s, evidence / test.replace("/", "-"))
-            on_outcome(done)
+                done = await _one(testbed, home, test, how, how.evidence / test.replace("/", "-"))
+            for outcome in done:
+                on_outcome(outcome)
             return done
 
         try:
@@ -111,23 +149,32 @@ async def run(
         except ExceptionGroup as failures:
             # The first failure stops the others, and is the one to report.
             raise failures.exceptions[0] from None
-    return tuple(task.result() for task in tasks)
+    return tuple(outcome for task in tasks for outcome in task.result())
 
 
-async def _one(
-    testbed: Testbed, copy: Path, test: str, topology: Topology, kernel: str, disks: Sequence[str], timeout_s: float, evidence: Path
-) -> Outcome:
+async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path) -> tuple[Outcome, ...]:
     try:
-        async with testbed.vm(topology, kernel=kernel, evidence=evidence) as vm:
-            await vm.put(copy, _THERE)
+        async with testbed.vm(how.topology, kernel=how.kernel, evidence=evidence) as vm:
+            await vm.put(home, _HOME)
+            await vm.run("bash", "-c", _PREPARE, _THERE)
+            devices = [vm.disks[name].path for name in how.disks]
             try:
-                printed = await _said(vm, _RUN, test, *(vm.disks[name].path for name in disks), timeout_s=timeout_s)
+                printed = await _said(vm, _RUN, test, str(how.quick_s or ""), *devices, timeout_s=how.timeout_s)
             except CommandFailed:
-                return Outcome(test=test, status=Status.HANG, reason=f"it did not end within {timeout_s:g} s", details=await _doing(vm))
-            records = (await _said(vm, _RECORDS, test)).split("\0")
-            return blktests.outcome(test, records, printed, await _said(vm, _DIFFERENCE, test))
+                why = f"it did not end within {how.timeout_s:g} s"
+                return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
+            try:
+                left = await _said(vm, _LEFT, test)
+                source = (home / "checkout/tests" / test).read_text(errors="replace")
+                done = blktests.outcomes(test, left, printed, source, devices=bool(devices))
+                if any(one.status is Status.FAIL for one in done):
+                    await vm.get(f"{_HOME}/left/results", evidence / "results")
+            except CommandFailed:
+                why = "it ended, and its guest does not read files any longer"
+                return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
+            return done
     except GuestLost as lost:
-        return Outcome(test=test, status=Status.LOST, reason=lost.why, details=lost.console_tail)
+        return (Outcome(test=test, status=Status.LOST, reason=lost.why, details=lost.console_tail),)
 
 
 async def _said(vm: Vm, script: str, *arguments: str, timeout_s: float | None = None) -> str:

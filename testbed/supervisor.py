@@ -35,7 +35,7 @@ Say = Callable[[dict[str, Any]], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpOrder:
     """One guest to keep. `topology`: the whole file's, as JSON; `networks`: the folder of its guests' sockets; `evidence`: of its logs;
-    `snapshot`: the folder of one to go on from.
+    `snapshot`: the folder of one to go on from. `at_once`: whether the host has room or not.
     """
 
     name: str
@@ -48,6 +48,7 @@ class UpOrder:
     evidence: str
     cold: bool
     snapshot: str | None = None
+    at_once: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -130,6 +131,9 @@ class Keeper:
         self._record = replace(self._record, **changes)
         vms.write(self._folder, self._record)
 
+    def _wait(self, why: str) -> None:
+        self._say({"note": why})
+
     # Its life ---------------------------------------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
@@ -166,6 +170,7 @@ class Keeper:
         survivors, self._survivors = self._survivors, None
         saved = snapshots.read(Path(order.snapshot)) if order.snapshot and survivors is None else None
         async with (
+            self._lab.admitted((self._model,), order.name, cores=1, on_wait=self._wait, at_once=order.at_once) as ticket,
             self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True, survivors=survivors) as guest,
             desk.listening(self._folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),
             mounts.standing(guest, built=saved is not None) as made,
@@ -178,6 +183,7 @@ class Keeper:
             self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port, devices=made.devices)
             self._say({"ready": asdict(self._record)})
             self._was_ready = True
+            ticket.rest()
             self._settled.set()
             async with sampling(guest), playing(guest):
                 raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -31,28 +30,26 @@ _WARM_UP_BYTES = 64 * MIB
 
 # Boots a guest whose RAM is in the given memory, without disks of a topology.
 Boot = Callable[[Memory], AbstractAsyncContextManager[Guest]]
-
-
-# How far a guest's clock may be from the host's while it is warmed up, beside what the measure itself leaves open.
-_CLOCK_SHARE = 0.05
-_TRIES = 4
+# A guest whose clock is wrong is booted again.
+TRIES = 4
 
 
 async def save(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[str, Any]:
     """Fill `folder` with a template; returns its record.
 
-    A kernel that is interrupted while it measures its TSC may find a frequency that is none: seen was 317 MHz of 2445, in whose clones a
-    second lasted 0.13 s. Such a guest is booted again.
-
     :raise GuestError: the guest does not boot, or its clock is wrong each time. :raise HostError: QEMU cannot save it.
     """
-    for _ in range(_TRIES):
+    for _ in range(TRIES):
         with contextlib.suppress(FileNotFoundError):
             (folder / "memory").unlink()
         made = await _once(folder, boot, host_key, task)
         if made is not None:
             return made
-    raise GuestError(f"guest template: expected a clock that goes as ours, got another at {_TRIES} boots; see its console: tsc")
+    raise wrong_clock("template")
+
+
+def wrong_clock(name: str) -> GuestError:
+    return GuestError(f"guest {name}: expected a clock that goes as ours, got another at {TRIES} boots; see its console: tsc")
 
 
 async def _once(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[str, Any] | None:
@@ -61,10 +58,7 @@ async def _once(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[s
     task.update(fraction=0.0, detail="booting")
     async with boot(Memory(file=memory, shared=True)) as guest:
         task.update(fraction=0.5, detail="warming up")
-        before, began = await clock.read(guest), time.monotonic()
-        await _warm_up(guest)
-        after, took_s = await clock.read(guest), time.monotonic() - began
-        if abs(after.offset_s - before.offset_s) > before.error_s + after.error_s + _CLOCK_SHARE * took_s:
+        if not await clock.goes_as_ours(guest, lambda: _warm_up(guest)):
             return None
         task.update(fraction=0.7, detail="saving")
         await guest.freeze()

@@ -13,13 +13,14 @@ import shlex
 import signal
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
-from testbed import counters, debugger, dumps, mounts
+from testbed import counting, debugger, dumps, mounts
 from testbed.bugs.model import Bug
 from testbed.console import Finding
-from testbed.errors import CommandFailed, GuestError, GuestLost, TestbedError, WireBroken
+from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, WireBroken
 from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.lifecycle import Loss
@@ -32,22 +33,13 @@ from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
 from testbed.wires import Console
 
-# How the guest's counters are named where its cgroups are.
-_ROOT = "/sys/fs/cgroup"
-# Each cgroup's small counters. By the shell itself: a program more takes longer than all of it.
-_COUNTERS = f"""\
-cd {_ROOT}
-for file in memory.events pids.events cgroup.stat memory.current memory.swap.current; do
-    for path in $file */$file */*/$file */*/*/$file; do
-        [ ! -e "$path" ] || while read -r line; do echo "/$path:$line"; done <"$path"
-    done
-done
-"""
 # Scripts are the guest's root already; ones that were written for a user call sudo.
 _PRELUDE = 'sudo() { "$@"; }; '
 # The status by which a script says that it could not try, as for `git bisect run`.
 CANNOT_TRY = 125
 _POLL_S = 1.0
+# What scripts print is kept as it comes, and so much of it.
+OUTPUT, _MAX_OUTPUT_BYTES = "output.txt", 8 << 20
 # How long a guest whose SSH is silent may take to say that it lives; it gets more where its host is slow.
 _ANSWER_S = 5.0
 _ENDS = {Loss.PANIC: End.PANIC, Loss.OOPS: End.OOPS, Loss.POWER_OFF: End.POWER_OFF, Loss.REBOOT: End.REBOOT, Loss.QEMU: End.QEMU}
@@ -109,6 +101,7 @@ class _Run:
     """What is known of a try while it runs."""
 
     watch: Watch
+    kept: BinaryIO | None = None
     end: End = End.UNTRIED
     why: str = ""
     began: float = 0.0
@@ -122,12 +115,19 @@ class _Run:
         self.look()
 
     def output(self, data: bytes) -> None:
+        self._keep(data)
         self.watch.hear_output(data)
         self.look()
 
     def errors(self, data: bytes) -> None:
+        self._keep(data)
         self.watch.hear_errors(data)
         self.look()
+
+    def _keep(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            if self.kept is not None:
+                self.kept.write(data[: max(0, _MAX_OUTPUT_BYTES - self.kept.tell())])
 
     def look(self) -> None:
         if self.watch.hit is not None and self.hit_at is None:
@@ -136,10 +136,23 @@ class _Run:
 
 
 async def attempt(wanted: Attempt) -> Try:
-    """Try once. Cannot fail on account of the guest.
+    """Try once, as soon as the host has room. Cannot fail on account of the guest.
 
     :raise HostError: this machine cannot run guests; no other try will do better.
     """
+    lab, hold = wanted.lab, wanted.hold
+    cores = {"alone": lab.host.cores, "idle": 0}.get(wanted.bug.cores, 1)
+    async with lab.admitted((wanted.guest,), wanted.evidence.name, cores=cores) as ticket:
+
+        async def resting(guest: Guest, match: Match) -> None:
+            ticket.rest()
+            if hold is not None:
+                await hold(guest, match)
+
+        return await _attempt(wanted if hold is None else replace(wanted, hold=resting))
+
+
+async def _attempt(wanted: Attempt) -> Try:
     started = ready = time.monotonic()
     run = _Run(Watch(wanted.bug.signature))
     findings: list[Finding] = []
@@ -152,7 +165,7 @@ async def attempt(wanted: Attempt) -> Try:
             await _tried(guest, wanted, run)
             if wanted.dump and (run.watch.hit is not None or run.end not in (End.DONE, End.STOPPED)):
                 dump = await _dumped(guest, wanted.evidence / "vmcore")
-            if wanted.hold is not None and run.watch.hit is not None and run.end in (End.DONE, End.TIMED_OUT):
+            if wanted.hold is not None and run.watch.hit is not None and run.end not in (End.STOPPED, End.QEMU):
                 await wanted.hold(guest, run.watch.hit)
     except GuestError as error:
         if run.end in (End.UNTRIED, End.DONE):
@@ -188,18 +201,18 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     stack, _ = await mounts.build(guest)
     guest.marks.reach(mounts.STACK)
     head = _PRELUDE + exports(guest, stack, wanted.seed)
-    if wanted.dump:
+    if wanted.dump or wanted.hold is not None:
         await guest.keep_when_ended()
-        await dumps.prepare(guest)
+        await dumps.prepare(guest)  # later it may not answer
     if wanted.hold is not None:
-        await debugger.read_symbols(guest)  # later it may not answer
+        await debugger.read_symbols(guest)
     limit = guest.order.deadlines.command_s
     try:
         if bug.prepare is not None:
             await guest.script(head + bug.prepare, interpreter=bug.interpreter, timeout_s=max(limit, wanted.timeout_s))
     except CommandFailed as error:
         raise GuestError(f"prepare: {error}") from error
-    with guest.console.heard_by(run.console):
+    with (guest.order.evidence / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.heard_by(run.console):
         run.began = time.monotonic()
         try:
             async with sampling(guest), playing(guest):
@@ -207,6 +220,8 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
         except GuestLost:
             await _lost(guest, run)
         except TestbedError as error:
+            if guest.loss is Loss.HOST:
+                raise
             # An act of the timeline was refused: whatever the script saw, it was not the bug's hardware.
             run.end, run.why = End.UNTRIED, f"its timeline: {error}"
         if run.end is End.TIMED_OUT or run.end is End.SSH:
@@ -295,6 +310,8 @@ async def _lost(guest: Guest, run: _Run) -> None:
     """The guest is gone: hear the last of its console, and say what it was."""
     run.ended = run.ended or time.monotonic()
     run.why = await guest.lost()
+    if guest.loss is Loss.HOST:
+        raise HostError(f"guest {guest.name}: {run.why}")
     await guest.console.last_words()
     run.end = _ENDS.get(guest.loss or Loss.QEMU, End.QEMU)
     run.watch.no_more()
@@ -326,14 +343,9 @@ async def _poll(guest: Guest, run: _Run) -> None:
 async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
     """Read the counters that the signature names, or all there are, which are kept; a guest that does not answer has none."""
     with contextlib.suppress(TestbedError):
-        said = await guest.script(_COUNTERS, timeout_s=10)
-        texts = {path.removeprefix("/"): text for path, text in counters.by_file(said.stdout).items()}
+        texts = await counting.every(guest)
         for cgroup, counter in run.watch.counters:
-            name, _, key = counter.partition(" ")
-            text = texts.get(name if cgroup == "/" else f"{cgroup}/{name}")
-            if text is None:
-                text = await _other_counter(guest, cgroup, name)
-            value = counters.parse_flat(text).get(key) if key else int(text) if text.strip().isdigit() else None
+            value = await counting.one(guest, texts, cgroup, counter)
             if value is not None:
                 run.watch.count(cgroup, counter, value)
         if everything:
@@ -341,12 +353,6 @@ async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
             (guest.order.evidence / "counters.txt").write_text("".join(f"{line}\n" for line in lines))
             run.watch.counted(lines)
         run.look()
-
-
-async def _other_counter(guest: Guest, cgroup: str, name: str) -> str:
-    """A counter that is not among those which are always read; a cgroup that is not there has counted nothing."""
-    path = f"{_ROOT}/{name}" if cgroup == "/" else f"{_ROOT}/{cgroup}/{name}"
-    return (await guest.script('[ ! -e "$1" ] || while read -r line; do echo "$line"; done <"$1"', path, timeout_s=10)).stdout
 
 
 async def _dumped(guest: Guest, path: Path) -> str:

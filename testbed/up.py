@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import re
 import secrets
-import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,8 @@ from testbed.vms import Vm
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,32}")
 # How long the steps of a stack may take before somebody should look.
 _START_S = 1800.0
+# Tells a supervisor that its guest is wanted now that all are ready: from then on it is on its own.
+KEPT = b"kept\n"
 
 
 def names(topology: Topology, wanted: str | None) -> dict[str, str]:
@@ -64,10 +64,12 @@ async def start(
     folders: Folders,
     evidence: Mapping[str, Path],
     cold: bool,
+    at_once: bool,
     progress: Progress,
     waiting: tuple[Spare, ...],
 ) -> tuple[Vm, ...]:
-    """Start all guests of a topology side by side. `called`, `kernels`, `evidence`: by guest; `waiting`: a process for each.
+    """Start all guests of a topology, side by side as far as the host has room. `called`, `kernels`, `evidence`: by guest; `waiting`: a
+    process for each; `at_once`: whether there is room or not.
 
     :raise TestbedError: one did not get ready; then none is there. :raise UsageError: a name is taken.
     """
@@ -89,6 +91,7 @@ async def start(
             networks=str(networks),
             evidence=str(evidence[guest]),
             cold=cold,
+            at_once=at_once,
         )
         for guest in topology.guests
     ]
@@ -103,7 +106,13 @@ async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, 
     check_name(name)
     check_free((name,), folders)
     networks = folders.runtime / f"net-{secrets.token_hex(4)}"
-    changes = {"name": name, "networks": str(networks), "evidence": str(evidence / name), "snapshot": str(saved.folder)}
+    changes: dict[str, Any] = {
+        "name": name,
+        "networks": str(networks),
+        "evidence": str(evidence / name),
+        "snapshot": str(saved.folder),
+        "at_once": False,
+    }
     (vm,) = await launch([UpOrder(**{**saved.order, **changes})], waiting, folders, progress)
     return vm
 
@@ -114,13 +123,17 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
     :raise TestbedError: as the supervisors say.
     """
     failures: list[str] = []
+    wires: list[asyncio.StreamWriter] = []
 
     async def one(order: UpOrder, spare: Spare) -> None:
         with progress.task(order.name) as task:
             try:
                 Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
                 async with asyncio.timeout(_START_S):
-                    await _ready(spare.wire, order, progress, task)
+                    reader, writer = await asyncio.open_connection(sock=spare.wire, limit=vms.LONGEST_LINE)
+                    wires.append(writer)
+                    writer.write(order.to_json().encode() + b"\n")
+                    await _ready(reader, order, progress, task)
             except TimeoutError:
                 failures.append(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}")
             except OSError as error:
@@ -134,26 +147,28 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
                 group.create_task(one(order, spare))
         if failures:
             raise TestbedError("\n".join(failures))
+        for wire in wires:
+            wire.write(KEPT)
         return tuple(vms.find(folders, order.name) for order in orders)
     except BaseException:
         for spare in waiting:
             await asyncio.to_thread(spare.end)
         raise
+    finally:
+        for wire in wires:
+            wire.close()
 
 
-async def _ready(wire: socket.socket, order: UpOrder, progress: Progress, task: Task) -> None:
-    reader, writer = await asyncio.open_connection(sock=wire, limit=vms.LONGEST_LINE)
-    with contextlib.closing(writer):
-        writer.write(order.to_json().encode() + b"\n")
-        async for line in reader:
-            said: dict[str, Any] = json.loads(line)
-            if "ready" in said:
-                return
-            if "error" in said:
-                raise TestbedError(f"{said['error']}\n  its logs: {order.evidence}")
-            if "note" in said:
-                progress.note(f"{order.name}: {said['note']}")
-            else:
-                task.update(detail=said.get("stage", ""))
+async def _ready(reader: asyncio.StreamReader, order: UpOrder, progress: Progress, task: Task) -> None:
+    async for line in reader:
+        said: dict[str, Any] = json.loads(line)
+        if "ready" in said:
+            return
+        if "error" in said:
+            raise TestbedError(f"{said['error']}\n  its logs: {order.evidence}")
+        if "note" in said:
+            progress.note(f"{order.name}: {said['note']}")
+        else:
+            task.update(detail=said.get("stage", ""))
     last = order.log.read_text(errors="replace").strip().splitlines() if order.log.exists() else []
     raise HostError(f"{order.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {order.log}")

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from testbed import console
 from testbed.errors import GuestError, WireBroken
+from testbed.evidence import OnFailure, unwritable
 
 _MAX_LINE_BYTES = 16 << 10
 # An answer of the agent: a table of all cgroups of a guest fits.
@@ -37,9 +38,9 @@ class Console:
     The file is ours and not QEMU's `logfile=`: that one gets a character again for each time the socket was full (QEMU 7.2).
     """
 
-    def __init__(self, log: Path, on_fatal: Callable[[console.Finding], None]) -> None:
+    def __init__(self, log: Path, on_fatal: Callable[[console.Finding], None], on_unwritable: OnFailure) -> None:
         self._log = log
-        self._on_fatal = on_fatal
+        self._on_fatal, self._on_unwritable = on_fatal, on_unwritable
         self._task: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._read_at = 0.0
@@ -79,7 +80,10 @@ class Console:
                     for listener in tuple(self._listeners):
                         listener(data)
                     room = max(0, _MAX_LOG_BYTES - self.printed_bytes)
-                    log.write(data[:room])
+                    try:
+                        log.write(data[:room])
+                    except OSError as error:
+                        self._on_unwritable(unwritable(self._log, error))
                     self.printed_bytes += len(data)
                     if room < len(data):
                         last += data[room:]

@@ -20,6 +20,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if GUEST in item.path.parents:
             item.add_marker(pytest.mark.guest)
-            item.add_marker(pytest.mark.timeout(900))
+            item.add_marker(pytest.mark.timeout(7200 if item.get_closest_marker("kernels") else 900))
         else:
             item.add_marker(pytest.mark.timeout(60))

@@ -125,7 +125,8 @@ async def started(
     file = evidence / "topology.yaml"
     file.write_text(json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True)))
     called = re.sub(r"[^a-z0-9]+", "-", f"t-{evidence.name}".lower())[:_LONGEST_NAME].strip("-") + f"-{secrets.token_hex(2)}"
-    options = ["--json", "--quiet", "--logs", str(evidence), *(["--cold"] if cold else [])]
+    # Whoever asks has waited for room already.
+    options = ["--json", "--quiet", "--at-once", "--logs", str(evidence), *(["--cold"] if cold else [])]
     if all(model.kernel is None for model in topology.guests.values()):
         options += ["--kernel", kernel]
     done = await process.run([sys.executable, "-m", "testbed", "up", file, "--name", called, *options], timeout_s=_UP_S, check=False)

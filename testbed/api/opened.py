@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 from testbed import mounts, paths
-from testbed.admission import Admission, Claim
 from testbed.api import kept, topologies
 from testbed.api.carrier import Carrier, Here
 from testbed.api.compare import Comparison, compared
@@ -43,9 +42,8 @@ class Testbed:
 
     __test__ = False  # no class of tests, whatever pytest thinks of its name
 
-    def __init__(self, lab: Lab, carrier: Carrier, patience: Patience, progress: Progress, evidence: Path) -> None:
-        self._lab, self._carrier, self._patience, self._progress, self._evidence = lab, carrier, patience, progress, evidence
-        self._admission = Admission(lab.folders.runtime, cores=lab.host.cores, memory_bytes=lab.host.memory_bytes)
+    def __init__(self, lab: Lab, carrier: Carrier, patience: Patience, evidence: Path) -> None:
+        self._lab, self._carrier, self._patience, self._evidence = lab, carrier, patience, evidence
         self._numbers = itertools.count(1)
         self.keeps = False  # whether guests are started so that they can stay
         self._qemu_sha256 = ""
@@ -143,9 +141,8 @@ class Testbed:
     @contextlib.asynccontextmanager
     async def admitted(self, topology: Topology, who: str, *, times: int = 1, at_once: bool = False) -> AsyncIterator[None]:
         """Wait until the host has room for the guests of a topology; see `Admission.admitted`."""
-        models = topology.guests.values()
-        claim = Claim(guests=times * len(models), memory_bytes=times * sum(model.memory for model in models), who=who)
-        async with self._admission.admitted(claim, self._progress, at_once=at_once):
+        models = tuple(topology.guests.values()) * times
+        async with self._lab.admitted(models, who, cores=len(models), at_once=at_once):
             yield
 
     @contextlib.asynccontextmanager
@@ -245,4 +242,4 @@ async def opened(
     # A kernel at least: KVM is used where one has booted on it.
     first = kernels or (load_table(paths.shipped("images") / "kernels.yaml").patched,)
     async with open_lab(progress, kernels=first, cold=cold) as lab:
-        yield Testbed(lab, carrier, patience, progress, evidence)
+        yield Testbed(lab, carrier, patience, evidence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -17,7 +18,23 @@ from testbed.cli.app import ERROR, app, err, out
 from testbed.errors import TestbedError, TopologyError
 
 # In the order of `testbed --help`.
-_ROOMS = ("look", "run", "reports", "repro", "bundle", "campaign", "suite", "up", "vms", "hardware", "snapshots", "store", "bench")
+_ROOMS = (
+    "look",
+    "run",
+    "sensitivity",
+    "reports",
+    "repro",
+    "bundle",
+    "campaign",
+    "suite",
+    "up",
+    "vms",
+    "hardware",
+    "snapshots",
+    "store",
+    "kernels",
+    "bench",
+)
 # Verbs that are typed often and need little: loading everything takes a second.
 _LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "gdb", "dump", "logs", "down")}
 _LIGHT |= {verb: "up" for verb in ("up", "fork")}
@@ -25,6 +42,8 @@ _LIGHT |= {verb: "hardware" for verb in ("throttle", "delay", "inject", "hang", 
 _LIGHT |= {verb: "hardware" for verb in ("hardware", "resume", "sample", "profiles")}
 _LIGHT |= {verb: "reports" for verb in ("report", "runs", "schema")}
 _LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
+# What this machine refuses wherever a file is written; every other error of the system that nobody expected is a mistake of ours.
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG}
 
 
 def main() -> NoReturn:
@@ -57,6 +76,23 @@ def _run() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ERROR)
+    except (OSError, ExceptionGroup) as error:
+        refused = _refused(error)
+        if refused is None:
+            raise
+        err.print(f"testbed: {refused}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(ERROR)
+
+
+def _refused(error: BaseException) -> str | None:
+    """What a person is told of an error that came from where nobody expects one; None where it is a mistake of ours."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, TestbedError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return f"{error.filename or 'this machine'}: {error.strerror}; name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR"
+    return None
 
 
 def _verb() -> str:

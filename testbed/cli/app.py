@@ -42,7 +42,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot every guest instead of cloning a template.")]
 TopologyOption = Annotated[Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml without it.")]
-KERNEL_HELP = "A name of images/kernels.yaml, BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]."
+KERNEL_HELP = "A name of images/kernels.yaml, built-NAME, BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]."
 
 
 def run_async(work: Coroutine[Any, Any, int]) -> None:

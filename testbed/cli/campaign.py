@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import sys
-from dataclasses import asdict
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from testbed import campaign, paths, probe
-from testbed.bisection import Answer, Between
+from testbed import bug_results, campaign, paths, probe
+from testbed.bisection import Answer
 from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
-from testbed.errors import TestbedError, TopologyError, UsageError
+from testbed.cli.kernels import SOURCE_HELP, builder
+from testbed.errors import BuildError, TestbedError, TopologyError, UsageError
 from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
-from testbed.report import live
+from testbed.report import bug_files, live
 from testbed.repro import Job, Limits
-from testbed.store import runs
+from testbed.store import kernel_files, runs
+from testbed.store.kernel_builds import BuildOrder
 
 BugFile = Annotated[Path, typer.Argument(help="Bug file.")]
 Error = Annotated[float, typer.Option("--error", min=0.0001, max=0.3, help="The chance of a wrong answer.")]
@@ -49,32 +52,40 @@ def reduce_command(
     case = load(file, host_memory=probe.host_memory())
     spec = kernel or _first_shown(file, case)
     target = output or file.with_suffix(".reduced.yaml")
+    if not target.absolute().parent.is_dir():
+        raise UsageError(f"--output {target}: expected a place in a folder that exists")  # and not after minutes of guests
 
     async def work() -> int:
-        with live.progress(err, quiet=quiet) as progress:
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=(spec,)) as lab:
                 job = _job(lab, case, jobs)
-                with runs.going_on(job.folder):
-                    found = await Reducer(job, await lab.kernel(spec), error, progress.note).reduce(self_contained(file), tries)
-        if found is None:
-            print(json.dumps({"reduced": None})) if as_json else out.print(f"it does not show on {spec} as it is", highlight=False)
-            return 1
-        origin = f"Reduced from {file.name} by {found.guests} guests on {spec}; as it was: {found.rate}"
-        head = f"yaml-language-server: $schema=schema.json\n{origin}"
-        try:
-            target.write_text(written(found.plain, head))
-        except OSError as failure:
-            raise UsageError(f"--output {target}: cannot be written: {failure.strerror}") from failure
+                stack.enter_context(runs.going_on(job.folder))
+                begun = time.monotonic()
+                found = await Reducer(job, await lab.kernel(spec), error, progress.note).reduce(self_contained(file), tries)
+                origin = f"Reduced from {file.name} by {found.guests} guests on {spec}; as it was: {found.whole.rate}"
+                smaller = written(found.plain, f"yaml-language-server: $schema=schema.json\n{origin}") if found.plain is not None else ""
+                document = bug_results.of_reduce(job, found, smaller, sys.argv, time.monotonic() - begun)
+            bug_files.write(document, job.folder)
+            if smaller:
+                _write(smaller, target)
         if as_json:
-            rate = {"hits": found.rate.hits, "tries": found.rate.tries}
-            print(json.dumps({"reduced": str(target), "dropped": found.dropped, "guests": found.guests, "rate": rate}))
+            print(json.dumps(document | {"reduced": str(target) if smaller else None}))
         else:
-            said = ", ".join(found.dropped) or "nothing: each part is needed"
-            out.print(f"dropped: {said}", markup=False, highlight=False, soft_wrap=True)
-            out.print(f"{found.guests} guests; the smaller bug is {target}", markup=False, highlight=False, soft_wrap=True)
-        return 0
+            left = f"; the smaller bug is {target}" if smaller else ""
+            out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{found.guests} guests{left}", markup=False, highlight=False, soft_wrap=True)
+            print(job.folder)
+        return bug_results.EXIT_CODES[document["result"]]
 
     run_async(work())
+
+
+def _write(smaller: str, target: Path) -> None:
+    try:
+        target.write_text(smaller)
+    except OSError as failure:
+        raise UsageError(f"--output {target}: cannot be written: {failure.strerror}") from failure
 
 
 @app.command("bisect")
@@ -85,12 +96,14 @@ def bisect_command(
     kernels: Annotated[
         str | None,
         typer.Option(
-            "--kernels", help="Names in their order, with commas between, or a folder of .debs or bzImages; the table without it."
+            "--kernels",
+            help="Names in order, with commas between, or a folder of .debs, or of bzImages and lib/modules; the table without it.",
         ),
     ] = None,
     run: Annotated[
         str | None, typer.Option("--run", help="Ask this kernel alone, for `git bisect run`: exits 0 good, 1 bad, 125 it cannot be told.")
     ] = None,
+    tree: Annotated[str | None, typer.Option("--tree", help=f"As --run, for a kernel that is built first. {SOURCE_HELP}")] = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, max=1, help="How often it shows; measured, or the file's.")] = None,
     error: Error = 0.05,
     jobs: Jobs = None,
@@ -98,10 +111,10 @@ def bisect_command(
     quiet: Quiet = False,
 ) -> None:
     """Find between which kernels of an ordered list a bug came, or went; each is tried as often as the bug's rate needs."""
-    if run is not None:
-        if good or bad or kernels:
-            raise UsageError("bisect: --run asks one kernel; expected no --good, --bad and --kernels beside it")
-        _ask_one(file, run, rate, error, jobs, quiet)
+    if run is not None or tree is not None:
+        if good or bad or kernels or (run is not None and tree is not None):
+            raise UsageError("bisect: --run or --tree asks one kernel; expected no --good, --bad and --kernels beside it, and not both")
+        _ask_one(file, run or BuildOrder(source=str(tree)), rate, error, jobs, quiet)
         return
     case = load(file, host_memory=probe.host_memory())
     every = _list(kernels)
@@ -110,25 +123,29 @@ def bisect_command(
         raise UsageError("bisect: expected two kernels with --good and --bad, got the same one twice")
 
     async def work() -> int:
-        with live.progress(err, quiet=quiet) as progress:
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=(every[ends["--bad"]],)) as lab:
                 job = _job(lab, case, jobs)
+                stack.enter_context(runs.going_on(job.folder))
+                begun = time.monotonic()
                 bisector = Bisector(job, lab.kernel, error, progress.note)
-                with runs.going_on(job.folder):
-                    found = await bisector.bisect(every, ends["--good"], ends["--bad"], rate)
-        document = _document(every, found, bisector)
-        (job.folder / "bisect.json").write_text(json.dumps(document, indent=2) + "\n")
+                found = await bisector.bisect(every, ends["--good"], ends["--bad"], rate)
+                document = bug_results.of_bisect(job, every, found, bisector, sys.argv, time.monotonic() - begun)
+            bug_files.write(document, job.folder)
         if as_json:
             print(json.dumps(document))
         else:
-            for line in _said(every, found, bisector):
-                out.print(line, markup=False, highlight=False, soft_wrap=True)
-        return 2 if found.wrong else 0
+            for one in bisector.asked:
+                out.print(f"{one.kernel}: {one.answer.value}: {one.tried.words}", markup=False, highlight=False, soft_wrap=True)
+            out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
+            print(job.folder)
+        return bug_results.EXIT_CODES[document["result"]]
 
     run_async(work())
 
 
-def _ask_one(file: Path, spec: str, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
+def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
     """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict."""
     try:
         case = load(file, host_memory=probe.host_memory())
@@ -139,12 +156,13 @@ def _ask_one(file: Path, spec: str, rate: float | None, error: float, jobs: int 
     async def work() -> int:
         try:
             with live.progress(err, quiet=quiet) as progress:
+                spec = wanted if isinstance(wanted, str) else (await builder(progress).build(wanted)).name
                 async with open_lab(progress) as lab:
                     bisector = Bisector(_job(lab, case, jobs), lab.kernel, error, progress.note)
                     bisector.rate = rate
                     answer = await bisector.ask(spec, error)
-        except UsageError as failure:
-            # A commit whose kernel was not built, or is none, says nothing about the bug.
+        except (UsageError, BuildError) as failure:
+            # A commit whose kernel was not built, cannot be, or is none, says nothing about the bug.
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
             return _SKIP
         except TestbedError as failure:
@@ -168,12 +186,19 @@ def _first_shown(file: Path, case: Case) -> str:
 
 
 def _list(kernels: str | None) -> tuple[str, ...]:
-    """The kernels to walk, in their order."""
+    """The kernels to walk, in their order.
+
+    :raise UsageError: one of them is none.
+    """
+    table = load_table(paths.shipped("images") / "kernels.yaml")
     if kernels is None:
-        return tuple(load_table(paths.shipped("images") / "kernels.yaml").rows)
+        return tuple(table.rows)
     folder = Path(kernels)
     if not folder.is_dir():
-        return tuple(name.strip() for name in kernels.split(",") if name.strip())
+        named = tuple(name.strip() for name in kernels.split(",") if name.strip())
+        for name in named:
+            table.resolve(name)
+        return named
     files = [
         path for path in folder.iterdir() if path.is_file() and (path.suffix == ".deb" or "bzImage" in path.name or "vmlinuz" in path.name)
     ]
@@ -181,51 +206,26 @@ def _list(kernels: str | None) -> tuple[str, ...]:
         raise UsageError(
             f"--kernels {folder}: expected a folder of .deb files, or files named bzImage or vmlinuz, got {len(files)} of them"
         )
-    return tuple(str(path) for path in campaign.ordered(files))
+    return tuple(_with_modules(path) for path in campaign.ordered(files))
+
+
+def _with_modules(path: Path) -> str:
+    """A kernel of a folder as a command line names it, with its modules where `make modules_install` has put them beside it.
+
+    :raise UsageError: it is none.
+    """
+    if path.suffix == ".deb":
+        return str(path)
+    modules = path.parent / "lib" / "modules" / kernel_files.kernel_release(path)
+    return f"{path}:{modules}" if modules.is_dir() else str(path)
 
 
 def _place(name: str | None, every: tuple[str, ...], option: str) -> int:
     """Where a kernel stands in the list; files of a folder go by their names."""
     if name is None:
         raise UsageError(f"bisect: expected {option} KERNEL, one of {', '.join(every)}")
-    found = [number for number, one in enumerate(every) if one == name or Path(one).name == name]
-    if not found:
-        raise UsageError(f"{option} {name}: expected one of {', '.join(every)}")
+    names = [Path(one.split(":")[0]).name for one in every]
+    found = [number for number, one in enumerate(every) if name in (one, names[number], one.split(":")[0])]
+    if len(found) != 1:
+        raise UsageError(f"{option} {name}: expected one of {', '.join(names if len(set(names)) == len(names) else every)}")
     return found[0]
-
-
-def _document(every: tuple[str, ...], found: Between, bisector: Bisector) -> dict[str, Any]:
-    return {
-        "version": 1,
-        "kernels": list(every),
-        "good": every[found.good],
-        "bad": every[found.bad],
-        "skipped": [every[number] for number in found.skipped],
-        "wrong": found.wrong,
-        "rate": bisector.rate,
-        "asked": [
-            {
-                "kernel": one.kernel,
-                "answer": one.answer.value,
-                "why": one.why,
-                "release": one.tried.kernel.release if one.tried else "",
-                **({} if one.tried is None else asdict(one.tried.rate)),
-            }
-            for one in bisector.asked
-        ],
-        "guests": sum(len(one.tried.tries) for one in bisector.asked if one.tried),
-    }
-
-
-def _said(every: tuple[str, ...], found: Between, bisector: Bisector) -> list[str]:
-    lines = [f"{one.kernel}: {one.answer.value}: {one.tried.rate if one.tried else one.why}" for one in bisector.asked]
-    if found.wrong:
-        return [*lines, f"{bisector.asked[-1].kernel}: {found.wrong}; choose other ends"]
-    came = found.good < found.bad
-    said = (
-        f"it came after {every[found.good]}, with {every[found.bad]} at the latest"
-        if came
-        else f"it went after {every[found.bad]}, with {every[found.good]} at the latest"
-    )
-    skipped = f"; {', '.join(every[number] for number in found.skipped)} could not be tried" if found.skipped else ""
-    return [*lines, said + skipped]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 import webbrowser
 from datetime import UTC, datetime
@@ -13,19 +12,18 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from testbed import paths, vms
+from testbed import bug_results, paths, vms
 from testbed.cli.app import Json, app, err, out
+from testbed.cli.sizes import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
-from testbed.report import artefacts, diff, live, results, schema
+from testbed.report import artefacts, bug_files, diff, live, results, schema
 from testbed.report.guests import age
 from testbed.store import runs as store
 from testbed.store.runs import Run
-from testbed.units import format_size, parse_size
+from testbed.units import format_size
 from testbed.verdict import EXIT_CODES, Verdict
 
 _FORMATS = ", ".join(artefacts.FORMATS)
-_AGE = re.compile(r"(\d{1,6})\s*(s|min|h|d|w)")
-_SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
 
 @app.command("report")
@@ -50,14 +48,16 @@ def report_command(
         raise UsageError(f"report: expected one run, or --diff and two, got {', '.join(named)}")
     if kind not in artefacts.FORMATS:
         raise UsageError(f"--format {kind}: expected one of {_FORMATS}")
-    document, folder = results.read(named[0], there), results.locate(named[0], there)
+    folder = results.locate(named[0], there)
+    bug = bug_files.read(folder)
+    document, formats = (results.read(named[0], there), artefacts.FORMATS) if bug is None else (bug, bug_files.FORMATS)
     if show:
         page = (folder / artefacts.PAGE).resolve()
-        artefacts.keep(artefacts.FORMATS["html"](document, folder), page)
+        artefacts.keep(formats["html"](document, folder), page)
         if not webbrowser.open(page.as_uri()):
             err.print(f"no browser could be started; the page is {page}", markup=False, highlight=False, soft_wrap=True)
     else:
-        text = artefacts.FORMATS["json" if as_json else kind](document, folder)
+        text = formats["json" if as_json else kind](document, folder)
         if output is not None:
             try:
                 output.write_text(text, encoding="utf-8", errors="replace")
@@ -65,8 +65,9 @@ def report_command(
                 raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
         else:
             sys.stdout.write(text)
-    err.print(live.last_line(document["verdict"], folder), markup=False, highlight=False, soft_wrap=True)
-    sys.exit(EXIT_CODES[Verdict(document["verdict"])])
+    said = document["result"] if bug else document["verdict"]
+    err.print(live.last_line(said, folder), markup=False, highlight=False, soft_wrap=True)
+    sys.exit(bug_results.EXIT_CODES[said] if bug else EXIT_CODES[Verdict(said)])
 
 
 def _diff(named: list[str], there: Path, as_json: bool) -> None:
@@ -104,8 +105,8 @@ def runs_command(
     if not prune:
         _show(found, as_json, "runs")
         return
-    seconds = _age_s(older_than) if older_than is not None else (0.0 if larger_than is None else None)
-    largest = _size_bytes(larger_than) if larger_than is not None else None
+    seconds = age_s("--older-than", older_than) if older_than is not None else (0.0 if larger_than is None else None)
+    largest = size_bytes("--larger-than", larger_than) if larger_than is not None else None
     chosen = store.superfluous(found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep)
     failures = [] if dry_run else _remove(chosen, folders.runs)
     _show(tuple(run for run in chosen if run not in failures), as_json, "would_be_removed" if dry_run else "removed")
@@ -123,20 +124,6 @@ def _remove(chosen: tuple[Run, ...], runs: Path) -> list[Run]:
             err.print(f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
             failures.append(run)
     return failures
-
-
-def _age_s(text: str) -> float:
-    found = _AGE.fullmatch(text.strip())
-    if found is None:
-        raise UsageError(f"--older-than {text}: expected an age such as 30d, 12h or 2w")
-    return float(found[1]) * _SECONDS[found[2]]
-
-
-def _size_bytes(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise UsageError(f"--larger-than {text}: {error}") from error
 
 
 def _show(found: tuple[Run, ...], as_json: bool, what: str) -> None:

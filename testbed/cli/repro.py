@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -14,20 +15,21 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed import paths, probe, repro, up
+from testbed import bug_results, parcel, paths, probe, repro, up
 from testbed.bugs import Case, load
 from testbed.bugs.load import inlined, of_plain, self_contained, written
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.cli.bundle import tell_differences, unpacked
-from testbed.errors import HostError, TopologyError, UsageError
+from testbed.errors import TopologyError, UsageError
 from testbed.hold import Holder
 from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
 from testbed.progress import Progress
-from testbed.report import live
+from testbed.report import bug_files, live
 from testbed.report import repro as report
-from testbed.repro import EXIT_CODES, Job, Limits
-from testbed.store import bundles
+from testbed.report.artefacts import keep
+from testbed.repro import Job, Limits
+from testbed.store import bundles, runs
 from testbed.store.bundles import Bundle
 from testbed.topology.reader import text_of
 from testbed.trial import Try, said
@@ -65,9 +67,9 @@ def repro_command(
     tries: Annotated[
         int | None, typer.Option("--tries", "-n", min=1, help="At most so many on each kernel; the file's without it.")
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All tries, also after a hit: for the rate.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All tries, and no end at the first hit: for the rate.")] = False,
     until: Annotated[
-        str | None, typer.Option("--until", help="Such as 95%: go on until the rate's interval is above it, or cannot be.")
+        str | None, typer.Option("--until", help="Such as 95%: go on after a hit until the rate's interval is above it, or cannot be.")
     ] = None,
     jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")] = None,
     timeout: Annotated[str | None, typer.Option("--timeout", help="For each try's script, such as 90s; the file's without it.")] = None,
@@ -78,12 +80,14 @@ def repro_command(
         bool, typer.Option("--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it.")
     ] = False,
     paused: Annotated[bool, typer.Option("--paused", help="With --hold: the guest stands still.")] = False,
-    name: Annotated[str, typer.Option("--name", help="With --hold: what the guest is called.")] = "held",
+    name: Annotated[str | None, typer.Option("--name", help="With --hold: what the guest is called; `held` without it.")] = None,
     dump: Annotated[bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Reproduce a bug: clone guests until its signature shows, or the tries end; says how often it does.
+
+    Stops at the first hit, which says that it shows and little of how often; --all and --until go on for the rate.
 
     Exits 0 reproduced, 1 not, 2 trouble, 3 invalid: it shows on a kernel that must be clean.
     """
@@ -98,19 +102,21 @@ def repro_command(
     )
     if every and until is not None:
         raise UsageError("repro: expected --all or --until, got both")
-    if paused and not hold:
-        raise UsageError("repro: --paused belongs to --hold")
-    if hold and every:
-        raise UsageError("repro: expected --hold or --all, got both")
+    if (paused or name is not None) and not hold:
+        raise UsageError("repro: --paused and --name belong to --hold")
+    if hold and (every or until is not None):
+        raise UsageError("repro: --hold stops at the first hit; expected no --all and no --until beside it")
     if save is not None:
         _save(wanted, save)
     bundled = wanted.bundle.manifest["with_kernels"] if wanted.bundle else ()
     chosen = seed if seed is not None else int(wanted.bundle.manifest["seed"]) if wanted.bundle else secrets.randbelow(1 << 31)
 
     async def work() -> int:
-        with live.progress(err, quiet=quiet) as progress:
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as lab:
                 folder = paths.new_run_folder(lab.folders.runs)
+                stack.enter_context(runs.going_on(folder))
                 job = Job(
                     lab=lab,
                     case=wanted.case,
@@ -118,27 +124,28 @@ def repro_command(
                     seed=chosen,
                     folder=folder,
                     on_try=teller(progress),
-                    hold=_holder(lab, name, wanted.title, paused, progress).hold if hold else None,
+                    hold=_holder(lab, name or "held", wanted.title, paused, progress).hold if hold else None,
                     paused=paused,
                     dump=dump,
                 )
                 announce(lab, wanted.case, limits, progress)
                 begun = time.monotonic()
                 own = unpacked(wanted.bundle, lab)
-                kernels = [tuple([own.get(spec) or await lab.kernel(spec) for spec in specs]) for specs in (shows, must_be_clean)]
+                found = [[own.get(spec) or await lab.kernel(spec) for spec in specs] for specs in (shows, must_be_clean)]
+                kernels = repro.sides(*found)
                 # What was run, with its kernels: a bundle of it is run on the same.
                 names = {side: [one.name for one in some] for side, some in zip(("shows", "clean"), kernels, strict=True)}
-                (folder / "bug.yaml").write_text(written({**wanted.plain, "kernels": names}))
+                keep(written({**wanted.plain, "kernels": names}), folder / parcel.BUG)
                 if wanted.bundle is not None:
                     tell_differences(wanted.bundle, lab, (*kernels[0], *kernels[1]), progress)
                 tried = await repro.reproduce(job, kernels[0], kernels[1])
-                document = repro.document(job, tried, sys.argv, time.monotonic() - begun)
-        write_document(document, folder)
+                document = bug_results.of_repro(job, tried, sys.argv, time.monotonic() - begun)
+            bug_files.write(document, folder)
         if as_json:
             print(json.dumps(document))
         else:
             show(document, folder)
-        return EXIT_CODES[repro.result(tried)[0]]
+        return bug_results.EXIT_CODES[document["result"]]
 
     run_async(work())
 
@@ -169,15 +176,6 @@ def show(document: dict[str, Any], folder: Path) -> None:
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.print(f"{document['result']}: {document['reason']}; {document['took_s']:.0f} s", markup=False, highlight=False, soft_wrap=True)
     print(folder)
-
-
-def write_document(document: dict[str, Any], folder: Path) -> None:
-    """:raise HostError: the disk is full."""
-    path = folder / "repro.json"
-    try:
-        path.write_text(json.dumps(document, indent=2) + "\n")
-    except OSError as error:
-        raise HostError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _wanted(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +15,8 @@ from rich.console import RenderableType
 
 from testbed import paths, probe, reach, runner
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
+from testbed.cli.kernels import Config, Flavours, Fragments, Revert, Series, Tree, builder, kernel_table
 from testbed.errors import HostError, UsageError
-from testbed.kernels import KernelTable, load_table
 from testbed.lab import Lab, open_lab
 from testbed.progress import Progress
 from testbed.report import artefacts, live, results, table
@@ -24,10 +24,11 @@ from testbed.runner import Judge, Result
 from testbed.scenarios import select
 from testbed.scenarios.base import Case
 from testbed.store import cache, runs
+from testbed.store.kernel_builds import BuildOrder
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest, load
 from testbed.units import format_duration, parse_duration
-from testbed.verdict import EXIT_CODES, Gap, overall
+from testbed.verdict import EXIT_CODES, Gap, Verdict, overall
 
 _SAMPLE = "500ms"
 _LEAST_SAMPLE_US = 50_000
@@ -40,12 +41,12 @@ Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Run each case so m
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Wanted:
-    """What a command line asks for, whatever its verb. `kernels`: by what the results call them."""
+class Wanted:
+    """What a command line asks for, whatever its verb. `kernels`: by what the results call them, named or yet to be built."""
 
     cases: tuple[Case, ...]
     model: Guest
-    kernels: dict[str, str]
+    kernels: Mapping[str, str | BuildOrder]
     repeat: int
     cold: bool
     quiet: bool
@@ -58,6 +59,12 @@ def compare(
     scenarios: Names = None,
     base: Annotated[str | None, typer.Option("--base", help=f"Kernel before the series. {KERNEL_HELP}")] = None,
     patched: Annotated[str | None, typer.Option("--patched", help="Kernel with the series.")] = None,
+    tree: Tree = None,
+    series: Series = None,
+    revert: Revert = None,
+    flavour: Flavours = None,
+    fragment: Fragments = None,
+    config: Config = None,
     quick: Quick = False,
     full: Full = False,
     repeat: Repeat = 1,
@@ -67,25 +74,43 @@ def compare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run scenarios on a base kernel and a patched one, and say whether the series does what it claims."""
-    known = _kernel_table()
-    wanted = _Wanted(
+    """Run scenarios on a base kernel and a patched one, and say whether the series does what it claims.
+
+    With --tree both are built from it: without and with --series, or without what --revert names and as it is.
+    """
+    known = kernel_table()
+    more = _configured(flavour, fragment, config)
+    kernels: dict[str, str | BuildOrder] = {"base": base or known.base, "patched": patched or known.patched}
+    if tree is not None:
+        if base or patched or bool(series) == bool(revert):
+            raise UsageError("--tree: expected one of --series and --revert beside it, and neither --base nor --patched")
+        kernels["base"] = replace(more, source=tree, reverts=tuple(revert or ()))
+        kernels["patched"] = replace(more, source=tree, series=tuple(series or ()))
+    else:
+        _nothing_built(series, revert, flavour, fragment, config)
+    wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
-        model=_only_guest(topology),
+        model=only_guest(topology),
         repeat=repeat,
         cold=cold,
         quiet=quiet,
         as_json=as_json,
         sample_s=_sample_s(sample),
-        kernels={"base": base or known.base, "patched": patched or known.patched},
+        kernels=kernels,
     )
-    run_async(_run(wanted, lambda kernels: runner.pair, table.results_table))
+    run_async(execute(wanted, lambda kernels: runner.pair, _telling(wanted, table.results_table)))
 
 
 @app.command()
 def run(
     scenarios: Names = None,
     kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=KERNEL_HELP)] = None,
+    tree: Tree = None,
+    series: Series = None,
+    revert: Revert = None,
+    flavour: Flavours = None,
+    fragment: Fragments = None,
+    config: Config = None,
     expect: Annotated[str, typer.Option("--expect", help="closed, open, or auto: what the kernel table says of this kernel.")] = "auto",
     quick: Quick = False,
     full: Full = False,
@@ -100,21 +125,28 @@ def run(
     gaps = {"auto": None, "closed": Gap.CLOSED, "open": Gap.OPEN}
     if expect not in gaps:
         raise UsageError(f"--expect {expect}: expected one of {', '.join(gaps)}")
-    wanted = _Wanted(
+    chosen: str | BuildOrder = kernel or kernel_table().patched
+    if tree is not None:
+        if kernel is not None:
+            raise UsageError("--tree: expected no --kernel beside it")
+        chosen = replace(_configured(flavour, fragment, config), source=tree, series=tuple(series or ()), reverts=tuple(revert or ()))
+    else:
+        _nothing_built(series, revert, flavour, fragment, config)
+    wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
-        model=_only_guest(topology),
+        model=only_guest(topology),
         repeat=repeat,
         cold=cold,
         quiet=quiet,
         as_json=as_json,
         sample_s=_sample_s(sample),
-        kernels={"kernel": kernel or _kernel_table().patched},
+        kernels={"kernel": chosen},
     )
 
     def judge(kernels: dict[str, KernelFiles]) -> Judge:
         return runner.each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
 
-    run_async(_run(wanted, judge, table.results_table))
+    run_async(execute(wanted, judge, _telling(wanted, table.results_table)))
 
 
 @app.command()
@@ -131,12 +163,12 @@ def matrix(
     quiet: Quiet = False,
 ) -> None:
     """Run scenarios on several kernels: one table, scenario by kernel, each judged by what the kernel table says of it."""
-    names = list(_kernel_table().rows) if kernels is None else [name.strip() for name in kernels.split(",") if name.strip()]
+    names = list(kernel_table().rows) if kernels is None else [name.strip() for name in kernels.split(",") if name.strip()]
     if not names:
         raise UsageError(f"--kernels {kernels!r}: expected names with commas between")
-    wanted = _Wanted(
+    wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
-        model=_only_guest(topology),
+        model=only_guest(topology),
         repeat=repeat,
         cold=cold,
         quiet=quiet,
@@ -144,20 +176,35 @@ def matrix(
         sample_s=_sample_s(sample),
         kernels={name: name for name in names},
     )
-    run_async(
-        _run(wanted, lambda found: runner.each({side: runner.expected_of(kernel) for side, kernel in found.items()}), table.matrix_table)
-    )
+
+    def judge(found: dict[str, KernelFiles]) -> Judge:
+        return runner.each({side: runner.expected_of(kernel) for side, kernel in found.items()})
+
+    run_async(execute(wanted, judge, _telling(wanted, table.matrix_table)))
 
 
-async def _run(
-    wanted: _Wanted,
-    judge: Callable[[dict[str, KernelFiles]], Judge],
-    show: Callable[[tuple[Result, ...], dict[str, KernelFiles]], RenderableType],
-) -> int:
-    """Open the lab, run, write, print; the exit code."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Done:
+    """A run that has ended. `unwritten`: why its files could not be written, told after what was found."""
+
+    document: dict[str, Any]
+    finished: tuple[Result, ...]
+    kernels: dict[str, KernelFiles]
+    folder: Path
+    watch: live.Watch
+    unwritten: HostError | None
+
+    @property
+    def verdict(self) -> Verdict:
+        return overall(tuple(result.judgement.verdict for result in self.finished))
+
+
+async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judge], tell: Callable[[Done], int]) -> int:
+    """Build what is yet to be built, open the lab, run, write; `tell` says what was found and gives the exit code."""
     with live.progress(err, quiet=wanted.quiet, as_json=wanted.as_json) as progress:
-        async with open_lab(progress, kernels=tuple(wanted.kernels.values()), cold=wanted.cold) as lab:
-            kernels = {side: await lab.kernel(spec) for side, spec in wanted.kernels.items()}
+        specs = await _built(wanted.kernels, progress)
+        async with open_lab(progress, kernels=tuple(specs.values()), cold=wanted.cold) as lab:
+            kernels = {side: await lab.kernel(spec) for side, spec in specs.items()}
             folder = paths.new_run_folder(lab.folders.runs)
             _announce(lab, kernels, wanted.model, progress)
             with runs.going_on(folder), live.Watch(progress, err, len(wanted.cases) * wanted.repeat) as watch:
@@ -175,24 +222,34 @@ async def _run(
                 started = time.monotonic()
                 finished = await runner.run(job, judge(kernels))
                 took_s = time.monotonic() - started
-                verdict = overall(tuple(result.judgement.verdict for result in finished))
                 document = _document(lab, wanted, kernels, finished, took_s, folder)
                 unwritten = _write(document, folder)
-    if wanted.as_json:
-        print(json.dumps(document))
-        watch.end(verdict, folder, EXIT_CODES[verdict])
-    else:
-        out.print(show(finished, kernels))
-        table.show_losses(finished, out)
-        out.print(f"{took_s:.0f} s for {document['guest_seconds']:.0f} s of guests", highlight=False)
-        print(live.last_line(verdict.value, folder))
+    done = Done(document=document, finished=finished, kernels=kernels, folder=folder, watch=watch, unwritten=unwritten)
+    code = tell(done)
     if unwritten is not None:
         raise unwritten
-    return EXIT_CODES[verdict]
+    return code
+
+
+def _telling(wanted: Wanted, show: Callable[[tuple[Result, ...], dict[str, KernelFiles]], RenderableType]) -> Callable[[Done], int]:
+    def tell(done: Done) -> int:
+        code = EXIT_CODES[done.verdict]
+        if wanted.as_json:
+            print(json.dumps(done.document))
+            done.watch.end(done.verdict, done.folder, code)
+            return code
+        out.print(show(done.finished, done.kernels))
+        table.show_losses(done.finished, out)
+        took = f"{done.document['took_s']:.0f} s for {done.document['guest_seconds']:.0f} s of guests"
+        out.print(took, highlight=False)
+        print(live.last_line(done.verdict.value, done.folder))
+        return code
+
+    return tell
 
 
 def _document(
-    lab: Lab, wanted: _Wanted, kernels: dict[str, KernelFiles], finished: tuple[Result, ...], took_s: float, folder: Path
+    lab: Lab, wanted: Wanted, kernels: dict[str, KernelFiles], finished: tuple[Result, ...], took_s: float, folder: Path
 ) -> dict[str, Any]:
     """What results.json says."""
     verdict = overall(tuple(result.judgement.verdict for result in finished))
@@ -200,6 +257,15 @@ def _document(
     return results.document(
         folder, verdict, sys.argv, lab.host, lab.image, kernels, finished, took_s, model=wanted.model, qemu_sha256=qemu_sha256
     )
+
+
+async def _built(kernels: Mapping[str, str | BuildOrder], progress: Progress) -> dict[str, str]:
+    """The kernels by their names, those built that have none yet: one after the other, for a build takes all processors."""
+    makes = builder(progress)
+    for one in kernels.values():
+        if isinstance(one, BuildOrder):
+            await makes.check(one)
+    return {side: one if isinstance(one, str) else (await makes.build(one)).name for side, one in kernels.items()}
 
 
 def _write(document: dict[str, Any], folder: Path) -> HostError | None:
@@ -224,8 +290,14 @@ def _sample_s(text: str) -> float | None:
     return microseconds / 1e6
 
 
-def _kernel_table() -> KernelTable:
-    return load_table(paths.shipped("images") / "kernels.yaml")
+def _configured(flavour: list[str] | None, fragment: list[Path] | None, config: Path | None) -> BuildOrder:
+    return BuildOrder(source="", flavours=tuple(flavour or ()), fragments=tuple(fragment or ()), config=config)
+
+
+def _nothing_built(*options: object) -> None:
+    """:raise UsageError: something is said of a build, and there is none."""
+    if any(options):
+        raise UsageError("--series, --revert, --flavour, --fragment, --config: expected --tree beside them")
 
 
 def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, progress: Progress) -> None:
@@ -238,7 +310,7 @@ def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, progress:
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")
 
 
-def _only_guest(file: Path | None) -> Guest:
+def only_guest(file: Path | None) -> Guest:
     path = file or paths.shipped("topologies") / "default.yaml"
     topology = load(path, host_memory=probe.host_memory())
     if len(topology.guests) != 1:

@@ -1,24 +1,28 @@
-"""Verbs for what is cached: guest images and kernels."""
+"""Verbs for guest images, and for what of the cache may go."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shutil
+import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from testbed import paths
-from testbed.cli.app import KERNEL_HELP, Quiet, app, err, out, run_async
-from testbed.errors import UsageError
+from testbed import paths, room, session, vms
+from testbed.cli.app import Json, Quiet, app, err, out, run_async
+from testbed.cli.sizes import age_s, size_bytes
+from testbed.errors import TestbedError, UsageError
 from testbed.kernels import load_table
 from testbed.lab import IMAGE
 from testbed.report import live
-from testbed.store import cache, image, kernel_files
+from testbed.store import cache, image, kernel_files, snapshots, waste
+from testbed.units import format_size
 
 image_app = typer.Typer(no_args_is_help=True, help="Guest images, built from images/*.yaml.")
-kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml.")
 app.add_typer(image_app, name="image")
-app.add_typer(kernel_app, name="kernel")
 
 
 @image_app.command("build")
@@ -52,32 +56,50 @@ def image_rm(name: Annotated[str, typer.Argument(help="Recipe.")]) -> None:
     shutil.rmtree(folder)
 
 
-@kernel_app.command("fetch")
-def kernel_fetch(
-    names: Annotated[list[str] | None, typer.Argument(help=f"{KERNEL_HELP} The default pair without any.")] = None,
-    renew: Annotated[bool, typer.Option("--renew", help="Ask the mirror again for the newest version.")] = False,
-    quiet: Quiet = False,
+@app.command()
+def gc(
+    unused_for: Annotated[str, typer.Option("--unused-for", help="What was of no use so long, such as 14d or 12h.")] = "14d",
+    larger_than: Annotated[
+        str | None,
+        typer.Option("--larger-than", help="The least recently used, until the rest is no larger; TESTBED_CACHE_LIMIT (20G) without it."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what.")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Fetch kernels, if the cache does not have them."""
+    """Remove what killed commands have left, and guest images, kernels and templates of the cache that nobody needs.
 
-    async def work() -> int:
-        known = load_table(paths.shipped("images") / "kernels.yaml")
-        root = paths.folders().cache
-        with live.progress(err, quiet=quiet) as progress:
-            for name in names or (known.base, known.patched):
-                fetched = await kernel_files.fetch(known.resolve(name), root, progress, renew=renew)
-                out.print(f"{name}\t{fetched.release}\t{fetched.origin}", highlight=False, soft_wrap=True)
-        return 0
+    What was of use within the last hour stays, and so do the images and kernels of guests that stay and of snapshots. `testbed runs
+    --prune` removes runs, which are not in the cache.
+    """
+    folders = paths.folders()
+    unused_s = age_s("--unused-for", unused_for)
+    limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else room.limit(room.CACHE_LIMIT)
+    session.reap(folders)
+    pieces = waste.every(folders.cache)
+    chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=_needed(folders))
+    gone = [piece for piece in chosen if dry_run or waste.remove(piece)]
+    freed = sum(piece.size_bytes for piece in gone)
+    left = sum(piece.size_bytes for piece in pieces) - freed
+    if as_json:
+        what = "would_be_removed" if dry_run else "removed"
+        found = [{"name": piece.name, "size_bytes": piece.size_bytes} for piece in gone]
+        print(json.dumps({what: found, "freed_bytes": freed, "left_bytes": left}))
+        return
+    for piece in gone:
+        out.print(f"{piece.name}\t{format_size(piece.size_bytes)}", highlight=False, soft_wrap=True)
+    said = "would be removed" if dry_run else "removed"
+    err.print(f"{len(gone)} {said}, {format_size(freed)}; {format_size(left)} left", highlight=False)
 
-    run_async(work())
 
-
-@kernel_app.command("list")
-def kernel_list() -> None:
-    """The kernels of the table, and what of them is in the cache."""
-    known = load_table(paths.shipped("images") / "kernels.yaml")
-    root = paths.folders().cache
-    for name, row in known.rows.items():
-        found = kernel_files.cached(row, root)
-        role = "base" if name == known.base else "patched" if name == known.patched else ""
-        print("\t".join((name, row.series.value, role, f"{found.release} ({found.origin})" if found else "not fetched")))
+def _needed(folders: paths.Folders) -> set[Path]:
+    """The images and kernels of guests that stay, and of snapshots, which only go on from what they were made of."""
+    kernels = {vm.record.kernel for vm in vms.every(folders)}
+    kernels |= {str(one.order["kernel"]) for one in snapshots.every(folders.state)}
+    if not kernels:
+        return set()
+    known, images = load_table(paths.shipped("images") / "kernels.yaml"), paths.shipped("images")
+    found = {image.image_folder(name, images, folders.cache) for name in image.names(images)}
+    for spec in kernels:
+        with contextlib.suppress(TestbedError):  # a file that is gone
+            found.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))
+    return found

@@ -42,6 +42,9 @@ def suite(
         list[str] | None, typer.Option("--test-disk", help="A disk of the topology that tests may overwrite; repeatable.")
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for each test.")] = 300,
+    quick: Annotated[
+        int | None, typer.Option(min=1, help="Seconds for tests that run as long as they are told (TIMEOUT); their own time without it.")
+    ] = None,
     cold: Cold = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -58,12 +61,15 @@ def suite(
                 done = await suites.run(
                     testbed,
                     wanted,
-                    guests,
-                    spec,
-                    disks=tuple(test_disk or ()),
-                    timeout_s=timeout,
-                    evidence=folder / "guests",
-                    on_outcome=lambda one: progress.note(_line(one)),
+                    suites.How(
+                        topology=guests,
+                        kernel=spec,
+                        disks=tuple(test_disk or ()),
+                        timeout_s=timeout,
+                        quick_s=quick,
+                        evidence=folder / "guests",
+                    ),
+                    lambda one: progress.note(_line(one)),
                 )
         verdict = _verdict(done)
         if as_json:
@@ -84,12 +90,12 @@ def _verdict(done: tuple[Outcome, ...]) -> Verdict:
 
 
 def _line(one: Outcome) -> str:
-    return f"{one.test}: {one.status.value}" + (f": {one.reason}" if one.reason else "")
+    return f"{one.name}: {one.status.value}" + (f": {one.reason}" if one.reason else "")
 
 
 def _table(done: tuple[Outcome, ...]) -> Table:
     table = Table("test", "status", "time", "reason", box=None, pad_edge=False)
     for one in done:
         said = "\n".join((one.reason, *one.details)) if one.status not in (Status.PASS, Status.SKIP) else one.reason
-        table.add_row(one.test, one.status.value, one.runtime, escape(said))
+        table.add_row(escape(one.name), one.status.value, one.runtime, escape(said))
     return table

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import secrets
+import signal
 import socket
 import sys
 import traceback
@@ -36,6 +38,7 @@ def up_command(
         Path | None, typer.Option("--logs", help="A folder for the guests' logs, with one in it for each; a run's folder without it.")
     ] = None,
     cold: Cold = False,
+    at_once: Annotated[bool, typer.Option("--at-once", help="Do not wait until this machine has cores and memory for them.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,6 +60,7 @@ def up_command(
                 folders=folders,
                 evidence={guest: run / (name if logs is None else guest) for guest, name in called.items()},
                 cold=cold,
+                at_once=at_once,
                 progress=progress,
                 waiting=waiting,
             )
@@ -89,10 +93,8 @@ def _supervise(wire: socket.socket) -> NoReturn:
         def say(message: dict[str, object]) -> None:
             with contextlib.suppress(OSError):
                 wire.sendall(json.dumps(message).encode() + b"\n")
-            if "ready" in message:
-                wire.close()
 
-        run_async(supervisor.supervise(order, say))
+        run_async(_kept(wire, order, say))
     except SystemExit as ended:
         status = ended.code
     except BaseException:
@@ -101,6 +103,21 @@ def _supervise(wire: socket.socket) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status if isinstance(status, int) else ERROR)
+
+
+async def _kept(wire: socket.socket, order: supervisor.UpOrder, say: supervisor.Say) -> int:
+    """Ends as well when whoever started it is gone before it has heard that all guests are ready: nobody would know of this one."""
+    loop = asyncio.get_running_loop()
+
+    def heard() -> None:
+        loop.remove_reader(wire)
+        if wire.recv(len(up.KEPT)):
+            wire.close()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    loop.add_reader(wire, heard)
+    return await supervisor.supervise(order, say)
 
 
 @app.command()

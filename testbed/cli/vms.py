@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.live import Live
 
-from testbed import debugger, dumps, inventory, paths, process, vms
+from testbed import debugger, dumps, inventory, paths, process, session, vms
 from testbed.cli import terminal
 from testbed.cli.app import Json, app, err, out, run_async
 from testbed.errors import UsageError
@@ -55,7 +55,9 @@ _FOREIGN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_int
 @app.command()
 def ps(as_json: Json = False) -> None:
     """The guests that stay: name, kernel, state, age, disks, SSH port, memory."""
-    there = vms.every(paths.folders())
+    folders = paths.folders()
+    session.reap(folders)
+    there = vms.every(folders)
     if as_json:
         print(json.dumps([asdict(vm.record) for vm in there]))
     elif there:
@@ -238,7 +240,7 @@ def down(
         async with asyncio.TaskGroup() as group:
             for vm in found:
                 group.create_task(end(vm))
-        vms.every(folders)  # what the last one on a network leaves
+        session.reap(folders)  # and what the last one on a network leaves
         return 0
 
     run_async(work())

@@ -32,7 +32,19 @@ _PAGE = Path(__file__).parent / "page"
 _MOST_POINTS, _LEAST_POINTS, _ALL_POINTS = 400, 20, 20_000
 # As many are shown open; more would be scrolled through.
 _OPEN_CASES = 6
-_LOGS = ("console.log", "dmesg.txt", "ssh.log", "qmp.jsonl", "stages.jsonl", "timeline.jsonl", "samples.jsonl", "cgroups.jsonl", "argv.txt")
+LOGS = (
+    "console.log",
+    "output.txt",
+    "dmesg.txt",
+    "counters.txt",
+    "ssh.log",
+    "qmp.jsonl",
+    "stages.jsonl",
+    "timeline.jsonl",
+    "samples.jsonl",
+    "cgroups.jsonl",
+    "argv.txt",
+)
 # Lines of a kernel's log that are shown, for each kernel and in all; the file has all of them.
 _MOST_LINES, _LEAST_LINES, _ALL_LINES = 40, 5, 10_000
 # In a report of more cases, each has a link to its folder, and not to every log in it.
@@ -51,7 +63,8 @@ def html(document: dict[str, Any], folder: Path) -> str:
     lines = max(_LEAST_LINES, min(_MOST_LINES, _ALL_LINES // (max(1, len(cases)) * len(sides))))
     shown = [_case(number, case, sides, folder, points, lines) for number, case in enumerate(cases)]
     judged = words.judged_alone(document)
-    return _template().render(
+    template = environment().get_template("report.html.j2")
+    return template.render(
         document=document,
         sides=sides,
         each=judged,
@@ -63,7 +76,7 @@ def html(document: dict[str, Any], folder: Path) -> str:
         findings=words.balances(document),
         command=shlex.join(["./tb", *document["command"][1:]]),
         picture=_picture(document),
-        style=(_PAGE / "report.css").read_text(),
+        style=style(),
         script=script,
         library=library.packed,
         policy=f"default-src 'none'; script-src {_hash(script)} {library.hash}; style-src 'unsafe-inline'; img-src data:; "
@@ -72,7 +85,7 @@ def html(document: dict[str, Any], folder: Path) -> str:
 
 
 def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, points: int, lines: int) -> dict[str, Any]:
-    evidence = {side: _inside(folder, case[side]["evidence"]) for side in sides}
+    evidence = {side: inside(folder, case[side]["evidence"]) for side in sides}
     recorded = {side: series.read(evidence[side], points) for side in sides}
     plots = list(_plots(recorded))
     return {
@@ -84,20 +97,20 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
         "balances": words.balance_rows(case, sides),
         "log": [line for side in sides for line in _log(side, case[side], recorded[side], lines)],
         "log_left_out": sum(max(0, len(case[side]["console"]) - lines) for side in sides),
-        "files": [(side, _files(folder, there, whole=number < _LINKED_CASES)) for side, there in evidence.items()],
+        "files": [(side, files(folder, there, whole=number < _LINKED_CASES)) for side, there in evidence.items()],
         "plot_count": len(plots),
         "plots": _packed(json.dumps(plots, separators=(",", ":"))) if plots else "",
     }
 
 
-def _files(folder: Path, evidence: Path, *, whole: bool) -> list[tuple[str, str]]:
+def files(folder: Path, evidence: Path, *, whole: bool) -> list[tuple[str, str]]:
     """The logs that are there, each with its path from the page; or only their folder."""
     if not whole:
         return [("its folder", str(evidence.relative_to(folder)))] if evidence.is_dir() else []
-    return [(log, str((evidence / log).relative_to(folder))) for log in _LOGS if (evidence / log).is_file()]
+    return [(log, str((evidence / log).relative_to(folder))) for log in LOGS if (evidence / log).is_file()]
 
 
-def _inside(folder: Path, evidence: str) -> Path:
+def inside(folder: Path, evidence: str) -> Path:
     """A folder of evidence; one that is elsewhere is none of this run."""
     found = folder / evidence
     return found if found.resolve().is_relative_to(folder.resolve()) else folder / "guests" / "none"
@@ -171,11 +184,17 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.replace(chr(13), '').encode()).digest()).decode()}'"
 
 
+def style() -> str:
+    """The style sheet of all pages."""
+    return (_PAGE / "report.css").read_text()
+
+
 @functools.cache
-def _template() -> jinja2.Template:
+def environment() -> jinja2.Environment:
+    """Of all pages: everything is escaped, and nothing may be missing."""
     loader = jinja2.FileSystemLoader(_PAGE)
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    environment.filters |= {"seconds": words.seconds, "first_line": words.first_line, "claim": words.claim}
-    return environment.get_template("report.html.j2")
+    made.filters |= {"seconds": words.seconds, "first_line": words.first_line, "claim": words.claim}
+    return made

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from testbed.console import clean
+
 
 def markdown(document: dict[str, Any]) -> str:
     """The whole text. A pair has a verdict a case; kernels that were each judged alone have one a column."""
@@ -22,7 +24,7 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         "| kernel | release | from |",
         "|---|---|---|",
-        *(f"| {side} | {kernel['release']} | {_cell(kernel['origin'])} |" for side, kernel in document["kernels"].items()),
+        *(f"| {side} | {kernel['release']} | {cell(kernel['origin'])} |" for side, kernel in document["kernels"].items()),
         "",
         f"What the kernel accounted for and what the emulated disk counted, or what was resident in memory: {_balances(document, sides)}.",
         "",
@@ -40,17 +42,17 @@ def _row(case: dict[str, Any], sides: list[str], each: bool) -> str:
     cells = [_each(case[side]) if each else _measures(case[side]) for side in sides]
     if not each:
         passed = f" ({case['pass_rate']:.0%} of {len(case['attempts'])})" if "pass_rate" in case else ""
-        cells += [f"{case['verdict']}{passed}", _cell(case["reason"].splitlines()[0])]
+        cells += [f"{case['verdict']}{passed}", cell(case["reason"].splitlines()[0])]
     return f"| {case['name']} | {' | '.join(cells)} |"
 
 
 def _each(side: dict[str, Any]) -> str:
-    return f"**{side['verdict']}** {_cell(side['judgement'].splitlines()[0])}"
+    return f"**{side['verdict']}** {cell(side['judgement'].splitlines()[0])}"
 
 
 def _measures(side: dict[str, Any]) -> str:
     said = (f"{name} {measure['value']} {measure['unit']}" for name, measure in side["measures"].items())
-    return _cell("; ".join(said)) or "-"
+    return cell("; ".join(said)) or "-"
 
 
 def _balances(document: dict[str, Any], sides: list[str]) -> str:
@@ -68,6 +70,7 @@ def _balances(document: dict[str, Any], sides: list[str]) -> str:
     return f"{len(found)} comparisons, the largest difference is {max(found)[1]}"
 
 
-def _cell(text: str) -> str:
-    """Text that cannot break out of its cell: a guest may have written it."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+def cell(text: str) -> str:
+    """Text that can neither break out of its cell nor steer a terminal: a guest may have written it."""
+    shown = clean(text.replace("\n", " "), len(text))
+    return shown.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -8,30 +8,39 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+RATE = "rate, 95 % interval"
+HEAD = ("kernel", "expected", "signature", RATE, "first hit", "median to the hit")
+
 
 def repro_table(document: Mapping[str, Any]) -> Table:
     """Each kernel's tries."""
-    table = Table("kernel", "expected", "signature", "rate, 95 % interval", "first hit", "median to the hit", title=None)
+    table = Table(*HEAD)
     for one in document["kernels"]:
-        table.add_row(
-            escape(f"{one['name']}\n{one['release']}"),
-            "shows" if one["must_show"] else "clean",
-            one["verdict"],
-            _rate(one),
-            _first(one),
-            "" if one["median_hit_s"] is None else f"{one['median_hit_s']:.1f} s",
-        )
+        table.add_row(*map(escape, row(one)))
     return table
 
 
-def _rate(one: Mapping[str, Any]) -> str:
+def row(one: Mapping[str, Any]) -> tuple[str, ...]:
+    """One kernel's tries, in the columns of `HEAD`; a cell may have several lines."""
+    return (
+        f"{one['name']}\n{one['release']}",
+        "shows" if one["must_show"] else "clean",
+        one["verdict"],
+        rate(one),
+        "" if one["first_hit"] is None else f"try {one['first_hit']}, after {one['first_hit_s']:.1f} s",
+        "" if one["median_hit_s"] is None else f"{one['median_hit_s']:.1f} s",
+    )
+
+
+def rate(one: Mapping[str, Any]) -> str:
+    """How often it showed on one kernel, and what that is worth."""
     low, high = one["interval"]
-    said = f"{one['hits']} of {one['tries']}: {low:.0%} to {high:.0%}" if one["tries"] else "no try came to anything"
-    return said + (f"\n{one['troubles']} came to nothing" if one["troubles"] else "")
-
-
-def _first(one: Mapping[str, Any]) -> str:
-    return "" if one["first_hit"] is None else f"try {one['first_hit']}, after {one['first_hit_s']:.1f} s"
+    lines = [f"{one['hits']} of {one['tries']}: {low:.0%} to {high:.0%}" if one["tries"] else "no try came to anything"]
+    if one["stopped"]:
+        lines.append("stopped at the first hit" + (f", {one['cut']} cut short" if one["cut"] else ""))
+    if one["troubles"]:
+        lines.append(f"{one['troubles']} came to nothing")
+    return "\n".join(lines)
 
 
 def notable(document: Mapping[str, Any]) -> list[str]:

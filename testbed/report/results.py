@@ -16,6 +16,7 @@ from testbed.errors import UsageError
 from testbed.host import Host
 from testbed.report import schema
 from testbed.runner import Result, Side
+from testbed.store import runs as store
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest, Topology
@@ -162,19 +163,22 @@ def locate(run: str, runs: Path) -> Path:
     :raise UsageError: `last`, and there is none with results.
     """
     if run != "last":
-        return Path(run) if (Path(run) / "results.json").is_file() else runs / run
-    newest = max((folder for folder in runs.iterdir() if (folder / "results.json").is_file()), default=None)
+        return Path(run) if store.results(Path(run)) else runs / run
+    newest = max((folder for folder in runs.iterdir() if store.results(folder)), default=None)
     if newest is None:
         raise UsageError(f"run last: expected a run with results in {runs}, there is none")
     return newest
 
 
 def read(run: str, runs: Path) -> dict[str, Any]:
-    """The results of an earlier run, named as `locate` does.
+    """The results of an earlier run of scenarios, named as `locate` does.
 
     :raise UsageError: there is no such run, or it has no results.
     """
-    path = locate(run, runs) / "results.json"
+    folder = locate(run, runs)
+    path, left = folder / "results.json", store.results(folder)
+    if left is not None and left != path:
+        raise UsageError(f"run {run!r}: expected a run of scenarios, got one of `{left.stem}`: {folder}")
     try:
         found = json.loads(path.read_text())
     except OSError as error:

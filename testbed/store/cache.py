@@ -21,7 +21,8 @@ from testbed.errors import HostError
 from testbed.progress import Progress
 
 META = "meta.json"
-_UNFINISHED = ".unfinished-"
+# UNFINISHED + NAME + "-" + anything: being made by whoever holds NAME.lock beside it.
+UNFINISHED = ".unfinished-"
 
 
 def file_sha256(path: Path) -> str:
@@ -70,28 +71,33 @@ async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[Non
         lock.release()
 
 
-async def once(folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], progress: Progress, what: str) -> Path:
+async def once(
+    folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], progress: Progress, what: str, *, many_files: bool = False
+) -> Path:
     """`folder`, made by `make` if it is not there: `make` fills an unfinished folder and returns what to record of it.
+
+    `many_files`: so many that they are made durable by one sync(2) and not one by one.
 
     A folder under its final name is complete; one that a killed run left behind is swept away by the next.
 
     :raise HostError: no room, no permission; or what `make` raises.
     """
     if (folder / META).is_file():
+        used(folder)
         return folder
     async with locked(folder.with_name(f"{folder.name}.lock"), progress, what):
         if (folder / META).is_file():
             return folder
         try:
-            for leftover in folder.parent.glob(f"{_UNFINISHED}{folder.name}-*"):
+            for leftover in folder.parent.glob(f"{UNFINISHED}{folder.name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-            unfinished = Path(tempfile.mkdtemp(prefix=f"{_UNFINISHED}{folder.name}-", dir=folder.parent))
+            unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name}-", dir=folder.parent))
             try:
                 began = time.monotonic()
                 meta = await make(unfinished)
                 journal.say(f"{what}: made in {time.monotonic() - began:.1f} s: {folder}")
                 (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
-                await asyncio.to_thread(_sync_tree, unfinished)
+                await asyncio.to_thread(os.sync) if many_files else await asyncio.to_thread(_sync_tree, unfinished)
                 if folder.exists():
                     shutil.rmtree(folder)
                 unfinished.rename(folder)
@@ -100,6 +106,30 @@ async def once(folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], 
         except OSError as error:
             raise HostError(f"{what}: {error.filename or folder}: {error.strerror}; the cache is {folder.parent}") from error
     return folder
+
+
+def used(folder: Path) -> None:
+    """Remember that a folder was of use now, for whoever must choose what to remove."""
+    with contextlib.suppress(OSError):
+        os.utime(folder / META)
+
+
+def sweep(root: Path) -> tuple[Path, ...]:
+    """Remove what killed runs have left half-finished anywhere in the cache; returns it. What is being made now is left alone."""
+    gone = []
+    for leftover in root.glob(f"*/{UNFINISHED}*"):
+        name, _, _ = leftover.name.removeprefix(UNFINISHED).rpartition("-")
+        lock = filelock.FileLock(leftover.with_name(f"{name}.lock"), thread_local=False)
+        try:
+            lock.acquire(blocking=False)
+        except (filelock.Timeout, OSError):
+            continue
+        try:
+            shutil.rmtree(leftover, ignore_errors=True)
+        finally:
+            lock.release()
+        gone.append(leftover)
+    return tuple(gone)
 
 
 def _sync_tree(folder: Path) -> None:

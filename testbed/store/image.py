@@ -101,7 +101,7 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
 
     async def make(unfinished: Path) -> dict[str, Any]:
         with progress.task(f"guest image {name}") as task:
-            return await _make(_recipe(name, images), images / "guest", unfinished, task)
+            return await _make(_recipe(name, images), images / "guest", unfinished, f"testbed-image-{os.getuid()}-{folder.name}-", task)
 
     await cache.once(folder, make, progress, f"image {name}")
     meta = cache.read_meta(folder)
@@ -109,11 +109,13 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
     return Image(name=name, sha256=meta["sha256"], folder=folder)
 
 
-async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> dict[str, Any]:
+async def _make(recipe: Recipe, guest_files: Path, folder: Path, prefix: str, task: Task) -> dict[str, Any]:
     mirror = await find_mirror()
     suites = (recipe.suite, f"{recipe.suite}-security")
     # mmdebstrap's tree, and as a plain user its other user ids, need a folder that everybody may enter; a home often is none.
-    with tempfile.TemporaryDirectory(prefix="testbed-image-", dir=_open_folder(), ignore_cleanup_errors=True) as scratch:
+    for leftover in Path(_open_folder()).glob(f"{prefix}*"):  # of a killed build: only one goes on at a time
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=_open_folder(), ignore_cleanup_errors=True) as scratch:
         work = Path(scratch)
         work.chmod(0o755)
         for file in _GUEST_FILES:

@@ -6,17 +6,18 @@ import asyncio
 import lzma
 import shutil
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from testbed import process
 from testbed.errors import HostError, UsageError
-from testbed.kernels import DebianKernel, Kernel, LocalKernel, Series
+from testbed.kernels import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import cache, seals
+from testbed.store import built_names, cache, seals
 from testbed.store.apt import Package, PrivateApt
+from testbed.store.built_names import Named
 from testbed.store.ext4 import make_ext4
 from testbed.store.initramfs import module_name, module_order
 from testbed.store.mirror import find_mirror
@@ -56,7 +57,9 @@ class KernelFiles:
 
 
 def kernel_folder(kernel: Kernel, root: Path) -> Path:
-    """Where the files of `kernel` are or will be; keyed by the row of the table, or by the content of local files."""
+    """Where the files of `kernel` are or will be; keyed by the table's row, by what it was built from, or by local files' content."""
+    if isinstance(kernel, BuiltKernel):
+        return _named(kernel, root).folder
     if isinstance(kernel, DebianKernel):
         key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package)
         return root / "kernels" / f"{kernel.name}-{key}"
@@ -76,9 +79,11 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
     """The kernel's files, fetched or unpacked if the cache does not have them; `renew` asks the mirror for a newer version.
 
     :raise HostError: the mirror, the disk or a tool fails.
-    :raise UsageError: a local file is not what it should be.
+    :raise UsageError: a local file is not what it should be, or no kernel was built under that name.
     """
     folder = kernel_folder(kernel, root)
+    if isinstance(kernel, BuiltKernel):
+        return read_built(kernel, root)
     if renew:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -97,6 +102,8 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
 
 def cached(kernel: Kernel, root: Path) -> KernelFiles | None:
     """The kernel's files if the cache has them."""
+    if isinstance(kernel, BuiltKernel):
+        return read_built(kernel, root)
     folder = kernel_folder(kernel, root)
     return read_folder(kernel, folder) if (folder / cache.META).is_file() else None
 
@@ -109,7 +116,7 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
     meta = cache.read_meta(folder)
     try:
         return KernelFiles(
-            name=kernel.name,
+            name=kernel.spec if isinstance(kernel, BuiltKernel) else kernel.name,
             series=kernel.series,
             release=meta["release"],
             origin=meta["origin"],
@@ -122,7 +129,24 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
         raise HostError(f"{folder / cache.META}: expected the key {error}; remove {folder}, and the next run makes it again") from error
 
 
-async def _make(kernel: Kernel, folder: Path, task: Task) -> dict[str, Any]:
+def read_built(kernel: BuiltKernel, root: Path) -> KernelFiles:
+    """What was built under a name.
+
+    :raise UsageError: nothing was. :raise HostError: it is damaged.
+    """
+    named = _named(kernel, root)
+    return replace(read_folder(kernel, named.folder), series=named.series, origin=named.origin)
+
+
+def _named(kernel: BuiltKernel, root: Path) -> Named:
+    named = built_names.find(root, kernel)
+    if named is None or not named.folder.is_dir():
+        known = ", ".join(built.spec for built in built_names.every(root)) or "none yet"
+        raise UsageError(f"kernel {kernel.spec}: expected one that `testbed kernel build` made; there are: {known}")
+    return named
+
+
+async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) -> dict[str, Any]:
     work = folder / "work"
     work.mkdir()
     try:
@@ -134,7 +158,7 @@ async def _make(kernel: Kernel, folder: Path, task: Task) -> dict[str, Any]:
             await _unpack(kernel.debs, work / "tree", task)
         bzimage, modules = _find(kernel, work / "tree")
         _keep_config(bzimage, folder)
-        return await _lay_out(bzimage, modules, folder, task) | {"origin": origin}
+        return await lay_out(bzimage, modules, folder, task) | {"origin": origin}
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -171,7 +195,7 @@ async def _unpack(debs: tuple[Path, ...], tree: Path, task: Task) -> None:
         await process.run(["dpkg-deb", "-x", deb, tree], timeout_s=300)
 
 
-def _find(kernel: Kernel, tree: Path) -> tuple[Path, Path | None]:
+def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | None]:
     """The bzImage, and the folder `lib/modules/RELEASE` if there is one."""
     if isinstance(kernel, LocalKernel) and kernel.bzimage is not None:
         return kernel.bzimage, kernel.modules
@@ -191,7 +215,8 @@ def _keep_config(bzimage: Path, folder: Path) -> None:
             return
 
 
-async def _lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
+async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
+    """Put a kernel and its modules into `folder`, as guests start from them; returns what to record. `folder`/work is for scratch."""
     release = kernel_release(bzimage)
     shutil.copyfile(bzimage, folder / "bzImage")
     digests = [cache.file_sha256(folder / "bzImage")]

@@ -21,11 +21,16 @@ from testbed.errors import HostError
 _NAME = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{4}")
 # Held while a run goes on; free when its process has ended, however it did.
 _LOCK = ".running"
+# What a run leaves: of scenarios, or of bugs; and what each of its cases is.
+RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": "steps", "bisect.json": "asked"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run. `at`: when it began; `verdict` and `command` are empty, and `cases` 0, where it left no results."""
+    """One run. `at`: when it began; `verdict` and `command` are empty, and `cases` 0, where it left no results.
+
+    `cases`: scenarios; of a bug the kernels that were tried, or the candidates of a reduction.
+    """
 
     folder: Path
     at: datetime
@@ -123,10 +128,19 @@ def _held(folder: Path) -> bool:
     return False
 
 
+def results(folder: Path) -> Path | None:
+    """The file with a run's results."""
+    return next((path for name in RESULTS if (path := folder / name).is_file()), None)
+
+
 def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
     try:
-        found = json.loads((folder / "results.json").read_text())
-        return str(found["verdict"]), tuple(map(str, found["command"][1:])), len(found["scenarios"])
+        path = results(folder)
+        if path is None:
+            return "", (), 0
+        found = json.loads(path.read_text())
+        said = found["verdict"] if path.name == "results.json" else found["result"]
+        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[path.name]])
     except (OSError, ValueError, KeyError, TypeError):
         return "", (), 0
 

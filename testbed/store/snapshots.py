@@ -33,6 +33,11 @@ class Snapshot:
         return self.folder / "state"
 
     @property
+    def complete(self) -> bool:
+        """Whether its files are there still."""
+        return self.state.exists()
+
+    @property
     def title(self) -> str:
         return f"snapshot {self.folder.name} of {self.folder.parent.name}"
 

@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.errors import TemplateError
+from testbed.errors import HostError, TemplateError
 from testbed.plan import Machine
 from testbed.store import cache
 
@@ -22,6 +22,11 @@ class Template:
     @property
     def title(self) -> str:
         return f"template {self.folder.name}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether its files are there still."""
+        return self.memory.exists() and self.state.exists()
 
     @property
     def memory(self) -> Path:
@@ -41,13 +46,16 @@ def read(folder: Path, machine: Machine) -> Template:
 
     :raise TemplateError: it is incomplete or damaged.
     """
-    meta = cache.read_meta(folder)
     try:
+        meta = cache.read_meta(folder)
         template = Template(folder=folder, host_key=bytes.fromhex(meta["host_key"]), boot_s=float(meta["boot_s"]))
         sizes = {"memory": machine.memory_bytes, "state": int(meta["state_bytes"])}
         digest, touched_ns = meta["state_sha256"], int(meta["memory_ctime_ns"])
+    except HostError as error:
+        raise TemplateError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
         raise TemplateError(f"{folder / cache.META}: expected a template's record, got {error!r}") from error
+    cache.used(folder)
     for name, expected in sizes.items():
         path = folder / name
         got = path.stat().st_size if path.is_file() else None

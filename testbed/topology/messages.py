@@ -50,6 +50,10 @@ def message(error: ErrorDetails, where: Where, plain: Any, document: type[BaseMo
             return f"expected a mapping, got {got!r}"
         case "tuple_type":
             return f"expected a list, got {got!r}"
+        case "string_type":
+            return f"expected text, got {got!r}" + ("" if isinstance(got, dict | list) else "; put it in quotes")
+        case "too_short" | "string_too_short" if not got:
+            return f"expected something, got {got!r}"
         case "bool_type":
             return f"expected true or false, got {got!r}"
     return f"{error['msg'][:1].lower()}{error['msg'][1:].replace('Input should', 'should')}, got {got!r}"

@@ -163,7 +163,7 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     async with lab.guest("g0", small, kernel, evidence) as guest:
         assert (await guest.run("hostname")).stdout == "g0\n"
     assert any("does not load" in note or "does not wake up" in note for note in notes.notes)
-    assert "migrate-incoming" in (evidence / "failed-clone" / "qmp.jsonl").read_text()
+    assert "migrate-incoming" in (evidence / "failed-start" / "qmp.jsonl").read_text()
     templates.remove(folder)
     assert machine.memory_bytes == small.memory
 

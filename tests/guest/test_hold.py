@@ -15,11 +15,12 @@ from typing import Any
 import drgn
 import pytest
 
-from testbed import dumps, process, symbols
+from testbed import debugger, dumps, process, symbols
 from testbed.bugs.load import of_plain
 from testbed.errors import HostError
+from testbed.guest import Guest
 from testbed.lab import Lab
-from testbed.signature import End
+from testbed.signature import End, Match
 from testbed.store.kernel_files import KernelFiles
 from testbed.trial import Attempt, Outcome, attempt
 
@@ -35,8 +36,8 @@ def folder() -> Any:
 
 
 @pytest.fixture
-async def held(folder: Path) -> AsyncIterator[Any]:
-    """`testbed` with folders of its own, while `testbed repro --hold` holds a guest in the background."""
+async def held(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
+    """`testbed` with folders of its own, while `testbed repro --hold` holds a guest in the background; the parameter: more words for it."""
     env = {**os.environ, "XDG_RUNTIME_DIR": str(folder / "run"), "TESTBED_STATE": str(folder / "state"), "COLUMNS": "200"}
     (folder / "bad.sh").write_text(SCRIPT)
 
@@ -52,7 +53,8 @@ async def held(folder: Path) -> AsyncIterator[Any]:
         assert child.returncode == status, (words, out, err)
         return out.decode() + err.decode()
 
-    holder = await start("repro", "--script", "bad.sh", "--expect", "^here it is$", "-k", "debian-6.1", "--hold", "--json", "--jobs", "1")
+    more = getattr(request, "param", ())
+    holder = await start("repro", "--script", "bad.sh", "--expect", "^here it is$", "-k", "debian-6.1", "--hold", "--json", *more)
     assert holder.stderr is not None
     try:
         async with asyncio.timeout(120):
@@ -100,6 +102,8 @@ async def test_a_held_guest_is_entered_debugged_dumped_and_ended(held: Any, fold
     assert "alive" in await held("ssh", "held", "--", "echo alive")
     assert "target remote" in await held("gdb", "held", "--print")
     assert "expected the vmlinux or System.map" in await held("gdb", "held", "--symbols", "bad.sh", status=2)
+    for file in _built(Path(record["evidence"]) / "kallsyms.txt", folder):
+        assert f"is at {_address(record):#x}" in await held(*_GDB, "--symbols", file, "--", *_WHERE)
 
     await held("dump", "held", "core")
     assert "core: cannot be made: File exists" in await held("dump", "held", "core", status=2)
@@ -116,6 +120,51 @@ async def test_a_held_guest_is_entered_debugged_dumped_and_ended(held: Any, fold
     document = json.loads(out)
     assert held.holder.returncode == 0 and document["result"] == "reproduced"
     assert json.loads(await held("ps", "--json")) == []
+
+
+def _last_of(text: str, *words: str) -> str:
+    return max(words, key=text.rfind)
+
+
+_GDB = ("gdb", "held")
+_WHERE = ("-batch", "-ex", "info address uptime_proc_show", "-ex", "detach")
+# Where a build puts the kernel, before KASLR moves it.
+_LINKED_AT = 0xFFFFFFFF81000000
+
+
+def _address(record: dict[str, Any]) -> int:
+    """Where a function of the kernel is in this guest."""
+    found = symbols.address_of(symbols.parse((Path(record["evidence"]) / "kallsyms.txt").read_text()), "uptime_proc_show")
+    assert found is not None
+    return found
+
+
+def _built(kallsyms: Path, folder: Path) -> tuple[str, str]:
+    """A System.map and a vmlinux such as the guest's kernel was built with."""
+    own = tuple(symbols.parse(kallsyms.read_text()))
+    begin = symbols.address_of(own, "_text")
+    assert begin is not None and begin != _LINKED_AT, "KASLR has not moved it"
+    moved = _LINKED_AT - begin
+    (folder / "System.map").write_text("".join(f"{one.address + moved:016x} {one.kind} {one.name}\n" for one in own))
+    (folder / "vmlinux").write_bytes(symbols.elf(own, moved))
+    return "System.map", "vmlinux"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("held", [("--paused", "--jobs", "2")], indirect=True)
+async def test_a_held_guest_that_stands_still_is_dumped_debugged_and_goes_on(held: Any, folder: Path) -> None:
+    (record,) = json.loads(await held("ps", "--json"))
+    assert record["why"] == "held: here it is; it stands still"
+    await held("dump", "held", "core")
+    assert b"OSRELEASE=6.1." in _notes(folder / "core")["VMCOREINFO"]
+    assert _last_of(await held("logs", "held", "--what", "qmp"), "STOP", "RESUME") == "STOP"
+    await held("resume", "held")
+    assert _last_of(await held("logs", "held", "--what", "qmp"), "STOP", "RESUME") == "RESUME"
+    assert "script goes on" in await held("ssh", "held", "--", "pgrep -f proc/uptime >/dev/null; echo script goes on")
+    assert "does not stand still" in await held("resume", "held", status=2)
+    await held("down", "held")
+    out, _ = await held.holder.communicate()
+    assert held.holder.returncode == 0 and json.loads(out)["result"] == "reproduced"
 
 
 def _read(core: Path, kallsyms: str, banner: str) -> None:
@@ -153,7 +202,7 @@ def _notes(core: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-async def test_a_guest_that_panics_leaves_its_memory(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
     plain = {
         "version": 1,
         "summary": "a test",
@@ -162,10 +211,19 @@ async def test_a_guest_that_panics_leaves_its_memory(lab: Lab, kernel: KernelFil
         "signature": [{"guest": "panic"}],
     }
     case = of_plain(plain)
+    found: list[str] = []
+
+    async def hold(guest: Guest, match: Match) -> None:
+        opened = await debugger.opened(guest, None)
+        words = debugger.command(opened, ("-batch", "-ex", "bt"))
+        found.append((await process.run(list(words), timeout_s=60)).stdout)
+
+    evidence = tmp_path / "g"
     wanted = Attempt(
-        lab=lab, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=1, timeout_s=60, evidence=tmp_path / "g", dump=True
+        lab=lab, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=1, timeout_s=60, evidence=evidence, dump=True, hold=hold
     )
     one = await attempt(wanted)
+    assert "reboot ()" in found[0], "where a kernel stands that has panicked"
     assert (one.outcome, one.end) == (Outcome.HIT, End.PANIC)
     assert one.dump == str(tmp_path / "g" / "vmcore")
     program = drgn.Program()

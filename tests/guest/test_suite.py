@@ -27,28 +27,40 @@ def suite(tmp_path: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 def test_each_test_is_told_as_what_it_came_to(tmp_path: Path) -> None:
-    done = suite(tmp_path, "tiny", "--test-disk", "spare", "--timeout", "15")
+    done = suite(tmp_path, "tiny", "--test-disk", "spare", "--timeout", "15", "--quick", "9")
     assert done.returncode == 1, done.stderr
     told = json.loads(done.stdout)
-    found = {one["test"]: one for one in told["tests"]}
+    found = {(one["test"], one["where"]): one for one in told["tests"]}
     assert {test: one["status"] for test, one in found.items()} == {
-        "tiny/001": "pass",
-        "tiny/002": "fail",
-        "tiny/003": "skip",
-        "tiny/004": "hang",
-        "tiny/005": "lost",
-        "tiny/006": "fail",
-    }
-    assert "-expected" in found["tiny/002"]["details"] and "+got" in found["tiny/002"]["details"]
-    assert found["tiny/003"]["reason"] == "no_such_program is not installed"
-    assert any("sleep 1000" in line for line in found["tiny/004"]["details"])
-    assert "panic" in found["tiny/005"]["reason"] and found["tiny/006"]["reason"] == "it exited with status 3"
-    assert (tmp_path / "state/runs" / told["run"] / "guests/tiny-005/g0/console.log").exists()
+        ("tiny/001", ""): "pass",
+        ("tiny/002", ""): "fail",
+        ("tiny/003", ""): "skip",
+        ("tiny/004", ""): "hang",
+        ("tiny/005", ""): "lost",
+        ("tiny/006", "nvme0n1"): "fail",
+        ("tiny/007", "first"): "pass",
+        ("tiny/007", "second"): "skip",
+        ("tiny/008", ""): "pass",
+        ("tiny/009", ""): "fail",
+        ("tiny/010", "nvme0n1"): "pass",
+    }, found
+    assert found["tiny/001", ""]["measured"] == {"read iops": "7"}
+    assert "-expected" in found["tiny/002", ""]["details"] and "+got" in found["tiny/002", ""]["details"]
+    assert found["tiny/003", ""]["reason"] == "no_such_program is not installed"
+    assert any("sleep 1000" in line for line in found["tiny/004", ""]["details"])
+    assert "panic" in found["tiny/005", ""]["reason"] and found["tiny/006", "nvme0n1"]["reason"] == "it exited with status 3"
+    assert found["tiny/007", "second"]["reason"] == "second is not for this kernel (6); nor for any other"
+    assert any("WARNING: said by a test" in line for line in found["tiny/009", ""]["details"])
+    guests = tmp_path / "state/runs" / told["run"] / "guests"
+    assert (guests / "tiny-005/g0/console.log").exists()
+    assert (guests / "tiny-002/results/nodev/tiny/002.out.bad").read_text() == "got\n"
 
 
 @pytest.mark.slow
 def test_a_suite_of_skips_passes_nothing_and_mistakes_are_said(tmp_path: Path) -> None:
-    assert suite(tmp_path, "tiny/003").returncode == 4
+    skipped = suite(tmp_path, "tiny/003", "tiny/006")
+    assert skipped.returncode == 4, skipped.stderr
+    assert "--test-disk" in json.loads(skipped.stdout)["tests"][1]["reason"]
     wrong = suite(tmp_path, "tiny/003", "--test-disk", "nosuch")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert "--test-disk: expected one of the topology's disks (spare), got 'nosuch'" in wrong.stderr

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 import testbed
-from testbed.admission import Admission, Claim, obstacle
+from testbed.admission import Admission, Claim, obstacle, refusal
 from testbed.api import cgroup, needs, topologies
 from testbed.api.carrier import Background
 from testbed.api.cgroup import Counters
@@ -18,30 +18,24 @@ from testbed.api.compare import Comparison, SideFailed, compared
 from testbed.api.names import Disk, Named
 from testbed.api.patience import Patience
 from testbed.api.vm import Vm
-from testbed.errors import GuestError, TopologyError, UsageError
-from testbed.progress import Silent
+from testbed.errors import GuestError, HostError, TopologyError, UsageError
 from testbed.units import GIB
 
 
-class Notes(Silent):
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
-
-
-def claim(guests: int = 1, memory_bytes: int = GIB, who: str = "somebody") -> Claim:
-    return Claim(guests=guests, memory_bytes=memory_bytes, who=who)
+def claim(cores: int = 1, memory_bytes: int = GIB, who: str = "somebody") -> Claim:
+    return Claim(cores=cores, memory_bytes=memory_bytes, who=who)
 
 
 @pytest.mark.parametrize(
     ("wanted", "held", "said"),
     [
         (claim(), (), None),
-        (claim(guests=9, memory_bytes=99 * GIB), (), None),
+        (claim(cores=9, memory_bytes=99 * GIB), (), None),
         (claim(), (claim(),), None),
-        (claim(guests=2), (claim(who="test_a"),), "a core for each of its 2 guests: there are 2, and 1 is taken by test_a"),
+        (claim(cores=2), (claim(who="test_a"),), "2 cores: there are 2, and 1 is taken by test_a"),
+        (claim(cores=2), (claim(cores=0, who="it rests"),), None),
+        (claim(cores=0), (claim(cores=2),), None),
+        (claim(cores=1), (claim(cores=0), claim(cores=2, who="b")), "a core: there are 2, and 2 are taken by b"),
         (claim(), (claim(), claim()), "a core"),
         (claim(memory_bytes=4 * GIB), (claim(memory_bytes=3 * GIB),), "4G of memory: 3G are of somebody, 10G are free"),
         (claim(memory_bytes=6 * GIB), (claim(),), "6G of memory"),
@@ -53,57 +47,76 @@ def test_room_is_a_core_for_each_guest_and_half_of_the_memory(wanted: Claim, hel
 
 
 async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) -> None:
-    admission, notes, order = Admission(tmp_path, cores=1, memory_bytes=64 * GIB), Notes(), list[str]()
+    admission, notes, order = Admission(tmp_path, cores=1, memory_bytes=64 * GIB), list[str](), list[str]()
 
     async def one(who: str) -> None:
-        async with admission.admitted(claim(who=who), notes):
+        async with admission.admitted(claim(who=who), notes.append):
             order.append(who)
 
-    async with admission.admitted(claim(who="first"), notes):
+    async with admission.admitted(claim(who="first"), notes.append):
         second = asyncio.create_task(one("second"))
-        while not notes.notes:
+        while not notes:
             await asyncio.sleep(0)
         third = asyncio.create_task(one("third"))
-        while len(notes.notes) < 2:
+        while len(notes) < 2:
             await asyncio.sleep(0.01)
         assert order == []
     await asyncio.gather(second, third)
     assert order == ["second", "third"]
-    assert notes.notes[0] == "second: waiting for a core: there are 1, and 1 is taken by first"
-    assert notes.notes[1] == "third: waiting for its turn, after second"
+    assert notes[0] == "waiting for a core: there are 1, and 1 is taken by first"
+    assert notes[1] == "waiting for its turn, after second"
     assert [path.name for path in (tmp_path / "admission").iterdir()] == ["gate"]
 
 
 async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
     admission = Admission(tmp_path, cores=1, memory_bytes=64 * GIB)
-    async with admission.admitted(claim(), Silent()), admission.admitted(claim(), Silent(), at_once=True):
+    async with admission.admitted(claim(), print), admission.admitted(claim(), print, at_once=True):
         pass
 
 
 async def test_a_ticket_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     code = (
-        "import asyncio, os, sys; from pathlib import Path; from testbed.admission import *; from testbed.progress import Silent\n"
+        "import asyncio, os, sys; from pathlib import Path; from testbed.admission import *\n"
         "async def main():\n"
         "    async with Admission(Path(sys.argv[1]), cores=1, memory_bytes=1 << 40).admitted("
-        "Claim(guests=1, memory_bytes=1, who='other'), Silent()):\n"
+        "Claim(cores=1, memory_bytes=1, who='other'), print):\n"
         "        print('in', flush=True); await asyncio.sleep(600)\n"
         "asyncio.run(main())"
     )
     other = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path), stdout=asyncio.subprocess.PIPE)
     assert other.stdout is not None and await other.stdout.readline() == b"in\n"
-    notes = Notes()
+    notes: list[str] = []
 
     async def one() -> None:
-        async with Admission(tmp_path, cores=1, memory_bytes=64 * GIB).admitted(claim(), notes):
+        async with Admission(tmp_path, cores=1, memory_bytes=64 * GIB).admitted(claim(), notes.append):
             pass
 
     waiting = asyncio.create_task(one())
-    while not notes.notes:
+    while not notes:
         await asyncio.sleep(0.01)
-    assert not waiting.done() and "taken by other" in notes.notes[0]
+    assert not waiting.done() and "taken by other" in notes[0]
     other.kill()
     await other.wait()
     await waiting
+
+
+async def test_whoever_s_guests_wait_leaves_the_cores_to_others(tmp_path: Path) -> None:
+    admission, notes = Admission(tmp_path, cores=1, memory_bytes=64 * GIB), list[str]()
+    async with admission.admitted(claim(who="first"), notes.append) as first:
+        first.rest()
+        async with admission.admitted(claim(who="second"), notes.append):
+            pass
+    assert notes == []
+
+
+async def test_a_host_without_memory_says_so_where_nobody_s_end_would_help(tmp_path: Path) -> None:
+    admission = Admission(tmp_path, cores=2, memory_bytes=64 * GIB)
+    with pytest.raises(HostError, match=r"test_a: expected 976\.6T of free memory, got .*; end other programs, or give its guests less"):
+        async with admission.admitted(claim(memory_bytes=999_999 * GIB, who="test_a"), print):
+            pass
+    assert [path.name for path in (tmp_path / "admission").iterdir()] == ["gate"]
+    assert refusal(claim(memory_bytes=9), (claim(),), free_bytes=8) is None
+    assert refusal(claim(memory_bytes=8), (), free_bytes=8) is None
 
 
 async def test_patience_ends_but_not_while_it_is_held() -> None:

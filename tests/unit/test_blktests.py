@@ -1,18 +1,35 @@
 """What a test in the format of blktests says of itself."""
 
+import contextlib
+import os
+import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from testbed import suites
-from testbed.blktests import Status, outcome
-from testbed.errors import UsageError
+from testbed.blktests import Outcome, Status, outcomes
+from testbed.errors import CommandFailed, UsageError
+from testbed.topology import Topology
 
+SOURCE = "test() {\n    true\n}\n"
+FOR_DEVICES = "device_requires() {\n    true\n}\n\ntest_device() {\n    true\n}\n"
+# As it is printed of a test for two devices and two conditions each, of which it runs on one.
 PRINTED = """\
-loop/003 (a loop on nothing)               [not run]
-    no_such_program is not installed
+./check: gawk is not available. Install GNU awk.
+block/009 => sda (bs=512) (reads (and writes) a device)
+    runtime  ...
+block/009 => sda (bs=512) (reads (and writes) a device)                [passed]
+    runtime  ...  1.2s
+block/009 => sda (bs=4 k) (reads (and writes) a device)         [not run]
+    runtime    ...  0.1s
+    sda has no blocks of 4 k
     kernel is too old
-loop/004 [passed]
+block/009 => sdb (bs=512) (reads (and writes) a device)         [not run]
+    sdb is read-only ... or gone
+1 skips: block/009
 """
 
 
@@ -20,9 +37,20 @@ def record(**words: str) -> str:
     return "".join(f"{key}\t{value}\n" for key, value in words.items())
 
 
-def test_a_record_says_how_it_ended_and_how_long_it_took() -> None:
-    one = outcome("loop/001", [record(status="pass", runtime="1.2s", exit_status="0")], "")
-    assert (one.status, one.runtime, one.reason) == (Status.PASS, "1.2s", "")
+def left(*parts: str) -> str:
+    return "".join(f"{part}\0" for part in parts)
+
+
+def one(text: str, printed: str = "", source: str = SOURCE, *, devices: bool = False) -> Outcome:
+    (found,) = outcomes("loop/001", text, printed, source, devices=devices)
+    return found
+
+
+def test_a_record_says_how_it_ended_how_long_it_took_and_what_it_measured() -> None:
+    text = record(status="pass", runtime="1.2s", exit_status="0", date="2026-01-01", description="a loop") + "read iops\t800\n"
+    found = one(left("nodev", text, ""))
+    assert (found.status, found.runtime, found.reason, found.where) == (Status.PASS, "1.2s", "", "")
+    assert found.measured == {"read iops": "800"} and found.name == "loop/001"
 
 
 @pytest.mark.parametrize(
@@ -34,35 +62,126 @@ def test_a_record_says_how_it_ended_and_how_long_it_took() -> None:
     ],
 )
 def test_a_failure_says_why_and_shows_how(reason: str, said: str) -> None:
-    one = outcome("loop/001", [record(status="fail", reason=reason, exit_status="3")], "printed", "-expected\n+got\n")
-    assert (one.status, one.reason, one.details) == (Status.FAIL, said, ("-expected", "+got"))
+    found = one(left("nodev", record(status="fail", reason=reason, exit_status="3"), "-expected\n+got\n"), "printed")
+    assert (found.status, found.reason, found.details) == (Status.FAIL, said, ("-expected", "+got"))
 
 
-def test_one_that_did_not_run_is_skipped_for_its_reasons_alone() -> None:
-    assert outcome("loop/003", [""], PRINTED).reason == "no_such_program is not installed; kernel is too old"
-    assert outcome("loop/003", [record(status="not run", reason="no fio")], "").status is Status.SKIP
+def test_a_failure_says_what_the_guest_lacks_of_what_check_asks_for() -> None:
+    text = left("nodev", record(status="fail", reason="output"), "-expected\n")
+    found = one(text, "./check: gawk is not available. Install GNU awk.\n")
+    assert found.details[-1] == "(the guest has not all that ./check asks for: gawk)"
 
 
-def test_the_gravest_device_counts() -> None:
-    records = [record(status="pass"), record(status="fail", reason="dmesg")]
-    assert outcome("block/001", records, "").status is Status.FAIL
+def test_each_device_and_condition_is_an_outcome_and_each_skip_has_its_own_reasons() -> None:
+    no = record(status="not run", description="reads (and writes) a device")
+    text = left("sda_bs_4_k", no, "", "sda_bs_512", record(status="pass", runtime="1.2s"), "", "sdb_bs_512", no, "")
+    found = {each.where: each for each in outcomes("block/009", text, PRINTED, FOR_DEVICES, devices=True)}
+    assert {where: each.status for where, each in found.items()} == {
+        "sda_bs_512": Status.PASS,
+        "sda_bs_4_k": Status.SKIP,
+        "sdb_bs_512": Status.SKIP,
+    }
+    assert found["sda_bs_4_k"].reason == "sda has no blocks of 4 k; kernel is too old"
+    assert found["sdb_bs_512"].reason == "sdb is read-only ... or gone"
+    assert found["sdb_bs_512"].name == "block/009 (sdb_bs_512)"
+
+
+def test_a_group_that_does_not_run_leaves_no_record_and_is_skipped_for_its_reasons_alone() -> None:
+    printed = "loop/***                                           [not run]\n    no fio\n    no root\nloop/002 [passed]\n"
+    assert (one("", printed).status, one("", printed).reason) == (Status.SKIP, "no fio; no root")
+
+
+def test_a_device_that_a_group_refuses_is_skipped_once_beside_one_that_it_takes() -> None:
+    refused = "block/*** => sdb                                 [not run]\n    sdb is no disk\n"
+    found = outcomes("block/009", left("sda", record(status="pass"), ""), refused * 2, FOR_DEVICES, devices=True)
+    assert [(each.where, each.status, each.reason) for each in found] == [("sda", Status.PASS, ""), ("sdb", Status.SKIP, "sdb is no disk")]
+
+
+def test_one_for_several_devices_that_has_none_lies_above_all_folders() -> None:
+    printed = "md/001 (makes an array)                        [not run]\n    TEST_CASE_DEV_ARRAY is not defined for md/001\n"
+    found = one(left("", record(status="not run"), ""), printed, "test_device_array() {\n")
+    assert (found.status, found.where, found.reason) == (Status.SKIP, "", "TEST_CASE_DEV_ARRAY is not defined for md/001")
+
+
+def test_one_for_devices_says_nothing_where_there_are_none() -> None:
+    assert one("", "", FOR_DEVICES).status is Status.SKIP and "--test-disk" in one("", "", FOR_DEVICES).reason
+    assert one("", "./check: /dev/sda does not exist\n", FOR_DEVICES, devices=True).status is Status.ERROR
 
 
 def test_a_suite_that_says_nothing_is_no_pass() -> None:
-    one = outcome("loop/001", [], "./check: line 3: gawk: command not found\n")
-    assert one.status is Status.ERROR and "gawk" in one.details[0]
-    assert outcome("loop/001", [record(status="maybe")], "").status is Status.ERROR
+    found = one("", "./check: line 3: gawk: command not found\n")
+    assert found.status is Status.ERROR and "gawk" in found.details[0]
+    assert one(left("nodev", record(status="maybe"), "")).status is Status.ERROR
 
 
 def test_groups_and_tests_are_found_and_others_refused(tmp_path: Path) -> None:
     (tmp_path / "check").touch()
-    for name in ("loop/001", "loop/002", "loop/002.out", "loop/rc", "nvme/001"):
+    for name in ("loop/001", "loop/002", "loop/002.out", "loop/rc", "nvme/001", "meta/001"):
         (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tests" / name).touch()
     assert suites.found(tmp_path, ["loop"]).tests == ("loop/001", "loop/002")
     assert suites.found(tmp_path, ["nvme/001", "loop"]).tests == ("nvme/001", "loop/001", "loop/002")
-    assert len(suites.found(tmp_path, []).tests) == 3
-    with pytest.raises(UsageError, match=r"expected one of its groups \(loop, nvme\) or tests such as loop/001, got '../../etc/passwd'"):
+    # The tests of ./check itself fail on purpose: all of it is without them, as with ./check.
+    assert suites.found(tmp_path, []).tests == ("loop/001", "loop/002", "nvme/001")
+    assert suites.found(tmp_path, ["meta"]).tests == ("meta/001",)
+    with pytest.raises(UsageError, match=r"one of its groups \(loop, meta, nvme\) or tests such as loop/001, got '../../etc/passwd'"):
         suites.found(tmp_path, ["../../etc/passwd"])
     with pytest.raises(UsageError, match=r"expected a checkout with ./check and tests/"):
         suites.found(tmp_path / "tests", [])
+
+
+class Guest:
+    """A guest whose file system stands still after the first of its tests."""
+
+    def __init__(self) -> None:
+        self.disks: dict[str, SimpleNamespace] = {}
+        self.stands_still = False
+
+    async def put(self, source: Path, target: str) -> None:
+        pass
+
+    async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> SimpleNamespace:
+        if self.stands_still and command[0] == "bash":
+            raise CommandFailed("g0", "bash", "none within 60 s", "")
+        self.stands_still = "loop/001" in command
+        return SimpleNamespace(stdout="PPID STAT WCHAN COMMAND\n1 D loop_flush sync\n", stderr="")
+
+
+class Testbed:
+    __test__ = False
+    host = SimpleNamespace(cores=1)
+
+    async def kernel(self, spec: str) -> SimpleNamespace:
+        return SimpleNamespace(config=None)
+
+    @contextlib.asynccontextmanager
+    async def vm(self, topology: Topology, *, kernel: str, evidence: Path) -> AsyncIterator[Guest]:
+        yield Guest()
+
+
+async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_test_is_run(tmp_path: Path) -> None:
+    for name in ("check", "tests/loop/001", "tests/loop/002"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
+    how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None, evidence=tmp_path / "evidence")
+    told: list[Outcome] = []
+    done = await suites.run(Testbed(), suites.found(tmp_path, []), how, told.append)  # type: ignore[arg-type]  # a fake
+    assert [each.status for each in done] == [Status.HANG, Status.ERROR] and list(done) == told
+    assert done[0].details[-1] == "1 D loop_flush sync"
+
+
+def test_what_a_failed_test_leaves_is_copied_without_pipes_and_links(tmp_path: Path) -> None:
+    folder = tmp_path / "checkout/results/nodev/loop"
+    folder.mkdir(parents=True)
+    expected = tmp_path / "checkout/tests/loop/001.out"
+    expected.parent.mkdir(parents=True)
+    expected.write_text("expected\n")
+    (folder / "001").write_text(record(status="fail", reason="output"))
+    (folder / "001.out.bad").write_text("got\n")
+    (folder / "001.link").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "001.pipe")
+    command = ["bash", "-c", suites._LEFT, str(tmp_path / "checkout"), "loop/001"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert one(said).details[-2:] == ("-expected", "+got")
+    assert sorted(file.name for file in (tmp_path / "left/results/nodev/loop").iterdir()) == ["001", "001.out.bad"]

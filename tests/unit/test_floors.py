@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "console",
         "verdict",
         "blktests",
+        "kbuild",
     ),
     ("signature", "symbols", "reduction", "bisection", "parcel"),
     (
@@ -44,7 +45,6 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "shell",
         "switch",
         "custody",
-        "bounded_log",
         "journal",
         "wires",
         "session",
@@ -52,6 +52,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "store",
         "probe",
         "admission",
+        "evidence",
+        "room",
     ),
     (
         "order",
@@ -60,6 +62,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "actions",
         "machine",
         "marks",
+        "life",
+        "login",
         "guest",
         "clock",
         "player",
@@ -73,6 +77,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "lab",
         "debugger",
         "dumps",
+        "counting",
         "trial",
         "doctor",
         "fio",
@@ -87,6 +92,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("runner",),
     ("repro",),
     ("campaign",),
+    ("bug_results",),
     ("report", "inventory"),
     ("cli", "pytest_plugin", "__main__"),
 )
@@ -96,6 +102,7 @@ IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil
 PURE = {
     "printable",
     "units",
+    "kbuild",
     "blktests",
     "keys",
     "ssh_keys",

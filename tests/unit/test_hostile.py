@@ -18,10 +18,10 @@ from rich.console import Group
 from rich.text import Text
 
 from testbed import paths, shell, wires
-from testbed.bounded_log import BoundedLog
 from testbed.cli.app import _Terminal
 from testbed.console import clean
 from testbed.errors import CommandFailed, GuestError, HostError, TestbedError, TopologyError, UsageError, WireBroken
+from testbed.evidence import Log
 from testbed.lab import Lab
 from testbed.monitor import Monitor
 from testbed.printable import printable
@@ -215,7 +215,8 @@ async def test_a_message_of_qmp_without_end_ends_the_connection(tmp_path: Path) 
 
 async def test_qmp_names_files_as_qemu_reaches_them_and_logs_them_as_we_do(tmp_path: Path) -> None:
     async with fake_qmp(tmp_path / "qmp", {"blockdev-add": {}}) as fake:
-        wire = Monitor("g0", tmp_path / "qmp.jsonl", lambda *_: None, lambda said: {"filename": "/dev/fdset/1"} if said else said)
+        log = Log(tmp_path / "qmp.jsonl", lambda why: None)
+        wire = Monitor("g0", log, lambda *_: None, lambda said: {"filename": "/dev/fdset/1"} if said else said)
         await wire.connect(tmp_path / "qmp")
         await wire.execute("blockdev-add", {"filename": "/root/x"})
         assert fake.asked[-1] == ("blockdev-add", {"filename": "/dev/fdset/1"})
@@ -224,7 +225,7 @@ async def test_qmp_names_files_as_qemu_reaches_them_and_logs_them_as_we_do(tmp_p
 
 
 def test_a_log_that_somebody_else_fills_says_where_it_was_cut(tmp_path: Path) -> None:
-    log = BoundedLog(tmp_path / "log", 1000)
+    log = Log(tmp_path / "log", lambda why: None, 1000)
     for _ in range(1000):
         log.add("x" * 99 + "\n")
     lines = (tmp_path / "log").read_text().splitlines()

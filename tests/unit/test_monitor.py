@@ -10,6 +10,7 @@ import pytest
 from testbed import monitor
 from testbed.drives import QmpCommand
 from testbed.errors import HostError, WireBroken
+from testbed.evidence import Log
 from testbed.monitor import Monitor
 from tests.fakes.qmp_server import FakeQmp, fake_qmp
 
@@ -18,7 +19,7 @@ from tests.fakes.qmp_server import FakeQmp, fake_qmp
 async def connected(folder: Path, answers: dict[str, Any]) -> AsyncIterator[tuple[Monitor, FakeQmp, list[tuple[str, dict[str, Any]]]]]:
     events: list[tuple[str, dict[str, Any]]] = []
     async with fake_qmp(folder / "qmp", answers) as fake:
-        wire = Monitor("g0", folder / "qmp.jsonl", lambda name, data: events.append((name, data)))
+        wire = Monitor("g0", Log(folder / "qmp.jsonl", print), lambda name, data: events.append((name, data)))
         await wire.connect(folder / "qmp")
         try:
             yield wire, fake, events

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.rates import Next, Rate, Sequential, median, sequential, tries_for, tries_until, until
+from testbed.rates import Next, Rate, Sequential, exact, median, sequential, tries_for, tries_until, until
 
 
 # Computed with R's binom::binom.confint(method = "wilson"), and known from the literature (Brown, Cai, DasGupta 2001).
@@ -20,6 +20,28 @@ from testbed.rates import Next, Rate, Sequential, median, sequential, tries_for,
 def test_the_interval_is_wilsons(hits: int, tries: int, low: float, high: float) -> None:
     rate = Rate(hits=hits, tries=tries)
     assert (round(rate.low, 4), round(rate.high, 4)) == (low, high)
+
+
+# Clopper's and Pearson's, computed with R's binom::binom.confint(method = "exact").
+@pytest.mark.parametrize(
+    ("hits", "tries", "low", "high"), [(0, 20, 0.0, 0.1684), (10, 20, 0.2720, 0.7280), (1, 1, 0.025, 1.0), (1, 10, 0.0025, 0.4450)]
+)
+def test_the_exact_interval(hits: int, tries: int, low: float, high: float) -> None:
+    assert tuple(round(bound, 4) for bound in exact(hits, hits, tries)) == (low, high)
+    with pytest.raises(ValueError, match="expected 0 <= least"):
+        exact(2, 1, 3)
+
+
+@pytest.mark.parametrize("p", [0.02, 0.1, 0.3, 0.5, 0.8, 0.97])
+def test_it_holds_for_tries_that_stop_at_the_first_hit_where_wilsons_does_not(p: float) -> None:
+    chance = {n: p * (1 - p) ** (n - 1) for n in range(1, 400)}
+
+    def covered(intervals: dict[int, tuple[float, float]]) -> float:
+        return sum(chance[n] for n, (low, high) in intervals.items() if low <= p <= high)
+
+    assert covered({n: exact(1, 1, n) for n in chance}) >= 0.95 - sum((1 - p) ** n for n in [399])
+    wilson = {n: (Rate(hits=1, tries=n).low, Rate(hits=1, tries=n).high) for n in chance}
+    assert p > 0.2 or covered(wilson) < 0.95
 
 
 @given(st.integers(0, 200), st.integers(0, 200))
@@ -45,6 +67,27 @@ def test_hits_alone_reach_a_bound_after_so_many_tries_and_not_before(wanted: flo
     assert needed == 1 or Rate(hits=needed - 1, tries=needed - 1).low < wanted
     outcomes = [until(wanted, Rate(hits=tries, tries=tries), 1000) for tries in range(needed + 1)]
     assert outcomes == [Next.GO_ON] * needed + [Next.REACHED]
+
+
+def reached(rate: float, wanted: float, most: int) -> float:
+    """The chance that something of this rate is said to be above `wanted` within so many tries: over all that they can show."""
+    chance, going_on = 0.0, {0: 1.0}
+    for tries in range(1, most + 1):
+        after: dict[int, float] = {}
+        for hits, share in going_on.items():
+            for more, p in ((1, rate), (0, 1 - rate)):
+                after[hits + more] = after.get(hits + more, 0.0) + share * p
+        said = {hits: until(wanted, Rate(hits=hits, tries=tries), most) for hits in after}
+        chance += sum(after[hits] for hits, one in said.items() if one is Next.REACHED)
+        going_on = {hits: after[hits] for hits, one in said.items() if one is Next.GO_ON}
+    return chance
+
+
+def test_asking_after_each_try_is_a_little_too_ready() -> None:
+    # As docs/reproduce.md has it; without that it would be 0.025.
+    assert round(reached(0.9, 0.9, 100), 3) == 0.065
+    assert reached(0.85, 0.9, 100) < 0.01
+    assert reached(0.97, 0.9, 200) > 0.9
 
 
 @given(st.floats(0.05, 0.95), st.lists(st.booleans(), min_size=1, max_size=60))

@@ -30,6 +30,13 @@ class Recorder:
         self.host = host(cores=cores, free=64 * GIB)
         self.running: list[str] = []
         self.beside: dict[str, int] = {}
+        self.claimed: list[int] = []
+
+    @contextlib.asynccontextmanager
+    async def admitted(self, models: tuple[GuestModel, ...], who: str, *, cores: int, on_wait: Any) -> AsyncIterator[None]:
+        del models, who, on_wait
+        self.claimed.append(cores)
+        yield
 
     @contextlib.asynccontextmanager
     async def guest(self, name: str, model: GuestModel, kernel: Any, evidence: Path, on_state: Any) -> AsyncIterator[Any]:

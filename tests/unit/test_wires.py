@@ -59,7 +59,7 @@ async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypat
     monkeypatch.setattr(wires, "_MAX_LOG_BYTES", 1000)
     fatal: list[Finding] = []
     async with peer(tmp_path / "console") as connected, asyncio.timeout(10):
-        console = Console(tmp_path / "console.log", fatal.append)
+        console = Console(tmp_path / "console.log", fatal.append, print)
         await console.connect(tmp_path / "console")
         _, writer = await connected.get()
         writer.write(b"[    1.000000] Linux version\r\n\x1b[2J[    2.000000] Kernel pa")
@@ -86,7 +86,7 @@ async def test_a_flood_is_cut_in_the_middle_and_says_so(tmp_path: Path, monkeypa
         heard += len(data)
 
     async with peer(tmp_path / "console") as connected, asyncio.timeout(100):
-        console = Console(tmp_path / "console.log", lambda finding: None)
+        console = Console(tmp_path / "console.log", lambda finding: None, print)
         await console.connect(tmp_path / "console")
         _, writer = await connected.get()
         with console.heard_by(hear):
@@ -109,7 +109,7 @@ async def test_a_flood_is_cut_in_the_middle_and_says_so(tmp_path: Path, monkeypa
 async def test_what_follows_an_oops_is_waited_for_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wires, "_LAST_WORDS_S", 30.0)
     async with peer(tmp_path / "console") as connected, asyncio.timeout(20):
-        console = Console(tmp_path / "console.log", lambda finding: None)
+        console = Console(tmp_path / "console.log", lambda finding: None, print)
         await console.connect(tmp_path / "console")
         _, writer = await connected.get()
         writer.write(b"[    1.000000] systemd is not here\n")

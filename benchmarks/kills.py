@@ -1,0 +1,68 @@
+"""Commands that are killed at random moments, one after the other, and what of them is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import Counter
+from typing import Any
+
+from tests.guest import places
+
+_TOPOLOGY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M, disks: {data: {type: virtio-blk, size: 64M}}}\n"
+_COMMANDS: dict[str, tuple[str, ...]] = {
+    "up": ("up", "tiny.yaml", "-q"),
+    "repro": ("repro", "--script", "load.sh", "--expect", "^never$", "-k", "debian-6.1", "-t", "tiny.yaml", "-n", "2", "-q"),
+    "run": ("run", "gate", "-k", "debian-6.1", "--quick", "-q"),
+    "compare": ("compare", "gate", "--quick", "-q"),
+}
+# As long as the longest of them is from its start to a guest at work.
+_LATEST_S = 4.0
+
+
+async def measure(*, count: int, seed: int) -> dict[str, Any]:
+    """So many SIGKILLs at moments by chance: of the command that was typed, or of any other process of the testbed that it started.
+
+    `orphans`: processes that outlive their command; `leftovers`: sockets, scratch files and held locks after the command that came next.
+    """
+    chance = random.Random(seed)
+    struck, orphans, leftovers = Counter[str](), 0, 0
+    began = time.monotonic()
+    with places.made() as own:
+        own.file("tiny.yaml", _TOPOLOGY)
+        own.file("load.sh", 'dd if=/dev/zero of="$DEV_DATA" bs=1M count=32 oflag=direct; sleep 3\n')
+        # What is missing of kernels and templates is made before.
+        for words in _COMMANDS.values():
+            await own.run(*words, status=None)
+        await own.run("down", "--all")
+        number = 0
+        while number < count:
+            name = chance.choice(tuple(_COMMANDS))
+            started = await own.start(*_COMMANDS[name])
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(started.wait(), chance.uniform(0, _LATEST_S))
+            # A command that ended well has nothing left that could be killed, but for a guest that stays.
+            victims = [pid for pid, words in own.processes().items() if "testbed" in words and "qemu-system" not in words]
+            if victims:
+                number += 1
+                victim = chance.choice(victims)
+                struck[f"{name}: {'itself' if victim == started.pid else 'its supervisor'}"] += 1
+                own.kill(victim)
+                if name == "up":
+                    # The other half of it ends by itself, unless the guest was ready and stays.
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(started.wait(), 30)
+                    if own.processes():
+                        await own.run("down", "--all")
+            await started.communicate()
+            try:
+                await own.no_processes()
+            except AssertionError:
+                orphans += len(own.processes())
+                own.end()
+            await own.run("gc", "--unused-for", "9999d", "--larger-than", "999T")
+            leftovers += len(own.left())
+    took_s = time.monotonic() - began
+    return {"kills": count, "orphans": orphans, "leftovers": leftovers, "seed": seed, "struck": dict(struck), "took, s": round(took_s)}

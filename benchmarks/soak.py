@@ -1,0 +1,183 @@
+"""A testbed that is used for long, in one process, by chance: what it holds at the end is what it held at the beginning."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed import paths, room, runner
+from testbed.errors import GuestLost, TestbedError, WireBroken
+from testbed.lab import Lab, open_lab
+from testbed.progress import Silent
+from testbed.runner import Job
+from testbed.scenarios import select
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest, disks, load
+from tests.guest import places
+from tests.guest.places import Places
+
+# What is loaded and grown once has been by then.
+_WARM_UP = 12
+_TOPOLOGY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M}\n"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What this process holds: resident memory that is its own, open files, its children, tasks, and bytes below its folders of scratch."""
+
+    memory_bytes: int
+    files: int
+    processes: int
+    tasks: int
+    disk_bytes: int
+
+
+def held(lab: Lab) -> Held:
+    """Now, between two rounds."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return Held(
+        memory_bytes=int(status["RssAnon"].split()[0]) * 1024,
+        files=len(list(Path("/proc/self/fd").iterdir())),
+        processes=len(children),
+        tasks=len(asyncio.all_tasks()),
+        disk_bytes=room.taken(lab.folders.scratch) + room.taken(lab.folders.runtime),
+    )
+
+
+class Soak:
+    """The rounds. Each leaves nothing but its logs, which are removed."""
+
+    def __init__(self, lab: Lab, kernel: KernelFiles, chance: random.Random, folder: Path, own: Places) -> None:
+        self._lab, self._kernel, self._chance, self._folder, self._own = lab, kernel, chance, folder, own
+        self.rounds: dict[str, Callable[[Path], Awaitable[None]]] = {
+            "clone": self._clone,
+            "clones at once": self._clones,
+            "scenario": self._scenario,
+            "panic": self._panic,
+            "QEMU killed": self._killed,
+            "QEMU stopped": self._stopped,
+            "SSH dropped": self._dropped,
+            "cancelled": self._cancelled,
+            "command killed": self._command,
+        }
+
+    async def round(self) -> str:
+        """One by chance; says which."""
+        name = self._chance.choice(tuple(self.rounds))
+        with tempfile.TemporaryDirectory(dir=self._folder) as evidence:
+            await self.rounds[name](Path(evidence) / "guest")
+        return name
+
+    def _guest(self, evidence: Path) -> Any:
+        kind = self._chance.choice(("virtio-blk", "nvme", "virtio-scsi"))
+        model = Guest(cpus=1, memory=512 << 20, disks={"data": disks.disk_of(type=kind, size=64 << 20)})
+        return self._lab.guest("g0", model, self._kernel, evidence)
+
+    async def _clone(self, evidence: Path) -> None:
+        async with self._guest(evidence) as guest:
+            await guest.script('dd if=/dev/zero of="$1" bs=1M count=8 oflag=direct status=none', guest.disks["data"].path)
+
+    async def _clones(self, evidence: Path) -> None:
+        async with asyncio.TaskGroup() as group:
+            for number in range(3):
+                group.create_task(self._clone(evidence / str(number)))
+
+    async def _scenario(self, evidence: Path) -> None:
+        (case,) = select(("gate",), quick=True)
+        model = load(paths.shipped("topologies") / "default.yaml").guests["g0"]
+        job = Job(
+            lab=self._lab,
+            cases=(case,),
+            model=model,
+            kernels={"kernel": self._kernel},
+            folder=evidence,
+            on_step=lambda case, side, step: None,
+            on_result=lambda result: None,
+        )
+        await runner.run(job, runner.each({"kernel": runner.expected_of(self._kernel)}))
+
+    async def _panic(self, evidence: Path) -> None:
+        with contextlib.suppress(GuestLost):
+            async with self._guest(evidence) as guest:
+                await guest.script("(echo c >/proc/sysrq-trigger) & sleep 600", timeout_s=600)
+
+    async def _killed(self, evidence: Path) -> None:
+        with contextlib.suppress(TestbedError):
+            async with self._guest(evidence) as guest:
+                os.kill(guest.pid, signal.SIGKILL)
+                await guest.run("true")
+
+    async def _stopped(self, evidence: Path) -> None:
+        async with self._guest(evidence) as guest:
+            os.kill(guest.pid, signal.SIGSTOP)
+            await asyncio.sleep(self._chance.uniform(0, 2))
+            os.kill(guest.pid, signal.SIGCONT)
+            await guest.run("true")
+
+    async def _dropped(self, evidence: Path) -> None:
+        async with self._guest(evidence) as guest:
+            with contextlib.suppress(WireBroken):
+                await guest.script("kill -9 $PPID; sleep 600")
+            await guest.run("true")
+
+    async def _cancelled(self, evidence: Path) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._chance.uniform(0, 1.5)):
+                await self._clone(evidence)
+
+    async def _command(self, evidence: Path) -> None:
+        del evidence
+        self._own.file("tiny.yaml", _TOPOLOGY)
+        started = await self._own.start("up", "tiny.yaml", "-q")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(started.wait(), self._chance.uniform(0, 3))
+        self._own.kill(started.pid)
+        await started.communicate()
+        await self._own.run("down", "--all", status=None)
+        await self._own.nothing_left()
+
+
+async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
+    """Rounds until the time is over. `after the warm-up`, `at the end`, `most`: what the process held between rounds."""
+    chance = random.Random(seed)
+    until = time.monotonic() + minutes * 60
+    rounds, seen = Counter[str](), list[Held]()
+    # Of whole commands nothing must be left in their places, and of this process in its own.
+    with places.made() as own, places.made() as ours, tempfile.TemporaryDirectory(prefix="testbed-soak-") as folder:
+        os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR")})
+        async with open_lab(Silent(), kernels=(kernel,)) as lab:
+            soak = Soak(lab, await lab.kernel(kernel), chance, Path(folder), own)
+            while time.monotonic() < until or len(seen) <= _WARM_UP:
+                rounds[await soak.round()] += 1
+                seen.append(held(lab))
+    kept = seen[_WARM_UP:]
+    return {
+        "minutes": minutes,
+        "seed": seed,
+        "rounds": rounds.total(),
+        "of each": dict(rounds),
+        "after the warm-up": _shown(kept[0]),
+        "at the end": _shown(kept[-1]),
+        "most": {name: max(_shown(one)[name] for one in kept) for name in _shown(kept[0])},
+    }
+
+
+def _shown(one: Held) -> dict[str, Any]:
+    return {
+        "memory, MB": round(one.memory_bytes / 1e6, 1),
+        "files": one.files,
+        "processes": one.processes,
+        "tasks": one.tasks,
+        "disk, KB": one.disk_bytes // 1000,
+    }

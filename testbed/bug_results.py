@@ -1,0 +1,125 @@
+"""What runs of bugs write into their folders: `repro.json`, `reduce.json` and `bisect.json`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from testbed import repro
+from testbed.bisection import Between
+from testbed.campaign import Asked, Bisector, Reduced
+from testbed.repro import Job, Tried
+from testbed.trial import said
+
+# With which codes the verbs end, and `report` of what they have left, by the result.
+EXIT_CODES = {result.value: code for result, code in repro.EXIT_CODES.items()} | {"reduced": 0, "bisected": 0, "wrong ends": 2}
+
+
+def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: float) -> dict[str, Any]:
+    """What `repro.json` says."""
+    verdict, why = repro.result(tried)
+    return {
+        **_head("repro", job, command, took_s),
+        "result": verdict.value,
+        "reason": why,
+        "limits": {
+            "tries": job.limits.tries,
+            "timeout_s": job.limits.timeout_s,
+            "until": job.limits.until,
+            "jobs": job.limits.jobs or repro.jobs(job.lab.host, job.case),
+        },
+        "kernels": [_kernel(one) for one in tried],
+    }
+
+
+def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s: float) -> dict[str, Any]:
+    """What `reduce.json` says; `smaller`: the text of the bug that is left."""
+    where = found.whole.kernel.name
+    dropped = ", ".join(found.dropped) or "nothing: each part is needed"
+    return {
+        **_head("reduce", job, command, took_s),
+        "result": "reduced" if found.plain is not None else "not reproduced",
+        "reason": f"dropped: {dropped}" if found.plain is not None else f"it does not show on {where} as it is",
+        "kernels": [_kernel(found.whole)],
+        "steps": [asdict(one) for one in found.steps],
+        "dropped": list(found.dropped),
+        "guests": found.guests,
+        "smaller": smaller,
+    }
+
+
+def of_bisect(job: Job, every: tuple[str, ...], found: Between, bisector: Bisector, command: list[str], took_s: float) -> dict[str, Any]:
+    """What `bisect.json` says; `every`: the list that was walked."""
+    return {
+        **_head("bisect", job, command, took_s),
+        "result": "wrong ends" if found.wrong else "bisected",
+        "reason": _between(every, found, bisector),
+        "kernels": list(every),
+        "good": every[found.good],
+        "bad": every[found.bad],
+        "skipped": [every[number] for number in found.skipped],
+        "wrong": found.wrong,
+        "rate": bisector.rate,
+        "asked": [_asked(one) for one in bisector.asked],
+        "guests": sum(len(one.tried.tries) for one in bisector.asked),
+    }
+
+
+def _between(every: tuple[str, ...], found: Between, bisector: Bisector) -> str:
+    if found.wrong:
+        return f"{bisector.asked[-1].kernel}: {found.wrong}; choose other ends"
+    good, bad = every[found.good], every[found.bad]
+    came = found.good < found.bad
+    said = f"it came after {good}, with {bad} at the latest" if came else f"it went after {bad}, with {good} at the latest"
+    return said + (f"; {', '.join(every[number] for number in found.skipped)} could not be tried" if found.skipped else "")
+
+
+def _head(what: str, job: Job, command: list[str], took_s: float) -> dict[str, Any]:
+    lab, bug = job.lab, job.case.bug
+    return {
+        "version": 1,
+        "what": what,
+        "run": job.folder.name,
+        "command": command,
+        "bug": {"summary": bug.summary, "source": bug.source, "signature": [one.said() for one in bug.signature]},
+        "seed": job.seed,
+        "host": {
+            "kernel": lab.host.kernel,
+            "cores": lab.host.cores,
+            "memory_bytes": lab.host.memory_bytes,
+            "qemu": lab.host.qemu.version,
+            "qemu_identity": lab.host.qemu.identity,
+            "accelerator": lab.host.accelerator,
+        },
+        "image": {"name": lab.image.name, "sha256": lab.image.sha256},
+        "took_s": round(took_s, 3),
+    }
+
+
+def _asked(one: Asked) -> dict[str, Any]:
+    return {"kernel": one.kernel, "answer": one.answer.value, "why": one.why, **_kernel(one.tried)}
+
+
+def _kernel(one: Tried) -> dict[str, Any]:
+    kernel, rate = one.kernel, one.rate
+    return {
+        "name": kernel.name,
+        "release": kernel.release,
+        "origin": kernel.origin,
+        "sha256": kernel.sha256,
+        "cached": kernel.folder.name,
+        "must_show": one.must_show,
+        "verdict": one.verdict.value,
+        "hits": rate.hits,
+        "tries": rate.tries,
+        "troubles": one.troubles,
+        "rate": round(rate.share, 4),
+        "interval": [round(bound, 4) for bound in one.interval],
+        "stopped": one.stopped,
+        "cut": one.cut,
+        "first_hit": one.first_hit,
+        "first_hit_s": None if one.first_hit_s is None else round(one.first_hit_s, 3),
+        "median_hit_s": None if one.median_hit_s is None else round(one.median_hit_s, 3),
+        "took_s": round(one.took_s, 3),
+        "attempts": [said(attempt) for attempt in one.tries],
+    }

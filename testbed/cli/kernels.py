@@ -1,0 +1,138 @@
+"""Verbs for kernels: fetch, build, list, rm."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from testbed import paths
+from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.kbuild.ablations import ABLATIONS
+from testbed.kernels import Kernel, KernelTable, load_table
+from testbed.progress import Progress
+from testbed.report import live
+from testbed.store import built_names, cache, kernel_builds, kernel_files
+from testbed.store.kernel_builds import Builder, BuildOrder
+
+kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml and from source.")
+app.add_typer(kernel_app, name="kernel")
+
+SOURCE_HELP = "A name of images/kernels.yaml, a git tree FOLDER[@COMMIT], or a tarball."
+SERIES_HELP = "Patches: a mailbox as b4 writes it, a patch, or a folder of them or of quilt's. May be given more than once."
+Flavours = Annotated[
+    list[str] | None, typer.Option("--flavour", help="On top of the base configuration: faults, iolatency, kasan, leaks, lockdep.")
+]
+Fragments = Annotated[list[Path] | None, typer.Option("--fragment", help="Options of your own, on top.")]
+Config = Annotated[Path | None, typer.Option("--config", help="Your own .config in place of the base configuration.")]
+JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Compilers at once; one for each processor without it.")]
+
+
+Tree = Annotated[str | None, typer.Option("--tree", help=f"Build what is run from source. {SOURCE_HELP}")]
+Series = Annotated[list[Path] | None, typer.Option("--series", help=SERIES_HELP)]
+Revert = Annotated[list[Path] | None, typer.Option("--revert", help="Patches that are in the source, to be taken away.")]
+
+
+def kernel_table() -> KernelTable:
+    """The table of kernels that ships."""
+    return load_table(paths.shipped("images") / "kernels.yaml")
+
+
+def builder(progress: Progress) -> Builder:
+    """What builds kernels into this user's cache."""
+    return Builder(table=kernel_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress)
+
+
+@kernel_app.command("fetch")
+def kernel_fetch(
+    names: Annotated[list[str] | None, typer.Argument(help=f"{KERNEL_HELP} The default pair without any.")] = None,
+    renew: Annotated[bool, typer.Option("--renew", help="Ask the mirror again for the newest version.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch kernels, if the cache does not have them."""
+
+    async def work() -> int:
+        known = kernel_table()
+        root = paths.folders().cache
+        with live.progress(err, quiet=quiet) as progress:
+            for name in names or (known.base, known.patched):
+                fetched = await kernel_files.fetch(known.resolve(name), root, progress, renew=renew)
+                out.print(f"{name}\t{fetched.release}\t{fetched.origin}", highlight=False, soft_wrap=True)
+        return 0
+
+    run_async(work())
+
+
+@kernel_app.command("build")
+def kernel_build(
+    name: Annotated[str | None, typer.Argument(help="The kernel is then built-NAME; made of what it is without one.")] = None,
+    source: Annotated[str, typer.Option("--source", "--tree", help=SOURCE_HELP)] = "debian-6.1",
+    series: Series = None,
+    revert: Revert = None,
+    ablation: Annotated[list[str] | None, typer.Option("--ablation", help=f"Take one thing away: {', '.join(ABLATIONS)}.")] = None,
+    flavour: Flavours = None,
+    fragment: Fragments = None,
+    config: Config = None,
+    jobs: JobsOption = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build a kernel from source, unless the cache has it; every verb then knows it by its name. See docs/kernels.md."""
+    wanted = BuildOrder(
+        source=source,
+        series=tuple(series or ()),
+        reverts=tuple(revert or ()),
+        ablations=tuple(ablation or ()),
+        flavours=tuple(flavour or ()),
+        fragments=tuple(fragment or ()),
+        config=config,
+        jobs=jobs,
+    )
+
+    async def work() -> int:
+        with live.progress(err, quiet=quiet, as_json=as_json) as progress:
+            built = await builder(progress).build(wanted, name)
+        if as_json:
+            print(json.dumps({"name": built.name, **cache.read_meta(built.folder), "folder": str(built.folder)}))
+        else:
+            out.print(f"{built.name}\t{built.release}\t{built.origin}", highlight=False, soft_wrap=True)
+        return 0
+
+    run_async(work())
+
+
+@kernel_app.command("list")
+def kernel_list(as_json: Json = False) -> None:
+    """The kernels of the table and those built here: series, role, release and origin, configuration, hash."""
+    known = kernel_table()
+    root = paths.folders().cache
+    rows: list[dict[str, Any]] = []
+    every: tuple[Kernel, ...] = (*known.rows.values(), *built_names.every(root))
+    for kernel in every:
+        found = kernel_files.cached(kernel, root)
+        name = found.name if found else kernel.name
+        rows.append(
+            {
+                "name": name,
+                "series": found.series.value if found else known.rows[kernel.name].series.value,
+                "role": "base" if name == known.base else "patched" if name == known.patched else "",
+                "release": found.release if found else None,
+                "origin": found.origin if found else None,
+                "config": cache.read_meta(found.folder).get("config_name", "Debian's") if found else None,
+                "sha256": found.sha256 if found else None,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        what = f"{row['release']} ({row['origin']})" if row["release"] else "not fetched"
+        print("\t".join((row["name"], row["series"], row["role"], what, row["config"] or "", row["sha256"] or "")).rstrip())
+
+
+@kernel_app.command("rm")
+def kernel_rm(name: Annotated[str, typer.Argument(help="A kernel that was built: its name, with built- or without.")]) -> None:
+    """Remove a built kernel. Its source stays in the cache, with the objects that the next build starts from."""
+    kernel_builds.remove(name, paths.folders().cache)

@@ -1,0 +1,93 @@
+"""The verb that asks scenarios what they notice: sensitivity."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from testbed import paths, runner
+from testbed.cli.app import FAILED, Json, Quiet, TopologyOption, app, err, out, run_async
+from testbed.cli.kernels import SOURCE_HELP, Flavours
+from testbed.cli.run import Done, Full, Names, Wanted, execute, only_guest
+from testbed.errors import UsageError
+from testbed.kbuild.ablations import ABLATIONS
+from testbed.report import results, sensitivity
+from testbed.report.sensitivity import UNCHANGED
+from testbed.scenarios import select
+from testbed.store.kernel_builds import BuildOrder
+from testbed.store.kernel_files import KernelFiles
+from testbed.verdict import Gap
+
+
+@app.command("sensitivity")
+def sensitivity_command(
+    scenarios: Names = None,
+    tree: Annotated[str, typer.Option("--tree", help=f"Source that has the series. {SOURCE_HELP}")] = "debian-6.1",
+    ablation: Annotated[
+        list[str] | None, typer.Option("--ablation", help=f"Only these: {UNCHANGED}, {', '.join(ABLATIONS)}; all without it.")
+    ] = None,
+    flavour: Flavours = None,
+    full: Full = False,
+    of: Annotated[list[str] | None, typer.Option("--of", help="Earlier runs of this verb: run nothing, and make their table.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown, too.")] = None,
+    topology: TopologyOption = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run scenarios on kernels that each lack one thing of the series, and on the unchanged one: which loss does each notice?
+
+    Exits 0 where each patch's loss is noticed and each scenario notices one, 1 otherwise.
+    """
+    if of:
+        runs = paths.folders().runs
+        sys.exit(_told(tuple(results.read(one, runs) for one in of), output, as_json=as_json))
+    names = tuple(ablation or (UNCHANGED, *ABLATIONS))
+    for name in names:
+        if name not in (UNCHANGED, *ABLATIONS):
+            raise UsageError(f"--ablation {name}: expected one of {UNCHANGED}, {', '.join(ABLATIONS)}")
+    common = BuildOrder(source=tree, flavours=tuple(flavour or ()))
+    wanted = Wanted(
+        cases=select(tuple(scenarios or ()), quick=not full, full=full),
+        model=only_guest(topology),
+        repeat=1,
+        cold=False,
+        quiet=quiet,
+        as_json=False,
+        sample_s=None,
+        kernels={name: replace(common, ablations=() if name == UNCHANGED else (name,)) for name in names},
+    )
+
+    def judge(kernels: dict[str, KernelFiles]) -> runner.Judge:
+        return runner.each(dict.fromkeys(kernels, Gap.CLOSED))
+
+    def tell(done: Done) -> int:
+        err.print(f"run: {done.folder}", markup=False, highlight=False, soft_wrap=True)
+        return _told((done.document,), output, as_json=as_json)
+
+    run_async(execute(wanted, judge, tell))
+
+
+def _told(documents: tuple[dict[str, Any], ...], output: Path | None, *, as_json: bool) -> int:
+    """Print and write the table; the exit code."""
+    found = sensitivity.table(documents)
+    host, said = documents[0]["host"], sensitivity.complaints(found)
+    took_s = sum(document["guest_seconds"] for document in documents)
+    commands = "\n".join(f"    {shlex.join(['./tb', *document['command'][1:]])}" for document in documents)
+    about = f"{took_s:.0f} s of guests, on {host['cores']} cores with Linux {host['kernel']}, QEMU {host['qemu']} ({host['accelerator']})."
+    text = sensitivity.markdown(found, f"{commands}\n\n{about}")
+    if output is not None:
+        try:
+            output.write_text(text)
+        except OSError as error:
+            raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
+    if as_json:
+        print(json.dumps({"cases": found, "complaints": said}))
+    else:
+        out.print(text, markup=False, highlight=False, soft_wrap=True)
+    return FAILED if said else 0

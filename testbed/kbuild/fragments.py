@@ -1,0 +1,91 @@
+"""Kernel configurations as text: fragments, what they ask for, and what of it a finished configuration lacks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from testbed.errors import BuildError
+
+_SET = re.compile(r"CONFIG_(?P<name>[A-Za-z0-9_]+)=(?P<value>.+)")
+_UNSET = re.compile(r"# CONFIG_(?P<name>[A-Za-z0-9_]+) is not set")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One line: `value` as the configuration has it (y, m, n, a number, text in quotes), `where` it stands."""
+
+    value: str
+    where: str
+
+
+def parse(text: str, name: str) -> dict[str, Option]:
+    """The options of a fragment, by their names without `CONFIG_`; the last line of an option counts.
+
+    :raise BuildError: a line is none of a configuration.
+    """
+    found: dict[str, Option] = {}
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = raw.strip()
+        where = f"{name}:{number}"
+        if match := _UNSET.fullmatch(line):
+            found[match["name"]] = Option(value="n", where=where)
+        elif line and not line.startswith("#"):
+            match = _SET.fullmatch(line)
+            if match is None:
+                raise BuildError(f"{where}: expected CONFIG_NAME=VALUE or `# CONFIG_NAME is not set`, got {line!r}")
+            found[match["name"]] = Option(value=match["value"], where=where)
+    return found
+
+
+def merged(*fragments: Mapping[str, Option]) -> dict[str, Option]:
+    """Several fragments as one: of an option the last counts."""
+    return {name: option for fragment in fragments for name, option in fragment.items()}
+
+
+def written(options: Mapping[str, Option]) -> str:
+    """As the kernel's configuration tools read it."""
+    return "".join(
+        f"# CONFIG_{name} is not set\n" if option.value == "n" else f"CONFIG_{name}={option.value}\n" for name, option in options.items()
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A configuration as it is asked for. `first`: what it begins from, `more`: what comes on top.
+
+    `plain`: what is not asked for is off, and all of it must survive; else `first` is somebody's whole configuration, which the source may
+    have outgrown, and only `more` must.
+    """
+
+    first: Mapping[str, Option]
+    more: Mapping[str, Option]
+    plain: bool
+
+    @property
+    def text(self) -> str:
+        return written(merged(self.first, self.more))
+
+    @property
+    def required(self) -> dict[str, Option]:
+        return merged(self.first, self.more) if self.plain else dict(self.more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """An option that did not survive: what was asked for and where, and what the configuration has."""
+
+    name: str
+    wanted: Option
+    got: str
+
+
+def losses(wanted: Mapping[str, Option], config: Mapping[str, Option]) -> tuple[Loss, ...]:
+    """What a finished configuration has otherwise than asked for."""
+    found = []
+    for name, option in wanted.items():
+        got = config[name].value if name in config else "n"
+        if got != option.value:
+            found.append(Loss(name=name, wanted=option, got=got))
+    return tuple(found)

@@ -1,0 +1,93 @@
+"""What is built, and under which key; what make is told, and what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from testbed.keys import content_key
+
+# Changes when what is made of the same source and configuration changes.
+_LAYOUT = 1
+# The same key must give the same bytes: scripts/mkcompile_h and friends take these in place of the moment and the machine
+# (Documentation/kbuild/reproducible-builds.rst).
+ENVIRONMENT = {
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
+    "KBUILD_BUILD_USER": "testbed",
+    "KBUILD_BUILD_HOST": "testbed",
+    "KBUILD_BUILD_VERSION": "1",
+    "ARCH": "x86_64",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiler:
+    """`version`: as it says itself. `through_ccache`: what was compiled before is not compiled again; it changes no byte."""
+
+    version: str
+    through_ccache: bool
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What make is told of it."""
+        return ("CC=ccache gcc", "HOSTCC=ccache gcc") if self.through_ccache else ()
+
+
+def build_key(source: str, changes: Mapping[str, str], request: str, compiler: str) -> str:
+    """The key of a kernel: its source, the changed files with their hashes, the configuration as asked for, and the compiler."""
+    return content_key(_LAYOUT, source, dict(changes), request, compiler)
+
+
+def output_key(request: str, compiler: Compiler) -> str:
+    """The key of an output folder: builds of one source with one configuration share it, so that make compiles what differs."""
+    return content_key(_LAYOUT, request, compiler.version, compiler.words)
+
+
+# "  CC      drivers/block/loop.o", also with [M].
+_COMPILED = re.compile(r"^  (?:CC|AS)(?: \[M\])?\s+(?P<object>\S+\.o)$")
+
+
+def compiled(line: str) -> str | None:
+    """The object that a line of make's says to be compiled, or None."""
+    match = _COMPILED.match(line)
+    return match["object"] if match else None
+
+
+# Objects after which the time of the others can be told.
+_TELLING = 20
+
+
+def progress(before: int, done: int, usual: int, elapsed_s: float) -> tuple[float | None, str]:
+    """What is done, 0 to 1, and in words, with the time that is left.
+
+    `before`: objects that were there already; `done`: that were made since, in `elapsed_s`; `usual`: how many such a build has.
+    """
+    there = before + done
+    if usual <= there:
+        return None, f"{done} objects"
+    left_s = elapsed_s * (usual - there) / done if done >= _TELLING else None
+    left = "" if left_s is None else f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {left_s:.0f} s left"
+    return there / usual, f"{there} of about {usual} objects{left}"
+
+
+_ERROR = re.compile(r"(?:\berror: |\bfatal error: |undefined reference to|No rule to make target|: error$|\*\*\* )")
+_AFTER_ERROR = 4
+
+
+def first_error(said: str) -> str:
+    """The first error of a compiler, linker or make in what they said, with the lines that show where."""
+    lines = said.splitlines()
+    at = next((number for number, line in enumerate(lines) if _ERROR.search(line)), None)
+    if at is None:
+        return "\n    ".join(lines[-_AFTER_ERROR:]) or "make gave no reason"
+    return "\n    ".join(lines[at : at + 1 + _AFTER_ERROR])
+
+
+# The series' own mark: a command carries the memory cgroup of who issued it. v5 as posted calls it mem_css.
+_SERIES = re.compile(r"->(?:memcg_css|mem_css)\b")
+
+
+def has_series(loop_c: str) -> bool:
+    """Whether drivers/block/loop.c charges the issuer."""
+    return _SERIES.search(loop_c) is not None

@@ -1,0 +1,94 @@
+"""Where a guest is in its life, what ended it, and waits that end when it does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+from testbed import journal
+from testbed.console import Finding, Kind
+from testbed.errors import GuestLost, HostError, WireBroken
+from testbed.evidence import Log
+from testbed.lifecycle import Event, Loss, State, advance
+from testbed.order import Order
+from testbed.wires import Console
+
+T = TypeVar("T")
+
+# How long the reason of a guest's end may come after the first sign of it.
+LAST_WORDS_S = 3.0
+
+
+class Life:
+    """Of one guest; `loss` says what ended it."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.name = order.name
+        self.state = State.PLANNED
+        self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
+        self.loss: Loss | None = None
+        self.console = Console(order.evidence / "console.log", self._on_fatal, self._on_unwritable)
+        self._stages = self.log("stages.jsonl")
+        self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._ending = False
+
+    def log(self, name: str) -> Log:
+        """A file of its evidence; a guest whose evidence cannot be kept is of no use."""
+        return Log(self.order.evidence / name, self._on_unwritable)
+
+    def _advance(self, event: Event) -> None:
+        self.state = advance(self.state, event)
+        self.reached[event] = now = time.monotonic()
+        self._stages.note({"monotonic_s": round(now, 6), "event": event.name, "state": self.state.name})
+        journal.say(event.value, guest=self.name, stage=self.state.value)
+        self.order.on_state(self.state)
+
+    def _lose(self, why: str, loss: Loss) -> None:
+        if not self._lost.done() and not self._ending:
+            self.loss = loss
+            self._lost.set_result(why)
+            journal.say(why, guest=self.name, stage=self.state.value, failed=True)
+
+    def _on_fatal(self, finding: Finding) -> None:
+        self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)
+
+    def _on_unwritable(self, why: str) -> None:
+        self._lose(why, Loss.HOST)
+
+    async def lost(self) -> str:
+        """Wait until the guest is lost, and say why."""
+        return await asyncio.shield(self._lost)
+
+    async def wait(self, awaited: Awaitable[T], limit_s: float) -> T:
+        """The result of `awaited`, unless the guest is lost or `limit_s` passes first.
+
+        :raise GuestLost: names the stage, and shows the console's tail. :raise HostError: the same, where this machine is the reason.
+        """
+        task: asyncio.Future[T] = asyncio.ensure_future(awaited)
+        try:
+            first: set[asyncio.Future[Any]] = {task, self._lost}
+            await asyncio.wait(first, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            failure = task.exception() if task.done() else None
+            if isinstance(failure, WireBroken):
+                # A dying guest breaks its wires first; give the reason a moment to arrive.
+                await asyncio.wait({self._lost}, timeout=LAST_WORDS_S)
+            if task.done() and (failure is None or not self._lost.done()):
+                return task.result()
+            raise self._end(f"expected an end within {limit_s:.0f} s, got none") from failure
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _end(self, otherwise: str) -> GuestLost | HostError:
+        """What ended it, or a wait for it."""
+        stage = self.state.value
+        if not self._lost.done():
+            return GuestLost(self.name, stage, otherwise, self.console.tail())
+        if self.state is not State.LOST:
+            self._advance(Event.ENDED)
+        if self.loss is Loss.HOST:
+            return HostError(f"guest {self.name}: {stage}: {self._lost.result()}")
+        return GuestLost(self.name, stage, self._lost.result(), self.console.tail())

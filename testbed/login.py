@@ -1,0 +1,46 @@
+"""The connection to the SSH server of a guest that wakes up."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from testbed.evidence import Log
+from testbed.order import Order
+from testbed.ssh_keys import SshKey
+from testbed.wires import dial
+
+if TYPE_CHECKING:
+    from testbed.shell import Shell
+
+
+async def connect(order: Order, port: int, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log) -> Shell:
+    """Shake hands with a clone as soon as its server goes on, and log in when it has been told of the `key` (`identified`).
+
+    :raise GuestError: it has another host key. :raise WireBroken: it refuses us, or nobody listens.
+    """
+    if order.template is None:
+        await identified.wait()  # nothing listens before
+    wire = await dial(order.name, port)
+    try:
+        shell = await asyncio.to_thread(_load_client)
+        return await shell.connect(
+            order.name,
+            wire,
+            key=key,
+            known=identified,
+            host_key=host_key.public,
+            command_s=order.deadlines.command_s,
+            log=log,
+            environment=order.model.environment,
+        )
+    except BaseException:
+        wire.close()
+        raise
+
+
+def _load_client() -> type[Shell]:
+    """The SSH client. It takes about 0.3 s to load, which is half of a clone's start: it is loaded meanwhile."""
+    from testbed.shell import Shell
+
+    return Shell

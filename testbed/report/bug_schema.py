@@ -1,0 +1,129 @@
+"""What `repro.json`, `reduce.json` and `bisect.json` hold, as models: one that is read may be from an older testbed, or broken."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+
+class _Known(BaseModel):
+    """Later versions may add keys; a reader lets those pass that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Attempt(_Known):
+    """One try. `evidence`: its folder, below `guests` of the run's. Times in seconds."""
+
+    number: int
+    seed: int
+    outcome: Literal["hit", "miss", "trouble"]
+    end: str
+    why: str
+    condition: int | None
+    seen: str | None
+    took_s: float
+    hit_after_s: float | None
+    status: int | None
+    evidence: str
+    dump: str
+
+
+class Kernel(_Known):
+    """All tries on one kernel. `interval`: of the rate, at 95 %; `stopped` at a hit, when `cut` other tries ran."""
+
+    name: str
+    release: str
+    origin: str
+    sha256: str
+    must_show: bool
+    verdict: Literal["shows", "absent", "trouble"]
+    hits: int
+    tries: int
+    troubles: int
+    interval: tuple[float, float]
+    stopped: bool
+    cut: int
+    first_hit: int | None
+    first_hit_s: float | None
+    median_hit_s: float | None
+    took_s: float
+    attempts: list[Attempt]
+
+
+class Asked(Kernel):
+    """A kernel of a bisection, as the list calls it."""
+
+    kernel: str
+    answer: Literal["good", "bad", "skip"]
+    why: str
+
+
+class Step(_Known):
+    """A candidate of a reduction; `folder`: of its guests, from the run's, or empty."""
+
+    what: str
+    kept: bool
+    hits: int
+    tries: int
+    why: str
+    folder: str
+
+
+class Bug(_Known):
+    summary: str
+    source: str
+    signature: list[str]
+
+
+class Host(_Known):
+    kernel: str
+    cores: int
+    memory_bytes: int
+    qemu: str
+    accelerator: str
+
+
+class Image(_Known):
+    name: str
+    sha256: str
+
+
+class _Document(_Known):
+    version: Literal[1]
+    run: str
+    command: list[str]
+    bug: Bug
+    seed: int
+    host: Host
+    image: Image
+    took_s: float
+    reason: str
+
+
+class Repro(_Document):
+    what: Literal["repro"]
+    result: Literal["reproduced", "not reproduced", "invalid", "trouble"]
+    kernels: list[Kernel]
+
+
+class Reduce(_Document):
+    """`kernels`: the one on which it was reduced."""
+
+    what: Literal["reduce"]
+    result: Literal["reduced", "not reproduced"]
+    kernels: tuple[Kernel]
+    steps: list[Step]
+    smaller: str
+
+
+class Bisect(_Document):
+    what: Literal["bisect"]
+    result: Literal["bisected", "wrong ends"]
+    kernels: list[str]
+    asked: list[Asked]
+
+
+# By the file that a run of each leaves.
+MODELS: dict[str, type[BaseModel]] = {"repro.json": Repro, "reduce.json": Reduce, "bisect.json": Bisect}

@@ -1,0 +1,164 @@
+"""What a run of `repro`, `reduce` or `bisect` has left, as a reader sees it: its result, a table, and its tries. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from testbed.report import repro
+
+Document = Mapping[str, Any]
+
+# The verdicts that other runs have, by what runs of bugs say.
+_VERDICTS = {
+    "reproduced": "PASS",
+    "reduced": "PASS",
+    "bisected": "PASS",
+    "not reproduced": "FAIL",
+    "invalid": "INVALID",
+    "wrong ends": "INVALID",
+    "trouble": "INFRA",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """`folders`: what each row's guests have left, from the run's folder; empty where rows have none of their own."""
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    folders: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tries:
+    """All tries of one kernel, as `trial.said` says them."""
+
+    kernel: str
+    attempts: tuple[Document, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """`verdict`: as other runs have it. `smaller`: the text of the bug that is left, or nothing."""
+
+    run: str
+    title: str
+    verdict: str
+    result: str
+    reason: str
+    command: str
+    facts: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
+    tries: tuple[Tries, ...]
+    smaller: str = ""
+
+
+def view(document: Document) -> View:
+    """Of any of the three."""
+    make: dict[str, Callable[[Document], tuple[tuple[Table, ...], tuple[Tries, ...]]]] = {
+        "repro": _repro,
+        "reduce": _reduce,
+        "bisect": _bisect,
+    }
+    tables, tries = make[document["what"]](document)
+    return View(
+        run=document["run"],
+        title=document["bug"]["summary"],
+        verdict=_VERDICTS[document["result"]],
+        result=document["result"],
+        reason=document["reason"],
+        command=shlex.join(["./tb", *document["command"][1:]]),
+        facts=tuple(_facts(document)),
+        tables=tables,
+        tries=tries,
+        smaller=document.get("smaller") or "",
+    )
+
+
+def _verdict(kernel: Document) -> str:
+    """Whether it is as it must be there."""
+    right = {"shows": kernel["must_show"], "absent": not kernel["must_show"]}
+    if kernel["verdict"] not in right:
+        return "INFRA"
+    return "PASS" if right[kernel["verdict"]] else "FAIL" if kernel["must_show"] else "INVALID"
+
+
+def as_results(document: Document) -> dict[str, Any]:
+    """A reproduction in the shape of `results.json`: one case, judged on each kernel alone."""
+    kernels = {one["name"]: {key: one[key] for key in ("name", "release", "origin", "sha256")} for one in document["kernels"]}
+    overall = _VERDICTS[document["result"]]
+    case = {
+        "name": document["bug"]["summary"],
+        "scenario": "repro",
+        "claim": f"The signature shows where it must, and only there: {'; or '.join(document['bug']['signature'])}",
+        "verdict": overall,
+        "reason": document["reason"],
+        **{one["name"]: _side(one) for one in document["kernels"]},
+    }
+    same = ("run", "command", "host", "image", "took_s")
+    return {**{key: document[key] for key in same}, "verdict": overall, "kernels": kernels, "scenarios": [case]}
+
+
+def _side(one: Document) -> dict[str, Any]:
+    said = f"expected that it {'shows' if one['must_show'] else 'does not show'}; it showed in {' '.join(repro.rate(one).split())}"
+    counts = {"hits": one["hits"], "tries": one["tries"], "without a result": one["troubles"]}
+    first = next((attempt["evidence"] for attempt in one["attempts"]), "")
+    return {
+        "took_s": one["took_s"],
+        "evidence": f"guests/{first}",
+        "claim": None,
+        "reason": said,
+        "verdict": _verdict(one),
+        "judgement": said,
+        "measures": {name: {"value": value, "unit": "tries", "source": "repro.json"} for name, value in counts.items()},
+        "controls": [],
+        "balances": [],
+    }
+
+
+def _facts(document: Document) -> list[tuple[str, str]]:
+    host = document["host"]
+    return [
+        ("Source", document["bug"]["source"]),
+        ("Signature", "; or ".join(document["bug"]["signature"])),
+        ("Seed", str(document["seed"])),
+        ("Took", f"{document['took_s']:.0f} s"),
+        ("QEMU", f"{host['qemu']} ({host['accelerator']}) on {host['cores']} cores with Linux {host['kernel']}"),
+        ("Guest image", f"{document['image']['name']} {document['image']['sha256'][:16]}"),
+    ]
+
+
+def _repro(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
+    rows = tuple(repro.row(one) for one in document["kernels"])
+    table = Table(caption="How often the signature showed on each kernel", head=repro.HEAD, rows=rows)
+    return (table,), tuple(_tries(one) for one in document["kernels"])
+
+
+def _reduce(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
+    steps = document["steps"]
+    (whole,) = document["kernels"]
+    rows = tuple((one["what"], "yes" if one["kept"] else "no", f"{one['hits']} of {one['tries']}", one["why"]) for one in steps)
+    return (
+        Table(caption="The bug as it was", head=repro.HEAD, rows=(repro.row(whole),)),
+        Table(
+            caption="What was tried without, and whether it still showed as often",
+            head=("candidate", "shows as often", "hits", "why"),
+            rows=rows,
+            folders=tuple(one["folder"] for one in steps),
+        ),
+    ), (_tries(whole),)
+
+
+def _bisect(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
+    asked = document["asked"]
+    rows = tuple((one["kernel"], one["release"], one["answer"], repro.rate(one), one["why"]) for one in asked)
+    table = Table(caption="The kernels that were asked, in turn", head=("kernel", "release", "answer", repro.RATE, "why"), rows=rows)
+    return (table,), tuple(_tries(one) for one in asked)
+
+
+def _tries(kernel: Document) -> Tries:
+    return Tries(kernel=f"{kernel['name']} ({kernel['release']})", attempts=tuple(kernel["attempts"]))

@@ -1,0 +1,97 @@
+"""Which scenario notices which ablation: a table made of runs' documents, and whether it is as it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from testbed.kbuild.ablations import ABLATIONS
+from testbed.scenarios import SCENARIOS
+
+# What the source is called without an ablation.
+UNCHANGED = "unchanged"
+# Of each case on each kernel.
+NOTICED, LOG, LOST, UNCLEAR, INDIFFERENT, NOTHING = "noticed", "noticed in the log", "guest lost", "unclear", "-", ""
+_COUNT = frozenset({NOTICED, LOG, LOST})
+# Of the kernel's log, what is no splat.
+_HARMLESS = frozenset({"oom", "I/O error"})
+
+# By case, by kernel.
+Table = dict[str, dict[str, str]]
+
+
+def table(documents: Iterable[Mapping[str, Any]]) -> Table:
+    """The words of every case on every ablation. Documents may hold some of the kernels each; of the same one the last counts."""
+    sides: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for document in documents:
+        for case in document["scenarios"]:
+            for kernel in document["kernels"]:
+                sides.setdefault(case["name"], {})[kernel] = case[kernel]
+    found: Table = {}
+    for case_name, seen in sides.items():
+        sound = _sound(seen.get(UNCHANGED))
+        found[case_name] = {name: _said(side) if sound else NOTHING for name, side in seen.items() if name != UNCHANGED}
+    return found
+
+
+def _sound(unchanged: Mapping[str, Any] | None) -> bool:
+    """Whether a case passes on the unchanged kernel, so that another result elsewhere is the ablation's."""
+    return unchanged is not None and unchanged.get("verdict") == "PASS" and not _splats(unchanged)
+
+
+def _splats(side: Mapping[str, Any]) -> bool:
+    return any(not line["expected"] and line["kind"] not in _HARMLESS for line in side["console"])
+
+
+def _said(side: Mapping[str, Any]) -> str:
+    verdict = side.get("verdict")
+    if verdict in ("FAIL", "INFRA"):
+        return NOTICED if verdict == "FAIL" else LOST
+    if _splats(side):
+        return LOG
+    return {"PASS": INDIFFERENT, "INVALID": UNCLEAR}.get(str(verdict), NOTHING)
+
+
+def complaints(found: Table) -> tuple[str, ...]:
+    """What is not as it must be: a patch none of whose ablations is noticed, a scenario that notices none."""
+    said = []
+    kernels = {kernel for row in found.values() for kernel in row}
+    for patch in (1, 2, 3, 4):
+        mine = {name for name in kernels if patch in ABLATIONS[name].patches}
+        if mine and not any(row.get(name) in _COUNT for row in found.values() for name in mine):
+            said.append(f"patch {patch}: no scenario notices {', '.join(sorted(mine))}")
+    for scenario in dict.fromkeys(case.split("/")[0] for case in found):
+        rows = [row for case, row in found.items() if case.split("/")[0] == scenario]
+        words = {word for row in rows for word in row.values()}
+        if words == {NOTHING} or not words:
+            said.append(f"{scenario}: it has no result, or none on the unchanged kernel")
+        elif not words & _COUNT:
+            said.append(f"{scenario}: it notices none of {len(kernels)}")
+    return tuple(said)
+
+
+def markdown(found: Table, head: str) -> str:
+    """The table as it is kept, with what each ablation takes away; `head`: the lines above it."""
+    kernels = [name for name in ABLATIONS if any(name in row for row in found.values())]
+    lines = [
+        "# Which scenario notices which loss",
+        "",
+        head,
+        "",
+        "| ablation | of patch | what is lost | noticed by |",
+        "|---|---|---|---|",
+    ]
+    for name in kernels:
+        by = [case for case, row in found.items() if row.get(name) in _COUNT]
+        patches = ", ".join(map(str, ABLATIONS[name].patches))
+        lines.append(f"| {name} | {patches} | {ABLATIONS[name].what} | {', '.join(by) or 'none'} |")
+    lines += ["", f"| case | patches | {' | '.join(kernels)} |", f"|---|---|{'---|' * len(kernels)}"]
+    for case, row in found.items():
+        patches = ", ".join(map(str, SCENARIOS[case.split("/")[0]].patches))
+        lines.append(f"| {case} | {patches} | {' | '.join(row.get(name, NOTHING) for name in kernels)} |")
+    said = complaints(found)
+    lines += (
+        ["", "As it must be: each patch is noticed, and each scenario notices something."] if not said else ["", "Not as it must be:", ""]
+    )
+    lines += [f"- {one}" for one in said]
+    return "\n".join(lines) + "\n"

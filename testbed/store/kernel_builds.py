@@ -1,0 +1,254 @@
+"""Builds kernels: a source with patches and a configuration goes in, a kernel that every verb knows by its name comes out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import BuildError, UsageError
+from testbed.kbuild import fragments, patches, recipe
+from testbed.kbuild.ablations import ABLATIONS, Ablation
+from testbed.kbuild.fragments import Request
+from testbed.kbuild.patches import Patch
+from testbed.kbuild.recipe import Compiler
+from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name
+from testbed.progress import Progress
+from testbed.store import built_names, cache, kernel_files, kernel_sources, kernel_tree
+from testbed.store.built_names import Named
+from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernel_make import MakeJob, find_compiler, results
+from testbed.store.kernel_sources import Source
+from testbed.store.kernel_tree import Tree
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOrder:
+    """What is to be built. `source`: as a command line names it; `series` are applied, then `reverts` taken away, then `ablations` done.
+
+    `config`: the user's own .config, in place of the base fragment; `flavours` and `fragments` come on top.
+    """
+
+    source: str
+    series: tuple[Path, ...] = ()
+    reverts: tuple[Path, ...] = ()
+    ablations: tuple[str, ...] = ()
+    flavours: tuple[str, ...] = ()
+    fragments: tuple[Path, ...] = ()
+    config: Path | None = None
+    jobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Builder:
+    """Builds into the cache `root`, with the sources of `table` and the fragments in `shipped`/kconfig.
+
+    Its methods raise `BuildError` where the source, a patch, the configuration or the compiler says no, and `HostError` where this machine
+    lacks something.
+    """
+
+    table: KernelTable
+    root: Path
+    shipped: Path
+    progress: Progress
+
+    async def check(self, order: BuildOrder) -> None:
+        """That its words mean something and its patches apply, before anything is built."""
+        async with self._planned(order):
+            pass
+
+    async def build(self, order: BuildOrder, name: str | None = None) -> KernelFiles:
+        """The kernel, built unless the cache has it, under `name` or one made of what it is."""
+        if name is not None:
+            built_name(name)
+        async with self._planned(order) as plan:
+            await cache.once(plan.folder(self.root), lambda unfinished: self._make(plan, unfinished), self.progress, plan.title)
+            # By what is in it: another order may have made the same kernel.
+            made = Series(cache.read_meta(plan.folder(self.root))["series"])
+        called = BuiltKernel(name=name or plan.name)
+        series = Series.UNKNOWN if plan.parts.ablations else made
+        built_names.remember(self.root, called, Named(folder=plan.folder(self.root), origin=_origin(plan), series=series))
+        return kernel_files.read_built(called, self.root)
+
+    @contextlib.asynccontextmanager
+    async def _planned(self, order: BuildOrder) -> AsyncIterator[_Plan]:
+        """What is to be done; its source is nobody else's meanwhile."""
+        parts = _parts(order, self.shipped)
+        compiler = await find_compiler()
+        source = await kernel_sources.prepare(order.source, self.table, self.root, self.progress)
+        lock = source.folder.with_name(f"{source.folder.name}.build.lock")
+        async with cache.locked(lock, self.progress, f"source of {source.name}"):
+            tree = Tree(source.folder)
+            if source.git is not None:
+                await _check_out(source, tree, self.progress)
+            changes = await tree.planned(parts.series, parts.reverts, parts.ablations)
+            yield _Plan(order=order, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
+
+    async def _make(self, plan: _Plan, unfinished: Path) -> dict[str, Any]:
+        plan.tree.put(plan.changes)
+        job = MakeJob(
+            source=plan.source,
+            output=plan.source.folder / f"out-{recipe.output_key(plan.parts.request.text, plan.compiler)}",
+            compiler=plan.compiler,
+            release=f"-tb{plan.key[:8]}",
+            jobs=plan.order.jobs or len(os.sched_getaffinity(0)),
+        )
+        with self.progress.task(plan.title) as task:
+            made = await job.run(plan.parts.request, task, self.progress.note)
+            record = await results(job, unfinished, task)
+        return (
+            record
+            | made
+            | {
+                "series": _series(plan.source.tree).value,
+                "origin": _origin(plan),
+                "config_name": _config_name(plan.order),
+                "compiler": plan.compiler.version,
+            }
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parts:
+    """An order's words, read."""
+
+    series: tuple[Patch, ...]
+    reverts: tuple[Patch, ...]
+    ablations: tuple[Ablation, ...]
+    request: Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    order: BuildOrder
+    parts: _Parts
+    compiler: Compiler
+    source: Source
+    tree: Tree
+    changes: Mapping[str, bytes | None]
+
+    @property
+    def key(self) -> str:
+        digests = kernel_tree.digests(self.changes)
+        return recipe.build_key(self.source.key, digests, self.parts.request.text, self.compiler.version)
+
+    @property
+    def name(self) -> str:
+        return "-".join((self.source.name, *self.order.flavours, *self.order.ablations, self.key[:8]))[:80]
+
+    @property
+    def title(self) -> str:
+        return f"kernel of {self.source.name}"
+
+    def folder(self, root: Path) -> Path:
+        return root / "kernels" / f"built-{self.key}"
+
+
+def _parts(order: BuildOrder, shipped: Path) -> _Parts:
+    return _Parts(
+        series=tuple(patch for path in order.series for patch in read_patches(path)),
+        reverts=tuple(patch for path in reversed(order.reverts) for patch in reversed(read_patches(path))),
+        ablations=tuple(_ablation(one) for one in order.ablations),
+        request=_request(order, shipped),
+    )
+
+
+def read_patches(path: Path) -> tuple[Patch, ...]:
+    """The patches of a file, or of a folder: in the order of its `series` (quilt), else in that of their names.
+
+    :raise BuildError: there are none.
+    """
+    try:
+        if not path.is_dir():
+            return patches.of_file(path.read_bytes(), str(path))
+        quilt = path / "series"
+        listed = (
+            patches.of_quilt(quilt.read_text(), str(quilt))
+            if quilt.is_file()
+            else tuple((one.name, 1) for one in sorted(path.iterdir()) if one.suffix in (".patch", ".diff", ".mbox", ".mbx", ".eml"))
+        )
+        found = tuple(patch for name, strip in listed for patch in patches.of_file((path / name).read_bytes(), str(path / name), strip))
+    except OSError as error:
+        raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
+    if not found:
+        raise BuildError(f"{path}: expected a file `series` or files *.patch, *.diff, *.mbox, found none")
+    return found
+
+
+def flavours(shipped: Path) -> tuple[str, ...]:
+    """The names of what may come on top of the base configuration."""
+    return tuple(sorted(path.stem for path in (shipped / "kconfig").glob("*.config") if path.stem != "base"))
+
+
+def remove(name: str, root: Path) -> None:
+    """Forget a built kernel, and remove its files unless another name has them.
+
+    :raise UsageError: there is none of that name.
+    """
+    kernel = BuiltKernel(name=built_name(name.removeprefix(BUILT)))
+    named = built_names.find(root, kernel)
+    if named is None:
+        raise UsageError(f"kernel {kernel.spec}: there is none; `testbed kernel list` lists them")
+    built_names.forget(root, kernel)
+    if all(kernel_files.kernel_folder(other, root) != named.folder for other in built_names.every(root)):
+        shutil.rmtree(named.folder, ignore_errors=True)
+
+
+def _ablation(name: str) -> Ablation:
+    if name not in ABLATIONS:
+        raise UsageError(f"--ablation {name}: expected one of {', '.join(ABLATIONS)}")
+    return ABLATIONS[name]
+
+
+def _request(order: BuildOrder, shipped: Path) -> Request:
+    """The configuration as it is asked for."""
+    known = flavours(shipped)
+    for flavour in order.flavours:
+        if flavour not in known:
+            raise UsageError(f"--flavour {flavour}: expected one of {', '.join(known)}")
+    first = order.config or shipped / "kconfig" / "base.config"
+    more = (*(shipped / "kconfig" / f"{flavour}.config" for flavour in order.flavours), *order.fragments)
+    try:
+        read, *others = (fragments.parse(path.read_text(), str(path)) for path in (first, *more))
+    except (OSError, UnicodeDecodeError) as error:
+        raise BuildError(f"a configuration cannot be read: {error}") from error
+    return Request(first=read, more=fragments.merged(*others), plain=order.config is None)
+
+
+def _config_name(order: BuildOrder) -> str:
+    first = order.config.name if order.config else "base"
+    return "+".join((first, *order.flavours, *(path.stem for path in order.fragments)))
+
+
+async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
+    assert source.git is not None
+    there = source.folder / "commit"
+    commit = source.git[1]
+    if not there.exists() or there.read_text() != commit:
+        there.unlink(missing_ok=True)
+        tree.put({})
+        (source.folder / "index.lock").unlink(missing_ok=True)  # of a run that was killed: the lock of the source is ours
+        with progress.task(f"source {source.name}") as task:
+            task.update(detail=f"checking out {commit[:12]}")
+            await kernel_sources.checkout(source)
+        there.write_text(commit)
+    kernel_sources.version(source.tree)
+
+
+def _series(tree: Path) -> Series:
+    """Whether the series is in a tree as it is now."""
+    loop = tree / "drivers/block/loop.c"
+    return Series.AFTER if loop.is_file() and recipe.has_series(loop.read_text(errors="replace")) else Series.BEFORE
+
+
+def _origin(plan: _Plan) -> str:
+    said = [plan.source.origin]
+    for verb, some in (("with", plan.parts.series), ("without", plan.parts.reverts)):
+        if some:
+            said.append(f"{verb} {len(some)} patch{'es' if len(some) > 1 else ''} ({', '.join(patch.subject for patch in some)})")
+    said += [f"ablation {ablation.name}: {ablation.what}" for ablation in plan.parts.ablations]
+    return "; ".join(said)

@@ -1,0 +1,163 @@
+"""One build by make: its tools, its configuration, its objects, and what it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed import process
+from testbed.errors import BuildError, HostError
+from testbed.kbuild import fragments, kconfig, needs, recipe
+from testbed.kbuild.fragments import Option, Request
+from testbed.kbuild.recipe import Compiler
+from testbed.progress import Task
+from testbed.store import kernel_files
+from testbed.store.kernel_sources import Source
+
+# The programs that a build runs, and the header that objtool is compiled with; the package of each.
+_TOOLS = {tool: tool for tool in ("gcc", "make", "flex", "bison", "bc", "git")} | {"ld": "binutils", "tar": "tar", "xz": "xz-utils"}
+_HEADERS = {"libelf.h": "libelf-dev", "openssl/opensslv.h": "libssl-dev"}
+_CONFIGURE_S, _BUILD_S = 600, 6 * 3600
+# Objects of the base configuration on 6.1; a folder that was built once knows its own number.
+_USUAL_OBJECTS = 1550
+_OBJECTS, _LOG = "testbed-objects", "testbed-make.log"
+
+
+async def find_compiler() -> Compiler:
+    """The compiler that builds use here.
+
+    :raise HostError: something that builds need is not installed; names all of it.
+    """
+    missing = [package for tool, package in _TOOLS.items() if process.where(tool) is None]
+    if not missing:
+        for header, package in _HEADERS.items():
+            asked = await process.run(["gcc", "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False)
+            missing += [package] if asked.status != 0 else []
+    if missing:
+        raise HostError(f"building a kernel needs packages that are not installed; install them with: apt-get install {' '.join(missing)}")
+    said = [(await process.run([tool, "--version"])).stdout.splitlines()[0] for tool in ("gcc", "ld")]
+    return Compiler(version=", ".join(said), through_ccache=process.where("ccache") is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeJob:
+    """One build. `output`: where make works, shared by builds of one source with one configuration; `release`: is added to the version."""
+
+    source: Source
+    output: Path
+    compiler: Compiler
+    release: str
+    jobs: int
+
+    def make(self, *targets: str) -> list[str | Path]:
+        return ["make", "-C", self.source.tree, f"O={self.output}", f"LOCALVERSION={self.release}", *self.compiler.words, *targets]
+
+    async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
+        """Configure and compile; returns how long it took and how many objects it compiled."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        await self._configure(request, task, note)
+        begun = time.monotonic()
+        compiled = await self._compile(task)
+        return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
+
+    @property
+    def config(self) -> dict[str, Option]:
+        path = self.output / ".config"
+        return fragments.parse(path.read_text(), str(path))
+
+    async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
+        """:raise BuildError: an option did not survive, or guests and scenarios need another one."""
+        task.update(detail="configuring")
+        asked = self.output / "testbed.config"
+        asked.write_text(request.text)
+        if request.plain:
+            words, environment = self.make("allnoconfig"), {"KCONFIG_ALLCONFIG": str(asked)}
+        else:
+            shutil.copyfile(asked, self.output / ".config")
+            words, environment = self.make("olddefconfig"), {}
+        done = await process.run(words, env=recipe.ENVIRONMENT | environment, timeout_s=_CONFIGURE_S, check=False)
+        if done.status != 0:
+            raise BuildError(
+                f"kernel of {self.source.name}: it cannot be configured:\n    {recipe.first_error(done.stderr or done.stdout)}"
+            )
+        config = self.config
+        if lost := fragments.losses(request.required, config):
+            known = await asyncio.to_thread(kconfig.read, self._text)
+            lines = [
+                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
+                for one in lost
+            ]
+            raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines))
+        if lacks := needs.unmet((*needs.GUEST, *needs.EVERY_SCENARIO), config):
+            raise BuildError(f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks))
+        if not request.plain:
+            for lack in needs.unmet(needs.SOME_SCENARIOS, config):
+                note(f"the configuration lacks {lack}")
+
+    def _text(self, path: str) -> str | None:
+        file = self.source.tree / path
+        return file.read_text(errors="replace") if file.is_file() else None
+
+    async def _compile(self, task: Task) -> int:
+        """How many objects were compiled.
+
+        :raise BuildError: the compiler says no; shows its first error.
+        """
+        remembered = self.output / _OBJECTS
+        usual = int(remembered.read_text()) if remembered.exists() else _USUAL_OBJECTS
+        before = await asyncio.to_thread(_objects, self.output)
+        done, begun = 0, time.monotonic()
+        with (self.output / _LOG).open("w", buffering=1) as log:
+
+            def hear(line: str) -> None:
+                nonlocal done
+                log.write(f"{line.rstrip()}\n")
+                if (compiled := recipe.compiled(line)) is not None:
+                    done += 1
+                    fraction, words = recipe.progress(before, done, usual, time.monotonic() - begun)
+                    task.update(fraction=fraction, detail=f"{words}: {compiled}")
+
+            modules = self.config.get("MODULES")
+            targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
+            words = [*self.make(*targets), "-Otarget", f"-j{self.jobs}"]
+            made = await process.run(words, env=recipe.ENVIRONMENT, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
+        if made.status != 0:
+            raise BuildError(f"kernel of {self.source.name}: {recipe.first_error(made.stderr)}\n  all that make said: {self.output / _LOG}")
+        remembered.write_text(str(await asyncio.to_thread(_objects, self.output)))
+        return done
+
+
+def _objects(folder: Path) -> int:
+    return sum(1 for _ in folder.rglob("*.o"))
+
+
+async def results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
+    """Copy what was made out of the shared output folder; returns what to record."""
+    work = folder / "work"
+    work.mkdir()
+    try:
+        task.update(detail="modules")
+        for name, kept in ((".config", "config"), ("System.map", "System.map")):
+            shutil.copyfile(job.output / name, folder / kept)
+        return await kernel_files.lay_out(job.output / "arch/x86/boot/bzImage", await _modules(job, work / "installed"), folder, task)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+async def _modules(job: MakeJob, folder: Path) -> Path:
+    """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it."""
+    if any(option.value == "m" for option in job.config.values()):
+        words = [*job.make("modules_install"), f"INSTALL_MOD_PATH={folder}"]
+        await process.run(words, env=recipe.ENVIRONMENT, timeout_s=_CONFIGURE_S)
+        (found,) = (folder / "lib/modules").iterdir()
+        return found
+    folder.mkdir()
+    (folder / "modules.order").touch()
+    for name in ("modules.builtin", "modules.builtin.modinfo"):
+        shutil.copyfile(job.output / name, folder / name)
+    return folder

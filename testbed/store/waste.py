@@ -1,0 +1,78 @@
+"""What of the cache may go: folders that were long of no use, and the least recently used while all together are too large."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from testbed import room
+from testbed.store import cache
+
+# Everything else in the cache is small, or not ours: virtual environments are of `tb`.
+ROOMS = ("images", "kernels", "initramfs", "templates")
+# A guest may be starting from what was of use just now.
+_FRESH_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A folder that was made once and would be made again. `used`: when it was last of use, in seconds since 1970."""
+
+    folder: Path
+    size_bytes: int
+    used: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.parent.name}/{self.folder.name}"
+
+
+def every(root: Path) -> tuple[Piece, ...]:
+    """All of a cache, the least recently used first."""
+    found = []
+    for folder in (folder for name in ROOMS for folder in (root / name).glob("*")):
+        with contextlib.suppress(OSError):
+            used = (folder / cache.META).stat().st_mtime
+            found.append(Piece(folder=folder, size_bytes=room.taken(folder), used=used))
+    return tuple(sorted(found, key=lambda piece: (piece.used, piece.name)))
+
+
+def superfluous(
+    pieces: Iterable[Piece], now: float, *, unused_s: float | None, limit_bytes: int | None, needed: Collection[Path] = ()
+) -> tuple[Piece, ...]:
+    """Which may go: those of no use for `unused_s`, and the least recently used while all are larger than the limit.
+
+    Never one that is `needed`, nor one that was of use within the last hour. Pure.
+    """
+    there = sorted(pieces, key=lambda piece: piece.used)
+    free = [piece for piece in there if piece.folder not in needed and now - piece.used > _FRESH_S]
+    chosen = [piece for piece in free if unused_s is not None and now - piece.used > unused_s]
+    left = sum(piece.size_bytes for piece in there if piece not in chosen)
+    for piece in free:
+        if limit_bytes is not None and left > limit_bytes and piece not in chosen:
+            chosen.append(piece)
+            left -= piece.size_bytes
+    return tuple(sorted(chosen, key=lambda piece: piece.used))
+
+
+def remove(piece: Piece) -> bool:
+    """Remove it, unless it is being made just now; whether it is gone."""
+    lock = filelock.FileLock(piece.folder.with_name(f"{piece.folder.name}.lock"), thread_local=False)
+    try:
+        lock.acquire(blocking=False)
+    except (filelock.Timeout, OSError):
+        return False
+    try:
+        # What is half removed must not look whole.
+        (piece.folder / cache.META).unlink(missing_ok=True)
+        shutil.rmtree(piece.folder, ignore_errors=True)
+    except OSError:
+        return False
+    finally:
+        lock.release()
+    return not piece.folder.exists()

@@ -1,0 +1,102 @@
+"""The faults that the testbed must live through: where each strikes, how it is reported, and the test that shows it.
+
+Every fault leaves no process; after the next command there is no socket, scratch file or held lock; the guest's logs stay.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from testbed import errors
+from testbed.lifecycle import NEXT, Event, State
+
+# Of the table, so that a new state is hurt as well.
+ALIVE = tuple(state for state, event in NEXT if event is Event.ENDED)
+NAMES = tuple(state.name for state in ALIVE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """`stages`: where it strikes; none: not in a guest's life. `error`, `status`: what is raised, and the command's exit code; None where
+    the command goes on, or is not there any more. `tests`: FILE::FUNCTION.
+    """
+
+    stages: tuple[State, ...] = ()
+    error: type[errors.TestbedError] | None
+    status: int | None
+    tests: tuple[str, ...]
+
+
+FAULTS: dict[str, Fault] = {
+    "kill -9 of the testbed": Fault(
+        stages=ALIVE,
+        error=None,
+        status=None,
+        tests=(
+            "test_kills.py::test_a_killed_run_leaves_nothing",
+            "test_kills.py::test_a_killed_supervisor_leaves_nothing",
+            "test_kills.py::test_a_killed_up_takes_its_guest_along",
+            "test_kills.py::test_a_killed_template_leaves_nothing",
+            "test_kills.py::test_random_kills_leave_nothing",
+        ),
+    ),
+    "kill -9 of QEMU": Fault(
+        stages=ALIVE,
+        error=errors.GuestLost,
+        status=2,
+        tests=("test_faults.py::test_qemu_is_killed", "test_kills.py::test_a_command_whose_qemu_is_killed_says_so"),
+    ),
+    "QMP socket closed": Fault(
+        stages=(State.AWAKE, State.READY), error=errors.GuestLost, status=2, tests=("test_faults.py::test_the_monitor_is_damaged",)
+    ),
+    "half a JSON message": Fault(
+        stages=(State.AWAKE, State.READY), error=errors.GuestLost, status=2, tests=("test_faults.py::test_the_monitor_is_damaged",)
+    ),
+    "a QMP answer that never comes": Fault(
+        stages=(State.AWAKE, State.READY), error=errors.TestbedError, status=2, tests=("test_faults.py::test_the_monitor_is_damaged",)
+    ),
+    "SSH dropped in a command": Fault(
+        stages=(State.READY,), error=errors.WireBroken, status=2, tests=("test_faults.py::test_ssh_is_dropped_in_a_command",)
+    ),
+    "SIGSTOP of QEMU": Fault(
+        stages=(State.READY,),
+        error=None,
+        status=0,
+        tests=("test_faults.py::test_qemu_stands_still_and_goes_on", "test_faults.py::test_qemu_stands_still_for_30_s"),
+    ),
+    "clock jump": Fault(stages=ALIVE, error=None, status=0, tests=("test_faults.py::test_the_clock_jumps",)),
+    "wrong clock of a booted guest": Fault(
+        stages=(State.READY,),
+        error=errors.GuestError,
+        status=2,
+        tests=("test_faults.py::test_a_guest_whose_clock_is_wrong_is_booted_again",),
+    ),
+    "corrupt or foreign template": Fault(
+        stages=(State.LAUNCHED, State.MONITORED),
+        error=None,
+        status=0,
+        tests=(
+            "test_faults.py::test_a_damaged_template_is_made_again",
+            "test_clone.py::test_a_template_that_does_not_load_is_made_again_once_and_says_why",
+        ),
+    ),
+    "corrupt image": Fault(error=errors.TestbedError, status=2, tests=("test_faults.py::test_an_image_is_corrupt",)),
+    "truncated kernel": Fault(error=errors.UsageError, status=2, tests=("test_places.py::test_a_kernel_is_truncated",)),
+    "host disk full: cache": Fault(
+        stages=(State.READY,), error=errors.HostError, status=2, tests=("test_places.py::test_the_disk_is_full_below_the_cache",)
+    ),
+    "host disk full: runs": Fault(error=errors.HostError, status=2, tests=("test_places.py::test_the_disk_is_full_below_the_runs",)),
+    "more than a run may take": Fault(
+        stages=(State.READY,), error=errors.HostError, status=2, tests=("test_places.py::test_a_run_takes_more_than_it_may",)
+    ),
+    "read-only cache": Fault(error=errors.HostError, status=2, tests=("test_places.py::test_the_cache_is_read_only",)),
+    "unwritable runtime dir": Fault(error=errors.HostError, status=2, tests=("test_places.py::test_no_place_for_sockets",)),
+    "no memory for a guest": Fault(
+        stages=(State.LAUNCHED,), error=errors.HostError, status=2, tests=("test_places.py::test_no_memory_for_a_guest",)
+    ),
+    "spaces and unicode in paths, TMPDIR elsewhere, no HOME": Fault(
+        error=None, status=0, tests=("test_places.py::test_odd_paths_and_no_home",)
+    ),
+    "two commands build the same image": Fault(error=None, status=0, tests=("test_kills.py::test_an_image_is_built_once_by_two",)),
+    "20 commands at once": Fault(error=None, status=0, tests=("test_kills.py::test_twenty_commands_at_once",)),
+}

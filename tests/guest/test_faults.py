@@ -1,0 +1,257 @@
+"""Faults of QEMU, of its monitor and of SSH, on guests of this process; see `faults.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed import clock, monitor, template
+from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, WireBroken
+from testbed.guest import Guest
+from testbed.lab import Lab
+from testbed.life import Life
+from testbed.lifecycle import Event, State
+from testbed.monitor import Monitor
+from testbed.order import Order
+from testbed.store import cache
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+from tests.guest.conftest import Notes
+from tests.guest.faults import ALIVE
+from tests.guest.proxy import Damage, Proxy
+
+SMALL = GuestModel.model_validate({"cpus": 1, "memory": "512M"})
+At = Callable[[State, Callable[[Guest], None]], None]
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> At:
+    """Does something to a guest when it comes into a state, once."""
+
+    def hurt(state: State, do: Callable[[Guest], None]) -> None:
+        real = Life._advance
+
+        def advance(self: Life, event: Event) -> None:
+            real(self, event)
+            if self.state is state:
+                monkeypatch.setattr(Life, "_advance", real)
+                assert isinstance(self, Guest)
+                do(self)
+
+        monkeypatch.setattr(Life, "_advance", advance)
+
+    return hurt
+
+
+def nothing_left(lab: Lab) -> None:
+    assert not list(lab._session.sockets.iterdir()) and not list(lab._session.scratch.iterdir())
+
+
+def stages(evidence: Path) -> list[str]:
+    return [json.loads(line)["state"] for line in (evidence / "stages.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("state", ALIVE, ids=lambda state: state.name)
+async def test_qemu_is_killed(lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, at: At, state: State) -> None:
+    at(state, lambda guest: os.kill(guest.pid, signal.SIGKILL))
+    with pytest.raises(GuestLost, match="QEMU ended with status -9"):
+        async with lab.guest("g0", SMALL, kernel, evidence) as one:
+            await one.run("sleep", "600", timeout_s=600)
+    nothing_left(lab)
+    assert stages(evidence)[-2:] == ["LOST", "STOPPED"] and state.name in stages(evidence)
+    assert (evidence / "argv.txt").read_text() and (evidence / "qmp.jsonl").exists() == (state is not State.LAUNCHED)
+    assert not notes.notes  # its template is as good as before
+
+
+@pytest.mark.parametrize("state", (State.AWAKE, State.READY), ids=lambda state: state.name)
+@pytest.mark.parametrize("damage", Damage)
+async def test_the_monitor_is_damaged(
+    lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch, at: At, state: State, damage: Damage
+) -> None:
+    monkeypatch.setattr(monitor, "_COMMAND_S", 2.0)
+    real, proxies = Monitor.connect, list[Proxy]()
+
+    async def connect(self: Monitor, socket: Path) -> None:
+        proxies.append(await asyncio.to_thread(Proxy, socket))
+        await real(self, proxies[-1].path)
+
+    monkeypatch.setattr(Monitor, "connect", connect)
+    at(state, lambda guest: proxies[-1].hurt(damage))
+    try:
+        with pytest.raises(TestbedError) as caught:
+            async with lab.guest("g0", SMALL, kernel, evidence) as one:
+                await one.wait(one.monitor.execute("query-status"), 60)
+                await one.wait(one.monitor.execute("query-status"), 60)  # half of the first may have been whole
+    finally:
+        for proxy in proxies:
+            proxy.close()
+    said = "expected an answer to" if damage in (Damage.MUTE, Damage.HALF) else "QEMU closed its monitor"
+    assert said in str(caught.value)
+    nothing_left(lab)
+    assert state.name in stages(evidence) and (evidence / "console.log").exists()
+
+
+async def test_ssh_is_dropped_in_a_command(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        with pytest.raises(WireBroken, match="SSH connection broke"):
+            await one.script("kill -9 $PPID; sleep 600", timeout_s=600)
+        assert (await one.run("hostname")).stdout == "g0\n"
+        # A command that is given up may go on in the guest; what comes after it is not on its connection.
+        with pytest.raises(CommandFailed, match="none within 1 s"):
+            await one.script("echo before; sleep 600", timeout_s=1)
+        assert (await one.run("hostname")).stdout == "g0\n"
+        assert len(one.shell._all) == len(one.shell._free) == 1
+    nothing_left(lab)
+
+
+async def stopped(lab: Lab, kernel: KernelFiles, evidence: Path, seconds: float) -> None:
+    async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        running = asyncio.create_task(one.run("sh", "-c", "sleep 1; hostname"))
+        os.kill(one.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        await asyncio.sleep(seconds)
+        os.kill(one.pid, signal.SIGCONT)
+        assert (await running).stdout == "g0\n" and time.monotonic() - began >= seconds
+        assert (await one.monitor.execute("query-status"))["status"] == "running"
+    nothing_left(lab)
+
+
+async def test_qemu_stands_still_and_goes_on(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    await stopped(lab, kernel, evidence, 2)
+
+
+@pytest.mark.slow
+async def test_qemu_stands_still_for_30_s(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    await stopped(lab, kernel, evidence, 30)
+
+
+async def test_the_clock_jumps(lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    years = 10 * 365 * 86400
+    real, real_ns, jump = time.time, time.time_ns, 0
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump * 1_000_000_000)
+
+    def on_state(state: State) -> None:
+        nonlocal jump
+        jump = years if jump <= 0 else -years
+
+    async with lab.guest("g0", SMALL, kernel, evidence, on_state=on_state) as one:
+        # The guest has the time that was told it, and what becomes of it later is nobody's affair.
+        assert (await one.run("date", "+%Y")).stdout.strip() in {str(time.gmtime(real() + way * years).tm_year) for way in (1, -1)}
+        await one.run("date", "-s", "2001-01-01")
+        assert (await one.run("hostname")).stdout == "g0\n"
+    nothing_left(lab)
+
+
+async def test_a_guest_whose_clock_is_wrong_is_booted_again(
+    lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = clock.read, list[float]()
+
+    async def read(of: Guest) -> clock.Clock:
+        found = await real(of)
+        seen.append(found.offset_s)
+        # The first boot: seconds of 0.13 s.
+        return clock.Clock(offset_s=found.offset_s - time.monotonic() * 0.87, error_s=found.error_s) if len(seen) <= 2 else found
+
+    async def boot(self: Lab, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
+        """A clone, which takes a tenth of the time of a boot."""
+        return await self._boot(stack, replace(order, template=await self.template(order.machine, order.files)))
+
+    monkeypatch.setattr(clock, "read", read)
+    monkeypatch.setattr(Lab, "_clone", boot)
+    async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        assert (await one.run("hostname")).stdout == "g0\n"
+    # A kernel may have measured its clock wrong in truth as well.
+    assert len(seen) >= 4 and "its clock does not go as ours; booting it again" in notes.notes[0]
+    assert (evidence / "failed-start" / "console.log").exists() and stages(evidence)[-1] == "STOPPED"
+    nothing_left(lab)
+
+
+def _damage(how: str, folder: Path) -> None:
+    state, memory, meta = folder / "state", folder / "memory", folder / cache.META
+    record = json.loads(meta.read_text())
+    if how == "record":
+        meta.write_text("{")
+    elif how == "state":
+        state.write_bytes(os.urandom(state.stat().st_size))
+    elif how == "foreign":
+        # Of some other machine, and whole as far as its record says.
+        state.write_bytes(os.urandom(4096))
+        meta.write_text(json.dumps(record | {"state_bytes": 4096, "state_sha256": cache.file_sha256(state)}))
+    elif how == "memory":
+        size = memory.stat().st_size
+        memory.write_bytes(b"")
+        os.truncate(memory, size)
+    elif how == "gone":
+        memory.unlink()
+
+
+@pytest.mark.parametrize("how", ("record", "state", "foreign", "memory", "gone"))
+async def test_a_damaged_template_is_made_again(
+    lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    async with lab.guest("g0", SMALL, kernel, tmp_path / "first") as one:
+        saved = one.order.template
+        assert saved is not None
+        machine = one.order.machine
+    # Made again means copied here: that a template can be made is shown elsewhere, and takes a boot.
+    whole = saved.folder
+    own = tmp_path / "templates" / machine.key
+    own.parent.mkdir()
+
+    async def again(folder: Path, *_: Any) -> dict[str, Any]:
+        for name in ("state", "memory"):
+            await asyncio.to_thread(_copy, whole / name, folder / name)
+        return _record(folder, whole)
+
+    monkeypatch.setattr(template, "save", again)
+    monkeypatch.setattr("testbed.store.templates.template_folder", lambda *_: own)
+    shutil.copytree(whole, own, copy_function=_copy)
+    (own / cache.META).write_text(json.dumps(_record(own, whole)))
+    _damage(how, own)
+    async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        assert (await one.run("hostname")).stdout == "g0\n"
+    assert any("making the template again" in note for note in notes.notes)
+    nothing_left(lab)
+
+
+def _record(folder: Path, whole: Path) -> dict[str, Any]:
+    """Of a copy of a template."""
+    return cache.read_meta(whole) | {"memory_ctime_ns": (folder / "memory").stat().st_ctime_ns}
+
+
+def _copy(source: Any, target: Any) -> Any:
+    """Holes left holes."""
+    os.system(f"cp --sparse=always '{source}' '{target}'")
+    return target
+
+
+@pytest.mark.slow
+async def test_an_image_is_corrupt(lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "root.ext4"
+    _copy(lab.image.root, broken)
+    with broken.open("r+b") as file:
+        file.write(os.urandom(1 << 20))
+    monkeypatch.setattr("testbed.store.image.Image.root", broken)
+    lab.cold = True
+    began = time.monotonic()
+    with pytest.raises((GuestError, HostError)) as caught:
+        async with lab.guest("g0", SMALL, kernel, evidence):
+            pass
+    assert isinstance(caught.value, HostError) or "panic on its console" in str(caught.value)
+    assert time.monotonic() - began < 600
+    nothing_left(lab)
+    with contextlib.suppress(FileNotFoundError):
+        assert (evidence / "console.log").read_text()

@@ -1,0 +1,65 @@
+"""Kernels built from Debian's source, and guests that run on them."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from testbed import paths
+from testbed.kbuild.ablations import ABLATIONS
+from testbed.kernels import Series, load_table
+from testbed.lab import Lab
+from testbed.scenarios import cases
+from testbed.store import cache
+from testbed.store.kernel_builds import Builder, BuildOrder
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest
+from testbed.verdict import Evidence, Gap
+from tests.guest.conftest import Notes
+
+pytestmark = pytest.mark.kernels
+
+BASE = BuildOrder(source="debian-6.1")
+NO_CHARGE = BuildOrder(source="debian-6.1", ablations=("no-io-charge",))
+
+
+@pytest.fixture
+def builder(notes: Notes) -> Builder:
+    images = paths.shipped("images")
+    return Builder(table=load_table(images / "kernels.yaml"), root=paths.folders().cache, shipped=images, progress=notes)
+
+
+async def claim(lab: Lab, model: Guest, kernel: KernelFiles, evidence: Path) -> Gap:
+    """What the scenario `read` sees on a kernel."""
+    case = cases()["read/virtio-blk/ext4"]
+    async with lab.guest("g0", case.model(model), kernel, evidence) as guest:
+        assert (await guest.run("uname", "-r")).stdout.strip() == kernel.release
+        await guest.run("modprobe", "bfq")  # what is built in is found
+        found = await case.scenario.steps(guest, case.point)
+        assert not guest.console.findings
+    assert isinstance(found, Evidence) and all(control.holds for control in found.controls)
+    return found.claim
+
+
+async def test_a_pair_that_differs_in_one_line_differs_in_what_is_charged(builder: Builder, lab: Lab, model: Guest, evidence: Path) -> None:
+    base, ablated = await builder.build(BASE), await builder.build(NO_CHARGE)
+    assert (base.series, ablated.series, base.early_modules) == (Series.AFTER, Series.UNKNOWN, ())
+    assert await claim(lab, model, await lab.kernel(base.name), evidence / "base") is Gap.CLOSED
+    assert await claim(lab, model, await lab.kernel(ablated.name), evidence / "ablated") is Gap.OPEN
+
+
+async def test_the_same_key_gives_the_same_bytes_whatever_was_built_between(builder: Builder) -> None:
+    base = await builder.build(BASE)
+    bytes_before = base.bzimage.read_bytes()
+    other = await builder.build(BuildOrder(source="debian-6.1", ablations=("idle-at-once",)))
+    shutil.rmtree(base.folder)
+    again = await builder.build(BASE)
+    assert again.folder == base.folder and again.bzimage.read_bytes() == bytes_before
+    assert other.bzimage.read_bytes() != bytes_before
+    # Far fewer than all: only what differs is compiled.
+    assert cache.read_meta(again.folder)["compiled"] < 100
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+async def test_each_ablation_has_its_place_in_debians_source(builder: Builder, name: str) -> None:
+    await builder.check(BuildOrder(source="debian-6.1", ablations=(name,)))

@@ -1,0 +1,123 @@
+"""Machines that refuse: full disks, read-only ones, no memory, odd paths; see `faults.py`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from testbed.store.kernel_files import KernelFiles
+from tests.guest import places
+from tests.guest.places import Places
+
+WRITES = 'dd if=/dev/urandom of="$DEV_DATA" bs=1M count=200 oflag=direct; sleep 600\n'
+TINY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M, disks: {data: {type: virtio-blk, size: 256M}}}\n"
+# In what is mounted there nobody else sees it; as a plain user that takes a user namespace.
+_APART = ("unshare", "--mount", *(() if os.getuid() == 0 else ("--user", "--map-root-user")))
+
+
+def repro(script: str) -> tuple[str, ...]:
+    return ("repro", "--script", script, "--expect", "^never$", "-k", "debian-6.1", "-n", "1", "--timeout", "120s", "-q", "-t", "tiny.yaml")
+
+
+@pytest.fixture
+def own() -> Iterator[Places]:
+    with places.made() as found:
+        found.file("writes.sh", WRITES)
+        found.file("ends.sh", "true\n")
+        found.file("tiny.yaml", TINY)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def apart() -> tuple[str, ...]:
+    """Runs a shell that may mount; its first argument is what it does before it becomes the rest."""
+    done = subprocess.run([*_APART, "sh", "-c", "mount -t tmpfs tmpfs /mnt"], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"small disks are mounted in a namespace, which this machine does not let us have: {done.stderr.strip()}")
+    return _APART
+
+
+def mounted(apart: tuple[str, ...], how: str) -> tuple[str, ...]:
+    return (*apart, "sh", "-ec", f'{how}; exec "$@"', "sh")
+
+
+@pytest.mark.slow
+async def test_the_disk_is_full_below_the_cache(own: Places, apart: tuple[str, ...]) -> None:
+    began = time.monotonic()
+    small = mounted(apart, f"mount -t tmpfs -o size=48m tmpfs '{own.cache}/scratch'")
+    ended = await own.run(*repro("writes.sh"), within=small, status=2)
+    assert "this machine's disk is full; make room there" in ended.err
+    assert time.monotonic() - began < 120
+    await own.nothing_left()
+    assert list(own.state.glob("runs/*/**/console.log"))
+
+
+@pytest.mark.slow
+async def test_the_disk_is_full_below_the_runs(own: Places, apart: tuple[str, ...]) -> None:
+    for size in ("16k", "40k"):
+        small = mounted(apart, f"mount -t tmpfs -o size={size} tmpfs '{own.state}/runs'")
+        ended = await own.run(*repro("ends.sh"), within=small, status=2)
+        assert "No space left on device" in ended.err or "disk is full" in ended.err, ended
+    await own.nothing_left()
+
+
+@pytest.mark.slow
+async def test_a_run_takes_more_than_it_may(own: Places) -> None:
+    ended = await own.run(*repro("writes.sh"), status=2, TESTBED_RUN_LIMIT="32M")
+    assert "of this machine's disks, and may take 32M; allow more with TESTBED_RUN_LIMIT" in ended.err
+    assert "TESTBED_RUN_LIMIT=much: expected a size" in (await own.run(*repro("ends.sh"), status=2, TESTBED_RUN_LIMIT="much")).err
+    await own.nothing_left()
+
+
+async def test_the_cache_is_read_only(own: Places, apart: tuple[str, ...]) -> None:
+    fixed = mounted(apart, f"mount --bind '{own.cache}' '{own.cache}' && mount -o remount,bind,ro '{own.cache}'")
+    ended = await own.run(*repro("ends.sh"), within=fixed, status=2)
+    assert "Read-only file system" in ended.err and "TESTBED_CACHE" in ended.err
+    await own.nothing_left()
+
+
+async def test_no_place_for_sockets(own: Places, apart: tuple[str, ...]) -> None:
+    # Nor in /tmp, where they would be otherwise.
+    nowhere = mounted(apart, "mount -t tmpfs -o ro tmpfs /tmp; cd /")
+    ended = await own.run("ps", within=nowhere, status=2, XDG_RUNTIME_DIR="/proc/1")
+    assert f"/tmp/testbed-{os.getuid()}: expected a folder of uid" in ended.err and "set XDG_RUNTIME_DIR" in ended.err
+
+
+@pytest.mark.slow
+async def test_no_memory_for_a_guest(own: Places) -> None:
+    own.file("tiny.yaml", TINY.replace("256M,", "4G,", 1))
+    little = ("prlimit", "--as=3000000000")
+    ended = await own.run(*repro("ends.sh"), within=little, status=2)
+    assert "QEMU does not start" in ended.err and "memory" in ended.err
+    await own.nothing_left()
+
+
+async def test_a_kernel_is_truncated(own: Places, kernel: KernelFiles) -> None:
+    whole = kernel.bzimage.read_bytes()
+    for size, said in ((len(whole) // 2, "truncated: its header promises"), (100, "expected a bzImage"), (0, "expected a bzImage")):
+        (own.root / "bzImage").write_bytes(whole[:size])
+        ended = await own.run("run", "gate", "-k", str(own.root / "bzImage"), "-q", status=2)
+        assert said in ended.err
+    await own.nothing_left()
+
+
+@pytest.mark.slow
+async def test_odd_paths_and_no_home() -> None:
+    with places.made(name="a path, with späces=and ünicode") as own:
+        own.file("tiny.yaml", TINY)
+        (own.root / "temporary files").mkdir()
+        bare = ("env", "--unset=HOME", "--unset=XDG_CACHE_HOME", "--unset=XDG_STATE_HOME", f"TMPDIR={own.root}/temporary files")
+        try:
+            await own.run("up", "tiny.yaml", "-k", "debian-6.1", "-q", within=bare)
+            await own.run("snapshot", "tiny", "good", within=bare)
+            await own.run("restore", "tiny", "good", within=bare)
+            assert (await own.run("ssh", "tiny", "--", "echo a  b", within=bare)).out == "a b\n"
+        finally:
+            await own.run("down", "--all", within=bare)
+        await own.nothing_left()
+        # Python's own search for libraries has gcc leave some there.
+        assert not list((own.root / "temporary files").glob("*testbed*"))

@@ -1,0 +1,168 @@
+"""What runs of bugs leave: names that are told apart, intervals that say no more than is known, and files for others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from testbed import bug_results, repro
+from testbed.bisection import Answer, Between
+from testbed.bugs.load import of_plain
+from testbed.campaign import Asked, Reduced, Step
+from testbed.errors import UsageError
+from testbed.kernels import Series
+from testbed.report import bug_files
+from testbed.repro import Job, Limits, Tried
+from testbed.signature import End, Match
+from testbed.store import runs
+from testbed.store.kernel_files import KernelFiles
+from testbed.trial import Outcome, Try
+from tests import junit as junit_rules
+from tests import ktap as ktap_rules
+from tests.unit.test_cli import testbed
+
+# What a guest may say in order to be something else than text.
+EVIL = "\x1b[2J]]></code><script>alert(1)</script> | # SKIP\nok 1 all"
+
+
+def kernel(name: str, sha256: str) -> KernelFiles:
+    return KernelFiles(
+        name=name,
+        series=Series.UNKNOWN,
+        release=f"6.1-{sha256}",
+        origin="a file",
+        sha256=sha256,
+        folder=Path(f"/cache/{sha256}"),
+        early_modules=(),
+        has_modules=False,
+    )
+
+
+def one(number: int, outcome: Outcome, evidence: str = "k") -> Try:
+    hit = outcome is Outcome.HIT
+    return Try(
+        number=number,
+        seed=number,
+        outcome=outcome,
+        end=End.DONE,
+        why=EVIL,
+        match=Match(condition=0, seen=EVIL) if hit else None,
+        ready_s=0.2,
+        took_s=2.0,
+        hit_after_s=1.5 if hit else None,
+        status=0,
+        console_bytes=5,
+        findings=(),
+        evidence=Path(f"/run/guests/{evidence}-{number}"),
+    )
+
+
+def tried(name: str, *outcomes: Outcome, must_show: bool = True, **more: Any) -> Tried:
+    tries = tuple(one(number, outcome, name) for number, outcome in enumerate(outcomes, 1))
+    first = 2.0 if Outcome.HIT in outcomes else None
+    return Tried(kernel=kernel(name, name), must_show=must_show, tries=tries, took_s=3.0, first_hit_s=first, **more)
+
+
+def job(folder: Path) -> Job:
+    plain = {"version": 1, "summary": f"a bug {EVIL}", "source": "a list", "script": "true", "signature": [{"output": "x"}]}
+    qemu = SimpleNamespace(version="7.2", identity="q")
+    host = SimpleNamespace(kernel="6.1", cores=2, memory_bytes=1 << 30, accelerator="tcg", qemu=qemu)
+    lab: Any = SimpleNamespace(host=host, image=SimpleNamespace(name="bookworm", sha256="ab" * 32))
+    limits = Limits(tries=3, timeout_s=9, jobs=1)
+    return Job(lab=lab, case=of_plain(plain), limits=limits, seed=7, folder=folder, on_try=lambda *_: None)
+
+
+HIT, MISS, TROUBLE = Outcome.HIT, Outcome.MISS, Outcome.TROUBLE
+
+
+def test_kernels_of_one_file_name_are_told_apart_and_names_are_plain() -> None:
+    first, same, other = kernel("bzImage", "aa" * 8), kernel("bzImage", "aa" * 8), kernel("bzImage", "bb" * 8)
+    assert [one.name for one in repro.told_apart((first, same, other))] == ["bzImage", "bzImage", "bzImage-bbbbbbbb"]
+    deb = kernel("../linux-image_6.1~rc1+deb12u1 amd64.deb", "cc" * 8)
+    assert repro.told_apart((deb,))[0].name == "linux-image_6.1-rc1-deb12u1-amd64.deb"
+
+
+def test_one_kernel_is_not_on_both_sides_whatever_its_file_is_called() -> None:
+    first, same, other = kernel("a", "aa"), kernel("b", "aa"), kernel("c", "cc")
+    assert [[one.name for one in side] for side in repro.sides((first, same), (other,))] == [["b"], ["c"]]
+    with pytest.raises(UsageError, match="kernels a and b: expected it to show on one of them only"):
+        repro.sides((first,), (same,))
+
+
+def test_tries_that_stopped_at_a_hit_say_less_and_those_cut_short_less_still() -> None:
+    whole = tried("k", HIT)
+    assert [round(bound, 3) for bound in whole.interval] == [0.207, 1.0]
+    stopped = replace(whole, stopped=True)
+    assert [round(bound, 3) for bound in stopped.interval] == [0.025, 1.0]
+    assert stopped.words == "1 of 1, stopped at a hit (95 % interval 3% to 100%)"
+    # Of four tries at least one is a hit; the other three were cut short, and may have been hits as well.
+    low, high = replace(stopped, cut=3).interval
+    assert (round(low, 4), high) == (0.0063, 1.0)
+
+
+def documents(folder: Path) -> dict[str, dict[str, Any]]:
+    shows, clean = tried("bad", HIT, TROUBLE, stopped=True, cut=1), tried("good", MISS, MISS, must_show=False)
+    step = Step(what=f"without {EVIL}", kept=True, hits=3, tries=3, folder="candidate-1")
+    reduced = Reduced(plain={}, dropped=("disks.data",), whole=shows, steps=(step,), guests=5)
+    bisector: Any = SimpleNamespace(
+        rate=0.5,
+        asked=[
+            Asked(kernel="bad", answer=Answer.BAD, tried=shows),
+            Asked(kernel="good", answer=Answer.GOOD, tried=clean),
+        ],
+    )
+    words = ["testbed", "verb", "--expect", "it's"]
+    between = Between(good=1, bad=0)
+    return {
+        "repro": bug_results.of_repro(job(folder), (shows, clean), words, 9.0),
+        "reduce": bug_results.of_reduce(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0),
+        "bisect": bug_results.of_bisect(job(folder), ("bad", "good"), between, bisector, words, 9.0),
+    }
+
+
+@pytest.mark.parametrize("what", ["repro", "reduce", "bisect"])
+def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "state" / "runs" / "20260101T000000Z-abcd"
+    guest = folder / "guests" / "bad-1"
+    guest.mkdir(parents=True)
+    (guest / "console.log").write_text(f"first\n{EVIL}\nlast words\n")
+    document = documents(folder)[what]
+    bug_files.write(document, folder)
+    assert bug_files.read(folder) == json.loads(json.dumps(document))
+    (listed,) = runs.every(folder.parent)
+    assert (listed.verdict, listed.command[0]) == (document["result"], "verb") and listed.cases
+
+    page = (folder / "report.html").read_text()
+    assert "<script>" not in page and "last words" in page and 'href="./guests/bad-1/console.log"' in page
+    printed = testbed(tmp_path, "report", "last")
+    text = printed.stdout
+    assert printed.returncode == 0
+    assert f": {document['result']}" in text and "./tb verb --expect" in text and "1 of 1: 1% to 100%" in text
+    assert "\x1b" not in text
+    shown = testbed(tmp_path, "report", "--format", "junit")
+    if what == "repro":
+        junit_rules.check((folder / "junit.xml").read_text())
+        ktap_rules.parse((folder / "results.ktap").read_text())
+        assert 'name="a bug' in shown.stdout and 'failures="0"' in shown.stdout and "ok 2 good" in (folder / "results.ktap").read_text()
+    else:
+        assert shown.returncode == 2 and f"`{what}` passes or fails nothing" in shown.stderr
+    assert "expected a run of scenarios, got one of" in testbed(tmp_path, "report", "--diff", "last", "last").stderr
+
+
+def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
+    (tmp_path / "repro.json").write_text(json.dumps(documents(tmp_path)["repro"] | {"kernels": [{"name": 3}]}))
+    with pytest.raises(UsageError, match=r"repro\.json: expected the results of a run, version 1: kernels\.0\.name"):
+        bug_files.read(tmp_path)
+    (tmp_path / "repro.json").write_text("{")
+    with pytest.raises(UsageError, match="expected JSON"):
+        bug_files.read(tmp_path)
+    assert bug_files.read(tmp_path / "guests") is None
+
+
+def test_every_result_has_an_exit_code() -> None:
+    assert {result.value for result in repro.Result} | {"reduced", "bisected", "wrong ends"} == bug_results.EXIT_CODES.keys()

@@ -1,0 +1,178 @@
+"""Series as text, and in a tree: what is read, in which order, and what is said of a patch that does not fit."""
+
+import asyncio
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import BuildError
+from testbed.kbuild import patches
+from testbed.kbuild.ablations import Ablation, Edit
+from testbed.kbuild.patches import Patch
+from testbed.store.kernel_builds import read_patches
+from testbed.store.kernel_tree import Tree, digests
+
+LOOP = "".join(f"line {number}\n" for number in range(1, 31))
+
+
+def diff(old: str, new: str, path: str = "drivers/loop.c", line: int = 10) -> str:
+    return (
+        f"diff --git a/{path} b/{path}\n--- a/{path}\n+++ b/{path}\n"
+        f"@@ -{line},3 +{line},3 @@\n line {line}\n-{old}\n+{new}\n line {line + 2}\n"
+    )
+
+
+def mail(subject: str, body: str) -> str:
+    return (
+        "From mboxrd@z Thu Jan  1 00:00:00 1970\nFrom: A <a@example.org>\n"
+        f"Subject: {subject}\nContent-Type: text/plain; charset=utf-8\n\n{body}\n\n"
+    )
+
+
+COVER = mail("[PATCH v5 0/2] Charge loop", "A cover letter.\n")
+FIRST = mail("[PATCH v5 1/2] loop: first", "Why.\n---\n loop.c | 2 +-\n\n" + diff("line 11", "eleven") + "-- \n2.26\n")
+SECOND = mail("[PATCH v5 2/2] loop: second", diff("line 21", "twenty-one", line=20))
+ANSWER = mail("Re: [PATCH v5 1/2] loop: first", "> " + "\n> ".join(diff("line 11", "eleven").splitlines()))
+
+
+def tree_of(folder: Path, **more: str) -> Tree:
+    (folder / "tree/drivers").mkdir(parents=True)
+    (folder / "tree/drivers/loop.c").write_text(LOOP)
+    for name, text in more.items():
+        (folder / "tree" / name).write_text(text)
+    return Tree(folder)
+
+
+def planned(
+    tree: Tree, series: tuple[Patch, ...] = (), reverts: tuple[Patch, ...] = (), ablations: tuple[Ablation, ...] = ()
+) -> dict[str, bytes | None]:
+    return asyncio.run(tree.planned(series, reverts, ablations))
+
+
+def test_a_mailbox_gives_its_patches_in_order_without_cover_letter_and_answers() -> None:
+    found = patches.of_file((COVER + SECOND + ANSWER + FIRST).encode(), "v5.mbx")
+    assert [patch.subject for patch in found] == ["loop: first", "loop: second"]
+    assert found[0].paths == {"drivers/loop.c"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (COVER + SECOND, "patches 1 to 2, each once; patch 1 is missing"),
+        (FIRST + SECOND + FIRST.replace("v5", "v4"), "patch 1 is there 2 times"),
+        (COVER, "1 messages without a diff"),
+        ("no patch at all\n", "found no diff"),
+    ],
+)
+def test_a_series_with_a_hole_is_refused(text: str, message: str) -> None:
+    with pytest.raises(BuildError, match=message):
+        patches.of_file(text.encode(), "v5.mbx")
+
+
+def test_a_mail_is_decoded() -> None:
+    text = "From: a\nSubject: [PATCH] x\nContent-Transfer-Encoding: quoted-printable\n\n" + diff("line 11", "a=3Db")
+    (patch,) = patches.of_file(text.encode(), "x.eml")
+    assert "+a=b\n" in patch.text
+
+
+def test_quilt_and_plain_folders_are_read_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "b.patch").write_text(diff("line 11", "eleven"))
+    (tmp_path / "a.patch").write_text(
+        diff("line 21", "twenty-one", line=20).replace("a/drivers", "drivers").replace("b/drivers", "drivers")
+    )
+    assert [Path(patch.name).name for patch in read_patches(tmp_path)] == ["a.patch", "b.patch"]
+    (tmp_path / "series").write_text("# mine\nb.patch\na.patch -p0\n")
+    assert [(Path(patch.name).name, patch.strip) for patch in read_patches(tmp_path)] == [("b.patch", 1), ("a.patch", 0)]
+    assert planned(tree_of(tmp_path / "source"), read_patches(tmp_path)).keys() == {"drivers/loop.c"}
+    (tmp_path / "series").write_text("b.patch -R\n")
+    with pytest.raises(BuildError, match=r"series:1: expected a file name, perhaps with -pN"):
+        read_patches(tmp_path)
+    with pytest.raises(BuildError, match="nowhere"):
+        read_patches(tmp_path / "nowhere")
+
+
+def test_a_series_is_planned_put_and_taken_back_and_other_files_keep_their_times(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path, other="untouched\n")
+    loop, other = tmp_path / "tree/drivers/loop.c", tmp_path / "tree/other"
+    before = other.stat().st_mtime_ns
+    new = "diff --git a/new.h b/new.h\nnew file mode 100644\n--- /dev/null\n+++ b/new.h\n@@ -0,0 +1 @@\n+new\n"
+    series = (*patches.of_file((FIRST + SECOND).encode(), "v5.mbx"), *patches.of_file(new.encode(), "new.patch"))
+    plan = planned(tree, series)
+    assert loop.read_text() == LOOP
+    tree.put(plan)
+    assert "eleven\n" in loop.read_text() and "twenty-one\n" in loop.read_text() and (tmp_path / "tree/new.h").read_text() == "new\n"
+    put_at = loop.stat().st_mtime_ns
+    # The same again changes nothing, and is planned from the source as it was.
+    assert planned(tree, series) == plan and digests(plan).keys() == {"drivers/loop.c", "new.h"}
+    tree.put(plan)
+    assert loop.stat().st_mtime_ns == put_at
+    tree.put({})
+    assert loop.read_text() == LOOP and not (tmp_path / "tree/new.h").exists()
+    assert loop.stat().st_mtime_ns > put_at and other.stat().st_mtime_ns == before
+
+
+def test_a_tree_that_was_left_half_way_is_put_right(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    plan = planned(tree, patches.of_file(FIRST.replace("1/2", "1/1").encode(), "one.mbx"))
+    tree.put(plan)
+    (tmp_path / "tree/drivers/loop.c").write_text("torn")
+    assert planned(tree, patches.of_file(FIRST.replace("1/2", "1/1").encode(), "one.mbx")) == plan
+    tree.put(plan)
+    assert "eleven\n" in (tmp_path / "tree/drivers/loop.c").read_text()
+
+
+def test_a_revert_undoes_what_is_in_the_source(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    (tmp_path / "tree/drivers/loop.c").write_text(LOOP.replace("line 11\n", "eleven\n"))
+    plan = planned(tree, reverts=(Patch(name="p", subject="p", text=diff("line 11", "eleven")),))
+    assert plan == {"drivers/loop.c": LOOP.encode()}
+
+
+def test_a_refused_patch_names_file_and_hunk_and_what_is_there(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    with pytest.raises(BuildError) as refused:
+        planned(tree, patches.of_file((FIRST + SECOND.replace("-line 21", "-line XXI")).encode(), "v5.mbx"))
+    assert "[PATCH v5 2/2] loop: second: cannot be applied: drivers/loop.c: hunk 1, at line 20" in str(refused.value)
+    assert "expected: line XXI\n    found in line 21: line 21" in str(refused.value)
+    assert (tmp_path / "tree/drivers/loop.c").read_text() == LOOP
+
+
+def test_a_place_that_moved_is_shown_where_it_is_now(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    moved = "new\n" * 5 + LOOP.replace("line 11\n", "other 11\n")
+    (tmp_path / "tree/drivers/loop.c").write_text(moved)
+    with pytest.raises(BuildError, match="expected: line 11\n    found in line 16: other 11"):
+        planned(tree, (Patch(name="p", subject="p", text=diff("line 11", "eleven")),))
+
+
+def test_a_patch_that_is_there_already_is_told_so(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    patch = Patch(name="p", subject="p", text=diff("line 11", "eleven"))
+    with pytest.raises(BuildError, match="it is not in this source"):
+        planned(tree, reverts=(patch,))
+    (tmp_path / "tree/drivers/loop.c").write_text(LOOP.replace("line 11\n", "eleven\n"))
+    with pytest.raises(BuildError, match="it is in this source already: --revert"):
+        planned(tree, (patch,))
+
+
+@pytest.mark.parametrize("path", ["../outside.c", "../../etc/passwd"])
+def test_a_patch_stays_inside_the_tree(tmp_path: Path, path: str) -> None:
+    (tmp_path / "outside.c").write_text(LOOP)
+    with pytest.raises(BuildError):
+        planned(tree_of(tmp_path), (Patch(name="p", subject="p", text=diff("line 11", "eleven", path)),))
+    assert (tmp_path / "outside.c").read_text() == LOOP
+
+
+def test_patches_apply_inside_somebody_elses_repository(tmp_path: Path) -> None:
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    assert planned(tree_of(tmp_path), (Patch(name="p", subject="p", text=diff("line 11", "eleven")),))
+
+
+def test_an_ablation_stands_on_the_series(tmp_path: Path) -> None:
+    ablation = Ablation(name="a", patches=(1,), what="w", ways=((Edit(file="drivers/loop.c", find="eleven\n", put="gone\n"),),))
+    tree = tree_of(tmp_path)
+    plan = planned(tree, (Patch(name="p", subject="p", text=diff("line 11", "eleven")),), ablations=(ablation,))
+    assert plan == {"drivers/loop.c": LOOP.replace("line 11\n", "gone\n").encode()}
+    with pytest.raises(BuildError, match=r"ablation a: its place has moved.*\n.*drivers/loop.c: expected once.*`eleven`, found 0 times"):
+        planned(tree, ablations=(ablation,))

@@ -1,0 +1,73 @@
+from typing import Any
+
+from testbed.report import sensitivity
+from testbed.report.sensitivity import UNCHANGED
+
+
+def side(verdict: str, *splats: tuple[str, bool]) -> dict[str, Any]:
+    return {"verdict": verdict, "console": [{"kind": kind, "seconds": 1.0, "text": "x", "expected": known} for kind, known in splats]}
+
+
+def document(**cases: dict[str, Any]) -> dict[str, Any]:
+    kernels = next(iter(cases.values()))
+    return {
+        "kernels": dict.fromkeys(kernels),
+        "scenarios": [{"name": name.replace("_", "-").replace("--", "/"), **found} for name, found in cases.items()],
+    }
+
+
+def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() -> None:
+    found = sensitivity.table(
+        (
+            document(
+                read={
+                    UNCHANGED: side("PASS", ("oom", False), ("warning", True)),
+                    "no-io-charge": side("FAIL"),
+                    "root-worker": side("PASS"),
+                    "nesting-lost": side("PASS", ("warning", False)),
+                    "shmem-uncharged": side("INVALID"),
+                    "idle-at-once": side("INFRA"),
+                    "idle-for-ever": side("SKIP"),
+                }
+            ),
+        )
+    )
+    assert found == {
+        "read": {
+            "no-io-charge": "noticed",
+            "root-worker": "-",
+            "nesting-lost": "noticed in the log",
+            "shmem-uncharged": "unclear",
+            "idle-at-once": "guest lost",
+            "idle-for-ever": "",
+        }
+    }
+
+
+def test_a_case_that_fails_on_the_unchanged_kernel_says_nothing() -> None:
+    found = sensitivity.table((document(read={UNCHANGED: side("FAIL"), "no-io-charge": side("FAIL")}),))
+    assert found == {"read": {"no-io-charge": ""}}
+    assert sensitivity.complaints(found) == (
+        "patch 4: no scenario notices no-io-charge",
+        "read: it has no result, or none on the unchanged kernel",
+    )
+
+
+def test_runs_of_some_kernels_each_make_one_table() -> None:
+    found = sensitivity.table(
+        (
+            document(read={UNCHANGED: side("PASS")}, nested={UNCHANGED: side("PASS")}),
+            document(read={"no-io-charge": side("FAIL")}, nested={"no-io-charge": side("PASS")}),
+            document(read={"root-worker": side("PASS")}, nested={"root-worker": side("PASS")}),
+        )
+    )
+    assert found["read"] == {"no-io-charge": "noticed", "root-worker": "-"}
+    assert sensitivity.complaints(found) == ("patch 1: no scenario notices root-worker", "nested: it notices none of 2")
+
+
+def test_the_table_that_is_kept_says_who_noticed_what() -> None:
+    found = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL"), "root-worker": side("PASS")}),))
+    text = sensitivity.markdown(found, "    ./tb sensitivity read")
+    assert "| no-io-charge | 4 | no disk I/O is charged to the issuer | read |" in text
+    assert "| case | patches | root-worker | no-io-charge |" in text and "| read | 4 | - | noticed |" in text
+    assert "- patch 1: no scenario notices root-worker" in text
