@@ -6,10 +6,10 @@ import enum
 import re
 from dataclasses import dataclass
 
+from testbed.printable import printable
+
 # "[   12.345678] " or "[   12.345678][  T123] " before a kernel line; an SSH server's lines have other brackets.
 _STAMP = re.compile(r"^(?:<\d+>)?\[\s*(?P<seconds>\d+\.\d{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
-# What could steer a terminal: everything below a space but tab, DEL, and the C1 range.
-_CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Kind(enum.Enum):
@@ -73,7 +73,7 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 
 def clean(line: str, most: int = 1000) -> str:
     """The line without what could steer a terminal, and not longer than `most` characters: a guest chooses these bytes."""
-    return _CONTROL.sub("", line)[:most]
+    return printable(line)[:most]
 
 
 def classify(line: str) -> Finding | None:

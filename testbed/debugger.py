@@ -28,13 +28,16 @@ async def read_symbols(guest: Guest) -> Path:
     return path
 
 
-async def opened(guest: Guest, socket: Path, wanted: Path | None) -> dict[str, Any]:
-    """Open the stub on `socket`, if it is not; what gdb is to be told: `socket`, `symbols` (a file, or empty), `offset` for it, and `note`.
+async def opened(guest: Guest, wanted: Path | None) -> dict[str, Any]:
+    """Open the stub, if it is not, on a socket beside the guest's others.
+
+    Returns what gdb is to be told: `socket`, `symbols` (a file, or empty), `offset` for it, and `note`.
 
     `wanted`: a vmlinux, whose symbols are moved by `offset`, or a System.map.
 
     :raise UsageError: `wanted` is neither. :raise HostError: QEMU has no such stub.
     """
+    socket = guest.order.sockets / "gdb"
     if not socket.exists():
         command = f"gdbserver unix:{socket},server=on,wait=off"
         said = str(await guest.monitor.execute("human-monitor-command", {"command-line": command}))

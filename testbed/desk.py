@@ -20,10 +20,10 @@ Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class Desk:
-    """The verbs of a guest that is ready, which `ready` gives or refuses; `folder` is where its sockets are."""
+    """The verbs of a guest that is ready, which `ready` gives or refuses."""
 
-    def __init__(self, name: str, folder: Path, ready: Callable[[], Guest]) -> None:
-        self._name, self._folder, self._ready = name, folder, ready
+    def __init__(self, name: str, ready: Callable[[], Guest]) -> None:
+        self._name, self._ready = name, ready
         self._sampler: Sampler | None = None
         self.agent = asyncio.Lock()
         self.verbs: Mapping[str, Verb] = {
@@ -91,7 +91,7 @@ class Desk:
         """Let gdb in: its socket, and a file of the kernel's symbols; `symbols`: a vmlinux or System.map of the user's."""
         guest = self._ready()
         symbols = asked.get("symbols")
-        return await debugger.opened(guest, self._folder / "gdb", Path(symbols) if symbols else None)
+        return await debugger.opened(guest, Path(symbols) if symbols else None)
 
     async def _dump(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Write its memory into the new file `path`."""

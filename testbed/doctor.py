@@ -70,6 +70,8 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
                     what=f"{format_size(host.disk_free_bytes)} is free in the cache, 4G is needed", mend="set TESTBED_CACHE elsewhere"
                 )
             )
+        if host.account is None and os.getuid() == 0:
+            said.append(Complaint(what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False))
         if not host.kvm.works:
             said.append(
                 Complaint(

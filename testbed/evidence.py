@@ -1,4 +1,4 @@
-"""Files that are added to while a guest lives. A disk that takes no more must not end what waits for the guest without a word."""
+"""Files that are added to while a guest or a run lives. A disk that takes no more must not end what waits for the guest without a word."""
 
 from __future__ import annotations
 
@@ -9,25 +9,32 @@ from typing import Any
 
 # Hears why something cannot be written.
 OnFailure = Callable[[str], None]
+_MOST_BYTES = 64 << 20
 
 
 class Log:
-    """One such file. `on_failure` hears of the first line that cannot be written; later ones are dropped."""
+    """One such file. What a guest makes grow keeps its first part, and says where it was cut. `on_failure` hears of the first text that
+    cannot be written; later ones are dropped.
+    """
 
-    def __init__(self, path: Path, on_failure: OnFailure) -> None:
+    def __init__(self, path: Path, on_failure: OnFailure, most_bytes: int = _MOST_BYTES) -> None:
         self.path = path
         self._on_failure = on_failure
-        self._failed = False
+        self._room_bytes = most_bytes
+        self._ended = False
 
     def add(self, text: str) -> None:
-        """Add a text as it is."""
-        if self._failed:
+        """Add whole lines, as long as there is room."""
+        if self._ended:
             return
+        self._room_bytes -= len(text.encode(errors="replace"))
+        if self._room_bytes <= 0:
+            self._ended, text = True, f"[testbed: the log is full, the rest is left out: {self.path.name}]\n"
         try:
-            with self.path.open("a") as file:
+            with self.path.open("a", errors="replace") as file:
                 file.write(text)
         except OSError as error:
-            self._failed = True
+            self._ended = True
             self._on_failure(unwritable(self.path, error))
 
     def note(self, record: dict[str, Any]) -> None:

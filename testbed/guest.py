@@ -19,7 +19,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import devices, login, plan, process, room, states
+from testbed import custody, devices, login, plan, process, room, session, states
+from testbed.custody import Custody
 from testbed.devices import Device
 from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, HostError, TemplateError, TestbedError
@@ -58,7 +59,8 @@ class Guest(Life):
         self.host_key = SshKey(order.identity)
         self.marks = Marks(self.console)
         self.agent = Agent(order.name)
-        self.monitor = Monitor(order.name, self.log("qmp.jsonl"), self._on_event)
+        self.custody = Custody(order.host.account)
+        self.monitor = Monitor(order.name, self.log("qmp.jsonl"), self._on_event, self.custody.seen)
         self.poller = Poller(order.name, order.sockets / "poll")
         self._disks = Arrangement(cold=(), hot=())
         self._authorized = ""
@@ -67,8 +69,8 @@ class Guest(Life):
         self._watchers: list[asyncio.Task[None]] = []
         self._shut_down = ""
         self._stays = False  # also after its end
-        self.slots = Slots(self.monitor, self.wait, order)
-        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots)
+        self.slots = Slots(self.monitor, self.wait, order, self.custody)
+        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots, self.custody)
 
     @property
     def pid(self) -> int:
@@ -170,6 +172,8 @@ class Guest(Life):
     async def _start(self) -> None:
         order = self.order
         snapshot = order.template if isinstance(order.template, Snapshot) else None
+        memory = Memory(file=order.template.memory) if order.template else order.memory
+        self._hand_over(memory)
         self._disks = await self.slots.prepare(order.model, order.wiring, snapshot)
         if order.savable:
             await self.slots.overlay(order.overlay, order.files.root, snapshot)
@@ -179,14 +183,24 @@ class Guest(Life):
             order.files if not order.savable else replace(order.files, overlay=order.overlay),
             name=order.name,
             sockets=order.sockets,
-            memory=Memory(file=order.template.memory) if order.template else order.memory,
+            memory=memory,
             restore=order.template is not None,
             cold=self._disks.cold,
         )
         (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in options))
         self._process = await process.start(
-            plan.flat(options), output=order.evidence / "qemu.log", env={"TMPDIR": str(order.scratch)}, first_to_go=True
+            self.custody.seen(plan.flat((*options, *self.custody.options))),
+            output=order.evidence / "qemu.log",
+            env={
+                **order.host.qemu.environment,
+                "TMPDIR": self.custody.seen(str(order.scratch)),
+                session.OWNER: f"{order.sockets}/",
+            },
+            first_to_go=True,
+            within=custody.prefix(order.host.account, order.host.groups),
+            handed=self.custody.descriptors,
         )
+        self.custody.release()
         self._advance(Event.SPAWNED)
         self._watchers += [asyncio.create_task(self._watch_process()), asyncio.create_task(self._watch_room())]
         await self.wait(self.monitor.connect(order.sockets / "qmp"), order.deadlines.monitor_s)
@@ -194,6 +208,16 @@ class Guest(Life):
         await self.console.connect(order.sockets / "console")
         await self.agent.connect(order.sockets / "agent")
         self._advance(Event.MONITOR_CONNECTED)
+
+    def _hand_over(self, memory: Memory) -> None:
+        """Everything of this machine that its QEMU may reach."""
+        files, wiring, disks = self.order.files, self.order.wiring, self.order.model.disks.values()
+        self.custody.folders(self.order.sockets, self.order.scratch, *([wiring.folder] if wiring.ends else []))
+        self.custody.start_files(files.bzimage, files.initramfs)
+        self.custody.images([path for path in (files.root, files.modules_disk) if path is not None])
+        self.custody.images(Path(disk.image) for disk in disks if disk.image is not None)
+        if memory.file is not None:
+            self.custody.memory(memory.file)
 
     async def _boot(self) -> None:
         started = time.monotonic()
@@ -359,6 +383,7 @@ class Guest(Life):
         await self.monitor.close()
         await self.slots.close()
         await self.hardware.close()
+        self.custody.release()
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

@@ -50,7 +50,7 @@ class Holder:
         with vms.claimed(self.folders, self.name) as folder:
             vms.write(folder, self._record(guest, match))
             vms.ssh_files(folder, self.name, guest.ssh_port, self.key, guest.host_key.public)
-            verbs = {**Desk(self.name, folder, ready).verbs, "down": down}
+            verbs = {**Desk(self.name, ready).verbs, "down": down}
             async with (
                 desk.listening(folder / "control", lambda reader, writer: desk.answer(self.name, verbs, reader, writer)),
                 desk.listening(folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),

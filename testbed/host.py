@@ -10,6 +10,7 @@ class Qemu:
     """The emulator that was found, and what asking it showed.
 
     `identity` changes when the program does (path, size and time of change): templates and probes are keyed by it.
+    `modules`: the folder of its modules, where it has one beside it: a package that was extracted somewhere does.
     `warm_clones`: it has what saving and restoring a template takes. `seccomp`: it was built with `-sandbox`.
     """
 
@@ -20,6 +21,12 @@ class Qemu:
     why_not_warm: str
     seccomp: bool
     devices: tuple[str, ...]
+    modules: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What it needs to find its own modules (docs/devel/modules.rst); it would take those of the installed QEMU, and end."""
+        return {"QEMU_MODULE_DIR": self.modules} if self.modules else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +39,18 @@ class Kvm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """A user and group of this machine, by number."""
+
+    uid: int
+    gid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The facts. Memory and disk in bytes."""
+    """The facts. Memory and disk in bytes. `account`: whom QEMU runs as; None: as whoever started the testbed, for the reason
+    `why_own_account`. `kvm_group`: who may use /dev/kvm.
+    """
 
     kernel: str
     cores: int
@@ -42,6 +59,14 @@ class Host:
     disk_free_bytes: int
     qemu: Qemu
     kvm: Kvm
+    account: Account | None = None
+    why_own_account: str = "the testbed does not run as root"
+    kvm_group: int | None = None
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """The groups of QEMU's account."""
+        return (self.kvm_group,) if self.kvm.works and self.kvm_group is not None else ()
 
     @property
     def accelerator(self) -> str:

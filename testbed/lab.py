@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import shlex
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
@@ -20,7 +21,7 @@ from typing import Any
 
 from testbed import clock, mounts, paths, plan, probe, room, template
 from testbed.admission import Admission, Admitted, Claim, OnWait
-from testbed.errors import HostError, TemplateError
+from testbed.errors import HostError, TemplateError, UsageError
 from testbed.guest import Guest, launch
 from testbed.host import Host
 from testbed.kernels import KernelTable, load_table
@@ -34,7 +35,7 @@ from testbed.progress import Progress
 from testbed.room import Quota
 from testbed.session import Session, open_session
 from testbed.ssh_keys import SshKey
-from testbed.store import cache, image, initramfs, kernel_files, templates, waste
+from testbed.store import cache, image, initramfs, kernel_files, seals, templates, waste
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.snapshots import Snapshot
@@ -45,6 +46,8 @@ from testbed.topology.model import Topology
 IMAGE = "bookworm"
 # So long is the clock of a guest that was booted compared with ours.
 _CLOCK_S = 0.3
+# Set to 1 where the topologies are one's own.
+_TRUST = "TESTBED_TRUST_QEMU_ARGS"
 
 # What a guest writes into its folder of evidence.
 _LOGS = (
@@ -109,6 +112,11 @@ class Lab:
             await self.template(machine, files)
 
     async def _machine(self, model: GuestModel, kernel: KernelFiles) -> tuple[Machine, BootFiles]:
+        if model.qemu_args and os.environ.get(_TRUST) != "1":
+            raise UsageError(
+                f"qemu-args: they may do anything that QEMU can do to this machine, and nobody checks them; if you trust "
+                f"{shlex.join(model.qemu_args)}, set {_TRUST}=1"
+            )
         root = await self._image(model.image)
         files = await self._boot_files(kernel, root)
         return plan.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name), files
@@ -287,6 +295,7 @@ class Lab:
             return {"release": kernel.release}
 
         await cache.once(folder, make, self._progress, "initramfs")
+        await asyncio.to_thread(seals.check, folder, ("initramfs",))
         return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)
 
 

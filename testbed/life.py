@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+from testbed import journal
 from testbed.console import Finding, Kind
 from testbed.errors import GuestLost, HostError, WireBroken
 from testbed.evidence import Log
@@ -42,12 +43,14 @@ class Life:
         self.state = advance(self.state, event)
         self.reached[event] = now = time.monotonic()
         self._stages.note({"monotonic_s": round(now, 6), "event": event.name, "state": self.state.name})
+        journal.say(event.value, guest=self.name, stage=self.state.value)
         self.order.on_state(self.state)
 
     def _lose(self, why: str, loss: Loss) -> None:
         if not self._lost.done() and not self._ending:
             self.loss = loss
             self._lost.set_result(why)
+            journal.say(why, guest=self.name, stage=self.state.value, failed=True)
 
     def _on_fatal(self, finding: Finding) -> None:
         self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)

@@ -7,11 +7,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from testbed import drives, layers
+from testbed.custody import Custody
 from testbed.disk_errors import DiskErrors
 from testbed.drives import Storage
 from testbed.errors import HostError, TestbedError, UsageError
@@ -67,8 +68,8 @@ class _Disk:
 class LiveDisks:
     """The exports' sockets are beside the guest's others, and their logs with its evidence."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots) -> None:
-        self._slots = slots
+    def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots, custody: Custody) -> None:
+        self._slots, self._custody = slots, custody
         self.errors = DiskErrors()
         self.limits_changed = 0  # how often; counted after the change
         self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
@@ -314,8 +315,10 @@ class LiveDisks:
                 raise
         return now.export
 
-    def _start(self, name: str, what: dict[str, Any]) -> Awaitable[Export]:
-        return Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
+    async def _start(self, name: str, what: dict[str, Any]) -> Export:
+        export = await Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
+        self._custody.own(export.socket)
+        return export
 
     def _kept(self, name: str) -> Storage | None:
         """What a disk or a namespace is kept in."""

@@ -32,12 +32,15 @@ class _Client(QMPClient):
 
 
 class Monitor:
-    """The control connection to one QEMU. `on_event` hears every event's name and data."""
+    """The control connection to one QEMU. `on_event` hears every event's name and data; `seen` names paths as QEMU reaches them."""
 
-    def __init__(self, name: str, log: Log, on_event: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(
+        self, name: str, log: Log, on_event: Callable[[str, dict[str, Any]], None], seen: Callable[[Any], Any] = lambda said: said
+    ) -> None:
         self._name = name
         self._log = log
         self._on_event = on_event
+        self._seen = seen
         self._client = _Client(name)
         self._client.logger.disabled = True  # what it would log reaches the caller as an exception, or the file below
         self._listener = EventListener()
@@ -76,7 +79,7 @@ class Monitor:
         record: dict[str, Any] = {"execute": command, "arguments": arguments or {}}
         try:
             async with asyncio.timeout(_COMMAND_S):
-                answer = await self._client.execute(command, arguments)
+                answer = await self._client.execute(command, self._seen(arguments))
             record["return"] = answer
             if not kept:
                 record = {}
@@ -135,8 +138,9 @@ class Monitor:
         """End the connection, whatever state it is in."""
         if self._events is not None:
             self._events.cancel()
-        # A peer that ended first makes disconnect() raise what its reader saw (EOFError), and its task group must be awaited all the same.
-        with contextlib.suppress(QMPError, EOFError, OSError):
+        # disconnect() raises what its reader saw: EOFError of a peer that ended first, ValueError of a message that was too long. Its task
+        # group must be awaited all the same.
+        with contextlib.suppress(QMPError, EOFError, OSError, ValueError):
             await self._client.disconnect()
         if self._events is not None:
             await asyncio.gather(self._events, return_exceptions=True)

@@ -19,8 +19,9 @@ from testbed.units import MIB
 KERNEL_ARGUMENTS = (
     "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable rcupdate.rcu_expedited=1"
 )
-# Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices, what was checked.
-_TEMPLATE_FORMAT = 5
+# Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices, what was checked, who
+# may open its memory.
+_TEMPLATE_FORMAT = 6
 _PORT_COUNTS = (4, 8, 16)
 
 
@@ -153,7 +154,9 @@ def argv(
 
 def _root_disk(files: BootFiles) -> str:
     if files.overlay is not None:
-        return f"if=none,id=root,format=qcow2,file={_escaped(files.overlay)}"
+        # Its image is named here, and not by what the file says of itself.
+        image = f"backing.driver=raw,backing.file.filename={_escaped(files.root)}"
+        return f"if=none,id=root,format=qcow2,file={_escaped(files.overlay)},{image}"
     # snapshot=on: what this guest writes goes to a file that has no name from its first moment on.
     return f"if=none,id=root,format=raw,snapshot=on,file={_escaped(files.root)}"
 

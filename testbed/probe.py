@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import shutil
 import struct
@@ -11,9 +12,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from testbed import process
+from testbed import custody, process
 from testbed.errors import HostError
-from testbed.host import Host, Kvm, Qemu
+from testbed.host import Account, Host, Kvm, Qemu
 from testbed.keys import content_key
 from testbed.progress import Silent
 from testbed.store.cache import UNFINISHED, locked
@@ -21,10 +22,23 @@ from testbed.store.initramfs import cpio, directory, file
 from testbed.store.kernel_files import KernelFiles
 
 QEMU = "qemu-system-x86_64"
-_DEVICES = ("virtio-blk-pci", "nvme", "virtio-net-pci", "pcie-root-port", "isa-serial", "throttle-group")
+_TYPES = (
+    "virtio-blk-pci",
+    "nvme",
+    "virtio-scsi-pci",
+    "scsi-hd",
+    "virtio-net-pci",
+    "pcie-root-port",
+    "isa-serial",
+    "vmcoreinfo",
+    "throttle-group",
+)
 # A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
 _KVM_LIMIT_S = 20
+_CAPABILITIES = re.compile(r"^Cap(?:Eff|Bnd):\s+(\w+)$", re.MULTILINE)
 _MEMINFO = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
+# QEMU's account where the testbed runs as root: a number that nobody has (systemd's list of uids says that 60578 to 61183 are unused).
+_ACCOUNT = Account(uid=61183, gid=61183)
 _EXIT_PORT = 0xF4
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
 
@@ -41,6 +55,8 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
     """
     found = await _qemu(cache)
     memory: dict[str, str] = dict(_MEMINFO.findall(Path("/proc/meminfo").read_text()))
+    account, why_own_account = await _account(cache, found)
+    kvm_device = Path("/dev/kvm")
     return Host(
         kernel=os.uname().release,
         cores=len(os.sched_getaffinity(0)),
@@ -49,7 +65,57 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
         disk_free_bytes=shutil.disk_usage(cache).free,
         qemu=found,
         kvm=await _kvm(cache, found, kernel),
+        account=account,
+        why_own_account=why_own_account,
+        kvm_group=kvm_device.stat().st_gid if kvm_device.exists() else None,
     )
+
+
+async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
+    """Whom QEMU runs as, or why it runs as we do.
+
+    :raise HostError: there is no such user, or it may not run QEMU.
+    """
+    if os.geteuid() != 0:
+        return None, "the testbed does not run as root"
+    named = os.environ.get("TESTBED_QEMU_USER", "")
+    if named == "root":
+        return None, "TESTBED_QEMU_USER says so"
+    account = _of_name(named) if named else _ACCOUNT
+    # What may change without QEMU: what this root is allowed to, as in a container.
+    powers = [Path(f"/proc/self/{name}").read_text() for name in ("uid_map", "gid_map")] + _CAPABILITIES.findall(
+        Path("/proc/self/status").read_text()
+    )
+    remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
+    record = _remembered(remembered)
+    if record is None:
+        tried = {program: await _tried(account, program) for program in ("true", qemu.path)}
+        record = {"drops": tried["true"], "runs": tried[qemu.path]}
+        _remember(remembered, record)
+    if record["drops"]:
+        return None, f"this root cannot become uid {account.uid}: {record['drops']}"
+    if record["runs"]:
+        raise HostError(
+            f"{qemu.path}: expected a program that uid {account.uid} may run, which QEMU runs as, got: {record['runs']}; "
+            "put it where everybody may enter, or name another user with TESTBED_QEMU_USER"
+        )
+    return account, ""
+
+
+def _of_name(user: str) -> Account:
+    try:
+        found = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
+        return Account(uid=found.pw_uid, gid=found.pw_gid)
+    except KeyError:
+        if user.isdecimal():
+            return Account(uid=int(user), gid=int(user))
+        raise HostError(f"TESTBED_QEMU_USER: expected a user of this machine, or a uid, got {user!r}") from None
+
+
+async def _tried(account: Account, program: str) -> str:
+    """What an account says that cannot run a program; nothing where it can."""
+    tried = await process.run([*custody.prefix(account), program, "--version"], check=False)
+    return "" if tried.status == 0 else tried.stderr.strip()[-200:] or f"status {tried.status}"
 
 
 def _remembered(path: Path) -> dict[str, Any] | None:
@@ -75,12 +141,13 @@ async def _qemu(cache: Path) -> Qemu:
     path = process.find(chosen or QEMU)
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
-    remembered = cache / "probes" / f"qemu-{identity}.json"
+    remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES)}.json"
     record = _remembered(remembered)
+    modules = _modules(path)
     if record is None:
-        record = await _ask_qemu(path)
+        record = await _ask_qemu(path, modules)
         _remember(remembered, record)
-    missing = [device for device in _DEVICES if device not in record["types"]]
+    missing = [name for name in _TYPES if name not in record["types"]]
     if missing:
         raise HostError(
             f"{path}: QEMU {record['version']} has no {', '.join(missing)}; install qemu-system-x86, or name another with TESTBED_QEMU"
@@ -94,15 +161,31 @@ async def _qemu(cache: Path) -> Qemu:
         why_not_warm="" if warm else "its migration has no capability x-ignore-shared",
         seccomp=record["seccomp"],
         devices=tuple(record["types"]),
+        modules=modules,
     )
 
 
-async def _ask_qemu(path: Path) -> dict[str, Any]:
-    """Version and abilities, from a QEMU without a machine."""
-    questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options", "qom-list-types", "quit")
-    asked = "".join(json.dumps({"execute": question, "id": question}) + "\n" for question in questions)
+def _modules(path: Path) -> str:
+    """The folder of modules that came with a QEMU: PREFIX/lib/qemu, or Debian's PREFIX/lib/x86_64-linux-gnu/qemu."""
+    prefix = path.resolve().parent.parent
+    found = (folder for pattern in ("lib/qemu", "lib/*/qemu") for folder in prefix.glob(pattern) if any(folder.glob("*.so")))
+    return str(next(found, ""))
+
+
+async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
+    """Version and abilities, from a QEMU without a machine.
+
+    It is asked for each type by name: for a list of all it would load every module, and end at one that is not its own.
+    """
+    questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options")
+    commands: list[dict[str, Any]] = [{"execute": question, "id": question} for question in questions]
+    commands += [{"execute": "qom-list-properties", "id": name, "arguments": {"typename": name}} for name in _TYPES]
+    asked = "".join(json.dumps(command) + "\n" for command in (*commands, {"execute": "quit"}))
     done = await process.run(
-        [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"], stdin=asked, timeout_s=30
+        [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"],
+        stdin=asked,
+        timeout_s=30,
+        env={"QEMU_MODULE_DIR": modules} if modules else None,
     )
     answers: dict[str, Any] = {}
     for line in done.stdout.splitlines():
@@ -115,7 +198,7 @@ async def _ask_qemu(path: Path) -> dict[str, Any]:
             "version": f"{version['major']}.{version['minor']}.{version['micro']}",
             "capabilities": [entry["capability"] for entry in answers["query-migrate-capabilities"]],
             "seccomp": "sandbox" in [entry["option"] for entry in answers["query-command-line-options"]],
-            "types": [device for device in _DEVICES if device in {entry["name"] for entry in answers["qom-list-types"]}],
+            "types": [name for name in _TYPES if answers.get(name) is not None],
         }
     except (KeyError, TypeError) as error:
         raise HostError(f"{path}: expected answers on QMP, got {done.stdout[-300:]!r} {done.stderr[-300:]!r}") from error
@@ -150,7 +233,7 @@ async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles, place: Path) -> dict[
         boot: list[str | Path] = ["-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet"]
         try:
             words = [qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4"]
-            done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False)
+            done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False, env=qemu.environment)
         except HostError:
             return {
                 "works": False,

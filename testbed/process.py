@@ -26,6 +26,7 @@ PACKAGES: dict[str, str] = {
     "mke2fs": "e2fsprogs",
     "depmod": "kmod",
     "setpriv": "util-linux",
+    "prlimit": "util-linux",
     "apt-get": "apt",
     "apt-cache": "apt",
     "dpkg-deb": "dpkg",
@@ -158,13 +159,17 @@ async def start(
     env: Mapping[str, str] | None = None,
     talking: bool = False,
     first_to_go: bool = False,
+    within: tuple[str, ...] | None = None,
+    handed: tuple[int, ...] = (),
 ) -> asyncio.subprocess.Process:
     """Start a program that dies with us, its output and errors in a file; `talking`: only its errors, and pipes to speak with it.
     `first_to_go`: a host that is short of memory kills it before anything else.
 
+    `within`: words before it that confine it (`custody.prefix`), and let it die with us; `handed`: open files that it inherits.
+
     :raise HostError: it cannot be started.
     """
-    words = (*_dying_with_us("KILL"), str(find(str(argv[0]))), *map(str, argv[1:]))
+    words = (*(_dying_with_us("KILL") if within is None else within), str(find(str(argv[0]))), *map(str, argv[1:]))
     try:
         with output.open("wb") as file:
             child = await asyncio.create_subprocess_exec(
@@ -174,6 +179,7 @@ async def start(
                 stderr=file,
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
+                pass_fds=handed,
             )
         if first_to_go:
             # The most that there is (proc(5)). One that has ended by now is not there.

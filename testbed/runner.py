@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from testbed import journal
 from testbed.console import Finding
 from testbed.errors import TestbedError
 from testbed.group_sampler import sampling_groups
@@ -124,6 +125,7 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
     def judged(case: Case, attempt: int, sides: dict[str, Side]) -> Result:
         judgement, by_kernel = judge({side: done.outcome for side, done in sides.items()})
         result = Result(case=case, attempt=attempt, sides=sides, judgement=judgement, by_kernel=by_kernel)
+        journal.say(f"{case.name}: {judgement.verdict.value}: {judgement.reason}")
         job.on_result(result)
         return result
 

@@ -103,13 +103,17 @@ def _remove(folders: Folders, name: str) -> None:
     _lock_file(folders, name).unlink(missing_ok=True)
 
 
+# A variable of QEMU's environment that says whose it is: its folder of sockets.
+OWNER = "TESTBED_SOCKETS"
+
+
 def _kill_guests(sockets: Path) -> None:
     """End QEMUs whose sockets are in `sockets`: there is one only if its testbed was killed before the parent-death signal was set."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            words = (process / "cmdline").read_bytes()
+            words, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
         except OSError:
             continue
-        if b"qemu-system" in words and f"path={sockets}/".encode() in words:
+        if b"qemu-system" in words and f"{OWNER}={sockets}/".encode() in environment:
             with contextlib.suppress(OSError):
                 os.kill(int(process.name), signal.SIGKILL)

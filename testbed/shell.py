@@ -26,6 +26,8 @@ _LONGEST_COMMAND = 8000
 Listener = Callable[[bytes], None]
 # A guest may answer anything; more than this is cut off.
 _MAX_OUTPUT_BYTES = 8 << 20
+# The same of a file.
+_MAX_FILE_BYTES = 16 << 30
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +193,12 @@ class Shell:
     async def get(self, source: str, target: Path) -> None:
         """Copy a file of the guest to this machine; the caller owns the deadline. Raises as `put`."""
         async with self._transfer(f"{source} out of it") as sftp:
-            await sftp.get(source, str(target))
+            await sftp.get(source, str(target), progress_handler=self._bounded_file)
+
+    def _bounded_file(self, source: bytes, target: bytes, copied_bytes: int, total_bytes: int) -> None:
+        if max(copied_bytes, total_bytes) > _MAX_FILE_BYTES:
+            name = source.decode(errors="replace")
+            raise GuestError(f"guest {self._guest}: {name}: expected a file of at most {_MAX_FILE_BYTES} bytes, got more")
 
     @contextlib.asynccontextmanager
     async def _transfer(self, what: str) -> AsyncIterator[asyncssh.SFTPClient]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from testbed import drives, links
+from testbed.custody import Custody
 from testbed.drives import Arrangement, QmpCommand, Storage
 from testbed.links import Wiring
 from testbed.monitor import Monitor
@@ -21,7 +22,8 @@ from testbed.topology.model import Guest as GuestModel
 class Slots:
     """The disks' files are in the order's scratch folder, which goes with the guest."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, order: Order) -> None:
+    def __init__(self, monitor: Monitor, wait: Wait, order: Order, custody: Custody) -> None:
+        self._custody = custody
         self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, order.scratch, order.deadlines
         self._survivors, self._disks = order.survivors, order.model.disks
         self._gone: dict[str, asyncio.Event] = {}
@@ -38,6 +40,7 @@ class Slots:
             outlet, inlet = wiring.outlet(link.network, wiring.guest), wiring.inlet(link.network, wiring.guest)
             self._plugs.append(Plug(outlet=outlet, inlet=inlet, others=others))
             self._plugs[-1].open()
+            self._custody.own(outlet)
         hot = found.hot + links.plug(wiring, len(model.disks))
         return Arrangement(cold=found.cold + hot, hot=()) if snapshot else replace(found, hot=hot)
 
@@ -47,6 +50,7 @@ class Slots:
             await disk_files.make(Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw")))
         else:
             await snapshots.copy(snapshot.disk(file.name), file)
+        self._custody.own(file)
 
     def hand_over(self, folder: Path) -> None:
         """Move the files of all disks into a folder, for another guest's `survivors`; nobody must write to them any more."""
@@ -108,4 +112,5 @@ class Slots:
                 (self._survivors / store.file.name).rename(store.file)
             else:
                 await disk_files.make(store)
+            self._custody.own(store.file)
         return wanted

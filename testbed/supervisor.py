@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import desk, mounts, paths, snapshot, vms
+from testbed import desk, journal, mounts, paths, snapshot, vms
 from testbed.desk import Desk
 from testbed.errors import GuestLost, TestbedError, UsageError
 from testbed.guest import Guest
@@ -77,7 +77,7 @@ async def supervise(order: UpOrder, say: Say) -> int:
     """Keep the guest until somebody ends it; the exit code of its process."""
     folders = paths.folders()
     try:
-        with vms.claimed(folders, order.name) as folder:
+        with journal.writing(Path(order.evidence)), vms.claimed(folders, order.name) as folder:
             async with open_lab(_Notes(say), kernels=(order.kernel,), cold=order.cold) as lab:
                 keeper = Keeper(order, folder, lab, say)
                 async with desk.listening(folder / "control", keeper.answer):
@@ -107,7 +107,7 @@ class Keeper:
             "restore": self._restore,
             "power-cut": self._power_cut,
         }
-        self._desk = Desk(order.name, folder, self._ready)
+        self._desk = Desk(order.name, self._ready)
         self._record = Record(
             name=order.name,
             state=vms.STARTING,

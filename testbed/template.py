@@ -20,7 +20,7 @@ from testbed.guest import Guest
 from testbed.hardware.disks import DISK_KINDS
 from testbed.plan import Memory
 from testbed.progress import Task
-from testbed.store import cache
+from testbed.store import cache, templates
 from testbed.topology.disks import disk_of
 from testbed.units import MIB
 
@@ -68,6 +68,7 @@ async def _once(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[s
         # The guest's memory stays as it is from here on: nothing runs any more.
         await asyncio.to_thread(_sync, memory)
     return {
+        "memory_ctime_ns": templates.touched_at_ns(memory),
         "boot_s": round(boot_s, 3),
         "host_key": host_key.hex(),
         "state_bytes": (folder / "state").stat().st_size,

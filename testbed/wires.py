@@ -17,6 +17,8 @@ from testbed.errors import GuestError, WireBroken
 from testbed.evidence import OnFailure, unwritable
 
 _MAX_LINE_BYTES = 16 << 10
+# An answer of the agent: a table of all cgroups of a guest fits.
+_MAX_ANSWER_BYTES = 8 << 20
 _TAIL_LINES = 15
 # A call trace comes in pieces, a few milliseconds apart.
 _QUIET_S, _LAST_WORDS_S = 0.3, 2.0
@@ -159,16 +161,21 @@ class Agent:
 
         One at a time; an answer to somebody who has stopped waiting is not taken for one to the next.
 
-        :raise GuestError: the agent says that it failed. :raise WireBroken: the wire is closed.
+        :raise GuestError: the agent says that it failed, or more than anybody asked for. :raise WireBroken: the wire is closed.
         """
         async with self._turn:
             mark = f"turn={next(self._turns)}"
             self.say(f"{verb} {mark}", **words)
             lines: list[str] = []
+            room_bytes = _MAX_ANSWER_BYTES
             while True:
                 said, _, rest = (line := await self._line(verb)).partition(" ")
                 if said != verb:
                     lines.append(line)
+                    room_bytes -= len(line) + 1
+                    if room_bytes < 0:
+                        most = f"at most {_MAX_ANSWER_BYTES} bytes"
+                        raise GuestError(f"guest {self._guest}: agent: expected {most} before `{verb}`, got more")
                 elif rest.split(" ", 1)[0] == mark:
                     return tuple(lines), rest
                 else:

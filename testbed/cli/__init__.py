@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 import os
 import sys
 import traceback
@@ -12,7 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from testbed import __version__
+from testbed import __version__, journal
 from testbed.cli.app import ERROR, app, err, out
 from testbed.errors import TestbedError, TopologyError
 
@@ -59,26 +60,27 @@ def main() -> NoReturn:
 
 
 def _run() -> None:
-    """Every error on purpose is one message and an exit code, never a traceback (unless TESTBED_DEBUG is set)."""
+    """Every error on purpose is one message and an exit code; with --debug, or TESTBED_DEBUG set, its code and a traceback come before."""
     load(_LIGHT.get(_verb()))
     try:
         app(standalone_mode=True)
-    except TopologyError as error:
-        err.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(ERROR)
     except TestbedError as error:
         if os.environ.get("TESTBED_DEBUG"):
-            traceback.print_exc()
-        err.print(f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
+            said = "".join(traceback.format_exception(error))
+            err.print(f"{said}{error.code}: see docs/errors.md", markup=False, highlight=False, soft_wrap=True)
+        # A file's mistakes begin with its name, as a compiler's do.
+        err.print(str(error) if isinstance(error, TopologyError) else f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
+        if "--json" in sys.argv:
+            print(json.dumps({"event": "error", "code": error.code, "error": type(error).__name__, "text": str(error)}), file=sys.stderr)
         sys.exit(ERROR)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ERROR)
     except (OSError, ExceptionGroup) as error:
-        said = _refused(error)
-        if said is None:
+        refused = _refused(error)
+        if refused is None:
             raise
-        err.print(f"testbed: {said}", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"testbed: {refused}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(ERROR)
 
 
@@ -113,5 +115,16 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Tell on standard error what is done, and where an error was raised.")] = False,
+    qemu: Annotated[str | None, typer.Option("--qemu", metavar="PROGRAM", help="The QEMU to run guests on.")] = None,
+) -> None:
     del version
+    # By the environment, so that processes which are started later have them as well.
+    if debug:
+        os.environ["TESTBED_DEBUG"] = "1"
+    if qemu is not None:
+        os.environ["TESTBED_QEMU"] = qemu
+    if os.environ.get("TESTBED_DEBUG"):
+        journal.tell(sys.stderr)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
+
+from testbed.printable import printable
 
 app = typer.Typer(
     name="testbed",
@@ -21,8 +24,17 @@ app = typer.Typer(
     help="Checks kernel patch series on ephemeral QEMU guests with emulated disks.",
 )
 
-out = Console()
-err = Console(stderr=True)
+
+class _Terminal(Console):
+    """What is printed may quote guests, files and servers: none of them steers the terminal."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(printable(segment.text), segment.style)
+
+
+out = _Terminal()
+err = _Terminal(stderr=True)
 
 ERROR, FAILED = 2, 1
 

@@ -19,6 +19,7 @@ from testbed.host import Host
 from testbed.kernels import load_table
 from testbed.plan_text import described
 from testbed.report import catalogue, table
+from testbed.report import errors as error_report
 from testbed.scenarios import SCENARIOS, cases
 from testbed.store import kernel_files
 from testbed.topology import load, load_points
@@ -101,6 +102,22 @@ def plan_command(
         return 0
 
     run_async(work())
+
+
+@app.command("errors")
+def errors_command(
+    code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="One of them, such as TB410.", show_default=False)] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue, as docs/errors.md has it.")] = False,
+) -> None:
+    """What an error's code means, who must act, and how."""
+    if markdown:
+        print(error_report.markdown(), end="")
+        return
+    found = [kind for kind in error_report.every() if code in (None, kind.code)]
+    if not found:
+        raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in error_report.every())}")
+    for kind in found:
+        print(f"{kind.code}\t{kind.__name__}\t{kind.who}: {kind.act}")
 
 
 @app.command("scenarios")

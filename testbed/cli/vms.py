@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -19,6 +20,7 @@ from testbed import debugger, dumps, inventory, paths, process, session, vms
 from testbed.cli import terminal
 from testbed.cli.app import Json, app, err, out, run_async
 from testbed.errors import UsageError
+from testbed.printable import printable
 from testbed.report import guests
 from testbed.units import format_size
 
@@ -36,6 +38,7 @@ _LOGS = {
     "dmesg": "dmesg.txt",
 }
 _DOWN_S = 90.0
+_CHUNK_BYTES, _FOLLOW_S = 1 << 20, 0.5
 _GDB_S, _DUMP_S = 120.0, 700.0
 
 
@@ -203,9 +206,18 @@ def logs(
     log = Path(found.record.evidence) / _LOGS[what]
     if not log.exists():
         raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
-    if follow:
-        _become(["tail", "-n", "+1", "-F", "--pid", str(found.record.supervisor), str(log)])
-    sys.stdout.buffer.write(log.read_bytes())
+    # Ctrl-C is how one stops following.
+    with log.open("rb") as file, contextlib.suppress(KeyboardInterrupt):
+        while True:
+            if log.stat().st_size < file.tell():  # the guest began anew
+                file.seek(0)
+            # A guest has chosen these bytes: as they are for a file or a pipe, but not for a terminal.
+            while said := file.read(_CHUNK_BYTES):
+                sys.stdout.buffer.write(printable(said.decode(errors="replace")).encode() if sys.stdout.isatty() else said)
+            sys.stdout.buffer.flush()
+            if not follow or not _lives(found.record.supervisor):
+                return
+            time.sleep(_FOLLOW_S)
 
 
 @app.command()
@@ -246,6 +258,10 @@ def _reachable(name: str) -> vms.Vm:
             f"{name}: expected a guest that is ready, this one is {found.record.state}{why}\n  its logs: {found.record.evidence}"
         )
     return found
+
+
+def _lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
 
 
 def _become(words: list[str]) -> NoReturn:

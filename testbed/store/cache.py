@@ -9,12 +9,14 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import filelock
 
+from testbed import journal
 from testbed.errors import HostError
 from testbed.progress import Progress
 
@@ -91,7 +93,9 @@ async def once(
                 shutil.rmtree(leftover, ignore_errors=True)
             unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name}-", dir=folder.parent))
             try:
+                began = time.monotonic()
                 meta = await make(unfinished)
+                journal.say(f"{what}: made in {time.monotonic() - began:.1f} s: {folder}")
                 (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
                 await asyncio.to_thread(os.sync) if many_files else await asyncio.to_thread(_sync_tree, unfinished)
                 if folder.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from testbed import process
 from testbed.errors import HostError, UsageError
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import cache
+from testbed.store import cache, seals
 from testbed.store.ext4 import OPTIONS
 from testbed.store.mirror import find_mirror
 from testbed.topology.base import Size
@@ -94,7 +95,7 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
     """The image, built if the cache does not have it.
 
     :raise UsageError: no such recipe.
-    :raise HostError: the mirror, the disk or a tool fails.
+    :raise HostError: the mirror, the disk or a tool fails; the image is not the one that was built.
     """
     folder = image_folder(name, images, root)
 
@@ -104,6 +105,7 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
 
     await cache.once(folder, make, progress, f"image {name}")
     meta = cache.read_meta(folder)
+    await asyncio.to_thread(seals.check, folder, ("root.ext4", "busybox"), {"root.ext4": meta["sha256"]})
     return Image(name=name, sha256=meta["sha256"], folder=folder)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import lzma
 import shutil
 import struct
@@ -14,7 +15,7 @@ from testbed.errors import HostError, UsageError
 from testbed.kernels import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import built_names, cache
+from testbed.store import built_names, cache, seals
 from testbed.store.apt import Package, PrivateApt
 from testbed.store.built_names import Named
 from testbed.store.ext4 import make_ext4
@@ -91,7 +92,12 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
             return await _make(kernel, unfinished, task)
 
     await cache.once(folder, make, progress, f"kernel {kernel.name}")
-    return read_folder(kernel, folder)
+    files = read_folder(kernel, folder)
+    early = tuple(f"early/{name}" for name in files.early_modules)
+    disk = (files.modules_disk.name,) if files.modules_disk is not None else ()
+    known = {"bzImage": cache.read_meta(folder)["bzimage_sha256"]}
+    await asyncio.to_thread(seals.check, folder, ("bzImage", *early, *disk), known)
+    return files
 
 
 def cached(kernel: Kernel, root: Path) -> KernelFiles | None:

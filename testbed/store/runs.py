@@ -14,6 +14,7 @@ from pathlib import Path
 
 import filelock
 
+from testbed import journal
 from testbed.errors import HostError
 
 # As paths.new_run_folder names them.
@@ -42,7 +43,7 @@ class Run:
 
 @contextlib.contextmanager
 def going_on(folder: Path) -> Iterator[None]:
-    """A run that nobody removes meanwhile.
+    """A run that nobody removes meanwhile, and whose log is written.
 
     :raise HostError: its folder is gone or cannot be written.
     """
@@ -52,7 +53,8 @@ def going_on(folder: Path) -> Iterator[None]:
     except (OSError, filelock.Timeout) as error:
         raise HostError(f"{folder}: cannot be locked: {error}") from error
     try:
-        yield
+        with journal.writing(folder):
+            yield
     finally:
         (folder / _LOCK).unlink(missing_ok=True)
         lock.release()

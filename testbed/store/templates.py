@@ -50,7 +50,7 @@ def read(folder: Path, machine: Machine) -> Template:
         meta = cache.read_meta(folder)
         template = Template(folder=folder, host_key=bytes.fromhex(meta["host_key"]), boot_s=float(meta["boot_s"]))
         sizes = {"memory": machine.memory_bytes, "state": int(meta["state_bytes"])}
-        digest = meta["state_sha256"]
+        digest, touched_ns = meta["state_sha256"], int(meta["memory_ctime_ns"])
     except HostError as error:
         raise TemplateError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
@@ -61,9 +61,19 @@ def read(folder: Path, machine: Machine) -> Template:
         got = path.stat().st_size if path.is_file() else None
         if got != expected:
             raise TemplateError(f"{path}: expected {expected} bytes, got {got}")
+    if touched_at_ns(template.memory) != touched_ns:
+        raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that somebody has changed since")
     if cache.file_sha256(template.state) != digest:
         raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
     return template
+
+
+def touched_at_ns(memory: Path) -> int:
+    """What changes whenever somebody writes to a file of guest memory, which is too large to be hashed for each clone (`ctime`).
+
+    A clone's QEMU may write to it, though it has no reason to: what a guest that broke out has written is in no later guest.
+    """
+    return memory.stat().st_ctime_ns
 
 
 def remove(folder: Path) -> None:

@@ -202,7 +202,7 @@ def _notes(core: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kernel: KernelFiles, folder: Path, tmp_path: Path) -> None:
+async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
     plain = {
         "version": 1,
         "summary": "a test",
@@ -214,7 +214,7 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kerne
     found: list[str] = []
 
     async def hold(guest: Guest, match: Match) -> None:
-        opened = await debugger.opened(guest, folder / "gdb", None)
+        opened = await debugger.opened(guest, None)
         words = debugger.command(opened, ("-batch", "-ex", "bt"))
         found.append((await process.run(list(words), timeout_s=60)).stdout)
 

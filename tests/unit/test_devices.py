@@ -39,3 +39,42 @@ def test_every_difference_is_said() -> None:
 )
 def test_a_guest_that_answers_garbage_is_missing_its_disks(listing: str) -> None:
     assert "disks.data: expected a virtio-blk disk" in said(listing)
+
+
+def test_each_disk_has_the_number_that_the_kernel_says_and_those_of_every_guest_a_name() -> None:
+    assert devices.by_number(DISKS, devices.parse(LISTING)) == {
+        "254:0": "root disk",
+        "254:16": "modules disk",
+        "254:32": "data",
+        "259:0": "fast",
+    }
+
+
+def test_the_agent_is_asked_for_every_namespace() -> None:
+    disks = Guest.model_validate({"disks": {"fast": {"type": "nvme", "size": "1G", "namespaces": {"more": {"size": "1G"}}}}}).disks
+    assert devices.count(disks) == 2
+    assert devices.query(2)["count"] == "2" and "nvme" in devices.query(2)
+
+
+def test_what_a_topology_says_of_a_disk_is_read_back_and_no_default_is() -> None:
+    zoned = {
+        "type": "nvme",
+        "size": "1G",
+        "zoned": {"zone-size": "64M"},
+        "namespaces": {"more": {"size": "1G", "zoned": {"zone-size": "64M"}}},
+    }
+    plain = {"type": "virtio-blk", "size": "1G", "queues": 4, "discard": False, "write-cache": False}
+    disks = Guest.model_validate({"disks": {"data": plain, "z": zoned, "bare": {"type": "nvme", "size": "1G"}}}).disks
+    there = {
+        name: devices.Device(path=f"/dev/{path}", number="1:1", serial="", kind="", size_bytes=1, read_only=False)
+        for name, path in {"data": "vdc", "z": "nvme0n1", "more": "nvme0n2", "bare": "nvme1n1"}.items()
+    }
+    found = {(fact.where, fact.file, fact.expected) for fact in devices.facts(disks, there, cpus=2)}
+    assert found == {
+        ("disks.data.queues", "/sys/block/vdc/mq", "2"),
+        ("disks.data.discard", "/sys/block/vdc/queue/discard_max_bytes", "0"),
+        ("disks.data.write-cache", "/sys/block/vdc/queue/write_cache", "through"),
+        ("disks.z.zoned", "/sys/block/nvme0n1/queue/zoned", "host-managed"),
+        ("disks.z.namespaces.more.logical-block-size", "/sys/block/nvme0n2/queue/logical_block_size", "512"),
+        ("disks.z.namespaces.more.zoned", "/sys/block/nvme0n2/queue/zoned", "host-managed"),
+    }

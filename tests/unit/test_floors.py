@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
+    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("bugs",),
@@ -44,6 +44,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "states",
         "shell",
         "switch",
+        "custody",
+        "journal",
         "wires",
         "session",
         "vms",
@@ -98,6 +100,7 @@ RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 # What touches the outside: pure floors import none of it.
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}
 PURE = {
+    "printable",
     "units",
     "kbuild",
     "blktests",

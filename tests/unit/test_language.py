@@ -159,6 +159,11 @@ DISKS = "    disks: {data: {type: virtio-blk, size: 1G}, fast: {type: nvme, size
         ),
         ("    filesystems: {fs: {type: xfs, device: fast}}\n", "xfs needs at least 300M, 'fast' has 256M"),
         ("    swaps: {s: {on: fast}}\n    filesystems: {fast: {type: ext4}}\n", "'fast' can be used by one thing alone"),
+        (
+            "    filesystems: {fs: {type: ext4, device: fast}}\n    files: {f: {path: fs/f, size: 5000}}\n",
+            "multiple of 4096 bytes, got 5000",
+        ),
+        (f"    networks: {{{', '.join(f'n{number}: {{}}' for number in range(15))}}}\n", "got 2 and 15 networks"),
         ("    loops: {l0: {backing: fast, offset: 256M}}\n", "expected less than the backing device 'fast'"),
         ("    loops: {l0: {backing: fast, offset: 100}}\n", "expected a multiple of 512 bytes, got 100"),
         ("    md: {m: {level: raid1, on: [data]}}\n", "guests.g0.md.m.on: "),
@@ -186,6 +191,17 @@ def test_what_does_not_fit_together_is_said(text: str, message: str) -> None:
         ("{type: nvme, size: 1G, throttle: {iops-total: 1}, profile: hdd-7200}", "expected one of profile, throttle and throttle-group"),
         ("{type: nvme, size: 8M, partitions: [{size: 8M}]}", "the partitions need more than the 8M of 'd', of which its label takes 2M"),
         ("{size: 1G}", "d.type: expected this key, it is missing"),
+        ("{type: nvme, size: 1000}", "size: expected a multiple of 4096 bytes, got 1000"),
+        ("{type: nvme, size: 1G, image: x.img, partitions: [{size: 8M}]}", "expected no partitions on an image, which has its own"),
+        ("{type: nvme, size: 1G, format: qcow2, cache: volatile}", "expected a disk that is kept in a raw file"),
+        ("{type: nvme, size: 1G, image: x.img, cache: lies}", "expected a disk that is kept in a raw file"),
+        ("{type: nvme, size: 1G, cache: lies, cache-size: 5000}", "cache-size: expected a multiple of 4096 bytes, got 5000"),
+        ("{type: nvme, size: 1G, serial: tb-e}, e: {type: nvme, size: 1G}", "expected a serial that no other disk has, got 'tb-e'"),
+        ("{type: nvme, size: 1G, read-ahead: 5000}", "read-ahead: expected a multiple of 4096 bytes, got 5000"),
+        ("{type: nvme, size: 1G}, root: {type: nvme, size: 1G}", "'root' is the name of a disk that every guest has; choose another"),
+        ("{type: nvme, size: 8M, partitions: [{size: 6M}, {}]}", "nothing of 'd' is left for it"),
+        ("{type: nvme, size: 1G, scale: 2}", "expected a profile beside it"),
+        ("{type: nvme, size: 1G, latency: {jitter: 1ms}}", "expected a delay of both, read, write or flush, got none"),
     ],
 )
 def test_a_disk_that_cannot_be_is_said(disk: str, message: str) -> None:
@@ -418,3 +434,106 @@ def test_guests_on_a_network_know_each_other() -> None:
 )
 def test_mistakes_about_networks(old: str, new: str, said: str) -> None:
     assert any(said in line for line in errors(NETWORKS.replace(old, new)))
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("    memory: 256M\n", "    memory: 255M\n", "at least 256M, got 255M"),
+        ("    memory: 257M\n", "    memory: 268435457\n", "a whole number of MiB"),
+        (
+            "    filesystems: {fs: {type: ext4, device: data}}\n    files: {f: {path: fs/f, size: 966365184}}\n",
+            "    filesystems: {fs: {type: ext4, device: data}}\n    files: {f: {path: fs/f, size: 966369280}}\n",
+            "the files on 'fs' need more than nine tenths of its 1G",
+        ),
+        (
+            "    loops: {l0: {backing: fast, offset: 512}}\n",
+            "    loops: {l0: {backing: fast, offset: 513}}\n",
+            "a multiple of 512 bytes, got 513",
+        ),
+        (
+            "    cgroups: {a: {io.weight: {default: 50}}}\n",
+            "    cgroups: {a: {io.weight: {dat: 50}}}\n",
+            "expected the name of a device, got 'dat'",
+        ),
+        (
+            "    loops: {l0: {backing: fast}, l1: {backing: fast}}\n",
+            "    swaps: {s: {on: fast}, t: {on: fast}}\n",
+            "'fast' can be used by one thing alone",
+        ),
+    ],
+)
+def test_what_is_just_right_is_no_mistake_and_what_is_just_wrong_is_one(right: str, wrong: str, message: str) -> None:
+    head = f"version: 1\nguests:\n  g0:\n{DISKS}"
+    parse(head + right, "a.yaml")
+    said = errors(head + wrong)
+    assert any(message in line for line in said), said
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "message"),
+    [
+        ("read-ahead: 128K", "read-ahead: 4095", "a multiple of 4096 bytes, got 4095"),
+        ("cache: lies, cache-size: 8192", "cache: lies, cache-size: 4095", "a multiple of 4096 bytes, got 4095"),
+        ("zoned: {zone-size: 64M}", "zoned: {zone-size: 48M}", "expected a part of the size of 1G, got 48M"),
+        ("serial: own", "serial: tb-e", "expected a serial that no other disk has, got 'tb-e'"),
+        (
+            "logical-block-size: 4096, physical-block-size: 4096",
+            "logical-block-size: 4096, physical-block-size: 2048",
+            "at least the logical",
+        ),
+        ("partitions: [{size: 1022M}]", "partitions: [{size: 1023M}]", "the partitions need more than the 1G of 'd'"),
+        ("partitions: [{size: 512M}, {size: 510M}]", "partitions: [{size: 512M}, {size: 511M}]", "the partitions need more than"),
+        ("partitions: [{size: 512M}, {}]", "partitions: [{size: 1022M}, {}]", "nothing of 'd' is left for it"),
+        ("profile: hdd-7200, scale: 2", "scale: 2", "expected a profile beside it"),
+        ("latency: {read: 1ms}", "latency: {}", "expected a delay of both, read, write or flush, got none"),
+    ],
+)
+def test_a_disk_that_is_just_right_is_no_mistake_and_one_that_is_just_wrong_is(right: str, wrong: str, message: str) -> None:
+    def text(words: str) -> str:
+        return f"version: 1\nguests:\n  g0:\n    disks: {{d: {{type: nvme, size: 1G, {words}}}, e: {{type: nvme, size: 1G}}}}\n"
+
+    parse(text(right), "a.yaml")
+    said = errors(text(wrong))
+    assert any(message in line for line in said), said
+
+
+@pytest.mark.parametrize(
+    ("text", "mistake"),
+    [
+        (f"{DISKS}    throttle-groups: {{g: {{iops-total: 1, iops-read: 1}}}}\n", "throttle-groups.g: expected iops-total or iops-read"),
+        (f"{DISKS}    filesystems: {{fs: {{type: xfs, device: fast}}}}\n", "filesystems.fs.type: xfs needs at least 300M, 'fast' has 256M"),
+        (f"{DISKS}    swaps: {{s: {{on: fast}}, t: {{on: fast}}, u: {{on: fast}}}}\n", "swaps.u: 'fast' can be used by one thing alone"),
+        (
+            f"{DISKS}    filesystems: {{data: {{type: ext4}}}}\n    loops: {{l0: {{backing: data/f, size: 64M, filesystem: xfs}}}}\n",
+            "loops.l0.filesystem: 'data' has ext4 already, got xfs",
+        ),
+        (
+            f"{DISKS}    filesystems: {{data: {{type: xfs}}}}\n    loops: {{l0: {{backing: data/f, size: 64M, filesystem: ext4}}}}\n",
+            "loops.l0.filesystem: 'data' has xfs already, got ext4",
+        ),
+        (
+            "    disks: {d: {type: nvme, size: 1G, partitions: [{size: 512M}, {size: 256M}, {size: 511M}]}}\n",
+            "disks.d.partitions.2: the partitions need more than the 1G of 'd'",
+        ),
+        (
+            "    disks: {d: {type: nvme, size: 1G, partitions: [{size: 512M}, {size: 510M}, {}]}}\n",
+            "disks.d.partitions.2: nothing of 'd' is left for it",
+        ),
+        (
+            "    disks: {d: {type: nvme, size: 1G, throttle: {iops-total: 1}, profile: hdd-7200}}\n",
+            "disks.d.throttle: expected one of profile, throttle and throttle-group, got profile and throttle",
+        ),
+        (
+            f"    disks: {{{', '.join(f'd{number}: {{type: nvme, size: 1G}}' for number in range(17))}}}\n",
+            "disks: expected at most 16 disks and networks, one for each hot-plug port, got 17",
+        ),
+    ],
+)
+def test_a_mistake_is_said_where_it_is(text: str, mistake: str) -> None:
+    assert [line for line in errors(f"version: 1\nguests:\n  g0:\n{text}") if f": guests.g0.{mistake}" in line]
+
+
+def test_as_many_disks_as_there_are_ports_are_no_mistake() -> None:
+    disks = ", ".join(f"d{number}: {{type: nvme, size: 1G}}" for number in range(16))
+    assert len(parse(f"version: 1\nguests:\n  g0:\n    disks: {{{disks}}}\n", "a.yaml").guests["g0"].disks) == 16

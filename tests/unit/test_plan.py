@@ -1,8 +1,10 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from testbed import drives, plan
+from testbed.errors import HostError
 from testbed.host import Host, cpu_model
 from testbed.topology import Disk, Guest
 from testbed.topology.load import parse
@@ -127,3 +129,18 @@ def test_every_disk_has_a_port() -> None:
     disks = {f"d{number}": {"type": "nvme", "size": 4096} for number in range(16)}
     full = Guest.model_validate({"disks": disks})
     assert plan.machine(host(), full, kernel="k", image="i", initramfs="r").ports == 16
+
+
+def test_kvm_that_does_not_work_is_not_planned_with() -> None:
+    with pytest.raises(HostError, match="the topology wants accelerator: kvm; here it is not used: said so"):
+        plan.machine(host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r")
+
+
+def test_a_guest_that_can_be_saved_writes_to_a_file_of_its_own_whose_image_is_named() -> None:
+    files = replace(FILES, overlay=Path("/s/root.qcow2"), modules_disk=None)
+    machine = plan.machine(host(), model(), kernel="k", image="i", initramfs="r")
+    options = plan.argv(host(), machine, files, name="g0", sockets=Path("/s"), memory=plan.ANONYMOUS)
+    drives_of = [option[1] for option in options if option[0] == "-drive"]
+    image = "backing.driver=raw,backing.file.filename=/r/root.ext4"
+    assert drives_of == [f"if=none,id=root,format=qcow2,file=/s/root.qcow2,{image}"]
+    assert plan.flat(options)[0] == host().qemu.path

@@ -136,3 +136,8 @@ def test_the_test_of_a_rate_that_never_misses_or_seldom_hits_is_one() -> None:
 def test_the_median_of_nothing_is_none() -> None:
     assert median([]) is None
     assert median([3, 1, 2]) == 2
+
+
+def test_a_rate_is_said_with_its_interval() -> None:
+    assert str(Rate(hits=10, tries=20)) == "10 of 20 (50%, 95 % interval 30% to 70%)"
+    assert str(Rate(hits=0, tries=0)) == "no tries"

@@ -93,3 +93,54 @@ def test_a_run_is_as_bad_as_its_worst_scenario() -> None:
     assert verdict.overall((v.INVALID, v.INFRA)) is v.INFRA
     assert verdict.overall((v.INFRA, v.FAIL, v.PASS)) is v.FAIL
     assert [verdict.EXIT_CODES[x] for x in (v.PASS, v.FAIL, v.INFRA, v.INVALID, v.SKIP)] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("owned", "resident", "asked", "claim"),
+    [
+        (950, 950, 1000, Gap.CLOSED),
+        (949, 949, 1000, Gap.UNCLEAR),  # too little of the file is in memory to say anything
+        (199, 9500, 10_000, Gap.OPEN),
+        (20, 950, 1000, Gap.OPEN),  # of what was asked for, and not of what is in memory
+        (20, 1000, 1000, Gap.OPEN),
+        (21, 1000, 1000, Gap.UNCLEAR),
+        (949, 1000, 1000, Gap.UNCLEAR),
+        (950, 1000, 1000, Gap.CLOSED),
+        (1050, 1000, 1000, Gap.CLOSED),
+        (1051, 1000, 1000, Gap.UNCLEAR),  # it pays for pages that are not the file's
+        (3000, 1000, 1000, Gap.UNCLEAR),
+        (1900, 2000, 1000, Gap.CLOSED),  # readahead
+        (1899, 2000, 1000, Gap.UNCLEAR),
+        (41, 2000, 1000, Gap.UNCLEAR),
+    ],
+)
+def test_pages_are_judged_by_what_is_in_memory(owned: int, resident: int, asked: int, claim: Gap) -> None:
+    assert verdict.of_pages(owned, resident, asked) is claim
+
+
+def test_measurements_that_disagree_say_nothing_together() -> None:
+    assert verdict.agreed(Gap.OPEN, Gap.OPEN) is Gap.OPEN and verdict.agreed(Gap.CLOSED) is Gap.CLOSED
+    assert verdict.agreed(Gap.OPEN, Gap.CLOSED, Gap.OPEN) is Gap.UNCLEAR
+
+
+@pytest.mark.parametrize("value", [CHARGED, SKIPPED, LOST, CHARGED.controls[0], verdict.judge_pair(BYPASSED, CHARGED)])
+def test_what_is_judged_does_not_change(value: object) -> None:
+    name = next(iter(type(value).__dataclass_fields__))  # type: ignore[attr-defined]  # each is a dataclass
+    with pytest.raises(AttributeError):
+        setattr(value, name, "other")
+
+
+@pytest.mark.parametrize(
+    ("accounted", "real", "share", "finding"),
+    [
+        (1000, 1000, 0.0, False),
+        (990, 1000, 0.01, False),
+        (1000, 990, 0.01, False),
+        (989, 1000, 0.011, True),
+        (0, 0, 0.0, False),
+        (0, 1, 1.0, True),
+    ],
+)
+def test_bytes_that_are_counted_twice_agree_within_one_percent(accounted: int, real: int, share: float, finding: bool) -> None:
+    balance = verdict.Balance(what="bytes", accounted=accounted, real=real)
+    assert balance.share == pytest.approx(share) and balance.is_finding is finding

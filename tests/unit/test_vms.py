@@ -168,3 +168,34 @@ def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
         words = [sys.executable, "-c", "import sys; sys.argv[0] = 'testbed'; from testbed.cli import main; main()"]
         done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
         assert done.stdout.split() == ["g0"], done
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(folders: Folders, tmp_path: Path, terminal: bool) -> None:
+    runtime = folders.runtime / "testbed"
+    runtime.mkdir()
+    log = tmp_path / "console.log"
+    log.write_text("first\x1b[2J\n")
+    env = {**os.environ, "XDG_RUNTIME_DIR": str(folders.runtime), "TESTBED_STATE": str(tmp_path)}
+    ours, theirs = os.openpty() if terminal else os.pipe()
+    with (
+        vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime), "g0") as folder,
+        subprocess.Popen(["cat"], stdin=-1) as guest,
+    ):
+        vms.write(folder, replace(RECORD, evidence=str(tmp_path), supervisor=guest.pid))
+        words = [sys.executable, "-m", "testbed", "logs", "g0", "--follow"]
+        with subprocess.Popen(words, env=env, stdout=theirs, cwd=Path(__file__).parents[2]) as followed:
+            os.close(theirs)
+            said = b""
+            while b"first" not in said:
+                said += os.read(ours, 1000)
+            with log.open("a") as file:
+                file.write("second\x1b]0;owned\x07\n")
+            while b"second" not in said:
+                said += os.read(ours, 1000)
+            assert guest.stdin is not None
+            guest.stdin.close()
+            guest.wait()
+            assert followed.wait(30) == 0
+    os.close(ours)
+    assert (b"\x1b" in said) is not terminal

@@ -1,0 +1,133 @@
+"""How a QEMU is held: without privileges, and where the testbed runs as root under an account of its own, which reaches nothing of this
+machine but what it is handed as open files.
+
+A guest that breaks out of its QEMU is then nobody in particular. What QEMU needs may lie where that account cannot go (root's cache, a
+home), so it is named to QEMU by a descriptor that it inherits: folders and start files as /proc/self/fd/N, images as /dev/fdset/N.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import HostError
+from testbed.host import Account
+
+# Enough for the disks, sockets and event loops of the largest guest; fewer where we may have no more ourselves.
+_OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+
+
+def prefix(account: Account | None, groups: tuple[int, ...] = ()) -> tuple[str, ...]:
+    """What to put before QEMU's argv: it gets no core dump and no privileges, and as `account` no capability and no group but `groups`."""
+    limits = ("prlimit", "--core=0", f"--nofile={_OPEN_FILES}", "--")
+    own: tuple[str, ...] = ("--no-new-privs",)
+    if account is not None:
+        wanted = (f"--groups={','.join(map(str, groups))}",) if groups else ("--clear-groups",)
+        dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
+        own = (f"--reuid={account.uid}", f"--regid={account.gid}", *wanted, *dropped, *own)
+    # The parent-death signal comes last: changing the account would take it away (prctl(2)).
+    return (*limits, "setpriv", *own, "--pdeathsig=KILL", "--")
+
+
+class Custody:
+    """What one QEMU is handed. Without an account nothing has to be: it reaches files by their names."""
+
+    def __init__(self, account: Account | None) -> None:
+        self._account = account
+        self._seen: dict[str, str] = {}
+        self.descriptors: tuple[int, ...] = ()
+        self.options: tuple[tuple[str, str], ...] = ()
+
+    def folders(self, *paths: Path) -> None:
+        """Give QEMU folders to make files and sockets in."""
+        if self._account is not None:
+            self.own(*paths)
+            for path in paths:
+                self._name(path, self._open(path, os.O_PATH | os.O_DIRECTORY))
+
+    def own(self, *paths: Path) -> None:
+        """Make QEMU the owner of files, sockets or folders that are there.
+
+        :raise HostError: it cannot be.
+        """
+        if self._account is None:
+            return
+        for path in paths:
+            try:
+                os.chown(path, self._account.uid, self._account.gid, follow_symlinks=False)
+            except OSError as error:
+                raise HostError(f"{path}: cannot be given to uid {self._account.uid}, which QEMU runs as: {error.strerror}") from error
+
+    def start_files(self, *paths: Path) -> None:
+        """Let QEMU read files of ours, which are in folders that nobody else enters."""
+        if self._account is not None:
+            for path in paths:
+                descriptor = self._open(path, os.O_RDONLY)
+                mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+                if not mode & stat.S_IROTH:
+                    os.fchmod(descriptor, mode | stat.S_IROTH)
+                self._name(path, descriptor)
+
+    def memory(self, path: Path) -> None:
+        """Let QEMU open a file of guest memory, a new one if it is not there. QEMU 7.2 opens it for writing, also to copy from it.
+
+        Its folder is private, and the file stays ours, so that no QEMU can set its times.
+        """
+        if not path.exists():
+            path.touch(mode=0o600)
+            if os.geteuid() == 0:
+                path.chmod(0o666)  # whoever QEMU is, now and for later clones: another mode then would look like a change
+        if self._account is not None:
+            self._name(path, self._open(path, os.O_PATH))
+
+    def images(self, paths: Iterable[Path]) -> None:
+        """Let QEMU's block layer read files, whoever else may."""
+        if self._account is not None:
+            for path in dict.fromkeys(paths):
+                descriptor = self._open(path, os.O_RDONLY)
+                number = len(self.options) + 1
+                self.options += (("-add-fd", f"fd={descriptor},set={number}"),)
+                self._seen[str(path)] = f"/dev/fdset/{number}"
+
+    def _open(self, path: Path, flags: int) -> int:
+        try:
+            descriptor = os.open(path, flags | os.O_CLOEXEC)
+        except OSError as error:
+            raise HostError(f"{path}: cannot be opened for QEMU: {error.strerror}") from error
+        self.descriptors += (descriptor,)
+        return descriptor
+
+    def _name(self, path: Path, descriptor: int) -> None:
+        self._seen[str(path)] = f"/proc/self/fd/{descriptor}"
+
+    def seen(self, said: Any) -> Any:
+        """A command's arguments, or words of a command line, with paths as QEMU reaches them."""
+        if not self._seen:
+            return said
+        match said:
+            case str():
+                return self._renamed(said)
+            case dict():
+                return {key: self.seen(value) for key, value in said.items()}
+            case list():
+                return [self.seen(value) for value in said]
+            case tuple():
+                return tuple(self.seen(value) for value in said)
+        return said
+
+    def _renamed(self, text: str) -> str:
+        # In an option's value QEMU reads a doubled comma as one.
+        names = {path.replace(",", comma): name for path, name in self._seen.items() for comma in (",", ",,")}
+        longest_first = "|".join(re.escape(path) for path in sorted(names, key=len, reverse=True))
+        return re.sub(f"(?:{longest_first})(?=[/,]|$)", lambda found: names[found[0]], text)
+
+    def release(self) -> None:
+        """Close our descriptors; a QEMU that has started has its own."""
+        for descriptor in self.descriptors:
+            os.close(descriptor)
+        self.descriptors = ()

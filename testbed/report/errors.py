@@ -1,0 +1,42 @@
+"""The catalogue of errors as Markdown: what docs/errors.md holds."""
+
+from __future__ import annotations
+
+import inspect
+
+from testbed.errors import TestbedError
+
+_HEAD = """\
+# Errors
+
+Made by `./tb errors --markdown >docs/errors.md`; a test keeps it equal to the code.
+
+A message says where, what was expected, what was got, and what to do. `testbed --debug VERB` (or `TESTBED_DEBUG=1`) prints the log, a
+traceback and the code as well; with `--json` the last line on standard error is `{"event": "error", "code": ...}`; `log.jsonl` in a run's
+folder has the log of that run. A code stays with what it means; `testbed errors CODE` prints its line.
+
+The command ends with status 2, unless it has a verdict to give: PASS 0, FAIL 1, INVALID 3, everything skipped 4, and INFRA 2 where a guest
+was lost. `validate` says 1 of a file that is wrong, and `testbed ssh` has the status of the command in the guest.
+
+| code | class | what it means | who acts | how |
+|---|---|---|---|---|
+"""
+
+
+def every() -> tuple[type[TestbedError], ...]:
+    """All classes of errors, by code."""
+    found: list[type[TestbedError]] = []
+    waiting = [TestbedError]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += found[-1].__subclasses__()
+    return tuple(sorted(found, key=lambda kind: kind.code))
+
+
+def markdown() -> str:
+    """The whole file."""
+    return _HEAD + "".join(f"| {kind.code} | `{kind.__name__}` | {_meaning(kind)} | {kind.who} | {kind.act} |\n" for kind in every())
+
+
+def _meaning(kind: type[TestbedError]) -> str:
+    return inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0].replace("\n", " ").removesuffix(".")

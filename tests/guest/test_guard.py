@@ -1,0 +1,138 @@
+"""What a guest and its QEMU can do to this machine, tried: see docs/security.md."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed import paths
+from testbed.errors import CommandFailed, GuestError, HostError
+from testbed.guest import Guest
+from testbed.lab import Lab
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+
+STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--")
+
+
+async def test_a_guest_and_its_qemu_are_held(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, tmp_path: Path) -> None:
+    async with lab.guest("g0", model, kernel, evidence) as guest:
+        _is_nobody(guest)
+        _has_open_what_it_was_handed(guest, lab)
+        _keeps_strangers_out(guest)
+        await _says_nothing_to_the_terminal(guest)
+        await _opens_no_file_of_this_machine(guest, tmp_path)
+        # The last, because QEMU may be killed for it.
+        await _starts_no_program(guest, tmp_path)
+
+
+def _is_nobody(guest: Guest) -> None:
+    lines = (line.partition(":") for line in Path(f"/proc/{guest.pid}/status").read_text().splitlines())
+    status = {key: value.split() for key, _, value in lines}
+    assert status["NoNewPrivs"] == ["1"] and status["Seccomp"] == ["2"]
+    if os.geteuid() == 0:
+        account = guest.order.host.account
+        assert account is not None and account.uid not in (0, 65534)
+        assert set(status["Uid"]) == {str(account.uid)} and set(status["Gid"]) == {str(account.gid)} and status["Groups"] == []
+    assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
+    core = next(line for line in Path(f"/proc/{guest.pid}/limits").read_text().splitlines() if line.startswith("Max core"))
+    assert core.split()[4:6] == ["0", "0"]
+
+
+def _has_open_what_it_was_handed(guest: Guest, lab: Lab) -> None:
+    """Files that it may write to are its own scratch disks and its memory."""
+    written = set()
+    for number in Path(f"/proc/{guest.pid}/fd").iterdir():
+        target = number.readlink()
+        flags = next(line for line in Path(f"/proc/{guest.pid}/fdinfo/{number.name}").read_text().splitlines() if line.startswith("flags"))
+        if target.is_absolute() and not str(target).startswith(("/dev/", "/memfd:")) and int(flags.split()[1], 8) & os.O_ACCMODE:
+            written.add(Path(str(target).removesuffix(" (deleted)")))
+    template = guest.order.template
+    assert template is not None
+    allowed = {template.memory, guest.order.evidence / "qemu.log"}
+    assert {path for path in written if not path.is_relative_to(guest.order.scratch)} <= allowed
+
+
+def _keeps_strangers_out(guest: Guest) -> None:
+    sockets = guest.order.sockets
+    for folder in (sockets, guest.order.scratch, sockets.parent, guest.order.scratch.parent):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    if os.geteuid() != 0:
+        return  # only root can try it as somebody else
+    connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+    for name in ("qmp", "agent", "console"):
+        tried = subprocess.run(
+            [*STRANGER, "/usr/bin/python3", "-c", connect, str(sockets / name)], capture_output=True, text=True, check=False
+        )
+        assert "PermissionError" in tried.stderr, tried
+
+
+async def _says_nothing_to_the_terminal(guest: Guest) -> None:
+    with pytest.raises(CommandFailed, match="owned") as failed:
+        await guest.script(
+            r"printf '\033]0;owned\007\033[2J'; printf '\033[31mowned\n' >&2; printf '\033]0;owned\007' >/dev/console; exit 1"
+        )
+    assert "\x1b" not in str(failed.value)
+    assert "\x1b" in failed.value.output, "for programs it is as it was said"
+    assert not any("\x1b" in line for line in guest.console.tail())
+
+
+async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
+    """What a QEMU that a guest has taken over would do: read what only we may, write what only we may."""
+    if os.geteuid() != 0:
+        return  # its QEMU is the same user as we are: docs/security.md says so
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"secret" * 1000)
+    secret.chmod(0o600)
+    for path in (secret, Path("/etc/shadow"), lab_cache(guest)):
+        with pytest.raises(HostError, match="Permission denied"):
+            await guest.monitor.execute("blockdev-add", {"driver": "file", "node-name": "stolen", "filename": str(path), "read-only": True})
+    with pytest.raises(HostError, match="Permission denied"):
+        await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(tmp_path / "owned")}}})
+    assert not (tmp_path / "owned").exists()
+
+
+def lab_cache(guest: Guest) -> Path:
+    """A file of the cache that this guest's QEMU has no business with."""
+    template = guest.order.template
+    assert template is not None
+    return template.folder / "meta.json"
+
+
+async def _starts_no_program(guest: Guest, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    with contextlib.suppress(HostError, GuestError):
+        await guest.monitor.execute("migrate", {"uri": f"exec:touch {tmp_path}/owned"})
+        await guest.wait(guest.run("true"), 5)
+    tmp_path.chmod(0o700)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_a_guest_of_up_has_its_key_and_sockets_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESTBED_STATE", str(tmp_path / "state"))
+    (tmp_path / "g.yaml").write_text("version: 1\nguests: {guard: {disks: {data: {type: virtio-blk, size: 64M}}}}\n")
+
+    def testbed(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "testbed", *words], capture_output=True, text=True, check=False)
+
+    started = testbed("up", str(tmp_path / "g.yaml"), "--quiet")
+    assert started.returncode == 0, started.stderr
+    try:
+        folder = paths.folders().runtime / "vms" / "guard"
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and stat.S_IMODE((folder / "key").stat().st_mode) == 0o600
+        listed: dict[str, Any] = {}
+        (log,) = (tmp_path / "state" / "runs").glob("*/guard/log.jsonl")
+        for line in log.read_text().splitlines():
+            listed = json.loads(line)
+            assert {"time", "monotonic_s", "level", "event"} <= listed.keys()
+        assert (listed["guest"], listed["stage"], listed["event"]) == ("guard", "ready", "SSH answered")
+    finally:
+        assert testbed("down", "guard").returncode == 0

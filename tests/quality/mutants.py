@@ -1,0 +1,100 @@
+"""`./tb mutants [MODULE...]`: changes one thing of a module at a time (cosmic-ray), and lists what its unit tests do not notice.
+
+Runs on a copy of the checkout. Each module takes minutes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+# What decides: each with the unit tests that are about it.
+MODULES: dict[str, tuple[str, ...]] = {
+    "testbed/lifecycle.py": ("test_lifecycle.py",),
+    "testbed/verdict.py": ("test_verdict.py", "test_judges.py"),
+    "testbed/topology/check.py": ("test_language.py", "test_timeline.py", "test_topology.py"),
+    "testbed/rates.py": ("test_rates.py",),
+}
+# `|` joins types in annotations, which nothing evaluates; no code here joins bits. The others are changes that nobody makes by mistake, or
+# that are none where values are enums.
+_SKIPPED = [
+    "core/ReplaceBinaryOperator_BitOr_.*",
+    "core/ReplaceBinaryOperator_.*_(BitAnd|BitOr|BitXor|LShift|RShift|Pow|Mod|FloorDiv)",
+    "core/ReplaceComparisonOperator_.*_(Is|IsNot)",
+]
+_LIMIT_S = 120
+_CONTEXT = 30
+_CONFIG = """\
+[cosmic-ray]
+module-path = "{module}"
+timeout = {limit_s}.0
+excluded-modules = []
+test-command = "{python} -m pytest -x -q -p no:cacheprovider -p no:testbed {tests}"
+
+[cosmic-ray.distributor]
+name = "local"
+
+[cosmic-ray.filters.operators-filter]
+exclude-operators = {skipped}
+"""
+
+
+def main(wanted: list[str]) -> int:
+    """Print a line for each surviving mutant, and for each module how many there were."""
+    unknown = [module for module in wanted if module not in MODULES]
+    if unknown:
+        sys.stderr.write(f"tb mutants: expected {', '.join(MODULES)}, got {', '.join(unknown)}\n")
+        return 2
+    tools = Path(os.environ["TESTBED_TOOLS"])
+    with tempfile.TemporaryDirectory(prefix="testbed-mutants-") as folder:
+        copy = Path(folder) / "tree"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "__pycache__", ".*_cache"))
+        for module in wanted or list(MODULES):
+            _run(module, copy, tools, Path(folder))
+    return 0
+
+
+def _run(module: str, tree: Path, tools: Path, folder: Path) -> None:
+    tests = " ".join(f"tests/unit/{name}" for name in MODULES[module])
+    config, session = folder / "config.toml", folder / f"{Path(module).stem}.sqlite"
+    config.write_text(_CONFIG.format(module=module, limit_s=_LIMIT_S, python=sys.executable, tests=tests, skipped=json.dumps(_SKIPPED)))
+    for words in (["cosmic-ray", "init"], ["cr-filter-operators"], ["cosmic-ray", "exec"]):
+        order = [str(session), str(config)] if words[0].startswith("cr-") else [str(config), str(session)]
+        subprocess.run([str(tools / words[0]), *words[1:], *order], cwd=tree, check=True)
+    counted = {"killed": 0, "survived": 0, "skipped": 0, "broken": 0}
+    said = subprocess.run([str(tools / "cosmic-ray"), "dump", str(session)], cwd=tree, check=True, capture_output=True, text=True).stdout
+    for line in said.splitlines():
+        item, result = json.loads(line)
+        outcome = "skipped" if result is None or result["worker_outcome"] == "skipped" else result["test_outcome"]
+        counted[outcome if outcome in counted else "broken"] += 1
+        if outcome == "survived":
+            (mutation,) = item["mutations"]
+            sys.stdout.write(f"{module}:{mutation['start_pos'][0]}: {_difference(result['diff'] or '')}\n")
+    sys.stdout.write(f"{module}: {', '.join(f'{count} {what}' for what, count in counted.items())}\n")
+    sys.stdout.flush()
+
+
+def _difference(diff: str) -> str:
+    """What of a unified diff of one place is different, with some words around it."""
+    lines = [line for line in diff.splitlines() if not line.startswith(("---", "+++", "@@"))]
+    before, after = (" ".join(line[1:].strip() for line in lines if line.startswith(sign)) for sign in "-+")
+    same = _common(before, after)
+    rest = _common(before[same:][::-1], after[same:][::-1])
+    changed = f"[{before[same : len(before) - rest]} -> {after[same : len(after) - rest]}]"
+    return f"{before[max(0, same - _CONTEXT) : same]}{changed}{before[len(before) - rest :][:_CONTEXT]}"
+
+
+def _common(one: str, other: str) -> int:
+    """How many characters both begin with."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

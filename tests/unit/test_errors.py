@@ -1,0 +1,70 @@
+"""The catalogue of errors, and what a run writes down of what it did."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from testbed import journal
+from testbed.errors import GuestLost, Problem, TestbedError, TopologyError
+from testbed.report import errors
+from testbed.store import runs
+from tests.unit.test_cli import testbed
+
+
+def test_the_catalogue_in_the_docs_is_the_one_that_the_classes_make() -> None:
+    kept = Path(__file__).parents[2] / "docs" / "errors.md"
+    assert kept.read_text() == errors.markdown(), "./tb errors --markdown >docs/errors.md"
+
+
+def test_each_class_has_a_code_of_its_own_and_says_who_acts_and_how() -> None:
+    for kind in errors.every():
+        if kind is not TestbedError:
+            assert {"code", "who", "act"} <= vars(kind).keys(), f"{kind.__name__} has another class's"
+    codes = [kind.code for kind in errors.every()]
+    assert len(set(codes)) == len(codes) and all(len(code) == 5 and code.startswith("TB") for code in codes)
+
+
+def test_messages_keep_what_they_say() -> None:
+    problem = Problem(file="a.yaml", line=1, column=2, path="guests", message="expected one")
+    assert str(TopologyError((problem, problem))) == "a.yaml:1:2: guests: expected one\na.yaml:1:2: guests: expected one"
+    assert str(GuestLost("g0", "ready", "it ended", ("one", "two"))).splitlines()[-1] == "    | two"
+
+
+def test_an_error_has_a_code_a_traceback_and_a_log_where_they_are_wanted(tmp_path: Path) -> None:
+    plain = testbed(tmp_path, "ssh", "nobody")
+    assert plain.returncode == 2 and plain.stderr.count("\n") == 1 and "TB100" not in plain.stderr
+    told = testbed(tmp_path, "--debug", "ssh", "nobody")
+    assert told.returncode == 2 and "Traceback" in told.stderr and "TB100: see docs/errors.md" in told.stderr
+    assert told.stderr.endswith(plain.stderr)
+    line = testbed(tmp_path, "run", "nothing", "--json").stderr.splitlines()[-1]
+    assert json.loads(line) | {"text": ""} == {"event": "error", "code": "TB100", "error": "UsageError", "text": ""}
+    assert testbed(tmp_path, "errors", "TB410").stdout.startswith("TB410\tGuestLost\t")
+    assert "expected one of TB000" in testbed(tmp_path, "errors", "TB999").stderr
+
+
+def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:
+    with pytest.raises(TestbedError, match="it broke"), runs.going_on(tmp_path):
+        journal.say("SSH answered", guest="g0", stage="ready")
+        journal.say("image made")
+        raise TestbedError("it broke")
+    journal.say("of nobody's run")
+    first, second, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert first.keys() == {"time", "monotonic_s", "level", "guest", "stage", "event"}
+    assert (first["guest"], first["stage"], first["event"], first["level"]) == ("g0", "ready", "SSH answered", "info")
+    assert second["monotonic_s"] >= first["monotonic_s"] and second["time"] >= first["time"] and "guest" not in second
+    assert (last["level"], last["event"]) == ("error", "TestbedError: it broke")
+
+
+def test_the_log_is_told_to_a_terminal_without_codes_that_steer_it() -> None:
+    stream = io.StringIO()
+    handler = journal._Words(stream)
+    journal._LOGGER.addHandler(handler)
+    try:
+        journal.say("\x1b[2Jowned", guest="g0", stage="ready")
+    finally:
+        journal._LOGGER.removeHandler(handler)
+    assert stream.getvalue().startswith("debug: ") and stream.getvalue().endswith(" g0: ready: owned\n")
