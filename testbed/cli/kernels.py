@@ -95,7 +95,8 @@ def kernel_build(
         with live.progress(err, quiet=quiet, as_json=as_json) as progress:
             built = await builder(progress).build(wanted, name)
         if as_json:
-            print(json.dumps({"name": built.name, **cache.read_meta(built.folder), "folder": str(built.folder)}))
+            own = {"name": built.name, "origin": built.origin, "series": built.series.value, "folder": str(built.folder)}
+            print(json.dumps(cache.read_meta(built.folder) | own))
         else:
             out.print(f"{built.name}\t{built.release}\t{built.origin}", highlight=False, soft_wrap=True)
         return 0
