@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from testbed import paths
-from testbed.session import reap
+from testbed.session import OWNER, reap
 
 ROOT = Path(__file__).parents[2]
 
@@ -138,9 +138,9 @@ def folders_of(guests: set[int]) -> set[Path]:
     """The sockets' and scratch disks' folders of their session."""
     found = set()
     for pid in guests:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        qmp = next(Path(word.split("path=")[1].split(",")[0]) for word in words if word.startswith("socket,id=qmp"))
-        session = qmp.parent.parent
+        words = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+        own = next(Path(word.partition("=")[2]) for word in words if word.startswith(f"{OWNER}="))
+        session = own.parent
         found |= {session, paths.folders().scratch / session.name}
     return found
 
