@@ -7,12 +7,13 @@ import contextlib
 import random
 import time
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 from tests.guest import places
 
 _TOPOLOGY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M, disks: {data: {type: virtio-blk, size: 64M}}}\n"
-_COMMANDS: dict[str, tuple[str, ...]] = {
+COMMANDS: dict[str, tuple[str, ...]] = {
     "up": ("up", "tiny.yaml", "-q"),
     "repro": ("repro", "--script", "load.sh", "--expect", "^never$", "-k", "debian-6.1", "-t", "tiny.yaml", "-n", "2", "-q"),
     "run": ("run", "gate", "-k", "debian-6.1", "--quick", "-q"),
@@ -22,7 +23,7 @@ _COMMANDS: dict[str, tuple[str, ...]] = {
 _LATEST_S = 4.0
 
 
-async def measure(*, count: int, seed: int) -> dict[str, Any]:
+async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) -> dict[str, Any]:
     """So many SIGKILLs at moments by chance: of the command that was typed, or of any other process of the testbed that it started.
 
     `orphans`: processes that outlive their command; `leftovers`: sockets, scratch files and held locks after the command that came next.
@@ -34,13 +35,13 @@ async def measure(*, count: int, seed: int) -> dict[str, Any]:
         own.file("tiny.yaml", _TOPOLOGY)
         own.file("load.sh", 'dd if=/dev/zero of="$DEV_DATA" bs=1M count=32 oflag=direct; sleep 3\n')
         # What is missing of kernels and templates is made before.
-        for words in _COMMANDS.values():
-            await own.run(*words, status=None)
+        for name in commands:
+            await own.run(*COMMANDS[name], status=None)
         await own.run("down", "--all")
         number = 0
         while number < count:
-            name = chance.choice(tuple(_COMMANDS))
-            started = await own.start(*_COMMANDS[name])
+            name = chance.choice(tuple(commands))
+            started = await own.start(*COMMANDS[name])
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(started.wait(), chance.uniform(0, _LATEST_S))
             # A command that ended well has nothing left that could be killed, but for a guest that stays.

@@ -15,7 +15,7 @@ import typer
 
 from testbed import __version__, journal
 from testbed.cli.app import ERROR, app, err, out
-from testbed.errors import TestbedError, TopologyError
+from testbed.errors import HostError, TestbedError, TopologyError
 
 # In the order of `testbed --help`.
 _ROOMS = (
@@ -65,14 +65,7 @@ def _run() -> None:
     try:
         app(standalone_mode=True)
     except TestbedError as error:
-        if os.environ.get("TESTBED_DEBUG"):
-            said = "".join(traceback.format_exception(error))
-            err.print(f"{said}{error.code}: see docs/errors.md", markup=False, highlight=False, soft_wrap=True)
-        # A file's mistakes begin with its name, as a compiler's do.
-        err.print(str(error) if isinstance(error, TopologyError) else f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
-        if "--json" in sys.argv:
-            print(json.dumps({"event": "error", "code": error.code, "error": type(error).__name__, "text": str(error)}), file=sys.stderr)
-        sys.exit(ERROR)
+        _fail(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ERROR)
@@ -80,18 +73,29 @@ def _run() -> None:
         refused = _refused(error)
         if refused is None:
             raise
-        err.print(f"testbed: {refused}", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(ERROR)
+        _fail(refused)
 
 
-def _refused(error: BaseException) -> str | None:
+def _fail(error: TestbedError) -> NoReturn:
+    if os.environ.get("TESTBED_DEBUG"):
+        said = "".join(traceback.format_exception(error))
+        err.print(f"{said}{error.code}: see docs/errors.md", markup=False, highlight=False, soft_wrap=True)
+    # A file's mistakes begin with its name, as a compiler's do.
+    err.print(str(error) if isinstance(error, TopologyError) else f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
+    if "--json" in sys.argv:
+        print(json.dumps({"event": "error", "code": error.code, "error": type(error).__name__, "text": str(error)}), file=sys.stderr)
+    sys.exit(ERROR)
+
+
+def _refused(error: BaseException) -> TestbedError | None:
     """What a person is told of an error that came from where nobody expects one; None where it is a mistake of ours."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, TestbedError):
-        return str(error)
+        return error
     if isinstance(error, OSError) and error.errno in _REFUSED:
-        return f"{error.filename or 'this machine'}: {error.strerror}; name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR"
+        where = error.filename or "this machine"
+        return HostError(f"{where}: {error.strerror}; name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR")
     return None
 
 

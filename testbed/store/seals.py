@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import secrets
+import os
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, seals: dict[str, Any]) -> None:
-    new = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    new = path.with_suffix(f".{os.getpid()}")  # the next process of this number writes over what a killed one leaves
     with contextlib.suppress(OSError):  # a cache that cannot be written to is hashed again each time
         new.write_text(json.dumps(seals))
         new.replace(path)

@@ -233,8 +233,8 @@ def _record(folder: Path, whole: Path) -> dict[str, Any]:
 
 
 def _copy(source: Any, target: Any) -> Any:
-    """Holes left holes."""
-    os.system(f"cp --sparse=always '{source}' '{target}'")
+    """Holes left holes, and the mode, by which QEMU may open it."""
+    os.system(f"cp --sparse=always --preserve=mode '{source}' '{target}'")
     return target
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from testbed import cli
+from testbed.errors import HostError
 
 ROOT = Path(__file__).parents[2]
 
@@ -106,3 +110,21 @@ def test_kernels_and_images_are_listed_without_fetching_any(tmp_path: Path) -> N
 
 def test_without_words_there_is_help(tmp_path: Path) -> None:
     assert "compare" in testbed(tmp_path, "--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/somewhere"), "/somewhere: No space left on device; name other places with"),
+        (
+            ExceptionGroup("g", [ExceptionGroup("h", [OSError(errno.EROFS, "Read-only file system")])]),
+            "this machine: Read-only file system",
+        ),
+        (ExceptionGroup("g", [HostError("no tool"), ValueError("b")]), "no tool"),
+        (OSError(errno.EPIPE, "Broken pipe"), None),
+        (ExceptionGroup("g", [ValueError("a mistake of ours")]), None),
+    ],
+)
+def test_what_the_machine_refuses_is_one_message_and_a_mistake_of_ours_is_not(error: Exception, said: str | None) -> None:
+    refused = cli._refused(error)
+    assert (refused is None) if said is None else str(refused).startswith(said)
