@@ -7,6 +7,7 @@ home), so it is named to QEMU by a descriptor that it inherits: folders and star
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -121,10 +122,10 @@ class Custody:
         return said
 
     def _renamed(self, text: str) -> str:
-        # In an option's value QEMU reads a doubled comma as one.
-        names = {path.replace(",", comma): name for path, name in self._seen.items() for comma in (",", ",,")}
-        longest_first = "|".join(re.escape(path) for path in sorted(names, key=len, reverse=True))
-        return re.sub(f"(?:{longest_first})(?=[/,]|$)", lambda found: names[found[0]], text)
+        # In an option's value QEMU reads a doubled comma as one, and an option may be JSON, where a path is a string.
+        names = {form: name for path, name in self._seen.items() for form in (path, path.replace(",", ",,"), json.dumps(path)[1:-1])}
+        longest_first = "|".join(re.escape(form) for form in sorted(names, key=len, reverse=True))
+        return re.sub(f'(?:{longest_first})(?=[/,"]|$)', lambda found: names[found[0]], text)
 
     def release(self) -> None:
         """Close our descriptors; a QEMU that has started has its own."""

@@ -173,8 +173,8 @@ class Guest(Life):
         order = self.order
         snapshot = order.template if isinstance(order.template, Snapshot) else None
         memory = Memory(file=order.template.memory) if order.template else order.memory
-        self._hand_over(memory)
         self._disks = await self.slots.prepare(order.model, order.wiring, snapshot)
+        self._hand_over(memory)
         if order.savable:
             await self.slots.overlay(order.overlay, order.files.root, snapshot)
         options = plan.argv(

@@ -111,7 +111,10 @@ async def _kept(wire: socket.socket, order: supervisor.UpOrder, say: supervisor.
 
     def heard() -> None:
         loop.remove_reader(wire)
-        if wire.recv(len(up.KEPT)):
+        kept = b""
+        with contextlib.suppress(ConnectionResetError):  # it went with words of ours that it had not read
+            kept = wire.recv(len(up.KEPT))
+        if kept:
             wire.close()
         else:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -81,10 +82,10 @@ async def test_the_cache_is_read_only(own: Places, apart: tuple[str, ...]) -> No
 
 
 async def test_no_place_for_sockets(own: Places, apart: tuple[str, ...]) -> None:
-    # Nor in /tmp, where they would be otherwise.
-    nowhere = mounted(apart, "mount -t tmpfs -o ro tmpfs /tmp; cd /")
+    # Nor in /tmp, where they would be otherwise: somebody else has its folder there.
+    nowhere = mounted(apart, "own=/tmp/testbed-$(id -u); mkdir -p $own; mount -t tmpfs -o ro tmpfs $own")
     ended = await own.run("ps", within=nowhere, status=2, XDG_RUNTIME_DIR="/proc/1")
-    assert f"/tmp/testbed-{os.getuid()}: expected a folder of uid" in ended.err and "set XDG_RUNTIME_DIR" in ended.err
+    assert re.search(r"/tmp/testbed-\d+: expected a folder of uid \d+ with mode 0700", ended.err) and "set XDG_RUNTIME_DIR" in ended.err
 
 
 @pytest.mark.slow

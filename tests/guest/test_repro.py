@@ -185,6 +185,7 @@ async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
     lab: Lab, trying: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lab.cold = True  # no template for this machine alone
+    monkeypatch.setenv("TESTBED_TRUST_QEMU_ARGS", "1")
     # The serial port passes 0.2 MB/s under emulation: a virtio port speaks on the same wire, which is read as ever.
     port = plan._serial_port
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -76,7 +77,7 @@ def test_without_an_account_everything_keeps_its_name(tmp_path: Path) -> None:
 
 @as_root
 def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_is(tmp_path: Path) -> None:
-    folder, image, other = tmp_path / "a, b" / "1", tmp_path / "disk.img", tmp_path / "disk.img2"
+    folder, image, other = tmp_path / 'ä, "b"' / "1", tmp_path / "disk.img", tmp_path / "disk.img2"
     folder.mkdir(parents=True)
     image.write_text("image")
     other.write_text("other")
@@ -88,6 +89,9 @@ def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_i
     assert held.options == (("-add-fd", f"fd={second},set=1"),)
     assert (folder.stat().st_uid, image.stat().st_uid) == (NOBODY.uid, 0), "an image stays its owner's"
     assert held.seen(f"socket,path={str(folder).replace(',', ',,')}/qmp,server=on") == f"socket,path=/proc/self/fd/{first}/qmp,server=on"
+    assert held.seen(json.dumps({"filename": str(image), "folder": f"{folder}/é"})) == (
+        f'{{"filename": "/dev/fdset/1", "folder": "/proc/self/fd/{first}/\\u00e9"}}'
+    )
     assert held.seen([{"filename": str(image)}, (str(other), str(folder) + "0/x", 3)]) == [
         {"filename": "/dev/fdset/1"},
         (str(other), str(folder) + "0/x", 3),
