@@ -15,9 +15,11 @@ from testbed.topology.model import Guest
 from testbed.units import MIB
 
 # panic=-1 with -no-reboot: a panic ends QEMU at once. no_timer_check, tsc and expedited RCU shorten the boot under emulation; mitigations
-# cost time there and protect nobody. The console stays quiet below warnings, and dmesg has everything.
+# cost time there and protect nobody. The console stays quiet below warnings, and dmesg has everything. Newer QEMUs (10.0) have their NVMe
+# controllers in a subsystem that others may share, of which the kernel would show each path as a disk of its own.
 KERNEL_ARGUMENTS = (
     "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable rcupdate.rcu_expedited=1"
+    " nvme_core.multipath=N"
 )
 # Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices, what was checked, who
 # may open its memory.

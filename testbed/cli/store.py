@@ -66,7 +66,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what killed commands have left, and guest images, kernels and templates of the cache that nobody needs.
+    """Remove what killed commands have left, and guest images, kernels, their sources and templates of the cache that nobody needs.
 
     What was of use within the last hour stays, and so do the images and kernels of guests that stay and of snapshots. `testbed runs
     --prune` removes runs, which are not in the cache.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -130,6 +131,7 @@ async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Sourc
     name = path.resolve().name
     folder = root / "sources" / f"git-{content_key(_LAYOUT, str(repository))}"
     (folder / "tree").mkdir(parents=True, exist_ok=True)
+    (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n")
     return Source(name=f"{name}-{found[:12]}", key=found, origin=f"{path} at {found[:12]}", folder=folder, git=(repository, found))
 
 

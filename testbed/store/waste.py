@@ -13,8 +13,9 @@ import filelock
 from testbed import room
 from testbed.store import cache
 
+SOURCES = "sources"
 # Everything else in the cache is small, or not ours: virtual environments are of `tb`.
-ROOMS = ("images", "kernels", "initramfs", "templates")
+ROOMS = ("images", "kernels", "initramfs", "templates", SOURCES)
 # A guest may be starting from what was of use just now.
 _FRESH_S = 3600.0
 
@@ -61,18 +62,16 @@ def superfluous(
 
 
 def remove(piece: Piece) -> bool:
-    """Remove it, unless it is being made just now; whether it is gone."""
-    lock = filelock.FileLock(piece.folder.with_name(f"{piece.folder.name}.lock"), thread_local=False)
-    try:
-        lock.acquire(blocking=False)
-    except (filelock.Timeout, OSError):
-        return False
-    try:
-        # What is half removed must not look whole.
-        (piece.folder / cache.META).unlink(missing_ok=True)
-        shutil.rmtree(piece.folder, ignore_errors=True)
-    except OSError:
-        return False
-    finally:
-        lock.release()
+    """Remove it, unless it is being made or built from just now; whether it is gone."""
+    kinds = ("lock", "build.lock") if piece.folder.parent.name == SOURCES else ("lock",)
+    with contextlib.ExitStack() as held:
+        try:
+            for kind in kinds:
+                lock = filelock.FileLock(piece.folder.with_name(f"{piece.folder.name}.{kind}"), thread_local=False)
+                held.enter_context(lock.acquire(blocking=False))
+            # What is half removed must not look whole.
+            (piece.folder / cache.META).unlink(missing_ok=True)
+            shutil.rmtree(piece.folder, ignore_errors=True)
+        except (filelock.Timeout, OSError):
+            return False
     return not piece.folder.exists()

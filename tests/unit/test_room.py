@@ -115,6 +115,14 @@ def test_gc_removes_leftovers_and_what_nobody_needs_and_nothing_else(tmp_path: P
     assert "--unused-for long: expected an age such as 30d" in testbed(tmp_path, "gc", "--unused-for", "long").stderr
 
 
+def test_a_source_that_is_built_from_now_stays(tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    source = cached(root, "sources/debian-6.1-aaaa", hours=500)
+    with filelock.FileLock(root / "sources" / "debian-6.1-aaaa.build.lock"):
+        assert "0 removed" in testbed(tmp_path, "gc", XDG_RUNTIME_DIR=str(tmp_path)).stderr and source.exists()
+    assert "1 removed" in testbed(tmp_path, "gc", XDG_RUNTIME_DIR=str(tmp_path)).stderr and not source.exists()
+
+
 def test_what_is_being_made_now_is_not_swept(tmp_path: Path) -> None:
     leftover = tmp_path / "templates" / ".unfinished-key-abc"
     leftover.mkdir(parents=True)
