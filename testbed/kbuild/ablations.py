@@ -178,8 +178,15 @@ _ALL = (
     Ablation(
         name="no-io-charge",
         patches=(4,),
-        what="no disk I/O is charged to the issuer",
-        ways=(_in_loop(("\tif (cmd_blkcg_css)\n\t\tkthread_associate_blkcg(cmd_blkcg_css);\n", "")),),
+        what="disk I/O is charged to the issuer only where it is direct, as before the series",
+        ways=(
+            _in_loop(
+                (
+                    "\tif (cmd_blkcg_css)\n\t\tkthread_associate_blkcg(cmd_blkcg_css);\n",
+                    "\tif (cmd_blkcg_css && use_aio)\n\t\tkthread_associate_blkcg(cmd_blkcg_css);\n",
+                ),
+            ),
+        ),
     ),
 )
 ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ALL}

@@ -36,8 +36,9 @@ At = Callable[[State, Callable[[Guest], None]], None]
 
 
 @pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> At:
-    """Does something to a guest when it comes into a state, once."""
+async def at(lab: Lab, kernel: KernelFiles, monkeypatch: pytest.MonkeyPatch) -> At:
+    """Does something to a guest when it comes into a state, once; not to the one of which its template is made."""
+    await lab.prepare(SMALL, kernel)
 
     def hurt(state: State, do: Callable[[Guest], None]) -> None:
         real = Life._advance

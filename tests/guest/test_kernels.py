@@ -45,7 +45,8 @@ async def test_a_pair_that_differs_in_one_line_differs_in_what_is_charged(builde
     base, ablated = await builder.build(BASE), await builder.build(NO_CHARGE)
     assert (base.series, ablated.series, base.early_modules) == (Series.AFTER, Series.UNKNOWN, ())
     assert await claim(lab, model, await lab.kernel(base.name), evidence / "base") is Gap.CLOSED
-    assert await claim(lab, model, await lab.kernel(ablated.name), evidence / "ablated") is Gap.OPEN
+    # Page cache is charged still: that is neither with the series nor before it.
+    assert await claim(lab, model, await lab.kernel(ablated.name), evidence / "ablated") is Gap.UNCLEAR
 
 
 async def test_the_same_key_gives_the_same_bytes_whatever_was_built_between(builder: Builder) -> None:
