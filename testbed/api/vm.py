@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import shlex
 import shutil
-import tarfile
+import sys
 import tempfile
 import time
 from collections import deque
@@ -29,6 +29,12 @@ from testbed.console import clean
 from testbed.errors import CommandFailed, HostError, TestbedError, UsageError
 from testbed.shell import Result
 from testbed.topology.model import Guest as GuestModel
+
+if sys.version_info >= (3, 12):
+    import tarfile
+else:
+    # Debian 12's 3.11.2 unpacks without any filter.
+    from backports import tarfile  # type: ignore[import-untyped]  # it has no types
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 

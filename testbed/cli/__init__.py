@@ -53,6 +53,11 @@ def main() -> NoReturn:
         status: object = 0
     except SystemExit as ended:
         status = ended.code
+    except Exception:
+        # Python's own status would be 1, which says that a run failed, that a bug did not show.
+        traceback.print_exc()
+        err.print("testbed: this is a mistake of the testbed and says nothing of your kernel; please report it with the lines above")
+        status = ERROR
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()

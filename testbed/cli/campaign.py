@@ -7,6 +7,7 @@ import json
 import secrets
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -167,6 +168,9 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
             return _SKIP
         except TestbedError as failure:
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
+            return _ABORT
+        except Exception:
+            traceback.print_exc()  # a mistake of ours
             return _ABORT
         return {Answer.GOOD: 0, Answer.BAD: 1, Answer.SKIP: _SKIP}[answer]
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from testbed import journal
+from testbed import cli, journal
 from testbed.errors import GuestLost, Problem, TestbedError, TopologyError
 from testbed.report import errors
 from testbed.store import runs
@@ -44,6 +45,19 @@ def test_an_error_has_a_code_a_traceback_and_a_log_where_they_are_wanted(tmp_pat
     assert json.loads(line) | {"text": ""} == {"event": "error", "code": "TB100", "error": "UsageError", "text": ""}
     assert testbed(tmp_path, "errors", "TB410").stdout.startswith("TB410\tGuestLost\t")
     assert "expected one of TB000" in testbed(tmp_path, "errors", "TB999").stderr
+
+
+def test_a_mistake_of_ours_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    ended: list[int] = []
+
+    def broken() -> None:
+        raise LookupError("of ours")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    cli.main()
+    said = capfd.readouterr().err
+    assert ended == [2] and "LookupError: of ours" in said and "a mistake of the testbed" in said
 
 
 def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:
