@@ -36,9 +36,10 @@ At = Callable[[State, Callable[[Guest], None]], None]
 
 
 @pytest.fixture
-async def at(lab: Lab, kernel: KernelFiles, monkeypatch: pytest.MonkeyPatch) -> At:
+async def at(lab: Lab, kernel: KernelFiles, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> At:
     """Does something to a guest when it comes into a state, once; not to the one of which its template is made."""
     await lab.prepare(SMALL, kernel)
+    notes.notes.clear()
 
     def hurt(state: State, do: Callable[[Guest], None]) -> None:
         real = Life._advance
