@@ -12,7 +12,15 @@ from testbed.repro import Job, Tried
 from testbed.trial import said
 
 # With which codes the verbs end, and `report` of what they have left, by the result.
-EXIT_CODES = {result.value: code for result, code in repro.EXIT_CODES.items()} | {"reduced": 0, "bisected": 0, "wrong ends": 2}
+EXIT_CODES = {result.value: code for result, code in repro.EXIT_CODES.items()} | {
+    "reduced": 0,
+    "bisected": 0,
+    "wrong ends": 2,
+    # Of one kernel, for `git bisect run`.
+    "good": 0,
+    "bad": 1,
+    "skip": 125,
+}
 
 
 def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: float) -> dict[str, Any]:
@@ -62,6 +70,19 @@ def of_bisect(job: Job, every: tuple[str, ...], found: Between, bisector: Bisect
         "rate": bisector.rate,
         "asked": [_asked(one) for one in bisector.asked],
         "guests": sum(len(one.tried.tries) for one in bisector.asked),
+    }
+
+
+def of_ask(job: Job, asked: Asked, rate: float | None, command: list[str], took_s: float) -> dict[str, Any]:
+    """What `bisect.json` says where one kernel was asked, for `git bisect run`."""
+    return {
+        **_head("bisect", job, command, took_s),
+        "result": asked.answer.value,
+        "reason": f"{asked.kernel}: {asked.tried.words}{f'; {asked.why}' if asked.why else ''}",
+        "kernels": [asked.kernel],
+        "rate": rate,
+        "asked": [_asked(asked)],
+        "guests": len(asked.tried.tries),
     }
 
 

@@ -159,9 +159,14 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
             with live.progress(err, quiet=quiet) as progress:
                 spec = wanted if isinstance(wanted, str) else (await builder(progress).build(wanted)).name
                 async with open_lab(progress) as lab:
-                    bisector = Bisector(_job(lab, case, jobs), lab.kernel, error, progress.note)
-                    bisector.rate = rate
-                    answer = await bisector.ask(spec, error)
+                    job = _job(lab, case, jobs)
+                    with runs.going_on(job.folder):
+                        begun = time.monotonic()
+                        bisector = Bisector(job, lab.kernel, error, progress.note)
+                        bisector.rate = rate
+                        answer = await bisector.ask(spec, error)
+                        document = bug_results.of_ask(job, bisector.asked[0], rate, sys.argv, time.monotonic() - begun)
+                        bug_files.write(document, job.folder)
         except (UsageError, BuildError) as failure:
             # A commit whose kernel was not built, cannot be, or is none, says nothing about the bug.
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)

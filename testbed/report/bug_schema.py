@@ -119,8 +119,10 @@ class Reduce(_Document):
 
 
 class Bisect(_Document):
+    """`result`: of the search, or what the one kernel is that was asked for `git bisect run`."""
+
     what: Literal["bisect"]
-    result: Literal["bisected", "wrong ends"]
+    result: Literal["bisected", "wrong ends", "good", "bad", "skip"]
     kernels: list[str]
     asked: list[Asked]
 

@@ -19,6 +19,9 @@ _VERDICTS = {
     "not reproduced": "FAIL",
     "invalid": "INVALID",
     "wrong ends": "INVALID",
+    "good": "PASS",
+    "bad": "FAIL",
+    "skip": "INFRA",
     "trouble": "INFRA",
 }
 

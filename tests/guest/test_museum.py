@@ -229,6 +229,7 @@ async def test_kernels_are_walked_and_git_is_answered(tmp_path: Path) -> None:
     out, _, _ = await testbed(tmp_path, "bisect", "big.yaml", *pair, "--good", "debian-5.10", "--bad", "debian-6.1", status=2)
     assert "expected it to be bad, it is good" in " ".join(out.split())
     await testbed(tmp_path, "bisect", "big.yaml", "--run", "debian-5.10", status=1)
+    assert json.loads((await testbed(tmp_path, "runs", "--json"))[0])["runs"][0]["verdict"] == "bad"
     await testbed(tmp_path, "bisect", "big.yaml", "--run", "debian-6.1", status=0)
     await testbed(tmp_path, "bisect", "big.yaml", "--run", "arch/x86/boot/bzImage", status=125)
     (tmp_path / "cannot.yaml").write_text(RELEASE.replace('test -b "$DEV_L0"', "false"))

@@ -122,10 +122,11 @@ def documents(folder: Path) -> dict[str, dict[str, Any]]:
         "repro": bug_results.of_repro(job(folder), (shows, clean), words, 9.0),
         "reduce": bug_results.of_reduce(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0),
         "bisect": bug_results.of_bisect(job(folder), ("bad", "good"), between, bisector, words, 9.0),
+        "ask": bug_results.of_ask(job(folder), bisector.asked[0], 0.5, words, 9.0),
     }
 
 
-@pytest.mark.parametrize("what", ["repro", "reduce", "bisect"])
+@pytest.mark.parametrize("what", ["repro", "reduce", "bisect", "ask"])
 def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "state" / "runs" / "20260101T000000Z-abcd"
     guest = folder / "guests" / "bad-1"
@@ -141,7 +142,7 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     assert "<script>" not in page and "last words" in page and 'href="./guests/bad-1/console.log"' in page
     printed = testbed(tmp_path, "report", "last")
     text = printed.stdout
-    assert printed.returncode == 0
+    assert printed.returncode == (1 if what == "ask" else 0)
     assert f": {document['result']}" in text and "./tb verb --expect" in text and "1 of 1: 1% to 100%" in text
     assert "\x1b" not in text
     shown = testbed(tmp_path, "report", "--format", "junit")
@@ -150,7 +151,7 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
         ktap_rules.parse((folder / "results.ktap").read_text())
         assert 'name="a bug' in shown.stdout and 'failures="0"' in shown.stdout and "ok 2 good" in (folder / "results.ktap").read_text()
     else:
-        assert shown.returncode == 2 and f"`{what}` passes or fails nothing" in shown.stderr
+        assert shown.returncode == 2 and f"`{document['what']}` passes or fails nothing" in shown.stderr
     assert "expected a run of scenarios, got one of" in testbed(tmp_path, "report", "--diff", "last", "last").stderr
 
 
@@ -165,4 +166,5 @@ def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
 
 
 def test_every_result_has_an_exit_code() -> None:
-    assert {result.value for result in repro.Result} | {"reduced", "bisected", "wrong ends"} == bug_results.EXIT_CODES.keys()
+    every = {result.value for result in repro.Result} | {answer.value for answer in Answer} | {"reduced", "bisected", "wrong ends"}
+    assert every == bug_results.EXIT_CODES.keys()
