@@ -10,11 +10,19 @@ from testbed.scenarios import SCENARIOS
 
 # What the source is called without an ablation.
 UNCHANGED = "unchanged"
-# Of each case on each kernel.
-NOTICED, LOG, LOST, UNCLEAR, INDIFFERENT, NOTHING = "noticed", "noticed in the log", "guest lost", "unclear", "-", ""
-_COUNT = frozenset({NOTICED, LOG, LOST})
+# Of each case on each kernel. IN_PART: a sound measure, all of whose controls hold, is neither as with the series nor as before it.
+# CONTROL: a control does not hold, so that the measure says nothing.
+NOTICED, IN_PART, LOG, LOST = "noticed", "in part", "in the log", "guest lost"
+CONTROL, INDIFFERENT, NOTHING = "control", "-", ""
+_COUNT = frozenset({NOTICED, IN_PART, LOG, LOST})
 # Of the kernel's log, what is no splat.
 _HARMLESS = frozenset({"oom", "I/O error"})
+
+_LEGEND = (
+    f"`{NOTICED}`: as before the series. `{IN_PART}`: a sound measure is neither as with the series nor as before it.",
+    f"`{LOG}`: the kernel's log has a splat. `{CONTROL}`: a control does not hold, so that the measure says nothing.",
+    f"`{INDIFFERENT}`: as on the unchanged kernel. Empty: no result, or none on the unchanged kernel.",
+)
 
 # By case, by kernel.
 Table = dict[str, dict[str, str]]
@@ -49,7 +57,10 @@ def _said(side: Mapping[str, Any]) -> str:
         return NOTICED if verdict == "FAIL" else LOST
     if _splats(side):
         return LOG
-    return {"PASS": INDIFFERENT, "INVALID": UNCLEAR}.get(str(verdict), NOTHING)
+    if verdict == "INVALID":
+        sound = all(control["holds"] for control in side["controls"])
+        return IN_PART if sound and side["claim"] == "unclear" else CONTROL
+    return INDIFFERENT if verdict == "PASS" else NOTHING
 
 
 def complaints(found: Table) -> tuple[str, ...]:
@@ -85,7 +96,7 @@ def markdown(found: Table, head: str) -> str:
         by = [case for case, row in found.items() if row.get(name) in _COUNT]
         patches = ", ".join(map(str, ABLATIONS[name].patches))
         lines.append(f"| {name} | {patches} | {ABLATIONS[name].what} | {', '.join(by) or 'none'} |")
-    lines += ["", f"| case | patches | {' | '.join(kernels)} |", f"|---|---|{'---|' * len(kernels)}"]
+    lines += ["", *_LEGEND, "", f"| case | patches | {' | '.join(kernels)} |", f"|---|---|{'---|' * len(kernels)}"]
     for case, row in found.items():
         patches = ", ".join(map(str, SCENARIOS[case.split("/")[0]].patches))
         lines.append(f"| {case} | {patches} | {' | '.join(row.get(name, NOTHING) for name in kernels)} |")

@@ -4,8 +4,13 @@ from testbed.report import sensitivity
 from testbed.report.sensitivity import UNCHANGED
 
 
-def side(verdict: str, *splats: tuple[str, bool]) -> dict[str, Any]:
-    return {"verdict": verdict, "console": [{"kind": kind, "seconds": 1.0, "text": "x", "expected": known} for kind, known in splats]}
+def side(verdict: str, *splats: tuple[str, bool], claim: str = "unclear", control: bool = True) -> dict[str, Any]:
+    return {
+        "verdict": verdict,
+        "claim": claim,
+        "controls": [{"holds": True}, {"holds": control}],
+        "console": [{"kind": kind, "seconds": 1.0, "text": "x", "expected": known} for kind, known in splats],
+    }
 
 
 def document(**cases: dict[str, Any]) -> dict[str, Any]:
@@ -25,7 +30,9 @@ def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() ->
                     "no-io-charge": side("FAIL"),
                     "root-worker": side("PASS"),
                     "nesting-lost": side("PASS", ("warning", False)),
-                    "shmem-uncharged": side("INVALID"),
+                    "shmem-uncharged": side("INVALID", control=False),
+                    "active-memcg-ignored": side("INVALID", claim="open"),
+                    "no-memory-charge": side("INVALID"),
                     "idle-at-once": side("INFRA"),
                     "idle-for-ever": side("SKIP"),
                 }
@@ -36,8 +43,10 @@ def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() ->
         "read": {
             "no-io-charge": "noticed",
             "root-worker": "-",
-            "nesting-lost": "noticed in the log",
-            "shmem-uncharged": "unclear",
+            "nesting-lost": "in the log",
+            "shmem-uncharged": "control",
+            "active-memcg-ignored": "control",
+            "no-memory-charge": "in part",
             "idle-at-once": "guest lost",
             "idle-for-ever": "",
         }
@@ -68,6 +77,6 @@ def test_runs_of_some_kernels_each_make_one_table() -> None:
 def test_the_table_that_is_kept_says_who_noticed_what() -> None:
     found = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL"), "root-worker": side("PASS")}),))
     text = sensitivity.markdown(found, "    ./tb sensitivity read")
-    assert "| no-io-charge | 4 | no disk I/O is charged to the issuer | read |" in text
+    assert "| no-io-charge | 4 | disk I/O is charged to the issuer only where it is direct, as before the series | read |" in text
     assert "| case | patches | root-worker | no-io-charge |" in text and "| read | 4 | - | noticed |" in text
     assert "- patch 1: no scenario notices root-worker" in text
