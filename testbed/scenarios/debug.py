@@ -148,32 +148,39 @@ async def _no_worker(guest: Guest, point: Point) -> Evidence:
     )
 
 
-# $1: loop. $2: its file. $3: MAJ:MIN. A cgroup with a target that no disk meets reads the file, another one floods the loop; first
-# without the target.
+# $1: a file. $2: MAJ:MIN of its disk. A cgroup with a target that no disk meets reads the file, another one floods loops on other parts of
+# it; first without the target. io.latency makes the other's queue shorter by and by, and a loop has one read at a time under way: it takes
+# many of them, and some seconds.
 _LATENCY = f"""\
 {JOBS}
 mkdir /sys/fs/cgroup/noisy /sys/fs/cgroup/quiet || exit 1
+loops=""
+for part in 0 1 2 3 4 5 6 7; do
+    loop=$(losetup -r -f --show --offset $((part << 22)) --sizelimit 4M "$1") || exit 1
+    loops=${{loops:+$loops:}}$loop
+done
 for name in free held; do
     {FRESH}
-    [ $name = free ] || echo "$3 target=1" >/sys/fs/cgroup/quiet/io.latency || exit 1
-    job quiet-$name quiet "$2" 10 --bs=4k --offset=32M --size=32M &
-    job noisy-$name noisy "$1" 10 --bs=4k --size=32M --iodepth=16 --ioengine=libaio
+    [ $name = free ] || echo "$2 target=1" >/sys/fs/cgroup/quiet/io.latency || exit 1
+    job quiet-$name quiet "$1" 10 --ramp_time=10s --bs=4k --offset=32M --size=32M --iodepth=8 --ioengine=libaio &
+    job noisy-$name noisy "$loops" 10 --ramp_time=10s --bs=4k --iodepth=32 --ioengine=libaio
     wait
 done
+losetup -d ${{loops//:/ }}
 for name in free held; do iops noisy-$name; done
 """
 
 
 async def _latency(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
-        done = await guest.script(_LATENCY, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
+        done = await guest.script(_LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
     seen = jobs(done.stdout)
     kept = seen["noisy-held"] / seen["noisy-free"] if seen["noisy-free"] else 0.0
     return Evidence(
         claim=Gap.CLOSED if kept <= 0.5 else Gap.OPEN if kept >= 0.8 else Gap.UNCLEAR,
-        reason=f"beside a cgroup with io.latency the other one keeps {kept:.0%} of its rate through the loop",
+        reason=f"beside a cgroup with io.latency the other one keeps {kept:.0%} of its rate through loops",
         measures=(
-            Measure(name="without a target", value=round(seen["noisy-free"], 1), unit="IOPS", source="fio in noisy, through the loop"),
+            Measure(name="without a target", value=round(seen["noisy-free"], 1), unit="IOPS", source="fio in noisy, through eight loops"),
             Measure(name="with a target", value=round(seen["noisy-held"], 1), unit="IOPS", source="the same, io.latency of quiet set"),
         ),
         controls=(Control(name="it ran", expected="a rate", got=f"{seen['noisy-free']} IOPS", holds=seen["noisy-free"] > 0),),
@@ -182,7 +189,6 @@ async def _latency(guest: Guest, point: Point) -> Evidence:
 
 _BASE = "nothing is the reader's"
 _DEBUGFS = "{ test -e /sys/kernel/debug/failslab || mount -t debugfs none /sys/kernel/debug; } 2>/dev/null; test -e"
-_UNSEEN = "not yet run on a kernel that has what it needs"
 
 LOCK_ORDER = Scenario(
     name="lock-order",
@@ -196,7 +202,8 @@ LOCK_ORDER = Scenario(
     points=on_each_disk("ext4"),
     steps=_lock_order,
     cpus=2,
-    found=_UNSEEN,
+    found="6.1 with every flavour but `leaks`: silent; with the ablation destroyed-under-lock `BUG: sleeping function called from invalid "
+    "context` and `[ BUG: Invalid wait context ]` (docs/results/sensitivity.md)",
 )
 
 DESTROY_RACE = Scenario(
@@ -212,7 +219,7 @@ DESTROY_RACE = Scenario(
     steps=_race,
     cores=Cores.IDLE,
     cpus=2,
-    found=_UNSEEN,
+    found="6.1 with every flavour but `leaks`: silent; with the ablation destroyed-under-lock as `lock-order`",
 )
 
 NO_WORKER = Scenario(
@@ -227,17 +234,17 @@ NO_WORKER = Scenario(
     points=on_each_disk("ext4"),
     steps=_no_worker,
     cores=Cores.IDLE,
-    found=_UNSEEN,
+    found="6.1 with every flavour but `leaks`: 0.0% charged while allocations fail, 100.0% later; the cgroup is gone after 59 s",
 )
 
 IO_LATENCY = Scenario(
     name="io-latency",
-    claim="io.latency of one cgroup holds back another one that floods the disk through a buffered loop",
+    claim="io.latency of one cgroup holds back another one that floods the disk through buffered loops",
     patches=(4,),
     predicted_base="it keeps its rate: its I/O is the root's",
     predicted_patched="it keeps less than half",
     source="loop: charge i/o to mem and blk cg (patch 4); io.latency (Documentation/admin-guide/cgroup-v2.rst)",
-    what="A disk that behaves like a 7200 rpm HDD: random 4K reads through the loop beside a cgroup with io.latency of 1 us, and without",
+    what="A disk that behaves like a 7200 rpm HDD: 4K reads through eight loops beside a cgroup with io.latency of 1 us, and without",
     needs=(
         *COMMON_NEEDS,
         FIO,
@@ -247,5 +254,5 @@ IO_LATENCY = Scenario(
     steps=_latency,
     cores=Cores.ALONE,
     cpus=2,
-    found=_UNSEEN,
+    found="6.1 with the flavour `iolatency`: 38 IOPS without a target, 9 with it; with the ablation no-io-charge 38 and 38",
 )
