@@ -73,12 +73,21 @@ def sensitivity_command(
     run_async(execute(wanted, judge, tell))
 
 
+def _without_output(words: list[str]) -> list[str]:
+    """A command's words without where it wrote its table."""
+    for option in ("-o", "--output"):
+        if option in words:
+            at = words.index(option)
+            words = words[:at] + words[at + 2 :]
+    return [word for word in words if not word.startswith("--output=")]
+
+
 def _told(documents: tuple[dict[str, Any], ...], output: Path | None, *, as_json: bool) -> int:
     """Print and write the table; the exit code."""
     found = sensitivity.table(documents)
     host, said = documents[0]["host"], sensitivity.complaints(found)
     took_s = sum(document["guest_seconds"] for document in documents)
-    commands = "\n".join(f"    {shlex.join(['./tb', *document['command'][1:]])}" for document in documents)
+    commands = "\n".join(f"    {shlex.join(['./tb', *_without_output(document['command'][1:])])}" for document in documents)
     about = f"{took_s:.0f} s of guests, on {host['cores']} cores with Linux {host['kernel']}, QEMU {host['qemu']} ({host['accelerator']})."
     text = sensitivity.markdown(found, f"{commands}\n\n{about}")
     if output is not None:

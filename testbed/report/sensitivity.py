@@ -29,16 +29,17 @@ Table = dict[str, dict[str, str]]
 
 
 def table(documents: Iterable[Mapping[str, Any]]) -> Table:
-    """The words of every case on every ablation. Documents may hold some of the kernels each; of the same one the last counts."""
-    sides: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for document in documents:
-        for case in document["scenarios"]:
-            for kernel in document["kernels"]:
-                sides.setdefault(case["name"], {})[kernel] = case[kernel]
+    """The words of every case on every ablation. Documents may hold some of the kernels each; of the same one the last counts. One that has
+    the unchanged kernel is judged by its own: it may be another configuration, or another testbed.
+    """
+    read = tuple(documents)
+    elsewhere = {case["name"] for document in read for case in document["scenarios"] if _sound(case.get(UNCHANGED))}
     found: Table = {}
-    for case_name, seen in sides.items():
-        sound = _sound(seen.get(UNCHANGED))
-        found[case_name] = {name: _said(side) if sound else NOTHING for name, side in seen.items() if name != UNCHANGED}
+    for document in read:
+        for case in document["scenarios"]:
+            row = found.setdefault(case["name"], {})
+            sound = _sound(case[UNCHANGED]) if UNCHANGED in case else case["name"] in elsewhere
+            row |= {name: _said(case[name]) if sound else row.get(name, NOTHING) for name in document["kernels"] if name != UNCHANGED}
     return found
 
 

@@ -226,7 +226,8 @@ async def _inversion(guest: Guest, point: Point) -> Evidence:
     alone, beside = seen[f"{point.variant}-alone"], seen[f"{point.variant}-beside"]
     return Evidence(
         claim=of_kept(loop),
-        reason=f"the important cgroup reads {beside:.1f} times a second beside the other, {alone:.1f} alone: it keeps {loop:.0%}",
+        reason=f"the important cgroup reads {beside:.1f} times a second beside the other, {alone:.1f} alone; of its budget of "
+        f"{_BUDGET_IOPS} it keeps {loop:.0%}",
         measures=(
             Measure(name="alone", value=round(alone, 1), unit="IOPS", source="fio, 4K random reads, weight 10000"),
             Measure(name="beside", value=round(beside, 1), unit="IOPS", source="the same beside 3 jobs of 256K random reads, weight 1"),

@@ -68,10 +68,16 @@ def test_runs_of_some_kernels_each_make_one_table() -> None:
             document(read={UNCHANGED: side("PASS")}, nested={UNCHANGED: side("PASS")}),
             document(read={"no-io-charge": side("FAIL")}, nested={"no-io-charge": side("PASS")}),
             document(read={"root-worker": side("PASS")}, nested={"root-worker": side("PASS")}),
+            # Of another configuration, on which it says nothing.
+            document(read={UNCHANGED: side("FAIL"), "no-io-charge": side("PASS"), "nesting-lost": side("FAIL")}),
         )
     )
-    assert found["read"] == {"no-io-charge": "noticed", "root-worker": "-"}
-    assert sensitivity.complaints(found) == ("patch 1: no scenario notices root-worker", "nested: it notices none of 2")
+    assert found["read"] == {"no-io-charge": "noticed", "root-worker": "-", "nesting-lost": ""}
+    assert sensitivity.complaints(found) == (
+        "patch 1: no scenario notices root-worker",
+        "patch 2: no scenario notices nesting-lost",
+        "nested: it notices none of 3",
+    )
 
 
 def test_the_table_that_is_kept_says_who_noticed_what() -> None:
