@@ -169,6 +169,7 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
         "of each": dict(rounds),
         "after the warm-up": _shown(kept[0]),
         "at the end": _shown(kept[-1]),
+        "memory by tenths, MB": [_shown(kept[number * (len(kept) - 1) // 10])["memory, MB"] for number in range(11)],
         "most": {name: max(_shown(one)[name] for one in kept) for name in _shown(kept[0])},
     }
 

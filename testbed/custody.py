@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import resource
 import stat
 from collections.abc import Iterable
@@ -124,8 +123,11 @@ class Custody:
     def _renamed(self, text: str) -> str:
         # In an option's value QEMU reads a doubled comma as one, and an option may be JSON, where a path is a string.
         names = {form: name for path, name in self._seen.items() for form in (path, path.replace(",", ",,"), json.dumps(path)[1:-1])}
-        longest_first = "|".join(re.escape(form) for form in sorted(names, key=len, reverse=True))
-        return re.sub(f'(?:{longest_first})(?=[/,"]|$)', lambda found: names[found[0]], text)
+        for form in sorted(names, key=len, reverse=True):
+            first, *others = text.split(form)
+            # Another file's name may only begin as this one.
+            text = first + "".join((names[form] if not other or other[0] in '/,"' else form) + other for other in others)
+        return text
 
     def release(self) -> None:
         """Close our descriptors; a QEMU that has started has its own."""

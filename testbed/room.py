@@ -74,5 +74,6 @@ class Quota:
     def _taken(self) -> int:
         now = time.monotonic()
         if now >= self._measured + _POLL_S / 2:
+            self._folders = {folder for folder in self._folders if folder.exists()}  # a guest's own go with it
             self._taken_bytes, self._measured = sum(taken(folder) for folder in self._folders), now
         return self._taken_bytes
