@@ -66,7 +66,7 @@ def gc(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove what killed commands have left, and guest images, kernels, their sources and templates of the cache that nobody needs.
+    """Remove what killed commands have left, and what of the cache nobody needs: images, kernels, sources, templates, old environments.
 
     What was of use within the last hour stays, and so do the images and kernels of guests that stay and of snapshots. `testbed runs
     --prune` removes runs, which are not in the cache.
@@ -75,7 +75,7 @@ def gc(
     unused_s = age_s("--unused-for", unused_for)
     limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else room.limit(room.CACHE_LIMIT)
     session.reap(folders)
-    pieces = waste.every(folders.cache)
+    pieces = waste.every(folders.cache) + waste.environments(folders.cache)
     chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=_needed(folders))
     gone = [piece for piece in chosen if dry_run or waste.remove(piece)]
     freed = sum(piece.size_bytes for piece in gone)

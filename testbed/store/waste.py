@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,8 @@ from testbed import room
 from testbed.store import cache
 
 SOURCES = "sources"
-# Everything else in the cache is small, or not ours: virtual environments are of `tb`.
+# Everything else in the cache is small, or of `tb`, which marks a virtual environment as whole, and whenever it is of use, by this file.
+_COMPLETE = "complete"
 ROOMS = ("images", "kernels", "initramfs", "templates", SOURCES)
 # A guest may be starting from what was of use just now.
 _FRESH_S = 3600.0
@@ -30,7 +32,17 @@ class Piece:
 
     @property
     def name(self) -> str:
-        return f"{self.folder.parent.name}/{self.folder.name}"
+        return f"{self.folder.parent.name}/{self.folder.name}" if self.folder.parent.name in ROOMS else self.folder.name
+
+
+def environments(root: Path) -> tuple[Piece, ...]:
+    """The virtual environments that `tb` has made, but for the one that runs this."""
+    found = []
+    for mark in root.glob(f"*-*/{_COMPLETE}"):
+        with contextlib.suppress(OSError):
+            if not Path(sys.prefix).samefile(mark.parent):
+                found.append(Piece(folder=mark.parent, size_bytes=room.taken(mark.parent), used=mark.stat().st_mtime))
+    return tuple(found)
 
 
 def every(root: Path) -> tuple[Piece, ...]:
@@ -70,7 +82,8 @@ def remove(piece: Piece) -> bool:
                 lock = filelock.FileLock(piece.folder.with_name(f"{piece.folder.name}.{kind}"), thread_local=False)
                 held.enter_context(lock.acquire(blocking=False))
             # What is half removed must not look whole.
-            (piece.folder / cache.META).unlink(missing_ok=True)
+            for mark in (cache.META, _COMPLETE):
+                (piece.folder / mark).unlink(missing_ok=True)
             shutil.rmtree(piece.folder, ignore_errors=True)
         except (filelock.Timeout, OSError):
             return False

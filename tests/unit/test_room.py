@@ -102,16 +102,19 @@ def test_gc_removes_leftovers_and_what_nobody_needs_and_nothing_else(tmp_path: P
     old = cached(root, "templates/aaaa", hours=50)
     new = cached(root, "kernels/bbbb", hours=50)
     cache.used(new)
-    leftover, other = root / "templates" / ".unfinished-cccc-xyz", root / "venv-1"
-    for folder in (leftover, other):
+    leftover, other, environment = root / "templates" / ".unfinished-cccc-xyz", root / "venv-1", root / "venv-2"
+    for folder in (leftover, other, environment):
         folder.mkdir()
         (folder / "file").touch()
+    (other / "complete").touch()  # of use just now
+    (environment / "complete").touch()
+    os.utime(environment / "complete", (0, 0))
     dry = testbed(tmp_path, "gc", "--dry-run", "--json", XDG_RUNTIME_DIR=str(tmp_path))
-    assert [one["name"] for one in json.loads(dry.stdout)["would_be_removed"]] == ["templates/aaaa"] and old.exists()
+    assert [one["name"] for one in json.loads(dry.stdout)["would_be_removed"]] == ["venv-2", "templates/aaaa"] and old.exists()
     done = testbed(tmp_path, "gc", XDG_RUNTIME_DIR=str(tmp_path))
-    assert done.returncode == 0 and done.stdout.split() == ["templates/aaaa", "1.0M"], done
-    assert "1 removed" in done.stderr
-    assert not old.exists() and not leftover.exists() and new.exists() and other.exists()
+    assert done.returncode == 0 and done.stdout.split()[::2] == ["venv-2", "templates/aaaa"], done
+    assert "1.0M" in done.stdout and "2 removed" in done.stderr
+    assert not any(folder.exists() for folder in (old, leftover, environment)) and new.exists() and other.exists()
     assert "--unused-for long: expected an age such as 30d" in testbed(tmp_path, "gc", "--unused-for", "long").stderr
 
 
