@@ -144,7 +144,8 @@ async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(gue
     assert [await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "conv=fsync") for _ in range(2)] == [1, 0]
     events = [json.loads(line).get("event", {}) for line in (evidence / "qmp.jsonl").read_text().splitlines()]
     seen = [event["data"] for event in events if event.get("event") == "BLOCK_IO_ERROR"]
-    assert [one["operation"] for one in seen[:2]] == ["read", "read"] and all(one["action"] == "report" for one in seen)
+    # QEMU 10 tells one event a second for each disk.
+    assert seen[0]["operation"] == "read" and len(seen) <= 3 and all(one["action"] == "report" for one in seen)
     assert f"dev {path.removeprefix('/dev/')}, sector 0 op 0x0:(READ)" in (await guest.run("dmesg")).stdout
     await guest.hardware.inject("virtio", ())
     assert not any(name.startswith(("faulty-virtio", "late-virtio")) for name in await nodes(guest))
