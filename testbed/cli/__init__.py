@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from testbed import __version__, journal
-from testbed.cli.app import ERROR, app, err, out
+from testbed.cli.app import ERROR, app, err, mistake, out
 from testbed.errors import HostError, TestbedError, TopologyError
 
 # In the order of `testbed --help`.
@@ -55,8 +55,7 @@ def main() -> NoReturn:
         status = ended.code
     except Exception:
         # Python's own status would be 1, which says that a run failed, that a bug did not show.
-        traceback.print_exc()
-        err.print("testbed: this is a mistake of the testbed and says nothing of your kernel; please report it with the lines above")
+        mistake()
         status = ERROR
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
+import traceback
 from collections.abc import Coroutine, Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -43,6 +44,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot every guest instead of cloning a template.")]
 TopologyOption = Annotated[Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml without it.")]
 KERNEL_HELP = "A name of images/kernels.yaml, built-NAME, BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]."
+
+
+def mistake() -> None:
+    """Say that the exception which is being handled is a mistake of ours."""
+    traceback.print_exc()
+    err.print("testbed: this is a mistake of the testbed and says nothing of your kernel; please report it with the lines above")
 
 
 def run_async(work: Coroutine[Any, Any, int]) -> None:

@@ -7,7 +7,6 @@ import json
 import secrets
 import sys
 import time
-import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from testbed.bisection import Answer
 from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
-from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, mistake, out, run_async
 from testbed.cli.kernels import SOURCE_HELP, builder
 from testbed.errors import BuildError, TestbedError, TopologyError, UsageError
 from testbed.kernels import load_table
@@ -175,7 +174,7 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
             return _ABORT
         except Exception:
-            traceback.print_exc()  # a mistake of ours
+            mistake()
             return _ABORT
         return {Answer.GOOD: 0, Answer.BAD: 1, Answer.SKIP: _SKIP}[answer]
 

@@ -21,6 +21,8 @@ from testbed.errors import HostError
 from testbed.progress import Progress
 
 META = "meta.json"
+# The room of kernel sources.
+SOURCES = "sources"
 # UNFINISHED + NAME + "-" + anything: being made by whoever holds NAME.lock beside it.
 UNFINISHED = ".unfinished-"
 
@@ -106,6 +108,11 @@ async def once(
         except OSError as error:
             raise HostError(f"{what}: {error.filename or folder}: {error.strerror}; the cache is {folder.parent}") from error
     return folder
+
+
+def build_lock(source: Path) -> Path:
+    """Whoever builds from the source in this folder holds it: builds change its tree."""
+    return source.with_name(f"{source.name}.build.lock")
 
 
 def used(folder: Path) -> None:

@@ -80,8 +80,7 @@ class Builder:
         parts = _parts(order, self.shipped)
         compiler = await find_compiler()
         source = await kernel_sources.prepare(order.source, self.table, self.root, self.progress)
-        lock = source.folder.with_name(f"{source.folder.name}.build.lock")
-        async with cache.locked(lock, self.progress, f"source of {source.name}"):
+        async with cache.locked(cache.build_lock(source.folder), self.progress, f"source of {source.name}"):
             tree = Tree(source.folder)
             if source.git is not None:
                 await _check_out(source, tree, self.progress)

@@ -216,7 +216,7 @@ def _keep_config(bzimage: Path, folder: Path) -> None:
 
 
 async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
-    """Put a kernel and its modules into `folder`, as guests start from them; returns what to record. `folder`/work is for scratch."""
+    """Put a kernel and its modules into `folder`, as guests start from them; returns what to record. A folder below it is for scratch."""
     release = kernel_release(bzimage)
     shutil.copyfile(bzimage, folder / "bzImage")
     digests = [cache.file_sha256(folder / "bzImage")]

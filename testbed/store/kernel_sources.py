@@ -84,7 +84,7 @@ async def _debian(row: DebianKernel, root: Path, progress: Progress) -> Source:
             await asyncio.to_thread(shutil.rmtree, work)
             return {"origin": f"{package.name} {package.version} from {', '.join(row.suites)}", "key": package.sha256}
 
-    folder = root / "sources" / f"{row.name}-{content_key(_LAYOUT, row.suites, row.source)}"
+    folder = root / cache.SOURCES / f"{row.name}-{content_key(_LAYOUT, row.suites, row.source)}"
     return await _kept(row.name, folder, make, progress)
 
 
@@ -97,7 +97,7 @@ async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
             await _unpack(path, unfinished / "tree", task)
         return {"origin": path.name, "key": sha256}
 
-    return await _kept(path.name.split(".tar")[0], root / "sources" / f"tarball-{content_key(_LAYOUT, sha256)}", make, progress)
+    return await _kept(path.name.split(".tar")[0], root / cache.SOURCES / f"tarball-{content_key(_LAYOUT, sha256)}", make, progress)
 
 
 async def _kept(name: str, folder: Path, make: Any, progress: Progress) -> Source:
@@ -129,7 +129,7 @@ async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Sourc
     if changed and commit == "HEAD":
         progress.note(f"source {path}: {len(changed)} changed files are left out; it is built as it was committed, {found[:12]}")
     name = path.resolve().name
-    folder = root / "sources" / f"git-{content_key(_LAYOUT, str(repository))}"
+    folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(repository))}"
     (folder / "tree").mkdir(parents=True, exist_ok=True)
     (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n")
     return Source(name=f"{name}-{found[:12]}", key=found, origin=f"{path} at {found[:12]}", folder=folder, git=(repository, found))

@@ -14,10 +14,9 @@ import filelock
 from testbed import room
 from testbed.store import cache
 
-SOURCES = "sources"
 # Everything else in the cache is small, or of `tb`, which marks a virtual environment as whole, and whenever it is of use, by this file.
 _COMPLETE = "complete"
-ROOMS = ("images", "kernels", "initramfs", "templates", SOURCES)
+ROOMS = ("images", "kernels", "initramfs", "templates", cache.SOURCES)
 # A guest may be starting from what was of use just now.
 _FRESH_S = 3600.0
 
@@ -75,12 +74,13 @@ def superfluous(
 
 def remove(piece: Piece) -> bool:
     """Remove it, unless it is being made or built from just now; whether it is gone."""
-    kinds = ("lock", "build.lock") if piece.folder.parent.name == SOURCES else ("lock",)
+    locks = [piece.folder.with_name(f"{piece.folder.name}.lock")]
+    if piece.folder.parent.name == cache.SOURCES:
+        locks.append(cache.build_lock(piece.folder))
     with contextlib.ExitStack() as held:
         try:
-            for kind in kinds:
-                lock = filelock.FileLock(piece.folder.with_name(f"{piece.folder.name}.{kind}"), thread_local=False)
-                held.enter_context(lock.acquire(blocking=False))
+            for lock in locks:
+                held.enter_context(filelock.FileLock(lock, thread_local=False).acquire(blocking=False))
             # What is half removed must not look whole.
             for mark in (cache.META, _COMPLETE):
                 (piece.folder / mark).unlink(missing_ok=True)

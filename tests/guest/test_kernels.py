@@ -1,10 +1,7 @@
 """Kernels built from Debian's source, and guests that run on them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +18,7 @@ from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest
 from testbed.verdict import Evidence, Gap
 from tests.guest.conftest import Notes
+from tests.guest.test_museum import testbed
 
 DATA = Path(__file__).parents[1] / "data"
 
@@ -73,40 +71,22 @@ async def test_each_ablation_has_its_place_in_debians_source(builder: Builder, n
     await builder.check(BuildOrder(source="debian-6.1", ablations=(name,)))
 
 
-def testbed(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "testbed", *words],
-        capture_output=True,
-        text=True,
-        timeout=3000,
-        check=False,
-        env={**os.environ, "TESTBED_STATE": str(folder / "state")},
-    )
-    assert "Traceback" not in done.stderr
-    return done
-
-
-testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name for a test's
-
-
-def test_a_pair_of_one_tree_is_built_and_compared(tmp_path: Path) -> None:
-    done = testbed(
+async def test_a_pair_of_one_tree_is_built_and_compared(tmp_path: Path) -> None:
+    out, _, _ = await testbed(
         tmp_path, "compare", "io-max", "--tree", "debian-6.1", "--revert", str(DATA / "charge-buffered.mbx"), "--quick", "--json"
     )
-    assert done.returncode == 0, done.stderr
-    run = json.loads(done.stdout)
+    run = json.loads(out)
     base, patched = (run["kernels"][side] for side in ("base", "patched"))
     assert run["verdict"] == "PASS" and base["release"] != patched["release"]
     assert "without 1 patch (loop: charge disk I/O that is not direct, too)" in base["origin"] and "patch" not in patched["origin"]
 
 
-def test_each_half_of_what_is_charged_is_missed_by_the_scenarios_that_look_for_it(tmp_path: Path) -> None:
+async def test_each_half_of_what_is_charged_is_missed_by_the_scenarios_that_look_for_it(tmp_path: Path) -> None:
     ablations = [word for name in (UNCHANGED, "no-io-charge", "no-memory-charge") for word in ("--ablation", name)]
-    done = testbed(tmp_path, "sensitivity", "read", "oom-tmpfs", "io-max", *ablations, "--json", "--quiet")
-    found = json.loads(done.stdout)["cases"]
+    out, _, _ = await testbed(tmp_path, "sensitivity", "read", "oom-tmpfs", "io-max", *ablations, "--json", "--quiet")
+    found = json.loads(out)["cases"]
     assert found == {
         "oom-tmpfs": {"no-io-charge": "-", "no-memory-charge": "noticed"},
         "read/virtio-blk/ext4": {"no-io-charge": "in part", "no-memory-charge": "in part"},
         "io-max/virtio-blk/ext4": {"no-io-charge": "noticed", "no-memory-charge": "-"},
     }
-    assert done.returncode == 0, done.stderr

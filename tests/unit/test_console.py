@@ -46,7 +46,7 @@ def test_recorded_consoles(name: str, kinds: dict[Kind, int]) -> None:
         ("[    1.000000] WARNING: inconsistent lock state", Kind.LOCKDEP),
         ("[    1.000000] WARNING: SOFTIRQ-safe -> SOFTIRQ-unsafe lock order detected", Kind.LOCKDEP),
         ("[    1.000000] WARNING: suspicious RCU usage", Kind.LOCKDEP),
-        ("[    1.000000] BUG: sleeping function called from invalid context at kernel/workqueue.c:3000", Kind.ATOMIC_SLEEP),
+        ("[    1.000000] BUG: sleeping function called from invalid context at kernel/locking/mutex.c:580", Kind.ATOMIC_SLEEP),
         ("[    1.000000] BUG: KASAN: slab-use-after-free in loop_free_idle_workers+0x1/0x2", Kind.KASAN),
         ("[    1.000000] list_add double add: new=ffff, prev=ffff, next=ffff.", Kind.LIST_CORRUPTION),
         ("[    1.000000] kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)", Kind.LEAK),
