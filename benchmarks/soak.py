@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import os
 import random
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -33,21 +36,46 @@ _TOPOLOGY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M}\n"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
-    """What this process holds: resident memory that is its own, open files, its children, tasks, and bytes below its folders of scratch."""
+    """What this process holds: resident memory that is its own, open files, its children, tasks, and bytes below its folders of scratch.
+
+    Resident memory also has what the allocators keep for later, in pieces. What is in use of it: blocks of Python's
+    allocator, and bytes of the C library's (`mallinfo2`, glibc 2.33 or newer).
+    """
 
     memory_bytes: int
+    python_blocks: int
+    malloc_bytes: int
     files: int
     processes: int
     tasks: int
     disk_bytes: int
 
 
+class _Mallinfo2(ctypes.Structure):
+    """`struct mallinfo2` of malloc.h."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    )
+
+
+def _malloced() -> int:
+    libc = ctypes.CDLL(None)
+    libc.mallinfo2.restype = _Mallinfo2
+    said = libc.mallinfo2()
+    return int(said.uordblks) + int(said.hblkhd)
+
+
 def held(lab: Lab) -> Held:
-    """Now, between two rounds."""
+    """Now, between two rounds, without what nobody refers to any more."""
+    gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return Held(
         memory_bytes=int(status["RssAnon"].split()[0]) * 1024,
+        python_blocks=sys.getallocatedblocks(),
+        malloc_bytes=_malloced(),
         files=len(list(Path("/proc/self/fd").iterdir())),
         processes=len(children),
         tasks=len(asyncio.all_tasks()),
@@ -169,7 +197,10 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
         "of each": dict(rounds),
         "after the warm-up": _shown(kept[0]),
         "at the end": _shown(kept[-1]),
-        "memory by tenths, MB": [_shown(kept[number * (len(kept) - 1) // 10])["memory, MB"] for number in range(11)],
+        "by tenths": {
+            name: [_shown(kept[number * (len(kept) - 1) // 10])[name] for number in range(11)]
+            for name in ("memory, MB", "of malloc in use, MB", "of Python in use, blocks")
+        },
         "most": {name: max(_shown(one)[name] for one in kept) for name in _shown(kept[0])},
     }
 
@@ -177,6 +208,8 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
 def _shown(one: Held) -> dict[str, Any]:
     return {
         "memory, MB": round(one.memory_bytes / 1e6, 1),
+        "of malloc in use, MB": round(one.malloc_bytes / 1e6, 2),
+        "of Python in use, blocks": one.python_blocks,
         "files": one.files,
         "processes": one.processes,
         "tasks": one.tasks,
