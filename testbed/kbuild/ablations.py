@@ -89,6 +89,37 @@ _ALL = (
         ways=(_in_loop(("0, lo->lo_number);\n\t\tif (!lo->workqueue)", "lo->lo_number, lo->lo_number);\n\t\tif (!lo->workqueue)")),),
     ),
     Ablation(
+        name="idle-twice",
+        patches=(1,),
+        what="a worker that gets work again stays in the list of the idle ones, and is put there once more",
+        ways=(
+            _in_loop(
+                ("\t\tif (!list_empty(&worker->idle_list))\n\t\t\tlist_del_init(&worker->idle_list);\n", ""),
+            ),
+        ),
+    ),
+    Ablation(
+        name="freed-in-tree",
+        patches=(1,),
+        what="an idle worker is freed and can still be found",
+        ways=(_in_loop(("\t\trb_erase(&worker->rb_node, &lo->worker_tree);\n", "")),),
+    ),
+    Ablation(
+        name="worker-leaked",
+        patches=(1,),
+        what="the memory of an idle worker is not given back",
+        ways=(_in_loop(("\t\tkfree(worker);\n", "")),),
+    ),
+    Ablation(
+        name="timer-outlives",
+        patches=(1,),
+        what="the timer of the idle workers outlives the loop device",
+        ways=(
+            _in_loop(("\tdel_timer_sync(&lo->timer);\n\tmutex_destroy", "\tmutex_destroy")),
+            _in_loop(("\ttimer_shutdown_sync(&lo->timer);\n\tmutex_destroy", "\tmutex_destroy")),
+        ),
+    ),
+    Ablation(
         name="nesting-lost",
         patches=(2,),
         what="whoever charges inside a charged section leaves nobody charged afterwards",

@@ -51,6 +51,7 @@ SOME_SCENARIOS = (
     *_all("what stands on xfs and btrfs needs it", "XFS_FS", "BTRFS_FS"),
     *_all("lock-order needs it", "PROVE_LOCKING"),
     *_all("destroy-race needs it", "KASAN"),
+    *_all("leak needs it", "DEBUG_KMEMLEAK"),
     *_all("no-worker needs it", "FAILSLAB"),
     *_all("io-latency needs it", "BLK_CGROUP_IOLATENCY"),
 )

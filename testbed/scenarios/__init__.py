@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from testbed.errors import UsageError
 from testbed.scenarios.base import Case, Scenario
-from testbed.scenarios.debug import DESTROY_RACE, IO_LATENCY, LOCK_ORDER, NO_WORKER
+from testbed.scenarios.debug import DESTROY_RACE, IO_LATENCY, LEAK, LOCK_ORDER, NO_WORKER
 from testbed.scenarios.destroy import DEFERRED_DESTROY
 from testbed.scenarios.limit import SMALL_MEMORY
 from testbed.scenarios.many import MANY
@@ -45,6 +45,7 @@ _ALL = (
     WEIGHT,
     LOCK_ORDER,
     DESTROY_RACE,
+    LEAK,
     NO_WORKER,
     IO_LATENCY,
 )
