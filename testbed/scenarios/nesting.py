@@ -10,39 +10,60 @@ from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
-from testbed.verdict import Evidence, Gap, Measure, Skipped, agreed, of_pages, of_share
+from testbed.verdict import Control, Evidence, Gap, Measure, Skipped, agreed, of_pages, of_share
 
-# Punches the middle of a block out of each of 16 MiB: the filesystem reads the block and needs buffer heads to zero a part of it.
-_PUNCH = "for n in $(seq 16 31); do blkdiscard --offset $((n * 1048576 + 512)) --length 3072 {loop} || exit 1; done"
-_WARM = f"{FRESH}\nblkdiscard --version >/dev/null; seq 1 >/dev/null"
+# Of every 64 KiB of the loop's second half one hole, from the middle of a block to the middle of the next but one: the filesystem reads both
+# blocks and needs buffer heads to zero parts of them. The loop's worker charges the second after it has allocated for the first.
+_HOLES, _BLOCK = 256, 4096
+_HEAD = 104  # bytes of a struct buffer_head on x86-64
+# Arguments: a loop, offset and length of the first hole, bytes from one to the next, number of holes. 0x1277 is BLKDISCARD
+# (include/uapi/linux/fs.h).
+_PUNCH = """\
+perl -e 'my ($path, $offset, $length, $step, $count) = @ARGV; open my $loop, "+<", $path or die "$!";
+    for (0 .. $count - 1) { ioctl $loop, 0x1277, pack "QQ", $offset + $_ * $step, $length or die "$!" }'"""
+
+
+def _punched(loop: str) -> str:
+    return f"{_PUNCH} {loop} {16 * MIB + _BLOCK // 2} {2 * _BLOCK} {64 * 1024} {_HOLES}"
+
+
+_WARM = f"{FRESH}\nperl -e 'exit'"
 
 
 async def _punch(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         before = len(guest.console.findings)
-        punched = await at.meter("owner", _PUNCH.format(loop=at.loop), warm=_WARM)
+        punched = await at.meter("owner", _punched(at.loop), warm=_WARM)
         after = await at.meter("owner", read_command(at.loop))
         known = await usual_reads(at)
         warnings = [finding.text for finding in guest.console.findings[before:]]
         slab, pages, share = punched.memory("slab"), punched.memory("file"), at.share(after, "rbytes")
-        # On a kernel without the series nothing of the punch is the owner's; its own programs were run before.
-        punch = Gap.CLOSED if slab > 0 and pages >= 16 * 4096 else Gap.OPEN if pages < 16 * 4096 + MIB and slab <= 0 else Gap.UNCLEAR
+        read = 2 * _HOLES * _BLOCK
+        heads = Gap.CLOSED if slab >= _HOLES * _HEAD else Gap.OPEN if slab < _HOLES * _HEAD / 2 else Gap.UNCLEAR
         return Evidence(
-            claim=agreed(punch, of_share(share)) if not warnings else Gap.UNCLEAR,
-            reason=f"of the punched blocks the owner has {pages} bytes of pages and {slab} of slab; of the disk's bytes read after them "
-            f"{share:.1%}" + (f"; the kernel said: {warnings[0]}" if warnings else ""),
+            claim=agreed(of_share(pages / read), heads, of_share(share)) if not warnings else Gap.UNCLEAR,
+            reason=f"of the punched blocks the owner has {pages / read:.1%} of the pages and {slab} bytes of slab; of the disk's bytes read "
+            f"after them {share:.1%}" + (f"; the kernel said: {warnings[0]}" if warnings else ""),
             measures=(
                 Measure(name="pages of punched blocks", value=pages, unit="bytes", source="memory.stat file of owner"),
                 Measure(name="buffer heads and the like", value=slab, unit="bytes", source="memory.stat slab of owner"),
                 Measure(name="charged reads after", value=after.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
             ),
-            controls=known.controls,
+            controls=(
+                Control(
+                    name="both ends of each hole were read",
+                    expected=f"{read} bytes",
+                    got=f"{at.moved(punched, 'rbytes')}",
+                    holds=at.moved(punched, "rbytes") >= read,
+                ),
+                *known.controls,
+            ),
             balances=(at.balance(after, "rbytes"), *known.balances),
         )
 
 
-# $1: loop. $2: backing file. $3: inotify or fanotify. A listener that never reads its queue watches the backing file; a cgroup uses the
-# loop. Equal events in a row are merged, so reads and writes are mixed. By one program: hundreds of short ones leave so much translated
+# $1: loop. $2: backing file. $3: inotify or fanotify. A listener that never reads its queue watches the backing file from now on; a cgroup
+# uses the loop. Equal events in a row are merged, so reads and writes are mixed. By one program: hundreds of short ones leave so much translated
 # code in their pages that QEMU 7.2 takes a minute over it once the pages are used again (seen as a soft lockup on 5.10 and 6.1).
 _LISTEN = """\
 cd /sys/fs/cgroup && mkdir listener owner || exit 1
@@ -71,30 +92,30 @@ $| = 1;
 print "listening\\n";
 sleep 1000;
 PERL
-mkfifo /tmp/listening
-(echo 0 >listener/cgroup.procs; exec perl /tmp/listen.pl "$3" "$2" >/tmp/listening) &
-listener=$!
-exec 3</tmp/listening
-read -r said <&3 || exit 1
+(echo 0 >listener/cgroup.procs; exec setsid perl /tmp/listen.pl "$3" "$2" </dev/null >/tmp/listened 2>&1) &
+echo $! >/tmp/listener
+for wait in $(seq 100); do grep -q listening /tmp/listened && break; sleep 0.1; done
 echo "before $(slab)"
 (echo 0 >owner/cgroup.procs
  exec fio --name=owner --filename="$1" --direct=1 --rw=randrw --bs=4k --size=8M --number_ios=800 --thread --output=/dev/null) || exit 1
 echo "after $(slab)"
-kill $listener
-cat <&3
-rm /tmp/listening
 """.replace("WARM", FRESH)
+_HEARD = """\
+kill "$(cat /tmp/listener)" || exit 1
+for wait in $(seq 100); do grep -q queued /tmp/listened && break; sleep 0.1; done
+cat /tmp/listened
+"""
 
 
 async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
     async with rig(guest, point) as at:
         done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.order.deadlines.command_s * 3)
-        counted = counters.parse_flat(done.stdout)
-        if counted["queued"] == 0:
-            return Skipped(why="here a loop's I/O sends no events for its backing file")
-        # The owner goes on: what it reads now is charged to it, after all those events in between.
+        # The owner goes on: what it reads now is charged to it, with an event after each page of a request.
         claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
         resident = await at.resident()
+        counted = counters.parse_flat(done.stdout + (await guest.script(_HEARD)).stdout)
+        if counted["queued"] == 0:
+            return Skipped(why="here a loop's I/O sends no events for its backing file")
         known = await usual_reads(at)
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
     gap = agreed(of_share(share), of_pages(pages, resident, READ_BYTES))
@@ -119,7 +140,7 @@ PUNCH = Scenario(
     predicted_base="neither the punched blocks' pages nor later reads are the owner's",
     predicted_patched="pages and slab of the punched blocks, and later reads, are the owner's; the kernel warns of nothing",
     source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/buffer.c",
-    what="Sixteen discards of 3072 bytes in the middle of a block, then 16M read with O_DIRECT from the loop",
+    what="256 discards from the middle of a block to that of the next but one, then 16M read with O_DIRECT from the loop",
     needs=COMMON_NEEDS,
     points=on_each_disk("ext4"),
     steps=_punch,
@@ -129,10 +150,11 @@ LISTENERS = Scenario(
     name="listener",
     claim="inotify and fanotify events of a loop's file are charged to the listener, and the issuer goes on being charged",
     patches=(2, 4),
-    predicted_base="events come, and nobody pays for the reads after them",
-    predicted_patched="events come, the listener pays for them, and the owner for the reads after them",
+    predicted_base="events come, and nobody pays for the reads among them",
+    predicted_patched="events come, the listener pays for them, and the owner for the reads among them",
     source="mm: support nesting memalloc_use_memcg() (patch 2), in fs/notify",
-    what="A listener that never reads its queue watches the backing file; 800 reads and writes of 4K through the loop, then 16M read",
+    what="A listener that never reads its queue watches the backing file; 800 reads and writes of 4K through the loop, then 16M read while "
+    "it still watches",
     needs=(
         *COMMON_NEEDS,
         FIO,
