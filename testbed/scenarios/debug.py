@@ -254,7 +254,8 @@ DESTROY_RACE = Scenario(
     predicted_base=_BASE,
     predicted_patched="the disk's bytes are the reader's, and KASAN is silent",
     source='changelog of the cover letter: "fix race condition between loop destruction and deferred cleanup"',
-    what="16M read; eight loops whose users are gone are detached and removed from 55 to 65 s after their last request, a ninth is used again",
+    what="16M read; eight loops whose users are gone are detached and removed from 55 to 65 s after their last request, a ninth is used "
+    "again after that",
     needs=(*COMMON_NEEDS, Need(what="CONFIG_KASAN", test="dmesg | grep -q KernelAddressSanitizer")),
     points=on_each_disk("ext4"),
     steps=_race,

@@ -12,7 +12,7 @@ from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure, Skipped, agreed, of_pages, of_share
 
-# Of every 64 KiB of the loop's second half one hole, from the middle of a block to the middle of the next but one: the filesystem reads both
+# In every 64 KiB of the loop's second half a hole from the middle of a block to the middle of the next but one: the filesystem reads both
 # blocks and needs buffer heads to zero parts of them. The loop's worker charges the second after it has allocated for the first.
 _HOLES, _BLOCK = 256, 4096
 _HEAD = 104  # bytes of a struct buffer_head on x86-64
@@ -42,8 +42,8 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
         heads = Gap.CLOSED if slab >= _HOLES * _HEAD else Gap.OPEN if slab < _HOLES * _HEAD / 2 else Gap.UNCLEAR
         return Evidence(
             claim=agreed(of_share(pages / read), heads, of_share(share)) if not warnings else Gap.UNCLEAR,
-            reason=f"of the punched blocks the owner has {pages / read:.1%} of the pages and {slab} bytes of slab; of the disk's bytes read "
-            f"after them {share:.1%}" + (f"; the kernel said: {warnings[0]}" if warnings else ""),
+            reason=f"of the punched blocks the owner has {pages / read:.1%} of the pages and {slab} bytes of slab; of the disk's bytes "
+            f"read after them {share:.1%}" + (f"; the kernel said: {warnings[0]}" if warnings else ""),
             measures=(
                 Measure(name="pages of punched blocks", value=pages, unit="bytes", source="memory.stat file of owner"),
                 Measure(name="buffer heads and the like", value=slab, unit="bytes", source="memory.stat slab of owner"),
@@ -63,8 +63,8 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
 
 
 # $1: loop. $2: backing file. $3: inotify or fanotify. A listener that never reads its queue watches the backing file from now on; a cgroup
-# uses the loop. Equal events in a row are merged, so reads and writes are mixed. By one program: hundreds of short ones leave so much translated
-# code in their pages that QEMU 7.2 takes a minute over it once the pages are used again (seen as a soft lockup on 5.10 and 6.1).
+# uses the loop. Equal events in a row are merged, so reads and writes are mixed. By one program: hundreds of short ones leave so much
+# translated code in their pages that QEMU 7.2 takes a minute over it once the pages are used again (seen as a soft lockup on 5.10 and 6.1).
 _LISTEN = """\
 cd /sys/fs/cgroup && mkdir listener owner || exit 1
 WARM

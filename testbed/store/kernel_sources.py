@@ -128,11 +128,11 @@ async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Sourc
     changed = (await process.run([*_ASK_GIT, "-C", path, "status", "--porcelain", "-uno"], timeout_s=300, check=False)).stdout.splitlines()
     if changed and commit == "HEAD":
         progress.note(f"source {path}: {len(changed)} changed files are left out; it is built as it was committed, {found[:12]}")
-    name = path.resolve().name
+    path = path.resolve()
     folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(repository))}"
     (folder / "tree").mkdir(parents=True, exist_ok=True)
     (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n")
-    return Source(name=f"{name}-{found[:12]}", key=found, origin=f"{path} at {found[:12]}", folder=folder, git=(repository, found))
+    return Source(name=f"{path.name}-{found[:12]}", key=found, origin=f"{path} at {found[:12]}", folder=folder, git=(repository, found))
 
 
 async def checkout(source: Source) -> None:

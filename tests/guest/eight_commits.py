@@ -1,0 +1,78 @@
+"""A git repository over Debian's 6.1 source: its first commit is the source, seven more change a file each, and one of them loses a charge.
+
+The same source gives the same commits. Only its Makefile is checked out: what is built is read from the repository.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed import process
+from testbed.kbuild.ablations import ABLATIONS, ablate
+
+# Of each commit after the first, the file that it changes; LOSS stands for the edit of an ablation.
+LOSS, ABLATION = "", "no-memory-charge"
+_CHANGES = (
+    "fs/ext4/super.c",
+    "block/blk-core.c",
+    LOSS,
+    "mm/filemap.c",
+    "kernel/cgroup/rstat.c",
+    "drivers/nvme/host/core.c",
+    "fs/xfs/xfs_super.c",
+)
+_WHO = {
+    f"GIT_{who}_{what}": value
+    for who in ("AUTHOR", "COMMITTER")
+    for what, value in (("NAME", "Example"), ("EMAIL", "example@localhost"), ("DATE", "2026-01-01T00:00:00Z"))
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repository:
+    """`commits`: from the first to the last; `loss`: the one that is to be found."""
+
+    path: Path
+    commits: tuple[str, ...]
+    loss: str
+
+    async def git(self, *words: str, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
+        """What git says in it."""
+        done = await process.run(["git", "-C", self.path, *words], env=_WHO | dict(env or {}), stdin=stdin, timeout_s=1800)
+        return done.stdout.strip()
+
+
+async def make(path: Path, tree: Path) -> Repository:
+    """At `path`, of the source in `tree`, which is only read."""
+    path.mkdir()
+    bare = Repository(path=path, commits=(), loss="")
+    index = {"GIT_INDEX_FILE": os.fspath(path / ".git" / "index-of-source")}
+    await bare.git("init", "--quiet", "--initial-branch=main")
+    for name, value in (("core.looseCompression", "0"), ("core.fsync", "none"), ("gc.auto", "0")):
+        await bare.git("config", name, value)
+    await bare.git(f"--work-tree={tree}", "add", "--all", "--force", ".", env=index)
+
+    async def commit(said: str) -> str:
+        written = await bare.git("write-tree", env=index)
+        parent = ("-p", commits[-1]) if commits else ()
+        return await bare.git("commit-tree", written, *parent, "-m", said)
+
+    commits: list[str] = []
+    commits.append(await commit("Debian's source"))
+    for file in _CHANGES:
+        changed = (
+            ablate(ABLATIONS[ABLATION], lambda name: (tree / name).read_text())
+            if file == LOSS
+            else {file: (tree / file).read_text() + f"/* changed after {len(commits)} commits */\n"}
+        )
+        for name, text in changed.items():
+            blob = await bare.git("hash-object", "-w", "--stdin", stdin=text)
+            await bare.git("update-index", "--cacheinfo", f"100644,{blob},{name}", env=index)
+        commits.append(await commit(f"{', '.join(changed)}: an edit"))
+    await bare.git("update-ref", "refs/heads/main", commits[-1])
+    await bare.git("sparse-checkout", "set", "--no-cone", "/Makefile")
+    await bare.git("checkout", "--quiet", "main")
+    return Repository(path=path, commits=tuple(commits), loss=commits[1 + _CHANGES.index(LOSS)])

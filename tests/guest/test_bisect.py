@@ -1,0 +1,51 @@
+"""`git bisect run` with kernels that the testbed builds: the worked example of docs/kernels.md."""
+
+import re
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from testbed import paths
+from testbed.kernels import load_table
+from testbed.progress import Silent
+from testbed.store import built_names, cache, kernel_builds, kernel_sources
+from testbed.store.kernel_tree import Tree
+from tests.guest import eight_commits
+from tests.guest.eight_commits import Repository
+from tests.guest.test_museum import MUSEUM
+
+pytestmark = pytest.mark.kernels
+
+
+@pytest.fixture
+async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
+    """Eight commits; afterwards nothing of them is in the cache."""
+    table, root = load_table(paths.shipped("images") / "kernels.yaml"), paths.folders().cache
+    source = await kernel_sources.prepare("debian-6.1", table, root, Silent())
+    async with cache.locked(cache.build_lock(source.folder), Silent(), "source"):
+        Tree(source.folder).put({})
+        made = await eight_commits.make(tmp_path / "linux", source.tree)
+    yield made
+    for kernel in built_names.every(root):
+        if kernel.name.startswith("linux-") and kernel.name.split("-")[1] in {commit[:12] for commit in made.commits}:
+            kernel_builds.remove(kernel.name, root)
+    for folder in (root / cache.SOURCES).glob("git-*"):
+        if (folder / cache.META).is_file() and cache.read_meta(folder)["origin"] == str(made.path):
+            shutil.rmtree(folder)
+
+
+@pytest.mark.timeout(3600)
+async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_by_builds_that_start_from_each_other(repository: Repository) -> None:
+    await repository.git("bisect", "start", repository.commits[-1], repository.commits[0])
+    words = [sys.executable, "-m", "testbed", "bisect", str(MUSEUM / "bypass.yaml"), "--tree", ".", "--quiet"]
+    said = await repository.git("bisect", "run", *words)
+    assert f"{repository.loss} is the first bad commit" in said
+    root = paths.folders().cache
+    built = [built_names.find(root, kernel) for kernel in built_names.every(root) if kernel.name.startswith("linux-")]
+    compiled = sorted(int(cache.read_meta(one.folder)["compiled"]) for one in built if one and str(repository.path) in one.origin)
+    # Three steps for seven commits. The first compiles everything, each of the others what differs from the one before.
+    assert len(compiled) == 3 and compiled[-1] > 1000 and compiled[-2] < 100
+    assert re.search(r"^# first bad commit", await repository.git("bisect", "log"), re.MULTILINE)
