@@ -18,20 +18,30 @@ from typing import Any
 from testbed.errors import HostError
 from testbed.host import Account
 
+# Nothing of ours is below /tmp for a QEMU that is handed what it needs, and nothing of others is its business.
+_OWN_TMP = (
+    *("unshare", "--mount", "--", "sh", "-c"),
+    'for folder in /tmp /var/tmp; do mount -t tmpfs -o ro,size=4k,mode=755 none "$folder" || exit; done; exec "$@"',
+    "sh",
+)
 # Enough for the disks, sockets and event loops of the largest guest; fewer where we may have no more ourselves.
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
 def prefix(account: Account | None, groups: tuple[int, ...] = ()) -> tuple[str, ...]:
-    """What to put before QEMU's argv: it gets no core dump and no privileges, and as `account` no capability and no group but `groups`."""
+    """What to put before QEMU's argv: it gets no core dump and no privileges, and as `account` no capability and no group but `groups`.
+
+    With `account.own_tmp` it sees an empty /tmp.
+    """
     limits = ("prlimit", "--core=0", f"--nofile={_OPEN_FILES}", "--")
+    apart = _OWN_TMP if account is not None and account.own_tmp else ()
     own: tuple[str, ...] = ("--no-new-privs",)
     if account is not None:
         wanted = (f"--groups={','.join(map(str, groups))}",) if groups else ("--clear-groups",)
         dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
         own = (f"--reuid={account.uid}", f"--regid={account.gid}", *wanted, *dropped, *own)
     # The parent-death signal comes last: changing the account would take it away (prctl(2)).
-    return (*limits, "setpriv", *own, "--pdeathsig=KILL", "--")
+    return (*limits, *apart, "setpriv", *own, "--pdeathsig=KILL", "--")
 
 
 class Custody:

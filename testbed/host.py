@@ -40,10 +40,11 @@ class Kvm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A user and group of this machine, by number."""
+    """A user and group of this machine, by number. `own_tmp`: it sees an empty /tmp and /var/tmp in place of everybody's."""
 
     uid: int
     gid: int
+    own_tmp: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

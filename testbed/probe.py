@@ -9,6 +9,7 @@ import re
 import shutil
 import struct
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,11 @@ async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
     powers = [Path(f"/proc/self/{name}").read_text() for name in ("uid_map", "gid_map")] + _CAPABILITIES.findall(
         Path("/proc/self/status").read_text()
     )
-    remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
+    remembered = cache / "probes" / f"account-{content_key('own tmp', qemu.identity, account.uid, account.gid, powers)}.json"
     record = _remembered(remembered)
     if record is None:
         tried = {program: await _tried(account, program) for program in ("true", qemu.path)}
-        record = {"drops": tried["true"], "runs": tried[qemu.path]}
+        record = {"drops": tried["true"], "runs": tried[qemu.path], "tmp": await _tried(replace(account, own_tmp=True), qemu.path)}
         _remember(remembered, record)
     if record["drops"]:
         return None, f"this root cannot become uid {account.uid}: {record['drops']}"
@@ -99,7 +100,8 @@ async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
             f"{qemu.path}: expected a program that uid {account.uid} may run, which QEMU runs as, got: {record['runs']}; "
             "put it where everybody may enter, or name another user with TESTBED_QEMU_USER"
         )
-    return account, ""
+    # Not where this root may mount nothing, and not for a QEMU that lies in /tmp itself.
+    return replace(account, own_tmp=not record["tmp"]), ""
 
 
 def _of_name(user: str) -> Account:

@@ -8,6 +8,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,27 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     secret.write_bytes(b"secret" * 1000)
     secret.chmod(0o600)
     for path in (secret, Path("/etc/shadow"), lab_cache(guest)):
-        with pytest.raises(HostError, match="Permission denied"):
+        with pytest.raises(HostError, match=r"Permission denied|No such file"):
             await guest.monitor.execute("blockdev-add", {"driver": "file", "node-name": "stolen", "filename": str(path), "read-only": True})
-    with pytest.raises(HostError, match="Permission denied"):
+    with pytest.raises(HostError, match=r"Permission denied|No such file"):
         await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(tmp_path / "owned")}}})
     assert not (tmp_path / "owned").exists()
+    account = guest.order.host.account
+    assert account is not None
+    if account.own_tmp:
+        await _sees_nothing_in_tmp(guest)
+
+
+async def _sees_nothing_in_tmp(guest: Guest) -> None:
+    """Neither what everybody may read there, nor a place where everybody may write."""
+    with tempfile.NamedTemporaryFile(dir="/tmp") as everybodys:
+        Path(everybodys.name).write_bytes(bytes(4096))
+        Path(everybodys.name).chmod(0o666)
+        with pytest.raises(HostError, match="No such file"):
+            await guest.monitor.execute("blockdev-add", {"driver": "file", "node-name": "stolen", "filename": everybodys.name})
+    with pytest.raises(HostError, match=r"Read-only file system|Permission denied"):
+        await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": "/tmp/testbed-owned"}}})
+    assert not Path("/tmp/testbed-owned").exists()
 
 
 def lab_cache(guest: Guest) -> Path:

@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,6 +44,20 @@ def test_what_is_held_has_no_privileges_and_can_get_none(account: Account | None
 @as_root
 def test_the_group_of_kvm_is_the_only_one_that_is_kept() -> None:
     assert status(custody.prefix(NOBODY, (12345,)))["Groups"] == "12345"
+
+
+@as_root
+def test_nothing_is_seen_in_tmp_where_that_is_wanted() -> None:
+    words = custody.prefix(Account(uid=65534, gid=65534, own_tmp=True))
+    tried = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        pytest.skip(f"this root may mount nothing, and the testbed leaves it: {tried.stderr}")
+    with tempfile.NamedTemporaryFile(dir="/tmp") as everybodys:
+        Path(everybodys.name).chmod(0o644)
+        seen = subprocess.run([*words, "ls", "-A", "/tmp", "/var/tmp"], capture_output=True, text=True, check=True).stdout
+        written = subprocess.run([*words, "touch", "/tmp/owned"], capture_output=True, text=True, check=False).stderr
+    assert seen.split() == ["/tmp:", "/var/tmp:"] and "Read-only file system" in written
+    assert status(words)["NoNewPrivs"] == "1"
 
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
