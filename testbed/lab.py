@@ -292,10 +292,10 @@ class Lab:
                 with_modules_disk=kernel.has_modules,
             )
             (unfinished / "initramfs").write_bytes(archive)
-            return {"release": kernel.release}
+            return {"release": kernel.release, "hashes": {"initramfs": cache.file_sha256(unfinished / "initramfs")}}
 
         await cache.once(folder, make, self._progress, "initramfs")
-        await asyncio.to_thread(seals.check, folder, ("initramfs",))
+        await asyncio.to_thread(seals.check, folder, ("initramfs",), cache.read_meta(folder).get("hashes"))
         return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)
 
 

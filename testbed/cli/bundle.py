@@ -80,10 +80,12 @@ def unpacked(bundle: Bundle | None, lab: Lab) -> dict[str, KernelFiles]:
 
 def tell_differences(bundle: Bundle, lab: Lab, kernels: tuple[KernelFiles, ...], progress: Progress) -> None:
     """Say what is another here than where a bundle was made, before it runs."""
+    # Those that came along are the bundle's own.
+    others = [one for one in kernels if one.name not in bundle.manifest["with_kernels"]]
     here = {
         "host": {"qemu": lab.host.qemu.version, "qemu_identity": lab.host.qemu.identity, "accelerator": lab.host.accelerator},
         "image": {"sha256": lab.image.sha256},
-        "kernels": [{"name": one.name, "release": one.release, "sha256": one.sha256} for one in kernels],
+        "kernels": [{"name": one.name, "release": one.release, "sha256": one.sha256} for one in others],
     }
     said = list(parcel.differences(bundle.manifest, here))
     for line in said:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from testbed import parcel
 from testbed.bugs.load import read_plain
 from testbed.errors import HostError, TopologyError, UsageError
 from testbed.kernels import LocalKernel
+from testbed.keys import content_key
 from testbed.parcel import BUG, KERNELS, MANIFEST, RESULTS, Member
 from testbed.store import cache
 from testbed.store.kernel_files import KernelFiles, read_folder
 
+_MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\.ko")
 _KERNEL_FILES = ("bzImage", "modules.ext4", cache.META)
 
 
@@ -159,9 +162,9 @@ def _refused(path: Path, said: list[str]) -> UsageError:
 
 
 def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
-    """The kernels that came along, by name, unpacked into the folder `root`, which is new.
+    """The kernels that came along, by name, unpacked into the folder `root`, which is new. `read` has compared them with the manifest.
 
-    :raise UsageError: they are damaged. :raise HostError: there is no room for them.
+    :raise UsageError: they are damaged, or name files that are not theirs. :raise HostError: there is no room for them.
     """
     found: dict[str, KernelFiles] = {}
     try:
@@ -175,8 +178,13 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
                 assert source is not None
                 with target.open("xb") as file:
                     shutil.copyfileobj(source, file)
-        for name in bundle.manifest["with_kernels"]:
-            found[str(name)] = read_folder(LocalKernel(name=str(name)), root / KERNELS / str(name))
+        for name in map(str, bundle.manifest["with_kernels"]):
+            read = read_folder(LocalKernel(name=name), root / KERNELS / name)
+            if said := [one for one in read.early_modules if not _MODULE.fullmatch(one) or not (read.folder / "early" / one).is_file()]:
+                raise _refused(bundle.path, [f"kernel {name!r}: expected names of modules that came along, got {one!r}" for one in said])
+            # What is made of it is kept by what it is, and not by what it says of itself.
+            hashes = {file: one for file, one in bundle.manifest["files"].items() if file.startswith(f"{KERNELS}/{name}/")}
+            found[name] = replace(read, sha256=content_key("bundle", sorted(hashes.items())))
     except OSError as error:
         raise HostError(f"{bundle.path}: its kernels cannot be unpacked: {error.strerror}") from error
     return found

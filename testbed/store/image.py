@@ -105,7 +105,7 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
 
     await cache.once(folder, make, progress, f"image {name}")
     meta = cache.read_meta(folder)
-    await asyncio.to_thread(seals.check, folder, ("root.ext4", "busybox"), {"root.ext4": meta["sha256"]})
+    await asyncio.to_thread(seals.check, folder, ("root.ext4", "busybox"), meta.get("hashes"))
     return Image(name=name, sha256=meta["sha256"], folder=folder)
 
 
@@ -133,7 +133,8 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, prefix: str, ta
         await process.run(words, timeout_s=3600, env={"TMPDIR": scratch}, on_line=on_line)
     await process.run(["zstd", "-dq", "--sparse", "--rm", folder / "root.ext4.zst"], timeout_s=300)
     task.update(fraction=1.0)
-    return {"sha256": cache.file_sha256(folder / "root.ext4"), "suite": recipe.suite}
+    hashes = {file: cache.file_sha256(folder / file) for file in ("root.ext4", "busybox")}
+    return {"sha256": hashes["root.ext4"], "hashes": hashes, "suite": recipe.suite}
 
 
 def _open_folder() -> str:

@@ -25,7 +25,7 @@ from testbed.store.mirror import find_mirror
 # What reaches the root disk; the rest is on the modules disk.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 # Changes when what a kernel's folder holds changes.
-_LAYOUT = 2
+_LAYOUT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
     """
     folder = kernel_folder(kernel, root)
     if isinstance(kernel, BuiltKernel):
-        return read_built(kernel, root)
+        return await _checked(read_built(kernel, root))
     if renew:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -92,11 +92,14 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
             return await _make(kernel, unfinished, task)
 
     await cache.once(folder, make, progress, f"kernel {kernel.name}")
-    files = read_folder(kernel, folder)
+    return await _checked(read_folder(kernel, folder))
+
+
+async def _checked(files: KernelFiles) -> KernelFiles:
+    """:raise HostError: what guests start from is not what was laid out here."""
     early = tuple(f"early/{name}" for name in files.early_modules)
     disk = (files.modules_disk.name,) if files.modules_disk is not None else ()
-    known = {"bzImage": cache.read_meta(folder)["bzimage_sha256"]}
-    await asyncio.to_thread(seals.check, folder, ("bzImage", *early, *disk), known)
+    await asyncio.to_thread(seals.check, files.folder, ("bzImage", *early, *disk), cache.read_meta(files.folder).get("hashes"))
     return files
 
 
@@ -118,15 +121,17 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
         return KernelFiles(
             name=kernel.spec if isinstance(kernel, BuiltKernel) else kernel.name,
             series=kernel.series,
-            release=meta["release"],
-            origin=meta["origin"],
-            sha256=meta["sha256"],
+            release=str(meta["release"]),
+            origin=str(meta["origin"]),
+            sha256=str(meta["sha256"]),
             folder=folder,
-            early_modules=tuple(meta["early_modules"]),
-            has_modules=meta["has_modules"],
+            early_modules=tuple(map(str, meta["early_modules"])),
+            has_modules=bool(meta["has_modules"]),
         )
-    except KeyError as error:
-        raise HostError(f"{folder / cache.META}: expected the key {error}; remove {folder}, and the next run makes it again") from error
+    except (KeyError, TypeError) as error:
+        raise HostError(
+            f"{folder / cache.META}: expected what a kernel's folder says of itself, got {error!r}; remove {folder}, and the next run makes it again"
+        ) from error
 
 
 def read_built(kernel: BuiltKernel, root: Path) -> KernelFiles:
@@ -235,11 +240,14 @@ async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task)
             (folder / "early" / name).write_bytes(await _module_bytes(target / path, folder / "work" / name))
             early[name] = None
         await make_ext4(tree / "lib/modules", folder / "modules.ext4")
-        digests.append(content_key([(name, size) for name, size, _ in _listing(target)]))
+        # Not of the disk: it has times in it.
+        digests += await asyncio.to_thread(lambda: [f"{name} {cache.file_sha256(target / name)}" for name, _, _ in _listing(target)])
+    made = ("bzImage", *(f"early/{name}" for name in early), *(["modules.ext4"] if modules is not None else []))
+    hashes = await asyncio.to_thread(lambda: {name: cache.file_sha256(folder / name) for name in made})
     return {
         "release": release,
         "sha256": content_key(digests),
-        "bzimage_sha256": digests[0],
+        "hashes": hashes,
         "early_modules": list(early),
         "has_modules": modules is not None,
     }

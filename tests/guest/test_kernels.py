@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from testbed import paths
+from testbed.console import Kind
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.kernels import Series, load_table
 from testbed.lab import Lab
@@ -25,6 +27,7 @@ DATA = Path(__file__).parents[1] / "data"
 pytestmark = pytest.mark.kernels
 
 BASE = BuildOrder(source="debian-6.1")
+DEBUG = BuildOrder(source="debian-6.1", flavours=("lockdep", "faults", "iolatency", "kasan", "leaks"))
 NO_CHARGE = BuildOrder(source="debian-6.1", ablations=("no-io-charge",))
 
 
@@ -32,6 +35,16 @@ NO_CHARGE = BuildOrder(source="debian-6.1", ablations=("no-io-charge",))
 def builder(notes: Notes) -> Builder:
     images = paths.shipped("images")
     return Builder(table=load_table(images / "kernels.yaml"), root=paths.folders().cache, shipped=images, progress=notes)
+
+
+async def evidence_of(lab: Lab, model: Guest, kernel: KernelFiles, name: str, folder: Path) -> tuple[Evidence, set[Kind]]:
+    """What a scenario sees on a kernel, and what the kernel complains of meanwhile."""
+    case = cases()[name]
+    async with lab.guest("g0", case.model(model), kernel, folder) as guest:
+        found = await case.scenario.steps(guest, case.point)
+        kinds = {finding.kind for finding in guest.console.findings}
+    assert isinstance(found, Evidence)
+    return found, kinds
 
 
 async def claim(lab: Lab, model: Guest, kernel: KernelFiles, evidence: Path) -> Gap:
@@ -79,6 +92,26 @@ async def test_a_pair_of_one_tree_is_built_and_compared(tmp_path: Path) -> None:
     base, patched = (run["kernels"][side] for side in ("base", "patched"))
     assert run["verdict"] == "PASS" and base["release"] != patched["release"]
     assert "without 1 patch (loop: charge disk I/O that is not direct, too)" in base["origin"] and "patch" not in patched["origin"]
+
+
+@pytest.mark.parametrize(
+    ("ablation", "scenario", "kinds"),
+    [
+        ("destroyed-under-lock", "lock-order", {Kind.ATOMIC_SLEEP, Kind.LOCKDEP}),
+        ("idle-twice", "lock-order", {Kind.LIST_CORRUPTION}),
+        ("freed-in-tree", "destroy-race", {Kind.KASAN}),
+        ("timer-outlives", "destroy-race", {Kind.WARNING}),  # ODEBUG: free active object
+        ("worker-leaked", "leak", {Kind.LEAK}),
+    ],
+)
+async def test_what_a_debug_kernel_says_of_a_loss_is_heard_and_it_says_nothing_without(
+    builder: Builder, lab: Lab, model: Guest, evidence: Path, ablation: str, scenario: str, kinds: set[Kind]
+) -> None:
+    name = f"{scenario}/virtio-blk/ext4"
+    kernels = [await builder.build(order) for order in (DEBUG, replace(DEBUG, ablations=(ablation,)))]
+    whole, without = [await evidence_of(lab, model, await lab.kernel(one.name), name, evidence / one.name) for one in kernels]
+    assert whole[0].claim is Gap.CLOSED and not whole[1]
+    assert without[0].claim is not Gap.CLOSED and without[1] >= kinds
 
 
 async def test_each_half_of_what_is_charged_is_missed_by_the_scenarios_that_look_for_it(tmp_path: Path) -> None:

@@ -22,14 +22,16 @@ from testbed.cli.app import _Terminal
 from testbed.console import clean
 from testbed.errors import CommandFailed, GuestError, HostError, TestbedError, TopologyError, UsageError, WireBroken
 from testbed.evidence import Log
+from testbed.kernels import BuiltKernel, Series
 from testbed.lab import Lab
 from testbed.monitor import Monitor
 from testbed.printable import printable
 from testbed.progress import Silent
 from testbed.shell import Shell
 from testbed.ssh_keys import SshKey
-from testbed.store import seals
+from testbed.store import built_names, cache, kernel_files, seals
 from testbed.store.apt import PrivateApt
+from testbed.store.built_names import Named
 from testbed.store.mirror import Mirror
 from testbed.store.templates import touched_at_ns
 from testbed.topology import Guest, load
@@ -319,6 +321,26 @@ def test_a_hash_from_elsewhere_counts_at_the_first_look_as_well(tmp_path: Path) 
     (tmp_path / "seals.json").write_text('{"root.ext4": 3}')
     with pytest.raises(HostError, match=r"seals\.json: expected the hashes of its files"):
         seals.check(tmp_path, ("root.ext4",))
+
+
+@pytest.mark.parametrize("file", ["bzImage", "early/ext4.ko", "modules.ext4"])
+async def test_a_kernel_that_was_changed_in_the_cache_is_not_used_wherever_it_came_from(tmp_path: Path, file: str) -> None:
+    folder = tmp_path / "kernels" / "built-1"
+    (folder / "early").mkdir(parents=True)
+    hashes = {}
+    for name in ("bzImage", "early/ext4.ko", "modules.ext4"):
+        (folder / name).write_text(name)
+        hashes[name] = cache.file_sha256(folder / name)
+    meta = {"release": "6.1", "origin": "x", "sha256": "1", "early_modules": ["ext4.ko"], "has_modules": True, "hashes": hashes}
+    (folder / cache.META).write_text(json.dumps(meta))
+    kernel = BuiltKernel(name="mine")
+    built_names.remember(tmp_path, kernel, Named(folder=folder, origin="x", series=Series.AFTER))
+    # Before the first use, too.
+    (folder / file).write_text("another")
+    with pytest.raises(HostError, match=f"{file}: expected the file that was made here"):
+        await kernel_files.fetch(kernel, tmp_path, Silent())
+    (folder / file).write_text(file)
+    assert (await kernel_files.fetch(kernel, tmp_path, Silent())).release == "6.1"
 
 
 def test_memory_that_a_guest_has_written_to_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:
