@@ -129,9 +129,8 @@ def read_folder(kernel: Kernel, folder: Path) -> KernelFiles:
             has_modules=bool(meta["has_modules"]),
         )
     except (KeyError, TypeError) as error:
-        raise HostError(
-            f"{folder / cache.META}: expected what a kernel's folder says of itself, got {error!r}; remove {folder}, and the next run makes it again"
-        ) from error
+        what = f"expected what a kernel's folder says of itself, got {error!r}"
+        raise HostError(f"{folder / cache.META}: {what}; remove {folder}, and the next run makes it again") from error
 
 
 def read_built(kernel: BuiltKernel, root: Path) -> KernelFiles:
