@@ -79,6 +79,8 @@ class Lab:
         self._progress = progress
         self.key = SshKey.new()
         self._numbers = itertools.count()
+        # Booting keeps a core busy, whatever the guest does later: more at once only make each other late.
+        self._booting = asyncio.Semaphore(host.cores)
         self._files: dict[tuple[str, str], BootFiles] = {}
         self._admission = Admission(folders.runtime, cores=host.cores, memory_bytes=host.memory_bytes)
         self._quota = Quota(room.limit(room.RUN_LIMIT))
@@ -253,8 +255,9 @@ class Lab:
                 order = self._order("template", model, machine, files, unfinished / "boot")
                 return launch(replace(order, memory=memory, host_key=host_key), self.key)
 
-            with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
-                return await template.save(unfinished, boot, host_key, task)
+            async with self._booting:
+                with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
+                    return await template.save(unfinished, boot, host_key, task)
 
         there = (folder / cache.META).is_file()
         await cache.once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
