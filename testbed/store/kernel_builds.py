@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import BuildError, UsageError
+from testbed.errors import BuildError, HostError, UsageError
 from testbed.kbuild import fragments, patches, recipe
 from testbed.kbuild.ablations import ABLATIONS, Ablation
 from testbed.kbuild.fragments import Request
 from testbed.kbuild.patches import Patch
 from testbed.kbuild.recipe import Compiler
-from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name
+from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name, named_by_key
 from testbed.progress import Progress
-from testbed.store import built_names, cache, kernel_files, kernel_sources, kernel_tree
+from testbed.store import built_names, cache, kernel_files, kernel_sources, kernel_tree, waste
 from testbed.store.built_names import Named
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.kernel_make import MakeJob, find_compiler, results
@@ -137,7 +136,7 @@ class _Plan:
 
     @property
     def name(self) -> str:
-        return "-".join((self.source.name, *self.order.flavours, *self.order.ablations, self.key[:8]))[:80]
+        return named_by_key("-".join((self.source.name, *self.order.flavours, *self.order.ablations)), self.key)
 
     @property
     def title(self) -> str:
@@ -186,15 +185,18 @@ def flavours(shipped: Path) -> tuple[str, ...]:
 def remove(name: str, root: Path) -> None:
     """Forget a built kernel, and remove its files unless another name has them.
 
-    :raise UsageError: there is none of that name.
+    :raise UsageError: there is none of that name. :raise HostError: its files cannot be removed now.
     """
     kernel = BuiltKernel(name=built_name(name.removeprefix(BUILT)))
     named = built_names.find(root, kernel)
     if named is None:
         raise UsageError(f"kernel {kernel.spec}: there is none; `testbed kernel list` lists them")
     built_names.forget(root, kernel)
-    if all(kernel_files.kernel_folder(other, root) != named.folder for other in built_names.every(root)):
-        shutil.rmtree(named.folder, ignore_errors=True)
+    shared = any(kernel_files.kernel_folder(other, root) == named.folder for other in built_names.every(root))
+    if not shared and not waste.remove(named.folder):
+        raise HostError(
+            f"kernel {kernel.spec}: its files cannot be removed while another run is at them; `testbed gc` does later: {named.folder}"
+        )
 
 
 def _ablation(name: str) -> Ablation:
@@ -234,8 +236,8 @@ async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
         with progress.task(f"source {source.name}") as task:
             task.update(detail=f"checking out {commit[:12]}")
             await kernel_sources.checkout(source)
-        there.write_text(commit)
     kernel_sources.version(source.tree)
+    there.write_text(commit)
 
 
 def _series(tree: Path) -> Series:
