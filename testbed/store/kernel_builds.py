@@ -22,7 +22,7 @@ from testbed.store.built_names import Named
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.kernel_make import MakeJob, find_compiler, results
 from testbed.store.kernel_sources import Source
-from testbed.store.kernel_tree import Tree
+from testbed.store.kernel_tree import Content, Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +127,7 @@ class _Plan:
     compiler: Compiler
     source: Source
     tree: Tree
-    changes: Mapping[str, bytes | None]
+    changes: Mapping[str, Content | None]
 
     @property
     def key(self) -> str:
@@ -172,6 +172,8 @@ def read_patches(path: Path) -> tuple[Patch, ...]:
         found = tuple(patch for name, strip in listed for patch in patches.of_file((path / name).read_bytes(), str(path / name), strip))
     except OSError as error:
         raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BuildError(f"{path / 'series'}: expected UTF-8, a file name in each line: {error}") from error
     if not found:
         raise BuildError(f"{path}: expected a file `series` or files *.patch, *.diff, *.mbox, found none")
     return found
