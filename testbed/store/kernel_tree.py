@@ -45,7 +45,7 @@ class Tree:
         """
         if path.startswith("/") or ".." in Path(path).parts:
             raise BuildError(f"{path}: expected a file inside the source")
-        if any((self._tree / part).is_symlink() for part in (path, *Path(path).parents)):
+        if any((self._tree / part).is_symlink() for part in (Path(path), *Path(path).parents)):
             raise BuildError(f"{path}: expected a regular file of the source, got a link")
         return (self._folder / _ORIGINALS / path) if path in self._changed() else (self._tree / path)
 
