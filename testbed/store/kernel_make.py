@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from testbed import process
 from testbed.errors import BuildError, HostError
 from testbed.kbuild import fragments, kconfig, needs, recipe
-from testbed.kbuild.fragments import Option, Request
+from testbed.kbuild.fragments import Option, Request, merged
 from testbed.kbuild.recipe import Compiler
 from testbed.progress import Task
 from testbed.store import kernel_files
@@ -25,6 +25,8 @@ _HEADERS = {"libelf.h": "libelf-dev", "openssl/opensslv.h": "libssl-dev"}
 _CONFIGURE_S, _BUILD_S = 600, 6 * 3600
 # Objects of the base configuration on 6.1; a folder that was built once knows its own number.
 _USUAL_OBJECTS = 1550
+# Of options that a source does not have, so many are named.
+_NAMED = 5
 _OBJECTS, _LOG = "testbed-objects", "testbed-make.log"
 
 
@@ -86,18 +88,29 @@ class MakeJob:
                 f"kernel of {self.source.name}: it cannot be configured:\n    {recipe.first_error(done.stderr or done.stdout)}"
             )
         config = self.config
-        if lost := fragments.losses(request.required, config):
-            known = await asyncio.to_thread(kconfig.read, self._text)
-            lines = [
-                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
-                for one in lost
-            ]
-            raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines))
+        await self._check_survivors(request, config, note)
         if lacks := needs.unmet((*needs.GUEST, *needs.EVERY_SCENARIO), config):
             raise BuildError(f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks))
         if not request.plain:
             for lack in needs.unmet(needs.SOME_SCENARIOS, config):
                 note(f"the configuration lacks {lack}")
+
+    async def _check_survivors(self, request: Request, config: Mapping[str, Option], note: Callable[[str], None]) -> None:
+        """:raise BuildError: an option that was asked for did not survive; says what blocks it."""
+        lost, own = fragments.losses(request.required, config), fragments.losses(request.own, config)
+        if not lost and not own:
+            return
+        known = await asyncio.to_thread(kconfig.read, self._text)
+        if left := kconfig.unknown(own, known):
+            some = ", ".join(f"CONFIG_{name}" for name in left[:_NAMED])
+            note(f"{len(left)} options of the configuration are none of this source: {some}{', ...' if len(left) > _NAMED else ''}")
+        if gone := (*lost, *kconfig.chosen(own, known, merged(request.first, request.more), config)):
+            lines = [
+                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
+                for one in gone
+            ]
+            mend = "" if request.plain else "\n  what may be otherwise is said so in a --fragment, which counts more than --config"
+            raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines) + mend)
 
     def _text(self, path: str) -> str | None:
         file = self.source.tree / path

@@ -5,7 +5,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from testbed.progress import Silent
+from testbed.progress import Progress, Silent
 from testbed.store.kernel_builds import Builder, BuildOrder
 from testbed.store.kernel_files import KernelFiles
 from tests.unit.test_kernels import TABLE, bzimage
@@ -21,7 +21,7 @@ all: bzImage
 allnoconfig:
 	sed '/CONFIG_LOSES_THIS/d' $(KCONFIG_ALLCONFIG) >$(O)/.config
 olddefconfig:
-	sed -i '/CONFIG_LOSES_THIS/d; /CONFIG_OUTGROWN/d' $(O)/.config
+	sed -i '/CONFIG_LOSES_THIS/d; /CONFIG_OUTGROWN/d; /CONFIG_CC_HAS/d' $(O)/.config
 bzImage: $(O)/loop.o
 	mkdir -p $(O)/arch/x86/boot
 	(cat head; echo $(LOCALVERSION); cat $(O)/loop.o) >$(O)/arch/x86/boot/bzImage
@@ -42,7 +42,7 @@ def tree_of_two_commits(folder: Path) -> Path:
     """A git tree with a kernel of two commits; only the second has the series."""
     (folder / "drivers/block").mkdir(parents=True)
     (folder / "Makefile").write_text(MAKEFILE)
-    (folder / "Kconfig").write_text('config LOSES_THIS\n\tbool "x"\n\tdepends on WHAT_IS_OFF\n')
+    (folder / "Kconfig").write_text('config LOSES_THIS\n\tbool "x"\n\tdepends on WHAT_IS_OFF\nconfig CC_HAS_THIS\n\tdef_bool n\n')
     (folder / "head").write_bytes(bzimage())
     (folder / "drivers/block/loop.c").write_text(LOOP_C)
     git(folder, "init", "-q", "-b", "main")
@@ -59,8 +59,8 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, env={**os.environ, **who}).stdout
 
 
-def build(root: Path, wanted: BuildOrder, name: str | None = None) -> KernelFiles:
-    return asyncio.run(Builder(table=TABLE, root=root, shipped=IMAGES, progress=Silent()).build(wanted, name))
+def build(root: Path, wanted: BuildOrder, name: str | None = None, progress: Progress | None = None) -> KernelFiles:
+    return asyncio.run(Builder(table=TABLE, root=root, shipped=IMAGES, progress=progress or Silent()).build(wanted, name))
 
 
 def compiled(root: Path) -> int:

@@ -113,14 +113,35 @@ def test_a_configuration_that_no_guest_boots_with_is_refused_before_the_build(tm
     assert compiled(tmp_path / "cache") == 0
 
 
-def test_of_a_users_own_configuration_only_what_comes_on_top_must_survive(tmp_path: Path, tree: Path) -> None:
+class Notes(Silent):
+    """Keeps what is said beside the progress."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_what_a_user_chose_in_a_configuration_must_survive(tmp_path: Path, tree: Path) -> None:
     config, more = tmp_path / "config", tmp_path / "mine.config"
-    config.write_text((IMAGES / "kconfig/base.config").read_text() + "CONFIG_OUTGROWN=y\n")
-    built = build(tmp_path / "cache", BuildOrder(source=str(tree), config=config))
+    config.write_text((IMAGES / "kconfig/base.config").read_text() + "CONFIG_LOSES_THIS=y\n")
+    with pytest.raises(BuildError, match=r"config:\d+: CONFIG_LOSES_THIS: expected y, got n: it depends on WHAT_IS_OFF(.*\n)*.*--fragment"):
+        build(tmp_path / "cache", BuildOrder(source=str(tree), config=config))
+    more.write_text("# CONFIG_LOSES_THIS is not set\n")
+    assert build(tmp_path / "cache", BuildOrder(source=str(tree), config=config, fragments=(more,))).release
+
+
+def test_of_a_users_configuration_what_nobody_chose_may_go_and_what_no_source_has_is_one_note(tmp_path: Path, tree: Path) -> None:
+    config = tmp_path / "config"
+    old = "".join(f"CONFIG_OUTGROWN_{number}=y\n" for number in range(9))
+    config.write_text((IMAGES / "kconfig/base.config").read_text() + f"CONFIG_CC_HAS_THIS=y\n{old}")
+    notes = Notes()
+    built = build(tmp_path / "cache", BuildOrder(source=str(tree), config=config), progress=notes)
     assert cache.read_meta(built.folder)["config_name"] == "config"
-    more.write_text("CONFIG_LOSES_THIS=y\n")
-    with pytest.raises(BuildError, match=r"mine\.config:1: CONFIG_LOSES_THIS"):
-        build(tmp_path / "cache", BuildOrder(source=str(tree), config=config, fragments=(more,)))
+    (said,) = [note for note in notes.said if "OUTGROWN" in note]
+    assert said.startswith("9 options of the configuration are none of this source: CONFIG_OUTGROWN_0, ") and said.endswith(", ...")
+    assert not any("CC_HAS_THIS" in note for note in notes.said)
 
 
 @pytest.mark.parametrize(
