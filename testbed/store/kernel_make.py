@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -73,7 +74,7 @@ class MakeJob:
         return fragments.parse(path.read_text(), str(path))
 
     async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
-        """:raise BuildError: an option did not survive, or guests and scenarios need another one."""
+        """:raise BuildError: an option did not survive, or guests and scenarios need another one. :raise HostError: as `_failed` says."""
         task.update(detail="configuring")
         asked = self.output / "testbed.config"
         asked.write_text(request.text)
@@ -82,11 +83,9 @@ class MakeJob:
         else:
             shutil.copyfile(asked, self.output / ".config")
             words, environment = self.make("olddefconfig"), {}
-        done = await process.run(words, env=recipe.ENVIRONMENT | environment, timeout_s=_CONFIGURE_S, check=False)
+        done = await process.run(words, env=recipe.environment(os.environ) | environment, timeout_s=_CONFIGURE_S, check=False)
         if done.status != 0:
-            raise BuildError(
-                f"kernel of {self.source.name}: it cannot be configured:\n    {recipe.first_error(done.stderr or done.stdout)}"
-            )
+            raise self._failed("it cannot be configured:\n    ", done.stderr or done.stdout)
         config = self.config
         await self._check_survivors(request, config, note)
         if lacks := needs.unmet((*needs.GUEST, *needs.EVERY_SCENARIO), config):
@@ -116,10 +115,17 @@ class MakeJob:
         file = self.source.tree / path
         return file.read_text(errors="replace") if file.is_file() else None
 
+    def _failed(self, what: str, said: str, more: str = "") -> BuildError | HostError:
+        """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
+        where = f"kernel of {self.source.name}: "
+        if (line := recipe.of_machine(said)) is not None:
+            return HostError(f"{where}this machine could not build it: {line}; make room, or use fewer compilers with --jobs{more}")
+        return BuildError(f"{where}{what}{recipe.first_error(said)}{more}")
+
     async def _compile(self, task: Task) -> int:
         """How many objects were compiled.
 
-        :raise BuildError: the compiler says no; shows its first error.
+        :raise BuildError: the compiler says no; shows its first error. :raise HostError: as `_failed` says.
         """
         remembered = self.output / _OBJECTS
         usual = int(remembered.read_text()) if remembered.exists() else _USUAL_OBJECTS
@@ -138,9 +144,11 @@ class MakeJob:
             modules = self.config.get("MODULES")
             targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
             words = [*self.make(*targets), "-Otarget", f"-j{self.jobs}"]
-            made = await process.run(words, env=recipe.ENVIRONMENT, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
+            made = await process.run(
+                words, env=recipe.environment(os.environ), timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear
+            )
         if made.status != 0:
-            raise BuildError(f"kernel of {self.source.name}: {recipe.first_error(made.stderr)}\n  all that make said: {self.output / _LOG}")
+            raise self._failed("", made.stderr, f"\n  all that make said: {self.output / _LOG}")
         remembered.write_text(str(await asyncio.to_thread(_objects, self.output)))
         return done
 
@@ -166,7 +174,7 @@ async def _modules(job: MakeJob, folder: Path) -> Path:
     """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it."""
     if any(option.value == "m" for option in job.config.values()):
         words = [*job.make("modules_install"), f"INSTALL_MOD_PATH={folder}"]
-        await process.run(words, env=recipe.ENVIRONMENT, timeout_s=_CONFIGURE_S)
+        await process.run(words, env=recipe.environment(os.environ), timeout_s=_CONFIGURE_S)
         (found,) = (folder / "lib/modules").iterdir()
         return found
     folder.mkdir()
