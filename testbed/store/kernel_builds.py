@@ -55,6 +55,13 @@ class Builder:
     shipped: Path
     progress: Progress
 
+    def read(self, order: BuildOrder) -> None:
+        """That its flavours and ablations exist, and its files can be read, whatever its source is.
+
+        :raise UsageError: one does not exist.
+        """
+        _parts(order, self.shipped)
+
     async def check(self, order: BuildOrder) -> None:
         """That its words mean something and its patches apply, before anything is built."""
         async with self._planned(order):
