@@ -11,7 +11,8 @@ from testbed.store.kernel_files import KernelFiles
 from tests.unit.test_kernels import TABLE, bzimage
 
 IMAGES = Path(__file__).parents[2] / "images"
-# Counts what it compiles; the kernel's bytes are those of a head that is given, and of the source.
+# Counts what it compiles; the kernel's bytes are those of a head that is given, and of the source. `second.c`, where a tree has it, is not
+# compiled before somebody has written to the pipe HELD.
 MAKEFILE = """\
 VERSION = 6
 PATCHLEVEL = 1
@@ -22,7 +23,9 @@ allnoconfig:
 	sed '/CONFIG_LOSES_THIS/d' $(KCONFIG_ALLCONFIG) >$(O)/.config
 olddefconfig:
 	sed -i '/CONFIG_LOSES_THIS/d; /CONFIG_OUTGROWN/d; /CONFIG_CC_HAS/d' $(O)/.config
-bzImage: $(O)/loop.o
+bzImage: $(O)/loop.o $(patsubst %.c,$(O)/%.o,$(wildcard second.c))
+	env >$(O)/environment
+	echo '$(CC), $(HOSTCC)' >$(O)/cc
 	mkdir -p $(O)/arch/x86/boot
 	(cat head; echo $(LOCALVERSION); cat $(O)/loop.o) >$(O)/arch/x86/boot/bzImage
 	echo map >$(O)/System.map
@@ -31,6 +34,11 @@ bzImage: $(O)/loop.o
 $(O)/loop.o: drivers/block/loop.c
 	@echo '  CC      drivers/block/loop.o'
 	! grep -Hn 'error:' $< >&2
+	cp $< $@
+	echo compiled >>$(O)/compiled
+$(O)/second.o: second.c $(O)/loop.o
+	test -z "$$HELD" || cat "$$HELD"
+	@echo '  CC      second.o'
 	cp $< $@
 	echo compiled >>$(O)/compiled
 """
