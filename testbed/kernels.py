@@ -70,6 +70,15 @@ def built_name(name: str) -> str:
     return name
 
 
+_KEY_CHARACTERS = 8
+
+
+def named_by_key(stem: str, key: str) -> str:
+    """A name that a kernel may have, and that no other has: of a long or strange `stem` what fits, and of the key its first characters."""
+    fitting = re.sub(r"[^A-Za-z0-9._-]", "-", stem).lstrip("._-") or "kernel"
+    return built_name(f"{fitting[: 79 - _KEY_CHARACTERS]}-{key[:_KEY_CHARACTERS]}")
+
+
 Kernel = DebianKernel | LocalKernel | BuiltKernel
 
 

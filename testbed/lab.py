@@ -269,7 +269,7 @@ class Lab:
         """Templates are what a cache grows by: keep it as small as the user wants it."""
         pieces = waste.every(self.folders.cache)
         for piece in waste.superfluous(pieces, time.time(), unused_s=None, limit_bytes=room.limit(room.CACHE_LIMIT)):
-            waste.remove(piece)
+            waste.remove(piece.folder)
 
     async def _image(self, name: str) -> Image:
         if name == self.image.name:

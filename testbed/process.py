@@ -67,7 +67,7 @@ async def run(
     argv: Sequence[str | Path],
     *,
     timeout_s: float = 60,
-    env: Mapping[str, str] | None = None,
+    env: Mapping[str, str | None] | None = None,
     folder: Path | None = None,
     check: bool = True,
     on_line: Callable[[str], None] | None = None,
@@ -75,12 +75,14 @@ async def run(
     stdin: str = "",
 ) -> Finished:
     """Run a program to its end; it reads `stdin`. `on_line` hears each line of its standard error as it comes, `on_output` of its output.
+    `env`: what is added to our own environment; None takes a variable out of it.
 
     :raise ToolMissing: it is not installed.
     :raise HostError: it did not end in time, or ended with another status than 0 while `check`.
     """
     words = (str(find(str(argv[0]))), *map(str, argv[1:]))
     name = Path(words[0]).name
+    environment = {**os.environ, **(env or {}), "LC_ALL": "C", "PATH": _SEARCH}
     spawning = asyncio.create_task(
         asyncio.create_subprocess_exec(
             *_dying_with_us("TERM"),
@@ -88,7 +90,7 @@ async def run(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **(env or {}), "LC_ALL": "C", "PATH": _SEARCH},
+            env={name: value for name, value in environment.items() if value is not None},
             cwd=folder,
             process_group=0,
             limit=1 << 20,

@@ -7,6 +7,7 @@ import json
 import secrets
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,10 +19,11 @@ from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, mistake, out, run_async
-from testbed.cli.kernels import SOURCE_HELP, builder
+from testbed.cli.kernels import SOURCE_HELP, Config, Flavours, Fragments, Series, builder, configured, nothing_built
 from testbed.errors import BuildError, TestbedError, TopologyError, UsageError
 from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
+from testbed.progress import Silent
 from testbed.report import bug_files, live
 from testbed.repro import Job, Limits
 from testbed.store import kernel_files, runs
@@ -104,6 +106,10 @@ def bisect_command(
         str | None, typer.Option("--run", help="Ask this kernel alone, for `git bisect run`: exits 0 good, 1 bad, 125 it cannot be told.")
     ] = None,
     tree: Annotated[str | None, typer.Option("--tree", help=f"As --run, for a kernel that is built first. {SOURCE_HELP}")] = None,
+    series: Series = None,
+    flavour: Flavours = None,
+    fragment: Fragments = None,
+    config: Config = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, max=1, help="How often it shows; measured, or the file's.")] = None,
     error: Error = 0.05,
     jobs: Jobs = None,
@@ -111,10 +117,13 @@ def bisect_command(
     quiet: Quiet = False,
 ) -> None:
     """Find between which kernels of an ordered list a bug came, or went; each is tried as often as the bug's rate needs."""
+    if tree is None:
+        nothing_built(series, flavour, fragment, config)
     if run is not None or tree is not None:
         if good or bad or kernels or (run is not None and tree is not None):
             raise UsageError("bisect: --run or --tree asks one kernel; expected no --good, --bad and --kernels beside it, and not both")
-        _ask_one(file, run or BuildOrder(source=str(tree)), rate, error, jobs, quiet)
+        order = replace(configured(flavour, fragment, config), source=str(tree), series=tuple(series or ()))
+        _ask_one(file, run or order, rate, error, jobs, quiet)
         return
     case = load(file, host_memory=probe.host_memory())
     every = _list(kernels)
@@ -149,8 +158,12 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
     """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict."""
     try:
         case = load(file, host_memory=probe.host_memory())
-    except TopologyError as failure:
-        err.print(str(failure), markup=False, highlight=False, soft_wrap=True)
+        if isinstance(wanted, BuildOrder):
+            # What is the same for every commit would skip them all.
+            builder(Silent()).read(wanted)
+    except TestbedError as failure:
+        said = str(failure) if isinstance(failure, TopologyError) else f"testbed: {failure}"
+        err.print(said, markup=False, highlight=False, soft_wrap=True)
         sys.exit(_ABORT)
 
     async def work() -> int:

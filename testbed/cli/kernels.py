@@ -10,6 +10,7 @@ import typer
 
 from testbed import paths
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.errors import UsageError
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.kernels import Kernel, KernelTable, load_table
 from testbed.progress import Progress
@@ -43,6 +44,17 @@ def kernel_table() -> KernelTable:
 def builder(progress: Progress) -> Builder:
     """What builds kernels into this user's cache."""
     return Builder(table=kernel_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress)
+
+
+def configured(flavour: list[str] | None, fragment: list[Path] | None, config: Path | None) -> BuildOrder:
+    """An order of which only the configuration is known yet."""
+    return BuildOrder(source="", flavours=tuple(flavour or ()), fragments=tuple(fragment or ()), config=config)
+
+
+def nothing_built(*options: object) -> None:
+    """:raise UsageError: something is said of a build, and there is none."""
+    if any(options):
+        raise UsageError("--series, --revert, --flavour, --fragment, --config: expected --tree beside them")
 
 
 @kernel_app.command("fetch")

@@ -15,7 +15,7 @@ from rich.console import RenderableType
 
 from testbed import paths, probe, reach, runner
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
-from testbed.cli.kernels import Config, Flavours, Fragments, Revert, Series, Tree, builder, kernel_table
+from testbed.cli.kernels import Config, Flavours, Fragments, Revert, Series, Tree, builder, configured, kernel_table, nothing_built
 from testbed.errors import HostError, UsageError
 from testbed.lab import Lab, open_lab
 from testbed.progress import Progress
@@ -79,7 +79,7 @@ def compare(
     With --tree both are built from it: without and with --series, or without what --revert names and as it is.
     """
     known = kernel_table()
-    more = _configured(flavour, fragment, config)
+    more = configured(flavour, fragment, config)
     kernels: dict[str, str | BuildOrder] = {"base": base or known.base, "patched": patched or known.patched}
     if tree is not None:
         if base or patched or bool(series) == bool(revert):
@@ -87,7 +87,7 @@ def compare(
         kernels["base"] = replace(more, source=tree, reverts=tuple(revert or ()))
         kernels["patched"] = replace(more, source=tree, series=tuple(series or ()))
     else:
-        _nothing_built(series, revert, flavour, fragment, config)
+        nothing_built(series, revert, flavour, fragment, config)
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
         model=only_guest(topology),
@@ -129,9 +129,9 @@ def run(
     if tree is not None:
         if kernel is not None:
             raise UsageError("--tree: expected no --kernel beside it")
-        chosen = replace(_configured(flavour, fragment, config), source=tree, series=tuple(series or ()), reverts=tuple(revert or ()))
+        chosen = replace(configured(flavour, fragment, config), source=tree, series=tuple(series or ()), reverts=tuple(revert or ()))
     else:
-        _nothing_built(series, revert, flavour, fragment, config)
+        nothing_built(series, revert, flavour, fragment, config)
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
         model=only_guest(topology),
@@ -288,16 +288,6 @@ def _sample_s(text: str) -> float | None:
     if microseconds < _LEAST_SAMPLE_US:
         raise UsageError(f"--sample {text}: expected at least {format_duration(_LEAST_SAMPLE_US)}, or off")
     return microseconds / 1e6
-
-
-def _configured(flavour: list[str] | None, fragment: list[Path] | None, config: Path | None) -> BuildOrder:
-    return BuildOrder(source="", flavours=tuple(flavour or ()), fragments=tuple(fragment or ()), config=config)
-
-
-def _nothing_built(*options: object) -> None:
-    """:raise UsageError: something is said of a build, and there is none."""
-    if any(options):
-        raise UsageError("--series, --revert, --flavour, --fragment, --config: expected --tree beside them")
 
 
 def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, progress: Progress) -> None:

@@ -46,7 +46,7 @@ def sensitivity_command(
     """
     if of:
         runs = paths.folders().runs
-        sys.exit(_told(tuple(results.read(one, runs) for one in of), output, as_json=as_json))
+        sys.exit(_told(tuple(_earlier(one, runs) for one in of), output, as_json=as_json))
     names = tuple(ablation or (UNCHANGED, *ABLATIONS))
     for name in names:
         if name not in (UNCHANGED, *ABLATIONS):
@@ -71,6 +71,18 @@ def sensitivity_command(
         return _told((done.document,), output, as_json=as_json)
 
     run_async(execute(wanted, judge, tell))
+
+
+def _earlier(run: str, runs: Path) -> dict[str, Any]:
+    """The results of an earlier run of this verb.
+
+    :raise UsageError: there is no such run, or it is one of another verb.
+    """
+    document = results.read(run, runs)
+    others = ", ".join(name for name in document["kernels"] if name not in (UNCHANGED, *ABLATIONS))
+    if others:
+        raise UsageError(f"--of {run}: expected a run of `testbed sensitivity`, of {UNCHANGED} and ablations, got one of {others}")
+    return document
 
 
 def _without_output(words: list[str]) -> list[str]:

@@ -77,7 +77,7 @@ def gc(
     session.reap(folders)
     pieces = waste.every(folders.cache) + waste.environments(folders.cache)
     chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=_needed(folders))
-    gone = [piece for piece in chosen if dry_run or waste.remove(piece)]
+    gone = [piece for piece in chosen if dry_run or waste.remove(piece.folder)]
     freed = sum(piece.size_bytes for piece in gone)
     left = sum(piece.size_bytes for piece in pieces) - freed
     if as_json:

@@ -55,8 +55,8 @@ def written(options: Mapping[str, Option]) -> str:
 class Request:
     """A configuration as it is asked for. `first`: what it begins from, `more`: what comes on top.
 
-    `plain`: what is not asked for is off, and all of it must survive; else `first` is somebody's whole configuration, which the source may
-    have outgrown, and only `more` must.
+    `plain`: what is not asked for is off, and all of it must survive; else `first` is somebody's whole configuration, with much in it that
+    nobody asked for.
     """
 
     first: Mapping[str, Option]
@@ -69,7 +69,13 @@ class Request:
 
     @property
     def required(self) -> dict[str, Option]:
+        """What must survive in any case."""
         return merged(self.first, self.more) if self.plain else dict(self.more)
+
+    @property
+    def own(self) -> dict[str, Option]:
+        """What must survive where somebody chose it and the source has it."""
+        return {} if self.plain else {name: option for name, option in self.first.items() if name not in self.more}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

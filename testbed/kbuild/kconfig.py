@@ -1,12 +1,12 @@
-"""Why an option did not survive: the kernel's Kconfig files, read as far as that question needs.
+"""Why an option did not survive, and whether anybody chose it: the kernel's Kconfig files, read as far as these questions need.
 
-Only messages depend on it; what is built is decided by the kernel's own scripts/kconfig.
+What is built is decided by the kernel's own scripts/kconfig.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from testbed.kbuild.fragments import Loss, Option
@@ -14,15 +14,21 @@ from testbed.kbuild.fragments import Loss, Option
 _SOURCE = re.compile(r'source\s+"([^"]+)"')
 _TYPES = ("bool", "tristate", "string", "int", "hex")
 _TOKEN = re.compile(r'\$\((?:[^()]|\([^()]*\))*\)|"[^"]*"|\'[^\']*\'|&&|\|\||!=|<=|>=|[!=()<>]|[A-Za-z0-9_.-]+')
+# A prompt's text; and a comment, which begins outside of such texts.
+_TEXT = re.compile(r"""^(?:"(?:[^"\\]|\\.)*"|'[^']*')""")
+_COMMENT = re.compile(r"""^((?:[^"'#]|"(?:[^"\\]|\\.)*"|'[^']*')*?)\s#.*$""")
 _LEVELS = {"n": 0, "m": 1, "y": 2}
 
 
 @dataclass(slots=True)
 class Definition:
-    """A place where an option is defined. `conditions`: all must hold; `prompt`: whether it may be chosen, and where that holds."""
+    """A place where an option is defined. `conditions`: all must hold; `prompt`: whether it may be chosen, and where that holds;
+    `shown`: where the menus around show their prompts.
+    """
 
     where: str
     conditions: tuple[str, ...]
+    shown: tuple[str, ...] = ()
     prompt: str | None = None
     choice: bool = False
     depends: list[str] = field(default_factory=list)
@@ -43,11 +49,16 @@ def read(text_of: Callable[[str], str | None], arch: str = "x86") -> Kconfig:
     return found
 
 
-# What is open around a line: a menu, a condition, a choice.
-_Open = list[tuple[str, list[str]]]
+@dataclass(slots=True)
+class _Open:
+    """What is open around a line: a menu, a condition, a choice."""
+
+    kind: str
+    conditions: list[str]
+    shown: list[str] = field(default_factory=list)
 
 
-def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found: Kconfig, around: _Open) -> None:
+def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found: Kconfig, around: list[_Open]) -> None:
     name: str | None = None
     current: Definition | None = None
     begun = ""  # the last statement that takes `depends on`
@@ -58,12 +69,16 @@ def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found
             target = match[1].replace("$(SRCARCH)", arch).replace("$SRCARCH", arch).removeprefix("$(srctree)/")
             _read_file(target, text_of, arch, found, around)
         elif keyword in ("config", "menuconfig"):
-            conditions = tuple(condition for _, said in around for condition in said)
             name, begun = rest.strip(), "config"
-            current = Definition(where=f"{path}:{number}", conditions=conditions, choice=any(kind == "choice" for kind, _ in around))
+            current = Definition(
+                where=f"{path}:{number}",
+                conditions=tuple(condition for one in around for condition in one.conditions),
+                shown=tuple(condition for one in around for condition in one.shown),
+                choice=any(one.kind == "choice" for one in around),
+            )
             found.definitions.setdefault(name, []).append(current)
         elif keyword in ("if", "menu", "choice"):
-            around.append((keyword, [rest] if keyword == "if" else []))
+            around.append(_Open(kind=keyword, conditions=[rest] if keyword == "if" else []))
             begun, current = keyword, None
         elif keyword in ("endif", "endmenu", "endchoice"):
             around.pop()
@@ -73,14 +88,17 @@ def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found
         elif keyword == "depends" and begun == "config" and current is not None:
             current.depends.append(rest.removeprefix("on").strip())
         elif keyword == "depends" and begun in ("menu", "choice"):
-            around[-1][1].append(rest.removeprefix("on").strip())
+            around[-1].conditions.append(rest.removeprefix("on").strip())
+        elif keyword == "visible" and begun == "menu":
+            around[-1].shown.append(_after_if(rest))
         elif current is not None and name is not None:
             _attribute(keyword, rest, name, current, found)
 
 
 def _attribute(keyword: str, rest: str, name: str, current: Definition, found: Kconfig) -> None:
     if (keyword in _TYPES and rest) or keyword == "prompt":
-        current.prompt = _after_if(re.sub(r'^"(?:[^"\\]|\\.)*"', "", rest))
+        conditions = (_after_if(_TEXT.sub("", rest)), *current.shown)
+        current.prompt = " && ".join(f"({one})" if "||" in one else one for one in conditions if one)
     elif keyword == "select":
         target = rest.split()[0]
         found.selectors.setdefault(target, []).append((name, _after_if(rest.removeprefix(target))))
@@ -110,11 +128,37 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
         if waiting.endswith("\\"):
             waiting = f"{waiting[:-1].rstrip()} "
             continue
-        statement, waiting = re.sub(r"\s#.*$", "", waiting), ""
+        statement, waiting = _COMMENT.sub(r"\1", waiting), ""
         if statement in ("help", "---help---"):
             help_indent = -1
         elif statement and not statement.startswith("#"):
             yield begin, statement
+
+
+def chosen(losses: Iterable[Loss], kconfig: Kconfig, asked: Mapping[str, Option], config: Mapping[str, Option]) -> tuple[Loss, ...]:
+    """Those that somebody chose in the configuration `asked`: of options with a prompt that was shown there. The others were computed, from
+    the compiler and from what was chosen.
+
+    No loss is what is there for others that need it: built in, having been asked for as a module, or selected in `config`.
+    """
+
+    def needed(one: Loss) -> bool:
+        return (one.wanted.value, one.got) == ("m", "y") or (one.wanted.value == "n" and bool(_selectors(one.name, kconfig, config)))
+
+    def shown(one: Loss) -> bool:
+        return any(at.prompt is not None and _holds(at.prompt, asked) for at in kconfig.definitions.get(one.name, ()))
+
+    return tuple(one for one in losses if shown(one) and not needed(one))
+
+
+def _selectors(name: str, kconfig: Kconfig, config: Mapping[str, Option]) -> list[str]:
+    """What selects an option in a configuration."""
+    return [option for option, condition in kconfig.selectors.get(name, []) if _level(option, config) and _holds(condition, config)]
+
+
+def unknown(losses: Iterable[Loss], kconfig: Kconfig) -> tuple[str, ...]:
+    """The names of those that a source does not have."""
+    return tuple(one.name for one in losses if one.name not in kconfig.definitions)
 
 
 def explain(loss: Loss, kconfig: Kconfig, config: Mapping[str, Option]) -> str:
@@ -123,11 +167,14 @@ def explain(loss: Loss, kconfig: Kconfig, config: Mapping[str, Option]) -> str:
     definitions = kconfig.definitions.get(name)
     if not definitions:
         return "this source has no such option"
-    if wanted == "n":
-        by = [option for option, condition in kconfig.selectors.get(name, []) if _level(option, config) and _holds(condition, config)]
-        return f"it is selected by {', '.join(by[:3])}" if by else "it has no prompt, so that it cannot be turned off"
+    if wanted == "n" and (by := _selectors(name, kconfig, config)):
+        return f"it is selected by {', '.join(by[:3])}"
     closest = min(definitions, key=lambda one: len(_unmet(one, config)))
     unmet = _unmet(closest, config)
+    if wanted == "n" and all(one.prompt is None for one in definitions):
+        return f"it has no prompt, so that it cannot be turned off ({closest.where})"
+    if wanted == "n" and closest.choice:
+        return f"it is one of a choice, and no other one is chosen ({closest.where})"
     if unmet:
         return f"it depends on {', '.join(_with_value(term, config) for term in unmet)} ({closest.where})"
     if all(one.prompt is None for one in definitions):

@@ -15,8 +15,7 @@ from testbed.errors import BuildError
 # A message of a mailbox begins after an empty line (RFC 4155); `git format-patch` and `b4` write one such line, too.
 _MESSAGE = re.compile(rb"(?:\A|(?<=\n\n))From \S+ .*\d\d:\d\d:\d\d.*\n")
 _NUMBER = re.compile(r"\[[^\]]*?(?P<number>\d+)/(?P<of>\d+)[^\]]*\]")
-_DIFF = re.compile(r"^(?:diff --git |--- \S)", re.MULTILINE)
-_PATHS = re.compile(r"^(?:--- |\+\+\+ |rename from |rename to |copy from )(\S+)", re.MULTILINE)
+_DIFF = re.compile(r"^(?:diff --git |--- \S.*\n\+\+\+ \S)", re.MULTILINE)
 _HUNK = re.compile(r"@@ -(?P<old>\d+)(?:,(?P<old_count>\d+))? \+(?P<new>\d+)(?:,(?P<new_count>\d+))? @@")
 
 
@@ -29,23 +28,13 @@ class Patch:
     text: str
     strip: int = 1
 
-    @property
-    def paths(self) -> frozenset[str]:
-        """The files that it may touch; some may not exist."""
-        found = set()
-        for match in _PATHS.finditer(self.text):
-            path = match[1]
-            if path != "/dev/null":
-                whole = match[0].startswith(("rename", "copy"))
-                found.add(path if whole else path.split("/", self.strip)[-1])
-        return frozenset(found)
-
 
 def of_file(data: bytes, name: str, strip: int = 1) -> tuple[Patch, ...]:
     """The patches in a file: a mailbox, one mail, or a plain diff.
 
     :raise BuildError: there is no diff in it, or the series has a hole.
     """
+    data = data.replace(b"\r\n", b"\n")
     starts = [match.end() for match in _MESSAGE.finditer(data)]
     if not starts or not data.startswith(b"From "):
         head = data.split(b"\n\n", 1)[0]
@@ -108,36 +97,76 @@ def of_quilt(series: str, name: str) -> tuple[tuple[str, int], ...]:
     return tuple(found)
 
 
+# " create mode 120000 drivers/link", " mode change 100644 => 100755 scripts/x.sh"; of what git calls a regular file it begins with 100.
+_MODE = re.compile(r"^ (?:create mode|delete mode|mode change \d+ =>) (?!100)(?P<mode>\d{6}) (?P<path>.+)$", re.MULTILINE)
+
+
+def touched(said: str, name: str) -> frozenset[str]:
+    """The files of a patch, some of which may not exist; of a rename or copy the new name. `said`: `git apply --numstat --summary -z`.
+
+    :raise BuildError: it changes something else than text in regular files.
+    """
+    *files, summary = said.split("\0")
+    if link := _MODE.search(summary):
+        raise BuildError(f"{name}: {link['path']}: expected a regular file, got mode {link['mode']}: links and submodules are not built")
+    found = set()
+    for one in files:
+        added, _, path = one.split("\t", 2)
+        if added == "-":
+            raise BuildError(f"{name}: {path}: expected a change of text, got a binary one; commit it to a git tree, and build that")
+        found.add(path)
+    return frozenset(found)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hunk:
-    """One place that a patch changes: the `number`th of its file, counted from 1. `line`, `text`: what is expected there."""
+    """One place that a patch changes: the `number`th of its file, counted from 1. `line`, `text`: what is expected there.
+
+    `bare`: nothing around the change is shown.
+    """
 
     file: str
     number: int
     line: int
     text: tuple[str, ...]
+    bare: bool
 
 
 def hunks(patch: Patch, *, reverse: bool = False) -> tuple[Hunk, ...]:
     """What a patch expects to find, or what it would have left, in the order of the file."""
     sign = "+" if reverse else "-"
     found: list[Hunk] = []
-    file, number, line, left, text = "", 0, 0, [0, 0], []
+    file, number, line, left, text, bare = "", 0, 0, [0, 0], [], True
     for said in patch.text.splitlines():
         if max(left) > 0:
             kind = said[:1] or " "
             left = [left[0] - (kind in " -"), left[1] - (kind in " +")]
+            bare = bare and kind != " "
             if kind in f" {sign}":
                 text.append(said[1:])
             if max(left) <= 0:
-                found.append(Hunk(file=file, number=number, line=line, text=tuple(text)))
+                found.append(Hunk(file=file, number=number, line=line, text=tuple(text), bare=bare))
         elif said.startswith("--- ") or (said.startswith("+++ ") and not said.startswith("+++ /dev/null")):
             file, number = said.split()[1].split("/", patch.strip)[-1], 0
         elif match := _HUNK.match(said):
-            number, text = number + 1, []
+            number, text, bare = number + 1, [], True
             line = int(match["new" if reverse else "old"])
             left = [int(match["old_count"] or 1), int(match["new_count"] or 1)]
     return tuple(found)
+
+
+def placeless(patch: Patch, *, reverse: bool) -> str | None:
+    """Why a patch cannot be placed, or None. Where no context says otherwise `git apply` takes the end of the file for its place.
+
+    A hunk of a whole file, which begins in its first line, has none around it.
+    """
+    for hunk in hunks(patch, reverse=reverse):
+        if hunk.bare and hunk.line > 1:
+            return (
+                f"{patch.name}: {hunk.file}: hunk {hunk.number}, at line {hunk.line}: expected lines of context around what it changes, "
+                "got none; make it with `diff -u` or `git diff`, without -U0"
+            )
+    return None
 
 
 _FAILED = re.compile(r"^error: patch failed: (?P<file>.+):(?P<line>\d+)$", re.MULTILINE)
@@ -157,13 +186,20 @@ def refusal(patch: Patch, said: str, read: Callable[[str], str | None], *, rever
     hunk = next((one for one in hunks(patch, reverse=reverse) if (one.file, one.line) == (file, line)), None)
     if hunk is None:
         return f"{patch.name}: cannot {verb}: {file}, at line {line}"
-    place, there = _nearest(hunk, (read(file) or "").splitlines())
-    missed = next((at for at, want in enumerate(hunk.text) if at >= len(there) or there[at] != want), 0)
-    got = there[missed].strip() if missed < len(there) else "the end of the file"
+    lines = (read(file) or "").splitlines()
+    place, there = _nearest(hunk, lines)
+    missed = next((at for at, want in enumerate(hunk.text) if at >= len(there) or there[at] != want), None)
+    if missed is None:
+        # All of its lines are there: without context before or after them it is for the beginning or the end of the file.
+        after = place + len(hunk.text)
+        at, expected = (after, "the end of the file") if after < len(lines) else (0, "the beginning of the file, and nothing before it")
+    else:
+        at, expected = place + missed, hunk.text[missed].strip()
+    got = lines[at].strip() if at < len(lines) else "the end of the file"
     return (
         f"{patch.name}: cannot {verb}: {file}: hunk {hunk.number}, at line {line}\n"
-        f"    expected: {hunk.text[missed].strip()}\n"
-        f"    found in line {place + missed + 1}: {got}"
+        f"    expected: {expected}\n"
+        f"    found in line {at + 1}: {got}"
     )
 
 
@@ -174,6 +210,6 @@ def _nearest(hunk: Hunk, lines: list[str]) -> tuple[int, list[str]]:
         return difflib.SequenceMatcher(None, hunk.text, lines[at : at + len(hunk.text)], autojunk=False).ratio()
 
     own = min(hunk.line - 1, max(len(lines) - 1, 0))
-    places = sorted({own, *(at for at, line in enumerate(lines) if line == hunk.text[0])}, key=lambda at: abs(at - own))
+    places = sorted({own, *(at for at, line in enumerate(lines) if hunk.text and line == hunk.text[0])}, key=lambda at: abs(at - own))
     place = max(places, key=alike)
     return place, lines[place : place + len(hunk.text)]

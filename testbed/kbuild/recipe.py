@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from testbed.keys import content_key
@@ -12,13 +12,24 @@ from testbed.keys import content_key
 _LAYOUT = 1
 # The same key must give the same bytes: scripts/mkcompile_h and friends take these in place of the moment and the machine
 # (Documentation/kbuild/reproducible-builds.rst).
-ENVIRONMENT = {
+_ENVIRONMENT = {
     "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
     "KBUILD_BUILD_USER": "testbed",
     "KBUILD_BUILD_HOST": "testbed",
     "KBUILD_BUILD_VERSION": "1",
     "ARCH": "x86_64",
 }
+# What make and the kernel's Makefiles take from whoever calls them, and what would make other bytes under the same key, or another place of
+# the configuration (Documentation/kbuild/kbuild.rst, GNU make's manual). To some an empty value means something, so none is left at all.
+_CALLERS = re.compile(
+    r"K(?:C|A|CPP|RUST)FLAGS|HOST(?:C|CXX|LD|RUST)FLAGS|HOSTLDLIBS|USER(?:C|LD)FLAGS|LLVM|LLVM_IAS|CROSS_COMPILE|SUBARCH|LOCALVERSION"
+    r"|(?:GNU)?MAKEFLAGS|MAKEFILES|MAKELEVEL|MFLAGS|SOURCE_DATE_EPOCH|(?:KBUILD|KCONFIG|INSTALL)_\w+"
+)
+
+
+def environment(callers: Iterable[str]) -> dict[str, str | None]:
+    """What is different for make in an environment that has the variables `callers`; None: it is not there."""
+    return dict.fromkeys(name for name in callers if _CALLERS.fullmatch(name)) | _ENVIRONMENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +84,18 @@ def progress(before: int, done: int, usual: int, elapsed_s: float) -> tuple[floa
 
 _ERROR = re.compile(r"(?:\berror: |\bfatal error: |undefined reference to|No rule to make target|: error$|\*\*\* )")
 _AFTER_ERROR = 4
+# What compilers, linkers and make say where this machine is at fault (errno(3); gcc's driver); not what they quote of a source.
+_MACHINE = re.compile(
+    r"^(?!\s*\d* \|).*(?:No space left on device|Disk quota exceeded|Killed signal terminated program|Cannot allocate memory"
+    r"|virtual memory exhausted|out of memory allocating).*",
+    re.MULTILINE,
+)
+
+
+def of_machine(said: str) -> str | None:
+    """The line that says that this machine is at fault, and not what is built, or None."""
+    match = _MACHINE.search(said)
+    return match[0].strip() if match else None
 
 
 def first_error(said: str) -> str:

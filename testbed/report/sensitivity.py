@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from testbed.console import Kind
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.scenarios import SCENARIOS
 
@@ -15,12 +16,15 @@ UNCHANGED = "unchanged"
 NOTICED, IN_PART, LOG, LOST = "noticed", "in part", "in the log", "guest lost"
 CONTROL, INDIFFERENT, NOTHING = "control", "-", ""
 _COUNT = frozenset({NOTICED, IN_PART, LOG, LOST})
-# Of the kernel's log, what is no splat.
+# Of the kernel's log, what ends a guest: without it a lost one may be this machine's doing.
+_FATAL = frozenset(kind.value for kind in Kind if kind.fatal)
+# And what is no splat.
 _HARMLESS = frozenset({"oom", "I/O error"})
 
 _LEGEND = (
     f"`{NOTICED}`: as before the series. `{IN_PART}`: a sound measure is neither as with the series nor as before it.",
-    f"`{LOG}`: the kernel's log has a splat. `{CONTROL}`: a control does not hold, so that the measure says nothing.",
+    f"`{LOG}`: the kernel's log has a splat. `{LOST}`: a panic or an oops ended the guest.",
+    f"`{CONTROL}`: a control does not hold, so that the measure says nothing.",
     f"`{INDIFFERENT}`: as on the unchanged kernel. Empty: no result, or none on the unchanged kernel.",
 )
 
@@ -54,8 +58,10 @@ def _splats(side: Mapping[str, Any]) -> bool:
 
 def _said(side: Mapping[str, Any]) -> str:
     verdict = side.get("verdict")
-    if verdict in ("FAIL", "INFRA"):
-        return NOTICED if verdict == "FAIL" else LOST
+    if verdict == "FAIL":
+        return NOTICED
+    if verdict == "INFRA" and any(not line["expected"] and line["kind"] in _FATAL for line in side["console"]):
+        return LOST
     if _splats(side):
         return LOG
     if verdict == "INVALID":

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import BuildError, UsageError
+from testbed.errors import BuildError, HostError, UsageError
 from testbed.kbuild import fragments, patches, recipe
 from testbed.kbuild.ablations import ABLATIONS, Ablation
 from testbed.kbuild.fragments import Request
 from testbed.kbuild.patches import Patch
 from testbed.kbuild.recipe import Compiler
-from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name
+from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name, named_by_key
 from testbed.progress import Progress
-from testbed.store import built_names, cache, kernel_files, kernel_sources, kernel_tree
+from testbed.store import built_names, cache, kernel_files, kernel_sources, kernel_tree, waste
 from testbed.store.built_names import Named
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.kernel_make import MakeJob, find_compiler, results
 from testbed.store.kernel_sources import Source
-from testbed.store.kernel_tree import Tree
+from testbed.store.kernel_tree import Content, Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +54,13 @@ class Builder:
     root: Path
     shipped: Path
     progress: Progress
+
+    def read(self, order: BuildOrder) -> None:
+        """That its flavours and ablations exist, and its files can be read, whatever its source is.
+
+        :raise UsageError: one does not exist.
+        """
+        _parts(order, self.shipped)
 
     async def check(self, order: BuildOrder) -> None:
         """That its words mean something and its patches apply, before anything is built."""
@@ -128,7 +134,7 @@ class _Plan:
     compiler: Compiler
     source: Source
     tree: Tree
-    changes: Mapping[str, bytes | None]
+    changes: Mapping[str, Content | None]
 
     @property
     def key(self) -> str:
@@ -137,7 +143,7 @@ class _Plan:
 
     @property
     def name(self) -> str:
-        return "-".join((self.source.name, *self.order.flavours, *self.order.ablations, self.key[:8]))[:80]
+        return named_by_key("-".join((self.source.name, *self.order.flavours, *self.order.ablations)), self.key)
 
     @property
     def title(self) -> str:
@@ -173,6 +179,8 @@ def read_patches(path: Path) -> tuple[Patch, ...]:
         found = tuple(patch for name, strip in listed for patch in patches.of_file((path / name).read_bytes(), str(path / name), strip))
     except OSError as error:
         raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise BuildError(f"{path / 'series'}: expected UTF-8, a file name in each line: {error}") from error
     if not found:
         raise BuildError(f"{path}: expected a file `series` or files *.patch, *.diff, *.mbox, found none")
     return found
@@ -186,15 +194,18 @@ def flavours(shipped: Path) -> tuple[str, ...]:
 def remove(name: str, root: Path) -> None:
     """Forget a built kernel, and remove its files unless another name has them.
 
-    :raise UsageError: there is none of that name.
+    :raise UsageError: there is none of that name. :raise HostError: its files cannot be removed now.
     """
     kernel = BuiltKernel(name=built_name(name.removeprefix(BUILT)))
     named = built_names.find(root, kernel)
     if named is None:
         raise UsageError(f"kernel {kernel.spec}: there is none; `testbed kernel list` lists them")
     built_names.forget(root, kernel)
-    if all(kernel_files.kernel_folder(other, root) != named.folder for other in built_names.every(root)):
-        shutil.rmtree(named.folder, ignore_errors=True)
+    shared = any(kernel_files.kernel_folder(other, root) == named.folder for other in built_names.every(root))
+    if not shared and not waste.remove(named.folder):
+        raise HostError(
+            f"kernel {kernel.spec}: its files cannot be removed while another run is at them; `testbed gc` does later: {named.folder}"
+        )
 
 
 def _ablation(name: str) -> Ablation:
@@ -234,8 +245,8 @@ async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
         with progress.task(f"source {source.name}") as task:
             task.update(detail=f"checking out {commit[:12]}")
             await kernel_sources.checkout(source)
-        there.write_text(commit)
     kernel_sources.version(source.tree)
+    there.write_text(commit)
 
 
 def _series(tree: Path) -> Series:

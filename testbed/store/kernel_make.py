@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from testbed import process
 from testbed.errors import BuildError, HostError
 from testbed.kbuild import fragments, kconfig, needs, recipe
-from testbed.kbuild.fragments import Option, Request
+from testbed.kbuild.fragments import Option, Request, merged
 from testbed.kbuild.recipe import Compiler
 from testbed.progress import Task
 from testbed.store import kernel_files
@@ -25,6 +26,8 @@ _HEADERS = {"libelf.h": "libelf-dev", "openssl/opensslv.h": "libssl-dev"}
 _CONFIGURE_S, _BUILD_S = 600, 6 * 3600
 # Objects of the base configuration on 6.1; a folder that was built once knows its own number.
 _USUAL_OBJECTS = 1550
+# Of options that a source does not have, so many are named.
+_NAMED = 5
 _OBJECTS, _LOG = "testbed-objects", "testbed-make.log"
 
 
@@ -71,7 +74,7 @@ class MakeJob:
         return fragments.parse(path.read_text(), str(path))
 
     async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
-        """:raise BuildError: an option did not survive, or guests and scenarios need another one."""
+        """:raise BuildError: an option did not survive, or guests and scenarios need another one. :raise HostError: as `_failed` says."""
         task.update(detail="configuring")
         asked = self.output / "testbed.config"
         asked.write_text(request.text)
@@ -80,33 +83,49 @@ class MakeJob:
         else:
             shutil.copyfile(asked, self.output / ".config")
             words, environment = self.make("olddefconfig"), {}
-        done = await process.run(words, env=recipe.ENVIRONMENT | environment, timeout_s=_CONFIGURE_S, check=False)
+        done = await process.run(words, env=recipe.environment(os.environ) | environment, timeout_s=_CONFIGURE_S, check=False)
         if done.status != 0:
-            raise BuildError(
-                f"kernel of {self.source.name}: it cannot be configured:\n    {recipe.first_error(done.stderr or done.stdout)}"
-            )
+            raise self._failed("it cannot be configured:\n    ", done.stderr or done.stdout)
         config = self.config
-        if lost := fragments.losses(request.required, config):
-            known = await asyncio.to_thread(kconfig.read, self._text)
-            lines = [
-                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
-                for one in lost
-            ]
-            raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines))
+        await self._check_survivors(request, config, note)
         if lacks := needs.unmet((*needs.GUEST, *needs.EVERY_SCENARIO), config):
             raise BuildError(f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks))
         if not request.plain:
             for lack in needs.unmet(needs.SOME_SCENARIOS, config):
                 note(f"the configuration lacks {lack}")
 
+    async def _check_survivors(self, request: Request, config: Mapping[str, Option], note: Callable[[str], None]) -> None:
+        """:raise BuildError: an option that was asked for did not survive; says what blocks it."""
+        lost, own = fragments.losses(request.required, config), fragments.losses(request.own, config)
+        if not lost and not own:
+            return
+        known = await asyncio.to_thread(kconfig.read, self._text)
+        if left := kconfig.unknown(own, known):
+            some = ", ".join(f"CONFIG_{name}" for name in left[:_NAMED])
+            note(f"{len(left)} options of the configuration are none of this source: {some}{', ...' if len(left) > _NAMED else ''}")
+        if gone := (*lost, *kconfig.chosen(own, known, merged(request.first, request.more), config)):
+            lines = [
+                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
+                for one in gone
+            ]
+            mend = "" if request.plain else "\n  what may be otherwise is said so in a --fragment, which counts more than --config"
+            raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines) + mend)
+
     def _text(self, path: str) -> str | None:
         file = self.source.tree / path
         return file.read_text(errors="replace") if file.is_file() else None
 
+    def _failed(self, what: str, said: str, more: str = "") -> BuildError | HostError:
+        """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
+        where = f"kernel of {self.source.name}: "
+        if (line := recipe.of_machine(said)) is not None:
+            return HostError(f"{where}this machine could not build it: {line}; make room, or use fewer compilers with --jobs{more}")
+        return BuildError(f"{where}{what}{recipe.first_error(said)}{more}")
+
     async def _compile(self, task: Task) -> int:
         """How many objects were compiled.
 
-        :raise BuildError: the compiler says no; shows its first error.
+        :raise BuildError: the compiler says no; shows its first error. :raise HostError: as `_failed` says.
         """
         remembered = self.output / _OBJECTS
         usual = int(remembered.read_text()) if remembered.exists() else _USUAL_OBJECTS
@@ -125,9 +144,11 @@ class MakeJob:
             modules = self.config.get("MODULES")
             targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
             words = [*self.make(*targets), "-Otarget", f"-j{self.jobs}"]
-            made = await process.run(words, env=recipe.ENVIRONMENT, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
+            made = await process.run(
+                words, env=recipe.environment(os.environ), timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear
+            )
         if made.status != 0:
-            raise BuildError(f"kernel of {self.source.name}: {recipe.first_error(made.stderr)}\n  all that make said: {self.output / _LOG}")
+            raise self._failed("", made.stderr, f"\n  all that make said: {self.output / _LOG}")
         remembered.write_text(str(await asyncio.to_thread(_objects, self.output)))
         return done
 
@@ -153,7 +174,7 @@ async def _modules(job: MakeJob, folder: Path) -> Path:
     """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it."""
     if any(option.value == "m" for option in job.config.values()):
         words = [*job.make("modules_install"), f"INSTALL_MOD_PATH={folder}"]
-        await process.run(words, env=recipe.ENVIRONMENT, timeout_s=_CONFIGURE_S)
+        await process.run(words, env=recipe.environment(os.environ), timeout_s=_CONFIGURE_S)
         (found,) = (folder / "lib/modules").iterdir()
         return found
     folder.mkdir()

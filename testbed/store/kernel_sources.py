@@ -136,14 +136,17 @@ async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Sourc
 
 
 async def checkout(source: Source) -> None:
-    """Bring the tree of a git source to its commit; files that are the same keep their times. The repository is only read.
+    """Bring the tree of a git source to its commit; files that are the same keep their times. The repository is only read, and what
+    it says of a sparse checkout is not said of this one.
 
     :raise HostError: git fails.
     """
     assert source.git is not None
     repository, commit = source.git
     environment = {"GIT_DIR": str(repository), "GIT_WORK_TREE": str(source.tree), "GIT_INDEX_FILE": str(source.folder / "index")}
-    await process.run([*_GIT, "read-tree", "--reset", "-u", commit], env=environment, folder=source.tree, timeout_s=_UNPACK_S)
+    await process.run(
+        [*_GIT, "read-tree", "--no-sparse-checkout", "--reset", "-u", commit], env=environment, folder=source.tree, timeout_s=_UNPACK_S
+    )
 
 
 def version(tree: Path) -> str:

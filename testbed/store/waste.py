@@ -72,19 +72,19 @@ def superfluous(
     return tuple(sorted(chosen, key=lambda piece: piece.used))
 
 
-def remove(piece: Piece) -> bool:
-    """Remove it, unless it is being made or built from just now; whether it is gone."""
-    locks = [piece.folder.with_name(f"{piece.folder.name}.lock")]
-    if piece.folder.parent.name == cache.SOURCES:
-        locks.append(cache.build_lock(piece.folder))
+def remove(folder: Path) -> bool:
+    """Remove a folder of the cache, unless it is being made or built from just now; whether it is gone."""
+    locks = [folder.with_name(f"{folder.name}.lock")]
+    if folder.parent.name == cache.SOURCES:
+        locks.append(cache.build_lock(folder))
     with contextlib.ExitStack() as held:
         try:
             for lock in locks:
                 held.enter_context(filelock.FileLock(lock, thread_local=False).acquire(blocking=False))
             # What is half removed must not look whole.
             for mark in (cache.META, _COMPLETE):
-                (piece.folder / mark).unlink(missing_ok=True)
-            shutil.rmtree(piece.folder, ignore_errors=True)
+                (folder / mark).unlink(missing_ok=True)
+            shutil.rmtree(folder, ignore_errors=True)
         except (filelock.Timeout, OSError):
             return False
-    return not piece.folder.exists()
+    return not folder.exists()

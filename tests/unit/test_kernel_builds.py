@@ -1,47 +1,20 @@
 """Builds from source to a name, with a source whose Makefile does in a moment what a kernel's does in minutes."""
 
 import asyncio
-import os
-import subprocess
+import shutil
 from pathlib import Path
 
+import filelock
 import pytest
 
-from testbed.errors import BuildError, UsageError
+from testbed.errors import BuildError, HostError, UsageError
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import Series, load_table
 from testbed.progress import Silent
 from testbed.store import built_names, cache, kernel_builds, kernel_files
 from testbed.store.kernel_builds import Builder, BuildOrder
-from testbed.store.kernel_files import KernelFiles
-from tests.unit.test_kernels import TABLE, bzimage
-
-IMAGES = Path(__file__).parents[2] / "images"
-# Counts what it compiles; the kernel's bytes are those of a head that is given, and of the source.
-MAKEFILE = """\
-VERSION = 6
-PATCHLEVEL = 1
-SUBLEVEL = 9
-EXTRAVERSION =
-all: bzImage
-allnoconfig:
-	sed '/CONFIG_LOSES_THIS/d' $(KCONFIG_ALLCONFIG) >$(O)/.config
-olddefconfig:
-	sed -i '/CONFIG_LOSES_THIS/d; /CONFIG_OUTGROWN/d' $(O)/.config
-bzImage: $(O)/loop.o
-	mkdir -p $(O)/arch/x86/boot
-	(cat head; echo $(LOCALVERSION); cat $(O)/loop.o) >$(O)/arch/x86/boot/bzImage
-	echo map >$(O)/System.map
-	echo kernel/drivers/block/loop.ko >$(O)/modules.builtin
-	printf 'loop.file=drivers/block/loop\\0' >$(O)/modules.builtin.modinfo
-$(O)/loop.o: drivers/block/loop.c
-	@echo '  CC      drivers/block/loop.o'
-	! grep -Hn 'error:' $< >&2
-	cp $< $@
-	echo compiled >>$(O)/compiled
-"""
-LOOP_C = "one\ntwo\nthree\n"
-PATCH = "--- a/drivers/block/loop.c\n+++ b/drivers/block/loop.c\n@@ -1,3 +1,3 @@\n one\n-two\n+cmd->memcg_css\n three\n"
+from tests.unit.fake_source import IMAGES, PATCH, build, compiled, git, tree_of_two_commits
+from tests.unit.test_kernels import TABLE
 
 
 @pytest.fixture(autouse=True)
@@ -54,33 +27,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A git tree with a kernel of two commits; only the second has the series."""
-    folder = tmp_path / "linux"
-    (folder / "drivers/block").mkdir(parents=True)
-    (folder / "Makefile").write_text(MAKEFILE)
-    (folder / "Kconfig").write_text('config LOSES_THIS\n\tbool "x"\n\tdepends on WHAT_IS_OFF\n')
-    (folder / "head").write_bytes(bzimage())
-    (folder / "drivers/block/loop.c").write_text(LOOP_C)
-    git(folder, "init", "-q", "-b", "main")
-    git(folder, "add", ".")
-    git(folder, "commit", "-qm", "before")
-    (folder / "drivers/block/loop.c").write_text(LOOP_C.replace("two", "cmd->memcg_css"))
-    git(folder, "commit", "-qam", "after")
-    return folder
-
-
-def git(folder: Path, *words: str) -> str:
-    who = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_AUTHOR_DATE": "1970-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "1970-01-01T00:00:00Z"}
-    argv = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org", *words]
-    return subprocess.run(argv, check=True, capture_output=True, text=True, env={**os.environ, **who}).stdout
-
-
-def build(root: Path, wanted: BuildOrder, name: str | None = None) -> KernelFiles:
-    return asyncio.run(Builder(table=TABLE, root=root, shipped=IMAGES, progress=Silent()).build(wanted, name))
-
-
-def compiled(root: Path) -> int:
-    return sum(path.read_text().count("compiled") for path in root.glob("sources/*/out-*/compiled"))
+    return tree_of_two_commits(tmp_path / "linux")
 
 
 def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path, tree: Path) -> None:
@@ -137,6 +84,13 @@ def test_what_a_hook_says_of_its_own_repository_is_not_said_of_this_one(
     assert build(tmp_path / "cache", BuildOrder(source=str(tree))).series is Series.AFTER
 
 
+def test_a_tree_that_its_user_has_in_parts_is_checked_out_whole(tmp_path: Path, tree: Path) -> None:
+    git(tree, "sparse-checkout", "set", "--no-cone", "/*", "!/drivers")
+    assert not (tree / "drivers").exists()
+    assert build(tmp_path / "cache", BuildOrder(source=str(tree))).series is Series.AFTER
+    assert not (tree / "drivers").exists()
+
+
 def test_the_first_error_of_the_compiler_ends_a_build_and_the_next_one_goes_on(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "broken.patch").write_text(PATCH.replace("cmd->memcg_css", "error: broken"))
     wanted = BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "broken.patch",))
@@ -159,14 +113,35 @@ def test_a_configuration_that_no_guest_boots_with_is_refused_before_the_build(tm
     assert compiled(tmp_path / "cache") == 0
 
 
-def test_of_a_users_own_configuration_only_what_comes_on_top_must_survive(tmp_path: Path, tree: Path) -> None:
+class Notes(Silent):
+    """Keeps what is said beside the progress."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_what_a_user_chose_in_a_configuration_must_survive(tmp_path: Path, tree: Path) -> None:
     config, more = tmp_path / "config", tmp_path / "mine.config"
-    config.write_text((IMAGES / "kconfig/base.config").read_text() + "CONFIG_OUTGROWN=y\n")
-    built = build(tmp_path / "cache", BuildOrder(source=str(tree), config=config))
+    config.write_text((IMAGES / "kconfig/base.config").read_text() + "CONFIG_LOSES_THIS=y\n")
+    with pytest.raises(BuildError, match=r"config:\d+: CONFIG_LOSES_THIS: expected y, got n: it depends on WHAT_IS_OFF(.*\n)*.*--fragment"):
+        build(tmp_path / "cache", BuildOrder(source=str(tree), config=config))
+    more.write_text("# CONFIG_LOSES_THIS is not set\n")
+    assert build(tmp_path / "cache", BuildOrder(source=str(tree), config=config, fragments=(more,))).release
+
+
+def test_of_a_users_configuration_what_nobody_chose_may_go_and_what_no_source_has_is_one_note(tmp_path: Path, tree: Path) -> None:
+    config = tmp_path / "config"
+    old = "".join(f"CONFIG_OUTGROWN_{number}=y\n" for number in range(9))
+    config.write_text((IMAGES / "kconfig/base.config").read_text() + f"CONFIG_CC_HAS_THIS=y\n{old}")
+    notes = Notes()
+    built = build(tmp_path / "cache", BuildOrder(source=str(tree), config=config), progress=notes)
     assert cache.read_meta(built.folder)["config_name"] == "config"
-    more.write_text("CONFIG_LOSES_THIS=y\n")
-    with pytest.raises(BuildError, match=r"mine\.config:1: CONFIG_LOSES_THIS"):
-        build(tmp_path / "cache", BuildOrder(source=str(tree), config=config, fragments=(more,)))
+    (said,) = [note for note in notes.said if "OUTGROWN" in note]
+    assert said.startswith("9 options of the configuration are none of this source: CONFIG_OUTGROWN_0, ") and said.endswith(", ...")
+    assert not any("CC_HAS_THIS" in note for note in notes.said)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +164,7 @@ def test_a_tree_without_a_kernel_and_a_commit_that_is_none_are_refused(tmp_path:
     git(tree, "commit", "-qm", "no kernel")
     with pytest.raises(BuildError, match="expected a kernel's Makefile"):
         build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    assert not list(tmp_path.glob("cache/sources/git-*/commit"))  # is not taken for one that is there
 
 
 def test_an_order_is_checked_before_anything_is_built(tmp_path: Path, tree: Path) -> None:
@@ -211,3 +187,36 @@ def test_a_tarball_is_a_source(tmp_path: Path, tree: Path) -> None:
 def test_a_name_is_a_word(name: str) -> None:
     with pytest.raises(UsageError, match="expected a name"):
         load_table(IMAGES / "kernels.yaml").resolve(f"built-{name}")
+
+
+@pytest.mark.parametrize("folder", ["my linux", "_x", "a+b", "ü", "-", "l" * 90])
+def test_a_pair_has_two_names_whatever_its_folder_is_called(tmp_path: Path, folder: str) -> None:
+    tree = tree_of_two_commits(tmp_path / folder)
+    (tmp_path / "series.patch").write_text(PATCH)
+    base = build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1"))
+    patched = build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "series.patch",)))
+    assert base.name != patched.name and (base.series, patched.series) == (Series.BEFORE, Series.AFTER)
+    for made in (base, patched):
+        assert asyncio.run(kernel_files.fetch(TABLE.resolve(made.name), tmp_path / "cache", Silent())) == made
+
+
+def test_a_kernel_that_was_removed_half_way_is_built_again(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = build(tmp_path / "cache", BuildOrder(source=str(tree)), "mine")
+
+    def interrupted(folder: Path, *, ignore_errors: bool) -> None:
+        (folder / "bzImage").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            kernel_builds.remove("mine", tmp_path / "cache")
+    again = build(tmp_path / "cache", BuildOrder(source=str(tree)), "mine")
+    assert again == built and again.bzimage.is_file()
+
+
+def test_a_kernel_that_is_just_being_made_is_not_removed(tmp_path: Path, tree: Path) -> None:
+    built = build(tmp_path / "cache", BuildOrder(source=str(tree)), "mine")
+    with filelock.FileLock(f"{built.folder}.lock"), pytest.raises(HostError, match="while another run is at them"):
+        kernel_builds.remove("mine", tmp_path / "cache")
+    assert built.bzimage.is_file()

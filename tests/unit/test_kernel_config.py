@@ -53,6 +53,14 @@ config DEEP
 
 endif
 endmenu
+
+menu "Frontends"
+    visible if !AUTOMATIC
+
+config FRONTEND
+    tristate 'A "front" # end' if EXPERT || DEBUG
+
+endmenu
 """,
 }
 KNOWN = kconfig.read(FILES.get)
@@ -67,7 +75,7 @@ def why(name: str, wanted: str = "y", **values: str) -> str:
 
 
 def test_kconfig_files_are_read_with_what_is_around_their_options() -> None:
-    assert KNOWN.definitions.keys() == {"X86", "HZ_250", "HZ_1000", "HELPER", "BRIDGE", "DEEP"}
+    assert KNOWN.definitions.keys() == {"X86", "HZ_250", "HZ_1000", "HELPER", "BRIDGE", "DEEP", "FRONTEND"}
     assert KNOWN.definitions["DEEP"][0].conditions == ("NET || NETLESS", "DEBUG")
 
 
@@ -79,7 +87,24 @@ def test_the_option_that_blocks_is_named() -> None:
     assert why("HZ_1000", HZ_250="y").startswith("it is one of a choice")
     assert why("HELPER") == "it has no prompt (lib/Kconfig:1); it is selected by X86"
     assert why("HELPER", "n", X86="y", NET="y") == "it is selected by X86"
+    assert why("HELPER", "n").startswith("it has no prompt, so that it cannot be turned off")
+    assert why("HZ_250", "n").startswith("it is one of a choice, and no other one is chosen")
     assert why("NOWHERE") == "this source has no such option"
+
+
+def test_what_was_chosen_is_told_from_what_was_computed_and_from_what_a_source_does_not_have() -> None:
+    def chosen(name: str, wanted: str, got: str, **asked: str) -> bool:
+        lost = Loss(name=name, wanted=Option(value=wanted, where=""), got=got)
+        return kconfig.chosen((lost,), KNOWN, config(**asked), config(X86="y", NET="y")) == (lost,)
+
+    assert chosen("BRIDGE", "y", "n") and chosen("BRIDGE", "m", "n") and chosen("HZ_250", "n", "y")
+    assert chosen("FRONTEND", "y", "n", DEBUG="y") and not chosen("FRONTEND", "y", "n", DEBUG="y", AUTOMATIC="y")
+    assert chosen("DEEP", "y", "n", EXPERT="y") and not chosen("DEEP", "y", "n")  # without EXPERT it is its default
+    assert not chosen("HELPER", "y", "n") and not chosen("NOWHERE", "y", "n")
+    # Needed by others.
+    assert not chosen("BRIDGE", "m", "y") and not chosen("HELPER", "n", "y")
+    lost = [Loss(name=name, wanted=Option(value="y", where=""), got="n") for name in ("HELPER", "NOWHERE")]
+    assert kconfig.unknown(lost, KNOWN) == ("NOWHERE",)
 
 
 def test_a_fragments_last_line_counts_and_what_is_lost_is_told() -> None:
@@ -133,6 +158,19 @@ def test_the_first_error_of_a_compiler_is_shown() -> None:
     said = "warning: x\ndrivers/block/loop.c:12:3: error: unknown type\n   12 | foo\nmake[3]: *** [loop.o] Error 1\nlate: error: y\n"
     assert recipe.first_error(said).splitlines()[0] == "drivers/block/loop.c:12:3: error: unknown type"
     assert "unknown type" in recipe.first_error(said) and recipe.first_error("") == "make gave no reason"
+
+
+def test_a_failure_of_the_machine_is_told_from_one_of_the_source_that_is_quoted() -> None:
+    killed = "gcc: fatal error: Killed signal terminated program cc1"
+    assert recipe.of_machine(f"a.c:1: warning: x\n{killed}\ncompilation terminated.\n") == killed
+    assert recipe.of_machine('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n') is None
+
+
+def test_what_callers_say_to_make_is_taken_out_of_its_environment() -> None:
+    theirs = ("KCFLAGS", "KAFLAGS", "KCPPFLAGS", "KRUSTFLAGS", "LLVM", "LLVM_IAS", "CROSS_COMPILE", "LOCALVERSION", "MAKEFLAGS")
+    found = recipe.environment((*theirs, "KBUILD_OUTPUT", "KBUILD_BUILD_USER", "HOME", "PATH", "CCACHE_DIR"))
+    assert {name for name, value in found.items() if value is None} == {*theirs, "KBUILD_OUTPUT"}
+    assert found["KBUILD_BUILD_USER"] == "testbed" and not {"HOME", "PATH", "CCACHE_DIR"} & found.keys()
 
 
 def test_the_series_is_seen_in_the_source() -> None:

@@ -1,6 +1,7 @@
 """Series as text, and in a tree: what is read, in which order, and what is said of a patch that does not fit."""
 
 import asyncio
+import os
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from testbed.kbuild import patches
 from testbed.kbuild.ablations import Ablation, Edit
 from testbed.kbuild.patches import Patch
 from testbed.store.kernel_builds import read_patches
-from testbed.store.kernel_tree import Tree, digests
+from testbed.store.kernel_tree import Content, Tree, digests
 
 LOOP = "".join(f"line {number}\n" for number in range(1, 31))
 
@@ -46,14 +47,13 @@ def tree_of(folder: Path, **more: str) -> Tree:
 
 def planned(
     tree: Tree, series: tuple[Patch, ...] = (), reverts: tuple[Patch, ...] = (), ablations: tuple[Ablation, ...] = ()
-) -> dict[str, bytes | None]:
+) -> dict[str, Content | None]:
     return asyncio.run(tree.planned(series, reverts, ablations))
 
 
 def test_a_mailbox_gives_its_patches_in_order_without_cover_letter_and_answers() -> None:
     found = patches.of_file((COVER + SECOND + ANSWER + FIRST).encode(), "v5.mbx")
     assert [patch.subject for patch in found] == ["loop: first", "loop: second"]
-    assert found[0].paths == {"drivers/loop.c"}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_a_revert_undoes_what_is_in_the_source(tmp_path: Path) -> None:
     tree = tree_of(tmp_path)
     (tmp_path / "tree/drivers/loop.c").write_text(LOOP.replace("line 11\n", "eleven\n"))
     plan = planned(tree, reverts=(Patch(name="p", subject="p", text=diff("line 11", "eleven")),))
-    assert plan == {"drivers/loop.c": LOOP.encode()}
+    assert plan == {"drivers/loop.c": Content(data=LOOP.encode())}
 
 
 def test_a_refused_patch_names_file_and_hunk_and_what_is_there(tmp_path: Path) -> None:
@@ -173,6 +173,93 @@ def test_an_ablation_stands_on_the_series(tmp_path: Path) -> None:
     ablation = Ablation(name="a", patches=(1,), what="w", ways=((Edit(file="drivers/loop.c", find="eleven\n", put="gone\n"),),))
     tree = tree_of(tmp_path)
     plan = planned(tree, (Patch(name="p", subject="p", text=diff("line 11", "eleven")),), ablations=(ablation,))
-    assert plan == {"drivers/loop.c": LOOP.replace("line 11\n", "gone\n").encode()}
+    assert plan == {"drivers/loop.c": Content(data=LOOP.replace("line 11\n", "gone\n").encode())}
     with pytest.raises(BuildError, match=r"ablation a: its place has moved.*\n.*drivers/loop.c: expected once.*`eleven`, found 0 times"):
         planned(tree, ablations=(ablation,))
+
+
+def of(text: str) -> tuple[Patch, ...]:
+    return patches.of_file(text.encode(), "p.patch")
+
+
+@pytest.mark.parametrize("hunk", ["@@ -11,0 +12 @@\n+new\n", "@@ -11 +11 @@\n-line 11\n+eleven\n", "@@ -30 +29,0 @@\n-line 30\n"])
+def test_a_hunk_without_context_is_refused_and_not_put_at_the_end(tmp_path: Path, hunk: str) -> None:
+    with pytest.raises(BuildError, match=r"p\.patch: drivers/loop\.c: hunk 1, at line \d+: expected lines of context"):
+        planned(tree_of(tmp_path), of("--- a/drivers/loop.c\n+++ b/drivers/loop.c\n" + hunk))
+
+
+def test_a_hunk_of_a_whole_file_needs_no_context(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path, one="1\n", nothing="")
+    whole = "--- a/one\n+++ b/one\n@@ -1 +1 @@\n-1\n+2\n--- a/nothing\n+++ b/nothing\n@@ -0,0 +1 @@\n+something\n"
+    assert planned(tree, of(whole)) == {"one": Content(data=b"2\n"), "nothing": Content(data=b"something\n")}
+    (tmp_path / "tree/one").write_text("1\nmore\n")
+    with pytest.raises(BuildError, match="one: hunk 1, at line 1\n    expected: the end of the file\n    found in line 2: more"):
+        planned(tree, of(whole))
+
+
+def test_links_and_binaries_are_refused_by_name(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    (tmp_path / "tree/link").symlink_to("drivers")
+    link = "diff --git a/l b/l\nnew file mode 120000\n--- /dev/null\n+++ b/l\n@@ -0,0 +1 @@\n+target\n\\ No newline at end of file\n"
+    with pytest.raises(BuildError, match=r"p\.patch: l: expected a regular file, got mode 120000"):
+        planned(tree, of(link))
+    binary = "diff --git a/logo b/logo\nnew file mode 100644\nindex 0000000..1111111\nBinary files /dev/null and b/logo differ\n"
+    with pytest.raises(BuildError, match=r"p\.patch: logo: expected a change of text, got a binary one"):
+        planned(tree, of(binary))
+    with pytest.raises(BuildError, match=r"link/loop\.c: expected a regular file of the source, got a link"):
+        planned(tree, of(diff("line 11", "eleven", "link/loop.c")))
+
+
+def test_empty_files_and_modes_are_what_a_patch_says(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path, script="#!/bin/sh\n")
+    empty = "diff --git a/empty b/empty\nnew file mode 100644\nindex 0000000..e69de29\n"
+    program = "diff --git a/x b/x\nnew file mode 100755\n--- /dev/null\n+++ b/x\n@@ -0,0 +1 @@\n+#!/bin/sh\n"
+    mode = "diff --git a/script b/script\nold mode 100644\nnew mode 100755\n"
+    plan = planned(tree, of(empty + program + mode))
+    assert plan == {
+        "empty": Content(data=b""),
+        "x": Content(data=b"#!/bin/sh\n", executable=True),
+        "script": Content(data=b"#!/bin/sh\n", executable=True),
+    }
+    tree.put(plan)
+    assert [os.access(tmp_path / "tree" / name, os.X_OK) for name in ("empty", "x", "script")] == [False, True, True]
+    assert planned(tree, of(empty + program + mode)) == plan
+    assert digests(plan)["script"] != digests({"script": Content(data=b"#!/bin/sh\n")})["script"]
+    tree.put({})
+    assert not (tmp_path / "tree/empty").exists() and not os.access(tmp_path / "tree/script", os.X_OK)
+
+
+def test_a_renamed_file_leaves_its_place_and_comes_back(tmp_path: Path) -> None:
+    tree = tree_of(tmp_path)
+    move = "diff --git a/drivers/loop.c b/my loop.c\nsimilarity index 100%\nrename from drivers/loop.c\nrename to my loop.c\n"
+    plan = planned(tree, of(move))
+    assert plan == {"drivers/loop.c": None, "my loop.c": Content(data=LOOP.encode())}
+    tree.put(plan)
+    tree.put({})
+    assert (tmp_path / "tree/drivers/loop.c").read_text() == LOOP and not (tmp_path / "tree/my loop.c").exists()
+
+
+def test_a_path_in_a_message_is_no_file_of_the_patch(tmp_path: Path) -> None:
+    text = mail("[PATCH] loop: first", "It was\n--- ../../x\nonce.\n---\n" + diff("line 11", "eleven"))
+    assert planned(tree_of(tmp_path), patches.of_file(text.encode(), "one.mbx")).keys() == {"drivers/loop.c"}
+    cover = COVER.replace("A cover letter.", "--- ../../x\n")
+    assert len(patches.of_file((cover + FIRST + SECOND).encode(), "v5.mbx")) == 2
+
+
+def test_what_a_user_has_git_do_with_blanks_is_not_done_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gitconfig").write_text("[apply]\n\twhitespace = fix\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    plan = planned(tree_of(tmp_path), of(diff("line 11", "eleven  ")))
+    assert plan == {"drivers/loop.c": Content(data=LOOP.replace("line 11\n", "eleven  \n").encode())}
+
+
+def test_a_mailbox_with_the_line_ends_of_windows_is_read(tmp_path: Path) -> None:
+    found = patches.of_file((COVER + SECOND + FIRST).replace("\n", "\r\n").encode(), "v5.mbx")
+    assert [patch.subject for patch in found] == ["loop: first", "loop: second"]
+    assert planned(tree_of(tmp_path), found).keys() == {"drivers/loop.c"}
+
+
+def test_a_quilt_list_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "series").write_bytes(b"\xff\xfe.patch\n")
+    with pytest.raises(BuildError, match=r"series: expected UTF-8"):
+        read_patches(tmp_path)

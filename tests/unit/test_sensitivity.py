@@ -33,7 +33,9 @@ def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() ->
                     "shmem-uncharged": side("INVALID", control=False),
                     "active-memcg-ignored": side("INVALID", claim="open"),
                     "no-memory-charge": side("INVALID"),
-                    "idle-at-once": side("INFRA"),
+                    "idle-at-once": side("INFRA", ("oom", False), ("oops", False)),
+                    "worker-leaked": side("INFRA", ("oops", True)),
+                    "timer-outlives": side("INFRA", ("KASAN", False)),
                     "idle-for-ever": side("SKIP"),
                 }
             ),
@@ -48,6 +50,8 @@ def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() ->
             "active-memcg-ignored": "control",
             "no-memory-charge": "in part",
             "idle-at-once": "guest lost",
+            "worker-leaked": "",
+            "timer-outlives": "in the log",
             "idle-for-ever": "",
         }
     }
@@ -60,6 +64,19 @@ def test_a_case_that_fails_on_the_unchanged_kernel_says_nothing() -> None:
         "patch 4: no scenario notices no-io-charge",
         "read: it has no result, or none on the unchanged kernel",
     )
+
+
+def test_a_guest_that_was_lost_without_a_panic_is_no_evidence() -> None:
+    found = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA"), "root-worker": side("INFRA")}),))
+    assert found == {"read": {"no-io-charge": "", "root-worker": ""}}
+    assert sensitivity.complaints(found) == (
+        "patch 1: no scenario notices root-worker",
+        "patch 4: no scenario notices no-io-charge",
+        "read: it has no result, or none on the unchanged kernel",
+    )
+    ended = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA", ("panic", False))}),))
+    assert ended == {"read": {"no-io-charge": "guest lost"}} and sensitivity.complaints(ended) == ()
+    assert "`guest lost`: a panic or an oops ended the guest" in sensitivity.markdown(ended, "")
 
 
 def test_runs_of_some_kernels_each_make_one_table() -> None:
