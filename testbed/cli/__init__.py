@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from testbed import __version__, journal
-from testbed.cli.app import ERROR, app, err, mistake, out
+from testbed.cli.app import ABORT, ERROR, app, err, mistake, out
 from testbed.errors import HostError, TestbedError, TopologyError
 
 # In the order of `testbed --help`.
@@ -60,7 +60,13 @@ def main() -> NoReturn:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 0 if status is None else ERROR)
+    code = status if isinstance(status, int) else 0 if status is None else ERROR
+    os._exit(ABORT if code == ERROR and _asked_by_git() else code)
+
+
+def _asked_by_git() -> bool:
+    """Whether the answer goes to `git bisect run`, to which a wrong word must not be a bad commit."""
+    return _verb() == "bisect" and any(word.split("=")[0] in ("--run", "--tree") for word in sys.argv)
 
 
 def _run() -> None:

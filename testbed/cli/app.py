@@ -38,6 +38,8 @@ out = _Terminal()
 err = _Terminal(stderr=True)
 
 ERROR, FAILED = 2, 1
+# `git bisect run` skips a commit, or stops; it takes ERROR for a bad commit (git-bisect(1)).
+SKIP, ABORT = 125, 255
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

@@ -18,7 +18,7 @@ from testbed.bisection import Answer
 from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
-from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, mistake, out, run_async
+from testbed.cli.app import ABORT, KERNEL_HELP, SKIP, Json, Quiet, app, err, mistake, out, run_async
 from testbed.cli.kernels import SOURCE_HELP, Config, Flavours, Fragments, Series, builder, configured, nothing_built
 from testbed.errors import BuildError, TestbedError, TopologyError, UsageError
 from testbed.kernels import load_table
@@ -32,8 +32,6 @@ from testbed.store.kernel_builds import BuildOrder
 BugFile = Annotated[Path, typer.Argument(help="Bug file.")]
 Error = Annotated[float, typer.Option("--error", min=0.0001, max=0.3, help="The chance of a wrong answer.")]
 Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")]
-# What `git bisect run` makes of an exit code: 125 skips, 128 and more stop it.
-_SKIP, _ABORT = 125, 255
 
 
 @app.command("reduce")
@@ -164,7 +162,7 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
     except TestbedError as failure:
         said = str(failure) if isinstance(failure, TopologyError) else f"testbed: {failure}"
         err.print(said, markup=False, highlight=False, soft_wrap=True)
-        sys.exit(_ABORT)
+        sys.exit(ABORT)
 
     async def work() -> int:
         try:
@@ -182,14 +180,14 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
         except (UsageError, BuildError) as failure:
             # A commit whose kernel was not built, cannot be, or is none, says nothing about the bug.
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
-            return _SKIP
+            return SKIP
         except TestbedError as failure:
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
-            return _ABORT
+            return ABORT
         except Exception:
             mistake()
-            return _ABORT
-        return {Answer.GOOD: 0, Answer.BAD: 1, Answer.SKIP: _SKIP}[answer]
+            return ABORT
+        return {Answer.GOOD: 0, Answer.BAD: 1, Answer.SKIP: SKIP}[answer]
 
     run_async(work())
 

@@ -70,6 +70,12 @@ def test_a_wrong_word_is_an_error_of_the_user(tmp_path: Path, words: tuple[str, 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [("--tree", ".", "--flavor", "kasan"), ("--run=debian-6.1", "--good", "debian-6.1"), ("--tree",)])
+def test_a_wrong_word_is_no_bad_commit_to_git(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = testbed(tmp_path, "bisect", "topologies/bugs/bypass.yaml", *words)
+    assert done.returncode == 255 and "Traceback" not in done.stderr
+
+
 def test_an_unwritable_cache_says_which_and_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = testbed(tmp_path, "kernel", "list", TESTBED_CACHE=str(tmp_path / "file" / "cache"))
