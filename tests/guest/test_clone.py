@@ -132,8 +132,30 @@ async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(
             await Shell.connect(
                 "g0", await dial("g0", guest.ssh_port), key=SshKey.new(), known=known, host_key=guest.host_key.public, command_s=10
             )
-        # The guest reaches nothing: neither this machine nor anything behind it.
-        assert (await guest.run("timeout", "3", "bash", "-c", "echo >/dev/tcp/10.0.2.2/22", check=False)).status != 0
+        await _reaches_nothing(guest)
+
+
+# The question for the addresses of the root of all names (RFC 1035, 4.1), and how much of an answer comes.
+_ASK_NAMES = r"""
+exec 3<>/dev/udp/10.0.2.3/53
+printf '\0\1\1\0\0\1\0\0\0\0\0\0\0\0\1\0\1' >&3
+timeout 3 head -c 1 <&3 | wc -c
+"""
+
+
+async def _reaches_nothing(guest: Guest) -> None:
+    """Neither this machine, which listens here for it, nor anything behind it."""
+    connect = "exec 3<>/dev/tcp/$0/$1"
+    assert (await guest.run("bash", "-c", connect, "127.0.0.1", "22")).status == 0, "so it does where there is a way"
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        listener.setblocking(False)
+        port = str(listener.getsockname()[1])
+        # 10.0.2.2 is what QEMU's user network calls this machine's 127.0.0.1, and 10.0.2.3 its name server.
+        tried = await guest.run("timeout", "5", "bash", "-c", connect, "10.0.2.2", port, check=False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+    assert tried.status != 0
+    assert (await guest.script(_ASK_NAMES, interpreter="bash")).stdout.strip() == "0"
 
 
 @pytest.mark.slow
