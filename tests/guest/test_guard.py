@@ -46,6 +46,8 @@ def _is_nobody(guest: Guest) -> None:
     assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
     core = next(line for line in Path(f"/proc/{guest.pid}/limits").read_text().splitlines() if line.startswith("Max core"))
     assert core.split()[4:6] == ["0", "0"]
+    # A machine that is short of memory ends it before anything else.
+    assert Path(f"/proc/{guest.pid}/oom_score_adj").read_text() == "1000\n"
 
 
 def _has_open_what_it_was_handed(guest: Guest, lab: Lab) -> None:
