@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+# Set to 1 where guests are one's own, and QEMU was built without a sandbox.
+NO_SANDBOX = "TESTBED_NO_SANDBOX"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qemu:
@@ -50,7 +53,7 @@ class Account:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """The facts. Memory and disk in bytes. `account`: whom QEMU runs as; None: as whoever started the testbed, for the reason
-    `why_own_account`. `kvm_group`: who may use /dev/kvm.
+    `why_own_account`. `kvm_group`: who may use /dev/kvm. `sandbox_waived`: a QEMU that has no sandbox may run guests all the same.
     """
 
     kernel: str
@@ -63,6 +66,7 @@ class Host:
     account: Account | None = None
     why_own_account: str = "the testbed does not run as root"
     kvm_group: int | None = None
+    sandbox_waived: bool = False
 
     @property
     def groups(self) -> tuple[int, ...]:

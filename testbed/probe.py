@@ -15,7 +15,7 @@ from typing import Any
 
 from testbed import custody, process
 from testbed.errors import HostError
-from testbed.host import Account, Host, Kvm, Qemu
+from testbed.host import NO_SANDBOX, Account, Host, Kvm, Qemu
 from testbed.keys import content_key
 from testbed.progress import Silent
 from testbed.store.cache import UNFINISHED, locked
@@ -69,6 +69,7 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
         account=account,
         why_own_account=why_own_account,
         kvm_group=kvm_device.stat().st_gid if kvm_device.exists() else None,
+        sandbox_waived=os.environ.get(NO_SANDBOX) == "1",
     )
 
 

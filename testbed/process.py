@@ -167,6 +167,8 @@ async def start(
 
     `within`: words before it that confine it (`custody.prefix`), and let it die with us; `handed`: open files that it inherits.
 
+    Files and sockets that it makes are for its own user alone.
+
     :raise HostError: it cannot be started.
     """
     words = (*(_dying_with_us("KILL") if within is None else within), str(find(str(argv[0]))), *map(str, argv[1:]))
@@ -180,6 +182,7 @@ async def start(
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
                 pass_fds=handed,
+                umask=0o077,
             )
         if first_to_go:
             # The most that there is (proc(5)). One that has ended by now is not there.

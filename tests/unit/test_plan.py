@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed import drives, plan
+from testbed import drives, lab, plan
 from testbed.errors import HostError
 from testbed.host import Host, cpu_model
 from testbed.topology import Disk, Guest
 from testbed.topology.load import parse
+from tests.unit.test_cache import Recorder
 from tests.unit.values import host
 
 DATA = Path(__file__).parents[1] / "data"
@@ -48,9 +49,19 @@ def test_a_path_with_a_comma_stays_one_value() -> None:
     assert ("-chardev", "socket,id=qmp,path=/a,,b/qmp,server=on,wait=off") in options
 
 
-def test_the_sandbox_is_on_where_qemu_has_one() -> None:
+def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
+    notes = Recorder()
     assert any(option[0] == "-sandbox" for option in words(host()))
-    assert not any(option[0] == "-sandbox" for option in words(host(seccomp=False)))
+    lab.say_what_is_not_held(host(), notes)
+    assert notes.notes == []
+    with pytest.raises(HostError, match=r"expected a QEMU that has a sandbox .*TESTBED_NO_SANDBOX=1"):
+        words(host(seccomp=False))
+    with pytest.raises(HostError, match="expected a QEMU that has a sandbox"):
+        lab.say_what_is_not_held(host(seccomp=False), notes)
+    waived = replace(host(seccomp=False), sandbox_waived=True)
+    assert not any(option[0] == "-sandbox" for option in words(waived))
+    lab.say_what_is_not_held(waived, notes)
+    assert "has no sandbox" in notes.notes[0]
 
 
 def test_nothing_of_the_network_gets_in_but_ssh_from_this_machine() -> None:
