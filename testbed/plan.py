@@ -73,15 +73,20 @@ ANONYMOUS = Memory()
 def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str) -> Machine:
     """The machine of a guest; kernel, image and initramfs are the hashes of what it boots.
 
-    :raise HostError: the guest wants KVM, and this host has none that works.
+    :raise HostError: the guest wants KVM, or networks, and this host has none that work.
     """
     accelerator = guest.accelerator or host.accelerator
     if accelerator == "kvm" and not host.kvm.works:
         raise HostError(f"the topology wants accelerator: kvm; here it is not used: {host.kvm.why}")
+    if guest.networks and not host.qemu.networks:
+        raise HostError(
+            f"{host.qemu.path}: networks: expected a QEMU with -netdev dgram (7.2 or later), got {host.qemu.version}, which has none; "
+            "name another with TESTBED_QEMU, or leave networks out"
+        )
     return Machine(
         qemu=host.qemu.identity,
         accelerator=accelerator,
-        cpu=guest.cpu_model or cpu_model(accelerator, host.qemu.version),
+        cpu=guest.cpu_model or cpu_model(accelerator),
         cpus=guest.cpus,
         memory_bytes=guest.memory,
         ports=next(count for count in _PORT_COUNTS if count >= len(guest.disks) + len(guest.networks)),
