@@ -149,7 +149,14 @@ def _dying_with_us(with_signal: str) -> tuple[str, ...]:
 
     The kernel sends it when the *thread* that started the program ends: programs are started from the main thread's event loop.
     """
-    return (str(find("setpriv")), "--pdeathsig", with_signal, "--")
+    return (str(find("setpriv")), "--pdeathsig", with_signal, "--", *unless_orphaned())
+
+
+def unless_orphaned() -> tuple[str, ...]:
+    """What to put between the words that ask for that signal and a program: it does not start if the testbed ended before, since the
+    kernel sends no signal for a parent that is gone already, and a program is then another one's child.
+    """
+    return ("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid()))
 
 
 async def start(
