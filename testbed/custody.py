@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from testbed import process
 from testbed.errors import HostError
 from testbed.host import Account
 
@@ -41,7 +42,7 @@ def prefix(account: Account | None, groups: tuple[int, ...] = ()) -> tuple[str, 
         dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
         own = (f"--reuid={account.uid}", f"--regid={account.gid}", *wanted, *dropped, *own)
     # The parent-death signal comes last: changing the account would take it away (prctl(2)).
-    return (*limits, *apart, "setpriv", *own, "--pdeathsig=KILL", "--")
+    return (*limits, *apart, "setpriv", *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
 
 
 class Custody:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -120,7 +122,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 @contextlib.asynccontextmanager
 async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
-    """A socket on which each connection is handled; all of them are closed at the end, whatever the others do."""
+    """A socket, of this user alone, on which each connection is handled; all are closed at the end, whatever the others do."""
     open_ones: set[asyncio.StreamWriter] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -131,7 +133,11 @@ async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
             open_ones.discard(writer)
             writer.close()
 
-    server = await asyncio.start_unix_server(connected, path, limit=vms.LONGEST_LINE)
+    path.unlink(missing_ok=True)  # of the guest before, which went on from a snapshot
+    own = socket.socket(socket.AF_UNIX)
+    os.fchmod(own.fileno(), 0o600)  # what bind makes has the mode of its socket
+    own.bind(str(path))
+    server = await asyncio.start_unix_server(connected, sock=own, limit=vms.LONGEST_LINE)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from testbed import process
 from testbed.errors import HostError, ToolMissing
-from testbed.host import Host
+from testbed.host import NO_SANDBOX, Host
 from testbed.store.mirror import find_mirror
 from testbed.units import GIB, format_size
 
@@ -72,6 +72,14 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
             )
         if host.account is None and os.getuid() == 0:
             said.append(Complaint(what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False))
+        if not host.qemu.seccomp:
+            said.append(
+                Complaint(
+                    what=f"{host.qemu.path} has no sandbox",
+                    mend=f"apt-get install qemu-system-x86; or {NO_SANDBOX}=1 if you trust what runs in your guests",
+                    fatal=not host.sandbox_waived,
+                )
+            )
         if not host.kvm.works:
             said.append(
                 Complaint(

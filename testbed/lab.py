@@ -23,7 +23,7 @@ from testbed import clock, mounts, paths, plan, probe, room, template
 from testbed.admission import Admission, Admitted, Claim, OnWait
 from testbed.errors import HostError, TemplateError, UsageError
 from testbed.guest import Guest, launch
-from testbed.host import Host
+from testbed.host import NO_SANDBOX, Host
 from testbed.kernels import KernelTable, load_table
 from testbed.keys import content_key
 from testbed.lifecycle import deadlines
@@ -314,6 +314,15 @@ def _put_aside(evidence: Path) -> str:
     return f"; the logs of what failed: {kept}"
 
 
+def say_what_is_not_held(host: Host, progress: Progress) -> None:
+    """Say that QEMU has no sandbox, where the caller has it so.
+
+    :raise HostError: it has none, and nobody said that this is right.
+    """
+    if not plan.sandbox(host):
+        progress.note(f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may")
+
+
 @contextlib.asynccontextmanager
 async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False) -> AsyncIterator[Lab]:
     """A lab with the guest image and `kernels` at hand, all fetched and built side by side where they are missing.
@@ -333,4 +342,5 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
             # The first failure stops the others, and is the one to report.
             raise failures.exceptions[0] from None
         host = await probe.probe(folders.cache, fetched[0].result() if fetched else None)
+        say_what_is_not_held(host, progress)
         yield Lab(folders=folders, session=session, host=host, table=table, image=built.result(), progress=progress, cold=cold)

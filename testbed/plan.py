@@ -9,7 +9,7 @@ from testbed import drives
 from testbed.drives import QmpCommand
 from testbed.errors import HostError
 from testbed.hardware.disks import MODULES_SERIAL, ROOT_SERIAL
-from testbed.host import Host, cpu_model
+from testbed.host import NO_SANDBOX, Host, cpu_model
 from testbed.keys import content_key
 from testbed.topology.model import Guest
 from testbed.units import MIB
@@ -73,15 +73,20 @@ ANONYMOUS = Memory()
 def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str) -> Machine:
     """The machine of a guest; kernel, image and initramfs are the hashes of what it boots.
 
-    :raise HostError: the guest wants KVM, and this host has none that works.
+    :raise HostError: the guest wants KVM, or networks, and this host has none that work.
     """
     accelerator = guest.accelerator or host.accelerator
     if accelerator == "kvm" and not host.kvm.works:
         raise HostError(f"the topology wants accelerator: kvm; here it is not used: {host.kvm.why}")
+    if guest.networks and not host.qemu.networks:
+        raise HostError(
+            f"{host.qemu.path}: networks: expected a QEMU with -netdev dgram (7.2 or later), got {host.qemu.version}, which has none; "
+            "name another with TESTBED_QEMU, or leave networks out"
+        )
     return Machine(
         qemu=host.qemu.identity,
         accelerator=accelerator,
-        cpu=guest.cpu_model or cpu_model(accelerator, host.qemu.version),
+        cpu=guest.cpu_model or cpu_model(accelerator),
         cpus=guest.cpus,
         memory_bytes=guest.memory,
         ports=next(count for count in _PORT_COUNTS if count >= len(guest.disks) + len(guest.networks)),
@@ -108,6 +113,8 @@ def argv(
 
     `sockets`: folder of the unix sockets `qmp`, `poll`, `console` and `agent`. `restore`: wait for a saved state instead of booting.
     `cold`: the commands that make the disks which are there from the start.
+
+    :raise HostError: this QEMU has no sandbox.
     """
     size = f"{wanted.memory_bytes // MIB}M"
     backend = f"memory-backend-ram,id=ram,size={size}"
@@ -145,13 +152,27 @@ def argv(
         # Where the kernel says how its memory is to be read; a dump without it is a riddle.
         ("-device", "vmcoreinfo"),
         *drives.as_options(cold),
+        *sandbox(host),
     ]
-    if host.qemu.seccomp:
-        options.append(("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"))
     if restore:
         options.append(("-incoming", "defer"))
     options += [(word,) for word in wanted.qemu_args]  # the topology's escape hatch
     return tuple(options)
+
+
+def sandbox(host: Host) -> tuple[tuple[str, ...], ...]:
+    """What confines QEMU to the system calls that it needs; nothing where there is no such thing, and the caller wants none.
+
+    :raise HostError: this QEMU has none.
+    """
+    if host.qemu.seccomp:
+        return (("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),)
+    if host.sandbox_waived:
+        return ()
+    raise HostError(
+        f"{host.qemu.path}: expected a QEMU that has a sandbox (seccomp), got {host.qemu.version}, built without; install qemu-system-x86, "
+        f"or set {NO_SANDBOX}=1 if you trust what runs in your guests"
+    )
 
 
 def _root_disk(files: BootFiles) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from testbed import custody, process
 from testbed.errors import HostError
-from testbed.host import Account, Host, Kvm, Qemu
+from testbed.host import NO_SANDBOX, Account, Host, Kvm, Qemu
 from testbed.keys import content_key
 from testbed.progress import Silent
 from testbed.store.cache import UNFINISHED, locked
@@ -33,6 +33,37 @@ _TYPES = (
     "isa-serial",
     "vmcoreinfo",
     "throttle-group",
+)
+# What the testbed asks of QMP; `blockdev-reopen` and `set-action` are younger than QEMU 5.2, and a build may leave others out.
+_COMMANDS = (
+    "balloon",
+    "block-latency-histogram-set",
+    "block_resize",
+    "blockdev-add",
+    "blockdev-del",
+    "blockdev-reopen",
+    "cont",
+    "device_add",
+    "device_del",
+    "dump-guest-memory",
+    "getfd",
+    "human-monitor-command",
+    "migrate",
+    "migrate-incoming",
+    "migrate-set-capabilities",
+    "netdev_add",
+    "object-add",
+    "object-del",
+    "qom-get",
+    "qom-list-types",
+    "qom-set",
+    "query-balloon",
+    "query-blockstats",
+    "query-dump",
+    "query-migrate",
+    "query-status",
+    "set-action",
+    "stop",
 )
 # A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
 _KVM_LIMIT_S = 20
@@ -69,6 +100,7 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
         account=account,
         why_own_account=why_own_account,
         kvm_group=kvm_device.stat().st_gid if kvm_device.exists() else None,
+        sandbox_waived=os.environ.get(NO_SANDBOX) == "1",
     )
 
 
@@ -143,13 +175,14 @@ async def _qemu(cache: Path) -> Qemu:
     path = process.find(chosen or QEMU)
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
-    remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES)}.json"
+    remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES, _COMMANDS)}.json"
     record = _remembered(remembered)
     modules = _modules(path)
     if record is None:
         record = await _ask_qemu(path, modules)
         _remember(remembered, record)
     missing = [name for name in _TYPES if name not in record["types"]]
+    missing += [f"QMP command {name}" for name in _COMMANDS if name not in record["commands"]]
     if missing:
         raise HostError(
             f"{path}: QEMU {record['version']} has no {', '.join(missing)}; install qemu-system-x86, or name another with TESTBED_QEMU"
@@ -162,6 +195,7 @@ async def _qemu(cache: Path) -> Qemu:
         warm_clones=warm,
         why_not_warm="" if warm else "its migration has no capability x-ignore-shared",
         seccomp=record["seccomp"],
+        networks="dgram" in record["netdevs"],
         devices=tuple(record["types"]),
         modules=modules,
     )
@@ -179,7 +213,7 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
 
     It is asked for each type by name: for a list of all it would load every module, and end at one that is not its own.
     """
-    questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options")
+    questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options", "query-qmp-schema")
     commands: list[dict[str, Any]] = [{"execute": question, "id": question} for question in questions]
     commands += [{"execute": "qom-list-properties", "id": name, "arguments": {"typename": name}} for name in _TYPES]
     asked = "".join(json.dumps(command) + "\n" for command in (*commands, {"execute": "quit"}))
@@ -196,14 +230,24 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
             answers[message["id"]] = message.get("return")
     try:
         version = answers["query-version"]["qemu"]
+        schema = {entry["name"]: entry for entry in answers["query-qmp-schema"]}
         return {
             "version": f"{version['major']}.{version['minor']}.{version['micro']}",
             "capabilities": [entry["capability"] for entry in answers["query-migrate-capabilities"]],
             "seccomp": "sandbox" in [entry["option"] for entry in answers["query-command-line-options"]],
             "types": [name for name in _TYPES if answers.get(name) is not None],
+            "commands": [name for name in _COMMANDS if schema.get(name, {}).get("meta-type") == "command"],
+            "netdevs": _netdevs(schema),
         }
     except (KeyError, TypeError) as error:
         raise HostError(f"{path}: expected answers on QMP, got {done.stdout[-300:]!r} {done.stderr[-300:]!r}") from error
+
+
+def _netdevs(schema: dict[str, Any]) -> list[str]:
+    """The types of network devices that `netdev_add` takes; in the schema only commands have names, types have numbers."""
+    arguments = schema.get(schema.get("netdev_add", {}).get("arg-type"), {})
+    kinds = [schema.get(member["type"], {}) for member in arguments.get("members", []) if member["name"] == "type"]
+    return [value for kind in kinds for value in kind.get("values", [])]
 
 
 async def _kvm(cache: Path, qemu: Qemu, kernel: KernelFiles | None) -> Kvm:

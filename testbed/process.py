@@ -151,7 +151,14 @@ def _dying_with_us(with_signal: str) -> tuple[str, ...]:
 
     The kernel sends it when the *thread* that started the program ends: programs are started from the main thread's event loop.
     """
-    return (str(find("setpriv")), "--pdeathsig", with_signal, "--")
+    return (str(find("setpriv")), "--pdeathsig", with_signal, "--", *unless_orphaned())
+
+
+def unless_orphaned() -> tuple[str, ...]:
+    """What to put between the words that ask for that signal and a program: it does not start if the testbed ended before, since the
+    kernel sends no signal for a parent that is gone already, and a program is then another one's child.
+    """
+    return ("sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid()))
 
 
 async def start(
@@ -169,6 +176,8 @@ async def start(
 
     `within`: words before it that confine it (`custody.prefix`), and let it die with us; `handed`: open files that it inherits.
 
+    Files and sockets that it makes are for its own user alone.
+
     :raise HostError: it cannot be started.
     """
     words = (*(_dying_with_us("KILL") if within is None else within), str(find(str(argv[0]))), *map(str, argv[1:]))
@@ -182,6 +191,7 @@ async def start(
                 env={**os.environ, **(env or {})},
                 start_new_session=True,
                 pass_fds=handed,
+                umask=0o077,
             )
         if first_to_go:
             # The most that there is (proc(5)). One that has ended by now is not there.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Plug:
         """Listen. Call before QEMU sends anything."""
         own = self._own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         own.setblocking(False)
+        os.fchmod(own.fileno(), 0o600)  # what bind makes has the mode of its socket
         own.bind(str(self._outlet))
         queues: list[asyncio.Queue[bytes]] = [asyncio.Queue(_WAITING_FRAMES) for _ in self._others]
         self._tasks = [asyncio.create_task(self._take(own, queues), name=f"frames of {self._outlet.name}")]

@@ -169,9 +169,11 @@ def claimed(folders: Folders, name: str) -> Iterator[Path]:
 
     :raise UsageError: the name is taken.
     """
-    folder = _root(folders) / name
+    root = _root(folders)
+    root.mkdir(mode=0o700, exist_ok=True)
+    folder = root / name
     for _ in range(_CLAIM_TRIES):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         with _locked(folder) as ours:
             # Somebody may have taken it for a leftover just before it was locked.
             if ours and (folder / "lock").exists():

@@ -5,33 +5,76 @@ Every fault leaves no process; after the next command there is no socket, scratc
 
 from __future__ import annotations
 
+import contextlib
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from testbed import errors
 from testbed.lifecycle import NEXT, Event, State
+from tests.guest.places import Ended
 
-# Of the table, so that a new state is hurt as well.
+# Of the table, so that a new state is hurt as well: those that have a QEMU, and all in which there is something to be left.
 ALIVE = tuple(state for state, event in NEXT if event is Event.ENDED)
-NAMES = tuple(state.name for state in ALIVE)
+STARTED = tuple(state for state in State if state is not State.STOPPED)
+NAMES = tuple(state.name for state in STARTED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """`stages`: where it strikes; none: not in a guest's life. `error`, `status`: what is raised, and the command's exit code; None where
     the command goes on, or is not there any more. `tests`: FILE::FUNCTION.
+
+    `within_s`: how long whatever meets it may take from its start to its end: many times what it takes, since it is for what hangs.
     """
 
     stages: tuple[State, ...] = ()
     error: type[errors.TestbedError] | None
     status: int | None
+    within_s: float
     tests: tuple[str, ...]
+
+
+class Met:
+    """How a fault was met: `error` is what was raised here."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.error: errors.TestbedError | None = None
+        self._commands = 0
+
+    def by(self, command: Ended) -> Ended:
+        """A command has met it, which has the table's exit code."""
+        assert self.fault.status in (None, command.status), command
+        self._commands += 1
+        return command
+
+    def _check(self) -> None:
+        if not self._commands:
+            assert type(self.error) is (self.fault.error or type(None)), repr(self.error)
+
+
+@contextlib.contextmanager
+def expect(name: str) -> Iterator[Met]:
+    """What is inside meets the fault `name`, and ends as the table says, and in time: by raising its error, or by a command's exit code.
+
+    :raise AssertionError: it does not.
+    """
+    met, began = Met(FAULTS[name]), time.monotonic()
+    try:
+        yield met
+    except errors.TestbedError as error:
+        met.error = error
+    met._check()
+    assert time.monotonic() - began < met.fault.within_s
 
 
 FAULTS: dict[str, Fault] = {
     "kill -9 of the testbed": Fault(
-        stages=ALIVE,
+        stages=STARTED,
         error=None,
         status=None,
+        within_s=300,
         tests=(
             "test_kills.py::test_a_killed_run_leaves_nothing",
             "test_kills.py::test_a_killed_supervisor_leaves_nothing",
@@ -44,59 +87,90 @@ FAULTS: dict[str, Fault] = {
         stages=ALIVE,
         error=errors.GuestLost,
         status=2,
+        within_s=300,
         tests=("test_faults.py::test_qemu_is_killed", "test_kills.py::test_a_command_whose_qemu_is_killed_says_so"),
     ),
     "QMP socket closed": Fault(
-        stages=(State.AWAKE, State.READY), error=errors.GuestLost, status=2, tests=("test_faults.py::test_the_monitor_is_damaged",)
+        stages=(State.AWAKE, State.READY),
+        error=errors.GuestLost,
+        status=2,
+        within_s=120,
+        tests=("test_faults.py::test_the_monitor_is_damaged",),
     ),
     "half a JSON message": Fault(
-        stages=(State.AWAKE, State.READY), error=errors.GuestLost, status=2, tests=("test_faults.py::test_the_monitor_is_damaged",)
+        stages=(State.AWAKE, State.READY),
+        error=errors.HostError,
+        status=2,
+        within_s=120,
+        tests=("test_faults.py::test_the_monitor_is_damaged",),
+    ),
+    "half a JSON message and the end": Fault(
+        stages=(State.AWAKE, State.READY),
+        error=errors.GuestLost,
+        status=2,
+        within_s=120,
+        tests=("test_faults.py::test_the_monitor_is_damaged",),
     ),
     "a QMP answer that never comes": Fault(
-        stages=(State.AWAKE, State.READY), error=errors.TestbedError, status=2, tests=("test_faults.py::test_the_monitor_is_damaged",)
+        stages=(State.AWAKE, State.READY),
+        error=errors.HostError,
+        status=2,
+        within_s=120,
+        tests=("test_faults.py::test_the_monitor_is_damaged",),
     ),
     "SSH dropped in a command": Fault(
-        stages=(State.READY,), error=errors.WireBroken, status=2, tests=("test_faults.py::test_ssh_is_dropped_in_a_command",)
+        stages=(State.READY,), error=errors.WireBroken, status=2, within_s=120, tests=("test_faults.py::test_ssh_is_dropped_in_a_command",)
     ),
     "SIGSTOP of QEMU": Fault(
         stages=(State.READY,),
         error=None,
         status=0,
+        within_s=180,
         tests=("test_faults.py::test_qemu_stands_still_and_goes_on", "test_faults.py::test_qemu_stands_still_for_30_s"),
     ),
-    "clock jump": Fault(stages=ALIVE, error=None, status=0, tests=("test_faults.py::test_the_clock_jumps",)),
+    "clock jump": Fault(stages=ALIVE, error=None, status=0, within_s=120, tests=("test_faults.py::test_the_clock_jumps",)),
     "wrong clock of a booted guest": Fault(
         stages=(State.READY,),
-        error=errors.GuestError,
-        status=2,
+        error=None,
+        status=0,
+        within_s=300,
         tests=("test_faults.py::test_a_guest_whose_clock_is_wrong_is_booted_again",),
     ),
     "corrupt or foreign template": Fault(
         stages=(State.LAUNCHED, State.MONITORED),
         error=None,
         status=0,
+        within_s=300,
         tests=(
             "test_faults.py::test_a_damaged_template_is_made_again",
             "test_clone.py::test_a_template_that_does_not_load_is_made_again_once_and_says_why",
         ),
     ),
-    "corrupt image": Fault(error=errors.TestbedError, status=2, tests=("test_faults.py::test_an_image_is_corrupt",)),
-    "truncated kernel": Fault(error=errors.UsageError, status=2, tests=("test_places.py::test_a_kernel_is_truncated",)),
+    "corrupt image": Fault(error=errors.GuestLost, status=2, within_s=600, tests=("test_faults.py::test_an_image_is_corrupt",)),
+    "truncated kernel": Fault(error=errors.UsageError, status=2, within_s=300, tests=("test_places.py::test_a_kernel_is_truncated",)),
     "host disk full: cache": Fault(
-        stages=(State.READY,), error=errors.HostError, status=2, tests=("test_places.py::test_the_disk_is_full_below_the_cache",)
+        stages=(State.READY,),
+        error=errors.HostError,
+        status=2,
+        within_s=300,
+        tests=("test_places.py::test_the_disk_is_full_below_the_cache",),
     ),
-    "host disk full: runs": Fault(error=errors.HostError, status=2, tests=("test_places.py::test_the_disk_is_full_below_the_runs",)),
+    "host disk full: runs": Fault(
+        error=errors.HostError, status=2, within_s=300, tests=("test_places.py::test_the_disk_is_full_below_the_runs",)
+    ),
     "more than a run may take": Fault(
-        stages=(State.READY,), error=errors.HostError, status=2, tests=("test_places.py::test_a_run_takes_more_than_it_may",)
+        stages=(State.READY,), error=errors.HostError, status=2, within_s=300, tests=("test_places.py::test_a_run_takes_more_than_it_may",)
     ),
-    "read-only cache": Fault(error=errors.HostError, status=2, tests=("test_places.py::test_the_cache_is_read_only",)),
-    "unwritable runtime dir": Fault(error=errors.HostError, status=2, tests=("test_places.py::test_no_place_for_sockets",)),
+    "read-only cache": Fault(error=errors.HostError, status=2, within_s=300, tests=("test_places.py::test_the_cache_is_read_only",)),
+    "unwritable runtime dir": Fault(error=errors.HostError, status=2, within_s=300, tests=("test_places.py::test_no_place_for_sockets",)),
     "no memory for a guest": Fault(
-        stages=(State.LAUNCHED,), error=errors.HostError, status=2, tests=("test_places.py::test_no_memory_for_a_guest",)
+        stages=(State.LAUNCHED,), error=errors.HostError, status=2, within_s=300, tests=("test_places.py::test_no_memory_for_a_guest",)
     ),
     "spaces and unicode in paths, TMPDIR elsewhere, no HOME": Fault(
-        error=None, status=0, tests=("test_places.py::test_odd_paths_and_no_home",)
+        error=None, status=0, within_s=300, tests=("test_places.py::test_odd_paths_and_no_home",)
     ),
-    "two commands build the same image": Fault(error=None, status=0, tests=("test_kills.py::test_an_image_is_built_once_by_two",)),
-    "20 commands at once": Fault(error=None, status=0, tests=("test_kills.py::test_twenty_commands_at_once",)),
+    "two commands build the same image": Fault(
+        error=None, status=0, within_s=900, tests=("test_kills.py::test_an_image_is_built_once_by_two",)
+    ),
+    "20 commands at once": Fault(error=None, status=0, within_s=900, tests=("test_kills.py::test_twenty_commands_at_once",)),
 }

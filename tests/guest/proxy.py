@@ -12,12 +12,15 @@ from pathlib import Path
 
 
 class Damage(enum.Enum):
-    """CLOSED: the socket. HALF: of the next message, and then nothing. HALF_CLOSED: the same, and then the end. MUTE: no message."""
+    """CLOSED: the socket. HALF: of the next message, and then nothing. HALF_CLOSED: the same, and then the end. MUTE: no message.
 
-    CLOSED = "closed"
-    HALF = "half a message"
-    HALF_CLOSED = "half a message and the end"
-    MUTE = "no answer"
+    Called as in the table of faults.
+    """
+
+    CLOSED = "QMP socket closed"
+    HALF = "half a JSON message"
+    HALF_CLOSED = "half a JSON message and the end"
+    MUTE = "a QMP answer that never comes"
 
 
 class Proxy:

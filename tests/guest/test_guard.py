@@ -7,20 +7,32 @@ import json
 import os
 import stat
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testbed import paths
 from testbed.errors import CommandFailed, GuestError, HostError
 from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
+from tests.guest import places
 
+_CONNECT = """
+import socket, sys
+for path in sys.argv[1:]:
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        try:
+            socket.socket(socket.AF_UNIX, kind).connect(path)
+        except OSError as error:
+            said = type(error).__name__
+        else:
+            said = "connected"
+            break
+    print(said)
+"""
 STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--")
 
 
@@ -46,6 +58,8 @@ def _is_nobody(guest: Guest) -> None:
     assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
     core = next(line for line in Path(f"/proc/{guest.pid}/limits").read_text().splitlines() if line.startswith("Max core"))
     assert core.split()[4:6] == ["0", "0"]
+    # A machine that is short of memory ends it before anything else.
+    assert Path(f"/proc/{guest.pid}/oom_score_adj").read_text() == "1000\n"
 
 
 def _has_open_what_it_was_handed(guest: Guest, lab: Lab) -> None:
@@ -66,14 +80,17 @@ def _keeps_strangers_out(guest: Guest) -> None:
     sockets = guest.order.sockets
     for folder in (sockets, guest.order.scratch, sockets.parent, guest.order.scratch.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    if os.geteuid() != 0:
-        return  # only root can try it as somebody else
-    connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
-    for name in ("qmp", "agent", "console"):
-        tried = subprocess.run(
-            [*STRANGER, "/usr/bin/python3", "-c", connect, str(sockets / name)], capture_output=True, text=True, check=False
-        )
-        assert "PermissionError" in tried.stderr, tried
+    assert {"qmp", "poll", "agent", "console"} <= {path.name for path in _sockets_that_are_private(sockets)}
+
+
+def _sockets_that_are_private(folder: Path) -> list[Path]:
+    """All sockets below a folder: none has a bit for anybody but its owner, and nobody else opens any."""
+    found = [path for path in folder.rglob("*") if path.is_socket()]
+    assert {path.name: path.stat().st_mode & 0o077 for path in found} == {path.name: 0 for path in found}
+    if os.geteuid() == 0:  # only root can try it as somebody else
+        tried = subprocess.run([*STRANGER, "/usr/bin/python3", "-c", _CONNECT, *found], capture_output=True, text=True, check=True)
+        assert tried.stdout.split() == ["PermissionError"] * len(found)
+    return found
 
 
 async def _says_nothing_to_the_terminal(guest: Guest) -> None:
@@ -133,23 +150,37 @@ async def _starts_no_program(guest: Guest, tmp_path: Path) -> None:
     assert not (tmp_path / "owned").exists()
 
 
-def test_a_guest_of_up_has_its_key_and_sockets_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TESTBED_STATE", str(tmp_path / "state"))
-    (tmp_path / "g.yaml").write_text("version: 1\nguests: {guard: {disks: {data: {type: virtio-blk, size: 64M}}}}\n")
+# With sockets of each kind: of an export, and of a network.
+WIRED = """\
+version: 1
+guests:
+  guard:
+    cpus: 1
+    memory: 256M
+    disks: {data: {type: virtio-blk, size: 64M, latency: {read: 1ms}}}
+    networks: {lan: {}}
+  peer: {cpus: 1, memory: 256M, networks: {lan: {}}}
+"""
 
-    def testbed(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "testbed", *words], capture_output=True, text=True, check=False)
 
-    started = testbed("up", str(tmp_path / "g.yaml"), "--quiet")
-    assert started.returncode == 0, started.stderr
-    try:
-        folder = paths.folders().runtime / "vms" / "guard"
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700 and stat.S_IMODE((folder / "key").stat().st_mode) == 0o600
-        listed: dict[str, Any] = {}
-        (log,) = (tmp_path / "state" / "runs").glob("*/guard/log.jsonl")
-        for line in log.read_text().splitlines():
-            listed = json.loads(line)
-            assert {"time", "monotonic_s", "level", "event"} <= listed.keys()
-        assert (listed["guest"], listed["stage"], listed["event"]) == ("guard", "ready", "SSH answered")
-    finally:
-        assert testbed("down", "guard").returncode == 0
+async def test_a_guest_of_up_has_its_key_and_sockets_to_itself() -> None:
+    with places.made() as own:
+        await own.run("up", own.file("g.yaml", WIRED), "--quiet")
+        try:
+            runtime = own.runtime / "testbed"
+            folder = runtime / "vms" / "guard"
+            private = {path.name for path in _sockets_that_are_private(runtime)}
+            assert {"control", "console", "qmp", "poll", "agent", "late-data", "lan-guard.in", "lan-guard.out"} <= private
+            assert {path: stat.S_IMODE(path.stat().st_mode) for path in (runtime, folder.parent, folder)} == dict.fromkeys(
+                (runtime, folder.parent, folder), 0o700
+            )
+            assert stat.S_IMODE((folder / "key").stat().st_mode) == 0o600
+            listed: dict[str, Any] = {}
+            (log,) = own.state.glob("runs/*/guard/log.jsonl")
+            for line in log.read_text().splitlines():
+                listed = json.loads(line)
+                assert {"time", "monotonic_s", "level", "event"} <= listed.keys()
+            assert (listed["guest"], listed["stage"], listed["event"]) == ("guard", "ready", "SSH answered")
+        finally:
+            await own.run("down", "--all")
+        await own.nothing_left()

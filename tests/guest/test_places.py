@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from testbed.store.kernel_files import KernelFiles
 from tests.guest import places
+from tests.guest.faults import expect
 from tests.guest.places import Places
 
 WRITES = 'dd if=/dev/urandom of="$DEV_DATA" bs=1M count=200 oflag=direct; sleep 600\n'
@@ -48,43 +48,46 @@ def mounted(apart: tuple[str, ...], how: str) -> tuple[str, ...]:
 
 @pytest.mark.slow
 async def test_the_disk_is_full_below_the_cache(own: Places, apart: tuple[str, ...]) -> None:
-    began = time.monotonic()
     small = mounted(apart, f"mount -t tmpfs -o size=48m tmpfs '{own.cache}/scratch'")
-    ended = await own.run(*repro("writes.sh"), within=small, status=2)
-    assert "this machine's disk is full; make room there" in ended.err
-    assert time.monotonic() - began < 120
-    await own.nothing_left()
+    with expect("host disk full: cache") as met:
+        ended = met.by(await own.run(*repro("writes.sh"), within=small, status=None))
+        assert "this machine's disk is full; make room there" in ended.err
+        await own.nothing_left()
     assert list(own.state.glob("runs/*/**/console.log"))
 
 
 @pytest.mark.slow
 async def test_the_disk_is_full_below_the_runs(own: Places, apart: tuple[str, ...]) -> None:
-    for size in ("16k", "40k"):
-        small = mounted(apart, f"mount -t tmpfs -o size={size} tmpfs '{own.state}/runs'")
-        ended = await own.run(*repro("ends.sh"), within=small, status=2)
-        assert "No space left on device" in ended.err or "disk is full" in ended.err, ended
-    await own.nothing_left()
+    with expect("host disk full: runs") as met:
+        for size in ("16k", "40k"):
+            small = mounted(apart, f"mount -t tmpfs -o size={size} tmpfs '{own.state}/runs'")
+            ended = met.by(await own.run(*repro("ends.sh"), within=small, status=None))
+            assert "No space left on device" in ended.err or "disk is full" in ended.err, ended
+        await own.nothing_left()
 
 
 @pytest.mark.slow
 async def test_a_run_takes_more_than_it_may(own: Places) -> None:
-    ended = await own.run(*repro("writes.sh"), status=2, TESTBED_RUN_LIMIT="32M")
-    assert "of this machine's disks, and may take 32M; allow more with TESTBED_RUN_LIMIT" in ended.err
+    with expect("more than a run may take") as met:
+        ended = met.by(await own.run(*repro("writes.sh"), status=None, TESTBED_RUN_LIMIT="32M"))
+        assert "of this machine's disks, and may take 32M; allow more with TESTBED_RUN_LIMIT" in ended.err
+        await own.nothing_left()
     assert "TESTBED_RUN_LIMIT=much: expected a size" in (await own.run(*repro("ends.sh"), status=2, TESTBED_RUN_LIMIT="much")).err
-    await own.nothing_left()
 
 
 async def test_the_cache_is_read_only(own: Places, apart: tuple[str, ...]) -> None:
     fixed = mounted(apart, f"mount --bind '{own.cache}' '{own.cache}' && mount -o remount,bind,ro '{own.cache}'")
-    ended = await own.run(*repro("ends.sh"), within=fixed, status=2)
-    assert "Read-only file system" in ended.err and "TESTBED_CACHE" in ended.err
-    await own.nothing_left()
+    with expect("read-only cache") as met:
+        ended = met.by(await own.run(*repro("ends.sh"), within=fixed, status=None))
+        assert "Read-only file system" in ended.err and "TESTBED_CACHE" in ended.err
+        await own.nothing_left()
 
 
 async def test_no_place_for_sockets(own: Places, apart: tuple[str, ...]) -> None:
     # Nor in /tmp, where they would be otherwise: somebody else has its folder there.
     nowhere = mounted(apart, "own=/tmp/testbed-$(id -u); mkdir -p $own; mount -t tmpfs -o ro tmpfs $own")
-    ended = await own.run("ps", within=nowhere, status=2, XDG_RUNTIME_DIR="/proc/1")
+    with expect("unwritable runtime dir") as met:
+        ended = met.by(await own.run("ps", within=nowhere, status=None, XDG_RUNTIME_DIR="/proc/1"))
     assert re.search(r"/tmp/testbed-\d+: expected a folder of uid \d+ with mode 0700", ended.err) and "set XDG_RUNTIME_DIR" in ended.err
 
 
@@ -92,18 +95,20 @@ async def test_no_place_for_sockets(own: Places, apart: tuple[str, ...]) -> None
 async def test_no_memory_for_a_guest(own: Places) -> None:
     own.file("tiny.yaml", TINY.replace("256M,", "4G,", 1))
     little = ("prlimit", "--as=3000000000")
-    ended = await own.run(*repro("ends.sh"), within=little, status=2)
-    assert "QEMU does not start" in ended.err and "memory" in ended.err
-    await own.nothing_left()
+    with expect("no memory for a guest") as met:
+        ended = met.by(await own.run(*repro("ends.sh"), within=little, status=None))
+        assert "QEMU does not start" in ended.err and "memory" in ended.err
+        await own.nothing_left()
 
 
 async def test_a_kernel_is_truncated(own: Places, kernel: KernelFiles) -> None:
     whole = kernel.bzimage.read_bytes()
-    for size, said in ((len(whole) // 2, "truncated: its header promises"), (100, "expected a bzImage"), (0, "expected a bzImage")):
-        (own.root / "bzImage").write_bytes(whole[:size])
-        ended = await own.run("run", "gate", "-k", str(own.root / "bzImage"), "-q", status=2)
-        assert said in ended.err
-    await own.nothing_left()
+    with expect("truncated kernel") as met:
+        for size, said in ((len(whole) // 2, "truncated: its header promises"), (100, "expected a bzImage"), (0, "expected a bzImage")):
+            (own.root / "bzImage").write_bytes(whole[:size])
+            ended = met.by(await own.run("run", "gate", "-k", str(own.root / "bzImage"), "-q", status=None))
+            assert said in ended.err
+        await own.nothing_left()
 
 
 @pytest.mark.slow
@@ -112,13 +117,14 @@ async def test_odd_paths_and_no_home() -> None:
         own.file("tiny.yaml", TINY)
         (own.root / "temporary files").mkdir()
         bare = ("env", "--unset=HOME", "--unset=XDG_CACHE_HOME", "--unset=XDG_STATE_HOME", f"TMPDIR={own.root}/temporary files")
-        try:
-            await own.run("up", "tiny.yaml", "-k", "debian-6.1", "-q", within=bare)
-            await own.run("snapshot", "tiny", "good", within=bare)
-            await own.run("restore", "tiny", "good", within=bare)
-            assert (await own.run("ssh", "tiny", "--", "echo a  b", within=bare)).out == "a b\n"
-        finally:
-            await own.run("down", "--all", within=bare)
-        await own.nothing_left()
+        with expect("spaces and unicode in paths, TMPDIR elsewhere, no HOME"):
+            try:
+                await own.run("up", "tiny.yaml", "-k", "debian-6.1", "-q", within=bare)
+                await own.run("snapshot", "tiny", "good", within=bare)
+                await own.run("restore", "tiny", "good", within=bare)
+                assert (await own.run("ssh", "tiny", "--", "echo a  b", within=bare)).out == "a b\n"
+            finally:
+                await own.run("down", "--all", within=bare)
+            await own.nothing_left()
         # Python's own search for libraries has gcc leave some there.
         assert not list((own.root / "temporary files").glob("*testbed*"))

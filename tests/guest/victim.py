@@ -3,6 +3,8 @@
     python -m tests.guest.victim HURT STATE WORDS...
 
 HURT: `us` kills the process that has the guest, `starter` the command that was typed, `qemu` the guest's QEMU.
+STATE: a guest is PLANNED when its disks are there and its QEMU is about to start; to be LOST, its QEMU is killed before. SAVING: a
+template's state is being written.
 """
 
 from __future__ import annotations
@@ -10,25 +12,51 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
+from testbed import plan
 from testbed.cli import main
 from testbed.guest import Guest
 from testbed.life import Life
-from testbed.lifecycle import Event
+from testbed.lifecycle import Event, State
+from testbed.monitor import Monitor
+
+SAVING = "SAVING"
 
 
 def hurt(how: str, at: str) -> None:
     """Let it happen, once."""
-    starter, real = os.getpid(), Life._advance
+    starter, advance, argv, execute = os.getpid(), Life._advance, plan.argv, Monitor.execute
 
-    def advance(self: Life, event: Event) -> None:
-        real(self, event)
+    def strike(qemu: int) -> None:
+        os.kill({"us": os.getpid(), "starter": starter, "qemu": qemu}[how], signal.SIGKILL)
+
+    def advancing(self: Life, event: Event) -> None:
+        advance(self, event)
+        assert isinstance(self, Guest)
+        if at == "LOST" and self.state is State.MONITORED:
+            os.kill(self.pid, signal.SIGKILL)
         if self.state.name == at:
-            Life._advance = real  # type: ignore[method-assign]  # as it was
-            assert isinstance(self, Guest)
-            os.kill({"us": os.getpid(), "starter": starter, "qemu": self.pid}[how], signal.SIGKILL)
+            Life._advance = advance  # type: ignore[method-assign]  # as it was
+            strike(self.pid)
 
-    Life._advance = advance  # type: ignore[method-assign]  # the point of this
+    def planning(*given: Any, **named: Any) -> Any:
+        plan.argv = argv
+        strike(0)
+        return argv(*given, **named)
+
+    async def executing(self: Monitor, command: str, *given: Any, **named: Any) -> Any:
+        if command == "query-migrate":
+            Monitor.execute = execute  # type: ignore[method-assign]  # as it was
+            strike(0)
+        return await execute(self, command, *given, **named)
+
+    if at == State.PLANNED.name:
+        plan.argv = planning
+    elif at == SAVING:
+        Monitor.execute = executing  # type: ignore[method-assign]  # the point of this
+    else:
+        Life._advance = advancing  # type: ignore[method-assign]  # the point of this
 
 
 if __name__ == "__main__":

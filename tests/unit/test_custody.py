@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import custody, probe
+from testbed import custody, probe, process
 from testbed.custody import Custody
 from testbed.errors import HostError
 from testbed.host import Account
@@ -21,6 +21,16 @@ from tests.unit.values import qemu
 
 NOBODY = Account(uid=65534, gid=65534)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+
+
+@pytest.mark.parametrize("words", [custody.prefix(None), process._dying_with_us("KILL")], ids=["held", "not held"])
+def test_what_would_not_hear_of_our_end_is_not_started(words: tuple[str, ...], tmp_path: Path) -> None:
+    program = (*words, "touch", str(tmp_path / "started"))
+    # Another's child, as one whose testbed has ended before it could ask for a signal.
+    subprocess.run(["sh", "-c", '"$@"; true', "sh", *program], check=True)
+    assert not (tmp_path / "started").exists()
+    subprocess.run(program, check=True)
+    assert (tmp_path / "started").exists()
 
 
 def status(words: tuple[str, ...]) -> dict[str, str]:

@@ -1,20 +1,57 @@
 """The table of faults names tests that exist, and covers all of a guest's life."""
 
+import ast
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from testbed.errors import GuestError, WireBroken
 from testbed.lifecycle import NEXT, Event, State
 from tests.guest import faults
+from tests.guest.places import Ended
+from tests.guest.proxy import Damage
 
+FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 GUEST = Path(faults.__file__).parent
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)
-def test_the_tests_of_a_fault_exist(name: str) -> None:
+def test_the_tests_of_a_fault_exist_and_compare_what_comes_of_it_with_the_table(name: str) -> None:
     for test in faults.FAULTS[name].tests:
         file, _, function = test.partition("::")
-        assert f"def {function}(" in (GUEST / file).read_text()
+        bodies = {node.name: ast.unparse(node) for node in ast.parse((GUEST / file).read_text()).body if isinstance(node, FUNCTION)}
+        helpers = [body for called, body in bodies.items() if f"{called}(" in bodies[function]]
+        assert any("with expect(" in body for body in (bodies[function], *helpers)), test
+
+
+def test_a_testbed_is_killed_in_every_state_but_the_last() -> None:
+    assert set(faults.FAULTS["kill -9 of the testbed"].stages) == set(State) - {State.STOPPED}
+    assert set(faults.NAMES) == {state.name for state in State} - {"STOPPED"}
+
+
+def test_each_damage_of_the_monitor_is_a_fault() -> None:
+    assert {damage.value for damage in Damage} <= faults.FAULTS.keys()
+
+
+def test_a_fault_is_met_as_its_row_says_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "SSH dropped in a command"
+    with faults.expect(name) as met:
+        raise WireBroken("gone")
+    assert str(met.error) == "gone"
+    with pytest.raises(AssertionError, match="GuestError"), faults.expect(name):
+        raise GuestError("another")
+    with pytest.raises(AssertionError, match="None"), faults.expect(name):
+        pass
+    with pytest.raises(ValueError, match="no fault"), faults.expect(name):
+        raise ValueError("no fault")
+    with faults.expect(name) as met:
+        met.by(Ended(2, "", ""))
+    with pytest.raises(AssertionError, match="status=1"), faults.expect(name) as met:
+        met.by(Ended(1, "", ""))
+    monkeypatch.setitem(faults.FAULTS, name, replace(faults.FAULTS[name], within_s=0))
+    with pytest.raises(AssertionError), faults.expect(name):
+        raise WireBroken("late")
 
 
 def test_every_state_in_which_a_guest_can_end_is_hurt() -> None:

@@ -3,11 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from testbed import drives, plan
+from testbed import drives, lab, plan
 from testbed.errors import HostError
 from testbed.host import Host, cpu_model
 from testbed.topology import Disk, Guest
 from testbed.topology.load import parse
+from testbed.topology.networks import Nic
+from tests.unit.test_cache import Recorder
 from tests.unit.values import host
 
 DATA = Path(__file__).parents[1] / "data"
@@ -48,9 +50,19 @@ def test_a_path_with_a_comma_stays_one_value() -> None:
     assert ("-chardev", "socket,id=qmp,path=/a,,b/qmp,server=on,wait=off") in options
 
 
-def test_the_sandbox_is_on_where_qemu_has_one() -> None:
+def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
+    notes = Recorder()
     assert any(option[0] == "-sandbox" for option in words(host()))
-    assert not any(option[0] == "-sandbox" for option in words(host(seccomp=False)))
+    lab.say_what_is_not_held(host(), notes)
+    assert notes.notes == []
+    with pytest.raises(HostError, match=r"expected a QEMU that has a sandbox .*TESTBED_NO_SANDBOX=1"):
+        words(host(seccomp=False))
+    with pytest.raises(HostError, match="expected a QEMU that has a sandbox"):
+        lab.say_what_is_not_held(host(seccomp=False), notes)
+    waived = replace(host(seccomp=False), sandbox_waived=True)
+    assert not any(option[0] == "-sandbox" for option in words(waived))
+    lab.say_what_is_not_held(waived, notes)
+    assert "has no sandbox" in notes.notes[0]
 
 
 def test_nothing_of_the_network_gets_in_but_ssh_from_this_machine() -> None:
@@ -64,7 +76,7 @@ def test_without_kvm_the_accelerator_is_tcg_and_its_quirks_are_off() -> None:
 
 
 def test_the_cpu_model_is_the_hosts_under_kvm() -> None:
-    assert cpu_model("kvm", "7.2.22") == "host"
+    assert cpu_model("kvm") == "host"
 
 
 @pytest.mark.parametrize("change", [{"kernel": "x"}, {"image": "x"}, {"initramfs": "x"}])
@@ -134,6 +146,14 @@ def test_every_disk_has_a_port() -> None:
 def test_kvm_that_does_not_work_is_not_planned_with() -> None:
     with pytest.raises(HostError, match="the topology wants accelerator: kvm; here it is not used: said so"):
         plan.machine(host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r")
+
+
+def test_a_qemu_without_datagrams_has_no_networks_and_all_the_rest() -> None:
+    old = host(networks=False)
+    wired = model().model_copy(update={"networks": {"lan": Nic()}})
+    with pytest.raises(HostError, match=r"networks: expected a QEMU with -netdev dgram .* got 7\.2\.22"):
+        plan.machine(old, wired, kernel="k", image="i", initramfs="r")
+    assert plan.machine(host(), wired, kernel="k", image="i", initramfs="r") and words(old)
 
 
 def test_a_guest_that_can_be_saved_writes_to_a_file_of_its_own_whose_image_is_named() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import stat
 import time
 from pathlib import Path
 
@@ -50,3 +51,9 @@ async def test_a_program_may_clean_up_when_its_run_is_cancelled(tmp_path: Path, 
     with pytest.raises(asyncio.CancelledError):
         await running
     assert (tmp_path / "trace").read_text() == "cleaned\n"
+
+
+async def test_what_a_program_that_stays_makes_is_its_users_alone(tmp_path: Path) -> None:
+    child = await process.start(["sh", "-c", f"touch {tmp_path}/file && mkdir {tmp_path}/folder"], output=tmp_path / "log")
+    assert await child.wait() == 0
+    assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "folder")] == [0o600, 0o700]

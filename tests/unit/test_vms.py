@@ -4,6 +4,7 @@ import asyncio
 import io
 import os
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from testbed import inventory, vms
+from testbed import desk, inventory, vms
 from testbed.errors import HostError, UsageError
 from testbed.paths import Folders
 from testbed.report import guests
@@ -133,6 +134,28 @@ def test_the_inventory_has_ready_guests_alone() -> None:
     own = listed["_meta"]["hostvars"]["g0"]
     assert own["ansible_ssh_common_args"] == "-F '/run/g0/ssh_config'"
     assert own["testbed_disks"] == {"data": "/dev/vdc"} and own["testbed_loops"] == {"l0": "/dev/loop0"}
+
+
+async def test_a_socket_that_is_listened_on_is_its_users_alone(folders: Folders) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        del reader
+        writer.write(b"hello")
+
+    control, outlet = folders.runtime / "control", folders.runtime / "own.out"
+    plug = Plug(outlet=outlet, inlet=folders.runtime / "own.in", others=())
+    plug.open()
+    for _ in range(2):  # the second in the place of what the first has left
+        async with desk.listening(control, greet):
+            reader, writer = await asyncio.open_unix_connection(control)
+            assert await reader.read() == b"hello"
+            writer.close()
+            assert [stat.S_IMODE(path.stat().st_mode) for path in (control, outlet)] == [0o600, 0o600]
+    await plug.close()
+
+
+def test_the_folder_of_guests_that_stay_is_their_users_alone(folders: Folders) -> None:
+    with vms.claimed(folders, "g0") as folder:
+        assert [stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder)] == [0o700, 0o700]
 
 
 async def test_frames_reach_every_other_guest_and_a_missing_one_holds_nobody_up(folders: Folders) -> None:

@@ -14,6 +14,7 @@ def qemu(**changes: object) -> Qemu:
         "warm_clones": True,
         "why_not_warm": "",
         "seccomp": True,
+        "networks": True,
         "devices": ("nvme",),
     }
     return Qemu(**(facts | changes))  # type: ignore[arg-type]  # a test's own keywords
