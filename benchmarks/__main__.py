@@ -112,7 +112,9 @@ def soak_command(
     as_json: Json = False,
 ) -> None:
     """Guests, scenarios, faults and kills by chance: what the testbed holds of memory, files, processes and disk stays the same."""
-    _show(asyncio.run(soak.measure(minutes=minutes, seed=seed, kernel=kernel)), as_json)
+    found = asyncio.run(soak.measure(minutes=minutes, seed=seed, kernel=kernel))
+    _show(found, as_json)
+    sys.exit(1 if found["growing"] else 0)
 
 
 @app.command("report")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import ctypes
 import gc
+import json
 import os
 import random
 import signal
@@ -13,8 +14,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -176,25 +177,51 @@ class Soak:
         await self._own.nothing_left()
 
 
+# Of growth from the second third of a run to the last one. Memory of which nobody refers to anything is not counted, but caches of
+# libraries fill by and by.
+_FLAT_SHARE = 0.01
+
+
+def growing(kept: Sequence[Held]) -> tuple[str, ...]:
+    """What is not flat, in words: the mean of the last third of a run beside that of the second."""
+    third = len(kept) // 3
+    said = []
+    for name in ("python_blocks", "malloc_bytes", "files", "processes", "tasks", "disk_bytes"):
+        before, after = (
+            sum(getattr(one, name) for one in some) / max(1, len(some)) for some in (kept[third : 2 * third], kept[2 * third :])
+        )
+        if after > before * (1 + _FLAT_SHARE):
+            said.append(f"{name}: {before:.1f} in the second third, {after:.1f} in the last")
+    return tuple(said)
+
+
 async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
-    """Rounds until the time is over. `after the warm-up`, `at the end`, `most`: what the process held between rounds."""
+    """Rounds until the time is over. `growing`: what is not flat; `after the warm-up`, `at the end`, `most`: what the process held between rounds."""
     chance = random.Random(seed)
     until = time.monotonic() + minutes * 60
-    rounds, seen = Counter[str](), list[Held]()
+    rounds = Counter[str]()
     # Of whole commands nothing must be left in their places, and of this process in its own.
-    with places.made() as own, places.made() as ours, tempfile.TemporaryDirectory(prefix="testbed-soak-") as folder:
+    with (
+        places.made() as own,
+        places.made() as ours,
+        tempfile.TemporaryDirectory(prefix="testbed-soak-") as folder,
+        tempfile.TemporaryFile("w+") as samples,
+    ):
         os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR")})
         async with open_lab(Silent(), kernels=(kernel,)) as lab:
             soak = Soak(lab, await lab.kernel(kernel), chance, Path(folder), own)
-            while time.monotonic() < until or len(seen) <= _WARM_UP:
+            while time.monotonic() < until or rounds.total() <= _WARM_UP + 3:
                 rounds[await soak.round()] += 1
-                seen.append(held(lab))
-    kept = seen[_WARM_UP:]
+                # Not in memory, which is what is measured.
+                samples.write(json.dumps(asdict(held(lab))) + "\n")
+        samples.seek(0)
+        kept = [Held(**json.loads(line)) for line in samples][_WARM_UP:]
     return {
         "minutes": minutes,
         "seed": seed,
         "rounds": rounds.total(),
         "of each": dict(rounds),
+        "growing": growing(kept),
         "after the warm-up": _shown(kept[0]),
         "at the end": _shown(kept[-1]),
         "by tenths": {
