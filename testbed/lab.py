@@ -91,7 +91,9 @@ class Lab:
 
         `cores`: how many the guests keep busy. `on_wait` hears what is waited for; see `Admission.admitted`.
         """
-        claim = Claim(cores=cores, memory_bytes=sum(model.memory for model in models), who=f"{who} (pid {os.getpid()})")
+        there = tuple(models)
+        memory_bytes = sum(model.memory for model in there)
+        claim = Claim(cores=cores, memory_bytes=memory_bytes, guests=len(there), who=f"{who} (pid {os.getpid()})")
         tell = on_wait or (lambda why: self._progress.note(f"{who}: {why}"))
         async with self._admission.admitted(claim, tell, at_once=at_once) as ticket:
             yield ticket

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from testbed import allotment
 from testbed.errors import BuildError, UsageError
 from testbed.kbuild import fragments, patches, recipe
 from testbed.kbuild.ablations import ABLATIONS, Ablation
@@ -94,7 +94,7 @@ class Builder:
             output=plan.source.folder / f"out-{recipe.output_key(plan.parts.request.text, plan.compiler)}",
             compiler=plan.compiler,
             release=f"-tb{plan.key[:8]}",
-            jobs=plan.order.jobs or len(os.sched_getaffinity(0)),
+            jobs=plan.order.jobs or allotment.cores(),
         )
         with self.progress.task(plan.title) as task:
             made = await job.run(plan.parts.request, task, self.progress.note)
