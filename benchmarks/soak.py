@@ -183,7 +183,7 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
     rounds, seen = Counter[str](), list[Held]()
     # Of whole commands nothing must be left in their places, and of this process in its own.
     with places.made() as own, places.made() as ours, tempfile.TemporaryDirectory(prefix="testbed-soak-") as folder:
-        os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR")})
+        os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR", "TESTBED_ADMISSION")})
         async with open_lab(Silent(), kernels=(kernel,)) as lab:
             soak = Soak(lab, await lab.kernel(kernel), chance, Path(folder), own)
             while time.monotonic() < until or len(seen) <= _WARM_UP:

@@ -1,7 +1,7 @@
 """Who may start guests now, among all processes of this user that ask: a ticket for each set of guests, in the order of asking.
 
-RUNTIME/admission/gate        held while somebody looks at the tickets
-                  NUMBER-PID  a ticket, locked by its owner; when that is gone, however it ended, the lock is free and the ticket a leftover
+ADMISSION/gate        held while somebody looks at the tickets
+          NUMBER-PID  a ticket, locked by its owner; when that is gone, however it ended, the lock is free and the ticket a leftover
 """
 
 from __future__ import annotations
@@ -122,9 +122,8 @@ def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
             path.unlink(missing_ok=True)
 
 
-def sweep(runtime: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove the tickets of processes that are gone, unless somebody looks at them just now, who removes them as well."""
-    folder = runtime / "admission"
     if not folder.is_dir():
         return
     with contextlib.suppress(OSError), (folder / "gate").open("a") as gate:
@@ -136,8 +135,8 @@ def sweep(runtime: Path) -> None:
 class Admission:
     """The queue in one folder."""
 
-    def __init__(self, runtime: Path, *, cores: int, memory_bytes: int) -> None:
-        self._folder = runtime / "admission"
+    def __init__(self, folder: Path, *, cores: int, memory_bytes: int) -> None:
+        self._folder = folder
         self._cores, self._memory_bytes = cores, memory_bytes
 
     @contextlib.asynccontextmanager

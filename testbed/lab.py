@@ -80,7 +80,7 @@ class Lab:
         self.key = SshKey.new()
         self._numbers = itertools.count()
         self._files: dict[tuple[str, str], BootFiles] = {}
-        self._admission = Admission(folders.runtime, cores=host.cores, memory_bytes=host.memory_bytes)
+        self._admission = Admission(folders.admission, cores=host.cores, memory_bytes=host.memory_bytes)
         self._quota = Quota(room.limit(room.RUN_LIMIT))
 
     @contextlib.asynccontextmanager

@@ -94,6 +94,7 @@ def reap(folders: Folders) -> tuple[str, ...]:
     supervisor is gone: of these folders, and of those that a killed session had beside one of these.
     """
     _sweep(folders)
+    admission.sweep(folders.admission)
     reaped: dict[str, None] = {}
     for here in (folders.scratch, folders.runtime):
         for path in sorted(here.glob("*.lock")):
@@ -116,7 +117,6 @@ def reap(folders: Folders) -> tuple[str, ...]:
 def _sweep(folders: Folders) -> None:
     cache.sweep(folders.cache)
     vms.every(folders)
-    admission.sweep(folders.runtime)
 
 
 @contextlib.contextmanager

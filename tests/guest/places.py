@@ -44,6 +44,8 @@ class Places:
     @property
     def env(self) -> dict[str, str]:
         own = {"TESTBED_CACHE": self.cache, "TESTBED_STATE": self.state, "XDG_RUNTIME_DIR": self.runtime, "PYTHONPATH": ROOT}
+        # The queue of the account is that of whoever runs the tests.
+        own |= {"TESTBED_ADMISSION": self.runtime / "testbed" / "admission"}
         return {**os.environ, **{name: str(path) for name, path in own.items()}, "COLUMNS": "300"}
 
     async def start(self, *words: str, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str) -> asyncio.subprocess.Process:

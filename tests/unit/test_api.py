@@ -112,7 +112,7 @@ async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) 
     assert order == ["second", "third"]
     assert notes[0] == "waiting for a core: there are 1, and 1 is taken by first"
     assert notes[1] == "waiting for its turn, after second"
-    assert [path.name for path in (tmp_path / "admission").iterdir()] == ["gate"]
+    assert [path.name for path in tmp_path.iterdir()] == ["gate"]
 
 
 async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ async def test_a_host_without_memory_says_so_where_nobody_s_end_would_help(tmp_p
     with pytest.raises(HostError, match=r"test_a: expected 976\.6T of free memory, got .*; end other programs, or give its guests less"):
         async with admission.admitted(claim(memory_bytes=999_999 * GIB, who="test_a"), print):
             pass
-    assert [path.name for path in (tmp_path / "admission").iterdir()] == ["gate"]
+    assert [path.name for path in tmp_path.iterdir()] == ["gate"]
     assert refusal(claim(memory_bytes=9), (claim(),), free_bytes=8) is None
     # QEMU itself needs some, too.
     assert refusal(claim(memory_bytes=GIB), (), free_bytes=GIB + 128 * MIB) is None

@@ -12,7 +12,7 @@ from testbed.session import open_session, reap
 
 
 def folders(root: Path) -> Folders:
-    found = Folders(cache=root / "cache", state=root / "state", runtime=root / "run")
+    found = Folders(cache=root / "cache", state=root / "state", runtime=root / "run", admission=root / "admission")
     for folder in (found.scratch, found.runs, found.runtime):
         folder.mkdir(parents=True)
     return found
@@ -43,14 +43,14 @@ from pathlib import Path
 from testbed import vms
 from testbed.paths import Folders
 from testbed.session import open_session
-of = Folders(**{name: Path(path) for name, path in zip(("cache", "state", "runtime"), sys.argv[1:])})
+of = Folders(**{name: Path(path) for name, path in zip(("cache", "state", "runtime", "admission"), sys.argv[1:])})
 with vms.claimed(of, "tiny"), open_session(of) as session:
     (session.scratch / "disk.raw").touch()
     (session.sockets / "qmp").touch()
     (of.cache / "templates" / ".unfinished-key-abc").mkdir(parents=True)
     os.kill(os.getpid(), 9)
 """
-    words = [sys.executable, "-c", script, str(of.cache), str(of.state), str(of.runtime)]
+    words = [sys.executable, "-c", script, str(of.cache), str(of.state), str(of.runtime), str(of.admission)]
     assert subprocess.run(words, check=False).returncode == -9
     assert list(of.runtime.glob("*/qmp")) and list(of.scratch.glob("*/disk.raw")) and list(of.runtime.glob("vms/tiny"))
 

@@ -48,7 +48,7 @@ RECORD = Record(
 def folders() -> Iterator[Folders]:
     with tempfile.TemporaryDirectory(prefix="tb-") as short:  # sockets have short names
         root = Path(short)
-        yield Folders(cache=root, state=root, runtime=root)
+        yield Folders(cache=root, state=root, runtime=root, admission=root)
 
 
 def test_a_record_is_there_while_its_folder_is_held_and_no_longer(folders: Folders) -> None:
@@ -155,7 +155,7 @@ async def test_frames_reach_every_other_guest_and_a_missing_one_holds_nobody_up(
 def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
     runtime = folders.runtime / "testbed"
     runtime.mkdir()
-    with vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime), "g0") as folder:
+    with vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder:
         vms.write(folder, RECORD)
         env = {
             **os.environ,
@@ -179,7 +179,7 @@ def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(folders:
     env = {**os.environ, "XDG_RUNTIME_DIR": str(folders.runtime), "TESTBED_STATE": str(tmp_path)}
     ours, theirs = os.openpty() if terminal else os.pipe()
     with (
-        vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime), "g0") as folder,
+        vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder,
         subprocess.Popen(["cat"], stdin=-1) as guest,
     ):
         vms.write(folder, replace(RECORD, evidence=str(tmp_path), supervisor=guest.pid))
