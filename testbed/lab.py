@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import os
 import shlex
-import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +79,8 @@ class Lab:
         self.key = SshKey.new()
         self._numbers = itertools.count()
         self._files: dict[tuple[str, str], BootFiles] = {}
+        # Of the cache, what this lab has used and may use again, however long it is open.
+        self._needed = {image.folder}
         self._admission = Admission(folders.admission, cores=host.cores, memory_bytes=host.memory_bytes)
         self._quota = Quota(room.limit(room.RUN_LIMIT))
 
@@ -103,7 +104,9 @@ class Lab:
 
         :raise UsageError: it names nothing, or its files are not what they should be. :raise HostError: they cannot be fetched.
         """
-        return await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
+        found = await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
+        self._needed.add(found.folder)
+        return found
 
     async def prepare(self, model: GuestModel, kernel: KernelFiles) -> None:
         """Make what a guest needs beyond itself, with progress: image, initramfs, template."""
@@ -259,6 +262,7 @@ class Lab:
                 return await template.save(unfinished, boot, host_key, task)
 
         there = (folder / cache.META).is_file()
+        self._needed.add(folder)
         await cache.once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
         if not there:
             await asyncio.to_thread(self._keep_within)
@@ -266,14 +270,14 @@ class Lab:
 
     def _keep_within(self) -> None:
         """Templates are what a cache grows by: keep it as small as the user wants it."""
-        pieces = waste.every(self.folders.cache)
-        for piece in waste.superfluous(pieces, time.time(), unused_s=None, limit_bytes=room.limit(room.CACHE_LIMIT)):
-            waste.remove(piece)
+        waste.keep_within(self.folders, room.limit(room.CACHE_LIMIT), tuple(self._needed))
 
     async def _image(self, name: str) -> Image:
         if name == self.image.name:
             return self.image
-        return await image.build(name, paths.shipped("images"), self.folders.cache, self._progress)
+        built = await image.build(name, paths.shipped("images"), self.folders.cache, self._progress)
+        self._needed.add(built.folder)
+        return built
 
     async def _boot_files(self, kernel: KernelFiles, root: Image) -> BootFiles:
         key = (kernel.sha256, root.sha256)
@@ -296,6 +300,7 @@ class Lab:
             (unfinished / "initramfs").write_bytes(archive)
             return {"release": kernel.release, "hashes": {"initramfs": cache.file_sha256(unfinished / "initramfs")}}
 
+        self._needed.add(folder)
         await cache.once(folder, make, self._progress, "initramfs")
         await asyncio.to_thread(seals.check, folder, ("initramfs",), cache.read_meta(folder).get("hashes"))
         return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)

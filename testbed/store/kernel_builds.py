@@ -86,6 +86,8 @@ class Builder:
                 await _check_out(source, tree, self.progress)
             changes = await tree.planned(parts.series, parts.reverts, parts.ablations)
             yield _Plan(order=order, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
+            # Also now, since a build may take longer than what was of use stays for certain.
+            cache.used(source.folder)
 
     async def _make(self, plan: _Plan, unfinished: Path) -> dict[str, Any]:
         plan.tree.put(plan.changes)
