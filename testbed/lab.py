@@ -67,7 +67,16 @@ class Lab:
     """Made by `open_lab`. Safe to use from many tasks at once; what two of them need is made once."""
 
     def __init__(
-        self, *, folders: Folders, session: Session, host: Host, table: KernelTable, image: Image, progress: Progress, cold: bool
+        self,
+        *,
+        folders: Folders,
+        session: Session,
+        host: Host,
+        table: KernelTable,
+        image: Image,
+        progress: Progress,
+        cold: bool,
+        quota: Quota,
     ) -> None:
         self.folders = folders
         self.host = host
@@ -82,7 +91,7 @@ class Lab:
         # Of the cache, what this lab has used and may use again, however long it is open.
         self._needed = {image.folder}
         self._admission = Admission(folders.admission, cores=host.cores, memory_bytes=host.memory_bytes)
-        self._quota = Quota(room.limit(room.RUN_LIMIT))
+        self._quota = quota
 
     @contextlib.asynccontextmanager
     async def admitted(
@@ -319,8 +328,10 @@ def _put_aside(evidence: Path) -> str:
 
 
 @contextlib.asynccontextmanager
-async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False) -> AsyncIterator[Lab]:
+async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False, sharing: int = 1) -> AsyncIterator[Lab]:
     """A lab with the guest image and `kernels` at hand, all fetched and built side by side where they are missing.
+
+    `sharing`: how many labs share what a run may take of this machine's disks; see `Quota`.
 
     :raise HostError: this machine cannot run it; says what to do. :raise UsageError: a kernel names nothing.
     """
@@ -328,6 +339,7 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
     images = paths.shipped("images")
     table = load_table(images / "kernels.yaml")
     wanted = [table.resolve(spec) for spec in dict.fromkeys(kernels)]
+    quota = Quota(room.limit(room.RUN_LIMIT), sharing=sharing)
     with open_session(folders) as session:
         try:
             async with asyncio.TaskGroup() as group:
@@ -337,4 +349,13 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
             # The first failure stops the others, and is the one to report.
             raise failures.exceptions[0] from None
         host = await probe.probe(folders.cache, fetched[0].result() if fetched else None)
-        yield Lab(folders=folders, session=session, host=host, table=table, image=built.result(), progress=progress, cold=cold)
+        yield Lab(
+            folders=folders,
+            session=session,
+            host=host,
+            table=table,
+            image=built.result(),
+            progress=progress,
+            cold=cold,
+            quota=quota,
+        )

@@ -15,6 +15,7 @@ from testbed.kernels import Series, load_table
 from testbed.lab import Lab
 from testbed.paths import Folders
 from testbed.progress import Silent
+from testbed.room import Quota
 from testbed.session import open_session
 from testbed.store import built_names, cache, kernel_builds, kernel_files, waste
 from testbed.store.image import Image
@@ -141,7 +142,8 @@ async def test_a_lab_does_not_push_its_own_kernels_out_of_the_cache(tmp_path: Pa
     image.folder.mkdir(parents=True)
     (image.folder / cache.META).write_text("{}")
     with open_session(folders) as session:
-        lab = Lab(folders=folders, session=session, host=host(), table=TABLE, image=image, progress=Silent(), cold=False)
+        quota = Quota(room.limit(room.RUN_LIMIT))
+        lab = Lab(folders=folders, session=session, host=host(), table=TABLE, image=image, progress=Silent(), cold=False, quota=quota)
         assert await lab.kernel("built-own") == own
         # It has been at work for a day.
         for folder in (own.folder, other.folder, image.folder):

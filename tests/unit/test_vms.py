@@ -1,6 +1,7 @@
 """Guests that stay: their records, the table of what their disks do, the inventory, and the frames between them."""
 
 import asyncio
+import contextlib
 import io
 import os
 import socket
@@ -8,19 +9,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from rich.console import Console
 
-from testbed import inventory, vms
+from testbed import inventory, paths, reach, supervisor, up, vms
 from testbed.errors import HostError, UsageError
 from testbed.paths import Folders
+from testbed.progress import Silent
 from testbed.report import guests
+from testbed.supervisor import UpOrder
 from testbed.switch import Plug
+from testbed.topology.model import Topology
 from testbed.vms import Record, Vm
 
 RECORD = Record(
@@ -150,6 +155,47 @@ async def test_frames_reach_every_other_guest_and_a_missing_one_holds_nobody_up(
             assert [(await loop.sock_recv(peer, 100))[0] for _ in range(3)] == [0, 1, 2]
     await plug.close()
     assert not (folders.runtime / "own.out").exists()
+
+
+async def test_guests_that_are_started_together_share_what_a_run_may_take(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two supervisors opens a lab with half of it."""
+    shares = list[int]()
+
+    async def supervised(orders: list[UpOrder], *others: object) -> tuple[Vm, ...]:
+        for order in orders:
+            await supervisor.supervise(UpOrder.from_json(order.to_json()), lambda said: None)
+        return ()
+
+    @contextlib.asynccontextmanager
+    async def opened(*_: object, sharing: int = 1, **others: object) -> AsyncIterator[Any]:
+        shares.append(sharing)
+        if len(shares) > 1:  # a supervisor's
+            raise HostError("here it ends")
+        yield AsyncMock(folders=folders)
+
+    monkeypatch.setattr(up, "launch", supervised)
+    monkeypatch.setattr(reach, "beyond", lambda *_: ())
+    monkeypatch.setattr(reach, "known", lambda *_: None)
+    for module in (up, supervisor):
+        monkeypatch.setattr(module, "open_lab", opened)
+    monkeypatch.setattr(paths, "folders", lambda: folders)
+    names = ("a", "b")
+    await up.start(
+        Topology.model_validate({"version": 1, "guests": {name: {} for name in names}}),
+        file=tmp_path / "x.yaml",
+        point="",
+        called={name: name for name in names},
+        kernels=dict.fromkeys(names, "debian-6.1"),
+        folders=folders,
+        evidence={name: tmp_path for name in names},
+        cold=False,
+        at_once=False,
+        progress=Silent(),
+        waiting=(),
+    )
+    assert shares == [1, 2, 2]
 
 
 def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
