@@ -27,6 +27,7 @@ from testbed.supervisor import UpOrder
 from testbed.switch import Plug
 from testbed.topology.model import Topology
 from testbed.vms import Record, Vm
+from tests.guest import places
 
 RECORD = Record(
     name="g0",
@@ -196,6 +197,26 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
         waiting=(),
     )
     assert shares == [1, 2, 2]
+
+
+async def test_what_outlives_its_supervisor_is_a_stray_whatever_the_record_says() -> None:
+    """Of the benchmark that kills commands: before another command ends it."""
+    with places.made() as own:
+        words = ("sh", "-c", "sleep 600 >/dev/null & echo $!; wait")
+        keeper = await asyncio.create_subprocess_exec(*words, env=own.env, stdout=asyncio.subprocess.PIPE)
+        assert keeper.stdout is not None
+        child = int(await keeper.stdout.readline())
+        assert own.strays().keys() == {keeper.pid, child}
+        folder = own.runtime / "testbed" / "vms" / "g0"
+        folder.mkdir(parents=True)
+        vms.write(folder, replace(RECORD, supervisor=keeper.pid, state=vms.STARTING))
+        assert own.strays().keys() == {keeper.pid, child}
+        vms.write(folder, replace(RECORD, supervisor=keeper.pid))
+        await own.no_strays()
+        keeper.kill()
+        await keeper.wait()
+        assert own.strays().keys() == {child}
+        own.end()
 
 
 def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
