@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from tests.guest import places
@@ -55,15 +55,25 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
                     # The other half of it ends by itself, unless the guest was ready and stays.
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(started.wait(), 30)
+                    # Counted before the next command, which ends what it finds without its supervisor.
+                    orphans += await _orphans(own.no_strays, own.strays)
                     if own.processes():
                         await own.run("down", "--all")
             await started.communicate()
-            try:
-                await own.no_processes()
-            except AssertionError:
-                orphans += len(own.processes())
-                own.end()
+            orphans += await _orphans(own.no_processes, own.processes)
             await own.run("gc", "--unused-for", "9999d", "--larger-than", "999T")
             leftovers += len(own.left())
     took_s = time.monotonic() - began
     return {"kills": count, "orphans": orphans, "leftovers": leftovers, "seed": seed, "struck": dict(struck), "took, s": round(took_s)}
+
+
+async def _orphans(awaited: Callable[[], Awaitable[None]], there: Callable[[], dict[int, str]]) -> int:
+    """How many outlive what they should die with; they are ended."""
+    try:
+        await awaited()
+    except AssertionError:
+        found = there()
+        for pid in found:
+            places.Places.kill(pid)
+        return len(found)
+    return 0

@@ -196,7 +196,10 @@ def growing(kept: Sequence[Held]) -> tuple[str, ...]:
 
 
 async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
-    """Rounds until the time is over. `growing`: what is not flat; `after the warm-up`, `at the end`, `most`: what the process held between rounds."""
+    """Rounds until the time is over. `growing`: what is not flat.
+
+    `after the warm-up`, `at the end`, `most`: what the process held between rounds.
+    """
     chance = random.Random(seed)
     until = time.monotonic() + minutes * 60
     rounds = Counter[str]()
@@ -207,7 +210,7 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="testbed-soak-") as folder,
         tempfile.TemporaryFile("w+") as samples,
     ):
-        os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR")})
+        os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR", "TESTBED_ADMISSION")})
         async with open_lab(Silent(), kernels=(kernel,)) as lab:
             soak = Soak(lab, await lab.kernel(kernel), chance, Path(folder), own)
             while time.monotonic() < until or rounds.total() <= _WARM_UP + 3:

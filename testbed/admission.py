@@ -1,7 +1,7 @@
 """Who may start guests now, among all processes of this user that ask: a ticket for each set of guests, in the order of asking.
 
-RUNTIME/admission/gate        held while somebody looks at the tickets
-                  NUMBER-PID  a ticket, locked by its owner; when that is gone, however it ended, the lock is free and the ticket a leftover
+ADMISSION/gate        held while somebody looks at the tickets
+          NUMBER-PID  a ticket, locked by its owner; when that is gone, however it ended, the lock is free and the ticket a leftover
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import fcntl
 import itertools
 import json
 import os
-import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from testbed import allotment
 from testbed.errors import HostError
-from testbed.units import format_size
+from testbed.units import MIB, format_size
 
 _POLL_S = 0.05
 # Whoever is far behind looks less often.
 _SLOWEST_POLL_S = 1.0
-_AVAILABLE = re.compile(r"^MemAvailable:\s+(\d+) kB$", re.MULTILINE)
+# What a guest needs beyond its own memory: translated code, and QEMU itself. About 100 MiB have been seen.
+_OVERHEAD_BYTES = 128 * MIB
 _numbers = itertools.count()
 
 # Hears what is waited for, each time that it is something else.
@@ -34,20 +36,29 @@ OnWait = Callable[[str], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
     """Guests that start and end together. `who`: what wants them, for messages. `cores`: how many of this machine's they keep busy; 0 for
-    guests that mostly wait. `memory_bytes`: of all of them.
+    guests that mostly wait. `memory_bytes`: what all of them have; `guests`: how many they are.
     """
 
     cores: int
     memory_bytes: int
     who: str
+    guests: int = 1
     admitted: bool = False
 
+    @property
+    def need_bytes(self) -> int:
+        """What they may take of this machine's memory: their own, and what QEMU needs for each."""
+        return self.memory_bytes + self.guests * _OVERHEAD_BYTES
 
-def obstacle(wanted: Claim, held: Iterable[Claim], *, cores: int, memory_bytes: int, free_bytes: int) -> str | None:
-    """What a claim must wait for: no more than a busy guest a core, and no more than half of the memory; None where it need not.
 
-    Half, because what a guest needs beyond its own memory (translated code, QEMU itself) is about 100 MiB, and other people use the host.
-    Whoever asks first starts with as many guests as it wants.
+def obstacle(
+    wanted: Claim, held: Iterable[Claim], *, cores: int, memory_bytes: int, free_bytes: int, resident_bytes: int = 0
+) -> str | None:
+    """What a claim must wait for: no more than a busy guest a core, no more than half of the memory, because other people use the host, and
+    no more than is free and not promised; None where it need not.
+
+    Guests that were admitted touch their memory late, a clone only what it writes: what is free is theirs as far as they do not have it
+    yet. `resident_bytes`: what they have. Whoever asks first starts with as many guests as it wants. Pure.
     """
     there = tuple(held)
     if not there:
@@ -58,9 +69,10 @@ def obstacle(wanted: Claim, held: Iterable[Claim], *, cores: int, memory_bytes: 
         what = "a core" if wanted.cores == 1 else f"{wanted.cores} cores"
         return f"{what}: there are {cores}, and {taken} {'is' if taken == 1 else 'are'} taken by {_names(busy)}"
     promised = sum(claim.memory_bytes for claim in there)
-    if promised + wanted.memory_bytes > memory_bytes // 2 or wanted.memory_bytes > free_bytes // 2:
-        free = format_size(free_bytes)
-        return f"{format_size(wanted.memory_bytes)} of memory: {format_size(promised)} are of {_names(there)}, {free} are free"
+    owed = max(0, sum(claim.need_bytes for claim in there) - resident_bytes)
+    if promised + wanted.memory_bytes > memory_bytes // 2 or owed + wanted.need_bytes > free_bytes:
+        said = f"{format_size(wanted.memory_bytes)} of memory: {format_size(promised)} are of {_names(there)}"
+        return f"{said}, {format_size(free_bytes)} are free, {format_size(owed)} of that promised"
     return None
 
 
@@ -70,16 +82,32 @@ def _names(claims: Iterable[Claim]) -> str:
 
 def refusal(wanted: Claim, held: Iterable[Claim], *, free_bytes: int) -> str | None:
     """Why a claim is in vain: nobody whose end could be waited for has the memory that it lacks. None where it is not."""
-    if any(held) or wanted.memory_bytes <= free_bytes:
+    if any(held) or wanted.need_bytes <= free_bytes:
         return None
-    lacking, free = format_size(wanted.memory_bytes), format_size(free_bytes)
+    lacking, free = format_size(wanted.need_bytes), format_size(free_bytes)
     return f"{wanted.who}: expected {lacking} of free memory, got {free}; end other programs, or give its guests less memory"
 
 
-def free_memory() -> int:
-    """Bytes that could be had now."""
-    found = _AVAILABLE.search(Path("/proc/meminfo").read_text())
-    return int(found[1]) * 1024 if found else 0
+def resident(owner: int) -> int:
+    """Bytes of memory that the QEMUs of a process have, and that nobody else could have: no pages of files, which come from a template."""
+    found = 0
+    for children in Path(f"/proc/{owner}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it ends just now
+            for child in children.read_text().split():
+                with contextlib.suppress(OSError, ValueError):
+                    status = dict(line.split(":", 1) for line in Path(f"/proc/{child}/status").read_text().splitlines())
+                    # Another name, as of a user's wrapper, counts as nothing: its guests are then taken for ones that have nothing yet.
+                    if status["Name"].strip().startswith("qemu-system"):
+                        found += sum(int(status[kind].split()[0]) * 1024 for kind in ("RssAnon", "RssShmem") if kind in status)
+    return found
+
+
+def _resident(held: Iterable[tuple[Path, Claim]]) -> int:
+    """Of what was promised, what the guests have. No owner's count for more than was promised to it, whatever else it has started."""
+    promised = Counter[int]()
+    for path, claim in held:
+        promised[int(path.name.split("-")[1])] += claim.need_bytes
+    return sum(min(need_bytes, resident(owner)) for owner, need_bytes in promised.items())
 
 
 def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
@@ -94,9 +122,8 @@ def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
             path.unlink(missing_ok=True)
 
 
-def sweep(runtime: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove the tickets of processes that are gone, unless somebody looks at them just now, who removes them as well."""
-    folder = runtime / "admission"
     if not folder.is_dir():
         return
     with contextlib.suppress(OSError), (folder / "gate").open("a") as gate:
@@ -108,8 +135,8 @@ def sweep(runtime: Path) -> None:
 class Admission:
     """The queue in one folder."""
 
-    def __init__(self, runtime: Path, *, cores: int, memory_bytes: int) -> None:
-        self._folder = runtime / "admission"
+    def __init__(self, folder: Path, *, cores: int, memory_bytes: int) -> None:
+        self._folder = folder
         self._cores, self._memory_bytes = cores, memory_bytes
 
     @contextlib.asynccontextmanager
@@ -139,18 +166,25 @@ class Admission:
     async def _ask(self, ticket: Admitted, at_once: bool) -> tuple[int, str] | None:
         """How many are before it, and what it must wait for."""
         async with self._gate():
-            before, held = [], []
+            before, admitted = [], []
             for path, claim in _tickets(self._folder):
                 if claim.admitted:
-                    held.append(claim)
+                    admitted.append((path, claim))
                 elif path.name < ticket.path.name:
                     before.append(claim)
-            wanted, free_bytes = ticket.claim, free_memory()
+            wanted, held, free_bytes = ticket.claim, [claim for _, claim in admitted], allotment.free_bytes()
             if before and not at_once:
                 return len(before), f"its turn, after {before[0].who}"
             if refused := refusal(wanted, held, free_bytes=free_bytes):
                 raise HostError(refused)
-            why = obstacle(wanted, held, cores=self._cores, memory_bytes=self._memory_bytes, free_bytes=free_bytes)
+            why = obstacle(
+                wanted,
+                held,
+                cores=self._cores,
+                memory_bytes=self._memory_bytes,
+                free_bytes=free_bytes,
+                resident_bytes=_resident(admitted),
+            )
             if why is not None and not at_once:
                 return 0, why
             ticket.write(replace(wanted, admitted=True))

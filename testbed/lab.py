@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import os
 import shlex
-import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -68,7 +67,16 @@ class Lab:
     """Made by `open_lab`. Safe to use from many tasks at once; what two of them need is made once."""
 
     def __init__(
-        self, *, folders: Folders, session: Session, host: Host, table: KernelTable, image: Image, progress: Progress, cold: bool
+        self,
+        *,
+        folders: Folders,
+        session: Session,
+        host: Host,
+        table: KernelTable,
+        image: Image,
+        progress: Progress,
+        cold: bool,
+        quota: Quota,
     ) -> None:
         self.folders = folders
         self.host = host
@@ -82,8 +90,10 @@ class Lab:
         # Booting keeps a core busy, whatever the guest does later: more at once only make each other late.
         self._booting = asyncio.Semaphore(host.cores)
         self._files: dict[tuple[str, str], BootFiles] = {}
-        self._admission = Admission(folders.runtime, cores=host.cores, memory_bytes=host.memory_bytes)
-        self._quota = Quota(room.limit(room.RUN_LIMIT))
+        # Of the cache, what this lab has used and may use again, however long it is open.
+        self._needed = {image.folder}
+        self._admission = Admission(folders.admission, cores=host.cores, memory_bytes=host.memory_bytes)
+        self._quota = quota
 
     @contextlib.asynccontextmanager
     async def admitted(
@@ -93,7 +103,9 @@ class Lab:
 
         `cores`: how many the guests keep busy. `on_wait` hears what is waited for; see `Admission.admitted`.
         """
-        claim = Claim(cores=cores, memory_bytes=sum(model.memory for model in models), who=f"{who} (pid {os.getpid()})")
+        there = tuple(models)
+        memory_bytes = sum(model.memory for model in there)
+        claim = Claim(cores=cores, memory_bytes=memory_bytes, guests=len(there), who=f"{who} (pid {os.getpid()})")
         tell = on_wait or (lambda why: self._progress.note(f"{who}: {why}"))
         async with self._admission.admitted(claim, tell, at_once=at_once) as ticket:
             yield ticket
@@ -103,7 +115,9 @@ class Lab:
 
         :raise UsageError: it names nothing, or its files are not what they should be. :raise HostError: they cannot be fetched.
         """
-        return await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
+        found = await kernel_files.fetch(self.table.resolve(spec), self.folders.cache, self._progress)
+        self._needed.add(found.folder)
+        return found
 
     async def prepare(self, model: GuestModel, kernel: KernelFiles) -> None:
         """Make what a guest needs beyond itself, with progress: image, initramfs, template."""
@@ -260,6 +274,7 @@ class Lab:
                     return await template.save(unfinished, boot, host_key, task)
 
         there = (folder / cache.META).is_file()
+        self._needed.add(folder)
         await cache.once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
         if not there:
             await asyncio.to_thread(self._keep_within)
@@ -267,14 +282,14 @@ class Lab:
 
     def _keep_within(self) -> None:
         """Templates are what a cache grows by: keep it as small as the user wants it."""
-        pieces = waste.every(self.folders.cache)
-        for piece in waste.superfluous(pieces, time.time(), unused_s=None, limit_bytes=room.limit(room.CACHE_LIMIT)):
-            waste.remove(piece.folder)
+        waste.keep_within(self.folders, room.limit(room.CACHE_LIMIT), tuple(self._needed))
 
     async def _image(self, name: str) -> Image:
         if name == self.image.name:
             return self.image
-        return await image.build(name, paths.shipped("images"), self.folders.cache, self._progress)
+        built = await image.build(name, paths.shipped("images"), self.folders.cache, self._progress)
+        self._needed.add(built.folder)
+        return built
 
     async def _boot_files(self, kernel: KernelFiles, root: Image) -> BootFiles:
         key = (kernel.sha256, root.sha256)
@@ -297,6 +312,7 @@ class Lab:
             (unfinished / "initramfs").write_bytes(archive)
             return {"release": kernel.release, "hashes": {"initramfs": cache.file_sha256(unfinished / "initramfs")}}
 
+        self._needed.add(folder)
         await cache.once(folder, make, self._progress, "initramfs")
         await asyncio.to_thread(seals.check, folder, ("initramfs",), cache.read_meta(folder).get("hashes"))
         return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)
@@ -324,8 +340,10 @@ def say_what_is_not_held(host: Host, progress: Progress) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False) -> AsyncIterator[Lab]:
+async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False, sharing: int = 1) -> AsyncIterator[Lab]:
     """A lab with the guest image and `kernels` at hand, all fetched and built side by side where they are missing.
+
+    `sharing`: how many labs share what a run may take of this machine's disks; see `Quota`.
 
     :raise HostError: this machine cannot run it; says what to do. :raise UsageError: a kernel names nothing.
     """
@@ -333,6 +351,7 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
     images = paths.shipped("images")
     table = load_table(images / "kernels.yaml")
     wanted = [table.resolve(spec) for spec in dict.fromkeys(kernels)]
+    quota = Quota(room.limit(room.RUN_LIMIT), sharing=sharing)
     with open_session(folders) as session:
         try:
             async with asyncio.TaskGroup() as group:
@@ -343,4 +362,13 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
             raise failures.exceptions[0] from None
         host = await probe.probe(folders.cache, fetched[0].result() if fetched else None)
         say_what_is_not_held(host, progress)
-        yield Lab(folders=folders, session=session, host=host, table=table, image=built.result(), progress=progress, cold=cold)
+        yield Lab(
+            folders=folders,
+            session=session,
+            host=host,
+            table=table,
+            image=built.result(),
+            progress=progress,
+            cold=cold,
+            quota=quota,
+        )

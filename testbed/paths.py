@@ -16,15 +16,19 @@ from testbed.errors import HostError
 # sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)); the longest name below the runtime folder is that of a network,
 # SESSION/lan-N/NETWORK-GUEST.out.
 _LONGEST_SOCKET_FOLDER = 107 - 1 - 55
+_ADMISSION = "TESTBED_ADMISSION"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Folders:
-    """`cache`: images, kernels, templates, scratch disks. `state`: runs. `runtime`: sockets, mode 0700."""
+    """`cache`: images, kernels, templates, scratch disks. `state`: runs. `runtime`: sockets, mode 0700. `admission`: who may start guests,
+    the same for all sessions of an account.
+    """
 
     cache: Path
     state: Path
     runtime: Path
+    admission: Path
 
     @property
     def runs(self) -> Path:
@@ -38,12 +42,16 @@ class Folders:
 def folders() -> Folders:
     """The folders of this user, from `TESTBED_CACHE`, `TESTBED_STATE`, then XDG; created where missing.
 
+    Who has guests is asked for in one place, whatever XDG_RUNTIME_DIR says: they share one machine. Only tests name another
+    (`TESTBED_ADMISSION`).
+
     :raise HostError: one cannot be made, or the runtime folder belongs to somebody else.
     """
     found = Folders(
         cache=Path(os.environ.get("TESTBED_CACHE") or platformdirs.user_cache_path("testbed")),
         state=Path(os.environ.get("TESTBED_STATE") or platformdirs.user_state_path("testbed")),
-        runtime=_runtime(),
+        runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()), "XDG_RUNTIME_DIR"),
+        admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission"),
     )
     for folder in (found.cache, found.runs, found.scratch):
         try:
@@ -66,12 +74,17 @@ def new_run_folder(runs: Path) -> Path:
     return folder
 
 
-def _runtime() -> Path:
-    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}") / "testbed"
+def _of_account() -> Path:
+    return Path(f"/run/user/{os.getuid()}")
+
+
+def _private(above: Path, variable: str) -> Path:
+    """The testbed's folder in `above`, else in /tmp, which is everybody's. `variable`: names another place."""
+    folder = above / "testbed"
     if not folder.parent.is_dir() or len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or not _usable(folder):
         folder = Path(f"/tmp/testbed-{os.getuid()}")  # noqa: S108 - checked below to be ours and private
         if not _usable(folder):
-            raise HostError(f"{folder}: expected a folder of uid {os.getuid()} with mode 0700; remove it, or set XDG_RUNTIME_DIR")
+            raise HostError(f"{folder}: expected a folder of uid {os.getuid()} with mode 0700; remove it, or set {variable}")
     return folder
 
 

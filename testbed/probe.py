@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed import custody, process
+from testbed import allotment, custody, process
 from testbed.errors import HostError
 from testbed.host import NO_SANDBOX, Account, Host, Kvm, Qemu
 from testbed.keys import content_key
@@ -68,7 +68,6 @@ _COMMANDS = (
 # A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
 _KVM_LIMIT_S = 20
 _CAPABILITIES = re.compile(r"^Cap(?:Eff|Bnd):\s+(\w+)$", re.MULTILINE)
-_MEMINFO = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE)
 # QEMU's account where the testbed runs as root: a number that nobody has (systemd's list of uids says that 60578 to 61183 are unused).
 _ACCOUNT = Account(uid=61183, gid=61183)
 _EXIT_PORT = 0xF4
@@ -76,8 +75,8 @@ _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the pr
 
 
 def host_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that this machine has for us."""
+    return allotment.memory_bytes()
 
 
 async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
@@ -86,14 +85,13 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
     :raise HostError: there is no QEMU that can run a guest.
     """
     found = await _qemu(cache)
-    memory: dict[str, str] = dict(_MEMINFO.findall(Path("/proc/meminfo").read_text()))
     account, why_own_account = await _account(cache, found)
     kvm_device = Path("/dev/kvm")
     return Host(
         kernel=os.uname().release,
-        cores=len(os.sched_getaffinity(0)),
-        memory_bytes=int(memory["MemTotal"]) * 1024,
-        memory_free_bytes=int(memory.get("MemAvailable", memory["MemFree"])) * 1024,
+        cores=allotment.cores(),
+        memory_bytes=allotment.memory_bytes(),
+        memory_free_bytes=allotment.free_bytes(),
         disk_free_bytes=shutil.disk_usage(cache).free,
         qemu=found,
         kvm=await _kvm(cache, found, kernel),

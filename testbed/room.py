@@ -54,10 +54,15 @@ def taken(folder: Path) -> int:
 
 
 class Quota:
-    """What all guests of a run may take together of this machine's disks: their logs, and what they write to their own."""
+    """What all guests of a run may take together of this machine's disks: their logs, and what they write to their own.
 
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+    `sharing`: how many guests that stay share the limit, each in a process of its own that knows nothing of the others' disks; this is for
+    one of them, with an equal part.
+    """
+
+    def __init__(self, limit_bytes: int, *, sharing: int = 1) -> None:
+        self._limit_bytes = limit_bytes // sharing
+        self._shared = f", its part of {format_size(limit_bytes)} for {sharing} guests" if sharing > 1 else ""
         self._folders: set[Path] = set()
         self._taken_bytes, self._measured = 0, -_POLL_S
 
@@ -67,8 +72,8 @@ class Quota:
         while self._taken() <= self._limit_bytes:
             await asyncio.sleep(_POLL_S)
         return (
-            f"its run takes {format_size(self._taken_bytes)} of this machine's disks, and may take {format_size(self._limit_bytes)};"
-            f" allow more with {RUN_LIMIT}"
+            f"its run takes {format_size(self._taken_bytes)} of this machine's disks, and may take {format_size(self._limit_bytes)}"
+            f"{self._shared}; allow more with {RUN_LIMIT}"
         )
 
     def _taken(self) -> int:

@@ -1,25 +1,33 @@
-"""What one running testbed owns: a folder of sockets and one of scratch disks, held by a lock that dies with it.
+"""What one running testbed owns: a folder of sockets and one of scratch disks, each with a lock beside it that dies with the session.
 
-What a killed testbed left is found by its lock being free, and removed by the next one.
+RUNTIME/NAME/               sockets
+        NAME.lock           held while the session lives; says which cache the other half is in
+CACHE/scratch/NAME/         scratch disks
+              NAME.lock     the same, and says which runtime folder the other half is in
+
+What a killed testbed left is found by its locks being free, and removed by the next one, wherever that has only one of the two folders in
+common with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import re
 import secrets
 import shutil
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import filelock
 
 from testbed import admission, vms
 from testbed.errors import HostError
 from testbed.paths import Folders
 from testbed.store import cache
+
+_LOCK = re.compile(r"[0-9a-f]{8}\.lock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,69 +46,96 @@ def open_session(folders: Folders) -> Iterator[Session]:
     :raise HostError: its folders cannot be made.
     """
     reap(folders)
-    name, lock = _locked_name(folders)
-    session = Session(name=name, sockets=folders.runtime / name, scratch=folders.scratch / name)
-    try:
-        session.sockets.mkdir(mode=0o700)
-        session.scratch.mkdir(mode=0o700)
-        yield session
-    except OSError as error:
-        if error.filename in (str(session.sockets), str(session.scratch)):
-            raise HostError(f"{error.filename}: cannot be made: {error.strerror}") from error
-        raise
-    finally:
-        _remove(folders, name)
-        lock.release()
+    with contextlib.ExitStack() as held:
+        name = _locked_name(folders, held)
+        session = Session(name=name, sockets=folders.runtime / name, scratch=folders.scratch / name)
+        try:
+            session.sockets.mkdir(mode=0o700)
+            session.scratch.mkdir(mode=0o700)
+            yield session
+        except OSError as error:
+            if error.filename in (str(session.sockets), str(session.scratch)):
+                raise HostError(f"{error.filename}: cannot be made: {error.strerror}") from error
+            raise
+        finally:
+            shutil.rmtree(session.sockets, ignore_errors=True)
+            shutil.rmtree(session.scratch, ignore_errors=True)
 
 
-def _lock_file(folders: Folders, name: str) -> Path:
-    return folders.scratch / f"{name}.lock"
+def _lock_file(place: Path, name: str) -> Path:
+    return place / f"{name}.lock"
 
 
-def _locked_name(folders: Folders) -> tuple[str, filelock.BaseFileLock]:
+def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
+    halves = ((folders.scratch, folders.runtime, "TESTBED_CACHE"), (folders.runtime, folders.cache, "XDG_RUNTIME_DIR"))
     while True:
         name = secrets.token_hex(4)
-        path = _lock_file(folders, name)
-        try:
-            lock = filelock.FileLock(path, thread_local=False)
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            continue
-        except OSError as error:
-            raise HostError(f"{path}: cannot be locked: {error.strerror}; name another place with TESTBED_CACHE") from error
-        # A reaper may have taken the new file for a leftover just before it was locked.
-        if path.exists():
-            return name, lock
-        lock.release()
+        with contextlib.ExitStack() as locks:
+            for place, other, variable in halves:
+                path = _lock_file(place, name)
+                try:
+                    lock = locks.enter_context(path.open("xb", buffering=0))
+                    locks.callback(path.unlink, missing_ok=True)
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    lock.write(os.fsencode(other.absolute()))
+                except (FileExistsError, BlockingIOError):
+                    break
+                except OSError as error:
+                    raise HostError(f"{path}: cannot be locked: {error.strerror}; name another place with {variable}") from error
+            else:
+                # A reaper may have taken a new file for a leftover just before it was locked.
+                if all(_lock_file(place, name).exists() for place, _, _ in halves):
+                    held.enter_context(locks.pop_all())
+                    return name
 
 
 def reap(folders: Folders) -> tuple[str, ...]:
     """Remove what killed sessions left; returns their names. So goes what is half-finished in the cache, and guests that stayed and whose
-    supervisor is gone.
+    supervisor is gone: of these folders, and of those that a killed session had beside one of these.
     """
-    cache.sweep(folders.cache)
-    vms.every(folders)
-    admission.sweep(folders.runtime)
-    reaped = []
-    for path in folders.scratch.glob("*.lock"):
-        lock = filelock.FileLock(path, thread_local=False)
-        try:
-            lock.acquire(blocking=False)
-        except (filelock.Timeout, OSError):
-            continue
-        try:
-            _kill_guests(folders.runtime / path.stem)
-            _remove(folders, path.stem)
-        finally:
-            lock.release()
-        reaped.append(path.stem)
+    _sweep(folders)
+    admission.sweep(folders.admission)
+    reaped: dict[str, None] = {}
+    for here in (folders.scratch, folders.runtime):
+        for path in sorted(here.glob("*.lock")):
+            with _dead(path) as said:
+                if said is None or not _LOCK.fullmatch(path.name):
+                    continue
+                if said:  # or it died before it had anything
+                    there = Path(os.fsdecode(said))
+                    of = replace(folders, cache=there) if here == folders.runtime else replace(folders, runtime=there)
+                    if of != folders and there.is_dir():
+                        _sweep(of)
+                    _kill_guests(of.runtime / path.stem)
+                    _remove_half(of.scratch if here == folders.runtime else of.runtime, path.stem)
+                # Last: as long as its lock is there, the other half is known.
+                _remove_half(here, path.stem)
+            reaped[path.stem] = None
     return tuple(reaped)
 
 
-def _remove(folders: Folders, name: str) -> None:
-    shutil.rmtree(folders.runtime / name, ignore_errors=True)
-    shutil.rmtree(folders.scratch / name, ignore_errors=True)
-    _lock_file(folders, name).unlink(missing_ok=True)
+def _sweep(folders: Folders) -> None:
+    cache.sweep(folders.cache)
+    vms.every(folders)
+
+
+@contextlib.contextmanager
+def _dead(path: Path) -> Iterator[bytes | None]:
+    """Where a dead session's lock, which is held meanwhile, says that its other half is; None of one that lives."""
+    with contextlib.ExitStack() as held:
+        try:
+            lock = held.enter_context(path.open("rb"))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            said = lock.read()
+        except OSError:
+            yield None
+            return
+        yield said
+
+
+def _remove_half(place: Path, name: str) -> None:
+    shutil.rmtree(place / name, ignore_errors=True)
+    _lock_file(place, name).unlink(missing_ok=True)
 
 
 # A variable of QEMU's environment that says whose it is: its folder of sockets.

@@ -88,7 +88,7 @@ class Slots:
         """
         device = drives.pci_device(name, disk)
         gone = self._gone[device] = asyncio.Event()
-        await self._monitor.execute("device_del", {"id": device})
+        await self._wait(self._monitor.execute("device_del", {"id": device}), self._deadlines.monitor_s)
         await self._wait(gone.wait(), self._deadlines.command_s)
 
     async def remove(self, name: str, disk: Disk, *, keep: bool = False) -> None:

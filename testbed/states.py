@@ -6,6 +6,7 @@ import asyncio
 import os
 from pathlib import Path
 
+from testbed import room
 from testbed.errors import HostError
 from testbed.monitor import Monitor
 
@@ -16,7 +17,7 @@ _CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": Tru
 async def write(monitor: Monitor, path: Path) -> None:
     """Save a machine that has stopped.
 
-    :raise HostError: QEMU cannot: it names the device that it cannot save.
+    :raise HostError: QEMU cannot: it names the device that it cannot save. Of a full disk it says nothing.
     """
     await monitor.execute("migrate-set-capabilities", _CAPABILITIES)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -28,7 +29,8 @@ async def write(monitor: Monitor, path: Path) -> None:
     while (answer := await monitor.execute("query-migrate")).get("status") not in ("completed", "failed", "cancelled"):
         await asyncio.sleep(0.01)
     if answer["status"] != "completed":
-        raise HostError(f"QEMU: expected to save the machine's state, got {answer['status']}: {answer.get('error-desc', 'no reason')}")
+        reason = answer.get("error-desc") or room.full((path.parent,)) or "no reason"
+        raise HostError(f"QEMU: expected to save the machine's state, got {answer['status']}: {reason}")
 
 
 async def load(monitor: Monitor, path: Path) -> None:

@@ -35,7 +35,8 @@ Say = Callable[[dict[str, Any]], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpOrder:
     """One guest to keep. `topology`: the whole file's, as JSON; `networks`: the folder of its guests' sockets; `evidence`: of its logs;
-    `snapshot`: the folder of one to go on from. `at_once`: whether the host has room or not.
+    `snapshot`: the folder of one to go on from. `at_once`: whether the host has room or not. `sharing`: how many guests that are started
+    together share what a run may take of this machine's disks.
     """
 
     name: str
@@ -49,6 +50,7 @@ class UpOrder:
     cold: bool
     snapshot: str | None = None
     at_once: bool = False
+    sharing: int = 1
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -78,7 +80,7 @@ async def supervise(order: UpOrder, say: Say) -> int:
     folders = paths.folders()
     try:
         with journal.writing(Path(order.evidence)), vms.claimed(folders, order.name) as folder:
-            async with open_lab(_Notes(say), kernels=(order.kernel,), cold=order.cold) as lab:
+            async with open_lab(_Notes(say), kernels=(order.kernel,), cold=order.cold, sharing=order.sharing) as lab:
                 keeper = Keeper(order, folder, lab, say)
                 async with desk.listening(folder / "control", keeper.answer):
                     await keeper.keep()

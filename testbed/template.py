@@ -62,7 +62,7 @@ async def _once(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[s
             return None
         task.update(fraction=0.7, detail="saving")
         await guest.freeze()
-        await guest.monitor.execute("stop")
+        await guest.wait(guest.monitor.execute("stop"), guest.order.deadlines.monitor_s)
         await guest.wait(states.write(guest.monitor, folder / "state"), guest.order.deadlines.restore_s)
         boot_s = guest.boot_s
         # The guest's memory stays as it is from here on: nothing runs any more.

@@ -92,6 +92,7 @@ async def start(
             evidence=str(evidence[guest]),
             cold=cold,
             at_once=at_once,
+            sharing=len(topology.guests),
         )
         for guest in topology.guests
     ]
@@ -112,6 +113,7 @@ async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, 
         "evidence": str(evidence / name),
         "snapshot": str(saved.folder),
         "at_once": False,
+        "sharing": 1,
     }
     (vm,) = await launch([UpOrder(**{**saved.order, **changes})], waiting, folders, progress)
     return vm

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from testbed import allotment
 from testbed.errors import UsageError
 from testbed.topology import Topology, load_points, parse_points
 
@@ -18,8 +18,8 @@ Wanted = Topology | Path | str | Mapping[str, Any]
 
 
 def host_memory() -> int:
-    """Bytes of memory that this machine has, which guests must fit in."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that this machine has for us, which guests must fit in."""
+    return allotment.memory_bytes()
 
 
 def points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topology]:

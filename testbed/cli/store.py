@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from testbed import paths, room, session, vms
+from testbed import paths, room, session
 from testbed.cli.app import Json, Quiet, app, err, out, run_async
 from testbed.cli.sizes import age_s, size_bytes
-from testbed.errors import TestbedError, UsageError
-from testbed.kernels import load_table
+from testbed.errors import UsageError
 from testbed.lab import IMAGE
 from testbed.report import live
-from testbed.store import cache, image, kernel_files, snapshots, waste
+from testbed.store import cache, image, waste
 from testbed.units import format_size
 
 image_app = typer.Typer(no_args_is_help=True, help="Guest images, built from images/*.yaml.")
@@ -76,7 +73,7 @@ def gc(
     limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else room.limit(room.CACHE_LIMIT)
     session.reap(folders)
     pieces = waste.every(folders.cache) + waste.environments(folders.cache)
-    chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=_needed(folders))
+    chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.needed(folders))
     gone = [piece for piece in chosen if dry_run or waste.remove(piece.folder)]
     freed = sum(piece.size_bytes for piece in gone)
     left = sum(piece.size_bytes for piece in pieces) - freed
@@ -89,17 +86,3 @@ def gc(
         out.print(f"{piece.name}\t{format_size(piece.size_bytes)}", highlight=False, soft_wrap=True)
     said = "would be removed" if dry_run else "removed"
     err.print(f"{len(gone)} {said}, {format_size(freed)}; {format_size(left)} left", highlight=False)
-
-
-def _needed(folders: paths.Folders) -> set[Path]:
-    """The images and kernels of guests that stay, and of snapshots, which only go on from what they were made of."""
-    kernels = {vm.record.kernel for vm in vms.every(folders)}
-    kernels |= {str(one.order["kernel"]) for one in snapshots.every(folders.state)}
-    if not kernels:
-        return set()
-    known, images = load_table(paths.shipped("images") / "kernels.yaml"), paths.shipped("images")
-    found = {image.image_folder(name, images, folders.cache) for name in image.names(images)}
-    for spec in kernels:
-        with contextlib.suppress(TestbedError):  # a file that is gone
-            found.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))
-    return found

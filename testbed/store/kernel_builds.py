@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from testbed import allotment
 from testbed.errors import BuildError, HostError, UsageError
 from testbed.kbuild import fragments, patches, recipe
 from testbed.kbuild.ablations import ABLATIONS, Ablation
@@ -92,6 +92,8 @@ class Builder:
                 await _check_out(source, tree, self.progress)
             changes = await tree.planned(parts.series, parts.reverts, parts.ablations)
             yield _Plan(order=order, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
+            # Also now, since a build may take longer than what was of use stays for certain.
+            cache.used(source.folder)
 
     async def _make(self, plan: _Plan, unfinished: Path) -> dict[str, Any]:
         plan.tree.put(plan.changes)
@@ -100,7 +102,7 @@ class Builder:
             output=plan.source.folder / f"out-{recipe.output_key(plan.parts.request.text, plan.compiler)}",
             compiler=plan.compiler,
             release=f"-tb{plan.key[:8]}",
-            jobs=plan.order.jobs or len(os.sched_getaffinity(0)),
+            jobs=plan.order.jobs or allotment.cores(),
         )
         with self.progress.task(plan.title) as task:
             made = await job.run(plan.parts.request, task, self.progress.note)

@@ -83,6 +83,7 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
     """
     folder = kernel_folder(kernel, root)
     if isinstance(kernel, BuiltKernel):
+        cache.used(folder)
         return await _checked(read_built(kernel, root))
     if renew:
         shutil.rmtree(folder, ignore_errors=True)

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 
-from testbed import room
-from testbed.store import cache
+from testbed import paths, room, vms
+from testbed.errors import TestbedError
+from testbed.kernels import load_table
+from testbed.paths import Folders
+from testbed.store import cache, image, kernel_files, snapshots
 
 # Everything else in the cache is small, or of `tb`, which marks a virtual environment as whole, and whenever it is of use, by this file.
 _COMPLETE = "complete"
@@ -70,6 +74,27 @@ def superfluous(
             chosen.append(piece)
             left -= piece.size_bytes
     return tuple(sorted(chosen, key=lambda piece: piece.used))
+
+
+def needed(folders: Folders) -> set[Path]:
+    """The images and kernels of guests that stay, and of snapshots, which only go on from what they were made of."""
+    kernels = {vm.record.kernel for vm in vms.every(folders)}
+    kernels |= {str(one.order["kernel"]) for one in snapshots.every(folders.state)}
+    if not kernels:
+        return set()
+    known, images = load_table(paths.shipped("images") / "kernels.yaml"), paths.shipped("images")
+    found = {image.image_folder(name, images, folders.cache) for name in image.names(images)}
+    for spec in kernels:
+        with contextlib.suppress(TestbedError):  # a file that is gone
+            found.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))
+    return found
+
+
+def keep_within(folders: Folders, limit_bytes: int, own: Collection[Path]) -> None:
+    """Keep the cache as small as that, as far as that takes nothing that anybody needs. `own`: what is needed here besides."""
+    pieces = every(folders.cache)
+    for piece in superfluous(pieces, time.time(), unused_s=None, limit_bytes=limit_bytes, needed={*own, *needed(folders)}):
+        remove(piece.folder)
 
 
 def remove(folder: Path) -> bool:

@@ -158,6 +158,9 @@ FAULTS: dict[str, Fault] = {
     "host disk full: runs": Fault(
         error=errors.HostError, status=2, within_s=300, tests=("test_places.py::test_the_disk_is_full_below_the_runs",)
     ),
+    "host disk full: template": Fault(
+        error=errors.HostError, status=2, within_s=300, tests=("test_places.py::test_the_disk_is_full_where_a_template_is_made",)
+    ),
     "more than a run may take": Fault(
         stages=(State.READY,), error=errors.HostError, status=2, within_s=300, tests=("test_places.py::test_a_run_takes_more_than_it_may",)
     ),

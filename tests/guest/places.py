@@ -8,13 +8,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 
-from testbed import paths
+from testbed import paths, vms
 
 ROOT = Path(__file__).parents[2]
 # What is made once for all tests.
@@ -44,6 +44,8 @@ class Places:
     @property
     def env(self) -> dict[str, str]:
         own = {"TESTBED_CACHE": self.cache, "TESTBED_STATE": self.state, "XDG_RUNTIME_DIR": self.runtime, "PYTHONPATH": ROOT}
+        # The queue of the account is that of whoever runs the tests.
+        own |= {"TESTBED_ADMISSION": self.runtime / "testbed" / "admission"}
         return {**os.environ, **{name: str(path) for name, path in own.items()}, "COLUMNS": "300"}
 
     async def start(self, *words: str, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str) -> asyncio.subprocess.Process:
@@ -80,16 +82,26 @@ class Places:
                     found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
+    def strays(self) -> dict[int, str]:
+        """Those of them that are neither the supervisor of a guest that is ready nor descend from one."""
+        there = self.processes()
+        records = [vms.read_record(folder) for folder in (self.runtime / "testbed" / "vms").glob("*")]
+        keepers = {record.supervisor for record in records if record is not None and record.state == vms.READY} & there.keys()
+        return {pid: words for pid, words in there.items() if keepers.isdisjoint(_line(pid))}
+
     async def no_processes(self) -> None:
         """Wait until none is there: what is killed dies soon.
 
         :raise AssertionError: some stay.
         """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_DYING_S):
-                while self.processes():
-                    await asyncio.sleep(0.05)
-        assert not self.processes()
+        await _none(self.processes)
+
+    async def no_strays(self) -> None:
+        """Wait until none is there but for guests that stay, and what belongs to them.
+
+        :raise AssertionError: some stay.
+        """
+        await _none(self.strays)
 
     def left(self) -> list[str]:
         """Sockets, scratch files, half-made folders and locks that are held."""
@@ -120,6 +132,24 @@ class Places:
         """Kill what a failed test has left."""
         for pid in self.processes():
             self.kill(pid)
+
+
+async def _none(of: Callable[[], dict[int, str]]) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DYING_S):
+            while of():
+                await asyncio.sleep(0.05)
+    assert not of()
+
+
+def _line(pid: int) -> list[int]:
+    """A process and its ancestors, as far as they are there."""
+    line = [pid]
+    with contextlib.suppress(OSError):
+        while line[-1] > 1:
+            # The fields after the name, which may hold anything, are the state and the parent (proc_pid_stat(5)).
+            line.append(int(Path(f"/proc/{line[-1]}/stat").read_text().rpartition(")")[2].split()[1]))
+    return line
 
 
 def _held(path: Path) -> bool:

@@ -38,7 +38,8 @@ def folder() -> Any:
 @pytest.fixture
 async def held(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     """`testbed` with folders of its own, while `testbed repro --hold` holds a guest in the background; the parameter: more words for it."""
-    env = {**os.environ, "XDG_RUNTIME_DIR": str(folder / "run"), "TESTBED_STATE": str(folder / "state"), "COLUMNS": "200"}
+    own = {"XDG_RUNTIME_DIR": folder / "run", "TESTBED_ADMISSION": folder / "run" / "admission", "TESTBED_STATE": folder / "state"}
+    env = {**os.environ, **{name: str(path) for name, path in own.items()}, "COLUMNS": "200"}
     (folder / "bad.sh").write_text(SCRIPT)
 
     async def start(*words: str) -> asyncio.subprocess.Process:

@@ -167,7 +167,8 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
     with tempfile.TemporaryDirectory(prefix="tb-") as runtime:
         folder = tmp_path / "their project"
         folder.mkdir()
-        yield Suite(folder=folder, env={"XDG_RUNTIME_DIR": runtime, "TESTBED_STATE": str(tmp_path / "state")})
+        own = {"XDG_RUNTIME_DIR": runtime, "TESTBED_ADMISSION": f"{runtime}/admission", "TESTBED_STATE": str(tmp_path / "state")}
+        yield Suite(folder=folder, env=own)
         assert not list(Path(runtime).glob("testbed/vms/*")) and not list(Path(runtime).glob("testbed/net-*"))
 
 

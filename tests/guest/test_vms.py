@@ -80,7 +80,8 @@ async def testbed(tmp_path: Path) -> AsyncIterator[Commands]:
     # Sockets have short names.
     with tempfile.TemporaryDirectory(prefix="tb-") as runtime:
         checkout = str(Path(__file__).parents[2])
-        env = {**os.environ, "XDG_RUNTIME_DIR": runtime, "TESTBED_STATE": str(tmp_path / "state"), "PYTHONPATH": checkout}
+        own = {"XDG_RUNTIME_DIR": runtime, "TESTBED_ADMISSION": f"{runtime}/admission", "TESTBED_STATE": str(tmp_path / "state")}
+        env = {**os.environ, **own, "PYTHONPATH": checkout}
         run = Commands(tmp_path, env)
         yield run
         await run("down", "--all", status=None)

@@ -1,6 +1,7 @@
 """What tests are written with, where no guest is needed."""
 
 import asyncio
+import os
 import sys
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import testbed
-from testbed.admission import Admission, Claim, obstacle, refusal
+from testbed.admission import Admission, Claim, obstacle, refusal, resident
 from testbed.api import cgroup, needs, topologies
 from testbed.api.carrier import Background
 from testbed.api.cgroup import Counters
@@ -19,7 +20,7 @@ from testbed.api.names import Disk, Named
 from testbed.api.patience import Patience
 from testbed.api.vm import Vm
 from testbed.errors import GuestError, HostError, TopologyError, UsageError
-from testbed.units import GIB
+from testbed.units import GIB, MIB
 
 
 def claim(cores: int = 1, memory_bytes: int = GIB, who: str = "somebody") -> Claim:
@@ -46,6 +47,52 @@ def test_room_is_a_core_for_each_guest_and_half_of_the_memory(wanted: Claim, hel
     assert (why is None) if said is None else (why is not None and why.startswith(said))
 
 
+def resting(count: int, memory_bytes: int) -> tuple[Claim, ...]:
+    return tuple(claim(cores=0, memory_bytes=memory_bytes, who=f"g{number}") for number in range(count))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "held", "free_bytes", "resident_bytes", "fits"),
+    [
+        # Clones that rest have touched 72 MiB of what is theirs, and still may touch the rest.
+        (claim(memory_bytes=2 * GIB), resting(1, 2 * GIB), 4 * GIB, 72 * MIB, False),
+        (claim(memory_bytes=2 * GIB), resting(5, 2 * GIB), 4 * GIB, 5 * 72 * MIB, False),
+        (claim(memory_bytes=2 * GIB), resting(1, 2 * GIB), 5 * GIB, 72 * MIB, True),
+        # What they have touched is no longer free.
+        (claim(memory_bytes=2 * GIB), resting(3, 2 * GIB), 4 * GIB, 6 * GIB, True),
+        (claim(memory_bytes=2 * GIB), resting(3, 2 * GIB), 4 * GIB, 9 * GIB, True),
+        (claim(memory_bytes=2 * GIB), resting(3, 2 * GIB), 2 * GIB, 9 * GIB, False),
+        # A comparison's two, on a machine with little left.
+        (claim(), (claim(),), 3 * GIB, 0, True),
+        (claim(), (claim(),), 2 * GIB, 0, False),
+        # As many as a run of our own tests has at once, on the machine that they are run on.
+        (claim(), resting(9, GIB), 20 * GIB, 0, True),
+        # Many small ones need more than they are given.
+        (claim(memory_bytes=64 * MIB), (Claim(cores=0, memory_bytes=8 * 64 * MIB, guests=8, who="net"),), GIB, 0, False),
+    ],
+)
+def test_what_guests_were_promised_and_have_not_touched_is_not_free(
+    wanted: Claim, held: tuple[Claim, ...], free_bytes: int, resident_bytes: int, fits: bool
+) -> None:
+    why = obstacle(wanted, held, cores=2, memory_bytes=24 * GIB, free_bytes=free_bytes, resident_bytes=resident_bytes)
+    assert (why is None) is fits
+    assert fits or (why is not None and "of that promised" in why)
+
+
+async def test_what_a_process_s_guests_have_is_read_from_their_qemus(tmp_path: Path) -> None:
+    before = resident(os.getpid())
+    for name, counts in (("qemu-system-own", True), ("something", False)):
+        (tmp_path / name).symlink_to(Path(sys.executable).resolve())
+        words = [str(tmp_path / name), "-c", "kept = b'x' * (64 << 20); print('has it', flush=True); input()"]
+        pipe = asyncio.subprocess.PIPE
+        child = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
+        assert child.stdout is not None and await child.stdout.readline() == b"has it\n"
+        assert (resident(os.getpid()) - before >= 64 * MIB) is counts
+        child.kill()
+        await child.communicate()
+    assert resident(os.getpid()) == before
+
+
 async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) -> None:
     admission, notes, order = Admission(tmp_path, cores=1, memory_bytes=64 * GIB), list[str](), list[str]()
 
@@ -65,7 +112,7 @@ async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) 
     assert order == ["second", "third"]
     assert notes[0] == "waiting for a core: there are 1, and 1 is taken by first"
     assert notes[1] == "waiting for its turn, after second"
-    assert [path.name for path in (tmp_path / "admission").iterdir()] == ["gate"]
+    assert [path.name for path in tmp_path.iterdir()] == ["gate"]
 
 
 async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
@@ -114,9 +161,11 @@ async def test_a_host_without_memory_says_so_where_nobody_s_end_would_help(tmp_p
     with pytest.raises(HostError, match=r"test_a: expected 976\.6T of free memory, got .*; end other programs, or give its guests less"):
         async with admission.admitted(claim(memory_bytes=999_999 * GIB, who="test_a"), print):
             pass
-    assert [path.name for path in (tmp_path / "admission").iterdir()] == ["gate"]
+    assert [path.name for path in tmp_path.iterdir()] == ["gate"]
     assert refusal(claim(memory_bytes=9), (claim(),), free_bytes=8) is None
-    assert refusal(claim(memory_bytes=8), (), free_bytes=8) is None
+    # QEMU itself needs some, too.
+    assert refusal(claim(memory_bytes=GIB), (), free_bytes=GIB + 128 * MIB) is None
+    assert refusal(claim(memory_bytes=GIB), (), free_bytes=GIB + 127 * MIB) is not None
 
 
 async def test_patience_ends_but_not_while_it_is_held() -> None:

@@ -52,6 +52,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "store",
         "probe",
         "admission",
+        "allotment",
         "evidence",
         "room",
     ),

@@ -373,6 +373,26 @@ def test_a_runtime_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:
         assert not paths._usable(tmp_path / "own")
 
 
+def test_all_sessions_of_an_account_wait_in_one_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = tmp_path / "account"
+    for folder in (account, tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+    monkeypatch.setattr(paths, "_of_account", lambda: account)
+    monkeypatch.setattr(paths, "_LONGEST_SOCKET_FOLDER", 4096)  # pytest's folders have long names
+    monkeypatch.setenv("TESTBED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TESTBED_STATE", str(tmp_path / "state"))
+    monkeypatch.delenv("TESTBED_ADMISSION", raising=False)
+    found = []
+    for runtime in ("a", "b"):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / runtime))
+        found.append(paths.folders())
+    assert [one.runtime for one in found] == [tmp_path / "a" / "testbed", tmp_path / "b" / "testbed"]
+    assert {one.admission for one in found} == {account / "testbed" / "admission"}
+    assert stat.S_IMODE((account / "testbed").stat().st_mode) == 0o700
+    monkeypatch.setenv("TESTBED_ADMISSION", str(tmp_path / "own"))
+    assert paths.folders().admission == tmp_path / "own"
+
+
 # The document -----------------------------------------------------------------------------------------------------------------------
 
 

@@ -1,20 +1,29 @@
 """Builds from source to a name, with a source whose Makefile does in a moment what a kernel's does in minutes."""
 
 import asyncio
+import os
 import shutil
+import time
 from pathlib import Path
 
 import filelock
 import pytest
 
+from testbed import room
 from testbed.errors import BuildError, HostError, UsageError
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import Series, load_table
+from testbed.lab import Lab
+from testbed.paths import Folders
 from testbed.progress import Silent
-from testbed.store import built_names, cache, kernel_builds, kernel_files
+from testbed.room import Quota
+from testbed.session import open_session
+from testbed.store import built_names, cache, kernel_builds, kernel_files, waste
+from testbed.store.image import Image
 from testbed.store.kernel_builds import Builder, BuildOrder
 from tests.unit.fake_source import IMAGES, PATCH, build, compiled, git, tree_of_two_commits
 from tests.unit.test_kernels import TABLE
+from tests.unit.values import host
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +59,45 @@ def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path,
         kernel_builds.remove("mine", root)
     with pytest.raises(UsageError, match="built-mine: expected one that `testbed kernel build` made; there are: built-linux"):
         asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
+
+
+def age(folder: Path) -> None:
+    os.utime(folder / cache.META, (0, 0))
+
+
+def test_a_built_kernel_and_its_source_are_of_use_whenever_they_are_used(tmp_path: Path, tree: Path) -> None:
+    root, began = tmp_path / "cache", time.time() - 1
+    kernel = build(root, BuildOrder(source=str(tree)), "mine")
+    (source,) = root.glob("sources/git-*/")
+    for folder in (kernel.folder, source):
+        age(folder)
+    asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
+    assert {piece.folder for piece in waste.every(root) if piece.used > began} == {kernel.folder}
+    age(kernel.folder)
+    build(root, BuildOrder(source=str(tree)), "mine")
+    assert {piece.folder for piece in waste.every(root) if piece.used > began} == {kernel.folder, source}
+
+
+async def test_a_lab_does_not_push_its_own_kernels_out_of_the_cache(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = Folders(**{name: tmp_path / name for name in ("cache", "state", "runtime", "admission")})
+    for folder in (folders.scratch, folders.runtime):
+        folder.mkdir(parents=True)
+    monkeypatch.setenv(room.CACHE_LIMIT, "1")
+    makes = Builder(table=TABLE, root=folders.cache, shipped=IMAGES, progress=Silent())
+    own = await makes.build(BuildOrder(source=str(tree)), "own")
+    other = await makes.build(BuildOrder(source=f"{tree}@main~1"), "other")
+    image = Image(name="bookworm", sha256="", folder=folders.cache / "images" / "own")
+    image.folder.mkdir(parents=True)
+    (image.folder / cache.META).write_text("{}")
+    with open_session(folders) as session:
+        quota = Quota(room.limit(room.RUN_LIMIT))
+        lab = Lab(folders=folders, session=session, host=host(), table=TABLE, image=image, progress=Silent(), cold=False, quota=quota)
+        assert await lab.kernel("built-own") == own
+        # It has been at work for a day.
+        for folder in (own.folder, other.folder, image.folder):
+            age(folder)
+        lab._keep_within()
+    assert own.folder.exists() and image.folder.exists() and not other.folder.exists()
 
 
 def test_the_same_key_gives_the_same_bytes_also_where_nothing_is_left(tmp_path: Path, tree: Path) -> None:

@@ -58,6 +58,16 @@ async def test_all_folders_of_a_run_count_together(tmp_path: Path, monkeypatch: 
         assert "of this machine's disks, and may take 3M; allow more with TESTBED_RUN_LIMIT" in said
 
 
+async def test_guests_that_stay_share_what_a_run_may_take(tmp_path: Path) -> None:
+    folder = tmp_path / "one"
+    folder.mkdir()
+    (folder / "file").write_bytes(bytes(2 * MIB))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(Quota(4 * MIB).exceeded((folder,)), 0.1)
+    said = await Quota(4 * MIB, sharing=4).exceeded((folder,))
+    assert "takes 2M of this machine's disks, and may take 1M, its part of 4M for 4 guests; allow more with" in said
+
+
 def test_a_log_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> None:
     said: list[str] = []
     log = Log(tmp_path / "nowhere" / "log", said.append)

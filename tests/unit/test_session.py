@@ -1,14 +1,18 @@
+import shutil
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from testbed.paths import Folders
 from testbed.session import open_session, reap
 
 
 def folders(root: Path) -> Folders:
-    found = Folders(cache=root / "cache", state=root / "state", runtime=root / "run")
+    found = Folders(cache=root / "cache", state=root / "state", runtime=root / "run", admission=root / "admission")
     for folder in (found.scratch, found.runs, found.runtime):
         folder.mkdir(parents=True)
     return found
@@ -31,16 +35,65 @@ def test_sessions_at_once_leave_each_other_alone(tmp_path: Path) -> None:
         assert reap(of) == ()
 
 
+def killed(of: Folders) -> None:
+    """A process with a session and a guest that stays, which is killed while it makes something for the cache."""
+    script = """
+import os, sys
+from pathlib import Path
+from testbed import vms
+from testbed.paths import Folders
+from testbed.session import open_session
+of = Folders(**{name: Path(path) for name, path in zip(("cache", "state", "runtime", "admission"), sys.argv[1:])})
+with vms.claimed(of, "tiny"), open_session(of) as session:
+    (session.scratch / "disk.raw").touch()
+    (session.sockets / "qmp").touch()
+    (of.cache / "templates" / ".unfinished-key-abc").mkdir(parents=True)
+    os.kill(os.getpid(), 9)
+"""
+    words = [sys.executable, "-c", script, str(of.cache), str(of.state), str(of.runtime), str(of.admission)]
+    assert subprocess.run(words, check=False).returncode == -9
+    assert list(of.runtime.glob("*/qmp")) and list(of.scratch.glob("*/disk.raw")) and list(of.runtime.glob("vms/tiny"))
+
+
+def left(of: Folders) -> list[Path]:
+    # The lock of what is made once stays, as a lock beside what may be made again.
+    stay = (of.runtime / "vms", of.scratch, of.cache / "templates", of.cache / "templates" / "key.lock")
+    return [path for path in (*of.runtime.rglob("*"), *of.cache.rglob("*")) if path not in stay]
+
+
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path: Path) -> None:
     of = folders(tmp_path)
-    script = (
-        "import os, sys\nfrom pathlib import Path\nfrom testbed.paths import Folders\nfrom testbed.session import open_session\n"
-        "root = Path(sys.argv[1])\n"
-        "with open_session(Folders(cache=root / 'cache', state=root / 'state', runtime=root / 'run')) as session:\n"
-        "    (session.scratch / 'disk.raw').touch()\n    os.kill(os.getpid(), 9)\n"
-    )
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=False).returncode == -9
-    assert len(list(of.runtime.iterdir())) == 1
+    killed(of)
     with open_session(of) as session:
-        assert [path.name for path in of.runtime.iterdir()] == [session.name]
-        assert not list(of.scratch.glob("*/disk.raw"))
+        assert {path.parent.name for path in of.scratch.rglob("*")} == {"scratch"}
+        assert {path.stem for path in of.runtime.iterdir()} == {session.name, "vms"}
+
+
+@pytest.mark.parametrize("shared", ["cache", "runtime"])
+def test_what_was_killed_elsewhere_goes_with_the_half_that_is_found(tmp_path: Path, shared: str) -> None:
+    first, second = folders(tmp_path / "first"), folders(tmp_path / "second")
+    killed(first)
+    (name,) = [path.stem for path in first.scratch.glob("*.lock")]
+    assert reap(second) == ()
+    assert reap(replace(second, **{shared: getattr(first, shared)})) == (name,)
+    assert left(first) == []
+    assert left(second) == []
+
+
+@pytest.mark.parametrize("lost", ["cache", "runtime"])
+def test_a_half_whose_other_has_gone_as_a_whole_is_removed(tmp_path: Path, lost: str) -> None:
+    of = folders(tmp_path)
+    killed(of)
+    shutil.rmtree(getattr(of, lost))
+    for folder in (of.scratch, of.runtime):
+        folder.mkdir(parents=True, exist_ok=True)
+    assert len(reap(of)) == 1 and not list(of.scratch.iterdir()) and {path.name for path in of.runtime.iterdir()} <= {"vms"}
+
+
+def test_a_living_session_is_left_alone_from_either_half(tmp_path: Path) -> None:
+    first, second = folders(tmp_path / "first"), folders(tmp_path / "second")
+    with open_session(first) as session:
+        for shared in ("cache", "runtime"):
+            assert reap(replace(second, **{shared: getattr(first, shared)})) == ()
+        assert session.sockets.is_dir() and session.scratch.is_dir()
+        assert len(list(first.scratch.glob("*.lock"))) == len(list(first.runtime.glob("*.lock"))) == 1

@@ -1,16 +1,17 @@
-"""A template whose guest found a wrong frequency for its clock is made again."""
+"""A template whose guest found a wrong frequency for its clock is made again; a state that cannot be saved says why."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
+from unittest.mock import AsyncMock
 
 import pytest
 
-from testbed import template
+from testbed import room, states, template
 from testbed.clock import Clock
-from testbed.errors import GuestError
+from testbed.errors import GuestError, HostError
 from testbed.guest import Guest
 from testbed.plan import Memory
 from testbed.progress import Silent
@@ -30,7 +31,8 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path
     async def nothing(*_: object) -> None:
         pass
 
-    async def waited(awaited: object, limit_s: float) -> None:
+    async def waited(awaited: Awaitable[None], limit_s: float) -> None:
+        await awaited
         (tmp_path / "state").write_bytes(b"state")
 
     async def read(_: object) -> Clock:
@@ -39,11 +41,11 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path
         gained = 20.0 if len(boots) <= wrong and len(asked) % 2 == 0 else 0.0
         return Clock(offset_s=gained, error_s=0.05)
 
-    order = SimpleNamespace(deadlines=SimpleNamespace(restore_s=1))
+    order = SimpleNamespace(deadlines=SimpleNamespace(restore_s=1, monitor_s=1))
     guest = SimpleNamespace(freeze=nothing, monitor=SimpleNamespace(execute=nothing), wait=waited, order=order, boot_s=9.0)
     monkeypatch.setattr("testbed.clock.read", read)
     monkeypatch.setattr("testbed.template._warm_up", nothing)
-    monkeypatch.setattr("testbed.states.write", lambda *_: None)
+    monkeypatch.setattr("testbed.states.write", nothing)
     with Silent().task("template") as task:
         if wrong == 4:
             with pytest.raises(GuestError, match="expected a clock that goes as ours, got another at 4 boots"):
@@ -51,3 +53,14 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path
         else:
             assert (await template.save(tmp_path, boot, b"key", task))["boot_s"] == 9.0
             assert len(boots) == wrong + 1
+
+
+@pytest.mark.parametrize(("said", "room_left", "reason"), [("", True, "no reason"), ("", False, "/x: full"), ("nvme", False, "nvme")])
+async def test_a_state_that_finds_no_room_says_so(
+    said: str, room_left: bool, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monitor = AsyncMock()
+    monitor.execute.return_value = {"status": "failed", **({"error-desc": said} if said else {})}
+    monkeypatch.setattr(room, "full", lambda places: None if room_left else "/x: full")
+    with pytest.raises(HostError, match=f"expected to save the machine's state, got failed: {reason}$"):
+        await states.write(monitor, tmp_path / "state")

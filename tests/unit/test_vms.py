@@ -1,6 +1,7 @@
 """Guests that stay: their records, the table of what their disks do, the inventory, and the frames between them."""
 
 import asyncio
+import contextlib
 import io
 import os
 import socket
@@ -9,20 +10,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from rich.console import Console
 
-from testbed import desk, inventory, vms
+from testbed import desk, inventory, paths, reach, supervisor, up, vms
 from testbed.errors import HostError, UsageError
 from testbed.paths import Folders
+from testbed.progress import Silent
 from testbed.report import guests
+from testbed.supervisor import UpOrder
 from testbed.switch import Plug
+from testbed.topology.model import Topology
 from testbed.vms import Record, Vm
+from tests.guest import places
 
 RECORD = Record(
     name="g0",
@@ -49,7 +55,7 @@ RECORD = Record(
 def folders() -> Iterator[Folders]:
     with tempfile.TemporaryDirectory(prefix="tb-") as short:  # sockets have short names
         root = Path(short)
-        yield Folders(cache=root, state=root, runtime=root)
+        yield Folders(cache=root, state=root, runtime=root, admission=root)
 
 
 def test_a_record_is_there_while_its_folder_is_held_and_no_longer(folders: Folders) -> None:
@@ -175,10 +181,71 @@ async def test_frames_reach_every_other_guest_and_a_missing_one_holds_nobody_up(
     assert not (folders.runtime / "own.out").exists()
 
 
+async def test_guests_that_are_started_together_share_what_a_run_may_take(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two supervisors opens a lab with half of it."""
+    shares = list[int]()
+
+    async def supervised(orders: list[UpOrder], *others: object) -> tuple[Vm, ...]:
+        for order in orders:
+            await supervisor.supervise(UpOrder.from_json(order.to_json()), lambda said: None)
+        return ()
+
+    @contextlib.asynccontextmanager
+    async def opened(*_: object, sharing: int = 1, **others: object) -> AsyncIterator[Any]:
+        shares.append(sharing)
+        if len(shares) > 1:  # a supervisor's
+            raise HostError("here it ends")
+        yield AsyncMock(folders=folders)
+
+    monkeypatch.setattr(up, "launch", supervised)
+    monkeypatch.setattr(reach, "beyond", lambda *_: ())
+    monkeypatch.setattr(reach, "known", lambda *_: None)
+    for module in (up, supervisor):
+        monkeypatch.setattr(module, "open_lab", opened)
+    monkeypatch.setattr(paths, "folders", lambda: folders)
+    names = ("a", "b")
+    await up.start(
+        Topology.model_validate({"version": 1, "guests": {name: {} for name in names}}),
+        file=tmp_path / "x.yaml",
+        point="",
+        called={name: name for name in names},
+        kernels=dict.fromkeys(names, "debian-6.1"),
+        folders=folders,
+        evidence={name: tmp_path for name in names},
+        cold=False,
+        at_once=False,
+        progress=Silent(),
+        waiting=(),
+    )
+    assert shares == [1, 2, 2]
+
+
+async def test_what_outlives_its_supervisor_is_a_stray_whatever_the_record_says() -> None:
+    """Of the benchmark that kills commands: before another command ends it."""
+    with places.made() as own:
+        words = ("sh", "-c", "sleep 600 >/dev/null & echo $!; wait")
+        keeper = await asyncio.create_subprocess_exec(*words, env=own.env, stdout=asyncio.subprocess.PIPE)
+        assert keeper.stdout is not None
+        child = int(await keeper.stdout.readline())
+        assert own.strays().keys() == {keeper.pid, child}
+        folder = own.runtime / "testbed" / "vms" / "g0"
+        folder.mkdir(parents=True)
+        vms.write(folder, replace(RECORD, supervisor=keeper.pid, state=vms.STARTING))
+        assert own.strays().keys() == {keeper.pid, child}
+        vms.write(folder, replace(RECORD, supervisor=keeper.pid))
+        await own.no_strays()
+        keeper.kill()
+        await keeper.wait()
+        assert own.strays().keys() == {child}
+        own.end()
+
+
 def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
     runtime = folders.runtime / "testbed"
     runtime.mkdir()
-    with vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime), "g0") as folder:
+    with vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder:
         vms.write(folder, RECORD)
         env = {
             **os.environ,
@@ -202,7 +269,7 @@ def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(folders:
     env = {**os.environ, "XDG_RUNTIME_DIR": str(folders.runtime), "TESTBED_STATE": str(tmp_path)}
     ours, theirs = os.openpty() if terminal else os.pipe()
     with (
-        vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime), "g0") as folder,
+        vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder,
         subprocess.Popen(["cat"], stdin=-1) as guest,
     ):
         vms.write(folder, replace(RECORD, evidence=str(tmp_path), supervisor=guest.pid))
