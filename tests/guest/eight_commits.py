@@ -41,7 +41,7 @@ class Repository:
 
     async def git(self, *words: str, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
         """What git says in it."""
-        done = await process.run(["git", "-C", self.path, *words], env=_WHO | dict(env or {}), stdin=stdin, timeout_s=1800)
+        done = await process.run(["git", "-C", self.path, *words], env=_WHO | dict(env or {}), stdin=stdin, timeout_s=7200)
         return done.stdout.strip()
 
 
