@@ -18,9 +18,9 @@ LOSS, ABLATION = "", "no-memory-charge"
 _CHANGES = (
     "fs/ext4/super.c",
     "block/blk-core.c",
-    LOSS,
     "mm/filemap.c",
     "kernel/cgroup/rstat.c",
+    LOSS,
     "drivers/nvme/host/core.c",
     "fs/xfs/xfs_super.c",
 )

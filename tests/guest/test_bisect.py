@@ -46,6 +46,6 @@ async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_by_builds_tha
     root = paths.folders().cache
     built = [built_names.find(root, kernel) for kernel in built_names.every(root) if kernel.name.startswith("linux-")]
     compiled = sorted(int(cache.read_meta(one.folder)["compiled"]) for one in built if one and str(repository.path) in one.origin)
-    # Three steps for seven commits. The first compiles everything, each of the others what differs from the one before.
-    assert len(compiled) == 3 and compiled[-1] > 1000 and compiled[-2] < 100
+    # Up to three steps for seven commits. The first compiles everything, each of the others what differs from the one before.
+    assert 2 <= len(compiled) <= 3 and compiled[-1] > 1000 and compiled[-2] < 100
     assert re.search(r"^# first bad commit", await repository.git("bisect", "log"), re.MULTILINE)
