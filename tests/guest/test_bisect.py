@@ -35,6 +35,7 @@ async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
     for folder in (root / cache.SOURCES).glob("git-*"):
         if (folder / cache.META).is_file() and cache.read_meta(folder)["origin"] == str(made.path):
             shutil.rmtree(folder)
+            cache.build_lock(folder).unlink(missing_ok=True)
 
 
 @pytest.mark.timeout(3600)
