@@ -1,5 +1,6 @@
 """`git bisect run` with kernels that the testbed builds: the worked example of docs/kernels.md."""
 
+import json
 import re
 import shutil
 import sys
@@ -15,7 +16,7 @@ from testbed.store import built_names, cache, kernel_builds, kernel_sources
 from testbed.store.kernel_tree import Tree
 from tests.guest import eight_commits
 from tests.guest.eight_commits import Repository
-from tests.guest.test_museum import MUSEUM
+from tests.guest.test_museum import MUSEUM, testbed
 
 pytestmark = pytest.mark.kernels
 
@@ -38,8 +39,10 @@ async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
             cache.build_lock(folder).unlink(missing_ok=True)
 
 
-@pytest.mark.timeout(3600)
-async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_by_builds_that_start_from_each_other(repository: Repository) -> None:
+@pytest.mark.timeout(7200)
+async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_and_compare_sees_what_mends_it(
+    repository: Repository, tmp_path: Path
+) -> None:
     await repository.git("bisect", "start", repository.commits[-1], repository.commits[0])
     words = [sys.executable, "-m", "testbed", "bisect", str(MUSEUM / "bypass.yaml"), "--tree", ".", "--quiet"]
     said = await repository.git("bisect", "run", *words)
@@ -50,3 +53,13 @@ async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_by_builds_tha
     # Up to three steps for seven commits. The first compiles everything, each of the others what differs from the one before.
     assert 2 <= len(compiled) <= 3 and compiled[-1] > 1000 and compiled[-2] < 100
     assert re.search(r"^# first bad commit", await repository.git("bisect", "log"), re.MULTILINE)
+
+    # As somebody has it who wrote a series: a tree, and a mailbox on top.
+    mend = await repository.git("commit-tree", f"{repository.loss}^^{{tree}}", "-p", repository.loss, "-m", "loop: charge memory")
+    (tmp_path / "mend.mbx").write_text(await repository.git("format-patch", "--stdout", "-1", mend) + "\n")
+    out, _, _ = await testbed(
+        tmp_path, "compare", "oom-tmpfs", "--tree", f"{repository.path}@main", "--series", str(tmp_path / "mend.mbx"), "--json", "--quiet"
+    )
+    run = json.loads(out)
+    assert run["verdict"] == "PASS" and "with 1 patch (loop: charge memory)" in run["kernels"]["patched"]["origin"]
+    assert await repository.git("status", "--porcelain") == "" and await repository.git("rev-parse", "main") == repository.commits[-1]
