@@ -147,5 +147,5 @@ class Sequential:
 
 def sequential(rate: Rate, error: float) -> Sequential:
     """The test whether a rate that was measured stays: at least nine tenths of it, or no more than half of that."""
-    kept = min(0.95, max(0.02, 0.9 * rate.share))
+    kept = max(0.02, 0.9 * rate.share)
     return Sequential(kept=kept, lost=kept / 2, error=error)

@@ -192,9 +192,8 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
                 findings = guest.console.findings
                 ready = time.monotonic()
                 on_step("running")
-                missing = await _missing(guest, case.scenario.needs)
-                if missing:
-                    outcome = Skipped(why=f"{kernel.name} lacks {', '.join(missing)}")
+                if lacks := await missing(guest, case.scenario.needs):
+                    outcome = Skipped(why=f"{kernel.name} lacks {', '.join(lacks)}")
                 else:
                     async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest):
                         outcome = await case.scenario.steps(guest, case.point)
@@ -210,7 +209,7 @@ def _disks_every_s(job: Job) -> float | None:
     return None if job.model.sample is not None else job.sample_s
 
 
-async def _missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
+async def missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
     """What of the needs the guest does not have; asked in one command."""
     conditions = "\n".join(f"{need.test} || echo {number}" for number, need in enumerate(needs))
     answered = await guest.script(NEEDS_PRELUDE + conditions, check=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import paths
+from testbed import paths, runner
 from testbed.console import Kind
 from testbed.errors import GuestLost
 from testbed.kbuild.ablations import ABLATIONS
@@ -43,6 +43,7 @@ async def seen_and_said(lab: Lab, model: Guest, kernel: KernelFiles, name: str, 
     """What a scenario sees on a kernel, None where the guest does not live through it; and what the kernel complains of meanwhile."""
     case, found = cases()[name], None
     async with lab.guest("g0", case.model(model), kernel, folder) as guest:
+        assert not await runner.missing(guest, case.scenario.needs)
         with contextlib.suppress(GuestLost):
             found = await case.scenario.steps(guest, case.point)
         kinds = {finding.kind for finding in guest.console.findings}

@@ -160,6 +160,10 @@ DISKS = "    disks: {data: {type: virtio-blk, size: 1G}, fast: {type: nvme, size
         ("    filesystems: {fs: {type: xfs, device: fast}}\n", "xfs needs at least 300M, 'fast' has 256M"),
         ("    swaps: {s: {on: fast}}\n    filesystems: {fast: {type: ext4}}\n", "'fast' can be used by one thing alone"),
         (
+            "    timeline: [{at: 1s, do: unplug dat}]\n",
+            "guests.g0.timeline.0: 'unplug dat': expected one of the guest's disks (data, fast), got 'dat'",
+        ),
+        (
             "    filesystems: {fs: {type: ext4, device: fast}}\n    files: {f: {path: fs/f, size: 5000}}\n",
             "multiple of 4096 bytes, got 5000",
         ),
@@ -212,11 +216,25 @@ def test_a_disk_that_cannot_be_is_said(disk: str, message: str) -> None:
 def test_a_guest_larger_than_the_host_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("version: 1\nguests:\n  g0: {memory: 8G}\n")
     assert load(tmp_path / "a.yaml", host_memory=16 << 30).guests["g0"].memory == 8 << 30
-    with pytest.raises(TopologyError, match=r"a\.yaml:3:16: guests\.g0\.memory: expected less than this host's memory of 4G, got 8G"):
-        load(tmp_path / "a.yaml", host_memory=4 << 30)
+    for room in (4 << 30, 8 << 30):
+        with pytest.raises(
+            TopologyError, match=r"a\.yaml:3:16: guests\.g0\.memory: expected less than this host's memory of [48]G, got 8G"
+        ):
+            load(tmp_path / "a.yaml", host_memory=room)
     (tmp_path / "b.yaml").write_text("version: 1\nguests:\n  g0: {memory: 3G}\n  g1: {memory: 2G}\n")
     with pytest.raises(TopologyError, match=r"b\.yaml:4:16: guests\.g1\.memory: .* memory of 4G for all guests, got 5G up to this one"):
         load(tmp_path / "b.yaml", host_memory=4 << 30)
+    (tmp_path / "c.yaml").write_text("version: 1\nguests:\n  g0: {memory: 2G}\n  g1: {memory: 2G}\n  g2: {memory: 1G}\n")
+    with pytest.raises(TopologyError) as failed:
+        load(tmp_path / "c.yaml", host_memory=4 << 30)
+    assert str(failed.value).count("for all guests") == 1, "the first that is too much is named, and no other"
+
+
+def test_a_disk_with_partitions_is_used_by_nothing_else(tmp_path: Path) -> None:
+    text = "version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G, partitions: [{size: 512M}]}}\n    swaps: {s: {on: data}}\n"
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(TopologyError, match=r"guests\.g0\.swaps\.s: 'data' can be used by one thing alone, got .* and its partitions"):
+        load(tmp_path / "a.yaml", host_memory=16 << 30)
 
 
 def test_parts_that_are_wrong_in_themselves_do_not_hide_what_does_not_fit_together() -> None:

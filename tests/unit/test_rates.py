@@ -125,6 +125,37 @@ def test_a_sequential_test_is_seldom_wrong() -> None:
         assert used / 500 < 12
 
 
+def test_walds_test_decides_where_his_bound_is() -> None:
+    # log(0.8 / 0.4) = 0.69 a hit and log(0.2 / 0.6) = -1.10 a miss, against log(15) = 2.71.
+    def decided(hits: int, misses: int) -> bool | None:
+        test = Sequential(kept=0.8, lost=0.4, error=1 / 16)
+        for hit in [True] * hits + [False] * misses:
+            test.add(hit)
+        return test.verdict
+
+    assert [decided(hits, 0) for hits in range(6)] == [None, None, None, None, True, True]
+    assert [decided(0, misses) for misses in range(5)] == [None, None, None, False, False]
+    assert (decided(5, 1), decided(6, 1), decided(1, 3), decided(2, 4)) == (None, True, None, False)
+
+
+@pytest.mark.parametrize(("share", "kept"), [((5, 10), 0.45), ((10, 10), 0.9), ((0, 10), 0.02)])
+def test_a_rate_that_stays_is_nine_tenths_of_it_and_one_that_is_lost_half_of_that(share: tuple[int, int], kept: float) -> None:
+    test = sequential(Rate(hits=share[0], tries=share[1]), 0.05)
+    assert (test.kept, test.lost, test.error) == pytest.approx((kept, kept / 2, 0.05))
+
+
+@pytest.mark.parametrize(("lost", "kept", "error"), [(0, 0.5, 0.1), (0.5, 0.5, 0.1), (0.5, 1, 0.1), (0.2, 0.5, 0), (0.2, 0.5, 0.5)])
+def test_rates_that_cannot_be_told_apart_are_refused(lost: float, kept: float, error: float) -> None:
+    with pytest.raises(ValueError, match="expected 0 < lost < kept < 1 and an error below"):
+        Sequential(kept=kept, lost=lost, error=error)
+
+
+def test_what_cannot_be_reached_any_longer_is_said_before_the_last_try() -> None:
+    assert until(0.7, Rate(hits=0, tries=5), 10) is Next.OUT_OF_REACH
+    assert until(0.7, Rate(hits=5, tries=5), 10) is Next.GO_ON
+    assert until(0.7, Rate(hits=10, tries=10), 10) is Next.REACHED
+
+
 def test_the_test_of_a_rate_that_never_misses_or_seldom_hits_is_one() -> None:
     for rate in (Rate(hits=20, tries=20), Rate(hits=1, tries=50), Rate(hits=0, tries=5)):
         test = sequential(rate, 0.05)
