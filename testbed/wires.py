@@ -230,7 +230,9 @@ async def dial(guest: str, port: int) -> socket.socket:
     try:
         wire.setblocking(False)
         await asyncio.get_running_loop().sock_connect(wire, ("127.0.0.1", port))
-    except OSError as error:
-        wire.close()
-        raise WireBroken(f"guest {guest}: SSH on port {port}: {error}") from error
+    except BaseException as error:
+        wire.close()  # also of a caller who does not wait any longer
+        if isinstance(error, OSError):
+            raise WireBroken(f"guest {guest}: SSH on port {port}: {error}") from error
+        raise
     return wire

@@ -1,4 +1,5 @@
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,22 @@ async def peer(socket: Path) -> AsyncIterator["asyncio.Queue[tuple[asyncio.Strea
         yield connected
     finally:
         server.close()
+
+
+async def test_a_caller_who_does_not_wait_for_a_connection_any_longer_leaves_no_open_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[socket.socket] = []
+
+    async def never(wire: socket.socket, address: object) -> None:
+        opened.append(wire)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", never)
+    waiting = asyncio.create_task(wires.dial("g0", 1))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert [wire.fileno() for wire in opened] == [-1]
 
 
 async def test_the_agent_is_asked_and_answers(tmp_path: Path) -> None:
