@@ -214,7 +214,7 @@ _ALL = (
             _in_loop(
                 (
                     "\tif (cmd_blkcg_css)\n\t\tkthread_associate_blkcg(cmd_blkcg_css);\n",
-                    "\tif (cmd_blkcg_css && use_aio)\n\t\tkthread_associate_blkcg(cmd_blkcg_css);\n",
+                    "\tif (cmd_blkcg_css && cmd->use_aio)\n\t\tkthread_associate_blkcg(cmd_blkcg_css);\n",
                 ),
             ),
         ),
