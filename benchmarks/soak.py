@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -183,13 +184,11 @@ _FLAT_SHARE = 0.01
 
 
 def growing(kept: Sequence[Held]) -> tuple[str, ...]:
-    """What is not flat, in words: the mean of the last third of a run beside that of the second."""
+    """What is not flat, in words: the mean of the last third of a run beside that of the second. `kept`: three or more."""
     third = len(kept) // 3
     said = []
     for name in ("python_blocks", "malloc_bytes", "files", "processes", "tasks", "disk_bytes"):
-        before, after = (
-            sum(getattr(one, name) for one in some) / max(1, len(some)) for some in (kept[third : 2 * third], kept[2 * third :])
-        )
+        before, after = (statistics.fmean(getattr(one, name) for one in some) for some in (kept[third : 2 * third], kept[2 * third :]))
         if after > before * (1 + _FLAT_SHARE):
             said.append(f"{name}: {before:.1f} in the second third, {after:.1f} in the last")
     return tuple(said)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from testbed import actions, debugger, dumps, gauges, vms
+from testbed import actions, debugger, dumps, gauges, vms, wires
 from testbed.errors import TestbedError, UsageError
 from testbed.guest import Guest
 from testbed.hardware import words
@@ -134,10 +133,7 @@ async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
             writer.close()
 
     path.unlink(missing_ok=True)  # of the guest before, which went on from a snapshot
-    own = socket.socket(socket.AF_UNIX)
-    os.fchmod(own.fileno(), 0o600)  # what bind makes has the mode of its socket
-    own.bind(str(path))
-    server = await asyncio.start_unix_server(connected, sock=own, limit=vms.LONGEST_LINE)
+    server = await asyncio.start_unix_server(connected, sock=wires.bound(path, socket.SOCK_STREAM), limit=vms.LONGEST_LINE)
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ _NEEDED_DISK_BYTES = 4 * GIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Complaint:
-    """One problem; `mend` is a command, or what else to do. One that is not `fatal` only makes things slower."""
+    """One problem; `mend` is a command, or what else to do. With one that is not `fatal` the testbed works."""
 
     what: str
     mend: str

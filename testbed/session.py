@@ -143,7 +143,9 @@ OWNER = "TESTBED_SOCKETS"
 
 
 def _kill_guests(sockets: Path) -> None:
-    """End QEMUs whose sockets are in `sockets`: there is one only if its testbed was killed before the parent-death signal was set."""
+    """End QEMUs whose sockets are in `sockets`, before the disks that they hold are removed. Their parent-death signal should have done so:
+    this is a second net.
+    """
     for process in Path("/proc").glob("[0-9]*"):
         try:
             words, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()

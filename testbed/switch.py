@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 from pathlib import Path
+
+from testbed import wires
 
 # An Ethernet frame, as large as virtio-net's segmentation offload makes one, with its header.
 _FRAME_BYTES = 1 << 17
@@ -29,10 +30,8 @@ class Plug:
 
     def open(self) -> None:
         """Listen. Call before QEMU sends anything."""
-        own = self._own = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        own = self._own = wires.bound(self._outlet, socket.SOCK_DGRAM)
         own.setblocking(False)
-        os.fchmod(own.fileno(), 0o600)  # what bind makes has the mode of its socket
-        own.bind(str(self._outlet))
         queues: list[asyncio.Queue[bytes]] = [asyncio.Queue(_WAITING_FRAMES) for _ in self._others]
         self._tasks = [asyncio.create_task(self._take(own, queues), name=f"frames of {self._outlet.name}")]
         self._tasks += [asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._others, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import socket
 import time
 from collections import deque
@@ -219,6 +220,18 @@ class Agent:
     def close(self) -> None:
         if self._writer is not None:
             self._writer.close()
+
+
+def bound(path: Path, kind: socket.SocketKind) -> socket.socket:
+    """A unix socket at a path, of this user alone."""
+    own = socket.socket(socket.AF_UNIX, kind)
+    try:
+        os.fchmod(own.fileno(), 0o600)  # what bind makes has the mode of its socket
+        own.bind(str(path))
+    except OSError:
+        own.close()
+        raise
+    return own
 
 
 async def dial(guest: str, port: int) -> socket.socket:

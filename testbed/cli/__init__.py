@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -60,13 +61,14 @@ def main() -> NoReturn:
     with contextlib.suppress(BrokenPipeError):
         sys.stdout.flush()
     sys.stderr.flush()
+    os._exit(exit_code(status, sys.argv[1:]))
+
+
+def exit_code(status: object, words: Sequence[str]) -> int:
+    """What a command ends with that was typed as `words`. Where `git bisect run` hears it, an error must not be a bad commit."""
     code = status if isinstance(status, int) else 0 if status is None else ERROR
-    os._exit(ABORT if code == ERROR and _asked_by_git() else code)
-
-
-def _asked_by_git() -> bool:
-    """Whether the answer goes to `git bisect run`, to which a wrong word must not be a bad commit."""
-    return _verb() == "bisect" and any(word.split("=")[0] in ("--run", "--tree") for word in sys.argv)
+    asked_by_git = "bisect" in words and any(word.split("=")[0] in ("--run", "--tree") for word in words)
+    return ABORT if code == ERROR and asked_by_git else code
 
 
 def _run() -> None:

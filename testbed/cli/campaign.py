@@ -18,9 +18,9 @@ from testbed.bisection import Answer
 from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
-from testbed.cli.app import ABORT, KERNEL_HELP, SKIP, Json, Quiet, app, err, mistake, out, run_async
+from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async
 from testbed.cli.kernels import SOURCE_HELP, Config, Flavours, Fragments, Series, builder, configured, nothing_built
-from testbed.errors import BuildError, TestbedError, TopologyError, UsageError
+from testbed.errors import BuildError, UsageError
 from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
 from testbed.progress import Silent
@@ -153,16 +153,11 @@ def bisect_command(
 
 
 def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
-    """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict."""
-    try:
-        case = load(file, host_memory=probe.host_memory())
-        if isinstance(wanted, BuildOrder):
-            # What is the same for every commit would skip them all.
-            builder(Silent()).read(wanted)
-    except TestbedError as failure:
-        said = str(failure) if isinstance(failure, TopologyError) else f"testbed: {failure}"
-        err.print(said, markup=False, highlight=False, soft_wrap=True)
-        sys.exit(ABORT)
+    """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict (`exit_code` sees to errors)."""
+    case = load(file, host_memory=probe.host_memory())
+    if isinstance(wanted, BuildOrder):
+        # What is the same for every commit would skip them all.
+        builder(Silent()).read(wanted)
 
     async def work() -> int:
         try:
@@ -181,12 +176,6 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
             # A commit whose kernel was not built, cannot be, or is none, says nothing about the bug.
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
             return SKIP
-        except TestbedError as failure:
-            err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
-            return ABORT
-        except Exception:
-            mistake()
-            return ABORT
         return {Answer.GOOD: 0, Answer.BAD: 1, Answer.SKIP: SKIP}[answer]
 
     run_async(work())

@@ -50,7 +50,7 @@ def doctor_command(as_json: Json = False) -> None:
             else:
                 out.print(why, markup=False, highlight=False)
             for complaint in complaints:
-                kind = "problem" if complaint.fatal else "slower"
+                kind = "problem" if complaint.fatal else "warning"
                 out.print(f"{kind}: {complaint.what}\n    mend: {complaint.mend}", markup=False, highlight=False, soft_wrap=True)
             if not fatal and host is not None:
                 out.print("This machine can run the testbed.")

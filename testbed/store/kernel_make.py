@@ -69,6 +69,11 @@ class MakeJob:
         return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
 
     @property
+    def environment(self) -> dict[str, str | None]:
+        """What make is told by it, and what of the caller's it is not."""
+        return recipe.environment(os.environ)
+
+    @property
     def config(self) -> dict[str, Option]:
         path = self.output / ".config"
         return fragments.parse(path.read_text(), str(path))
@@ -83,7 +88,7 @@ class MakeJob:
         else:
             shutil.copyfile(asked, self.output / ".config")
             words, environment = self.make("olddefconfig"), {}
-        done = await process.run(words, env=recipe.environment(os.environ) | environment, timeout_s=_CONFIGURE_S, check=False)
+        done = await process.run(words, env=self.environment | environment, timeout_s=_CONFIGURE_S, check=False)
         if done.status != 0:
             raise self._failed("it cannot be configured:\n    ", done.stderr or done.stdout)
         config = self.config
@@ -144,9 +149,7 @@ class MakeJob:
             modules = self.config.get("MODULES")
             targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
             words = [*self.make(*targets), "-Otarget", f"-j{self.jobs}"]
-            made = await process.run(
-                words, env=recipe.environment(os.environ), timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear
-            )
+            made = await process.run(words, env=self.environment, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
         if made.status != 0:
             raise self._failed("", made.stderr, f"\n  all that make said: {self.output / _LOG}")
         remembered.write_text(str(await asyncio.to_thread(_objects, self.output)))
@@ -174,7 +177,7 @@ async def _modules(job: MakeJob, folder: Path) -> Path:
     """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it."""
     if any(option.value == "m" for option in job.config.values()):
         words = [*job.make("modules_install"), f"INSTALL_MOD_PATH={folder}"]
-        await process.run(words, env=recipe.environment(os.environ), timeout_s=_CONFIGURE_S)
+        await process.run(words, env=job.environment, timeout_s=_CONFIGURE_S)
         (found,) = (folder / "lib/modules").iterdir()
         return found
     folder.mkdir()

@@ -41,24 +41,27 @@ class Repository:
 
     async def git(self, *words: str, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
         """What git says in it."""
-        done = await process.run(["git", "-C", self.path, *words], env=_WHO | dict(env or {}), stdin=stdin, timeout_s=7200)
-        return done.stdout.strip()
+        return await _git(self.path, *words, env=env, stdin=stdin)
+
+
+async def _git(path: Path, *words: str, env: Mapping[str, str] | None = None, stdin: str = "") -> str:
+    done = await process.run(["git", "-C", path, *words], env=_WHO | dict(env or {}), stdin=stdin, timeout_s=7200)
+    return done.stdout.strip()
 
 
 async def make(path: Path, tree: Path) -> Repository:
     """At `path`, of the source in `tree`, which is only read."""
     path.mkdir()
-    bare = Repository(path=path, commits=(), loss="")
     index = {"GIT_INDEX_FILE": os.fspath(path / ".git" / "index-of-source")}
-    await bare.git("init", "--quiet", "--initial-branch=main")
+    await _git(path, "init", "--quiet", "--initial-branch=main")
     for name, value in (("core.looseCompression", "0"), ("core.fsync", "none"), ("gc.auto", "0")):
-        await bare.git("config", name, value)
-    await bare.git(f"--work-tree={tree}", "add", "--all", "--force", ".", env=index)
+        await _git(path, "config", name, value)
+    await _git(path, f"--work-tree={tree}", "add", "--all", "--force", ".", env=index)
 
     async def commit(said: str) -> str:
-        written = await bare.git("write-tree", env=index)
+        written = await _git(path, "write-tree", env=index)
         parent = ("-p", commits[-1]) if commits else ()
-        return await bare.git("commit-tree", written, *parent, "-m", said)
+        return await _git(path, "commit-tree", written, *parent, "-m", said)
 
     commits: list[str] = []
     commits.append(await commit("Debian's source"))
@@ -69,10 +72,10 @@ async def make(path: Path, tree: Path) -> Repository:
             else {file: (tree / file).read_text() + f"/* changed after {len(commits)} commits */\n"}
         )
         for name, text in changed.items():
-            blob = await bare.git("hash-object", "-w", "--stdin", stdin=text)
-            await bare.git("update-index", "--cacheinfo", f"100644,{blob},{name}", env=index)
+            blob = await _git(path, "hash-object", "-w", "--stdin", stdin=text)
+            await _git(path, "update-index", "--cacheinfo", f"100644,{blob},{name}", env=index)
         commits.append(await commit(f"{', '.join(changed)}: an edit"))
-    await bare.git("update-ref", "refs/heads/main", commits[-1])
-    await bare.git("sparse-checkout", "set", "--no-cone", "/Makefile")
-    await bare.git("checkout", "--quiet", "main")
+    await _git(path, "update-ref", "refs/heads/main", commits[-1])
+    await _git(path, "sparse-checkout", "set", "--no-cone", "/Makefile")
+    await _git(path, "checkout", "--quiet", "main")
     return Repository(path=path, commits=tuple(commits), loss=commits[1 + _CHANGES.index(LOSS)])

@@ -69,6 +69,12 @@ def expect(name: str) -> Iterator[Met]:
     assert time.monotonic() - began < met.fault.within_s
 
 
+def _of_the_monitor(error: type[errors.TestbedError]) -> Fault:
+    return Fault(
+        stages=(State.AWAKE, State.READY), error=error, status=2, within_s=120, tests=("test_faults.py::test_the_monitor_is_damaged",)
+    )
+
+
 FAULTS: dict[str, Fault] = {
     "kill -9 of the testbed": Fault(
         stages=STARTED,
@@ -90,34 +96,10 @@ FAULTS: dict[str, Fault] = {
         within_s=300,
         tests=("test_faults.py::test_qemu_is_killed", "test_kills.py::test_a_command_whose_qemu_is_killed_says_so"),
     ),
-    "QMP socket closed": Fault(
-        stages=(State.AWAKE, State.READY),
-        error=errors.GuestLost,
-        status=2,
-        within_s=120,
-        tests=("test_faults.py::test_the_monitor_is_damaged",),
-    ),
-    "half a JSON message": Fault(
-        stages=(State.AWAKE, State.READY),
-        error=errors.HostError,
-        status=2,
-        within_s=120,
-        tests=("test_faults.py::test_the_monitor_is_damaged",),
-    ),
-    "half a JSON message and the end": Fault(
-        stages=(State.AWAKE, State.READY),
-        error=errors.GuestLost,
-        status=2,
-        within_s=120,
-        tests=("test_faults.py::test_the_monitor_is_damaged",),
-    ),
-    "a QMP answer that never comes": Fault(
-        stages=(State.AWAKE, State.READY),
-        error=errors.HostError,
-        status=2,
-        within_s=120,
-        tests=("test_faults.py::test_the_monitor_is_damaged",),
-    ),
+    "QMP socket closed": _of_the_monitor(errors.GuestLost),
+    "half a JSON message": _of_the_monitor(errors.HostError),
+    "half a JSON message and the end": _of_the_monitor(errors.GuestLost),
+    "a QMP answer that never comes": _of_the_monitor(errors.HostError),
     "SSH dropped in a command": Fault(
         stages=(State.READY,), error=errors.WireBroken, status=2, within_s=120, tests=("test_faults.py::test_ssh_is_dropped_in_a_command",)
     ),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
-from testbed.cli import load
+from testbed.cli import exit_code, load
 from testbed.cli.app import ERROR, app
 from testbed.errors import TestbedError, UsageError
 from testbed.kbuild.recipe import Compiler
@@ -42,13 +43,14 @@ def tree(tmp_path: Path) -> Path:
 def typed(*words: str | Path) -> int:
     """The status of a command, as `testbed` ends with it."""
     load()
+    typed = [str(word) for word in words]
     try:
-        app([str(word) for word in words], standalone_mode=False)
+        app(typed, standalone_mode=False)
     except SystemExit as ended:
-        assert isinstance(ended.code, int)
-        return ended.code
-    except TestbedError:
-        return ERROR
+        return exit_code(ended.code, typed)
+    except TestbedError as error:
+        sys.stderr.write(str(error))
+        return exit_code(ERROR, typed)
     return 0
 
 
