@@ -60,16 +60,16 @@ async def said_machine(guest: Guest) -> Said:
 
 
 async def said(disks: LiveDisks, name: str) -> Said:
-    """How a disk behaves now, and the errors of it that QEMU has told of.
+    """How a disk behaves now, and the errors of it that there were.
 
     :raise UsageError: there is no such disk.
     """
     if disks.is_out(name):
-        return {"throttle": ["unplugged"], "delay": [], "inject": [], "errors": disks.errors.said(name)}
+        return {"throttle": ["unplugged"], "delay": [], "inject": [], "errors": await disks.errors_of(name)}
     now = await disks.condition(name)
     return {
         "throttle": words.said_throttle(now.throttle),
         "delay": words.said_latency(now.latency),
         "inject": words.said_faults(now.faults),
-        "errors": disks.errors.said(name),
+        "errors": await disks.errors_of(name),
     }

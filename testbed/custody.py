@@ -1,5 +1,5 @@
-"""How a QEMU is held: without privileges, and where the testbed runs as root under an account of its own, which reaches nothing of this
-machine but what it is handed as open files.
+"""How a QEMU is held: without privileges, confined to the files that it is handed (`confine.py`), and where the testbed runs as root under
+an account of its own, which reaches nothing of this machine but what it is handed as open files.
 
 A guest that breaks out of its QEMU is then nobody in particular. What QEMU needs may lie where that account cannot go (root's cache, a
 home), so it is named to QEMU by a descriptor that it inherits: folders and start files as /proc/self/fd/N, images as /dev/fdset/N.
@@ -11,13 +11,14 @@ import json
 import os
 import resource
 import stat
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from testbed import process
+from testbed import confine, process
 from testbed.errors import HostError
-from testbed.host import Account
+from testbed.host import Account, Host, Qemu
 
 # Nothing of ours is below /tmp for a QEMU that is handed what it needs, and nothing of others is its business.
 _OWN_TMP = (
@@ -25,14 +26,29 @@ _OWN_TMP = (
     'for folder in /tmp /var/tmp; do mount -t tmpfs -o ro,size=4k,mode=755 none "$folder" || exit; done; exec "$@"',
     "sh",
 )
+_PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
+_SETTINGS = (
+    "/dev/random",
+    "/dev/urandom",
+    "/etc/gnutls",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/etc/resolv.conf",
+    "/etc/ssl/openssl.cnf",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/sys",
+    "/sys/devices/system",
+)
+_DEVICES = ("/dev/kvm", "/dev/null", "/dev/zero")
 # Enough for the disks, sockets and event loops of the largest guest; fewer where we may have no more ourselves.
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
-def prefix(account: Account | None, groups: tuple[int, ...] = ()) -> tuple[str, ...]:
+def prefix(account: Account | None, groups: tuple[int, ...] = (), rules: Iterable[tuple[str, str]] | None = None) -> tuple[str, ...]:
     """What to put before QEMU's argv: it gets no core dump and no privileges, and as `account` no capability and no group but `groups`.
 
-    With `account.own_tmp` it sees an empty /tmp.
+    With `account.own_tmp` it sees an empty /tmp. `rules`: what it is confined to; see `confine.words`.
     """
     limits = ("prlimit", "--core=0", f"--nofile={_OPEN_FILES}", "--")
     apart = _OWN_TMP if account is not None and account.own_tmp else ()
@@ -42,14 +58,29 @@ def prefix(account: Account | None, groups: tuple[int, ...] = ()) -> tuple[str, 
         dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
         own = (f"--reuid={account.uid}", f"--regid={account.gid}", *wanted, *dropped, *own)
     # The parent-death signal comes last: changing the account would take it away (prctl(2)).
-    return (*limits, *apart, "setpriv", *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
+    dying = ("setpriv", *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
+    # Whoever is confined mounts nothing, and our Python may lie where the account cannot go.
+    confined = () if rules is None else confine.words(sys.executable, rules)
+    return (*limits, *apart, *confined, *dying)
+
+
+def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
+    """What a QEMU needs of this machine whatever its guest is: programs, libraries, firmware, and a few devices."""
+    # One that was extracted or built somewhere has its firmware and libraries beside it.
+    places = (*_PROGRAMS, str(Path(qemu.path).resolve().parents[1]), *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
+    return (
+        *((confine.RUN, place) for place in dict.fromkeys(places)),
+        *((confine.READ, place) for place in _SETTINGS),
+        *((confine.WRITE, device) for device in _DEVICES),
+    )
 
 
 class Custody:
-    """What one QEMU is handed. Without an account nothing has to be: it reaches files by their names."""
+    """What one QEMU is handed. Without an account it reaches files by their names, but no others where it is confined."""
 
     def __init__(self, account: Account | None) -> None:
         self._account = account
+        self._rules: list[tuple[str, str]] = []
         self._seen: dict[str, str] = {}
         self.descriptors: tuple[int, ...] = ()
         self.options: tuple[tuple[str, str], ...] = ()
@@ -60,6 +91,7 @@ class Custody:
             self.own(*paths)
             for path in paths:
                 self._name(path, self._open(path, os.O_PATH | os.O_DIRECTORY))
+        self._grant(confine.OWN, paths)
 
     def own(self, *paths: Path) -> None:
         """Make QEMU the owner of files, sockets or folders that are there.
@@ -83,9 +115,11 @@ class Custody:
                 if not mode & stat.S_IROTH:
                     os.fchmod(descriptor, mode | stat.S_IROTH)
                 self._name(path, descriptor)
+        self._grant(confine.READ, paths)
 
-    def memory(self, path: Path) -> None:
-        """Let QEMU open a file of guest memory, a new one if it is not there. QEMU 7.2 opens it for writing, also to copy from it.
+    def memory(self, path: Path, *, copied: bool = False) -> None:
+        """Let QEMU open a file of guest memory, a new one if it is not there. `copied`: to read only; QEMU 7.2 opens it for writing, also
+        to copy from it.
 
         Its folder is private, and the file stays ours, so that no QEMU can set its times.
         """
@@ -95,15 +129,28 @@ class Custody:
                 path.chmod(0o666)  # whoever QEMU is, now and for later clones: another mode then would look like a change
         if self._account is not None:
             self._name(path, self._open(path, os.O_PATH))
+        self._grant(confine.READ if copied else confine.WRITE, [path])
 
     def images(self, paths: Iterable[Path]) -> None:
         """Let QEMU's block layer read files, whoever else may."""
-        if self._account is not None:
-            for path in dict.fromkeys(paths):
+        wanted = tuple(dict.fromkeys(paths))
+        if self._account is None:
+            self._grant(confine.READ, wanted)
+        else:  # what is open already is not opened
+            for path in wanted:
                 descriptor = self._open(path, os.O_RDONLY)
                 number = len(self.options) + 1
                 self.options += (("-add-fd", f"fd={descriptor},set={number}"),)
                 self._seen[str(path)] = f"/dev/fdset/{number}"
+
+    def words(self, host: Host, *, trusted: bool) -> tuple[str, ...]:
+        """What to put before this QEMU's argv. `trusted`: it may open what it likes, as far as its user may."""
+        confined = host.confinement.works and not trusted
+        return prefix(self._account, host.groups, (*rules_of(host.qemu), *self._rules) if confined else None)
+
+    def _grant(self, kind: str, paths: Iterable[Path]) -> None:
+        # As QEMU names them: where it has a /tmp of its own, the names that we have lead nowhere.
+        self._rules += ((kind, self._seen.get(str(path), str(path.absolute()))) for path in paths)
 
     def _open(self, path: Path, flags: int) -> int:
         try:

@@ -72,6 +72,10 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
             )
         if host.account is None and os.getuid() == 0:
             said.append(Complaint(what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False))
+        if left := host.confinement.left:
+            said.append(
+                Complaint(what=f"a guest that takes QEMU over may {left}", mend="Linux 6.12 with Landlock, and libseccomp", fatal=False)
+            )
         if not host.qemu.seccomp:
             said.append(
                 Complaint(

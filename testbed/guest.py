@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import custody, devices, login, plan, process, room, session, states
+from testbed import devices, login, plan, process, room, session, states
 from testbed.custody import Custody
 from testbed.devices import Device
 from testbed.drives import Arrangement
@@ -197,7 +197,8 @@ class Guest(Life):
                 session.OWNER: f"{order.sockets}/",
             },
             first_to_go=True,
-            within=custody.prefix(order.host.account, order.host.groups),
+            # Words of the caller's own may name any file, and who lets them has said so.
+            within=self.custody.words(order.host, trusted=bool(order.machine.qemu_args)),
             handed=self.custody.descriptors,
         )
         self.custody.release()
@@ -217,7 +218,7 @@ class Guest(Life):
         self.custody.images([path for path in (files.root, files.modules_disk) if path is not None])
         self.custody.images(Path(disk.image) for disk in disks if disk.image is not None)
         if memory.file is not None:
-            self.custody.memory(memory.file)
+            self.custody.memory(memory.file, copied=self.order.host.qemu.reads_memory and not memory.shared)
 
     async def _boot(self) -> None:
         started = time.monotonic()

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 # Set to 1 where guests are one's own, and QEMU was built without a sandbox.
 NO_SANDBOX = "TESTBED_NO_SANDBOX"
+# The versions of Landlock (its ABI) from which it holds what.
+LANDLOCK_FILES, LANDLOCK_TCP, LANDLOCK_SIGNALS = 1, 4, 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +17,7 @@ class Qemu:
     `identity` changes when the program does (path, size and time of change): templates and probes are keyed by it.
     `modules`: the folder of its modules, where it has one beside it: a package that was extracted somewhere does.
     `warm_clones`: it has what saving and restoring a template takes. `seccomp`: it was built with `-sandbox`. `networks`: it has what
-    networks between guests stand on (`-netdev dgram`).
+    networks between guests stand on (`-netdev dgram`). `reads_memory`: it opens a file of memory that it copies from to read only.
     """
 
     path: str
@@ -27,6 +29,7 @@ class Qemu:
     networks: bool
     devices: tuple[str, ...]
     modules: str = ""
+    reads_memory: bool = False
 
     @property
     def environment(self) -> dict[str, str]:
@@ -53,6 +56,28 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Confinement:
+    """Whether QEMU can be started as `confine.py` says, and how far this kernel's Landlock holds it then (its ABI; 0: not at all)."""
+
+    works: bool = False
+    why: str = "it was not tried"
+    landlock: int = 0
+
+    @property
+    def left(self) -> str:
+        """What QEMU may do all the same; nothing, where all of it is held."""
+        if not self.works:
+            return f"open files, reach this machine's network and signal processes, as its user may: {self.why}"
+        if self.landlock < LANDLOCK_FILES:
+            return "open files and connect by TCP, as its user may: this kernel's Landlock is absent or switched off"
+        if self.landlock < LANDLOCK_TCP:
+            return "connect by TCP: this kernel's Landlock holds only files, Linux 6.7 also that"
+        if self.landlock < LANDLOCK_SIGNALS:
+            return "signal processes of its user: this kernel's Landlock holds files and TCP, Linux 6.12 also that"
+        return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
     """The facts. Memory and disk in bytes. `account`: whom QEMU runs as; None: as whoever started the testbed, for the reason
     `why_own_account`. `kvm_group`: who may use /dev/kvm. `sandbox_waived`: a QEMU that has no sandbox may run guests all the same.
@@ -69,6 +94,7 @@ class Host:
     why_own_account: str = "the testbed does not run as root"
     kvm_group: int | None = None
     sandbox_waived: bool = False
+    confinement: Confinement = Confinement()
 
     @property
     def groups(self) -> tuple[int, ...]:

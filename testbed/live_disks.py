@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from testbed import drives, layers
+from testbed import disk_errors, drives, layers
 from testbed.custody import Custody
 from testbed.disk_errors import DiskErrors
 from testbed.drives import Storage
@@ -109,6 +109,11 @@ class LiveDisks:
         """How a disk behaves now; its limits as QEMU says them."""
         limits, now = await self._limits(drives.throttle_group(name, self.disk(name))), self._now[name]
         return Condition(throttle=read_back(limits), latency=now.latency, faults=now.faults)
+
+    async def errors_of(self, name: str) -> list[str]:
+        """The errors of a disk that there were, each kind in words."""
+        counted = await self._wait(self._monitor.execute("query-blockstats", kept=False), self._deadlines.monitor_s)
+        return self.errors.said(name, disk_errors.failed(counted, name))
 
     @contextlib.asynccontextmanager
     async def _changing(self, name: str) -> AsyncIterator[tuple[Disk, _Disk]]:

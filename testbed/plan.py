@@ -119,7 +119,10 @@ def argv(
     size = f"{wanted.memory_bytes // MIB}M"
     backend = f"memory-backend-ram,id=ram,size={size}"
     if memory.file is not None:
-        backend = f"memory-backend-file,id=ram,size={size},mem-path={_escaped(memory.file)},share={'on' if memory.shared else 'off'}"
+        copied = ",readonly=on,rom=off" if host.qemu.reads_memory else ""
+        backend = (
+            f"memory-backend-file,id=ram,size={size},mem-path={_escaped(memory.file)},share={'on' if memory.shared else f'off{copied}'}"
+        )
     options: list[tuple[str, ...]] = [
         (host.qemu.path,),
         ("-name", f"guest={name}"),

@@ -8,14 +8,15 @@ import pwd
 import re
 import shutil
 import struct
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed import allotment, custody, process
+from testbed import allotment, confine, custody, process
 from testbed.errors import HostError
-from testbed.host import NO_SANDBOX, Account, Host, Kvm, Qemu
+from testbed.host import NO_SANDBOX, Account, Confinement, Host, Kvm, Qemu
 from testbed.keys import content_key
 from testbed.progress import Silent
 from testbed.store.cache import UNFINISHED, locked
@@ -71,6 +72,7 @@ _CAPABILITIES = re.compile(r"^Cap(?:Eff|Bnd):\s+(\w+)$", re.MULTILINE)
 # QEMU's account where the testbed runs as root: a number that nobody has (systemd's list of uids says that 60578 to 61183 are unused).
 _ACCOUNT = Account(uid=61183, gid=61183)
 _EXIT_PORT = 0xF4
+_MEMORY = "memory-backend-file"
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
 
 
@@ -86,6 +88,7 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
     """
     found = await _qemu(cache)
     account, why_own_account = await _account(cache, found)
+    confinement = await _confinement(cache, found, account)
     kvm_device = Path("/dev/kvm")
     return Host(
         kernel=os.uname().release,
@@ -99,6 +102,7 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
         why_own_account=why_own_account,
         kvm_group=kvm_device.stat().st_gid if kvm_device.exists() else None,
         sandbox_waived=os.environ.get(NO_SANDBOX) == "1",
+        confinement=confinement,
     )
 
 
@@ -120,8 +124,9 @@ async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
     remembered = cache / "probes" / f"account-{content_key('own tmp', qemu.identity, account.uid, account.gid, powers)}.json"
     record = _remembered(remembered)
     if record is None:
-        tried = {program: await _tried(account, program) for program in ("true", qemu.path)}
-        record = {"drops": tried["true"], "runs": tried[qemu.path], "tmp": await _tried(replace(account, own_tmp=True), qemu.path)}
+        tried = {program: await _tried(custody.prefix(account), program) for program in ("true", qemu.path)}
+        own_tmp = custody.prefix(replace(account, own_tmp=True))
+        record = {"drops": tried["true"], "runs": tried[qemu.path], "tmp": await _tried(own_tmp, qemu.path)}
         _remember(remembered, record)
     if record["drops"]:
         return None, f"this root cannot become uid {account.uid}: {record['drops']}"
@@ -144,9 +149,22 @@ def _of_name(user: str) -> Account:
         raise HostError(f"TESTBED_QEMU_USER: expected a user of this machine, or a uid, got {user!r}") from None
 
 
-async def _tried(account: Account, program: str) -> str:
-    """What an account says that cannot run a program; nothing where it can."""
-    tried = await process.run([*custody.prefix(account), program, "--version"], check=False)
+async def _confinement(cache: Path, qemu: Qemu, account: Account | None) -> Confinement:
+    """Whether QEMU starts where it is confined: not where there is no libseccomp, or where it lies with libraries in unknown places."""
+    landlock = confine.version()
+    script, rules = Path(confine.__file__).read_text(), custody.rules_of(qemu)
+    key = content_key(qemu.identity, sys.executable, os.uname().release, landlock, account is not None, rules, script)
+    remembered = cache / "probes" / f"confinement-{key}.json"
+    record = _remembered(remembered)
+    if record is None:
+        record = {"why": await _tried(custody.prefix(account, rules=rules), qemu.path)}
+        _remember(remembered, record)
+    return Confinement(works=not record["why"], why=record["why"], landlock=landlock)
+
+
+async def _tried(within: tuple[str, ...], program: str) -> str:
+    """What is said where a program cannot run within these words; nothing where it can."""
+    tried = await process.run([*within, program, "--version"], check=False)
     return "" if tried.status == 0 else tried.stderr.strip()[-200:] or f"status {tried.status}"
 
 
@@ -173,7 +191,7 @@ async def _qemu(cache: Path) -> Qemu:
     path = process.find(chosen or QEMU)
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
-    remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES, _COMMANDS)}.json"
+    remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES, _COMMANDS, _MEMORY)}.json"
     record = _remembered(remembered)
     modules = _modules(path)
     if record is None:
@@ -196,6 +214,8 @@ async def _qemu(cache: Path) -> Qemu:
         networks="dgram" in record["netdevs"],
         devices=tuple(record["types"]),
         modules=modules,
+        # Without `rom` (before QEMU 8.2) `readonly` makes the guest's memory read-only as well.
+        reads_memory="rom" in record["memory"],
     )
 
 
@@ -213,7 +233,7 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
     """
     questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options", "query-qmp-schema")
     commands: list[dict[str, Any]] = [{"execute": question, "id": question} for question in questions]
-    commands += [{"execute": "qom-list-properties", "id": name, "arguments": {"typename": name}} for name in _TYPES]
+    commands += [{"execute": "qom-list-properties", "id": name, "arguments": {"typename": name}} for name in (*_TYPES, _MEMORY)]
     asked = "".join(json.dumps(command) + "\n" for command in (*commands, {"execute": "quit"}))
     done = await process.run(
         [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"],
@@ -236,6 +256,7 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
             "types": [name for name in _TYPES if answers.get(name) is not None],
             "commands": [name for name in _COMMANDS if schema.get(name, {}).get("meta-type") == "command"],
             "netdevs": _netdevs(schema),
+            "memory": [entry["name"] for entry in answers[_MEMORY]],
         }
     except (KeyError, TypeError) as error:
         raise HostError(f"{path}: expected answers on QMP, got {done.stdout[-300:]!r} {done.stderr[-300:]!r}") from error

@@ -156,6 +156,7 @@ def host_table(host: Host, tools: dict[str, str]) -> Table:
         if host.account
         else f"who you are: {host.why_own_account}",
     )
+    table.add_row("it may", escape(host.confinement.left or "open what it is handed, and reach no network (Landlock, seccomp)"))
     table.add_row(
         "clones",
         "warm: guests are restored from a template" if host.qemu.warm_clones else f"no, guests boot cold: {host.qemu.why_not_warm}",

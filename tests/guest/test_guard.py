@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import stat
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ import pytest
 
 from testbed.errors import CommandFailed, GuestError, HostError
 from testbed.guest import Guest
+from testbed.host import LANDLOCK_FILES, LANDLOCK_TCP
 from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
@@ -43,6 +45,7 @@ async def test_a_guest_and_its_qemu_are_held(lab: Lab, model: GuestModel, kernel
         _keeps_strangers_out(guest)
         await _says_nothing_to_the_terminal(guest)
         await _opens_no_file_of_this_machine(guest, tmp_path)
+        await _reaches_no_network(guest)
         # The last, because QEMU may be killed for it.
         await _starts_no_program(guest, tmp_path)
 
@@ -105,7 +108,9 @@ async def _says_nothing_to_the_terminal(guest: Guest) -> None:
 
 async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     """What a QEMU that a guest has taken over would do: read what only we may, write what only we may."""
-    if os.geteuid() != 0:
+    host = guest.order.host
+    assert host.confinement.works, host.confinement.why
+    if os.geteuid() != 0 and host.confinement.landlock < LANDLOCK_FILES:
         return  # its QEMU is the same user as we are: docs/security.md says so
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret" * 1000)
@@ -116,10 +121,23 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"Permission denied|No such file"):
         await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(tmp_path / "owned")}}})
     assert not (tmp_path / "owned").exists()
-    account = guest.order.host.account
-    assert account is not None
-    if account.own_tmp:
+    account = host.account
+    if account is not None and account.own_tmp:
         await _sees_nothing_in_tmp(guest)
+
+
+async def _reaches_no_network(guest: Guest) -> None:
+    """What it would do next: connect to what listens here, and send to any address. It is tried by a listener that would hear it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as receiver:
+        receiver.bind(("127.0.0.1", 0))
+        address = {"type": "inet", "data": {"host": "127.0.0.1", "port": str(listener.getsockname()[1])}}
+        datagrams = {"type": "inet", "data": {"host": "127.0.0.1", "port": str(receiver.getsockname()[1])}}
+        backends: dict[str, dict[str, Any]] = {"udp": {"remote": datagrams}}
+        if guest.order.host.confinement.landlock >= LANDLOCK_TCP:
+            backends["socket"] = {"addr": address, "server": False}
+        for kind, data in backends.items():
+            with pytest.raises(HostError, match=r"Permission denied|Operation not permitted"):
+                await guest.monitor.execute("chardev-add", {"id": f"bad-{kind}", "backend": {"type": kind, "data": data}})
 
 
 async def _sees_nothing_in_tmp(guest: Guest) -> None:

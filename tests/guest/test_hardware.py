@@ -146,6 +146,7 @@ async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(gue
     seen = [event["data"] for event in events if event.get("event") == "BLOCK_IO_ERROR"]
     # QEMU 10 tells one event a second for each disk.
     assert seen[0]["operation"] == "read" and len(seen) <= 3 and all(one["action"] == "report" for one in seen)
+    assert await guest.hardware.errors_of("virtio") == ["2 read errors reported", "1 write error reported"]
     assert f"dev {path.removeprefix('/dev/')}, sector 0 op 0x0:(READ)" in (await guest.run("dmesg")).stdout
     await guest.hardware.inject("virtio", ())
     assert not any(name.startswith(("faulty-virtio", "late-virtio")) for name in await nodes(guest))
@@ -163,7 +164,7 @@ async def test_a_guest_stands_still_at_an_error_until_it_is_told_to_go_on(guest:
             await asyncio.sleep(0.02)
     assert not writing.done() and (await guest.monitor.execute("query-status"))["status"] == "io-error"
     await guest.monitor.execute("cont")
-    assert await writing == 0 and errors.said("strict") == ["1 write error stopped the guest"]
+    assert await writing == 0 and await guest.hardware.errors_of("strict") == ["1 write error stopped the guest"]
     assert heard == ["stopped at a write error of disk strict (No space left on device)", ""]
     # A flush that always fails is the export's; it stops the guest as well, until it is taken away. QEMU calls it a write error.
     await guest.hardware.inject("strict", (Fault(operation="flush", effect="EIO"),))
@@ -189,6 +190,8 @@ async def test_an_error_that_stays_reaches_through_the_retries_of_nvme_and_scsi(
         await guest.hardware.inject(name, (Fault(operation="write", effect="EIO", first=1 << 20, end=2 << 20),))
         assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "oflag=direct") == 0
         assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "seek=300", "oflag=direct") == 1
+        (said,) = await guest.hardware.errors_of(name)
+        assert said.endswith((" write error reported", " write errors reported"))  # as often as the guest tried
         await guest.hardware.inject(name, ())
         assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "seek=300", "oflag=direct") == 0
 

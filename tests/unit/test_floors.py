@@ -44,6 +44,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "states",
         "shell",
         "switch",
+        "confine",
         "custody",
         "journal",
         "wires",

@@ -36,12 +36,14 @@ def test_the_argv_of_the_default_topology_is_the_golden_one() -> None:
 def test_a_clone_waits_for_a_state_and_copies_the_templates_memory_on_write() -> None:
     options = words(host(), memory=plan.Memory(file=Path("/t/memory")), restore=True)
     assert ("-incoming", "defer") in options
-    assert any("mem-path=/t/memory,share=off" in option[-1] for option in options)
+    assert any(option[-1].endswith("mem-path=/t/memory,share=off") for option in options)
+    reading = words(host(reads_memory=True), memory=plan.Memory(file=Path("/t/memory")), restore=True)
+    assert any(option[-1].endswith("mem-path=/t/memory,share=off,readonly=on,rom=off") for option in reading)
 
 
 def test_a_template_shares_its_memory_file() -> None:
-    options = words(host(), memory=plan.Memory(file=Path("/t/memory"), shared=True))
-    assert any("mem-path=/t/memory,share=on" in option[-1] for option in options)
+    options = words(host(reads_memory=True), memory=plan.Memory(file=Path("/t/memory"), shared=True))
+    assert any(option[-1].endswith("mem-path=/t/memory,share=on") for option in options)
     assert ("-incoming", "defer") not in options
 
 

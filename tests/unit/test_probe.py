@@ -46,9 +46,15 @@ def _without_type(said: Answers) -> None:
 async def test_what_debians_qemu_says_of_itself_is_understood_and_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = await asked(tmp_path, monkeypatch, answers())
     assert (found.version, found.warm_clones, found.seccomp, found.networks) == ("7.2.22", True, True, True)
-    assert "nvme" in found.devices
+    assert "nvme" in found.devices and not found.reads_memory
     (tmp_path / "said").unlink()
     assert await probe._qemu(tmp_path / "cache") == found
+
+
+async def test_a_qemu_that_can_copy_from_memory_without_writing_to_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = answers()
+    said["memory-backend-file"].append({"name": "rom", "type": "OnOffAuto"})
+    assert (await asked(tmp_path, monkeypatch, said)).reads_memory
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,161 @@
+"""Confines a program by the kernel's own means before it starts: it opens no file but what it is given, reaches no network, and sends no
+signal to others. Run as a script, by whoever may be root still, before privileges go.
+
+Files, TCP and signals are held by Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since
+Linux 5.13, TCP since 6.7, signals and abstract sockets since 6.12. What Landlock has no rule for (UDP, other families of sockets, io_uring,
+which system call filters do not see) is refused by a filter that libseccomp makes; QEMU's own `-sandbox` comes on top of it.
+
+Nothing but the standard library may be imported: the script runs with `python -I -S`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import socket
+import stat
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# What a path may be given for. Each is of files, and of all that is below a folder.
+RUN = "run"  # to read, and to start or map as a program
+READ = "read"
+WRITE = "write"  # to read and to write what is there
+OWN = "own"  # everything: files and sockets are made and removed below it
+
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+_EVERYTHING = (1 << 16) - 1
+_RIGHTS = {
+    RUN: _EXECUTE | _READ_FILE | _READ_DIR,
+    READ: _READ_FILE | _READ_DIR,
+    WRITE: _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV,
+    OWN: _EVERYTHING & ~_EXECUTE,
+}
+# By the version of Landlock that knows them.
+_SINCE = {_REFER: 2, _TRUNCATE: 3, _IOCTL_DEV: 5}
+_NET_SINCE, _SCOPES_SINCE = 4, 6
+_BIND_TCP, _CONNECT_TCP = 1, 2
+_ABSTRACT_SOCKETS, _SIGNALS = 1, 2
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
+_VERSION, _PATH_BENEATH, _NET_PORT = 1, 1, 2
+_NO_NEW_PRIVS = 38
+# An ephemeral port, which the kernel chooses: that is what QEMU asks for the forwarded one.
+_ANY_PORT = 0
+
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
+_EQUAL, _GREATER, _MASKED = 4, 6, 7
+_TYPE_MASK, _MSG_FASTOPEN = 0xF, 0x20000000
+
+
+def words(python: str, rules: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """What to put before a program so that it is confined to `rules`: pairs of a kind and a path. Paths that are not there are left out."""
+    return (python, "-I", "-S", str(Path(__file__).absolute()), json.dumps(list(rules)))
+
+
+def version() -> int:
+    """How far this kernel's Landlock has come (its ABI); 0: it has none, or it is switched off."""
+    return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _Ruleset(ctypes.Structure):
+    _fields_ = (("files", ctypes.c_uint64), ("net", ctypes.c_uint64), ("scoped", ctypes.c_uint64))
+
+
+class _Beneath(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = (("allowed", ctypes.c_uint64), ("parent", ctypes.c_int32))
+
+
+class _Port(ctypes.Structure):
+    _fields_ = (("allowed", ctypes.c_uint64), ("port", ctypes.c_uint64))
+
+
+class _Compared(ctypes.Structure):
+    _fields_ = (("argument", ctypes.c_uint), ("how", ctypes.c_int), ("first", ctypes.c_uint64), ("second", ctypes.c_uint64))
+
+
+def _asked(what: str, result: int) -> int:
+    if result < 0:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+    return result
+
+
+def _hold_files(rules: Iterable[tuple[str, str]], abi: int) -> None:
+    """Landlock, as far as it has come; nothing where there is none."""
+    known = _EVERYTHING & ~sum(right for right, since in _SINCE.items() if since > abi)
+    wanted = _Ruleset(files=known, net=_BIND_TCP | _CONNECT_TCP, scoped=_ABSTRACT_SOCKETS | _SIGNALS)
+    size = 8 * (1 + (abi >= _NET_SINCE) + (abi >= _SCOPES_SINCE))
+    ruleset = _asked("landlock_create_ruleset", _libc.syscall(_CREATE_RULESET, ctypes.byref(wanted), ctypes.c_size_t(size), 0))
+
+    def add(kind: int, rule: ctypes.Structure) -> None:
+        _asked("landlock_add_rule", _libc.syscall(_ADD_RULE, ruleset, kind, ctypes.byref(rule), 0))
+
+    for kind, path in rules:
+        try:
+            there = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            continue  # what is not there, or not for us, is not for the program either
+        rights = _RIGHTS[kind] & known
+        if not stat.S_ISDIR(os.fstat(there).st_mode):
+            rights &= _OF_FILES
+        add(_PATH_BENEATH, _Beneath(allowed=rights, parent=there))
+        os.close(there)
+    if abi >= _NET_SINCE:
+        add(_NET_PORT, _Port(allowed=_BIND_TCP, port=_ANY_PORT))
+    _asked("landlock_restrict_self", _libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    os.close(ruleset)
+
+
+def _hold_sockets() -> None:
+    """Sockets of this machine and TCP only, and no way around the filter."""
+    seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    filtered = ctypes.c_void_p(seccomp.seccomp_init(_ALLOW))
+
+    def refuse(call: str, *compared: tuple[int, int, int, int]) -> None:
+        number = seccomp.seccomp_syscall_resolve_name(call.encode())
+        array = (_Compared * len(compared))(*(_Compared(*one) for one in compared))
+        failed = seccomp.seccomp_rule_add_array(filtered, _REFUSE, number, len(compared), array)
+        if failed:
+            raise OSError(-failed, f"libseccomp: {call}: {os.strerror(-failed)}")
+
+    inet = (0, _EQUAL, socket.AF_INET, 0)
+    refuse("socket", (0, _GREATER, socket.AF_INET, 0))
+    for kind in range(_TYPE_MASK + 1):
+        if kind != socket.SOCK_STREAM:
+            refuse("socket", inet, (1, _MASKED, _TYPE_MASK, kind))
+    refuse("socket", inet, (2, _GREATER, socket.IPPROTO_TCP, 0))  # MPTCP and SCTP are streams as well
+    # TCP Fast Open connects by sending.
+    for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        refuse(call, (flags, _MASKED, _MSG_FASTOPEN, _MSG_FASTOPEN))
+    refuse("io_uring_setup")
+    failed = seccomp.seccomp_load(filtered)
+    if failed:
+        raise OSError(-failed, f"libseccomp: {os.strerror(-failed)}")
+    seccomp.seccomp_release(filtered)
+
+
+def main(rules: list[Any], program: list[str]) -> None:
+    """Confine this process, and become the program."""
+    _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
+    abi = version()
+    if abi:
+        _hold_files(rules, abi)
+    _hold_sockets()
+    os.execvp(program[0], program)  # noqa: S606 -- the words are ours; see custody.py
+
+
+if __name__ == "__main__":
+    try:
+        main(json.loads(sys.argv[1]), sys.argv[2:])
+    except OSError as failure:
+        sys.exit(f"cannot be confined: {failure}")

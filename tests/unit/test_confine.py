@@ -1,0 +1,140 @@
+"""What a program can do that is confined, tried by programs that try it. Each is first tried where nothing is confined, and works."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from testbed import confine, custody
+from testbed.host import LANDLOCK_FILES, LANDLOCK_SIGNALS, LANDLOCK_TCP, Confinement
+from tests.unit.values import qemu
+
+PROGRAMS = (*custody.rules_of(qemu()), (confine.RUN, sys.base_prefix))
+
+
+def since(landlock: int) -> pytest.MarkDecorator:
+    have = confine.version()
+    return pytest.mark.skipif(have < landlock, reason=f"this kernel's Landlock has come to version {have}, not to {landlock}")
+
+
+# What the programs have: calls that Python has no name for, with their errors.
+TOOLS = f"""
+import ctypes, os, socket
+libc = ctypes.CDLL(None, use_errno=True)
+parent = {os.getpid()}
+def asked(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), "")
+"""
+
+
+def tried(code: str, *rules: tuple[str, str]) -> tuple[str, str]:
+    """What a Python program says of what it tries, free and confined: `done`, or the error."""
+    program = f"{TOOLS}try:\n    {code}\nexcept OSError as error: print(type(error).__name__)\nelse: print('done')"
+    free, confined = (
+        subprocess.run([*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False)
+        for within in ((), confine.words(sys.executable, (*PROGRAMS, *rules)))
+    )
+    assert free.returncode == 0 == confined.returncode, free.stderr + confined.stderr
+    return free.stdout.strip(), confined.stdout.strip()
+
+
+@since(LANDLOCK_FILES)
+def test_files_are_what_was_given_as_far_as_it_was(tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text("text")
+    own, given, other = tmp_path / "own", tmp_path / "other" / "file", tmp_path / "secret"
+    other.write_text("text")
+    rules = ((confine.OWN, str(own)), (confine.READ, str(given)), (confine.READ, str(tmp_path / "none")))
+    assert tried(f"open('{own}/new', 'w'); os.rename('{own}/new', '{own}/newer'); os.unlink('{own}/newer')", *rules) == ("done", "done")
+    assert tried(f"socket.socket(socket.AF_UNIX).bind('{own}/' + str(os.getpid()))", *rules) == ("done", "done")
+    assert tried(f"open('{given}')", *rules) == ("done", "done")
+    assert tried(f"open('{given}', 'r+')", *rules) == ("done", "PermissionError")
+    assert tried(f"open('{given}', 'r+')", (confine.WRITE, str(given))) == ("done", "done")
+    # By its name, by way of what it has, and by a link that it makes itself.
+    assert tried(f"open('{other}')", *rules) == ("done", "PermissionError")
+    assert tried(f"open('{own}/../secret')", *rules) == ("done", "PermissionError")
+    assert tried(f"os.symlink('{other}', '{own}/' + str(os.getpid())); open('{own}/' + str(os.getpid()))", *rules) == (
+        "done",
+        "PermissionError",
+    )
+    assert tried(f"os.listdir('{tmp_path}')", *rules) == ("done", "PermissionError")
+    assert tried(f"open('{tmp_path}/made', 'w')", *rules) == ("done", "PermissionError")
+
+
+@since(LANDLOCK_FILES)
+def test_what_it_makes_it_cannot_start(tmp_path: Path) -> None:
+    (tmp_path / "program").write_text("#!/bin/sh\n")
+    (tmp_path / "program").chmod(0o755)
+    assert tried(f"os.posix_spawn('{tmp_path}/program', ['program'], {{}})", (confine.OWN, str(tmp_path))) == ("done", "PermissionError")
+
+
+@since(LANDLOCK_TCP)
+def test_tcp_is_listened_on_at_a_port_that_the_kernel_chooses_and_never_connected() -> None:
+    listening = "with socket.create_server(('127.0.0.1', 0)) as listener:\n        "
+    assert tried(listening + "assert listener.getsockname()[1]") == ("done", "done")
+    assert tried(listening + "socket.create_connection(listener.getsockname())") == ("done", "PermissionError")
+    fast = "caller = socket.socket(); caller.sendto(b'hello', socket.MSG_FASTOPEN, listener.getsockname())"
+    assert tried(listening + fast) == ("done", "PermissionError")
+    free = "port = socket.create_server(('127.0.0.1', 0)).getsockname()[1]; socket.socket().bind(('127.0.0.1', port))"
+    assert tried(free) == ("done", "PermissionError")
+
+
+@pytest.mark.parametrize("words", ["AF_INET, SOCK_DGRAM", "AF_INET6, SOCK_STREAM", "AF_NETLINK, SOCK_RAW", "AF_INET, SOCK_STREAM, 262"])
+def test_no_socket_but_tcp_and_this_machines_is_made(words: str) -> None:
+    named = ", ".join(f"socket.{word}" if word[0] in "AS" else word for word in words.split(", "))
+    free, confined = tried(f"socket.socket({named})")
+    assert confined == "PermissionError"
+    assert free in ("done", "OSError"), "MPTCP and IPv6 are not on every machine"
+
+
+def test_sockets_of_this_machine_are_made() -> None:
+    assert tried("socket.socketpair()") == ("done", "done")
+    assert tried("socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)") == ("done", "done")
+
+
+def test_no_ring_goes_around_the_filter() -> None:
+    free, confined = tried("asked(libc.syscall(425, 8, ctypes.create_string_buffer(120)))")
+    assert free in ("done", "OSError", "PermissionError"), "machines may have no io_uring, or forbid it"
+    assert confined == "PermissionError"
+
+
+@since(LANDLOCK_SIGNALS)
+def test_nobody_else_is_signalled() -> None:
+    assert tried("os.kill(parent, 0)") == ("done", "PermissionError")
+
+
+@since(LANDLOCK_FILES)
+def test_nobody_else_is_traced() -> None:
+    """Not even one of the same user, as another guest's QEMU is."""
+    with subprocess.Popen(["sleep", "100"]) as other:
+        try:
+            found = tried(f"asked(libc.ptrace(16, {other.pid}, None, None))")
+        finally:
+            other.kill()
+    if found[0] != "done":
+        pytest.skip("this machine lets no program trace another one that it did not start (Yama)")
+    assert found == ("done", "PermissionError")
+
+
+def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
+    script = Path(confine.__file__).read_text().replace("libseccomp.so.2", "libnone.so.2")
+    (tmp_path / "confine.py").write_text(script)
+    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), "[]", "touch", str(tmp_path / "started")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("cannot be confined: libnone.so.2:") and not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("landlock", "said"),
+    [(0, "open files and connect"), (1, "connect by TCP"), (3, "connect by TCP"), (4, "signal"), (5, "signal"), (6, "")],
+)
+def test_what_is_not_held_is_said(landlock: int, said: str) -> None:
+    left = Confinement(works=True, landlock=landlock).left
+    assert left.startswith(said) and bool(left) == bool(said)
+    assert Confinement(works=False, why="no libseccomp", landlock=landlock).left.endswith("no libseccomp")
