@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -120,6 +122,29 @@ def test_nobody_else_is_traced() -> None:
     if found[0] != "done":
         pytest.skip("this machine lets no program trace another one that it did not start (Yama)")
     assert found == ("done", "PermissionError")
+
+
+@pytest.mark.parametrize("abi", range(1, confine.version() + 1))
+def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None:
+    script = Path(confine.__file__).read_text()
+    assert script.count("abi = version()") == 1
+    (tmp_path / "confine.py").write_text(script.replace("abi = version()", f"abi = {abi}"))
+    (tmp_path / "secret").touch()
+    code = """
+        import socket, sys
+        listener = socket.create_server(("127.0.0.1", 0))
+        for tried in (lambda: open(sys.argv[1]), lambda: socket.create_connection(listener.getsockname())):
+            try:
+                tried()
+            except PermissionError:
+                print("held")
+            else:
+                print("free")
+    """
+    program = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), str(tmp_path / "secret")]
+    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), json.dumps(PROGRAMS), *program]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["held", "held" if abi >= LANDLOCK_TCP else "free"], done.stderr
 
 
 def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
