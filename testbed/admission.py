@@ -1,4 +1,5 @@
-"""Who may start guests now, among all processes of this user that ask: a ticket for each set of guests, in the order of asking.
+"""Who may start guests now, among all processes of this user that ask: a ticket for each set of guests. Processes take turns, so that a
+short command is not kept waiting by all that a long one still has to do.
 
 ADMISSION/gate        held while somebody looks at the tickets
           NUMBER-PID  a ticket, locked by its owner; when that is gone, however it ended, the lock is free and the ticket a leftover
@@ -80,6 +81,20 @@ def _names(claims: Iterable[Claim]) -> str:
     return ", ".join(claim.who for claim in claims)
 
 
+def in_turn(waiting: Iterable[str], held: Iterable[str]) -> list[str]:
+    """Tickets by when they come: as many as their process has that were admitted, or came earlier, and then by age. Names of both. Pure."""
+    rounds = Counter(_owner(name) for name in held)
+    turns = []
+    for name in sorted(waiting):
+        turns.append((rounds[_owner(name)], name))
+        rounds[_owner(name)] += 1
+    return [name for _, name in sorted(turns)]
+
+
+def _owner(ticket: str) -> int:
+    return int(ticket.split("-")[1])
+
+
 def refusal(wanted: Claim, held: Iterable[Claim], *, free_bytes: int) -> str | None:
     """Why a claim is in vain: nobody whose end could be waited for has the memory that it lacks. None where it is not."""
     if any(held) or wanted.need_bytes <= free_bytes:
@@ -106,7 +121,7 @@ def _resident(held: Iterable[tuple[Path, Claim]]) -> int:
     """Of what was promised, what the guests have. No owner's count for more than was promised to it, whatever else it has started."""
     promised = Counter[int]()
     for path, claim in held:
-        promised[int(path.name.split("-")[1])] += claim.need_bytes
+        promised[_owner(path.name)] += claim.need_bytes
     return sum(min(need_bytes, resident(owner)) for owner, need_bytes in promised.items())
 
 
@@ -166,15 +181,14 @@ class Admission:
     async def _ask(self, ticket: Admitted, at_once: bool) -> tuple[int, str] | None:
         """How many are before it, and what it must wait for."""
         async with self._gate():
-            before, admitted = [], []
-            for path, claim in _tickets(self._folder):
-                if claim.admitted:
-                    admitted.append((path, claim))
-                elif path.name < ticket.path.name:
-                    before.append(claim)
+            tickets = list(_tickets(self._folder))
+            admitted = [(path, claim) for path, claim in tickets if claim.admitted]
+            waiting = {path.name: claim for path, claim in tickets if not claim.admitted} | {ticket.path.name: ticket.claim}
+            turns = in_turn(waiting, (path.name for path, _ in admitted))
+            place = turns.index(ticket.path.name)
             wanted, held, free_bytes = ticket.claim, [claim for _, claim in admitted], allotment.free_bytes()
-            if before and not at_once:
-                return len(before), f"its turn, after {before[0].who}"
+            if place and not at_once:
+                return place, f"its turn, after {waiting[turns[0]].who}"
             if refused := refusal(wanted, held, free_bytes=free_bytes):
                 raise HostError(refused)
             why = obstacle(

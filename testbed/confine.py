@@ -158,4 +158,4 @@ if __name__ == "__main__":
     try:
         main(json.loads(sys.argv[1]), sys.argv[2:])
     except OSError as failure:
-        sys.exit(f"cannot be confined: {failure}")
+        raise SystemExit(f"cannot be confined: {failure}") from failure

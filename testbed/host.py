@@ -32,6 +32,11 @@ class Qemu:
     reads_memory: bool = False
 
     @property
+    def sandbox(self) -> tuple[str, ...]:
+        """The option that keeps it to the system calls that it needs; nothing where it was built without."""
+        return ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny") if self.seccomp else ()
+
+    @property
     def environment(self) -> dict[str, str]:
         """What it needs to find its own modules (docs/devel/modules.rst); it would take those of the installed QEMU, and end."""
         return {"QEMU_MODULE_DIR": self.modules} if self.modules else {}

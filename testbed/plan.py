@@ -168,8 +168,8 @@ def sandbox(host: Host) -> tuple[tuple[str, ...], ...]:
 
     :raise HostError: this QEMU has none.
     """
-    if host.qemu.seccomp:
-        return (("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),)
+    if host.qemu.sandbox:
+        return (host.qemu.sandbox,)
     if host.sandbox_waived:
         return ()
     raise HostError(

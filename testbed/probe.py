@@ -297,7 +297,7 @@ async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles, place: Path) -> dict[
         machine = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel kvm -cpu host -m 256M"
         boot: list[str | Path] = ["-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet"]
         try:
-            words = [qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4"]
+            words = [qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4", *qemu.sandbox]
             done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False, env=qemu.environment)
         except HostError:
             return {

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 import testbed
-from testbed.admission import Admission, Claim, obstacle, refusal, resident
+from testbed.admission import Admission, Claim, in_turn, obstacle, refusal, resident
 from testbed.api import cgroup, needs, topologies
 from testbed.api.carrier import Background
 from testbed.api.cgroup import Counters
@@ -113,6 +113,21 @@ async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) 
     assert notes[0] == "waiting for a core: there are 1, and 1 is taken by first"
     assert notes[1] == "waiting for its turn, after second"
     assert [path.name for path in tmp_path.iterdir()] == ["gate"]
+
+
+@pytest.mark.parametrize(
+    ("waiting", "held", "turns"),
+    [
+        (["1-7-0", "2-8-0", "3-7-1"], [], ["1-7-0", "2-8-0", "3-7-1"]),
+        # A long command has two that run and two that wait; a short one that comes later is next, and then the older of equals.
+        (["3-7-2", "4-7-3", "5-8-0"], ["1-7-0", "2-7-1"], ["5-8-0", "3-7-2", "4-7-3"]),
+        (["3-7-2", "4-7-3", "6-8-1", "7-8-2"], ["1-7-0", "5-8-0"], ["3-7-2", "6-8-1", "4-7-3", "7-8-2"]),
+        # Whoever ends one is as new.
+        (["3-7-2", "9-8-0"], [], ["3-7-2", "9-8-0"]),
+    ],
+)
+def test_processes_take_turns(waiting: list[str], held: list[str], turns: list[str]) -> None:
+    assert in_turn(waiting, held) == turns
 
 
 async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
