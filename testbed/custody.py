@@ -66,8 +66,10 @@ def prefix(account: Account | None, groups: tuple[int, ...] = (), rules: Iterabl
 
 def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
     """What a QEMU needs of this machine whatever its guest is: programs, libraries, firmware, and a few devices."""
-    # One that was extracted or built somewhere has its firmware and libraries beside it.
-    places = (*_PROGRAMS, str(Path(qemu.path).resolve().parents[1]), *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
+    program = Path(qemu.path).resolve()
+    # One that was extracted or built somewhere has these beside it; its prefix itself may be somebody's home.
+    beside = (program.parent, *(program.parents[1] / name for name in ("lib", "lib64", "libexec", "pc-bios", "share")))
+    places = (*_PROGRAMS, *map(str, beside), *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
     return (
         *((confine.RUN, place) for place in dict.fromkeys(places)),
         *((confine.READ, place) for place in _SETTINGS),

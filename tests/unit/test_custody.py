@@ -192,3 +192,10 @@ def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(t
     (modules / "hw-display-qxl.so").touch()
     assert probe._modules(program) == str(modules)
     assert qemu(modules=str(modules)).environment == {"QEMU_MODULE_DIR": str(modules)} and qemu().environment == {}
+
+
+def test_a_qemu_in_somebodys_home_does_not_open_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":/opt/own/lib")
+    given = {path for _, path in custody.rules_of(qemu(path="/home/me/bin/qemu-system-x86_64"))}
+    assert {"/home/me/bin", "/home/me/share", "/home/me/lib", "/usr", "/opt/own/lib"} <= given
+    assert not given & {"/home/me", "/home", "/", ""}
