@@ -1,9 +1,12 @@
-"""Confines a program by the kernel's own means before it starts: it opens no file but what it is given, reaches no network, and sends no
-signal to others. Run as a script, by whoever may be root still, before privileges go.
+"""Keeps a program from this machine by the kernel's own means, before it starts. Run as a script, by whoever may be root still, before
+privileges go.
 
-Files, TCP and signals are held by Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since
-Linux 5.13, TCP since 6.7, signals and abstract sockets since 6.12. What Landlock has no rule for (UDP, other families of sockets, io_uring,
-which system call filters do not see) is refused by a filter that libseccomp makes; QEMU's own `-sandbox` comes on top of it.
+Apart: in a mount namespace it sees nothing in the folders where programs of everybody make their sockets, but folders of its own there.
+
+Confined: it opens no file but what it is given, connects to no machine, and signals nobody else. Files, TCP and signals are held by
+Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since Linux 5.13, TCP since 6.7, signals and
+abstract sockets since 6.12. What Landlock has no rule for (UDP, other families of sockets, io_uring, which system call filters do not
+see) is refused by a filter that libseccomp makes; QEMU's own `-sandbox` comes on top of it.
 
 Nothing but the standard library may be imported: the script runs with `python -I -S`.
 """
@@ -45,6 +48,11 @@ _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
 _VERSION, _PATH_BENEATH, _NET_PORT = 1, 1, 2
 _NO_NEW_PRIVS = 38
+_NEW_MOUNTS, _NEW_USERS = 0x00020000, 0x10000000
+_READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
+_DROP_FROM_BOUNDS, _CAPABILITIES = 24, 64
+_GIVEN = "/var/tmp"  # noqa: S108 - nobody else's, where it is used
+_HIDDEN = ("/run", "/tmp", _GIVEN)  # noqa: S108 - nothing is made there
 # An ephemeral port, which the kernel chooses: that is what QEMU asks for the forwarded one.
 _ANY_PORT = 0
 
@@ -53,9 +61,19 @@ _EQUAL, _GREATER, _MASKED = 4, 6, 7
 _TYPE_MASK, _MSG_FASTOPEN = 0xF, 0x20000000
 
 
-def words(python: str, rules: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """What to put before a program so that it is confined to `rules`: pairs of a kind and a path. Paths that are not there are left out."""
-    return (python, "-I", "-S", str(Path(__file__).absolute()), json.dumps(list(rules)))
+def words(python: str, rules: Iterable[tuple[str, str]] | None, *, apart: Iterable[str] | None) -> tuple[str, ...]:
+    """What to put before a program.
+
+    `rules`: confine it to these, pairs of a kind and a path; paths that are not there are left out. `apart`: keep it apart, with these
+    folders, as `given` names them. None: do not.
+    """
+    asked = {"rules": None if rules is None else list(rules), "apart": None if apart is None else list(apart)}
+    return (python, "-I", "-S", str(Path(__file__).absolute()), json.dumps(asked))
+
+
+def given(number: int) -> str:
+    """How a program that is kept apart names one of its folders, counted from 0."""
+    return f"{_GIVEN}/{number}"
 
 
 def version() -> int:
@@ -87,6 +105,40 @@ def _asked(what: str, result: int) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
+
+
+def _mount(what: str, where: str, kind: str, flags: int, options: str = "") -> None:
+    failed = _libc.mount(what.encode(), where.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
+    _asked(f"mounting {kind or what} on {where}", failed)
+
+
+def _keep_apart(folders: Iterable[str]) -> None:
+    """Hide the folders of everybody's sockets from this process, and give it `folders` in one of them.
+
+    They are mounts of their own there: a way up from an open folder would lead out of all this.
+    """
+    uid, gid = os.geteuid(), os.getegid()
+    if uid == 0:
+        _asked("unshare", _libc.unshare(_NEW_MOUNTS))
+    else:
+        # Only in a namespace of users may one that is not root mount. There he is who he was, with capabilities until he starts a program.
+        _asked("unshare", _libc.unshare(_NEW_MOUNTS | _NEW_USERS))
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    _mount("none", "/", "", _RECURSIVE | _PRIVATE)
+    opened = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for folder in folders]
+    for hidden in _HIDDEN:
+        _mount("none", hidden, "tmpfs", 0 if hidden == _GIVEN else _READ_ONLY, "size=64k,mode=755")
+    for number, descriptor in enumerate(opened):
+        Path(given(number)).mkdir()
+        _mount(f"/proc/self/fd/{descriptor}", given(number), "", _BIND)
+        os.close(descriptor)
+    _mount("none", _GIVEN, "", _REMOUNT | _BIND | _READ_ONLY)
+    os.chdir("/")
+    if uid != 0:
+        for capability in range(_CAPABILITIES):
+            _libc.prctl(_DROP_FROM_BOUNDS, capability, 0, 0, 0)
 
 
 def _hold_files(rules: Iterable[tuple[str, str]], abi: int) -> None:
@@ -144,18 +196,21 @@ def _hold_sockets() -> None:
     seccomp.seccomp_release(filtered)
 
 
-def main(rules: list[Any], program: list[str]) -> None:
-    """Confine this process, and become the program."""
-    _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
-    abi = version()
-    if abi:
-        _hold_files(rules, abi)
-    _hold_sockets()
-    os.execvp(program[0], program)  # noqa: S606 -- the words are ours; see custody.py
+def main(asked: dict[str, Any], program: list[str]) -> None:
+    """Keep this process from this machine, and become the program."""
+    if asked["apart"] is not None:
+        _keep_apart(asked["apart"])
+    if asked["rules"] is not None:
+        _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
+        abi = version()
+        if abi:
+            _hold_files(asked["rules"], abi)
+        _hold_sockets()
+    os.execvp(program[0], program)  # noqa: S606 - the words are ours; see custody.py
 
 
 if __name__ == "__main__":
     try:
         main(json.loads(sys.argv[1]), sys.argv[2:])
     except OSError as failure:
-        raise SystemExit(f"cannot be confined: {failure}") from failure
+        raise SystemExit(f"cannot be kept from this machine: {failure}") from failure

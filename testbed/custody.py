@@ -20,12 +20,6 @@ from testbed import confine, process
 from testbed.errors import HostError
 from testbed.host import Account, Host, Qemu
 
-# Nothing of ours is below /tmp for a QEMU that is handed what it needs, and nothing of others is its business.
-_OWN_TMP = (
-    *("unshare", "--mount", "--", "sh", "-c"),
-    'for folder in /tmp /var/tmp; do mount -t tmpfs -o ro,size=4k,mode=755 none "$folder" || exit; done; exec "$@"',
-    "sh",
-)
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
 _SETTINGS = (
     "/dev/random",
@@ -45,23 +39,27 @@ _DEVICES = ("/dev/kvm", "/dev/null", "/dev/zero")
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
-def prefix(account: Account | None, groups: tuple[int, ...] = (), rules: Iterable[tuple[str, str]] | None = None) -> tuple[str, ...]:
+def prefix(
+    account: Account | None,
+    groups: tuple[int, ...] = (),
+    *,
+    apart: Iterable[str] | None = None,
+    rules: Iterable[tuple[str, str]] | None = None,
+) -> tuple[str, ...]:
     """What to put before QEMU's argv: it gets no core dump and no privileges, and as `account` no capability and no group but `groups`.
 
-    With `account.own_tmp` it sees an empty /tmp. `rules`: what it is confined to; see `confine.words`.
+    `apart`, `rules`: how it is kept from this machine; see `confine.words`.
     """
     limits = ("prlimit", "--core=0", f"--nofile={_OPEN_FILES}", "--")
-    apart = _OWN_TMP if account is not None and account.own_tmp else ()
+    # Before it is another account, which can neither mount nor, perhaps, start our Python.
+    kept = () if apart is None and rules is None else confine.words(sys.executable, rules, apart=apart)
     own: tuple[str, ...] = ("--no-new-privs",)
     if account is not None:
         wanted = (f"--groups={','.join(map(str, groups))}",) if groups else ("--clear-groups",)
         dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
         own = (f"--reuid={account.uid}", f"--regid={account.gid}", *wanted, *dropped, *own)
     # The parent-death signal comes last: changing the account would take it away (prctl(2)).
-    dying = ("setpriv", *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
-    # Whoever is confined mounts nothing, and our Python may lie where the account cannot go.
-    confined = () if rules is None else confine.words(sys.executable, rules)
-    return (*limits, *apart, *confined, *dying)
+    return (*limits, *kept, "setpriv", *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
 
 
 def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
@@ -78,20 +76,26 @@ def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
 
 
 class Custody:
-    """What one QEMU is handed. Without an account it reaches files by their names, but no others where it is confined."""
+    """What one QEMU is handed: as descriptors, where it has an account or sees less than we do; otherwise by its names."""
 
-    def __init__(self, account: Account | None) -> None:
+    def __init__(self, account: Account | None, *, apart: bool = False) -> None:
         self._account = account
+        self._apart = apart
+        self._by_descriptor = account is not None or apart
         self._rules: list[tuple[str, str]] = []
+        self._folders: list[str] = []
         self._seen: dict[str, str] = {}
         self.descriptors: tuple[int, ...] = ()
         self.options: tuple[tuple[str, str], ...] = ()
 
     def folders(self, *paths: Path) -> None:
         """Give QEMU folders to make files and sockets in."""
-        if self._account is not None:
-            self.own(*paths)
-            for path in paths:
+        self.own(*paths)
+        for path in paths:
+            if self._apart:
+                self._seen[str(path)] = confine.given(len(self._folders))
+                self._folders.append(str(path.absolute()))
+            elif self._by_descriptor:
                 self._name(path, self._open(path, os.O_PATH | os.O_DIRECTORY))
         self._grant(confine.OWN, paths)
 
@@ -110,11 +114,11 @@ class Custody:
 
     def start_files(self, *paths: Path) -> None:
         """Let QEMU read files of ours, which are in folders that nobody else enters."""
-        if self._account is not None:
+        if self._by_descriptor:
             for path in paths:
                 descriptor = self._open(path, os.O_RDONLY)
                 mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
-                if not mode & stat.S_IROTH:
+                if self._account is not None and not mode & stat.S_IROTH:
                     os.fchmod(descriptor, mode | stat.S_IROTH)
                 self._name(path, descriptor)
         self._grant(confine.READ, paths)
@@ -129,14 +133,14 @@ class Custody:
             path.touch(mode=0o600)
             if os.geteuid() == 0:
                 path.chmod(0o666)  # whoever QEMU is, now and for later clones: another mode then would look like a change
-        if self._account is not None:
+        if self._by_descriptor:
             self._name(path, self._open(path, os.O_PATH))
         self._grant(confine.READ if copied else confine.WRITE, [path])
 
     def images(self, paths: Iterable[Path]) -> None:
         """Let QEMU's block layer read files, whoever else may."""
         wanted = tuple(dict.fromkeys(paths))
-        if self._account is None:
+        if not self._by_descriptor:
             self._grant(confine.READ, wanted)
         else:  # what is open already is not opened
             for path in wanted:
@@ -147,11 +151,11 @@ class Custody:
 
     def words(self, host: Host, *, trusted: bool) -> tuple[str, ...]:
         """What to put before this QEMU's argv. `trusted`: it may open what it likes, as far as its user may."""
-        confined = host.confinement.works and not trusted
-        return prefix(self._account, host.groups, (*rules_of(host.qemu), *self._rules) if confined else None)
+        rules = (*rules_of(host.qemu), *self._rules) if host.confinement.confined and not trusted else None
+        return prefix(self._account, host.groups, apart=self._folders if self._apart else None, rules=rules)
 
     def _grant(self, kind: str, paths: Iterable[Path]) -> None:
-        # As QEMU names them: where it has a /tmp of its own, the names that we have lead nowhere.
+        # As QEMU names them: what we have may be hidden from it.
         self._rules += ((kind, self._seen.get(str(path), str(path.absolute()))) for path in paths)
 
     def _open(self, path: Path, flags: int) -> int:

@@ -14,6 +14,7 @@ from testbed.store.mirror import find_mirror
 from testbed.units import GIB, format_size
 
 # A guest's memory and what QEMU needs beside it; and what kernels, image, and two templates take in the cache.
+_KEEPING = "Linux 6.12 with Landlock, libseccomp, and user namespaces where the testbed is not root"
 _NEEDED_MEMORY_BYTES = 2 * GIB
 _NEEDED_DISK_BYTES = 4 * GIB
 
@@ -72,10 +73,7 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
             )
         if host.account is None and os.getuid() == 0:
             said.append(Complaint(what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False))
-        if left := host.confinement.left:
-            said.append(
-                Complaint(what=f"a guest that takes QEMU over may {left}", mend="Linux 6.12 with Landlock, and libseccomp", fatal=False)
-            )
+        said += (Complaint(what=f"a guest that takes QEMU over may {left}", mend=_KEEPING, fatal=False) for left in host.confinement.left)
         if not host.qemu.seccomp:
             said.append(
                 Complaint(

@@ -53,33 +53,43 @@ class Kvm:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """A user and group of this machine, by number. `own_tmp`: it sees an empty /tmp and /var/tmp in place of everybody's."""
+    """A user and group of this machine, by number."""
 
     uid: int
     gid: int
-    own_tmp: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confinement:
-    """Whether QEMU can be started as `confine.py` says, and how far this kernel's Landlock holds it then (its ABI; 0: not at all)."""
+    """How far QEMU is kept from this machine, found out by trying.
 
-    works: bool = False
-    why: str = "it was not tried"
+    `confined`: it starts as `confine.py` says, and Landlock holds it as far as this kernel's has come (its ABI, `landlock`; 0: there is
+    none). `apart`: it sees nothing in the folders where everybody's sockets are. Each has why it is not so.
+    """
+
+    confined: bool = False
+    why_unconfined: str = "it was not tried"
     landlock: int = 0
+    apart: bool = False
+    why_together: str = "it was not tried"
 
     @property
-    def left(self) -> str:
-        """What QEMU may do all the same; nothing, where all of it is held."""
-        if not self.works:
-            return f"open files, reach this machine's network and signal processes, as its user may: {self.why}"
-        if self.landlock < LANDLOCK_FILES:
-            return "open files and connect by TCP, as its user may: this kernel's Landlock is absent or switched off"
-        if self.landlock < LANDLOCK_TCP:
-            return "connect by TCP: this kernel's Landlock holds only files, Linux 6.7 also that"
-        if self.landlock < LANDLOCK_SIGNALS:
-            return "signal processes of its user: this kernel's Landlock holds files and TCP, Linux 6.12 also that"
-        return ""
+    def left(self) -> tuple[str, ...]:
+        """What QEMU may do all the same, as far as its user may; nothing, where all of it is held."""
+        found = []
+        if not self.confined:
+            found.append(f"open files, connect to other machines and signal processes: {self.why_unconfined}")
+        elif self.landlock < LANDLOCK_FILES:
+            found.append("open files, connect to other machines and signal processes: this kernel's Landlock is absent or switched off")
+        elif self.landlock < LANDLOCK_TCP:
+            found.append(
+                "connect to other machines and signal processes: this kernel's Landlock holds only files; Linux 6.12 holds these, too"
+            )
+        elif self.landlock < LANDLOCK_SIGNALS:
+            found.append("signal processes: this kernel's Landlock holds only files and TCP; Linux 6.12 holds these, too")
+        if not self.apart:
+            found.append(f"connect to sockets in /run and /tmp: {self.why_together}")
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

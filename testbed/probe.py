@@ -8,9 +8,7 @@ import pwd
 import re
 import shutil
 import struct
-import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,12 +119,11 @@ async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
     powers = [Path(f"/proc/self/{name}").read_text() for name in ("uid_map", "gid_map")] + _CAPABILITIES.findall(
         Path("/proc/self/status").read_text()
     )
-    remembered = cache / "probes" / f"account-{content_key('own tmp', qemu.identity, account.uid, account.gid, powers)}.json"
+    remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
     record = _remembered(remembered)
     if record is None:
         tried = {program: await _tried(custody.prefix(account), program) for program in ("true", qemu.path)}
-        own_tmp = custody.prefix(replace(account, own_tmp=True))
-        record = {"drops": tried["true"], "runs": tried[qemu.path], "tmp": await _tried(own_tmp, qemu.path)}
+        record = {"drops": tried["true"], "runs": tried[qemu.path]}
         _remember(remembered, record)
     if record["drops"]:
         return None, f"this root cannot become uid {account.uid}: {record['drops']}"
@@ -135,8 +132,7 @@ async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
             f"{qemu.path}: expected a program that uid {account.uid} may run, which QEMU runs as, got: {record['runs']}; "
             "put it where everybody may enter, or name another user with TESTBED_QEMU_USER"
         )
-    # Not where this root may mount nothing, and not for a QEMU that lies in /tmp itself.
-    return replace(account, own_tmp=not record["tmp"]), ""
+    return account, ""
 
 
 def _of_name(user: str) -> Account:
@@ -150,16 +146,26 @@ def _of_name(user: str) -> Account:
 
 
 async def _confinement(cache: Path, qemu: Qemu, account: Account | None) -> Confinement:
-    """Whether QEMU starts where it is confined: not where there is no libseccomp, or where it lies with libraries in unknown places."""
+    """How QEMU can be kept from this machine. Not where there is no libseccomp or where it lies with libraries in unknown places; and not
+    apart where nobody like us may mount, or where it lies in a folder that would be hidden.
+    """
     landlock = confine.version()
     script, rules = Path(confine.__file__).read_text(), custody.rules_of(qemu)
-    key = content_key(qemu.identity, sys.executable, os.uname().release, landlock, account is not None, rules, script)
-    remembered = cache / "probes" / f"confinement-{key}.json"
+    powers = _CAPABILITIES.findall(Path("/proc/self/status").read_text())
+    words = [custody.prefix(account, apart=apart, rules=own) for apart, own in (((), None), (None, rules), ((), rules))]
+    remembered = cache / "probes" / f"confinement-{content_key(qemu.identity, os.uname().release, landlock, powers, script, words)}.json"
     record = _remembered(remembered)
     if record is None:
-        record = {"why": await _tried(custody.prefix(account, rules=rules), qemu.path)}
+        together = await _tried(words[0], qemu.path)
+        record = {"together": together, "unconfined": await _tried(words[1 if together else 2], qemu.path)}
         _remember(remembered, record)
-    return Confinement(works=not record["why"], why=record["why"], landlock=landlock)
+    return Confinement(
+        confined=not record["unconfined"],
+        why_unconfined=record["unconfined"],
+        landlock=landlock,
+        apart=not record["together"],
+        why_together=record["together"],
+    )
 
 
 async def _tried(within: tuple[str, ...], program: str) -> str:
@@ -188,7 +194,7 @@ async def _qemu(cache: Path) -> Qemu:
     chosen = os.environ.get("TESTBED_QEMU")
     if chosen and shutil.which(chosen) is None:
         raise HostError(f"TESTBED_QEMU: expected a program, got {chosen!r}, which is none")
-    path = process.find(chosen or QEMU)
+    path = process.find(chosen or QEMU).absolute()
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
     remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES, _COMMANDS, _MEMORY)}.json"

@@ -152,11 +152,9 @@ def host_table(host: Host, tools: dict[str, str]) -> Table:
     table.add_row("QEMU", f"{host.qemu.version} ({host.qemu.path}), sandbox {'yes' if host.qemu.seccomp else 'no'}")
     table.add_row(
         "QEMU is",
-        f"uid {host.account.uid}{', with an empty /tmp' if host.account.own_tmp else ''}"
-        if host.account
-        else f"who you are: {host.why_own_account}",
+        f"uid {host.account.uid}" if host.account else f"who you are: {host.why_own_account}",
     )
-    table.add_row("it may", escape(host.confinement.left or "open what it is handed, and reach no network (Landlock, seccomp)"))
+    table.add_row("it may", escape("; ".join(host.confinement.left) or "open what it is handed, and connect to nothing else"))
     table.add_row(
         "clones",
         "warm: guests are restored from a template" if host.qemu.warm_clones else f"no, guests boot cold: {host.qemu.why_not_warm}",

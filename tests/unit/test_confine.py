@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
@@ -34,12 +36,12 @@ def asked(result):
 """
 
 
-def tried(code: str, *rules: tuple[str, str]) -> tuple[str, str]:
-    """What a Python program says of what it tries, free and confined: `done`, or the error."""
+def tried(code: str, *rules: tuple[str, str], apart: list[str] | None = None) -> tuple[str, str]:
+    """What a Python program says of what it tries, free and kept from this machine: `done`, or the error."""
     program = f"{TOOLS}try:\n    {code}\nexcept OSError as error: print(type(error).__name__)\nelse: print('done')"
     free, confined = (
         subprocess.run([*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False)
-        for within in ((), confine.words(sys.executable, (*PROGRAMS, *rules)))
+        for within in ((), confine.words(sys.executable, (*PROGRAMS, *rules), apart=apart))
     )
     assert free.returncode == 0 == confined.returncode, free.stderr + confined.stderr
     return free.stdout.strip(), confined.stdout.strip()
@@ -124,6 +126,30 @@ def test_nobody_else_is_traced() -> None:
     assert found == ("done", "PermissionError")
 
 
+def test_what_is_kept_apart_has_its_folders_and_reaches_no_socket_of_others() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as everybodys, socket.socket(socket.AF_UNIX) as others:
+        own, path = f"{everybodys}/own", f"{everybodys}/others"
+        Path(own).mkdir()
+        others.bind(path)
+        others.listen()
+        tool = [*confine.words(sys.executable, None, apart=[own]), "true"]
+        if (done := subprocess.run(tool, capture_output=True, text=True, check=False)).returncode:
+            pytest.skip(f"nobody like us may mount here, and the testbed leaves it: {done.stderr}")
+        rules = ((confine.OWN, own), (confine.OWN, confine.given(0)), (confine.READ, everybodys))
+
+        def connected(name: str) -> tuple[str, str]:
+            return tried(f"socket.socket(socket.AF_UNIX).connect('{name}')", *rules, apart=[own])
+
+        assert connected(path) == ("done", "FileNotFoundError")
+        # By way of what it has, of where it is, and of who started it.
+        assert connected(f"{confine.given(0)}/../others")[1] == connected("others")[1] == "FileNotFoundError"
+        assert connected(f"/proc/{os.getpid()}/root{path}") == ("done", "PermissionError")
+        making = f"open(('{own}' if os.path.exists('{own}') else '{confine.given(0)}') + '/made', 'w')"
+        assert tried(making, *rules, apart=[own]) == ("done", "done")
+        making = f"os.mkdir('{confine.given(1)}-{os.getpid()}'); os.rmdir('{confine.given(1)}-{os.getpid()}')"
+        assert tried(making, *rules, apart=[own]) == ("done", "OSError"), "it is read-only"
+
+
 @pytest.mark.parametrize("abi", range(1, confine.version() + 1))
 def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None:
     script = Path(confine.__file__).read_text()
@@ -142,7 +168,7 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
                 print("free")
     """
     program = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), str(tmp_path / "secret")]
-    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), json.dumps(PROGRAMS), *program]
+    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), json.dumps({"rules": PROGRAMS, "apart": None}), *program]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["held", "held" if abi >= LANDLOCK_TCP else "free"], done.stderr
 
@@ -150,16 +176,21 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
 def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
     script = Path(confine.__file__).read_text().replace("libseccomp.so.2", "libnone.so.2")
     (tmp_path / "confine.py").write_text(script)
-    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), "[]", "touch", str(tmp_path / "started")]
+    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), '{"rules": [], "apart": null}', "touch", str(tmp_path / "started")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stderr.startswith("cannot be confined: libnone.so.2:") and not (tmp_path / "started").exists()
+    assert (
+        done.returncode == 1
+        and done.stderr.startswith("cannot be kept from this machine: libnone.so.2:")
+        and not (tmp_path / "started").exists()
+    )
 
 
 @pytest.mark.parametrize(
     ("landlock", "said"),
-    [(0, "open files and connect"), (1, "connect by TCP"), (3, "connect by TCP"), (4, "signal"), (5, "signal"), (6, "")],
+    [(0, "open files, connect"), (1, "connect to other"), (3, "connect to other"), (4, "signal"), (5, "signal"), (6, "")],
 )
 def test_what_is_not_held_is_said(landlock: int, said: str) -> None:
-    left = Confinement(works=True, landlock=landlock).left
-    assert left.startswith(said) and bool(left) == bool(said)
-    assert Confinement(works=False, why="no libseccomp", landlock=landlock).left.endswith("no libseccomp")
+    left = Confinement(confined=True, landlock=landlock, apart=True).left
+    assert [text[: len(said)] for text in left] == ([said] if said else [])
+    assert "connect to sockets in /run and /tmp: no mounts" in Confinement(confined=True, landlock=landlock, why_together="no mounts").left
+    assert Confinement(why_unconfined="no libseccomp", landlock=landlock).left[0].endswith("no libseccomp")

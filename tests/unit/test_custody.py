@@ -56,18 +56,21 @@ def test_the_group_of_kvm_is_the_only_one_that_is_kept() -> None:
     assert status(custody.prefix(NOBODY, (12345,)))["Groups"] == "12345"
 
 
-@as_root
-def test_nothing_is_seen_in_tmp_where_that_is_wanted() -> None:
-    words = custody.prefix(Account(uid=65534, gid=65534, own_tmp=True))
+@pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
+def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | None) -> None:
+    words = custody.prefix(account, apart=())
     tried = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
     if tried.returncode != 0:
-        pytest.skip(f"this root may mount nothing, and the testbed leaves it: {tried.stderr}")
+        pytest.skip(f"nobody like us may mount here, and the testbed leaves it: {tried.stderr}")
     with tempfile.NamedTemporaryFile(dir="/tmp") as everybodys:
         Path(everybodys.name).chmod(0o644)
-        seen = subprocess.run([*words, "ls", "-A", "/tmp", "/var/tmp"], capture_output=True, text=True, check=True).stdout
+        seen = subprocess.run([*words, "ls", "-A", "/run", "/tmp", "/var/tmp"], capture_output=True, text=True, check=True).stdout
         written = subprocess.run([*words, "touch", "/tmp/owned"], capture_output=True, text=True, check=False).stderr
-    assert seen.split() == ["/tmp:", "/var/tmp:"] and "Read-only file system" in written
-    assert status(words)["NoNewPrivs"] == "1"
+    assert seen.split() == ["/run:", "/tmp:", "/var/tmp:"] and "Read-only file system" in written
+    found = status(words)
+    assert found["NoNewPrivs"] == "1"
+    if account is not None or os.geteuid() != 0:
+        assert {int(found[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
 
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
