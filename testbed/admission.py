@@ -81,9 +81,9 @@ def _names(claims: Iterable[Claim]) -> str:
     return ", ".join(claim.who for claim in claims)
 
 
-def in_turn(waiting: Iterable[str], held: Iterable[str]) -> list[str]:
-    """Tickets by when they come: as many as their process has that were admitted, or came earlier, and then by age. Names of both. Pure."""
-    rounds = Counter(_owner(name) for name in held)
+def in_turn(waiting: Iterable[str], busy: Iterable[str]) -> list[str]:
+    """Tickets by when they come: as many as their process has that are busy, or came earlier, and then by age. Names of both. Pure."""
+    rounds = Counter(_owner(name) for name in busy)
     turns = []
     for name in sorted(waiting):
         turns.append((rounds[_owner(name)], name))
@@ -165,10 +165,10 @@ class Admission:
             async with self._gate():
                 ticket = Admitted(self._folder / f"{time.monotonic_ns():020}-{os.getpid()}-{next(_numbers)}", claim)
         except OSError as error:
-            raise HostError(f"{error.filename or self._folder}: cannot be written: {error.strerror}") from error
+            raise self._unwritable(error) from error
         try:
             said = ""
-            while (turn := await self._ask(ticket, at_once)) is not None:
+            while (turn := await self._ask_somehow(ticket, at_once)) is not None:
                 place, why = turn
                 if why != said:
                     on_wait(f"waiting for {why}")
@@ -178,17 +178,26 @@ class Admission:
         finally:
             ticket.close()
 
+    async def _ask_somehow(self, ticket: Admitted, at_once: bool) -> tuple[int, str] | None:
+        try:
+            return await self._ask(ticket, at_once)
+        except OSError as error:  # the folder went away, as a runtime folder does when its user leaves
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> HostError:
+        return HostError(f"{error.filename or self._folder}: cannot be written: {error.strerror}")
+
     async def _ask(self, ticket: Admitted, at_once: bool) -> tuple[int, str] | None:
         """How many are before it, and what it must wait for."""
         async with self._gate():
             tickets = list(_tickets(self._folder))
             admitted = [(path, claim) for path, claim in tickets if claim.admitted]
             waiting = {path.name: claim for path, claim in tickets if not claim.admitted} | {ticket.path.name: ticket.claim}
-            turns = in_turn(waiting, (path.name for path, _ in admitted))
+            turns = in_turn(waiting, (path.name for path, claim in admitted if claim.cores))
             place = turns.index(ticket.path.name)
             wanted, held, free_bytes = ticket.claim, [claim for _, claim in admitted], allotment.free_bytes()
             if place and not at_once:
-                return place, f"its turn, after {waiting[turns[0]].who}"
+                return place, f"its turn, after {waiting[turns[place - 1]].who}"
             if refused := refusal(wanted, held, free_bytes=free_bytes):
                 raise HostError(refused)
             why = obstacle(

@@ -3,10 +3,10 @@ privileges go.
 
 Apart: in a mount namespace it sees nothing in the folders where programs of everybody make their sockets, but folders of its own there.
 
-Confined: it opens no file but what it is given, connects to no machine, and signals nobody else. Files, TCP and signals are held by
-Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since Linux 5.13, TCP since 6.7, signals and
-abstract sockets since 6.12. What Landlock has no rule for (UDP, other families of sockets, io_uring, which system call filters do not
-see) is refused by a filter that libseccomp makes; QEMU's own `-sandbox` comes on top of it.
+Confined: it opens no file but what it is given, connects to nothing, signals nobody else, and changes no file but by writing to it. Files,
+TCP and signals are held by Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since Linux 5.13,
+TCP since 6.7, signals and abstract sockets since 6.12. What Landlock has no rule for is refused by a filter that libseccomp makes: QEMU's
+own `-sandbox`, which comes on top of it, leaves it.
 
 Nothing but the standard library may be imported: the script runs with `python -I -S`.
 """
@@ -28,17 +28,18 @@ from typing import Any
 RUN = "run"  # to read, and to start or map as a program
 READ = "read"
 WRITE = "write"  # to read and to write what is there
-OWN = "own"  # everything: files and sockets are made and removed below it
+OWN = "own"  # to read and write it, and to make and remove files and sockets below it
 
-_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
-_REFER, _TRUNCATE, _IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
+_EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
+_MAKE_FILE, _MAKE_SOCKET, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 8, 1 << 9, 1 << 13, 1 << 14, 1 << 15
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
 _EVERYTHING = (1 << 16) - 1
 _RIGHTS = {
     RUN: _EXECUTE | _READ_FILE | _READ_DIR,
     READ: _READ_FILE | _READ_DIR,
     WRITE: _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV,
-    OWN: _EVERYTHING & ~_EXECUTE,
+    # No links, pipes and devices: whoever started the program opens what it finds there.
+    OWN: _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _REMOVE_FILE | _MAKE_FILE | _MAKE_SOCKET,
 }
 # By the version of Landlock that knows them.
 _SINCE = {_REFER: 2, _TRUNCATE: 3, _IOCTL_DEV: 5}
@@ -56,9 +57,21 @@ _HIDDEN = ("/run", "/tmp", _GIVEN)  # noqa: S108 - nothing is made there
 # An ephemeral port, which the kernel chooses: that is what QEMU asks for the forwarded one.
 _ANY_PORT = 0
 
+_UNKNOWN = -1
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
-_EQUAL, _GREATER, _MASKED = 4, 6, 7
+_NOT, _EQUAL, _GREATER, _MASKED = 1, 4, 6, 7
 _TYPE_MASK, _MSG_FASTOPEN = 0xF, 0x20000000
+_NEVER = (
+    # Its owner hands it what is connected, and nothing else has rules by path (Landlock has them for opening only).
+    *("connect", "io_uring_setup", "inotify_add_watch"),
+    # What somebody else would open or start afterwards.
+    *("symlink", "symlinkat", "link", "linkat", "mknod", "mknodat"),
+    *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
+    # Landlock has no rule for these, or only since Linux 6.2.
+    *("truncate", "utime", "utimes", "futimesat", "utimensat"),
+    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat"),
+    *("add_key", "keyctl", "request_key", "ioprio_set"),
+)
 
 
 def words(python: str, rules: Iterable[tuple[str, str]] | None, *, apart: Iterable[str] | None) -> tuple[str, ...]:
@@ -154,7 +167,7 @@ def _hold_files(rules: Iterable[tuple[str, str]], abi: int) -> None:
     for kind, path in rules:
         try:
             there = os.open(path, os.O_PATH | os.O_CLOEXEC)
-        except (FileNotFoundError, NotADirectoryError, PermissionError):
+        except OSError:
             continue  # what is not there, or not for us, is not for the program either
         rights = _RIGHTS[kind] & known
         if not stat.S_ISDIR(os.fstat(there).st_mode):
@@ -167,29 +180,35 @@ def _hold_files(rules: Iterable[tuple[str, str]], abi: int) -> None:
     os.close(ruleset)
 
 
-def _hold_sockets() -> None:
-    """Sockets of this machine and TCP only, and no way around the filter."""
+def _filter_calls() -> None:
+    """Sockets of this machine and TCP only, which are connected to nothing; and what else has no rule."""
     seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     seccomp.seccomp_init.restype = ctypes.c_void_p
     filtered = ctypes.c_void_p(seccomp.seccomp_init(_ALLOW))
 
     def refuse(call: str, *compared: tuple[int, int, int, int]) -> None:
         number = seccomp.seccomp_syscall_resolve_name(call.encode())
+        if number == _UNKNOWN:
+            return  # younger than this library: nobody can name it in a filter
         array = (_Compared * len(compared))(*(_Compared(*one) for one in compared))
         failed = seccomp.seccomp_rule_add_array(filtered, _REFUSE, number, len(compared), array)
         if failed:
             raise OSError(-failed, f"libseccomp: {call}: {os.strerror(-failed)}")
 
+    for call in _NEVER:
+        refuse(call)
     inet = (0, _EQUAL, socket.AF_INET, 0)
     refuse("socket", (0, _GREATER, socket.AF_INET, 0))
     for kind in range(_TYPE_MASK + 1):
         if kind != socket.SOCK_STREAM:
             refuse("socket", inet, (1, _MASKED, _TYPE_MASK, kind))
     refuse("socket", inet, (2, _GREATER, socket.IPPROTO_TCP, 0))  # MPTCP and SCTP are streams as well
+    refuse("socketpair", (0, _NOT, socket.AF_UNIX, 0))
     # TCP Fast Open connects by sending.
     for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
         refuse(call, (flags, _MASKED, _MSG_FASTOPEN, _MSG_FASTOPEN))
-    refuse("io_uring_setup")
+    # A limit of time that is over ends another process as a signal does.
+    refuse("prlimit64", (0, _NOT, 0, 0))
     failed = seccomp.seccomp_load(filtered)
     if failed:
         raise OSError(-failed, f"libseccomp: {os.strerror(-failed)}")
@@ -205,7 +224,7 @@ def main(asked: dict[str, Any], program: list[str]) -> None:
         abi = version()
         if abi:
             _hold_files(asked["rules"], abi)
-        _hold_sockets()
+        _filter_calls()
     os.execvp(program[0], program)  # noqa: S606 - the words are ours; see custody.py
 
 

@@ -1,8 +1,8 @@
-"""How a QEMU is held: without privileges, confined to the files that it is handed (`confine.py`), and where the testbed runs as root under
-an account of its own, which reaches nothing of this machine but what it is handed as open files.
+"""How a QEMU is held: without privileges, kept from this machine (`confine.py`), and where the testbed runs as root under an account of its
+own, which reaches nothing of this machine but what it is handed.
 
 A guest that breaks out of its QEMU is then nobody in particular. What QEMU needs may lie where that account cannot go (root's cache, a
-home), so it is named to QEMU by a descriptor that it inherits: folders and start files as /proc/self/fd/N, images as /dev/fdset/N.
+home), or be hidden from it, so it gets other names: images are /dev/fdset/N, start files /proc/self/fd/N, and folders that or mounts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from testbed import confine, process
 from testbed.errors import HostError
 from testbed.host import Account, Host, Qemu
 
+_WITHOUT_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
+_CAP_SETPCAP = 8
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
+_BUILT = ("pc-bios", "qemu-bundle")
+_INSTALLED = ("lib", "lib64", "libexec", "pc-bios", "share")
 _SETTINGS = (
     "/dev/random",
     "/dev/urandom",
@@ -34,7 +38,9 @@ _SETTINGS = (
     "/proc/sys",
     "/sys/devices/system",
 )
-_DEVICES = ("/dev/kvm", "/dev/null", "/dev/zero")
+_DEVICES = ("/dev/null", "/dev/zero")
+# What it gets of our environment, where there may be passwords.
+ENVIRONMENT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TZ")
 # Enough for the disks, sockets and event loops of the largest guest; fewer where we may have no more ourselves.
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
@@ -56,18 +62,26 @@ def prefix(
     own: tuple[str, ...] = ("--no-new-privs",)
     if account is not None:
         wanted = (f"--groups={','.join(map(str, groups))}",) if groups else ("--clear-groups",)
-        dropped = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
-        own = (f"--reuid={account.uid}", f"--regid={account.gid}", *wanted, *dropped, *own)
+        own = (f"--reuid={account.uid}", f"--regid={account.gid}", *wanted, *_WITHOUT_CAPABILITIES, *own)
+    elif os.geteuid() == 0 and _may_drop_capabilities():
+        own = (*_WITHOUT_CAPABILITIES, *own)
     # The parent-death signal comes last: changing the account would take it away (prctl(2)).
     return (*limits, *kept, "setpriv", *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
+
+
+def _may_drop_capabilities() -> bool:
+    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    return bool(int(effective.split()[1], 16) & 1 << _CAP_SETPCAP)
 
 
 def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
     """What a QEMU needs of this machine whatever its guest is: programs, libraries, firmware, and a few devices."""
     program = Path(qemu.path).resolve()
-    # One that was extracted or built somewhere has these beside it; its prefix itself may be somebody's home.
-    beside = (program.parent, *(program.parents[1] / name for name in ("lib", "lib64", "libexec", "pc-bios", "share")))
-    places = (*_PROGRAMS, *map(str, beside), *filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")))
+    own, prefix = program.parent, program.parent.parent
+    # One that was extracted or built somewhere has these beside it; the folders themselves may be somebody's home.
+    beside = (program, *(own / name for name in _BUILT), *(prefix / name for name in _INSTALLED))
+    libraries = (entry for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry.startswith("/"))
+    places = (*_PROGRAMS, *map(str, beside), *libraries)
     return (
         *((confine.RUN, place) for place in dict.fromkeys(places)),
         *((confine.READ, place) for place in _SETTINGS),
@@ -123,9 +137,8 @@ class Custody:
                 self._name(path, descriptor)
         self._grant(confine.READ, paths)
 
-    def memory(self, path: Path, *, copied: bool = False) -> None:
-        """Let QEMU open a file of guest memory, a new one if it is not there. `copied`: to read only; QEMU 7.2 opens it for writing, also
-        to copy from it.
+    def memory(self, path: Path, *, read_only: bool = False) -> None:
+        """Let QEMU open a file of guest memory, a new one if it is not there.
 
         Its folder is private, and the file stays ours, so that no QEMU can set its times.
         """
@@ -135,7 +148,7 @@ class Custody:
                 path.chmod(0o666)  # whoever QEMU is, now and for later clones: another mode then would look like a change
         if self._by_descriptor:
             self._name(path, self._open(path, os.O_PATH))
-        self._grant(confine.READ if copied else confine.WRITE, [path])
+        self._grant(confine.READ if read_only else confine.WRITE, [path])
 
     def images(self, paths: Iterable[Path]) -> None:
         """Let QEMU's block layer read files, whoever else may."""
@@ -151,7 +164,8 @@ class Custody:
 
     def words(self, host: Host, *, trusted: bool) -> tuple[str, ...]:
         """What to put before this QEMU's argv. `trusted`: it may open what it likes, as far as its user may."""
-        rules = (*rules_of(host.qemu), *self._rules) if host.confinement.confined and not trusted else None
+        kvm = ((confine.WRITE, "/dev/kvm"),) if host.kvm.works else ()
+        rules = (*rules_of(host.qemu), *kvm, *self._rules) if host.confinement.confined and not trusted else None
         return prefix(self._account, host.groups, apart=self._folders if self._apart else None, rules=rules)
 
     def _grant(self, kind: str, paths: Iterable[Path]) -> None:

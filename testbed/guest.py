@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import devices, login, plan, process, room, session, states
+from testbed import custody, devices, login, plan, process, room, session, states
 from testbed.custody import Custody
 from testbed.devices import Device
 from testbed.drives import Arrangement
@@ -70,7 +70,7 @@ class Guest(Life):
         self._shut_down = ""
         self._stays = False  # also after its end
         self.slots = Slots(self.monitor, self.wait, order, self.custody)
-        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots, self.custody)
+        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots)
 
     @property
     def pid(self) -> int:
@@ -200,6 +200,7 @@ class Guest(Life):
             # Words of the caller's own may name any file, and who lets them has said so.
             within=self.custody.words(order.host, trusted=bool(order.machine.qemu_args)),
             handed=self.custody.descriptors,
+            inherited=custody.ENVIRONMENT,
         )
         self.custody.release()
         self._advance(Event.SPAWNED)
@@ -218,7 +219,7 @@ class Guest(Life):
         self.custody.images([path for path in (files.root, files.modules_disk) if path is not None])
         self.custody.images(Path(disk.image) for disk in disks if disk.image is not None)
         if memory.file is not None:
-            self.custody.memory(memory.file, copied=self.order.host.qemu.reads_memory and not memory.shared)
+            self.custody.memory(memory.file, read_only=memory.only_read(self.order.host))
 
     async def _boot(self) -> None:
         started = time.monotonic()

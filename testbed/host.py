@@ -78,17 +78,13 @@ class Confinement:
         """What QEMU may do all the same, as far as its user may; nothing, where all of it is held."""
         found = []
         if not self.confined:
-            found.append(f"open files, connect to other machines and signal processes: {self.why_unconfined}")
+            found.append(f"open files, connect to what it likes and signal processes: {self.why_unconfined}")
         elif self.landlock < LANDLOCK_FILES:
-            found.append("open files, connect to other machines and signal processes: this kernel's Landlock is absent or switched off")
-        elif self.landlock < LANDLOCK_TCP:
-            found.append(
-                "connect to other machines and signal processes: this kernel's Landlock holds only files; Linux 6.12 holds these, too"
-            )
+            found.append("open files, trace and signal processes: this kernel's Landlock is absent or switched off")
         elif self.landlock < LANDLOCK_SIGNALS:
-            found.append("signal processes: this kernel's Landlock holds only files and TCP; Linux 6.12 holds these, too")
+            found.append("signal processes, and send to abstract sockets: Linux 6.12's Landlock holds that, too")
         if not self.apart:
-            found.append(f"connect to sockets in /run and /tmp: {self.why_together}")
+            found.append(f"look into /run and /tmp, and send to sockets there: {self.why_together}")
         return tuple(found)
 
 
@@ -113,8 +109,8 @@ class Host:
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """The groups of QEMU's account."""
-        return (self.kvm_group,) if self.kvm.works and self.kvm_group is not None else ()
+        """The groups of QEMU's account: KVM's, which must not be root's."""
+        return (self.kvm_group,) if self.kvm.works and self.kvm_group else ()
 
     @property
     def accelerator(self) -> str:

@@ -331,12 +331,14 @@ def _put_aside(evidence: Path) -> str:
 
 
 def say_what_is_not_held(host: Host, progress: Progress) -> None:
-    """Say that QEMU has no sandbox, where the caller has it so.
+    """Say that QEMU has no sandbox, where the caller has it so, and that it cannot be confined.
 
     :raise HostError: it has none, and nobody said that this is right.
     """
     if not plan.sandbox(host):
         progress.note(f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may")
+    if not host.confinement.confined:
+        progress.note(f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(host.confinement.left)}")
 
 
 @contextlib.asynccontextmanager

@@ -39,9 +39,9 @@ def changed(name: str, disk: Disk, kept: Storage | None, old: Layers, new: Layer
     """The commands from one to the other. `kept`: what the disk is kept in."""
     commands: list[QmpCommand] = []
     if new.export is not None and old.export is None:
-        commands.append(_add(_client(f"late-{name}", new.export) | drives.read_only(disk)))
+        commands.append(_add(_client(f"late-{name}") | drives.read_only(disk)))
     if new.image is not None and old.image is None:
-        commands.append(_add(_client(f"late-image-{name}", new.image) | {"read-only": True}))
+        commands.append(_add(_client(f"late-image-{name}") | {"read-only": True}))
     if kept is not None and kept.image is not None and (new.image is None) != (old.image is None):
         origin = f"origin-{name}" if new.image is None else f"late-image-{name}"
         commands.append(_reopen(drives.image_node(name, kept.image[1], origin)))
@@ -67,8 +67,14 @@ def changed(name: str, disk: Disk, kept: Storage | None, old: Layers, new: Layer
     return tuple(commands)
 
 
-def _client(node: str, socket: Path) -> dict[str, Any]:
-    return {"driver": "nbd", "node-name": node, "server": {"type": "unix", "path": str(socket)}}
+def connections(name: str, old: Layers, new: Layers) -> dict[str, Path]:
+    """The sockets that QEMU must be handed, connected, by name, before the commands of `changed`: it connects to nothing itself."""
+    wanted = ((f"late-{name}", old.export, new.export), (f"late-image-{name}", old.image, new.image))
+    return {node: there for node, before, there in wanted if there is not None and before is None}
+
+
+def _client(node: str) -> dict[str, Any]:
+    return {"driver": "nbd", "node-name": node, "server": {"type": "fd", "str": node}}
 
 
 def _bytes(name: str, layers: Layers) -> str:

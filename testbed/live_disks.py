@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from testbed import disk_errors, drives, layers
-from testbed.custody import Custody
 from testbed.disk_errors import DiskErrors
 from testbed.drives import Storage
 from testbed.errors import HostError, TestbedError, UsageError
@@ -68,8 +68,8 @@ class _Disk:
 class LiveDisks:
     """The exports' sockets are beside the guest's others, and their logs with its evidence."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots, custody: Custody) -> None:
-        self._slots, self._custody = slots, custody
+    def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots) -> None:
+        self._slots = slots
         self.errors = DiskErrors()
         self.limits_changed = 0  # how often; counted after the change
         self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
@@ -313,7 +313,7 @@ class LiveDisks:
             try:
                 now.export = await self._start(name, what)
                 if kept is not None and kept.image is not None:
-                    now.image = await self._start(f"image-{name}", {"file": str(kept.image[0]), "read_only": True})
+                    now.image = await self._start(f"image-{name}", {"file": str(kept.image[0].resolve()), "read_only": True})
                 await self._change(name, disk, export=now.export.socket, image=now.image.socket if now.image else None)
             except BaseException:
                 await now.close()
@@ -321,9 +321,7 @@ class LiveDisks:
         return now.export
 
     async def _start(self, name: str, what: dict[str, Any]) -> Export:
-        export = await Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
-        self._custody.own(export.socket)
-        return export
+        return await Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
 
     def _kept(self, name: str) -> Storage | None:
         """What a disk or a namespace is kept in."""
@@ -349,6 +347,10 @@ class LiveDisks:
             return
         new = replace(new, number=old.number + 1)
         commands = layers.changed(name, disk, self._kept(name), old, new)
+        for node, path in layers.connections(name, old, new).items():
+            with socket.socket(socket.AF_UNIX) as connected:
+                connected.connect(str(path))
+                await self._wait(self._monitor.send_file(node, connected.fileno()), self._deadlines.monitor_s)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
         self._now[name].layers = new
 

@@ -42,6 +42,7 @@ class Monitor:
         self._on_event = on_event
         self._seen = seen
         self._client = _Client(name)
+        self._sending = asyncio.Lock()
         self._client.logger.disabled = True  # what it would log reaches the caller as an exception, or the file below
         self._listener = EventListener()
         self._client.register_listener(self._listener)
@@ -128,8 +129,9 @@ class Monitor:
 
     async def send_file(self, name: str, descriptor: int) -> None:
         """Hand an open file to QEMU under a name: its sandbox opens nothing by itself that needs a child."""
-        self._client.send_fd_scm(descriptor)
-        await self.execute("getfd", {"fdname": name})
+        async with self._sending:  # QEMU keeps one file until it is told the name
+            self._client.send_fd_scm(descriptor)
+            await self.execute("getfd", {"fdname": name})
 
     def _record(self, record: dict[str, Any]) -> None:
         self._log.note({"monotonic_s": round(time.monotonic(), 6), **record})

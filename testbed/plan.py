@@ -66,6 +66,10 @@ class Memory:
     file: Path | None = None
     shared: bool = False
 
+    def only_read(self, host: Host) -> bool:
+        """Whether QEMU opens the file to read only. Some open it for writing, also to copy from it."""
+        return host.qemu.reads_memory and not self.shared
+
 
 ANONYMOUS = Memory()
 
@@ -119,10 +123,8 @@ def argv(
     size = f"{wanted.memory_bytes // MIB}M"
     backend = f"memory-backend-ram,id=ram,size={size}"
     if memory.file is not None:
-        copied = ",readonly=on,rom=off" if host.qemu.reads_memory else ""
-        backend = (
-            f"memory-backend-file,id=ram,size={size},mem-path={_escaped(memory.file)},share={'on' if memory.shared else f'off{copied}'}"
-        )
+        way = "share=on" if memory.shared else "share=off,readonly=on,rom=off" if memory.only_read(host) else "share=off"
+        backend = f"memory-backend-file,id=ram,size={size},mem-path={_escaped(memory.file)},{way}"
     options: list[tuple[str, ...]] = [
         (host.qemu.path,),
         ("-name", f"guest={name}"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import pwd
 import re
 import shutil
 import struct
+import sys
 import tempfile
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,22 +89,22 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
     """
     found = await _qemu(cache)
     account, why_own_account = await _account(cache, found)
-    confinement = await _confinement(cache, found, account)
-    kvm_device = Path("/dev/kvm")
-    return Host(
+    device = Path("/dev/kvm")
+    host = Host(
         kernel=os.uname().release,
         cores=allotment.cores(),
         memory_bytes=allotment.memory_bytes(),
         memory_free_bytes=allotment.free_bytes(),
         disk_free_bytes=shutil.disk_usage(cache).free,
         qemu=found,
-        kvm=await _kvm(cache, found, kernel),
+        kvm=Kvm(works=False, why="it was not tried", proven=False),
         account=account,
         why_own_account=why_own_account,
-        kvm_group=kvm_device.stat().st_gid if kvm_device.exists() else None,
+        kvm_group=device.stat().st_gid if device.exists() else None,
         sandbox_waived=os.environ.get(NO_SANDBOX) == "1",
-        confinement=confinement,
+        confinement=await _confinement(cache, found, account),
     )
+    return replace(host, kvm=await _kvm(cache, host, kernel, device))
 
 
 async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
@@ -124,7 +127,8 @@ async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
     if record is None:
         tried = {program: await _tried(custody.prefix(account), program) for program in ("true", qemu.path)}
         record = {"drops": tried["true"], "runs": tried[qemu.path]}
-        _remember(remembered, record)
+        if not any(record.values()):
+            _remember(remembered, record)
     if record["drops"]:
         return None, f"this root cannot become uid {account.uid}: {record['drops']}"
     if record["runs"]:
@@ -150,15 +154,19 @@ async def _confinement(cache: Path, qemu: Qemu, account: Account | None) -> Conf
     apart where nobody like us may mount, or where it lies in a folder that would be hidden.
     """
     landlock = confine.version()
-    script, rules = Path(confine.__file__).read_text(), custody.rules_of(qemu)
+    rules = custody.rules_of(qemu)
+    script = Path(confine.__file__)
+    # All that may change what comes out, but QEMU itself, and what mends it.
+    place = (str(script), script.read_text(), sys.executable, rules, os.geteuid(), account and account.uid)
     powers = _CAPABILITIES.findall(Path("/proc/self/status").read_text())
-    words = [custody.prefix(account, apart=apart, rules=own) for apart, own in (((), None), (None, rules), ((), rules))]
-    remembered = cache / "probes" / f"confinement-{content_key(qemu.identity, os.uname().release, landlock, powers, script, words)}.json"
+    remembered = cache / "probes" / f"confinement-{content_key(qemu.identity, os.uname().release, landlock, powers, place)}.json"
     record = _remembered(remembered)
     if record is None:
-        together = await _tried(words[0], qemu.path)
-        record = {"together": together, "unconfined": await _tried(words[1 if together else 2], qemu.path)}
-        _remember(remembered, record)
+        together = await _tried(custody.prefix(account, apart=()), qemu.path)
+        unconfined = await _tried(custody.prefix(account, apart=None if together else (), rules=rules), qemu.path)
+        record = {"together": together, "unconfined": unconfined}
+        if not any(record.values()):
+            _remember(remembered, record)
     return Confinement(
         confined=not record["unconfined"],
         why_unconfined=record["unconfined"],
@@ -275,13 +283,18 @@ def _netdevs(schema: dict[str, Any]) -> list[str]:
     return [value for kind in kinds for value in kind.get("values", [])]
 
 
-async def _kvm(cache: Path, qemu: Qemu, kernel: KernelFiles | None) -> Kvm:
-    device = Path("/dev/kvm")
+async def _kvm(cache: Path, host: Host, kernel: KernelFiles | None, device: Path) -> Kvm:
     if not device.exists():
         return Kvm(works=False, why="/dev/kvm does not exist", proven=True)
     if not os.access(device, os.R_OK | os.W_OK):
         return Kvm(works=False, why="/dev/kvm: no permission; join its group with: usermod -aG kvm USER", proven=True)
-    remembered = cache / "probes" / f"kvm-{content_key(os.uname().release, qemu.identity)}.json"
+    status = device.stat()
+    given = status.st_mode & 0o006 == 0o006 or (status.st_gid and status.st_mode & 0o060 == 0o060)
+    if host.account is not None and not given:
+        mend = "give it to a group with: chgrp kvm /dev/kvm; chmod g+rw /dev/kvm"
+        return Kvm(works=False, why=f"/dev/kvm: no permission for uid {host.account.uid}, which QEMU runs as; {mend}", proven=True)
+    held = (host.account and asdict(host.account), status.st_mode, status.st_gid, asdict(host.confinement))
+    remembered = cache / "probes" / f"kvm-{content_key(host.kernel, host.qemu.identity, held)}.json"
     record = _remembered(remembered)
     if record is None:
         if kernel is None:
@@ -289,31 +302,49 @@ async def _kvm(cache: Path, qemu: Qemu, kernel: KernelFiles | None) -> Kvm:
                 works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False
             )
         async with locked(remembered.with_name("kvm.lock"), Silent(), "whether KVM works"):
-            record = _remembered(remembered) or await _boot_under_kvm(qemu, kernel, remembered.parent)
+            record = _remembered(remembered) or await _boot_under_kvm(host, kernel, remembered.parent)
             _remember(remembered, record)
     return Kvm(works=record["works"], why=record["why"], proven=True)
 
 
-async def _boot_under_kvm(qemu: Qemu, kernel: KernelFiles, place: Path) -> dict[str, Any]:
-    """Boot a kernel to its first process under KVM. Only that proves it: a device that opens, and even a virtual machine that is made
-    and runs its firmware, has been seen where no kernel ever got past its decompressor."""
+async def _boot_under_kvm(host: Host, kernel: KernelFiles, place: Path) -> dict[str, Any]:
+    """Boot a kernel to its first process under KVM, held as a guest's QEMU is. Only that proves it: a device that opens, and even a virtual
+    machine that is made and runs its firmware, has been seen where no kernel ever got past its decompressor.
+    """
+    trying = replace(host, kvm=Kvm(works=True, why="it is tried", proven=False))
     with tempfile.TemporaryDirectory(prefix=f"{UNFINISHED}kvm-", dir=place) as folder:
-        initrd = Path(folder) / "initrd"
+        initrd, said = Path(folder) / "initrd", Path(folder) / "said"
         initrd.write_bytes(cpio([directory("dev"), file("init", probe_init(), 0o755)]))
+        held = custody.Custody(host.account, apart=host.confinement.apart)
+        held.start_files(kernel.bzimage, initrd)
         machine = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel kvm -cpu host -m 256M"
-        boot: list[str | Path] = ["-kernel", kernel.bzimage, "-initrd", initrd, "-append", "panic=-1 quiet"]
+        boot = ["-kernel", str(kernel.bzimage), "-initrd", str(initrd), "-append", "panic=-1 quiet", *host.qemu.sandbox]
+        words = [host.qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4"]
+        qemu = await process.start(
+            held.seen(words),
+            output=said,
+            env=host.qemu.environment,
+            within=held.words(trying, trusted=False),
+            handed=held.descriptors,
+            inherited=custody.ENVIRONMENT,
+        )
+        held.release()
         try:
-            words = [qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4", *qemu.sandbox]
-            done = await process.run(words, timeout_s=_KVM_LIMIT_S, check=False, env=qemu.environment)
-        except HostError:
+            async with asyncio.timeout(_KVM_LIMIT_S):
+                status = await qemu.wait()
+        except TimeoutError:
             return {
                 "works": False,
                 "why": f"/dev/kvm opens, but a {kernel.release} guest did not reach its first process in {_KVM_LIMIT_S} s",
             }
-    if done.status == _PROBE_STATUS:
+        finally:
+            if qemu.returncode is None:
+                qemu.kill()
+                await qemu.wait()
+        lines = said.read_text(errors="replace").strip().splitlines()
+    if status == _PROBE_STATUS:
         return {"works": True, "why": f"a {kernel.release} guest booted to its first process"}
-    said = done.stderr.strip().splitlines()
-    return {"works": False, "why": f"/dev/kvm opens, but QEMU ended with status {done.status}: {said[-1] if said else 'it said nothing'}"}
+    return {"works": False, "why": f"/dev/kvm opens, but QEMU ended with status {status}: {lines[-1] if lines else 'it said nothing'}"}
 
 
 def probe_init() -> bytes:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -170,17 +170,20 @@ async def start(
     first_to_go: bool = False,
     within: tuple[str, ...] | None = None,
     handed: tuple[int, ...] = (),
+    inherited: Collection[str] | None = None,
 ) -> asyncio.subprocess.Process:
     """Start a program that dies with us, its output and errors in a file; `talking`: only its errors, and pipes to speak with it.
     `first_to_go`: a host that is short of memory kills it before anything else.
 
-    `within`: words before it that confine it (`custody.prefix`), and let it die with us; `handed`: open files that it inherits.
+    `within`: words before it that confine it (`custody.prefix`), and let it die with us; `handed`: open files that it inherits;
+    `inherited`: what it gets of our environment, None for all of it.
 
     Files and sockets that it makes are for its own user alone.
 
     :raise HostError: it cannot be started.
     """
     words = (*(_dying_with_us("KILL") if within is None else within), str(find(str(argv[0]))), *map(str, argv[1:]))
+    ours = {name: value for name, value in os.environ.items() if inherited is None or name in inherited}
     try:
         with output.open("wb") as file:
             child = await asyncio.create_subprocess_exec(
@@ -188,7 +191,7 @@ async def start(
                 stdin=asyncio.subprocess.PIPE if talking else asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE if talking else file,
                 stderr=file,
-                env={**os.environ, **(env or {})},
+                env={**ours, **(env or {})},
                 start_new_session=True,
                 pass_fds=handed,
                 umask=0o077,

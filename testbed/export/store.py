@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
+import stat
 from typing import Protocol
 
 _BLOCK = 4096
@@ -61,7 +63,10 @@ class File:
     """
 
     def __init__(self, path: str, *, read_only: bool, room_bytes: int = 0) -> None:
-        self._file = os.open(path, os.O_RDONLY if read_only else os.O_RDWR)
+        # QEMU's account could have put a link there.
+        self._file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(self._file).st_mode):
+            raise OSError(errno.EINVAL, "expected a file", path)
         self.size = max(os.fstat(self._file).st_size, room_bytes)
 
     def read(self, offset: int, length: int) -> bytes:

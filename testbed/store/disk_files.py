@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,8 +21,13 @@ async def make(wanted: Storage) -> None:
     :raise HostError: qemu-img is not there or fails; the image is missing, or larger than the disk.
     """
     if wanted.format == "raw":
-        with wanted.file.open("wb") as created:
-            created.truncate(wanted.size_bytes)
+        # Its folder is QEMU's as well, who could have put a link there.
+        try:
+            created = os.open(wanted.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise HostError(f"{wanted.file}: cannot be made: {error.strerror}") from error
+        with os.fdopen(created, "wb") as file:
+            file.truncate(wanted.size_bytes)
         return
     program = shutil.which("qemu-img")
     if program is None:

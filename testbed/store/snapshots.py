@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,5 +108,7 @@ async def copy(source: Path, target: Path) -> None:
 
     :raise HostError: it cannot be copied.
     """
+    if not stat.S_ISREG(source.lstat().st_mode):  # QEMU's account could have put a link there
+        raise HostError(f"{source}: expected a disk's file, got something else")
     target.parent.mkdir(mode=0o700, exist_ok=True)
-    await process.run(["cp", "--sparse=always", "--reflink=auto", source, target], timeout_s=_COPY_S)
+    await process.run(["cp", "--no-dereference", "--sparse=always", "--reflink=auto", source, target], timeout_s=_COPY_S)

@@ -16,7 +16,7 @@ import pytest
 
 from testbed.errors import CommandFailed, GuestError, HostError
 from testbed.guest import Guest
-from testbed.host import LANDLOCK_FILES, LANDLOCK_TCP
+from testbed.host import LANDLOCK_FILES
 from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
@@ -38,7 +38,10 @@ for path in sys.argv[1:]:
 STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs", "--")
 
 
-async def test_a_guest_and_its_qemu_are_held(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, tmp_path: Path) -> None:
+async def test_a_guest_and_its_qemu_are_held(
+    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESTBED_TEST_SECRET", "1")
     async with lab.guest("g0", model, kernel, evidence) as guest:
         _is_nobody(guest)
         _has_open_what_it_was_handed(guest)
@@ -61,6 +64,8 @@ def _is_nobody(guest: Guest) -> None:
     assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
     core = next(line for line in Path(f"/proc/{guest.pid}/limits").read_text().splitlines() if line.startswith("Max core"))
     assert core.split()[4:6] == ["0", "0"]
+    environment = Path(f"/proc/{guest.pid}/environ").read_bytes().split(b"\0")
+    assert b"TESTBED_TEST_SECRET=1" not in environment and any(entry.startswith(b"TMPDIR=") for entry in environment)
     # A machine that is short of memory ends it before anything else.
     assert Path(f"/proc/{guest.pid}/oom_score_adj").read_text() == "1000\n"
 
@@ -129,14 +134,16 @@ async def _reaches_no_network(guest: Guest) -> None:
     """What it would do next: connect to what listens here, and send to any address. It is tried by a listener that would hear it."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
-        address = {"type": "inet", "data": {"host": "127.0.0.1", "port": str(listener.getsockname()[1])}}
-        datagrams = {"type": "inet", "data": {"host": "127.0.0.1", "port": str(receiver.getsockname()[1])}}
-        backends: dict[str, dict[str, Any]] = {"udp": {"remote": datagrams}}
-        if guest.order.host.confinement.landlock >= LANDLOCK_TCP:
-            backends["socket"] = {"addr": address, "server": False}
-        for kind, data in backends.items():
+        inet = [{"type": "inet", "data": {"host": "127.0.0.1", "port": str(one.getsockname()[1])}} for one in (listener, receiver)]
+        own = {"type": "unix", "data": {"path": str(guest.order.sockets / "poll")}}
+        backends: list[tuple[str, dict[str, Any]]] = [
+            ("socket", {"addr": inet[0], "server": False}),
+            ("udp", {"remote": inet[1]}),
+            ("socket", {"addr": own, "server": False}),
+        ]
+        for kind, data in backends:
             with pytest.raises(HostError, match=r"Permission denied|Operation not permitted"):
-                await guest.monitor.execute("chardev-add", {"id": f"bad-{kind}", "backend": {"type": kind, "data": data}})
+                await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": kind, "data": data}})
 
 
 async def _sees_nothing_in_tmp(guest: Guest) -> None:

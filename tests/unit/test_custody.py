@@ -197,8 +197,9 @@ def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(t
     assert qemu(modules=str(modules)).environment == {"QEMU_MODULE_DIR": str(modules)} and qemu().environment == {}
 
 
-def test_a_qemu_in_somebodys_home_does_not_open_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LD_LIBRARY_PATH", ":/opt/own/lib")
-    given = {path for _, path in custody.rules_of(qemu(path="/home/me/bin/qemu-system-x86_64"))}
-    assert {"/home/me/bin", "/home/me/share", "/home/me/lib", "/usr", "/opt/own/lib"} <= given
-    assert not given & {"/home/me", "/home", "/", ""}
+@pytest.mark.parametrize("place", ["/home/me/bin", "/home/me", "/opt", ""])
+def test_a_qemu_in_somebodys_home_does_not_open_it(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":.:/opt/own/lib")
+    given = {path for _, path in custody.rules_of(qemu(path=f"{place}/qemu-system-x86_64"))}
+    assert {f"{place}/qemu-system-x86_64", f"{place}/pc-bios", "/usr", "/opt/own/lib"} <= given
+    assert not given & {"/home/me/bin", "/home/me", "/home", "/opt", "/", "", "."}

@@ -178,6 +178,17 @@ def test_the_image_of_an_overlay_is_as_late_as_its_own_file(tmp_path: Path) -> N
     assert commands[0].arguments["options"][0]["driver"] == "qcow2" and commands[2].arguments["options"][0]["backing"] == "image-d"
 
 
+def test_qemu_is_handed_the_connections_that_it_will_name(tmp_path: Path) -> None:
+    disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
+    (kept,) = drives.storage("d", disk, Path("/s"))
+    late = Layers(export=tmp_path / "late", image=tmp_path / "late-image")
+    found = layers.connections("d", PLAIN, late)
+    assert found == {"late-d": tmp_path / "late", "late-image-d": tmp_path / "late-image"}
+    servers = [command.arguments["server"] for command in layers.changed("d", disk, kept, PLAIN, late) if "server" in command.arguments]
+    assert servers == [{"type": "fd", "str": name} for name in found]
+    assert layers.connections("d", late, PLAIN) == layers.connections("d", late, late) == {}
+
+
 def test_a_disk_without_a_file_has_the_export_below_its_limits(tmp_path: Path) -> None:
     disk = disk_of(type="virtio-blk", size="1G", format="null-co", read_only=True)
     late = Layers(export=tmp_path / "late", number=1)

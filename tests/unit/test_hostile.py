@@ -20,8 +20,10 @@ from rich.text import Text
 from testbed import paths, shell, wires
 from testbed.cli.app import _Terminal
 from testbed.console import clean
+from testbed.drives import Storage
 from testbed.errors import CommandFailed, GuestError, HostError, TestbedError, TopologyError, UsageError, WireBroken
 from testbed.evidence import Log
+from testbed.exports import Export
 from testbed.kernels import BuiltKernel, Series
 from testbed.lab import Lab
 from testbed.monitor import Monitor
@@ -29,7 +31,7 @@ from testbed.printable import printable
 from testbed.progress import Silent
 from testbed.shell import Shell
 from testbed.ssh_keys import SshKey
-from testbed.store import built_names, cache, kernel_files, seals
+from testbed.store import built_names, cache, disk_files, kernel_files, seals, snapshots
 from testbed.store.apt import PrivateApt
 from testbed.store.built_names import Named
 from testbed.store.mirror import Mirror
@@ -361,6 +363,21 @@ async def test_a_mirror_that_debian_did_not_sign_is_refused(tmp_path: Path) -> N
     apt = PrivateApt(tmp_path / "apt", Mirror(main=f"file:{tmp_path}/mirror", security="file:/none"), ("bookworm",))
     with Silent().task("index") as task, pytest.raises(HostError, match="does not serve bookworm with a good signature"):
         await apt.update(task)
+
+
+async def test_what_qemu_could_have_put_in_the_place_of_a_disk_is_not_followed(tmp_path: Path) -> None:
+    secret, link, pipe = tmp_path / "secret", tmp_path / "data.raw", tmp_path / "other.raw"
+    secret.write_text("secret")
+    link.symlink_to(secret)
+    os.mkfifo(pipe)
+    for planted in (link, pipe):
+        with pytest.raises(HostError):
+            await Export.start("data", {"file": str(planted), "read_only": False}, tmp_path / "socket", tmp_path / "log")
+        with pytest.raises(HostError, match="expected a disk's file"):
+            await snapshots.copy(planted, tmp_path / "copies" / "data.raw")
+    with pytest.raises(HostError, match="cannot be made"):
+        await disk_files.make(Storage(file=link, format="raw", size_bytes=4096))
+    assert secret.read_text() == "secret" and not (tmp_path / "copies").exists()
 
 
 def test_a_runtime_folder_of_somebody_else_is_not_used(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 
 from testbed import drives, lab, plan
 from testbed.errors import HostError
-from testbed.host import Host, cpu_model
+from testbed.host import Confinement, Host, cpu_model
 from testbed.topology import Disk, Guest
 from testbed.topology.load import parse
 from testbed.topology.networks import Nic
@@ -57,6 +57,8 @@ def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
     assert any(option[0] == "-sandbox" for option in words(host()))
     lab.say_what_is_not_held(host(), notes)
     assert notes.notes == []
+    lab.say_what_is_not_held(replace(host(), confinement=Confinement(why_unconfined="no libseccomp", apart=True)), notes)
+    assert "is not confined: a guest that takes it over may open files" in notes.notes.pop()
     with pytest.raises(HostError, match=r"expected a QEMU that has a sandbox .*TESTBED_NO_SANDBOX=1"):
         words(host(seccomp=False))
     with pytest.raises(HostError, match="expected a QEMU that has a sandbox"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testbed.host import Host, Kvm, Qemu
+from testbed.host import Confinement, Host, Kvm, Qemu
 from testbed.units import GIB
 
 
@@ -29,4 +29,5 @@ def host(*, kvm: bool = False, cores: int = 2, free: int = 16 * GIB, **changes: 
         disk_free_bytes=50 * GIB,
         qemu=qemu(**changes),
         kvm=Kvm(works=kvm, why="said so", proven=True),
+        confinement=Confinement(confined=True, landlock=7, apart=True),
     )
