@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -207,7 +206,7 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
                 print("free")
     """
     program = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), str(tmp_path / "secret")]
-    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), json.dumps({"rules": PROGRAMS, "apart": None}), *program]
+    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *confine.words("", PROGRAMS, apart=None)[4:], *program]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["held", "held" if abi >= LANDLOCK_TCP else "free"], done.stderr
 
@@ -215,7 +214,8 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
 def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
     script = Path(confine.__file__).read_text().replace("libseccomp.so.2", "libnone.so.2")
     (tmp_path / "confine.py").write_text(script)
-    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), '{"rules": [], "apart": null}', "touch", str(tmp_path / "started")]
+    asked = confine.words("", [], apart=None)[4:]
+    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *asked, "touch", str(tmp_path / "started")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (
         done.returncode == 1
