@@ -28,6 +28,7 @@ _POLL_S = 0.05
 _SLOWEST_POLL_S = 1.0
 # What a guest needs beyond its own memory: translated code, and QEMU itself. About 100 MiB have been seen.
 _OVERHEAD_BYTES = 128 * MIB
+_LONG_NS = 60_000_000_000
 _numbers = itertools.count()
 
 # Hears what is waited for, each time that it is something else.
@@ -81,12 +82,15 @@ def _names(claims: Iterable[Claim]) -> str:
     return ", ".join(claim.who for claim in claims)
 
 
-def in_turn(waiting: Iterable[str], busy: Iterable[str]) -> list[str]:
-    """Tickets by when they come: as many as their process has that are busy, or came earlier, and then by age. Names of both. Pure."""
+def in_turn(waiting: Iterable[str], busy: Iterable[str], *, now_ns: int) -> list[str]:
+    """Tickets by when they come: as many as their process has that are busy, or came earlier, and then by age; but by age alone whoever has
+    waited long, so that no stream of newcomers keeps it out. Names of both, which begin with when they were made. Pure.
+    """
     rounds = Counter(_owner(name) for name in busy)
     turns = []
     for name in sorted(waiting):
-        turns.append((rounds[_owner(name)], name))
+        old = now_ns - int(name.split("-")[0]) > _LONG_NS
+        turns.append((0 if old else 1 + rounds[_owner(name)], name))
         rounds[_owner(name)] += 1
     return [name for _, name in sorted(turns)]
 
@@ -193,7 +197,7 @@ class Admission:
             tickets = list(_tickets(self._folder))
             admitted = [(path, claim) for path, claim in tickets if claim.admitted]
             waiting = {path.name: claim for path, claim in tickets if not claim.admitted} | {ticket.path.name: ticket.claim}
-            turns = in_turn(waiting, (path.name for path, claim in admitted if claim.cores))
+            turns = in_turn(waiting, (path.name for path, claim in admitted if claim.cores), now_ns=time.monotonic_ns())
             place = turns.index(ticket.path.name)
             wanted, held, free_bytes = ticket.claim, [claim for _, claim in admitted], allotment.free_bytes()
             if place and not at_once:

@@ -2,7 +2,7 @@
 own, which reaches nothing of this machine but what it is handed.
 
 A guest that breaks out of its QEMU is then nobody in particular. What QEMU needs may lie where that account cannot go (root's cache, a
-home), or be hidden from it, so it gets other names: images are /dev/fdset/N, start files /proc/self/fd/N, and folders that or mounts.
+home), or be hidden from it, so it gets other names: images are /dev/fdset/N, start files /proc/self/fd/N, and folders mounts or the same.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _WITHOUT_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-s
 _CAP_SETPCAP = 8
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
 _BUILT = ("pc-bios", "qemu-bundle")
-_INSTALLED = ("lib", "lib64", "libexec", "pc-bios", "share")
+_INSTALLED = ("lib/qemu", "libexec/qemu", "pc-bios", "share/qemu", "share/seabios", "share/ipxe")
 _SETTINGS = (
     "/dev/random",
     "/dev/urandom",
@@ -66,7 +66,7 @@ def prefix(
     elif os.geteuid() == 0 and _may_drop_capabilities():
         own = (*_WITHOUT_CAPABILITIES, *own)
     # The parent-death signal comes last: changing the account would take it away (prctl(2)).
-    return (*limits, *kept, "setpriv", *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
+    return (*limits, *kept, str(process.find("setpriv")), *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
 
 
 def _may_drop_capabilities() -> bool:
@@ -81,7 +81,7 @@ def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
     # One that was extracted or built somewhere has these beside it; the folders themselves may be somebody's home.
     beside = (program, *(own / name for name in _BUILT), *(prefix / name for name in _INSTALLED))
     libraries = (entry for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry.startswith("/"))
-    places = (*_PROGRAMS, *map(str, beside), *libraries)
+    places = (*_PROGRAMS, *map(str, beside), *libraries, *filter(None, [qemu.modules]))
     return (
         *((confine.RUN, place) for place in dict.fromkeys(places)),
         *((confine.READ, place) for place in _SETTINGS),

@@ -13,8 +13,8 @@ from testbed.host import NO_SANDBOX, Host
 from testbed.store.mirror import find_mirror
 from testbed.units import GIB, format_size
 
-# A guest's memory and what QEMU needs beside it; and what kernels, image, and two templates take in the cache.
 _KEEPING = "Linux 6.12 with Landlock, libseccomp, and user namespaces where the testbed is not root"
+# A guest's memory and what QEMU needs beside it; and what kernels, image, and two templates take in the cache.
 _NEEDED_MEMORY_BYTES = 2 * GIB
 _NEEDED_DISK_BYTES = 4 * GIB
 

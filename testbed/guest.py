@@ -59,7 +59,7 @@ class Guest(Life):
         self.host_key = SshKey(order.identity)
         self.marks = Marks(self.console)
         self.agent = Agent(order.name)
-        self.custody = Custody(order.host.account, apart=order.host.confinement.apart)
+        self.custody = Custody(order.host.account, apart=order.host.confinement.apart and not order.machine.qemu_args)
         self.monitor = Monitor(order.name, self.log("qmp.jsonl"), self._on_event, self.custody.seen)
         self.poller = Poller(order.name, order.sockets / "poll")
         self._disks = Arrangement(cold=(), hot=())

@@ -349,7 +349,12 @@ class LiveDisks:
         commands = layers.changed(name, disk, self._kept(name), old, new)
         for node, path in layers.connections(name, old, new).items():
             with socket.socket(socket.AF_UNIX) as connected:
-                connected.connect(str(path))
+                connected.setblocking(False)
+                try:
+                    await self._wait(asyncio.get_running_loop().sock_connect(connected, str(path)), self._deadlines.monitor_s)
+                except OSError as error:
+                    raise HostError(f"disk {name}: its export {path} takes no connection: {error.strerror}") from error
+                connected.setblocking(True)  # as QEMU expects of what it makes itself
                 await self._wait(self._monitor.send_file(node, connected.fileno()), self._deadlines.monitor_s)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
         self._now[name].layers = new

@@ -165,7 +165,7 @@ async def _confinement(cache: Path, qemu: Qemu, account: Account | None) -> Conf
         together = await _tried(custody.prefix(account, apart=()), qemu.path)
         unconfined = await _tried(custody.prefix(account, apart=None if together else (), rules=rules), qemu.path)
         record = {"together": together, "unconfined": unconfined}
-        if not any(record.values()):
+        if not unconfined:  # what mends that is not seen in the key
             _remember(remembered, record)
     return Confinement(
         confined=not record["unconfined"],
@@ -320,15 +320,17 @@ async def _boot_under_kvm(host: Host, kernel: KernelFiles, place: Path) -> dict[
         machine = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel kvm -cpu host -m 256M"
         boot = ["-kernel", str(kernel.bzimage), "-initrd", str(initrd), "-append", "panic=-1 quiet", *host.qemu.sandbox]
         words = [host.qemu.path, *machine.split(), *boot, "-device", f"isa-debug-exit,iobase={_EXIT_PORT:#x},iosize=4"]
-        qemu = await process.start(
-            held.seen(words),
-            output=said,
-            env=host.qemu.environment,
-            within=held.words(trying, trusted=False),
-            handed=held.descriptors,
-            inherited=custody.ENVIRONMENT,
-        )
-        held.release()
+        try:
+            qemu = await process.start(
+                held.seen(words),
+                output=said,
+                env=host.qemu.environment,
+                within=held.words(trying, trusted=False),
+                handed=held.descriptors,
+                inherited=custody.ENVIRONMENT,
+            )
+        finally:
+            held.release()
         try:
             async with asyncio.timeout(_KVM_LIMIT_S):
                 status = await qemu.wait()

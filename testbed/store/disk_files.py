@@ -23,7 +23,7 @@ async def make(wanted: Storage) -> None:
     if wanted.format == "raw":
         # Its folder is QEMU's as well, who could have put a link there.
         try:
-            created = os.open(wanted.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            created = os.open(wanted.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
         except OSError as error:
             raise HostError(f"{wanted.file}: cannot be made: {error.strerror}") from error
         with os.fdopen(created, "wb") as file:

@@ -15,6 +15,7 @@ from pathlib import Path
 import filelock
 
 from testbed import paths, vms
+from testbed.session import OWNER
 
 ROOT = Path(__file__).parents[2]
 # What is made once for all tests.
@@ -75,10 +76,12 @@ class Places:
 
     def processes(self) -> dict[int, str]:
         """Those that were started with these folders, by their ids; they inherit the environment."""
-        mark, found = f"XDG_RUNTIME_DIR={self.runtime}".encode(), {}
+        # QEMU gets little of it, but whose it is.
+        marks, found = (f"XDG_RUNTIME_DIR={self.runtime}\0".encode(), f"{OWNER}={self.runtime}/".encode()), {}
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                if mark in (process / "environ").read_bytes().split(b"\0"):
+                environment = (process / "environ").read_bytes()
+                if any(mark in environment for mark in marks):
                     found[int(process.name)] = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 

@@ -127,7 +127,9 @@ async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) 
     ],
 )
 def test_processes_take_turns(waiting: list[str], held: list[str], turns: list[str]) -> None:
-    assert in_turn(waiting, held) == turns
+    assert in_turn(waiting, held, now_ns=0) == turns
+    # Who has waited a minute comes by age, whatever his process has.
+    assert in_turn(waiting, held, now_ns=61_000_000_000) == sorted(waiting)
 
 
 async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
