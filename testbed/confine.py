@@ -41,9 +41,10 @@ _RIGHTS = {
     # No links, pipes and devices: whoever started the program opens what it finds there.
     OWN: _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _REMOVE_FILE | _MAKE_FILE | _MAKE_SOCKET,
 }
-# By the version of Landlock that knows them.
+# The versions of Landlock (its ABI) from which it holds files, ports, and signals with abstract sockets.
+FILES_SINCE, PORTS_SINCE, SIGNALS_SINCE = 1, 4, 6
+# The same of single rights.
 _SINCE = {_REFER: 2, _TRUNCATE: 3, _IOCTL_DEV: 5}
-_NET_SINCE, _SCOPES_SINCE = 4, 6
 _BIND_TCP, _CONNECT_TCP = 1, 2
 _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
@@ -146,11 +147,9 @@ def _keep_apart(folders: Iterable[str]) -> None:
     They are mounts of their own there: a way up from an open folder would lead out of all this.
     """
     uid, gid = os.geteuid(), os.getegid()
-    if uid == 0:
-        _asked("unshare", _libc.unshare(_NEW_MOUNTS | _NEW_IPC))
-    else:
-        # Only in a namespace of users may one that is not root mount. There he is who he was, with capabilities until he starts a program.
-        _asked("unshare", _libc.unshare(_NEW_MOUNTS | _NEW_IPC | _NEW_USERS))
+    # Only in a namespace of users may one that is not root mount. There he is who he was, with capabilities until he starts a program.
+    _asked("unshare", _libc.unshare(_NEW_MOUNTS | _NEW_IPC | (_NEW_USERS if uid != 0 else 0)))
+    if uid != 0:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
@@ -169,11 +168,11 @@ def _keep_apart(folders: Iterable[str]) -> None:
             _libc.prctl(_DROP_FROM_BOUNDS, capability, 0, 0, 0)
 
 
-def _hold_files(rules: Iterable[tuple[str, str]], abi: int) -> None:
-    """Landlock, as far as it has come; nothing where there is none."""
+def _hold_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
+    """By Landlock, as far as it has come: files, and ports and signals as well."""
     known = _EVERYTHING & ~sum(right for right, since in _SINCE.items() if since > abi)
     wanted = _Ruleset(files=known, net=_BIND_TCP | _CONNECT_TCP, scoped=_ABSTRACT_SOCKETS | _SIGNALS)
-    size = 8 * (1 + (abi >= _NET_SINCE) + (abi >= _SCOPES_SINCE))
+    size = 8 * (1 + (abi >= PORTS_SINCE) + (abi >= SIGNALS_SINCE))
     ruleset = _asked("landlock_create_ruleset", _libc.syscall(_CREATE_RULESET, ctypes.byref(wanted), ctypes.c_size_t(size), 0))
 
     def add(kind: int, rule: ctypes.Structure) -> None:
@@ -189,7 +188,7 @@ def _hold_files(rules: Iterable[tuple[str, str]], abi: int) -> None:
             rights &= _OF_FILES
         add(_PATH_BENEATH, _Beneath(allowed=rights, parent=there))
         os.close(there)
-    if abi >= _NET_SINCE:
+    if abi >= PORTS_SINCE:
         add(_NET_PORT, _Port(allowed=_BIND_TCP, port=_ANY_PORT))
     _asked("landlock_restrict_self", _libc.syscall(_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
@@ -236,17 +235,16 @@ def _filter_calls() -> None:
 
 def main(asked: list[str]) -> None:
     """Keep this process from this machine as `words` say, and become the program after them."""
-    end = asked.index(_END)
-    confined, asked = asked[:end], asked[end + 1 :]
-    end = asked.index(_END)
-    kept_apart, program = asked[:end], asked[end + 1 :]
+    first = asked.index(_END)
+    second = asked.index(_END, first + 1)
+    confined, kept_apart, program = asked[:first], asked[first + 1 : second], asked[second + 1 :]
     if kept_apart:
         _keep_apart(kept_apart[1:])
     if confined:
         _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
         abi = version()
-        if abi:
-            _hold_files(zip(confined[1::2], confined[2::2], strict=True), abi)
+        if abi >= FILES_SINCE:
+            _hold_by_landlock(zip(confined[1::2], confined[2::2], strict=True), abi)
         _filter_calls()
     # By its path, found before: looking for it imports modules, which lie where the program may not read.
     os.execv(program[0], program)  # noqa: S606 -- the words are ours; see custody.py

@@ -18,7 +18,7 @@ from typing import Any
 
 from testbed import confine, process
 from testbed.errors import HostError
-from testbed.host import Account, Host, Qemu
+from testbed.host import Account, Confinement, Host, Qemu
 
 _WITHOUT_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
 _CAP_SETPCAP = 8
@@ -89,18 +89,39 @@ def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
     )
 
 
+def not_held(found: Confinement) -> tuple[str, ...]:
+    """What QEMU may do all the same, as far as its user may; nothing, where all of it is held."""
+    said = []
+    if not found.confined:
+        said.append(f"open files, connect to what it likes and signal processes: {found.why_unconfined}")
+    elif found.landlock < confine.FILES_SINCE:
+        said.append("open files, listen at any port, and signal processes: this kernel's Landlock is absent or switched off")
+    elif found.landlock < confine.PORTS_SINCE:
+        said.append("listen at any port, signal processes, and send to abstract sockets: Linux 6.12's Landlock holds that, too")
+    elif found.landlock < confine.SIGNALS_SINCE:
+        said.append("signal processes, and send to abstract sockets: Linux 6.12's Landlock holds that, too")
+    if not found.apart:
+        said.append(f"look into /run and /tmp, and send to sockets there: {found.why_together}")
+    return tuple(said)
+
+
 class Custody:
     """What one QEMU is handed: as descriptors, where it has an account or sees less than we do; otherwise by its names."""
 
-    def __init__(self, account: Account | None, *, apart: bool = False) -> None:
+    def __init__(self, account: Account | None, *, apart: bool = False, confined: bool = False) -> None:
         self._account = account
-        self._apart = apart
+        self._apart, self._confined = apart, confined
         self._by_descriptor = account is not None or apart
         self._rules: list[tuple[str, str]] = []
         self._folders: list[str] = []
         self._seen: dict[str, str] = {}
         self.descriptors: tuple[int, ...] = ()
         self.options: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def on(cls, host: Host, *, trusted: bool = False) -> Custody:
+        """As this host can do it. `trusted`: it may open what it likes, as far as its user may."""
+        return cls(host.account, apart=host.confinement.apart and not trusted, confined=host.confinement.confined and not trusted)
 
     def folders(self, *paths: Path) -> None:
         """Give QEMU folders to make files and sockets in."""
@@ -162,10 +183,10 @@ class Custody:
                 self.options += (("-add-fd", f"fd={descriptor},set={number}"),)
                 self._seen[str(path)] = f"/dev/fdset/{number}"
 
-    def words(self, host: Host, *, trusted: bool) -> tuple[str, ...]:
-        """What to put before this QEMU's argv. `trusted`: it may open what it likes, as far as its user may."""
+    def words(self, host: Host) -> tuple[str, ...]:
+        """What to put before this QEMU's argv."""
         kvm = ((confine.WRITE, "/dev/kvm"),) if host.kvm.works else ()
-        rules = (*rules_of(host.qemu), *kvm, *self._rules) if host.confinement.confined and not trusted else None
+        rules = (*rules_of(host.qemu), *kvm, *self._rules) if self._confined else None
         return prefix(self._account, host.groups, apart=self._folders if self._apart else None, rules=rules)
 
     def _grant(self, kind: str, paths: Iterable[Path]) -> None:

@@ -7,7 +7,7 @@ import pwd
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import process
+from testbed import custody, process
 from testbed.errors import HostError, ToolMissing
 from testbed.host import NO_SANDBOX, Host
 from testbed.store.mirror import find_mirror
@@ -73,7 +73,10 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
             )
         if host.account is None and os.getuid() == 0:
             said.append(Complaint(what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False))
-        said += (Complaint(what=f"a guest that takes QEMU over may {left}", mend=_KEEPING, fatal=False) for left in host.confinement.left)
+        said += (
+            Complaint(what=f"a guest that takes QEMU over may {left}", mend=_KEEPING, fatal=False)
+            for left in custody.not_held(host.confinement)
+        )
         if not host.qemu.seccomp:
             said.append(
                 Complaint(

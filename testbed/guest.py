@@ -59,7 +59,8 @@ class Guest(Life):
         self.host_key = SshKey(order.identity)
         self.marks = Marks(self.console)
         self.agent = Agent(order.name)
-        self.custody = Custody(order.host.account, apart=order.host.confinement.apart and not order.machine.qemu_args)
+        # Words of the caller's own may name any file, and who lets them has said so.
+        self.custody = Custody.on(order.host, trusted=bool(order.machine.qemu_args))
         self.monitor = Monitor(order.name, self.log("qmp.jsonl"), self._on_event, self.custody.seen)
         self.poller = Poller(order.name, order.sockets / "poll")
         self._disks = Arrangement(cold=(), hot=())
@@ -197,8 +198,7 @@ class Guest(Life):
                 session.OWNER: f"{order.sockets}/",
             },
             first_to_go=True,
-            # Words of the caller's own may name any file, and who lets them has said so.
-            within=self.custody.words(order.host, trusted=bool(order.machine.qemu_args)),
+            within=self.custody.words(order.host),
             handed=self.custody.descriptors,
             inherited=custody.ENVIRONMENT,
         )

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 # Set to 1 where guests are one's own, and QEMU was built without a sandbox.
 NO_SANDBOX = "TESTBED_NO_SANDBOX"
-# The versions of Landlock (its ABI) from which it holds what.
-LANDLOCK_FILES, LANDLOCK_TCP, LANDLOCK_SIGNALS = 1, 4, 6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,20 +70,6 @@ class Confinement:
     landlock: int = 0
     apart: bool = False
     why_together: str = "it was not tried"
-
-    @property
-    def left(self) -> tuple[str, ...]:
-        """What QEMU may do all the same, as far as its user may; nothing, where all of it is held."""
-        found = []
-        if not self.confined:
-            found.append(f"open files, connect to what it likes and signal processes: {self.why_unconfined}")
-        elif self.landlock < LANDLOCK_FILES:
-            found.append("open files, trace and signal processes: this kernel's Landlock is absent or switched off")
-        elif self.landlock < LANDLOCK_SIGNALS:
-            found.append("signal processes, and send to abstract sockets: Linux 6.12's Landlock holds that, too")
-        if not self.apart:
-            found.append(f"look into /run and /tmp, and send to sockets there: {self.why_together}")
-        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

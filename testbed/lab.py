@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed import clock, mounts, paths, plan, probe, room, template
+from testbed import clock, custody, mounts, paths, plan, probe, room, template
 from testbed.admission import Admission, Admitted, Claim, OnWait
 from testbed.errors import HostError, TemplateError, UsageError
 from testbed.guest import Guest, launch
@@ -338,7 +338,7 @@ def say_what_is_not_held(host: Host, progress: Progress) -> None:
     if not plan.sandbox(host):
         progress.note(f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may")
     if not host.confinement.confined:
-        progress.note(f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(host.confinement.left)}")
+        progress.note(f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(custody.not_held(host.confinement))}")
 
 
 @contextlib.asynccontextmanager

@@ -315,7 +315,7 @@ async def _boot_under_kvm(host: Host, kernel: KernelFiles, place: Path) -> dict[
     with tempfile.TemporaryDirectory(prefix=f"{UNFINISHED}kvm-", dir=place) as folder:
         initrd, said = Path(folder) / "initrd", Path(folder) / "said"
         initrd.write_bytes(cpio([directory("dev"), file("init", probe_init(), 0o755)]))
-        held = custody.Custody(host.account, apart=host.confinement.apart)
+        held = custody.Custody.on(host)
         held.start_files(kernel.bzimage, initrd)
         machine = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel kvm -cpu host -m 256M"
         boot = ["-kernel", str(kernel.bzimage), "-initrd", str(initrd), "-append", "panic=-1 quiet", *host.qemu.sandbox]
@@ -325,7 +325,7 @@ async def _boot_under_kvm(host: Host, kernel: KernelFiles, place: Path) -> dict[
                 held.seen(words),
                 output=said,
                 env=host.qemu.environment,
-                within=held.words(trying, trusted=False),
+                within=held.words(trying),
                 handed=held.descriptors,
                 inherited=custody.ENVIRONMENT,
             )

@@ -177,6 +177,8 @@ def claimed(folders: Folders, name: str) -> Iterator[Path]:
         with _locked(folder) as ours:
             # Somebody may have taken it for a leftover just before it was locked.
             if ours and (folder / "lock").exists():
+                # FileLock makes a folder that was just removed anew, with everybody's mode.
+                folder.chmod(0o700)
                 (folder / "record.json").unlink(missing_ok=True)
                 try:
                     yield folder

@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from testbed import custody
 from testbed.host import Host
 from testbed.report.live import STYLES
 from testbed.report.results import by_case, gravest_attempt, spread
@@ -154,7 +155,7 @@ def host_table(host: Host, tools: dict[str, str]) -> Table:
         "QEMU is",
         f"uid {host.account.uid}" if host.account else f"who you are: {host.why_own_account}",
     )
-    table.add_row("it may", escape("; ".join(host.confinement.left) or "open what it is handed, and connect to nothing else"))
+    table.add_row("it may", escape("; ".join(custody.not_held(host.confinement)) or "open what it is handed, and connect to nothing else"))
     table.add_row(
         "clones",
         "warm: guests are restored from a template" if host.qemu.warm_clones else f"no, guests boot cold: {host.qemu.why_not_warm}",

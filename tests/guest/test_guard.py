@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
+from testbed import confine
 from testbed.errors import CommandFailed, GuestError, HostError
 from testbed.guest import Guest
-from testbed.host import LANDLOCK_FILES
 from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
@@ -115,7 +115,7 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     """What a QEMU that a guest has taken over would do: read what only we may, write what only we may."""
     host = guest.order.host
     assert host.confinement.confined, host.confinement.why_unconfined
-    if os.geteuid() != 0 and host.confinement.landlock < LANDLOCK_FILES:
+    if os.geteuid() != 0 and host.confinement.landlock < confine.FILES_SINCE:
         return  # its QEMU is the same user as we are: docs/security.md says so
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret" * 1000)

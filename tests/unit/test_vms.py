@@ -58,6 +58,14 @@ def folders() -> Iterator[Folders]:
         yield Folders(cache=root, state=root, runtime=root, admission=root)
 
 
+def test_a_folder_that_was_made_for_a_lock_is_ours_alone_once_it_is_claimed(folders: Folders) -> None:
+    with vms.claimed(folders, "g0") as folder:
+        made = folder
+    made.mkdir(mode=0o755)
+    with vms.claimed(folders, "g0") as folder:
+        assert folder == made and stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
 def test_a_record_is_there_while_its_folder_is_held_and_no_longer(folders: Folders) -> None:
     with vms.claimed(folders, "g0") as folder:
         assert vms.every(folders) == ()  # it has no record yet
