@@ -27,9 +27,10 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
     """So many SIGKILLs at moments by chance: of the command that was typed, or of any other process of the testbed that it started.
 
     `orphans`: processes that outlive their command; `leftovers`: sockets, scratch files and held locks after the command that came next.
+    `left`: which they are, each after what was killed.
     """
     chance = random.Random(seed)
-    struck, orphans, leftovers = Counter[str](), 0, 0
+    struck, orphans, leftovers = Counter[str](), list[str](), list[str]()
     began = time.monotonic()
     with places.made() as own:
         own.file("tiny.yaml", _TOPOLOGY)
@@ -46,34 +47,43 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
                 await asyncio.wait_for(started.wait(), chance.uniform(0, _LATEST_S))
             # A command that ended well has nothing left that could be killed, but for a guest that stays.
             victims = [pid for pid, words in own.processes().items() if "testbed" in words and "qemu-system" not in words]
+            hit = f"{name}: nothing"
             if victims:
                 number += 1
                 victim = chance.choice(victims)
-                struck[f"{name}: {'itself' if victim == started.pid else 'its supervisor'}"] += 1
+                hit = f"{name}: {'itself' if victim == started.pid else 'its supervisor'}"
+                struck[hit] += 1
                 own.kill(victim)
-                if name == "up":
-                    # The other half of it ends by itself, unless the guest was ready and stays.
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(started.wait(), 30)
-                    # Counted before the next command, which ends what it finds without its supervisor.
-                    orphans += await _orphans(own.no_strays, own.strays)
-                    if own.processes():
-                        await own.run("down", "--all")
+            if name == "up":
+                # The other half of it ends by itself, unless the guest was ready and stays.
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(started.wait(), 30)
+                # Counted before the next command, which ends what it finds without its supervisor.
+                orphans += await _orphans(hit, own.no_strays, own.strays)
+                if own.processes():
+                    await own.run("down", "--all")
             await started.communicate()
-            orphans += await _orphans(own.no_processes, own.processes)
+            orphans += await _orphans(hit, own.no_processes, own.processes)
             await own.run("gc", "--unused-for", "9999d", "--larger-than", "999T")
-            leftovers += len(own.left())
-    took_s = time.monotonic() - began
-    return {"kills": count, "orphans": orphans, "leftovers": leftovers, "seed": seed, "struck": dict(struck), "took, s": round(took_s)}
+            leftovers += (f"{hit}: {path}" for path in own.left())
+    return {
+        "kills": count,
+        "orphans": len(orphans),
+        "leftovers": len(leftovers),
+        "left": orphans + leftovers,
+        "seed": seed,
+        "struck": dict(struck),
+        "took, s": round(time.monotonic() - began),
+    }
 
 
-async def _orphans(awaited: Callable[[], Awaitable[None]], there: Callable[[], dict[int, str]]) -> int:
-    """How many outlive what they should die with; they are ended."""
+async def _orphans(hit: str, awaited: Callable[[], Awaitable[None]], there: Callable[[], dict[int, str]]) -> list[str]:
+    """Those that outlive what they should die with; they are ended."""
     try:
         await awaited()
     except AssertionError:
         found = there()
         for pid in found:
             places.Places.kill(pid)
-        return len(found)
-    return 0
+        return [f"{hit}: {words}" for words in found.values()]
+    return []

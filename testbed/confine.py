@@ -4,9 +4,9 @@ privileges go.
 Apart: in a mount namespace it sees nothing in the folders where programs of everybody make their sockets, but folders of its own there.
 
 Confined: it opens no file but what it is given, connects to nothing, signals nobody else, and changes files by writing to them. Files,
-ports and signals are held by Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since Linux
-5.13, ports since 6.7, signals and abstract sockets since 6.12. What Landlock has no rule for is refused by a filter that libseccomp
-makes: QEMU's own `-sandbox`, which comes on top of it, leaves it.
+ports and abstract sockets are held by Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since
+Linux 5.13, ports since 6.7, abstract sockets since 6.12. What Landlock has no rule for is refused by a filter that libseccomp makes:
+QEMU's own `-sandbox`, which comes on top of it, leaves it.
 
 The script runs with `python -I -S`, and imports as little as it can: this is a part of each guest's start (`json`, `pathlib`, `socket` and
 `typing` took 17 of 29 ms).
@@ -41,8 +41,8 @@ _RIGHTS = {
     # No links, pipes and devices: whoever started the program opens what it finds there.
     OWN: _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _REMOVE_FILE | _MAKE_FILE | _MAKE_SOCKET,
 }
-# The versions of Landlock (its ABI) from which it holds files, ports, and signals with abstract sockets.
-FILES_SINCE, PORTS_SINCE, SIGNALS_SINCE = 1, 4, 6
+# The versions of Landlock (its ABI) from which it holds files, ports, and what goes to others' processes and abstract sockets.
+FILES_SINCE, PORTS_SINCE, SCOPES_SINCE = 1, 4, 6
 # The same of single rights.
 _SINCE = {_REFER: 2, _TRUNCATE: 3, _IOCTL_DEV: 5}
 _BIND_TCP, _CONNECT_TCP = 1, 2
@@ -63,7 +63,7 @@ _UNKNOWN = -1
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
 _NOT, _EQUAL, _GREATER, _MASKED = 1, 4, 6, 7
 _AF_UNIX, _AF_INET, _SOCK_STREAM, _IPPROTO_TCP = 1, 2, 1, 6
-_TYPE_MASK, _MSG_FASTOPEN, _INT = 0xF, 0x20000000, 0xFFFFFFFF
+_TYPE_MASK, _MSG_FASTOPEN, _INT, _TYPE_AND_NUMBER = 0xF, 0x20000000, 0xFFFFFFFF, 0xFFFF
 _NEVER = (
     # Its owner hands it what is connected, and Landlock has rules for opening only.
     *("connect", "io_uring_setup", "inotify_add_watch", "fanotify_init"),
@@ -77,7 +77,17 @@ _NEVER = (
     *("ptrace", "process_vm_readv", "process_vm_writev", "shmget", "shmat", "shmctl", "msgget", "semget", "mq_open", "mq_unlink"),
     *("add_key", "keyctl", "request_key", "ioprio_set"),
     *("sched_setscheduler", "sched_setattr", "sched_setparam", "sched_setaffinity", "setpriority"),
+    # Signals to what no process's id says, and files that others have open.
+    *("tkill", "pidfd_send_signal", "pidfd_getfd"),
+    # Another view of this machine, and programs in its kernel.
+    *("unshare", "setns", "bpf", "perf_event_open"),
 )
+# Signals to a process that the first argument names: only to itself.
+_SIGNALLING = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
+# Whom the kernel signals when a file is ready.
+_OWNER_OF_FILE, _OWNER_OF_SOCKET = (8, 15), (0x8901, 0x8902)  # F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP
+# What a file that may only be read can be made by its owner: FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY, by type and number.
+_FLAGS_OF_FILE = (0x6602, 0x5820, 0x6685)
 # Those that are younger than libseccomp 2.5.4, by their numbers, which are the same on every architecture.
 _YOUNG = {"fchmodat2": 452, "setxattrat": 463, "removexattrat": 466, "file_setattr": 469}
 _IPPROTO_IP, _IP_LOCAL_PORT_RANGE = 0, 51
@@ -172,7 +182,7 @@ def _hold_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
     """By Landlock, as far as it has come: files, and ports and signals as well."""
     known = _EVERYTHING & ~sum(right for right, since in _SINCE.items() if since > abi)
     wanted = _Ruleset(files=known, net=_BIND_TCP | _CONNECT_TCP, scoped=_ABSTRACT_SOCKETS | _SIGNALS)
-    size = 8 * (1 + (abi >= PORTS_SINCE) + (abi >= SIGNALS_SINCE))
+    size = 8 * (1 + (abi >= PORTS_SINCE) + (abi >= SCOPES_SINCE))
     ruleset = _asked("landlock_create_ruleset", _libc.syscall(_CREATE_RULESET, ctypes.byref(wanted), ctypes.c_size_t(size), 0))
 
     def add(kind: int, rule: ctypes.Structure) -> None:
@@ -227,6 +237,12 @@ def _filter_calls() -> None:
     refuse("prctl", (0, _MASKED, _INT, _SET_DEATH_SIGNAL), (1, _NOT, _SIGKILL, 0))
     # A limit of time that is over ends another process as a signal does.
     refuse("prlimit64", (0, _NOT, 0, 0))
+    for call in _SIGNALLING:
+        refuse(call, (0, _NOT, os.getpid(), 0))
+    for request in _OWNER_OF_FILE:
+        refuse("fcntl", (1, _MASKED, _INT, request))
+    for request in (*_OWNER_OF_SOCKET, *_FLAGS_OF_FILE):
+        refuse("ioctl", (1, _MASKED, _TYPE_AND_NUMBER, request))
     failed = seccomp.seccomp_load(filtered)
     if failed:
         raise OSError(-failed, f"libseccomp: {os.strerror(-failed)}")

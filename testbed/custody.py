@@ -95,11 +95,11 @@ def not_held(found: Confinement) -> tuple[str, ...]:
     if not found.confined:
         said.append(f"open files, connect to what it likes and signal processes: {found.why_unconfined}")
     elif found.landlock < confine.FILES_SINCE:
-        said.append("open files, listen at any port, and signal processes: this kernel's Landlock is absent or switched off")
+        said.append("open files, listen at any port, and send to abstract sockets: this kernel's Landlock is absent or switched off")
     elif found.landlock < confine.PORTS_SINCE:
-        said.append("listen at any port, signal processes, and send to abstract sockets: Linux 6.12's Landlock holds that, too")
-    elif found.landlock < confine.SIGNALS_SINCE:
-        said.append("signal processes, and send to abstract sockets: Linux 6.12's Landlock holds that, too")
+        said.append("listen at any port, and send to abstract sockets: Linux 6.12's Landlock holds that, too")
+    elif found.landlock < confine.SCOPES_SINCE:
+        said.append("send to abstract sockets: Linux 6.12's Landlock holds that, too")
     if not found.apart:
         said.append(f"look into /run and /tmp, and send to sockets there: {found.why_together}")
     return tuple(said)

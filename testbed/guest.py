@@ -214,7 +214,7 @@ class Guest(Life):
     def _hand_over(self, memory: Memory) -> None:
         """Everything of this machine that its QEMU may reach."""
         files, wiring, disks = self.order.files, self.order.wiring, self.order.model.disks.values()
-        self.custody.folders(self.order.sockets, self.order.scratch, *([wiring.folder] if wiring.ends else []))
+        self.custody.folders(self.order.sockets, self.order.scratch, *([wiring.own] if wiring.ends else []))
         self.custody.start_files(files.bzimage, files.initramfs)
         self.custody.images([path for path in (files.root, files.modules_disk) if path is not None])
         self.custody.images(Path(disk.image) for disk in disks if disk.image is not None)

@@ -1,6 +1,7 @@
 """A guest's ends of private networks: to QEMU's devices, to the steps inside the guest, and what must be read back. Pure.
 
-Each guest's QEMU sends its frames to a socket of ours (`NAME.out`), which passes them on to the socket of every other guest (`NAME.in`).
+Each guest's QEMU sends its frames to a socket of ours (`GUEST/NETWORK.out`), which passes them on to the socket of every other guest
+(`GUEST/NETWORK.in`).
 """
 
 from __future__ import annotations
@@ -34,19 +35,26 @@ done"""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """`folder`: where the sockets of all guests are that are on these networks; `guest`: this one's name in the file; `ends`: its ends."""
+    """`folder`: has a folder with the sockets of each guest that is on these networks; `guest`: this one's name in the file; `ends`: its
+    ends.
+    """
 
     folder: Path
     guest: str
     ends: tuple[Link, ...]
 
+    @property
+    def own(self) -> Path:
+        """This guest's folder, which is all of them that its QEMU reaches."""
+        return self.folder / self.guest
+
     def inlet(self, network: str, guest: str) -> Path:
         """The socket on which a guest's QEMU takes frames."""
-        return self.folder / f"{network}-{guest}.in"
+        return self.folder / guest / f"{network}.in"
 
-    def outlet(self, network: str, guest: str) -> Path:
-        """The socket to which it sends them."""
-        return self.folder / f"{network}-{guest}.out"
+    def outlet(self, network: str) -> Path:
+        """The socket to which this guest's QEMU sends them."""
+        return self.own / f"{network}.out"
 
 
 UNWIRED = Wiring(folder=Path(), guest="", ends=())
@@ -56,7 +64,7 @@ def plug(wiring: Wiring, first_port: int) -> tuple[QmpCommand, ...]:
     """The commands that put a guest's interfaces in, one in each root port from `first_port` on."""
     commands = []
     for port, link in enumerate(wiring.ends, start=first_port):
-        local, remote = wiring.inlet(link.network, wiring.guest), wiring.outlet(link.network, wiring.guest)
+        local, remote = wiring.inlet(link.network, wiring.guest), wiring.outlet(link.network)
         ends = {end: {"type": "unix", "path": str(path)} for end, path in (("local", local), ("remote", remote))}
         commands.append(QmpCommand(execute="netdev_add", arguments={"type": "dgram", "id": f"net-{link.network}", **ends}))
         device = {"driver": "virtio-net-pci", "id": f"nic-{link.network}", "netdev": f"net-{link.network}", "mac": link.mac}

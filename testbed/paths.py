@@ -14,7 +14,7 @@ import platformdirs
 from testbed.errors import HostError
 
 # sockaddr_un.sun_path holds 108 bytes with its final NUL (unix(7)); the longest name below the runtime folder is that of a network,
-# SESSION/lan-N/NETWORK-GUEST.out.
+# SESSION/lan-N/GUEST/NETWORK.out.
 _LONGEST_SOCKET_FOLDER = 107 - 1 - 55
 _ADMISSION = "TESTBED_ADMISSION"
 

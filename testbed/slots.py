@@ -35,9 +35,11 @@ class Slots:
         What a snapshot's state is of must be there before it is loaded.
         """
         found = drives.arranged(model, {name: await self._storage(name, disk, snapshot) for name, disk in model.disks.items()})
+        if wiring.ends:
+            wiring.own.mkdir(mode=0o700, exist_ok=True)
         for link in wiring.ends:
             others = tuple(wiring.inlet(link.network, peer) for peer, _ in link.peers)
-            outlet, inlet = wiring.outlet(link.network, wiring.guest), wiring.inlet(link.network, wiring.guest)
+            outlet, inlet = wiring.outlet(link.network), wiring.inlet(link.network, wiring.guest)
             self._plugs.append(Plug(outlet=outlet, inlet=inlet, others=others))
             self._plugs[-1].open()
             self._custody.own(outlet)

@@ -3,6 +3,9 @@
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from testbed.errors import HostError
 from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.load import parse
@@ -54,5 +57,11 @@ async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(lab:
         sent = (await a.script("sha256sum </tmp/sent | cut -d' ' -f1")).stdout
         served = await b.script("until [ $(wc -l </tmp/served) = 2 ]; do sleep 0.1; done; tail -n 1 /tmp/served")
         assert served.stdout == sent
+
+        # A QEMU that was taken over does not get at the other guests' sockets.
+        there = b.order.wiring.own
+        assert {path.name for path in there.iterdir()} == {"one.in", "one.out"}
+        with pytest.raises(HostError, match=r"No such file|Permission denied"):
+            await a.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(there / "new")}}})
     folder = a.order.wiring.folder
-    assert not list(folder.glob("*.out"))
+    assert {path.name for path in folder.iterdir()} == set("abc") and not list(folder.glob("*/*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -37,15 +38,18 @@ def asked(result):
 """
 
 
-def tried(code: str, *rules: tuple[str, str], apart: list[str] | None = None) -> tuple[str, str]:
+def tried(
+    code: str, *rules: tuple[str, str], apart: list[str] | None = None, confined: bool = True, cwd: str | None = None
+) -> tuple[str, str]:
     """What a Python program says of what it tries, free and kept from this machine: `done`, or the error."""
     program = f"{TOOLS}try:\n    {code}\nexcept OSError as error: print(type(error).__name__)\nelse: print('done')"
-    free, confined = (
-        subprocess.run([*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False)
-        for within in ((), confine.words(sys.executable, (*PROGRAMS, *rules), apart=apart))
+    kept = confine.words(sys.executable, (*PROGRAMS, *rules) if confined else None, apart=apart)
+    before, after = (
+        subprocess.run([*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=cwd)
+        for within in ((), kept)
     )
-    assert free.returncode == 0 == confined.returncode, free.stderr + confined.stderr
-    return free.stdout.strip(), confined.stdout.strip()
+    assert before.returncode == 0 == after.returncode, before.stderr + after.stderr
+    return before.stdout.strip(), after.stdout.strip()
 
 
 @since(confine.FILES_SINCE)
@@ -127,9 +131,68 @@ def test_no_ring_goes_around_the_filter() -> None:
     assert confined == "PermissionError"
 
 
-@since(confine.SIGNALS_SINCE)
-def test_nobody_else_is_signalled() -> None:
-    assert tried("os.kill(parent, 0)") == ("done", "PermissionError")
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os.kill(parent, 0)",
+        "os.kill(0, 0)",
+        "os.kill(-1, 0)",
+        "signal.pidfd_send_signal(os.pidfd_open(parent), 0)",
+        "asked(libc.syscall(234, parent, parent, 0))",
+        "fcntl.fcntl(socket.socketpair()[0], fcntl.F_SETOWN, parent)",
+        "fcntl.fcntl(socket.socketpair()[0], 15, struct.pack('ii', 1, parent))",
+        "fcntl.ioctl(socket.socketpair()[0], 0x8902, struct.pack('i', parent))",
+        "fcntl.ioctl(socket.socketpair()[0], 0x8901, struct.pack('i', parent))",
+    ],
+)
+def test_nobody_else_is_signalled(code: str) -> None:
+    """Whatever Landlock this kernel has."""
+    assert tried(f"import fcntl, signal, struct; {code}") == ("done", "PermissionError")
+    assert tried(f"import fcntl, signal, struct; {code}".replace("parent", "os.getpid()"))[0] == "done"
+
+
+def test_it_signals_itself() -> None:
+    assert tried("os.kill(os.getpid(), 0); asked(libc.syscall(234, os.getpid(), os.getpid(), 0))") == ("done", "done")
+
+
+@since(confine.SCOPES_SINCE)
+def test_nothing_is_sent_to_an_abstract_socket_of_others() -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+        others.bind("")  # a name that the kernel chooses
+        code = f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'hello', {others.getsockname()!r})"
+        assert tried(code) == ("done", "PermissionError")
+
+
+# By their numbers on x86-64, as none of these may ever be done; each is refused before its arguments are looked at.
+REFUSED = {
+    "connect": 42, "io_uring_setup": 425, "inotify_add_watch": 254, "fanotify_init": 300, "symlink": 88, "symlinkat": 266, "link": 86,
+    "linkat": 265, "mknod": 133, "mknodat": 259, "chmod": 90, "fchmod": 91, "fchmodat": 268, "fchmodat2": 452, "chown": 92, "fchown": 93,
+    "lchown": 94, "fchownat": 260, "truncate": 76, "utime": 132, "utimes": 235, "futimesat": 261, "utimensat": 280, "file_setattr": 469,
+    "setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "setxattrat": 463, "removexattr": 197, "lremovexattr": 198, "fremovexattr": 199,
+    "removexattrat": 466, "ptrace": 101, "process_vm_readv": 310, "process_vm_writev": 311, "shmget": 29, "shmat": 30, "shmctl": 31,
+    "msgget": 68, "semget": 64, "mq_open": 240, "mq_unlink": 241, "add_key": 248, "keyctl": 250, "request_key": 249, "ioprio_set": 251,
+    "sched_setscheduler": 144, "sched_setattr": 314, "sched_setparam": 142, "sched_setaffinity": 203, "setpriority": 141, "tkill": 200,
+    "pidfd_send_signal": 424, "pidfd_getfd": 438, "unshare": 272, "setns": 308, "bpf": 321, "perf_event_open": 298,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
+def test_what_is_never_done_is_refused_call_by_call() -> None:
+    code = (
+        f"for name, number in {REFUSED}.items(): assert libc.syscall(number, -1, -1, -1, -1, -1, -1) < 0; print(name, ctypes.get_errno())"
+    )
+    words = confine.words(sys.executable, PROGRAMS, apart=None)
+    done = subprocess.run([*words, sys.executable, "-I", "-S", "-c", TOOLS + code], capture_output=True, text=True, check=True)
+    errors = dict(line.split() for line in done.stdout.splitlines())
+    assert errors == dict.fromkeys(REFUSED, str(errno.EPERM))
+
+
+def test_a_file_that_may_be_read_only_keeps_its_flags(tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.write_text("text")
+    for asked in (0x40086602, 0x401C5820, 0x40806685):
+        code = f"import fcntl; fcntl.ioctl(os.open('{given}', os.O_RDONLY), {asked}, bytes(128))"
+        assert tried(code, (confine.READ, str(given)))[1] == "PermissionError"
 
 
 def test_nobody_else_is_ended_by_a_limit_or_made_slow() -> None:
@@ -198,17 +261,40 @@ def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> N
             pytest.skip(f"nobody like us may mount here, or this Python would be hidden: {done.stderr}")
         rules = ((confine.OWN, own), (confine.OWN, confine.given(0)), (confine.READ, everybodys))
 
-        def sent(name: str) -> tuple[str, str]:
-            return tried(f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'hello', '{name}')", *rules, apart=[own])
+        def sent(name: str, cwd: str | None = None) -> tuple[str, str]:
+            return tried(f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'hello', '{name}')", *rules, apart=[own], cwd=cwd)
 
         assert sent(path) == ("done", "FileNotFoundError")
         # By way of what it has, of where it is, and of who started it.
-        assert sent(f"{confine.given(0)}/../others")[1] == sent("others")[1] == "FileNotFoundError"
+        assert sent(f"{confine.given(0)}/../others")[1] == "FileNotFoundError"
+        assert sent("others", cwd=everybodys) == ("done", "FileNotFoundError")
         assert sent(f"/proc/{os.getpid()}/root{path}") == ("done", "PermissionError")
         making = f"open(('{own}' if os.path.exists('{own}') else '{confine.given(0)}') + '/made', 'w')"
         assert tried(making, *rules, apart=[own]) == ("done", "done")
-        making = f"os.mkdir('{confine.given(1)}-{os.getpid()}'); os.rmdir('{confine.given(1)}-{os.getpid()}')"
-        assert tried(making, *rules, apart=[own])[1] in ("OSError", "PermissionError"), "it is read-only"
+        shared, own_ipc = tried("print(os.readlink('/proc/self/ns/ipc'))", apart=[own], confined=False)
+        assert shared != own_ipc
+        for folder in ("/run", "/tmp", "/var/tmp"):
+            making = f"os.mkdir('{folder}/{os.getpid()}'); os.rmdir('{folder}/{os.getpid()}')"
+            # Whether anything else holds it or not: for root it is read-only, in a namespace of users nobody's.
+            assert tried(making, apart=[own], confined=False)[1] in ("OSError", "PermissionError")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root's mounts could reach anybody else")
+def test_what_is_kept_apart_hides_nothing_from_others(tmp_path: Path) -> None:
+    """Also where mounts are passed on, as systemd has them."""
+    words = confine.words(sys.executable, None, apart=[str(tmp_path)])
+    shared = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "shared",
+        "sh",
+        "-c",
+        '"$@" && grep -c " /tmp .*tmpfs none" /proc/self/mountinfo',
+        "sh",
+    ]
+    done = subprocess.run([*shared, *words, shutil.which("true") or ""], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 @pytest.mark.parametrize("abi", range(1, confine.version() + 1))
@@ -247,9 +333,7 @@ def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("landlock", "said"), [(0, "open files, listen"), (1, "listen"), (3, "listen"), (4, "signal"), (5, "signal"), (6, "")]
-)
+@pytest.mark.parametrize(("landlock", "said"), [(0, "open files, listen"), (1, "listen"), (3, "listen"), (4, "send"), (5, "send"), (6, "")])
 def test_what_is_not_held_is_said(landlock: int, said: str) -> None:
     left = custody.not_held(Confinement(confined=True, landlock=landlock, apart=True))
     assert [text[: len(said)] for text in left] == ([said] if said else [])

@@ -1,0 +1,54 @@
+"""The judge of a soak: what grows is named, and what only was not at its size yet does not grow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import soak
+from benchmarks.soak import Held
+
+ROOT = Path(__file__).parents[2]
+FLAT = Held(memory_bytes=60_000_000, python_blocks=300_000, malloc_bytes=17_000_000, files=12, processes=0, tasks=1, disk_bytes=8000)
+# How often the table is made larger while names come and go, in a program that has as many of its own as the testbed.
+NAMES = """\
+import sys
+from benchmarks import soak
+own = [sys.intern(f"own, {{number}}") for number in range(30_000)]
+{before}
+steps, last = 0, soak._malloced()
+for number in range(250_000):
+    sys.intern(f"another, {{number}}")
+    if number % 100 == 0:
+        now = soak._malloced()
+        steps, last = steps + (now - last > 100_000), now
+print(steps)
+"""
+
+
+def steps(before: str) -> int:
+    done = subprocess.run([sys.executable, "-c", NAMES.format(before=before)], capture_output=True, text=True, check=True, cwd=ROOT)
+    return int(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "each"), [("python_blocks", 15), ("malloc_bytes", 1000), ("files", 1), ("processes", 1), ("tasks", 1), ("disk_bytes", 1)]
+)
+def test_what_grows_is_named(name: str, each: int) -> None:
+    kept = [replace(FLAT, **{name: getattr(FLAT, name) + round_ * each}) for round_ in range(1000)]
+    (said,) = soak.growing(kept)
+    assert said.startswith(f"{name}: ")
+
+
+def test_what_comes_and_goes_does_not_grow() -> None:
+    kept = [replace(FLAT, files=12 + number % 3, malloc_bytes=FLAT.malloc_bytes + number % 7 * 1000) for number in range(999)]
+    assert soak.growing(kept) == ()
+
+
+def test_the_table_of_names_has_its_size_of_a_long_run_at_once() -> None:
+    assert steps("") >= 1
+    assert steps("soak.age_names()") == 0
