@@ -122,14 +122,16 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 @contextlib.asynccontextmanager
 async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
     """A socket, of this user alone, on which each connection is handled; all are closed at the end, whatever the others do."""
-    open_ones: set[asyncio.StreamWriter] = set()
+    handling: set[asyncio.Task[None]] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        open_ones.add(writer)
+        task = asyncio.current_task()
+        assert task is not None
+        handling.add(task)
         try:
             await handle(reader, writer)
         finally:
-            open_ones.discard(writer)
+            handling.discard(task)
             writer.close()
 
     path.unlink(missing_ok=True)  # of the guest before, which went on from a snapshot
@@ -138,8 +140,10 @@ async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
         yield
     finally:
         server.close()
-        for writer in tuple(open_ones):
-            writer.close()
+        there = tuple(handling)
+        for task in there:
+            task.cancel()
+        await asyncio.gather(*there, return_exceptions=True)
 
 
 async def show_console(guest: Guest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

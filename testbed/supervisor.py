@@ -146,16 +146,20 @@ class Keeper:
         while True:
             living = asyncio.create_task(self._live())
             asked = asyncio.create_task(self._asked.wait())
-            await asyncio.wait((living, asked), return_when=asyncio.FIRST_COMPLETED)
-            if living.done() and not self._was_ready:
+            try:
+                await asyncio.wait((living, asked), return_when=asyncio.FIRST_COMPLETED)
+                if living.done() and not self._was_ready:
+                    return living.result()
+                if living.done() and not self._asked.is_set():
+                    self._note(state=vms.LOST, why=_why(living))
+                    self._settled.set()
+                    await asked
+            finally:
+                # Also when we are cancelled. Left to the end of the loop, a program that is being started would hang it: asyncio.run
+                # cancels the tasks of asyncio's own by which that start would end (seen with Python 3.11).
+                living.cancel()
                 asked.cancel()
-                return living.result()
-            if living.done() and not self._asked.is_set():
-                self._note(state=vms.LOST, why=_why(living))
-                self._settled.set()
-                await asked
-            living.cancel()
-            await asyncio.gather(living, return_exceptions=True)
+                await asyncio.gather(living, asked, return_exceptions=True)
             self._asked.clear()
             if self._ends:
                 return None

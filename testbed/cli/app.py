@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import traceback
@@ -55,7 +56,9 @@ def mistake() -> None:
 
 
 def run_async(work: Coroutine[Any, Any, int]) -> None:
-    """Run to its end and exit with its code; SIGINT and SIGTERM cancel it, and everything is taken down before we exit."""
+    """Run to its end and exit with its code; SIGINT and SIGTERM cancel it, and everything is taken down before we exit. The third signal
+    ends us at once: the guests go with us, and what is left of them with the next command.
+    """
     caught: list[signal.Signals] = []
 
     async def guarded() -> int:
@@ -63,7 +66,12 @@ def run_async(work: Coroutine[Any, Any, int]) -> None:
 
         def stop(number: signal.Signals) -> None:
             caught.append(number)
-            task.cancel()
+            if len(caught) == 1:
+                task.cancel()
+            elif len(caught) == 2:
+                err.print("testbed: guests are taken down; once more ends that at once", markup=False)
+            else:
+                os._exit(128 + number)
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, stop, number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +142,34 @@ def test_without_words_there_is_help(tmp_path: Path) -> None:
 def test_what_the_machine_refuses_is_one_message_and_a_mistake_of_ours_is_not(error: Exception, said: str | None) -> None:
     refused = cli._refused(error)
     assert (refused is None) if said is None else str(refused).startswith(said)
+
+
+# Taken down for longer than anybody waits.
+HANGS = """\
+import asyncio
+from testbed.cli.app import run_async
+
+async def work():
+    print("at work", flush=True)
+    try:
+        await asyncio.sleep(600)
+    finally:
+        print("ending", flush=True)
+        await asyncio.sleep(600)
+
+run_async(work())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_third_signal_ends_it_at_once(number: signal.Signals) -> None:
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", HANGS], stdout=pipe, stderr=pipe, text=True) as child:
+        assert child.stdout is not None and child.stderr is not None
+        assert child.stdout.readline() == "at work\n"
+        child.send_signal(number)
+        assert child.stdout.readline() == "ending\n"
+        child.send_signal(number)
+        assert child.stderr.readline() == "testbed: guests are taken down; once more ends that at once\n"
+        child.send_signal(number)
+        assert child.wait(30) == 128 + number

@@ -230,6 +230,67 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
     assert shares == [1, 2, 2]
 
 
+async def test_a_supervisor_that_is_stopped_has_ended_its_guest_before_anything_else(
+    folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is left to the end of the loop may hang it."""
+    ended, begun = list[str](), asyncio.Event()
+
+    class Lab:
+        async def kernel(self, spec: str) -> None:
+            begun.set()
+            try:
+                await asyncio.sleep(600)
+            finally:
+                await asyncio.sleep(0)
+                ended.append(spec)
+
+    @contextlib.asynccontextmanager
+    async def opened(*_: object, **others: object) -> AsyncIterator[Lab]:
+        try:
+            yield Lab()
+        finally:
+            ended.append("lab")
+
+    monkeypatch.setattr(supervisor, "open_lab", opened)
+    monkeypatch.setattr(paths, "folders", lambda: folders)
+    order = UpOrder(
+        name="g0",
+        topology={"version": 1, "guests": {"g0": {}}},
+        file="x.yaml",
+        point="",
+        guest="g0",
+        kernel="its kernel",
+        networks=str(folders.runtime / "net"),
+        evidence=str(tmp_path),
+        cold=False,
+    )
+    supervising = asyncio.create_task(supervisor.supervise(order, lambda said: None))
+    await begun.wait()
+    supervising.cancel()
+    await asyncio.gather(supervising, return_exceptions=True)
+    assert ended == ["its kernel", "lab"]
+
+
+async def test_what_is_asked_of_a_socket_ends_with_it(folders: Folders) -> None:
+    ended, begun = list[bool](), asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        del reader, writer
+        begun.set()
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0)
+            ended.append(True)
+
+    async with desk.listening(folders.runtime / "control", handle):
+        reader, writer = await asyncio.open_unix_connection(folders.runtime / "control")
+        await begun.wait()
+    assert ended and await reader.read() == b""
+    writer.close()
+
+
 async def test_what_outlives_its_supervisor_is_a_stray_whatever_the_record_says() -> None:
     """Of the benchmark that kills commands: before another command ends it."""
     with places.made() as own:
