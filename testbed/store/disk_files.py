@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 from testbed import process
 from testbed.drives import Storage
@@ -21,12 +22,7 @@ async def make(wanted: Storage) -> None:
     :raise HostError: qemu-img is not there or fails; the image is missing, or larger than the disk.
     """
     if wanted.format == "raw":
-        # Its folder is QEMU's as well, who could have put a link there.
-        try:
-            created = os.open(wanted.file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise HostError(f"{wanted.file}: cannot be made: {error.strerror}") from error
-        with os.fdopen(created, "wb") as file:
+        with _created(wanted.file) as file:
             file.truncate(wanted.size_bytes)
         return
     program = shutil.which("qemu-img")
@@ -37,7 +33,17 @@ async def make(wanted: Storage) -> None:
         path, kind = wanted.image
         await _check_image(program, path, kind, wanted.size_bytes)
         words += ["-b", path.resolve(), "-F", kind]
-    await process.run([*words, wanted.file, str(wanted.size_bytes)], timeout_s=_LIMIT_S)
+    with _created(wanted.file) as file:
+        # By what is open: qemu-img would follow a link.
+        await process.run([*words, f"/proc/{os.getpid()}/fd/{file.fileno()}", str(wanted.size_bytes)], timeout_s=_LIMIT_S)
+
+
+def _created(path: Path) -> BinaryIO:
+    """An empty file. Its folder is QEMU's as well, who could have put a link or a pipe there."""
+    try:
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), "wb")
+    except OSError as error:
+        raise HostError(f"{path}: cannot be made: {error.strerror}") from error
 
 
 async def _check_image(program: str, path: Path, kind: str, size_bytes: int) -> None:
