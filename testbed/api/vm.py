@@ -6,7 +6,7 @@ import contextlib
 import secrets
 import shlex
 import shutil
-import sys
+import tarfile
 import tempfile
 import time
 from collections import deque
@@ -28,19 +28,17 @@ from testbed.api.qmp import Qmp
 from testbed.console import clean
 from testbed.errors import CommandFailed, HostError, TestbedError, UsageError
 from testbed.shell import Result
+from testbed.store import archives
 from testbed.topology.model import Guest as GuestModel
-
-if sys.version_info >= (3, 12):
-    import tarfile
-else:
-    # Debian 12's 3.11.2 unpacks without any filter.
-    from backports import tarfile  # type: ignore[import-untyped]  # it has no types
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 
 T = TypeVar("T")
 _REMEMBERED = 5
 _COPY_S = 600.0
+_MOST_BYTES = 64 << 20
+# $1: a folder of the guest; $2: a new archive of the files and folders in it.
+_PACK = """cd "$1" && find . '(' -type f -o -type d ')' -print0 | tar -c --null --no-recursion --hard-dereference -T - -f "$2" """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +178,8 @@ class Vm:
                 await self.run("chmod", f"{mode:o}", target)
 
     async def get(self, source: str, target: Path | str | None = None, *, timeout_s: float = _COPY_S) -> bytes:
-        """The bytes of a file in the guest; with `target`, they are written to a file here as well, or a folder's files to a folder.
+        """The bytes of a file in the guest, up to 64 MiB. With `target`, a file of any size is written to a file here, or a folder's files
+        and folders, without its links, to a folder; then no bytes are returned.
 
         :raise GuestError: there is no such file. :raise HostError: `target` cannot be written. :raise CommandFailed: not in time.
         """
@@ -188,10 +187,10 @@ class Vm:
             file = Path(folder) / "got"
             if target is not None and (await self.run("test", "-d", source, check=False)).status == 0:
                 packed = f"/tmp/get-{secrets.token_hex(4)}.tar"  # noqa: S108 - in the guest
-                await self.run("tar", "-c", "-f", packed, "-C", source, ".", timeout_s=timeout_s)
+                await self.script(_PACK, source, packed, timeout_s=timeout_s)
                 await self._copied(self._machine.get(packed, file), f"copy {source} to {target}", timeout_s)
                 await self.run("rm", packed)
-                _unpack(file, Path(target))
+                archives.unpack(file, Path(target))
                 return b""
             await self._copied(self._machine.get(source, file), f"copy {source} here", timeout_s)
             if target is not None:
@@ -199,6 +198,9 @@ class Vm:
                     shutil.copyfile(file, target)
                 except OSError as error:
                     raise HostError(f"{target}: cannot be written: {error.strerror}") from error
+                return b""
+            if (size := file.stat().st_size) > _MOST_BYTES:
+                raise UsageError(f"{self.name}: {source}: it has {size} bytes, which is too much for memory; give `get` a target")
             return file.read_bytes()
 
     async def _copied(self, work: Coroutine[Any, Any, None], what: str, timeout_s: float) -> None:
@@ -274,13 +276,3 @@ def _pack(folder: Path, file: Path) -> None:
             tar.add(folder, ".")
     except OSError as error:
         raise HostError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
-
-
-def _unpack(file: Path, folder: Path) -> None:
-    """A guest may have written anything: nothing of it gets out of `folder`."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tarfile.open(file) as tar:
-            tar.extractall(folder, filter="data")
-    except (OSError, tarfile.TarError) as error:
-        raise HostError(f"{folder}: what the guest gave cannot be unpacked: {error}") from error

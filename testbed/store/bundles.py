@@ -19,7 +19,7 @@ from testbed.errors import HostError, TopologyError, UsageError
 from testbed.kernels import LocalKernel
 from testbed.keys import content_key
 from testbed.parcel import BUG, KERNELS, MANIFEST, RESULTS, Member
-from testbed.store import cache
+from testbed.store import archives, cache
 from testbed.store.kernel_files import KernelFiles, read_folder
 
 _MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\.ko")
@@ -99,7 +99,7 @@ def read(path: Path) -> Bundle:
     :raise UsageError: it is refused, with every reason.
     """
     try:
-        with tarfile.open(path, mode="r:") as archive:
+        with archives.opened(path) as archive:
             entries = []
             for entry in archive:
                 entries.append(entry)
@@ -168,7 +168,7 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
     """
     found: dict[str, KernelFiles] = {}
     try:
-        with tarfile.open(bundle.path, mode="r:") as archive:
+        with archives.opened(bundle.path) as archive:
             for entry in archive:
                 if not entry.name.startswith(f"{KERNELS}/"):
                     continue
