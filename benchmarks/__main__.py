@@ -101,7 +101,9 @@ def kills_command(
     as_json: Json = False,
 ) -> None:
     """Commands that are killed at random moments, and what of them is left."""
-    _show(asyncio.run(kills.measure(count=count, seed=seed)), as_json)
+    found = asyncio.run(kills.measure(count=count, seed=seed))
+    _show(found, as_json)
+    sys.exit(1 if found["left"] else 0)
 
 
 @app.command("soak")

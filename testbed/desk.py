@@ -110,7 +110,7 @@ async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamRea
     except (ValueError, KeyError, AttributeError) as error:
         said = {"error": f"{name}: expected a verb and its arguments, got {error!r}"}
     except TestbedError as error:
-        said = {"error": str(error)}
+        said = {"error": str(error), "code": error.code}
     with contextlib.suppress(OSError):
         writer.write(json.dumps(said).encode() + b"\n")
         await writer.drain()

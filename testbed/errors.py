@@ -168,3 +168,21 @@ class DeviceMismatch(GuestError):
     def __init__(self, guest: str, differences: tuple[str, ...]) -> None:
         super().__init__(f"guest {guest} differs from its topology and is refused:" + "".join(f"\n  {d}" for d in differences))
         self.differences = differences
+
+
+def every() -> tuple[type[TestbedError], ...]:
+    """All classes of errors, by code."""
+    found: list[type[TestbedError]] = []
+    waiting = [TestbedError]
+    while waiting:
+        found.append(waiting.pop())
+        waiting += found[-1].__subclasses__()
+    return tuple(sorted(found, key=lambda kind: kind.code))
+
+
+def told(message: str, code: str) -> TestbedError:
+    """An error that another process of the testbed tells of: of its class, as far as this one knows that, and without its attributes."""
+    kind = next((one for one in every() if one.code == code), TestbedError)
+    error = kind.__new__(kind)
+    TestbedError.__init__(error, message)
+    return error

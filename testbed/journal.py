@@ -25,10 +25,12 @@ _LOGGER.propagate = False  # what other programs that use us log is theirs
 _LOGGER.addHandler(logging.NullHandler())
 
 
-def say(event: str, *, guest: str = "", stage: str = "", failed: bool = False) -> None:
-    """Something has happened, to a guest or to all of it. `failed`: it is why something else does not."""
+def say(event: str, *, guest: str = "", logs: str = "", stage: str = "", failed: bool = False) -> None:
+    """Something has happened, to a guest or to all of it. `logs`: the folder of the guest's logs, which tells it from others of its name;
+    `failed`: it is why something else does not.
+    """
     level = logging.ERROR if failed else logging.INFO
-    _LOGGER.log(level, "%s", event, extra={"guest": guest, "stage": stage})
+    _LOGGER.log(level, "%s", event, extra={"guest": guest, "logs": logs, "stage": stage})
 
 
 class _Lines(logging.Handler):
@@ -37,7 +39,7 @@ class _Lines(logging.Handler):
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
-        where = {"guest": record.__dict__["guest"], "stage": record.__dict__["stage"]}
+        where = {name: record.__dict__[name] for name in ("guest", "logs", "stage")}
         when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
         line = {"time": when, "monotonic_s": round(time.monotonic(), 6), "level": record.levelname.lower()}
         self._log.note(line | {key: value for key, value in where.items() if value} | {"event": record.getMessage()})
@@ -45,7 +47,7 @@ class _Lines(logging.Handler):
 
 class _Words(logging.StreamHandler[TextIO]):
     def format(self, record: logging.LogRecord) -> str:
-        where = ": ".join(word for word in (record.__dict__["guest"], record.__dict__["stage"]) if word)
+        where = ": ".join(word for word in (record.__dict__[name] for name in ("logs", "guest", "stage")) if word)
         return printable(f"debug: {time.monotonic():.3f} {where}{': ' if where else ''}{record.getMessage()}")
 
 

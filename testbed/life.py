@@ -43,14 +43,17 @@ class Life:
         self.state = advance(self.state, event)
         self.reached[event] = now = time.monotonic()
         self._stages.note({"monotonic_s": round(now, 6), "event": event.name, "state": self.state.name})
-        journal.say(event.value, guest=self.name, stage=self.state.value)
+        self._say(event.value)
         self.order.on_state(self.state)
+
+    def _say(self, event: str, *, failed: bool = False) -> None:
+        journal.say(event, guest=self.name, logs=self.order.evidence.name, stage=self.state.value, failed=failed)
 
     def _lose(self, why: str, loss: Loss) -> None:
         if not self._lost.done() and not self._ending:
             self.loss = loss
             self._lost.set_result(why)
-            journal.say(why, guest=self.name, stage=self.state.value, failed=True)
+            self._say(why, failed=True)
 
     def _on_fatal(self, finding: Finding) -> None:
         self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)

@@ -85,7 +85,7 @@ async def supervise(order: UpOrder, say: Say) -> int:
                 async with desk.listening(folder / "control", keeper.answer):
                     await keeper.keep()
     except TestbedError as error:
-        say({"error": str(error)})
+        say({"error": str(error), "code": error.code})
         return 1
     return 0
 

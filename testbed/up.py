@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import reach, vms
-from testbed.errors import HostError, TestbedError, UsageError
+from testbed.errors import HostError, TestbedError, UsageError, told
 from testbed.lab import open_lab
 from testbed.paths import Folders
 from testbed.progress import Progress, Task
@@ -124,7 +124,7 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
 
     :raise TestbedError: as the supervisors say.
     """
-    failures: list[str] = []
+    failures: list[TestbedError] = []
     wires: list[asyncio.StreamWriter] = []
 
     async def one(order: UpOrder, spare: Spare) -> None:
@@ -137,18 +137,20 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
                     writer.write(order.to_json().encode() + b"\n")
                     await _ready(reader, order, progress, task)
             except TimeoutError:
-                failures.append(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}")
+                failures.append(HostError(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}"))
             except OSError as error:
-                failures.append(f"{order.name}: {order.evidence}: cannot be made: {error.strerror}")
+                failures.append(HostError(f"{order.name}: {order.evidence}: cannot be made: {error.strerror}"))
             except TestbedError as error:
-                failures.append(str(error))
+                failures.append(error)
 
     try:
         async with asyncio.TaskGroup() as group:
             for order, spare in zip(orders, waiting, strict=True):
                 group.create_task(one(order, spare))
         if failures:
-            raise TestbedError("\n".join(failures))
+            # Of one class, or of none in particular.
+            codes = {error.code for error in failures}
+            raise told("\n".join(map(str, failures)), codes.pop() if len(codes) == 1 else "")
         for wire in wires:
             wire.write(KEPT)
         return tuple(vms.find(folders, order.name) for order in orders)
@@ -167,7 +169,7 @@ async def _ready(reader: asyncio.StreamReader, order: UpOrder, progress: Progres
         if "ready" in said:
             return
         if "error" in said:
-            raise TestbedError(f"{said['error']}\n  its logs: {order.evidence}")
+            raise told(f"{said['error']}\n  its logs: {order.evidence}", said.get("code", ""))
         if "note" in said:
             progress.note(f"{order.name}: {said['note']}")
         else:

@@ -24,7 +24,7 @@ from typing import Any
 import filelock
 from pydantic import TypeAdapter, ValidationError
 
-from testbed.errors import HostError, TestbedError, UsageError
+from testbed.errors import HostError, UsageError, told
 from testbed.paths import Folders
 
 STARTING, READY, LOST = "starting", "ready", "lost"
@@ -95,7 +95,7 @@ class Vm:
         except (OSError, ValueError) as error:
             raise HostError(f"{name}: its supervisor (pid {self.record.supervisor}) went away at `{verb}`") from error
         if "error" in answer:
-            raise TestbedError(str(answer["error"]))
+            raise told(str(answer["error"]), answer.get("code", ""))
         return dict(answer)
 
 

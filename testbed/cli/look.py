@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from testbed import doctor, paths, picture, probe
+from testbed import doctor, errors, paths, picture, probe
 from testbed.bugs import load as load_bug
 from testbed.bugs.load import is_bug
 from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
@@ -113,9 +113,9 @@ def errors_command(
     if markdown:
         print(error_report.markdown(), end="")
         return
-    found = [kind for kind in error_report.every() if code in (None, kind.code)]
+    found = [kind for kind in errors.every() if code in (None, kind.code)]
     if not found:
-        raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in error_report.every())}")
+        raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in errors.every())}")
     for kind in found:
         print(f"{kind.code}\t{kind.__name__}\t{kind.who}: {kind.act}")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from testbed.errors import TestbedError
+from testbed.errors import TestbedError, every
 
 _HEAD = """\
 # Errors
@@ -21,16 +21,6 @@ was lost. `validate` says 1 of a file that is wrong, and `testbed ssh` has the s
 | code | class | what it means | who acts | how |
 |---|---|---|---|---|
 """
-
-
-def every() -> tuple[type[TestbedError], ...]:
-    """All classes of errors, by code."""
-    found: list[type[TestbedError]] = []
-    waiting = [TestbedError]
-    while waiting:
-        found.append(waiting.pop())
-        waiting += found[-1].__subclasses__()
-    return tuple(sorted(found, key=lambda kind: kind.code))
 
 
 def markdown() -> str:

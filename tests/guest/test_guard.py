@@ -21,6 +21,7 @@ from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from tests.guest import places
+from tests.unit.values import may_mount
 
 _CONNECT = """
 import socket, sys
@@ -124,6 +125,7 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"Permission denied|No such file"):
         await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(tmp_path / "owned")}}})
     assert not (tmp_path / "owned").exists()
+    assert host.confinement.apart or not may_mount(), host.confinement.why_together
     if host.confinement.apart:
         await _sees_nothing_in_tmp(guest)
 

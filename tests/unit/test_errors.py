@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cli, journal
+from testbed import cli, errors, journal
 from testbed.errors import GuestLost, Problem, TestbedError, TopologyError
-from testbed.report import errors
+from testbed.report.errors import markdown
 from testbed.store import runs
 from tests.unit.test_cli import testbed
 
 
 def test_the_catalogue_in_the_docs_is_the_one_that_the_classes_make() -> None:
     kept = Path(__file__).parents[2] / "docs" / "errors.md"
-    assert kept.read_text() == errors.markdown(), "./tb errors --markdown >docs/errors.md"
+    assert kept.read_text() == markdown(), "./tb errors --markdown >docs/errors.md"
 
 
 def test_each_class_has_a_code_of_its_own_and_says_who_acts_and_how() -> None:
@@ -62,13 +62,14 @@ def test_a_mistake_of_ours_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capfd:
 
 def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:
     with pytest.raises(TestbedError, match="it broke"), runs.going_on(tmp_path):
-        journal.say("SSH answered", guest="g0", stage="ready")
+        journal.say("SSH answered", guest="g0", logs="oom-tmpfs-base", stage="ready")
         journal.say("image made")
         raise TestbedError("it broke")
     journal.say("of nobody's run")
     first, second, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
-    assert first.keys() == {"time", "monotonic_s", "level", "guest", "stage", "event"}
-    assert (first["guest"], first["stage"], first["event"], first["level"]) == ("g0", "ready", "SSH answered", "info")
+    assert first.keys() == {"time", "monotonic_s", "level", "guest", "logs", "stage", "event"}
+    assert (first["guest"], first["logs"], first["stage"]) == ("g0", "oom-tmpfs-base", "ready")
+    assert (first["event"], first["level"]) == ("SSH answered", "info")
     assert second["monotonic_s"] >= first["monotonic_s"] and second["time"] >= first["time"] and "guest" not in second
     assert (last["level"], last["event"]) == ("error", "TestbedError: it broke")
 
@@ -82,3 +83,10 @@ def test_the_log_is_told_to_a_terminal_without_codes_that_steer_it() -> None:
     finally:
         journal._LOGGER.removeHandler(handler)
     assert stream.getvalue().startswith("debug: ") and stream.getvalue().endswith(" g0: ready: owned\n")
+
+
+@pytest.mark.parametrize("kind", errors.every())
+def test_what_another_process_tells_of_is_of_its_class(kind: type[TestbedError]) -> None:
+    found = errors.told("it \x1b[2Jbroke", kind.code)
+    assert type(found) is kind and str(found) == "it broke"
+    assert type(errors.told("of another version", "TB999")) is TestbedError

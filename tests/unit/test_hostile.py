@@ -420,3 +420,5 @@ def test_each_claim_of_the_threat_model_names_tests_that_are_there() -> None:
     assert len(named) > 20
     for file, test in named:
         assert re.search(rf"^(async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file} has no {test}"
+    claims = [row for row in text.split("| claim |")[1].splitlines() if row.startswith("| ")]
+    assert [row for row in claims if "`tests/" not in row] == []

@@ -20,7 +20,7 @@ import pytest
 from rich.console import Console
 
 from testbed import desk, inventory, paths, reach, supervisor, up, vms
-from testbed.errors import HostError, UsageError
+from testbed.errors import GuestLost, HostError, UsageError
 from testbed.paths import Folders
 from testbed.progress import Silent
 from testbed.report import guests
@@ -270,6 +270,17 @@ async def test_a_supervisor_that_is_stopped_has_ended_its_guest_before_anything_
     supervising.cancel()
     await asyncio.gather(supervising, return_exceptions=True)
     assert ended == ["its kernel", "lab"]
+
+
+async def test_an_error_of_a_supervisor_keeps_its_class(folders: Folders) -> None:
+    async def lost(asked: dict[str, Any]) -> dict[str, Any]:
+        raise GuestLost("g0", "ready", "it ended")
+
+    with vms.claimed(folders, "g0") as folder:
+        vms.write(folder, RECORD)
+        async with desk.listening(folder / "control", lambda reader, writer: desk.answer("g0", {"lose": lost}, reader, writer)):
+            with pytest.raises(GuestLost, match="guest g0: ready: it ended"):
+                await vms.find(folders, "g0").ask("lose")
 
 
 async def test_what_is_asked_of_a_socket_ends_with_it(folders: Folders) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+
 from testbed.host import Confinement, Host, Kvm, Qemu
 from testbed.units import GIB
 
@@ -31,3 +34,9 @@ def host(*, kvm: bool = False, cores: int = 2, free: int = 16 * GIB, **changes: 
         kvm=Kvm(works=kvm, why="said so", proven=True),
         confinement=Confinement(confined=True, landlock=7, apart=True),
     )
+
+
+def may_mount() -> bool:
+    """Whether this machine lets somebody like us mount anything, as root or in a namespace of users."""
+    apart = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")))
+    return subprocess.run([*apart, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False).returncode == 0
