@@ -13,6 +13,7 @@ import contextlib
 import itertools
 import os
 import shlex
+import shutil
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 
 from testbed import clock, custody, mounts, paths, plan, probe, room, template
 from testbed.admission import Admission, Admitted, Claim, OnWait
-from testbed.errors import HostError, TemplateError, UsageError
+from testbed.errors import HostError, TemplateError, TestbedError, UsageError
 from testbed.guest import Guest, launch
 from testbed.host import NO_SANDBOX, Host
 from testbed.kernels import KernelTable, load_table
@@ -269,9 +270,13 @@ class Lab:
                 order = self._order("template", model, machine, files, unfinished / "boot")
                 return launch(replace(order, memory=memory, host_key=host_key), self.key)
 
-            async with self._booting:
-                with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
-                    return await template.save(unfinished, boot, host_key, task)
+            try:
+                async with self._booting:
+                    with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
+                        return await template.save(unfinished, boot, host_key, task)
+            except TestbedError:
+                self._keep_logs(unfinished / "boot")
+                raise
 
         there = (folder / cache.META).is_file()
         self._needed.add(folder)
@@ -279,6 +284,13 @@ class Lab:
         if not there:
             await asyncio.to_thread(self._keep_within)
         return await asyncio.to_thread(templates.read, folder, machine)
+
+    def _keep_logs(self, evidence: Path) -> None:
+        """Of a template that did not boot, as a run of its own: what it is made in is removed."""
+        with contextlib.suppress(OSError, HostError):  # of a disk that is full
+            kept = paths.new_run_folder(self.folders.runs) / "template"
+            shutil.copytree(evidence, kept, ignore=lambda _, names: [name for name in names if name not in _LOGS])
+            self._progress.note(f"the logs of the template: {kept}")
 
     def _keep_within(self) -> None:
         """Templates are what a cache grows by: keep it as small as the user wants it."""

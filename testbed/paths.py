@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,8 +49,8 @@ def folders() -> Folders:
     :raise HostError: one cannot be made, or the runtime folder belongs to somebody else.
     """
     found = Folders(
-        cache=Path(os.environ.get("TESTBED_CACHE") or platformdirs.user_cache_path("testbed")),
-        state=Path(os.environ.get("TESTBED_STATE") or platformdirs.user_state_path("testbed")),
+        cache=Path(os.environ.get("TESTBED_CACHE") or _home(platformdirs.user_cache_path)),
+        state=Path(os.environ.get("TESTBED_STATE") or _home(platformdirs.user_state_path)),
         runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()), "XDG_RUNTIME_DIR"),
         admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission"),
     )
@@ -72,6 +73,13 @@ def new_run_folder(runs: Path) -> Path:
     except OSError as error:
         raise HostError(f"{folder}: cannot be made: {error.strerror}; name another place with TESTBED_STATE") from error
     return folder
+
+
+def _home(place: Callable[[str], Path]) -> Path:
+    try:
+        return place("testbed")
+    except RuntimeError:  # no HOME, and an account that this machine does not know, as containers have
+        raise HostError(f"uid {os.getuid()} has no home on this machine; set HOME, or TESTBED_CACHE and TESTBED_STATE") from None
 
 
 def _of_account() -> Path:

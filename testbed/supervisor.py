@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import time
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -85,6 +86,8 @@ async def supervise(order: UpOrder, say: Say) -> int:
                 async with desk.listening(folder / "control", keeper.answer):
                     await keeper.keep()
     except TestbedError as error:
+        if os.environ.get("TESTBED_DEBUG"):
+            traceback.print_exc()  # into its log
         say({"error": str(error), "code": error.code})
         return 1
     return 0

@@ -12,8 +12,9 @@ _HEAD = """\
 Made by `./tb errors --markdown >docs/errors.md`; a test keeps it equal to the code.
 
 A message says where, what was expected, what was got, and what to do. `testbed --debug VERB` (or `TESTBED_DEBUG=1`) prints the log, a
-traceback and the code as well; with `--json` the last line on standard error is `{"event": "error", "code": ...}`; `log.jsonl` in a run's
-folder has the log of that run. A code stays with what it means; `testbed errors CODE` prints its line.
+traceback and the code as well, for a guest of `up` into its `supervisor.log`; with `--json` the last line on standard error is
+`{"event": "error", "code": ...}`; `log.jsonl` in a run's folder has the log of that run. A code stays with what it means;
+`testbed errors CODE` prints its line.
 
 The command ends with status 2, unless it has a verdict to give: PASS 0, FAIL 1, INVALID 3, everything skipped 4, and INFRA 2 where a guest
 was lost. `validate` says 1 of a file that is wrong, and `testbed ssh` has the status of the command in the guest.

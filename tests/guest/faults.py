@@ -6,6 +6,7 @@ Every fault leaves no process; after the next command there is no socket, scratc
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,9 +44,13 @@ class Met:
         self.error: errors.TestbedError | None = None
         self._commands = 0
 
-    def by(self, command: Ended) -> Ended:
-        """A command has met it, which has the table's exit code."""
+    def by(self, command: Ended, *, coded: bool = True) -> Ended:
+        """A command (with `--json`) has met it, which has the table's exit code and says the table's error. `coded`: unless it has a result
+        all the same, as a run has where a guest was lost.
+        """
         assert self.fault.status in (None, command.status), command
+        if coded and self.fault.error is not None:
+            assert json.loads(command.err.splitlines()[-1])["code"] == self.fault.error.code, command
         self._commands += 1
         return command
 

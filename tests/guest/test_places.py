@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -21,7 +22,23 @@ _APART = ("unshare", "--mount", *(() if os.getuid() == 0 else ("--user", "--map-
 
 
 def repro(script: str) -> tuple[str, ...]:
-    return ("repro", "--script", script, "--expect", "^never$", "-k", "debian-6.1", "-n", "1", "--timeout", "120s", "-q", "-t", "tiny.yaml")
+    return (
+        "repro",
+        "--script",
+        script,
+        "--expect",
+        "^never$",
+        "-k",
+        "debian-6.1",
+        "-n",
+        "1",
+        "--timeout",
+        "120s",
+        "-q",
+        "--json",
+        "-t",
+        "tiny.yaml",
+    )
 
 
 @pytest.fixture
@@ -46,13 +63,34 @@ def mounted(apart: tuple[str, ...], how: str) -> tuple[str, ...]:
     return (*apart, "sh", "-ec", f'{how}; exec "$@"', "sh")
 
 
+# $1: the cache, $2: a Python; then the command. What is mounted is gone with it: what is left there is looked for before, after another
+# command.
+_SMALL = """\
+cache=$1 python=$2; shift 2
+"$@" || status=$?
+"$python" -m testbed gc --unused-for 9999d --larger-than 999T -q >/dev/null 2>&1 || true
+find "$cache" '(' -path '*/scratch/*' -o -name '.unfinished-*' ')' >"$cache/../left"
+exit "${status:-0}"
+"""
+
+
+def full(own: Places, apart: tuple[str, ...], how: str) -> tuple[str, ...]:
+    """As `mounted`, where the small disk has the cache or a part of it; `left` has what the command leaves there."""
+    return (*apart, "sh", "-ec", f"{how}\n{_SMALL}", "sh", str(own.cache), sys.executable)
+
+
+def nothing_is_left_there(own: Places) -> None:
+    assert (own.cache.parent / "left").read_text() == ""
+
+
 @pytest.mark.slow
 async def test_the_disk_is_full_below_the_cache(own: Places, apart: tuple[str, ...]) -> None:
-    small = mounted(apart, f"mount -t tmpfs -o size=48m tmpfs '{own.cache}/scratch'")
+    small = full(own, apart, f"mount -t tmpfs -o size=48m tmpfs '{own.cache}/scratch'")
     with expect("host disk full: cache") as met:
         ended = met.by(await own.run(*repro("writes.sh"), within=small, status=None))
         assert "this machine's disk is full; make room there" in ended.err
         await own.nothing_left()
+    nothing_is_left_there(own)
     assert list(own.state.glob("runs/*/**/console.log"))
 
 
@@ -60,11 +98,13 @@ async def test_the_disk_is_full_below_the_cache(own: Places, apart: tuple[str, .
 async def test_the_disk_is_full_where_a_template_is_made(own: Places, apart: tuple[str, ...]) -> None:
     shared = [path for path in own.cache.iterdir() if path.is_symlink() and path.name != "templates"]
     links = " && ".join(f"ln -s '{path.readlink()}' '{path}'" for path in shared)
-    small = mounted(apart, f"mount -t tmpfs -o size=48m tmpfs '{own.cache}' && {links}")
+    small = full(own, apart, f"mount -t tmpfs -o size=48m tmpfs '{own.cache}' && {links} && mkdir '{own.cache}/scratch'")
     with expect("host disk full: template") as met:
         ended = met.by(await own.run(*repro("ends.sh"), within=small, status=None))
         assert "this machine's disk is full; make room there" in ended.err
         await own.nothing_left()
+    nothing_is_left_there(own)
+    assert list(own.state.glob("runs/*/**/console.log"))
 
 
 @pytest.mark.slow
@@ -83,7 +123,17 @@ async def test_a_run_takes_more_than_it_may(own: Places) -> None:
         ended = met.by(await own.run(*repro("writes.sh"), status=None, TESTBED_RUN_LIMIT="32M"))
         assert "of this machine's disks, and may take 32M; allow more with TESTBED_RUN_LIMIT" in ended.err
         await own.nothing_left()
+    assert list(own.state.glob("runs/*/**/console.log"))
     assert "TESTBED_RUN_LIMIT=much: expected a size" in (await own.run(*repro("ends.sh"), status=2, TESTBED_RUN_LIMIT="much")).err
+
+
+async def test_with_debug_there_are_the_log_and_the_traceback(own: Places) -> None:
+    started = await own.start("--debug", *repro("writes.sh"), TESTBED_RUN_LIMIT="32M")
+    _, err = await started.communicate()
+    lines = err.decode().splitlines()
+    assert any(re.fullmatch(r"debug: [\d.]+ debian-6\.1-1: g0: ready: SSH answered", line) for line in lines), lines
+    assert "Traceback (most recent call last):" in lines and "TB200: see docs/errors.md" in lines
+    await own.nothing_left()
 
 
 async def test_the_cache_is_read_only(own: Places, apart: tuple[str, ...]) -> None:
@@ -98,7 +148,7 @@ async def test_no_place_for_sockets(own: Places, apart: tuple[str, ...]) -> None
     # Nor in /tmp, where they would be otherwise: somebody else has its folder there.
     nowhere = mounted(apart, "own=/tmp/testbed-$(id -u); mkdir -p $own; mount -t tmpfs -o ro tmpfs $own")
     with expect("unwritable runtime dir") as met:
-        ended = met.by(await own.run("ps", within=nowhere, status=None, XDG_RUNTIME_DIR="/proc/1"))
+        ended = met.by(await own.run("ps", "--json", within=nowhere, status=None, XDG_RUNTIME_DIR="/proc/1"))
     assert re.search(r"/tmp/testbed-\d+: expected a folder of uid \d+ with mode 0700", ended.err) and "set XDG_RUNTIME_DIR" in ended.err
 
 
@@ -110,6 +160,7 @@ async def test_no_memory_for_a_guest(own: Places) -> None:
         ended = met.by(await own.run(*repro("ends.sh"), within=little, status=None))
         assert "QEMU does not start" in ended.err and "memory" in ended.err
         await own.nothing_left()
+    assert list(own.state.glob("runs/*/**/qemu.log"))
 
 
 async def test_a_kernel_is_truncated(own: Places, kernel: KernelFiles) -> None:
@@ -117,7 +168,7 @@ async def test_a_kernel_is_truncated(own: Places, kernel: KernelFiles) -> None:
     with expect("truncated kernel") as met:
         for size, said in ((len(whole) // 2, "truncated: its header promises"), (100, "expected a bzImage"), (0, "expected a bzImage")):
             (own.root / "bzImage").write_bytes(whole[:size])
-            ended = met.by(await own.run("run", "gate", "-k", str(own.root / "bzImage"), "-q", status=None))
+            ended = met.by(await own.run("run", "gate", "-k", str(own.root / "bzImage"), "-q", "--json", status=None))
             assert said in ended.err
         await own.nothing_left()
 

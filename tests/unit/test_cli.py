@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cli
+from testbed import cli, paths
 from testbed.errors import HostError
 
 ROOT = Path(__file__).parents[2]
@@ -173,3 +174,22 @@ def test_the_third_signal_ends_it_at_once(number: signal.Signals) -> None:
         assert child.stderr.readline() == "testbed: guests are taken down; once more ends that at once\n"
         child.send_signal(number)
         assert child.wait(30) == 128 + number
+
+
+def test_without_a_home_it_is_the_accounts_or_named_as_missing(tmp_path: Path) -> None:
+    bare = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
+    code = "import os; from testbed import paths; print(paths.folders().cache)"
+    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert Path(done.stdout.strip()) == Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "testbed"
+
+
+def test_an_account_that_nobody_knows_needs_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "TESTBED_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+
+    def unknown(uid: int) -> pwd.struct_passwd:
+        raise KeyError(uid)
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(HostError, match=r"uid \d+ has no home on this machine; set HOME, or TESTBED_CACHE and TESTBED_STATE"):
+        paths.folders()
