@@ -71,11 +71,16 @@ def obstacle(
         what = "a core" if wanted.cores == 1 else f"{wanted.cores} cores"
         return f"{what}: there are {cores}, and {taken} {'is' if taken == 1 else 'are'} taken by {_names(busy)}"
     promised = sum(claim.memory_bytes for claim in there)
-    owed = max(0, sum(claim.need_bytes for claim in there) - resident_bytes)
-    if promised + wanted.memory_bytes > memory_bytes // 2 or owed + wanted.need_bytes > free_bytes:
+    later = owed(there, resident_bytes)
+    if promised + wanted.memory_bytes > memory_bytes // 2 or later + wanted.need_bytes > free_bytes:
         said = f"{format_size(wanted.memory_bytes)} of memory: {format_size(promised)} are of {_names(there)}"
-        return f"{said}, {format_size(free_bytes)} are free, {format_size(owed)} of that promised"
+        return f"{said}, {format_size(free_bytes)} are free, {format_size(later)} of that promised"
     return None
+
+
+def owed(held: Iterable[Claim], resident_bytes: int) -> int:
+    """Bytes that were promised to guests, which have so many of them by now. Pure."""
+    return max(0, sum(claim.need_bytes for claim in held) - resident_bytes)
 
 
 def _names(claims: Iterable[Claim]) -> str:
@@ -100,7 +105,7 @@ def _owner(ticket: str) -> int:
 
 
 def refusal(wanted: Claim, held: Iterable[Claim], *, free_bytes: int) -> str | None:
-    """Why a claim is in vain: nobody whose end could be waited for has the memory that it lacks. None where it is not."""
+    """Why a claim is in vain: nobody whose end could be waited for (`held`) has the memory that it lacks. None where it is not."""
     if any(held) or wanted.need_bytes <= free_bytes:
         return None
     lacking, free = format_size(wanted.need_bytes), format_size(free_bytes)
@@ -202,7 +207,10 @@ class Admission:
             wanted, held, free_bytes = ticket.claim, [claim for _, claim in admitted], allotment.free_bytes()
             if place and not at_once:
                 return place, f"its turn, after {waiting[turns[place - 1]].who}"
-            if refused := refusal(wanted, held, free_bytes=free_bytes):
+            resident_bytes = _resident(admitted)
+            # Who does not wait gets none that others have, or were promised.
+            spare_bytes = free_bytes - owed(held, resident_bytes) if at_once else free_bytes
+            if refused := refusal(wanted, () if at_once else held, free_bytes=spare_bytes):
                 raise HostError(refused)
             why = obstacle(
                 wanted,
@@ -210,7 +218,7 @@ class Admission:
                 cores=self._cores,
                 memory_bytes=self._memory_bytes,
                 free_bytes=free_bytes,
-                resident_bytes=_resident(admitted),
+                resident_bytes=resident_bytes,
             )
             if why is not None and not at_once:
                 return 0, why

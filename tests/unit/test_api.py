@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 import testbed
+from testbed import allotment
 from testbed.admission import Admission, Claim, in_turn, obstacle, refusal, resident
 from testbed.api import cgroup, needs, topologies
 from testbed.api.carrier import Background
@@ -136,6 +137,18 @@ async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
     admission = Admission(tmp_path, cores=1, memory_bytes=64 * GIB)
     async with admission.admitted(claim(), print), admission.admitted(claim(), print, at_once=True):
         pass
+
+
+async def test_who_does_not_wait_gets_no_memory_that_was_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine would swap."""
+    monkeypatch.setattr(allotment, "free_bytes", lambda: 10 * GIB)
+    admission = Admission(tmp_path, cores=4, memory_bytes=64 * GIB)
+    async with admission.admitted(claim(memory_bytes=6 * GIB), print):
+        async with admission.admitted(claim(memory_bytes=3 * GIB), print, at_once=True):
+            pass
+        with pytest.raises(HostError, match=r"expected 4\.\d*G of free memory, got 3\.\d*G; end other programs"):
+            async with admission.admitted(claim(memory_bytes=4 * GIB), print, at_once=True):
+                pass
 
 
 async def test_a_ticket_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
