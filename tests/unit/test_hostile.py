@@ -11,6 +11,7 @@ import stat
 import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import asyncssh
 import pytest
@@ -31,7 +32,7 @@ from testbed.printable import printable
 from testbed.progress import Silent
 from testbed.shell import Shell
 from testbed.ssh_keys import SshKey
-from testbed.store import built_names, cache, disk_files, kernel_files, seals, snapshots
+from testbed.store import built_names, cache, disk_files, image, kernel_files, seals, snapshots
 from testbed.store.apt import PrivateApt
 from testbed.store.built_names import Named
 from testbed.store.mirror import Mirror
@@ -343,6 +344,32 @@ async def test_a_kernel_that_was_changed_in_the_cache_is_not_used_wherever_it_ca
         await kernel_files.fetch(kernel, tmp_path, Silent())
     (folder / file).write_text(file)
     assert (await kernel_files.fetch(kernel, tmp_path, Silent())).release == "6.1"
+
+
+@pytest.mark.parametrize("file", ["root.ext4", "busybox"])
+async def test_an_image_that_was_changed_in_the_cache_is_not_used(tmp_path: Path, file: str) -> None:
+    images = paths.shipped("images")
+    folder = image.image_folder("bookworm", images, tmp_path)
+    folder.mkdir(parents=True)
+    for name in ("root.ext4", "busybox"):
+        (folder / name).write_text(name)
+    hashes = {name: cache.file_sha256(folder / name) for name in ("root.ext4", "busybox")}
+    (folder / cache.META).write_text(json.dumps({"sha256": hashes["root.ext4"], "hashes": hashes}))
+    assert (await image.build("bookworm", images, tmp_path, Silent())).folder == folder
+    (folder / file).write_text("another")
+    with pytest.raises(HostError, match=f"{file}: expected the file that was made here"):
+        await image.build("bookworm", images, tmp_path, Silent())
+
+
+async def test_an_initramfs_that_was_changed_in_the_cache_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "busybox").write_text("busybox")
+    kernel = AsyncMock(sha256="1", release="6.1", early_modules=(), has_modules=False)
+    lab, root = AsyncMock(folders=AsyncMock(cache=tmp_path), _progress=Silent(), _needed=set()), AsyncMock(busybox=tmp_path / "busybox")
+    made = (await Lab._make_boot_files(lab, kernel, root)).initramfs
+    assert (await Lab._make_boot_files(lab, kernel, root)).initramfs == made
+    made.write_text("another")
+    with pytest.raises(HostError, match="initramfs: expected the file that was made here"):
+        await Lab._make_boot_files(lab, kernel, root)
 
 
 def test_memory_that_a_guest_has_written_to_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:
