@@ -41,8 +41,8 @@ until grep -q ready /tmp/served; do sleep 0.1; done
 async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
     async with lab.guests(parse(THREE, "three.yaml"), kernel, tmp_path) as guests:
         a, b, c = guests["a"], guests["b"], guests["c"]
-        there = ((a, "b"), (a, "c"), (b, "a"), (c, "a"))
-        reached = await asyncio.gather(*(one.script(GREET, host, "60") for one, host in there))
+        pairs = ((a, "b"), (a, "c"), (b, "a"), (c, "a"))
+        reached = await asyncio.gather(*(one.script(GREET, host, "60") for one, host in pairs))
         assert all(result.stdout.startswith("SSH-2.0-dropbear") for result in reached)
         for one, host in ((c, "10.77.1.2"), (b, "192.168.9.7")):
             assert (await one.script(GREET, host, "2", check=False)).stdout == ""
