@@ -46,7 +46,11 @@ def test_a_fault_is_met_as_its_row_says_or_not_at_all(monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match="no fault"), faults.expect(name):
         raise ValueError("no fault")
     with faults.expect(name) as met:
-        met.by(Ended(2, "", ""))
+        met.by(Ended(2, "", 'testbed: gone\n{"event": "error", "code": "TB420"}\n'))
+    with pytest.raises(AssertionError, match="TB400"), faults.expect(name) as met:
+        met.by(Ended(2, "", '{"event": "error", "code": "TB400"}\n'))
+    with faults.expect(name) as met:
+        met.by(Ended(2, "", ""), coded=False)
     with pytest.raises(AssertionError, match="status=1"), faults.expect(name) as met:
         met.by(Ended(1, "", ""))
     monkeypatch.setitem(faults.FAULTS, name, replace(faults.FAULTS[name], within_s=0))
