@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import platformdirs
 
@@ -73,6 +74,14 @@ def new_run_folder(runs: Path) -> Path:
     except OSError as error:
         raise HostError(f"{folder}: cannot be made: {error.strerror}; name another place with TESTBED_STATE") from error
     return folder
+
+
+def created(path: Path, mode: int = 0o666) -> BinaryIO:
+    """An empty file, where somebody else may have put a link or a pipe: neither is followed, or waited for.
+
+    :raise OSError: it cannot be made.
+    """
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode), "wb")
 
 
 def _home(place: Callable[[str], Path]) -> Path:

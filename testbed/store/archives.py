@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from testbed import paths
 from testbed.errors import HostError
 
 _MOST_AT_ONCE = 16 << 20
@@ -68,9 +68,7 @@ def unpack(path: Path, folder: Path) -> None:
 
 
 def _write(archive: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> None:
-    mode = 0o777 if entry.mode & 0o100 else 0o666
-    descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     source = archive.extractfile(entry)
     assert source is not None  # it is a file
-    with os.fdopen(descriptor, "wb") as file, source:
+    with source, paths.created(target, 0o777 if entry.mode & 0o100 else 0o666) as file:
         shutil.copyfileobj(source, file)

@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import process
+from testbed import paths, process
 from testbed.drives import Storage
 from testbed.errors import HostError
 from testbed.units import format_size
@@ -39,9 +39,9 @@ async def make(wanted: Storage) -> None:
 
 
 def _created(path: Path) -> BinaryIO:
-    """An empty file. Its folder is QEMU's as well, who could have put a link or a pipe there."""
+    """An empty file, in a folder that is QEMU's as well."""
     try:
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666), "wb")
+        return paths.created(path)
     except OSError as error:
         raise HostError(f"{path}: cannot be made: {error.strerror}") from error
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 
@@ -14,11 +12,10 @@ from testbed.store.kernel_files import KernelFiles
 from tests.guest import places
 from tests.guest.faults import expect
 from tests.guest.places import Places
+from tests.unit.values import APART, may_mount
 
 WRITES = 'dd if=/dev/urandom of="$DEV_DATA" bs=1M count=200 oflag=direct; sleep 600\n'
 TINY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M, disks: {data: {type: virtio-blk, size: 256M}}}\n"
-# In what is mounted there nobody else sees it; as a plain user that takes a user namespace.
-_APART = ("unshare", "--mount", *(() if os.getuid() == 0 else ("--user", "--map-root-user")))
 
 
 def repro(script: str) -> tuple[str, ...]:
@@ -53,10 +50,9 @@ def own() -> Iterator[Places]:
 @pytest.fixture(scope="module")
 def apart() -> tuple[str, ...]:
     """Runs a shell that may mount; its first argument is what it does before it becomes the rest."""
-    done = subprocess.run([*_APART, "sh", "-c", "mount -t tmpfs tmpfs /mnt"], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        pytest.skip(f"small disks are mounted in a namespace, which this machine does not let us have: {done.stderr.strip()}")
-    return _APART
+    if not may_mount():
+        pytest.skip("small disks are mounted in a namespace, which this machine does not let us have")
+    return APART
 
 
 def mounted(apart: tuple[str, ...], how: str) -> tuple[str, ...]:

@@ -230,25 +230,32 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
     assert shares == [1, 2, 2]
 
 
+class Slow:
+    """Something that goes on until it is ended, which takes it a moment."""
+
+    def __init__(self, ended: list[str]) -> None:
+        self.begun, self._ended = asyncio.Event(), ended
+
+    async def go_on(self, *_: object) -> None:
+        self.begun.set()
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0)
+            self._ended.append("slow")
+
+
 async def test_a_supervisor_that_is_stopped_has_ended_its_guest_before_anything_else(
     folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is left to the end of the loop may hang it."""
-    ended, begun = list[str](), asyncio.Event()
-
-    class Lab:
-        async def kernel(self, spec: str) -> None:
-            begun.set()
-            try:
-                await asyncio.sleep(600)
-            finally:
-                await asyncio.sleep(0)
-                ended.append(spec)
+    ended = list[str]()
+    slow = Slow(ended)
 
     @contextlib.asynccontextmanager
-    async def opened(*_: object, **others: object) -> AsyncIterator[Lab]:
+    async def opened(*_: object, **others: object) -> AsyncIterator[Any]:
         try:
-            yield Lab()
+            yield AsyncMock(kernel=slow.go_on)
         finally:
             ended.append("lab")
 
@@ -266,10 +273,10 @@ async def test_a_supervisor_that_is_stopped_has_ended_its_guest_before_anything_
         cold=False,
     )
     supervising = asyncio.create_task(supervisor.supervise(order, lambda said: None))
-    await begun.wait()
+    await slow.begun.wait()
     supervising.cancel()
     await asyncio.gather(supervising, return_exceptions=True)
-    assert ended == ["its kernel", "lab"]
+    assert ended == ["slow", "lab"]
 
 
 async def test_an_error_of_a_supervisor_keeps_its_class(folders: Folders) -> None:
@@ -284,21 +291,12 @@ async def test_an_error_of_a_supervisor_keeps_its_class(folders: Folders) -> Non
 
 
 async def test_what_is_asked_of_a_socket_ends_with_it(folders: Folders) -> None:
-    ended, begun = list[bool](), asyncio.Event()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        del reader, writer
-        begun.set()
-        try:
-            await asyncio.sleep(600)
-        finally:
-            await asyncio.sleep(0)
-            ended.append(True)
-
-    async with desk.listening(folders.runtime / "control", handle):
+    ended = list[str]()
+    slow = Slow(ended)
+    async with desk.listening(folders.runtime / "control", slow.go_on):
         reader, writer = await asyncio.open_unix_connection(folders.runtime / "control")
-        await begun.wait()
-    assert ended and await reader.read() == b""
+        await slow.begun.wait()
+    assert ended == ["slow"] and await reader.read() == b""
     writer.close()
 
 

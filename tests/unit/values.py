@@ -36,7 +36,10 @@ def host(*, kvm: bool = False, cores: int = 2, free: int = 16 * GIB, **changes: 
     )
 
 
+# Before a program that mounts: nobody else sees it; as a plain user that takes a namespace of users.
+APART = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")))
+
+
 def may_mount() -> bool:
     """Whether this machine lets somebody like us mount anything, as root or in a namespace of users."""
-    apart = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-root-user")))
-    return subprocess.run([*apart, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False).returncode == 0
+    return subprocess.run([*APART, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False).returncode == 0
