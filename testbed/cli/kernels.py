@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from testbed import paths
+from testbed import paths, room
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.errors import UsageError
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.kernels import Kernel, KernelTable, load_table
 from testbed.progress import Progress
 from testbed.report import live
-from testbed.store import built_names, cache, kernel_builds, kernel_files
+from testbed.store import built_names, cache, kernel_builds, kernel_files, waste
 from testbed.store.kernel_builds import Builder, BuildOrder
 
 kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml and from source.")
@@ -65,6 +66,8 @@ def kernel_fetch(
 ) -> None:
     """Fetch kernels, if the cache does not have them."""
 
+    limit = room.limit(room.CACHE_LIMIT)
+
     async def work() -> int:
         known = kernel_table()
         root = paths.folders().cache
@@ -72,6 +75,7 @@ def kernel_fetch(
             for name in names or (known.base, known.patched):
                 fetched = await kernel_files.fetch(known.resolve(name), root, progress, renew=renew)
                 out.print(f"{name}\t{fetched.release}\t{fetched.origin}", highlight=False, soft_wrap=True)
+                await asyncio.to_thread(waste.keep_within, paths.folders(), limit, (fetched.folder,))
         return 0
 
     run_async(work())
@@ -103,9 +107,12 @@ def kernel_build(
         jobs=jobs,
     )
 
+    limit = room.limit(room.CACHE_LIMIT)
+
     async def work() -> int:
         with live.progress(err, quiet=quiet, as_json=as_json) as progress:
             built = await builder(progress).build(wanted, name)
+            await asyncio.to_thread(waste.keep_within, paths.folders(), limit, (built.folder,))
         if as_json:
             own = {"name": built.name, "origin": built.origin, "series": built.series.value, "folder": str(built.folder)}
             print(json.dumps(cache.read_meta(built.folder) | own))

@@ -75,7 +75,7 @@ async def test_a_killed_up_takes_its_guest_along(own: Places, state: str) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ("PLANNED", "MONITORED", "IDENTIFIED", "READY", SAVING))
+@pytest.mark.parametrize("state", (*NAMES, SAVING))
 async def test_a_killed_template_leaves_nothing(own: Places, state: str) -> None:
     (own.cache / "templates").unlink()
     with expect(KILLED):

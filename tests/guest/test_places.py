@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from testbed import process
 from testbed.store.kernel_files import KernelFiles
 from tests.guest import places
 from tests.guest.faults import expect
@@ -167,6 +171,27 @@ async def test_a_kernel_is_truncated(own: Places, kernel: KernelFiles) -> None:
             ended = met.by(await own.run("run", "gate", "-k", str(own.root / "bzImage"), "-q", "--json", status=None))
             assert said in ended.err
         await own.nothing_left()
+
+
+@pytest.mark.slow
+async def test_another_qemu_is_named(own: Places) -> None:
+    """One beside the machine's own, as one that was extracted to a folder."""
+    for made_for_it in ("templates", "probes"):
+        (own.cache / made_for_it).unlink()
+    installed = process.find("qemu-system-x86_64").resolve()
+    with tempfile.TemporaryDirectory(prefix="tb-qemu-") as prefix:
+        Path(prefix).chmod(0o755)  # QEMU's user must get there
+        other = Path(prefix) / "bin" / "qemu-system-x86_64"
+        other.parent.mkdir()
+        shutil.copy(installed, other)
+        (Path(prefix) / "share").symlink_to(installed.parent.parent / "share")
+        try:
+            await own.run("--qemu", str(other), "up", "tiny.yaml", "-q")
+            assert [words.split()[0] for words in own.processes().values() if "-machine" in words] == [str(other)]
+        finally:
+            await own.run("down", "--all")
+        await own.nothing_left()
+    assert f"{other}, which is none" in (await own.run("--qemu", str(other), "up", "tiny.yaml", "-q", status=2)).err
 
 
 @pytest.mark.slow

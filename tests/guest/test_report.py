@@ -169,7 +169,7 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
                 await page.wait_for_timeout(100)
     assert any(letter.isdigit() for letter in await plot.locator(".hoverlayer").text_content())
     await page.locator(".as-table summary").first.click()
-    assert await page.locator(".table-of-plot").first.locator("tbody tr").count() >= 4
+    await seen.until("document.querySelectorAll('.table-of-plot')[0]?.querySelectorAll('tbody tr').length >= 4")
     await page.screenshot(path=str(kept / "light.png"), full_page=True)
     assert seen.wrong == []
 

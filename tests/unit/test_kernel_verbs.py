@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed import room
 from testbed.cli import exit_code, load
 from testbed.cli.app import ERROR, app
 from testbed.errors import TestbedError, UsageError
@@ -71,6 +72,22 @@ def test_a_kernel_is_built_listed_and_removed_by_its_name(tmp_path: Path, tree: 
     # Its objects are still there.
     assert typed("kernel", "build", "mine", "--source", f"{tree}@main~1", "--json", "-q") == 0
     assert json.loads(capsys.readouterr().out)["compiled"] == 0
+
+
+def test_a_new_kernel_pushes_others_out_of_a_full_cache(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def built(name: str, source: str) -> Path:
+        assert typed("kernel", "build", name, "--source", source, "--json", "-q") == 0
+        return Path(json.loads(capsys.readouterr().out)["folder"])
+
+    old = built("old", f"{tree}@main~1")
+    os.utime(old / cache.META, (0, 0))
+    monkeypatch.setenv(room.CACHE_LIMIT, "1")
+    assert built("new", str(tree)).exists() and not old.exists()
+    monkeypatch.setenv(room.CACHE_LIMIT, "much")
+    for verb in ("build", "fetch"):
+        assert typed("kernel", verb, "-q") == ERROR and "TESTBED_CACHE_LIMIT=much: expected a size" in capsys.readouterr().err
 
 
 def test_what_the_callers_environment_says_to_make_does_not_reach_it(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,16 @@ def steps(before: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "each"), [("python_blocks", 15), ("malloc_bytes", 1000), ("files", 1), ("processes", 1), ("tasks", 1), ("disk_bytes", 1)]
+    ("name", "each"),
+    [
+        ("memory_bytes", 20_000),
+        ("python_blocks", 15),
+        ("malloc_bytes", 1000),
+        ("files", 1),
+        ("processes", 1),
+        ("tasks", 1),
+        ("disk_bytes", 1),
+    ],
 )
 def test_what_grows_is_named(name: str, each: int) -> None:
     kept = [replace(FLAT, **{name: getattr(FLAT, name) + round_ * each}) for round_ in range(1000)]
@@ -45,7 +54,10 @@ def test_what_grows_is_named(name: str, each: int) -> None:
 
 
 def test_what_comes_and_goes_does_not_grow() -> None:
-    kept = [replace(FLAT, files=12 + number % 3, malloc_bytes=FLAT.malloc_bytes + number % 7 * 1000) for number in range(999)]
+    kept = [
+        replace(FLAT, files=12 + number % 3, malloc_bytes=FLAT.malloc_bytes + number % 7 * 1000, memory_bytes=60_000_000 + number * 1000)
+        for number in range(999)
+    ]
     assert soak.growing(kept) == ()
 
 
