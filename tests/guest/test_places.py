@@ -184,7 +184,8 @@ async def test_another_qemu_is_named(own: Places) -> None:
         other = Path(prefix) / "bin" / "qemu-system-x86_64"
         other.parent.mkdir()
         shutil.copy(installed, other)
-        (Path(prefix) / "share").symlink_to(installed.parent.parent / "share")
+        for beside in ("lib", "share"):
+            (Path(prefix) / beside).symlink_to(installed.parent.parent / beside)
         try:
             await own.run("--qemu", str(other), "up", "tiny.yaml", "-q")
             assert [words.split()[0] for words in own.processes().values() if "-machine" in words] == [str(other)]

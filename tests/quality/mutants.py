@@ -1,10 +1,12 @@
 """`./tb mutants [MODULE...]`: changes one thing of a module at a time (cosmic-ray), and lists what its unit tests do not notice.
 
-Runs on a copy of the checkout. Each module takes minutes.
+Runs on a copy of the checkout. Each module takes minutes. Of a module with coroutines, which need a guest, its functions are changed and
+what these use of the module's own values.
 """
 
 from __future__ import annotations
 
+import ast
 import itertools
 import json
 import os
@@ -12,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -21,6 +24,13 @@ MODULES: dict[str, tuple[str, ...]] = {
     "testbed/verdict.py": ("test_verdict.py", "test_judges.py"),
     "testbed/topology/check.py": ("test_language.py", "test_timeline.py", "test_topology.py"),
     "testbed/rates.py": ("test_rates.py",),
+    "testbed/scenarios/destroy.py": ("test_judges.py",),
+    "testbed/scenarios/limit.py": ("test_judges.py",),
+    "testbed/scenarios/many.py": ("test_judges.py",),
+    "testbed/scenarios/rates.py": ("test_judges.py",),
+    "testbed/scenarios/read.py": ("test_scenarios.py",),
+    "testbed/scenarios/requests.py": ("test_judges.py",),
+    "testbed/scenarios/swap.py": ("test_judges.py",),
 }
 # `|` joins types in annotations, which nothing evaluates; no code here joins bits. The others are changes that nobody makes by mistake, or
 # that are none where values are enums.
@@ -43,6 +53,9 @@ name = "local"
 
 [cosmic-ray.filters.operators-filter]
 exclude-operators = {skipped}
+
+[cosmic-ray.filters.line-filter.lines]
+"{module}" = {lines}
 """
 
 
@@ -64,10 +77,15 @@ def main(wanted: list[str]) -> int:
 def _run(module: str, tree: Path, tools: Path, folder: Path) -> None:
     tests = " ".join(f"tests/unit/{name}" for name in MODULES[module])
     config, session = folder / "config.toml", folder / f"{Path(module).stem}.sqlite"
-    config.write_text(_CONFIG.format(module=module, limit_s=_LIMIT_S, python=sys.executable, tests=tests, skipped=json.dumps(_SKIPPED)))
-    for words in (["cosmic-ray", "init"], ["cr-filter-operators"], ["cosmic-ray", "exec"]):
-        order = [str(session), str(config)] if words[0].startswith("cr-") else [str(config), str(session)]
-        subprocess.run([str(tools / words[0]), *words[1:], *order], cwd=tree, check=True)
+    told = {"skipped": json.dumps(_SKIPPED), "lines": json.dumps(lines((tree / module).read_text()))}
+    config.write_text(_CONFIG.format(module=module, limit_s=_LIMIT_S, python=sys.executable, tests=tests, **told))
+    for words in (
+        ("cosmic-ray", "init", config, session),
+        ("cr-filter-operators", session, config),
+        ("cr-filter-lines", "--config", config, session),
+        ("cosmic-ray", "exec", config, session),
+    ):
+        subprocess.run([tools / words[0], *words[1:]], cwd=tree, check=True)
     counted = {"killed": 0, "survived": 0, "skipped": 0, "broken": 0}
     said = subprocess.run([str(tools / "cosmic-ray"), "dump", str(session)], cwd=tree, check=True, capture_output=True, text=True).stdout
     for line in said.splitlines():
@@ -79,6 +97,21 @@ def _run(module: str, tree: Path, tools: Path, folder: Path) -> None:
             sys.stdout.write(f"{module}:{mutation['start_pos'][0]}: {_difference(result['diff'] or '')}\n")
     sys.stdout.write(f"{module}: {', '.join(f'{count} {what}' for what, count in counted.items())}\n")
     sys.stdout.flush()
+
+
+def lines(source: str) -> list[str]:
+    """Which of a module's are changed, as FIRST-LAST."""
+    body = ast.parse(source).body
+    if not any(isinstance(one, ast.AsyncFunctionDef) for one in body):
+        return [f"1-{len(source.splitlines())}"]
+    functions = [one for one in body if isinstance(one, ast.FunctionDef)]
+    used = _names(functions)
+    values = [one for one in body if isinstance(one, ast.Assign) and used & _names(one.targets)]
+    return [f"{one.lineno}-{one.end_lineno}" for one in (*values, *functions)]
+
+
+def _names(nodes: Iterable[ast.AST]) -> set[str]:
+    return {node.id for one in nodes for node in ast.walk(one) if isinstance(node, ast.Name)}
 
 
 def _difference(diff: str) -> str:
