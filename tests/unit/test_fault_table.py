@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from testbed.cli.app import ERROR
 from testbed.errors import GuestError, WireBroken
 from testbed.lifecycle import NEXT, Event, State
 from tests.guest import faults
@@ -23,6 +24,12 @@ def test_the_tests_of_a_fault_exist_and_compare_what_comes_of_it_with_the_table(
         bodies = {node.name: ast.unparse(node) for node in ast.parse((GUEST / file).read_text()).body if isinstance(node, FUNCTION)}
         helpers = [body for called, body in bodies.items() if f"{called}(" in bodies[function]]
         assert any("with expect(" in body for body in (bodies[function], *helpers)), test
+
+
+def test_who_is_told_an_error_ends_with_its_exit_code() -> None:
+    """`cli._fail` ends a command with it whatever the error is; this holds the rows to that whose tests raise it in their own process."""
+    assert {fault.status for fault in faults.FAULTS.values() if fault.error is not None} == {ERROR}
+    assert {fault.status for fault in faults.FAULTS.values() if fault.error is None} == {0, None}
 
 
 def test_a_testbed_is_killed_in_every_state_but_the_last() -> None:
