@@ -28,7 +28,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "testbed/scenarios/limit.py": ("test_judges.py",),
     "testbed/scenarios/many.py": ("test_judges.py",),
     "testbed/scenarios/rates.py": ("test_judges.py",),
-    "testbed/scenarios/read.py": ("test_scenarios.py",),
+    "testbed/scenarios/read.py": ("test_judges.py", "test_scenarios.py"),
     "testbed/scenarios/requests.py": ("test_judges.py",),
     "testbed/scenarios/swap.py": ("test_judges.py",),
 }

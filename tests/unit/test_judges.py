@@ -1,8 +1,12 @@
 """What the scenarios make of their numbers: thresholds and parsers, on text as guests printed it."""
 
+import math
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 
-from testbed.scenarios import destroy, limit, many, rates, requests, swap
+from testbed.scenarios import destroy, limit, many, rates, read, requests, swap
 from testbed.scenarios.base import Point
 from testbed.scenarios.rig import loops_at
 from testbed.units import MIB
@@ -55,6 +59,79 @@ def test_thresholds(judge: object, value: float | None, gap: Gap) -> None:
     assert callable(judge) and judge(value) is gap
 
 
+OWN = [many._asked(number) for number in range(8)]
+LIMITED = partial(limit.judge, limit=16 * MIB, kills=0)
+STAGES = {"written": (96 * MIB, 0), "squeezed": (0, 90 * MIB), "back": (96 * MIB, 0), "reader": (0, 0)}
+REMOVED_STAGES = {"written": (96 * MIB, 0), "squeezed": (0, 80 * MIB), "reader": (64 * MIB, 0)}
+
+
+def _many(share: float) -> Gap:
+    """Where the last cgroup has this share of its own bytes, and the others have all, or none if it has almost none."""
+    return many.judge([*(OWN[:-1] if share > 0.5 else [0] * 7), share * OWN[-1]])  # type: ignore[list-item]  # a share of bytes
+
+
+def _swap(stage: str, of: dict[str, tuple[int, int]] = STAGES, *, swapped: bool = False) -> Callable[[float], Gap]:
+    return lambda size: swap.judge({**of, stage: (0, size) if swapped else (size, 0)})  # type: ignore[dict-item]  # a share of bytes
+
+
+def _read(disk_bytes: float) -> Gap:
+    return read.judge(io_share=1.0, owned=16 * MIB, resident=16 * MIB, disk_bytes=disk_bytes)  # type: ignore[arg-type]  # a share of bytes
+
+
+# A judge, the last value for which it says one thing, and what it says of it and of the next one in this direction.
+@pytest.mark.parametrize(
+    ("judge", "value", "towards", "here", "there"),
+    [
+        (rates.of_limit, 1.3, 9, G.CLOSED, G.UNCLEAR),
+        (rates.of_limit, 2, 0, G.OPEN, G.UNCLEAR),
+        (rates.of_stall, 0.5, 0, G.CLOSED, G.UNCLEAR),
+        (rates.of_stall, 0.1, 1, G.OPEN, G.UNCLEAR),
+        (rates.of_kept, 0.7, 0, G.CLOSED, G.UNCLEAR),
+        (rates.of_kept, 0.2, 1, G.OPEN, G.UNCLEAR),
+        (rates.of_weight, 2.5, 0, G.CLOSED, G.UNCLEAR),
+        (rates.of_weight, 1.5, 9, G.OPEN, G.UNCLEAR),
+        (destroy.judge, 10, 99, G.OPEN, G.UNCLEAR),
+        (destroy.judge, 30, 0, G.CLOSED, G.UNCLEAR),
+        (lambda got: LIMITED(reclaimed=got, written=64 * MIB), 48 * MIB * 0.8, 0, G.CLOSED, G.UNCLEAR),
+        (lambda got: LIMITED(reclaimed=got, written=64 * MIB), 48 * MIB * 0.02, MIB, G.OPEN, G.UNCLEAR),
+        (lambda written: LIMITED(reclaimed=0, written=written), 32 * MIB, 0, G.OPEN, G.UNCLEAR),
+        (lambda size: limit.judge(reclaimed=0, written=0, limit=size, kills=1), 16 * MIB, 0, G.UNCLEAR, G.CLOSED),
+        (_many, 0.95, 0, G.CLOSED, G.UNCLEAR),
+        (_many, 1.4, 9, G.CLOSED, G.UNCLEAR),
+        (_many, 0.02, 1, G.OPEN, G.UNCLEAR),
+        (_swap("squeezed", swapped=True), 96 * MIB * 0.7, 0, G.CLOSED, G.UNCLEAR),
+        (_swap("back"), 96 * MIB * 0.95, 0, G.CLOSED, G.UNCLEAR),
+        (_swap("reader"), 96 * MIB * 0.02, 96 * MIB, G.CLOSED, G.UNCLEAR),
+        (_swap("reader", REMOVED_STAGES), 80 * MIB * 0.8, 0, G.CLOSED, G.UNCLEAR),
+        (_swap("written", {**STAGES, "reader": (0, 0)}), 96 * MIB * 0.02, 96 * MIB, G.OPEN, G.UNCLEAR),
+        (_swap("reader", {**STAGES, "written": (0, 0)}), 96 * MIB * 0.02, 96 * MIB, G.OPEN, G.UNCLEAR),
+        (_read, 16 * MIB * 0.95, 0, G.CLOSED, G.UNCLEAR),
+    ],
+)
+def test_each_threshold_is_where_it_is(judge: Callable[[float], Gap], value: float, towards: float, here: Gap, there: Gap) -> None:
+    assert (judge(value), judge(math.nextafter(value, towards))) == (here, there)
+
+
+def test_controls_of_a_limit_say_what_they_expected() -> None:
+    limited, free = rates._limited("a loop", 1.25 * MIB, MIB), rates._free(2.5 * MIB, MIB)
+    assert (limited.expected, limited.got, limited.holds) == ("at most 1.3 times the limit of 1.0 MiB/s", "1.25 MiB/s", True)
+    assert (free.expected, free.got, free.holds) == ("at least twice the limit", "2.50 MiB/s", True)
+    assert not rates._limited("a loop", 1.5 * MIB, MIB).holds and not rates._free(1.5 * MIB, MIB).holds
+
+
+def test_what_an_idle_cgroup_saved_is_no_rate_of_its_own() -> None:
+    assert rates._kept({"loop0-alone": 180.0, "loop0-beside": 90.0}, "loop0") == 0.9
+    assert rates._kept({"loop0-alone": 80.0, "loop0-beside": 40.0}, "loop0") == 0.5
+
+
+def test_every_cgroup_reads_a_number_of_bytes_that_its_neighbours_do_not() -> None:
+    assert [size - MIB for size in OWN] == [0, 64 << 10, 128 << 10, 192 << 10] * 2
+
+
+def test_a_read_asks_for_what_its_judge_expects() -> None:
+    assert read.read_command("/dev/loop0") == "dd if=/dev/loop0 of=/dev/null bs=1M count=16 iflag=direct status=none"
+
+
 @pytest.mark.parametrize(
     ("reclaimed", "written", "gap"),
     [
@@ -74,11 +151,10 @@ def test_a_killed_writer_is_held_to_its_limit_only_where_there_was_no_room() -> 
 
 
 def test_each_cgroup_must_have_its_own_bytes() -> None:
-    own = [many._asked(number) for number in range(8)]
-    assert many.judge(own) is G.CLOSED and many.judge([int(size * 1.2) for size in own]) is G.CLOSED
+    assert many.judge(OWN) is G.CLOSED and many.judge([int(size * 1.2) for size in OWN]) is G.CLOSED
     assert many.judge([0] * 8) is G.OPEN
-    assert many.judge([sum(own), *[0] * 7]) is G.UNCLEAR
-    assert many.judge([*own[:-1], 0]) is G.UNCLEAR
+    assert many.judge([sum(OWN), *[0] * 7]) is G.UNCLEAR
+    assert many.judge([*OWN[:-1], 0]) is G.UNCLEAR
 
 
 TRACE = """\
@@ -143,7 +219,7 @@ def test_swapped_pages_must_come_back_to_their_owner(said: str, gap: Gap) -> Non
 
 def test_a_removed_cgroup_is_watched_until_it_is_gone() -> None:
     assert destroy.dying_for("read 8388608\ndying 0 1\ndying 62 0\n") == 62
-    assert destroy.dying_for("dying 0 0\n") == 0
+    assert destroy.dying_for("dying 0 0\n") == 0 and destroy.dying_for("dying 4 -1\n") == 4
     assert destroy.dying_for("dying 0 1\n") is None and destroy.dying_for("") is None
 
 
