@@ -172,7 +172,8 @@ ISSUED = "      dd-201   [000] ..... 12.2: block_rq_issue: 7,0 RS 65536 () 0 + 1
 
 
 def queued(function: str, work: str) -> str:
-    return f"      dd-201   [000] d..1. 12.3: workqueue_queue_work: work struct={work} function={function} workqueue=loop0 req_cpu=8192 cpu=0\n"
+    (line,) = (line for line in TRACE.splitlines(keepends=True) if "00000000cc" in line)
+    return line.replace("00000000cc", work).replace("loop_workfn", function)
 
 
 # The first issuer's requests are queued as another work as well.
