@@ -76,7 +76,7 @@ def main(wanted: list[str]) -> int:
 
 def _run(module: str, tree: Path, tools: Path, folder: Path) -> None:
     tests = " ".join(f"tests/unit/{name}" for name in MODULES[module])
-    config, session = folder / "config.toml", folder / f"{Path(module).stem}.sqlite"
+    config, session = folder / "config.toml", folder / f"{module.replace('/', '-')}.sqlite"
     told = {"skipped": json.dumps(_SKIPPED), "lines": json.dumps(lines((tree / module).read_text()))}
     config.write_text(_CONFIG.format(module=module, limit_s=_LIMIT_S, python=sys.executable, tests=tests, **told))
     for words in (
