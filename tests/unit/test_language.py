@@ -228,6 +228,13 @@ def test_a_guest_larger_than_the_host_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TopologyError) as failed:
         load(tmp_path / "c.yaml", host_memory=4 << 30)
     assert str(failed.value).count("for all guests") == 1, "the first that is too much is named, and no other"
+    assert "guests.g1.memory" in str(failed.value), "as much as there is, is too much"
+
+
+def test_partitions_of_a_loop_are_looked_at_after_what_it_stands_on() -> None:
+    loops = "{loop0: {backing: t/file, size: 64M, partitions: [{size: 64M}]}}"
+    said = errors(f"version: 1\nguests:\n  g0:\n    filesystems: {{t: {{type: tmpfs}}}}\n    loops: {loops}\n")
+    assert any("the partitions need more than the 64M of 'loop0', of which its label takes 2M" in line for line in said), said
 
 
 def test_a_disk_with_partitions_is_used_by_nothing_else(tmp_path: Path) -> None:
