@@ -507,6 +507,7 @@ def test_what_is_just_right_is_no_mistake_and_what_is_just_wrong_is_one(right: s
             "logical-block-size: 4096, physical-block-size: 2048",
             "at least the logical",
         ),
+        ("partitions: [{size: 8M}]", "partitions: [{size: 2G}]", "the partitions need more than the 1G of 'd'"),
         ("partitions: [{size: 1022M}]", "partitions: [{size: 1023M}]", "the partitions need more than the 1G of 'd'"),
         ("partitions: [{size: 512M}, {size: 510M}]", "partitions: [{size: 512M}, {size: 511M}]", "the partitions need more than"),
         ("partitions: [{size: 512M}, {}]", "partitions: [{size: 1022M}, {}]", "nothing of 'd' is left for it"),
