@@ -28,8 +28,18 @@ def test_the_interval_is_wilsons(hits: int, tries: int, low: float, high: float)
 )
 def test_the_exact_interval(hits: int, tries: int, low: float, high: float) -> None:
     assert tuple(round(bound, 4) for bound in exact(hits, hits, tries)) == (low, high)
+
+
+def test_the_exact_interval_of_what_is_not_all_known() -> None:
+    assert exact(2, 5, 20) == (exact(2, 2, 20)[0], exact(5, 5, 20)[1])
+    for n in range(1, 30):
+        assert (exact(0, 1, n + 1)[0], exact(n, n + 1, n + 1)[1]) == (0.0, 1.0), "none and all are the ends themselves"
+
+
+@pytest.mark.parametrize(("least", "most", "tries"), [(2, 1, 3), (-1, 1, 3), (1, 4, 3), (0, 0, 0)])
+def test_hits_that_cannot_be_are_refused(least: int, most: int, tries: int) -> None:
     with pytest.raises(ValueError, match="expected 0 <= least"):
-        exact(2, 1, 3)
+        exact(least, most, tries)
 
 
 @pytest.mark.parametrize("p", [0.02, 0.1, 0.3, 0.5, 0.8, 0.97])
@@ -56,8 +66,15 @@ def test_the_share_is_within_its_interval(hits: int, misses: int) -> None:
 
 
 def test_nonsense_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected 0 to 3 hits, got 4"):
-        Rate(hits=4, tries=3)
+    for hits in (-1, 4):
+        with pytest.raises(ValueError, match=f"expected 0 to 3 hits, got {hits}"):
+            Rate(hits=hits, tries=3)
+
+
+def test_none_and_all_are_the_ends_themselves() -> None:
+    for n in range(1, 500):
+        assert Rate(hits=0, tries=n).low == 0.0 and Rate(hits=n, tries=n).high == 1.0
+    assert Rate(hits=0, tries=0).share == 0.0
 
 
 @pytest.mark.parametrize("wanted", [0.1, 0.5, 0.8, 0.9, 0.95, 0.99])
@@ -144,7 +161,13 @@ def test_a_rate_that_stays_is_nine_tenths_of_it_and_one_that_is_lost_half_of_tha
     assert (test.kept, test.lost, test.error) == pytest.approx((kept, kept / 2, 0.05))
 
 
-@pytest.mark.parametrize(("lost", "kept", "error"), [(0, 0.5, 0.1), (0.5, 0.5, 0.1), (0.5, 1, 0.1), (0.2, 0.5, 0), (0.2, 0.5, 0.5)])
+@pytest.mark.parametrize(
+    ("lost", "kept", "error"),
+    [
+        *((0, 0.5, 0.1), (-0.1, 0.5, 0.1), (0.5, 0.5, 0.1), (0.5, 1, 0.1), (0.5, 1.1, 0.1)),
+        *((0.2, 0.5, 0), (0.2, 0.5, -0.1), (0.2, 0.5, 0.5), (0.2, 0.5, 0.6)),
+    ],
+)
 def test_rates_that_cannot_be_told_apart_are_refused(lost: float, kept: float, error: float) -> None:
     with pytest.raises(ValueError, match="expected 0 < lost < kept < 1 and an error below"):
         Sequential(kept=kept, lost=lost, error=error)
