@@ -46,12 +46,13 @@ async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(lab: La
         stat = (await guest.run("cat", "/sys/fs/cgroup/a.slice/memory.stat")).stdout.split()
         assert group["file"] == int(stat[stat.index("file") + 1]) and group["oom_kill"] == 0
         assert set(sample["groups"]) == {"a.slice", "a.slice/memory.odd name"}
-        # What has not counted is not said again; what is gone is said once.
-        assert (await sampler.sample())["groups"] == {}
+        # What has not counted is not said again; what is gone is said once. The kernel itself may count some of a group's memory later.
+        async with asyncio.timeout(60):
+            while groups := (await sampler.sample())["groups"]:
+                assert set(groups) == {"a.slice"}
         await guest.script("rmdir '/sys/fs/cgroup/a.slice/memory.odd name' && mkdir /sys/fs/cgroup/a.slice/other")
-        assert {name: group is None for name, group in (await sampler.sample())["groups"].items()} == {
-            **{"a.slice/memory.odd name": True, "a.slice/other": False}
-        }
+        changed = {name: group is None for name, group in (await sampler.sample())["groups"].items() if name != "a.slice"}
+        assert changed == {"a.slice/memory.odd name": True, "a.slice/other": False}
         uptime = float((await guest.script("read -r up rest </proc/uptime; echo $up")).stdout)
         last = await sampler.sample()
         assert uptime <= last["guest_s"] + 0.01 and abs(last["monotonic_s"] - time.monotonic()) < 60
