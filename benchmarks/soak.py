@@ -190,16 +190,19 @@ class Soak:
 
 # Of growth from the second third of a run to the last one. Memory of which nobody refers to anything is not counted, but caches of
 # libraries fill by and by; and resident memory has what the allocators keep, too.
-_FLAT_SHARE, _RESIDENT_SHARE = 0.01, 0.05
+_FLAT_SHARE = {
+    "memory_bytes": 0.05,
+    **dict.fromkeys(("python_blocks", "malloc_bytes", "files", "processes", "tasks", "disk_bytes"), 0.01),
+}
 
 
 def growing(kept: Sequence[Held]) -> tuple[str, ...]:
     """What is not flat, in words: the mean of the last third of a run beside that of the second. `kept`: three or more."""
     third = len(kept) // 3
     said = []
-    for name in ("memory_bytes", "python_blocks", "malloc_bytes", "files", "processes", "tasks", "disk_bytes"):
+    for name, flat in _FLAT_SHARE.items():
         before, after = (statistics.fmean(getattr(one, name) for one in some) for some in (kept[third : 2 * third], kept[2 * third :]))
-        if after > before * (1 + (_RESIDENT_SHARE if name == "memory_bytes" else _FLAT_SHARE)):
+        if after > before * (1 + flat):
             said.append(f"{name}: {before:.1f} in the second third, {after:.1f} in the last")
     return tuple(said)
 

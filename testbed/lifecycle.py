@@ -82,6 +82,7 @@ class Deadlines:
     restore_s: float
     ssh_s: float
     command_s: float
+    stack_s: float  # all of its steps, which make file systems and fill files
     monitor_s: float
 
 
@@ -92,4 +93,11 @@ _REFERENCE_BOOT_S = 8.5
 def deadlines(measured_boot_s: float | None) -> Deadlines:
     """Limits for a host where a cold boot took `measured_boot_s`; None where nothing was measured yet."""
     slowness = 4.0 if measured_boot_s is None else max(1.0, measured_boot_s / _REFERENCE_BOOT_S)
-    return Deadlines(boot_s=90 * slowness, restore_s=30 * slowness, ssh_s=20 * slowness, command_s=60 * slowness, monitor_s=20 * slowness)
+    return Deadlines(
+        boot_s=90 * slowness,
+        restore_s=30 * slowness,
+        ssh_s=20 * slowness,
+        command_s=60 * slowness,
+        stack_s=240 * slowness,
+        monitor_s=20 * slowness,
+    )

@@ -14,8 +14,6 @@ from testbed.topology.model import Guest as GuestModel
 
 # The mark that a guest reaches when its stack stands.
 STACK = "stack"
-# Limits of one command that all steps of a stack may take together: they make file systems, and fill files.
-_LIMIT = 4
 
 
 def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Fact, ...]]:
@@ -38,7 +36,7 @@ async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, 
     if not steps and not facts:
         return plan, steps
     # One command for both: under emulation that saves a tenth of a second.
-    limit = _LIMIT * guest.order.deadlines.command_s
+    limit = guest.order.deadlines.stack_s
     made = await guest.script(stack.do_script(steps) + readback.script(facts), check=False, timeout_s=limit)
     done = stack.steps_done(made.stdout)
     try:
@@ -58,7 +56,7 @@ async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, 
 async def unwind(guest: Guest, steps: tuple[Step, ...]) -> None:
     """Undo steps in reverse order."""
     if steps:
-        await guest.script(stack.undo_script(steps), timeout_s=_LIMIT * guest.order.deadlines.command_s)
+        await guest.script(stack.undo_script(steps), timeout_s=guest.order.deadlines.stack_s)
 
 
 @contextlib.asynccontextmanager

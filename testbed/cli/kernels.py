@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -58,6 +59,21 @@ def nothing_built(*options: object) -> None:
         raise UsageError("--series, --revert, --flavour, --fragment, --config: expected --tree beside them")
 
 
+@contextlib.contextmanager
+def _kept_small() -> Iterator[None]:
+    """A kernel that is new pushes out what was of no use for the longest time, if the cache is too large.
+
+    :raise UsageError: what the user allows is no size.
+    """
+    folders, limit = paths.folders(), room.limit(room.CACHE_LIMIT)
+    kernels = folders.cache / "kernels"
+    before = set(kernels.glob("*"))
+    yield
+    # How large a cache is takes seconds to find out.
+    if set(kernels.glob("*")) - before:
+        waste.keep_within(folders, limit, ())
+
+
 @kernel_app.command("fetch")
 def kernel_fetch(
     names: Annotated[list[str] | None, typer.Argument(help=f"{KERNEL_HELP} The default pair without any.")] = None,
@@ -66,16 +82,13 @@ def kernel_fetch(
 ) -> None:
     """Fetch kernels, if the cache does not have them."""
 
-    limit = room.limit(room.CACHE_LIMIT)
-
     async def work() -> int:
         known = kernel_table()
         root = paths.folders().cache
-        with live.progress(err, quiet=quiet) as progress:
+        with _kept_small(), live.progress(err, quiet=quiet) as progress:
             for name in names or (known.base, known.patched):
                 fetched = await kernel_files.fetch(known.resolve(name), root, progress, renew=renew)
                 out.print(f"{name}\t{fetched.release}\t{fetched.origin}", highlight=False, soft_wrap=True)
-                await asyncio.to_thread(waste.keep_within, paths.folders(), limit, (fetched.folder,))
         return 0
 
     run_async(work())
@@ -107,12 +120,9 @@ def kernel_build(
         jobs=jobs,
     )
 
-    limit = room.limit(room.CACHE_LIMIT)
-
     async def work() -> int:
-        with live.progress(err, quiet=quiet, as_json=as_json) as progress:
+        with _kept_small(), live.progress(err, quiet=quiet, as_json=as_json) as progress:
             built = await builder(progress).build(wanted, name)
-            await asyncio.to_thread(waste.keep_within, paths.folders(), limit, (built.folder,))
         if as_json:
             own = {"name": built.name, "origin": built.origin, "series": built.series.value, "folder": str(built.folder)}
             print(json.dumps(cache.read_meta(built.folder) | own))

@@ -62,7 +62,7 @@ def _is_nobody(guest: Guest) -> None:
         assert set(status["Uid"]) == {str(account.uid)} and set(status["Gid"]) == {str(account.gid)} and status["Groups"] == []
     assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
     limits = {line[:26].strip(): line[26:].split()[:2] for line in Path(f"/proc/{guest.pid}/limits").read_text().splitlines()}
-    assert limits["Max core file size"] == ["0", "0"] and {int(most) <= 4096 for most in limits["Max open files"]} == {True}
+    assert limits["Max core file size"] == ["0", "0"] and all(int(most) <= 4096 for most in limits["Max open files"])
     environment = Path(f"/proc/{guest.pid}/environ").read_bytes().split(b"\0")
     assert b"TESTBED_TEST_SECRET=1" not in environment and any(entry.startswith(b"TMPDIR=") for entry in environment)
     # A machine that is short of memory ends it before anything else.

@@ -103,7 +103,7 @@ def _read(disk_bytes: float) -> Gap:
         (_swap("back"), 96 * MIB * 0.95, 0, G.CLOSED, G.UNCLEAR),
         (_swap("reader"), 96 * MIB * 0.02, 96 * MIB, G.CLOSED, G.UNCLEAR),
         (_swap("reader", REMOVED_STAGES), 80 * MIB * 0.8, 0, G.CLOSED, G.UNCLEAR),
-        (_swap("written", {**STAGES, "reader": (0, 0)}), 96 * MIB * 0.02, 96 * MIB, G.OPEN, G.UNCLEAR),
+        (_swap("written"), 96 * MIB * 0.02, 96 * MIB, G.OPEN, G.UNCLEAR),
         (_swap("reader", {**STAGES, "written": (0, 0)}), 96 * MIB * 0.02, 96 * MIB, G.OPEN, G.UNCLEAR),
         (_read, 16 * MIB * 0.95, 0, G.CLOSED, G.UNCLEAR),
     ],

@@ -45,10 +45,11 @@ def test_a_slow_host_gets_more_time_and_a_fast_one_no_less_than_the_reference() 
 @pytest.mark.parametrize(("boot_s", "times"), [(8.5, 1.0), (12.75, 1.5), (2.0, 1.0), (None, 4.0)])
 def test_each_wait_has_its_limit(boot_s: float | None, times: float) -> None:
     found = deadlines(boot_s)
-    assert (found.boot_s, found.restore_s, found.ssh_s, found.command_s, found.monitor_s) == (
+    assert (found.boot_s, found.restore_s, found.ssh_s, found.command_s, found.stack_s, found.monitor_s) == (
         90 * times,
         30 * times,
         20 * times,
         60 * times,
+        240 * times,
         20 * times,
     )

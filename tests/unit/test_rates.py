@@ -164,8 +164,15 @@ def test_a_rate_that_stays_is_nine_tenths_of_it_and_one_that_is_lost_half_of_tha
 @pytest.mark.parametrize(
     ("lost", "kept", "error"),
     [
-        *((0, 0.5, 0.1), (-0.1, 0.5, 0.1), (0.5, 0.5, 0.1), (0.5, 1, 0.1), (0.5, 1.1, 0.1)),
-        *((0.2, 0.5, 0), (0.2, 0.5, -0.1), (0.2, 0.5, 0.5), (0.2, 0.5, 0.6)),
+        (0, 0.5, 0.1),
+        (-0.1, 0.5, 0.1),
+        (0.5, 0.5, 0.1),
+        (0.5, 1, 0.1),
+        (0.5, 1.1, 0.1),
+        (0.2, 0.5, 0),
+        (0.2, 0.5, -0.1),
+        (0.2, 0.5, 0.5),
+        (0.2, 0.5, 0.6),
     ],
 )
 def test_rates_that_cannot_be_told_apart_are_refused(lost: float, kept: float, error: float) -> None:
