@@ -26,6 +26,7 @@ PACKAGES: dict[str, str] = {
     "mke2fs": "e2fsprogs",
     "depmod": "kmod",
     "setpriv": "util-linux",
+    "unshare": "util-linux",
     "prlimit": "util-linux",
     "apt-get": "apt",
     "apt-cache": "apt",
@@ -85,7 +86,7 @@ async def run(
     environment = {**os.environ, **(env or {}), "LC_ALL": "C", "PATH": _SEARCH}
     spawning = asyncio.create_task(
         asyncio.create_subprocess_exec(
-            *_dying_with_us("TERM"),
+            *dying_with_us("TERM"),
             *words,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -131,6 +132,17 @@ async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[str], N
     return "".join(lines)
 
 
+# What to put before a program that starts many of its own, such as make: where the testbed is killed, all of them are asked to end, so that
+# none writes on while the next command looks, and ended where they do not. By their group, which `run` makes.
+LED = (
+    "sh",
+    "-c",
+    """trap 'trap : TERM; kill -TERM 0; n=50; while [ $((n -= 1)) -gt 0 ] && kill -0 $!; do sleep 0.1; done 2>/dev/null; kill -KILL 0' TERM
+"$@" & wait $!""",
+    "led",
+)
+
+
 @contextlib.asynccontextmanager
 async def _ended(child: asyncio.subprocess.Process) -> AsyncIterator[None]:
     """Whatever happens inside, the child and what it started are gone afterwards."""
@@ -146,7 +158,7 @@ async def _ended(child: asyncio.subprocess.Process) -> AsyncIterator[None]:
                     await asyncio.wait_for(child.wait(), _GRACE_S)
 
 
-def _dying_with_us(with_signal: str) -> tuple[str, ...]:
+def dying_with_us(with_signal: str) -> tuple[str, ...]:
     """What to put before a program so that it gets `with_signal` when the testbed ends, however it ends (PR_SET_PDEATHSIG).
 
     The kernel sends it when the *thread* that started the program ends: programs are started from the main thread's event loop.
@@ -182,7 +194,7 @@ async def start(
 
     :raise HostError: it cannot be started.
     """
-    words = (*(_dying_with_us("KILL") if within is None else within), str(find(str(argv[0]))), *map(str, argv[1:]))
+    words = (*(dying_with_us("KILL") if within is None else within), str(find(str(argv[0]))), *map(str, argv[1:]))
     ours = {name: value for name, value in os.environ.items() if inherited is None or name in inherited}
     try:
         with output.open("wb") as file:

@@ -7,6 +7,7 @@ import errno
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -50,10 +51,15 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 def main() -> NoReturn:
     """Entry point. Leaves without tidying up the interpreter, which takes 0.1 s and has nothing left to do."""
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         _run()
         status: object = 0
     except SystemExit as ended:
         status = ended.code
+    except KeyboardInterrupt:
+        # In a verb that has no guests, or before it had any; see `app.run_async`.
+        err.print("testbed: stopped by SIGINT", markup=False)
+        status = 128 + signal.SIGINT
     except Exception:
         # Python's own status would be 1, which says that a run failed, that a bug did not show.
         mistake()

@@ -19,6 +19,7 @@ import filelock
 from testbed import journal
 from testbed.errors import HostError
 from testbed.progress import Progress
+from testbed.store import enclosure
 
 META = "meta.json"
 # The room of kernel sources.
@@ -92,7 +93,7 @@ async def once(
             return folder
         try:
             for leftover in folder.parent.glob(f"{UNFINISHED}{folder.name}-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                enclosure.remove(leftover)
             unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name}-", dir=folder.parent))
             try:
                 began = time.monotonic()
@@ -104,7 +105,7 @@ async def once(
                     shutil.rmtree(folder)
                 unfinished.rename(folder)
             finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
+                enclosure.remove(unfinished)
         except OSError as error:
             raise HostError(f"{what}: {error.filename or folder}: {error.strerror}; the cache is {folder.parent}") from error
     return folder
@@ -132,10 +133,10 @@ def sweep(root: Path) -> tuple[Path, ...]:
         except (filelock.Timeout, OSError):
             continue
         try:
-            shutil.rmtree(leftover, ignore_errors=True)
+            if enclosure.remove(leftover):
+                gone.append(leftover)
         finally:
             lock.release()
-        gone.append(leftover)
     return tuple(gone)
 
 

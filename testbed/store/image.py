@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +16,7 @@ from testbed import process
 from testbed.errors import HostError, UsageError
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import cache, seals
+from testbed.store import cache, enclosure, seals
 from testbed.store.ext4 import OPTIONS
 from testbed.store.mirror import find_mirror
 from testbed.topology.base import Size
@@ -101,7 +99,7 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
 
     async def make(unfinished: Path) -> dict[str, Any]:
         with progress.task(f"guest image {name}") as task:
-            return await _make(_recipe(name, images), images / "guest", unfinished, f"testbed-image-{os.getuid()}-{folder.name}-", task)
+            return await _make(_recipe(name, images), images / "guest", unfinished, task)
 
     await cache.once(folder, make, progress, f"image {name}")
     meta = cache.read_meta(folder)
@@ -109,65 +107,52 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
     return Image(name=name, sha256=meta["sha256"], folder=folder)
 
 
-async def _make(recipe: Recipe, guest_files: Path, folder: Path, prefix: str, task: Task) -> dict[str, Any]:
+async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> dict[str, Any]:
     mirror = await find_mirror()
     suites = (recipe.suite, f"{recipe.suite}-security")
-    # mmdebstrap's tree, and as a plain user its other user ids, need a folder that everybody may enter; a home often is none.
-    for leftover in Path(_open_folder()).glob(f"{prefix}*"):  # of a killed build: only one goes on at a time
-        shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=prefix, dir=_open_folder(), ignore_cleanup_errors=True) as scratch:
-        work = Path(scratch)
-        work.chmod(0o755)
-        for file in _GUEST_FILES:
-            shutil.copy(guest_files / file, work / file)
-            (work / file).chmod(0o755)
-        (work / "sources.list").write_text(mirror.sources(suites))
+    work = folder / "work"
+    work.mkdir()
+    work.chmod(0o755)  # apt's own user looks into the tree
+    for file in _GUEST_FILES:
+        shutil.copy(guest_files / file, work / file)
+    (work / "sources.list").write_text(mirror.sources(suites))
 
-        def on_line(line: str) -> None:
-            if line.startswith("I: "):
-                for said, meaning, fraction in _STAGES:
-                    if said in line:
-                        task.update(fraction=fraction, detail=meaning)
+    def on_line(line: str) -> None:
+        if line.startswith("I: "):
+            for said, meaning, fraction in _STAGES:
+                if said in line:
+                    task.update(fraction=fraction, detail=meaning)
 
-        words = ["mmdebstrap", *_options(recipe, work, folder), recipe.suite, "/dev/null", str(work / "sources.list")]
-        await process.run(words, timeout_s=3600, env={"TMPDIR": scratch}, on_line=on_line)
-    await process.run(["zstd", "-dq", "--sparse", "--rm", folder / "root.ext4.zst"], timeout_s=300)
+    words = [*enclosure.words(work), str(process.find("mmdebstrap")), *_options(recipe)]
+    words += [recipe.suite, "/dev/null", str(enclosure.HERE / "sources.list")]
+    await process.run(words, timeout_s=3600, env={"TMPDIR": str(enclosure.HERE)}, on_line=on_line)
+    for file in ("root.ext4", "busybox"):
+        (work / file).rename(folder / file)
+    enclosure.remove(work)
     task.update(fraction=1.0)
     hashes = {file: cache.file_sha256(folder / file) for file in ("root.ext4", "busybox")}
     return {"sha256": hashes["root.ext4"], "hashes": hashes, "suite": recipe.suite}
 
 
-def _open_folder() -> str:
-    """`TMPDIR` if everybody may enter it, else /tmp."""
-    named = os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - a fresh folder is made inside
-    enterable = all(parent.stat().st_mode & 0o001 for parent in (Path(named), *Path(named).resolve().parents))
-    return named if enterable else "/tmp"  # noqa: S108 - the same
-
-
-def _options(recipe: Recipe, work: Path, folder: Path) -> Iterator[str]:
-    """mmdebstrap's options. Its hooks run in the new tree's namespace; the image is made there, where files have their real owners,
-    and fetched out by mmdebstrap's own `download`."""
-    yield from ("--variant=minbase", "--architectures=amd64", f"--include={','.join(recipe.packages)}")
+def _options(recipe: Recipe) -> Iterator[str]:
+    """mmdebstrap's options. Its hooks run where files of the new tree ($1) have their real owners."""
+    here = enclosure.HERE
+    yield from ("--mode=root", "--variant=minbase", "--architectures=amd64", f"--include={','.join(recipe.packages)}")
     yield from (
         "--dpkgopt=path-exclude=/usr/share/doc/*",
         "--dpkgopt=path-exclude=/usr/share/man/*",
         "--dpkgopt=path-exclude=/usr/share/locale/*",
     )
     for hook in (
-        f"upload {work}/testbed-init /usr/sbin/testbed-init",
-        f"upload {work}/testbed-agent /usr/sbin/testbed-agent",
-        'chmod 755 "$1/usr/sbin/testbed-init" "$1/usr/sbin/testbed-agent"',
+        f'install -m 755 {here}/testbed-init {here}/testbed-agent "$1/usr/sbin/"',
         # The shell of every command that is run over SSH; starting bash takes half again as long under emulation.
         'chroot "$1" usermod --shell /bin/sh root',
         # Keys come with each guest's identity and are kept in memory; the modules disk is mounted on /lib/modules.
         'rm -rf "$1/root/.ssh" && ln -s /run/ssh "$1/root/.ssh" && mkdir -p "$1/lib/modules"',
         'rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/* "$1"/etc/resolv.conf && echo testbed >"$1/etc/hostname"',
-        f"download /bin/busybox {folder}/busybox",
-        # A bind mount shows the tree without what is mounted in it: /proc and /sys, and the memory that the image is made in.
-        'mount -t tmpfs tmpfs "$1/mnt" && mkdir "$1/mnt/tree" && mount --bind "$1" "$1/mnt/tree"',
-        f'mke2fs {" ".join(OPTIONS)} -d "$1/mnt/tree" "$1/mnt/root.ext4" {recipe.size // MIB}M >&2',
-        'zstd -q -1 "$1/mnt/root.ext4" -o "$1/root.ext4.zst" && umount "$1/mnt/tree" "$1/mnt"',
-        # Through a pipe of mmdebstrap's, 768 MB took 44 s and the same compressed 3 s.
-        f"download /root.ext4.zst {folder}/root.ext4.zst",
+        f'cp "$1/bin/busybox" {here}/busybox',
+        # A bind mount shows the tree without what is mounted in it: /proc and /sys.
+        f'mount --bind "$1" "$1/mnt" && mke2fs {" ".join(OPTIONS)} -d "$1/mnt" {here}/root.ext4 {recipe.size // MIB}M >&2',
+        'umount "$1/mnt"',
     ):
         yield f"--customize-hook={hook}"

@@ -28,7 +28,7 @@ _CONFIGURE_S, _BUILD_S = 600, 6 * 3600
 _USUAL_OBJECTS = 1550
 # Of options that a source does not have, so many are named.
 _NAMED = 5
-_OBJECTS, _LOG = "testbed-objects", "testbed-make.log"
+_OBJECTS, _LOG, _COMPILING = "testbed-objects", "testbed-make.log", "testbed-compiling"
 
 
 async def find_compiler() -> Compiler:
@@ -62,10 +62,18 @@ class MakeJob:
 
     async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
         """Configure and compile; returns how long it took and how many objects it compiled."""
+        mark = self.output / _COMPILING
+        if mark.exists():
+            note(f"{self.source.name}: its last build was killed and may have left half an object; all of them are compiled anew")
+            await asyncio.to_thread(shutil.rmtree, self.output)
         self.output.mkdir(parents=True, exist_ok=True)
         await self._configure(request, task, note)
         begun = time.monotonic()
-        compiled = await self._compile(task)
+        mark.touch()
+        try:
+            compiled = await self._compile(task)
+        finally:  # make has ended, and removed what it had made by half
+            mark.unlink(missing_ok=True)
         return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
 
     @property
@@ -148,7 +156,7 @@ class MakeJob:
 
             modules = self.config.get("MODULES")
             targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
-            words = [*self.make(*targets), "-Otarget", f"-j{self.jobs}"]
+            words = [*process.LED, *self.make(*targets), "-Otarget", f"-j{self.jobs}"]
             made = await process.run(words, env=self.environment, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
         if made.status != 0:
             raise self._failed("", made.stderr, f"\n  all that make said: {self.output / _LOG}")

@@ -91,6 +91,7 @@ FAULTS: dict[str, Fault] = {
             "test_kills.py::test_a_killed_supervisor_leaves_nothing",
             "test_kills.py::test_a_killed_up_takes_its_guest_along",
             "test_kills.py::test_a_killed_template_leaves_nothing",
+            "test_kills.py::test_a_killed_build_of_an_image_leaves_nothing",
             "test_kills.py::test_random_kills_leave_nothing",
         ),
     ),

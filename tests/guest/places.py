@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
@@ -67,6 +68,13 @@ class Places:
         assert "Traceback" not in ended.err, ended.err
         return ended
 
+    def bare(self) -> Places:
+        """The same, but for a cache in which nothing is."""
+        cache = self.root / "bare"
+        shutil.rmtree(cache, ignore_errors=True)
+        (cache / "scratch").mkdir(parents=True)
+        return replace(self, cache=cache)
+
     def file(self, name: str, text: str) -> str:
         path = self.root / name
         path.write_text(text)
@@ -107,7 +115,7 @@ class Places:
         await _none(self.strays)
 
     def left(self) -> list[str]:
-        """Sockets, scratch files, half-made folders and locks that are held."""
+        """Sockets, scratch files, half-made folders, locks that are held, and mounts."""
         testbed = self.runtime / "testbed"
         found = [
             path for path in testbed.rglob("*") if path not in (testbed / "admission", testbed / "admission" / "gate", testbed / "vms")
@@ -115,7 +123,8 @@ class Places:
         found += list((self.cache / "scratch").iterdir()) if self.cache.exists() else []
         found += [path for path in self.cache.glob("*/.unfinished-*") if not path.parent.is_symlink()]
         found += [path for path in self.state.glob("runs/*/.running") if _held(path)]
-        return [str(path) for path in found]
+        mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {self.root}/" in line]
+        return [str(path) for path in found] + mounts
 
     async def nothing_left(self, *next_command: str) -> None:
         """All is gone after the next command, and the processes before.

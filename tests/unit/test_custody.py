@@ -23,7 +23,7 @@ NOBODY = Account(uid=65534, gid=65534)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
-@pytest.mark.parametrize("words", [custody.prefix(None), process._dying_with_us("KILL")], ids=["held", "not held"])
+@pytest.mark.parametrize("words", [custody.prefix(None), process.dying_with_us("KILL")], ids=["held", "not held"])
 def test_what_would_not_hear_of_our_end_is_not_started(words: tuple[str, ...], tmp_path: Path) -> None:
     program = (*words, "touch", str(tmp_path / "started"))
     # Another's child, as one whose testbed has ended before it could ask for a signal.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,29 @@ def test_a_mistake_of_ours_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capfd:
     cli.main()
     said = capfd.readouterr().err
     assert ended == [2] and "LookupError: of ours" in said and "a mistake of the testbed" in said
+
+
+# Strikes as soon as something asks for a module.
+STRUCK = """\
+import os, runpy, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == MODULE:
+            os.kill(os.getpid(), signal.SIGINT)
+MODULE, sys.argv = sys.argv[1], ["testbed", *sys.argv[2:]]
+sys.meta_path.insert(0, Finder())
+runpy.run_module("testbed", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "verb"),
+    [("typer", "scenarios"), ("testbed.cli.run", "scenarios"), ("testbed.cli.vms", "ps"), ("json.decoder", "ps"), ("asyncio", "run")],
+)
+def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path: Path, module: str, verb: str) -> None:
+    env = {**os.environ, "TESTBED_CACHE": str(tmp_path / "c"), "TESTBED_STATE": str(tmp_path / "s")}
+    done = subprocess.run([sys.executable, "-c", STRUCK, module, verb], env=env, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "") and done.stderr in ("", "testbed: stopped by SIGINT\n")
 
 
 def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:

@@ -147,6 +147,20 @@ def test_the_first_error_of_the_compiler_ends_a_build_and_the_next_one_goes_on(t
     assert build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1")).series is Series.BEFORE
 
 
+def test_objects_of_a_build_that_was_killed_are_not_trusted(tmp_path: Path, tree: Path) -> None:
+    root, said = tmp_path / "cache", Notes()
+    build(root, BuildOrder(source=f"{tree}@main~1"))
+    (output,) = root.glob("sources/*/out-*")
+    (output / "loop.o").write_text("half of it")
+    (output / "testbed-compiling").touch()
+    (kernel,) = root.glob("kernels/*/bzImage")
+    whole = kernel.read_bytes()
+    shutil.rmtree(kernel.parent)
+    build(root, BuildOrder(source=f"{tree}@main~1"), progress=said)
+    assert kernel.read_bytes() == whole and [one for one in said.said if "its last build was killed" in one]
+    assert not (output / "testbed-compiling").exists()
+
+
 def test_an_option_that_does_not_survive_is_an_error_with_what_blocks_it(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "mine.config").write_text("CONFIG_LOSES_THIS=y\n")
     with pytest.raises(BuildError, match=r"mine.config:1: CONFIG_LOSES_THIS: expected y, got n: it depends on WHAT_IS_OFF, which is n"):

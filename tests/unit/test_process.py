@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import stat
+import sys
 import time
 from pathlib import Path
 
@@ -30,11 +32,40 @@ async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPat
 async def test_a_program_that_does_not_end_is_ended_with_its_children(tmp_path: Path) -> None:
     with pytest.raises(HostError, match=r"expected an end within 0 s"):
         await process.run(["sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; wait"], timeout_s=0.3)
-    pid = int((tmp_path / "pid").read_text())
-    until = time.monotonic() + 30
-    while Path(f"/proc/{pid}").exists() and "Z" not in Path(f"/proc/{pid}/stat").read_text().split()[2]:
-        assert time.monotonic() < until
-        await asyncio.sleep(0.01)
+    await gone(int((tmp_path / "pid").read_text()))
+
+
+async def gone(pid: int) -> None:
+    """Wait until a process has ended."""
+    async with asyncio.timeout(30):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX":
+                await asyncio.sleep(0.01)
+
+
+# A compiler that hears of nothing.
+DEAF = "all:\n\techo $$PPID >made; sh -c 'trap : TERM; while :; do sleep 1; done' & echo $$! >started; wait\n"
+
+
+async def test_what_make_has_started_ends_with_us(tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text(DEAF)
+    code = "import asyncio, sys; from testbed import process; asyncio.run(process.run([*process.LED, 'make', '-C', sys.argv[1]]))"
+    us = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path))
+    async with asyncio.timeout(30):
+        while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
+            await asyncio.sleep(0.01)
+    us.kill()
+    await us.wait()
+    for name in ("made", "started"):
+        await gone(int((tmp_path / name).read_text()))
+
+
+async def test_a_program_that_leads_others_ends_as_it_does(tmp_path: Path) -> None:
+    done = await process.run([*process.LED, "sh", "-c", "echo out; echo err >&2; exit 7"], check=False)
+    assert (done.status, done.stdout, done.stderr) == (7, "out\n", "err\n")
+    with pytest.raises(HostError, match=r"expected an end within 0 s"):
+        await process.run([*process.LED, "sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; wait"], timeout_s=0.3)
+    await gone(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize("heard_of", [True, False])
