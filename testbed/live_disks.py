@@ -267,7 +267,7 @@ class LiveDisks:
         await self.delay(name, drives.latency_of(disk))
 
     async def resize(self, name: str, size_bytes: int) -> None:
-        """Give a disk another size.
+        """Give a disk another size. What is beyond a smaller one is lost.
 
         :raise UsageError: there is no such disk, or that size it cannot have now. :raise HostError: QEMU refuses it.
         """

@@ -42,7 +42,7 @@ class Folders:
 
 
 def folders() -> Folders:
-    """The folders of this user, from `TESTBED_CACHE`, `TESTBED_STATE`, then XDG; created where missing.
+    """The folders of this user, from `TESTBED_CACHE`, `TESTBED_STATE`, then XDG; that of the cache is created where it is missing.
 
     Who has guests is asked for in one place, whatever XDG_RUNTIME_DIR says: they share one machine. Only tests name another
     (`TESTBED_ADMISSION`).
@@ -55,7 +55,7 @@ def folders() -> Folders:
         runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()), "XDG_RUNTIME_DIR"),
         admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission"),
     )
-    for folder in (found.cache, found.runs, found.scratch):
+    for folder in (found.cache, found.scratch):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:

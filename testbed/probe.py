@@ -201,7 +201,7 @@ def _remember(path: Path, record: dict[str, Any]) -> None:
 async def _qemu(cache: Path) -> Qemu:
     chosen = os.environ.get("TESTBED_QEMU")
     if chosen and shutil.which(chosen) is None:
-        raise HostError(f"TESTBED_QEMU: expected a program, got {chosen!r}, which is none")
+        raise HostError(f"QEMU {chosen!r}: there is no such program; name one with --qemu or TESTBED_QEMU")
     path = process.find(chosen or QEMU).absolute()
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
@@ -215,7 +215,8 @@ async def _qemu(cache: Path) -> Qemu:
     missing += [f"QMP command {name}" for name in _COMMANDS if name not in record["commands"]]
     if missing:
         raise HostError(
-            f"{path}: QEMU {record['version']} has no {', '.join(missing)}; install qemu-system-x86, or name another with TESTBED_QEMU"
+            f"{path}: QEMU {record['version']} has no {', '.join(missing)}; "
+            "install qemu-system-x86, or name another with --qemu or TESTBED_QEMU"
         )
     warm = "x-ignore-shared" in record["capabilities"]
     return Qemu(
@@ -254,13 +255,14 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
         stdin=asked,
         timeout_s=30,
         env={"QEMU_MODULE_DIR": modules} if modules else None,
+        check=False,
     )
     answers: dict[str, Any] = {}
-    for line in done.stdout.splitlines():
-        message = json.loads(line)
-        if "id" in message:
-            answers[message["id"]] = message.get("return")
     try:
+        for line in done.stdout.splitlines():
+            message = json.loads(line)
+            if "id" in message:
+                answers[message["id"]] = message.get("return")
         version = answers["query-version"]["qemu"]
         schema = {entry["name"]: entry for entry in answers["query-qmp-schema"]}
         return {
@@ -272,8 +274,10 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
             "netdevs": _netdevs(schema),
             "memory": [entry["name"] for entry in answers[_MEMORY]],
         }
-    except (KeyError, TypeError) as error:
-        raise HostError(f"{path}: expected answers on QMP, got {done.stdout[-300:]!r} {done.stderr[-300:]!r}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        said = (done.stdout + done.stderr).strip()[-300:]
+        got = repr(said) if said else "nothing"
+        raise HostError(f"{path}: expected a QEMU, which answers on QMP, got {got}; name another with --qemu or TESTBED_QEMU") from error
 
 
 def _netdevs(schema: dict[str, Any]) -> list[str]:

@@ -26,8 +26,9 @@ from testbed import admission, vms
 from testbed.errors import HostError
 from testbed.paths import Folders
 from testbed.store import cache
+from testbed.vms import Record
 
-_LOCK = re.compile(r"[0-9a-f]{8}\.lock")
+_NAME, _LOCK = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9a-f]{8}\.lock")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,20 @@ class Session:
     name: str
     sockets: Path
     scratch: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reaped:
+    """What killed commands had left and is gone now. `sessions`: their names; `unfinished`: what was half made in the cache; `guests`: those
+    that stayed, and whose supervisor is gone.
+    """
+
+    sessions: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    guests: tuple[Record, ...]
+
+    def __len__(self) -> int:
+        return len(self.sessions) + len(self.unfinished) + len(self.guests)
 
 
 @contextlib.contextmanager
@@ -89,13 +104,20 @@ def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
                     return name
 
 
-def reap(folders: Folders) -> tuple[str, ...]:
-    """Remove what killed sessions left; returns their names. So goes what is half-finished in the cache, and guests that stayed and whose
+def reap(folders: Folders) -> Reaped:
+    """Remove what killed sessions left; returns it. So goes what is half-finished in the cache, and guests that stayed and whose
     supervisor is gone: of these folders, and of those that a killed session had beside one of these.
     """
-    _sweep(folders)
-    admission.sweep(folders.admission)
+    guests: list[Record] = []
+    unfinished: list[str] = []
     reaped: dict[str, None] = {}
+
+    def sweep(of: Folders) -> None:
+        unfinished.extend(path.name for path in cache.sweep(of.cache))
+        guests.extend(vms.sweep(of))
+
+    sweep(folders)
+    admission.sweep(folders.admission)
     for here in (folders.scratch, folders.runtime):
         for path in sorted(here.glob("*.lock")):
             with _dead(path) as said:
@@ -105,18 +127,18 @@ def reap(folders: Folders) -> tuple[str, ...]:
                     there = Path(os.fsdecode(said))
                     of = replace(folders, cache=there) if here == folders.runtime else replace(folders, runtime=there)
                     if of != folders and there.is_dir():
-                        _sweep(of)
+                        sweep(of)
                     _kill_guests(of.runtime / path.stem)
                     _remove_half(of.scratch if here == folders.runtime else of.runtime, path.stem)
                 # Last: as long as its lock is there, the other half is known.
                 _remove_half(here, path.stem)
             reaped[path.stem] = None
-    return tuple(reaped)
-
-
-def _sweep(folders: Folders) -> None:
-    cache.sweep(folders.cache)
-    vms.every(folders)
+        # A session locks its name before it makes its folders, and removes them before that.
+        for folder in here.iterdir():
+            if _NAME.fullmatch(folder.name) and not _lock_file(here, folder.name).exists():
+                _remove_half(here, folder.name)
+                reaped[folder.name] = None
+    return Reaped(sessions=tuple(reaped), unfinished=tuple(unfinished), guests=tuple(guests))
 
 
 @contextlib.contextmanager

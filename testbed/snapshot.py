@@ -50,9 +50,12 @@ async def _save(guest: Guest, folder: Path) -> None:
     except HostError as error:
         if "non-migratable" not in str(error):
             raise
-        kinds = ", ".join(f"{name} ({disk.type})" for name, disk in model.disks.items())
+        # Of those that we know, QEMU's nvme cannot be saved.
+        disks = [f"{name} ({disk.type})" for name, disk in model.disks.items()]
+        unsaved = [said for said in disks if "nvme" in said and "nvme" in str(error)] or disks
         raise HostError(
-            f"{guest.name} cannot be saved: QEMU {version} does not know how to save one of its devices, whose disks are {kinds}: {error}"
+            f"{guest.name} cannot be saved: QEMU {version} cannot save a guest with {', '.join(unsaved)}; a guest to be saved has"
+            f" virtio-blk disks only: {error}"
         ) from error
     # QEMU has written out all that it held of them.
     files = [store.file for name, disk in model.disks.items() for store in drives.storage(name, disk, guest.order.scratch)]

@@ -128,20 +128,20 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
     wires: list[asyncio.StreamWriter] = []
 
     async def one(order: UpOrder, spare: Spare) -> None:
-        with progress.task(order.name) as task:
-            try:
+        try:
+            with progress.task(order.name) as task:
                 Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
                 async with asyncio.timeout(_START_S):
                     reader, writer = await asyncio.open_connection(sock=spare.wire, limit=vms.LONGEST_LINE)
                     wires.append(writer)
                     writer.write(order.to_json().encode() + b"\n")
                     await _ready(reader, order, progress, task)
-            except TimeoutError:
-                failures.append(HostError(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}"))
-            except OSError as error:
-                failures.append(HostError(f"{order.name}: {order.evidence}: cannot be made: {error.strerror}"))
-            except TestbedError as error:
-                failures.append(error)
+        except TimeoutError:
+            failures.append(HostError(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}"))
+        except OSError as error:
+            failures.append(HostError(f"{order.name}: {order.evidence}: cannot be made: {error.strerror}"))
+        except TestbedError as error:
+            failures.append(error)
 
     try:
         async with asyncio.TaskGroup() as group:

@@ -120,20 +120,31 @@ def read_record(folder: Path) -> Record | None:
 
 def every(folders: Folders) -> tuple[Vm, ...]:
     """All guests that stay, by age; leftovers of supervisors that are gone are removed."""
-    found = []
+    return _swept(folders)[0]
+
+
+def sweep(folders: Folders) -> tuple[Record, ...]:
+    """Remove what supervisors have left that were killed; returns their guests."""
+    return _swept(folders)[1]
+
+
+def _swept(folders: Folders) -> tuple[tuple[Vm, ...], tuple[Record, ...]]:
+    there, lost = [], []
     # Before the records: a supervisor writes its record, and makes its networks' folder after that.
     networks = set(folders.runtime.glob("net-*"))
     for folder in _root(folders).glob("*"):
+        record = read_record(folder)
         with _locked(folder) as gone:
             if gone:
                 shutil.rmtree(folder, ignore_errors=True)
+                lost += [record] if record is not None else []
                 continue
         record = read_record(folder)
         if record is not None:
-            found.append(Vm(folder=folder, record=record))
-    for unused in networks - {Path(vm.record.networks) for vm in found}:
+            there.append(Vm(folder=folder, record=record))
+    for unused in networks - {Path(vm.record.networks) for vm in there}:
         shutil.rmtree(unused, ignore_errors=True)
-    return tuple(sorted(found, key=lambda vm: vm.record.since))
+    return tuple(sorted(there, key=lambda vm: vm.record.since)), tuple(lost)
 
 
 def find(folders: Folders, name: str) -> Vm:
@@ -141,12 +152,20 @@ def find(folders: Folders, name: str) -> Vm:
 
     :raise UsageError: there is none.
     """
-    there = every(folders)
+    there, lost = _swept(folders)
     for vm in there:
         if vm.record.name == name:
             return vm
+    for record in lost:
+        if record.name == name:
+            raise UsageError(gone_with_supervisor(record))
     names = ", ".join(vm.record.name for vm in there)
     raise UsageError(f"{name}: there is no such guest; {f'there are {names}' if names else 'start one with: testbed up FILE'}")
+
+
+def gone_with_supervisor(record: Record) -> str:
+    """What is said of a guest whose supervisor was killed."""
+    return f"{record.name}: its supervisor was killed, and the guest ended with it; its logs: {record.evidence}"
 
 
 @contextlib.contextmanager
@@ -192,7 +211,7 @@ def claimed(folders: Folders, name: str) -> Iterator[Path]:
 
 
 def taken(name: str) -> UsageError:
-    return UsageError(f"{name}: a guest of this name is there already; end it with: testbed down {name}; or choose another with --name")
+    return UsageError(f"{name}: a guest of this name is there already; end it with: testbed down {name}; or choose another name")
 
 
 async def gone(vm: Vm, timeout_s: float) -> None:

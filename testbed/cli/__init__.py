@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from testbed import __version__, journal
-from testbed.cli.app import ABORT, ERROR, app, err, mistake, out
+from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, stopped
 from testbed.errors import HostError, TestbedError, TopologyError
 
 # In the order of `testbed --help`.
@@ -58,7 +58,7 @@ def main() -> NoReturn:
         status = ended.code
     except KeyboardInterrupt:
         # In a verb that has no guests, or before it had any; see `app.run_async`.
-        err.print("testbed: stopped by SIGINT", markup=False)
+        stopped(signal.SIGINT)
         status = 128 + signal.SIGINT
     except Exception:
         # Python's own status would be 1, which says that a run failed, that a bug did not show.

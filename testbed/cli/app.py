@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Checks kernel patch series on ephemeral QEMU guests with emulated disks.",
+    epilog="In a clone, ./tb has also: test [fast|kernels|FILES], check, coverage, mutants, bench; see README.md.",
 )
 
 
@@ -55,6 +57,13 @@ def mistake() -> None:
     err.print("testbed: this is a mistake of the testbed and says nothing of your kernel; please report it with the lines above")
 
 
+def stopped(by: signal.Signals, more: str = "") -> None:
+    """Say that a signal ended this command."""
+    err.print(f"testbed: stopped by {by.name}{more}", markup=False, highlight=False)
+    if "--json" in sys.argv:
+        print(json.dumps({"event": "stopped", "signal": by.name, "exit_code": 128 + by}), file=sys.stderr)
+
+
 def run_async(work: Coroutine[Any, Any, int]) -> None:
     """Run to its end and exit with its code; SIGINT and SIGTERM cancel it, and everything is taken down before we exit. The third signal
     ends us at once: the guests go with us, and what is left of them with the next command.
@@ -82,6 +91,6 @@ def run_async(work: Coroutine[Any, Any, int]) -> None:
     except asyncio.CancelledError:
         if not caught:
             raise
-        err.print(f"testbed: stopped by {caught[0].name}; guests are gone", markup=False)
+        stopped(caught[0], "; guests are gone")
         code = 128 + caught[0]
     sys.exit(code)

@@ -113,7 +113,7 @@ def errors_command(
     if markdown:
         print(error_report.markdown(), end="")
         return
-    found = [kind for kind in errors.every() if code in (None, kind.code)]
+    found = [kind for kind in errors.every() if code is None or code.upper() == kind.code]
     if not found:
         raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in errors.every())}")
     for kind in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -220,7 +221,11 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
                     sample_s=wanted.sample_s,
                 )
                 started = time.monotonic()
-                finished = await runner.run(job, judge(kernels))
+                try:
+                    finished = await runner.run(job, judge(kernels))
+                except asyncio.CancelledError:
+                    watch.stopped(folder)
+                    raise
                 took_s = time.monotonic() - started
                 document = _document(lab, wanted, kernels, finished, took_s, folder)
                 unwritten = _write(document, folder)

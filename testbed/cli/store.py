@@ -15,7 +15,7 @@ from testbed.cli.sizes import age_s, size_bytes
 from testbed.errors import UsageError
 from testbed.lab import IMAGE
 from testbed.report import live
-from testbed.store import cache, image, waste
+from testbed.store import cache, image, runs, waste
 from testbed.units import format_size
 
 image_app = typer.Typer(no_args_is_help=True, help="Guest images, built from images/*.yaml.")
@@ -71,7 +71,7 @@ def gc(
     folders = paths.folders()
     unused_s = age_s("--unused-for", unused_for)
     limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else room.limit(room.CACHE_LIMIT)
-    session.reap(folders)
+    leftovers = len(session.reap(folders)) + len(runs.sweep(folders.runs))
     pieces = waste.every(folders.cache) + waste.environments(folders.cache)
     chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.needed(folders))
     gone = [piece for piece in chosen if dry_run or waste.remove(piece.folder)]
@@ -80,9 +80,11 @@ def gc(
     if as_json:
         what = "would_be_removed" if dry_run else "removed"
         found = [{"name": piece.name, "size_bytes": piece.size_bytes} for piece in gone]
-        print(json.dumps({what: found, "freed_bytes": freed, "left_bytes": left}))
+        print(json.dumps({what: found, "freed_bytes": freed, "left_bytes": left, "leftovers": leftovers}))
         return
     for piece in gone:
         out.print(f"{piece.name}\t{format_size(piece.size_bytes)}", highlight=False, soft_wrap=True)
+    if leftovers:
+        err.print(f"{leftovers} leftover{'' if leftovers == 1 else 's'} of commands that were killed or failed removed", highlight=False)
     said = "would be removed" if dry_run else "removed"
     err.print(f"{len(gone)} {said}, {format_size(freed)}; {format_size(left)} left", highlight=False)

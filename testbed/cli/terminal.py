@@ -58,7 +58,11 @@ async def attach(vm: Vm) -> int:
         writer.write(b"\n")  # a shell that has printed its prompt already prints another
     loop = asyncio.get_running_loop()
     with _raw(), contextlib.closing(writer):
-        loop.add_reader(0, on_input)
+        try:
+            loop.add_reader(0, on_input)
+        except PermissionError:  # a file, or /dev/null: there is nothing to wait for
+            while not (typed_all or left.is_set()):
+                on_input()
         tasks = [asyncio.create_task(show()), asyncio.create_task(left.wait())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -56,7 +56,8 @@ _FOREIGN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_int
 def ps(as_json: Json = False) -> None:
     """The guests that stay: name, kernel, state, age, disks, SSH port, memory."""
     folders = paths.folders()
-    session.reap(folders)
+    for record in session.reap(folders).guests:
+        err.print(vms.gone_with_supervisor(record), markup=False, highlight=False, soft_wrap=True)
     there = vms.every(folders)
     if as_json:
         print(json.dumps([asdict(vm.record) for vm in there]))
@@ -206,6 +207,10 @@ def logs(
     log = Path(found.record.evidence) / _LOGS[what]
     if not log.exists():
         raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
+    if what == "console" and not follow and log.stat().st_size == 0:
+        err.print(
+            f"{vm} has printed nothing since it was cloned; --what dmesg, supervisor or stages tell more", markup=False, highlight=False
+        )
     # Ctrl-C is how one stops following.
     with log.open("rb") as file, contextlib.suppress(KeyboardInterrupt):
         while True:
@@ -223,7 +228,7 @@ def logs(
 @app.command()
 def down(
     names: Annotated[list[str] | None, typer.Argument(metavar="VM...", help="Guests.", autocompletion=_names)] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="All of this account's, whichever command started them.")] = False,
 ) -> None:
     """End guests: their stacks are undone, and nothing of them stays but their logs."""
     folders = paths.folders()

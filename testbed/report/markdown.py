@@ -18,7 +18,7 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         f"    {_command(document['command'])}",
         "",
-        f"Run {document['run']}: {len(document['scenarios'])} cases in {document['took_s']:.0f} s,",
+        f"Run {document['run']}: {_cases(document)} in {document['took_s']:.0f} s,",
         f"{document['guest_seconds']:.0f} s of guests, on {host['cores']} cores with Linux {host['kernel']},",
         f"QEMU {host['qemu']} ({host['accelerator']}).",
         "",
@@ -32,6 +32,11 @@ def markdown(document: dict[str, Any]) -> str:
     columns = [*sides, *([] if each else ["verdict", "reason"])]
     head += [f"| case | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     return "\n".join([*head, *(_row(case, sides, each) for case in document["scenarios"])]) + "\n"
+
+
+def _cases(document: dict[str, Any]) -> str:
+    count = len(document["scenarios"])
+    return f"{count} case{'' if count == 1 else 's'}"
 
 
 def _command(words: list[str]) -> str:

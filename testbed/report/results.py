@@ -160,11 +160,14 @@ def text(document: dict[str, Any]) -> str:
 def locate(run: str, runs: Path) -> Path:
     """The folder of an earlier run: its name among `runs`, a path to it, or `last`.
 
-    :raise UsageError: `last`, and there is none with results.
+    :raise UsageError: there is none; for `last`, none with results.
     """
     if run != "last":
-        return Path(run) if store.results(Path(run)) else runs / run
-    newest = max((folder for folder in runs.iterdir() if store.results(folder)), default=None)
+        folder = Path(run) if store.results(Path(run)) else runs / run
+        if not folder.is_dir():
+            raise UsageError(f"run {run!r}: expected a run's name or folder, or last; `testbed runs` lists those in {runs}")
+        return folder
+    newest = max((folder for folder in (runs.iterdir() if runs.is_dir() else ()) if store.results(folder)), default=None)
     if newest is None:
         raise UsageError(f"run last: expected a run with results in {runs}, there is none")
     return newest

@@ -23,7 +23,11 @@ async def make(wanted: Storage) -> None:
     """
     if wanted.format == "raw":
         with _created(wanted.file) as file:
-            file.truncate(wanted.size_bytes)
+            try:
+                file.truncate(wanted.size_bytes)
+            except OSError as error:
+                size = format_size(wanted.size_bytes)
+                raise HostError(f"{wanted.file}: cannot be {size} large on this machine: {error.strerror}; give the disk less") from error
         return
     program = shutil.which("qemu-img")
     if program is None:

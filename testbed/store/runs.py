@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ from testbed.errors import HostError
 _NAME = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{4}")
 # Held while a run goes on; free when its process has ended, however it did.
 _LOCK = ".running"
+# Whoever has made a folder has put something into it by then.
+_FRESH_S = 3600.0
 # What a run leaves: of scenarios, or of bugs; and what each of its cases is.
 RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": "steps", "bisect.json": "asked"}
 
@@ -63,7 +66,7 @@ def going_on(folder: Path) -> Iterator[None]:
 def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
     """All of them, the newest first; `in_use`: folders that guests which stay write to. Links and other things are no runs."""
     found = []
-    for folder in runs.iterdir():
+    for folder in runs.iterdir() if runs.is_dir() else ():
         named = _NAME.fullmatch(folder.name)
         if named is None or folder.is_symlink() or not folder.is_dir():
             continue
@@ -80,6 +83,17 @@ def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
             )
         )
     return tuple(sorted(found, key=lambda run: run.folder.name, reverse=True))
+
+
+def sweep(runs: Path) -> tuple[Path, ...]:
+    """Remove folders of runs of which nothing came; returns them. One that was just made is left alone."""
+    gone = []
+    for folder in runs.iterdir() if runs.is_dir() else ():
+        old = time.time() - folder.lstat().st_mtime > _FRESH_S
+        if _NAME.fullmatch(folder.name) and not folder.is_symlink() and old and not any(path.is_file() for path in folder.rglob("*")):
+            shutil.rmtree(folder, ignore_errors=True)
+            gone.append(folder)
+    return tuple(gone)
 
 
 def superfluous(

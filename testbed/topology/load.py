@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from testbed.errors import TopologyError
-from testbed.topology import matrix, messages
-from testbed.topology.check import check, did_you_mean, fits_host
+from testbed.topology import here, matrix, messages
+from testbed.topology.check import check, did_you_mean
 from testbed.topology.model import Guest, Matrix, Topology
 from testbed.topology.reader import Reader, Where, read, single, text_of
 
@@ -27,7 +27,9 @@ def load(path: Path, point: str | None = None, *, host_memory: int | None = None
 
 
 def load_points(path: Path, *, host_memory: int | None = None) -> dict[str, Topology]:
-    """Every point of a file's matrix by its name; without a matrix one, whose name is empty. `host_memory`: bytes that guests must fit in.
+    """Every point of a file's matrix by its name; without a matrix one, whose name is empty.
+
+    `host_memory`: bytes that guests must fit in, where they are to run here, with kernels and images that are there.
 
     :raise TopologyError: as above.
     """
@@ -74,6 +76,8 @@ def _one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
         raise single(
             file, 1, 1, f"expected one topology, got a matrix of {len(found)} points; name one of them, such as {next(iter(found))}"
         )
+    if list(found) == [""]:
+        raise single(file, 1, 1, f"expected no point, because this file has no matrix, got {point!r}")
     if point not in found:
         raise single(
             file, 1, 1, f"expected a point of the matrix, got {point!r}{did_you_mean(point, [name for name in found if name][:20])}"
@@ -181,14 +185,14 @@ def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader:
     at: dict[tuple[Where, str, bool], list[str]] = {}
     fill = matrix.filler(plain)
     for name, point in chosen.items():
-        here = fill(point) if fill is not None else plain
-        topology, failed, lost = _checked(here)
+        filled = fill(point) if fill is not None else plain
+        topology, failed, lost = _checked(filled)
         for error, where in failed:
-            at.setdefault((where, messages.message(error, where, here), error["type"] == "extra_forbidden"), []).append(name)
+            at.setdefault((where, messages.message(error, where, filled), error["type"] == "extra_forbidden"), []).append(name)
         if topology is None:
             continue
         found[name] = topology
-        for where, said in (*check(topology), *(fits_host(topology, host_memory) if host_memory is not None else ())):
+        for where, said in (*check(topology), *(here.mistakes(topology, host_memory) if host_memory is not None else ())):
             # What a part that was left out is missed for is no mistake of its own.
             if not any(f"{gone!r}" in said for gone in lost):
                 at.setdefault((where, said, False), []).append(name)

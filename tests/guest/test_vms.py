@@ -163,6 +163,8 @@ async def test_a_guest_that_panics_is_remembered_and_one_whose_supervisor_is_kil
     os.kill(up["supervisor"], signal.SIGKILL)
     while Path(f"/proc/{up['qemu']}/exe").exists():
         await asyncio.sleep(0.1)
+    listed = await testbed("ps")
+    assert listed.err.startswith("n: its supervisor was killed, and the guest ended with it; its logs: ") and listed.out == ""
     assert await testbed.records() == []
 
 
@@ -213,3 +215,12 @@ async def test_the_console_is_left_by_a_key(testbed: Commands) -> None:
     os.write(ours, b"\x1d")
     assert await child.wait() == 0
     os.close(ours)
+    # What no loop can wait for is typed all the same.
+    script = Path(testbed.file("echo $((6 * 9))\n", "script"))
+    for typed, said in ((script, "54"), (Path("/dev/null"), "")):
+        with typed.open() as file:
+            child = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "testbed", "console", "n"), stdin=file, stdout=asyncio.subprocess.PIPE, env=testbed.env
+            )
+            out, _ = await child.communicate()
+        assert child.returncode == 0 and said in out.decode()

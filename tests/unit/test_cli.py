@@ -61,6 +61,15 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
         (("reduce", "topologies/bugs/bypass.yaml", "-o", "/no/such/x.yaml"), "--output /no/such/x.yaml: expected a place in a folder"),
         (("gdb", "nobody"), "nobody: there is no such guest"),
         (("dump", "nobody", "x", "--format", "core"), "--format core: expected one of elf, kdump-zlib"),
+        (("report", "nope"), "run 'nope': expected a run's name or folder, or last; `testbed runs` lists those in"),
+        (("plan", "topologies/default.yaml", "--point", "a=b"), "expected no point, because this file has no matrix, got 'a=b'"),
+        (("--qemu", "/no/qemu", "plan", "topologies/default.yaml"), "QEMU '/no/qemu': there is no such program; name one with --qemu"),
+        (("--qemu", "/bin/true", "plan", "topologies/default.yaml"), "/bin/true: expected a QEMU, which answers on QMP, got nothing"),
+        (
+            ("--qemu", "/bin/echo", "plan", "topologies/default.yaml"),
+            "/bin/echo: expected a QEMU, which answers on QMP, got '-machine none",
+        ),
+        (("--qemu", "/bin/false", "plan", "topologies/default.yaml"), "/bin/false: expected a QEMU, which answers on QMP, got nothing"),
         (("frobnicate",), "No such command 'frobnicate'"),
         (("compare", "--nope"), "No such option: --nope"),
     ],
@@ -110,6 +119,23 @@ def test_validate_says_every_error_of_every_file_and_exits_1(tmp_path: Path) -> 
         f"{tmp_path}/a.yaml:2:31: guests.g0.memory: expected a size such as 2G, got 'big'",
         f"{tmp_path}/b.yaml:1:10: version: expected 1, got 3",
     ]
+
+
+def test_validate_says_what_is_not_here(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("version: 1\nguests:\n  g0: {kernel: debian-0.1}\n  g1: {image: bokworm, kernel: /etc/hostname}\n")
+    done = testbed(tmp_path, "validate", str(tmp_path / "a.yaml"))
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()
+    assert first.startswith(f"{tmp_path}/a.yaml:3:16: guests.g0.kernel: kernel 'debian-0.1': expected one of debian-5.10, ")
+    assert second == f"{tmp_path}/a.yaml:4:15: guests.g1.image: expected an image of images/, got 'bokworm'; did you mean 'bookworm'?"
+
+
+def test_who_only_reads_needs_no_place_for_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file/state")
+    for words, status, said in ((("ps",), 0, "no guests"), (("runs",), 0, "0 runs"), (("report",), 2, "there is none"), (("gc",), 0, "")):
+        done = testbed(tmp_path, *words, TESTBED_STATE=nowhere)
+        assert done.returncode == status and said in done.stderr, (words, done)
 
 
 def test_validate_of_good_files_exits_0(tmp_path: Path) -> None:

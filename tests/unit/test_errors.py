@@ -45,6 +45,7 @@ def test_an_error_has_a_code_a_traceback_and_a_log_where_they_are_wanted(tmp_pat
     assert told.stderr.endswith(plain.stderr)
     line = testbed(tmp_path, "run", "nothing", "--json").stderr.splitlines()[-1]
     assert json.loads(line) | {"text": ""} == {"event": "error", "code": "TB100", "error": "UsageError", "text": ""}
+    assert testbed(tmp_path, "errors", "tb410").stdout == testbed(tmp_path, "errors", "TB410").stdout
     assert testbed(tmp_path, "errors", "TB410").stdout.startswith("TB410\tGuestLost\t")
     assert "expected one of TB000" in testbed(tmp_path, "errors", "TB999").stderr
 

@@ -70,7 +70,9 @@ async def test_a_qemu_without_what_guests_need_is_refused_by_name(
 ) -> None:
     said = answers()
     change(said)
-    with pytest.raises(HostError, match=f"QEMU 7.2.22 has no {missing}; install qemu-system-x86, or name another with TESTBED_QEMU"):
+    with pytest.raises(
+        HostError, match=f"QEMU 7.2.22 has no {missing}; install qemu-system-x86, or name another with --qemu or TESTBED_QEMU"
+    ):
         await asked(tmp_path, monkeypatch, said)
 
 
@@ -87,7 +89,7 @@ async def test_what_a_qemu_can_do_without_is_known_of_it(tmp_path: Path, monkeyp
 
 
 async def test_a_program_that_is_no_qemu_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HostError, match="expected answers on QMP"):
+    with pytest.raises(HostError, match="expected a QEMU, which answers on QMP"):
         await asked(tmp_path, monkeypatch, {})
 
 

@@ -247,3 +247,26 @@ def test_on_a_terminal_verdicts_have_colours_and_cases_are_counted() -> None:
     watched(Console(file=file, width=100, force_terminal=True, color_system="standard"))
     text = file.getvalue()
     assert "\x1b[1;31mFAIL" in text and "cases" in text and "gate: because" in text
+
+
+def test_a_run_that_is_broken_off_says_where_its_logs_are() -> None:
+    file = io.StringIO()
+    with live.progress(Console(file=file)) as progress, live.Watch(progress, Console(file=file), 3) as watch:
+        watch.result("gate", 1, Verdict.PASS, "because")
+        watch.stopped(Path("/runs/a"))
+    assert file.getvalue().splitlines()[-1] == "broken off after 1 of 3 cases; their logs are in /runs/a"
+
+
+def test_folders_of_which_nothing_came_are_swept_and_no_others(tmp_path: Path) -> None:
+    assert runs.sweep(tmp_path / "nowhere") == ()
+    names = {name: tmp_path / f"20260601T00000{number}Z-0000" for number, name in enumerate(("empty", "full", "new"))}
+    (tmp_path / "mine").mkdir()
+    for name, folder in names.items():
+        (folder / "g0").mkdir(parents=True)
+        if name == "full":
+            (folder / "g0" / "console.log").touch()
+        if name != "new":
+            os.utime(folder, (0, 0))
+    os.utime(tmp_path / "mine", (0, 0))
+    assert runs.sweep(tmp_path) == (names["empty"],)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine", names["full"].name, names["new"].name}

@@ -32,7 +32,7 @@ def test_sessions_at_once_leave_each_other_alone(tmp_path: Path) -> None:
     with open_session(of) as first, open_session(of) as second:
         assert first.name != second.name
         assert first.sockets.is_dir() and second.sockets.is_dir()
-        assert reap(of) == ()
+        assert not reap(of)
 
 
 def killed(of: Folders) -> None:
@@ -74,10 +74,19 @@ def test_what_was_killed_elsewhere_goes_with_the_half_that_is_found(tmp_path: Pa
     first, second = folders(tmp_path / "first"), folders(tmp_path / "second")
     killed(first)
     (name,) = [path.stem for path in first.scratch.glob("*.lock")]
-    assert reap(second) == ()
-    assert reap(replace(second, **{shared: getattr(first, shared)})) == (name,)
+    assert not reap(second)
+    assert reap(replace(second, **{shared: getattr(first, shared)})).sessions == (name,)
     assert left(first) == []
     assert left(second) == []
+
+
+@pytest.mark.parametrize("half", ["scratch", "runtime"])
+def test_a_folder_of_a_session_without_its_lock_is_nobodys(tmp_path: Path, half: str) -> None:
+    of = folders(tmp_path)
+    for name in ("0123abcd", "vms", "0123abc"):
+        (getattr(of, half) / name).mkdir(parents=True)
+    assert reap(of).sessions == ("0123abcd",)
+    assert {path.name for path in getattr(of, half).iterdir()} == {"vms", "0123abc"}
 
 
 @pytest.mark.parametrize("lost", ["cache", "runtime"])
@@ -87,13 +96,13 @@ def test_a_half_whose_other_has_gone_as_a_whole_is_removed(tmp_path: Path, lost:
     shutil.rmtree(getattr(of, lost))
     for folder in (of.scratch, of.runtime):
         folder.mkdir(parents=True, exist_ok=True)
-    assert len(reap(of)) == 1 and not list(of.scratch.iterdir()) and {path.name for path in of.runtime.iterdir()} <= {"vms"}
+    assert len(reap(of).sessions) == 1 and not list(of.scratch.iterdir()) and {path.name for path in of.runtime.iterdir()} <= {"vms"}
 
 
 def test_a_living_session_is_left_alone_from_either_half(tmp_path: Path) -> None:
     first, second = folders(tmp_path / "first"), folders(tmp_path / "second")
     with open_session(first) as session:
         for shared in ("cache", "runtime"):
-            assert reap(replace(second, **{shared: getattr(first, shared)})) == ()
+            assert not reap(replace(second, **{shared: getattr(first, shared)}))
         assert session.sockets.is_dir() and session.scratch.is_dir()
         assert len(list(first.scratch.glob("*.lock"))) == len(list(first.runtime.glob("*.lock"))) == 1

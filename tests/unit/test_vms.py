@@ -82,8 +82,13 @@ def test_what_a_killed_supervisor_leaves_is_removed(folders: Folders) -> None:
     (left := folders.runtime / "vms" / "g0").mkdir(parents=True)
     vms.write(left, RECORD)
     (network := folders.runtime / "net-1").mkdir()
-    assert vms.every(folders) == ()
+    assert vms.sweep(folders) == (RECORD,)
     assert not left.exists() and not network.exists()
+    left.mkdir()
+    vms.write(left, RECORD)
+    with pytest.raises(UsageError, match="g0: its supervisor was killed, and the guest ended with it; its logs: /evidence"):
+        vms.find(folders, "g0")
+    assert vms.sweep(folders) == ()
 
 
 def test_a_network_stays_while_a_guest_names_it(folders: Folders) -> None:
