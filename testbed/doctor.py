@@ -10,6 +10,7 @@ from pathlib import Path
 from testbed import custody, process
 from testbed.errors import HostError, ToolMissing
 from testbed.host import NO_SANDBOX, Host
+from testbed.store import enclosure
 from testbed.store.mirror import find_mirror
 from testbed.units import GIB, format_size
 
@@ -60,6 +61,13 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
                 mend=f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
             )
         )
+    if said_of_namespaces := await enclosure.obstacle():
+        said.append(
+            Complaint(
+                what=f"an image cannot be built: no namespaces of its own for mmdebstrap: {said_of_namespaces}",
+                mend="a user who may make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or root",
+            )
+        )
     if host is not None:
         if host.memory_free_bytes < _NEEDED_MEMORY_BYTES:
             said.append(
@@ -88,7 +96,9 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
         if not host.kvm.works:
             said.append(
                 Complaint(
-                    what=f"guests run on TCG, several times slower than on KVM: {host.kvm.why}", mend="a host with working KVM", fatal=False
+                    what=f"guests run on TCG, several times slower than on KVM: {host.kvm.why}",
+                    mend="what it says, or a host with working KVM",
+                    fatal=False,
                 )
             )
         if not host.qemu.warm_clones:

@@ -42,8 +42,8 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaped:
-    """What killed commands had left and is gone now. `sessions`: their names; `unfinished`: what was half made in the cache; `guests`: those
-    that stayed, and whose supervisor is gone.
+    """What killed commands had left and is gone now: `sessions`, by their names; what was `unfinished` in the cache; and `guests` that
+    stayed, and whose supervisor is gone.
     """
 
     sessions: tuple[str, ...]

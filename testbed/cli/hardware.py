@@ -117,7 +117,7 @@ def plug(vm: VmArgument, disk: DiskArgument, as_json: Json = False) -> None:
 def resize(
     vm: VmArgument, disk: DiskArgument, size: Annotated[str, typer.Argument(metavar="SIZE", help="Such as 2G.")], as_json: Json = False
 ) -> None:
-    """Give a disk another size."""
+    """Give a disk another size. Of a smaller one what is beyond it is lost, also under a file system that is mounted."""
     _tell(vm, as_json, "resize", disk, size)
 
 

@@ -31,7 +31,7 @@ def snapshot(
     name: Annotated[str | None, typer.Argument(metavar="SNAPSHOT", help="Its name; without one, list those of the guest.")] = None,
     remove: Annotated[bool, typer.Option("--rm", help="Remove it instead.")] = False,
 ) -> None:
-    """Save a guest with its memory and disks under a name; it stands still for that moment, and goes on."""
+    """Save a guest with its memory and disks under a name; it stands still for that moment, and goes on. None with an NVMe disk."""
     state = paths.folders().state
     if name is None:
         if remove:
@@ -54,7 +54,7 @@ def snapshot(
 
 @app.command()
 def restore(vm: VmArgument, name: NameArgument) -> None:
-    """Bring a guest back to a snapshot of it: what it did since is gone. Also for a guest that is lost."""
+    """Bring a guest back to a snapshot of it: what it did since is gone, and its SSH port is another. Also for a guest that is lost."""
     found = snapshots.find(paths.folders().state, vm, name)
 
     async def work() -> int:

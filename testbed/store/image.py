@@ -109,6 +109,8 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
 
 async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> dict[str, Any]:
     mirror = await find_mirror()
+    if said := await enclosure.obstacle():
+        raise HostError(f"mmdebstrap cannot have namespaces of its own: {said}; `testbed doctor` says what that needs")
     suites = (recipe.suite, f"{recipe.suite}-security")
     work = folder / "work"
     work.mkdir()

@@ -1,13 +1,17 @@
 import asyncio
 import json
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from testbed import doctor
 from testbed.errors import HostError
 from testbed.progress import Silent
-from testbed.store import cache
+from testbed.store import cache, enclosure, image
+from tests.unit.fake_source import IMAGES
 
 
 class Recorder(Silent):
@@ -88,3 +92,24 @@ def test_a_damaged_record_says_what_to_do(tmp_path: Path, content: str) -> None:
 def test_the_record_is_json(tmp_path: Path) -> None:
     (tmp_path / cache.META).write_text(json.dumps({"a": 1}))
     assert cache.read_meta(tmp_path) == {"a": 1}
+
+
+async def test_where_there_can_be_no_namespaces_no_image_is_built_and_the_doctor_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await enclosure.obstacle() == ""
+    monkeypatch.setattr(enclosure, "_APART", ("sh", "-c", "echo no such luck >&2; exit 1"))
+    with pytest.raises(
+        HostError, match="mmdebstrap cannot have namespaces of its own: no such luck; `testbed doctor` says what that needs"
+    ):
+        await image.build(image.names(IMAGES)[0], IMAGES, tmp_path, Silent())
+    assert "an image cannot be built" in " ".join(complaint.what for complaint in await doctor.complaints(None))
+
+
+def test_what_others_of_its_users_own_goes_with_an_unfinished_folder(tmp_path: Path) -> None:
+    """Without root only a program in such a namespace can remove it."""
+    (folder := tmp_path / "unfinished").mkdir()
+    making = ("sh", "-c", 'mkdir -m 700 "$0/theirs" && touch "$0/theirs/file" && chown -R 5:5 "$0/theirs"', str(folder))
+    subprocess.run([*enclosure._as_root(), *making], check=True)
+    assert (folder / "theirs").stat().st_uid != os.geteuid()
+    assert enclosure.remove(folder) and not folder.exists()
