@@ -36,12 +36,15 @@ def throttle(words: Sequence[str]) -> Throttle:
             return PROFILES[word].scaled(scale).throttle
         case [word] if "=" not in word:
             raise UsageError(f"expected {OFF}, a profile ({', '.join(PROFILES)}) or limits such as iops-total=100, got {word!r}")
+        case [*several] if alone := [word for word in several if word == OFF or word in PROFILES]:
+            raise UsageError(f"expected {alone[0]} alone, or beside a scale, got {' '.join(several)}")
     limits = {}
     for name, value in _pairs(_some(words), "a limit such as iops-total=100"):
         try:
             limits[name] = parse_size(value)
-        except ValueError as error:
-            raise UsageError(f"{name}: {error}") from None
+        except ValueError:
+            such = "20M" if name.startswith("bps") and not name.endswith("length") else "100"
+            raise UsageError(f"{name}: expected a number such as {such}, got {value!r}") from None
     try:
         return from_qemu(limits).scaled(scale)
     except ValueError as error:
@@ -191,9 +194,9 @@ def _fault(word: str) -> Fault:
         try:
             match name:
                 case "count" | "seed":
-                    said[name] = int(value)
+                    said[name] = _number(int, value, "a whole number")
                 case "probability":
-                    said["probability"] = float(value)
+                    said["probability"] = _number(float, value, "a number")
                 case "range":
                     begin, _, end = value.partition("-")
                     said |= {"first": parse_size(begin) if begin != "0" else 0, "end": parse_size(end) if end else END}
@@ -202,6 +205,14 @@ def _fault(word: str) -> Fault:
         except ValueError as error:
             raise UsageError(f"{word}: {name}: {error}") from None
     return Fault(operation=operation, effect=effect, **said)  # type: ignore[arg-type]  # each name has its own type
+
+
+def _number(kind: type[int] | type[float], value: str, expected: str) -> int | float:
+    """:raise ValueError: it is none."""
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"expected {expected}, got {value!r}") from None
 
 
 def _some(words: Sequence[str]) -> Sequence[str]:
