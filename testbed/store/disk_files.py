@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import BinaryIO
@@ -11,6 +12,7 @@ from typing import BinaryIO
 from testbed import paths, process
 from testbed.drives import Storage
 from testbed.errors import HostError
+from testbed.topology.disks import IMAGE
 from testbed.units import format_size
 
 _LIMIT_S = 60
@@ -53,6 +55,8 @@ def _created(path: Path) -> BinaryIO:
 async def _check_image(program: str, path: Path, kind: str, size_bytes: int) -> None:
     if not path.is_file():
         raise HostError(f"image {path}: expected a file, there is none")
+    if not re.search(IMAGE, path.resolve().name):
+        raise HostError(f"image {path}: expected a disk image (.img, .raw, .qcow2 or .iso), got a link to {path.resolve()}")
     # The format is named: guessing it would let a raw image's content name other files of this machine.
     said = await process.run([program, "info", "--output=json", "-f", kind, path], timeout_s=_LIMIT_S)
     info = json.loads(said.stdout)

@@ -68,6 +68,10 @@ class Partition(Model):
     size: Size | None = None
 
 
+# Whoever wrote a topology shall not show a guest, and so QEMU, any file of whoever starts it: only what is meant to be a disk.
+IMAGE = r"\.(img|raw|qcow2|iso)$"
+
+
 class Disk(Model):
     """An emulated disk. Empty and sparse (`raw`, `qcow2`), without storage (`null-co`), or an overlay of an existing `image`.
 
@@ -79,7 +83,7 @@ class Disk(Model):
     type: Literal["virtio-blk", "nvme", "virtio-scsi"]
     size: Size
     format: Literal["raw", "qcow2", "null-co"] = "raw"
-    image: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    image: Annotated[str, Field(max_length=1000, pattern=IMAGE)] | None = None
     plug: Literal["hot", "cold"] = "hot"
     serial: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,20}$")] | None = None
     read_only: bool = False

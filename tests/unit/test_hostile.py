@@ -248,6 +248,7 @@ GUEST = "version: 1\nguests:\n  g0:\n    "
         "disks: {'data,file=/etc/passwd': {type: nvme, size: 1G}}",
         "disks: {data: {type: nvme, size: 1G, serial: 'a,drive=b'}}",
         "disks: {../../etc/passwd: {type: nvme, size: 1G}}",
+        "disks: {data: {type: nvme, size: 1G, image: ../../etc/passwd}}",
         "loops: {l0: {backing: ../../etc/passwd, size: 64M}}",
         "loops: {l0: {backing: 'data/$(reboot)', size: 64M}}",
         "cgroups: {/../../x: {}}",
@@ -267,6 +268,13 @@ GUEST = "version: 1\nguests:\n  g0:\n    "
 def test_names_that_would_be_more_than_names_are_mistakes(text: str) -> None:
     with pytest.raises(TopologyError, match=r"x\.yaml:"):
         parse(GUEST + text + "\n", "x.yaml")
+
+
+async def test_an_image_is_a_disk_also_behind_a_link(tmp_path: Path) -> None:
+    (tmp_path / "mine.img").symlink_to("/etc/passwd")
+    wanted = Storage(file=tmp_path / "disk", format="qcow2", size_bytes=1 << 30, image=(tmp_path / "mine.img", "raw"))
+    with pytest.raises(HostError, match=r"mine.img: expected a disk image \(.img, .raw, .qcow2 or .iso\), got a link to /etc/passwd"):
+        await disk_files.make(wanted)
 
 
 def test_a_key_of_a_file_does_not_steer_the_terminal_when_it_is_quoted() -> None:
