@@ -133,11 +133,12 @@ def _swept(folders: Folders) -> tuple[tuple[Vm, ...], tuple[Record, ...]]:
     # Before the records: a supervisor writes its record, and makes its networks' folder after that.
     networks = set(folders.runtime.glob("net-*"))
     for folder in _root(folders).glob("*"):
-        record = read_record(folder)
         with _locked(folder) as gone:
             if gone:
-                shutil.rmtree(folder, ignore_errors=True)
+                # None where its supervisor has just ended as it should.
+                record = read_record(folder)
                 lost += [record] if record is not None else []
+                shutil.rmtree(folder, ignore_errors=True)
                 continue
         record = read_record(folder)
         if record is not None:
