@@ -56,7 +56,7 @@ async def _check_image(program: str, path: Path, kind: str, size_bytes: int) -> 
     if not path.is_file():
         raise HostError(f"image {path}: expected a file, there is none")
     if not re.search(IMAGE, path.resolve().name):
-        raise HostError(f"image {path}: expected a disk image (.img, .raw, .qcow2 or .iso), got a link to {path.resolve()}")
+        raise HostError(f"image {path}: expected an image of a disk or a file system, got a link to {path.resolve()}")
     # The format is named: guessing it would let a raw image's content name other files of this machine.
     said = await process.run([program, "info", "--output=json", "-f", kind, path], timeout_s=_LIMIT_S)
     info = json.loads(said.stdout)

@@ -69,7 +69,7 @@ class Partition(Model):
 
 
 # Whoever wrote a topology shall not show a guest, and so QEMU, any file of whoever starts it: only what is meant to be a disk.
-IMAGE = r"\.(img|raw|qcow2|iso)$"
+IMAGE = r"\.(img|raw|qcow2|iso|ext4|xfs|btrfs|f2fs)$"
 
 
 class Disk(Model):

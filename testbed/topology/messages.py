@@ -23,7 +23,7 @@ _PATTERNS = {
     "^(/|": "a path of lower-case names such as tenant or tenant/job, or / for the root",
     "^[A-Za-z0-9._-]": "a serial of at most 20 letters, digits, dots and dashes",
     "^[a-z]+(\\.": "a counter such as memory.current, or memory.stat file",
-    r"\.(img": "a disk image, whose name ends with .img, .raw, .qcow2 or .iso",
+    r"\.(img": "a disk image, whose name ends with .img, .raw, .qcow2, .iso, .ext4, .xfs, .btrfs or .f2fs",
     r"^[\x20": "at most 200 printable characters",
     "^(max|": "QUOTA or QUOTA PERIOD in microseconds such as 50000 100000, or max",
 }

@@ -273,7 +273,7 @@ def test_names_that_would_be_more_than_names_are_mistakes(text: str) -> None:
 async def test_an_image_is_a_disk_also_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "mine.img").symlink_to("/etc/passwd")
     wanted = Storage(file=tmp_path / "disk", format="qcow2", size_bytes=1 << 30, image=(tmp_path / "mine.img", "raw"))
-    with pytest.raises(HostError, match=r"mine.img: expected a disk image \(.img, .raw, .qcow2 or .iso\), got a link to /etc/passwd"):
+    with pytest.raises(HostError, match=r"mine\.img: expected an image of a disk or a file system, got a link to /etc/passwd"):
         await disk_files.make(wanted)
 
 
