@@ -237,7 +237,7 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("root", "throttle", ["iops-total=1"], "got 'root'"),
         ("both", "inject", ["read=EIO"], "expected a disk, got 'both', which is a throttle group"),
         ("virtio", "throttle", ["iops-total=1", "iops-read=1"], "got both"),
-        ("virtio", "throttle", ["iops-total=-1"], "expected a size"),
+        ("virtio", "throttle", ["iops-total=-1"], "expected a number such as 100"),
         ("virtio", "delay", ["fast"], "expected a duration"),
         ("virtio", "inject", ["read=lost"], "expected an error for a read"),
         ("virtio", "hang", ["2h"], "expected a duration"),
