@@ -192,7 +192,7 @@ async def test_another_qemu_is_named(own: Places) -> None:
         finally:
             await own.run("down", "--all")
         await own.nothing_left()
-    assert f"expected a program, got '{other}'" in (await own.run("--qemu", str(other), "up", "tiny.yaml", "-q", status=2)).err
+    assert f"QEMU '{other}': there is no such program" in (await own.run("--qemu", str(other), "up", "tiny.yaml", "-q", status=2)).err
 
 
 @pytest.mark.slow
