@@ -160,12 +160,13 @@ class LiveDisks:
         """
         async with self._changing(name) as (disk, now):
             if wanted.none and now.export is None:
+                now.latency = NO_DELAY
                 return
             _refuse(name, _hanging(now))
             await self._export(name, disk)
             for export in now.exports:
                 await export.delay(wanted)
-            now.latency = wanted
+            now.latency = NO_DELAY if wanted.none else wanted
             await self._put_back(name, disk)
 
     async def inject(self, name: str, wanted: tuple[Fault, ...]) -> None:

@@ -32,6 +32,8 @@ class PrivateApt:
         self._suites = suites
         self._mirror = mirror
         self._folder = folder
+        # apt and what verifies signatures for it leave files there when they are ended.
+        self._environment = {"TMPDIR": str(folder)}
         self._options = (
             f"-oDir::State={folder}/state",
             f"-oDir::State::status={folder}/status",
@@ -57,7 +59,9 @@ class PrivateApt:
         (self._folder / "status").touch()
         (self._folder / "sources.list").write_text(self._mirror.sources(self._suites))
         task.update(detail=f"index of {', '.join(self._suites)}")
-        done = await process.run(["apt-get", *self._options, "-oAPT::Update::Error-Mode=any", "update"], timeout_s=600, check=False)
+        done = await process.run(
+            ["apt-get", *self._options, "-oAPT::Update::Error-Mode=any", "update"], timeout_s=600, check=False, env=self._environment
+        )
         if done.status != 0:
             said = "\n    ".join(line for line in done.stderr.splitlines() if line.startswith(("E:", "W:")))
             raise HostError(
@@ -70,7 +74,7 @@ class PrivateApt:
 
         :raise HostError: no suite has it.
         """
-        done = await process.run(["apt-cache", *self._options, "--no-all-versions", "show", name], check=False)
+        done = await process.run(["apt-cache", *self._options, "--no-all-versions", "show", name], check=False, env=self._environment)
         fields = dict(re.findall(r"^(Package|Version|Depends|SHA256): (.*)$", done.stdout, re.MULTILINE))
         if not {"Package", "Version", "SHA256"} <= fields.keys():
             raise HostError(f"{name}: expected in {', '.join(self._suites)}, found in none of them")
@@ -86,7 +90,7 @@ class PrivateApt:
         for number, package in enumerate(packages):
             task.update(fraction=number / len(packages), detail=f"{package.name} {package.version}")
             words = ["apt-get", *self._options, "download", f"{package.name}={package.version}"]
-            await process.run(words, timeout_s=1800, folder=folder)
+            await process.run(words, timeout_s=1800, folder=folder, env=self._environment)
         return tuple(sorted(folder.glob("*.deb")))
 
 

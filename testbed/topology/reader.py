@@ -139,11 +139,12 @@ def text_of(path: Path) -> str:
     :raise TopologyError: it cannot be read, is too large, or no text.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)  # some have no end
     except OSError as error:
         raise single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
     if len(data) > _MAX_BYTES:
-        raise single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got {len(data)}")
+        raise single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got more")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -138,6 +138,20 @@ def test_who_only_reads_needs_no_place_for_runs(tmp_path: Path) -> None:
         assert done.returncode == status and said in done.stderr, (words, done)
 
 
+def test_a_file_without_an_end_is_too_large(tmp_path: Path) -> None:
+    for words in (("validate", "/dev/zero"), ("repro", "--script", "/dev/zero", "--expect", "x")):
+        done = testbed(tmp_path, *words)
+        assert done.returncode in (1, 2) and "/dev/zero:1:1: expected at most" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_who_hears_nothing_gets_the_exit_code(tmp_path: Path, closed: str) -> None:
+    env = {**os.environ, "TESTBED_CACHE": str(tmp_path / "c"), "TESTBED_STATE": str(tmp_path / "s")}
+    for words, status in (("validate topologies/default.yaml", 0), ("validate nope.yaml", 1), ("ssh nobody", 2)):
+        done = subprocess.run(["sh", "-c", f'"$0" -m testbed {words} {closed}', sys.executable], env=env, cwd=ROOT, capture_output=True)
+        assert done.returncode == status and b"Traceback" not in done.stderr
+
+
 def test_validate_of_good_files_exits_0(tmp_path: Path) -> None:
     assert testbed(tmp_path, "validate", "topologies/default.yaml").returncode == 0
 
