@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from testbed import process
 from testbed.bugs import load
 from testbed.lab import Lab, open_lab
 from testbed.progress import Silent
@@ -91,7 +92,7 @@ def installed(folder: Path, lab_kernel: KernelFiles) -> None:
     (folder / f"vmlinuz-{release}").symlink_to(lab_kernel.bzimage)
     assert lab_kernel.modules_disk is not None
     read = f"rdump /{release} {modules}"
-    subprocess.run(["debugfs", "-R", read, lab_kernel.modules_disk], check=True, capture_output=True)
+    subprocess.run([str(process.find("debugfs")), "-R", read, lab_kernel.modules_disk], check=True, capture_output=True)
     # The date of a folder is part of what it is known by: each run of this test would leave a kernel in the cache.
     for path in (folder / "lib").rglob("*"):
         os.utime(path, (0, 0))
