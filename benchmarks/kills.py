@@ -21,11 +21,10 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "image": ("image", "build", "-q"),
     "kernel": ("kernel", "fetch", "debian-6.12", "-q"),
 }
-# How long each is killable: from its start to a guest at work, or to what it makes being whole, where two cores are free.
-_LATEST_S = {"image": 50.0, "kernel": 12.0}
-_LATEST_OF_GUESTS_S = 4.0
-# Those that make what the cache keeps, in one of their own.
-_MAKERS = ("image", "kernel")
+# How long one can be killed, where two cores are free: from its start to a guest at work;
+# those that make something for a cache, which is one of their own here, until that is whole.
+_LATEST_S = 4.0
+_MAKERS_S = {"image": 50.0, "kernel": 12.0}
 
 
 async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) -> dict[str, Any]:
@@ -41,16 +40,16 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
         own.file("tiny.yaml", _TOPOLOGY)
         own.file("load.sh", 'dd if=/dev/zero of="$DEV_DATA" bs=1M count=32 oflag=direct; sleep 3\n')
         # What is missing of kernels and templates is made before.
-        for name in {*commands} - {*_MAKERS}:
+        for name in {*commands} - {*_MAKERS_S}:
             await own.run(*COMMANDS[name], status=None)
         await own.run("down", "--all")
         number = 0
         while number < count:
             name = chance.choice(tuple(commands))
-            at = own.bare() if name in _MAKERS else own
+            at = own.bare() if name in _MAKERS_S else own
             started = await at.start(*COMMANDS[name])
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(started.wait(), chance.uniform(0, _LATEST_S.get(name, _LATEST_OF_GUESTS_S)))
+                await asyncio.wait_for(started.wait(), chance.uniform(0, _MAKERS_S.get(name, _LATEST_S)))
             # A command that ended well has nothing left that could be killed, but for a guest that stays.
             victims = [pid for pid, words in own.processes().items() if "testbed" in words and "qemu-system" not in words]
             hit = f"{name}: nothing"

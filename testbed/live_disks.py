@@ -158,15 +158,16 @@ class LiveDisks:
 
         :raise UsageError: there is no such disk, or it hangs.
         """
+        if wanted.none:  # also where there is a jitter of nothing
+            wanted = NO_DELAY
         async with self._changing(name) as (disk, now):
             if wanted.none and now.export is None:
-                now.latency = NO_DELAY
                 return
             _refuse(name, _hanging(now))
             await self._export(name, disk)
             for export in now.exports:
                 await export.delay(wanted)
-            now.latency = NO_DELAY if wanted.none else wanted
+            now.latency = wanted
             await self._put_back(name, disk)
 
     async def inject(self, name: str, wanted: tuple[Fault, ...]) -> None:

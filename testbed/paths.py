@@ -63,6 +63,11 @@ def folders() -> Folders:
     return found
 
 
+def image_names(images: Path) -> tuple[str, ...]:
+    """The guest images that a folder has recipes of; the kernel table is there, too."""
+    return tuple(sorted(path.stem for path in images.glob("*.yaml") if path.stem != "kernels"))
+
+
 def new_run_folder(runs: Path) -> Path:
     """A new folder for one run, named by its time.
 

@@ -17,11 +17,9 @@ from testbed.errors import ToolMissing
 
 # Where such a program sees its folder, which everybody may enter, wherever that is: Debian has it, and nothing that programs need is there.
 HERE = Path("/mnt")
+_APART = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child=KILL", "--")
 # The one mount that it begins with; then the program is the first process of its namespace, with which the kernel ends all others.
 _MOUNTED = ("sh", "-ec", 'mount --bind "$0" "$1"; cd "$1"; shift; exec "$@"')
-
-
-_APART = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child=KILL", "--")
 
 
 def words(folder: Path) -> tuple[str, ...]:

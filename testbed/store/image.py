@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from testbed import process
+from testbed import paths, process
 from testbed.errors import HostError, UsageError
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
@@ -64,14 +64,10 @@ class Image:
         return self.folder / "busybox"
 
 
-def names(images: Path) -> tuple[str, ...]:
-    """The recipes there are."""
-    return tuple(sorted(path.stem for path in images.glob("*.yaml") if path.stem != "kernels"))
-
-
 def _recipe(name: str, images: Path) -> Recipe:
-    if name not in names(images):
-        raise UsageError(f"image {name!r}: expected one of {', '.join(names(images))}")
+    there = paths.image_names(images)
+    if name not in there:
+        raise UsageError(f"image {name!r}: expected one of {', '.join(there)}")
     path = images / f"{name}.yaml"
     try:
         return Recipe.model_validate(yaml.safe_load(path.read_text()))

@@ -63,18 +63,23 @@ def going_on(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
-    """All of them, the newest first; `in_use`: folders that guests which stay write to. Links and other things are no runs."""
-    found = []
+def folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
+    """Each run's folder, and when it began. Links and other things are no runs; there may be no place for any yet."""
     for folder in runs.iterdir() if runs.is_dir() else ():
         named = _NAME.fullmatch(folder.name)
-        if named is None or folder.is_symlink() or not folder.is_dir():
-            continue
+        if named is not None and folder.is_dir() and not folder.is_symlink():
+            yield folder, datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+
+
+def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
+    """All of them, the newest first; `in_use`: folders that guests which stay write to."""
+    found = []
+    for folder, at in folders(runs):
         verdict, command, cases = _results(folder)
         found.append(
             Run(
                 folder=folder,
-                at=datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC),
+                at=at,
                 verdict=verdict,
                 command=command,
                 cases=cases,
@@ -88,9 +93,9 @@ def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
 def sweep(runs: Path) -> tuple[Path, ...]:
     """Remove folders of runs of which nothing came; returns them. One that was just made is left alone."""
     gone = []
-    for folder in runs.iterdir() if runs.is_dir() else ():
-        old = time.time() - folder.lstat().st_mtime > _FRESH_S
-        if _NAME.fullmatch(folder.name) and not folder.is_symlink() and old and not any(path.is_file() for path in folder.rglob("*")):
+    for folder, _ in folders(runs):
+        old = time.time() - folder.stat().st_mtime > _FRESH_S
+        if old and not any(path.is_file() for path in folder.rglob("*")):
             shutil.rmtree(folder, ignore_errors=True)
             gone.append(folder)
     return tuple(gone)

@@ -83,7 +83,7 @@ def needed(folders: Folders) -> set[Path]:
     if not kernels:
         return set()
     known, images = load_table(paths.shipped("images") / "kernels.yaml"), paths.shipped("images")
-    found = {image.image_folder(name, images, folders.cache) for name in image.names(images)}
+    found = {image.image_folder(name, images, folders.cache) for name in paths.image_names(images)}
     for spec in kernels:
         with contextlib.suppress(TestbedError):  # a file that is gone
             found.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))

@@ -15,13 +15,12 @@ def mistakes(topology: Topology, memory_bytes: int) -> Iterator[Mistake]:
     """Everything of a topology that this host cannot give. `memory_bytes`: what it has."""
     yield from fits_host(topology, memory_bytes)
     images = paths.shipped("images")
-    there = sorted(path.stem for path in images.glob("*.yaml") if path.stem != "kernels")
-    known = load_table(images / "kernels.yaml")
+    there = paths.image_names(images)
     for name, guest in topology.guests.items():
         if guest.image not in there:
             yield ("guests", name, "image"), f"expected an image of images/, got {guest.image!r}{did_you_mean(guest.image, there)}"
         if guest.kernel is not None:
             try:
-                known.resolve(guest.kernel)
+                load_table(images / "kernels.yaml").resolve(guest.kernel)
             except UsageError as error:
                 yield ("guests", name, "kernel"), str(error)
