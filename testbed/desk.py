@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import actions, debugger, dumps, gauges, vms, wires
-from testbed.errors import TestbedError, UsageError
+from testbed.errors import GuestError, HostError, TestbedError, UsageError
 from testbed.guest import Guest
 from testbed.hardware import words
 from testbed.sampler import Sampler
@@ -111,6 +111,10 @@ async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamRea
         said = {"error": f"{name}: expected a verb and its arguments, got {error!r}"}
     except TestbedError as error:
         said = {"error": str(error), "code": error.code}
+    except OSError as error:
+        said = {"error": f"{name}: {error.filename or 'this machine'}: {error.strerror}", "code": HostError.code}
+    except asyncio.CancelledError:  # by `listening`, which ends
+        said = {"error": f"{name} was ended by another command before this was done", "code": GuestError.code}
     with contextlib.suppress(OSError):
         writer.write(json.dumps(said).encode() + b"\n")
         await writer.drain()
@@ -129,7 +133,8 @@ async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
         assert task is not None
         handling.add(task)
         try:
-            await handle(reader, writer)
+            with contextlib.suppress(asyncio.CancelledError):  # ours
+                await handle(reader, writer)
         finally:
             handling.discard(task)
             writer.close()

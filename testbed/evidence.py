@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from testbed.errors import HostError
+
 # Hears why something cannot be written.
 OnFailure = Callable[[str], None]
 _MOST_BYTES = 64 << 20
@@ -40,6 +42,17 @@ class Log:
     def note(self, record: dict[str, Any]) -> None:
         """Add a line of JSON."""
         self.add(json.dumps(record) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """A file that does not grow.
+
+    :raise HostError: it cannot be written.
+    """
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise HostError(unwritable(path, error)) from error
 
 
 def unwritable(path: Path, error: OSError) -> str:

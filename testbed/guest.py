@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import custody, devices, login, plan, process, room, session, states
+from testbed import custody, devices, evidence, login, plan, process, room, session, states
 from testbed.custody import Custody
 from testbed.devices import Device
 from testbed.drives import Arrangement
@@ -188,7 +188,7 @@ class Guest(Life):
             restore=order.template is not None,
             cold=self._disks.cold,
         )
-        (order.evidence / "argv.txt").write_text("".join(" ".join(option) + "\n" for option in options))
+        evidence.write(order.evidence / "argv.txt", "".join(" ".join(option) + "\n" for option in options))
         self._process = await process.start(
             self.custody.seen(plan.flat((*options, *self.custody.options))),
             output=order.evidence / "qemu.log",

@@ -90,6 +90,8 @@ class Life:
         stage = self.state.value
         if not self._lost.done():
             return GuestLost(self.name, stage, otherwise, self.console.tail())
+        if self._lost.cancelled():  # nothing went wrong with it: see Guest.tear_down
+            return GuestLost(self.name, stage, "it was ended, or restored, meanwhile")
         if self.state is not State.LOST:
             self._advance(Event.ENDED)
         if self.loss is Loss.HOST:

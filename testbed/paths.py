@@ -55,6 +55,8 @@ def folders() -> Folders:
         runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()), "XDG_RUNTIME_DIR"),
         admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission"),
     )
+    if found.state.exists() and not found.state.is_dir():
+        raise HostError(f"{found.state}: expected a folder, got something else; name another with TESTBED_STATE")
     for folder in (found.cache, found.scratch):
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -106,6 +106,7 @@ class Keeper:
         self._ends = False
         self._was_ready = False
         self._settled = asyncio.Event()  # ready, or lost
+        self._turn = asyncio.Lock()  # of those that save it, or put another in its place
         self._verbs: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "down": self._down,
             "snapshot": self._snapshot,
@@ -166,7 +167,6 @@ class Keeper:
             self._asked.clear()
             if self._ends:
                 return None
-            self._note(state=vms.STARTING, why="")
 
     async def _live(self) -> None:
         order = self._order
@@ -216,32 +216,40 @@ class Keeper:
 
     async def _snapshot(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Save the guest as a snapshot in a new `folder`."""
-        guest, folder = self._ready(), Path(asked["folder"])
-        if folder.exists():
-            raise UsageError(f"{self._order.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm")
-        async with self._desk.agent:
+        folder = Path(asked["folder"])
+        async with self._turn, self._desk.agent:
+            guest = self._ready()
+            if folder.exists():
+                raise UsageError(f"{self._order.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm")
             await snapshot.save(guest, folder, asdict(self._order))
         return {}
 
     async def _restore(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Go on from the snapshot in `folder`, whatever the guest is doing, and also where it is lost."""
-        self._order = replace(self._order, snapshot=str(asked["folder"]))
-        self._settled.clear()
-        self._asked.set()
-        await self._settled.wait()
-        self._ready()
+        async with self._turn:
+            self._order = replace(self._order, snapshot=str(asked["folder"]))
+            await self._again()
         return {}
 
     async def _power_cut(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Let the guest lose its power, and boot it again on what its disks hold then."""
-        kept = self._lab.new_folder()
-        lost = await self._ready().cut_power(kept, share=float(asked["share"]), seed=int(asked["seed"]))
-        self._survivors = kept
+        async with self._turn:
+            kept = self._lab.new_folder()
+            lost = await self._ready().cut_power(kept, share=float(asked["share"]), seed=int(asked["seed"]))
+            self._survivors = kept
+            await self._again()
+        return {"lost_blocks": lost}
+
+    async def _again(self) -> None:
+        """Put another guest in the place of this one.
+
+        :raise TestbedError: it does not get ready.
+        """
+        self._note(state=vms.STARTING, why="")
         self._settled.clear()
         self._asked.set()
         await self._settled.wait()
         self._ready()
-        return {"lost_blocks": lost}
 
 
 def _why(ended: asyncio.Task[None]) -> str:

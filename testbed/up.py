@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -102,10 +103,8 @@ async def start(
 async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, progress: Progress, waiting: tuple[Spare, ...]) -> Vm:
     """Start another guest from a snapshot, beside the one that it is of, and on no network: it would have the other's addresses.
 
-    :raise UsageError: the name is taken, or none. :raise TestbedError: the guest did not get ready.
+    :raise TestbedError: the guest did not get ready.
     """
-    check_name(name)
-    check_free((name,), folders)
     networks = folders.runtime / f"net-{secrets.token_hex(4)}"
     changes: dict[str, Any] = {
         "name": name,
@@ -157,6 +156,8 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
     except BaseException:
         for spare in waiting:
             await asyncio.to_thread(spare.end)
+        for folder in {order.networks for order in orders}:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
         for wire in wires:

@@ -11,12 +11,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
 from testbed import __version__, journal
+from testbed.cli import streams
 from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, stopped
 from testbed.errors import HostError, TestbedError, TopologyError
 
@@ -45,18 +45,18 @@ _LIGHT |= {verb: "hardware" for verb in ("throttle", "delay", "inject", "hang", 
 _LIGHT |= {verb: "hardware" for verb in ("hardware", "resume", "sample", "profiles")}
 _LIGHT |= {verb: "reports" for verb in ("report", "runs", "schema")}
 _LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
+# As of a command that SIGPIPE ends: whoever was to read what it prints has gone.
+UNREAD = 128 + signal.SIGPIPE
 # What this machine refuses wherever a file is written; every other error of the system that nobody expected is a mistake of ours.
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG}
 
 
 def main() -> NoReturn:
     """Entry point. Leaves without tidying up the interpreter, which takes 0.1 s and has nothing left to do."""
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until we end
+    watched = streams.Watched()
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _run()
+        _run(watched)
         status: object = 0
     except SystemExit as ended:
         status = ended.code
@@ -66,11 +66,16 @@ def main() -> NoReturn:
         status = 128 + signal.SIGINT
     except Exception:
         # Python's own status would be 1, which says that a run failed, that a bug did not show.
-        mistake()
+        if watched.failure() is None:
+            mistake()
         status = ERROR
-    with contextlib.suppress(BrokenPipeError):
-        sys.stdout.flush()
-    sys.stderr.flush()
+    unprinted = watched.failure()
+    if isinstance(unprinted, BrokenPipeError):
+        status = UNREAD
+    elif unprinted is not None:
+        status = ERROR
+        with contextlib.suppress(OSError):
+            os.write(2, f"testbed: what it prints cannot be written: {unprinted.strerror}\n".encode())
     os._exit(exit_code(status, sys.argv[1:]))
 
 
@@ -81,17 +86,16 @@ def exit_code(status: object, words: Sequence[str]) -> int:
     return ABORT if code == ERROR and asked_by_git else code
 
 
-def _run() -> None:
+def _run(watched: streams.Watched) -> None:
     """Every error on purpose is one message and an exit code; with --debug, or TESTBED_DEBUG set, its code and a traceback come before."""
     load(_LIGHT.get(_verb()))
     try:
         app(standalone_mode=True)
     except TestbedError as error:
         _fail(error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ERROR)
     except (OSError, ExceptionGroup) as error:
+        if watched.failure() is not None:
+            return  # told at the end
         refused = _refused(error)
         if refused is None:
             raise

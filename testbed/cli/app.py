@@ -91,6 +91,6 @@ def run_async(work: Coroutine[Any, Any, int]) -> None:
     except asyncio.CancelledError:
         if not caught:
             raise
-        stopped(caught[0], "; guests are gone")
+        stopped(caught[0], "; what it had started is gone")
         code = 128 + caught[0]
     sys.exit(code)

@@ -177,6 +177,8 @@ def sample(
         every_s = parse_duration(every) / 1e6
     except ValueError as error:
         raise UsageError(f"--every: {error}") from None
+    if every_s == 0:
+        raise UsageError(f"--every: expected a duration of more than nothing, got {every!r}")
 
     async def work() -> int:
         there, due = vms.find(paths.folders(), vm), time.monotonic()

@@ -134,6 +134,8 @@ def fork(
 
     async def work(waiting: tuple[Spare, ...]) -> int:
         folders = paths.folders()
+        up.check_name(new)
+        up.check_free((new,), folders)
         if from_ is not None:
             saved = snapshots.find(folders.state, vm, from_)
         else:

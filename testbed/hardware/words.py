@@ -78,7 +78,10 @@ def _latency(words: Sequence[str]) -> Latency:
             found[known[name]] = _duration(name, value)
         else:
             raise UsageError(f"expected one of both, {', '.join(known)}, got {name!r}")
-    return Latency(**found)
+    delays = Latency(**found)
+    if delays.none and delays.jitter_us:
+        raise UsageError("jitter: expected a delay of both, read, write or flush beside it, got none")
+    return delays
 
 
 def seconds(words: Sequence[str]) -> float:

@@ -17,7 +17,8 @@ traceback and the code as well, for a guest of `up` into its `supervisor.log`; w
 `testbed errors CODE` prints its line.
 
 The command ends with status 2, unless it has a verdict to give: PASS 0, FAIL 1, INVALID 3, everything skipped 4, and INFRA 2 where a guest
-was lost. `validate` says 1 of a file that is wrong, and `testbed ssh` has the status of the command in the guest.
+was lost. A signal that stops it makes it 128 and the signal's number; 141 says that nobody read what it printed to the end. `validate`
+says 1 of a file that is wrong or cannot be read, and `testbed ssh` has the status of the command in the guest.
 
 | code | class | what it means | who acts | how |
 |---|---|---|---|---|

@@ -6,7 +6,9 @@ Scalars are read as YAML 1.2 reads them. Where YAML 1.1, which most libraries sp
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,8 @@ from testbed.errors import Problem, TopologyError
 
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 200_000
+# What pipes have said: they say it once, and a file is read more often.
+_said: dict[Path, bytes] = {}
 _YAML_1_1 = (
     (
         re.compile(r"[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE"),
@@ -139,8 +143,7 @@ def text_of(path: Path) -> str:
     :raise TopologyError: it cannot be read, is too large, or no text.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)  # some have no end
+        data = _bytes_of(path)
     except OSError as error:
         raise single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
     if len(data) > _MAX_BYTES:
@@ -149,6 +152,22 @@ def text_of(path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise single(str(path), data[: error.start].count(b"\n") + 1, 1, "expected UTF-8 text") from error
+
+
+def _bytes_of(path: Path) -> bytes:
+    """One more than may be, at most: some files have no end.
+
+    :raise OSError: it cannot be read. :raise TopologyError: it may never say anything.
+    """
+    if path in _said:
+        return _said[path]
+    if stat.S_ISFIFO(path.lstat().st_mode):  # that of a shell's <(...) is behind a link
+        raise single(str(path), 1, 1, "cannot be read: expected a file, got a named pipe")
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            _said[path] = data
+    return data
 
 
 def read(text: str, reader: Reader) -> dict[str, Any]:

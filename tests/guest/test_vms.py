@@ -24,7 +24,7 @@ guests:
     filesystems:
       more: {type: ext4}
     loops:
-      l0: {backing: data/disk.img, size: 64M}
+      l0: {backing: data/disk.img, size: 24M}
     cgroups:
       a: {io.max: {data: {rbps: 1M}}}
 """
@@ -133,6 +133,18 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     await testbed("down", "two")
     assert [record["name"] for record in await testbed.records()] == ["one"]
     assert "two: there is no such guest; there are one" in (await testbed("ssh", "two", status=2)).err
+
+    # At the same time: they take turns, and one whose guest is ended meanwhile hears of it.
+    saving = (testbed("snapshot", "one", "next", status=None) for _ in range(2))
+    ended = await asyncio.gather(testbed("restore", "one", "good"), *saving)
+    assert sorted(command.status for command in ended) == [0, 0, 2]
+    assert any("one has a snapshot next already" in command.err for command in ended)
+    restoring = asyncio.create_task(testbed("restore", "one", "next", status=None))
+    while (await testbed.records())[0]["state"] == "ready":
+        assert not restoring.done(), restoring.result()
+    await testbed("down", "one")
+    assert "one was ended by another command before this was done" in (await restoring).err
+    assert "Traceback" not in Path(up["evidence"], "supervisor.log").read_text()
 
 
 @pytest.mark.slow

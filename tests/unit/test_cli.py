@@ -59,6 +59,8 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
         (("bisect", "topologies/bugs/bypass.yaml", "--good", "debian-6.1"), "bisect: expected --bad KERNEL, one of debian-5.10"),
         (("bisect", "topologies/bugs/bypass.yaml", "--good", "x", "--bad", "debian-5.10"), "--good x: expected one of debian-5.10"),
         (("reduce", "topologies/bugs/bypass.yaml", "-o", "/no/such/x.yaml"), "--output /no/such/x.yaml: expected a place in a folder"),
+        (("fork", "nobody", "../y"), "expected a guest's name of small letters"),
+        (("sample", "nobody", "--every", "0ms"), "--every: expected a duration of more than nothing, got '0ms'"),
         (("gdb", "nobody"), "nobody: there is no such guest"),
         (("dump", "nobody", "x", "--format", "core"), "--format core: expected one of elf, kdump-zlib"),
         (("report", "nope"), "run 'nope': expected a run's name or folder, or last; `testbed runs` lists those in"),
@@ -150,6 +152,44 @@ def test_who_hears_nothing_gets_the_exit_code(tmp_path: Path, closed: str) -> No
     for words, status in (("validate topologies/default.yaml", 0), ("validate nope.yaml", 1), ("ssh nobody", 2)):
         done = subprocess.run(["sh", "-c", f'"$0" -m testbed {words} {closed}', sys.executable], env=env, cwd=ROOT, capture_output=True)
         assert done.returncode == status and b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("scenarios --markdown >/dev/full", 2, "testbed: what it prints cannot be written: No space left on device\n"),
+        ("errors nope 2>/dev/full", 2, ""),
+        ("scenarios --markdown >&5", 141, ""),
+        ("errors TB100 >&5", 141, ""),
+        ("errors nope 2>&5", 141, ""),
+    ],
+)
+def test_what_it_prints_is_taken_or_that_is_its_status(tmp_path: Path, words: str, status: int, said: str) -> None:
+    """5: a pipe whose reader has gone."""
+    env = {**os.environ, "TESTBED_CACHE": str(tmp_path / "c"), "TESTBED_STATE": str(tmp_path / "s")}
+    reader, pipe = os.pipe()
+    os.close(reader)
+    with os.fdopen(pipe, "wb"):
+        script = f'exec 5>&{pipe}; "$0" -m testbed {words}'
+        done = subprocess.run(["bash", "-c", script, sys.executable], env=env, cwd=ROOT, capture_output=True, pass_fds=(pipe,))
+    assert (done.returncode, done.stderr.decode()) == (status, said)
+
+
+def test_a_place_that_is_no_folder_is_said(tmp_path: Path) -> None:
+    env = {**os.environ, "TESTBED_CACHE": str(tmp_path), "TESTBED_STATE": "/dev/null"}
+    done = subprocess.run([sys.executable, "-m", "testbed", "runs"], env=env, cwd=ROOT, capture_output=True, text=True)
+    assert (
+        done.returncode == 2
+        and done.stderr == "testbed: /dev/null: expected a folder, got something else; name another with TESTBED_STATE\n"
+    )
+
+
+def test_a_pipe_of_the_shells_is_read_and_a_named_one_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = testbed(tmp_path, "validate", str(tmp_path / "pipe"))
+    assert done.returncode == 1 and "pipe:1:1: cannot be read: expected a file, got a named pipe" in done.stdout
+    words = ["bash", "-c", 'exec "$0" -m testbed validate <(cat topologies/default.yaml)', sys.executable]
+    assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
 
 
 def test_validate_of_good_files_exits_0(tmp_path: Path) -> None:

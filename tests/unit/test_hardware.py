@@ -87,6 +87,7 @@ def test_what_people_write_is_understood() -> None:
         (words.faults, [], "got nothing"),
         (words.latency, ["5"], "delay: expected a duration such as 5ms, got '5'"),
         (words.latency, ["reed=5ms"], "expected one of both, read, write, flush, jitter, got 'reed'"),
+        (words.latency, ["jitter=1ms"], "jitter: expected a delay of both, read, write or flush beside it, got none"),
         (words.faults, ["read"], "expected a fault such as read=EIO, got 'read'"),
         (words.faults, ["read=EIO,count=x"], "read=EIO,count=x: count: expected a whole number, got 'x'"),
         (words.faults, ["read=EIO,probability=x"], "read=EIO,probability=x: probability: expected a number, got 'x'"),

@@ -10,9 +10,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from testbed import room
-from testbed.errors import UsageError
+from testbed import evidence, room
+from testbed.errors import HostError, UsageError
 from testbed.evidence import Log
+from testbed.report import artefacts
 from testbed.room import Quota
 from testbed.store import cache, waste
 from testbed.store.waste import Piece
@@ -142,3 +143,13 @@ def test_what_is_being_made_now_is_not_swept(tmp_path: Path) -> None:
     with filelock.FileLock(tmp_path / "templates" / "key.lock"):
         assert cache.sweep(tmp_path) == ()
     assert cache.sweep(tmp_path) == (leftover,) and not leftover.exists()
+
+
+def test_what_a_full_disk_takes_no_more_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "argv.txt").symlink_to("/dev/full")
+    with pytest.raises(HostError, match=r"argv\.txt: cannot be written: No space left on device; make room there"):
+        evidence.write(tmp_path / "argv.txt", "-cpu max")
+    (unfinished := tmp_path / ".report.html.unfinished").symlink_to("/dev/full")
+    with pytest.raises(HostError, match=r"report\.html: cannot be written: No space left on device"):
+        artefacts.keep("a page", tmp_path / "report.html")
+    assert not unfinished.is_symlink()

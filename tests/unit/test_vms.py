@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import socket
@@ -20,10 +21,11 @@ import pytest
 from rich.console import Console
 
 from testbed import desk, inventory, paths, reach, supervisor, up, vms
-from testbed.errors import GuestLost, HostError, UsageError
+from testbed.errors import GuestError, GuestLost, HostError, UsageError
 from testbed.paths import Folders
 from testbed.progress import Silent
 from testbed.report import guests
+from testbed.spares import Spare
 from testbed.supervisor import UpOrder
 from testbed.switch import Plug
 from testbed.topology.model import Topology
@@ -235,6 +237,29 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
     assert shares == [1, 2, 2]
 
 
+async def test_guests_that_do_not_get_ready_leave_no_network(folders: Folders, tmp_path: Path) -> None:
+    network = folders.runtime / "net-1"
+    network.mkdir()
+    order = UpOrder(
+        name="g0",
+        topology={},
+        file="x.yaml",
+        point="",
+        guest="g0",
+        kernel="debian-6.1",
+        networks=str(network),
+        evidence=str(tmp_path / "e"),
+        cold=False,
+    )
+    supervising = await asyncio.create_subprocess_exec("sleep", "600")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(HostError, match="g0: its supervisor ended before it was ready"):
+            await up.launch([order], (Spare(pid=supervising.pid, wire=ours),), folders, Silent())
+    assert not network.exists()
+
+
 class Slow:
     """Something that goes on until it is ended, which takes it a moment."""
 
@@ -293,6 +318,30 @@ async def test_an_error_of_a_supervisor_keeps_its_class(folders: Folders) -> Non
         async with desk.listening(folder / "control", lambda reader, writer: desk.answer("g0", {"lose": lost}, reader, writer)):
             with pytest.raises(GuestLost, match="guest g0: ready: it ended"):
                 await vms.find(folders, "g0").ask("lose")
+
+
+async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders: Folders) -> None:
+    begun = asyncio.Event()
+
+    async def full(asked: dict[str, Any]) -> dict[str, Any]:
+        raise OSError(errno.ENOSPC, "No space left on device", "/state/g0/good")
+
+    async def wait(asked: dict[str, Any]) -> dict[str, Any]:
+        begun.set()
+        await asyncio.sleep(600)
+        return {}
+
+    verbs = {"fill": full, "wait": wait}
+    with vms.claimed(folders, "g0") as folder:
+        vms.write(folder, RECORD)
+        async with desk.listening(folder / "control", lambda reader, writer: desk.answer("g0", verbs, reader, writer)):
+            there = vms.find(folders, "g0")
+            with pytest.raises(HostError, match="g0: /state/g0/good: No space left on device"):
+                await there.ask("fill")
+            waiting = asyncio.create_task(there.ask("wait"))
+            await begun.wait()
+        with pytest.raises(GuestError, match="g0 was ended by another command before this was done"):
+            await waiting
 
 
 async def test_what_is_asked_of_a_socket_ends_with_it(folders: Folders) -> None:
