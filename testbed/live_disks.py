@@ -26,6 +26,7 @@ from testbed.monitor import Monitor
 from testbed.order import Order, Wait
 from testbed.slots import Slots
 from testbed.topology.disks import LIES, Disk, Nvme
+from testbed.units import format_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,6 +188,11 @@ class LiveDisks:
                     f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {got}: it is kept in qcow2,"
                     " whose file has its bytes elsewhere; use a raw one"
                 )
+            size_bytes = kept.file.stat().st_size if kept is not None else disk.size
+            for fault in others:
+                if fault.first >= size_bytes:
+                    got = words.said_faults((fault,))[0]
+                    raise UsageError(f"disk {name}: expected a range that begins within its {format_size(size_bytes)}, got {got}")
             if now.export is not None:
                 await now.export.fail(())  # QEMU flushes the disk before it changes
             await self._change(name, disk, errors=tuple(fault for fault in wanted if fault.in_qemu))

@@ -54,21 +54,9 @@ _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 def main() -> NoReturn:
     """Entry point. Leaves without tidying up the interpreter, which takes 0.1 s and has nothing left to do."""
     watched = streams.Watched()
-    try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        _run(watched)
-        status: object = 0
-    except SystemExit as ended:
-        status = ended.code
-    except KeyboardInterrupt:
-        # In a verb that has no guests, or before it had any; see `app.run_async`.
-        stopped(signal.SIGINT)
-        status = 128 + signal.SIGINT
-    except Exception:
-        # Python's own status would be 1, which says that a run failed, that a bug did not show.
-        if watched.failure() is None:
-            mistake()
-        status = ERROR
+    status: object = ERROR
+    with contextlib.suppress(OSError):  # whoever was to read its last words has gone, too
+        status = _status(watched)
     unprinted = watched.failure()
     if isinstance(unprinted, BrokenPipeError):
         status = UNREAD
@@ -77,6 +65,23 @@ def main() -> NoReturn:
         with contextlib.suppress(OSError):
             os.write(2, f"testbed: what it prints cannot be written: {unprinted.strerror}\n".encode())
     os._exit(exit_code(status, sys.argv[1:]))
+
+
+def _status(watched: streams.Watched) -> object:
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _run(watched)
+    except SystemExit as ended:
+        return ended.code
+    except KeyboardInterrupt:
+        # In a verb that has no guests, or before it had any; see `app.run_async`.
+        stopped(signal.SIGINT)
+        return 128 + signal.SIGINT
+    except Exception:
+        # Python's own status would be 1, which says that a run failed, that a bug did not show.
+        mistake()
+        return ERROR
+    return None
 
 
 def exit_code(status: object, words: Sequence[str]) -> int:

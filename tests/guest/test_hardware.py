@@ -244,6 +244,7 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("root", "unplug", [], "got 'root'"),
         ("virtio", "plug", [], "it is plugged in already"),
         ("virtio", "resize", ["1000"], "expected a multiple of 4096 bytes, got 1000"),
+        ("virtio", "inject", ["read=EIO,range=1T-2T"], "expected a range that begins within its 64M, got read=EIO,range=1099511627776-"),
         ("copied", "inject", ["write=torn"], "it is kept in qcow2"),
         ("nvme", "resize", ["128M"], "QEMU's nvme keeps its size"),
         ("virtio", "explode", ["now"], "expected one of throttle, delay, inject, hang, unplug, plug, resize, memory, cpus, got 'explode'"),
