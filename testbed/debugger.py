@@ -35,7 +35,7 @@ async def opened(guest: Guest, wanted: Path | None) -> dict[str, Any]:
 
     `wanted`: a vmlinux, whose symbols are moved by `offset`, or a System.map.
 
-    :raise UsageError: `wanted` is neither. :raise HostError: QEMU has no such stub.
+    :raise UsageError: `wanted` is neither, or another gdb has the guest. :raise HostError: QEMU has no such stub.
     """
     socket = guest.order.sockets / "gdb"
     if not socket.exists():
@@ -43,6 +43,9 @@ async def opened(guest: Guest, wanted: Path | None) -> dict[str, Any]:
         said = str(await guest.monitor.execute("human-monitor-command", {"command-line": command}))
         if not socket.exists():
             raise HostError(f"guest {guest.name}: QEMU: expected a gdb stub on {socket}, got: {said.strip()}")
+    chardevs = {one["label"]: one["filename"] for one in await guest.monitor.execute("query-chardev")}
+    if not chardevs.get("gdb", "disconnected").startswith("disconnected"):
+        raise UsageError(f"{guest.name}: a debugger has it already, and QEMU serves one at a time")
     found: dict[str, Any] = {"socket": str(socket), "symbols": "", "offset": 0, "note": ""}
     try:
         text = await asyncio.to_thread((await read_symbols(guest)).read_text)

@@ -48,7 +48,7 @@ async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, 
     except BaseException:
         # What went wrong first is what is told; a guest that is gone has taken its stack along.
         with contextlib.suppress(TestbedError):
-            await unwind(guest, steps[:done])
+            await _unwind_soon(guest, steps[:done])
         raise
     return plan, steps
 
@@ -57,6 +57,13 @@ async def unwind(guest: Guest, steps: tuple[Step, ...]) -> None:
     """Undo steps in reverse order."""
     if steps:
         await guest.script(stack.undo_script(steps), timeout_s=guest.order.deadlines.stack_s)
+
+
+async def _unwind_soon(guest: Guest, steps: tuple[Step, ...]) -> None:
+    """The same where the guest is about to end: one that hangs, or stands still in a debugger, shall not hold up whoever ends it."""
+    limit = guest.order.deadlines.monitor_s
+    if (await guest.wait(guest.monitor.execute("query-status"), limit))["running"]:
+        await guest.wait(unwind(guest, steps), limit)
 
 
 @contextlib.asynccontextmanager
@@ -71,6 +78,6 @@ async def standing(guest: Guest, wanted: GuestModel | None = None, *, built: boo
         yield plan
     except BaseException:
         with contextlib.suppress(TestbedError):
-            await unwind(guest, steps)
+            await _unwind_soon(guest, steps)
         raise
     await unwind(guest, steps)
