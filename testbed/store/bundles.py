@@ -113,7 +113,7 @@ def read(path: Path) -> Bundle:
             manifest = json.loads(_bytes(archive, MANIFEST))
             text = _bytes(archive, BUG).decode()
             said = list(_damaged(archive, entries, manifest))
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (tarfile.TarError, OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise _refused(path, [f"expected a bundle of `testbed bundle`: {error}"]) from error
     try:
         plain = read_plain(text, f"{path}:{BUG}")[0]

@@ -142,6 +142,16 @@ def test_an_archive_that_would_do_harm_is_refused(run: Path, tmp_path: Path, ext
         bundles.read(rewritten(tmp_path / "a.tar", tmp_path / "evil.tar", extra))
 
 
+def test_a_manifest_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
+        for name, data in (("manifest.json", b"[" * 100_000), ("bug.yaml", BUG.encode())):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    with pytest.raises(UsageError, match="expected a bundle of `testbed bundle`"):
+        bundles.read(tmp_path / "evil.tar")
+
+
 HOOKS = {
     "QEMU's own words": ("topology: {guests: {g0: {qemu-args: ['-monitor']}}}\n", "qemu-args: it reaches beyond the guest"),
     "an image": ("topology: {guests: {g0: {disks: {d: {type: nvme, size: 1G, image: /etc/shadow}}}}}\n", "names a file of this machine"),
