@@ -48,7 +48,7 @@ async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, 
     except BaseException:
         # What went wrong first is what is told; a guest that is gone has taken its stack along.
         with contextlib.suppress(TestbedError):
-            await _unwind_soon(guest, steps[:done])
+            await _unwind_running(guest, steps[:done])
         raise
     return plan, steps
 
@@ -59,11 +59,10 @@ async def unwind(guest: Guest, steps: tuple[Step, ...]) -> None:
         await guest.script(stack.undo_script(steps), timeout_s=guest.order.deadlines.stack_s)
 
 
-async def _unwind_soon(guest: Guest, steps: tuple[Step, ...]) -> None:
-    """The same where the guest is about to end: one that hangs, or stands still in a debugger, shall not hold up whoever ends it."""
-    limit = guest.order.deadlines.monitor_s
-    if (await guest.wait(guest.monitor.execute("query-status"), limit))["running"]:
-        await guest.wait(unwind(guest, steps), limit)
+async def _unwind_running(guest: Guest, steps: tuple[Step, ...]) -> None:
+    """The same after an error: a guest that stands still, as in a debugger, undoes nothing, and shall not hold up whoever ends it."""
+    if steps and (await guest.wait(guest.monitor.execute("query-status"), guest.order.deadlines.monitor_s))["running"]:
+        await unwind(guest, steps)
 
 
 @contextlib.asynccontextmanager
@@ -78,6 +77,6 @@ async def standing(guest: Guest, wanted: GuestModel | None = None, *, built: boo
         yield plan
     except BaseException:
         with contextlib.suppress(TestbedError):
-            await _unwind_soon(guest, steps)
+            await _unwind_running(guest, steps)
         raise
     await unwind(guest, steps)

@@ -18,7 +18,7 @@ traceback and the code as well, for a guest of `up` into its `supervisor.log`; w
 
 The command ends with status 2, unless it has a verdict to give: PASS 0, FAIL 1, INVALID 3, everything skipped 4, and INFRA 2 where a guest
 was lost. A signal that stops it makes it 128 and the signal's number; 141 says that nobody read what it printed to the end. `validate`
-says 1 of a file that is wrong or cannot be read, and `testbed ssh` has the status of the command in the guest.
+says 1 of a file that is wrong or cannot be read, `testbed ssh` has the status of the command in the guest, and `testbed cp` that of scp.
 
 | code | class | what it means | who acts | how |
 |---|---|---|---|---|
