@@ -61,6 +61,7 @@ _COMMANDS = (
     "qom-set",
     "query-balloon",
     "query-blockstats",
+    "query-chardev",
     "query-dump",
     "query-migrate",
     "query-status",

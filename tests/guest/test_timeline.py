@@ -45,12 +45,12 @@ def lines(evidence: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (evidence / name).read_text().splitlines()]
 
 
-async def logged(evidence: Path, count: int) -> list[dict[str, Any]]:
+async def logged(evidence: Path, count: int, log: str = LOG) -> list[dict[str, Any]]:
     """What is logged, as soon as it is so much."""
     async with asyncio.timeout(120):
-        while not (evidence / LOG).exists() or len(lines(evidence, LOG)) < count:
+        while not (evidence / log).exists() or len(lines(evidence, log)) < count:
             await asyncio.sleep(0.05)
-    return lines(evidence, LOG)
+    return lines(evidence, log)
 
 
 @pytest.mark.slow
@@ -142,9 +142,10 @@ async def test_samples_have_errors_and_limits(guest: Guest) -> None:
 @pytest.mark.slow
 async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, evidence: Path) -> None:
     async with sampling(guest, 0.05):
+        assert "nvme" in (await logged(evidence, 1, "samples.jsonl"))[0]["disks"]
         await guest.hardware.unplug("nvme")
         async with asyncio.timeout(60):
-            while not (evidence / "samples.jsonl").exists() or "nvme" in lines(evidence, "samples.jsonl")[-1]["disks"]:
+            while "nvme" in lines(evidence, "samples.jsonl")[-1]["disks"]:
                 await asyncio.sleep(0.05)
         await guest.hardware.plug("nvme")
         async with asyncio.timeout(60):
