@@ -27,6 +27,7 @@ class Desk:
         self._name, self._ready = name, ready
         self._sampler: Sampler | None = None
         self.agent = asyncio.Lock()
+        self.turn = asyncio.Lock()  # of those that stop it, or put another in its place
         self.verbs: Mapping[str, Verb] = {
             "stats": self._stats,
             "shell": self._shell,
@@ -61,10 +62,11 @@ class Desk:
     async def _resume(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Let a guest go on that stands still at an error; the request is tried again."""
         del asked
-        guest = self._ready()
-        if not guest.hardware.errors.stopped and (await guest.monitor.execute("query-status"))["status"] != "paused":
-            raise UsageError(f"{self._name} does not stand still")
-        await guest.monitor.execute("cont")
+        async with self.turn:
+            guest = self._ready()
+            if not guest.hardware.errors.stopped and (await guest.monitor.execute("query-status"))["status"] != "paused":
+                raise UsageError(f"{self._name} does not stand still")
+            await guest.monitor.execute("cont")
         return {}
 
     async def _qmp(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -96,16 +98,17 @@ class Desk:
 
     async def _dump(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Write its memory into the new file `path`."""
-        guest = self._ready()
-        await dumps.prepare(guest)
-        return {"bytes": await dumps.write(guest, Path(asked["path"]), asked["format"])}
+        async with self.turn:
+            guest = self._ready()
+            await dumps.prepare(guest)
+            return {"bytes": await dumps.write(guest, Path(asked["path"]), asked["format"])}
 
 
 async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One line of a control socket."""
     try:
         asked = json.loads(await reader.readline())
-        verb = verbs.get(asked.pop("verb"))
+        verb = verbs.get(asked["verb"])
         said = await verb(asked) if verb else {"error": f"{name}: it is kept in a way that does not know this; or by another version"}
     except (ValueError, KeyError, AttributeError) as error:
         said = {"error": f"{name}: expected a verb and its arguments, got {error!r}"}

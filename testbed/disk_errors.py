@@ -1,4 +1,4 @@
-"""What QEMU says of errors of its disks, and of a guest that stands still for one (`rerror`, `werror`: stop). Pure.
+"""What QEMU says of errors of its disks, and of a guest that stands still, for one (`rerror`, `werror`: stop) or otherwise. Pure.
 
 What became of an error is told by the event BLOCK_IO_ERROR, but not always: QEMU 10 tells one a second for each disk, and no QEMU tells of
 NVMe's. Those that reached the guest are counted as well (`failed_rd_operations` and the like in `query-blockstats`).
@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 _ACTIONS = {"report": "reported", "ignore": "ignored", "stop": "stopped the guest"}
+_NO_ERROR = "stopped, by a debugger or by `stop` of QMP"
 
 
 def failed(blockstats: Iterable[Mapping[str, Any]], disk: str) -> dict[str, int]:
@@ -37,6 +38,8 @@ class DiskErrors:
             self._counted[disk, operation, action] += 1
             if action == "stop" and not self.stopped:
                 self._stop(f"stopped at a {operation} error of disk {disk} ({data.get('reason', 'no reason')})")
+        elif event == "STOP" and not self.stopped:
+            self._stop(_NO_ERROR)
         elif event == "RESUME" and self.stopped:
             self._stop("")
 

@@ -9,14 +9,13 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from testbed import room
 from testbed.errors import GuestError, HostError
 from testbed.guest import Guest
 from testbed.units import format_size
 
 Format = Literal["elf", "kdump-zlib"]
 FORMATS: tuple[Format, ...] = ("elf", "kdump-zlib")
-# Left free on the disk beside the dump.
-_MARGIN_BYTES = 256 << 20
 _LIMIT_S = 600.0
 
 
@@ -35,7 +34,7 @@ async def write(guest: Guest, path: Path, kind: Format = "elf") -> int:
 
     :raise HostError: there is no room for it, it exists, or QEMU cannot; then there is no file.
     """
-    need = guest.order.machine.memory_bytes + _MARGIN_BYTES
+    need = guest.order.machine.memory_bytes + room.MARGIN_BYTES
     try:
         free = shutil.disk_usage(path.parent).free
         if free < need:

@@ -89,7 +89,7 @@ class Guest(Life):
     def _on_event(self, name: str, data: dict[str, Any]) -> None:
         if name == "DEVICE_DELETED":
             self.slots.on_deleted(str(data.get("device")))
-        elif name in ("BLOCK_IO_ERROR", "RESUME"):
+        elif name in ("BLOCK_IO_ERROR", "STOP", "RESUME"):
             self.hardware.errors.hear(name, data)
             # An error that was injected is the guest's affair, a disk of this machine that is full is not.
             if name == "BLOCK_IO_ERROR" and (full := room.full(self._places)):

@@ -11,7 +11,7 @@ from typing import Any
 
 from testbed import desk, vms
 from testbed.desk import Desk
-from testbed.errors import TestbedError
+from testbed.errors import TestbedError, UsageError
 from testbed.guest import Guest
 from testbed.paths import Folders
 from testbed.signature import Match
@@ -48,9 +48,14 @@ class Holder:
             return {}
 
         with vms.claimed(self.folders, self.name) as folder:
-            vms.write(folder, self._record(guest, match))
-            vms.ssh_files(folder, self.name, guest.ssh_port, self.key, guest.host_key.public)
-            verbs = {**Desk(self.name, ready).verbs, "down": down}
+
+            def note() -> None:
+                vms.write(folder, self._record(guest, match, ended))
+
+            note()
+            guest.hardware.errors.on_stop = note
+            vms.ssh_files(folder, self.name, guest.ssh_port, self.key, guest.host_key.public, connect_s=guest.order.deadlines.command_s)
+            verbs = {**Desk(self.name, ready).verbs, "down": down, **dict.fromkeys(("snapshot", "restore", "power-cut"), self._refuse)}
             async with (
                 desk.listening(folder / "control", lambda reader, writer: desk.answer(self.name, verbs, reader, writer)),
                 desk.listening(folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),
@@ -61,15 +66,27 @@ class Holder:
                 try:
                     await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
                 finally:
+                    guest.hardware.errors.on_stop = lambda: None  # there is no record any longer
                     for task in waits:
                         task.cancel()
                     await asyncio.gather(*waits, return_exceptions=True)
 
-    def _record(self, guest: Guest, match: Match) -> Record:
+    async def _refuse(self, asked: dict[str, Any]) -> dict[str, Any]:
+        raise UsageError(
+            f"{self.name} is held by `testbed repro --hold`, in the middle of a try: it can be entered, debugged and dumped,"
+            f" not asked for {asked['verb']}"
+        )
+
+    def _record(self, guest: Guest, match: Match, ended: bool) -> Record:
         model, order = guest.order.model, guest.order
+        why, resume_with = f"held: {match.seen}", ""
+        if ended:
+            why += "; its memory is there for gdb and dumps"
+        elif guest.hardware.errors.stopped:
+            why, resume_with = f"{why}; it stands still", f"testbed resume {self.name}"
         return Record(
             name=self.name,
-            state=vms.READY,
+            state=vms.ENDED if ended else vms.READY,
             topology=self.file,
             point="",
             guest=guest.name,
@@ -85,7 +102,8 @@ class Holder:
             networks="",
             qemu=guest.pid,
             ssh_port=guest.ssh_port,
-            why=f"held: {match.seen}" + ("; it stands still" if self.paused or guest.loss is not None else ""),
+            why=why,
+            resume_with=resume_with,
         )
 
     def _words(self, ended: bool) -> str:

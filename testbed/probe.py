@@ -53,6 +53,7 @@ _COMMANDS = (
     "migrate",
     "migrate-incoming",
     "migrate-set-capabilities",
+    "migrate_cancel",
     "netdev_add",
     "object-add",
     "object-del",

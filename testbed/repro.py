@@ -237,8 +237,8 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
 
     async def hold(guest: Guest, match: Match) -> None:
         """The first that shows it is held; the others go."""
-        nonlocal holding
-        holding = True
+        nonlocal holding, first_hit_s
+        holding, first_hit_s = True, time.monotonic() - begun
         for task in running - {asyncio.current_task()}:
             task.cancel()
         assert job.hold is not None  # or nobody would call this

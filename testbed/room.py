@@ -17,6 +17,8 @@ RUN_LIMIT, CACHE_LIMIT = "TESTBED_RUN_LIMIT", "TESTBED_CACHE_LIMIT"
 _DEFAULT_BYTES = 20 * GIB
 # Less is nothing: a file system keeps some for itself.
 _LEAST_BYTES = MIB
+# Left free beside what is written at once and is large: guests go on, and write, too.
+MARGIN_BYTES = 256 * MIB
 _POLL_S = 2.0
 
 

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 from pathlib import Path
 
 from testbed import room
 from testbed.errors import HostError
 from testbed.monitor import Monitor
+from testbed.units import format_size
 
 # Memory that is a shared file is not written into the state; both ends must have agreed on that.
 _CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
-async def write(monitor: Monitor, path: Path) -> None:
+async def write(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> None:
     """Save a machine that has stopped.
 
-    :raise HostError: QEMU cannot: it names the device that it cannot save. Of a full disk it says nothing.
+    `leave_bytes`: free there, whatever the state takes, which is known only as it is written.
+
+    :raise HostError: QEMU cannot: it names the device that it cannot save, but says nothing of a full disk; or too little is left.
     """
     await monitor.execute("migrate-set-capabilities", _CAPABILITIES)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
@@ -26,8 +30,13 @@ async def write(monitor: Monitor, path: Path) -> None:
     finally:
         os.close(descriptor)
     await monitor.execute("migrate", {"uri": "fd:state"})
+    short = False
     while (answer := await monitor.execute("query-migrate")).get("status") not in ("completed", "failed", "cancelled"):
+        if not short and (short := shutil.disk_usage(path.parent).free < leave_bytes):
+            await monitor.execute("migrate_cancel")
         await asyncio.sleep(0.01)
+    if short:
+        raise HostError(f"{path.parent}: expected {format_size(leave_bytes)} to be left of this machine's disk, and there are less")
     if answer["status"] != "completed":
         reason = answer.get("error-desc") or room.full((path.parent,)) or "no reason"
         raise HostError(f"QEMU: expected to save the machine's state, got {answer['status']}: {reason}")

@@ -106,7 +106,6 @@ class Keeper:
         self._ends = False
         self._was_ready = False
         self._settled = asyncio.Event()  # ready, or lost
-        self._turn = asyncio.Lock()  # of those that save it, or put another in its place
         self._verbs: dict[str, Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]] = {
             "down": self._down,
             "snapshot": self._snapshot,
@@ -155,7 +154,7 @@ class Keeper:
                 if living.done() and not self._was_ready:
                     return living.result()
                 if living.done() and not self._asked.is_set():
-                    self._note(state=vms.LOST, why=_why(living))
+                    self._note(state=vms.LOST, why=_why(living), resume_with="")
                     self._settled.set()
                     await asked
             finally:
@@ -185,9 +184,9 @@ class Keeper:
             mounts.standing(guest, built=saved is not None) as made,
         ):
             self._guest = guest
-            errors = guest.hardware.errors
-            errors.on_stop = lambda: self._note(why=errors.stopped)
-            vms.ssh_files(self._folder, order.name, guest.ssh_port, self._lab.key.openssh, guest.host_key.public)
+            guest.hardware.errors.on_stop = self._note_still
+            limit_s = guest.order.deadlines.command_s
+            vms.ssh_files(self._folder, order.name, guest.ssh_port, self._lab.key.openssh, guest.host_key.public, connect_s=limit_s)
             guest.on_disks = lambda: self._note(devices=made.devices | {name: disk.path for name, disk in guest.disks.items()})
             self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port, devices=made.devices)
             self._say({"ready": asdict(self._record)})
@@ -202,6 +201,15 @@ class Keeper:
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One line of the control socket."""
         await desk.answer(self._order.name, {**self._desk.verbs, **self._verbs}, reader, writer)
+        self._note_still()
+
+    def _note_still(self) -> None:
+        """That the guest stands still, or goes on again; not while one of its verbs makes it so for a moment."""
+        if self._guest is None or self._record.state != vms.READY or self._desk.turn.locked():
+            return
+        why = self._guest.hardware.errors.stopped
+        if why != self._record.why:
+            self._note(why=why, resume_with=f"testbed resume {self._order.name}" if why else "")
 
     def _ready(self) -> Guest:
         if self._guest is None or self._record.state != vms.READY:
@@ -217,23 +225,25 @@ class Keeper:
     async def _snapshot(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Save the guest as a snapshot in a new `folder`."""
         folder = Path(asked["folder"])
-        async with self._turn, self._desk.agent:
+        async with self._desk.turn, self._desk.agent:
             guest = self._ready()
             if folder.exists():
                 raise UsageError(f"{self._order.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm")
+            if self._record.resume_with:
+                raise UsageError(vms.cannot_go_on(self._record))
             await snapshot.save(guest, folder, asdict(self._order))
         return {}
 
     async def _restore(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Go on from the snapshot in `folder`, whatever the guest is doing, and also where it is lost."""
-        async with self._turn:
+        async with self._desk.turn:
             self._order = replace(self._order, snapshot=str(asked["folder"]))
             await self._again()
         return {}
 
     async def _power_cut(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Let the guest lose its power, and boot it again on what its disks hold then."""
-        async with self._turn:
+        async with self._desk.turn:
             kept = self._lab.new_folder()
             lost = await self._ready().cut_power(kept, share=float(asked["share"]), seed=int(asked["seed"]))
             self._survivors = kept
@@ -245,7 +255,7 @@ class Keeper:
 
         :raise TestbedError: it does not get ready.
         """
-        self._note(state=vms.STARTING, why="")
+        self._note(state=vms.STARTING, why="", resume_with="")
         self._settled.clear()
         self._asked.set()
         await self._settled.wait()

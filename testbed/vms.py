@@ -17,7 +17,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from pydantic import TypeAdapter, ValidationError
 from testbed.errors import HostError, UsageError, told
 from testbed.paths import Folders
 
-STARTING, READY, LOST = "starting", "ready", "lost"
+# One that has ENDED is held with its memory.
+STARTING, READY, LOST, ENDED = "starting", "ready", "lost", "ended"
 # A line of the control socket: a table of all cgroups of a guest fits.
 LONGEST_LINE = 8 << 20
 _CLAIM_TRIES = 50
@@ -35,7 +36,8 @@ _CLAIM_TRIES = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What is known of a guest that stays. `guest`: its name in the `topology` file. `since`: seconds since 1970. `why`: of a lost one.
+    """What is known of a guest that stays. `guest`: its name in the `topology` file. `since`: seconds since 1970. `why`: it is lost, held,
+    or stands still; then `resume_with` is the command that lets it go on.
 
     `supervisor`, `qemu`: process ids. `devices`: /dev path of each device of the topology, by its name there.
     """
@@ -59,6 +61,7 @@ class Record:
     ssh_port: int = 0
     devices: dict[str, str] = field(default_factory=dict)
     why: str = ""
+    resume_with: str = ""
 
 
 _RECORD = TypeAdapter(Record)
@@ -78,9 +81,13 @@ class Vm:
     async def ask(self, verb: str, *, timeout_s: float = 60, **arguments: Any) -> dict[str, Any]:
         """The supervisor's answer.
 
-        :raise HostError: it does not answer. :raise TestbedError: it says why not.
+        :raise HostError: it does not answer, or is stopped. :raise TestbedError: it says why not.
         """
         name = self.record.name
+        stopped = _by_signal(self.record)
+        # A supervisor ends a QEMU that is stopped, and asks it for everything else.
+        if stopped is not None and (verb != "down" or stopped == self.record.supervisor):
+            raise HostError(cannot_go_on(now(self.record)))
         try:
             async with asyncio.timeout(timeout_s):
                 reader, writer = await asyncio.open_unix_connection(self.folder / "control", limit=LONGEST_LINE)
@@ -97,6 +104,30 @@ class Vm:
         if "error" in answer:
             raise told(str(answer["error"]), answer.get("code", ""))
         return dict(answer)
+
+
+def now(record: Record) -> Record:
+    """A record with what it cannot say itself: that its guest stands still because its supervisor or QEMU is stopped by a signal."""
+    pid = _by_signal(record)
+    if pid is None:
+        return record
+    whose = "supervisor" if pid == record.supervisor else "QEMU"
+    return replace(record, why=f"its {whose} (pid {pid}) is stopped by a signal", resume_with=f"kill -CONT {pid}")
+
+
+def cannot_go_on(record: Record) -> str:
+    """What is said to whoever wants something of a guest that stands still."""
+    return f"{record.name} stands still: {record.why}; let it go on with: {record.resume_with}"
+
+
+def _by_signal(record: Record) -> int | None:
+    """The supervisor's process id, or QEMU's, where that is stopped by a signal, as by Ctrl-Z."""
+    for pid in (record.supervisor, record.qemu):
+        with contextlib.suppress(OSError):
+            # The name before it may hold anything; see proc_pid_stat(5).
+            if pid and Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T":
+                return pid
+    return None
 
 
 def _root(folders: Folders) -> Path:
@@ -236,8 +267,11 @@ async def gone(vm: Vm, timeout_s: float) -> None:
     raise HostError(f"{vm.record.name}: its supervisor (pid {vm.record.supervisor}) does not end")
 
 
-def ssh_files(folder: Path, name: str, port: int, private_key: str, host_key: str) -> None:
-    """What an SSH client needs to reach a guest: a key, the guest's own key, and a configuration that names both."""
+def ssh_files(folder: Path, name: str, port: int, private_key: str, host_key: str, *, connect_s: float) -> None:
+    """What an SSH client needs to reach a guest: a key, the guest's own key, and a configuration that names both.
+
+    `connect_s`: how long the guest may take to let somebody in; one that stands still never does.
+    """
     key = folder / "key"
     key.touch(mode=0o600)
     key.write_text(private_key)
@@ -259,4 +293,5 @@ Host {name}
     KexAlgorithms curve25519-sha256
     Ciphers chacha20-poly1305@openssh.com
     LogLevel ERROR
+    ConnectTimeout {connect_s:.0f}
 """)

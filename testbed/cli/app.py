@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from testbed.printable import printable
+from testbed.store import runs
 
 app = typer.Typer(
     name="testbed",
@@ -59,9 +61,25 @@ def mistake() -> None:
 
 def stopped(by: signal.Signals, more: str = "") -> None:
     """Say that a signal ended this command."""
-    err.print(f"testbed: stopped by {by.name}{more}", markup=False, highlight=False)
+    folder = f"; what there is of its run is in {_broken_off[0]}" if _broken_off else ""
+    err.print(f"testbed: stopped by {by.name}{more}{folder}", markup=False, highlight=False, soft_wrap=True)
     if "--json" in sys.argv:
-        print(json.dumps({"event": "stopped", "signal": by.name, "exit_code": 128 + by}), file=sys.stderr)
+        run = {"folder": str(_broken_off[0])} if _broken_off else {}
+        print(json.dumps({"event": "stopped", "signal": by.name, "exit_code": 128 + by, **run}), file=sys.stderr)
+
+
+_broken_off: list[Path] = []
+
+
+@contextlib.contextmanager
+def run_going_on(folder: Path) -> Iterator[None]:
+    """A run in this folder, which is named where a signal ends it."""
+    with runs.going_on(folder, sys.argv):
+        try:
+            yield
+        except asyncio.CancelledError:
+            _broken_off.append(folder)
+            raise
 
 
 def run_async(work: Coroutine[Any, Any, int]) -> None:

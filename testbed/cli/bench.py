@@ -10,12 +10,11 @@ import typer
 from rich.table import Table
 
 from testbed import paths, reach
-from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async, run_going_on
 from testbed.kernels import load_table
 from testbed.lab import open_lab
 from testbed.reach import Reach
 from testbed.report import live
-from testbed.store import runs
 from testbed.units import format_size
 
 bench = typer.Typer(no_args_is_help=True, help="How fast this machine is.", rich_markup_mode=None)
@@ -41,7 +40,7 @@ def disks(
         with live.progress(err, quiet=quiet) as progress:
             async with open_lab(progress, kernels=(spec,)) as lab:
                 folder = paths.new_run_folder(lab.folders.runs)
-                with runs.going_on(folder):
+                with run_going_on(folder):
                     found = await reach.measure(lab, await lab.kernel(spec), folder / "bench", seconds=seconds)
                 reach.keep(found, lab.folders.cache, lab.host)
         if as_json:

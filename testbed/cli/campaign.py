@@ -18,7 +18,7 @@ from testbed.bisection import Answer
 from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
-from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async
+from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async, run_going_on
 from testbed.cli.kernels import SOURCE_HELP, Config, Flavours, Fragments, Series, builder, configured, nothing_built
 from testbed.errors import BuildError, UsageError
 from testbed.kernels import load_table
@@ -26,7 +26,7 @@ from testbed.lab import Lab, open_lab
 from testbed.progress import Silent
 from testbed.report import bug_files, live
 from testbed.repro import Job, Limits
-from testbed.store import kernel_files, runs
+from testbed.store import kernel_files
 from testbed.store.kernel_builds import BuildOrder
 
 BugFile = Annotated[Path, typer.Argument(help="Bug file.")]
@@ -60,7 +60,7 @@ def reduce_command(
             progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=(spec,)) as lab:
                 job = _job(lab, case, jobs)
-                stack.enter_context(runs.going_on(job.folder))
+                stack.enter_context(run_going_on(job.folder))
                 begun = time.monotonic()
                 found = await Reducer(job, await lab.kernel(spec), error, progress.note).reduce(self_contained(file), tries)
                 origin = f"Reduced from {file.name} by {found.guests} guests on {spec}; as it was: {found.whole.rate}"
@@ -134,7 +134,7 @@ def bisect_command(
             progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=(every[ends["--bad"]],)) as lab:
                 job = _job(lab, case, jobs)
-                stack.enter_context(runs.going_on(job.folder))
+                stack.enter_context(run_going_on(job.folder))
                 begun = time.monotonic()
                 bisector = Bisector(job, lab.kernel, error, progress.note)
                 found = await bisector.bisect(every, ends["--good"], ends["--bad"], rate)
@@ -165,7 +165,7 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
                 spec = wanted if isinstance(wanted, str) else (await builder(progress).build(wanted)).name
                 async with open_lab(progress) as lab:
                     job = _job(lab, case, jobs)
-                    with runs.going_on(job.folder):
+                    with run_going_on(job.folder):
                         begun = time.monotonic()
                         bisector = Bisector(job, lab.kernel, error, progress.note)
                         bisector.rate = rate

@@ -17,8 +17,8 @@ import typer
 
 from testbed import bug_results, parcel, paths, probe, repro, up
 from testbed.bugs import Case, load
-from testbed.bugs.load import inlined, of_plain, self_contained, written
-from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.bugs.load import inlined, is_bug, of_plain, self_contained, written, wrong
+from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async, run_going_on
 from testbed.cli.bundle import tell_differences, unpacked
 from testbed.errors import TopologyError, UsageError
 from testbed.hold import Holder
@@ -29,7 +29,7 @@ from testbed.report import bug_files, live
 from testbed.report import repro as report
 from testbed.report.artefacts import keep
 from testbed.repro import Job, Limits
-from testbed.store import bundles, runs
+from testbed.store import bundles
 from testbed.store.bundles import Bundle
 from testbed.topology.reader import text_of
 from testbed.trial import Try, said
@@ -116,7 +116,7 @@ def repro_command(
             progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as lab:
                 folder = paths.new_run_folder(lab.folders.runs)
-                stack.enter_context(runs.going_on(folder))
+                stack.enter_context(run_going_on(folder))
                 job = Job(
                     lab=lab,
                     case=wanted.case,
@@ -124,7 +124,7 @@ def repro_command(
                     seed=chosen,
                     folder=folder,
                     on_try=teller(progress),
-                    hold=_holder(lab, name or "held", wanted.title, paused, progress).hold if hold else None,
+                    hold=_holder(lab, name or "held", wanted.title, paused, _say if quiet else progress.note).hold if hold else None,
                     paused=paused,
                     dump=dump,
                 )
@@ -150,10 +150,15 @@ def repro_command(
     run_async(work())
 
 
-def _holder(lab: Lab, name: str, title: str, paused: bool, progress: Progress) -> Holder:
+def _holder(lab: Lab, name: str, title: str, paused: bool, how: Callable[[str], None]) -> Holder:
     up.check_name(name)
     up.check_free((name,), lab.folders)
-    return Holder(folders=lab.folders, name=name, file=title, key=lab.key.openssh, paused=paused, how=progress.note)
+    return Holder(folders=lab.folders, name=name, file=title, key=lab.key.openssh, paused=paused, how=how)
+
+
+def _say(text: str) -> None:
+    """Also to whoever wants no progress: without it nobody knows that a guest is held."""
+    err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def teller(progress: Progress) -> Callable[[str, Try], None]:
@@ -190,7 +195,13 @@ def _wanted(
         if bundles.is_bundle(file):
             bundle = bundles.read(file)
             return Wanted(case=of_plain(bundle.plain, f"{file}:bug.yaml"), plain=bundle.plain, title=str(file), bundle=bundle)
-        case = load(file, host_memory=probe.host_memory())
+        try:
+            case = load(file, host_memory=probe.host_memory())
+        except TopologyError as error:
+            if is_bug(file):
+                raise
+            expected = wrong(file, "expected a bug file (docs/reproduce.md), or a bundle of `testbed bundle`")
+            raise TopologyError((*expected.problems, *error.problems)) from error
         return Wanted(case=case, plain=self_contained(file), title=str(file))
     return _of_script(script, expect, topology, kernels, clean)
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import RenderableType
 
 from testbed import paths, probe, reach, runner
-from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
+from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
 from testbed.cli.kernels import Config, Flavours, Fragments, Revert, Series, Tree, builder, configured, kernel_table, nothing_built
 from testbed.errors import HostError, UsageError
 from testbed.lab import Lab, open_lab
@@ -24,7 +24,7 @@ from testbed.report import artefacts, live, results, table
 from testbed.runner import Judge, Result
 from testbed.scenarios import select
 from testbed.scenarios.base import Case
-from testbed.store import cache, runs
+from testbed.store import cache
 from testbed.store.kernel_builds import BuildOrder
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest, load
@@ -208,7 +208,7 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
             kernels = {side: await lab.kernel(spec) for side, spec in specs.items()}
             folder = paths.new_run_folder(lab.folders.runs)
             _announce(lab, kernels, wanted.model, progress)
-            with runs.going_on(folder), live.Watch(progress, err, len(wanted.cases) * wanted.repeat) as watch:
+            with run_going_on(folder), live.Watch(progress, err, len(wanted.cases) * wanted.repeat) as watch:
                 job = runner.Job(
                     lab=lab,
                     cases=wanted.cases,
@@ -224,7 +224,7 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
                 try:
                     finished = await runner.run(job, judge(kernels))
                 except asyncio.CancelledError:
-                    watch.stopped(folder)
+                    watch.stopped()
                     raise
                 took_s = time.monotonic() - started
                 document = _document(lab, wanted, kernels, finished, took_s, folder)

@@ -14,10 +14,9 @@ from rich.table import Table
 from testbed import paths, suites
 from testbed.api import open_testbed
 from testbed.blktests import Outcome, Status
-from testbed.cli.app import ERROR, FAILED, KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
+from testbed.cli.app import ERROR, FAILED, KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
 from testbed.kernels import load_table
 from testbed.report import live
-from testbed.store import runs
 from testbed.topology import Topology, load
 from testbed.verdict import Verdict
 
@@ -56,7 +55,7 @@ def suite(
 
     async def work() -> int:
         folder = paths.new_run_folder(paths.folders().runs)
-        with runs.going_on(folder), live.progress(err, quiet=quiet) as progress:
+        with run_going_on(folder), live.progress(err, quiet=quiet) as progress:
             async with open_testbed(kernels=(spec,), cold=cold, progress=progress) as testbed:
                 done = await suites.run(
                     testbed,

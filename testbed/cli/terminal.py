@@ -12,6 +12,7 @@ import tty
 from collections.abc import Iterator
 
 from testbed.cli.app import err
+from testbed.errors import HostError
 from testbed.vms import Vm
 
 _LEAVE = b"\x1d"  # Ctrl-], as telnet and virsh have it
@@ -20,12 +21,15 @@ _QUIET_S = 2.0
 
 
 async def attach(vm: Vm) -> int:
-    """Pass on what is typed, and show what comes, until Ctrl-] or the guest's end."""
+    """Pass on what is typed, and show what comes, until Ctrl-].
+
+    :raise HostError: the guest has ended.
+    """
     columns, rows = shutil.get_terminal_size()
     await vm.ask("shell", rows=rows, columns=columns)
     reader, writer = await asyncio.open_unix_connection(vm.folder / "console")
     left = asyncio.Event()
-    typed_all = False
+    typed_all = ended = False
 
     def on_input() -> None:
         nonlocal typed_all
@@ -39,6 +43,7 @@ async def attach(vm: Vm) -> int:
             typed_all = True
 
     async def show() -> None:
+        nonlocal ended
         while True:
             try:
                 # Not wait_for(): where data comes as it is cancelled, that one goes on (Python 3.11).
@@ -49,6 +54,7 @@ async def attach(vm: Vm) -> int:
                     return
                 continue
             if not data:
+                ended = True
                 return
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
@@ -71,6 +77,8 @@ async def attach(vm: Vm) -> int:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+    if ended:
+        raise HostError(f"{vm.record.name}: its console has ended, as the guest did or is started anew; its logs: {vm.record.evidence}")
     return 0
 
 

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import secrets
 import signal
 import socket
 import sys
@@ -17,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from testbed import paths, probe, spares, supervisor, up, vms
+from testbed import paths, probe, session, spares, supervisor, up, vms
 from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async
 from testbed.cli.snapshots import SAVING_S, known
 from testbed.cli.vms import VmArgument
@@ -136,19 +135,17 @@ def fork(
         folders = paths.folders()
         up.check_name(new)
         up.check_free((new,), folders)
-        if from_ is not None:
-            saved = snapshots.find(folders.state, vm, from_)
-        else:
-            folder = snapshots.snapshot_folder(folders.state, vm, f"fork-{secrets.token_hex(4)}")
-            await vms.find(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
-            saved = snapshots.read(folder)
-        try:
+        # A snapshot that is of no other use goes with us.
+        with session.open_session(folders) as own:
+            if from_ is not None:
+                saved = snapshots.find(folders.state, vm, from_)
+            else:
+                folder = own.scratch / vm / "now"
+                await vms.find(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
+                saved = snapshots.read(folder)
             with live.progress(err, quiet=quiet) as progress:
                 evidence = paths.new_run_folder(folders.runs)
                 started = await up.fork(saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting)
-        finally:
-            if from_ is None:
-                snapshots.remove(saved)
         if not quiet:
             out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)
         return 0

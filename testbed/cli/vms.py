@@ -19,7 +19,7 @@ from rich.live import Live
 from testbed import debugger, dumps, inventory, paths, process, session, vms
 from testbed.cli import terminal
 from testbed.cli.app import Json, app, err, out, run_async
-from testbed.errors import UsageError
+from testbed.errors import TestbedError, UsageError
 from testbed.printable import printable
 from testbed.report import guests
 from testbed.units import format_size
@@ -58,11 +58,11 @@ def ps(as_json: Json = False) -> None:
     folders = paths.folders()
     for record in session.reap(folders).guests:
         err.print(vms.gone_with_supervisor(record), markup=False, highlight=False, soft_wrap=True)
-    there = vms.every(folders)
+    records = tuple(vms.now(vm.record) for vm in vms.every(folders))
     if as_json:
-        print(json.dumps([asdict(vm.record) for vm in there]))
-    elif there:
-        out.print(guests.guests_table(tuple(vm.record for vm in there)))
+        print(json.dumps([asdict(record) for record in records]))
+    elif records:
+        out.print(guests.guests_table(records))
     else:
         err.print("no guests; start some with: testbed up FILE", markup=False, highlight=False)
 
@@ -75,11 +75,22 @@ def top(
 ) -> None:
     """What the disks of all guests do: requests, bandwidth, latency, limits, and the control groups' shares; on a terminal until Ctrl-C."""
 
+    said: set[str] = set()
+
+    async def reading(vm: vms.Vm) -> dict[str, Any] | None:
+        try:
+            return await vm.ask("stats")
+        except TestbedError as error:
+            # It stands still, or has just gone: no reason to stop.
+            if (why := str(error)) not in said:
+                said.add(why)
+                err.print(f"testbed: {why}", markup=False, highlight=False, soft_wrap=True)
+            return None
+
     async def readings() -> dict[str, dict[str, Any]]:
         ready = [vm for vm in vms.every(paths.folders()) if vm.record.state == vms.READY]
-        found = await asyncio.gather(*(vm.ask("stats") for vm in ready), return_exceptions=True)
-        # A guest that has just gone is no reason to stop.
-        return {vm.record.name: one for vm, one in zip(ready, found, strict=True) if isinstance(one, dict)}
+        found = await asyncio.gather(*(reading(vm) for vm in ready))
+        return {vm.record.name: one for vm, one in zip(ready, found, strict=True) if one is not None}
 
     async def work() -> int:
         rounds = count or (None if out.is_terminal else 1)
@@ -108,7 +119,7 @@ def ssh(context: typer.Context, vm: VmArgument) -> None:
 
     Several words are a program and its arguments, as they are; a single one is for the guest's shell: `testbed ssh VM -- 'ls | wc -l'`.
     """
-    found = _reachable(vm)
+    found = _going_on(vm)
     words = context.args[1:] if context.args[:1] == ["--"] else context.args
     command = words if len(words) < 2 else [shlex.join(words)]
     _become(["ssh", "-F", str(found.ssh_config), vm, *command])
@@ -123,10 +134,12 @@ def ssh_config(vm: VmArgument) -> None:
 @app.command(context_settings=_FOREIGN)
 def cp(context: typer.Context) -> None:
     """Copy files with this machine's scp, whose options it takes: `testbed cp -r FILE... VM:PATH`, or `VM:PATH... FOLDER`."""
+    if len(context.args) < 2:
+        raise UsageError("cp: expected what to copy, and where to, such as: testbed cp FILE VM:PATH")
     names = {word.partition(":")[0] for word in context.args if ":" in word and "/" not in word.partition(":")[0]}
     if len(names) != 1:
         raise UsageError(f"cp: expected one guest, as VM:PATH, got {', '.join(sorted(names)) or 'none'}")
-    _become(["scp", "-F", str(_reachable(names.pop()).ssh_config), *context.args])
+    _become(["scp", "-F", str(_going_on(names.pop()).ssh_config), *context.args])
 
 
 @app.command("inventory")
@@ -145,8 +158,7 @@ def inventory_command(
 @app.command()
 def console(vm: VmArgument) -> None:
     """A shell on a guest's serial console, which also works where its network or SSH server do not. Ctrl-] leaves it."""
-    found = _reachable(vm)
-    run_async(terminal.attach(found))
+    run_async(terminal.attach(_going_on(vm)))
 
 
 @app.command()
@@ -262,6 +274,18 @@ def _reachable(name: str) -> vms.Vm:
         raise UsageError(
             f"{name}: expected a guest that is ready, this one is {found.record.state}{why}\n  its logs: {found.record.evidence}"
         )
+    return found
+
+
+def _going_on(name: str) -> vms.Vm:
+    """One that is ready, and does not stand still.
+
+    :raise UsageError: there is none of that name, or it is not ready, or stands still; says what helps.
+    """
+    found = _reachable(name)
+    record = vms.now(found.record)
+    if record.resume_with:
+        raise UsageError(vms.cannot_go_on(record))
     return found
 
 

@@ -26,6 +26,8 @@ def guests_table(records: tuple[Record, ...]) -> Table:
         table.add_column(column, no_wrap=column in ("name", "ssh port", "age"), overflow="fold")
     for record in records:
         why = record.why.splitlines()[0] if record.why else ""
+        if record.resume_with:
+            why += f"; let it go on with: {record.resume_with}"
         table.add_row(
             record.name,
             Text(f"{record.state}{f': {why}' if why else ''}", style=_STYLES.get(record.state, "")),

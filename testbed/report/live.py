@@ -183,9 +183,9 @@ class Watch:
         if self._whole is not None:
             self._whole.update(fraction=self._count / self._total, detail=f"{self._count} of {self._total}")
 
-    def stopped(self, folder: Path) -> None:
-        """The run is broken off: what of it is there."""
-        self._progress.note(f"broken off after {self._count} of {self._total} cases; their logs are in {folder}")
+    def stopped(self) -> None:
+        """The run is broken off: how much of it is there."""
+        self._progress.note(f"broken off after {self._count} of {self._total} cases")
 
     def end(self, verdict: Verdict, folder: Path, exit_code: int) -> None:
         if self._events is not None:

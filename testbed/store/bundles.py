@@ -36,7 +36,9 @@ class Bundle:
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether a file looks like one: a tar."""
+    """Whether a file looks like one: a tar. A pipe is none, and nothing is taken from it."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             file.seek(257)
@@ -77,7 +79,8 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
                 target.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise HostError(f"{target}: cannot be written: {error.strerror or error}") from error
+        advice = "; choose another name with --output" if isinstance(error, FileExistsError) else ""
+        raise HostError(f"{target}: cannot be written: {error.strerror or error}{advice}") from error
     return target.stat().st_size
 
 

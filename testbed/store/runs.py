@@ -6,9 +6,10 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from testbed.errors import HostError
 _NAME = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{4}")
 # Held while a run goes on; free when its process has ended, however it did.
 _LOCK = ".running"
+_COMMAND = "command: "
 # Whoever has made a folder has put something into it by then.
 _FRESH_S = 3600.0
 # What a run leaves: of scenarios, or of bugs; and what each of its cases is.
@@ -30,7 +32,7 @@ RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run. `at`: when it began; `verdict` and `command` are empty, and `cases` 0, where it left no results.
+    """One run. `at`: when it began; `verdict` is empty and `cases` 0 where it left no results, and `command` where it left nothing.
 
     `cases`: scenarios; of a bug the kernels that were tried, or the candidates of a reduction.
     """
@@ -45,8 +47,8 @@ class Run:
 
 
 @contextlib.contextmanager
-def going_on(folder: Path) -> Iterator[None]:
-    """A run that nobody removes meanwhile, and whose log is written.
+def going_on(folder: Path, command: Sequence[str]) -> Iterator[None]:
+    """A run that nobody removes meanwhile, and whose log is written, which begins with its `command`.
 
     :raise HostError: its folder is gone or cannot be written.
     """
@@ -57,6 +59,7 @@ def going_on(folder: Path) -> Iterator[None]:
         raise HostError(f"{folder}: cannot be locked: {error}") from error
     try:
         with journal.writing(folder):
+            journal.say(_COMMAND + shlex.join(command))
             yield
     finally:
         (folder / _LOCK).unlink(missing_ok=True)
@@ -95,10 +98,16 @@ def sweep(runs: Path) -> tuple[Path, ...]:
     gone = []
     for folder, _ in folders(runs):
         old = time.time() - folder.stat().st_mtime > _FRESH_S
-        if old and not any(path.is_file() for path in folder.rglob("*")):
+        if old and not any(path.is_file() for path in folder.rglob("*") if path.name != journal.FILE or _says_more(path)):
             shutil.rmtree(folder, ignore_errors=True)
             gone.append(folder)
     return tuple(gone)
+
+
+def _says_more(log: Path) -> bool:
+    """Whether a run's log holds more than its command."""
+    with log.open() as lines:
+        return lines.readline() != "" and lines.readline() != ""
 
 
 def superfluous(
@@ -156,12 +165,19 @@ def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
     try:
         path = results(folder)
         if path is None:
-            return "", (), 0
+            return "", _begun(folder), 0
         found = json.loads(path.read_text())
         said = found["verdict"] if path.name == "results.json" else found["result"]
         return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[path.name]])
     except (OSError, ValueError, KeyError, TypeError):
         return "", (), 0
+
+
+def _begun(folder: Path) -> tuple[str, ...]:
+    """The command of a run that left no results, by its log."""
+    with (folder / journal.FILE).open() as log:
+        event = str(json.loads(log.readline())["event"])
+    return tuple(shlex.split(event.removeprefix(_COMMAND))[1:]) if event.startswith(_COMMAND) else ()
 
 
 def _size(folder: Path) -> int:

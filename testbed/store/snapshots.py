@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import re
 import shutil
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +20,8 @@ from testbed.store import cache
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}")
 _COPY_S = 600
+# The name of one that is being saved begins with a dot and ends so.
+_UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +83,49 @@ def find(state: Path, vm: str, name: str) -> Snapshot:
     return read(folder)
 
 
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A new folder that becomes `folder` when it is left, and goes where that is by an error. Whoever fills it holds it (flock), so that
+    what a killed one has left is known.
+    """
+    made = folder.with_name(f".{folder.name}{_UNFINISHED}")
+    shutil.rmtree(made, ignore_errors=True)  # a guest's commands take turns
+    made.mkdir(mode=0o700, parents=True)
+    held = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        made.mkdir(mode=0o700, exist_ok=True)  # somebody may have taken it for a leftover just before it was held
+        yield made
+        made.rename(folder)
+    except BaseException:
+        _remove(made)
+        raise
+    finally:
+        os.close(held)
+
+
+def sweep(state: Path) -> tuple[Path, ...]:
+    """Remove what killed supervisors have left half-saved; returns it."""
+    gone = []
+    for leftover in (state / "snapshots").glob(f"*/.*{_UNFINISHED}"):
+        with contextlib.suppress(OSError):
+            held = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(leftover)
+                gone.append(leftover)
+            finally:
+                os.close(held)
+    return tuple(gone)
+
+
+def _remove(folder: Path) -> None:
+    """Remove what is or was to be a snapshot, and its guest's folder with the last."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()
+
+
 def record(folder: Path, *, host_key: bytes, boot_s: float, machine: str, order: dict[str, Any]) -> None:
     """Write the last file of a snapshot, which makes it one."""
     meta = {"host_key": host_key.hex(), "boot_s": boot_s, "machine": machine, "order": order}
@@ -100,7 +149,7 @@ def read(folder: Path) -> Snapshot:
 
 
 def remove(snapshot: Snapshot) -> None:
-    shutil.rmtree(snapshot.folder, ignore_errors=True)
+    _remove(snapshot.folder)
 
 
 async def copy(source: Path, target: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import drgn
 import pytest
 
-from testbed import debugger, dumps, process, symbols
+from testbed import debugger, dumps, process, room, snapshot, symbols
 from testbed.bugs.load import of_plain
 from testbed.errors import HostError
 from testbed.guest import Guest
@@ -101,6 +101,7 @@ async def test_a_held_guest_is_entered_debugged_dumped_and_ended(held: Any, fold
     )
     assert "Breakpoint 1, 0x" in said and "in uptime_proc_show ()" in said and "=> 0xffffffff" in said
     assert "alive" in await held("ssh", "held", "--", "echo alive")
+    assert "in the middle of a try" in await held("snapshot", "held", "now", status=2)
     assert "target remote" in await held("gdb", "held", "--print")
     assert "expected the vmlinux or System.map" in await held("gdb", "held", "--symbols", "bad.sh", status=2)
     for file in _built(Path(record["evidence"]) / "kallsyms.txt", folder):
@@ -155,7 +156,8 @@ def _built(kallsyms: Path, folder: Path) -> tuple[str, str]:
 @pytest.mark.parametrize("held", [("--paused", "--jobs", "2")], indirect=True)
 async def test_a_held_guest_that_stands_still_is_dumped_debugged_and_goes_on(held: Any, folder: Path) -> None:
     (record,) = json.loads(await held("ps", "--json"))
-    assert record["why"] == "held: here it is; it stands still"
+    assert (record["why"], record["resume_with"]) == ("held: here it is; it stands still", "testbed resume held")
+    assert "stands still: held: here it is; it stands still; let it go on with: testbed resume held" in await held("ssh", "held", status=2)
     await held("dump", "held", "core")
     assert b"OSRELEASE=6.1." in _notes(folder / "core")["VMCOREINFO"]
     assert _last_of(await held("logs", "held", "--what", "qmp"), "STOP", "RESUME") == "STOP"
@@ -163,9 +165,14 @@ async def test_a_held_guest_that_stands_still_is_dumped_debugged_and_goes_on(hel
     assert _last_of(await held("logs", "held", "--what", "qmp"), "STOP", "RESUME") == "RESUME"
     assert "script goes on" in await held("ssh", "held", "--", "pgrep -f proc/uptime >/dev/null; echo script goes on")
     assert "does not stand still" in await held("resume", "held", status=2)
+    (record,) = json.loads(await held("ps", "--json"))
+    assert (record["why"], record["resume_with"]) == ("held: here it is", "")
     await held("down", "held")
     out, _ = await held.holder.communicate()
-    assert held.holder.returncode == 0 and json.loads(out)["result"] == "reproduced"
+    document = json.loads(out)
+    assert held.holder.returncode == 0 and document["result"] == "reproduced"
+    (one,) = document["kernels"]
+    assert one["first_hit_s"] < one["took_s"] - 1, "the time of the first hit has none of its being held"
 
 
 def _read(core: Path, kallsyms: str, banner: str) -> None:
@@ -234,12 +241,16 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kerne
 
 
 @pytest.mark.slow
-async def test_a_dump_that_has_no_room_is_refused_and_leaves_nothing(
+async def test_what_has_no_room_is_not_written_leaves_nothing_and_the_guest_goes_on(
     lab: Lab, kernel: KernelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = of_plain({"version": 1, "summary": "s", "topology": GUEST, "script": ":", "signature": [{"status": 0}]}).guest
-    async with lab.guest("g0", model, kernel, tmp_path / "g") as guest:
-        monkeypatch.setattr(dumps, "_MARGIN_BYTES", 1 << 60)
+    async with lab.guest("g0", model, kernel, tmp_path / "g", savable=True) as guest:
+        monkeypatch.setattr(room, "MARGIN_BYTES", 1 << 60)
         with pytest.raises(HostError, match="a dump may need"):
             await dumps.write(guest, tmp_path / "core")
         assert not (tmp_path / "core").exists()
+        with pytest.raises(HostError, match="of this machine's disk"):
+            await snapshot.save(guest, tmp_path / "snapshots" / "g0" / "now", {})
+        assert not (tmp_path / "snapshots" / "g0").exists()
+        await guest.run("true")

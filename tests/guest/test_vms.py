@@ -48,8 +48,8 @@ class Commands:
     folder: Path
     env: dict[str, str]
 
-    async def __call__(self, *words: str, stdin: str = "", status: int | None = 0) -> Ended:
-        child = await asyncio.create_subprocess_exec(
+    async def start(self, *words: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "testbed", *words),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
@@ -57,6 +57,9 @@ class Commands:
             env=self.env,
             cwd=self.folder,
         )
+
+    async def __call__(self, *words: str, stdin: str = "", status: int | None = 0) -> Ended:
+        child = await self.start(*words)
         out, err = await child.communicate(stdin.encode())
         ended = Ended(child.returncode or 0, out.decode(), err.decode())
         assert status is None or ended.status == status, ended
@@ -199,6 +202,7 @@ async def test_mistakes_on_the_command_line(testbed: Commands) -> None:
         (("down",), "down: expected names of guests, or --all, got neither"),
         (("down", "a", "--all"), "got both"),
         (("cp", "a", "b"), "cp: expected one guest, as VM:PATH, got none"),
+        (("cp", "a:/b"), "cp: expected what to copy, and where to"),
         (("restore", "a", "b"), "a has no snapshot 'b'; make one with: testbed snapshot a b"),
         (("snapshot", "a", "B C"), "snapshot 'B C': expected small letters"),
         (
@@ -209,6 +213,56 @@ async def test_mistakes_on_the_command_line(testbed: Commands) -> None:
     ):
         assert said in (await testbed(*words, status=2)).err
     assert await testbed.records() == []
+
+
+@pytest.mark.slow
+async def test_a_guest_that_stands_still_says_so_and_how_it_goes_on(testbed: Commands) -> None:
+    (up,) = json.loads((await testbed("up", testbed.file(NVME), "--json", "-q")).out)
+
+    async def shown(why: str) -> dict[str, Any]:
+        async with asyncio.timeout(60):
+            while (record := (await testbed.records())[0])["why"] != why:
+                await asyncio.sleep(0.1)
+        return record
+
+    # Whoever debugs it, and is gone.
+    debugging = await testbed.start("gdb", "n")
+    record = await shown("stopped, by a debugger or by `stop` of QMP")
+    debugging.kill()
+    await debugging.wait()
+    assert record["state"] == "ready" and record["resume_with"] == "testbed resume n"
+    assert "resume n" in " ".join((await testbed("ps")).out.split())
+    for words in (("ssh", "n"), ("cp", "n:/etc/hostname", "."), ("console", "n"), ("snapshot", "n", "now")):
+        ended = await testbed(*words, status=2)
+        assert "n stands still: stopped, by a debugger or by `stop` of QMP; let it go on with: testbed resume n" in ended.err
+    assert [load["disk"] for load in json.loads((await testbed("top", "--json", "--every", "0.2", "-n", "1")).out)] == ["fast"]
+    await testbed("resume", "n")
+    assert (await testbed("ssh", "n", "--", "echo on")).out == "on\n"
+    assert (await shown(""))["resume_with"] == ""
+
+    # Whoever is stopped by a signal.
+    for which, words in (("qemu", ("hardware", "n")), ("supervisor", ("down", "n"))):
+        whose = "QEMU" if which == "qemu" else "supervisor"
+        os.kill(up[which], signal.SIGSTOP)
+        try:
+            said = f"n stands still: its {whose} (pid {up[which]}) is stopped by a signal; let it go on with: kill -CONT {up[which]}"
+            await shown(f"its {whose} (pid {up[which]}) is stopped by a signal")
+            assert said in (await testbed(*words, status=2)).err and said in (await testbed("ssh", "n", status=2)).err
+            top = await testbed("top", "--json", "--every", "0.2", "-n", "1")
+            assert json.loads(top.out) == [] and top.err.count(said) == 1
+        finally:
+            os.kill(up[which], signal.SIGCONT)
+
+    # A console hears of its guest's end.
+    typing = await testbed.start("console", "n")
+    assert typing.stdin is not None and typing.stdout is not None and typing.stderr is not None
+    typing.stdin.write(b"echo $((6 * 7))\n")
+    async with asyncio.timeout(60):
+        await typing.stdout.readuntil(b"42")
+    await testbed("down", "n")
+    assert "n: its console has ended" in (await typing.stderr.read()).decode()
+    await typing.communicate()
+    assert typing.returncode == 2
 
 
 @pytest.mark.slow

@@ -188,8 +188,18 @@ def test_a_pipe_of_the_shells_is_read_and_a_named_one_is_not_waited_for(tmp_path
     os.mkfifo(tmp_path / "pipe")
     done = testbed(tmp_path, "validate", str(tmp_path / "pipe"))
     assert done.returncode == 1 and "pipe:1:1: cannot be read: expected a file, got a named pipe" in done.stdout
+    for verb in ("repro", "reduce"):
+        done = testbed(tmp_path, verb, str(tmp_path / "pipe"))
+        assert done.returncode == 2 and "pipe:1:1: cannot be read: expected a file, got a named pipe" in done.stderr
     words = ["bash", "-c", 'exec "$0" -m testbed validate <(cat topologies/default.yaml)', sys.executable]
     assert subprocess.run(words, cwd=ROOT, capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"version: 1\nguests: {g: {}}\n"])
+def test_what_is_no_bug_is_told_what_is_wanted(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.yaml").write_bytes(content)
+    done = testbed(tmp_path, "repro", str(tmp_path / "file.yaml"))
+    assert done.returncode == 2 and "file.yaml:1:1: expected a bug file (docs/reproduce.md), or a bundle" in done.stderr
 
 
 def test_validate_of_good_files_exits_0(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ def test_a_guest_that_stands_still_says_why_until_it_goes_on() -> None:
     errors.hear("RESUME", {})
     assert heard == ["stopped at a write error of disk data (No space left on device)", ""]
     assert errors.said("data", {}) == ["2 write errors stopped the guest"]
+    errors.hear("STOP", {})
+    errors.hear("RESUME", {})
+    assert heard[2:] == ["stopped, by a debugger or by `stop` of QMP", ""]
 
 
 def test_failed_requests_are_counted_of_the_disk_itself() -> None:

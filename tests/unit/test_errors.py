@@ -89,12 +89,13 @@ def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path:
 
 
 def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:
-    with pytest.raises(TestbedError, match="it broke"), runs.going_on(tmp_path):
+    with pytest.raises(TestbedError, match="it broke"), runs.going_on(tmp_path, ["tb"]):
         journal.say("SSH answered", guest="g0", logs="oom-tmpfs-base", stage="ready")
         journal.say("image made")
         raise TestbedError("it broke")
     journal.say("of nobody's run")
-    first, second, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    begun, first, second, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
+    assert begun["event"] == "command: tb"
     assert first.keys() == {"time", "monotonic_s", "level", "guest", "logs", "stage", "event"}
     assert (first["guest"], first["logs"], first["stage"]) == ("g0", "oom-tmpfs-base", "ready")
     assert (first["event"], first["level"]) == ("SSH answered", "info")

@@ -121,7 +121,7 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
     (outside / "file").touch()
     link = state / "runs" / "20200104T000000Z-0004"
     link.symlink_to(outside)
-    with runs.going_on(going):
+    with runs.going_on(going, ["tb"]):
         listed = testbed(tmp_path, "runs", "--json")
         found = {one["run"]: one for one in json.loads(listed.stdout)["runs"]}
         assert set(found) == {old.name, broken.name, going.name}
@@ -153,7 +153,7 @@ def test_what_is_no_folder_of_runs_is_not_removed(tmp_path: Path) -> None:
     for wrong in (replace(found, folder=tmp_path), replace(found, folder=tmp_path / "runs" / ".." / "runs")):
         with pytest.raises(HostError, match="it is left alone"):
             runs.remove(wrong, tmp_path / "runs")
-    with runs.going_on(folder), pytest.raises(HostError, match="is going on"):
+    with runs.going_on(folder, ["tb"]), pytest.raises(HostError, match="is going on"):
         runs.remove(found, tmp_path / "runs")
     assert folder.exists()
 
@@ -249,12 +249,12 @@ def test_on_a_terminal_verdicts_have_colours_and_cases_are_counted() -> None:
     assert "\x1b[1;31mFAIL" in text and "cases" in text and "gate: because" in text
 
 
-def test_a_run_that_is_broken_off_says_where_its_logs_are() -> None:
+def test_a_run_that_is_broken_off_says_how_far_it_came() -> None:
     file = io.StringIO()
     with live.progress(Console(file=file)) as progress, live.Watch(progress, Console(file=file), 3) as watch:
         watch.result("gate", 1, Verdict.PASS, "because")
-        watch.stopped(Path("/runs/a"))
-    assert file.getvalue().splitlines()[-1] == "broken off after 1 of 3 cases; their logs are in /runs/a"
+        watch.stopped()
+    assert file.getvalue().splitlines()[-1] == "broken off after 1 of 3 cases"
 
 
 def test_folders_of_which_nothing_came_are_swept_and_no_others(tmp_path: Path) -> None:
@@ -265,8 +265,21 @@ def test_folders_of_which_nothing_came_are_swept_and_no_others(tmp_path: Path) -
         (folder / "g0").mkdir(parents=True)
         if name == "full":
             (folder / "g0" / "console.log").touch()
+        with runs.going_on(folder, ["tb"]):
+            pass
         if name != "new":
             os.utime(folder, (0, 0))
     os.utime(tmp_path / "mine", (0, 0))
     assert runs.sweep(tmp_path) == (names["empty"],)
     assert {path.name for path in tmp_path.iterdir()} == {"mine", names["full"].name, names["new"].name}
+
+
+def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more(tmp_path: Path) -> None:
+    folder = tmp_path / "20260601T000000Z-0000"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="no"), runs.going_on(folder, ["/bin/tb", "compare", "a b"]):
+        raise ValueError("no")
+    os.utime(folder, (0, 0))
+    assert runs.sweep(tmp_path) == ()
+    (found,) = runs.every(tmp_path)
+    assert (found.command, found.verdict, found.cases) == (("compare", "a b"), "", 0)
