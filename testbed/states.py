@@ -36,7 +36,10 @@ async def write(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> None:
             await monitor.execute("migrate_cancel")
         await asyncio.sleep(0.01)
     if short:
-        raise HostError(f"{path.parent}: expected {format_size(leave_bytes)} to be left of this machine's disk, and there are less")
+        raise HostError(
+            f"{path.parents[1]}: expected {format_size(leave_bytes)} to be left on this machine's disk beside the guest's memory;"
+            " make room there, or name another place with TESTBED_STATE"
+        )
     if answer["status"] != "completed":
         reason = answer.get("error-desc") or room.full((path.parent,)) or "no reason"
         raise HostError(f"QEMU: expected to save the machine's state, got {answer['status']}: {reason}")
