@@ -20,31 +20,29 @@ from testbed.cli import streams
 from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, stopped
 from testbed.errors import HostError, TestbedError, TopologyError
 
-# In the order of `testbed --help`.
-_ROOMS = (
-    "look",
-    "run",
-    "sensitivity",
-    "reports",
-    "repro",
-    "bundle",
-    "campaign",
-    "suite",
-    "up",
-    "vms",
-    "hardware",
-    "snapshots",
-    "store",
-    "kernels",
-    "bench",
-)
-# Verbs that are typed often and need little: loading everything takes a second.
-_LIGHT = {verb: "vms" for verb in ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "gdb", "dump", "logs", "down")}
-_LIGHT |= {verb: "up" for verb in ("up", "fork")}
-_LIGHT |= {verb: "hardware" for verb in ("throttle", "delay", "inject", "hang", "unplug", "plug", "resize", "power-cut")}
-_LIGHT |= {verb: "hardware" for verb in ("hardware", "resume", "sample", "profiles")}
-_LIGHT |= {verb: "reports" for verb in ("report", "runs", "schema")}
-_LIGHT |= {verb: "snapshots" for verb in ("snapshot", "restore")}
+# The verbs of each room, in the order of `testbed --help`. A verb loads its own room: loading everything takes a second and more.
+ROOMS = {
+    "look": ("doctor", "validate", "plan", "errors", "scenarios"),
+    "run": ("compare", "run", "matrix"),
+    "sensitivity": ("sensitivity",),
+    "reports": ("report", "schema", "runs"),
+    "repro": ("repro",),
+    "bundle": ("bundle",),
+    "campaign": ("reduce", "bisect"),
+    "suite": ("suite",),
+    "up": ("up", "fork"),
+    "vms": ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "logs", "down"),
+    "debug": ("gdb", "dump"),
+    "hardware": (
+        *("throttle", "delay", "inject", "hang", "unplug", "plug", "resize", "memory", "cpus", "power-cut"),
+        *("sample", "profiles", "hardware", "resume"),
+    ),
+    "snapshots": ("snapshot", "restore"),
+    "store": ("image", "gc"),
+    "kernels": ("kernel",),
+    "bench": ("bench",),
+}
+_ROOM_OF = {verb: room for room, verbs in ROOMS.items() for verb in verbs}
 # As of a command that SIGPIPE ends: whoever was to read what it prints has gone.
 UNREAD = 128 + signal.SIGPIPE
 # What this machine refuses wherever a file is written; every other error of the system that nobody expected is a mistake of ours.
@@ -93,7 +91,7 @@ def exit_code(status: object, words: Sequence[str]) -> int:
 
 def _run(watched: streams.Watched) -> None:
     """Every error on purpose is one message and an exit code; with --debug, or TESTBED_DEBUG set, its code and a traceback come before."""
-    load(_LIGHT.get(_verb()))
+    load(_ROOM_OF.get(_verb()))
     try:
         app(standalone_mode=True)
     except TestbedError as error:
@@ -139,7 +137,7 @@ def _verb() -> str:
 
 def load(room: str | None = None) -> None:
     """Define the verbs of one room, or all of them."""
-    for name in (room,) if room else _ROOMS:
+    for name in (room,) if room else ROOMS:
         importlib.import_module(f"testbed.cli.{name}")
 
 

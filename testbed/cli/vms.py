@@ -16,13 +16,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.live import Live
 
-from testbed import debugger, dumps, inventory, paths, process, session, vms
+from testbed import inventory, paths, process, session, vms
 from testbed.cli import terminal
 from testbed.cli.app import Json, app, err, out, run_async
 from testbed.errors import TestbedError, UsageError
 from testbed.printable import printable
 from testbed.report import guests
-from testbed.units import format_size
 
 _LOGS = {
     "console": "console.log",
@@ -39,7 +38,6 @@ _LOGS = {
 }
 _DOWN_S = 90.0
 _CHUNK_BYTES, _FOLLOW_S = 1 << 20, 0.5
-_GDB_S, _DUMP_S = 120.0, 700.0
 
 
 def _names(incomplete: str) -> list[str]:
@@ -122,7 +120,7 @@ def ssh(context: typer.Context, vm: VmArgument) -> None:
     found = _going_on(vm)
     words = context.args[1:] if context.args[:1] == ["--"] else context.args
     command = words if len(words) < 2 else [shlex.join(words)]
-    _become(["ssh", "-F", str(found.ssh_config), vm, *command])
+    become(["ssh", "-F", str(found.ssh_config), vm, *command])
 
 
 @app.command("ssh-config")
@@ -139,7 +137,7 @@ def cp(context: typer.Context) -> None:
     names = {word.partition(":")[0] for word in context.args if ":" in word and "/" not in word.partition(":")[0]}
     if len(names) != 1:
         raise UsageError(f"cp: expected one guest, as VM:PATH, got {', '.join(sorted(names)) or 'none'}")
-    _become(["scp", "-F", str(_going_on(names.pop()).ssh_config), *context.args])
+    become(["scp", "-F", str(_going_on(names.pop()).ssh_config), *context.args])
 
 
 @app.command("inventory")
@@ -159,51 +157,6 @@ def inventory_command(
 def console(vm: VmArgument) -> None:
     """A shell on a guest's serial console, which also works where its network or SSH server do not. Ctrl-] leaves it."""
     run_async(terminal.attach(_going_on(vm)))
-
-
-@app.command()
-def gdb(
-    vm: VmArgument,
-    symbols: Annotated[Path | None, typer.Option("--symbols", help="A vmlinux or System.map of its kernel; else its own kallsyms.")] = None,
-    only_print: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
-    more: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More words for gdb, such as -batch -ex bt.")] = None,
-) -> None:
-    """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
-    found = vms.find(paths.folders(), vm)
-
-    async def work() -> int:
-        opened.update(await found.ask("gdb", timeout_s=_GDB_S, symbols=str(symbols.resolve()) if symbols else ""))
-        return 0
-
-    opened: dict[str, Any] = {}
-    # Not run_async, which exits.
-    asyncio.run(work())
-    if opened["note"]:
-        err.print(opened["note"], markup=False, highlight=False, soft_wrap=True)
-    words = debugger.command(opened, tuple(more or ()))
-    if only_print:
-        print(shlex.join(words))
-    else:
-        _become(list(words))
-
-
-@app.command()
-def dump(
-    vm: VmArgument,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
-    kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(dumps.FORMATS)}.")] = dumps.FORMATS[0],
-) -> None:
-    """Write a guest's memory into a file for crash or drgn; it stands still meanwhile, and may hang or stand still already."""
-    if kind not in dumps.FORMATS:
-        raise UsageError(f"--format {kind}: expected one of {', '.join(dumps.FORMATS)}")
-    found = vms.find(paths.folders(), vm)
-
-    async def work() -> int:
-        written = await found.ask("dump", timeout_s=_DUMP_S, path=str(file.resolve()), format=kind)
-        err.print(f"{file}: {format_size(written['bytes'])} of {vm}'s memory", markup=False, highlight=False)
-        return 0
-
-    run_async(work())
 
 
 @app.command()
@@ -293,7 +246,7 @@ def _lives(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def _become(words: list[str]) -> NoReturn:
+def become(words: list[str]) -> NoReturn:
     """Go on as another program.
 
     :raise ToolMissing: it is not installed.

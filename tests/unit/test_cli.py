@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from testbed import cli, paths
+from testbed.cli.app import app
 from testbed.errors import HostError
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +212,20 @@ def test_kernels_and_images_are_listed_without_fetching_any(tmp_path: Path) -> N
     assert kernels.returncode == 0
     assert "debian-5.10\tbefore\tbase\tnot fetched" in kernels.stdout
     assert "bookworm\tnot built" in testbed(tmp_path, "image", "list").stdout
+
+
+def test_each_verb_is_in_the_room_that_is_loaded_for_it() -> None:
+    cli.load()
+    found: dict[str, str] = {}
+    for one in app.registered_commands:
+        assert one.callback is not None
+        found[one.name or one.callback.__name__.replace("_", "-")] = one.callback.__module__
+    for group in app.registered_groups:
+        assert group.typer_instance is not None
+        first = group.typer_instance.registered_commands[0].callback
+        assert first is not None
+        found[str(group.name)] = first.__module__
+    assert found == {verb: f"testbed.cli.{room}" for room, verbs in cli.ROOMS.items() for verb in verbs}
 
 
 def test_without_words_there_is_help(tmp_path: Path) -> None:

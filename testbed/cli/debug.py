@@ -1,0 +1,63 @@
+"""Verbs that look into a guest's kernel: gdb, dump. They need what guests are made of, which takes long to load."""
+
+from __future__ import annotations
+
+import asyncio
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from testbed import debugger, dumps, paths, vms
+from testbed.cli.app import app, err, run_async
+from testbed.cli.vms import VmArgument, become
+from testbed.errors import UsageError
+from testbed.units import format_size
+
+_GDB_S, _DUMP_S = 120.0, 700.0
+
+
+@app.command()
+def gdb(
+    vm: VmArgument,
+    symbols: Annotated[Path | None, typer.Option("--symbols", help="A vmlinux or System.map of its kernel; else its own kallsyms.")] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
+    more: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More words for gdb, such as -batch -ex bt.")] = None,
+) -> None:
+    """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
+    found = vms.find(paths.folders(), vm)
+
+    async def work() -> int:
+        opened.update(await found.ask("gdb", timeout_s=_GDB_S, symbols=str(symbols.resolve()) if symbols else ""))
+        return 0
+
+    opened: dict[str, Any] = {}
+    # Not run_async, which exits.
+    asyncio.run(work())
+    if opened["note"]:
+        err.print(opened["note"], markup=False, highlight=False, soft_wrap=True)
+    words = debugger.command(opened, tuple(more or ()))
+    if only_print:
+        print(shlex.join(words))
+    else:
+        become(list(words))
+
+
+@app.command()
+def dump(
+    vm: VmArgument,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
+    kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(dumps.FORMATS)}.")] = dumps.FORMATS[0],
+) -> None:
+    """Write a guest's memory into a file for crash or drgn; it stands still meanwhile, and may hang or stand still already."""
+    if kind not in dumps.FORMATS:
+        raise UsageError(f"--format {kind}: expected one of {', '.join(dumps.FORMATS)}")
+    found = vms.find(paths.folders(), vm)
+
+    async def work() -> int:
+        written = await found.ask("dump", timeout_s=_DUMP_S, path=str(file.resolve()), format=kind)
+        err.print(f"{file}: {format_size(written['bytes'])} of {vm}'s memory", markup=False, highlight=False)
+        return 0
+
+    run_async(work())
