@@ -119,6 +119,9 @@ class Guest(Life):
         reason = f"the guest ended itself ({self._shut_down})" if loss in SHUTDOWNS.values() else "QEMU was killed, or failed"
         self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else f"; {reason}"), loss)
 
+    def _why_silent(self) -> str:
+        return f": its QEMU (pid {self.pid}) is stopped by a signal" if self._process and process.is_stopped(self.pid) else ""
+
     async def _watch_room(self) -> None:
         self._lose(await self.order.quota.exceeded((self.order.evidence, self.order.scratch)), Loss.HOST)
 

@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from testbed import desk, vms
@@ -48,9 +48,12 @@ class Holder:
             return {}
 
         with vms.claimed(self.folders, self.name) as folder:
+            record = self._record(guest, match, ended)
 
             def note() -> None:
-                vms.write(folder, self._record(guest, match, ended))
+                still = bool(guest.hardware.errors.stopped) and not ended
+                resume_with = f"testbed resume {self.name}" if still else ""
+                vms.write(folder, replace(record, why=record.why + "; it stands still" * still, resume_with=resume_with))
 
             note()
             guest.hardware.errors.on_stop = note
@@ -79,11 +82,6 @@ class Holder:
 
     def _record(self, guest: Guest, match: Match, ended: bool) -> Record:
         model, order = guest.order.model, guest.order
-        why, resume_with = f"held: {match.seen}", ""
-        if ended:
-            why += "; its memory is there for gdb and dumps"
-        elif guest.hardware.errors.stopped:
-            why, resume_with = f"{why}; it stands still", f"testbed resume {self.name}"
         return Record(
             name=self.name,
             state=vms.ENDED if ended else vms.READY,
@@ -102,8 +100,7 @@ class Holder:
             networks="",
             qemu=guest.pid,
             ssh_port=guest.ssh_port,
-            why=why,
-            resume_with=resume_with,
+            why=f"held: {match.seen}" + ("; its memory is there for gdb and dumps" if ended else ""),
         )
 
     def _words(self, ended: bool) -> str:

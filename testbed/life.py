@@ -80,10 +80,14 @@ class Life:
                 await asyncio.wait({self._lost}, timeout=LAST_WORDS_S)
             if task.done() and (failure is None or not self._lost.done()):
                 return task.result()
-            raise self._end(f"expected an end within {limit_s:.0f} s, got none") from failure
+            raise self._end(f"what was asked of it did not end within {limit_s:.0f} s{self._why_silent()}") from failure
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+
+    def _why_silent(self) -> str:
+        """More about a guest that does not answer, where anybody knows."""
+        return ""
 
     def _end(self, otherwise: str) -> GuestLost | HostError:
         """What ended it, or a wait for it."""

@@ -64,6 +64,15 @@ def where(tool: str) -> Path | None:
     return Path(found) if found is not None else None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has stopped a process, as Ctrl-Z does; False of one that is gone."""
+    try:
+        # The name before it may hold anything; see proc_pid_stat(5).
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T"
+    except OSError:
+        return False
+
+
 async def run(
     argv: Sequence[str | Path],
     *,

@@ -24,6 +24,7 @@ from typing import Any
 import filelock
 from pydantic import TypeAdapter, ValidationError
 
+from testbed import process
 from testbed.errors import HostError, UsageError, told
 from testbed.paths import Folders
 
@@ -122,12 +123,7 @@ def cannot_go_on(record: Record) -> str:
 
 def _by_signal(record: Record) -> int | None:
     """The supervisor's process id, or QEMU's, where that is stopped by a signal, as by Ctrl-Z."""
-    for pid in (record.supervisor, record.qemu):
-        with contextlib.suppress(OSError):
-            # The name before it may hold anything; see proc_pid_stat(5).
-            if pid and Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T":
-                return pid
-    return None
+    return next((pid for pid in (record.supervisor, record.qemu) if pid and process.is_stopped(pid)), None)
 
 
 def _root(folders: Folders) -> Path:

@@ -62,6 +62,8 @@ async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(lab: Lab
     with pytest.raises((GuestLost, CommandFailed), match="within 2 s"):
         async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
             os.kill(guest.pid, signal.SIGSTOP)
+            with pytest.raises(GuestLost, match=rf"did not end within 1 s: its QEMU \(pid {guest.pid}\) is stopped by a signal"):
+                await guest.wait(guest.monitor.execute("query-status"), 1)
             started = time.monotonic()
             await guest.run("true", timeout_s=2)
     assert time.monotonic() - started < 60
