@@ -52,8 +52,8 @@ class Holder:
 
             def note() -> None:
                 still = bool(guest.hardware.errors.stopped) and not ended
-                resume_with = f"testbed resume {self.name}" if still else ""
-                vms.write(folder, replace(record, why=record.why + "; it stands still" * still, resume_with=resume_with))
+                more = {"why": f"{record.why}; it stands still", "resume_with": f"testbed resume {self.name}"} if still else {}
+                vms.write(folder, replace(record, **more))
 
             note()
             guest.hardware.errors.on_stop = note

@@ -59,6 +59,9 @@ def mistake() -> None:
     err.print("testbed: this is a mistake of the testbed and says nothing of your kernel; please report it with the lines above")
 
 
+_broken_off: list[Path] = []
+
+
 def stopped(by: signal.Signals, more: str = "") -> None:
     """Say that a signal ended this command."""
     folder = f"; what there is of its run is in {_broken_off[0]}" if _broken_off else ""
@@ -66,9 +69,6 @@ def stopped(by: signal.Signals, more: str = "") -> None:
     if "--json" in sys.argv:
         run = {"folder": str(_broken_off[0])} if _broken_off else {}
         print(json.dumps({"event": "stopped", "signal": by.name, "exit_code": 128 + by, **run}), file=sys.stderr)
-
-
-_broken_off: list[Path] = []
 
 
 @contextlib.contextmanager
