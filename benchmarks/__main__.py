@@ -5,18 +5,19 @@ how often its bugs show (museum), and what it leaves behind when it is killed an
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
-from typing import Annotated, Any
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import clone, compare, export, hardware, kills, museum, plugin, power, replug, report, sampling, soak, topology, up
-from testbed.errors import TestbedError
+from testbed import cli
+from testbed.cli.app import run_async
 
+T = TypeVar("T")
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
@@ -29,13 +30,13 @@ def clone_command(
     as_json: Json = False,
 ) -> None:
     """From nothing to the first SSH command answered: warm clones, cold boots, and virtme-ng where it is installed."""
-    _show(asyncio.run(clone.measure(count=count, cold=cold, kernel=kernel)), as_json)
+    _run(clone.measure(count=count, cold=cold, kernel=kernel), _show, as_json)
 
 
 @app.command("compare")
 def compare_command(count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs.")] = 3, as_json: Json = False) -> None:
     """What a warm `compare oom-tmpfs` adds to the time of the guests' own script."""
-    _show(asyncio.run(compare.measure(count=count)), as_json)
+    _run(compare.measure(count=count), _show, as_json)
 
 
 @app.command("topology")
@@ -51,7 +52,7 @@ def up_command(
     as_json: Json = False,
 ) -> None:
     """`testbed up` of 16 disks with 16 filesystems, files and loops: the whole command, and what of it is beyond the steps in the guest."""
-    _show(up.measure(count=count, kernel=kernel), as_json)
+    _run(up.measure(count=count, kernel=kernel), _show, as_json)
 
 
 @app.command("plugin")
@@ -61,7 +62,7 @@ def plugin_command(
     as_json: Json = False,
 ) -> None:
     """What the pytest plugin adds to a test that has a guest, and to collecting a thousand."""
-    _show(asyncio.run(plugin.measure(count=count, kernel=kernel)), as_json)
+    _run(plugin.measure(count=count, kernel=kernel), _show, as_json)
 
 
 @app.command("export")
@@ -70,7 +71,7 @@ def export_command(
     as_json: Json = False,
 ) -> None:
     """The export that delays requests, beside the file itself and, where it is installed, nbdkit: on the host, without a guest."""
-    _rows(asyncio.run(export.measure(requests=requests)), as_json)
+    _run(export.measure(requests=requests), _rows, as_json)
 
 
 @app.command("power")
@@ -81,7 +82,7 @@ def power_command(
     as_json: Json = False,
 ) -> None:
     """Power cuts under a load that syncs: what fsync acknowledged and is gone, on disks that are true and on ones that lie."""
-    _rows(asyncio.run(power.measure(cuts=cuts, kernel=kernel, seed=seed)), as_json)
+    _run(power.measure(cuts=cuts, kernel=kernel, seed=seed), _rows, as_json)
 
 
 @app.command("replug")
@@ -91,7 +92,7 @@ def replug_command(
     as_json: Json = False,
 ) -> None:
     """Disks that are taken out and put in again under I/O, every other time by surprise: what became of the guest."""
-    _rows(asyncio.run(replug.measure(cycles=cycles, kernel=kernel)), as_json)
+    _run(replug.measure(cycles=cycles, kernel=kernel), _rows, as_json)
 
 
 @app.command("kills")
@@ -101,9 +102,7 @@ def kills_command(
     as_json: Json = False,
 ) -> None:
     """Commands that are killed at random moments, and what of them is left."""
-    found = asyncio.run(kills.measure(count=count, seed=seed))
-    _show(found, as_json)
-    sys.exit(1 if found["left"] else 0)
+    _run(kills.measure(count=count, seed=seed), _show, as_json, fails=lambda found: bool(found["left"]))
 
 
 @app.command("soak")
@@ -114,9 +113,7 @@ def soak_command(
     as_json: Json = False,
 ) -> None:
     """Guests, scenarios, faults and kills by chance: what the testbed holds of memory, files, processes and disk stays the same."""
-    found = asyncio.run(soak.measure(minutes=minutes, seed=seed, kernel=kernel))
-    _show(found, as_json)
-    sys.exit(1 if found["growing"] else 0)
+    _run(soak.measure(minutes=minutes, seed=seed, kernel=kernel), _show, as_json, fails=lambda found: bool(found["growing"]))
 
 
 @app.command("report")
@@ -126,7 +123,7 @@ def report_command(
     as_json: Json = False,
 ) -> None:
     """The report of a run, and one of many cases: to write all its files, its size, and to open it in Chromium."""
-    _rows(asyncio.run(report.measure(cases=cases, opens=opens)), as_json)
+    _run(report.measure(cases=cases, opens=opens), _rows, as_json)
 
 
 @app.command("sampling")
@@ -137,7 +134,7 @@ def sampling_command(
     as_json: Json = False,
 ) -> None:
     """What samples of disks and control groups cost a guest that is idle, and one at work."""
-    _rows(asyncio.run(sampling.measure(kernel=kernel, seconds=seconds, rounds=rounds)), as_json)
+    _run(sampling.measure(kernel=kernel, seconds=seconds, rounds=rounds), _rows, as_json)
 
 
 @app.command("hardware")
@@ -148,7 +145,10 @@ def hardware_command(
     as_json: Json = False,
 ) -> None:
     """Limits and delays of emulated disks as a guest sees them, beside what they were told to be."""
-    rows = asyncio.run(hardware.measure(kernel=kernel, seconds=seconds, changes=changes))
+    _run(hardware.measure(kernel=kernel, seconds=seconds, changes=changes), _limits, as_json)
+
+
+def _limits(rows: list[dict[str, Any]], as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=1))
         return
@@ -168,8 +168,24 @@ def museum_command(
     as_json: Json = False,
 ) -> None:
     """How often each bug of the museum shows where it must, and where it must not: a Markdown table."""
-    rows = asyncio.run(museum.measure(tuple(names or ()), tuple(name for name in kernels.split(",") if name), tries))
+    _run(museum.measure(tuple(names or ()), tuple(name for name in kernels.split(",") if name), tries), _markdown, as_json)
+
+
+def _markdown(rows: list[dict[str, Any]], as_json: bool) -> None:
     print(json.dumps(rows, indent=1) if as_json else "\n".join(museum.markdown(rows)))
+
+
+def _run(
+    work: Coroutine[Any, Any, T], tell: Callable[[T, bool], None], as_json: bool, *, fails: Callable[[T], bool] = lambda found: False
+) -> None:
+    """Measure, tell, and exit, with 1 where it `fails`; a signal ends it as it ends every verb."""
+
+    async def whole() -> int:
+        found = await work
+        tell(found, as_json)
+        return int(fails(found))
+
+    run_async(whole())
 
 
 def _rows(rows: list[dict[str, Any]], as_json: bool) -> None:
@@ -194,8 +210,4 @@ def _show(figures: dict[str, Any], as_json: bool) -> None:
     Console().print(table)
 
 
-try:
-    app(prog_name="tb bench")
-except TestbedError as error:
-    Console(stderr=True).print(f"tb bench: {error}", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(2)
+cli.main(lambda: app(prog_name="tb bench"))

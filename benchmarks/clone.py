@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import virtme
-from testbed import paths
+from testbed import held, paths
 from testbed.lab import Lab, open_lab
 from testbed.lifecycle import Event
 from testbed.report import live
@@ -62,18 +61,18 @@ def _private(pid: int) -> int:
 async def measure(*, count: int, cold: int, kernel: str) -> dict[str, Any]:
     """The figures; times in seconds, memory in MiB."""
     model = load(paths.shipped("topologies") / "default.yaml").guests["g0"]
-    with live.progress(Console(stderr=True)) as progress, tempfile.TemporaryDirectory() as folder:
+    with live.progress(Console(stderr=True)) as progress, held.temporary() as folder:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             files = await lab.kernel(kernel)
-            await _one(lab, model, files, Path(folder))  # makes the template where there is none
+            await _one(lab, model, files, folder)  # makes the template where there is none
             with progress.task(f"{count} clones") as task:
                 warm = []
                 for number in range(count):
-                    warm.append(await _one(lab, model, files, Path(folder)))
+                    warm.append(await _one(lab, model, files, folder))
                     task.update(fraction=(number + 1) / count)
             lab.cold = True
             with progress.task(f"{cold} cold boots"):
-                booted = [await _one(lab, model, files, Path(folder)) for _ in range(cold)]
+                booted = [await _one(lab, model, files, folder) for _ in range(cold)]
             virtme_s = await virtme.measure(lab.folders.cache, progress)
     times = sorted(sample.total_s for sample in warm)
     median_s = statistics.median(times)

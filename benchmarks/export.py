@@ -8,12 +8,11 @@ import asyncio
 import contextlib
 import re
 import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from testbed import process
+from testbed import held, process
 from testbed.errors import HostError
 from testbed.exports import Export
 from testbed.hardware.latency import Latency
@@ -29,8 +28,7 @@ Row = dict[str, Any]
 async def measure(*, requests: int) -> list[Row]:
     """A row for each server, delay and depth; nbdkit where it is installed."""
     rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with held.temporary() as folder:
         disk = folder / "disk"
         disk.write_bytes(bytes(64 * MIB))
         servers: dict[str, Any] = {"the file itself": _plain, "testbed.export": _ours}

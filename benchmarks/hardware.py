@@ -7,14 +7,13 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from testbed import fio, gauges
+from testbed import fio, gauges, held
 from testbed.guest import Guest
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
@@ -41,10 +40,10 @@ async def measure(*, kernel: str, seconds: float, changes: int) -> list[Row]:
     """A row for each limit on each kind of disk."""
     model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, live.progress(Console(stderr=True)) as progress:
+    with held.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             for number, kind in enumerate(KINDS):
-                async with lab.guest("bench", model, await lab.kernel(kernel), Path(folder) / kind) as guest:
+                async with lab.guest("bench", model, await lab.kernel(kernel), folder / kind) as guest:
                     with progress.task(kind) as task:
                         name, path = f"d{number}", guest.disks[f"d{number}"].path
                         await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)

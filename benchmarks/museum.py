@@ -8,6 +8,7 @@ from typing import Any
 
 from testbed import paths, repro
 from testbed.bugs import Case, load
+from testbed.errors import UsageError
 from testbed.lab import open_lab
 from testbed.progress import Silent
 from testbed.repro import Job, Limits, Tried
@@ -19,16 +20,17 @@ def pieces(names: tuple[str, ...]) -> dict[str, Case]:
     found = {file.stem: load(file) for file in files if not names or file.stem in names}
     missing = set(names) - set(found)
     if missing:
-        raise SystemExit(f"museum: expected some of {', '.join(file.stem for file in files)}, got {', '.join(sorted(missing))}")
+        raise UsageError(f"museum: expected some of {', '.join(file.stem for file in files)}, got {', '.join(sorted(missing))}")
     return found
 
 
 async def measure(names: tuple[str, ...], kernels: tuple[str, ...], tries: int, folder: Path | None = None) -> list[dict[str, Any]]:
     """A row for each bug on each of its kernels, of these or all, in the order of the museum."""
     chosen = pieces(names)
-    wanted = {
-        spec for case in chosen.values() for spec in (*case.bug.kernels.shows, *case.bug.kernels.clean) if not kernels or spec in kernels
-    }
+    named = dict.fromkeys(spec for case in chosen.values() for spec in (*case.bug.kernels.shows, *case.bug.kernels.clean))
+    if unknown := sorted(set(kernels) - set(named)):
+        raise UsageError(f"--kernels: expected some of {', '.join(named)}, got {', '.join(unknown)}")
+    wanted = set(kernels or named)
     rows: list[dict[str, Any]] = []
     async with open_lab(Silent(), kernels=tuple(sorted(wanted))) as lab:
         for name, case in chosen.items():

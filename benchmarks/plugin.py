@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -14,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from testbed import mounts
+from benchmarks import children
+from testbed import held, mounts
 from testbed.lab import open_lab
 from testbed.report import live
 from testbed.topology import Guest
@@ -46,8 +44,7 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
     """Medians in seconds of one test: as pytest counts its set-up, call and tear-down, and of the same guest by the lab alone; and of
     collecting a thousand, the whole command, beside as many without the plugin's fixtures.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with held.temporary() as folder:
         with live.progress(Console(stderr=True)) as progress:
             alone = []
             async with open_lab(progress, kernels=(kernel,)) as lab:
@@ -59,10 +56,10 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
                         await guest.run("true")
                     alone.append(time.monotonic() - started)
             with progress.task(f"{count} tests"):
-                tests = _tests(folder, count + 1, kernel)
+                tests = await _tests(folder, count + 1, kernel)
         # The first of each is not counted: it makes what is missing.
         one, same = statistics.median(tests[1:]), statistics.median(alone[1:])
-        whole, bare = (_collected(folder, text) for text in (_SUITE, _BARE))
+        whole, bare = await _collected(folder, _SUITE), await _collected(folder, _BARE)
     return {
         "tests": count,
         "one test, s": round(one, 3),
@@ -73,20 +70,20 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
     }
 
 
-def _tests(folder: Path, count: int, kernel: str) -> list[float]:
+async def _tests(folder: Path, count: int, kernel: str) -> list[float]:
     """Seconds of each test, as pytest says."""
     _suite(folder, _SUITE % count)
-    _pytest(folder, "--testbed-kernel", kernel, "--junitxml", "junit.xml")
+    await _pytest(folder, "--testbed-kernel", kernel, "--junitxml", "junit.xml")
     return [float(case.get("time", "nan")) for case in ET.parse(folder / "junit.xml").iter("testcase")]
 
 
-def _collected(folder: Path, text: str) -> float:
+async def _collected(folder: Path, text: str) -> float:
     """Seconds of the quickest of three."""
     _suite(folder, text % _TESTS)
     found = []
     for _ in range(3):
         started = time.monotonic()
-        _pytest(folder, "--collect-only")
+        await _pytest(folder, "--collect-only")
         found.append(time.monotonic() - started)
     return min(found)
 
@@ -96,6 +93,5 @@ def _suite(folder: Path, text: str) -> None:
     (folder / "test_suite.py").write_text(text)
 
 
-def _pytest(folder: Path, *words: str) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    subprocess.run([sys.executable, "-m", "pytest", "-q", *words], cwd=folder, check=True, stdout=subprocess.DEVNULL, env=environment)
+async def _pytest(folder: Path, *words: str) -> None:
+    await children.output("pytest", "-q", *words, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})

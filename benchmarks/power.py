@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from testbed import durability, mounts
+from testbed import durability, held, mounts
 from testbed.durability import Load
 from testbed.errors import GuestError
 from testbed.lab import Lab, open_lab
@@ -28,7 +27,7 @@ Row = dict[str, Any]
 async def measure(*, cuts: int, kernel: str, seed: int) -> list[Row]:
     """A row for each disk and filesystem with a true cache; and for each one that lies, until it has lost something."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder, live.progress(Console(stderr=True)) as progress:
+    with held.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             files = await lab.kernel(kernel)
             for cache in ("volatile", "lies"):
@@ -36,7 +35,7 @@ async def measure(*, cuts: int, kernel: str, seed: int) -> list[Row]:
                     for filesystem in _FILESYSTEMS:
                         said = {"type": disk, "size": "1G", "cache": cache}
                         model = Guest.model_validate({"disks": {"data": said}, "filesystems": {"data": {"type": filesystem}}})
-                        evidence = Path(folder) / f"{cache}-{disk}-{filesystem}"
+                        evidence = folder / f"{cache}-{disk}-{filesystem}"
                         with progress.task(f"{filesystem} on {disk}, {cache}") as task:
                             row = await _row(lab, files, model, evidence, cuts, seed, lying=cache == "lies", task=task)
                         rows.append({"disk": disk, "filesystem": filesystem, "cache": cache, **row})

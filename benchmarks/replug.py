@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from testbed import gauges
+from testbed import gauges, held
 from testbed.errors import GuestLost
 from testbed.guest import Guest
 from testbed.lab import open_lab
@@ -46,11 +44,11 @@ Row = dict[str, Any]
 async def measure(*, cycles: int, kernel: str) -> list[Row]:
     """A row for each kind of disk: how many cycles the guest lived through, and what its console said if it did not."""
     rows = []
-    with tempfile.TemporaryDirectory() as folder, live.progress(Console(stderr=True)) as progress:
+    with held.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             for kind in _KINDS:
                 model = GuestModel(disks={"data": disk_of(type=kind, size=64 * MIB)})
-                async with lab.guest("bench", model, await lab.kernel(kernel), Path(folder) / kind) as guest:
+                async with lab.guest("bench", model, await lab.kernel(kernel), folder / kind) as guest:
                     with progress.task(kind) as task:
                         rows.append({"disk": kind, **await _cycles(guest, cycles, task)})
     return rows

@@ -5,28 +5,23 @@ The cases are those of a real run, repeated; what is plotted is read from its ev
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import statistics
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import children
+from testbed import held
 from testbed.report import artefacts, results
 from testbed.units import MIB
 
 
 async def _run(state: Path) -> Path:
     """A new run of two short scenarios; its folder."""
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "testbed", "compare", "oom-tmpfs", "read/nvme/ext4", "--json", "--quiet"),
-        stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "TESTBED_STATE": str(state)},
-    )
-    out, _ = await child.communicate()
+    words = ("testbed", "compare", "oom-tmpfs", "read/nvme/ext4", "--json", "--quiet")
+    out = await children.output(*words, env={**os.environ, "TESTBED_STATE": str(state)}, statuses=(0, 1, 3))
     return state / "runs" / str(json.loads(out)["run"])
 
 
@@ -40,8 +35,8 @@ def repeated(document: dict[str, Any], count: int) -> dict[str, Any]:
 async def measure(*, cases: int, opens: int) -> list[dict[str, Any]]:
     """A row for each number of cases."""
     rows = []
-    with tempfile.TemporaryDirectory() as state:
-        folder = await _run(Path(state))
+    with held.temporary() as state:
+        folder = await _run(state)
         document = results.read(str(folder), folder.parent)
         for count in (len(document["scenarios"]), cases):
             many = repeated(document, count)

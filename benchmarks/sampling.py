@@ -7,14 +7,13 @@ import contextlib
 import json
 import os
 import statistics
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from testbed import fio
+from testbed import fio, held
 from testbed.group_sampler import LOG, sampling_groups
 from testbed.guest import Guest
 from testbed.lab import open_lab
@@ -41,10 +40,10 @@ async def measure(*, kernel: str, seconds: float, rounds: int) -> list[Row]:
     """A row for each rate and number of groups."""
     model = GuestModel(disks={"data": disk_of(type="virtio-blk", size=64 * MIB)})
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as folder, live.progress(Console(stderr=True)) as progress:
+    with held.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             for groups in (0, 8, 64):
-                async with lab.guest("bench", model, await lab.kernel(kernel), Path(folder) / str(groups)) as guest:
+                async with lab.guest("bench", model, await lab.kernel(kernel), folder / str(groups)) as guest:
                     await guest.script(_GROUPS, str(groups), guest.disks["data"].path)
                     for every_s in (0.25, 0.5, 1.0):
                         with progress.task(f"{groups} groups, every {every_s} s"):

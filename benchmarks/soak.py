@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed import paths, room, runner
+from testbed import held, paths, room, runner
 from testbed.errors import GuestLost, TestbedError, WireBroken
 from testbed.lab import Lab, open_lab
 from testbed.progress import Silent
@@ -69,7 +69,7 @@ def _malloced() -> int:
     return int(said.uordblks) + int(said.hblkhd)
 
 
-def held(lab: Lab) -> Held:
+def what_is_held(lab: Lab) -> Held:
     """Now, between two rounds, without what nobody refers to any more."""
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -219,18 +219,18 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
     with (
         places.made() as own,
         places.made() as ours,
-        tempfile.TemporaryDirectory(prefix="testbed-soak-") as folder,
+        held.temporary() as folder,
         tempfile.TemporaryFile("w+") as samples,
     ):
         os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR", "TESTBED_ADMISSION")})
         async with open_lab(Silent(), kernels=(kernel,)) as lab:
-            soak = Soak(lab, await lab.kernel(kernel), chance, Path(folder), own)
+            soak = Soak(lab, await lab.kernel(kernel), chance, folder, own)
             while time.monotonic() < until or rounds.total() <= _WARM_UP + 3:
                 rounds[await soak.round()] += 1
                 if rounds.total() == _WARM_UP:
                     age_names()
                 # Not in memory, which is what is measured.
-                samples.write(json.dumps(asdict(held(lab))) + "\n")
+                samples.write(json.dumps(asdict(what_is_held(lab))) + "\n")
         samples.seek(0)
         kept = [Held(**json.loads(line)) for line in samples][_WARM_UP:]
     return {

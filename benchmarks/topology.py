@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
-from testbed import groups, stack
+from testbed import groups, held, stack
 from testbed.topology import load_points
 
 # 2 x 4 x 2 x 5 x 5 x 5 x 5 = 10,000 points.
@@ -37,8 +35,8 @@ guests:
 
 def measure(plans: int) -> dict[str, Any]:
     """Seconds for all points, and milliseconds for one plan of a stack and its control groups."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "matrix.yaml"
+    with held.temporary() as folder:
+        file = folder / "matrix.yaml"
         file.write_text(_MATRIX)
         started = time.monotonic()
         points = load_points(file)

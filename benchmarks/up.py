@@ -6,15 +6,14 @@ import json
 import re
 import secrets
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks import children
+from testbed import held
+
 _DISKS = 16
-_TESTBED = (sys.executable, "-m", "testbed")
 
 
 def _topology() -> str:
@@ -23,20 +22,20 @@ def _topology() -> str:
     return f"version: 1\nguests:\n  g0:\n    disks:\n{disks}    loops:\n{loops}"
 
 
-def measure(*, count: int, kernel: str) -> dict[str, Any]:
+async def measure(*, count: int, kernel: str) -> dict[str, Any]:
     """Medians in seconds of the whole command, from its start to its end: a guest with 16 disks, and 16 filesystems, files and loops on
     them; and what of it are commands in the guest: its agent's listing of the disks, for which its kernel must have found them all, and
     the one command in which all steps run and everything is read back.
     """
     wholes, listings, steps = [], [], []
     name = f"bench-{secrets.token_hex(4)}"
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "disks.yaml"
+    with held.temporary() as folder:
+        file = folder / "disks.yaml"
         file.write_text(_topology())
         # The first one makes what is missing of kernel and template, and is not counted.
         for number in range(count + 1):
             started = time.monotonic()
-            said = _run("up", str(file), "--name", name, "--kernel", kernel, "--json", "--quiet")
+            said = await _run("up", str(file), "--name", name, "--kernel", kernel, "--json", "--quiet")
             whole = time.monotonic() - started
             try:
                 (record,) = json.loads(said)
@@ -45,7 +44,7 @@ def measure(*, count: int, kernel: str) -> dict[str, Any]:
                 log = (evidence / "ssh.log").read_text()
                 stages = {one["event"]: one["monotonic_s"] for one in map(json.loads, (evidence / "stages.jsonl").read_text().splitlines())}
             finally:
-                _run("down", name)
+                await _run("down", name)
             if number:
                 wholes.append(whole)
                 listings.append(stages["DEVICES_VERIFIED"] - stages["IDENTIFIED"])
@@ -62,5 +61,5 @@ def measure(*, count: int, kernel: str) -> dict[str, Any]:
     }
 
 
-def _run(*words: str) -> str:
-    return subprocess.run([*_TESTBED, *words], stdout=subprocess.PIPE, text=True, check=True).stdout
+async def _run(*words: str) -> str:
+    return await children.output("testbed", *words)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 
+from testbed import jsons
 from testbed.errors import GuestError
 from testbed.guest import Guest
 
@@ -29,7 +29,7 @@ async def run(guest: Guest, file: str, *options: str, rw: str = "randread", seco
     done = await guest.run("fio", *fixed, *words, check=False, timeout_s=seconds + warm_s + 120)
     start = done.stdout.find("{")
     try:
-        (job,) = json.loads(done.stdout[start:])["jobs"]
+        (job,) = jsons.parsed(done.stdout[start:])["jobs"]
         side = job["write" if "write" in rw else "read"]
         percentiles = side["clat_ns"].get("percentile", {})
         return Load(

@@ -52,8 +52,8 @@ class Holder:
 
             def note() -> None:
                 still = bool(guest.hardware.errors.stopped) and not ended
-                more = {"why": f"{record.why}; it stands still", "resume_with": f"testbed resume {self.name}"} if still else {}
-                vms.write(folder, replace(record, **more))
+                stands = replace(record, why=f"{record.why}; it stands still", resume_with=f"testbed resume {self.name}")
+                vms.write(folder, stands if still else record)
 
             note()
             guest.hardware.errors.on_stop = note

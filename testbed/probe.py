@@ -15,7 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import allotment, confine, custody, process
+from testbed import allotment, confine, custody, jsons, process
 from testbed.errors import HostError
 from testbed.host import NO_SANDBOX, Account, Confinement, Host, Kvm, Qemu
 from testbed.keys import content_key
@@ -186,7 +186,7 @@ async def _tried(within: tuple[str, ...], program: str) -> str:
 
 def _remembered(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_text())
+        record = jsons.parsed(path.read_text())
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
@@ -262,7 +262,7 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     try:
         for line in done.stdout.splitlines():
-            message = json.loads(line)
+            message = jsons.parsed(line)
             if "id" in message:
                 answers[message["id"]] = message.get("return")
         version = answers["query-version"]["qemu"]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from testbed import drives, fio
+from testbed import drives, fio, jsons
 from testbed.host import Host
 from testbed.keys import content_key
 from testbed.lab import Lab
@@ -67,7 +67,7 @@ def keep(found: Mapping[str, Reach], cache: Path, host: Host) -> None:
 def known(cache: Path, host: Host) -> dict[str, Reach]:
     """What was measured, or nothing."""
     try:
-        return {kind: Reach(**said) for kind, said in json.loads(_file(cache, host).read_text()).items()}
+        return {kind: Reach(**said) for kind, said in jsons.parsed(_file(cache, host).read_text()).items()}
     except (OSError, ValueError, TypeError):
         return {}
 

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from testbed import admission, vms
+from testbed import admission, held, vms
 from testbed.errors import HostError
 from testbed.paths import Folders
 from testbed.store import cache, snapshots
@@ -42,8 +42,8 @@ class Session:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reaped:
-    """What killed commands had left and is gone now: `sessions`, by their names; what was `unfinished` in the cache or of snapshots; and
-    `guests` that stayed, and whose supervisor is gone.
+    """What killed commands had left and is gone now: `sessions`, by their names; what was `unfinished` in the cache, of snapshots, or
+    temporary; and `guests` that stayed, and whose supervisor is gone.
     """
 
     sessions: tuple[str, ...]
@@ -105,11 +105,11 @@ def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
 
 
 def reap(folders: Folders) -> Reaped:
-    """Remove what killed sessions left; returns it. So goes what is half-finished in the cache and among snapshots, and guests that stayed
-    and whose supervisor is gone: of these folders, and of those that a killed session had beside one of these.
+    """Remove what killed sessions left; returns it. So goes what is half-finished in the cache and among snapshots, what is temporary, and
+    guests that stayed and whose supervisor is gone: of these folders, and of those that a killed session had beside one of these.
     """
     guests: list[Record] = []
-    unfinished = [path.name for path in snapshots.sweep(folders.state)]
+    unfinished = [path.name for path in (*snapshots.sweep(folders.state), *held.sweep_temporary())]
     reaped: dict[str, None] = {}
 
     def sweep(of: Folders) -> None:

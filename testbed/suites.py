@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from testbed import blktests
 from testbed.api import Testbed, Vm
 from testbed.blktests import Outcome, Status
-from testbed.errors import CommandFailed, GuestLost, TestbedError, UsageError
+from testbed.errors import CommandFailed, GuestLost, HostError, TestbedError, UsageError
 from testbed.topology import Topology
 
 _TEST = re.compile(r"[0-9]{3}")
@@ -86,11 +86,7 @@ def found(root: Path, names: Sequence[str]) -> Suite:
     """
     if not (root / "check").is_file() or not (root / "tests").is_dir():
         raise UsageError(f"{root}: expected a checkout with ./check and tests/, as blktests has them")
-    groups = {
-        folder.name: tuple(f"{folder.name}/{file.name}" for file in sorted(folder.iterdir()) if _TEST.fullmatch(file.name))
-        for folder in sorted((root / "tests").iterdir())
-        if folder.is_dir()
-    }
+    groups = {folder.name: _tests(folder) for folder in sorted((root / "tests").iterdir()) if folder.is_dir()}
     every = {test for tests in groups.values() for test in tests}
     wanted: dict[str, None] = {}
     for name in names or [group for group in groups if group not in _ON_REQUEST]:
@@ -103,6 +99,10 @@ def found(root: Path, names: Sequence[str]) -> Suite:
     if not wanted:
         raise UsageError(f"{root}: {', '.join(names) or 'it'} has no tests")
     return Suite(root=root, tests=tuple(wanted))
+
+
+def _tests(group: Path) -> tuple[str, ...]:
+    return tuple(f"{group.name}/{path.name}" for path in sorted(group.iterdir()) if _TEST.fullmatch(path.name) and path.is_file())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,26 +130,47 @@ async def run(testbed: Testbed, suite: Suite, how: How, on_outcome: Callable[[Ou
             raise UsageError(f"--test-disk: expected one of the topology's disks ({', '.join(there) or 'it has none'}), got {name!r}")
     gate = asyncio.Semaphore(testbed.host.cores)
     config = (await testbed.kernel(how.kernel)).config
-    with tempfile.TemporaryDirectory(prefix="testbed-suite-") as folder:
-        home = Path(folder)
-        shutil.copytree(suite.root, home / "checkout", symlinks=True, ignore=shutil.ignore_patterns(".git", "results"))
+    home = testbed.new_folder()
+    _copied(suite.root, config, home)
+
+    async def one(test: str) -> tuple[Outcome, ...]:
+        async with gate:
+            done = await _one(testbed, home, test, how, how.evidence / test.replace("/", "-"))
+        for outcome in done:
+            on_outcome(outcome)
+        return done
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(test)) for test in suite.tests]
+    except ExceptionGroup as failures:
+        # The first failure stops the others, and is the one to report.
+        raise failures.exceptions[0] from None
+    return tuple(outcome for task in tasks for outcome in task.result())
+
+
+def _copied(checkout: Path, config: Path | None, home: Path) -> None:
+    """A copy of what guests get, which nobody changes meanwhile; pipes, sockets and devices that lie there are no part of it.
+
+    :raise HostError: there is no room for it, or a file cannot be read.
+    """
+
+    def left_out(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if name in (".git", "results") or not _is_copied(Path(folder, name).lstat().st_mode)]
+
+    try:
+        shutil.copytree(checkout, home / "checkout", symlinks=True, ignore=left_out)
         if config is not None:
             shutil.copyfile(config, home / "config")
+    except shutil.Error as error:
+        source, _, why = error.args[0][0]
+        raise HostError(f"{source}: cannot be copied: {why}") from error
+    except OSError as error:
+        raise HostError(f"{error.filename or checkout}: cannot be copied: {error.strerror}") from error
 
-        async def one(test: str) -> tuple[Outcome, ...]:
-            async with gate:
-                done = await _one(testbed, home, test, how, how.evidence / test.replace("/", "-"))
-            for outcome in done:
-                on_outcome(outcome)
-            return done
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(test)) for test in suite.tests]
-        except ExceptionGroup as failures:
-            # The first failure stops the others, and is the one to report.
-            raise failures.exceptions[0] from None
-    return tuple(outcome for task in tasks for outcome in task.result())
+def _is_copied(mode: int) -> bool:
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
 
 
 async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path) -> tuple[Outcome, ...]:

@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import hashlib
 import itertools
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar
 
-from testbed import mounts, paths
+from testbed import held, mounts, paths
 from testbed.api import kept, topologies
 from testbed.api.carrier import Carrier, Here
 from testbed.api.compare import Comparison, compared
@@ -136,6 +135,10 @@ class Testbed:
         ):
             return await compared(body, vms, side_by_side=self.host.cores >= len(vms))
 
+    def new_folder(self) -> Path:
+        """The name of a folder of this machine for large files, which is gone when the testbed is closed."""
+        return self._lab.new_folder()
+
     # For the plugin ------------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
@@ -215,8 +218,8 @@ def _folder(given: Path | None) -> Iterator[Path]:
     if given is not None:
         yield given
         return
-    with tempfile.TemporaryDirectory(prefix="testbed-evidence-") as folder:
-        yield Path(folder)
+    with held.temporary() as folder:
+        yield folder
 
 
 @contextlib.asynccontextmanager

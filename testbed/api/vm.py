@@ -7,7 +7,6 @@ import secrets
 import shlex
 import shutil
 import tarfile
-import tempfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from testbed import held
 from testbed.api import cgroup as cgroups
 from testbed.api.carrier import Carrier
 from testbed.api.cgroup import Cgroup, Counters
@@ -154,15 +154,18 @@ class Vm:
     async def put(self, source: Path | str | bytes, target: str, *, mode: int | None = None, timeout_s: float = _COPY_S) -> None:
         """Copy a file, a whole folder, or bytes of this machine to `target` in the guest; folders above it are made.
 
-        :raise HostError: `source` cannot be read. :raise GuestError: the guest does not take it. :raise CommandFailed: nor in time.
+        :raise UsageError: there is no such `source`. :raise HostError: it cannot be read. :raise GuestError: the guest does not take it.
+        :raise CommandFailed: nor in time.
         """
-        with tempfile.TemporaryDirectory(prefix="testbed-put-") as folder:
+        if not isinstance(source, bytes) and not Path(source).exists():
+            raise UsageError(f"{source}: expected a file or a folder to copy into the guest, found nothing")
+        with held.temporary() as folder:
             await self.script('mkdir -p "$1"', str(PurePosixPath(target).parent))
             if isinstance(source, bytes):
-                file = Path(folder) / "bytes"
+                file = folder / "bytes"
                 file.write_bytes(source)
             elif Path(source).is_dir():
-                file = Path(folder) / "tar"
+                file = folder / "tar"
                 _pack(Path(source), file)
                 packed = f"/tmp/put-{secrets.token_hex(4)}.tar"  # noqa: S108 - in the guest
                 await self._copied(self._machine.put(file, packed), f"copy {source} to {target}", timeout_s)
@@ -170,8 +173,6 @@ class Vm:
                 return
             else:
                 file = Path(source)
-                if not file.exists():
-                    raise HostError(f"{file}: expected a file or a folder to copy into the guest, found nothing")
                 mode = file.stat().st_mode & 0o777 if mode is None else mode
             await self._copied(self._machine.put(file, target), f"copy {file} to {target}", timeout_s)
             if mode is not None:
@@ -183,8 +184,8 @@ class Vm:
 
         :raise GuestError: there is no such file. :raise HostError: `target` cannot be written. :raise CommandFailed: not in time.
         """
-        with tempfile.TemporaryDirectory(prefix="testbed-get-") as folder:
-            file = Path(folder) / "got"
+        with held.temporary() as folder:
+            file = folder / "got"
             if target is not None and (await self.run("test", "-d", source, check=False)).status == 0:
                 packed = f"/tmp/get-{secrets.token_hex(4)}.tar"  # noqa: S108 - in the guest
                 await self.script(_PACK, source, packed, timeout_s=timeout_s)

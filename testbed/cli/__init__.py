@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -49,12 +49,12 @@ UNREAD = 128 + signal.SIGPIPE
 _REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG}
 
 
-def main() -> NoReturn:
-    """Entry point. Leaves without tidying up the interpreter, which takes 0.1 s and has nothing left to do."""
+def main(go: Callable[[], object] | None = None) -> NoReturn:
+    """Entry point. Leaves without tidying up the interpreter, which takes 0.1 s and has nothing left to do. `go`: other verbs than ours."""
     watched = streams.Watched()
     status: object = ERROR
     with contextlib.suppress(OSError):  # whoever was to read its last words has gone, too
-        status = _status(watched)
+        status = _status(watched, go or _verbs)
     unprinted = watched.failure()
     if isinstance(unprinted, BrokenPipeError):
         status = UNREAD
@@ -65,10 +65,10 @@ def main() -> NoReturn:
     os._exit(exit_code(status, sys.argv[1:]))
 
 
-def _status(watched: streams.Watched) -> object:
+def _status(watched: streams.Watched, go: Callable[[], object]) -> object:
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _run(watched)
+        _run(watched, go)
     except SystemExit as ended:
         return ended.code
     except KeyboardInterrupt:
@@ -89,11 +89,10 @@ def exit_code(status: object, words: Sequence[str]) -> int:
     return ABORT if code == ERROR and asked_by_git else code
 
 
-def _run(watched: streams.Watched) -> None:
+def _run(watched: streams.Watched, go: Callable[[], object]) -> None:
     """Every error on purpose is one message and an exit code; with --debug, or TESTBED_DEBUG set, its code and a traceback come before."""
-    load(_ROOM_OF.get(_verb()))
     try:
-        app(standalone_mode=True)
+        go()
     except TestbedError as error:
         _fail(error)
     except (OSError, ExceptionGroup) as error:
@@ -103,6 +102,11 @@ def _run(watched: streams.Watched) -> None:
         if refused is None:
             raise
         _fail(refused)
+
+
+def _verbs() -> None:
+    load(_ROOM_OF.get(_verb()))
+    app(standalone_mode=True)
 
 
 def _fail(error: TestbedError) -> NoReturn:

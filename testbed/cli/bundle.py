@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from testbed import parcel, paths
+from testbed import jsons, parcel, paths
 from testbed.cli.app import app, err
 from testbed.errors import HostError, UsageError
 from testbed.kernels import LocalKernel, load_table
@@ -41,7 +40,7 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
     """
     table = load_table(paths.shipped("images") / "kernels.yaml")
     found: dict[str, Path] = {}
-    for one in json.loads((folder / parcel.RESULTS).read_text())["kernels"]:
+    for one in jsons.parsed((folder / parcel.RESULTS).read_text())["kernels"]:
         name, there = str(one["name"]), cache / "kernels" / Path(str(one["cached"])).name
         if not with_kernel:
             if name not in table.rows:

@@ -52,8 +52,11 @@ def reduce_command(
     case = load(file, host_memory=probe.host_memory())
     spec = kernel or _first_shown(file, case)
     target = output or file.with_suffix(".reduced.yaml")
+    # And not after minutes of guests.
     if not target.absolute().parent.is_dir():
-        raise UsageError(f"--output {target}: expected a place in a folder that exists")  # and not after minutes of guests
+        raise UsageError(f"--output {target}: expected a place in a folder that exists")
+    if target.is_dir():
+        raise UsageError(f"--output {target}: expected a file, got a folder")
 
     async def work() -> int:
         with contextlib.ExitStack() as stack:

@@ -71,7 +71,7 @@ def gc(
     folders = paths.folders()
     unused_s = age_s("--unused-for", unused_for)
     limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else room.limit(room.CACHE_LIMIT)
-    leftovers = len(session.reap(folders)) + (0 if dry_run else len(runs.sweep(folders.runs)))
+    leftovers = 0 if dry_run else len(session.reap(folders)) + len(runs.sweep(folders.runs))
     pieces = waste.every(folders.cache) + waste.environments(folders.cache)
     chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.needed(folders))
     gone = [piece for piece in chosen if dry_run or waste.remove(piece.folder)]

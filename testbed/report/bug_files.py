@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from testbed import jsons
 from testbed.console import clean
 from testbed.errors import UsageError
 from testbed.report import bug_view, html
@@ -34,7 +35,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     for name, model in MODELS.items():
         path = folder / name
         try:
-            found = json.loads(path.read_text())
+            found = jsons.parsed(path.read_text())
             model.model_validate(found)
         except FileNotFoundError:
             continue

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from testbed import __version__
+from testbed import __version__, jsons
 from testbed.console import Kind
 from testbed.errors import UsageError
 from testbed.host import Host
@@ -183,7 +183,7 @@ def read(run: str, runs: Path) -> dict[str, Any]:
     if left is not None and left != path:
         raise UsageError(f"run {run!r}: expected a run of scenarios, got one of `{left.stem}`: {folder}")
     try:
-        found = json.loads(path.read_text())
+        found = jsons.parsed(path.read_text())
     except OSError as error:
         raise UsageError(f"run {run!r}: {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

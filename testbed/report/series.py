@@ -6,14 +6,13 @@ in seconds since sampling began. Counters only grow, so that leaving out samples
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from testbed import group_sampler, player, sampler
+from testbed import group_sampler, jsons, player, sampler
 from testbed.sampler import BOUNDARIES_NS
 from testbed.units import MIB
 
@@ -59,7 +58,7 @@ def _lines(file: Path, key: str | None) -> Iterator[Point]:
         return
     for line in text.splitlines():
         try:
-            found = json.loads(line)
+            found = jsons.parsed(line)
         except ValueError:
             continue
         if isinstance(found, dict) and isinstance(found.get("guest_s"), int | float) and (key is None or isinstance(found.get(key), dict)):

@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from testbed import jsons
 from testbed.errors import HostError
 from testbed.kernels import BuiltKernel, Series
 
@@ -42,7 +43,7 @@ def find(root: Path, kernel: BuiltKernel) -> Named | None:
     if not path.is_file():
         return None
     try:
-        read = json.loads(path.read_text())
+        read = jsons.parsed(path.read_text())
         return Named(folder=root / "kernels" / read["folder"], origin=str(read["origin"]), series=Series(read["series"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"{path}: cannot be read ({error}); remove it, and build the kernel again") from error

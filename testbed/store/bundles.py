@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import parcel
+from testbed import jsons, parcel
 from testbed.bugs.load import read_plain
 from testbed.errors import HostError, TopologyError, UsageError
 from testbed.kernels import LocalKernel
@@ -53,7 +53,7 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
     :raise UsageError: it is no run of `repro`, or its bug would run things on another's machine. :raise HostError: it cannot be written.
     """
     try:
-        results = json.loads((run / RESULTS).read_text())
+        results = jsons.parsed((run / RESULTS).read_text())
         plain = read_plain((run / BUG).read_text(), str(run / BUG))[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
@@ -113,10 +113,10 @@ def read(path: Path) -> Bundle:
             )
             if said:
                 raise _refused(path, said)
-            manifest = json.loads(_bytes(archive, MANIFEST))
+            manifest = jsons.parsed(_bytes(archive, MANIFEST))
             text = _bytes(archive, BUG).decode()
             said = list(_damaged(archive, entries, manifest))
-    except (tarfile.TarError, OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _refused(path, [f"expected a bundle of `testbed bundle`: {error}"]) from error
     try:
         plain = read_plain(text, f"{path}:{BUG}")[0]

@@ -16,7 +16,7 @@ from typing import Any
 
 import filelock
 
-from testbed import journal
+from testbed import journal, jsons
 from testbed.errors import HostError
 from testbed.progress import Progress
 from testbed.store import enclosure
@@ -40,7 +40,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     :raise HostError: it is missing or damaged; says how to make the folder again.
     """
     try:
-        meta = json.loads((folder / META).read_text())
+        meta = jsons.parsed((folder / META).read_text())
         if not isinstance(meta, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:

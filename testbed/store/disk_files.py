@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import paths, process
+from testbed import jsons, paths, process
 from testbed.drives import Storage
 from testbed.errors import HostError
 from testbed.topology.disks import IMAGE
@@ -59,7 +58,7 @@ async def _check_image(program: str, path: Path, kind: str, size_bytes: int) -> 
         raise HostError(f"image {path}: expected an image of a disk or a file system, got a link to {path.resolve()}")
     # The format is named: guessing it would let a raw image's content name other files of this machine.
     said = await process.run([program, "info", "--output=json", "-f", kind, path], timeout_s=_LIMIT_S)
-    info = json.loads(said.stdout)
+    info = jsons.parsed(said.stdout)
     if info.get("backing-filename"):
         raise HostError(f"image {path}: expected an image that stands alone, got one on {info['backing-filename']}")
     if info["virtual-size"] > size_bytes:

@@ -6,12 +6,11 @@ import hashlib
 import json
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import process
+from testbed import held, jsons, process
 from testbed.errors import BuildError
 from testbed.kbuild.ablations import Ablation, ablate
 from testbed.kbuild.patches import Patch, placeless, refusal, touched
@@ -52,25 +51,24 @@ class Tree:
     def _changed(self) -> dict[str, bool]:
         """The changed files, and whether each was there before."""
         state = self._folder / _STATE
-        return dict(json.loads(state.read_text())) if state.exists() else {}
+        return dict(jsons.parsed(state.read_text())) if state.exists() else {}
 
     async def planned(self, series: Iterable[Patch], reverts: Iterable[Patch], ablations: Iterable[Ablation]) -> dict[str, Content | None]:
         """The files that change, with what they become (None: they go). Nothing is changed yet.
 
         :raise BuildError: a patch or an edit does not fit; says where, and what is there.
         """
-        with tempfile.TemporaryDirectory(prefix="testbed-patches-") as name:
-            scratch = Path(name)
+        with held.temporary() as folder:
+            scratch, file = folder / "tree", folder / "patch"
+            scratch.mkdir()
             seen: set[str] = set()
             for patch, reverse in (*((one, False) for one in series), *((one, True) for one in reverts)):
-                with tempfile.NamedTemporaryFile(prefix="testbed-patch-") as file:
-                    file.write(patch.text.encode("utf-8", "surrogateescape"))
-                    file.flush()
-                    git = _GitApply(patch=patch, file=file.name, scratch=scratch)
-                    files = await git.files()
-                    self._bring(files - seen, scratch)
-                    seen |= files
-                    await git.apply(reverse=reverse)
+                file.write_bytes(patch.text.encode("utf-8", "surrogateescape"))
+                git = _GitApply(patch=patch, file=str(file), scratch=scratch)
+                files = await git.files()
+                self._bring(files - seen, scratch)
+                seen |= files
+                await git.apply(reverse=reverse)
             for ablation in ablations:
                 edited = {edit.file for way in ablation.ways for edit in way}
                 self._bring(edited - seen, scratch)

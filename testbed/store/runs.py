@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shlex
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import filelock
 
-from testbed import journal
+from testbed import journal, jsons
 from testbed.errors import HostError
 
 # As paths.new_run_folder names them.
@@ -166,7 +165,7 @@ def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
         path = results(folder)
         if path is None:
             return "", _begun(folder), 0
-        found = json.loads(path.read_text())
+        found = jsons.parsed(path.read_text())
         said = found["verdict"] if path.name == "results.json" else found["result"]
         return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[path.name]])
     except (OSError, ValueError, KeyError, TypeError):
@@ -176,7 +175,7 @@ def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
 def _begun(folder: Path) -> tuple[str, ...]:
     """The command of a run that left no results, by its log."""
     with (folder / journal.FILE).open() as log:
-        event = str(json.loads(log.readline())["event"])
+        event = str(jsons.parsed(log.readline())["event"])
     return tuple(shlex.split(event.removeprefix(_COMMAND))[1:]) if event.startswith(_COMMAND) else ()
 
 

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from testbed import jsons
 from testbed.errors import HostError
 from testbed.store.cache import file_sha256
 
@@ -54,7 +55,7 @@ def _stamp(file: Path) -> list[int]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = jsons.parsed(path.read_text())
         return {name: {"sha256": str(seal["sha256"]), "stamp": list(seal["stamp"])} for name, seal in found.items()}
     except FileNotFoundError:
         return {}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import re
 import shutil
 import stat
@@ -14,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed import process
+from testbed import held, process
 from testbed.errors import HostError, UsageError
 from testbed.store import cache
 
@@ -88,42 +86,28 @@ def unfinished(folder: Path) -> Iterator[Path]:
     """A new folder that becomes `folder` when it is left, and goes where that is by an error. Whoever fills it holds it (flock), so that
     what a killed one has left is known.
     """
-    made = folder.with_name(f".{folder.name}{_UNFINISHED}")
-    shutil.rmtree(made, ignore_errors=True)  # a guest's commands take turns
-    made.mkdir(mode=0o700, parents=True)
-    held = os.open(made, os.O_RDONLY | os.O_DIRECTORY)
+    path = folder.with_name(f".{folder.name}{_UNFINISHED}")
+    shutil.rmtree(path, ignore_errors=True)  # a guest's commands take turns
     try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        made.mkdir(mode=0o700, exist_ok=True)  # somebody may have taken it for a leftover just before it was held
-        yield made
-        made.rename(folder)
-    except BaseException:
-        _remove(made)
-        raise
+        with held.made(path) as made:
+            yield made
+            made.rename(folder)
     finally:
-        os.close(held)
+        _with_the_last(folder.parent)
 
 
 def sweep(state: Path) -> tuple[Path, ...]:
     """Remove what killed supervisors have left half-saved; returns it."""
-    gone = []
-    for leftover in (state / "snapshots").glob(f"*/.*{_UNFINISHED}"):
-        with contextlib.suppress(OSError):
-            held = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(leftover)
-                gone.append(leftover)
-            finally:
-                os.close(held)
-    return tuple(gone)
+    gone = held.sweep((state / "snapshots").glob(f"*/.*{_UNFINISHED}*"))
+    for folder in gone:
+        _with_the_last(folder.parent)
+    return gone
 
 
-def _remove(folder: Path) -> None:
-    """Remove what is or was to be a snapshot, and its guest's folder with the last."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _with_the_last(folder: Path) -> None:
+    """A guest's folder goes with the last of its snapshots."""
     with contextlib.suppress(OSError):
-        folder.parent.rmdir()
+        folder.rmdir()
 
 
 def record(folder: Path, *, host_key: bytes, boot_s: float, machine: str, order: dict[str, Any]) -> None:
@@ -149,7 +133,8 @@ def read(folder: Path) -> Snapshot:
 
 
 def remove(snapshot: Snapshot) -> None:
-    _remove(snapshot.folder)
+    shutil.rmtree(snapshot.folder, ignore_errors=True)
+    _with_the_last(snapshot.folder.parent)
 
 
 async def copy(source: Path, target: Path) -> None:

@@ -192,7 +192,7 @@ async def test_what_a_failed_test_says_of_its_guests(suite: Suite) -> None:
     assert "last command: uname -s [status 0, " in done.section("test_of_something_else")
     for wrong in (
         "GuestError: guest g0: copying /nowhere out of it: No such file",
-        "HostError: /nowhere/on/this/machine: expected a file or a folder to copy into the guest, found nothing",
+        "UsageError: /nowhere/on/this/machine: expected a file or a folder to copy into the guest, found nothing",
         "CommandFailed: guest g0: `sleep 100`: expected status 0, got none within 1 s",
         "UsageError: disk data: operation: expected one of read, write, flush, discard, got 'raed'",
         "memory.maxx: the kernel does not take '1M'",

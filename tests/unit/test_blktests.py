@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from testbed import suites
 from testbed.blktests import Outcome, Status, outcomes
-from testbed.errors import CommandFailed, UsageError
+from testbed.errors import CommandFailed, HostError, UsageError
 from testbed.topology import Topology
 
 SOURCE = "test() {\n    true\n}\n"
@@ -151,6 +152,12 @@ class Testbed:
     __test__ = False
     host = SimpleNamespace(cores=1)
 
+    def __init__(self, scratch: Path) -> None:
+        self._scratch = scratch
+
+    def new_folder(self) -> Path:
+        return self._scratch
+
     async def kernel(self, spec: str) -> SimpleNamespace:
         return SimpleNamespace(config=None)
 
@@ -166,7 +173,18 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None, evidence=tmp_path / "evidence")
     told: list[Outcome] = []
-    done = await suites.run(Testbed(), suites.found(tmp_path, []), how, told.append)  # type: ignore[arg-type]  # a fake
+    # What lies in a checkout and cannot be copied is no part of it.
+    os.mkfifo(tmp_path / "tests/loop/003")
+    (tmp_path / "tests/loop/004").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+    suite = suites.found(tmp_path, [])
+    assert suite.tests == ("loop/001", "loop/002")
+    scratch = tmp_path.with_name("scratch")
+    done = await suites.run(Testbed(scratch), suite, how, told.append)  # type: ignore[arg-type]  # a fake
+    assert sorted(path.name for path in (scratch / "checkout/tests/loop").iterdir()) == ["001", "002", "004"]
+    with pytest.raises(HostError, match=rf"^{scratch}/checkout: cannot be copied: File exists$"):
+        await suites.run(Testbed(scratch), suite, how, told.append)  # type: ignore[arg-type]  # a fake
     assert [each.status for each in done] == [Status.HANG, Status.ERROR] and list(done) == told
     assert done[0].details[-1] == "1 D loop_flush sync"
 

@@ -80,7 +80,7 @@ runpy.run_module("testbed", run_name="__main__")
 
 @pytest.mark.parametrize(
     ("module", "verb"),
-    [("typer", "scenarios"), ("testbed.cli.run", "scenarios"), ("testbed.cli.vms", "ps"), ("json.decoder", "ps"), ("asyncio", "run")],
+    [("typer", "scenarios"), ("testbed.cli.look", "scenarios"), ("testbed.cli.vms", "ps"), ("json.decoder", "ps"), ("asyncio", "run")],
 )
 def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path: Path, module: str, verb: str) -> None:
     env = {**os.environ, "TESTBED_CACHE": str(tmp_path / "c"), "TESTBED_STATE": str(tmp_path / "s")}

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "paths", "patterns", "rates"),
+    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "jsons", "paths", "patterns", "rates"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("bugs",),
@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "plan_text",
         "picture",
         "process",
+        "held",
         "export",
         "exports",
         "spares",

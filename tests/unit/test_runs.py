@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from testbed.errors import HostError
-from testbed.report import diff, live
+from testbed.errors import HostError, UsageError
+from testbed.report import bug_files, diff, live, results
 from testbed.store import runs
 from testbed.store.runs import Run
 from testbed.verdict import Evidence, Verdict
@@ -283,3 +283,15 @@ def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more
     assert runs.sweep(tmp_path) == ()
     (found,) = runs.every(tmp_path)
     assert (found.command, found.verdict, found.cases) == (("compare", "a b"), "", 0)
+
+
+@pytest.mark.parametrize("name", ["results.json", "reduce.json"])
+def test_results_that_are_nested_without_end_are_none(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "20260601T000000Z-0000"
+    folder.mkdir()
+    (folder / name).write_text("[" * 200_000)
+    (found,) = runs.every(tmp_path)
+    assert (found.verdict, found.cases) == ("", 0)
+    with pytest.raises(UsageError, match="expected JSON: it is nested too deeply"):
+        bug_files.read(folder)
+        results.read(str(folder), tmp_path)
