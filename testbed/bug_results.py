@@ -1,4 +1,4 @@
-"""What runs of bugs write into their folders: `repro.json`, `reduce.json` and `bisect.json`."""
+"""What runs of bugs and of suites write into their folders: `repro.json`, `reduce.json`, `bisect.json` and `suite.json`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,11 @@ EXIT_CODES = {result.value: code for result, code in repro.EXIT_CODES.items()} |
     "good": 0,
     "bad": 1,
     "skip": 125,
+    # Of somebody else's suite.
+    "passed": 0,
+    "failed": 1,
+    "no result": 2,
+    "skipped": 4,
 }
 
 

@@ -4,7 +4,8 @@
         await guest.run("fio", ...)
 
 One line of JSON for each action, in `timeline.jsonl` beside the guest's logs: `monotonic_s` and `guest_s` (its uptime) when it began, what
-it did (`do`) and how the disk or the machine is then (`now`), or the `error`; one with `reached` for each event.
+it did (`do`) and how the disk or the machine is then (`now`), or the `error`; one with `reached` for each event; at the end one with
+`missed` for each act that never began.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any
 
 from testbed import actions, clock, counters
 from testbed.clock import Clock
-from testbed.errors import GuestLost, TestbedError
+from testbed.errors import GuestLost, TestbedError, told
 from testbed.evidence import Log
 from testbed.guest import Guest
-from testbed.topology.cues import Cue, cues
+from testbed.topology.cues import Cue, cues, said
 from testbed.topology.timelines import Act, When
 
 LOG = "timeline.jsonl"
@@ -28,15 +29,17 @@ _POLL_S = 0.25
 
 
 class Player:
-    """One timeline on one guest; `failures` are what went wrong, in the order in which it did."""
+    """One timeline on one guest; `failures` are what went wrong, in the order in which it did, `missed` the acts that have not begun."""
 
     def __init__(self, guest: Guest, at: Clock, log: Log) -> None:
         self._guest, self._clock, self._log = guest, at, log
         self.failures: list[TestbedError] = []
+        self.missed: dict[int, str] = {}
 
     async def play(self, acts: Sequence[Act]) -> None:
         """Do all of it, from now on; acts do not wait for each other."""
         begin = time.monotonic()
+        self.missed = {number: said(act) for number, act in enumerate(acts)}
         async with asyncio.TaskGroup() as group:
             for number, act in enumerate(acts):
                 group.create_task(self._act(number, act, begin))
@@ -55,12 +58,13 @@ class Player:
 
     async def _do(self, number: int, cue: Cue) -> None:
         began = time.monotonic()
+        self.missed.pop(number, None)
         try:
             now = await actions.do(self._guest, cue.action)
         except GuestLost:
             raise  # nothing more can be done
         except TestbedError as error:
-            self._failed(number, error, do=cue.text)
+            self._failed(number, told(f"timeline: {cue.text}: {error}", error.code), do=cue.text)
         else:
             self._note(began, act=number, do=cue.text, now=now, took_s=round(time.monotonic() - began, 6))
 
@@ -88,28 +92,36 @@ class Player:
         self.failures.append(error)
         self._note(time.monotonic(), act=number, **more, error=str(error))
 
+    def end(self) -> None:
+        """Log what has not begun, and will not."""
+        for number, act in self.missed.items():
+            self._note(time.monotonic(), act=number, missed=act)
+
     def _note(self, at: float, **words: Any) -> None:
         line = {"monotonic_s": round(at, 6), "guest_s": round(self._clock.uptime(at), 3), "guest_error_s": round(self._clock.error_s, 3)}
         self._log.note(line | words)
 
 
 @contextlib.asynccontextmanager
-async def playing(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncIterator[None]:
-    """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen.
+async def playing(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncIterator[list[str]]:
+    """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen, and is in the list then.
 
     :raise TestbedError: the first of its actions that failed, where nothing else did.
     """
     wanted = guest.order.model.timeline if acts is None else acts
+    missed: list[str] = []
     if not wanted:
-        yield
+        yield missed
         return
     player = Player(guest, await clock.read(guest), guest.log(LOG))
     task = asyncio.create_task(player.play(wanted))
     try:
-        yield
+        yield missed
     finally:
         task.cancel()
         (ended,) = await asyncio.gather(task, return_exceptions=True)
+        player.end()
+        missed += player.missed.values()
     if isinstance(ended, Exception):
         raise ended
     if player.failures:

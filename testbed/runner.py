@@ -29,13 +29,16 @@ from testbed.verdict import Gap, Judgement, Lost, Outcome, Skipped, gravest, jud
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One case on one kernel. `findings` are the console's; `evidence` the folder of its logs; times in seconds."""
+    """One case on one kernel. `findings` are the console's; `evidence` the folder of its logs; times in seconds; `missed`: acts of its
+    timeline that never began.
+    """
 
     outcome: Outcome
     findings: tuple[Finding, ...]
     evidence: Path
     took_s: float
     ready_after_s: float
+    missed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +176,7 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
     started = time.monotonic()
     ready = started
     findings: list[Finding] = []
+    missed: list[str] = []
     lack = case.point.lacks(job.model)
     if lack is not None:
         return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
@@ -195,13 +199,20 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
                 if lacks := await missing(guest, case.scenario.needs):
                     outcome = Skipped(why=f"{kernel.name} lacks {', '.join(lacks)}")
                 else:
-                    async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest):
+                    async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest) as missed:
                         outcome = await case.scenario.steps(guest, case.point)
     except TestbedError as error:
         outcome = Lost(why=str(error))
     ended = time.monotonic()
     on_step("done")
-    return Side(outcome=outcome, findings=tuple(findings), evidence=evidence, took_s=ended - started, ready_after_s=max(0, ready - started))
+    return Side(
+        outcome=outcome,
+        findings=tuple(findings),
+        evidence=evidence,
+        took_s=ended - started,
+        ready_after_s=max(0, ready - started),
+        missed=tuple(missed),
+    )
 
 
 def _disks_every_s(job: Job) -> float | None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from testbed import patterns
-from testbed.topology.base import Duration, Model, Rate, Several, Word
+from testbed.topology.base import Duration, Model, Rate, Several, Version, Word
 from testbed.topology.cgroups import CgroupPath
 from testbed.topology.model import Guest
 from testbed.topology.timelines import Counter
@@ -90,7 +90,7 @@ class Bug(Model):
     does. `cores`: what a guest takes of the host: `shared` counts as one core, `idle` mostly waits, `alone` measures time.
     """
 
-    version: Literal[1]
+    version: Version
     summary: Annotated[str, Field(min_length=1, max_length=500)]
     source: Annotated[str, Field(max_length=2000)] = ""
     kernels: Kernels = Kernels()

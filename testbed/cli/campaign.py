@@ -57,6 +57,8 @@ def reduce_command(
         raise UsageError(f"--output {target}: expected a place in a folder that exists")
     if target.is_dir():
         raise UsageError(f"--output {target}: expected a file, got a folder")
+    if target.exists() and target.samefile(file):
+        raise UsageError(f"--output {target}: expected another file than that of the bug itself")
 
     async def work() -> int:
         with contextlib.ExitStack() as stack:
@@ -158,9 +160,11 @@ def bisect_command(
 def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
     """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict (`exit_code` sees to errors)."""
     case = load(file, host_memory=probe.host_memory())
+    # What is the same for every commit would skip them all.
     if isinstance(wanted, BuildOrder):
-        # What is the same for every commit would skip them all.
         builder(Silent()).read(wanted)
+    elif "/" not in wanted and not Path(wanted.partition(":")[0]).exists():
+        load_table(paths.shipped("images") / "kernels.yaml").resolve(wanted)  # a name, and no file that make would have made
 
     async def work() -> int:
         try:
@@ -204,11 +208,17 @@ def _list(kernels: str | None) -> tuple[str, ...]:
     table = load_table(paths.shipped("images") / "kernels.yaml")
     if kernels is None:
         return tuple(table.rows)
+    named = tuple(name.strip() for name in kernels.split(",") if name.strip())
+    if not named:
+        raise UsageError("--kernels: expected names with commas between, or a folder, got nothing")
     folder = Path(kernels)
     if not folder.is_dir():
-        named = tuple(name.strip() for name in kernels.split(",") if name.strip())
-        for name in named:
+        if len(named) == 1:
+            raise UsageError(f"--kernels {kernels}: expected two kernels or more, with commas between, or a folder that is there")
+        for number, name in enumerate(named):
             table.resolve(name)
+            if name in named[:number]:
+                raise UsageError(f"--kernels: expected each kernel once, got {name} twice")
         return named
     files = [
         path for path in folder.iterdir() if path.is_file() and (path.suffix == ".deb" or "bzImage" in path.name or "vmlinuz" in path.name)

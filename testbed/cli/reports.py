@@ -42,8 +42,12 @@ def report_command(
     """Print the results of an earlier run, as Markdown or in another format; or what changed between two. Ends as the run did."""
     named, there = run or ["last"], paths.folders().runs
     if between:
-        _diff(named, there, as_json)
+        if show or kind != "markdown":
+            raise UsageError("report --diff: it is text, or JSON with --json; expected no --open and no --format beside it")
+        _diff(named, there, as_json, output)
         return
+    if as_json and kind not in ("markdown", "json"):
+        raise UsageError(f"report: expected --json or --format {kind}, got both")
     if len(named) != 1:
         raise UsageError(f"report: expected one run, or --diff and two, got {', '.join(named)}")
     if kind not in artefacts.FORMATS:
@@ -57,25 +61,29 @@ def report_command(
         if not webbrowser.open(page.as_uri()):
             err.print(f"no browser could be started; the page is {page}", markup=False, highlight=False, soft_wrap=True)
     else:
-        text = formats["json" if as_json else kind](document, folder)
-        if output is not None:
-            try:
-                output.write_text(text, encoding="utf-8", errors="replace")
-            except OSError as error:
-                raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
-        else:
-            sys.stdout.write(text)
+        _told(formats["json" if as_json else kind](document, folder), output)
     said = document["result"] if bug else document["verdict"]
     err.print(live.last_line(said, folder), markup=False, highlight=False, soft_wrap=True)
     sys.exit(bug_results.EXIT_CODES[said] if bug else EXIT_CODES[Verdict(said)])
 
 
-def _diff(named: list[str], there: Path, as_json: bool) -> None:
+def _diff(named: list[str], there: Path, as_json: bool, output: Path | None) -> None:
     if len(named) != 2:
         raise UsageError(f"report --diff: expected two runs, got {', '.join(named)}")
     found = diff.compare(*(results.read(one, there) for one in named))
-    print(json.dumps(found) if as_json else diff.text(found), end="\n" if as_json else "")
+    _told(json.dumps(found) + "\n" if as_json else diff.text(found), output)
     sys.exit(int(diff.changed(found)))
+
+
+def _told(text: str, output: Path | None) -> None:
+    """Printed, or in a file."""
+    if output is None:
+        sys.stdout.write(text)
+        return
+    try:
+        output.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
 
 
 @app.command("schema")
@@ -91,15 +99,15 @@ def runs_command(
     larger_than: Annotated[
         str | None, typer.Option("--larger-than", help="The oldest, until all together are no larger, such as 5G.")
     ] = None,
-    keep: Annotated[int, typer.Option("--keep", min=0, help="But never so many of the newest.")] = 0,
+    keep: Annotated[int | None, typer.Option("--keep", min=0, help="But never so many of the newest; alone, all others.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
     as_json: Json = False,
 ) -> None:
     """List earlier runs: when, verdict, command, cases, size; or remove old ones. One that is going on is never removed."""
     folders = paths.folders()
-    if not prune and (older_than or larger_than or keep or dry_run):
+    if not prune and (older_than or larger_than or keep is not None or dry_run):
         raise UsageError("runs: --older-than, --larger-than, --keep and --dry-run go with --prune")
-    if prune and older_than is None and larger_than is None and not keep:
+    if prune and older_than is None and larger_than is None and keep is None:
         raise UsageError("runs --prune: expected --older-than, --larger-than or --keep, which say what may go")
     found = store.every(folders.runs, [Path(vm.record.evidence) for vm in vms.every(folders)])
     if not prune:
@@ -107,7 +115,7 @@ def runs_command(
         return
     seconds = age_s("--older-than", older_than) if older_than is not None else (0.0 if larger_than is None else None)
     largest = size_bytes("--larger-than", larger_than) if larger_than is not None else None
-    chosen = store.superfluous(found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep)
+    chosen = store.superfluous(found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep or 0)
     failures = [] if dry_run else _remove(chosen, folders.runs)
     _show(tuple(run for run in chosen if run not in failures), as_json, "would_be_removed" if dry_run else "removed")
     if failures:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -11,24 +13,13 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from testbed import paths, suites
+from testbed import bug_results, paths, suites
 from testbed.api import open_testbed
 from testbed.blktests import Outcome, Status
-from testbed.cli.app import ERROR, FAILED, KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
+from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
 from testbed.kernels import load_table
-from testbed.report import live
+from testbed.report import bug_files, bug_view, live
 from testbed.topology import Topology, load
-from testbed.verdict import Verdict
-
-_WORDS = {
-    Status.PASS: Verdict.PASS,
-    Status.FAIL: Verdict.FAIL,
-    Status.HANG: Verdict.FAIL,
-    Status.LOST: Verdict.FAIL,
-    Status.SKIP: Verdict.SKIP,
-    Status.ERROR: Verdict.INFRA,
-}
-_EXITS = {Verdict.PASS: 0, Verdict.FAIL: FAILED, Verdict.INFRA: ERROR, Verdict.SKIP: 4}
 
 
 @app.command()
@@ -53,39 +44,29 @@ def suite(
     spec = kernel or load_table(paths.shipped("images") / "kernels.yaml").patched
     guests = load(topology) if topology is not None else Topology.model_validate({"version": 1, "guests": {"g0": {}}})
 
+    how = suites.How(topology=guests, kernel=spec, disks=tuple(test_disk or ()), timeout_s=timeout, quick_s=quick)
+    suites.check(how)
+
     async def work() -> int:
-        folder = paths.new_run_folder(paths.folders().runs)
-        with run_going_on(folder), live.progress(err, quiet=quiet) as progress:
+        with live.progress(err, quiet=quiet) as progress:
             async with open_testbed(kernels=(spec,), cold=cold, progress=progress) as testbed:
-                done = await suites.run(
-                    testbed,
-                    wanted,
-                    suites.How(
-                        topology=guests,
-                        kernel=spec,
-                        disks=tuple(test_disk or ()),
-                        timeout_s=timeout,
-                        quick_s=quick,
-                        evidence=folder / "guests",
-                    ),
-                    lambda one: progress.note(_line(one)),
-                )
-        verdict = _verdict(done)
+                folder = paths.new_run_folder(paths.folders().runs)
+                with run_going_on(folder):
+                    began = time.monotonic()
+                    done = await suites.run(testbed, wanted, how, folder / "guests", lambda one: progress.note(_line(one)))
+                    files = await testbed.kernel(spec)
+                    document = suites.document(testbed, wanted, files, done, folder, time.monotonic() - began) | {"command": sys.argv}
+                    bug_files.write(document, folder)
+        verdict = bug_view.VERDICTS[document["result"]]
         if as_json:
             tests = [asdict(one) | {"status": one.status.value} for one in done]
-            print(json.dumps({"run": folder.name, "verdict": verdict.value, "kernel": spec, "tests": tests}))
+            print(json.dumps({"run": folder.name, "verdict": verdict, "kernel": spec, "tests": tests}))
         else:
             out.print(_table(done))
-            out.print(f"verdict: {verdict.value} {folder}", highlight=False, soft_wrap=True)
-        return _EXITS[verdict]
+            out.print(live.last_line(verdict, folder), markup=False, highlight=False, soft_wrap=True)
+        return bug_results.EXIT_CODES[document["result"]]
 
     run_async(work())
-
-
-def _verdict(done: tuple[Outcome, ...]) -> Verdict:
-    """The gravest; SKIP only where everything was skipped."""
-    found = {_WORDS[one.status] for one in done}
-    return next(one for one in (Verdict.FAIL, Verdict.INFRA, Verdict.PASS, Verdict.SKIP) if one in found)
 
 
 def _line(one: Outcome) -> str:

@@ -97,12 +97,15 @@ def seconds(words: Sequence[str]) -> float:
 def size(words: Sequence[str]) -> int:
     """A size in bytes.
 
-    :raise UsageError: it is none.
+    :raise UsageError: it is none, or nothing.
     """
     try:
-        return parse_size(" ".join(words))
+        found = parse_size(" ".join(words))
     except ValueError as error:
         raise UsageError(str(error)) from None
+    if not found:
+        raise UsageError("expected a size such as 2G, got 0")
+    return found
 
 
 def memory(words: Sequence[str]) -> int | None:

@@ -66,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
     config.stash[STATE] = State(config)
-    if any(config.getoption(f"testbed_{name}") for name in ("kernel", "base", "patched", "topology")):
+    if any(config.getoption(f"testbed_{name}") for name in ("kernel", "base", "patched", "topology", "artifacts")):
         from testbed.pytest_plugin import cases
 
         cases.check_options(config)

@@ -70,6 +70,13 @@ def check_options(config: pytest.Config) -> None:
             _read(state, Path(topology), config.invocation_params.dir, "--testbed-topology")
         except TestbedError as error:
             raise pytest.UsageError(f"--testbed-topology: {error}") from None
+    artifacts = config.getoption("testbed_artifacts")
+    if artifacts is not None:
+        folder = config.invocation_params.dir / artifacts
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(f"--testbed-artifacts {artifacts}: expected a folder, got {folder}: {error.strerror}") from None
 
 
 def place(node: pytest.Item) -> str:

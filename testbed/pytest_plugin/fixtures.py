@@ -84,14 +84,16 @@ def _as_topology(request: pytest.FixtureRequest, topology: Any) -> Topology:
 @pytest.fixture
 def vms(request: pytest.FixtureRequest, _testbed_guests: Guests, topology: Topology, _testbed_kernel: str) -> dict[str, Vm]:
     """All guests of the test's topology, by name: fresh clones with their stacks, gone afterwards."""
-    return _testbed_guests.start(_as_topology(request, topology), _testbed_kernel)
+    wanted = _as_topology(request, topology)
+    # Before they are started in vain.
+    if len(wanted.guests) != 1 and "vm" in request.fixturenames:
+        pytest.fail(f"testbed: `vm` expects a topology of one guest, this one has {', '.join(wanted.guests)}: take `vms`", pytrace=False)
+    return _testbed_guests.start(wanted, _testbed_kernel)
 
 
 @pytest.fixture
 def vm(vms: dict[str, Vm]) -> Vm:
     """The only guest of the test's topology: a fresh clone with its stack, gone afterwards. `await vm.run("uname -r")`"""
-    if len(vms) != 1:
-        pytest.fail(f"testbed: `vm` expects a topology of one guest, this one has {', '.join(vms)}: take `vms`", pytrace=False)
     return next(iter(vms.values()))
 
 

@@ -164,7 +164,18 @@ def refusing() -> Iterator[None]:
         said = f"this machine lacks {', '.join(missing) or error.tool}; as root: apt-get install {packages}"
     except TestbedError as error:
         said = str(error)
+    except ExceptionGroup as group:
+        # Of guests that are started side by side.
+        ours = group.subgroup(TestbedError)
+        if ours is None:
+            raise
+        said = str(_first(ours))
     raise pytest.fail.Exception(f"testbed: {said}", pytrace=False) from None
+
+
+def _first(group: ExceptionGroup[TestbedError]) -> TestbedError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 def _new_folder(artifacts: Path, nodeid: str) -> Path:

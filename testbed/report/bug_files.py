@@ -1,4 +1,4 @@
-"""Runs of bugs as files: what they leave beside their guests' logs, and how they are read again."""
+"""Runs of bugs and of suites as files: what they leave beside their guests' logs, and how they are read again."""
 
 from __future__ import annotations
 
@@ -22,13 +22,15 @@ from testbed.report.markdown import cell
 
 # Tries of a kernel that a page shows the console of: the first hit, and some that came to nothing.
 _SHOWN_CONSOLES = 6
+# Whose results pass or fail.
+_JUDGED = ("repro", "suite")
 _CONSOLE_LINES, _CONSOLE_BYTES = 30, 16 << 10
 # In a run of more tries each has a link to its folder, and not to every log in it.
 _LINKED_TRIES = 200
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What a run of `repro`, `reduce` or `bisect` has left; None where the folder is of no such run.
+    """What a run of `repro`, `reduce`, `bisect` or `suite` has left; None where the folder is of no such run.
 
     :raise UsageError: it is not what it should be.
     """
@@ -52,12 +54,12 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 
 def write(document: dict[str, Any], folder: Path) -> None:
-    """The document and the page; of `repro`, whose kernels are each as they must be or not, what CI systems read as well.
+    """The document and the page; of `repro`, whose kernels are each as they must be or not, and of `suite` what CI systems read as well.
 
     :raise HostError: the disk is full or the folder is gone.
     """
     keep(_text(document), folder / f"{document['what']}.json")
-    if document["what"] == "repro":
+    if document["what"] in _JUDGED:
         keep(ktap(bug_view.as_results(document)), folder / "results.ktap")
         keep(junit(bug_view.as_results(document)), folder / "junit.xml")
     keep(_page(document, folder), folder / PAGE)
@@ -72,7 +74,7 @@ def _verdicts(document: dict[str, Any]) -> dict[str, Any]:
 
     :raise UsageError: nothing of it is a test that passes or fails.
     """
-    if document["what"] != "repro":
+    if document["what"] not in _JUDGED:
         raise UsageError(f"run {document['run']}: `{document['what']}` passes or fails nothing; expected --format markdown, html or json")
     return bug_view.as_results(document)
 

@@ -1,4 +1,4 @@
-"""What `repro.json`, `reduce.json` and `bisect.json` hold, as models: one that is read may be from an older testbed, or broken."""
+"""What `repro.json`, `reduce.json`, `bisect.json` and `suite.json` hold, as models: one that is read may be old, or broken."""
 
 from __future__ import annotations
 
@@ -94,21 +94,24 @@ class _Document(_Known):
     version: Literal[1]
     run: str
     command: list[str]
-    bug: Bug
-    seed: int
     host: Host
     image: Image
     took_s: float
     reason: str
 
 
-class Repro(_Document):
+class _OfBug(_Document):
+    bug: Bug
+    seed: int
+
+
+class Repro(_OfBug):
     what: Literal["repro"]
     result: Literal["reproduced", "not reproduced", "invalid", "trouble"]
     kernels: list[Kernel]
 
 
-class Reduce(_Document):
+class Reduce(_OfBug):
     """`kernels`: the one on which it was reduced."""
 
     what: Literal["reduce"]
@@ -118,7 +121,7 @@ class Reduce(_Document):
     smaller: str
 
 
-class Bisect(_Document):
+class Bisect(_OfBug):
     """`result`: of the search, or what the one kernel is that was asked for `git bisect run`."""
 
     what: Literal["bisect"]
@@ -127,5 +130,35 @@ class Bisect(_Document):
     asked: list[Asked]
 
 
+class SuiteKernel(_Known):
+    name: str
+    release: str
+    origin: str
+    sha256: str
+
+
+class SuiteTest(_Known):
+    """One test, for one of its devices or conditions. `runtime`: as it says it; `folder`: of its guest, from the run's."""
+
+    name: str
+    group: str
+    status: Literal["pass", "fail", "skip", "hang", "lost", "error"]
+    reason: str
+    runtime: str
+    details: list[str]
+    measured: dict[str, str]
+    folder: str
+
+
+class Suite(_Document):
+    """Somebody else's shell tests; `checkout`: where they came from."""
+
+    what: Literal["suite"]
+    result: Literal["passed", "failed", "no result", "skipped"]
+    checkout: str
+    kernel: SuiteKernel
+    tests: list[SuiteTest]
+
+
 # By the file that a run of each leaves.
-MODELS: dict[str, type[BaseModel]] = {"repro.json": Repro, "reduce.json": Reduce, "bisect.json": Bisect}
+MODELS: dict[str, type[BaseModel]] = {"repro.json": Repro, "reduce.json": Reduce, "bisect.json": Bisect, "suite.json": Suite}

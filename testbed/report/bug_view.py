@@ -1,4 +1,4 @@
-"""What a run of `repro`, `reduce` or `bisect` has left, as a reader sees it: its result, a table, and its tries. Pure."""
+"""What a run of `repro`, `reduce`, `bisect` or `suite` has left, as a reader sees it: its result, a table, and its tries. Pure."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from testbed.report import repro
 Document = Mapping[str, Any]
 
 # The verdicts that other runs have, by what runs of bugs say.
-_VERDICTS = {
+VERDICTS = {
     "reproduced": "PASS",
     "reduced": "PASS",
     "bisected": "PASS",
@@ -23,7 +23,13 @@ _VERDICTS = {
     "bad": "FAIL",
     "skip": "INFRA",
     "trouble": "INFRA",
+    "passed": "PASS",
+    "failed": "FAIL",
+    "no result": "INFRA",
+    "skipped": "SKIP",
 }
+# Of a test of a suite: one that hangs or takes its guest along fails.
+_OF_TESTS = {"pass": "PASS", "fail": "FAIL", "hang": "FAIL", "lost": "FAIL", "skip": "SKIP", "error": "INFRA"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,17 +67,18 @@ class View:
 
 
 def view(document: Document) -> View:
-    """Of any of the three."""
+    """Of any of them."""
     make: dict[str, Callable[[Document], tuple[tuple[Table, ...], tuple[Tries, ...]]]] = {
         "repro": _repro,
         "reduce": _reduce,
         "bisect": _bisect,
+        "suite": _suite,
     }
     tables, tries = make[document["what"]](document)
     return View(
         run=document["run"],
-        title=document["bug"]["summary"],
-        verdict=_VERDICTS[document["result"]],
+        title=document["bug"]["summary"] if "bug" in document else f"Suite {document['checkout']} on {document['kernel']['name']}",
+        verdict=VERDICTS[document["result"]],
         result=document["result"],
         reason=document["reason"],
         command=shlex.join(["./tb", *document["command"][1:]]),
@@ -91,9 +98,11 @@ def _verdict(kernel: Document) -> str:
 
 
 def as_results(document: Document) -> dict[str, Any]:
-    """A reproduction in the shape of `results.json`: one case, judged on each kernel alone."""
+    """A reproduction in the shape of `results.json`: one case, judged on each kernel alone; or a suite, each of whose tests is a case."""
+    if document["what"] == "suite":
+        return _suite_as_results(document)
     kernels = {one["name"]: {key: one[key] for key in ("name", "release", "origin", "sha256")} for one in document["kernels"]}
-    overall = _VERDICTS[document["result"]]
+    overall = VERDICTS[document["result"]]
     case = {
         "name": document["bug"]["summary"],
         "scenario": "repro",
@@ -106,29 +115,55 @@ def as_results(document: Document) -> dict[str, Any]:
     return {**{key: document[key] for key in same}, "verdict": overall, "kernels": kernels, "scenarios": [case]}
 
 
+def _suite_as_results(document: Document) -> dict[str, Any]:
+    kernel = document["kernel"]
+    cases = [
+        {
+            "name": one["name"],
+            "scenario": one["group"],
+            "claim": f"{one['name']} of {document['checkout']} passes",
+            "verdict": (verdict := _OF_TESTS[one["status"]]),
+            "reason": (reason := f"{one['status']}: {one['reason']}" if one["reason"] else one["status"]),
+            kernel["name"]: _nothing_measured(took_s=_seconds(one["runtime"]), evidence=one["folder"], verdict=verdict, said=reason),
+        }
+        for one in document["tests"]
+    ]
+    same = {key: document[key] for key in ("run", "command", "host", "image", "took_s")}
+    return {**same, "verdict": VERDICTS[document["result"]], "kernels": {kernel["name"]: kernel}, "scenarios": cases}
+
+
+def _seconds(runtime: str) -> float:
+    """What a test says that it took, such as 1.2s."""
+    try:
+        return float(runtime.removesuffix("s"))
+    except ValueError:
+        return 0.0
+
+
+def _nothing_measured(*, took_s: float, evidence: str, verdict: str, said: str) -> dict[str, Any]:
+    nothing: dict[str, Any] = {"claim": None, "measures": {}, "controls": [], "balances": []}
+    return {"took_s": took_s, "evidence": evidence, "reason": said, "verdict": verdict, "judgement": said, **nothing}
+
+
 def _side(one: Document) -> dict[str, Any]:
     said = f"expected that it {'shows' if one['must_show'] else 'does not show'}; it showed in {' '.join(repro.rate(one).split())}"
     counts = {"hits": one["hits"], "tries": one["tries"], "without a result": one["troubles"]}
     first = next((attempt["evidence"] for attempt in one["attempts"]), "")
-    return {
-        "took_s": one["took_s"],
-        "evidence": f"guests/{first}",
-        "claim": None,
-        "reason": said,
-        "verdict": _verdict(one),
-        "judgement": said,
-        "measures": {name: {"value": value, "unit": "tries", "source": "repro.json"} for name, value in counts.items()},
-        "controls": [],
-        "balances": [],
-    }
+    measures = {name: {"value": value, "unit": "tries", "source": "repro.json"} for name, value in counts.items()}
+    evidence = f"guests/{first}"
+    return {**_nothing_measured(took_s=one["took_s"], evidence=evidence, verdict=_verdict(one), said=said), "measures": measures}
 
 
 def _facts(document: Document) -> list[tuple[str, str]]:
     host = document["host"]
+    if document["what"] == "suite":
+        kernel = document["kernel"]
+        own = [("Kernel", f"{kernel['name']} ({kernel['release']}), {kernel['origin']}")]
+    else:
+        bug = document["bug"]
+        own = [("Source", bug["source"]), ("Signature", "; or ".join(bug["signature"])), ("Seed", str(document["seed"]))]
     return [
-        ("Source", document["bug"]["source"]),
-        ("Signature", "; or ".join(document["bug"]["signature"])),
-        ("Seed", str(document["seed"])),
+        *own,
         ("Took", f"{document['took_s']:.0f} s"),
         ("QEMU", f"{host['qemu']} ({host['accelerator']}) on {host['cores']} cores with Linux {host['kernel']}"),
         ("Guest image", f"{document['image']['name']} {document['image']['sha256'][:16]}"),
@@ -161,6 +196,13 @@ def _bisect(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
     rows = tuple((one["kernel"], one["release"], one["answer"], repro.rate(one), one["why"]) for one in asked)
     table = Table(caption="The kernels that were asked, in turn", head=("kernel", "release", "answer", repro.RATE, "why"), rows=rows)
     return (table,), tuple(_tries(one) for one in asked)
+
+
+def _suite(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
+    tests = document["tests"]
+    rows = tuple((one["name"], one["status"], one["runtime"], "\n".join((one["reason"], *one["details"])).strip()) for one in tests)
+    head = ("test", "status", "time", "reason")
+    return (Table(caption="The tests, in their order", head=head, rows=rows, folders=tuple(one["folder"] for one in tests)),), ()
 
 
 def _tries(kernel: Document) -> Tries:

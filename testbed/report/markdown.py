@@ -56,7 +56,8 @@ def _each(side: dict[str, Any]) -> str:
 
 
 def _measures(side: dict[str, Any]) -> str:
-    said = (f"{name} {measure['value']} {measure['unit']}" for name, measure in side["measures"].items())
+    said = [f"{name} {measure['value']} {measure['unit']}" for name, measure in side["measures"].items()]
+    said += [f"timeline: never began: {act}" for act in side.get("timeline_missed", ())]
     return cell("; ".join(said)) or "-"
 
 

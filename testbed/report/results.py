@@ -133,6 +133,7 @@ def _side(side: Side, folder: Path, expected_log: frozenset[Kind]) -> dict[str, 
         "took_s": round(side.took_s, 3),
         "guest_ready_after_s": round(side.ready_after_s, 3),
         "evidence": str(side.evidence.relative_to(folder)),
+        "timeline_missed": list(side.missed),
         "console": [asdict(finding) | {"kind": finding.kind.value, "expected": finding.kind in expected_log} for finding in side.findings],
     }
     if isinstance(side.outcome, Evidence):

@@ -54,6 +54,7 @@ class Line(_Known):
 
 class Side(_Known):
     """One case on one kernel. `evidence`: its folder, from the run's. `claim`: whether the gap was seen; None without evidence.
+    `timeline_missed`: acts of its topology's timeline that never began.
 
     `verdict` and `judgement`: this kernel's own, where it is not a pair that is judged.
     """
@@ -67,6 +68,7 @@ class Side(_Known):
     measures: dict[str, Measure]
     controls: list[Control]
     balances: list[Balance]
+    timeline_missed: list[str] = []
     verdict: VerdictName | None = None
     judgement: str | None = None
 

@@ -123,6 +123,7 @@ def _cell(result: Result, side: str, spread: dict[str, dict[str, float]]) -> Ren
     unexpected = {finding.kind.value for finding in done.findings if finding.kind not in result.case.scenario.expected_log}
     if unexpected:
         lines.append(Text(f"kernel log: {', '.join(sorted(unexpected))}", style="yellow"))
+    lines += (Text(f"timeline: never began: {act}", style="yellow") for act in done.missed)
     return Group(*lines)
 
 

@@ -25,8 +25,8 @@ _LOCK = ".running"
 _COMMAND = "command: "
 # Whoever has made a folder has put something into it by then.
 _FRESH_S = 3600.0
-# What a run leaves: of scenarios, or of bugs; and what each of its cases is.
-RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": "steps", "bisect.json": "asked"}
+# What a run leaves: of scenarios, of bugs, or of a suite; and what each of its cases is.
+RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": "steps", "bisect.json": "asked", "suite.json": "tests"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
 
-from testbed.units import parse_duration, parse_size
+from testbed.units import format_duration, parse_duration, parse_size
 
 
 def _kebab(name: str) -> str:
@@ -31,11 +31,22 @@ _DURATION_SCHEMA: dict[str, Any] = {
     "oneOf": [{"const": 0}, {"type": "string", "pattern": DURATION_PATTERN}],
     "description": "a number with us, ms, s or min",
 }
+LONGEST_US = 600_000_000
+
+
+def _duration(said: Any) -> int:
+    """:raise ValueError: it is none, or too long."""
+    found = parse_duration(said)
+    if found > LONGEST_US:
+        raise ValueError(f"expected at most {format_duration(LONGEST_US)}, got {said!r}")
+    return found
+
+
 # In microseconds.
 Duration = Annotated[
     int,
-    BeforeValidator(parse_duration),
-    Field(ge=0, le=600_000_000),
+    BeforeValidator(_duration),
+    Field(ge=0),
     WithJsonSchema(_DURATION_SCHEMA),
     PlainSerializer(lambda microseconds: f"{microseconds}us", when_used="json"),
 ]
@@ -45,6 +56,20 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
 Word = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,200}$")]
 
 T = TypeVar("T")
+
+
+def _whole(value: Any) -> Any:
+    """Python takes true and 1.0 for 1.
+
+    :raise ValueError: it is another number than a whole one.
+    """
+    if isinstance(value, bool | float):
+        raise ValueError(f"expected 1, got {str(value).lower()}")
+    return value
+
+
+# Of files: there is one.
+Version = Annotated[Literal[1], BeforeValidator(_whole)]
 
 
 def _tuple(value: Any) -> Any:

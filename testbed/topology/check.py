@@ -70,7 +70,8 @@ def _guest(guest: Guest) -> Iterator[Mistake]:
         yield where, f"{where[-1]!r} is the name of something else already ({'.'.join(str(part) for part in other.where)})"
     yield from _stack(made)
     yield from _cgroups(guest, made)
-    parts = {part for name, disk in guest.disks.items() for part in (name, *(disk.namespaces if isinstance(disk, Nvme) else ()))}
+    parts = {name: not isinstance(disk, Nvme) for name, disk in guest.disks.items()}
+    parts |= {part: False for disk in guest.disks.values() if isinstance(disk, Nvme) for part in disk.namespaces}
     for number, act in enumerate(guest.timeline):
         yield from ((("timeline", number), message) for message in cues.mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus))
 

@@ -62,8 +62,10 @@ def said(act: Act) -> str:
     return f"{begin}: {act.do}"
 
 
-def mistakes(act: Act, disks: set[str], *, memory_bytes: int, cpus: int) -> Iterator[str]:
-    """What is wrong with an act, in words; `disks`: those and the namespaces that its guest has."""
+def mistakes(act: Act, disks: Mapping[str, bool], *, memory_bytes: int, cpus: int) -> Iterator[str]:
+    """What is wrong with an act, in words; `disks`: those and the namespaces that its guest has, and whether each can change
+    its size.
+    """
     if act.when is not None:
         yield from act.when.mistakes()
     if act.at is None and act.when is None and act.every is None and act.ramp is None:
@@ -87,7 +89,7 @@ def mistakes(act: Act, disks: set[str], *, memory_bytes: int, cpus: int) -> Iter
             return
 
 
-def _mistakes(action: Action, disks: set[str], machine: Mapping[str, int]) -> Iterator[str]:
+def _mistakes(action: Action, disks: Mapping[str, bool], machine: Mapping[str, int]) -> Iterator[str]:
     if action.disk == words.MACHINE:
         most = machine[action.verb]
         if action.value is not None and not 0 < action.value <= most:
@@ -95,6 +97,8 @@ def _mistakes(action: Action, disks: set[str], machine: Mapping[str, int]) -> It
         return
     if action.disk not in disks:
         yield f"expected one of the guest's disks ({', '.join(sorted(disks)) or 'it has none'}), got {action.disk!r}"
+    if action.verb == "resize" and not disks.get(action.disk, True):
+        yield "QEMU's nvme keeps its size while it is plugged in"
     if action.verb == "throttle":
         yield from action.value.mistakes()
     if action.verb == "inject":

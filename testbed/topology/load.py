@@ -117,22 +117,24 @@ def merged(plain: dict[str, Any], reader: Reader, path: Path) -> dict[str, Any]:
 
 
 def _extended(plain: dict[str, Any], reader: Reader, path: Path | None, depth: int = 1) -> dict[str, Any]:
-    """The mapping on top of the one of the file that it extends."""
+    """The mapping on top of the one of the file that it extends.
+
+    :raise TopologyError: there is none.
+    """
     base = plain.pop("extends", None)
     if base is None:
         return plain
     if path is None or not isinstance(base, str) or Path(base).is_absolute() or not base.endswith(".yaml"):
-        reader.problem(("extends",), f"expected the path of a .yaml file, relative to this one, got {base!r}")
-        return plain
+        raise reader.refusal(("extends",), f"expected the path of a .yaml file, relative to this one, got {base!r}")
     if depth >= _MAX_DEPTH:
-        reader.problem(("extends",), f"expected at most {_MAX_DEPTH} files on top of each other; does one extend itself?")
-        return plain
+        raise reader.refusal(("extends",), f"expected at most {_MAX_DEPTH} files on top of each other; does one extend itself?")
     below = Reader(str(path.parent / base))
     try:
         lower = _extended(read(text_of(path.parent / base), below), below, path.parent / base, depth + 1)
     except TopologyError as error:
-        reader.problems += error.problems
-        return plain
+        # What it would have said is missing here, too, and that is no mistake of its own.
+        refused = reader.refusal(("extends",), f"expected a topology, got {base}, in which something is wrong")
+        raise TopologyError((*refused.problems, *error.problems)) from error
     reader.problems += below.problems
     reader.marks = {**below.marks, **reader.marks}
     reader.key_marks = {**below.key_marks, **reader.key_marks}

@@ -52,6 +52,13 @@ def mistakes(matrix: Matrix) -> Iterator[tuple[Where, str]]:
             yield from (
                 ((section, number, axis), f"expected one of the axes {', '.join(matrix.axes)}") for axis in entry if axis not in matrix.axes
             )
+            if section == "exclude":
+                # One that is of no point would exclude nothing, without a word.
+                yield from (
+                    ((section, number, axis), f"expected one of {', '.join(map(_written, matrix.axes[axis]))}, got {_written(value)}")
+                    for axis, value in entry.items()
+                    if axis in matrix.axes and value not in matrix.axes[axis]
+                )
             missing = [axis for axis in matrix.axes if axis not in entry]
             if section == "include" and missing:
                 yield (section, number), f"expected a value for each axis, got none for {', '.join(missing)}"

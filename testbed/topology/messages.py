@@ -14,6 +14,7 @@ from testbed.topology.model import Document
 from testbed.topology.reader import Where
 
 _NAME = "a name of lower-case letters, digits and dashes, at most 16"
+_MOST_SHOWN = 200
 # What a pattern asks for, by how it begins.
 _PATTERNS = {
     "^[a-z][a-z0-9-]{0,15}$": _NAME,
@@ -44,20 +45,30 @@ def message(error: ErrorDetails, where: Where, plain: Any, document: type[BaseMo
         case "string_pattern_mismatch":
             pattern = str(error["ctx"]["pattern"])
             words = next((words for begin, words in _PATTERNS.items() if pattern.startswith(begin)), f"text like {pattern}")
-            return f"expected {words}, got {got!r}"
+            return f"expected {words}, got {_shown(got)}"
         case "literal_error":
-            return f"expected {error['ctx']['expected']}, got {got!r}"
+            return f"expected {error['ctx']['expected']}, got {_shown(got)}"
         case "model_type" | "dict_type" | "model_attributes_type":
-            return f"expected a mapping, got {got!r}"
+            return f"expected a mapping, got {_shown(got)}"
         case "tuple_type":
-            return f"expected a list, got {got!r}"
+            return f"expected a list, got {_shown(got)}"
         case "string_type":
-            return f"expected text, got {got!r}" + ("" if isinstance(got, dict | list) else "; put it in quotes")
+            return f"expected text, got {_shown(got)}" + ("" if isinstance(got, dict | list) else "; put it in quotes")
         case "too_short" | "string_too_short" if not got:
-            return f"expected something, got {got!r}"
+            return f"expected something, got {_shown(got)}"
         case "bool_type":
-            return f"expected true or false, got {got!r}"
-    return f"{error['msg'][:1].lower()}{error['msg'][1:].replace('Input should', 'should')}, got {got!r}"
+            return f"expected true or false, got {_shown(got)}"
+        case "int_type" | "int_parsing" | "int_parsing_size" | "int_from_float":
+            return f"expected a whole number, got {_shown(got)}"
+        case "string_unicode":
+            return f"expected text without halves of characters, got {_shown(got)}"
+    return f"{error['msg'][:1].lower()}{error['msg'][1:].replace('Input should', 'should')}, got {_shown(got)}"
+
+
+def _shown(got: Any) -> str:
+    """What was got; a person needs no more than the beginning of what is long."""
+    said = repr(got)
+    return said if len(said) <= _MOST_SHOWN else f"{said[:_MOST_SHOWN]}..."
 
 
 def place(error: ErrorDetails, plain: Any) -> Where:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from testbed.topology.base import Duration, Model, Name, Several, Size, Word
+from testbed.topology.base import Duration, Model, Name, Several, Size, Version, Word
 from testbed.topology.cgroups import Cgroup, CgroupPath
 from testbed.topology.disks import AnyDisk, Limits
 from testbed.topology.networks import Link, NetworkName, Nic, links
@@ -56,7 +56,7 @@ class Guest(Model):
 class Topology(Model):
     """A whole file, or one point of its matrix."""
 
-    version: Literal[1]
+    version: Version
     guests: Annotated[dict[Name, Guest], Field(min_length=1)]
 
     @property

@@ -63,6 +63,11 @@ class Reader:
         mark = mark or self._nearest(where)
         self.problems.append(Problem(file=mark.file, line=mark.line, column=mark.column, path=self.path(where), message=message))
 
+    def refusal(self, where: Where, message: str) -> TopologyError:
+        """The error of one mistake with which nothing else can be said, after those that were found before."""
+        self.problem(where, message)
+        return TopologyError(tuple(self.problems))
+
     def path(self, where: Where) -> str:
         """A place as messages write it."""
         return dotted((*self._above, *where))
@@ -151,7 +156,8 @@ def text_of(path: Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise single(str(path), data[: error.start].count(b"\n") + 1, 1, "expected UTF-8 text") from error
+        before = data[: error.start].decode("utf-8")
+        raise single(str(path), *_place(before), "expected UTF-8 text") from error
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -184,6 +190,9 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         raise single(reader.file, line, column, f"not YAML: {error.problem or error.context}") from error
+    except yaml.reader.ReaderError as error:
+        said = f"not YAML: the character U+{ord(text[error.position]):04X} must not stand in it"
+        raise single(reader.file, *_place(text[: error.position]), said) from error
     except yaml.YAMLError as error:
         raise single(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
@@ -191,6 +200,11 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise single(reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}")
     return plain
+
+
+def _place(before: str) -> tuple[int, int]:
+    """Line and column of what stands after a text."""
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 def single(file: str, line: int, column: int, message: str) -> TopologyError:

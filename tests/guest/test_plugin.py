@@ -60,6 +60,11 @@ async def test_of_two(vms):
     await vms["b"].run("false")
 
 
+@pytest.mark.testbed_topology("version: 1\\nguests: {a: {}, b: {}}\\n")
+async def test_of_one_of_two(vm):
+    pass
+
+
 async def test_that_passes(vm):
     await vm.run("true")
 """
@@ -175,7 +180,7 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 @pytest.mark.slow
 async def test_what_a_failed_test_says_of_its_guests(suite: Suite) -> None:
     done = await suite.pytest(FAILS)
-    assert done.status == 1 and "5 failed, 1 passed" in done.out
+    assert done.status == 1 and "5 failed, 1 passed, 1 error" in done.out
     assert "site-packages/testbed" not in done.out and "/testbed/api/" not in done.out, "frames of ours say nothing to whoever reads it"
 
     said = done.section("test_of_a_command")
@@ -199,6 +204,8 @@ async def test_what_a_failed_test_says_of_its_guests(suite: Suite) -> None:
     ):
         assert wrong in done.out
     assert re.search(r"^UsageError: .*nowhere", done.out, re.MULTILINE)
+    assert "`vm` expects a topology of one guest, this one has a, b: take `vms`" in done.out
+    assert not list((suite.folder / "logs").glob("*test_of_one_of_two*"))
     panic = done.section("test_of_a_panic")
     assert "the guest does not answer" in panic and "sysrq triggered crash" in panic and "[did not end]" in panic
     assert "failed command: false [status 1, " in done.section("test_of_two", "b")

@@ -53,6 +53,17 @@ def test_each_test_is_told_as_what_it_came_to(tmp_path: Path) -> None:
     assert any("WARNING: said by a test" in line for line in found["tiny/009", ""]["details"])
     guests = tmp_path / "state/runs" / told["run"] / "guests"
     assert (guests / "tiny-005/g0/console.log").exists()
+    # What came of it is listed, and told again.
+    environment = {**os.environ, "TESTBED_STATE": str(tmp_path / "state")}
+    again = (sys.executable, "-m", "testbed")
+    listed = subprocess.run([*again, "runs", "--json"], capture_output=True, text=True, env=environment)
+    (run,) = json.loads(listed.stdout)["runs"]
+    assert (run["verdict"], run["cases"], run["command"][0]) == ("failed", 11, "suite")
+    report = subprocess.run([*again, "report", "last", "-f", "junit"], capture_output=True, text=True, env=environment)
+    assert report.returncode == 1 and 'tests="11" failures="5" errors="0" skipped="2"' in report.stdout
+    report = subprocess.run([*again, "report", "last"], capture_output=True, text=True, env=environment)
+    assert "| tiny/005 | lost |" in report.stdout
+    assert {path.name for path in guests.parent.iterdir()} >= {"suite.json", "report.html", "junit.xml", "results.ktap"}
     assert (guests / "tiny-002/results/nodev/tiny/002.out.bad").read_text() == "got\n"
 
 
@@ -64,3 +75,4 @@ def test_a_suite_of_skips_passes_nothing_and_mistakes_are_said(tmp_path: Path) -
     wrong = suite(tmp_path, "tiny/003", "--test-disk", "nosuch")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
     assert "--test-disk: expected one of the topology's disks (spare), got 'nosuch'" in wrong.stderr
+    assert len(list((tmp_path / "state/runs").iterdir())) == 1

@@ -64,7 +64,7 @@ async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Gues
         {"when": {"cgroup": "watched", "counter": "cgroup.stat nr_descendants", "above": 1}, "do": "throttle scsi bps-read=1M"},
         {"when": {"mark": "never"}, "do": "unplug scsi"},
     )
-    async with playing(guest, timeline):
+    async with playing(guest, timeline) as missed:
         first = await logged(evidence, 6)
         assert [line["do"] for line in first if line["act"] == 0] == [f"throttle virtio iops-total={n}" for n in (400, 300, 200, 100)]
         assert [line["do"] for line in first if line["act"] == 1] == ["hang nvme 50ms"] * 2
@@ -81,11 +81,12 @@ async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Gues
     assert line.startswith("console: [") and line.endswith("] now all is well")
     assert found[-1]["now"]["throttle"] == ["bps-read=1M"]
     assert not any(line["act"] == 6 for line in found)
+    assert missed == ["when mark never: unplug scsi"] and lines(evidence, LOG)[-1]["missed"] == missed[0]
 
 
 @pytest.mark.slow
 async def test_an_action_that_fails_is_told_and_the_others_go_on(guest: Guest, evidence: Path) -> None:
-    with pytest.raises(UsageError, match="disk nvme: it is plugged in already"):
+    with pytest.raises(UsageError, match=r"^timeline: plug nvme: disk nvme: it is plugged in already"):
         async with playing(guest, acts({"at": 0, "do": "plug nvme"}, {"at": "100ms", "do": "throttle nvme iops-total=9"})):
             await logged(evidence, 2)
     failed, done = lines(evidence, LOG)

@@ -171,7 +171,7 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
-    how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None, evidence=tmp_path / "evidence")
+    how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
     told: list[Outcome] = []
     # What lies in a checkout and cannot be copied is no part of it.
     os.mkfifo(tmp_path / "tests/loop/003")
@@ -181,10 +181,10 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
     suite = suites.found(tmp_path, [])
     assert suite.tests == ("loop/001", "loop/002")
     scratch = tmp_path.with_name("scratch")
-    done = await suites.run(Testbed(scratch), suite, how, told.append)  # type: ignore[arg-type]  # a fake
+    done = await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.append)  # type: ignore[arg-type]  # a fake
     assert sorted(path.name for path in (scratch / "checkout/tests/loop").iterdir()) == ["001", "002", "004"]
     with pytest.raises(HostError, match=rf"^{scratch}/checkout: cannot be copied: File exists$"):
-        await suites.run(Testbed(scratch), suite, how, told.append)  # type: ignore[arg-type]  # a fake
+        await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.append)  # type: ignore[arg-type]  # a fake
     assert [each.status for each in done] == [Status.HANG, Status.ERROR] and list(done) == told
     assert done[0].details[-1] == "1 D loop_flush sync"
 

@@ -53,14 +53,13 @@ def test_an_error_has_a_code_a_traceback_and_a_log_where_they_are_wanted(tmp_pat
 def test_a_mistake_of_ours_is_no_verdict(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     ended: list[int] = []
 
-    def broken(watched: object) -> None:
+    def broken() -> None:
         raise LookupError("of ours")
 
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, getattr(sys, name))  # they come back, whatever takes their place
-    monkeypatch.setattr(cli, "_run", broken)
     monkeypatch.setattr(os, "_exit", ended.append)
-    cli.main()
+    cli.main(broken)
     said = capfd.readouterr().err
     assert ended == [2] and "LookupError: of ours" in said and "a mistake of the testbed" in said
 

@@ -122,7 +122,8 @@ def test_a_matrix_is_its_points_with_values_of_their_own_types(tmp_path: Path) -
         ("cpus: [1, 2]", "cpus: []", "matrix.axes.cpus: "),
         ("exclude: [{disk: nvme", "exclude: [{disc: nvme", "matrix.exclude.0.disc: expected one of the axes disk, cpus, direct"),
         (", direct: false}]", "}]", "matrix.include.0: expected a value for each axis, got none for direct"),
-        ("cpus: [1, 2]", "cpus: [1, 99]", "guests.g0.cpus: "),
+        ("cpus: [1, 2]", "cpus: [1, 2, 99]", "guests.g0.cpus: "),
+        ("exclude: [{disk: nvme", "exclude: [{disk: nvm", "matrix.exclude.0.disk: expected one of virtio-blk, nvme, got nvm"),
         ("  axes:", "  axis:", "matrix.axis: unknown key; did you mean 'axes'?"),
     ],
 )

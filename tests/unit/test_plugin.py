@@ -175,6 +175,7 @@ def test_a_timeout_is_for_coroutines(suite: pytest.Pytester) -> None:
     [
         ("--testbed-kernel=debian-9", "--testbed-kernel: kernel 'debian-9': expected one of"),
         ("--testbed-base=debian-9", "--testbed-base: kernel 'debian-9': expected one of"),
+        ("--testbed-artifacts=/dev/null", "--testbed-artifacts /dev/null: expected a folder, got /dev/null: File exists"),
         ("--testbed-topology=nowhere.yaml", "--testbed-topology: nowhere.yaml:1:1: cannot be read"),
     ],
 )

@@ -76,6 +76,7 @@ def test_the_page_says_what_the_run_was_and_what_came_out(tmp_path: Path) -> Non
         "10.00 %, a finding",
         "dd invoked oom-killer",
         "disk data (nvme, 1G)",
+        "On base an act of the timeline never began: when mark never: unplug data",
     ):
         assert said in words, said
     assert page.tags["table"] >= 6 and page.tags["caption"] == page.tags["table"]

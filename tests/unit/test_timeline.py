@@ -13,7 +13,7 @@ from testbed.hardware.throttle import Throttle
 from testbed.topology.cues import cues, mistakes
 from testbed.topology.timelines import Act
 
-DISKS = {"data", "other"}
+DISKS = {"data": True, "other": False}
 
 
 def act(**said: object) -> Act:
@@ -52,6 +52,8 @@ def test_a_ramp_goes_from_one_value_to_the_other() -> None:
         "limits": ({"do": "throttle data iops-total=1 iops-read=1", "at": 0}, "got both (QEMU refuses that)"),
         "fault": ({"do": "inject data read=torn", "at": 0}, "expected an error for a read"),
         "memory": ({"do": "memory 2G", "at": 0}, "expected at most the guest's own 1G"),
+        "size of an nvme": ({"do": "resize other 1G", "at": 0}, "'resize other 1G': QEMU's nvme keeps its size"),
+        "no size": ({"do": "resize data 0", "at": 0}, "expected a size such as 2G, got 0"),
         "cpus": ({"do": "cpus 3", "at": 0}, "expected at most the guest's own 2"),
         "units": ({"do": "delay data 1ms..2", "ramp": "1s"}, "'delay data 1ms..2': 1ms..2: expected a duration"),
         "event": ({"do": "plug data", "when": {}}, "expected one of mark, console and counter, got none"),

@@ -160,8 +160,25 @@ def test_a_file_that_is_not_there_or_not_text_is_an_error(tmp_path: Path) -> Non
     with pytest.raises(TopologyError, match="cannot be read"):
         load(tmp_path / "none.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"version: 1\n# \xff\n")
-    with pytest.raises(TopologyError, match=r"latin\.yaml:2:1: expected UTF-8"):
+    with pytest.raises(TopologyError, match=r"latin\.yaml:2:3: expected UTF-8"):
         load(tmp_path / "latin.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("version: 1\nguests: {g: {append: ['\x1b[2J']}}\n", "a.yaml:2:24: not YAML: the character U+001B must not stand in it"),
+        ("version: true\nguests: {g: {}}\n", "a.yaml:1:10: version: expected 1, got true"),
+        ("version: 1.0\nguests: {g: {}}\n", "a.yaml:1:10: version: expected 1, got 1.0"),
+        ("version: 1\nguests: {g: {cpus: two}}\n", "guests.g.cpus: expected a whole number, got 'two'"),
+        ("version: 1\nguests: {g: {cpus: 99999999999999999999999999}}\n", "guests.g.cpus: "),
+        ("version: 1\nguests: {g: {sample: 11min}}\n", "guests.g.sample: expected at most 10min, got '11min'"),
+        (f"version: 1\nguests: {{g: {{append: {'x' * 5000}}}}}\n", "guests.g.append: expected a list, got 'xxx"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words_of_the_file_and_no_longer_than_a_person_reads(text: str, said: str) -> None:
+    (message,) = errors(text)
+    assert said in message and len(message) < 400, message
 
 
 def test_aliases_do_not_multiply_without_end() -> None:
