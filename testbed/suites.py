@@ -20,6 +20,8 @@ from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Topology
 
 _TEST = re.compile(r"[0-9]{3}")
+# The head of a list of processes, or one of them.
+_PROCESS = re.compile(r"\s*(PPID|\d+)\s+[A-Z]\S*\s+\S+\s+\S")
 _HOME = "/root/suite"
 _THERE = f"{_HOME}/checkout"
 _MOST_BYTES = 1 << 20
@@ -273,5 +275,6 @@ async def _doing(vm: Vm) -> tuple[str, ...]:
         listed = await vm.run("ps", "-eo", "ppid,stat,wchan:24,args", check=False, timeout_s=20)
     except TestbedError:
         return ("the guest does not answer any longer",)
-    # Without the kernel's own threads.
-    return tuple(line for line in listed.stdout.splitlines() if line.split(maxsplit=1)[:1] != ["2"])[:_MOST_PROCESSES]
+    # Without the kernel's own threads, and of a script that is an argument its first line alone.
+    lines = (line for line in listed.stdout.splitlines() if _PROCESS.match(line))
+    return tuple(line for line in lines if line.split(maxsplit=1)[:1] != ["2"])[:_MOST_PROCESSES]

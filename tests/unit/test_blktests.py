@@ -145,7 +145,8 @@ class Guest:
         if self.stands_still and command[0] == "bash":
             raise CommandFailed("g0", "bash", "none within 60 s", "")
         self.stands_still = "loop/001" in command
-        return SimpleNamespace(stdout="PPID STAT WCHAN COMMAND\n1 D loop_flush sync\n", stderr="")
+        listed = "PPID STAT WCHAN COMMAND\n2 I - [kworker]\n1 S do_wait bash -c cd there\ntest=$1\nrm -rf results\n1 D loop_flush sync\n"
+        return SimpleNamespace(stdout=listed, stderr="")
 
 
 class Testbed:
@@ -186,7 +187,7 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
     with pytest.raises(HostError, match=rf"^{scratch}/checkout: cannot be copied: File exists$"):
         await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.append)  # type: ignore[arg-type]  # a fake
     assert [each.status for each in done] == [Status.HANG, Status.ERROR] and list(done) == told
-    assert done[0].details[-1] == "1 D loop_flush sync"
+    assert done[0].details == ("PPID STAT WCHAN COMMAND", "1 S do_wait bash -c cd there", "1 D loop_flush sync")
 
 
 def test_what_a_failed_test_leaves_is_copied_without_pipes_and_links(tmp_path: Path) -> None:
