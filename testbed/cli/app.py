@@ -43,6 +43,8 @@ out = _Terminal()
 err = _Terminal(stderr=True)
 
 ERROR, FAILED = 2, 1
+# Columns of a table that a program reads, not a person: a row is a line.
+_UNFOLDED = 1000
 # `git bisect run` skips a commit, or stops; it takes ERROR for a bad commit (git-bisect(1)).
 SKIP, ABORT = 125, 255
 
@@ -51,6 +53,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot every guest instead of cloning a template.")]
 TopologyOption = Annotated[Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml without it.")]
 KERNEL_HELP = "A name of images/kernels.yaml, built-NAME, BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]."
+
+
+def rows(table: RenderableType) -> None:
+    """Print a list; into a pipe or a file without folding its rows."""
+    folded = out.is_terminal or os.environ.get("COLUMNS")
+    (out if folded else _Terminal(width=_UNFOLDED)).print(table)
 
 
 def mistake() -> None:

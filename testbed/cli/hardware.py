@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from testbed import paths, vms
-from testbed.cli.app import Json, app, out, run_async
+from testbed.cli.app import Json, app, out, rows, run_async
 from testbed.cli.vms import VmArgument
 from testbed.errors import UsageError
 from testbed.hardware.profiles import PROFILES
@@ -239,4 +239,4 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
     else:
-        out.print(guests.hardware_table(found))
+        rows(guests.hardware_table(found))

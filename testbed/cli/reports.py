@@ -13,7 +13,7 @@ import typer
 from rich.table import Table
 
 from testbed import bug_results, paths, vms
-from testbed.cli.app import Json, app, err, out
+from testbed.cli.app import Json, app, err, rows
 from testbed.cli.sizes import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
 from testbed.report import artefacts, bug_files, diff, live, results, schema
@@ -146,7 +146,7 @@ def _show(found: tuple[Run, ...], as_json: bool, what: str) -> None:
         state = "going on" if run.going_on else run.verdict or "no results"
         table.add_row(run.folder.name, ago, state, str(run.cases or ""), format_size(run.size_bytes), " ".join(run.command))
     if found:
-        out.print(table)
+        rows(table)
     said = what.replace("_", " ")
     total = format_size(sum(run.size_bytes for run in found))
     err.print(f"{len(found)} {said}, {total}" if what != "runs" else f"{len(found)} runs, {total}", highlight=False)

@@ -18,7 +18,7 @@ from rich.live import Live
 
 from testbed import inventory, paths, process, session, vms
 from testbed.cli import terminal
-from testbed.cli.app import Json, app, err, out, run_async
+from testbed.cli.app import Json, app, err, out, rows, run_async
 from testbed.errors import TestbedError, UsageError
 from testbed.printable import printable
 from testbed.report import guests
@@ -60,7 +60,7 @@ def ps(as_json: Json = False) -> None:
     if as_json:
         print(json.dumps([asdict(record) for record in records]))
     elif records:
-        out.print(guests.guests_table(records))
+        rows(guests.guests_table(records))
     else:
         err.print("no guests; start some with: testbed up FILE", markup=False, highlight=False)
 
@@ -104,7 +104,7 @@ def top(
                 elif screen is not None:
                     screen.update(guests.loads_table(found), refresh=True)
                 else:
-                    out.print(guests.loads_table(found))
+                    rows(guests.loads_table(found))
                 before, shown = after, shown + 1
         return 0
 

@@ -121,7 +121,10 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
     (outside / "file").touch()
     link = state / "runs" / "20200104T000000Z-0004"
     link.symlink_to(outside)
-    with runs.going_on(going, ["tb"]):
+    with runs.going_on(going, ["tb", "compare", "word " * 60]):
+        # A program that reads them gets a line for each.
+        rows = testbed(tmp_path, "runs", COLUMNS="").stdout.splitlines()
+        assert len(rows) == 4 and rows[1].rstrip().endswith("word word")
         listed = testbed(tmp_path, "runs", "--json")
         found = {one["run"]: one for one in json.loads(listed.stdout)["runs"]}
         assert set(found) == {old.name, broken.name, going.name}
