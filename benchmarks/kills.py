@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "repro": ("repro", "--script", "load.sh", "--expect", "^never$", "-k", "debian-6.1", "-t", "tiny.yaml", "-n", "2", "-q"),
     "run": ("run", "gate", "-k", "debian-6.1", "--quick", "-q"),
     "compare": ("compare", "gate", "--quick", "-q"),
+    "suite": ("suite", str(places.ROOT / "tests/data/suite"), "tiny/001", "tiny/004", "--timeout", "5", "-k", "debian-6.1", "-q"),
     "image": ("image", "build", "-q"),
     "kernel": ("kernel", "fetch", "debian-6.12", "-q"),
 }

@@ -44,10 +44,14 @@ class Places:
     runtime: Path
 
     @property
+    def temporary(self) -> Path:
+        return self.root / "temporary"
+
+    @property
     def env(self) -> dict[str, str]:
         own = {"TESTBED_CACHE": self.cache, "TESTBED_STATE": self.state, "XDG_RUNTIME_DIR": self.runtime, "PYTHONPATH": ROOT}
         # The queue of the account is that of whoever runs the tests.
-        own |= {"TESTBED_ADMISSION": self.runtime / "testbed" / "admission"}
+        own |= {"TESTBED_ADMISSION": self.runtime / "testbed" / "admission", "TMPDIR": self.temporary}
         return {**os.environ, **{name: str(path) for name, path in own.items()}, "COLUMNS": "300"}
 
     async def start(self, *words: str, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str) -> asyncio.subprocess.Process:
@@ -115,7 +119,7 @@ class Places:
         await _none(self.strays)
 
     def left(self) -> list[str]:
-        """Sockets, scratch files, half-made folders, locks that are held, and mounts."""
+        """Sockets, scratch and temporary files, what is half-made in the cache and of snapshots, locks that are held, and mounts."""
         testbed = self.runtime / "testbed"
         found = [
             path for path in testbed.rglob("*") if path not in (testbed / "admission", testbed / "admission" / "gate", testbed / "vms")
@@ -123,6 +127,7 @@ class Places:
         found += list((self.cache / "scratch").iterdir()) if self.cache.exists() else []
         found += [path for path in self.cache.glob("*/.unfinished-*") if not path.parent.is_symlink()]
         found += [path for path in self.state.glob("runs/*/.running") if _held(path)]
+        found += [*self.temporary.iterdir(), *self.state.glob("snapshots/*/.*")]
         mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {self.root}/" in line]
         return [str(path) for path in found] + mounts
 
@@ -179,7 +184,7 @@ def made(*, name: str = "") -> Iterator[Places]:
     with tempfile.TemporaryDirectory(prefix="tb-") as short:
         root = Path(short) / name if name else Path(short)
         places = Places(root=root, cache=root / "cache", state=root / "state", runtime=Path(short) / "run")
-        for folder in (root, places.cache / "scratch", places.state / "runs", places.runtime):
+        for folder in (root, places.temporary, places.cache / "scratch", places.state / "runs", places.runtime):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for shared in _SHARED:
             if (own / shared).exists():
