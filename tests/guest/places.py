@@ -127,7 +127,9 @@ class Places:
         found += list((self.cache / "scratch").iterdir()) if self.cache.exists() else []
         found += [path for path in self.cache.glob("*/.unfinished-*") if not path.parent.is_symlink()]
         found += [path for path in self.state.glob("runs/*/.running") if _held(path)]
-        found += [*self.temporary.iterdir(), *self.state.glob("snapshots/*/.*")]
+        # As asyncssh is loaded, Python asks gcc for libraries (ctypes.util.find_library) by a file tmpXXXXXXXX: it stays if that is killed.
+        found += [path for path in self.temporary.iterdir() if path.is_dir() or not path.name.startswith("tmp")]
+        found += self.state.glob("snapshots/*/.*")
         mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if f" {self.root}/" in line]
         return [str(path) for path in found] + mounts
 

@@ -250,7 +250,7 @@ async def test_what_has_no_room_is_not_written_leaves_nothing_and_the_guest_goes
         with pytest.raises(HostError, match="a dump may need"):
             await dumps.write(guest, tmp_path / "core")
         assert not (tmp_path / "core").exists()
-        with pytest.raises(HostError, match="of this machine's disk"):
+        with pytest.raises(HostError, match="to be left on this machine's disk"):
             await snapshot.save(guest, tmp_path / "snapshots" / "g0" / "now", {})
         assert not (tmp_path / "snapshots" / "g0").exists()
         await guest.run("true")
