@@ -35,6 +35,22 @@ class Status(enum.Enum):
     ERROR = "error"
 
 
+# What each makes of a whole suite, the gravest first; it is `skipped` only where everything was.
+RESULTS = {
+    Status.FAIL: "failed",
+    Status.HANG: "failed",
+    Status.LOST: "failed",
+    Status.ERROR: "no result",
+    Status.PASS: "passed",
+    Status.SKIP: "skipped",
+}
+
+
+def folder_of(test: str) -> str:
+    """What the folder of a test's guest is called."""
+    return test.replace("/", "-")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """One test, for one of its devices or conditions (`where`), if it has such. `details`: lines that a person wants to see of one that did

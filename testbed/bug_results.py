@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from testbed import repro
+from testbed import blktests, repro
 from testbed.bisection import Between
+from testbed.blktests import Outcome
 from testbed.campaign import Asked, Bisector, Reduced
+from testbed.host import Host
 from testbed.repro import Job, Tried
+from testbed.store.image import Image
+from testbed.store.kernel_files import KernelFiles
 from testbed.trial import said
+
+if TYPE_CHECKING:
+    # Loading what guests are made of takes long, and reports need none.
+    from testbed.api import Testbed
+    from testbed.suites import Suite
 
 # With which codes the verbs end, and `report` of what they have left, by the result.
 EXIT_CODES = {result.value: code for result, code in repro.EXIT_CODES.items()} | {
@@ -32,7 +44,7 @@ def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: flo
     """What `repro.json` says."""
     verdict, why = repro.result(tried)
     return {
-        **_head("repro", job, command, took_s),
+        **_of_bug("repro", job, command, took_s),
         "result": verdict.value,
         "reason": why,
         "limits": {
@@ -50,7 +62,7 @@ def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s
     where = found.whole.kernel.name
     dropped = ", ".join(found.dropped) or "nothing: each part is needed"
     return {
-        **_head("reduce", job, command, took_s),
+        **_of_bug("reduce", job, command, took_s),
         "result": "reduced" if found.plain is not None else "not reproduced",
         "reason": f"dropped: {dropped}" if found.plain is not None else f"it does not show on {where} as it is",
         "kernels": [_kernel(found.whole)],
@@ -64,7 +76,7 @@ def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s
 def of_bisect(job: Job, every: tuple[str, ...], found: Between, bisector: Bisector, command: list[str], took_s: float) -> dict[str, Any]:
     """What `bisect.json` says; `every`: the list that was walked."""
     return {
-        **_head("bisect", job, command, took_s),
+        **_of_bug("bisect", job, command, took_s),
         "result": "wrong ends" if found.wrong else "bisected",
         "reason": _between(every, found, bisector),
         "kernels": list(every),
@@ -81,7 +93,7 @@ def of_bisect(job: Job, every: tuple[str, ...], found: Between, bisector: Bisect
 def of_ask(job: Job, asked: Asked, rate: float | None, command: list[str], took_s: float) -> dict[str, Any]:
     """What `bisect.json` says where one kernel was asked, for `git bisect run`."""
     return {
-        **_head("bisect", job, command, took_s),
+        **_of_bug("bisect", job, command, took_s),
         "result": asked.answer.value,
         "reason": f"{asked.kernel}: {asked.tried.words}{f'; {asked.why}' if asked.why else ''}",
         "kernels": [asked.kernel],
@@ -100,24 +112,57 @@ def _between(every: tuple[str, ...], found: Between, bisector: Bisector) -> str:
     return said + (f"; {', '.join(every[number] for number in found.skipped)} could not be tried" if found.skipped else "")
 
 
-def _head(what: str, job: Job, command: list[str], took_s: float) -> dict[str, Any]:
-    lab, bug = job.lab, job.case.bug
+def of_suite(
+    testbed: Testbed, suite: Suite, kernel: KernelFiles, done: Sequence[Outcome], folder: Path, command: list[str], took_s: float
+) -> dict[str, Any]:
+    """What `suite.json` says, in the run's `folder`."""
+    found = Counter(one.status for one in done)
+    return {
+        **_head("suite", folder, testbed.host, testbed.image, command, took_s),
+        "result": next(result for status, result in blktests.RESULTS.items() if found[status]),
+        "reason": ", ".join(f"{found[status]} {status.value}" for status in blktests.Status if found[status]),
+        "checkout": str(suite.root.absolute()),
+        "kernel": {"name": kernel.name, "release": kernel.release, "origin": kernel.origin, "sha256": kernel.sha256},
+        "tests": [
+            {
+                "name": one.name,
+                "group": one.test.partition("/")[0],
+                "status": one.status.value,
+                "reason": one.reason,
+                "runtime": one.runtime,
+                "details": list(one.details),
+                "measured": dict(one.measured),
+                "folder": f"guests/{blktests.folder_of(one.test)}",
+            }
+            for one in done
+        ],
+    }
+
+
+def _of_bug(what: str, job: Job, command: list[str], took_s: float) -> dict[str, Any]:
+    bug = job.case.bug
+    return {
+        **_head(what, job.folder, job.lab.host, job.lab.image, command, took_s),
+        "bug": {"summary": bug.summary, "source": bug.source, "signature": [one.said() for one in bug.signature]},
+        "seed": job.seed,
+    }
+
+
+def _head(what: str, folder: Path, host: Host, image: Image, command: list[str], took_s: float) -> dict[str, Any]:
     return {
         "version": 1,
         "what": what,
-        "run": job.folder.name,
+        "run": folder.name,
         "command": command,
-        "bug": {"summary": bug.summary, "source": bug.source, "signature": [one.said() for one in bug.signature]},
-        "seed": job.seed,
         "host": {
-            "kernel": lab.host.kernel,
-            "cores": lab.host.cores,
-            "memory_bytes": lab.host.memory_bytes,
-            "qemu": lab.host.qemu.version,
-            "qemu_identity": lab.host.qemu.identity,
-            "accelerator": lab.host.accelerator,
+            "kernel": host.kernel,
+            "cores": host.cores,
+            "memory_bytes": host.memory_bytes,
+            "qemu": host.qemu.version,
+            "qemu_identity": host.qemu.identity,
+            "accelerator": host.accelerator,
         },
-        "image": {"name": lab.image.name, "sha256": lab.image.sha256},
+        "image": {"name": image.name, "sha256": image.sha256},
         "took_s": round(took_s, 3),
     }
 

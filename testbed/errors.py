@@ -180,6 +180,12 @@ def every() -> tuple[type[TestbedError], ...]:
     return tuple(sorted(found, key=lambda kind: kind.code))
 
 
+def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of failures at the same time the one to tell: the first stops the others."""
+    found = group.exceptions[0]
+    return first(found) if isinstance(found, BaseExceptionGroup) else found
+
+
 def told(message: str, code: str) -> TestbedError:
     """An error that another process of the testbed tells of: of its class, as far as this one knows that, and without its attributes."""
     kind = next((one for one in every() if one.code == code), TestbedError)

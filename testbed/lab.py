@@ -21,7 +21,7 @@ from typing import Any
 
 from testbed import clock, custody, mounts, paths, plan, probe, room, template
 from testbed.admission import Admission, Admitted, Claim, OnWait
-from testbed.errors import HostError, TemplateError, TestbedError, UsageError
+from testbed.errors import HostError, TemplateError, TestbedError, UsageError, first
 from testbed.guest import Guest, launch
 from testbed.host import NO_SANDBOX, Host
 from testbed.kernels import KernelTable, load_table
@@ -372,8 +372,7 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
                 built = group.create_task(image.build(IMAGE, images, folders.cache, progress))
                 fetched = [group.create_task(kernel_files.fetch(kernel, folders.cache, progress)) for kernel in wanted]
         except ExceptionGroup as failures:
-            # The first failure stops the others, and is the one to report.
-            raise failures.exceptions[0] from None
+            raise first(failures) from None
         host = await probe.probe(folders.cache, fetched[0].result() if fetched else None)
         say_what_is_not_held(host, progress)
         yield Lab(

@@ -18,6 +18,7 @@ from testbed.drives import Storage
 from testbed.errors import HostError, TestbedError, UsageError
 from testbed.exports import Export
 from testbed.hardware import words
+from testbed.hardware.disks import DISK_KINDS
 from testbed.hardware.faults import DEAD, FLUSH, MOST_RULES, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle, read_back
@@ -283,10 +284,8 @@ class LiveDisks:
             step = max(4096, disk.logical_block_size)
             if size_bytes <= 0 or size_bytes % step:
                 raise UsageError(f"disk {name}: expected a multiple of {step} bytes, got {size_bytes}")
-            if isinstance(disk, Nvme):
-                raise UsageError(
-                    f"disk {name}: QEMU's nvme keeps its size while it is plugged in (its block permissions do not share `resize`)"
-                )
+            if keeps := DISK_KINDS[disk.type].keeps_size:
+                raise UsageError(f"disk {name}: {keeps}")
             if now.export is not None:
                 raise UsageError(
                     f"disk {name}: it cannot change its size while it has a cache, delays, a hang, or faults of the export; take them away"

@@ -6,17 +6,14 @@ import asyncio
 import re
 import shutil
 import stat
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from testbed import blktests
 from testbed.api import Testbed, Vm
 from testbed.blktests import Outcome, Status
-from testbed.errors import CommandFailed, GuestLost, HostError, TestbedError, UsageError
-from testbed.store.kernel_files import KernelFiles
+from testbed.errors import CommandFailed, GuestLost, HostError, TestbedError, UsageError, first
 from testbed.topology import Topology
 
 _TEST = re.compile(r"[0-9]{3}")
@@ -28,14 +25,6 @@ _MOST_BYTES = 1 << 20
 _MOST_PROCESSES = 40
 # Groups that are run only where they are asked for: its tests of ./check itself fail on purpose.
 _ON_REQUEST = frozenset({"meta"})
-_RESULTS = {
-    Status.PASS: "passed",
-    Status.FAIL: "failed",
-    Status.HANG: "failed",
-    Status.LOST: "failed",
-    Status.SKIP: "skipped",
-    Status.ERROR: "no result",
-}
 # What an init of a distribution does and ours does not, and programs that tests ask for and the image has as busybox only. Without /dev/fd
 # bash has no <(...), and ./check finds no test; without a udev daemon some fail by what udevadm says.
 _PREPARE = """\
@@ -157,7 +146,7 @@ async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_outco
 
     async def one(test: str) -> tuple[Outcome, ...]:
         async with gate:
-            done = await _one(testbed, home, test, how, evidence / test.replace("/", "-"))
+            done = await _one(testbed, home, test, how, evidence / blktests.folder_of(test))
         for outcome in done:
             on_outcome(outcome)
         return done
@@ -166,8 +155,7 @@ async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_outco
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(one(test)) for test in suite.tests]
     except ExceptionGroup as failures:
-        # The first failure stops the others, and is the one to report.
-        raise failures.exceptions[0] from None
+        raise first(failures) from None
     return tuple(outcome for task in tasks for outcome in task.result())
 
 
@@ -193,49 +181,6 @@ def _copied(checkout: Path, config: Path | None, home: Path) -> None:
 
 def _is_copied(mode: int) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
-
-
-def document(testbed: Testbed, suite: Suite, kernel: KernelFiles, done: Sequence[Outcome], folder: Path, took_s: float) -> dict[str, Any]:
-    """What `suite.json` says, below the run's `folder`; but for its command."""
-    host, image = testbed.host, testbed.image
-    found = Counter(one.status for one in done)
-    return {
-        "version": 1,
-        "what": "suite",
-        "run": folder.name,
-        "result": verdict(done),
-        "reason": ", ".join(f"{found[status]} {status.value}" for status in Status if found[status]),
-        "host": {
-            "kernel": host.kernel,
-            "cores": host.cores,
-            "memory_bytes": host.memory_bytes,
-            "qemu": host.qemu.version,
-            "accelerator": host.accelerator,
-        },
-        "image": {"name": image.name, "sha256": image.sha256},
-        "took_s": round(took_s, 3),
-        "checkout": str(suite.root.absolute()),
-        "kernel": {"name": kernel.name, "release": kernel.release, "origin": kernel.origin, "sha256": kernel.sha256},
-        "tests": [
-            {
-                "name": one.name,
-                "group": one.test.partition("/")[0],
-                "status": one.status.value,
-                "reason": one.reason,
-                "runtime": one.runtime,
-                "details": list(one.details),
-                "measured": dict(one.measured),
-                "folder": f"guests/{one.test.replace('/', '-')}",
-            }
-            for one in done
-        ],
-    }
-
-
-def verdict(done: Sequence[Outcome]) -> str:
-    """The gravest; `skipped` only where everything was skipped."""
-    found = {_RESULTS[one.status] for one in done}
-    return next(one for one in ("failed", "no result", "passed", "skipped") if one in found)
 
 
 async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path) -> tuple[Outcome, ...]:

@@ -84,11 +84,10 @@ class Vm:
 
         :raise HostError: it does not answer, or is stopped. :raise TestbedError: it says why not.
         """
-        name = self.record.name
-        stopped = _by_signal(self.record)
+        name, stopped = self.record.name, _by_signal(self.record)
         # A supervisor ends a QEMU that is stopped, and asks it for everything else.
         if stopped is not None and (verb != "down" or stopped == self.record.supervisor):
-            raise HostError(cannot_go_on(now(self.record)))
+            raise HostError(cannot_go_on(_stopped(self.record, stopped)))
         try:
             async with asyncio.timeout(timeout_s):
                 reader, writer = await asyncio.open_unix_connection(self.folder / "control", limit=LONGEST_LINE)
@@ -110,8 +109,10 @@ class Vm:
 def now(record: Record) -> Record:
     """A record with what it cannot say itself: that its guest stands still because its supervisor or QEMU is stopped by a signal."""
     pid = _by_signal(record)
-    if pid is None:
-        return record
+    return record if pid is None else _stopped(record, pid)
+
+
+def _stopped(record: Record, pid: int) -> Record:
     whose = "supervisor" if pid == record.supervisor else "QEMU"
     return replace(record, why=f"its {whose} (pid {pid}) is stopped by a signal", resume_with=f"kill -CONT {pid}")
 

@@ -18,7 +18,7 @@ import typer
 from testbed import __version__, journal
 from testbed.cli import streams
 from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, stopped
-from testbed.errors import HostError, TestbedError, TopologyError
+from testbed.errors import HostError, TestbedError, TopologyError, first
 
 # The verbs of each room, in the order of `testbed --help`. A verb loads its own room: loading everything takes a second and more.
 ROOMS = {
@@ -122,8 +122,8 @@ def _fail(error: TestbedError) -> NoReturn:
 
 def _refused(error: BaseException) -> TestbedError | None:
     """What a person is told of an error that came from where nobody expects one; None where it is a mistake of ours."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    if isinstance(error, BaseExceptionGroup):
+        error = first(error)
     if isinstance(error, TestbedError):
         return error
     if isinstance(error, OSError) and error.errno in _REFUSED:

@@ -55,7 +55,7 @@ def suite(
                     began = time.monotonic()
                     done = await suites.run(testbed, wanted, how, folder / "guests", lambda one: progress.note(_line(one)))
                     files = await testbed.kernel(spec)
-                    document = suites.document(testbed, wanted, files, done, folder, time.monotonic() - began) | {"command": sys.argv}
+                    document = bug_results.of_suite(testbed, wanted, files, done, folder, sys.argv, time.monotonic() - began)
                     bug_files.write(document, folder)
         verdict = bug_view.VERDICTS[document["result"]]
         if as_json:

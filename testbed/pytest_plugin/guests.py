@@ -11,7 +11,7 @@ import pytest
 
 from testbed.api import Testbed, Vm, autopsy, needs
 from testbed.api.carrier import Background
-from testbed.errors import TestbedError, ToolMissing
+from testbed.errors import TestbedError, ToolMissing, first
 from testbed.pytest_plugin import cases
 from testbed.pytest_plugin.state import State
 from testbed.topology import Topology
@@ -169,13 +169,8 @@ def refusing() -> Iterator[None]:
         ours = group.subgroup(TestbedError)
         if ours is None:
             raise
-        said = str(_first(ours))
+        said = str(first(ours))
     raise pytest.fail.Exception(f"testbed: {said}", pytrace=False) from None
-
-
-def _first(group: ExceptionGroup[TestbedError]) -> TestbedError:
-    error = group.exceptions[0]
-    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 def _new_folder(artifacts: Path, nodeid: str) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from testbed.blktests import RESULTS, Status
 from testbed.report import repro
 
 Document = Mapping[str, Any]
@@ -28,8 +29,6 @@ VERDICTS = {
     "no result": "INFRA",
     "skipped": "SKIP",
 }
-# Of a test of a suite: one that hangs or takes its guest along fails.
-_OF_TESTS = {"pass": "PASS", "fail": "FAIL", "hang": "FAIL", "lost": "FAIL", "skip": "SKIP", "error": "INFRA"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +74,15 @@ def view(document: Document) -> View:
         "suite": _suite,
     }
     tables, tries = make[document["what"]](document)
+    title, own = _of_suite(document) if document["what"] == "suite" else _of_bug(document)
     return View(
         run=document["run"],
-        title=document["bug"]["summary"] if "bug" in document else f"Suite {document['checkout']} on {document['kernel']['name']}",
+        title=title,
         verdict=VERDICTS[document["result"]],
         result=document["result"],
         reason=document["reason"],
         command=shlex.join(["./tb", *document["command"][1:]]),
-        facts=tuple(_facts(document)),
+        facts=(*own, *_facts(document)),
         tables=tables,
         tries=tries,
         smaller=document.get("smaller") or "",
@@ -122,7 +122,7 @@ def _suite_as_results(document: Document) -> dict[str, Any]:
             "name": one["name"],
             "scenario": one["group"],
             "claim": f"{one['name']} of {document['checkout']} passes",
-            "verdict": (verdict := _OF_TESTS[one["status"]]),
+            "verdict": (verdict := VERDICTS[RESULTS[Status(one["status"])]]),
             "reason": (reason := f"{one['status']}: {one['reason']}" if one["reason"] else one["status"]),
             kernel["name"]: _nothing_measured(took_s=_seconds(one["runtime"]), evidence=one["folder"], verdict=verdict, said=reason),
         }
@@ -154,16 +154,23 @@ def _side(one: Document) -> dict[str, Any]:
     return {**_nothing_measured(took_s=one["took_s"], evidence=evidence, verdict=_verdict(one), said=said), "measures": measures}
 
 
+Facts = tuple[tuple[str, str], ...]
+
+
+def _of_bug(document: Document) -> tuple[str, Facts]:
+    """Title and facts of its own."""
+    bug = document["bug"]
+    return bug["summary"], (("Source", bug["source"]), ("Signature", "; or ".join(bug["signature"])), ("Seed", str(document["seed"])))
+
+
+def _of_suite(document: Document) -> tuple[str, Facts]:
+    kernel = document["kernel"]
+    return f"Suite {document['checkout']} on {kernel['name']}", (("Kernel", f"{kernel['name']} ({kernel['release']}), {kernel['origin']}"),)
+
+
 def _facts(document: Document) -> list[tuple[str, str]]:
     host = document["host"]
-    if document["what"] == "suite":
-        kernel = document["kernel"]
-        own = [("Kernel", f"{kernel['name']} ({kernel['release']}), {kernel['origin']}")]
-    else:
-        bug = document["bug"]
-        own = [("Source", bug["source"]), ("Signature", "; or ".join(bug["signature"])), ("Seed", str(document["seed"]))]
     return [
-        *own,
         ("Took", f"{document['took_s']:.0f} s"),
         ("QEMU", f"{host['qemu']} ({host['accelerator']}) on {host['cores']} cores with Linux {host['kernel']}"),
         ("Guest image", f"{document['image']['name']} {document['image']['sha256'][:16]}"),

@@ -31,14 +31,14 @@ _DURATION_SCHEMA: dict[str, Any] = {
     "oneOf": [{"const": 0}, {"type": "string", "pattern": DURATION_PATTERN}],
     "description": "a number with us, ms, s or min",
 }
-LONGEST_US = 600_000_000
+_LONGEST_US = 600_000_000
 
 
 def _duration(said: Any) -> int:
     """:raise ValueError: it is none, or too long."""
     found = parse_duration(said)
-    if found > LONGEST_US:
-        raise ValueError(f"expected at most {format_duration(LONGEST_US)}, got {said!r}")
+    if found > _LONGEST_US:
+        raise ValueError(f"expected at most {format_duration(_LONGEST_US)}, got {said!r}")
     return found
 
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
 from testbed.filesystems import FILESYSTEMS
+from testbed.hardware.disks import DISK_KINDS
 from testbed.hardware.profiles import PROFILES
 from testbed.hardware.words import MACHINE
 from testbed.topology import cues, networks
@@ -70,8 +71,11 @@ def _guest(guest: Guest) -> Iterator[Mistake]:
         yield where, f"{where[-1]!r} is the name of something else already ({'.'.join(str(part) for part in other.where)})"
     yield from _stack(made)
     yield from _cgroups(guest, made)
-    parts = {name: not isinstance(disk, Nvme) for name, disk in guest.disks.items()}
-    parts |= {part: False for disk in guest.disks.values() if isinstance(disk, Nvme) for part in disk.namespaces}
+    parts = {
+        part: DISK_KINDS[disk.type]
+        for name, disk in guest.disks.items()
+        for part in (name, *(disk.namespaces if isinstance(disk, Nvme) else ()))
+    }
     for number, act in enumerate(guest.timeline):
         yield from ((("timeline", number), message) for message in cues.mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus))
 

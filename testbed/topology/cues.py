@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from testbed.errors import UsageError
 from testbed.hardware import words
+from testbed.hardware.disks import DiskKind
 from testbed.hardware.words import Action
 from testbed.topology.timelines import Act
 from testbed.units import format_duration, format_size, parse_duration, parse_size
@@ -62,10 +63,8 @@ def said(act: Act) -> str:
     return f"{begin}: {act.do}"
 
 
-def mistakes(act: Act, disks: Mapping[str, bool], *, memory_bytes: int, cpus: int) -> Iterator[str]:
-    """What is wrong with an act, in words; `disks`: those and the namespaces that its guest has, and whether each can change
-    its size.
-    """
+def mistakes(act: Act, disks: Mapping[str, DiskKind], *, memory_bytes: int, cpus: int) -> Iterator[str]:
+    """What is wrong with an act, in words; `disks`: those and the namespaces that its guest has, and of which kind each is."""
     if act.when is not None:
         yield from act.when.mistakes()
     if act.at is None and act.when is None and act.every is None and act.ramp is None:
@@ -89,7 +88,7 @@ def mistakes(act: Act, disks: Mapping[str, bool], *, memory_bytes: int, cpus: in
             return
 
 
-def _mistakes(action: Action, disks: Mapping[str, bool], machine: Mapping[str, int]) -> Iterator[str]:
+def _mistakes(action: Action, disks: Mapping[str, DiskKind], machine: Mapping[str, int]) -> Iterator[str]:
     if action.disk == words.MACHINE:
         most = machine[action.verb]
         if action.value is not None and not 0 < action.value <= most:
@@ -97,8 +96,8 @@ def _mistakes(action: Action, disks: Mapping[str, bool], machine: Mapping[str, i
         return
     if action.disk not in disks:
         yield f"expected one of the guest's disks ({', '.join(sorted(disks)) or 'it has none'}), got {action.disk!r}"
-    if action.verb == "resize" and not disks.get(action.disk, True):
-        yield "QEMU's nvme keeps its size while it is plugged in"
+    elif action.verb == "resize" and (keeps := disks[action.disk].keeps_size):
+        yield keeps
     if action.verb == "throttle":
         yield from action.value.mistakes()
     if action.verb == "inject":

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from testbed import bug_results, repro, suites
+from testbed import bug_results, repro
 from testbed.bisection import Answer, Between
+from testbed.blktests import RESULTS
 from testbed.bugs.load import of_plain
 from testbed.campaign import Asked, Reduced, Step
 from testbed.errors import UsageError
@@ -167,5 +168,5 @@ def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
 
 def test_every_result_has_an_exit_code() -> None:
     every = {result.value for result in repro.Result} | {answer.value for answer in Answer} | {"reduced", "bisected", "wrong ends"}
-    every |= set(suites._RESULTS.values())
+    every |= set(RESULTS.values())
     assert every == bug_results.EXIT_CODES.keys()

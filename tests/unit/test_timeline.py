@@ -7,13 +7,14 @@ from pydantic import ValidationError
 
 from testbed.errors import UsageError
 from testbed.hardware import words
+from testbed.hardware.disks import DISK_KINDS
 from testbed.hardware.faults import DEAD, WORN
 from testbed.hardware.latency import Latency
 from testbed.hardware.throttle import Throttle
 from testbed.topology.cues import cues, mistakes
 from testbed.topology.timelines import Act
 
-DISKS = {"data": True, "other": False}
+DISKS = {"data": DISK_KINDS["virtio-blk"], "other": DISK_KINDS["nvme"]}
 
 
 def act(**said: object) -> Act:
