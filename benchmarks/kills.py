@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from tests.guest import places
@@ -88,8 +90,17 @@ async def _orphans(hit: str, awaited: Callable[[], Awaitable[None]], there: Call
     try:
         await awaited()
     except AssertionError:
-        found = there()
-        for pid in found:
+        found = [f"{hit}: {words}, {_state(pid)}" for pid, words in there().items()]
+        for pid in there():
             places.Places.kill(pid)
-        return [f"{hit}: {words}" for words in found.values()]
+        return found
     return []
+
+
+def _state(pid: int) -> str:
+    """What keeps a process: its state, parent and pending signals (proc_pid_status(5)), and where in the kernel it is."""
+    with contextlib.suppress(OSError):
+        told = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
+        stack = Path(f"/proc/{pid}/stack").read_text().split("\n") if os.geteuid() == 0 else []
+        return ", ".join([*(f"{name} {told[name]}" for name in ("State", "PPid", "SigPnd", "ShdPnd")), *stack])
+    return "gone since"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import subprocess
@@ -73,7 +74,10 @@ def build_wheel(folder: Path) -> Path:
 
 
 def prepare(folder: Path) -> Foreign:
-    """Build the wheel in `folder`, and install it into an environment that is kept in the cache for each state of requirements.lock."""
+    """Build the wheel in `folder`, and install it into an environment that is kept in the cache for each state of requirements.lock.
+
+    It is left alone where the same wheel is installed already: another worker may be at work in it.
+    """
     wheel, lock = build_wheel(folder), locked(needed())
     venv = paths.folders().cache / f"foreign-{content_key(lock, sys.version, str(ROOT))}"
     venv.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +89,12 @@ def prepare(folder: Path) -> Foreign:
             _run(sys.executable, "-m", "venv", "--clear", venv)
             _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--require-hashes", "-r", folder / "foreign.lock")
             (venv / "complete").touch()
-        _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--force-reinstall", wheel)
+        # Building it again gives the same bytes (hatchling's wheels are reproducible).
+        installed, this = venv / "installed", hashlib.sha256(wheel.read_bytes()).hexdigest()
+        if not installed.exists() or installed.read_text() != this:
+            installed.unlink(missing_ok=True)
+            _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--force-reinstall", wheel)
+            installed.write_text(this)
     return Foreign(python=python, wheel=wheel)
 
 

@@ -10,8 +10,6 @@ import pytest
 
 from tests.guest.foreign import ROOT, Foreign, prepare
 
-pytestmark = pytest.mark.xdist_group("foreign")  # one worker makes the environment
-
 
 @pytest.fixture(scope="module")
 def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
