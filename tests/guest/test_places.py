@@ -187,7 +187,7 @@ async def test_another_qemu_is_named(own: Places) -> None:
         for beside in ("lib", "share"):
             (Path(prefix) / beside).symlink_to(installed.parent.parent / beside)
         try:
-            await own.run("--qemu", str(other), "up", "tiny.yaml", "-q")
+            await own.run("--qemu", str(other), "up", "tiny.yaml", "-q", "--cold")  # no template for this QEMU alone
             assert [words.split()[0] for words in own.processes().values() if "-machine" in words] == [str(other)]
         finally:
             await own.run("down", "--all")
