@@ -72,9 +72,8 @@ async def start(
     """Start all guests of a topology, side by side as far as the host has room. `called`, `kernels`, `evidence`: by guest; `waiting`: a
     process for each; `at_once`: whether there is room or not.
 
-    :raise TestbedError: one did not get ready; then none is there. :raise UsageError: a name is taken.
+    :raise TestbedError: one did not get ready; then none is there.
     """
-    check_free(called.values(), folders)
     async with open_lab(progress, kernels=tuple(dict.fromkeys(kernels.values())), cold=cold) as lab:
         for guest, model in topology.guests.items():
             await lab.prepare(model, await lab.kernel(kernels[guest]))

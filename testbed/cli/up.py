@@ -17,7 +17,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from testbed import paths, probe, session, spares, supervisor, up, vms
-from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async
+from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async, run_going_on
 from testbed.cli.snapshots import SAVING_S, known
 from testbed.cli.vms import VmArgument
 from testbed.kernels import load_table
@@ -48,8 +48,10 @@ def up_command(
 
     async def work(waiting: tuple[Spare, ...]) -> int:
         folders = paths.folders()
+        up.check_free(called.values(), folders)
         run = paths.new_run_folder(folders.runs) if logs is None else logs.absolute()
-        with live.progress(err, quiet=quiet) as progress:
+        going_on = run_going_on(run) if logs is None else contextlib.nullcontext()
+        with going_on, live.progress(err, quiet=quiet) as progress:
             started = await up.start(
                 topology,
                 file=file.resolve(),
@@ -143,8 +145,8 @@ def fork(
                 folder = own.scratch / vm / "now"
                 await vms.find(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
                 saved = snapshots.read(folder)
-            with live.progress(err, quiet=quiet) as progress:
-                evidence = paths.new_run_folder(folders.runs)
+            evidence = paths.new_run_folder(folders.runs)
+            with run_going_on(evidence), live.progress(err, quiet=quiet) as progress:
                 started = await up.fork(saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting)
         if not quiet:
             out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)

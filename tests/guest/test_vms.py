@@ -100,6 +100,9 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     again = await testbed("up", testbed.file(SAVABLE), "-q", status=2)
     assert "one: a guest of this name is there already" in again.err
     assert (await testbed("ps")).out.splitlines()[1].split()[:2] == ["one", "ready"]
+    # The command that was refused has left nothing that would be listed.
+    (run,) = json.loads((await testbed("runs", "--json")).out)["runs"]
+    assert (run["command"][0], run["verdict"], run["going_on"]) == ("up", None, True)
 
     # Entered as a user would: words, a line for the shell, the command's own status, files, the serial console.
     assert (await testbed("ssh", "one", "--", "echo", "a  b", "$HOME")).out == "a  b $HOME\n"
