@@ -188,6 +188,7 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     templates.remove(folder)
 
 
+@pytest.mark.slow
 async def test_the_agent_answers_while_children_of_process_1_end(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     """A SIGCHLD once interrupted the agent's write of its answer, and one clone in thirty never seemed to wake up."""
     async with lab.guest("g0", model, kernel, evidence) as guest:

@@ -234,6 +234,7 @@ def _damage(how: str, folder: Path) -> None:
         memory.unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ("record", "state", "foreign", "memory", "gone"))
 async def test_a_damaged_template_is_made_again(
     lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str

@@ -262,6 +262,7 @@ async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
     assert await reads(guest, "shared", 50) >= 1.0
 
 
+@pytest.mark.slow
 async def test_the_same_seed_hits_the_same_requests_again(guest: Guest, evidence: Path) -> None:
     path, found = guest.disks["virtio"].path, []
     for seed in (1, 1, 2):

@@ -133,6 +133,7 @@ head -c 1000000 /dev/zero >root.ext4
 """
 
 
+@pytest.mark.slow
 async def test_an_image_is_built_once_by_two() -> None:
     with expect("two commands build the same image"), places.made() as own:
         (own.cache / "images").unlink()

@@ -70,6 +70,7 @@ async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(lab: Lab
     assert not Path(f"/proc/{guest.pid}").exists()
 
 
+@pytest.mark.slow
 async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
         with pytest.raises(CommandFailed, match=r"guest g0: `cat '/no such file'`: expected status 0, got 1: cat: .*No such file"):

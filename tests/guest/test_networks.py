@@ -38,6 +38,7 @@ until grep -q ready /tmp/served; do sleep 0.1; done
 """
 
 
+@pytest.mark.slow
 async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
     async with lab.guests(parse(THREE, "three.yaml"), kernel, tmp_path) as guests:
         a, b, c = guests["a"], guests["b"], guests["c"]

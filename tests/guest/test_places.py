@@ -127,6 +127,7 @@ async def test_a_run_takes_more_than_it_may(own: Places) -> None:
     assert "TESTBED_RUN_LIMIT=much: expected a size" in (await own.run(*repro("ends.sh"), status=2, TESTBED_RUN_LIMIT="much")).err
 
 
+@pytest.mark.slow
 async def test_with_debug_there_are_the_log_and_the_traceback(own: Places) -> None:
     started = await own.start("--debug", *repro("writes.sh"), TESTBED_RUN_LIMIT="32M")
     _, err = await started.communicate()

@@ -70,6 +70,7 @@ def trying(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> Any:
     return once
 
 
+@pytest.mark.slow
 async def test_the_output_shows_it_and_the_script_need_not_end(trying: Any) -> None:
     one = await trying(case("echo before; echo BAD 42; sleep 600", {"output": r"BAD \d+"}))
     assert (one.outcome, one.end) == (Outcome.HIT, End.STOPPED)
@@ -99,6 +100,7 @@ async def test_counters_show_it_at_the_end_and_while_it_runs(trying: Any) -> Non
     assert one.outcome is Outcome.HIT
 
 
+@pytest.mark.slow
 async def test_what_scripts_know_of_their_guest(trying: Any) -> None:
     disks = {"data": {"type": "virtio-blk", "size": "512M"}}
     topology = {"guests": {"g0": {"cpus": 1, "memory": "512M", "disks": disks, "loops": {"l-0": {"backing": "data/file", "size": "64M"}}}}}

@@ -42,6 +42,7 @@ async def test_the_scenario_that_the_docs_add_works_as_it_stands(lab: Lab, model
     assert result.judgement.verdict is Verdict.PASS, result.judgement.reason
 
 
+@pytest.mark.slow
 async def test_attempts_run_each_on_its_own_guest_and_each_kernel_is_judged(lab: Lab, model: GuestModel, tmp_path: Path) -> None:
     case = cases()["many-cgroups/nvme/ext4/2"]
     expected = {"new": Gap.CLOSED}

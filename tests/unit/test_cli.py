@@ -130,6 +130,7 @@ def test_an_unwritable_cache_says_which_and_what_to_do(tmp_path: Path) -> None:
     assert "cannot be made" in done.stderr and "TESTBED_CACHE" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_mirror_that_does_not_answer_is_one_message_and_leaves_nothing_half_made(tmp_path: Path) -> None:
     done = testbed(tmp_path, "compare", TESTBED_DEBIAN_MIRROR="http://127.0.0.1:9/debian")
     assert done.returncode == 2

@@ -181,6 +181,7 @@ def test_wrong_words_are_told(tmp_path: Path, words: tuple[str, ...], message: s
     assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr and done.stdout == ""
 
 
+@pytest.mark.slow
 def test_every_format_is_printed_and_the_last_line_is_the_same(tmp_path: Path) -> None:
     found = document(tmp_path, passed(tmp_path))
     folder = made(tmp_path / "state", "20200101T000000Z-0001", json.dumps(found))
