@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import time
 from collections import Counter
@@ -90,17 +89,18 @@ async def _orphans(hit: str, awaited: Callable[[], Awaitable[None]], there: Call
     try:
         await awaited()
     except AssertionError:
-        found = [f"{hit}: {words}, {_state(pid)}" for pid, words in there().items()]
-        for pid in there():
+        found = there()
+        told = [f"{hit}: {words}; {_state(pid)}" for pid, words in found.items()]
+        for pid in found:
             places.Places.kill(pid)
-        return found
+        return told
     return []
 
 
 def _state(pid: int) -> str:
-    """What keeps a process: its state, parent and pending signals (proc_pid_status(5)), and where in the kernel it is."""
-    with contextlib.suppress(OSError):
-        told = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line)
-        stack = Path(f"/proc/{pid}/stack").read_text().split("\n") if os.geteuid() == 0 else []
-        return ", ".join([*(f"{name} {told[name]}" for name in ("State", "PPid", "SigPnd", "ShdPnd")), *stack])
-    return "gone since"
+    """What keeps a process: its state, parent, pending signals (proc_pid_status(5)), and for root where in the kernel it is."""
+    lines: list[str] = []
+    for name in ("status", "stack"):
+        with contextlib.suppress(OSError):
+            lines += Path(f"/proc/{pid}/{name}").read_text().splitlines()
+    return ", ".join(line for line in lines if line.startswith(("State", "PPid", "SigPnd", "ShdPnd", "[")))

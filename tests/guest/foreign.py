@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import re
 import subprocess
@@ -17,6 +16,7 @@ from packaging.utils import canonicalize_name
 
 from testbed import paths
 from testbed.keys import content_key
+from testbed.store.cache import file_sha256
 
 ROOT = Path(__file__).parents[2]
 # What a foreign project installs: the wheel with its extra, and a plugin of its own choice.
@@ -90,7 +90,7 @@ def prepare(folder: Path) -> Foreign:
             _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--require-hashes", "-r", folder / "foreign.lock")
             (venv / "complete").touch()
         # Building it again gives the same bytes (hatchling's wheels are reproducible).
-        installed, this = venv / "installed", hashlib.sha256(wheel.read_bytes()).hexdigest()
+        installed, this = venv / "installed", file_sha256(wheel)
         if not installed.exists() or installed.read_text() != this:
             installed.unlink(missing_ok=True)
             _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--force-reinstall", wheel)

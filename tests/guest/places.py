@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 _SHARED = ("images", "kernels", "initramfs", "templates", "probes", "reach")
 # A child of a killed process dies with it, but not before the kernel has come to that. Looks at it are counted, not seconds: in those a
 # host that stood still itself had no time for it.
-_LOOKS, _BETWEEN_S = 2400, 0.05
+_LOOKS, _BETWEEN_S = 400, 0.05
 
 
 @dataclass(frozen=True)

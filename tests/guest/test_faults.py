@@ -262,6 +262,7 @@ async def test_a_damaged_template_is_made_again(
         async with lab.guest("g0", SMALL, kernel, evidence) as one:
             assert (await one.run("hostname")).stdout == "g0\n"
     assert any("making the template again" in note for note in notes.notes)
+    assert how != "state" or any("its checksum is not the one that was recorded" in note for note in notes.notes)
     nothing_left(lab, evidence)
 
 
