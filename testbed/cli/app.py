@@ -52,6 +52,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard outpu
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot every guest instead of cloning a template.")]
 TopologyOption = Annotated[Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml without it.")]
+IgnoreStack = Annotated[
+    bool, typer.Option("--ignore-stack", help="Leave out what scenarios do not use of the topology, in place of an error.")
+]
 KERNEL_HELP = "A name of images/kernels.yaml, built-NAME, BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]."
 
 

@@ -15,7 +15,7 @@ import typer
 from rich.console import RenderableType
 
 from testbed import paths, probe, reach, runner
-from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
+from testbed.cli.app import KERNEL_HELP, Cold, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
 from testbed.cli.kernels import Config, Flavours, Fragments, Revert, Series, Tree, builder, configured, kernel_table, nothing_built
 from testbed.errors import HostError, UsageError
 from testbed.lab import Lab, open_lab
@@ -27,7 +27,8 @@ from testbed.scenarios.base import Case
 from testbed.store import cache
 from testbed.store.kernel_builds import BuildOrder
 from testbed.store.kernel_files import KernelFiles
-from testbed.topology import Guest, load
+from testbed.topology import unused
+from testbed.topology.unused import ForScenarios
 from testbed.units import format_duration, parse_duration
 from testbed.verdict import EXIT_CODES, Gap, Verdict, overall
 
@@ -43,10 +44,12 @@ Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Run each case so m
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a command line asks for, whatever its verb. `kernels`: by what the results call them, named or yet to be built."""
+    """What a command line asks for, whatever its verb. `file`: what scenarios have of the topology; `kernels`: by what the results call
+    them, named or yet to be built.
+    """
 
     cases: tuple[Case, ...]
-    model: Guest
+    file: ForScenarios
     kernels: Mapping[str, str | BuildOrder]
     repeat: int
     cold: bool
@@ -70,6 +73,7 @@ def compare(
     full: Full = False,
     repeat: Repeat = 1,
     topology: TopologyOption = None,
+    ignore_stack: IgnoreStack = False,
     cold: Cold = False,
     sample: Sample = _SAMPLE,
     as_json: Json = False,
@@ -91,7 +95,7 @@ def compare(
         nothing_built(series, revert, flavour, fragment, config)
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
-        model=only_guest(topology),
+        file=for_scenarios(topology, ignore=ignore_stack),
         repeat=repeat,
         cold=cold,
         quiet=quiet,
@@ -117,6 +121,7 @@ def run(
     full: Full = False,
     repeat: Repeat = 1,
     topology: TopologyOption = None,
+    ignore_stack: IgnoreStack = False,
     cold: Cold = False,
     sample: Sample = _SAMPLE,
     as_json: Json = False,
@@ -126,7 +131,8 @@ def run(
     gaps = {"auto": None, "closed": Gap.CLOSED, "open": Gap.OPEN}
     if expect not in gaps:
         raise UsageError(f"--expect {expect}: expected one of {', '.join(gaps)}")
-    chosen: str | BuildOrder = kernel or kernel_table().patched
+    file = for_scenarios(topology, ignore=ignore_stack, kernel=tree is None)
+    chosen: str | BuildOrder = kernel or file.kernel or kernel_table().patched
     if tree is not None:
         if kernel is not None:
             raise UsageError("--tree: expected no --kernel beside it")
@@ -135,7 +141,7 @@ def run(
         nothing_built(series, revert, flavour, fragment, config)
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
-        model=only_guest(topology),
+        file=file,
         repeat=repeat,
         cold=cold,
         quiet=quiet,
@@ -158,6 +164,7 @@ def matrix(
     full: Full = False,
     repeat: Repeat = 1,
     topology: TopologyOption = None,
+    ignore_stack: IgnoreStack = False,
     cold: Cold = False,
     sample: Sample = _SAMPLE,
     as_json: Json = False,
@@ -169,7 +176,7 @@ def matrix(
         raise UsageError(f"--kernels {kernels!r}: expected names with commas between")
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
-        model=only_guest(topology),
+        file=for_scenarios(topology, ignore=ignore_stack),
         repeat=repeat,
         cold=cold,
         quiet=quiet,
@@ -203,16 +210,18 @@ class Done:
 async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judge], tell: Callable[[Done], int]) -> int:
     """Build what is yet to be built, open the lab, run, write; `tell` says what was found and gives the exit code."""
     with live.progress(err, quiet=wanted.quiet, as_json=wanted.as_json) as progress:
+        if wanted.file.unused:
+            progress.note(f"not used of the topology, for scenarios build stacks of their own: {', '.join(wanted.file.unused)}")
         specs = await _built(wanted.kernels, progress)
         async with open_lab(progress, kernels=tuple(specs.values()), cold=wanted.cold) as lab:
             kernels = {side: await lab.kernel(spec) for side, spec in specs.items()}
             folder = paths.new_run_folder(lab.folders.runs)
-            _announce(lab, kernels, wanted.model, progress)
+            _announce(lab, kernels, wanted.file, progress)
             with run_going_on(folder), live.Watch(progress, err, len(wanted.cases) * wanted.repeat) as watch:
                 job = runner.Job(
                     lab=lab,
                     cases=wanted.cases,
-                    model=wanted.model,
+                    model=wanted.file.guest,
                     kernels=kernels,
                     folder=folder,
                     on_step=watch.step,
@@ -260,7 +269,17 @@ def _document(
     verdict = overall(tuple(result.judgement.verdict for result in finished))
     qemu_sha256 = cache.file_sha256(Path(lab.host.qemu.path))
     return results.document(
-        folder, verdict, sys.argv, lab.host, lab.image, kernels, finished, took_s, model=wanted.model, qemu_sha256=qemu_sha256
+        folder,
+        verdict,
+        sys.argv,
+        lab.host,
+        lab.image,
+        kernels,
+        finished,
+        took_s,
+        model=wanted.file.guest,
+        unused=wanted.file.unused,
+        qemu_sha256=qemu_sha256,
     )
 
 
@@ -295,19 +314,17 @@ def _sample_s(text: str) -> float | None:
     return microseconds / 1e6
 
 
-def _announce(lab: Lab, kernels: dict[str, KernelFiles], model: Guest, progress: Progress) -> None:
+def _announce(lab: Lab, kernels: dict[str, KernelFiles], file: ForScenarios, progress: Progress) -> None:
     how = "KVM" if lab.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
     clones = "booted cold" if lab.cold else "cloned from templates"
-    progress.note(f"QEMU {lab.host.qemu.version} on {how}; {runner.slots(lab.host, model)} guests at once, {clones}")
-    for beyond in reach.beyond(model, reach.known(lab.folders.cache, lab.host)):
+    progress.note(f"QEMU {lab.host.qemu.version} on {how}; {runner.slots(lab.host, file.guest)} guests at once, {clones}")
+    for beyond in reach.beyond(file.guest, reach.known(lab.folders.cache, lab.host)):
         progress.note(beyond)
     for side, kernel in kernels.items():
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")
 
 
-def only_guest(file: Path | None) -> Guest:
+def for_scenarios(file: Path | None, *, ignore: bool, kernel: bool = False) -> ForScenarios:
+    """What scenarios have of a topology; `kernel`: the verb runs on the kernel that it names. Raises as `unused.for_scenarios`."""
     path = file or paths.shipped("topologies") / "default.yaml"
-    topology = load(path, host_memory=probe.host_memory())
-    if len(topology.guests) != 1:
-        raise UsageError(f"{path}: scenarios run on a topology of one guest, this one has {', '.join(topology.guests)}")
-    return next(iter(topology.guests.values()))
+    return unused.for_scenarios(path, host_memory=probe.host_memory(), kernel=kernel, ignore=ignore)

@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from testbed import paths, runner
-from testbed.cli.app import FAILED, Json, Quiet, TopologyOption, app, err, out, run_async
+from testbed.cli.app import FAILED, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async
 from testbed.cli.kernels import SOURCE_HELP, Flavours
-from testbed.cli.run import Done, Full, Names, Wanted, execute, only_guest
+from testbed.cli.run import Done, Full, Names, Wanted, execute, for_scenarios
 from testbed.errors import UsageError
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.report import results, sensitivity
@@ -37,6 +37,7 @@ def sensitivity_command(
     of: Annotated[list[str] | None, typer.Option("--of", help="Earlier runs of this verb: run nothing, and make their table.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown, too.")] = None,
     topology: TopologyOption = None,
+    ignore_stack: IgnoreStack = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -54,7 +55,7 @@ def sensitivity_command(
     common = BuildOrder(source=tree, flavours=tuple(flavour or ()))
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=not full, full=full),
-        model=only_guest(topology),
+        file=for_scenarios(topology, ignore=ignore_stack),
         repeat=1,
         cold=False,
         quiet=quiet,

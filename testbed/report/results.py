@@ -34,11 +34,13 @@ def document(
     took_s: float,
     *,
     model: Guest | None = None,
+    unused: tuple[str, ...] = (),
     qemu_sha256: str = "",
 ) -> dict[str, Any]:
     """What `results.json` says; `took_s`: of all scenarios, beside which `guest_seconds` is the sum of their guests' times.
 
-    `model`: the topology's guest; `qemu_sha256`: of QEMU's program.
+    `model`: the topology's guest as scenarios had it; `unused`: the places of its file that they did not use;
+    `qemu_sha256`: of QEMU's program.
     """
     topology = Topology(version=1, guests={"g0": model}) if model is not None else None
     return {
@@ -67,6 +69,7 @@ def document(
             for side, kernel in kernels.items()
         },
         "topology": topology.model_dump(mode="json", by_alias=True, exclude_defaults=True) if topology is not None else None,
+        "topology_unused": list(unused),
         "took_s": round(took_s, 3),
         "guest_seconds": round(sum(side.took_s for result in results for side in result.sides.values()), 3),
         "scenarios": [_case(attempts, folder) for attempts in by_case(results)],

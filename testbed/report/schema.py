@@ -131,7 +131,9 @@ class ImageFacts(_Known):
 
 
 class Document(_Known):
-    """A run. `took_s`: of all scenarios; `guest_seconds`: the sum of their guests' times. `topology`: as its YAML file would say it."""
+    """A run. `took_s`: of all scenarios; `guest_seconds`: the sum of their guests' times. `topology`: what scenarios used of the file, as
+    YAML would say it; `topology_unused`: the places of the file that they did not use.
+    """
 
     version: Literal[1]
     testbed: str = ""
@@ -142,6 +144,7 @@ class Document(_Known):
     image: ImageFacts
     kernels: dict[str, Kernel] = Field(min_length=1)
     topology: dict[str, Any] | None = None
+    topology_unused: list[str] = []
     took_s: float
     guest_seconds: float
     scenarios: list[Case]

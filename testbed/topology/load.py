@@ -23,7 +23,7 @@ def load(path: Path, point: str | None = None, *, host_memory: int | None = None
 
     :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake. Also for a matrix without `point`.
     """
-    return _one(load_points(path, host_memory=host_memory), str(path), point)
+    return one(load_points(path, host_memory=host_memory), str(path), point)
 
 
 def load_points(path: Path, *, host_memory: int | None = None) -> dict[str, Topology]:
@@ -66,10 +66,14 @@ def parse(text: str, file: str) -> Topology:
 
     :raise TopologyError: with every mistake.
     """
-    return _one(_points(text, file, None), file, None)
+    return one(_points(text, file, None), file, None)
 
 
-def _one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
+def one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
+    """The topology of a file that has one, or the one at a point of its matrix.
+
+    :raise TopologyError: there is no such point, or several and none is named.
+    """
     if point is None and len(found) == 1:
         return next(iter(found.values()))
     if point is None:

@@ -11,6 +11,19 @@ from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
 
+# A loop on a file on ext4 on each kind of disk, and one on a file on tmpfs.
+MODEL = GuestModel.model_validate(
+    {
+        "cpus": 1,
+        "disks": {"data": {"type": "virtio-blk", "size": "1G"}, "fast": {"type": "nvme", "size": "1G"}},
+        "loops": {
+            "l0": {"backing": "data/disk.img", "size": "64M"},
+            "l1": {"backing": "fast/disk.img", "size": "64M"},
+            "l2": {"backing": "ram/disk.img", "filesystem": "tmpfs", "size": "256M"},
+        },
+    }
+)
+
 
 async def attached(guest: Guest) -> dict[str, str]:
     """Backing file of each loop device."""
@@ -24,14 +37,14 @@ async def mounted(guest: Guest) -> set[str]:
 
 
 @pytest.mark.slow
-async def test_the_default_stack_is_made_and_unmade(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+async def test_a_stack_is_made_and_unmade(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", MODEL, kernel, evidence) as guest:
         async with mounts.standing(guest) as made:
             assert await attached(guest) == {loop.path: loop.backing_file for loop in made.loops.values()}
             assert await mounted(guest) == {"/mnt/data", "/mnt/fast", "/mnt/ram"}
             for name, loop in made.loops.items():
                 size = await guest.run("blockdev", "--getsize64", loop.path)
-                assert int(size.stdout) == model.loops[name].size
+                assert int(size.stdout) == MODEL.loops[name].size
         assert await attached(guest) == {} and await mounted(guest) == set()
 
 
@@ -52,8 +65,8 @@ async def test_loops_on_loops(lab: Lab, kernel: KernelFiles, evidence: Path) -> 
         assert (await guest.run("cat", "/sys/block/loop1/loop/dio")).stdout == "1\n"
 
 
-async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", MODEL, kernel, evidence) as guest:
         # Something else holds the second loop's device.
         await guest.script("truncate -s 1M /tmp/other && losetup /dev/loop1 /tmp/other")
         with pytest.raises(CommandFailed, match=r"failed: /dev/loop1 on /mnt/fast/disk\.img"):
@@ -65,7 +78,7 @@ async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, model: GuestM
 async def test_the_stack_is_undone_when_the_work_on_it_fails(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         with pytest.raises(CommandFailed):
-            async with mounts.standing(guest, model.model_copy(update={"loops": {"l2": model.loops["l2"]}})):
+            async with mounts.standing(guest, MODEL.model_copy(update={"loops": {"l2": MODEL.loops["l2"]}})):
                 await guest.run("false")
         assert await attached(guest) == {} and await mounted(guest) == set()
 

@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import Field
 
 from testbed.drives import throttle_of
 from testbed.errors import TopologyError
 from testbed.hardware.profiles import PROFILES
-from testbed.topology import Topology, load, load_points
+from testbed.topology import Guest, Topology, load, load_points, unused
 from testbed.topology.load import parse
 from testbed.topology.schema import json_schema
 
@@ -26,10 +27,70 @@ def test_every_topology_that_ships_is_valid(path: Path) -> None:
     assert all(topology.guests for topology in load_points(path).values())
 
 
-def test_the_default_topology_is_one_guest_with_both_kinds_of_disk_and_three_loops() -> None:
+def test_the_default_topology_is_one_guest_with_both_kinds_of_disk_and_nothing_that_scenarios_leave_unused() -> None:
     (guest,) = parse(DEFAULT, "default.yaml").guests.values()
     assert {disk.type for disk in guest.disks.values()} == {"virtio-blk", "nvme"}
-    assert [(loop.holder, loop.filesystem) for loop in guest.loops.values()] == [("data", "ext4"), ("fast", "ext4"), ("ram", "tmpfs")]
+    assert list(unused.unused(guest)) == [] and unused.without_unused(guest) == guest
+
+
+# A part of each kind that scenarios have no use for, and one line of what is said of each.
+STACKED = """\
+version: 1
+guests:
+  g0:
+    kernel: debian-6.1
+    disks:
+      data: {type: virtio-blk, size: 1G, read-ahead: 64K, partitions: [{size: 512M}, {}]}
+      fast: {type: nvme, size: 1G, profile: hdd-7200}
+    filesystems: {fast: {type: xfs}}
+    files: {f: {path: fast/f, size: 64M}}
+    loops:
+      l0: {backing: fast/disk.img, size: 256M, direct-io: true}
+    swaps: {s: {on: data-p2}}
+    dm: {joined: {type: linear, on: [l0]}}
+    cgroups: {tenant: {memory.max: 256M}}
+    timeline: [{at: 5s, do: throttle fast iops-total=100}]
+"""
+
+
+def test_what_scenarios_leave_unused_is_an_error_with_its_place(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text(STACKED)
+    with pytest.raises(TopologyError) as caught:
+        unused.for_scenarios(file, host_memory=None, kernel=False, ignore=False)
+    lines = [str(problem).removeprefix(str(tmp_path)) for problem in caught.value.problems]
+    assert [line.partition(": not used: ")[0] for line in lines] == [
+        "/a.yaml:4:5: guests.g0.kernel",
+        "/a.yaml:6:42: guests.g0.disks.data.read-ahead",
+        "/a.yaml:6:59: guests.g0.disks.data.partitions",
+        "/a.yaml:8:5: guests.g0.filesystems",
+        "/a.yaml:9:5: guests.g0.files",
+        "/a.yaml:10:5: guests.g0.loops",
+        "/a.yaml:12:5: guests.g0.swaps",
+        "/a.yaml:13:5: guests.g0.dm",
+        "/a.yaml:14:5: guests.g0.cgroups",
+    ]
+    assert all(line.endswith("; leave it out, or add --ignore-stack") for line in lines)
+
+
+def test_with_ignore_stack_scenarios_get_the_file_without_it_and_can_say_what_it_was(tmp_path: Path) -> None:
+    base, file = tmp_path / "base.yaml", tmp_path / "a.yaml"
+    base.write_text(STACKED)
+    file.write_text("extends: base.yaml\nversion: 1\nguests: {g0: {memory: 512M}}\n")
+    with pytest.raises(TopologyError, match=r"base\.yaml:10:5: guests\.g0\.loops: not used: scenarios build stacks of their own"):
+        unused.for_scenarios(file, host_memory=None, kernel=True, ignore=False)
+    found = unused.for_scenarios(file, host_memory=None, kernel=True, ignore=True)
+    assert found.kernel == "debian-6.1" and "guests.g0.kernel" not in found.unused and "guests.g0.loops" in found.unused
+    said = found.guest.model_dump(by_alias=True, exclude_defaults=True)
+    assert said.keys() == {"memory", "disks", "timeline"}
+    assert said["disks"]["data"].keys() == {"type", "size"} and said["disks"]["fast"]["profile"] == "hdd-7200"
+
+
+def test_a_field_that_the_models_get_later_is_unused_until_it_is_known_to_reach_scenarios() -> None:
+    class Later(Guest):
+        ramdisks: dict[str, int] = Field(default_factory=dict)
+
+    assert list(unused.unused(Later(ramdisks={"r": 1}))) == [(("ramdisks",), "scenarios build stacks of their own")]
 
 
 def test_the_language_of_the_design_is_understood() -> None:

@@ -1,0 +1,130 @@
+"""What of a topology reaches the guests of scenarios, and what does not.
+
+Scenarios build their own stacks, for only results of one stack can be compared: of a file they take the machine, its disks and its
+timeline. A part that they leave unused is an error before any guest starts, so that no report shows a stack that never stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import TopologyError, UsageError
+from testbed.topology.base import Model
+from testbed.topology.disks import Disk
+from testbed.topology.graph import Path as Place
+from testbed.topology.load import one, points_of
+from testbed.topology.model import Guest
+from testbed.topology.reader import Reader, read, text_of
+
+# Fields that reach a scenario's guest. Every other field of the models is unused, one that is added later as well, until it is listed here.
+_GUEST = frozenset(
+    {
+        "image",
+        "cpus",
+        "memory",
+        "accelerator",
+        "cpu_model",
+        "append",
+        "environment",
+        "qemu_args",
+        "disks",
+        "throttle_groups",
+        "timeline",
+        "sample",
+    }
+)
+_DISK = frozenset(
+    {
+        "type",
+        "size",
+        "format",
+        "image",
+        "plug",
+        "serial",
+        "read_only",
+        "write_cache",
+        "discard",
+        "queues",
+        "logical_block_size",
+        "physical_block_size",
+        "profile",
+        "scale",
+        "latency",
+        "throttle",
+        "throttle_group",
+        "cache",
+        "cache_size",
+        "rerror",
+        "werror",
+        "queue_size",
+        "io_thread",
+        "zoned",
+        "namespaces",
+    }
+)
+_STACK = "scenarios build stacks of their own"
+_WHY = {
+    "kernel": "the command line names the kernels of this verb",
+    "networks": "a scenario's guest is on no network",
+    "read_ahead": "scenarios set it themselves",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForScenarios:
+    """The guest of a file as scenarios have it. `kernel`: the one that the file names, for verbs that run on it; `unused`: the places of
+    the file that were left out, with `--ignore-stack`.
+    """
+
+    guest: Guest
+    kernel: str | None = None
+    unused: tuple[str, ...] = ()
+
+
+def unused(guest: Guest) -> Iterator[tuple[Place, str]]:
+    """The places in a guest that scenarios do not use, and why."""
+    yield from _unused(guest, _GUEST)
+    for name, disk in guest.disks.items():
+        for where, why in _unused(disk, _DISK):
+            yield ("disks", name, *where), why
+
+
+def _unused(model: Model, used: Iterable[str]) -> Iterator[tuple[Place, str]]:
+    for name, field in type(model).model_fields.items():
+        if name not in used and getattr(model, name) != field.get_default(call_default_factory=True):
+            yield (field.alias or name,), _WHY.get(name, _STACK)
+
+
+def without_unused(guest: Guest) -> Guest:
+    """The guest without them."""
+    disks: dict[str, Disk] = {name: _without(disk, _DISK) for name, disk in guest.disks.items()}
+    found: Guest = _without(guest, _GUEST).model_copy(update={"disks": disks})
+    return found
+
+
+def _without(model: Any, used: Iterable[str]) -> Any:
+    fields = {name: field.get_default(call_default_factory=True) for name, field in type(model).model_fields.items() if name not in used}
+    return model.model_copy(update=fields)
+
+
+def for_scenarios(path: Path, *, host_memory: int | None, kernel: bool, ignore: bool) -> ForScenarios:
+    """The only guest of a file, as scenarios use it. `kernel`: the verb runs on the kernel that the file names; `ignore`: leave out what
+    is unused.
+
+    :raise TopologyError: the file is wrong, or has parts that are unused, each with its place. :raise UsageError: it has several guests.
+    """
+    reader = Reader(str(path))
+    topology = one(points_of(read(text_of(path), reader), reader, path, host_memory), str(path), None)
+    if len(topology.guests) != 1:
+        raise UsageError(f"{path}: scenarios run on a topology of one guest, this one has {', '.join(topology.guests)}")
+    (name, guest), *_ = topology.guests.items()
+    own = guest.kernel if kernel else None
+    for where, why in unused(guest.model_copy(update={"kernel": None}) if kernel else guest):
+        place = ("guests", name, *where)
+        reader.problem(place, f"not used: {why}; leave it out, or add --ignore-stack", reader.key_marks.get(place))
+    if reader.problems and not ignore:
+        raise TopologyError(tuple(sorted(reader.problems, key=lambda one: (one.file, one.line, one.column))))
+    return ForScenarios(guest=without_unused(guest), kernel=own, unused=tuple(problem.path for problem in reader.problems))
