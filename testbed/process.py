@@ -33,6 +33,8 @@ PACKAGES: dict[str, str] = {
     "dpkg-deb": "dpkg",
     "newuidmap": "uidmap",
     "zstd": "zstd",
+    "lz4": "lz4",
+    "lzop": "lzop",
     "gdb": "gdb",
 }
 

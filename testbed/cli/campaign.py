@@ -26,7 +26,7 @@ from testbed.lab import Lab, open_lab
 from testbed.progress import Silent
 from testbed.report import bug_files, live
 from testbed.repro import Job, Limits
-from testbed.store import kernel_files
+from testbed.store import kernel_image
 from testbed.store.kernel_builds import BuildOrder
 
 BugFile = Annotated[Path, typer.Argument(help="Bug file.")]
@@ -237,7 +237,7 @@ def _with_modules(path: Path) -> str:
     """
     if path.suffix == ".deb":
         return str(path)
-    modules = path.parent / "lib" / "modules" / kernel_files.kernel_release(path)
+    modules = path.parent / "lib" / "modules" / kernel_image.kernel_release(path)
     return f"{path}:{modules}" if modules.is_dir() else str(path)
 
 

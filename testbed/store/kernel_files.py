@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import lzma
 import shutil
-import struct
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from testbed.errors import HostError, UsageError
 from testbed.kernels import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import built_names, cache, seals
+from testbed.store import built_names, cache, kernel_image, seals
 from testbed.store.apt import Package, PrivateApt
 from testbed.store.built_names import Named
 from testbed.store.ext4 import make_ext4
@@ -222,7 +221,7 @@ def _keep_config(bzimage: Path, folder: Path) -> None:
 
 async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
     """Put a kernel and its modules into `folder`, as guests start from them; returns what to record. A folder below it is for scratch."""
-    release = kernel_release(bzimage)
+    release = kernel_image.kernel_release(bzimage)
     shutil.copyfile(bzimage, folder / "bzImage")
     digests = [cache.file_sha256(folder / "bzImage")]
     early: dict[str, None] = {}
@@ -261,28 +260,3 @@ async def _module_bytes(path: Path, scratch: Path) -> bytes:
         await process.run(["zstd", "-dqf", path, "-o", scratch])
         return scratch.read_bytes()
     return path.read_bytes()
-
-
-def kernel_release(bzimage: Path) -> str:
-    """`uname -r` of a bzImage, from its setup header (Documentation/arch/x86/boot.rst: `HdrS` at 0x202, `kernel_version` at 0x20e).
-
-    :raise UsageError: the file is not a bzImage.
-    """
-    try:
-        with bzimage.open("rb") as file:
-            head = file.read(0x10000)
-    except OSError as error:
-        raise UsageError(f"{bzimage}: cannot be read: {error.strerror}") from error
-    if len(head) < 0x210 or head[0x202:0x206] != b"HdrS":
-        raise UsageError(
-            f"{bzimage}: expected a bzImage (`HdrS` at 0x202), found none; an ELF vmlinux does not boot here, arch/x86/boot/bzImage does"
-        )
-    (setup_sectors, (offset,), (paragraphs,)) = head[0x1F1], struct.unpack_from("<H", head, 0x20E), struct.unpack_from("<I", head, 0x1F4)
-    expected = ((setup_sectors or 4) + 1) * 512 + paragraphs * 16
-    if bzimage.stat().st_size < expected:
-        raise UsageError(f"{bzimage}: truncated: its header promises {expected} bytes, the file has {bzimage.stat().st_size}")
-    text = head[offset + 0x200 : offset + 0x200 + 128].split(b"\0")[0].decode("ascii", "replace")
-    release = text.split(" ")[0]
-    if not release or not release.isprintable() or "/" in release:
-        raise UsageError(f"{bzimage}: expected a kernel release in its header, got {release!r}")
-    return release

@@ -5,7 +5,7 @@ import pytest
 
 from testbed.errors import HostError, UsageError
 from testbed.kernels import DebianKernel, LocalKernel, Series, load_table
-from testbed.store import kernel_files
+from testbed.store import kernel_files, kernel_image
 
 ROOT = Path(__file__).parents[2]
 TABLE = load_table(ROOT / "images/kernels.yaml")
@@ -58,7 +58,7 @@ def test_a_broken_table_is_an_error_with_its_file(tmp_path: Path) -> None:
 
 def test_the_release_is_read_from_the_header(tmp_path: Path) -> None:
     (tmp_path / "k").write_bytes(bzimage("6.9.0-test"))
-    assert kernel_files.kernel_release(tmp_path / "k") == "6.9.0-test"
+    assert kernel_image.kernel_release(tmp_path / "k") == "6.9.0-test"
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_release_is_read_from_the_header(tmp_path: Path) -> None:
 def test_what_is_no_bzimage_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "k").write_bytes(data)
     with pytest.raises(UsageError, match=message):
-        kernel_files.kernel_release(tmp_path / "k")
+        kernel_image.kernel_release(tmp_path / "k")
 
 
 def test_a_local_kernel_is_keyed_by_its_content(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""Decompresses files that somebody else made: known by their magic numbers, in pieces, and never more than a limit.
+
+What Python's own library has is done here; zstd, lz4 and lzop are programs of this machine, which read the file themselves and write into a
+pipe. A decompressor may use as much memory as its format's usual dictionaries need, and no more.
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import os
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from testbed import process
+from testbed.units import format_size
+
+_PIECE_BYTES = 1 << 20
+# `xz -9e` needs 65 MiB; a kernel of 128 MiB dictionaries (scripts/xz_wrap.sh since 6.8) needs 129 MiB.
+_MOST_MEMORY_BYTES = 256 << 20
+
+
+class Refused(ValueError):
+    """A file is damaged, cut off, or too large when it is unpacked; the message begins with its name."""
+
+
+class _Decompressor(Protocol):
+    """As of bz2 and lzma."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class _Gzip:
+    """zlib's decompressor, as those of bz2 and lzma are."""
+
+    def __init__(self) -> None:
+        self._zlib = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._zlib.unconsumed_tail
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        return self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+
+
+def _lzma() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(memlimit=_MOST_MEMORY_BYTES)
+
+
+# Format, magic number, and what decompresses it. The kernel's `lz4 -l` is the legacy frame, its lzo is a file of lzop.
+_FORMATS: tuple[tuple[str, bytes, Callable[[], _Decompressor] | tuple[str, ...]], ...] = (
+    ("gzip", b"\x1f\x8b", _Gzip),
+    ("bzip2", b"BZh", bz2.BZ2Decompressor),
+    ("xz", b"\xfd7zXZ\0", _lzma),
+    ("lzma", b"\x5d\0\0", _lzma),
+    ("zstd", b"\x28\xb5\x2f\xfd", ("zstd", "-dcq")),
+    ("lz4", b"\x02\x21\x4c\x18", ("lz4", "-dcq")),
+    ("lz4", b"\x04\x22\x4d\x18", ("lz4", "-dcq")),
+    ("lzo", b"\x89LZO\0\r\n\x1a\n", ("lzop", "-dcq")),
+)
+HEAD_BYTES = 9
+
+
+def form(head: bytes) -> str | None:
+    """How a file is compressed that begins with `head`, of `HEAD_BYTES` or more; None where it is not."""
+    return next((name for name, magic, _ in _FORMATS if head.startswith(magic)), None)
+
+
+def form_of(path: Path) -> str | None:
+    """How a file is compressed, None where it is not.
+
+    :raise OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return form(file.read(HEAD_BYTES))
+
+
+def pieces(file: BinaryIO, name: str, limit_bytes: int) -> Iterator[bytes]:
+    """What is in a compressed file, from its place to its end; of one that is not compressed its own bytes. `file` is a real file.
+
+    :raise Refused: it is damaged, or has more than `limit_bytes`. :raise ToolMissing: the program that unpacks it is not installed.
+    """
+    start = file.tell()
+    head = file.read(HEAD_BYTES)
+    file.seek(start)
+    with_what = next((way for _, magic, way in _FORMATS if head.startswith(magic)), None)
+    if with_what is None:
+        found = iter(lambda: file.read(_PIECE_BYTES), b"")
+    elif isinstance(with_what, tuple):
+        found = _through(with_what, file, name)
+    else:
+        found = _unpacked(with_what, file, name)
+    total = 0
+    for piece in found:
+        total += len(piece)
+        if total > limit_bytes:
+            raise Refused(f"{name}: expected at most {format_size(limit_bytes)} when it is unpacked, got more")
+        yield piece
+
+
+def _unpacked(new: Callable[[], _Decompressor], file: BinaryIO, name: str) -> Iterator[bytes]:
+    """All streams of a file, one after the other; what follows them and is none is left out, as gzip does."""
+    data, decompressor = file.read(_PIECE_BYTES), new()
+    head = data[:2]
+    try:
+        while True:
+            yield decompressor.decompress(data, _PIECE_BYTES)
+            data = b""
+            if decompressor.eof:
+                data = decompressor.unused_data or file.read(_PIECE_BYTES)
+                if not data.startswith(head):
+                    return
+                decompressor = new()
+            elif decompressor.needs_input:
+                data = file.read(_PIECE_BYTES)
+                if not data:
+                    raise EOFError("it is cut off")
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+        raise Refused(f"{name}: cannot be unpacked: {error}") from error
+
+
+def _through(argv: tuple[str, ...], file: BinaryIO, name: str) -> Iterator[bytes]:
+    os.lseek(file.fileno(), file.tell(), os.SEEK_SET)  # what Python has read ahead, the program is to read itself
+    words = [str(process.find(argv[0])), *argv[1:]]
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(words, stdin=file, stdout=subprocess.PIPE, stderr=errors) as child,  # noqa: S603 - the words are ours
+    ):
+        output = child.stdout
+        assert output is not None
+        try:
+            yield from iter(lambda: output.read(_PIECE_BYTES), b"")
+            if child.wait() != 0:
+                errors.seek(0)
+                said = errors.read(1000).decode(errors="replace").strip() or f"{argv[0]} ended with status {child.returncode}"
+                raise Refused(f"{name}: cannot be unpacked: {said}")
+        finally:
+            child.kill()
+
+
+def read(path: Path, limit_bytes: int) -> bytes:
+    """What is in a file, unpacked.
+
+    :raise Refused: as `pieces` says. :raise OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        return b"".join(pieces(file, str(path), limit_bytes))
+
+
+def write(path: Path, target: Path, limit_bytes: int) -> None:
+    """What is in a file, unpacked into another.
+
+    :raise Refused: as `pieces` says. :raise OSError: one cannot be read, or the other not written.
+    """
+    with path.open("rb") as file, target.open("wb") as made:
+        for piece in pieces(file, str(path), limit_bytes):
+            made.write(piece)
