@@ -144,11 +144,12 @@ class Guest(Life):
         return await self.wait(self.shell.run(command, check=check, timeout_s=limit), limit + 5)
 
     async def script(
-        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh"
+        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh", stdin: bytes = b""
     ) -> Result:
         """Run a script in the guest; see `Shell.script`."""
         limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
-        return await self.wait(self.shell.script(text, *arguments, check=check, timeout_s=limit, interpreter=interpreter), limit + 5)
+        script = self.shell.script(text, *arguments, check=check, timeout_s=limit, interpreter=interpreter, stdin=stdin)
+        return await self.wait(script, limit + 5)
 
     async def keep_when_ended(self) -> None:
         """Let QEMU stay, standing still, when the guest panics, reboots or powers off: its memory can be read then."""

@@ -36,6 +36,7 @@ PACKAGES: dict[str, str] = {
     "lz4": "lz4",
     "lzop": "lzop",
     "gdb": "gdb",
+    "tar": "tar",
 }
 
 

@@ -32,13 +32,33 @@ _MAX_FILE_BYTES = 16 << 30
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """How a command in the guest ended; `signal` names what killed it, or is empty."""
+    """How a command in the guest ended; `signal` names what killed it, or is empty.
+
+    `stdout` and `stderr` are text, in which U+FFFD stands for what is not UTF-8; `stdout_bytes` and `stderr_bytes` are as they came.
+    `truncated`: one of them was longer than 8 MiB, and what came after that is not here.
+    """
 
     status: int
     signal: str
-    stdout: str
-    stderr: str
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+    truncated: bool
     took_s: float
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_bytes.decode(errors="replace")
+
+    def ending(self, most: int = 2000) -> str:
+        """The last characters of its errors, or of its output where it had none, for a message; says what is missing before and after."""
+        said = self.stderr or self.stdout
+        before = f"[{len(said) - most} characters before] " if len(said) > most else ""
+        after = f" [cut off at {_MAX_OUTPUT_BYTES >> 20} MiB]" if self.truncated else ""
+        return f"{before}{said[-most:].rstrip()}{after}"
 
 
 class _Client(asyncssh.SSHClient):
@@ -108,7 +128,7 @@ class Shell:
         :raise CommandFailed: it ended with another status than 0, or not in time, while `check`.
         :raise WireBroken: the connection broke.
         """
-        return await self._run(shlex.join(command), "", check, timeout_s)
+        return await self._run(shlex.join(command), b"", check, timeout_s)
 
     async def script(
         self,
@@ -118,14 +138,15 @@ class Shell:
         timeout_s: float | None = None,
         interpreter: str = "sh",
         heard: tuple[Listener, Listener] | None = None,
+        stdin: bytes = b"",
     ) -> Result:
         """Run a script of ours; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less.
 
-        `heard`: who hears its output, and its errors, as they come.
+        `heard`: who hears its output, and its errors, as they come. `stdin`: what a script for `sh` reads.
         """
         if interpreter == "sh":
-            return await self._run(f"{shlex.join(['set', '--', *arguments])}\n{text}", "", check, timeout_s, heard)
-        return await self._run(shlex.join([interpreter, "-s", "--", *arguments]), text, check, timeout_s, heard)
+            return await self._run(f"{shlex.join(['set', '--', *arguments])}\n{text}", stdin, check, timeout_s, heard)
+        return await self._run(shlex.join([interpreter, "-s", "--", *arguments]), text.encode(), check, timeout_s, heard)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
@@ -148,22 +169,23 @@ class Shell:
         self._free.append(connection)
 
     async def _run(
-        self, command: str, text: str, check: bool, timeout_s: float | None, heard: tuple[Listener, Listener] | None = None
+        self, command: str, stdin: bytes, check: bool, timeout_s: float | None, heard: tuple[Listener, Listener] | None = None
     ) -> Result:
         started = time.monotonic()
         limit = self._command_s if timeout_s is None else timeout_s
         shown = _shown(command)
         command = self._exports + command
-        if len(command.encode()) > _LONGEST_COMMAND and not text:
-            command, text = "exec sh -s", command
+        if len(script := command.encode()) > _LONGEST_COMMAND:
+            # The same shell reads it, and no byte of what it is to read itself.
+            command, stdin = f'eval "$(head -c {len(script)})"', script + stdin
         try:
             async with asyncio.timeout(limit), self._connection() as connection:
                 child = await connection.create_process(command, encoding=None)
                 try:
                     with contextlib.suppress(BrokenPipeError):  # a command that reads nothing may have ended by now
-                        child.stdin.write(text.encode())
+                        child.stdin.write(stdin)
                         child.stdin.write_eof()
-                    stdout, stderr = await asyncio.gather(
+                    (stdout, more_output), (stderr, more_errors) = await asyncio.gather(
                         _bounded(child.stdout, heard and heard[0]), _bounded(child.stderr, heard and heard[1])
                     )
                     await child.wait_closed()
@@ -176,24 +198,41 @@ class Shell:
             raise WireBroken(f"guest {self._guest}: `{shown}`: the SSH connection broke: {error}") from error
         signal = child.exit_signal[0] if child.exit_signal else ""
         status = child.exit_status if child.exit_status is not None else -1
-        result = Result(status=status, signal=signal, stdout=stdout, stderr=stderr, took_s=time.monotonic() - started)
+        result = Result(
+            status=status,
+            signal=signal,
+            stdout_bytes=stdout,
+            stderr_bytes=stderr,
+            truncated=more_output or more_errors,
+            took_s=time.monotonic() - started,
+        )
         self._record(shown, result)
         if check and status != 0:
-            raise CommandFailed(self._guest, shown, f"{status} {signal}".strip(), (stderr or stdout)[-2000:])
+            raise CommandFailed(self._guest, shown, f"{status} {signal}".strip(), result.ending())
         return result
 
     async def put(self, source: Path, target: str) -> None:
-        """Copy a file of this machine into the guest; the caller owns the deadline.
+        """Copy a file of this machine into the guest, with its holes; the caller owns the deadline.
 
-        :raise GuestError: the guest does not take it. :raise HostError: it cannot be read. :raise WireBroken: the connection broke.
+        :raise GuestError: the guest does not take it. :raise HostError: it cannot be read, or changes meanwhile.
+        :raise WireBroken: the connection broke.
         """
         async with self._transfer(f"{source} to {target}") as sftp:
-            await sftp.put(str(source), target)
+            before = source.stat()
+            has_holes = before.st_blocks * 512 < before.st_size
+            await sftp.put(str(source), target, follow_symlinks=True, sparse=has_holes)
+            if has_holes:
+                # What is written ends where the last data does.
+                await sftp.truncate(target, before.st_size)
+            after = source.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise HostError(f"copying {source} to {target}: expected a file that stays as it is, it was written to meanwhile")
 
     async def get(self, source: str, target: Path) -> None:
         """Copy a file of the guest to this machine; the caller owns the deadline. Raises as `put`."""
         async with self._transfer(f"{source} out of it") as sftp:
-            await sftp.get(source, str(target), progress_handler=self._bounded_file)
+            # A copy that takes holes into account does not notice that it is shorter than the file (asyncssh 2.24).
+            await sftp.get(source, str(target), follow_symlinks=True, sparse=False, progress_handler=self._bounded_file)
 
     def _bounded_file(self, source: bytes, target: bytes, copied_bytes: int, total_bytes: int) -> None:
         if max(copied_bytes, total_bytes) > _MAX_FILE_BYTES:
@@ -216,7 +255,8 @@ class Shell:
 
     def _record(self, command: str, result: Result) -> None:
         if self._log is not None:
-            self._log.add(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s]\n")
+            cut = f", cut off at {_MAX_OUTPUT_BYTES >> 20} MiB" if result.truncated else ""
+            self._log.add(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s{cut}]\n")
 
     async def close(self) -> None:
         """Drop the connections; a server that no longer answers is not waited for."""
@@ -273,8 +313,8 @@ def _shown(command: str) -> str:
     return f"{first}; {more[0][:60]} ..." if more else first
 
 
-async def _bounded(stream: asyncssh.SSHReader[bytes], heard: Listener | None = None) -> str:
-    """All that a stream says, as text; what is beyond the limit is read and dropped."""
+async def _bounded(stream: asyncssh.SSHReader[bytes], heard: Listener | None = None) -> tuple[bytes, bool]:
+    """All that a stream says, up to the limit, and whether there was more, which is read and dropped."""
     kept: list[bytes] = []
     size_bytes = 0
     while data := await stream.read(65536):
@@ -283,4 +323,4 @@ async def _bounded(stream: asyncssh.SSHReader[bytes], heard: Listener | None = N
         if size_bytes < _MAX_OUTPUT_BYTES:
             kept.append(data[: _MAX_OUTPUT_BYTES - size_bytes])
         size_bytes += len(data)
-    return b"".join(kept).decode(errors="replace")
+    return b"".join(kept), size_bytes > _MAX_OUTPUT_BYTES

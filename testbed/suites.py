@@ -199,7 +199,7 @@ async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path
                 source = (home / "checkout/tests" / test).read_text(errors="replace")
                 done = blktests.outcomes(test, left, printed, source, devices=bool(devices))
                 if any(one.status is Status.FAIL for one in done):
-                    await vm.get(f"{_HOME}/left/results", evidence / "results")
+                    await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True)
             except CommandFailed:
                 why = "it ended, and its guest does not read files any longer"
                 return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)

@@ -108,7 +108,7 @@ class Runs(Protocol):
     """What a group needs of its guest."""
 
     async def run(
-        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str = "", cgroup: str | None = None
+        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str | bytes = b"", cgroup: str | None = None
     ) -> Result: ...
 
     async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result: ...
@@ -132,9 +132,9 @@ class Cgroup:
         self.path = f"{ROOT}/{name}"
         self._vm = vm
 
-    async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> Result:
+    async def run(self, *command: str, check: bool = True, timeout_s: float | None = None, input: str | bytes = b"") -> Result:
         """Run a command inside the group; see `Vm.run`. The shell that reads it is inside as well, and may be what the kernel kills."""
-        return await self._vm.run(*command, check=check, timeout_s=timeout_s, cgroup=self.name)
+        return await self._vm.run(*command, check=check, timeout_s=timeout_s, input=input, cgroup=self.name)
 
     async def counters(self) -> Counters:
         """What the group has been charged for until now."""

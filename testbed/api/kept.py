@@ -64,8 +64,8 @@ class Kept:
         }
         self.devices = {**self._supervised.record.devices, **{name: disk.path for name, disk in self.disks.items()}}
 
-    async def run(self, script: str, *arguments: str) -> Result:
-        with_cause = self._shell.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S)
+    async def run(self, script: str, *arguments: str, stdin: bytes = b"") -> Result:
+        with_cause = self._shell.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S, stdin=stdin)
         try:
             return await with_cause
         except WireBroken as error:

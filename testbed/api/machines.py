@@ -38,8 +38,8 @@ class Machine(Protocol):
     @property
     def devices(self) -> Mapping[str, str]: ...
 
-    async def run(self, script: str, *arguments: str) -> Result:
-        """A script of the guest's shell, whatever its status; the caller owns the deadline.
+    async def run(self, script: str, *arguments: str, stdin: bytes = b"") -> Result:
+        """A script of the guest's shell, which reads `stdin`, whatever its status; the caller owns the deadline.
 
         :raise GuestLost: the guest is gone. :raise WireBroken: the connection is.
         """
@@ -85,8 +85,8 @@ class Own:
     def devices(self) -> Mapping[str, str]:
         return {**self._stack.devices, **{name: disk.path for name, disk in self._guest.disks.items()}}
 
-    async def run(self, script: str, *arguments: str) -> Result:
-        return await self._guest.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S)
+    async def run(self, script: str, *arguments: str, stdin: bytes = b"") -> Result:
+        return await self._guest.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S, stdin=stdin)
 
     async def put(self, source: Path, target: str) -> None:
         await self._guest.put(source, target, timeout_s=_FOR_EVER_S)

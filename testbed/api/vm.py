@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 import shlex
-import shutil
-import tarfile
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from testbed import held
 from testbed.api import cgroup as cgroups
 from testbed.api.carrier import Carrier
 from testbed.api.cgroup import Cgroup, Counters
+from testbed.api.files import Copier
 from testbed.api.hardware import Hardware
 from testbed.api.kept import Kept
 from testbed.api.machines import Machine
@@ -26,9 +23,8 @@ from testbed.api.names import Disk, Loop, Named
 from testbed.api.patience import Patience
 from testbed.api.qmp import Qmp
 from testbed.console import clean
-from testbed.errors import CommandFailed, HostError, TestbedError, UsageError
+from testbed.errors import CommandFailed, TestbedError, UsageError
 from testbed.shell import Result
-from testbed.store import archives
 from testbed.topology.model import Guest as GuestModel
 
 __tracebackhide__ = True  # pytest shows no frames of this module
@@ -36,9 +32,6 @@ __tracebackhide__ = True  # pytest shows no frames of this module
 T = TypeVar("T")
 _REMEMBERED = 5
 _COPY_S = 600.0
-_MOST_BYTES = 64 << 20
-# $1: a folder of the guest; $2: a new archive of the files and folders in it.
-_PACK = """cd "$1" && find . '(' -type f -o -type d ')' -print0 | tar -c --null --no-recursion --hard-dereference -T - -f "$2" """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +54,7 @@ class Vm:
         self.name, self.kernel, self.release, self.evidence = machine.name, machine.kernel, machine.release, machine.evidence
         self.qmp = Qmp(machine, carrier, patience)
         self.hardware = Hardware(machine, carrier)
+        self._copier = Copier(self, machine, self._do)
         self.ready_at = time.monotonic()
         self.last: deque[Ran] = deque(maxlen=_REMEMBERED)
         self.failed: Ran | None = None
@@ -93,11 +87,12 @@ class Vm:
     # Commands ------------------------------------------------------------------------------------------------------------------
 
     async def run(
-        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str = "", cgroup: str | None = None
+        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str | bytes = b"", cgroup: str | None = None
     ) -> Result:
         """Run a command as root: several words are a program and its arguments as they are, a single one is a line for the guest's shell.
 
-        `input`: what it reads. `cgroup`: a control group to run it in. `timeout_s`: a minute or more without it, by how slow the host is.
+        `input`: what it reads, text as UTF-8. `cgroup`: a control group to run it in. `timeout_s`: a minute or more without it, by how slow
+        the host is.
 
         :raise CommandFailed: it ended with another status than 0, while `check`, or not in time. :raise GuestLost: the guest is gone.
         """
@@ -105,23 +100,23 @@ class Vm:
             raise UsageError("run: expected a command, got nothing")
         line = command[0] if len(command) == 1 else shlex.join(command)
         text = line
-        if input:
-            text = f"printf %s {shlex.quote(input)} | ({line}\n)"
         if cgroup is not None:
             text = f"echo 0 >{shlex.quote(f'{cgroups.ROOT}/{cgroup}/cgroup.procs')} || exit\n{text}"
-        return await self._ran(line, text, (), check, timeout_s)
+        return await self._ran(line, text, (), check, timeout_s, input.encode() if isinstance(input, str) else input)
 
     async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run a script of the guest's shell, which gets `arguments` as $1, $2, ...; raises as `run`."""
         return await self._ran(text, text, arguments, check, timeout_s)
 
-    async def _ran(self, shown: str, text: str, arguments: tuple[str, ...], check: bool, timeout_s: float | None) -> Result:
+    async def _ran(
+        self, shown: str, text: str, arguments: tuple[str, ...], check: bool, timeout_s: float | None, stdin: bytes = b""
+    ) -> Result:
         limit_s = self._machine.command_s if timeout_s is None else timeout_s
         said = " ".join((shown.strip().splitlines() or [""])[:1])[:500]
         if shown.strip().count("\n"):
             said += " ..."
         try:
-            result = await self._do(self._machine.run(text, *arguments), limit_s)
+            result = await self._do(self._machine.run(text, *arguments, stdin=stdin), limit_s)
         except TimeoutError:
             self._remember(Ran(command=said, result=None), failed=True)
             raise CommandFailed(self.name, said, f"none within {limit_s:g} s", "timeout_s gives it longer") from None
@@ -132,7 +127,7 @@ class Vm:
         self._remember(Ran(command=said, result=result), failed=wrong)
         if wrong:
             status = f"{result.status} {result.signal}".strip()
-            output = "\n".join(clean(line) for line in (result.stderr or result.stdout)[-2000:].splitlines())
+            output = "\n".join(clean(line) for line in result.ending().splitlines())
             raise CommandFailed(self.name, clean(said), status, output)
         return result
 
@@ -154,61 +149,25 @@ class Vm:
     async def put(self, source: Path | str | bytes, target: str, *, mode: int | None = None, timeout_s: float = _COPY_S) -> None:
         """Copy a file, a whole folder, or bytes of this machine to `target` in the guest; folders above it are made.
 
-        :raise UsageError: there is no such `source`. :raise HostError: it cannot be read. :raise GuestError: the guest does not take it.
-        :raise CommandFailed: nor in time.
+        A file goes into a `target` that is a folder, under its own name; what is in a folder goes into it, and what is there stays. Modes,
+        holes, links within a folder (symbolic ones wherever they lead) stay what they are; everything belongs to root.
+
+        :raise UsageError: there is no such `source`. :raise HostError: it cannot be read, all of it. :raise GuestError: the guest does not
+            take it. :raise CommandFailed: nor in time.
         """
-        if not isinstance(source, bytes) and not Path(source).exists():
-            raise UsageError(f"{source}: expected a file or a folder to copy into the guest, found nothing")
-        with held.temporary() as folder:
-            await self.script('mkdir -p "$1"', str(PurePosixPath(target).parent))
-            if isinstance(source, bytes):
-                file = folder / "bytes"
-                file.write_bytes(source)
-            elif Path(source).is_dir():
-                file = folder / "tar"
-                _pack(Path(source), file)
-                packed = f"/tmp/put-{secrets.token_hex(4)}.tar"  # noqa: S108 - in the guest
-                await self._copied(self._machine.put(file, packed), f"copy {source} to {target}", timeout_s)
-                await self.script('mkdir -p "$2" && tar -x --no-same-owner -f "$1" -C "$2" && rm "$1"', packed, target, timeout_s=timeout_s)
-                return
-            else:
-                file = Path(source)
-                mode = file.stat().st_mode & 0o777 if mode is None else mode
-            await self._copied(self._machine.put(file, target), f"copy {file} to {target}", timeout_s)
-            if mode is not None:
-                await self.run("chmod", f"{mode:o}", target)
+        await self._copier.put(source, target, mode, timeout_s)
 
-    async def get(self, source: str, target: Path | str | None = None, *, timeout_s: float = _COPY_S) -> bytes:
-        """The bytes of a file in the guest, up to 64 MiB. With `target`, a file of any size is written to a file here, or a folder's files
-        and folders, without its links, to a folder; then no bytes are returned.
+    async def get(self, source: str, target: Path | str | None = None, *, leave_out: bool = False, timeout_s: float = _COPY_S) -> bytes:
+        """The bytes of a file in the guest, up to 64 MiB. With `target`, a file of up to 16 GiB is written to a file here, or into a
+        folder, or a folder's content to a folder; then no bytes are returned. Holes, links that stay within a folder, and whether a
+        file may be executed stay what they are.
 
-        :raise GuestError: there is no such file. :raise HostError: `target` cannot be written. :raise CommandFailed: not in time.
+        `leave_out`: what cannot be here (links that lead out of the folder, devices, pipes, sockets) is left out, without an error.
+
+        :raise GuestError: there is no such file, or something of a folder is left out: the rest is there. :raise HostError: `target` cannot
+            be written. :raise CommandFailed: not in time.
         """
-        with held.temporary() as folder:
-            file = folder / "got"
-            if target is not None and (await self.run("test", "-d", source, check=False)).status == 0:
-                packed = f"/tmp/get-{secrets.token_hex(4)}.tar"  # noqa: S108 - in the guest
-                await self.script(_PACK, source, packed, timeout_s=timeout_s)
-                await self._copied(self._machine.get(packed, file), f"copy {source} to {target}", timeout_s)
-                await self.run("rm", packed)
-                archives.unpack(file, Path(target))
-                return b""
-            await self._copied(self._machine.get(source, file), f"copy {source} here", timeout_s)
-            if target is not None:
-                try:
-                    shutil.copyfile(file, target)
-                except OSError as error:
-                    raise HostError(f"{target}: cannot be written: {error.strerror}") from error
-                return b""
-            if (size := file.stat().st_size) > _MOST_BYTES:
-                raise UsageError(f"{self.name}: {source}: it has {size} bytes, which is too much for memory; give `get` a target")
-            return file.read_bytes()
-
-    async def _copied(self, work: Coroutine[Any, Any, None], what: str, timeout_s: float) -> None:
-        try:
-            await self._do(work, timeout_s)
-        except TimeoutError:
-            raise CommandFailed(self.name, what, f"none within {timeout_s:g} s", "timeout_s gives it longer") from None
+        return await self._copier.get(source, None if target is None else Path(target), leave_out, timeout_s)
 
     # Control groups ------------------------------------------------------------------------------------------------------------
 
@@ -269,11 +228,3 @@ class Vm:
         with contextlib.suppress(TestbedError, TimeoutError):
             return (await self._do(self._machine.run(script), limit_s)).stdout
         return ""
-
-
-def _pack(folder: Path, file: Path) -> None:
-    try:
-        with tarfile.open(file, "w") as tar:
-            tar.add(folder, ".")
-    except OSError as error:
-        raise HostError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from testbed import paths
 from testbed.errors import HostError
 
 _MOST_AT_ONCE = 16 << 20
+# Of a header's blocks that follow each other, as those of a sparse file's map do, which is kept in memory.
+_MOST_IN_A_ROW = 1 << 20
 _MOST_ENTRIES = 100_000
+_MOST_FILE_BYTES = 16 << 30
 
 
 class _Pieces:
@@ -21,11 +25,19 @@ class _Pieces:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.tell, self.seek = file.tell, file.seek
+        self._in_a_row = 0
+        self.tell, self.seekable = file.tell, file.seekable
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._in_a_row = 0
+        return self._file.seek(offset, whence)
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= _MOST_AT_ONCE:
             raise tarfile.ReadError(f"expected at most {_MOST_AT_ONCE} bytes of one header, got {size}")
+        if self._in_a_row and self._in_a_row + size > _MOST_IN_A_ROW:
+            raise tarfile.ReadError(f"expected at most {_MOST_IN_A_ROW} bytes of headers of one file, got more")
+        self._in_a_row += size
         return self._file.read(size)
 
 
@@ -39,36 +51,127 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
         yield archive
 
 
-def unpack(path: Path, folder: Path) -> None:
-    """Its files and folders, into a folder that is made where it is not there, and nowhere else: an archive with anything but files and
-    folders is refused there, since links have led out of folders whatever was checked before (CVE-2025-4517).
+def unpack(path: Path, folder: Path) -> tuple[str, ...]:
+    """Its files, with their holes, folders and links, into a folder that is made where it is not there, and nowhere else. Returns what is
+    left out, in words: links that lead out of it, devices, pipes.
 
-    :raise HostError: it is refused, or cannot be written.
+    Symbolic links have led out of folders whatever was checked before (CVE-2025-4517): they are made last, when nothing is written any
+    longer, and only where every folder on their way is one of the archive's.
+
+    :raise HostError: the archive says something of elsewhere, or is too much, or it cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        root = folder.resolve()
         with opened(path) as archive:
-            for number, entry in enumerate(archive):
-                name = PurePosixPath(entry.name)
-                plain = entry.isdir() or (entry.isreg() and not entry.issparse())
-                if not plain or name.is_absolute() or ".." in name.parts or number >= _MOST_ENTRIES:
-                    raise tarfile.TarError(f"expected at most {_MOST_ENTRIES} files and folders below it, got {entry.name!r}")
-                target = root / name
-                if target == root:
-                    continue
-                if not target.parent.resolve().is_relative_to(root):
-                    raise tarfile.TarError(f"a link that was there leads {entry.name!r} out of it")
-                if entry.isdir():
-                    target.mkdir(exist_ok=True)
-                else:
-                    _write(archive, entry, target)
-    except (OSError, ValueError, tarfile.TarError) as error:
+            return _Target(folder.resolve()).take(archive)
+    except (OSError, ValueError, RecursionError, tarfile.TarError) as error:
         raise HostError(f"{folder}: what the guest gave cannot be unpacked: {error}") from error
 
 
+def unpack_file(path: Path, target: Path) -> None:
+    """The only file of an archive, with its holes, to `target`. Raises as `unpack`."""
+    try:
+        with opened(path) as archive:
+            entry = archive.next()
+            if entry is None or not entry.isreg():
+                raise tarfile.TarError("expected a file")
+            _write(archive, entry, target)
+    except (OSError, ValueError, RecursionError, tarfile.TarError) as error:
+        raise HostError(f"{target}: what the guest gave cannot be unpacked: {error}") from error
+
+
+class _Target:
+    """A folder that an archive is unpacked into: what of it is there already, and what was left out."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folders = {PurePosixPath(".")}
+        self._files: set[PurePosixPath] = set()
+        self._links: dict[PurePosixPath, str] = {}
+        self._left_out: list[str] = []
+
+    def take(self, archive: tarfile.TarFile) -> tuple[str, ...]:
+        for number, entry in enumerate(archive):
+            name = PurePosixPath(entry.name)
+            if name.is_absolute() or ".." in name.parts or number >= _MOST_ENTRIES:
+                raise tarfile.TarError(f"expected at most {_MOST_ENTRIES} files and folders below it, got {entry.name!r}")
+            if name.parts:
+                self._add(archive, entry, name)
+        for name, to in self._links.items():
+            self._link(name, to)
+        return tuple(self._left_out)
+
+    def _add(self, archive: tarfile.TarFile, entry: tarfile.TarInfo, name: PurePosixPath) -> None:
+        target = self._root / name
+        if not target.parent.resolve().is_relative_to(self._root):
+            raise tarfile.TarError(f"a link that was there leads {entry.name!r} out of it")
+        if entry.isdir():
+            if target.is_symlink():
+                raise tarfile.TarError(f"expected a folder {entry.name!r}, a link was there")
+            target.mkdir(exist_ok=True)
+            self._folders.add(name)
+        elif entry.isreg():
+            _write(archive, entry, target)
+            self._files.add(name)
+        elif entry.islnk() and PurePosixPath(entry.linkname) in self._files:
+            if not target.is_dir():
+                target.unlink(missing_ok=True)
+            target.hardlink_to(self._root / entry.linkname)
+            self._files.add(name)
+        elif entry.issym():
+            self._links[name] = entry.linkname
+        else:
+            what = {tarfile.LNKTYPE: f"a hard link to {entry.linkname!r}", tarfile.FIFOTYPE: "a pipe"}.get(entry.type, "a device")
+            self._left_out.append(f"{entry.name} ({what})")
+
+    def _link(self, name: PurePosixPath, to: str) -> None:
+        target = self._root / name
+        if name.parent not in self._folders or target.parent.resolve() != self._root / name.parent or not self._stays(name, to):
+            self._left_out.append(f"{name} (a link to {to!r}, out of what is copied)")
+            return
+        if target.is_symlink():
+            target.unlink()
+        target.symlink_to(to)
+
+    def _stays(self, name: PurePosixPath, to: str) -> bool:
+        """Whether a link leads to a place in the folder, by folders of the archive alone: none of them is a link."""
+        at = list(name.parent.parts)
+        steps = [part for part in to.split("/") if part not in ("", ".")]
+        for step in steps:
+            if PurePosixPath(*at) not in self._folders or (step == ".." and not at):
+                return False
+            at = at[:-1] if step == ".." else [*at, step]
+        return bool(to) and not to.startswith("/")
+
+
 def _write(archive: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> None:
+    if entry.size > _MOST_FILE_BYTES:
+        raise tarfile.TarError(f"{entry.name}: expected a file of at most {_MOST_FILE_BYTES} bytes, got {entry.size}")
+    with contextlib.suppress(FileNotFoundError):
+        if target.lstat().st_nlink > 1 and target.is_file():  # of an earlier copy, where another name was the same file
+            target.unlink()
     source = archive.extractfile(entry)
     assert source is not None  # it is a file
     with source, paths.created(target, 0o777 if entry.mode & 0o100 else 0o666) as file:
-        shutil.copyfileobj(source, file)
+        if not entry.issparse():
+            shutil.copyfileobj(source, file)
+            return
+        for offset, size in _data(entry):
+            source.seek(offset)
+            file.seek(offset)
+            for begin in range(0, size, _MOST_AT_ONCE):
+                file.write(source.read(min(size - begin, _MOST_AT_ONCE)))
+        file.truncate(entry.size)
+
+
+def _data(entry: tarfile.TarInfo) -> list[tuple[int, int]]:
+    """Where a sparse file has data: offsets and sizes, in bytes.
+
+    :raise tarfile.TarError: they are not in order, or not in the file.
+    """
+    places: Any = entry.sparse  # typeshed has it as bytes; unused ones have no size
+    found: list[tuple[int, int]] = [(offset, size) for offset, size in places if size]
+    edges = [0, *itertools.chain.from_iterable((offset, offset + size) for offset, size in found), entry.size]
+    if any(before > after for before, after in itertools.pairwise(edges)):
+        raise tarfile.TarError(f"{entry.name}: expected the places of its data in order, within {entry.size} bytes")
+    return found

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 
-from testbed import Hardware, Qmp, Vm
+from testbed import GuestError, Hardware, Qmp, UsageError, Vm
 
 
 async def test_commands(vm: Vm) -> None:
     assert (await vm.run("uname", "-r")).stdout.strip() == vm.release
     assert (await vm.run("wc -c", input="hello")).stdout.strip() == "5"
     assert (await vm.run("exit 3", check=False)).status == 3
+    echoed = await vm.run("cat", input=b"\0\xff\n" * 20_000)
+    assert echoed.stdout_bytes == b"\0\xff\n" * 20_000 and not echoed.truncated
+    long = "#" * 9_000  # more than the SSH server takes as a command
+    assert (await vm.run(f"{long}\nread -r a; read -r b; echo $b$a", input="1\n2\n3\n")).stdout == "21\n"
+    assert (await vm.run("head -c 9M /dev/zero")).truncated
 
 
 async def test_files_go_both_ways(vm: Vm, tmp_path: Path) -> None:
@@ -24,6 +29,48 @@ async def test_files_go_both_ways(vm: Vm, tmp_path: Path) -> None:
     assert await vm.get("/root/bytes") == b"\0\xff"
     await vm.get("/opt/tool", tmp_path / "back")
     assert (tmp_path / "back" / "run").read_bytes() == (tmp_path / "tool" / "run").read_bytes()
+
+
+async def test_a_copy_is_the_original(vm: Vm, tmp_path: Path) -> None:
+    """Modes of folders that are there, links, holes, and files whose size says nothing."""
+    here = tmp_path / "here"
+    (here / "sub").mkdir(parents=True)
+    (here / "sub").chmod(0o700)
+    (here / "file").write_text("a file")
+    (here / "hard").hardlink_to(here / "file")
+    (here / "soft").symlink_to("sub/../file")
+    with (here / "holes").open("wb") as file:
+        file.write(b"begin")
+        file.truncate(256 << 20)
+    stats = "stat -c '%a %F' /tmp /lib; stat -c %s /tmp/holes /tmp/alone; du -sk /tmp/holes /tmp/alone; cat /tmp/soft; stat -c %h /tmp/hard"
+    before = (await vm.run("stat -c '%a %F' /tmp /lib")).stdout.splitlines()
+    await vm.put(here / "file", "/tmp")
+    await vm.put(here, "/tmp")
+    await vm.put(here / "holes", "/tmp/alone")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "x").write_text("x")
+    await vm.put(tmp_path / "lib", "/lib")
+    found = (await vm.run(stats)).stdout.splitlines()
+    assert found[:2] == before
+    assert found[2:4] == [str(256 << 20)] * 2
+    assert all(int(line.split()[0]) < 1024 for line in found[4:6])
+    assert found[6:] == ["a file2"]
+    with pytest.raises(UsageError, match="expected the path of a file for bytes"):
+        await vm.put(b"bytes", "/tmp")
+
+    await vm.run(
+        "mkfifo /tmp/sub/pipe; ln -s /etc/passwd /tmp/sub/out; mkdir /root/got; cp -a /tmp/hard /tmp/soft /tmp/file /tmp/sub /root/got"
+    )
+    with pytest.raises(GuestError, match=r"what can only be in the guest .*: .*sub/pipe \(a pipe\), sub/out \(a link to '/etc/passwd'"):
+        await vm.get("/root/got", tmp_path / "got")
+    assert (tmp_path / "got" / "soft").readlink() == Path("sub/../file") and (tmp_path / "got" / "hard").samefile(tmp_path / "got" / "file")
+    await vm.get("/tmp/alone", tmp_path / "got")
+    alone = (tmp_path / "got" / "alone").stat()
+    assert alone.st_size == 256 << 20 and alone.st_blocks * 512 < 1 << 20
+    assert b"MemTotal" in await vm.get("/proc/meminfo")
+    assert await vm.get("/etc/os-release") == (await vm.run("cat /etc/os-release")).stdout_bytes  # a link
+    with pytest.raises(GuestError, match="expected a file or a folder, got a block special file"):
+        await vm.get(vm.disks["data"].path)
 
 
 async def test_loops_stand_on_their_files(vm: Vm) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.api import vm
+from testbed.api import files
 from testbed.errors import HostError
 from testbed.store import archives
 
@@ -28,6 +28,24 @@ def archive(path: Path, *entries: tuple[tarfile.TarInfo, bytes], mode: str = "w"
         for info, data in entries:
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def sparse(name: str, size: int, *places: tuple[int, int]) -> tarfile.TarInfo:
+    """The header of a sparse file of GNU tar, as old as they get (`tar --format=gnu`)."""
+
+    class Sparse(tarfile.TarInfo):
+        def tobuf(self, *_: object, **__: object) -> bytes:
+            header = bytearray(super().tobuf(tarfile.GNU_FORMAT))
+            fields = b"".join(tarfile.itn(number, 12, tarfile.GNU_FORMAT) for place in places for number in place)  # type: ignore[attr-defined]
+            header[386 : 386 + len(fields)] = fields
+            header[483:495] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+            header[148:156] = b" " * 8
+            header[148:156] = b"%06o\0 " % sum(header)
+            return bytes(header)
+
+    found = Sparse(name)
+    found.type, found.size = tarfile.GNUTYPE_SPARSE, sum(size for _, size in places) & 0xFFFF
+    return found
 
 
 def chain() -> list[tuple[tarfile.TarInfo, bytes]]:
@@ -46,25 +64,74 @@ def chain() -> list[tuple[tarfile.TarInfo, bytes]]:
     ]
 
 
+# What is refused, and what is left out and named.
 HOSTILE = {
-    "a chain of links": chain(),
-    "a link out": [entry("out", tarfile.SYMTYPE, "../.."), entry("out/owned", data=b"owned")],
-    "a hard link": [entry("owned", tarfile.LNKTYPE, "../../secret")],
+    "below a link": [entry("out", tarfile.SYMTYPE, "../.."), entry("out/owned", data=b"owned")],
     "a way up": [entry("../owned", data=b"owned")],
     "a path of this machine": [entry("/tmp/testbed-owned", data=b"owned")],
-    "a pipe": [entry("pipe", tarfile.FIFOTYPE)],
-    "a device": [entry("null", tarfile.CHRTYPE)],
+    "a file larger than any": [(sparse("owned", 1 << 50), b"")],
+}
+LEFT_OUT = {
+    "a chain of links": (chain()[:-1], "escape (a link to"),
+    "a link out": ([entry("out", tarfile.SYMTYPE, "../..")], "out (a link to '../..', out of what is copied)"),
+    "a link to a path": ([entry("out", tarfile.SYMTYPE, "/etc/passwd")], "out (a link to '/etc/passwd', out of what is copied)"),
+    "a link by a link": (
+        [entry("d", tarfile.DIRTYPE, mode=0o755), entry("here", tarfile.SYMTYPE, "d"), entry("out", tarfile.SYMTYPE, "here/../..")],
+        "out (a link to 'here/../..', out of what is copied)",
+    ),
+    "a hard link": ([entry("owned", tarfile.LNKTYPE, "../../secret")], "owned (a hard link to '../../secret')"),
+    "a hard link to a link": (
+        [entry("x", tarfile.SYMTYPE, "../../secret"), entry("owned", tarfile.LNKTYPE, "x")],
+        "owned (a hard link to 'x')",
+    ),
+    "a pipe": ([entry("pipe", tarfile.FIFOTYPE)], "pipe (a pipe)"),
+    "a device": ([entry("null", tarfile.CHRTYPE)], "null (a device)"),
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
-def test_nothing_of_an_archive_gets_out_of_its_folder(what: str, tmp_path: Path) -> None:
-    target = tmp_path / "in" / "deep"
+def test_nothing_of_an_archive_gets_out_of_its_folder(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
-    with pytest.raises(HostError, match="what the guest gave cannot be unpacked: expected at most 100000 files and folders below it"):
-        archives.unpack(archive(tmp_path / "tar", *HOSTILE[what]), target)
-    assert not [path for path in tmp_path.rglob("*") if "owned" in path.name or path.is_symlink()]
+    for number, entries in enumerate(HOSTILE.values()):
+        with pytest.raises(HostError, match="what the guest gave cannot be unpacked"):
+            archives.unpack(archive(tmp_path / "tar", *entries), tmp_path / "in" / str(number))
+    for number, (entries, named) in enumerate(LEFT_OUT.values(), start=len(HOSTILE)):
+        left_out = archives.unpack(archive(tmp_path / "tar", *entries), tmp_path / "in" / str(number))
+        assert any(one.startswith(named) for one in left_out), (named, left_out)
+    inside = tmp_path / "in"
+    assert not [path for path in tmp_path.rglob("*") if "owned" in path.name]
+    assert all(path.resolve().is_relative_to(inside) for path in inside.rglob("*") if path.is_symlink())
     assert not Path("/tmp/testbed-owned").exists()
+
+
+@pytest.mark.parametrize("places", [((0, 5), (3, 5)), ((4096, 5), (0, 5)), ((0, 1 << 40),), ((-5, 5),)])
+def test_a_sparse_file_whose_places_are_nonsense_is_refused(places: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
+    (tmp_path / "tar").write_bytes(sparse("file", 8192, *places).tobuf() + bytes(10240))
+    with pytest.raises(HostError, match="cannot be unpacked"):
+        archives.unpack(tmp_path / "tar", tmp_path / "in")
+
+
+def test_a_map_of_a_sparse_file_without_end_costs_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archives, "_MOST_IN_A_ROW", 100_000)
+    header = tarfile.TarInfo("map")
+    header.size = 1 << 30
+    header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1", "GNU.sparse.name": "map"}
+    (tmp_path / "tar").write_bytes(header.tobuf(tarfile.PAX_FORMAT) + b"100000000\n" + b"0\n" * (8 << 20))
+    os.truncate(tmp_path / "tar", (1 << 30) + 2048)
+    tracemalloc.start()
+    try:
+        with pytest.raises(HostError, match="expected at most 100000 bytes of headers of one file, got more"):
+            archives.unpack(tmp_path / "tar", tmp_path / "in")
+        assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_headers_without_end_are_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("long")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 512
+    (tmp_path / "tar").write_bytes((header.tobuf() + b"a" * 512) * 5000)
+    with pytest.raises(HostError, match="cannot be unpacked"):
+        archives.unpack(tmp_path / "tar", tmp_path / "in")
 
 
 def test_a_link_that_was_there_leads_nowhere(tmp_path: Path) -> None:
@@ -100,8 +167,8 @@ def test_a_name_without_end_costs_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
-def test_files_and_folders_of_a_guest_come_whole_and_its_links_stay_there(tmp_path: Path) -> None:
-    """Packed as in the guest."""
+def test_what_a_guest_packs_comes_whole(tmp_path: Path) -> None:
+    """Packed as in the guest: files with their holes, folders, links of both kinds within them; the others are named."""
     source, target = tmp_path / "source", tmp_path / "target"
     (source / "sub" / "empty").mkdir(parents=True)
     (source / "sub" / ("n" * 200)).write_text("long")
@@ -110,11 +177,23 @@ def test_files_and_folders_of_a_guest_come_whole_and_its_links_stay_there(tmp_pa
     os.link(source / "program", source / "same")
     (source / "link").symlink_to("/etc/passwd")
     (source / "loop").symlink_to(".")
-    subprocess.run(["sh", "-c", vm._PACK, "sh", source, tmp_path / "tar"], check=True)
-    archives.unpack(tmp_path / "tar", target)
+    (source / "sub" / "up").symlink_to("../program")
+    os.mkfifo(source / "pipe")
+    with (source / "holes").open("wb") as file:
+        file.write(b"begin")
+        file.seek(32 << 20)
+        file.write(b"middle")
+        file.truncate(64 << 20)
+    for _ in range(2):  # into what is there as well
+        subprocess.run(["sh", "-c", files._PACK, "sh", source, tmp_path / "tar"], check=True)
+        left_out = archives.unpack(tmp_path / "tar", target)
+        assert sorted(left_out) == ["./pipe (a pipe)", "link (a link to '/etc/passwd', out of what is copied)"]
     found = {str(path.relative_to(target)): path for path in target.rglob("*")}
-    assert found.keys() == {"sub", "sub/empty", f"sub/{'n' * 200}", "program", "same"}
+    assert found.keys() == {"sub", "sub/empty", f"sub/{'n' * 200}", "sub/up", "program", "same", "loop", "holes"}
     assert found["same"].read_text() == found["program"].read_text() == "#!/bin/sh\n"
+    assert found["same"].samefile(found["program"]) and found["sub/up"].readlink() == Path("../program")
+    assert found["holes"].read_bytes() == (source / "holes").read_bytes()
+    assert found["holes"].stat().st_blocks * 512 < 1 << 20
     assert stat.S_IMODE(found["program"].stat().st_mode) & 0o7111 == 0o111 & ~_umask()
 
 
