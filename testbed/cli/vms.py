@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -131,13 +132,19 @@ def ssh_config(vm: VmArgument) -> None:
 
 @app.command(context_settings=_FOREIGN)
 def cp(context: typer.Context) -> None:
-    """Copy files with this machine's scp, whose options it takes: `testbed cp -r FILE... VM:PATH`, or `VM:PATH... FOLDER`."""
+    """Copy files with this machine's scp, whose options it takes: `testbed cp -r FILE... VM:PATH`, or `VM:PATH... FOLDER`.
+
+    scp copies what links lead to, and fills holes with zeroes; `tar -cS . | testbed ssh VM -- tar -xS -C PATH` keeps both.
+    """
     if len(context.args) < 2:
         raise UsageError("cp: expected what to copy, and where to, such as: testbed cp FILE VM:PATH")
     names = {word.partition(":")[0] for word in context.args if ":" in word and "/" not in word.partition(":")[0]}
     if len(names) != 1:
         raise UsageError(f"cp: expected one guest, as VM:PATH, got {', '.join(sorted(names)) or 'none'}")
-    become(["scp", "-F", str(_going_on(names.pop()).ssh_config), *context.args])
+    found = _going_on(names.pop())
+    for changed in _changed_by_scp(word for word in context.args[:-1] if ":" not in word):
+        err.print(f"testbed: {changed}; tar through `testbed ssh` keeps them", markup=False, highlight=False, soft_wrap=True)
+    become(["scp", "-F", str(found.ssh_config), *context.args])
 
 
 @app.command("inventory")
@@ -214,6 +221,19 @@ def down(
         return 0
 
     run_async(work())
+
+
+def _changed_by_scp(words: Iterable[str]) -> Iterator[str]:
+    """What of this machine's files and folders scp copies otherwise than they are; of those in the guest nothing is known."""
+    for source in (path for word in words if (path := Path(word)).exists()):
+        inside = [Path(folder, name) for folder, folders, files in os.walk(source) for name in (*folders, *files)]
+        links = sum(path.is_symlink() for path in inside)
+        sizes = [path.stat() for path in (source, *inside) if path.is_file() and not path.is_symlink()]
+        holes = sum(one.st_blocks * 512 < one.st_size for one in sizes)
+        if links:
+            yield f"{source}: scp copies what its {links} symbolic link{'s lead' if links > 1 else ' leads'} to"
+        if holes:
+            yield f"{source}: scp fills the holes of {holes} file{'s' if holes > 1 else ''} with zeroes"
 
 
 def _reachable(name: str) -> vms.Vm:

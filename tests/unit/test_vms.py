@@ -21,6 +21,7 @@ import pytest
 from rich.console import Console
 
 from testbed import desk, inventory, paths, reach, supervisor, up, vms
+from testbed.cli import vms as cli_vms
 from testbed.errors import GuestError, GuestLost, HostError, UsageError
 from testbed.paths import Folders
 from testbed.progress import Silent
@@ -424,3 +425,19 @@ def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(folders:
             assert followed.wait(30) == 0
     os.close(ours)
     assert (b"\x1b" in said) is not terminal
+
+
+def test_a_copy_by_scp_names_what_it_changes(tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain/file").write_text("all of it")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "link").symlink_to("file")
+    (other / "dangling").symlink_to("nowhere")
+    (other / "file").touch()
+    os.truncate(other / "file", 1 << 20)
+    words = [str(tmp_path / "plain"), str(other), "-r", str(tmp_path / "nowhere")]
+    assert list(cli_vms._changed_by_scp(words)) == [
+        f"{other}: scp copies what its 2 symbolic links lead to",
+        f"{other}: scp fills the holes of 1 file with zeroes",
+    ]
