@@ -1,4 +1,8 @@
-"""Guest console lines to findings. Takes lines, does no I/O: recorded consoles of real kernels are its tests."""
+"""Guest console lines to findings. Takes lines, does no I/O: recorded consoles of real kernels are its tests.
+
+The classes refine a broad last one: a line of the kernel's that begins an alarm (WARNING, BUG, Oops, UBSAN, INFO and their like) and that
+no class knows is `OTHER`, and so is a `cut here` without a line that is known. A new format is a finding of the wrong class, not nothing.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,13 @@ import enum
 import re
 from dataclasses import dataclass
 
+import re2
+
 from testbed.printable import printable
 
-# "[   12.345678] " or "[   12.345678][  T123] " before a kernel line; an SSH server's lines have other brackets.
-_STAMP = re.compile(r"^(?:<\d+>)?\[\s*(?P<seconds>\d+\.\d{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
+# "[   12.345678] " or "[   12.345678][  T123] " before a kernel line; an SSH server's lines have other brackets. What a program has left on
+# the line before it is not the kernel's.
+_STAMP = re.compile(r"\[\s*(?P<seconds>\d+\.\d{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
 
 
 class Kind(enum.Enum):
@@ -17,22 +24,34 @@ class Kind(enum.Enum):
 
     PANIC = "panic"
     OOPS = "oops"
-    WARNING = "warning"
     LOCKDEP = "lockdep"
     ATOMIC_SLEEP = "sleep in atomic context"
     KASAN = "KASAN"
+    KCSAN = "KCSAN"
+    UBSAN = "UBSAN"
+    SLAB = "slab corruption"
+    BAD_PAGE = "bad page"
     LIST_CORRUPTION = "list corruption"
     REFCOUNT = "refcount"
     LEAK = "kmemleak"
+    WARNING = "warning"
     HUNG_TASK = "hung task"
     LOCKUP = "lockup"
     RCU_STALL = "rcu stall"
     OOM = "oom"
     IO_ERROR = "I/O error"
+    FILESYSTEM = "filesystem error"
+    DISK = "disk timeout"
+    OTHER = "other"
 
     @property
     def fatal(self) -> bool:
         return self in (Kind.PANIC, Kind.OOPS)
+
+    @property
+    def splat(self) -> bool:
+        """Whether the kernel reports a mistake of its own, and not one of a disk or a limit that was set on purpose."""
+        return self not in (Kind.OOM, Kind.IO_ERROR, Kind.DISK)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,30 +63,76 @@ class Finding:
     text: str
 
 
-# First match wins. The texts are those of kernel/panic.c, arch/x86/mm/fault.c, arch/x86/kernel/{dumpstack,traps}.c, kernel/hung_task.c,
-# kernel/watchdog.c, kernel/rcu/tree_stall.h, mm/oom_kill.c, block/blk-core.c,
-# kernel/locking/lockdep.c, kernel/sched/core.c, mm/kasan/report.c, mm/kmemleak.c, lib/{list_debug,refcount,debugobjects}.c, 5.10 to 7.2.
-_PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    (Kind.PANIC, re.compile(r"Kernel panic - not syncing")),
-    (Kind.OOPS, re.compile(r"BUG: unable to handle|BUG: kernel NULL pointer|Oops: |general protection fault|kernel BUG at|double fault:")),
-    (
-        Kind.LOCKDEP,
-        re.compile(
-            r"WARNING: (?:possible .*(?:locking|lock inversion)|inconsistent lock state|\w+-safe -> \w+-unsafe lock|suspicious RCU usage"
-            r"|bad unlock balance|held lock freed|lock held when returning)|BUG: Invalid wait context"
-        ),
-    ),
-    (Kind.ATOMIC_SLEEP, re.compile(r"BUG: (?:sleeping function called from invalid context|scheduling while atomic)")),
-    (Kind.KASAN, re.compile(r"BUG: (?:KASAN|KFENCE|KMSAN): ")),
-    (Kind.LIST_CORRUPTION, re.compile(r"list_(?:add|del) (?:double add|corruption)")),
-    (Kind.REFCOUNT, re.compile(r"refcount_t: ")),
-    (Kind.LEAK, re.compile(r"kmemleak: \d+ new suspected memory leaks")),
-    (Kind.WARNING, re.compile(r"WARNING: (?:CPU: \d+|.* at \S+:\d+)|ODEBUG: ")),
-    (Kind.HUNG_TASK, re.compile(r"INFO: task .+ blocked for more than \d+ seconds")),
-    (Kind.LOCKUP, re.compile(r"watchdog: BUG: (?:soft|hard) lockup|NMI watchdog: Watchdog detected hard LOCKUP")),
-    (Kind.RCU_STALL, re.compile(r"rcu: INFO: rcu_\w+ (?:self-)?detected .*stall|rcu_\w+ kthread starved")),
-    (Kind.OOM, re.compile(r"invoked oom-killer|Memory cgroup out of memory: Killed process|Out of memory: Killed process")),
-    (Kind.IO_ERROR, re.compile(r"I/O error, dev |Buffer I/O error on dev|blk_update_request: \w+ error")),
+# First match wins; RE2's syntax. The texts are those of 5.10 to 7.2, in the files that are named.
+_CLASSES: tuple[tuple[Kind | None, str], ...] = (
+    # Nothing: what follows a report, and what a healthy kernel says of its processor (arch/x86/kernel/cpu/bugs.c) or its command line.
+    (None, r"INFO: (?:lockdep is turned off|(?:Expedited )?[Ss]tall ended|NMI handler|recovery required)"),
+    (None, r"^(?:Spectre V2 |RETBleed|ITS|Speculative Return Stack Overflow|process): WARNING: "),
+    (None, r"^WARNING: (?:Spectre|Unprivileged eBPF|'bootconfig' found)|^ODEBUG: selftest passed"),
+    # kernel/panic.c
+    (Kind.PANIC, r"Kernel panic - not syncing"),
+    # arch/x86/mm/fault.c, arch/x86/kernel/{dumpstack,traps,fred}.c, lib/bug.c. die() says `WHAT: CODE [#N]`, since 6.10 behind `Oops: `.
+    (Kind.OOPS, r"BUG: (?:unable to handle|kernel NULL pointer|(?:.* )?stack guard page was hit|invalid or fatal FRED event)"),
+    (Kind.OOPS, r"\bOops: |^general protection fault|: [0-9a-f]{4,16} \[#\d+\]|[kK]ernel BUG at|PANIC: double fault"),
+    # kernel/locking/{lockdep,spinlock_debug}.c, include/linux/debug_locks.h
+    (Kind.LOCKDEP, r"WARNING: (?:possible .*(?:locking|lock inversion)|inconsistent lock state|\S+-safe -> \S+-unsafe lock)"),
+    (Kind.LOCKDEP, r"WARNING: (?:suspicious RCU usage|bad (?:unlock balance|contention)|held lock freed|lock held when returning)"),
+    (Kind.LOCKDEP, r"WARNING: nested lock was not taken|(?:WARNING|BUG): .* still has locks held|DEBUG_LOCKS_WARN_ON"),
+    (Kind.LOCKDEP, r"BUG: (?:Invalid wait context|MAX_\w+ too low|looking up invalid subclass|key .* not |spinlock |rwlock )"),
+    (Kind.LOCKDEP, r"INFO: (?:trying to register non-static key|possible .*lock)"),
+    # kernel/sched/core.c, lib/smp_processor_id.c, kernel/workqueue.c
+    (Kind.ATOMIC_SLEEP, r"BUG: (?:sleeping function called from invalid context|scheduling while atomic)"),
+    (Kind.ATOMIC_SLEEP, r"BUG: (?:using .* in preemptible|workqueue leaked )"),
+    # mm/{kasan,kfence,kmsan}/report.c, kernel/kcsan/report.c, lib/ubsan.c
+    (Kind.KASAN, r"\b(?:KASAN|KFENCE|KMSAN): "),
+    (Kind.KCSAN, r"\bKCSAN: "),
+    (Kind.UBSAN, r"\bUBSAN: "),
+    # mm/slub.c: `BUG CACHE (TAINT): WHAT`, and before 5.12 INFO lines below it; mm/slab.c until 6.7
+    (Kind.SLAB, r"\bBUG .+ \((?:Not tainted|Tainted:.*)\): |slab error in |INFO: (?:Slab|Object|0x|\S+ in \S+ age=)"),
+    # mm/{memory,page_alloc,pgtable-generic,swapfile}.c, kernel/fork.c
+    (Kind.BAD_PAGE, r"BUG: (?:Bad (?:page|rss-counter)|non-zero pgtables_bytes)|PAGETABLE BUG"),
+    (Kind.BAD_PAGE, r": bad (?:pgd|p4d|pud|pmd) |Bad swap (?:file|offset) entry"),
+    # lib/list_debug.c; lib/refcount.c, lib/percpu-refcount.c; mm/kmemleak.c
+    (Kind.LIST_CORRUPTION, r"list_(?:add|del) (?:double add|corruption)"),
+    (Kind.REFCOUNT, r"refcount_t: |percpu ref \(.*\) <= 0|percpu_ref_kill_and_confirm called more than once"),
+    (Kind.LEAK, r"kmemleak: \d+ new suspected memory leaks|BUG: memory leak|unreferenced object 0x"),
+    # kernel/panic.c: `CPU: N PID: N at FILE:LINE SYMBOL`, since 6.19 `FILE:LINE at SYMBOL, CPU#N: COMM/PID`. lib/debugobjects.c
+    (Kind.WARNING, r"WARNING: (?:CPU: \d+ PID: \d+ |(?:\S+:\d+ )?at .*, CPU#\d+: |.* at \S+:\d+)|ODEBUG: "),
+    # kernel/hung_task.c, fs/fs-writeback.c; kernel/{watchdog,watchdog_hld,workqueue}.c; kernel/rcu/{tree_stall,tree_exp,tasks}.h
+    (Kind.HUNG_TASK, r"INFO: task .+ blocked|INFO: The task .* has been waiting for writeback"),
+    (Kind.LOCKUP, r"BUG: (?:soft|hard|workqueue) lockup|Watchdog detected hard LOCKUP"),
+    (Kind.RCU_STALL, r"INFO: .*\bdetected .*stall|\brcu\w* kthread (?:starved|timer wakeup)"),
+    # mm/{oom_kill,page_alloc}.c
+    (Kind.OOM, r"invoked oom-killer|(?:Out of memory|out of memory): Killed process|page allocation failure: order:"),
+    # block/blk-{core,mq}.c, fs/buffer.c, mm/page_io.c; drivers/block/loop.c, drivers/nvme/host/core.c, drivers/scsi/scsi_{lib,logging}.c
+    (Kind.IO_ERROR, r"\berror, dev \S+,? |Buffer I/O error on dev|blk_update_request: .*error|loop: Write error at byte offset"),
+    (Kind.IO_ERROR, r"\(sct 0x[0-9a-f]+ / sc 0x[0-9a-f]+\)|FAILED Result: |rejecting I/O to |(?:Read|Write)-error on swap-device"),
+    # fs/{ext4,f2fs,fat,udf,squashfs}, fs/jbd2/{journal,commit}.c
+    (Kind.FILESYSTEM, r"\b(?:EXT[234]|EROFS|UDF)-fs:? error|(?:FAT|F2FS)-fs .*: (?:error|inconsistent|[cC]orrupt)|SQUASHFS error"),
+    (Kind.FILESYSTEM, r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure|csum|checksum)"),
+    (Kind.FILESYSTEM, r"EXT4-fs .*(?:allocation failed|Data will be lost)|Aborting journal on device|JBD2: .*[eE]rror"),
+    # fs/xfs/{xfs_error,xfs_fsops,xfs_log,xfs_buf,xfs_message}.c; fs/btrfs/messages.c
+    (Kind.FILESYSTEM, r"XFS \(.*\): .*(?:[cC]orrupt|I/O [eE]rror|Internal error|CRC error|recovery failed|writeback error)"),
+    (Kind.FILESYSTEM, r"XFS \(.*\): .*(?:[sS]hut(?:ting)? ?down|rectify|run xfs_repair)|XFS.*: Assertion failed"),
+    (Kind.FILESYSTEM, r"BTRFS:? (?:error|critical|alert|emergency)|BTRFS.*(?:csum failed|Transaction aborted|forced readonly)"),
+    # drivers/nvme/host/{pci,core}.c, drivers/scsi/scsi_error.c, drivers/ata/libata-{core,eh}.c
+    (Kind.DISK, r"nvme\d*:? .*(?:\btimeout, |controller is down|Abort status|[dD]evice not ready|reset failure|probe failure)"),
+    (Kind.DISK, r"timing out command|\bata\d+(?:\.\d+)?: (?:exception Emask|failed command|SRST failed|hard resetting link)"),
+)
+_FOUND = re2.Set.SearchSet()
+for _, _pattern in _CLASSES:
+    _FOUND.Add(_pattern)
+_FOUND.Compile()
+
+# What begins an alarm, in lines that the kernel has stamped: programs use these words as well.
+_ALARM = re2.compile(r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|PANIC|Oops): |\bBUG[ ,]|^(?:WARNING|BUG)\b")
+_CUT_HERE, _END = "[ cut here ]", "---[ end trace "
+# A splat in one pattern that can be read, for a search that names no class (`repro --script` without `--expect`).
+ANY_SPLAT = (
+    r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|ODEBUG|PANIC|Oops): |\bBUG[ ,]|\[ cut here \]|\[#\d+\]|[kK]ernel BUG at"
+    r"|general protection fault|Kernel panic|DEBUG_LOCKS_WARN_ON|hard LOCKUP|kthread (?:starved|timer)|memory leaks|unreferenced object"
+    r"|: bad p.d |Bad swap|slab error"
+    r"|(?:-fs|FS|XFS|JBD2|journal).*(?:[eE]rror|[cC]orrupt|[sS]hut|on device|read-only|failed|Data will|rectify|inconsistent)"
 )
 
 
@@ -78,9 +143,34 @@ def clean(line: str, most: int = 1000) -> str:
 
 def classify(line: str) -> Finding | None:
     """What one console line says, or None where it says nothing that matters."""
-    stamped = _STAMP.match(line)
+    stamped = _STAMP.search(line)
     text = stamped["text"] if stamped else line
-    for kind, pattern in _PATTERNS:
-        if pattern.search(text):
-            return Finding(kind=kind, seconds=float(stamped["seconds"]) if stamped else None, text=clean(text.strip()))
-    return None
+    found = _FOUND.Match(text)
+    kind = _CLASSES[min(found)][0] if found else Kind.OTHER if stamped and _ALARM.search(text) else None
+    return _finding(kind, line) if kind else None
+
+
+def _finding(kind: Kind, line: str) -> Finding:
+    stamped = _STAMP.search(line)
+    text = stamped["text"] if stamped else line
+    return Finding(kind=kind, seconds=float(stamped["seconds"]) if stamped else None, text=clean(text.strip()))
+
+
+class Reader:
+    """Lines of one console, in order: `take` is `classify`, and knows a report by its frame where it knows none of its lines."""
+
+    def __init__(self) -> None:
+        self._framed: list[str] | None = None  # the lines since `cut here`, no more than the first of them, as long as none is known
+
+    def take(self, line: str) -> Finding | None:
+        found = classify(line)
+        if _CUT_HERE in line:
+            self._framed = []
+        elif found is not None:
+            self._framed = None
+        elif self._framed is not None and _END in line:
+            found = _finding(Kind.OTHER, self._framed[0]) if self._framed else None
+            self._framed = None
+        elif self._framed == []:
+            self._framed.append(line)
+        return found

@@ -8,7 +8,7 @@ import itertools
 import os
 import socket
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -26,7 +26,8 @@ _QUIET_S, _LAST_WORDS_S = 0.3, 2.0
 # A guest that floods its console fills neither the disk nor our memory: the log has its first words, and its last ones.
 _MAX_LOG_BYTES = 32 << 20
 _LAST_BYTES = 1 << 20
-_MAX_FINDINGS = 1000
+# Of each kind, so that a flood of I/O errors leaves room for the warning behind it.
+_MAX_FINDINGS = 500
 
 
 async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -47,6 +48,8 @@ class Console:
         self._read_at = 0.0
         self._writer: asyncio.StreamWriter | None = None
         self._listeners: list[Callable[[bytes], None]] = []
+        self._reader = console.Reader()
+        self._found: Counter[console.Kind] = Counter()
         self.findings: list[console.Finding] = []
         self.printed_bytes = 0
 
@@ -111,10 +114,11 @@ class Console:
         line = raw.decode(errors="replace")
         if line.strip():
             self._tail.append(console.clean(line.rstrip()))
-        finding = console.classify(line)
+        finding = self._reader.take(line)
         if finding is None:
             return
-        if len(self.findings) < _MAX_FINDINGS:
+        self._found[finding.kind] += 1
+        if self._found[finding.kind] <= _MAX_FINDINGS:
             self.findings.append(finding)
         if finding.kind.fatal:
             self._on_fatal(finding)

@@ -20,6 +20,7 @@ from testbed.bugs import Case, load
 from testbed.bugs.load import inlined, is_bug, of_plain, self_contained, written, wrong
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async, run_going_on
 from testbed.cli.bundle import tell_differences, unpacked
+from testbed.console import ANY_SPLAT
 from testbed.errors import TopologyError, UsageError
 from testbed.hold import Holder
 from testbed.kernels import load_table
@@ -39,7 +40,7 @@ _SHEBANG = re.compile(r"#!\s*(?:\S*/env\s+)?(?:\S*/)?(\S+)")
 # Where nothing is said of what a script shows: it fails, the kernel complains, or the guest is gone.
 _ANY_TROUBLE = (
     {"status": "failure"},
-    {"console": r"BUG: |WARNING: |Oops|general protection fault|Kernel panic|blocked for more than \d+ s|soft lockup|detected stall"},
+    {"console": ANY_SPLAT},
     {"guest": "lost"},
 )
 

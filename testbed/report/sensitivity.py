@@ -19,7 +19,7 @@ _COUNT = frozenset({NOTICED, IN_PART, LOG, LOST})
 # Of the kernel's log, what ends a guest: without it a lost one may be this machine's doing.
 _FATAL = frozenset(kind.value for kind in Kind if kind.fatal)
 # And what is no splat.
-_HARMLESS = frozenset({"oom", "I/O error"})
+_HARMLESS = frozenset(kind.value for kind in Kind if not kind.splat)
 
 _LEGEND = (
     f"`{NOTICED}`: as before the series. `{IN_PART}`: a sound measure is neither as with the series nor as before it.",

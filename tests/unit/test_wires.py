@@ -123,6 +123,19 @@ async def test_a_flood_is_cut_in_the_middle_and_says_so(tmp_path: Path, monkeypa
     assert f"[testbed: {cut} of {heard} bytes that the guest printed are left out here]".encode() in log
 
 
+async def test_a_flood_of_one_kind_leaves_room_for_another(tmp_path: Path) -> None:
+    async with peer(tmp_path / "console") as connected, asyncio.timeout(20):
+        console = Console(tmp_path / "console.log", lambda finding: None, print)
+        await console.connect(tmp_path / "console")
+        _, writer = await connected.get()
+        writer.write(b"[    1.000000] Buffer I/O error on dev vdc, logical block 8\n" * 2000)
+        writer.write(b"[    2.000000] WARNING: block/bio.c:9 at submit_bio+0x1/0x2, CPU#0: dd/7\n")
+        writer.close()
+        await console.ended()
+        await console.close()
+    assert [finding.kind for finding in console.findings] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
+
+
 async def test_what_follows_an_oops_is_waited_for_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wires, "_LAST_WORDS_S", 30.0)
     async with peer(tmp_path / "console") as connected, asyncio.timeout(20):
