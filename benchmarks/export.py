@@ -79,7 +79,7 @@ async def _nbdkit(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[str]
     try:
         while not socket.exists():
             if child.returncode is not None:
-                raise HostError(f"nbdkit: expected it to listen on {socket}, it ended: {log.read_text().strip()}")
+                raise HostError(f"nbdkit: expected it to listen on {socket}, it ended: {log.read_text(encoding='utf-8').strip()}")
             await asyncio.sleep(0.01)
         yield f"nbd+unix:///?socket={socket}"
     finally:

@@ -141,7 +141,7 @@ def _used(guest: Guest) -> tuple[float, float]:
 
 def _cpu_s(pid: int) -> float:
     """Seconds that the threads of a process have run, to the nanosecond (proc(5): /proc/PID/schedstat)."""
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+    return sum(int((task / "schedstat").read_text(encoding="utf-8").split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
 
 
 async def _changes(guest: Guest, name: str, count: int) -> list[Row]:

@@ -102,5 +102,5 @@ def _state(pid: int) -> str:
     lines: list[str] = []
     for name in ("status", "stack"):
         with contextlib.suppress(OSError):
-            lines += Path(f"/proc/{pid}/{name}").read_text().splitlines()
+            lines += Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8").splitlines()
     return ", ".join(line for line in lines if line.startswith(("State", "PPid", "SigPnd", "ShdPnd", "[")))

@@ -69,7 +69,7 @@ async def _idle(guest: Guest, every_s: float, seconds: float) -> Row:
             await asyncio.sleep(seconds)
             costs.append([(after - before) / seconds * 100 for before, after in zip(began, _used(guest), strict=True)])
     ours, qemu = (round(with_it - without, 2) for without, with_it in zip(*costs, strict=True))
-    samples = [json.loads(line) for line in (guest.order.evidence / LOG).read_text().splitlines()]
+    samples = [json.loads(line) for line in (guest.order.evidence / LOG).read_text(encoding="utf-8").splitlines()]
     answer_ms = statistics.median(sample["guest_error_s"] for sample in samples[-int(seconds / every_s) :]) * 2000
     return {"testbed_percent": ours, "qemu_percent": qemu, "answer_ms": round(answer_ms, 2)}
 
@@ -88,5 +88,5 @@ async def _loaded(guest: Guest, every_s: float, seconds: float, rounds: int) -> 
 
 def _used(guest: Guest) -> tuple[float, float]:
     """CPU seconds of this process, and of QEMU."""
-    fields = Path(f"/proc/{guest.pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{guest.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return time.process_time(), (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

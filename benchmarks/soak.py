@@ -72,8 +72,8 @@ def _malloced() -> int:
 def what_is_held(lab: Lab) -> Held:
     """Now, between two rounds, without what nobody refers to any more."""
     gc.collect()
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
     return Held(
         memory_bytes=int(status["RssAnon"].split()[0]) * 1024,
         python_blocks=sys.getallocatedblocks(),
@@ -220,7 +220,7 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
         places.made() as own,
         places.made() as ours,
         held.temporary() as folder,
-        tempfile.TemporaryFile("w+") as samples,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as samples,
     ):
         os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR", "TESTBED_ADMISSION")})
         async with open_lab(Silent(), kernels=(kernel,)) as lab:

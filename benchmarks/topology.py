@@ -37,7 +37,7 @@ def measure(plans: int) -> dict[str, Any]:
     """Seconds for all points, and milliseconds for one plan of a stack and its control groups."""
     with held.temporary() as folder:
         file = folder / "matrix.yaml"
-        file.write_text(_MATRIX)
+        file.write_text(_MATRIX, encoding="utf-8")
         started = time.monotonic()
         points = load_points(file)
         validated = time.monotonic() - started

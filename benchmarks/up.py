@@ -31,7 +31,7 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
     name = f"bench-{secrets.token_hex(4)}"
     with held.temporary() as folder:
         file = folder / "disks.yaml"
-        file.write_text(_topology())
+        file.write_text(_topology(), encoding="utf-8")
         # The first one makes what is missing of kernel and template, and is not counted.
         for number in range(count + 1):
             started = time.monotonic()
@@ -41,8 +41,11 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
                 (record,) = json.loads(said)
                 assert len([loop for loop in record["loops"] if loop in record["devices"]]) == _DISKS, record
                 evidence = Path(record["evidence"])
-                log = (evidence / "ssh.log").read_text()
-                stages = {one["event"]: one["monotonic_s"] for one in map(json.loads, (evidence / "stages.jsonl").read_text().splitlines())}
+                log = (evidence / "ssh.log").read_text(encoding="utf-8")
+                stages = {
+                    one["event"]: one["monotonic_s"]
+                    for one in map(json.loads, (evidence / "stages.jsonl").read_text(encoding="utf-8").splitlines())
+                }
             finally:
                 await _run("down", name)
             if number:

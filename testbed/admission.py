@@ -117,9 +117,9 @@ def resident(owner: int) -> int:
     found = 0
     for children in Path(f"/proc/{owner}/task").glob("*/children"):
         with contextlib.suppress(OSError):  # it ends just now
-            for child in children.read_text().split():
+            for child in children.read_text(encoding="utf-8").split():
                 with contextlib.suppress(OSError, ValueError):
-                    status = dict(line.split(":", 1) for line in Path(f"/proc/{child}/status").read_text().splitlines())
+                    status = dict(line.split(":", 1) for line in Path(f"/proc/{child}/status").read_text(encoding="utf-8").splitlines())
                     # Another name, as of a user's wrapper, counts as nothing: its guests are then taken for ones that have nothing yet.
                     if status["Name"].strip().startswith("qemu-system"):
                         found += sum(int(status[kind].split()[0]) * 1024 for kind in ("RssAnon", "RssShmem") if kind in status)
@@ -137,7 +137,7 @@ def _resident(held: Iterable[tuple[Path, Claim]]) -> int:
 def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
     """Those whose owners live, by age; the others are removed. For whoever holds the gate."""
     for path in sorted(folder.glob("*-*-*")):
-        with contextlib.suppress(OSError, ValueError, TypeError), path.open("r+") as file:
+        with contextlib.suppress(OSError, ValueError, TypeError), path.open("r+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -150,7 +150,7 @@ def sweep(folder: Path) -> None:
     """Remove the tickets of processes that are gone, unless somebody looks at them just now, who removes them as well."""
     if not folder.is_dir():
         return
-    with contextlib.suppress(OSError), (folder / "gate").open("a") as gate:
+    with contextlib.suppress(OSError), (folder / "gate").open("a", encoding="utf-8") as gate:
         fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for _ in _tickets(folder):
             pass
@@ -227,7 +227,7 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def _gate(self) -> AsyncIterator[None]:
-        with (self._folder / "gate").open("a") as gate:
+        with (self._folder / "gate").open("a", encoding="utf-8") as gate:
             while True:
                 try:
                     fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -242,7 +242,7 @@ class Admitted:
 
     def __init__(self, path: Path, claim: Claim) -> None:
         self.path, self.claim = path, claim
-        self._file = path.open("w+")
+        self._file = path.open("w+", encoding="utf-8")
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.write(claim)
 

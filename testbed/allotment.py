@@ -59,12 +59,18 @@ def share(root: Path, groups: str) -> Share:
     for folder in _upwards(root, path_of(groups)):
         # A controller that is not on in a group has no files there.
         with contextlib.suppress(OSError, ValueError):
-            if (found := core_limit((folder / "cpu.max").read_text())) is not None:
+            if (found := core_limit((folder / "cpu.max").read_text(encoding="utf-8"))) is not None:
                 cores.append(found)
         with contextlib.suppress(OSError, ValueError):
-            if (limit_bytes := memory_limit((folder / "memory.max").read_text())) is not None:
+            if (limit_bytes := memory_limit((folder / "memory.max").read_text(encoding="utf-8"))) is not None:
                 memory.append(limit_bytes)
-                free.append(free_of(limit_bytes, (folder / "memory.current").read_text(), (folder / "memory.stat").read_text()))
+                free.append(
+                    free_of(
+                        limit_bytes,
+                        (folder / "memory.current").read_text(encoding="utf-8"),
+                        (folder / "memory.stat").read_text(encoding="utf-8"),
+                    )
+                )
     return Share(memory_bytes=min(memory, default=None), free_bytes=min(free, default=None), cores=min(cores, default=None))
 
 
@@ -76,7 +82,7 @@ def _upwards(root: Path, path: str | None) -> Iterator[Path]:
 
 def _own() -> Share:
     try:
-        return share(_GROUPS, Path("/proc/self/cgroup").read_text())
+        return share(_GROUPS, Path("/proc/self/cgroup").read_text(encoding="utf-8"))
     except OSError:
         return Share()
 
@@ -89,7 +95,7 @@ def memory_bytes() -> int:
 
 def free_bytes() -> int:
     """Bytes of memory that we could have now."""
-    found, own = _AVAILABLE.search(Path("/proc/meminfo").read_text()), _own().free_bytes
+    found, own = _AVAILABLE.search(Path("/proc/meminfo").read_text(encoding="utf-8")), _own().free_bytes
     there = int(found[1]) * 1024 if found else 0
     return there if own is None else min(there, own)
 

@@ -147,7 +147,7 @@ def _mount(what: str, where: str, kind: str, flags: int, options: str = "") -> N
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
+    with open(path, "w", encoding="utf-8") as file:
         file.write(text)
 
 

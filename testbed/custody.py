@@ -70,7 +70,7 @@ def prefix(
 
 
 def _may_drop_capabilities() -> bool:
-    effective = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("CapEff"))
+    effective = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("CapEff"))
     return bool(int(effective.split()[1], 16) & 1 << _CAP_SETPCAP)
 
 

@@ -24,7 +24,7 @@ async def read_symbols(guest: Guest) -> Path:
     path = guest.order.evidence / KALLSYMS
     if not path.exists():
         said = await guest.run("cat", "/proc/kallsyms", timeout_s=_READ_S)
-        path.write_text(said.stdout)
+        path.write_text(said.stdout, encoding="utf-8")
     return path
 
 

@@ -110,7 +110,7 @@ def _has_subordinate_ids() -> bool:
     user = pwd.getpwuid(os.getuid())
     for path in (Path("/etc/subuid"), Path("/etc/subgid")):
         try:
-            owners = {line.split(":")[0] for line in path.read_text().splitlines()}
+            owners = {line.split(":")[0] for line in path.read_text(encoding="utf-8").splitlines()}
         except OSError:
             return False
         if not owners & {user.pw_name, str(user.pw_uid)}:

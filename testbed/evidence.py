@@ -33,7 +33,7 @@ class Log:
         if self._room_bytes <= 0:
             self._ended, text = True, f"[testbed: the log is full, the rest is left out: {self.path.name}]\n"
         try:
-            with self.path.open("a", errors="replace") as file:
+            with self.path.open("a", encoding="utf-8", errors="replace") as file:
                 file.write(text)
         except OSError as error:
             self._ended = True
@@ -50,7 +50,7 @@ def write(path: Path, text: str) -> None:
     :raise HostError: it cannot be written.
     """
     try:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise HostError(unwritable(path, error)) from error
 

@@ -110,7 +110,7 @@ class Guest(Life):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self.console.ended()
-        said = (self.order.evidence / "qemu.log").read_text(errors="replace").strip()
+        said = (self.order.evidence / "qemu.log").read_text(encoding="utf-8", errors="replace").strip()
         loss = Loss.KILLED if status in _KILLED else SHUTDOWNS.get(self._shut_down, Loss.QEMU)
         if self.state is State.LAUNCHED and status > 0:
             self._lose(f"QEMU does not start, and ended with status {status}: {said[-500:] or 'it said nothing'}", Loss.HOST)
@@ -374,7 +374,7 @@ class Guest(Life):
         if self._shell is not None and not self._lost.done():
             with contextlib.suppress(TestbedError, OSError):
                 result = await self.run("dmesg", timeout_s=10)
-                (self.order.evidence / "dmesg.txt").write_text(result.stdout)
+                (self.order.evidence / "dmesg.txt").write_text(result.stdout, encoding="utf-8")
 
     async def tear_down(self) -> None:
         """End QEMU and remove everything of the guest but its evidence. Cannot fail."""

@@ -138,7 +138,7 @@ def load_table(path: Path) -> KernelTable:
     :raise HostError: the file is missing or wrong; it ships with the product.
     """
     try:
-        read = _File.model_validate(yaml.safe_load(path.read_text()))
+        read = _File.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise HostError(f"{path}: cannot be read as a kernel table: {error}") from error
     rows = {name: DebianKernel(name=name, **row.model_dump()) for name, row in read.kernels.items()}

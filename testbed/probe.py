@@ -121,8 +121,8 @@ async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
         return None, "TESTBED_QEMU_USER says so"
     account = _of_name(named) if named else _ACCOUNT
     # What may change without QEMU: what this root is allowed to, as in a container.
-    powers = [Path(f"/proc/self/{name}").read_text() for name in ("uid_map", "gid_map")] + _CAPABILITIES.findall(
-        Path("/proc/self/status").read_text()
+    powers = [Path(f"/proc/self/{name}").read_text(encoding="utf-8") for name in ("uid_map", "gid_map")] + _CAPABILITIES.findall(
+        Path("/proc/self/status").read_text(encoding="utf-8")
     )
     remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
     record = _remembered(remembered)
@@ -159,8 +159,8 @@ async def _confinement(cache: Path, qemu: Qemu, account: Account | None) -> Conf
     rules = custody.rules_of(qemu)
     script = Path(confine.__file__)
     # All that may change what comes out, but QEMU itself, and what mends it.
-    place = (str(script), script.read_text(), sys.executable, rules, os.geteuid(), account and account.uid)
-    powers = _CAPABILITIES.findall(Path("/proc/self/status").read_text())
+    place = (str(script), script.read_text(encoding="utf-8"), sys.executable, rules, os.geteuid(), account and account.uid)
+    powers = _CAPABILITIES.findall(Path("/proc/self/status").read_text(encoding="utf-8"))
     remembered = cache / "probes" / f"confinement-{content_key(qemu.identity, os.uname().release, landlock, powers, place)}.json"
     record = _remembered(remembered)
     if record is None:
@@ -186,7 +186,7 @@ async def _tried(within: tuple[str, ...], program: str) -> str:
 
 def _remembered(path: Path) -> dict[str, Any] | None:
     try:
-        record = jsons.parsed(path.read_text())
+        record = jsons.parsed(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
@@ -196,7 +196,7 @@ def _remember(path: Path, record: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this process alone, and the next one of its number writes over what it leaves.
     new = path.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps(record))
+    new.write_text(json.dumps(record), encoding="utf-8")
     new.replace(path)
 
 
@@ -349,7 +349,7 @@ async def _boot_under_kvm(host: Host, kernel: KernelFiles, place: Path) -> dict[
             if qemu.returncode is None:
                 qemu.kill()
                 await qemu.wait()
-        lines = said.read_text(errors="replace").strip().splitlines()
+        lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     if status == _PROBE_STATUS:
         return {"works": True, "why": f"a {kernel.release} guest booted to its first process"}
     return {"works": False, "why": f"/dev/kvm opens, but QEMU ended with status {status}: {lines[-1] if lines else 'it said nothing'}"}

@@ -71,7 +71,7 @@ def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped a process, as Ctrl-Z does; False of one that is gone."""
     try:
         # The name before it may hold anything; see proc_pid_stat(5).
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] == "T"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "T"
     except OSError:
         return False
 
@@ -223,7 +223,7 @@ async def start(
         if first_to_go:
             # The most that there is (proc(5)). One that has ended by now is not there.
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000")
+                Path(f"/proc/{child.pid}/oom_score_adj").write_text("1000", encoding="utf-8")
         return child
     except OSError as error:
         raise HostError(f"{argv[0]}: cannot be started: {error.strerror}") from error

@@ -60,14 +60,14 @@ def keep(found: Mapping[str, Reach], cache: Path, host: Host) -> None:
     file = _file(cache, host)
     file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = file.with_suffix(".new")
-    unfinished.write_text(json.dumps({kind: asdict(reach) for kind, reach in found.items()}))
+    unfinished.write_text(json.dumps({kind: asdict(reach) for kind, reach in found.items()}), encoding="utf-8")
     unfinished.replace(file)
 
 
 def known(cache: Path, host: Host) -> dict[str, Reach]:
     """What was measured, or nothing."""
     try:
-        return {kind: Reach(**said) for kind, said in jsons.parsed(_file(cache, host).read_text()).items()}
+        return {kind: Reach(**said) for kind, said in jsons.parsed(_file(cache, host).read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError):
         return {}
 

@@ -47,7 +47,7 @@ async def _write(sample: Sample, every_s: float, most_share: float, file: Path, 
     due = time.monotonic()
     # An answer may be late because the guest is busy; the quickest of the last ones says what one costs.
     took: deque[float] = deque(maxlen=4)
-    with file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
+    with file.open("a", encoding="utf-8") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
         while True:
             last, began = over.is_set(), time.monotonic()
             log.write(json.dumps(await sample()) + "\n")
@@ -97,7 +97,10 @@ class _Writer(threading.Thread):
 
     def run(self) -> None:
         try:
-            with self._file.open("a") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
+            with (
+                self._file.open("a", encoding="utf-8") as log,
+                contextlib.suppress(TestbedError),
+            ):  # a guest that is lost says why elsewhere
                 due = now = time.monotonic()
                 while not self.over.wait(due - now) or self.last:
                     log.write(json.dumps(self._read()) + "\n")

@@ -196,7 +196,7 @@ async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path
                 return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
             try:
                 left = await _said(vm, _LEFT, test)
-                source = (home / "checkout/tests" / test).read_text(errors="replace")
+                source = (home / "checkout/tests" / test).read_text(encoding="utf-8", errors="replace")
                 done = blktests.outcomes(test, left, printed, source, devices=bool(devices))
                 if any(one.status is Status.FAIL for one in done):
                     await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True)

@@ -350,7 +350,7 @@ async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
                 run.watch.count(cgroup, counter, value)
         if everything:
             lines = rendered(texts)
-            (guest.order.evidence / "counters.txt").write_text("".join(f"{line}\n" for line in lines))
+            (guest.order.evidence / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
             run.watch.counted(lines)
         run.look()
 
@@ -381,7 +381,7 @@ def _variable(name: str) -> str:
 def _record(one: Try) -> None:
     """The outcome, beside the guest's logs."""
     with contextlib.suppress(OSError):
-        (one.evidence / "try.json").write_text(json.dumps(said(one)) + "\n")
+        (one.evidence / "try.json").write_text(json.dumps(said(one)) + "\n", encoding="utf-8")
 
 
 def said(one: Try) -> dict[str, object]:

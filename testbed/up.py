@@ -174,5 +174,5 @@ async def _ready(reader: asyncio.StreamReader, order: UpOrder, progress: Progres
             progress.note(f"{order.name}: {said['note']}")
         else:
             task.update(detail=said.get("stage", ""))
-    last = order.log.read_text(errors="replace").strip().splitlines() if order.log.exists() else []
+    last = order.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if order.log.exists() else []
     raise HostError(f"{order.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {order.log}")

@@ -134,7 +134,7 @@ def _root(folders: Folders) -> Path:
 def write(folder: Path, record: Record) -> None:
     """Put a record in its place, at once."""
     unfinished = folder / "record.new"
-    unfinished.write_text(json.dumps(asdict(record)))
+    unfinished.write_text(json.dumps(asdict(record)), encoding="utf-8")
     unfinished.replace(folder / "record.json")
 
 
@@ -271,10 +271,11 @@ def ssh_files(folder: Path, name: str, port: int, private_key: str, host_key: st
     """
     key = folder / "key"
     key.touch(mode=0o600)
-    key.write_text(private_key)
-    (folder / "known_hosts").write_text(f"{name} {host_key}\n")
+    key.write_text(private_key, encoding="utf-8")
+    (folder / "known_hosts").write_text(f"{name} {host_key}\n", encoding="utf-8")
     # Handshakes are dear under emulation: the cheapest algorithms that both sides have.
-    (folder / "ssh_config").write_text(f"""\
+    (folder / "ssh_config").write_text(
+        f"""\
 Host {name}
     HostName 127.0.0.1
     Port {port}
@@ -291,4 +292,6 @@ Host {name}
     Ciphers chacha20-poly1305@openssh.com
     LogLevel ERROR
     ConnectTimeout {connect_s:.0f}
-""")
+""",
+        encoding="utf-8",
+    )

@@ -35,13 +35,13 @@ async def describe(vm: Vm, qemu: str) -> str:
     lines = [f"{vm.release} ({vm.kernel}), QEMU {qemu}"]
     lines += _commands(vm)
     if said.get("dmesg"):
-        (vm.evidence / "dmesg.txt").write_text(said["dmesg"])
+        (vm.evidence / "dmesg.txt").write_text(said["dmesg"], encoding="utf-8")
         began = float(said["uptime"]) - answered_after_s
         log = [line for line in said["dmesg"].splitlines() if (stamp := _STAMP.match(line)) and float(stamp[1]) >= began]
         lines += _block("kernel log since the guest was ready", log or ["nothing"])
     else:
         console = vm.evidence / "console.log"
-        text = console.read_text(errors="replace").splitlines() if console.exists() else []
+        text = console.read_text(encoding="utf-8", errors="replace").splitlines() if console.exists() else []
         lines += _block("the guest does not answer; the last of its console", text)
     groups = _groups(vm, said.get("cgroups", ""))
     lines += _block("control groups", groups) if groups else []

@@ -123,7 +123,7 @@ async def started(
     """
     evidence.mkdir(parents=True, exist_ok=True)
     file = evidence / "topology.yaml"
-    file.write_text(json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True)))
+    file.write_text(json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True)), encoding="utf-8")
     called = re.sub(r"[^a-z0-9]+", "-", f"t-{evidence.name}".lower())[:_LONGEST_NAME].strip("-") + f"-{secrets.token_hex(2)}"
     # Whoever asks has waited for room already.
     options = ["--json", "--quiet", "--at-once", "--logs", str(evidence), *(["--cold"] if cold else [])]
@@ -166,7 +166,7 @@ async def _connected(supervised: Supervised, topology: Topology) -> Shell:
         await dial(record.name, record.ssh_port),
         key=SshKey(key.private_bytes_raw()),
         known=known,
-        host_key=(supervised.folder / "known_hosts").read_text().split(maxsplit=1)[1].strip(),
+        host_key=(supervised.folder / "known_hosts").read_text(encoding="utf-8").split(maxsplit=1)[1].strip(),
         command_s=_FOR_EVER_S,
         environment=topology.guests[record.guest].environment,
     )

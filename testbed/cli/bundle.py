@@ -40,7 +40,7 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
     """
     table = load_table(paths.shipped("images") / "kernels.yaml")
     found: dict[str, Path] = {}
-    for one in jsons.parsed((folder / parcel.RESULTS).read_text())["kernels"]:
+    for one in jsons.parsed((folder / parcel.RESULTS).read_text(encoding="utf-8"))["kernels"]:
         name, there = str(one["name"]), cache / "kernels" / Path(str(one["cached"])).name
         if not with_kernel:
             if name not in table.rows:

@@ -88,7 +88,7 @@ def reduce_command(
 
 def _write(smaller: str, target: Path) -> None:
     try:
-        target.write_text(smaller)
+        target.write_text(smaller, encoding="utf-8")
     except OSError as failure:
         raise UsageError(f"--output {target}: cannot be written: {failure.strerror}") from failure
 

@@ -92,7 +92,7 @@ def plan_command(
         topology = load(file, point, host_memory=probe.host_memory())
         if svg is not None:
             try:
-                svg.write_text(picture.svg(topology))
+                svg.write_text(picture.svg(topology), encoding="utf-8")
             except OSError as error:
                 raise UsageError(f"--svg {svg}: cannot be written: {error.strerror}") from error
             return 0

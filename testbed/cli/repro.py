@@ -276,6 +276,6 @@ def _share(text: str) -> float:
 def _save(wanted: Wanted, path: Path) -> None:
     head = "yaml-language-server: $schema=schema.json\n" + wanted.case.bug.summary
     try:
-        path.write_text(written(wanted.plain, head))
+        path.write_text(written(wanted.plain, head), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--save {path}: cannot be written: {error.strerror}") from error

@@ -105,7 +105,7 @@ def _told(documents: tuple[dict[str, Any], ...], output: Path | None, *, as_json
     text = sensitivity.markdown(found, f"{commands}\n\n{about}")
     if output is not None:
         try:
-            output.write_text(text)
+            output.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
     if as_json:

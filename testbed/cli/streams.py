@@ -34,7 +34,7 @@ class Watched:
         raw = _Stream(os.devnull, "w") if stream is None else _Stream(stream.fileno(), "w", closefd=False)
         self._streams.append(raw)
         if stream is None:
-            return io.TextIOWrapper(io.BufferedWriter(raw))
+            return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
         at_once = raw.isatty() or stream is sys.stderr
         return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=at_once)
 

@@ -127,7 +127,7 @@ def ssh(context: typer.Context, vm: VmArgument) -> None:
 @app.command("ssh-config")
 def ssh_config(vm: VmArgument) -> None:
     """Print what ssh, scp, rsync or an IDE need to reach a guest."""
-    print(_reachable(vm).ssh_config.read_text(), end="")
+    print(_reachable(vm).ssh_config.read_text(encoding="utf-8"), end="")
 
 
 @app.command(context_settings=_FOREIGN)

@@ -100,7 +100,7 @@ class Guests:
         if not wanted:
             return
         files = await self._testbed.kernel(vm.kernel)
-        config = files.config.read_text() if files.config is not None else None
+        config = files.config.read_text(encoding="utf-8") if files.config is not None else None
         missing = await needs.missing(vm, wanted.module, wanted.config, wanted.tool, wanted.qemu, config)
         if missing:
             why = f"{vm.kernel} ({vm.release}) lacks {', '.join(missing)}"

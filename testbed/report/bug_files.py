@@ -37,7 +37,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     for name, model in MODELS.items():
         path = folder / name
         try:
-            found = jsons.parsed(path.read_text())
+            found = jsons.parsed(path.read_text(encoding="utf-8"))
             model.model_validate(found)
         except FileNotFoundError:
             continue

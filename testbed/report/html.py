@@ -59,7 +59,7 @@ def html(document: dict[str, Any], folder: Path) -> str:
     sides = list(document["kernels"])
     cases = document["scenarios"]
     points = max(_LEAST_POINTS, min(_MOST_POINTS, _ALL_POINTS // max(1, len(cases))))
-    script, library = (_PAGE / "report.js").read_text(), _library()
+    script, library = (_PAGE / "report.js").read_text(encoding="utf-8"), _library()
     lines = max(_LEAST_LINES, min(_MOST_LINES, _ALL_LINES // (max(1, len(cases)) * len(sides))))
     shown = [_case(number, case, sides, folder, points, lines) for number, case in enumerate(cases)]
     judged = words.judged_alone(document)
@@ -186,7 +186,7 @@ def _hash(script: str) -> str:
 
 def style() -> str:
     """The style sheet of all pages."""
-    return (_PAGE / "report.css").read_text()
+    return (_PAGE / "report.css").read_text(encoding="utf-8")
 
 
 @functools.cache

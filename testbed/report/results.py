@@ -187,7 +187,7 @@ def read(run: str, runs: Path) -> dict[str, Any]:
     if left is not None and left != path:
         raise UsageError(f"run {run!r}: expected a run of scenarios, got one of `{left.stem}`: {folder}")
     try:
-        found = jsons.parsed(path.read_text())
+        found = jsons.parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"run {run!r}: {path}: cannot be read: {error.strerror}") from error
     except ValueError as error:

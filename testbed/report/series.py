@@ -53,7 +53,7 @@ def _lines(file: Path, key: str | None) -> Iterator[Point]:
     try:
         if file.stat().st_size > _LARGEST_FILE:
             return
-        text = file.read_text(errors="replace")
+        text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return
     for line in text.splitlines():

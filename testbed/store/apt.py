@@ -57,7 +57,7 @@ class PrivateApt:
         for folder in ("state/lists/partial", "cache/archives/partial"):
             (self._folder / folder).mkdir(parents=True, exist_ok=True)
         (self._folder / "status").touch()
-        (self._folder / "sources.list").write_text(self._mirror.sources(self._suites))
+        (self._folder / "sources.list").write_text(self._mirror.sources(self._suites), encoding="utf-8")
         task.update(detail=f"index of {', '.join(self._suites)}")
         done = await process.run(
             ["apt-get", *self._options, "-oAPT::Update::Error-Mode=any", "update"], timeout_s=600, check=False, env=self._environment

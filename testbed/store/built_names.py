@@ -30,7 +30,7 @@ def remember(root: Path, kernel: BuiltKernel, named: Named) -> None:
     path = _file(root, kernel)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(json.dumps({"folder": named.folder.name, "origin": named.origin, "series": named.series.value}))
+    new.write_text(json.dumps({"folder": named.folder.name, "origin": named.origin, "series": named.series.value}), encoding="utf-8")
     new.replace(path)
 
 
@@ -43,7 +43,7 @@ def find(root: Path, kernel: BuiltKernel) -> Named | None:
     if not path.is_file():
         return None
     try:
-        read = jsons.parsed(path.read_text())
+        read = jsons.parsed(path.read_text(encoding="utf-8"))
         return Named(folder=root / "kernels" / read["folder"], origin=str(read["origin"]), series=Series(read["series"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"{path}: cannot be read ({error}); remove it, and build the kernel again") from error

@@ -53,8 +53,8 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
     :raise UsageError: it is no run of `repro`, or its bug would run things on another's machine. :raise HostError: it cannot be written.
     """
     try:
-        results = jsons.parsed((run / RESULTS).read_text())
-        plain = read_plain((run / BUG).read_text(), str(run / BUG))[0]
+        results = jsons.parsed((run / RESULTS).read_text(encoding="utf-8"))
+        plain = read_plain((run / BUG).read_text(encoding="utf-8"), str(run / BUG))[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
     hooks = list(parcel.host_hooks(plain))

@@ -40,7 +40,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     :raise HostError: it is missing or damaged; says how to make the folder again.
     """
     try:
-        meta = jsons.parsed((folder / META).read_text())
+        meta = jsons.parsed((folder / META).read_text(encoding="utf-8"))
         if not isinstance(meta, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
@@ -99,7 +99,7 @@ async def once(
                 began = time.monotonic()
                 meta = await make(unfinished)
                 journal.say(f"{what}: made in {time.monotonic() - began:.1f} s: {folder}")
-                (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
+                (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
                 await asyncio.to_thread(os.sync) if many_files else await asyncio.to_thread(_sync_tree, unfinished)
                 if folder.exists():
                     shutil.rmtree(folder)

@@ -70,7 +70,7 @@ def _recipe(name: str, images: Path) -> Recipe:
         raise UsageError(f"image {name!r}: expected one of {', '.join(there)}")
     path = images / f"{name}.yaml"
     try:
-        return Recipe.model_validate(yaml.safe_load(path.read_text()))
+        return Recipe.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, ValidationError) as error:
         raise HostError(f"{path}: cannot be read as an image recipe: {error}") from error
 
@@ -113,7 +113,7 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> 
     work.chmod(0o755)  # apt's own user looks into the tree
     for file in _GUEST_FILES:
         shutil.copy(guest_files / file, work / file)
-    (work / "sources.list").write_text(mirror.sources(suites))
+    (work / "sources.list").write_text(mirror.sources(suites), encoding="utf-8")
 
     def on_line(line: str) -> None:
         if line.startswith("I: "):

@@ -174,7 +174,7 @@ def read_patches(path: Path) -> tuple[Patch, ...]:
             return patches.of_file(path.read_bytes(), str(path))
         quilt = path / "series"
         listed = (
-            patches.of_quilt(quilt.read_text(), str(quilt))
+            patches.of_quilt(quilt.read_text(encoding="utf-8"), str(quilt))
             if quilt.is_file()
             else tuple((one.name, 1) for one in sorted(path.iterdir()) if one.suffix in (".patch", ".diff", ".mbox", ".mbx", ".eml"))
         )
@@ -225,7 +225,7 @@ def _request(order: BuildOrder, shipped: Path) -> Request:
     first = order.config or shipped / "kconfig" / "base.config"
     more = (*(shipped / "kconfig" / f"{flavour}.config" for flavour in order.flavours), *order.fragments)
     try:
-        read, *others = (fragments.parse(path.read_text(), str(path)) for path in (first, *more))
+        read, *others = (fragments.parse(path.read_text(encoding="utf-8"), str(path)) for path in (first, *more))
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"a configuration cannot be read: {error}") from error
     return Request(first=read, more=fragments.merged(*others), plain=order.config is None)
@@ -240,7 +240,7 @@ async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
     assert source.git is not None
     there = source.folder / "commit"
     commit = source.git[1]
-    if not there.exists() or there.read_text() != commit:
+    if not there.exists() or there.read_text(encoding="utf-8") != commit:
         there.unlink(missing_ok=True)
         tree.put({})
         (source.folder / "index.lock").unlink(missing_ok=True)  # of a run that was killed: the lock of the source is ours
@@ -248,13 +248,13 @@ async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
             task.update(detail=f"checking out {commit[:12]}")
             await kernel_sources.checkout(source)
     kernel_sources.version(source.tree)
-    there.write_text(commit)
+    there.write_text(commit, encoding="utf-8")
 
 
 def _series(tree: Path) -> Series:
     """Whether the series is in a tree as it is now."""
     loop = tree / "drivers/block/loop.c"
-    return Series.AFTER if loop.is_file() and recipe.has_series(loop.read_text(errors="replace")) else Series.BEFORE
+    return Series.AFTER if loop.is_file() and recipe.has_series(loop.read_text(encoding="utf-8", errors="replace")) else Series.BEFORE
 
 
 def _origin(plan: _Plan) -> str:

@@ -234,7 +234,7 @@ async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task)
         task.update(detail=f"modules of {release}")
         await process.run(["depmod", "-b", tree, release], timeout_s=120)
         (folder / "early").mkdir()
-        for path in module_order((target / "modules.dep").read_text(), EARLY_MODULES):
+        for path in module_order((target / "modules.dep").read_text(encoding="utf-8"), EARLY_MODULES):
             name = f"{module_name(path)}.ko"
             (folder / "early" / name).write_bytes(await _module_bytes(target / path, folder / "work" / name))
             early[name] = None

@@ -84,13 +84,13 @@ class MakeJob:
     @property
     def config(self) -> dict[str, Option]:
         path = self.output / ".config"
-        return fragments.parse(path.read_text(), str(path))
+        return fragments.parse(path.read_text(encoding="utf-8"), str(path))
 
     async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
         """:raise BuildError: an option did not survive, or guests and scenarios need another one. :raise HostError: as `_failed` says."""
         task.update(detail="configuring")
         asked = self.output / "testbed.config"
-        asked.write_text(request.text)
+        asked.write_text(request.text, encoding="utf-8")
         if request.plain:
             words, environment = self.make("allnoconfig"), {"KCONFIG_ALLCONFIG": str(asked)}
         else:
@@ -126,7 +126,7 @@ class MakeJob:
 
     def _text(self, path: str) -> str | None:
         file = self.source.tree / path
-        return file.read_text(errors="replace") if file.is_file() else None
+        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
 
     def _failed(self, what: str, said: str, more: str = "") -> BuildError | HostError:
         """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
@@ -141,10 +141,10 @@ class MakeJob:
         :raise BuildError: the compiler says no; shows its first error. :raise HostError: as `_failed` says.
         """
         remembered = self.output / _OBJECTS
-        usual = int(remembered.read_text()) if remembered.exists() else _USUAL_OBJECTS
+        usual = int(remembered.read_text(encoding="utf-8")) if remembered.exists() else _USUAL_OBJECTS
         before = await asyncio.to_thread(_objects, self.output)
         done, begun = 0, time.monotonic()
-        with (self.output / _LOG).open("w", buffering=1) as log:
+        with (self.output / _LOG).open("w", buffering=1, encoding="utf-8") as log:
 
             def hear(line: str) -> None:
                 nonlocal done
@@ -160,7 +160,7 @@ class MakeJob:
             made = await process.run(words, env=self.environment, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
         if made.status != 0:
             raise self._failed("", made.stderr, f"\n  all that make said: {self.output / _LOG}")
-        remembered.write_text(str(await asyncio.to_thread(_objects, self.output)))
+        remembered.write_text(str(await asyncio.to_thread(_objects, self.output)), encoding="utf-8")
         return done
 
 

@@ -131,7 +131,7 @@ async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Sourc
     path = path.resolve()
     folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(repository))}"
     (folder / "tree").mkdir(parents=True, exist_ok=True)
-    (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n")
+    (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n", encoding="utf-8")
     return Source(name=f"{path.name}-{found[:12]}", key=found, origin=f"{path} at {found[:12]}", folder=folder, git=(repository, found))
 
 
@@ -155,7 +155,7 @@ def version(tree: Path) -> str:
     :raise BuildError: it is no kernel's.
     """
     makefile = tree / "Makefile"
-    found = dict(_VERSION.findall(makefile.read_text(errors="replace")[:2000])) if makefile.is_file() else {}
+    found = dict(_VERSION.findall(makefile.read_text(encoding="utf-8", errors="replace")[:2000])) if makefile.is_file() else {}
     if not {"VERSION", "PATCHLEVEL", "SUBLEVEL"} <= found.keys() or not (tree / "Kconfig").is_file():
         raise BuildError(f"source: expected a kernel's Makefile with VERSION and PATCHLEVEL, and a Kconfig, in {tree}")
     return f"{found['VERSION']}.{found['PATCHLEVEL']}.{found['SUBLEVEL']}{found.get('EXTRAVERSION', '')}"

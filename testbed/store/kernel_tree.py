@@ -51,7 +51,7 @@ class Tree:
     def _changed(self) -> dict[str, bool]:
         """The changed files, and whether each was there before."""
         state = self._folder / _STATE
-        return dict(jsons.parsed(state.read_text())) if state.exists() else {}
+        return dict(jsons.parsed(state.read_text(encoding="utf-8"))) if state.exists() else {}
 
     async def planned(self, series: Iterable[Patch], reverts: Iterable[Patch], ablations: Iterable[Ablation]) -> dict[str, Content | None]:
         """The files that change, with what they become (None: they go). Nothing is changed yet.
@@ -107,7 +107,7 @@ class Tree:
 
     def _remember(self, changed: Mapping[str, bool]) -> None:
         new = self._folder / f"{_STATE}.new"
-        new.write_text(json.dumps(changed, sort_keys=True))
+        new.write_text(json.dumps(changed, sort_keys=True), encoding="utf-8")
         new.replace(self._folder / _STATE)
 
 

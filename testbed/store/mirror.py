@@ -37,7 +37,7 @@ async def find_mirror() -> Mirror:
     if named := os.environ.get("TESTBED_DEBIAN_MIRROR"):
         main = named.rstrip("/")
         return Mirror(main=main, security=os.environ.get("TESTBED_DEBIAN_SECURITY_MIRROR", f"{main}-security").rstrip("/"))
-    codename = _codename(Path("/etc/os-release").read_text())
+    codename = _codename(Path("/etc/os-release").read_text(encoding="utf-8"))
     listed = await process.run(
         ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"], check=False
     )

@@ -105,7 +105,7 @@ def sweep(runs: Path) -> tuple[Path, ...]:
 
 def _says_more(log: Path) -> bool:
     """Whether a run's log holds more than its command."""
-    with log.open() as lines:
+    with log.open(encoding="utf-8") as lines:
         return lines.readline() != "" and lines.readline() != ""
 
 
@@ -165,7 +165,7 @@ def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
         path = results(folder)
         if path is None:
             return "", _begun(folder), 0
-        found = jsons.parsed(path.read_text())
+        found = jsons.parsed(path.read_text(encoding="utf-8"))
         said = found["verdict"] if path.name == "results.json" else found["result"]
         return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[path.name]])
     except (OSError, ValueError, KeyError, TypeError):
@@ -174,7 +174,7 @@ def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
 
 def _begun(folder: Path) -> tuple[str, ...]:
     """The command of a run that left no results, by its log."""
-    with (folder / journal.FILE).open() as log:
+    with (folder / journal.FILE).open(encoding="utf-8") as log:
         event = str(jsons.parsed(log.readline())["event"])
     return tuple(shlex.split(event.removeprefix(_COMMAND))[1:]) if event.startswith(_COMMAND) else ()
 

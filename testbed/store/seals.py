@@ -55,7 +55,7 @@ def _stamp(file: Path) -> list[int]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = jsons.parsed(path.read_text())
+        found = jsons.parsed(path.read_text(encoding="utf-8"))
         return {name: {"sha256": str(seal["sha256"]), "stamp": list(seal["stamp"])} for name, seal in found.items()}
     except FileNotFoundError:
         return {}
@@ -66,5 +66,5 @@ def _read(path: Path) -> dict[str, Any]:
 def _write(path: Path, seals: dict[str, Any]) -> None:
     new = path.with_suffix(f".{os.getpid()}")  # the next process of this number writes over what a killed one leaves
     with contextlib.suppress(OSError):  # a cache that cannot be written to is hashed again each time
-        new.write_text(json.dumps(seals))
+        new.write_text(json.dumps(seals), encoding="utf-8")
         new.replace(path)

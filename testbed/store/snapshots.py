@@ -114,7 +114,7 @@ def record(folder: Path, *, host_key: bytes, boot_s: float, machine: str, order:
     """Write the last file of a snapshot, which makes it one."""
     meta = {"host_key": host_key.hex(), "boot_s": boot_s, "machine": machine, "order": order}
     (folder / cache.META).touch(mode=0o600)
-    (folder / cache.META).write_text(json.dumps(meta))
+    (folder / cache.META).write_text(json.dumps(meta), encoding="utf-8")
 
 
 def read(folder: Path) -> Snapshot:
