@@ -8,12 +8,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import blktests, repro
+from testbed import blktests, claims, repro
 from testbed.bisection import Between
 from testbed.blktests import Outcome
 from testbed.campaign import Asked, Bisector, Reduced
 from testbed.host import Host
-from testbed.repro import Job, Tried
+from testbed.repro import Job, Tried, Verdict
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.trial import said
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from testbed.suites import Suite
 
 # With which codes the verbs end, and `report` of what they have left, by the result.
-EXIT_CODES = {result.value: code for result, code in repro.EXIT_CODES.items()} | {
+EXIT_CODES = {result.value: code for result, code in claims.EXIT_CODES.items()} | {
     "reduced": 0,
     "bisected": 0,
     "wrong ends": 2,
@@ -42,7 +42,7 @@ EXIT_CODES = {result.value: code for result, code in repro.EXIT_CODES.items()} |
 
 def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: float) -> dict[str, Any]:
     """What `repro.json` says."""
-    verdict, why = repro.result(tried)
+    verdict, why = claims.result(tried)
     return {
         **_of_bug("repro", job, command, took_s),
         "result": verdict.value,
@@ -53,8 +53,13 @@ def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: flo
             "until": job.limits.until,
             "jobs": job.limits.jobs or repro.jobs(job.lab.host, job.case),
         },
-        "kernels": [_kernel(one) for one in tried],
+        "kernels": [_kernel(one) | {"told_apart": _told_apart(one, tried)} for one in tried],
     }
+
+
+def _told_apart(one: Tried, tried: tuple[Tried, ...]) -> bool | None:
+    """Of a kernel on which it must not show and was not seen."""
+    return claims.is_apart(one, tried) if not one.must_show and one.verdict is Verdict.ABSENT else None
 
 
 def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s: float) -> dict[str, Any]:

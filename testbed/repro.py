@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from testbed import rates, runner
+from testbed import apart, rates, runner
 from testbed.bugs.model import Case
 from testbed.errors import UsageError
 from testbed.guest import Guest
@@ -37,36 +37,34 @@ class Verdict(enum.Enum):
     TROUBLE = "trouble"
 
 
-class Result(enum.Enum):
-    """Of a bug. INVALID: it shows on a kernel that must be clean, so its signature is no sign of it."""
-
-    REPRODUCED = "reproduced"
-    NOT_REPRODUCED = "not reproduced"
-    INVALID = "invalid"
-    TROUBLE = "trouble"
-
-
-EXIT_CODES = {Result.REPRODUCED: 0, Result.NOT_REPRODUCED: 1, Result.TROUBLE: 2, Result.INVALID: 3}
+# Takes the rate so far, how many tries run, and how many may come to something at most; returns whether these tries are enough.
+Rule = Callable[[Rate, int, int], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """When to stop. `tries`: at most so many on each kernel. `until`: go on after a hit until the interval's lower bound reaches this, or
-    cannot. `every`: all tries, whatever they show. `jobs`: guests at once; None: as many as fit.
+    cannot. `every`: all tries, whatever they show. `rule`: go on until it is enough. `jobs`: guests at once; None: as many as fit.
     """
 
     tries: int
     timeout_s: float
     until: float | None = None
     every: bool = False
+    rule: Rule | None = None
     jobs: int | None = None
+
+    @property
+    def awaits(self) -> bool:
+        """Whether tries that run are awaited where those before are enough, so that quick ones are not ahead of the others."""
+        return self.until is not None or self.rule is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tried:
     """A bug on one kernel; `first_hit_s`: from the begin of the first try to the first hit, of this machine's time.
 
-    `stopped`: at a hit. `cut`: tries that ran then, of which nobody knows what they would have shown.
+    `stopped`: the hits chose the number of tries. `cut`: tries that ran then, of which nobody knows what they would have shown.
     """
 
     kernel: KernelFiles
@@ -99,7 +97,8 @@ class Tried:
         if not self.stopped:
             return str(self.rate)
         low, high = self.interval
-        return f"{self.rate.hits} of {self.rate.tries}, stopped at a hit (95 % interval {low:.0%} to {high:.0%})"
+        at = "a hit" if self.rate.hits == 1 else f"{self.rate.hits} hits"
+        return f"{self.rate.hits} of {self.rate.tries}, stopped at {at} (95 % interval {low:.0%} to {high:.0%})"
 
     @property
     def troubles(self) -> int:
@@ -150,31 +149,13 @@ def jobs(host: Host, case: Case) -> int:
 
 
 def clean_tries(shown: Iterable[Tried], limits: Limits, rate: float) -> int:
-    """How often a kernel is tried where the bug must not show: as often as it took elsewhere, and often enough for its stated rate."""
+    """How many tries without a hit a kernel needs where the bug must not show, within the limit: until it is told apart from each on which
+    it has `shown`, and so many that a bug of its stated `rate` would have been seen."""
+    found = tuple(one.rate for one in shown)
+    needed = [apart.needed(one) or limits.tries for one in found]
     if limits.every or limits.until is not None:
-        return max((one.rate.tries for one in shown), default=limits.tries)
-    took = max((one.first_hit or len(one.tries) for one in shown), default=1)
-    return min(limits.tries, max(took, rates.tries_for(rate, _MISSED)))
-
-
-def result(tried: Iterable[Tried]) -> tuple[Result, str]:
-    """What the kernels say together, and why."""
-    found = tuple(tried)
-    shows, clean = [one for one in found if one.must_show], [one for one in found if not one.must_show]
-    wrong = [one.kernel.name for one in clean if one.verdict is Verdict.SHOWS]
-    if wrong:
-        everywhere = all(one.verdict is Verdict.SHOWS for one in found)
-        return Result.INVALID, f"the signature shows on {', '.join(wrong)}, which must be clean" + (
-            ": it shows everywhere, and is no sign of the bug" if everywhere else ""
-        )
-    troubled = [one.kernel.name for one in found if one.verdict is Verdict.TROUBLE]
-    if troubled:
-        return Result.TROUBLE, f"nothing is known of {', '.join(troubled)}: tries came to nothing there"
-    absent = [one.kernel.name for one in shows if one.verdict is Verdict.ABSENT]
-    if absent:
-        return Result.NOT_REPRODUCED, f"it does not show on {', '.join(absent)}"
-    where = ", ".join(one.kernel.name for one in shows)
-    return Result.REPRODUCED, f"it shows on {where}" + (f" and not on {', '.join(one.kernel.name for one in clean)}" if clean else "")
+        needed += [one.tries for one in found]
+    return min(limits.tries, max(*needed, rates.tries_for(rate, _MISSED)))
 
 
 def told_apart(kernels: Iterable[KernelFiles]) -> tuple[KernelFiles, ...]:
@@ -209,15 +190,27 @@ async def reproduce(job: Job, shows: tuple[KernelFiles, ...], clean: tuple[Kerne
     :raise HostError: this machine cannot run the guests.
     """
     found: list[Tried] = []
+    limits = job.limits
+    if clean and job.hold is None and not limits.every and limits.until is None:
+        limits = replace(limits, rule=_shown_enough)
     for kernel in shows:
-        found.append(await on_kernel(job, kernel, must_show=True))
+        found.append(await on_kernel(replace(job, limits=limits), kernel, must_show=True))
         if job.hold is not None and found[-1].verdict is Verdict.SHOWS:
             return tuple(found)
     least = clean_tries(found, job.limits, job.case.bug.rate)
+    if job.limits.every:
+        limits = replace(job.limits, tries=least)
+    else:
+        # A hit is the answer.
+        limits = replace(job.limits, until=None, rule=lambda rate, running, _: rate.hits > 0 or rate.tries + running >= least)
     for kernel in clean:
-        limits = replace(job.limits, tries=least, every=True, until=None)
         found.append(await on_kernel(replace(job, limits=limits, hold=None), kernel, must_show=False))
     return tuple(found)
+
+
+def _shown_enough(rate: Rate, running: int, most: int) -> bool:
+    """Whether another kernel can be told apart by as many tries, if those that run are hits; or cannot be any longer."""
+    return apart.enough(Rate(hits=rate.hits + running, tries=rate.tries + running), most)
 
 
 async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
@@ -247,7 +240,7 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
     try:
         while True:
             # The rule must hold for the tries that run as well, or they would be started in vain.
-            while number < limits.tries and len(running) < most and not holding and not _enough(limits, tried):
+            while number < limits.tries and len(running) < most and not holding and not _enough(limits, tried, len(running)):
                 number += 1
                 running.add(asyncio.create_task(attempt(_wanted(job, kernel, number, hold if job.hold else None))))
             if not running:
@@ -261,8 +254,7 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
                 job.on_try(kernel.name, one)
                 if one.outcome is Outcome.HIT and first_hit_s is None:
                     first_hit_s = time.monotonic() - begun
-            # For a rate those that run are awaited: quick ones are not ahead of the others then.
-            if _hopeless(tried) or (limits.until is None and _enough(limits, tried)):
+            if _hopeless(tried) or (not limits.awaits and _enough(limits, tried, len(running))):
                 break
     finally:
         for task in running:
@@ -301,15 +293,17 @@ def _hopeless(tried: list[Try]) -> bool:
     return len(last) == _TROUBLES_IN_A_ROW and all(one.outcome is Outcome.TROUBLE for one in last)
 
 
-def _enough(limits: Limits, tried: list[Try]) -> bool:
-    """Whether the tries so far say all that is wanted."""
+def _enough(limits: Limits, tried: list[Try], running: int) -> bool:
+    """Whether the tries so far, and for a rule those that run, say all that is wanted."""
     if _hopeless(tried):
         return True
     outcomes = [one.outcome for one in tried]
     hits = outcomes.count(Outcome.HIT)
     if limits.every:
         return len(tried) >= limits.tries
+    rate, most = Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS)), limits.tries - outcomes.count(Outcome.TROUBLE)
     if limits.until is not None:
-        rate = Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS))
-        return rates.until(limits.until, rate, limits.tries - outcomes.count(Outcome.TROUBLE)) is not Next.GO_ON
+        return rates.until(limits.until, rate, most) is not Next.GO_ON
+    if limits.rule is not None:
+        return limits.rule(rate, running, most)
     return hits > 0 or len(tried) >= limits.tries

@@ -88,9 +88,10 @@ def repro_command(
 ) -> None:
     """Reproduce a bug: clone guests until its signature shows, or the tries end; says how often it does.
 
-    Stops at the first hit, which says that it shows and little of how often; --all and --until go on for the rate.
+    Stops at the first hit, which says that it shows and little of how often; --all and --until go on for the rate. Where a kernel must be
+    clean, it goes on until the two are told apart.
 
-    Exits 0 reproduced, 1 not, 2 trouble, 3 invalid: it shows on a kernel that must be clean.
+    Exits 0 reproduced, 1 not, 2 trouble, 3 invalid: it shows on a kernel that must be clean, or is not told apart there.
     """
     wanted = _wanted(file, script, expect, topology, tuple(kernel or ()), tuple(clean or ()))
     shows, must_be_clean = _kernels(wanted.case, tuple(kernel or ()), tuple(clean or ()))

@@ -31,7 +31,8 @@ class Attempt(_Known):
 
 
 class Kernel(_Known):
-    """All tries on one kernel. `interval`: of the rate, at 95 %; `stopped` at a hit, when `cut` other tries ran."""
+    """All tries on one kernel. `interval`: of the rate, at 95 %; `stopped` at a hit, when `cut` other tries ran. `told_apart`: of a
+    kernel on which it must not show and was not seen: whether from all on which it must."""
 
     name: str
     release: str
@@ -50,6 +51,7 @@ class Kernel(_Known):
     median_hit_s: float | None
     took_s: float
     attempts: list[Attempt]
+    told_apart: bool | None = None
 
 
 class Asked(Kernel):
@@ -107,7 +109,7 @@ class _OfBug(_Document):
 
 class Repro(_OfBug):
     what: Literal["repro"]
-    result: Literal["reproduced", "not reproduced", "invalid", "trouble"]
+    result: Literal["reproduced", "not reproduced", "invalid", "not told apart", "trouble"]
     kernels: list[Kernel]
 
 

@@ -19,6 +19,7 @@ VERDICTS = {
     "bisected": "PASS",
     "not reproduced": "FAIL",
     "invalid": "INVALID",
+    "not told apart": "INVALID",
     "wrong ends": "INVALID",
     "good": "PASS",
     "bad": "FAIL",
@@ -94,6 +95,8 @@ def _verdict(kernel: Document) -> str:
     right = {"shows": kernel["must_show"], "absent": not kernel["must_show"]}
     if kernel["verdict"] not in right:
         return "INFRA"
+    if kernel.get("told_apart") is False:
+        return "INVALID"
     return "PASS" if right[kernel["verdict"]] else "FAIL" if kernel["must_show"] else "INVALID"
 
 

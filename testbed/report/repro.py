@@ -25,7 +25,7 @@ def row(one: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         f"{one['name']}\n{one['release']}",
         "shows" if one["must_show"] else "clean",
-        one["verdict"],
+        one["verdict"] + (",\nnot told apart" if one.get("told_apart") is False else ""),
         rate(one),
         "" if one["first_hit"] is None else f"try {one['first_hit']}, after {one['first_hit_s']:.1f} s",
         "" if one["median_hit_s"] is None else f"{one['median_hit_s']:.1f} s",
@@ -37,7 +37,8 @@ def rate(one: Mapping[str, Any]) -> str:
     low, high = one["interval"]
     lines = [f"{one['hits']} of {one['tries']}: {low:.0%} to {high:.0%}" if one["tries"] else "no try came to anything"]
     if one["stopped"]:
-        lines.append("stopped at the first hit" + (f", {one['cut']} cut short" if one["cut"] else ""))
+        at = "the first hit" if one["hits"] == 1 else f"{one['hits']} hits"
+        lines.append(f"stopped at {at}" + (f", {one['cut']} cut short" if one["cut"] else ""))
     if one["troubles"]:
         lines.append(f"{one['troubles']} came to nothing")
     return "\n".join(lines)

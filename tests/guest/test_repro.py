@@ -15,8 +15,9 @@ from testbed import plan
 from testbed.bug_results import of_repro
 from testbed.bugs import Case
 from testbed.bugs.load import of_plain
+from testbed.claims import result
 from testbed.lab import Lab
-from testbed.repro import Job, Limits, Tried, on_kernel, result
+from testbed.repro import Job, Limits, Tried, on_kernel
 from testbed.signature import End
 from testbed.store.kernel_files import KernelFiles
 from testbed.trial import Attempt, Outcome, Try, attempt

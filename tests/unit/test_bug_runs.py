@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from testbed import bug_results, repro
+from testbed import bug_results, claims, repro
 from testbed.bisection import Answer, Between
 from testbed.blktests import RESULTS
 from testbed.bugs.load import of_plain
@@ -143,14 +143,15 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     assert "<script>" not in page and "last words" in page and 'href="./guests/bad-1/console.log"' in page
     printed = testbed(tmp_path, "report", "last")
     text = printed.stdout
-    assert printed.returncode == (1 if what == "ask" else 0)
+    assert printed.returncode == {"ask": 1, "repro": 3}.get(what, 0)
     assert f": {document['result']}" in text and "./tb verb --expect" in text and "1 of 1: 1% to 100%" in text
     assert "\x1b" not in text
     shown = testbed(tmp_path, "report", "--format", "junit")
     if what == "repro":
         junit_rules.check((folder / "junit.xml").read_text())
         ktap_rules.parse((folder / "results.ktap").read_text())
-        assert 'name="a bug' in shown.stdout and 'failures="0"' in shown.stdout and "ok 2 good" in (folder / "results.ktap").read_text()
+        assert 'name="a bug' in shown.stdout and 'failures="0"' in shown.stdout and "not ok 2 good" in (folder / "results.ktap").read_text()
+        assert "not told apart" in text and "good (not seen in 2 tries, up to 66%)" in text
     else:
         assert shown.returncode == 2 and f"`{document['what']}` passes or fails nothing" in shown.stderr
     assert "expected a run of scenarios, got one of" in testbed(tmp_path, "report", "--diff", "last", "last").stderr
@@ -167,6 +168,6 @@ def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
 
 
 def test_every_result_has_an_exit_code() -> None:
-    every = {result.value for result in repro.Result} | {answer.value for answer in Answer} | {"reduced", "bisected", "wrong ends"}
+    every = {result.value for result in claims.Result} | {answer.value for answer in Answer} | {"reduced", "bisected", "wrong ends"}
     every |= set(RESULTS.values())
     assert every == bug_results.EXIT_CODES.keys()

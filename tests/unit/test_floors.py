@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "jsons", "paths", "patterns", "rates"),
+    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "jsons", "paths", "patterns", "rates", "apart"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("bugs",),
@@ -94,7 +94,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("scenarios",),
     ("runner",),
     ("repro",),
-    ("campaign",),
+    ("campaign", "claims"),
     ("bug_results",),
     ("report", "inventory"),
     ("cli", "pytest_plugin", "__main__"),
@@ -131,6 +131,7 @@ PURE = {
     "verdict",
     "patterns",
     "rates",
+    "apart",
     "bugs",
     "signature",
     "symbols",
