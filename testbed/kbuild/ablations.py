@@ -207,6 +207,20 @@ _ALL = (
         ),
     ),
     Ablation(
+        name="io-charged-twice",
+        patches=(4,),
+        what="nothing; what a loop's worker sends to the disk for a cgroup is charged to it twice",
+        ways=(
+            (
+                Edit(
+                    file="block/blk-cgroup.c",
+                    find="\t\tbis->cur.bytes[rwd] += bio->bi_iter.bi_size;\n",
+                    put="\t\tbis->cur.bytes[rwd] += bio->bi_iter.bi_size * (kthread_blkcg() ? 2 : 1);\n",
+                ),
+            ),
+        ),
+    ),
+    Ablation(
         name="no-io-charge",
         patches=(4,),
         what="disk I/O is charged to the issuer only where it is direct, as before the series",

@@ -25,12 +25,14 @@ class Measure(_Known):
 
 
 class Control(_Known):
-    """A measurement whose outcome is known; one that does not hold makes the result INVALID."""
+    """A measurement whose outcome is known; one that does not hold makes the result INVALID. `excess`: it does not hold because more was
+    charged than there was, which an excess of the claim explains."""
 
     name: str
     expected: str
     got: str
     holds: bool
+    excess: bool = False
 
 
 class Balance(_Known):
@@ -63,7 +65,7 @@ class Side(_Known):
     guest_ready_after_s: float
     evidence: str
     console: list[Line]
-    claim: Literal["closed", "open", "unclear"] | None
+    claim: Literal["closed", "open", "partial", "excess", "unclear"] | None
     reason: str
     measures: dict[str, Measure]
     controls: list[Control]

@@ -11,18 +11,19 @@ from testbed.scenarios import SCENARIOS
 
 # What the source is called without an ablation.
 UNCHANGED = "unchanged"
-# Of each case on each kernel. IN_PART: a sound measure, all of whose controls hold, is neither as with the series nor as before it.
-# CONTROL: a control does not hold, so that the measure says nothing.
-NOTICED, IN_PART, LOG, LOST = "noticed", "in part", "in the log", "guest lost"
+# Of each case on each kernel. IN_PART: sound measures, all of whose controls hold, of which some are as before the series, or one that
+# is neither. EXCESS: more was charged than there was. CONTROL: a control does not hold, so that the measure says nothing.
+NOTICED, IN_PART, EXCESS, LOG, LOST = "noticed", "in part", "too much", "in the log", "guest lost"
 CONTROL, INDIFFERENT, NOTHING = "control", "-", ""
-_COUNT = frozenset({NOTICED, IN_PART, LOG, LOST})
+_COUNT = frozenset({NOTICED, IN_PART, EXCESS, LOG, LOST})
 # Of the kernel's log, what ends a guest: without it a lost one may be this machine's doing.
 _FATAL = frozenset(kind.value for kind in Kind if kind.fatal)
 # And what is no splat.
 _HARMLESS = frozenset(kind.value for kind in Kind if not kind.splat)
 
 _LEGEND = (
-    f"`{NOTICED}`: as before the series. `{IN_PART}`: a sound measure is neither as with the series nor as before it.",
+    f"`{NOTICED}`: as before the series. `{IN_PART}`: some sound measures are as before the series, or one is neither.",
+    f"`{EXCESS}`: more was charged than there was.",
     f"`{LOG}`: the kernel's log has a splat. `{LOST}`: a panic or an oops ended the guest.",
     f"`{CONTROL}`: a control does not hold, so that the measure says nothing.",
     f"`{INDIFFERENT}`: as on the unchanged kernel. Empty: no result, or none on the unchanged kernel.",
@@ -59,7 +60,7 @@ def _splats(side: Mapping[str, Any]) -> bool:
 def _said(side: Mapping[str, Any]) -> str:
     verdict = side.get("verdict")
     if verdict == "FAIL":
-        return NOTICED
+        return {"partial": IN_PART, "excess": EXCESS}.get(side["claim"], NOTICED)
     if verdict == "INFRA" and any(not line["expected"] and line["kind"] in _FATAL for line in side["console"]):
         return LOST
     if _splats(side):

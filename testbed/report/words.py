@@ -23,7 +23,13 @@ _ALONE = {
     "SKIP": _PAIR["SKIP"],
     "INFRA": "At least one guest was lost before there was evidence.",
 }
-_CLAIMS = {"closed": "the gap is closed", "open": "the gap is there", "unclear": "it is not clear whether the gap is there"}
+_CLAIMS = {
+    "closed": "the gap is closed",
+    "open": "the gap is there",
+    "partial": "the gap is closed in part",
+    "excess": "more was charged than there was",
+    "unclear": "it is not clear whether the gap is there",
+}
 # In the order of the summary.
 _ORDER = ("PASS", "FAIL", "INVALID", "INFRA", "SKIP")
 

@@ -11,11 +11,12 @@ from testbed.scenarios.many import MANY
 from testbed.scenarios.nested import NESTED
 from testbed.scenarios.nesting import LISTENERS, PUNCH
 from testbed.scenarios.oom import GATE, OOM_TMPFS
-from testbed.scenarios.rates import INVERSION, IO_MAX, IOCOST, PRESSURE, WEIGHT
+from testbed.scenarios.rates import INVERSION, IO_MAX, IOCOST, PRESSURE
 from testbed.scenarios.read import READ
 from testbed.scenarios.requests import REQUESTS, WORKERS
 from testbed.scenarios.shapes import ENGINES, PARTITION, SECTOR_SIZE
 from testbed.scenarios.swap import SWAP_IN
+from testbed.scenarios.weight import WEIGHT
 from testbed.scenarios.write import WRITE_BTRFS, WRITE_EXT4, WRITE_XFS
 
 # In the order in which they run and are reported.

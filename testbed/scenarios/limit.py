@@ -10,23 +10,27 @@ from testbed.scenarios.controls import owned_pages
 from testbed.scenarios.rig import rig
 from testbed.scenarios.write import write_command, write_controls
 from testbed.units import MIB
-from testbed.verdict import Control, Evidence, Gap, Measure
+from testbed.verdict import Control, Evidence, Gap, Measure, Part, together
 
 _WRITTEN_BYTES, _CONTROL_BYTES = 64 * MIB, 4 * MIB
 # From here on there is room for all pages that the loop's worker may hold at a time.
 _ROOM_BYTES = 16 * MIB
+# Of 64M at most 58M were reclaimed (docs/results/four-kernels.md): each page is written once, and some stay.
+_MOST_RECLAIMED = 1.05
 
 
 def judge(*, reclaimed: int, written: int, limit: int, kills: int) -> Gap:
-    """Bytes that were taken back from the writer, over what it wrote beyond its limit: all, or none.
+    """Judge the bytes that were taken back from the writer, over what it wrote beyond its limit: all, none, or more than it wrote at all.
 
     A kill below `_ROOM_BYTES` shows as well whose the pages are: the program alone has room enough, which is a control.
     """
     if kills:
         return Gap.CLOSED if limit < _ROOM_BYTES else Gap.UNCLEAR
     beyond = written - limit
-    if beyond < _WRITTEN_BYTES // 4:
+    if beyond < _WRITTEN_BYTES // 4 or reclaimed < 0:
         return Gap.UNCLEAR
+    if reclaimed > written * _MOST_RECLAIMED:
+        return Gap.EXCESS
     if reclaimed >= beyond * 0.8:
         return Gap.CLOSED
     return Gap.OPEN if reclaimed <= beyond * 0.02 else Gap.UNCLEAR
@@ -49,12 +53,12 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         known = await write_controls(at, _CONTROL_BYTES)
     written, kills = at.moved(claim, "wbytes"), claim.events("oom_kill")
     reclaimed = claim.memory("pgsteal") * 4096
-    gap = judge(reclaimed=reclaimed, written=written, limit=limit, kills=kills)
-    pages = () if kills else owned_pages(gap, "writer", claim.memory("file"), resident)
+    judged = together(Part(what="reclaimed", gap=judge(reclaimed=reclaimed, written=written, limit=limit, kills=kills)))
+    pages = () if kills else owned_pages(judged.gap, "writer", claim.memory("file"), resident)
     return Evidence(
-        claim=gap,
+        claim=judged.gap,
         reason=f"of {written / MIB:.0f}M written under a limit of {limit / MIB:.0f}M {reclaimed / MIB:.0f}M were taken back from the "
-        f"writer, {claim.events('max')} times at memory.max, {kills} kills",
+        f"writer, {claim.events('max')} times at memory.max, {kills} kills{judged.note}",
         measures=(
             Measure(name="reclaimed", value=reclaimed, unit="bytes", source="memory.stat pgsteal of writer"),
             Measure(name="reached memory.max", value=claim.events("max"), unit="times", source="memory.events max of writer"),

@@ -8,12 +8,11 @@ from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.rig import FRESH, ROOT, rig
 from testbed.units import MIB
-from testbed.verdict import Balance, Control, Evidence, Gap, Measure
+from testbed.verdict import Balance, Claim, Control, Evidence, Gap, Measure, Part, of_share, together
 
 # Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's: they
 # stand 2M apart.
 _PIECE_BYTES, _STEP_BYTES = MIB, 64 << 10
-_MOST = 1.4
 
 # $1: loop. $2: how many cgroups. They read at once; then the counters of each, and the root's.
 _READERS = """\
@@ -36,12 +35,29 @@ def _asked(number: int) -> int:
     return _PIECE_BYTES + number % 4 * _STEP_BYTES
 
 
-def judge(charged: list[int]) -> Gap:
-    """CLOSED where each cgroup has its own bytes (and a little readahead), OPEN where none has any."""
-    shares = [bytes_charged / _asked(number) for number, bytes_charged in enumerate(charged)]
-    if all(0.95 <= share <= _MOST for share in shares):
-        return Gap.CLOSED
-    return Gap.OPEN if all(share <= 0.02 for share in shares) else Gap.UNCLEAR
+def judge(charged: list[int], moved: int) -> Claim:
+    """Whether each cgroup has its own bytes, and all together have what the disk `moved`. Bytes.
+
+    What the disk moved beyond what was asked for is readahead, and may be any cgroup's.
+    """
+    asked = [_asked(number) for number in range(len(charged))]
+    ahead = moved - sum(asked)
+    if moved < sum(asked) * 0.95:
+        return Claim(gap=Gap.UNCLEAR, note="; too little came from the disk")
+    own = (_own(f"cgroup {number}", *pair, max(ahead, 0)) for number, pair in enumerate(zip(charged, asked, strict=True)))
+    return together(*own, _sum(sum(charged), moved))
+
+
+def _own(what: str, charged: int, asked: int, ahead: int) -> Part:
+    """One cgroup's bytes: its own at least, and at most all readahead as well."""
+    gap = of_share(charged, asked, least=asked)
+    if gap is Gap.EXCESS and charged - ahead <= asked * 1.05:
+        gap = Gap.CLOSED
+    return Part(what=what, gap=gap, times=charged / asked)
+
+
+def _sum(charged: int, moved: int) -> Part:
+    return Part(what="all cgroups", gap=of_share(charged, moved, least=1), times=charged / moved)
 
 
 async def _many(guest: Guest, point: Point) -> Evidence:
@@ -58,12 +74,12 @@ async def _many(guest: Guest, point: Point) -> Evidence:
         resident = await at.resident()
         known = await usual_reads(at)
         asked = sum(_asked(number) for number in range(count))
-        gap = judge(charged) if moved >= asked * 0.95 else Gap.UNCLEAR
+        judged = judge(charged, moved)
         return Evidence(
-            claim=gap,
+            claim=judged.gap,
             reason=f"{count} cgroups have {sum(charged) / moved if moved else 0:.1%} of the disk's bytes; "
             f"of its own each has {min(charged[n] / _asked(n) for n in range(count)):.2f} to "
-            f"{max(charged[n] / _asked(n) for n in range(count)):.2f}",
+            f"{max(charged[n] / _asked(n) for n in range(count)):.2f}{judged.note}",
             measures=(
                 Measure(name="charged reads, all", value=sum(charged), unit="bytes", source="io.stat rbytes of all readers"),
                 Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
@@ -75,7 +91,7 @@ async def _many(guest: Guest, point: Point) -> Evidence:
             balances=(
                 Balance(what=f"rbytes of disk {at.disk}", accounted=whole, real=moved),
                 *known.balances,
-                *owned_pages(gap, "readers", page_cache, resident),
+                *owned_pages(judged.gap, "readers", page_cache, resident),
             ),
         )
 

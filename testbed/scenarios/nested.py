@@ -7,7 +7,7 @@ from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import rig
-from testbed.verdict import Evidence, Measure, agreed, of_pages, of_share
+from testbed.verdict import Evidence, Measure, pages_of, share_of, together
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
@@ -21,12 +21,15 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         read[at.disk] = claim.io(at.device, "rbytes")
         page_cache = claim.memory("file")
         whole = {device: claim.whole_io(device, "rbytes") for device in lower}
-        shares = [at.share(claim, "rbytes"), *(read[device] / whole[device] if whole[device] else 0.5 for device in lower)]
         said = ", ".join(f"{device} {bytes_read / READ_BYTES:.2f}" for device, bytes_read in read.items())
-        gap = agreed(*(of_share(share) for share in shares), of_pages(page_cache, resident, READ_BYTES * point.depth))
+        judged = together(
+            at.part(claim, "rbytes", asked=READ_BYTES),
+            *(share_of(f"the bytes of {device}", read[device], whole[device], least=READ_BYTES * 0.95) for device in lower),
+            pages_of("the page cache", page_cache, resident, READ_BYTES * point.depth),
+        )
         return Evidence(
-            claim=gap,
-            reason=f"of what it read the reader is charged on {said}, and {page_cache / READ_BYTES:.2f} times as page cache",
+            claim=judged.gap,
+            reason=f"of what it read the reader is charged on {said}, and {page_cache / READ_BYTES:.2f} times as page cache{judged.note}",
             measures=(
                 *(
                     Measure(name=f"charged reads on {device}", value=count, unit="bytes", source="io.stat rbytes of reader")
@@ -35,7 +38,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
                 Measure(name="charged page cache", value=page_cache, unit="bytes", source="memory.stat file of reader"),
             ),
             controls=known.controls[-1:],
-            balances=(at.balance(claim, "rbytes"), *owned_pages(gap, "reader", page_cache, resident)),
+            balances=(at.balance(claim, "rbytes"), *owned_pages(judged.gap, "reader", page_cache, resident)),
         )
 
 

@@ -3,6 +3,8 @@ where it belongs, and the worker goes on charging the cgroup afterwards."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from testbed import counters
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
@@ -10,7 +12,7 @@ from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
-from testbed.verdict import Control, Evidence, Gap, Measure, Skipped, agreed, of_pages, of_share
+from testbed.verdict import Claim, Control, Evidence, Gap, Measure, Part, Skipped, of_share, pages_of, together
 
 # In every 64 KiB of the loop's second half a hole from the middle of a block to the middle of the next but one: the filesystem reads both
 # blocks and needs buffer heads to zero parts of them. The loop's worker charges the second after it has allocated for the first.
@@ -30,6 +32,27 @@ def _punched(loop: str) -> str:
 _WARM = f"{FRESH}\nperl -e 'exit'"
 
 
+_PUNCHED_BYTES = 2 * _HOLES * _BLOCK
+
+
+def judge_punched(*, pages: int, moved: int, slab: int, later: Part) -> Claim:
+    """Judge the blocks at both ends of each hole, and what is read after them.
+
+    `pages`: the owner's page cache, of which there is no more than the disk `moved` and no less than both blocks of each hole; `slab`:
+    the owner's, of which buffer heads are a part, so that it has no bound above. Bytes. `later`: the disk's bytes that are read afterwards.
+    """
+    gap = of_share(pages, _PUNCHED_BYTES, least=1) if moved >= _PUNCHED_BYTES else Gap.UNCLEAR
+    if gap is Gap.EXCESS and pages <= moved * 1.05:
+        gap = Gap.CLOSED  # readahead
+    heads = _HOLES * _HEAD
+    of_slab = Gap.CLOSED if slab >= heads else Gap.OPEN if slab < heads / 2 else Gap.UNCLEAR
+    return together(
+        Part(what="the pages of punched blocks", gap=gap, times=pages / _PUNCHED_BYTES),
+        Part(what="their buffer heads", gap=of_slab),
+        replace(later, what="the disk's bytes read later"),
+    )
+
+
 async def _punch(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         before = len(guest.console.findings)
@@ -38,12 +61,14 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
         known = await usual_reads(at)
         warnings = [finding.text for finding in guest.console.findings[before:]]
         slab, pages, share = punched.memory("slab"), punched.memory("file"), at.share(after, "rbytes")
-        read = 2 * _HOLES * _BLOCK
-        heads = Gap.CLOSED if slab >= _HOLES * _HEAD else Gap.OPEN if slab < _HOLES * _HEAD / 2 else Gap.UNCLEAR
+        moved = at.moved(punched, "rbytes")
+        judged = judge_punched(pages=pages, moved=moved, slab=slab, later=at.part(after, "rbytes", asked=READ_BYTES))
+        if warnings:
+            judged = Claim(gap=Gap.UNCLEAR, note="")
         return Evidence(
-            claim=agreed(of_share(pages / read), heads, of_share(share)) if not warnings else Gap.UNCLEAR,
-            reason=f"of the punched blocks the owner has {pages / read:.1%} of the pages and {slab} bytes of slab; of the disk's bytes "
-            f"read after them {share:.1%}" + (f"; the kernel said: {warnings[0]}" if warnings else ""),
+            claim=judged.gap,
+            reason=f"of the punched blocks the owner has {pages / _PUNCHED_BYTES:.1%} of the pages and {slab} bytes of slab; of the disk's "
+            f"bytes read after them {share:.1%}{judged.note}" + (f"; the kernel said: {warnings[0]}" if warnings else ""),
             measures=(
                 Measure(name="pages of punched blocks", value=pages, unit="bytes", source="memory.stat file of owner"),
                 Measure(name="buffer heads and the like", value=slab, unit="bytes", source="memory.stat slab of owner"),
@@ -52,9 +77,9 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
             controls=(
                 Control(
                     name="both ends of each hole were read",
-                    expected=f"{read} bytes",
-                    got=f"{at.moved(punched, 'rbytes')}",
-                    holds=at.moved(punched, "rbytes") >= read,
+                    expected=f"{_PUNCHED_BYTES} bytes",
+                    got=f"{moved}",
+                    holds=moved >= _PUNCHED_BYTES,
                 ),
                 *known.controls,
             ),
@@ -118,18 +143,18 @@ async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
             return Skipped(why="here a loop's I/O sends no events for its backing file")
         known = await usual_reads(at)
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
-    gap = agreed(of_share(share), of_pages(pages, resident, READ_BYTES))
+    judged = together(at.part(claim, "rbytes", asked=READ_BYTES), pages_of("the page cache", pages, resident, READ_BYTES))
     grown, queued = counted["after"] - counted["before"], counted["queued"]
     return Evidence(
-        claim=gap,
+        claim=judged.gap,
         reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the disk's bytes, "
-        f"{pages / MIB:.1f} MiB of pages",
+        f"{pages / MIB:.1f} MiB of pages{judged.note}",
         measures=(
             Measure(name="listener's slab", value=grown, unit="bytes", source="memory.stat slab of listener"),
             Measure(name="charged reads after", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
         ),
         controls=(*known.controls,),
-        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(gap, "owner", pages, resident)),
+        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(judged.gap, "owner", pages, resident)),
     )
 
 

@@ -6,6 +6,7 @@ limit far below what any host reaches, or one cgroup's rate over another's.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
@@ -27,6 +28,7 @@ rate() {
 """
 
 _LIMIT_BYTES = MIB
+_HELD_FROM = 0.6
 _IO_MAX = f"""\
 {_RATE}
 mkdir limited free && echo "$3 rbps={_LIMIT_BYTES}" >limited/io.max || exit 1
@@ -51,16 +53,20 @@ def rates(output: str) -> dict[str, float]:
 
 
 def of_limit(ratio: float) -> Gap:
-    """A rate over its limit: held to it, or far above. dd and the limit's own window are the rest."""
-    if ratio <= 1.3:
+    """Judge a rate over its limit: held to it, or far above. dd and the limit's own window are the rest.
+
+    Who pays twice is held to half of the limit, and so is a machine that stood still for as long: neither is the limit's rate (0.80 to 0.97
+    were measured).
+    """
+    if _HELD_FROM <= ratio <= 1.3:
         return Gap.CLOSED
-    return Gap.OPEN if ratio >= 2 else Gap.UNCLEAR
+    return Gap.OPEN if math.isfinite(ratio) and ratio >= 2 else Gap.UNCLEAR
 
 
 def _limited(name: str, rate: float, limit: float) -> Control:
     return Control(
         name=name,
-        expected=f"at most 1.3 times the limit of {limit / MIB:.1f} MiB/s",
+        expected=f"{_HELD_FROM} to 1.3 times the limit of {limit / MIB:.1f} MiB/s",
         got=f"{rate / MIB:.2f} MiB/s",
         holds=of_limit(rate / limit) is Gap.CLOSED,
     )
@@ -95,12 +101,21 @@ async def _io_max(guest: Guest, point: Point) -> Evidence:
     )
 
 
-def of_stall(share: float) -> Gap:
-    """How long a cgroup stalled for each byte through the loop, over how long it stalls for each byte of the file itself, which its limit
-    holds on every kernel. Kernels account differently for one stall; so the file is the measure."""
+def of_stall(loop_s: float, file_s: float) -> Gap:
+    """Judge how long a cgroup stalled for each MiB through the loop, over how long it stalls for one of the file itself, which its limit
+    holds on every kernel. Kernels account differently for one stall; so the file is the measure.
+
+    The limit makes a second of a MiB. A stall of much more than that is another's.
+    """
+    if file_s <= 0 or loop_s < 0 or loop_s > _MOST_STALL_S:
+        return Gap.UNCLEAR
+    share = loop_s / file_s
     if share >= 0.5:
         return Gap.CLOSED
     return Gap.OPEN if share <= 0.1 else Gap.UNCLEAR
+
+
+_MOST_STALL_S = 1.5
 
 
 async def _pressure(guest: Guest, point: Point) -> Evidence:
@@ -109,7 +124,7 @@ async def _pressure(guest: Guest, point: Point) -> Evidence:
     totals = [int(number) / 1e6 for number in re.findall(r"^stalled (\d+)$", output, re.MULTILINE)]
     loop_s, file_s = (totals[1] - totals[0]) / 3, totals[3] - totals[2]
     return Evidence(
-        claim=of_stall(loop_s / file_s) if file_s else Gap.UNCLEAR,
+        claim=of_stall(loop_s, file_s),
         reason=f"stalled {loop_s:.2f} s for each MiB through the loop, {file_s:.2f} s for one of the file itself",
         measures=(
             Measure(name="stalled, loop", value=round(loop_s, 3), unit="s/MiB", source="io.pressure of the cgroup, some total"),
@@ -130,6 +145,8 @@ async def _pressure(guest: Guest, point: Point) -> Evidence:
 
 # The budget is a model and not the disk's: a linear cost of so many bytes and requests a second, at a fixed rate of 100 %.
 _COST_BYTES, _BUDGET_IOPS = 2_000_000, 100
+# 167 to 172 IOPS on a budget of 100 were seen, out of what was saved. From the least on a rate tells something.
+_MOST_KEPT, LEAST_IOPS = 3, 10
 _COST = """\
 cost() {
     echo "$1 ctrl=user model=linear rbps=$3 rseqiops=100 rrandiops=100 wbps=$3 wseqiops=100 wrandiops=100" >/sys/fs/cgroup/io.cost.model
@@ -205,15 +222,19 @@ def jobs(output: str) -> dict[str, float]:
 
 
 def of_kept(kept: float) -> Gap:
-    """The part of its rate that the important cgroup keeps beside the other one."""
+    """Judge the part of its rate that the important cgroup keeps beside the other one; a rate beyond all budget is none."""
+    if not 0 <= kept <= _MOST_KEPT:
+        return Gap.UNCLEAR
     if kept >= 0.7:
         return Gap.CLOSED
     return Gap.OPEN if kept <= 0.2 else Gap.UNCLEAR
 
 
 def _kept(seen: Mapping[str, float], name: str) -> float:
-    """Beside the other over alone, where alone counts no more than the budget: what it saved while it was idle it may spend at first."""
-    return seen[f"{name}-beside"] / min(seen[f"{name}-alone"], _BUDGET_IOPS)
+    """Beside the other over alone, where alone counts no more than the budget: what it saved while it was idle it may spend at first. NaN
+    where it did next to nothing alone, which tells nothing."""
+    alone = seen[f"{name}-alone"]
+    return seen[f"{name}-beside"] / min(alone, _BUDGET_IOPS) if alone >= LEAST_IOPS else math.nan
 
 
 async def _inversion(guest: Guest, point: Point) -> Evidence:
@@ -234,52 +255,6 @@ async def _inversion(guest: Guest, point: Point) -> Evidence:
         ),
         controls=(
             Control(name="file itself, O_DIRECT", expected="keeps at least 70 %", got=f"{file:.0%}", holds=of_kept(file) is Gap.CLOSED),
-        ),
-    )
-
-
-_WEIGHT = f"""\
-{JOBS}
-modprobe bfq || exit 1
-queue=/sys/block/${{3##*/}}/queue
-echo bfq >"$queue/scheduler" && echo 0 >"$queue/iosched/low_latency" && echo 1 >"$queue/iosched/strict_guarantees" || exit 1
-mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
-echo 1 >/sys/fs/cgroup/low/io.bfq.weight && echo 1000 >/sys/fs/cgroup/high/io.bfq.weight || exit 1
-{FRESH}
-for target in "$1" "$2"; do
-    name=${{target##*/}}
-    # Each cgroup in its own half, and no page is read twice: else the page cache answers.
-    job "$name-low" low "$target" 3s --bs=64k --numjobs=4 --size=24M &
-    job "$name-high" high "$target" 3s --bs=64k --numjobs=4 --size=24M --offset=32M &
-    wait
-    iops "$name-low"
-    iops "$name-high"
-done
-"""
-
-
-def of_weight(ratio: float) -> Gap:
-    """The heavy cgroup's rate over the light one's."""
-    if ratio >= 2.5:
-        return Gap.CLOSED
-    return Gap.OPEN if ratio <= 1.5 else Gap.UNCLEAR
-
-
-async def _weight(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        limit = guest.order.deadlines.command_s * 2
-        disk = guest.disks[at.disk].path
-        seen = jobs((await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)).stdout)
-    loop, file = (seen[f"{name}-high"] / max(seen[f"{name}-low"], 0.1) for name in ("loop0", "file"))
-    return Evidence(
-        claim=of_weight(loop),
-        reason=f"a weight of 1000 gets {loop:.1f} times as many requests as a weight of 1",
-        measures=(
-            Measure(name="weight 1", value=round(seen["loop0-low"], 1), unit="IOPS", source="fio, 64K random reads through the loop"),
-            Measure(name="weight 1000", value=round(seen["loop0-high"], 1), unit="IOPS", source="the same, at once"),
-        ),
-        controls=(
-            Control(name="file itself, O_DIRECT", expected="at least 2.5 times", got=f"{file:.1f}", holds=of_weight(file) is Gap.CLOSED),
         ),
     )
 
@@ -344,25 +319,6 @@ INVERSION = Scenario(
     needs=(*COMMON_NEEDS, _IOCOST_NEED, FIO),
     points=on_each_disk("ext4", variants=("loop0", "loop1")),
     steps=_inversion,
-    cores=Cores.ALONE,
-    cpus=2,
-)
-
-WEIGHT = Scenario(
-    name="io-weight",
-    claim="BFQ weighs cgroups that read through a buffered loop",
-    patches=(4,),
-    predicted_base="weights of 1 and 1000 get the same: both are the root's",
-    predicted_patched="the heavier cgroup gets more",
-    source="loop: charge i/o to mem and blk cg (patch 4); BFQ (Documentation/block/bfq-iosched.rst)",
-    what="A disk that behaves like a 7200 rpm HDD, BFQ with strict guarantees: four jobs of 64K random reads with each weight, at once",
-    needs=(
-        *COMMON_NEEDS,
-        Need(what="CONFIG_BFQ_GROUP_IOSCHED", test="modprobe -q bfq"),
-        FIO,
-    ),
-    points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * MIB),
-    steps=_weight,
     cores=Cores.ALONE,
     cpus=2,
 )

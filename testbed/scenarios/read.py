@@ -10,21 +10,22 @@ from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import Usual, owned_pages, usual
 from testbed.scenarios.rig import Reading, Rig, rig
 from testbed.units import MIB
-from testbed.verdict import Evidence, Gap, Measure, agreed, of_pages, of_share
+from testbed.verdict import Claim, Evidence, Measure, pages_of, share_of, together
 
 READ_BYTES = 16 * MIB
 _FILESYSTEMS = ("ext4", "xfs", "btrfs")
 
 
-def judge(*, io_share: float, owned: int, resident: int, disk_bytes: int) -> Gap:
-    """The claim of one reading: disk bytes and page cache must agree.
+def judge(*, charged: int, moved: int, owned: int, resident: int) -> Claim:
+    """The claim of one reading: disk bytes and page cache.
 
-    `io_share`: the reader's part of the disk's bytes. `owned`: its page cache, `resident`: the backing file's in memory; bytes. Readahead
-    adds to both (0.75 % on ext4 and xfs, half as much again on btrfs, which reads ahead in steps of its own).
+    `charged`: what the reader has of the disk's bytes, `moved`: what the disk delivered. `owned`: the reader's page cache, `resident`: the
+    backing file's in memory. All in bytes. Readahead adds to all of them (0.75 % on ext4 and xfs, half as much again on btrfs, which reads
+    ahead in steps of its own).
     """
-    if disk_bytes < READ_BYTES * 0.95:
-        return Gap.UNCLEAR  # what was read did not come from the disk
-    return agreed(of_share(io_share), of_pages(owned, resident, READ_BYTES))
+    # Where the disk delivered less, what was read came from somewhere else.
+    disk = share_of("the disk's bytes", charged, moved, least=READ_BYTES * 0.95)
+    return together(disk, pages_of("the page cache", owned, resident, READ_BYTES))
 
 
 def read_command(target: str) -> str:
@@ -41,19 +42,20 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
 
 
 def _evidence(at: Rig, claim: Reading, resident: int, known: Usual) -> Evidence:
-    disk_bytes, page_cache, io_share = at.moved(claim, "rbytes"), claim.memory("file"), at.share(claim, "rbytes")
-    gap = judge(io_share=io_share, owned=page_cache, resident=resident, disk_bytes=disk_bytes)
+    charged, moved, page_cache = claim.io(at.device, "rbytes"), at.moved(claim, "rbytes"), claim.memory("file")
+    judged = judge(charged=charged, moved=moved, owned=page_cache, resident=resident)
     return Evidence(
-        claim=gap,
-        reason=f"the reader has {io_share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of page cache",
+        claim=judged.gap,
+        reason=f"the reader has {at.share(claim, 'rbytes'):.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of page cache"
+        f"{judged.note}",
         measures=(
-            Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source=f"io.stat rbytes of {claim.cgroup}"),
-            Measure(name="disk reads", value=disk_bytes, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
+            Measure(name="charged reads", value=charged, unit="bytes", source=f"io.stat rbytes of {claim.cgroup}"),
+            Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
             Measure(name="charged page cache", value=page_cache, unit="bytes", source=f"memory.stat file of {claim.cgroup}"),
             Measure(name="resident pages", value=resident, unit="bytes", source="fincore of the backing file"),
         ),
         controls=known.controls,
-        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(gap, "reader", page_cache, resident)),
+        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(judged.gap, "reader", page_cache, resident)),
     )
 
 

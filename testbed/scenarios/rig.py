@@ -21,7 +21,7 @@ from testbed.stack import LoopDevice
 from testbed.topology.disks import disk_of
 from testbed.topology.model import Guest as GuestModel
 from testbed.topology.stacks import Loop
-from testbed.verdict import Balance, Control, Gap, of_share
+from testbed.verdict import Balance, Control, Gap, Part, share_of
 
 ROOT = "/sys/fs/cgroup"
 
@@ -157,18 +157,26 @@ class Rig:
         return sum(int(line) for line in (await self.guest.run("fincore", "-b", "-n", "-o", "RES", *files)).stdout.split())
 
     def share(self, reading: Reading, counter: str) -> float:
-        """The cgroup's part of what the device moved, 0 to 1."""
+        """The cgroup's part of what the device moved, to be shown; `part` judges it."""
         moved = self.moved(reading, counter)
         return reading.io(self.device, counter) / moved if moved else 0.0
 
-    def charged(self, name: str, reading: Reading, counter: str) -> Control:
-        """The control that all of a reading's bytes are the cgroup's, as they are on every kernel where no buffered loop is in between."""
-        share = self.share(reading, counter)
+    def part(self, reading: Reading, counter: str, *, asked: int) -> Part:
+        """The part of a claim that the disk's bytes are the cgroup's. `asked`: bytes that the disk must have moved, or nothing is known."""
+        return share_of("the disk's bytes", reading.io(self.device, counter), self.moved(reading, counter), least=asked * 0.95)
+
+    def charged(self, name: str, reading: Reading, counter: str, *, asked: int) -> Control:
+        """The control that all of a reading's bytes are the cgroup's, as they are on every kernel where no buffered loop is in between.
+
+        `asked`: bytes that the disk must have moved.
+        """
+        gap = self.part(reading, counter, asked=asked).gap
         return Control(
             name=name,
-            expected="at least 95 % of the disk's bytes charged",
-            got=f"{share:.1%} of {self.moved(reading, counter)} bytes",
-            holds=of_share(share) is Gap.CLOSED,
+            expected=f"95 to 105 % of the disk's bytes charged, of {asked} or more",
+            got=f"{self.share(reading, counter):.1%} of {self.moved(reading, counter)} bytes",
+            holds=gap is Gap.CLOSED,
+            excess=gap is Gap.EXCESS,
         )
 
 

@@ -7,7 +7,7 @@ from testbed.scenarios.base import COMMON_NEEDS, FIO, Point, Scenario, on_each_d
 from testbed.scenarios.controls import Usual, owned_pages, usual_reads
 from testbed.scenarios.rig import FRESH, Reading, Rig, rig
 from testbed.units import MIB
-from testbed.verdict import Control, Evidence, Gap, Measure, agreed, of_pages, of_share
+from testbed.verdict import Control, Evidence, Measure, pages_of, together
 
 _BYTES = 16 * MIB
 # A sector at a time: each request takes half a millisecond or more.
@@ -40,17 +40,18 @@ def _evidence(
     share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
     # fio keeps its statistics in shared memory, which `file` counts as well.
     page_cache = claim.memory("file") - claim.memory("shmem") - own_pages
-    gap = agreed(of_share(share), of_pages(page_cache, resident, asked)) if moved >= asked * 0.95 else Gap.UNCLEAR
+    judged = together(at.part(claim, "rbytes", asked=asked), pages_of("the page cache", page_cache, resident, asked))
     return Evidence(
-        claim=gap,
-        reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of the backing file's page cache",
+        claim=judged.gap,
+        reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of the backing file's page cache"
+        f"{judged.note}",
         measures=(
             Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of reader"),
             Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
             *more,
         ),
         controls=(*known.controls, *controls),
-        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(gap, "reader", page_cache, resident)),
+        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(judged.gap, "reader", page_cache, resident)),
     )
 
 

@@ -12,7 +12,7 @@ from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import Usual, owned_pages, usual
 from testbed.scenarios.rig import Rig, rig
 from testbed.units import MIB
-from testbed.verdict import Evidence, Gap, Measure, of_share
+from testbed.verdict import Evidence, Measure, share_of, together
 
 # The controls have no inode that changes hands.
 _CONTROL_BYTES = 16 * MIB
@@ -43,10 +43,10 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
             charged, moved = (sum(of) for of in ([r.io(at.device, "wbytes") for r in last], [at.moved(r, "wbytes") for r in last]))
             share = charged / moved if moved else 0.0
             rounds_said = ", ".join(f"{at.share(reading, 'wbytes'):.0%}" for reading in readings)
-            gap = of_share(share) if moved >= judged * round_bytes * 0.95 else Gap.UNCLEAR
+            claim = together(share_of("the disk's bytes", charged, moved, least=judged * round_bytes * 0.95))
             return Evidence(
-                claim=gap,
-                reason=f"the writer has {share:.1%} of the disk's bytes in the last {judged} rounds (each: {rounds_said})",
+                claim=claim.gap,
+                reason=f"the writer has {share:.1%} of the disk's bytes in the last {judged} rounds (each: {rounds_said}){claim.note}",
                 measures=(
                     Measure(name="charged writes", value=charged, unit="bytes", source="io.stat wbytes of writer"),
                     Measure(name="disk writes", value=moved, unit="bytes", source=f"query-blockstats wr_bytes of {at.disk}"),
@@ -55,7 +55,7 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
                 balances=(
                     *(at.balance(reading, "wbytes") for reading in readings),
                     *known.balances,
-                    *owned_pages(gap, "writer", readings[-1].memory("file"), resident),
+                    *owned_pages(claim.gap, "writer", readings[-1].memory("file"), resident),
                 ),
             )
 

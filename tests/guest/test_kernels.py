@@ -20,7 +20,7 @@ from testbed.store import cache
 from testbed.store.kernel_builds import Builder, BuildOrder
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest
-from testbed.verdict import Evidence, Gap
+from testbed.verdict import Evidence, Gap, Verdict, judge_pair
 from tests.guest.conftest import Notes
 from tests.guest.test_museum import testbed
 
@@ -31,6 +31,7 @@ pytestmark = pytest.mark.kernels
 BASE = BuildOrder(source="debian-6.1")
 DEBUG = BuildOrder(source="debian-6.1", flavours=("lockdep", "faults", "iolatency", "kasan", "leaks"))
 NO_CHARGE = BuildOrder(source="debian-6.1", ablations=("no-io-charge",))
+TWICE = BuildOrder(source="debian-6.1", ablations=("io-charged-twice",))
 
 
 @pytest.fixture
@@ -50,24 +51,29 @@ async def seen_and_said(lab: Lab, model: Guest, kernel: KernelFiles, name: str, 
     return found.claim if isinstance(found, Evidence) else None, kinds
 
 
-async def claim(lab: Lab, model: Guest, kernel: KernelFiles, evidence: Path) -> Gap:
-    """What the scenario `read` sees on a kernel."""
+async def measured(lab: Lab, model: Guest, kernel: KernelFiles, evidence: Path) -> Evidence:
+    """What the scenario `read` measures on a kernel."""
     case = cases()["read/virtio-blk/ext4"]
     async with lab.guest("g0", case.model(model), kernel, evidence) as guest:
         assert (await guest.run("uname", "-r")).stdout.strip() == kernel.release
         await guest.run("modprobe", "bfq")  # what is built in is found
         found = await case.scenario.steps(guest, case.point)
         assert not guest.console.findings
-    assert isinstance(found, Evidence) and all(control.holds for control in found.controls)
-    return found.claim
+    assert isinstance(found, Evidence)
+    return found
 
 
 async def test_a_pair_that_differs_in_one_line_differs_in_what_is_charged(builder: Builder, lab: Lab, model: Guest, evidence: Path) -> None:
-    base, ablated = await builder.build(BASE), await builder.build(NO_CHARGE)
+    base, ablated, twice = [await builder.build(order) for order in (BASE, NO_CHARGE, TWICE)]
     assert (base.series, ablated.series, base.early_modules) == (Series.AFTER, Series.UNKNOWN, ())
-    assert await claim(lab, model, await lab.kernel(base.name), evidence / "base") is Gap.CLOSED
-    # Page cache is charged still: that is neither with the series nor before it.
-    assert await claim(lab, model, await lab.kernel(ablated.name), evidence / "ablated") is Gap.UNCLEAR
+    whole, half, double = [await measured(lab, model, await lab.kernel(one.name), evidence / one.name) for one in (base, ablated, twice)]
+    assert whole.claim is Gap.CLOSED and all(control.holds for control in (*whole.controls, *half.controls))
+    # The page cache is charged still.
+    assert half.claim is Gap.PARTIAL and half.reason.endswith("; charged: the page cache; not charged: the disk's bytes")
+    assert double.claim is Gap.EXCESS and double.reason.endswith("; charged more than there was: the disk's bytes 2.0 times")
+    # As the base of a comparison stands a kernel from before the series.
+    before = Evidence(claim=Gap.OPEN, reason="", measures=(), controls=())
+    assert [judge_pair(before, patched).verdict for patched in (whole, half, double)] == [Verdict.PASS, Verdict.FAIL, Verdict.FAIL]
 
 
 async def test_the_same_key_gives_the_same_bytes_whatever_was_built_between(builder: Builder) -> None:

@@ -20,19 +20,21 @@ FULL = 32 << 20
         (1.0, FULL, FULL, FULL, Gap.CLOSED),
         (1.0, 2 * FULL, 2 * FULL, 2 * FULL, Gap.CLOSED),  # readahead
         (0.0, 0, FULL, FULL, Gap.OPEN),
-        (1.0, 0, FULL, FULL, Gap.UNCLEAR),
-        (0.0, FULL, FULL, FULL, Gap.UNCLEAR),
+        (1.0, 0, FULL, FULL, Gap.PARTIAL),  # the series without its mm patch
+        (0.0, FULL, FULL, FULL, Gap.PARTIAL),
+        (2.0, FULL, FULL, FULL, Gap.EXCESS),
         (0.5, FULL // 2, FULL, FULL, Gap.UNCLEAR),
         (1.0, FULL, 2 * FULL, 2 * FULL, Gap.UNCLEAR),
-        (1.0, 2 * FULL, FULL, FULL, Gap.UNCLEAR),
+        (1.0, 2 * FULL, FULL, FULL, Gap.EXCESS),
         (1.0, 0, 0, FULL, Gap.UNCLEAR),
         (0.0, 0, FULL, 0, Gap.UNCLEAR),
+        (0.0, 0, FULL, 12_000, Gap.UNCLEAR),
     ],
 )
-def test_a_read_is_charged_only_where_bytes_and_pages_agree(
+def test_a_read_is_charged_in_full_only_where_bytes_and_pages_agree(
     io_share: float, owned: int, resident: int, disk_bytes: int, claim: Gap
 ) -> None:
-    assert judge(io_share=io_share, owned=owned, resident=resident, disk_bytes=disk_bytes) is claim
+    assert judge(charged=int(io_share * disk_bytes), moved=disk_bytes, owned=owned, resident=resident).gap is claim
 
 
 def test_oom_kills_are_read_and_nothing_else() -> None:

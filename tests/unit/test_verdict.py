@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from testbed import verdict
-from testbed.verdict import Control, Evidence, Gap, Lost, Outcome, Skipped, Verdict
+from testbed.verdict import Claim, Control, Evidence, Gap, Lost, Outcome, Part, Skipped, Verdict
 
 
 def evidence(claim: Gap, *, control_holds: bool = True) -> Evidence:
@@ -12,6 +12,7 @@ def evidence(claim: Gap, *, control_holds: bool = True) -> Evidence:
 
 
 CHARGED, BYPASSED, UNCLEAR = (evidence(claim) for claim in (Gap.CLOSED, Gap.OPEN, Gap.UNCLEAR))
+PARTIAL, EXCESS = (evidence(claim) for claim in (Gap.PARTIAL, Gap.EXCESS))
 BROKEN = evidence(Gap.CLOSED, control_holds=False)
 BROKEN_BYPASS = evidence(Gap.OPEN, control_holds=False)
 SKIPPED, LOST = Skipped(why="lacks io"), Lost(why="panicked")
@@ -23,6 +24,10 @@ PAIRS: list[tuple[Outcome, Outcome, Verdict]] = [
     (CHARGED, BYPASSED, Verdict.INVALID),
     (UNCLEAR, CHARGED, Verdict.INVALID),
     (BYPASSED, UNCLEAR, Verdict.INVALID),
+    (BYPASSED, PARTIAL, Verdict.FAIL),
+    (BYPASSED, EXCESS, Verdict.FAIL),
+    (PARTIAL, CHARGED, Verdict.INVALID),
+    (EXCESS, CHARGED, Verdict.INVALID),
     (BROKEN_BYPASS, CHARGED, Verdict.INVALID),
     (BYPASSED, BROKEN, Verdict.INVALID),
     (SKIPPED, CHARGED, Verdict.SKIP),
@@ -39,13 +44,13 @@ def test_pairs(base: Outcome, patched: Outcome, expected: Verdict) -> None:
 
 
 def test_only_a_bypass_on_the_base_and_a_charge_on_the_patched_kernel_pass() -> None:
-    everything: tuple[Outcome, ...] = (CHARGED, BYPASSED, UNCLEAR, BROKEN, BROKEN_BYPASS, SKIPPED, LOST)
+    everything: tuple[Outcome, ...] = (CHARGED, BYPASSED, PARTIAL, EXCESS, UNCLEAR, BROKEN, BROKEN_BYPASS, SKIPPED, LOST)
     passing = [pair for pair in itertools.product(everything, repeat=2) if verdict.judge_pair(*pair).verdict is Verdict.PASS]
     assert passing == [(BYPASSED, CHARGED)]
 
 
 def test_no_kernel_passes_against_itself() -> None:
-    for outcome in (CHARGED, BYPASSED, UNCLEAR, BROKEN, SKIPPED, LOST):
+    for outcome in (CHARGED, BYPASSED, PARTIAL, EXCESS, UNCLEAR, BROKEN, SKIPPED, LOST):
         assert verdict.judge_pair(outcome, outcome).verdict is not Verdict.PASS
 
 
@@ -61,6 +66,10 @@ def test_a_broken_control_is_named_with_its_side() -> None:
         (BYPASSED, Gap.CLOSED, Verdict.FAIL),
         (BYPASSED, Gap.OPEN, Verdict.PASS),
         (UNCLEAR, Gap.CLOSED, Verdict.INVALID),
+        (PARTIAL, Gap.CLOSED, Verdict.FAIL),
+        (PARTIAL, Gap.OPEN, Verdict.FAIL),
+        (EXCESS, Gap.CLOSED, Verdict.FAIL),
+        (EXCESS, Gap.OPEN, Verdict.FAIL),
         (BROKEN, Gap.CLOSED, Verdict.INVALID),
         (SKIPPED, Gap.CLOSED, Verdict.SKIP),
         (LOST, Gap.CLOSED, Verdict.INFRA),
@@ -79,10 +88,25 @@ def test_single_kernels(outcome: Outcome, expected: Gap, judged: Verdict) -> Non
         (0.0201, Gap.UNCLEAR),
         (0.02, Gap.OPEN),
         (0.0, Gap.OPEN),
+        (1.05, Gap.CLOSED),
+        (1.0501, Gap.EXCESS),
+        (2.0, Gap.EXCESS),
+        (100.0, Gap.EXCESS),
+        (float(1 << 64), Gap.EXCESS),
+        (float("inf"), Gap.UNCLEAR),
+        (float("nan"), Gap.UNCLEAR),
+        (-0.0001, Gap.UNCLEAR),
     ],
 )
 def test_thresholds(share: float, claim: Gap) -> None:
-    assert verdict.of_share(share) is claim
+    assert verdict.of_share(share * 10_000, 10_000, least=10_000) is claim
+
+
+@pytest.mark.parametrize(("charged", "total"), [(0, 9_999), (9_999, 9_999), (12_000, 12), (0, 0), (0, -1)])
+def test_a_share_of_next_to_nothing_says_nothing(charged: int, total: int) -> None:
+    assert verdict.of_share(charged, total, least=10_000) is Gap.UNCLEAR
+    assert verdict.share_of("x", charged, total, least=10_000).gap is Gap.UNCLEAR
+    assert verdict.of_share(0, 0, least=0) is Gap.UNCLEAR
 
 
 def test_a_run_is_as_bad_as_its_worst_scenario() -> None:
@@ -107,8 +131,9 @@ def test_a_run_is_as_bad_as_its_worst_scenario() -> None:
         (949, 1000, 1000, Gap.UNCLEAR),
         (950, 1000, 1000, Gap.CLOSED),
         (1050, 1000, 1000, Gap.CLOSED),
-        (1051, 1000, 1000, Gap.UNCLEAR),  # it pays for pages that are not the file's
-        (3000, 1000, 1000, Gap.UNCLEAR),
+        (1051, 1000, 1000, Gap.EXCESS),  # it pays for pages that are not the file's
+        (3000, 1000, 1000, Gap.EXCESS),
+        (-1, 1000, 1000, Gap.UNCLEAR),
         (1900, 2000, 1000, Gap.CLOSED),  # readahead
         (1899, 2000, 1000, Gap.UNCLEAR),
         (41, 2000, 1000, Gap.UNCLEAR),
@@ -118,9 +143,41 @@ def test_pages_are_judged_by_what_is_in_memory(owned: int, resident: int, asked:
     assert verdict.of_pages(owned, resident, asked) is claim
 
 
-def test_measurements_that_disagree_say_nothing_together() -> None:
-    assert verdict.agreed(Gap.OPEN, Gap.OPEN) is Gap.OPEN and verdict.agreed(Gap.CLOSED) is Gap.CLOSED
-    assert verdict.agreed(Gap.OPEN, Gap.CLOSED, Gap.OPEN) is Gap.UNCLEAR
+def part(gap: Gap, what: str = "x", times: float | None = None) -> Part:
+    return Part(what=what, gap=gap, times=times)
+
+
+def test_parts_of_a_claim_that_agree_are_the_claim() -> None:
+    for gap in (Gap.OPEN, Gap.CLOSED):
+        assert verdict.together(part(gap)) == verdict.together(part(gap), part(gap)) == Claim(gap=gap, note="")
+
+
+def test_half_a_loss_names_the_half_that_is_missing() -> None:
+    half = verdict.together(part(Gap.CLOSED, "the disk's bytes"), part(Gap.OPEN, "the page cache"))
+    assert half == Claim(gap=Gap.PARTIAL, note="; charged: the disk's bytes; not charged: the page cache")
+    patched = Evidence(claim=half.gap, reason=f"read{half.note}", measures=(), controls=())
+    judged = verdict.judge_pair(BYPASSED, patched)
+    assert judged.reason == ("the patched kernel closes the gap only in part: read; charged: the disk's bytes; not charged: the page cache")
+
+
+def test_an_excess_counts_even_beside_what_is_unclear_and_what_is_unclear_beside_all_else() -> None:
+    twice = verdict.together(part(Gap.EXCESS, "the disk's bytes", 2.0), part(Gap.CLOSED), part(Gap.UNCLEAR))
+    assert twice == Claim(gap=Gap.EXCESS, note="; charged more than there was: the disk's bytes 2.0 times")
+    assert verdict.together(part(Gap.UNCLEAR), part(Gap.OPEN, "y")) == Claim(gap=Gap.UNCLEAR, note="; unclear: x")
+    assert verdict.together(part(Gap.UNCLEAR)).note == ""
+    assert verdict.together().gap is Gap.UNCLEAR
+
+
+def test_a_kernel_that_charges_twice_fails_though_its_controls_are_charged_twice_as_well() -> None:
+    control = Control(name="direct-I/O loop", expected="95 to 105 %", got="200 %", holds=False, excess=True)
+    twice = Evidence(claim=Gap.EXCESS, reason="2.0 times", measures=(), controls=(control,))
+    assert verdict.judge_pair(BYPASSED, twice).reason == "the patched kernel charges more than there was: 2.0 times"
+    # Another claim is void, and so is any where a control fails otherwise.
+    for claim, excess in ((Gap.CLOSED, True), (Gap.EXCESS, False)):
+        broken = Evidence(
+            claim=claim, reason="", measures=(), controls=(Control(name="c", expected="", got="", holds=False, excess=excess),)
+        )
+        assert verdict.judge_pair(BYPASSED, broken).verdict is Verdict.INVALID
 
 
 @pytest.mark.parametrize("value", [CHARGED, SKIPPED, LOST, CHARGED.controls[0], verdict.judge_pair(BYPASSED, CHARGED)])
