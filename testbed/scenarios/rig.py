@@ -162,7 +162,7 @@ class Rig:
         return reading.io(self.device, counter) / moved if moved else 0.0
 
     def part(self, reading: Reading, counter: str, *, asked: int) -> Part:
-        """The part of a claim that the disk's bytes are the cgroup's. `asked`: bytes of which the disk must have moved nine tenths, or nothing
+        """The part of a claim that the disk's bytes are the cgroup's. `asked`: bytes, of which the disk must have moved 9 in 10, or nothing
         is known (where holes were punched, 94 % are left)."""
         return share_of("the disk's bytes", reading.io(self.device, counter), self.moved(reading, counter), least=asked * 0.9)
 
