@@ -25,7 +25,7 @@ _MOST_LINES = 20
 
 
 class Status(enum.Enum):
-    """How a test ended; HANG and LOST are the guest's doing, ERROR that of the suite."""
+    """How a test ended; HANG and LOST are the guest's doing. ERROR: nothing is known, by the suite's, this machine's or our own doing."""
 
     PASS = "pass"  # noqa: S105 - a word, no password
     FAIL = "fail"

@@ -6,14 +6,15 @@ import asyncio
 import re
 import shutil
 import stat
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import blktests
+from testbed import blktests, journal
 from testbed.api import Testbed, Vm
 from testbed.blktests import Outcome, Status
-from testbed.errors import CommandFailed, GuestLost, HostError, TestbedError, UsageError, first
+from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, UsageError, first
 from testbed.topology import Topology
 
 _TEST = re.compile(r"[0-9]{3}")
@@ -184,28 +185,50 @@ def _is_copied(mode: int) -> bool:
 
 
 async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path) -> tuple[Outcome, ...]:
+    """One test in its guest. Whatever goes wrong with either is this test's, unless it has ended by then: others go on."""
+    done: tuple[Outcome, ...] = ()
+    status, details = Status.ERROR, tuple[str, ...]()
     try:
         async with testbed.vm(how.topology, kernel=how.kernel, evidence=evidence) as vm:
-            await vm.put(home, _HOME)
-            await vm.run("bash", "-c", _PREPARE, _THERE)
-            devices = [vm.disks[name].path for name in how.disks]
-            try:
-                printed = await _said(vm, _RUN, test, str(how.quick_s or ""), *devices, timeout_s=how.timeout_s)
-            except CommandFailed:
-                why = f"it did not end within {how.timeout_s:g} s"
-                return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
-            try:
-                left = await _said(vm, _LEFT, test)
-                source = (home / "checkout/tests" / test).read_text(encoding="utf-8", errors="replace")
-                done = blktests.outcomes(test, left, printed, source, devices=bool(devices))
-                if any(one.status is Status.FAIL for one in done):
-                    await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True)
-            except CommandFailed:
-                why = "it ended, and its guest does not read files any longer"
-                return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
-            return done
+            done = await _ran(vm, home, test, how, evidence)
     except GuestLost as lost:
-        return (Outcome(test=test, status=Status.LOST, reason=lost.why, details=lost.console_tail),)
+        status, why, details = Status.LOST, lost.why, lost.console_tail
+    except TestbedError as error:
+        status = Status.LOST if isinstance(error, GuestError) else status
+        why, *rest = str(error).splitlines() or [type(error).__name__]
+        details = tuple(rest)
+    except Exception as error:
+        why, details = f"a mistake of the testbed: {type(error).__name__}: {error}", tuple(traceback.format_exc().splitlines())
+    else:
+        return done
+    journal.say("\n".join((f"{test}: {why}", *details)), failed=True)
+    return done or (Outcome(test=test, status=status, reason=why, details=details),)
+
+
+async def _ran(vm: Vm, home: Path, test: str, how: How, evidence: Path) -> tuple[Outcome, ...]:
+    """How a test ended in a guest that is ready."""
+    await vm.put(home, _HOME)
+    await vm.run("bash", "-c", _PREPARE, _THERE)
+    devices = [vm.disks[name].path for name in how.disks]
+    try:
+        printed = await _said(vm, _RUN, test, str(how.quick_s or ""), *devices, timeout_s=how.timeout_s)
+    except CommandFailed:
+        why = f"it did not end within {how.timeout_s:g} s"
+        return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
+    try:
+        left = await _said(vm, _LEFT, test)
+    except CommandFailed:
+        why = "it ended, and its guest does not read files any longer"
+        return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
+    source = (home / "checkout/tests" / test).read_text(encoding="utf-8", errors="replace")
+    done = blktests.outcomes(test, left, printed, source, devices=bool(devices))
+    if any(one.status is Status.FAIL for one in done):
+        try:
+            await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True)
+        except TestbedError as error:
+            # What it came to is known; only its files are not here.
+            journal.say(f"{test}: its files stay in the guest: {error}", failed=True)
+    return done
 
 
 async def _said(vm: Vm, script: str, *arguments: str, timeout_s: float | None = None) -> str:

@@ -15,6 +15,7 @@ from testbed.lab import Lab
 from testbed.lifecycle import State
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
+from testbed.units import MIB
 
 
 async def lose(lab: Lab, kernel: KernelFiles, evidence: Path, script: str) -> tuple[GuestLost, Guest, float]:
@@ -81,6 +82,25 @@ async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(lab: Lab
         # What a guest answers is kept within bounds.
         flood = await guest.run("sh", "-c", "head -c 20000000 /dev/zero")
         assert len(flood.stdout) == 8 << 20
+
+
+# The process's own, a background job's, and those of what the harness speaks with.
+SCORES = """cat /proc/self/oom_score_adj; sleep 60 & cat /proc/$!/oom_score_adj; kill $!
+for pid in 1 $(pidof dropbear); do cat /proc/$pid/oom_score_adj; done
+"""
+
+
+@pytest.mark.slow
+async def test_a_guest_out_of_memory_goes_on_answering(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", GuestModel(cpus=1, memory=256 * MIB), kernel, evidence) as guest:
+        for _ in range(5):
+            # Its last line is endless: all of it is kept in memory.
+            filled = await guest.run("tail", "/dev/zero", check=False, timeout_s=300)
+            assert (filled.status, filled.signal) in ((137, ""), (-1, "KILL")), filled
+            own, background, *exempt = (await guest.script(SCORES)).stdout.split()
+            assert own == background == "0" and len(exempt) >= 3 and set(exempt) == {"-1000"}
+        killed = (await guest.script("dmesg | grep 'Out of memory: Killed process'")).stdout.splitlines()
+        assert len(killed) == 5 and all("(tail)" in line for line in killed)
 
 
 @pytest.mark.slow

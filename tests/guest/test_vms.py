@@ -107,12 +107,16 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     # Entered as a user would: words, a line for the shell, the command's own status, files, the serial console.
     assert (await testbed("ssh", "one", "--", "echo", "a  b", "$HOME")).out == "a  b $HOME\n"
     assert (await testbed("ssh", "one", "--", "echo $HOME; exit 7", status=7)).out == "/root\n"
+    # What is run for a user is not kept from the guest's OOM killer, as what runs it is.
+    entered = (await testbed("ssh", "one", "--", "cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj; env")).out.split()
+    assert entered[:2] == ["0", "-1000"] and not any(word.startswith("SSH_ORIGINAL") for word in entered)
     assert (await testbed("ssh", "one", "--", "cat /sys/fs/cgroup/a/io.max")).out.split()[1] == "rbps=1048576"
     (testbed.folder / "sent").write_text("hello\n")
     await testbed("cp", "sent", "one:/root/got")
     await testbed("cp", "one:/root/got", "back")
     assert (testbed.folder / "back").read_text() == "hello\n"
-    assert "uid=0(root)" in (await testbed("console", "one", stdin="id\n")).out
+    shell = (await testbed("console", "one", stdin="id; cat /proc/self/oom_score_adj\n")).out
+    assert "uid=0(root)" in shell and "\n0\n" in shell.replace("\r", "")
     assert "/dev/loop0" in (await testbed("logs", "one", "--what", "ssh")).out or (await testbed("logs", "one")).out
 
     # Saved with what is in memory, on the root disk, on a raw disk and on a qcow2.

@@ -12,7 +12,7 @@ import pytest
 
 from testbed import suites
 from testbed.blktests import Outcome, Status, outcomes
-from testbed.errors import CommandFailed, HostError, UsageError
+from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, UsageError, WireBroken
 from testbed.topology import Topology
 
 SOURCE = "test() {\n    true\n}\n"
@@ -188,6 +188,63 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
         await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.append)  # type: ignore[arg-type]  # a fake
     assert [each.status for each in done] == [Status.HANG, Status.ERROR] and list(done) == told
     assert done[0].details == ("PPID STAT WCHAN COMMAND", "1 S do_wait bash -c cd there", "1 D loop_flush sync")
+
+
+class Broken(Testbed):
+    """Its guests break as `breaks` says of the tests that they are for, before or after these have ended."""
+
+    def __init__(self, scratch: Path, breaks: dict[str, tuple[str, Exception]]) -> None:
+        super().__init__(scratch)
+        self._breaks = breaks
+
+    @contextlib.asynccontextmanager
+    async def vm(self, topology: Topology, *, kernel: str, evidence: Path) -> AsyncIterator[Guest]:
+        when, error = self._breaks.get(evidence.name, ("never", Exception()))
+        if when == "at its start":
+            raise error
+
+        class Breaking(Guest):
+            async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> SimpleNamespace:
+                if when == "in its test" and timeout_s is not None:
+                    raise error
+                printed = left("nodev", record(status="pass"), "") if command[1:3] == ("-c", suites._LEFT) else ""
+                return SimpleNamespace(stdout=printed, stderr="")
+
+        yield Breaking()
+        if when == "at its end":
+            raise error
+
+
+async def test_what_goes_wrong_with_one_test_is_its_own_and_the_next_is_run(tmp_path: Path) -> None:
+    breaks = {
+        "loop-001": ("in its test", WireBroken("guest g0: `bash`: the SSH connection broke: Connection lost")),
+        "loop-002": ("at its start", GuestError("guest g0: copying files: no space left")),
+        "loop-003": ("at its start", HostError("/state: cannot be written: No space left on device")),
+        "loop-004": ("in its test", ValueError("invalid literal\nfor int()")),
+        "loop-005": ("at its end", GuestLost("g0", "running", "panic on its console: oh no", ("the last", "lines"))),
+        "loop-006": ("in its test", GuestLost("g0", "running", "panic on its console: oh no", ("the last", "lines"))),
+    }
+    for name in ("check", *(f"tests/loop/00{number}" for number in range(1, 8))):
+        (tmp_path / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "checkout" / name).touch()
+    suite = suites.found(tmp_path / "checkout", [])
+    topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
+    how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
+    told: list[Outcome] = []
+    testbed = Broken(tmp_path / "scratch", breaks)
+    done = await suites.run(testbed, suite, how, tmp_path / "evidence", told.append)  # type: ignore[arg-type]  # a fake
+    assert list(done) == told and [(each.test, each.status.value) for each in done] == [
+        ("loop/001", "lost"),
+        ("loop/002", "lost"),
+        ("loop/003", "error"),
+        ("loop/004", "error"),
+        ("loop/005", "pass"),
+        ("loop/006", "lost"),
+        ("loop/007", "pass"),
+    ]
+    assert "the SSH connection broke" in done[0].reason and "No space left on device" in done[2].reason
+    assert done[3].reason.startswith("a mistake of the testbed: ValueError: ") and "Traceback" in done[3].details[0]
+    assert done[5].details == ("the last", "lines")
 
 
 def test_what_a_failed_test_leaves_is_copied_without_pipes_and_links(tmp_path: Path) -> None:
