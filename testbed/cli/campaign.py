@@ -19,7 +19,19 @@ from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
 from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async, run_going_on
-from testbed.cli.kernels import SOURCE_HELP, Config, Flavours, Fragments, Series, builder, configured, nothing_built
+from testbed.cli.kernels import (
+    SOURCE_HELP,
+    Config,
+    Flavours,
+    Fragments,
+    MakeArgs,
+    Series,
+    SeriesPatches,
+    SeriesVersion,
+    builder,
+    configured,
+    nothing_built,
+)
 from testbed.errors import BuildError, UsageError
 from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
@@ -110,9 +122,12 @@ def bisect_command(
     ] = None,
     tree: Annotated[str | None, typer.Option("--tree", help=f"As --run, for a kernel that is built first. {SOURCE_HELP}")] = None,
     series: Series = None,
+    series_version: SeriesVersion = None,
+    series_patches: SeriesPatches = None,
     flavour: Flavours = None,
     fragment: Fragments = None,
     config: Config = None,
+    make_arg: MakeArgs = None,
     rate: Annotated[float | None, typer.Option("--rate", min=0.001, max=1, help="How often it shows; measured, or the file's.")] = None,
     error: Error = 0.05,
     jobs: Jobs = None,
@@ -120,12 +135,13 @@ def bisect_command(
     quiet: Quiet = False,
 ) -> None:
     """Find between which kernels of an ordered list a bug came, or went; each is tried as often as the bug's rate needs."""
+    more = configured(flavour, fragment, config, make_arg, series_version, series_patches)
     if tree is None:
-        nothing_built(series, flavour, fragment, config)
+        nothing_built((series,), more)
     if run is not None or tree is not None:
         if good or bad or kernels or (run is not None and tree is not None):
             raise UsageError("bisect: --run or --tree asks one kernel; expected no --good, --bad and --kernels beside it, and not both")
-        order = replace(configured(flavour, fragment, config), source=str(tree), series=tuple(series or ()))
+        order = replace(more, source=str(tree), series=tuple(series or ()))
         _ask_one(file, run or order, rate, error, jobs, quiet)
         return
     case = load(file, host_memory=probe.host_memory())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +15,9 @@ import typer
 from testbed import paths, room
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.errors import UsageError
+from testbed.kbuild import make_args
 from testbed.kbuild.ablations import ABLATIONS
+from testbed.kbuild.mailbox import Selection, numbers_of, version_of
 from testbed.kernels import Kernel, KernelTable, load_table
 from testbed.progress import Progress
 from testbed.report import live
@@ -24,18 +28,31 @@ kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernel
 app.add_typer(kernel_app, name="kernel")
 
 SOURCE_HELP = "A name of images/kernels.yaml, a git tree FOLDER[@COMMIT], or a tarball."
-SERIES_HELP = "Patches: a mailbox as b4 writes it, a patch, or a folder of them or of quilt's. May be given more than once."
+SERIES_HELP = (
+    "Patches: a mailbox of b4's or lore's, a patch, or a folder of `git format-patch` or quilt; also compressed. "
+    "May be given more than once."
+)
 Flavours = Annotated[
     list[str] | None, typer.Option("--flavour", help="On top of the base configuration: faults, iolatency, kasan, leaks, lockdep.")
 ]
 Fragments = Annotated[list[Path] | None, typer.Option("--fragment", help="Options of your own, on top.")]
 Config = Annotated[Path | None, typer.Option("--config", help="Your own .config in place of the base configuration.")]
+BUILD_OPTIONS = "--series, --series-version, --series-patches, --revert, --flavour, --fragment, --config, --make-arg"
+MakeArgs = Annotated[
+    list[str] | None,
+    typer.Option("--make-arg", help="NAME=VALUE for make, such as LLVM=1, CC=gcc-11 or KCFLAGS=-O1; part of what a kernel is known by."),
+]
 JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Compilers at once; one for each processor without it.")]
 
 
 Tree = Annotated[str | None, typer.Option("--tree", help=f"Build what is run from source. {SOURCE_HELP}")]
 Series = Annotated[list[Path] | None, typer.Option("--series", help=SERIES_HELP)]
 Revert = Annotated[list[Path] | None, typer.Option("--revert", help="Patches that are in the source, to be taken away.")]
+SeriesVersion = Annotated[
+    str | None,
+    typer.Option("--series-version", help="Of patches with several versions in one mailbox or folder the one that is meant: 2, rfc-v1."),
+]
+SeriesPatches = Annotated[str | None, typer.Option("--series-patches", help="Only these patches of a series, as `b4 am -P` has it: 2-3,5.")]
 
 
 def kernel_table() -> KernelTable:
@@ -44,19 +61,52 @@ def kernel_table() -> KernelTable:
 
 
 def builder(progress: Progress) -> Builder:
-    """What builds kernels into this user's cache."""
+    """What builds kernels into this user's cache. Says what of the environment does not reach a build although somebody may mean it to."""
+    if found := make_args.ignored(os.environ):
+        progress.note(f"of the environment {', '.join(found)} does not count in builds; --make-arg NAME=VALUE does")
     return Builder(table=kernel_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress)
 
 
-def configured(flavour: list[str] | None, fragment: list[Path] | None, config: Path | None) -> BuildOrder:
-    """An order of which only the configuration is known yet."""
-    return BuildOrder(source="", flavours=tuple(flavour or ()), fragments=tuple(fragment or ()), config=config)
+async def built(kernels: Mapping[str, str | BuildOrder], progress: Progress) -> dict[str, str]:
+    """The kernels by their names, those built that have none yet: one after the other, for a build takes all processors."""
+    orders = [one for one in kernels.values() if isinstance(one, BuildOrder)]
+    if not orders:
+        return {side: str(one) for side, one in kernels.items()}
+    makes = builder(progress)
+    for one in orders:
+        await makes.check(one)
+    return {side: one if isinstance(one, str) else (await makes.build(one)).name for side, one in kernels.items()}
 
 
-def nothing_built(*options: object) -> None:
+def configured(
+    flavour: list[str] | None,
+    fragment: list[Path] | None,
+    config: Path | None,
+    make_arg: list[str] | None,
+    series_version: str | None = None,
+    series_patches: str | None = None,
+) -> BuildOrder:
+    """An order of which the source and the patches are not known yet.
+
+    :raise UsageError: an option has another form than it should.
+    """
+    return BuildOrder(
+        source="",
+        flavours=tuple(flavour or ()),
+        fragments=tuple(fragment or ()),
+        config=config,
+        make_args=make_args.parse(make_arg or ()),
+        selection=Selection(
+            version=None if series_version is None else version_of(series_version),
+            numbers=() if series_patches is None else numbers_of(series_patches),
+        ),
+    )
+
+
+def nothing_built(patches: tuple[list[Path] | None, ...], configuration: BuildOrder) -> None:
     """:raise UsageError: something is said of a build, and there is none."""
-    if any(options):
-        raise UsageError("--series, --revert, --flavour, --fragment, --config: expected --tree beside them")
+    if any(patches) or configuration != BuildOrder(source=""):
+        raise UsageError(f"{BUILD_OPTIONS}: expected --tree beside them")
 
 
 @contextlib.contextmanager
@@ -100,23 +150,24 @@ def kernel_build(
     source: Annotated[str, typer.Option("--source", "--tree", help=SOURCE_HELP)] = "debian-6.1",
     series: Series = None,
     revert: Revert = None,
+    series_version: SeriesVersion = None,
+    series_patches: SeriesPatches = None,
     ablation: Annotated[list[str] | None, typer.Option("--ablation", help=f"Take one thing away: {', '.join(ABLATIONS)}.")] = None,
     flavour: Flavours = None,
     fragment: Fragments = None,
     config: Config = None,
+    make_arg: MakeArgs = None,
     jobs: JobsOption = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Build a kernel from source, unless the cache has it; every verb then knows it by its name. See docs/kernels.md."""
-    wanted = BuildOrder(
+    wanted = replace(
+        configured(flavour, fragment, config, make_arg, series_version, series_patches),
         source=source,
         series=tuple(series or ()),
         reverts=tuple(revert or ()),
         ablations=tuple(ablation or ()),
-        flavours=tuple(flavour or ()),
-        fragments=tuple(fragment or ()),
-        config=config,
         jobs=jobs,
     )
 

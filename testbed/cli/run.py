@@ -16,7 +16,21 @@ from rich.console import RenderableType
 
 from testbed import paths, probe, reach, runner
 from testbed.cli.app import KERNEL_HELP, Cold, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
-from testbed.cli.kernels import Config, Flavours, Fragments, Revert, Series, Tree, builder, configured, kernel_table, nothing_built
+from testbed.cli.kernels import (
+    Config,
+    Flavours,
+    Fragments,
+    MakeArgs,
+    Revert,
+    Series,
+    SeriesPatches,
+    SeriesVersion,
+    Tree,
+    built,
+    configured,
+    kernel_table,
+    nothing_built,
+)
 from testbed.errors import HostError, UsageError
 from testbed.lab import Lab, open_lab
 from testbed.progress import Progress
@@ -66,9 +80,12 @@ def compare(
     tree: Tree = None,
     series: Series = None,
     revert: Revert = None,
+    series_version: SeriesVersion = None,
+    series_patches: SeriesPatches = None,
     flavour: Flavours = None,
     fragment: Fragments = None,
     config: Config = None,
+    make_arg: MakeArgs = None,
     quick: Quick = False,
     full: Full = False,
     repeat: Repeat = 1,
@@ -84,7 +101,7 @@ def compare(
     With --tree both are built from it: without and with --series, or without what --revert names and as it is.
     """
     known = kernel_table()
-    more = configured(flavour, fragment, config)
+    more = configured(flavour, fragment, config, make_arg, series_version, series_patches)
     kernels: dict[str, str | BuildOrder] = {"base": base or known.base, "patched": patched or known.patched}
     if tree is not None:
         if base or patched or bool(series) == bool(revert):
@@ -92,7 +109,7 @@ def compare(
         kernels["base"] = replace(more, source=tree, reverts=tuple(revert or ()))
         kernels["patched"] = replace(more, source=tree, series=tuple(series or ()))
     else:
-        nothing_built(series, revert, flavour, fragment, config)
+        nothing_built((series, revert), more)
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
         file=for_scenarios(topology, ignore=ignore_stack),
@@ -113,9 +130,12 @@ def run(
     tree: Tree = None,
     series: Series = None,
     revert: Revert = None,
+    series_version: SeriesVersion = None,
+    series_patches: SeriesPatches = None,
     flavour: Flavours = None,
     fragment: Fragments = None,
     config: Config = None,
+    make_arg: MakeArgs = None,
     expect: Annotated[str, typer.Option("--expect", help="closed, open, or auto: what the kernel table says of this kernel.")] = "auto",
     quick: Quick = False,
     full: Full = False,
@@ -132,13 +152,14 @@ def run(
     if expect not in gaps:
         raise UsageError(f"--expect {expect}: expected one of {', '.join(gaps)}")
     file = for_scenarios(topology, ignore=ignore_stack, kernel=tree is None)
+    more = configured(flavour, fragment, config, make_arg, series_version, series_patches)
     chosen: str | BuildOrder = kernel or file.kernel or kernel_table().patched
     if tree is not None:
         if kernel is not None:
             raise UsageError("--tree: expected no --kernel beside it")
-        chosen = replace(configured(flavour, fragment, config), source=tree, series=tuple(series or ()), reverts=tuple(revert or ()))
+        chosen = replace(more, source=tree, series=tuple(series or ()), reverts=tuple(revert or ()))
     else:
-        nothing_built(series, revert, flavour, fragment, config)
+        nothing_built((series, revert), more)
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
         file=file,
@@ -212,7 +233,7 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
     with live.progress(err, quiet=wanted.quiet, as_json=wanted.as_json) as progress:
         if wanted.file.unused:
             progress.note(f"not used of the topology, for scenarios build stacks of their own: {', '.join(wanted.file.unused)}")
-        specs = await _built(wanted.kernels, progress)
+        specs = await built(wanted.kernels, progress)
         async with open_lab(progress, kernels=tuple(specs.values()), cold=wanted.cold) as lab:
             kernels = {side: await lab.kernel(spec) for side, spec in specs.items()}
             folder = paths.new_run_folder(lab.folders.runs)
@@ -281,15 +302,6 @@ def _document(
         unused=wanted.file.unused,
         qemu_sha256=qemu_sha256,
     )
-
-
-async def _built(kernels: Mapping[str, str | BuildOrder], progress: Progress) -> dict[str, str]:
-    """The kernels by their names, those built that have none yet: one after the other, for a build takes all processors."""
-    makes = builder(progress)
-    for one in kernels.values():
-        if isinstance(one, BuildOrder):
-            await makes.check(one)
-    return {side: one if isinstance(one, str) else (await makes.build(one)).name for side, one in kernels.items()}
 
 
 def _write(document: dict[str, Any], folder: Path) -> HostError | None:

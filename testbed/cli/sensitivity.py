@@ -13,14 +13,13 @@ import typer
 
 from testbed import paths, runner
 from testbed.cli.app import FAILED, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async
-from testbed.cli.kernels import SOURCE_HELP, Flavours
+from testbed.cli.kernels import SOURCE_HELP, Flavours, MakeArgs, configured
 from testbed.cli.run import Done, Full, Names, Wanted, execute, for_scenarios
 from testbed.errors import UsageError
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.report import results, sensitivity
 from testbed.report.sensitivity import UNCHANGED
 from testbed.scenarios import select
-from testbed.store.kernel_builds import BuildOrder
 from testbed.store.kernel_files import KernelFiles
 from testbed.verdict import Gap
 
@@ -33,6 +32,7 @@ def sensitivity_command(
         list[str] | None, typer.Option("--ablation", help=f"Only these: {UNCHANGED}, {', '.join(ABLATIONS)}; all without it.")
     ] = None,
     flavour: Flavours = None,
+    make_arg: MakeArgs = None,
     full: Full = False,
     of: Annotated[list[str] | None, typer.Option("--of", help="Earlier runs of this verb: run nothing, and make their table.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown, too.")] = None,
@@ -52,7 +52,7 @@ def sensitivity_command(
     for name in names:
         if name not in (UNCHANGED, *ABLATIONS):
             raise UsageError(f"--ablation {name}: expected one of {UNCHANGED}, {', '.join(ABLATIONS)}")
-    common = BuildOrder(source=tree, flavours=tuple(flavour or ()))
+    common = replace(configured(flavour, None, None, make_arg), source=tree)
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=not full, full=full),
         file=for_scenarios(topology, ignore=ignore_stack),

@@ -1,21 +1,18 @@
-"""A patch series as text: mailboxes, patch files, quilt's list; and why a patch was refused, in words."""
+"""A patch as text, and quilt's list of them; what a patch touches, and why it was refused, in words."""
 
 from __future__ import annotations
 
 import difflib
-import email
-import email.policy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from email.message import EmailMessage
 
 from testbed.errors import BuildError
 
-# A message of a mailbox begins after an empty line (RFC 4155); `git format-patch` and `b4` write one such line, too.
-_MESSAGE = re.compile(rb"(?:\A|(?<=\n\n))From \S+ .*\d\d:\d\d:\d\d.*\n")
-_NUMBER = re.compile(r"\[[^\]]*?(?P<number>\d+)/(?P<of>\d+)[^\]]*\]")
-_DIFF = re.compile(r"^(?:diff --git |--- \S.*\n\+\+\+ \S)", re.MULTILINE)
+# "diff --git a/x b/x", "rename from x", and what plain diffs have: "--- a/x", then "+++ b/x", both perhaps with a time behind a tab.
+_GIT_NAMES = re.compile(r"^diff --git (.+)$", re.MULTILINE)
+_MOVED = re.compile(r"^(?:rename|copy) from (.+)$", re.MULTILINE)
+_NAMES = re.compile(r"^--- ([^\t\n]+).*\n\+\+\+ ([^\t\n]+)", re.MULTILINE)
 _HUNK = re.compile(r"@@ -(?P<old>\d+)(?:,(?P<old_count>\d+))? \+(?P<new>\d+)(?:,(?P<new_count>\d+))? @@")
 
 
@@ -29,71 +26,31 @@ class Patch:
     strip: int = 1
 
 
-def of_file(data: bytes, name: str, strip: int = 1) -> tuple[Patch, ...]:
-    """The patches in a file: a mailbox, one mail, or a plain diff.
-
-    :raise BuildError: there is no diff in it, or the series has a hole.
-    """
-    data = data.replace(b"\r\n", b"\n")
-    starts = [match.end() for match in _MESSAGE.finditer(data)]
-    if not starts or not data.startswith(b"From "):
-        head = data.split(b"\n\n", 1)[0]
-        mail = re.search(rb"^Subject: ", head, re.MULTILINE) and re.search(rb"^From: ", head, re.MULTILINE)
-        patch = _of_mail(data, name, strip) if mail else Patch(name=name, subject=name, text=_text(data), strip=strip)
-        if patch is None or not _DIFF.search(patch.text):
-            raise BuildError(f"{name}: expected a patch, a mail with one, or a mailbox, found no diff in it")
-        return (patch,)
-    ends = [*(match.start() for match in _MESSAGE.finditer(data)), len(data)][1:]
-    found = [patch for start, end in zip(starts, ends, strict=True) if (patch := _of_mail(data[start:end], name, strip)) is not None]
-    if not found:
-        raise BuildError(f"{name}: expected a mailbox with patches, found {len(starts)} messages without a diff")
-    return _in_order(found, name)
+def levels(text: str) -> int:
+    """How many leading folders the paths of a diff have too much: 1, or 0 where it was made without `a/` and `b/` (git's diff.noprefix)."""
+    if headers := _GIT_NAMES.findall(text):
+        moved = tuple(f"{name} " for name in _MOVED.findall(text))
+        # "x x", or "x y" where x is moved or copied to y
+        bare = [rest for rest in headers if f"{rest} " == 2 * f"{rest[: len(rest) // 2]} " or rest.startswith(moved)]
+    else:
+        headers = [old for old, new in _NAMES.findall(text) if "/dev/null" not in (old, new)]
+        bare = [old for old, new in _NAMES.findall(text) if old == new]
+    return 0 if headers and bare == headers and not any(name.startswith(("a/", "b/")) for name in headers) else 1
 
 
-def _of_mail(data: bytes, name: str, strip: int) -> Patch | None:
-    """None for a cover letter or an answer."""
-    message = email.message_from_bytes(data, policy=email.policy.default)
-    assert isinstance(message, EmailMessage)
-    subject = " ".join(str(message["Subject"] or "").split())
-    parts = [part for part in message.walk() if part.get_content_maintype() == "text" and part.get_content_subtype() != "html"]
-    text = "\n".join(_text(part.get_payload(decode=True) or b"") for part in parts)  # type: ignore[arg-type]  # bytes, of a text part
-    if re.match(r"(?i)re:", subject) or not _DIFF.search(text):
-        return None
-    return Patch(name=f"{name}: {subject}", subject=re.sub(r"^\[[^\]]*\]\s*", "", subject), text=text, strip=strip)
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
-
-
-def _in_order(patches: list[Patch], name: str) -> tuple[Patch, ...]:
-    """By the numbers of their subjects, where they have some."""
-    numbered = {patch: _NUMBER.search(patch.name) for patch in patches}
-    if None in numbered.values():
-        return tuple(patches)
-    numbers = {patch: int(match["number"]) for patch, match in numbered.items() if match is not None}
-    expected = max(int(match["of"]) for match in numbered.values() if match is not None)
-    for number in range(1, expected + 1):
-        times = list(numbers.values()).count(number)
-        if times != 1:
-            what = "is missing" if times == 0 else f"is there {times} times; give one version of the series"
-            raise BuildError(f"{name}: expected patches 1 to {expected}, each once; patch {number} {what}")
-    return tuple(sorted(patches, key=lambda patch: numbers[patch]))
-
-
-def of_quilt(series: str, name: str) -> tuple[tuple[str, int], ...]:
-    """File names, and how many folders of their paths go, of quilt's `series` (quilt(1)).
+def of_quilt(series: str, name: str) -> tuple[tuple[str, int | None], ...]:
+    """File names, and how many folders of their paths go (None: it does not say), of quilt's `series` (quilt(1)).
 
     :raise BuildError: a line has an option that is not understood.
     """
-    found = []
+    found: list[tuple[str, int | None]] = []
     for number, line in enumerate(series.splitlines(), start=1):
         words = line.split("#", 1)[0].split()
         if not words:
             continue
         if len(words) > 2 or (len(words) == 2 and not re.fullmatch(r"-p\d", words[1])):
             raise BuildError(f"{name}:{number}: expected a file name, perhaps with -pN, got {line.strip()!r}")
-        found.append((words[0], int(words[1][2:]) if len(words) == 2 else 1))
+        found.append((words[0], int(words[1][2:]) if len(words) == 2 else None))
     return tuple(found)
 
 

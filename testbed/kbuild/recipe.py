@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from testbed.kbuild import make_args
+from testbed.kbuild.make_args import MakeArg
 from testbed.keys import content_key
 
 # Changes when what is made of the same source and configuration changes.
@@ -19,35 +21,39 @@ _ENVIRONMENT = {
     "KBUILD_BUILD_VERSION": "1",
     "ARCH": "x86_64",
 }
-# What make and the kernel's Makefiles take from whoever calls them, and what would make other bytes under the same key, or another place of
-# the configuration (Documentation/kbuild/kbuild.rst, GNU make's manual). To some an empty value means something, so none is left at all.
-_CALLERS = re.compile(
-    r"K(?:C|A|CPP|RUST)FLAGS|HOST(?:C|CXX|LD|RUST)FLAGS|HOSTLDLIBS|USER(?:C|LD)FLAGS|LLVM|LLVM_IAS|CROSS_COMPILE|SUBARCH|LOCALVERSION"
-    r"|(?:GNU)?MAKEFLAGS|MAKEFILES|MAKELEVEL|MFLAGS|SOURCE_DATE_EPOCH|(?:KBUILD|KCONFIG|INSTALL)_\w+"
-)
 
 
 def environment(callers: Iterable[str]) -> dict[str, str | None]:
     """What is different for make in an environment that has the variables `callers`; None: it is not there."""
-    return dict.fromkeys(name for name in callers if _CALLERS.fullmatch(name)) | _ENVIRONMENT
+    return dict.fromkeys(make_args.taken(callers)) | _ENVIRONMENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiler:
-    """`version`: as it says itself. `through_ccache`: what was compiled before is not compiled again; it changes no byte."""
+    """What compiles. `version`: as it says itself; `args`: what the user tells make.
+
+    `through_ccache`: what was compiled before is not compiled again; it changes no byte.
+    """
 
     version: str
     through_ccache: bool
+    args: tuple[MakeArg, ...] = ()
 
     @property
     def words(self) -> tuple[str, ...]:
         """What make is told of it."""
-        return ("CC=ccache gcc", "HOSTCC=ccache gcc") if self.through_ccache else ()
+        given, program = {arg.name for arg in self.args}, make_args.tools(self.args)
+        cached = [f"{name}=ccache {program[name]}" for name in ("CC", "HOSTCC") if name not in given] if self.through_ccache else []
+        return (*cached, *map(str, self.args))
 
 
-def build_key(source: str, changes: Mapping[str, str], request: str, compiler: str) -> str:
-    """The key of a kernel: its source, the changed files with their hashes, the configuration as asked for, and the compiler."""
-    return content_key(_LAYOUT, source, dict(changes), request, compiler)
+def build_key(source: str, changes: Mapping[str, str], request: str, compiler: Compiler) -> str:
+    """The key of a kernel: its source, the changed files with their hashes, the configuration as asked for, the compiler and what the user
+    tells make.
+    """
+    return content_key(
+        _LAYOUT, source, dict(changes), request, compiler.version, *([list(map(str, compiler.args))] if compiler.args else [])
+    )
 
 
 def output_key(request: str, compiler: Compiler) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 
 from testbed import allotment
 from testbed.errors import BuildError, HostError, UsageError
-from testbed.kbuild import fragments, patches, recipe
+from testbed.kbuild import fragments, recipe
 from testbed.kbuild.ablations import ABLATIONS, Ablation
 from testbed.kbuild.fragments import Request
+from testbed.kbuild.mailbox import EVERYTHING, Selection
+from testbed.kbuild.make_args import MakeArg
 from testbed.kbuild.patches import Patch
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name, named_by_key
@@ -23,22 +25,26 @@ from testbed.store.kernel_files import KernelFiles
 from testbed.store.kernel_make import MakeJob, find_compiler, results
 from testbed.store.kernel_sources import Source
 from testbed.store.kernel_tree import Content, Tree
+from testbed.store.series_files import read_patches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOrder:
     """What is to be built. `source`: as a command line names it; `series` are applied, then `reverts` taken away, then `ablations` done.
 
-    `config`: the user's own .config, in place of the base fragment; `flavours` and `fragments` come on top.
+    `selection`: what of their files is meant. `config`: the user's own .config, in place of the base fragment; `flavours` and `fragments`
+    come on top. `make_args`: what make is told, besides.
     """
 
     source: str
     series: tuple[Path, ...] = ()
     reverts: tuple[Path, ...] = ()
+    selection: Selection = EVERYTHING
     ablations: tuple[str, ...] = ()
     flavours: tuple[str, ...] = ()
     fragments: tuple[Path, ...] = ()
     config: Path | None = None
+    make_args: tuple[MakeArg, ...] = ()
     jobs: int | None = None
 
 
@@ -84,7 +90,7 @@ class Builder:
     async def _planned(self, order: BuildOrder) -> AsyncIterator[_Plan]:
         """What is to be done; its source is nobody else's meanwhile."""
         parts = _parts(order, self.shipped)
-        compiler = await find_compiler()
+        compiler = await find_compiler(order.make_args)
         source = await kernel_sources.prepare(order.source, self.table, self.root, self.progress)
         async with cache.locked(cache.build_lock(source.folder), self.progress, f"source of {source.name}"):
             tree = Tree(source.folder)
@@ -115,6 +121,7 @@ class Builder:
                 "origin": _origin(plan),
                 "config_name": _config_name(plan.order),
                 "compiler": plan.compiler.version,
+                "make_args": list(map(str, plan.compiler.args)),
             }
         )
 
@@ -141,7 +148,7 @@ class _Plan:
     @property
     def key(self) -> str:
         digests = kernel_tree.digests(self.changes)
-        return recipe.build_key(self.source.key, digests, self.parts.request.text, self.compiler.version)
+        return recipe.build_key(self.source.key, digests, self.parts.request.text, self.compiler)
 
     @property
     def name(self) -> str:
@@ -157,35 +164,11 @@ class _Plan:
 
 def _parts(order: BuildOrder, shipped: Path) -> _Parts:
     return _Parts(
-        series=tuple(patch for path in order.series for patch in read_patches(path)),
-        reverts=tuple(patch for path in reversed(order.reverts) for patch in reversed(read_patches(path))),
+        series=tuple(patch for path in order.series for patch in read_patches(path, order.selection)),
+        reverts=tuple(patch for path in reversed(order.reverts) for patch in reversed(read_patches(path, order.selection))),
         ablations=tuple(_ablation(one) for one in order.ablations),
         request=_request(order, shipped),
     )
-
-
-def read_patches(path: Path) -> tuple[Patch, ...]:
-    """The patches of a file, or of a folder: in the order of its `series` (quilt), else in that of their names.
-
-    :raise BuildError: there are none.
-    """
-    try:
-        if not path.is_dir():
-            return patches.of_file(path.read_bytes(), str(path))
-        quilt = path / "series"
-        listed = (
-            patches.of_quilt(quilt.read_text(encoding="utf-8"), str(quilt))
-            if quilt.is_file()
-            else tuple((one.name, 1) for one in sorted(path.iterdir()) if one.suffix in (".patch", ".diff", ".mbox", ".mbx", ".eml"))
-        )
-        found = tuple(patch for name, strip in listed for patch in patches.of_file((path / name).read_bytes(), str(path / name), strip))
-    except OSError as error:
-        raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise BuildError(f"{path / 'series'}: expected UTF-8, a file name in each line: {error}") from error
-    if not found:
-        raise BuildError(f"{path}: expected a file `series` or files *.patch, *.diff, *.mbox, found none")
-    return found
 
 
 def flavours(shipped: Path) -> tuple[str, ...]:
@@ -262,5 +245,6 @@ def _origin(plan: _Plan) -> str:
     for verb, some in (("with", plan.parts.series), ("without", plan.parts.reverts)):
         if some:
             said.append(f"{verb} {len(some)} patch{'es' if len(some) > 1 else ''} ({', '.join(patch.subject for patch in some)})")
+    said += [f"make {' '.join(map(str, plan.compiler.args))}"] if plan.compiler.args else []
     said += [f"ablation {ablation.name}: {ablation.what}" for ablation in plan.parts.ablations]
     return "; ".join(said)

@@ -13,15 +13,16 @@ from typing import Any
 
 from testbed import process
 from testbed.errors import BuildError, HostError
-from testbed.kbuild import fragments, kconfig, needs, recipe
+from testbed.kbuild import fragments, kconfig, make_args, needs, recipe
 from testbed.kbuild.fragments import Option, Request, merged
+from testbed.kbuild.make_args import MakeArg
 from testbed.kbuild.recipe import Compiler
 from testbed.progress import Task
 from testbed.store import kernel_files
 from testbed.store.kernel_sources import Source
 
-# The programs that a build runs, and the header that objtool is compiled with; the package of each.
-_TOOLS = {tool: tool for tool in ("gcc", "make", "flex", "bison", "bc", "git")} | {"ld": "binutils", "tar": "tar", "xz": "xz-utils"}
+# Besides compilers and linkers: the programs that a build runs, and the headers of what it compiles for itself; the package of each.
+_TOOLS = {tool: tool for tool in ("make", "flex", "bison", "bc", "git", "tar")} | {"xz": "xz-utils"}
 _HEADERS = {"libelf.h": "libelf-dev", "openssl/opensslv.h": "libssl-dev"}
 _CONFIGURE_S, _BUILD_S = 600, 6 * 3600
 # Objects of the base configuration on 6.1; a folder that was built once knows its own number.
@@ -31,20 +32,33 @@ _NAMED = 5
 _OBJECTS, _LOG, _COMPILING = "testbed-objects", "testbed-make.log", "testbed-compiling"
 
 
-async def find_compiler() -> Compiler:
-    """The compiler that builds use here.
+async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
+    """The compiler that builds use here, as the user's `args` for make have it.
 
     :raise HostError: something that builds need is not installed; names all of it.
     """
-    missing = [package for tool, package in _TOOLS.items() if process.where(tool) is None]
+    tools = {name: words.split() for name, words in make_args.tools(args).items()}
+    programs = dict.fromkeys(word for words in tools.values() for word in words[:1])
+    missing = [_TOOLS.get(tool) or make_args.package(tool) for tool in (*_TOOLS, *programs) if process.where(tool) is None]
     if not missing:
         for header, package in _HEADERS.items():
-            asked = await process.run(["gcc", "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False)
+            asked = await process.run([*tools["HOSTCC"], "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False)
             missing += [package] if asked.status != 0 else []
     if missing:
-        raise HostError(f"building a kernel needs packages that are not installed; install them with: apt-get install {' '.join(missing)}")
-    said = [(await process.run([tool, "--version"])).stdout.splitlines()[0] for tool in ("gcc", "ld")]
-    return Compiler(version=", ".join(said), through_ccache=process.where("ccache") is not None)
+        names = " ".join(dict.fromkeys(missing))
+        raise HostError(f"building a kernel needs packages that are not installed; install them with: apt-get install {names}")
+    # Of what is as usual the compiler and the linker; of what the user chose all of it, for each makes other bytes.
+    asked_for = ["CC", "LD", *(["HOSTCC"] if args else []), *(arg.name for arg in args if arg.name in make_args.TOOLS)]
+    said = [await _version(tools[name]) for name in dict.fromkeys(asked_for)]
+    return Compiler(version=", ".join(dict.fromkeys(said)), through_ccache=process.where("ccache") is not None, args=args)
+
+
+async def _version(program: list[str]) -> str:
+    """:raise HostError: it does not say which it is."""
+    said = (await process.run([*program, "--version"])).stdout.splitlines()
+    if not said:
+        raise HostError(f"{' '.join(program)} --version: expected a line with its version, got nothing")
+    return said[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ import pytest
 
 from testbed import room
 from testbed.errors import BuildError, HostError, UsageError
+from testbed.kbuild.make_args import MakeArg
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import Series, load_table
 from testbed.lab import Lab
@@ -28,8 +29,8 @@ from tests.unit.values import host
 
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def found() -> Compiler:
-        return Compiler(version="gcc 12", through_ccache=False)
+    async def found(args: tuple[MakeArg, ...]) -> Compiler:
+        return Compiler(version="gcc 12", through_ccache=False, args=args)
 
     monkeypatch.setattr(kernel_builds, "find_compiler", found)
 

@@ -1,14 +1,16 @@
 """Configurations, Kconfig files, ablations' table, and what make says."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from testbed.errors import BuildError
-from testbed.kbuild import fragments, kconfig, needs, recipe
+from testbed.kbuild import fragments, kconfig, make_args, needs, recipe
 from testbed.kbuild.ablations import ABLATIONS, ablate
 from testbed.kbuild.fragments import Loss, Option
+from testbed.kbuild.recipe import Compiler
 from testbed.scenarios import SCENARIOS
 
 KCONFIG = Path(__file__).parents[2] / "images/kconfig"
@@ -139,10 +141,21 @@ def test_what_is_needed_and_lacking_is_named_with_who_needs_it() -> None:
 
 
 def test_a_key_holds_all_that_makes_a_kernel() -> None:
-    parts: tuple[str, dict[str, str], str, str] = ("source", {"a.c": "1"}, "CONFIG_A=y", "gcc 12")
-    others = [("other", *parts[1:]), (parts[0], {"a.c": "2"}, *parts[2:]), (*parts[:2], "", parts[3]), (*parts[:3], "gcc 13")]
-    assert len({recipe.build_key(*one) for one in (parts, *others)}) == 5
-    assert recipe.build_key(*parts) == recipe.build_key(*parts)
+    gcc, clang = Compiler(version="gcc 12", through_ccache=False), make_args.parse(["LLVM=1"])
+    keys = [
+        recipe.build_key(*one)
+        for one in (
+            ("source", {"a.c": "1"}, "CONFIG_A=y", gcc),
+            ("other", {"a.c": "1"}, "CONFIG_A=y", gcc),
+            ("source", {"a.c": "2"}, "CONFIG_A=y", gcc),
+            ("source", {"a.c": "1"}, "", gcc),
+            ("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, version="gcc 13")),
+            ("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, args=clang)),
+        )
+    ]
+    assert len(set(keys)) == len(keys)
+    # ccache changes no byte, and what is not said changes no key of before.
+    assert recipe.build_key("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, through_ccache=True)) == keys[0] == "1c7d78c3d647a55b"
 
 
 def test_progress_counts_objects_and_tells_the_time_that_is_left() -> None:

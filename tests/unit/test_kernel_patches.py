@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import BuildError
-from testbed.kbuild import patches
+from testbed.kbuild import mailbox
 from testbed.kbuild.ablations import Ablation, Edit
 from testbed.kbuild.patches import Patch
-from testbed.store.kernel_builds import read_patches
 from testbed.store.kernel_tree import Content, Tree, digests
+from testbed.store.series_files import read_patches
 
 LOOP = "".join(f"line {number}\n" for number in range(1, 31))
 
@@ -37,6 +37,10 @@ SECOND = mail("[PATCH v5 2/2] loop: second", diff("line 21", "twenty-one", line=
 ANSWER = mail("Re: [PATCH v5 1/2] loop: first", "> " + "\n> ".join(diff("line 11", "eleven").splitlines()))
 
 
+def of_file(data: bytes, name: str) -> tuple[Patch, ...]:
+    return mailbox.series(mailbox.messages(data, name), name)
+
+
 def tree_of(folder: Path, **more: str) -> Tree:
     (folder / "tree/drivers").mkdir(parents=True)
     (folder / "tree/drivers/loop.c").write_text(LOOP)
@@ -52,27 +56,28 @@ def planned(
 
 
 def test_a_mailbox_gives_its_patches_in_order_without_cover_letter_and_answers() -> None:
-    found = patches.of_file((COVER + SECOND + ANSWER + FIRST).encode(), "v5.mbx")
+    found = of_file((COVER + SECOND + ANSWER + FIRST).encode(), "v5.mbx")
     assert [patch.subject for patch in found] == ["loop: first", "loop: second"]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (COVER + SECOND, "patches 1 to 2, each once; patch 1 is missing"),
-        (FIRST + SECOND + FIRST.replace("v5", "v4"), "patch 1 is there 2 times"),
+        (COVER + SECOND, "patches 1-2, each once; patch 1 is missing; where only these are meant: --series-patches 2"),
+        (FIRST + SECOND + FIRST.replace("v5", "v4"), r"one version.*v4 \(1 patch\), v5 \(2 patches\); choose one.* --series-version v5"),
+        (FIRST + SECOND + FIRST.replace("eleven", "11"), "expected patch 1 once, found it 2 times"),
         (COVER, "1 messages without a diff"),
         ("no patch at all\n", "found no diff"),
     ],
 )
 def test_a_series_with_a_hole_is_refused(text: str, message: str) -> None:
     with pytest.raises(BuildError, match=message):
-        patches.of_file(text.encode(), "v5.mbx")
+        of_file(text.encode(), "v5.mbx")
 
 
 def test_a_mail_is_decoded() -> None:
     text = "From: a\nSubject: [PATCH] x\nContent-Transfer-Encoding: quoted-printable\n\n" + diff("line 11", "a=3Db")
-    (patch,) = patches.of_file(text.encode(), "x.eml")
+    (patch,) = of_file(text.encode(), "x.eml")
     assert "+a=b\n" in patch.text
 
 
@@ -97,7 +102,7 @@ def test_a_series_is_planned_put_and_taken_back_and_other_files_keep_their_times
     loop, other = tmp_path / "tree/drivers/loop.c", tmp_path / "tree/other"
     before = other.stat().st_mtime_ns
     new = "diff --git a/new.h b/new.h\nnew file mode 100644\n--- /dev/null\n+++ b/new.h\n@@ -0,0 +1 @@\n+new\n"
-    series = (*patches.of_file((FIRST + SECOND).encode(), "v5.mbx"), *patches.of_file(new.encode(), "new.patch"))
+    series = (*of_file((FIRST + SECOND).encode(), "v5.mbx"), *of_file(new.encode(), "new.patch"))
     plan = planned(tree, series)
     assert loop.read_text() == LOOP
     tree.put(plan)
@@ -114,10 +119,10 @@ def test_a_series_is_planned_put_and_taken_back_and_other_files_keep_their_times
 
 def test_a_tree_that_was_left_half_way_is_put_right(tmp_path: Path) -> None:
     tree = tree_of(tmp_path)
-    plan = planned(tree, patches.of_file(FIRST.replace("1/2", "1/1").encode(), "one.mbx"))
+    plan = planned(tree, of_file(FIRST.replace("1/2", "1/1").encode(), "one.mbx"))
     tree.put(plan)
     (tmp_path / "tree/drivers/loop.c").write_text("torn")
-    assert planned(tree, patches.of_file(FIRST.replace("1/2", "1/1").encode(), "one.mbx")) == plan
+    assert planned(tree, of_file(FIRST.replace("1/2", "1/1").encode(), "one.mbx")) == plan
     tree.put(plan)
     assert "eleven\n" in (tmp_path / "tree/drivers/loop.c").read_text()
 
@@ -132,7 +137,7 @@ def test_a_revert_undoes_what_is_in_the_source(tmp_path: Path) -> None:
 def test_a_refused_patch_names_file_and_hunk_and_what_is_there(tmp_path: Path) -> None:
     tree = tree_of(tmp_path)
     with pytest.raises(BuildError) as refused:
-        planned(tree, patches.of_file((FIRST + SECOND.replace("-line 21", "-line XXI")).encode(), "v5.mbx"))
+        planned(tree, of_file((FIRST + SECOND.replace("-line 21", "-line XXI")).encode(), "v5.mbx"))
     assert "[PATCH v5 2/2] loop: second: cannot be applied: drivers/loop.c: hunk 1, at line 20" in str(refused.value)
     assert "expected: line XXI\n    found in line 21: line 21" in str(refused.value)
     assert (tmp_path / "tree/drivers/loop.c").read_text() == LOOP
@@ -179,7 +184,7 @@ def test_an_ablation_stands_on_the_series(tmp_path: Path) -> None:
 
 
 def of(text: str) -> tuple[Patch, ...]:
-    return patches.of_file(text.encode(), "p.patch")
+    return of_file(text.encode(), "p.patch")
 
 
 @pytest.mark.parametrize("hunk", ["@@ -11,0 +12 @@\n+new\n", "@@ -11 +11 @@\n-line 11\n+eleven\n", "@@ -30 +29,0 @@\n-line 30\n"])
@@ -241,9 +246,9 @@ def test_a_renamed_file_leaves_its_place_and_comes_back(tmp_path: Path) -> None:
 
 def test_a_path_in_a_message_is_no_file_of_the_patch(tmp_path: Path) -> None:
     text = mail("[PATCH] loop: first", "It was\n--- ../../x\nonce.\n---\n" + diff("line 11", "eleven"))
-    assert planned(tree_of(tmp_path), patches.of_file(text.encode(), "one.mbx")).keys() == {"drivers/loop.c"}
+    assert planned(tree_of(tmp_path), of_file(text.encode(), "one.mbx")).keys() == {"drivers/loop.c"}
     cover = COVER.replace("A cover letter.", "--- ../../x\n")
-    assert len(patches.of_file((cover + FIRST + SECOND).encode(), "v5.mbx")) == 2
+    assert len(of_file((cover + FIRST + SECOND).encode(), "v5.mbx")) == 2
 
 
 def test_what_a_user_has_git_do_with_blanks_is_not_done_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +259,7 @@ def test_what_a_user_has_git_do_with_blanks_is_not_done_here(tmp_path: Path, mon
 
 
 def test_a_mailbox_with_the_line_ends_of_windows_is_read(tmp_path: Path) -> None:
-    found = patches.of_file((COVER + SECOND + FIRST).replace("\n", "\r\n").encode(), "v5.mbx")
+    found = of_file((COVER + SECOND + FIRST).replace("\n", "\r\n").encode(), "v5.mbx")
     assert [patch.subject for patch in found] == ["loop: first", "loop: second"]
     assert planned(tree_of(tmp_path), found).keys() == {"drivers/loop.c"}
 

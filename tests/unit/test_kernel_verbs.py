@@ -14,13 +14,15 @@ from testbed import room
 from testbed.cli import exit_code, load
 from testbed.cli.app import ERROR, app
 from testbed.errors import TestbedError, UsageError
+from testbed.kbuild.make_args import MakeArg
 from testbed.kbuild.recipe import Compiler
 from testbed.progress import Silent
 from testbed.report import results
 from testbed.store import cache, kernel_builds
 from testbed.store.kernel_builds import Builder, BuildOrder
 from tests.unit import outcomes
-from tests.unit.fake_source import IMAGES, LOOP_C, build, compiled, git, tree_of_two_commits
+from tests.unit.fake_source import IMAGES, LOOP_C, PATCH, build, compiled, git, tree_of_two_commits
+from tests.unit.test_kernel_patches import mail
 from tests.unit.test_kernels import TABLE
 
 BUG = Path(__file__).parents[2] / "topologies/bugs/bypass.yaml"
@@ -28,8 +30,8 @@ BUG = Path(__file__).parents[2] / "topologies/bugs/bypass.yaml"
 
 @pytest.fixture(autouse=True)
 def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    async def found() -> Compiler:
-        return Compiler(version="gcc 12", through_ccache=False)
+    async def found(args: tuple[MakeArg, ...]) -> Compiler:
+        return Compiler(version="gcc 12", through_ccache=False, args=args)
 
     monkeypatch.setattr(kernel_builds, "find_compiler", found)
     monkeypatch.setenv("TESTBED_CACHE", str(tmp_path / "cache"))
@@ -109,12 +111,54 @@ def test_what_the_callers_environment_says_to_make_does_not_reach_it(tmp_path: P
 
 
 def test_a_build_through_ccache_names_it_as_its_compiler(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def found() -> Compiler:
-        return Compiler(version="gcc 12", through_ccache=True)
+    async def found(args: tuple[MakeArg, ...]) -> Compiler:
+        return Compiler(version="gcc 12", through_ccache=True, args=args)
 
     monkeypatch.setattr(kernel_builds, "find_compiler", found)
     build(tmp_path / "cache", BuildOrder(source=str(tree)))
     assert made(tmp_path / "cache", "cc") == "ccache gcc, ccache gcc\n"
+
+
+def test_what_is_said_to_make_reaches_it_and_makes_another_kernel(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed("kernel", "build", "usual", "--source", tree, "--json", "-q") == 0
+    usual = json.loads(capsys.readouterr().out)
+    monkeypatch.setenv("CC", "of the environment")
+    words = ("--make-arg", "HOSTCC=gcc-11", "--make-arg", "CC=clang")
+    assert typed("kernel", "build", "mine", "--source", tree, *words, "--json") == 0
+    said = capsys.readouterr()
+    mine = json.loads(said.out)
+    assert "of the environment CC=of the environment does not count in builds; --make-arg NAME=VALUE does" in said.err
+    assert mine["folder"] != usual["folder"] and (mine["make_args"], usual["make_args"]) == (["CC=clang", "HOSTCC=gcc-11"], [])
+    assert mine["origin"].endswith("; make CC=clang HOSTCC=gcc-11")
+    assert {path.read_text() for path in (tmp_path / "cache").glob("sources/*/out-*/cc")} == {"cc, \n", "clang, gcc-11\n"}
+    assert typed("kernel", "build", "--source", tree, "--make-arg", "O=/tmp/elsewhere") == ERROR
+    assert "O cannot be given: the testbed decides where a build is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [("run", "read"), ("compare", "read"), ("bisect", BUG, "--run", "debian-6.1")], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("option", [("--make-arg", "LLVM=1"), ("--series-version", "2"), ("--series-patches", "1-2")], ids=lambda o: o[0])
+def test_what_is_said_of_a_build_needs_one(
+    verb: tuple[str | Path, ...], option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(*verb, *option) != 0
+    assert "--make-arg: expected --tree beside them" in capsys.readouterr().err
+
+
+def test_a_thread_is_built_by_its_version_and_its_numbers(tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.mbx").write_text(
+        mail("[PATCH 1/1] loop: first", PATCH.replace("two", "2"))
+        + mail("[PATCH v2 1/2] loop: charge", PATCH)
+        + mail("[PATCH v2 2/2] x", "x")
+    )
+    order = ("kernel", "build", "mine", "--source", f"{tree}@main~1", "--series", tmp_path / "t.mbx", "--json", "-q")
+    assert typed(*order) == ERROR
+    assert "choose one, such as --series-version v2" in capsys.readouterr().err
+    assert typed(*order, "--series-version", "2") == ERROR
+    assert "patch 2 has no diff that can be read" in capsys.readouterr().err
+    assert typed(*order, "--series-version", "2", "--series-patches", "1") == 0
+    assert json.loads(capsys.readouterr().out)["origin"].endswith("with 1 patch (1/2 loop: charge)")
 
 
 def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
