@@ -140,13 +140,15 @@ class Shell:
         heard: tuple[Listener, Listener] | None = None,
         stdin: bytes = b"",
     ) -> Result:
-        """Run a script of ours; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less.
+        """Run a script; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less.
 
-        `heard`: who hears its output, and its errors, as they come. `stdin`: what a script for `sh` reads.
+        `heard`: who hears its output, and its errors, as they come. `stdin`: what it reads, and never the script itself.
         """
         if interpreter == "sh":
-            return await self._run(f"{shlex.join(['set', '--', *arguments])}\n{text}", stdin, check, timeout_s, heard)
-        return await self._run(shlex.join([interpreter, "-s", "--", *arguments]), text.encode(), check, timeout_s, heard)
+            # On its first line, so that messages have the script's own lines.
+            text = f"{shlex.join(['set', '--', *arguments])}; {text}"
+            return await self._run(text, stdin, check, timeout_s, heard)
+        return await self._run(shlex.join([interpreter, "-c", text, interpreter, *arguments]), stdin, check, timeout_s, heard)
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:

@@ -9,15 +9,14 @@ import asyncio
 import contextlib
 import enum
 import json
-import shlex
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import counting, debugger, dumps, mounts
+from testbed import counting, debugger, dumps, mounts, user_scripts
 from testbed.bugs.model import Bug
 from testbed.console import Finding
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, WireBroken
@@ -28,15 +27,11 @@ from testbed.player import playing
 from testbed.sampler import sampling
 from testbed.shell import Result
 from testbed.signature import End, Match, Watch, rendered
-from testbed.stack import Stack
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
+from testbed.user_scripts import CANNOT_TRY
 from testbed.wires import Console
 
-# Scripts are the guest's root already; ones that were written for a user call sudo.
-_PRELUDE = 'sudo() { "$@"; }; '
-# The status by which a script says that it could not try, as for `git bisect run`.
-CANNOT_TRY = 125
 _POLL_S = 1.0
 # What scripts print is kept as it comes, and so much of it.
 OUTPUT, _MAX_OUTPUT_BYTES = "output.txt", 8 << 20
@@ -200,23 +195,23 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     bug = wanted.bug
     stack, _ = await mounts.build(guest)
     guest.marks.reach(mounts.STACK)
-    head = _PRELUDE + exports(guest, stack, wanted.seed)
+    environment = user_scripts.environment(guest, stack, wanted.seed)
     if wanted.dump or wanted.hold is not None:
         await guest.keep_when_ended()
         await dumps.prepare(guest)  # later it may not answer
     if wanted.hold is not None:
         await debugger.read_symbols(guest)
-    limit = guest.order.deadlines.command_s
     try:
-        if bug.prepare is not None:
-            await guest.script(head + bug.prepare, interpreter=bug.interpreter, timeout_s=max(limit, wanted.timeout_s))
+        if bug.preparation is not None:
+            limit_s = max(guest.order.deadlines.command_s, wanted.timeout_s)
+            await guest.wait(user_scripts.run(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5)
     except CommandFailed as error:
         raise GuestError(f"prepare: {error}") from error
     with (guest.order.evidence / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.heard_by(run.console):
         run.began = time.monotonic()
         try:
             async with sampling(guest), playing(guest):
-                await _watched(guest, wanted, run, head)
+                await _watched(guest, wanted, run, environment)
         except GuestLost:
             await _lost(guest, run)
         except TestbedError as error:
@@ -229,16 +224,11 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     run.look()
 
 
-async def _watched(guest: Guest, wanted: Attempt, run: _Run, head: str) -> None:
+async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mapping[str, str]) -> None:
     """Run the script until it ends, the signature shows, the guest goes, or the time is over."""
-    shell = guest.shell.script(
-        head + wanted.bug.script,
-        interpreter=wanted.bug.interpreter,
-        check=False,
-        timeout_s=wanted.timeout_s + 60,
-        heard=(run.output, run.errors),
-    )
-    script: asyncio.Task[Result] = asyncio.create_task(shell)
+    limit_s, heard = wanted.timeout_s + 60, (run.output, run.errors)
+    running = user_scripts.run(guest, wanted.bug.main, environment, check=False, timeout_s=limit_s, heard=heard)
+    script: asyncio.Task[Result] = asyncio.create_task(running)
     lost = asyncio.create_task(guest.lost())
     hit = asyncio.create_task(run.hit.wait())
     polling = asyncio.create_task(_poll(guest, run)) if run.watch.counters else None
@@ -362,20 +352,6 @@ async def _dumped(guest: Guest, path: Path) -> str:
     except TestbedError as error:
         return f"no dump: {error}"
     return str(path)
-
-
-def exports(guest: Guest, stack: Stack, seed: int) -> str:
-    """What scripts know of their guest, as variables: DEV_NAME of each device, NUM_NAME of each disk (MAJ:MIN), FILE_NAME of each loop's
-    backing file, and SEED. Dashes in names are underscores there."""
-    found = {"SEED": str(seed)}
-    found |= {f"DEV_{_variable(name)}": path for name, path in stack.devices.items()}
-    found |= {f"NUM_{_variable(name)}": disk.number for name, disk in guest.disks.items()}
-    found |= {f"FILE_{_variable(name)}": loop.backing_file for name, loop in stack.loops.items() if loop.backing_file}
-    return "".join(f"export {name}={shlex.quote(value)}; " for name, value in found.items())
-
-
-def _variable(name: str) -> str:
-    return name.upper().replace("-", "_")
 
 
 def _record(one: Try) -> None:

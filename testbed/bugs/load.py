@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from testbed.bugs import scripts
 from testbed.bugs.model import Bug, Case, Document
-from testbed.errors import TopologyError
+from testbed.errors import Problem, TopologyError
 from testbed.topology import messages
 from testbed.topology.load import load_points, merged, points_of
 from testbed.topology.model import Guest
 from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a script's first line stands; `exact`: and its other lines below it, one in each line."""
+
+    file: str
+    line: int
+    column: int = 1
+    exact: bool = True
+
 
 # What a bug runs on where its file says nothing.
 PLAIN_GUEST: dict[str, Any] = {"version": 1, "guests": {"g0": {"cpus": 2}}}
@@ -34,6 +47,12 @@ def load(path: Path, *, host_memory: int | None = None) -> Case:
     :raise TopologyError: it cannot be read, or says something wrong; holds every mistake.
     """
     return _case(read_plain(text_of(path), str(path)), path.parent, host_memory)
+
+
+def places(path: Path) -> dict[str, Place]:
+    """Where the `script` and `prepare` of a valid bug file stand."""
+    plain, reader = read_plain(text_of(path), str(path))
+    return {**_places(reader), **_script(plain, reader, path.parent)}
 
 
 def parse(text: str, file: str = "bug.yaml", folder: Path | None = None) -> Case:
@@ -61,6 +80,7 @@ def inlined(plain: dict[str, Any], path: Path) -> dict[str, Any]:
     script = plain.pop("script-file", None)
     if script is not None:
         plain["script"] = text_of(path.parent / str(script))
+        plain.setdefault("script-name", Path(str(script)).name)
     topology, folder = plain.get("topology"), path.parent
     if isinstance(topology, str):
         folder = (path.parent / topology).parent
@@ -100,22 +120,49 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
 _Dumper.add_representer(str, _text)
 
 
-def _case(found: tuple[dict[str, Any], Reader], folder: Path | None, host_memory: int | None) -> Case:
+def _case(
+    found: tuple[dict[str, Any], Reader], folder: Path | None, host_memory: int | None, elsewhere: dict[str, Place] | None = None
+) -> Case:
     plain, reader = found
     plain = copy.deepcopy(plain)
-    _script(plain, reader, folder)
+    places = {**_places(reader), **_script(plain, reader, folder), **(elsewhere or {})}
     guest = _guest(plain.pop("topology", None), reader, folder, host_memory)
     bug = _bug(plain, reader)
+    if bug is not None and guest is not None:
+        for key, script in (("prepare", bug.preparation), ("script", bug.main)):
+            if script is not None:
+                said = scripts.mistakes(script.text, guest)
+                reader.problems += (problem(places.get(key), key, line, message) for line, message in said)
     if reader.problems or bug is None or guest is None:
         raise TopologyError(tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.line, problem.column))))
     return Case(bug=bug, guest=guest)
 
 
-def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> None:
-    """Put the script that a file names in its place."""
+def problem(place: Place | None, key: str, line: int, message: str) -> Problem:
+    """A mistake in a line of a script; without a place of its own it is named by the script's key."""
+    if place is None:
+        return Problem(file=key, line=line, column=1, path=key, message=message)
+    if place.exact:
+        return Problem(file=place.file, line=place.line + line - 1, column=1, path=key, message=message)
+    return Problem(file=place.file, line=place.line, column=place.column, path=key, message=f"in its line {line}: {message}")
+
+
+def _places(reader: Reader) -> dict[str, Place]:
+    """Where the scripts stand that a bug file holds."""
+    return {
+        key: Place(file=mark.file, line=mark.line + exact, column=mark.column, exact=exact)
+        for key in ("prepare", "script")
+        if (mark := reader.marks.get((key,))) is not None
+        for exact in [(key,) in reader.blocks]
+    }
+
+
+def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[str, Place]:
+    """Put the script that a file names in its place; where it stands."""
     name = plain.pop("script-file", None)
+    found: dict[str, Place] = {}
     if name is None:
-        return
+        return found
     where: Where = ("script-file",)
     if "script" in plain:
         reader.problem(where, "expected script or script-file, got both")
@@ -124,9 +171,12 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> None:
     else:
         try:
             plain["script"] = text_of(folder / name)
+            plain.setdefault("script-name", Path(name).name)
+            found["script"] = Place(file=str(folder / name), line=1)
         except TopologyError as error:
             reader.problems += error.problems
     plain.setdefault("script", ":")  # what is wrong has been said
+    return found
 
 
 def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | None) -> Guest | None:
@@ -171,12 +221,12 @@ def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
     return None if reader.problems else bug
 
 
-def of_plain(plain: dict[str, Any], file: str = "bug.yaml") -> Case:
-    """The bug in a mapping that stands for itself, as `self_contained` gives it.
+def of_plain(plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str | None = None) -> Case:
+    """The bug in a mapping that stands for itself, as `self_contained` gives it; `script_file`: where its script was.
 
     :raise TopologyError: it is none.
     """
-    return _case((plain, Reader(file)), None, None)
+    return _case((plain, Reader(file)), None, None, {} if script_file is None else {"script": Place(file=script_file, line=1)})
 
 
 def wrong(path: Path, message: str) -> TopologyError:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from testbed import patterns
+from testbed.bugs.scripts import Script, script
 from testbed.topology.base import Duration, Model, Rate, Several, Version, Word
 from testbed.topology.cgroups import CgroupPath
 from testbed.topology.model import Guest
@@ -86,8 +87,10 @@ class Kernels(Model):
 
 class Bug(Model):
     """One bug. `summary`, `source`: what it is, and where it was reported. `prepare`: a script that must succeed before `script`, which
-    triggers it; `interpreter` reads both. `signature`: it shows where one of these holds. `rate`: how often it shows at least, where it
-    does. `cores`: what a guest takes of the host: `shared` counts as one core, `idle` mostly waits, `alone` measures time.
+    triggers it; `interpreter`, a program and its options, reads both; without it the program of each one's first line, `#!/bin/sh -e`, or
+    bash. `script-name`: what `$0` ends with and messages call the script. `signature`: it shows where one of these holds. `rate`: how often
+    it shows at least, where it does. `cores`: what a guest takes of the host: `shared` counts as one core, `idle` mostly waits, `alone`
+    measures time.
     """
 
     version: Version
@@ -96,7 +99,8 @@ class Bug(Model):
     kernels: Kernels = Kernels()
     prepare: Text | None = None
     script: Text
-    interpreter: Literal["sh", "bash"] = "bash"
+    script_name: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f]+$")] = "script"
+    interpreter: Annotated[str, Field(max_length=500, pattern=r"^[\w./+-]+( [\w./+=:,-]+)*$")] | None = None
     signature: Annotated[Several[Condition], Field(min_length=1, max_length=20)]
     tries: Annotated[int, Field(ge=1, le=10_000)] = 20
     timeout: Annotated[Duration, Field(gt=0)] = 300 * _PER_S
@@ -106,6 +110,15 @@ class Bug(Model):
     @property
     def timeout_s(self) -> float:
         return self.timeout / _PER_S
+
+    @property
+    def main(self) -> Script:
+        """The script that triggers it."""
+        return script(self.script_name, self.script, self.interpreter)
+
+    @property
+    def preparation(self) -> Script | None:
+        return None if self.prepare is None else script("prepare", self.prepare, self.interpreter)
 
     def mistakes(self) -> Iterator[tuple[tuple[str | int, ...], str]]:
         """What the shape of the file does not show."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import secrets
 import sys
 import time
@@ -36,7 +35,6 @@ from testbed.topology.reader import text_of
 from testbed.trial import Try, said
 from testbed.units import parse_duration
 
-_SHEBANG = re.compile(r"#!\s*(?:\S*/env\s+)?(?:\S*/)?(\S+)")
 # Where nothing is said of what a script shows: it fails, the kernel complains, or the guest is gone.
 _ANY_TROUBLE = (
     {"status": "failure"},
@@ -58,7 +56,9 @@ class Wanted:
 @app.command("repro")
 def repro_command(
     file: Annotated[Path | None, typer.Argument(help="Bug file, or a bundle. See docs/reproduce.md.", show_default=False)] = None,
-    script: Annotated[Path | None, typer.Option("--script", help="A shell script in place of a file.")] = None,
+    script: Annotated[
+        Path | None, typer.Option("--script", help="A script in place of a file: for bash, or for what its first line names.")
+    ] = None,
     expect: Annotated[
         str | None,
         typer.Option("--expect", help="With --script: what shows the bug, on the console, in the output, or among the counters (RE2)."),
@@ -217,27 +217,18 @@ def _of_script(script: Path, expect: str | None, topology: Path | None, kernels:
         "source": f"made by: testbed repro --script {script.name}",
         "kernels": {"shows": list(kernels or (load_table(paths.shipped("images") / "kernels.yaml").patched,)), "clean": list(clean)},
         "script": text,
-        "interpreter": _interpreter(script, text),
+        "script-name": script.name,
         "signature": [{"expect": expect}] if expect is not None else [dict(one) for one in _ANY_TROUBLE],
     }
     if topology is not None:
         plain = inlined(plain | {"topology": str(topology)}, Path("bug.yaml"))
     try:
-        return Wanted(case=of_plain(plain, str(script)), plain=plain, title=str(script))
+        return Wanted(case=of_plain(plain, str(script), script_file=str(script)), plain=plain, title=str(script))
     except TopologyError as error:
+        if all(problem.path == "script" for problem in error.problems):
+            raise
         # The places are those of a file that nobody has written.
         raise UsageError("repro: " + "; ".join(f"{problem.path}: {problem.message}" for problem in error.problems)) from error
-
-
-def _interpreter(script: Path, text: str) -> str:
-    """What a script's first line asks for; bash where it asks for nothing."""
-    found = _SHEBANG.match(text)
-    if found is None:
-        return "bash"
-    name = found[1]
-    if name not in ("sh", "bash", "dash"):
-        raise UsageError(f"{script}:1: expected a script for sh or bash, got one for {name}; call it from a shell script")
-    return "bash" if name == "bash" else "sh"
 
 
 def _kernels(case: Case, kernels: tuple[str, ...], clean: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

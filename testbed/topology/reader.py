@@ -55,6 +55,7 @@ class Reader:
         self.file = file
         self.marks: dict[Where, Mark] = {}
         self.key_marks: dict[Where, Mark] = {}
+        self.blocks: set[Where] = set()  # texts whose lines stand below their mark, as they are
         self.problems: list[Problem] = []
         self._nodes = 0
         self._above: Where = ()
@@ -98,6 +99,8 @@ class Reader:
             return self._mapping(node, where)
         if isinstance(node, yaml.SequenceNode):
             return [self.value(child, (*where, number)) for number, child in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and node.style == "|":
+            self.blocks.add(where)
         return self._scalar(node, where)
 
     def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def errors(text: str, folder: Path | None = None) -> list[str]:
 
 def test_the_least_bug_runs_on_a_plain_guest() -> None:
     case = parse(LEAST)
-    assert (case.bug.tries, case.bug.timeout_s, case.bug.interpreter) == (20, 300, "bash")
+    assert (case.bug.tries, case.bug.timeout_s, case.bug.main.interpreter) == (20, 300, ("bash",))
     assert case.guest.cpus == 2 and not case.guest.disks
 
 

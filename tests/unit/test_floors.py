@@ -82,6 +82,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dumps",
         "counting",
         "trial",
+        "user_scripts",
         "doctor",
         "fio",
         "durability",

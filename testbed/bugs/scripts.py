@@ -1,0 +1,171 @@
+"""A bug's scripts: what reads them, what they are called in the guest, and what is wrong with one before any guest starts. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+from testbed.topology.graph import NamespaceOf, graph
+from testbed.topology.model import Guest
+
+# Where scripts lie in a guest; /run is a tmpfs there.
+HOME = "/run/testbed"
+Language = Literal["bash", "sh", "python", "perl", "other"]
+_PLAIN = "bash"
+_LANGUAGES: tuple[tuple[re.Pattern[str], Language], ...] = (
+    (re.compile("bash"), "bash"),
+    (re.compile("sh|dash|ash"), "sh"),
+    (re.compile(r"python[0-9.]*"), "python"),
+    (re.compile(r"perl[0-9.]*"), "perl"),
+)
+SHELLS = ("bash", "sh")
+_KINDS = r"(?:DEV|NUM|FILE)_\w+"
+# How a shell, a Python or Perl program and C ask for a variable; what follows in `op` gives it another value where it is not set.
+_USES = (
+    re.compile(r"\$(?P<name>[A-Za-z_]\w*)"),
+    re.compile(r"\$\{[!#]?(?P<name>[A-Za-z_]\w*)(?P<op>:?[-+=])?"),
+    re.compile(r"(?:environ(?:\.get)?|getenv)\s*[\[(]\s*[\"'](?P<name>[A-Za-z_]\w*)[\"']\s*(?P<op>,)?"),
+    re.compile(r"\$ENV\{\s*[\"']?(?P<name>[A-Za-z_]\w*)[\"']?\s*\}"),
+)
+_SETTERS = "read|for|select|local|export|declare|typeset|readonly|mapfile|readarray|getopts|coproc|let|unset"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Script:
+    """A script as it is run: `INTERPRETER /run/testbed/NAME`. `interpreter`: words, of which the last may have spaces, as in `#!` lines."""
+
+    name: str
+    text: str
+    interpreter: tuple[str, ...]
+
+    @property
+    def path(self) -> str:
+        """Its `$0`."""
+        return f"{HOME}/{self.name}"
+
+    @property
+    def language(self) -> Language:
+        words = " ".join(self.interpreter).split()
+        if words and words[0].rpartition("/")[2] == "env":
+            words = [word for word in words[1:] if not word.startswith("-") and "=" not in word]
+        program = words[0].rpartition("/")[2] if words else ""
+        return next((language for pattern, language in _LANGUAGES if pattern.fullmatch(program)), "other")
+
+
+def script(name: str, text: str, interpreter: str | None = None) -> Script:
+    """The script of a file `name`. Without an `interpreter` its first line names one, as the kernel reads it; bash without that."""
+    # Messages of interpreters begin with the name, and are told apart from output by it: no spaces and colons in it.
+    plain = re.sub(r"[^\w.+-]", "_", name)[:100] or "script"
+    words = interpreter.split() if interpreter else _asked_for(text) or [_PLAIN]
+    return Script(name=f"_{plain}" if plain in ("bin", ".", "..") else plain, text=text, interpreter=tuple(words))
+
+
+def _asked_for(text: str) -> list[str]:
+    """The words of a `#!` line: a program, and all that follows as one argument (fs/binfmt_script.c)."""
+    first = text.partition("\n")[0]
+    return first[2:].strip().split(maxsplit=1) if first.startswith("#!") else []
+
+
+def variable(name: str) -> str:
+    """What a name of the topology is in a variable's."""
+    return name.upper().replace("-", "_")
+
+
+def made(guest: Guest) -> tuple[str, ...]:
+    """The variables that a guest's scripts find, but for those of its own `environment`: see `user_scripts.environment`."""
+    nodes = graph(guest).nodes
+    devices = [key.name for key in nodes if key.kind == "device"]
+    disks = [*guest.disks, *(key.name for key, node in nodes.items() if isinstance(node.thing, NamespaceOf))]
+    groups = (("DEV", devices), ("NUM", disks), ("FILE", list(guest.loops)))
+    return ("SEED", *(f"{kind}_{variable(name)}" for kind, names in groups for name in names))
+
+
+def mistakes(text: str, guest: Guest) -> Iterator[tuple[int, str]]:
+    """What is wrong with a script for a guest, each with its line."""
+    lines = text.split("\n")
+    with_cr = next((number for number, line in enumerate(lines, 1) if line.endswith("\r")), None)
+    if with_cr is not None:
+        yield with_cr, r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter; sed -i 's/\r$//' mends the file"
+    yield from _unmade(lines, made(guest), guest.environment)
+
+
+def _unmade(lines: list[str], names: tuple[str, ...], environment: Collection[str]) -> Iterator[tuple[int, str]]:
+    """Variables that look like ours, which neither the topology makes nor the script sets: the shell takes each for an empty word."""
+    bare = [_without_comment(line) for line in lines]
+    whole = "\n".join(bare)
+    ours = re.compile(f"{_KINDS}|SEED")
+    for number, line in enumerate(bare, 1):
+        told: set[str] = set()
+        for pattern in _USES:
+            for found in pattern.finditer(line):
+                name = found["name"]
+                if name in told or name in names or name in environment or found.groupdict().get("op"):
+                    continue
+                near = _near(name, names)
+                if (ours.fullmatch(name) is None and near is None) or _sets(whole, name):
+                    continue
+                told.add(name)
+                yield number, _said(name, near or next(iter(get_close_matches(name, names, 1, 0.7)), None), names)
+
+
+def _said(name: str, near: str | None, names: tuple[str, ...]) -> str:
+    kind = name.partition("_")[0]
+    known = [one for one in names if one.startswith(f"{kind}_")] or list(names)
+    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    longer = near is not None and name.startswith(near)
+    meant = f"; did you mean {f'${{{near}}}{name[len(near) :]}' if longer and near else near}?" if near else ""
+    return f"expected a variable that the topology makes ({listed}) or that the script sets, got ${name}{meant}"
+
+
+def _near(name: str, names: tuple[str, ...]) -> str | None:
+    """The one of ours that a name is by one letter more, fewer or another, or by two that have changed places."""
+    if len(name) < 4 or not name.isupper():
+        return None
+    return next((one for one in names if _one_step(name, one)), None)
+
+
+def _one_step(left: str, right: str) -> bool:
+    short, long = sorted((left, right), key=len)
+    same = next((at for at, (one, other) in enumerate(zip(short, long, strict=False)) if one != other), len(short))
+    if len(long) == len(short) + 1:
+        return short[same:] == long[same + 1 :]
+    if len(long) != len(short):
+        return False
+    return short[same + 1 :] == long[same + 1 :] or (
+        short[same : same + 2] == long[same : same + 2][::-1] and short[same + 2 :] == long[same + 2 :]
+    )
+
+
+def _sets(whole: str, name: str) -> bool:
+    """Whether a script gives the variable a value itself, in any way that a line shows."""
+    bare = rf"(?<![\w$])(?<!\$\{{){re.escape(name)}\b"
+    ways = (
+        rf"(?<![\w$]){name}(?:\[[^\]]*\])?\+?=(?!=)",
+        rf"\b(?:{_SETTERS})\b[^\n;|&]*{bare}",
+        rf"(?:printf\s+-v|wait\b[^\n;|&]*-p)\s+{name}\b",
+        rf"\(\([^\n]*{bare}\s*(?:[-+*/%|&^]?=(?!=)|\+\+|--)",
+        rf"\$\{{{name}:?=",
+        rf"(?:environ\[|ENV\{{|setenv\(|putenv\()\s*[\"']?{name}[\"']?\s*(?:[\]}}]\s*=|,|=)",
+    )
+    return any(re.search(way, whole) for way in ways)
+
+
+def _without_comment(line: str) -> str:
+    """A line of a script up to its comment: a # that begins a word outside of quotes, as one line shows them."""
+    quote = ""
+    escaped = False
+    for at, character in enumerate(line):
+        if escaped:
+            escaped = False
+        elif character == "\\" and quote != "'":
+            escaped = True
+        elif quote:
+            quote = "" if character == quote else quote
+        elif character in "\"'":
+            quote = character
+        elif character == "#" and (at == 0 or line[at - 1].isspace()):
+            return line[:at]
+    return line

@@ -1,0 +1,138 @@
+"""Users' scripts: what reads them, and what is wrong with one before a guest starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from testbed.bugs import load, parse
+from testbed.bugs.load import of_plain
+from testbed.bugs.scripts import Language, Script, made, mistakes, script
+from testbed.errors import TopologyError
+from testbed.topology.model import Guest
+
+DISKS = {
+    "data": {"type": "nvme", "size": "1G", "namespaces": {"n-2": {"size": "64M"}}},
+    "split": {"type": "nvme", "size": "1G", "partitions": [{}]},
+}
+GUEST = {"guests": {"g0": {"disks": DISKS, "loops": {"l0": {"backing": "data/file", "size": "64M"}}, "environment": {"DEV_OWN": "x"}}}}
+PLAIN = {"version": 1, "summary": "a test", "signature": [{"output": "BAD"}], "topology": GUEST}
+
+
+@pytest.mark.parametrize(
+    ("first", "interpreter", "language"),
+    [
+        ("echo", ("bash",), "bash"),
+        ("#!/bin/sh", ("/bin/sh",), "sh"),
+        ("#! /bin/dash -e ", ("/bin/dash", "-e"), "sh"),
+        ("#!/usr/bin/env bash", ("/usr/bin/env", "bash"), "bash"),
+        ("#!/usr/bin/env -S python3 -u", ("/usr/bin/env", "-S python3 -u"), "python"),
+        ("#!/usr/bin/perl -w", ("/usr/bin/perl", "-w"), "perl"),
+        ("#!/usr/bin/bpftrace", ("/usr/bin/bpftrace",), "other"),
+        ("#!", ("bash",), "bash"),
+    ],
+)
+def test_the_first_line_names_the_interpreter(first: str, interpreter: tuple[str, ...], language: Language) -> None:
+    one = script("crash.sh", f"{first}\necho")
+    assert (one.interpreter, one.language, one.path) == (interpreter, language, "/run/testbed/crash.sh")
+
+
+def test_a_bug_file_may_name_the_interpreter_of_its_scripts() -> None:
+    bug = of_plain(PLAIN | {"script": "#!/bin/sh\ntrue", "prepare": "true", "interpreter": "bash -eu"}).bug
+    assert bug.main == Script(name="script", text="#!/bin/sh\ntrue", interpreter=("bash", "-eu"))
+    assert bug.preparation is not None and bug.preparation.interpreter == ("bash", "-eu")
+
+
+def test_a_name_of_a_file_has_nothing_that_messages_are_parsed_by() -> None:
+    assert script("a b: 3", "").name == "a_b__3" and script("bin", "").path == "/run/testbed/_bin"
+
+
+@pytest.fixture(scope="module")
+def guest() -> Guest:
+    return of_plain(PLAIN | {"script": "true"}).guest
+
+
+def test_what_a_topology_makes(guest: Guest) -> None:
+    assert set(made(guest)) == {
+        "SEED",
+        "DEV_DATA",
+        "DEV_N_2",
+        "DEV_SPLIT",
+        "DEV_SPLIT_P1",
+        "DEV_L0",
+        "NUM_DATA",
+        "NUM_N_2",
+        "NUM_SPLIT",
+        "FILE_L0",
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ('dd if="$DEV_LO"', "DEV_L0"),
+        ("dd if=${DEV_LO}", "DEV_L0"),
+        ('x=${DEV_LO:?}; [ "${#DEV_LO}" ]', "DEV_L0"),
+        ('bash -c "dd if=\\$DEV_LO"', "DEV_L0"),
+        ("mkfs $DEV_L0p1", "${DEV_L0}p1"),
+        ("echo $FILE_LO", "FILE_L0"),
+        ("echo $NUM_DATTA", "NUM_DATA"),
+        ("echo $DVE_L0", "DEV_L0"),
+        ("echo $SEEED", "SEED"),
+        ("echo $DEV_OTHER", None),
+        ("os.open(os.environ['DEV_LO'])", "DEV_L0"),
+        ('open(getenv("DEV_LO"), O_RDWR)', "DEV_L0"),
+        ("open $ENV{DEV_LO}", "DEV_L0"),
+        ("DEV_X=1; echo $DEV_LO # DEV_LO=$DEV_L0", "DEV_L0"),
+    ],
+)
+def test_a_variable_that_the_topology_does_not_make_is_a_mistake(guest: Guest, line: str, meant: str | None) -> None:
+    ((number, said),) = mistakes(f"# a comment\n{line}\n", guest)
+    assert number == 2
+    assert said.endswith(f"; did you mean {meant}?") if meant else "did you mean" not in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'dd if="$DEV_L0" of=${FILE_L0} $SEED ${NUM_N_2} $DEV_SPLIT_P1',
+        "echo $DEV_OWN",  # of the topology's environment
+        "# $DEV_LO\necho a # $DEV_LO",
+        "echo ${DEV_LO:-/dev/loop0} ${DEV_LO+there}",
+        "os.environ.get('DEV_LO', '/dev/loop0')",
+        "DEV_LO=/dev/loop0\necho $DEV_LO",
+        "export DEV_LO=1; echo $DEV_LO",
+        "read -r a DEV_LO; echo $DEV_LO",
+        "for DEV_LO in a b; do echo $DEV_LO; done",
+        "local a=1 DEV_LO; echo $DEV_LO",
+        "mapfile -t FILE_S; echo ${FILE_S[0]}",
+        "printf -v NUM_X %d 1; echo $NUM_X",
+        "((NUM_X = 1)); echo $NUM_X",
+        ": ${NUM_X:=1}; echo $NUM_X",
+        "NUM_X+=1; NUM_Y[1]=2; echo $NUM_X $NUM_Y",
+        "echo $SPEEDY $HOME $1 $? $FILE",
+    ],
+)
+def test_other_variables_are_the_scripts_own_affair(guest: Guest, text: str) -> None:
+    assert not list(mistakes(text, guest))
+
+
+def test_windows_lines_are_a_mistake(guest: Guest) -> None:
+    ((number, said),) = mistakes("#!/bin/bash\ntrue\r\nfalse\r\n", guest)
+    assert number == 2 and "got CR LF" in said
+
+
+def test_mistakes_of_scripts_are_named_by_the_file_and_line_where_they_stand(tmp_path: Path) -> None:
+    text = "version: 1\nsummary: a\nprepare: 'true $DEV_A'\nscript: |\n\n  true\n  true $DEV_B\nsignature: [{status: 0}]\n"
+    with pytest.raises(TopologyError) as caught:
+        parse(text, "b.yaml")
+    said = [(problem.file, problem.line, problem.message.partition(",")[0]) for problem in caught.value.problems]
+    wanted = "expected a variable that the topology makes (SEED) or that the script sets"
+    assert said == [("b.yaml", 3, f"in its line 1: {wanted}"), ("b.yaml", 7, wanted)]
+
+    (tmp_path / "crash.sh").write_bytes(b"true\r\ntrue $DEV_B\n")
+    (tmp_path / "b.yaml").write_text("version: 1\nsummary: a\nscript-file: crash.sh\nsignature: [{status: 0}]\n")
+    with pytest.raises(TopologyError) as caught:
+        load(tmp_path / "b.yaml")
+    assert [(problem.file, problem.line) for problem in caught.value.problems] == [(str(tmp_path / "crash.sh"), line) for line in (1, 2)]
