@@ -132,7 +132,9 @@ def _plots(recorded: dict[str, Recorded]) -> Iterator[dict[str, Any]]:
 
 
 def _log(side: str, done: dict[str, Any], recorded: Recorded, lines: int) -> Iterator[dict[str, Any]]:
-    for line in done["console"][:lines]:
+    # Those that do not belong come first where not all of them fit.
+    shown = sorted(range(len(done["console"])), key=lambda number: done["console"][number]["expected"])[:lines]
+    for line in (done["console"][number] for number in sorted(shown)):
         at = line["seconds"]
         since = at - recorded.begin_s if at is not None and recorded.begin_s is not None else None
         yield {**line, "side": side, "since": since}

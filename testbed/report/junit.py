@@ -79,6 +79,7 @@ def _said(document: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:
     for side in document["kernels"]:
         for name, measure in case[side]["measures"].items():
             yield f"{side}: {name}: {measure['value']} {measure['unit']} ({measure['source']})"
+        yield from (f"kernel log: {said}" for said in words.unexpected(case, [side]))
         yield f"{side}: evidence: {case[side]['evidence']}"
 
 

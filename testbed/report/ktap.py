@@ -47,6 +47,7 @@ def _case(document: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:
         for control in done["controls"]:
             held = "holds" if control["holds"] else f"expected {control['expected']}, got {control['got']}"
             yield f"# control {_text(control['name'])}: {_text(held)}"
+        yield from (f"# kernel log: {_text(said)}" for said in words.unexpected(case, [side]))
         yield _result(_verdict(side, case), number, side, done["reason"])
 
 

@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from testbed.console import clean
+from testbed.report import words
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -27,6 +28,8 @@ def markdown(document: dict[str, Any]) -> str:
         *(f"| {side} | {kernel['release']} | {cell(kernel['origin'])} |" for side, kernel in document["kernels"].items()),
         "",
         f"What the kernel accounted for and what the emulated disk counted, or what was resident in memory: {_balances(document, sides)}.",
+        "",
+        f"Lines of the kernels' logs that do not belong to a case: {_unexpected(document, sides)}.",
         "",
     ]
     columns = [*sides, *([] if each else ["verdict", "reason"])]
@@ -74,6 +77,10 @@ def _balances(document: dict[str, Any], sides: list[str]) -> str:
     if beyond:
         return f"of {len(found)} comparisons {len(beyond)} differ by more than 1 %: {'; '.join(beyond)}"
     return f"{len(found)} comparisons, the largest difference is {max(found)[1]}"
+
+
+def _unexpected(document: dict[str, Any], sides: list[str]) -> str:
+    return "; ".join(f"{case['name']} on {cell(said)}" for case in document["scenarios"] for said in words.unexpected(case, sides)) or "none"
 
 
 def cell(text: str) -> str:

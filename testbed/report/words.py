@@ -122,6 +122,17 @@ def balances(document: dict[str, Any]) -> dict[str, Any]:
     return {"count": len(found), "beyond": sum(share > 0.01 for share in found), "largest": max(found, default=0.0)}
 
 
+def unexpected(case: dict[str, Any], sides: list[str]) -> list[str]:
+    """What the kernels' logs of a case have that does not belong to it: for each kernel and class how many lines, and the first."""
+    said: list[str] = []
+    for side in sides:
+        lines = [line for line in case[side]["console"] if not line["expected"]]
+        for kind, count in Counter(line["kind"] for line in lines).items():
+            first = next(line["text"] for line in lines if line["kind"] == kind)
+            said.append(f"{side}: {kind}: {first}" + (f" (and {count - 1} more)" if count > 1 else ""))
+    return said
+
+
 def topology(shown: Topology) -> str:
     """The picture of a topology for those who do not see it."""
     return " ".join(_guest(name, shown) for name in shown.guests)

@@ -13,8 +13,10 @@ import pytest
 from testbed import paths
 from testbed.errors import UsageError
 from testbed.report import artefacts, results, schema
+from testbed.report.html import html
 from testbed.report.junit import junit
 from testbed.report.ktap import ktap
+from testbed.report.markdown import markdown
 from testbed.topology import load_points
 from testbed.topology.model import Topology
 from testbed.verdict import Verdict
@@ -38,6 +40,7 @@ def evil(folder: Path) -> dict[str, Any]:
         for side in found["kernels"]:
             case[side]["reason"] = EVIL
             case[side]["measures"] = {EVIL: {"value": 1, "unit": EVIL, "source": EVIL}}
+            case[side]["console"] = [{"kind": "warning", "seconds": None, "text": EVIL, "expected": False}]
             case[side]["controls"] = [{"name": EVIL, "expected": EVIL, "got": EVIL, "holds": False}]
         case["reason"] = EVIL
         case["name"] = f"{case['name']} {EVIL}"
@@ -111,6 +114,21 @@ def test_ktap_has_a_subtest_for_each_case_and_kernel(tmp_path: Path) -> None:
     assert [test.status for test in write.tests] == ["ok", "not ok"]
     assert oom.status == "not ok" and [test.status for test in oom.tests] == ["not ok", "not ok"]
     assert "# disk reads: 33554432 bytes" in gate.tests[0].diagnostics
+
+
+def test_a_kernels_warning_is_in_every_report_also_behind_many_lines_that_belong(tmp_path: Path) -> None:
+    found = document(tmp_path, passed(tmp_path))
+    (case,) = found["scenarios"]
+    warning = {"kind": "warning", "seconds": 9.0, "text": "WARNING: block/bio.c:9 at submit_bio+0x1/0x2", "expected": False}
+    case["patched"]["console"] = [case["patched"]["console"][0]] * 5000 + [warning] * 3
+    said = "patched: warning: WARNING: block/bio.c:9 at submit_bio+0x1/0x2 (and 2 more)"
+    (whole,) = ktap_rules.parse(ktap(found))
+    assert f"# kernel log: {said}" in whole.tests[0].tests[1].diagnostics
+    (output,) = junit_rules.check(junit(found)).iter("system-out")
+    assert f"kernel log: {said}" in (output.text or "")
+    assert f"do not belong to a case: gate on {said}." in markdown(found)
+    assert "warning, unexpected" in html(found, tmp_path)
+    assert "do not belong to a case: none." in markdown(document(tmp_path, passed(tmp_path)))
 
 
 def test_nothing_that_a_guest_says_becomes_another_result(tmp_path: Path) -> None:
