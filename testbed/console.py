@@ -43,6 +43,7 @@ class Kind(enum.Enum):
     FILESYSTEM = "filesystem error"
     DISK = "disk timeout"
     OTHER = "other"
+    PROGRAM = "written by a program"
 
     @property
     def fatal(self) -> bool:
@@ -51,7 +52,7 @@ class Kind(enum.Enum):
     @property
     def splat(self) -> bool:
         """Whether the kernel reports a mistake of its own, and not one of a disk or a limit that was set on purpose."""
-        return self not in (Kind.OOM, Kind.IO_ERROR, Kind.DISK)
+        return self not in (Kind.OOM, Kind.IO_ERROR, Kind.DISK, Kind.PROGRAM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from testbed import custody, devices, evidence, login, plan, process, room, session, states
+from testbed import custody, devices, evidence, kernel_log, login, plan, process, room, session, states
 from testbed.custody import Custody
 from testbed.devices import Device
 from testbed.drives import Arrangement
@@ -370,11 +370,11 @@ class Guest(Life):
     # And back ------------------------------------------------------------------------------------------------------------------
 
     async def save_dmesg(self) -> None:
-        """Keep the kernel's whole log, as far as the guest still answers."""
+        """Keep the kernel's whole log, if the guest still answers; what it has beyond the console is a finding, too."""
         if self._shell is not None and not self._lost.done():
             with contextlib.suppress(TestbedError, OSError):
-                result = await self.run("dmesg", timeout_s=10)
-                (self.order.evidence / "dmesg.txt").write_text(result.stdout, encoding="utf-8")
+                self.console.dmesg = kernel_log.parse((await self.run(*kernel_log.COMMAND, timeout_s=10)).stdout)
+                (self.order.evidence / "dmesg.txt").write_text(self.console.dmesg.text, encoding="utf-8")
 
     async def tear_down(self) -> None:
         """End QEMU and remove everything of the guest but its evidence. Cannot fail."""

@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import console
+from testbed import console, kernel_log
 from testbed.errors import GuestError, WireBroken
 from testbed.evidence import OnFailure, unwritable
+from testbed.kernel_log import KernelLog
 
 _MAX_LINE_BYTES = 16 << 10
 # An answer of the agent: a table of all cgroups of a guest fits.
@@ -51,6 +52,7 @@ class Console:
         self._reader = console.Reader()
         self._found: Counter[console.Kind] = Counter()
         self.findings: list[console.Finding] = []
+        self.dmesg: KernelLog | None = None  # completes `findings` at the end
         self.printed_bytes = 0
 
     async def connect(self, path: Path) -> None:
@@ -146,6 +148,8 @@ class Console:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self.dmesg is not None:
+            self.findings[:] = kernel_log.merged(self.findings, self.dmesg, _MAX_FINDINGS)
 
 
 class Agent:

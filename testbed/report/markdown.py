@@ -80,7 +80,9 @@ def _balances(document: dict[str, Any], sides: list[str]) -> str:
 
 
 def _unexpected(document: dict[str, Any], sides: list[str]) -> str:
-    return "; ".join(f"{case['name']} on {cell(said)}" for case in document["scenarios"] for said in words.unexpected(case, sides)) or "none"
+    return (
+        "; ".join(f"{case['name']} on {cell(said)}" for case in document["scenarios"] for said in words.unexpected(case, sides)) or "none"
+    )
 
 
 def cell(text: str) -> str:

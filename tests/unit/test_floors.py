@@ -31,7 +31,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "blktests",
         "kbuild",
     ),
-    ("signature", "symbols", "reduction", "bisection", "parcel"),
+    ("signature", "kernel_log", "symbols", "reduction", "bisection", "parcel"),
     (
         "plan_text",
         "picture",
@@ -135,6 +135,7 @@ PURE = {
     "apart",
     "bugs",
     "signature",
+    "kernel_log",
     "symbols",
     "reduction",
     "bisection",

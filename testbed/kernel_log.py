@@ -1,0 +1,78 @@
+"""The kernel's own log beside its console: what the console did not show, and what on it was a program's. Pure.
+
+The console shows what is printed while it is watched, down to warnings. The log has also what a clone's template printed when it booted,
+what a program hid by lowering the console's level, what the kernel says as mere information (kmemleak), and who wrote each line: whatever
+is written to /dev/kmsg looks like a line of the kernel on the console, and has another facility in the log.
+
+Sources: printk's levels and facilities, include/linux/kern_levels.h and syslog(3); taints, Documentation/admin-guide/tainted-kernels.rst.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from testbed.console import Finding, Kind, Reader
+
+# What is asked of a guest.
+COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --raw")
+_PRIORITY = re.compile(r"^<(\d{1,6})>(?=\[)", re.MULTILINE)
+_KERNEL, _WARNING = 0, 4
+# Taints that stay when the kernel has reported a mistake of its own.
+_TAINTS = {5: "a bad page", 7: "an oops", 9: "a warning", 14: "a soft lockup"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelLog:
+    """A guest's log: `text` as people read it; lines with their facility and level; the bits of `tainted`."""
+
+    text: str
+    lines: tuple[tuple[int, int, str], ...]
+    tainted: int
+
+
+def parse(said: str) -> KernelLog:
+    """What `COMMAND` has printed. A line without a priority continues the one above it."""
+    first, _, raw = said.partition("\n")
+    lines: list[tuple[int, int, str]] = []
+    facility, level = _KERNEL, _WARNING
+    for line in raw.split("\n"):
+        if found := _PRIORITY.match(line):
+            facility, level = divmod(int(found[1]), 8)
+        lines.append((facility, level, line[found.end() :] if found else line))
+    tainted = int(first) if re.fullmatch(r"[0-9]{1,10}", first) else 0
+    return KernelLog(text="\n".join(line for _, _, line in lines), lines=tuple(lines), tainted=tainted)
+
+
+def merged(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
+    """The console's findings and the log's, in the order of their times, no more than `most` of a kind from the log."""
+    kernel, programs = _found(log, of_kernel=True), _found(log, of_kernel=False)
+    theirs = {(finding.seconds, finding.text) for finding in programs} - {(finding.seconds, finding.text) for finding in kernel}
+    found = [replace(finding, kind=Kind.PROGRAM) if (finding.seconds, finding.text) in theirs else finding for finding in shown]
+    known = Counter((finding.seconds, finding.text) for finding in found)
+    count = Counter(finding.kind for finding in found)
+    for finding in kernel:
+        if known[finding.seconds, finding.text]:
+            known[finding.seconds, finding.text] -= 1
+        elif count[finding.kind] < most:
+            count[finding.kind] += 1
+            found.append(finding)
+    found.sort(key=lambda finding: finding.seconds or 0.0)
+    if not any(finding.kind.splat for finding in found):
+        found += _of_taints(log.tainted)
+    return found
+
+
+def _found(log: KernelLog, *, of_kernel: bool) -> list[Finding]:
+    """The broad class is for warnings and worse: what is information uses its words as well."""
+    reader = Reader()
+    found = [(level, reader.take(line)) for facility, level, line in log.lines if (facility == _KERNEL) is of_kernel]
+    return [one for level, one in found if one is not None and (one.kind is not Kind.OTHER or level <= _WARNING)]
+
+
+def _of_taints(tainted: int) -> list[Finding]:
+    said = [what for bit, what in _TAINTS.items() if tainted >> bit & 1]
+    text = f"/proc/sys/kernel/tainted is {tainted}: {', '.join(said)}, of which neither the console nor the log has a line"
+    return [Finding(kind=Kind.OTHER, seconds=None, text=text)] if said else []
