@@ -19,6 +19,9 @@ _SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin"
 # Between asking a program to end and ending it.
 _GRACE_S = 20.0
 
+# Of each stream of a program, kept in memory.
+_MOST_OUTPUT_BYTES = 64 << 20
+
 # Debian package of each program that the testbed runs.
 PACKAGES: dict[str, str] = {
     "qemu-system-x86_64": "qemu-system-x86",
@@ -91,7 +94,7 @@ async def run(
     `env`: what is added to our own environment; None takes a variable out of it.
 
     :raise ToolMissing: it is not installed.
-    :raise HostError: it did not end in time, or ended with another status than 0 while `check`.
+    :raise HostError: it did not end in time, said more than 64 MiB, or ended with another status than 0 while `check`.
     """
     words = (str(find(str(argv[0]))), *map(str, argv[1:]))
     name = Path(words[0]).name
@@ -106,7 +109,6 @@ async def run(
             env={name: value for name, value in environment.items() if value is not None},
             cwd=folder,
             process_group=0,
-            limit=1 << 20,
         )
     )
     try:
@@ -123,7 +125,8 @@ async def run(
                 assert child.stdin is not None
                 child.stdin.write(stdin.encode())
                 child.stdin.close()
-                stdout, stderr = await asyncio.gather(_drain(child.stdout, on_output), _drain(child.stderr, on_line))
+                drains = (_drain(name, child.stdout, on_output), _drain(name, child.stderr, on_line))
+                stdout, stderr = await asyncio.gather(*drains)
                 status = await child.wait()
         except TimeoutError:
             raise HostError(f"{name}: expected an end within {timeout_s:.0f} s, got none: {' '.join(words)}") from None
@@ -133,15 +136,25 @@ async def run(
     return Finished(argv=words, status=status, stdout=stdout, stderr=stderr)
 
 
-async def _drain(stream: asyncio.StreamReader | None, on_line: Callable[[str], None] | None) -> str:
+async def _drain(name: str, stream: asyncio.StreamReader | None, on_line: Callable[[str], None] | None) -> str:
+    """All that a program says, its lines to `on_line` as they come, however long each is.
+
+    :raise HostError: it says more than is kept in memory.
+    """
     assert stream is not None
-    lines: list[str] = []
-    async for raw in stream:
-        line = raw.decode(errors="replace")
-        lines.append(line)
-        if on_line is not None:
-            on_line(line.rstrip())
-    return "".join(lines)
+    said = bytearray()
+    begin = 0  # of the line that has no end yet
+    while data := await stream.read(1 << 16):
+        searched = len(said)
+        said += data
+        if len(said) > _MOST_OUTPUT_BYTES:
+            raise HostError(f"{name}: expected at most {_MOST_OUTPUT_BYTES >> 20} MiB of output, got more")
+        while on_line is not None and (end := said.find(b"\n", searched)) >= 0:
+            on_line(said[begin:end].decode(errors="replace").rstrip())
+            begin = searched = end + 1
+    if on_line is not None and said[begin:]:
+        on_line(said[begin:].decode(errors="replace").rstrip())
+    return said.decode(errors="replace")
 
 
 # What to put before a program that starts many of its own, such as make: where the testbed is killed, all of them are asked to end, so that

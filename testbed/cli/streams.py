@@ -1,8 +1,13 @@
-"""Our standard output and error, which remember why they could not be written: whatever ends a command then, that is the reason."""
+"""Our standard output and error, which remember why they could not be written: whatever ends a command then, that is the reason.
+
+What the terminal has no character for is written as an escape: a guest's word, or a name of a file, ends no command.
+"""
 
 from __future__ import annotations
 
+import codecs
 import io
+import locale
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -22,6 +27,12 @@ class _Stream(io.FileIO):
             raise
 
 
+def _terminals() -> str:
+    """What a terminal shows: its locale's encoding, also in Python's UTF-8 mode; UTF-8 in the C locale, which is mostly no choice."""
+    own = locale.getencoding()
+    return "utf-8" if codecs.lookup(own).name == "ascii" else own
+
+
 class Watched:
     """Both, in the place of Python's own; where one was closed by whoever started us, what is printed there goes nowhere."""
 
@@ -36,7 +47,8 @@ class Watched:
         if stream is None:
             return io.TextIOWrapper(io.BufferedWriter(raw), encoding="utf-8")
         at_once = raw.isatty() or stream is sys.stderr
-        return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=at_once)
+        encoding = _terminals() if raw.isatty() else stream.encoding
+        return io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=at_once)
 
     def failure(self) -> OSError | None:
         """Why what was printed could not be written, where that is so."""

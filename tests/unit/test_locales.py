@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
+import pty
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,3 +53,52 @@ def test_a_call_without_an_encoding_is_found(call: str) -> None:
 @pytest.mark.parametrize("call", ["p.open('rb')", "open(p, 'wb')", "os.fdopen(3, 'wb')", "os.open(p, flags)", "gzip.open(p)"])
 def test_bytes_need_none(call: str) -> None:
     assert list(unnamed(call)) == []
+
+
+LATIN = "de_DE.ISO-8859-1"
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+BEGIN = "version: 1\nguests:\n  g0:\n    disks:\n      data: {type: virtio-blk, size: 1G, image: bücher€.img}\n"
+
+
+@pytest.fixture(scope="module", params=["ascii", "latin"])
+def locale(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a machine whose locale is not UTF-8."""
+    if request.param == "ascii":
+        return ASCII
+    folder = tmp_path_factory.mktemp("locales")
+    if shutil.which("localedef") is None or not Path("/usr/share/i18n/locales/de_DE").exists():
+        pytest.skip("no localedef here (package locales)")
+    subprocess.run(["localedef", "-i", "de_DE", "-f", "ISO-8859-1", folder / LATIN], check=True)
+    return {"LC_ALL": LATIN, "LOCPATH": str(folder)}
+
+
+def command(env: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[bytes]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONIOENCODING", "PYTHONUTF8"))}
+    return subprocess.run([sys.executable, "-m", "testbed", *words], env=clean | env, capture_output=True, cwd=PACKAGE.parent)
+
+
+def test_names_are_utf8_in_any_locale(tmp_path: Path, locale: dict[str, str]) -> None:
+    folder = tmp_path / "bücher"
+    folder.mkdir()
+    (folder / "ä€.yaml").write_text(BEGIN, encoding="utf-8")
+    with (folder / "bücher€.img").open("wb") as image:
+        image.truncate(1 << 20)
+    done = command(locale, "validate", folder / "ä€.yaml")
+    assert done.returncode == 0, done.stderr
+    (folder / "ä€.yaml").write_text(BEGIN.replace("data:", "dätä€:"), encoding="utf-8")
+    done = command(locale, "validate", folder / "ä€.yaml")
+    assert done.returncode == 1 and b"Traceback" not in done.stderr
+    assert "bücher/ä€.yaml:5:7: guests.g0.disks.dätä€: expected a name" in done.stdout.decode()
+
+
+def test_a_terminal_gets_its_own_encoding_and_escapes_for_the_rest(tmp_path: Path, locale: dict[str, str]) -> None:
+    (tmp_path / "ä€.yaml").write_text("version: 1\nguests: {}\n", encoding="utf-8")
+    words = [sys.executable, "-m", "testbed", "validate", str(tmp_path / "ä€.yaml")]
+    ours, theirs = pty.openpty()
+    done = subprocess.run(words, env=os.environ | locale, stdout=theirs, stderr=subprocess.PIPE, cwd=PACKAGE.parent)
+    os.close(theirs)
+    said = os.read(ours, 65536)
+    os.close(ours)
+    assert done.returncode == 1, done.stderr
+    expected = "ä\\u20ac.yaml:2:1".encode("latin-1") if locale["LC_ALL"] == LATIN else "ä€.yaml:2:1".encode()
+    assert expected in said

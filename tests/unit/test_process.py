@@ -17,6 +17,16 @@ async def test_a_program_runs_to_its_end() -> None:
     assert (done.status, done.stdout, heard) == (0, "said\n", ["warned"])
 
 
+async def test_a_line_may_be_long_and_an_output_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    long = "head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2; printf 'a\\nb' >&2"
+    done = await process.run(["sh", "-c", long], on_line=heard.append)
+    assert [len(line) for line in heard] == [3_000_000, 1, 1] and len(done.stderr) == 3_000_004
+    monkeypatch.setattr(process, "_MOST_OUTPUT_BYTES", 1 << 20)
+    with pytest.raises(HostError, match="sh: expected at most 1 MiB of output, got more"):
+        await process.run(["sh", "-c", f"{long}; sleep 600"])
+
+
 async def test_a_failure_says_what_the_program_said() -> None:
     with pytest.raises(HostError, match=r"sh: expected status 0, got 3(.|\n)*no such luck"):
         await process.run(["sh", "-c", "echo no such luck >&2; exit 3"])
