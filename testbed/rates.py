@@ -69,8 +69,13 @@ _TAIL = 0.025
 
 
 def _at_most(hits: int, tries: int, p: float) -> float:
-    """The binomial distribution's probability of at most so many hits."""
-    return sum(math.comb(tries, k) * p**k * (1 - p) ** (tries - k) for k in range(hits + 1))
+    """The binomial distribution's probability of at most so many hits; `p` between 0 and 1, and neither.
+
+    By logarithms: the number of ways to choose them is beyond a float from 1030 tries on.
+    """
+    hit, miss, ways = math.log(p), math.log1p(-p), math.lgamma(tries + 1)
+    terms = (ways - math.lgamma(k + 1) - math.lgamma(tries - k + 1) + k * hit + (tries - k) * miss for k in range(hits + 1))
+    return min(1.0, math.fsum(map(math.exp, terms)))
 
 
 def _rate_where(holds: Callable[[float], bool]) -> float:

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "jsons", "paths", "patterns", "rates", "apart"),
+    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "jsons", "paths", "patterns", "rates", "apart", "rank_test"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("bugs",),
@@ -133,6 +133,7 @@ PURE = {
     "patterns",
     "rates",
     "apart",
+    "rank_test",
     "bugs",
     "signature",
     "kernel_log",

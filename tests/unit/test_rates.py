@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.rates import Next, Rate, Sequential, exact, median, sequential, tries_for, tries_until, until
+from tests import oracle
 
 
 # Computed with R's binom::binom.confint(method = "wilson"), and known from the literature (Brown, Cai, DasGupta 2001).
@@ -28,6 +29,20 @@ def test_the_interval_is_wilsons(hits: int, tries: int, low: float, high: float)
 )
 def test_the_exact_interval(hits: int, tries: int, low: float, high: float) -> None:
     assert tuple(round(bound, 4) for bound in exact(hits, hits, tries)) == (low, high)
+
+
+@pytest.mark.parametrize(
+    ("hits", "tries"),
+    [(0, 1), (1, 1), (0, 20), (7, 20), (5, 3000), (400, 3000), (2999, 3000), (3000, 3000), (1, 100_000), (300, 100_000)],
+)
+def test_the_exact_interval_is_scipys_for_any_number_of_tries(hits: int, tries: int) -> None:
+    expected = oracle.stats().binomtest(hits, tries).proportion_ci(0.95, method="exact")
+    assert exact(hits, hits, tries) == pytest.approx((expected.low, expected.high), abs=1e-9, rel=1e-6)
+
+
+def test_more_tries_than_a_float_can_count_the_ways_of() -> None:
+    low, high = exact(5, 400, 3000)
+    assert (round(low, 6), round(high, 4)) == (0.000541, 0.1460)
 
 
 def test_the_exact_interval_of_what_is_not_all_known() -> None:
