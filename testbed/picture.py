@@ -1,4 +1,4 @@
-"""A topology as an SVG picture: each guest's disks at the bottom, what stands on them above, its control groups beside. Pure."""
+"""Guests as an SVG picture: each one's disks at the bottom, what stands on them above, its control groups beside. Pure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
+from testbed.topology.cgroups import Cgroup
 from testbed.topology.disks import Disk
-from testbed.topology.graph import Graph, Key, NamespaceOf, Node, PartitionOf, graph, sizes
-from testbed.topology.model import Guest, Topology
+from testbed.topology.graph import Key, NamespaceOf, Node, PartitionOf, graph, sizes
+from testbed.topology.model import Topology
 from testbed.topology.stacks import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import format_size
 
@@ -38,32 +39,89 @@ class _Box:
     y: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thing:
+    """What stands there, such as a disk or a loop. `kind`: one of `_COLOURS`; `on`: the keys of what it stands on."""
+
+    key: str
+    kind: str
+    title: str
+    detail: str
+    on: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A control group. `limits`: the keys of the devices that it limits."""
+
+    title: str
+    detail: str
+    limits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """A guest: `things` each after what it stands on."""
+
+    title: str
+    about: str
+    things: tuple[Thing, ...]
+    groups: tuple[Group, ...] = ()
+
+
 def svg(topology: Topology) -> str:
-    """The whole picture, guests below each other."""
-    drawn: list[str] = []
+    """A topology's picture, guests below each other."""
+    frames = tuple(_frame(name, topology) for name in topology.guests)
+    return drawn(frames, f"Topology of {', '.join(topology.guests)}")
+
+
+def drawn(frames: tuple[Frame, ...], title: str) -> str:
+    """The picture of frames below each other."""
+    lines: list[str] = []
     top, width = 0.0, 0.0
-    for name, guest in topology.guests.items():
-        ends = [f"on {link.network} as {link.address}" for link in topology.links[name]]
-        cpus = f"{guest.cpus} CPU{'s' if guest.cpus > 1 else ''}"
-        about = ", ".join(word for word in (guest.kernel or "", cpus, f"{format_size(guest.memory)} memory", *ends) if word)
-        boxes, edges, frame_w, frame_h = _laid_out(guest)
-        frame_w = max(frame_w, 2 * _EDGE + _LETTER_W * len(about))
-        drawn.append(f'<g transform="translate({_EDGE / 2:.0f},{top + _EDGE / 2:.0f})">')
-        drawn.append(f'<rect class="frame" width="{frame_w:.0f}" height="{frame_h:.0f}" rx="8"/>')
-        drawn.append(f'<text class="head" x="{_EDGE}" y="22">{escape(name)}</text>')
-        drawn.append(f'<text class="detail" x="{_EDGE}" y="40">{escape(about)}</text>')
-        drawn += edges
-        drawn += [line for box in boxes for line in _box(box)]
-        drawn.append("</g>")
+    for frame in frames:
+        boxes, edges, frame_w, frame_h = _laid_out(frame)
+        frame_w = max(frame_w, 2 * _EDGE + _LETTER_W * len(frame.about))
+        lines.append(f'<g transform="translate({_EDGE / 2:.0f},{top + _EDGE / 2:.0f})">')
+        lines.append(f'<rect class="frame" width="{frame_w:.0f}" height="{frame_h:.0f}" rx="8"/>')
+        lines.append(f'<text class="head" x="{_EDGE}" y="22">{escape(frame.title)}</text>')
+        lines.append(f'<text class="detail" x="{_EDGE}" y="40">{escape(frame.about)}</text>')
+        lines += edges
+        lines += [line for box in boxes for line in _box(box)]
+        lines.append("</g>")
         top += frame_h + _EDGE / 2
         width = max(width, frame_w)
     height = top + _EDGE / 2
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + _EDGE:.0f} {height:.0f}" width="{width + _EDGE:.0f}" '
-        f'height="{height:.0f}" role="img">\n<title>Topology of {escape(", ".join(topology.guests))}</title>\n<style>{_STYLE}</style>\n'
-        + "\n".join(drawn)
-        + "\n</svg>\n"
+        f'height="{height:.0f}" role="img">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n' + "\n".join(lines) + "\n</svg>\n"
     )
+
+
+def _frame(name: str, topology: Topology) -> Frame:
+    """A guest of a topology."""
+    guest = topology.guests[name]
+    ends = [f"on {link.network} as {link.address}" for link in topology.links[name]]
+    cpus = f"{guest.cpus} CPU{'s' if guest.cpus > 1 else ''}"
+    made = graph(guest)
+    order = made.ordered()
+    known = sizes(made, order)
+    return Frame(
+        title=name,
+        about=", ".join(word for word in (guest.kernel or "", cpus, f"{format_size(guest.memory)} memory", *ends) if word),
+        things=tuple(
+            Thing(key=str(key), on=tuple(str(below) for below, _ in made.nodes[key].needs), **_words(made.nodes[key], known.get(key)))
+            for key in order
+        ),
+        groups=tuple(_group(path, group) for path, group in guest.cgroups.items()),
+    )
+
+
+def _group(path: str, group: Cgroup) -> Group:
+    limited = {*group.io_max, *group.io_latency, *group.io_cost_model, *group.io_cost_qos}
+    limited |= set(group.io_weight) - {"default"} if isinstance(group.io_weight, dict) else set()
+    detail = ", ".join(sorted(name.replace("_", ".") for name in group.model_fields_set))
+    return Group(title=path, detail=detail, limits=tuple(str(Key("device", name)) for name in sorted(limited)))
 
 
 _STYLE = (
@@ -82,50 +140,40 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _laid_out(guest: Guest) -> tuple[list[_Box], list[str], float, float]:
-    """A guest's boxes and edges, and how large its frame must be."""
-    made = graph(guest)
-    order = made.ordered()
-    levels: dict[Key, int] = {}
-    for key in order:
-        levels[key] = max((levels[needed] + 1 for needed, _ in made.nodes[key].needs), default=0)
-    rows = max([*levels.values(), len({path.count("/") for path in guest.cgroups}) - 1, 0]) + 1
-    places = _columns(made, order, levels)
-    left = (max(places.values(), default=-1) + 1) * (_BOX_W + _GAP_X) + (_GAP_X if guest.cgroups else 0)
-
-    def at(column: float, level: int) -> tuple[float, float]:
-        return _EDGE + column * (_BOX_W + _GAP_X), _HEAD + (rows - 1 - level) * (_BOX_H + _GAP_Y)
-
-    known = sizes(made, order)
-    boxes: dict[Key, _Box] = {}
-    for key in order:
-        x, y = at(places[key], levels[key])
-        boxes[key] = _Box(**_words(made.nodes[key], known.get(key)), x=x, y=y)
-    edges = [_edge(boxes[needed], boxes[key], "edge") for key in order for needed, _ in made.nodes[key].needs]
+def _laid_out(frame: Frame) -> tuple[list[_Box], list[str], float, float]:
+    """A frame's boxes and edges, and how large it must be."""
+    levels: dict[str, int] = {}
+    for thing in frame.things:
+        levels[thing.key] = max((levels[below] + 1 for below in thing.on), default=0)
+    rows = max([*levels.values(), len({group.title.count("/") for group in frame.groups}) - 1, 0]) + 1
+    places = _columns(frame.things, levels)
+    left = (max(places.values(), default=-1) + 1) * (_BOX_W + _GAP_X) + (_GAP_X if frame.groups else 0)
+    boxes: dict[str, _Box] = {}
+    for thing in frame.things:
+        x, y = _EDGE + places[thing.key] * (_BOX_W + _GAP_X), _HEAD + (rows - 1 - levels[thing.key]) * (_BOX_H + _GAP_Y)
+        boxes[thing.key] = _Box(kind=thing.kind, title=thing.title, detail=thing.detail, x=x, y=y)
+    edges = [_edge(boxes[below], boxes[thing.key], "edge") for thing in frame.things for below in thing.on]
     groups: list[_Box] = []
-    for number, (path, group) in enumerate(guest.cgroups.items()):
-        said = sorted(field.replace("_", ".") for field in group.model_fields_set)
-        box = _Box(kind="cgroup", title=path, detail=", ".join(said), x=_EDGE + left, y=_HEAD + number * (_BOX_H + _GAP_Y / 2))
+    for number, group in enumerate(frame.groups):
+        box = _Box(kind="cgroup", title=group.title, detail=group.detail, x=_EDGE + left, y=_HEAD + number * (_BOX_H + _GAP_Y / 2))
         groups.append(box)
-        limited = {*group.io_max, *group.io_latency, *group.io_cost_model, *group.io_cost_qos}
-        limited |= set(group.io_weight) - {"default"} if isinstance(group.io_weight, dict) else set()
-        edges += [_limit(box, boxes[Key("device", name)]) for name in sorted(limited) if Key("device", name) in boxes]
+        edges += [_limit(box, boxes[key]) for key in group.limits if key in boxes]
     width = _EDGE * 2 + left + (_BOX_W if groups else -_GAP_X)
     height = _HEAD + max(rows * (_BOX_H + _GAP_Y) if boxes else 0, len(groups) * (_BOX_H + _GAP_Y / 2))
     return [*boxes.values(), *groups], edges, max(width, 320), height
 
 
-def _columns(made: Graph, order: tuple[Key, ...], levels: dict[Key, int]) -> dict[Key, int]:
+def _columns(things: tuple[Thing, ...], levels: dict[str, int]) -> dict[str, int]:
     """A column for each: over the first thing that it stands on, or the next free one of its row."""
     taken: dict[int, set[int]] = {}
-    found: dict[Key, int] = {}
-    for key in order:
-        row = taken.setdefault(levels[key], set())
-        column = min((found[needed] for needed, _ in made.nodes[key].needs), default=0)
+    found: dict[str, int] = {}
+    for thing in things:
+        row = taken.setdefault(levels[thing.key], set())
+        column = min((found[below] for below in thing.on), default=0)
         while column in row:
             column += 1
         row.add(column)
-        found[key] = column
+        found[thing.key] = column
     return found
 
 

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from testbed import journal
+from testbed import journal, survey
 from testbed.console import Finding
 from testbed.errors import TestbedError
 from testbed.group_sampler import sampling_groups
@@ -23,14 +23,17 @@ from testbed.player import playing
 from testbed.sampler import sampling
 from testbed.scenarios.base import NEEDS_PRELUDE, Case, Cores, Need
 from testbed.store.kernel_files import KernelFiles
+from testbed.survey import Hardware, Survey, Unread
 from testbed.topology.model import Guest as GuestModel
 from testbed.verdict import Gap, Judgement, Lost, Outcome, Skipped, gravest, judge_pair, judge_single
+
+_NOT_READ = Unread(why="the steps of its scenario did not run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
     """One case on one kernel. `findings` are the console's; `evidence` the folder of its logs; times in seconds; `missed`: acts of its
-    timeline that never began.
+    timeline that never began. `stack`: what stood in the guest while the claim was measured, or why that is not known.
     """
 
     outcome: Outcome
@@ -39,6 +42,7 @@ class Side:
     took_s: float
     ready_after_s: float
     missed: tuple[str, ...] = ()
+    stack: Survey | Unread = _NOT_READ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +181,7 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
     ready = started
     findings: list[Finding] = []
     missed: list[str] = []
+    stack: Survey | Unread = _NOT_READ
     lack = case.point.lacks(job.model)
     if lack is not None:
         return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
@@ -199,8 +204,13 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
                 if lacks := await missing(guest, case.scenario.needs):
                     outcome = Skipped(why=f"{kernel.name} lacks {', '.join(lacks)}")
                 else:
-                    async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest) as missed:
-                        outcome = await case.scenario.steps(guest, case.point)
+                    try:
+                        async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest) as missed:
+                            outcome = await case.scenario.steps(guest, case.point)
+                    except TestbedError:
+                        stack = await surveyed(guest)
+                        raise
+                    stack = await surveyed(guest)
     except TestbedError as error:
         outcome = Lost(why=str(error))
     ended = time.monotonic()
@@ -212,6 +222,7 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
         took_s=ended - started,
         ready_after_s=max(0, ready - started),
         missed=tuple(missed),
+        stack=stack,
     )
 
 
@@ -221,7 +232,24 @@ def _disks_every_s(job: Job) -> float | None:
 
 
 async def missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
-    """What of the needs the guest does not have; asked in one command."""
+    """What of the needs the guest does not have; asked in one command, which also gives it the script that surveys its stack."""
     conditions = "\n".join(f"{need.test} || echo {number}" for number, need in enumerate(needs))
-    answered = await guest.script(NEEDS_PRELUDE + conditions, check=False)
+    script = survey.prepare(device.path for device in guest.disks.values()) + NEEDS_PRELUDE + conditions
+    answered = await guest.script(script, check=False)
     return tuple(needs[int(number)].what for number in answered.stdout.split())
+
+
+async def surveyed(guest: Guest) -> Survey | Unread:
+    """What stood in the guest while the steps of its scenario measured their claim."""
+    try:
+        said = (await guest.script(survey.SHOW)).stdout
+        disks = guest.order.model.disks
+        return survey.parse(
+            said,
+            {
+                device.path: Hardware(name=name, type=device.kind, profile=(disks[name].profile or "") if name in disks else "")
+                for name, device in guest.disks.items()
+            },
+        )
+    except TestbedError as error:
+        return Unread(why=str(error).partition("\n")[0])

@@ -23,9 +23,12 @@ from pydantic import ValidationError
 
 from testbed import picture
 from testbed.errors import HostError
-from testbed.report import series, words
+from testbed.report import series, stacks, words
+from testbed.report.schema import Stack
 from testbed.report.series import Recorded
+from testbed.report.stacks import by_stack
 from testbed.topology.model import Topology
+from testbed.topology.unused import without_unused
 
 _PAGE = Path(__file__).parent / "page"
 # Points of a line: enough for the eye where there are few scenarios, and all lines together a few megabytes where there are many.
@@ -49,6 +52,8 @@ LOGS = (
 _MOST_LINES, _LEAST_LINES, _ALL_LINES = 40, 5, 10_000
 # In a report of more cases, each has a link to its folder, and not to every log in it.
 _LINKED_CASES = 200
+# The stacks of so many cases are drawn, those of the others are there in words: a picture takes 6 kB.
+_DRAWN_CASES = 200
 
 
 def html(document: dict[str, Any], folder: Path) -> str:
@@ -95,6 +100,9 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
         "measures": words.measures(case, sides),
         "controls": words.controls(case, sides),
         "balances": words.balance_rows(case, sides),
+        "stacks": [
+            _stack(found, stack, drawn=number < _DRAWN_CASES, all_sides=len(found) == len(sides)) for found, stack in by_stack(case, sides)
+        ],
         "log": [line for side in sides for line in _log(side, case[side], recorded[side], lines)],
         "log_left_out": sum(max(0, len(case[side]["console"]) - lines) for side in sides),
         "files": [(side, files(folder, there, whole=number < _LINKED_CASES)) for side, there in evidence.items()],
@@ -140,16 +148,32 @@ def _log(side: str, done: dict[str, Any], recorded: Recorded, lines: int) -> Ite
         yield {**line, "side": side, "since": since}
 
 
+def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool) -> dict[str, str]:
+    """What stood on these kernels, as an image and in words; no image where it is not known."""
+    where = "on each kernel" if all_sides and len(sides) > 1 else f"on {', '.join(sides)}"
+    if isinstance(stack, str):
+        return {"data": "", "words": "", "caption": f"What stood {where} while the claim was measured is not known: {stack}"}
+    said = stacks.words(stack)
+    data = _image(stacks.svg(stack, where)) if drawn else ""
+    return {"data": data, "words": said, "caption": f"What stood {where} while the claim was measured, read back from the guest: {said}."}
+
+
+def _image(svg: str) -> str:
+    """An image in which nothing runs."""
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+
+
 def _picture(document: dict[str, Any]) -> dict[str, str] | None:
-    """The run's topology as an image, in which nothing runs, and in words."""
+    """What the run used of its topology, as an image and in words."""
     try:
         topology = Topology.model_validate(document["topology"]) if document.get("topology") else None
     except ValidationError:
         topology = None
     if topology is None:
         return None
-    drawn = base64.b64encode(picture.svg(topology).encode()).decode()
-    return {"data": f"data:image/svg+xml;base64,{drawn}", "words": words.topology(topology)}
+    # Older runs recorded the whole file, and used no more of it.
+    used = topology.model_copy(update={"guests": {name: without_unused(guest) for name, guest in topology.guests.items()}})
+    return {"data": _image(picture.svg(used)), "words": words.topology(used)}
 
 
 class _Library:

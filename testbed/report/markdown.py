@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 from testbed.console import clean
-from testbed.report import words
+from testbed.report import stacks, words
 
 
 def markdown(document: dict[str, Any]) -> str:
@@ -34,7 +35,23 @@ def markdown(document: dict[str, Any]) -> str:
     ]
     columns = [*sides, *([] if each else ["verdict", "reason"])]
     head += [f"| case | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    return "\n".join([*head, *(_row(case, sides, each) for case in document["scenarios"])]) + "\n"
+    rows = [_row(case, sides, each) for case in document["scenarios"]]
+    return "\n".join([*head, *rows, "", *_stood(document, sides)]) + "\n"
+
+
+def _stood(document: dict[str, Any], sides: list[str]) -> Iterator[str]:
+    """The stack of each case."""
+    yield from (
+        "## What stood while the claims were measured",
+        "",
+        "Read back from the guests.",
+        "",
+        "| case | kernel | stack |",
+        "|---|---|---|",
+    )
+    for case in document["scenarios"]:
+        for where, stack in stacks.by_stack(case, sides):
+            yield f"| {case['name']} | {', '.join(where)} | {cell(stacks.words(stack))} |"
 
 
 def _cases(document: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from testbed.runner import Result, Side
 from testbed.store import runs as store
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
+from testbed.survey import Survey, Unread
 from testbed.topology.model import Guest, Topology
 from testbed.verdict import Evidence, Verdict, gravest
 
@@ -137,6 +138,8 @@ def _side(side: Side, folder: Path, expected_log: frozenset[Kind]) -> dict[str, 
         "guest_ready_after_s": round(side.ready_after_s, 3),
         "evidence": str(side.evidence.relative_to(folder)),
         "timeline_missed": list(side.missed),
+        "stack": asdict(side.stack) if isinstance(side.stack, Survey) else None,
+        "stack_unread": side.stack.why if isinstance(side.stack, Unread) else "",
         "console": [asdict(finding) | {"kind": finding.kind.value, "expected": finding.kind in expected_log} for finding in side.findings],
     }
     if isinstance(side.outcome, Evidence):

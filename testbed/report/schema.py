@@ -54,9 +54,68 @@ class Line(_Known):
     expected: bool
 
 
+class Block(_Known):
+    """A block device of a stack. `kind`: loop, dm, md, or the type of an emulated disk; `name`: of a disk that in the topology; `number`:
+    MAJ:MIN; `partitions`: bytes by /dev path; `on`: what a dm or md device stands on. What is a loop's is empty or 0 of others.
+    """
+
+    kind: str
+    name: str
+    device: str
+    number: str
+    size_bytes: int
+    read_only: bool
+    logical_block_size: int
+    read_ahead_bytes: int
+    scheduler: str
+    profile: str
+    backing_file: str
+    direct_io: bool
+    offset_bytes: int
+    size_limit_bytes: int
+    partitions: dict[str, int]
+    on: list[str]
+
+
+class Mount(_Known):
+    """A filesystem, as /proc/mounts has it."""
+
+    mount_point: str
+    type: str
+    source: str
+    options: str
+
+
+class Swap(_Known):
+    """A swap area on a file or a device."""
+
+    on: str
+    size_bytes: int
+
+
+class Group(_Known):
+    """A control group by its path below the root. `limits`: the lines of its files that limit something, by file."""
+
+    path: str
+    limits: dict[str, list[str]]
+
+
+class Stack(_Known):
+    """What stood in a guest while a claim was measured, as its kernel lists it. `cpus`: those online; `controllers`: those enabled for the
+    groups below the root.
+    """
+
+    cpus: str
+    controllers: str
+    blocks: list[Block]
+    mounts: list[Mount]
+    swaps: list[Swap]
+    groups: list[Group]
+
+
 class Side(_Known):
     """One case on one kernel. `evidence`: its folder, from the run's. `claim`: whether the gap was seen; None without evidence.
-    `timeline_missed`: acts of its topology's timeline that never began.
+    `timeline_missed`: acts of its topology's timeline that never began. `stack`: None where it is not known, which `stack_unread` explains.
 
     `verdict` and `judgement`: this kernel's own, where it is not a pair that is judged.
     """
@@ -71,6 +130,8 @@ class Side(_Known):
     controls: list[Control]
     balances: list[Balance]
     timeline_missed: list[str] = []
+    stack: Stack | None = None
+    stack_unread: str = ""
     verdict: VerdictName | None = None
     judgement: str | None = None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from testbed import counters
+from testbed import counters, survey
 from testbed.console import Kind
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
@@ -196,6 +196,7 @@ done
 for name in free held; do
     {FRESH}
     [ $name = free ] || echo "$2 target=1" >/sys/fs/cgroup/quiet/io.latency || exit 1
+    [ $name = free ] || {{ {survey.TAKE}; }}
     job quiet-$name quiet "$1" 10 --ramp_time=10s --bs=4k --offset=32M --size=32M --iodepth=8 --ioengine=libaio &
     job noisy-$name noisy "$loops" 10 --ramp_time=10s --bs=4k --iodepth=32 --ioengine=libaio
     wait

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from testbed import counters
+from testbed import counters, survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Cores, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import FRESH, rig
@@ -21,6 +21,7 @@ _STEPS = f"""\
 cd /sys/fs/cgroup && mkdir gone || exit 1
 losetup --direct-io=on "$1"
 {FRESH}
+{survey.TAKE}
 (echo 0 >gone/cgroup.procs; exec dd "if=$1" of=/dev/null bs=1M count=8 iflag=direct status=none) || exit 1
 echo "read $(sed -n "s/.* rbytes=\\([0-9]*\\).*/\\1/p" gone/io.stat | tail -n 1)"
 dying() {{ sed -n 's/^nr_dying_descendants //p' cgroup.stat; }}

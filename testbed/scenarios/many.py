@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from testbed import counters, gauges
+from testbed import counters, gauges, survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual_reads
@@ -19,6 +19,7 @@ _READERS = """\
 WARM
 n=0
 while [ $n -lt "$2" ]; do mkdir "/sys/fs/cgroup/many-$n"; n=$((n + 1)); done
+SURVEY
 grep "" /sys/fs/cgroup/io.stat | sed "s#^#/before:#"
 n=0
 while [ $n -lt "$2" ]; do
@@ -28,7 +29,7 @@ while [ $n -lt "$2" ]; do
 done
 wait
 grep -s "" /sys/fs/cgroup/many-*/io.stat /sys/fs/cgroup/many-*/memory.stat /sys/fs/cgroup/io.stat || :
-""".replace("WARM", FRESH)
+""".replace("WARM", FRESH).replace("SURVEY", survey.TAKE)
 
 
 def _asked(number: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from testbed import counters
+from testbed import counters, survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual_reads
@@ -120,11 +120,12 @@ PERL
 (echo 0 >listener/cgroup.procs; exec setsid perl /tmp/listen.pl "$3" "$2" </dev/null >/tmp/listened 2>&1) &
 echo $! >/tmp/listener
 for wait in $(seq 100); do grep -q listening /tmp/listened && break; sleep 0.1; done
+SURVEY
 echo "before $(slab)"
 (echo 0 >owner/cgroup.procs
  exec fio --name=owner --filename="$1" --direct=1 --rw=randrw --bs=4k --size=8M --number_ios=800 --thread --output=/dev/null) || exit 1
 echo "after $(slab)"
-""".replace("WARM", FRESH)
+""".replace("WARM", FRESH).replace("SURVEY", survey.TAKE)
 _HEARD = """\
 kill "$(cat /tmp/listener)" || exit 1
 for wait in $(seq 100); do grep -q queued /tmp/listened && break; sleep 0.1; done

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import re
 
+from testbed import survey
 from testbed.console import Kind
 from testbed.errors import GuestError
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, COVER_LETTER, Point, Scenario
 from testbed.verdict import Control, Evidence, Gap, Measure
 
-# Steps, sizes and names of the cover letter's script; its `sudo` is left out (the guest's shell is root's), and the two clocks are ours.
+# Steps, sizes and names of the cover letter's script; its `sudo` is left out (the guest's shell is root's), and the two clocks and the
+# survey are ours.
 _LETTER = """\
 set -e
 CGROUP=/sys/fs/cgroup/test.slice
@@ -37,11 +39,12 @@ echo 64M > $CGROUP/memory.max;
 mount -t tmpfs -o size=512m tmpfs /tmp;
 truncate -s 512m /tmp/backing_file;
 losetup $LOOP_DEV /tmp/backing_file;
+SURVEY;
 dd if=/dev/zero of=$LOOP_DEV bs=1M count=256;
 losetup -D $LOOP_DEV" || true
 grep '^oom_kill ' $CGROUP/memory.events
 echo "ended $EPOCHREALTIME"
-"""
+""".replace("SURVEY", survey.TAKE)
 
 # $1: name of a new cgroup. $2: `direct`, or a loop device. Prints the cgroup's oom_kill after 128M were written under a limit of 64M.
 # The loop is written with O_DIRECT, and each time another one: through its page cache the writeback of whichever cgroup first dirtied the
@@ -57,12 +60,13 @@ if [ "$2" != direct ]; then
     target=$2
     flags=oflag=direct
 fi
+[ "$1" != gate-with ] || { SURVEY; }
 (echo 0 >"$cgroup/cgroup.procs"; exec dd if=/dev/zero "of=$target" bs=1M count=128 status=none $flags)
 grep '^oom_kill ' "$cgroup/memory.events"
 [ "$2" = direct ] || losetup -d "$2"
 umount /tmp
 exit 0
-"""
+""".replace("SURVEY", survey.TAKE)
 
 
 def readings(output: str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from testbed import survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import FRESH, rig
@@ -33,6 +34,7 @@ _IO_MAX = f"""\
 {_RATE}
 mkdir limited free && echo "$3 rbps={_LIMIT_BYTES}" >limited/io.max || exit 1
 {FRESH}
+{survey.TAKE}
 stalled() {{ sed -n 's/^some.*total=/stalled /p' limited/io.pressure; }}
 stalled
 rate limited "$1" 3 0 loop
@@ -159,6 +161,7 @@ _IO_COST = f"""\
 mkdir a || exit 1
 cost "$3" 1 {_COST_BYTES} || exit 1
 {FRESH}
+{survey.TAKE}
 for n in 0 1 2; do rate a "$1" 2 $((n * 4)) loop-$n & done
 wait
 losetup --direct-io=on "$1" && rate a "$1" 2 16 dio
@@ -201,6 +204,7 @@ _INVERSION = f"""\
 mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
 losetup -d "$1" && losetup --direct-io=on "$4" "$2" || exit 1
 cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight && echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
+{survey.TAKE}
 for target in "$4" "$2"; do
     name=${{target##*/}}
     job "$name-alone" high "$target" 1s --bs=4k

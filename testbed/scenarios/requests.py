@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from testbed import counters
+from testbed import counters, survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import usual_reads
@@ -20,6 +20,7 @@ from testbed.verdict import Control, Evidence, Gap, Measure
 _TRACED = """\
 trace=/sys/kernel/tracing
 WARM
+SURVEY
 printf "%s\\n" workqueue:workqueue_queue_work block:block_rq_issue >$trace/set_event || exit 1
 at=0
 for cgroup in request-a request-b ""; do
@@ -32,7 +33,7 @@ echo >$trace/set_event
 grep -E "tracing_mark_write|function=loop|block_rq_issue: 7,0 " $trace/trace || :
 echo "events $(grep -c workqueue_queue_work $trace/trace)"
 echo "threads $(ps -eo comm= | grep -c "^${1##*/}$")"
-""".replace("WARM", FRESH)
+""".replace("WARM", FRESH).replace("SURVEY", survey.TAKE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from testbed import counters, gauges, mounts
+from testbed import counters, gauges, mounts, survey
 from testbed.errors import CommandFailed
 from testbed.guest import Guest
 from testbed.scenarios.base import Point
@@ -38,10 +38,11 @@ counters() {
     done
 }
 WARM
+SURVEY
 counters before
 (echo 0 >"$cgroup/cgroup.procs"; COMMAND) || echo "== failed $?"
 counters after
-"""
+""".replace("SURVEY", survey.TAKE)
 # Empties the page cache of all backing files (dd(1), nocache with count=0), and nothing else: programs that ran before stay in memory, so
 # that their pages are not the cgroup's, and QEMU keeps the code that it has translated.
 FRESH = """\

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from testbed import mounts
+from testbed import mounts, survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import loops_at
@@ -29,6 +29,7 @@ inside() {
 (inside writer if=/dev/zero "of=$1" count=96 oflag=direct) || exit 1
 show written writer
 echo 16M >writer/memory.max
+SURVEY
 sleep 0.5
 show squeezed writer
 echo max >writer/memory.max
@@ -40,7 +41,7 @@ show reader reader
 show direct direct
 rm "${2%/*}/direct"
 swapoff "$3"
-"""
+""".replace("SURVEY", survey.TAKE)
 
 
 def stages(output: str) -> dict[str, tuple[int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from testbed import survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.rates import JOBS, LEAST_IOPS, jobs
@@ -17,6 +18,7 @@ echo bfq >"$queue/scheduler" && echo 0 >"$queue/iosched/low_latency" && echo 1 >
 mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
 echo 1 >/sys/fs/cgroup/low/io.bfq.weight && echo 1000 >/sys/fs/cgroup/high/io.bfq.weight || exit 1
 {FRESH}
+{survey.TAKE}
 for target in "$1" "$2"; do
     name=${{target##*/}}
     # Each cgroup in its own half, and no page is read twice: else the page cache answers.

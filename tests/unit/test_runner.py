@@ -48,7 +48,7 @@ class Recorder:
         self.running.append(evidence.name)
         try:
             order = SimpleNamespace(model=GuestModel())
-            yield SimpleNamespace(console=SimpleNamespace(findings=[]), script=script, name=evidence.name, order=order)
+            yield SimpleNamespace(console=SimpleNamespace(findings=[]), script=script, name=evidence.name, order=order, disks={})
         finally:
             self.running.remove(evidence.name)
 
