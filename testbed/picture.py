@@ -133,7 +133,7 @@ _STYLE = (
 def _box(box: _Box) -> Iterator[str]:
     yield f'<rect class="box" x="{box.x:.0f}" y="{box.y:.0f}" width="{_BOX_W}" height="{_BOX_H}" rx="4" fill="{_COLOURS[box.kind]}"/>'
     yield f'<text x="{box.x + 8:.0f}" y="{box.y + 19:.0f}">{escape(_short(box.title, 22))}</text>'
-    yield f'<text class="detail" x="{box.x + 8:.0f}" y="{box.y + 36:.0f}">{escape(_short(box.detail, 27))}</text>'
+    yield f'<text class="detail" x="{box.x + 8:.0f}" y="{box.y + 36:.0f}">{escape(_short(box.detail, 25))}</text>'
 
 
 def _short(text: str, most: int) -> str:

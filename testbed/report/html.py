@@ -52,8 +52,8 @@ LOGS = (
 _MOST_LINES, _LEAST_LINES, _ALL_LINES = 40, 5, 10_000
 # In a report of more cases, each has a link to its folder, and not to every log in it.
 _LINKED_CASES = 200
-# The stacks of so many cases are drawn, those of the others are there in words: a picture takes 6 kB.
-_DRAWN_CASES = 200
+# The stacks of so many cases are drawn, those of the others are there in words: a picture takes 5 kB.
+_DRAWN_CASES = 100
 
 
 def html(document: dict[str, Any], folder: Path) -> str:
@@ -151,11 +151,11 @@ def _log(side: str, done: dict[str, Any], recorded: Recorded, lines: int) -> Ite
 def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool) -> dict[str, str]:
     """What stood on these kernels, as an image and in words; no image where it is not known."""
     where = "on each kernel" if all_sides and len(sides) > 1 else f"on {', '.join(sides)}"
+    what = f"What stood {where} while the claim was measured"
     if isinstance(stack, str):
-        return {"data": "", "words": "", "caption": f"What stood {where} while the claim was measured is not known: {stack}"}
-    said = stacks.words(stack)
+        return {"where": where, "data": "", "caption": f"{what} is not known: {stack}"}
     data = _image(stacks.svg(stack, where)) if drawn else ""
-    return {"data": data, "words": said, "caption": f"What stood {where} while the claim was measured, read back from the guest: {said}."}
+    return {"where": where, "data": data, "caption": f"{what}, read back from the guest: {stacks.words(stack)}."}
 
 
 def _image(svg: str) -> str:

@@ -44,8 +44,8 @@ def words(stack: Stack | str) -> str:
     said = []
     for thing in made:
         below = f" on {', '.join(titles[key] for key in thing.on)}" if thing.on else ""
-        said += [f"{thing.title}: {thing.detail}{below}"] if thing.kind != "file" else []
-    said += [f"cgroup {group.title}" + (f": {group.detail}" if group.detail else "") for group in groups(stack)]
+        said += [f"{thing.title} ({thing.detail}){below}"] if thing.kind != "file" else []
+    said += [f"cgroup {group.title}" + (f" ({group.detail})" if group.detail else "") for group in groups(stack)]
     return "; ".join(said) or "nothing on any disk"
 
 

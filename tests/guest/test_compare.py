@@ -46,13 +46,20 @@ def verdicts(document: dict[str, Any]) -> dict[str, str]:
     return {scenario["name"]: scenario["verdict"] for scenario in document["scenarios"]}
 
 
+def standing(side: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """The filesystem types by mount point, and the backing files by loop, that stood on one kernel."""
+    stack = side["stack"]
+    loops = {one["device"]: one["backing_file"] for one in stack["blocks"] if one["kind"] == "loop"}
+    return {one["mount_point"]: one["type"] for one in stack["mounts"]}, loops
+
+
 @pytest.mark.slow
 async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
     code, document = await compare(tmp_path)
     assert verdicts(document) == {"oom-tmpfs": "PASS", "gate": "PASS", "read/virtio-blk/ext4": "PASS", "read/nvme/ext4": "PASS"}, document
     assert (code, document["verdict"]) == (0, "PASS")
     assert document["kernels"]["base"]["release"].startswith("5.10") and document["kernels"]["patched"]["release"].startswith("6.1")
-    letter, _, virtio, nvme = document["scenarios"]
+    letter, gate, virtio, nvme = document["scenarios"]
     measures = {side: {name: one["value"] for name, one in letter[side]["measures"].items()} for side in ("base", "patched")}
     # The cover letter's three readings: 0, then one kill on tmpfs; through the loop none before the series, and some with it.
     for side in ("base", "patched"):
@@ -64,7 +71,24 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
         assert read["base"]["measures"]["charged reads"]["value"] == 0
         assert read["patched"]["measures"]["charged reads"]["value"] >= 16 << 20
         assert all(control["holds"] for side in ("base", "patched") for control in read[side]["controls"])
+    # What stood there, read back from each guest while the claim was measured: also inside the letter's own mount namespace.
+    for side in ("base", "patched"):
+        assert standing(letter[side]) == ({"/tmp": "tmpfs"}, {"/dev/loop0": "/tmp/backing_file"})
+        (limited,) = letter[side]["stack"]["groups"]
+        assert (limited["path"], limited["limits"]["memory.max"]) == ("/test.slice", ["67108864"])
+        assert standing(gate[side]) == ({"/tmp": "tmpfs"}, {"/dev/loop1": "/tmp/backing_file"})
+        for read, disk in ((virtio, "data"), (nvme, "fast")):
+            assert standing(read[side]) == ({f"/mnt/{disk}": "ext4"}, {"/dev/loop0": f"/mnt/{disk}/file"})
+            stack = read[side]["stack"]
+            assert [(one["name"], one["kind"], one["size_bytes"]) for one in stack["blocks"]][:2] == [
+                ("data", "virtio-blk", 1 << 30),
+                ("fast", "nvme", 1 << 30),
+            ]
+            assert stack["mounts"][0]["source"] == next(one["device"] for one in stack["blocks"] if one["name"] == disk)
+            assert not stack["blocks"][2]["direct_io"] and [group["path"] for group in stack["groups"]] == ["/reader"]
     folder = tmp_path / "runs" / document["run"]
+    page = (folder / "report.html").read_text()
+    assert page.count("What stood on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G)") == 4
     assert json.loads((folder / "results.json").read_text()) == document
     for scenario in document["scenarios"]:
         for side in ("base", "patched"):

@@ -123,6 +123,15 @@ def test_a_wrong_word_is_no_bad_commit_to_git(tmp_path: Path, before: tuple[str,
     assert done.returncode == 255 and done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["compare", "run", "matrix", "sensitivity"])
+def test_a_stack_that_scenarios_would_not_use_is_refused_before_a_guest_starts(tmp_path: Path, verb: str) -> None:
+    file = tmp_path / "my.yaml"
+    file.write_text("version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G}}\n    loops: {l0: {backing: data/f, size: 4M}}\n")
+    done = testbed(tmp_path, verb, "--topology", str(file))
+    assert done.returncode == 2
+    assert f"{file}:5:5: guests.g0.loops: not used: scenarios build stacks of their own; leave it out, or add --ignore-stack" in done.stderr
+
+
 def test_an_unwritable_cache_says_which_and_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = testbed(tmp_path, "kernel", "list", TESTBED_CACHE=str(tmp_path / "file" / "cache"))
