@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from testbed import strict
 from testbed.errors import GuestError
 from testbed.guest import Guest
 
@@ -61,10 +62,10 @@ def seen(guest_s: float, asked: float, answered: float) -> Clock:
 def uptime_s(said: str) -> float:
     """The `uptime_ns` of an agent's answer, in seconds.
 
-    :raise GuestError: there is none.
+    :raise GuestError: there is none. :raise ReadingError: it is no number.
     """
     for word in said.split():
         name, _, value = word.partition("=")
-        if name == "uptime_ns" and value.isdecimal():
-            return int(value) / 1e9
+        if name == "uptime_ns":
+            return strict.whole(value, "agent: uptime_ns") / 1e9
     raise GuestError(f"agent: expected an answer with uptime_ns=N, got {said!r}")

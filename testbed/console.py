@@ -16,7 +16,7 @@ from testbed.printable import printable
 
 # "[   12.345678] " or "[   12.345678][  T123] " before a kernel line; an SSH server's lines have other brackets. What a program has left on
 # the line before it is not the kernel's.
-_STAMP = re.compile(r"\[\s*(?P<seconds>\d+\.\d{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
+_STAMP = re.compile(r"\[\s*(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
 
 
 class Kind(enum.Enum):

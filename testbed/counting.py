@@ -4,41 +4,92 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from testbed import counters
+from testbed import counters, guest_shell
+from testbed.errors import TestbedError
 from testbed.guest import Guest
+from testbed.signature import Watch, rendered
 
 _ROOT = "/sys/fs/cgroup"
-# Each cgroup's small counters. By the shell itself: a program more takes longer than all of it.
+# Each cgroup's small counters; one may go meanwhile.
 _COUNTERS = f"""\
-cd {_ROOT}
 for file in memory.events pids.events cgroup.stat memory.current memory.swap.current; do
-    for path in $file */$file */*/$file */*/*/$file; do
-        [ ! -e "$path" ] || while read -r line; do echo "/$path:$line"; done <"$path"
+    for path in {_ROOT}/$file {_ROOT}/*/$file {_ROOT}/*/*/$file {_ROOT}/*/*/*/$file; do
+        [ ! -e "$path" ] || take "$path"
     done
 done
+finish
 """
+_ONE = 'take "$1"; finish'
 
 
 async def every(guest: Guest) -> dict[str, str]:
     """The small counters of all cgroups: text by path from the root.
 
-    :raise GuestError: the guest does not answer.
+    :raise GuestError: the guest does not answer. :raise ReadingError: what it answers is cut.
     """
-    said = await guest.script(_COUNTERS, timeout_s=10)
-    return {path.removeprefix("/"): text for path, text in counters.by_file(said.stdout).items()}
+    mark = guest_shell.new_mark()
+    said = await guest.script(guest_shell.functions(mark) + _COUNTERS, timeout_s=10)
+    texts = guest_shell.sections(said.stdout, mark, guest.name)[""].texts
+    return {path.removeprefix(f"{_ROOT}/"): text for path, text in texts.items()}
 
 
 async def one(guest: Guest, texts: Mapping[str, str], cgroup: str, counter: str) -> int | None:
-    """A counter, written `FILE` or `FILE NAME`; of `every`, or read now. One of a cgroup that is not there has counted nothing.
+    """A counter, written `FILE` or `FILE NAME`; of `every`, or read now. None: the cgroup, or its file, is not there.
 
-    :raise GuestError: the guest does not answer.
+    :raise GuestError: the guest does not answer. :raise ReadingError: the file has no such name, or it is no number.
     """
     name, _, key = counter.partition(" ")
     path = name if cgroup == "/" else f"{cgroup}/{name}"
+    where = f"guest {guest.name}: {_ROOT}/{path}"
     text = texts.get(path)
     if text is None:
-        read = '[ ! -e "$1" ] || while read -r line; do echo "$line"; done <"$1"'
-        text = (await guest.script(read, f"{_ROOT}/{path}", timeout_s=10)).stdout
-    if key:
-        return counters.parse_flat(text).get(key)
-    return int(text) if text.strip().isdigit() else None
+        mark = guest_shell.new_mark()
+        said = await guest.script(guest_shell.functions(mark) + _ONE, f"{_ROOT}/{path}", timeout_s=10)
+        text = guest_shell.sections(said.stdout, mark, guest.name)[""].texts.get(f"{_ROOT}/{path}")
+        if text is None:
+            return None
+    return counters.value(text, key, where)
+
+
+class Tally:
+    """The counters that one try's signature looks at. `unknown`: why they say nothing, as far as they were read until now; or empty."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._never = dict.fromkeys(watch.counters, "no such file, whenever it was looked for")
+        self._failed = ""
+
+    @property
+    def unknown(self) -> str:
+        """What was not read: then that nothing was seen of it means nothing."""
+        if self._failed:
+            return f"its counters were not read: {self._failed}"
+        return "; ".join(f"{cgroup}/{counter} was never read: {why}" for (cgroup, counter), why in self._never.items())
+
+    async def read(self, guest: Guest, *, everything: bool = False) -> tuple[str, ...]:
+        """Read the counters that the signature names, or all there are, and show them to it. Returns all, a line each, for `everything`.
+
+        What cannot be read is `unknown`, until it can.
+        """
+        lines: tuple[str, ...] = ()
+        try:
+            texts = await every(guest)
+            self._failed = ""
+            if everything:
+                lines = rendered(texts)
+                self._watch.counted(lines)
+        except TestbedError as error:
+            self._failed = str(error) if everything and self._watch.looks_at_counters else self._failed
+            texts = {}
+        for cgroup, counter in self._watch.counters:
+            try:
+                value = await one(guest, texts, cgroup, counter)
+            except TestbedError as error:
+                # One that was read before has shown what it had then; at the end that is not enough.
+                if everything or (cgroup, counter) in self._never:
+                    self._never[cgroup, counter] = str(error)
+                continue
+            if value is not None:
+                self._never.pop((cgroup, counter), None)
+                self._watch.count(cgroup, counter, value)
+        return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from testbed.console import clean
 from testbed.hardware.disks import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL
 from testbed.readback import Fact
 from testbed.topology.disks import Disk, Nvme
+
+# A disk of 2**63 bytes has 17 digits of sectors.
+_SECTORS = re.compile("[0-9]{1,17}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +48,7 @@ def parse(listing: str) -> tuple[Device, ...]:
     found: list[Device] = []
     for entry in listing.split():
         match entry.split(","):
-            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and sectors.isdecimal():
+            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and _SECTORS.fullmatch(sectors):
                 found.append(
                     Device(
                         path=f"/dev/{name}",

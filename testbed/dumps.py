@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from testbed import room
-from testbed.errors import GuestError, HostError
+from testbed.errors import GuestError, HostError, TestbedError
 from testbed.guest import Guest
 from testbed.units import format_size
 
@@ -62,3 +62,12 @@ async def _finished(guest: Guest, path: Path) -> None:
             await asyncio.sleep(0.05)
     if said["status"] != "completed":
         raise HostError(f"{path}: QEMU: expected a dump, got {said['status']}")
+
+
+async def tried(guest: Guest, path: Path) -> str:
+    """Write it after a try; where it is, or why there is none, in words."""
+    try:
+        await write(guest, path)
+    except TestbedError as error:
+        return f"no dump: {error}"
+    return str(path)

@@ -14,10 +14,11 @@ import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
+from testbed import strict
 from testbed.guest import Guest
 from testbed.stack import MOUNTS
 
-_SYNCED = re.compile(rb"synced (\d+)")
+_SYNCED = re.compile(rb"synced ([0-9]{1,18})")
 _POLL_S = 0.02
 # Record N is a file of its own, named N, of N repeated over 16 KiB. It is said, on the console, which this machine reads, only after both
 # it and its folder were synced.
@@ -88,7 +89,7 @@ async def missing(guest: Guest, folder: str, load: Load) -> tuple[int, ...]:
     :raise GuestError: the guest does not answer.
     """
     done = await guest.script(_script(_CHECK), f"{MOUNTS}/{folder}", str(load.acknowledged), timeout_s=600)
-    return tuple(int(line) for line in done.stdout.split())
+    return tuple(strict.whole(line, f"guest {guest.name}: the records that are missing") for line in done.stdout.split())
 
 
 def _script(perl: str) -> str:

@@ -10,7 +10,8 @@
     │   ├── GuestLost     the guest ended, panicked, or did not answer in time
     │   ├── WireBroken    a connection to the guest ended in the middle; the guest may be ending too
     │   ├── CommandFailed a command in the guest ended with another status than 0
-    │   └── DeviceMismatch the guest's devices are not those of its topology
+    │   ├── DeviceMismatch the guest's devices are not those of its topology
+    │   └── ReadingError  a number of the guest was not read, or is none
     └── TemplateError     a saved template does not load, or its clone does not wake up (mended by making it again, once)
 
 A message says where, what was expected, what was got, and what to do. Each class has a `code` that stays, `who` must act, and `act`: how;
@@ -168,6 +169,23 @@ class DeviceMismatch(GuestError):
     def __init__(self, guest: str, differences: tuple[str, ...]) -> None:
         super().__init__(f"guest {guest} differs from its topology and is refused:" + "".join(f"\n  {d}" for d in differences))
         self.differences = differences
+
+
+# Of what was got a message shows so much.
+_MOST_SHOWN = 120
+
+
+class ReadingError(GuestError):
+    """A number of the guest could not be read, or is none that a kernel prints: what it would have shown is unknown, and not zero."""
+
+    code = "TB450"
+    who = "whoever made the kernel under test, or what runs on it"
+    act = "look at the file that the message names, in the guest; where it is as it should be, the guest was short of memory or time"
+
+    def __init__(self, where: str, expected: str, got: str) -> None:
+        shown = got if len(got) <= _MOST_SHOWN else f"{got[:_MOST_SHOWN]}... ({len(got)} characters)"
+        super().__init__(f"{where}: expected {expected}, got {shown!r}")
+        self.where = where
 
 
 def every() -> tuple[type[TestbedError], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from testbed import jsons
@@ -31,10 +32,12 @@ async def run(guest: Guest, file: str, *options: str, rw: str = "randread", seco
     try:
         (job,) = jsons.parsed(done.stdout[start:])["jobs"]
         side = job["write" if "write" in rw else "read"]
-        percentiles = side["clat_ns"].get("percentile", {})
-        return Load(
-            iops=side["iops"], bytes_per_s=side["bw_bytes"], median_us=percentiles.get("50.000000", 0) / 1000, error=int(job["error"])
-        )
-    except (ValueError, KeyError, TypeError) as error:
+        # A job without a request has no percentiles.
+        median_ns = side["clat_ns"]["percentile"]["50.000000"] if "percentile" in side["clat_ns"] else 0
+        figures = (side["iops"], side["bw_bytes"], median_ns, job["error"])
+        if not all(isinstance(figure, int | float) and math.isfinite(figure) and figure >= 0 for figure in figures):
+            raise ValueError(f"expected numbers, got {figures}")
+        return Load(iops=side["iops"], bytes_per_s=side["bw_bytes"], median_us=median_ns / 1000, error=int(job["error"]))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         said = (done.stderr or done.stdout).strip()[-500:]
         raise GuestError(f"guest {guest.name}: fio on {file}: expected its figures as JSON, got status {done.status}: {said}") from error

@@ -6,17 +6,18 @@ import contextlib
 import time
 from typing import Any
 
-from testbed import counters, drives
-from testbed.errors import TestbedError
+from testbed import counters, drives, guest_shell
+from testbed.errors import ReadingError, TestbedError
 from testbed.guest import Guest
 
 BLOCKSTATS = "query-blockstats"
 _WAYS = ("rd", "wr")
-# The control groups' counters, by the shell itself: a program more takes longer than all of it.
-_IO_STAT = """\
-for file in /sys/fs/cgroup/*/io.stat /sys/fs/cgroup/*/*/io.stat /sys/fs/cgroup/*/*/*/io.stat; do
-    [ ! -e "$file" ] || while read -r line; do echo "$file:$line"; done <"$file"
+_ROOT = "/sys/fs/cgroup"
+_IO_STAT = f"""\
+for file in {_ROOT}/*/io.stat {_ROOT}/*/*/io.stat {_ROOT}/*/*/*/io.stat; do
+    [ ! -e "$file" ] || take "$file"
 done
+finish
 """
 
 
@@ -55,17 +56,28 @@ async def read(guest: Guest) -> dict[str, Any]:
         }
         found[name] = {**ways, "limits": await _limits(guest, name), "cgroups": {}}
     at = time.monotonic()
-    said: dict[str, str] = {}
-    if not guest.hardware.errors.stopped:
-        with contextlib.suppress(TestbedError):  # a guest that hangs still has an emulated disk
-            said = counters.by_file((await guest.script(_IO_STAT)).stdout)
-    for path, text in said.items():
-        group = path.removeprefix("/sys/fs/cgroup/").removesuffix("/io.stat")
-        for number, counted in counters.parse_io_stat(text).items():
-            for name, gauge in found.items():
-                if name in guest.disks and guest.disks[name].number == number:
-                    gauge["cgroups"][group] = counted.get("rbytes", 0) + counted.get("wbytes", 0)
+    for group, moved in (await _groups(guest)).items():
+        for name, gauge in found.items():
+            counted = moved.get(guest.disks[name].number) if name in guest.disks else None
+            if counted:
+                gauge["cgroups"][group] = counted["rbytes"] + counted["wbytes"]
     return {"at": at, "disks": found}
+
+
+async def _groups(guest: Guest) -> dict[str, dict[str, dict[str, int]]]:
+    """What each control group has moved, by MAJ:MIN; without those whose counters cannot be read now: this is for looking at."""
+    found: dict[str, dict[str, dict[str, int]]] = {}
+    if guest.hardware.errors.stopped:
+        return found
+    mark = guest_shell.new_mark()
+    with contextlib.suppress(TestbedError):  # a guest that hangs still has an emulated disk
+        said = await guest.script(guest_shell.functions(mark) + _IO_STAT)
+        taken = guest_shell.sections(said.stdout, mark, guest.name)[""]
+        for path, text in taken.texts.items():
+            with contextlib.suppress(ReadingError):
+                moved = counters.parse_io_stat(text, taken.where(path))
+                found[path.removeprefix(f"{_ROOT}/").removesuffix("/io.stat")] = moved
+    return found
 
 
 async def _limits(guest: Guest, name: str) -> dict[str, int]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from testbed import strict
+from testbed.errors import ReadingError
+
 # The agent's words, and what they are called here.
 _NUMBERS = {
     "current": "memory",
@@ -18,20 +21,32 @@ _NUMBERS = {
 }
 _MOVED = ("rbytes", "wbytes", "rios", "wios")
 _LONGEST_NAME = 4096
+# What the agent answers to other questions, of whom nobody may have waited for the end.
+_OTHERS = frozenset({"waiting", "ready", "disks", "shell", "time", "frozen"})
+_EXPECTED = "`group name=HEX KEY=N ... io=MAJ:MIN,N,N,N,N;...` or `gone name=HEX`"
 
 
 def parse(lines: Iterable[str]) -> dict[str, dict[str, Any] | None]:
-    """By control group what it has counted, `io` by MAJ:MIN; None for one that is gone. Lines that are something else are left out."""
+    """By control group what it has counted, `io` by MAJ:MIN; None for one that is gone. Answers to other questions are left out.
+
+    :raise ReadingError: a line is something else.
+    """
     found: dict[str, dict[str, Any] | None] = {}
-    for line in lines:
-        verb, *words = line.split()
+    for number, line in enumerate(lines, 1):
+        where = f"agent: line {number} of its counters"
+        verb, *words = line.split() or [""]
         said = dict(word.partition("=")[::2] for word in words)
         name = _name(said.get("name", ""))
-        if verb == "gone" and name:
+        if verb in _OTHERS:
+            continue
+        if not name or verb not in ("gone", "group"):
+            raise ReadingError(where, _EXPECTED, line)
+        if verb == "gone":
             found[name] = None
-        elif verb == "group" and name:
-            numbers = {ours: int(said[theirs]) for theirs, ours in _NUMBERS.items() if said.get(theirs, "").isdecimal()}
-            found[name] = {**numbers, "io": _moved(said.get("io", ""))}
+            continue
+        # Without a controller the agent has nothing to say of some, and says so.
+        numbers = {ours: strict.whole(said[theirs], f"{where}, {theirs}") for theirs, ours in _NUMBERS.items() if theirs in said}
+        found[name] = {**numbers, "io": _moved(said.get("io", ""), where)}
     return found
 
 
@@ -42,10 +57,11 @@ def _name(hexadecimal: str) -> str:
         return ""
 
 
-def _moved(text: str) -> dict[str, dict[str, int]]:
+def _moved(text: str, where: str) -> dict[str, dict[str, int]]:
     found = {}
-    for part in text.split(";"):
+    for part in text.split(";") if text else ():
         device, *numbers = part.split(",")
-        if len(numbers) == len(_MOVED) and all(number.isdecimal() for number in numbers):
-            found[device] = dict(zip(_MOVED, map(int, numbers), strict=True))
+        if len(numbers) != len(_MOVED):
+            raise ReadingError(where, _EXPECTED, part)
+        found[device] = {name: strict.whole(number, f"{where}, {device} {name}") for name, number in zip(_MOVED, numbers, strict=True)}
     return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import time
 
+from testbed import counters, strict
 from testbed.errors import GuestError, HostError, UsageError
 from testbed.guest import Guest
 from testbed.units import MIB, format_size
@@ -116,6 +116,19 @@ async def set_cpus(guest: Guest, wanted: int | None) -> None:
 
 async def cpus(guest: Guest) -> int:
     """How many CPUs of a guest are online now."""
-    said = (await guest.run("cat", "/sys/devices/system/cpu/online")).stdout
-    ranges = re.findall(r"(\d+)(?:-(\d+))?", said)
-    return sum(int(last or first) - int(first) + 1 for first, last in ranges)
+    file = "/sys/devices/system/cpu/online"
+    return online((await guest.run("cat", file)).stdout, f"guest {guest.name}: {file}")
+
+
+def online(text: str, where: str) -> int:
+    """How many CPUs a list such as `0-2,5` names.
+
+    :raise ReadingError: it is no such list.
+    """
+    count = 0
+    for part in text.strip().split(","):
+        first, dash, last = part.partition("-")
+        begin = strict.whole(first, where, below=1 << 16)
+        end = strict.whole(last, where, below=1 << 16) if dash else begin
+        count += counters.grown(begin, end, where) + 1
+    return count

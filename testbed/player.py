@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from testbed import actions, clock, counters
+from testbed import actions, clock, counting
 from testbed.clock import Clock
 from testbed.errors import GuestLost, TestbedError, told
 from testbed.evidence import Log
@@ -78,12 +78,9 @@ class Player:
         return await self._counted(when)
 
     async def _counted(self, when: When) -> str:
-        file, _, key = str(when.counter).partition(" ")
-        path = f"/sys/fs/cgroup/{when.cgroup}/{file}"
         while True:
             # A cgroup that is not there yet has counted nothing.
-            text = (await self._guest.script('[ ! -e "$1" ] || while read -r line; do echo "$line"; done <"$1"', path)).stdout
-            value = counters.parse_flat(text).get(key) if key else int(text) if text.strip().isdigit() else None
+            value = await counting.one(self._guest, {}, str(when.cgroup), str(when.counter))
             if value is not None and ((when.above is not None and value > when.above) or (when.below is not None and value < when.below)):
                 return f"{when.cgroup}/{when.counter} is {value}"
             await asyncio.sleep(_POLL_S)

@@ -48,7 +48,7 @@ def differences(facts: tuple[Fact, ...], output: str) -> tuple[str, ...]:
     """What the guest has otherwise than the topology says, from what `script` printed; empty where they agree."""
     output = output.partition("read back\n")[2]
     numbers = dict(re.findall(r"^number (\S+) (\d+:\d+)$", output, re.MULTILINE))
-    found = re.split(r"^== (\d+)\n", output, flags=re.MULTILINE)
+    found = re.split(r"^== ([0-9]{1,9})\n", output, flags=re.MULTILINE)
     texts = {int(number): text for number, text in zip(found[1::2], found[2::2], strict=True)}
     said = []
     for number, fact in enumerate(facts):
@@ -68,4 +68,4 @@ def _says(line: str, expected: str) -> bool:
 
 def _plain(word: str) -> str:
     name, equals, value = word.rpartition("=")
-    return f"{name}{equals}{float(value):g}" if re.fullmatch(r"\d+\.\d+", value) else word
+    return f"{name}{equals}{float(value):g}" if re.fullmatch(r"[0-9]{1,20}\.[0-9]{1,20}", value) else word

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import HostError, TestbedError
+from testbed.errors import HostError, ReadingError, TestbedError
 from testbed.evidence import unwritable
 
 Sample = Callable[[], Awaitable[dict[str, Any]]]
@@ -47,10 +47,15 @@ async def _write(sample: Sample, every_s: float, most_share: float, file: Path, 
     due = time.monotonic()
     # An answer may be late because the guest is busy; the quickest of the last ones says what one costs.
     took: deque[float] = deque(maxlen=4)
-    with file.open("a", encoding="utf-8") as log, contextlib.suppress(TestbedError):  # a guest that is lost says why elsewhere
+    with file.open("a", encoding="utf-8") as log:
         while True:
             last, began = over.is_set(), time.monotonic()
-            log.write(json.dumps(await sample()) + "\n")
+            try:
+                log.write(json.dumps(await sample()) + "\n")
+            except ReadingError:
+                raise
+            except TestbedError:
+                return  # a guest that is lost says why elsewhere
             log.flush()
             if last:
                 return

@@ -10,9 +10,9 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from testbed import journal, survey
+from testbed import guest_shell, journal, mishaps, strict, survey
 from testbed.console import Finding
-from testbed.errors import TestbedError
+from testbed.errors import ReadingError, TestbedError
 from testbed.group_sampler import sampling_groups
 from testbed.guest import Guest
 from testbed.host import Host
@@ -177,23 +177,24 @@ _TOLD = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.V
 
 
 async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
+    """One case on one kernel, once. Whatever goes wrong with it is its own outcome, and the other cases go on."""
     started = time.monotonic()
     ready = started
     findings: list[Finding] = []
     missed: list[str] = []
     stack: Survey | Unread = _NOT_READ
-    lack = case.point.lacks(job.model)
-    if lack is not None:
-        return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
     outcome: Outcome
 
     def on_state(state: State) -> None:
         if state in _TOLD:
             on_step(state.value)
 
-    model = case.model(job.model)
-    cores = {Cores.SHARED: 1, Cores.IDLE: 0, Cores.ALONE: job.lab.host.cores}[case.scenario.cores]
     try:
+        lack = case.point.lacks(job.model)
+        if lack is not None:
+            return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
+        model = case.model(job.model)
+        cores = {Cores.SHARED: 1, Cores.IDLE: 0, Cores.ALONE: job.lab.host.cores}[case.scenario.cores]
         async with job.lab.admitted((model,), f"{case.name} on {kernel.name}", cores=cores, on_wait=on_step):
             started = ready = time.monotonic()
             on_step("starting its guest")
@@ -207,12 +208,12 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
                     try:
                         async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest) as missed:
                             outcome = await case.scenario.steps(guest, case.point)
-                    except TestbedError:
+                    except Exception:
                         stack = await surveyed(guest)
                         raise
                     stack = await surveyed(guest)
-    except TestbedError as error:
-        outcome = Lost(why=str(error))
+    except Exception as error:
+        outcome = Lost(why=mishaps.told(error, evidence))
     ended = time.monotonic()
     on_step("done")
     return Side(
@@ -232,11 +233,18 @@ def _disks_every_s(job: Job) -> float | None:
 
 
 async def missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
-    """What of the needs the guest does not have; asked in one command, which also gives it the script that surveys its stack."""
-    conditions = "\n".join(f"{need.test} || echo {number}" for number, need in enumerate(needs))
-    script = survey.prepare(device.path for device in guest.disks.values()) + NEEDS_PRELUDE + conditions
-    answered = await guest.script(script, check=False)
-    return tuple(needs[int(number)].what for number in answered.stdout.split())
+    """What of the needs the guest does not have; asked in one command, which also gives it the script that surveys its stack.
+
+    :raise ReadingError: it answers something else.
+    """
+    where = f"guest {guest.name}: what it lacks"
+    conditions = "\n".join(f"{need.test} || echo lacks {number}" for number, need in enumerate(needs))
+    prepare = survey.prepare(device.path for device in guest.disks.values())
+    answered = await guest.script(f"{prepare}{NEEDS_PRELUDE}{conditions}\necho all asked", check=False)
+    if guest_shell.printed_word(answered.stdout, "all", where) != "asked":
+        raise ReadingError(where, "its answers", answered.stdout)
+    lacking = [strict.whole(" ".join(words), where, below=len(needs)) for words in guest_shell.lines(answered.stdout, "lacks")]
+    return tuple(needs[number].what for number in lacking)
 
 
 async def surveyed(guest: Guest) -> Survey | Unread:

@@ -6,6 +6,7 @@ A condition holds once each of its keys was seen, at whatever time; the first th
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -118,6 +119,11 @@ class Watch:
         return tuple(dict.fromkeys((str(cgroup), str(counter)) for cgroup, counter in found if counter is not None))
 
     @property
+    def looks_at_counters(self) -> bool:
+        """Whether a counter at the end can be what shows it."""
+        return any(one.condition.counter is not None or one.condition.expect is not None for one in self._watched)
+
+    @property
     def hangs_s(self) -> tuple[float, ...]:
         """After how many seconds it counts that the script has not ended, each in turn."""
         return tuple(sorted({one.condition.hang / 1e6 for one in self._watched if one.condition.hang is not None}))
@@ -198,14 +204,17 @@ class Watch:
             self.hit = Match(condition=one.number, seen="; ".join(one.seen[key] for key in one.wanted))
 
 
+_NUMBER = re.compile("-?[0-9]{1,20}")
+
+
 def rendered(texts: Mapping[str, str]) -> tuple[str, ...]:
     """Counters as lines `CGROUP/FILE NAME VALUE`, from the texts of files by their paths below the root of cgroup v2."""
     found: list[str] = []
     for path, text in sorted(texts.items()):
         for line in text.splitlines():
             words = line.split()
-            if len(words) == 2 and words[1].lstrip("-").isdigit():
+            if len(words) == 2 and _NUMBER.fullmatch(words[1]):
                 found.append(f"{path} {words[0]} {words[1]}")
-            elif len(words) == 1 and words[0].isdigit():
+            elif len(words) == 1 and _NUMBER.fullmatch(words[0]):
                 found.append(f"{path} {words[0]}")
     return tuple(found)

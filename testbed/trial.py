@@ -16,9 +16,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import counting, debugger, dumps, mounts, user_scripts
+from testbed import accounts, debugger, dumps, mishaps, mounts, user_scripts
+from testbed.accounts import Account
 from testbed.bugs.model import Bug
 from testbed.console import Finding
+from testbed.counting import Tally
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, WireBroken
 from testbed.guest import Guest
 from testbed.lab import Lab
@@ -26,7 +28,7 @@ from testbed.lifecycle import Loss
 from testbed.player import playing
 from testbed.sampler import sampling
 from testbed.shell import Result
-from testbed.signature import End, Match, Watch, rendered
+from testbed.signature import End, Match, Watch
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
 from testbed.user_scripts import CANNOT_TRY
@@ -73,7 +75,8 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
-    """How a try came out. Times in seconds: until the guest was ready, what the script took, and from its start to the hit."""
+    """How a try came out. Times in seconds: until the guest was ready, what the script took, and from its start to the hit. `accounts`: of
+    each disk, where the guest was not held."""
 
     number: int
     seed: int
@@ -89,6 +92,7 @@ class Try:
     findings: tuple[Finding, ...]
     evidence: Path
     dump: str = ""
+    accounts: tuple[Account, ...] = ()
 
 
 @dataclass(slots=True)
@@ -96,6 +100,7 @@ class _Run:
     """What is known of a try while it runs."""
 
     watch: Watch
+    tally: Tally
     kept: BinaryIO | None = None
     end: End = End.UNTRIED
     why: str = ""
@@ -103,6 +108,7 @@ class _Run:
     ended: float = 0.0
     hit_at: float | None = None
     status: int | None = None
+    accounts: tuple[Account, ...] = ()
     hit: asyncio.Event = field(default_factory=asyncio.Event)
 
     def console(self, data: bytes) -> None:
@@ -131,7 +137,7 @@ class _Run:
 
 
 async def attempt(wanted: Attempt) -> Try:
-    """Try once, as soon as the host has room. Cannot fail on account of the guest.
+    """Try once, as soon as the host has room. Whatever goes wrong with it is this try's trouble, and the others go on.
 
     :raise HostError: this machine cannot run guests; no other try will do better.
     """
@@ -149,7 +155,8 @@ async def attempt(wanted: Attempt) -> Try:
 
 async def _attempt(wanted: Attempt) -> Try:
     started = ready = time.monotonic()
-    run = _Run(Watch(wanted.bug.signature))
+    watch = Watch(wanted.bug.signature)
+    run = _Run(watch, Tally(watch))
     findings: list[Finding] = []
     console: Console | None = None
     dump = ""
@@ -159,14 +166,19 @@ async def _attempt(wanted: Attempt) -> Try:
             ready = time.monotonic()
             await _tried(guest, wanted, run)
             if wanted.dump and (run.watch.hit is not None or run.end not in (End.DONE, End.STOPPED)):
-                dump = await _dumped(guest, wanted.evidence / "vmcore")
+                dump = await dumps.tried(guest, wanted.evidence / "vmcore")
             if wanted.hold is not None and run.watch.hit is not None and run.end not in (End.STOPPED, End.QEMU):
                 await wanted.hold(guest, run.watch.hit)
-    except GuestError as error:
-        if run.end in (End.UNTRIED, End.DONE):
-            run.why = str(error)
-            run.end = run.end if run.end is End.DONE else End.UNTRIED
+    except HostError:
+        raise
+    except Exception as error:
+        # A guest that is gone after its script has ended has shown what there was to show.
+        if run.end in (End.UNTRIED, End.DONE) or not isinstance(error, GuestError):
+            run.why = mishaps.told(error, wanted.evidence)
+            run.end = run.end if isinstance(error, GuestError) or run.watch.hit is not None else End.UNTRIED
     outcome = Outcome.HIT if run.watch.hit is not None else Outcome.MISS if run.end is End.DONE else Outcome.TROUBLE
+    if outcome is Outcome.MISS and run.tally.unknown:
+        outcome, run.why = Outcome.TROUBLE, run.tally.unknown
     found = Try(
         number=wanted.number,
         seed=wanted.seed,
@@ -182,6 +194,7 @@ async def _attempt(wanted: Attempt) -> Try:
         findings=tuple(findings),
         evidence=wanted.evidence,
         dump=dump,
+        accounts=run.accounts,
     )
     _record(found)
     return found
@@ -207,6 +220,7 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
             await guest.wait(user_scripts.run(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5)
     except CommandFailed as error:
         raise GuestError(f"prepare: {error}") from error
+    before = await accounts.begin(guest) if guest.disks and wanted.hold is None else None
     with (guest.order.evidence / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.heard_by(run.console):
         run.began = time.monotonic()
         try:
@@ -221,6 +235,9 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
             run.end, run.why = End.UNTRIED, f"its timeline: {error}"
         if run.end is End.TIMED_OUT or run.end is End.SSH:
             await _asked(guest, run)
+        if before is not None:
+            answers = guest.loss is None and not wanted.paused and run.end in (End.DONE, End.STOPPED, End.TIMED_OUT)
+            run.accounts = await accounts.end(guest, before, answers=answers)
     run.look()
 
 
@@ -231,11 +248,11 @@ async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mappin
     script: asyncio.Task[Result] = asyncio.create_task(running)
     lost = asyncio.create_task(guest.lost())
     hit = asyncio.create_task(run.hit.wait())
-    polling = asyncio.create_task(_poll(guest, run)) if run.watch.counters else None
+    polling = [asyncio.create_task(_poll(guest, run))] if run.watch.counters else []
     try:
         for after_s in (*run.watch.hangs_s, wanted.timeout_s):
             left_s = run.began + after_s - time.monotonic()
-            done, _ = await asyncio.wait({script, lost, hit}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait({script, lost, hit, *polling}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
             if done:
                 break
             run.watch.hangs(after_s)
@@ -243,6 +260,9 @@ async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mappin
             if run.watch.hit is not None:
                 break
         run.ended = time.monotonic()
+        for task in polling:
+            if task.done():
+                task.result()  # it ends by an error alone
         if lost.done():
             await _lost(guest, run)
         elif run.watch.hit is not None:
@@ -256,10 +276,9 @@ async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mappin
         else:
             run.end = End.TIMED_OUT
     finally:
-        for task in (script, lost, hit, polling):
-            if task is not None:
-                task.cancel()
-        await asyncio.gather(script, lost, hit, *([polling] if polling else []), return_exceptions=True)
+        for one in (script, lost, hit, *polling):
+            one.cancel()
+        await asyncio.gather(script, lost, hit, *polling, return_exceptions=True)
 
 
 async def _ended(guest: Guest, run: _Run, script: asyncio.Task[Result]) -> None:
@@ -331,27 +350,11 @@ async def _poll(guest: Guest, run: _Run) -> None:
 
 
 async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
-    """Read the counters that the signature names, or all there are, which are kept; a guest that does not answer has none."""
-    with contextlib.suppress(TestbedError):
-        texts = await counting.every(guest)
-        for cgroup, counter in run.watch.counters:
-            value = await counting.one(guest, texts, cgroup, counter)
-            if value is not None:
-                run.watch.count(cgroup, counter, value)
-        if everything:
-            lines = rendered(texts)
-            (guest.order.evidence / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-            run.watch.counted(lines)
-        run.look()
-
-
-async def _dumped(guest: Guest, path: Path) -> str:
-    """Write the guest's memory; what it came to, in words."""
-    try:
-        await dumps.write(guest, path)
-    except TestbedError as error:
-        return f"no dump: {error}"
-    return str(path)
+    """Read the counters that the signature names, or all there are, which are kept."""
+    lines = await run.tally.read(guest, everything=everything)
+    if lines:
+        (guest.order.evidence / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    run.look()
 
 
 def _record(one: Try) -> None:
@@ -377,4 +380,5 @@ def said(one: Try) -> dict[str, object]:
         "console_bytes": one.console_bytes,
         "evidence": one.evidence.name,
         "dump": one.dump,
+        "disks": [account.said() for account in one.accounts],
     }

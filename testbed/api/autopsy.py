@@ -4,46 +4,56 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Mapping
 
-from testbed import counters
+from testbed import counters, guest_shell
 from testbed.api.vm import Ran, Vm
 from testbed.console import clean
+from testbed.errors import ReadingError
+from testbed.guest_shell import Texts
 
 _LIMIT_S = 15.0
 _MOST_LINES = 60
 _MOST_CHARACTERS = 6000
-# Control groups of one and two levels: what they count, by the shell itself.
+# Control groups of one and two levels: what they count.
 _ASK = """\
-read -r up rest </proc/uptime
-echo "== uptime"; echo "$up"
-echo "== dmesg"; dmesg
-echo "== cgroups"
+take /proc/uptime
+echo "MARK file dmesg"; dmesg; echo; echo "MARK whole dmesg"
+section cgroups
 for group in /sys/fs/cgroup/*/ /sys/fs/cgroup/*/*/; do
     for file in io.stat memory.current memory.stat memory.events; do
-        [ ! -e "$group$file" ] || while read -r line; do echo "$group$file:$line"; done <"$group$file"
+        [ ! -e "$group$file" ] || take "$group$file"
     done
 done
+finish
 """
-_STAMP = re.compile(r"^\[\s*(\d+\.\d+)\]")
+_STAMP = re.compile(r"^\[\s*([0-9]{1,12}\.[0-9]{1,9})\]")
+_UPTIME = re.compile(r"([0-9]{1,12}\.[0-9]{1,9}) ")
 _SHOWN = {"memory.stat": ("anon", "file", "shmem"), "memory.events": ("high", "max", "oom", "oom_kill")}
 
 
 async def describe(vm: Vm, qemu: str) -> str:
     """All of it as text; from the logs alone where the guest does not answer. What a guest printed is made harmless for a terminal."""
-    said = counters.sections(await vm.ask(_ASK, _LIMIT_S))
+    mark = guest_shell.new_mark()
+    said = await vm.ask(guest_shell.functions(mark) + _ASK.replace("MARK", mark), _LIMIT_S)
     answered_after_s = time.monotonic() - vm.ready_at
     lines = [f"{vm.release} ({vm.kernel}), QEMU {qemu}"]
     lines += _commands(vm)
-    if said.get("dmesg"):
-        (vm.evidence / "dmesg.txt").write_text(said["dmesg"], encoding="utf-8")
-        began = float(said["uptime"]) - answered_after_s
-        log = [line for line in said["dmesg"].splitlines() if (stamp := _STAMP.match(line)) and float(stamp[1]) >= began]
+    try:
+        taken = guest_shell.sections(said, mark, vm.name)
+    except ReadingError:
+        taken = {}
+    first = taken.get("", Texts(guest=vm.name))
+    if (dmesg := first.texts.get("dmesg")) and (up := _UPTIME.match(first.texts.get("/proc/uptime", ""))):
+        (vm.evidence / "dmesg.txt").write_text(dmesg, encoding="utf-8")
+        began = float(up[1]) - answered_after_s
+        log = [line for line in dmesg.splitlines() if (stamp := _STAMP.match(line)) and float(stamp[1]) >= began]
         lines += _block("kernel log since the guest was ready", log or ["nothing"])
     else:
         console = vm.evidence / "console.log"
         text = console.read_text(encoding="utf-8", errors="replace").splitlines() if console.exists() else []
         lines += _block("the guest does not answer; the last of its console", text)
-    groups = _groups(vm, said.get("cgroups", ""))
+    groups = _groups(vm, taken.get("cgroups", Texts(guest=vm.name)))
     lines += _block("control groups", groups) if groups else []
     stays = vm.keep()
     lines += [stays] if stays else []
@@ -68,23 +78,34 @@ def _output(ran: Ran) -> list[str]:
     return [] if ran.result is None else (ran.result.stdout + ran.result.stderr).splitlines()
 
 
-def _groups(vm: Vm, text: str) -> list[str]:
+def _groups(vm: Vm, there: Texts) -> list[str]:
     numbers = {disk.number: name for name, disk in vm.disks.items()}
     found: dict[str, list[str]] = {}
-    for files in (counters.by_file(text), *(counters.by_file(left) for left in vm.left_groups.values())):
-        for path, content in files.items():
+    for texts in (there, *vm.left_groups.values()):
+        for path, content in texts.texts.items():
             group, _, file = path.removeprefix("/sys/fs/cgroup/").rpartition("/")
             told = found.setdefault(group, [])
-            if file == "io.stat":
-                for number, counted in counters.parse_io_stat(content).items():
-                    told.append(f"io.stat {numbers.get(number, number)} " + " ".join(f"{name}={value}" for name, value in counted.items()))
-            elif file == "memory.current":
-                told.append(f"memory.current={content.strip()}")
-            elif file in _SHOWN:
-                flat = counters.parse_flat(content)
-                there = " ".join(f"{name}={flat[name]}" for name in _SHOWN[file] if flat.get(name))
-                told += [f"{file} {there}"] if there else []
+            try:
+                told += _counted(file, content, texts.where(path), numbers)
+            except ReadingError as error:
+                told.append(str(error))
     return [f"{group}: {'; '.join(told)}" for group, told in found.items() if told]
+
+
+def _counted(file: str, content: str, where: str, numbers: Mapping[str, str]) -> list[str]:
+    """:raise ReadingError: it has another form than the kernel's."""
+    if file == "io.stat":
+        return [
+            f"io.stat {numbers.get(number, number)} " + " ".join(f"{name}={value}" for name, value in counted.items())
+            for number, counted in counters.parse_io_stat(content, where).items()
+        ]
+    if file == "memory.current":
+        return [f"memory.current={counters.single(content, where)}"]
+    if file in _SHOWN:
+        flat = counters.parse_flat(content, where)
+        there = " ".join(f"{name}={flat[name]}" for name in _SHOWN[file] if flat.get(name))
+        return [f"{file} {there}"] if there else []
+    return []
 
 
 def _block(title: str, lines: list[str]) -> list[str]:

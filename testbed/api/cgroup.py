@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from testbed import counters
+from testbed import counters, guest_shell
+from testbed.errors import ReadingError
 from testbed.shell import Result
 
 __tracebackhide__ = True  # pytest shows no frames of this module
@@ -42,25 +43,45 @@ cd / && for try in 1 2 3 4 5 6 7 8 9 10; do
 done
 rmdir "/sys/fs/cgroup/$1"
 """
-# $1: the group; the rest: NAME PATH pairs of devices. By the shell itself, for programs take long under emulation.
-READ = """\
+# $1: the group; the rest: NAME PATH pairs of devices.
+_READ = """\
 group=/sys/fs/cgroup/$1 && shift
 cd "$group" || exit
 for file in io.stat memory.stat memory.events memory.current memory.swap.current memory.peak; do
-    [ ! -e "$file" ] || while read -r line; do echo "$group/$file:$line"; done <"$file"
+    [ ! -e "$file" ] || take "$group/$file"
 done
 while [ $# -gt 0 ]; do
     name=$1 path=$2 && shift 2
     [ ! -L "$path" ] || path=$(readlink -f "$path")
     if [ -e "/sys/class/block/${path##*/}/dev" ]; then
-        read -r number <"/sys/class/block/${path##*/}/dev" && echo "/devices:$name $number"
+        read -r number <"/sys/class/block/${path##*/}/dev" && note "$name" "$number"
     fi
 done
+cd "$group" || exit
+finish
 """
+
+
+def read_script(mark: str) -> str:
+    """Takes a group's counters, and notes the MAJ:MIN of devices; it fails where the group is not there, or is gone at the end."""
+    return guest_shell.functions(mark) + _READ
 
 
 def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
     return {name: value - before.get(name, 0) for name, value in after.items()}
+
+
+def _growth(after: Mapping[str, int], before: Mapping[str, int], where: str, only: Collection[str] | None = None) -> dict[str, int]:
+    """The same of counters that only grow, as those of `only`, or all of them.
+
+    :raise ReadingError: one has shrunk, or is no longer there.
+    """
+    found = _difference(after, before)
+    for name in before if only is None else before.keys() & only:
+        if name not in after:
+            raise ReadingError(f"{where} {name}", f"at least {before[name]}, as before", "nothing")
+        counters.grown(before[name], after[name], f"{where} {name}")
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,26 +102,48 @@ class Counters:
         return self.io.get(device, {}).get(counter, 0)
 
     def __sub__(self, before: Counters) -> Counters:
+        """How much they have grown.
+
+        :raise ReadingError: a counter that only grows has less than before, or its device is no longer there.
+        """
+        devices = {**before.io, **self.io}
         return Counters(
-            io={device: _difference(now, before.io.get(device, {})) for device, now in self.io.items()},
+            io={
+                device: _growth(self.io.get(device, {}), before.io.get(device, {}), f"io.stat, {device}", counters.MOVED)
+                for device in devices
+            },
             memory=_difference(self.memory, before.memory),
-            events=_difference(self.events, before.events),
+            events=_growth(self.events, before.events, "memory.events"),
             usage=_difference(self.usage, before.usage),
         )
 
 
-def parse(group: str, text: str) -> Counters:
-    """What READ printed."""
-    files = counters.by_file(text)
-    names = {number: name for name, number in (line.split() for line in files.get("/devices", "").splitlines())}
+def parse(group: str, text: str, mark: str, guest: str) -> Counters:
+    """What the script of `read_script` printed.
+
+    :raise ReadingError: a counter has another form than the kernel's, or the output was cut.
+    """
+    taken = guest_shell.sections(text, mark, guest)[""]
+    names = {number: name for name, number in taken.notes.items()}
     folder = f"{ROOT}/{group}"
-    io = counters.parse_io_stat(files.get(f"{folder}/io.stat", ""))
-    usage = {name: files.get(f"{folder}/memory.{name}", "").strip() for name in ("current", "swap.current", "peak")}
+
+    def there(file: str) -> str | None:
+        """What a file says; None where the kernel does not have it, or its controller is off."""
+        path = f"{folder}/{file}"
+        return taken.text(path) if path in taken.texts or path in taken.unread else None
+
+    def flat(file: str) -> dict[str, int]:
+        text = there(file)
+        return {} if text is None else counters.parse_flat(text, taken.where(f"{folder}/{file}"))
+
+    single = {name: there(f"memory.{name}") for name in ("current", "swap.current", "peak")}
+    io = there("io.stat")
+    moved = {} if io is None else counters.parse_io_stat(io, taken.where(f"{folder}/io.stat"))
     return Counters(
-        io={names.get(number, number): counted for number, counted in io.items()},
-        memory=counters.parse_flat(files.get(f"{folder}/memory.stat", "")),
-        events=counters.parse_flat(files.get(f"{folder}/memory.events", "")),
-        usage={name: int(value) for name, value in usage.items() if value.isdecimal()},
+        io={names.get(number, number): counted for number, counted in moved.items()},
+        memory=flat("memory.stat"),
+        events=flat("memory.events"),
+        usage={name: counters.single(text, taken.where(f"{folder}/memory.{name}")) for name, text in single.items() if text is not None},
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
+from testbed import guest_shell
 from testbed.api import cgroup as cgroups
 from testbed.api.carrier import Carrier
 from testbed.api.cgroup import Cgroup, Counters
@@ -24,6 +25,7 @@ from testbed.api.patience import Patience
 from testbed.api.qmp import Qmp
 from testbed.console import clean
 from testbed.errors import CommandFailed, TestbedError, UsageError
+from testbed.guest_shell import ENTER, Texts
 from testbed.shell import Result
 from testbed.topology.model import Guest as GuestModel
 
@@ -59,7 +61,7 @@ class Vm:
         self.last: deque[Ran] = deque(maxlen=_REMEMBERED)
         self.failed: Ran | None = None
         # What control groups had counted when the test left them by an error: they are gone afterwards.
-        self.left_groups: dict[str, str] = {}
+        self.left_groups: dict[str, Texts] = {}
 
     def __repr__(self) -> str:
         return f"<guest {self.name}, {self.release}>"
@@ -101,7 +103,7 @@ class Vm:
         line = command[0] if len(command) == 1 else shlex.join(command)
         text = line
         if cgroup is not None:
-            text = f"echo 0 >{shlex.quote(f'{cgroups.ROOT}/{cgroup}/cgroup.procs')} || exit\n{text}"
+            text = f"{ENTER}enter {shlex.quote(cgroup)} || exit\n{text}"
         return await self._ran(line, text, (), check, timeout_s, input.encode() if isinstance(input, str) else input)
 
     async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result:
@@ -189,8 +191,10 @@ class Vm:
             yield Cgroup(name, self)
         except BaseException:
             with contextlib.suppress(Exception):
-                read = self._machine.run(cgroups.READ, name)
-                self.left_groups[name] = (await self._do(read, 10)).stdout
+                mark = guest_shell.new_mark()
+                read = self._machine.run(cgroups.read_script(mark), name)
+                taken = guest_shell.sections((await self._do(read, 10)).stdout, mark, self.name)[""]
+                self.left_groups[name] = taken
             with contextlib.suppress(Exception):
                 await self._do(self._machine.run(cgroups.REMOVE, name), 30)
             raise
@@ -199,10 +203,12 @@ class Vm:
     async def counters(self, cgroup: str) -> Counters:
         """What a control group has been charged for until now, whoever made it.
 
-        :raise CommandFailed: there is none.
+        :raise CommandFailed: there is none. :raise ReadingError: the kernel's counters have another form than they must have.
         """
         devices = [word for name, path in self._machine.devices.items() for word in (name, path)]
-        return cgroups.parse(cgroup, (await self.script(cgroups.READ, cgroup, *devices)).stdout)
+        mark = guest_shell.new_mark()
+        said = await self._ran(f"counters of {cgroup}", cgroups.read_script(mark), (cgroup, *devices), True, None)
+        return cgroups.parse(cgroup, said.stdout, mark, self.name)
 
     def numbered(self, value: str | int) -> str:
         """A value for a file of a control group: `{data}` in it is the MAJ:MIN of that disk."""

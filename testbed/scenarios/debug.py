@@ -6,15 +6,14 @@ splat while the cgroup is charged is as bad as no charge.
 
 from __future__ import annotations
 
-import re
-
-from testbed import counters, survey
+from testbed import strict, survey
 from testbed.console import Kind
 from testbed.guest import Guest
+from testbed.guest_shell import ENTER, printed_number
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import usual_reads
-from testbed.scenarios.destroy import dying_for
-from testbed.scenarios.rates import JOBS, jobs
+from testbed.scenarios.destroy import DYING, dying_for
+from testbed.scenarios.measured import JOBS, jobs
 from testbed.scenarios.read import READ_BYTES, read_command
 from testbed.scenarios.rig import FRESH, Rig, rig
 from testbed.verdict import Control, Evidence, Gap, Measure, together
@@ -28,7 +27,7 @@ async def _charged_and_silent(at: Rig, script: str, timeout_s: float) -> Evidenc
     before = len(at.guest.console.findings)
     claim = await at.meter("reader", read_command(at.loop))
     done = await at.guest.script(script, at.loop, at.file, interpreter="bash", timeout_s=timeout_s)
-    rounds = counters.parse_flat(done.stdout)["rounds"]
+    rounds = printed_number(done.stdout, "rounds", f"guest {at.guest.name}: what its script has done")
     known = await usual_reads(at)
     charged = together(at.part(claim, "rbytes", asked=READ_BYTES))
     splats = [finding for finding in at.guest.console.findings[before:] if finding.kind in _SPLATS]
@@ -47,15 +46,18 @@ async def _charged_and_silent(at: Rig, script: str, timeout_s: float) -> Evidenc
 
 # The backing file's name is shown under the loop's lock, which completions once took with interrupts off.
 _LOCK_ORDER = f"""\
+{ENTER}
 cd /sys/fs/cgroup && mkdir order-a order-b || exit 1
 rounds=0
 while [ $rounds -lt 5 ]; do
     {FRESH}
+    readers=
     for cgroup in order-a order-b; do
-        (echo 0 >$cgroup/cgroup.procs; exec dd "if=$1" of=/dev/null bs=64k count=128 iflag=direct status=none) &
+        (enter $cgroup || exit 1; exec dd "if=$1" of=/dev/null bs=64k count=128 iflag=direct status=none) &
+        readers="$readers $!"
     done
     for shown in $(seq 50); do read -r name <"/sys/block/${{1##*/}}/loop/backing_file"; done
-    wait
+    for reader in $readers; do wait $reader || exit 1; done
     losetup -d "$1" && losetup "$1" "$2" || exit 1
     rounds=$((rounds + 1))
 done
@@ -67,16 +69,19 @@ _REMOVE = r"""
 remove() { perl -e 'open my $ctl, "+<", "/dev/loop-control" or die "$!"; ioctl $ctl, 0x4C81, 0 + shift or die "$!"' "${1#/dev/loop}"; }
 """
 # $2-N: files. One request of a cgroup that goes at once, through each of the loops: their workers are idle then, and their timers set.
-_IDLE_WORKERS = """\
+_IDLE_WORKERS = (
+    ENTER
+    + """\
 cd /sys/fs/cgroup || exit 1
 loops=()
 for n in 0 1 2 3 4 5 6 7 8; do
     truncate -s 4M "$2-$n" && loop=$(losetup --direct-io=on --find --show "$2-$n") && mkdir idle-$n || exit 1
-    (echo 0 >idle-$n/cgroup.procs; exec dd "if=$loop" of=/dev/null bs=4k count=1 iflag=direct status=none) || exit 1
-    rmdir idle-$n
+    (enter idle-$n || exit 1; exec dd "if=$loop" of=/dev/null bs=4k count=1 iflag=direct status=none) || exit 1
+    rmdir idle-$n || exit 1
     loops+=("$loop")
 done
 """
+)
 
 # Eight loops are detached and removed from 55 to 65 s after their last request: the timer that frees idle workers fires at 60 s, and as
 # timers of a minute may, up to 2 s later. The ninth stays, and is used by another cgroup once its worker is gone.
@@ -91,7 +96,7 @@ for n in 0 1 2 3 4 5 6 7; do
 done
 [ $SECONDS -ge 68 ] || sleep $((68 - SECONDS))
 mkdir last || exit 1
-(echo 0 >last/cgroup.procs; exec dd "if=${{loops[8]}}" of=/dev/null bs=4k skip=1 count=1 iflag=direct status=none) || exit 1
+(enter last || exit 1; exec dd "if=${{loops[8]}}" of=/dev/null bs=4k skip=1 count=1 iflag=direct status=none) || exit 1
 losetup -d "${{loops[8]}}" && rm "$2-8" || exit 1
 echo "rounds 8"
 """
@@ -133,29 +138,35 @@ fail=/sys/kernel/debug/failslab
 echo 1 >$fail/task-filter && echo 100 >$fail/probability && echo 100000 >$fail/times && echo 0 >$fail/verbose
 """
 _FAIL_COMMAND = "echo 1 >/proc/self/make-it-fail; exec"
-_GONE = """\
-cd /sys/fs/cgroup && left=$(sed -n "s/^nr_dying_descendants //p" cgroup.stat) && rmdir failing || exit 1
+_GONE = (
+    DYING
+    + """\
+cd /sys/fs/cgroup && still && rmdir failing || exit 1
 echo 3 >/proc/sys/vm/drop_caches
 SECONDS=0
 while [ $SECONDS -lt 120 ]; do
-    now=$(($(sed -n "s/^nr_dying_descendants //p" cgroup.stat) - left))
+    now=$(dying) || exit 1
     [ $now = 0 ] && [ $SECONDS -ge 5 ] && break
     sleep 1
 done
 echo "dying $SECONDS $now"
 """
+)
 
 
 async def _no_worker(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         await guest.script(_FAILING)
         failed = await at.meter("failing", f"{_FAIL_COMMAND} {read_command(at.loop)}")
-        (left,) = re.findall(r"\d+", (await guest.script("cat /sys/kernel/debug/failslab/times")).stdout)
+        left = strict.whole(
+            (await guest.script("cat /sys/kernel/debug/failslab/times")).stdout.strip(), f"guest {guest.name}: failslab/times"
+        )
         await guest.script("echo 0 >/sys/kernel/debug/failslab/probability")
         after = await at.meter("failing", read_command(at.loop))
-        gone = dying_for((await guest.script(_GONE, interpreter="bash", timeout_s=guest.order.deadlines.command_s + 130)).stdout)
+        removed = await guest.script(_GONE, interpreter="bash", timeout_s=guest.order.deadlines.command_s + 130)
+        gone = dying_for(removed.stdout, f"guest {guest.name}: nr_dying_descendants")
         known = await usual_reads(at)
-    lost, later, injected = at.share(failed, "rbytes"), at.share(after, "rbytes"), 100_000 - int(left)
+    lost, later, injected = at.share(failed, "rbytes"), at.share(after, "rbytes"), 100_000 - left
     charged = together(at.part(after, "rbytes", asked=READ_BYTES))
     gap = charged.gap
     if gap is Gap.CLOSED and (gone is None or at.part(failed, "rbytes", asked=READ_BYTES).gap is not Gap.OPEN):
@@ -199,7 +210,7 @@ for name in free held; do
     [ $name = free ] || {{ {survey.TAKE}; }}
     job quiet-$name quiet "$1" 10 --ramp_time=10s --bs=4k --offset=32M --size=32M --iodepth=8 --ioengine=libaio &
     job noisy-$name noisy "$loops" 10 --ramp_time=10s --bs=4k --iodepth=32 --ioengine=libaio
-    wait
+    wait $! || exit 1
 done
 losetup -d ${{loops//:/ }}
 for name in free held; do iops noisy-$name; done
@@ -221,7 +232,7 @@ def of_held(held: float, free: float) -> Gap:
 async def _latency(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         done = await guest.script(_LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
-    seen = jobs(done.stdout)
+    seen = jobs(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
     free, held = seen["noisy-free"], seen["noisy-held"]
     kept = held / free if free else 0.0
     return Evidence(

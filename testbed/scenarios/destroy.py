@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
-from testbed import counters, survey
+from testbed import guest_shell, strict, survey
+from testbed.errors import ReadingError
 from testbed.guest import Guest
+from testbed.guest_shell import ENTER
 from testbed.scenarios.base import COMMON_NEEDS, Cores, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import FRESH, rig
 from testbed.verdict import Control, Evidence, Gap, Measure
@@ -15,24 +15,45 @@ from testbed.verdict import Control, Evidence, Gap, Measure
 # a cgroup whose last eight requests came at once was gone 61 s after its removal, one whose came over 5 s after 117 s. A timer of a minute
 # may be 2 s late: two periods, and some more for a guest that is slow.
 _WATCHED_S = 2 * (60 + 2) + 16
+# dying: how many removed cgroups below the current one are still there; fails where the kernel does not say. still: waits until none is,
+# for of several nobody could tell which has gone.
+DYING = """\
+dying() {
+    local count
+    count=$(sed -n 's/^nr_dying_descendants //p' cgroup.stat)
+    case $count in '' | *[!0-9]*) echo "nr_dying_descendants: expected a number, got '$count'" >&2; return 1 ;; esac
+    echo "$count"
+}
+still() {
+    local wait count
+    for wait in $(seq 100); do
+        count=$(dying) || return 1
+        [ "$count" != 0 ] || return 0
+        sleep 0.3
+    done
+    echo "$count removed cgroups are still there" >&2
+    return 1
+}
+"""
 # $1: loop. $2: its file. $3: `attached` or `detached`: the loop goes after the cgroup. The loop does direct I/O: on kernels before the
-# series buffered I/O pins a cgroup, too, through its writeback. Prints `dying SECONDS COUNT` until it is 0, or the time is over.
+# series buffered I/O pins a cgroup, too, through its writeback. Prints `read BYTES` of each device that the cgroup has read from, then
+# `dying SECONDS COUNT` until it is 0, or the time is over.
 _STEPS = f"""\
-cd /sys/fs/cgroup && mkdir gone || exit 1
+{ENTER}
+{DYING}
+cd /sys/fs/cgroup && still && mkdir gone || exit 1
 losetup --direct-io=on "$1"
 {FRESH}
 {survey.TAKE}
-(echo 0 >gone/cgroup.procs; exec dd "if=$1" of=/dev/null bs=1M count=8 iflag=direct status=none) || exit 1
-echo "read $(sed -n "s/.* rbytes=\\([0-9]*\\).*/\\1/p" gone/io.stat | tail -n 1)"
-dying() {{ sed -n 's/^nr_dying_descendants //p' cgroup.stat; }}
-start=$(dying)
+(enter gone || exit 1; exec dd "if=$1" of=/dev/null bs=1M count=8 iflag=direct status=none) || exit 1
+sed -n "s/.* rbytes=\\([0-9]*\\).*/read \\1/p" gone/io.stat
 rmdir gone || exit 1
 SECONDS=0
 echo 3 >/proc/sys/vm/drop_caches
 [ "$3" = attached ] || losetup -d "$1" || exit 1
 last=
 while [ $SECONDS -lt {_WATCHED_S} ]; do
-    now=$(($(dying) - start))
+    now=$(dying) || exit 1
     [ "$now" = "$last" ] || echo "dying $SECONDS $now"
     last=$now
     [ $now = 0 ] && [ $SECONDS -ge 5 ] && break
@@ -44,10 +65,16 @@ done
 _SOON_S, _LEAST_S = 10, 30
 
 
-def dying_for(output: str) -> float | None:
-    """Seconds until nothing was dying, or None where that did not happen."""
-    seen = [(int(seconds), int(count)) for seconds, count in re.findall(r"^dying (\d+) (-?\d+)$", output, re.MULTILINE)]
-    return float(seen[-1][0]) if seen and seen[-1][1] <= 0 else None
+def dying_for(output: str, where: str) -> float | None:
+    """Seconds until nothing was dying, or None where that did not happen.
+
+    :raise ReadingError: nobody counted what was dying.
+    """
+    found = guest_shell.lines(output, "dying")
+    if not found or len(found[-1]) != 2:
+        raise ReadingError(where, "`dying SECONDS COUNT`", output[-120:])
+    seconds, count = (strict.whole(word, where) for word in found[-1])
+    return None if count else float(seconds)
 
 
 def judge(seconds: float | None) -> Gap:
@@ -63,8 +90,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         limit = _WATCHED_S + 30 + guest.order.deadlines.command_s
         done = await guest.script(_STEPS, at.loop, at.file, point.variant, interpreter="bash", timeout_s=limit)
-    seconds = dying_for(done.stdout)
-    bytes_read = counters.parse_flat(done.stdout).get("read", 0)
+    where = f"guest {guest.name}: counters of the removed cgroup"
+    seconds = dying_for(done.stdout, where)
+    bytes_read = sum(strict.whole(words[0] if words else "", where) for words in guest_shell.lines(done.stdout, "read"))
     lasted = _WATCHED_S if seconds is None else seconds
     return Evidence(
         claim=judge(seconds),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from testbed import counters, gauges, survey
+from testbed import counters, guest_shell, survey
 from testbed.guest import Guest
+from testbed.guest_shell import Texts
 from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.rig import FRESH, ROOT, rig
@@ -16,19 +17,27 @@ _PIECE_BYTES, _STEP_BYTES = MIB, 64 << 10
 
 # $1: loop. $2: how many cgroups. They read at once; then the counters of each, and the root's.
 _READERS = """\
+{
 WARM
+} >&2
 n=0
-while [ $n -lt "$2" ]; do mkdir "/sys/fs/cgroup/many-$n"; n=$((n + 1)); done
+while [ $n -lt "$2" ]; do mkdir "/sys/fs/cgroup/many-$n" || exit 1; n=$((n + 1)); done
 SURVEY
-grep "" /sys/fs/cgroup/io.stat | sed "s#^#/before:#"
-n=0
+section before
+take /sys/fs/cgroup/io.stat
+n=0 readers=
 while [ $n -lt "$2" ]; do
-    (echo 0 >"/sys/fs/cgroup/many-$n/cgroup.procs"
-     exec dd "if=$1" of=/dev/null bs=64k "skip=$((n * 32))" "count=$((16 + n % 4))" iflag=direct status=none) &
+    (enter "many-$n" || exit 1
+     exec dd "if=$1" of=/dev/null bs=64k "skip=$((n * 32))" "count=$((16 + n % 4))" iflag=direct status=none) >&2 &
+    readers="$readers $!"
     n=$((n + 1))
 done
-wait
-grep -s "" /sys/fs/cgroup/many-*/io.stat /sys/fs/cgroup/many-*/memory.stat /sys/fs/cgroup/io.stat || :
+for reader in $readers; do wait "$reader" || exit 1; done
+section after
+take /sys/fs/cgroup/io.stat
+n=0
+while [ $n -lt "$2" ]; do take "/sys/fs/cgroup/many-$n/io.stat" "/sys/fs/cgroup/many-$n/memory.stat"; n=$((n + 1)); done
+finish
 """.replace("WARM", FRESH).replace("SURVEY", survey.TAKE)
 
 
@@ -61,17 +70,30 @@ def _sum(charged: int, moved: int) -> Part:
     return Part(what="all cgroups", gap=of_share(charged, moved, least=1), times=charged / moved)
 
 
+def counted(after: Texts, count: int, device: str) -> tuple[list[int], int]:
+    """Bytes that each of the cgroups has read from a device, and the page cache of all; they are new, and began with nothing.
+
+    :raise ReadingError: a cgroup's counters were not read.
+    """
+    charged, page_cache = [], 0
+    for number in range(count):
+        io, memory = (f"{ROOT}/many-{number}/{file}" for file in ("io.stat", "memory.stat"))
+        charged.append(counters.moved("", after.text(io), device, "rbytes", after.where(io)))
+        page_cache += counters.of(after.text(memory), "file", after.where(memory))
+    return charged, page_cache
+
+
 async def _many(guest: Guest, point: Point) -> Evidence:
     count = int(point.variant)
     async with rig(guest, point) as at:
-        before = (await gauges.disk_bytes(guest))[at.disk][0]
-        done = await guest.script(_READERS, at.loop, str(count))
-        moved = (await gauges.disk_bytes(guest))[at.disk][0] - before
-        files = counters.by_file(done.stdout)
-        of_disk = {path: counters.parse_io_stat(text).get(at.device, {}).get("rbytes", 0) for path, text in files.items()}
-        charged = [of_disk.get(f"{ROOT}/many-{number}/io.stat", 0) for number in range(count)]
-        whole = of_disk.get(f"{ROOT}/io.stat", 0) - of_disk.get("/before", 0)
-        page_cache = sum(counters.parse_flat(text).get("file", 0) for text in files.values())
+        before = (await at.disk_bytes())[0]
+        mark = guest_shell.new_mark()
+        done = await guest.script(guest_shell.functions(mark) + _READERS, at.loop, str(count))
+        moved = counters.grown(before, (await at.disk_bytes())[0], f"disk {at.disk}: QEMU's rd_bytes")
+        taken = guest_shell.sections(done.stdout, mark, guest.name)
+        charged, page_cache = counted(taken["after"], count, at.device)
+        root = f"{ROOT}/io.stat"
+        whole = counters.moved(taken["before"].text(root), taken["after"].text(root), at.device, "rbytes", taken["after"].where(root))
         resident = await at.resident()
         known = await usual_reads(at)
         asked = sum(_asked(number) for number in range(count))

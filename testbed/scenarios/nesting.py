@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from testbed import counters, survey
+from testbed import survey
 from testbed.guest import Guest
+from testbed.guest_shell import ENTER, printed_number
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.read import READ_BYTES, read_command
@@ -90,7 +91,9 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
 # $1: loop. $2: backing file. $3: inotify or fanotify. A listener that never reads its queue watches the backing file from now on; a cgroup
 # uses the loop. Equal events in a row are merged, so reads and writes are mixed. By one program: hundreds of short ones leave so much
 # translated code in their pages that QEMU 7.2 takes a minute over it once the pages are used again (seen as a soft lockup on 5.10 and 6.1).
-_LISTEN = """\
+_LISTEN = (
+    ENTER
+    + """\
 cd /sys/fs/cgroup && mkdir listener owner || exit 1
 WARM
 slab() { sed -n 's/^slab //p' listener/memory.stat; }
@@ -117,15 +120,17 @@ $| = 1;
 print "listening\\n";
 sleep 1000;
 PERL
-(echo 0 >listener/cgroup.procs; exec setsid perl /tmp/listen.pl "$3" "$2" </dev/null >/tmp/listened 2>&1) &
+(enter listener || exit 1; exec setsid perl /tmp/listen.pl "$3" "$2" </dev/null >/tmp/listened 2>&1) &
 echo $! >/tmp/listener
 for wait in $(seq 100); do grep -q listening /tmp/listened && break; sleep 0.1; done
+grep -q listening /tmp/listened || exit 1
 SURVEY
 echo "before $(slab)"
-(echo 0 >owner/cgroup.procs
+(enter owner || exit 1
  exec fio --name=owner --filename="$1" --direct=1 --rw=randrw --bs=4k --size=8M --number_ios=800 --thread --output=/dev/null) || exit 1
 echo "after $(slab)"
 """.replace("WARM", FRESH).replace("SURVEY", survey.TAKE)
+)
 _HEARD = """\
 kill "$(cat /tmp/listener)" || exit 1
 for wait in $(seq 100); do grep -q queued /tmp/listened && break; sleep 0.1; done
@@ -139,13 +144,14 @@ async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
         # The owner goes on: what it reads now is charged to it, with an event after each page of a request.
         claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
         resident = await at.resident()
-        counted = counters.parse_flat(done.stdout + (await guest.script(_HEARD)).stdout)
-        if counted["queued"] == 0:
+        printed, where = done.stdout + (await guest.script(_HEARD)).stdout, f"guest {guest.name}: the listener"
+        before, after, queued = (printed_number(printed, name, where) for name in ("before", "after", "queued"))
+        if queued == 0:
             return Skipped(why="here a loop's I/O sends no events for its backing file")
         known = await usual_reads(at)
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
     judged = together(at.part(claim, "rbytes", asked=READ_BYTES), pages_of("the page cache", pages, resident, READ_BYTES))
-    grown, queued = counted["after"] - counted["before"], counted["queued"]
+    grown = after - before  # fewer where the kernel has freed some
     return Evidence(
         claim=judged.gap,
         reason=f"{queued} bytes of events, {grown} of the listener's slab; then the owner has {share:.1%} of the disk's bytes, "

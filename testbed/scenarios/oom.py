@@ -5,17 +5,18 @@ Only `oom_kill` is judged: `oom` in memory.events counts attempts and varies fro
 
 from __future__ import annotations
 
-import re
+import itertools
 
-from testbed import survey
+from testbed import counters, guest_shell, strict, survey
 from testbed.console import Kind
-from testbed.errors import GuestError
+from testbed.errors import ReadingError
 from testbed.guest import Guest
+from testbed.guest_shell import ENTER
 from testbed.scenarios.base import COMMON_NEEDS, COVER_LETTER, Point, Scenario
 from testbed.verdict import Control, Evidence, Gap, Measure
 
-# Steps, sizes and names of the cover letter's script; its `sudo` is left out (the guest's shell is root's), and the two clocks and the
-# survey are ours.
+# Steps, sizes and names of the cover letter's script; its `sudo` is left out (the guest's shell is root's). The two clocks and the survey
+# are ours, and so are the lines `inside CGROUP`: a shell that cannot enter the cgroup goes on outside of it, and nothing is killed there.
 _LETTER = """\
 set -e
 CGROUP=/sys/fs/cgroup/test.slice
@@ -26,6 +27,7 @@ grep '^oom_kill ' $CGROUP/memory.events
 # Write more than the limit to tmpfs.
 unshare -m bash -c "
 echo \\$\\$ > $CGROUP/cgroup.procs;
+read -r here < /proc/self/cgroup; echo inside \\$here;
 echo 0 > $CGROUP/memory.swap.max;
 echo 64M > $CGROUP/memory.max;
 mount -t tmpfs -o size=512m tmpfs /tmp;
@@ -34,6 +36,7 @@ grep '^oom_kill ' $CGROUP/memory.events
 # Write more than the limit through a loop device on tmpfs.
 unshare -m bash -c "
 echo \\$\\$ > $CGROUP/cgroup.procs;
+read -r here < /proc/self/cgroup; echo inside \\$here;
 echo 0 > $CGROUP/memory.swap.max;
 echo 64M > $CGROUP/memory.max;
 mount -t tmpfs -o size=512m tmpfs /tmp;
@@ -49,7 +52,9 @@ echo "ended $EPOCHREALTIME"
 # $1: name of a new cgroup. $2: `direct`, or a loop device. Prints the cgroup's oom_kill after 128M were written under a limit of 64M.
 # The loop is written with O_DIRECT, and each time another one: through its page cache the writeback of whichever cgroup first dirtied the
 # block device's inode pays, so that a loop first used with -io was seen to charge nothing with +io (6.1, one run of five).
-_WRITE = """\
+_WRITE = (
+    ENTER
+    + """\
 cgroup=/sys/fs/cgroup/$1
 mkdir "$cgroup" && echo 0 >"$cgroup/memory.swap.max" && echo 64M >"$cgroup/memory.max" || exit 1
 mount -t tmpfs -o size=256m tmpfs /tmp || exit 1
@@ -61,17 +66,28 @@ if [ "$2" != direct ]; then
     flags=oflag=direct
 fi
 [ "$1" != gate-with ] || { SURVEY; }
-(echo 0 >"$cgroup/cgroup.procs"; exec dd if=/dev/zero "of=$target" bs=1M count=128 status=none $flags)
-grep '^oom_kill ' "$cgroup/memory.events"
+(enter "$1" || exit 1; exec dd if=/dev/zero "of=$target" bs=1M count=128 status=none $flags)
+echo "status $?"
+grep '^oom_kill ' "$cgroup/memory.events" || exit 1
 [ "$2" = direct ] || losetup -d "$2"
 umount /tmp
 exit 0
 """.replace("SURVEY", survey.TAKE)
+)
 
 
-def readings(output: str) -> tuple[int, ...]:
-    """The `oom_kill` numbers in an output, in their order."""
-    return tuple(int(number) for number in re.findall(r"^oom_kill (\d+)$", output, re.MULTILINE))
+def readings(output: str, count: int, where: str) -> tuple[int, ...]:
+    """The `oom_kill` numbers in an output, in their order, none of which is less than the one before.
+
+    :raise ReadingError: there are not so many.
+    """
+    found = guest_shell.lines(output, "oom_kill")
+    if [len(words) for words in found] != [1] * count:
+        raise ReadingError(where, f"{count} readings of oom_kill", output[-200:] or "nothing")
+    kills = tuple(strict.whole(words[0], where) for words in found)
+    for before, after in itertools.pairwise(kills):
+        counters.grown(before, after, f"{where}, oom_kill")
+    return kills
 
 
 def _kills(kills: int) -> Gap:
@@ -81,12 +97,14 @@ def _kills(kills: int) -> Gap:
 async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
     del point
     done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
-    seen = readings(done.stdout)
-    clocks = re.findall(r"^(?:started|ended) (\d+\.\d+)$", done.stdout, re.MULTILINE)
-    if len(seen) != 3 or len(clocks) != 2:
-        raise GuestError(
-            f"guest {guest.name}: the cover letter's script: expected three readings of oom_kill, got {seen}: {done.stderr[-500:]}"
-        )
+    where = f"guest {guest.name}: the cover letter's script"
+    seen = readings(done.stdout, 3, where)
+    inside = guest_shell.lines(done.stdout, "inside")
+    if inside != [["0::/test.slice"]] * 2:
+        raise ReadingError(where, "both of its shells in 0::/test.slice", f"{inside}: {done.stderr[-200:]}")
+    began_s, ended_s = (strict.decimal(guest_shell.printed_word(done.stdout, word, where), where) for word in ("started", "ended"))
+    # dd says this of the second write where nothing has ended it.
+    written = "256+0 records out" in done.stderr
     start, direct, loop = seen
     source = "/sys/fs/cgroup/test.slice/memory.events"
     return Evidence(
@@ -96,11 +114,17 @@ async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
             Measure(name="oom_kill at start", value=start, unit="kills", source=source),
             Measure(name="oom_kill after tmpfs", value=direct, unit="kills", source=source),
             Measure(name="oom_kill after loop", value=loop, unit="kills", source=source),
-            Measure(name="script", value=round(float(clocks[1]) - float(clocks[0]), 3), unit="s", source="the guest's clock"),
+            Measure(name="script", value=round(ended_s - began_s, 3), unit="s", source="the guest's clock"),
         ),
         controls=(
             Control(name="new cgroup", expected="oom_kill 0 at start", got=f"oom_kill {start}", holds=start == 0),
             Control(name="limit holds on tmpfs", expected="a kill", got=f"{direct - start} kills", holds=direct > start),
+            Control(
+                name="written through the loop, or killed",
+                expected="256 records written, or a kill",
+                got=f"{'256 records' if written else 'not all records'}, {loop - direct} kills",
+                holds=written or loop > direct,
+            ),
         ),
     )
 
@@ -108,13 +132,13 @@ async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
 async def _gate(guest: Guest, point: Point) -> Evidence:
     del point
     kills: dict[str, int] = {}
+    ends: dict[str, int] = {}
     for name, how, controller in (("direct", "direct", "-io"), ("without", "/dev/loop0", "-io"), ("with", "/dev/loop1", "+io")):
         await guest.script('echo "$1" >/sys/fs/cgroup/cgroup.subtree_control', controller)
         done = await guest.script(_WRITE, f"gate-{name}", how, timeout_s=guest.order.deadlines.command_s * 2)
-        seen = readings(done.stdout)
-        if len(seen) != 1:
-            raise GuestError(f"guest {guest.name}: gate {name}: expected one reading of oom_kill, got {seen}: {done.stderr[-500:]}")
-        kills[name] = seen[0]
+        where = f"guest {guest.name}: gate {name}"
+        (kills[name],) = readings(done.stdout, 1, where)
+        ends[name] = guest_shell.printed_number(done.stdout, "status", where)
     return Evidence(
         claim=_kills(kills["with"]),
         reason=f"through the loop device {kills['with']} kills with +io, {kills['without']} with -io",
@@ -127,6 +151,12 @@ async def _gate(guest: Guest, point: Point) -> Evidence:
                 name="no charge without the io controller", expected="0 kills", got=f"{kills['without']} kills", holds=kills["without"] == 0
             ),
             Control(name="limit holds on tmpfs", expected="a kill", got=f"{kills['direct']} kills", holds=kills["direct"] > 0),
+            Control(
+                name="written, or killed",
+                expected="status 0 of each dd, or a kill",
+                got=", ".join(f"{name}: status {ends[name]}, {kills[name]} kills" for name in kills),
+                holds=all(ends[name] == 0 or kills[name] > 0 for name in kills),
+            ),
         ),
     )
 

@@ -7,31 +7,20 @@ limit far below what any host reaches, or one cgroup's rate over another's.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 from testbed import survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.measured import JOBS, RATE, jobs, rates, stalls
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure
 
-# rate CGROUP TARGET MIB AT_MIB NAME: reads from inside the cgroup, and prints `rate NAME MIB START END`. For bash.
-_RATE = """\
-cd /sys/fs/cgroup || exit 1
-rate() {
-    local start=$EPOCHREALTIME
-    (echo 0 >"$1/cgroup.procs"
-     exec dd "if=$2" of=/dev/null bs=64k "count=$(($3 * 16))" "skip=$(($4 * 16))" iflag=direct status=none) || exit 1
-    echo "rate $5 $3 $start $EPOCHREALTIME"
-}
-"""
-
 _LIMIT_BYTES = MIB
 _HELD_FROM = 0.6
 _IO_MAX = f"""\
-{_RATE}
+{RATE}
 mkdir limited free && echo "$3 rbps={_LIMIT_BYTES}" >limited/io.max || exit 1
 {FRESH}
 {survey.TAKE}
@@ -46,12 +35,6 @@ rate limited "$2" 1 20 file
 stalled
 losetup --direct-io=off "$1"
 """
-
-
-def rates(output: str) -> dict[str, float]:
-    """Bytes a second by name, from lines `rate NAME MIB START END`."""
-    found = re.findall(r"^rate (\S+) (\d+) (\d+\.\d+) (\d+\.\d+)$", output, re.MULTILINE)
-    return {name: int(mib) * MIB / (float(end) - float(start)) for name, mib, start, end in found}
 
 
 def of_limit(ratio: float) -> Gap:
@@ -83,14 +66,15 @@ def _free(rate: float, limit: float) -> Control:
     )
 
 
-async def _io_max_output(guest: Guest, point: Point) -> str:
+async def _io_max_output(guest: Guest, point: Point) -> tuple[str, dict[str, float]]:
+    """What the script printed, and the rates in it."""
     async with rig(guest, point) as at:
         done = await guest.script(_IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 2)
-    return done.stdout
+    return done.stdout, rates(done.stdout, ("loop", "free", "dio", "file"), f"guest {guest.name}: reads under io.max")
 
 
 async def _io_max(guest: Guest, point: Point) -> Evidence:
-    seen = rates(await _io_max_output(guest, point))
+    _, seen = await _io_max_output(guest, point)
     return Evidence(
         claim=of_limit(seen["loop"] / _LIMIT_BYTES),
         reason=f"{seen['loop'] / MIB:.2f} MiB/s through the loop under a limit of {_LIMIT_BYTES / MIB:.0f} MiB/s",
@@ -121,10 +105,9 @@ _MOST_STALL_S = 1.5
 
 
 async def _pressure(guest: Guest, point: Point) -> Evidence:
-    output = await _io_max_output(guest, point)
-    seen = rates(output)
-    totals = [int(number) / 1e6 for number in re.findall(r"^stalled (\d+)$", output, re.MULTILINE)]
-    loop_s, file_s = (totals[1] - totals[0]) / 3, totals[3] - totals[2]
+    output, seen = await _io_max_output(guest, point)
+    loop_us, _, file_us = stalls(output, f"guest {guest.name}: io.pressure of the limited cgroup")
+    loop_s, file_s = loop_us / 3e6, file_us / 1e6
     return Evidence(
         claim=of_stall(loop_s, file_s),
         reason=f"stalled {loop_s:.2f} s for each MiB through the loop, {file_s:.2f} s for one of the file itself",
@@ -156,14 +139,15 @@ cost() {
 }
 """
 _IO_COST = f"""\
-{_RATE}
+{RATE}
 {_COST}
 mkdir a || exit 1
 cost "$3" 1 {_COST_BYTES} || exit 1
 {FRESH}
 {survey.TAKE}
-for n in 0 1 2; do rate a "$1" 2 $((n * 4)) loop-$n & done
-wait
+readers=
+for n in 0 1 2; do rate a "$1" 2 $((n * 4)) loop-$n & readers="$readers $!"; done
+for reader in $readers; do wait "$reader" || exit 1; done
 losetup --direct-io=on "$1" && rate a "$1" 2 16 dio
 rate a "$2" 2 24 file
 losetup --direct-io=off "$1"
@@ -174,8 +158,9 @@ cost "$3" 0 {_COST_BYTES}
 async def _iocost(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         done = await guest.script(_IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 2)
-    seen = rates(done.stdout)
-    loop = sum(rate for name, rate in seen.items() if name.startswith("loop-"))
+    loops = ("loop-0", "loop-1", "loop-2")
+    seen = rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
+    loop = sum(seen[name] for name in loops)
     return Evidence(
         claim=of_limit(loop / _COST_BYTES),
         reason=f"three readers get {loop / MIB:.2f} MiB/s through the loop on a budget of {_COST_BYTES / MIB:.2f} MiB/s",
@@ -187,17 +172,6 @@ async def _iocost(guest: Guest, point: Point) -> Evidence:
     )
 
 
-# job NAME CGROUP TARGET SECONDS OPTION...: random reads by fio inside a cgroup. iops NAME: its rate, field 8 of fio's terse output.
-JOBS = """\
-job() {
-    local name=$1 cgroup=$2 target=$3 time=$4
-    shift 4
-    (echo 0 >"/sys/fs/cgroup/$cgroup/cgroup.procs"
-     exec fio "--name=$name" "--filename=$target" --direct=1 --rw=randread "--runtime=$time" --time_based --thread --group_reporting \\
-         --output-format=terse "--output=/tmp/$name" "$@") || exit 1
-}
-iops() { cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }
-"""
 _INVERSION = f"""\
 {_COST}
 {JOBS}
@@ -211,18 +185,13 @@ for target in "$4" "$2"; do
     job "$name-low" low "$target" 4s --bs=256k --numjobs=3 &
     sleep 1
     job "$name-beside" high "$target" 2s --bs=4k
-    wait
+    wait $! || exit 1
     iops "$name-alone"
     iops "$name-beside"
 done
 cost "$3" 0 4000000
 losetup -d "$4" && losetup "$1" "$2"
 """
-
-
-def jobs(output: str) -> dict[str, float]:
-    """Requests a second by job, from lines `iops NAME NUMBER`."""
-    return {name: float(number) for name, number in re.findall(r"^iops (\S+) ([\d.]+)$", output, re.MULTILINE)}
 
 
 def of_kept(kept: float) -> Gap:
@@ -246,7 +215,8 @@ async def _inversion(guest: Guest, point: Point) -> Evidence:
         device = f"/dev/{point.variant}"
         limit = guest.order.deadlines.command_s * 2
         done = await guest.script(_INVERSION, at.loop, at.file, at.device, device, interpreter="bash", timeout_s=limit)
-    seen = jobs(done.stdout)
+    names = tuple(f"{target}-{when}" for target in (point.variant, "file") for when in ("alone", "beside"))
+    seen = jobs(done.stdout, names, f"guest {guest.name}: fio under io.cost")
     loop, file = _kept(seen, point.variant), _kept(seen, "file")
     alone, beside = seen[f"{point.variant}-alone"], seen[f"{point.variant}-beside"]
     return Evidence(

@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from testbed import counters, survey
+from testbed import survey
 from testbed.guest import Guest
+from testbed.guest_shell import ENTER, printed_number
 from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import usual_reads
 from testbed.scenarios.rig import FRESH, Rig, rig
@@ -17,7 +18,9 @@ from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure
 
 # $1: loop. Two cgroups and the root do COMMAND one after the other, each at its own megabyte `$at`.
-_TRACED = """\
+_TRACED = (
+    ENTER
+    + """\
 trace=/sys/kernel/tracing
 WARM
 SURVEY
@@ -26,7 +29,7 @@ at=0
 for cgroup in request-a request-b ""; do
     [ -z "$cgroup" ] || mkdir "/sys/fs/cgroup/$cgroup" || exit 1
     echo "== $cgroup" >$trace/trace_marker
-    (echo 0 >"/sys/fs/cgroup/$cgroup/cgroup.procs"; exec COMMAND) || exit 1
+    (enter "$cgroup" || exit 1; exec >&2; exec COMMAND) || exit 1
     at=$((at + 2097152))
 done
 echo >$trace/set_event
@@ -34,6 +37,7 @@ grep -E "tracing_mark_write|function=loop|block_rq_issue: 7,0 " $trace/trace || 
 echo "events $(grep -c workqueue_queue_work $trace/trace)"
 echo "threads $(ps -eo comm= | grep -c "^${1##*/}$")"
 """.replace("WARM", FRESH).replace("SURVEY", survey.TAKE)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,9 @@ async def _evidence(at: Rig, command: str, kind: str, *, root_only: bool = False
     """`kind`: how the trace spells the requests that the command makes (blk_fill_rwbs), as a regular expression."""
     said = await _trace(at, command)
     known = await usual_reads(at)
-    found, counted = traced(said), counters.parse_flat(said)
-    threads, works = counted["threads"], set().union(*(seen.works for seen in found.values()))
+    found, where = traced(said), f"guest {at.guest.name}: its trace"
+    threads, events = printed_number(said, "threads", where), printed_number(said, "events", where)
+    works = set().union(*(seen.works for seen in found.values()))
     names = sorted({function for function, _ in works})
     reached = {issuer: sum(n for name, n in seen.requests.items() if re.fullmatch(kind, name)) for issuer, seen in found.items()}
     return Evidence(
@@ -97,7 +102,7 @@ async def _evidence(at: Rig, command: str, kind: str, *, root_only: bool = False
             Measure(name="requests", value=sum(reached.values()), unit="requests", source="tracepoint block_rq_issue of 7,0"),
         ),
         controls=(
-            Control(name="the trace was on", expected="work of any kind", got=f"{counted['events']} events", holds=counted["events"] > 0),
+            Control(name="the trace was on", expected="work of any kind", got=f"{events} events", holds=events > 0),
             Control(
                 name="each issuer's requests reached the loop",
                 expected="one or more of request-a, request-b and root",

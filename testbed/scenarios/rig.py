@@ -13,9 +13,10 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from testbed import counters, gauges, mounts, survey
-from testbed.errors import CommandFailed
+from testbed import counters, gauges, guest_shell, mounts, strict, survey
+from testbed.errors import CommandFailed, ReadingError
 from testbed.guest import Guest
+from testbed.guest_shell import Texts
 from testbed.scenarios.base import Point
 from testbed.stack import LoopDevice
 from testbed.topology.disks import disk_of
@@ -24,24 +25,38 @@ from testbed.topology.stacks import Loop
 from testbed.verdict import Balance, Control, Gap, Part, share_of
 
 ROOT = "/sys/fs/cgroup"
+# What of memory.stat is a number of events (mm/memcontrol.c: memory_stats, memcg_vm_event_stat); the rest is what there is now.
+_EVENTS = (
+    "pgscan",
+    "pgsteal",
+    "pgfault",
+    "pgmajfault",
+    "pgrefill",
+    "pgactivate",
+    "pgdeactivate",
+    "workingset_",
+    "thp_fault",
+    "thp_collapse",
+)
 
-# $1: cgroup, made if it is not there. COMMAND runs inside it, WARM before it and outside. Prints the cgroup's counters, and the root's
-# io.stat, before and after.
+# $1: cgroup, made if it is not there. COMMAND runs inside it, WARM before it and outside; what they print goes to standard error. Takes the
+# cgroup's counters, and the root's io.stat, before and after.
 _METERED = """\
 cgroup=/sys/fs/cgroup/$1
 [ -d "$cgroup" ] || mkdir "$cgroup" || exit 1
 counters() {
-    echo "== $1"
-    for file in "$cgroup/io.stat" "$cgroup/memory.stat" "$cgroup/memory.events" /sys/fs/cgroup/io.stat; do
-        # Without +io the first is missing. By the shell itself: a program more takes longer than all of it.
-        [ ! -e "$file" ] || while read -r line; do echo "$file:$line"; done <"$file"
-    done
+    section "$1"
+    take "$cgroup/io.stat" "$cgroup/memory.stat" "$cgroup/memory.events" /sys/fs/cgroup/io.stat
 }
+{
 WARM
+} >&2
 SURVEY
 counters before
-(echo 0 >"$cgroup/cgroup.procs"; COMMAND) || echo "== failed $?"
+(enter "$1" || { note outside 1; exit 1; }; exec >&2; COMMAND)
+note status $?
 counters after
+finish
 """.replace("SURVEY", survey.TAKE)
 # Empties the page cache of all backing files (dd(1), nocache with count=0), and nothing else: programs that ran before stay in memory, so
 # that their pages are not the cgroup's, and QEMU keeps the code that it has translated.
@@ -55,38 +70,41 @@ done
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
-    """What one command did to one cgroup's counters; `disks`: bytes read and written of each disk of the topology, as QEMU counted them."""
+    """What one command did to one cgroup's counters; `disks`: bytes read and written of each disk of the topology, as QEMU counted them.
+
+    What was not read, has another form than the kernel's, or has shrunk where it only grows, raises ReadingError when it is asked for.
+    """
 
     cgroup: str
-    before: Mapping[str, str]
-    after: Mapping[str, str]
+    before: Texts
+    after: Texts
     disks: Mapping[str, tuple[int, int]]
     status: int
 
-    def _delta(self, path: str, device: str, counter: str) -> int:
-        found = (counters.parse_io_stat(side.get(path, "")).get(device, {}).get(counter, 0) for side in (self.after, self.before))
-        return next(found) - next(found)
+    def _moved(self, path: str, device: str, counter: str) -> int:
+        return counters.moved(self.before.text(path), self.after.text(path), device, counter, self.after.where(path))
 
     def io(self, device: str, counter: str) -> int:
-        """Growth of the cgroup's io.stat `counter` (rbytes, wbytes, rios, ...) on MAJ:MIN."""
-        return self._delta(f"{ROOT}/{self.cgroup}/io.stat", device, counter)
+        """Growth of the cgroup's io.stat `counter` (rbytes, wbytes, rios, ...) on MAJ:MIN; one that it has not used has no line."""
+        return self._moved(f"{ROOT}/{self.cgroup}/io.stat", device, counter)
 
     def whole_io(self, device: str, counter: str) -> int:
         """The same of the root, whose io.stat counts everything that the kernel sent to the disk."""
-        return self._delta(f"{ROOT}/io.stat", device, counter)
+        return self._moved(f"{ROOT}/io.stat", device, counter)
 
-    def _grown(self, file: str, counter: str) -> int:
+    def _both(self, file: str, counter: str) -> tuple[int, int, str]:
         path = f"{ROOT}/{self.cgroup}/{file}"
-        after, before = (counters.parse_flat(side.get(path, "")).get(counter, 0) for side in (self.after, self.before))
-        return after - before
+        before, after = (counters.of(side.text(path), counter, side.where(path)) for side in (self.before, self.after))
+        return before, after, f"{self.after.where(path)}, {counter}"
 
     def memory(self, counter: str) -> int:
-        """Growth of the cgroup's memory.stat `counter`, bytes or events."""
-        return self._grown("memory.stat", counter)
+        """Growth of the cgroup's memory.stat `counter`: bytes, which may have become fewer, or events, which cannot."""
+        before, after, where = self._both("memory.stat", counter)
+        return counters.grown(before, after, where) if counter.startswith(_EVENTS) else after - before
 
     def events(self, counter: str) -> int:
         """Growth of the cgroup's memory.events `counter`."""
-        return self._grown("memory.events", counter)
+        return counters.grown(*self._both("memory.events", counter))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,26 +143,47 @@ class Rig:
     async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, check: bool = True) -> Reading:
         """Run a shell command inside a cgroup and read who was charged; `warm` runs before, outside.
 
-        :raise CommandFailed: the command failed, while `check`.
+        :raise CommandFailed: the command failed, while `check`. :raise ReadingError: it did not run inside, or its counters were not read.
         """
-        script = _METERED.replace("WARM", warm).replace("COMMAND", command)
+        mark = guest_shell.new_mark()
+        script = guest_shell.functions(mark) + _METERED.replace("WARM", warm).replace("COMMAND", command)
         before = await gauges.disk_bytes(self.guest)
         done = await self.guest.script(script, cgroup)
         after = await gauges.disk_bytes(self.guest)
-        sections = counters.sections(done.stdout)
-        failed = next((int(name.split()[1]) for name in sections if name.startswith("failed ")), 0)
-        if failed and check:
-            raise CommandFailed(self.guest.name, command, str(failed), done.stderr)
+        taken = guest_shell.sections(done.stdout, mark, self.guest.name)
+        there = taken["before"], taken["after"]
+        status = strict.whole(there[0].note("status"), f"guest {self.guest.name}: the status of `{command}`", below=256)
+        if "outside" in there[0].notes:
+            raise ReadingError(f"guest {self.guest.name}: {ROOT}/{cgroup}", "a cgroup that a command can run in", done.stderr[-200:])
+        if status and check:
+            raise CommandFailed(self.guest.name, command, str(status), done.stderr)
         return Reading(
             cgroup=cgroup,
-            before=counters.by_file(sections.get("before", "")),
-            after=counters.by_file(sections.get("after", "")),
-            disks={name: (after[name][0] - before[name][0], after[name][1] - before[name][1]) for name in after if name in before},
-            status=failed,
+            before=there[0],
+            after=there[1],
+            disks={name: _grown_disk(name, before[name], counted) for name, counted in after.items() if name in before},
+            status=status,
         )
 
+    async def disk_bytes(self) -> tuple[int, int]:
+        """Bytes that the emulated disk below has read and written until now.
+
+        :raise ReadingError: it is not there.
+        """
+        found = await gauges.disk_bytes(self.guest)
+        if self.disk not in found:
+            raise ReadingError(
+                f"guest {self.guest.name}: disk {self.disk}", "to be there", f"QEMU's counters of {', '.join(found) or 'none'}"
+            )
+        return found[self.disk]
+
     def moved(self, reading: Reading, counter: str) -> int:
-        """Bytes that the emulated disk counted, `rbytes` or `wbytes`."""
+        """Bytes that the emulated disk counted, `rbytes` or `wbytes`.
+
+        :raise ReadingError: it was not there before and after.
+        """
+        if self.disk not in reading.disks:
+            raise ReadingError(f"disk {self.disk}, {reading.cgroup}", "to be there before and after", "an answer of QEMU without it")
         return reading.disks[self.disk][0 if counter == "rbytes" else 1]
 
     def balance(self, reading: Reading, counter: str) -> Balance:
@@ -154,8 +193,13 @@ class Rig:
 
     async def resident(self) -> int:
         """Bytes of the backing files that are in the page cache now."""
-        files = (loop.backing_file for loop in self.loops)
-        return sum(int(line) for line in (await self.guest.run("fincore", "-b", "-n", "-o", "RES", *files)).stdout.split())
+        files = tuple(loop.backing_file for loop in self.loops)
+        printed = (await self.guest.run("fincore", "-b", "-n", "-o", "RES", *files)).stdout
+        where = f"guest {self.guest.name}: fincore of {', '.join(files)}"
+        found = [strict.whole(line.strip(), where) for line in printed.splitlines()]
+        if len(found) != len(files):
+            raise ReadingError(where, f"{len(files)} numbers", printed)
+        return sum(found)
 
     def share(self, reading: Reading, counter: str) -> float:
         """The cgroup's part of what the device moved, to be shown; `part` judges it."""
@@ -180,6 +224,12 @@ class Rig:
             holds=gap is Gap.CLOSED,
             excess=gap is Gap.EXCESS,
         )
+
+
+def _grown_disk(name: str, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:
+    """Bytes that a disk has read and written. Its counters begin anew where it is plugged in again."""
+    where = f"disk {name}: QEMU's counters"
+    return counters.grown(before[0], after[0], where), counters.grown(before[1], after[1], where)
 
 
 # Kernels differ in how far they read ahead (7.2: megabytes on virtio-blk), which would charge one reader for another's pages.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from testbed import strict
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import Usual, owned_pages, usual_reads
@@ -60,7 +61,9 @@ async def _sector_size(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         await at.attach("--sector-size", str(size))
         claim = await at.meter("reader", _dd(at.loop, size, _SECTORS_BYTES))
-        logical = int((await guest.run("blockdev", "--getss", at.loop)).stdout)
+        logical = strict.whole(
+            (await guest.run("blockdev", "--getss", at.loop)).stdout.strip(), f"guest {guest.name}: blockdev of {at.loop}"
+        )
         requests = claim.io("7:0", "rios")
         resident = await at.resident()
         # A loop does direct I/O only where its sectors are the disk's filesystem's blocks, or smaller.

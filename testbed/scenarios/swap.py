@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
-from testbed import mounts, survey
+from testbed import guest_shell, mounts, strict, survey
 from testbed.guest import Guest
+from testbed.guest_shell import ENTER
 from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.rig import loops_at
 from testbed.units import MIB
@@ -14,18 +13,19 @@ from testbed.verdict import Claim, Control, Evidence, Gap, Measure, Part, of_sha
 _WRITTEN = 96 * MIB
 
 # $1: loop. $2: its file. $3: disk for swap. $4: `alive`, or `removed` for a cgroup that is gone when its pages are read.
-# Prints `NAME shmem BYTES swap BYTES` of a cgroup at each stage.
-_STEPS = """\
+# Prints `stage NAME SHMEM SWAP` of a cgroup at each stage, in bytes.
+_STEPS = f"""\
+{ENTER}
 mkswap "$3" >/dev/null && swapon "$3" || exit 1
 cd /sys/fs/cgroup && mkdir writer reader direct || exit 1
-show() {
-    echo "$1 shmem $(sed -n "s/^shmem //p" "$2/memory.stat") swap $(cat "$2/memory.swap.current")"
-}
-inside() {
-    echo 0 >"$1/cgroup.procs"
+show() {{
+    echo "stage $1 $(sed -n "s/^shmem //p" "$2/memory.stat") $(cat "$2/memory.swap.current")"
+}}
+inside() {{
+    enter "$1" || exit 1
     shift
     exec dd "$@" bs=1M status=none
-}
+}}
 (inside writer if=/dev/zero "of=$1" count=96 oflag=direct) || exit 1
 show written writer
 echo 16M >writer/memory.max
@@ -37,16 +37,23 @@ echo max >writer/memory.max
 (inside reader "if=$1" of=/dev/null count=96 iflag=direct) || exit 1
 [ "$4" = alive ] && show back writer
 show reader reader
-(inside direct if=/dev/zero "of=${2%/*}/direct" count=32) || exit 1
+(inside direct if=/dev/zero "of=${{2%/*}}/direct" count=32) || exit 1
 show direct direct
-rm "${2%/*}/direct"
+rm "${{2%/*}}/direct"
 swapoff "$3"
 """.replace("SURVEY", survey.TAKE)
 
 
-def stages(output: str) -> dict[str, tuple[int, int]]:
-    """(shmem, swap) in bytes by stage."""
-    return {name: (int(shmem), int(swap)) for name, shmem, swap in re.findall(r"^(\w+) shmem (\d+) swap (\d+)$", output, re.MULTILINE)}
+def stages(output: str, variant: str, where: str) -> dict[str, tuple[int, int]]:
+    """(shmem, swap) in bytes by stage.
+
+    :raise ReadingError: a stage is missing.
+    """
+    names = ("written", "squeezed", *(["back"] if variant == "alive" else []), "reader", "direct")
+    found = guest_shell.named(output, "stage", names, where, values=2)
+    return {
+        name: (strict.whole(shmem, f"{where}, {name}"), strict.whole(swap, f"{where}, {name}")) for name, (shmem, swap) in found.items()
+    }
 
 
 def judge(seen: dict[str, tuple[int, int]]) -> Claim:
@@ -85,7 +92,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
     async with mounts.standing(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
         loop = made.loops["loop0"]
         done = await guest.script(_STEPS, loop.path, loop.backing_file, guest.disks[disk].path, point.variant)
-    seen = stages(done.stdout)
+    seen = stages(done.stdout, point.variant, f"guest {guest.name}: memory.stat and memory.swap.current")
     owner = "back" if "back" in seen else "reader"
     claim, direct = judge(seen), of_share(seen["direct"][0], 32 * MIB, least=1)
     return Evidence(

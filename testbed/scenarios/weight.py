@@ -5,7 +5,8 @@ from __future__ import annotations
 from testbed import survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
-from testbed.scenarios.rates import JOBS, LEAST_IOPS, jobs
+from testbed.scenarios.measured import JOBS, jobs
+from testbed.scenarios.rates import LEAST_IOPS
 from testbed.scenarios.rig import FRESH, rig
 from testbed.units import MIB
 from testbed.verdict import Control, Evidence, Gap, Measure
@@ -23,8 +24,9 @@ for target in "$1" "$2"; do
     name=${{target##*/}}
     # Each cgroup in its own half, and no page is read twice: else the page cache answers.
     job "$name-low" low "$target" 3s --bs=64k --numjobs=4 --size=24M &
-    job "$name-high" high "$target" 3s --bs=64k --numjobs=4 --size=24M --offset=32M &
-    wait
+    low=$!
+    job "$name-high" high "$target" 3s --bs=64k --numjobs=4 --size=24M --offset=32M || exit 1
+    wait $low || exit 1
     iops "$name-low"
     iops "$name-high"
 done
@@ -49,7 +51,9 @@ async def _weight(guest: Guest, point: Point) -> Evidence:
     async with rig(guest, point) as at:
         limit = guest.order.deadlines.command_s * 2
         disk = guest.disks[at.disk].path
-        seen = jobs((await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)).stdout)
+        done = await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)
+    names = tuple(f"{target}-{weight}" for target in ("loop0", "file") for weight in ("low", "high"))
+    seen = jobs(done.stdout, names, f"guest {guest.name}: fio under BFQ")
     loop, file = ((seen[f"{name}-high"], seen[f"{name}-low"]) for name in ("loop0", "file"))
     return Evidence(
         claim=of_weight(*loop),

@@ -1,27 +1,194 @@
-from testbed import counters
+"""The kernel's counters, and everything else that may stand there: numbers, or an error of ours that names the place."""
 
-# Printed by Debian 6.1 in a guest.
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from testbed import counters, group_counts, guest_shell, machine, strict
+from testbed.clock import uptime_s
+from testbed.errors import ReadingError
+
+# Printed by Debian 6.1 in a guest, with each line's blank.
 IO_STAT = """\
 254:32 rbytes=33816576 wbytes=0 rios=264 wios=0 dbytes=0 dios=0
-259:0
-7:0 rbytes=33554432 wbytes=0 rios=32 wios=0 dbytes=0 dios=0 cost.usage=12
+259:0\x20
+7:0 rbytes=33554432 wbytes=0 rios=32 wios=0 dbytes=0 dios=0 cost.usage=12 cost.vrate=100.00
 """
+MOVED = "rbytes=5 wbytes=0 rios=1 wios=0 dbytes=0 dios=0"
 
 
 def test_io_stat_is_read_by_device() -> None:
-    found = counters.parse_io_stat(IO_STAT)
+    found = counters.parse_io_stat(IO_STAT, "x")
     assert found["254:32"]["rbytes"] == 33816576
     assert found["259:0"] == {}
-    assert found["7:0"]["cost.usage"] == 12
+    assert found["7:0"]["cost.usage"] == 12 and "cost.vrate" not in found["7:0"]
 
 
 def test_an_empty_io_stat_has_no_devices() -> None:
-    assert counters.parse_io_stat("") == {}
+    assert counters.parse_io_stat("", "x") == {}
 
 
-def test_flat_files_are_read_and_lines_of_other_forms_left_out() -> None:
-    assert counters.parse_flat("anon 4096\nfile 33816576\nsome avg10=0.00\n") == {"anon": 4096, "file": 33816576}
+def test_devices_without_io_may_stand_before_another_one_or_at_the_end() -> None:
+    found = counters.parse_io_stat(f"7:1 7:0 254:0 {MOVED}\n7:3 7:2 ", "x")
+    assert found["254:0"]["rbytes"] == 5 and [found[f"7:{n}"] for n in range(4)] == [{}] * 4
 
 
-def test_sections_are_split_by_their_headings() -> None:
-    assert counters.sections("noise\n== a\n1\n2\n== b\n== c\n3\n") == {"a": "1\n2\n", "b": "", "c": "3\n"}
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"254:0 {MOVED}",  # no end: a byte may be missing
+        f"254:0 {MOVED[:-7]}\n",
+        f"254:0 {MOVED}\n\n",
+        "\n",
+        f"{MOVED}\n",
+        f"254:0 {MOVED}\n254:0 {MOVED}\n",
+        f"254:0 {MOVED} rbytes=6\n",
+        "254:0 rbytes=\u00b2 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
+        "254:0 rbytes=\u0663 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
+        "254:0 rbytes=1_0 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
+        f"254:0 rbytes={'9' * 5000} wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
+        f"254:0 rbytes={1 << 64} wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
+        "254:0 rbytes=-1 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
+        "254:0 rbytes=\0 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n",
+        "254:0 nonsense\n",
+        "\ufffd\ufffd\n",
+        "7:",
+        "7:1",
+    ],
+)
+def test_an_io_stat_of_another_form_is_an_error(text: str) -> None:
+    with pytest.raises(ReadingError, match=r"^g0: io\.stat.*: expected "):
+        counters.parse_io_stat(text, "g0: io.stat")
+
+
+def test_a_flat_file_is_read_whole_or_not_at_all() -> None:
+    assert counters.parse_flat("anon 4096\nfile 33816576\n", "x") == {"anon": 4096, "file": 33816576}
+    for text in ("anon 4096\nfile 338", "anon\n", "anon 1 2\n", " 1\n", "anon 1\n\n", "anon 1\nanon 2\n", "anon max\n", "anon \u00b2\n"):
+        with pytest.raises(ReadingError, match=r"^g0: memory\.stat"):
+            counters.parse_flat(text, "g0: memory.stat")
+    with pytest.raises(ReadingError, match="expected a line `file number`, got 'anon'"):
+        counters.of("anon 1\n", "file", "x")
+
+
+def test_a_counter_that_somebody_names_is_there_with_a_number() -> None:
+    assert counters.value("low 0\noom_kill 3\n", "oom_kill", "x") == 3 and counters.value("77\n", "", "x") == 77
+    for text, key in (
+        ("low 0\n", "oom_kill"),
+        ("max\n", ""),
+        ("some avg10=0.00 total=1\n", "some"),
+        ("a 1\na 2\n", "a"),
+        ("", ""),
+        ("7", ""),
+    ):
+        with pytest.raises(ReadingError):
+            counters.value(text, key, "x")
+
+
+def test_growth_is_of_a_device_that_is_still_there_and_of_a_counter_that_only_grows() -> None:
+    before, after = f"254:0 {MOVED}\n", f"254:0 {MOVED.replace('rbytes=5', 'rbytes=9')}\n"
+    assert counters.moved(before, after, "254:0", "rbytes", "x") == 4
+    assert counters.moved("", after, "254:0", "rbytes", "x") == 9
+    # It was read, and has no line for the device: it has moved nothing.
+    assert counters.moved("", before, "254:16", "rbytes", "x") == 0 and counters.moved("", "", "254:0", "rbytes", "x") == 0
+    for first, last in ((before, ""), (after, before), (before, "254:0 \n")):
+        with pytest.raises(ReadingError, match="as before"):
+            counters.moved(first, last, "254:0", "rbytes", "x")
+
+
+# What a shell has taken ------------------------------------------------------------------------------------------------------------------
+
+
+def taken(*parts: str, end: bool = True) -> str:
+    return "".join(f"@1 {part}\n" for part in parts) + ("@1 finish\n" if end else "")
+
+
+def test_files_are_read_whole_by_section() -> None:
+    said = "noise\n" + taken(
+        "section before", "file /a\n1\n2\n", "whole /a", "absent /b", "note status 0", "section after", "file /a\n\n", "whole /a"
+    )
+    found = guest_shell.sections(said, "@1", "g0")
+    assert found["before"].text("/a") == "1\n2\n" and found["before"].note("status") == "0" and found["after"].text("/a") == "\n"
+    for path, why in (("/b", "no such file"), ("/c", "it was not looked at")):
+        with pytest.raises(ReadingError, match=f"guest g0: {path}: expected to read it, got .*{why}"):
+            found["before"].text(path)
+    with pytest.raises(ReadingError, match="a note of its status"):
+        found["after"].note("status")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "",
+        "noise",
+        taken("file /a\n1\n", "whole /a", end=False),
+        taken("section before", "file /a\n1\n", "whole /a", "section after", end=False),
+        taken("file /a\n1\n", "whole /a")[:-1].removesuffix("finish"),
+    ],
+)
+def test_output_that_was_cut_is_an_error(said: str) -> None:
+    with pytest.raises(ReadingError, match="its counters: expected what its script prints at the end"):
+        guest_shell.sections(said, "@1", "g0")
+
+
+@pytest.mark.parametrize("parts", [("file /a\n1\n", "unread /a"), ("file /a\n1\n", "whole /b"), ("whole /a",)])
+def test_a_file_that_was_not_read_to_its_end_has_no_text(parts: tuple[str, ...]) -> None:
+    with pytest.raises(ReadingError, match="expected to read it"):
+        guest_shell.sections(taken(*parts), "@1", "g0")[""].text("/a")
+
+
+# Whatever a guest says -------------------------------------------------------------------------------------------------------------------
+
+ODD = st.one_of(
+    st.text(max_size=60),
+    st.sampled_from(["\u00b2", "\u0663", "9" * 5000, "", "-1", "+1", "1e9", "0x10", "1_0", " 1", "1 ", "nan", "inf", "\0", str(1 << 64)]),
+)
+LINE = st.lists(st.one_of(ODD, st.sampled_from(["7:0", "rbytes=1", "group", "name=61", "io=7:0,1,2,3,4", "oom_kill", "12"])), max_size=8)
+TEXT = st.lists(LINE.map(" ".join), max_size=6).map("\n".join)
+PARSERS: dict[str, Callable[[str], object]] = {
+    "whole": lambda text: strict.whole(text, "x"),
+    "signed": lambda text: strict.signed(text, "x"),
+    "decimal": lambda text: strict.decimal(text, "x"),
+    "hexadecimal": lambda text: strict.hexadecimal(text, "x"),
+    "io.stat": lambda text: counters.parse_io_stat(text, "x"),
+    "flat": lambda text: counters.parse_flat(text, "x"),
+    "value": lambda text: counters.value(text, "oom_kill", "x"),
+    "single": lambda text: counters.single(text, "x"),
+    "agent": lambda text: group_counts.parse(text.split("\n")),
+    "uptime": lambda text: strict_uptime(text),
+    "cpus": lambda text: machine.online(text, "x"),
+    "named": lambda text: guest_shell.named(text, "rate", ("a",), "x"),
+    "sections": lambda text: guest_shell.sections(text, "7:0", "x"),
+}
+
+
+def strict_uptime(text: str) -> float:
+    try:
+        return uptime_s(f"uptime_ns={text}")
+    except ReadingError:
+        raise
+    except Exception as error:
+        if "expected an answer with uptime_ns" in str(error):
+            raise ReadingError("x", "y", "z") from None
+        raise
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@given(text=st.one_of(TEXT, ODD))
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_guest_says_is_numbers_or_an_error_of_ours(parser: str, text: str) -> None:
+    try:
+        PARSERS[parser](text)
+    except ReadingError as error:
+        assert len(str(error)) < 1000 and "Traceback" not in str(error)
+
+
+@given(text=ODD)
+def test_a_whole_number_is_what_the_kernel_prints(text: str) -> None:
+    try:
+        assert 0 <= strict.whole(text, "x") < 1 << 64 and text.isascii() and text.isdigit()
+    except ReadingError:
+        assert not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 1 << 64)

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("printable", "errors", "units", "keys", "ssh_keys", "progress", "jsons", "paths", "patterns", "rates", "apart", "rank_test"),
+    ("printable", "errors", "strict", "units", "keys", "ssh_keys", "progress", "jsons", "paths", "patterns", "rates", "apart", "rank_test"),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("bugs",),
@@ -27,6 +27,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "disk_errors",
         "counters",
         "group_counts",
+        "guest_shell",
         "console",
         "verdict",
         "blktests",
@@ -49,6 +50,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "confine",
         "custody",
         "journal",
+        "mishaps",
         "wires",
         "session",
         "vms",
@@ -60,6 +62,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "room",
     ),
     (
+        "accounts",
         "order",
         "slots",
         "live_disks",
@@ -130,6 +133,8 @@ PURE = {
     "devices",
     "counters",
     "group_counts",
+    "guest_shell",
+    "strict",
     "console",
     "verdict",
     "patterns",

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from testbed.scenarios import debug, destroy, limit, many, nesting, rates, read, requests, swap, weight
+from testbed.errors import ReadingError
+from testbed.scenarios import debug, destroy, limit, many, measured, nesting, oom, rates, read, requests, swap, weight
 from testbed.scenarios.base import Point
 from testbed.scenarios.rig import loops_at
 from testbed.units import MIB
@@ -22,10 +23,49 @@ def test_a_difference_above_one_percent_is_a_finding(accounted: int, real: int, 
     assert Balance(what="x", accounted=accounted, real=real).is_finding is finding
 
 
+ALIVE = """\
+stage written 100663296 0
+stage squeezed 6299648 94363648
+stage back 100663296 253952
+stage reader 0 0
+stage direct 33554432 0
+"""
+REMOVED = "stage written 100663296 0\nstage squeezed 5128192 95535104\nstage reader 86327296 0\nstage direct 33554432 0\n"
+BEFORE = "stage written 0 0\nstage squeezed 0 0\nstage back 0 0\nstage reader 0 0\nstage direct 33554432 0\n"
+
+
 def test_rates_are_read_by_name() -> None:
-    said = "rate loop 4 100.000000 104.000000\nstalled 12\nrate dio 2 1.5 2.5\nrate broken 2 x y\n"
-    assert rates.rates(said) == {"loop": MIB, "dio": 2 * MIB}
-    assert rates.jobs("iops loop0-alone 107.6\niops loop0-beside 1.3\n") == {"loop0-alone": 107.6, "loop0-beside": 1.3}
+    said = "rate loop 4 100.000000 104.000000\nstalled 12\nrate dio 2 1.5 2.5\n"
+    assert measured.rates(said, ("loop", "dio"), "g0") == {"loop": MIB, "dio": 2 * MIB}
+    assert measured.jobs("iops a-alone 107.6\niops a-beside 1.3\n", ("a-alone",), "g0") == {"a-alone": 107.6, "a-beside": 1.3}
+    assert measured.stalls("stalled 0\nstalled 5\nstalled 5\nstalled 9\n", "g0") == (5, 0, 4)
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: measured.rates("rate loop 4 100.0 104.0\n", ("loop", "dio"), "g0"),
+        lambda: measured.rates("rate loop 4 100.0 100.0\n", ("loop",), "g0"),
+        lambda: measured.rates("rate loop 4 104.0 100.0\n", ("loop",), "g0"),
+        lambda: measured.rates("rate loop 4 x y\n", ("loop",), "g0"),
+        lambda: measured.rates("rate loop 4 1.0 2.0\nrate loop 4 1.0 3.0\n", ("loop",), "g0"),
+        lambda: measured.jobs("iops a \n", ("a",), "g0"),
+        lambda: measured.jobs("iops a 1.2.3\n", ("a",), "g0"),
+        lambda: measured.jobs(f"iops a {'9' * 5000}\n", ("a",), "g0"),
+        lambda: measured.stalls("stalled 0\nstalled 5\nstalled 5\n", "g0"),
+        lambda: measured.stalls("stalled 0\nstalled 5\nstalled 4\nstalled 9\n", "g0"),
+        lambda: swap.stages(BEFORE.replace("stage reader", "reader"), "alive", "g0"),
+        lambda: swap.stages(BEFORE.replace("stage reader 0 0", "stage reader 0"), "alive", "g0"),
+        lambda: destroy.dying_for("", "g0"),
+        lambda: destroy.dying_for("dying 4 -1\n", "g0"),
+        lambda: oom.readings("oom_kill 0\noom_kill 1\n", 3, "g0"),
+        lambda: oom.readings("oom_kill 0\noom_kill 1\noom_kill 0\n", 3, "g0"),
+        lambda: oom.readings("oom_kill 0\noom_kill \u00b2\noom_kill 3\n", 3, "g0"),
+    ],
+)
+def test_what_a_script_did_not_print_as_it_must_is_an_error(read: Callable[[], object]) -> None:
+    with pytest.raises(ReadingError, match=r"^g0.*: expected .*, got "):
+        read()
 
 
 STALLED = partial(rates.of_stall, file_s=1.0)
@@ -255,22 +295,17 @@ def test_a_worker_for_each_cgroup_and_the_root_s_for_the_root(trace: str, thread
 
 
 # What 6.1 and 5.10 printed.
-ALIVE = "written shmem 100663296 swap 0\nsqueezed shmem 6299648 swap 94363648\nback shmem 100663296 swap 253952\nreader shmem 0 swap 0\n"
-REMOVED = "written shmem 100663296 swap 0\nsqueezed shmem 5128192 swap 95535104\nreader shmem 86327296 swap 0\n"
-BEFORE = "written shmem 0 swap 0\nsqueezed shmem 0 swap 0\nback shmem 0 swap 0\nreader shmem 0 swap 0\n"
-
-
 @pytest.mark.parametrize(
     ("said", "gap"),
     [
         (ALIVE, G.CLOSED),
         (REMOVED, G.CLOSED),
         (BEFORE, G.OPEN),
-        (ALIVE.replace("back shmem 100663296", "back shmem 6299648"), G.PARTIAL),  # what was swapped out is nobody's when it comes back
-        (ALIVE.replace("back shmem 100663296", "back shmem 201326592"), G.EXCESS),
-        (ALIVE.replace("written shmem 100663296", "written shmem 201326592"), G.EXCESS),
-        (BEFORE.replace("reader shmem 0", "reader shmem 90000000"), G.UNCLEAR),
-        (ALIVE.replace("reader shmem 0", "reader shmem 90000000"), G.UNCLEAR),
+        (ALIVE.replace("back 100663296", "back 6299648"), G.PARTIAL),  # what was swapped out is nobody's when it comes back
+        (ALIVE.replace("back 100663296", "back 201326592"), G.EXCESS),
+        (ALIVE.replace("written 100663296", "written 201326592"), G.EXCESS),
+        (BEFORE.replace("reader 0", "reader 90000000"), G.UNCLEAR),
+        (ALIVE.replace("reader 0", "reader 90000000"), G.UNCLEAR),
         (REMOVED.replace("86327296", "0"), G.PARTIAL),
         (REMOVED.replace("86327296", "40000000"), G.UNCLEAR),
         (REMOVED.replace("86327296", "201326592"), G.EXCESS),
@@ -278,13 +313,13 @@ BEFORE = "written shmem 0 swap 0\nsqueezed shmem 0 swap 0\nback shmem 0 swap 0\n
     ],
 )
 def test_swapped_pages_must_come_back_to_their_owner(said: str, gap: Gap) -> None:
-    assert swap.judge(swap.stages(said)).gap is gap
+    assert swap.judge(swap.stages(said, "alive" if "back" in said else "removed", "g0")).gap is gap
 
 
 def test_a_removed_cgroup_is_watched_until_it_is_gone() -> None:
-    assert destroy.dying_for("read 8388608\ndying 0 1\ndying 62 0\n") == 62
-    assert destroy.dying_for("dying 0 0\n") == 0 and destroy.dying_for("dying 4 -1\n") == 4
-    assert destroy.dying_for("dying 0 1\n") is None and destroy.dying_for("") is None
+    assert destroy.dying_for("read 8388608\ndying 0 1\ndying 62 0\n", "g0") == 62
+    assert destroy.dying_for("dying 0 0\n", "g0") == 0
+    assert destroy.dying_for("dying 0 1\n", "g0") is None
 
 
 def test_a_stack_of_loops_gives_each_level_room_for_the_next() -> None:

@@ -10,8 +10,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from testbed import runner
-from testbed.errors import GuestLost
+from testbed.errors import GuestLost, ReadingError
 from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.runner import Job
@@ -43,7 +45,7 @@ class Recorder:
         del name, model, kernel, on_state
 
         async def script(*_: object, **__: object) -> SimpleNamespace:
-            return SimpleNamespace(stdout="")
+            return SimpleNamespace(stdout="all asked\n")
 
         self.running.append(evidence.name)
         try:
@@ -53,14 +55,14 @@ class Recorder:
             self.running.remove(evidence.name)
 
 
-def scenario(lab: Recorder, name: str, cores: Cores, *, lost: bool = False) -> Case:
+def scenario(lab: Recorder, name: str, cores: Cores, *, raises: Exception | None = None) -> Case:
     async def steps(guest: Guest, point: Point) -> Evidence:
         del point
         for _ in range(20):
             lab.beside[guest.name] = max(lab.beside.get(guest.name, 0), len(lab.running) - 1)
             await asyncio.sleep(0)
-        if lost:
-            raise GuestLost("g0", "ready", "panic")
+        if raises is not None:
+            raise raises
         return Evidence(claim=Gap.CLOSED, reason="so", measures=(), controls=())
 
     made = Scenario(
@@ -69,7 +71,7 @@ def scenario(lab: Recorder, name: str, cores: Cores, *, lost: bool = False) -> C
     return Case(scenario=made, point=Point())
 
 
-def job(lab: Recorder, *chosen: Case, repeat: int = 1) -> Job:
+def job(lab: Recorder, *chosen: Case, repeat: int = 1, folder: Path = Path("/nowhere")) -> Job:
     def nothing(*_: object) -> None:
         pass
 
@@ -79,7 +81,7 @@ def job(lab: Recorder, *chosen: Case, repeat: int = 1) -> Job:
         cases=chosen,
         model=GuestModel(),
         kernels={"kernel": kernel},
-        folder=Path("/nowhere"),
+        folder=folder,
         on_step=nothing,
         on_result=nothing,
         repeat=repeat,
@@ -107,8 +109,34 @@ async def test_attempts_are_counted_and_kept_apart() -> None:
 
 async def test_a_lost_guest_is_infra_and_the_others_go_on() -> None:
     lab = Recorder(cores=2)
-    results = await runner.run(job(lab, scenario(lab, "gone", Cores.SHARED, lost=True), scenario(lab, "kept", Cores.SHARED)), CLOSED)
+    gone = scenario(lab, "gone", Cores.SHARED, raises=GuestLost("g0", "ready", "panic"))
+    results = await runner.run(job(lab, gone, scenario(lab, "kept", Cores.SHARED)), CLOSED)
     assert [result.judgement.verdict for result in results] == [Verdict.INFRA, Verdict.PASS]
+
+
+@pytest.mark.parametrize(
+    ("raised", "why"),
+    [
+        (ReadingError("guest g0: io.stat", "a number", "\u00b2"), "guest g0: io.stat: expected a number, got "),
+        (
+            ValueError("not enough values to unpack\x1b[2J"),
+            "a mistake of the testbed: ValueError: not enough values to unpack, raised in ",
+        ),
+        (KeyError("data"), "a mistake of the testbed: KeyError: 'data', raised in test_runner.py:"),
+        (ExceptionGroup("several", [IndexError("first"), ValueError("second")]), "a mistake of the testbed: IndexError: first"),
+        (OSError(28, "No space left on device", "/x/log"), "this machine: /x/log: No space left on device"),
+    ],
+)
+async def test_whatever_goes_wrong_in_a_case_is_that_cases(raised: Exception, why: str, tmp_path: Path) -> None:
+    lab = Recorder(cores=2)
+    cases = [scenario(lab, name, cores, raises=raised) for name, cores in (("a", Cores.SHARED), ("b", Cores.ALONE))]
+    kept = [scenario(lab, "kept", Cores.SHARED), scenario(lab, "alone", Cores.ALONE)]
+    results = await runner.run(job(lab, *cases, *kept, folder=tmp_path), CLOSED)
+    assert [result.judgement.verdict for result in results] == [Verdict.INFRA] * 2 + [Verdict.PASS] * 2
+    assert all(why in result.judgement.reason for result in results[:2]), results[0].judgement.reason
+    mistaken = "mistake" in why
+    assert (tmp_path / "guests/a-kernel/traceback.txt").exists() is mistaken
+    assert ("see traceback.txt in a-kernel" in results[0].judgement.reason) is mistaken
 
 
 async def test_a_topology_without_the_disk_starts_no_guest() -> None:

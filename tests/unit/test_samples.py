@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from testbed import group_counts, recorder
-from testbed.errors import GuestLost
+from testbed.errors import GuestLost, ReadingError
 from testbed.report import series
 from testbed.sampler import BOUNDARIES_NS
 from testbed.units import MIB
@@ -24,8 +22,6 @@ def test_a_groups_counters_are_read_by_name_and_device() -> None:
         f"group name={name} current=5 anon=1 file=2 shmem=3 slab=4 oom_kill=6 memory_stall=7 io_stall=8 io=7:0,1,2,3,4;254:16,9,8,7,6",
         f"gone name={b'old'.hex()}",
         "frozen",
-        "group name=zz current=1",
-        "group",
     )
     assert group_counts.parse(lines) == {
         "a b/c": {
@@ -39,9 +35,30 @@ def test_a_groups_counters_are_read_by_name_and_device() -> None:
     }
 
 
-@given(st.lists(st.text(alphabet=st.sampled_from(list("group ne=ab019:,;²٣-\t.")), max_size=60), max_size=5))
-def test_whatever_a_guest_says_is_no_error(lines: list[str]) -> None:
-    group_counts.parse(["group name=61 " + line for line in lines] + [line for line in lines if line.strip()])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "group",
+        "group name=zz current=1",
+        "group name=61 current=\u00b2",
+        "group name=61 io=7:0,1,2,3",
+        f"group name=61 anon={'9' * 5000}",
+        "x",
+    ],
+)
+def test_a_line_of_another_form_is_an_error(line: str) -> None:
+    with pytest.raises(ReadingError, match=r"^agent: line 2 of its counters"):
+        group_counts.parse(["gone name=61", line])
+
+
+async def test_numbers_that_are_none_end_the_samples_and_what_they_are_of(tmp_path: Path) -> None:
+    async def sample() -> dict[str, Any]:
+        raise ReadingError("agent", "a number", "x")
+
+    with pytest.raises(ReadingError):
+        async with recorder.writing(sample, 3600, tmp_path / "log"):
+            pass
 
 
 async def test_samples_come_at_once_in_between_and_at_the_end(tmp_path: Path) -> None:
