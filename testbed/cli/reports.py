@@ -35,7 +35,8 @@ def report_command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it into this file instead of printing it.")] = None,
     show: Annotated[bool, typer.Option("--open", help="Make the page again from the run's results, and open it in a browser.")] = False,
     between: Annotated[
-        bool, typer.Option("--diff", help="What changed from the first run to the second, beyond noise; exits 1 if anything did.")
+        bool,
+        typer.Option("--diff", help="What changed between two runs beyond chance; exits 1 if anything did, 3 if nothing can be told."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -72,7 +73,7 @@ def _diff(named: list[str], there: Path, as_json: bool, output: Path | None) -> 
         raise UsageError(f"report --diff: expected two runs, got {', '.join(named)}")
     found = diff.compare(*(results.read(one, there) for one in named))
     _told(json.dumps(found) + "\n" if as_json else diff.text(found), output)
-    sys.exit(int(diff.changed(found)))
+    sys.exit(diff.EXIT_CODES[found["result"]])
 
 
 def _told(text: str, output: Path | None) -> None:

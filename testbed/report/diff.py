@@ -1,34 +1,38 @@
-"""Two runs beside each other: what changed beyond noise, and what was put down to noise and why. Pure.
+"""Two runs beside each other: what changed beyond chance and by how much, and of what nothing can be told. Pure.
 
-Where a measure was taken several times in either run, it has changed if the two ranges do not overlap. Where it was taken once in both, it
-has changed if it moved by more than what its unit is known to vary by; the limits are below, with their reasons.
+Each measure of a case on a kernel is a sample in either run, of one value an attempt. The exact test of Mann and Whitney says whether two
+samples differ, Benjamini's and Hochberg's adjustment over all measures how many of the differences may be chance, and Hodges' and Lehmann's
+shift by how much (`rank_test`). Verdicts are compared as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from testbed import rank_test
 from testbed.report.words import quantity
 
-Range = tuple[float, float]
-# By the beginning of a unit: how much of the larger value a single measurement may move. Bytes are counted; readahead and metadata are
-# at most a twentieth. Times and rates under emulation vary by a half from one hour to the next. Kills vary from 3 to 25 where there are any
-# (docs/scenarios.md), so that only their coming or going counts; the same holds for other small counts.
-_LIMITS = {"bytes/s": 0.5, "bytes": 0.05, "IOPS": 0.5, "s": 0.5, "requests": 0.25}
-_COUNTED = 1.0
-# Differences below that are none, whatever their share.
+# Of the changes that are reported, so many are expected to be chance.
+LEVEL = 0.05
+# Shifts below that are no change, however regular.
 _LEAST = {"bytes": 65536.0, "s": 0.05}
+CHANGED, UNCHANGED, UNKNOWN = "changed", "unchanged", "nothing can be told"
+EXIT_CODES = {UNCHANGED: 0, CHANGED: 1, UNKNOWN: 3}
+
+Row = dict[str, Any]
 
 
 def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     """What `testbed report --diff --json` prints."""
     old, new = ({case["name"]: case for case in document["scenarios"]} for document in (before, after))
-    sides = [side for side in after["kernels"] if side in before["kernels"]]
     both = [name for name in new if name in old]
-    judged = [_judged(old[name], new[name], side, before, after) for name in both for side in sides]
-    measures = [row for rows in judged for row in rows]
-    return {
+    sides = [side for side in after["kernels"] if side in before["kernels"]]
+    every = [row for name in both for side in sides for row in _rows(old[name], new[name], side)]
+    rows = [row for row in every if row is not None]
+    _judge(rows)
+    found = {
         "before": _run(before),
         "after": _run(after),
         "setup": list(_setup(before, after)),
@@ -40,14 +44,29 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
             for name in both
             if old[name]["verdict"] != new[name]["verdict"]
         ],
-        "measures": [row for row in measures if row["changed"]],
-        "ignored": [row for row in measures if not row["changed"]],
+        "level": LEVEL,
+        "needed": _needed(len(rows)),
+        "same": len(every) - len(rows),
+        "measures": [row for row in rows if row["changed"]],
+        "ignored": [row for row in rows if row["changed"] is False],
+        "untold": [row for row in rows if row["changed"] is None],
     }
+    return found | {"result": _result(found)}
 
 
-def changed(found: dict[str, Any]) -> bool:
-    """Whether anything did, of what was run in both."""
-    return bool(found["verdicts"] or found["measures"])
+def _result(found: dict[str, Any]) -> str:
+    if found["verdicts"] or found["measures"]:
+        return CHANGED
+    if found["untold"] or not (found["ignored"] or found["same"]):
+        return UNKNOWN
+    # Whether one measure that had changed, and no other, would have been seen.
+    sharp = all(rank_test.least_p(*row["attempts"]) * len(found["ignored"]) <= LEVEL for row in found["ignored"])
+    return UNCHANGED if sharp else UNKNOWN
+
+
+def _needed(measures: int) -> int:
+    """How many attempts in each run can show that one of so many measures has changed, and no other."""
+    return next(size for size in range(rank_test.LEAST, 1000) if rank_test.least_p(size, size) * measures <= LEVEL)
 
 
 def _run(document: dict[str, Any]) -> dict[str, Any]:
@@ -69,75 +88,78 @@ def _setup(before: dict[str, Any], after: dict[str, Any]) -> Iterator[dict[str, 
         yield {"what": "topology", "before": "another", "after": "another"}
 
 
-def _judged(old: dict[str, Any], new: dict[str, Any], side: str, before: dict[str, Any], after: dict[str, Any]) -> list[dict[str, Any]]:
-    """A row for each measure of one case on one kernel that moved at all."""
-    rows = []
+def _rows(old: dict[str, Any], new: dict[str, Any], side: str) -> Iterator[Row | None]:
+    """A row for each measure that one case has on one kernel in both runs; None for one that is the same in all attempts."""
     for name, measure in new[side]["measures"].items():
         was = old[side]["measures"].get(name)
         if was is None or was["unit"] != measure["unit"]:
             continue
-        ranges = [_range(case, side, name) for case in (old, new)]
-        values = [_median(case, side, name) for case in (old, new)]
-        if values[0] == values[1] and ranges[0] == ranges[1]:
+        first, second = _values(old, side, name), _values(new, side, name)
+        comparable = min(len(first), len(second)) >= rank_test.LEAST
+        if comparable and len({*first, *second}) == 1:
+            yield None
             continue
-        moved, why = _moved(ranges, values, measure["unit"])
-        rows.append(
-            {
-                "case": new["name"],
-                "kernel": side,
-                "measure": name,
-                "unit": measure["unit"],
-                "before": values[0],
-                "after": values[1],
-                "change": round((values[1] - values[0]) / abs(values[0]), 4) if values[0] else None,
-                "changed": moved,
-                "why": why,
-            }
-        )
-    return rows
+        row: Row = {
+            "case": new["name"],
+            "kernel": side,
+            "measure": name,
+            "unit": measure["unit"],
+            "attempts": [len(first), len(second)],
+            "before": statistics.median(first),
+            "after": statistics.median(second),
+            "shift": None,
+            "interval": None,
+            "change": None,
+            "p": None,
+            "adjusted_p": None,
+            "changed": None,
+        }
+        if comparable:
+            moved = rank_test.shift(first, second)
+            row |= {"shift": moved.estimate, "interval": [moved.low, moved.high], "p": rank_test.p_value(first, second)}
+            row["change"] = round(moved.estimate / abs(row["before"]), 4) if row["before"] else None
+        yield row
 
 
-def _median(case: dict[str, Any], side: str, name: str) -> float:
-    spread = ((case.get("spread") or {}).get(side) or {}).get(name)
-    return float(spread["median"] if spread else case[side]["measures"][name]["value"])
+def _values(case: dict[str, Any], side: str, name: str) -> list[float]:
+    """A measure's value in each attempt that has it."""
+    measured = [attempt[side]["measures"] for attempt in case.get("attempts") or [case]]
+    return [float(measures[name]["value"]) for measures in measured if name in measures]
 
 
-def _range(case: dict[str, Any], side: str, name: str) -> Range | None:
-    """Of several attempts."""
-    spread = ((case.get("spread") or {}).get(side) or {}).get(name)
-    return (float(spread["min"]), float(spread["max"])) if spread else None
+def _judge(rows: Sequence[Row]) -> None:
+    """Write into each row that was compared whether it changed, and into all why."""
+    told = [row for row in rows if row["p"] is not None]
+    for row, chance in zip(told, rank_test.adjusted([row["p"] for row in told]), strict=True):
+        least = _LEAST.get(row["unit"], 0.0)
+        row |= {"adjusted_p": chance, "changed": chance <= LEVEL and abs(row["shift"]) > least}
+        row["why"] = _why(row) + (f"; no more than {' '.join(quantity(least, row['unit']))}" if abs(row["shift"]) <= least else "")
+    for row in rows:
+        if row["p"] is None:
+            row["why"] = f"{_against(row)}: expected {rank_test.LEAST} attempts or more in each run"
 
 
-def _moved(ranges: list[Range | None], values: list[float], unit: str) -> tuple[bool, str]:
-    """Whether it is a change, and why or why not."""
-    if any(ranges):
-        (low, high), (low_after, high_after) = (
-            one if one is not None else (value, value) for one, value in zip(ranges, values, strict=True)
-        )
-        apart = high < low_after or high_after < low
-        said = f"{_said(low, high, unit)} and {_said(low_after, high_after, unit)}"
-        return apart, f"the attempts' ranges {'do not overlap' if apart else 'overlap'}: {said}"
-    old, new = values
-    most, difference = max(abs(old), abs(new)), abs(new - old)
-    least = _LEAST.get(unit, 0.0)
-    if difference <= least:
-        return False, f"no more than {' '.join(quantity(least, unit))}"
-    limit = next((share for start, share in _LIMITS.items() if unit.startswith(start)), _COUNTED)
-    share = difference / most
-    if limit == _COUNTED:
-        moved = (old == 0) != (new == 0)
-        return moved, "came or went" if moved else "a count that was taken once, and is there in both"
-    return share > limit, f"{share:.0%} of the larger one, taken once; the limit for {unit} is {limit:.0%}"
+def _why(row: Row) -> str:
+    low, high = (_signed(end, row["unit"]) for end in row["interval"])
+    return (
+        f"shift {_signed(row['shift'], row['unit'])}, 95 % interval {low} to {high}, {_against(row)}, "
+        f"p {row['p']:.2g}, adjusted {row['adjusted_p']:.2g}"
+    )
 
 
-def _said(low: float, high: float, unit: str) -> str:
-    return " ".join(quantity(low, unit)) if low == high else f"{' '.join(quantity(low, unit))} to {' '.join(quantity(high, unit))}"
+def _against(row: Row) -> str:
+    first, second = row["attempts"]
+    return f"{first} against {second}"
+
+
+def _signed(value: float, unit: str) -> str:
+    return f"{'-' if value < 0 else '+' if value > 0 else ''}{' '.join(quantity(abs(value), unit))}"
 
 
 def text(found: dict[str, Any]) -> str:
     """For a person, as Markdown."""
     before, after = found["before"], found["after"]
-    lines = [f"# {before['run']} ({before['verdict']}) to {after['run']} ({after['verdict']})", ""]
+    lines = [f"# {before['run']} ({before['verdict']}) to {after['run']} ({after['verdict']}): {found['result']}", ""]
     lines += [f"- other {row['what']}: {row['before']}, then {row['after']}" for row in found["setup"]]
     lines += [f"- only in the first: {name}" for name in found["gone"]]
     lines += [f"- only in the second: {name}" for name in found["added"]]
@@ -145,14 +167,27 @@ def text(found: dict[str, Any]) -> str:
     lines += ["", "## Changed", ""] if lines[-1] else ["## Changed", ""]
     lines += [f"- {row['case']}: {row['before']}, then **{row['after']}**: {_line(row['reason'])}" for row in found["verdicts"]]
     lines += [f"- {_row(row)}" for row in found["measures"]]
-    if not changed(found):
-        lines.append("Nothing, beyond noise.")
-    if found["ignored"]:
-        lines += ["", f"## Put down to noise ({len(found['ignored'])})", "", *(f"- {_row(row)}" for row in found["ignored"])]
+    if not (found["verdicts"] or found["measures"]):
+        lines.append(_nothing(found))
+    for title, rows in (("Within chance", found["ignored"]), ("Nothing can be told", found["untold"])):
+        if rows:
+            lines += ["", f"## {title} ({len(rows)})", "", *(f"- {_row(row)}" for row in rows)]
     return "\n".join(lines) + "\n"
 
 
-def _row(row: dict[str, Any]) -> str:
+def _nothing(found: dict[str, Any]) -> str:
+    if found["result"] == UNCHANGED:
+        return "Nothing, beyond chance."
+    measures = len(found["ignored"]) + len(found["untold"])
+    if not measures:
+        return "Nothing can be told: the two runs have no measure in common."
+    return (
+        f"Nothing can be told: a change of one among {measures} measures shows from {found['needed']} attempts in each run on "
+        f"(`--repeat {found['needed']}`)."
+    )
+
+
+def _row(row: Row) -> str:
     old, new = (" ".join(quantity(row[when], row["unit"])) for when in ("before", "after"))
     share = f" ({row['change']:+.0%})" if row["change"] is not None else ""
     return f"{row['case']} on {row['kernel']}: {row['measure']} {old}, then {new}{share}: {row['why']}"
