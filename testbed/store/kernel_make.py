@@ -18,7 +18,7 @@ from testbed.kbuild.fragments import Option, Request, merged
 from testbed.kbuild.make_args import MakeArg
 from testbed.kbuild.recipe import Compiler
 from testbed.progress import Task
-from testbed.store import kernel_files
+from testbed.store import kernel_files, kernel_remains
 from testbed.store.kernel_sources import Source
 
 # Besides compilers and linkers: the programs that a build runs, and the headers of what it compiles for itself; the package of each.
@@ -29,7 +29,9 @@ _CONFIGURE_S, _BUILD_S = 600, 6 * 3600
 _USUAL_OBJECTS = 1550
 # Of options that a source does not have, so many are named.
 _NAMED = 5
-_OBJECTS, _LOG, _COMPILING = "testbed-objects", "testbed-make.log", "testbed-compiling"
+_OBJECTS = "testbed-objects"
+# What make ends with by itself (make(1)); any other status is that of a signal.
+_MAKES_OWN = (0, 1, 2)
 
 
 async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
@@ -76,18 +78,20 @@ class MakeJob:
 
     async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
         """Configure and compile; returns how long it took and how many objects it compiled."""
-        mark = self.output / _COMPILING
-        if mark.exists():
-            note(f"{self.source.name}: its last build was killed and may have left half an object; all of them are compiled anew")
-            await asyncio.to_thread(shutil.rmtree, self.output)
         self.output.mkdir(parents=True, exist_ok=True)
-        await self._configure(request, task, note)
-        begun = time.monotonic()
-        mark.touch()
+        if (removed := await asyncio.to_thread(kernel_remains.put_right, self.output)) is not None:
+            note(f"{self.source.name}: its last build was broken off; {removed} files that it may have left half-written are made again")
+        kernel_remains.begin(self.output)
         try:
+            await self._configure(request, task, note)
+            begun = time.monotonic()
             compiled = await self._compile(task)
-        finally:  # make has ended, and removed what it had made by half
-            mark.unlink(missing_ok=True)
+        except HostError:  # this machine's: make may have been killed, and the mark stays
+            raise
+        except BaseException:  # make has ended, and removed what it had made by half
+            kernel_remains.end(self.output)
+            raise
+        kernel_remains.end(self.output)
         return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
 
     @property
@@ -158,7 +162,7 @@ class MakeJob:
         usual = int(remembered.read_text(encoding="utf-8")) if remembered.exists() else _USUAL_OBJECTS
         before = await asyncio.to_thread(_objects, self.output)
         done, begun = 0, time.monotonic()
-        with (self.output / _LOG).open("w", buffering=1, encoding="utf-8") as log:
+        with (self.output / kernel_remains.LOG).open("w", buffering=1, encoding="utf-8") as log:
 
             def hear(line: str) -> None:
                 nonlocal done
@@ -172,8 +176,12 @@ class MakeJob:
             targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
             words = [*process.LED, *self.make(*targets), "-Otarget", f"-j{self.jobs}"]
             made = await process.run(words, env=self.environment, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
+        if made.status not in _MAKES_OWN:
+            raise HostError(
+                f"kernel of {self.source.name}: make was killed (status {made.status}); try again, or with fewer compilers: --jobs"
+            )
         if made.status != 0:
-            raise self._failed("", made.stderr, f"\n  all that make said: {self.output / _LOG}")
+            raise self._failed("", made.stderr, f"\n  all that make said: {self.output / kernel_remains.LOG}")
         remembered.write_text(str(await asyncio.to_thread(_objects, self.output)), encoding="utf-8")
         return done
 

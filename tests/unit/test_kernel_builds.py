@@ -19,7 +19,7 @@ from testbed.paths import Folders
 from testbed.progress import Silent
 from testbed.room import Quota
 from testbed.session import open_session
-from testbed.store import built_names, cache, kernel_builds, kernel_files, waste
+from testbed.store import built_names, cache, kernel_builds, kernel_files, kernel_remains, waste
 from testbed.store.image import Image
 from testbed.store.kernel_builds import Builder, BuildOrder
 from tests.unit.fake_source import IMAGES, PATCH, build, compiled, git, tree_of_two_commits
@@ -148,18 +148,18 @@ def test_the_first_error_of_the_compiler_ends_a_build_and_the_next_one_goes_on(t
     assert build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1")).series is Series.BEFORE
 
 
-def test_objects_of_a_build_that_was_killed_are_not_trusted(tmp_path: Path, tree: Path) -> None:
+def test_after_a_reboot_nothing_of_a_build_that_was_killed_is_trusted(tmp_path: Path, tree: Path) -> None:
     root, said = tmp_path / "cache", Notes()
     build(root, BuildOrder(source=f"{tree}@main~1"))
     (output,) = root.glob("sources/*/out-*")
+    (output / kernel_remains.MARK).write_text("another boot\n")
     (output / "loop.o").write_text("half of it")
-    (output / "testbed-compiling").touch()
     (kernel,) = root.glob("kernels/*/bzImage")
     whole = kernel.read_bytes()
     shutil.rmtree(kernel.parent)
     build(root, BuildOrder(source=f"{tree}@main~1"), progress=said)
-    assert kernel.read_bytes() == whole and [one for one in said.said if "its last build was killed" in one]
-    assert not (output / "testbed-compiling").exists()
+    assert kernel.read_bytes() == whole and [one for one in said.said if "its last build was broken off" in one]
+    assert not (output / kernel_remains.MARK).exists()
 
 
 def test_an_option_that_does_not_survive_is_an_error_with_what_blocks_it(tmp_path: Path, tree: Path) -> None:

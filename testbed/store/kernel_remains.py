@@ -1,0 +1,99 @@
+"""What a build that was killed has left in its output folder: keeps the files that are whole, and removes those that may be half-written.
+
+A mark stands in the folder while make works there. Where the next build finds it, its time tells which files the killed one wrote, and the
+log of that build which of them were finished:
+
+- A file that is older than the mark is of a build that ended, or of one whose remains were put right as here.
+- make prints the line of a target when its whole recipe has ended (`-Otarget`), kbuild's own record of it (`.NAME.cmd`) included, and we
+  write it down as we read it. A file of that target is whole. What was printed and not read yet counts as unfinished.
+- Some recipes are exempt from that order, those that run make themselves (`+` in kbuild): vmlinux, its parts in the folder itself, and
+  modules. No line of theirs counts, nor do the last lines of the log, of which a recipe's error may be missing.
+- What Kconfig writes it writes beside the file, and renames.
+
+Everything else that is newer than the mark goes, and make makes it again. After a reboot nothing that was written is certain, and all goes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+MARK, LOG = "testbed-compiling", "testbed-make.log"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+# "  CC      drivers/block/loop.o", also with [M]; of rules that run no make, whose targets others depend on.
+_FINISHED = re.compile(r"  (?:CC|AS|HOSTCC|HOSTLD|UPD|WRAP|SYSHDR|SYSTBL|LDS|GEN)(?: \[M\])?\s+(\S*/\S+)\n")
+_FAILED = re.compile(r"\*\*\* \[(?:.*: )?(\S+)\]")
+# An error comes at the end of what its recipe has said.
+_UNCERTAIN_LINES = 20
+# Ours, written anew by each build; and Kconfig's.
+_RENAMED = re.compile(r"testbed[.-].*|\.config(\.old)?|include/config/.*|include/generated/(autoconf\.h|rustc_cfg)")
+
+
+def begin(output: Path) -> None:
+    """Mark a folder whose files are whole as one in which make works."""
+    (output / LOG).unlink(missing_ok=True)
+    (output / MARK).write_text(_boot_id(), encoding="utf-8")
+
+
+def end(output: Path) -> None:
+    """Take the mark away: make has ended by itself or by a signal, and removed what it had made by half."""
+    (output / MARK).unlink(missing_ok=True)
+
+
+def put_right(output: Path) -> int | None:
+    """Remove what a killed build may have left half-written; returns how many files, or None where none was killed. Blocks."""
+    try:
+        boot_id = (output / MARK).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    count = 0
+    if boot_id == _boot_id():
+        for path in tuple(suspects(output)):
+            path.unlink(missing_ok=True)
+            count += 1
+    else:
+        count = sum(1 for _ in _files(output))
+        shutil.rmtree(output)
+        output.mkdir()
+    end(output)
+    return count
+
+
+def suspects(output: Path) -> Iterator[Path]:
+    """The files that were written since the mark and may be incomplete."""
+    since_ns = (output / MARK).stat().st_mtime_ns
+    whole: set[str] = set()
+    with contextlib.suppress(FileNotFoundError):
+        whole = finished((output / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), output)
+    for path in _files(output):
+        name = str(path.relative_to(output))
+        # The time of its last change of any kind, which no program sets.
+        if path.lstat().st_ctime_ns >= since_ns and not _RENAMED.fullmatch(name) and name not in whole and _target(name) not in whole:
+            yield path
+
+
+def finished(log: Iterable[str], output: Path) -> set[str]:
+    """The targets that a log of make says to be made, relative to the output folder."""
+    lines = list(log)[:-_UNCERTAIN_LINES]
+    named = {match[1] for line in lines if (match := _FINISHED.fullmatch(line))}
+    failed = {match[1] for line in lines if (match := _FAILED.search(line))}
+    return {name.removeprefix(f"{output}/") for name in named - failed}
+
+
+def _target(name: str) -> str:
+    """The target of which kbuild has a record in this file, `drivers/block/.loop.o.cmd`."""
+    folder, slash, file = name.rpartition("/")
+    return f"{folder}{slash}{file[1:-4]}" if file.startswith(".") and file.endswith(".cmd") else ""
+
+
+def _files(output: Path) -> Iterator[Path]:
+    for folder, _, names in os.walk(output):
+        yield from (path for name in names if not (path := Path(folder, name)).is_symlink())
+
+
+def _boot_id() -> str:
+    return _BOOT_ID.read_text(encoding="utf-8")
