@@ -99,21 +99,57 @@ class KernelTable:
             return self.rows[spec]
         if spec.startswith(BUILT):
             return BuiltKernel(name=built_name(spec.removeprefix(BUILT)))
-        paths = [Path(part).expanduser() for part in spec.split(":")]
-        if not paths[0].exists():
+        paths = files_of(spec)
+        if paths is None:
             names = ", ".join(self.rows)
             raise UsageError(
                 f"kernel {spec!r}: expected one of {names}, or built-NAME, or BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]; "
-                "there is no such file"
+                f"{_missing(spec)}"
             )
-        for path in paths:
-            if not path.exists():
-                raise UsageError(f"kernel {spec!r}: {path}: there is no such file")
         if all(path.suffix == ".deb" for path in paths):
-            return LocalKernel(name=paths[0].name, debs=tuple(paths))
+            return LocalKernel(name=paths[0].name, debs=paths)
         if len(paths) > 2 or paths[0].is_dir() or (len(paths) == 2 and not paths[1].is_dir()):
             raise UsageError(f"kernel {spec!r}: expected BZIMAGE[:MODULES_FOLDER] or FILE.deb[:FILE.deb]")
         return LocalKernel(name=paths[0].name, bzimage=paths[0], modules=paths[1] if len(paths) == 2 else None)
+
+
+def files_of(spec: str) -> tuple[Path, ...] | None:
+    """The files that `FILE[:FILE...]` names, the first as long as it can be, since paths may have colons, too; None: they are not there.
+
+    :raise UsageError: this user may not look.
+    """
+    for end in _ends(spec):
+        first = Path(spec[:end]).expanduser()
+        if spec and _exists(first):
+            others = () if end == len(spec) else files_of(spec[end + 1 :])
+            if others is not None:
+                return (first, *others)
+    return None
+
+
+def file_name(spec: str) -> str:
+    """What a kernel is called for short: the name of its first file, else as it is named."""
+    found = files_of(spec)
+    return found[0].name if found else spec
+
+
+def _missing(spec: str) -> str:
+    """What of `FILE[:FILE...]` is not there, in words."""
+    there = next((end for end in _ends(spec) if _exists(Path(spec[:end]).expanduser())), None)
+    return f"{spec[:there]} is there, {spec[there + 1 :]!r} is not" if there else "there is no such file"
+
+
+def _ends(spec: str) -> tuple[int, ...]:
+    """Where the first file of `FILE[:FILE...]` may end, the last place first."""
+    return (len(spec), *(at for at in range(len(spec) - 1, 0, -1) if spec[at] == ":"))
+
+
+def _exists(path: Path) -> bool:
+    """:raise UsageError: this user may not look."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; give a path that this user may read") from error
 
 
 class _Row(BaseModel):

@@ -128,7 +128,9 @@ def _refused(error: BaseException) -> TestbedError | None:
         return error
     if isinstance(error, OSError) and error.errno in _REFUSED:
         where = error.filename or "this machine"
-        return HostError(f"{where}: {error.strerror}; name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR")
+        # A file of the user's is no place of ours.
+        ours = "if it is the testbed's own, " if error.errno in (errno.EACCES, errno.EPERM) else ""
+        return HostError(f"{where}: {error.strerror}; {ours}name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR")
     return None
 
 

@@ -33,7 +33,7 @@ from testbed.cli.kernels import (
     nothing_built,
 )
 from testbed.errors import BuildError, UsageError
-from testbed.kernels import load_table
+from testbed.kernels import file_name, files_of, load_table
 from testbed.lab import Lab, open_lab
 from testbed.progress import Silent
 from testbed.report import bug_files, live
@@ -179,7 +179,7 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
     # What is the same for every commit would skip them all.
     if isinstance(wanted, BuildOrder):
         builder(Silent()).read(wanted)
-    elif "/" not in wanted and not Path(wanted.partition(":")[0]).exists():
+    elif "/" not in wanted and files_of(wanted) is None:
         load_table(paths.shipped("images") / "kernels.yaml").resolve(wanted)  # a name, and no file that make would have made
 
     async def work() -> int:
@@ -261,8 +261,8 @@ def _place(name: str | None, every: tuple[str, ...], option: str) -> int:
     """Where a kernel stands in the list; files of a folder go by their names."""
     if name is None:
         raise UsageError(f"bisect: expected {option} KERNEL, one of {', '.join(every)}")
-    names = [Path(one.split(":")[0]).name for one in every]
-    found = [number for number, one in enumerate(every) if name in (one, names[number], one.split(":")[0])]
+    names = [file_name(one) for one in every]
+    found = [number for number, one in enumerate(every) if name in (one, names[number], *map(str, (files_of(one) or ())[:1]))]
     if len(found) != 1:
         raise UsageError(f"{option} {name}: expected one of {', '.join(names if len(set(names)) == len(names) else every)}")
     return found[0]

@@ -38,7 +38,7 @@ from testbed.report import artefacts, live, results, table
 from testbed.runner import Judge, Result
 from testbed.scenarios import select
 from testbed.scenarios.base import Case
-from testbed.store import cache
+from testbed.store import cache, kernel_fit
 from testbed.store.kernel_builds import BuildOrder
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import unused
@@ -236,6 +236,8 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
         specs = await built(wanted.kernels, progress)
         async with open_lab(progress, kernels=tuple(specs.values()), cold=wanted.cold) as lab:
             kernels = {side: await lab.kernel(spec) for side, spec in specs.items()}
+            for kernel in kernels.values():
+                kernel_fit.check_for_scenarios(kernel.name, kernel.config)
             folder = paths.new_run_folder(lab.folders.runs)
             _announce(lab, kernels, wanted.file, progress)
             with run_going_on(folder), live.Watch(progress, err, len(wanted.cases) * wanted.repeat) as watch:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import pytest
 
 from testbed.errors import TestbedError
+from testbed.kernels import file_name
 from testbed.pytest_plugin.state import STATE, State
 from testbed.topology import Topology
 
@@ -106,7 +107,7 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
             points(node)
         if "_testbed_kernel" in metafunc.fixturenames:
             named = wanted.each or _own_kernel(found) or (state.table.patched,)
-            metafunc.parametrize("_testbed_kernel", named, ids=[_kernel_id(name) for name in named], indirect=True)
+            metafunc.parametrize("_testbed_kernel", named, ids=[file_name(name) for name in named], indirect=True)
             state.first_kernel = state.first_kernel or named[0]
         if found is not None and len(found.found) > 1:
             metafunc.parametrize("_testbed_point", list(found.found), ids=[found.titles[name] for name in found.found], indirect=True)
@@ -129,10 +130,6 @@ def _own_kernel(found: Points | None) -> tuple[str, ...]:
     named = {guest.kernel for topology in found.found.values() for guest in topology.guests.values()} if found is not None else set()
     only = next(iter(named)) if len(named) == 1 else None
     return (only,) if only is not None else ()
-
-
-def _kernel_id(spec: str) -> str:
-    return Path(spec.split(":")[0]).name
 
 
 def _resolved(state: State, kernel: str) -> None:

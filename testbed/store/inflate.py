@@ -109,6 +109,18 @@ def pieces(file: BinaryIO, name: str, limit_bytes: int) -> Iterator[bytes]:
         found = _through(with_what, file, name)
     else:
         found = _unpacked(with_what, file, name)
+    yield from _within(found, name, limit_bytes)
+
+
+def output_of(argv: tuple[str, ...], name: str, limit_bytes: int) -> Iterator[bytes]:
+    """What a program writes that unpacks the file `name` itself.
+
+    :raise Refused: it fails, or writes more than `limit_bytes`. :raise ToolMissing: it is not installed.
+    """
+    yield from _within(_through(argv, None, name), name, limit_bytes)
+
+
+def _within(found: Iterator[bytes], name: str, limit_bytes: int) -> Iterator[bytes]:
     total = 0
     for piece in found:
         total += len(piece)
@@ -138,12 +150,13 @@ def _unpacked(new: Callable[[], _Decompressor], file: BinaryIO, name: str) -> It
         raise Refused(f"{name}: cannot be unpacked: {error}") from error
 
 
-def _through(argv: tuple[str, ...], file: BinaryIO, name: str) -> Iterator[bytes]:
-    os.lseek(file.fileno(), file.tell(), os.SEEK_SET)  # what Python has read ahead, the program is to read itself
-    words = [str(process.find(argv[0])), *argv[1:]]
+def _through(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Iterator[bytes]:
+    if file is not None:
+        os.lseek(file.fileno(), file.tell(), os.SEEK_SET)  # what Python has read ahead, the program is to read itself
+    words, source = [str(process.find(argv[0])), *argv[1:]], file or subprocess.DEVNULL
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(words, stdin=file, stdout=subprocess.PIPE, stderr=errors) as child,  # noqa: S603 - the words are ours
+        subprocess.Popen(words, stdin=source, stdout=subprocess.PIPE, stderr=errors) as child,  # noqa: S603 - the words are ours
     ):
         output = child.stdout
         assert output is not None

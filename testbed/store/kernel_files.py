@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import lzma
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +13,20 @@ from testbed.errors import HostError, UsageError
 from testbed.kernels import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import built_names, cache, kernel_image, seals
+from testbed.store import built_names, cache, kernel_fit, kernel_image, module_tree, seals
 from testbed.store.apt import Package, PrivateApt
 from testbed.store.built_names import Named
+from testbed.store.debs import unpack
 from testbed.store.ext4 import make_ext4
 from testbed.store.initramfs import module_name, module_order
 from testbed.store.mirror import find_mirror
 
 # What reaches the root disk; the rest is on the modules disk.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
-# Changes when what a kernel's folder holds changes.
-_LAYOUT = 3
+# Change when what a kernel's folder holds changes, and when what is asked of a user's own kernel does.
+_LAYOUT, _ASKED = 3, 1
+# Those behind a kernel's metapackage that hold files of the kernel; its configuration, from 7.x on, is in `linux-base-RELEASE`.
+_PACKAGES = ("linux-image-", "linux-binary-", "linux-modules-", "linux-base-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,18 +62,25 @@ def kernel_folder(kernel: Kernel, root: Path) -> Path:
     if isinstance(kernel, BuiltKernel):
         return _named(kernel, root).folder
     if isinstance(kernel, DebianKernel):
-        key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package)
+        key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package, _PACKAGES)
         return root / "kernels" / f"{kernel.name}-{key}"
-    files = [path for path in (*kernel.debs, kernel.bzimage) if path is not None]
-    hashes = [cache.file_sha256(path) for path in files]
+    configs = kernel_fit.config_files(kernel.bzimage, kernel.modules) if kernel.bzimage else ()
+    hashes = [_sha256(path) for path in (*kernel.debs, *([kernel.bzimage] if kernel.bzimage else []), *configs)]
     modules = _listing(kernel.modules) if kernel.modules else []
-    return root / "kernels" / f"local-{content_key(_LAYOUT, EARLY_MODULES, hashes, modules)}"
+    return root / "kernels" / f"local-{content_key(_LAYOUT, _ASKED, EARLY_MODULES, hashes, modules)}"
+
+
+def _sha256(path: Path) -> str:
+    """:raise UsageError: it cannot be read."""
+    try:
+        return cache.file_sha256(path)
+    except OSError as error:
+        raise kernel_image.unreadable(path, error) from error
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
-    return sorted(
-        (str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()
-    )
+    root = folder.resolve()
+    return sorted((str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in module_tree.files(root))
 
 
 async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool = False) -> KernelFiles:
@@ -92,6 +101,8 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
             return await _make(kernel, unfinished, task)
 
     await cache.once(folder, make, progress, f"kernel {kernel.name}")
+    for note in cache.read_meta(folder).get("notes", ()):
+        progress.note(str(note))
     return await _checked(read_folder(kernel, folder))
 
 
@@ -156,13 +167,19 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
     try:
         if isinstance(kernel, DebianKernel):
             origin, debs = await _download(kernel, work, task)
-            await _unpack(debs, work / "tree", task)
         else:
-            origin = ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path)
-            await _unpack(kernel.debs, work / "tree", task)
+            origin, debs = ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path), kernel.debs
+        for deb in debs:
+            task.update(detail=f"unpacking {deb.name}")
+            await asyncio.to_thread(unpack, deb, work / "tree")
         bzimage, modules = _find(kernel, work / "tree")
-        _keep_config(bzimage, folder)
-        return await lay_out(bzimage, modules, folder, task) | {"origin": origin}
+        await asyncio.to_thread(kernel_image.plain, bzimage, work / "bzImage")
+        task.update(detail="what guests need of it")
+        name = str(bzimage) if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
+        fit = await asyncio.to_thread(kernel_fit.examine, name, work / "bzImage", kernel_fit.config_files(bzimage, modules), modules)
+        if fit.config is not None:
+            (folder / "config").write_text(fit.config, encoding="utf-8")
+        return await lay_out(work / "bzImage", modules, folder, task) | {"origin": origin, "notes": list(fit.notes)}
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -180,7 +197,8 @@ async def _download(kernel: DebianKernel, work: Path, task: Task) -> tuple[str, 
 async def closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
     """The packages behind a kernel's metapackage that hold files of the kernel.
 
-    `linux-image-cloud-amd64` depends on `linux-image-RELEASE`; from 7.x that depends on `linux-binary-RELEASE` and `linux-modules-RELEASE`.
+    `linux-image-cloud-amd64` depends on `linux-image-RELEASE`; from 7.x that depends on `linux-binary-RELEASE`, `linux-modules-RELEASE` and
+    `linux-base-RELEASE`.
     """
     found: dict[str, Package] = {}
     waiting = [name]
@@ -188,35 +206,27 @@ async def closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
         package = await apt.show(waiting.pop())
         if package.name not in found:
             found[package.name] = package
-            waiting += [needed for needed in package.depends if needed.startswith(("linux-image-", "linux-binary-", "linux-modules-"))]
+            waiting += [needed for needed in package.depends if needed.startswith(_PACKAGES)]
     return tuple(package for package in found.values() if package.name != name)
 
 
-async def _unpack(debs: tuple[Path, ...], tree: Path, task: Task) -> None:
-    tree.mkdir()
-    for deb in debs:
-        task.update(detail=f"unpacking {deb.name}")
-        await process.run(["dpkg-deb", "-x", deb, tree], timeout_s=300)
-
-
 def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | None]:
-    """The bzImage, and the folder `lib/modules/RELEASE` if there is one."""
+    """The bzImage, and the folder `lib/modules/RELEASE` if there is one.
+
+    :raise UsageError: there is no kernel, or there are several, or modules of others alone.
+    """
     if isinstance(kernel, LocalKernel) and kernel.bzimage is not None:
         return kernel.bzimage, kernel.modules
     images = sorted(tree.glob("boot/vmlinuz-*")) or sorted(tree.glob("usr/lib/modules/*/vmlinuz"))
     if len(images) != 1:
         raise UsageError(f"kernel {kernel.name}: expected one boot/vmlinuz-* in its packages, found {len(images)}")
-    modules = [path for pattern in ("lib/modules/*", "usr/lib/modules/*") for path in tree.glob(pattern) if (path / "kernel").is_dir()]
-    return images[0], modules[0] if modules else None
-
-
-def _keep_config(bzimage: Path, folder: Path) -> None:
-    """Of a package it is beside the kernel; of a built tree (arch/x86/boot/bzImage) at its top."""
-    beside = bzimage.with_name(bzimage.name.replace("vmlinuz", "config", 1))
-    for path in (beside, beside.with_name("config"), *(folder / ".config" for folder in bzimage.resolve().parents[:4])):
-        if path != bzimage and path.is_file():
-            shutil.copyfile(path, folder / "config")
-            return
+    release = kernel_image.kernel_release(images[0])
+    there = [path for pattern in ("lib/modules/*", "usr/lib/modules/*") for path in tree.glob(pattern) if any(path.rglob("*.ko*"))]
+    folders = {path.name: path for path in there}
+    if folders and release not in folders:
+        got = ", ".join(sorted(folders))
+        raise UsageError(f"kernel {kernel.name}: expected modules of Linux {release} in its packages, found those of {got}")
+    return images[0], folders.get(release)
 
 
 async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
@@ -228,15 +238,14 @@ async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task)
     if modules is not None:
         tree = folder / "work" / "modules"
         target = tree / "lib/modules" / release
-        target.parent.mkdir(parents=True)
-        # The user's own folder is copied: depmod writes into it, and its links `build` and `source` lead out of it.
-        shutil.copytree(modules, target, symlinks=True, ignore=shutil.ignore_patterns("build", "source", "vmlinuz"))
+        # The user's own folder is copied: depmod writes into it.
+        await asyncio.to_thread(module_tree.copy, modules, target)
         task.update(detail=f"modules of {release}")
         await process.run(["depmod", "-b", tree, release], timeout_s=120)
         (folder / "early").mkdir()
         for path in module_order((target / "modules.dep").read_text(encoding="utf-8"), EARLY_MODULES):
             name = f"{module_name(path)}.ko"
-            (folder / "early" / name).write_bytes(await _module_bytes(target / path, folder / "work" / name))
+            (folder / "early" / name).write_bytes(await asyncio.to_thread(module_tree.read, target / path))
             early[name] = None
         await make_ext4(tree / "lib/modules", folder / "modules.ext4")
         # Not of the disk: it has times in it.
@@ -250,13 +259,3 @@ async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task)
         "early_modules": list(early),
         "has_modules": modules is not None,
     }
-
-
-async def _module_bytes(path: Path, scratch: Path) -> bytes:
-    """A module as the kernel's loader takes it; Debian compresses them since trixie (xz), others do too (zstd)."""
-    if path.suffix == ".xz":
-        return lzma.decompress(path.read_bytes())
-    if path.suffix == ".zst":
-        await process.run(["zstd", "-dqf", path, "-o", scratch])
-        return scratch.read_bytes()
-    return path.read_bytes()

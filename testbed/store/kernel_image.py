@@ -30,6 +30,10 @@ _FIELDS_BYTES, _PAYLOAD_VERSION = 0x250, 0x0208
 _CONFIG_START, _CONFIG_END = b"IKCFG_ST", b"IKCFG_ED"
 
 
+class Unknown(inflate.Refused):
+    """A bzImage's kernel is compressed in a way that is not known here."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Header:
     """A bzImage's own words. `release`: as of `uname -r`; `banner`: with who built it and when; `size_bytes`: the least that it has.
@@ -43,33 +47,38 @@ class Header:
     payload: tuple[int, int] | None
 
 
-def header(path: Path) -> Header:
-    """The header of a bzImage, also of one that is compressed once more, as syzbot hands them out.
+def header(path: Path, name: str | None = None) -> Header:
+    """The header of a bzImage, also of one that is compressed once more, as syzbot hands them out. `name`: as its user calls it.
 
     :raise UsageError: the file is not a bzImage, or cannot be read.
     """
+    name = name or str(path)
     try:
         with path.open("rb") as file:
-            head = next(inflate.pieces(file, str(path), MOST_BYTES), b"")[:_HEAD_BYTES]
-        is_compressed = inflate.form_of(path) is not None
-        size_bytes = path.stat().st_size
+            head = b""
+            for piece in inflate.pieces(file, name, MOST_BYTES):
+                head += piece
+                if len(head) >= _HEAD_BYTES:
+                    break
+        # Of a compressed file the whole size is known only where it is small.
+        size_bytes = path.stat().st_size if inflate.form_of(path) is None else len(head) if len(head) < _HEAD_BYTES else None
     except OSError as error:
         raise unreadable(path, error) from error
     except inflate.Refused as error:
         raise UsageError(str(error)) from error
     if len(head) < _FIELDS_BYTES or head[0x202:0x206] != b"HdrS":
         raise UsageError(
-            f"{path}: expected a bzImage (`HdrS` at 0x202), found none; an ELF vmlinux does not boot here, arch/x86/boot/bzImage does"
+            f"{name}: expected a bzImage (`HdrS` at 0x202), found none; an ELF vmlinux does not boot here, arch/x86/boot/bzImage does"
         )
     (version, offset), (paragraphs,) = struct.unpack_from("<H6xH", head, 0x206), struct.unpack_from("<I", head, 0x1F4)
     code = ((head[0x1F1] or 4) + 1) * 512
     expected = code + paragraphs * 16
-    if size_bytes < expected and not is_compressed:
-        raise UsageError(f"{path}: truncated: its header promises {expected} bytes, the file has {size_bytes}")
+    if size_bytes is not None and size_bytes < expected:
+        raise UsageError(f"{name}: truncated: its header promises {expected} bytes, the file has {size_bytes}")
     banner = head[offset + 0x200 : offset + 0x200 + 512].split(b"\0")[0].decode("ascii", "replace")
     release = banner.split(" ")[0]
     if not release or not release.isprintable() or "/" in release or release in (".", ".."):
-        raise UsageError(f"{path}: expected a kernel release in its header, got {release!r}")
+        raise UsageError(f"{name}: expected a kernel release in its header, got {release!r}")
     at, length = struct.unpack_from("<II", head, 0x248)
     payload = (code + at, length) if version >= _PAYLOAD_VERSION and length else None
     return Header(release=release, banner=banner, size_bytes=expected, payload=payload)
@@ -88,22 +97,26 @@ def plain(path: Path, target: Path) -> None:
 
     :raise UsageError: it is damaged or too large. :raise OSError: the copy cannot be written.
     """
+    header(path)
     try:
         inflate.write(path, target, MOST_BYTES)
     except inflate.Refused as error:
         raise UsageError(str(error)) from error
-    header(target)
+    header(target, str(path))
 
 
 @contextlib.contextmanager
 def vmlinux(path: Path) -> Iterator[mmap.mmap]:
     """What a plain bzImage unpacks when it boots: an ELF file without symbols, with more behind it. To be searched; it is gone afterwards.
 
-    :raise UsageError: there is none in it, it is damaged, or too large. :raise ToolMissing: what unpacks it is not installed.
+    :raise Unknown: nothing here knows how it is compressed. :raise ToolMissing: what unpacks it is not installed.
+    :raise UsageError: it is damaged, or too large.
     """
     with held.temporary() as folder:
         try:
             _unpack(path, folder / "payload", folder / "vmlinux")
+        except Unknown:
+            raise
         except inflate.Refused as error:
             raise UsageError(str(error)) from error
         with (folder / "vmlinux").open("rb") as kernel, mmap.mmap(kernel.fileno(), 0, access=mmap.ACCESS_READ) as image:
@@ -111,17 +124,20 @@ def vmlinux(path: Path) -> Iterator[mmap.mmap]:
 
 
 def _unpack(path: Path, payload: Path, kernel: Path) -> None:
-    """:raise Refused: there is no kernel in it, or it is damaged or too large."""
+    """:raise Refused: there is no kernel in it, or it is damaged or too large. :raise Unknown: nothing here knows how it is compressed."""
     found = header(path).payload
     if found is None:
-        raise inflate.Refused(f"{path}: expected a compressed kernel in it, its header names none")
+        raise Unknown(f"{path}: expected a compressed kernel in it, its header names none")
     at, length = found
     with path.open("rb") as file, payload.open("wb") as part:
         file.seek(at)
         head = file.read(inflate.HEAD_BYTES)
         file.seek(at)
+        form = inflate.form(head)
+        if form is None:
+            raise Unknown(f"{path}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}")
         # Of all formats but gzip, which has it itself, the size of the kernel follows.
-        left = length if inflate.form(head) == "gzip" else length - 4
+        left = length if form == "gzip" else length - 4
         while left > 0 and (data := file.read(min(left, _PIECE_BYTES))):
             part.write(data)
             left -= len(data)
@@ -165,6 +181,8 @@ def vermagic(image: mmap.mmap | bytes, release: str) -> str | None:
 def unreadable(path: Path, error: OSError) -> UsageError:
     """A file of the user's that cannot be read, as an error with what to do: distributions keep kernels from all but root."""
     if isinstance(error, PermissionError):
-        copy = f"`sudo install -m 644 {shlex.quote(str(path))} .` makes a copy that can be given in its place"
-        return UsageError(f"{path}: this user may not read it, as distributions have it of kernels; {copy}")
+        copy = f"sudo install -m 644 {shlex.quote(str(path))} ."
+        if path.is_dir():
+            copy = f"sudo cp -r {shlex.quote(str(path))} . && sudo chown -R $USER {shlex.quote(path.name)}"
+        return UsageError(f"{path}: only root may read it, as distributions have it of kernels; give a copy, which `{copy}` makes")
     return UsageError(f"{path}: cannot be read: {error.strerror}")
