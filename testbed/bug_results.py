@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 from testbed import blktests, claims, repro
 from testbed.bisection import Between
 from testbed.blktests import Outcome
-from testbed.campaign import Asked, Bisector, Reduced
+from testbed.campaign import UNFINISHED, Asked, Bisector, Reduced
+from testbed.claims import Result
 from testbed.host import Host
+from testbed.partial import Partial
 from testbed.repro import Job, Tried, Verdict
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
@@ -28,6 +30,8 @@ EXIT_CODES = {result.value: code for result, code in claims.EXIT_CODES.items()} 
     "reduced": 0,
     "bisected": 0,
     "wrong ends": 2,
+    # Of a run that ended early.
+    UNFINISHED: 2,
     # Of one kernel, for `git bisect run`.
     "good": 0,
     "bad": 1,
@@ -40,12 +44,16 @@ EXIT_CODES = {result.value: code for result, code in claims.EXIT_CODES.items()} 
 }
 
 
-def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: float) -> dict[str, Any]:
-    """What `repro.json` says."""
+def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: float, partial: Partial | None = None) -> dict[str, Any]:
+    """What `repro.json` says; `partial`: how far the run came, here and below, unless it is complete."""
     verdict, why = claims.result(tried)
+    result = verdict.value
+    # Tries that were still to come can take back everything but a hit where there must be none.
+    if partial is not None and verdict is not Result.INVALID:
+        result, why = UNFINISHED, "; ".join(f"{one.kernel.name}: {one.words}" for one in tried)
     return {
-        **_of_bug("repro", job, command, took_s),
-        "result": verdict.value,
+        **_of_bug("repro", job, command, took_s, partial),
+        "result": result,
         "reason": why,
         "limits": {
             "tries": job.limits.tries,
@@ -62,14 +70,19 @@ def _told_apart(one: Tried, tried: tuple[Tried, ...]) -> bool | None:
     return claims.is_apart(one, tried) if not one.must_show and one.verdict is Verdict.ABSENT else None
 
 
-def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s: float) -> dict[str, Any]:
+def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s: float, partial: Partial | None = None) -> dict[str, Any]:
     """What `reduce.json` says; `smaller`: the text of the bug that is left."""
     where = found.whole.kernel.name
-    dropped = ", ".join(found.dropped) or "nothing: each part is needed"
+    dropped = ", ".join(found.dropped) or ("nothing: each part is needed" if partial is None else "nothing")
+    result, why = "reduced", f"dropped: {dropped}"
+    if found.plain is None:
+        result, why = "not reproduced", f"it does not show on {where} as it is"
+    if partial is not None:
+        result, why = UNFINISHED, f"dropped by then: {dropped}" if found.plain is not None else f"as it is on {where}: {found.whole.words}"
     return {
-        **_of_bug("reduce", job, command, took_s),
-        "result": "reduced" if found.plain is not None else "not reproduced",
-        "reason": f"dropped: {dropped}" if found.plain is not None else f"it does not show on {where} as it is",
+        **_of_bug("reduce", job, command, took_s, partial),
+        "result": result,
+        "reason": why,
         "kernels": [_kernel(found.whole)],
         "steps": [asdict(one) for one in found.steps],
         "dropped": list(found.dropped),
@@ -78,34 +91,46 @@ def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s
     }
 
 
-def of_bisect(job: Job, every: tuple[str, ...], found: Between, bisector: Bisector, command: list[str], took_s: float) -> dict[str, Any]:
-    """What `bisect.json` says; `every`: the list that was walked."""
+def of_bisect(
+    job: Job, every: tuple[str, ...], found: Between, bisector: Bisector, command: list[str], took_s: float, partial: Partial | None = None
+) -> dict[str, Any]:
+    """What `bisect.json` says; `every`: the list that was walked; `found`: of a partial run its ends as they were named."""
+    result, why = "wrong ends" if found.wrong else "bisected", _between(every, found, bisector)
+    if partial is not None:
+        result, why = UNFINISHED, _asked_by_then(bisector)
     return {
-        **_of_bug("bisect", job, command, took_s),
-        "result": "wrong ends" if found.wrong else "bisected",
-        "reason": _between(every, found, bisector),
+        **_of_bug("bisect", job, command, took_s, partial),
+        "result": result,
+        "reason": why,
         "kernels": list(every),
         "good": every[found.good],
         "bad": every[found.bad],
         "skipped": [every[number] for number in found.skipped],
         "wrong": found.wrong,
         "rate": bisector.rate,
-        "asked": [_asked(one) for one in bisector.asked],
-        "guests": sum(len(one.tried.tries) for one in bisector.asked),
+        "asked": [_asked(one) for one in bisector.so_far],
+        "guests": sum(len(one.tried.tries) for one in bisector.so_far),
     }
 
 
-def of_ask(job: Job, asked: Asked, rate: float | None, command: list[str], took_s: float) -> dict[str, Any]:
-    """What `bisect.json` says where one kernel was asked, for `git bisect run`."""
+def of_ask(
+    job: Job, kernel: str, bisector: Bisector, rate: float | None, command: list[str], took_s: float, partial: Partial | None = None
+) -> dict[str, Any]:
+    """What `bisect.json` says where one `kernel` was asked, for `git bisect run`."""
+    asked = bisector.so_far
     return {
-        **_of_bug("bisect", job, command, took_s),
-        "result": asked.answer.value,
-        "reason": f"{asked.kernel}: {asked.tried.words}{f'; {asked.why}' if asked.why else ''}",
-        "kernels": [asked.kernel],
+        **_of_bug("bisect", job, command, took_s, partial),
+        "result": UNFINISHED if partial is not None else asked[0].said,
+        "reason": _asked_by_then(bisector),
+        "kernels": [kernel],
         "rate": rate,
-        "asked": [_asked(asked)],
-        "guests": len(asked.tried.tries),
+        "asked": [_asked(one) for one in asked],
+        "guests": sum(len(one.tried.tries) for one in asked),
     }
+
+
+def _asked_by_then(bisector: Bisector) -> str:
+    return "; ".join(f"{one.kernel}: {one.tried.words}{f'; {one.why}' if one.why else ''}" for one in bisector.so_far)
 
 
 def _between(every: tuple[str, ...], found: Between, bisector: Bisector) -> str:
@@ -118,13 +143,23 @@ def _between(every: tuple[str, ...], found: Between, bisector: Bisector) -> str:
 
 
 def of_suite(
-    testbed: Testbed, suite: Suite, kernel: KernelFiles, done: Sequence[Outcome], folder: Path, command: list[str], took_s: float
+    testbed: Testbed,
+    suite: Suite,
+    kernel: KernelFiles,
+    done: Sequence[Outcome],
+    folder: Path,
+    command: list[str],
+    took_s: float,
+    partial: Partial | None = None,
 ) -> dict[str, Any]:
     """What `suite.json` says, in the run's `folder`."""
     found = Counter(one.status for one in done)
+    result = next((result for status, result in blktests.RESULTS.items() if found[status]), UNFINISHED)
+    if partial is not None and result != "failed":
+        result = UNFINISHED
     return {
-        **_head("suite", folder, testbed.host, testbed.image, command, took_s),
-        "result": next(result for status, result in blktests.RESULTS.items() if found[status]),
+        **_head("suite", folder, testbed.host, testbed.image, command, took_s, partial),
+        "result": result,
         "reason": ", ".join(f"{found[status]} {status.value}" for status in blktests.Status if found[status]),
         "checkout": str(suite.root.absolute()),
         "kernel": {"name": kernel.name, "release": kernel.release, "origin": kernel.origin, "sha256": kernel.sha256},
@@ -144,20 +179,21 @@ def of_suite(
     }
 
 
-def _of_bug(what: str, job: Job, command: list[str], took_s: float) -> dict[str, Any]:
+def _of_bug(what: str, job: Job, command: list[str], took_s: float, partial: Partial | None) -> dict[str, Any]:
     bug = job.case.bug
     return {
-        **_head(what, job.folder, job.lab.host, job.lab.image, command, took_s),
+        **_head(what, job.folder, job.lab.host, job.lab.image, command, took_s, partial),
         "bug": {"summary": bug.summary, "source": bug.source, "signature": [one.said() for one in bug.signature]},
         "seed": job.seed,
     }
 
 
-def _head(what: str, folder: Path, host: Host, image: Image, command: list[str], took_s: float) -> dict[str, Any]:
+def _head(what: str, folder: Path, host: Host, image: Image, command: list[str], took_s: float, partial: Partial | None) -> dict[str, Any]:
     return {
         "version": 1,
         "what": what,
         "run": folder.name,
+        "partial": None if partial is None else asdict(partial),
         "command": command,
         "host": {
             "kernel": host.kernel,
@@ -173,7 +209,7 @@ def _head(what: str, folder: Path, host: Host, image: Image, command: list[str],
 
 
 def _asked(one: Asked) -> dict[str, Any]:
-    return {"kernel": one.kernel, "answer": one.answer.value, "why": one.why, **_kernel(one.tried)}
+    return {"kernel": one.kernel, "answer": one.said, "why": one.why, **_kernel(one.tried)}
 
 
 def _kernel(one: Tried) -> dict[str, Any]:
@@ -193,6 +229,7 @@ def _kernel(one: Tried) -> dict[str, Any]:
         "interval": [round(bound, 4) for bound in one.interval],
         "stopped": one.stopped,
         "cut": one.cut,
+        "ended": one.ended,
         "first_hit": one.first_hit,
         "first_hit_s": None if one.first_hit_s is None else round(one.first_hit_s, 3),
         "median_hit_s": None if one.median_hit_s is None else round(one.median_hit_s, 3),

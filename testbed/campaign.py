@@ -12,14 +12,16 @@ from testbed.bisection import Answer, Between
 from testbed.bugs.load import of_plain
 from testbed.bugs.model import Case
 from testbed.errors import TopologyError
-from testbed.rates import Rate, Sequential
+from testbed.rates import Sequential
 from testbed.reduction import Part
 from testbed.repro import Job, Limits, Tried, Verdict
 from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Outcome
+from testbed.trial import Outcome, Try
 
 # A sequential test of rates that are near each other could go on for ever.
 _MOST_TRIES = 60
+# What a kernel has answered whose tries have not ended.
+UNFINISHED = "unfinished"
 # Tries that measure a rate where nobody has stated one.
 MEASURED_TRIES = 5
 
@@ -57,8 +59,15 @@ class Reducer:
     def __init__(self, job: Job, kernel: KernelFiles, error: float, on_step: OnStep) -> None:
         self._job, self._kernel, self._error, self._on_step = job, kernel, error, on_step
         self._guests = self._candidates = 0
-        self._rate = Rate(hits=0, tries=0)
         self._steps: list[Step] = []
+        self._whole = Tried(kernel=kernel, must_show=True, tries=(), took_s=0, first_hit_s=None, ended=False)
+        self._smallest: tuple[dict[str, Any] | None, tuple[str, ...]] = None, ()
+
+    @property
+    def so_far(self) -> Reduced:
+        """What is known by now: the smallest bug that still shows, the tries and the steps that have ended."""
+        plain, dropped = self._smallest
+        return Reduced(plain=plain, dropped=dropped, whole=self._whole, steps=tuple(self._steps), guests=self._guests)
 
     async def reduce(self, plain: dict[str, Any], tries: int) -> Reduced:
         """The smaller bug. `tries`: for its rate as it is.
@@ -66,12 +75,11 @@ class Reducer:
         :raise HostError: this machine cannot run the guests.
         """
         limits = replace(self._job.limits, tries=tries, every=True, until=None)
-        whole = await repro.on_kernel(replace(self._job, limits=limits), self._kernel, must_show=True)
-        self._guests += len(whole.tries)
-        self._rate = whole.rate
-        self._on_step(f"as it is: {whole.rate}")
-        if not whole.rate.hits:
-            return Reduced(plain=None, whole=whole, guests=self._guests)
+        self._whole = await repro.on_kernel(replace(self._job, limits=limits, on_try=self._on_whole), self._kernel, must_show=True)
+        self._on_step(f"as it is: {self._whole.rate}")
+        if not self._whole.rate.hits:
+            return self.so_far
+        self._smallest = plain, ()
         every = reduction.parts(plain)
         gone: tuple[Part, ...] = ()
         search = reduction.dropping(every)
@@ -79,45 +87,53 @@ class Reducer:
             wanted = next(search)
             while True:
                 what = ", ".join(str(part) for part in wanted)
-                wanted = search.send(await self._shows(reduction.without(plain, wanted), f"without {what}"))
+                without = reduction.without(plain, wanted)
+                wanted = search.send(await self._shows(without, f"without {what}", tuple(map(str, wanted))))
         except StopIteration as end:
             gone = end.value
         plain = reduction.without(plain, gone) if gone else plain
-        said = [str(part) for part in gone]
-        plain, steps = await self._smaller_machine(plain)
-        return Reduced(plain=plain, dropped=(*said, *steps), whole=whole, steps=tuple(self._steps), guests=self._guests)
+        self._smallest = plain, tuple(map(str, gone))
+        await self._smaller_machine(plain, self._smallest[1])
+        return self.so_far
 
-    async def _smaller_machine(self, plain: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _on_whole(self, tried: Tried, one: Try) -> None:
+        self._whole = tried
+        self._guests += 1
+        self._job.on_try(tried, one)
+
+    async def _smaller_machine(self, plain: dict[str, Any], gone: tuple[str, ...]) -> None:
         said: list[str] = []
         refused: set[str] = set()
         while True:
             step = next((step for step in reduction.smaller_machines(plain) if step[0] not in refused), None)
             if step is None:
-                return plain, said
+                return
             what, smaller = step
-            if await self._shows(smaller, f"with {what}"):
-                plain = smaller
-                said = [one for one in said if one.split(":")[0] != what.split(":")[0]] + [what]
+            then = [one for one in said if one.split(":")[0] != what.split(":")[0]] + [what]
+            if await self._shows(smaller, f"with {what}", (*gone, *then)):
+                plain, said = smaller, then
             else:
                 refused.add(what)
 
-    async def _shows(self, plain: dict[str, Any], what: str) -> bool:
-        """Whether a candidate shows the bug about as often; one that is no valid bug does not."""
+    async def _shows(self, plain: dict[str, Any], what: str, dropped: tuple[str, ...]) -> bool:
+        """Whether a candidate shows the bug about as often; one that is no valid bug does not. `dropped`: all that it lacks."""
         try:
             case = of_plain(plain)
         except TopologyError as error:
-            self._on_step(f"{what}: cannot be: {error.problems[0].message}")
             self._steps.append(Step(what=what, kept=False, why=error.problems[0].message))
+            self._on_step(f"{what}: cannot be: {error.problems[0].message}")
             return False
         self._candidates += 1
-        test = rates.sequential(self._rate, self._error)
+        test = rates.sequential(self._whole.rate, self._error)
         number = 0
         while test.verdict is None and number < _MOST_TRIES:
             number += 1
             await self._batch(case, test, number)
         kept, tries = bool(test.verdict), test.hits + test.misses
-        self._on_step(f"{what}: {'still shows' if kept else 'does not show as often'} ({test.hits} of {tries})")
         self._steps.append(Step(what=what, kept=kept, hits=test.hits, tries=tries, folder=f"candidate-{self._candidates}"))
+        if kept:
+            self._smallest = plain, dropped
+        self._on_step(f"{what}: {'still shows' if kept else 'does not show as often'} ({test.hits} of {tries})")
         return kept
 
     async def _batch(self, case: Case, test: Sequential, number: int) -> None:
@@ -134,12 +150,16 @@ class Reducer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """One kernel of a bisection: what it answered, and its tries."""
+    """One kernel of a bisection: what it answered, None where its tries have not ended, and its tries."""
 
     kernel: str
-    answer: Answer
+    answer: Answer | None
     tried: Tried
     why: str = ""
+
+    @property
+    def said(self) -> str:
+        return self.answer.value if self.answer is not None else UNFINISHED
 
 
 class Bisector:
@@ -149,6 +169,12 @@ class Bisector:
         self._job, self._kernel_of, self._error, self._on_step = job, kernel_of, error, on_step
         self.asked: list[Asked] = []
         self.rate: float | None = None
+        self._trying: Asked | None = None
+
+    @property
+    def so_far(self) -> tuple[Asked, ...]:
+        """The kernels that were asked by now, with the one whose tries have not ended."""
+        return (*self.asked, *([self._trying] if self._trying is not None else []))
 
     async def bisect(self, kernels: tuple[str, ...], good: int, bad: int, rate: float | None) -> Between:
         """Which neighbours of the list the change is between. `rate`: how often the bug shows on the bad side; measured there without it.
@@ -177,11 +203,17 @@ class Bisector:
         kernel = repro.told_apart((*before, await self._kernel_of(spec)))[-1]
         tries = MEASURED_TRIES if measure else rates.tries_for(self.rate or self._job.case.bug.rate, error)
         limits = replace(self._job.limits, tries=tries, every=measure, until=None)
-        tried = await repro.on_kernel(replace(self._job, limits=limits), kernel, must_show=True)
+
+        def on_try(tried: Tried, one: Try) -> None:
+            self._trying = Asked(kernel=spec, answer=None, tried=tried)
+            self._job.on_try(tried, one)
+
+        tried = await repro.on_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
         answer = {Verdict.SHOWS: Answer.BAD, Verdict.ABSENT: Answer.GOOD, Verdict.TROUBLE: Answer.SKIP}[tried.verdict]
         if measure and answer is Answer.BAD:
             self.rate = tried.rate.low
         why = next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "") if answer is Answer.SKIP else ""
+        self._trying = None
         self.asked.append(Asked(kernel=spec, answer=answer, tried=tried, why=why))
         self._on_step(f"{spec}: {answer.value}: {tried.words}{f'; {why}' if why else ''}")
         return answer

@@ -64,7 +64,8 @@ class Limits:
 class Tried:
     """A bug on one kernel; `first_hit_s`: from the begin of the first try to the first hit, of this machine's time.
 
-    `stopped`: the hits chose the number of tries. `cut`: tries that ran then, of which nobody knows what they would have shown.
+    `stopped`: the hits chose the number of tries. `cut`: tries that ran then, of which nobody knows what they would have shown. `ended`:
+    no more tries were to come.
     """
 
     kernel: KernelFiles
@@ -74,6 +75,7 @@ class Tried:
     first_hit_s: float | None
     stopped: bool = False
     cut: int = 0
+    ended: bool = True
 
     @property
     def rate(self) -> Rate:
@@ -118,15 +120,16 @@ class Tried:
     def verdict(self) -> Verdict:
         if self.rate.hits:
             return Verdict.SHOWS
-        return Verdict.TROUBLE if self.troubles or not self.tries else Verdict.ABSENT
+        return Verdict.TROUBLE if self.troubles or not self.tries or not self.ended else Verdict.ABSENT
 
 
-OnTry = Callable[[str, Try], None]
+# Takes the tries on a kernel so far, and the one of them that has just ended.
+OnTry = Callable[[Tried, Try], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A bug that is run. `hold`: what to do with the first guest that shows it, whose others go; `on_try` hears of each try's end."""
+    """A bug that is run. `hold`: what to do with the first guest that shows it, whose others go; `on_try`: called at each try's end."""
 
     lab: Lab
     case: Case
@@ -228,6 +231,18 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
     number = 0
     holding = False
 
+    def so_far(*, ended: bool) -> Tried:
+        return Tried(
+            kernel=kernel,
+            must_show=must_show,
+            tries=tuple(sorted(tried, key=lambda one: one.number)),
+            took_s=time.monotonic() - begun,
+            first_hit_s=first_hit_s,
+            stopped=first_hit_s is not None and not limits.every and limits.until is None,
+            cut=number - len(tried),
+            ended=ended,
+        )
+
     async def hold(guest: Guest, match: Match) -> None:
         """The first that shows it is held; the others go."""
         nonlocal holding, first_hit_s
@@ -246,29 +261,21 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
             if not running:
                 break
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                if task.cancelled():
-                    continue  # for the one that is held
+            # Cancelled ones went for the one that is held; what came of the others counts before one that could not run ends all.
+            whole = [task for task in done if not task.cancelled()]
+            for task in sorted(whole, key=lambda task: task.exception() is not None):
                 one = task.result()
                 tried.append(one)
-                job.on_try(kernel.name, one)
                 if one.outcome is Outcome.HIT and first_hit_s is None:
                     first_hit_s = time.monotonic() - begun
+                job.on_try(so_far(ended=False), one)
             if _hopeless(tried) or (not limits.awaits and _enough(limits, tried, len(running))):
                 break
     finally:
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
-    return Tried(
-        kernel=kernel,
-        must_show=must_show,
-        tries=tuple(sorted(tried, key=lambda one: one.number)),
-        took_s=time.monotonic() - begun,
-        first_hit_s=first_hit_s,
-        stopped=first_hit_s is not None and not limits.every and limits.until is None,
-        cut=number - len(tried),
-    )
+    return so_far(ended=True)
 
 
 def _wanted(job: Job, kernel: KernelFiles, number: int, hold: Hold | None) -> Attempt:

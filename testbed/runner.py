@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -148,7 +148,12 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
     for case, attempt in _turns(job):
         if case.scenario.cores is Cores.ALONE:
             results.append(judged(case, attempt, {side: await one(case, attempt, side) for side in job.kernels}))
-    order = {case.name: number for number, case in enumerate(job.cases)}
+    return in_order(results, job.cases)
+
+
+def in_order(results: Iterable[Result], cases: tuple[Case, ...]) -> tuple[Result, ...]:
+    """Results in the cases' order, and each case's attempts together."""
+    order = {case.name: number for number, case in enumerate(cases)}
     return tuple(sorted(results, key=lambda result: (order[result.case.name], result.attempt)))
 
 

@@ -134,9 +134,12 @@ def check(how: How) -> None:
             raise UsageError(f"--test-disk: expected each disk once, got {name!r} twice")
 
 
-async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_outcome: Callable[[Outcome], None]) -> tuple[Outcome, ...]:
-    """Every test of a suite, as many at once as there are cores; in its order, one outcome or more each. `evidence`: a folder that gets
-    one for each test.
+# Takes each test when it has ended, with an outcome or more.
+OnTest = Callable[[str, tuple[Outcome, ...]], None]
+
+
+async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_test: OnTest) -> None:
+    """Run every test of a suite, as many at once as there are cores. `evidence`: a folder that gets one for each test.
 
     :raise HostError: this machine lacks something.
     """
@@ -145,19 +148,17 @@ async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_outco
     home = testbed.new_folder()
     _copied(suite.root, config, home)
 
-    async def one(test: str) -> tuple[Outcome, ...]:
+    async def one(test: str) -> None:
         async with gate:
             done = await _one(testbed, home, test, how, evidence / blktests.folder_of(test))
-        for outcome in done:
-            on_outcome(outcome)
-        return done
+        on_test(test, done)
 
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one(test)) for test in suite.tests]
+            for test in suite.tests:
+                group.create_task(one(test))
     except ExceptionGroup as failures:
         raise first(failures) from None
-    return tuple(outcome for task in tasks for outcome in task.result())
 
 
 def _copied(checkout: Path, config: Path | None, home: Path) -> None:

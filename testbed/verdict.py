@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class Verdict(enum.Enum):
     """PASS: the base shows the gap and the patched kernel closes it. FAIL: the patched kernel does not, or in part, or charges too much.
     INVALID: the comparison says nothing (the base shows no gap, a control misbehaved, a measure is inconclusive). SKIP: a need is missing.
-    INFRA: no evidence."""
+    INFRA: no evidence; of a run, that it ended early, too."""
 
     PASS = "PASS"  # noqa: S105 - a word, no password
     FAIL = "FAIL"
@@ -251,6 +251,10 @@ def gravest(judgements: tuple[Judgement, ...]) -> Judgement:
 EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INFRA: 2, Verdict.INVALID: 3, Verdict.SKIP: 4}
 
 
-def overall(verdicts: tuple[Verdict, ...]) -> Verdict:
-    """The verdict of a run: the gravest of its scenarios', and SKIP only where everything was skipped."""
+def overall(verdicts: tuple[Verdict, ...], *, partial: bool = False) -> Verdict:
+    """The verdict of a run: the gravest of its scenarios', and SKIP only where everything was skipped. `partial`: others were to come, so
+    that nothing but FAIL is known of the run.
+    """
+    if partial:
+        return Verdict.FAIL if Verdict.FAIL in verdicts else Verdict.INFRA
     return min(verdicts, key=_GRAVITY.index, default=Verdict.SKIP)

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from testbed.errors import TestbedError, first
 from testbed.printable import printable
 from testbed.store import runs
 
@@ -71,6 +72,8 @@ def mistake() -> None:
 
 
 _broken_off: list[Path] = []
+# The signals that this command got.
+_caught: list[signal.Signals] = []
 
 
 def stopped(by: signal.Signals, more: str = "") -> None:
@@ -80,6 +83,16 @@ def stopped(by: signal.Signals, more: str = "") -> None:
     if "--json" in sys.argv:
         run = {"folder": str(_broken_off[0])} if _broken_off else {}
         print(json.dumps({"event": "stopped", "signal": by.name, "exit_code": 128 + by, **run}), file=sys.stderr)
+
+
+def ended_by(error: BaseException) -> str:
+    """What ends a run, in a line: the signal for which it was cancelled, our error, or our mistake."""
+    if isinstance(error, asyncio.CancelledError) and _caught:
+        return f"interrupted by {_caught[0].name}"
+    if isinstance(error, BaseExceptionGroup):
+        return ended_by(first(error))
+    said = str(error).partition("\n")[0]
+    return said if isinstance(error, TestbedError) else f"a mistake of the testbed: {type(error).__name__}: {said}"
 
 
 @contextlib.contextmanager
@@ -97,16 +110,15 @@ def run_async(work: Coroutine[Any, Any, int]) -> None:
     """Run to its end and exit with its code; SIGINT and SIGTERM cancel it, and everything is taken down before we exit. The third signal
     ends us at once: the guests go with us, and what is left of them with the next command.
     """
-    caught: list[signal.Signals] = []
 
     async def guarded() -> int:
         task = asyncio.create_task(work)
 
         def stop(number: signal.Signals) -> None:
-            caught.append(number)
-            if len(caught) == 1:
+            _caught.append(number)
+            if len(_caught) == 1:
                 task.cancel()
-            elif len(caught) == 2:
+            elif len(_caught) == 2:
                 err.print("testbed: guests are taken down; once more ends that at once", markup=False)
             else:
                 os._exit(128 + number)
@@ -118,8 +130,8 @@ def run_async(work: Coroutine[Any, Any, int]) -> None:
     try:
         code = asyncio.run(guarded())
     except asyncio.CancelledError:
-        if not caught:
+        if not _caught:
             raise
-        stopped(caught[0], "; what it had started is gone")
-        code = 128 + caught[0]
+        stopped(_caught[0], "; what it had started is gone")
+        code = 128 + _caught[0]
     sys.exit(code)

@@ -9,16 +9,17 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from testbed import bug_results, campaign, paths, probe
-from testbed.bisection import Answer
+from testbed import bisection, bug_results, campaign, paths, probe
+from testbed.bisection import Answer, Between
 from testbed.bugs import Case, load
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
-from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async, run_going_on
+from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async
+from testbed.cli.kept import run_kept
 from testbed.cli.kernels import (
     SOURCE_HELP,
     Config,
@@ -35,9 +36,10 @@ from testbed.cli.kernels import (
 from testbed.errors import BuildError, UsageError
 from testbed.kernels import file_name, files_of, load_table
 from testbed.lab import Lab, open_lab
+from testbed.partial import Partial
 from testbed.progress import Silent
 from testbed.report import bug_files, live
-from testbed.repro import Job, Limits
+from testbed.repro import Job, Limits, OnTry
 from testbed.store import kernel_image
 from testbed.store.kernel_builds import BuildOrder
 
@@ -76,24 +78,35 @@ def reduce_command(
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=(spec,)) as lab:
-                job = _job(lab, case, jobs)
-                stack.enter_context(run_going_on(job.folder))
-                begun = time.monotonic()
-                found = await Reducer(job, await lab.kernel(spec), error, progress.note).reduce(self_contained(file), tries)
-                origin = f"Reduced from {file.name} by {found.guests} guests on {spec}; as it was: {found.whole.rate}"
-                smaller = written(found.plain, f"yaml-language-server: $schema=schema.json\n{origin}") if found.plain is not None else ""
-                document = bug_results.of_reduce(job, found, smaller, sys.argv, time.monotonic() - begun)
-            bug_files.write(document, job.folder)
-            if smaller:
+                found, begun = await lab.kernel(spec), time.monotonic()
+
+                def document(why: str | None) -> dict[str, Any]:
+                    so_far = reducer.so_far
+                    partial = None if why is None else Partial(ended=len(so_far.steps), wanted=None, what="candidates", why=why)
+                    origin = f"Reduced from {file.name} by {so_far.guests} guests on {spec}; as it was: {so_far.whole.rate}"
+                    head = f"yaml-language-server: $schema=schema.json\n{origin}"
+                    smaller = written(so_far.plain, head) if so_far.plain is not None else ""
+                    return bug_results.of_reduce(job, so_far, smaller, sys.argv, time.monotonic() - begun, partial)
+
+                def on_step(text: str) -> None:
+                    progress.note(text)
+                    keeper.update()
+
+                job = _job(lab, case, jobs, lambda *_: keeper.update())
+                reducer = Reducer(job, found, error, on_step)
+                keeper = stack.enter_context(run_kept(job.folder, document, bug_files.write, progress.note))
+                await reducer.reduce(self_contained(file), tries)
+            complete = keeper.finished()
+            if smaller := complete["smaller"]:
                 _write(smaller, target)
         if as_json:
-            print(json.dumps(document | {"reduced": str(target) if smaller else None}))
+            print(json.dumps(complete | {"reduced": str(target) if smaller else None}))
         else:
             left = f"; the smaller bug is {target}" if smaller else ""
-            out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
-            out.print(f"{found.guests} guests{left}", markup=False, highlight=False, soft_wrap=True)
+            out.print(complete["reason"], markup=False, highlight=False, soft_wrap=True)
+            out.print(f"{complete['guests']} guests{left}", markup=False, highlight=False, soft_wrap=True)
             print(job.folder)
-        return bug_results.EXIT_CODES[document["result"]]
+        return bug_results.EXIT_CODES[complete["result"]]
 
     run_async(work())
 
@@ -154,21 +167,32 @@ def bisect_command(
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=(every[ends["--bad"]],)) as lab:
-                job = _job(lab, case, jobs)
-                stack.enter_context(run_going_on(job.folder))
-                begun = time.monotonic()
-                bisector = Bisector(job, lab.kernel, error, progress.note)
-                found = await bisector.bisect(every, ends["--good"], ends["--bad"], rate)
-                document = bug_results.of_bisect(job, every, found, bisector, sys.argv, time.monotonic() - begun)
-            bug_files.write(document, job.folder)
+                begun, found = time.monotonic(), Between(good=ends["--good"], bad=ends["--bad"])
+
+                def document(why: str | None) -> dict[str, Any]:
+                    most = 2 + bisection.most_steps(found.good, found.bad)
+                    partial = (
+                        None if why is None else Partial(ended=len(bisector.asked), wanted=most, at_most=True, what="kernels", why=why)
+                    )
+                    return bug_results.of_bisect(job, every, found, bisector, sys.argv, time.monotonic() - begun, partial)
+
+                def on_step(text: str) -> None:
+                    progress.note(text)
+                    keeper.update()
+
+                job = _job(lab, case, jobs, lambda *_: keeper.update())
+                bisector = Bisector(job, lab.kernel, error, on_step)
+                keeper = stack.enter_context(run_kept(job.folder, document, bug_files.write, progress.note))
+                found = await bisector.bisect(every, found.good, found.bad, rate)
+            complete = keeper.finished()
         if as_json:
-            print(json.dumps(document))
+            print(json.dumps(complete))
         else:
             for one in bisector.asked:
-                out.print(f"{one.kernel}: {one.answer.value}: {one.tried.words}", markup=False, highlight=False, soft_wrap=True)
-            out.print(document["reason"], markup=False, highlight=False, soft_wrap=True)
+                out.print(f"{one.kernel}: {one.said}: {one.tried.words}", markup=False, highlight=False, soft_wrap=True)
+            out.print(complete["reason"], markup=False, highlight=False, soft_wrap=True)
             print(job.folder)
-        return bug_results.EXIT_CODES[document["result"]]
+        return bug_results.EXIT_CODES[complete["result"]]
 
     run_async(work())
 
@@ -187,14 +211,18 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
             with live.progress(err, quiet=quiet) as progress:
                 spec = wanted if isinstance(wanted, str) else (await builder(progress).build(wanted)).name
                 async with open_lab(progress) as lab:
-                    job = _job(lab, case, jobs)
-                    with run_going_on(job.folder):
-                        begun = time.monotonic()
-                        bisector = Bisector(job, lab.kernel, error, progress.note)
-                        bisector.rate = rate
+                    begun = time.monotonic()
+
+                    def document(why: str | None) -> dict[str, Any]:
+                        partial = None if why is None else Partial(ended=len(bisector.asked), wanted=1, what="kernels", why=why)
+                        return bug_results.of_ask(job, spec, bisector, rate, sys.argv, time.monotonic() - begun, partial)
+
+                    job = _job(lab, case, jobs, lambda *_: keeper.update())
+                    bisector = Bisector(job, lab.kernel, error, progress.note)
+                    bisector.rate = rate
+                    with run_kept(job.folder, document, bug_files.write, progress.note) as keeper:
                         answer = await bisector.ask(spec, error)
-                        document = bug_results.of_ask(job, bisector.asked[0], rate, sys.argv, time.monotonic() - begun)
-                        bug_files.write(document, job.folder)
+                        keeper.finished()
         except (UsageError, BuildError) as failure:
             # A commit whose kernel was not built, cannot be, or is none, says nothing about the bug.
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
@@ -204,10 +232,10 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
     run_async(work())
 
 
-def _job(lab: Lab, case: Case, jobs: int | None) -> Job:
+def _job(lab: Lab, case: Case, jobs: int | None, on_try: OnTry) -> Job:
     limits = Limits(tries=case.bug.tries, timeout_s=case.bug.timeout_s, jobs=jobs)
     folder = paths.new_run_folder(lab.folders.runs)
-    return Job(lab=lab, case=case, limits=limits, seed=secrets.randbelow(1 << 31), folder=folder, on_try=lambda kernel, one: None)
+    return Job(lab=lab, case=case, limits=limits, seed=secrets.randbelow(1 << 31), folder=folder, on_try=on_try)
 
 
 def _first_shown(file: Path, case: Case) -> str:

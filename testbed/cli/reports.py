@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import webbrowser
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
@@ -145,12 +146,19 @@ def _show(found: tuple[Run, ...], as_json: bool, what: str) -> None:
     for run in found:
         ago = age((datetime.now(UTC) - run.at).total_seconds())
         state = "going on" if run.going_on else run.verdict or "no results"
-        table.add_row(run.folder.name, ago, state, str(run.cases or ""), format_size(run.size_bytes), " ".join(run.command))
+        table.add_row(run.folder.name, ago, state, _cases(run), format_size(run.size_bytes), " ".join(run.command))
     if found:
         rows(table)
     said = what.replace("_", " ")
     total = format_size(sum(run.size_bytes for run in found))
     err.print(f"{len(found)} {said}, {total}" if what != "runs" else f"{len(found)} runs, {total}", highlight=False)
+
+
+def _cases(run: Run) -> str:
+    """How many, and of how many where others were to come."""
+    if run.partial is None:
+        return str(run.cases or "")
+    return f"{run.partial.ended} of {'?' if run.partial.wanted is None else run.partial.wanted}"
 
 
 def _plain(run: Run) -> dict[str, object]:
@@ -161,6 +169,7 @@ def _plain(run: Run) -> dict[str, object]:
         "verdict": run.verdict or None,
         "command": list(run.command),
         "cases": run.cases,
+        "partial": None if run.partial is None else asdict(run.partial),
         "size_bytes": run.size_bytes,
         "going_on": run.going_on,
     }

@@ -17,18 +17,20 @@ import typer
 from testbed import bug_results, parcel, paths, probe, repro, up
 from testbed.bugs import Case, load
 from testbed.bugs.load import inlined, is_bug, of_plain, self_contained, written, wrong
-from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async, run_going_on
+from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.cli.bundle import tell_differences, unpacked
+from testbed.cli.kept import run_kept
 from testbed.console import ANY_SPLAT
 from testbed.errors import TopologyError, UsageError
 from testbed.hold import Holder
 from testbed.kernels import load_table
 from testbed.lab import Lab, open_lab
+from testbed.partial import Partial
 from testbed.progress import Progress
 from testbed.report import bug_files, live
 from testbed.report import repro as report
 from testbed.report.artefacts import keep
-from testbed.repro import Job, Limits
+from testbed.repro import Job, Limits, Tried
 from testbed.store import bundles
 from testbed.store.bundles import Bundle
 from testbed.topology.reader import text_of
@@ -117,37 +119,48 @@ def repro_command(
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(live.progress(err, quiet=quiet))
             async with open_lab(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as lab:
+                own = unpacked(wanted.bundle, lab)
+                found = [[own.get(spec) or await lab.kernel(spec) for spec in specs] for specs in (shows, must_be_clean)]
+                kernels = repro.sides(*found)
                 folder = paths.new_run_folder(lab.folders.runs)
-                stack.enter_context(run_going_on(folder))
+                begun, tried = time.monotonic(), dict[str, Tried]()
+
+                def document(why: str | None) -> dict[str, Any]:
+                    most = limits.tries * sum(map(len, kernels))
+                    ended = sum(len(one.tries) for one in tried.values())
+                    partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
+                    return bug_results.of_repro(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial)
+
+                def on_try(so_far: Tried, one: Try) -> None:
+                    progress.note(f"{so_far.kernel.name}: {report.try_line(said(one))}")
+                    tried[so_far.kernel.name] = so_far
+                    keeper.update()
+
                 job = Job(
                     lab=lab,
                     case=wanted.case,
                     limits=limits,
                     seed=chosen,
                     folder=folder,
-                    on_try=teller(progress),
+                    on_try=on_try,
                     hold=_holder(lab, name or "held", wanted.title, paused, _say if quiet else progress.note).hold if hold else None,
                     paused=paused,
                     dump=dump,
                 )
+                keeper = stack.enter_context(run_kept(folder, document, bug_files.write, progress.note))
                 announce(lab, wanted.case, limits, progress)
-                begun = time.monotonic()
-                own = unpacked(wanted.bundle, lab)
-                found = [[own.get(spec) or await lab.kernel(spec) for spec in specs] for specs in (shows, must_be_clean)]
-                kernels = repro.sides(*found)
                 # What was run, with its kernels: a bundle of it is run on the same.
                 names = {side: [one.name for one in some] for side, some in zip(("shows", "clean"), kernels, strict=True)}
                 keep(written({**wanted.plain, "kernels": names}), folder / parcel.BUG)
                 if wanted.bundle is not None:
                     tell_differences(wanted.bundle, lab, (*kernels[0], *kernels[1]), progress)
-                tried = await repro.reproduce(job, kernels[0], kernels[1])
-                document = bug_results.of_repro(job, tried, sys.argv, time.monotonic() - begun)
-            bug_files.write(document, folder)
+                tried |= {one.kernel.name: one for one in await repro.reproduce(job, kernels[0], kernels[1])}
+            complete = keeper.finished()
         if as_json:
-            print(json.dumps(document))
+            print(json.dumps(complete))
         else:
-            show(document, folder)
-        return bug_results.EXIT_CODES[document["result"]]
+            show(complete, folder)
+        return bug_results.EXIT_CODES[complete["result"]]
 
     run_async(work())
 
@@ -161,11 +174,6 @@ def _holder(lab: Lab, name: str, title: str, paused: bool, how: Callable[[str], 
 def _say(text: str) -> None:
     """Also to whoever wants no progress: without it nobody knows that a guest is held."""
     err.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def teller(progress: Progress) -> Callable[[str, Try], None]:
-    """Says how each try came out."""
-    return lambda kernel, one: progress.note(f"{kernel}: {report.try_line(said(one))}")
 
 
 def announce(lab: Lab, case: Case, limits: Limits, progress: Progress) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 import time
@@ -15,7 +14,8 @@ import typer
 from rich.console import RenderableType
 
 from testbed import paths, probe, reach, runner
-from testbed.cli.app import KERNEL_HELP, Cold, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
+from testbed.cli.app import KERNEL_HELP, Cold, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async
+from testbed.cli.kept import run_kept
 from testbed.cli.kernels import (
     Config,
     Flavours,
@@ -33,6 +33,7 @@ from testbed.cli.kernels import (
 )
 from testbed.errors import HostError, UsageError
 from testbed.lab import Lab, open_lab
+from testbed.partial import Partial
 from testbed.progress import Progress
 from testbed.report import artefacts, live, results, table
 from testbed.runner import Judge, Result
@@ -240,7 +241,36 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
                 kernel_fit.check_for_scenarios(kernel.name, kernel.config)
             folder = paths.new_run_folder(lab.folders.runs)
             _announce(lab, kernels, wanted.file, progress)
-            with run_going_on(folder), live.Watch(progress, err, len(wanted.cases) * wanted.repeat) as watch:
+            finished: list[Result] = []
+            qemu_sha256 = cache.file_sha256(Path(lab.host.qemu.path))
+            total, started = len(wanted.cases) * wanted.repeat, time.monotonic()
+
+            def document(why: str | None) -> dict[str, Any]:
+                what = "cases" if wanted.repeat == 1 else "attempts"
+                partial = None if why is None else Partial(ended=len(finished), wanted=total, what=what, why=why)
+                verdict = overall(tuple(one.judgement.verdict for one in finished), partial=partial is not None)
+                return results.document(
+                    folder,
+                    verdict,
+                    sys.argv,
+                    lab.host,
+                    lab.image,
+                    kernels,
+                    tuple(finished),
+                    time.monotonic() - started,
+                    model=wanted.file.guest,
+                    unused=wanted.file.unused,
+                    qemu_sha256=qemu_sha256,
+                    partial=partial,
+                )
+
+            with live.Watch(progress, err, total) as watch, run_kept(folder, document, artefacts.write, progress.note) as keeper:
+
+                def on_result(one: Result) -> None:
+                    watch.result(one.case.name, one.attempt, one.judgement.verdict, one.judgement.reason)
+                    finished[:] = runner.in_order((*finished, one), wanted.cases)
+                    keeper.update()
+
                 job = runner.Job(
                     lab=lab,
                     cases=wanted.cases,
@@ -248,20 +278,13 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
                     kernels=kernels,
                     folder=folder,
                     on_step=watch.step,
-                    on_result=lambda one: watch.result(one.case.name, one.attempt, one.judgement.verdict, one.judgement.reason),
+                    on_result=on_result,
                     repeat=wanted.repeat,
                     sample_s=wanted.sample_s,
                 )
-                started = time.monotonic()
-                try:
-                    finished = await runner.run(job, judge(kernels))
-                except asyncio.CancelledError:
-                    watch.stopped()
-                    raise
-                took_s = time.monotonic() - started
-                document = _document(lab, wanted, kernels, finished, took_s, folder)
-                unwritten = _write(document, folder)
-    done = Done(document=document, finished=finished, kernels=kernels, folder=folder, watch=watch, unwritten=unwritten)
+                await runner.run(job, judge(kernels))
+                complete, unwritten = keeper.finish()
+    done = Done(document=complete, finished=tuple(finished), kernels=kernels, folder=folder, watch=watch, unwritten=unwritten)
     code = tell(done)
     if unwritten is not None:
         raise unwritten
@@ -283,36 +306,6 @@ def _telling(wanted: Wanted, show: Callable[[tuple[Result, ...], dict[str, Kerne
         return code
 
     return tell
-
-
-def _document(
-    lab: Lab, wanted: Wanted, kernels: dict[str, KernelFiles], finished: tuple[Result, ...], took_s: float, folder: Path
-) -> dict[str, Any]:
-    """What results.json says."""
-    verdict = overall(tuple(result.judgement.verdict for result in finished))
-    qemu_sha256 = cache.file_sha256(Path(lab.host.qemu.path))
-    return results.document(
-        folder,
-        verdict,
-        sys.argv,
-        lab.host,
-        lab.image,
-        kernels,
-        finished,
-        took_s,
-        model=wanted.file.guest,
-        unused=wanted.file.unused,
-        qemu_sha256=qemu_sha256,
-    )
-
-
-def _write(document: dict[str, Any], folder: Path) -> HostError | None:
-    """The run's files. What was found is told even where they cannot be written: then the error is returned."""
-    try:
-        artefacts.write(document, folder)
-    except HostError as error:
-        return error
-    return None
 
 
 def _sample_s(text: str) -> float | None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,8 +17,10 @@ from rich.table import Table
 from testbed import bug_results, paths, suites
 from testbed.api import open_testbed
 from testbed.blktests import Outcome, Status
-from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async, run_going_on
+from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
+from testbed.cli.kept import run_kept
 from testbed.kernels import load_table
+from testbed.partial import Partial
 from testbed.report import bug_files, bug_view, live
 from testbed.topology import Topology, load
 
@@ -50,21 +53,34 @@ def suite(
     async def work() -> int:
         with live.progress(err, quiet=quiet) as progress:
             async with open_testbed(kernels=(spec,), cold=cold, progress=progress) as testbed:
+                files = await testbed.kernel(spec)
                 folder = paths.new_run_folder(paths.folders().runs)
-                with run_going_on(folder):
-                    began = time.monotonic()
-                    done = await suites.run(testbed, wanted, how, folder / "guests", lambda one: progress.note(_line(one)))
-                    files = await testbed.kernel(spec)
-                    document = bug_results.of_suite(testbed, wanted, files, done, folder, sys.argv, time.monotonic() - began)
-                    bug_files.write(document, folder)
-        verdict = bug_view.VERDICTS[document["result"]]
+                began, done = time.monotonic(), dict[str, tuple[Outcome, ...]]()
+
+                def document(why: str | None) -> dict[str, Any]:
+                    partial = None if why is None else Partial(ended=len(done), wanted=len(wanted.tests), what="tests", why=why)
+                    return bug_results.of_suite(testbed, wanted, files, in_order(), folder, sys.argv, time.monotonic() - began, partial)
+
+                def in_order() -> list[Outcome]:
+                    return [one for test in wanted.tests for one in done.get(test, ())]
+
+                def on_test(test: str, outcomes: tuple[Outcome, ...]) -> None:
+                    for one in outcomes:
+                        progress.note(_line(one))
+                    done[test] = outcomes
+                    keeper.update()
+
+                with run_kept(folder, document, bug_files.write, progress.note) as keeper:
+                    await suites.run(testbed, wanted, how, folder / "guests", on_test)
+                    complete = keeper.finished()
+        verdict = bug_view.VERDICTS[complete["result"]]
         if as_json:
-            tests = [asdict(one) | {"status": one.status.value} for one in done]
+            tests = [asdict(one) | {"status": one.status.value} for one in in_order()]
             print(json.dumps({"run": folder.name, "verdict": verdict, "kernel": spec, "tests": tests}))
         else:
-            out.print(_table(done))
+            out.print(_table(in_order()))
             out.print(live.last_line(verdict, folder), markup=False, highlight=False, soft_wrap=True)
-        return bug_results.EXIT_CODES[document["result"]]
+        return bug_results.EXIT_CODES[complete["result"]]
 
     run_async(work())
 
@@ -73,7 +89,7 @@ def _line(one: Outcome) -> str:
     return f"{one.name}: {one.status.value}" + (f": {one.reason}" if one.reason else "")
 
 
-def _table(done: tuple[Outcome, ...]) -> Table:
+def _table(done: Sequence[Outcome]) -> Table:
     table = Table("test", "status", "time", "reason", box=None, pad_edge=False)
     for one in done:
         said = "\n".join((one.reason, *one.details)) if one.status not in (Status.PASS, Status.SKIP) else one.reason

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from testbed import jsons
 from testbed.console import clean
 from testbed.errors import UsageError
-from testbed.report import bug_view, html
+from testbed.report import bug_view, html, results
 from testbed.report.artefacts import PAGE, Format, keep
 from testbed.report.bug_schema import MODELS
 from testbed.report.bug_view import View
@@ -49,7 +49,7 @@ def read(folder: Path) -> dict[str, Any] | None:
             raise UsageError(f"{path}: expected the results of a run, version 1: {where}: {said['msg']}") from error
         except ValueError as error:
             raise UsageError(f"{path}: expected JSON: {error}") from error
-        return dict(found)
+        return results.told(dict(found), folder)
     return None
 
 

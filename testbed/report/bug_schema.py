@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from testbed.report.schema import Partial
+
 
 class _Known(BaseModel):
     """Later versions may add keys; a reader lets those pass that it does not know."""
@@ -32,7 +34,7 @@ class Attempt(_Known):
 
 class Kernel(_Known):
     """All tries on one kernel. `interval`: of the rate, at 95 %; `stopped` at a hit, when `cut` other tries ran. `told_apart`: of a
-    kernel on which it must not show and was not seen: whether from all on which it must."""
+    kernel on which it must not show and was not seen: whether from all on which it must. `ended`: no more tries were to come."""
 
     name: str
     release: str
@@ -52,13 +54,14 @@ class Kernel(_Known):
     took_s: float
     attempts: list[Attempt]
     told_apart: bool | None = None
+    ended: bool = True
 
 
 class Asked(Kernel):
     """A kernel of a bisection, as the list calls it."""
 
     kernel: str
-    answer: Literal["good", "bad", "skip"]
+    answer: Literal["good", "bad", "skip", "unfinished"]
     why: str
 
 
@@ -93,8 +96,11 @@ class Image(_Known):
 
 
 class _Document(_Known):
+    """A run; complete, unless it is `partial`."""
+
     version: Literal[1]
     run: str
+    partial: Partial | None = None
     command: list[str]
     host: Host
     image: Image
@@ -109,7 +115,7 @@ class _OfBug(_Document):
 
 class Repro(_OfBug):
     what: Literal["repro"]
-    result: Literal["reproduced", "not reproduced", "invalid", "not told apart", "trouble"]
+    result: Literal["reproduced", "not reproduced", "invalid", "not told apart", "trouble", "unfinished"]
     kernels: list[Kernel]
 
 
@@ -117,7 +123,7 @@ class Reduce(_OfBug):
     """`kernels`: the one on which it was reduced."""
 
     what: Literal["reduce"]
-    result: Literal["reduced", "not reproduced"]
+    result: Literal["reduced", "not reproduced", "unfinished"]
     kernels: tuple[Kernel]
     steps: list[Step]
     smaller: str
@@ -127,7 +133,7 @@ class Bisect(_OfBug):
     """`result`: of the search, or what the one kernel is that was asked for `git bisect run`."""
 
     what: Literal["bisect"]
-    result: Literal["bisected", "wrong ends", "good", "bad", "skip"]
+    result: Literal["bisected", "wrong ends", "good", "bad", "skip", "unfinished"]
     kernels: list[str]
     asked: list[Asked]
 
@@ -156,7 +162,7 @@ class Suite(_Document):
     """Somebody else's shell tests; `checkout`: where they came from."""
 
     what: Literal["suite"]
-    result: Literal["passed", "failed", "no result", "skipped"]
+    result: Literal["passed", "failed", "no result", "skipped", "unfinished"]
     checkout: str
     kernel: SuiteKernel
     tests: list[SuiteTest]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from testbed import partial
 from testbed.blktests import RESULTS, Status
 from testbed.report import repro
 
@@ -29,6 +30,7 @@ VERDICTS = {
     "failed": "FAIL",
     "no result": "INFRA",
     "skipped": "SKIP",
+    "unfinished": "INFRA",
 }
 
 
@@ -80,14 +82,26 @@ def view(document: Document) -> View:
         run=document["run"],
         title=title,
         verdict=VERDICTS[document["result"]],
-        result=document["result"],
-        reason=document["reason"],
+        result=result(document),
+        reason=reason(document),
         command=shlex.join(["./tb", *document["command"][1:]]),
         facts=(*own, *_facts(document)),
         tables=tables,
         tries=tries,
         smaller=document.get("smaller") or "",
     )
+
+
+def result(document: Document) -> str:
+    """In a word, or two where a partial run has more than that it is unfinished."""
+    word = str(document["result"])
+    return f"{word}, partial" if document.get("partial") and word != "unfinished" else word
+
+
+def reason(document: Document) -> str:
+    """Why its result is what it is; of a partial run how far it came before all."""
+    words = (str(partial.read(document) or ""), document["reason"])
+    return "; ".join(one for one in words if one)
 
 
 def _verdict(kernel: Document) -> str:
@@ -111,11 +125,11 @@ def as_results(document: Document) -> dict[str, Any]:
         "scenario": "repro",
         "claim": f"The signature shows where it must, and only there: {'; or '.join(document['bug']['signature'])}",
         "verdict": overall,
-        "reason": document["reason"],
+        "reason": reason(document),
         **{one["name"]: _side(one) for one in document["kernels"]},
     }
-    same = ("run", "command", "host", "image", "took_s")
-    return {**{key: document[key] for key in same}, "verdict": overall, "kernels": kernels, "scenarios": [case]}
+    same = ("run", "partial", "command", "host", "image", "took_s")
+    return {**{key: document.get(key) for key in same}, "verdict": overall, "kernels": kernels, "scenarios": [case]}
 
 
 def _suite_as_results(document: Document) -> dict[str, Any]:
@@ -131,7 +145,7 @@ def _suite_as_results(document: Document) -> dict[str, Any]:
         }
         for one in document["tests"]
     ]
-    same = {key: document[key] for key in ("run", "command", "host", "image", "took_s")}
+    same = {key: document.get(key) for key in ("run", "partial", "command", "host", "image", "took_s")}
     return {**same, "verdict": VERDICTS[document["result"]], "kernels": {kernel["name"]: kernel}, "scenarios": cases}
 
 
@@ -144,7 +158,7 @@ def _seconds(runtime: str) -> float:
 
 
 def _nothing_measured(*, took_s: float, evidence: str, verdict: str, said: str) -> dict[str, Any]:
-    nothing: dict[str, Any] = {"claim": None, "measures": {}, "controls": [], "balances": []}
+    nothing: dict[str, Any] = {"claim": None, "measures": {}, "controls": [], "balances": [], "console": []}
     return {"took_s": took_s, "evidence": evidence, "reason": said, "verdict": verdict, "judgement": said, **nothing}
 
 

@@ -1,6 +1,7 @@
 """A run's results as JUnit's XML, which CI systems read: a test case for each case, or for each kernel of it where each is judged alone.
 
 FAIL is a failure. INVALID and INFRA are errors: they say nothing about the kernel. SKIP is skipped. What the run stood on are properties.
+A partial run has one more test, which is an error: nothing that reads the file takes it for complete.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ _KINDS = {"FAIL": "failure", "INVALID": "error", "INFRA": "error", "SKIP": "skip
 
 def junit(document: dict[str, Any]) -> str:
     """The whole file."""
-    tests = list(_tests(document))
+    tests, left_out = list(_tests(document)), words.left_out(document)
     count = {
-        "tests": len(tests),
+        "tests": len(tests) + bool(left_out),
         "failures": sum(_KINDS.get(verdict) == "failure" for _, verdict, _, _ in tests),
-        "errors": sum(_KINDS.get(verdict) == "error" for _, verdict, _, _ in tests),
+        "errors": sum(_KINDS.get(verdict) == "error" for _, verdict, _, _ in tests) + bool(left_out),
         "skipped": sum(_KINDS.get(verdict) == "skipped" for _, verdict, _, _ in tests),
         "time": f"{document['took_s']:.3f}",
     }
@@ -41,6 +42,9 @@ def junit(document: dict[str, Any]) -> str:
             kind = {} if verdict == "SKIP" else {"type": verdict}
             Xml.SubElement(test, _KINDS[verdict], _words(message=line, **kind)).text = _clean(reason)
         Xml.SubElement(test, "system-out").text = _clean("\n".join(_said(document, case)))
+    if left_out:
+        test = Xml.SubElement(suite, "testcase", _words(classname="testbed", name="the whole run", time="0.000"))
+        Xml.SubElement(test, "error", _words(message=left_out, type="PARTIAL")).text = _clean(left_out)
     Xml.indent(root)
     return Xml.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -1,7 +1,7 @@
 """A run's results as KTAP, version 1 (Documentation/dev-tools/ktap.rst): a subtest for each case, and in it one for each kernel.
 
 A case whose verdict is PASS is `ok`, a skipped one is `ok ... # SKIP reason`; any other is `not ok`, with its verdict in a diagnostic line
-before it. A kernel of a pair is `ok` where it shows what is expected of it.
+before it. A kernel of a pair is `ok` where it shows what is expected of it. A partial run has one more subtest, which is `not ok`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,16 @@ def _suite(document: dict[str, Any]) -> Iterator[str]:
         yield f"# kernel {side}: {_text(kernel['release'])} {kernel['sha256']}"
     yield f"# image {_text(document['image']['name'])}: {document['image']['sha256']}"
     yield f"# qemu {_text(document['host']['qemu'])} ({document['host']['accelerator']}): {document['host'].get('qemu_sha256', '')}"
-    yield f"1..{len(cases)}"
+    left_out = words.left_out(document)
+    yield f"1..{len(cases) + bool(left_out)}"
     for number, case in enumerate(cases, 1):
         yield from _indented(_case(document, case))
         if case["verdict"] not in ("PASS", "SKIP"):
             yield from (f"# {case['verdict']}: {_text(line)}" for line in case["reason"].splitlines()[:20])
         yield _result(case["verdict"], number, case["name"], case["reason"])
+    if left_out:
+        yield f"# {_text(left_out)}"
+        yield _result("INFRA", len(cases) + 1, "the whole run", left_out)
 
 
 def _case(document: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:

@@ -183,10 +183,6 @@ class Watch:
         if self._whole is not None:
             self._whole.update(fraction=self._count / self._total, detail=f"{self._count} of {self._total}")
 
-    def stopped(self) -> None:
-        """The run is broken off: how much of it is there."""
-        self._progress.note(f"broken off after {self._count} of {self._total} cases")
-
     def end(self, verdict: Verdict, folder: Path, exit_code: int) -> None:
         if self._events is not None:
             self._events.tell("end", verdict=verdict.value, folder=str(folder), exit_code=exit_code)

@@ -15,9 +15,11 @@ def markdown(document: dict[str, Any]) -> str:
     sides = list(document["kernels"])
     each = any("verdict" in case[side] for case in document["scenarios"] for side in sides)
     host = document["host"]
+    left_out = words.left_out(document)
     head = [
-        f"# {'Scenario by kernel' if each else 'Base against patched'}: {document['verdict']}",
+        f"# {'Scenario by kernel' if each else 'Base against patched'}: {document['verdict']}{', partial' if left_out else ''}",
         "",
+        *([f"**{cell(left_out)}**", ""] if left_out else []),
         f"    {_command(document['command'])}",
         "",
         f"Run {document['run']}: {_cases(document)} in {document['took_s']:.0f} s,",

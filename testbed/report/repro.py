@@ -39,6 +39,8 @@ def rate(one: Mapping[str, Any]) -> str:
     if one["stopped"]:
         at = "the first hit" if one["hits"] == 1 else f"{one['hits']} hits"
         lines.append(f"stopped at {at}" + (f", {one['cut']} cut short" if one["cut"] else ""))
+    if not one.get("ended", True):
+        lines.append("others were to come")
     if one["troubles"]:
         lines.append(f"{one['troubles']} came to nothing")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from testbed import __version__, jsons
 from testbed.console import Kind
 from testbed.errors import UsageError
 from testbed.host import Host
+from testbed.partial import Partial
 from testbed.report import schema
 from testbed.runner import Result, Side
 from testbed.store import runs as store
@@ -37,11 +39,12 @@ def document(
     model: Guest | None = None,
     unused: tuple[str, ...] = (),
     qemu_sha256: str = "",
+    partial: Partial | None = None,
 ) -> dict[str, Any]:
     """What `results.json` says; `took_s`: of all scenarios, beside which `guest_seconds` is the sum of their guests' times.
 
     `model`: the topology's guest as scenarios had it; `unused`: the places of its file that they did not use;
-    `qemu_sha256`: of QEMU's program.
+    `qemu_sha256`: of QEMU's program; `partial`: how far the run came, unless it is complete.
     """
     topology = Topology(version=1, guests={"g0": model}) if model is not None else None
     return {
@@ -49,6 +52,7 @@ def document(
         "testbed": __version__,
         "run": folder.name,
         "verdict": verdict.value,
+        "partial": None if partial is None else asdict(partial),
         "command": command,
         "host": {
             "kernel": host.kernel,
@@ -164,6 +168,20 @@ def text(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
+def file_of(document: Mapping[str, Any]) -> str:
+    """What the file of a run's results is called: those of scenarios do not name their verb."""
+    return f"{document.get('what', 'results')}.json"
+
+
+def told(document: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The same, where they are partial with what ended the run: it could not write that down itself if it was killed."""
+    if document.get("partial") is None or document["partial"]["why"] or store.held(folder):
+        return document
+    return document | {
+        "partial": document["partial"] | {"why": "its process ended without a word: it was killed, or this machine went down"}
+    }
+
+
 def locate(run: str, runs: Path) -> Path:
     """The folder of an earlier run: its name among `runs`, a path to it, or `last`.
 
@@ -201,4 +219,4 @@ def read(run: str, runs: Path) -> dict[str, Any]:
         said = error.errors()[0]
         where = ".".join(str(step) for step in said["loc"])
         raise UsageError(f"run {run!r}: {path}: expected the results of a run, version 1: {where}: {said['msg']}") from error
-    return dict(found)
+    return told(dict(found), folder)

@@ -193,15 +193,28 @@ class ImageFacts(_Known):
     sha256: str
 
 
+class Partial(_Known):
+    """How far a run came that has not ended, or that something ended early: `ended` of `wanted` results (`what`, such as cases) are known;
+    `wanted` is None where only its end tells, and a limit if `at_most`. `why`: what ended it, or empty.
+    """
+
+    ended: int
+    wanted: int | None
+    at_most: bool
+    what: str
+    why: str
+
+
 class Document(_Known):
-    """A run. `took_s`: of all scenarios; `guest_seconds`: the sum of their guests' times. `topology`: what scenarios used of the file, as
-    YAML would say it; `topology_unused`: the places of the file that they did not use.
+    """A run; complete, unless it is `partial`. `took_s`: of all scenarios; `guest_seconds`: the sum of their guests' times. `topology`:
+    what scenarios used of the file, as YAML would say it; `topology_unused`: the places of the file that they did not use.
     """
 
     version: Literal[1]
     testbed: str = ""
     run: str
     verdict: VerdictName
+    partial: Partial | None = None
     command: list[str]
     host: HostFacts
     image: ImageFacts

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from testbed import partial
 from testbed.topology.model import Topology
 from testbed.units import format_size
 
@@ -43,12 +44,21 @@ def title(document: dict[str, Any]) -> str:
     """Such as `Base against patched: PASS`."""
     sides = document["kernels"]
     what = "Base against patched" if "patched" in sides else "Scenario by kernel" if len(sides) > 1 else "Scenarios on one kernel"
-    return f"{what}: {document['verdict']}"
+    return f"{what}: {document['verdict']}{', partial' if left_out(document) else ''}"
+
+
+def left_out(document: Mapping[str, Any]) -> str:
+    """How far a partial run came, and what that leaves open, in sentences; empty for a complete one."""
+    ended = partial.read(document)
+    if ended is None:
+        return ""
+    known = " That of these one failed stays true." if document["verdict"] == "FAIL" else ""
+    return f"Partial: {ended}. Nothing is known of the others.{known}"
 
 
 def summary(document: dict[str, Any]) -> str:
-    """One sentence: what the verdict means."""
-    return (_ALONE if judged_alone(document) else _PAIR)[document["verdict"]]
+    """What the verdict means, in a sentence; of a partial run how far it came."""
+    return left_out(document) or (_ALONE if judged_alone(document) else _PAIR)[document["verdict"]]
 
 
 def counts(document: dict[str, Any]) -> list[tuple[str, int]]:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import filelock
 
-from testbed import journal, jsons
+from testbed import journal, jsons, partial
 from testbed.errors import HostError
+from testbed.partial import Partial
 
 # As paths.new_run_folder names them.
 _NAME = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{4}")
@@ -33,7 +34,8 @@ RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": 
 class Run:
     """One run. `at`: when it began; `verdict` is empty and `cases` 0 where it left no results, and `command` where it left nothing.
 
-    `cases`: scenarios; of a bug the kernels that were tried, or the candidates of a reduction.
+    `cases`: scenarios; of a bug the kernels that were tried, or the candidates of a reduction. `partial`: how far it came, unless it is
+    complete.
     """
 
     folder: Path
@@ -43,6 +45,7 @@ class Run:
     cases: int
     size_bytes: int
     going_on: bool
+    partial: Partial | None = None
 
 
 @contextlib.contextmanager
@@ -77,7 +80,7 @@ def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
     """All of them, the newest first; `in_use`: folders that guests which stay write to."""
     found = []
     for folder, at in folders(runs):
-        verdict, command, cases = _results(folder)
+        verdict, command, cases, ended = _results(folder)
         found.append(
             Run(
                 folder=folder,
@@ -86,7 +89,8 @@ def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
                 command=command,
                 cases=cases,
                 size_bytes=_size(folder),
-                going_on=_held(folder) or any(folder in (used, *used.parents) for used in in_use),
+                going_on=held(folder) or any(folder in (used, *used.parents) for used in in_use),
+                partial=ended,
             )
         )
     return tuple(sorted(found, key=lambda run: run.folder.name, reverse=True))
@@ -134,7 +138,7 @@ def remove(run: Run, runs: Path) -> None:
     folder = run.folder
     if folder.parent != runs or folder.is_symlink() or _NAME.fullmatch(folder.name) is None:
         raise HostError(f"{folder}: expected a run's folder in {runs}; it is left alone")
-    if _held(folder):
+    if held(folder):
         raise HostError(f"{folder}: this run is going on; it is left alone")
     try:
         shutil.rmtree(folder)
@@ -142,7 +146,7 @@ def remove(run: Run, runs: Path) -> None:
         raise HostError(f"{folder}: cannot be removed: {error.strerror}") from error
 
 
-def _held(folder: Path) -> bool:
+def held(folder: Path) -> bool:
     path = folder / _LOCK
     if not path.exists():
         return False
@@ -160,16 +164,16 @@ def results(folder: Path) -> Path | None:
     return next((path for name in RESULTS if (path := folder / name).is_file()), None)
 
 
-def _results(folder: Path) -> tuple[str, tuple[str, ...], int]:
+def _results(folder: Path) -> tuple[str, tuple[str, ...], int, Partial | None]:
     try:
         path = results(folder)
         if path is None:
-            return "", _begun(folder), 0
+            return "", _begun(folder), 0, None
         found = jsons.parsed(path.read_text(encoding="utf-8"))
         said = found["verdict"] if path.name == "results.json" else found["result"]
-        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[path.name]])
+        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[path.name]]), partial.read(found)
     except (OSError, ValueError, KeyError, TypeError):
-        return "", (), 0
+        return "", (), 0, None
 
 
 def _begun(folder: Path) -> tuple[str, ...]:

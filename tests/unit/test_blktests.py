@@ -173,7 +173,7 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
         (tmp_path / name).touch()
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
-    told: list[Outcome] = []
+    told: dict[str, tuple[Outcome, ...]] = {}
     # What lies in a checkout and cannot be copied is no part of it.
     os.mkfifo(tmp_path / "tests/loop/003")
     (tmp_path / "tests/loop/004").mkdir()
@@ -182,11 +182,12 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
     suite = suites.found(tmp_path, [])
     assert suite.tests == ("loop/001", "loop/002")
     scratch = tmp_path.with_name("scratch")
-    done = await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.append)  # type: ignore[arg-type]  # a fake
+    await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
     assert sorted(path.name for path in (scratch / "checkout/tests/loop").iterdir()) == ["001", "002", "004"]
     with pytest.raises(HostError, match=rf"^{scratch}/checkout: cannot be copied: File exists$"):
-        await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.append)  # type: ignore[arg-type]  # a fake
-    assert [each.status for each in done] == [Status.HANG, Status.ERROR] and list(done) == told
+        await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
+    done = [each for test in suite.tests for each in told[test]]
+    assert [each.status for each in done] == [Status.HANG, Status.ERROR]
     assert done[0].details == ("PPID STAT WCHAN COMMAND", "1 S do_wait bash -c cd there", "1 D loop_flush sync")
 
 
@@ -230,10 +231,11 @@ async def test_what_goes_wrong_with_one_test_is_its_own_and_the_next_is_run(tmp_
     suite = suites.found(tmp_path / "checkout", [])
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
-    told: list[Outcome] = []
+    told: dict[str, tuple[Outcome, ...]] = {}
     testbed = Broken(tmp_path / "scratch", breaks)
-    done = await suites.run(testbed, suite, how, tmp_path / "evidence", told.append)  # type: ignore[arg-type]  # a fake
-    assert list(done) == told and [(each.test, each.status.value) for each in done] == [
+    await suites.run(testbed, suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
+    done = [each for test in suite.tests for each in told[test]]
+    assert [(each.test, each.status.value) for each in done] == [
         ("loop/001", "lost"),
         ("loop/002", "lost"),
         ("loop/003", "error"),

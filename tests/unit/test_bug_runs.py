@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 
-from testbed import bug_results, claims, repro
+from testbed import bug_results, claims, partial, repro
 from testbed.bisection import Answer, Between
-from testbed.blktests import RESULTS
+from testbed.blktests import RESULTS, Status
+from testbed.blktests import Outcome as SuiteOutcome
 from testbed.bugs.load import of_plain
-from testbed.campaign import Asked, Reduced, Step
+from testbed.campaign import UNFINISHED, Asked, Reduced, Step
 from testbed.errors import UsageError
 from testbed.kernels import Series
+from testbed.partial import Partial
 from testbed.report import bug_files
 from testbed.repro import Job, Limits, Tried
 from testbed.signature import End, Match
 from testbed.store import runs
 from testbed.store.kernel_files import KernelFiles
+from testbed.suites import Suite
 from testbed.trial import Outcome, Try
 from tests import junit as junit_rules
 from tests import ktap as ktap_rules
@@ -106,24 +109,28 @@ def test_tries_that_stopped_at_a_hit_say_less_and_those_cut_short_less_still() -
     assert (round(low, 4), high) == (0.0063, 1.0)
 
 
-def documents(folder: Path) -> dict[str, dict[str, Any]]:
+def suite(folder: Path, partial: Partial | None, words: list[str]) -> dict[str, Any]:
+    testbed: Any = SimpleNamespace(host=job(folder).lab.host, image=job(folder).lab.image)
+    ended = SuiteOutcome(test="loop/001", status=Status.PASS, runtime="1.2s")
+    wanted = Suite(root=Path("/blktests"), tests=("loop/001", "loop/002"))
+    return bug_results.of_suite(testbed, wanted, kernel("bad", "bad"), (ended,), folder, words, 9.0, partial)
+
+
+def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[str, Any]]:
     shows, clean = tried("bad", HIT, TROUBLE, stopped=True, cut=1), tried("good", MISS, MISS, must_show=False)
     step = Step(what=f"without {EVIL}", kept=True, hits=3, tries=3, folder="candidate-1")
     reduced = Reduced(plain={}, dropped=("disks.data",), whole=shows, steps=(step,), guests=5)
-    bisector: Any = SimpleNamespace(
-        rate=0.5,
-        asked=[
-            Asked(kernel="bad", answer=Answer.BAD, tried=shows),
-            Asked(kernel="good", answer=Answer.GOOD, tried=clean),
-        ],
-    )
+    asked = [Asked(kernel="bad", answer=Answer.BAD, tried=shows), Asked(kernel="good", answer=Answer.GOOD, tried=clean)]
+    bisector: Any = SimpleNamespace(rate=0.5, asked=asked, so_far=asked)
+    alone: Any = SimpleNamespace(rate=0.5, asked=asked[:1], so_far=asked[:1])
     words = ["testbed", "verb", "--expect", "it's"]
     between = Between(good=1, bad=0)
     return {
-        "repro": bug_results.of_repro(job(folder), (shows, clean), words, 9.0),
-        "reduce": bug_results.of_reduce(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0),
-        "bisect": bug_results.of_bisect(job(folder), ("bad", "good"), between, bisector, words, 9.0),
-        "ask": bug_results.of_ask(job(folder), bisector.asked[0], 0.5, words, 9.0),
+        "repro": bug_results.of_repro(job(folder), (shows, clean), words, 9.0, partial),
+        "reduce": bug_results.of_reduce(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0, partial),
+        "bisect": bug_results.of_bisect(job(folder), ("bad", "good"), between, bisector, words, 9.0, partial),
+        "ask": bug_results.of_ask(job(folder), "bad", alone, 0.5, words, 9.0, partial),
+        "suite": suite(folder, partial, words),
     }
 
 
@@ -157,6 +164,50 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     assert "expected a run of scenarios, got one of" in testbed(tmp_path, "report", "--diff", "last", "last").stderr
 
 
+INTERRUPTED = Partial(ended=1, wanted=12, at_most=True, what="tries", why="interrupted by SIGINT")
+
+
+@pytest.mark.parametrize("what", ["repro", "reduce", "bisect", "ask", "suite"])
+def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> None:
+    folder = tmp_path / "state" / "runs" / "20260101T000000Z-abcd"
+    folder.mkdir(parents=True)
+    document = documents(folder, INTERRUPTED)[what]
+    assert document["result"] == "unfinished" and documents(folder)[what]["result"] != "unfinished"
+    bug_files.write(document, folder)
+    (listed,) = runs.every(folder.parent)
+    assert listed.partial == INTERRUPTED
+    said = "1 of at most 12 tries ended; interrupted by SIGINT"
+    for kind in ("markdown", "html"):
+        text = bug_files.FORMATS[kind](document, folder)
+        assert "unfinished" in text and said in text
+    shown = testbed(tmp_path, "report")
+    assert shown.returncode == 2 and said in shown.stdout and shown.stderr.startswith("verdict: unfinished ")
+    assert "1 of 12" in testbed(tmp_path, "runs").stdout
+    if what in ("repro", "suite"):
+        junit_rules.check((folder / "junit.xml").read_text())
+        assert f'message="Partial: {said}.' in (folder / "junit.xml").read_text()
+        *_, whole = ktap_rules.parse((folder / "results.ktap").read_text())[0].tests
+        assert (whole.name, whole.status) == ("the whole run", "not ok")
+
+
+def test_a_killed_run_says_so_where_its_results_are_read(tmp_path: Path) -> None:
+    going_on = replace(INTERRUPTED, why="")
+    (tmp_path / "suite.json").write_text(json.dumps(documents(tmp_path, going_on)["suite"]))
+    with runs.going_on(tmp_path, ["testbed"]):
+        assert str(partial.read(bug_files.read(tmp_path) or {})).endswith("; the run goes on")
+    killed = bug_files.read(tmp_path)
+    assert killed is not None and killed["partial"]["why"].startswith("its process ended without a word")
+
+
+def test_what_is_known_of_a_suite_or_a_clean_kernel_stays_known_where_a_run_ends_early(tmp_path: Path) -> None:
+    wrong = claims.result((tried("bad", HIT), tried("good", HIT, must_show=False, ended=False)))
+    assert wrong[0] is claims.Result.INVALID
+    found = (tried("bad", HIT), tried("good", HIT, must_show=False, ended=False))
+    assert bug_results.of_repro(job(tmp_path), found, [], 9.0, INTERRUPTED)["result"] == "invalid"
+    # No hit in some of the tries is no absence.
+    assert tried("bad", MISS, MISS, ended=False).verdict is repro.Verdict.TROUBLE and tried("bad", MISS).verdict is repro.Verdict.ABSENT
+
+
 def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
     (tmp_path / "repro.json").write_text(json.dumps(documents(tmp_path)["repro"] | {"kernels": [{"name": 3}]}))
     with pytest.raises(UsageError, match=r"repro\.json: expected the results of a run, version 1: kernels\.0\.name"):
@@ -168,6 +219,8 @@ def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
 
 
 def test_every_result_has_an_exit_code() -> None:
-    every = {result.value for result in claims.Result} | {answer.value for answer in Answer} | {"reduced", "bisected", "wrong ends"}
+    every = (
+        {result.value for result in claims.Result} | {answer.value for answer in Answer} | {"reduced", "bisected", "wrong ends", UNFINISHED}
+    )
     every |= set(RESULTS.values())
     assert every == bug_results.EXIT_CODES.keys()

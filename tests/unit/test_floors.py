@@ -23,6 +23,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "survey",
         "links",
         "lifecycle",
+        "partial",
         "devices",
         "disk_errors",
         "counters",
@@ -108,6 +109,7 @@ RANK = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
 # What touches the outside: pure floors import none of it.
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}
 PURE = {
+    "partial",
     "printable",
     "units",
     "kbuild",
