@@ -101,17 +101,19 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
     (Kind.WARNING, r"WARNING: (?:CPU: \d+ PID: \d+ |(?:\S+:\d+ )?at .*, CPU#\d+: |.* at \S+:\d+)|ODEBUG: "),
     # kernel/hung_task.c, fs/fs-writeback.c; kernel/{watchdog,watchdog_hld,workqueue}.c; kernel/rcu/{tree_stall,tree_exp,tasks}.h
     (Kind.HUNG_TASK, r"INFO: task .+ blocked|INFO: The task .* has been waiting for writeback"),
-    (Kind.LOCKUP, r"BUG: (?:soft|hard|workqueue) lockup|Watchdog detected hard LOCKUP"),
+    (Kind.LOCKUP, r"\b(?:[sS]oft|[hH]ard|workqueue) lockup\b|Watchdog detected hard LOCKUP"),
     (Kind.RCU_STALL, r"INFO: .*\bdetected .*stall|\brcu\w* kthread (?:starved|timer wakeup)"),
     # mm/{oom_kill,page_alloc}.c
-    (Kind.OOM, r"invoked oom-killer|(?:Out of memory|out of memory): Killed process|page allocation failure: order:"),
-    # block/blk-{core,mq}.c, fs/buffer.c, mm/page_io.c; drivers/block/loop.c, drivers/nvme/host/core.c, drivers/scsi/scsi_{lib,logging}.c
+    (Kind.OOM, r"invoked oom-killer|[oO]ut of memory(?:: Killed process| and no killable)|page allocation (?:failure: order:|stall )"),
+    # block/blk-{core,mq}.c, fs/{buffer,fserror}.c, mm/page_io.c; drivers/{block/loop,nvme/host/core,scsi/scsi_lib,scsi/scsi_logging}.c
     (Kind.IO_ERROR, r"\berror, dev \S+,? |Buffer I/O error on dev|blk_update_request: .*error|loop: Write error at byte offset"),
     (Kind.IO_ERROR, r"\(sct 0x[0-9a-f]+ / sc 0x[0-9a-f]+\)|FAILED Result: |rejecting I/O to |(?:Read|Write)-error on swap-device"),
+    (Kind.IO_ERROR, r"lost file I/O error report"),
     # fs/{ext4,f2fs,fat,udf,squashfs}, fs/jbd2/{journal,commit}.c
     (Kind.FILESYSTEM, r"\b(?:EXT[234]|EROFS|UDF)-fs:? error|(?:FAT|F2FS)-fs .*: (?:error|inconsistent|[cC]orrupt)|SQUASHFS error"),
     (Kind.FILESYSTEM, r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure|csum|checksum)"),
-    (Kind.FILESYSTEM, r"EXT4-fs .*(?:allocation failed|Data will be lost)|Aborting journal on device|JBD2: .*[eE]rror"),
+    (Kind.FILESYSTEM, r"EXT4-fs .*(?:allocation failed|Data will be lost)|Aborting journal on device|JBD2: .*(?:[eE]rror|corrupt)"),
+    (Kind.FILESYSTEM, r"Possible data corruption due to collision"),  # mm/filemap.c, fs/iomap: direct I/O beside the page cache
     # fs/xfs/{xfs_error,xfs_fsops,xfs_log,xfs_buf,xfs_message}.c; fs/btrfs/messages.c
     (Kind.FILESYSTEM, r"XFS \(.*\): .*(?:[cC]orrupt|I/O [eE]rror|Internal error|CRC error|recovery failed|writeback error)"),
     (Kind.FILESYSTEM, r"XFS \(.*\): .*(?:[sS]hut(?:ting)? ?down|rectify|run xfs_repair)|XFS.*: Assertion failed"),
@@ -132,7 +134,7 @@ _CUT_HERE, _END = "[ cut here ]", "---[ end trace "
 ANY_SPLAT = (
     r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|ODEBUG|PANIC|Oops): |\bBUG[ ,]|\[ cut here \]|\[#\d+\]|[kK]ernel BUG at"
     r"|general protection fault|Kernel panic|DEBUG_LOCKS_WARN_ON|hard LOCKUP|kthread (?:starved|timer)|memory leaks|unreferenced object"
-    r"|: bad p.d |Bad swap|slab error"
+    r"|: bad p.d |Bad swap|slab error|Possible data corruption"
     r"|(?:-fs|FS|XFS|JBD2|journal).*(?:[eE]rror|[cC]orrupt|[sS]hut|on device|read-only|failed|Data will|rectify|inconsistent)"
 )
 

@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 
 from testbed.console import Finding, Kind, Reader
 
-# What is asked of a guest.
-COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --raw")
-_PRIORITY = re.compile(r"^<(\d{1,6})>(?=\[)", re.MULTILINE)
-_KERNEL, _WARNING = 0, 4
+# What is asked of a guest. Not `--raw`: util-linux 2.38 ors the facility into the level there.
+COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --decode")
+_PRIORITY = re.compile(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (?=\[)")
+_KERNEL = "kern"
+_LOUD = frozenset({"emerg", "alert", "crit", "err", "warn"})
 # Taints that stay when the kernel has reported a mistake of its own.
 _TAINTS = {5: "a bad page", 7: "an oops", 9: "a warning", 14: "a soft lockup"}
 
@@ -29,18 +30,18 @@ class KernelLog:
     """A guest's log: `text` as people read it; lines with their facility and level; the bits of `tainted`."""
 
     text: str
-    lines: tuple[tuple[int, int, str], ...]
+    lines: tuple[tuple[str, str, str], ...]
     tainted: int
 
 
 def parse(said: str) -> KernelLog:
     """What `COMMAND` has printed. A line without a priority continues the one above it."""
     first, _, raw = said.partition("\n")
-    lines: list[tuple[int, int, str]] = []
-    facility, level = _KERNEL, _WARNING
+    lines: list[tuple[str, str, str]] = []
+    facility, level = _KERNEL, "warn"
     for line in raw.split("\n"):
         if found := _PRIORITY.match(line):
-            facility, level = divmod(int(found[1]), 8)
+            facility, level = found.groups()
         lines.append((facility, level, line[found.end() :] if found else line))
     tainted = int(first) if re.fullmatch(r"[0-9]{1,10}", first) else 0
     return KernelLog(text="\n".join(line for _, _, line in lines), lines=tuple(lines), tainted=tainted)
@@ -69,7 +70,7 @@ def _found(log: KernelLog, *, of_kernel: bool) -> list[Finding]:
     """The broad class is for warnings and worse: what is information uses its words as well."""
     reader = Reader()
     found = [(level, reader.take(line)) for facility, level, line in log.lines if (facility == _KERNEL) is of_kernel]
-    return [one for level, one in found if one is not None and (one.kind is not Kind.OTHER or level <= _WARNING)]
+    return [one for level, one in found if one is not None and (one.kind is not Kind.OTHER or level in _LOUD)]
 
 
 def _of_taints(tainted: int) -> list[Finding]:

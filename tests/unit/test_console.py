@@ -147,6 +147,7 @@ LINES = {
     Kind.OOM: [
         "kworker/u4:1 invoked oom-killer: gfp_mask=0x100cca",
         "Memory cgroup out of memory: Killed process 77 (dd) total-vm:1kB, anon-rss:1kB",
+        "Out of memory and no killable processes...",
         "Out of memory: Killed process 77 (dd) total-vm:1kB, anon-rss:1kB",
         "kworker/u4:1: page allocation failure: order:4, mode:0x40dc0(GFP_KERNEL|__GFP_COMP|__GFP_ZERO), nodemask=(null)",
     ],
@@ -171,6 +172,8 @@ LINES = {
         "EXT4-fs (vdc): I/O error while writing superblock",
         "Aborting journal on device vdc-8.",
         "JBD2: I/O error when updating journal superblock for vdc-8.",
+        "JBD2: corrupted journal superblock",
+        "Page cache invalidation failure on direct I/O.  Possible data corruption due to collision with buffered I/O!",
         "JBD2: Detected IO errors while flushing file data on vdc-8",
         'XFS (loop0): metadata I/O error in "xfs_da_read_buf+0x1/0x2" at daddr 0x8 len 8 error 5',
         "XFS (loop0): Corruption of in-memory data (0x8) detected at xfs_defer_finish+0x1/0x2 (x.c:10).  Shutting down filesystem.",

@@ -3,7 +3,7 @@ import pytest
 from testbed import kernel_log
 from testbed.console import Finding, Kind
 
-BOOT = "<5>[    0.000000] Linux version 7.2.13\n<6>[    0.100000] Kernel command line: console=ttyS0\n"
+BOOT = "kern  :notice: [    0.000000] Linux version 7.2.13\nkern  :info  : [    0.100000] Kernel command line: console=ttyS0\n"
 WARNED = "WARNING: block/bio.c:9 at submit_bio+0x1/0x2, CPU#0: dd/7"
 
 
@@ -17,41 +17,41 @@ def merged(raw: str, *console: Finding, tainted: str = "0") -> list[tuple[Kind, 
 
 
 def test_the_text_is_that_of_dmesg_without_options() -> None:
-    log = kernel_log.parse(f"0\n{BOOT}<12>[    1.500000] a\nb\n")
+    log = kernel_log.parse(f"0\n{BOOT}user  :warn  : [    1.500000] a\nb\n")
     assert log.text == "[    0.000000] Linux version 7.2.13\n[    0.100000] Kernel command line: console=ttyS0\n[    1.500000] a\nb\n"
-    assert [(facility, level) for facility, level, _ in log.lines] == [(0, 5), (0, 6), (1, 4), (1, 4), (1, 4)]
+    assert [(facility, level) for facility, level, _ in log.lines] == [("kern", "notice"), ("kern", "info"), *[("user", "warn")] * 3]
 
 
 def test_a_line_that_the_console_showed_is_one_finding() -> None:
-    assert merged(f"<4>[    9.000000] {WARNED}\n", shown(Kind.WARNING, WARNED)) == [(Kind.WARNING, WARNED)]
+    assert merged(f"kern  :warn  : [    9.000000] {WARNED}\n", shown(Kind.WARNING, WARNED)) == [(Kind.WARNING, WARNED)]
 
 
 def test_what_the_console_did_not_show_is_a_finding() -> None:
     # From before the template was cloned, or with the console's level lowered.
-    assert merged(f"<4>[    1.000000] {WARNED}\n") == [(Kind.WARNING, WARNED)]
-    twice = f"<4>[    9.000000] {WARNED}\n" * 2
+    assert merged(f"kern  :warn  : [    1.000000] {WARNED}\n") == [(Kind.WARNING, WARNED)]
+    twice = f"kern  :warn  : [    9.000000] {WARNED}\n" * 2
     assert merged(twice, shown(Kind.WARNING, WARNED)) == [(Kind.WARNING, WARNED)] * 2
     leaks = "kmemleak: 3 new suspected memory leaks (see /sys/kernel/debug/kmemleak)"
-    assert merged(f"<6>[    9.000000] {leaks}\n") == [(Kind.LEAK, leaks)]
+    assert merged(f"kern  :info  : [    9.000000] {leaks}\n") == [(Kind.LEAK, leaks)]
 
 
 def test_information_is_not_of_the_broad_class() -> None:
-    assert merged("<6>[    9.000000] INFO: so it is\n") == []
-    assert merged("<4>[    9.000000] INFO: so it is\n") == [(Kind.OTHER, "INFO: so it is")]
+    assert merged("kern  :info  : [    9.000000] INFO: so it is\n") == []
+    assert merged("kern  :warn  : [    9.000000] INFO: so it is\n") == [(Kind.OTHER, "INFO: so it is")]
 
 
 def test_what_a_program_wrote_is_said_to_be_a_programs() -> None:
-    assert merged(f"<12>[    9.000000] {WARNED}\n", shown(Kind.WARNING, WARNED)) == [(Kind.PROGRAM, WARNED)]
-    assert merged(f"<12>[    9.000000] {WARNED}\n") == []
+    assert merged(f"user  :warn  : [    9.000000] {WARNED}\n", shown(Kind.WARNING, WARNED)) == [(Kind.PROGRAM, WARNED)]
+    assert merged(f"user  :warn  : [    9.000000] {WARNED}\n") == []
     # The same from both, at once: the kernel's is one of them.
-    both = f"<12>[    9.000000] {WARNED}\n<4>[    9.000000] {WARNED}\n"
+    both = f"user  :warn  : [    9.000000] {WARNED}\nkern  :warn  : [    9.000000] {WARNED}\n"
     assert (Kind.WARNING, WARNED) in merged(both, shown(Kind.WARNING, WARNED), shown(Kind.WARNING, WARNED))
 
 
 def test_a_program_cannot_hide_a_frame_of_the_kernels() -> None:
     raw = (
-        "<4>[    9.000000] ------------[ cut here ]------------\n<12>[    9.000000] WARNING: a program's\n"
-        "<4>[    9.000001] nobody knows this\n<4>[    9.000002] ---[ end trace 0000000000000000 ]---\n"
+        "kern  :warn  : [    9.000000] ------------[ cut here ]------------\nuser  :warn  : [    9.000000] WARNING: a program's\n"
+        "kern  :warn  : [    9.000001] nobody knows this\nkern  :warn  : [    9.000002] ---[ end trace 0000000000000000 ]---\n"
     )
     assert merged(raw) == [(Kind.OTHER, "nobody knows this")]
 
@@ -60,7 +60,7 @@ def test_a_program_cannot_hide_a_frame_of_the_kernels() -> None:
 def test_a_taint_that_no_line_explains_is_a_finding(bit: int, what: str) -> None:
     ((kind, text),) = merged("", tainted=str(1 << bit | 1 << 12))
     assert kind is Kind.OTHER and what in text
-    assert merged(f"<4>[    9.000000] {WARNED}\n", tainted=str(1 << bit)) == [(Kind.WARNING, WARNED)]
+    assert merged(f"kern  :warn  : [    9.000000] {WARNED}\n", tainted=str(1 << bit)) == [(Kind.WARNING, WARNED)]
 
 
 @pytest.mark.parametrize("tainted", ["0", "4096", "12289", "", "many", "-512", "9" * 5000, "\u00b2"])
@@ -69,11 +69,11 @@ def test_other_taints_and_what_is_no_number_are_none(tainted: str) -> None:
 
 
 def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
-    flood = "".join(f"<3>[    9.{number:06}] Buffer I/O error on dev vdc, logical block 8\n" for number in range(2000))
-    found = merged(f"{flood}<4>[   10.000000] {WARNED}\n")
+    flood = "".join(f"kern  :err   : [    9.{number:06}] Buffer I/O error on dev vdc, logical block 8\n" for number in range(2000))
+    found = merged(f"{flood}kern  :warn  : [   10.000000] {WARNED}\n")
     assert [kind for kind, _ in found] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
 
 
-@pytest.mark.parametrize("said", ["", "\n", "0", "0\n<4>[", "\0", "0\n<99999999>[    1.000000] x"])
+@pytest.mark.parametrize("said", ["", "\n", "0", "0\nkern  :warn  : [", "\0", "0\nkern  :loud  : [    1.000000] x"])
 def test_what_is_no_log_has_no_findings(said: str) -> None:
     assert kernel_log.merged((), kernel_log.parse(said), 500) == []
