@@ -1,3 +1,4 @@
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from testbed import console
 from testbed.console import Kind
 
 DATA = Path(__file__).parents[1] / "data"
+DOCS = Path(__file__).parents[2] / "docs" / "reports.md"
 
 # Recorded consoles of real guests, and what is in them. Those with a call trace of `splat` had the module data/splat.c loaded.
 RECORDED = {
@@ -320,3 +322,8 @@ def test_only_panic_and_oops_end_a_guest() -> None:
 def test_what_could_steer_a_terminal_is_taken_out() -> None:
     assert console.clean("a\x1b[31mred\x1b[0m\x07\x9b2J\ttab") == "ared2J\ttab"
     assert len(console.clean("x" * 100_000)) == 1000
+
+
+def test_the_docs_have_every_class() -> None:
+    table = [line.split("|")[1] for line in DOCS.read_text(encoding="utf-8").splitlines() if "|" in line]
+    assert {kind.value for kind in Kind} <= {name for cell in table for name in re.findall("`([^`]+)`", cell)}
