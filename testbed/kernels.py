@@ -106,7 +106,9 @@ class KernelTable:
                 f"kernel {spec!r}: expected one of {names}, or built-NAME, or BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]; "
                 f"{_missing(spec)}"
             )
-        if all(path.suffix == ".deb" for path in paths):
+        if other := next((path for path in paths if not path.is_file() and not path.is_dir()), None):
+            raise UsageError(f"kernel {spec!r}: expected BZIMAGE[:MODULES_FOLDER] or FILE.deb[:FILE.deb], got what is no file: {other}")
+        if all(path.suffix == ".deb" and path.is_file() for path in paths):
             return LocalKernel(name=paths[0].name, debs=paths)
         if len(paths) > 2 or paths[0].is_dir() or (len(paths) == 2 and not paths[1].is_dir()):
             raise UsageError(f"kernel {spec!r}: expected BZIMAGE[:MODULES_FOLDER] or FILE.deb[:FILE.deb]")

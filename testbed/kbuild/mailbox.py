@@ -24,6 +24,7 @@ _ANSWER = re.compile(
     r"(?:re|fwd?|aw|wg|sv|antw)\b[^:]{0,5}:|[^\[\]]{1,20}(?:\[\d+\])?[:\uff1a]\s*\[[^\]]*(?:PATCH|RFC|\d+/\d+)", re.IGNORECASE
 )
 _FIRST = "v1"
+_MOST_SUBJECT = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +144,7 @@ def _of_mail(data: bytes, name: str, strip: int | None) -> Message:
     try:
         message = email.message_from_bytes(data, policy=email.policy.default)
         assert isinstance(message, EmailMessage)
-        subject = " ".join(str(message["Subject"] or "").split())
+        subject = " ".join(str(message["Subject"] or "").split())[:_MOST_SUBJECT]
         key = "".join(str(message["Message-ID"] or "").split())
         parts = [part for part in message.walk() if part.get_content_maintype() == "text" and part.get_content_subtype() != "html"]
         text = "\n".join(_text(part.get_payload(decode=True) or b"") for part in parts)  # type: ignore[arg-type]  # bytes, of a text part

@@ -12,7 +12,7 @@ from testbed.errors import BuildError
 # "diff --git a/x b/x", "rename from x", and what plain diffs have: "--- a/x", then "+++ b/x", both perhaps with a time behind a tab.
 _GIT_NAMES = re.compile(r"^diff --git (.+)$", re.MULTILINE)
 _MOVED = re.compile(r"^(?:rename|copy) from (.+)$", re.MULTILINE)
-_NAMES = re.compile(r"^--- ([^\t\n]+).*\n\+\+\+ ([^\t\n]+)", re.MULTILINE)
+_NAMES = re.compile(r"^--- ([^\t\n]+)(?:\t.*)?\n\+\+\+ ([^\t\n]+)", re.MULTILINE)
 _HUNK = re.compile(r"@@ -(?P<old>\d+)(?:,(?P<old_count>\d+))? \+(?P<new>\d+)(?:,(?P<new_count>\d+))? @@")
 
 

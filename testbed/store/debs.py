@@ -12,7 +12,7 @@ from testbed.store import archives, inflate
 from testbed.store.kernel_image import unreadable
 
 # A distribution's kernel and modules unpack to some 0.6 GiB; debug information, ten times as much, is in packages of its own.
-_MOST_BYTES, _MOST_FILES = 8 << 30, 100_000
+MOST_BYTES, _MOST_FILES = 8 << 30, 100_000
 _FOLDERS = ("boot/", "lib/modules/", "usr/lib/modules/")
 
 
@@ -29,7 +29,7 @@ def unpack(deb: Path, tree: Path) -> None:
     with held.temporary() as folder:
         try:
             with (folder / "tar").open("wb") as file:
-                for piece in inflate.output_of(("dpkg-deb", "--fsys-tarfile", str(deb)), str(deb), _MOST_BYTES):
+                for piece in inflate.output_of(("dpkg-deb", "--fsys-tarfile", str(deb)), str(deb), MOST_BYTES):
                     file.write(piece)
             _pick(folder / "tar", tree)
         except (inflate.Refused, ValueError, RecursionError, tarfile.TarError, NotADirectoryError, IsADirectoryError) as error:

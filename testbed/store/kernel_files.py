@@ -13,13 +13,13 @@ from testbed.errors import HostError, UsageError
 from testbed.kernels import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import built_names, cache, kernel_fit, kernel_image, module_tree, seals
+from testbed.store import built_names, cache, debs, kernel_fit, kernel_image, module_tree, seals
 from testbed.store.apt import Package, PrivateApt
 from testbed.store.built_names import Named
-from testbed.store.debs import unpack
 from testbed.store.ext4 import make_ext4
 from testbed.store.initramfs import module_name, module_order
 from testbed.store.mirror import find_mirror
+from testbed.units import format_size
 
 # What reaches the root disk; the rest is on the modules disk.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
@@ -71,8 +71,10 @@ def kernel_folder(kernel: Kernel, root: Path) -> Path:
 
 
 def _sha256(path: Path) -> str:
-    """:raise UsageError: it cannot be read."""
+    """:raise UsageError: it cannot be read, or is no kernel's by its size."""
     try:
+        if (size_bytes := path.stat().st_size) > debs.MOST_BYTES:
+            raise UsageError(f"{path}: expected a file of a kernel, got one of {format_size(size_bytes)}")
         return cache.file_sha256(path)
     except OSError as error:
         raise kernel_image.unreadable(path, error) from error
@@ -166,12 +168,12 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
     work.mkdir()
     try:
         if isinstance(kernel, DebianKernel):
-            origin, debs = await _download(kernel, work, task)
+            origin, packages = await _download(kernel, work, task)
         else:
-            origin, debs = ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path), kernel.debs
-        for deb in debs:
+            origin, packages = ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path), kernel.debs
+        for deb in packages:
             task.update(detail=f"unpacking {deb.name}")
-            await asyncio.to_thread(unpack, deb, work / "tree")
+            await asyncio.to_thread(debs.unpack, deb, work / "tree")
         bzimage, modules = _find(kernel, work / "tree")
         await asyncio.to_thread(kernel_image.plain, bzimage, work / "bzImage")
         task.update(detail="what guests need of it")

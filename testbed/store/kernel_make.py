@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed import process
-from testbed.errors import BuildError, HostError
+from testbed.errors import BuildError, HostError, UsageError
 from testbed.kbuild import fragments, kconfig, make_args, needs, recipe
 from testbed.kbuild.fragments import Option, Request, merged
 from testbed.kbuild.make_args import MakeArg
@@ -37,10 +37,13 @@ _MAKES_OWN = (0, 1, 2)
 async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
     """The compiler that builds use here, as the user's `args` for make have it.
 
-    :raise HostError: something that builds need is not installed; names all of it.
+    :raise HostError: something that builds need is not installed; names all of it. :raise UsageError: a program is given that is not there.
     """
     tools = {name: words.split() for name, words in make_args.tools(args).items()}
     programs = dict.fromkeys(word for words in tools.values() for word in words[:1])
+    for program in programs:
+        if "/" in program and process.where(program) is None:
+            raise UsageError(f"--make-arg: {program}: expected a program, there is none")
     missing = [_TOOLS.get(tool) or make_args.package(tool) for tool in (*_TOOLS, *programs) if process.where(tool) is None]
     if not missing:
         for header, package in _HEADERS.items():

@@ -13,8 +13,8 @@ from testbed.store import inflate
 from testbed.store.initramfs import module_name
 from testbed.store.kernel_image import unreadable
 
-# amdgpu.ko with its debug information has some 0.4 GiB.
-MOST_BYTES = 1 << 30
+# amdgpu.ko with its debug information has some 0.4 GiB; Debian's kernel for all machines has 4,000 modules.
+MOST_BYTES, _MOST_FILES = 1 << 30, 100_000
 _MODULE = re.compile(r".+\.ko(?:\.(?:gz|xz|zst))?")
 _VERMAGIC = re.compile(rb"\0vermagic=([^\0]*)\0")
 # What leads out of the folder, or is no file of it.
@@ -26,9 +26,9 @@ _MOST_READ = 12
 def files(folder: Path) -> Iterator[Path]:
     """The files of a folder; of links those that stay in it.
 
-    :raise UsageError: some of it cannot be read.
+    :raise UsageError: some of it cannot be read, or there are far too many.
     """
-    root = folder.resolve()
+    root, found = folder.resolve(), 0
 
     def refused(error: OSError) -> None:
         raise unreadable(Path(error.filename), error)
@@ -36,6 +36,9 @@ def files(folder: Path) -> Iterator[Path]:
     for place, folders, names in os.walk(root, onerror=refused):
         folders[:] = sorted(name for name in folders if place != str(root) or name not in _LEFT_OUT)
         for path in (Path(place) / name for name in sorted(names) if place != str(root) or name not in _LEFT_OUT):
+            found += 1
+            if found > _MOST_FILES:
+                raise UsageError(f"{folder}: expected the modules of one kernel (lib/modules/RELEASE), found more than {_MOST_FILES} files")
             if path.is_file() and path.resolve().is_relative_to(root):
                 yield path
 

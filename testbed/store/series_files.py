@@ -64,11 +64,14 @@ def _files(folder: Path) -> Iterator[Path]:
         raise BuildError(f"{folder}: expected a folder of patches, found {len(found)} files in it")
     for path in sorted(found, key=lambda path: [(part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", path.name)]):
         name = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
-        if name.endswith(_SUFFIXES) or len(folders) > 1 or (path.is_file() and mailbox.made_by_git(_head(path))):
+        if name.endswith(_SUFFIXES) or len(folders) > 1 or mailbox.made_by_git(_head(path)):
             yield path
 
 
 def _head(path: Path) -> bytes:
+    """How a file begins; of what is none, or empty as those of /proc are, nothing."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return b""
     with path.open("rb") as file:
         return file.read(200)
 

@@ -376,7 +376,24 @@ def test_a_package_that_is_none_or_too_large_is_refused(tmp_path: Path, monkeypa
     (tmp_path / "none.deb").write_bytes(b"no archive")
     with pytest.raises(UsageError, match=r"none\.deb: expected a Debian package with files of a kernel: .*cannot be unpacked"):
         fetched(tmp_path / "none.deb", tmp_path)
-    monkeypatch.setattr(debs, "_MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(debs, "MOST_BYTES", 1 << 20)
     large = deb(tmp_path, "large.deb", {"boot/large": bytes(2 << 20)})
     with pytest.raises(UsageError, match=r"large\.deb: .*expected at most 1M when it is unpacked"):
+        debs.unpack(large, tmp_path / "tree")
+    with pytest.raises(UsageError, match=r"large\.deb: expected a file of a kernel, got one of 2"):
         fetched(large, tmp_path)
+
+
+@pytest.mark.parametrize("spec", ["/dev/zero", "/dev/zero:/tmp", "{pipe}", "{pipe}.deb"])
+def test_what_is_no_file_is_not_read(tmp_path: Path, spec: str) -> None:
+    for name in ("pipe", "pipe.deb"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(UsageError, match=r"expected BZIMAGE\[:MODULES_FOLDER\] or FILE\.deb\[:FILE\.deb\], got what is no file: "):
+        fetched(spec.format(pipe=tmp_path / "pipe"), tmp_path)
+
+
+def test_a_folder_of_everything_is_not_walked_to_its_end(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_tree, "_MOST_FILES", 3)
+    folder = modules(given / "m", "a", "b", "c", "d")
+    with pytest.raises(UsageError, match=r"m: expected the modules of one kernel .*, found more than 3 files"):
+        fetched(f"{given}/bzImage:{folder}", tmp_path)

@@ -302,3 +302,10 @@ def test_a_mail_that_pythons_parser_fails_on_is_an_error_with_its_file(tmp_path:
     (tmp_path / "deep.eml").write_text(f"From: a\nSubject: [PATCH] x\n{nested}")
     with pytest.raises(BuildError, match=r"deep\.eml: "):
         read_patches(tmp_path / "deep.eml")
+
+
+def test_a_line_without_an_end_takes_no_time(tmp_path: Path) -> None:
+    long = "a" * (1 << 20)
+    (tmp_path / "x.patch").write_text(f"--- {long}\nno\n" + diff("line 11", "eleven"))
+    assert [patch.strip for patch in read_patches(tmp_path / "x.patch")] == [1]
+    assert len(subjects(mail(f"[PATCH 1/1] XX: [{'1' * 100_000}", diff("line 11", "x")))[0]) < 1000

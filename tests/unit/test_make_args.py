@@ -107,6 +107,11 @@ async def test_a_compiler_that_is_not_installed_is_named_with_its_package(monkey
         await kernel_make.find_compiler(args)
 
 
+async def test_a_path_to_no_program_is_no_package() -> None:
+    with pytest.raises(UsageError, match="/nowhere/gcc: expected a program, there is none"):
+        await kernel_make.find_compiler(make_args.parse(["CC=/nowhere/gcc"]))
+
+
 async def test_the_version_of_each_program_that_is_chosen_is_the_compilers(tmp_path: Path) -> None:
     own = program(tmp_path, "cc", "own cc 1")
     usual = await kernel_make.find_compiler()
