@@ -82,7 +82,7 @@ def storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
         return ()
     image = None
     if disk.image is not None:
-        image = (Path(disk.image), "qcow2" if disk.image.endswith(".qcow2") else "raw")
+        image = (Path(disk.image), disk.image_kind)
     kind = "qcow2" if image is not None else disk.format
     own = Storage(file=folder / f"{name}.{kind}", format=kind, size_bytes=disk.size, image=image)
     more = (Storage(file=folder / f"{other}.raw", format="raw", size_bytes=one.size) for other, one in namespaces(disk).items())

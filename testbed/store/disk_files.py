@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import jsons, paths, process
+from testbed import paths, process
 from testbed.drives import Storage
 from testbed.errors import HostError
-from testbed.topology.disks import IMAGE
+from testbed.topology import here
 from testbed.units import format_size
 
 _LIMIT_S = 60
@@ -36,7 +35,9 @@ async def make(wanted: Storage) -> None:
     words: list[str | Path] = [program, "create", "-q", "-f", "qcow2"]
     if wanted.image is not None:
         path, kind = wanted.image
-        await _check_image(program, path, kind, wanted.size_bytes)
+        # The format is named: guessing it would let a raw image's content name other files of this machine.
+        if wrong := next(here.image_mistakes(path, kind, "the topology", wanted.size_bytes), None):
+            raise HostError(f"image {path}: {wrong}")
         words += ["-b", path.resolve(), "-F", kind]
     with _created(wanted.file) as file:
         # By what is open: qemu-img would follow a link.
@@ -49,18 +50,3 @@ def _created(path: Path) -> BinaryIO:
         return paths.created(path)
     except OSError as error:
         raise HostError(f"{path}: cannot be made: {error.strerror}") from error
-
-
-async def _check_image(program: str, path: Path, kind: str, size_bytes: int) -> None:
-    if not path.is_file():
-        raise HostError(f"image {path}: expected a file, there is none")
-    if not re.search(IMAGE, path.resolve().name):
-        raise HostError(f"image {path}: expected an image of a disk or a file system, got a link to {path.resolve()}")
-    # The format is named: guessing it would let a raw image's content name other files of this machine.
-    said = await process.run([program, "info", "--output=json", "-f", kind, path], timeout_s=_LIMIT_S)
-    info = jsons.parsed(said.stdout)
-    if info.get("backing-filename"):
-        raise HostError(f"image {path}: expected an image that stands alone, got one on {info['backing-filename']}")
-    if info["virtual-size"] > size_bytes:
-        held = format_size(info["virtual-size"])
-        raise HostError(f"image {path}: it holds {held}, which is more than the disk's size of {format_size(size_bytes)}")

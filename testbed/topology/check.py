@@ -94,6 +94,8 @@ def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
     yield from _read_ahead(disk.read_ahead)
     if disk.image is not None and disk.format != "raw":
         yield ("image",), f"expected no format beside an image, of which an overlay is made, got {disk.format}"
+    if disk.image is None and disk.image_format is not None:
+        yield ("image-format",), "expected an image beside it, got none"
     if disk.image is not None and disk.partitions:
         yield ("partitions",), "expected no partitions on an image, which has its own"
     if disk.profile is not None and disk.profile not in PROFILES:

@@ -73,7 +73,8 @@ IMAGE = r"\.(img|raw|qcow2|iso|ext4|xfs|btrfs|f2fs)$"
 
 
 class Disk(Model):
-    """An emulated disk. Empty and sparse (`raw`, `qcow2`), without storage (`null-co`), or an overlay of an existing `image`.
+    """An emulated disk. Empty and sparse (`raw`, `qcow2`), without storage (`null-co`), or an overlay of an existing `image`, which is
+    qcow2 or raw as its name says, or `image-format`.
 
     `hot` disks are plugged when the guest is up, `cold` ones are there when it boots, for which it cannot be a warm clone.
     `cache`: of its own, of `cache-size`, whose content a power cut loses: `volatile` writes it out at a flush, `lies` acknowledges flushes
@@ -84,6 +85,7 @@ class Disk(Model):
     size: Size
     format: Literal["raw", "qcow2", "null-co"] = "raw"
     image: Annotated[str, Field(max_length=1000, pattern=IMAGE)] | None = None
+    image_format: Literal["raw", "qcow2"] | None = None
     plug: Literal["hot", "cold"] = "hot"
     serial: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,20}$")] | None = None
     read_only: bool = False
@@ -105,6 +107,11 @@ class Disk(Model):
     @property
     def cold(self) -> bool:
         return self.plug == "cold"
+
+    @property
+    def image_kind(self) -> Literal["raw", "qcow2"]:
+        """The format that its image is attached in."""
+        return self.image_format or ("qcow2" if self.image is not None and self.image.endswith(".qcow2") else "raw")
 
 
 class VirtioBlk(Disk):

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from testbed import paths
 from testbed.errors import UsageError
+from testbed.hardware import disk_images
+from testbed.hardware.disk_images import HEAD_BYTES, TAIL_BYTES, Content
 from testbed.kernels import load_table
 from testbed.topology.check import Mistake, did_you_mean, fits_host
+from testbed.topology.disks import IMAGE
 from testbed.topology.model import Topology
 
 
@@ -24,3 +30,30 @@ def mistakes(topology: Topology, memory_bytes: int) -> Iterator[Mistake]:
                 load_table(images / "kernels.yaml").resolve(guest.kernel)
             except UsageError as error:
                 yield ("guests", name, "kernel"), str(error)
+        for disk_name, disk in guest.disks.items():
+            if disk.image is not None:
+                said_by = "image-format" if disk.image_format is not None else "its name"
+                for message in image_mistakes(Path(disk.image), disk.image_kind, said_by, disk.size):
+                    yield ("guests", name, "disks", disk_name, "image"), message
+
+
+def image_mistakes(path: Path, kind: str, said_by: str, disk_bytes: int) -> Iterator[str]:
+    """Why a disk of `disk_bytes` cannot be an overlay of an image of this `kind`, which `said_by` says, in words."""
+    try:
+        real = path.resolve()
+        if not real.is_file():
+            yield f"expected a file, {real} is none" if real.exists() else f"expected a file, there is no {path}"
+        elif not re.search(IMAGE, real.name):
+            yield f"expected an image of a disk or a file system, got a link to {real}"
+        else:
+            yield from disk_images.mistakes(_content(real), kind, said_by, disk_bytes)
+    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        yield f"{path}: cannot be read: {error.strerror if isinstance(error, OSError) else 'its link leads to itself'}"
+
+
+def _content(path: Path) -> Content:
+    with path.open("rb") as file:
+        head = file.read(HEAD_BYTES)
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size_bytes - TAIL_BYTES))
+        return Content(head=head, tail=file.read(TAIL_BYTES), size_bytes=size_bytes)

@@ -33,8 +33,7 @@ def load_points(path: Path, *, host_memory: int | None = None) -> dict[str, Topo
 
     :raise TopologyError: as above.
     """
-    found = _points(text_of(path), str(path), path, host_memory)
-    return {name: _located(topology, path.parent) for name, topology in found.items()}
+    return _points(text_of(path), str(path), path, host_memory)
 
 
 def parse_points(text: str, file: str, folder: Path, *, host_memory: int | None = None) -> dict[str, Topology]:
@@ -42,8 +41,7 @@ def parse_points(text: str, file: str, folder: Path, *, host_memory: int | None 
 
     :raise TopologyError: as above.
     """
-    found = _points(text, file, folder / "inline.yaml", host_memory)
-    return {name: _located(topology, folder) for name, topology in found.items()}
+    return _points(text, file, folder / "inline.yaml", host_memory)
 
 
 def _located(topology: Topology, folder: Path) -> Topology:
@@ -95,7 +93,7 @@ def _points(text: str, file: str, path: Path | None, host_memory: int | None = N
 
 
 def _of_plain(plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None) -> dict[str, Topology]:
-    found = _expand(_extended(plain, reader, path), reader, host_memory)
+    found = _expand(_extended(plain, reader, path), reader, path, host_memory)
     if reader.problems:
         raise TopologyError(
             tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.file, problem.line, problem.column)))
@@ -105,8 +103,7 @@ def _of_plain(plain: dict[str, Any], reader: Reader, path: Path | None, host_mem
 
 def points_of(plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None = None) -> dict[str, Topology]:
     """The topologies in a part of the file `path`, as `reader` has read it; without a path it extends nothing. Raises as `load_points`."""
-    found = _of_plain(dict(plain), reader, path, host_memory)
-    return found if path is None else {name: _located(topology, path.parent) for name, topology in found.items()}
+    return _of_plain(dict(plain), reader, path, host_memory)
 
 
 def merged(plain: dict[str, Any], reader: Reader, path: Path) -> dict[str, Any]:
@@ -158,7 +155,7 @@ def _on_top(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _expand(plain: dict[str, Any], reader: Reader, host_memory: int | None) -> dict[str, Topology]:
+def _expand(plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None) -> dict[str, Topology]:
     axes = plain.pop("matrix", None)
     chosen: dict[str, dict[str, Any]] = {"": {}}
     known: tuple[str, ...] = ()
@@ -182,10 +179,12 @@ def _expand(plain: dict[str, Any], reader: Reader, host_memory: int | None) -> d
     missing = [(where, axis) for where, axis in matrix.placeholders(plain) if axis not in known]
     for where, axis in missing:
         reader.problem(where, f"expected an axis of the matrix, got ${{{axis}}}{did_you_mean(axis, known)}")
-    return {} if missing else _validated(plain, chosen, reader, host_memory)
+    return {} if missing else _validated(plain, chosen, reader, path, host_memory)
 
 
-def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader, host_memory: int | None) -> dict[str, Topology]:
+def _validated(
+    plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader, path: Path | None, host_memory: int | None
+) -> dict[str, Topology]:
     """A topology for each point; a mistake that several points have is said once."""
     found: dict[str, Topology] = {}
     at: dict[tuple[Where, str, bool], list[str]] = {}
@@ -197,6 +196,8 @@ def _validated(plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader:
             at.setdefault((where, messages.message(error, where, filled), error["type"] == "extra_forbidden"), []).append(name)
         if topology is None:
             continue
+        if path is not None:
+            topology = _located(topology, path.parent)
         found[name] = topology
         for where, said in (*check(topology), *(here.mistakes(topology, host_memory) if host_memory is not None else ())):
             # What a part that was left out is missed for is no mistake of its own.

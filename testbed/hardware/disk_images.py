@@ -1,0 +1,126 @@
+"""What a file is that a disk is made an overlay of, by its bytes: names lie (Ubuntu's cloud images are qcow2 and called .img). Pure.
+
+An image is attached as raw or qcow2, and only where its name, or `image-format`, and its bytes say the same. A raw
+disk whose guest wrote the header of a qcow2 to it must not become one: that header could name any file of this machine as its backing file
+(the reason why QEMU no longer guesses formats).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from testbed.units import format_size
+
+# What is read of a file's beginning, where all that is looked at stands, and of its end.
+HEAD_BYTES, TAIL_BYTES = 1 << 16, 512
+_QCOW2 = b"QFI\xfb"
+# First bytes, where they stand, and the format (docs/interop of QEMU; file(1)'s magic for compressed files and archives).
+_MAGIC: tuple[tuple[int, bytes, str], ...] = (
+    (0, _QCOW2, "qcow2"),
+    (0, b"QED\0", "qed"),
+    (0, b"KDMV", "vmdk"),
+    (0, b"COWD", "vmdk"),
+    (0, b"# Disk DescriptorFile", "vmdk"),
+    (0x40, b"\x7f\x10\xda\xbe", "vdi"),
+    (0, b"vhdxfile", "vhdx"),
+    (0, b"conectix", "vhd"),
+    (0, b"WithoutFreeSpace", "parallels"),
+    (0, b"WithouFreSpacExt", "parallels"),
+    (0, b"\x3a\xff\x26\xed", "Android sparse"),
+    (0, b"\x1f\x8b", "gzip"),
+    (0, b"\xfd7zXZ\0", "xz"),
+    (0, b"\x28\xb5\x2f\xfd", "zstd"),
+    (0, b"\x04\x22\x4d\x18", "lz4"),
+    (0, b"BZh", "bzip2"),
+    (0, b"PK\x03\x04", "zip"),
+    (0, b"7z\xbc\xaf\x27\x1c", "7z"),
+    (257, b"ustar", "tar"),
+)
+_LAST: tuple[tuple[bytes, str], ...] = ((b"conectix", "vhd"), (b"koly", "dmg"))
+# How to make an image of it that can be attached.
+_UNPACKED = {
+    "gzip": "gunzip",
+    "xz": "unxz",
+    "zstd": "unzstd",
+    "lz4": "unlz4",
+    "bzip2": "bunzip2",
+    "zip": "unzip",
+    "7z": "7z x",
+    "tar": "tar -x",
+}
+_UNPACKED["Android sparse"] = "simg2img"
+_ENCRYPTED = {1: "AES", 2: "LUKS"}
+_CORRUPT, _EXTERNAL_DATA = 1 << 1, 1 << 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """A file's first HEAD_BYTES and last TAIL_BYTES, and its size."""
+
+    head: bytes
+    tail: bytes
+    size_bytes: int
+
+
+def kind(content: Content) -> str:
+    """The format that the bytes are of, as QEMU calls it; `raw` where they are of no other that is known."""
+    found = next((name for place, magic, name in _MAGIC if content.head[place : place + len(magic)] == magic), None)
+    return found or next((name for magic, name in _LAST if content.tail.startswith(magic)), "raw")
+
+
+def mistakes(content: Content, wanted: str, said_by: str, disk_bytes: int) -> Iterator[str]:
+    """Why a disk of `disk_bytes` cannot be an overlay of a file, in words. `wanted`: raw or qcow2; `said_by`: what says so."""
+    found = kind(content)
+    if content.size_bytes == 0:
+        yield "expected the image of a disk, the file is empty"
+    elif found != wanted:
+        yield f"expected {wanted}, which {said_by} says, got {found} by its bytes{_instead(found, wanted)}"
+    elif wanted == "raw":
+        yield from _too_large(content.size_bytes, disk_bytes)
+    else:
+        yield from _of_qcow2(content, disk_bytes)
+
+
+def _instead(found: str, wanted: str) -> str:
+    if found == "qcow2":
+        return (
+            "; write image-format: qcow2, or, where these bytes are what a guest wrote to a raw disk, convert it: "
+            "qemu-img convert -f raw -O qcow2 IMAGE NEW.qcow2"
+        )
+    if found == "raw":
+        return "; write image-format: raw"
+    unpacked = _UNPACKED.get(found)
+    return f"; unpack it first, with {unpacked}" if unpacked else f"; convert it first: qemu-img convert -O {wanted} IMAGE NEW.{wanted}"
+
+
+def _too_large(size_bytes: int, disk_bytes: int) -> Iterator[str]:
+    if size_bytes > disk_bytes:
+        yield f"it holds {format_size(size_bytes)}, which is more than the disk's size of {format_size(disk_bytes)}"
+
+
+def _of_qcow2(content: Content, disk_bytes: int) -> Iterator[str]:
+    """Mistakes of a header (docs/interop/qcow2.txt: big-endian, 72 bytes in version 2, the features after them in version 3)."""
+    head = content.head
+    if len(head) < 104:
+        yield f"expected a qcow2, whose header has 104 bytes, got a file of {content.size_bytes}"
+        return
+    version, backing, backing_bytes, _, size_bytes, crypt, l1_entries, l1_place = struct.unpack_from(">IQIIQIIQ", head, 4)
+    features = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
+    if version not in (2, 3):
+        yield f"expected qcow2 of version 2 or 3, got version {version}; convert it first: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+        return
+    if l1_place + l1_entries * 8 > content.size_bytes:
+        yield f"expected a whole qcow2, got {content.size_bytes} bytes of one, less than its header says"
+    if backing:
+        name = head[backing : backing + backing_bytes].decode(errors="replace") or "another file"
+        yield f"expected an image that stands alone, got one on {name}; make one of both: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+    if features & _EXTERNAL_DATA:
+        yield "expected an image that stands alone, got one whose data is in another file; qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+    if crypt:
+        how = _ENCRYPTED.get(crypt, f"method {crypt}")
+        yield f"expected an image that is not encrypted, got one with {how}; decrypt it first, with qemu-img convert"
+    if features & _CORRUPT:
+        yield "it is marked as corrupt; repair it first: qemu-img check -r all IMAGE"
+    yield from _too_large(size_bytes, disk_bytes)

@@ -1,0 +1,149 @@
+"""Images that disks are overlays of: what their bytes say, and what `validate` says where that is not what was asked for."""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from testbed.drives import Storage
+from testbed.errors import HostError, TopologyError
+from testbed.hardware import disk_images
+from testbed.store import disk_files
+from testbed.topology import load_points
+
+HOST_BYTES = 1 << 40
+NEW = "convert it first: qemu-img convert -O raw IMAGE NEW.raw"
+
+
+def qemu_img(*words: str | Path) -> None:
+    subprocess.run(["qemu-img", *words], check=True, capture_output=True)
+
+
+def problems(folder: Path, image: str, more: str = "", size: str = "8M") -> list[str]:
+    file = folder / "t.yaml"
+    file.write_text(f"version: 1\nguests: {{g0: {{disks: {{data: {{type: virtio-blk, size: {size}, image: {image}{more}}}}}}}}}\n")
+    try:
+        load_points(file, host_memory=HOST_BYTES)
+    except TopologyError as error:
+        return [f"{problem.path}: {problem.message}" for problem in error.problems]
+    return []
+
+
+def one(folder: Path, image: str, more: str = "", size: str = "8M") -> str:
+    (said,) = problems(folder, image, more, size)
+    assert said.startswith("guests.g0.disks.data.image: "), said
+    return said.removeprefix("guests.g0.disks.data.image: ")
+
+
+def raw(path: Path, begin: bytes = b"", size: int = 4 << 20) -> None:
+    with path.open("wb") as file:
+        file.write(begin)
+        file.truncate(size)
+
+
+def test_a_qcow2_that_is_called_img_is_not_taken_for_a_raw_image(tmp_path: Path) -> None:
+    qemu_img("create", "-f", "qcow2", tmp_path / "ubuntu.img", "4M")
+    said = one(tmp_path, "ubuntu.img")
+    assert said.startswith("expected raw, which its name says, got qcow2 by its bytes; write image-format: qcow2, or, where these")
+    assert problems(tmp_path, "ubuntu.img", ", image-format: qcow2") == []
+    (tmp_path / "ubuntu.img").rename(tmp_path / "ubuntu.qcow2")
+    assert problems(tmp_path, "ubuntu.qcow2") == []
+    assert one(tmp_path, "ubuntu.qcow2", ", image-format: raw").startswith("expected raw, which image-format says, got qcow2")
+
+
+def test_what_is_asked_for_is_what_the_disk_is_an_overlay_of(tmp_path: Path) -> None:
+    qemu_img("create", "-f", "qcow2", tmp_path / "ubuntu.img", "4M")
+    file = tmp_path / "t.yaml"
+    file.write_text("version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, image: ubuntu.img, image-format: qcow2}}}}\n")
+    disk = load_points(file, host_memory=HOST_BYTES)[""].guests["g0"].disks["data"]
+    assert disk.image == str(tmp_path / "ubuntu.img") and disk.image_kind == "qcow2"
+
+
+def test_a_raw_image_that_is_called_qcow2_is_refused(tmp_path: Path) -> None:
+    raw(tmp_path / "x.qcow2")
+    assert one(tmp_path, "x.qcow2") == "expected qcow2, which its name says, got raw by its bytes; write image-format: raw"
+    raw(tmp_path / "x.img")
+    assert one(tmp_path, "x.img", ", image-format: qcow2").startswith("expected qcow2, which image-format says, got raw")
+    assert problems(tmp_path, "x.img") == problems(tmp_path, "x.img", ", image-format: raw") == []
+
+
+@pytest.mark.parametrize("kind", ["vmdk", "vdi", "vhdx", "vpc", "qed", "parallels"])
+def test_other_formats_are_named(tmp_path: Path, kind: str) -> None:
+    qemu_img("create", "-f", kind, tmp_path / "x.img", "4M")
+    assert (
+        one(tmp_path, "x.img", size="64M")
+        == f"expected raw, which its name says, got {'vhd' if kind == 'vpc' else kind} by its bytes; {NEW}"
+    )
+
+
+def test_what_is_compressed_or_packed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.img").write_bytes(gzip.compress(bytes(4096)))
+    assert one(tmp_path, "x.img") == "expected raw, which its name says, got gzip by its bytes; unpack it first, with gunzip"
+    (tmp_path / "x.img").write_bytes(lzma.compress(bytes(4096)))
+    assert one(tmp_path, "x.img").endswith("got xz by its bytes; unpack it first, with unxz")
+    raw(tmp_path / "x.img", b"\x28\xb5\x2f\xfd")
+    assert one(tmp_path, "x.img").endswith("got zstd by its bytes; unpack it first, with unzstd")
+    shutil.make_archive(str(tmp_path / "a"), "tar", tmp_path, "x.img")
+    (tmp_path / "a.tar").rename(tmp_path / "x.img")
+    assert one(tmp_path, "x.img").endswith("got tar by its bytes; unpack it first, with tar -x")
+
+
+def test_an_image_that_is_not_there_is_too_large_chained_or_encrypted_is_a_mistake_of_the_file(tmp_path: Path) -> None:
+    assert one(tmp_path, "no.img") == f"expected a file, there is no {tmp_path}/no.img"
+    (tmp_path / "folder.img").mkdir()
+    assert one(tmp_path, "folder.img") == f"expected a file, {tmp_path}/folder.img is none"
+    (tmp_path / "loop.img").symlink_to("loop.img")
+    assert "loop.img" in one(tmp_path, "loop.img")
+    (tmp_path / "empty.img").touch()
+    assert one(tmp_path, "empty.img") == "expected the image of a disk, the file is empty"
+    raw(tmp_path / "big.img", size=16 << 20)
+    assert one(tmp_path, "big.img") == "it holds 16M, which is more than the disk's size of 8M"
+    qemu_img("create", "-f", "qcow2", tmp_path / "big.qcow2", "16M")
+    assert one(tmp_path, "big.qcow2") == "it holds 16M, which is more than the disk's size of 8M"
+    qemu_img("create", "-f", "qcow2", "-b", tmp_path / "big.qcow2", "-F", "qcow2", tmp_path / "chained.qcow2", "8M")
+    assert one(tmp_path, "chained.qcow2").startswith(f"expected an image that stands alone, got one on {tmp_path}/big.qcow2; make one of")
+    qemu_img("create", "-f", "qcow2", "-o", f"data_file={tmp_path}/data.raw", tmp_path / "external.qcow2", "8M")
+    assert "got one whose data is in another file" in one(tmp_path, "external.qcow2")
+    qemu_img("create", "-f", "qcow2", tmp_path / "plain.qcow2", "4M")
+    header = (tmp_path / "plain.qcow2").read_bytes()
+    (tmp_path / "luks.qcow2").write_bytes(header[:32] + struct.pack(">I", 2) + header[36:])
+    assert one(tmp_path, "luks.qcow2").startswith("expected an image that is not encrypted, got one with LUKS")
+    (tmp_path / "cut.qcow2").write_bytes(header[:65536])
+    assert any("expected a whole qcow2, got 65536 bytes of one" in said for said in problems(tmp_path, "cut.qcow2"))
+    (tmp_path / "cut.qcow2").write_bytes(header[:50])
+    assert one(tmp_path, "cut.qcow2") == "expected a qcow2, whose header has 104 bytes, got a file of 50"
+    (tmp_path / "old.qcow2").write_bytes(b"QFI\xfb" + struct.pack(">I", 1) + header[8:])
+    assert "expected qcow2 of version 2 or 3, got version 1" in one(tmp_path, "old.qcow2")
+    corrupt = bytearray(header)
+    corrupt[79] |= 2
+    (tmp_path / "corrupt.qcow2").write_bytes(corrupt)
+    assert one(tmp_path, "corrupt.qcow2") == "it is marked as corrupt; repair it first: qemu-img check -r all IMAGE"
+
+
+def test_old_qcow2_and_plain_content_are_what_they_are(tmp_path: Path) -> None:
+    qemu_img("create", "-f", "qcow2", "-o", "compat=0.10", tmp_path / "x.qcow2", "4M")
+    assert problems(tmp_path, "x.qcow2") == []
+    for begin in (b"", b"LUKS\xba\xbe", b"\xeb\x63\x90", b"hsqs", b"\x7fELF"):  # what stands at the beginning of a raw disk
+        content = disk_images.Content(head=begin + bytes(1000), tail=bytes(512), size_bytes=1 << 20)
+        assert disk_images.kind(content) == "raw"
+
+
+def test_no_header_whatever_is_taken_without_its_mistakes(tmp_path: Path) -> None:
+    """Random headers after qcow2's magic: no exception, and nothing that names another file passes."""
+    for seed in range(2000):
+        head = b"QFI\xfb" + (struct.pack(">I", 2 + seed % 2) + (seed * 2654435761 % (1 << 64)).to_bytes(8, "big") * 12)
+        content = disk_images.Content(head=head, tail=head[-512:], size_bytes=len(head))
+        assert list(disk_images.mistakes(content, "qcow2", "its name", 1 << 62)) or not any(head[8:16])
+
+
+async def test_an_image_that_changed_since_it_was_validated_is_refused_as_well(tmp_path: Path) -> None:
+    qemu_img("create", "-f", "qcow2", tmp_path / "x.img", "4M")
+    wanted = Storage(file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw"))
+    with pytest.raises(HostError, match=r"image .*x\.img: expected raw, which the topology says, got qcow2 by its bytes"):
+        await disk_files.make(wanted)
