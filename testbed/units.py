@@ -6,11 +6,12 @@ import re
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
-_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.ASCII)
+_SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:iB)?|B)?", re.ASCII)
+_DECIMAL = re.compile(r"(\d+)\s*([kKMGT])[bB]", re.ASCII)
 
 
 def parse_size(text: str | int) -> int:
-    """`"2G"`, `"512MiB"` or `4096` in bytes; suffixes are powers of 1024, as in QEMU.
+    """`"2G"`, `"512MiB"` or `4096` in bytes; suffixes are powers of 1024, as in QEMU. `GB` is none: some mean 1000 by it, some 1024.
 
     :raise ValueError: not a size; says what was expected.
     """
@@ -18,8 +19,18 @@ def parse_size(text: str | int) -> int:
         raise ValueError(f"expected a size such as 2G, got {text!r}")
     match = _SIZE.fullmatch(str(text).strip())
     if match is None or len(match[1]) > 15:
-        raise ValueError(f"expected a size such as 2G, got {text!r}")
-    return int(match[1]) * _FACTORS[match[2]]
+        raise ValueError(f"expected a size such as 2G, got {text!r}{_or_decimal(str(text).strip())}")
+    return int(match[1]) * _FACTORS[match[2] or ""]
+
+
+def _or_decimal(text: str) -> str:
+    """What to write in place of a size in powers of 1000."""
+    match = _DECIMAL.fullmatch(text)
+    if match is None or len(match[1]) > 15:
+        return ""
+    number, unit = int(match[1]), match[2].upper()
+    binary, decimal = number * _FACTORS[unit], number * 1000 ** ("KMGT".index(unit) + 1)
+    return f"; write {number}{unit}iB for {binary} bytes (powers of 1024), or {decimal}"
 
 
 def format_size(size_bytes: float) -> str:

@@ -92,7 +92,6 @@ def from_qemu(limits: Mapping[str, int]) -> Throttle:
     :raise ValueError: a name is none of them.
     """
     known = {field.name.replace("_", "-"): field.name for field in fields(Throttle)}
-    for name in limits:
-        if name not in known:
-            raise ValueError(f"expected one of {', '.join(known)}, got {name!r}")
+    if unknown := [name for name in limits if name not in known]:
+        raise ValueError(f"expected one of {', '.join(known)}, got {' and '.join(map(repr, unknown))}")
     return Throttle(**{known[name]: value for name, value in limits.items()})

@@ -9,7 +9,8 @@ memory 128M       memory off       cpus 1                    cpus off
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -38,17 +39,25 @@ def throttle(words: Sequence[str]) -> Throttle:
             raise UsageError(f"expected {OFF}, a profile ({', '.join(PROFILES)}) or limits such as iops-total=100, got {word!r}")
         case [*several] if alone := [word for word in several if word == OFF or word in PROFILES]:
             raise UsageError(f"expected {alone[0]} alone, or beside a scale, got {' '.join(several)}")
-    limits = {}
-    for name, value in _pairs(_some(words), "a limit such as iops-total=100"):
-        try:
-            limits[name] = parse_size(value)
-        except ValueError:
-            such = "20M" if name.startswith("bps") and not name.endswith("length") else "100"
-            raise UsageError(f"{name}: expected a number such as {such}, got {value!r}") from None
+    limits, wrong = {}, _Wrong()
+    for name, value in wrong.pairs(_some(words), "a limit such as iops-total=100"):
+        limits[name] = 0
+        with wrong.noting():
+            limits[name] = _limit(name, value)
+    with wrong.noting():
+        found = from_qemu(limits)
+    wrong.refuse()
+    return found.scaled(scale)
+
+
+def _limit(name: str, value: str) -> int:
     try:
-        return from_qemu(limits).scaled(scale)
+        return parse_size(value)
     except ValueError as error:
-        raise UsageError(str(error)) from None
+        if "; write " in str(error):
+            raise UsageError(f"{name}: {error}") from None
+        such = "20M" if name.startswith("bps") and not name.endswith("length") else "100"
+        raise UsageError(f"{name}: expected a number such as {such}, got {value!r}") from None
 
 
 def latency(words: Sequence[str]) -> Latency:
@@ -71,13 +80,14 @@ def _latency(words: Sequence[str]) -> Latency:
             return Latency(read_us=every, write_us=every, flush_us=every)
     known = {field.name.removesuffix("_us"): field.name for field in fields(Latency)}
     found: dict[str, int] = {}
-    for name, value in _pairs(_some(words), "a delay such as 5ms, or read=5ms"):
-        if name == "both":
-            found |= dict.fromkeys(("read_us", "write_us", "flush_us"), _duration(name, value))
-        elif name in known:
-            found[known[name]] = _duration(name, value)
-        else:
-            raise UsageError(f"expected one of both, {', '.join(known)}, got {name!r}")
+    wrong = _Wrong()
+    for name, value in wrong.pairs(_some(words), "a delay such as 5ms, or read=5ms"):
+        with wrong.noting():
+            if name not in ("both", *known):
+                raise UsageError(f"expected one of both, {', '.join(known)}, got {name!r}")
+            places = ("read_us", "write_us", "flush_us") if name == "both" else (known[name],)
+            found |= dict.fromkeys(places, _duration(name, value))
+    wrong.refuse()
     delays = Latency(**found)
     if delays.none and delays.jitter_us:
         raise UsageError("jitter: expected a delay of both, read, write or flush beside it, got none")
@@ -156,7 +166,12 @@ def faults(words: Sequence[str]) -> tuple[Fault, ...]:
             return ()
         case [word] if word == READ_ONLY:
             return WORN
-    return tuple(_fault(word) for word in _some(words))
+    found, wrong = list[Fault](), _Wrong()
+    for word in _some(words):
+        with wrong.noting():
+            found.append(_fault(word))
+    wrong.refuse()
+    return tuple(found)
 
 
 def said_throttle(limits: Throttle) -> list[str]:
@@ -194,23 +209,31 @@ def _said_fault(fault: Fault) -> str:
 
 def _fault(word: str) -> Fault:
     first, *more = word.split(",")
-    ((operation, effect),) = _pairs([first], "a fault such as read=EIO")
-    said: dict[str, int | float] = {}
-    for name, value in _pairs(more, "count=N, range=FROM-TO, probability=P or seed=N"):
-        try:
-            match name:
-                case "count" | "seed":
-                    said[name] = _number(int, value, "a whole number")
-                case "probability":
-                    said["probability"] = _number(float, value, "a number")
-                case "range":
-                    begin, _, end = value.partition("-")
-                    said |= {"first": parse_size(begin) if begin != "0" else 0, "end": parse_size(end) if end else END}
-                case _:
-                    raise UsageError(f"{word}: expected count, range, probability or seed, got {name!r}")
-        except ValueError as error:
-            raise UsageError(f"{word}: {name}: {error}") from None
-    return Fault(operation=operation, effect=effect, **said)  # type: ignore[arg-type]  # each name has its own type
+    wrong = _Wrong()
+    said: dict[str, Any] = {}
+    for name, value in wrong.pairs([first], "a fault such as read=EIO"):
+        said |= {"operation": name, "effect": value}
+    for name, value in wrong.pairs(more, "count=N, range=FROM-TO, probability=P or seed=N"):
+        with wrong.noting(f"{word}: "):
+            said |= _of_fault(name, value)
+    wrong.refuse()
+    return Fault(**said)
+
+
+def _of_fault(name: str, value: str) -> dict[str, Any]:
+    """The fields of a fault that one of its words sets."""
+    try:
+        match name:
+            case "count" | "seed":
+                return {name: _number(int, value, "a whole number")}
+            case "probability":
+                return {name: _number(float, value, "a number")}
+            case "range":
+                begin, _, end = value.partition("-")
+                return {"first": parse_size(begin) if begin != "0" else 0, "end": parse_size(end) if end else END}
+    except ValueError as error:
+        raise UsageError(f"{name}: {error}") from None
+    raise UsageError(f"expected count, range, probability or seed, got {name!r}")
 
 
 def _number(kind: type[int] | type[float], value: str, expected: str) -> int | float:
@@ -246,16 +269,37 @@ def _scale(words: Sequence[str]) -> tuple[float, Sequence[str]]:
     return factor, [word for word in words if word not in said]
 
 
-def _pairs(words: Iterable[str], example: str) -> list[tuple[str, str]]:
-    found: list[tuple[str, str]] = []
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not value:
-            raise UsageError(f"expected {example}, got {word!r}")
-        if name in dict(found):
-            raise UsageError(f"expected each of them once, got {name!r} twice")
-        found.append((name, value))
-    return found
+class _Wrong:
+    """Mistakes in words that are looked at one by one, to be told together."""
+
+    def __init__(self) -> None:
+        self._said: list[str] = []
+
+    @contextlib.contextmanager
+    def noting(self, before: str = "") -> Iterator[None]:
+        """Go on after a mistake of the block."""
+        try:
+            yield
+        except (UsageError, ValueError) as error:
+            self._said.append(f"{before}{error}")
+
+    def pairs(self, words: Iterable[str], example: str) -> Iterator[tuple[str, str]]:
+        """The words that are NAME=VALUE, each name once; the others are mistakes."""
+        seen: set[str] = set()
+        for word in words:
+            name, equals, value = word.partition("=")
+            if not equals or not value:
+                self._said.append(f"expected {example}, got {word!r}")
+            elif name in seen:
+                self._said.append(f"expected each of them once, got {name!r} twice")
+            else:
+                seen.add(name)
+                yield name, value
+
+    def refuse(self) -> None:
+        """:raise UsageError: there are mistakes; names all."""
+        if self._said:
+            raise UsageError("; ".join(dict.fromkeys(self._said)))
 
 
 # What can be done with a disk, and how the words after its name are read.

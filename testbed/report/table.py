@@ -129,7 +129,7 @@ def _cell(result: Result, side: str, spread: dict[str, dict[str, float]]) -> Ren
 
 def _value(measure: Measure) -> str:
     if measure.unit == "bytes":
-        return f"{format_size(measure.value)}B" if measure.value >= 1024 else f"{measure.value:.0f} bytes"
+        return f"{format_size(measure.value)}iB" if measure.value >= 1024 else f"{measure.value:.0f} bytes"
     number = f"{measure.value:.1f}" if isinstance(measure.value, float) else str(measure.value)
     return f"{number} {measure.unit}"
 

@@ -69,7 +69,7 @@ class Point:
         """Why a topology's guest has no room for it, or None."""
         if self.disk is None or self.disk_in(model) is not None:
             return None
-        return f"the topology has no {self.disk} disk of at least {format_size(self.least_bytes)}B"
+        return f"the topology has no {self.disk} disk of at least {format_size(self.least_bytes)}"
 
 
 ANYWHERE = (Point(),)

@@ -19,7 +19,7 @@ class Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True)
 
 
-SIZE_PATTERN = r"^\d+\s*[KMGT]?(i?B)?$"
+SIZE_PATTERN = r"^\d+\s*([KMGT](iB)?|B)?$"
 _SIZE_SCHEMA: dict[str, Any] = {
     "oneOf": [{"type": "integer", "minimum": 1}, {"type": "string", "pattern": SIZE_PATTERN}],
     "description": "bytes, or a number with K, M, G or T (powers of 1024)",

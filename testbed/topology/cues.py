@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from testbed.errors import UsageError
@@ -75,17 +75,34 @@ def mistakes(act: Act, disks: Mapping[str, DiskKind], *, memory_bytes: int, cpus
         yield "expected every beside times, got none"
     if (act.ramp is not None) != (_RANGE.search(act.do) is not None):
         yield f"expected ramp, and FROM..TO in what it does, got one of them: {act.do!r}"
-        return
-    try:
-        # An endless one says the same each time.
-        some = list(itertools.islice(cues(act), act.steps + 1))
-    except UsageError as error:
-        yield f"{act.do!r}: {error}"
-        return
-    for cue in some:
-        for mistake in _mistakes(cue.action, disks, {"memory": memory_bytes, "cpus": cpus}):
-            yield f"{cue.text!r}: {mistake}"
-            return
+    yield from _mistakes_of_words(act, disks, {"memory": memory_bytes, "cpus": cpus})
+
+
+def _mistakes_of_words(act: Act, disks: Mapping[str, DiskKind], machine: Mapping[str, int]) -> Iterator[str]:
+    """What is wrong with what an act does; of a ramp each step is looked at, and what several have is told once."""
+    steps = act.steps + 1 if act.ramp is not None else 1  # one that is done again and again says the same each time
+    said: set[str] = set()
+    for step in range(steps):
+        text = act.do
+        try:
+            text = _between(act.do, step / max(1, steps - 1))
+            found = list(_mistakes(words.action(text.split()), disks, machine))
+        except UsageError as error:
+            found = [*_of_disk(text.split(), disks), str(error)]
+        for mistake in found:
+            if mistake not in said:
+                said.add(mistake)
+                yield f"{text!r}: {mistake}"
+
+
+def _of_disk(some: Sequence[str], disks: Mapping[str, DiskKind]) -> Iterator[str]:
+    """Whether words that are wrong otherwise name a disk that there is."""
+    if len(some) > 1 and some[0] in words.VERBS and some[1] not in disks:
+        yield _no_disk(some[1], disks)
+
+
+def _no_disk(name: str, disks: Mapping[str, DiskKind]) -> str:
+    return f"expected one of the guest's disks ({', '.join(sorted(disks)) or 'it has none'}), got {name!r}"
 
 
 def _mistakes(action: Action, disks: Mapping[str, DiskKind], machine: Mapping[str, int]) -> Iterator[str]:
@@ -95,7 +112,7 @@ def _mistakes(action: Action, disks: Mapping[str, DiskKind], machine: Mapping[st
             yield f"expected at most the guest's own {format_size(most) if action.verb == 'memory' else most}, and more than none"
         return
     if action.disk not in disks:
-        yield f"expected one of the guest's disks ({', '.join(sorted(disks)) or 'it has none'}), got {action.disk!r}"
+        yield _no_disk(action.disk, disks)
     elif action.verb == "resize" and (keeps := disks[action.disk].keeps_size):
         yield keeps
     if action.verb == "throttle":

@@ -26,15 +26,24 @@ _YAML_1_1 = (
         re.compile(r"[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE"),
         "YAML 1.1 reads it as true or false; write true or false, or quote it",
     ),
+    (re.compile(r"Null|NULL"), "readers of YAML take it for nothing; write null, or quote it"),
     (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "YAML 1.1 reads it as a number of base 60; quote it"),
     (
-        re.compile(r"0[0-7]+|0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]+)+"),
+        re.compile(r"[-+]?0[0-9]+"),
+        "YAML 1.1 reads it as octal, or as text where 8 or 9 is in it; write it without the leading 0, or quote it",
+    ),
+    (
+        re.compile(r"[-+]?0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]*)+(\.[0-9_]*)?|[-+]?[0-9]+[eE][-+]?[0-9]+"),
         "readers of YAML differ about this number; write it in decimal or quote it",
     ),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), "readers of YAML take it for a number that is none; quote it"),
+    (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"), "YAML 1.1 reads it as a date; quote it"),
 )
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
+
+_PLAIN = "tag:testbed,plain"
 
 Where = tuple[str | int, ...]
 
@@ -105,11 +114,18 @@ class Reader:
 
     def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
         result: dict[str, Any] = {}
+        merged: dict[str, Any] = {}  # so that nothing of it is missed as well
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 self.problem(where, "expected a word as key, got a mapping or a list", self._mark(key_node.start_mark))
                 continue
             key = key_node.value
+            if key == "<<" and key_node.tag == _PLAIN:
+                said = "expected each key by itself, got <<, which merges mappings in YAML 1.1 alone; write the keys out, or use `extends`"
+                self.problem((*where, key), said, self._mark(key_node.start_mark))
+                merged |= self._merged(value_node, where)
+                continue
+            self._key(key_node, (*where, key))
             if key in result:
                 self.problem((*where, key), "the key stands here twice", self._mark(key_node.start_mark))
                 continue
@@ -117,13 +133,30 @@ class Reader:
             result[key] = self.value(value_node, (*where, key))
             if isinstance(value_node, yaml.MappingNode | yaml.SequenceNode):
                 self.marks[(*where, key)] = self._mark(key_node.start_mark)
-        return result
+        return merged | result
+
+    def _merged(self, node: yaml.Node, where: Where) -> dict[str, Any]:
+        """What a merge key would bring: of a mapping, or of several."""
+        found = self.value(node, where)
+        several = found if isinstance(found, list) else [found]
+        return {key: value for one in reversed(several) if isinstance(one, dict) for key, value in one.items()}
+
+    def _key(self, node: yaml.ScalarNode, where: Where) -> None:
+        """Whether every reader takes a key for the same text, but for `y` and `n`, which are good names, and `on`, a key of ours."""
+        if node.tag != _PLAIN or node.value in ("y", "Y", "n", "N", "on"):
+            return
+        advice = next((advice for pattern, advice in _YAML_1_1 if pattern.fullmatch(node.value)), None)
+        if advice is None and node.value in ("true", "false", "null", "~", ""):
+            advice = "it is no text; quote it"
+        if advice is not None:
+            said = f"expected a key that every reader of YAML reads alike, got {node.value} ({advice})"
+            self.problem(where, said, self._mark(node.start_mark))
 
     def _scalar(self, node: yaml.Node, where: Where) -> Any:
         text: str = node.value
-        if node.tag not in ("tag:yaml.org,2002:str", "tag:testbed,plain"):
+        if node.tag not in ("tag:yaml.org,2002:str", _PLAIN):
             self.problem(where, f"expected no tag, got {node.tag}")
-        if node.tag != "tag:testbed,plain":
+        if node.tag != _PLAIN:
             return text
         for pattern, advice in _YAML_1_1:
             if pattern.fullmatch(text):
@@ -141,7 +174,7 @@ class _Loader(yaml.SafeLoader):
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:
-            return "tag:testbed,plain"
+            return _PLAIN
         return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
 
 
@@ -160,7 +193,8 @@ def text_of(path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
-        raise single(str(path), *_place(before), "expected UTF-8 text") from error
+        utf16 = ", got UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise single(str(path), *_place(before), f"expected UTF-8 text{utf16}") from error
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -192,7 +226,7 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise single(reader.file, line, column, f"not YAML: {error.problem or error.context}") from error
+        raise single(reader.file, line, column, f"not YAML: {_advised(error)}") from error
     except yaml.reader.ReaderError as error:
         said = f"not YAML: the character U+{ord(text[error.position]):04X} must not stand in it"
         raise single(reader.file, *_place(text[: error.position]), said) from error
@@ -203,6 +237,16 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise single(reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}")
     return plain
+
+
+def _advised(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, in words that say what to do where YAML's own do not."""
+    problem = str(error.problem or error.context)
+    if "'\\t'" in problem:
+        return "a tab cannot indent, or stand before a value; use spaces"
+    if "another document" in problem:
+        return "expected one document, got another after ---"
+    return problem
 
 
 def _place(before: str) -> tuple[int, int]:

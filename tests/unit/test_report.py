@@ -86,7 +86,7 @@ def test_each_run_has_a_folder_of_its_own(tmp_path: Path) -> None:
 
 def test_the_table_shows_measures_verdict_and_controls(tmp_path: Path) -> None:
     text = shown((passed(tmp_path),))
-    assert "disk reads: 32MB" in text and "PASS" in text and "controls: 1 of 1 hold" in text and "5.10-cloud" in text
+    assert "disk reads: 32MiB" in text and "PASS" in text and "controls: 1 of 1 hold" in text and "5.10-cloud" in text
     assert "timeline: never began" in text
 
 
