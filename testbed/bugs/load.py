@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from testbed.bugs import scripts
 from testbed.bugs.model import Bug, Case, Document
 from testbed.errors import Problem, TopologyError
-from testbed.topology import messages
 from testbed.topology.load import load_points, merged, points_of
 from testbed.topology.model import Guest
 from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_of
+from testbed.topology.tolerant import Checked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,17 +207,15 @@ def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | No
 
 
 def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
-    try:
-        bug = Bug.model_validate(plain)
-    except ValidationError as invalid:
-        for error in invalid.errors():
-            where = messages.place(error, plain)
-            at_key = reader.key_marks.get(where) if error["type"] == "extra_forbidden" else None
-            reader.problem(where, messages.message(error, where, plain, Document), at_key)
+    """What a file says of its bug, with misspelt keys read as what they are near to; what is wrong goes to the reader."""
+    checked = Checked(Bug, plain, Document)
+    for failure in checked.failures:
+        reader.problem(failure.where, failure.message, reader.key_marks.get(failure.where) if failure.at_key else None)
+    if checked.value is None or not checked.whole:
         return None
-    for where, said in bug.mistakes():
-        reader.problem(where, said)
-    return None if reader.problems else bug
+    for where, said in checked.value.mistakes():
+        reader.problem(checked.original(where), said)
+    return checked.value
 
 
 def of_plain(plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str | None = None) -> Case:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
 
@@ -92,31 +93,41 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
     :raise CollectError: one is wrong.
     """
     node, state = metafunc.definition, metafunc.config.stash[STATE]
-    try:
+    wrong: list[str] = []
+    with _noting(wrong):
         _check_timeout(node)
+    with _noting(wrong):
         needs(node)
+    wanted = Kernels()
+    with _noting(wrong):
         wanted = kernels(node)
-        for kernel in (*wanted.each, wanted.base, wanted.patched):
-            if kernel is not None:
+    for kernel in dict.fromkeys((*wanted.each, wanted.base, wanted.patched)):
+        if kernel is not None:
+            with _noting(wrong):
                 _resolved(state, kernel)
-        named: tuple[str, ...] = ()
-        found: Points | None = None
+    found: Points | None = None
+    with _noting(wrong):
         if "_testbed_point" in metafunc.fixturenames and _is_ours(metafunc, "topology"):
             found = points(node)
         elif node.get_closest_marker("testbed_topology") is not None:
             points(node)
-        if "_testbed_kernel" in metafunc.fixturenames:
-            named = wanted.each or _own_kernel(found) or (state.table.patched,)
-            metafunc.parametrize("_testbed_kernel", named, ids=[file_name(name) for name in named], indirect=True)
-            state.first_kernel = state.first_kernel or named[0]
-        if found is not None and len(found.found) > 1:
-            metafunc.parametrize("_testbed_point", list(found.found), ids=[found.titles[name] for name in found.found], indirect=True)
+    if wrong:
+        raise pytest.Collector.CollectError("\n".join(f"{place(node)}: {said}" for said in wrong))
+    if "_testbed_kernel" in metafunc.fixturenames:
+        named = wanted.each or _own_kernel(found) or (state.table.patched,)
+        metafunc.parametrize("_testbed_kernel", named, ids=[file_name(name) for name in named], indirect=True)
+        state.first_kernel = state.first_kernel or named[0]
+    if found is not None and len(found.found) > 1:
+        metafunc.parametrize("_testbed_point", list(found.found), ids=[found.titles[name] for name in found.found], indirect=True)
+
+
+@contextlib.contextmanager
+def _noting(wrong: list[str]) -> Iterator[None]:
+    """Go on after a mistake of the block, to tell it with the others."""
+    try:
+        yield
     except (TestbedError, _Refused) as error:
-        _refuse(node, str(error))
-
-
-def _refuse(node: pytest.Item, said: str) -> NoReturn:
-    raise pytest.Collector.CollectError(f"{place(node)}: {said}")
+        wrong.append(str(error))
 
 
 def _is_ours(metafunc: pytest.Metafunc, fixture: str) -> bool:
@@ -162,15 +173,20 @@ def kernels(node: pytest.Item) -> Kernels:
 def needs(node: pytest.Item) -> Needs:
     """Of all markers, the nearest last."""
     found: dict[str, tuple[str, ...]] = {}
+    wrong: list[str] = []
     for marker in reversed(list(node.iter_markers("testbed_requires"))):
-        if marker.args or not marker.kwargs or set(marker.kwargs) - set(_REQUIRES):
+        unknown = set(marker.kwargs) - set(_REQUIRES)
+        if marker.args or not marker.kwargs or unknown:
             got = ", ".join((*map(repr, marker.args), *marker.kwargs)) or "nothing"
-            raise _Refused(f"testbed_requires: expected {', '.join(f'{name}=' for name in _REQUIRES)}, got {got}")
+            wrong.append(f"testbed_requires: expected {', '.join(f'{name}=' for name in _REQUIRES)}, got {got}")
         for kind, value in marker.kwargs.items():
             names = (value,) if isinstance(value, str) else value
             if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name.strip() for name in names):
-                raise _Refused(f"testbed_requires: {kind}: expected a name or several, got {value!r}")
-            found[kind] = tuple(dict.fromkeys((*found.get(kind, ()), *names)))
+                wrong.append(f"testbed_requires: {kind}: expected a name or several, got {value!r}")
+            elif kind not in unknown:
+                found[kind] = tuple(dict.fromkeys((*found.get(kind, ()), *names)))
+    if wrong:
+        raise _Refused("; ".join(wrong))
     return Needs(**found)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 
 from testbed.errors import TopologyError
 from testbed.topology import here, matrix, messages
 from testbed.topology.check import check, did_you_mean
-from testbed.topology.model import Guest, Matrix, Topology
+from testbed.topology.model import Document, Guest, Matrix, Topology
 from testbed.topology.reader import Reader, Where, read, single, text_of
+from testbed.topology.tolerant import Checked, leave_out
 
 _MAX_DEPTH = 8
 
@@ -179,7 +178,10 @@ def _expand(plain: dict[str, Any], reader: Reader, path: Path | None, host_memor
     missing = [(where, axis) for where, axis in matrix.placeholders(plain) if axis not in known]
     for where, axis in missing:
         reader.problem(where, f"expected an axis of the matrix, got ${{{axis}}}{did_you_mean(axis, known)}")
-    return {} if missing else _validated(plain, chosen, reader, path, host_memory)
+    # The rest is looked at without the parts that they stand in.
+    for where, _ in sorted(missing, key=lambda one: [str(part).zfill(9) for part in one[0]], reverse=True):
+        leave_out(plain, where[:4])
+    return _validated(plain, chosen, reader, path, host_memory)
 
 
 def _validated(
@@ -191,9 +193,10 @@ def _validated(
     fill = matrix.filler(plain)
     for name, point in chosen.items():
         filled = fill(point) if fill is not None else plain
-        topology, failed, lost = _checked(filled)
-        for error, where in failed:
-            at.setdefault((where, messages.message(error, where, filled), error["type"] == "extra_forbidden"), []).append(name)
+        checked = Checked(Topology, filled, Document)
+        for failure in checked.failures:
+            at.setdefault((failure.where, failure.message, failure.at_key), []).append(name)
+        topology = checked.value
         if topology is None:
             continue
         if path is not None:
@@ -201,8 +204,8 @@ def _validated(
         found[name] = topology
         for where, said in (*check(topology), *(here.mistakes(topology, host_memory) if host_memory is not None else ())):
             # What a part that was left out is missed for is no mistake of its own.
-            if not any(f"{gone!r}" in said for gone in lost):
-                at.setdefault((where, said, False), []).append(name)
+            if not any(f"{gone!r}" in said for gone in checked.lost):
+                at.setdefault((checked.original(where), said, False), []).append(name)
     spoken = {problem.path for problem in reader.problems}
     for (where, said, at_key), names in at.items():
         if reader.path(where) in spoken:
@@ -211,39 +214,3 @@ def _validated(
             said += f" (at {names[0]}{f' and {len(names) - 1} more points' if len(names) > 1 else ''})"
         reader.problem(where, said, reader.key_marks.get(where) if at_key else None)
     return found
-
-
-_Failure = tuple[ErrorDetails, Where]
-
-
-def _checked(plain: Any) -> tuple[Topology | None, list[_Failure], set[str]]:
-    """The topology, if need be without the parts that are wrong in themselves, so that the others can still be compared with each other.
-
-    Returns it (None where nothing of it is left), what is wrong, and the names of the parts that were left out.
-    """
-    failed: list[_Failure] = []
-    lost: set[str] = set()
-    for _ in range(_MAX_DEPTH):
-        try:
-            return Topology.model_validate(plain), failed, lost
-        except ValidationError as invalid:
-            now = [(error, messages.place(error, plain)) for error in invalid.errors()]
-        failed = failed or now  # later ones come of what was left out
-        plain = copy.deepcopy(plain)
-        for error, where in now:
-            # guests.NAME.SECTION.ENTRY is left out as a whole, but for a key that it does not have.
-            entry = where if error["type"] == "extra_forbidden" else where[:4]
-            if len(entry) == 4:
-                lost.add(str(entry[-1]))
-            _leave_out(plain, entry)
-    return None, failed, lost
-
-
-def _leave_out(plain: Any, where: Where) -> None:
-    if where == ("version",):
-        plain["version"] = 1
-        return
-    for part in where[:-1]:
-        plain = plain.get(part) if isinstance(plain, dict) else None
-    if isinstance(plain, dict) and where:
-        plain.pop(where[-1], None)

@@ -250,3 +250,23 @@ def test_failed_ones_are_found_again(suite: pytest.Pytester) -> None:
     suite.makepyfile("def test_x(topology): assert topology.guests['g0'].disks['data'].type == 'nvme'")
     suite.runpytest("-q").assert_outcomes(passed=1, failed=2)
     suite.runpytest("-q", "--lf").assert_outcomes(failed=2)
+
+
+def test_every_wrong_marker_of_a_test_is_named(suite: pytest.Pytester) -> None:
+    markers = (
+        "testbed_kernels('debian-9', base='debian-8')",
+        "testbed_requires(tols='fio', tool=3)",
+        "testbed_timeout(0)",
+        "testbed_topology(7)",
+    )
+    suite.makepyfile(test_wrong="import pytest\n\n" + "".join(f"@pytest.mark.{one}\n" for one in markers) + "async def test_x(vm): ...\n")
+    text = suite.runpytest("-q").stdout.str()
+    for said in (
+        "kernel 'debian-9'",
+        "kernel 'debian-8'",
+        "got tols",
+        "tool: expected a name",
+        "testbed_timeout: expected",
+        "testbed_topology: e",
+    ):
+        assert said in text

@@ -1,0 +1,167 @@
+"""Validates a file's mapping so that one mistake hides no other: misspelt keys are read as what they are near to, wrong parts left out."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from testbed.topology import messages
+from testbed.topology.reader import Where
+
+M = TypeVar("M", bound=BaseModel)
+# Of misspelt keys below each other, and of parts that only become wrong when others are left out.
+_MOST_ROUNDS = 16
+_ENTRY = 4  # guests.NAME.SECTION.ENTRY is left out as a whole
+_TAG = re.compile(r"'([^']*)'")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A mistake, and its place in the file; `at_key`: the key itself is wrong."""
+
+    where: Where
+    message: str
+    at_key: bool
+
+
+class Checked(Generic[M]):
+    """What a mapping says, without what is wrong.
+
+    `value`: None where nothing of it is left. `whole`: nothing was left out, only read as what it is near to; `lost`: names of entries that
+    were left out.
+    """
+
+    def __init__(self, model: type[M], plain: Any, document: type[BaseModel]) -> None:
+        self.value: M | None = None
+        self.failures: list[Failure] = []
+        self.whole = True
+        self.lost: set[str] = set()
+        self._plain, self._document = plain, document
+        # Each turns a place after a change of the mapping into the place before it.
+        self._changes: list[Callable[[Where], Where]] = []
+        fresh: list[Where] = [()]  # what nobody has looked into yet; mistakes elsewhere are known, or come of what was left out
+        for number in range(_MOST_ROUNDS):
+            try:
+                self.value = model.model_validate(self._plain)
+                return
+            except ValidationError as invalid:
+                errors = [(error, messages.place(error, self._plain)) for error in invalid.errors()]
+            if number == 0:
+                self._plain = copy.deepcopy(plain)
+            nearest = self._nearest(errors)
+            for error, where in errors:
+                if any(where[: len(one)] == one for one in fresh) and not (error["type"] == "missing" and where in nearest.values()):
+                    self._failed(error, where)
+            fresh = self._corrected(nearest) + self._retagged(errors)
+            if not fresh:
+                self._leave_out(errors)
+
+    def original(self, where: Where) -> Where:
+        """Where something stands in the file that is at this place of `value`."""
+        for change in reversed(self._changes):
+            where = change(where)
+        return where
+
+    def _failed(self, error: ErrorDetails, where: Where) -> None:
+        said = messages.message(error, where, self._plain, self._document)
+        self.failures.append(Failure(self.original(where), said, error["type"] == "extra_forbidden"))
+
+    def _nearest(self, errors: Sequence[tuple[ErrorDetails, Where]]) -> dict[Where, Where]:
+        """For each unknown key that is near to one that is not there, or holds a mapping as well: the place of that one."""
+        found: dict[Where, Where] = {}
+        for error, where in errors:
+            if error["type"] == "extra_forbidden":
+                there = _at(self._plain, where[:-1])
+                near = difflib.get_close_matches(str(where[-1]), messages.keys(where[:-1], self._plain, self._document), n=1)
+                right = (*where[:-1], *near)
+                both_hold = bool(near) and isinstance(there.get(near[0], {}), dict) and isinstance(there[where[-1]], dict)
+                if near and right not in found.values() and (near[0] not in there or both_hold):
+                    found[where] = right
+        return found
+
+    def _corrected(self, nearest: dict[Where, Where]) -> list[Where]:
+        """Give misspelt keys, or what is in their mappings, the names that they are near to; returns the places that are new there."""
+        fresh: list[Where] = []
+        for where, right in nearest.items():
+            mapping = _at(self._plain, where[:-1])
+            value = mapping.pop(where[-1])
+            if right[-1] not in mapping:
+                mapping[right[-1]] = value
+                self._changes.append(_moved(right, where))
+                fresh.append(right)
+                continue
+            for key in value.keys() - mapping[right[-1]].keys():
+                mapping[right[-1]][key] = value[key]
+                self._changes.append(_moved((*right, key), (*where, key)))
+                fresh.append((*right, key))
+        return fresh
+
+    def _retagged(self, errors: Sequence[tuple[ErrorDetails, Where]]) -> list[Where]:
+        """Give mappings whose `type` is misspelt the type that it is near to; returns their places."""
+        found: list[Where] = []
+        for error, where in errors:
+            if error["type"] == "union_tag_invalid":
+                near = difflib.get_close_matches(str(error["ctx"]["tag"]), _TAG.findall(error["ctx"]["expected_tags"]), n=1)
+                if near:
+                    _at(self._plain, where[:-1])["type"] = near[0]
+                    found.append(where[:-1])
+        return found
+
+    def _leave_out(self, errors: Sequence[tuple[ErrorDetails, Where]]) -> None:
+        self.whole = False
+        # Of lists the last first, so that the others keep their numbers.
+        entries = {where if error["type"] == "extra_forbidden" else where[:_ENTRY] for error, where in errors}
+        for entry in sorted(entries, key=lambda where: [str(part).zfill(9) for part in where], reverse=True):
+            if len(entry) == _ENTRY:
+                self.lost.add(str(entry[-1]))
+            if (moved := leave_out(self._plain, entry)) is not None:
+                self._changes.append(moved)
+
+
+def leave_out(plain: Any, where: Where) -> Callable[[Where], Where] | None:
+    """Take something out of a mapping. Returns what turns a place afterwards into the one before, where the numbers of a list change."""
+    if where == ("version",):
+        plain["version"] = 1
+        return None
+    above = _at(plain, where[:-1]) if where else None
+    if isinstance(above, dict):
+        above.pop(where[-1], None)
+    elif isinstance(above, list) and isinstance(where[-1], int) and where[-1] < len(above):
+        del above[where[-1]]
+        return _counted(where[:-1], where[-1])
+    return None
+
+
+def _at(plain: Any, where: Where) -> Any:
+    """What stands at a place, None where nothing does."""
+    for part in where:
+        if isinstance(plain, dict):
+            plain = plain.get(part)
+        elif isinstance(plain, list) and isinstance(part, int) and part < len(plain):
+            plain = plain[part]
+        else:
+            return None
+    return plain
+
+
+def _moved(after: Where, before: Where) -> Callable[[Where], Where]:
+    return lambda where: (*before, *where[len(after) :]) if where[: len(after)] == after else where
+
+
+def _counted(above: Where, gone: int) -> Callable[[Where], Where]:
+    """Of a list that lost an item: numbers from there on were larger by one."""
+
+    def before(where: Where) -> Where:
+        number = where[len(above)] if where[: len(above)] == above and len(where) > len(above) else None
+        if not isinstance(number, int) or number < gone:
+            return where
+        return (*above, number + 1, *where[len(above) + 1 :])
+
+    return before
