@@ -163,8 +163,10 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
 
 
-def series(found: Sequence[Message], name: str, selection: Selection = EVERYTHING) -> tuple[Patch, ...]:
+def series(found: Sequence[Message], name: str, selection: Selection = EVERYTHING, *, of_folder: bool = False) -> tuple[Patch, ...]:
     """The patches of one series among messages, without cover letters, answers and copies: by their numbers, or as they come.
+
+    A file of one mail may be any patch of its series; a folder, or a mailbox of several, must be all of it.
 
     :raise BuildError: there is none, more than one, or it has a hole.
     """
@@ -183,7 +185,7 @@ def series(found: Sequence[Message], name: str, selection: Selection = EVERYTHIN
             f"{name}: expected all patches with numbers (`[PATCH 1/2]`), or none, got {len(patches) - len(numbered)} without: {some}; "
             "take out what does not belong to it, or say the order in a file `series`"
         )
-    return _in_order(numbered, name, selection.numbers, _diffless(found), alone=len(found) == 1)
+    return _in_order(numbered, name, selection.numbers, _diffless(found), alone=len(found) == 1 and not of_folder)
 
 
 def _number(message: Message) -> int:
@@ -216,37 +218,44 @@ def _of_version(patches: list[Message], name: str, wanted: str | None) -> list[M
     there = Counter(one.tag.version for one in patches if one.tag)
     said = ", ".join(f"{version} ({count} patch{'es' if count > 1 else ''})" for version, count in sorted(there.items()))
     if wanted is None and len(there) > 1:
-        raise BuildError(f"{name}: expected one version of a series, found {said}; choose one, such as --series-version {max(there)}")
+        raise BuildError(
+            f"{name}: expected one version of a series, found {said}; choose one, such as --series-version {max(there, key=_newer)}"
+        )
     if wanted is not None and there and wanted not in there:
         raise BuildError(f"{name}: expected version {wanted} of a series, found {said}")
     return [one for one in patches if wanted is None or one.tag is None or one.tag.version == wanted]
 
 
+def _newer(version: str) -> tuple[bool, list[int]]:
+    return not version.startswith("rfc"), [int(number) for number in re.findall(r"\d+", version)]
+
+
 def _in_order(patches: list[Message], name: str, wanted: tuple[int, ...], diffless: frozenset[int], *, alone: bool) -> tuple[Patch, ...]:
-    """By their numbers; `alone`: a file of one patch, which may be any of its series."""
-    lengths = Counter(one.tag.of for one in patches if one.tag)
+    """By their numbers. `alone`: there is one, which may be any of its series."""
+    lengths = {one.tag.of or 0 for one in patches if one.tag}
     if len(lengths) > 1:
-        said = ", ".join(f"one of {of} patches" for of in lengths)
+        said = ", ".join(f"one of {of} patches" for of in sorted(lengths))
         raise BuildError(f"{name}: expected one series, found several: {said}; give each its own file or folder, and --series for each")
     (last,) = lengths
-    assert last is not None  # all have numbers
     by_number: dict[int, list[Message]] = {}
     for one in patches:
         by_number.setdefault(_number(one), []).append(one)
-    partial = wanted or (tuple(by_number) if alone else ())
-    for number in partial or range(1, last + 1):
+    if (most := max(by_number)) > last:
+        raise BuildError(f"{name}: expected patches 1-{last}, got {most}/{last}: {by_number[most][0].patch.name}")
+    chosen = wanted or (tuple(by_number) if alone else tuple(range(1, last + 1)))
+    for number in chosen:
         there = by_number.get(number, [])
         if len(there) > 1:
             names = "\n  ".join(one.patch.name for one in there)
             raise BuildError(f"{name}: expected patch {number} once, found it {len(there)} times; take out what is not meant:\n  {names}")
         if not there:
             what = "has no diff that can be read" if number in diffless else "is missing"
-            mend = "" if partial else f"; where only these are meant: --series-patches {_ranges(sorted(by_number))}"
-            raise BuildError(f"{name}: expected patches {_ranges(partial or range(1, last + 1))}, each once; patch {number} {what}{mend}")
-    chosen = [by_number[number][0].patch for number in sorted(partial or by_number)]
-    if not partial:
-        return tuple(chosen)
-    return tuple(replace(one, subject=f"{number}/{last} {one.subject}") for number, one in zip(sorted(partial), chosen, strict=True))
+            mend = "" if wanted else f"; where only these are meant: --series-patches {_ranges(sorted(by_number))}"
+            raise BuildError(f"{name}: expected patches {_ranges(chosen)}, each once; patch {number} {what}{mend}")
+    found = {number: by_number[number][0].patch for number in chosen}
+    if len(found) == last:
+        return tuple(found.values())
+    return tuple(replace(patch, subject=f"{number}/{last} {patch.subject}") for number, patch in found.items())
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -38,10 +38,10 @@ def config_files(bzimage: Path, modules: Path | None) -> tuple[Path, ...]:
     """Where the configuration of a kernel lies, the surest first: beside it, as distributions have it, or at the top of the tree that it
     was built in, unless it was changed since.
     """
-    beside = bzimage.with_name(bzimage.name.replace("vmlinuz", "config", 1))
-    places = [beside, bzimage.with_name("config"), bzimage.with_name(".config"), *([modules / "config"] if modules else [])]
-    found = [path for path in dict.fromkeys(places) if path != bzimage and _is_file(path)]
     resolved = bzimage.resolve()
+    beside = [path.with_name(path.name.replace("vmlinuz", "config", 1)) for path in (bzimage, resolved)]
+    places = [*beside, bzimage.with_name("config"), bzimage.with_name(".config"), *([modules / "config"] if modules else [])]
+    found = [path for path in dict.fromkeys(places) if path not in (bzimage, resolved) and _is_file(path)]
     if resolved.parts[-len(_TREE) :] == _TREE:
         top = resolved.parents[len(_TREE) - 1] / ".config"
         if _is_file(top) and top.stat().st_mtime <= resolved.stat().st_mtime:

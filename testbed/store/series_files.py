@@ -39,7 +39,7 @@ def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, 
         raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
     if not files:
         raise BuildError(f"{path}: expected a file `series` or files *.patch, *.diff, *.mbox, found none")
-    return mailbox.series(found, str(path), selection)
+    return mailbox.series(found, str(path), selection, of_folder=True)
 
 
 def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:

@@ -157,6 +157,14 @@ def test_a_configuration_that_was_changed_after_the_build_is_not_the_kernels(tmp
     assert fetched(path, tmp_path).config is None
 
 
+def test_the_configuration_of_what_a_link_names_is_its_own(given: Path, tmp_path: Path) -> None:
+    (given / f"vmlinuz-{RELEASE}").write_bytes(image(None))
+    (given / f"config-{RELEASE}").write_text(config(EXT4_FS="n"))
+    (given / "vmlinuz").symlink_to(f"vmlinuz-{RELEASE}")
+    with pytest.raises(UsageError, match=rf"config-{RELEASE}\) lacks\n  CONFIG_EXT4_FS"):
+        fetched(given / "vmlinuz", tmp_path)
+
+
 def test_debians_version_is_that_of_the_banner() -> None:
     header = Header(
         release="6.1.0-57-amd64",

@@ -174,6 +174,11 @@ def test_a_part_of_a_series_is_read_where_it_is_asked_for(repository: Path, tmp_
     # One file of one patch is what somebody has chosen.
     (one,) = read_patches(next(folder.glob("*-0002-*")))
     assert one.subject == f"2/3 {SUBJECTS[1]}"
+    for path in folder.iterdir():
+        if "-0002-" not in path.name:
+            path.unlink()
+    with pytest.raises(BuildError, match="patch 1 is missing; where only these are meant: --series-patches 2"):
+        read_patches(folder)
     folder = made(repository, tmp_path / "unnumbered", "-N")
     with pytest.raises(BuildError, match="expected patches with numbers, as --series-patches names some"):
         read_patches(folder, Selection(numbers=(1,)))
@@ -186,6 +191,16 @@ def numbered(number: str, *, what: str = "PATCH", line: int = 10, **more: str) -
 
 def subjects(text: str, selection: Selection = mailbox.EVERYTHING) -> list[str]:
     return [patch.subject for patch in mailbox.series(mailbox.messages(text.encode(), "t.mbx"), "t.mbx", selection)]
+
+
+def test_a_whole_series_of_one_is_called_as_it_is() -> None:
+    assert subjects(numbered("1/1")) == subjects(numbered("1/1"), Selection(numbers=(1,))) == ["loop: 1/1"]
+
+
+def test_the_newest_of_many_versions_is_proposed() -> None:
+    thread = "".join(numbered("1/1", what=f"PATCH {version}") for version in ("v9", "v10", "RFC v11"))
+    with pytest.raises(BuildError, match="such as --series-version v10"):
+        subjects(thread)
 
 
 def test_copies_of_a_mail_count_once() -> None:
@@ -203,6 +218,7 @@ def test_copies_of_a_mail_count_once() -> None:
             numbered("1/1") + mail("[PATCH] loop: more", diff("line 21", "x", line=20)),
             "or none, got 1 without: .*loop: more;",
         ),
+        (numbered("1/2") + numbered("2/2", line=20) + numbered("3/2"), r"expected patches 1-2, got 3/2: .*\[PATCH 3/2\] loop"),
         (numbered("1/2") + mail("[PATCH 2/2] logo", "Content of another kind."), "patch 2 has no diff that can be read"),
         (numbered("1/2") + numbered("2/2") + numbered("2/2", line=20), r"patch 2 once, found it 2 times; .*\n.*\n.*2/2\] loop: 2/2"),
     ],
