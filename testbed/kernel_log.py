@@ -18,7 +18,7 @@ from testbed.console import Finding, Kind, Reader
 
 # What is asked of a guest. Not `--raw`: util-linux 2.38 ors the facility into the level there.
 COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --decode")
-_PRIORITY = re.compile(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (?=\[)")
+_PRIORITY = re.compile(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (?=(\[ *\d+\.\d+\]))")
 _KERNEL = "kern"
 _LOUD = frozenset({"emerg", "alert", "crit", "err", "warn"})
 # Taints that stay when the kernel has reported a mistake of its own.
@@ -35,28 +35,31 @@ class KernelLog:
 
 
 def parse(said: str) -> KernelLog:
-    """What `COMMAND` has printed. A line without a priority continues the one above it."""
+    """What `COMMAND` has printed. A line without a priority continues the one above it, at its time."""
     first, _, raw = said.partition("\n")
     lines: list[tuple[str, str, str]] = []
-    facility, level = _KERNEL, "warn"
+    text: list[str] = []
+    facility, level, stamp = _KERNEL, "warn", ""
     for line in raw.split("\n"):
         if found := _PRIORITY.match(line):
-            facility, level = found.groups()
-        lines.append((facility, level, line[found.end() :] if found else line))
+            facility, level, stamp = found.groups()
+        text.append(line[found.end() :] if found else line)
+        lines.append((facility, level, text[-1] if found else f"{stamp} {line.lstrip()}"))
     tainted = int(first) if re.fullmatch(r"[0-9]{1,10}", first) else 0
-    return KernelLog(text="\n".join(line for _, _, line in lines), lines=tuple(lines), tainted=tainted)
+    return KernelLog(text="\n".join(text), lines=tuple(lines), tainted=tainted)
 
 
 def merged(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
     """The console's findings and the log's, in the order of their times, no more than `most` of a kind from the log."""
     kernel, programs = _found(log, of_kernel=True), _found(log, of_kernel=False)
-    theirs = {(finding.seconds, finding.text) for finding in programs} - {(finding.seconds, finding.text) for finding in kernel}
+    theirs = _places(programs) - _places(kernel)
     found = [replace(finding, kind=Kind.PROGRAM) if (finding.seconds, finding.text) in theirs else finding for finding in shown]
     known = Counter((finding.seconds, finding.text) for finding in found)
     count = Counter(finding.kind for finding in found)
     for finding in kernel:
-        if known[finding.seconds, finding.text]:
-            known[finding.seconds, finding.text] -= 1
+        place = next((place for place in _places([finding]) if known[place]), None)
+        if place is not None:
+            known[place] -= 1
         elif count[finding.kind] < most:
             count[finding.kind] += 1
             found.append(finding)
@@ -64,6 +67,11 @@ def merged(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]
     if not any(finding.kind.splat for finding in found):
         found += _of_taints(log.tainted)
     return found
+
+
+def _places(findings: Iterable[Finding]) -> set[tuple[float | None, str]]:
+    """What the same lines are on a console: a kernel without CONFIG_PRINTK_TIME stamps none there."""
+    return {(seconds, finding.text) for finding in findings for seconds in (finding.seconds, None)}
 
 
 def _found(log: KernelLog, *, of_kernel: bool) -> list[Finding]:

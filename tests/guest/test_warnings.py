@@ -9,6 +9,7 @@ import pytest
 from testbed import console, paths
 from testbed.console import Kind
 from testbed.errors import GuestLost
+from testbed.hardware.faults import Fault
 from testbed.kernels import load_table
 from testbed.lab import open_lab
 from testbed.store import kernel_files, kernel_image
@@ -20,6 +21,16 @@ KERNELS = load_table(paths.shipped("images") / "kernels.yaml").rows
 UNKNOWN = "WARNING: a format that nobody knows yet"
 HIDDEN = "BUG: the console does not show this"
 
+# $1: a disk that is about to fail.
+_FILES = "mkfs.ext4 -q $1 64M && mkdir /mnt/files && mount $1 /mnt/files && head -c 1M /dev/zero >/mnt/files/before && sync"
+# $1: another one. Nothing succeeds.
+_BROKEN = """\
+echo more >/mnt/files/after
+sync -f /mnt/files && exit 1
+touch /mnt/files/later
+dd if=$1 of=/dev/null bs=4k count=1 iflag=direct && exit 1
+exit 0
+"""
 # $1-N: modules; with the console's level lowered the last of them. Its programs use the same words.
 _COMPLAIN = f"""\
 for module in "$@"; do
@@ -58,13 +69,20 @@ async def test_a_real_warning_of_each_kernel_is_a_finding_and_a_programs_is_not(
                 for what, code in modules.items():
                     (tmp_path / what).write_bytes(code.module())
                     await guest.put(tmp_path / what, f"/tmp/{what}.ko")
+                await guest.script(_FILES, guest.disks["data"].path)
+                for disk in ("data", "fast"):
+                    await guest.hardware.inject(disk, tuple(Fault(operation=one, effect="EIO") for one in ("read", "write", "flush")))
+                await guest.script(_BROKEN, guest.disks["fast"].path)
                 await guest.script(_COMPLAIN, *(f"/tmp/{what}.ko" for what in modules if what != "oops"))
                 shown = [finding.text for finding in guest.console.findings]
                 await guest.save_dmesg()
                 await guest.script("insmod /tmp/oops.ko")
     found = [(finding.kind, finding.text) for finding in guest.console.findings]
-    kinds = [kind for kind, _ in found if kind is not Kind.OOPS]
+    disks = {kind: [text for kind_of, text in found if kind_of is kind] for kind in (Kind.IO_ERROR, Kind.FILESYSTEM)}
+    assert any("nvme0n1" in text for text in disks[Kind.IO_ERROR]) and any("EXT4-fs" in text for text in disks[Kind.FILESYSTEM]), found
     # Of the whole life of the kernel, its boot included.
+    found = [(kind, text) for kind, text in found if kind not in disks]
+    kinds = [kind for kind, _ in found if kind is not Kind.OOPS]
     atomic = [Kind.ATOMIC_SLEEP, Kind.WARNING] if "atomic" in modules else []
     assert kinds == [Kind.WARNING, Kind.REFCOUNT, Kind.WARNING, *atomic, Kind.OTHER, Kind.OTHER, Kind.PROGRAM], found
     assert "tests/guest/splat.py:42" in found[0][1] and "splat]" in found[0][1]

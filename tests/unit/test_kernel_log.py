@@ -26,6 +26,17 @@ def test_a_line_that_the_console_showed_is_one_finding() -> None:
     assert merged(f"kern  :warn  : [    9.000000] {WARNED}\n", shown(Kind.WARNING, WARNED)) == [(Kind.WARNING, WARNED)]
 
 
+def test_a_console_without_times_shows_the_same_lines() -> None:
+    unstamped = Finding(kind=Kind.WARNING, seconds=None, text=WARNED)
+    assert merged(f"kern  :warn  : [    9.000000] {WARNED}\n", unstamped) == [(Kind.WARNING, WARNED)]
+    assert merged(f"user  :warn  : [    9.000000] {WARNED}\n", unstamped) == [(Kind.PROGRAM, WARNED)]
+
+
+def test_a_line_that_continues_another_is_at_its_time() -> None:
+    bad = "BUG: Bad page state in process dd  pfn:0a1b2"
+    assert merged(f"kern  :alert : [    9.000000] =====\n               {bad}\n", shown(Kind.BAD_PAGE, bad)) == [(Kind.BAD_PAGE, bad)]
+
+
 def test_what_the_console_did_not_show_is_a_finding() -> None:
     # From before the template was cloned, or with the console's level lowered.
     assert merged(f"kern  :warn  : [    1.000000] {WARNED}\n") == [(Kind.WARNING, WARNED)]
