@@ -27,6 +27,9 @@ RECORDED = {
     "console-rcu-6.1.txt": {Kind.RCU_STALL: 2},
 }
 
+# The whole logs of kernels that have booted, and that have seen a disk of each kind come and go.
+BOOTED = ("dmesg-boot-5.10.txt", "dmesg-boot-6.1.txt", "dmesg-boot-6.12.txt", "dmesg-boot-7.2.txt")
+
 # Lines that no guest here was brought to print, by the kernel whose source has the format; what no version is named for is the same from
 # 5.10 to 7.2.
 LINES = {
@@ -226,6 +229,13 @@ def test_recorded_consoles(name: str, kinds: dict[Kind, int]) -> None:
     reader = console.Reader()
     found = [finding for line in (DATA / name).read_text().splitlines() if (finding := reader.take(line))]
     assert Counter(finding.kind for finding in found) == kinds
+
+
+@pytest.mark.parametrize("name", BOOTED)
+def test_a_healthy_boot_says_nothing_whatever_the_level(name: str) -> None:
+    reader = console.Reader()
+    lines = (DATA / name).read_text().splitlines()
+    assert len(lines) > 300 and [finding for line in lines if (finding := reader.take(line))] == []
 
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in LINES.items() for text in texts])
