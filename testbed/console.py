@@ -146,24 +146,32 @@ def clean(line: str, most: int = 1000) -> str:
 
 def classify(line: str) -> Finding | None:
     """What one console line says, or None where it says nothing that matters."""
-    stamped = _STAMP.search(line)
-    text = stamped["text"] if stamped else line
+    seconds, text = _split(line)
     found = _FOUND.Match(text)
-    kind = _CLASSES[min(found)][0] if found else Kind.OTHER if stamped and _ALARM.search(text) else None
+    if found:
+        kind = _CLASSES[min(found)][0]
+    else:
+        kind = Kind.OTHER if seconds is not None and _ALARM.search(text) else None
     return _finding(kind, line) if kind else None
 
 
-def _finding(kind: Kind, line: str) -> Finding:
+def _split(line: str) -> tuple[float | None, str]:
+    """The time since boot, None where the line has no stamp, and the text."""
     stamped = _STAMP.search(line)
-    text = stamped["text"] if stamped else line
-    return Finding(kind=kind, seconds=float(stamped["seconds"]) if stamped else None, text=clean(text.strip()))
+    return (float(stamped[1]), stamped[2]) if stamped else (None, line)
+
+
+def _finding(kind: Kind, line: str) -> Finding:
+    seconds, text = _split(line)
+    return Finding(kind=kind, seconds=seconds, text=clean(text.strip()))
 
 
 class Reader:
     """Lines of one console, in order: `take` is `classify`, and knows a report by its frame where it knows none of its lines."""
 
     def __init__(self) -> None:
-        self._framed: list[str] | None = None  # the lines since `cut here`, no more than the first of them, as long as none is known
+        # The first line since `cut here`, or none yet; None outside of a report, and in one of which a line was known.
+        self._framed: list[str] | None = None
 
     def take(self, line: str) -> Finding | None:
         found = classify(line)

@@ -305,6 +305,13 @@ def test_what_stands_before_a_stamp_is_not_the_kernels(before: str, caller: str)
     assert found is not None and (found.kind, found.seconds, found.text) == (Kind.OTHER, 1.5, "WARNING: a format that nobody knows yet")
 
 
+@pytest.mark.parametrize("stamp", ["9" * 400 + ".000000", "\u0661.000000", "\u00b2.000000", "1.0", "-1.000000", "nan"])
+def test_what_is_no_time_is_no_stamp(stamp: str) -> None:
+    assert console.classify(f"[{stamp}] WARNING: a format that nobody knows yet") is None
+    found = console.classify(f"[{stamp}] refcount_t: underflow; use-after-free.")
+    assert found is not None and found.seconds is None
+
+
 def heard(text: str) -> list[tuple[Kind, str]]:
     reader = console.Reader()
     return [(found.kind, found.text) for line in text.splitlines() if (found := reader.take(stamped(line)))]
