@@ -148,10 +148,8 @@ def classify(line: str) -> Finding | None:
     """What one console line says, or None where it says nothing that matters."""
     seconds, text = _split(line)
     found = _FOUND.Match(text)
-    if found:
-        kind = _CLASSES[min(found)][0]
-    else:
-        kind = Kind.OTHER if seconds is not None and _ALARM.search(text) else None
+    last = Kind.OTHER if seconds is not None and _ALARM.search(text) else None
+    kind = _CLASSES[min(found)][0] if found else last
     return _finding(kind, line) if kind else None
 
 
