@@ -32,6 +32,7 @@ EXIT_CODES = {result.value: code for result, code in claims.EXIT_CODES.items()} 
     "wrong ends": 2,
     # Of a run that ended early.
     UNFINISHED: 2,
+    "comes and goes": 3,
     # Of one kernel, for `git bisect run`.
     "good": 0,
     "bad": 1,
@@ -92,10 +93,18 @@ def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s
 
 
 def of_bisect(
-    job: Job, every: tuple[str, ...], found: Between, bisector: Bisector, command: list[str], took_s: float, partial: Partial | None = None
+    job: Job,
+    every: tuple[str, ...],
+    found: Between,
+    bisector: Bisector,
+    command: list[str],
+    took_s: float,
+    partial: Partial | None = None,
+    others: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """What `bisect.json` says; `every`: the list that was walked; `found`: of a partial run its ends as they were named."""
-    result, why = "wrong ends" if found.wrong else "bisected", _between(every, found, bisector)
+    """What `bisect.json` says; `every`: the list that was walked; `found`: of a partial run its ends as they were named; `others`: files of
+    the list's folder that are no kernels."""
+    result, why = "comes and goes" if found.wavers else "wrong ends" if found.wrong else "bisected", _between(every, found, bisector)
     if partial is not None:
         result, why = UNFINISHED, _asked_by_then(bisector)
     return {
@@ -103,6 +112,7 @@ def of_bisect(
         "result": result,
         "reason": why,
         "kernels": list(every),
+        "not_kernels": list(others),
         "good": every[found.good],
         "bad": every[found.bad],
         "skipped": [every[number] for number in found.skipped],
@@ -135,7 +145,9 @@ def _asked_by_then(bisector: Bisector) -> str:
 
 def _between(every: tuple[str, ...], found: Between, bisector: Bisector) -> str:
     if found.wrong:
-        return f"{bisector.asked[-1].kernel}: {found.wrong}; choose other ends"
+        seen = sorted(bisector.asked, key=lambda one: every.index(one.kernel))
+        answers = ", ".join(f"{one.kernel} {one.said}" for one in seen)
+        return f"{found.wrong}: {answers}" + ("" if found.wavers else "; choose other ends")
     good, bad = every[found.good], every[found.bad]
     came = found.good < found.bad
     said = f"it came after {good}, with {bad} at the latest" if came else f"it went after {bad}, with {good} at the latest"

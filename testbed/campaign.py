@@ -11,8 +11,9 @@ from testbed import bisection, rates, reduction, repro
 from testbed.bisection import Answer, Between
 from testbed.bugs.load import of_plain
 from testbed.bugs.model import Case
-from testbed.errors import TopologyError
-from testbed.rates import Sequential
+from testbed.errors import GuestError, TemplateError, TopologyError, UsageError
+from testbed.kernels import Series, file_name
+from testbed.rates import Rate, Sequential
 from testbed.reduction import Part
 from testbed.repro import Job, Limits, Tried, Verdict
 from testbed.store.kernel_files import KernelFiles
@@ -195,58 +196,45 @@ class Bisector:
             return found
 
     async def ask(self, spec: str, error: float, *, measure: bool = False) -> Answer:
-        """Whether one kernel is bad. `measure`: all tries, from which the rate is taken: its interval's lower bound, to be sure.
+        """Whether one kernel is bad; one that cannot be unpacked or does not boot is skipped. `measure`: all tries, from which the rate is
+        taken: its interval's lower bound, to be sure.
 
         :raise HostError: this machine cannot run the guests.
         """
-        before = [one.tried.kernel for one in self.asked]
-        kernel = repro.told_apart((*before, await self._kernel_of(spec)))[-1]
-        tries = MEASURED_TRIES if measure else rates.tries_for(self.rate or self._job.case.bug.rate, error)
-        limits = replace(self._job.limits, tries=tries, every=measure, until=None)
+        kernel, why = _unusable(spec), ""
 
         def on_try(tried: Tried, one: Try) -> None:
             self._trying = Asked(kernel=spec, answer=None, tried=tried)
             self._job.on_try(tried, one)
 
-        tried = await repro.on_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
+        try:
+            before = [one.tried.kernel for one in self.asked]
+            kernel = repro.told_apart((*before, await self._kernel_of(spec)))[-1]
+            tries = MEASURED_TRIES if measure else rates.tries_for(self.rate or self._stated_rate, error)
+            limits = replace(self._job.limits, tries=tries, every=measure, until=None)
+            tried = await repro.on_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
+        except (UsageError, TemplateError, GuestError) as failure:
+            tried, why = Tried(kernel=kernel, must_show=True, tries=(), took_s=0.0, first_hit_s=None), str(failure)
         answer = {Verdict.SHOWS: Answer.BAD, Verdict.ABSENT: Answer.GOOD, Verdict.TROUBLE: Answer.SKIP}[tried.verdict]
         if measure and answer is Answer.BAD:
             self.rate = tried.rate.low
-        why = next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "") if answer is Answer.SKIP else ""
+        if answer is Answer.SKIP:
+            why = why or next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "")
         self._trying = None
         self.asked.append(Asked(kernel=spec, answer=answer, tried=tried, why=why))
         self._on_step(f"{spec}: {answer.value}: {tried.words}{f'; {why}' if why else ''}")
         return answer
 
-
-def ordered(files: list[Path]) -> list[Path]:
-    """Files of kernels by version: numbers in their names count as numbers, and a release candidate comes before its release."""
-    return sorted(files, key=lambda path: version_key(path.name))
-
-
-def version_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """What a version sorts by."""
-    key: list[tuple[int, int, str]] = []
-    word, number = "", ""
-    for character in f"{name}\0":
-        if character.isdigit():
-            if word:
-                key.append(_word(word))
-                word = ""
-            number += character
-            continue
-        if number:
-            key.append((2, int(number), ""))
-            number = ""
-        if character.isalpha() or character == "~":
-            word += character
-        elif word:
-            key.append(_word(word))
-            word = ""
-    # The end of a name is after a candidate's mark, and before anything more.
-    return (*key, (1, 0, ""))
+    @property
+    def _stated_rate(self) -> float:
+        """The file's; where it says none, what as many hits as `MEASURED_TRIES` would have shown at least."""
+        bug = self._job.case.bug
+        return bug.rate if "rate" in bug.model_fields_set else Rate(hits=MEASURED_TRIES, tries=MEASURED_TRIES).low
 
 
-def _word(word: str) -> tuple[int, int, str]:
-    early = word.startswith("~") or word in ("rc", "alpha", "beta")
-    return (0, 0, word) if early else (3, 0, word)
+def _unusable(spec: str) -> KernelFiles:
+    """What is known of a kernel whose files are not what they should be: its name."""
+    name = file_name(spec)
+    return KernelFiles(
+        name=name, series=Series.UNKNOWN, release="", origin=spec, sha256=spec, folder=Path(), early_modules=(), has_modules=False
+    )

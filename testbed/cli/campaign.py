@@ -40,8 +40,12 @@ from testbed.partial import Partial
 from testbed.progress import Silent
 from testbed.report import bug_files, live
 from testbed.repro import Job, Limits, OnTry
-from testbed.store import kernel_image
+from testbed.store import kernel_folders
 from testbed.store.kernel_builds import BuildOrder
+from testbed.store.kernel_folders import Found
+
+# So many files of a folder that are no kernels are named on the terminal; all of them are in bisect.json.
+_NAMED = 12
 
 BugFile = Annotated[Path, typer.Argument(help="Bug file.")]
 Error = Annotated[float, typer.Option("--error", min=0.0001, max=0.3, help="The chance of a wrong answer.")]
@@ -158,7 +162,8 @@ def bisect_command(
         _ask_one(file, run or order, rate, error, jobs, quiet)
         return
     case = load(file, host_memory=probe.host_memory())
-    every = _list(kernels)
+    listed = _list(kernels)
+    every = listed.kernels
     ends = {"--good": _place(good, every, "--good"), "--bad": _place(bad, every, "--bad")}
     if ends["--good"] == ends["--bad"]:
         raise UsageError("bisect: expected two kernels with --good and --bad, got the same one twice")
@@ -174,7 +179,7 @@ def bisect_command(
                     partial = (
                         None if why is None else Partial(ended=len(bisector.asked), wanted=most, at_most=True, what="kernels", why=why)
                     )
-                    return bug_results.of_bisect(job, every, found, bisector, sys.argv, time.monotonic() - begun, partial)
+                    return bug_results.of_bisect(job, every, found, bisector, sys.argv, time.monotonic() - begun, partial, listed.others)
 
                 def on_step(text: str) -> None:
                     progress.note(text)
@@ -182,6 +187,9 @@ def bisect_command(
 
                 job = _job(lab, case, jobs, lambda *_: keeper.update())
                 bisector = Bisector(job, lab.kernel, error, on_step)
+                if listed.others:
+                    more = f" and {len(listed.others) - _NAMED} more" if len(listed.others) > _NAMED else ""
+                    progress.note(f"no kernels: {', '.join(listed.others[:_NAMED])}{more}")
                 keeper = stack.enter_context(run_kept(job.folder, document, bug_files.write, progress.note))
                 found = await bisector.bisect(every, found.good, found.bad, rate)
             complete = keeper.finished()
@@ -244,14 +252,14 @@ def _first_shown(file: Path, case: Case) -> str:
     return case.bug.kernels.shows[0]
 
 
-def _list(kernels: str | None) -> tuple[str, ...]:
+def _list(kernels: str | None) -> Found:
     """The kernels to walk, in their order.
 
     :raise UsageError: one of them is none.
     """
     table = load_table(paths.shipped("images") / "kernels.yaml")
     if kernels is None:
-        return tuple(table.rows)
+        return Found(kernels=tuple(table.rows), others=())
     named = tuple(name.strip() for name in kernels.split(",") if name.strip())
     if not named:
         raise UsageError("--kernels: expected names with commas between, or a folder, got nothing")
@@ -263,26 +271,15 @@ def _list(kernels: str | None) -> tuple[str, ...]:
             table.resolve(name)
             if name in named[:number]:
                 raise UsageError(f"--kernels: expected each kernel once, got {name} twice")
-        return named
-    files = [
-        path for path in folder.iterdir() if path.is_file() and (path.suffix == ".deb" or "bzImage" in path.name or "vmlinuz" in path.name)
-    ]
-    if len(files) < 2:
+        return Found(kernels=named, others=())
+    found = kernel_folders.scan(folder)
+    if len(found.kernels) < 2:
+        others = f"; no kernels are {', '.join(found.others)}" if found.others else ""
         raise UsageError(
-            f"--kernels {folder}: expected a folder of .deb files, or files named bzImage or vmlinuz, got {len(files)} of them"
+            f"--kernels {folder}: expected two packages with kernels, or files named bzImage or vmlinuz and a version, or more, "
+            f"got {len(found.kernels)}{others}"
         )
-    return tuple(_with_modules(path) for path in campaign.ordered(files))
-
-
-def _with_modules(path: Path) -> str:
-    """A kernel of a folder as a command line names it, with its modules where `make modules_install` has put them beside it.
-
-    :raise UsageError: it is none.
-    """
-    if path.suffix == ".deb":
-        return str(path)
-    modules = path.parent / "lib" / "modules" / kernel_image.kernel_release(path)
-    return f"{path}:{modules}" if modules.is_dir() else str(path)
+    return found
 
 
 def _place(name: str | None, every: tuple[str, ...], option: str) -> int:

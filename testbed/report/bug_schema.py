@@ -133,7 +133,7 @@ class Bisect(_OfBug):
     """`result`: of the search, or what the one kernel is that was asked for `git bisect run`."""
 
     what: Literal["bisect"]
-    result: Literal["bisected", "wrong ends", "good", "bad", "skip", "unfinished"]
+    result: Literal["bisected", "wrong ends", "comes and goes", "good", "bad", "skip", "unfinished"]
     kernels: list[str]
     asked: list[Asked]
 

@@ -22,6 +22,7 @@ VERDICTS = {
     "invalid": "INVALID",
     "not told apart": "INVALID",
     "wrong ends": "INVALID",
+    "comes and goes": "INVALID",
     "good": "PASS",
     "bad": "FAIL",
     "skip": "INFRA",

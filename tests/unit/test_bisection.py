@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.bisection import Answer, Between, bisecting, most_steps
-from testbed.campaign import ordered
+from testbed.store.kernel_folders import ordered, scan
 
 
 def run(good: int, bad: int, answers: dict[int, Answer]) -> tuple[Between, list[int]]:
@@ -46,11 +46,34 @@ def test_kernels_that_cannot_be_tried_are_named_where_they_matter(count: int, da
 
 
 @pytest.mark.parametrize(
-    ("bad", "good", "said"), [("good", "good", "bad, it is good"), ("bad", "bad", "good, it is bad"), ("skip", "good", "it is skip")]
+    ("ends", "middle", "wrong", "asked"),
+    [
+        (("good", "bad"), "good", "the ends are the other way round", [5, 0]),
+        (("good", "good"), "good", "both ends are good", [5, 0, 2]),
+        (("bad", "bad"), "bad", "both ends are bad", [5, 0, 2]),
+        (("bad", "bad"), "skip", "both ends are bad", [5, 0, 2]),
+        # Bad in the middle only, or good there.
+        (("good", "good"), "bad", "it comes and goes", [5, 0, 2]),
+        (("bad", "bad"), "good", "it comes and goes", [5, 0, 2]),
+        (("skip", "good"), "good", "it cannot be tried", [5]),
+        (("bad", "skip"), "good", "it cannot be tried", [5, 0]),
+    ],
 )
-def test_an_end_that_is_not_what_was_said_is_told(bad: str, good: str, said: str) -> None:
-    found, asked = run(0, 5, {5: Answer(bad), 0: Answer(good)})
-    assert said in found.wrong and set(asked) <= {0, 5}
+def test_ends_that_are_not_what_was_said_are_told(ends: tuple[str, str], middle: str, wrong: str, asked: list[int]) -> None:
+    bad, good = map(Answer, ends)
+    found, order = run(0, 5, {5: bad, 0: good, 2: Answer(middle)})
+    assert (found.wrong, order, found.wavers) == (wrong, asked, "comes" in wrong)
+
+
+@pytest.mark.parametrize("good", [0, 8])
+def test_a_bug_that_comes_and_goes_is_not_bisected_to_one_change(good: int) -> None:
+    # Good, bad, good and bad again: the search finds one of three changes, and what it has passed over shows the others.
+    answers = [Answer(one) for one in ["good", "good", "bad", "bad", "good", "good", "good", "bad", "bad"]]
+    if good:
+        answers.reverse()
+    found, asked = run(good, 8 - good, dict(enumerate(answers)))
+    assert found.wavers and found.wrong == "it comes and goes"
+    assert len(asked) <= 2 + most_steps(0, 8)
 
 
 def test_kernels_are_ordered_by_version() -> None:
@@ -66,4 +89,49 @@ def test_kernels_are_ordered_by_version() -> None:
 
 
 def test_neighbours_need_no_steps() -> None:
-    assert (most_steps(3, 4), most_steps(0, 0), most_steps(0, 2), most_steps(9, 0)) == (0, 0, 1, 4)
+    assert (most_steps(3, 4), most_steps(0, 0), most_steps(0, 2), most_steps(9, 0)) == (0, 0, 2, 6)
+
+
+def left(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).write_text(name)
+    return folder
+
+
+def test_of_what_bindeb_pkg_leaves_only_kernels_are_walked(tmp_path: Path) -> None:
+    images = [f"linux-image-6.{minor}.0_6.{minor}.0-1_amd64.deb" for minor in (9, 10, 11)]
+    beside = [
+        "linux-headers-6.9.0_6.9.0-1_amd64.deb",
+        "linux-image-6.9.0-dbg_6.9.0-1_amd64.deb",
+        "linux-image-amd64_6.9.1_amd64.deb",
+        "linux-libc-dev_6.9.0-1_amd64.deb",
+        "linux-upstream_6.9.0-1_amd64.buildinfo",
+        "linux-upstream_6.9.0-1_amd64.changes",
+    ]
+    found = scan(left(tmp_path, *reversed(images), *beside))
+    assert found.kernels == tuple(str(tmp_path / name) for name in images)
+    assert sorted(one.split(" ")[0] for one in found.others) == beside
+    assert "linux-image-6.9.0-dbg_6.9.0-1_amd64.deb (debugging symbols)" in found.others
+
+
+def test_of_what_make_install_leaves_only_kernels_are_walked(tmp_path: Path) -> None:
+    beside = [
+        *(".vmlinuz-6.9.0.hmac", "System.map-6.9.0", "config-6.9.0", "initrd.img-6.9.0", "vmlinuz-6.9.0.hmac", "vmlinuz-6.9.0.old"),
+        *("vmlinuz", "vmlinuz.old"),
+    ]
+    left(tmp_path, "vmlinuz-6.10.0", "vmlinuz-6.9.0", *beside)
+    (tmp_path / "bzImage-6.9.0").hardlink_to(tmp_path / "vmlinuz-6.9.0")
+    (tmp_path / "lib").mkdir()
+    found = scan(tmp_path)
+    # Neither is a bzImage: they are tried, and skipped then.
+    assert [Path(one).name for one in found.kernels] == ["bzImage-6.9.0", "vmlinuz-6.10.0"]
+    assert {one.split(" ")[0] for one in found.others} == {*beside, "vmlinuz-6.9.0"}
+    assert "vmlinuz-6.9.0 (the same as bzImage-6.9.0)" in found.others and "vmlinuz (no version in its name)" in found.others
+
+
+def test_modules_that_are_packages_of_their_own_go_with_their_kernel(tmp_path: Path) -> None:
+    version = "_7.2.13-1_amd64.deb"
+    names = [f"linux-{kind}-7.2.13+deb14-amd64{version}" for kind in ("binary", "modules", "modules-extra")]
+    found = scan(left(tmp_path, *names, f"linux-modules-7.2.12{version}"))
+    assert found.kernels == (":".join(str(tmp_path / name) for name in names),)
+    assert found.others == (f"linux-modules-7.2.12{version} (a package without a kernel)",)

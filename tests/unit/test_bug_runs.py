@@ -15,11 +15,12 @@ from testbed.bisection import Answer, Between
 from testbed.blktests import RESULTS, Status
 from testbed.blktests import Outcome as SuiteOutcome
 from testbed.bugs.load import of_plain
-from testbed.campaign import UNFINISHED, Asked, Reduced, Step
-from testbed.errors import UsageError
+from testbed.campaign import UNFINISHED, Asked, Bisector, Reduced, Step
+from testbed.errors import GuestLost, UsageError
 from testbed.kernels import Series
 from testbed.partial import Partial
 from testbed.report import bug_files
+from testbed.report.bug_schema import MODELS
 from testbed.repro import Job, Limits, Tried
 from testbed.signature import End, Match
 from testbed.store import runs
@@ -72,13 +73,15 @@ def tried(name: str, *outcomes: Outcome, must_show: bool = True, **more: Any) ->
     return Tried(kernel=kernel(name, name), must_show=must_show, tries=tries, took_s=3.0, first_hit_s=first, **more)
 
 
+PLAIN = {"version": 1, "summary": f"a bug {EVIL}", "source": "a list", "script": "true", "signature": [{"output": "x"}]}
+
+
 def job(folder: Path) -> Job:
-    plain = {"version": 1, "summary": f"a bug {EVIL}", "source": "a list", "script": "true", "signature": [{"output": "x"}]}
     qemu = SimpleNamespace(version="7.2", identity="q")
     host = SimpleNamespace(kernel="6.1", cores=2, memory_bytes=1 << 30, accelerator="tcg", qemu=qemu)
     lab: Any = SimpleNamespace(host=host, image=SimpleNamespace(name="bookworm", sha256="ab" * 32))
     limits = Limits(tries=3, timeout_s=9, jobs=1)
-    return Job(lab=lab, case=of_plain(plain), limits=limits, seed=7, folder=folder, on_try=lambda *_: None)
+    return Job(lab=lab, case=of_plain(PLAIN), limits=limits, seed=7, folder=folder, on_try=lambda *_: None)
 
 
 HIT, MISS, TROUBLE = Outcome.HIT, Outcome.MISS, Outcome.TROUBLE
@@ -220,7 +223,67 @@ def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
 
 def test_every_result_has_an_exit_code() -> None:
     every = (
-        {result.value for result in claims.Result} | {answer.value for answer in Answer} | {"reduced", "bisected", "wrong ends", UNFINISHED}
+        {result.value for result in claims.Result}
+        | {answer.value for answer in Answer}
+        | {"reduced", "bisected", "wrong ends", "comes and goes", UNFINISHED}
     )
     every |= set(RESULTS.values())
     assert every == bug_results.EXIT_CODES.keys()
+
+
+async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_is_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("6.1", "6.2", "6.3", "6.4", "6.5")
+
+    async def kernel_of(spec: str) -> KernelFiles:
+        if spec == "6.2":
+            raise UsageError("6.2: expected a Debian package: unexpected end of file")
+        return kernel(spec, spec)
+
+    async def on_kernel(job: Job, files: KernelFiles, *, must_show: bool) -> Tried:
+        if files.name == "6.3":
+            raise GuestLost("template", "waiting for SSH", "panic on its console")
+        return tried(files.name, *[HIT if files.name in ("6.4", "6.5") else MISS] * 5)
+
+    monkeypatch.setattr(repro, "on_kernel", on_kernel)
+    steps: list[str] = []
+    bisector = Bisector(job(Path("/run")), kernel_of, 0.05, steps.append)
+    found = await bisector.bisect(names, 0, 4, None)
+    assert (found.good, found.bad, found.skipped, found.wrong) == (0, 3, (1, 2), "")
+    said = bug_results.of_bisect(job(Path("/run")), names, found, bisector, [], 1.0, others=("vmlinuz.old (beside a kernel)",))
+    assert said["reason"] == "it came after 6.1, with 6.4 at the latest; 6.2, 6.3 could not be tried"
+    assert said["not_kernels"] == ["vmlinuz.old (beside a kernel)"] and MODELS["bisect.json"].model_validate(said)
+    whys = {one["kernel"]: one["why"] for one in said["asked"] if one["answer"] == "skip"}
+    assert "unexpected end of file" in whys["6.2"] and "panic" in whys["6.3"]
+
+
+async def test_a_bug_in_the_middle_only_is_told_with_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("6.1", "6.2", "6.3")
+
+    async def kernel_of(spec: str) -> KernelFiles:
+        return kernel(spec, spec)
+
+    async def on_kernel(job: Job, files: KernelFiles, *, must_show: bool) -> Tried:
+        return tried(files.name, HIT if files.name == "6.2" else MISS)
+
+    monkeypatch.setattr(repro, "on_kernel", on_kernel)
+    bisector = Bisector(job(Path("/run")), kernel_of, 0.05, lambda _: None)
+    said = bug_results.of_bisect(job(Path("/run")), names, await bisector.bisect(names, 0, 2, 0.9), bisector, [], 1.0)
+    assert (said["result"], said["reason"]) == ("comes and goes", "it comes and goes: 6.1 good, 6.2 bad, 6.3 good")
+    assert bug_results.EXIT_CODES[said["result"]] == 3
+
+
+async def test_without_a_stated_rate_one_kernel_is_asked_more_than_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    async def kernel_of(spec: str) -> KernelFiles:
+        return kernel(spec, spec)
+
+    async def on_kernel(job: Job, files: KernelFiles, *, must_show: bool) -> Tried:
+        asked.append(job.limits.tries)
+        return tried(files.name, MISS)
+
+    monkeypatch.setattr(repro, "on_kernel", on_kernel)
+    for more in ({}, {"rate": 0.95}):
+        bug = replace(job(Path("/run")), case=of_plain(PLAIN | more))
+        assert await Bisector(bug, kernel_of, 0.05, lambda _: None).ask("6.1", 0.05) is Answer.GOOD
+    assert asked == [4, 1]
