@@ -8,6 +8,8 @@ log of that build which of them were finished:
   write it down as we read it. A file of that target is whole. What was printed and not read yet counts as unfinished.
 - Some recipes are exempt from that order, those that run make themselves (`+` in kbuild): vmlinux, its parts in the folder itself, and
   modules. No line of theirs counts, nor do the last lines of the log, of which a recipe's error may be missing.
+- Nor does a line of tools/, whose make gets no options but -j (Makefile of 5.10 to 6.7): all of it is whole once an object of the kernel
+  itself is, which waits for it (`prepare`), and which objtool's time would make be compiled again.
 - What Kconfig writes it writes beside the file, and renames.
 
 Everything else that is newer than the mark goes, and make makes it again. After a reboot nothing that was written is certain, and all goes.
@@ -25,7 +27,8 @@ from pathlib import Path
 MARK, LOG = "testbed-compiling", "testbed-make.log"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # "  CC      drivers/block/loop.o", also with [M]; of rules that run no make, whose targets others depend on.
-_FINISHED = re.compile(r"  (?:CC|AS|HOSTCC|HOSTLD|UPD|WRAP|SYSHDR|SYSTBL|LDS|GEN)(?: \[M\])?\s+(\S*/\S+)\n")
+_FINISHED = re.compile(r"  (?:CC|AS|HOSTCC|HOSTLD|UPD|WRAP|SYSHDR|SYSTBL|LDS|GEN)(?: \[M\])?\s+((?!tools/)\w\S*/\S+)\n")
+_OF_KERNEL = re.compile(r"(?:init|kernel|mm|fs|block|drivers|net)/\S+\.o")
 _FAILED = re.compile(r"\*\*\* \[(?:.*: )?(\S+)\]")
 # An error comes at the end of what its recipe has said.
 _UNCERTAIN_LINES = 20
@@ -64,24 +67,29 @@ def put_right(output: Path) -> int | None:
 
 
 def suspects(output: Path) -> Iterator[Path]:
-    """The files that were written since the mark and may be incomplete."""
+    """The files that were written since the mark and may be half-written."""
     since_ns = (output / MARK).stat().st_mtime_ns
-    whole: set[str] = set()
+    targets: frozenset[str] = frozenset()
     with contextlib.suppress(FileNotFoundError):
-        whole = finished((output / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True), output)
+        targets = finished((output / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True))
+    prepared = any(_OF_KERNEL.fullmatch(name) for name in targets)
+
+    def whole(name: str) -> bool:
+        return prepared if name.startswith("tools/") else name in targets or _target(name) in targets
+
     for path in _files(output):
         name = str(path.relative_to(output))
         # The time of its last change of any kind, which no program sets.
-        if path.lstat().st_ctime_ns >= since_ns and not _RENAMED.fullmatch(name) and name not in whole and _target(name) not in whole:
+        if path.lstat().st_ctime_ns >= since_ns and not _RENAMED.fullmatch(name) and not whole(name):
             yield path
 
 
-def finished(log: Iterable[str], output: Path) -> set[str]:
-    """The targets that a log of make says to be made, relative to the output folder."""
+def finished(log: Iterable[str]) -> frozenset[str]:
+    """The targets that a log of make says to be made, by their paths in the output folder."""
     lines = list(log)[:-_UNCERTAIN_LINES]
     named = {match[1] for line in lines if (match := _FINISHED.fullmatch(line))}
     failed = {match[1] for line in lines if (match := _FAILED.search(line))}
-    return {name.removeprefix(f"{output}/") for name in named - failed}
+    return frozenset(named - failed)
 
 
 def _target(name: str) -> str:

@@ -159,3 +159,49 @@ def test_builds_that_are_killed_at_random_moments_end_as_an_undisturbed_one(tmp_
         kill_all(child)
     built = build(root, BuildOrder(source=str(tree)), "mine")
     assert built.bzimage.read_bytes() == undisturbed(tmp_path, tree)
+
+
+# What a make of Linux 6.1 said, in this order, and files of it. `+`: what it was writing when it was killed.
+_SAID = """\
+  HOSTCC  arch/x86/tools/relocs_64.o
+  UPD     include/generated/bounds.h
+  CC      OUTPUT/tools/objtool/check.o
+  LINK    OUTPUT/tools/objtool/objtool
+  AR      kernel/built-in.a
+  CC [M]  drivers/block/loop.o
+  LD      vmlinux
+  LD [M]  drivers/block/loop.ko
+  AS      .tmp_vmlinux.kallsyms1.o
+  CC      kernel/bad.o
+make[2]: *** [scripts/Makefile.build:250: kernel/bad.o] Error 1
+"""
+_WHOLE = {"arch/x86/tools/relocs_64.o", "include/generated/bounds.h", "drivers/block/loop.o", "drivers/block/.loop.o.cmd"}
+_TOOLS = {"tools/objtool/check.o", "tools/objtool/objtool", "tools/objtool/fixdep"}
+_NOT = {
+    "kernel/built-in.a",
+    "vmlinux",
+    "drivers/block/loop.ko",
+    ".tmp_vmlinux.kallsyms1.o",
+    "kernel/bad.o",
+    "kernel/half.o",
+    "kernel/.half.o.cmd",
+}
+_OURS = {".config", "include/config/auto.conf", "include/generated/autoconf.h", "testbed.config", kernel_remains.LOG, kernel_remains.MARK}
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_only_what_a_recipe_has_ended_for_is_whole(tmp_path: Path, prepared: bool) -> None:
+    (tmp_path / "old.o").write_text("of a build before")
+    while True:  # until the clock of files has gone on
+        kernel_remains.begin(tmp_path)
+        if (tmp_path / kernel_remains.MARK).stat().st_mtime_ns > (tmp_path / "old.o").stat().st_ctime_ns:
+            break
+    said = _SAID.replace("OUTPUT", str(tmp_path))
+    said = said if prepared else "".join(line for line in said.splitlines(keepends=True) if "loop.o\n" not in line)
+    (tmp_path / kernel_remains.LOG).write_text(said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half")
+    for name in _WHOLE | _TOOLS | _NOT | _OURS - {kernel_remains.LOG, kernel_remains.MARK}:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    found = {str(path.relative_to(tmp_path)) for path in kernel_remains.suspects(tmp_path)}
+    loop = {"drivers/block/loop.o", "drivers/block/.loop.o.cmd"}
+    assert found == _NOT | (set() if prepared else _TOOLS | loop)
