@@ -27,6 +27,10 @@ class Pattern:
         found = self._compiled.search(subject)
         return None if found is None else str(found.group())
 
+    def spans(self, subject: str) -> list[tuple[int, int]]:
+        """Where each part of `subject` begins and ends that matches."""
+        return [found.span() for found in self._compiled.finditer(subject)]
+
     @property
     def spans_lines(self) -> bool:
         """Whether it asks for more than one line."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from testbed import drives, groups, links, plan, stack
+from testbed.bugs import Case, scripts
 from testbed.host import Host
 from testbed.links import Wiring
 from testbed.topology import cues
@@ -49,3 +50,11 @@ def described(host: Host, name: str, guest: Guest, ends: tuple[Link, ...] = ()) 
         yield f"# {cues.said(act)}"
     yield "# and back"
     yield from (step.undo for step in reversed(steps) if step.undo is not None)
+
+
+def described_scripts(case: Case) -> Iterator[str]:
+    """The lines that a bug's scripts have in its plan, with the variables that they find."""
+    yield f"# its scripts, which find {', '.join(f'${name}' for name in scripts.made(case.guest))}"
+    for script in (case.bug.preparation, case.bug.main):
+        if script is not None:
+            yield shlex.join((*script.interpreter, script.path))

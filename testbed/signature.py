@@ -11,12 +11,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from testbed.bugs.model import Condition
+from testbed.bugs.scripts import Script
 from testbed.console import clean
+from testbed.diagnostics import Source, Stream, Unable, Uncounted
 from testbed.patterns import LONGEST_LINE, Pattern, compiled
 from testbed.units import format_duration
 
 # What patterns over several lines look at; a script may print more, and then its end counts.
 _KEPT_CHARACTERS = 1 << 20
+# Of lines that do not count, and of what could not be run.
+_MOST_NOTED = 50
+# What a shell ends with where a command was found and cannot be executed, and where none was found.
+UNABLE = (126, 127)
 
 
 class End(enum.Enum):
@@ -91,6 +97,7 @@ class _Watched:
     condition: Condition
     patterns: dict[_Key, Pattern]
     seen: dict[_Key, str] = field(default_factory=dict)
+    told: set[_Key] = field(default_factory=set)  # which of it the script alone has said
 
     @property
     def wanted(self) -> tuple[_Key, ...]:
@@ -99,9 +106,14 @@ class _Watched:
 
 
 class Watch:
-    """One try's signature. Tell it what is seen; `hit` is the condition that holds, as soon as one does."""
+    """One try's signature. Tell it what is seen; `hit` is the condition that holds, as soon as one does.
 
-    def __init__(self, signature: Sequence[Condition]) -> None:
+    `script`: whose output is heard; what its interpreter says on its own account is none of it. `unable`: what the script could not run:
+    then its own word, what it prints and how it ends, shows nothing, where the console's, the counters' and the guest's do. `uncounted`:
+    lines that matched and were not the script's. `last`: the last line that it has printed.
+    """
+
+    def __init__(self, signature: Sequence[Condition], script: Script | None = None) -> None:
         self._watched = [
             _Watched(
                 number, one, {key: compiled(text) for key in ("console", "output", "expect") if (text := getattr(one, key)) is not None}
@@ -109,8 +121,13 @@ class Watch:
             for number, one in enumerate(signature, 1)
         ]
         self._console, self._said, self._errors = _Lines(), _Lines(), _Lines()
+        self._source = None if script is None else Source(script)
+        self._streams = None if self._source is None else (Stream(self._source, errors=False), Stream(self._source, errors=True))
         self._output = ""
         self.hit: Match | None = None
+        self.unable: list[Unable] = []
+        self.uncounted: list[Uncounted] = []
+        self.last = ""
 
     @property
     def counters(self) -> tuple[tuple[str, str], ...]:
@@ -134,14 +151,28 @@ class Watch:
 
     def hear_output(self, data: bytes) -> None:
         """What the script prints."""
-        self._output = (self._output + data.decode(errors="replace"))[-_KEPT_CHARACTERS:]
-        for line in self._said.split(data):
-            self._search(line, "output", "expect")
+        counted = [line for line in self._said.split(data) if self._heard(line, errors=False)]
+        self._output = "\n".join((self._output, *counted))[-_KEPT_CHARACTERS:]
 
     def hear_errors(self, data: bytes) -> None:
         """What it prints on its standard error."""
         for line in self._errors.split(data):
-            self._search(line, "output", "expect")
+            self._heard(line, errors=True)
+
+    def _heard(self, line: str, *, errors: bool) -> bool:
+        """Whether a line of the script's outputs is its own."""
+        if not line:
+            return True
+        why = None
+        if self._streams is not None:
+            stream = self._streams[errors]
+            if len(self.unable) < _MOST_NOTED and (unable := stream.unable(line)) is not None:
+                self.unable.append(unable)
+            why = stream.own(line)
+        if why is None:
+            self.last = line
+        self._search(line, "output", "expect", script=True, why=why)
+        return why is None
 
     def count(self, cgroup: str, counter: str, value: int) -> None:
         for one in self._watched:
@@ -161,26 +192,43 @@ class Watch:
         """The script has not ended after so long."""
         for one in self._watched:
             if one.condition.hang is not None and one.condition.hang / 1e6 <= after_s:
-                self._see(one, "hang", f"no end after {format_duration(one.condition.hang)}")
+                self._see(one, "hang", f"no end after {format_duration(one.condition.hang)}", script=True)
 
     def ended(self, status: int) -> None:
         """The script has ended, with this status (128 and the signal where one killed it)."""
         self.no_more()
         for one in self._watched:
             wanted = one.condition.status
-            if wanted is not None and (status != 0 if wanted == "failure" else status == wanted):
-                self._see(one, "status", f"status {status}")
+            if wanted is not None and (status not in (0, *UNABLE) if wanted == "failure" else status == wanted):
+                self._see(one, "status", f"status {status}", script=True)
+
+    def unknown(self, status: int | None) -> str:
+        """Why the script's own word shows nothing, neither the bug nor that it is absent; empty where it does. `status`: it ended with."""
+        if any(one.condition.status == status and status in UNABLE for one in self._watched):
+            return ""
+        if self.unable:
+            more = f"; and {len(self.unable) - 1} more" if len(self.unable) > 1 else ""
+            return f"{self.unable[0]}{more}; what the script can do without is asked for with `command -v`, or has no error output"
+        if status in UNABLE:
+            return f"status {status}: the shell could not run a command; the last line: {self.last or 'none'}"
+        return ""
+
+    def ending(self, status: int) -> str:
+        """How a script has ended that does not show the bug, in words."""
+        said = f"status {status}, " + (f"last line: {self.last[:200]}" if self.last else "and it printed nothing")
+        return said + (f"; {self.uncounted[0]}" if self.uncounted else "")
 
     def no_more(self) -> None:
         """Nothing more is printed."""
         self._search(self._console.rest(), "console", "expect")
-        for lines in (self._said, self._errors):
-            self._search(lines.rest(), "output", "expect")
+        if (rest := self._said.rest()) and self._heard(rest, errors=False):
+            self._output += f"\n{rest}"
+        self._heard(self._errors.rest(), errors=True)
         for one in self._watched:
             for key in ("output", "expect"):
                 pattern = one.patterns.get(key)
                 if pattern is not None and pattern.spans_lines and (found := pattern.search(self._output)) is not None:
-                    self._see(one, key, found)
+                    self._see(one, key, found, script=True)
 
     def guest_ended(self, end: End) -> None:
         """The guest is gone, or does not answer."""
@@ -189,18 +237,35 @@ class Watch:
             if one.condition.guest is not None and word is not None and one.condition.guest in ("lost", word):
                 self._see(one, "guest", end.value)
 
-    def _search(self, line: str, *keys: _Key) -> None:
+    def _search(self, line: str, *keys: _Key, script: bool = False, why: str | None = None) -> None:
+        """Look for patterns in a line. `script`: which printed it. `why` it does not count, where it does not."""
         if not line:
             return
         for one in self._watched:
             for key in keys:
                 pattern = one.patterns.get(key)
-                if pattern is not None and key not in one.seen and pattern.search(line) is not None:
-                    self._see(one, key, line)
+                if pattern is None or key in one.seen or pattern.search(line) is None:
+                    continue
+                quoted = script and why is None and self._is_quoted(line, pattern)
+                if why is not None or quoted:
+                    if len(self.uncounted) < _MOST_NOTED:
+                        self.uncounted.append(Uncounted(line=line[:300], why=why or "it holds a piece of the script's own source"))
+                    continue
+                self._see(one, key, line, script=script)
 
-    def _see(self, one: _Watched, key: _Key, said: str) -> None:
+    def _is_quoted(self, line: str, pattern: Pattern) -> bool:
+        """Whether each part of a line that matches is a piece of the script's source."""
+        plain = " ".join(line.split())
+        found = pattern.spans(plain)
+        return self._source is not None and bool(found) and all(self._source.quoted(plain, start, end) for start, end in found)
+
+    def _see(self, one: _Watched, key: _Key, said: str, *, script: bool = False) -> None:
         one.seen.setdefault(key, said.strip()[:300])
+        if script:
+            one.told.add(key)
         if self.hit is None and all(key in one.seen for key in one.wanted):
+            if self.unable and all(key in one.told for key in one.wanted) and one.condition.status not in UNABLE:
+                return
             self.hit = Match(condition=one.number, seen="; ".join(one.seen[key] for key in one.wanted))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import accounts, debugger, dumps, mishaps, mounts, user_scripts
+from testbed import accounts, debugger, diagnostics, dumps, mishaps, mounts, user_scripts
 from testbed.accounts import Account
 from testbed.bugs.model import Bug
 from testbed.console import Finding
@@ -75,8 +75,11 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Try:
-    """How a try came out. Times in seconds: until the guest was ready, what the script took, and from its start to the hit. `accounts`: of
-    each disk, where the guest was not held."""
+    """How a try came out. Times in seconds: until the guest was ready, what the script took, and from its start to the hit.
+
+    `accounts`: of each disk, where the guest was not held. `last_line`: the last that the script printed. `uncounted`: lines that matched
+    and were not the script's, each with why.
+    """
 
     number: int
     seed: int
@@ -93,6 +96,8 @@ class Try:
     evidence: Path
     dump: str = ""
     accounts: tuple[Account, ...] = ()
+    last_line: str = ""
+    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -155,8 +160,7 @@ async def attempt(wanted: Attempt) -> Try:
 
 async def _attempt(wanted: Attempt) -> Try:
     started = ready = time.monotonic()
-    watch = Watch(wanted.bug.signature)
-    run = _Run(watch, Tally(watch))
+    run = _run(wanted.bug)
     findings: list[Finding] = []
     console: Console | None = None
     dump = ""
@@ -176,9 +180,7 @@ async def _attempt(wanted: Attempt) -> Try:
         if run.end in (End.UNTRIED, End.DONE) or not isinstance(error, GuestError):
             run.why = mishaps.told(error, wanted.evidence)
             run.end = run.end if isinstance(error, GuestError) or run.watch.hit is not None else End.UNTRIED
-    outcome = Outcome.HIT if run.watch.hit is not None else Outcome.MISS if run.end is End.DONE else Outcome.TROUBLE
-    if outcome is Outcome.MISS and run.tally.unknown:
-        outcome, run.why = Outcome.TROUBLE, run.tally.unknown
+    outcome = _outcome(run)
     found = Try(
         number=wanted.number,
         seed=wanted.seed,
@@ -195,9 +197,29 @@ async def _attempt(wanted: Attempt) -> Try:
         evidence=wanted.evidence,
         dump=dump,
         accounts=run.accounts,
+        last_line=run.watch.last,
+        uncounted=tuple(map(str, run.watch.uncounted)),
     )
     _record(found)
     return found
+
+
+def _run(bug: Bug) -> _Run:
+    watch = Watch(bug.signature, bug.main)
+    return _Run(watch, Tally(watch))
+
+
+def _outcome(run: _Run) -> Outcome:
+    """What a run shows that is over; where it shows nothing on account of its script, it says why."""
+    if run.watch.hit is not None:
+        return Outcome.HIT
+    if run.end in (End.DONE, End.TIMED_OUT) and (unknown := run.watch.unknown(run.status)):
+        run.why = f"nothing is known: {unknown}"
+        return Outcome.TROUBLE
+    if run.end is End.DONE and run.tally.unknown:
+        run.why = run.tally.unknown
+        return Outcome.TROUBLE
+    return Outcome.MISS if run.end is End.DONE else Outcome.TROUBLE
 
 
 async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
@@ -217,7 +239,9 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     try:
         if bug.preparation is not None:
             limit_s = max(guest.order.deadlines.command_s, wanted.timeout_s)
-            await guest.wait(user_scripts.run(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5)
+            done = await guest.wait(user_scripts.run(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5)
+            if unable := diagnostics.unable(bug.preparation, done.stdout, done.stderr):
+                raise GuestError(f"prepare: {unable[0]}")
     except CommandFailed as error:
         raise GuestError(f"prepare: {error}") from error
     before = await accounts.begin(guest) if guest.disks and wanted.hold is None else None
@@ -294,6 +318,7 @@ async def _ended(guest: Guest, run: _Run, script: asyncio.Task[Result]) -> None:
             if run.end is End.DONE:
                 await _count(guest, run, everything=True)
                 run.watch.ended(run.status)
+                run.why = run.watch.ending(run.status)
                 run.look()
             return
     elif not isinstance(failure, WireBroken | CommandFailed):
@@ -381,4 +406,6 @@ def said(one: Try) -> dict[str, object]:
         "evidence": one.evidence.name,
         "dump": one.dump,
         "disks": [account.said() for account in one.accounts],
+        "last_line": one.last_line,
+        "uncounted": list(one.uncounted),
     }

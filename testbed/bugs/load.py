@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from testbed.bugs import scripts
 from testbed.bugs.model import Bug, Case, Document
-from testbed.errors import Problem, TopologyError
+from testbed.errors import Problem, TopologyError, UsageError
 from testbed.topology.load import load_points, merged, points_of
 from testbed.topology.model import Guest
 from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_of
@@ -40,12 +41,12 @@ def is_bug(path: Path) -> bool:
         return False
 
 
-def load(path: Path, *, host_memory: int | None = None) -> Case:
-    """The bug in a file.
+def load(path: Path, *, host_memory: int | None = None, kernel: Callable[[str], None] | None = None) -> Case:
+    """The bug in a file. `kernel` raises UsageError for one that it names and that is not there.
 
     :raise TopologyError: it cannot be read, or says something wrong; holds every mistake.
     """
-    return _case(read_plain(text_of(path), str(path)), path.parent, host_memory)
+    return _case(read_plain(text_of(path), str(path)), path.parent, host_memory, kernel=kernel)
 
 
 def places(path: Path) -> dict[str, Place]:
@@ -120,13 +121,20 @@ _Dumper.add_representer(str, _text)
 
 
 def _case(
-    found: tuple[dict[str, Any], Reader], folder: Path | None, host_memory: int | None, elsewhere: dict[str, Place] | None = None
+    found: tuple[dict[str, Any], Reader],
+    folder: Path | None,
+    host_memory: int | None,
+    *,
+    elsewhere: dict[str, Place] | None = None,
+    kernel: Callable[[str], None] | None = None,
 ) -> Case:
     plain, reader = found
     plain = copy.deepcopy(plain)
     places = {**_places(reader), **_script(plain, reader, folder), **(elsewhere or {})}
     guest = _guest(plain.pop("topology", None), reader, folder, host_memory)
     bug = _bug(plain, reader)
+    if bug is not None and kernel is not None:
+        _kernels(bug, reader, kernel)
     if bug is not None and guest is not None:
         for key, script in (("prepare", bug.preparation), ("script", bug.main)):
             if script is not None:
@@ -135,6 +143,15 @@ def _case(
     if reader.problems or bug is None or guest is None:
         raise TopologyError(tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.line, problem.column))))
     return Case(bug=bug, guest=guest)
+
+
+def _kernels(bug: Bug, reader: Reader, kernel: Callable[[str], None]) -> None:
+    for side, specs in (("shows", bug.kernels.shows), ("clean", bug.kernels.clean)):
+        for number, spec in enumerate(specs):
+            try:
+                kernel(spec)
+            except UsageError as error:
+                reader.problem(("kernels", side, number), str(error))
 
 
 def problem(place: Place | None, key: str, line: int, message: str) -> Problem:
@@ -223,7 +240,7 @@ def of_plain(plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str 
 
     :raise TopologyError: it is none.
     """
-    return _case((plain, Reader(file)), None, None, {} if script_file is None else {"script": Place(file=script_file, line=1)})
+    return _case((plain, Reader(file)), None, None, elsewhere={} if script_file is None else {"script": Place(file=script_file, line=1)})
 
 
 def wrong(path: Path, message: str) -> TopologyError:

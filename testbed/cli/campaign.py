@@ -13,12 +13,13 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed import bisection, bug_results, campaign, paths, probe
+from testbed import bisection, bug_results, campaign, paths
 from testbed.bisection import Answer, Between
-from testbed.bugs import Case, load
+from testbed.bugs import Case
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
 from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async
+from testbed.cli.bug_files import ready
 from testbed.cli.kept import run_kept
 from testbed.cli.kernels import (
     SOURCE_HELP,
@@ -67,7 +68,7 @@ def reduce_command(
 
     Exits 0 with a file, 1 where the bug does not show as it is.
     """
-    case = load(file, host_memory=probe.host_memory())
+    case = ready(file)
     spec = kernel or _first_shown(file, case)
     target = output or file.with_suffix(".reduced.yaml")
     # And not after minutes of guests.
@@ -161,7 +162,7 @@ def bisect_command(
         order = replace(more, source=str(tree), series=tuple(series or ()))
         _ask_one(file, run or order, rate, error, jobs, quiet)
         return
-    case = load(file, host_memory=probe.host_memory())
+    case = ready(file)
     listed = _list(kernels)
     every = listed.kernels
     ends = {"--good": _place(good, every, "--good"), "--bad": _place(bad, every, "--bad")}
@@ -207,7 +208,7 @@ def bisect_command(
 
 def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
     """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict (`exit_code` sees to errors)."""
-    case = load(file, host_memory=probe.host_memory())
+    case = ready(file)
     # What is the same for every commit would skip them all.
     if isinstance(wanted, BuildOrder):
         builder(Silent()).read(wanted)

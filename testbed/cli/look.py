@@ -11,18 +11,18 @@ from typing import Annotated
 import typer
 
 from testbed import doctor, errors, paths, picture, probe
-from testbed.bugs import load as load_bug
 from testbed.bugs.load import is_bug
+from testbed.cli import bug_files
 from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
 from testbed.errors import HostError, Problem, TopologyError, UsageError
 from testbed.host import Host
 from testbed.kernels import load_table
-from testbed.plan_text import described
+from testbed.plan_text import described, described_scripts
 from testbed.report import catalogue, table
 from testbed.report import errors as error_report
 from testbed.scenarios import SCENARIOS, cases
 from testbed.store import kernel_files
-from testbed.topology import load, load_points
+from testbed.topology import Topology, load, load_points
 
 
 @app.command("doctor")
@@ -63,16 +63,19 @@ def doctor_command(as_json: Json = False) -> None:
 def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug files.")]) -> None:
     """Check topology and bug files: all errors at once, each with file, line and column."""
     problems: list[Problem] = []
+    notes: list[str] = []
     points = 0
     for file in files:
         try:
             if is_bug(file):
-                load_bug(file, host_memory=probe.host_memory())
+                notes += bug_files.validated(file)
                 points += 1
                 continue
             points += len(load_points(file, host_memory=probe.host_memory()))
         except TopologyError as error:
             problems += error.problems
+    for note in notes:
+        err.print(note, markup=False, highlight=False, soft_wrap=True)
     for problem in problems:
         print(problem)
     if problems:
@@ -82,14 +85,20 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
 
 @app.command("plan")
 def plan_command(
-    file: Annotated[Path, typer.Argument(help="Topology file.")],
+    file: Annotated[Path, typer.Argument(help="Topology or bug file.")],
     point: Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Draw it into this file instead.")] = None,
 ) -> None:
-    """Print what would be done: each guest's QEMU argv, its ordered QMP commands, and the steps inside it; runs nothing."""
+    """Print what would be done: each guest's QEMU argv, its ordered QMP commands, and the steps inside it; runs nothing.
+
+    Of a bug: for the guest of each of its tries, and what runs there then.
+    """
+    case = bug_files.ready(file) if is_bug(file) else None
+    if case is not None and point is not None:
+        raise UsageError(f"--point {point}: a bug has one guest, and no matrix; expected no --point")
 
     async def work() -> int:
-        topology = load(file, point, host_memory=probe.host_memory())
+        topology = Topology(version=1, guests={"g0": case.guest}) if case else load(file, point, host_memory=probe.host_memory())
         if svg is not None:
             try:
                 svg.write_text(picture.svg(topology), encoding="utf-8")
@@ -99,6 +108,8 @@ def plan_command(
         host = await probe.probe(paths.folders().cache, None)
         for name, model in topology.guests.items():
             print("\n".join(described(host, name, model, topology.links[name])))
+        if case is not None:
+            print("\n".join(described_scripts(case)))
         return 0
 
     run_async(work())

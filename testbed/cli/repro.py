@@ -14,10 +14,11 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed import bug_results, parcel, paths, probe, repro, up
-from testbed.bugs import Case, load
-from testbed.bugs.load import inlined, is_bug, of_plain, self_contained, written, wrong
+from testbed import bug_results, parcel, paths, repro, up
+from testbed.bugs import Case
+from testbed.bugs.load import Place, inlined, is_bug, of_plain, self_contained, written, wrong
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
+from testbed.cli.bug_files import check_scripts, ready
 from testbed.cli.bundle import tell_differences, unpacked
 from testbed.cli.kept import run_kept
 from testbed.console import ANY_SPLAT
@@ -204,9 +205,11 @@ def _wanted(
             raise UsageError(f"repro: --expect and --topology belong to --script; {file} has its own")
         if bundles.is_bundle(file):
             bundle = bundles.read(file)
-            return Wanted(case=of_plain(bundle.plain, f"{file}:bug.yaml"), plain=bundle.plain, title=str(file), bundle=bundle)
+            case = of_plain(bundle.plain, f"{file}:bug.yaml")
+            check_scripts(case.bug, {})
+            return Wanted(case=case, plain=bundle.plain, title=str(file), bundle=bundle)
         try:
-            case = load(file, host_memory=probe.host_memory())
+            case = ready(file)
         except TopologyError as error:
             if is_bug(file):
                 raise
@@ -231,7 +234,9 @@ def _of_script(script: Path, expect: str | None, topology: Path | None, kernels:
     if topology is not None:
         plain = inlined(plain | {"topology": str(topology)}, Path("bug.yaml"))
     try:
-        return Wanted(case=of_plain(plain, str(script), script_file=str(script)), plain=plain, title=str(script))
+        case = of_plain(plain, str(script), script_file=str(script))
+        check_scripts(case.bug, {"script": Place(file=str(script), line=1)})
+        return Wanted(case=case, plain=plain, title=str(script))
     except TopologyError as error:
         if all(problem.path == "script" for problem in error.problems):
             raise

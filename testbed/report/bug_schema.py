@@ -16,7 +16,8 @@ class _Known(BaseModel):
 
 
 class Attempt(_Known):
-    """One try. `evidence`: its folder, below `guests` of the run's. Times in seconds."""
+    """One try. `evidence`: its folder, below `guests` of the run's. Times in seconds. `last_line`: that the script printed; `uncounted`:
+    lines that matched and were not the script's."""
 
     number: int
     seed: int
@@ -30,6 +31,8 @@ class Attempt(_Known):
     status: int | None
     evidence: str
     dump: str
+    last_line: str = ""
+    uncounted: list[str] = []
 
 
 class Kernel(_Known):

@@ -165,6 +165,8 @@ def _nothing_measured(*, took_s: float, evidence: str, verdict: str, said: str) 
 
 def _side(one: Document) -> dict[str, Any]:
     said = f"expected that it {'shows' if one['must_show'] else 'does not show'}; it showed in {' '.join(repro.rate(one).split())}"
+    if ended := repro.endings(one):
+        said += f"; {ended}"
     counts = {"hits": one["hits"], "tries": one["tries"], "without a result": one["troubles"]}
     first = next((attempt["evidence"] for attempt in one["attempts"]), "")
     measures = {name: {"value": value, "unit": "tries", "source": "repro.json"} for name, value in counts.items()}

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+# Ways in which tries of a kernel ended, as many as are shown.
+_SHOWN_ENDINGS = 3
 RATE = "rate, 95 % interval"
 HEAD = ("kernel", "expected", "signature", RATE, "first hit", "median to the hit")
 
@@ -58,12 +61,25 @@ def notable(document: Mapping[str, Any]) -> list[str]:
             f"{one['name']}: try {attempt['number']}: {attempt['why']}" for attempt in one["attempts"] if attempt["outcome"] == "trouble"
         ]
         lines += [f"{one['name']}: try {attempt['number']}: {attempt['dump']}" for attempt in one["attempts"] if attempt["dump"]]
+        if ended := endings(one):
+            lines.append(f"{one['name']}: {ended}")
     return lines
+
+
+def endings(one: Mapping[str, Any]) -> str:
+    """How the tries ended that did not show it on a kernel, the most frequent first: the other half of the bug. Empty without any."""
+    counted = Counter(_first(attempt["why"]) for attempt in one["attempts"] if attempt["outcome"] == "miss")
+    ways = [f"{said}{f' ({count} times)' if count > 1 else ''}" for said, count in counted.most_common(_SHOWN_ENDINGS)]
+    more = len(counted) - len(ways)
+    return f"where it did not show: {'; '.join(ways)}{f'; and {more} other ways' if more else ''}" if ways else ""
+
+
+def _first(text: str | None) -> str:
+    return (text or "").strip().partition("\n")[0]
 
 
 def try_line(one: Mapping[str, Any]) -> str:
     """One try, for whoever watches."""
     after = f" after {one['hit_after_s']:.1f} s" if one["hit_after_s"] is not None else f", {one['took_s']:.1f} s"
     said = one["seen"] if one["outcome"] == "hit" else one["why"]
-    first = str(said).splitlines()[0] if said else ""
-    return f"try {one['number']}: {one['outcome']}{after}: {first}"
+    return f"try {one['number']}: {one['outcome']}{after}: {_first(said)}"

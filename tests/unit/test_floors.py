@@ -34,6 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "blktests",
         "kbuild",
     ),
+    ("diagnostics",),
     ("signature", "kernel_log", "symbols", "reduction", "bisection", "parcel"),
     (
         "plan_text",
@@ -48,6 +49,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "states",
         "shell",
         "switch",
+        "syntax",
         "confine",
         "custody",
         "journal",
@@ -144,6 +146,7 @@ PURE = {
     "apart",
     "rank_test",
     "bugs",
+    "diagnostics",
     "signature",
     "kernel_log",
     "symbols",

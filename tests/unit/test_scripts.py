@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from testbed import syntax
 from testbed.bugs import load, parse
 from testbed.bugs.load import of_plain
 from testbed.bugs.scripts import Language, Script, made, mistakes, script
@@ -136,3 +140,95 @@ def test_mistakes_of_scripts_are_named_by_the_file_and_line_where_they_stand(tmp
     with pytest.raises(TopologyError) as caught:
         load(tmp_path / "b.yaml")
     assert [(problem.file, problem.line) for problem in caught.value.problems] == [(str(tmp_path / "crash.sh"), line) for line in (1, 2)]
+
+
+UNREADABLE = {
+    "bash": ("if true; then\n  true\n", 3, "syntax error: unexpected end of file"),
+    "a quote": ("echo 'a\n", 1, "unexpected EOF"),
+    "a document without its end": ("cat <<EOF\na\n EOF\ntrue\n", 4, "here-document at line 1"),
+    "of sh": ("#!/bin/sh\ncat <<EOF\na\n", 3, "here-document at line 2"),
+    "python": ("#!/usr/bin/env python3\n\nprint 'a'\n", 3, "SyntaxError: "),
+    "nested too deeply": ("#!/usr/bin/python3\n" + "(" * 5000, 1, "Error: "),
+}
+
+
+@pytest.mark.parametrize(("text", "line", "said"), UNREADABLE.values(), ids=UNREADABLE)
+def test_a_script_that_cannot_be_read_is_a_mistake(text: str, line: int, said: str) -> None:
+    ((number, found),) = syntax.mistakes(script("crash", text))
+    assert said in found and (number == line or "nested" in text or "((" in text)
+
+
+@pytest.mark.skipif(shutil.which("dash") is None, reason="another sh takes what dash does not")
+def test_dash_does_not_take_what_bash_does() -> None:
+    assert syntax.mistakes(script("a", "#!/bin/sh\na=(1 2)\n")) and not syntax.mistakes(script("a", "a=(1 2)\n"))
+
+
+def test_what_is_only_read_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BASH_ENV", str(tmp_path / "env"))
+    (tmp_path / "env").write_text(f"touch {tmp_path}/ran")
+    for first in ("", "#!/bin/sh\n", "#!/usr/bin/perl\nBEGIN { system('false') }\n"):
+        assert not syntax.mistakes(script("a", f"{first}touch {tmp_path}/ran\n"))
+    assert not syntax.mistakes(script("a", f"#!/usr/bin/python3\nopen('{tmp_path}/ran', 'w')\n"))
+    assert not syntax.mistakes(script("a", "shopt -s extglob\nrm -f !(a|b)\n"))
+    assert not (tmp_path / "ran").exists()
+
+
+BUG = """\
+version: 1
+summary: a test
+kernels: {shows: [debian-5.10]}
+prepare: 'true'
+script: |
+  echo BYPASSED
+signature: [{output: BYPASSED}, {expect: ^BYPASSED$}]
+"""
+
+
+def cli(tmp_path: Path, *words: str, **files: str) -> subprocess.CompletedProcess[str]:
+    for name, text in files.items():
+        (tmp_path / name.replace("_", ".")).write_text(text)
+    return subprocess.run([sys.executable, "-m", "testbed", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+
+
+def test_validate_reads_the_scripts_and_looks_for_the_kernels_of_a_bug(tmp_path: Path) -> None:
+    done = cli(tmp_path, "validate", "b.yaml", b_yaml=BUG)
+    assert done.returncode == 0 and "1 valid" in done.stderr
+    assert "b.yaml: note: signature 1: 'BYPASSED' matches line 1 of the script itself, 'echo BYPASSED'" in done.stderr
+    assert "signature 2" not in done.stderr
+    wrong = BUG.replace("debian-5.10]", "debian-9], clean: [built-nothing, /no/bzImage]").replace("  echo", "  $DEV_X\n  echo")
+    done = cli(tmp_path, "validate", "b.yaml", b_yaml=wrong)
+    assert done.returncode == 1 and done.stdout.count("\n") == 4
+    for said in (
+        "3:19: kernels.shows.0: kernel 'debian-9'",
+        "kernels.clean.0: kernel 'built-nothing'",
+        "kernels.clean.1: ",
+        "6:1: script: expected a variable",
+    ):
+        assert f"b.yaml:{said}" in done.stdout or said in done.stdout
+    done = cli(tmp_path, "validate", "b.yaml", b_yaml=BUG.replace("echo B", "if echo B").replace("'true'", "'('"))
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[0].startswith("b.yaml:4:10: prepare: in its line 2: syntax error")
+    assert done.stdout.splitlines()[1].startswith("b.yaml:7:1: script: syntax error")
+
+
+def test_repro_looks_before_it_starts_a_guest(tmp_path: Path) -> None:
+    for text, said in (
+        ("#!/bin/bash\ntrue\nif\n", "crash.sh:4:1: script: syntax error"),
+        ("true\necho $DEV_LO\n", "crash.sh:2:1: script: expected a variable"),
+        ("true\r\n", "crash.sh:1:1: script: expected lines that end with LF"),
+    ):
+        (tmp_path / "crash.sh").write_bytes(text.encode())
+        done = cli(tmp_path, "repro", "--script", "crash.sh")
+        assert done.returncode == 2 and said in done.stderr + done.stdout, done
+    # As every verb that runs bugs.
+    for words in (("repro", "b.yaml"), ("reduce", "b.yaml"), ("bisect", "b.yaml", "--run", "debian-6.1")):
+        done = cli(tmp_path, *words, b_yaml=BUG.replace("echo B", "if echo B"))
+        assert "b.yaml:7:1: script: syntax error" in done.stderr + done.stdout, done
+
+
+def test_the_plan_of_a_bug_is_that_of_its_guest(tmp_path: Path) -> None:
+    done = cli(tmp_path, "plan", "b.yaml", b_yaml=BUG + "topology: {guests: {g0: {disks: {data: {type: nvme, size: 1G}}}}}\n")
+    assert done.returncode == 0 and "nvme" in done.stdout
+    assert done.stdout.endswith("which find $SEED, $DEV_DATA, $NUM_DATA\nbash /run/testbed/prepare\nbash /run/testbed/script\n")
+    done = cli(tmp_path, "plan", "b.yaml", "--point", "a=b", b_yaml=BUG)
+    assert done.returncode == 2 and "a bug has one guest, and no matrix" in done.stderr

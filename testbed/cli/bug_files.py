@@ -1,0 +1,51 @@
+"""Bug files as verbs take them: whole, with scripts that can be read and kernels that are there, before any guest starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from testbed import paths, probe, syntax
+from testbed.bugs import Case, load
+from testbed.bugs.load import Place, places
+from testbed.bugs.model import Bug
+from testbed.diagnostics import own_text
+from testbed.errors import TopologyError, UsageError
+from testbed.kernels import BUILT, BuiltKernel, load_table
+from testbed.store import built_names
+
+
+def ready(file: Path) -> Case:
+    """The bug in a file that guests are to run.
+
+    :raise TopologyError: it cannot be read, or says something wrong; or one of its scripts cannot be read.
+    """
+    case = load(file, host_memory=probe.host_memory())
+    check_scripts(case.bug, places(file))
+    return case
+
+
+def check_scripts(bug: Bug, where: Mapping[str, Place]) -> None:
+    """:raise TopologyError: one of the bug's scripts cannot be read."""
+    if found := syntax.problems(bug, where):
+        raise TopologyError(tuple(found))
+
+
+def validated(file: Path) -> tuple[str, ...]:
+    """What should be known of a bug file that is valid.
+
+    :raise TopologyError: it is not: every mistake, kernels that are not there among them.
+    """
+    case = load(file, host_memory=probe.host_memory(), kernel=_known)
+    check_scripts(case.bug, places(file))
+    return tuple(f"{file}: note: {said}" for said in own_text(case.bug))
+
+
+def _known(spec: str) -> None:
+    """:raise UsageError: there is no such kernel."""
+    found = load_table(paths.shipped("images") / "kernels.yaml").resolve(spec)
+    if isinstance(found, BuiltKernel):
+        cache = paths.folders().cache
+        if built_names.find(cache, found) is None:
+            there = ", ".join(f"{BUILT}{one.name}" for one in built_names.every(cache)) or "none"
+            raise UsageError(f"kernel {spec!r}: expected one that was built, which are: {there}")
