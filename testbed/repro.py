@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -17,7 +18,7 @@ from testbed.guest import Guest
 from testbed.host import Host
 from testbed.lab import Lab
 from testbed.rates import Next, Rate
-from testbed.signature import Match
+from testbed.signature import End, Match
 from testbed.store.kernel_files import KernelFiles
 from testbed.trial import Attempt, Hold, Outcome, Try, attempt
 
@@ -243,12 +244,18 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
             ended=ended,
         )
 
-    async def hold(guest: Guest, match: Match) -> None:
-        """The first that shows it is held; the others go."""
+    def known(one: Try) -> None:
+        """What came of a try; of one that was held, in place of what was known then."""
+        tried[:] = [*(other for other in tried if other.number != one.number), one]
+        job.on_try(so_far(ended=False), one)
+
+    async def hold(number: int, guest: Guest, match: Match) -> None:
+        """The first that shows it is held; the others go. Whatever ends the hold, that it has shown is known."""
         nonlocal holding, first_hit_s
         holding, first_hit_s = True, time.monotonic() - begun
         for task in running - {asyncio.current_task()}:
             task.cancel()
+        known(_held(_wanted(job, kernel, number, None), match))
         assert job.hold is not None  # or nobody would call this
         await job.hold(guest, match)
 
@@ -257,7 +264,7 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
             # The rule must hold for the tries that run as well, or they would be started in vain.
             while number < limits.tries and len(running) < most and not holding and not _enough(limits, tried, len(running)):
                 number += 1
-                running.add(asyncio.create_task(attempt(_wanted(job, kernel, number, hold if job.hold else None))))
+                running.add(asyncio.create_task(attempt(_wanted(job, kernel, number, functools.partial(hold, number) if job.hold else None))))
             if not running:
                 break
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -265,10 +272,9 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
             whole = [task for task in done if not task.cancelled()]
             for task in sorted(whole, key=lambda task: task.exception() is not None):
                 one = task.result()
-                tried.append(one)
                 if one.outcome is Outcome.HIT and first_hit_s is None:
                     first_hit_s = time.monotonic() - begun
-                job.on_try(so_far(ended=False), one)
+                known(one)
             if _hopeless(tried) or (not limits.awaits and _enough(limits, tried, len(running))):
                 break
     finally:
@@ -291,6 +297,25 @@ def _wanted(job: Job, kernel: KernelFiles, number: int, hold: Hold | None) -> At
         hold=hold,
         paused=job.paused,
         dump=job.dump,
+    )
+
+
+def _held(wanted: Attempt, match: Match) -> Try:
+    """A try whose guest is held: that it shows the bug is all that is known of it yet."""
+    return Try(
+        number=wanted.number,
+        seed=wanted.seed,
+        outcome=Outcome.HIT,
+        end=End.STOPPED,
+        why=End.STOPPED.value,
+        match=match,
+        ready_s=0,
+        took_s=0,
+        hit_after_s=None,
+        status=None,
+        console_bytes=0,
+        findings=(),
+        evidence=wanted.evidence,
     )
 
 

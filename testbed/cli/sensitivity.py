@@ -98,11 +98,11 @@ def _without_output(words: list[str]) -> list[str]:
 def _told(documents: tuple[dict[str, Any], ...], output: Path | None, *, as_json: bool) -> int:
     """Print and write the table; the exit code."""
     found = sensitivity.table(documents)
-    host, said = documents[0]["host"], sensitivity.complaints(found)
+    host, said = documents[0]["host"], sensitivity.complaints(found, documents)
     took_s = sum(document["guest_seconds"] for document in documents)
     commands = "\n".join(f"    {shlex.join(['./tb', *_without_output(document['command'][1:])])}" for document in documents)
     about = f"{took_s:.0f} s of guests, on {host['cores']} cores with Linux {host['kernel']}, QEMU {host['qemu']} ({host['accelerator']})."
-    text = sensitivity.markdown(found, f"{commands}\n\n{about}")
+    text = sensitivity.markdown(found, f"{commands}\n\n{about}", documents)
     if output is not None:
         try:
             output.write_text(text, encoding="utf-8")

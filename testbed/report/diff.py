@@ -11,13 +11,14 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from testbed import rank_test
+from testbed import partial, rank_test
 from testbed.report.words import quantity
 
 # Of the changes that are reported, so many are expected to be chance.
 LEVEL = 0.05
 # Shifts below that are no change, however regular.
 _LEAST = {"bytes": 65536.0, "s": 0.05}
+_HOW_FAR = "how far it came"
 CHANGED, UNCHANGED, UNKNOWN = "changed", "unchanged", "nothing can be told"
 EXIT_CODES = {UNCHANGED: 0, CHANGED: 1, UNKNOWN: 3}
 
@@ -59,6 +60,9 @@ def _result(found: dict[str, Any]) -> str:
         return CHANGED
     if found["untold"] or not (found["ignored"] or found["same"]):
         return UNKNOWN
+    # Nobody knows what the cases of a partial run were that it did not come to.
+    if any(row["what"] == _HOW_FAR for row in found["setup"]):
+        return UNKNOWN
     # Whether one measure that had changed, and no other, would have been seen.
     sharp = all(rank_test.least_p(*row["attempts"]) * len(found["ignored"]) <= LEVEL for row in found["ignored"])
     return UNCHANGED if sharp else UNKNOWN
@@ -74,7 +78,11 @@ def _run(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setup(before: dict[str, Any], after: dict[str, Any]) -> Iterator[dict[str, str]]:
-    """What the two ran on, where it is not the same."""
+    """What the two ran on, where it is not the same, and how far they came, where that is not to their ends."""
+    ends = tuple(partial.read(document) for document in (before, after))
+    if any(ends):
+        old, new = (str(end or "to its end") for end in ends)
+        yield {"what": _HOW_FAR, "before": old, "after": new}
     pairs = [(f"kernel {side}", "release", before["kernels"].get(side), after["kernels"].get(side)) for side in after["kernels"]]
     pairs.append(("guest image", "name", before["image"], after["image"]))
     for what, name, old, new in pairs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from testbed import partial
 from testbed.console import Kind
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.scenarios import SCENARIOS
@@ -71,9 +72,10 @@ def _said(side: Mapping[str, Any]) -> str:
     return INDIFFERENT if verdict == "PASS" else NOTHING
 
 
-def complaints(found: Table) -> tuple[str, ...]:
-    """What is not as it must be: a patch none of whose ablations is noticed, a scenario that notices none."""
-    said = []
+def complaints(found: Table, documents: Iterable[Mapping[str, Any]] = ()) -> tuple[str, ...]:
+    """What is not as it must be: a run that ended early, a patch none of whose ablations is noticed, a scenario that notices none."""
+    ends = ((document["run"], partial.read(document)) for document in documents)
+    said = [f"run {run} is partial: {end}" for run, end in ends if end is not None]
     kernels = {kernel for row in found.values() for kernel in row}
     for patch in (1, 2, 3, 4):
         mine = {name for name in kernels if patch in ABLATIONS[name].patches}
@@ -89,8 +91,8 @@ def complaints(found: Table) -> tuple[str, ...]:
     return tuple(said)
 
 
-def markdown(found: Table, head: str) -> str:
-    """The table as it is kept, with what each ablation takes away; `head`: the lines above it."""
+def markdown(found: Table, head: str, documents: Iterable[Mapping[str, Any]] = ()) -> str:
+    """The table as it is kept, with what each ablation takes away; `head`: the lines above it; `documents`: it is made of them."""
     kernels = [name for name in ABLATIONS if any(name in row for row in found.values())]
     lines = [
         "# Which scenario notices which loss",
@@ -108,7 +110,7 @@ def markdown(found: Table, head: str) -> str:
     for case, row in found.items():
         patches = ", ".join(map(str, SCENARIOS[case.split("/")[0]].patches))
         lines.append(f"| {case} | {patches} | {' | '.join(row.get(name, NOTHING) for name in kernels)} |")
-    said = complaints(found)
+    said = complaints(found, documents)
     lines += (
         ["", "As it must be: each patch is noticed, and each scenario notices something."] if not said else ["", "Not as it must be:", ""]
     )

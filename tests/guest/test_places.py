@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -115,6 +116,33 @@ async def test_the_disk_is_full_below_the_runs(own: Places, apart: tuple[str, ..
             ended = met.by(await own.run(*repro("ends.sh"), within=small, status=None))
             assert "No space left on device" in ended.err or "disk is full" in ended.err, ended
         await own.nothing_left()
+
+
+# The first try of this seed ends; the second prints until there is no room for it.
+FILLS = '[ "$SEED" = 1 ] || yes it fills the disk\n'
+_KEPT = """\
+runs=$1 kept=$2; shift 2
+mount -t tmpfs -o size=10m tmpfs "$runs"
+"$@" || status=$?
+cp "$runs"/*/repro.json "$runs"/*/report.html "$runs"/*/junit.xml "$kept"
+exit "${status:-0}"
+"""
+
+
+@pytest.mark.slow
+async def test_a_disk_that_fills_up_leaves_what_was_known(own: Places, apart: tuple[str, ...]) -> None:
+    small = (*apart, "sh", "-ec", _KEPT, "sh", str(own.state / "runs"), str(own.root))
+    own.file("fills.sh", FILLS)
+    words = [*repro("fills.sh"), "--seed", "0", "-j", "1", "--all"]
+    words[words.index("-n") + 1] = "3"
+    ended = await own.run(*words, within=small, status=2)
+    assert "this machine's disk is full; make room there" in ended.err
+    document = json.loads((own.root / "repro.json").read_text())
+    assert document["result"] == "unfinished" and [one["outcome"] for one in document["kernels"][0]["attempts"]] == ["miss"]
+    assert document["partial"]["ended"] == 1 and "this machine's disk is full" in document["partial"]["why"]
+    for name in ("report.html", "junit.xml"):
+        assert "1 of at most 3 tries ended; " in (own.root / name).read_text()
+    await own.nothing_left()
 
 
 @pytest.mark.slow

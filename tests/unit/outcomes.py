@@ -8,6 +8,7 @@ from typing import Any
 
 from testbed.console import Finding, Kind
 from testbed.kernels import Series
+from testbed.partial import Partial
 from testbed.report import results
 from testbed.runner import Result, Side
 from testbed.scenarios import cases
@@ -89,11 +90,13 @@ def failed(folder: Path) -> Result:
 MODEL = Guest(disks={"data": disk_of(type="nvme", size=GIB)})
 
 
-def document(folder: Path, *of: Result, verdict: Verdict = Verdict.PASS, model: Guest = MODEL) -> dict[str, Any]:
+def document(
+    folder: Path, *of: Result, verdict: Verdict = Verdict.PASS, model: Guest = MODEL, partial: Partial | None = None
+) -> dict[str, Any]:
     """What results.json says of them."""
     image = Image(name="bookworm", sha256="i" * 64, folder=Path("/i"))
     command = ["testbed", "compare"]
-    return results.document(folder, verdict, command, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64)
+    return results.document(folder, verdict, command, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64, partial=partial)
 
 
 def alone(result: Result) -> Result:

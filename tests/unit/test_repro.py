@@ -27,7 +27,7 @@ Answer = Callable[[Attempt], Awaitable[Outcome]]
 def trying(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Tries on a kernel whose guests do what `answer` says."""
 
-    async def run(limits: Limits, answer: Answer, hold: Any = None) -> Tried:
+    async def run(limits: Limits, answer: Answer, hold: Any = None, on_try: Any = lambda *_: None) -> Tried:
         async def attempt(wanted: Attempt) -> Try:
             return one(wanted.number, await answer(wanted))
 
@@ -35,7 +35,7 @@ def trying(monkeypatch: pytest.MonkeyPatch) -> Any:
 
         monkeypatch.setattr(repro, "attempt", attempt)
         lab: Any = SimpleNamespace(prepare=prepare)
-        wanted: Job = replace(job(Path("/run")), lab=lab, limits=limits, hold=hold)
+        wanted: Job = replace(job(Path("/run")), lab=lab, limits=limits, hold=hold, on_try=on_try)
         async with asyncio.timeout(10):
             return await on_kernel(wanted, kernel("k", "aa"), must_show=True)
 
@@ -77,9 +77,12 @@ async def test_for_a_rate_slow_tries_are_awaited_and_may_undo_what_quick_ones_sa
 
 async def test_one_guest_is_held_and_the_others_go(trying: Any) -> None:
     held: list[int] = []
+    known: list[list[Outcome]] = []
 
     async def hold(guest: Any, match: Match) -> None:
         held.append(guest)
+        # Before the hold ends, by whatever.
+        assert known == [[HIT]]
         await asyncio.sleep(0)
 
     async def answer(wanted: Attempt) -> Outcome:
@@ -88,7 +91,10 @@ async def test_one_guest_is_held_and_the_others_go(trying: Any) -> None:
         await wanted.hold(guest, Match(condition=1, seen="x"))
         return HIT
 
-    found = await trying(Limits(tries=20, timeout_s=1, jobs=3), answer, hold)
+    found = await trying(
+        Limits(tries=20, timeout_s=1, jobs=3), answer, hold, lambda so_far, _: known.append([one.outcome for one in so_far.tries])
+    )
+    assert known == [[HIT], [HIT]]
     assert held == [1] and [one.number for one in found.tries] == [1] and found.cut == 2
 
 

@@ -103,3 +103,12 @@ def test_the_table_that_is_kept_says_who_noticed_what() -> None:
     assert "| no-io-charge | 4 | disk I/O is charged to the issuer only where it is direct, as before the series | read |" in text
     assert "| case | patches | root-worker | no-io-charge |" in text and "| read | 4 | - | noticed |" in text
     assert "- patch 1: no scenario notices root-worker" in text
+
+
+def test_a_run_that_ended_early_is_a_complaint() -> None:
+    found = {"read": {"no-io-charge": "noticed", "no-memory-charge": "noticed"}}
+    whole = {"run": "r1", "partial": None}
+    ended = {"run": "r2", "partial": {"ended": 3, "wanted": 12, "at_most": False, "what": "cases", "why": "interrupted by SIGTERM"}}
+    said = "run r2 is partial: 3 of 12 cases ended; interrupted by SIGTERM"
+    assert sensitivity.complaints(found, (whole, ended))[0] == said
+    assert f"- {said}" in sensitivity.markdown(found, "", (whole, ended)) and "partial" not in sensitivity.markdown(found, "", (whole,))
