@@ -264,7 +264,9 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
             # The rule must hold for the tries that run as well, or they would be started in vain.
             while number < limits.tries and len(running) < most and not holding and not _enough(limits, tried, len(running)):
                 number += 1
-                running.add(asyncio.create_task(attempt(_wanted(job, kernel, number, functools.partial(hold, number) if job.hold else None))))
+                running.add(
+                    asyncio.create_task(attempt(_wanted(job, kernel, number, functools.partial(hold, number) if job.hold else None)))
+                )
             if not running:
                 break
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)

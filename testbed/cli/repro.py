@@ -133,8 +133,11 @@ def repro_command(
                     return bug_results.of_repro(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial)
 
                 def on_try(so_far: Tried, one: Try) -> None:
-                    progress.note(f"{so_far.kernel.name}: {report.try_line(said(one))}")
+                    before = tried.get(so_far.kernel.name)
                     tried[so_far.kernel.name] = so_far
+                    # One that was held has its line since then.
+                    if before is None or one.number not in [known.number for known in before.tries]:
+                        progress.note(f"{so_far.kernel.name}: {report.try_line(said(one))}")
                     keeper.update()
 
                 job = Job(
