@@ -1,6 +1,6 @@
 """`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, plugin, report, sampling, topology, up), how true its disks are
-(hardware, export, power, replug),
-how often its bugs show (museum), and what it leaves behind when it is killed and hurt (kills, soak). Prints a table, or JSON with `--json`.
+(hardware, export, power, replug), how often its bugs show (museum), what tests of others are on several kernels (suites), and what it leaves
+behind when it is killed and hurt (kills, soak). Prints a table, or JSON with `--json`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, export, hardware, kills, museum, plugin, power, replug, report, sampling, soak, topology, up
+from benchmarks import clone, compare, export, hardware, kills, museum, plugin, power, replug, report, sampling, soak, suites, topology, up
 from testbed import cli
 from testbed.cli.app import run_async
 
@@ -169,6 +169,14 @@ def museum_command(
 ) -> None:
     """How often each bug of the museum shows where it must, and where it must not: a Markdown table."""
     _run(museum.measure(tuple(names or ()), tuple(name for name in kernels.split(",") if name), tries), _markdown, as_json)
+
+
+@app.command("suites")
+def suites_command(
+    runs: Annotated[list[str], typer.Argument(help="Runs of `testbed suite`, on several kernels or several times.")],
+) -> None:
+    """What each test of a suite was on each kernel, and which were not the same each time: Markdown. Runs nothing."""
+    print(suites.markdown([suites.read(run) for run in runs]), end="")
 
 
 def _markdown(rows: list[dict[str, Any]], as_json: bool) -> None:

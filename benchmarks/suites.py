@@ -1,0 +1,86 @@
+"""Several runs of `testbed suite` beside each other: what each test is on each kernel, and which tests are not the same each time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from testbed import partial, paths
+from testbed.errors import UsageError
+from testbed.report import bug_files, results
+from testbed.report.markdown import cell
+
+Document = Mapping[str, Any]
+# What a test is, by kernel: a status and its reason for each run.
+Seen = dict[str, dict[str, list[tuple[str, str]]]]
+
+
+def read(run: str) -> Document:
+    """The results of a run of `testbed suite`.
+
+    :raise UsageError: it is none.
+    """
+    folder = results.locate(run, paths.folders().runs)
+    found = bug_files.read(folder)
+    if found is None or found["what"] != "suite":
+        raise UsageError(f"run {run!r}: expected a run of `testbed suite`, got another: {folder}")
+    return found
+
+
+def markdown(documents: Sequence[Document]) -> str:
+    """A table test by kernel, why tests did not pass, and those that were not the same in each run of one kernel."""
+    return "\n".join(_lines(documents)) + "\n"
+
+
+def _lines(documents: Sequence[Document]) -> Iterator[str]:
+    seen = _seen(documents)
+    kernels = list(dict.fromkeys(document["kernel"]["name"] for document in documents))
+    yield from (f"| test | {' | '.join(kernels)} |", f"|---|{'---|' * len(kernels)}")
+    for test, by_kernel in seen.items():
+        yield f"| {cell(test)} | {' | '.join(_said(by_kernel.get(kernel, [])) for kernel in kernels)} |"
+    yield from ("", "Not the same in each run:", "")
+    racy = [
+        f"- {cell(test)} on {kernel}: {'; '.join(f'{status}: {cell(reason)}' if reason else status for status, reason in each)}"
+        for test, by_kernel in seen.items()
+        for kernel, each in by_kernel.items()
+        if len({status for status, _ in each}) > 1
+    ]
+    yield from racy or ("none",)
+    yield from ("", "| status | why | tests |", "|---|---|---|")
+    for (status, reason), tests in _reasons(seen).items():
+        yield f"| {status} | {cell(reason)} | {', '.join(cell(test) for test in tests)} |"
+    yield ""
+    for document in documents:
+        end = partial.read(document)
+        kernel = document["kernel"]
+        counts = f"{document['reason']} in {document['took_s']:.0f} s"
+        yield f"- {document['run']}, {kernel['name']} ({kernel['release']}): {f'{end}; ' if end else ''}{counts}"
+
+
+def _seen(documents: Sequence[Document]) -> Seen:
+    seen: Seen = {}
+    for document in documents:
+        for test in document["tests"]:
+            row = seen.setdefault(test["name"], {})
+            row.setdefault(document["kernel"]["name"], []).append((test["status"], test["reason"]))
+    return dict(sorted(seen.items()))
+
+
+def _said(each: list[tuple[str, str]]) -> str:
+    """The status of one test on one kernel, or those that it had in turn."""
+    statuses = [status for status, _ in each]
+    return statuses[0] if len(set(statuses)) == 1 else ", then ".join(statuses) or "not run"
+
+
+def _reasons(seen: Seen) -> dict[tuple[str, str], list[str]]:
+    """Which tests did not pass, by status and reason; each with its kernels, where it was not so on all."""
+    found: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for test, by_kernel in seen.items():
+        for kernel, each in by_kernel.items():
+            for status, reason in dict.fromkeys(each):
+                if status != "pass":
+                    found.setdefault((status, reason), {}).setdefault(test, []).append(kernel)
+    return {
+        why: [test if len(kernels) == len(seen[test]) else f"{test} ({', '.join(kernels)})" for test, kernels in tests.items()]
+        for why, tests in sorted(found.items())
+    }

@@ -1,0 +1,44 @@
+"""Several runs of a suite as one table."""
+
+from benchmarks import suites
+
+
+def run(kernel: str, *tests: tuple[str, str, str], **more: object) -> dict[str, object]:
+    return {
+        "run": f"run-{kernel}",
+        "kernel": {"name": kernel, "release": f"{kernel}.1"},
+        "reason": "counts",
+        "took_s": 60.0,
+        "tests": [{"name": name, "status": status, "reason": reason} for name, status, reason in tests],
+        **more,
+    }
+
+
+def test_a_test_that_is_not_the_same_each_time_is_listed_and_reasons_have_their_tests() -> None:
+    end = {"ended": 1, "wanted": 2, "at_most": False, "what": "tests", "why": "interrupted by SIGINT"}
+    text = suites.markdown(
+        [
+            run("a", ("loop/001", "skip", "no | parted"), ("loop/002", "pass", "")),
+            run("a", ("loop/001", "skip", "no | parted"), ("loop/002", "fail", "its output differs")),
+            run("b", ("loop/001", "pass", ""), partial=end),
+        ]
+    )
+    assert text.splitlines() == [
+        "| test | a | b |",
+        "|---|---|---|",
+        "| loop/001 | skip | pass |",
+        "| loop/002 | pass, then fail | not run |",
+        "",
+        "Not the same in each run:",
+        "",
+        "- loop/002 on a: pass; fail: its output differs",
+        "",
+        "| status | why | tests |",
+        "|---|---|---|",
+        "| fail | its output differs | loop/002 |",
+        "| skip | no \\| parted | loop/001 (a) |",
+        "",
+        "- run-a, a (a.1): counts in 60 s",
+        "- run-a, a (a.1): counts in 60 s",
+        "- run-b, b (b.1): 1 of 2 tests ended; interrupted by SIGINT; counts in 60 s",
+    ]
