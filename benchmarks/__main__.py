@@ -1,6 +1,6 @@
 """`./tb bench WHAT`: how fast the testbed is on this host (clone, compare, plugin, report, sampling, topology, up), how true its disks are
-(hardware, export, power, replug), how often its bugs show (museum), what tests of others are on several kernels (suites), and what it leaves
-behind when it is killed and hurt (kills, soak). Prints a table, or JSON with `--json`.
+(hardware, export, power, replug), how often its bugs show (museum), what tests of others are on several kernels (suites), and what it
+leaves behind when it is killed and hurt (kills, soak). Prints a table, or JSON with `--json`.
 """
 
 from __future__ import annotations
