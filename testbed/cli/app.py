@@ -33,7 +33,10 @@ app = typer.Typer(
 
 
 class _Terminal(Console):
-    """What is printed may quote guests, files and servers: none of them steers the terminal."""
+    """What is printed may quote guests, files and servers: none of them steers the terminal, and `a:b:c` is no picture of a letter."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

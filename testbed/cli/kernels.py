@@ -138,7 +138,7 @@ def kernel_fetch(
         with _kept_small(), live.progress(err, quiet=quiet) as progress:
             for name in names or (known.base, known.patched):
                 fetched = await kernel_files.fetch(known.resolve(name), root, progress, renew=renew)
-                out.print(f"{name}\t{fetched.release}\t{fetched.origin}", highlight=False, soft_wrap=True)
+                out.print(f"{name}\t{fetched.release}\t{fetched.origin}", markup=False, highlight=False, soft_wrap=True)
         return 0
 
     run_async(work())
@@ -178,7 +178,7 @@ def kernel_build(
             own = {"name": built.name, "origin": built.origin, "series": built.series.value, "folder": str(built.folder)}
             print(json.dumps(cache.read_meta(built.folder) | own))
         else:
-            out.print(f"{built.name}\t{built.release}\t{built.origin}", highlight=False, soft_wrap=True)
+            out.print(f"{built.name}\t{built.release}\t{built.origin}", markup=False, highlight=False, soft_wrap=True)
         return 0
 
     run_async(work())

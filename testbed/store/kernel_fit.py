@@ -61,8 +61,8 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
 
     :raise UsageError: it cannot, or its modules are another kernel's; says why.
     """
-    header = kernel_image.header(plain)
-    inside = _look_inside(plain, header)
+    header = kernel_image.header(plain, name)
+    inside = _look_inside(name, plain, header)
     there = {} if modules is None else _modules(name, modules, header, inside.vermagic)
     text, where, notes = inside.config, f"{name}: built in", list(inside.notes)
     if text is None and "configs" in there:
@@ -98,9 +98,9 @@ def check_for_scenarios(name: str, config: Path | None) -> None:
             raise UsageError(f"kernel {name}: no scenario can say anything of it; its configuration lacks\n  " + "\n  ".join(lacks))
 
 
-def _look_inside(plain: Path, header: Header) -> _Inside:
+def _look_inside(name: str, plain: Path, header: Header) -> _Inside:
     try:
-        with kernel_image.vmlinux(plain) as image:
+        with kernel_image.vmlinux(plain, name) as image:
             return _Inside(config=kernel_image.config(image), vermagic=kernel_image.vermagic(image, header.release))
     except (kernel_image.Unknown, ToolMissing) as why:
         return _Inside(notes=(f"what is built into a kernel cannot be looked at: {why}",))

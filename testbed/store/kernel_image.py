@@ -106,15 +106,16 @@ def plain(path: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def vmlinux(path: Path) -> Iterator[mmap.mmap]:
+def vmlinux(path: Path, name: str | None = None) -> Iterator[mmap.mmap]:
     """What a plain bzImage unpacks when it boots: an ELF file without symbols, with more behind it. To be searched; it is gone afterwards.
+    `name`: as its user calls it.
 
     :raise Unknown: nothing here knows how it is compressed. :raise ToolMissing: what unpacks it is not installed.
     :raise UsageError: it is damaged, or too large.
     """
     with held.temporary() as folder:
         try:
-            _unpack(path, folder / "payload", folder / "vmlinux")
+            _unpack(path, name or str(path), folder / "payload", folder / "vmlinux")
         except Unknown:
             raise
         except inflate.Refused as error:
@@ -123,11 +124,11 @@ def vmlinux(path: Path) -> Iterator[mmap.mmap]:
             yield image
 
 
-def _unpack(path: Path, payload: Path, kernel: Path) -> None:
+def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
     """:raise Refused: there is no kernel in it, or it is damaged or too large. :raise Unknown: nothing here knows how it is compressed."""
-    found = header(path).payload
+    found = header(path, name).payload
     if found is None:
-        raise Unknown(f"{path}: expected a compressed kernel in it, its header names none")
+        raise Unknown(f"{name}: expected a compressed kernel in it, its header names none")
     at, length = found
     with path.open("rb") as file, payload.open("wb") as part:
         file.seek(at)
@@ -135,7 +136,7 @@ def _unpack(path: Path, payload: Path, kernel: Path) -> None:
         file.seek(at)
         form = inflate.form(head)
         if form is None:
-            raise Unknown(f"{path}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}")
+            raise Unknown(f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}")
         # Of all formats but gzip, which has it itself, the size of the kernel follows.
         left = length if form == "gzip" else length - 4
         while left > 0 and (data := file.read(min(left, _PIECE_BYTES))):
@@ -143,11 +144,11 @@ def _unpack(path: Path, payload: Path, kernel: Path) -> None:
             left -= len(data)
     head = b""
     with payload.open("rb") as file, kernel.open("wb") as made:
-        for piece in inflate.pieces(file, str(path), MOST_BYTES):
+        for piece in inflate.pieces(file, name, MOST_BYTES):
             head = head or piece[:4]
             made.write(piece)
     if head != b"\x7fELF":
-        raise inflate.Refused(f"{path}: expected a kernel in it, an ELF file, found none")
+        raise inflate.Refused(f"{name}: expected a kernel in it, an ELF file, found none")
 
 
 def config(image: mmap.mmap | bytes) -> str | None:

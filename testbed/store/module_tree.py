@@ -39,7 +39,11 @@ def files(folder: Path) -> Iterator[Path]:
             found += 1
             if found > _MOST_FILES:
                 raise UsageError(f"{folder}: expected the modules of one kernel (lib/modules/RELEASE), found more than {_MOST_FILES} files")
-            if path.is_file() and path.resolve().is_relative_to(root):
+            try:
+                inside = path.is_file() and path.resolve().is_relative_to(root)
+            except OSError as error:
+                raise unreadable(path, error) from error
+            if inside:
                 yield path
 
 

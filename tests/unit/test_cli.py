@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from testbed import cli, paths
-from testbed.cli.app import app
+from testbed.cli.app import app, err
 from testbed.errors import HostError
 
 ROOT = Path(__file__).parents[2]
@@ -284,6 +284,11 @@ def test_without_words_there_is_help(tmp_path: Path) -> None:
 def test_what_the_machine_refuses_is_one_message_and_a_mistake_of_ours_is_not(error: Exception, said: str | None) -> None:
     refused = cli._refused(error)
     assert (refused is None) if said is None else str(refused).startswith(said)
+
+
+def test_what_is_printed_stays_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    err.print("a:b:c [media] x", markup=False, highlight=False, soft_wrap=True)
+    assert capsys.readouterr().err == "a:b:c [media] x\n"
 
 
 # Taken down for longer than anybody waits.

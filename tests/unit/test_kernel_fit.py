@@ -262,6 +262,12 @@ def test_a_bzimage_of_syzbot_is_unpacked(given: Path, tmp_path: Path) -> None:
     assert found.bzimage.read_bytes() == (given / "bzImage").read_bytes() and found.release == RELEASE
 
 
+def test_a_damaged_kernel_is_named_as_its_user_calls_it(given: Path, tmp_path: Path) -> None:
+    (given / "bzImage").write_bytes(whole(gzip.compress(kernel())[:-20], with_size=False))
+    with pytest.raises(UsageError, match=rf"^{given}/bzImage: cannot be unpacked"):
+        fetched(given / "bzImage", tmp_path)
+
+
 def test_a_program_that_is_missing_leaves_a_note_and_no_error(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     payload = through("zstd", "-q")(kernel(config=config(EXT4_FS="n"), magic=MAGIC))
     (given / "bzImage").write_bytes(whole(payload, with_size=True))
