@@ -111,6 +111,8 @@ FORMATS = {
     "Buffer I/O error on dev": Kind.IO_ERROR,
     r"EXT4-fs error \(": Kind.FILESYSTEM,
     "Aborting journal on device": Kind.FILESYSTEM,
+    "nvme nvme0: .* timeout, aborting": Kind.DISK,
+    "nvme nvme0: .* timeout, ": Kind.DISK,
 }
 # Words that begin an alarm. What has them and is none, because a healthy kernel says it of its firmware, processor or command line, or
 # because it follows another line: everything else that an image has must be a finding.
@@ -140,6 +142,8 @@ def formats(image: mmap.mmap) -> set[str]:
     """What a kernel prints as warnings or worse (KERN_SOH and a level are before it), and what begins as one without a level; by lines."""
     texts = re.findall(rb"\x01[0-4]([\x20-\x7e\t\n]{4,1000})(?=[\0\x01])", image)
     texts += re.findall(rb"(?<=\0)((?:WARNING|BUG|refcount_t|percpu ref)[ :][\x20-\x7e\t\n]{4,1000})(?=\0)", image)
+    # dev_warn() is handed the level, and puts the driver and the device before it.
+    texts += [b"nvme nvme0: " + text for text in re.findall(rb"(?<=\0)(I/O [\x20-\x7e]{4,200}timeout, [\x20-\x7e\n]{4,200})(?=\0)", image)]
     return {line for text in texts for line in text.decode().split("\n") if line.strip()}
 
 
