@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import re
+from collections import deque
 from dataclasses import dataclass
 
 import re2
@@ -130,6 +131,9 @@ _FOUND.Compile()
 # What begins an alarm, in lines that the kernel has stamped: programs use these words as well.
 _ALARM = re2.compile(r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|PANIC|Oops): |\bBUG[ ,]|^(?:WARNING|BUG)\b")
 _CUT_HERE, _END = "[ cut here ]", "---[ end trace "
+_TASK = re.compile(r"CPU: [0-9]+ .{0,40}PID: [0-9]+ Comm: ")
+# Between the first line that says what is wrong and the task: an oops has five.
+_HEADING_LINES = 12
 # A splat in one pattern that can be read, for a search that names no class (`repro --script` without `--expect`).
 ANY_SPLAT = (
     r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|ODEBUG|PANIC|Oops): |\bBUG[ ,]|\[ cut here \]|\[#\d+\]|[kK]ernel BUG at"
@@ -165,21 +169,37 @@ def _finding(kind: Kind, line: str) -> Finding:
 
 
 class Reader:
-    """Lines of one console, in order: `take` is `classify`, and knows a report by its frame where it knows none of its lines."""
+    """Lines of one console, in order: `take` is `classify`, and knows a report by its frame where it knows none of its lines.
+
+    A report of __warn() or die() (kernel/panic.c) has its heading, the task that it is of (`CPU: N PID: N Comm: ...`), and at its end
+    `end trace`. Its first line, `cut here`, is below the console's level in 7.2.
+    """
 
     def __init__(self) -> None:
-        # The first line since `cut here`, or none yet; None outside of a report, and in one of which a line was known.
-        self._framed: list[str] | None = None
+        # The lines before the task, None for one that says what is wrong; those since `cut here` where there was one.
+        self._before: deque[str | None] = deque(maxlen=_HEADING_LINES)
+        self._is_cut = False
+        self._unknown: str | None = None
 
     def take(self, line: str) -> Finding | None:
         found = classify(line)
-        if _CUT_HERE in line:
-            self._framed = []
-        elif found is not None:
-            self._framed = None
-        elif self._framed is not None and _END in line:
-            found = _finding(Kind.OTHER, self._framed[0]) if self._framed else None
-            self._framed = None
-        elif self._framed == []:
-            self._framed.append(line)
+        text = _split(line)[1]
+        is_splat = found is not None and found.kind.splat
+        if is_splat:
+            self._unknown = None
+        elif _TASK.match(text):
+            self._unknown = self._heading()
+        if _END in line and found is None and self._unknown is not None:
+            found = _finding(Kind.OTHER, self._unknown)
+        if _CUT_HERE in line or _END in line:
+            self._before.clear()
+            self._is_cut, self._unknown = _CUT_HERE in line, None
+        elif not text.startswith("Modules linked in:"):
+            self._before.append(None if is_splat else line)
         return found
+
+    def _heading(self) -> str | None:
+        """What a report begins with, None where its lines say what is wrong."""
+        if None in self._before or not self._before:
+            return None
+        return self._before[0 if self._is_cut else -1]

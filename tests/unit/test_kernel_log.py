@@ -60,9 +60,14 @@ def test_what_a_program_wrote_is_said_to_be_a_programs() -> None:
 
 
 def test_a_program_cannot_hide_a_frame_of_the_kernels() -> None:
-    raw = (
-        "kern  :warn  : [    9.000000] ------------[ cut here ]------------\nuser  :warn  : [    9.000000] WARNING: a program's\n"
-        "kern  :warn  : [    9.000001] nobody knows this\nkern  :warn  : [    9.000002] ---[ end trace 0000000000000000 ]---\n"
+    raw = "\n".join(
+        (
+            "kern  :warn  : [    9.000000] ------------[ cut here ]------------",
+            "user  :warn  : [    9.000000] WARNING: a program's",
+            "kern  :warn  : [    9.000001] nobody knows this",
+            "kern  :warn  : [    9.000001] CPU: 0 PID: 7 Comm: dd Not tainted 9.0.0 #1",
+            "kern  :warn  : [    9.000002] ---[ end trace 0000000000000000 ]---\n",
+        )
     )
     assert merged(raw) == [(Kind.OTHER, "nobody knows this")]
 
