@@ -42,8 +42,8 @@ _LIMITS = {
     "io.cost.model": "",
     "io.cost.qos": "",
 }
-# Of more control groups the rest is not looked at.
-MOST_GROUPS = 64
+# Of more control groups the rest is counted, and not looked at.
+_MOST_GROUPS = 64
 _TEXT = """\
 [ -e LOG ] || (
     first() { [ ! -r "$1" ] || { read -r value <"$1" && echo "$2 $value"; }; }
@@ -63,19 +63,21 @@ _TEXT = """\
     first /sys/fs/cgroup/cgroup.subtree_control controllers
     count=0
     for group in /sys/fs/cgroup /sys/fs/cgroup/*/ /sys/fs/cgroup/*/*/; do
-        [ -d "$group" ] && [ $count -le MOST ] || continue
+        [ -d "$group" ] || continue
         count=$((count + 1))
+        [ $count -le MOST ] || continue
         group=${group%/}
         echo "group ${group#/sys/fs/cgroup}"
         LIMITS
     done
+    [ $count -le MOST ] || echo "more $((count - MOST))"
     echo end
 ) >LOG 2>/dev/null || :
 """
 _GIVEN = {
     "LOG": _LOG,
     "FILES": " ".join(_BLOCK),
-    "MOST": str(MOST_GROUPS),
+    "MOST": str(_MOST_GROUPS),
     "LIMITS": "; ".join(f"each \"$group/{file}\" 'limit {file}' '{default}'" for file, default in _LIMITS.items()),
 }
 
@@ -152,7 +154,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """What stood there. `cpus`: those online, such as 0-1; `controllers`: those enabled for the groups below the root."""
+    """What stood there. `cpus`: those online, such as 0-1; `controllers`: those enabled for the groups below the root; `more_groups`: how
+    many there are beyond `groups`.
+    """
 
     cpus: str
     controllers: str
@@ -160,6 +164,7 @@ class Survey:
     mounts: tuple[Mount, ...]
     swaps: tuple[Swap, ...]
     groups: tuple[Group, ...]
+    more_groups: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,6 +195,7 @@ def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | Unread:
     mounts: list[Mount] = []
     swaps: list[Swap] = []
     about = {"cpus": "", "controllers": ""}
+    more = 0
     block: dict[str, str] = {}
     group: dict[str, tuple[str, ...]] = {}
     try:
@@ -197,6 +203,8 @@ def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | Unread:
             match word:
                 case "cpus" | "controllers":
                     about[word] = _text(rest)
+                case "more":
+                    more = _number(rest)
                 case "block":
                     block = blocks[rest] = {}
                 case "part" | "below":
@@ -220,6 +228,7 @@ def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | Unread:
             blocks=tuple(_block(name, said, disks) for name, said in blocks.items()),
             mounts=tuple(mounts),
             swaps=tuple(swaps),
+            more_groups=more,
             groups=tuple(
                 Group(path=_text(path), limits=limits) for path, limits in groups.items() if path != _PROBE and (limits or path != "/")
             ),

@@ -102,7 +102,7 @@ class Group(_Known):
 
 class Stack(_Known):
     """What stood in a guest while a claim was measured, as its kernel lists it. `cpus`: those online; `controllers`: those enabled for the
-    groups below the root.
+    groups below the root; `more_groups`: how many there were beyond `groups`.
     """
 
     cpus: str
@@ -111,6 +111,7 @@ class Stack(_Known):
     mounts: list[Mount]
     swaps: list[Swap]
     groups: list[Group]
+    more_groups: int = 0
 
 
 class Side(_Known):

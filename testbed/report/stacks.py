@@ -46,13 +46,16 @@ def words(stack: Stack | str) -> str:
         below = f" on {', '.join(titles[key] for key in thing.on)}" if thing.on else ""
         said += [f"{thing.title} ({thing.detail}){below}"] if thing.kind != "file" else []
     said += [f"cgroup {group.title}" + (f" ({group.detail})" if group.detail else "") for group in groups(stack)]
+    said += [f"{stack.more_groups} more cgroups"] if stack.more_groups else []
     return "; ".join(said) or "nothing on any disk"
 
 
 def svg(stack: Stack, title: str) -> str:
     """The picture."""
     cpus = f"CPU{'s' if _PLURAL_CPUS.search(stack.cpus) else ''} {stack.cpus}"
-    frame = Frame(title=title, about=f"{cpus}; controllers: {stack.controllers or 'none'}", things=things(stack), groups=groups(stack))
+    more = f"; {stack.more_groups} more cgroups" if stack.more_groups else ""
+    about = f"{cpus}; controllers: {stack.controllers or 'none'}{more}"
+    frame = Frame(title=title, about=about, things=things(stack), groups=groups(stack))
     return picture.drawn((frame,), f"What stood: {title}")
 
 

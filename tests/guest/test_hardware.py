@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from testbed import actions
 from testbed.errors import UsageError
 from testbed.guest import Guest
-from testbed.hardware.faults import Fault
+from testbed.hardware.faults import ERRORS, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
 from testbed.lab import Lab
@@ -183,8 +184,35 @@ async def test_a_guest_stands_still_at_an_error_until_it_is_told_to_go_on(guest:
     assert await writing == 0
 
 
+# What a program gets of an error that is injected, as docs/guests.md has it; dd says it in words.
+_WORDS = {
+    "EIO": "Input/output error",
+    "ENODATA": "No data available",
+    "ENOSPC": "No space left on device",
+    "EREMOTEIO": "Remote I/O error",
+}
+_DOCS = Path(__file__).parents[2] / "docs" / "guests.md"
+
+
+async def errors_are_those_of_the_docs(guest: Guest) -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (\w+) \| (\w+) \|$", _DOCS.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [effect for effect, *_ in rows] == list(ERRORS)
+    for effect, *expected in rows:
+        for name, errno in zip(("virtio", "nvme", "scsi"), expected, strict=True):
+            path = guest.disks[name].path
+            for operation, words in {
+                "read": (f"if={path}", "of=/dev/null", "iflag=direct"),
+                "write": ("if=/dev/zero", f"of={path}", "oflag=direct"),
+                "flush": ("if=/dev/zero", f"of={path}", "conv=fsync"),
+            }.items():
+                await guest.hardware.inject(name, (Fault(operation=operation, effect=effect),))
+                said = (await guest.run("dd", "bs=4k", "count=1", *words, check=False)).stderr
+                await guest.hardware.inject(name, ())
+                assert said.splitlines()[0].endswith(f": {_WORDS[errno]}"), (effect, name, operation, said)
+
+
 @pytest.mark.slow
-async def test_an_error_that_stays_reaches_through_the_retries_of_nvme_and_scsi(guest: Guest) -> None:
+async def test_an_error_that_stays_reaches_through_the_retries_and_is_the_one_of_the_docs(guest: Guest) -> None:
     for name in ("nvme", "scsi"):
         path = guest.disks[name].path
         await guest.hardware.inject(name, (Fault(operation="write", effect="EIO", first=1 << 20, end=2 << 20),))
@@ -194,6 +222,7 @@ async def test_an_error_that_stays_reaches_through_the_retries_of_nvme_and_scsi(
         assert said.endswith((" write error reported", " write errors reported"))  # as often as the guest tried
         await guest.hardware.inject(name, ())
         assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "seek=300", "oflag=direct") == 0
+    await errors_are_those_of_the_docs(guest)
 
 
 @pytest.mark.slow

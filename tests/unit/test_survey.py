@@ -164,6 +164,12 @@ def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
 # In reports ------------------------------------------------------------------------------------------------------------------------------
 
 
+def test_control_groups_beyond_those_that_are_looked_into_are_counted() -> None:
+    more = SAID.replace("group /writer\nend", "group /writer\nmore 136\nend")
+    assert surveyed(more).more_groups == 136 and stacks.words(stack(more)).endswith("; cgroup writer; 136 more cgroups")
+    assert "; 136 more cgroups<" in stacks.svg(stack(more), "on base")
+
+
 def test_what_stands_on_what_is_said_and_drawn() -> None:
     assert stacks.words(stack()).split("; ") == [
         "data (virtio-blk 1G, hdd-7200, bfq)",
