@@ -103,6 +103,11 @@ async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
     async with lab.guest("long", model, kernel, evidence) as guest:
         said = await guest.script(f"echo {'x' * 20_000} $1; exit 3", "second", check=False)
         assert said.stdout == f"{'x' * 20_000} second\n" and said.status == 3
+        # Whatever its length and shell, it does not read itself, and errors have its own lines.
+        for interpreter, length in (("sh", 0), ("sh", 20_000), ("bash", 0), ("bash", 20_000)):
+            text = f'cat\nread -r x; echo "[$x] $1"\n. /none\n: {"x" * length}'
+            said = await guest.script(text, "second", interpreter=interpreter, check=False)
+            assert said.stdout == "[] second\n" and ": 3: " in said.stderr.replace("line ", ""), (interpreter, length, said)
 
 
 async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
