@@ -9,6 +9,8 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from testbed.console import clean
+
 # Ways in which tries of a kernel ended, as many as are shown.
 _SHOWN_ENDINGS = 3
 RATE = "rate, 95 % interval"
@@ -68,7 +70,7 @@ def notable(document: Mapping[str, Any]) -> list[str]:
 
 def endings(one: Mapping[str, Any]) -> str:
     """How the tries ended that did not show it on a kernel, the most frequent first: the other half of the bug. Empty without any."""
-    counted = Counter(_first(attempt["why"]) for attempt in one["attempts"] if attempt["outcome"] == "miss")
+    counted = Counter(clean(_first(attempt["why"])) for attempt in one["attempts"] if attempt["outcome"] == "miss")
     ways = [f"{said}{f' ({count} times)' if count > 1 else ''}" for said, count in counted.most_common(_SHOWN_ENDINGS)]
     more = len(counted) - len(ways)
     return f"where it did not show: {'; '.join(ways)}{f'; and {more} other ways' if more else ''}" if ways else ""

@@ -20,6 +20,7 @@ from testbed.errors import GuestLost, UsageError
 from testbed.kernels import Series
 from testbed.partial import Partial
 from testbed.report import bug_files
+from testbed.report import repro as report
 from testbed.report.bug_schema import MODELS
 from testbed.repro import Job, Limits, Tried
 from testbed.signature import End, Match
@@ -287,3 +288,21 @@ async def test_without_a_stated_rate_one_kernel_is_asked_more_than_once(monkeypa
         bug = replace(job(Path("/run")), case=of_plain(PLAIN | more))
         assert await Bisector(bug, kernel_of, 0.05, lambda _: None).ask("6.1", 0.05) is Answer.GOOD
     assert asked == [4, 1]
+
+
+def test_every_report_says_how_tries_ended_that_did_not_show_it(tmp_path: Path) -> None:
+    clean = tried("clean", MISS, MISS, MISS, must_show=False)
+    ways = ("status 0, last line: refused", "status 0, last line: refused", "status 1, and it printed nothing")
+    tries = tuple(replace(one, why=why, last_line="refused") for one, why in zip(clean.tries, ways, strict=True))
+    document = bug_results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
+    bug_files.write(document, tmp_path)
+    said = "where it did not show: status 0, last line: refused (2 times); status 1, and it printed nothing"
+    assert f"clean: {said}" in report.notable(document)
+    assert all("did not show" not in line for line in report.notable(document) if line.startswith("shows"))
+    assert report.try_line(document["kernels"][1]["attempts"][0]).endswith(": status 0, last line: refused")
+    for text in (
+        bug_files.markdown(document),
+        *((tmp_path / name).read_text() for name in ("report.html", "repro.json", "junit.xml")),
+    ):
+        assert "status 0, last line: refused" in text
+    assert document["kernels"][1]["attempts"][0]["last_line"] == "refused"
