@@ -30,7 +30,8 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     old, new = ({case["name"]: case for case in document["scenarios"]} for document in (before, after))
     both = [name for name in new if name in old]
     sides = [side for side in after["kernels"] if side in before["kernels"]]
-    every = [row for name in both for side in sides for row in _rows(old[name], new[name], side)]
+    pairs = [(old[name], new[name], side) for name in both for side in sides if side in old[name] and side in new[name]]
+    every = [row for pair in pairs for row in _rows(*pair)]
     rows = [row for row in every if row is not None]
     _judge(rows)
     found = {
@@ -131,7 +132,7 @@ def _rows(old: dict[str, Any], new: dict[str, Any], side: str) -> Iterator[Row |
 
 def _values(case: dict[str, Any], side: str, name: str) -> list[float]:
     """A measure's value in each attempt that has it."""
-    measured = [attempt[side]["measures"] for attempt in case.get("attempts") or [case]]
+    measured = [attempt[side]["measures"] for attempt in case.get("attempts") or [case] if side in attempt]
     return [float(measures[name]["value"]) for measures in measured if name in measures]
 
 

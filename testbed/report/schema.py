@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 VerdictName = Literal["PASS", "FAIL", "INVALID", "SKIP", "INFRA"]
 
@@ -19,7 +19,7 @@ class _Known(BaseModel):
 class Measure(_Known):
     """One number. `source`: the file or command where it was read."""
 
-    value: float
+    value: FiniteFloat
     unit: str
     source: str
 

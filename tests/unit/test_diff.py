@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from testbed.report import diff
+from testbed.errors import UsageError
+from testbed.report import diff, results
 from testbed.verdict import Evidence
 from tests.unit.outcomes import document, failed, lost, passed
 
@@ -135,3 +137,20 @@ def test_verdicts_cases_and_what_it_ran_on_are_compared(tmp_path: Path) -> None:
 def test_a_run_of_one_attempt_says_nothing_even_beside_itself(tmp_path: Path) -> None:
     found = diff.compare(*[document(tmp_path, passed(tmp_path), failed(tmp_path))] * 2)
     assert found["result"] == diff.UNKNOWN and found["verdicts"] == [] and "Nothing can be told" in diff.text(found)
+
+
+def test_a_kernel_that_an_attempt_lacks_counts_for_less(tmp_path: Path) -> None:
+    old, new = measured(tmp_path, "s", *[2.0] * 4), measured(tmp_path, "s", *[2.0] * 4)
+    # As where the run has ended before.
+    del new["scenarios"][0]["attempts"][-1]["patched"]
+    found = diff.compare(old, new)
+    assert [row["attempts"] for row in found["untold"]] == [[4, 3]] and found["result"] == diff.UNKNOWN
+
+
+def test_a_number_that_is_none_is_refused_where_it_is_read(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    text = json.dumps(measured(tmp_path, "s", 2.0)).replace('"value": 2.0', '"value": 1e999')
+    (folder / "results.json").write_text(text)
+    with pytest.raises(UsageError, match="finite number"):
+        results.read(str(folder), tmp_path)
