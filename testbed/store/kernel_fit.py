@@ -37,11 +37,14 @@ class _Inside:
 def config_files(bzimage: Path, modules: Path | None) -> tuple[Path, ...]:
     """Where the configuration of a kernel lies, the surest first: beside it, as distributions have it, or at the top of the tree that it
     was built in, unless it was changed since.
+
+    :raise UsageError: it is no bzImage.
     """
+    own = f"config-{kernel_image.kernel_release(bzimage)}"
     resolved = bzimage.resolve()
-    beside = [path.with_name(path.name.replace("vmlinuz", "config", 1)) for path in (bzimage, resolved)]
-    places = [*beside, bzimage.with_name("config"), bzimage.with_name(".config"), *([modules / "config"] if modules else [])]
-    found = [path for path in dict.fromkeys(places) if path not in (bzimage, resolved) and _is_file(path)]
+    beside = [bzimage.with_name(own), resolved.with_name(own), bzimage.with_name("config"), bzimage.with_name(".config")]
+    places = [*beside, *([modules / "config"] if modules else [])]
+    found = [path for path in dict.fromkeys(places) if _is_file(path)]
     if resolved.parts[-len(_TREE) :] == _TREE:
         top = resolved.parents[len(_TREE) - 1] / ".config"
         if _is_file(top) and top.stat().st_mtime <= resolved.stat().st_mtime:

@@ -160,9 +160,12 @@ def test_a_configuration_that_was_changed_after_the_build_is_not_the_kernels(tmp
 def test_the_configuration_of_what_a_link_names_is_its_own(given: Path, tmp_path: Path) -> None:
     (given / f"vmlinuz-{RELEASE}").write_bytes(image(None))
     (given / f"config-{RELEASE}").write_text(config(EXT4_FS="n"))
-    (given / "vmlinuz").symlink_to(f"vmlinuz-{RELEASE}")
-    with pytest.raises(UsageError, match=rf"config-{RELEASE}\) lacks\n  CONFIG_EXT4_FS"):
-        fetched(given / "vmlinuz", tmp_path)
+    (given / "boot").mkdir()
+    (given / "boot/vmlinuz").symlink_to(f"../vmlinuz-{RELEASE}")
+    (given / "mine.xz").write_bytes(lzma.compress(image(None)))
+    for name in ("boot/vmlinuz", f"vmlinuz-{RELEASE}", "mine.xz"):
+        with pytest.raises(UsageError, match=rf"config-{RELEASE}\) lacks\n  CONFIG_EXT4_FS"):
+            fetched(given / name, tmp_path)
 
 
 def test_debians_version_is_that_of_the_banner() -> None:
