@@ -18,7 +18,7 @@ from testbed.partial import Partial
 from testbed.repro import Job, Tried, Verdict
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
-from testbed.trial import said
+from testbed.tries import said
 
 if TYPE_CHECKING:
     # Loading what guests are made of takes long, and reports need none.

@@ -17,7 +17,7 @@ from testbed.rates import Rate, Sequential
 from testbed.reduction import Part
 from testbed.repro import Job, Limits, Tried, Verdict
 from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Outcome, Try
+from testbed.tries import Outcome, Try
 
 # A sequential test of rates that are near each other could go on for ever.
 _MOST_TRIES = 60

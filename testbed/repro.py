@@ -20,7 +20,8 @@ from testbed.lab import Lab
 from testbed.rates import Next, Rate
 from testbed.signature import End, Match
 from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Attempt, Hold, Outcome, Try, attempt
+from testbed.trial import Attempt, Hold, attempt
+from testbed.tries import Outcome, Try
 
 # Guests that mostly wait share the host's cores with this many others, if there is memory for them.
 _MOST_IDLE = 24

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
-import json
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -16,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import accounts, debugger, diagnostics, dumps, mishaps, mounts, user_scripts
+from testbed import accounts, debugger, diagnostics, dumps, mishaps, mounts, tries, user_scripts
 from testbed.accounts import Account
 from testbed.bugs.model import Bug
 from testbed.console import Finding
@@ -31,6 +29,7 @@ from testbed.shell import Result
 from testbed.signature import End, Match, Watch
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
+from testbed.tries import Outcome, Try
 from testbed.user_scripts import CANNOT_TRY
 from testbed.wires import Console
 
@@ -40,14 +39,6 @@ OUTPUT, _MAX_OUTPUT_BYTES = "output.txt", 8 << 20
 # How long a guest whose SSH is silent may take to say that it lives; it gets more where its host is slow.
 _ANSWER_S = 5.0
 _ENDS = {Loss.PANIC: End.PANIC, Loss.OOPS: End.OOPS, Loss.POWER_OFF: End.POWER_OFF, Loss.REBOOT: End.REBOOT, Loss.QEMU: End.QEMU}
-
-
-class Outcome(enum.Enum):
-    """HIT: the signature showed. MISS: the script ended and it had not. TROUBLE: nothing is known; `Try.why` says what came in between."""
-
-    HIT = "hit"
-    MISS = "miss"
-    TROUBLE = "trouble"
 
 
 # Keeps a guest whose signature has just shown; it goes when this returns.
@@ -71,33 +62,6 @@ class Attempt:
     hold: Hold | None = None
     paused: bool = False
     dump: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Try:
-    """How a try came out. Times in seconds: until the guest was ready, what the script took, and from its start to the hit.
-
-    `accounts`: of each disk, where the guest was not held. `last_line`: the last that the script printed. `uncounted`: lines that matched
-    and were not the script's, each with why.
-    """
-
-    number: int
-    seed: int
-    outcome: Outcome
-    end: End
-    why: str
-    match: Match | None
-    ready_s: float
-    took_s: float
-    hit_after_s: float | None
-    status: int | None
-    console_bytes: int
-    findings: tuple[Finding, ...]
-    evidence: Path
-    dump: str = ""
-    accounts: tuple[Account, ...] = ()
-    last_line: str = ""
-    uncounted: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -200,7 +164,7 @@ async def _attempt(wanted: Attempt) -> Try:
         last_line=run.watch.last,
         uncounted=tuple(map(str, run.watch.uncounted)),
     )
-    _record(found)
+    tries.record(found)
     return found
 
 
@@ -380,32 +344,3 @@ async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
     if lines:
         (guest.order.evidence / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     run.look()
-
-
-def _record(one: Try) -> None:
-    """The outcome, beside the guest's logs."""
-    with contextlib.suppress(OSError):
-        (one.evidence / "try.json").write_text(json.dumps(said(one)) + "\n", encoding="utf-8")
-
-
-def said(one: Try) -> dict[str, object]:
-    """A try as JSON, its folder by its name."""
-    return {
-        "number": one.number,
-        "seed": one.seed,
-        "outcome": one.outcome.value,
-        "end": one.end.name.lower(),
-        "why": one.why,
-        "condition": one.match.condition if one.match else None,
-        "seen": one.match.seen if one.match else None,
-        "ready_s": round(one.ready_s, 3),
-        "took_s": round(one.took_s, 3),
-        "hit_after_s": None if one.hit_after_s is None else round(one.hit_after_s, 3),
-        "status": one.status,
-        "console_bytes": one.console_bytes,
-        "evidence": one.evidence.name,
-        "dump": one.dump,
-        "disks": [account.said() for account in one.accounts],
-        "last_line": one.last_line,
-        "uncounted": list(one.uncounted),
-    }

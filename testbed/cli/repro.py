@@ -35,7 +35,7 @@ from testbed.repro import Job, Limits, Tried
 from testbed.store import bundles
 from testbed.store.bundles import Bundle
 from testbed.topology.reader import text_of
-from testbed.trial import Try, said
+from testbed.tries import Try, said
 from testbed.units import parse_duration
 
 # Where nothing is said of what a script shows: it fails, the kernel complains, or the guest is gone.

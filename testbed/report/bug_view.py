@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tries:
-    """All tries of one kernel, as `trial.said` says them."""
+    """All tries of one kernel, as `tries.said` says them."""
 
     kernel: str
     attempts: tuple[Document, ...]

@@ -22,7 +22,8 @@ from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.signature import End, Match
 from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Attempt, Outcome, attempt
+from testbed.trial import Attempt, attempt
+from testbed.tries import Outcome
 
 SCRIPT = "echo here it is; while read -r line </proc/uptime; do sleep 0.1; done\n"
 GUEST: dict[str, Any] = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}

@@ -20,7 +20,8 @@ from testbed.lab import Lab
 from testbed.repro import Job, Limits, Tried, on_kernel
 from testbed.signature import End
 from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Attempt, Outcome, Try, attempt
+from testbed.trial import Attempt, attempt
+from testbed.tries import Outcome, Try
 
 # One CPU, so that a guest whose CPU is gone has none left; small, so that many fit.
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}

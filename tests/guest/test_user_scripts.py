@@ -14,7 +14,8 @@ from testbed.bugs.load import of_plain
 from testbed.lab import Lab
 from testbed.signature import Watch
 from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Attempt, Outcome
+from testbed.trial import Attempt
+from testbed.tries import Outcome
 
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
 # What the issue was about: the kernel kills the shell of 6.1, whose job bash then prints, with the word that is looked for.

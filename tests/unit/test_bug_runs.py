@@ -27,7 +27,7 @@ from testbed.signature import End, Match
 from testbed.store import runs
 from testbed.store.kernel_files import KernelFiles
 from testbed.suites import Suite
-from testbed.trial import Outcome, Try
+from testbed.tries import Outcome, Try
 from tests import junit as junit_rules
 from tests import ktap as ktap_rules
 from tests.unit.test_cli import testbed

@@ -89,6 +89,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "dumps",
         "counting",
         "trial",
+        "tries",
         "user_scripts",
         "doctor",
         "fio",

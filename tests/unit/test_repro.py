@@ -17,7 +17,8 @@ from testbed import claims, repro
 from testbed.claims import Result
 from testbed.repro import Job, Limits, Tried, on_kernel
 from testbed.signature import Match
-from testbed.trial import Attempt, Outcome, Try
+from testbed.trial import Attempt
+from testbed.tries import Outcome, Try
 from tests.unit.test_bug_runs import HIT, MISS, TROUBLE, job, kernel, one
 
 Answer = Callable[[Attempt], Awaitable[Outcome]]
