@@ -1,7 +1,7 @@
 """Guest console lines to findings. Takes lines, does no I/O: recorded consoles of real kernels are its tests.
 
 The classes refine a broad last one: a line of the kernel's that begins an alarm (WARNING, BUG, Oops, UBSAN, INFO and their like) and that
-no class knows is `OTHER`, and so is a `cut here` without a line that is known. A new format is a finding of the wrong class, not nothing.
+no class knows is `OTHER`, and so is a report of which no line is known. A new format is a finding of the wrong class, not nothing.
 """
 
 from __future__ import annotations
