@@ -112,7 +112,7 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
     (Kind.IO_ERROR, r"lost file I/O error report"),
     # fs/{ext4,f2fs,fat,udf,squashfs}, fs/jbd2/{journal,commit}.c
     (Kind.FILESYSTEM, r"\b(?:EXT[234]|EROFS|UDF)-fs:? error|(?:FAT|F2FS)-fs .*: (?:error|inconsistent|[cC]orrupt)|SQUASHFS error"),
-    (Kind.FILESYSTEM, r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure|csum|checksum)"),
+    (Kind.FILESYSTEM, r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure|csum_verify|[cC]hecksum .*(?:fail|invalid))"),
     (Kind.FILESYSTEM, r"EXT4-fs .*(?:allocation failed|Data will be lost)|Aborting journal on device|JBD2: .*(?:[eE]rror|corrupt)"),
     (Kind.FILESYSTEM, r"Possible data corruption due to collision"),  # mm/filemap.c, fs/iomap: direct I/O beside the page cache
     # fs/xfs/{xfs_error,xfs_fsops,xfs_log,xfs_buf,xfs_message}.c; fs/btrfs/messages.c
