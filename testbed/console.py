@@ -113,7 +113,10 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
     # fs/{ext4,f2fs,fat,udf,squashfs}, fs/jbd2/{journal,commit}.c
     (Kind.FILESYSTEM, r"\b(?:EXT[234]|EROFS|UDF)-fs:? error|(?:FAT|F2FS)-fs .*: (?:error|inconsistent|[cC]orrupt)|SQUASHFS error"),
     (Kind.FILESYSTEM, r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure|csum_verify|[cC]hecksum .*(?:fail|invalid))"),
-    (Kind.FILESYSTEM, r"EXT4-fs .*(?:allocation failed|Data will be lost)|Aborting journal on device|JBD2: .*(?:[eE]rror|corrupt)"),
+    (
+        Kind.FILESYSTEM,
+        r"EXT4-fs .*(?:allocation failed|[dD]ata (?:loss|will be lost))|Aborting journal on device|JBD2: .*(?:[eE]rror|corrupt)",
+    ),
     (Kind.FILESYSTEM, r"Possible data corruption due to collision"),  # mm/filemap.c, fs/iomap: direct I/O beside the page cache
     # fs/xfs/{xfs_error,xfs_fsops,xfs_log,xfs_buf,xfs_message}.c; fs/btrfs/messages.c
     (Kind.FILESYSTEM, r"XFS \(.*\): .*(?:[cC]orrupt|I/O [eE]rror|Internal error|CRC error|recovery failed|writeback error)"),
@@ -139,7 +142,7 @@ ANY_SPLAT = (
     r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|ODEBUG|PANIC|Oops): |\bBUG[ ,]|\[ cut here \]|\[#\d+\]|[kK]ernel BUG at"
     r"|general protection fault|Kernel panic|DEBUG_LOCKS_WARN_ON|hard LOCKUP|kthread (?:starved|timer)|memory leaks|unreferenced object"
     r"|: bad p.d |Bad swap|slab error|Possible data corruption"
-    r"|(?:-fs|FS|XFS|JBD2|journal).*(?:[eE]rror|[cC]orrupt|[sS]hut|on device|read-only|failed|Data will|rectify|inconsistent)"
+    r"|(?:-fs|FS|XFS|JBD2|journal).*(?:[eE]rror|[cC]orrupt|[sS]hut|on device|read-only|failed|[dD]ata (?:loss|will)|rectify|inconsistent)"
 )
 
 

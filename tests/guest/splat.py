@@ -25,7 +25,7 @@ _ABS64, _PC32 = 1, 2
 _THIS_MODULE = ".gnu.linkonce.this_module"
 # BUGFLAG_WARNING, and TAINT_WARN (9) where x86 has it in the flags.
 _WARNING = 1 | 9 << 8
-# Until 5.18 the table's pointers count from their entry and not from themselves, which is 4 bytes less here.
+# Until 5.18 the table's pointers count from their entry and not from themselves: 4 bytes less here, so that there is more before the name.
 _FILE, _LINE = "././tests/guest/splat.py", 42
 _EAGAIN = 11
 
@@ -111,7 +111,7 @@ class Code:
         at = len(self.text.data)
         self.text.data += b"\x0f\x0b"  # ud2
         here = len(self.bugs.data)
-        for offset, symbol, addend in ((0, ".text", at), (4, ".data", self.string(_FILE).offset)):
+        for offset, symbol, addend in ((0, ".text", at), (4, ".data", self.string(_FILE).offset + 4)):
             # A format (6.19) stands between the two.
             place = here + offset + (self._of.bug_entry_bytes - 12 if offset else 0)
             self.bugs.relocations.append((place, _PC32, symbol, addend))

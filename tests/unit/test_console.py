@@ -12,7 +12,7 @@ DATA = Path(__file__).parents[1] / "data"
 DOCS = Path(__file__).parents[2] / "docs" / "reports.md"
 
 # Recorded consoles of real guests, and what is in them. Those of 6.1 with a call trace of `splat` had the module data/splat.c loaded, and
-# those that are called splats modules as tests/guest/test_warnings.py makes them.
+# those that are called splats modules as tests/guest/test_warnings.py makes them; of those that are called disks, every line is one.
 RECORDED = {
     "console-panic-6.1.txt": {Kind.PANIC: 1},
     "console-oom-6.1.txt": {Kind.OOM: 6},
@@ -26,6 +26,10 @@ RECORDED = {
     "console-atomic-6.1.txt": {Kind.ATOMIC_SLEEP: 1, Kind.WARNING: 1},
     "console-hung-6.1.txt": {Kind.HUNG_TASK: 6},
     "console-rcu-6.1.txt": {Kind.RCU_STALL: 2},
+    "console-disks-5.10.txt": {Kind.IO_ERROR: 11, Kind.FILESYSTEM: 7},
+    "console-disks-6.1.txt": {Kind.IO_ERROR: 16, Kind.FILESYSTEM: 12},
+    "console-disks-6.12.txt": {Kind.IO_ERROR: 11, Kind.FILESYSTEM: 7},
+    "console-disks-7.2.txt": {Kind.IO_ERROR: 12, Kind.FILESYSTEM: 7},
     "console-splats-5.10.txt": {Kind.REFCOUNT: 1, Kind.WARNING: 1, Kind.OOPS: 2},
     "console-splats-6.12.txt": {Kind.WARNING: 3, Kind.REFCOUNT: 1, Kind.ATOMIC_SLEEP: 1, Kind.OOPS: 2},
     "console-splats-7.2.txt": {Kind.WARNING: 3, Kind.REFCOUNT: 1, Kind.ATOMIC_SLEEP: 1, Kind.OOPS: 2},
