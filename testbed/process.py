@@ -36,8 +36,6 @@ PACKAGES: dict[str, str] = {
     "dpkg-deb": "dpkg",
     "newuidmap": "uidmap",
     "zstd": "zstd",
-    "lz4": "lz4",
-    "lzop": "lzop",
     "gdb": "gdb",
     "tar": "tar",
 }

@@ -66,7 +66,8 @@ def _lzma() -> lzma.LZMADecompressor:
     return lzma.LZMADecompressor(memlimit=_MOST_MEMORY_BYTES)
 
 
-# Format, magic number, and what decompresses it. The kernel's `lz4 -l` is the legacy frame, its lzo is a file of lzop.
+# Format, magic number, and what decompresses it; lz4 and lzop, in packages of these names, may be missing: they are no row of
+# `process.PACKAGES`, all of which `doctor` asks for. The kernel's `lz4 -l` is the legacy frame, its lzo is a file of lzop.
 _FORMATS: tuple[tuple[str, bytes, Callable[[], _Decompressor] | tuple[str, ...]], ...] = (
     ("gzip", b"\x1f\x8b", _Gzip),
     ("bzip2", b"BZh", bz2.BZ2Decompressor),

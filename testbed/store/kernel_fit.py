@@ -87,6 +87,7 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
         )
     lacks = (*needs.unmet(needs.CLONES, config), *needs.without_module(needs.CLONES, config, there))
     notes += [f"{name}: it lacks {lack}; boot its guests with --cold" for lack in lacks]
+    notes += [f"{name}: it lacks {lack}" for lack in needs.unmet(needs.EVERY_SCENARIO, config)]
     return Fit(config=text, notes=tuple(notes))
 
 

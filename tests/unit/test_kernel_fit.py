@@ -128,7 +128,9 @@ def test_a_kernel_that_no_guest_can_boot_is_refused_before_one_does(tmp_path: Pa
 def test_what_scenarios_need_is_asked_before_they_run(given: Path, tmp_path: Path) -> None:
     for option in ("MEMCG", "BLK_CGROUP"):
         (given / "bzImage").write_bytes(image(config(**{option: "n"})))
-        found = fetched(given / "bzImage", tmp_path)  # a bug may need none of them
+        notes = Notes()
+        found = fetched(given / "bzImage", tmp_path, notes)  # a bug may need none of them
+        assert notes.said == [f"{given}/bzImage: it lacks CONFIG_{option}=y: every scenario needs it"]
         with pytest.raises(UsageError, match=rf"kernel bzImage: no scenario can say anything of it; .* lacks\n  CONFIG_{option}=y: every"):
             kernel_fit.check_for_scenarios(found.name, found.config)
     kernel_fit.check_for_scenarios("unknown", None)
