@@ -24,19 +24,22 @@ _MOST_MISSING_BYTES = 16 * MIB
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """One disk during one try: bytes `read` and `written`, by the device and by the guest's root cgroup (None: not known). `note`: how they
-    contradict each other, or why they cannot be compared."""
+    """One disk during one try: bytes `read` and `written`, by the device and by the guest's root cgroup (None: not known).
+
+    `finding`: how they contradict each other; `note`: why they cannot be compared.
+    """
 
     disk: str
     device: Mapping[str, int] | None = None
     guest: Mapping[str, int] | None = None
+    finding: str = ""
     note: str = ""
 
     def said(self) -> dict[str, Any]:
         """As JSON."""
         sides = {"device": self.device, "guest": self.guest}
         found = {f"{side}_{way}_bytes": None if one is None else one[way] for side, one in sides.items() for way, _, _ in _WAYS}
-        return {"disk": self.disk, **found, "note": self.note}
+        return {"disk": self.disk, **found, "finding": self.finding, "note": self.note}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,15 +85,15 @@ def compared(name: str, number: str, before: Look, after: Look) -> Account:
     """The account of one disk, MAJ:MIN in the guest, between two looks."""
     device = _moved(name, before.device, after.device)
     if before.guest is None or after.guest is None:
-        return Account(disk=name, device=device, note=f"not compared: {before.why or after.why}")
+        return Account(disk=name, device=device, note=before.why or after.why)
     try:
         first, last = (side.text(_FILE) for side in (before.guest, after.guest))
         guest = {way: counters.moved(first, last, number, counter, after.guest.where(_FILE)) for way, _, counter in _WAYS}
     except ReadingError as error:
-        return Account(disk=name, device=device, note=f"not compared: {error}")
+        return Account(disk=name, device=device, note=str(error))
     if device is None:
-        return Account(disk=name, guest=guest, note="not compared: QEMU's counters of it began anew, or are not there")
-    return Account(disk=name, device=device, guest=guest, note=_note(device, guest, failed=_failed(name, before, after)))
+        return Account(disk=name, guest=guest, note="QEMU's counters of it began anew, or are not there")
+    return Account(disk=name, device=device, guest=guest, finding=_finding(device, guest, failed=_failed(name, before, after)))
 
 
 def _moved(
@@ -111,7 +114,7 @@ def _failed(name: str, before: Look, after: Look) -> bool:
     )
 
 
-def _note(device: Mapping[str, int], guest: Mapping[str, int], *, failed: bool) -> str:
+def _finding(device: Mapping[str, int], guest: Mapping[str, int], *, failed: bool) -> str:
     for way in device:
         if guest[way] > device[way] and not failed:
             return f"the guest accounts for {guest[way]} bytes {way}, its device has moved {device[way]}: the guest's counters are wrong"

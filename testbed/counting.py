@@ -52,44 +52,48 @@ async def one(guest: Guest, texts: Mapping[str, str], cgroup: str, counter: str)
 
 
 class Tally:
-    """The counters that one try's signature looks at. `unknown`: why they say nothing, as far as they were read until now; or empty."""
+    """The counters that one try's signature looks at, as they are read while it runs and at its end."""
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._never = dict.fromkeys(watch.counters, "no such file, whenever it was looked for")
+        self._last: dict[tuple[str, str], int] = {}
+        self._unread: dict[tuple[str, str], str] = dict.fromkeys(watch.counters, "nobody has looked at it")
         self._failed = ""
 
     @property
     def unknown(self) -> str:
-        """What was not read: then that nothing was seen of it means nothing."""
+        """What was not read when it was last looked at: then that the signature has not shown there means nothing. Else empty."""
         if self._failed:
-            return f"its counters were not read: {self._failed}"
-        return "; ".join(f"{cgroup}/{counter} was never read: {why}" for (cgroup, counter), why in self._never.items())
+            return f"its counters were not read at the end: {self._failed}"
+        return "; ".join(f"{'/'.join(counter)}: {self._had(counter)}not read: {why}" for counter, why in self._unread.items())
+
+    def _had(self, counter: tuple[str, str]) -> str:
+        return f"{self._last[counter]} at first, then " if counter in self._last else ""
 
     async def read(self, guest: Guest, *, everything: bool = False) -> tuple[str, ...]:
         """Read the counters that the signature names, or all there are, and show them to it. Returns all, a line each, for `everything`.
 
         What cannot be read is `unknown`, until it can.
         """
+        texts: Mapping[str, str] = {}
         lines: tuple[str, ...] = ()
         try:
             texts = await every(guest)
-            self._failed = ""
             if everything:
                 lines = rendered(texts)
                 self._watch.counted(lines)
         except TestbedError as error:
-            self._failed = str(error) if everything and self._watch.looks_at_counters else self._failed
-            texts = {}
+            self._failed = str(error) if everything and self._watch.looks_at_counters else ""
         for cgroup, counter in self._watch.counters:
             try:
                 value = await one(guest, texts, cgroup, counter)
             except TestbedError as error:
-                # One that was read before has shown what it had then; at the end that is not enough.
-                if everything or (cgroup, counter) in self._never:
-                    self._never[cgroup, counter] = str(error)
+                self._unread[cgroup, counter] = str(error)
                 continue
-            if value is not None:
-                self._never.pop((cgroup, counter), None)
-                self._watch.count(cgroup, counter, value)
+            if value is None:
+                self._unread[cgroup, counter] = "no such file; the cgroup must be there when the script ends"
+                continue
+            self._unread.pop((cgroup, counter), None)
+            self._last[cgroup, counter] = value
+            self._watch.count(cgroup, counter, value)
         return lines

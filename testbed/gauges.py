@@ -59,7 +59,7 @@ async def read(guest: Guest) -> dict[str, Any]:
     for group, moved in (await _groups(guest)).items():
         for name, gauge in found.items():
             counted = moved.get(guest.disks[name].number) if name in guest.disks else None
-            if counted:
+            if counted and "rbytes" in counted:
                 gauge["cgroups"][group] = counted["rbytes"] + counted["wbytes"]
     return {"at": at, "disks": found}
 

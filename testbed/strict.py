@@ -13,9 +13,8 @@ from testbed.errors import ReadingError
 # The kernel's counters are u64: at most 18446744073709551615.
 _BELOW = 1 << 64
 _WHOLE = re.compile(r"[0-9]{1,20}")
-_SIGNED = re.compile(r"-?[0-9]{1,20}")
 _DECIMAL = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
-_HEXADECIMAL = re.compile(r"[0-9a-f]{1,16}")
+_OCTAL = re.compile(r"[0-7]{1,7}")
 
 
 def whole(text: str, where: str, *, below: int = _BELOW) -> int:
@@ -28,16 +27,6 @@ def whole(text: str, where: str, *, below: int = _BELOW) -> int:
     raise ReadingError(where, f"a whole number below {'2**64' if below == _BELOW else below}", text)
 
 
-def signed(text: str, where: str) -> int:
-    """A whole number that may be negative.
-
-    :raise ReadingError: it has another form, or is larger than 64 bits hold.
-    """
-    if _SIGNED.fullmatch(text) and -(_BELOW >> 1) <= (number := int(text)) < _BELOW >> 1:
-        return number
-    raise ReadingError(where, "a whole number of 64 bits", text)
-
-
 def decimal(text: str, where: str) -> float:
     """A number such as 12 or 0.25, without sign and exponent.
 
@@ -48,11 +37,11 @@ def decimal(text: str, where: str) -> float:
     raise ReadingError(where, "a number such as 12 or 0.25", text)
 
 
-def hexadecimal(text: str, where: str) -> int:
-    """A number of at most 64 bits in lower-case hexadecimal digits, without a prefix.
+def octal(text: str, where: str) -> int:
+    """A file's mode, in at most 7 octal digits.
 
     :raise ReadingError: it has another form.
     """
-    if _HEXADECIMAL.fullmatch(text):
-        return int(text, 16)
-    raise ReadingError(where, "a hexadecimal number of at most 16 digits", text)
+    if _OCTAL.fullmatch(text):
+        return int(text, 8)
+    raise ReadingError(where, "an octal number of at most 7 digits", text)

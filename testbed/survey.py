@@ -12,7 +12,9 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from testbed import strict
 from testbed.console import clean
+from testbed.errors import ReadingError
 from testbed.units import KIB
 
 _SCRIPT, _LOG = "/run/testbed-survey", "/run/testbed-survey.log"
@@ -233,7 +235,7 @@ def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | Unread:
                 Group(path=_text(path), limits=limits) for path, limits in groups.items() if path != _PROBE and (limits or path != "/")
             ),
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, ReadingError) as error:
         return Unread(why=f"the survey of the guest is not understood: {type(error).__name__}: {_text(str(error))}")
 
 
@@ -300,7 +302,5 @@ def _text(said: str) -> str:
 
 
 def _number(said: str) -> int:
-    """:raise ValueError: it is no number, or one that no guest has."""
-    if not (said.isascii() and said.isdecimal() and len(said) <= 19):
-        raise ValueError(f"expected a number, got {said[:40]!r}")
-    return int(said)
+    """:raise ReadingError: it is no number, or one that no guest has."""
+    return strict.whole(said, "the survey of the guest")

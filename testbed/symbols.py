@@ -5,6 +5,7 @@ Formats: elf(5); a line of kallsyms and of System.map is `ADDRESS TYPE NAME`, a 
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOBITS = 2, 3, 8
 _STT_OBJECT, _STT_FUNC, _STB_GLOBAL = 1, 2, 1
 _SHN_ABS = 0xFFF1
 _X86_64 = 62
+_ADDRESS = re.compile("[0-9a-fA-F]{1,16}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +35,7 @@ def parse(text: str) -> Iterator[Symbol]:
         words = line.split()
         if len(words) < 3 or len(words[1]) != 1:
             continue
-        try:
-            address = int(words[0], 16)
-        except ValueError:
-            continue
+        address = int(words[0], 16) if _ADDRESS.fullmatch(words[0]) else 0
         if address:
             yield Symbol(address, words[1], words[2])
 
@@ -50,7 +49,7 @@ def elf(symbols: Iterable[Symbol], offset: int = 0) -> bytes:
     """An ELF file of the symbols, each moved by `offset`."""
     kept = [symbol for symbol in symbols if symbol.kind in _TEXT_KINDS | _DATA_KINDS]
     code = [symbol.address + offset for symbol in kept if symbol.kind in _TEXT_KINDS]
-    low, high = (min(code), max(code) + 4096) if code else (0, 0)
+    low, high = (min(code), min(max(code) + 4096, (1 << 64) - 1)) if code else (0, 0)
     names, table = bytearray(b"\0"), bytearray(_SYM.pack(0, 0, 0, 0, 0, 0))
     for symbol in kept:
         is_code = symbol.kind in _TEXT_KINDS

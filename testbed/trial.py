@@ -19,7 +19,7 @@ from testbed.accounts import Account
 from testbed.bugs.model import Bug
 from testbed.console import Finding
 from testbed.counting import Tally
-from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, WireBroken
+from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, ReadingError, TestbedError, WireBroken
 from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.lifecycle import Loss
@@ -220,7 +220,7 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
             if guest.loss is Loss.HOST:
                 raise
             # An act of the timeline was refused: whatever the script saw, it was not the bug's hardware.
-            run.end, run.why = End.UNTRIED, f"its timeline: {error}"
+            run.end, run.why = End.UNTRIED, str(error) if isinstance(error, ReadingError) else f"its timeline: {error}"
         if run.end is End.TIMED_OUT or run.end is End.SSH:
             await _asked(guest, run)
         if before is not None:

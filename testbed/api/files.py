@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from testbed import held, process
+from testbed import held, process, strict
 from testbed.api.machines import Machine
 from testbed.errors import CommandFailed, GuestError, HostError, UsageError
 from testbed.shell import Result
@@ -144,13 +144,14 @@ class Copier:
         said = done.stdout.splitlines()
         if done.status != 0 or len(said) != 2:
             raise GuestError(f"guest {self._vm.name}: copying {source} out of it: {done.ending() or 'it cannot be looked at'}")
-        kind, mode, *numbers = said[0].split("|")
-        size, blocks, block = map(int, numbers)
+        where = f"guest {self._vm.name}: stat of {source}"
+        kind, mode, *numbers = [*said[0].split("|"), *[""] * 4][:5]
+        size, blocks, block = (strict.whole(number, where) for number in numbers)
         if kind not in ("directory", "regular file", "regular empty file"):
             raise GuestError(f"guest {self._vm.name}: copying {source} out of it: expected a file or a folder, got a {kind}")
         return _Found(
             folder=kind == "directory",
-            executable=bool(int(mode, 8) & 0o100),
+            executable=bool(strict.octal(mode, where) & 0o100),
             virtual=said[1] not in _STORAGE,
             sparse=blocks * block < size,
         )

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from testbed import jsons
 from testbed.console import clean
 from testbed.errors import UsageError
-from testbed.report import bug_view, html, results
+from testbed.report import bug_view, html, repro, results
 from testbed.report.artefacts import PAGE, Format, keep
 from testbed.report.bug_schema import MODELS
 from testbed.report.bug_view import View
@@ -98,6 +98,7 @@ def _lines(shown: View) -> Iterator[str]:
         for one in tries.attempts:
             said = one["seen"] if one["outcome"] == "hit" else one["why"]
             yield f"- {one['number']}, seed {one['seed']}: {one['outcome']}: {cell(_first(said))} (guests/{cell(one['evidence'])})"
+            yield from (f"  - {cell(text)}" for text in repro.contradictions(one))
     if shown.smaller:
         yield from ("", "What is left of it:", "", *(f"    {clean(line)}" for line in shown.smaller.splitlines()))
 
@@ -121,7 +122,13 @@ def _try(one: Mapping[str, Any], folder: Path, whole: bool) -> dict[str, Any]:
     said = one["seen"] if one["outcome"] == "hit" else one["why"]
     evidence = html.inside(folder, f"guests/{one['evidence']}")
     after_s = one["took_s"] if one["hit_after_s"] is None else one["hit_after_s"]
-    return {**one, "said": clean(_first(said)), "after": f"{after_s:.1f} s", "files": html.files(folder, evidence, whole=whole)}
+    return {
+        **one,
+        "said": clean(_first(said)),
+        "contradictions": [clean(text) for text in repro.contradictions(one)],
+        "after": f"{after_s:.1f} s",
+        "files": html.files(folder, evidence, whole=whole),
+    }
 
 
 def _first(text: str | None) -> str:

@@ -15,6 +15,19 @@ class _Known(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class Account(_Known):
+    """One disk during one try: bytes, as its emulated device counted them and as the guest's kernel accounts for them; None: not known.
+    `finding`: how the two contradict each other; `note`: why they cannot be compared."""
+
+    disk: str
+    device_read_bytes: int | None
+    device_written_bytes: int | None
+    guest_read_bytes: int | None
+    guest_written_bytes: int | None
+    finding: str
+    note: str
+
+
 class Attempt(_Known):
     """One try. `evidence`: its folder, below `guests` of the run's. Times in seconds. `last_line`: that the script printed; `uncounted`:
     lines that matched and were not the script's."""
@@ -33,6 +46,7 @@ class Attempt(_Known):
     dump: str
     last_line: str = ""
     uncounted: list[str] = []
+    disks: list[Account] = []
 
 
 class Kernel(_Known):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -152,10 +153,8 @@ def _suite_as_results(document: Document) -> dict[str, Any]:
 
 def _seconds(runtime: str) -> float:
     """What a test says that it took, such as 1.2s."""
-    try:
-        return float(runtime.removesuffix("s"))
-    except ValueError:
-        return 0.0
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)s", runtime)
+    return float(found[1]) if found else 0.0
 
 
 def _nothing_measured(*, took_s: float, evidence: str, verdict: str, said: str) -> dict[str, Any]:

@@ -47,6 +47,7 @@ LOGS = (
     "samples.jsonl",
     "cgroups.jsonl",
     "argv.txt",
+    "traceback.txt",
 )
 # Lines of a kernel's log that are shown, for each kernel and in all; the file has all of them.
 _MOST_LINES, _LEAST_LINES, _ALL_LINES = 40, 5, 10_000

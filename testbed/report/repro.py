@@ -63,6 +63,7 @@ def notable(document: Mapping[str, Any]) -> list[str]:
             f"{one['name']}: try {attempt['number']}: {attempt['why']}" for attempt in one["attempts"] if attempt["outcome"] == "trouble"
         ]
         lines += [f"{one['name']}: try {attempt['number']}: {attempt['dump']}" for attempt in one["attempts"] if attempt["dump"]]
+        lines += [f"{one['name']}: try {attempt['number']}: {said}" for attempt in one["attempts"] for said in contradictions(attempt)]
         if ended := endings(one):
             lines.append(f"{one['name']}: {ended}")
     return lines
@@ -78,6 +79,11 @@ def endings(one: Mapping[str, Any]) -> str:
 
 def _first(text: str | None) -> str:
     return (text or "").strip().partition("\n")[0]
+
+
+def contradictions(attempt: Mapping[str, Any]) -> list[str]:
+    """Where what a guest accounts for in one try, and what its emulated disks moved, cannot both be right."""
+    return [f"disk {account['disk']}: {account['finding']}" for account in attempt.get("disks", ()) if account["finding"]]
 
 
 def try_line(one: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ _PIECE_BYTES, _STEP_BYTES = MIB, 64 << 10
 # $1: loop. $2: how many cgroups. They read at once; then the counters of each, and the root's.
 _READERS = """\
 {
+:
 WARM
 } >&2
 n=0

@@ -49,6 +49,7 @@ counters() {
     take "$cgroup/io.stat" "$cgroup/memory.stat" "$cgroup/memory.events" /sys/fs/cgroup/io.stat
 }
 {
+:
 WARM
 } >&2
 SURVEY

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed import counters, group_counts, guest_shell, machine, strict
+from testbed import (
+    blktests,
+    console,
+    counters,
+    devices,
+    group_counts,
+    guest_shell,
+    kernel_log,
+    machine,
+    readback,
+    signature,
+    strict,
+    survey,
+    symbols,
+)
 from testbed.clock import uptime_s
 from testbed.errors import ReadingError
+from testbed.readback import Fact
 
 # Printed by Debian 6.1 in a guest, with each line's blank.
 IO_STAT = """\
@@ -140,6 +158,23 @@ def test_a_file_that_was_not_read_to_its_end_has_no_text(parts: tuple[str, ...])
         guest_shell.sections(taken(*parts), "@1", "g0")[""].text("/a")
 
 
+def test_a_shell_takes_files_as_they_are(tmp_path: Path) -> None:
+    mark = guest_shell.new_mark()
+    texts = {"whole": "a 1\n  b \\\\n\t2 \n", "empty": "", "lines": "\n\n", "cut": "a 1\nb 2", "marked": "== x\nfinish\n"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "folder").mkdir()
+    files = " ".join([*texts, "folder", "none"])
+    script = f"{guest_shell.functions(mark)}echo noise\nsection one\ntake {files}\nsection two\ntake whole\nnote status 7\nfinish\n"
+    done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    found = guest_shell.sections(done.stdout, mark, "g0")
+    assert found["one"].texts == texts and found["two"].texts == {"whole": texts["whole"]} and found["two"].note("status") == "7"
+    assert found["one"].unread == {"folder": "an error, or the file is gone", "none": "no such file"}
+    for end in range(len(done.stdout) - len("finish\n")):
+        with pytest.raises(ReadingError):
+            guest_shell.sections(done.stdout[:end], mark, "g0")
+
+
 # Whatever a guest says -------------------------------------------------------------------------------------------------------------------
 
 ODD = st.one_of(
@@ -150,9 +185,8 @@ LINE = st.lists(st.one_of(ODD, st.sampled_from(["7:0", "rbytes=1", "group", "nam
 TEXT = st.lists(LINE.map(" ".join), max_size=6).map("\n".join)
 PARSERS: dict[str, Callable[[str], object]] = {
     "whole": lambda text: strict.whole(text, "x"),
-    "signed": lambda text: strict.signed(text, "x"),
     "decimal": lambda text: strict.decimal(text, "x"),
-    "hexadecimal": lambda text: strict.hexadecimal(text, "x"),
+    "octal": lambda text: strict.octal(text, "x"),
     "io.stat": lambda text: counters.parse_io_stat(text, "x"),
     "flat": lambda text: counters.parse_flat(text, "x"),
     "value": lambda text: counters.value(text, "oom_kill", "x"),
@@ -184,6 +218,27 @@ def test_whatever_a_guest_says_is_numbers_or_an_error_of_ours(parser: str, text:
         PARSERS[parser](text)
     except ReadingError as error:
         assert len(str(error)) < 1000 and "Traceback" not in str(error)
+
+
+# What is left out, or says itself that nothing is known.
+FORGIVING: dict[str, Callable[[str], object]] = {
+    "disks": devices.parse,
+    "symbols": lambda text: symbols.elf(symbols.parse(text)),
+    "read back": lambda text: readback.differences((Fact(where="x", file="/y", expected="1"),), f"read back\n== 0\n{text}"),
+    "signature": lambda text: signature.rendered({"a/b": text}),
+    "console": lambda text: json.dumps([found.seconds for line in text.splitlines() if (found := console.classify(line))], allow_nan=False),
+    "kernel log": lambda text: kernel_log.parse(text),
+    "survey": lambda text: survey.parse(f"{text}\nend\n", {}),
+    "blktests": lambda text: blktests.outcomes("loop/001", f"nodev\0{text}\0{text}\0", text, text, devices=False),
+}
+STAMPED = TEXT.map(lambda text: f"[{text}.000000] WARNING: CPU: 0 PID: 1\nffffffffffffffff t x\n== {text}\nblock sda\nstatus\t{text}")
+
+
+@pytest.mark.parametrize("parser", FORGIVING)
+@given(text=st.one_of(TEXT, ODD, STAMPED))
+@settings(max_examples=200, deadline=None)
+def test_whatever_a_guest_says_elsewhere_is_no_error(parser: str, text: str) -> None:
+    FORGIVING[parser](text)
 
 
 @given(text=ODD)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testbed import group_counts, recorder
+from testbed import group_counts, paths, recorder
 from testbed.errors import GuestLost, ReadingError
 from testbed.report import series
 from testbed.sampler import BOUNDARIES_NS
 from testbed.units import MIB
+
+MOVED = "rbytes=5 wbytes=6 rios=7 wios=8 dbytes=0 dios=0"
 
 
 def test_a_groups_counters_are_read_by_name_and_device() -> None:
@@ -50,6 +54,24 @@ def test_a_groups_counters_are_read_by_name_and_device() -> None:
 def test_a_line_of_another_form_is_an_error(line: str) -> None:
     with pytest.raises(ReadingError, match=r"^agent: line 2 of its counters"):
         group_counts.parse(["gone name=61", line])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"254:0 {MOVED}\n7:0 \n259:0 {MOVED} cost.usage=3\n", "254:0,5,6,7,8;259:0,5,6,7,8"),
+        (f"7:1 7:0 254:0 {MOVED}\n7:3 7:2 ", "254:0,5,6,7,8"),
+        ("254:0 cost.vrate=1 cost.usage=2 cost.wait=3 cost.indebt=4\n", ""),
+        ("", ""),
+    ],
+)
+def test_the_agent_says_what_each_device_has_moved(text: str, said: str) -> None:
+    agent = (paths.shipped("images") / "guest" / "testbed-agent").read_text(encoding="utf-8")
+    function = re.search(r"^sub moved \{$.*?^\}$", agent, re.MULTILINE | re.DOTALL)
+    assert function is not None
+    done = subprocess.run(["perl", "-we", f"{function[0]}\nprint moved($ARGV[0]);", "--", text], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == (said, "")
+    assert len(group_counts.parse([f"group name=61 io={said}"])["a"]["io"]) == said.count(":")  # type: ignore[index]  # it is there
 
 
 async def test_numbers_that_are_none_end_the_samples_and_what_they_are_of(tmp_path: Path) -> None:
