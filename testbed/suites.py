@@ -20,6 +20,8 @@ from testbed.topology import Topology
 _TEST = re.compile(r"[0-9]{3}")
 # The head of a list of processes, or one of them.
 _PROCESS = re.compile(r"\s*(PPID|\d+)\s+[A-Z]\S*\s+\S+\s+\S")
+# What every command in a guest comes by: the agent, the SSH server, and the command by which that runs all others.
+_OURS = re.compile(r"/testbed-agent|\bdropbear -|SSH_ORIGINAL_COMMAND")
 _HOME = "/root/suite"
 _THERE = f"{_HOME}/checkout"
 _MOST_BYTES = 1 << 20
@@ -244,6 +246,6 @@ async def _doing(vm: Vm) -> tuple[str, ...]:
         listed = await vm.run("ps", "-eo", "ppid,stat,wchan:24,args", check=False, timeout_s=20)
     except TestbedError:
         return ("the guest does not answer any longer",)
-    # Without the kernel's own threads, and of a script that is an argument its first line alone.
-    lines = (line for line in listed.stdout.splitlines() if _PROCESS.match(line))
+    # Without the kernel's own threads, what brought us here, and of a script that is an argument all but its first line.
+    lines = (line for line in listed.stdout.splitlines() if _PROCESS.match(line) and not _OURS.search(line))
     return tuple(line for line in lines if line.split(maxsplit=1)[:1] != ["2"])[:_MOST_PROCESSES]
