@@ -119,7 +119,7 @@ async def test_a_folder_of_kernels_is_walked_by_version_with_the_modules_beside_
     answers = [(Path(one["kernel"].split(":")[0]).name, one["answer"]) for one in found["asked"]]
     assert answers == [(first, "bad"), (last, "good"), ("vmlinuz-5.15.0", "skip"), ("vmlinuz-5.16.0", "skip")]
     assert "expected a bzImage" in found["asked"][2]["why"] and found["asked"][3]["why"]
-    assert [Path(one).name for one in found["skipped"]] == ["vmlinuz-5.15.0", "vmlinuz-5.16.0"] and "could not be tried" in found["reason"]
+    assert found["skipped"] == found["kernels"][1:3] and found["reason"].endswith("could not be tried")
     assert {one.split(" ")[0] for one in found["not_kernels"]} == set(beside) and "no kernels: " in err
     # The run is listed, and its results are shown again.
     out, _, _ = await testbed(tmp_path, "report", "last")
