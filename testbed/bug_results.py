@@ -77,7 +77,7 @@ def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s
     dropped = ", ".join(found.dropped) or ("nothing: each part is needed" if partial is None else "nothing")
     result, why = "reduced", f"dropped: {dropped}"
     if found.plain is None:
-        result, why = "not reproduced", f"it does not show on {where} as it is"
+        result, why = "not reproduced", f"it does not show on {where} as it is: {found.whole.words}"
     if partial is not None:
         result, why = UNFINISHED, f"dropped by then: {dropped}" if found.plain is not None else f"as it is on {where}: {found.whole.words}"
     return {

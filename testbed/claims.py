@@ -41,9 +41,9 @@ def result(tried: Iterable[Tried]) -> tuple[Result, str]:
     troubled = [one.kernel.name for one in found if one.verdict is Verdict.TROUBLE]
     if troubled:
         return Result.TROUBLE, f"nothing is known of {', '.join(troubled)}: tries came to nothing there"
-    absent = [one.kernel.name for one in shows if one.verdict is Verdict.ABSENT]
+    absent = [one for one in shows if one.verdict is Verdict.ABSENT]
     if absent:
-        return Result.NOT_REPRODUCED, f"it does not show on {', '.join(absent)}"
+        return Result.NOT_REPRODUCED, f"it does not show on {', '.join(map(_not_seen, absent))}"
     near = [one for one in clean if not is_apart(one, found)]
     if near:
         where = ", ".join(f"{one.kernel.name} ({one.rate.hits} of {one.rate.tries})" for one in shows)

@@ -185,8 +185,8 @@ def sides(shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]) -> tuple[t
         for other in must_not:
             if one.sha256 == other.sha256:
                 raise UsageError(f"kernels {one.name} and {other.name}: expected it to show on one of them only, they are the same kernel")
-    apart = told_apart((*must, *must_not))
-    return apart[: len(must)], apart[len(must) :]
+    named = told_apart((*must, *must_not))
+    return named[: len(must)], named[len(must) :]
 
 
 async def reproduce(job: Job, shows: tuple[KernelFiles, ...], clean: tuple[KernelFiles, ...]) -> tuple[Tried, ...]:

@@ -157,3 +157,8 @@ async def test_two_tries_of_a_clean_kernel_say_so(reproducing: Any) -> None:
 async def test_a_hit_on_a_clean_kernel_ends_its_tries(reproducing: Any) -> None:
     found = await reproducing(1, 1, Limits(tries=20, timeout_s=1, jobs=1))
     assert claims.result(found)[0] is Result.INVALID and found[1].rate.tries == 1
+
+
+async def test_a_bug_that_is_not_reproduced_carries_its_exposure_too(reproducing: Any) -> None:
+    found = await reproducing(0, 0, Limits(tries=20, timeout_s=1, jobs=2))
+    assert claims.result(found) == (Result.NOT_REPRODUCED, "it does not show on old (not seen in 20 tries, up to 16%)")
