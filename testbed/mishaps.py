@@ -26,6 +26,6 @@ def told(error: Exception, folder: Path) -> str:
     why = printable(f"a mistake of the testbed: {type(one).__name__}: {one}")[:_MOST_CHARACTERS]
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)))
+        (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
     journal.say(f"{why}{where}", logs=folder.name, failed=True)
     return f"{why}{where}; see {TRACEBACK} in {folder.name}"
