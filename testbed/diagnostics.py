@@ -45,7 +45,7 @@ _OF_LANGUAGE = {
 # Where a command begins; and those that print their words. The functions of a script may do so as well.
 _BEGINS = r"(?:^|[;&|({!`]|\$\(|\b(?:then|do|else|exec|sudo|time|if|while|until)\s|-c\s*[\"'])\s*"
 _PRINTS = frozenset(["echo", "printf", "print", "cat", "tee", "logger", "say", "puts", "fputs", "fprintf", "write", "warn", "die"])
-_FUNCTION = re.compile(r"\b(?:def\s+(\w+)\s*\(|function\s+([\w-]+)|([\w-]+)\s*\(\)\s*\{)")
+_FUNCTION = re.compile(r"\b(?:def\s+(\w+)\s*\(|function\s+([\w-]+)|(?<![\w-])([\w-]+)\s*\(\)\s*\{)")
 _NOT_THERE = "not found in the guest's image"
 _LONGEST_TRACE = 400
 

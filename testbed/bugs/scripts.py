@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
 from typing import Literal
 
 from testbed.topology.graph import NamespaceOf, graph
@@ -30,7 +31,20 @@ _USES = (
     re.compile(r"(?:environ(?:\.get)?|getenv)\s*[\[(]\s*[\"'](?P<name>[A-Za-z_]\w*)[\"']\s*(?P<op>,)?"),
     re.compile(r"\$ENV\{\s*[\"']?(?P<name>[A-Za-z_]\w*)[\"']?\s*\}"),
 )
-_SETTERS = "read|for|select|local|export|declare|typeset|readonly|mapfile|readarray|getopts|coproc|let|unset"
+_SETTERS = re.compile(r"\b(?:read|for|select|local|export|declare|typeset|readonly|mapfile|readarray|getopts|coproc|let|unset)\b")
+_BARE = re.compile(r"(?<![\w$])(?<!\$\{)[A-Za-z_]\w*")
+_SETS = (
+    re.compile(r"(?<![\w$])([A-Za-z_]\w*)(?:\[[^\]]{0,200}\])?\+?=(?!=)"),
+    re.compile(r"\b(?:printf\s+-v|wait\s+-p)\s+([A-Za-z_]\w*)"),
+    re.compile(r"\$\{([A-Za-z_]\w*):?="),
+    re.compile(r"(?:\benviron\[|\bENV\{)\s*[\"']?([A-Za-z_]\w*)[\"']?\s*[\]}]\s*=(?!=)"),
+    re.compile(r"\b(?:set|put)env\(\s*[\"']([A-Za-z_]\w*)"),
+)
+# In ((...)), which counts.
+_COUNTED = re.compile(r"(?<![\w$])([A-Za-z_]\w*)\s*(?:[-+*/%|&^]?=(?!=)|\+\+|--)")
+# A script may come from anybody: more than so much is not looked at, and more mistakes than these are not said.
+_LONGEST_LINE = 4096
+_MOST_SAID = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,23 +103,23 @@ def mistakes(text: str, guest: Guest) -> Iterator[tuple[int, str]]:
     with_cr = next((number for number, line in enumerate(lines, 1) if line.endswith("\r")), None)
     if with_cr is not None:
         yield with_cr, r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter; sed -i 's/\r$//' mends the file"
-    yield from _unmade(lines, made(guest), guest.environment)
+    yield from islice(_unmade(lines, made(guest), guest.environment), _MOST_SAID)
 
 
 def _unmade(lines: list[str], names: tuple[str, ...], environment: Collection[str]) -> Iterator[tuple[int, str]]:
     """Variables that look like ours, which neither the topology makes nor the script sets: the shell takes each for an empty word."""
-    bare = [_without_comment(line) for line in lines]
-    whole = "\n".join(bare)
+    bare = [_without_comment(line[:_LONGEST_LINE]) for line in lines]
+    own = _set(bare)
     ours = re.compile(f"{_KINDS}|SEED")
     for number, line in enumerate(bare, 1):
         told: set[str] = set()
         for pattern in _USES:
             for found in pattern.finditer(line):
                 name = found["name"]
-                if name in told or name in names or name in environment or found.groupdict().get("op"):
+                if name in told or name in names or name in environment or name in own or found.groupdict().get("op"):
                     continue
                 near = _near(name, names)
-                if (ours.fullmatch(name) is None and near is None) or _sets(whole, name):
+                if ours.fullmatch(name) is None and near is None:
                     continue
                 told.add(name)
                 yield number, _said(name, near or next(iter(get_close_matches(name, names, 1, 0.7)), None), names)
@@ -139,18 +153,18 @@ def _one_step(left: str, right: str) -> bool:
     )
 
 
-def _sets(whole: str, name: str) -> bool:
-    """Whether a script gives the variable a value itself, in any way that a line shows."""
-    bare = rf"(?<![\w$])(?<!\$\{{){re.escape(name)}\b"
-    ways = (
-        rf"(?<![\w$]){name}(?:\[[^\]]*\])?\+?=(?!=)",
-        rf"\b(?:{_SETTERS})\b[^\n;|&]*{bare}",
-        rf"(?:printf\s+-v|wait\b[^\n;|&]*-p)\s+{name}\b",
-        rf"\(\([^\n]*{bare}\s*(?:[-+*/%|&^]?=(?!=)|\+\+|--)",
-        rf"\$\{{{name}:?=",
-        rf"(?:environ\[|ENV\{{|setenv\(|putenv\()\s*[\"']?{name}[\"']?\s*(?:[\]}}]\s*=|,|=)",
-    )
-    return any(re.search(way, whole) for way in ways)
+def _set(lines: Iterable[str]) -> set[str]:
+    """The variables to which a script gives a value itself, in any way that a line shows."""
+    found: set[str] = set()
+    for line in lines:
+        for pattern in _SETS:
+            found.update(pattern.findall(line))
+        for part in re.split("[;|&]", line):
+            if setter := _SETTERS.search(part):
+                found.update(_BARE.findall(part, setter.end()))
+        if "((" in line:
+            found.update(_COUNTED.findall(line))
+    return found
 
 
 def _without_comment(line: str) -> str:
