@@ -35,7 +35,7 @@ from testbed.progress import Progress
 from testbed.room import Quota
 from testbed.session import Session, open_session
 from testbed.ssh_keys import SshKey
-from testbed.store import cache, image, initramfs, kernel_files, seals, templates, waste
+from testbed.store import cache, image, initramfs, kernel_abilities, kernel_files, seals, templates, waste
 from testbed.store.image import Image
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.snapshots import Snapshot
@@ -134,6 +134,7 @@ class Lab:
                 f"qemu-args: they may do anything that QEMU can do to this machine, and nobody checks them; if you trust "
                 f"{shlex.join(model.qemu_args)}, set {_TRUST}=1"
             )
+        kernel_abilities.check(model, kernel)
         root = await self._image(model.image)
         files = await self._boot_files(kernel, root)
         return plan.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name), files

@@ -50,7 +50,7 @@ def folders() -> Folders:
     :raise HostError: one cannot be made, or the runtime folder belongs to somebody else.
     """
     found = Folders(
-        cache=Path(os.environ.get("TESTBED_CACHE") or _home(platformdirs.user_cache_path)),
+        cache=cache(),
         state=Path(os.environ.get("TESTBED_STATE") or _home(platformdirs.user_state_path)),
         runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()), "XDG_RUNTIME_DIR"),
         admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission"),
@@ -63,6 +63,14 @@ def folders() -> Folders:
         except OSError as error:
             raise HostError(f"{folder}: cannot be made: {error.strerror}; name another with TESTBED_CACHE or TESTBED_STATE") from error
     return found
+
+
+def cache() -> Path:
+    """Where the cache of this user is, or will be.
+
+    :raise HostError: the user has no home, and TESTBED_CACHE names no other place.
+    """
+    return Path(os.environ.get("TESTBED_CACHE") or _home(platformdirs.user_cache_path))
 
 
 def image_names(images: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ class Fact:
     """What a file of the guest must say, or how much a folder must hold: each of the words of `expected` must stand there.
 
     `line`: only the line that begins so counts; `{NUMBER}` in it is MAJ:MIN of `of`. `where`: the place in the topology that says so.
+    `reason`: why a kernel may have it otherwise.
     """
 
     where: str
@@ -19,6 +20,7 @@ class Fact:
     expected: str
     line: str = ""
     of: str | None = None
+    reason: str = ""
 
 
 # Of a folder, how much is in it.
@@ -56,7 +58,7 @@ def differences(facts: tuple[Fact, ...], output: str) -> tuple[str, ...]:
         lines = [line for line in texts.get(number, "").splitlines() if line.replace("\t", " ").startswith(begin)]
         if not any(_says(line[len(begin) :], fact.expected) for line in lines):
             got = "; ".join(line.strip() for line in lines) or "nothing"
-            said.append(f"{fact.where}: expected {fact.expected}, got {got} ({fact.file})")
+            said.append(f"{fact.where}: expected {fact.expected}, got {got} ({fact.file}){f'; {fact.reason}' if fact.reason else ''}")
     return tuple(said)
 
 

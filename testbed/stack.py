@@ -19,6 +19,11 @@ MOUNTS = "/mnt"
 # A key of 64 bytes for aes-xts, of no secrecy: what is tested is the path of the I/O.
 _DM_KEY = "0f" * 64
 
+_NO_DIRECT_IO = (
+    "a kernel gives a loop no direct I/O, and says nothing, where the filesystem below can do none (tmpfs, on older kernels), "
+    "or where the loop's blocks or its offset are no multiples of the logical block size below"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
@@ -201,7 +206,11 @@ class _Planner:
         if loop.logical_block_size is None:
             # Above a disk with larger blocks the loop has those, from some kernel on.
             del expected["logical-block-size"]
-        self.facts += [Fact(where=f"{where}.{key}", file=f"{block}/{file}", expected=said) for key, (file, said) in expected.items()]
+        reasons = {"direct-io": _NO_DIRECT_IO if loop.direct_io else ""}
+        self.facts += [
+            Fact(where=f"{where}.{key}", file=f"{block}/{file}", expected=said, reason=reasons.get(key, ""))
+            for key, (file, said) in expected.items()
+        ]
 
     def _read_ahead(self, name: str, size_bytes: int | None, where: str) -> None:
         """Before anything on the device is opened: an open file keeps what it found."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import yaml
 from testbed.bugs import scripts
 from testbed.bugs.model import Bug, Case, Document
 from testbed.errors import Problem, TopologyError, UsageError
+from testbed.topology.check import Mistake
 from testbed.topology.load import load_points, merged, points_of
 from testbed.topology.model import Guest
 from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_of
@@ -41,12 +42,17 @@ def is_bug(path: Path) -> bool:
         return False
 
 
-def load(path: Path, *, host_memory: int | None = None, kernel: Callable[[str], None] | None = None) -> Case:
-    """The bug in a file. `kernel` raises UsageError for one that it names and that is not there.
+# What of a guest any of some kernels cannot do (`store/kernel_abilities.py`).
+AbleAll = Callable[[Sequence[str], Guest], Iterable[Mistake]]
+
+
+def load(path: Path, *, host_memory: int | None = None, kernel: Callable[[str], None] | None = None, able: AbleAll | None = None) -> Case:
+    """The bug in a file. `kernel` raises UsageError for one that it names and that is not there; `able` says what of its guest the kernels
+    that it names cannot do.
 
     :raise TopologyError: it cannot be read, or says something wrong; holds every mistake.
     """
-    return _case(read_plain(text_of(path), str(path)), path.parent, host_memory, kernel=kernel)
+    return _case(read_plain(text_of(path), str(path)), path.parent, host_memory, kernel=kernel, able=able)
 
 
 def places(path: Path) -> dict[str, Place]:
@@ -127,11 +133,13 @@ def _case(
     *,
     elsewhere: dict[str, Place] | None = None,
     kernel: Callable[[str], None] | None = None,
+    able: AbleAll | None = None,
 ) -> Case:
     plain, reader = found
     plain = copy.deepcopy(plain)
     places = {**_places(reader), **_script(plain, reader, folder), **(elsewhere or {})}
-    guest = _guest(plain.pop("topology", None), reader, folder, host_memory)
+    topology = plain.pop("topology", None)
+    guest = _guest(topology, reader, folder, host_memory)
     bug = _bug(plain, reader)
     if bug is not None and kernel is not None:
         _kernels(bug, reader, kernel)
@@ -140,6 +148,8 @@ def _case(
             if script is not None:
                 said = scripts.mistakes(script.text, guest)
                 reader.problems += (problem(places.get(key), key, line, message) for line, message in said)
+        for where, message in able((*bug.kernels.shows, *bug.kernels.clean), guest) if able is not None else ():
+            reader.problem((*_of_guest(topology), *where), message)
     if reader.problems or bug is None or guest is None:
         raise TopologyError(tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.line, problem.column))))
     return Case(bug=bug, guest=guest)
@@ -152,6 +162,12 @@ def _kernels(bug: Bug, reader: Reader, kernel: Callable[[str], None]) -> None:
                 kernel(spec)
             except UsageError as error:
                 reader.problem(("kernels", side, number), str(error))
+
+
+def _of_guest(topology: Any) -> Where:
+    """The place of a bug's guest in its file; of one that is in another file, or none, that of the topology."""
+    named = topology.get("guests") if isinstance(topology, dict) else None
+    return ("topology", "guests", next(iter(named))) if named else ("topology",)
 
 
 def problem(place: Place | None, key: str, line: int, message: str) -> Problem:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from testbed import paths, probe, syntax
 from testbed.bugs import Case, load
-from testbed.bugs.load import Place, places
+from testbed.bugs.load import AbleAll, Place, places
 from testbed.bugs.model import Bug
 from testbed.diagnostics import own_text
 from testbed.errors import TopologyError, UsageError
@@ -15,12 +15,12 @@ from testbed.kernels import BUILT, BuiltKernel, load_table
 from testbed.store import built_names
 
 
-def ready(file: Path) -> Case:
-    """The bug in a file that guests are to run.
+def ready(file: Path, able: AbleAll | None = None) -> Case:
+    """The bug in a file that guests are to run. `able`: says what of its guest the kernels that it names cannot do.
 
     :raise TopologyError: it cannot be read, or says something wrong; or one of its scripts cannot be read.
     """
-    case = load(file, host_memory=probe.host_memory())
+    case = load(file, host_memory=probe.host_memory(), able=able)
     check_scripts(case.bug, places(file))
     return case
 
@@ -31,12 +31,12 @@ def check_scripts(bug: Bug, where: Mapping[str, Place]) -> None:
         raise TopologyError(tuple(found))
 
 
-def validated(file: Path) -> tuple[str, ...]:
-    """What should be known of a bug file that is valid.
+def validated(file: Path, able: AbleAll) -> tuple[str, ...]:
+    """What should be known of a bug file that is valid. `able`: as of `ready`.
 
     :raise TopologyError: it is not: every mistake, kernels that are not there among them.
     """
-    case = load(file, host_memory=probe.host_memory(), kernel=_known)
+    case = load(file, host_memory=probe.host_memory(), kernel=_known, able=able)
     check_scripts(case.bug, places(file))
     return tuple(f"{file}: note: {said}" for said in own_text(case.bug))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ from testbed.report import catalogue, table
 from testbed.report import errors as error_report
 from testbed.scenarios import SCENARIOS, cases
 from testbed.store import kernel_files
+from testbed.store.kernel_abilities import Abilities
 from testbed.topology import Topology, load, load_points
 
 
@@ -65,22 +67,39 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
     problems: list[Problem] = []
     notes: list[str] = []
     points = 0
+    abilities = _abilities()
     for file in files:
         try:
             if is_bug(file):
-                notes += bug_files.validated(file)
+                notes += bug_files.validated(file, abilities.of_all)
                 points += 1
                 continue
-            points += len(load_points(file, host_memory=probe.host_memory()))
+            found = load_points(file, host_memory=probe.host_memory(), able=abilities.mistakes)
+            points += len(found)
+            notes += _not_by_default(file, found.values())
         except TopologyError as error:
             problems += error.problems
-    for note in notes:
-        err.print(note, markup=False, highlight=False, soft_wrap=True)
     for problem in problems:
         print(problem)
+    for note in dict.fromkeys(notes):
+        err.print(note, markup=False, highlight=False, soft_wrap=True)
     if problems:
         sys.exit(FAILED)
     err.print(f"{len(files)} valid" + (f", {points} topologies" if points > len(files) else ""), highlight=False)
+
+
+def _abilities(default: str | None = None) -> Abilities:
+    """What the kernels in the cache can do. Makes nothing: a file can be looked at where no guest could run."""
+    return Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache(), default=default)
+
+
+def _not_by_default(file: Path, topologies: Iterable[Topology]) -> Iterator[str]:
+    """What of topologies that name no kernel the one that `up` takes then cannot do."""
+    default = load_table(paths.shipped("images") / "kernels.yaml").patched
+    abilities = _abilities(default)
+    for topology in topologies:
+        for where, said in abilities.mistakes(topology):
+            yield f"note: {file}: {'.'.join(map(str, where))}: {said}; it names no kernel, and {default} is what `up` takes then"
 
 
 @app.command("plan")
@@ -98,7 +117,10 @@ def plan_command(
         raise UsageError(f"--point {point}: a bug has one guest, and no matrix; expected no --point")
 
     async def work() -> int:
-        topology = Topology(version=1, guests={"g0": case.guest}) if case else load(file, point, host_memory=probe.host_memory())
+        if case is not None:
+            topology = Topology(version=1, guests={"g0": case.guest})
+        else:
+            topology = load(file, point, host_memory=probe.host_memory(), able=_abilities().mistakes)
         if svg is not None:
             try:
                 svg.write_text(picture.svg(topology), encoding="utf-8")

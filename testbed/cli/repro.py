@@ -34,6 +34,7 @@ from testbed.report.artefacts import keep
 from testbed.repro import Job, Limits, Tried
 from testbed.store import bundles
 from testbed.store.bundles import Bundle
+from testbed.store.kernel_abilities import Abilities
 from testbed.topology.reader import text_of
 from testbed.tries import Try, said
 from testbed.units import parse_duration
@@ -212,7 +213,8 @@ def _wanted(
             check_scripts(case.bug, {})
             return Wanted(case=case, plain=bundle.plain, title=str(file), bundle=bundle)
         try:
-            case = ready(file)
+            able = Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache()).of_all
+            case = ready(file, None if kernels else able)
         except TopologyError as error:
             if is_bug(file):
                 raise

@@ -24,6 +24,7 @@ from testbed.kernels import load_table
 from testbed.report import live
 from testbed.spares import Spare
 from testbed.store import snapshots
+from testbed.store.kernel_abilities import Abilities
 from testbed.topology import load
 
 
@@ -42,9 +43,10 @@ def up_command(
     quiet: Quiet = False,
 ) -> None:
     """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
-    topology = load(file, point, host_memory=probe.host_memory())
+    table = load_table(paths.shipped("images") / "kernels.yaml")
+    able = Abilities(table, paths.cache(), kernel, default=table.patched).mistakes
+    topology = load(file, point, host_memory=probe.host_memory(), able=able)
     called = up.names(topology, name)
-    default = load_table(paths.shipped("images") / "kernels.yaml").patched
 
     async def work(waiting: tuple[Spare, ...]) -> int:
         folders = paths.folders()
@@ -57,7 +59,7 @@ def up_command(
                 file=file.resolve(),
                 point=point or "",
                 called=called,
-                kernels={guest: kernel or model.kernel or default for guest, model in topology.guests.items()},
+                kernels={guest: kernel or model.kernel or table.patched for guest, model in topology.guests.items()},
                 folders=folders,
                 evidence={guest: run / (name if logs is None else guest) for guest, name in called.items()},
                 cold=cold,

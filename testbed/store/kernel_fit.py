@@ -91,6 +91,15 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
     return Fit(config=text, notes=tuple(notes))
 
 
+def known_config(bzimage: Path, modules: Path | None) -> str | None:
+    """The configuration of a kernel that somebody gives, where it is known before the kernel is unpacked into the cache, else None."""
+    try:
+        header = kernel_image.header(bzimage)
+        return _look_inside(str(bzimage), bzimage, header).config or _read(config_files(bzimage, modules), header)[0]
+    except UsageError:  # it is no bzImage as it is: compressed once more, perhaps
+        return None
+
+
 def check_for_scenarios(name: str, config: Path | None) -> None:
     """Where a kernel's configuration is known, that it has what every scenario needs.
 

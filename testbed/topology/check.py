@@ -11,7 +11,7 @@ from testbed.hardware.profiles import PROFILES
 from testbed.hardware.words import MACHINE
 from testbed.topology import cues, networks
 from testbed.topology.disks import Disk, Nvme
-from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, device, graph, sizes
+from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, block_sizes, device, graph, sizes
 from testbed.topology.model import Guest, Topology
 from testbed.topology.stacks import File, Filesystem, Loop
 from testbed.units import MIB, format_size
@@ -132,7 +132,7 @@ def _read_ahead(size_bytes: int | None) -> Iterator[Mistake]:
 
 def _stack(made: Graph) -> Iterator[Mistake]:
     order = made.ordered()
-    known, standing, above = sizes(made, order), set(order), made.users()
+    known, standing, above, blocks = sizes(made, order), set(order), made.users(), block_sizes(made, order)
     for key, node in made.nodes.items():
         dangling = [(needed, where) for needed, where in node.needs if needed not in made.nodes]
         for needed, where in dangling:
@@ -142,6 +142,7 @@ def _stack(made: Graph) -> Iterator[Mistake]:
                 yield node.needs[0][1], f"{key.name!r} stands on itself"
         else:
             yield from _fits(node, made, known, above)
+            yield from _direct(node, blocks)
     yield from _shared(known, above)
     yield from _one_filesystem(made)
 
@@ -172,6 +173,28 @@ def _fits(node: Node, made: Graph, known: dict[Key, int], above: dict[Key, list[
             yield (*node.where, "offset"), f"expected less than the backing {node.needs[0][0]}, got {loop.offset}"
         case Loop(offset=offset) if offset % 512:
             yield (*node.where, "offset"), f"expected a multiple of 512 bytes, got {offset}"
+
+
+def _direct(node: Node, blocks: Mapping[Key, int]) -> Iterator[Mistake]:
+    """Direct I/O that a loop asks for and no kernel can do: of blocks, or from an offset, smaller than what is below can do.
+
+    Linux gives none without a word: 5.10 and 6.1 then answer reads with EIO, 6.12 does buffered I/O (seen with losetup of util-linux 2.38).
+    """
+    loop = node.thing
+    if not isinstance(loop, Loop) or not loop.direct_io or node.needs[0][0] not in blocks:
+        return
+    below, least = node.needs[0][0], blocks[node.needs[0][0]]
+    if loop.logical_block_size is not None and loop.logical_block_size < least:
+        yield (
+            (*node.where, "logical-block-size"),
+            f"expected at least {least} for direct I/O, which is the block size below {below}, got {loop.logical_block_size}; "
+            "leave out direct-io, or this",
+        )
+    if loop.offset % least and not loop.offset % 512:
+        yield (
+            (*node.where, "offset"),
+            f"expected a multiple of {least} for direct I/O, which is the block size below {below}, got {loop.offset}",
+        )
 
 
 def _files_fit(node: Node, holder: Key, made: Graph, known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,30 +10,33 @@ from pydantic import ValidationError
 
 from testbed.errors import TopologyError
 from testbed.topology import here, matrix, messages
-from testbed.topology.check import check, did_you_mean
+from testbed.topology.check import Mistake, check, did_you_mean
 from testbed.topology.model import Document, Guest, Matrix, Topology
 from testbed.topology.reader import Reader, Where, read, single, text_of
 from testbed.topology.tolerant import Checked, leave_out
 
 _MAX_DEPTH = 8
+# What the kernels of a topology cannot do of it (`store/kernel_abilities.py`).
+Able = Callable[[Topology], Iterable[Mistake]]
 
 
-def load(path: Path, point: str | None = None, *, host_memory: int | None = None) -> Topology:
+def load(path: Path, point: str | None = None, *, host_memory: int | None = None, able: Able | None = None) -> Topology:
     """The topology in a file, or the one at a point of its matrix.
 
     :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake. Also for a matrix without `point`.
     """
-    return one(load_points(path, host_memory=host_memory), str(path), point)
+    return one(load_points(path, host_memory=host_memory, able=able), str(path), point)
 
 
-def load_points(path: Path, *, host_memory: int | None = None) -> dict[str, Topology]:
+def load_points(path: Path, *, host_memory: int | None = None, able: Able | None = None) -> dict[str, Topology]:
     """Every point of a file's matrix by its name; without a matrix one, whose name is empty.
 
-    `host_memory`: bytes that guests must fit in, where they are to run here, with kernels and images that are there.
+    `host_memory`: bytes that guests must fit in, where they are to run here, with kernels and images that are there. `able`: says what
+    of it their kernels cannot do.
 
     :raise TopologyError: as above.
     """
-    return _points(text_of(path), str(path), path, host_memory)
+    return _points(text_of(path), str(path), path, host_memory, able)
 
 
 def parse_points(text: str, file: str, folder: Path, *, host_memory: int | None = None) -> dict[str, Topology]:
@@ -86,23 +90,22 @@ def one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
     return found[point]
 
 
-def _points(text: str, file: str, path: Path | None, host_memory: int | None = None) -> dict[str, Topology]:
+def _points(text: str, file: str, path: Path | None, host_memory: int | None = None, able: Able | None = None) -> dict[str, Topology]:
     reader = Reader(file)
-    return _of_plain(read(text, reader), reader, path, host_memory)
+    return points_of(read(text, reader), reader, path, host_memory, able)
 
 
-def _of_plain(plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None) -> dict[str, Topology]:
-    found = _expand(_extended(plain, reader, path), reader, path, host_memory)
+def points_of(
+    plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None = None, able: Able | None = None
+) -> dict[str, Topology]:
+    """The topologies in a part of the file `path`, as `reader` has read it; without a path it extends nothing. Raises as `load_points`."""
+    whole = _extended(dict(plain), reader, path)
+    found = _expand(whole, reader, lambda topology: _mistakes(topology, host_memory, able), path)
     if reader.problems:
         raise TopologyError(
             tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.file, problem.line, problem.column)))
         )
     return found
-
-
-def points_of(plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None = None) -> dict[str, Topology]:
-    """The topologies in a part of the file `path`, as `reader` has read it; without a path it extends nothing. Raises as `load_points`."""
-    return _of_plain(dict(plain), reader, path, host_memory)
 
 
 def merged(plain: dict[str, Any], reader: Reader, path: Path) -> dict[str, Any]:
@@ -154,7 +157,16 @@ def _on_top(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _expand(plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None) -> dict[str, Topology]:
+def _mistakes(topology: Topology, host_memory: int | None, able: Able | None) -> Iterator[Mistake]:
+    """What of a topology does not fit together, to this host, or to its kernels."""
+    yield from check(topology)
+    if host_memory is not None:
+        yield from here.mistakes(topology, host_memory)
+    if able is not None:
+        yield from able(topology)
+
+
+def _expand(plain: dict[str, Any], reader: Reader, find: Able, path: Path | None) -> dict[str, Topology]:
     axes = plain.pop("matrix", None)
     chosen: dict[str, dict[str, Any]] = {"": {}}
     known: tuple[str, ...] = ()
@@ -181,13 +193,13 @@ def _expand(plain: dict[str, Any], reader: Reader, path: Path | None, host_memor
     # The rest is looked at without the parts that they stand in.
     for where, _ in sorted(missing, key=lambda one: [str(part).zfill(9) for part in one[0]], reverse=True):
         leave_out(plain, where[:4])
-    return _validated(plain, chosen, reader, path, host_memory)
+    return _validated(plain, chosen, reader, find, path)
 
 
 def _validated(
-    plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader, path: Path | None, host_memory: int | None
+    plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader, find: Able, path: Path | None
 ) -> dict[str, Topology]:
-    """A topology for each point; a mistake that several points have is said once."""
+    """A topology for each point; a mistake that several points have is said once. `find`: mistakes that the shape of one does not show."""
     found: dict[str, Topology] = {}
     at: dict[tuple[Where, str, bool], list[str]] = {}
     fill = matrix.filler(plain)
@@ -202,7 +214,7 @@ def _validated(
         if path is not None:
             topology = _located(topology, path.parent)
         found[name] = topology
-        for where, said in (*check(topology), *(here.mistakes(topology, host_memory) if host_memory is not None else ())):
+        for where, said in find(topology):
             # What a part that was left out is missed for is no mistake of its own.
             if not any(f"{gone!r}" in said for gone in checked.lost):
                 at.setdefault((checked.original(where), said, False), []).append(name)

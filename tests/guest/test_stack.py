@@ -10,6 +10,7 @@ from testbed.guest import Guest
 from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
+from testbed.topology.stacks import Filesystem, Loop
 
 # A loop on a file on ext4 on each kind of disk, and one on a file on tmpfs.
 MODEL = GuestModel.model_validate(
@@ -101,8 +102,14 @@ async def test_a_throttled_disk_is_as_slow_as_its_limit(lab: Lab, kernel: Kernel
             assert (await gauges.disk_bytes(guest))[name][0] - before >= 100 * 4096
 
 
+_ON_MEMORY = {
+    "filesystems": {"mem": Filesystem.model_validate({"type": "tmpfs"})},
+    "loops": {"l0": Loop.model_validate({"backing": "mem/f", "size": "16M", "direct-io": True})},
+}
+
+
 async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    """The kernel silently leaves direct I/O off for a loop whose sectors are smaller than those of the disk below."""
+    """The kernel silently leaves direct I/O off for a loop whose sectors are smaller than those of the disk below, and on tmpfs."""
     small = GuestModel.model_validate(
         {
             "disks": {"native": {"type": "nvme", "size": "512M", "logical-block-size": 4096}},
@@ -110,8 +117,15 @@ async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(lab: 
         }
     )
     async with lab.guest("g0", small, kernel, evidence) as guest:
-        with pytest.raises(DeviceMismatch, match=r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\)"):
+        said = (
+            r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); a kernel gives a loop no direct I/O, and says nothing"
+        )
+        with pytest.raises(DeviceMismatch, match=said):
             async with mounts.standing(guest):
+                pass
+        memory = small.model_copy(update=_ON_MEMORY)
+        with pytest.raises(DeviceMismatch, match=said):
+            async with mounts.standing(guest, memory):
                 pass
         assert await attached(guest) == {} and await mounted(guest) == set()
 
@@ -133,7 +147,7 @@ async def test_an_image_that_is_larger_than_its_disk_or_not_there_is_said(lab: L
     (tmp_path / "large.img").write_bytes(bytes(16 << 20))
     for name, words in (
         ("large.img", "it holds 16M, which is more than the disk's size of 8M"),
-        ("none.img", "expected a file, there is none"),
+        ("none.img", "expected a file, there is no "),
     ):
         wrong = GuestModel.model_validate({"disks": {"d": {"type": "nvme", "size": "8M", "image": str(tmp_path / name)}}})
         with pytest.raises(HostError, match=words):

@@ -174,3 +174,48 @@ def test_merged_keys_are_not_missed_as_well() -> None:
         "guests.g0.disks.b.<<: expected each key by itself, got <<, wh"[:60],
         "guests.g0.disks.b.size: expected a multiple of 4096 bytes, got 7"[:60],
     ]
+
+
+@pytest.mark.parametrize(
+    ("disk", "loop", "said"),
+    [
+        (
+            "4096",
+            "logical-block-size: 512",
+            "logical-block-size: expected at least 4096 for direct I/O, which is the block size below file 'd/f'",
+        ),
+        ("4096", "offset: 512", "offset: expected a multiple of 4096 for direct I/O, which is the block size below file 'd/f', got 512"),
+        ("512", "logical-block-size: 512, offset: 512", ""),
+        ("4096", "", ""),
+        ("4096", "logical-block-size: 4096, offset: 8192", ""),
+    ],
+)
+def test_direct_io_that_no_kernel_can_do_is_a_mistake(disk: str, loop: str, said: str) -> None:
+    text = f"""\
+version: 1
+guests:
+  g0:
+    disks: {{d: {{type: nvme, size: 1G, logical-block-size: {disk}}}}}
+    loops: {{l0: {{backing: d/f, size: 64M, direct-io: true, {loop}}}}}
+"""
+    if said:
+        (problem,) = problems(text)
+        assert said in problem
+        assert parse(text.replace("direct-io: true, ", ""), "a.yaml"), "without direct I/O it is right"
+    else:
+        assert parse(text, "a.yaml")
+
+
+def test_block_sizes_go_up_through_the_stack() -> None:
+    text = """\
+version: 1
+guests:
+  g0:
+    disks: {d: {type: nvme, size: 1G, logical-block-size: 4096, partitions: [{}]}, s: {type: nvme, size: 1G}}
+    dm: {both: {type: linear, on: [d-p1, s]}}
+    loops:
+      l0: {backing: both, direct-io: true}
+      l1: {backing: l0/f, size: 64M, direct-io: true, logical-block-size: 1024}
+"""
+    (problem,) = problems(text)
+    assert "loops.l1.logical-block-size: expected at least 4096" in problem
