@@ -20,8 +20,8 @@ MOUNTS = "/mnt"
 _DM_KEY = "0f" * 64
 
 _NO_DIRECT_IO = (
-    "a kernel gives a loop no direct I/O, and says nothing, where the filesystem below can do none (tmpfs, on older kernels), "
-    "or where the loop's blocks or its offset are no multiples of the logical block size below"
+    "a kernel gives a loop no direct I/O, and says nothing, where the loop's blocks or its offset are no multiples of the logical block "
+    "size below, or the filesystem below can do none"
 )
 
 
