@@ -59,14 +59,16 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 def _result(found: dict[str, Any]) -> str:
     if found["verdicts"] or found["measures"]:
         return CHANGED
-    if found["untold"] or not (found["ignored"] or found["same"]):
-        return UNKNOWN
     # Nobody knows what the cases of a partial run were that it did not come to.
-    if any(row["what"] == _HOW_FAR for row in found["setup"]):
-        return UNKNOWN
-    # Whether one measure that had changed, and no other, would have been seen.
-    sharp = all(rank_test.least_p(*row["attempts"]) * len(found["ignored"]) <= LEVEL for row in found["ignored"])
-    return UNCHANGED if sharp else UNKNOWN
+    complete = all(row["what"] != _HOW_FAR for row in found["setup"])
+    return UNCHANGED if complete and _seen_alone(found) else UNKNOWN
+
+
+def _seen_alone(found: dict[str, Any]) -> bool:
+    """Whether any measure that had changed would have been seen, also if no other had."""
+    if found["untold"] or not (found["ignored"] or found["same"]):
+        return False
+    return all(rank_test.least_p(*row["attempts"]) * len(found["ignored"]) <= LEVEL for row in found["ignored"])
 
 
 def _needed(measures: int) -> int:
@@ -188,8 +190,10 @@ def _nothing(found: dict[str, Any]) -> str:
     if found["result"] == UNCHANGED:
         return "Nothing, beyond chance."
     measures = len(found["ignored"]) + len(found["untold"])
-    if not measures:
+    if not measures and not found["same"]:
         return "Nothing can be told: the two runs have no measure in common."
+    if _seen_alone(found):
+        return "Nothing, beyond chance, where both came to; nothing can be told of the rest."
     return (
         f"Nothing can be told: a change of one among {measures} measures shows from {found['needed']} attempts in each run on "
         f"(`--repeat {found['needed']}`)."
