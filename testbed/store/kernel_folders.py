@@ -79,13 +79,13 @@ def _package(path: Path) -> str:
 
 
 def _modules(path: Path) -> tuple[Path, ...]:
-    """The modules of a kernel beside it: packages of their own, or what `make modules_install` has left."""
+    """What goes with a kernel beside it: packages with its modules and its configuration, or what `make modules_install` has left."""
     if path.suffix == ".deb":
         image = _IMAGE.fullmatch(_package(path))
         if image is None:
             return ()
         rest = path.name.removeprefix(_package(path))
-        beside = [path.with_name(f"linux-{kind}-{image['release']}{rest}") for kind in ("modules", "modules-extra")]
+        beside = [path.with_name(f"linux-{kind}-{image['release']}{rest}") for kind in ("modules", "modules-extra", "base")]
         return tuple(package for package in beside if package.is_file())
     try:
         modules = path.parent / "lib" / "modules" / kernel_image.kernel_release(path)
