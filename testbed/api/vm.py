@@ -107,7 +107,7 @@ class Vm:
         return await self._ran(line, text, (), check, timeout_s, input.encode() if isinstance(input, str) else input)
 
     async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result:
-        """Run a script of the guest's shell, which gets `arguments` as $1, $2, ...; raises as `run`."""
+        """Run a script of the guest's shell, which gets `arguments` as $1, $2, ... and reads nothing; raises as `run`."""
         return await self._ran(text, text, arguments, check, timeout_s)
 
     async def _ran(
