@@ -149,7 +149,6 @@ class Stream:
         self._prefix = re.compile(rf"(?P<who>{path}|{_SHELL}|{re.escape(HOME)}/bin/\w+): (?:-c: )?(?:line )?(?P<line>\d+): (?P<rest>.*)")
         self._other = re.compile(rf"\S+: (?:line )?\d+: (?P<rest>{_JOB.pattern}.*|{_MISSING.pattern})")
         self._echoed = Counter(line.rstrip() for line in source.lines) if errors and source.echoes else Counter[str]()
-        self._open: Iterator[str] | None = None
         self._until = ""  # the quote that a job's source or a trace has open, or the word that ends its here-document
         self._left = 0
         self._checked = False
@@ -185,7 +184,8 @@ class Stream:
 
     def _goes_on(self, line: str) -> bool:
         until, self._left = self._until, self._left - 1
-        if self._left < 0 or (self._checked and _collapsed(line) not in self._source.whole):
+        over = _collapsed(line) not in self._source.whole if self._checked else self._source.trace.match(line) is not None
+        if over or self._left < 0:
             self._until = ""
             return False
         if until in _QUOTES:
@@ -196,6 +196,8 @@ class Stream:
 
     def unable(self, line: str) -> Unable | None:
         """What a line of an interpreter or a launcher says that it cannot run."""
+        if not self._speaks:
+            return None
         script = self._source.script
         found = self._spoken(line)
         if found is None:
@@ -221,7 +223,7 @@ class Stream:
             program = found["program"].strip(_QUOTES_OF_NAMES)
             return Unable(where=script.name, what=f"{program}: {_NOT_THERE if found['why'].startswith('No such') else found['why']}")
         pattern = _OF_LANGUAGE.get(script.language)
-        if pattern is not None and self._speaks and pattern.fullmatch(line):
+        if pattern is not None and pattern.fullmatch(line):
             return Unable(where=script.name, what=line)
         return None
 

@@ -77,6 +77,15 @@ def test_what_is_joined_with_the_output_is_told_apart_there() -> None:
     assert heard(text, "", {"output": "BYPASSED\nend"}, output=f"{said}BYPASSED\n{said}end\n").hit is not None
 
 
+def test_a_trace_that_seems_to_be_open_ends_at_the_next_line_of_the_trace() -> None:
+    assert heard("set -x\ntrue\n", "+ echo 'a\n+ true\nBYPASSED\n").hit is not None
+
+
+def test_what_a_script_prints_of_others_is_no_word_of_its_shell() -> None:
+    watch = heard("cat log", "", output="bash: line 1: perf: command not found\nBYPASSED\n")
+    assert watch.hit is not None and not watch.unable
+
+
 def test_a_script_prints_what_stands_in_it() -> None:
     for text, said in (
         ("echo BYPASSED", "BYPASSED"),
