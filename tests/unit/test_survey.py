@@ -236,6 +236,7 @@ def test_a_run_of_a_testbed_that_did_not_record_stacks_has_none_drawn(tmp_path: 
     for side in ("base", "patched"):
         del done["scenarios"][0][side]["stack"], done["scenarios"][0][side]["stack_unread"]
     assert "is not known: the run is of a testbed that did not record it" in " ".join(Page(html(done, tmp_path)).text.split())
+    assert markdown(done).endswith("\nIt is not known: the run is of a testbed that did not record it.\n")
 
 
 def test_what_the_file_had_beyond_is_listed(tmp_path: Path) -> None:
