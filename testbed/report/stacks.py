@@ -13,6 +13,7 @@ from testbed.report.schema import Block, Stack
 from testbed.units import format_size
 
 _OLD = "the run is of a testbed that did not record it"
+_FEW_GROUPS = 4
 _PLURAL_CPUS = re.compile("[-,]")
 
 
@@ -45,7 +46,8 @@ def words(stack: Stack | str) -> str:
     for thing in made:
         below = f" on {', '.join(titles[key] for key in thing.on)}" if thing.on else ""
         said += [f"{thing.title} ({thing.detail}){below}"] if thing.kind != "file" else []
-    said += [f"cgroup {group.title}" + (f" ({group.detail})" if group.detail else "") for group in groups(stack)]
+    if limited := [group.title + (f" ({group.detail})" if group.detail else "") for group in groups(stack)]:
+        said.append(f"cgroups: {', '.join(limited)}")
     said += [f"{stack.more_groups} more cgroups"] if stack.more_groups else []
     return "; ".join(said) or "nothing on any disk"
 
@@ -89,7 +91,7 @@ def _things(stack: Stack) -> Iterator[Thing]:
         yield Thing(key=f"mount {mount.mount_point}", kind="filesystem", title=mount.mount_point, detail=mount.type, on=(mount.source,))
     for swap in stack.swaps:
         below = (swap.on,) if _is_device(swap.on) else _holder(stack, swap.on)
-        yield Thing(key=f"swap {swap.on}", kind="swap", title=f"swap {swap.on}", detail=f"swap {format_size(swap.size_bytes)}", on=below)
+        yield Thing(key=f"swap {swap.on}", kind="swap", title="swap", detail=f"swap {format_size(swap.size_bytes)}", on=below)
 
 
 def _kind(block: Block) -> str:
@@ -128,10 +130,12 @@ def _detail(block: Block) -> str:
 
 
 def groups(stack: Stack) -> tuple[Group, ...]:
-    """Control groups, with what limits them; devices by name."""
+    """Control groups, with what limits them; devices by name. Of many that nothing limits only their number."""
     names = {block.number: block for block in stack.blocks}
-    found = []
-    for group in stack.groups:
+    free = [group for group in stack.groups if not group.limits]
+    few = len(free) <= _FEW_GROUPS
+    found = [] if few else [Group(title=f"{len(free)} cgroups", detail="without limits")]
+    for group in stack.groups if few else (group for group in stack.groups if group.limits):
         limits = [f"{file} {_limit(line, names)}" for file, lines in group.limits.items() for line in lines]
         numbers = {line.split()[0] for lines in group.limits.values() for line in lines if line}
         found.append(

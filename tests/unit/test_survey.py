@@ -166,8 +166,17 @@ def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
 
 def test_control_groups_beyond_those_that_are_looked_into_are_counted() -> None:
     more = SAID.replace("group /writer\nend", "group /writer\nmore 136\nend")
-    assert surveyed(more).more_groups == 136 and stacks.words(stack(more)).endswith("; cgroup writer; 136 more cgroups")
+    assert surveyed(more).more_groups == 136 and stacks.words(stack(more)).endswith(", writer; 136 more cgroups")
     assert "; 136 more cgroups<" in stacks.svg(stack(more), "on base")
+
+
+def test_of_many_control_groups_without_limits_only_their_number_is_shown() -> None:
+    many = SAID.replace("group /writer\n", "".join(f"group /many-{number}\n" for number in range(32)))
+    assert stacks.words(stack(many)).endswith(
+        "; cgroups: 32 cgroups (without limits), / (io.cost.qos data enable=1 ctrl=user rpct=0.00), "
+        "reader (memory.max 64M, io.max data rbps=1048576)"
+    )
+    assert len(surveyed(many).groups) == 34
 
 
 def test_what_stands_on_what_is_said_and_drawn() -> None:
@@ -176,13 +185,11 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
         "fast (nvme 1G, 4096 B sectors)",
         "/tmp (tmpfs)",
         "/mnt/data (ext4) on data",
-        "swap /dev/nvme0n1 (swap 1024.0M) on fast",
+        "swap (swap 1024.0M) on fast",
         "loop0 (loop 64M, buffered) on /mnt/data/my file",
         "loop0p1 (partition 32M) on loop0",
         "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only) on loop0p1",
-        "cgroup / (io.cost.qos data enable=1 ctrl=user rpct=0.00)",
-        "cgroup reader (memory.max 64M, io.max data rbps=1048576)",
-        "cgroup writer",
+        "cgroups: / (io.cost.qos data enable=1 ctrl=user rpct=0.00), reader (memory.max 64M, io.max data rbps=1048576), writer",
     ]
     drawn = ElementTree.fromstring(stacks.svg(stack(), "on base"))
     titles = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
