@@ -120,7 +120,7 @@ def test_a_survey_has_the_devices_mounts_swap_and_limits_of_the_guest_and_nothin
     [
         ("", "its steps were not at the claim"),
         (SAID.removesuffix("end\n"), "has no end"),
-        (SAID.replace("size 2097152", "size ²", 1), "expected a number, got '²'"),
+        (SAID.replace("size 2097152", "size ²", 1), "expected a whole number below 2**64, got '²'"),
         (SAID.replace("size 2097152\n", "", 1), "KeyError: 'size'"),
         (SAID.replace("block vdc", "block sda"), "KeyError: '/dev/sda'"),
         (SAID.replace("cpus", "cpu"), "'cpu' is no word of a survey"),
