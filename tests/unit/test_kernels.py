@@ -6,6 +6,7 @@ import pytest
 from testbed.errors import HostError, UsageError
 from testbed.kernels import DebianKernel, LocalKernel, Series, load_table
 from testbed.store import kernel_files, kernel_image
+from testbed.store.apt import Package
 
 ROOT = Path(__file__).parents[2]
 TABLE = load_table(ROOT / "images/kernels.yaml")
@@ -81,3 +82,21 @@ def test_a_local_kernel_is_keyed_by_its_content(tmp_path: Path) -> None:
     first = kernel_files.kernel_folder(TABLE.resolve(str(tmp_path / "k")), tmp_path)
     (tmp_path / "k").write_bytes(bzimage("6.9.1"))
     assert kernel_files.kernel_folder(TABLE.resolve(str(tmp_path / "k")), tmp_path) != first
+
+
+class Archive:
+    """An apt of which only the packages' dependencies matter."""
+
+    def __init__(self, depends: dict[str, tuple[str, ...]]) -> None:
+        self._depends = depends
+
+    async def show(self, name: str) -> Package:
+        return Package(name=name, version="1", depends=self._depends.get(name, ()), sha256="")
+
+
+async def test_of_a_metapackage_all_packages_with_files_of_the_kernel_are_fetched() -> None:
+    release = "7.2.13+deb14-cloud-amd64"
+    parts = tuple(f"linux-{part}-{release}" for part in ("base", "binary", "modules"))
+    archive = Archive({"linux-image-cloud-amd64": (f"linux-image-{release}",), f"linux-image-{release}": ("dracut", "kmod", *parts)})
+    found = await kernel_files.closure(archive, "linux-image-cloud-amd64")  # type: ignore[arg-type]  # it has all that is asked
+    assert sorted(package.name for package in found) == sorted((f"linux-image-{release}", *parts))
