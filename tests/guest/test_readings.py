@@ -79,7 +79,7 @@ async def test_a_reading_that_did_not_happen_is_an_error(lab: Lab, model: GuestM
 
 
 async def _is_entered_or_nothing(guest: Guest, at: Rig, read: str) -> None:
-    """A plain file in place of cgroup.procs takes every number, and moves nobody; a cgroup that gives its controllers on takes no process."""
+    """A plain file in place of cgroup.procs takes every number, and moves nobody; a cgroup that gives controllers on takes no process."""
     await guest.script(FORGE, "closed", "cgroup.procs", "")
     await guest.script("cd /sys/fs/cgroup && mkdir inner && echo +memory >inner/cgroup.subtree_control")
     for cgroup in ("closed", "inner"):
