@@ -86,7 +86,12 @@ def suspects(output: Path) -> Iterator[Path]:
 
 def finished(log: Iterable[str]) -> frozenset[str]:
     """The targets that a log of make says to be made, by their paths in the output folder."""
-    lines = list(log)[:-_UNCERTAIN_LINES]
+    said = list(log)
+    if any(
+        "output-sync" in line for line in said
+    ):  # make could not keep the order, as where there was no room for it (output.c of GNU make)
+        return frozenset()
+    lines = said[:-_UNCERTAIN_LINES]
     named = {match[1] for line in lines if (match := _FINISHED.fullmatch(line))}
     failed = {match[1] for line in lines if (match := _FAILED.search(line))}
     return frozenset(named - failed)
