@@ -61,7 +61,7 @@ def kernel_table() -> KernelTable:
 
 
 def builder(progress: Progress) -> Builder:
-    """What builds kernels into this user's cache. Says what of the environment does not reach a build although somebody may mean it to."""
+    """What builds kernels into this user's cache. Notes which variables of the environment, meant for make, a build does not see."""
     if found := make_args.ignored(os.environ):
         progress.note(f"of the environment {', '.join(found)} does not count in builds; --make-arg NAME=VALUE does")
     return Builder(table=kernel_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress)

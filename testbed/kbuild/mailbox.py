@@ -117,7 +117,7 @@ def _tag(words: str) -> Tag | None:
 
 
 def messages(data: bytes, name: str, strip: int | None = None) -> tuple[Message, ...]:
-    """What is in a file: the mails of a mailbox, one mail, or one plain diff. `strip`: None for as many folders as its paths have too much.
+    """What is in a file: the mails of a mailbox, one mail, or one plain diff. `strip`: leading folders of its paths (-p), None to find out.
 
     :raise BuildError: it is none of them, or damaged.
     """

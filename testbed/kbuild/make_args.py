@@ -126,7 +126,7 @@ _TAKEN = re.compile(
     + r"|CXX|LLVM|LLVM_IAS|CROSS_COMPILE|SUBARCH|LOCALVERSION|(?:EXTRA_)?(?:C|CXX|CPP|LD)FLAGS|SOURCE_DATE_EPOCH"
     r"|(?:GNU)?MAKEFLAGS|MAKEFILES|MAKELEVEL|MFLAGS|(?:KBUILD|KCONFIG|INSTALL)_\w+"
 )
-# What make itself leaves to what it runs, as of `git bisect run` below a Makefile: nobody said it.
+# What make itself sets for what it runs, as where a Makefile runs `git bisect`: no user has set it.
 _OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "GNUMAKEFLAGS")
 
 
@@ -136,7 +136,7 @@ def taken(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def ignored(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """What of a caller's environment a build does not see although somebody may mean it to, as NAME=VALUE."""
+    """The variables of an environment that are meant for make and that a build does not see, as NAME=VALUE."""
     ours = {"ARCH": ("x86_64", "x86"), "SUBARCH": ("x86_64", "x86")}
     found = [name for name in (*taken(environment), *(["ARCH"] if "ARCH" in environment else [])) if environment[name]]
     if "MAKELEVEL" in environment:

@@ -27,7 +27,7 @@ class Patch:
 
 
 def levels(text: str) -> int:
-    """How many leading folders the paths of a diff have too much: 1, or 0 where it was made without `a/` and `b/` (git's diff.noprefix)."""
+    """How many leading folders of a diff's paths to strip (-p): 1, or 0 where it was made without `a/` and `b/` (git's diff.noprefix)."""
     if headers := _GIT_NAMES.findall(text):
         moved = tuple(f"{name} " for name in _MOVED.findall(text))
         # "x x", or "x y" where x is moved or copied to y

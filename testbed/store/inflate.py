@@ -1,4 +1,4 @@
-"""Decompresses files that somebody else made: known by their magic numbers, in pieces, and never more than a limit.
+"""Decompresses users' files, which may be hostile: known by their magic numbers, in pieces, and never more than a limit.
 
 What Python's own library has is done here; zstd, lz4 and lzop are programs of this machine, which read the file themselves and write into a
 pipe. A decompressor may use as much memory as its format's usual dictionaries need, and no more.

@@ -1,4 +1,4 @@
-"""Whether a kernel that somebody gives, its configuration and its modules belong together and can boot a guest, asked before any boot."""
+"""Checks, before any boot, that a user's kernel, its configuration and its modules belong together and can boot a guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modules of a kernel as somebody gives them: the folder `lib/modules/RELEASE`, whose links are not followed out of it."""
+"""Reads the modules of a user's kernel: the folder `lib/modules/RELEASE`, whose links are not followed out of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels that somebody gives: what is asked of them, their modules and their configuration before any guest boots."""
+"""Users' kernels: what is checked of them, their modules and their configuration before any guest boots."""
 
 from __future__ import annotations
 
@@ -283,8 +283,8 @@ def test_a_program_that_is_missing_leaves_a_note_and_no_error(given: Path, tmp_p
 
 
 @pytest.fixture
-def nobody() -> Iterator[None]:
-    """For as long as a test, we are not root."""
+def unprivileged() -> Iterator[None]:
+    """The test runs as another user than root."""
     if os.geteuid() != 0:
         yield
         return
@@ -297,8 +297,8 @@ def nobody() -> Iterator[None]:
         os.setegid(0)
 
 
-def test_a_kernel_only_root_may_read_gets_advice_that_helps(nobody: None, tmp_path_factory: pytest.TempPathFactory) -> None:
-    del nobody
+def test_a_kernel_only_root_may_read_gets_advice_that_helps(unprivileged: None) -> None:
+    del unprivileged
     folder = Path(subprocess.run(["mktemp", "-d"], capture_output=True, text=True, check=True).stdout.strip())
     try:
         (folder / "vmlinuz-6.9").write_bytes(image(config()))

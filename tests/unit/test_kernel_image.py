@@ -132,7 +132,7 @@ def test_a_bzimage_without_a_kernel_is_refused(tmp_path: Path, payload: bytes, m
 
 
 @pytest.mark.parametrize(("payload", "message"), [(b"", "its header names none"), (b"NEW of 2030", "got 4e4557206f66203230")])
-def test_a_kernel_that_is_compressed_as_nobody_knows_yet_is_no_damaged_one(tmp_path: Path, payload: bytes, message: str) -> None:
+def test_an_unknown_compression_is_no_damage(tmp_path: Path, payload: bytes, message: str) -> None:
     (tmp_path / "bzImage").write_bytes(whole(payload, with_size=False))
     with pytest.raises(kernel_image.Unknown, match=message), kernel_image.vmlinux(tmp_path / "bzImage"):
         pass

@@ -171,7 +171,7 @@ def test_a_part_of_a_series_is_read_where_it_is_asked_for(repository: Path, tmp_
     assert [patch.subject for patch in read_patches(folder, Selection(numbers=(2,)))] == [f"2/3 {SUBJECTS[1]}"]
     with pytest.raises(BuildError, match=r"expected patches 2-3, each once; patch 3 is missing$"):
         read_patches(folder, Selection(numbers=(2, 3)))
-    # One file of one patch is what somebody has chosen.
+    # A file of one patch was chosen by its user.
     (one,) = read_patches(next(folder.glob("*-0002-*")))
     assert one.subject == f"2/3 {SUBJECTS[1]}"
     for path in folder.iterdir():

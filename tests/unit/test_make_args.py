@@ -150,5 +150,5 @@ def test_what_the_environment_says_is_kept_from_make_and_named() -> None:
     assert {name for name, value in environment.items() if value is None} == {"CC", "LLVM", "KCFLAGS", "CFLAGS", "HOSTCC"}
     assert (environment["ARCH"], environment["KBUILD_BUILD_USER"]) == ("x86_64", "testbed")
     assert make_args.ignored({"ARCH": "x86", "MAKEFLAGS": "-j4"}) == ("MAKEFLAGS=-j4",)
-    # Below a make, as of a hook of git's, nobody has said them.
+    # Below a make no user has set them.
     assert make_args.ignored({"MAKELEVEL": "1", "MAKEFLAGS": " -j --jobserver-auth=3,4", "MFLAGS": "-j"}) == ()
