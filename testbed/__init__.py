@@ -25,11 +25,11 @@ if TYPE_CHECKING:
         Vm,
         open_testbed,
     )
-    from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, TopologyError, UsageError
+    from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, ReadingError, TestbedError, TopologyError, UsageError
 
 __version__ = "0.1.0"
 
-_ERRORS = ("CommandFailed", "GuestError", "GuestLost", "HostError", "TestbedError", "TopologyError", "UsageError")
+_ERRORS = ("CommandFailed", "GuestError", "GuestLost", "HostError", "ReadingError", "TestbedError", "TopologyError", "UsageError")
 __all__ = [
     "Cgroup",
     "CgroupMaker",
@@ -44,6 +44,7 @@ __all__ = [
     "HostError",
     "Loop",
     "Qmp",
+    "ReadingError",
     "Result",
     "SideFailed",
     "Testbed",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from testbed import counters, guest_shell
-from testbed.errors import ReadingError
+from testbed.errors import ReadingError, UsageError
 from testbed.shell import Result
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 
 ROOT = "/sys/fs/cgroup"
+_NUMBER = re.compile("[0-9]+:[0-9]+")
 # $1: the group; the rest: FILE VALUE pairs. Each level gives the next what it has; what the root gives is left to the test.
 MAKE = """\
 cd /sys/fs/cgroup || exit
@@ -90,16 +92,29 @@ class Counters:
 
     `io`: by the topology's name of the device (MAJ:MIN where it has none): rbytes, wbytes, rios, wios, dbytes, dios; a device without I/O
     is not there, and `of` gives 0 for it. `memory`: memory.stat. `events`: memory.events. `usage`: `current`, `swap.current` and `peak`.
+    `devices`: the names that `io` may have; `has_io`: whether there is an io.stat at all.
     """
 
     io: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     events: Mapping[str, int] = field(default_factory=dict)
     usage: Mapping[str, int] = field(default_factory=dict)
+    devices: Collection[str] = ()
+    has_io: bool = True
 
     def of(self, device: str, counter: str) -> int:
-        """One counter of io.stat, such as `of("data", "rbytes")`."""
-        return self.io.get(device, {}).get(counter, 0)
+        """One counter of io.stat, such as `of("data", "rbytes")`; 0 for a device that has done no I/O.
+
+        :raise UsageError: there is no such device, or no such counter. :raise ReadingError: there is no io.stat.
+        """
+        if not self.has_io:
+            raise ReadingError("io.stat", "the file, which is there where the io controller is on", "none")
+        counted = self.io.get(device, {})
+        if counter not in counted and counter not in counters.MOVED:
+            raise UsageError(f"{counter}: expected one of io.stat's counters, which are {', '.join(counters.MOVED)}")
+        if self.devices and device not in {*self.io, *self.devices} and not _NUMBER.fullmatch(device):
+            raise UsageError(f"{device}: expected MAJ:MIN, or one of the devices that are there: {', '.join(self.devices)}")
+        return counted.get(counter, 0)
 
     def __sub__(self, before: Counters) -> Counters:
         """How much they have grown.
@@ -115,6 +130,8 @@ class Counters:
             memory=_difference(self.memory, before.memory),
             events=_growth(self.events, before.events, "memory.events"),
             usage=_difference(self.usage, before.usage),
+            devices=self.devices,
+            has_io=self.has_io and before.has_io,
         )
 
 
@@ -143,6 +160,8 @@ def parse(group: str, text: str, mark: str, guest: str) -> Counters:
         io={names.get(number, number): counted for number, counted in moved.items()},
         memory=flat("memory.stat"),
         events=flat("memory.events"),
+        devices=tuple(names.values()),
+        has_io=io is not None,
         usage={name: counters.single(text, taken.where(f"{folder}/memory.{name}")) for name, text in single.items() if text is not None},
     )
 

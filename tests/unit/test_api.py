@@ -271,6 +271,18 @@ def test_counters_are_by_the_names_of_the_topology_and_can_be_subtracted() -> No
     assert (Counters(memory={"file": 1}) - Counters(memory={"file": 20})).memory == {"file": -19}, "what there is now may become less"
 
 
+def test_a_counter_that_is_not_there_is_no_zero() -> None:
+    found = cgroup.parse("a/b", taken(FILES, "data 254:32", "l0 7:0"), "M", "g0")
+    with pytest.raises(UsageError, match="dta: expected MAJ:MIN, or one of the devices that are there: data, l0"):
+        found.of("dta", "rbytes")
+    with pytest.raises(UsageError, match=r"rbyte: expected one of io\.stat's counters, which are rbytes, wbytes, "):
+        (found - Counters()).of("data", "rbyte")
+    off = cgroup.parse("a/b", taken({name: text for name, text in FILES.items() if name != "io.stat"}), "M", "g0")
+    for counted in (off, off - off, found - off):
+        with pytest.raises(ReadingError, match="where the io controller is on"):
+            counted.of("data", "rbytes")
+
+
 @pytest.mark.parametrize(
     "after",
     [
