@@ -15,14 +15,14 @@ _PAIR = {
     "FAIL": "In at least one scenario the patched kernel still shows what the series is to close.",
     "INVALID": "At least one comparison says nothing: the base shows no gap, a control misbehaved, or a measure is between the two.",
     "SKIP": "Nothing could run: the reasons are in the table.",
-    "INFRA": "At least one guest was lost before there was evidence, so the run says nothing about the series there.",
+    "INFRA": "At least one guest was lost, or could not be read, before there was evidence: the run says nothing about the series there.",
 }
 _ALONE = {
     "PASS": "Each kernel shows what is expected of it, in every scenario that could run.",
     "FAIL": "At least one kernel shows something else than is expected of it.",
     "INVALID": "At least one measurement says nothing: a control misbehaved, or a measure is between the two.",
     "SKIP": _PAIR["SKIP"],
-    "INFRA": "At least one guest was lost before there was evidence.",
+    "INFRA": "At least one guest was lost, or could not be read, before there was evidence.",
 }
 _CLAIMS = {
     "closed": "the gap is closed",
