@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,4 +75,12 @@ def said(one: Try) -> dict[str, object]:
         "disks": [account.said() for account in one.accounts],
         "last_line": one.last_line,
         "uncounted": list(one.uncounted),
+        "kernel_log": _complaints(one.findings),
     }
+
+
+def _complaints(findings: tuple[Finding, ...]) -> list[str]:
+    """What the kernel complained of: the first line of each class, with how many there are."""
+    counted = Counter(finding.kind for finding in findings if finding.kind.splat)
+    first = {finding.kind: finding.text for finding in reversed(findings)}
+    return [f"{kind.value}: {first[kind]}" + (f" (and {count - 1} more)" if count > 1 else "") for kind, count in counted.items()]

@@ -96,8 +96,7 @@ def _lines(shown: View) -> Iterator[str]:
     for tries in shown.tries:
         yield from ("", f"Tries on {cell(tries.kernel)}:", "")
         for one in tries.attempts:
-            said = one["seen"] if one["outcome"] == "hit" else one["why"]
-            yield f"- {one['number']}, seed {one['seed']}: {one['outcome']}: {cell(_first(said))} (guests/{cell(one['evidence'])})"
+            yield f"- {one['number']}, seed {one['seed']}: {one['outcome']}: {cell(_said(one))} (guests/{cell(one['evidence'])})"
             yield from (f"  - {cell(text)}" for text in repro.contradictions(one))
     if shown.smaller:
         yield from ("", "What is left of it:", "", *(f"    {clean(line)}" for line in shown.smaller.splitlines()))
@@ -119,16 +118,21 @@ def _page(document: Mapping[str, Any], folder: Path) -> str:
 
 
 def _try(one: Mapping[str, Any], folder: Path, whole: bool) -> dict[str, Any]:
-    said = one["seen"] if one["outcome"] == "hit" else one["why"]
     evidence = html.inside(folder, f"guests/{one['evidence']}")
     after_s = one["took_s"] if one["hit_after_s"] is None else one["hit_after_s"]
     return {
         **one,
-        "said": clean(_first(said)),
+        "said": clean(_said(one)),
         "contradictions": [clean(text) for text in repro.contradictions(one)],
         "after": f"{after_s:.1f} s",
         "files": html.files(folder, evidence, whole=whole),
     }
+
+
+def _said(one: Mapping[str, Any]) -> str:
+    """What was seen of the bug in a try, or why not, and what its kernel complained of then."""
+    complaint = repro.complained(one)
+    return _first(one["seen"] if one["outcome"] == "hit" else one["why"]) + (f"; its kernel: {complaint}" if complaint else "")
 
 
 def _first(text: str | None) -> str:

@@ -30,7 +30,7 @@ class Account(_Known):
 
 class Attempt(_Known):
     """One try. `evidence`: its folder, below `guests` of the run's. Times in seconds. `last_line`: that the script printed; `uncounted`:
-    lines that matched and were not the script's."""
+    lines that matched and were not the script's; `kernel_log`: what the kernel complained of, whatever the signature is."""
 
     number: int
     seed: int
@@ -47,6 +47,7 @@ class Attempt(_Known):
     last_line: str = ""
     uncounted: list[str] = []
     disks: list[Account] = []
+    kernel_log: list[str] = []
 
 
 class Kernel(_Known):

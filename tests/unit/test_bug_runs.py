@@ -16,6 +16,7 @@ from testbed.blktests import RESULTS, Status
 from testbed.blktests import Outcome as SuiteOutcome
 from testbed.bugs.load import of_plain
 from testbed.campaign import UNFINISHED, Asked, Bisector, Reduced, Step
+from testbed.console import Finding, Kind
 from testbed.errors import GuestLost, UsageError
 from testbed.kernels import Series
 from testbed.partial import Partial
@@ -306,3 +307,18 @@ def test_every_report_says_how_tries_ended_that_did_not_show_it(tmp_path: Path) 
     ):
         assert "status 0, last line: refused" in text
     assert document["kernels"][1]["attempts"][0]["last_line"] == "refused"
+
+
+def test_a_kernel_that_complains_where_the_bug_does_not_show_is_named(tmp_path: Path) -> None:
+    clean = tried("clean", MISS, MISS, MISS, must_show=False)
+    findings = tuple(
+        Finding(kind=kind, seconds=1.0, text=text)
+        for kind, text in ((Kind.OOM, "dd invoked oom-killer"), (Kind.WARNING, "WARNING: a"), (Kind.WARNING, "WARNING: b"))
+    )
+    tries = (replace(clean.tries[0], findings=findings), *clean.tries[1:])
+    document = bug_results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
+    assert document["kernels"][1]["attempts"][0]["kernel_log"] == ["warning: WARNING: a (and 1 more)"]
+    assert any("; its kernel complained in 1: warning: WARNING: a (and 1 more)" in line for line in report.notable(document))
+    bug_files.write(document, tmp_path)
+    for text in (bug_files.markdown(document), *((tmp_path / name).read_text() for name in ("report.html", "junit.xml"))):
+        assert "warning: WARNING: a (and 1 more)" in text
