@@ -142,8 +142,9 @@ class Copier:
         """:raise GuestError: there is no such file or folder, or it is neither."""
         done = await self._vm.script(_LOOK, source, check=False)
         said = done.stdout.splitlines()
+        why = done.stderr.strip().rpartition(": ")[2] or "it cannot be looked at"
         if done.status != 0 or len(said) != 2:
-            raise GuestError(f"guest {self._vm.name}: copying {source} out of it: {done.ending() or 'it cannot be looked at'}")
+            raise GuestError(f"guest {self._vm.name}: copying {source} out of it: {why}")
         where = f"guest {self._vm.name}: stat of {source}"
         kind, mode, *numbers = [*said[0].split("|"), *[""] * 4][:5]
         size, blocks, block = (strict.whole(number, where) for number in numbers)
