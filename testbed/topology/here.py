@@ -47,8 +47,8 @@ def image_mistakes(path: Path, kind: str, said_by: str, disk_bytes: int) -> Iter
             yield f"expected an image of a disk or a file system, got a link to {real}"
         else:
             yield from disk_images.mistakes(_content(real), kind, said_by, disk_bytes)
-    except (OSError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
-        yield f"{path}: cannot be read: {error.strerror if isinstance(error, OSError) else 'its link leads to itself'}"
+    except (OSError, RuntimeError, ValueError) as error:  # a link that leads to itself, or a name that no file has
+        yield f"{path}: cannot be read: {error.strerror if isinstance(error, OSError) else error}"
 
 
 def _content(path: Path) -> Content:

@@ -44,6 +44,7 @@ _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
 _CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
 
 _PLAIN = "tag:testbed,plain"
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 Where = tuple[str | int, ...]
 
@@ -154,6 +155,10 @@ class Reader:
 
     def _scalar(self, node: yaml.Node, where: Where) -> Any:
         text: str = node.value
+        if _NO_TEXT.search(text):
+            # Escapes of a quoted text make them; no name of a file, no word of a command line holds one.
+            self.problem(where, f"expected text without NUL and without halves of characters, got {text!r}")
+            return _NO_TEXT.sub("", text)
         if node.tag not in ("tag:yaml.org,2002:str", _PLAIN):
             self.problem(where, f"expected no tag, got {node.tag}")
         if node.tag != _PLAIN:

@@ -142,6 +142,8 @@ def test_what_is_below_a_misspelt_key_of_a_bug_is_looked_at() -> None:
             "got <<, which merges mappings in YAML 1.1 alone; write the keys out, or use `extends`",
         ),
         ("cpus: !!int 3", "expected no tag, got tag:yaml.org,2002:int"),
+        ('kernel: "a\\0b"', "guests.g0.kernel: expected text without NUL and without halves of characters, got 'a\\x00b'"),
+        ('kernel: "a\\ud800b"', "expected text without NUL and without halves of characters"),
         ("cpus: 2, cpus: 3", "guests.g0.cpus: the key stands here twice"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_file_on_top_of_another_merges_replaces_and_takes_away(tmp_path: Path)
 
 
 def test_a_mistake_is_said_in_the_file_that_makes_it(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("version: 1\nguests:\n  g0:\n    disks:\n      a: {type: nvme, size: 1G, profil: x}\n")
+    (tmp_path / "base.yaml").write_text("version: 1\nguests:\n  g0:\n    disks:\n      a: {type: nvme, size: 1G, profil: hdd-7200}\n")
     said = errors("version: 1\nextends: base.yaml\nguests: {g0: {cpus: 99}}\n", tmp_path / "top.yaml")
     assert said[1:] == [f"{tmp_path}/base.yaml:5:33: guests.g0.disks.a.profil: unknown key; did you mean 'profile'?"]
     assert said[0].startswith(f"{tmp_path}/top.yaml:3:21: guests.g0.cpus: ")
