@@ -103,6 +103,8 @@ def mistakes(text: str, guest: Guest) -> Iterator[tuple[int, str]]:
     with_cr = next((number for number, line in enumerate(lines, 1) if line.endswith("\r")), None)
     if with_cr is not None:
         yield with_cr, r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter; sed -i 's/\r$//' mends the file"
+    if "\0" in text:
+        yield text[: text.index("\0")].count("\n") + 1, "expected text, got a NUL, which no shell reads; is this file a program?"
     yield from islice(_unmade(lines, made(guest), guest.environment), _MOST_SAID)
 
 

@@ -367,7 +367,8 @@ def test_a_guest_that_differs_from_its_file_is_said_with_the_place_in_the_file()
         return list(readback.differences(facts, text))
 
     assert said(good) == []
-    assert said(good | {"loop/dio": "0"}) == ["loops.l0.direct-io: expected 1, got 0 (/sys/block/loop0/loop/dio)"]
+    (without,) = said(good | {"loop/dio": "0"})
+    assert without.startswith("loops.l0.direct-io: expected 1, got 0 (/sys/block/loop0/loop/dio); a kernel gives a loop no direct I/O, and")
     assert said(good | {"/size": "8"})[0].startswith("loops.l0.size: expected 16384, got 8")
     assert "cgroups.a.io.max: expected rbps=2097152" in said(good | {"io.max": "8:0 rbps=2097152 wbps=max riops=max wiops=max"})[0]
     assert said(good | {"/proc/mounts": "/dev/vdc /mnt/data xfs rw 0 0"})[0].startswith("loops.l0: expected ext4, got")
