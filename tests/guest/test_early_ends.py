@@ -16,17 +16,20 @@ from tests import junit as junit_rules
 from tests.guest import places
 from tests.guest.places import Places
 
-TINY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M, disks: {data: {type: virtio-blk, size: 64M}}}\n"
-# It always shows, and everywhere.
+DISK = "{type: virtio-blk, size: 64M}"
+TINY = f"version: 1\nguests:\n  tiny: {{cpus: 1, memory: 256M, disks: {{data: {DISK}}}}}\n"
 BUG = """\
 version: 1
 summary: it says so
 source: made for this test
 topology: tiny.yaml
 kernels: {shows: [debian-6.1]}
-script: echo here it is
+script: "echo here it is"
 signature: [{output: ^here it is$}]
 """
+# It needs each of its three disks, which takes six candidates to find; two more are the root and the modules.
+THREE = TINY.replace(f"data: {DISK}", f"a: {DISK}, b: {DISK}, c: {DISK}")
+NEEDS = BUG.replace("tiny.yaml", "three.yaml").replace('"echo', '"[ $(ls -d /sys/block/vd* | wc -l) = 5 ] && echo')
 TESTS = ("tiny/001", "tiny/003", "tiny/008", "tiny/002", "tiny/007", "tiny/009")
 # Each verb takes several times what its first result takes. What it prints of each result; and where its results say what ended.
 VERBS: dict[str, tuple[tuple[str, ...], str]] = {
@@ -35,7 +38,7 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "matrix": (("matrix", "gate", "--kernels", "debian-6.1", "--repeat", "4"), r"^[A-Z]+ +gate: "),
     "suite": (("suite", str(places.ROOT / "tests/data/suite"), *TESTS, "-k", "debian-6.1"), r"^tiny/\d+[^:]*: [a-z]+"),
     "repro": (("repro", "bug.yaml", "--all", "-n", "8", "-j", "1"), r"^debian-6\.1: try \d+: "),
-    "reduce": (("reduce", "bug.yaml", "-n", "2", "-j", "1"), r"(still shows|does not show as often|cannot be)"),
+    "reduce": (("reduce", "needs.yaml", "-n", "2", "-j", "1"), r"(still shows|does not show as often|cannot be)"),
     "bisect": (("bisect", "bug.yaml", "--bad", "debian-6.1", "--good", "debian-5.10", "-j", "1"), r"^debian-[0-9.]+: (good|bad|skip): "),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -46,6 +49,8 @@ def own() -> Iterator[Places]:
     with places.made() as found:
         found.file("tiny.yaml", TINY)
         found.file("bug.yaml", BUG)
+        found.file("three.yaml", THREE)
+        found.file("needs.yaml", NEEDS)
         yield found
 
 
