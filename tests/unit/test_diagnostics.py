@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from testbed.bugs.model import Condition
 from testbed.bugs.scripts import script
@@ -207,3 +209,38 @@ def test_a_miss_says_how_it_ended() -> None:
     watch = heard(text, errors, output="before\n")
     assert watch.ending(0).startswith("status 0, last line: before; '/run/testbed/crash.sh: line 3:")
     assert "matches and does not count: it is what the shell says of a job of the script" in watch.ending(0)
+
+
+WORDS = st.sampled_from(
+    [
+        "+",
+        "'",
+        '"',
+        "\\",
+        "/run/testbed/crash.sh: ",
+        "line ",
+        "3",
+        ": ",
+        "Killed ",
+        "<<EOF",
+        "bash: ",
+        "not found",
+        "\n",
+        "PS4=",
+        "set -xv",
+        "²",
+        "echo x",
+    ]
+)
+
+
+@given(
+    text=st.lists(WORDS | st.text(max_size=5)).map("".join),
+    said=st.lists(WORDS | st.text(max_size=5)).map("".join),
+    status=st.integers(0, 255),
+)
+@settings(max_examples=200, deadline=None)
+def test_whatever_scripts_and_guests_say_is_an_answer(text: str, said: str, status: int) -> None:
+    for first in ("", "#!/bin/sh\n", "#!/usr/bin/python3\n"):
+        watch = heard(text, said, {"output": "x"}, {"output": "a\\nb"}, {"status": "failure"}, output=said, status=status, first=first)
+        assert watch.ending(status).startswith(f"status {status}, ") and watch.unknown(status) is not None
