@@ -48,6 +48,7 @@ _PRINTS = frozenset(["echo", "printf", "print", "cat", "tee", "logger", "say", "
 _FUNCTION = re.compile(r"\b(?:def\s+(\w+)\s*\(|function\s+([\w-]+)|(?<![\w-])([\w-]+)\s*\(\)\s*\{)")
 _NOT_THERE = "not found in the guest's image"
 _LONGEST_TRACE = 400
+_SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,8 @@ class Uncounted:
     why: str
 
     def __str__(self) -> str:
-        return f"{self.line!r} matches and does not count: {self.why}"
+        shown = self.line if len(self.line) <= _SHOWN_CHARACTERS else f"{self.line[:_SHOWN_CHARACTERS]}..."
+        return f"{shown!r} matches and does not count: {self.why}"
 
 
 def unable(script: Script, output: str, errors: str) -> list[Unable]:
