@@ -47,10 +47,10 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
             ("repro", "topologies/bugs/bypass.yaml", "-k", "debian-6.1", "--clean", "debian-6.1"),
             "debian-6.1: expected a kernel with --kernel or",
         ),
-        (("repro", "--script", "tests/conftest.py", "--expect", "("), "repro: signature.0.expect: expected a regular expression"),
-        (("repro", "--script", "tests/conftest.py", "--expect", ""), "repro: signature.0.expect: expected something, got ''"),
-        (("repro", "--script", "tests/conftest.py", "--hold", "--until", "90%"), "--hold stops at the first hit; expected no --all and"),
-        (("repro", "--script", "tests/conftest.py", "--name", "x"), "repro: --paused and --name belong to --hold"),
+        (("repro", "--script", "tests/data/cover-letter.sh", "--expect", "("), "repro: signature.0.expect: expected a regular expression"),
+        (("repro", "--script", "tests/data/cover-letter.sh", "--expect", ""), "repro: signature.0.expect: expected something, got ''"),
+        (("repro", "--script", "tests/data/cover-letter.sh", "--hold", "--until", "90%"), "--hold stops at the first hit; expected no --all and"),
+        (("repro", "--script", "tests/data/cover-letter.sh", "--name", "x"), "repro: --paused and --name belong to --hold"),
         (
             (
                 "bisect",
