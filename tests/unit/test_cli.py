@@ -17,6 +17,7 @@ from testbed.cli.app import app, err
 from testbed.errors import HostError
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = "tests/data/cover-letter.sh"
 
 
 def testbed(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -47,10 +48,10 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
             ("repro", "topologies/bugs/bypass.yaml", "-k", "debian-6.1", "--clean", "debian-6.1"),
             "debian-6.1: expected a kernel with --kernel or",
         ),
-        (("repro", "--script", "tests/data/cover-letter.sh", "--expect", "("), "repro: signature.0.expect: expected a regular expression"),
-        (("repro", "--script", "tests/data/cover-letter.sh", "--expect", ""), "repro: signature.0.expect: expected something, got ''"),
-        (("repro", "--script", "tests/data/cover-letter.sh", "--hold", "--until", "90%"), "--hold stops at the first hit; expected no --all and"),
-        (("repro", "--script", "tests/data/cover-letter.sh", "--name", "x"), "repro: --paused and --name belong to --hold"),
+        (("repro", "--script", SCRIPT, "--expect", "("), "repro: signature.0.expect: expected a regular expression"),
+        (("repro", "--script", SCRIPT, "--expect", ""), "repro: signature.0.expect: expected something, got ''"),
+        (("repro", "--script", SCRIPT, "--hold", "--until", "90%"), "--hold stops at the first hit; expected no --all and"),
+        (("repro", "--script", SCRIPT, "--name", "x"), "repro: --paused and --name belong to --hold"),
         (
             (
                 "bisect",
