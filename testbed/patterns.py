@@ -32,6 +32,11 @@ class Pattern:
         return [found.span() for found in self._compiled.finditer(subject)]
 
     @property
+    def matches_anything(self) -> bool:
+        """Whether it matches every line: `.*`, `x*`, `BUG|`. Told by an empty line and one that nobody looks for."""
+        return self.search("") is not None and self.search("\x01") is not None
+
+    @property
     def spans_lines(self) -> bool:
         """Whether it asks for more than one line."""
         return "\n" in self.text or "\\n" in self.text

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from testbed import accounts, debugger, diagnostics, dumps, mishaps, mounts, tries, user_scripts
 from testbed.accounts import Account
 from testbed.bugs.model import Bug
+from testbed.bugs.scripts import CANNOT_TRY
 from testbed.console import Finding
 from testbed.counting import Tally
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, ReadingError, TestbedError, WireBroken
@@ -30,7 +31,6 @@ from testbed.signature import End, Match, Watch
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology.model import Guest as GuestModel
 from testbed.tries import Outcome, Try
-from testbed.user_scripts import CANNOT_TRY
 from testbed.wires import Console
 
 _POLL_S = 1.0

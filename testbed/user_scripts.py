@@ -5,13 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-from testbed.bugs.scripts import HOME, Script, variable
+from testbed.bugs.scripts import CANNOT_TRY, HOME, Script, variable
 from testbed.guest import Guest
 from testbed.shell import Listener, Result
 from testbed.stack import Stack
 
-# The status by which a script says that it could not try, as for `git bisect run`.
-CANNOT_TRY = 125
 _TOOLS = f"{HOME}/bin"
 # Scripts are the guest's root already; ones that were written for a user call sudo. A program, so that what they start can call it as well.
 _SUDO = f"""\

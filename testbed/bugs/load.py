@@ -35,12 +35,16 @@ PLAIN_GUEST: dict[str, Any] = {"version": 1, "guests": {"g0": {"cpus": 2}}}
 
 
 def is_bug(path: Path) -> bool:
-    """Whether a file is one of a bug, rather than of a topology; a file that cannot be read is none."""
+    """Whether a file is one of a bug, rather than of a topology, by any of its keys: it may lack some; one that cannot be read is none."""
     try:
-        return "signature" in read(text_of(path), Reader(str(path)))
+        keys = set(read(text_of(path), Reader(str(path))))
+        return "signature" in keys or ("guests" not in keys and not keys.isdisjoint(_OF_BUGS))
     except TopologyError:
         return False
 
+
+# Keys that no topology has.
+_OF_BUGS = {"summary", "kernels", "prepare", "script", "script-file", "topology"}
 
 # What of a guest any of some kernels cannot do (`store/kernel_abilities.py`).
 AbleAll = Callable[[Sequence[str], Guest], Iterable[Mistake]]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from testbed import patterns
-from testbed.bugs.scripts import Script, script
+from testbed.bugs.scripts import CANNOT_TRY, Script, script
 from testbed.topology.base import Duration, Model, Rate, Several, Version, Word
 from testbed.topology.cgroups import CgroupPath
 from testbed.topology.model import Guest
@@ -55,13 +55,30 @@ class Condition(Model):
             yield "expected one of console, output, expect, status, counter, hang and guest, got none"
         if (self.counter is None) != (self.cgroup is None):
             yield "expected a cgroup and its counter, got one of them"
-        if (self.counter is not None) != ((self.above is None) != (self.below is None)):
+        limits = (self.above is not None) + (self.below is not None)
+        if limits != (self.counter is not None):
             yield "expected above or below for a counter, and for nothing else"
+        yield from self._never_or_always()
         ends = [key for key in ("status", "hang") if getattr(self, key) is not None]
         if self.guest is not None and ends:
             yield f"expected guest or {ends[0]}, got both: a script of a guest that is gone has no end"
         elif len(ends) > 1:
             yield "expected status or hang, got both: a script that hangs has no status"
+
+    def _never_or_always(self) -> Iterator[str]:
+        """What no try can show, and what every try does."""
+        for key in ("console", "output", "expect"):
+            if (text := getattr(self, key)) is None:
+                continue
+            pattern = patterns.compiled(text)
+            if pattern.matches_anything:
+                yield f"expected a pattern that not every line matches, got {key} {text!r}, which matches any line, an empty one as well"
+            if key == "console" and pattern.spans_lines:
+                yield f"expected a pattern of one line, got console {text!r}: the console is looked at line by line"
+        if self.below == 0:
+            yield "expected below with more than 0: no counter is below 0"
+        if self.status == CANNOT_TRY:
+            yield f"expected another status than {CANNOT_TRY}, by which a script says that it could not try: such a try counts as nothing"
 
     def said(self) -> str:
         """In words."""

@@ -14,6 +14,8 @@ from testbed.topology.model import Guest
 
 # Where scripts lie in a guest; /run is a tmpfs there.
 HOME = "/run/testbed"
+# The status by which a script says that it could not try, as for `git bisect run`.
+CANNOT_TRY = 125
 Language = Literal["bash", "sh", "python", "perl", "other"]
 _PLAIN = "bash"
 _LANGUAGES: tuple[tuple[re.Pattern[str], Language], ...] = (
@@ -100,6 +102,10 @@ def made(guest: Guest) -> tuple[str, ...]:
 def mistakes(text: str, guest: Guest) -> Iterator[tuple[int, str]]:
     """What is wrong with a script for a guest, each with its line."""
     lines = text.split("\n")
+    if text.startswith("\ufeff"):
+        yield 1, r"expected text without a byte order mark, which hides the first line; sed -i '1s/^\xef\xbb\xbf//' mends the file"
+    if all(not line.strip() or line.lstrip().startswith("#") for line in lines):
+        yield 1, "expected a script that does something, got none but comments and empty lines"
     with_cr = next((number for number, line in enumerate(lines, 1) if line.endswith("\r")), None)
     if with_cr is not None:
         yield with_cr, r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter; sed -i 's/\r$//' mends the file"

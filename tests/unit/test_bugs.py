@@ -79,6 +79,29 @@ MISTAKES = {
         LEAST.replace("{status: 0}", "{counter: memory.current, above: 3}"),
         ["b.yaml:4:13: signature.0: expected a cgroup and its counter, got one of them"],
     ),
+    "a pattern of which every line is one": (
+        LEAST.replace("{status: 0}", "{output: 'BUG|'}, {console: .*}, {output: ^$}, {output: '[^0]'}"),
+        [
+            "b.yaml:4:13: signature.0: expected a pattern that not every line matches, got output 'BUG|', which matches any line",
+            "b.yaml:4:31: signature.1: expected a pattern that not every line matches, got console '.*'",
+        ],
+    ),
+    "lines of a console": (
+        LEAST.replace("{status: 0}", r"{console: a\nb}, {output: a\nb}"),
+        [r"b.yaml:4:13: signature.0: expected a pattern of one line, got console 'a\\nb': the console is looked at line by line"],
+    ),
+    "what no try can show": (
+        LEAST.replace("{status: 0}", "{status: 125}, {cgroup: a, counter: memory.events oom, below: 0}, {console: x, above: 1, below: 5}"),
+        [
+            "b.yaml:4:13: signature.0: expected another status than 125, by which a script says that it could not try",
+            "b.yaml:4:28: signature.1: expected below with more than 0: no counter is below 0",
+            "b.yaml:4:79: signature.2: expected above or below for a counter, and for nothing else",
+        ],
+    ),
+    "a script that does nothing": (
+        LEAST.replace("'true'", "|\n\n  #!/bin/sh\n  # later\n"),
+        ["b.yaml:4:1: script: expected a script that does something, got none but comments and empty lines"],
+    ),
     "an end that is none": (
         LEAST.replace("{status: 0}", "{guest: explodes}"),
         ["b.yaml:4:21: signature.0.guest: expected 'lost', 'panic', 'oops', "],
@@ -122,6 +145,15 @@ def test_every_mistake_is_said_at_its_place(text: str, expected: list[str]) -> N
     assert len(said) == len(expected), said
     for one, begin in zip(said, expected, strict=True):
         assert one.startswith(begin), said
+
+
+def test_a_bug_file_that_lacks_its_signature_is_no_topology(tmp_path: Path) -> None:
+    file = tmp_path / "b.yaml"
+    for text in (LEAST, LEAST.replace("signature:", "signatur:"), "script-file: x.sh\n"):
+        file.write_text(text)
+        assert is_bug(file)
+    file.write_text("version: 1\nguests: {}\nsummary: x\n")
+    assert not is_bug(file)
 
 
 def test_files_are_relative_to_the_bugs_own(tmp_path: Path) -> None:

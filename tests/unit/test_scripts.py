@@ -144,6 +144,11 @@ def test_no_script_holds_up_this_machine(guest: Guest, text: str) -> None:
         heard.own(line)
 
 
+def test_a_byte_order_mark_is_a_mistake(guest: Guest) -> None:
+    ((line, said),) = mistakes("\ufeff#!/bin/sh\necho", guest)
+    assert line == 1 and said.startswith("expected text without a byte order mark, which hides the first line; sed -i ")
+
+
 def test_windows_lines_are_a_mistake(guest: Guest) -> None:
     ((number, said),) = mistakes("#!/bin/bash\ntrue\r\nfalse\r\n", guest)
     assert number == 2 and "got CR LF" in said
