@@ -126,6 +126,28 @@ def placeless(patch: Patch, *, reverse: bool) -> str | None:
     return None
 
 
+def uncounted(patch: Patch) -> str | None:
+    """Why a patch would be applied in part, or None: below a hunk stand changes that its header does not count, as after an edit by hand,
+    and `git apply` takes them for the text around patches, without a word.
+    """
+    left, below = [0, 0], False
+    for number, said in enumerate(patch.text.splitlines(), 1):
+        if max(left) > 0:
+            kind = said[:1] or " "
+            left = [left[0] - (kind in " -"), left[1] - (kind in " +")]
+            below = max(left) <= 0
+        elif match := _HUNK.match(said):
+            left, below = [int(match["old_count"] or 1), int(match["new_count"] or 1)], False
+        elif not said or said == "--" or said.startswith(("-- ", "--- ", "+++ ", "diff ", "Index: ")):
+            below = False
+        elif below and said[0] in "+-":
+            return (
+                f"{patch.name}: line {number} of its text, {said[:60]!r}: expected no change that the hunk above does not count in its "
+                "@@ line, for git leaves such out; make the patch anew, or mend its counts (rediff)"
+            )
+    return None
+
+
 _FAILED = re.compile(r"^error: patch failed: (?P<file>.+):(?P<line>\d+)$", re.MULTILINE)
 
 

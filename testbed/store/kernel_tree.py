@@ -13,7 +13,7 @@ from pathlib import Path
 from testbed import held, jsons, process
 from testbed.errors import BuildError
 from testbed.kbuild.ablations import Ablation, ablate
-from testbed.kbuild.patches import Patch, placeless, refusal, touched
+from testbed.kbuild.patches import Patch, placeless, refusal, touched, uncounted
 
 _STATE = "changed.json"
 _ORIGINALS = "originals"
@@ -174,7 +174,7 @@ class _GitApply:
 
     async def apply(self, *, reverse: bool) -> None:
         """:raise BuildError: it does not fit; says where."""
-        if (why := placeless(self.patch, reverse=reverse)) is not None:
+        if (why := uncounted(self.patch) or placeless(self.patch, reverse=reverse)) is not None:
             raise BuildError(why)
         done = await self._run("--verbose", *(["-R"] if reverse else []))
         if done.status == 0:

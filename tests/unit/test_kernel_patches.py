@@ -187,6 +187,15 @@ def of(text: str) -> tuple[Patch, ...]:
     return of_file(text.encode(), "p.patch")
 
 
+@pytest.mark.parametrize("more", ["+lost\n", " line 13\n-line 14\n", "@ -20,2 +20,2 @@\n line 20\n-line 21\n+twenty-one\n"])
+def test_changes_that_no_hunk_counts_are_refused_and_not_left_out(tmp_path: Path, more: str) -> None:
+    counted = "--- a/drivers/loop.c\n+++ b/drivers/loop.c\n@@ -10,3 +10,3 @@\n line 10\n-line 11\n+eleven\n line 12\n"
+    tree = tree_of(tmp_path)
+    assert planned(tree, of(f"{counted}-- \n2.30\n- a list\n"))
+    with pytest.raises(BuildError, match=r"p\.patch: line \d+ .*: expected no change that the hunk above does not count"):
+        planned(tree, of(counted + more))
+
+
 @pytest.mark.parametrize("hunk", ["@@ -11,0 +12 @@\n+new\n", "@@ -11 +11 @@\n-line 11\n+eleven\n", "@@ -30 +29,0 @@\n-line 30\n"])
 def test_a_hunk_without_context_is_refused_and_not_put_at_the_end(tmp_path: Path, hunk: str) -> None:
     with pytest.raises(BuildError, match=r"p\.patch: drivers/loop\.c: hunk 1, at line \d+: expected lines of context"):
