@@ -74,6 +74,8 @@ def judge(found: dict[str, Traced], *, threads: int, root_only: bool = False) ->
     """
     if not any(seen.works for seen in found.values()):
         return Gap.OPEN if threads == 1 else Gap.UNCLEAR
+    if found.keys() != {"request-a", "request-b", "root"}:
+        return Gap.UNCLEAR
     functions = {issuer: {function for function, _ in seen.works} for issuer, seen in found.items()}
     if root_only:
         return Gap.CLOSED if set().union(*functions.values()) == {"loop_rootcg_workfn"} else Gap.UNCLEAR

@@ -64,8 +64,8 @@ def judge(seen: dict[str, tuple[int, int]]) -> Claim:
     others = of_share(reader, _WRITTEN, least=1)
     if first.gap is Gap.OPEN:
         return together(first, Part(what="the pages read back", gap=Gap.OPEN if others is Gap.OPEN else Gap.UNCLEAR))
-    if first.gap is Gap.CLOSED and swapped < _WRITTEN * 0.7:
-        # What did not go to swap cannot come back.
+    if first.gap is Gap.CLOSED and not _WRITTEN * 0.7 <= swapped <= _WRITTEN * 1.05 - left:
+        # What did not go to swap cannot come back, and of a page that is in memory still none is in swap.
         return together(first, Part(what="what went to swap", gap=Gap.UNCLEAR))
     if first.gap is not Gap.CLOSED:
         return together(first)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from testbed import survey
 from testbed.guest import Guest
 from testbed.scenarios.base import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
@@ -33,9 +35,13 @@ done
 """
 
 
+# The weights' own ratio is the most that there can be. fio shows whole requests a second, so that 0 may be nearly 1.
+_MOST_RATIO, _LEAST_SHOWN = 1000, 1.0
+
+
 def of_weight(heavy: float, light: float) -> Gap:
     """Judge the heavy cgroup's rate over the light one's, in IOPS."""
-    if heavy + light < LEAST_IOPS:
+    if not (math.isfinite(heavy) and heavy + light >= LEAST_IOPS and light >= 0) or heavy > _MOST_RATIO * max(light, _LEAST_SHOWN):
         return Gap.UNCLEAR
     ratio = _ratio(heavy, light)
     if ratio >= 2.5:

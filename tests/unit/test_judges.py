@@ -102,6 +102,10 @@ def weighed(ratio: float) -> Gap:
         (weighed, 2.0, G.UNCLEAR),
         (weighed, 1.1, G.OPEN),
         (lambda heavy: weight.of_weight(heavy, 0.0), 0.0, G.UNCLEAR),  # nothing ran
+        (lambda heavy: weight.of_weight(heavy, 0.0), 80.0, G.CLOSED),  # fio shows whole requests
+        (lambda heavy: weight.of_weight(heavy, 1.0), 1e6, G.UNCLEAR),  # more than the weights make
+        (lambda heavy: weight.of_weight(heavy, 1.0), math.inf, G.UNCLEAR),
+        (lambda heavy: weight.of_weight(heavy, -1.0), 80.0, G.UNCLEAR),
         (HELD, 9.0, G.CLOSED),
         (HELD, 38.0, G.OPEN),
         (HELD, 25.0, G.UNCLEAR),
@@ -344,3 +348,18 @@ def test_punched_blocks_are_judged_in_parts() -> None:
     assert PUNCHED(pages=4 * MIB).note == "; charged more than there was: the pages of punched blocks 2.0 times"
     assert PUNCHED(pages=4 * MIB, moved=4 * MIB).gap is G.CLOSED, "what the disk moved was read ahead"
     assert PUNCHED(moved=MIB).gap is G.UNCLEAR and PUNCHED(slab=20_000).gap is G.UNCLEAR
+
+
+def test_pages_that_are_in_memory_and_in_swap_at_once_say_nothing() -> None:
+    written = 96 << 20
+    for left, swapped in ((written, written), (0, 1 << 63)):
+        seen = {"written": (written, 0), "squeezed": (left, swapped), "reader": (written, 0)}
+        assert swap.judge(seen).gap is G.UNCLEAR
+
+
+@pytest.mark.parametrize("issuer", ["request-a", "request-b", "root"])
+def test_a_trace_without_one_of_the_issuers_says_nothing(issuer: str) -> None:
+    found = requests.traced(TRACE)
+    del found[issuer]
+    assert requests.judge(found, threads=0) is G.UNCLEAR
+    assert requests.judge(found, threads=0, root_only=True) is G.UNCLEAR
