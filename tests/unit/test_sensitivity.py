@@ -112,3 +112,12 @@ def test_a_run_that_ended_early_is_a_complaint() -> None:
     said = "run r2 is partial: 3 of 12 cases ended; interrupted by SIGTERM"
     assert sensitivity.complaints(found, (whole, ended))[0] == said
     assert f"- {said}" in sensitivity.markdown(found, "", (whole, ended)) and "partial" not in sensitivity.markdown(found, "", (whole,))
+
+
+def test_a_table_says_of_which_patches_it_knows_nothing() -> None:
+    some = (document(gone={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL")}),)
+    text = sensitivity.markdown(sensitivity.table(some), "head")
+    assert "| gone |  | noticed |" in text and "Nothing is known of patch 1, 2, 3, of which nothing was taken away." in text
+    none = (document(read={UNCHANGED: side("PASS")}), document())
+    for documents in (none, none[1:]):
+        assert "nothing was taken away: no result is of an ablation" in sensitivity.complaints(sensitivity.table(documents))
