@@ -12,7 +12,7 @@ from testbed.report.schema import Partial
 class _Known(BaseModel):
     """Later versions may add keys; a reader lets those pass that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Account(_Known):

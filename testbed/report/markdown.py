@@ -13,7 +13,7 @@ from testbed.report import stacks, words
 def markdown(document: dict[str, Any]) -> str:
     """The whole text. A pair has a verdict a case; kernels that were each judged alone have one a column."""
     sides = list(document["kernels"])
-    each = any("verdict" in case[side] for case in document["scenarios"] for side in sides)
+    each = words.judged_alone(document)
     host = document["host"]
     left_out = words.left_out(document)
     head = [
@@ -66,13 +66,13 @@ def _command(words: list[str]) -> str:
 def _row(case: dict[str, Any], sides: list[str], each: bool) -> str:
     cells = [_each(case[side]) if each else _measures(case[side]) for side in sides]
     if not each:
-        passed = f" ({case['pass_rate']:.0%} of {len(case['attempts'])})" if "pass_rate" in case else ""
-        cells += [f"{case['verdict']}{passed}", cell(case["reason"].splitlines()[0])]
+        passed = f" ({case['pass_rate']:.0%} of {len(case['attempts'])})" if case.get("pass_rate") is not None else ""
+        cells += [f"{case['verdict']}{passed}", cell(words.first_line(case["reason"]))]
     return f"| {case['name']} | {' | '.join(cells)} |"
 
 
 def _each(side: dict[str, Any]) -> str:
-    return f"**{side['verdict']}** {cell(side['judgement'].splitlines()[0])}"
+    return f"**{side['verdict']}** {cell(words.first_line(side['judgement']))}"
 
 
 def _measures(side: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ VerdictName = Literal["PASS", "FAIL", "INVALID", "SKIP", "INFRA"]
 class _Known(BaseModel):
     """Later versions may add keys; a reader lets those pass that it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Measure(_Known):
@@ -232,6 +232,17 @@ class Document(_Known):
             for attempt in (case, *(case.attempts or ())):
                 if lacking := self.kernels.keys() - (attempt.__pydantic_extra__ or {}).keys():
                     raise ValueError(f"case {case.name}: expected a result on {', '.join(sorted(lacking))}")
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_are_all_judged_alone_or_none(self) -> Document:
+        for case in self.scenarios:
+            if (case.pass_rate is None) is not (case.attempts is None):
+                raise ValueError(f"case {case.name}: expected `pass_rate` and `attempts`, or neither")
+        attempts = [attempt for case in self.scenarios for attempt in (case, *(case.attempts or ()))]
+        sides = [(attempt.__pydantic_extra__ or {})[name] for attempt in attempts for name in self.kernels]
+        if len({said is None for side in sides for said in (side.verdict, side.judgement)}) > 1:
+            raise ValueError("expected a verdict and a judgement of each kernel in each case, or of none")
         return self
 
 

@@ -76,6 +76,9 @@ def test_the_topology_in_results_is_the_one_that_ran(tmp_path: Path, file: Path)
         (lambda found: found.pop("host"), "version 1: host: Field required"),
         (lambda found: found["scenarios"][0].pop("patched"), "expected a result on patched"),
         (lambda found: found["scenarios"][0]["base"].update(took_s="long"), r"scenarios.0.base.took_s"),
+        (lambda found: found.update(guest_seconds=float("inf")), "guest_seconds: Input should be a finite number"),
+        (lambda found: found["scenarios"][0].update(pass_rate=0.5), "expected `pass_rate` and `attempts`, or neither"),
+        (lambda found: found["scenarios"][0]["base"].update(verdict="PASS"), "a verdict and a judgement of each kernel in each case"),
     ],
 )
 def test_results_that_are_none_are_refused_with_their_place(tmp_path: Path, change: Any, message: str) -> None:
@@ -84,6 +87,20 @@ def test_results_that_are_none_are_refused_with_their_place(tmp_path: Path, chan
     (tmp_path / "results.json").write_text(results.text(found))
     with pytest.raises(UsageError, match=message):
         results.read(str(tmp_path), tmp_path)
+
+
+def test_results_of_a_testbed_that_recorded_less_are_in_every_format(tmp_path: Path) -> None:
+    found = json.loads(results.text(every(tmp_path)))
+    for name in ("testbed", "partial", "topology_unused"):
+        del found[name]
+    for case in found["scenarios"]:
+        for side in found["kernels"]:
+            for name in ("timeline_missed", "stack", "stack_unread"):
+                del case[side][name]
+    (tmp_path / "results.json").write_text(results.text(found))
+    read = results.read(str(tmp_path), tmp_path)
+    for name, made in artefacts.FORMATS.items():
+        assert read["run"] in made(read, tmp_path), name
 
 
 def test_junit_tells_failures_errors_and_skips_apart_and_what_it_ran_on(tmp_path: Path) -> None:
