@@ -118,6 +118,6 @@ def test_a_table_says_of_which_patches_it_knows_nothing() -> None:
     some = (document(gone={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL")}),)
     text = sensitivity.markdown(sensitivity.table(some), "head")
     assert "| gone |  | noticed |" in text and "Nothing is known of patch 1, 2, 3, of which nothing was taken away." in text
-    none = (document(read={UNCHANGED: side("PASS")}), {"kernels": {}, "scenarios": []})
+    none: tuple[dict[str, Any], ...] = (document(read={UNCHANGED: side("PASS")}), {"kernels": {}, "scenarios": []})
     for documents in (none, none[1:]):
         assert "nothing was taken away: no result is of an ablation" in sensitivity.complaints(sensitivity.table(documents))
