@@ -46,6 +46,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
             for name in both
             if old[name]["verdict"] != new[name]["verdict"]
         ],
+        "one_sided": [said for pair in pairs for said in _one_sided(*pair)],
         "level": LEVEL,
         "needed": _needed(len(rows)),
         "same": len(every) - len(rows),
@@ -61,6 +62,7 @@ def _result(found: dict[str, Any]) -> str:
         return CHANGED
     # Nobody knows what the cases of a partial run were that it did not come to.
     complete = all(row["what"] != _HOW_FAR for row in found["setup"])
+    complete = complete and not (found["gone"] or found["added"] or found["kernels_not_in_both"] or found["one_sided"])
     return UNCHANGED if complete and _seen_alone(found) else UNKNOWN
 
 
@@ -132,6 +134,19 @@ def _rows(old: dict[str, Any], new: dict[str, Any], side: str) -> Iterator[Row |
         yield row
 
 
+def _one_sided(old: dict[str, Any], new: dict[str, Any], side: str) -> Iterator[str]:
+    """What one case has on one kernel in one run only, and a case of which neither has evidence though it was not skipped."""
+    where = f"{new['name']} on {side}"
+    first, second = (run[side]["measures"] for run in (old, new))
+    if old["verdict"] == new["verdict"] == "INFRA":
+        yield f"{where}: lost in both runs"
+    for name in first | second:
+        if name not in first or name not in second:
+            yield f"{where}: {name} only in the {'second' if name in second else 'first'}"
+        elif first[name]["unit"] != second[name]["unit"]:
+            yield f"{where}: {name} in {first[name]['unit']}, then in {second[name]['unit']}"
+
+
 def _values(case: dict[str, Any], side: str, name: str) -> list[float]:
     """A measure's value in each attempt that has it."""
     measured = [attempt[side]["measures"] for attempt in case.get("attempts") or [case] if side in attempt]
@@ -175,6 +190,7 @@ def text(found: dict[str, Any]) -> str:
     lines += [f"- only in the first: {name}" for name in found["gone"]]
     lines += [f"- only in the second: {name}" for name in found["added"]]
     lines += [f"- kernel only in one: {name}" for name in found["kernels_not_in_both"]]
+    lines += [f"- not compared: {_line(said)}" for said in found["one_sided"]]
     lines += ["", "## Changed", ""] if lines[-1] else ["## Changed", ""]
     lines += [f"- {row['case']}: {row['before']}, then **{row['after']}**: {_line(row['reason'])}" for row in found["verdicts"]]
     lines += [f"- {_row(row)}" for row in found["measures"]]

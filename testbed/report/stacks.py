@@ -137,7 +137,7 @@ def groups(stack: Stack) -> tuple[Group, ...]:
     found = [] if few else [Group(title=f"{len(free)} cgroups", detail="without limits")]
     for group in stack.groups if few else (group for group in stack.groups if group.limits):
         limits = [f"{file} {_limit(line, names)}" for file, lines in group.limits.items() for line in lines]
-        numbers = {line.split()[0] for lines in group.limits.values() for line in lines if line}
+        numbers = {line.split()[0] for lines in group.limits.values() for line in lines if line.strip()}
         found.append(
             Group(
                 title=group.path.removeprefix("/") or "/",

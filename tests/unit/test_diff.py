@@ -154,3 +154,20 @@ def test_a_number_that_is_none_is_refused_where_it_is_read(tmp_path: Path) -> No
     (folder / "results.json").write_text(text)
     with pytest.raises(UsageError, match="finite number"):
         results.read(str(folder), tmp_path)
+
+
+def test_what_only_one_run_has_and_what_was_lost_in_both_is_not_unchanged(tmp_path: Path) -> None:
+    whole = measured(tmp_path, "s", *[1.0] * 8)
+    lost_too = whole | {"scenarios": [*whole["scenarios"], *document(tmp_path, lost(tmp_path))["scenarios"]]}
+    less = json.loads(json.dumps(whole))
+    for attempt in (less["scenarios"][0], *less["scenarios"][0]["attempts"]):
+        attempt["patched"]["measures"] = {}
+    assert diff.compare(whole, whole)["result"] == diff.UNCHANGED
+    for first, second, said in (
+        (whole, less, "not compared: gate on patched: disk reads only in the first"),
+        (lost_too, lost_too, "not compared: oom-tmpfs on base: lost in both runs"),
+        (lost_too, whole, "only in the first: oom-tmpfs"),
+        (whole, lost_too, "only in the second: oom-tmpfs"),
+    ):
+        found = diff.compare(first, second)
+        assert found["result"] == diff.UNKNOWN and said in diff.text(found)
