@@ -17,7 +17,7 @@ import typer
 
 from testbed import __version__, journal
 from testbed.cli import streams
-from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, stopped
+from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, refuse_empty, stopped
 from testbed.errors import HostError, TestbedError, TopologyError, first
 
 # The verbs of each room, in the order of `testbed --help`. A verb loads its own room: loading everything takes a second and more.
@@ -164,6 +164,7 @@ def _root(
     if debug:
         os.environ["TESTBED_DEBUG"] = "1"
     if qemu is not None:
+        refuse_empty("--qemu", qemu)
         os.environ["TESTBED_QEMU"] = qemu
     if os.environ.get("TESTBED_DEBUG"):
         journal.tell(sys.stderr)

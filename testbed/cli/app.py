@@ -9,20 +9,55 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
+from typer.core import TyperGroup, TyperOption
 
-from testbed.errors import TestbedError, first
+from testbed.errors import TestbedError, UsageError, first
 from testbed.printable import printable
 from testbed.store import runs
 
+
+class _Verbs(TyperGroup):
+    """Refuses options with nothing for a value: `--patched "$KERNEL"` without such a variable is no wish for the kernel of the table."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        found = super().resolve_command(ctx, args)
+        below: Any = found[1]
+        words: list[str] = found[2]
+        while words and words[0] in getattr(below, "commands", ()):
+            below, words = below.commands[words[0]], words[1:]
+        # The words of others (ssh, scp, gdb) are theirs.
+        if below is not None and not below.ignore_unknown_options and not ctx.resilient_parsing:
+            _refuse_nothing([one for one in below.params if isinstance(one, TyperOption)], words)
+        return found
+
+
+def _refuse_nothing(options: Sequence[TyperOption], words: Sequence[str]) -> None:
+    """:raise UsageError: one of a command's options has an empty value."""
+    names = {name for one in options if not one.is_flag for name in one.opts}
+    for word, following in zip(words, (*words[1:], None), strict=False):
+        if word == "--":
+            return
+        name, equals, value = word.partition("=")
+        if name in names:
+            refuse_empty(name, value if equals else following)
+
+
+def refuse_empty(option: str, value: str | None) -> None:
+    """:raise UsageError: it is the empty word that an unset variable of the shell leaves."""
+    if value == "":
+        raise UsageError(f"{option}: expected a value, got an empty one; is a variable of the shell not set?")
+
+
 app = typer.Typer(
     name="testbed",
+    cls=_Verbs,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

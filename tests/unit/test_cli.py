@@ -49,7 +49,7 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
             "debian-6.1: expected a kernel with --kernel or",
         ),
         (("repro", "--script", SCRIPT, "--expect", "("), "repro: signature.0.expect: expected a regular expression"),
-        (("repro", "--script", SCRIPT, "--expect", ""), "repro: signature.0.expect: expected something, got ''"),
+        (("repro", "--script", SCRIPT, "--expect", ""), "--expect: expected a value, got an empty one"),
         (("repro", "--script", SCRIPT, "--hold", "--until", "90%"), "--hold stops at the first hit; expected no --all and"),
         (("repro", "--script", SCRIPT, "--name", "x"), "repro: --paused and --name belong to --hold"),
         (
@@ -99,6 +99,13 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
             "/bin/echo: expected a QEMU, which answers on QMP, got '-machine none",
         ),
         (("--qemu", "/bin/false", "plan", "topologies/default.yaml"), "/bin/false: expected a QEMU, which answers on QMP, got nothing"),
+        (
+            ("compare", "--base", "debian-6.1", "--patched", ""),
+            "--patched: expected a value, got an empty one; is a variable of the shell not",
+        ),
+        (("compare", "--tree="), "--tree: expected a value, got an empty one"),
+        (("kernel", "build", "--series", ""), "--series: expected a value, got an empty one"),
+        (("--qemu", "", "plan", "topologies/default.yaml"), "--qemu: expected a value, got an empty one"),
         (("frobnicate",), "No such command 'frobnicate'"),
         (("compare", "--nope"), "No such option: --nope"),
     ],
