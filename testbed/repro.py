@@ -278,7 +278,8 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
                 if one.outcome is Outcome.HIT and first_hit_s is None:
                     first_hit_s = time.monotonic() - begun
                 known(one)
-            if _hopeless(tried) or (not limits.awaits and _enough(limits, tried, len(running))):
+            # The one that is held has its own end.
+            if not holding and (_hopeless(tried) or (not limits.awaits and _enough(limits, tried, len(running)))):
                 break
     finally:
         for task in running:
