@@ -67,10 +67,8 @@ class Finding:
 
 # First match wins; RE2's syntax. The texts are those of 5.10 to 7.2, in the files that are named.
 _CLASSES: tuple[tuple[Kind | None, str], ...] = (
-    # Nothing: what follows a report, and what a healthy kernel says of its processor (arch/x86/kernel/cpu/bugs.c) or its command line.
-    (None, r"INFO: (?:lockdep is turned off|(?:Expedited )?[Ss]tall ended|NMI handler|recovery required)"),
-    (None, r"^(?:Spectre V2 |RETBleed|ITS|Speculative Return Stack Overflow|process): WARNING: "),
-    (None, r"^WARNING: (?:Spectre|Unprivileged eBPF|'bootconfig' found)|^ODEBUG: selftest passed"),
+    # Nothing; before the class `ODEBUG: ` below.
+    (None, r"^ODEBUG: selftest passed"),
     # kernel/panic.c
     (Kind.PANIC, r"Kernel panic - not syncing"),
     # arch/x86/mm/fault.c, arch/x86/kernel/{dumpstack,traps,fred}.c, lib/bug.c. die() says `WHAT: CODE [#N]`, since 6.10 behind `Oops: `.
@@ -125,6 +123,11 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
     # drivers/nvme/host/{pci,core}.c, drivers/scsi/scsi_error.c, drivers/ata/libata-{core,eh}.c
     (Kind.DISK, r"nvme\d*:? .*(?:\btimeout, |controller is down|Abort status|[dD]evice not ready|reset failure|probe failure)"),
     (Kind.DISK, r"timing out command|\bata\d+(?:\.\d+)?: (?:exception Emask|failed command|SRST failed|hard resetting link)"),
+    # Nothing, where no class above knows the line and it begins so: what follows a report, behind its subsystem's name, and what a healthy
+    # kernel says of its processor (arch/x86/kernel/cpu/bugs.c) or its command line.
+    (None, r"^(?:[\w-]+(?: \(\S+\))?: )?INFO: (?:lockdep is turned off|(?:Expedited )?[Ss]tall ended|NMI handler|recovery required)"),
+    (None, r"^(?:Spectre V2 |RETBleed|ITS|Speculative Return Stack Overflow|process): WARNING: "),
+    (None, r"^WARNING: (?:Spectre|Unprivileged eBPF|'bootconfig' found)"),
 )
 _FOUND = re2.Set.SearchSet()
 for _, _pattern in _CLASSES:

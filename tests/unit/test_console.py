@@ -290,6 +290,10 @@ def test_a_search_that_names_no_class_finds_every_splat(kind: Kind) -> None:
         "**   This means that this is a DEBUG kernel and it is     **",
         "Spectre V2 : WARNING: Unprivileged eBPF is enabled with eIBRS on, data leaks possible via Spectre v2 BHB attacks!",
         "INFO: NMI handler (perf_event_nmi_handler) took too long to run: 1.001 msecs",
+        "INFO: lockdep is turned off.",
+        "rcu: INFO: Expedited stall ended before state dump start",
+        "EXT4-fs (vdc): INFO: recovery required on readonly filesystem",
+        "ODEBUG: selftest passed",
         "EXT4-fs (vdc): mounted filesystem with ordered data mode. Opts: (null). Quota mode: none.",
         "EXT4-fs (vdc): VFS: Can't find ext4 filesystem",
         "EXT4-fs (vdc): warning: metadata_csum and uninit_bg are redundant flags - please run fsck.",
@@ -309,6 +313,24 @@ def test_a_search_that_names_no_class_finds_every_splat(kind: Kind) -> None:
 )
 def test_lines_of_a_healthy_kernel_say_nothing(text: str) -> None:
     assert console.classify(stamped(text)) is None
+
+
+HARMLESS = "INFO: lockdep is turned off."
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Kind.OOPS, f"BUG: unable to handle page fault for address: ffffffff {HARMLESS}"),
+        (Kind.OOPS, f"{HARMLESS} BUG: unable to handle page fault for address: ffffffff"),
+        (Kind.PANIC, f"{HARMLESS} Kernel panic - not syncing: {HARMLESS}"),
+        (Kind.OTHER, f"BUG: a format that nobody knows yet {HARMLESS}"),
+        (Kind.OTHER, f"loop: BUG: a format that nobody knows yet; {HARMLESS}"),
+    ],
+)
+def test_an_alarm_wins_over_what_is_harmless_on_the_same_line(kind: Kind, text: str) -> None:
+    found = console.classify(stamped(text))
+    assert found is not None and found.kind is kind
 
 
 @pytest.mark.parametrize(
