@@ -136,6 +136,8 @@ _FOUND.Compile()
 
 # What begins an alarm, in lines that the kernel has stamped: programs use these words as well.
 _ALARM = re2.compile(r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|PANIC|Oops): |\bBUG[ ,]|^(?:WARNING|BUG)\b")
+# How a program names itself in the kernel's log (`systemd[1]: `); a subsystem of the kernel has no number there.
+_PROGRAM = re2.compile(r"^[^\s\[]+\[\d+\]: ")
 _CUT_HERE, _END = "[ cut here ]", "---[ end trace "
 _TASK = re.compile(r"CPU: [0-9]+ .{0,40}PID: [0-9]+ Comm: ")
 # Between the first line that says what is wrong and the task: an oops has five.
@@ -158,7 +160,7 @@ def classify(line: str) -> Finding | None:
     """What one console line says, or None where it says nothing that matters."""
     seconds, text = _split(line)
     found = _FOUND.Match(text)
-    last = Kind.OTHER if seconds is not None and _ALARM.search(text) else None
+    last = Kind.OTHER if seconds is not None and _ALARM.search(text) and not _PROGRAM.match(text) else None
     kind = _CLASSES[min(found)][0] if found else last
     return _finding(kind, line) if kind else None
 

@@ -340,6 +340,14 @@ def test_other_lines_say_nothing(line: str) -> None:
     assert console.classify(line) is None
 
 
+@pytest.mark.parametrize("program", ["systemd[1]", "systemd-journald[151]", "(sd-pam)[77]", "sshd(pam_unix)[77]"])
+@pytest.mark.parametrize("text", ["INFO: hello", "WARNING: a program's", "BUG: a program's", "a BUG, it says"])
+def test_the_broad_class_is_not_for_a_line_that_a_program_has_put_its_name_before(program: str, text: str) -> None:
+    assert console.classify(stamped(f"{program}: {text}")) is None
+    found = console.classify(stamped(f"{program}: BUG: unable to handle page fault for address: ffffffff"))
+    assert found is not None and found.kind is Kind.OOPS
+
+
 @pytest.mark.parametrize("before", ["", "root@g0:~# ", "half a line of a program", "\x1b[2J", "<4>"])
 @pytest.mark.parametrize("caller", ["", "[    T1]", "[   C12]"])
 def test_what_stands_before_a_stamp_is_not_the_kernels(before: str, caller: str) -> None:
