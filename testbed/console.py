@@ -45,6 +45,7 @@ class Kind(enum.Enum):
     DISK = "disk timeout"
     OTHER = "other"
     PROGRAM = "written by a program"
+    UNREAD = "not read"
 
     @property
     def fatal(self) -> bool:
@@ -53,12 +54,12 @@ class Kind(enum.Enum):
     @property
     def splat(self) -> bool:
         """Whether the kernel reports a mistake of its own, and not one of a disk or a limit that was set on purpose."""
-        return self not in (Kind.OOM, Kind.IO_ERROR, Kind.DISK, Kind.PROGRAM)
+        return self not in (Kind.OOM, Kind.IO_ERROR, Kind.DISK, Kind.PROGRAM, Kind.UNREAD)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One line that matters; `seconds` is the guest's time since boot, None where the line has no stamp."""
+    """One line that matters; `seconds` is the guest's time since boot, None where the line has no stamp. UNREAD: there may be more."""
 
     kind: Kind
     seconds: float | None

@@ -370,10 +370,14 @@ class Guest(Life):
     # And back ------------------------------------------------------------------------------------------------------------------
 
     async def save_dmesg(self) -> None:
-        """Keep the kernel's whole log, if the guest still answers; what it has beyond the console is a finding, too."""
+        """Keep the log of a kernel that still runs; what it has beyond the console is a finding, and so is a log that was not read."""
         if self._shell is not None and not self._lost.done():
-            with contextlib.suppress(TestbedError, OSError):
+            try:
                 self.console.dmesg = kernel_log.parse((await self.run(*kernel_log.COMMAND, timeout_s=10)).stdout)
+            except (TestbedError, OSError) as error:
+                self.console.dmesg = kernel_log.unread(error)
+                return
+            with contextlib.suppress(OSError):
                 (self.order.evidence / "dmesg.txt").write_text(self.console.dmesg.text, encoding="utf-8")
 
     async def tear_down(self) -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from testbed.console import Finding, Kind, Reader
+from testbed.console import Finding, Kind, Reader, clean
 
 # What is asked of a guest. Not `--raw`: util-linux 2.38 ors the facility into the level there.
 COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --decode")
@@ -27,11 +27,19 @@ _TAINTS = {5: "a bad page", 7: "an oops", 9: "a warning", 14: "a soft lockup"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelLog:
-    """A guest's log: `text` as people read it; lines with their facility and level; the bits of `tainted`."""
+    """A guest's log: `text` as people read it; lines with their facility and level; the bits of `tainted`. `unread`: why not all of it was
+    read, or nothing.
+    """
 
     text: str
     lines: tuple[tuple[str, str, str], ...]
     tainted: int
+    unread: str = ""
+
+
+def unread(why: object) -> KernelLog:
+    """The log of a guest that did not give it."""
+    return KernelLog(text="", lines=(), tainted=0, unread=str(why).strip().partition("\n")[0])
 
 
 def parse(said: str) -> KernelLog:
@@ -45,12 +53,20 @@ def parse(said: str) -> KernelLog:
             facility, level, stamp = found.groups()
         text.append(line[found.end() :] if found else line)
         lines.append((facility, level, text[-1] if found else f"{stamp} {line.lstrip()}"))
-    tainted = int(first) if re.fullmatch(r"[0-9]{1,10}", first) else 0
-    return KernelLog(text="\n".join(text), lines=tuple(lines), tainted=tainted)
+    known = re.fullmatch(r"[0-9]{1,10}", first)
+    return KernelLog(
+        text="\n".join(text),
+        lines=tuple(lines),
+        tainted=int(first) if known else 0,
+        unread="" if known else f"expected the number of /proc/sys/kernel/tainted first, got {first[:80]!r}",
+    )
 
 
 def merged(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
-    """The console's findings and the log's, in the order of their times, no more than `most` of a kind from the log."""
+    """The console's findings and the log's, in the order of their times, no more than `most` of a kind from the log.
+
+    A log that was not read is a finding: without one, nobody knows what else the kernel reported.
+    """
     kernel, programs = _found(log, of_kernel=True), _found(log, of_kernel=False)
     theirs = _places(programs) - _places(kernel)
     found = [replace(finding, kind=Kind.PROGRAM) if (finding.seconds, finding.text) in theirs else finding for finding in shown]
@@ -66,6 +82,8 @@ def merged(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]
     found.sort(key=lambda finding: finding.seconds or 0.0)
     if not any(finding.kind.splat for finding in found):
         found += _of_taints(log.tainted)
+    if log.unread:
+        found.append(Finding(kind=Kind.UNREAD, seconds=None, text=clean(f"the kernel's log was not read: {log.unread}")))
     return found
 
 

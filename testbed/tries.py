@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.accounts import Account
-from testbed.console import Finding
+from testbed.console import Finding, Kind
 from testbed.signature import End, Match
 
 
@@ -80,7 +80,7 @@ def said(one: Try) -> dict[str, object]:
 
 
 def _complaints(findings: tuple[Finding, ...]) -> list[str]:
-    """What the kernel complained of: the first line of each class, with how many there are."""
-    counted = Counter(finding.kind for finding in findings if finding.kind.splat)
+    """What the kernel complained of: the first line of each class, with how many there are; last, that its log was not read."""
+    counted = Counter(finding.kind for finding in findings if finding.kind.splat or finding.kind is Kind.UNREAD)
     first = {finding.kind: finding.text for finding in reversed(findings)}
     return [f"{kind.value}: {first[kind]}" + (f" (and {count - 1} more)" if count > 1 else "") for kind, count in counted.items()]

@@ -30,7 +30,8 @@ class Account(_Known):
 
 class Attempt(_Known):
     """One try. `evidence`: its folder, below `guests` of the run's. Times in seconds. `last_line`: that the script printed; `uncounted`:
-    lines that matched and were not the script's; `kernel_log`: what the kernel complained of, whatever the signature is."""
+    lines that matched and were not the script's; `kernel_log`: what the kernel complained of, whatever the signature is, and whether
+    its log was not read."""
 
     number: int
     seed: int

@@ -75,12 +75,12 @@ def endings(one: Mapping[str, Any]) -> str:
     ways = [f"{said}{f' ({count} times)' if count > 1 else ''}" for said, count in counted.most_common(_SHOWN_ENDINGS)]
     more = len(counted) - len(ways)
     complaints = [complaint for attempt in one["attempts"] if (complaint := complained(attempt))]
-    kernel = f"; its kernel complained in {len(complaints)}: {complaints[0]}" if complaints else ""
+    kernel = f"; its kernel's log in {len(complaints)}: {complaints[0]}" if complaints else ""
     return f"where it did not show: {'; '.join(ways)}{f'; and {more} other ways' if more else ''}{kernel}" if ways else ""
 
 
 def complained(attempt: Mapping[str, Any]) -> str:
-    """What the kernel complained of in a try that did not show the bug, or nothing."""
+    """What the kernel complained of in a try that did not show the bug, or that its log was not read, or nothing."""
     return clean(attempt["kernel_log"][0]) if attempt["outcome"] == "miss" and attempt.get("kernel_log") else ""
 
 

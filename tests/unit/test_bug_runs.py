@@ -315,10 +315,12 @@ def test_a_kernel_that_complains_where_the_bug_does_not_show_is_named(tmp_path: 
         Finding(kind=kind, seconds=1.0, text=text)
         for kind, text in ((Kind.OOM, "dd invoked oom-killer"), (Kind.WARNING, "WARNING: a"), (Kind.WARNING, "WARNING: b"))
     )
-    tries = (replace(clean.tries[0], findings=findings), *clean.tries[1:])
+    unread = (Finding(kind=Kind.UNREAD, seconds=None, text="the kernel's log was not read: x"),)
+    tries = (replace(clean.tries[0], findings=findings), replace(clean.tries[1], findings=unread), *clean.tries[2:])
     document = bug_results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
     assert document["kernels"][1]["attempts"][0]["kernel_log"] == ["warning: WARNING: a (and 1 more)"]
-    assert any("; its kernel complained in 1: warning: WARNING: a (and 1 more)" in line for line in report.notable(document))
+    assert document["kernels"][1]["attempts"][1]["kernel_log"] == ["not read: the kernel's log was not read: x"]
+    assert any("; its kernel's log in 2: warning: WARNING: a (and 1 more)" in line for line in report.notable(document))
     bug_files.write(document, tmp_path)
     for text in (bug_files.markdown(document), *((tmp_path / name).read_text() for name in ("report.html", "junit.xml"))):
         assert "warning: WARNING: a (and 1 more)" in text

@@ -1,7 +1,15 @@
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
 import pytest
 
 from testbed import kernel_log
 from testbed.console import Finding, Kind
+from testbed.errors import GuestError
+from testbed.guest import Guest
+from testbed.kernel_log import KernelLog
 
 BOOT = "kern  :notice: [    0.000000] Linux version 7.2.13\nkern  :info  : [    0.100000] Kernel command line: console=ttyS0\n"
 WARNED = "WARNING: block/bio.c:9 at submit_bio+0x1/0x2, CPU#0: dd/7"
@@ -79,9 +87,25 @@ def test_a_taint_that_no_line_explains_is_a_finding(bit: int, what: str) -> None
     assert merged(f"kern  :warn  : [    9.000000] {WARNED}\n", tainted=str(1 << bit)) == [(Kind.WARNING, WARNED)]
 
 
-@pytest.mark.parametrize("tainted", ["0", "4096", "12289", "", "many", "-512", "9" * 5000, "\u00b2"])
-def test_other_taints_and_what_is_no_number_are_none(tainted: str) -> None:
+@pytest.mark.parametrize("tainted", ["0", "4096", "12289"])
+def test_other_taints_are_none(tainted: str) -> None:
     assert merged("", tainted=tainted) == []
+
+
+@pytest.mark.parametrize("tainted", ["", "many", "-512", "9" * 5000, "\u00b2", "\x1b[2J"])
+def test_where_the_taint_is_no_number_the_log_was_not_read(tainted: str) -> None:
+    warned, ((kind, text)) = merged(f"kern  :warn  : [    9.000000] {WARNED}\n", tainted=tainted)
+    assert warned == (Kind.WARNING, WARNED)
+    assert kind is Kind.UNREAD and text.startswith("the kernel's log was not read: expected the number of /proc/sys/kernel/tainted first")
+    assert len(text) < 250 and "\x1b" not in text
+
+
+def test_a_log_that_was_not_read_is_a_finding_and_no_splat() -> None:
+    log = kernel_log.unread("guest g0: `dmesg`: timed out\nits last lines")
+    unread = Finding(kind=Kind.UNREAD, seconds=None, text="the kernel's log was not read: guest g0: `dmesg`: timed out")
+    assert kernel_log.merged((), log, 500) == [unread] and not Kind.UNREAD.splat
+    before = shown(Kind.WARNING, WARNED)
+    assert kernel_log.merged((before,), log, 500) == [before, unread]
 
 
 def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
@@ -90,6 +114,44 @@ def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
     assert [kind for kind, _ in found] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
 
 
-@pytest.mark.parametrize("said", ["", "\n", "0", "0\nkern  :warn  : [", "\0", "0\nkern  :loud  : [    1.000000] x"])
+@pytest.mark.parametrize("said", ["0", "0\nkern  :warn  : [", "0\nkern  :loud  : [    1.000000] x"])
 def test_what_is_no_log_has_no_findings(said: str) -> None:
     assert kernel_log.merged((), kernel_log.parse(said), 500) == []
+
+
+@pytest.mark.parametrize("said", ["", "\n", "\0", "\nkern  :warn  : ["])
+def test_an_answer_that_is_none_is_not_read(said: str) -> None:
+    assert [finding.kind for finding in kernel_log.merged((), kernel_log.parse(said), 500)] == [Kind.UNREAD]
+
+
+async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) -> KernelLog | None:
+    """What a guest's log is that answers so."""
+
+    async def run(*_: object, **__: object) -> SimpleNamespace:
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(stdout=answer)
+
+    gone = asyncio.get_running_loop().create_future()
+    if lost:
+        gone.set_result(None)
+    console: Any = SimpleNamespace(dmesg=None)
+    guest = SimpleNamespace(_shell=object(), _lost=gone, run=run, console=console, order=SimpleNamespace(evidence=folder))
+    await Guest.save_dmesg(cast(Guest, guest))
+    return cast(KernelLog | None, console.dmesg)
+
+
+@pytest.mark.parametrize("error", [GuestError("guest g0: `sh`: exit status 127\nsh: dmesg: not found"), ConnectionResetError("closed")])
+async def test_a_guest_that_lives_and_does_not_give_its_log_has_a_finding(tmp_path: Path, error: Exception) -> None:
+    log = await saved(tmp_path, error)
+    assert log is not None and log.unread == str(error).splitlines()[0]
+    assert not (tmp_path / "dmesg.txt").exists()
+
+
+async def test_a_log_that_is_read_is_kept_and_one_of_a_lost_guest_is_not_asked_for(tmp_path: Path) -> None:
+    assert await saved(tmp_path, GuestError("x"), lost=True) is None
+    log = await saved(tmp_path, f"0\n{BOOT}")
+    assert log is not None and not log.unread and (tmp_path / "dmesg.txt").read_text() == log.text
+    # A host that cannot keep it has read it.
+    log = await saved(tmp_path / "nowhere", f"0\n{BOOT}")
+    assert log is not None and not log.unread

@@ -10,7 +10,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from testbed import paths
+from testbed import kernel_log, paths
 from testbed.errors import UsageError
 from testbed.report import artefacts, results, schema
 from testbed.report.html import html
@@ -146,6 +146,25 @@ def test_a_kernels_warning_is_in_every_report_also_behind_many_lines_that_belong
     assert f"do not belong to a case: gate on {said}." in markdown(found)
     assert "warning, unexpected" in html(found, tmp_path)
     assert "do not belong to a case: none." in markdown(document(tmp_path, passed(tmp_path)))
+
+
+def test_a_kernels_log_that_was_not_read_is_in_every_report_and_changes_no_verdict(tmp_path: Path) -> None:
+    text = "the kernel's log was not read: guest g0: it does not answer"
+    result = passed(tmp_path)
+    (unread,) = kernel_log.merged((), kernel_log.unread("guest g0: it does not answer"), 500)
+    found = document(tmp_path, replace(result, sides=result.sides | {"patched": replace(result.sides["patched"], findings=(unread,))}))
+    (case,) = found["scenarios"]
+    assert case["verdict"] == "PASS" and case["patched"]["console"] == [
+        {"kind": "not read", "seconds": None, "text": text, "expected": False}
+    ]
+    jsonschema.Draft202012Validator(json.loads(PUBLISHED.read_text())).validate(json.loads(results.text(found)))
+    said = f"patched: not read: {text}"
+    (whole,) = ktap_rules.parse(ktap(found))
+    assert f"# kernel log: {said}" in whole.tests[0].tests[1].diagnostics
+    (output,) = junit_rules.check(junit(found)).iter("system-out")
+    assert f"kernel log: {said}" in (output.text or "")
+    assert f"do not belong to a case: gate on {said}." in markdown(found)
+    assert "not read, unexpected" in html(found, tmp_path)
 
 
 def test_nothing_that_a_guest_says_becomes_another_result(tmp_path: Path) -> None:
