@@ -13,7 +13,7 @@ from testbed.topology import cues, networks
 from testbed.topology.disks import Disk, Nvme
 from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, block_sizes, device, graph, sizes
 from testbed.topology.model import Guest, Topology
-from testbed.topology.stacks import File, Filesystem, Loop
+from testbed.topology.stacks import File, Filesystem, Loop, Swap
 from testbed.units import MIB, format_size
 
 # One PCIe root port a disk or network. A function of a root bus device holds one port; q35 has room for more, but nobody asked yet.
@@ -145,6 +145,7 @@ def _stack(made: Graph) -> Iterator[Mistake]:
             yield from _direct(node, blocks)
     yield from _shared(known, above)
     yield from _one_filesystem(made)
+    yield from _one_size(made)
 
 
 def _missing(needed: Key, node: Node, made: Graph) -> str:
@@ -231,6 +232,17 @@ def _one_filesystem(made: Graph) -> Iterator[Mistake]:
             there = made.nodes[Key("filesystem", node.thing.holder)].thing
             if isinstance(there, Filesystem) and there.type != node.thing.filesystem:
                 yield (*node.where, "filesystem"), f"{node.thing.holder!r} has {there.type} already, got {node.thing.filesystem}"
+
+
+def _one_size(made: Graph) -> Iterator[Mistake]:
+    """Loops and swaps that want another size of their file than is there already, which the file would have without a word."""
+    for node in made.nodes.values():
+        if not isinstance(node.thing, Loop | Swap) or node.thing.size is None or not node.needs:
+            continue
+        wanted, below = node.thing.size, made.nodes.get(node.needs[0][0])
+        if below is not None and isinstance(below.thing, File) and below.thing.size != wanted:
+            has = f"{below.key.name!r} has {format_size(below.thing.size)} already ({'.'.join(map(str, below.where))})"
+            yield (*node.where, "size"), f"{has}, got {format_size(wanted)}; give both the same, or leave this one out"
 
 
 def _cgroups(guest: Guest, made: Graph) -> Iterator[Mistake]:

@@ -196,6 +196,16 @@ MISTAKES = {
             "a.yaml:7:51: guests.g0.loops.l1.filesystem: 'data' has ext4 already, got xfs",
         ],
     ),
+    "two sizes of one file": (
+        "    disks: {data: {type: nvme, size: 1G}}\n    files: {g: {path: data/g, size: 8M}}\n    loops:\n"
+        "      l0: {backing: data/f, size: 64M}\n      l1: {backing: data/f, size: 32M}\n      l2: {backing: data/g, size: 4M}\n"
+        "    swaps: {s: {on: data/f, size: 16M}}\n",
+        [
+            "a.yaml:8:35: guests.g0.loops.l1.size: 'data/f' has 64M already (loops.l0), got 32M; give both the same, or leave this one out",
+            "a.yaml:9:35: guests.g0.loops.l2.size: 'data/g' has 8M already (files.g), got 4M; give both the same, or leave this one out",
+            "a.yaml:10:35: guests.g0.swaps.s.size: 'data/f' has 64M already (loops.l0), got 16M; give both the same, or leave this one out",
+        ],
+    ),
     "too little memory": ("    memory: 1M\n", ["a.yaml:4:13: guests.g0.memory: expected a whole number of MiB, at least 256M, got 1M"]),
 }
 
@@ -203,6 +213,12 @@ MISTAKES = {
 @pytest.mark.parametrize(("text", "messages"), MISTAKES.values(), ids=MISTAKES.keys())
 def test_a_mistake_is_said_with_its_place(text: str, messages: list[str]) -> None:
     assert errors(f"version: 1\nguests:\n  g0:\n{text}") == messages
+
+
+def test_things_on_one_file_may_all_state_its_size_or_leave_it_out() -> None:
+    loops = "{l0: {backing: data/f, size: 64M}, l1: {backing: data/f, size: 64M}, l2: {backing: data/f}}"
+    text = f"    disks: {{data: {{type: nvme, size: 1G}}}}\n    loops: {loops}\n    swaps: {{s: {{on: data/f, size: 64M}}}}\n"
+    assert isinstance(parse(f"version: 1\nguests:\n  g0:\n{text}", "a.yaml"), Topology)
 
 
 def test_all_mistakes_are_said_at_once_in_the_files_order() -> None:
