@@ -18,6 +18,7 @@ from testbed.bisection import Answer, Between
 from testbed.bugs import Case
 from testbed.bugs.load import self_contained, written
 from testbed.campaign import Bisector, Reducer
+from testbed.cli import sizes
 from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async
 from testbed.cli.bug_files import ready
 from testbed.cli.kept import run_kept
@@ -264,11 +265,9 @@ def _list(kernels: str | None) -> Found:
     table = load_table(paths.shipped("images") / "kernels.yaml")
     if kernels is None:
         return Found(kernels=tuple(table.rows), others=())
-    named = tuple(name.strip() for name in kernels.split(",") if name.strip())
-    if not named:
-        raise UsageError("--kernels: expected names with commas between, or a folder, got nothing")
     folder = Path(kernels)
     if not folder.is_dir():
+        named = sizes.names("--kernels", kernels)
         if len(named) == 1:
             raise UsageError(f"--kernels {kernels}: expected two kernels or more, with commas between, or a folder that is there")
         for number, name in enumerate(named):

@@ -14,6 +14,7 @@ import typer
 from rich.console import RenderableType
 
 from testbed import paths, probe, reach, runner
+from testbed.cli import sizes
 from testbed.cli.app import KERNEL_HELP, Cold, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async
 from testbed.cli.kept import run_kept
 from testbed.cli.kernels import (
@@ -193,9 +194,7 @@ def matrix(
     quiet: Quiet = False,
 ) -> None:
     """Run scenarios on several kernels: one table, scenario by kernel, each judged by what the kernel table says of it."""
-    names = list(kernel_table().rows) if kernels is None else [name.strip() for name in kernels.split(",") if name.strip()]
-    if not names:
-        raise UsageError(f"--kernels {kernels!r}: expected names with commas between")
+    names = tuple(kernel_table().rows) if kernels is None else sizes.names("--kernels", kernels)
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
         file=for_scenarios(topology, ignore=ignore_stack),

@@ -1,4 +1,4 @@
-"""Ages and sizes as options have them."""
+"""Ages, sizes and lists as options have them."""
 
 from __future__ import annotations
 
@@ -31,3 +31,14 @@ def size_bytes(option: str, text: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise UsageError(f"{option} {text}: {error}") from error
+
+
+def names(option: str, text: str) -> tuple[str, ...]:
+    """The names of a list such as `debian-6.1,debian-6.12`.
+
+    :raise UsageError: one of them is empty, as an unset variable of the shell leaves it.
+    """
+    found = tuple(name.strip() for name in text.split(","))
+    if not all(found):
+        raise UsageError(f"{option} {text}: expected names with commas between, got an empty one; is a variable of the shell not set?")
+    return found
