@@ -328,6 +328,13 @@ def _announce(lab: Lab, kernels: dict[str, KernelFiles], file: ForScenarios, pro
         progress.note(beyond)
     for side, kernel in kernels.items():
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")
+    if is_one_kernel(kernels):
+        progress.note("base and patched are one kernel, of the same content: no case can pass, for it cannot show the gap and close it")
+
+
+def is_one_kernel(kernels: Mapping[str, KernelFiles]) -> bool:
+    """Whether the sides of `compare` are the same kernel, whatever its files are called."""
+    return kernels.keys() == {"base", "patched"} and kernels["base"].sha256 == kernels["patched"].sha256
 
 
 def for_scenarios(file: Path | None, *, ignore: bool, kernel: bool = False) -> ForScenarios:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from testbed import bug_results, claims, partial, repro
+from testbed import bug_results, claims, partial, reach, repro, runner
 from testbed.bisection import Answer, Between
 from testbed.blktests import RESULTS, Status
 from testbed.blktests import Outcome as SuiteOutcome
 from testbed.bugs.load import of_plain
 from testbed.campaign import UNFINISHED, Asked, Bisector, Reduced, Step
+from testbed.cli import run
 from testbed.console import Finding, Kind
 from testbed.errors import GuestLost, UsageError
 from testbed.kernels import Series
@@ -101,6 +102,26 @@ def test_one_kernel_is_not_on_both_sides_whatever_its_file_is_called() -> None:
     assert [[one.name for one in side] for side in repro.sides((first, same), (other,))] == [["b"], ["c"]]
     with pytest.raises(UsageError, match="kernels a and b: expected it to show on one of them only"):
         repro.sides((first,), (same,))
+
+
+def test_compare_notes_that_both_sides_are_one_kernel_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "slots", lambda *_: 1)
+    monkeypatch.setattr(reach, "known", lambda *_: {})
+    monkeypatch.setattr(reach, "beyond", lambda *_: ())
+    lab: Any = SimpleNamespace(host=job(Path("/run")).lab.host, cold=False, folders=SimpleNamespace(cache=Path("/cache")))
+    file: Any = SimpleNamespace(guest=None)
+
+    def notes(**kernels: KernelFiles) -> list[str]:
+        said: list[str] = []
+        progress: Any = SimpleNamespace(note=said.append)
+        run._announce(lab, kernels, file, progress)
+        return [line for line in said if "one kernel" in line]
+
+    first, same, other = kernel("a", "aa"), kernel("b", "aa"), kernel("c", "cc")
+    assert notes(base=first, patched=same) == [
+        "base and patched are one kernel, of the same content: no case can pass, for it cannot show the gap and close it"
+    ]
+    assert notes(base=first, patched=other) == notes(kernel=first) == notes(a=first, b=same) == []
 
 
 def test_tries_that_stopped_at_a_hit_say_less_and_those_cut_short_less_still() -> None:
