@@ -41,6 +41,8 @@ def result(tried: Iterable[Tried]) -> tuple[Result, str]:
     troubled = [one.kernel.name for one in found if one.verdict is Verdict.TROUBLE]
     if troubled:
         return Result.TROUBLE, f"nothing is known of {', '.join(troubled)}: tries came to nothing there"
+    if not shows:
+        return Result.TROUBLE, "nothing is known: no kernel was tried on which it must show"
     absent = [one for one in shows if one.verdict is Verdict.ABSENT]
     if absent:
         return Result.NOT_REPRODUCED, f"it does not show on {', '.join(map(_not_seen, absent))}"

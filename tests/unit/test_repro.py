@@ -19,7 +19,7 @@ from testbed.repro import Job, Limits, Tried, on_kernel
 from testbed.signature import Match
 from testbed.trial import Attempt
 from testbed.tries import Outcome, Try
-from tests.unit.test_bug_runs import HIT, MISS, TROUBLE, job, kernel, one
+from tests.unit.test_bug_runs import HIT, MISS, TROUBLE, job, kernel, one, tried
 
 Answer = Callable[[Attempt], Awaitable[Outcome]]
 
@@ -162,3 +162,10 @@ async def test_a_hit_on_a_clean_kernel_ends_its_tries(reproducing: Any) -> None:
 async def test_a_bug_that_is_not_reproduced_carries_its_exposure_too(reproducing: Any) -> None:
     found = await reproducing(0, 0, Limits(tries=20, timeout_s=1, jobs=2))
     assert claims.result(found) == (Result.NOT_REPRODUCED, "it does not show on old (not seen in 20 tries, up to 16%)")
+
+
+def test_no_kernel_on_which_it_must_show_is_no_result() -> None:
+    nothing = (Result.TROUBLE, "nothing is known: no kernel was tried on which it must show")
+    clean = tried("new", *[MISS] * 6, must_show=False)
+    assert claims.result(()) == claims.result((clean,)) == nothing
+    assert claims.EXIT_CODES[Result.TROUBLE] == 2
