@@ -45,9 +45,17 @@ EXIT_CODES = {result.value: code for result, code in claims.EXIT_CODES.items()} 
 }
 
 
-def of_repro(job: Job, tried: tuple[Tried, ...], command: list[str], took_s: float, partial: Partial | None = None) -> dict[str, Any]:
-    """What `repro.json` says; `partial`: how far the run came, here and below, unless it is complete."""
-    verdict, why = claims.result(tried)
+def of_repro(
+    job: Job,
+    tried: tuple[Tried, ...],
+    command: list[str],
+    took_s: float,
+    partial: Partial | None = None,
+    not_asked: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What `repro.json` says; `partial`: how far the run came, here and below, unless it is complete; `not_asked`: kernels after the one
+    whose guest was held."""
+    verdict, why = claims.result(tried, not_asked)
     result = verdict.value
     # Tries that were still to come can take back everything but a hit where there must be none.
     if partial is not None and verdict is not Result.INVALID:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from testbed import apart
 from testbed.repro import Tried, Verdict
@@ -28,9 +28,13 @@ def is_apart(clean: Tried, tried: Iterable[Tried]) -> bool:
     return all(apart.told_apart(one.rate, clean.rate.tries) for one in tried if one.must_show)
 
 
-def result(tried: Iterable[Tried]) -> tuple[Result, str]:
-    """What the kernels say together, and why."""
-    found = tuple(tried)
+def result(tried: Iterable[Tried], not_asked: Sequence[str] = ()) -> tuple[Result, str]:
+    """What the kernels say together, and why; the reason names those that were `not_asked`, of which nothing is known."""
+    verdict, why = _result(tuple(tried))
+    return verdict, why + (f"; not asked, and nothing is known of: {', '.join(not_asked)}" if not_asked else "")
+
+
+def _result(found: tuple[Tried, ...]) -> tuple[Result, str]:
     shows, clean = [one for one in found if one.must_show], [one for one in found if not one.must_show]
     wrong = [one.kernel.name for one in clean if one.verdict is Verdict.SHOWS]
     if wrong:

@@ -131,7 +131,8 @@ def repro_command(
                     most = limits.tries * sum(map(len, kernels))
                     ended = sum(len(one.tries) for one in tried.values())
                     partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
-                    return bug_results.of_repro(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial)
+                    rest = [one.name for one in (*kernels[0], *kernels[1]) if one.name not in tried]
+                    return bug_results.of_repro(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial, rest)
 
                 def on_try(so_far: Tried, one: Try) -> None:
                     before = tried.get(so_far.kernel.name)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from testbed import claims, repro
+from testbed import bug_results, claims, repro
 from testbed.claims import Result
 from testbed.repro import Job, Limits, Tried, on_kernel
 from testbed.signature import Match
@@ -169,3 +169,10 @@ def test_no_kernel_on_which_it_must_show_is_no_result() -> None:
     clean = tried("new", *[MISS] * 6, must_show=False)
     assert claims.result(()) == claims.result((clean,)) == nothing
     assert claims.EXIT_CODES[Result.TROUBLE] == 2
+
+
+def test_kernels_that_were_not_asked_since_a_guest_was_held_are_named() -> None:
+    document = bug_results.of_repro(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0, not_asked=("older", "new"))
+    assert (document["result"], bug_results.EXIT_CODES[document["result"]]) == ("reproduced", 0)
+    assert document["reason"] == "it shows on old; not asked, and nothing is known of: older, new"
+    assert bug_results.of_repro(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0)["reason"] == "it shows on old"
