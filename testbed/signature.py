@@ -104,6 +104,11 @@ class _Watched:
         keys = ("console", "output", "expect", "status", "counter", "hang", "guest")
         return tuple(key for key in keys if getattr(self.condition, key) is not None)
 
+    @property
+    def rests_on_script(self) -> bool:
+        """Whether only the script's own word shows it: what it prints, how it ends, that it does not end."""
+        return all(key in self.told for key in self.wanted) and self.condition.status not in UNABLE
+
 
 class Watch:
     """One try's signature. Tell it what is seen; `hit` is the condition that holds, as soon as one does.
@@ -125,6 +130,7 @@ class Watch:
         self._streams = None if self._source is None else (Stream(self._source, errors=False), Stream(self._source, errors=True))
         self._output = ""
         self.hit: Match | None = None
+        self._shown: _Watched | None = None  # what the hit is of
         self.unable: list[Unable] = []
         self.uncounted: list[Uncounted] = []
         self.last = ""
@@ -230,6 +236,16 @@ class Watch:
                 if pattern is not None and pattern.spans_lines and (found := pattern.search(self._output)) is not None:
                     self._see(one, key, found, script=True)
 
+    @property
+    def rests_on_script(self) -> bool:
+        """Whether the hit is shown by the script's own word alone."""
+        return self._shown is not None and self._shown.rests_on_script
+
+    def doubt(self) -> None:
+        """Drop a hit that rests on the script's word where the script turns out to lack a command: it said so earlier."""
+        if self.unable and self.rests_on_script:
+            self.hit = self._shown = None
+
     def guest_ended(self, end: End) -> None:
         """The guest is gone, or does not answer."""
         word = end.of_guest
@@ -264,8 +280,9 @@ class Watch:
         if script:
             one.told.add(key)
         if self.hit is None and all(key in one.seen for key in one.wanted):
-            if self.unable and all(key in one.told for key in one.wanted) and one.condition.status not in UNABLE:
+            if self.unable and one.rests_on_script:
                 return
+            self._shown = one
             self.hit = Match(condition=one.number, seen="; ".join(one.seen[key] for key in one.wanted))
 
 

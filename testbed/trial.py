@@ -154,7 +154,7 @@ async def _attempt(wanted: Attempt) -> Try:
         match=run.watch.hit,
         ready_s=ready - started,
         took_s=max(0.0, run.ended - run.began),
-        hit_after_s=None if run.hit_at is None else run.hit_at - run.began,
+        hit_after_s=None if run.hit_at is None or run.watch.hit is None else run.hit_at - run.began,
         status=run.status,
         console_bytes=console.printed_bytes if console is not None else 0,
         findings=tuple(findings),
@@ -256,8 +256,11 @@ async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mappin
         elif run.watch.hit is not None:
             if wanted.paused:
                 await guest.monitor.execute("stop")
-            run.end = End.STOPPED
-            if wanted.hold is not None:
+            elif run.watch.rests_on_script:
+                await user_scripts.settle(guest, _ANSWER_S)
+                run.watch.doubt()
+            run.end = End.DONE if run.watch.hit is None else End.STOPPED
+            if wanted.hold is not None and run.watch.hit is not None:
                 await wanted.hold(guest, run.watch.hit)  # the script goes on, or stands still with its guest
         elif script.done():
             await _ended(guest, run, script)

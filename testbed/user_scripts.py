@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Mapping
 
 from testbed.bugs.scripts import CANNOT_TRY, HOME, Script, variable
+from testbed.errors import TestbedError
 from testbed.guest import Guest
 from testbed.shell import Listener, Result
 from testbed.stack import Stack
@@ -66,3 +68,9 @@ def environment(guest: Guest, stack: Stack, seed: int) -> dict[str, str]:
     found |= {f"NUM_{variable(name)}": disk.number for name, disk in guest.disks.items()}
     found |= {f"FILE_{variable(name)}": loop.backing_file for name, loop in stack.loops.items() if loop.backing_file}
     return found
+
+
+async def settle(guest: Guest, timeout_s: float) -> None:
+    """Wait until what a script has printed so far is here: its output and its errors come apart, in any order. A command takes longer."""
+    with contextlib.suppress(TestbedError):
+        await guest.script("true", timeout_s=timeout_s)

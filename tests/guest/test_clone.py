@@ -42,7 +42,7 @@ async def test_two_clones_are_two_machines(lab: Lab, model: GuestModel, kernel: 
             said = (await guest.script("hostname; date +%s.%N; head -c 16 /dev/urandom | od -An -tx1; uname -r")).stdout.splitlines()
             after = time.time()
             assert said[0] == guest.name
-            assert before - 1 <= float(said[1]) <= after + 1
+            assert before - 10 <= float(said[1]) <= after + 10  # not the template's clock; a busy machine sets it late
             assert said[3] == kernel.release
             told.append(said)
         assert told[0][2] != told[1][2]

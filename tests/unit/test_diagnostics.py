@@ -169,6 +169,21 @@ def test_a_script_that_could_not_run_shows_nothing(first: str, errors: str, what
         assert watch.unknown(status).startswith(what)
 
 
+def test_a_complaint_that_comes_after_the_output_that_it_stood_before_takes_the_hit_back() -> None:
+    watch = heard("perf", "", {"output": "BYPASSED"}, output="BYPASSED\n", status=None)
+    assert watch.hit is not None and watch.rests_on_script
+    watch.doubt()
+    assert watch.hit is not None, "nothing speaks against it"
+    watch.hear_errors(b"/run/testbed/crash.sh: line 1: perf: command not found\n")
+    watch.doubt()
+    assert watch.hit is None and watch.unknown(None).startswith("crash.sh:1: perf: not found")
+    # What others see stays.
+    watch = heard("perf", "/run/testbed/crash.sh: line 1: perf: command not found\n", {"console": "BUG: KASAN"}, status=None)
+    watch.hear_console(b"BUG: KASAN: use-after-free\n")
+    watch.doubt()
+    assert watch.hit is not None and not watch.rests_on_script
+
+
 def test_what_others_see_of_a_script_that_could_not_run_counts() -> None:
     errors = "/run/testbed/crash.sh: line 1: perf: command not found\n"
     watch = heard("perf", errors, {"console": "BUG: KASAN"}, status=None)
