@@ -58,7 +58,7 @@ async def runs(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> AsyncIterator[R
             nonlocal number
             number += 1
             wanted = Attempt(
-                lab=lab, bug=bug.bug, guest=guest_model, kernel=kernel, number=1, seed=number, timeout_s=60, evidence=tmp_path / "guest"
+                lab=lab, bug=bug.bug, guest=guest_model, kernel=kernel, number=1, seed=number, timeout_s=300, evidence=tmp_path / "guest"
             )
             run = trial._run(bug.bug)
             await trial._tried(guest, wanted, run)
