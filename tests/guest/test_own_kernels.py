@@ -26,6 +26,7 @@ async def modules_of(kernel: KernelFiles, folder: Path) -> Path:
     return folder / kernel.release
 
 
+@pytest.mark.slow
 async def test_a_kernel_boots_with_its_own_modules_and_is_refused_with_anothers(
     lab: Lab, kernel: KernelFiles, model: Guest, evidence: Path, tmp_path: Path
 ) -> None:

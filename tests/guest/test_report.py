@@ -58,6 +58,7 @@ async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(lab: La
         assert uptime <= last["guest_s"] + 0.01 and abs(last["monotonic_s"] - time.monotonic()) < 60
 
 
+@pytest.mark.slow
 async def test_a_guest_that_is_lost_keeps_its_samples(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
     with pytest.raises(GuestLost):
         async with lab.guest("g0", MODEL, kernel, evidence) as guest, sampling_groups(guest, 0.05):

@@ -203,6 +203,7 @@ async def test_a_guest_that_does_not_get_ready_takes_its_siblings_along(testbed:
     assert await testbed.records() == []
 
 
+@pytest.mark.slow
 async def test_mistakes_on_the_command_line(testbed: Commands) -> None:
     for words, said in (
         (("ssh", "nobody"), "nobody: there is no such guest; start one with: testbed up FILE"),

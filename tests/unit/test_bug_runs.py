@@ -161,6 +161,7 @@ def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[st
 
 
 @pytest.mark.parametrize("what", ["repro", "reduce", "bisect", "ask"])
+@pytest.mark.slow
 def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "state" / "runs" / "20260101T000000Z-abcd"
     guest = folder / "guests" / "bad-1"
@@ -194,6 +195,7 @@ INTERRUPTED = Partial(ended=1, wanted=12, at_most=True, what="tries", why="inter
 
 
 @pytest.mark.parametrize("what", ["repro", "reduce", "bisect", "ask", "suite"])
+@pytest.mark.slow
 def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> None:
     folder = tmp_path / "state" / "runs" / "20260101T000000Z-abcd"
     folder.mkdir(parents=True)

@@ -37,6 +37,7 @@ def test_messages_keep_what_they_say() -> None:
     assert str(GuestLost("g0", "ready", "it ended", ("one", "two"))).splitlines()[-1] == "    | two"
 
 
+@pytest.mark.slow
 def test_an_error_has_a_code_a_traceback_and_a_log_where_they_are_wanted(tmp_path: Path) -> None:
     plain = testbed(tmp_path, "ssh", "nobody")
     assert plain.returncode == 2 and plain.stderr.count("\n") == 1 and "TB100" not in plain.stderr

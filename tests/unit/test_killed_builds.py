@@ -125,6 +125,7 @@ def undisturbed(tmp_path: Path, tree: Path) -> bytes:
     return build(tmp_path / "undisturbed", BuildOrder(source=str(tree))).bzimage.read_bytes()
 
 
+@pytest.mark.slow
 def test_the_object_that_was_being_written_is_made_again_and_the_finished_ones_stay(tmp_path: Path, tree: Path) -> None:
     root, held = tmp_path / "cache", tmp_path / "held"
     os.mkfifo(held)

@@ -77,6 +77,7 @@ def command(env: dict[str, str], *words: str | Path) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, "-m", "testbed", *words], env=clean | env, capture_output=True, cwd=PACKAGE.parent)
 
 
+@pytest.mark.slow
 def test_names_are_utf8_in_any_locale(tmp_path: Path, locale: dict[str, str]) -> None:
     folder = tmp_path / "bücher"
     folder.mkdir()
@@ -91,6 +92,7 @@ def test_names_are_utf8_in_any_locale(tmp_path: Path, locale: dict[str, str]) ->
     assert "bücher/ä€.yaml:5:7: guests.g0.disks.dätä€: expected a name" in done.stdout.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_its_own_encoding_and_escapes_for_the_rest(tmp_path: Path, locale: dict[str, str]) -> None:
     (tmp_path / "ä€.yaml").write_text("version: 1\nguests: {}\n", encoding="utf-8")
     words = [sys.executable, "-m", "testbed", "validate", str(tmp_path / "ä€.yaml")]

@@ -155,6 +155,7 @@ def test_a_wrong_marker_is_an_error_with_its_place(suite: pytest.Pytester, marke
     assert said in text and "test_wrong.py:3: test_x: " in text and "Traceback" not in text and "site-packages" not in text
 
 
+@pytest.mark.slow
 def test_a_machine_without_tools_is_told_what_to_install(suite: pytest.Pytester) -> None:
     suite.makepyfile("def test_x(testbed): ...")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

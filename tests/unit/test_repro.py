@@ -129,6 +129,7 @@ def reproducing(monkeypatch: pytest.MonkeyPatch) -> Any:
     return run
 
 
+@pytest.mark.slow
 async def test_a_bug_of_25_percent_here_and_5_there_is_seldom_called_clean(reproducing: Any) -> None:
     limits = Limits(tries=20, timeout_s=1, jobs=3)
     said = Counter([claims.result(await reproducing(0.25, 0.05, limits, seed))[0] for seed in range(1000)])

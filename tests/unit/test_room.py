@@ -108,6 +108,7 @@ def cached(root: Path, name: str, *, hours: float) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_gc_removes_leftovers_and_what_nobody_needs_and_nothing_else(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     old = cached(root, "templates/aaaa", hours=50)
@@ -129,6 +130,7 @@ def test_gc_removes_leftovers_and_what_nobody_needs_and_nothing_else(tmp_path: P
     assert "--unused-for long: expected an age such as 30d" in testbed(tmp_path, "gc", "--unused-for", "long").stderr
 
 
+@pytest.mark.slow
 def test_a_source_that_is_built_from_now_stays(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     source = cached(root, "sources/debian-6.1-aaaa", hours=500)

@@ -54,6 +54,7 @@ def made(state: Path, name: str, text: str | None = None) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) -> None:
     state = tmp_path / "state"
     old = made(state, "20200101T000000Z-0001", json.dumps(document(tmp_path, passed(tmp_path))))

@@ -217,6 +217,7 @@ def cli(tmp_path: Path, *words: str, **files: str) -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-m", "testbed", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_validate_reads_the_scripts_and_looks_for_the_kernels_of_a_bug(tmp_path: Path) -> None:
     done = cli(tmp_path, "validate", "b.yaml", b_yaml=BUG)
     assert done.returncode == 0 and "1 valid" in done.stderr
@@ -238,6 +239,7 @@ def test_validate_reads_the_scripts_and_looks_for_the_kernels_of_a_bug(tmp_path:
     assert done.stdout.splitlines()[1].startswith("b.yaml:7:1: script: syntax error")
 
 
+@pytest.mark.slow
 def test_verbs_that_run_bugs_look_before_they_start_a_guest(tmp_path: Path) -> None:
     (tmp_path / "crash.sh").write_bytes(b"#!/bin/bash\ntrue $DEV_LO\ntrue\r\n")
     done = cli(tmp_path, "repro", "--script", "crash.sh")

@@ -33,6 +33,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, lock: bool) -> 
     assert done.stderr == f"tb: {cache}: expected a folder that can be written to; name another with TESTBED_CACHE\n"
 
 
+@pytest.mark.slow
 def test_an_interrupt_of_the_setting_up_says_so(tmp_path: Path) -> None:
     setting_up = subprocess.Popen([TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0)
     assert setting_up.stderr is not None and b"installing Python packages" in setting_up.stderr.readline()
