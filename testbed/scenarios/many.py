@@ -9,7 +9,7 @@ from testbed.scenarios.base import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import owned_pages, usual_reads
 from testbed.scenarios.rig import FRESH, ROOT, rig
 from testbed.units import MIB
-from testbed.verdict import Balance, Claim, Control, Evidence, Gap, Measure, Part, of_share, together
+from testbed.verdict import Balance, Claim, Control, Evidence, Gap, Measure, Part, of_share, share_of, together
 
 # Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's: they
 # stand 2M apart.
@@ -56,7 +56,7 @@ def judge(charged: list[int], moved: int) -> Claim:
     if moved < sum(asked) * 0.95:
         return Claim(gap=Gap.UNCLEAR, note="; too little came from the disk")
     own = (_own(f"cgroup {number}", *pair, max(ahead, 0)) for number, pair in enumerate(zip(charged, asked, strict=True)))
-    return together(*own, _sum(sum(charged), moved))
+    return together(*own, share_of("all cgroups", sum(charged), moved, least=1))
 
 
 def _own(what: str, charged: int, asked: int, ahead: int) -> Part:
@@ -65,10 +65,6 @@ def _own(what: str, charged: int, asked: int, ahead: int) -> Part:
     if gap is Gap.EXCESS and charged - ahead <= asked * 1.05:
         gap = Gap.CLOSED
     return Part(what=what, gap=gap, times=charged / asked)
-
-
-def _sum(charged: int, moved: int) -> Part:
-    return Part(what="all cgroups", gap=of_share(charged, moved, least=1), times=charged / moved)
 
 
 def counted(after: Texts, count: int, device: str) -> tuple[list[int], int]:

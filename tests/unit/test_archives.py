@@ -36,9 +36,9 @@ def sparse(name: str, size: int, *places: tuple[int, int]) -> tarfile.TarInfo:
     class Sparse(tarfile.TarInfo):
         def tobuf(self, *_: object, **__: object) -> bytes:
             header = bytearray(super().tobuf(tarfile.GNU_FORMAT))
-            fields = b"".join(tarfile.itn(number, 12, tarfile.GNU_FORMAT) for place in places for number in place)  # type: ignore[attr-defined]
+            fields = b"".join(tarfile.itn(number, 12, tarfile.GNU_FORMAT) for place in places for number in place)  # type: ignore[attr-defined]  # no stub has it
             header[386 : 386 + len(fields)] = fields
-            header[483:495] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]
+            header[483:495] = tarfile.itn(size, 12, tarfile.GNU_FORMAT)  # type: ignore[attr-defined]  # no stub has it
             header[148:156] = b" " * 8
             header[148:156] = b"%06o\0 " % sum(header)
             return bytes(header)

@@ -83,7 +83,7 @@ def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def indexed(argv: list[str | Path], **options: object) -> object:
         if argv[0] != "depmod":
-            return await run(argv, **options)  # type: ignore[arg-type]
+            return await run(argv, **options)  # type: ignore[arg-type]  # a fake
         top = Path(argv[2]) / "lib/modules" / str(argv[3])
         (top / "modules.dep").write_text("".join(f"{path.relative_to(top)}:\n" for path in sorted(top.rglob("*.ko*"))))
         return None

@@ -121,7 +121,7 @@ def test_a_mailbox_of_format_patch_applies(repository: Path, tmp_path: Path, opt
 
 def test_one_patch_with_a_cover_letter_is_a_series(repository: Path, tmp_path: Path) -> None:
     folder = made(repository, tmp_path / "series", "--cover-letter", "--numbered", of="base..main~2")
-    assert {re.search(r"\[.*\]", path.read_text())[0] for path in folder.iterdir()} == {"[PATCH 0/1]", "[PATCH 1/1]"}  # type: ignore[index]
+    assert {re.search(r"\[.*\]", path.read_text())[0] for path in folder.iterdir()} == {"[PATCH 0/1]", "[PATCH 1/1]"}  # type: ignore[index]  # each has one
     assert [patch.subject for patch in read_patches(folder)] == [SUBJECTS[0]]
 
 
