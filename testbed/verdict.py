@@ -37,12 +37,12 @@ class Gap(enum.Enum):
 _CHARGED_FROM, _CHARGED_TO, _BYPASSED_TO = 0.95, 1.05, 0.02
 
 
-def of_share(charged: float, total: float, *, least: float) -> Gap:
+def of_share(charged: float, total: float, *, least: float, ahead: float = 0) -> Gap:
     """Judge what a cgroup was charged as a share of what there was to charge, both in one unit; `least`: the total from which a share tells
-    anything."""
+    anything; `ahead`: what was measured to be read ahead beyond the total, and may be charged as well."""
     if not (math.isfinite(charged) and math.isfinite(total)) or charged < 0 or total < max(least, 1):
         return Gap.UNCLEAR
-    if charged > total * _CHARGED_TO:
+    if charged > total * _CHARGED_TO + ahead:
         return Gap.EXCESS
     if charged >= total * _CHARGED_FROM:
         return Gap.CLOSED

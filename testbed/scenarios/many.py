@@ -61,10 +61,7 @@ def judge(charged: list[int], moved: int) -> Claim:
 
 def _own(what: str, charged: int, asked: int, ahead: int) -> Part:
     """One cgroup's bytes: its own at least, and at most all readahead as well."""
-    gap = of_share(charged, asked, least=asked)
-    if gap is Gap.EXCESS and charged - ahead <= asked * 1.05:
-        gap = Gap.CLOSED
-    return Part(what=what, gap=gap, times=charged / asked)
+    return Part(what=what, gap=of_share(charged, asked, least=asked, ahead=ahead), times=charged / asked)
 
 
 def counted(after: Texts, count: int, device: str) -> tuple[list[int], int]:

@@ -42,9 +42,8 @@ def judge_punched(*, pages: int, moved: int, slab: int, later: Part) -> Claim:
     `pages`: the owner's page cache, of which there is no more than the disk `moved` and no less than both blocks of each hole; `slab`:
     the owner's, of which buffer heads are a part, so that it has no bound above. Bytes. `later`: the disk's bytes that are read afterwards.
     """
-    gap = of_share(pages, _PUNCHED_BYTES, least=1) if moved >= _PUNCHED_BYTES else Gap.UNCLEAR
-    if gap is Gap.EXCESS and pages <= moved * 1.05:
-        gap = Gap.CLOSED  # readahead
+    ahead = moved - _PUNCHED_BYTES
+    gap = of_share(pages, _PUNCHED_BYTES, least=1, ahead=ahead) if ahead >= 0 else Gap.UNCLEAR
     heads = _HOLES * _HEAD
     of_slab = Gap.CLOSED if slab >= heads else Gap.OPEN if slab < heads / 2 else Gap.UNCLEAR
     return together(
