@@ -157,7 +157,10 @@ async def test_a_guest_that_does_its_worst_is_reported_as_what_it_is(trying: Any
     one = await trying(case(f"echo begun\n{script}", {"output": "never"}, *([{"guest": word}] if word else [])), timeout_s=8)
     assert (one.outcome, one.end) == (Outcome.HIT if word else Outcome.TROUBLE, end)
     assert why in one.why
-    assert (one.evidence / "output.txt").read_text().startswith("begun\n")
+    # What is printed in the moment before the machine stops may still be in the guest's buffers then.
+    at_once = end in (End.PANIC, End.POWER_OFF, End.REBOOT)
+    printed = (one.evidence / "output.txt").read_text()
+    assert printed.startswith("begun\n") or (at_once and printed == "")
 
 
 @pytest.mark.slow
