@@ -34,7 +34,7 @@ def parse(text: str, name: str) -> dict[str, Option]:
         elif line and not line.startswith("#"):
             match = _SET.fullmatch(line)
             if match is None:
-                raise BuildError(f"{where}: expected CONFIG_NAME=VALUE or `# CONFIG_NAME is not set`, got {line!r}")
+                raise BuildError(f"{where}: expected CONFIG_NAME=VALUE or `# CONFIG_NAME is not set`, got {line[:100]!r}")
             found[match["name"]] = Option(value=match["value"], where=where)
     return found
 

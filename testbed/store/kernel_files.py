@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ from testbed.store import built_names, cache, debs, kernel_fit, kernel_image, mo
 from testbed.store.apt import Package, PrivateApt
 from testbed.store.built_names import Named
 from testbed.store.ext4 import make_ext4
-from testbed.store.initramfs import module_name, module_order
+from testbed.store.initramfs import module_order
 from testbed.store.mirror import find_mirror
 from testbed.units import format_size
 
 # What reaches the root disk; the rest is on the modules disk.
 EARLY_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 # Change when what a kernel's folder holds changes, and when what is asked of a user's own kernel does.
-_LAYOUT, _ASKED = 3, 1
+_LAYOUT, _ASKED = 3, 2
+# Of what is left out of a package, or of a folder of modules.
+_MOST_NAMED = 5
 # Those behind a kernel's metapackage that hold files of the kernel; its configuration, from 7.x on, is in `linux-base-RELEASE`.
 _PACKAGES = ("linux-image-", "linux-binary-", "linux-modules-", "linux-base-")
 
@@ -64,6 +67,8 @@ def kernel_folder(kernel: Kernel, root: Path) -> Path:
     if isinstance(kernel, DebianKernel):
         key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package, _PACKAGES)
         return root / "kernels" / f"{kernel.name}-{key}"
+    if kernel.bzimage and kernel.modules:
+        module_tree.check_place(kernel.modules, kernel.bzimage, kernel_image.kernel_release(kernel.bzimage))
     configs = kernel_fit.config_files(kernel.bzimage, kernel.modules) if kernel.bzimage else ()
     hashes = [_sha256(path) for path in (*kernel.debs, *([kernel.bzimage] if kernel.bzimage else []), *configs)]
     modules = _listing(kernel.modules) if kernel.modules else []
@@ -81,8 +86,8 @@ def _sha256(path: Path) -> str:
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
-    root = folder.resolve()
-    return sorted((str(path.relative_to(root)), path.stat().st_size, path.stat().st_mtime_ns) for path in module_tree.files(root))
+    tree = module_tree.survey(folder)
+    return sorted((str(path.relative_to(tree.root)), path.stat().st_size, path.stat().st_mtime_ns) for path in tree.files)
 
 
 async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool = False) -> KernelFiles:
@@ -171,9 +176,10 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
             origin, packages = await _download(kernel, work, task)
         else:
             origin, packages = ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path), kernel.debs
+        notes: list[str] = []
         for deb in packages:
             task.update(detail=f"unpacking {deb.name}")
-            await asyncio.to_thread(debs.unpack, deb, work / "tree")
+            notes += _some(f"{deb}: left out", await asyncio.to_thread(debs.unpack, deb, work / "tree"))
         bzimage, modules = _find(kernel, work / "tree")
         await asyncio.to_thread(kernel_image.plain, bzimage, work / "bzImage")
         task.update(detail="what guests need of it")
@@ -181,9 +187,21 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
         fit = await asyncio.to_thread(kernel_fit.examine, name, work / "bzImage", kernel_fit.config_files(bzimage, modules), modules)
         if fit.config is not None:
             (folder / "config").write_text(fit.config, encoding="utf-8")
-        return await lay_out(work / "bzImage", modules, folder, task) | {"origin": origin, "notes": list(fit.notes)}
+        if isinstance(kernel, LocalKernel) and kernel.bzimage:
+            notes += kernel_fit.linked_configs(bzimage, modules)
+        if modules is not None:
+            named = modules if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
+            notes += _some(f"{named}: left out", module_tree.survey(modules).left_out)
+        return await lay_out(work / "bzImage", modules, folder, task) | {"origin": origin, "notes": [*notes, *fit.notes]}
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _some(what: str, left_out: Sequence[str]) -> Iterator[str]:
+    """A note of what is left out, none where that is nothing."""
+    if left_out:
+        more = f" and {len(left_out) - _MOST_NAMED} more" if len(left_out) > _MOST_NAMED else ""
+        yield f"{what}: {', '.join(left_out[:_MOST_NAMED])}{more}"
 
 
 async def _download(kernel: DebianKernel, work: Path, task: Task) -> tuple[str, tuple[Path, ...]]:
@@ -236,7 +254,7 @@ async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task)
     release = kernel_image.kernel_release(bzimage)
     shutil.copyfile(bzimage, folder / "bzImage")
     digests = [cache.file_sha256(folder / "bzImage")]
-    early: dict[str, None] = {}
+    early: tuple[str, ...] = ()
     if modules is not None:
         tree = folder / "work" / "modules"
         target = tree / "lib/modules" / release
@@ -244,11 +262,8 @@ async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task)
         await asyncio.to_thread(module_tree.copy, modules, target)
         task.update(detail=f"modules of {release}")
         await process.run(["depmod", "-b", tree, release], timeout_s=120)
-        (folder / "early").mkdir()
-        for path in module_order((target / "modules.dep").read_text(encoding="utf-8"), EARLY_MODULES):
-            name = f"{module_name(path)}.ko"
-            (folder / "early" / name).write_bytes(await asyncio.to_thread(module_tree.read, target / path))
-            early[name] = None
+        order = module_order((target / "modules.dep").read_text(encoding="utf-8"), EARLY_MODULES)
+        early = await asyncio.to_thread(module_tree.unpack, target, order, folder / "early")
         await make_ext4(tree / "lib/modules", folder / "modules.ext4")
         # Not of the disk: it has times in it.
         digests += await asyncio.to_thread(lambda: [f"{name} {cache.file_sha256(target / name)}" for name, _, _ in _listing(target)])
@@ -258,6 +273,6 @@ async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task)
         "release": release,
         "sha256": content_key(digests),
         "hashes": hashes,
-        "early_modules": list(early),
+        "early_modules": early,
         "has_modules": modules is not None,
     }

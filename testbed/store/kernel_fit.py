@@ -11,6 +11,7 @@ from testbed.kbuild import fragments, needs
 from testbed.kbuild.fragments import Option
 from testbed.store import kernel_image, module_tree
 from testbed.store.kernel_image import Header
+from testbed.units import format_size
 
 # The first lines of every configuration that the kernel's tools have written.
 _TITLE = re.compile(r"\A(?:#.*\n){0,3}# Linux/\S+ (?P<version>\S+) Kernel Configuration")
@@ -36,10 +37,30 @@ class _Inside:
 
 def config_files(bzimage: Path, modules: Path | None) -> tuple[Path, ...]:
     """Where the configuration of a kernel lies, the surest first: beside it, as distributions have it, or at the top of the tree that it
-    was built in, unless it was changed since.
+    was built in, unless it was changed since. What is a link to elsewhere is none of them: see `linked_configs`.
 
     :raise UsageError: it is no bzImage.
     """
+    return tuple(path for path in _places(bzimage, modules) if _stays(path, bzimage, modules))
+
+
+def linked_configs(bzimage: Path, modules: Path | None) -> tuple[str, ...]:
+    """Notes of what is called as a kernel's configuration is, and is a link to elsewhere, which could be any file of this machine.
+
+    :raise UsageError: it is no bzImage.
+    """
+    left_out = (path for path in _places(bzimage, modules) if not _stays(path, bzimage, modules))
+    return tuple(f"{path}: left out: a link to {path.resolve()}, which does not lie with the kernel" for path in left_out)
+
+
+def _stays(path: Path, bzimage: Path, modules: Path | None) -> bool:
+    """Whether a file lies in the folder that it is named in, or with the kernel or its modules, which may be links themselves."""
+    real = path.resolve()
+    around = [bzimage.parent.resolve(), bzimage.resolve().parent, *([modules.resolve()] if modules else [])]
+    return real == path.parent.resolve() / path.name or any(real.is_relative_to(folder) for folder in around)
+
+
+def _places(bzimage: Path, modules: Path | None) -> list[Path]:
     own = f"config-{kernel_image.kernel_release(bzimage)}"
     resolved = bzimage.resolve()
     beside = [bzimage.with_name(own), resolved.with_name(own), bzimage.with_name("config"), bzimage.with_name(".config")]
@@ -49,7 +70,7 @@ def config_files(bzimage: Path, modules: Path | None) -> tuple[Path, ...]:
         top = resolved.parents[len(_TREE) - 1] / ".config"
         if _is_file(top) and top.stat().st_mtime <= resolved.stat().st_mtime:
             found.append(top)
-    return tuple(found)
+    return found
 
 
 def _is_file(path: Path) -> bool:
@@ -124,16 +145,27 @@ def _read(configs: tuple[Path, ...], header: Header) -> tuple[str | None, str, l
     notes = []
     for path in configs:
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = _text(path)
+        except (OSError, ValueError) as error:
             notes.append(f"{path}: cannot be read as a configuration: {error}")
             continue
         title = _TITLE.match(text)
-        if path.name == f"config-{header.release}" or (title and (path.parent.name == header.release or _is_of(title["version"], header))):
+        # Of a link the name says nothing of what it leads to.
+        named = path.name == f"config-{header.release}" and not path.is_symlink()
+        if named or (title and (path.parent.name == header.release or _is_of(title["version"], header))):
             return text, str(path), notes
         if title:
             notes.append(f"{path}: of Linux {title['version']}, and so not the configuration of {header.release}")
     return None, "", notes
+
+
+def _text(path: Path) -> str:
+    """:raise OSError: it cannot be read. :raise ValueError: it is too large, or no text."""
+    with path.open("rb") as file:
+        data = file.read(kernel_image.MOST_CONFIG_BYTES + 1)
+    if len(data) > kernel_image.MOST_CONFIG_BYTES:
+        raise ValueError(f"expected at most {format_size(kernel_image.MOST_CONFIG_BYTES)}, got more")
+    return data.decode()
 
 
 def _is_of(version: str, header: Header) -> bool:

@@ -24,7 +24,7 @@ from testbed.units import format_size
 # A kernel with KASAN and everything built in unpacks to some 0.4 GiB; its bzImage is smaller than that.
 MOST_BYTES = 1 << 30
 _HEAD_BYTES, _PIECE_BYTES = 0x10000, 1 << 20
-_MOST_CONFIG_BYTES = 16 << 20
+MOST_CONFIG_BYTES = 16 << 20
 # What fixed fields of the setup header are at, with the least size of a file that has them, and the first version with a payload.
 _FIELDS_BYTES, _PAYLOAD_VERSION = 0x250, 0x0208
 _CONFIG_START, _CONFIG_END = b"IKCFG_ST", b"IKCFG_ED"
@@ -159,12 +159,12 @@ def config(image: mmap.mmap | bytes) -> str | None:
     found = re.search(re.escape(_CONFIG_START) + rb"(?=\x1f\x8b\x08)", image)
     if found is None:
         return None
-    end = image.find(_CONFIG_END, found.end())
+    end = image.find(_CONFIG_END, found.end(), found.end() + MOST_CONFIG_BYTES)
     try:
         inflated = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        text = inflated.decompress(image[found.end() : end if end > 0 else None], _MOST_CONFIG_BYTES)
+        text = inflated.decompress(image[found.end() : end if end > 0 else found.end() + MOST_CONFIG_BYTES], MOST_CONFIG_BYTES)
         if not inflated.eof:
-            raise ValueError(f"expected its end within {format_size(_MOST_CONFIG_BYTES)}")
+            raise ValueError(f"expected its end within {format_size(MOST_CONFIG_BYTES)}")
         return text.decode()
     except (zlib.error, ValueError) as error:
         raise UsageError(f"the configuration that is built into a kernel cannot be read: {error}") from error
@@ -175,7 +175,7 @@ def vermagic(image: mmap.mmap | bytes, release: str) -> str | None:
 
     Only words without brackets follow the release there, which tells it from the banner.
     """
-    found = re.search(rb"\0(" + re.escape(release.encode()) + rb"(?: [A-Za-z0-9_]+)+) ?\0", image)
+    found = re.search(rb"\0(" + re.escape(release.encode()) + rb"(?: [A-Za-z0-9_]{1,100}){1,30}) ?\0", image)
     return found[1].decode() if found else None
 
 
