@@ -217,7 +217,12 @@ def _file_node(node: str, file: Path) -> dict[str, Any]:
 
 def image_node(name: str, kind: str, below: str) -> dict[str, Any]:
     """The node of the image that a disk is an overlay of, which is kept in the bytes of another node."""
-    return {"driver": kind, "node-name": f"image-{name}", "file": below, **_READ_ONLY}
+    return {"driver": kind, "node-name": f"image-{name}", "file": below, **_backing(kind, None), **_READ_ONLY}
+
+
+def _backing(kind: str, node: str | None) -> dict[str, Any]:
+    """What is below a qcow2: this node or none, whatever file its header names."""
+    return {"backing": node} if kind == "qcow2" else {}
 
 
 def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
@@ -227,7 +232,7 @@ def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
         "node-name": f"file-{name}",
         "file": below,
         "discard": "unmap" if disk.discard else "ignore",
-        **({"backing": f"image-{name}"} if disk.image is not None and kind == "qcow2" else {}),
+        **_backing(kind, f"image-{name}" if disk.image is not None else None),
         **read_only(disk),
     }
 

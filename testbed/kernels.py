@@ -114,6 +114,15 @@ class KernelTable:
             raise UsageError(f"kernel {spec!r}: expected BZIMAGE[:MODULES_FOLDER] or FILE.deb[:FILE.deb]")
         return LocalKernel(name=paths[0].name, bzimage=paths[0], modules=paths[1] if len(paths) == 2 else None)
 
+    def absolute(self, spec: str) -> str:
+        """`spec` with the paths of files from the root, for a process that works in another folder.
+
+        :raise UsageError: this user may not look.
+        """
+        named = spec in self.rows or spec.startswith(BUILT)
+        paths = None if named else files_of(spec)
+        return spec if paths is None else ":".join(str(path.absolute()) for path in paths)
+
 
 def files_of(spec: str) -> tuple[Path, ...] | None:
     """The files that `FILE[:FILE...]` names, the first as long as it can be, since paths may have colons, too; None: they are not there.

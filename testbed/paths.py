@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import stat
@@ -51,9 +52,9 @@ def folders() -> Folders:
     """
     found = Folders(
         cache=cache(),
-        state=Path(os.environ.get("TESTBED_STATE") or _home(platformdirs.user_state_path)),
-        runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()), "XDG_RUNTIME_DIR"),
-        admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission"),
+        state=Path(os.environ.get("TESTBED_STATE") or _home(platformdirs.user_state_path)).absolute(),
+        runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()).absolute(), "XDG_RUNTIME_DIR"),
+        admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission").absolute(),
     )
     if found.state.exists() and not found.state.is_dir():
         raise HostError(f"{found.state}: expected a folder, got something else; name another with TESTBED_STATE")
@@ -70,7 +71,32 @@ def cache() -> Path:
 
     :raise HostError: the user has no home, and TESTBED_CACHE names no other place.
     """
-    return Path(os.environ.get("TESTBED_CACHE") or _home(platformdirs.user_cache_path))
+    return Path(os.environ.get("TESTBED_CACHE") or _home(platformdirs.user_cache_path)).absolute()
+
+
+# Variables that name a file or folder of this machine; PATH names several.
+_PLACES = (
+    "TESTBED_CACHE",
+    "TESTBED_STATE",
+    _ADMISSION,
+    "TESTBED_QEMU",
+    "XDG_CACHE_HOME",
+    "XDG_STATE_HOME",
+    "XDG_RUNTIME_DIR",
+    "HOME",
+    "TMPDIR",
+    "PATH",
+)
+
+
+def settle() -> None:
+    """Make the places that this process's environment names absolute: it is about to work in another folder."""
+    for name in _PLACES:
+        said = os.environ.get(name, "")
+        places = said.split(os.pathsep) if name == "PATH" else [said]
+        # A program without a slash is looked for in PATH; an empty variable means nothing.
+        if said and (name != "TESTBED_QEMU" or "/" in said):
+            os.environ[name] = os.pathsep.join(os.path.abspath(place) for place in places)  # noqa: PTH100 - links stay what they are
 
 
 def image_names(images: Path) -> tuple[str, ...]:
@@ -97,6 +123,18 @@ def created(path: Path, mode: int = 0o666) -> BinaryIO:
     :raise OSError: it cannot be made.
     """
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode), "wb")
+
+
+def opened(path: Path) -> BinaryIO:
+    """A regular file to read, where somebody else may have put a link or a pipe: neither is followed, or waited for.
+
+    :raise OSError: it cannot be opened, or is none.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "expected a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
 
 
 def _home(place: Callable[[str], Path]) -> Path:

@@ -14,7 +14,9 @@ from pathlib import Path
 from testbed.errors import HostError, ToolMissing
 
 # Debian keeps mke2fs and its like out of a plain user's PATH.
-_SEARCH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/local/sbin", "/usr/sbin", "/sbin"))
+_PLACES = (*os.environ.get("PATH", os.defpath).split(os.pathsep), "/usr/local/sbin", "/usr/sbin", "/sbin")
+# From the root, since a supervisor works in another folder than the command that it was a copy of.
+_SEARCH = os.pathsep.join(os.path.abspath(place) for place in _PLACES)  # noqa: PTH100 - links stay what they are
 
 # Between asking a program to end and ending it.
 _GRACE_S = 20.0

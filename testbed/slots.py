@@ -48,10 +48,12 @@ class Slots:
 
     async def overlay(self, file: Path, root: Path, snapshot: Snapshot | None) -> None:
         """Make the file for what a guest writes to its root disk: empty, or as in a snapshot."""
+        wanted = Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw"))
         if snapshot is None:
-            await disk_files.make(Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw")))
+            await disk_files.make(wanted)
         else:
             await snapshots.copy(snapshot.disk(file.name), file)
+            disk_files.check_kept(wanted)
         self._custody.own(file)
 
     def hand_over(self, folder: Path) -> None:
@@ -114,5 +116,6 @@ class Slots:
                 (self._survivors / store.file.name).rename(store.file)
             else:
                 await disk_files.make(store)
+            disk_files.check_kept(store)
             self._custody.own(store.file)
         return wanted

@@ -59,7 +59,7 @@ def up_command(
                 file=file.resolve(),
                 point=point or "",
                 called=called,
-                kernels={guest: kernel or model.kernel or table.patched for guest, model in topology.guests.items()},
+                kernels={guest: table.absolute(kernel or model.kernel or table.patched) for guest, model in topology.guests.items()},
                 folders=folders,
                 evidence={guest: run / (name if logs is None else guest) for guest, name in called.items()},
                 cold=cold,
@@ -91,6 +91,7 @@ def _supervise(wire: socket.socket) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number in (1, 2):
             os.dup2(os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
+        paths.settle()
         os.chdir("/")
 
         def say(message: dict[str, object]) -> None:

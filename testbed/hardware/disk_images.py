@@ -51,8 +51,13 @@ _UNPACKED = {
     "tar": "tar -x",
 }
 _UNPACKED["Android sparse"] = "simg2img"
+_ANEW = "; convert it first: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
 _ENCRYPTED = {1: "AES", 2: "LUKS"}
-_CORRUPT, _EXTERNAL_DATA = 1 << 1, 1 << 2
+# Incompatible features; what is none of these no QEMU that we know can read.
+_DIRTY, _CORRUPT, _EXTERNAL_DATA, _COMPRESSION, _SUBCLUSTERS = (1 << bit for bit in range(5))
+_KNOWN = _DIRTY | _CORRUPT | _EXTERNAL_DATA | _COMPRESSION | _SUBCLUSTERS
+# Header extensions: the name of a file with the data, and the place of a LUKS header.
+_DATA_FILE, _ENCRYPTION = 0x44415441, 0x0537BE77
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +71,17 @@ class Content:
 
 def kind(content: Content) -> str:
     """The format that the bytes are of, as QEMU calls it; `raw` where they are of no other that is known."""
+    if _describes(content.head):
+        return "vmdk"
     found = next((name for place, magic, name in _MAGIC if content.head[place : place + len(magic)] == magic), None)
     return found or next((name for magic, name in _LAST if content.tail.startswith(magic)), "raw")
+
+
+def _describes(head: bytes) -> bool:
+    """Whether it is the text of a VMDK (its descriptor), which names the files with the data, and may begin with comments of anybody's."""
+    lines = [line.strip() for line in head[:4096].split(b"\n")]
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    return first.startswith(b"version=") and any(line.startswith(b"createType=") for line in lines)
 
 
 def mistakes(content: Content, wanted: str, said_by: str, disk_bytes: int) -> Iterator[str]:
@@ -109,18 +123,46 @@ def _of_qcow2(content: Content, disk_bytes: int) -> Iterator[str]:
     version, backing, backing_bytes, _, size_bytes, crypt, l1_entries, l1_place = struct.unpack_from(">IQIIQIIQ", head, 4)
     features = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
     if version not in (2, 3):
-        yield f"expected qcow2 of version 2 or 3, got version {version}; convert it first: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
+        yield f"expected qcow2 of version 2 or 3, got version {version}{_ANEW}"
         return
     if l1_place + l1_entries * 8 > content.size_bytes:
         yield f"expected a whole qcow2, got {content.size_bytes} bytes of one, less than its header says"
     if backing:
         name = head[backing : backing + backing_bytes].decode(errors="replace") or "another file"
         yield f"expected an image that stands alone, got one on {name}; make one of both: qemu-img convert -O qcow2 IMAGE NEW.qcow2"
-    if features & _EXTERNAL_DATA:
+    extensions = _extensions(head, version)
+    if external_data(head):
         yield "expected an image that stands alone, got one whose data is in another file; qemu-img convert -O qcow2 IMAGE NEW.qcow2"
-    if crypt:
+    elif extensions is None:
+        yield f"expected a qcow2 whose header extensions end within {format_size(HEAD_BYTES)}, got one where they do not{_ANEW}"
+    if unknown := features & ~_KNOWN:
+        yield f"expected features of qcow2 that are known (bits 0 to 4), got {unknown:#x}{_ANEW}"
+    if crypt or _ENCRYPTION in (extensions or ()):
         how = _ENCRYPTED.get(crypt, f"method {crypt}")
         yield f"expected an image that is not encrypted, got one with {how}; decrypt it first, with qemu-img convert"
     if features & _CORRUPT:
         yield "it is marked as corrupt; repair it first: qemu-img check -r all IMAGE"
     yield from _too_large(size_bytes, disk_bytes)
+
+
+def external_data(head: bytes) -> bool:
+    """Whether a file's beginning is a qcow2 header that names, or may name, another file for the disk's data: it could be any file of this
+    machine. QEMU asks the feature bit alone; a name without the bit has no honest reason.
+    """
+    if not head.startswith(_QCOW2) or len(head) < 80:
+        return False
+    version, features = struct.unpack_from(">I", head, 4)[0], struct.unpack_from(">Q", head, 72)[0]
+    return bool(version >= 3 and features & _EXTERNAL_DATA) or _DATA_FILE in (_extensions(head, version) or ())
+
+
+def _extensions(head: bytes, version: int) -> frozenset[int] | None:
+    """The types of a qcow2's header extensions, which follow the header; None where they do not end in what was read of the file."""
+    at = struct.unpack_from(">I", head, 100)[0] if version >= 3 and len(head) >= 104 else 72
+    found: set[int] = set()
+    while at + 8 <= len(head):
+        kind, size_bytes = struct.unpack_from(">II", head, at)
+        if kind == 0:
+            return frozenset(found)
+        found.add(kind)
+        at += 8 + (size_bytes + 7) // 8 * 8
+    return None

@@ -10,6 +10,8 @@ from typing import BinaryIO
 from testbed import paths, process
 from testbed.drives import Storage
 from testbed.errors import HostError
+from testbed.hardware import disk_images
+from testbed.hardware.disk_images import HEAD_BYTES
 from testbed.topology import here
 from testbed.units import format_size
 
@@ -32,7 +34,8 @@ async def make(wanted: Storage) -> None:
     program = shutil.which("qemu-img")
     if program is None:
         raise HostError(f"{wanted.file.name}: qcow2 files are made by qemu-img, which is not installed; install qemu-utils")
-    words: list[str | Path] = [program, "create", "-q", "-f", "qcow2"]
+    # -u: it does not open the image, which may be a stranger's, and would do so as us.
+    words: list[str | Path] = [program, "create", "-q", "-u", "-f", "qcow2"]
     if wanted.image is not None:
         path, kind = wanted.image
         # The format is named: guessing it would let a raw image's content name other files of this machine.
@@ -42,6 +45,22 @@ async def make(wanted: Storage) -> None:
     with _created(wanted.file) as file:
         # By what is open: qemu-img would follow a link.
         await process.run([*words, f"/proc/{os.getpid()}/fd/{file.fileno()}", str(wanted.size_bytes)], timeout_s=_LIMIT_S)
+
+
+def check_kept(store: Storage) -> None:
+    """That a disk's file which a QEMU has written to, and which another one is about to open, names no other file of this machine.
+
+    :raise HostError: it does, which no QEMU writes of itself, or it cannot be read.
+    """
+    if store.format != "qcow2":
+        return
+    try:
+        with paths.opened(store.file) as file:
+            head = file.read(HEAD_BYTES)
+    except OSError as error:
+        raise HostError(f"{store.file}: cannot be read: {error.strerror}") from error
+    if disk_images.external_data(head):
+        raise HostError(f"{store.file}: expected a disk that stands alone, got one whose data is in another file, as no QEMU makes it here")
 
 
 def _created(path: Path) -> BinaryIO:

@@ -48,7 +48,10 @@ def parse_points(text: str, file: str, folder: Path, *, host_memory: int | None 
 
 
 def _located(topology: Topology, folder: Path) -> Topology:
-    """The topology with the images of its disks relative to where the file is."""
+    """The topology with the images of its disks as paths from the root. The file names them relative to its `folder`; the supervisor of a
+    guest that stays works elsewhere.
+    """
+    folder = folder.absolute()
 
     def disks(guest: Guest) -> dict[str, Any]:
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -229,15 +230,28 @@ async def test_another_qemu_is_named(own: Places) -> None:
 @pytest.mark.slow
 async def test_odd_paths_and_no_home() -> None:
     with places.made(name="a path, with späces=and ünicode") as own:
-        own.file("tiny.yaml", TINY)
+        # What is relative is so to where the command is run, or its file lies: the supervisor works elsewhere.
+        own.file("tiny.yaml", TINY.replace("256M}}}", "256M, image: an image.img}}}"))
+        (own.root / "an image.img").write_bytes(b"of the image" + bytes(500))
         (own.root / "temporary files").mkdir()
         bare = ("env", "--unset=HOME", "--unset=XDG_CACHE_HOME", "--unset=XDG_STATE_HOME", f"TMPDIR={own.root}/temporary files")
+        relative = (
+            *bare,
+            *(f"TESTBED_{name}={os.path.relpath(path, own.root)}" for name, path in (("STATE", own.state), ("CACHE", own.cache))),
+        )
         with expect("spaces and unicode in paths, TMPDIR elsewhere, no HOME"):
             try:
-                await own.run("up", "tiny.yaml", "-k", "debian-6.1", "-q", within=bare)
+                await own.run("up", "tiny.yaml", "-k", "debian-6.1", "-q", within=relative)
+                assert (await own.run("ssh", "tiny", "--", "head -c 12 /dev/vdc", within=bare)).out == "of the image"
                 await own.run("snapshot", "tiny", "good", within=bare)
                 await own.run("restore", "tiny", "good", within=bare)
                 assert (await own.run("ssh", "tiny", "--", "echo a  b", within=bare)).out == "a b\n"
+                # As a guest could leave it that has taken its QEMU over.
+                with (own.state / "snapshots/tiny/good/disks/root.qcow2").open("r+b") as file:
+                    file.seek(79)
+                    file.write(b"\x04")
+                said = (await own.run("restore", "tiny", "good", within=bare, status=2)).err
+                assert "root.qcow2: expected a disk that stands alone, got one whose data is in another file" in said
             finally:
                 await own.run("down", "--all", within=bare)
             await own.nothing_left()

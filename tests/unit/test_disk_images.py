@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import lzma
+import os
 import shutil
 import struct
 import subprocess
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from testbed import drives
 from testbed.drives import Storage
 from testbed.errors import HostError, TopologyError
 from testbed.hardware import disk_images
 from testbed.store import disk_files
-from testbed.topology import load_points
+from testbed.topology import here, load_points
+from testbed.topology.disks import disk_of
 
 HOST_BYTES = 1 << 40
 NEW = "convert it first: qemu-img convert -O raw IMAGE NEW.raw"
@@ -124,6 +128,90 @@ def test_an_image_that_is_not_there_is_too_large_chained_or_encrypted_is_a_mista
     corrupt[79] |= 2
     (tmp_path / "corrupt.qcow2").write_bytes(corrupt)
     assert one(tmp_path, "corrupt.qcow2") == "it is marked as corrupt; repair it first: qemu-img check -r all IMAGE"
+
+
+def changed(folder: Path, name: str, *patches: tuple[int, bytes]) -> None:
+    """A qcow2 with other bytes at some places of its header."""
+    qemu_img("create", "-f", "qcow2", folder / name, "4M")
+    with (folder / name).open("r+b") as file:
+        for place, data in patches:
+            file.seek(place)
+            file.write(data)
+
+
+def test_an_image_that_could_name_a_file_with_its_data_is_refused_by_its_header_alone(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(bytes(8 << 20))
+    for name, option in (("named", f"data_file={tmp_path}/a.raw"), ("raw", f"data_file={tmp_path}/b.raw,data_file_raw=on")):
+        qemu_img("create", "-f", "qcow2", "-o", option, tmp_path / f"{name}.qcow2", "8M")
+    qemu_img("create", "-f", "qcow2", "-o", f"extended_l2=on,data_file={tmp_path}/c.raw", tmp_path / "sub.qcow2", "8M")
+    extension = struct.pack(">II", 0x44415441, 6) + b"secret\0\0" + bytes(8)
+    changed(tmp_path, "bit.qcow2", (72, struct.pack(">Q", 1 << 2)))  # its name may be given to QEMU in other ways
+    changed(tmp_path, "name.qcow2", (112, extension))  # without the bit
+    changed(tmp_path, "old.qcow2", (4, struct.pack(">I", 2)), (72, extension))
+    far = struct.pack(">II", 0x12345678, 40) + bytes(40)  # behind one that nobody knows
+    changed(tmp_path, "far.qcow2", (100, struct.pack(">I", 104)), (104, far + extension))
+    for name in ("named", "raw", "sub", "bit", "name", "old", "far"):
+        assert "got one whose data is in another file" in "".join(problems(tmp_path, f"{name}.qcow2")), name
+    changed(tmp_path, "endless.qcow2", (112, struct.pack(">II", 0x12345678, 0xFFFFFFFF)))
+    assert "header extensions end within 64K" in one(tmp_path, "endless.qcow2")
+    changed(tmp_path, "unknown.qcow2", (72, struct.pack(">Q", 1 << 5 | 1 << 63)))
+    assert "features of qcow2 that are known (bits 0 to 4), got 0x8000000000000020" in one(tmp_path, "unknown.qcow2")
+    changed(tmp_path, "luks.qcow2", (112, struct.pack(">IIQQ", 0x0537BE77, 16, 65536, 4096) + bytes(8)))
+    assert "expected an image that is not encrypted" in one(tmp_path, "luks.qcow2")
+
+
+def test_features_that_name_nothing_are_taken(tmp_path: Path) -> None:
+    for number, options in enumerate(
+        ("extended_l2=on", "compression_type=zstd", "lazy_refcounts=on", "cluster_size=2M", "cluster_size=512")
+    ):
+        qemu_img("create", "-f", "qcow2", "-o", options, tmp_path / f"{number}.qcow2", "4M")
+        assert problems(tmp_path, f"{number}.qcow2") == [], options
+    qemu_img("bitmap", "--add", tmp_path / "0.qcow2", "b")
+    qemu_img("snapshot", "-c", "s", tmp_path / "0.qcow2")
+    assert problems(tmp_path, "0.qcow2") == []
+
+
+@pytest.mark.parametrize("name", ["x.img", "x.qcow2", "x.raw"])
+def test_a_description_of_a_disk_that_names_other_files_is_refused(tmp_path: Path, name: str) -> None:
+    qemu_img("create", "-f", "vmdk", "-o", "subformat=monolithicFlat", tmp_path / "x.vmdk", "4M")
+    text = (tmp_path / "x.vmdk").read_bytes()
+    for number, described in enumerate((text, b"# of mine\n\n" + text, text.replace(b"# Disk DescriptorFile\n", b""))):
+        (tmp_path / name).write_bytes(described)
+        assert "got vmdk by its bytes" in one(tmp_path, name), number
+
+
+async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """qemu-img runs as the caller, and is not confined: of a stranger's image it reads nothing."""
+    monkeypatch.setattr(here, "image_mistakes", lambda *said: iter(()))
+    os.mkfifo(tmp_path / "x.img")
+    wanted = Storage(file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw"))
+    async with asyncio.timeout(30):
+        await disk_files.make(wanted)
+    assert disk_images.kind(disk_images.Content(head=wanted.file.read_bytes(), tail=b"", size_bytes=1)) == "qcow2"
+
+
+def test_a_qcow2_is_on_what_we_say_whatever_its_header_says() -> None:
+    disk = disk_of(type="virtio-blk", size="8M", image="x.qcow2")
+    assert drives.image_node("data", "qcow2", "origin-data")["backing"] is None and "backing" not in drives.image_node("d", "raw", "o")
+    assert drives.format_node("data", disk, "qcow2", "store-data")["backing"] == "image-data"
+    own = disk_of(type="virtio-blk", size="8M", format="qcow2")
+    assert drives.format_node("data", own, "qcow2", "store-data")["backing"] is None
+
+
+def test_a_disk_that_a_qemu_has_written_to_names_no_other_file_when_it_is_opened_again(tmp_path: Path) -> None:
+    def kept(name: str) -> Storage:
+        return Storage(file=tmp_path / name, format="qcow2", size_bytes=4 << 20)
+
+    changed(tmp_path, "own.qcow2")
+    disk_files.check_kept(kept("own.qcow2"))
+    changed(tmp_path, "bit.qcow2", (72, struct.pack(">Q", 1 << 2)))
+    with pytest.raises(HostError, match=r"bit\.qcow2: expected a disk that stands alone, got one whose data is in another file"):
+        disk_files.check_kept(kept("bit.qcow2"))
+    (tmp_path / "link.qcow2").symlink_to("own.qcow2")
+    os.mkfifo(tmp_path / "pipe.qcow2")
+    for name in ("link.qcow2", "pipe.qcow2"):
+        with pytest.raises(HostError, match=r"cannot be read: "):
+            disk_files.check_kept(kept(name))
 
 
 def test_old_qcow2_and_plain_content_are_what_they_are(tmp_path: Path) -> None:
