@@ -3,6 +3,9 @@ privileges go.
 
 Apart: in a mount namespace it sees nothing in the folders where programs of everybody make their sockets, but folders of its own there.
 
+Alone: in a network namespace that has a loopback device and nothing else, where no other program can connect to what it listens on, and
+what it listens on is no port of this machine. Whoever started it gets two sockets of that namespace (`netns.py`).
+
 Confined: it opens no file but what it is given, connects to nothing, signals nobody else, and changes files by writing to them. Files,
 ports and abstract sockets are held by Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since
 Linux 5.13, ports since 6.7, abstract sockets since 6.12. What Landlock has no rule for is refused by a filter that libseccomp makes:
@@ -50,7 +53,9 @@ _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
 _VERSION, _PATH_BENEATH, _NET_PORT = 1, 1, 2
 _NO_NEW_PRIVS = 38
-_NEW_MOUNTS, _NEW_IPC, _NEW_USERS = 0x00020000, 0x08000000, 0x10000000
+_NEW_MOUNTS, _NEW_IPC, _NEW_USERS, _NEW_NETWORK = 0x00020000, 0x08000000, 0x10000000, 0x40000000
+_SET_FLAGS_OF_DEVICE, _DEVICE_IS_UP = 0x8914, 1  # SIOCSIFFLAGS, IFF_UP; see netdevice(7)
+_SEND_DESCRIPTORS = 1  # SCM_RIGHTS
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
 _DROP_FROM_BOUNDS, _CAPABILITIES = 24, 64
 _CONFINED, _APART, _END = "confined", "apart", "--"
@@ -94,15 +99,19 @@ _IPPROTO_IP, _IP_LOCAL_PORT_RANGE = 0, 51
 _SET_DEATH_SIGNAL, _SIGKILL = 1, 9
 
 
-def words(python: str, rules: Iterable[tuple[str, str]] | None, *, apart: Iterable[str] | None) -> tuple[str, ...]:
+def words(
+    python: str, rules: Iterable[tuple[str, str]] | None, *, apart: Iterable[str] | None, network: int | None = None
+) -> tuple[str, ...]:
     """What to put before a program.
 
     `rules`: confine it to these, pairs of a kind and a path; paths that are not there are left out. `apart`: keep it apart, with these
-    folders, as `given` names them. None: do not.
+    folders, as `given` names them. `network`: give it a network of its own, of which two sockets are sent over the unix socket of this
+    number, which the program inherits. None: do not.
     """
     confined = () if rules is None else (_CONFINED, *(word for rule in rules for word in rule))
     kept_apart = () if apart is None else (_APART, *apart)
-    return (python, "-I", "-S", os.path.abspath(__file__), *confined, _END, *kept_apart, _END)
+    alone = () if network is None else (str(network),)
+    return (python, "-I", "-S", os.path.abspath(__file__), *confined, _END, *kept_apart, _END, *alone, _END)
 
 
 def given(number: int) -> str:
@@ -151,18 +160,44 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def _keep_apart(folders: Iterable[str]) -> None:
-    """Hide the folders of everybody's sockets from this process, and give it `folders` in one of them.
+def _enter_namespaces(kinds: int) -> None:
+    """Leave this machine's namespaces of these kinds for new ones.
 
-    They are mounts of their own there: a way up from an open folder would lead out of all this.
+    An unprivileged user can do so only in a user namespace; the uid is mapped to itself, and capabilities last until exec.
     """
     uid, gid = os.geteuid(), os.getegid()
-    # Only in a namespace of users may one that is not root mount. There he is who he was, with capabilities until he starts a program.
-    _asked("unshare", _libc.unshare(_NEW_MOUNTS | _NEW_IPC | (_NEW_USERS if uid != 0 else 0)))
+    _asked("unshare", _libc.unshare(kinds | (_NEW_USERS if uid != 0 else 0)))
     if uid != 0:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        for capability in range(_CAPABILITIES):
+            _libc.prctl(_DROP_FROM_BOUNDS, capability, 0, 0, 0)
+
+
+def _open_network(channel: int) -> None:
+    """Start the loopback device of this namespace, and send a socket that listens there and an unconnected one over the unix socket
+    `channel`, which is closed.
+    """
+    import _socket  # `socket` takes 10 ms more
+
+    listening, unconnected = _socket.socket(_AF_INET, _SOCK_STREAM), _socket.socket(_AF_INET, _SOCK_STREAM)
+    device = b"lo".ljust(16, b"\0") + _DEVICE_IS_UP.to_bytes(2, sys.byteorder) + bytes(22)  # struct ifreq
+    _asked("starting lo", _libc.ioctl(listening.fileno(), ctypes.c_ulong(_SET_FLAGS_OF_DEVICE), device))
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    descriptors = b"".join(one.fileno().to_bytes(4, sys.byteorder) for one in (listening, unconnected))
+    wire = _socket.socket(fileno=channel)
+    wire.sendmsg([b"+"], [(_socket.SOL_SOCKET, _SEND_DESCRIPTORS, descriptors)])
+    for one in (wire, listening, unconnected):
+        one.close()
+
+
+def _hide_folders(folders: Iterable[str]) -> None:
+    """Hide the folders of everybody's sockets from this process, and give it `folders` in one of them.
+
+    They are mounts of their own there: a way up from an open folder would lead out of all this.
+    """
     _mount("none", "/", "", _RECURSIVE | _PRIVATE)
     opened = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for folder in folders]
     for hidden in _HIDDEN:
@@ -173,9 +208,6 @@ def _keep_apart(folders: Iterable[str]) -> None:
         os.close(descriptor)
     _mount("none", _GIVEN, "", _REMOUNT | _BIND | _READ_ONLY)
     os.chdir("/")
-    if uid != 0:
-        for capability in range(_CAPABILITIES):
-            _libc.prctl(_DROP_FROM_BOUNDS, capability, 0, 0, 0)
 
 
 def _hold_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
@@ -253,9 +285,14 @@ def main(asked: list[str]) -> None:
     """Keep this process from this machine as `words` say, and become the program after them."""
     first = asked.index(_END)
     second = asked.index(_END, first + 1)
-    confined, kept_apart, program = asked[:first], asked[first + 1 : second], asked[second + 1 :]
+    third = asked.index(_END, second + 1)
+    confined, kept_apart, alone, program = asked[:first], asked[first + 1 : second], asked[second + 1 : third], asked[third + 1 :]
+    if kept_apart or alone:
+        _enter_namespaces((_NEW_MOUNTS | _NEW_IPC if kept_apart else 0) | (_NEW_NETWORK if alone else 0))
+    if alone:
+        _open_network(int(alone[0]))
     if kept_apart:
-        _keep_apart(kept_apart[1:])
+        _hide_folders(kept_apart[1:])
     if confined:
         _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
         abi = version()

@@ -19,6 +19,7 @@ from typing import Any
 from testbed import confine, process
 from testbed.errors import HostError
 from testbed.host import Account, Confinement, Host, Qemu
+from testbed.netns import Netns
 
 _WITHOUT_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
 _CAP_SETPCAP = 8
@@ -51,14 +52,16 @@ def prefix(
     *,
     apart: Iterable[str] | None = None,
     rules: Iterable[tuple[str, str]] | None = None,
+    network: int | None = None,
 ) -> tuple[str, ...]:
     """What to put before QEMU's argv: it gets no core dump and no privileges, and as `account` no capability and no group but `groups`.
 
-    `apart`, `rules`: how it is kept from this machine; see `confine.words`.
+    `apart`, `rules`, `network`: how it is kept from this machine; see `confine.words`.
     """
     limits = ("prlimit", "--core=0", f"--nofile={_OPEN_FILES}", "--")
     # Before it is another account, which can neither mount nor, perhaps, start our Python.
-    kept = () if apart is None and rules is None else confine.words(sys.executable, rules, apart=apart)
+    free = apart is None and rules is None and network is None
+    kept = () if free else confine.words(sys.executable, rules, apart=apart, network=network)
     own: tuple[str, ...] = ("--no-new-privs",)
     if account is not None:
         wanted = (f"--groups={','.join(map(str, groups))}",) if groups else ("--clear-groups",)
@@ -93,35 +96,51 @@ def not_held(found: Confinement) -> tuple[str, ...]:
     """What QEMU may do all the same, as far as its user may; nothing, where all of it is held."""
     said = []
     if not found.confined:
-        said.append(f"open files, connect to what it likes and signal processes: {found.why_unconfined}")
+        said.append(f"open files, connect to unix sockets and signal processes: {found.why_unconfined}")
     elif found.landlock < confine.FILES_SINCE:
-        said.append("open files, listen at any port, and send to abstract sockets: this kernel's Landlock is absent or switched off")
-    elif found.landlock < confine.PORTS_SINCE:
-        said.append("listen at any port, and send to abstract sockets: Linux 6.12's Landlock holds that, too")
-    elif found.landlock < confine.SCOPES_SINCE:
-        said.append("send to abstract sockets: Linux 6.12's Landlock holds that, too")
+        said.append("open files: this kernel's Landlock is absent or switched off")
+    if not found.alone:
+        # A network of its own holds these two whatever Landlock can do.
+        ports = not found.confined or found.landlock < confine.PORTS_SINCE
+        abstract = not found.confined or found.landlock < confine.SCOPES_SINCE
+        what = [*(["listen at any port"] if ports else []), *(["send to abstract sockets"] if abstract else [])]
+        said += [f"{' and '.join(what)}: {found.why_not_alone}"] if what else []
     if not found.apart:
         said.append(f"look into /run and /tmp, and send to sockets there: {found.why_together}")
     return tuple(said)
 
 
+def open_to_neighbours(found: Confinement) -> str:
+    """What other users of this machine may do to guests, or nothing."""
+    if found.alone:
+        return ""
+    return f"every user of this machine may connect to guests' SSH servers, and keep them from answering: {found.why_not_alone}"
+
+
 class Custody:
     """What one QEMU is handed: as descriptors, where it has an account or sees less than we do; otherwise by its names."""
 
-    def __init__(self, account: Account | None, *, apart: bool = False, confined: bool = False) -> None:
+    def __init__(self, account: Account | None, *, apart: bool = False, confined: bool = False, alone: bool = False) -> None:
         self._account = account
+        self.netns = Netns() if alone else None
         self._apart, self._confined = apart, confined
         self._by_descriptor = account is not None or apart
         self._rules: list[tuple[str, str]] = []
         self._folders: list[str] = []
         self._seen: dict[str, str] = {}
-        self.descriptors: tuple[int, ...] = ()
+        self._opened: tuple[int, ...] = ()
         self.options: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def on(cls, host: Host, *, trusted: bool = False) -> Custody:
         """As this host can do it. `trusted`: it may open what it likes, as far as its user may."""
-        return cls(host.account, apart=host.confinement.apart and not trusted, confined=host.confinement.confined and not trusted)
+        found = host.confinement if not trusted else Confinement()
+        return cls(host.account, apart=found.apart, confined=found.confined, alone=found.alone)
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What QEMU inherits."""
+        return (*self._opened, *([self.netns.handed] if self.netns is not None else []))
 
     def folders(self, *paths: Path) -> None:
         """Give QEMU folders to make files and sockets in."""
@@ -187,7 +206,8 @@ class Custody:
         """What to put before this QEMU's argv."""
         kvm = ((confine.WRITE, "/dev/kvm"),) if host.kvm.works else ()
         rules = (*rules_of(host.qemu), *kvm, *self._rules) if self._confined else None
-        return prefix(self._account, host.groups, apart=self._folders if self._apart else None, rules=rules)
+        network = self.netns.handed if self.netns is not None else None
+        return prefix(self._account, host.groups, apart=self._folders if self._apart else None, rules=rules, network=network)
 
     def _grant(self, kind: str, paths: Iterable[Path]) -> None:
         # As QEMU names them: what we have may be hidden from it.
@@ -198,7 +218,7 @@ class Custody:
             descriptor = os.open(path, flags | os.O_CLOEXEC)
         except OSError as error:
             raise HostError(f"{path}: cannot be opened for QEMU: {error.strerror}") from error
-        self.descriptors += (descriptor,)
+        self._opened += (descriptor,)
         return descriptor
 
     def _name(self, path: Path, descriptor: int) -> None:
@@ -229,7 +249,7 @@ class Custody:
         return text
 
     def release(self) -> None:
-        """Close our descriptors; a QEMU that has started has its own."""
-        for descriptor in self.descriptors:
+        """Close our descriptors of what QEMU was handed; one that has started has its own."""
+        for descriptor in self._opened:
             os.close(descriptor)
-        self.descriptors = ()
+        self._opened = ()

@@ -7,6 +7,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -164,3 +165,21 @@ async def show_console(guest: Guest, reader: asyncio.StreamReader, writer: async
     with guest.console.heard_by(show), contextlib.suppress(OSError):
         while data := await reader.read(4096):
             guest.console.type(data)
+
+
+async def hand_over(guest: Guest, writer: asyncio.StreamWriter) -> None:
+    """Send a connection to the guest's SSH server, with what explains a server that does not answer; or why there is none."""
+    try:
+        with await guest.entrance.dial() as wire, writer.get_extra_info("socket").dup() as peer:
+            socket.send_fds(peer, [guest.entrance.why_silent().encode() or b"\n"], [wire.fileno()])
+    except TestbedError as error:
+        writer.write(str(error).encode())
+    except OSError as error:  # whoever asked went away, or this process has too many open files
+        writer.write(f"guest {guest.name}: SSH: {error}".encode())
+    with contextlib.suppress(OSError):
+        await writer.drain()
+
+
+def entered(folder: Path, guest: Guest) -> AbstractAsyncContextManager[None]:
+    """Let who may enter a guest's folder connect to its SSH server."""
+    return listening(folder / vms.SSH, lambda _reader, writer: hand_over(guest, writer))

@@ -85,6 +85,8 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
             Complaint(what=f"a guest that takes QEMU over may {left}", mend=_KEEPING, fatal=False)
             for left in custody.not_held(host.confinement)
         )
+        if open_to := custody.open_to_neighbours(host.confinement):
+            said.append(Complaint(what=open_to, mend=_KEEPING, fatal=False))
         if not host.qemu.seccomp:
             said.append(
                 Complaint(

@@ -35,7 +35,7 @@ from testbed.poller import Poller
 from testbed.slots import Slots
 from testbed.ssh_keys import SshKey
 from testbed.store.snapshots import Snapshot
-from testbed.wires import Agent
+from testbed.wires import Agent, Entrance
 
 if TYPE_CHECKING:
     from testbed.shell import Result, Shell
@@ -55,12 +55,12 @@ class Guest(Life):
         self.numbers: dict[str, str] = {}  # what each MAJ:MIN is called
         self.on_disks: Callable[[], None] = lambda: None  # called when one of them may have another path
         self.boot_s = 0.0
-        self.ssh_port = 0
         self.host_key = SshKey(order.identity)
         self.marks = Marks(self.console)
         self.agent = Agent(order.name)
         # Words of the caller's own may name any file, and who lets them has said so.
         self.custody = Custody.on(order.host, trusted=bool(order.machine.qemu_args))
+        self.entrance = Entrance(order.name, self.custody.netns)
         self.monitor = Monitor(order.name, self.log("qmp.jsonl"), self._on_event, self.custody.seen)
         self.poller = Poller(order.name, order.sockets / "poll")
         self._disks = Arrangement(cold=(), hot=())
@@ -120,7 +120,9 @@ class Guest(Life):
         self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else f"; {reason}"), loss)
 
     def _why_silent(self) -> str:
-        return f": its QEMU (pid {self.pid}) is stopped by a signal" if self._process and process.is_stopped(self.pid) else ""
+        if self._process and process.is_stopped(self.pid):
+            return f": its QEMU (pid {self.pid}) is stopped by a signal"
+        return self.entrance.why_silent()
 
     async def _watch_room(self) -> None:
         self._lose(await self.order.quota.exceeded((self.order.evidence, self.order.scratch)), Loss.HOST)
@@ -257,9 +259,9 @@ class Guest(Life):
         self.agent.say("identity", **self._identity(**({} if clone else {"hostkey": self.host_key.dropbear.hex()})))
         await self.slots.fill(self._disks.hot)
         await self.hardware.furnish()
-        self.ssh_port = await self.wait(self.monitor.forwarded_port(), self.order.deadlines.monitor_s)
+        self.entrance.port = await self.wait(self.monitor.forwarded_port(), self.order.deadlines.monitor_s)
         identified = asyncio.Event()
-        connecting = asyncio.create_task(login.connect(self.order, self.ssh_port, key, self.host_key, identified, self.log("ssh.log")))
+        connecting = asyncio.create_task(login.connect(self.order, self.entrance, key, self.host_key, identified, self.log("ssh.log")))
         try:
             if clone:
                 await self._go_on()
@@ -394,6 +396,7 @@ class Guest(Life):
         await self.slots.close()
         await self.hardware.close()
         self.custody.release()
+        self.entrance.close()
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

@@ -15,6 +15,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import filelock
+
 _TEMPORARY = "testbed-tmp-"
 # The end of a name that is not held yet: of no more than a moment, unless its maker was killed in it.
 _NEW, _MOMENT_S = ".new", 60.0
@@ -75,3 +77,10 @@ def temporary() -> Iterator[Path]:
 def sweep_temporary() -> tuple[Path, ...]:
     """Remove the temporary folders that killed commands have left; returns them."""
     return sweep(Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"))
+
+
+def lock_file(path: Path) -> filelock.FileLock:
+    """A lock that only this user's processes can take, since nobody else can open its file; another process that holds it is told apart by
+    the kernel, which frees it when that ends.
+    """
+    return filelock.FileLock(path, mode=0o600, thread_local=False)

@@ -57,11 +57,12 @@ class Holder:
 
             note()
             guest.hardware.errors.on_stop = note
-            vms.ssh_files(folder, self.name, guest.ssh_port, self.key, guest.host_key.public, connect_s=guest.order.deadlines.command_s)
+            vms.ssh_files(folder, self.name, self.key, guest.host_key.public, connect_s=guest.order.deadlines.command_s)
             verbs = {**Desk(self.name, ready).verbs, "down": down, **dict.fromkeys(("snapshot", "restore", "power-cut"), self._refuse)}
             async with (
                 desk.listening(folder / "control", lambda reader, writer: desk.answer(self.name, verbs, reader, writer)),
                 desk.listening(folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),
+                desk.entered(folder, guest),
             ):
                 self.how(self._words(ended))
                 waits: list[asyncio.Task[Any]] = [asyncio.create_task(asked.wait())]
@@ -99,7 +100,6 @@ class Holder:
             since=time.time(),
             networks="",
             qemu=guest.pid,
-            ssh_port=guest.ssh_port,
             why=f"held: {match.seen}" + ("; its memory is there for gdb and dumps" if ended else ""),
         )
 

@@ -62,7 +62,8 @@ class Confinement:
     """How far QEMU is kept from this machine, found out by trying.
 
     `confined`: it starts as `confine.py` says, and Landlock holds it as far as this kernel's has come (its ABI, `landlock`; 0: there is
-    none). `apart`: it sees nothing in the folders where everybody's sockets are. Each has why it is not so.
+    none). `apart`: it sees nothing in the folders where everybody's sockets are. `alone`: it has a network namespace of its own, so that
+    only the testbed connects to its guest. Each has why it is not so.
     """
 
     confined: bool = False
@@ -70,6 +71,8 @@ class Confinement:
     landlock: int = 0
     apart: bool = False
     why_together: str = "it was not tried"
+    alone: bool = False
+    why_not_alone: str = "it was not tried"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 from testbed.evidence import Log
 from testbed.order import Order
 from testbed.ssh_keys import SshKey
-from testbed.wires import dial
+from testbed.wires import Entrance
 
 if TYPE_CHECKING:
     from testbed.shell import Shell
 
 
-async def connect(order: Order, port: int, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log) -> Shell:
+async def connect(order: Order, entrance: Entrance, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log) -> Shell:
     """Shake hands with a clone as soon as its server goes on, and log in when it has been told of the `key` (`identified`).
 
     :raise GuestError: it has another host key. :raise WireBroken: it refuses us, or nobody listens.
     """
     if order.template is None:
         await identified.wait()  # nothing listens before
-    wire = await dial(order.name, port)
+    wire = await entrance.dial()
     try:
         shell = await asyncio.to_thread(_load_client)
         return await shell.connect(
@@ -32,6 +32,7 @@ async def connect(order: Order, port: int, key: SshKey, host_key: SshKey, identi
             host_key=host_key.public,
             command_s=order.deadlines.command_s,
             log=log,
+            entrance=entrance,
             environment=order.model.environment,
         )
     except BaseException:

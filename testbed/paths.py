@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shlex
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from testbed.errors import HostError
 # SESSION/lan-N/GUEST/NETWORK.out.
 _LONGEST_SOCKET_FOLDER = 107 - 1 - 55
 _ADMISSION = "TESTBED_ADMISSION"
+# What the cache has: each is made before anything else makes it, with its own idea of modes.
+_ROOMS = ("built", "images", "initramfs", "kernels", "probes", "reach", "scratch", "sources", "templates")
+_FOR_OTHERS, _WRITABLE = 0o077, 0o022
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +40,10 @@ class Folders:
     @property
     def runs(self) -> Path:
         return self.state / "runs"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.state / "snapshots"
 
     @property
     def scratch(self) -> Path:
@@ -58,12 +66,52 @@ def folders() -> Folders:
     )
     if found.state.exists() and not found.state.is_dir():
         raise HostError(f"{found.state}: expected a folder, got something else; name another with TESTBED_STATE")
-    for folder in (found.cache, found.scratch):
-        try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        except OSError as error:
-            raise HostError(f"{folder}: cannot be made: {error.strerror}; name another with TESTBED_CACHE or TESTBED_STATE") from error
+    _keep_private(found.cache, "TESTBED_CACHE", chosen=bool(os.environ.get("TESTBED_CACHE")))
+    for room in _ROOMS:
+        _keep_private(found.cache / room, "TESTBED_CACHE")
+    if found.state.is_dir():
+        _keep_private(found.state, "TESTBED_STATE", chosen=bool(os.environ.get("TESTBED_STATE")))
+    for folder in (found.runs, found.snapshots):
+        if folder.is_dir():
+            _keep_private(folder, "TESTBED_STATE")
     return found
+
+
+def make(folder: Path) -> None:
+    """Make a folder that is not there, and those above it: only this user enters them.
+
+    :raise OSError: it cannot be made.
+    """
+    for missing in reversed([one for one in (folder, *folder.parents) if not one.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
+def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
+    """Make a folder that no other user enters; what older versions have made for everybody is mended. What is in there is run and believed,
+    and its locks are waited for.
+
+    `chosen`: the user has named it by `variable`, perhaps for other things as well: its mode is the user's affair, but only its owner may
+    put files there. What the testbed makes in it is private.
+
+    :raise HostError: it cannot be made, or other users may change it.
+    """
+    try:
+        make(folder)
+        found = folder.stat()
+        mode = stat.S_IMODE(found.st_mode)
+        if mode & _FOR_OTHERS and found.st_uid == os.geteuid() and not chosen:
+            mode &= ~_FOR_OTHERS
+            folder.chmod(mode)
+    except OSError as error:
+        raise HostError(f"{folder}: cannot be made: {error.strerror}; name another with {variable}") from error
+    # Root is trusted with everything, and trusts who has a folder that it is told to use, as in a container or by sudo.
+    owned = os.geteuid() == 0 or found.st_uid in (os.geteuid(), 0)
+    # In a folder like /tmp nobody moves what is somebody else's.
+    if not owned or (mode & _WRITABLE and not (chosen and mode & stat.S_ISVTX)):
+        raise HostError(
+            f"{folder}: expected a folder that only uid {os.geteuid()} may write to, got mode {mode:04o} of uid {found.st_uid}; take the "
+            f"others' rights away with: chmod go-w {shlex.quote(str(folder))}; or name another with {variable}"
+        )
 
 
 def cache() -> Path:
@@ -111,7 +159,8 @@ def new_run_folder(runs: Path) -> Path:
     """
     folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     try:
-        folder.mkdir(parents=True, mode=0o700)
+        make(folder.parent)
+        folder.mkdir(mode=0o700)
     except OSError as error:
         raise HostError(f"{folder}: cannot be made: {error.strerror}; name another place with TESTBED_STATE") from error
     return folder

@@ -5,19 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import pwd
-import re
 import shutil
 import struct
-import sys
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import allotment, confine, custody, jsons, process
+from testbed import allotment, answers, custody, jsons, probe_confinement, process
 from testbed.errors import HostError
-from testbed.host import NO_SANDBOX, Account, Confinement, Host, Kvm, Qemu
+from testbed.host import NO_SANDBOX, Host, Kvm, Qemu
 from testbed.keys import content_key
 from testbed.progress import Silent
 from testbed.store.cache import UNFINISHED, locked
@@ -71,9 +68,6 @@ _COMMANDS = (
 )
 # A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
 _KVM_LIMIT_S = 20
-_CAPABILITIES = re.compile(r"^Cap(?:Eff|Bnd):\s+(\w+)$", re.MULTILINE)
-# QEMU's account where the testbed runs as root: a number that nobody has (systemd's list of uids says that 60578 to 61183 are unused).
-_ACCOUNT = Account(uid=61183, gid=61183)
 _EXIT_PORT = 0xF4
 _MEMORY = "memory-backend-file"
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
@@ -90,7 +84,7 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
     :raise HostError: there is no QEMU that can run a guest.
     """
     found = await _qemu(cache)
-    account, why_own_account = await _account(cache, found)
+    account, why_own_account = await probe_confinement.find_account(cache, found)
     device = Path("/dev/kvm")
     host = Host(
         kernel=os.uname().release,
@@ -104,100 +98,9 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
         why_own_account=why_own_account,
         kvm_group=device.stat().st_gid if device.exists() else None,
         sandbox_waived=os.environ.get(NO_SANDBOX) == "1",
-        confinement=await _confinement(cache, found, account),
+        confinement=await probe_confinement.find_confinement(cache, found, account),
     )
     return replace(host, kvm=await _kvm(cache, host, kernel, device))
-
-
-async def _account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
-    """Whom QEMU runs as, or why it runs as we do.
-
-    :raise HostError: there is no such user, or it may not run QEMU.
-    """
-    if os.geteuid() != 0:
-        return None, "the testbed does not run as root"
-    named = os.environ.get("TESTBED_QEMU_USER", "")
-    if named == "root":
-        return None, "TESTBED_QEMU_USER says so"
-    account = _of_name(named) if named else _ACCOUNT
-    # What may change without QEMU: what this root is allowed to, as in a container.
-    powers = [Path(f"/proc/self/{name}").read_text(encoding="utf-8") for name in ("uid_map", "gid_map")] + _CAPABILITIES.findall(
-        Path("/proc/self/status").read_text(encoding="utf-8")
-    )
-    remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
-    record = _remembered(remembered)
-    if record is None:
-        tried = {program: await _tried(custody.prefix(account), program) for program in ("true", qemu.path)}
-        record = {"drops": tried["true"], "runs": tried[qemu.path]}
-        if not any(record.values()):
-            _remember(remembered, record)
-    if record["drops"]:
-        return None, f"this root cannot become uid {account.uid}: {record['drops']}"
-    if record["runs"]:
-        raise HostError(
-            f"{qemu.path}: expected a program that uid {account.uid} may run, which QEMU runs as, got: {record['runs']}; "
-            "put it where everybody may enter, or name another user with TESTBED_QEMU_USER"
-        )
-    return account, ""
-
-
-def _of_name(user: str) -> Account:
-    try:
-        found = pwd.getpwuid(int(user)) if user.isdecimal() else pwd.getpwnam(user)
-        return Account(uid=found.pw_uid, gid=found.pw_gid)
-    except KeyError:
-        if user.isdecimal():
-            return Account(uid=int(user), gid=int(user))
-        raise HostError(f"TESTBED_QEMU_USER: expected a user of this machine, or a uid, got {user!r}") from None
-
-
-async def _confinement(cache: Path, qemu: Qemu, account: Account | None) -> Confinement:
-    """How QEMU can be kept from this machine. Not where there is no libseccomp or where it lies with libraries in unknown places; and not
-    apart where nobody like us may mount, or where it lies in a folder that would be hidden.
-    """
-    landlock = confine.version()
-    rules = custody.rules_of(qemu)
-    script = Path(confine.__file__)
-    # All that may change what comes out, but QEMU itself, and what mends it.
-    place = (str(script), script.read_text(encoding="utf-8"), sys.executable, rules, os.geteuid(), account and account.uid)
-    powers = _CAPABILITIES.findall(Path("/proc/self/status").read_text(encoding="utf-8"))
-    remembered = cache / "probes" / f"confinement-{content_key(qemu.identity, os.uname().release, landlock, powers, place)}.json"
-    record = _remembered(remembered)
-    if record is None:
-        together = await _tried(custody.prefix(account, apart=()), qemu.path)
-        unconfined = await _tried(custody.prefix(account, apart=None if together else (), rules=rules), qemu.path)
-        record = {"together": together, "unconfined": unconfined}
-        if not unconfined:  # what mends that is not seen in the key
-            _remember(remembered, record)
-    return Confinement(
-        confined=not record["unconfined"],
-        why_unconfined=record["unconfined"],
-        landlock=landlock,
-        apart=not record["together"],
-        why_together=record["together"],
-    )
-
-
-async def _tried(within: tuple[str, ...], program: str) -> str:
-    """What is said where a program cannot run within these words; nothing where it can."""
-    tried = await process.run([*within, program, "--version"], check=False)
-    return "" if tried.status == 0 else tried.stderr.strip()[-200:] or f"status {tried.status}"
-
-
-def _remembered(path: Path) -> dict[str, Any] | None:
-    try:
-        record = jsons.parsed(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _remember(path: Path, record: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Of this process alone, and the next one of its number writes over what it leaves.
-    new = path.with_suffix(f".{os.getpid()}")
-    new.write_text(json.dumps(record), encoding="utf-8")
-    new.replace(path)
 
 
 async def _qemu(cache: Path) -> Qemu:
@@ -208,11 +111,11 @@ async def _qemu(cache: Path) -> Qemu:
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
     remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES, _COMMANDS, _MEMORY)}.json"
-    record = _remembered(remembered)
+    record = answers.recalled(remembered)
     modules = _modules(path)
     if record is None:
         record = await _ask_qemu(path, modules)
-        _remember(remembered, record)
+        answers.keep(remembered, record)
     missing = [name for name in _TYPES if name not in record["types"]]
     missing += [f"QMP command {name}" for name in _COMMANDS if name not in record["commands"]]
     if missing:
@@ -301,15 +204,15 @@ async def _kvm(cache: Path, host: Host, kernel: KernelFiles | None, device: Path
         return Kvm(works=False, why=f"/dev/kvm: no permission for uid {host.account.uid}, which QEMU runs as; {mend}", proven=True)
     held = (host.account and asdict(host.account), status.st_mode, status.st_gid, asdict(host.confinement))
     remembered = cache / "probes" / f"kvm-{content_key(host.kernel, host.qemu.identity, held)}.json"
-    record = _remembered(remembered)
+    record = answers.recalled(remembered)
     if record is None:
         if kernel is None:
             return Kvm(
                 works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False
             )
         async with locked(remembered.with_name("kvm.lock"), Silent(), "whether KVM works"):
-            record = _remembered(remembered) or await _boot_under_kvm(host, kernel, remembered.parent)
-            _remember(remembered, record)
+            record = answers.recalled(remembered) or await _boot_under_kvm(host, kernel, remembered.parent)
+            answers.keep(remembered, record)
     return Kvm(works=record["works"], why=record["why"], proven=True)
 
 

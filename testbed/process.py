@@ -89,9 +89,10 @@ async def run(
     on_line: Callable[[str], None] | None = None,
     on_output: Callable[[str], None] | None = None,
     stdin: str = "",
+    handed: tuple[int, ...] = (),
 ) -> Finished:
-    """Run a program to its end; it reads `stdin`. `on_line` hears each line of its standard error as it comes, `on_output` of its output.
-    `env`: what is added to our own environment; None takes a variable out of it.
+    """Run a program to its end; it reads `stdin`, and inherits the open files `handed`. `on_line` hears each line of its standard error
+    as it comes, `on_output` of its output. `env`: what is added to our own environment; None takes a variable out of it.
 
     :raise ToolMissing: it is not installed.
     :raise HostError: it did not end in time, said more than 64 MiB, or ended with another status than 0 while `check`.
@@ -109,6 +110,7 @@ async def run(
             env={name: value for name, value in environment.items() if value is not None},
             cwd=folder,
             process_group=0,
+            pass_fds=handed,
         )
     )
     try:

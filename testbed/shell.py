@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import asyncssh
 
 from testbed.errors import CommandFailed, GuestError, HostError, WireBroken
 from testbed.evidence import Log
 from testbed.ssh_keys import SshKey
-from testbed.wires import dial
 
 # dropbear ends the connection at a command of 9000 bytes (MAX_CMD_LEN); a longer one is read by a shell of its own.
 _LONGEST_COMMAND = 8000
@@ -59,6 +59,16 @@ class Result:
         before = f"[{len(said) - most} characters before] " if len(said) > most else ""
         after = f" [cut off at {_MAX_OUTPUT_BYTES >> 20} MiB]" if self.truncated else ""
         return f"{before}{said[-most:].rstrip()}{after}"
+
+
+class Entrance(Protocol):
+    """Where a guest's SSH server is reached."""
+
+    async def dial(self) -> socket.socket:
+        """A connection. :raise WireBroken: nobody listens."""
+
+    def why_silent(self) -> str:
+        """What this machine knows of why the server does not answer, to be added to a message; or nothing."""
 
 
 class _Client(asyncssh.SSHClient):
@@ -106,21 +116,26 @@ class Shell:
         known: asyncio.Event,
         host_key: str,
         command_s: float,
+        entrance: Entrance,
         log: Log | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Shell:
         """Speak SSH on a connected socket; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
-        `host_key`: the public half of the guest's.
+        `host_key`: the public half of the guest's. `entrance`: where there are more connections.
 
-        :raise GuestError: it has another host key than our guest.
+        :raise GuestError: it has another host key than our guest. :raise HostError: other users of this machine keep its server busy.
         :raise WireBroken: it refuses us, or answers something else than SSH.
         """
 
         async def again(wire: socket.socket) -> asyncssh.SSHClientConnection:
-            return await _connected(guest, wire, key, known, host_key)
+            try:
+                return await _connected(guest, wire, key, known, host_key)
+            except WireBroken as error:
+                if busy := entrance.why_silent():
+                    raise HostError(f"{error}{busy}") from error
+                raise
 
-        port = wire.getpeername()[1]
-        return cls(guest, await again(wire), lambda: _redial(guest, port, again), command_s, log, environment)
+        return cls(guest, await again(wire), lambda: _redial(entrance, again), command_s, log, environment)
 
     async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run one program; `command` is its argv, each word quoted for the guest's shell.
@@ -300,8 +315,8 @@ async def _connected(guest: str, wire: socket.socket, key: SshKey, known: asynci
 _Connected = Callable[[socket.socket], Awaitable[asyncssh.SSHClientConnection]]
 
 
-async def _redial(guest: str, port: int, connected: _Connected) -> asyncssh.SSHClientConnection:
-    wire = await dial(guest, port)
+async def _redial(entrance: Entrance, connected: _Connected) -> asyncssh.SSHClientConnection:
+    wire = await entrance.dial()
     try:
         return await connected(wire)
     except BaseException:

@@ -181,14 +181,15 @@ class Keeper:
             self._lab.admitted((self._model,), order.name, cores=1, on_wait=self._wait, at_once=order.at_once) as ticket,
             self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True, survivors=survivors) as guest,
             desk.listening(self._folder / "console", lambda reader, writer: desk.show_console(guest, reader, writer)),
+            desk.entered(self._folder, guest),
             mounts.standing(guest, built=saved is not None) as made,
         ):
             self._guest = guest
             guest.hardware.errors.on_stop = self._note_still
             limit_s = guest.order.deadlines.command_s
-            vms.ssh_files(self._folder, order.name, guest.ssh_port, self._lab.key.openssh, guest.host_key.public, connect_s=limit_s)
+            vms.ssh_files(self._folder, order.name, self._lab.key.openssh, guest.host_key.public, connect_s=limit_s)
             guest.on_disks = lambda: self._note(devices=made.devices | {name: disk.path for name, disk in guest.disks.items()})
-            self._note(state=vms.READY, qemu=guest.pid, ssh_port=guest.ssh_port, devices=made.devices)
+            self._note(state=vms.READY, qemu=guest.pid, devices=made.devices)
             self._say({"ready": asdict(self._record)})
             self._was_ready = True
             ticket.rest()

@@ -4,6 +4,7 @@ RUNTIME/vms/NAME/   record.json   who it is, where its logs are, how it is reach
                     lock          held by its supervisor; free when that is gone, and then the folder is a leftover
                     control       socket: one JSON object a line, answered by another
                     console       socket: the guest's serial console, both ways
+                    ssh           socket: who connects is handed a connection to the guest's SSH server (`ssh_proxy.py`)
                     key, known_hosts, ssh_config
 """
 
@@ -13,8 +14,10 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -24,10 +27,12 @@ from typing import Any
 import filelock
 from pydantic import TypeAdapter, ValidationError
 
-from testbed import process
+from testbed import process, ssh_proxy
 from testbed.errors import HostError, UsageError, told
+from testbed.held import lock_file
 from testbed.paths import Folders
 
+SSH = "ssh"
 # One that has ENDED is held with its memory.
 STARTING, READY, LOST, ENDED = "starting", "ready", "lost", "ended"
 # A line of the control socket: a table of all cgroups of a guest fits.
@@ -59,7 +64,6 @@ class Record:
     since: float
     networks: str
     qemu: int = 0
-    ssh_port: int = 0
     devices: dict[str, str] = field(default_factory=dict)
     why: str = ""
     resume_with: str = ""
@@ -199,7 +203,7 @@ def gone_with_supervisor(record: Record) -> str:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    lock = filelock.FileLock(folder / "lock", thread_local=False)
+    lock = lock_file(folder / "lock")
     try:
         lock.acquire(blocking=False)
     except (filelock.Timeout, OSError):
@@ -264,7 +268,7 @@ async def gone(vm: Vm, timeout_s: float) -> None:
     raise HostError(f"{vm.record.name}: its supervisor (pid {vm.record.supervisor}) does not end")
 
 
-def ssh_files(folder: Path, name: str, port: int, private_key: str, host_key: str, *, connect_s: float) -> None:
+def ssh_files(folder: Path, name: str, private_key: str, host_key: str, *, connect_s: float) -> None:
     """What an SSH client needs to reach a guest: a key, the guest's own key, and a configuration that names both.
 
     `connect_s`: how long the guest may take to let somebody in; one that stands still never does.
@@ -273,12 +277,13 @@ def ssh_files(folder: Path, name: str, port: int, private_key: str, host_key: st
     key.touch(mode=0o600)
     key.write_text(private_key, encoding="utf-8")
     (folder / "known_hosts").write_text(f"{name} {host_key}\n", encoding="utf-8")
+    proxy = (sys.executable, "-I", "-S", str(Path(ssh_proxy.__file__).absolute()), str(folder / SSH), f"{connect_s:.0f}")
     # Handshakes are dear under emulation: the cheapest algorithms that both sides have.
     (folder / "ssh_config").write_text(
         f"""\
 Host {name}
-    HostName 127.0.0.1
-    Port {port}
+    ProxyCommand {shlex.join(proxy).replace("%", "%%")}
+    ProxyUseFdpass yes
     User root
     IdentityFile "{key}"
     IdentitiesOnly yes

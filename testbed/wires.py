@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import console, kernel_log
+from testbed import console, kernel_log, neighbours
 from testbed.errors import GuestError, WireBroken
 from testbed.evidence import OnFailure, unwritable
 from testbed.kernel_log import KernelLog
+from testbed.netns import Netns
 
 _MAX_LINE_BYTES = 16 << 10
 # An answer of the agent: a table of all cgroups of a guest fits.
@@ -242,12 +243,42 @@ def bound(path: Path, kind: socket.SocketKind) -> socket.socket:
     return own
 
 
-async def dial(guest: str, port: int) -> socket.socket:
-    """A connection to a port of this machine that QEMU forwards to the guest.
+class Entrance:
+    """The port that QEMU forwards to a guest's SSH server, on 127.0.0.1 of `netns`; None: of this machine's own network, where every user
+    reaches it. QEMU chooses the `port`.
+    """
+
+    def __init__(self, guest: str, netns: Netns | None) -> None:
+        self._guest, self._netns = guest, netns
+        self.port = 0
+
+    async def dial(self) -> socket.socket:
+        """A connection to it.
+
+        :raise WireBroken: nobody listens.
+        """
+        if self._netns is None:
+            return await dial(self._guest, self.port)
+        return await dial(self._guest, self.port, self._netns.socket)
+
+    def why_silent(self) -> str:
+        """Who else is connected, where anybody may be: what explains a server that does not answer."""
+        return neighbours.connected(self.port) if self._netns is None and self.port else ""
+
+    def close(self) -> None:
+        if self._netns is not None:
+            self._netns.close()
+
+
+async def dial(guest: str, port: int, made: Callable[[], socket.socket] = socket.socket) -> socket.socket:
+    """A connection to a port of 127.0.0.1 that QEMU forwards to the guest, in the network of which a socket is `made`.
 
     :raise WireBroken: nobody listens.
     """
-    wire = socket.socket()
+    try:
+        wire = made()
+    except OSError as error:
+        raise WireBroken(f"guest {guest}: SSH: a socket in its QEMU's network: {error}") from error
     try:
         wire.setblocking(False)
         await asyncio.get_running_loop().sock_connect(wire, ("127.0.0.1", port))

@@ -7,6 +7,7 @@ import contextlib
 import json
 import re
 import secrets
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from testbed import process, stack, vms
+from testbed import process, ssh_proxy, stack, vms
 from testbed.api.machines import Said
 from testbed.api.names import Disk, Loop
 from testbed.errors import GuestLost, HostError, TestbedError, UsageError, WireBroken
@@ -26,13 +27,14 @@ from testbed.shell import Result, Shell
 from testbed.ssh_keys import SshKey
 from testbed.topology import Topology
 from testbed.vms import Vm as Supervised
-from testbed.wires import dial
 
 _UP_S = 1800.0
 _DOWN_S = 90.0
 # How long a supervisor may take to note that its guest is gone.
 _NOTED_S = 5.0
 _FOR_EVER_S = 1e6
+# A supervisor that lives answers in milliseconds; one that a signal has stopped does not.
+_DIAL_S = 60.0
 _LONGEST_NAME = 24
 
 
@@ -113,6 +115,27 @@ class Kept:
             await _end(self._supervised)
 
 
+class _Entrance:
+    """To the SSH server of a guest that a supervisor keeps."""
+
+    def __init__(self, supervised: Supervised) -> None:
+        self._supervised = supervised
+        self._why = ""
+
+    async def dial(self) -> socket.socket:
+        name, keeper = self._supervised.record.name, str(self._supervised.folder / vms.SSH)
+        try:
+            descriptor, self._why = await asyncio.to_thread(ssh_proxy.connection, keeper, _DIAL_S)
+        except OSError as error:
+            raise WireBroken(f"guest {name}: SSH: {error}") from error
+        wire = socket.socket(fileno=descriptor)
+        wire.setblocking(False)
+        return wire
+
+    def why_silent(self) -> str:
+        return self._why
+
+
 @contextlib.asynccontextmanager
 async def started(
     topology: Topology, kernel: str, kernels: Mapping[str, str], folders: Folders, evidence: Path, *, cold: bool
@@ -161,12 +184,14 @@ async def _connected(supervised: Supervised, topology: Topology) -> Shell:
     assert isinstance(key, Ed25519PrivateKey)
     known = asyncio.Event()
     known.set()
+    entrance = _Entrance(supervised)
     return await Shell.connect(
         record.name,
-        await dial(record.name, record.ssh_port),
+        await entrance.dial(),
         key=SshKey(key.private_bytes_raw()),
         known=known,
         host_key=(supervised.folder / "known_hosts").read_text(encoding="utf-8").split(maxsplit=1)[1].strip(),
         command_s=_FOR_EVER_S,
+        entrance=entrance,
         environment=topology.guests[record.guest].environment,
     )

@@ -53,7 +53,7 @@ _FOREIGN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_int
 
 @app.command()
 def ps(as_json: Json = False) -> None:
-    """The guests that stay: name, kernel, state, age, disks, SSH port, memory."""
+    """The guests that stay: name, kernel, state, age, disks, memory."""
     folders = paths.folders()
     for record in session.reap(folders).guests:
         err.print(vms.gone_with_supervisor(record), markup=False, highlight=False, soft_wrap=True)

@@ -22,8 +22,8 @@ _STYLES = {vms.READY: "green", vms.STARTING: "yellow", vms.LOST: "bold red"}
 def guests_table(records: tuple[Record, ...]) -> Table:
     """One row a guest."""
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "state", "kernel", "age", "disks", "ssh port", "memory", "topology"):
-        table.add_column(column, no_wrap=column in ("name", "ssh port", "age"), overflow="fold")
+    for column in ("name", "state", "kernel", "age", "disks", "memory", "topology"):
+        table.add_column(column, no_wrap=column in ("name", "age"), overflow="fold")
     for record in records:
         why = record.why.splitlines()[0] if record.why else ""
         if record.resume_with:
@@ -34,7 +34,6 @@ def guests_table(records: tuple[Record, ...]) -> Table:
             record.release or record.kernel,
             age(time.time() - record.since),
             ", ".join(record.disks),
-            str(record.ssh_port or ""),
             format_size(record.memory_bytes),
             f"{record.topology.rpartition('/')[2]}{f' {record.point}' if record.point else ''}",
         )

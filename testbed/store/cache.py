@@ -16,8 +16,9 @@ from typing import Any
 
 import filelock
 
-from testbed import journal, jsons
+from testbed import journal, jsons, neighbours, paths
 from testbed.errors import HostError
+from testbed.held import lock_file
 from testbed.progress import Progress
 from testbed.store import enclosure
 
@@ -50,21 +51,23 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[None]:
-    """Hold a lock file against every other process of this user; the lock goes with the process, however it ends.
+    """Hold a lock file against every other process of this user; the lock goes with the process, however it ends. While another holds it,
+    that one is named.
 
     :raise HostError: the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path, thread_local=False)
-    said = False
+    paths.make(path.parent)
+    lock = lock_file(path)
+    said = ""
     while True:
         try:
             lock.acquire(blocking=False)
             break
         except filelock.Timeout:
-            if not said:
-                progress.note(f"{what}: waiting for another run that is at it")
-                said = True
+            if (waiting := f"{what}: waiting for {neighbours.holder(path)}, which holds {path}") != said:
+                progress.note(waiting)
+                journal.say(waiting)
+                said = waiting
             await asyncio.sleep(0.2)
         except OSError as error:
             raise HostError(f"{path}: cannot be locked: {error.strerror}") from error
@@ -127,7 +130,7 @@ def sweep(root: Path) -> tuple[Path, ...]:
     gone = []
     for leftover in root.glob(f"*/{UNFINISHED}*"):
         name, _, _ = leftover.name.removeprefix(UNFINISHED).rpartition("-")
-        lock = filelock.FileLock(leftover.with_name(f"{name}.lock"), thread_local=False)
+        lock = lock_file(leftover.with_name(f"{name}.lock"))
         try:
             lock.acquire(blocking=False)
         except (filelock.Timeout, OSError):

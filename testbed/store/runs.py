@@ -17,6 +17,7 @@ import filelock
 
 from testbed import journal, jsons, partial
 from testbed.errors import HostError
+from testbed.held import lock_file
 from testbed.partial import Partial
 
 # As paths.new_run_folder names them.
@@ -54,7 +55,7 @@ def going_on(folder: Path, command: Sequence[str]) -> Iterator[None]:
 
     :raise HostError: its folder is gone or cannot be written.
     """
-    lock = filelock.FileLock(folder / _LOCK, thread_local=False)
+    lock = lock_file(folder / _LOCK)
     try:
         lock.acquire(blocking=False)
     except (OSError, filelock.Timeout) as error:
@@ -150,7 +151,7 @@ def held(folder: Path) -> bool:
     path = folder / _LOCK
     if not path.exists():
         return False
-    lock = filelock.FileLock(path, thread_local=False)
+    lock = lock_file(path)
     try:
         lock.acquire(blocking=False)
     except (OSError, filelock.Timeout):

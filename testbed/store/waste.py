@@ -14,6 +14,7 @@ import filelock
 
 from testbed import paths, room, vms
 from testbed.errors import TestbedError
+from testbed.held import lock_file
 from testbed.kernels import load_table
 from testbed.paths import Folders
 from testbed.store import cache, image, kernel_files, snapshots
@@ -105,7 +106,7 @@ def remove(folder: Path) -> bool:
     with contextlib.ExitStack() as held:
         try:
             for lock in locks:
-                held.enter_context(filelock.FileLock(lock, thread_local=False).acquire(blocking=False))
+                held.enter_context(lock_file(lock).acquire(blocking=False))
             # What is half removed must not look whole.
             for mark in (cache.META, _COMPLETE):
                 (folder / mark).unlink(missing_ok=True)

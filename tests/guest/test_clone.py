@@ -25,7 +25,6 @@ from testbed.store import cache, templates
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from testbed.topology.disks import disk_of
-from testbed.wires import dial
 from tests.guest.conftest import Notes
 from tests.guest.faults import expect
 
@@ -112,32 +111,57 @@ async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
 
 async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
-        pid, sockets, scratch, port = guest.pid, guest.order.sockets, guest.order.scratch, guest.ssh_port
+        pid, sockets, scratch = guest.pid, guest.order.sockets, guest.order.scratch
         assert {path.name for path in sockets.iterdir()} == {"qmp", "poll", "console", "agent"}
         assert stat.S_IMODE(sockets.stat().st_mode) == 0o700 == stat.S_IMODE(sockets.parent.stat().st_mode)
         assert {path.name for path in scratch.iterdir()} == {"data.raw", "fast.raw"}
     assert not Path(f"/proc/{pid}").exists()
     assert not sockets.exists() and not scratch.exists()
-    with contextlib.closing(socket.socket()) as probe:
-        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    with pytest.raises(WireBroken):
+        await guest.entrance.dial()
     assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log", "stages.jsonl"} <= {path.name for path in evidence.iterdir()}
     assert "device_add" in (evidence / "qmp.jsonl").read_text()
     assert "Linux version" in (evidence / "dmesg.txt").read_text()
     assert "-sandbox" in (evidence / "argv.txt").read_text()
 
 
-async def test_ssh_listens_on_loopback_only_and_for_this_runs_key_only(
+def _listening(place: str) -> list[str]:
+    """Where somebody listens in a network: its addresses and ports, as the kernel prints them."""
+    return [line.split()[1] for line in Path(place, "net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
+
+
+def _alone_in_its_network(pid: int) -> bool:
+    """Whether no other process of those that we may look at is in the network namespace of one."""
+    own = Path(f"/proc/{pid}/ns/net").readlink()
+    there = []
+    for other in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            there += [int(other.name)] if (other / "ns/net").readlink() == own else []
+    return there == [pid]
+
+
+async def test_ssh_listens_in_a_network_of_its_own_and_for_this_runs_key_only(
     lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path
 ) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
-        listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"]
-        assert f"0100007F:{guest.ssh_port:04X}" in listening
-        assert f"00000000:{guest.ssh_port:04X}" not in listening
+        port = f"{guest.entrance.port:04X}"
+        assert f"0100007F:{port}" in _listening(f"/proc/{guest.pid}") and f"00000000:{port}" not in _listening(f"/proc/{guest.pid}")
+        if lab.host.confinement.alone:
+            assert not [address for address in _listening("/proc") if address.endswith(f":{port}")]
+            with contextlib.closing(socket.socket()) as neighbour, pytest.raises(ConnectionRefusedError):
+                neighbour.connect(("127.0.0.1", guest.entrance.port))
+            assert _alone_in_its_network(guest.pid)
         known = asyncio.Event()
         known.set()
         with pytest.raises(WireBroken, match="Permission denied"):
             await Shell.connect(
-                "g0", await dial("g0", guest.ssh_port), key=SshKey.new(), known=known, host_key=guest.host_key.public, command_s=10
+                "g0",
+                await guest.entrance.dial(),
+                key=SshKey.new(),
+                known=known,
+                host_key=guest.host_key.public,
+                command_s=10,
+                entrance=guest.entrance,
             )
         await _reaches_nothing(guest)
 

@@ -197,7 +197,7 @@ async def test_a_guest_of_up_has_its_key_and_sockets_to_itself() -> None:
             runtime = own.runtime / "testbed"
             folder = runtime / "vms" / "guard"
             private = {path.name for path in _sockets_that_are_private(runtime)}
-            assert {"control", "console", "qmp", "poll", "agent", "late-data", "lan.in", "lan.out"} <= private
+            assert {"control", "console", "ssh", "qmp", "poll", "agent", "late-data", "lan.in", "lan.out"} <= private
             assert {path: stat.S_IMODE(path.stat().st_mode) for path in (runtime, folder.parent, folder)} == dict.fromkeys(
                 (runtime, folder.parent, folder), 0o700
             )

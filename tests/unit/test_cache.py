@@ -1,13 +1,17 @@
 import asyncio
+import contextlib
 import json
 import os
+import stat
 import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from testbed import doctor
+from testbed import doctor, neighbours
 from testbed.errors import HostError
 from testbed.progress import Silent
 from testbed.store import cache, enclosure, image
@@ -48,7 +52,37 @@ async def test_two_at_once_make_it_once(tmp_path: Path) -> None:
     said = Recorder()
     await asyncio.gather(*(cache.once(tmp_path / "key", make, said, "thing") for _ in range(5)))
     assert made == 1
-    assert said.notes == ["thing: waiting for another run that is at it"] * 4
+    assert said.notes == [f"thing: waiting for another part of this command, which holds {tmp_path / 'key.lock'}"] * 4
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a lock file, until its standard input is closed."""
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        yield other
+
+
+async def test_who_holds_a_lock_is_named_while_it_is_waited_for(tmp_path: Path) -> None:
+    said = Recorder()
+
+    async def make(folder: Path) -> dict[str, Any]:
+        return {}
+
+    with held(tmp_path / "key.lock") as other:
+        assert other.stdin is not None
+        waiting = asyncio.create_task(cache.once(tmp_path / "key", make, said, "thing"))
+        while not said.notes:
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        other.stdin.close()
+        await waiting
+    (note,) = said.notes
+    assert note.startswith(f"thing: waiting for pid {other.pid} of {neighbours.user(os.geteuid())}, since 20") and sys.executable in note
+    assert note.endswith(f", which holds {tmp_path / 'key.lock'}")
+    await cache.once(tmp_path / "another", make, said, "thing")
+    assert stat.S_IMODE((tmp_path / "another.lock").stat().st_mode) == 0o600, "nobody else can open it, and hold it"
 
 
 async def test_a_failure_half_way_leaves_nothing_that_looks_finished(tmp_path: Path) -> None:

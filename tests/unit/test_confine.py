@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -334,10 +335,15 @@ def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("landlock", "said"), [(0, "open files, listen"), (1, "listen"), (3, "listen"), (4, "send"), (5, "send"), (6, "")])
+@pytest.mark.parametrize(("landlock", "said"), [(0, "listen"), (1, "listen"), (3, "listen"), (4, "send"), (5, "send"), (6, "")])
 def test_what_is_not_held_is_said(landlock: int, said: str) -> None:
-    left = custody.not_held(Confinement(confined=True, landlock=landlock, apart=True))
-    assert [text[: len(said)] for text in left] == ([said] if said else [])
-    together = custody.not_held(Confinement(confined=True, landlock=landlock, why_together="no mounts"))
+    together_with_others = Confinement(confined=True, landlock=landlock, apart=True, why_not_alone="no networks")
+    left = [text for text in custody.not_held(together_with_others) if not text.startswith("open files:")]
+    assert [text[: len(said)] for text in left] == ([said] if said else []) and all(text.endswith(": no networks") for text in left)
+    files = ["open files: this kernel's Landlock is absent or switched off"] if landlock == 0 else []
+    assert list(custody.not_held(replace(together_with_others, alone=True))) == files, "a network of its own holds the others"
+    assert custody.open_to_neighbours(together_with_others).endswith("keep them from answering: no networks")
+    assert custody.open_to_neighbours(replace(together_with_others, alone=True)) == ""
+    together = custody.not_held(Confinement(confined=True, landlock=landlock, why_together="no mounts", alone=True))
     assert together[-1] == "look into /run and /tmp, and send to sockets there: no mounts"
     assert custody.not_held(Confinement(why_unconfined="no libseccomp", landlock=landlock))[0].endswith("no libseccomp")

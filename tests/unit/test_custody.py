@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import custody, probe, process
+from testbed import custody, probe, probe_confinement, process
 from testbed.custody import Custody
 from testbed.errors import HostError
 from testbed.host import Account
@@ -179,12 +179,12 @@ def test_what_is_not_there_cannot_be_handed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("named", "uid"), [("nobody", 65534), ("4242", 4242)])
 def test_a_user_for_qemu_is_named_by_name_or_number(named: str, uid: int) -> None:
-    assert probe._of_name(named).uid == uid
+    assert probe_confinement._of_name(named).uid == uid
 
 
 def test_a_user_that_is_none_is_said() -> None:
     with pytest.raises(HostError, match="expected a user of this machine, or a uid, got 'no such'"):
-        probe._of_name("no such")
+        probe_confinement._of_name("no such")
 
 
 def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from testbed import (
     machine,
     patterns,
     player,
-    probe,
+    probe_confinement,
     rank_test,
     rates,
     repro,
@@ -161,7 +161,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("docs/reproduce.md", "one hit in one try means {} % to 100 %", (percent(rates.exact(1, 1, 1)[0]),)),
     ("docs/reproduce.md", "the first {} of each kind", (wires._MAX_FINDINGS,)),
     ("docs/reproduce.md", "It measures the rate at the bad end ({} tries)", (word(campaign.MEASURED_TRIES),)),
-    ("docs/security.md", "a uid of its own ({}, or `TESTBED_QEMU_USER`)", (probe._ACCOUNT.uid,)),
+    ("docs/security.md", "a uid of its own ({}, or `TESTBED_QEMU_USER`)", (probe_confinement._ACCOUNT.uid,)),
     ("docs/security.md", "opens at most {} files", (custody._OPEN_FILES,)),
     (
         "docs/security.md",

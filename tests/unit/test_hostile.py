@@ -39,7 +39,7 @@ from testbed.store.mirror import Mirror
 from testbed.store.templates import touched_at_ns
 from testbed.topology import Guest, load
 from testbed.topology.load import parse
-from testbed.wires import Agent, dial
+from testbed.wires import Agent, Entrance
 from tests.fakes.qmp_server import fake_qmp
 from tests.unit.test_monitor import connected
 
@@ -88,7 +88,10 @@ async def answering(answer: Answer) -> AsyncIterator[int]:
 async def connect(port: int, host_key: str = SshKey.new().public) -> Shell:
     known = asyncio.Event()
     known.set()
-    return await Shell.connect("g0", await dial("g0", port), key=SshKey.new(), known=known, host_key=host_key, command_s=30)
+    entrance = Entrance("g0", None)
+    entrance.port = port
+    wire = await entrance.dial()
+    return await Shell.connect("g0", wire, key=SshKey.new(), known=known, host_key=host_key, command_s=30, entrance=entrance)
 
 
 @pytest.mark.parametrize(

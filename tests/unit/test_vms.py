@@ -49,7 +49,6 @@ RECORD = Record(
     supervisor=os.getpid(),
     since=0,
     networks="/nowhere",
-    ssh_port=2222,
     devices={"data": "/dev/vdc", "l0": "/dev/loop0"},
 )
 

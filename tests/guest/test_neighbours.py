@@ -1,0 +1,69 @@
+"""Another user of this machine, who holds connections to what a guest's QEMU listens on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from testbed import desk, ssh_proxy, vms
+from testbed.errors import HostError
+from testbed.host import Confinement
+from testbed.lab import Lab
+from testbed.store.kernel_files import KernelFiles
+from testbed.topology import Guest as GuestModel
+
+_HOLD = """
+import os, socket, sys
+os.setuid(65534)
+try:
+    held = [socket.create_connection(("127.0.0.1", int(sys.argv[1]))) for _ in range(40)]
+except OSError as error:
+    held = []
+print(len(held), flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def neighbour(port: int) -> Iterator[tuple[int, int]]:
+    """Holds 40 idle connections, if it can: its process id, and how many it has."""
+    words = ["/usr/bin/python3", "-I", "-S", "-c", _HOLD, str(port)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        yield other.pid, int(other.stdout.readline())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("alone", [True, False], ids=["in a network of its own", "in this machine's"])
+async def test_a_neighbour_keeps_no_guest_from_answering_or_is_named(
+    alone: bool, lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, tmp_path: Path
+) -> None:
+    if not alone:
+        lab.host = replace(lab.host, confinement=Confinement(why_not_alone="a test"))
+    elif not lab.host.confinement.alone:
+        pytest.skip(lab.host.confinement.why_not_alone)
+    async with lab.guest("g0", model, kernel, evidence) as guest, desk.entered(tmp_path, guest):
+
+        async def another() -> None:
+            """A command on a new connection, beside one that has the first."""
+            await asyncio.gather(guest.script("sleep 1"), guest.run("true"))
+
+        with neighbour(guest.entrance.port) as (pid, held):
+            if alone:
+                assert held == 0
+                await another()
+            else:
+                assert held == 40
+                named = rf"nobody \(uid 65534\) holds 40 connections to 127\.0\.0\.1:{guest.entrance.port} \(pid {pid} of nobody"
+                with pytest.raises(HostError, match=named):
+                    await another()
+            descriptor, why = await asyncio.to_thread(ssh_proxy.connection, str(tmp_path / vms.SSH), 20)
+            os.close(descriptor)
+            assert (f"pid {pid} of nobody" in why) is not alone

@@ -1,0 +1,77 @@
+"""Who else is connected to a port of this machine, or holds a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from testbed import neighbours
+from testbed.neighbours import Connection
+
+TABLE = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:8B79 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 4001 1 0000000000000000 100 0 0 10 0
+   1: 0100007F:D2A0 0100007F:8B79 01 00000000:00000000 00:00000000 00000000 65534        0 4002 1 0000000000000000 20 0 0 10 -1
+   2: 0100007F:8B79 0100007F:D2A0 01 00000000:00000000 00:00000000 00000000     0        0 4003 1 0000000000000000 20 0 0 10 -1
+   3: 0100007F:D2A2 0100007F:8B79 02 00000000:00000000 00:00000000 00000000  1000        0 4004 1 0000000000000000 20 0 0 10 -1
+   4: 0200007F:D2A4 0200007F:8B79 01 00000000:00000000 00:00000000 00000000  1000        0 4005 1 0000000000000000 20 0 0 10 -1
+   5: damaged
+"""
+TABLE_6 = """\
+   0: 0000000000000000FFFF00000100007F:D2A6 0000000000000000FFFF00000100007F:8B79 01 0:0 00:0 0  1001        0 4006 1
+"""
+
+
+@pytest.mark.skipif(sys.byteorder != "little", reason="the table of a little-endian machine")
+def test_the_ends_of_others_are_read_from_the_kernels_tables() -> None:
+    assert neighbours.parse(TABLE.splitlines(), 0x8B79) == (Connection(uid=65534, inode=4002), Connection(uid=1000, inode=4004))
+    assert neighbours.parse(TABLE_6.splitlines(), 0x8B79) == (Connection(uid=1001, inode=4006),)
+    assert neighbours.parse(TABLE.splitlines(), 0x8B7A) == ()
+
+
+@contextlib.contextmanager
+def holding(address: str, count: int, *, uid: int) -> Iterator[tuple[int, int]]:
+    """A port of ours, and the process of a user who holds connections to it."""
+    code = (
+        "import os, socket, sys, time\nos.setuid(int(sys.argv[3])) if os.geteuid() == 0 else None\n"
+        "held = [socket.create_connection((sys.argv[4], int(sys.argv[1]))) for _ in range(int(sys.argv[2]))]\n"
+        "print('there', flush=True)\nsys.stdin.read()\n"
+    )
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        port = server.getsockname()[1]
+        words = ["/usr/bin/python3" if uid else sys.executable, "-I", "-S", "-c", code, str(port), str(count), str(uid), address]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+            assert other.stdout is not None and other.stdout.readline() == "there\n"
+            yield port, other.pid
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_a_neighbour_who_holds_connections_is_named(address: str) -> None:
+    with holding(address, 40, uid=65534) as (port, pid):
+        said = neighbours.connected(port)
+    assert said.startswith(
+        f"; nobody (uid 65534) holds 40 connections to 127.0.0.1:{port} (pid {pid} of nobody (uid 65534): /usr/bin/python3 "
+    )
+
+
+def test_connections_of_our_own_are_nobodys_business() -> None:
+    with holding("127.0.0.1", 2, uid=0) as (port, _):
+        assert neighbours.connected(port) == ""
+
+
+def test_what_is_named_steers_no_terminal() -> None:
+    code = "import sys; print('there', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        ["\033[2Jevil", "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None and other.stdout.readline() == "there\n"
+        said = neighbours.process(other.pid)
+    assert "evil" in said and "\033" not in said
+    assert neighbours.process(2**22 + 1) == f"pid {2**22 + 1}"

@@ -1,0 +1,92 @@
+"""The command by which an SSH client gets a connection from who keeps a guest."""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import ssh_proxy
+
+
+@contextlib.contextmanager
+def keeper(path: Path, said: bytes, *, hands: bool = True) -> Iterator[None]:
+    """Hands a connection to a guest that echoes to who connects."""
+
+    def serve() -> None:
+        wire, _ = listening.accept()
+        with wire:
+            ours, theirs = socket.socketpair()
+            if hands:
+                socket.send_fds(wire, [said], [theirs.fileno()])
+            elif said:
+                wire.sendall(said)
+            theirs.close()
+            with ours:
+                while hands and (data := ours.recv(65536)):
+                    ours.sendall(data)
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+def words(path: Path, limit_s: float = 20) -> list[str]:
+    return [sys.executable, "-I", "-S", ssh_proxy.__file__, str(path), str(limit_s)]
+
+
+def test_a_client_gets_the_connection_itself(tmp_path: Path) -> None:
+    """As ssh asks for it with ProxyUseFdpass: by one byte and a descriptor."""
+    ours, theirs = socket.socketpair()
+    with ours, keeper(tmp_path / "ssh", b"\n"):
+        done = subprocess.run(words(tmp_path / "ssh"), stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.PIPE, check=True)
+        theirs.close()
+        data, descriptors, _, _ = socket.recv_fds(ours, 10, 2)
+        assert data == b"\0" and len(descriptors) == 1 and done.stderr == b""
+        with socket.socket(fileno=descriptors[0]) as guest:
+            guest.sendall(b"hello")
+            assert guest.recv(10) == b"hello"
+
+
+def test_a_client_that_takes_no_descriptor_gets_bytes(tmp_path: Path) -> None:
+    sent = array.array("I", range(1 << 18)).tobytes()
+    with keeper(tmp_path / "ssh", b"\n"):
+        done = subprocess.run(words(tmp_path / "ssh"), input=sent, capture_output=True, check=True)
+    assert done.stdout == sent and done.stderr == b""
+
+
+def test_what_explains_a_server_that_does_not_answer_is_said(tmp_path: Path) -> None:
+    with keeper(tmp_path / "ssh", b"; nobody (uid 65534) holds 40 connections"):
+        done = subprocess.run(words(tmp_path / "ssh"), input=b"x", capture_output=True, check=True)
+    assert done.stdout == b"x" and b"nobody (uid 65534) holds 40 connections" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [(b"guest g0: SSH: refused", "testbed: guest g0: SSH: refused\n"), (b"", "testbed: who keeps this guest went away\n")],
+)
+def test_no_connection_is_an_error_in_words(said: bytes, expected: str, tmp_path: Path) -> None:
+    with keeper(tmp_path / "ssh", said, hands=False):
+        done = subprocess.run(words(tmp_path / "ssh"), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, expected)
+
+
+def test_who_keeps_a_guest_and_does_not_answer_is_not_waited_for_without_end(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "ssh"))
+        listening.listen()
+        done = subprocess.run(words(tmp_path / "ssh", 0.2), capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "does not answer within" in done.stderr
+    gone = subprocess.run(words(tmp_path / "none"), capture_output=True, text=True, check=False)
+    assert gone.returncode == 1 and gone.stderr == "testbed: [Errno 2] No such file or directory\n"
