@@ -16,7 +16,7 @@ def _kebab(name: str) -> str:
 class Model(BaseModel):
     """A mapping of the file: unknown keys are refused, and nothing is converted but what a type says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab)
 
 
 SIZE_PATTERN = r"^\d+\s*([KMGT](iB)?|B)?$"
