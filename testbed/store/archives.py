@@ -108,6 +108,8 @@ class _Entry(tarfile.TarInfo):
 class _Archive(tarfile.TarFile):
     """Keeps no entry that it has given out."""
 
+    members: list[tarfile.TarInfo]  # which typeshed leaves out
+
     def next(self) -> tarfile.TarInfo | None:
         """:raise tarfile.TarError: it is damaged, or too much."""
         found = super().next()
