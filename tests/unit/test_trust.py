@@ -21,7 +21,7 @@ PYTHON_NAMES = {
     "read_only": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G, read_only: true}}}}\n",
     "iops_total": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G, throttle: {{iops_total: 1}}}}}}\n",
     "zone_size": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G, zoned: {{zone_size: 1M}}}}}}\n",
-    "direct_io": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G}}}}\n    loops: {{l: {{backing: data/x, size: 1M, direct_io: true}}}}\n",
+    "direct_io": f"{GUEST}    disks: {{data: {{type: nvme, size: 1G}}}}\n    loops: {{l: {{backing: data/x, direct_io: true}}}}\n",
     "memory_max": f"{GUEST}    cgroups: {{tenant: {{memory_max: 1M}}}}\n",
     "script_name": "version: 1\nsummary: it breaks\nscript: 'true'\nscript_name: x\nsignature: [{status: 0}]\n",
 }
