@@ -10,7 +10,7 @@ from pathlib import Path
 from testbed import custody, process
 from testbed.errors import HostError, ToolMissing
 from testbed.host import NO_SANDBOX, Host
-from testbed.store import enclosure
+from testbed.store import build_enclosure, enclosure
 from testbed.store.mirror import find_mirror
 from testbed.units import GIB, format_size
 
@@ -66,6 +66,15 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
             Complaint(
                 what=f"an image cannot be built: no namespaces of its own for mmdebstrap: {said_of_namespaces}",
                 mend="a user who may make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or root",
+            )
+        )
+    found, why = await build_enclosure.find()
+    if found is None:
+        said.append(
+            Complaint(
+                what=f"kernels are not built in an enclosure, so that what a source or a patch has make do, it does as you: {why}",
+                mend=f"root that may mount, a user who may make user namespaces, or {build_enclosure.TRUST}=1 where you trust a source",
+                fatal=False,
             )
         )
     if host is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from testbed.kbuild import make_args
@@ -14,18 +14,13 @@ from testbed.keys import content_key
 _LAYOUT = 1
 # The same key must give the same bytes: scripts/mkcompile_h and friends take these in place of the moment and the machine
 # (Documentation/kbuild/reproducible-builds.rst).
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
     "KBUILD_BUILD_USER": "testbed",
     "KBUILD_BUILD_HOST": "testbed",
     "KBUILD_BUILD_VERSION": "1",
     "ARCH": "x86_64",
 }
-
-
-def environment(callers: Iterable[str]) -> dict[str, str | None]:
-    """What is different for make in an environment that has the variables `callers`; None: it is not there."""
-    return dict.fromkeys(make_args.taken(callers)) | _ENVIRONMENT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

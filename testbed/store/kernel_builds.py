@@ -19,13 +19,19 @@ from testbed.kbuild.patches import Patch
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import BUILT, BuiltKernel, KernelTable, Series, built_name, named_by_key
 from testbed.progress import Progress
-from testbed.store import built_names, cache, kernel_files, kernel_sources, kernel_tree, waste
+from testbed.store import build_enclosure, built_names, cache, kernel_files, kernel_sources, kernel_tree, plain_files, waste
+from testbed.store.build_enclosure import Enclosure
 from testbed.store.built_names import Named
 from testbed.store.kernel_files import KernelFiles
 from testbed.store.kernel_make import MakeJob, find_compiler, results
 from testbed.store.kernel_sources import Source
 from testbed.store.kernel_tree import Content, Tree
+from testbed.store.repositories import Commit
 from testbed.store.series_files import read_patches
+from testbed.units import MIB
+
+# A kernel's loop.c has 60 KiB.
+_MOST_TEXT_BYTES = 1 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +100,15 @@ class Builder:
         source = await kernel_sources.prepare(order.source, self.table, self.root, self.progress)
         async with cache.locked(cache.build_lock(source.folder), self.progress, f"source of {source.name}"):
             tree = Tree(source.folder)
-            if source.git is not None:
-                await _check_out(source, tree, self.progress)
+            if source.commit is not None:
+                await _check_out(source, source.commit, tree, self.progress)
             changes = await tree.planned(parts.series, parts.reverts, parts.ablations)
             yield _Plan(order=order, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
             # Also now, since a build may take longer than what was of use stays for certain.
             cache.used(source.folder)
 
     async def _make(self, plan: _Plan, unfinished: Path) -> dict[str, Any]:
+        enclosure = await self._enclosure(plan)
         plan.tree.put(plan.changes)
         job = MakeJob(
             source=plan.source,
@@ -109,6 +116,7 @@ class Builder:
             compiler=plan.compiler,
             release=f"-tb{plan.key[:8]}",
             jobs=plan.order.jobs or allotment.cores(),
+            enclosure=enclosure,
         )
         with self.progress.task(plan.title) as task:
             made = await job.run(plan.parts.request, task, self.progress.note)
@@ -122,8 +130,26 @@ class Builder:
                 "config_name": _config_name(plan.order),
                 "compiler": plan.compiler.version,
                 "make_args": list(map(str, plan.compiler.args)),
+                "enclosed": enclosure is not None,
             }
         )
+
+    async def _enclosure(self, plan: _Plan) -> Enclosure | None:
+        """Where programs of the source run; None where this machine allows no enclosure, and they may do what the user may.
+
+        :raise HostError: they may not.
+        """
+        found, why = await build_enclosure.find()
+        if found is None:
+            theirs = not plan.source.signed or plan.parts.series or plan.parts.reverts
+            if theirs and not build_enclosure.trusted():
+                raise HostError(
+                    f"{plan.title}: expected to build it in an enclosure, which this machine does not allow: {why}; without one its source "
+                    "and patches could do whatever you may; `testbed doctor` says what is needed, and where you trust them: "
+                    f"{build_enclosure.TRUST}=1"
+                )
+            self.progress.note(f"{plan.title}: it is not built in an enclosure, which this machine does not allow: {why}")
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,25 +245,28 @@ def _config_name(order: BuildOrder) -> str:
     return "+".join((first, *order.flavours, *(path.stem for path in order.fragments)))
 
 
-async def _check_out(source: Source, tree: Tree, progress: Progress) -> None:
-    assert source.git is not None
+async def _check_out(source: Source, commit: Commit, tree: Tree, progress: Progress) -> None:
     there = source.folder / "commit"
-    commit = source.git[1]
-    if not there.exists() or there.read_text(encoding="utf-8") != commit:
+    if not there.exists() or there.read_text(encoding="utf-8") != commit.name:
+        # A checkout that was broken off has left files that its commit has, and this one perhaps not.
+        clean = not there.exists() and any(source.tree.iterdir())
         there.unlink(missing_ok=True)
         tree.put({})
         (source.folder / "index.lock").unlink(missing_ok=True)  # of a run that was killed: the lock of the source is ours
         with progress.task(f"source {source.name}") as task:
-            task.update(detail=f"checking out {commit[:12]}")
-            await kernel_sources.checkout(source)
+            task.update(detail=f"checking out {commit.name[:12]}")
+            await kernel_sources.check_out(source, commit, clean=clean)
     kernel_sources.version(source.tree)
-    there.write_text(commit, encoding="utf-8")
+    there.write_text(commit.name, encoding="utf-8")
 
 
 def _series(tree: Path) -> Series:
     """Whether the series is in a tree as it is now."""
-    loop = tree / "drivers/block/loop.c"
-    return Series.AFTER if loop.is_file() and recipe.has_series(loop.read_text(encoding="utf-8", errors="replace")) else Series.BEFORE
+    try:
+        loop = plain_files.text(tree, "drivers/block/loop.c", _MOST_TEXT_BYTES)
+    except BuildError:
+        return Series.BEFORE
+    return Series.AFTER if recipe.has_series(loop) else Series.BEFORE
 
 
 def _origin(plan: _Plan) -> str:

@@ -1,10 +1,12 @@
-"""One build by make: its tools, its configuration, its objects, and what it leaves."""
+"""One build by make: its tools, its configuration, its objects, and what it leaves.
+
+make runs where `build_enclosure.py` says, for it evaluates what the author of a source or of a patch wrote; what it leaves is read as a
+stranger's (`plain_files.py`).
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,8 +20,11 @@ from testbed.kbuild.fragments import Option, Request, merged
 from testbed.kbuild.make_args import MakeArg
 from testbed.kbuild.recipe import Compiler
 from testbed.progress import Task
-from testbed.store import kernel_files, kernel_remains
+from testbed.store import build_enclosure, debs, kernel_files, kernel_remains, plain_files
+from testbed.store.build_enclosure import Enclosure
+from testbed.store.kernel_remains import records
 from testbed.store.kernel_sources import Source
+from testbed.units import MIB
 
 # Besides compilers and linkers: the programs that a build runs, and the headers of what it compiles for itself; the package of each.
 _TOOLS = {tool: tool for tool in ("make", "flex", "bison", "bc", "git", "tar")} | {"xz": "xz-utils"}
@@ -29,7 +34,12 @@ _CONFIGURE_S, _BUILD_S = 600, 6 * 3600
 _USUAL_OBJECTS = 1550
 # Of options that a source does not have, so many are named.
 _NAMED = 5
-_OBJECTS = "testbed-objects"
+# Kept beside an output folder: how many objects it had, and whom it belongs to; in it, the configuration as asked for.
+_OBJECTS, _OWNER, _ASKED = "testbed-objects", "owner", "testbed.config"
+# Of the source, so that the objects of one are not another's.
+_CCACHE, _CCACHE_SIZE = "ccache", "2G"
+# Debian's own .config has 0.3 MiB, a System.map 8 MiB.
+_MOST_TEXT_BYTES = 64 * MIB
 # What make ends with by itself (make(1)); any other status is that of a signal.
 _MAKES_OWN = (0, 1, 2)
 
@@ -68,22 +78,69 @@ async def _version(program: list[str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MakeJob:
-    """One build. `output`: where make works, shared by builds of one source with one configuration; `release`: is added to the version."""
+    """One build. `output`: where make works, shared by builds of one source with one configuration; `release`: is added to the version;
+    `enclosure`: where make runs, None: as we do.
+    """
 
     source: Source
     output: Path
     compiler: Compiler
     release: str
     jobs: int
+    enclosure: Enclosure | None
 
-    def make(self, *targets: str) -> list[str | Path]:
-        return ["make", "-C", self.source.tree, f"O={self.output}", f"LOCALVERSION={self.release}", *self.compiler.words, *targets]
+    async def make(
+        self,
+        *targets: str,
+        timeout_s: float,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        write: tuple[Path, ...] = (),
+        on_line: Callable[[str], None] | None = None,
+    ) -> process.Finished:
+        """Run make, which sees the source, and writes into the output folder and the folders `write`."""
+        where = ("-C", str(self.source.tree), f"O={self.output}", f"LOCALVERSION={self.release}")
+        ccache = self.source.folder / _CCACHE
+        return await build_enclosure.run(
+            self.enclosure,
+            ("make", *where, *self.compiler.words, *targets),
+            folder=self.output,
+            read=(self.source.tree, *self._programs()),
+            write=(self.output, *([ccache] if ccache.is_dir() else []), *write),
+            env={**recipe.ENVIRONMENT, "CCACHE_DIR": str(ccache), "CCACHE_MAXSIZE": _CCACHE_SIZE, **(env or {})},
+            timeout_s=timeout_s,
+            check=check,
+            on_line=on_line,
+        )
+
+    def _programs(self) -> tuple[Path, ...]:
+        """Where the programs of the build are, besides the system's."""
+        named = [word for value in make_args.tools(self.compiler.args).values() for word in value.split()]
+        return build_enclosure.installations((*_TOOLS, *named))
+
+    def _prepare(self) -> None:
+        """Let whom make runs as write where it must, and read the source. Blocks."""
+        if process.where("ccache") is not None:
+            (self.source.folder / _CCACHE).mkdir(exist_ok=True)
+        for folder in (folder for folder in (self.output, self.source.folder / _CCACHE) if folder.is_dir()):
+            owner, mark = build_enclosure.owner(self.enclosure), records(folder) / _OWNER
+            known = mark.read_text(encoding="utf-8") if mark.exists() else None
+            # Of a folder that was made anew the mark says nothing.
+            if known != str(owner) or folder.stat().st_uid != owner:
+                records(folder).mkdir(exist_ok=True)
+                mark.unlink(missing_ok=True)
+                build_enclosure.give(self.enclosure, folder)
+                mark.write_text(str(owner), encoding="utf-8")
+        if not self.source.shown.exists():
+            build_enclosure.show(self.source.tree)
+            self.source.shown.touch()
 
     async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
         """Configure and compile; returns how long it took and how many objects it compiled."""
         self.output.mkdir(parents=True, exist_ok=True)
         if (removed := await asyncio.to_thread(kernel_remains.put_right, self.output)) is not None:
             note(f"{self.source.name}: its last build was broken off; {removed} files that it may have left half-written are made again")
+        await asyncio.to_thread(self._prepare)
         kernel_remains.begin(self.output)
         try:
             await self._configure(request, task, note)
@@ -98,26 +155,16 @@ class MakeJob:
         return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
 
     @property
-    def environment(self) -> dict[str, str | None]:
-        """What make is told by it, and what of the caller's it is not."""
-        return recipe.environment(os.environ)
-
-    @property
     def config(self) -> dict[str, Option]:
-        path = self.output / ".config"
-        return fragments.parse(path.read_text(encoding="utf-8"), str(path))
+        return fragments.parse(plain_files.text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config"))
 
     async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
         """:raise BuildError: an option did not survive, or guests and scenarios need another one. :raise HostError: as `_failed` says."""
         task.update(detail="configuring")
-        asked = self.output / "testbed.config"
-        asked.write_text(request.text, encoding="utf-8")
-        if request.plain:
-            words, environment = self.make("allnoconfig"), {"KCONFIG_ALLCONFIG": str(asked)}
-        else:
-            shutil.copyfile(asked, self.output / ".config")
-            words, environment = self.make("olddefconfig"), {}
-        done = await process.run(words, env=self.environment | environment, timeout_s=_CONFIGURE_S, check=False)
+        name, target = (_ASKED, "allnoconfig") if request.plain else (".config", "olddefconfig")
+        plain_files.put(records(self.output), self.output, name, request.text.encode())
+        environment = {"KCONFIG_ALLCONFIG": str(self.output / _ASKED)} if request.plain else {}
+        done = await self.make(target, env=environment, timeout_s=_CONFIGURE_S, check=False)
         if done.status != 0:
             raise self._failed("it cannot be configured:\n    ", done.stderr or done.stdout)
         config = self.config
@@ -146,8 +193,11 @@ class MakeJob:
             raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines) + mend)
 
     def _text(self, path: str) -> str | None:
-        file = self.source.tree / path
-        return file.read_text(encoding="utf-8", errors="replace") if file.is_file() else None
+        """A file of the source, None where there is none in it; Kconfig files of strangers name what they like."""
+        try:
+            return plain_files.text(self.source.tree, path, _MOST_TEXT_BYTES)
+        except BuildError:
+            return None
 
     def _failed(self, what: str, said: str, more: str = "") -> BuildError | HostError:
         """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
@@ -161,11 +211,12 @@ class MakeJob:
 
         :raise BuildError: the compiler says no; shows its first error. :raise HostError: as `_failed` says.
         """
-        remembered = self.output / _OBJECTS
+        remembered = records(self.output) / _OBJECTS
         usual = int(remembered.read_text(encoding="utf-8")) if remembered.exists() else _USUAL_OBJECTS
         before = await asyncio.to_thread(_objects, self.output)
         done, begun = 0, time.monotonic()
-        with (self.output / kernel_remains.LOG).open("w", buffering=1, encoding="utf-8") as log:
+        all_said = records(self.output) / kernel_remains.LOG
+        with all_said.open("w", buffering=1, encoding="utf-8") as log:
 
             def hear(line: str) -> None:
                 nonlocal done
@@ -177,20 +228,19 @@ class MakeJob:
 
             modules = self.config.get("MODULES")
             targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
-            words = [*process.LED, *self.make(*targets), "-Otarget", f"-j{self.jobs}"]
-            made = await process.run(words, env=self.environment, timeout_s=_BUILD_S, check=False, on_output=hear, on_line=hear)
+            made = await self.make(*targets, "-Otarget", f"-j{self.jobs}", timeout_s=_BUILD_S, check=False, on_line=hear)
         if made.status not in _MAKES_OWN:
             raise HostError(
                 f"kernel of {self.source.name}: make was killed (status {made.status}); try again, or with fewer compilers: --jobs"
             )
         if made.status != 0:
-            raise self._failed("", made.stderr, f"\n  all that make said: {self.output / kernel_remains.LOG}")
+            raise self._failed("", made.stderr, f"\n  all that make said: {all_said}")
         remembered.write_text(str(await asyncio.to_thread(_objects, self.output)), encoding="utf-8")
         return done
 
 
 def _objects(folder: Path) -> int:
-    return sum(1 for _ in folder.rglob("*.o"))
+    return sum(1 for path in plain_files.everything(folder) if path.name.endswith(".o"))
 
 
 async def results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
@@ -199,22 +249,31 @@ async def results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
     work.mkdir()
     try:
         task.update(detail="modules")
-        for name, kept in ((".config", "config"), ("System.map", "System.map")):
-            shutil.copyfile(job.output / name, folder / kept)
-        return await kernel_files.lay_out(job.output / "arch/x86/boot/bzImage", await _modules(job, work / "installed"), folder, task)
+        for name, kept, limit_bytes in (
+            (".config", "config", _MOST_TEXT_BYTES),
+            ("System.map", "System.map", _MOST_TEXT_BYTES),
+            ("arch/x86/boot/bzImage", "work/bzImage", debs.MOST_BYTES),
+        ):
+            plain_files.copy(job.output, name, folder / kept, limit_bytes)
+        return await kernel_files.lay_out(work / "bzImage", await _modules(job, work / "installed"), folder, task)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        plain_files.remove(work)
 
 
 async def _modules(job: MakeJob, folder: Path) -> Path:
-    """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it."""
-    if any(option.value == "m" for option in job.config.values()):
-        words = [*job.make("modules_install"), f"INSTALL_MOD_PATH={folder}"]
-        await process.run(words, env=job.environment, timeout_s=_CONFIGURE_S)
-        (found,) = (folder / "lib/modules").iterdir()
-        return found
+    """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it.
+
+    :raise BuildError: the source has put something else in its place.
+    """
     folder.mkdir()
+    if any(option.value == "m" for option in job.config.values()):
+        await asyncio.to_thread(build_enclosure.give, job.enclosure, folder)
+        await job.make("modules_install", f"INSTALL_MOD_PATH={folder}", write=(folder,), timeout_s=_CONFIGURE_S)
+        found = [path for path in plain_files.everything(folder) if path.parent == folder / "lib/modules"]
+        if len(found) != 1 or any(path.is_symlink() or not path.is_dir() for path in (found[0], folder / "lib", folder / "lib/modules")):
+            raise BuildError(f"kernel of {job.source.name}: expected one folder of modules from modules_install, got {len(found)}")
+        return found[0]
     (folder / "modules.order").touch()
     for name in ("modules.builtin", "modules.builtin.modinfo"):
-        shutil.copyfile(job.output / name, folder / name)
+        plain_files.copy(job.output, name, folder / name, _MOST_TEXT_BYTES)
     return folder

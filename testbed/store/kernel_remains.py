@@ -1,7 +1,7 @@
 """What a build that was killed has left in its output folder: keeps the files that are whole, and removes those that may be half-written.
 
-A mark stands in the folder while make works there. Where the next build finds it, its time tells which files the killed one wrote, and the
-log of that build which of them were finished:
+A mark stands beside the folder while make works there, in one that no build writes to. Where the next build finds it, its time tells which
+files the killed one wrote, and the log of that build which of them were finished:
 
 - A file that is older than the mark is of a build that ended, or of one whose remains were put right as here.
 - make prints the line of a target when its whole recipe has ended (`-Otarget`), kbuild's own record of it (`.NAME.cmd`) included, and we
@@ -18,11 +18,11 @@ Everything else that is newer than the mark goes, and make makes it again. After
 from __future__ import annotations
 
 import contextlib
-import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from testbed.store import plain_files
 
 MARK, LOG = "testbed-compiling", "testbed-make.log"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -32,46 +32,54 @@ _OF_KERNEL = re.compile(r"(?:init|kernel|mm|fs|block|drivers|net)/\S+\.o")
 _FAILED = re.compile(r"\*\*\* \[(?:.*: )?(\S+)\]")
 # An error comes at the end of what its recipe has said.
 _UNCERTAIN_LINES = 20
-# Ours, written anew by each build; and Kconfig's.
+# Ours, which each build writes anew; and Kconfig's.
 _RENAMED = re.compile(r"testbed[.-].*|\.config(\.old)?|include/config/.*|include/generated/(autoconf\.h|rustc_cfg)")
+
+
+def records(output: Path) -> Path:
+    """Where the mark, the log and other records of the builds in an output folder are: beside it, for builds may write into it anything."""
+    return output.with_name(f"records-{output.name}")
 
 
 def begin(output: Path) -> None:
     """Mark a folder whose files are whole as one in which make works."""
-    (output / LOG).unlink(missing_ok=True)
-    (output / MARK).write_text(_boot_id(), encoding="utf-8")
+    records(output).mkdir(exist_ok=True)
+    (records(output) / LOG).unlink(missing_ok=True)
+    (records(output) / MARK).write_text(_boot_id(), encoding="utf-8")
 
 
 def end(output: Path) -> None:
     """Take the mark away: make has ended by itself or by a signal, and removed what it had made by half."""
-    (output / MARK).unlink(missing_ok=True)
+    (records(output) / MARK).unlink(missing_ok=True)
 
 
 def put_right(output: Path) -> int | None:
     """Remove what a killed build may have left half-written; returns how many files, or None where none was killed. Blocks."""
     try:
-        boot_id = (output / MARK).read_text(encoding="utf-8")
+        boot_id = (records(output) / MARK).read_text(encoding="utf-8")
     except FileNotFoundError:
-        return None
-    count = 0
+        # An older testbed had its mark in the folder.
+        if not (output / MARK).is_file():
+            return None
+        boot_id = ""
     if boot_id == _boot_id():
-        for path in tuple(suspects(output)):
+        gone = tuple(suspects(output))
+        for path in gone:
             path.unlink(missing_ok=True)
-            count += 1
     else:
-        count = sum(1 for _ in _files(output))
-        shutil.rmtree(output)
+        gone = tuple(_files(output))
+        plain_files.remove(output)
         output.mkdir()
     end(output)
-    return count
+    return len(gone)
 
 
 def suspects(output: Path) -> Iterator[Path]:
     """The files that were written since the mark and may be half-written."""
-    since_ns = (output / MARK).stat().st_mtime_ns
+    since_ns = (records(output) / MARK).stat().st_mtime_ns
     targets: frozenset[str] = frozenset()
     with contextlib.suppress(FileNotFoundError):
-        targets = finished((output / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True))
+        targets = finished((records(output) / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True))
     prepared = any(_OF_KERNEL.fullmatch(name) for name in targets)
 
     def whole(name: str) -> bool:
@@ -104,8 +112,7 @@ def _target(name: str) -> str:
 
 
 def _files(output: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(output):
-        yield from (path for name in names if not (path := Path(folder, name)).is_symlink())
+    return (path for path in plain_files.everything(output) if not path.is_symlink() and not path.is_dir())
 
 
 def _boot_id() -> str:

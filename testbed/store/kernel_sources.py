@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import shutil
-from dataclasses import dataclass
+import stat
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,16 @@ from testbed.errors import BuildError, HostError
 from testbed.kernels import DebianKernel, KernelTable
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import cache
+from testbed.store import cache, plain_files, repositories
 from testbed.store.apt import PrivateApt
 from testbed.store.mirror import find_mirror
+from testbed.store.repositories import Commit
+from testbed.units import MIB
 
 # Changes when what a source's folder holds changes.
 _LAYOUT = 1
 _UNPACK_S = 1800
-# The user's tree has settings of its own, which may name programs; and it may belong to somebody else than who builds.
-_GIT = ("git", "--no-optional-locks", "-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
-# What a hook or an alias of the user's, from which we may run, says of a repository is not said of this one.
-_ASK_GIT = ("env", "-u", "GIT_DIR", "-u", "GIT_WORK_TREE", "-u", "GIT_INDEX_FILE", *_GIT)
+_MOST_TEXT_BYTES = 64 * MIB
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*) *$", re.MULTILINE)
 
 
@@ -33,18 +34,24 @@ _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*) *$
 class Source:
     """A source. `folder`: where its tree is in the cache; `key`: of what it holds; `origin`: where it came from, in words.
 
-    `git`: the repository of the user, and the commit, for one whose tree is yet to be brought to it.
+    `commit`: of the user's repository, for one whose tree is yet to be brought to it. `signed`: nobody but Debian could have written it.
     """
 
     name: str
     key: str
     origin: str
     folder: Path
-    git: tuple[Path, str] | None = None
+    commit: Commit | None = None
+    signed: bool = False
 
     @property
     def tree(self) -> Path:
         return self.folder / "tree"
+
+    @property
+    def shown(self) -> Path:
+        """Is there when everybody who gets to the tree may read it."""
+        return self.folder / "shown"
 
 
 async def prepare(spec: str, table: KernelTable, root: Path, progress: Progress) -> Source:
@@ -85,7 +92,7 @@ async def _debian(row: DebianKernel, root: Path, progress: Progress) -> Source:
             return {"origin": f"{package.name} {package.version} from {', '.join(row.suites)}", "key": package.sha256}
 
     folder = root / cache.SOURCES / f"{row.name}-{content_key(_LAYOUT, row.suites, row.source)}"
-    return await _kept(row.name, folder, make, progress)
+    return replace(await _kept(row.name, folder, make, progress), signed=True)
 
 
 async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
@@ -107,46 +114,48 @@ async def _kept(name: str, folder: Path, make: Any, progress: Progress) -> Sourc
 
 
 async def _unpack(tarball: Path, tree: Path, task: Task) -> None:
-    """:raise BuildError: there is no kernel in it."""
+    """:raise BuildError: there is no kernel in it, or something else than files, folders and links."""
     tree.mkdir()
+    words = ("tar", "-C", str(tree), "--strip-components=1", "--no-same-owner", "--no-same-permissions", "-xf", str(tarball))
     try:
-        await process.run(["tar", "-C", tree, "--strip-components=1", "--no-same-owner", "-xf", tarball], timeout_s=_UNPACK_S)
+        await process.run(("sh", "-c", 'umask 022; exec "$@"', "tar", *words), timeout_s=_UNPACK_S)
     except HostError as error:
         raise BuildError(f"{tarball}: cannot be unpacked: {error}") from error
+    await asyncio.to_thread(_only_files, tarball, tree)
     version(tree)
     task.update(fraction=0.9)
 
 
+def _only_files(tarball: Path, tree: Path) -> None:
+    """:raise BuildError: a device, which root unpacks, a pipe or a socket is in the tree."""
+    for path in plain_files.everything(tree):
+        mode = path.lstat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+            raise BuildError(f"{tarball}: {path.relative_to(tree)}: expected a file, a folder or a link, got something else")
+
+
 async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:
-    """Only names the commit: `checkout` brings the tree in the cache to it."""
-    asked = await process.run([*_ASK_GIT, "-C", path, "rev-parse", "--absolute-git-dir", f"{commit}^{{commit}}"], check=False)
-    lines = asked.stdout.split("\n")
-    if asked.status != 0 or len(lines) < 2:
-        said = asked.stderr.strip().splitlines()
-        raise BuildError(f"source {path}: expected a git tree with the commit {commit}: {said[-1] if said else 'git gave no reason'}")
-    repository, found = Path(lines[0]), lines[1]
-    changed = (await process.run([*_ASK_GIT, "-C", path, "status", "--porcelain", "-uno"], timeout_s=300, check=False)).stdout.splitlines()
-    if changed and commit == "HEAD":
-        progress.note(f"source {path}: {len(changed)} changed files are left out; it is built as it was committed, {found[:12]}")
+    """Only names the commit: `check_out` brings the tree in the cache to it."""
+    found = await repositories.commit(path, commit)
+    changed = await repositories.changed(found) if commit == "HEAD" else 0
+    if changed is None:
+        progress.note(f"source {path}: what is not committed there is left out; whether there is any is not known")
+    elif changed:
+        progress.note(f"source {path}: {changed} changed files are left out; it is built as it was committed, {found.name[:12]}")
     path = path.resolve()
-    folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(repository))}"
+    folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(found.git_folder))}"
     (folder / "tree").mkdir(parents=True, exist_ok=True)
     (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n", encoding="utf-8")
-    return Source(name=f"{path.name}-{found[:12]}", key=found, origin=f"{path} at {found[:12]}", folder=folder, git=(repository, found))
+    return Source(name=f"{path.name}-{found.name[:12]}", key=found.name, origin=f"{path} at {found.name[:12]}", folder=folder, commit=found)
 
 
-async def checkout(source: Source) -> None:
-    """Bring the tree of a git source to its commit; files that are the same keep their times. The repository is only read, and what
-    it says of a sparse checkout is not said of this one.
+async def check_out(source: Source, commit: Commit, *, clean: bool) -> None:
+    """Bring the tree of a git source to a commit; files that are the same keep their times. `clean`: something may be in it that no commit
+    has.
 
-    :raise HostError: git fails.
+    :raise BuildError: objects of the commit are missing. :raise HostError: this machine's disk or memory is not enough.
     """
-    assert source.git is not None
-    repository, commit = source.git
-    environment = {"GIT_DIR": str(repository), "GIT_WORK_TREE": str(source.tree), "GIT_INDEX_FILE": str(source.folder / "index")}
-    await process.run(
-        [*_GIT, "read-tree", "--no-sparse-checkout", "--reset", "-u", commit], env=environment, folder=source.tree, timeout_s=_UNPACK_S
-    )
+    await repositories.check_out(commit, source.folder / "git", source.folder / "index", source.tree, clean=clean)
 
 
 def version(tree: Path) -> str:
@@ -154,8 +163,12 @@ def version(tree: Path) -> str:
 
     :raise BuildError: it is no kernel's.
     """
-    makefile = tree / "Makefile"
-    found = dict(_VERSION.findall(makefile.read_text(encoding="utf-8", errors="replace")[:2000])) if makefile.is_file() else {}
+    found: dict[str, str] = {}
+    with contextlib.suppress(BuildError):
+        found = dict(_VERSION.findall(plain_files.text(tree, "Makefile", _MOST_TEXT_BYTES)[:2000]))
     if not {"VERSION", "PATCHLEVEL", "SUBLEVEL"} <= found.keys() or not (tree / "Kconfig").is_file():
         raise BuildError(f"source: expected a kernel's Makefile with VERSION and PATCHLEVEL, and a Kconfig, in {tree}")
+    if (tree / "mAKEFILE").exists():
+        what = "expected a file system that tells xt_DSCP.h from xt_dscp.h, for a kernel's source has both"
+        raise HostError(f"source: {what}, got one that does not: {tree}; set TESTBED_CACHE to a folder on another")
     return f"{found['VERSION']}.{found['PATCHLEVEL']}.{found['SUBLEVEL']}{found.get('EXTRAVERSION', '')}"

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import shutil
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from testbed import held, jsons, process
 from testbed.errors import BuildError
 from testbed.kbuild.ablations import Ablation, ablate
 from testbed.kbuild.patches import Patch, placeless, refusal, touched, uncounted
+from testbed.store import plain_files
 
 _STATE = "changed.json"
 _ORIGINALS = "originals"
+_NEW = "testbed-new"
 # The scratch folder may be inside somebody's repository, whose paths git would take these for; and what its user has git do with blanks
 # would be other bytes.
 _ALONE = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
@@ -31,7 +35,11 @@ class Content:
 
 
 class Tree:
-    """`folder`/tree; the caller holds the source's lock. What was there before a change is kept beside it until the change is gone."""
+    """`folder`/tree; the caller holds the source's lock. What was there before a change is kept beside it until the change is gone.
+
+    Whenever it is killed, what is in the tree is known: a file is as it was, or it is named in the state, which also says whether it was
+    there before; then its copy beside the tree is whole. `put` brings any such tree to what is wanted.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -42,7 +50,8 @@ class Tree:
 
         :raise BuildError: it leads out of the tree, or it is a link.
         """
-        if path.startswith("/") or ".." in Path(path).parts:
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or part.lower() == ".git" for part in parts) or "\0" in path:
             raise BuildError(f"{path}: expected a file inside the source")
         if any((self._tree / part).is_symlink() for part in (Path(path), *Path(path).parents)):
             raise BuildError(f"{path}: expected a regular file of the source, got a link")
@@ -69,6 +78,8 @@ class Tree:
                 self._bring(files - seen, scratch)
                 seen |= files
                 await git.apply(reverse=reverse)
+                if (why := self._collision({path: _content(scratch / path) for path in seen})) is not None:
+                    raise BuildError(f"{patch.name}: cannot be {'taken away' if reverse else 'applied'}: {why}")
             for ablation in ablations:
                 edited = {edit.file for way in ablation.ways for edit in way}
                 self._bring(edited - seen, scratch)
@@ -89,26 +100,57 @@ class Tree:
                 (scratch / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(before, scratch / path)
 
-    def put(self, wanted: Mapping[str, Content | None]) -> None:
-        """Make the tree what it is without changes, and with these. What a killed run left half-way is put right, too."""
+    def _collision(self, wanted: Mapping[str, Content | None]) -> str | None:
+        """Why the tree without changes cannot have these files, or None: one is where another file has a folder, or the other way round."""
         before = self._changed()
+
+        def there(path: str) -> bool:
+            if path in wanted:
+                return wanted[path] is not None
+            return before[path] if path in before else (self._tree / path).is_file()
+
+        for path in (path for path, content in wanted.items() if content is not None):
+            if (above := next((str(one) for one in PurePosixPath(path).parents if there(str(one))), None)) is not None:
+                return f"{path}: expected a folder {above}, which is a file of the source"
+            below = {str(one.relative_to(self._tree)) for one in plain_files.everything(self._tree / path) if not one.is_dir()}
+            below |= {one for one in (*before, *wanted) if one.startswith(f"{path}/")}
+            if (inside := next((one for one in sorted(below) if there(one)), None)) is not None:
+                return f"{path}: expected no folder of that name, got that of {inside}"
+        return None
+
+    def put(self, wanted: Mapping[str, Content | None]) -> None:
+        """Make the tree what it is without changes, and with these. What a killed run left half-way is put right, too.
+
+        :raise BuildError: a file cannot be where it is wanted; nothing is changed then.
+        """
+        if (why := self._collision(wanted)) is not None:
+            raise BuildError(f"source: {why}")
+        before = self._changed()
+        self._forget(before)
         for path in wanted.keys() - before.keys():
-            if (self._tree / path).is_file():
-                (self._folder / _ORIGINALS / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(self._tree / path, self._folder / _ORIGINALS / path)
+            if self._pristine(path).is_file():
+                _write(self._folder / _ORIGINALS / path, _content(self._tree / path), self._folder)
         known = before | {path: (self._tree / path).is_file() for path in wanted.keys() - before.keys()}
         self._remember(known)
-        for path, existed in known.items():
-            original = self._folder / _ORIGINALS / path
-            _write(self._tree / path, wanted[path] if path in wanted else _content(original) if existed else None)
+        contents = {
+            path: wanted[path] if path in wanted else _content(self._folder / _ORIGINALS / path) if existed else None
+            for path, existed in known.items()
+        }
+        # First what goes: a folder may be where a file was, and the other way round.
+        for path, content in sorted(contents.items(), key=lambda one: one[1] is not None):
+            _write(self._tree / path, content, self._folder)
         self._remember({path: known[path] for path in wanted})
-        for path in known.keys() - wanted.keys():
-            (self._folder / _ORIGINALS / path).unlink(missing_ok=True)
+        self._forget(wanted)
+
+    def _forget(self, changed: Collection[str]) -> None:
+        """Remove the copies of files that are as they were."""
+        originals = self._folder / _ORIGINALS
+        for path in tuple(plain_files.everything(originals)):
+            if not path.is_dir() and str(path.relative_to(originals)) not in changed:
+                _write(path, None, self._folder)
 
     def _remember(self, changed: Mapping[str, bool]) -> None:
-        new = self._folder / f"{_STATE}.new"
-        new.write_text(json.dumps(changed, sort_keys=True), encoding="utf-8")
-        new.replace(self._folder / _STATE)
+        _write(self._folder / _STATE, Content(data=json.dumps(changed, sort_keys=True).encode()), self._folder)
 
 
 def digests(wanted: Mapping[str, Content | None]) -> dict[str, str]:
@@ -128,16 +170,35 @@ def _text(path: Path) -> str | None:
     return path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else None
 
 
-def _write(path: Path, content: Content | None) -> None:
-    """Only where it differs. Its time is now, also when it becomes what it was: objects of what it was meanwhile are older."""
+def _write(path: Path, content: Content | None, folder: Path) -> None:
+    """Only where it differs. Its time is now, also when it becomes what it was: objects of what it was meanwhile are older.
+
+    `folder`: what it is below of; there a new file is written first, so that none is ever there in part, after a power cut neither. A
+    folder with nothing in it is as none: git has no such, and a run may have been killed before it removed one.
+    """
     if content is None:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            path.unlink()
+        with contextlib.suppress(OSError):  # one that is not empty
+            for parent in path.parents:
+                if parent == folder or parent.parent == folder:
+                    break
+                parent.rmdir()
         return
-    if _content(path) == content:
+    if not path.is_symlink() and _content(path) == content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.testbed-new")
-    new.write_bytes(content.data)
+    for parent in reversed(path.parents):
+        if parent.is_relative_to(folder) and not parent.is_dir():
+            parent.mkdir()
+            parent.chmod(0o755)
+    if path.is_dir():
+        for empty in (*reversed(tuple(plain_files.everything(path))), path):
+            empty.rmdir()
+    new = folder / _NEW
+    with new.open("wb") as file:
+        file.write(content.data)
+        file.flush()
+        os.fsync(file.fileno())
     new.chmod(0o755 if content.executable else 0o644)
     new.replace(path)
 

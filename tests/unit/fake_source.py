@@ -12,7 +12,7 @@ from tests.unit.test_kernels import TABLE, bzimage
 
 IMAGES = Path(__file__).parents[2] / "images"
 # Counts what it compiles; the kernel's bytes are those of a head that is given, and of the source. `second.c`, where a tree has it, is not
-# compiled before somebody has written to the pipe HELD.
+# compiled before somebody has written to the pipe whose path `held-at` has, where the build may read it (TESTBED_BUILD_PATHS).
 MAKEFILE = """\
 VERSION = 6
 PATCHLEVEL = 1
@@ -37,7 +37,7 @@ $(O)/loop.o: drivers/block/loop.c
 	cp $< $@
 	echo compiled >>$(O)/compiled
 $(O)/second.o: second.c $(O)/loop.o
-	test -z "$$HELD" || cat "$$HELD"
+	held=$$(cat held-at 2>/dev/null); test ! -p "$$held" || cat "$$held"
 	@echo '  CC      second.o'
 	cp $< $@
 	echo compiled >>$(O)/compiled

@@ -56,6 +56,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "switch",
         "syntax",
         "confine",
+        "enclose",
         "custody",
         "journal",
         "mishaps",

@@ -152,14 +152,15 @@ def test_after_a_reboot_nothing_of_a_build_that_was_killed_is_trusted(tmp_path: 
     root, said = tmp_path / "cache", Notes()
     build(root, BuildOrder(source=f"{tree}@main~1"))
     (output,) = root.glob("sources/*/out-*")
-    (output / kernel_remains.MARK).write_text("another boot\n")
+    mark = kernel_remains.records(output) / kernel_remains.MARK
+    mark.write_text("another boot\n")
     (output / "loop.o").write_text("half of it")
     (kernel,) = root.glob("kernels/*/bzImage")
     whole = kernel.read_bytes()
     shutil.rmtree(kernel.parent)
     build(root, BuildOrder(source=f"{tree}@main~1"), progress=said)
     assert kernel.read_bytes() == whole and [one for one in said.said if "its last build was broken off" in one]
-    assert not (output / kernel_remains.MARK).exists()
+    assert not mark.exists()
 
 
 def test_an_option_that_does_not_survive_is_an_error_with_what_blocks_it(tmp_path: Path, tree: Path) -> None:

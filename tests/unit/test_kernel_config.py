@@ -179,13 +179,6 @@ def test_a_failure_of_the_machine_is_told_from_one_of_the_source_that_is_quoted(
     assert recipe.of_machine('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n') is None
 
 
-def test_what_callers_say_to_make_is_taken_out_of_its_environment() -> None:
-    theirs = ("KCFLAGS", "KAFLAGS", "KCPPFLAGS", "KRUSTFLAGS", "LLVM", "LLVM_IAS", "CROSS_COMPILE", "LOCALVERSION", "MAKEFLAGS")
-    found = recipe.environment((*theirs, "KBUILD_OUTPUT", "KBUILD_BUILD_USER", "HOME", "PATH", "CCACHE_DIR"))
-    assert {name for name, value in found.items() if value is None} == {*theirs, "KBUILD_OUTPUT"}
-    assert found["KBUILD_BUILD_USER"] == "testbed" and not {"HOME", "PATH", "CCACHE_DIR"} & found.keys()
-
-
 def test_the_series_is_seen_in_the_source() -> None:
     assert recipe.has_series("cmd->memcg_css = NULL;") and recipe.has_series("css_put(cmd->mem_css);")
     assert not recipe.has_series("cmd->css = NULL;")

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from testbed.kbuild.recipe import Compiler
-from testbed.store import cache, kernel_builds, kernel_remains
+from testbed.store import build_enclosure, cache, kernel_builds, kernel_remains
 from testbed.store.kernel_builds import BuildOrder
 from tests.unit.fake_source import build, git, tree_of_two_commits
 from tests.unit.test_kernel_builds import Notes
@@ -44,9 +44,9 @@ $(O)/vmlinux: $(objects)
 $(objects): $(O)/%.o: %.c
 	@echo '  CC      $*.o'
 	@mkdir -p $(@D)
-	@head -c 4 $< >$@; test -z "$$HELD" -o $* != drivers/many/m30 || cat "$$HELD"; tail -c +5 $< >>$@
+	@head -c 4 $< >$@; held=$$(cat held-at 2>/dev/null); test $* != drivers/many/m30 -o ! -p "$$held" || cat "$$held"; tail -c +5 $< >>$@
 	@echo "cmd := head" >$(@D)/.$(@F).cmd
-	@echo compiled >>$(O)/../compiled
+	@echo compiled >>$(O)/testbed-compiled
 """
 
 
@@ -57,6 +57,7 @@ def tree(tmp_path: Path) -> Path:
     (tree / "drivers/many").mkdir()
     for number in range(_OBJECTS):
         (tree / f"drivers/many/m{number}.c").write_text(f"object {number}\n" * 20)
+    (tree / "held-at").write_text(str(tmp_path / "held"))
     git(tree, "add", ".")
     git(tree, "commit", "-qm", "many")
     return tree
@@ -118,7 +119,7 @@ def kill_all(child: subprocess.Popen[bytes]) -> None:
 
 
 def count(root: Path) -> int:
-    return sum(path.read_text().count("compiled") for path in root.glob("sources/*/compiled"))
+    return sum(path.read_text().count("compiled") for path in root.glob("sources/*/out-*/testbed-compiled"))
 
 
 def undisturbed(tmp_path: Path, tree: Path) -> bytes:
@@ -129,7 +130,7 @@ def undisturbed(tmp_path: Path, tree: Path) -> bytes:
 def test_the_object_that_was_being_written_is_made_again_and_the_finished_ones_stay(tmp_path: Path, tree: Path) -> None:
     root, held = tmp_path / "cache", tmp_path / "held"
     os.mkfifo(held)
-    child = started(root, tree, HELD=str(held))
+    child = started(root, tree, **{build_enclosure.MORE_PATHS: str(held)})
     writer = os.open(held, os.O_WRONLY)  # returns when half of the object is written
     (half,) = root.glob("sources/*/out-*/drivers/many/m30.o")
     while count(root) < _OBJECTS:  # all others; then no recipe runs but the one that is held
@@ -144,7 +145,7 @@ def test_the_object_that_was_being_written_is_made_again_and_the_finished_ones_s
     assert [note for note in notes.said if "its last build was broken off" in note]
     again = cache.read_meta(built.folder)["compiled"]
     assert 1 <= again <= _OBJECTS // 2, again
-    assert not list(root.glob(f"sources/*/out-*/{kernel_remains.MARK}"))
+    assert not list(root.glob(f"sources/*/records-*/{kernel_remains.MARK}"))
 
 
 @pytest.mark.slow
@@ -187,26 +188,28 @@ _NOT = {
     "kernel/half.o",
     "kernel/.half.o.cmd",
 }
-_OURS = {".config", "include/config/auto.conf", "include/generated/autoconf.h", "testbed.config", kernel_remains.LOG, kernel_remains.MARK}
+_OURS = {".config", "include/config/auto.conf", "include/generated/autoconf.h", "testbed.config"}
 
 
 @pytest.mark.parametrize("prepared", [True, False])
 def test_only_what_a_recipe_has_ended_for_is_whole(tmp_path: Path, prepared: bool) -> None:
-    (tmp_path / "old.o").write_text("of a build before")
+    output, records = tmp_path / "out", kernel_remains.records(tmp_path / "out")
+    output.mkdir()
+    (output / "old.o").write_text("of a build before")
     while True:  # until the clock of files has gone on
-        kernel_remains.begin(tmp_path)
-        if (tmp_path / kernel_remains.MARK).stat().st_mtime_ns > (tmp_path / "old.o").stat().st_ctime_ns:
+        kernel_remains.begin(output)
+        if (records / kernel_remains.MARK).stat().st_mtime_ns > (output / "old.o").stat().st_ctime_ns:
             break
-    said = _SAID.replace("OUTPUT", str(tmp_path))
+    said = _SAID.replace("OUTPUT", str(output))
     said = said if prepared else "".join(line for line in said.splitlines(keepends=True) if "loop.o\n" not in line)
-    (tmp_path / kernel_remains.LOG).write_text(said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half")
-    for name in _WHOLE | _TOOLS | _NOT | _OURS - {kernel_remains.LOG, kernel_remains.MARK}:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text("x")
-    found = {str(path.relative_to(tmp_path)) for path in kernel_remains.suspects(tmp_path)}
+    (records / kernel_remains.LOG).write_text(said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half")
+    for name in _WHOLE | _TOOLS | _NOT | _OURS:
+        (output / name).parent.mkdir(parents=True, exist_ok=True)
+        (output / name).write_text("x")
+    found = {str(path.relative_to(output)) for path in kernel_remains.suspects(output)}
     loop = {"drivers/block/loop.o", "drivers/block/.loop.o.cmd"}
     assert found == _NOT | (set() if prepared else _TOOLS | loop)
     # Where make could not hold a line back until its recipe had ended, none counts.
-    with (tmp_path / kernel_remains.LOG).open("a") as log:
+    with (records / kernel_remains.LOG).open("a") as log:
         log.write("\nmake[1]: warning: cannot open output-sync lock file, suppressing output-sync.\n")
-    assert {str(path.relative_to(tmp_path)) for path in kernel_remains.suspects(tmp_path)} == _NOT | _TOOLS | _WHOLE
+    assert {str(path.relative_to(output)) for path in kernel_remains.suspects(output)} == _NOT | _TOOLS | _WHOLE

@@ -1,0 +1,98 @@
+"""Files of folders that a stranger's programs have written to: no link is followed, nothing but a regular file is opened, none without end.
+
+The caller sees to it that no such program runs any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from testbed.errors import BuildError
+from testbed.units import format_size
+
+_PIECE_BYTES = 1 << 20
+
+
+@contextlib.contextmanager
+def opened(folder: Path, name: str, limit_bytes: int) -> Iterator[BinaryIO]:
+    """The file `name` of a folder, which may be below folders in it.
+
+    :raise BuildError: there is no such regular file, it is behind a link, larger than `limit_bytes`, or cannot be read.
+    """
+    *folders, last = PurePosixPath(name).parts or ("",)
+    if name.startswith("/") or ".." in (*folders, last) or "\0" in name:
+        raise BuildError(f"{folder}: expected the name of a file in it, got {name!r}")
+    with contextlib.ExitStack() as held:
+        try:
+            place = os.open(folder, os.O_PATH | os.O_DIRECTORY)
+            held.callback(os.close, place)
+            for part in folders:
+                place = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
+                held.callback(os.close, place)
+            # Not to wait at a pipe; of a device nothing is opened: folders that strangers write to are mounted without them.
+            found = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
+        except OSError as error:
+            raise BuildError(f"{folder / name}: expected a regular file: {error.strerror}") from error
+        held.callback(os.close, found)
+        at = os.fstat(found)
+        if not stat.S_ISREG(at.st_mode):
+            raise BuildError(f"{folder / name}: expected a regular file, got something else")
+        if at.st_size > limit_bytes:
+            raise BuildError(f"{folder / name}: expected at most {format_size(limit_bytes)}, got {format_size(at.st_size)}")
+        with os.fdopen(found, "rb", closefd=False) as file:
+            yield file
+
+
+def text(folder: Path, name: str, limit_bytes: int) -> str:
+    """What a file of a folder says, with what is no UTF-8 replaced.
+
+    :raise BuildError: as `opened`.
+    """
+    with opened(folder, name, limit_bytes) as file:
+        return file.read(limit_bytes).decode("utf-8", "replace")
+
+
+def copy(folder: Path, name: str, target: Path, limit_bytes: int) -> None:
+    """Copy the bytes of a file of a folder.
+
+    :raise BuildError: as `opened`.
+    """
+    with opened(folder, name, limit_bytes) as file, target.open("wb") as made:
+        shutil.copyfileobj(file, made, _PIECE_BYTES)
+
+
+def put(scratch: Path, folder: Path, name: str, data: bytes) -> None:
+    """Make a file of a folder, in place of what has its name; through `scratch`, a folder of ours on the same disk."""
+    new = scratch / name
+    new.write_bytes(data)
+    new.chmod(0o644)
+    new.replace(folder / name)
+
+
+def everything(folder: Path) -> Iterator[Path]:
+    """All that is below a folder, at any depth, folders before what is in them; links are not followed.
+
+    What cannot be listed is left out, as a path that is longer than the kernel takes.
+    """
+    waiting = [folder]
+    while waiting:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as there:
+            for entry in there:
+                yield Path(entry.path)
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder, as far as that is possible, also one that is nested without end: rmtree calls itself for each level."""
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:
+        subprocess.run(["rm", "-rf", "--", folder], check=False, capture_output=True)  # noqa: S603, S607 - a folder of ours
