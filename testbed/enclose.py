@@ -17,7 +17,6 @@ import ctypes
 import errno
 import json
 import os
-import platform
 import resource
 import signal
 import stat
@@ -36,8 +35,8 @@ _KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 _DETACH = 2
 _SET_DEATH_SIGNAL, _SET_DUMPABLE, _DROP_FROM_BOUNDS, _NO_NEW_PRIVS, _CAPABILITIES = 1, 4, 24, 38, 64
 # pivot_root(2) and keyctl(2), which libc has no functions for.
-_PIVOT_ROOT = {"x86_64": 155}.get(platform.machine(), 41)
-_KEYCTL, _JOIN_SESSION = {"x86_64": 250}.get(platform.machine(), 219), 1
+_PIVOT_ROOT, _KEYCTL = {"x86_64": (155, 250)}.get(os.uname().machine, (41, 219))
+_JOIN_SESSION = 1
 _HERE = "/tmp"  # noqa: S108 - a mount of our own covers it
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _LINKS = (

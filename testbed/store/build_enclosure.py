@@ -150,11 +150,6 @@ def _installation(program: Path) -> Iterator[Path]:
     yield from (path for name in (*_INSTALLED, *([target] if target else [])) if (path := program.parents[1] / name).is_dir())
 
 
-def owner(enclosure: Enclosure | None) -> int:
-    """The uid of whom programs run as."""
-    return os.geteuid() if enclosure is None or enclosure.account is None else enclosure.account.uid
-
-
 def give(enclosure: Enclosure | None, folder: Path) -> None:
     """Make whom programs run as the owner of a folder and of all that is in it. Blocks.
 
@@ -162,10 +157,11 @@ def give(enclosure: Enclosure | None, folder: Path) -> None:
     """
     if os.geteuid() != 0:
         return
-    uid = owner(enclosure)
+    uid = 0 if enclosure is None or enclosure.account is None else enclosure.account.uid
     try:
         for path in (*plain_files.everything(folder), folder):
-            os.chown(path, uid, uid, follow_symlinks=False)
+            if path.lstat().st_uid != uid:
+                os.chown(path, uid, uid, follow_symlinks=False)
     except OSError as error:
         raise HostError(f"{folder}: cannot be given to uid {uid}, which builds run as: {error.strerror}") from error
 

@@ -34,8 +34,8 @@ _CONFIGURE_S, _BUILD_S = 600, 6 * 3600
 _USUAL_OBJECTS = 1550
 # Of options that a source does not have, so many are named.
 _NAMED = 5
-# Kept beside an output folder: how many objects it had, and whom it belongs to; in it, the configuration as asked for.
-_OBJECTS, _OWNER, _ASKED = "testbed-objects", "owner", "testbed.config"
+# Kept beside an output folder: how many objects it had; in it, the configuration as asked for.
+_OBJECTS, _ASKED = "testbed-objects", "testbed.config"
 # Of the source, so that the objects of one are not another's.
 _CCACHE, _CCACHE_SIZE = "ccache", "2G"
 # Debian's own .config has 0.3 MiB, a System.map 8 MiB.
@@ -122,15 +122,9 @@ class MakeJob:
         """Let whom make runs as write where it must, and read the source. Blocks."""
         if process.where("ccache") is not None:
             (self.source.folder / _CCACHE).mkdir(exist_ok=True)
-        for folder in (folder for folder in (self.output, self.source.folder / _CCACHE) if folder.is_dir()):
-            owner, mark = build_enclosure.owner(self.enclosure), records(folder) / _OWNER
-            known = mark.read_text(encoding="utf-8") if mark.exists() else None
-            # Of a folder that was made anew the mark says nothing.
-            if known != str(owner) or folder.stat().st_uid != owner:
-                records(folder).mkdir(exist_ok=True)
-                mark.unlink(missing_ok=True)
+        for folder in (self.output, self.source.folder / _CCACHE):
+            if folder.is_dir():
                 build_enclosure.give(self.enclosure, folder)
-                mark.write_text(str(owner), encoding="utf-8")
         if not self.source.shown.exists():
             build_enclosure.show(self.source.tree)
             self.source.shown.touch()

@@ -149,7 +149,7 @@ def test_what_a_build_leaves_leads_nowhere(tmp_path: Path, monkeypatch: pytest.M
     """Links in the places of what the testbed reads and writes there, as root where it is root."""
     enclosed(monkeypatch, way)
     (tmp_path / "mine").write_text("the caller's")
-    names = ("testbed.config", "testbed-compiling", "testbed-make.log", "testbed-objects", "owner", ".config.old", "testbed-new")
+    names = ("testbed.config", "testbed-compiling", "testbed-make.log", "testbed-objects", ".config.old", "testbed-new")
     script = "\n".join(f'ln -sfn {tmp_path}/mine "$1/{name}"' for name in names)
     tree = evil_tree(tmp_path / "linux", script)
     build(tmp_path / "cache", BuildOrder(source=str(tree)), "one")
