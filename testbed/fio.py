@@ -28,9 +28,20 @@ async def run(guest: Guest, file: str, *options: str, rw: str = "randread", seco
     words = [f"--filename={file}", f"--rw={rw}", f"--runtime={seconds}", *([f"--ramp_time={warm_s}"] if warm_s else []), *options]
     fixed = ("--name=load", "--direct=1", "--time_based", "--thread", "--group_reporting", "--randrepeat=0", "--output-format=json")
     done = await guest.run("fio", *fixed, *words, check=False, timeout_s=seconds + warm_s + 120)
-    start = done.stdout.find("{")
     try:
-        (job,) = jsons.parsed(done.stdout[start:])["jobs"]
+        return load_of(done.stdout, rw)
+    except ValueError as error:
+        said = (done.stderr or done.stdout).strip()[-500:]
+        raise GuestError(f"guest {guest.name}: fio on {file}: expected its figures as JSON, got status {done.status}: {said}") from error
+
+
+def load_of(printed: str, rw: str) -> Load:
+    """The figures of the one job in fio's JSON, before which it may have printed more.
+
+    :raise ValueError: there are none, or what is no number.
+    """
+    try:
+        (job,) = jsons.parsed(printed[max(0, printed.find("{")) :])["jobs"]
         side = job["write" if "write" in rw else "read"]
         # A job without a request has no percentiles.
         median_ns = side["clat_ns"]["percentile"]["50.000000"] if "percentile" in side["clat_ns"] else 0
@@ -38,6 +49,5 @@ async def run(guest: Guest, file: str, *options: str, rw: str = "randread", seco
         if not all(isinstance(figure, int | float) and math.isfinite(figure) and figure >= 0 for figure in figures):
             raise ValueError(f"expected numbers, got {figures}")
         return Load(iops=side["iops"], bytes_per_s=side["bw_bytes"], median_us=median_ns / 1000, error=int(job["error"]))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        said = (done.stderr or done.stdout).strip()[-500:]
-        raise GuestError(f"guest {guest.name}: fio on {file}: expected its figures as JSON, got status {done.status}: {said}") from error
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(f"expected the figures of one job, got none: {error!r}") from error

@@ -6,6 +6,8 @@ import re
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _FACTORS = {"": 1, "K": KIB, "M": MIB, "G": GIB, "T": 1 << 40}
+# loff_t of Linux, and int64_t of QEMU's block layer.
+_MOST_BYTES = (1 << 63) - 1
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(?:iB)?|B)?", re.ASCII)
 _DECIMAL = re.compile(r"(\d+)\s*([kKMGT])[bB]", re.ASCII)
 
@@ -18,9 +20,12 @@ def parse_size(text: str | int) -> int:
     if isinstance(text, bool) or not isinstance(text, int | str):
         raise ValueError(f"expected a size such as 2G, got {text!r}")
     match = _SIZE.fullmatch(str(text).strip())
-    if match is None or len(match[1]) > 15:
+    if match is None:
         raise ValueError(f"expected a size such as 2G, got {text!r}{_or_decimal(str(text).strip())}")
-    return int(match[1]) * _FACTORS[match[2] or ""]
+    size_bytes = int(match[1]) * _FACTORS[match[2] or ""] if len(match[1]) < 20 else _MOST_BYTES + 1
+    if size_bytes > _MOST_BYTES:
+        raise ValueError(f"expected a size such as 2G, of less than 2**63 bytes, got {text!r}")
+    return size_bytes
 
 
 def _or_decimal(text: str) -> str:

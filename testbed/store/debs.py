@@ -42,12 +42,27 @@ def unpack(deb: Path, tree: Path) -> tuple[str, ...]:
             with (folder / "tar").open("wb") as file:
                 for piece in inflate.output_of(("dpkg-deb", "--fsys-tarfile", str(deb)), str(deb), MOST_BYTES):
                     file.write(piece)
-            return _pick(folder / "tar", tree)
-        except (inflate.Refused, ValueError, RecursionError, tarfile.TarError, *_CLASHES) as error:
-            raise UsageError(f"{deb}: expected a Debian package with files of a kernel: {error}") from error
+        except inflate.Refused as error:
+            raise _none(deb, error) from error
+        return pick(folder / "tar", tree, deb)
 
 
-def _pick(tar: Path, tree: Path) -> tuple[str, ...]:
+def _none(deb: Path, why: Exception) -> UsageError:
+    return UsageError(f"{deb}: expected a Debian package with files of a kernel: {why}")
+
+
+def pick(tar: Path, tree: Path, deb: Path) -> tuple[str, ...]:
+    """As `unpack`, of the tar in a package; `deb` is how messages call that.
+
+    :raise UsageError: it is damaged, or holds what no package of a kernel does. :raise OSError: its files cannot be written.
+    """
+    try:
+        return _picked(tar, tree)
+    except (ValueError, OverflowError, RecursionError, tarfile.TarError, *_CLASHES) as error:
+        raise _none(deb, error) from error
+
+
+def _picked(tar: Path, tree: Path) -> tuple[str, ...]:
     files: set[PurePosixPath] = set()
     links: dict[PurePosixPath, str] = {}
     left_out: list[str] = []

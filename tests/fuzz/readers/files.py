@@ -1,0 +1,69 @@
+"""What people hand each other to run: topologies, bugs, bundles, images of disks."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import random
+import tarfile
+
+from testbed.bugs.load import of_plain, parse, read_plain, written
+from testbed.hardware import disk_images
+from testbed.hardware.disk_images import HEAD_BYTES, TAIL_BYTES, Content
+from testbed.store import bundles
+from testbed.topology.load import parse_points
+from testbed.topology.reader import text_of
+from tests.fuzz import mutate
+from tests.fuzz.readers import place
+
+
+def topology(data: bytes) -> None:
+    """All points of a file's matrix, relative to a folder that has nothing it could name."""
+    path = place.file(data, "topology.yaml")
+    parse_points(text_of(path), "topology.yaml", path.parent)
+
+
+def bug(data: bytes) -> None:
+    """A bug without other files, and its mapping written as a file again."""
+    text = text_of(place.file(data, "bug.yaml"))
+    parse(text)
+    plain, _ = read_plain(text, "bug.yaml")
+    parse(written(plain))
+
+
+def bundle(data: bytes) -> None:
+    """All of a bundle that is read before anything of it runs."""
+    path = place.file(data, "bundle.tar")
+    found = bundles.read(path)
+    of_plain(found.plain)
+    with place.folder() as root:
+        bundles.kernels(found, root)
+
+
+def sealed(data: bytes, rng: random.Random) -> bytes:
+    """A bundle with another member, whose manifest knows it."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+            files = {one.name: (archive.extractfile(one) or io.BytesIO()).read() for one in archive}
+        name = rng.choice(sorted(files))
+        files[name] = mutate.mutated(files[name], rng, (), (mutate.json_node,))
+        manifest = json.loads(files["manifest.json"])
+        manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "manifest.json"}
+        files["manifest.json"] = json.dumps(manifest).encode()
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+            for name, member in files.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(member)
+                archive.addfile(info, io.BytesIO(member))
+    except (tarfile.TarError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OSError):
+        return mutate.tar_member(data, rng)
+    return made.getvalue().rstrip(b"\0") + bytes(1024)
+
+
+def disk_image(data: bytes) -> None:
+    """The beginning and end of a disk's image, taken for raw and for qcow2."""
+    content = Content(head=data[:HEAD_BYTES], tail=data[-TAIL_BYTES:], size_bytes=len(data))
+    for wanted in ("raw", "qcow2"):
+        list(disk_images.mistakes(content, wanted, "its name", 1 << 30))

@@ -1,0 +1,180 @@
+"""What a guest says: console and log, agent, files of its kernel, what programs and suites in it print, and what is copied out of it."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+
+from testbed import blktests, console, counters, devices, fio, group_counts, guest_shell, kernel_log, machine, readback, survey
+from testbed.bugs.model import Condition
+from testbed.bugs.scripts import script
+from testbed.clock import uptime_s
+from testbed.disk_errors import DiskErrors
+from testbed.readback import Fact
+from testbed.signature import Watch, rendered
+from testbed.store import archives
+from testbed.survey import Hardware
+from testbed.wires import Agent
+from tests.fuzz.readers import place
+
+
+def console_lines(data: bytes) -> None:
+    """A console, line by line, as guests are watched; what is found is written as JSON."""
+    reader = console.Reader()
+    found = [one.seconds for line in place.text(data).split("\n") if (one := reader.take(line)) is not None]
+    json.dumps(found, allow_nan=False)
+
+
+def log(data: bytes) -> None:
+    """What is asked of a guest's log, merged with a console that has shown the same."""
+    text = place.text(data)
+    reader = console.Reader()
+    shown = [one for line in text.split("\n") if (one := reader.take(line)) is not None]
+    kernel_log.merged(shown, kernel_log.parse(text), 500)
+
+
+_SCRIPT = 'set -x\nprepare() { mkdir a; }\nprepare && echo "BYPASSED $1" <<EOF\nx\nEOF\nfor i in 1 2; do\n  sleep 1 & wait\ndone\n'
+
+
+@functools.cache
+def _bug() -> tuple[Condition, ...]:
+    said = ({"output": "BYPASSED"}, {"output": r"a\nb", "console": "WARNING"}, {"expect": "oom_kill [1-9]"}, {"status": "failure"})
+    return tuple(Condition.model_validate(one) for one in said)
+
+
+def script_output(data: bytes) -> None:
+    """Errors, output and console of a bug's script with NUL between, for each kind of interpreter."""
+    errors, output, shown = [*data.split(b"\0", 2), b"", b""][:3]
+    for first in ("", "#!/bin/sh\n", "#!/usr/bin/python3\n"):
+        watch = Watch(_bug(), script("crash.sh", first + _SCRIPT))
+        for at in range(0, len(errors), 4096):
+            watch.hear_errors(errors[at : at + 4096])
+        watch.hear_output(output)
+        watch.hear_console(shown)
+        watch.counted(rendered({"a/memory.events": place.text(shown)}))
+        watch.ended(3)
+        watch.doubt()
+        watch.unknown(3)
+        watch.ending(3)
+
+
+class _Wire:
+    """Takes what is said to the agent."""
+
+    def write(self, data: bytes) -> None:
+        del data
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    return asyncio.new_event_loop()
+
+
+def agent(data: bytes) -> None:
+    """What answers on the agent's port, for each question that is asked there, until it ends."""
+    _loop().run_until_complete(_asked(data))
+
+
+async def _asked(data: bytes) -> None:
+    reader = asyncio.StreamReader(limit=16 << 10)
+    reader.feed_data(data)
+    reader.feed_eof()
+    one = Agent("g0")
+    one._reader, one._writer = reader, _Wire()  # type: ignore[assignment]  # a wire that is only written to
+    found = devices.parse(await one.expect("disks"))
+    devices.differences({}, found)
+    devices.by_number({}, found)
+    lines, rest = await one.ask("time")
+    uptime_s(rest)
+    group_counts.parse(lines)
+    await one.exchange("freeze", "frozen")
+
+
+def group_lines(data: bytes) -> None:
+    """The agent's lines of control groups."""
+    group_counts.parse(place.text(data).rstrip("\n").split("\n"))
+
+
+def disk_listing(data: bytes) -> None:
+    """The agent's listing of disks."""
+    found = devices.parse(place.text(data))
+    devices.differences({}, found)
+    devices.by_number({}, found)
+
+
+def counter_files(data: bytes) -> None:
+    """A file of the cgroup filesystem, as io.stat; its growth."""
+    text = place.text(data)
+    before, _, after = text.partition("\0")
+    counters.parse_io_stat(before, "g0: io.stat")
+    counters.moved(before, after or before, "7:0", "rbytes", "g0: io.stat")
+
+
+def flat_files(data: bytes) -> None:
+    """A flat keyed file of the cgroup filesystem."""
+    text = place.text(data)
+    counters.parse_flat(text, "g0: memory.stat")
+    counters.value(text, "oom_kill", "g0: memory.events")
+
+
+def shell_output(data: bytes) -> None:
+    """What the functions of a guest's shell print: files, words and numbers."""
+    text = place.text(data)
+    guest_shell.sections(text, "7a3f", "g0")
+    guest_shell.lines(text, "number")
+    guest_shell.printed_number(text, "pid", "g0")
+    guest_shell.named(text, "rate", ("a",), "g0")
+
+
+def online(data: bytes) -> None:
+    """Which CPUs a guest has."""
+    machine.online(place.text(data), "g0: cpu/online")
+
+
+_DISKS = {"/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"), "/dev/nvme0n1": Hardware(name="fast", type="nvme")}
+_FACTS = (
+    Fact(where="disks.data.queues", file="/sys/block/vdc/mq", expected="2"),
+    Fact(where="cgroups.a.io-max", file="/sys/fs/cgroup/a/io.max", expected="rbps=1048576", line="{NUMBER} ", of="/dev/vdc"),
+)
+
+
+def survey_of(data: bytes) -> None:
+    """The survey of what stands in a guest, and what is read back of what was asked for."""
+    text = place.text(data)
+    survey.parse(text, _DISKS)
+    readback.differences(_FACTS, text)
+
+
+def suite_records(data: bytes) -> None:
+    """What a test of blktests left and printed, two NULs between; the records have single ones."""
+    left, _, printed = place.text(data).partition("\0\0")
+    for source in ("test() {\n    true\n}\n", "test_device() {\n    true\n}\n"):
+        for devices_there in (False, True):
+            blktests.outcomes("loop/001", left, printed, source, devices=devices_there)
+
+
+def fio_figures(data: bytes) -> None:
+    """What fio prints."""
+    for rw in ("randread", "write"):
+        fio.load_of(place.text(data), rw)
+
+
+def copied_out(data: bytes) -> None:
+    """A folder that is copied out of a guest."""
+    path = place.file(data, "copied.tar")
+    with place.folder() as target:
+        archives.unpack(path, target)
+
+
+def monitor_events(data: bytes) -> None:
+    """What a QEMU that a guest has taken over tells of its disks, a line of JSON each."""
+    heard = DiskErrors()
+    for line in data.splitlines():
+        try:
+            said = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(said, dict) and isinstance(said.get("event"), str) and isinstance(said.get("data", {}), dict):
+            heard.hear(said["event"], said.get("data", {}))
+    heard.said("data", {"read": 1, "write": 0})

@@ -1,0 +1,37 @@
+"""Kernels of users: what is in a package, in a bzImage, in an ELF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from testbed import symbols
+from testbed.store import debs, kernel_image
+from tests.fuzz.readers import place
+
+
+def package(data: bytes) -> None:
+    """The files of a .deb, as dpkg-deb gives them: a tar."""
+    path = place.file(data, "package.tar")
+    with place.folder() as tree:
+        debs.pick(path, tree, Path("a.deb"))
+
+
+def bzimage(data: bytes) -> None:
+    """A kernel's header, and the kernel that it unpacks. What a program of this machine unpacks (zstd, lz4, lzo) is not unpacked here."""
+    path = place.file(data, "bzImage")
+    header = kernel_image.header(path)
+    kernel_image.config(data)
+    kernel_image.vermagic(data, header.release)
+    if header.payload is not None and data[header.payload[0] :][:4] not in _OF_PROGRAMS:
+        with kernel_image.vmlinux(path) as image:
+            kernel_image.config(image)
+            kernel_image.vermagic(image, header.release)
+
+
+_OF_PROGRAMS = (b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18", b"\x89LZO")
+
+
+def elf(data: bytes) -> None:
+    """A vmlinux's symbols, and kallsyms."""
+    symbols.elf(symbols.parse(place.text(data)))
+    symbols.elf(symbols.of_elf(data))

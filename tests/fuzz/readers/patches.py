@@ -1,0 +1,60 @@
+"""What kernels are built of: series of patches, diffs, configurations, and the Kconfig files of a source."""
+
+from __future__ import annotations
+
+from testbed.kbuild import fragments, kconfig, mailbox, patches
+from testbed.kbuild.fragments import Option
+from testbed.kbuild.patches import Patch
+from tests.fuzz.readers import place
+
+
+def mails(data: bytes) -> None:
+    """A mailbox to a series."""
+    mailbox.made_by_git(data)
+    found = mailbox.messages(data, "series.mbx")
+    for one in mailbox.series(found, "series.mbx"):
+        _looked_at(one)
+
+
+def diff(data: bytes) -> None:
+    """All that is asked of a patch's text."""
+    _looked_at(Patch(name="a.patch", subject="", text=data.decode("utf-8", "surrogateescape"), strip=1))
+
+
+def quilt(data: bytes) -> None:
+    """A list of patches."""
+    patches.of_quilt(place.text(data), "series")
+
+
+def _looked_at(patch: Patch) -> None:
+    patches.levels(patch.text)
+    for reverse in (False, True):
+        patches.hunks(patch, reverse=reverse)
+        patches.placeless(patch, reverse=reverse)
+        patches.refusal(patch, f"error: patch failed: {patch.text[:60]}:1\n", lambda _: patch.text[:4000], reverse=reverse)
+    patches.uncounted(patch)
+
+
+def git_said(data: bytes) -> None:
+    """What `git apply --numstat --summary -z` prints of a patch, whose names a stranger chose."""
+    patches.touched(place.text(data), "a.patch")
+
+
+def kconfig_files(data: bytes) -> None:
+    """A source's Kconfig files, one after the other with NUL between: the first may name the others."""
+    top, *more = place.text(data).split("\0")
+    files = {"Kconfig": top, **{f"lib/Kconfig.{number}": text for number, text in enumerate(more)}}
+    found = kconfig.read(files.get)
+    asked = {"BRIDGE": Option(value="m", where="x:1"), "DEEP": Option(value="y", where="x:2")}
+    losses = fragments.losses(asked, {})
+    kconfig.chosen(losses, found, asked, {})
+    kconfig.unknown(losses, found)
+    for loss in losses:
+        kconfig.explain(loss, found, asked)
+
+
+def configuration(data: bytes) -> None:
+    """A .config or a fragment."""
+    found = fragments.parse(place.text(data), "config")
+    fragments.parse(fragments.written(found), "written")
+    fragments.losses(found, {})
