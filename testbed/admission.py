@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from testbed import allotment
+from testbed import allotment, jsons
 from testbed.errors import HostError
 from testbed.units import MIB, format_size
 
@@ -141,7 +141,7 @@ def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield path, Claim(**json.loads(file.read()))
+                yield path, Claim(**jsons.parsed(file.read()))
                 continue
             path.unlink(missing_ok=True)
 

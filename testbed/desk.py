@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from testbed import actions, debugger, dumps, gauges, vms, wires
+from testbed import actions, debugger, dumps, gauges, jsons, vms, wires
 from testbed.errors import GuestError, HostError, TestbedError, UsageError
 from testbed.guest import Guest
 from testbed.hardware import words
@@ -108,10 +108,10 @@ class Desk:
 async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One line of a control socket."""
     try:
-        asked = json.loads(await reader.readline())
+        asked = jsons.parsed(await reader.readline())
         verb = verbs.get(asked["verb"])
         said = await verb(asked) if verb else {"error": f"{name}: it is kept in a way that does not know this; or by another version"}
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = {"error": f"{name}: expected a verb and its arguments, got {error!r}"}
     except TestbedError as error:
         said = {"error": str(error), "code": error.code}

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from testbed import process
+from testbed import jsons, process
 from testbed.errors import HostError
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import Latency
@@ -82,7 +82,7 @@ class Export:
             raise HostError(f"disk {self._name}: its export: expected an answer within {_ANSWER_S:.0f} s, got none") from None
         if not line:
             raise HostError(f"disk {self._name}: its export ended; see {self._log}")
-        answer: dict[str, Any] = json.loads(line)
+        answer: dict[str, Any] = jsons.parsed(line)
         if "error" in answer:
             raise HostError(f"disk {self._name}: its export: {answer['error']}")
         return answer

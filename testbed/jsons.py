@@ -1,17 +1,64 @@
-"""JSON that others have written: guests, programs, whoever made a file."""
+"""Strict JSON: the one place where JSON is read, since all of it may be somebody else's, and Python's reader takes what no standard has."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterable
 from typing import Any
 
+_DEEPEST = 64
+_LONGEST_FRACTION = 100
 
-def parsed(text: str | bytes) -> Any:
-    """What it says.
 
-    :raise ValueError: it is none, or nested so deeply that Python does not read it.
+def parsed(text: str | bytes | bytearray) -> Any:
+    """Return what a text says: strings, finite numbers, whole ones of at most 64 bits, and lists and mappings of at most 64 levels.
+
+    :raise ValueError: it is no JSON in UTF-8, says a key twice, holds another number (NaN, Infinity, 1e999), or is nested more deeply.
     """
     try:
-        return json.loads(text)
+        found = _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8"))
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise _too_deep() from None
+    level, depth = _nested([found]), 0
+    while level:
+        depth += 1
+        if depth > _DEEPEST:
+            raise _too_deep()
+        level = _nested(inner for one in level for inner in (one.values() if isinstance(one, dict) else one))
+    return found
+
+
+def _nested(values: Iterable[Any]) -> list[dict[str, Any] | list[Any]]:
+    return [one for one in values if isinstance(one, dict | list)]
+
+
+def _too_deep() -> ValueError:
+    return ValueError(f"expected at most {_DEEPEST} levels of lists and mappings, got more")
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"expected each key once, got {next(key for key in keys if keys.count(key) > 1)[:100]!r} twice")
+    return found
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or not -(1 << 63) <= (found := int(digits)) < 1 << 64:
+        raise ValueError(f"expected a whole number of at most 64 bits, got {digits[:30]}")
+    return found
+
+
+def _fraction(text: str) -> float:
+    if len(text) > _LONGEST_FRACTION or not math.isfinite(found := float(text)):
+        raise ValueError(f"expected a finite number, got {text[:30]}")
+    return found
+
+
+def _no_number(word: str) -> float:
+    raise ValueError(f"expected a finite number, got {word}")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_mapping, parse_int=_whole, parse_float=_fraction, parse_constant=_no_number)

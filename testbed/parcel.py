@@ -5,7 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from testbed.topology.base import Several, Version
 
 MANIFEST, BUG, RESULTS = "manifest.json", "bug.yaml", "repro.json"
 KERNELS = "kernels"
@@ -24,7 +28,10 @@ LOGS = (
     "try.json",
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
-_MOST_MEMBERS = 20_000
+_KERNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+Text = Annotated[str, Field(max_length=500)]
+KernelName = Annotated[str, Field(pattern=rf"^{_KERNEL.pattern}$")]
+MOST_MEMBERS = 20_000
 _MOST_BYTES = 4 << 30
 _MOST_TEXT_BYTES = 8 << 20  # of what is read before anything runs
 
@@ -44,8 +51,8 @@ def refusals(members: Iterable[Member]) -> Iterator[str]:
     total = 0
     for number, member in enumerate(members, 1):
         shown = member.name[:100]
-        if number > _MOST_MEMBERS:
-            yield f"expected at most {_MOST_MEMBERS} entries"
+        if number > MOST_MEMBERS:
+            yield f"expected at most {MOST_MEMBERS} entries"
             return
         if not member.is_file:
             yield f"{shown!r}: expected plain files, got a link, a folder or a device"
@@ -91,7 +98,56 @@ def host_hooks(plain: Mapping[str, Any]) -> Iterator[str]:
 
 def is_name(kernel: str) -> bool:
     """Whether a kernel is named by a word, and not by a path."""
-    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", kernel) is not None
+    return _KERNEL.fullmatch(kernel) is not None
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class MadeWith(_Model):
+    qemu: Text
+    qemu_identity: Text
+    accelerator: Text
+
+
+class MadeOn(_Model):
+    sha256: Text
+
+
+class MadeFor(_Model):
+    name: Text
+    release: Text
+    sha256: Text
+
+
+class Made(_Model):
+    """Where a run was made: QEMU, guest image, kernels."""
+
+    host: MadeWith
+    image: MadeOn
+    kernels: Several[MadeFor]
+
+
+class Manifest(Made):
+    """What of a bundle's manifest is used. `seed`: of the run; `with_kernels`: names of those that came along; `files`: SHA-256 by name."""
+
+    version: Version
+    seed: Annotated[int, Field(ge=0, lt=1 << 63)]
+    with_kernels: Several[KernelName]
+    files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+
+def manifest_of(plain: Any) -> Manifest:
+    """The manifest that a bundle says.
+
+    :raise ValueError: it is none; names each place that is wrong.
+    """
+    try:
+        return Manifest.model_validate(plain)
+    except ValidationError as error:
+        said = [f"{'.'.join(map(str, one['loc']))}: {one['msg'][:200]}" for one in error.errors()[:5]]
+        raise ValueError(f"{MANIFEST}: {'; '.join(said)}") from None
 
 
 def manifest(results: Mapping[str, Any], hashes: Mapping[str, str], with_kernels: Iterable[str]) -> dict[str, Any]:
@@ -108,20 +164,19 @@ def manifest(results: Mapping[str, Any], hashes: Mapping[str, str], with_kernels
     }
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """What is another on this machine; both as `manifest` says it."""
-    for what, section, key in (
-        ("QEMU", "host", "qemu"),
-        ("QEMU's binary", "host", "qemu_identity"),
-        ("accelerator", "host", "accelerator"),
-        ("guest image", "image", "sha256"),
+def differences(there: Made, here: Made) -> Iterator[str]:
+    """What is another on this machine."""
+    for what, theirs, ours in (
+        ("QEMU", there.host.qemu, here.host.qemu),
+        ("QEMU's binary", there.host.qemu_identity, here.host.qemu_identity),
+        ("accelerator", there.host.accelerator, here.host.accelerator),
+        ("guest image", there.image.sha256, here.image.sha256),
     ):
-        theirs, ours = there[section][key], here[section][key]
         if theirs != ours:
-            yield f"{what}: {str(theirs)[:40]} there, {str(ours)[:40]} here"
-    ours_by_name = {one["name"]: one for one in here["kernels"]}
-    for one in there["kernels"]:
-        ours = ours_by_name.get(one["name"])
-        if ours is not None and ours["sha256"] != one["sha256"]:
-            same = " with other files" if ours["release"] == one["release"] else ""
-            yield f"kernel {one['name']}: {one['release']} there, {ours['release']} here{same}"
+            yield f"{what}: {theirs[:40]} there, {ours[:40]} here"
+    ours_by_name = {one.name: one for one in here.kernels}
+    for kernel in there.kernels:
+        own = ours_by_name.get(kernel.name)
+        if own is not None and own.sha256 != kernel.sha256:
+            same = " with other files" if own.release == kernel.release else ""
+            yield f"kernel {kernel.name}: {kernel.release} there, {own.release} here{same}"

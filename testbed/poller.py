@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from testbed import jsons
 from testbed.errors import HostError, WireBroken
 
 _ANSWER_S = 60.0
@@ -95,6 +96,6 @@ class Poller:
             if not received or len(self._read) > _MOST_BYTES:
                 raise ConnectionError("it ended" if not received else f"expected a message of at most {_MOST_BYTES} bytes, got more")
             self._read += received
-        message: dict[str, Any] = json.loads(self._read[:end])
+        message: dict[str, Any] = jsons.parsed(self._read[:end])
         del self._read[: end + 1]
         return message

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import desk, journal, mounts, paths, snapshot, vms
+from testbed import desk, journal, jsons, mounts, paths, snapshot, vms
 from testbed.desk import Desk
 from testbed.errors import GuestLost, TestbedError, UsageError
 from testbed.guest import Guest
@@ -63,7 +63,7 @@ class UpOrder:
 
     @classmethod
     def from_json(cls, text: str) -> UpOrder:
-        return cls(**json.loads(text))
+        return cls(**jsons.parsed(text))
 
 
 class _Notes(Silent):

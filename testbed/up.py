@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import secrets
 import shutil
@@ -11,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from testbed import reach, vms
+from testbed import jsons, reach, vms
 from testbed.errors import HostError, TestbedError, UsageError, told
 from testbed.lab import open_lab
 from testbed.paths import Folders
@@ -165,7 +164,7 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
 
 async def _ready(reader: asyncio.StreamReader, order: UpOrder, progress: Progress, task: Task) -> None:
     async for line in reader:
-        said: dict[str, Any] = json.loads(line)
+        said: dict[str, Any] = jsons.parsed(line)
         if "ready" in said:
             return
         if "error" in said:

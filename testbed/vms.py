@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from testbed import process, ssh_proxy
+from testbed import jsons, process, ssh_proxy
 from testbed.errors import HostError, UsageError, told
 from testbed.held import lock_file
 from testbed.paths import Folders
@@ -98,7 +98,7 @@ class Vm:
                 with contextlib.closing(writer):
                     writer.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
                     line = await reader.readline()
-            answer = json.loads(line)
+            answer = jsons.parsed(line)
         except TimeoutError:
             raise HostError(
                 f"{name}: its supervisor (pid {self.record.supervisor}) does not answer `{verb}` within {timeout_s:.0f} s"
@@ -145,8 +145,8 @@ def write(folder: Path, record: Record) -> None:
 def read_record(folder: Path) -> Record | None:
     """None while it has none, or has one of another version."""
     try:
-        return _RECORD.validate_json((folder / "record.json").read_bytes())
-    except (OSError, ValidationError):
+        return _RECORD.validate_python(jsons.parsed((folder / "record.json").read_bytes()))
+    except (OSError, ValueError):  # pydantic's error is one
         return None
 
 

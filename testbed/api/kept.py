@@ -17,7 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from testbed import process, ssh_proxy, stack, vms
+from testbed import jsons, process, ssh_proxy, stack, vms
 from testbed.api.machines import Said
 from testbed.api.names import Disk, Loop
 from testbed.errors import GuestLost, HostError, TestbedError, UsageError, WireBroken
@@ -155,7 +155,7 @@ async def started(
     done = await process.run([sys.executable, "-m", "testbed", "up", file, "--name", called, *options], timeout_s=_UP_S, check=False)
     if done.status != 0:
         raise HostError(f"the guests do not get ready: {done.stderr.strip()}")
-    names = [record["name"] for record in json.loads(done.stdout)]
+    names = [record["name"] for record in jsons.parsed(done.stdout)]
     found: dict[str, Kept] = {}
     try:
         for name in names:

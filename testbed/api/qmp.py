@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
+from testbed import jsons
 from testbed.api.carrier import Carrier
 from testbed.api.machines import Machine
 from testbed.api.patience import Patience
@@ -58,7 +58,7 @@ class Events:
                 if not line.endswith(b"\n"):
                     break
                 self._at += len(line)
-                event = json.loads(line).get("event")
+                event = jsons.parsed(line).get("event")
                 if event is not None and (not self._names or event["event"] in self._names):
                     yield event
 

@@ -74,18 +74,20 @@ def run_folder(run: str, runs: Path) -> Path:
 
 def unpacked(bundle: Bundle | None, lab: Lab) -> dict[str, KernelFiles]:
     """The kernels that came with a bundle."""
-    return bundles.kernels(bundle, lab.new_folder()) if bundle is not None and bundle.manifest["with_kernels"] else {}
+    return bundles.kernels(bundle, lab.new_folder()) if bundle is not None and bundle.manifest.with_kernels else {}
 
 
 def tell_differences(bundle: Bundle, lab: Lab, kernels: tuple[KernelFiles, ...], progress: Progress) -> None:
     """Say what is another here than where a bundle was made, before it runs."""
     # Those that came along are the bundle's own.
-    others = [one for one in kernels if one.name not in bundle.manifest["with_kernels"]]
-    here = {
-        "host": {"qemu": lab.host.qemu.version, "qemu_identity": lab.host.qemu.identity, "accelerator": lab.host.accelerator},
-        "image": {"sha256": lab.image.sha256},
-        "kernels": [{"name": one.name, "release": one.release, "sha256": one.sha256} for one in others],
-    }
+    others = [one for one in kernels if one.name not in bundle.manifest.with_kernels]
+    here = parcel.Made.model_validate(
+        {
+            "host": {"qemu": lab.host.qemu.version, "qemu_identity": lab.host.qemu.identity, "accelerator": lab.host.accelerator},
+            "image": {"sha256": lab.image.sha256},
+            "kernels": [{"name": one.name, "release": one.release, "sha256": one.sha256} for one in others],
+        }
+    )
     said = list(parcel.differences(bundle.manifest, here))
     for line in said:
         progress.note(f"differs from where the bundle was made: {line}")

@@ -114,8 +114,8 @@ def repro_command(
         raise UsageError("repro: --hold stops at the first hit; expected no --all and no --until beside it")
     if save is not None:
         _save(wanted, save)
-    bundled = wanted.bundle.manifest["with_kernels"] if wanted.bundle else ()
-    chosen = seed if seed is not None else int(wanted.bundle.manifest["seed"]) if wanted.bundle else secrets.randbelow(1 << 31)
+    bundled = wanted.bundle.manifest.with_kernels if wanted.bundle else ()
+    chosen = seed if seed is not None else wanted.bundle.manifest.seed if wanted.bundle else secrets.randbelow(1 << 31)
 
     async def work() -> int:
         with contextlib.ExitStack() as stack:

@@ -14,6 +14,7 @@ import sys
 import threading
 from typing import Any
 
+from testbed import jsons
 from testbed.export.device import Device
 from testbed.export.nbd import Connection
 from testbed.export.store import File, Nowhere, Store, VolatileCache
@@ -22,7 +23,7 @@ from testbed.hardware.latency import Latency
 
 
 def main() -> None:
-    settings: dict[str, Any] = json.loads(sys.argv[1])
+    settings: dict[str, Any] = jsons.parsed(sys.argv[1])
     read_only = bool(settings.get("read_only"))
     file, room_bytes = settings.get("file"), settings.get("room_bytes", 0)
     store: Store = File(file, read_only=read_only, room_bytes=room_bytes) if file else Nowhere(room_bytes)
@@ -37,7 +38,7 @@ def main() -> None:
         _say({})
         for line in sys.stdin:
             try:
-                answer = _told(json.loads(line), device, cache)
+                answer = _told(jsons.parsed(line), device, cache)
             except (TypeError, ValueError, KeyError) as error:
                 answer = {"error": repr(error)}
             _say(answer)

@@ -8,7 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 from testbed import paths
 from testbed.errors import HostError
@@ -16,16 +16,29 @@ from testbed.errors import HostError
 _MOST_AT_ONCE = 16 << 20
 # Of a header's blocks that follow each other, as those of a sparse file's map do, which is kept in memory.
 _MOST_IN_A_ROW = 1 << 20
+# Headers before an entry that are about it: a long name, a long link, pax's own of this entry and of all that follow. Each is a call of
+# tarfile's within the one before.
+_MOST_HEADERS = 8
 _MOST_ENTRIES = 100_000
 _MOST_FILE_BYTES = 16 << 30
+_PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+# What of a pax header is used here (pax(1), and GNU tar's own for sparse files); the rest would be kept with each entry.
+_USED = {b"path", b"linkpath", b"size", *(f"GNU.sparse.{key}".encode() for key in ("major", "minor", "name", "size", "realsize", "map"))}
+# GNU tar wrote these for a short time; their reader takes quadratic time.
+_SPARSE_0_0 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+_MOST_PAX_VALUE_BYTES = 4096  # PATH_MAX of Linux; a map of a sparse file may have more
+# tarfile searches a pax header for this record, before 3.11.10 in quadratic time (CVE-2024-6232): it finds it at once.
+_CHARSET = b"38 hdrcharset=ISO-IR 10646 2000 UTF-8\n"
 
 
 class _Pieces:
-    """A file that is read in pieces: what tar says of a name, or of anything else that is kept in memory, may be as long as the file."""
+    """A file that tarfile reads in pieces: what it keeps in memory, such as a name, may be as long as the file."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._in_a_row = 0
+        self._headers = 0
+        self._is_header = self._is_pax = False
         self.tell, self.seekable = file.tell, file.seekable
 
     def seek(self, offset: int, whence: int = 0) -> int:
@@ -38,17 +51,89 @@ class _Pieces:
         if self._in_a_row and self._in_a_row + size > _MOST_IN_A_ROW:
             raise tarfile.ReadError(f"expected at most {_MOST_IN_A_ROW} bytes of headers of one file, got more")
         self._in_a_row += size
-        return self._file.read(size)
+        data = self._file.read(size)
+        if self._is_pax:
+            data = _used(data)
+        # The type of what a header is of; see tar(5).
+        self._is_header, self._is_pax = False, self._is_header and data[156:157] in _PAX
+        return data
+
+    @contextlib.contextmanager
+    def header(self) -> Iterator[None]:
+        """Read one header, and all that follow it before their entry."""
+        if not self._headers:
+            self._in_a_row = 0
+        if self._headers == _MOST_HEADERS:
+            raise tarfile.ReadError(f"expected at most {_MOST_HEADERS} headers of one file, got more")
+        self._headers += 1
+        self._is_header = True
+        try:
+            yield
+        finally:
+            self._headers -= 1
+
+
+def _used(data: bytes) -> bytes:
+    """The records of a pax header that are used here: `LENGTH KEYWORD=VALUE` and a line's end, each.
+
+    :raise tarfile.ReadError: it is damaged, or a value is too long.
+    """
+    kept = [_CHARSET]
+    at = 0
+    while at < len(data) and data[at]:  # zeros fill the last block
+        digits, space, _ = data[at : at + 9].partition(b" ")
+        end = at + int(digits) if space and digits.isdigit() else 0
+        keyword, equals, value = data[at + len(digits) + 1 : end - 1].partition(b"=")
+        if not equals or data[end - 1 : end] != b"\n":
+            raise tarfile.ReadError("expected records in a pax header, each with its length, keyword and value")
+        if keyword in _SPARSE_0_0:
+            raise tarfile.ReadError("expected a sparse file in GNU tar's format 0.1 or 1.0, got 0.0")
+        if keyword in _USED:
+            if len(value) > _MOST_PAX_VALUE_BYTES and keyword != b"GNU.sparse.map":
+                raise tarfile.ReadError(f"expected at most {_MOST_PAX_VALUE_BYTES} bytes of a pax header's {keyword.decode()}, got more")
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+class _Entry(tarfile.TarInfo):
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        """As the base class, with what is read for it bounded."""
+        pieces: Any = tarfile.fileobj
+        with pieces.header():
+            return super().fromtarfile(tarfile)
+
+
+class _Archive(tarfile.TarFile):
+    """Keeps no entry that it has given out."""
+
+    members: list[tarfile.TarInfo]  # which typeshed leaves out
+
+    def next(self) -> tarfile.TarInfo | None:
+        """:raise tarfile.TarError: it is damaged, or too much."""
+        found = super().next()
+        self.members.clear()
+        if found is not None and found.size < 0:
+            raise tarfile.ReadError(f"{found.name}: expected a size, got {found.size}")
+        return found
+
+    def __iter__(self) -> Iterator[tarfile.TarInfo]:
+        while (found := self.next()) is not None:
+            yield found
 
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tarfile.TarFile]:
-    """An archive as it is, not a compressed one.
+    """An archive as it is, not a compressed one, for one way through.
 
     :raise tarfile.TarError: it is none. :raise OSError: it cannot be read.
     """
-    with path.open("rb") as file, tarfile.TarFile(fileobj=_Pieces(file)) as archive:  # type: ignore[arg-type]  # it has all that is called
-        yield archive
+    pieces: Any  # it has all of a file that is called
+    with path.open("rb") as file:
+        pieces = _Pieces(file)
+        with _Archive(fileobj=pieces, tarinfo=_Entry) as archive:
+            yield archive
 
 
 def unpack(path: Path, folder: Path) -> tuple[str, ...]:
@@ -64,7 +149,7 @@ def unpack(path: Path, folder: Path) -> tuple[str, ...]:
         folder.mkdir(parents=True, exist_ok=True)
         with opened(path) as archive:
             return _Target(folder.resolve()).take(archive)
-    except (OSError, ValueError, RecursionError, tarfile.TarError) as error:
+    except (OSError, ValueError, tarfile.TarError) as error:
         raise HostError(f"{folder}: what the guest gave cannot be unpacked: {error}") from error
 
 
@@ -76,7 +161,7 @@ def unpack_file(path: Path, target: Path) -> None:
             if entry is None or not entry.isreg():
                 raise tarfile.TarError("expected a file")
             _write(archive, entry, target)
-    except (OSError, ValueError, RecursionError, tarfile.TarError) as error:
+    except (OSError, ValueError, tarfile.TarError) as error:
         raise HostError(f"{target}: what the guest gave cannot be unpacked: {error}") from error
 
 

@@ -8,7 +8,7 @@ import json
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from testbed.bugs.load import read_plain
 from testbed.errors import HostError, TopologyError, UsageError
 from testbed.kernels import LocalKernel
 from testbed.keys import content_key
-from testbed.parcel import BUG, KERNELS, MANIFEST, RESULTS, Member
+from testbed.parcel import BUG, KERNELS, MANIFEST, RESULTS, Manifest, Member
 from testbed.store import archives, cache
 from testbed.store.kernel_files import KernelFiles, read_folder
 
@@ -31,7 +31,7 @@ class Bundle:
     """What a bundle says: `plain` is its bug's mapping, which names no file of this machine."""
 
     path: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     plain: dict[str, Any]
 
 
@@ -103,20 +103,21 @@ def read(path: Path) -> Bundle:
     """
     try:
         with archives.opened(path) as archive:
-            entries = []
+            members: list[Member] = []
+            files: dict[str, tarfile.TarInfo] = {}
             for entry in archive:
-                entries.append(entry)
-                if len(entries) > 20_001:
+                is_file = entry.isreg() and not entry.issparse()
+                members.append(Member(name=entry.name, size_bytes=entry.size, is_file=is_file))
+                if is_file:
+                    files[entry.name] = entry
+                if len(members) > parcel.MOST_MEMBERS:
                     break
-            said = list(
-                parcel.refusals(Member(name=one.name, size_bytes=one.size, is_file=one.isreg() and not one.issparse()) for one in entries)
-            )
-            if said:
+            if said := list(parcel.refusals(members)):
                 raise _refused(path, said)
-            manifest = jsons.parsed(_bytes(archive, MANIFEST))
-            text = _bytes(archive, BUG).decode()
-            said = list(_damaged(archive, entries, manifest))
-    except (tarfile.TarError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest = parcel.manifest_of(jsons.parsed(_bytes(archive, files.pop(MANIFEST))))
+            text = _bytes(archive, files[BUG]).decode()
+            said = list(_damaged(archive, files, manifest))
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise _refused(path, [f"expected a bundle of `testbed bundle`: {error}"]) from error
     try:
         plain = read_plain(text, f"{path}:{BUG}")[0]
@@ -135,27 +136,22 @@ def _kernels(plain: dict[str, Any]) -> list[Any]:
     return [one for some in found if isinstance(some, list) for one in some]
 
 
-def _damaged(archive: tarfile.TarFile, entries: list[tarfile.TarInfo], manifest: Any) -> Iterator[str]:
-    """Where the files are not those of the manifest, or that is none."""
-    if not isinstance(manifest, dict) or manifest.get("version") != 1:
-        raise ValueError("its manifest is of another version")
-    # What is read of it later must be there.
-    list(parcel.differences(manifest, manifest))
-    int(manifest["seed"])
-    yield from (f"kernel {one!r}: expected a plain name" for one in manifest["with_kernels"] if not parcel.is_name(str(one)))
-    hashes = dict(manifest["files"])
-    for entry in entries:
-        if entry.name == MANIFEST:
-            continue
-        file = archive.extractfile(entry)
-        assert file is not None  # it is a regular one
-        if hashes.pop(entry.name, None) != hashlib.file_digest(file, "sha256").hexdigest():  # type: ignore[arg-type]  # a reader will do
-            yield f"{entry.name!r}: it is not the file that the manifest names"
-    yield from (f"{name!r}: the manifest names it, and it is missing" for name in hashes)
+def _damaged(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo], manifest: Manifest) -> Iterator[str]:
+    """Where the files are not those of the manifest."""
+    for name, entry in files.items():
+        if _sha256(archive, entry) != manifest.files.get(name):
+            yield f"{name!r}: it is not the file that the manifest names"
+    yield from (f"{name[:100]!r}: the manifest names it, and it is missing" for name in manifest.files if name not in files)
 
 
-def _bytes(archive: tarfile.TarFile, name: str) -> bytes:
-    file = archive.extractfile(name)
+def _sha256(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> str:
+    file = archive.extractfile(entry)
+    assert file is not None  # it is a regular one
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
+
+
+def _bytes(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(entry)
     assert file is not None
     return file.read()
 
@@ -173,21 +169,29 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
     try:
         with archives.opened(bundle.path) as archive:
             for entry in archive:
-                if not entry.name.startswith(f"{KERNELS}/"):
-                    continue
-                target = root / entry.name
-                target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-                source = archive.extractfile(entry)
-                assert source is not None
-                with target.open("xb") as file:
-                    shutil.copyfileobj(source, file)
-        for name in map(str, bundle.manifest["with_kernels"]):
+                if entry.name.startswith(f"{KERNELS}/"):
+                    _unpack(archive, entry, root, bundle)
+        for name in bundle.manifest.with_kernels:
             read = read_folder(LocalKernel(name=name), root / KERNELS / name)
             if said := [one for one in read.early_modules if not _MODULE.fullmatch(one) or not (read.folder / "early" / one).is_file()]:
                 raise _refused(bundle.path, [f"kernel {name!r}: expected names of modules that came along, got {one!r}" for one in said])
             # What is made of it is kept by what it is, and not by what it says of itself.
-            hashes = {file: one for file, one in bundle.manifest["files"].items() if file.startswith(f"{KERNELS}/{name}/")}
+            hashes = {file: one for file, one in bundle.manifest.files.items() if file.startswith(f"{KERNELS}/{name}/")}
             found[name] = replace(read, sha256=content_key("bundle", sorted(hashes.items())))
     except OSError as error:
         raise HostError(f"{bundle.path}: its kernels cannot be unpacked: {error.strerror}") from error
+    except tarfile.TarError as error:
+        raise _refused(bundle.path, [f"it was changed since it was looked at: {error}"]) from error
     return found
+
+
+def _unpack(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, bundle: Bundle) -> None:
+    """A kernel's file, where it is still the one that the manifest names."""
+    if not entry.isreg() or _sha256(archive, entry) != bundle.manifest.files.get(entry.name):
+        raise _refused(bundle.path, [f"{entry.name!r}: it was changed since it was looked at"])
+    target = root / entry.name
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    source = archive.extractfile(entry)
+    assert source is not None
+    with target.open("xb") as file:
+        shutil.copyfileobj(source, file)

@@ -14,9 +14,12 @@ def _kebab(name: str) -> str:
 
 
 class Model(BaseModel):
-    """A mapping of the file: unknown keys are refused, and nothing is converted but what a type says."""
+    """A mapping of the file: unknown keys are refused, and nothing is converted but what a type says.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab, populate_by_name=True)
+    A key has one name, that of the file: whatever looks for a key must not be passed by Python's name of the field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, alias_generator=_kebab)
 
 
 SIZE_PATTERN = r"^\d+\s*([KMGT](iB)?|B)?$"

@@ -167,5 +167,5 @@ _ANY: TypeAdapter[VirtioBlk | Nvme | VirtioScsi] = TypeAdapter(AnyDisk)
 
 
 def disk_of(**said: object) -> VirtioBlk | Nvme | VirtioScsi:
-    """The disk that a mapping of the file would be: `disk_of(type="nvme", size="1G")`."""
-    return _ANY.validate_python(said)
+    """The disk that a mapping of the file would be, with Python's names as keys: `disk_of(type="nvme", size="1G", read_only=True)`."""
+    return _ANY.validate_python({name.replace("_", "-"): value for name, value in said.items()})

@@ -103,7 +103,7 @@ def _is_model(of: Any) -> bool:
 def _inside(of: Any, part: str | int, plain: Any) -> Any:
     """The type of a part of a type; `plain` is what stands there, which chooses among several."""
     if _is_model(of):
-        found = next((field.annotation for name, field in of.model_fields.items() if part in (field.alias, name)), None)
+        found = next((field.annotation for name, field in of.model_fields.items() if part == (field.alias or name)), None)
     else:
         found = next(iter(typing.get_args(of)[-1:]), None) if typing.get_origin(of) is dict else next(iter(typing.get_args(of)), None)
     return _chosen(found, plain)

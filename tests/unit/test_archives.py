@@ -126,12 +126,87 @@ def test_a_map_of_a_sparse_file_without_end_costs_no_memory(tmp_path: Path, monk
         tracemalloc.stop()
 
 
-def test_headers_without_end_are_refused(tmp_path: Path) -> None:
-    header = tarfile.TarInfo("long")
-    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 512
-    (tmp_path / "tar").write_bytes((header.tobuf() + b"a" * 512) * 5000)
+def header(kind: bytes, data: bytes = b"", name: str = "h", size: int | None = None) -> bytes:
+    """A header and its data, as tar has them in the archive."""
+    found = tarfile.TarInfo(name)
+    found.type, found.size = kind, len(data) if size is None else size
+    return found.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % 512)
+
+
+def pax(*records: tuple[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
+    data = b""
+    for keyword, value in records:
+        rest = f" {keyword}={value}\n".encode()
+        length = next(length for length in range(len(rest), len(rest) + 10) if length == len(rest) + len(str(length)))
+        data += str(length).encode() + rest
+    return header(kind, data)
+
+
+ROWS = {
+    "long names": header(tarfile.GNUTYPE_LONGNAME, b"long\0"),
+    "long links": header(tarfile.GNUTYPE_LONGLINK, b"long\0"),
+    "pax headers": pax(("path", "long")),
+    "pax headers of all that follows": pax(("path", "long"), kind=tarfile.XGLTYPE),
+}
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_headers_without_end_are_refused(row: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tar").write_bytes(row * 3000 + header(tarfile.REGTYPE, b"x") + bytes(1024))
+    with pytest.raises(HostError, match="expected at most 8 headers of one file, got more"):
+        archives.unpack(tmp_path / "tar", tmp_path / "in")
+    # In one call of tarfile's, outside of what takes its errors.
+    with pytest.raises(tarfile.TarError), archives.opened(tmp_path / "tar"):
+        pass
+
+
+# Those of Python before 3.11.10 and 3.12.6 take hours (CVE-2024-6232).
+@pytest.mark.timeout(120)
+def test_a_pax_header_takes_linear_time(tmp_path: Path) -> None:
+    digits = "1" * 1_000_000
+    (tmp_path / "tar").write_bytes(pax(("comment", digits), ("path", "named")) + header(tarfile.REGTYPE, b"x") + bytes(1024))
+    assert archives.unpack(tmp_path / "tar", tmp_path / "in") == ()
+    assert (tmp_path / "in" / "named").read_bytes() == b"x"
+
+
+NONSENSE = {
+    "digits alone": header(tarfile.XHDTYPE, b"1" * 1_000_000),
+    "a record beyond its header": header(tarfile.XHDTYPE, b"99999 path=x\n"),
+    "a record of no length": header(tarfile.XHDTYPE, b"0 path=x\n"),
+    "a record without an end": header(tarfile.XHDTYPE, b"10 path=xyz"),
+    "a name of 1 MB": pax(("path", "x" * 900_000)),
+    "a size below nothing": pax(("size", "-1024")),
+    "places of 5,000 digits": pax(("GNU.sparse.map", "1" * 5000), ("GNU.sparse.size", "1")),
+    "sparse as nobody packs": pax(("GNU.sparse.size", "9"), ("GNU.sparse.offset", "0"), ("GNU.sparse.numbytes", "1")),
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE)
+def test_a_pax_header_that_is_damaged_is_refused(nonsense: bytes, tmp_path: Path) -> None:
+    (tmp_path / "tar").write_bytes(nonsense + header(tarfile.REGTYPE, b"x") + bytes(1024))
     with pytest.raises(HostError, match="cannot be unpacked"):
         archives.unpack(tmp_path / "tar", tmp_path / "in")
+
+
+def test_what_headers_say_is_not_kept(tmp_path: Path) -> None:
+    """Neither that of one entry, nor that of all entries, of which each would have a copy."""
+    more = pax(*((f"comment.{number}", "x") for number in range(2000)), kind=tarfile.XGLTYPE)
+    entries = (pax(("comment", "x" * 500_000)) + header(tarfile.REGTYPE, name=f"f{number}") for number in range(60))
+    (tmp_path / "tar").write_bytes(more + b"".join(entries) + bytes(1024))
+    tracemalloc.start()
+    try:
+        with archives.opened(tmp_path / "tar") as tar:
+            assert [one.name for one in tar] == [f"f{number}" for number in range(60)]
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_thousands_of_empty_files_are_no_row_of_headers(tmp_path: Path) -> None:
+    (tmp_path / "tar").write_bytes(b"".join(header(tarfile.REGTYPE, name=f"f{number}") for number in range(5000)) + bytes(1024))
+    with archives.opened(tmp_path / "tar") as tar:
+        assert sum(1 for _ in tar) == 5000
 
 
 def test_a_link_that_was_there_leads_nowhere(tmp_path: Path) -> None:

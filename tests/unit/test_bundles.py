@@ -47,7 +47,7 @@ def test_the_same_run_is_the_same_bytes_and_is_read_back(run: Path, tmp_path: Pa
     bundles.pack(run, tmp_path / "b.tar", {})
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "b.tar").read_bytes()
     found = bundles.read(tmp_path / "a.tar")
-    assert found.manifest["seed"] == 5 and found.plain["summary"] == "it breaks"
+    assert found.manifest.seed == 5 and found.plain["summary"] == "it breaks"
     with tarfile.open(tmp_path / "a.tar") as archive:
         assert archive.getnames() == ["manifest.json", "bug.yaml", "guests/debian-6.1-1/console.log", "repro.json"]
         assert {(one.mtime, one.uid, one.uname, one.mode) for one in archive} == {(0, 0, "", 0o644)}
@@ -100,9 +100,13 @@ def entry(name: str, **more: Any) -> tuple[tarfile.TarInfo, bytes]:
 
 
 def rewritten(
-    source: Path, target: Path, *extra: tuple[tarfile.TarInfo, bytes], change: Callable[[str, bytes], bytes] | None = None
+    source: Path,
+    target: Path,
+    *extra: tuple[tarfile.TarInfo, bytes],
+    change: Callable[[str, bytes], bytes] | None = None,
+    last: Callable[[str, bytes], bytes] = lambda _, data: data,
 ) -> Path:
-    """A bundle with more entries, or with changed ones, whose manifest says what is there."""
+    """A bundle with more entries, or with changed ones, whose manifest says what is there but for what is changed `last`."""
     import hashlib
 
     with tarfile.open(source) as archive:
@@ -114,8 +118,7 @@ def rewritten(
         files["manifest.json"] = json.dumps(manifest).encode()
     with tarfile.open(target, "w") as archive:
         for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
+            info, data = entry(name, data=last(name, data))
             archive.addfile(info, io.BytesIO(data))
         for info, data in extra:
             archive.addfile(info, io.BytesIO(data))
@@ -188,12 +191,73 @@ def test_sizes_are_bounded_before_anything_is_read() -> None:
 
 
 def test_what_differs_is_said(run: Path) -> None:
-    there = parcel.manifest(RESULTS, {}, ())
+    plain = parcel.manifest(RESULTS, {}, ())
+    there = parcel.manifest_of(plain)
     assert list(parcel.differences(there, there)) == []
-    here = json.loads(json.dumps(there))
+    here = json.loads(json.dumps(plain))
     here["host"]["qemu"] = "9.0"
     here["kernels"][0] |= {"sha256": "33", "release": "6.1.0-2"}
-    assert list(parcel.differences(there, here)) == ["QEMU: 7.2 there, 9.0 here", "kernel debian-6.1: 6.1.0-1 there, 6.1.0-2 here"]
+    said = list(parcel.differences(there, parcel.manifest_of(here)))
+    assert said == ["QEMU: 7.2 there, 9.0 here", "kernel debian-6.1: 6.1.0-1 there, 6.1.0-2 here"]
+
+
+MANIFESTS = {
+    "another version": ({"version": 2}, "version"),
+    "true for 1": ({"version": True}, "version: .*expected 1, got true"),
+    "a seed that is no number": ({"seed": "5"}, "seed: "),
+    "a seed below 0": ({"seed": -1}, "seed: "),
+    "a fraction": ({"seed": 1.5}, "seed: "),
+    "an infinite seed": ({"seed": float("inf")}, "finite number, got Infinity"),
+    "a seed of 5,000 digits": ({"seed": 10**300}, "at most 64 bits"),
+    "a list of files": ({"files": ["bug.yaml"]}, "files: "),
+    "a path as a kernel": ({"with_kernels": ["../x"]}, "with_kernels.0: "),
+    "no hosts": ({"host": None}, "host: "),
+    "kernels that are words": ({"kernels": ["debian-6.1"]}, "kernels.0: "),
+}
+
+
+@pytest.mark.parametrize(("change", "why"), MANIFESTS.values(), ids=MANIFESTS)
+def test_a_manifest_that_is_none_is_refused(run: Path, tmp_path: Path, change: dict[str, Any], why: str) -> None:
+    bundles.pack(run, tmp_path / "a.tar", {})
+    evil = rewritten(
+        tmp_path / "a.tar",
+        tmp_path / "e.tar",
+        last=lambda name, data: json.dumps(json.loads(data) | change).encode() if name == "manifest.json" else data,
+    )
+    with pytest.raises(UsageError, match=f"(?s)this bundle is refused:.*{why}"):
+        bundles.read(evil)
+
+
+def test_a_manifest_that_says_a_key_twice_is_refused(run: Path, tmp_path: Path) -> None:
+    bundles.pack(run, tmp_path / "a.tar", {})
+    evil = rewritten(
+        tmp_path / "a.tar", tmp_path / "e.tar", last=lambda name, data: b'{"seed": 1,' + data[1:] if name == "manifest.json" else data
+    )
+    with pytest.raises(UsageError, match="each key once, got 'seed' twice"):
+        bundles.read(evil)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_row_of_headers_is_refused(tmp_path: Path, kind: bytes) -> None:
+    header = tarfile.TarInfo("long")
+    header.type = kind
+    (tmp_path / "evil.tar").write_bytes(header.tobuf() * 3000 + tarfile.TarInfo("bug.yaml").tobuf() + bytes(1024))
+    with pytest.raises(UsageError, match=r"this bundle is refused:\n.*at most 8 headers of one file"):
+        bundles.read(tmp_path / "evil.tar")
+
+
+def test_a_kernel_that_is_exchanged_after_the_look_is_refused(run: Path, tmp_path: Path) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.mkdir()
+    (kernel / "bzImage").write_text("kernel")
+    (kernel / "meta.json").write_text(
+        json.dumps({"release": "6.1.0-1", "origin": "x", "sha256": "22", "early_modules": [], "has_modules": False})
+    )
+    bundles.pack(run, tmp_path / "a.tar", {"debian-6.1": kernel})
+    bundle = bundles.read(tmp_path / "a.tar")
+    rewritten(tmp_path / "a.tar", tmp_path / "a.tar", last=lambda name, data: b"KERNEL" if name.endswith("bzImage") else data)
+    with pytest.raises(UsageError, match="bzImage': it was changed since it was looked at"):
+        bundles.kernels(bundle, tmp_path / "new")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
