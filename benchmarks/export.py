@@ -8,14 +8,17 @@ import asyncio
 import contextlib
 import re
 import shutil
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from testbed import held, process
+from testbed import held, paths, probe, process
 from testbed.errors import HostError
+from testbed.export.settings import Settings
 from testbed.exports import Export
 from testbed.hardware.latency import Latency
+from testbed.host import Host
 from testbed.units import MIB
 
 DELAYS_US = (0, 1000, 5000)
@@ -23,6 +26,8 @@ _DEPTHS = (1, 16)
 _TOOK = re.compile(r"Run completed in ([\d.]+) seconds")
 
 Row = dict[str, Any]
+# What `qemu-img bench` reads, in its words, and open files that these name.
+Target = tuple[tuple[str, ...], tuple[int, ...]]
 
 
 async def measure(*, requests: int) -> list[Row]:
@@ -38,17 +43,17 @@ async def measure(*, requests: int) -> list[Row]:
             for server, serve in servers.items():
                 if server == "the file itself" and delay_us:
                     continue
-                async with serve(disk, folder / f"{server.replace(' ', '-')}-{delay_us}", delay_us) as target:
-                    for depth in _DEPTHS:
+                for depth in _DEPTHS:
+                    async with serve(disk, folder / f"{server.replace(' ', '-')}-{delay_us}-{depth}", delay_us) as target:
                         rows.append({"server": server, "delay ms": delay_us / 1000, **await _read(target, depth, requests, delay_us)})
     return rows
 
 
-async def _read(target: str, depth: int, requests: int, delay_us: int) -> Row:
+async def _read(target: Target, depth: int, requests: int, delay_us: int) -> Row:
     count = requests if not delay_us else max(100, min(requests, 3_000_000 * depth // delay_us))
-    done = await process.run(
-        ["qemu-img", "bench", "-f", "raw", "-c", str(count), "-d", str(depth), "-s", "4096", "-S", "4096", target], timeout_s=300
-    )
+    named, handed = target
+    words = ["qemu-img", "bench", "-c", str(count), "-d", str(depth), "-s", "4096", "-S", "4096", *named]
+    done = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=True, timeout=300, pass_fds=handed)
     found = _TOOK.search(done.stdout)
     assert found is not None, done.stdout
     took = float(found[1])
@@ -56,23 +61,33 @@ async def _read(target: str, depth: int, requests: int, delay_us: int) -> Row:
 
 
 @contextlib.asynccontextmanager
-async def _plain(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[str]:
+async def _plain(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[Target]:
     del socket, delay_us
-    yield str(disk)
+    yield ("-f", "raw", str(disk)), ()
 
 
 @contextlib.asynccontextmanager
-async def _ours(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[str]:
-    export = await Export.start("bench", {"file": str(disk)}, socket, socket.with_suffix(".log"))
+async def _ours(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[Target]:
+    log = socket.with_suffix(".log")
+    export = await Export.start("bench", Settings(block_bytes=512), file=disk, log=log, host=await _host(), on_end=_fail)
     try:
         await export.delay(Latency(read_us=delay_us))
-        yield f"nbd+unix:///?socket={socket}"
+        handed = export.client.fileno()
+        yield ("--image-opts", f"driver=raw,file.driver=nbd,file.server.type=fd,file.server.str={handed}"), (handed,)
     finally:
         await export.close()
 
 
+async def _host() -> Host:
+    return await probe.probe(paths.folders().cache, None)
+
+
+def _fail(why: str) -> None:
+    raise HostError(why)
+
+
 @contextlib.asynccontextmanager
-async def _nbdkit(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[str]:
+async def _nbdkit(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[Target]:
     words = ["nbdkit", "--foreground", "--unix", str(socket), *(["--filter=delay"] if delay_us else []), "file", str(disk)]
     log = socket.with_suffix(".log")
     child = await process.start([*words, *([f"rdelay={delay_us // 1000}ms"] if delay_us else [])], output=log)
@@ -81,7 +96,7 @@ async def _nbdkit(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[str]
             if child.returncode is not None:
                 raise HostError(f"nbdkit: expected it to listen on {socket}, it ended: {log.read_text(encoding='utf-8').strip()}")
             await asyncio.sleep(0.01)
-        yield f"nbd+unix:///?socket={socket}"
+        yield ("-f", "raw", f"nbd+unix:///?socket={socket}"), ()
     finally:
         with contextlib.suppress(ProcessLookupError):
             child.terminate()

@@ -25,7 +25,7 @@ import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 # What a path may be given for. Each is of files, and of all that is below a folder.
 RUN = "run"  # to read, and to start or map as a program
@@ -210,8 +210,16 @@ def _hide_folders(folders: Iterable[str]) -> None:
     os.chdir("/")
 
 
-def _hold_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
-    """By Landlock, as far as it has come: files, and ports and signals as well."""
+def keep_apart() -> None:
+    """Hide the folders of everybody's sockets from this process."""
+    _enter_namespaces(_NEW_MOUNTS | _NEW_IPC)
+    _hide_folders(())
+
+
+def hold_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
+    """By Landlock, as far as it has come (`version`): files, and ports and signals as well."""
+    if abi < FILES_SINCE:
+        return
     known = _EVERYTHING & ~sum(right for right, since in _SINCE.items() if since > abi)
     wanted = _Ruleset(files=known, net=_BIND_TCP | _CONNECT_TCP, scoped=_ABSTRACT_SOCKETS | _SIGNALS)
     size = 8 * (1 + (abi >= PORTS_SINCE) + (abi >= SCOPES_SINCE))
@@ -275,6 +283,25 @@ def _filter_calls() -> None:
         refuse("fcntl", (1, _MASKED, _INT, request))
     for request in (*_OWNER_OF_SOCKET, *_FLAGS_OF_FILE):
         refuse("ioctl", (1, _MASKED, _TYPE_AND_NUMBER, request))
+    _load(seccomp, filtered)
+
+
+def only(calls: Iterable[str]) -> Callable[[], None]:
+    """Prepares a filter: calling it refuses this process every system call but these; those that this architecture does not have are left
+    out. Preparing opens libseccomp, which Landlock may refuse.
+    """
+    seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
+    seccomp.seccomp_init.restype = ctypes.c_void_p
+    filtered = ctypes.c_void_p(seccomp.seccomp_init(_REFUSE))
+    for call in calls:
+        number = seccomp.seccomp_syscall_resolve_name(call.encode())
+        failed = seccomp.seccomp_rule_add_array(filtered, _ALLOW, number, 0, None) if number >= 0 else 0
+        if failed:
+            raise OSError(-failed, f"libseccomp: {call}: {os.strerror(-failed)}")
+    return lambda: _load(seccomp, filtered)
+
+
+def _load(seccomp: ctypes.CDLL, filtered: ctypes.c_void_p) -> None:
     failed = seccomp.seccomp_load(filtered)
     if failed:
         raise OSError(-failed, f"libseccomp: {os.strerror(-failed)}")
@@ -295,9 +322,7 @@ def main(asked: list[str]) -> None:
         _hide_folders(kept_apart[1:])
     if confined:
         _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
-        abi = version()
-        if abi >= FILES_SINCE:
-            _hold_by_landlock(zip(confined[1::2], confined[2::2], strict=True), abi)
+        hold_by_landlock(zip(confined[1::2], confined[2::2], strict=True), version())
         _filter_calls()
     # By its path, found before: looking for it imports modules, which lie where the program may not read.
     os.execv(program[0], program)  # noqa: S606 -- the words are ours; see custody.py

@@ -71,7 +71,7 @@ class Guest(Life):
         self._shut_down = ""
         self._stays = False  # also after its end
         self.slots = Slots(self.monitor, self.wait, order, self.custody)
-        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots)
+        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots, self._on_trouble)
 
     @property
     def pid(self) -> int:

@@ -11,7 +11,6 @@ and losses are those of an export (`testbed.export`), which the format's node is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from testbed import drives
@@ -23,13 +22,13 @@ from testbed.topology.disks import Disk
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
     """What a disk has. `errors`: those that blkdebug injects; `number`: of the blkdebug node, which is new for other errors;
-    `export`: the socket of the export that is in the file's place; `image`: that of the one in place of the image's.
+    `export`: whether an export is in the file's place; `image`: whether one is in place of the image's.
     """
 
     errors: tuple[Fault, ...] = ()
     number: int = 0
-    export: Path | None = None
-    image: Path | None = None
+    export: bool = False
+    image: bool = False
 
 
 PLAIN = Layers()
@@ -38,19 +37,19 @@ PLAIN = Layers()
 def changed(name: str, disk: Disk, kept: Storage | None, old: Layers, new: Layers) -> tuple[QmpCommand, ...]:
     """The commands from one to the other. `kept`: what the disk is kept in."""
     commands: list[QmpCommand] = []
-    if new.export is not None and old.export is None:
+    if new.export and not old.export:
         commands.append(_add(_client(f"late-{name}") | drives.read_only(disk)))
-    if new.image is not None and old.image is None:
+    if new.image and not old.image:
         commands.append(_add(_client(f"late-image-{name}") | {"read-only": True}))
-    if kept is not None and kept.image is not None and (new.image is None) != (old.image is None):
-        origin = f"origin-{name}" if new.image is None else f"late-image-{name}"
+    if kept is not None and kept.image is not None and new.image != old.image:
+        origin = f"late-image-{name}" if new.image else f"origin-{name}"
         commands.append(_reopen(drives.image_node(name, kept.image[1], origin)))
     if kept is not None and _bytes(name, old) != _bytes(name, new):
         # QEMU does not see that somebody else lets a file grow, as qcow2 does: it is opened anew.
-        if new.export is None:
+        if not new.export:
             commands.append(_add(drives.store_node(name, disk, kept.file)))
         commands.append(_reopen(drives.format_node(name, disk, kept.format, _bytes(name, new))))
-        if old.export is None:
+        if not old.export:
             commands.append(_remove(f"store-{name}"))
     if new.errors and _top(name, kept, old) != _top(name, kept, new):
         rules = [rule for error in new.errors for rule in error.rules()]
@@ -60,17 +59,19 @@ def changed(name: str, disk: Disk, kept: Storage | None, old: Layers, new: Layer
         commands.append(_reopen(drives.limited_node(name, disk, _top(name, kept, new))))
         if old.errors:
             commands.append(_remove(_top(name, kept, old)))
-    if old.export is not None and new.export is None:
+    if old.export and not new.export:
         commands.append(_remove(f"late-{name}"))
-    if old.image is not None and new.image is None:
+    if old.image and not new.image:
         commands.append(_remove(f"late-image-{name}"))
     return tuple(commands)
 
 
-def connections(name: str, old: Layers, new: Layers) -> dict[str, Path]:
-    """The sockets that QEMU must be handed, connected, by name, before the commands of `changed`: it connects to nothing itself."""
+def connections(name: str, old: Layers, new: Layers) -> tuple[str, ...]:
+    """The connections that QEMU must be handed, by the names of their nodes, before the commands of `changed`: it connects to nothing
+    itself.
+    """
     wanted = ((f"late-{name}", old.export, new.export), (f"late-image-{name}", old.image, new.image))
-    return {node: there for node, before, there in wanted if there is not None and before is None}
+    return tuple(node for node, before, now in wanted if now and not before)
 
 
 def _client(node: str) -> dict[str, Any]:
@@ -79,12 +80,12 @@ def _client(node: str) -> dict[str, Any]:
 
 def _bytes(name: str, layers: Layers) -> str:
     """The node that a format's node is on."""
-    return f"store-{name}" if layers.export is None else f"late-{name}"
+    return f"late-{name}" if layers.export else f"store-{name}"
 
 
 def _base(name: str, kept: Storage | None, layers: Layers) -> str:
     """The node of the disk itself: without errors and limits. A disk without a file has no format either."""
-    return f"late-{name}" if kept is None and layers.export is not None else f"file-{name}"
+    return f"late-{name}" if kept is None and layers.export else f"file-{name}"
 
 
 def _top(name: str, kept: Storage | None, layers: Layers) -> str:

@@ -30,14 +30,14 @@ class Life:
         self.state = State.PLANNED
         self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
         self.loss: Loss | None = None
-        self.console = Console(order.evidence / "console.log", self._on_fatal, self._on_unwritable)
+        self.console = Console(order.evidence / "console.log", self._on_fatal, self._on_trouble)
         self._stages = self.log("stages.jsonl")
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._ending = False
 
     def log(self, name: str) -> Log:
         """A file of its evidence; a guest whose evidence cannot be kept is of no use."""
-        return Log(self.order.evidence / name, self._on_unwritable)
+        return Log(self.order.evidence / name, self._on_trouble)
 
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
@@ -58,7 +58,8 @@ class Life:
     def _on_fatal(self, finding: Finding) -> None:
         self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)
 
-    def _on_unwritable(self, why: str) -> None:
+    def _on_trouble(self, why: str) -> None:
+        """Something of this machine is not, or no longer, what the guest needs."""
         self._lose(why, Loss.HOST)
 
     async def lost(self) -> str:

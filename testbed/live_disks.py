@@ -6,16 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from testbed import disk_errors, drives, layers
+from testbed import disk_errors, drives, exports, layers
 from testbed.disk_errors import DiskErrors
 from testbed.drives import Storage
 from testbed.errors import HostError, TestbedError, UsageError
+from testbed.evidence import OnFailure
+from testbed.export.settings import Settings
 from testbed.exports import Export
 from testbed.hardware import words
 from testbed.hardware.disks import DISK_KINDS
@@ -26,7 +28,7 @@ from testbed.layers import PLAIN, Layers
 from testbed.monitor import Monitor
 from testbed.order import Order, Wait
 from testbed.slots import Slots
-from testbed.topology.disks import LIES, Disk, Nvme
+from testbed.topology.disks import Disk
 from testbed.units import format_size
 
 
@@ -68,14 +70,14 @@ class _Disk:
 
 
 class LiveDisks:
-    """The exports' sockets are beside the guest's others, and their logs with its evidence."""
+    """The exports' logs are with the guest's evidence. `on_trouble` hears of a disk that is not what it was, by no wish of ours."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots) -> None:
-        self._slots = slots
+    def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots, on_trouble: OnFailure) -> None:
+        self._slots, self._host, self._on_trouble = slots, order.host, on_trouble
         self.errors = DiskErrors()
         self.limits_changed = 0  # how often; counted after the change
         self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
-        self._scratch, self._sockets, self._evidence = order.scratch, order.sockets, order.evidence
+        self._scratch, self._evidence = order.scratch, order.evidence
         self._now = {name: _Disk() for own, disk in order.model.disks.items() for name in (own, *drives.namespaces(disk))}
 
     # What there is ----------------------------------------------------------------------------------------------------------------
@@ -254,7 +256,7 @@ class LiveDisks:
             if now.export is not None:
                 await now.export.lose(0.0, 0)  # it has no power any longer
                 await now.export.fail(())
-            await self._change(name, disk, errors=(), export=None, image=None)
+            await self._change(name, disk, errors=(), export=False, image=False)
             await now.close()
             await self._slots.remove(name, disk, keep=True)
             now.faults, now.out = (), True
@@ -307,28 +309,20 @@ class LiveDisks:
         """The export in the place of a disk's file; put there if it is not."""
         now = self._now[name]
         if now.export is None:
-            # QEMU's nvme writes without flags, whatever its guest's command says (hw/nvme/ctrl.c: nvme_blk_write); a power
-            # cut would take what fsync has acknowledged (seen with ext4 and xfs).
-            what: dict[str, Any] = {"read_only": disk.read_only, "drops_fua": isinstance(disk, Nvme)}
             kept = self._kept(name)
-            if kept is not None:
-                what["file"] = str(kept.file)
-            if kept is None or kept.format == "qcow2":
-                what["room_bytes"] = drives.most_bytes(disk)
-            if disk.cache is not None:
-                what["cache"] = {"room_bytes": disk.cache_size, "lies": disk.cache == LIES}
             try:
-                now.export = await self._start(name, what)
+                now.export = await self._start(name, exports.settings(name, disk, kept), kept.file if kept is not None else None)
                 if kept is not None and kept.image is not None:
-                    now.image = await self._start(f"image-{name}", {"file": str(kept.image[0].resolve()), "read_only": True})
-                await self._change(name, disk, export=now.export.socket, image=now.image.socket if now.image else None)
+                    now.image = await self._start(f"image-{name}", exports.IMAGE, kept.image[0].resolve())
+                await self._change(name, disk, export=True, image=now.image is not None)
             except BaseException:
                 await now.close()
                 raise
         return now.export
 
-    async def _start(self, name: str, what: dict[str, Any]) -> Export:
-        return await Export.start(name, what, self._sockets / f"late-{name}", self._evidence / f"export-{name}.jsonl")
+    async def _start(self, name: str, settings: Settings, file: Path | None) -> Export:
+        log = self._evidence / f"export-{name}.jsonl"
+        return await Export.start(name, settings, file=file, log=log, host=self._host, on_end=self._on_trouble)
 
     def _kept(self, name: str) -> Storage | None:
         """What a disk or a namespace is kept in."""
@@ -344,7 +338,7 @@ class LiveDisks:
         if idle and now.export is not None:
             for export in now.exports:
                 await export.hurry()
-            await self._change(name, disk, export=None, image=None)
+            await self._change(name, disk, export=False, image=False)
             await now.close()
 
     async def _change(self, name: str, disk: Disk, **wanted: Any) -> None:
@@ -354,15 +348,12 @@ class LiveDisks:
             return
         new = replace(new, number=old.number + 1)
         commands = layers.changed(name, disk, self._kept(name), old, new)
-        for node, path in layers.connections(name, old, new).items():
-            with socket.socket(socket.AF_UNIX) as connected:
-                connected.setblocking(False)
-                try:
-                    await self._wait(asyncio.get_running_loop().sock_connect(connected, str(path)), self._deadlines.monitor_s)
-                except OSError as error:
-                    raise HostError(f"disk {name}: its export {path} takes no connection: {error.strerror}") from error
-                connected.setblocking(True)  # as QEMU expects of what it makes itself
-                await self._wait(self._monitor.send_file(node, connected.fileno()), self._deadlines.monitor_s)
+        own = {f"late-{name}": self._now[name].export, f"late-image-{name}": self._now[name].image}
+        for node in layers.connections(name, old, new):
+            export = own[node]
+            assert export is not None
+            with export.client as connection:
+                await self._wait(self._monitor.send_file(node, connection.fileno()), self._deadlines.monitor_s)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
         self._now[name].layers = new
 

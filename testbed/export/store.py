@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import random
-import stat
 from typing import Protocol
 
 _BLOCK = 4096
@@ -57,21 +55,21 @@ class Nowhere:
 
 
 class File:
-    """A file of this machine, whose page cache is the same as QEMU's own view of it. The machine does not lose power: `flush` has nothing
-    to do, as with QEMU's `cache.no-flush`. `room_bytes`: it may grow to so much, for which it is taken to be so large from the beginning:
-    NBD has no other way to say it.
+    """An open file of this machine, whose page cache is the same as QEMU's own view of it. The machine does not lose power: `flush` has
+    nothing to do, as with QEMU's `cache.no-flush`. `room_bytes`: it may grow to so much, for which it is taken to be so large from the
+    beginning: NBD has no other way to say it.
     """
 
-    def __init__(self, path: str, *, read_only: bool, room_bytes: int = 0) -> None:
-        # QEMU's account could have put a link there.
-        self._file = os.open(path, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK)
-        if not stat.S_ISREG(os.fstat(self._file).st_mode):
-            raise OSError(errno.EINVAL, "expected a file", path)
-        self.size = max(os.fstat(self._file).st_size, room_bytes)
+    def __init__(self, descriptor: int, *, room_bytes: int = 0) -> None:
+        self._file = descriptor
+        self.size = max(os.fstat(descriptor).st_size, room_bytes)
 
     def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._file, length, offset)
-        return data if len(data) == length else data + bytes(length - len(data))
+        while len(data) < length:
+            more = os.pread(self._file, length - len(data), offset + len(data))
+            data += more or bytes(length - len(data))  # what it has not grown to yet
+        return data
 
     def write(self, offset: int, data: bytes) -> None:
         done = 0
@@ -96,12 +94,13 @@ class VolatileCache:
         self._below = below
         self._room = max(1, room_bytes // _BLOCK)
         self.lies = lies
-        self._dirty: dict[int, bytes] = {}  # by number of the block, in the order in which they became dirty
+        # By number of the block, in the order in which they became dirty; None is a block of zeros that needs no room.
+        self._dirty: dict[int, bytes | None] = {}
 
     @property
     def size(self) -> int:
-        """The store's, and what was written beyond it: a qcow2 file grows."""
-        return max(self._below.size, (max(self._dirty, default=-1) + 1) * _BLOCK)
+        """The store's."""
+        return self._below.size
 
     def read(self, offset: int, length: int) -> bytes:
         data = self._below.read(offset, length)
@@ -109,8 +108,8 @@ class VolatileCache:
             return data
         found = bytearray(data)
         for number in range(offset // _BLOCK, (offset + length - 1) // _BLOCK + 1):
-            block = self._dirty.get(number)
-            if block is not None:
+            if number in self._dirty:
+                block = self._dirty[number] or bytes(_BLOCK)
                 at = number * _BLOCK - offset
                 first, last = max(0, -at), min(_BLOCK, length - at)
                 found[at + first : at + last] = block[first:last]
@@ -124,13 +123,24 @@ class VolatileCache:
             if len(part) < _BLOCK:
                 old = self.read(number * _BLOCK, _BLOCK)
                 part = old[:skip] + part + old[skip + len(part) :]
-            self._dirty[number] = part
+            self._put(number, part)
             at += _BLOCK - skip
-        while len(self._dirty) > self._room:
-            self._write_out(next(iter(self._dirty)))
 
     def trim(self, offset: int, length: int) -> None:
-        self.write(offset, bytes(length))
+        """Takes room only as long as it has some, however much is trimmed: of more, the first part is trimmed below at once."""
+        first, end = -(-offset // _BLOCK), (offset + length) // _BLOCK
+        if first >= end:  # no whole block
+            self.write(offset, bytes(length))
+            return
+        self.write(offset, bytes(first * _BLOCK - offset))
+        kept = max(first, end - self._room)
+        if kept > first:
+            for number in [number for number in self._dirty if first <= number < kept]:
+                del self._dirty[number]
+            self._below.trim(first * _BLOCK, (kept - first) * _BLOCK)
+        for number in range(kept, end):
+            self._put(number, None)
+        self.write(end * _BLOCK, bytes(offset + length - end * _BLOCK))
 
     def flush(self) -> None:
         if not self.lies:
@@ -149,5 +159,15 @@ class VolatileCache:
                 lost += 1
         return lost
 
+    def _put(self, number: int, block: bytes | None) -> None:
+        self._dirty[number] = block
+        if len(self._dirty) > self._room:
+            self._write_out(next(iter(self._dirty)))
+
     def _write_out(self, number: int) -> None:
-        self._below.write(number * _BLOCK, self._dirty.pop(number))
+        block, offset = self._dirty.pop(number), number * _BLOCK
+        length = min(_BLOCK, self._below.size - offset)  # the last one may be cut
+        if block is None:
+            self._below.trim(offset, length)
+        else:
+            self._below.write(offset, block[:length])

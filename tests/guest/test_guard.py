@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from testbed import confine
 from testbed.errors import CommandFailed, GuestError, HostError
 from testbed.guest import Guest
+from testbed.hardware.latency import Latency
 from testbed.lab import Lab
 from testbed.store.kernel_files import KernelFiles
 from testbed.topology import Guest as GuestModel
@@ -50,6 +52,7 @@ async def test_a_guest_and_its_qemu_are_held(
         await _says_nothing_to_the_terminal(guest)
         await _opens_no_file_of_this_machine(guest, tmp_path)
         await _reaches_no_network(guest)
+        await _is_lost_with_an_export_that_is_held(guest)
 
 
 def _is_nobody(guest: Guest) -> None:
@@ -146,6 +149,38 @@ async def _reaches_no_network(guest: Guest) -> None:
                 await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": kind, "data": data}})
 
 
+async def _is_lost_with_an_export_that_is_held(guest: Guest) -> None:
+    """The process that delays a disk is held as QEMU is; without it the guest gets errors, and whoever waits for the guest a reason."""
+    name, disk = next(iter(guest.disks.items()))
+    await guest.hardware.delay(name, Latency(read_us=1000))
+    export = _export_of(os.getpid())
+    lines = (line.partition(":") for line in (export / "status").read_text().splitlines())
+    status = {key: value.split() for key, _, value in lines}
+    assert status["NoNewPrivs"] == ["1"] and status["Seccomp"] == ["2"] and status["Threads"] == ["1"]
+    assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
+    if guest.order.host.account is not None:
+        assert set(status["Uid"]) == {str(guest.order.host.account.uid)} and status["Groups"] == []
+    assert b"TESTBED_TEST_SECRET" not in (export / "environ").read_bytes()
+    # What it was started with, its disk and its client.
+    opened = [number.readlink() for number in (export / "fd").iterdir() if int(number.name) > 2]
+    assert sorted("socket" if str(path).startswith("socket:") else path.parent.name for path in opened) == [
+        guest.order.scratch.name,
+        "socket",
+    ]
+    os.kill(int(export.name), signal.SIGKILL)
+    with pytest.raises(HostError, match=f"disk {name}: its export ended: signal 9"):
+        await guest.run("sleep", "60")
+    read = await guest.shell.run(("dd", f"if={disk.path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"), check=False)
+    assert read.status != 0 and "Input/output error" in read.stderr
+
+
+def _export_of(parent: int) -> Path:
+    """The folder in /proc of the one export that a process has started."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    (found,) = (Path(f"/proc/{pid}") for pid in children if b"testbed.export" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    return found
+
+
 async def _sees_nothing_in_tmp(guest: Guest) -> None:
     """Neither what everybody may read there, nor a place where everybody may write."""
     with tempfile.NamedTemporaryFile(dir="/tmp") as everybodys:
@@ -177,7 +212,7 @@ async def test_qemu_starts_no_program(lab: Lab, kernel: KernelFiles, evidence: P
             assert not owned.exists()
 
 
-# With sockets of each kind: of an export, and of a network.
+# With sockets of each kind. An export has none that has a name.
 WIRED = """\
 version: 1
 guests:
@@ -197,7 +232,7 @@ async def test_a_guest_of_up_has_its_key_and_sockets_to_itself() -> None:
             runtime = own.runtime / "testbed"
             folder = runtime / "vms" / "guard"
             private = {path.name for path in _sockets_that_are_private(runtime)}
-            assert {"control", "console", "ssh", "qmp", "poll", "agent", "late-data", "lan.in", "lan.out"} <= private
+            assert {"control", "console", "ssh", "qmp", "poll", "agent", "lan.in", "lan.out"} <= private
             assert {path: stat.S_IMODE(path.stat().st_mode) for path in (runtime, folder.parent, folder)} == dict.fromkeys(
                 (runtime, folder.parent, folder), 0o700
             )

@@ -1,13 +1,16 @@
-"""The exported device: its store and cache, how requests end, and the wire, spoken by QEMU's own client."""
+"""The exported device: its store and cache, how requests end, and the process, spoken to by QEMU's own client. What a client does that is
+none of ours is in test_export_client.py.
+"""
 
 import errno
 import io
 import json
+import os
+import socket
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 
 from testbed.export import device
 from testbed.export.device import Device, Request
+from testbed.export.settings import Settings
 from testbed.export.store import File, Nowhere, VolatileCache
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import Latency
@@ -45,16 +49,24 @@ class Memory:
         pass
 
 
+class Clock:
+    """Time that goes on when a device has nothing to do before."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def go_on(self, device: Device) -> None:
+        while (due := device.due()) is not None:
+            self.now = max(self.now, due)
+            assert device.work()
+
+
 def ended(device: Device, request: Request) -> tuple[int, bytes]:
     found: list[tuple[int, bytes]] = []
-    done = threading.Event()
-
-    def reply(error: int, data: bytes) -> None:
-        found.append((error, data))
-        done.set()
-
-    device.submit(request, reply)
-    assert done.wait(20)
+    device.submit(request, lambda error, data: found.append((error, data)))
     return found[0]
 
 
@@ -129,11 +141,12 @@ def test_a_cache_without_room_writes_out_the_oldest() -> None:
 def test_a_file_is_written_read_and_punched(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(64 * KIB))
-    store = File(str(path), read_only=False)
-    store.write(4 * KIB, b"y" * 4 * KIB)
-    assert path.read_bytes()[4 * KIB : 8 * KIB] == b"y" * 4 * KIB
-    store.trim(4 * KIB, 4 * KIB)
-    assert store.read(0, 64 * KIB) == bytes(64 * KIB)
+    with path.open("r+b") as file:
+        store = File(file.fileno(), room_bytes=128 * KIB)
+        store.write(4 * KIB, b"y" * 4 * KIB)
+        assert path.read_bytes()[4 * KIB : 8 * KIB] == b"y" * 4 * KIB
+        store.trim(4 * KIB, 4 * KIB)
+        assert store.read(0, 128 * KIB) == bytes(128 * KIB), "also what it has not grown to"
 
 
 def test_nowhere_reads_as_zeros() -> None:
@@ -191,103 +204,187 @@ def test_a_probability_is_drawn_from_the_seed() -> None:
 
 
 def test_a_request_takes_its_latency_and_not_less() -> None:
-    device = Device(Memory(KIB), log=io.StringIO())
+    clock = Clock()
+    device = Device(Memory(KIB), log=io.StringIO(), clock=clock)
     device.set_latency(Latency(read_us=30_000, jitter_us=10_000))
-    started = time.monotonic()
-    assert ended(device, read(0, 1))[0] == 0
-    assert time.monotonic() - started >= 0.02
-
-
-def test_requests_wait_side_by_side() -> None:
-    device = Device(Memory(KIB), log=io.StringIO())
-    device.set_latency(Latency(read_us=200_000))
-    left = threading.Semaphore(0)
-    started = time.monotonic()
+    began, found = clock.now, []
     for _ in range(20):
-        device.submit(read(0, 1), lambda error, data: left.release())
-    for _ in range(20):
-        assert left.acquire(timeout=20)
-    assert time.monotonic() - started < 20 * 0.2
+        device.submit(read(0, 1), lambda error, data: found.append(clock.now - began))
+    clock.go_on(device)
+    assert len(found) == 20 and min(found) >= 0.02 and max(found) <= 0.04, "side by side"
+    assert len(set(found)) > 10
 
 
 def test_a_device_that_hangs_ends_nothing_until_it_recovers() -> None:
-    device = Device(Memory(KIB), log=io.StringIO())
+    clock = Clock()
+    device = Device(Memory(KIB), log=io.StringIO(), clock=clock)
     device.hold(3600)
-    done = threading.Event()
-    device.submit(read(0, 1), lambda error, data: done.set())
-    assert not done.wait(0.05)
+    found: list[int] = []
+    device.submit(read(0, 1), lambda error, data: found.append(error))
+    assert not device.work() and not found and device.due() == clock.now + 3600
     device.hold(0)
-    assert done.wait(20)
-
-
-@pytest.fixture
-def exported(tmp_path: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    (tmp_path / "disk").write_bytes(bytes(1 << 20))
-    settings = {"socket": str(tmp_path / "s"), "file": str(tmp_path / "disk"), "cache": {"room_bytes": 1 << 20, "lies": False}}
-    words = [sys.executable, "-m", "testbed.export", json.dumps(settings)]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-        assert process.stdout is not None and process.stdout.readline() == "{}\n"
-        yield f"nbd+unix:///?socket={tmp_path / 's'}", process
-        assert process.stdin is not None
-        process.stdin.close()
-        assert process.wait(20) == 0
-
-
-def tell(process: "subprocess.Popen[str]", **asked: Any) -> dict[str, Any]:
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps(asked) + "\n")
-    process.stdin.flush()
-    found: dict[str, Any] = json.loads(process.stdout.readline())
-    return found
-
-
-def qemu_io(url: str, *commands: str) -> str:
-    words = [word for command in commands for word in ("-c", command)]
-    done = subprocess.run(["qemu-io", "-f", "raw", url, *words], capture_output=True, text=True, check=False, timeout=60)
-    return done.stdout + done.stderr
-
-
-def test_qemus_client_reads_and_writes_it(exported: tuple[str, "subprocess.Popen[str]"], tmp_path: Path) -> None:
-    url, process = exported
-    said = qemu_io(
-        url, "write -P 90 0 64k", "read -P 90 0 64k", "discard 0 4k", "read -P 0 0 4k", "write -z 8k 4k", "write -f -P 7 512k 512"
-    )
-    assert "failed" not in said and said.count("wrote ") == 3
-    assert (tmp_path / "disk").read_bytes()[512 * KIB] == 7
-    assert tell(process, verb="faults", faults=[{"operation": "write", "effect": "ENOSPC", "count": 1}]) == {}
-    assert "No space left on device" in qemu_io(url, "write 0 4k")
-    assert "Input/output error" in qemu_io(url, "read 2M 4k") or "beyond" in qemu_io(url, "read 2M 4k")
-
-
-def test_a_power_cut_is_final(exported: tuple[str, "subprocess.Popen[str]"], tmp_path: Path) -> None:
-    _, process = exported
-    before = (tmp_path / "disk").read_bytes()
-    assert tell(process, verb="lose", share=0.0, seed=1, end=True) == {"lost_blocks": 0}
-    assert (tmp_path / "disk").read_bytes() == before
-
-
-def test_what_it_is_told_wrongly_is_said_back(exported: tuple[str, "subprocess.Popen[str]"]) -> None:
-    _, process = exported
-    assert "unexpected keyword" in tell(process, verb="latency", reed_us=1)["error"]
-    assert "expected a verb" in tell(process, verb="loose")["error"]
-    assert tell(process, verb="latency", read_us=1) == {}
+    assert device.work() and found == [0]
 
 
 def test_requests_that_wait_can_be_hurried() -> None:
-    device = Device(Memory(KIB), log=io.StringIO())
-    device.set_latency(Latency(read_us=600_000_000))
-    left = threading.Semaphore(0)
-    for _ in range(3):
-        device.submit(read(0, 1), lambda error, data: left.release())
+    clock = Clock()
+    device = Device(Memory(KIB), log=io.StringIO(), clock=clock)
+    device.set_latency(Latency(read_us=600_000_000, jitter_us=500_000_000))
+    began, found = clock.now, []
+    for number in range(50):
+        device.submit(read(number, 1), lambda error, data, number=number: found.append(number))  # type: ignore[misc]  # it has a default
     device.hurry()
-    for _ in range(3):
-        assert left.acquire(timeout=20)
+    while device.work():
+        pass
+    assert found == list(range(50)) and clock.now == began
 
 
 def test_a_device_without_power_ends_nothing_any_longer() -> None:
     device = Device(Memory(KIB), log=io.StringIO())
-    with device.still(end=True):
-        pass
-    done = threading.Event()
-    device.submit(read(0, 1), lambda error, data: done.set())
-    assert not done.wait(0.2)
+    device.cut()
+    device.submit(read(0, 1), lambda error, data: pytest.fail("it ended"))
+    assert device.due() is None and not device.work()
+
+
+def test_waits_that_end_late_end_sooner_but_not_much() -> None:
+    clock = Clock()
+    device = Device(Memory(KIB), log=io.StringIO(), clock=clock)
+    device.set_latency(Latency(read_us=1000))
+    waits = []
+    for _ in range(100):
+        device.submit(read(0, 1), lambda error, data: None)
+        due = device.due()
+        assert due is not None
+        waits.append(due - clock.now)
+        clock.now = due + 0.0002
+        device.woke(due)
+        assert device.work()
+    assert waits[0] == pytest.approx(0.001) and waits[-1] == pytest.approx(0.0008)
+
+
+# The process --------------------------------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """One that exports a file of 1 MiB, or none; `client`: the client's end."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        disk = folder / "disk"
+        if not disk.exists():
+            disk.write_bytes(bytes(1 << 20))
+        own, self.client = socket.socketpair()
+        with own, disk.open("r+b") as file:
+            handed = {"wire": own.fileno(), "file": file.fileno(), "parent": os.getpid()}
+            words = [sys.executable, "-m", "testbed.export", json.dumps(asdict(Settings(**{**handed, **settings})))]
+            self.child = subprocess.Popen(
+                words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                pass_fds=(own.fileno(), file.fileno()),
+            )
+        assert self.said() == {}
+
+    def said(self) -> dict[str, Any]:
+        assert self.child.stdout is not None
+        found: dict[str, Any] = json.loads(self.child.stdout.readline())
+        return found
+
+    def tell(self, **asked: Any) -> dict[str, Any]:
+        assert self.child.stdin is not None
+        self.child.stdin.write(json.dumps(asked) + "\n")
+        self.child.stdin.flush()
+        return self.said()
+
+    def end(self) -> int:
+        """What it ends with when its owner is gone."""
+        self.client.close()
+        _, errors = self.child.communicate(timeout=20)
+        assert "Traceback" not in errors
+        return self.child.returncode
+
+
+@pytest.fixture
+def exported(tmp_path: Path) -> Iterator[Process]:
+    process = Process(tmp_path, cache_bytes=1 << 20, block_bytes=512, confined=True)
+    yield process
+    assert process.end() == 0
+
+
+def qemu_io(client: socket.socket, *commands: str) -> str:
+    image = f"driver=raw,file.driver=nbd,file.server.type=fd,file.server.str={client.fileno()}"
+    words = ["qemu-io", "--image-opts", image, *(word for command in commands for word in ("-c", command))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, pass_fds=(client.fileno(),))
+    return done.stdout + done.stderr
+
+
+def test_qemus_client_reads_and_writes_it(exported: Process, tmp_path: Path) -> None:
+    said = qemu_io(
+        exported.client,
+        *("write -P 90 0 64k", "read -P 90 0 64k", "discard 0 4k", "read -P 0 0 4k", "write -z 8k 4k", "write -f -P 7 512k 512"),
+        *("write -P 5 700 100", "read -P 5 700 100", "read -P 90 4k 4k", "read -P 0 8k 4k"),
+    )
+    assert "failed" not in said and said.count("wrote ") == 4 and said.count("read ") == 5, said
+    assert (tmp_path / "disk").read_bytes()[512 * KIB] == 7
+
+
+def test_qemus_client_meets_its_faults(exported: Process) -> None:
+    assert exported.tell(verb="faults", faults=[{"operation": "write", "effect": "ENOSPC", "count": 1}]) == {"number": None}
+    said = qemu_io(exported.client, "write 0 4k", "write -P 1 0 4k")
+    assert "No space left on device" in said and said.count("wrote ") == 1
+
+
+def test_a_power_cut_is_final(exported: Process, tmp_path: Path) -> None:
+    before = (tmp_path / "disk").read_bytes()
+    assert exported.tell(verb="lose", share=0.0, seed=1, end=True, number=7) == {"lost_blocks": 0, "number": 7}
+    assert (tmp_path / "disk").read_bytes() == before
+
+
+def test_what_it_is_told_wrongly_is_said_back(exported: Process) -> None:
+    assert "unexpected keyword" in exported.tell(verb="latency", reed_us=1)["error"]
+    assert "expected a verb" in exported.tell(verb="loose")["error"]
+    assert exported.tell(verb="latency", read_us=1, number=3) == {"number": 3}
+
+
+def test_a_large_trim_takes_no_room_and_is_lost_like_a_write() -> None:
+    below = Sparse(1 << 42)
+    cache = VolatileCache(below, room_bytes=64 * KIB, lies=False)
+    cache.trim(2 * KIB, 1 << 40)
+    # All but the last 16 blocks, which are in the cache and can be lost; the cut ones at both ends have taken the place of two.
+    end = (1 << 40) // (4 * KIB)
+    assert below.trimmed[0] == (4 * KIB, (end - 17) * 4 * KIB)
+    cache.flush()
+    numbers = sorted(offset // (4 * KIB) for offset, length in below.trimmed[1:] if length == 4 * KIB)
+    assert numbers == list(range(end - 16, end))
+
+
+def test_a_disk_that_ends_within_a_block_does_not_grow(tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(5 * KIB))
+    with (tmp_path / "disk").open("r+b") as file:
+        cache = VolatileCache(File(file.fileno()), room_bytes=64 * KIB, lies=False)
+        cache.write(4 * KIB, b"x" * KIB)
+        cache.flush()
+    assert (tmp_path / "disk").read_bytes() == bytes(4 * KIB) + b"x" * KIB
+
+
+def test_a_log_of_faults_is_bounded_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_MOST_LOG_BYTES", 1000)
+    log = io.StringIO()
+    exported = Device(Memory(KIB), log=log)
+    exported.set_faults([Fault(operation="read", effect="EIO")])
+    for _ in range(100):
+        assert ended(exported, read(0, 1))[0] == errno.EIO
+    assert len(log.getvalue()) < 1200 and "the rest is left out" in log.getvalue().splitlines()[-1]
+
+
+class Sparse(Nowhere):
+    """A store that remembers what was trimmed."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.trimmed: list[tuple[int, int]] = []
+
+    def trim(self, offset: int, length: int) -> None:
+        self.trimmed.append((offset, length))

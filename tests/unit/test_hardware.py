@@ -131,11 +131,10 @@ def test_a_seed_is_read_and_said() -> None:
     assert fault.seed == 7 and words.said_faults([fault]) == said
 
 
-def test_a_disk_and_its_namespaces_may_be_told(tmp_path: Path) -> None:
-    socket = tmp_path / "late"
+def test_a_disk_and_its_namespaces_may_be_told() -> None:
     disk = disk_of(type="nvme", size="1G")
     (kept,) = drives.storage("d", disk, Path("/s"))
-    late = Layers(export=socket, number=1)
+    late = Layers(export=True, number=1)
     assert executed(layers.changed("d", disk, kept, PLAIN, late)) == [
         "blockdev-add late-d",
         "blockdev-reopen file-d on late-d",
@@ -146,12 +145,12 @@ def test_a_disk_and_its_namespaces_may_be_told(tmp_path: Path) -> None:
         "blockdev-reopen file-d on store-d",
         "blockdev-del late-d",
     ]
-    faulty = Layers(errors=(ERROR,), number=2, export=socket)
+    faulty = Layers(errors=(ERROR,), number=2, export=True)
     assert executed(layers.changed("d", disk, kept, late, faulty)) == [
         "blockdev-add faulty-d-2",
         "blockdev-reopen limited-d on faulty-d-2",
     ]
-    other = Layers(errors=(ERROR, ERROR), number=3, export=socket)
+    other = Layers(errors=(ERROR, ERROR), number=3, export=True)
     assert executed(layers.changed("d", disk, kept, faulty, other)) == [
         "blockdev-add faulty-d-3",
         "blockdev-reopen limited-d on faulty-d-3",
@@ -161,10 +160,10 @@ def test_a_disk_and_its_namespaces_may_be_told(tmp_path: Path) -> None:
     assert layers.changed("d", disk, kept, late, late) == ()
 
 
-def test_the_image_of_an_overlay_is_as_late_as_its_own_file(tmp_path: Path) -> None:
+def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
     disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
     (kept,) = drives.storage("d", disk, Path("/s"))
-    late = Layers(export=tmp_path / "late", image=tmp_path / "late-image")
+    late = Layers(export=True, image=True)
     assert executed(layers.changed("d", disk, kept, PLAIN, late)) == [
         "blockdev-add late-d",
         "blockdev-add late-image-d",
@@ -183,24 +182,24 @@ def test_the_image_of_an_overlay_is_as_late_as_its_own_file(tmp_path: Path) -> N
     assert commands[0].arguments["options"][0]["driver"] == "qcow2" and commands[2].arguments["options"][0]["backing"] == "image-d"
 
 
-def test_qemu_is_handed_the_connections_that_it_will_name(tmp_path: Path) -> None:
+def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
     disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
     (kept,) = drives.storage("d", disk, Path("/s"))
-    late = Layers(export=tmp_path / "late", image=tmp_path / "late-image")
+    late = Layers(export=True, image=True)
     found = layers.connections("d", PLAIN, late)
-    assert found == {"late-d": tmp_path / "late", "late-image-d": tmp_path / "late-image"}
+    assert found == ("late-d", "late-image-d")
     servers = [command.arguments["server"] for command in layers.changed("d", disk, kept, PLAIN, late) if "server" in command.arguments]
     assert servers == [{"type": "fd", "str": name} for name in found]
-    assert layers.connections("d", late, PLAIN) == layers.connections("d", late, late) == {}
+    assert layers.connections("d", late, PLAIN) == layers.connections("d", late, late) == ()
 
 
-def test_a_disk_without_a_file_has_the_export_below_its_limits(tmp_path: Path) -> None:
+def test_a_disk_without_a_file_has_the_export_below_its_limits() -> None:
     disk = disk_of(type="virtio-blk", size="1G", format="null-co", read_only=True)
-    late = Layers(export=tmp_path / "late", number=1)
+    late = Layers(export=True, number=1)
     commands = layers.changed("d", disk, None, PLAIN, late)
     assert executed(commands) == ["blockdev-add late-d", "blockdev-reopen limited-d on late-d"]
     assert commands[0].arguments["read-only"] and commands[1].arguments["options"][0]["read-only"]
-    faulty = Layers(export=tmp_path / "late", errors=(ERROR,), number=2)
+    faulty = Layers(export=True, errors=(ERROR,), number=2)
     assert executed(layers.changed("d", disk, None, faulty, Layers(errors=(ERROR,), number=3))) == [
         "blockdev-add faulty-d-3",
         "blockdev-reopen limited-d on faulty-d-3",

@@ -24,6 +24,7 @@ from testbed.console import clean
 from testbed.drives import Storage
 from testbed.errors import CommandFailed, GuestError, HostError, TestbedError, TopologyError, UsageError, WireBroken
 from testbed.evidence import Log
+from testbed.export.settings import Settings
 from testbed.exports import Export
 from testbed.kernels import BuiltKernel, Series
 from testbed.lab import Lab
@@ -410,7 +411,7 @@ async def test_what_qemu_could_have_put_in_the_place_of_a_disk_is_not_followed(t
     os.mkfifo(pipe)
     for planted in (link, pipe):
         with pytest.raises(HostError):
-            await Export.start("data", {"file": str(planted), "read_only": False}, tmp_path / "socket", tmp_path / "log")
+            await Export.start("data", Settings(), file=planted, log=tmp_path / "log", host=None, on_end=pytest.fail)
         with pytest.raises(HostError, match="expected a disk's file"):
             await snapshots.copy(planted, tmp_path / "copies" / "data.raw")
     for kind in ("raw", "qcow2"):
