@@ -322,7 +322,8 @@ def main(asked: list[str]) -> None:
         _hide_folders(kept_apart[1:])
     if confined:
         _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
-        hold_by_landlock(zip(confined[1::2], confined[2::2], strict=True), version())
+        abi = version()
+        hold_by_landlock(zip(confined[1::2], confined[2::2], strict=True), abi)
         _filter_calls()
     # By its path, found before: looking for it imports modules, which lie where the program may not read.
     os.execv(program[0], program)  # noqa: S606 -- the words are ours; see custody.py

@@ -12,11 +12,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from testbed import actions, debugger, dumps, gauges, jsons, vms, wires
+from testbed import actions, debugger, dumps, gauges, jsons, mishaps, vms, wires
 from testbed.errors import GuestError, HostError, TestbedError, UsageError
 from testbed.guest import Guest
 from testbed.hardware import words
 from testbed.sampler import Sampler
+
+# Commands connect for as long as they ask; what else stays connected must not use up our open files.
+_MOST_CONNECTIONS = 64
+_LINE_S = 60.0
 
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -108,7 +112,7 @@ class Desk:
 async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One line of a control socket."""
     try:
-        asked = jsons.parsed(await reader.readline())
+        asked = jsons.parsed(await _line(reader))
         verb = verbs.get(asked["verb"])
         said = await verb(asked) if verb else {"error": f"{name}: it is kept in a way that does not know this; or by another version"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -119,9 +123,23 @@ async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamRea
         said = {"error": f"{name}: {error.filename or 'this machine'}: {error.strerror}", "code": HostError.code}
     except asyncio.CancelledError:  # by `listening`, which ends
         said = {"error": f"{name} was ended by another command before this was done", "code": GuestError.code}
+    except Exception as error:  # the guest goes on, and whoever asked is told
+        said = {"error": f"{name}: {mishaps.words(error)}"}
     with contextlib.suppress(OSError):
         writer.write(json.dumps(said).encode() + b"\n")
         await writer.drain()
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """What is asked; nothing where it does not come in time.
+
+    :raise ValueError: it is longer than `vms.LONGEST_LINE`.
+    """
+    try:
+        async with asyncio.timeout(_LINE_S):
+            return await reader.readline()
+    except TimeoutError:
+        return b""
 
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -135,6 +153,9 @@ async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
+        if len(handling) >= _MOST_CONNECTIONS:
+            writer.close()
+            return
         handling.add(task)
         try:
             with contextlib.suppress(asyncio.CancelledError):  # ours
@@ -164,7 +185,7 @@ async def show_console(guest: Guest, reader: asyncio.StreamReader, writer: async
 
     with guest.console.heard_by(show), contextlib.suppress(OSError):
         while data := await reader.read(4096):
-            guest.console.type(data)
+            await guest.console.type(data)
 
 
 async def hand_over(guest: Guest, writer: asyncio.StreamWriter) -> None:

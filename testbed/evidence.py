@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,3 +59,13 @@ def write(path: Path, text: str) -> None:
 def unwritable(path: Path, error: OSError) -> str:
     """What is said of a file that cannot be written."""
     return f"{path}: cannot be written: {error.strerror}; make room there, or name another place with TESTBED_STATE"
+
+
+def tail(path: Path, most_bytes: int = 4096) -> str:
+    """The last text of a file that a program wrote, which may be of any size.
+
+    :raise OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
+        return file.read(most_bytes).decode(errors="replace").strip()

@@ -110,7 +110,7 @@ class Guest(Life):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self.console.ended()
-        said = (self.order.evidence / "qemu.log").read_text(encoding="utf-8", errors="replace").strip()
+        said = evidence.tail(self.order.evidence / "qemu.log")
         loss = Loss.KILLED if status in _KILLED else SHUTDOWNS.get(self._shut_down, Loss.QEMU)
         if self.state is State.LAUNCHED and status > 0:
             self._lose(f"QEMU does not start, and ended with status {status}: {said[-500:] or 'it said nothing'}", Loss.HOST)
@@ -210,9 +210,9 @@ class Guest(Life):
         )
         self.custody.release()
         self._advance(Event.SPAWNED)
-        self._watchers += [asyncio.create_task(self._watch_process()), asyncio.create_task(self._watch_room())]
+        self._watchers += [self._watch(self._watch_process()), self._watch(self._watch_room())]
         await self.wait(self.monitor.connect(order.sockets / "qmp"), order.deadlines.monitor_s)
-        self._watchers.append(asyncio.create_task(self._watch_monitor()))
+        self._watchers.append(self._watch(self._watch_monitor()))
         await self.console.connect(order.sockets / "console")
         await self.agent.connect(order.sockets / "agent")
         self._advance(Event.MONITOR_CONNECTED)

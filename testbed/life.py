@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar
 
-from testbed import journal
+from testbed import journal, mishaps
 from testbed.console import Finding, Kind
 from testbed.errors import GuestLost, HostError, WireBroken
 from testbed.evidence import Log
@@ -61,6 +61,17 @@ class Life:
     def _on_trouble(self, why: str) -> None:
         """Something of this machine is not, or no longer, what the guest needs."""
         self._lose(why, Loss.HOST)
+
+    def _watch(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that works for the guest as long as that lives. Where it fails, nobody does its work any longer, and the guest is lost."""
+
+        async def watched() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._on_trouble(mishaps.told(error, self.order.evidence))
+
+        return asyncio.create_task(watched())
 
     async def lost(self) -> str:
         """Wait until the guest is lost, and say why."""

@@ -66,9 +66,17 @@ class Monitor:
             self._on_event(str(record.get("event")), dict(record.get("data") or {}))
 
     async def closed(self) -> None:
-        """Wait until the connection is gone from QEMU's side."""
+        """Wait until the connection is gone from QEMU's side. Raises what went wrong where an event was heard: no other is heard then."""
+        assert self._events is not None
         while self._client.runstate is Runstate.RUNNING:
-            await self._client.runstate_changed()
+            changed = asyncio.ensure_future(self._client.runstate_changed())
+            try:
+                await asyncio.wait((changed, self._events), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                changed.cancel()
+            if self._events.done() and not self._events.cancelled():
+                self._events.result()
+                return
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None, *, kept: bool = True) -> Any:
         """Run one command and return its answer; only what goes wrong is logged where it is not `kept`, being asked again and again.

@@ -9,14 +9,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections import deque
 from pathlib import Path
 
 from testbed import wires
 
 # An Ethernet frame, as large as virtio-net's segmentation offload makes one, with its header.
 _FRAME_BYTES = 1 << 17
-_WAITING_FRAMES = 512
+# What waits for one peer, whatever the frames' sizes.
+_MOST_WAITING_BYTES = 8 << 20
+# A QEMU can send faster than frames are taken: after so many, others of this event loop have their turn.
+_FRAMES_AT_ONCE = 64
 _RETRY_S = 0.05
+
+
+class _Queue:
+    """Frames for one peer; those that come when it is full are lost."""
+
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+
+    def put(self, frame: bytes) -> None:
+        if self._bytes + len(frame) <= _MOST_WAITING_BYTES:
+            self._frames.append(frame)
+            self._bytes += len(frame)
+            self._filled.set()
+
+    async def get(self) -> bytes:
+        while not self._frames:
+            self._filled.clear()
+            await self._filled.wait()
+        frame = self._frames.popleft()
+        self._bytes -= len(frame)
+        return frame
+
+    def clear(self) -> None:
+        self._frames.clear()
+        self._bytes = 0
 
 
 class Plug:
@@ -32,29 +63,32 @@ class Plug:
         """Listen. Call before QEMU sends anything."""
         own = self._own = wires.bound(self._outlet, socket.SOCK_DGRAM)
         own.setblocking(False)
-        queues: list[asyncio.Queue[bytes]] = [asyncio.Queue(_WAITING_FRAMES) for _ in self._others]
-        self._tasks = [asyncio.create_task(self._take(own, queues), name=f"frames of {self._outlet.name}")]
-        self._tasks += [asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._others, strict=True)]
-
-    async def _take(self, own: socket.socket, queues: list[asyncio.Queue[bytes]]) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            frame = await loop.sock_recv(own, _FRAME_BYTES)
-            for queue in queues:
-                with contextlib.suppress(asyncio.QueueFull):
-                    queue.put_nowait(frame)
+        queues = [_Queue() for _ in self._others]
+        asyncio.get_running_loop().add_reader(own, _take, own, queues)
+        self._tasks = [asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._others, strict=True)]
 
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._own is not None:
+            asyncio.get_running_loop().remove_reader(self._own)
             self._own.close()
         for path in (self._outlet, self._inlet):
             path.unlink(missing_ok=True)
 
 
-async def _pass_on(queue: asyncio.Queue[bytes], inlet: Path) -> None:
+def _take(own: socket.socket, queues: list[_Queue]) -> None:
+    for _ in range(_FRAMES_AT_ONCE):
+        try:
+            frame = own.recv(_FRAME_BYTES)
+        except OSError:
+            return  # there is none, or not now
+        for queue in queues:
+            queue.put(frame)
+
+
+async def _pass_on(queue: _Queue, inlet: Path) -> None:
     """A socket that is connected waits for its peer to have room; one that is not would never be told."""
     loop = asyncio.get_running_loop()
     while True:
@@ -66,6 +100,5 @@ async def _pass_on(queue: asyncio.Queue[bytes], inlet: Path) -> None:
                 await loop.sock_sendall(peer, frame)
                 frame = await queue.get()
         # Its QEMU is not there (any more, or yet); what was meant for it meanwhile is lost.
-        while not queue.empty():
-            queue.get_nowait()
+        queue.clear()
         await asyncio.sleep(_RETRY_S)

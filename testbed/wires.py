@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from testbed import console, kernel_log, neighbours
+from testbed import console, kernel_log, mishaps, neighbours
 from testbed.errors import GuestError, WireBroken
 from testbed.evidence import OnFailure, unwritable
 from testbed.kernel_log import KernelLog
@@ -42,9 +42,9 @@ class Console:
     The file is ours and not QEMU's `logfile=`: that one gets a character again for each time the socket was full (QEMU 7.2).
     """
 
-    def __init__(self, log: Path, on_fatal: Callable[[console.Finding], None], on_unwritable: OnFailure) -> None:
+    def __init__(self, log: Path, on_fatal: Callable[[console.Finding], None], on_trouble: OnFailure) -> None:
         self._log = log
-        self._on_fatal, self._on_unwritable = on_fatal, on_unwritable
+        self._on_fatal, self._on_trouble = on_fatal, on_trouble
         self._task: asyncio.Task[None] | None = None
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._read_at = 0.0
@@ -58,7 +58,7 @@ class Console:
 
     async def connect(self, path: Path) -> None:
         reader, self._writer = await _connect(path)
-        self._task = asyncio.create_task(self._watch(reader, self._writer), name=f"console {path}")
+        self._task = asyncio.create_task(self._watched(reader, self._writer), name=f"console {path}")
 
     @contextlib.contextmanager
     def heard_by(self, listener: Callable[[bytes], None]) -> Iterator[None]:
@@ -69,10 +69,18 @@ class Console:
         finally:
             self._listeners.remove(listener)
 
-    def type(self, data: bytes) -> None:
-        """Send what a keyboard would."""
+    async def type(self, data: bytes) -> None:
+        """Send what a keyboard would, and wait until the guest has room for more."""
         if self._writer is not None:
             self._writer.write(data)
+            await self._writer.drain()
+
+    async def _watched(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Where it fails, nobody looks at what the guest prints any longer, and it may print that it has died."""
+        try:
+            await self._watch(reader, writer)
+        except Exception as error:
+            self._on_trouble(f"its console is no longer read: {mishaps.told(error, self._log.parent)}")
 
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pending = b""
@@ -90,7 +98,7 @@ class Console:
                     try:
                         log.write(data[:room])
                     except OSError as error:
-                        self._on_unwritable(unwritable(self._log, error))
+                        self._on_trouble(unwritable(self._log, error))
                     self.printed_bytes += len(data)
                     if room < len(data):
                         last += data[room:]

@@ -470,9 +470,14 @@ async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: p
         await started(tmp_path, of=replace(host(), account=None, confinement=Confinement(confined=True)))
 
 
-def test_an_export_whose_owner_has_ended_already_does_not_start(tmp_path: Path) -> None:
-    with pytest.raises(AssertionError, match="whoever started it has ended"):
-        Process(tmp_path, parent=1)
+def test_an_export_whose_owner_has_ended_already_does_not_start() -> None:
+    own, other = socket.socketpair()
+    with own, other:
+        words = [sys.executable, "-m", "testbed.export", json.dumps(asdict(Settings(wire=own.fileno(), room_bytes=MIB, parent=1)))]
+        done = subprocess.run(
+            words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2], pass_fds=[own.fileno()], timeout=60
+        )
+    assert done.returncode == 1 and "whoever started it has ended" in json.loads(done.stdout)["ends"]
 
 
 # Its end is heard --------------------------------------------------------------------------------------------------------------------
