@@ -59,9 +59,9 @@ class Export:
 
         :raise HostError: it does not start.
         """
-        with contextlib.ExitStack() as ours:
-            own, client = socket.socketpair()
-            ours.enter_context(own)
+        own, client = socket.socketpair()
+        with own, contextlib.ExitStack() as unless_started, contextlib.ExitStack() as ours:
+            unless_started.enter_context(client)
             handed = [own.fileno()]
             if file is not None:
                 handed.append(_opened(name, file, read_only=settings.read_only))
@@ -69,12 +69,8 @@ class Export:
             settings = replace(_held(settings, host), wire=handed[0], file=handed[1] if file is not None else None, parent=os.getpid())
             words = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_SOURCES), json.dumps(asdict(settings))]
             # It dies with us by its own doing: the signal for that would be taken away when it becomes another account.
-            started = process.start(words, output=log, talking=True, within=(), handed=tuple(handed), inherited=custody.ENVIRONMENT)
-            try:
-                child = await started
-            except BaseException:
-                client.close()
-                raise
+            child = await process.start(words, output=log, talking=True, within=(), handed=tuple(handed), inherited=custody.ENVIRONMENT)
+            unless_started.pop_all()
         found = cls(name, child, client, log)
         try:
             await found._answer(None)
