@@ -67,7 +67,7 @@ class Export:
                 handed.append(_opened(name, file, read_only=settings.read_only))
                 ours.callback(os.close, handed[-1])
             settings = replace(_held(settings, host), wire=handed[0], file=handed[1] if file is not None else None, parent=os.getpid())
-            words = [sys.executable, "-I", "-S", "-c", _PROGRAM, str(_SOURCES), json.dumps(asdict(settings))]
+            words = [sys.executable, "-I", "-S", *_bytecode(), "-c", _PROGRAM, str(_SOURCES), json.dumps(asdict(settings))]
             # It dies with us by its own doing: the signal for that would be taken away when it becomes another account.
             child = await process.start(words, output=log, talking=True, within=(), handed=tuple(handed), inherited=custody.ENVIRONMENT)
             unless_started.pop_all()
@@ -172,6 +172,13 @@ class Export:
         self._on_end = _expected
         self._kill()
         await asyncio.wait((self._listening,))
+
+
+def _bytecode() -> tuple[str, ...]:
+    """Where compiled modules are kept, as for this process; with `-I` no variable says it."""
+    if sys.dont_write_bytecode:
+        return ("-B",)
+    return ("-X", f"pycache_prefix={sys.pycache_prefix}") if sys.pycache_prefix else ()
 
 
 def _expected(why: str) -> None:
