@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import bisection, rates, reduction, repro
+from testbed import bisection, rates, reduction, repro, trust
 from testbed.bisection import Answer, Between
 from testbed.bugs.load import of_plain
 from testbed.bugs.model import Case
@@ -119,7 +119,8 @@ class Reducer:
     async def _shows(self, plain: dict[str, Any], what: str, dropped: tuple[str, ...]) -> bool:
         """Whether a candidate shows the bug about as often; one that is no valid bug does not. `dropped`: all that it lacks."""
         try:
-            case = of_plain(plain)
+            # A part of what was trusted is trusted.
+            case = of_plain(plain, sources=trust.sources(self._job.case.guest.qemu_args))
         except TopologyError as error:
             self._steps.append(Step(what=what, kept=False, why=error.problems[0].message))
             self._on_step(f"{what}: cannot be: {error.problems[0].message}")

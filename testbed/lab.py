@@ -12,16 +12,15 @@ import asyncio
 import contextlib
 import itertools
 import os
-import shlex
 import shutil
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed import clock, custody, mounts, paths, plan, probe, room, template
+from testbed import clock, custody, mounts, paths, plan, probe, room, template, trust
 from testbed.admission import Admission, Admitted, Claim, OnWait
-from testbed.errors import HostError, TemplateError, TestbedError, UsageError, first
+from testbed.errors import HostError, TemplateError, TestbedError, first
 from testbed.guest import Guest, launch
 from testbed.host import NO_SANDBOX, Host
 from testbed.kernels import KernelTable, load_table
@@ -46,8 +45,6 @@ from testbed.topology.model import Topology
 IMAGE = "bookworm"
 # So long is the clock of a guest that was booted compared with ours.
 _CLOCK_S = 0.3
-# Set to 1 where the topologies are one's own.
-_TRUST = "TESTBED_TRUST_QEMU_ARGS"
 
 # What a guest writes into its folder of evidence.
 _LOGS = (
@@ -129,11 +126,7 @@ class Lab:
             await self.template(machine, files)
 
     async def _machine(self, model: GuestModel, kernel: KernelFiles) -> tuple[Machine, BootFiles]:
-        if model.qemu_args and os.environ.get(_TRUST) != "1":
-            raise UsageError(
-                f"qemu-args: they may do anything that QEMU can do to this machine, and nobody checks them; if you trust "
-                f"{shlex.join(model.qemu_args)}, set {_TRUST}=1"
-            )
+        trust.check(model.qemu_args)
         kernel_abilities.check(model, kernel)
         root = await self._image(model.image)
         files = await self._boot_files(kernel, root)

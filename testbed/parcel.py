@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from testbed.bugs.model import Case
 from testbed.topology.base import Several, Version
 
 MANIFEST, BUG, RESULTS = "manifest.json", "bug.yaml", "repro.json"
@@ -28,9 +29,8 @@ LOGS = (
     "try.json",
 )
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
-_KERNEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 Text = Annotated[str, Field(max_length=500)]
-KernelName = Annotated[str, Field(pattern=rf"^{_KERNEL.pattern}$")]
+KernelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 MOST_MEMBERS = 20_000
 _MOST_BYTES = 4 << 30
 _MOST_TEXT_BYTES = 8 << 20  # of what is read before anything runs
@@ -71,34 +71,13 @@ def refusals(members: Iterable[Member]) -> Iterator[str]:
             yield f"expected {needed} in it, found none"
 
 
-def host_hooks(plain: Mapping[str, Any]) -> Iterator[str]:
-    """What in a bug's mapping reaches beyond its guest: other files of this machine, and words of QEMU's own."""
-    for key in ("script-file", "extends"):
-        if key in plain:
-            yield f"{key}: it names a file of this machine"
-    topology = plain.get("topology")
-    if isinstance(topology, str):
-        yield "topology: it names a file of this machine"
-    if not isinstance(topology, Mapping):
-        return
-    if "extends" in topology:
-        yield "topology.extends: it names a file of this machine"
-    guests = topology.get("guests")
-    for name, guest in guests.items() if isinstance(guests, Mapping) else ():
-        if not isinstance(guest, Mapping):
-            continue
-        for key in ("qemu-args", "kernel"):
-            if key in guest:
-                yield f"topology.guests.{name}.{key}: it reaches beyond the guest"
-        disks = guest.get("disks")
-        for disk, said in disks.items() if isinstance(disks, Mapping) else ():
-            if isinstance(said, Mapping) and "image" in said:
-                yield f"topology.guests.{name}.disks.{disk}.image: it names a file of this machine"
-
-
-def is_name(kernel: str) -> bool:
-    """Whether a kernel is named by a word, and not by a path."""
-    return _KERNEL.fullmatch(kernel) is not None
+def host_hooks(case: Case) -> Iterator[str]:
+    """What in a bug names files of the machine that runs it. Its `qemu-args` are not named here: `trust` decides about them."""
+    if case.guest.kernel is not None:
+        yield "the guest's kernel: it names a file of this machine"
+    for name, disk in case.guest.disks.items():
+        if disk.image is not None:
+            yield f"disks.{name}.image: it names a file of this machine"
 
 
 class _Model(BaseModel):

@@ -147,6 +147,14 @@ def settle() -> None:
             os.environ[name] = os.pathsep.join(os.path.abspath(place) for place in places)  # noqa: PTH100 - links stay what they are
 
 
+def config() -> Path:
+    """Where the settings of this user are, or will be.
+
+    :raise HostError: the user has no home, and TESTBED_CONFIG names no other place.
+    """
+    return Path(os.environ.get("TESTBED_CONFIG") or _home(platformdirs.user_config_path))
+
+
 def image_names(images: Path) -> tuple[str, ...]:
     """The guest images that a folder has recipes of; the kernel table is there, too."""
     return tuple(sorted(path.stem for path in images.glob("*.yaml") if path.stem != "kernels"))

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import desk, journal, jsons, mounts, paths, snapshot, vms
+from testbed import desk, journal, jsons, mounts, paths, snapshot, trust, vms
 from testbed.desk import Desk
 from testbed.errors import GuestLost, TestbedError, UsageError
 from testbed.guest import Guest
@@ -37,7 +37,7 @@ Say = Callable[[dict[str, Any]], None]
 class UpOrder:
     """One guest to keep. `topology`: the whole file's, as JSON; `networks`: the folder of its guests' sockets; `evidence`: of its logs;
     `snapshot`: the folder of one to go on from. `at_once`: whether the host has room or not. `sharing`: how many guests that are started
-    together share what a run may take of this machine's disks.
+    together share what a run may take of this machine's disks. `trusted`: whether its `qemu-args` are, which JSON does not say.
     """
 
     name: str
@@ -52,6 +52,7 @@ class UpOrder:
     snapshot: str | None = None
     at_once: bool = False
     sharing: int = 1
+    trusted: bool = False
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -100,6 +101,8 @@ class Keeper:
         self._order, self._folder, self._lab, self._say = order, folder, lab, say
         self._topology = Topology.model_validate(order.topology)
         self._model: GuestModel = self._topology.guests[order.guest]
+        if order.trusted:
+            self._model = self._model.model_copy(update={"qemu_args": trust.given(self._model.qemu_args)})
         self._guest: Guest | None = None
         self._survivors: Path | None = None  # the disks of the one before, whose power was cut
         self._asked = asyncio.Event()  # to end, or to go on from a snapshot

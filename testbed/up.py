@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons, reach, vms
+from testbed import jsons, reach, trust, vms
 from testbed.errors import HostError, TestbedError, UsageError, told
 from testbed.lab import open_lab
 from testbed.paths import Folders
@@ -92,6 +92,7 @@ async def start(
             cold=cold,
             at_once=at_once,
             sharing=len(topology.guests),
+            trusted=trust.are_trusted(topology.guests[guest].qemu_args),
         )
         for guest in topology.guests
     ]

@@ -17,7 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from testbed import jsons, process, ssh_proxy, stack, vms
+from testbed import jsons, process, ssh_proxy, stack, trust, vms
 from testbed.api.machines import Said
 from testbed.api.names import Disk, Loop
 from testbed.errors import GuestLost, HostError, TestbedError, UsageError, WireBroken
@@ -146,13 +146,18 @@ async def started(
     """
     evidence.mkdir(parents=True, exist_ok=True)
     file = evidence / "topology.yaml"
-    file.write_text(json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True)), encoding="utf-8")
+    text = json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    file.write_text(text, encoding="utf-8")
+    trusted = all(trust.are_trusted(model.qemu_args) for model in topology.guests.values())
     called = re.sub(r"[^a-z0-9]+", "-", f"t-{evidence.name}".lower())[:_LONGEST_NAME].strip("-") + f"-{secrets.token_hex(2)}"
     # Whoever asks has waited for room already.
     options = ["--json", "--quiet", "--at-once", "--logs", str(evidence), *(["--cold"] if cold else [])]
     if all(model.kernel is None for model in topology.guests.values()):
         options += ["--kernel", kernel]
-    done = await process.run([sys.executable, "-m", "testbed", "up", file, "--name", called, *options], timeout_s=_UP_S, check=False)
+    env = {trust.VARIABLE: trust.more(trust.digest(text))} if trusted else {}
+    done = await process.run(
+        [sys.executable, "-m", "testbed", "up", file, "--name", called, *options], timeout_s=_UP_S, env=env, check=False
+    )
     if done.status != 0:
         raise HostError(f"the guests do not get ready: {done.stderr.strip()}")
     names = [record["name"] for record in jsons.parsed(done.stdout)]

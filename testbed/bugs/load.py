@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from testbed import trust
 from testbed.bugs import scripts
 from testbed.bugs.model import Bug, Case, Document
 from testbed.errors import Problem, TopologyError, UsageError
 from testbed.topology.check import Mistake
-from testbed.topology.load import load_points, merged, points_of
+from testbed.topology.load import merged, points_of
 from testbed.topology.model import Guest
 from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_of
 from testbed.topology.tolerant import Checked
@@ -81,8 +82,9 @@ def self_contained(path: Path) -> dict[str, Any]:
     return inlined(read_plain(text_of(path), str(path))[0], path)
 
 
-def inlined(plain: dict[str, Any], path: Path) -> dict[str, Any]:
-    """A bug's mapping with its topology and script in it, which are relative to the file `path`.
+def inlined(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = None) -> dict[str, Any]:
+    """A bug's mapping with its topology and script in it, which are relative to the file `path`. `sources`: gets the hashes of what is
+    read.
 
     :raise TopologyError: one of them cannot be read.
     """
@@ -94,7 +96,7 @@ def inlined(plain: dict[str, Any], path: Path) -> dict[str, Any]:
     topology, folder = plain.get("topology"), path.parent
     if isinstance(topology, str):
         folder = (path.parent / topology).parent
-        plain["topology"] = _read_topology(path.parent / topology)
+        plain["topology"] = _read_topology(path.parent / topology, sources)
     elif isinstance(topology, dict) and "extends" in topology:
         plain["topology"] = merged(topology, Reader(str(path)), path)
     for guest in (plain.get("topology") or {}).get("guests", {}).values():
@@ -104,8 +106,8 @@ def inlined(plain: dict[str, Any], path: Path) -> dict[str, Any]:
     return plain
 
 
-def _read_topology(path: Path) -> dict[str, Any]:
-    reader = Reader(str(path))
+def _read_topology(path: Path, sources: dict[str, str] | None) -> dict[str, Any]:
+    reader = Reader(str(path), sources)
     return merged(read(text_of(path), reader), reader, path)
 
 
@@ -207,6 +209,7 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
     else:
         try:
             plain["script"] = text_of(folder / name)
+            reader.sources[str(folder / name)] = trust.digest(plain["script"])
             plain.setdefault("script-name", Path(name).name)
             found["script"] = Place(file=str(folder / name), line=1)
         except TopologyError as error:
@@ -223,7 +226,8 @@ def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | No
             if folder is None or Path(said).is_absolute() or not said.endswith(".yaml"):
                 reader.problem(where, f"expected a topology, or the path of a .yaml file, relative to this one, got {said!r}")
                 return None
-            found = load_points(folder / said, host_memory=host_memory)
+            other = Reader(str(folder / said), reader.sources)
+            found = points_of(read(text_of(folder / said), other), other, folder / said, host_memory)
         elif said is None or isinstance(said, dict):
             below = reader.below(where)
             path = None if folder is None else Path(reader.file)
@@ -255,12 +259,20 @@ def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
     return checked.value
 
 
-def of_plain(plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str | None = None) -> Case:
-    """The bug in a mapping that stands for itself, as `self_contained` gives it; `script_file`: where its script was.
+def of_plain(
+    plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str | None = None, sources: Mapping[str, str] | None = None
+) -> Case:
+    """The bug in a mapping that stands for itself, as `self_contained` gives it; `script_file`: where its script was; `sources`: hashes of
+    all that the mapping was read from, by file, without which its `qemu-args` are not trusted.
 
     :raise TopologyError: it is none.
     """
-    return _case((plain, Reader(file)), None, None, elsewhere={} if script_file is None else {"script": Place(file=script_file, line=1)})
+    return _case(
+        (plain, Reader(file, dict(sources or {}))),
+        None,
+        None,
+        elsewhere={} if script_file is None else {"script": Place(file=script_file, line=1)},
+    )
 
 
 def wrong(path: Path, message: str) -> TopologyError:

@@ -28,6 +28,7 @@ ROOMS = {
     "reports": ("report", "schema", "runs"),
     "repro": ("repro",),
     "bundle": ("bundle",),
+    "trust": ("trust",),
     "campaign": ("reduce", "bisect"),
     "suite": ("suite",),
     "up": ("up", "fork"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from testbed import paths, probe, syntax
+from testbed import paths, probe, syntax, trust
 from testbed.bugs import Case, load
 from testbed.bugs.load import AbleAll, Place, places
 from testbed.bugs.model import Bug
@@ -16,7 +16,17 @@ from testbed.store import built_names
 
 
 def ready(file: Path, able: AbleAll | None = None) -> Case:
-    """The bug in a file that guests are to run. `able`: says what of its guest the kernels that it names cannot do.
+    """The bug in a file that guests are to run. Raises as `planned`.
+
+    :raise UsageError: it has `qemu-args` that are not trusted.
+    """
+    case = planned(file, able)
+    trust.check(case.guest.qemu_args)
+    return case
+
+
+def planned(file: Path, able: AbleAll | None = None) -> Case:
+    """The bug in a file. `able`: says what of its guest the kernels that it names cannot do.
 
     :raise TopologyError: it cannot be read, or says something wrong; or one of its scripts cannot be read.
     """
@@ -38,7 +48,13 @@ def validated(file: Path, able: AbleAll) -> tuple[str, ...]:
     """
     case = load(file, host_memory=probe.host_memory(), kernel=_known, able=able)
     check_scripts(case.bug, places(file))
-    return tuple(f"{file}: note: {said}" for said in own_text(case.bug))
+    notes = [f"{file}: note: {said}" for said in own_text(case.bug)]
+    return (*notes, *([] if trust.are_trusted(case.guest.qemu_args) else [untrusted(file, "qemu-args")]))
+
+
+def untrusted(file: Path, place: str) -> str:
+    """What to know of `qemu-args` that are not trusted."""
+    return f"note: {file}: {place}: no guest gets them before you trust this file: testbed trust {file}"
 
 
 def _known(spec: str) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from testbed import doctor, errors, paths, picture, probe
+from testbed import doctor, errors, paths, picture, probe, trust
 from testbed.bugs.load import is_bug
 from testbed.cli import bug_files
 from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
@@ -77,6 +77,12 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
             found = load_points(file, host_memory=probe.host_memory(), able=abilities.mistakes)
             points += len(found)
             notes += _not_by_default(file, found.values())
+            notes += [
+                bug_files.untrusted(file, f"guests.{name}.qemu-args")
+                for topology in found.values()
+                for name, guest in topology.guests.items()
+                if not trust.are_trusted(guest.qemu_args)
+            ]
         except TopologyError as error:
             problems += error.problems
     for problem in problems:
@@ -112,7 +118,7 @@ def plan_command(
 
     Of a bug: for the guest of each of its tries, and what runs there then.
     """
-    case = bug_files.ready(file) if is_bug(file) else None
+    case = bug_files.planned(file) if is_bug(file) else None
     if case is not None and point is not None:
         raise UsageError(f"--point {point}: a bug has one guest, and no matrix; expected no --point")
 

@@ -210,9 +210,8 @@ def _wanted(
             raise UsageError(f"repro: --expect and --topology belong to --script; {file} has its own")
         if bundles.is_bundle(file):
             bundle = bundles.read(file)
-            case = of_plain(bundle.plain, f"{file}:bug.yaml")
-            check_scripts(case.bug, {})
-            return Wanted(case=case, plain=bundle.plain, title=str(file), bundle=bundle)
+            check_scripts(bundle.case.bug, {})
+            return Wanted(case=bundle.case, plain=bundle.plain, title=str(file), bundle=bundle)
         try:
             able = Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache()).of_all
             case = ready(file, None if kernels else able)
@@ -237,10 +236,11 @@ def _of_script(script: Path, expect: str | None, topology: Path | None, kernels:
         "script-name": script.name,
         "signature": [{"expect": expect}] if expect is not None else [dict(one) for one in _ANY_TROUBLE],
     }
+    sources: dict[str, str] = {}
     if topology is not None:
-        plain = inlined(plain | {"topology": str(topology)}, Path("bug.yaml"))
+        plain = inlined(plain | {"topology": str(topology)}, Path("bug.yaml"), sources)
     try:
-        case = of_plain(plain, str(script), script_file=str(script))
+        case = of_plain(plain, str(script), script_file=str(script), sources=sources)
         check_scripts(case.bug, {"script": Place(file=str(script), line=1)})
         return Wanted(case=case, plain=plain, title=str(script))
     except TopologyError as error:

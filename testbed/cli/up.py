@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from testbed import paths, probe, session, spares, supervisor, up, vms
+from testbed import paths, probe, session, spares, supervisor, trust, up, vms
 from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async, run_going_on
 from testbed.cli.snapshots import SAVING_S, known
 from testbed.cli.vms import VmArgument
@@ -46,6 +46,8 @@ def up_command(
     table = load_table(paths.shipped("images") / "kernels.yaml")
     able = Abilities(table, paths.cache(), kernel, default=table.patched).mistakes
     topology = load(file, point, host_memory=probe.host_memory(), able=able)
+    for model in topology.guests.values():
+        trust.check(model.qemu_args)
     called = up.names(topology, name)
 
     async def work(waiting: tuple[Spare, ...]) -> int:

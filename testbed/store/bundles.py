@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons, parcel
-from testbed.bugs.load import read_plain
+from testbed import jsons, parcel, paths, trust
+from testbed.bugs import Case
+from testbed.bugs.load import of_plain, read_plain
 from testbed.errors import HostError, TopologyError, UsageError
-from testbed.kernels import LocalKernel
+from testbed.kernels import LocalKernel, load_table
 from testbed.keys import content_key
 from testbed.parcel import BUG, KERNELS, MANIFEST, RESULTS, Manifest, Member
 from testbed.store import archives, cache
@@ -28,11 +29,12 @@ _KERNEL_FILES = ("bzImage", "modules.ext4", cache.META)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """What a bundle says: `plain` is its bug's mapping, which names no file of this machine."""
+    """What a bundle says: `plain` is the mapping of its bug, the `case`, which names no file of this machine."""
 
     path: Path
     manifest: Manifest
     plain: dict[str, Any]
+    case: Case
 
 
 def is_bundle(path: Path) -> bool:
@@ -57,7 +59,10 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
         plain = read_plain((run / BUG).read_text(encoding="utf-8"), str(run / BUG))[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
-    hooks = list(parcel.host_hooks(plain))
+    try:
+        hooks = list(parcel.host_hooks(of_plain(plain, str(run / BUG))))
+    except TopologyError as error:
+        hooks = [str(error)]
     if hooks:
         raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
     files = {BUG: run / BUG, RESULTS: run / RESULTS}
@@ -114,26 +119,26 @@ def read(path: Path) -> Bundle:
                     break
             if said := list(parcel.refusals(members)):
                 raise _refused(path, said)
-            manifest = parcel.manifest_of(jsons.parsed(_bytes(archive, files.pop(MANIFEST))))
+            first = _bytes(archive, files.pop(MANIFEST))
+            manifest = parcel.manifest_of(jsons.parsed(first))
             text = _bytes(archive, files[BUG]).decode()
             said = list(_damaged(archive, files, manifest))
     except (tarfile.TarError, OSError, ValueError) as error:
         raise _refused(path, [f"expected a bundle of `testbed bundle`: {error}"]) from error
     try:
         plain = read_plain(text, f"{path}:{BUG}")[0]
+        # The manifest names the hash of every file. Only of itself there is none: whoever trusts a bundle must name it.
+        case = of_plain(plain, f"{path}:{BUG}", sources={f"{path}:{MANIFEST}": hashlib.sha256(first).hexdigest()})
     except TopologyError as error:
         raise _refused(path, [str(error)]) from error
-    said += parcel.host_hooks(plain)
-    said += [f"kernel {one!r}: expected a name of the table" for one in _kernels(plain) if not parcel.is_name(str(one))]
+    said += parcel.host_hooks(case)
+    known = {*load_table(paths.shipped("images") / "kernels.yaml").rows, *manifest.with_kernels}
+    named = (*case.bug.kernels.shows, *case.bug.kernels.clean)
+    said += [f"kernel {one!r}: expected a name of the table, or of one that came along" for one in named if one not in known]
     if said:
         raise _refused(path, said)
-    return Bundle(path=path, manifest=manifest, plain=plain)
-
-
-def _kernels(plain: dict[str, Any]) -> list[Any]:
-    kernels = plain.get("kernels")
-    found = [kernels.get(key) for key in ("shows", "clean")] if isinstance(kernels, dict) else []
-    return [one for some in found if isinstance(some, list) for one in some]
+    trust.check(case.guest.qemu_args)
+    return Bundle(path=path, manifest=manifest, plain=plain, case=case)
 
 
 def _damaged(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo], manifest: Manifest) -> Iterator[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from testbed import trust
 from testbed.errors import TopologyError
 from testbed.topology import here, matrix, messages
 from testbed.topology.check import Mistake, check, did_you_mean
@@ -63,6 +64,16 @@ def _located(topology: Topology, folder: Path) -> Topology:
         return topology
     guests = {name: guest.model_copy(update={"disks": disks(guest)}) for name, guest in topology.guests.items()}
     return topology.model_copy(update={"guests": guests})
+
+
+def _judged(topology: Topology, reader: Reader) -> Topology:
+    """The topology with each guest's `qemu-args` trusted or not, as all that was read for it is."""
+    judged = {
+        name: guest.model_copy(update={"qemu_args": trust.judged(guest.qemu_args, reader.sources)})
+        for name, guest in topology.guests.items()
+        if guest.qemu_args
+    }
+    return topology.model_copy(update={"guests": {**topology.guests, **judged}}) if judged else topology
 
 
 def parse(text: str, file: str) -> Topology:
@@ -134,7 +145,7 @@ def _extended(plain: dict[str, Any], reader: Reader, path: Path | None, depth: i
         raise reader.refusal(("extends",), f"expected the path of a .yaml file, relative to this one, got {base!r}")
     if depth >= _MAX_DEPTH:
         raise reader.refusal(("extends",), f"expected at most {_MAX_DEPTH} files on top of each other; does one extend itself?")
-    below = Reader(str(path.parent / base))
+    below = Reader(str(path.parent / base), reader.sources)
     try:
         lower = _extended(read(text_of(path.parent / base), below), below, path.parent / base, depth + 1)
     except TopologyError as error:
@@ -216,6 +227,7 @@ def _validated(
             continue
         if path is not None:
             topology = _located(topology, path.parent)
+        topology = _judged(topology, reader)
         found[name] = topology
         for where, said in find(topology):
             # What a part that was left out is missed for is no mistake of its own.

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from testbed import trust
 from testbed.errors import Problem, TopologyError
 
 _MAX_BYTES = 1 << 20
@@ -61,8 +62,10 @@ class Mark:
 class Reader:
     """Turns YAML nodes into plain values, and remembers where each key and value stood."""
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, sources: dict[str, str] | None = None) -> None:
         self.file = file
+        # SHA-256 of every text that goes into the value, by its file; shared by all readers of it.
+        self.sources = {} if sources is None else sources
         self.marks: dict[Where, Mark] = {}
         self.key_marks: dict[Where, Mark] = {}
         self.blocks: set[Where] = set()  # texts whose lines stand below their mark, as they are
@@ -85,7 +88,7 @@ class Reader:
 
     def below(self, where: Where) -> Reader:
         """One for the part of the file at a place, whose messages name places in the whole file."""
-        part = Reader(self.file)
+        part = Reader(self.file, self.sources)
         part._above = (*self._above, *where)
         part._nodes = self._nodes
         part.marks = {place[len(where) :]: mark for place, mark in self.marks.items() if place[: len(where)] == where}
@@ -223,6 +226,7 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
 
     :raise TopologyError: it is no mapping in YAML.
     """
+    reader.sources[reader.file] = trust.digest(text)
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:

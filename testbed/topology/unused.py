@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from testbed import trust
 from testbed.errors import TopologyError, UsageError
 from testbed.topology.base import Model
 from testbed.topology.disks import Disk
@@ -121,6 +122,7 @@ def for_scenarios(path: Path, *, host_memory: int | None, kernel: bool, ignore: 
     if len(topology.guests) != 1:
         raise UsageError(f"{path}: scenarios run on a topology of one guest, this one has {', '.join(topology.guests)}")
     (name, guest), *_ = topology.guests.items()
+    trust.check(guest.qemu_args)  # before a kernel is built for it
     own = guest.kernel if kernel else None
     for where, why in unused(guest.model_copy(update={"kernel": None}) if kernel else guest):
         place = ("guests", name, *where)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from testbed import plan
+from testbed import plan, trust
 from testbed.bug_results import of_repro
 from testbed.bugs import Case
 from testbed.bugs.load import of_plain
@@ -27,9 +27,12 @@ from testbed.tries import Outcome, Try
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
 
 
+def plain(script: str, *signature: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"version": 1, "summary": "a test", "topology": GUEST, "script": script, "signature": list(signature), **more}
+
+
 def case(script: str, *signature: dict[str, Any], **more: Any) -> Case:
-    plain = {"version": 1, "summary": "a test", "topology": GUEST, "script": script, "signature": list(signature), **more}
-    return of_plain(plain)
+    return of_plain(plain(script, *signature, **more))
 
 
 # What a try may take beside its script: to start its guest, and to find out what became of it.
@@ -192,7 +195,7 @@ async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
     lab: Lab, trying: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lab.cold = True  # no template for this machine alone
-    monkeypatch.setenv("TESTBED_TRUST_QEMU_ARGS", "1")
+    monkeypatch.setenv(trust.VARIABLE, "0" * 64)
     # The serial port passes 0.2 MB/s under emulation: a virtio port speaks on the same wire, which is read as ever.
     port = plan._serial_port
 
@@ -203,7 +206,8 @@ async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
     monkeypatch.setattr(plan, "_serial_port", shared)
     topology = {"guests": {"g0": {"cpus": 1, "memory": "512M", "qemu-args": FAST_PORT}}}
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    one = await trying(case(FLOOD, {"console": "^it is over$"}, topology=topology), timeout_s=300)
+    flood = of_plain(plain(FLOOD, {"console": "^it is over$"}, topology=topology), sources={"a test": "0" * 64})
+    one = await trying(flood, timeout_s=300)
     assert (one.outcome, one.end) == (Outcome.HIT, End.STOPPED), one
     assert one.console_bytes >= 100_000_000
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 64 << 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from testbed import parcel
+from testbed import parcel, trust
 from testbed.errors import UsageError
-from testbed.store import bundles
+from testbed.store import bundles, cache
 
 BUG = "version: 1\nsummary: it breaks\nkernels: {shows: [debian-6.1]}\nscript: 'true'\nsignature: [{status: 0}]\n"
 RESULTS: dict[str, Any] = {
@@ -155,31 +156,64 @@ def test_a_manifest_that_is_nested_without_end_is_refused(tmp_path: Path) -> Non
         bundles.read(tmp_path / "evil.tar")
 
 
+TOPOLOGY = "topology: {guests: {g0: "
 HOOKS = {
-    "QEMU's own words": ("topology: {guests: {g0: {qemu-args: ['-monitor']}}}\n", "qemu-args: it reaches beyond the guest"),
-    "an image": ("topology: {guests: {g0: {disks: {d: {type: nvme, size: 1G, image: /etc/shadow}}}}}\n", "names a file of this machine"),
-    "a topology": ("topology: /etc/x.yaml\n", "topology: it names a file"),
-    "another's topology": ("topology: {extends: ../x.yaml}\n", "topology.extends"),
+    "an image": (f"{TOPOLOGY}{{disks: {{d: {{type: nvme, size: 1G, image: /x.img}}}}}}}}}}\n", "d.image: it names a file of this machine"),
+    "a guest's kernel": (f"{TOPOLOGY}{{kernel: debian-6.1}}}}}}\n", "the guest's kernel: it names a file"),
+    "a topology": ("topology: /etc/x.yaml\n", "topology: expected a topology, or the path"),
+    "another's topology": ("topology: {extends: ../x.yaml}\n", "topology.extends: expected the path"),
     "a script": ("script-file: ../x.sh\n", "script-file"),
+    "QEMU's own words by Python's name": (f"{TOPOLOGY}{{qemu_args: ['-monitor']}}}}}}\n", "qemu_args: unknown key"),
     "a kernel's file": ("kernels: {shows: [/boot/vmlinuz]}\n", "expected a name of the table"),
+    "a kernel's file in this folder": ("kernels: {clean: [pyproject.toml]}\n", "'pyproject.toml': expected a name of the table"),
+    "a kernel that was built here": ("kernels: {shows: [built-mine]}\n", "'built-mine': expected a name of the table"),
     "no YAML": ("]\n", "not YAML"),
 }
 
 
-@pytest.mark.parametrize(("text", "why"), HOOKS.values(), ids=HOOKS)
-def test_a_bug_that_reaches_beyond_its_guest_is_refused(run: Path, tmp_path: Path, text: str, why: str) -> None:
-    bundles.pack(run, tmp_path / "a.tar", {})
+def with_bug(run: Path, tmp_path: Path, text: str) -> Path:
+    """A bundle whose bug says more."""
     body = BUG.replace("kernels: {shows: [debian-6.1]}\n", "") if text.startswith("kernels") else BUG
-    evil = rewritten(
+    (run / "bug.yaml").write_text(body + text)
+    if not (tmp_path / "a.tar").exists():
+        (run / "bug.yaml").write_text(BUG)
+        bundles.pack(run, tmp_path / "a.tar", {})
+        (run / "bug.yaml").write_text(body + text)
+    return rewritten(
         tmp_path / "a.tar", tmp_path / "e.tar", change=lambda name, data: (body + text).encode() if name == "bug.yaml" else data
     )
-    with pytest.raises(UsageError, match=why):
-        bundles.read(evil)
-    (run / "bug.yaml").write_text(body + text)
+
+
+@pytest.mark.parametrize(("text", "why"), HOOKS.values(), ids=HOOKS)
+def test_a_bug_that_reaches_beyond_its_guest_is_refused(run: Path, tmp_path: Path, text: str, why: str) -> None:
+    with pytest.raises(UsageError, match=f"(?s)this bundle is refused:.*{re.escape(why)}"):
+        bundles.read(with_bug(run, tmp_path, text))
     if not text.startswith(("kernels", "]")):
         with pytest.raises(UsageError, match="cannot go to another machine"):
             bundles.pack(run, tmp_path / "c.tar", {})
         assert not (tmp_path / "c.tar").exists()
+
+
+def test_words_for_qemu_itself_are_refused_unless_their_bundle_is_trusted_by_its_hash(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TESTBED_CONFIG", str(tmp_path / "config"))
+    evil = with_bug(run, tmp_path, f"{TOPOLOGY}{{qemu-args: [-chardev, 'file,id=x,path=/root/x']}}}}}}\n")
+    for trusted in ("", "1", "yes", trust.digest((run / "bug.yaml").read_text())):
+        monkeypatch.setenv(trust.VARIABLE, trusted)
+        with pytest.raises(UsageError, match=r"qemu-args: .*-chardev file,id=x,path=/root/x; .*: testbed trust [0-9a-f]{64}") as refused:
+            bundles.read(evil)
+    monkeypatch.delenv(trust.VARIABLE)
+    # The whole file's does not count either: what is hashed is what was read.
+    trust.trust({"x": cache.file_sha256(evil)})
+    with pytest.raises(UsageError, match="testbed trust"):
+        bundles.read(evil)
+    trust.trust({"x": str(refused.value).rsplit(maxsplit=1)[-1]})
+    assert trust.are_trusted(bundles.read(evil).case.guest.qemu_args)
+    # Any other one is still refused, with the same words as well.
+    other = with_bug(run, tmp_path, f"{TOPOLOGY}{{cpus: 1, qemu-args: [-chardev, 'file,id=x,path=/root/x']}}}}}}\n")
+    with pytest.raises(UsageError, match="testbed trust"):
+        bundles.read(other)
 
 
 def test_sizes_are_bounded_before_anything_is_read() -> None:

@@ -9,7 +9,22 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; see docs/architecture.md.
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("printable", "errors", "strict", "units", "keys", "ssh_keys", "progress", "jsons", "paths", "patterns", "rates", "apart", "rank_test"),
+    (
+        "printable",
+        "errors",
+        "strict",
+        "units",
+        "keys",
+        "ssh_keys",
+        "progress",
+        "jsons",
+        "paths",
+        "trust",
+        "patterns",
+        "rates",
+        "apart",
+        "rank_test",
+    ),
     ("hardware", "filesystems", "kernels", "host"),
     ("topology",),
     ("bugs",),

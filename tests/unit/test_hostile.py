@@ -304,9 +304,10 @@ def test_a_file_that_extends_another_file_of_this_machine_learns_nothing_of_it(t
 
 
 async def test_words_for_qemu_itself_are_refused_unless_they_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("TESTBED_TRUST_QEMU_ARGS", raising=False)
+    """Also where they came past everything that reads files."""
+    monkeypatch.setenv("TESTBED_TRUST_QEMU_ARGS", "1")
     lab = Lab.__new__(Lab)
-    with pytest.raises(UsageError, match="nobody checks them; if you trust -chardev file,id=x,path=/root/x, set TESTBED_TRUST_QEMU_ARGS=1"):
+    with pytest.raises(UsageError, match="nobody checks them: -chardev file,id=x,path=/root/x; expected them from a file that you trust"):
         await lab._machine(Guest.model_validate({"qemu-args": ["-chardev", "file,id=x,path=/root/x"]}), None)  # type: ignore[arg-type]  # it comes no further
 
 

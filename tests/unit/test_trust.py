@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
-from testbed import bugs
+from testbed import bugs, trust
+from testbed.api import topologies
 from testbed.bugs import Case
-from testbed.errors import TopologyError
+from testbed.bugs.load import of_plain, self_contained
+from testbed.cli.app import app
+from testbed.cli.trust import trust_command
+from testbed.errors import HostError, TopologyError, UsageError
+from testbed.supervisor import UpOrder
+from testbed.topology import load, load_points
 from testbed.topology.base import Model
 from testbed.topology.load import parse
-from testbed.topology.model import Document, Guest
+from testbed.topology.model import Document, Guest, Topology
+from testbed.topology.unused import for_scenarios
 
 GUEST = "version: 1\nguests:\n  g0:\n"
 PYTHON_NAMES = {
@@ -45,3 +57,163 @@ def test_no_model_of_a_file_takes_the_name_of_its_field() -> None:
     for model in models:
         config = model.model_config
         assert not config.get("populate_by_name") and not config.get("validate_by_name"), model
+
+
+# Trust ------------------------------------------------------------------------------------------------------------------------------
+
+WORDS = ("-chardev", "file,id=x,path=/root/x")
+FILES = {
+    "base.yaml": "version: 1\nguests: {g0: {qemu-args: [-chardev, 'file,id=x,path=/root/x']}}\n",
+    "top.yaml": "version: 1\nextends: base.yaml\nguests: {g0: {memory: 512M}}\n",
+    "matrix.yaml": "version: 1\nextends: base.yaml\nmatrix: {axes: {c: [1, 2]}}\nguests: {g0: {cpus: '${c}'}}\n",
+    "bug.yaml": "version: 1\nsummary: it breaks\ntopology: top.yaml\nscript-file: s.sh\nsignature: [{status: 0}]\n",
+    "inside.yaml": "version: 1\nsummary: it breaks\ntopology: {extends: base.yaml}\nscript: 'true'\nsignature: [{status: 0}]\n",
+    "s.sh": "exit 0\n",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TESTBED_CONFIG", str(tmp_path / "config"))
+    monkeypatch.delenv(trust.VARIABLE, raising=False)
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def words(path: Path) -> tuple[str, ...]:
+    """A file's words for QEMU: those of the last point, where there are several."""
+    if path.name in ("bug.yaml", "inside.yaml"):
+        return bugs.load(path).guest.qemu_args
+    return list(load_points(path).values())[-1].guests["g0"].qemu_args
+
+
+def trusted(path: Path) -> bool:
+    found = words(path)
+    assert found == WORDS
+    return trust.are_trusted(found)
+
+
+USED = {
+    "base.yaml": ("base.yaml",),
+    "top.yaml": ("top.yaml", "base.yaml"),
+    "matrix.yaml": ("matrix.yaml", "base.yaml"),
+    "bug.yaml": ("bug.yaml", "top.yaml", "base.yaml", "s.sh"),
+    "inside.yaml": ("inside.yaml", "base.yaml"),
+}
+
+
+@pytest.mark.parametrize(("file", "used"), USED.items(), ids=USED)
+def test_a_file_is_trusted_with_all_that_it_takes_in_until_one_of_them_changes(file: str, used: tuple[str, ...], folder: Path) -> None:
+    assert not trusted(folder / file)
+    trust_command([str(folder / file)])
+    assert set(trust.listed().values()) == {str(folder / name) for name in used} and trusted(folder / file)
+    for name in used:
+        text = (folder / name).read_text()
+        (folder / name).write_text(f"# changed\n{text}")
+        assert not trusted(folder / file), name
+        (folder / name).write_text(text)
+        assert trusted(folder / file)
+    (folder / "other.yaml").write_text(f"# a stranger's\n{FILES['top.yaml']}")
+    assert not trusted(folder / "other.yaml")
+    trust_command([str(folder / used[-1])], forget=True)
+    assert not trusted(folder / file)
+
+
+@pytest.mark.parametrize("said", ["1", "true", "*", "/", "yes,no", f"{'0' * 64}"])
+def test_a_shell_session_trusts_no_file(said: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(trust.VARIABLE, said)
+    with pytest.raises(UsageError) as refused:
+        trust.check(words(folder / "top.yaml"))
+    message = str(refused.value)
+    assert f"testbed trust {folder / 'top.yaml'}" in message and "-chardev file,id=x,path=/root/x" in message
+    assert ("trusts nothing, it takes SHA-256 hashes of files" in message) == (not trust.is_hash(said))
+
+
+def test_the_environment_names_hashes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = [trust.digest(FILES[name]) for name in USED["top.yaml"]]
+    monkeypatch.setenv(trust.VARIABLE, hashes[0])
+    assert not trusted(folder / "top.yaml")
+    monkeypatch.setenv(trust.VARIABLE, trust.more(hashes[1]))
+    assert trusted(folder / "top.yaml") and not trusted(folder / "bug.yaml")
+
+
+def test_a_text_that_is_in_no_file_is_trusted_by_its_hash_and_what_nobody_has_read_never(folder: Path) -> None:
+    for wanted in (FILES["base.yaml"], {"guests": {"g0": {"qemu-args": list(WORDS)}}}):
+        found = topologies.point(wanted, folder, "a test", None).guests["g0"].qemu_args
+        with pytest.raises(UsageError, match=r"if you have read a test and trust it: testbed trust [0-9a-f]{64}") as refused:
+            trust.check(found)
+        trust_command([str(refused.value).split()[-1]])
+        trust.check(topologies.point(wanted, folder, "a test", None).guests["g0"].qemu_args)
+    for plain in (Guest.model_validate({"qemu-args": list(WORDS)}), Topology.model_validate(json.loads(whole(folder))).guests["g0"]):
+        with pytest.raises(UsageError, match="they are from no file"):
+            trust.check(plain.qemu_args)
+
+
+def whole(folder: Path) -> str:
+    return json.dumps(load(folder / "top.yaml").model_dump(mode="json", by_alias=True, exclude_unset=True))
+
+
+def test_verbs_of_scenarios_refuse_a_file_that_is_not_trusted_before_they_build_a_kernel(folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"testbed trust .*top\.yaml"):
+        for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False)
+    trust_command([str(folder / "top.yaml")])
+    trust.check(for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False).guest.qemu_args)
+
+
+def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder: Path) -> None:
+    plain = self_contained(folder / "bug.yaml")
+    trust_command([str(folder / "bug.yaml")])
+    case = bugs.load(folder / "bug.yaml")
+    plain["topology"]["guests"]["g0"]["memory"] = "256M"
+    assert trust.are_trusted(of_plain(plain, sources=trust.sources(case.guest.qemu_args)).guest.qemu_args)
+    assert not trust.are_trusted(of_plain(plain).guest.qemu_args)
+
+
+def test_a_supervisor_is_told_and_takes_nothing_for_trusted_by_itself(folder: Path) -> None:
+    order = UpOrder(
+        name="g0", topology=json.loads(whole(folder)), file="x", point="", guest="g0", kernel="k", networks="", evidence="", cold=False
+    )
+    assert not UpOrder.from_json(order.to_json()).trusted
+    assert UpOrder.from_json(replace(order, trusted=True).to_json()).trusted
+
+
+def test_the_list_is_the_callers_own_and_no_other_is_read(folder: Path) -> None:
+    trust_command([str(folder / "top.yaml")])
+    path = trust.file()
+    assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
+    path.chmod(0o622)
+    with pytest.raises(HostError, match="that nobody else may write"):
+        words(folder / "top.yaml")
+    path.chmod(0o600)
+    path.write_text(f"{path.read_text()}# all files\n")
+    with pytest.raises(HostError, match="expected a SHA-256 and a file's name in each line, got '# all files'"):
+        words(folder / "top.yaml")
+    path.rename(folder / "elsewhere")
+    path.symlink_to(folder / "elsewhere")
+    with pytest.raises(HostError, match="cannot be read"):
+        words(folder / "top.yaml")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(HostError, match="that nobody else may write"):
+        words(folder / "top.yaml")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
+def test_a_list_of_somebody_else_is_not_read(folder: Path) -> None:
+    trust_command([str(folder / "top.yaml")])
+    os.chown(trust.file(), 12345, 12345)
+    with pytest.raises(HostError, match="expected a file of uid 0"):
+        words(folder / "top.yaml")
+
+
+def test_the_verb_shows_what_is_trusted_and_trusts_nothing_else(folder: Path) -> None:
+    (folder / "none.yaml").write_text("version: 1\nguests: {g0: {}}\n")
+    for what, why in (("none.yaml", "one without any"), ("gone.yaml", "cannot be read"), ("s.sh", "s.sh")):
+        with pytest.raises((UsageError, TopologyError), match=why):
+            trust_command([str(folder / "top.yaml"), str(folder / what)])
+    assert trust.listed() == {}
+    with pytest.raises(UsageError, match="trust --forget: expected a file or a hash"):
+        trust_command(None, forget=True)
+    assert CliRunner().invoke(app, ["trust", str(folder / "top.yaml")]).output == f"{folder / 'top.yaml'}: g0: {' '.join(WORDS)}\n"
+    assert CliRunner().invoke(app, ["trust"]).output.splitlines() == [f"{one}  {name}" for one, name in trust.listed().items()]
