@@ -12,9 +12,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import re2
+
 from testbed.bugs.model import Bug
 from testbed.bugs.scripts import HOME, Script
-from testbed.patterns import compiled
+from testbed.patterns import LONGEST_LINE, compiled
 
 _SHELL = r"-?(?:\S*/)?(?:bash|sh|dash|ash)"
 _STATES = (
@@ -45,6 +47,7 @@ _OF_LANGUAGE = {
 # Where a command begins; and those that print their words. The functions of a script may do so as well.
 _BEGINS = r"(?:^|[;&|({!`]|\$\(|\b(?:then|do|else|exec|sudo|time|if|while|until)\s|-c\s*[\"'])\s*"
 _PRINTS = frozenset(["echo", "printf", "print", "cat", "tee", "logger", "say", "puts", "fputs", "fprintf", "write", "warn", "die"])
+_DOCUMENT = re2.compile(r"<<-?\s*(?:'([^']+)'|\"([^\"]+)\"|\\?(\w+))")
 _FUNCTION = re.compile(r"\b(?:def\s+(\w+)\s*\(|function\s+([\w-]+)|(?<![\w-])([\w-]+)\s*\(\)\s*\{)")
 _NOT_THERE = "not found in the guest's image"
 _LONGEST_TRACE = 400
@@ -246,8 +249,8 @@ def _still_open(text: str, quote: str = "", *, words_only: bool = False) -> str:
             quote = "" if character == quote else quote
         elif character in _QUOTES and (not words_only or at == 0 or text[at - 1] in " =$'"):
             quote = character
-    document = re.search(r"<<-?\s*(?:(['\"])(.+?)\1|\\?(\w+))", text) if not quote and not words_only else None
-    return quote or (document and (document[2] or document[3])) or ""
+    document = _DOCUMENT.search(text[:LONGEST_LINE]) if not quote and not words_only else None
+    return quote or (next(word for word in document.groups() if word) if document else "")
 
 
 def _collapsed(line: str) -> str:

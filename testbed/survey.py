@@ -267,7 +267,7 @@ def _block(name: str, said: Mapping[str, str], disks: Mapping[str, Hardware]) ->
 
 def _chosen(schedulers: str) -> str:
     """The scheduler in brackets."""
-    found = re.search(r"\[(\S+)\]", schedulers)
+    found = re.search(r"\[([^\[\]\s]+)\]", schedulers)
     return _text(found[1] if found else schedulers)
 
 

@@ -151,11 +151,11 @@ def _near(name: str, names: tuple[str, ...]) -> str | None:
 
 def _one_step(left: str, right: str) -> bool:
     short, long = sorted((left, right), key=len)
+    if len(long) > len(short) + 1:
+        return False
     same = next((at for at, (one, other) in enumerate(zip(short, long, strict=False)) if one != other), len(short))
     if len(long) == len(short) + 1:
         return short[same:] == long[same + 1 :]
-    if len(long) != len(short):
-        return False
     return short[same + 1 :] == long[same + 1 :] or (
         short[same : same + 2] == long[same : same + 2][::-1] and short[same + 2 :] == long[same + 2 :]
     )

@@ -6,9 +6,11 @@ What is built is decided by the kernel's own scripts/kconfig.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from testbed.errors import BuildError
 from testbed.kbuild.fragments import Loss, Option
 
 _SOURCE = re.compile(r'source\s+"([^"]+)"')
@@ -17,6 +19,8 @@ _TOKEN = re.compile(r'\$\((?:[^()]|\([^()]*\))*\)|"[^"]*"|\'[^\']*\'|&&|\|\||!=|
 # A prompt's text; and a comment, which begins outside of such texts.
 _TEXT = re.compile(r"""^(?:"(?:[^"\\]|\\.)*"|'[^']*')""")
 _COMMENT = re.compile(r"""^((?:[^"'#]|"(?:[^"\\]|\\.)*"|'[^']*')*?)\s#.*$""")
+# The source may be a stranger's. Linux 6.12 has 75,000 statements in 1,600 files, which include each other 6 deep.
+_MOST_STATEMENTS, _MOST_INCLUDED, _MOST_BRACKETS, _MOST_IN_LINE = 300_000, 32, 50, 20_000
 _LEVELS = {"n": 0, "m": 1, "y": 2}
 
 
@@ -40,12 +44,16 @@ class Kconfig:
 
     definitions: dict[str, list[Definition]] = field(default_factory=dict)
     selectors: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    statements: int = 0
 
 
 def read(text_of: Callable[[str], str | None], arch: str = "x86") -> Kconfig:
-    """All that is reachable from the top; `text_of` gives the text of a file of the source."""
+    """All that is reachable from the top; `text_of` gives the text of a file of the source.
+
+    :raise BuildError: it has no end, or far more than a kernel's.
+    """
     found = Kconfig()
-    _read_file("Kconfig", text_of, arch, found, [])
+    _read_file("Kconfig", text_of, arch, found, [], 0)
     return found
 
 
@@ -58,16 +66,22 @@ class _Open:
     shown: list[str] = field(default_factory=list)
 
 
-def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found: Kconfig, around: list[_Open]) -> None:
+def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found: Kconfig, around: list[_Open], depth: int) -> None:
+    if depth > _MOST_INCLUDED:
+        raise BuildError(f"{path}: expected Kconfig files that include each other at most {_MOST_INCLUDED} deep; does one include itself?")
     name: str | None = None
     current: Definition | None = None
     begun = ""  # the last statement that takes `depends on`
     for number, line in _statements(text_of(path) or ""):
+        found.statements += 1
+        if found.statements > _MOST_STATEMENTS or len(line) > _MOST_IN_LINE:
+            most = f"expected at most {_MOST_STATEMENTS} statements of at most {_MOST_IN_LINE} characters in the Kconfig files of a kernel"
+            raise BuildError(f"{path}:{number}: {most}")
         words = line.split(None, 1)
         keyword, rest = words[0], words[1] if len(words) > 1 else ""
         if match := _SOURCE.match(line):
             target = match[1].replace("$(SRCARCH)", arch).replace("$SRCARCH", arch).removeprefix("$(srctree)/")
-            _read_file(target, text_of, arch, found, around)
+            _read_file(target, text_of, arch, found, around, depth + 1)
         elif keyword in ("config", "menuconfig"):
             name, begun = rest.strip(), "config"
             current = Definition(
@@ -81,15 +95,15 @@ def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found
             around.append(_Open(kind=keyword, conditions=[rest] if keyword == "if" else []))
             begun, current = keyword, None
         elif keyword in ("endif", "endmenu", "endchoice"):
-            around.pop()
+            del around[-1:]
             begun, current = "", None
         elif keyword == "comment":
             begun, current = "comment", None
         elif keyword == "depends" and begun == "config" and current is not None:
             current.depends.append(rest.removeprefix("on").strip())
-        elif keyword == "depends" and begun in ("menu", "choice"):
+        elif keyword == "depends" and begun in ("menu", "choice") and around:
             around[-1].conditions.append(rest.removeprefix("on").strip())
-        elif keyword == "visible" and begun == "menu":
+        elif keyword == "visible" and begun == "menu" and around:
             around[-1].shown.append(_after_if(rest))
         elif current is not None and name is not None:
             _attribute(keyword, rest, name, current, found)
@@ -99,7 +113,7 @@ def _attribute(keyword: str, rest: str, name: str, current: Definition, found: K
     if (keyword in _TYPES and rest) or keyword == "prompt":
         conditions = (_after_if(_TEXT.sub("", rest)), *current.shown)
         current.prompt = " && ".join(f"({one})" if "||" in one else one for one in conditions if one)
-    elif keyword == "select":
+    elif keyword == "select" and rest:
         target = rest.split()[0]
         found.selectors.setdefault(target, []).append((name, _after_if(rest.removeprefix(target))))
 
@@ -111,7 +125,8 @@ def _after_if(text: str) -> str:
 def _statements(text: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers: continued ones joined, without comments and help texts."""
     help_indent: int | None = None
-    waiting, begin = "", 0
+    joined: list[str] = []
+    begin = 0
     for number, raw in enumerate(text.splitlines(), start=1):
         line = raw.expandtabs()
         indent = len(line) - len(line.lstrip())
@@ -123,16 +138,21 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
             help_indent = None
         elif help_indent is not None:
             continue
-        begin = begin if waiting else number
-        waiting += line.strip()
-        if waiting.endswith("\\"):
-            waiting = f"{waiting[:-1].rstrip()} "
+        begin = begin if joined else number
+        stripped = line.strip()
+        if stripped.endswith("\\"):
+            joined.append(f"{stripped[:-1].rstrip()} ")
             continue
-        statement, waiting = _COMMENT.sub(r"\1", waiting), ""
+        statement, joined = _uncommented("".join((*joined, stripped))), []
         if statement in ("help", "---help---"):
             help_indent = -1
         elif statement and not statement.startswith("#"):
             yield begin, statement
+
+
+def _uncommented(text: str) -> str:
+    """A statement without its comment; one that is longer than any is not looked at."""
+    return _COMMENT.sub(r"\1", text) if len(text) <= _MOST_IN_LINE else text
 
 
 def chosen(losses: Iterable[Loss], kconfig: Kconfig, asked: Mapping[str, Option], config: Mapping[str, Option]) -> tuple[Loss, ...]:
@@ -218,37 +238,40 @@ def _level(term: str, config: Mapping[str, Option]) -> int:
 
 def _holds(condition: str, config: Mapping[str, Option]) -> bool:
     """Whether a condition holds. `$(...)` asks the compiler, and is taken as true."""
-    words = _TOKEN.findall(condition)
-    return not words or _either(words, config) > 0
+    words = deque(_TOKEN.findall(condition))
+    return not words or _either(words, config, 0) > 0
 
 
-def _either(words: list[str], config: Mapping[str, Option]) -> int:
-    level = _both(words, config)
+def _either(words: deque[str], config: Mapping[str, Option], depth: int) -> int:
+    level = _both(words, config, depth)
     while words and words[0] == "||":
-        words.pop(0)
-        level = max(level, _both(words, config))
+        words.popleft()
+        level = max(level, _both(words, config, depth))
     return level
 
 
-def _both(words: list[str], config: Mapping[str, Option]) -> int:
-    level = _single(words, config)
+def _both(words: deque[str], config: Mapping[str, Option], depth: int) -> int:
+    level = _single(words, config, depth)
     while words and words[0] == "&&":
-        words.pop(0)
-        level = min(level, _single(words, config))
+        words.popleft()
+        level = min(level, _single(words, config, depth))
     return level
 
 
-def _single(words: list[str], config: Mapping[str, Option]) -> int:
-    word = words.pop(0) if words else "y"
+def _single(words: deque[str], config: Mapping[str, Option], depth: int) -> int:
+    """:raise BuildError: brackets are nested deeper than any kernel's."""
+    if depth > _MOST_BRACKETS:
+        raise BuildError(f"Kconfig: expected conditions with at most {_MOST_BRACKETS} brackets in each other")
+    word = words.popleft() if words else "y"
     if word == "!":
-        return 2 - _single(words, config)
+        return 2 - _single(words, config, depth + 1)
     if word == "(":
-        level = _either(words, config)
+        level = _either(words, config, depth + 1)
         if words:
-            words.pop(0)
+            words.popleft()
         return level
     if words and words[0] in ("=", "!=", "<", ">", "<=", ">="):
-        how, other = words.pop(0), words.pop(0) if words else "n"
+        how, other = words.popleft(), words.popleft() if words else "n"
         return 2 if _compared(word, how, other, config) else 0
     return 2 if word.startswith("$(") else _level(word, config)
 

@@ -8,7 +8,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from email.message import EmailMessage
+from email.message import Message as Mail
+from typing import Any
+
+import re2
 
 from testbed.errors import BuildError, UsageError
 from testbed.kbuild.patches import Patch, levels
@@ -20,11 +23,29 @@ _MADE_BY_GIT = re.compile(rb"(?:" + _FORMAT_PATCH + rb"|diff --git )")
 _DIFF = re.compile(r"^(?:diff --git |--- \S.*\n\+\+\+ \S)", re.MULTILINE)
 _BRACKETS = re.compile(r"\s*\[(?P<words>[^\]]*)\]")
 # "Re: [PATCH", "AW: [PATCH", "Re[2]: [PATCH"
-_ANSWER = re.compile(
-    r"(?:re|fwd?|aw|wg|sv|antw)\b[^:]{0,5}:|[^\[\]]{1,20}(?:\[\d+\])?[:\uff1a]\s*\[[^\]]*(?:PATCH|RFC|\d+/\d+)", re.IGNORECASE
+_ANSWER = re2.compile(
+    "(?i)(?:re|fwd?|aw|wg|sv|antw)\\b[^:]{0,5}:|[^\\[\\]]{1,20}(?:\\[\\d+\\])?[:\uff1a]\\s*\\[[^\\]]*(?:PATCH|RFC|\\d+/\\d+)"
 )
 _FIRST = "v1"
-_MOST_SUBJECT = 1000
+_MOST_SUBJECT, _MOST_HEADER = 1000, 2000
+# Of a mailbox, whose largest have a thousand mails; and of one mail. Python's parser asks of each line whether it ends any of the parts
+# around it: lines times parts is its time.
+_MOST_MESSAGES, _MOST_PARTS, _MOST_NESTED, _MOST_LINES_OF_PARTS = 10_000, 1_000, 100, 10_000_000
+
+
+class _Policy(email.policy.Compat32):
+    """Headers as they stand, cut: Python's newer policy reads each by a recursive grammar, whose time grows faster than the header does. Of
+    the subject, whose words may be encoded, that is what is wanted.
+    """
+
+    def header_source_parse(self, sourcelines: list[str]) -> tuple[str, str]:
+        name, value = super().header_source_parse(sourcelines)
+        return name, value[:_MOST_HEADER]
+
+    def header_fetch_parse(self, name: str, value: str) -> Any:
+        if name.lower() == "subject":
+            return email.policy.default.header_fetch_parse(name, value)
+        return super().header_fetch_parse(name, value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +144,8 @@ def messages(data: bytes, name: str, strip: int | None = None) -> tuple[Message,
     """
     data = data.replace(b"\r\n", b"\n")
     starts = [(match.start(), match.end()) for match in _MESSAGE.finditer(data)]
+    if len(starts) > _MOST_MESSAGES:
+        raise BuildError(f"{name}: expected a mailbox of at most {_MOST_MESSAGES} messages, got {len(starts)}")
     if starts and not data[: starts[0][0]].strip():
         ends = [*(start for start, _ in starts[1:]), len(data)]
         return tuple(_of_mail(data[start:end], name, strip) for (_, start), end in zip(starts, ends, strict=True))
@@ -140,16 +163,32 @@ def made_by_git(head: bytes) -> bool:
     return _MADE_BY_GIT.match(head) is not None
 
 
+def _parsed(data: bytes) -> Mail:
+    """:raise ValueError: it has more parts than any mail."""
+    nested = data.lower().count(b"\ncontent-type:")
+    if nested > _MOST_NESTED or nested * data.count(b"\n") > _MOST_LINES_OF_PARTS:
+        raise ValueError(f"expected at most {_MOST_NESTED} parts with a type, and fewer in a long mail, got {nested}")
+    count = 0
+
+    def part(policy: email.policy.Policy) -> Mail:
+        nonlocal count
+        count += 1
+        if count > _MOST_PARTS:
+            raise ValueError(f"expected at most {_MOST_PARTS} parts, got more")
+        return Mail(policy)
+
+    return email.message_from_bytes(data, policy=_Policy(message_factory=part))
+
+
 def _of_mail(data: bytes, name: str, strip: int | None) -> Message:
     try:
-        message = email.message_from_bytes(data, policy=email.policy.default)
-        assert isinstance(message, EmailMessage)
+        message = _parsed(data)
         subject = " ".join(str(message["Subject"] or "").split())[:_MOST_SUBJECT]
         key = "".join(str(message["Message-ID"] or "").split())
         parts = [part for part in message.walk() if part.get_content_maintype() == "text" and part.get_content_subtype() != "html"]
         text = "\n".join(_text(part.get_payload(decode=True) or b"") for part in parts)  # type: ignore[arg-type]  # bytes, of a text part
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # as Python's parser fails on what is no mail
-        raise BuildError(f"{name}: a mail in it cannot be read: {type(error).__name__}: {error}") from error
+        raise BuildError(f"{name}: a mail in it cannot be read: {str(error)[:200] or type(error).__name__}") from error
     found, words = tag(subject)
     patch = _patch(f"{name}: {subject}", words, text, strip)
     return Message(patch=patch, tag=found, key=key, is_answer=_ANSWER.match(subject) is not None)

@@ -13,7 +13,9 @@ from testbed.errors import BuildError
 _GIT_NAMES = re.compile(r"^diff --git (.+)$", re.MULTILINE)
 _MOVED = re.compile(r"^(?:rename|copy) from (.+)$", re.MULTILINE)
 _NAMES = re.compile(r"^--- ([^\t\n]+)(?:\t.*)?\n\+\+\+ ([^\t\n]+)", re.MULTILINE)
-_HUNK = re.compile(r"@@ -(?P<old>\d+)(?:,(?P<old_count>\d+))? \+(?P<new>\d+)(?:,(?P<new_count>\d+))? @@")
+_HUNK = re.compile(r"@@ -(?P<old>[0-9]{1,9})(?:,(?P<old_count>[0-9]{1,9}))? \+(?P<new>[0-9]{1,9})(?:,(?P<new_count>[0-9]{1,9}))? @@")
+# A path has 4096 bytes at most, and such a line two.
+_LONGEST_HEADER = 8500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,13 +31,19 @@ class Patch:
 def levels(text: str) -> int:
     """How many leading folders of a diff's paths to strip (-p): 1, or 0 where it was made without `a/` and `b/` (git's diff.noprefix)."""
     if headers := _GIT_NAMES.findall(text):
-        moved = tuple(f"{name} " for name in _MOVED.findall(text))
+        moved = set(_MOVED.findall(text))
         # "x x", or "x y" where x is moved or copied to y
-        bare = [rest for rest in headers if f"{rest} " == 2 * f"{rest[: len(rest) // 2]} " or rest.startswith(moved)]
+        bare = [rest for rest in headers if f"{rest} " == 2 * f"{rest[: len(rest) // 2]} " or _begins_with(rest, moved)]
     else:
         headers = [old for old, new in _NAMES.findall(text) if "/dev/null" not in (old, new)]
         bare = [old for old, new in _NAMES.findall(text) if old == new]
     return 0 if headers and bare == headers and not any(name.startswith(("a/", "b/")) for name in headers) else 1
+
+
+def _begins_with(rest: str, moved: set[str]) -> bool:
+    """Whether one of some names stands before a space in the rest of a header."""
+    ends = [at for at, character in enumerate(rest[:_LONGEST_HEADER]) if character == " "] if moved else []
+    return any(rest[:end] in moved for end in ends)
 
 
 def of_quilt(series: str, name: str) -> tuple[tuple[str, int | None], ...]:
@@ -104,7 +112,7 @@ def hunks(patch: Patch, *, reverse: bool = False) -> tuple[Hunk, ...]:
             if max(left) <= 0:
                 found.append(Hunk(file=file, number=number, line=line, text=tuple(text), bare=bare))
         elif said.startswith("--- ") or (said.startswith("+++ ") and not said.startswith("+++ /dev/null")):
-            file, number = said.split()[1].split("/", patch.strip)[-1], 0
+            file, number = "".join(said.split(maxsplit=2)[1:2]).split("/", patch.strip)[-1], 0
         elif match := _HUNK.match(said):
             number, text, bare = number + 1, [], True
             line = int(match["new" if reverse else "old"])
@@ -182,13 +190,19 @@ def refusal(patch: Patch, said: str, read: Callable[[str], str | None], *, rever
     )
 
 
+# Of a hunk, and of a file, from the hunk's own line on: the time of a comparison is the cube of the lines.
+_MOST_COMPARED, _MOST_PLACES = 40, 50
+
+
 def _nearest(hunk: Hunk, lines: list[str]) -> tuple[int, list[str]]:
     """Where in a file a hunk is most likely meant, from 0, and what is there: its own place, or one that has more of its lines."""
 
+    text = hunk.text[:_MOST_COMPARED]
+
     def alike(at: int) -> float:
-        return difflib.SequenceMatcher(None, hunk.text, lines[at : at + len(hunk.text)], autojunk=False).ratio()
+        return difflib.SequenceMatcher(None, text, lines[at : at + len(text)], autojunk=False).ratio()
 
     own = min(hunk.line - 1, max(len(lines) - 1, 0))
-    places = sorted({own, *(at for at, line in enumerate(lines) if hunk.text and line == hunk.text[0])}, key=lambda at: abs(at - own))
-    place = max(places, key=alike)
+    places = sorted({own, *(at for at, line in enumerate(lines) if text and line == text[0])}, key=lambda at: abs(at - own))
+    place = max(places[:_MOST_PLACES], key=alike)
     return place, lines[place : place + len(hunk.text)]

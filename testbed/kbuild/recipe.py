@@ -86,17 +86,21 @@ def progress(before: int, done: int, usual: int, elapsed_s: float) -> tuple[floa
 _ERROR = re.compile(r"(?:\berror: |\bfatal error: |undefined reference to|No rule to make target|: error$|\*\*\* )")
 _AFTER_ERROR = 4
 # What compilers, linkers and make say where this machine is at fault (errno(3); gcc's driver); not what they quote of a source.
-_MACHINE = re.compile(
-    r"^(?!\s*\d* \|).*(?:No space left on device|Disk quota exceeded|Killed signal terminated program|Cannot allocate memory"
-    r"|virtual memory exhausted|out of memory allocating).*",
-    re.MULTILINE,
+_MACHINE = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Killed signal terminated program",
+    "Cannot allocate memory",
+    "virtual memory exhausted",
+    "out of memory allocating",
 )
+_QUOTED = re.compile(r"[ \t]*[0-9]* \|")
 
 
 def of_machine(said: str) -> str | None:
     """The line that says that this machine is at fault, and not what is built, or None."""
-    match = _MACHINE.search(said)
-    return match[0].strip() if match else None
+    lines = (line for line in said.splitlines() if any(words in line for words in _MACHINE))
+    return next((line.strip() for line in lines if not _QUOTED.match(line)), None)
 
 
 def first_error(said: str) -> str:

@@ -22,14 +22,16 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import re2
+
 from testbed.store import plain_files
 
 MARK, LOG = "testbed-compiling", "testbed-make.log"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 # "  CC      drivers/block/loop.o", also with [M]; of rules that run no make, whose targets others depend on.
-_FINISHED = re.compile(r"  (?:CC|AS|HOSTCC|HOSTLD|UPD|WRAP|SYSHDR|SYSTBL|LDS|GEN)(?: \[M\])?\s+((?!tools/)\w\S*/\S+)\n")
+_FINISHED = re2.compile(r"  (?:CC|AS|HOSTCC|HOSTLD|UPD|WRAP|SYSHDR|SYSTBL|LDS|GEN)(?: \[M\])?\s+(\w\S*/\S+)\n")
 _OF_KERNEL = re.compile(r"(?:init|kernel|mm|fs|block|drivers|net)/\S+\.o")
-_FAILED = re.compile(r"\*\*\* \[(?:.*: )?(\S+)\]")
+_FAILED = re2.compile(r"\*\*\* \[(?:.*: )?(\S+)\]")
 # An error comes at the end of what its recipe has said.
 _UNCERTAIN_LINES = 20
 # Ours, which each build writes anew; and Kconfig's.
@@ -100,7 +102,7 @@ def finished(log: Iterable[str]) -> frozenset[str]:
     ):  # make could not keep the order, as where there was no room for it (output.c of GNU make)
         return frozenset()
     lines = said[:-_UNCERTAIN_LINES]
-    named = {match[1] for line in lines if (match := _FINISHED.fullmatch(line))}
+    named = {match[1] for line in lines if (match := _FINISHED.fullmatch(line)) and not match[1].startswith("tools/")}
     failed = {match[1] for line in lines if (match := _FAILED.search(line))}
     return frozenset(named - failed)
 

@@ -17,7 +17,7 @@ from testbed.hardware.words import Action
 from testbed.topology.timelines import Act
 from testbed.units import format_duration, format_size, parse_duration, parse_size
 
-_RANGE = re.compile(r"(\d+(?:\.\d+)?)([A-Za-z]*)\.\.(\d+(?:\.\d+)?)([A-Za-z]*)")
+_RANGE = re.compile(r"(?<![\d.])(\d{1,30}(?:\.\d{1,30})?)([A-Za-z]{0,10})\.\.(\d{1,30}(?:\.\d{1,30})?)([A-Za-z]{0,10})")
 _PER_S = 1_000_000
 
 
