@@ -16,7 +16,7 @@ OURS: dict[str, tuple[str, str]] = {
     "inventory": ("_group", _OF_USER),
     "kbuild/make_args": ("_FLAGS _PROGRAM _TEXT _EXPANDED _check _TAKEN", _OF_USER),
     "kernels": ("_NAME named_by_key", _OF_USER),
-    "probe": ("_CAPABILITIES", _OF_MACHINE),
+    "probe_confinement": ("_CAPABILITIES", _OF_MACHINE),
     "pytest_plugin/guests": ("_new_folder", _OF_USER),
     "repro": ("told_apart", _OF_USER),
     "session": ("_NAME,_LOCK", _OF_MACHINE),
