@@ -23,6 +23,7 @@ OURS: dict[str, tuple[str, str]] = {
     "store/apt": ("PrivateApt _names", "an index that Debian has signed"),
     "store/runs": ("_NAME", _OF_MACHINE),
     "store/snapshots": ("_NAME", _OF_USER),
+    "trust": ("_HASH _split", _OF_USER),
     "up": ("_NAME", _OF_USER),
 }
 
