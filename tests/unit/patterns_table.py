@@ -57,7 +57,7 @@ STRANGERS: dict[str, tuple[str, str]] = {
     "kbuild/patches": ("_GIT_NAMES _MOVED _NAMES _HUNK of_quilt _MODE _FAILED", "lines"),
     "kbuild/recipe": ("_COMPILED _ERROR _QUOTED _SERIES", "lines"),
     "kernel_log": ("_PRIORITY parse", _ANCHORED),
-    "parcel": ("_NAME is_name", _ANCHORED),
+    "parcel": ("_NAME", _ANCHORED),
     "printable": ("_CONTROL", "one character after the other"),
     "readback": ("differences _plain", "lines"),
     "report/bug_view": ("_seconds", _ANCHORED),
