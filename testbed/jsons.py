@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from testbed.printable import printable
+
 _DEEPEST = 64
+# Lists, objects and their parts, each of which takes about 100 bytes of memory.
+_MOST_VALUES = 2_000_000
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
 _LONGEST_FRACTION = 100
 
 
@@ -29,6 +36,27 @@ def parsed(text: str | bytes | bytearray) -> Any:
     return found
 
 
+def printed(data: bytes) -> Any:
+    """Return what a stranger's file says, each text and key in it as `printable` leaves it, and without halves of characters.
+
+    :raise ValueError: as `parsed`, or it has too many values.
+    """
+    # Commas in texts count as well: they are few beside the others.
+    if (many := sum(map(data.count, (b",", b"[", b"{")))) > _MOST_VALUES:
+        raise ValueError(f"it has about {many} values, expected at most {_MOST_VALUES}")
+    return _printed(parsed(data))
+
+
+def _printed(found: Any) -> Any:
+    if isinstance(found, str):
+        return _LONE_SURROGATES.sub("\ufffd", printable(found))
+    if isinstance(found, list):
+        return [_printed(one) for one in found]
+    if isinstance(found, dict):
+        return {_printed(key): _printed(one) for key, one in found.items()}
+    return found
+
+
 def _nested(values: Iterable[Any]) -> list[dict[str, Any] | list[Any]]:
     return [one for one in values if isinstance(one, dict | list)]
 
@@ -40,8 +68,8 @@ def _too_deep() -> ValueError:
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"expected each key once, got {next(key for key in keys if keys.count(key) > 1)[:100]!r} twice")
+        often, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"expected each key once, got {often[:100]!r} twice")
     return found
 
 

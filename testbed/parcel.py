@@ -32,8 +32,8 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]
 Text = Annotated[str, Field(max_length=500)]
 KernelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 MOST_MEMBERS = 20_000
-_MOST_BYTES = 4 << 30
-_MOST_TEXT_BYTES = 8 << 20  # of what is read before anything runs
+MOST_BYTES = 4 << 30
+MOST_TEXT_BYTES = 8 << 20  # of what is read before anything runs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +61,11 @@ def refusals(members: Iterable[Member]) -> Iterator[str]:
         if member.name in names:
             yield f"{shown!r}: it is there twice"
         names.add(member.name)
-        if member.name in (MANIFEST, BUG, RESULTS) and member.size_bytes > _MOST_TEXT_BYTES:
-            yield f"{shown!r}: expected at most {_MOST_TEXT_BYTES} bytes, got {member.size_bytes}"
+        if member.name in (MANIFEST, BUG, RESULTS) and member.size_bytes > MOST_TEXT_BYTES:
+            yield f"{shown!r}: expected at most {MOST_TEXT_BYTES} bytes, got {member.size_bytes}"
         total += member.size_bytes
-    if total > _MOST_BYTES:
-        yield f"expected at most {_MOST_BYTES} bytes in all, got {total}"
+    if total > MOST_BYTES:
+        yield f"expected at most {MOST_BYTES} bytes in all, got {total}"
     for needed in (MANIFEST, BUG):
         if needed not in names:
             yield f"expected {needed} in it, found none"

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import typer
 
-from testbed import jsons, parcel, paths
+from testbed import beneath, parcel, paths
 from testbed.cli.app import app, err
 from testbed.errors import HostError, UsageError
 from testbed.kernels import LocalKernel, load_table
 from testbed.lab import Lab
 from testbed.progress import Progress
+from testbed.report import reading
 from testbed.store import bundles, kernel_files
 from testbed.store.bundles import Bundle
 from testbed.store.kernel_files import KernelFiles
@@ -40,8 +41,11 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
     """
     table = load_table(paths.shipped("images") / "kernels.yaml")
     found: dict[str, Path] = {}
-    for one in jsons.parsed((folder / parcel.RESULTS).read_text(encoding="utf-8"))["kernels"]:
-        name, there = str(one["name"]), cache / "kernels" / Path(str(one["cached"])).name
+    document = reading.document(folder)
+    if document is None or document.get("what") != "repro":
+        raise UsageError(f"{folder}: expected the folder of a run of `testbed repro`")
+    for one in document["kernels"]:
+        name, there = str(one["name"]), cache / "kernels" / Path(one["cached"]).name
         if not with_kernel:
             if name not in table.rows:
                 raise UsageError(f"bundle: kernel {name}: no other machine knows it by its name; take it along with --with-kernel")
@@ -62,12 +66,12 @@ def run_folder(run: str, runs: Path) -> Path:
     :raise UsageError: there is none.
     """
     if run == "last":
-        newest = max((folder for folder in runs.iterdir() if (folder / parcel.RESULTS).is_file()), default=None)
+        newest = max((runs / name for name in beneath.names(runs) if beneath.has(runs / name, parcel.RESULTS)), default=None)
         if newest is None:
             raise UsageError(f"run last: expected a run of `testbed repro` in {runs}, there is none")
         return newest
-    folder = Path(run) if (Path(run) / parcel.RESULTS).is_file() else runs / run
-    if not (folder / parcel.RESULTS).is_file():
+    folder = Path(run) if beneath.has(Path(run), parcel.RESULTS) else runs / run
+    if not beneath.has(folder, parcel.RESULTS):
         raise UsageError(f"run {run!r}: expected a run of `testbed repro`, found no {parcel.RESULTS} in {folder}")
     return folder
 

@@ -13,11 +13,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from testbed import bug_results, paths, vms
+from testbed import beneath, bug_results, paths, vms
 from testbed.cli.app import Json, app, err, rows
 from testbed.cli.sizes import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
-from testbed.report import artefacts, bug_files, diff, live, results, schema
+from testbed.report import artefacts, bug_files, diff, live, reading, results, schema
 from testbed.report.guests import age
 from testbed.store import runs as store
 from testbed.store.runs import Run
@@ -58,12 +58,12 @@ def report_command(
     bug = bug_files.read(folder)
     document, formats = (results.read(named[0], there), artefacts.FORMATS) if bug is None else (bug, bug_files.FORMATS)
     if show:
-        page = (folder / artefacts.PAGE).resolve()
+        page = folder.resolve() / artefacts.PAGE
         artefacts.keep(formats["html"](document, folder), page)
         if not webbrowser.open(page.as_uri()):
             err.print(f"no browser could be started; the page is {page}", markup=False, highlight=False, soft_wrap=True)
     else:
-        _told(formats["json" if as_json else kind](document, folder), output)
+        _told(formats["json" if as_json else kind](document, folder), output, folder)
     said = document["result"] if bug else document["verdict"]
     err.print(live.last_line(said, folder), markup=False, highlight=False, soft_wrap=True)
     sys.exit(bug_results.EXIT_CODES[said] if bug else EXIT_CODES[Verdict(said)])
@@ -73,17 +73,21 @@ def _diff(named: list[str], there: Path, as_json: bool, output: Path | None) -> 
     if len(named) != 2:
         raise UsageError(f"report --diff: expected two runs, got {', '.join(named)}")
     found = diff.compare(*(results.read(one, there) for one in named))
-    _told(json.dumps(found) + "\n" if as_json else diff.text(found), output)
+    _told(json.dumps(found) + "\n" if as_json else diff.text(found), output, *(results.locate(one, there) for one in named))
     sys.exit(diff.EXIT_CODES[found["result"]])
 
 
-def _told(text: str, output: Path | None) -> None:
-    """Printed, or in a file."""
+def _told(text: str, output: Path | None, *folders: Path) -> None:
+    """Print it, or write it into a file. In the `folders` of runs, which strangers may have filled, a link is replaced and not followed."""
     if output is None:
         sys.stdout.write(text)
         return
     try:
-        output.write_text(text, encoding="utf-8", errors="replace")
+        above = output.parent.resolve()
+        if any(above.is_relative_to(folder.resolve()) for folder in folders):
+            beneath.write(above, output.name, text)
+        else:
+            output.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
 
@@ -111,7 +115,7 @@ def runs_command(
         raise UsageError("runs: --older-than, --larger-than, --keep and --dry-run go with --prune")
     if prune and older_than is None and larger_than is None and keep is None:
         raise UsageError("runs --prune: expected --older-than, --larger-than or --keep, which say what may go")
-    found = store.every(folders.runs, [Path(vm.record.evidence) for vm in vms.every(folders)])
+    found = store.every(folders.runs, reading.document, [Path(vm.record.evidence) for vm in vms.every(folders)])
     if not prune:
         _show(found, as_json, "runs")
         return

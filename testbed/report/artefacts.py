@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from testbed import beneath
 from testbed.errors import HostError
 from testbed.report import results
 from testbed.report.html import html
@@ -39,16 +39,11 @@ def write(document: dict[str, Any], folder: Path) -> None:
 
 
 def keep(text: str, path: Path) -> None:
-    """Write a file that is there as a whole or not at all.
+    """Write a file that is there as a whole or not at all, beside what else a folder holds that may be a stranger's.
 
     :raise HostError: it cannot be written.
     """
-    unfinished = path.with_name(f".{path.name}.unfinished")
     try:
-        # What a guest said may hold lone surrogates.
-        unfinished.write_text(text, encoding="utf-8", errors="replace")
-        unfinished.replace(path)
+        beneath.write(path.parent, path.name, text)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
         raise HostError(f"{path}: cannot be written: {error.strerror}") from error

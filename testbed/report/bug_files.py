@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from testbed import jsons
+from testbed import beneath
 from testbed.console import clean
 from testbed.errors import UsageError
-from testbed.report import bug_view, html, repro, results
+from testbed.report import bug_view, html, reading, repro
 from testbed.report.artefacts import PAGE, Format, keep
 from testbed.report.bug_schema import MODELS
 from testbed.report.bug_view import View
 from testbed.report.junit import junit
 from testbed.report.ktap import ktap
 from testbed.report.markdown import cell
+from testbed.store import runs as store
 
 # Tries of a kernel that a page shows the console of: the first hit, and some that came to nothing.
 _SHOWN_CONSOLES = 6
 # Whose results pass or fail.
 _JUDGED = ("repro", "suite")
 _CONSOLE_LINES, _CONSOLE_BYTES = 30, 16 << 10
+_LARGEST_CONSOLE = 1 << 30
 # In a run of more tries each has a link to its folder, and not to every log in it.
 _LINKED_TRIES = 200
 
@@ -34,23 +35,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
     :raise UsageError: it is not what it should be.
     """
-    for name, model in MODELS.items():
-        path = folder / name
-        try:
-            found = jsons.parsed(path.read_text(encoding="utf-8"))
-            model.model_validate(found)
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValidationError as error:
-            said = error.errors()[0]
-            where = ".".join(str(step) for step in said["loc"])
-            raise UsageError(f"{path}: expected the results of a run, version 1: {where}: {said['msg']}") from error
-        except ValueError as error:
-            raise UsageError(f"{path}: expected JSON: {error}") from error
-        return results.told(dict(found), folder)
-    return None
+    return reading.document(folder) if store.results(folder) in MODELS else None
 
 
 def write(document: dict[str, Any], folder: Path) -> None:
@@ -118,14 +103,13 @@ def _page(document: Mapping[str, Any], folder: Path) -> str:
 
 
 def _try(one: Mapping[str, Any], folder: Path, whole: bool) -> dict[str, Any]:
-    evidence = html.inside(folder, f"guests/{one['evidence']}")
     after_s = one["took_s"] if one["hit_after_s"] is None else one["hit_after_s"]
     return {
         **one,
         "said": clean(_said(one)),
         "contradictions": [clean(text) for text in repro.contradictions(one)],
         "after": f"{after_s:.1f} s",
-        "files": html.files(folder, evidence, whole=whole),
+        "files": html.files(folder, f"guests/{one['evidence']}", whole=whole),
     }
 
 
@@ -143,11 +127,10 @@ def _consoles(attempts: tuple[Mapping[str, Any], ...], folder: Path) -> Iterator
     """The last lines of the consoles that say most."""
     hits = [one for one in attempts if one["outcome"] == "hit"][:1]
     for one in [*hits, *(one for one in attempts if one["outcome"] == "trouble")][:_SHOWN_CONSOLES]:
-        path = html.inside(folder, f"guests/{one['evidence']}") / "console.log"
         try:
-            with path.open("rb") as file:
-                file.seek(max(0, path.stat().st_size - _CONSOLE_BYTES))
-                lines = file.read().decode(errors="replace").splitlines()[-_CONSOLE_LINES:]
+            with beneath.opened(folder, f"guests/{one['evidence']}/console.log", _LARGEST_CONSOLE) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - _CONSOLE_BYTES))
+                lines = file.read(_CONSOLE_BYTES).decode(errors="replace").splitlines()[-_CONSOLE_LINES:]
         except OSError:
             continue
         if lines:

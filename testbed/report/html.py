@@ -21,7 +21,7 @@ from typing import Any
 import jinja2
 from pydantic import ValidationError
 
-from testbed import picture
+from testbed import beneath, picture
 from testbed.errors import HostError
 from testbed.report import series, stacks, words
 from testbed.report.schema import Stack
@@ -91,8 +91,7 @@ def html(document: dict[str, Any], folder: Path) -> str:
 
 
 def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, points: int, lines: int) -> dict[str, Any]:
-    evidence = {side: inside(folder, case[side]["evidence"]) for side in sides}
-    recorded = {side: series.read(evidence[side], points) for side in sides}
+    recorded = {side: series.read(folder, case[side]["evidence"], points) for side in sides}
     plots = list(_plots(recorded))
     return {
         **case,
@@ -106,23 +105,17 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
         ],
         "log": [line for side in sides for line in _log(side, case[side], recorded[side], lines)],
         "log_left_out": sum(max(0, len(case[side]["console"]) - lines) for side in sides),
-        "files": [(side, files(folder, there, whole=number < _LINKED_CASES)) for side, there in evidence.items()],
+        "files": [(side, files(folder, case[side]["evidence"], whole=number < _LINKED_CASES)) for side in sides],
         "plot_count": len(plots),
         "plots": _packed(json.dumps(plots, separators=(",", ":"))) if plots else "",
     }
 
 
-def files(folder: Path, evidence: Path, *, whole: bool) -> list[tuple[str, str]]:
-    """The logs that are there, each with its path from the page; or only their folder."""
+def files(folder: Path, evidence: str, *, whole: bool) -> list[tuple[str, str]]:
+    """The logs that are there, each with its path from the page; or only their folder. What is a link, or elsewhere, is not there."""
     if not whole:
-        return [("its folder", str(evidence.relative_to(folder)))] if evidence.is_dir() else []
-    return [(log, str((evidence / log).relative_to(folder))) for log in LOGS if (evidence / log).is_file()]
-
-
-def inside(folder: Path, evidence: str) -> Path:
-    """A folder of evidence; one that is elsewhere is none of this run."""
-    found = folder / evidence
-    return found if found.resolve().is_relative_to(folder.resolve()) else folder / "guests" / "none"
+        return [("its folder", evidence)] if beneath.is_folder(folder, evidence) else []
+    return [(log, f"{evidence}/{log}") for log in LOGS if beneath.is_file(folder, f"{evidence}/{log}")]
 
 
 def _plots(recorded: dict[str, Recorded]) -> Iterator[dict[str, Any]]:

@@ -9,14 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from testbed import __version__, jsons
+from testbed import __version__, beneath
 from testbed.console import Kind
 from testbed.errors import UsageError
 from testbed.host import Host
 from testbed.partial import Partial
-from testbed.report import schema
+from testbed.report import reading
 from testbed.runner import Result, Side
 from testbed.store import runs as store
 from testbed.store.image import Image
@@ -173,26 +171,19 @@ def file_of(document: Mapping[str, Any]) -> str:
     return f"{document.get('what', 'results')}.json"
 
 
-def told(document: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The same, where they are partial with what ended the run: it could not write that down itself if it was killed."""
-    if document.get("partial") is None or document["partial"]["why"] or store.held(folder):
-        return document
-    return document | {
-        "partial": document["partial"] | {"why": "its process ended without a word: it was killed, or this machine went down"}
-    }
-
-
 def locate(run: str, runs: Path) -> Path:
     """The folder of an earlier run: its name among `runs`, a path to it, or `last`.
 
     :raise UsageError: there is none; for `last`, none with results.
     """
     if run != "last":
+        if "\0" in run:
+            raise UsageError(f"run {run!r}: expected a run's name or folder, or last")
         folder = Path(run) if store.results(Path(run)) else runs / run
         if not folder.is_dir():
             raise UsageError(f"run {run!r}: expected a run's name or folder, or last; `testbed runs` lists those in {runs}")
         return folder
-    newest = max((folder for folder in (runs.iterdir() if runs.is_dir() else ()) if store.results(folder)), default=None)
+    newest = max((runs / name for name in beneath.names(runs) if store.results(runs / name)), default=None)
     if newest is None:
         raise UsageError(f"run last: expected a run with results in {runs}, there is none")
     return newest
@@ -204,19 +195,9 @@ def read(run: str, runs: Path) -> dict[str, Any]:
     :raise UsageError: there is no such run, or it has no results.
     """
     folder = locate(run, runs)
-    path, left = folder / "results.json", store.results(folder)
-    if left is not None and left != path:
-        raise UsageError(f"run {run!r}: expected a run of scenarios, got one of `{left.stem}`: {folder}")
-    try:
-        found = jsons.parsed(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"run {run!r}: {path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"run {run!r}: {path}: expected JSON: {error}") from error
-    try:
-        schema.Document.model_validate(found)
-    except ValidationError as error:
-        said = error.errors()[0]
-        where = ".".join(str(step) for step in said["loc"])
-        raise UsageError(f"run {run!r}: {path}: expected the results of a run, version 1: {where}: {said['msg']}") from error
-    return told(dict(found), folder)
+    name, found = store.results(folder), reading.document(folder)
+    if found is None:
+        raise UsageError(f"run {run!r}: expected results.json in {folder}, there is none")
+    if name != "results.json":
+        raise UsageError(f"run {run!r}: expected a run of scenarios, got one of `{Path(str(name)).stem}`: {folder}")
+    return found

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from testbed.report.fields import MOST_KERNELS, Below, Count, Every, Known, Named, Number, Seconds, Share, Whole
+from testbed.verdict import Verdict, overall
 
 VerdictName = Literal["PASS", "FAIL", "INVALID", "SKIP", "INFRA"]
 
 
-class _Known(BaseModel):
-    """Later versions may add keys; a reader lets those pass that it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
-
-
-class Measure(_Known):
+class Measure(Known):
     """One number. `source`: the file or command where it was read."""
 
-    value: FiniteFloat
+    value: Number
     unit: str
     source: str
 
 
-class Control(_Known):
+class Control(Known):
     """A measurement whose outcome is known; one that does not hold makes the result INVALID. `excess`: it does not hold because more was
     charged than there was, which an excess of the claim explains."""
 
@@ -35,26 +33,26 @@ class Control(_Known):
     excess: bool = False
 
 
-class Balance(_Known):
+class Balance(Known):
     """The same bytes counted by the kernel (`accounted`) and by the device or in memory (`real`); `share`: the difference, 0 to 1."""
 
     what: str
-    accounted: int
-    real: int
-    difference: int
-    share: float
+    accounted: Whole
+    real: Whole
+    difference: Whole
+    share: Share
 
 
-class Line(_Known):
+class Line(Known):
     """A line of the kernel's log that matters. `seconds` since boot; `expected`: it belongs to the scenario."""
 
     kind: str
-    seconds: float | None
+    seconds: Number | None
     text: str
     expected: bool
 
 
-class Block(_Known):
+class Block(Known):
     """A block device of a stack. `kind`: loop, dm, md, or the type of an emulated disk; `name`: of a disk that in the topology; `number`:
     MAJ:MIN; `partitions`: bytes by /dev path; `on`: what a dm or md device stands on. What is a loop's is empty or 0 of others.
     """
@@ -63,21 +61,21 @@ class Block(_Known):
     name: str
     device: str
     number: str
-    size_bytes: int
+    size_bytes: Count
     read_only: bool
-    logical_block_size: int
-    read_ahead_bytes: int
+    logical_block_size: Count
+    read_ahead_bytes: Count
     scheduler: str
     profile: str
     backing_file: str
     direct_io: bool
-    offset_bytes: int
-    size_limit_bytes: int
-    partitions: dict[str, int]
-    on: list[str]
+    offset_bytes: Count
+    size_limit_bytes: Count
+    partitions: Named[Count]
+    on: Every[str]
 
 
-class Mount(_Known):
+class Mount(Known):
     """A filesystem, as /proc/mounts has it."""
 
     mount_point: str
@@ -86,51 +84,51 @@ class Mount(_Known):
     options: str
 
 
-class Swap(_Known):
+class Swap(Known):
     """A swap area on a file or a device."""
 
     on: str
-    size_bytes: int
+    size_bytes: Count
 
 
-class Group(_Known):
+class Group(Known):
     """A control group by its path below the root. `limits`: the lines of its files that limit something, by file."""
 
     path: str
-    limits: dict[str, list[str]]
+    limits: Named[Every[str]]
 
 
-class Stack(_Known):
+class Stack(Known):
     """What stood in a guest while a claim was measured, as its kernel lists it. `cpus`: those online; `controllers`: those enabled for the
     groups below the root; `more_groups`: how many there were beyond `groups`.
     """
 
     cpus: str
     controllers: str
-    blocks: list[Block]
-    mounts: list[Mount]
-    swaps: list[Swap]
-    groups: list[Group]
-    more_groups: int = 0
+    blocks: Every[Block]
+    mounts: Every[Mount]
+    swaps: Every[Swap]
+    groups: Every[Group]
+    more_groups: Count = 0
 
 
-class Side(_Known):
+class Side(Known):
     """One case on one kernel. `evidence`: its folder, from the run's. `claim`: whether the gap was seen; None without evidence.
     `timeline_missed`: acts of its topology's timeline that never began. `stack`: None where it is not known, which `stack_unread` explains.
 
     `verdict` and `judgement`: this kernel's own, where it is not a pair that is judged.
     """
 
-    took_s: float
-    guest_ready_after_s: float
-    evidence: str
-    console: list[Line]
+    took_s: Seconds
+    guest_ready_after_s: Seconds
+    evidence: Below
+    console: Every[Line]
     claim: Literal["closed", "open", "partial", "excess", "unclear"] | None
     reason: str
-    measures: dict[str, Measure]
-    controls: list[Control]
-    balances: list[Balance]
-    timeline_missed: list[str] = []
+    measures: Named[Measure]
+    controls: Every[Control]
+    balances: Every[Balance]
+    timeline_missed: Every[str] = Field(default=[])
     stack: Stack | None = None
     stack_unread: str = ""
     verdict: VerdictName | None = None
@@ -140,22 +138,32 @@ class Side(_Known):
 class Attempt(BaseModel):
     """One run of a case: its verdict, and each kernel's side by what `kernels` of the document calls it."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", strict=True)
     __pydantic_extra__: dict[str, Side]
 
     verdict: VerdictName
     reason: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_many_kernels(cls, found: Any) -> Any:
+        if isinstance(found, dict) and len(found) > MOST_KERNELS + len(Case.model_fields):
+            raise ValueError(f"expected at most {MOST_KERNELS} kernels, got {len(found)} keys")
+        return found
 
-class Predicted(_Known):
+    def side(self, kernel: str) -> Side:
+        return (self.__pydantic_extra__ or {})[kernel]
+
+
+class Predicted(Known):
     base: str
     patched: str
 
 
-class Spread(_Known):
-    min: float
-    median: float
-    max: float
+class Spread(Known):
+    min: Number
+    median: Number
+    max: Number
 
 
 class Case(Attempt):
@@ -164,15 +172,19 @@ class Case(Attempt):
     name: str
     scenario: str
     claim: str
-    patches: list[int]
+    patches: Every[Whole]
     predicted: Predicted
     source: str
-    pass_rate: float | None = None
-    spread: dict[str, dict[str, Spread]] | None = None
-    attempts: list[Attempt] | None = None
+    pass_rate: Share | None = None
+    spread: Named[Named[Spread]] | None = None
+    attempts: Every[Attempt] | None = None
 
 
-class Kernel(_Known):
+# What no kernel can be called, whose results are beside them.
+KEYS_OF_CASES = frozenset(Case.model_fields)
+
+
+class Kernel(Known):
     name: str
     release: str
     origin: str
@@ -180,33 +192,33 @@ class Kernel(_Known):
     series: Literal["before", "after", "unknown"]
 
 
-class HostFacts(_Known):
+class HostFacts(Known):
     kernel: str
-    cores: int
-    memory_bytes: int
+    cores: Count
+    memory_bytes: Count
     qemu: str
     qemu_sha256: str = ""
     accelerator: Literal["kvm", "tcg"]
 
 
-class ImageFacts(_Known):
+class ImageFacts(Known):
     name: str
     sha256: str
 
 
-class Partial(_Known):
+class Partial(Known):
     """How far a run came that has not ended, or that something ended early: `ended` of `wanted` results (`what`, such as cases) are known;
     `wanted` is None where only its end tells, and a limit if `at_most`. `why`: what ended it, or empty.
     """
 
-    ended: int
-    wanted: int | None
+    ended: Count
+    wanted: Count | None
     at_most: bool
     what: str
     why: str
 
 
-class Document(_Known):
+class Document(Known):
     """A run; complete, unless it is `partial`. `took_s`: of all scenarios; `guest_seconds`: the sum of their guests' times. `topology`:
     what scenarios used of the file, as YAML would say it; `topology_unused`: the places of the file that they did not use.
     """
@@ -216,18 +228,20 @@ class Document(_Known):
     run: str
     verdict: VerdictName
     partial: Partial | None = None
-    command: list[str]
+    command: Every[str]
     host: HostFacts
     image: ImageFacts
-    kernels: dict[str, Kernel] = Field(min_length=1)
+    kernels: Named[Kernel] = Field(min_length=1)
     topology: dict[str, Any] | None = None
-    topology_unused: list[str] = []
-    took_s: float
-    guest_seconds: float
-    scenarios: list[Case]
+    topology_unused: Every[str] = Field(default=[])
+    took_s: Seconds
+    guest_seconds: Seconds
+    scenarios: Every[Case]
 
     @model_validator(mode="after")
     def _every_case_has_every_kernel(self) -> Document:
+        if taken := self.kernels.keys() & KEYS_OF_CASES:
+            raise ValueError(f"expected names of kernels that are no keys of a case, got {', '.join(sorted(taken))}")
         for case in self.scenarios:
             for attempt in (case, *(case.attempts or ())):
                 if lacking := self.kernels.keys() - (attempt.__pydantic_extra__ or {}).keys():
@@ -239,11 +253,53 @@ class Document(_Known):
         for case in self.scenarios:
             if (case.pass_rate is None) is not (case.attempts is None):
                 raise ValueError(f"case {case.name}: expected `pass_rate` and `attempts`, or neither")
-        attempts = [attempt for case in self.scenarios for attempt in (case, *(case.attempts or ()))]
-        sides = [(attempt.__pydantic_extra__ or {})[name] for attempt in attempts for name in self.kernels]
+        sides = [attempt.side(name) for case in self.scenarios for attempt in (case, *(case.attempts or ())) for name in self.kernels]
         if len({said is None for side in sides for said in (side.verdict, side.judgement)}) > 1:
             raise ValueError("expected a verdict and a judgement of each kernel in each case, or of none")
         return self
+
+    @model_validator(mode="after")
+    def _verdicts_are_what_they_rest_on(self) -> Document:
+        """Nobody is told PASS by a file whose cases say something else, whoever has changed it or how it was damaged."""
+        for case in self.scenarios:
+            for attempt in (case, *(case.attempts or ())):
+                if said := _unfounded(attempt, {name: attempt.side(name) for name in self.kernels}):
+                    raise ValueError(f"case {case.name}: {said}")
+            if case.attempts is not None:
+                verdicts = [attempt.verdict for attempt in case.attempts]
+                _same(f"those of the attempts of case {case.name}", case.verdict, _gravest(verdicts))
+                if not verdicts or abs(verdicts.count("PASS") / len(verdicts) - (case.pass_rate or 0)) > 1e-3:
+                    raise ValueError(f"case {case.name}: expected a pass rate as its attempts have it, got {case.pass_rate}")
+        _same("those of its cases", self.verdict, _gravest([case.verdict for case in self.scenarios], partial=self.partial is not None))
+        return self
+
+
+def _gravest(verdicts: Iterable[str], *, partial: bool = False) -> str:
+    return overall(tuple(map(Verdict, verdicts)), partial=partial).value
+
+
+def _same(what: str, verdict: str, expected: str) -> None:
+    """:raise ValueError: a verdict is not that of what it sums up."""
+    if verdict != expected:
+        raise ValueError(f"expected the verdict {expected} by {what}, got {verdict}")
+
+
+# What each side of a pair shows where its case passes.
+_PAIR: dict[str, tuple[str, ...]] = {"base": ("open",), "patched": ("closed",)}
+
+
+def _unfounded(attempt: Attempt, sides: Mapping[str, Side]) -> str:
+    """Why an attempt's verdict cannot be what its kernels showed, or nothing. Only PASS needs reasons."""
+    alone = [side.verdict for side in sides.values() if side.verdict is not None]
+    if alone and attempt.verdict != (gravest := _gravest(alone)):
+        return f"expected the verdict {gravest} by those of its kernels, got {attempt.verdict}"
+    for name, side in sides.items():
+        if (side.verdict or attempt.verdict) != "PASS":
+            continue
+        shows = ("open", "closed") if alone else _PAIR.get(name, ())
+        if side.claim not in shows or not all(control.holds for control in side.controls):
+            return f"{name}: expected {' or '.join(shows) or 'a verdict of its own'} and controls that hold for a PASS, got {side.claim}"
+    return ""
 
 
 def json_schema() -> str:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from testbed import group_sampler, jsons, player, sampler
+from testbed import group_sampler, player, sampler
+from testbed.report import samples
+from testbed.report.samples import Point
 from testbed.sampler import BOUNDARIES_NS
 from testbed.units import MIB
 
-Point = dict[str, Any]
+T = TypeVar("T")
 # More lines than that are not told apart; the busiest are drawn.
 _MOST_LINES = 8
-_LARGEST_FILE = 64 << 20
+# A guest has a few; of what has more the first are drawn.
+_MOST_NAMES = _MOST_MARKS = 1000
 _WAYS = (("rd", "read", ""), ("wr", "write", "dash"))
 _SHARES = (0.5, 0.99)
 
@@ -34,56 +37,59 @@ class Recorded:
     kills: tuple[tuple[float, str, int], ...]
 
 
-def read(evidence: Path, most_points: int) -> Recorded:
-    """Of one guest, with at most so many points a line; what is not there, or no sample, is left out."""
-    disks = list(_lines(evidence / sampler.LOG, "disks"))
-    groups = list(_whole(_lines(evidence / group_sampler.LOG, "groups")))
-    begin = min((samples[0]["guest_s"] for samples in (disks, groups) if samples), default=None)
+def read(folder: Path, evidence: str, most_points: int) -> Recorded:
+    """Of one guest, whose evidence is below a run's folder, with at most so many points a line; what is not there, or no sample, is left
+    out."""
+    disks = list(samples.disks(folder, f"{evidence}/{sampler.LOG}"))
+    groups = list(samples.groups(folder, f"{evidence}/{group_sampler.LOG}"))
+    begin = min((found[0]["guest_s"] for found in (disks, groups) if found), default=None)
     if begin is None:
         return Recorded(begin_s=None, plots=(), marks=(), kills=())
-    disks, thin = _thinned(disks, most_points), _thinned(groups, most_points)
-    plots = [*_disk_plots(disks, begin), *_group_plots(thin, begin)]
-    acts = _lines(evidence / player.LOG, None)
-    marks = tuple((round(act["guest_s"] - begin, 2), _said(act)) for act in acts)
-    return Recorded(begin_s=begin, plots=tuple(plot for plot in plots if plot["lines"]), marks=marks, kills=tuple(_kills(groups, begin)))
+    plots = [*_disk_plots(_thinned(disks, most_points), begin), *_group_plots(_whole(groups, most_points), begin)]
+    acts = islice(samples.acts(folder, f"{evidence}/{player.LOG}"), _MOST_MARKS)
+    return Recorded(
+        begin_s=begin,
+        plots=tuple(plot for plot in plots if plot["lines"]),
+        marks=tuple((round(act["guest_s"] - begin, 2), _said(act)) for act in acts),
+        kills=tuple(islice(_kills(groups, begin), _MOST_MARKS)),
+    )
 
 
-def _lines(file: Path, key: str | None) -> Iterator[Point]:
-    """The lines that are samples; a guest that was lost may have left half of one."""
-    try:
-        if file.stat().st_size > _LARGEST_FILE:
-            return
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    for line in text.splitlines():
-        try:
-            found = jsons.parsed(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get("guest_s"), int | float) and (key is None or isinstance(found.get(key), dict)):
-            yield found
-
-
-def _whole(samples: Iterable[Point]) -> Iterator[Point]:
-    """Samples of groups with all groups that there are, not only those that have counted."""
-    known: dict[str, Any] = {}
-    for sample in samples:
-        known = {name: group for name, group in (known | sample["groups"]).items() if isinstance(group, dict)}
-        yield {"guest_s": sample["guest_s"], "groups": known}
+def _whole(changes: list[Point], most: int) -> list[Point]:
+    """Of samples of groups at most so many, with all groups that there were then, not only those that had counted."""
+    chosen, known, found = set(_chosen(len(changes), most)), dict[str, Any](), []
+    for number, sample in enumerate(changes):
+        for name, group in sample["groups"].items():
+            if group is None:
+                known.pop(name, None)
+            elif name in known or len(known) < _MOST_NAMES:
+                known[name] = group
+        if number in chosen:
+            found.append({"guest_s": sample["guest_s"], "groups": dict(known)})
+    return found
 
 
 def _thinned(samples: list[Point], most: int) -> list[Point]:
-    if len(samples) <= most:
-        return samples
-    step = (len(samples) - 1) / (most - 1)
-    return [samples[round(number * step)] for number in range(most)]
+    return [samples[number] for number in _chosen(len(samples), most)]
+
+
+def _chosen(count: int, most: int) -> list[int]:
+    """The numbers of at most so many samples, evenly spread, with the first and the last."""
+    if count <= most:
+        return list(range(count))
+    step = (count - 1) / (most - 1)
+    return [round(number * step) for number in range(most)]
 
 
 def _said(act: Point) -> str:
     if "reached" in act:
         return str(act["reached"])
     return f"{act.get('do', '')} failed: {act['error']}" if "error" in act else str(act.get("do", ""))
+
+
+def _first(found: Iterable[T]) -> list[T]:
+    """Each once, in their order, and no more than `_MOST_NAMES`."""
+    return list(dict.fromkeys(found))[:_MOST_NAMES]
 
 
 def _plot(title: str, unit: str, x: list[float], lines: Iterable[tuple[str, str, list[float | None]]]) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def _rates(samples: list[Point], counter: Callable[[Point], float | None], scale
 
 def _disk_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
     x = _times(samples, begin)
-    names = dict.fromkeys(name for sample in samples for name in sample["disks"])
+    names = _first(name for sample in samples for name in sample["disks"])
 
     def of(key: str, scale: float) -> Iterator[tuple[str, str, list[float | None]]]:
         for name in names:
@@ -142,10 +148,8 @@ def _disk_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
 
 def _group_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
     x = _times(samples, begin)
-    pairs = dict.fromkeys(
-        (name, device) for sample in samples for name, group in sample["groups"].items() for device in group.get("io", ())
-    )
-    names = dict.fromkeys(name for sample in samples for name in sample["groups"])
+    pairs = _first((name, device) for sample in samples for name, group in sample["groups"].items() for device in group.get("io", ()))
+    names = _first(name for sample in samples for name in sample["groups"])
 
     def of(keys: tuple[str, str], scale: float) -> Iterator[tuple[str, str, list[float | None]]]:
         for name, device in pairs:
@@ -213,11 +217,12 @@ def percentile_ms(counts: list[int], share: float) -> float | None:
     return edges[-1] / 1e6
 
 
-def _kills(samples: list[Point], begin: float) -> Iterator[tuple[float, str, int]]:
+def _kills(changes: list[Point], begin: float) -> Iterator[tuple[float, str, int]]:
     seen: dict[str, int] = {}
-    for sample in samples:
+    for sample in changes:
         for name, group in sample["groups"].items():
-            count = group.get("oom_kill", 0)
-            if isinstance(count, int) and count > seen.get(name, 0):
+            count = (group or {}).get("oom_kill", 0)
+            if count > seen.get(name, 0):
                 yield round(sample["guest_s"] - begin, 2), name, count - seen.get(name, 0)
-            seen[name] = count if isinstance(count, int) else 0
+            if group is not None:
+                seen[name] = count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons, parcel, paths, trust
+from testbed import beneath, jsons, parcel, paths, trust
 from testbed.bugs import Case
 from testbed.bugs.load import of_plain, read_plain
 from testbed.errors import HostError, TopologyError, UsageError
@@ -50,13 +51,15 @@ def is_bundle(path: Path) -> bool:
 
 
 def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
-    """Pack a run's folder into a new file; its size in bytes. `kernels`: folders of the cache that go along, by name.
+    """Pack a run's folder into a new file; its size in bytes. `kernels`: folders of the cache that go along, by name. The run may be a
+    stranger's: what is a link in it, or no file, stays behind.
 
-    :raise UsageError: it is no run of `repro`, or its bug would run things on another's machine. :raise HostError: it cannot be written.
+    :raise UsageError: it is no run of `repro`, or its bug would run things on another's machine, or nobody could open the bundle.
+    :raise HostError: it cannot be written.
     """
     try:
-        results = jsons.parsed((run / RESULTS).read_text(encoding="utf-8"))
-        plain = read_plain((run / BUG).read_text(encoding="utf-8"), str(run / BUG))[0]
+        results = jsons.parsed(beneath.read(run, RESULTS, parcel.MOST_TEXT_BYTES))
+        plain = read_plain(beneath.read(run, BUG, parcel.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG))[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
     try:
@@ -65,24 +68,32 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
         hooks = [str(error)]
     if hooks:
         raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
-    files = {BUG: run / BUG, RESULTS: run / RESULTS}
-    for guest in sorted((run / "guests").glob("*")):
-        files |= {f"guests/{guest.name}/{log}": guest / log for log in parcel.LOGS if (guest / log).is_file()}
+    files = {BUG: (run, BUG), RESULTS: (run, RESULTS)}
+    logs = (f"guests/{guest}/{log}" for guest in beneath.names(run, "guests") for log in parcel.LOGS)
+    files |= {log: (run, log) for log in logs if beneath.is_file(run, log)}
     for name, folder in kernels.items():
-        files |= {f"{KERNELS}/{name}/{path.relative_to(folder)}": path for path in sorted(_kernel_files(folder))}
+        files |= {f"{KERNELS}/{name}/{one}": (folder, one) for one in _kernel_files(folder)}
     try:
-        hashes = {name: cache.file_sha256(path) for name, path in files.items()}
+        hashes = {}
+        for name, (folder, one) in files.items():
+            with beneath.opened(folder, one, parcel.MOST_BYTES) as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
         manifest = json.dumps(parcel.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
+        sizes = {name: (folder / one).lstat().st_size for name, (folder, one) in files.items()} | {MANIFEST: len(manifest)}
+        if said := list(parcel.refusals(Member(name=name, size_bytes=size, is_file=True) for name, size in sizes.items())):
+            raise UsageError(f"{run}: nobody could open such a bundle: {'; '.join(said[:20])}")
         with target.open("xb") as raw:
             try:
                 with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
                     archive.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
-                    for name, path in sorted(files.items()):
-                        with path.open("rb") as file:
-                            archive.addfile(_entry(name, path.stat().st_size), file)
+                    for name, (folder, one) in sorted(files.items()):
+                        with beneath.opened(folder, one, parcel.MOST_BYTES) as file:
+                            archive.addfile(_entry(name, os.fstat(file.fileno()).st_size), file)
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {RESULTS}: {error}") from error
     except OSError as error:
         advice = "; choose another name with --output" if isinstance(error, FileExistsError) else ""
         raise HostError(f"{target}: cannot be written: {error.strerror or error}{advice}") from error
@@ -96,9 +107,9 @@ def _entry(name: str, size_bytes: int) -> tarfile.TarInfo:
     return entry
 
 
-def _kernel_files(folder: Path) -> Iterator[Path]:
-    yield from (folder / name for name in _KERNEL_FILES if (folder / name).is_file())
-    yield from (path for path in (folder / "early").glob("*.ko") if path.is_file())
+def _kernel_files(folder: Path) -> Iterator[str]:
+    early = (f"early/{name}" for name in beneath.names(folder, "early") if name.endswith(".ko"))
+    return (name for name in (*_KERNEL_FILES, *early) if beneath.is_file(folder, name))
 
 
 def read(path: Path) -> Bundle:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import shlex
 import shutil
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import filelock
 
-from testbed import journal, jsons, partial
-from testbed.errors import HostError
+from testbed import beneath, journal, jsons, partial
+from testbed.errors import HostError, TestbedError
 from testbed.held import lock_file
 from testbed.partial import Partial
 
 # As paths.new_run_folder names them.
-_NAME = re.compile(r"(\d{8}T\d{6})Z-[0-9a-f]{4}")
+_NAME = re.compile(r"([0-9]{8}T[0-9]{6})Z-[0-9a-f]{4}")
 # Held while a run goes on; free when its process has ended, however it did.
 _LOCK = ".running"
 _COMMAND = "command: "
 # Whoever has made a folder has put something into it by then.
 _FRESH_S = 3600.0
+_LARGEST_LOG, _LONGEST_LINE = 1 << 30, 1 << 20
+# Reads the results of a run's folder, None where it has left none; see `report.reading`.
+Read = Callable[[Path], Mapping[str, Any] | None]
 # What a run leaves: of scenarios, of bugs, or of a suite; and what each of its cases is.
 RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": "steps", "bisect.json": "asked", "suite.json": "tests"}
 
@@ -71,17 +76,18 @@ def going_on(folder: Path, command: Sequence[str]) -> Iterator[None]:
 
 def folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
     """Each run's folder, and when it began. Links and other things are no runs; there may be no place for any yet."""
-    for folder in runs.iterdir() if runs.is_dir() else ():
-        named = _NAME.fullmatch(folder.name)
-        if named is not None and folder.is_dir() and not folder.is_symlink():
-            yield folder, datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    for name in beneath.names(runs):
+        named = _NAME.fullmatch(name)
+        if named is not None and beneath.is_folder(runs, name):
+            with contextlib.suppress(ValueError):  # no such day
+                yield runs / name, datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
 
 
-def every(runs: Path, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
-    """All of them, the newest first; `in_use`: folders that guests which stay write to."""
+def every(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
+    """All of them, the newest first; `read`: reads a run's results; `in_use`: folders that guests which stay write to."""
     found = []
     for folder, at in folders(runs):
-        verdict, command, cases, ended = _results(folder)
+        verdict, command, cases, ended = _results(folder, read)
         found.append(
             Run(
                 folder=folder,
@@ -102,16 +108,24 @@ def sweep(runs: Path) -> tuple[Path, ...]:
     gone = []
     for folder, _ in folders(runs):
         old = time.time() - folder.stat().st_mtime > _FRESH_S
-        if old and not any(path.is_file() for path in folder.rglob("*") if path.name != journal.FILE or _says_more(path)):
+        if old and _is_empty(folder):
             shutil.rmtree(folder, ignore_errors=True)
             gone.append(folder)
     return tuple(gone)
 
 
-def _says_more(log: Path) -> bool:
-    """Whether a run's log holds more than its command."""
-    with log.open(encoding="utf-8") as lines:
-        return lines.readline() != "" and lines.readline() != ""
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing came of a run: there are folders, and logs that hold no more than its command."""
+    return all(name == journal.FILE and not _says_more(Path(above)) for above, _, names in os.walk(folder) for name in names)
+
+
+def _says_more(folder: Path) -> bool:
+    """Whether a log holds more than a command, or is none."""
+    try:
+        with beneath.opened(folder, journal.FILE, _LARGEST_LOG) as log:
+            return log.readline(_LONGEST_LINE) != b"" and log.readline(1) != b""
+    except OSError:
+        return True
 
 
 def superfluous(
@@ -148,39 +162,37 @@ def remove(run: Run, runs: Path) -> None:
 
 
 def held(folder: Path) -> bool:
-    path = folder / _LOCK
-    if not path.exists():
-        return False
-    lock = lock_file(path)
+    """Whether a run goes on in a folder, which may be a stranger's: its lock is only asked, and neither made nor written to."""
     try:
-        lock.acquire(blocking=False)
-    except (OSError, filelock.Timeout):
+        with beneath.opened(folder, _LOCK, _LARGEST_LOG) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
         return True
-    lock.release()
+    except OSError:
+        return False  # none, or what is no lock of ours
     return False
 
 
-def results(folder: Path) -> Path | None:
-    """The file with a run's results."""
-    return next((path for name in RESULTS if (path := folder / name).is_file()), None)
+def results(folder: Path) -> str | None:
+    """What the file with a run's results is called. It may be something else than a file."""
+    return next((name for name in RESULTS if beneath.has(folder, name)), None)
 
 
-def _results(folder: Path) -> tuple[str, tuple[str, ...], int, Partial | None]:
+def _results(folder: Path, read: Read) -> tuple[str, tuple[str, ...], int, Partial | None]:
     try:
-        path = results(folder)
-        if path is None:
+        found = read(folder)
+        if found is None:
             return "", _begun(folder), 0, None
-        found = jsons.parsed(path.read_text(encoding="utf-8"))
-        said = found["verdict"] if path.name == "results.json" else found["result"]
-        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[path.name]]), partial.read(found)
-    except (OSError, ValueError, KeyError, TypeError):
+        said, cases = found.get("result", found.get("verdict")), RESULTS[str(results(folder))]
+        return str(said), tuple(map(str, found["command"][1:])), len(found[cases]), partial.read(found)
+    except (TestbedError, OSError, ValueError, KeyError, TypeError):
         return "", (), 0, None
 
 
 def _begun(folder: Path) -> tuple[str, ...]:
     """The command of a run that left no results, by its log."""
-    with (folder / journal.FILE).open(encoding="utf-8") as log:
-        event = str(jsons.parsed(log.readline())["event"])
+    with beneath.opened(folder, journal.FILE, _LARGEST_LOG) as log:
+        event = str(jsons.printed(log.readline(_LONGEST_LINE))["event"])
     return tuple(shlex.split(event.removeprefix(_COMMAND))[1:]) if event.startswith(_COMMAND) else ()
 
 

@@ -17,7 +17,7 @@ from testbed.store.kernel_files import KernelFiles
 from testbed.topology.disks import disk_of
 from testbed.topology.model import Guest
 from testbed.units import GIB
-from testbed.verdict import Balance, Control, Evidence, Gap, Judgement, Lost, Measure, Skipped, Verdict, judge_pair
+from testbed.verdict import Balance, Control, Evidence, Gap, Judgement, Lost, Measure, Skipped, Verdict, judge_pair, overall
 from tests.unit.values import host
 
 
@@ -90,10 +90,9 @@ def failed(folder: Path) -> Result:
 MODEL = Guest(disks={"data": disk_of(type="nvme", size=GIB)})
 
 
-def document(
-    folder: Path, *of: Result, verdict: Verdict = Verdict.PASS, model: Guest = MODEL, partial: Partial | None = None
-) -> dict[str, Any]:
+def document(folder: Path, *of: Result, model: Guest = MODEL, partial: Partial | None = None) -> dict[str, Any]:
     """What results.json says of them."""
+    verdict = overall(tuple(one.judgement.verdict for one in of), partial=partial is not None)
     image = Image(name="bookworm", sha256="i" * 64, folder=Path("/i"))
     command = ["testbed", "compare"]
     return results.document(folder, verdict, command, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64, partial=partial)

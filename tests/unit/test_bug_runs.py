@@ -21,7 +21,7 @@ from testbed.console import Finding, Kind
 from testbed.errors import GuestLost, UsageError
 from testbed.kernels import Series
 from testbed.partial import Partial
-from testbed.report import bug_files
+from testbed.report import bug_files, reading
 from testbed.report import repro as report
 from testbed.report.bug_schema import MODELS
 from testbed.repro import Job, Limits, Tried
@@ -170,7 +170,7 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     document = documents(folder)[what]
     bug_files.write(document, folder)
     assert bug_files.read(folder) == json.loads(json.dumps(document))
-    (listed,) = runs.every(folder.parent)
+    (listed,) = runs.every(folder.parent, reading.document)
     assert (listed.verdict, listed.command[0]) == (document["result"], "verb") and listed.cases
 
     page = (folder / "report.html").read_text()
@@ -202,7 +202,7 @@ def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> N
     document = documents(folder, INTERRUPTED)[what]
     assert document["result"] == "unfinished" and documents(folder)[what]["result"] != "unfinished"
     bug_files.write(document, folder)
-    (listed,) = runs.every(folder.parent)
+    (listed,) = runs.every(folder.parent, reading.document)
     assert listed.partial == INTERRUPTED
     said = "1 of at most 12 tries ended; interrupted by SIGINT"
     for kind in ("markdown", "html"):

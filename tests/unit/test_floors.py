@@ -19,6 +19,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "progress",
         "jsons",
         "paths",
+        "beneath",
         "trust",
         "patterns",
         "rates",

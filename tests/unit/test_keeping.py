@@ -15,12 +15,12 @@ from testbed import partial
 from testbed.cli.kept import run_kept
 from testbed.errors import HostError, UsageError
 from testbed.partial import Partial
-from testbed.report import artefacts, diff, results
+from testbed.report import artefacts, diff, reading, results
 from testbed.report.keeping import Keeper
 from testbed.report.markdown import markdown
 from testbed.runner import Result
 from testbed.store import runs
-from testbed.verdict import Verdict, overall
+from testbed.verdict import Verdict
 from tests import junit as junit_rules
 from tests import ktap as ktap_rules
 from tests.unit.outcomes import document, failed, passed
@@ -30,8 +30,7 @@ from tests.unit.values import APART, may_mount
 def so_far(folder: Path, ended: list[Result], wanted: int) -> Callable[[str | None], dict[str, Any]]:
     def made(why: str | None) -> dict[str, Any]:
         end = None if why is None else Partial(ended=len(ended), wanted=wanted, what="cases", why=why)
-        verdict = overall(tuple(one.judgement.verdict for one in ended), partial=end is not None)
-        return document(folder, *ended, verdict=verdict, partial=end)
+        return document(folder, *ended, partial=end)
 
     return made
 
@@ -51,7 +50,7 @@ def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path)
         # All that ended has passed, and that is not the run's verdict.
         assert (read["verdict"], [case["verdict"] for case in read["scenarios"]]) == ("INFRA", ["PASS"])
         assert str(partial.read(read)) == "1 of 2 cases ended; the run goes on"
-        (listed,) = runs.every(folder.parent)
+        (listed,) = runs.every(folder.parent, reading.document)
         assert listed.going_on and listed.partial == partial.read(read)
         ended.append(passed(folder))
         complete, unwritten = keeper.finish()

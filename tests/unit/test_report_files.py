@@ -19,7 +19,6 @@ from testbed.report.ktap import ktap
 from testbed.report.markdown import markdown
 from testbed.topology import load_points
 from testbed.topology.model import Topology
-from testbed.verdict import Verdict
 from tests import junit as junit_rules
 from tests import ktap as ktap_rules
 from tests.unit.outcomes import alone, document, failed, lost, passed, skipped
@@ -28,10 +27,13 @@ PUBLISHED = Path(results.__file__).with_name("results.schema.json")
 # What a guest may say in order to be something else than text.
 EVIL = '\x00\x1b[2J]]>&<failure>\ud800\u2028 # SKIP "x"\nok 1 all\n1..0\nKTAP version 1'
 
+# The same where a stranger's results are read.
+SAID = ']]>&<failure>\ufffd\u2028 # SKIP "x"\nok 1 all\n1..0\nKTAP version 1'
+
 
 def every(folder: Path) -> dict[str, Any]:
     of = (passed(folder), skipped(folder), failed(folder), lost(folder))
-    return document(folder, *of, verdict=Verdict.FAIL)
+    return document(folder, *of)
 
 
 def evil(folder: Path) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def evil(folder: Path) -> dict[str, Any]:
             case[side]["reason"] = EVIL
             case[side]["measures"] = {EVIL: {"value": 1, "unit": EVIL, "source": EVIL}}
             case[side]["console"] = [{"kind": "warning", "seconds": None, "text": EVIL, "expected": False}]
-            case[side]["controls"] = [{"name": EVIL, "expected": EVIL, "got": EVIL, "holds": False}]
+            case[side]["controls"] = [{"name": EVIL, "expected": EVIL, "got": EVIL, "holds": case["verdict"] == "PASS"}]
         case["reason"] = EVIL
         case["name"] = f"{case['name']} {EVIL}"
     return found
@@ -178,7 +180,7 @@ def test_nothing_that_a_guest_says_becomes_another_result(tmp_path: Path) -> Non
 def test_all_of_them_are_in_the_runs_folder_whatever_a_guest_said(tmp_path: Path) -> None:
     artefacts.write(evil(tmp_path), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.ktap", "junit.xml", "report.html"}
-    assert results.read(str(tmp_path), tmp_path)["scenarios"][0]["reason"] == EVIL
+    assert results.read(str(tmp_path), tmp_path)["scenarios"][0]["reason"] == SAID
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from testbed.errors import HostError, UsageError
-from testbed.report import bug_files, live, results
+from testbed.report import bug_files, live, reading, results
 from testbed.store import runs
 from testbed.store.runs import Run
 from testbed.verdict import Verdict
@@ -90,14 +90,14 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
 def test_a_run_that_was_killed_goes_on_no_more(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
     (folder / ".running").touch()
-    (found,) = runs.every(tmp_path / "runs")
+    (found,) = runs.every(tmp_path / "runs", reading.document)
     assert not found.going_on
-    assert runs.every(tmp_path / "runs", [folder / "g0"])[0].going_on
+    assert runs.every(tmp_path / "runs", reading.document, [folder / "g0"])[0].going_on
 
 
 def test_what_is_no_folder_of_runs_is_not_removed(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
-    (found,) = runs.every(tmp_path / "runs")
+    (found,) = runs.every(tmp_path / "runs", reading.document)
     for wrong in (replace(found, folder=tmp_path), replace(found, folder=tmp_path / "runs" / ".." / "runs")):
         with pytest.raises(HostError, match="it is left alone"):
             runs.remove(wrong, tmp_path / "runs")
@@ -146,11 +146,9 @@ def test_every_format_is_printed_and_the_last_line_is_the_same(tmp_path: Path) -
     assert shown.returncode == 0 and (folder / "report.html").is_file()
     same = testbed(tmp_path, "report", "--diff", folder.name, "last", "--json")
     assert same.returncode == 3 and json.loads(same.stdout)["verdicts"] == []
-    worse = made(
-        tmp_path / "state", "20200102T000000Z-0002", json.dumps(found | {"scenarios": [found["scenarios"][0] | {"verdict": "FAIL"}]})
-    )
+    worst = found | {"verdict": "FAIL", "scenarios": [found["scenarios"][0] | {"verdict": "FAIL"}]}
+    worse = made(tmp_path / "state", "20200102T000000Z-0002", json.dumps(worst))
     # Whoever looks at a run again gets its exit code, too.
-    worse.joinpath("results.json").write_text(json.dumps(json.loads(worse.joinpath("results.json").read_text()) | {"verdict": "FAIL"}))
     failed_one = testbed(tmp_path, "report", worse.name)
     assert failed_one.returncode == 1 and failed_one.stderr.splitlines()[-1] == f"verdict: FAIL {worse}"
     other = testbed(tmp_path, "report", "--diff", folder.name, worse.name)
@@ -228,7 +226,7 @@ def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more
         raise ValueError("no")
     os.utime(folder, (0, 0))
     assert runs.sweep(tmp_path) == ()
-    (found,) = runs.every(tmp_path)
+    (found,) = runs.every(tmp_path, reading.document)
     assert (found.command, found.verdict, found.cases) == (("compare", "a b"), "", 0)
 
 
@@ -237,7 +235,7 @@ def test_results_that_are_nested_without_end_are_none(tmp_path: Path, name: str)
     folder = tmp_path / "20260601T000000Z-0000"
     folder.mkdir()
     (folder / name).write_text("[" * 200_000)
-    (found,) = runs.every(tmp_path)
+    (found,) = runs.every(tmp_path, reading.document)
     assert (found.verdict, found.cases) == ("", 0)
     with pytest.raises(UsageError, match="expected JSON: it is nested too deeply"):
         bug_files.read(folder)

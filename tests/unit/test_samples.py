@@ -148,7 +148,7 @@ def test_rates_are_differences_and_survive_a_new_beginning_and_broken_lines(tmp_
         '{"guest_s": "x", "disks": {}}',
         disk(13.0, MIB, 5, bins(b1=5)),
     )
-    recorded = series.read(tmp_path / "g", 100)
+    recorded = series.read(tmp_path, "g", 100)
     plots = {plot["title"]: plot for plot in recorded.plots}
     assert recorded.begin_s == 10.0
     assert plots["Disk bandwidth"]["x"] == [0, 2, 3]
@@ -185,7 +185,7 @@ def test_groups_that_say_nothing_are_as_they_were_and_kills_are_marks(tmp_path: 
         {"guest_s": 6.5, "act": 0, "do": "hang data 1s"},
         {"guest_s": 7.5, "act": 1, "error": "no", "do": "x"},
     )
-    recorded = series.read(tmp_path / "g", 100)
+    recorded = series.read(tmp_path, "g", 100)
     plots = {plot["title"]: plot for plot in recorded.plots}
     assert plots["Control groups' memory"]["lines"] == [{"name": "a file", "dash": "", "y": [None, 8, 8, None]}]
     assert plots["Control groups' bandwidth"]["lines"] == [{"name": "a on data read", "dash": "", "y": [None, 1, 0, None]}]
@@ -195,11 +195,11 @@ def test_groups_that_say_nothing_are_as_they_were_and_kills_are_marks(tmp_path: 
 
 def test_long_series_are_thinned_and_lose_nothing(tmp_path: Path) -> None:
     write(tmp_path / "g", "samples.jsonl", *(disk(n / 2, n * MIB, n) for n in range(1001)))
-    (plot,) = (plot for plot in series.read(tmp_path / "g", 21).plots if plot["title"] == "Disk bandwidth")
+    (plot,) = (plot for plot in series.read(tmp_path, "g", 21).plots if plot["title"] == "Disk bandwidth")
     assert len(plot["x"]) == 21 and (plot["x"][0], plot["x"][-1]) == (0, 500)
     seconds = [after - before for before, after in zip(plot["x"], plot["x"][1:], strict=False)]
     assert sum(rate * length for rate, length in zip(plot["lines"][0]["y"][1:], seconds, strict=True)) == pytest.approx(1000)
 
 
 def test_without_samples_there_are_no_plots(tmp_path: Path) -> None:
-    assert series.read(tmp_path / "nothing", 100) == series.Recorded(begin_s=None, plots=(), marks=(), kills=())
+    assert series.read(tmp_path, "nothing", 100) == series.Recorded(begin_s=None, plots=(), marks=(), kills=())

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from testbed import group_sampler, player, sampler
-from testbed.report import bug_files, bug_view, diff, junit, markdown, results, series
+from testbed.report import bug_files, bug_view, diff, junit, markdown, reading, results, series
 from testbed.report import ktap as own_ktap
 from testbed.report.bug_schema import MODELS
 from testbed.store import runs
@@ -41,14 +41,14 @@ def ktap_of(data: bytes) -> None:
 def listed(data: bytes) -> None:
     """A run as `testbed runs` lists it, by either kind of results and by its log."""
     for name in ("results.json", "repro.json", "log.jsonl"):
-        runs.every(_run(data, name).parent)
+        runs.every(_run(data, name).parent, reading.document)
 
 
 def samples(data: bytes) -> None:
     """What was sampled of a guest, as plots: the same lines as those of disks, of groups and of the timeline."""
     for name in (sampler.LOG, group_sampler.LOG, player.LOG):
-        folder = place.file(data, f"evidence/{name}").parent
-    json.dumps(series.read(folder, 100).plots, allow_nan=False)
+        folder = place.file(data, f"evidence/{name}").parent.parent
+    json.dumps(series.read(folder, "evidence", 100).plots, allow_nan=False)
 
 
 def _run(data: bytes, name: str) -> Path:
