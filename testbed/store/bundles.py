@@ -77,7 +77,7 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
         hashes = {}
         for name, (folder, one) in files.items():
             with beneath.opened(folder, one, parcel.MOST_BYTES) as file:
-                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
         manifest = json.dumps(parcel.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
         sizes = {name: (folder / one).lstat().st_size for name, (folder, one) in files.items()} | {MANIFEST: len(manifest)}
         if said := list(parcel.refusals(Member(name=name, size_bytes=size, is_file=True) for name, size in sizes.items())):

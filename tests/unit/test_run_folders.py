@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from testbed import beneath, bug_results, cli, jsons
-from testbed.cli import app as whole
+from testbed.cli.app import app
 from testbed.errors import TestbedError, UsageError
 from testbed.partial import Partial
 from testbed.report import artefacts, bug_files, reading, results, series
@@ -47,7 +47,7 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> object
     for room in ("reports", "bundle", "store"):
         cli.load(room)
     try:
-        whole(list(words), standalone_mode=False)
+        app(list(words), standalone_mode=False)
     except SystemExit as ended:
         return ended.code
     except TestbedError as error:
@@ -274,10 +274,8 @@ def test_attempts_and_kernels_that_say_another_verdict_are_refused(folder: Path)
     (folder / "results.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match="expected the verdict FAIL by those of its kernels, got PASS"):
         reading.document(folder)
-    for rate, verdict, message in (
-        (1.0, "FAIL", "by those of the attempts of case gate, got PASS"),
-        (0.5, "PASS", "expected a pass rate as its attempts have it"),
-    ):
+    apart = "FAIL by those of the attempts of case gate, got PASS"
+    for rate, verdict, message in ((1.0, "FAIL", apart), (0.5, "PASS", "expected a pass rate as its attempts have it")):
         found = document(folder, passed(folder))
         case = found["scenarios"][0]
         attempt = {key: case[key] for key in ("verdict", "reason", "base", "patched")}
