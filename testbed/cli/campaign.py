@@ -270,10 +270,8 @@ def _list(kernels: str | None) -> Found:
         named = sizes.names("--kernels", kernels)
         if len(named) == 1:
             raise UsageError(f"--kernels {kernels}: expected two kernels or more, with commas between, or a folder that is there")
-        for number, name in enumerate(named):
+        for name in named:
             table.resolve(name)
-            if name in named[:number]:
-                raise UsageError(f"--kernels: expected each kernel once, got {name} twice")
         return Found(kernels=named, others=())
     found = kernel_folders.scan(folder)
     if len(found.kernels) < 2:

@@ -37,6 +37,7 @@ from testbed.lab import Lab, open_lab
 from testbed.partial import Partial
 from testbed.progress import Progress
 from testbed.report import artefacts, live, results, table
+from testbed.report.schema import KEYS_OF_CASES
 from testbed.runner import Judge, Result
 from testbed.scenarios import select
 from testbed.scenarios.base import Case
@@ -195,6 +196,8 @@ def matrix(
 ) -> None:
     """Run scenarios on several kernels: one table, scenario by kernel, each judged by what the kernel table says of it."""
     names = tuple(kernel_table().rows) if kernels is None else sizes.names("--kernels", kernels)
+    for name in KEYS_OF_CASES & {*names}:
+        raise UsageError(f"--kernels {name}: each case has that in results.json for something else; name the file by a path, as ./{name}")
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
         file=for_scenarios(topology, ignore=ignore_stack),

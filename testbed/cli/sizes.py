@@ -34,11 +34,14 @@ def size_bytes(option: str, text: str) -> int:
 
 
 def names(option: str, text: str) -> tuple[str, ...]:
-    """The names of a list such as `debian-6.1,debian-6.12`.
+    """The kernels of a list such as `debian-6.1,debian-6.12`.
 
-    :raise UsageError: one of them is empty, as an unset variable of the shell leaves it.
+    :raise UsageError: one of them is empty, as an unset variable of the shell leaves it, or is there twice.
     """
     found = tuple(name.strip() for name in text.split(","))
     if not all(found):
         raise UsageError(f"{option} {text}: expected names with commas between, got an empty one; is a variable of the shell not set?")
+    for number, name in enumerate(found):
+        if name in found[:number]:
+            raise UsageError(f"{option}: expected each kernel once, got {name} twice")
     return found

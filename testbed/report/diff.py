@@ -2,7 +2,7 @@
 
 Each measure of a case on a kernel is a sample in either run, of one value an attempt. The exact test of Mann and Whitney says whether two
 samples differ, Benjamini's and Hochberg's adjustment over all measures how many of the differences may be chance, and Hodges' and Lehmann's
-shift by how much (`rank_test`). Verdicts are compared as they are.
+shift by how much (`rank_test`). How often a case passed is one more row (`passes`). Verdicts are compared as they are.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from testbed import partial, rank_test
-from testbed.report.words import quantity
+from testbed.report import passes
+from testbed.report.words import judged_alone, quantity
 
 # Of the changes that are reported, so many are expected to be chance.
 LEVEL = 0.05
@@ -32,7 +33,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     sides = [side for side in after["kernels"] if side in before["kernels"]]
     pairs = [(old[name], new[name], side) for name in both for side in sides if side in old[name] and side in new[name]]
     every = [row for pair in pairs for row in _rows(*pair)]
-    rows = [row for row in every if row is not None]
+    alone = tuple(side for side in sides if judged_alone(before) and judged_alone(after))
+    rows = [*(row for row in every if row is not None), *(row for name in both for row in passes.rows(old[name], new[name], alone))]
+    for row in rows:
+        row |= {"adjusted_p": None, "changed": None}
     _judge(rows)
     found = {
         "before": _run(before),
@@ -41,11 +45,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
         "added": [name for name in new if name not in old],
         "gone": [name for name in old if name not in new],
         "kernels_not_in_both": sorted({*before["kernels"]} ^ {*after["kernels"]}),
-        "verdicts": [
-            {"case": name, "before": old[name]["verdict"], "after": new[name]["verdict"], "reason": new[name]["reason"]}
-            for name in both
-            if old[name]["verdict"] != new[name]["verdict"]
-        ],
+        "verdicts": [said for name in both for said in _verdicts(old[name], new[name], alone)],
         "one_sided": [said for pair in pairs for said in _one_sided(*pair)],
         "level": LEVEL,
         "needed": _needed(len(rows)),
@@ -124,14 +124,20 @@ def _rows(old: dict[str, Any], new: dict[str, Any], side: str) -> Iterator[Row |
             "interval": None,
             "change": None,
             "p": None,
-            "adjusted_p": None,
-            "changed": None,
         }
         if comparable:
             moved = rank_test.shift(first, second)
             row |= {"shift": moved.estimate, "interval": [moved.low, moved.high], "p": rank_test.p_value(first, second)}
             row["change"] = round(moved.estimate / abs(row["before"]), 4) if row["before"] else None
         yield row
+
+
+def _verdicts(old: dict[str, Any], new: dict[str, Any], alone: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """The verdicts of a case that are not the same: its own, or those of the kernels that are each judged alone."""
+    said = [("", old, new, "reason")] if not alone else [(side, old[side], new[side], "judgement") for side in alone]
+    for kernel, was, now, why in said:
+        if was["verdict"] != now["verdict"]:
+            yield {"case": new["name"], "kernel": kernel, "before": was["verdict"], "after": now["verdict"], "reason": now[why]}
 
 
 def _one_sided(old: dict[str, Any], new: dict[str, Any], side: str) -> Iterator[str]:
@@ -192,7 +198,7 @@ def text(found: dict[str, Any]) -> str:
     lines += [f"- kernel only in one: {name}" for name in found["kernels_not_in_both"]]
     lines += [f"- not compared: {_line(said)}" for said in found["one_sided"]]
     lines += ["", "## Changed", ""] if lines[-1] else ["## Changed", ""]
-    lines += [f"- {row['case']}: {row['before']}, then **{row['after']}**: {_line(row['reason'])}" for row in found["verdicts"]]
+    lines += [f"- {_where(row)}: {row['before']}, then **{row['after']}**: {_line(row['reason'])}" for row in found["verdicts"]]
     lines += [f"- {_row(row)}" for row in found["measures"]]
     if not (found["verdicts"] or found["measures"]):
         lines.append(_nothing(found))
@@ -219,7 +225,11 @@ def _nothing(found: dict[str, Any]) -> str:
 def _row(row: Row) -> str:
     old, new = (" ".join(quantity(row[when], row["unit"])) for when in ("before", "after"))
     share = f" ({row['change']:+.0%})" if row["change"] is not None else ""
-    return f"{row['case']} on {row['kernel']}: {row['measure']} {old}, then {new}{share}: {row['why']}"
+    return f"{_where(row)}: {row['measure']} {old}, then {new}{share}: {row['why']}"
+
+
+def _where(row: Row) -> str:
+    return f"{row['case']} on {row['kernel']}" if row["kernel"] else str(row["case"])
 
 
 def _line(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from testbed import bug_results, claims, partial, reach, repro, runner
+from testbed import bug_results, claims, jsons, partial, reach, repro, runner
 from testbed.bisection import Answer, Between
 from testbed.blktests import RESULTS, Status
 from testbed.blktests import Outcome as SuiteOutcome
@@ -169,7 +169,7 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     (guest / "console.log").write_text(f"first\n{EVIL}\nlast words\n")
     document = documents(folder)[what]
     bug_files.write(document, folder)
-    assert bug_files.read(folder) == json.loads(json.dumps(document))
+    assert bug_files.read(folder) == jsons.printed(json.dumps(document).encode())
     (listed,) = runs.every(folder.parent, reading.document)
     assert (listed.verdict, listed.command[0]) == (document["result"], "verb") and listed.cases
 

@@ -12,7 +12,7 @@ import pytest
 
 from testbed.errors import UsageError
 from testbed.report import diff, results
-from testbed.verdict import Evidence
+from testbed.verdict import Evidence, Judgement, Verdict, gravest
 from tests.unit.outcomes import document, failed, lost, passed
 
 
@@ -82,7 +82,8 @@ def many(chance: random.Random, attempts: int, measures: int, *, lost: int = 0, 
 
     def once() -> dict[str, Any]:
         values = [chance.gauss(1 - by if number < lost else 1.0, 0.08) for number in range(measures)]
-        return {"k": {"measures": {f"m{number}": {"value": value, "unit": "IOPS"} for number, value in enumerate(values)}}}
+        found = {f"m{number}": {"value": value, "unit": "IOPS"} for number, value in enumerate(values)}
+        return {"verdict": "PASS", "k": {"measures": found}}
 
     said = [once() for _ in range(attempts)]
     case = {"name": "c", "verdict": "PASS", "reason": "", **said[0], "attempts": said}
@@ -128,7 +129,7 @@ def test_verdicts_cases_and_what_it_ran_on_are_compared(tmp_path: Path) -> None:
     new["host"]["qemu"] = "8.0"
     found = diff.compare(old, new)
     assert found["gone"] == ["oom-tmpfs"] and len(found["added"]) == 1
-    assert found["verdicts"] == [{"case": "gate", "before": "PASS", "after": "FAIL", "reason": "worse\nmore"}]
+    assert found["verdicts"] == [{"case": "gate", "kernel": "", "before": "PASS", "after": "FAIL", "reason": "worse\nmore"}]
     assert [row["what"] for row in found["setup"]] == ["kernel patched", "host qemu"]
     text = diff.text(found)
     assert "- gate: PASS, then **FAIL**: worse\n" in text and "6.1-cloud s, then 6.2-cloud other" in text
@@ -171,3 +172,53 @@ def test_what_only_one_run_has_and_what_was_lost_in_both_is_not_unchanged(tmp_pa
     ):
         found = diff.compare(first, second)
         assert found["result"] == diff.UNKNOWN and said in diff.text(found)
+
+
+def repeated(folder: Path, verdicts: str) -> dict[str, Any]:
+    """A run whose gate passed (p), failed (f) or was lost (l) in each attempt, with the same measures in all."""
+    kinds = {"p": passed, "f": failed, "l": lost}
+    gate = passed(folder).case
+    return document(folder, *(replace(kinds[one](folder), case=gate, attempt=number) for number, one in enumerate(verdicts, 1)))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "result", "said"),
+    [
+        ("ffffffff", "fppppppp", diff.CHANGED, "gate: passed 0 % of the attempts, then 87.5 % of the attempts: shift +87.5 %"),
+        ("fppppppp", "ffffffff", diff.CHANGED, "gate: passed 87.5 % of the attempts, then 0 % of the attempts: shift -87.5 %"),
+        ("ffffpppp", "ffffffpp", diff.UNCHANGED, "gate: passed 50 % of the attempts, then 25 % of the attempts: shift -25 %"),
+        ("ffffffff", "ffffffff", diff.UNCHANGED, "Nothing, beyond chance."),
+        ("fp", "ffp", diff.UNKNOWN, "gate: passed 50 % of the attempts, then 33.33 % of the attempts: 2 against 3: expected 4 attempts"),
+        # An attempt that was lost says nothing: 0 of 3 against 3 of 4 would be more.
+        ("fffllll", "fpppllll", diff.UNKNOWN, "3 against 4: expected 4 attempts or more in each run"),
+    ],
+)
+def test_how_often_a_case_passed_is_compared_where_its_verdict_is_the_same(
+    tmp_path: Path, before: str, after: str, result: str, said: str
+) -> None:
+    found = diff.compare(repeated(tmp_path, before), repeated(tmp_path, after))
+    assert found["verdicts"] == [] and said in diff.text(found), diff.text(found)
+    assert found["result"] == result
+
+
+def test_kernels_that_are_judged_alone_are_compared_one_by_one(tmp_path: Path) -> None:
+    """One is better, the other worse: the case's verdict is the same."""
+
+    def judged(*verdicts: tuple[str, str]) -> dict[str, Any]:
+        results = []
+        for attempt, pair in enumerate(verdicts, 1):
+            by_kernel = {name: Judgement(verdict=Verdict(said), reason=said) for name, said in zip(("base", "patched"), pair, strict=True)}
+            whole = gravest(tuple(by_kernel.values()))
+            results.append(replace(passed(tmp_path), attempt=attempt, judgement=whole, by_kernel=by_kernel))
+        return document(tmp_path, *results)
+
+    found = diff.compare(judged(("PASS", "FAIL")), judged(("FAIL", "PASS")))
+    assert [(row["kernel"], row["before"], row["after"]) for row in found["verdicts"]] == [
+        ("base", "PASS", "FAIL"),
+        ("patched", "FAIL", "PASS"),
+    ]
+    assert found["result"] == diff.CHANGED and "gate on base: PASS, then **FAIL**" in diff.text(found)
+    first, second = judged(*[("FAIL", "PASS")] * 8, ("FAIL", "FAIL")), judged(*[("FAIL", "FAIL")] * 8, ("FAIL", "PASS"))
+    (row,) = diff.compare(first, second)["measures"]
+    assert (row["case"], row["kernel"], row["measure"], row["attempts"]) == ("gate", "patched", "passed", [9, 9])
+    assert row["shift"] == pytest.approx(-700 / 9) and row["interval"][0] < row["shift"] < row["interval"][1] < 0
