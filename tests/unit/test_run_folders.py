@@ -243,11 +243,11 @@ def changed(found: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
         ("scenarios.0.base.claim", "closed", "base: expected open and controls that hold for a PASS, got closed"),
         ("scenarios.0.patched.controls.0.holds", False, "patched: expected closed and controls that hold for a PASS"),
         ("took_s", "3", "took_s: Input should be a valid number"),
-        ("took_s", 10**400, "took_s: Input should be a valid number"),
+        ("took_s", 10**400, "expected a whole number of at most 64 bits"),
         ("took_s", -1, "took_s: Input should be greater than or equal to 0"),
         ("host.cores", 2.0, "host.cores: Input should be a valid integer"),
         ("host.cores", True, "host.cores: Input should be a valid integer"),
-        ("host.memory_bytes", 10**30, "host.memory_bytes: Input should be less than"),
+        ("host.memory_bytes", -1, "host.memory_bytes: Input should be greater than or equal to 0"),
         ("scenarios.0.base.evidence", "../../etc", "evidence: Value error, expected a path below the run's folder"),
         ("scenarios.0.base.evidence", "/etc", "evidence: Value error, expected a path below the run's folder"),
         ("scenarios.0.reason", None, "reason: Input should be a valid string"),
@@ -331,7 +331,7 @@ def test_what_every_run_writes_is_what_every_run_reads(folder: Path) -> None:
 
 def test_halves_of_characters_and_control_codes_are_left_out_of_keys_as_well() -> None:
     assert jsons.printed(b'{"a\\u001b[2J": ["\\ud800", 1, null, "\\u202eb"]}') == {"a": ["\ufffd", 1, None, "b"]}
-    with pytest.raises(ValueError, match="nested too deeply"):
+    with pytest.raises(ValueError, match="at most 64 levels"):
         jsons.printed(b"[" * 900 + b"]" * 900)
 
 

@@ -237,6 +237,6 @@ def test_results_that_are_nested_without_end_are_none(tmp_path: Path, name: str)
     (folder / name).write_text("[" * 200_000)
     (found,) = runs.every(tmp_path, reading.document)
     assert (found.verdict, found.cases) == ("", 0)
-    with pytest.raises(UsageError, match="expected JSON: it is nested too deeply"):
+    with pytest.raises(UsageError, match="expected JSON: expected at most 64 levels"):
         bug_files.read(folder)
         results.read(str(folder), tmp_path)
