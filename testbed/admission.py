@@ -18,8 +18,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
-from testbed import allotment, jsons
+from testbed import allotment, jsons, neighbours, paths
 from testbed.errors import HostError
 from testbed.units import MIB, format_size
 
@@ -29,6 +30,8 @@ _SLOWEST_POLL_S = 1.0
 # What a guest needs beyond its own memory: translated code, and QEMU itself. About 100 MiB have been seen.
 _OVERHEAD_BYTES = 128 * MIB
 _LONG_NS = 60_000_000_000
+# How often the gate is asked for until its holder is named: about two seconds.
+_LONG_ASKED = 400
 _numbers = itertools.count()
 
 # Hears what is waited for, each time that it is something else.
@@ -170,14 +173,14 @@ class Admission:
         :raise HostError: there is no memory for it, and nobody of ours who could give it back; or the tickets cannot be written.
         """
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            async with self._gate():
+            paths.make(self._folder)
+            async with self._gate(on_wait):
                 ticket = Admitted(self._folder / f"{time.monotonic_ns():020}-{os.getpid()}-{next(_numbers)}", claim)
         except OSError as error:
             raise self._unwritable(error) from error
         try:
             said = ""
-            while (turn := await self._ask_somehow(ticket, at_once)) is not None:
+            while (turn := await self._ask_somehow(ticket, on_wait, at_once)) is not None:
                 place, why = turn
                 if why != said:
                     on_wait(f"waiting for {why}")
@@ -187,18 +190,18 @@ class Admission:
         finally:
             ticket.close()
 
-    async def _ask_somehow(self, ticket: Admitted, at_once: bool) -> tuple[int, str] | None:
+    async def _ask_somehow(self, ticket: Admitted, on_wait: OnWait, at_once: bool) -> tuple[int, str] | None:
         try:
-            return await self._ask(ticket, at_once)
+            return await self._ask(ticket, on_wait, at_once)
         except OSError as error:  # the folder went away, as a runtime folder does when its user leaves
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> HostError:
         return HostError(f"{error.filename or self._folder}: cannot be written: {error.strerror}")
 
-    async def _ask(self, ticket: Admitted, at_once: bool) -> tuple[int, str] | None:
+    async def _ask(self, ticket: Admitted, on_wait: OnWait, at_once: bool) -> tuple[int, str] | None:
         """How many are before it, and what it must wait for."""
-        async with self._gate():
+        async with self._gate(on_wait):
             tickets = list(_tickets(self._folder))
             admitted = [(path, claim) for path, claim in tickets if claim.admitted]
             waiting = {path.name: claim for path, claim in tickets if not claim.admitted} | {ticket.path.name: ticket.claim}
@@ -226,15 +229,26 @@ class Admission:
             return None
 
     @contextlib.asynccontextmanager
-    async def _gate(self) -> AsyncIterator[None]:
-        with (self._folder / "gate").open("a", encoding="utf-8") as gate:
+    async def _gate(self, on_wait: OnWait) -> AsyncIterator[None]:
+        path = self._folder / "gate"
+        with _opened(path) as gate:
+            asked = 0
             while True:
                 try:
                     fcntl.flock(gate, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     await asyncio.sleep(_POLL_S / 10)
+                asked += 1
+                # It is held for milliseconds, unless a signal has stopped its holder.
+                if asked == _LONG_ASKED:
+                    on_wait(f"waiting for {neighbours.holder(path)}, which holds {path}")
             yield
+
+
+def _opened(path: Path) -> TextIO:
+    """A file that nobody else opens: whoever can may lock it, and a locked ticket counts."""
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+", encoding="utf-8")
 
 
 class Admitted:
@@ -242,7 +256,7 @@ class Admitted:
 
     def __init__(self, path: Path, claim: Claim) -> None:
         self.path, self.claim = path, claim
-        self._file = path.open("w+", encoding="utf-8")
+        self._file = _opened(path)
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self.write(claim)
 

@@ -253,3 +253,9 @@ class Custody:
         for descriptor in self._opened:
             os.close(descriptor)
         self._opened = ()
+
+    def close(self) -> None:
+        """Close all of ours, when QEMU has ended."""
+        self.release()
+        if self.netns is not None:
+            self.netns.close()

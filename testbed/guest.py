@@ -120,9 +120,8 @@ class Guest(Life):
         self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else f"; {reason}"), loss)
 
     def _why_silent(self) -> str:
-        if self._process and process.is_stopped(self.pid):
-            return f": its QEMU (pid {self.pid}) is stopped by a signal"
-        return self.entrance.why_silent()
+        stopped = self._process is not None and process.is_stopped(self.pid)
+        return f": its QEMU (pid {self.pid}) is stopped by a signal" if stopped else self.entrance.why_silent()
 
     async def _watch_room(self) -> None:
         self._lose(await self.order.quota.exceeded((self.order.evidence, self.order.scratch)), Loss.HOST)
@@ -395,8 +394,7 @@ class Guest(Life):
         await self.monitor.close()
         await self.slots.close()
         await self.hardware.close()
-        self.custody.release()
-        self.entrance.close()
+        self.custody.close()
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)

@@ -367,7 +367,7 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
                 fetched = [group.create_task(kernel_files.fetch(kernel, folders.cache, progress)) for kernel in wanted]
         except ExceptionGroup as failures:
             raise first(failures) from None
-        host = await probe.probe(folders.cache, fetched[0].result() if fetched else None)
+        host = await probe.probe(folders.cache, fetched[0].result() if fetched else None, progress)
         say_what_is_not_held(host, progress)
         yield Lab(
             folders=folders,

@@ -74,6 +74,8 @@ def folders() -> Folders:
     for folder in (found.runs, found.snapshots):
         if folder.is_dir():
             _keep_private(folder, "TESTBED_STATE")
+    if os.environ.get(_ADMISSION):
+        _keep_private(found.admission, _ADMISSION, chosen=True)
     return found
 
 
@@ -106,8 +108,7 @@ def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
         raise HostError(f"{folder}: cannot be made: {error.strerror}; name another with {variable}") from error
     # Root is trusted with everything, and trusts who has a folder that it is told to use, as in a container or by sudo.
     owned = os.geteuid() == 0 or found.st_uid in (os.geteuid(), 0)
-    # In a folder like /tmp nobody moves what is somebody else's.
-    if not owned or (mode & _WRITABLE and not (chosen and mode & stat.S_ISVTX)):
+    if not owned or mode & _WRITABLE:
         raise HostError(
             f"{folder}: expected a folder that only uid {os.geteuid()} may write to, got mode {mode:04o} of uid {found.st_uid}; take the "
             f"others' rights away with: chmod go-w {shlex.quote(str(folder))}; or name another with {variable}"

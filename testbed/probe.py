@@ -16,7 +16,7 @@ from testbed import allotment, answers, custody, jsons, probe_confinement, proce
 from testbed.errors import HostError
 from testbed.host import NO_SANDBOX, Host, Kvm, Qemu
 from testbed.keys import content_key
-from testbed.progress import Silent
+from testbed.progress import Progress, Silent
 from testbed.store.cache import UNFINISHED, locked
 from testbed.store.initramfs import cpio, directory, file
 from testbed.store.kernel_files import KernelFiles
@@ -69,6 +69,7 @@ _COMMANDS = (
 # A guest that boots under KVM does so in one or two seconds; one that never gets past the decompressor needs no more to show it.
 _KVM_LIMIT_S = 20
 _EXIT_PORT = 0xF4
+_SILENT = Silent()
 _MEMORY = "memory-backend-file"
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
 
@@ -78,7 +79,7 @@ def host_memory() -> int:
     return allotment.memory_bytes()
 
 
-async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
+async def probe(cache: Path, kernel: KernelFiles | None, progress: Progress = _SILENT) -> Host:
     """The host's facts. `kernel`: one to boot under KVM; without one, KVM is not proven and not used.
 
     :raise HostError: there is no QEMU that can run a guest.
@@ -100,7 +101,7 @@ async def probe(cache: Path, kernel: KernelFiles | None) -> Host:
         sandbox_waived=os.environ.get(NO_SANDBOX) == "1",
         confinement=await probe_confinement.find_confinement(cache, found, account),
     )
-    return replace(host, kvm=await _kvm(cache, host, kernel, device))
+    return replace(host, kvm=await _kvm(cache, host, kernel, device, progress))
 
 
 async def _qemu(cache: Path) -> Qemu:
@@ -192,7 +193,7 @@ def _netdevs(schema: dict[str, Any]) -> list[str]:
     return [value for kind in kinds for value in kind.get("values", [])]
 
 
-async def _kvm(cache: Path, host: Host, kernel: KernelFiles | None, device: Path) -> Kvm:
+async def _kvm(cache: Path, host: Host, kernel: KernelFiles | None, device: Path, progress: Progress) -> Kvm:
     if not device.exists():
         return Kvm(works=False, why="/dev/kvm does not exist", proven=True)
     if not os.access(device, os.R_OK | os.W_OK):
@@ -210,7 +211,7 @@ async def _kvm(cache: Path, host: Host, kernel: KernelFiles | None, device: Path
             return Kvm(
                 works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False
             )
-        async with locked(remembered.with_name("kvm.lock"), Silent(), "whether KVM works"):
+        async with locked(remembered.with_name("kvm.lock"), progress, "whether KVM works"):
             record = answers.recalled(remembered) or await _boot_under_kvm(host, kernel, remembered.parent)
             answers.keep(remembered, record)
     return Kvm(works=record["works"], why=record["why"], proven=True)
@@ -239,7 +240,7 @@ async def _boot_under_kvm(host: Host, kernel: KernelFiles, place: Path) -> dict[
                 inherited=custody.ENVIRONMENT,
             )
         finally:
-            held.release()
+            held.close()
         try:
             async with asyncio.timeout(_KVM_LIMIT_S):
                 status = await qemu.wait()

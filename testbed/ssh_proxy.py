@@ -14,6 +14,7 @@ import sys
 
 _MOST_BYTES = 1 << 16
 _DESCRIPTOR_BYTES = 4
+_TERMINATE = 15  # SIGTERM; `signal` would be another import
 
 
 def connection(keeper: str, limit_s: float) -> tuple[int, str]:
@@ -39,15 +40,22 @@ def connection(keeper: str, limit_s: float) -> tuple[int, str]:
 
 def _pass_on(guest: int) -> None:
     """Bytes between standard input and output and the guest, until that has no more to say."""
-    if os.fork():
-        source, target = guest, sys.stdout.fileno()
-    else:
-        source, target = sys.stdin.fileno(), guest
+    sender = os.fork()
+    if not sender:
+        os.close(sys.stdout.fileno())  # or the client would wait for the end of it
+        _copy(sys.stdin.fileno(), guest)
+        _socket.socket(fileno=guest).shutdown(_socket.SHUT_WR)
+        os._exit(0)
+    try:
+        _copy(guest, sys.stdout.fileno())
+    finally:
+        os.kill(sender, _TERMINATE)
+
+
+def _copy(source: int, target: int) -> None:
     while data := os.read(source, _MOST_BYTES):
         while data:
             data = data[os.write(target, data) :]
-    if target == guest:
-        _socket.socket(fileno=guest).shutdown(_socket.SHUT_WR)
 
 
 def main(keeper: str, limit_s: str) -> None:

@@ -273,10 +273,6 @@ class Entrance:
         """Who else is connected, where anybody may be: what explains a server that does not answer."""
         return neighbours.connected(self.port) if self._netns is None and self.port else ""
 
-    def close(self) -> None:
-        if self._netns is not None:
-            self._netns.close()
-
 
 async def dial(guest: str, port: int, made: Callable[[], socket.socket] = socket.socket) -> socket.socket:
     """A connection to a port of 127.0.0.1 that QEMU forwards to the guest, in the network of which a socket is `made`.

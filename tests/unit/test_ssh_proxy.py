@@ -17,8 +17,8 @@ from testbed import ssh_proxy
 
 
 @contextlib.contextmanager
-def keeper(path: Path, said: bytes, *, hands: bool = True) -> Iterator[None]:
-    """Hands a connection to a guest that echoes to who connects."""
+def keeper(path: Path, said: bytes, *, hands: bool = True, ends: bool = False) -> Iterator[None]:
+    """Hands a connection to a guest that echoes to who connects; `ends`: once."""
 
     def serve() -> None:
         wire, _ = listening.accept()
@@ -32,6 +32,8 @@ def keeper(path: Path, said: bytes, *, hands: bool = True) -> Iterator[None]:
             with ours:
                 while hands and (data := ours.recv(65536)):
                     ours.sendall(data)
+                    if ends:
+                        break
 
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
@@ -64,6 +66,17 @@ def test_a_client_that_takes_no_descriptor_gets_bytes(tmp_path: Path) -> None:
     with keeper(tmp_path / "ssh", b"\n"):
         done = subprocess.run(words(tmp_path / "ssh"), input=sent, capture_output=True, check=True)
     assert done.stdout == sent and done.stderr == b""
+
+
+def test_a_client_that_goes_on_sending_hears_of_the_guests_end(tmp_path: Path) -> None:
+    with (
+        keeper(tmp_path / "ssh", b"\n", ends=True),
+        subprocess.Popen(words(tmp_path / "ssh"), stdin=subprocess.PIPE, stdout=subprocess.PIPE) as proxy,
+    ):
+        assert proxy.stdin is not None and proxy.stdout is not None
+        proxy.stdin.write(b"once")
+        proxy.stdin.flush()
+        assert proxy.stdout.read() == b"once" and proxy.wait() == 0
 
 
 def test_what_explains_a_server_that_does_not_answer_is_said(tmp_path: Path) -> None:

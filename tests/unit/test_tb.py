@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import stat
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,11 +36,56 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, lock: bool) -> 
     assert done.stderr == f"tb: {cache}: expected a folder that can be written to; name another with TESTBED_CACHE\n"
 
 
+def test_a_cache_is_private_from_the_first_on(tmp_path: Path) -> None:
+    cache = tmp_path / "new/cache"
+    tb(TESTBED_CACHE=str(cache), TESTBED_PYTHON="/bin/true")
+    assert [stat.S_IMODE(folder.stat().st_mode) for folder in (cache, cache.parent)] == [0o700, 0o700]
+
+
+def test_a_cache_that_older_versions_made_for_everybody_is_mended(tmp_path: Path) -> None:
+    cache = tmp_path / "testbed"
+    cache.mkdir()
+    cache.chmod(0o755)
+    environment = {key: value for key, value in os.environ.items() if key != "TESTBED_CACHE"}
+    environment |= {"XDG_CACHE_HOME": str(tmp_path), "TESTBED_PYTHON": "/bin/true"}
+    subprocess.run([TB, "ps"], env=environment, capture_output=True, check=False)
+    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o1777, 0o775, 0o772])
+def test_nothing_is_run_from_a_cache_that_others_may_write_to(mode: int, tmp_path: Path) -> None:
+    tmp_path.chmod(mode)
+    done = tb(TESTBED_CACHE=str(tmp_path))
+    tmp_path.chmod(0o700)
+    assert done.returncode == 2 and f"expected a folder that only you may write to, got mode {mode:o}" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
+def test_nothing_is_run_from_another_users_cache() -> None:
+    """As a plain user; the script is read by one who may not enter our checkout."""
+    script = TB.read_text()
+    words = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "sh", "-s", "ps"]
+    plain = script.replace("ensure_packages\nensure_subordinate_ids\n", "")  # which would ask for root
+    assert plain != script
+    with tempfile.TemporaryDirectory(dir="/tmp") as cache:
+        os.chown(cache, 12345, 12345)
+        environment = {**os.environ, "TESTBED_CACHE": cache, "HOME": "/nonexistent"}
+        done = subprocess.run(words, input=plain, env=environment, capture_output=True, text=True, check=False, cwd="/")
+    assert done.returncode == 2 and "expected a folder of yours, got one of uid 12345" in done.stderr, done.stderr
+
+
 @pytest.mark.slow
 def test_an_interrupt_of_the_setting_up_says_so(tmp_path: Path) -> None:
     setting_up = subprocess.Popen([TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0)
     assert setting_up.stderr is not None and b"installing Python packages" in setting_up.stderr.readline()
+    (lock,) = tmp_path.glob("venv-*.lock")
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600, "nobody else can hold it"
     time.sleep(0.2)  # wherever it is by then
+    with subprocess.Popen([TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0) as other:
+        assert other.stderr is not None
+        waits = other.stderr.readline().decode()
+        assert re.fullmatch(r"tb: waiting for pid \d+ of \S+, since \d{4}-.*, which installs into \S+/venv-\w+\n", waits), waits
+        os.killpg(other.pid, signal.SIGKILL)
     os.killpg(setting_up.pid, signal.SIGINT)
     said = setting_up.communicate(timeout=60)[1]
     assert setting_up.returncode == 130 and b"tb: stopped by SIGINT; the next ./tb goes on with setting up" in said.splitlines()

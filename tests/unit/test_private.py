@@ -1,0 +1,159 @@
+"""The cache, the state and what is in them, tried by another user of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from testbed import neighbours, paths
+from testbed.admission import Admission, Claim
+from testbed.errors import HostError
+from testbed.progress import Silent
+from testbed.store import cache
+from testbed.units import GIB
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+# What a neighbour does to a lock that he can open: he holds it for ever.
+_HOLD = """
+import fcntl, os, sys
+os.setuid(65534)
+fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+"""
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home that everybody can enter, which pytest's own folders are not, and an umask as most have it."""
+    for variable in ("TESTBED_CACHE", "TESTBED_STATE", "TESTBED_ADMISSION"):
+        monkeypatch.delenv(variable, raising=False)
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        above = Path(place)
+        above.chmod(0o755)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(above / "home/cache"))
+        monkeypatch.setenv("XDG_STATE_HOME", str(above / "home/state"))
+        monkeypatch.setenv("XDG_RUNTIME_DIR", str(above / "run"))
+        (above / "run").mkdir(mode=0o700)
+        before = os.umask(0o022)
+        yield above / "home"
+        os.umask(before)
+
+
+def modes(*folders: Path) -> set[int]:
+    return {stat.S_IMODE(folder.stat().st_mode) for folder in folders}
+
+
+def neighbour(lock: Path) -> str:
+    """What another user gets who would hold a lock; empty where he holds it."""
+    words = ["/usr/bin/python3", "-I", "-S", "-c", _HOLD, str(lock)]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stderr
+
+
+def test_folders_are_private_from_the_first_on(home: Path) -> None:
+    found = paths.folders()
+    run = paths.new_run_folder(found.runs)
+    rooms = [path for path in found.cache.iterdir() if path.is_dir()]
+    assert {"templates", "images", "kernels", "probes"} <= {room.name for room in rooms}
+    assert modes(home, home / "cache", found.cache, *rooms, home / "state", found.state, found.runs, run) == {0o700}
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_what_older_versions_made_for_everybody_is_mended(chosen: bool, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`chosen`: the user has named these folders, perhaps for other things as well; then their own modes stay."""
+    old = [home / "cache/testbed", home / "cache/testbed/templates", home / "state/testbed", home / "state/testbed/runs"]
+    for folder in old:
+        folder.mkdir(parents=True)
+    assert modes(*old) == {0o755}
+    if chosen:
+        monkeypatch.setenv("TESTBED_CACHE", str(old[0]))
+        monkeypatch.setenv("TESTBED_STATE", str(old[2]))
+    paths.folders()
+    assert modes(old[1], old[3]) == {0o700}
+    assert modes(old[0], old[2]) == {0o755 if chosen else 0o700}
+
+
+@pytest.mark.parametrize("variable", ["TESTBED_CACHE", "TESTBED_STATE", "TESTBED_ADMISSION"])
+def test_a_folder_that_others_may_write_to_is_refused(variable: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = home / "shared"
+    shared.mkdir(parents=True)
+    shared.chmod(0o1777)
+    monkeypatch.setenv(variable, str(shared))
+    with pytest.raises(HostError, match=rf"{shared}: expected a folder that only uid \d+ may write to, got mode 1777 .*{variable}"):
+        paths.folders()
+    assert modes(shared) == {0o1777}, "it may be everybody's on purpose"
+
+
+@as_root
+def test_a_room_that_another_user_made_first_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    room = paths.folders().cache / "templates"
+    os.chown(room, 65534, 65534)
+    paths.folders()  # as root in a container, whose cache is a volume of its caller's
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for path in (home / "cache/testbed", home / "cache/testbed/built"):
+        os.chown(path, 1000, 1000)
+    with pytest.raises(HostError, match="only uid 1000 may write to, got mode 0700 of uid 65534"):
+        paths.folders()
+
+
+@as_root
+async def test_no_neighbour_holds_a_lock_of_the_cache(home: Path) -> None:
+    async def make(folder: Path) -> dict[str, object]:
+        return {}
+
+    found = paths.folders()
+    await cache.once(found.cache / "templates/key", make, Silent(), "a template")
+    lock = found.cache / "templates/key.lock"
+    assert "PermissionError" in neighbour(lock)
+    # Also where the folders themselves are open, as a user may want them.
+    for folder in (home, home / "cache", found.cache, lock.parent):
+        folder.chmod(0o755)
+    assert "PermissionError" in neighbour(lock)
+    lock.chmod(0o644)
+    assert neighbour(lock) == "", "this is how an older version left it"
+
+
+@as_root
+async def test_no_neighbour_holds_the_queue_of_guests(home: Path) -> None:
+    folder = home.parent / "admission"
+    folder.mkdir(mode=0o755)
+    async with Admission(folder, cores=1, memory_bytes=64 * GIB).admitted(Claim(cores=1, memory_bytes=1, who="one"), print):
+        there = sorted(folder.iterdir())
+        assert len(there) == 2 and modes(*there) == {0o600}
+        for path in there:
+            assert "PermissionError" in neighbour(path)
+
+
+async def test_who_keeps_the_queue_of_guests_is_named(tmp_path: Path) -> None:
+    """As one of our own that a signal has stopped there."""
+    notes = list[str]()
+    with held(tmp_path / "gate") as other:
+
+        async def admitted() -> None:
+            async with Admission(tmp_path, cores=1, memory_bytes=64 * GIB).admitted(
+                Claim(cores=1, memory_bytes=1, who="one"), notes.append
+            ):
+                pass
+
+        waiting = asyncio.create_task(admitted())
+        while not notes:
+            await asyncio.sleep(0.01)
+        other.kill()
+        await waiting
+    assert notes[0].startswith(f"waiting for pid {other.pid} of {neighbours.user(os.geteuid())}, since 20")
+    assert notes[0].endswith(f", which holds {tmp_path / 'gate'}")
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[subprocess.Popen[str]]:
+    code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        yield other
