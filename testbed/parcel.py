@@ -13,7 +13,7 @@ from testbed.bugs.model import Case
 from testbed.topology.base import Several, Version
 
 MANIFEST, BUG, RESULTS = "manifest.json", "bug.yaml", "repro.json"
-KERNELS = "kernels"
+KERNELS, KERNEL_META = "kernels", "meta.json"
 # What of each guest goes along, if it is there; dumps stay, for they hold all of its memory.
 LOGS = (
     "argv.txt",
@@ -31,6 +31,8 @@ LOGS = (
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}(/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,4}")
 Text = Annotated[str, Field(max_length=500)]
 KernelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+# What of a kernel is read on the other side.
+_OF_KERNEL = re.compile(rf"{KERNELS}/[^/]+/(bzImage|modules\.ext4|{KERNEL_META}|early/[A-Za-z0-9_-]{{1,64}}\.ko)")
 MOST_MEMBERS = 20_000
 MOST_BYTES = 4 << 30
 MOST_TEXT_BYTES = 8 << 20  # of what is read before anything runs
@@ -58,10 +60,13 @@ def refusals(members: Iterable[Member]) -> Iterator[str]:
             yield f"{shown!r}: expected plain files, got a link, a folder or a device"
         if _NAME.fullmatch(member.name) is None or ".." in member.name:
             yield f"{shown!r}: expected a relative name of plain letters that stays inside the bundle"
+        if member.name.startswith(f"{KERNELS}/") and _OF_KERNEL.fullmatch(member.name) is None:
+            yield f"{shown!r}: expected of a kernel its bzImage, modules.ext4, {KERNEL_META} and early/NAME.ko"
         if member.name in names:
             yield f"{shown!r}: it is there twice"
         names.add(member.name)
-        if member.name in (MANIFEST, BUG, RESULTS) and member.size_bytes > MOST_TEXT_BYTES:
+        is_text = member.name in (MANIFEST, BUG, RESULTS) or member.name.endswith(f"/{KERNEL_META}")
+        if is_text and member.size_bytes > MOST_TEXT_BYTES:
             yield f"{shown!r}: expected at most {MOST_TEXT_BYTES} bytes, got {member.size_bytes}"
         total += member.size_bytes
     if total > MOST_BYTES:

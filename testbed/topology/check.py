@@ -19,6 +19,8 @@ from testbed.units import MIB, format_size
 # One PCIe root port a disk or network. A function of a root bus device holds one port; q35 has room for more, but nobody asked yet.
 MAX_PORTS = 16
 _RESERVED = ("root", "modules", MACHINE)
+# QEMU's QCOW_MAX_L1_SIZE, 32 MiB of entries of 8 bytes, each for 8192 clusters of 64 KiB.
+_MOST_QCOW2_BYTES = 2 << 50
 Mistake = tuple[Path, str]
 
 
@@ -78,6 +80,8 @@ def _guest(guest: Guest) -> Iterator[Mistake]:
     }
     for number, act in enumerate(guest.timeline):
         yield from ((("timeline", number), message) for message in cues.mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus))
+    hot = {part: part in guest.disks and not guest.disks[part].cold for part in parts}
+    yield from ((("timeline", number), message) for number, message in cues.plugging(guest.timeline, hot))
 
 
 def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
@@ -86,6 +90,11 @@ def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
     step = max(4096, disk.logical_block_size)
     if disk.size % step:
         yield ("size",), f"expected a multiple of {step} bytes, got {disk.size}"
+    if disk.size > _MOST_QCOW2_BYTES and (disk.format == "qcow2" or disk.image is not None):
+        yield (
+            ("size",),
+            f"expected at most {format_size(_MOST_QCOW2_BYTES)}, which is as much as a qcow2 file holds, got {format_size(disk.size)}",
+        )
     if disk.physical_block_size is not None and disk.physical_block_size < disk.logical_block_size:
         yield (
             ("physical-block-size",),
@@ -146,6 +155,7 @@ def _stack(made: Graph) -> Iterator[Mistake]:
     yield from _shared(known, above)
     yield from _one_filesystem(made)
     yield from _one_size(made)
+    yield from _no_file(made)
 
 
 def _missing(needed: Key, node: Node, made: Graph) -> str:
@@ -234,15 +244,32 @@ def _one_filesystem(made: Graph) -> Iterator[Mistake]:
                 yield (*node.where, "filesystem"), f"{node.thing.holder!r} has {there.type} already, got {node.thing.filesystem}"
 
 
-def _one_size(made: Graph) -> Iterator[Mistake]:
-    """Loops and swaps that want another size of their file than is there already, which the file would have without a word."""
+def _no_file(made: Graph) -> Iterator[Mistake]:
+    """What loops and swaps on a whole device say of a file, which nobody makes there."""
     for node in made.nodes.values():
-        if not isinstance(node.thing, Loop | Swap) or node.thing.size is None or not node.needs:
+        if isinstance(node.thing, Loop | Swap) and node.needs and node.needs[0][0].kind == "device":
+            for key in ("size", "allocate", "filesystem"):
+                if getattr(node.thing, key, None) is not None and key in node.thing.model_fields_set:
+                    advice = ", or size-limit" if key == "size" and isinstance(node.thing, Loop) else ""
+                    yield (
+                        (*node.where, key),
+                        f"expected none on a whole device, which has a size and content of its own; write {node.needs[0][0].name}/FILE "
+                        f"for a file there{advice}",
+                    )
+
+
+def _one_size(made: Graph) -> Iterator[Mistake]:
+    """Loops and swaps that want their file of another size or allocation than it has, which it would have without a word."""
+    for node in made.nodes.values():
+        below = made.nodes.get(node.needs[0][0]) if isinstance(node.thing, Loop | Swap) and node.needs else None
+        if below is None or not isinstance(node.thing, Loop | Swap) or not isinstance(below.thing, File):
             continue
-        wanted, below = node.thing.size, made.nodes.get(node.needs[0][0])
-        if below is not None and isinstance(below.thing, File) and below.thing.size != wanted:
-            has = f"{below.key.name!r} has {format_size(below.thing.size)} already ({'.'.join(map(str, below.where))})"
-            yield (*node.where, "size"), f"{has}, got {format_size(wanted)}; give both the same, or leave this one out"
+        there, same = f"already ({'.'.join(map(str, below.where))})", "give both the same, or leave this one out"
+        if node.thing.size not in (None, below.thing.size):
+            has = f"{below.key.name!r} has {format_size(below.thing.size)} {there}"
+            yield (*node.where, "size"), f"{has}, got {format_size(node.thing.size)}; {same}"
+        if isinstance(node.thing, Loop) and node.thing.allocate not in (None, below.thing.allocate):
+            yield (*node.where, "allocate"), f"{below.key.name!r} is {below.thing.allocate} {there}, got {node.thing.allocate}; {same}"
 
 
 def _cgroups(guest: Guest, made: Graph) -> Iterator[Mistake]:

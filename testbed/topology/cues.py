@@ -5,6 +5,8 @@ do: throttle data iops-total=1000..100     with  ramp: 10s  is eleven actions, o
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +21,8 @@ from testbed.units import format_duration, format_size, parse_duration, parse_si
 
 _RANGE = re.compile(r"(?<![\d.])(\d{1,30}(?:\.\d{1,30})?)([A-Za-z]{0,10})\.\.(\d{1,30}(?:\.\d{1,30})?)([A-Za-z]{0,10})")
 _PER_S = 1_000_000
+_PLUG, _UNPLUG = "plug", "unplug"
+_MOST_PLUGS = 1000  # of a disk that is plugged every so often, for ever
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +80,36 @@ def mistakes(act: Act, disks: Mapping[str, DiskKind], *, memory_bytes: int, cpus
     if (act.ramp is not None) != (_RANGE.search(act.do) is not None):
         yield f"expected ramp, and FROM..TO in what it does, got one of them: {act.do!r}"
     yield from _mistakes_of_words(act, disks, {"memory": memory_bytes, "cpus": cpus})
+
+
+def plugging(acts: Sequence[Act], hot: Mapping[str, bool]) -> Iterator[tuple[int, str]]:
+    """Acts that unplug a disk which is unplugged by then, or plug one that is there: the number of each disk's first, and what is wrong.
+    Where an event decides when a disk is plugged or unplugged, that is not known. `hot`: whether
+    each disk or namespace can be plugged while its guest runs.
+    """
+    of_disks: dict[str, list[tuple[int, Act]]] = {}
+    for number, act in enumerate(acts):
+        if act.verb in (_PLUG, _UNPLUG):
+            of_disks.setdefault(next(iter(act.do.split()[1:]), ""), []).append((number, act))
+    for disk, own in of_disks.items():
+        if not hot.get(disk, True):
+            can = ", ".join(name for name, is_hot in hot.items() if is_hot) or "it has none"
+            yield own[0][0], f"{own[0][1].do!r}: expected a disk that can be plugged while its guest runs ({can}), got {disk!r}"
+            continue
+        if disk not in hot or any(act.when is not None for _, act in own):
+            continue  # of one that there is not, the act itself says so
+        plugged = True
+        for after_s, number, verb in itertools.islice(heapq.merge(*(_times(number, act) for number, act in own)), _MOST_PLUGS):
+            if (verb == _PLUG) == plugged:
+                is_so = "is plugged" if plugged else "is unplugged already"
+                yield number, f"{acts[number].do!r}: expected a disk to {verb}, {disk!r} {is_so} after {format_duration(after_s * _PER_S)}"
+                break
+            plugged = not plugged
+
+
+def _times(number: int, act: Act) -> Iterator[tuple[float, int, str]]:
+    with contextlib.suppress(UsageError):  # told elsewhere
+        yield from ((cue.after_s, number, act.verb) for cue in cues(act))
 
 
 def _mistakes_of_words(act: Act, disks: Mapping[str, DiskKind], machine: Mapping[str, int]) -> Iterator[str]:

@@ -82,18 +82,19 @@ class Graph:
     def ordered(self) -> tuple[Key, ...]:
         """Every node after what it needs, else in the file's order; nodes in or above a cycle, or above nothing, are left out."""
         done: dict[Key, bool] = {}
-
-        def visit(key: Key) -> bool:
+        seen: set[Key] = set()
+        waiting = list(reversed(self.nodes))  # no recursion: a file may have thousands of devices on top of each other
+        while waiting:
+            key = waiting[-1]
+            needs = [needed for needed, _ in self.nodes[key].needs] if key in self.nodes else []
+            if key not in seen:
+                seen.add(key)
+                waiting += [needed for needed in reversed(needs) if needed not in seen]
+                continue
+            waiting.pop()
             if key not in done:
-                done[key] = False  # whoever comes back here stands on itself
-                node = self.nodes.get(key)
-                if node is not None and all([visit(needed) for needed, _ in node.needs]):
-                    del done[key]  # it stands after what it needs
-                    done[key] = True
-            return done[key]
-
-        for key in self.nodes:
-            visit(key)
+                # What is not done yet is waited for below: it stands on itself.
+                done[key] = key in self.nodes and all(done.get(needed, False) for needed in needs)
         return tuple(key for key, reached in done.items() if reached)
 
     def in_cycle(self, key: Key) -> bool:

@@ -17,9 +17,7 @@ ANSIBLE = Path(__file__).parents[2] / "ansible"
 PROGRAMS = os.environ.get("TESTBED_ANSIBLE", "")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PROGRAMS, reason="TESTBED_ANSIBLE names no Ansible; ./tb test installs one")]
 
-TOPOLOGY = (
-    "version: 1\nguests:\n  managed:\n    disks: {data: {type: virtio-blk, size: 512M}}\n    loops: {l0: {backing: data, size: 64M}}\n"
-)
+TOPOLOGY = "version: 1\nguests:\n  managed:\n    disks: {data: {type: virtio-blk, size: 512M}}\n    loops: {l0: {backing: data}}\n"
 
 
 async def ansible(commands: Commands, program: str, *words: str | Path) -> Ended:

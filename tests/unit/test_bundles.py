@@ -136,6 +136,9 @@ EVIL = {
     "a file twice": (entry("bug.yaml"), "it is there twice"),
     "a file that nobody named": (entry("guests/more"), "it is not the file that the manifest names"),
     "a hidden file": (entry(".bashrc"), "plain letters"),
+    "a kernel's configuration": (entry("kernels/x/config"), "expected of a kernel its bzImage"),
+    "a module elsewhere": (entry("kernels/x/early/more/x.ko"), "expected of a kernel its bzImage"),
+    "a kernel that is no folder": (entry("kernels/x"), "expected of a kernel its bzImage"),
 }
 
 

@@ -1,6 +1,7 @@
 """Timelines: what the YAML says, and what is done when."""
 
 import itertools
+import re
 
 import pytest
 from pydantic import ValidationError
@@ -11,7 +12,7 @@ from testbed.hardware.disks import DISK_KINDS
 from testbed.hardware.faults import DEAD, WORN
 from testbed.hardware.latency import Latency
 from testbed.hardware.throttle import Throttle
-from testbed.topology.cues import cues, mistakes
+from testbed.topology.cues import cues, mistakes, plugging
 from testbed.topology.timelines import Act
 
 DISKS = {"data": DISK_KINDS["virtio-blk"], "other": DISK_KINDS["nvme"]}
@@ -66,6 +67,32 @@ def test_a_ramp_goes_from_one_value_to_the_other() -> None:
 )
 def test_a_mistake_is_found_before_anything_runs(said: dict[str, object], mistake: str) -> None:
     assert mistake in "\n".join(mistakes(act(**said), DISKS, memory_bytes=1 << 30, cpus=2))
+
+
+PLUGS = {
+    "unplugged twice": (
+        [{"do": "unplug data", "at": "1s"}, {"do": "unplug data surprise", "at": "2s"}],
+        [1],
+        "is unplugged already after 2s",
+    ),
+    "by time, not by place": ([{"do": "unplug data", "at": "3s"}, {"do": "unplug data", "at": "1s"}], [0], "is unplugged already after 3s"),
+    "plugged, and it is there": ([{"do": "plug data", "at": "1s"}], [0], "expected a disk to plug, 'data' is plugged after 1s"),
+    "again and again": ([{"do": "unplug data", "every": "1s"}], [0], "is unplugged already after 1s"),
+    "out of step": ([{"do": "unplug data", "every": "2s"}, {"do": "plug data", "every": "3s", "at": "1s"}], [0], "already after 4s"),
+    "two disks": ([{"do": "unplug data", "at": "1s"}, {"do": "unplug other", "at": "1s"}], [], ""),
+    "and plugged between": ([{"do": f"{verb} data", "at": f"{n}s"} for n, verb in enumerate(["unplug", "plug", "unplug"])], [], ""),
+    "in step, for ever": ([{"do": "unplug data", "every": "2s"}, {"do": "plug data", "every": "2s", "at": "1s"}], [], ""),
+    "by an event": ([{"do": "unplug data", "at": "1s"}, {"do": "unplug data", "when": {"mark": "a"}}], [], ""),
+    "no such disk": ([{"do": "unplug gone", "at": "1s"}, {"do": "unplug gone", "at": "1s"}], [], ""),
+    "a cold one": ([{"do": "unplug cold", "when": {"mark": "a"}}], [0], r"can be plugged while its guest runs \(data, other\), got 'cold'"),
+}
+
+
+@pytest.mark.parametrize(("acts", "numbers", "why"), PLUGS.values(), ids=PLUGS)
+def test_a_disk_is_unplugged_when_it_is_there(acts: list[dict[str, object]], numbers: list[int], why: str) -> None:
+    found = list(plugging([act(**said) for said in acts], {"data": True, "other": True, "cold": False}))
+    assert [number for number, _ in found] == numbers
+    assert all(re.search(why, said) for _, said in found)
 
 
 def test_what_is_right_has_no_mistakes() -> None:

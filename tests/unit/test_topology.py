@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -206,6 +208,40 @@ MISTAKES = {
             "a.yaml:10:35: guests.g0.swaps.s.size: 'data/f' has 64M already (loops.l0), got 16M; give both the same, or leave this one out",
         ],
     ),
+    "a file's keys on a whole device": (
+        "    disks: {data: {type: nvme, size: 1G}, more: {type: nvme, size: 1G}}\n    loops:\n"
+        "      l0: {backing: data, size: 64M, allocate: sparse}\n      l1: {backing: l0, filesystem: ext4}\n"
+        "    swaps: {s: {on: more, size: 16M}}\n",
+        [
+            "a.yaml:6:33: guests.g0.loops.l0.size: expected none on a whole device, which has a size and content of its own; "
+            "write data/FILE for a file there, or size-limit",
+            "a.yaml:6:48: guests.g0.loops.l0.allocate: expected none on a whole device, which has a size and content of its own; "
+            "write data/FILE for a file there",
+            "a.yaml:7:37: guests.g0.loops.l1.filesystem: expected none on a whole device, which has a size and content of its own; "
+            "write l0/FILE for a file there",
+            "a.yaml:8:33: guests.g0.swaps.s.size: expected none on a whole device, which has a size and content of its own; "
+            "write more/FILE for a file there",
+        ],
+    ),
+    "two allocations of one file": (
+        "    disks: {data: {type: nvme, size: 1G}}\n    files: {g: {path: data/g, size: 8M, allocate: sparse}}\n    loops:\n"
+        "      l0: {backing: data/f, size: 64M}\n      l1: {backing: data/f, allocate: written}\n"
+        "      l2: {backing: data/f, allocate: sparse}\n      l3: {backing: data/g, allocate: fallocated}\n",
+        [
+            "a.yaml:9:39: guests.g0.loops.l2.allocate: 'data/f' is written already (loops.l0), got sparse; "
+            "give both the same, or leave this one out",
+            "a.yaml:10:39: guests.g0.loops.l3.allocate: 'data/g' is sparse already (files.g), got fallocated; "
+            "give both the same, or leave this one out",
+        ],
+    ),
+    "a disk that no qcow2 is": (
+        "    disks: {data: {type: nvme, size: 2049T, format: qcow2}}\n",
+        ["a.yaml:4:38: guests.g0.disks.data.size: expected at most 2048T, which is as much as a qcow2 file holds, got 2049T"],
+    ),
+    "a disk that is unplugged twice": (
+        "    disks: {data: {type: nvme, size: 1G}}\n    timeline:\n      - {at: 1s, do: unplug data}\n      - {at: 2s, do: unplug data}\n",
+        ["a.yaml:7:9: guests.g0.timeline.1: 'unplug data': expected a disk to unplug, 'data' is unplugged already after 2s"],
+    ),
     "too little memory": ("    memory: 1M\n", ["a.yaml:4:13: guests.g0.memory: expected a whole number of MiB, at least 256M, got 1M"]),
 }
 
@@ -279,3 +315,35 @@ def test_a_mutated_file_is_a_topology_or_an_error_never_a_traceback(cuts: list[t
 
 def test_the_published_schema_is_the_models() -> None:
     assert (ROOT / "topologies" / "schema.json").read_text() == json_schema()
+
+
+def test_a_disk_is_no_larger_than_a_file_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """8,000,000T on ext4, whose files have 16T."""
+
+    def refuses(descriptor: int, size_bytes: int) -> None:
+        if size_bytes > 16 << 40:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        truncate(descriptor, size_bytes)
+
+    truncate = os.ftruncate
+    monkeypatch.setattr(os, "ftruncate", refuses)
+    monkeypatch.setenv("TESTBED_CACHE", str(tmp_path / "not" / "there"))
+    (tmp_path / "a.yaml").write_text(
+        "version: 1\nguests:\n  g0:\n    disks:\n      a: {type: nvme, size: 8000000T, namespaces: {b: {size: 17T}}}\n"
+        "      c: {type: nvme, size: 2T}\n      d: {type: nvme, size: 8000000T, format: null-co}\n"
+    )
+    with pytest.raises(TopologyError) as found:
+        load(tmp_path / "a.yaml", host_memory=8 << 30)
+    said = "expected a size that a file of this machine can have, got"
+    assert [(one.path, one.message) for one in found.value.problems] == [
+        ("guests.g0.disks.a.size", f"{said} 8000000T: File too large"),
+        ("guests.g0.disks.a.namespaces.b.size", f"{said} 17T: File too large"),
+    ]
+    assert list(tmp_path.iterdir()) == [tmp_path / "a.yaml"]
+
+
+def test_thousands_of_devices_on_top_of_each_other_are_no_recursion() -> None:
+    loops = "".join(f"      l{number}: {{backing: {f'l{number - 1}' if number else 'data'}}}\n" for number in range(1500))
+    head = "version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G}}\n    loops:\n"
+    for text in (loops, "".join(reversed(loops.splitlines(keepends=True)))):
+        assert len(parse(head + text, "a.yaml").guests["g0"].loops) == 1500
