@@ -54,11 +54,15 @@ async def find() -> tuple[Enclosure | None, str]:
         ways = [Enclosure(account=_ACCOUNT, users=False), Enclosure(account=None, users=False), *ways]
     reasons = []
     for way in ways:
-        tried = await run(way, ["true"], folder=Path("/"), check=False)
+        try:
+            tried = await run(way, ["true"], folder=Path("/"), check=False)
+        except HostError as error:  # as of a root that cannot become that account
+            reasons.append(str(error))
+            continue
         if tried.status == 0:
             return way, ""
         reasons.append(tried.stderr.strip() or f"it ended with status {tried.status}")
-    return None, reasons[0]
+    return None, "; ".join(dict.fromkeys(reasons))
 
 
 async def run(

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from testbed import paths, runner
 from testbed.console import Kind
-from testbed.errors import GuestLost
+from testbed.errors import BuildError, GuestLost
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.kernels import Series, load_table
 from testbed.lab import Lab
@@ -74,6 +76,36 @@ async def test_a_pair_that_differs_in_one_line_differs_in_what_is_charged(builde
     # As the base of a comparison stands a kernel from before the series.
     before = Evidence(claim=Gap.OPEN, reason="", measures=(), controls=())
     assert [judge_pair(before, patched).verdict for patched in (whole, half, double)] == [Verdict.PASS, Verdict.FAIL, Verdict.FAIL]
+
+
+async def test_a_patch_that_has_make_and_kconfig_run_what_it_likes_reaches_nothing_of_the_caller(builder: Builder, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("the caller's own")
+    attack = f"cat {tmp_path}/secret; echo planted >{tmp_path}/planted; echo planted >planted; echo planted >/planted"
+    (tmp_path / "attack.patch").write_text(
+        f"""\
+--- a/Makefile
++++ b/Makefile
+@@ -1,3 +1,4 @@
+ # SPDX-License-Identifier: GPL-2.0
++ATTACK := $(shell ({attack}) >/dev/null 2>&1)
+ VERSION = 6
+ PATCHLEVEL = 1
+--- a/Kconfig
++++ b/Kconfig
+@@ -6,3 +6,4 @@
+ mainmenu "Linux/$(ARCH) $(KERNELVERSION) Kernel Configuration"
+\x20
++$(error-if,y,error: ran as $(shell,id -u; {attack} 2>/dev/null; sort -u /proc/net/dev | wc -l))
+ source "scripts/Kconfig.include"
+"""
+    )
+    with pytest.raises(BuildError) as refused:
+        await builder.build(BuildOrder(source="debian-6.1", series=(tmp_path / "attack.patch",)))
+    # Its network has lo alone, under the two lines of its head.
+    assert re.search(r"error: ran as \d+ 3\n", str(refused.value)) and "the caller's own" not in str(refused.value)
+    assert os.geteuid() != 0 or "ran as 0" not in str(refused.value)
+    assert not (tmp_path / "planted").exists() and not Path("/planted").exists()
+    assert not list(paths.folders().cache.glob("sources/debian-6.1-*/tree/planted"))
 
 
 async def test_the_same_key_gives_the_same_bytes_whatever_was_built_between(builder: Builder) -> None:

@@ -230,6 +230,18 @@ def test_debians_own_source_needs_no_word_and_a_patch_of_it_does(tmp_path: Path,
         build(tmp_path / "cache", BuildOrder(source="debian", series=(tmp_path / "series.patch",)))
 
 
+async def test_a_root_that_cannot_become_the_account_is_enclosed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    give = build_enclosure.give
+
+    def refused(enclosure: Enclosure | None, folder: Path) -> None:
+        if enclosure == AS_ACCOUNT:
+            raise HostError("no such uid here")
+        give(enclosure, folder)
+
+    monkeypatch.setattr(build_enclosure, "give", refused)
+    assert await build_enclosure.find() == (AS_ROOT if os.geteuid() == 0 else AS_USER, "")
+
+
 async def test_the_reason_why_there_is_no_enclosure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     way, _ = await build_enclosure.find()
     assert way in WAYS
