@@ -16,14 +16,11 @@ from testbed import held, jsons, process
 from testbed.errors import BuildError
 from testbed.kbuild.ablations import Ablation, ablate
 from testbed.kbuild.patches import Patch, placeless, refusal, touched, uncounted
-from testbed.store import plain_files
+from testbed.store import plain_files, repositories
 
 _STATE = "changed.json"
 _ORIGINALS = "originals"
 _NEW = "testbed-new"
-# The scratch folder may be inside somebody's repository, whose paths git would take these for; and what its user has git do with blanks
-# would be other bytes.
-_ALONE = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,7 +209,10 @@ class _GitApply:
     scratch: Path
 
     async def _run(self, *words: str) -> process.Finished:
-        environment = _ALONE | {"GIT_CEILING_DIRECTORIES": str(self.scratch.parent), "GIT_DIR": str(self.scratch / "no-repository")}
+        # The scratch folder may be inside somebody's repository, whose paths git would take these for; and what a user has git do with
+        # blanks would be other bytes. Nor is it a place where patches put files: they would make a repository of it.
+        nowhere = self.scratch.parent / "no-repository"
+        environment = repositories.environment() | {"GIT_CEILING_DIRECTORIES": str(self.scratch.parent), "GIT_DIR": str(nowhere)}
         argv = ["git", "apply", f"-p{self.patch.strip}", *words, self.file]
         return await process.run(argv, env=environment, folder=self.scratch, check=False)
 

@@ -74,7 +74,7 @@ async def commit(folder: Path, name: str) -> Commit:
     said, lines = f"{name!r} begins as an option does", []
     if not name.startswith("-"):
         words = ("rev-parse", "--absolute-git-dir", "--git-path", "objects", f"{name}^{{commit}}")
-        asked = await process.run([*_GIT, "-C", folder, *words], env=_environment(), timeout_s=_ASK_S, check=False)
+        asked = await process.run([*_GIT, "-C", folder, *words], env=environment(), timeout_s=_ASK_S, check=False)
         lines = asked.stdout.split("\n")[:-1] if asked.status == 0 else []
         said = (asked.stderr.strip().splitlines() or ["git gave no reason"])[-1]
     if len(lines) != 3:
@@ -133,10 +133,12 @@ def _own(folder: Path, found: Commit) -> dict[str, str | None]:
     extension = "objectFormat = sha256" if sha256 else ""
     (folder / "config").write_text(_CONFIG.format(version=int(sha256), extension=extension), encoding="utf-8")
     (folder / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
-    return _environment() | {"GIT_DIR": str(folder), "GIT_OBJECT_DIRECTORY": str(found.objects)}
+    return environment() | {"GIT_DIR": str(folder), "GIT_OBJECT_DIRECTORY": str(found.objects)}
 
 
-def _environment() -> dict[str, str | None]:
-    """What is different for git: of our own environment, which a hook of somebody's may have made, it gets no word."""
+def environment() -> dict[str, str | None]:
+    """What is different for git that reads what strangers wrote: no settings of anybody, nothing of our environment, which a hook of
+    somebody's may have made, and nothing fetched.
+    """
     none: Mapping[str, str | None] = dict.fromkeys(name for name in os.environ if name.startswith("GIT_"))
     return {**none, **_ENVIRONMENT}

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -308,6 +308,41 @@ async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_
         await running
     assert (tmp_path / "out/ended").read_text() == "ended\n"
     assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if os.access(path, os.R_OK) and b"sleep\x003601" in path.read_bytes()]
+
+
+_RUNNING = """\
+import asyncio, sys
+from pathlib import Path
+from testbed.store import build_enclosure
+from testbed.store.build_enclosure import Enclosure
+from tests.unit import test_build_enclosure
+out = Path(sys.argv[1])
+way = test_build_enclosure.WAYS[int(sys.argv[2])]
+build_enclosure.give(way, out)
+script = f"(trap '' TERM; exec sleep 3602) & echo up >{out}/new; mv {out}/new {out}/up; wait"
+asyncio.run(build_enclosure.run(way, ["sh", "-c", script], folder=out, write=(out,)))
+"""
+
+
+def sleepers() -> list[Path]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += [path] if b"sleep\x003602" in path.read_bytes() else []
+    return found
+
+
+@pytest.mark.parametrize("way", range(len(WAYS)), ids=NAMES)
+def test_all_of_it_ends_with_a_testbed_that_is_killed(tmp_path: Path, way: int) -> None:
+    child = subprocess.Popen([sys.executable, "-c", _RUNNING, tmp_path, str(way)], cwd=Path(__file__).parents[2])
+    while not (tmp_path / "up").exists():
+        assert child.poll() is None
+        os.sched_yield()
+    assert sleepers()
+    child.kill()
+    child.wait()
+    while sleepers():
+        os.sched_yield()
 
 
 def test_a_kconfig_file_that_names_files_of_this_machine_gets_none(tmp_path: Path) -> None:

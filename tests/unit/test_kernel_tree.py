@@ -219,3 +219,16 @@ def test_a_series_that_was_killed_at_any_step_leaves_a_source_of_which_any_other
 def files(found: dict[str, str | None]) -> dict[str, str]:
     """Without the folders, of which a run that was killed may leave empty ones."""
     return {path: text for path, text in found.items() if text is not None}
+
+
+def test_a_series_that_brings_a_repository_along_has_git_run_nothing(tmp_path: Path) -> None:
+    """Where patches are tried a second patch would be applied in the repository that the first has made."""
+    evil = f"sh -c 'echo ran >>{tmp_path}/ran; cat'"
+    repository = ("no-repository", "tree/no-repository", "repository", "git")
+    first = new(".gitattributes", "* filter=evil")
+    for folder in repository:
+        config = f'[filter "evil"] clean = "{evil}"\n+[filter "evil"] smudge = "{evil}"\n+[core] fsmonitor = "{evil}"'
+        first += new(f"{folder}/config", config).replace("+1 @@", "+1,3 @@")
+        first += new(f"{folder}/HEAD", "ref: refs/heads/main") + new(f"{folder}/objects/x") + new(f"{folder}/refs/x")
+    assert planned(tree_of(tmp_path), of(first, diff("line 11", "eleven"))).keys() > {"drivers/loop.c", ".gitattributes"}
+    assert not (tmp_path / "ran").exists()
