@@ -116,7 +116,7 @@ class MakeJob:
     def _programs(self) -> tuple[Path, ...]:
         """Where the programs of the build are, besides the system's."""
         named = [word for value in make_args.tools(self.compiler.args).values() for word in value.split()]
-        return build_enclosure.installations((*_TOOLS, *named))
+        return build_enclosure.installations((*_TOOLS, "ccache", *named))
 
     def _prepare(self) -> None:
         """Let whom make runs as write where it must, and read the source. Blocks."""
