@@ -7,8 +7,9 @@ stranger's (`plain_files.py`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,17 @@ class MakeJob:
 
     @property
     def config(self) -> dict[str, Option]:
-        return fragments.parse(plain_files.text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config"))
+        with self.read():
+            return fragments.parse(plain_files.text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config"))
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """Read results inside: where one is refused, the output folder goes, for the next build could not make a file in its place."""
+        try:
+            yield
+        except BuildError:
+            plain_files.remove(self.output)
+            raise
 
     async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
         """:raise BuildError: an option did not survive, or guests and scenarios need another one. :raise HostError: as `_failed` says."""
@@ -248,7 +259,8 @@ async def results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
             ("System.map", "System.map", _MOST_TEXT_BYTES),
             ("arch/x86/boot/bzImage", "work/bzImage", debs.MOST_BYTES),
         ):
-            plain_files.copy(job.output, name, folder / kept, limit_bytes)
+            with job.read():
+                plain_files.copy(job.output, name, folder / kept, limit_bytes)
         return await kernel_files.lay_out(work / "bzImage", await _modules(job, work / "installed"), folder, task)
     finally:
         plain_files.remove(work)
@@ -269,5 +281,6 @@ async def _modules(job: MakeJob, folder: Path) -> Path:
         return found[0]
     (folder / "modules.order").touch()
     for name in ("modules.builtin", "modules.builtin.modinfo"):
-        plain_files.copy(job.output, name, folder / name, _MOST_TEXT_BYTES)
+        with job.read():
+            plain_files.copy(job.output, name, folder / name, _MOST_TEXT_BYTES)
     return folder

@@ -73,6 +73,8 @@ def put(scratch: Path, folder: Path, name: str, data: bytes) -> None:
     new = scratch / name
     new.write_bytes(data)
     new.chmod(0o644)
+    if (folder / name).is_dir() and not (folder / name).is_symlink():
+        remove(folder / name)
     new.replace(folder / name)
 
 

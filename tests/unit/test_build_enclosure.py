@@ -175,6 +175,8 @@ def test_a_result_that_is_a_link_a_pipe_or_without_end_is_refused(
     git(tree, "commit", "-qam", "link")
     with pytest.raises(BuildError, match=r"expected (a regular file|at most)"):
         build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    # Nor does it spoil the folder for those who build there next.
+    assert build(tmp_path / "cache", BuildOrder(source=f"{tree}@HEAD~1")).series is Series.AFTER
 
 
 def test_modules_of_a_build_are_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
