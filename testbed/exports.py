@@ -153,6 +153,8 @@ class Export:
             self._kill()
         try:
             async with asyncio.timeout(_END_S):
+                while await self._child.stdout.read(1 << 16):  # what it said beside; without that its pipe stays open
+                    pass
                 status = await self._child.wait()
         except TimeoutError:
             self._kill()
