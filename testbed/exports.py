@@ -45,7 +45,7 @@ class Export:
         self._turn = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._asked: tuple[int | None, asyncio.Future[dict[str, Any]]] | None = None
-        self._why = ""
+        self._why, self._is_over = "", False
         self._listening = asyncio.create_task(self._listen(), name=f"export of {name}")
 
     @classmethod
@@ -75,7 +75,7 @@ class Export:
         try:
             await found._answer(None)
             found._on_end = on_end
-            if found._listening.done():
+            if found._is_over:
                 raise found._ended()
         except BaseException:
             await found.close()
@@ -136,10 +136,12 @@ class Export:
         return answer
 
     def _ended(self) -> HostError:
-        return HostError(f"disk {self._name}: its export ended: {self._why or 'without a word'}; see {self._log}")
+        return HostError(f"disk {self._name}: its export ended: {self._why or 'it was killed, or failed'}; see {self._log}")
 
     async def _listen(self) -> None:
-        """Until its end, which nobody may miss."""
+        """Until its end, which nobody may miss. Who waits for it is told before the guest can have seen that its disk is gone: a process's
+        end closes its output first, and its status comes later.
+        """
         assert self._child.stdout is not None
         try:
             while line := await self._child.stdout.readline():
@@ -151,6 +153,8 @@ class Export:
         except (ValueError, TypeError, AttributeError) as error:  # it is not trusted any longer
             self._why = f"it says what it never says: {printable(str(error))[:_MOST_CHARACTERS]}"
             self._kill()
+        self._is_over = True
+        self._on_end(str(self._ended()))
         try:
             async with asyncio.timeout(_END_S):
                 while await self._child.stdout.read(1 << 16):  # what it said beside; without that its pipe stays open
@@ -160,7 +164,6 @@ class Export:
             self._kill()
             status = await self._child.wait()
         self._why = self._why or (f"signal {-status}" if status < 0 else f"status {status}")
-        self._on_end(str(self._ended()))
 
     def _kill(self) -> None:
         # Not by its own `kill`, which takes the status of one that has just ended away from who waits for it.
