@@ -77,7 +77,7 @@ class Protocol:
         self._steps = self._session()
         self.transmitting = False  # negotiation is over
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes | memoryview) -> None:
         """Take bytes of the client; they are kept until `next_event` has used them."""
         self._received += data
 

@@ -40,6 +40,7 @@ class Client:
     def __init__(self, wire: socket.socket, protocol: Protocol, device: Device) -> None:
         self._wire, self._protocol, self._device = wire, protocol, device
         self._unread = bytearray(nbd.GREETING)
+        self._read = memoryview(bytearray(_READ_BYTES))
         self._wants_bytes = True
         self._since: float | None = None  # its first byte came
         self.gone = False
@@ -101,17 +102,17 @@ class Client:
     def receive(self) -> None:
         """Read what there is, or notice its end."""
         try:
-            data = self._wire.recv(_READ_BYTES)
+            length = self._wire.recv_into(self._read)
         except BlockingIOError:
             return
         except OSError:
-            data = b""
-        if not data:
+            length = 0
+        if not length:
             self._leave()
             return
         if self._since is None:
             self._since = time.monotonic()
-        self._protocol.receive(data)
+        self._protocol.receive(self._read[:length])
         self._wants_bytes = False
 
     def send(self) -> None:
