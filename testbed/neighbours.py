@@ -34,7 +34,9 @@ def parse(table: Iterable[str], port: int) -> tuple[Connection, ...]:
     """The ends that are connected to a port of 127.0.0.1, from the lines of /proc/net/tcp or tcp6. Pure."""
     ends = {f"{address}:{port:04X}" for address in (_LOOPBACK, _LOOPBACK_6)}
     rows = (line.split() for line in table)
-    return tuple(Connection(uid=int(row[7]), inode=int(row[9])) for row in rows if len(row) > 9 and row[2] in ends)
+    found = (Connection(uid=int(row[7]), inode=int(row[9])) for row in rows if len(row) > 9 and row[2] in ends)
+    # One that its owner has closed is kept for a while as nobody's: without an inode, and as user 0.
+    return tuple(one for one in found if one.inode)
 
 
 def connected(port: int) -> str:
@@ -83,9 +85,9 @@ def holder(path: Path) -> str:
     except OSError:
         table = []
     pids: Sequence[int] = lockers(table, os.major(at.st_dev), os.minor(at.st_dev), at.st_ino) if table else ()
-    # Who took the lock may have left it to a process that it started; a process of another namespace has no number here.
+    # Who took the lock may have left it to a process that it started; and some filesystems have another number there than files have.
     alive = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-    pids = alive or [pid for pid in _pids() if os.path.realpath(path) in _links(pid)]
+    pids = alive or [pid for pid in _pids() if _locks(pid, os.path.realpath(path))]
     if os.getpid() in pids:
         return "another part of this command"
     return process(pids[0]) if pids else "a process that /proc does not show"
@@ -107,6 +109,17 @@ def _processes(inodes: list[int]) -> str:
 
 def _pids() -> list[int]:
     return sorted(int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+
+
+def _locks(pid: int, path: str) -> bool:
+    """Whether a process has a file open by which it is locked (proc_pid_fdinfo(5))."""
+    place = Path(f"/proc/{pid}")
+    with contextlib.suppress(OSError):
+        for descriptor in (place / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(descriptor.readlink()) == path and "FLOCK" in (place / "fdinfo" / descriptor.name).read_text(encoding="utf-8"):
+                    return True
+    return False
 
 
 def _links(pid: int) -> set[str]:

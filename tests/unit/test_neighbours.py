@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,8 @@ TABLE = """\
    2: 0100007F:8B79 0100007F:D2A0 01 00000000:00000000 00:00000000 00000000     0        0 4003 1 0000000000000000 20 0 0 10 -1
    3: 0100007F:D2A2 0100007F:8B79 02 00000000:00000000 00:00000000 00000000  1000        0 4004 1 0000000000000000 20 0 0 10 -1
    4: 0200007F:D2A4 0200007F:8B79 01 00000000:00000000 00:00000000 00000000  1000        0 4005 1 0000000000000000 20 0 0 10 -1
-   5: damaged
+   5: 0100007F:D2A8 0100007F:8B79 06 00000000:00000000 03:000009B0 00000000     0        0 0 3 0000000000000000
+   6: damaged
 """
 TABLE_6 = """\
    0: 0000000000000000FFFF00000100007F:D2A6 0000000000000000FFFF00000100007F:8B79 01 0:0 00:0 0  1001        0 4006 1
@@ -56,14 +58,39 @@ def holding(address: str, count: int, *, uid: int) -> Iterator[tuple[int, int]]:
 def test_a_neighbour_who_holds_connections_is_named(address: str) -> None:
     with holding(address, 40, uid=65534) as (port, pid):
         said = neighbours.connected(port)
-    assert said.startswith(
-        f"; nobody (uid 65534) holds 40 connections to 127.0.0.1:{port} (pid {pid} of nobody (uid 65534): /usr/bin/python3 "
-    )
+    assert said.startswith(f"; nobody (uid 65534) holds 40 connections to 127.0.0.1:{port} (pid {pid} of nobody (uid 65534), since 20")
+    assert ": /usr/bin/python3 -I -S " in said
 
 
 def test_connections_of_our_own_are_nobodys_business() -> None:
     with holding("127.0.0.1", 2, uid=0) as (port, _):
         assert neighbours.connected(port) == ""
+
+
+LOCKS = """\
+1: FLOCK  ADVISORY  WRITE 1234 fe:00:42 0 EOF
+1: -> FLOCK  ADVISORY  WRITE 1235 fe:00:42 0 EOF
+2: POSIX  ADVISORY  READ 1236 fe:00:42 0 EOF
+3: FLOCK  ADVISORY  WRITE 1237 00:2f:42 0 EOF
+"""
+
+
+def test_who_holds_a_lock_and_not_who_waits_for_it_is_read_from_the_kernels_table() -> None:
+    assert neighbours.lockers(LOCKS.splitlines(), 0xFE, 0, 42) == (1234,)
+    assert neighbours.lockers(LOCKS.splitlines(), 0, 0x2F, 42) == (1237,)
+    assert neighbours.lockers(LOCKS.splitlines(), 0xFE, 0, 43) == ()
+
+
+def test_who_was_left_a_lock_is_its_holder(tmp_path: Path) -> None:
+    """As of `flock 9` in a shell: the program that took it has ended. Who has the file open without the lock is not."""
+    script = 'exec 9>>"$0"; flock 9; echo there; read -r _'
+    with (
+        (tmp_path / "lock").open("a"),
+        subprocess.Popen(["sh", "-c", script, tmp_path / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shell,
+    ):
+        assert shell.stdout is not None and shell.stdout.readline() == "there\n"
+        assert neighbours.holder(tmp_path / "lock").startswith(f"pid {shell.pid} of ")
+    assert neighbours.holder(tmp_path / "lock") == "a process that /proc does not show" == neighbours.holder(tmp_path / "none")
 
 
 def test_what_is_named_steers_no_terminal() -> None:
