@@ -36,6 +36,17 @@ def parsed(text: str | bytes | bytearray) -> Any:
     return found
 
 
+def mapping(text: str | bytes | bytearray) -> dict[str, Any]:
+    """Return the mapping that a text says.
+
+    :raise ValueError: as `parsed`, or it is none.
+    """
+    found = parsed(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"expected a mapping, got {type(found).__name__}")
+    return found
+
+
 def printed(data: bytes) -> Any:
     """Return what a stranger's file says, each text and key in it as `printable` leaves it, and without halves of characters.
 

@@ -11,18 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
+from qemu.qmp.message import DeserializationError
 
+from testbed import jsons
 from testbed.drives import QmpCommand
 from testbed.errors import HostError, WireBroken
 from testbed.evidence import Log
 
 _COMMAND_S = 60.0
+_SHOWN_BYTES = 200
 
 
 class _Client(QMPClient):
     """Logs no messages: the library writes each out as indented text before it asks whether anybody wants it, which took most of a
-    command's time.
+    command's time. Reads them as all JSON is read here: a guest may have taken QEMU over, and the library's own reader raises
+    RecursionError.
     """
+
+    async def _do_recv(self) -> Message:
+        line = await self._readline()
+        try:
+            return Message(jsons.mapping(line), eager=False)
+        except ValueError as error:
+            raise DeserializationError(str(error), line[:_SHOWN_BYTES]) from error
 
     def _cb_inbound(self, msg: Message) -> Message:
         return msg

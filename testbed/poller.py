@@ -96,8 +96,6 @@ class Poller:
             if not received or len(self._read) > _MOST_BYTES:
                 raise ConnectionError("it ended" if not received else f"expected a message of at most {_MOST_BYTES} bytes, got more")
             self._read += received
-        message = jsons.parsed(self._read[:end])
+        message = jsons.mapping(self._read[:end])
         del self._read[: end + 1]
-        if not isinstance(message, dict):
-            raise ValueError(f"expected an object, got {type(message).__name__}")
         return message

@@ -165,7 +165,7 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
 
 async def _ready(reader: asyncio.StreamReader, order: UpOrder, progress: Progress, task: Task) -> None:
     async for line in reader:
-        said: dict[str, Any] = jsons.parsed(line)
+        said = jsons.mapping(line)
         if "ready" in said:
             return
         if "error" in said:

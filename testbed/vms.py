@@ -98,7 +98,7 @@ class Vm:
                 with contextlib.closing(writer):
                     writer.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
                     line = await reader.readline()
-            answer = jsons.parsed(line)
+            answer = jsons.mapping(line)
         except TimeoutError:
             raise HostError(
                 f"{name}: its supervisor (pid {self.record.supervisor}) does not answer `{verb}` within {timeout_s:.0f} s"

@@ -196,7 +196,7 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
             found[name] = replace(read, sha256=content_key("bundle", sorted(hashes.items())))
     except OSError as error:
         raise HostError(f"{bundle.path}: its kernels cannot be unpacked: {error.strerror}") from error
-    except tarfile.TarError as error:
+    except (tarfile.TarError, ValueError) as error:
         raise _refused(bundle.path, [f"it was changed since it was looked at: {error}"]) from error
     return found
 

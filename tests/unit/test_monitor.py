@@ -71,3 +71,28 @@ async def test_a_peer_that_goes_away_in_the_middle_is_a_broken_wire(tmp_path: Pa
         with pytest.raises(WireBroken, match="query-status"):
             await asked
         await wire.closed()
+
+
+NO_MESSAGES = {
+    "100,000 levels": b"[" * 100_000,
+    "100,000 mappings": b'{"a":' * 100_000,
+    "a list": b"[1]",
+    "a list of pairs": b'[["event", "STOP"]]',
+    "a number": b"5",
+    "not a number": b'{"return": NaN}',
+    "5,000 digits": b'{"return": ' + b"1" * 5000 + b"}",
+    "no UTF-8": b'{"return": "\xff"}',
+    "no JSON": b"hello",
+}
+
+
+@pytest.mark.parametrize("said", NO_MESSAGES.values(), ids=NO_MESSAGES)
+async def test_a_message_that_is_no_json_ends_the_connection(said: bytes, tmp_path: Path) -> None:
+    async with connected(tmp_path, {}) as (wire, fake, _), asyncio.timeout(60):
+        asked = asyncio.create_task(wire.execute("query-status"))
+        while len(fake.asked) < 2:
+            await asyncio.sleep(0)
+        for writer in fake._writers:
+            writer.write(said + b"\r\n")
+        with pytest.raises(WireBroken, match="query-status"):
+            await asked
