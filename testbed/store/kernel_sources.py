@@ -17,16 +17,19 @@ from testbed.errors import BuildError, HostError
 from testbed.kernels import DebianKernel, KernelTable
 from testbed.keys import content_key
 from testbed.progress import Progress, Task
-from testbed.store import cache, plain_files, repositories
+from testbed.store import cache, inflate, plain_files, repositories
 from testbed.store.apt import PrivateApt
 from testbed.store.mirror import find_mirror
 from testbed.store.repositories import Commit
-from testbed.units import MIB
+from testbed.units import MIB, format_size
 
 # Changes when what a source's folder holds changes.
 _LAYOUT = 1
 _UNPACK_S = 1800
 _MOST_TEXT_BYTES = 64 * MIB
+# Linux 6.12 unpacks to 1.5 GiB in 90,000 files. `_TARBALLS` changes when what of a tarball is unpacked does.
+_MOST_BYTES, _MOST_FILES, _TARBALLS = 8 << 30, 500_000, 1
+_MOST_NAMED = 5
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*) *$", re.MULTILINE)
 
 
@@ -87,7 +90,7 @@ async def _debian(row: DebianKernel, root: Path, progress: Progress) -> Source:
             task.update(fraction=0.3, detail=f"unpacking {package.name} {package.version}")
             await process.run(["dpkg-deb", "-x", deb, work / "package"], timeout_s=_UNPACK_S)
             (tarball,) = (work / "package/usr/src").glob("linux-source-*.tar.xz")
-            await _unpack(tarball, unfinished / "tree", task)
+            await _unpack(tarball, unfinished / "tree", task)  # Debian's has no links that lead out of it
             await asyncio.to_thread(shutil.rmtree, work)
             return {"origin": f"{package.name} {package.version} from {', '.join(row.suites)}", "key": package.sha256}
 
@@ -101,10 +104,15 @@ async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
     async def make(unfinished: Path) -> dict[str, Any]:
         with progress.task(f"source {path.name}") as task:
             task.update(detail=f"unpacking {path.name}")
-            await _unpack(path, unfinished / "tree", task)
-        return {"origin": path.name, "key": sha256}
+            left_out = await _unpack(path, unfinished / "tree", task)
+        return {"origin": path.name, "key": sha256, "left_out": list(left_out)}
 
-    return await _kept(path.name.split(".tar")[0], root / cache.SOURCES / f"tarball-{content_key(_LAYOUT, sha256)}", make, progress)
+    folder = root / cache.SOURCES / f"tarball-{content_key(_LAYOUT, _TARBALLS, sha256)}"
+    source = await _kept(path.name.split(".tar")[0], folder, make, progress)
+    if gone := cache.read_meta(folder).get("left_out"):
+        more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
+        progress.note(f"source {path.name}: left out: links that lead out of it: {', '.join(map(str, gone[:_MOST_NAMED]))}{more}")
+    return source
 
 
 async def _kept(name: str, folder: Path, make: Any, progress: Progress) -> Source:
@@ -113,25 +121,55 @@ async def _kept(name: str, folder: Path, make: Any, progress: Progress) -> Sourc
     return Source(name=name, key=str(meta["key"]), origin=str(meta["origin"]), folder=folder)
 
 
-async def _unpack(tarball: Path, tree: Path, task: Task) -> None:
-    """:raise BuildError: there is no kernel in it, or something else than files, folders and links."""
+async def _unpack(tarball: Path, tree: Path, task: Task) -> tuple[str, ...]:
+    """The tree in an archive. Returns the links that lead out of it, which are left out.
+
+    :raise BuildError: there is no kernel in it, something else than files, folders and links, or far more than a kernel's source.
+    """
     tree.mkdir()
-    words = ("tar", "-C", str(tree), "--strip-components=1", "--no-same-owner", "--no-same-permissions", "-xf", str(tarball))
+    plain = tree.with_name("tar")
+    words = ("tar", "-C", str(tree), "--strip-components=1", "--no-same-owner", "--no-same-permissions", "-xf", str(plain))
     try:
+        await asyncio.to_thread(inflate.write, tarball, plain, _MOST_BYTES)
         await process.run(("sh", "-c", 'umask 022; exec "$@"', "tar", *words), timeout_s=_UNPACK_S)
-    except HostError as error:
+    except (HostError, inflate.Refused) as error:
         raise BuildError(f"{tarball}: cannot be unpacked: {error}") from error
-    await asyncio.to_thread(_only_files, tarball, tree)
+    finally:
+        plain.unlink(missing_ok=True)
+    left_out = await asyncio.to_thread(_only_files, tarball, tree)
     version(tree)
     task.update(fraction=0.9)
+    return left_out
 
 
-def _only_files(tarball: Path, tree: Path) -> None:
-    """:raise BuildError: a device, which root unpacks, a pipe or a socket is in the tree."""
+def _only_files(tarball: Path, tree: Path) -> tuple[str, ...]:
+    """Remove the links of a tree that lead out of it; returns them.
+
+    :raise BuildError: a device, which root unpacks, a pipe or a socket is in the tree, or more than a kernel's source has.
+    """
+    root, count, size_bytes = tree.resolve(), 0, 0
+    left_out: list[Path] = []
     for path in plain_files.everything(tree):
-        mode = path.lstat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
-            raise BuildError(f"{tarball}: {path.relative_to(tree)}: expected a file, a folder or a link, got something else")
+        found, name = path.lstat(), str(path.relative_to(tree))
+        count, size_bytes = count + 1, size_bytes + found.st_size
+        if count > _MOST_FILES or size_bytes > _MOST_BYTES:
+            most = f"at most {_MOST_FILES} files of {format_size(_MOST_BYTES)} in all"
+            raise BuildError(f"{tarball}: expected a kernel's source, {most}, got more")
+        if stat.S_ISLNK(found.st_mode):
+            if not _leads_to(path).is_relative_to(root):
+                left_out.append(path)
+        elif not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise BuildError(f"{tarball}: {name}: expected a file, a folder or a link, got something else")
+    for path in left_out:  # one may lead out by another
+        path.unlink()
+    return tuple(str(path.relative_to(tree)) for path in left_out)
+
+
+def _leads_to(link: Path) -> Path:
+    try:
+        return link.resolve()
+    except (OSError, RuntimeError):  # to itself, or to a name that no file has
+        return Path("/")
 
 
 async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:

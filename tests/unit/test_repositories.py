@@ -226,3 +226,42 @@ def test_a_tarball_with_a_device_or_a_pipe_is_refused_and_its_modes_are_not_kept
     subprocess.run(words, check=True)
     with pytest.raises(BuildError, match=r"linux\.tar: pipe: expected a file, a folder or a link"):
         build(tmp_path / "cache", BuildOrder(source=str(tmp_path / "linux.tar")))
+
+
+def packed(tmp_path: Path) -> Path:
+    path = tmp_path / "linux.tar.gz"
+    subprocess.run(["tar", "-C", str(tmp_path), "-Szcf", str(path), "--exclude=.git", "linux"], check=True)
+    return path
+
+
+def test_links_of_a_tarball_that_lead_out_of_it_are_left_out_and_named(tmp_path: Path, tree: Path) -> None:
+    (tmp_path / "secret").write_text("of this machine\n")
+    inside = {"again": "head", "include-prefixes": "drivers", "nothing-yet": "include/generated", "over": "drivers/../head"}
+    outside = {"shadow": str(tmp_path / "secret"), "up": "../" * 30 + "etc", "by-another": "up/passwd", "self": "self", "root": "/"}
+    for name, to in {**inside, **outside}.items():
+        (tree / name).symlink_to(to)
+    for again in range(2):  # the second finds it in the cache
+        notes = Notes()
+        build(tmp_path / "cache", BuildOrder(source=str(packed(tmp_path))), progress=notes)
+        (there,) = tmp_path.glob("cache/sources/tarball-*/tree")
+        assert {path.name for path in there.rglob("*") if path.is_symlink()} == set(inside), again
+        (said,) = (one for one in notes.said if "left out" in one)
+        assert said.startswith("source linux.tar.gz: left out: links that lead out of it: ")
+        assert all(name in said for name in outside), said
+
+
+def test_a_tarball_that_unpacks_to_far_more_than_a_source_is_refused(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(match: str) -> None:
+        with pytest.raises(BuildError, match=match):
+            build(tmp_path / "cache", BuildOrder(source=str(packed(tmp_path))))
+        assert not [*tmp_path.glob("cache/sources/tarball-*/tree"), *tmp_path.glob("cache/sources/.unfinished-*")]
+
+    with (tree / "hole").open("wb") as file:
+        file.truncate(1 << 40)
+    refused(r"linux\.tar\.gz: expected a kernel's source, at most 500000 files of 8G in all, got more")
+    (tree / "hole").write_bytes(bytes(4 << 20))
+    monkeypatch.setattr(kernel_sources, "_MOST_BYTES", 2 << 20)
+    refused(r"linux\.tar\.gz: cannot be unpacked: .*expected at most 2M when it is unpacked")
+    (tree / "hole").unlink()
+    monkeypatch.setattr(kernel_sources, "_MOST_FILES", 5)
+    refused(r"at most 5 files")
