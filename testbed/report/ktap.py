@@ -17,7 +17,7 @@ _PAIR = {"base": "open", "patched": "closed"}
 
 def ktap(document: dict[str, Any]) -> str:
     """The whole text."""
-    lines = ["KTAP version 1", f"# run: {document['run']}, verdict: {document['verdict']}", "1..1", *_indented(_suite(document))]
+    lines = ["KTAP version 1", f"# run: {_text(document['run'])}, verdict: {document['verdict']}", "1..1", *_indented(_suite(document))]
     lines.append(_result(document["verdict"], 1, "testbed", words.summary(document)))
     return "\n".join(lines) + "\n"
 
@@ -26,9 +26,10 @@ def _suite(document: dict[str, Any]) -> Iterator[str]:
     cases = document["scenarios"]
     yield "KTAP version 1"
     for side, kernel in document["kernels"].items():
-        yield f"# kernel {side}: {_text(kernel['release'])} {kernel['sha256']}"
-    yield f"# image {_text(document['image']['name'])}: {document['image']['sha256']}"
-    yield f"# qemu {_text(document['host']['qemu'])} ({document['host']['accelerator']}): {document['host'].get('qemu_sha256', '')}"
+        yield f"# kernel {_text(side)}: {_text(kernel['release'])} {_text(kernel['sha256'])}"
+    image, host = document["image"], document["host"]
+    yield f"# image {_text(image['name'])}: {_text(image['sha256'])}"
+    yield f"# qemu {_text(host['qemu'])} ({host['accelerator']}): {_text(host.get('qemu_sha256', ''))}"
     left_out = words.left_out(document)
     yield f"1..{len(cases) + bool(left_out)}"
     for number, case in enumerate(cases, 1):

@@ -140,7 +140,8 @@ class Runner:
         if not ends and not stopped and not job.report.findings:
             self._lost(job, "died", "the process ended")
         shutil.rmtree(job.folder)
-        self._note(f"{job.report.target}: {job.report.inputs} inputs, {len(job.report.findings)} findings")
+        found = "; ".join(f"{kind} {place}".rstrip() for kind, place in job.report.findings) or "nothing found"
+        self._note(f"{job.report.target}: {job.report.inputs} inputs, {found}")
 
     def _lost(self, job: Job, kind: str, why: str) -> None:
         log = (job.folder / "log").read_text(errors="replace")[-2000:]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from testbed import group_sampler, player, sampler
+from testbed import group_sampler, journal, player, sampler
 from testbed.report import bug_files, bug_view, diff, junit, markdown, reading, results, series
 from testbed.report import ktap as own_ktap
 from testbed.report.bug_schema import MODELS
@@ -39,22 +39,28 @@ def ktap_of(data: bytes) -> None:
 
 
 def listed(data: bytes) -> None:
-    """A run as `testbed runs` lists it, by either kind of results and by its log."""
-    for name in ("results.json", "repro.json", "log.jsonl"):
-        runs.every(_run(data, name).parent, reading.document)
+    """A run as `testbed runs` lists it, by either kind of results or by its log."""
+    name = next((name for name, of_it in runs.RESULTS.items() if f'"{of_it}"'.encode() in data), journal.FILE)
+    runs.every(_run(data, name).parent, reading.document)
+
+
+_RECORDED = {b'"disks"': sampler.LOG, b'"groups"': group_sampler.LOG, b"": player.LOG}
 
 
 def samples(data: bytes) -> None:
-    """What was sampled of a guest, as plots: the same lines as those of disks, of groups and of the timeline."""
-    for name in (sampler.LOG, group_sampler.LOG, player.LOG):
-        folder = place.file(data, f"evidence/{name}").parent.parent
-    json.dumps(series.read(folder, "evidence", 100).plots, allow_nan=False)
+    """What was sampled of a guest's disks or groups, or its timeline, as plots."""
+    name = next(name for of_it, name in _RECORDED.items() if of_it in data)
+    json.dumps(series.read(_folder(data, name).parent, "evidence", 100).plots, allow_nan=False)
 
 
 def _run(data: bytes, name: str) -> Path:
     """A run's folder with one file."""
-    folder = place.file(b"", "runs/20260101T000000Z-abcd/x").parent
-    for path in folder.iterdir():
-        path.unlink()
-    (folder / name).write_bytes(data)
-    return folder
+    return _folder(data, name, "runs/20260101T000000Z-abcd")
+
+
+def _folder(data: bytes, name: str, folder: str = "evidence") -> Path:
+    path = place.file(data, f"{folder}/{name}")
+    for other in path.parent.iterdir():
+        if other.name != name:
+            other.unlink()
+    return path.parent

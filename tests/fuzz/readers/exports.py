@@ -1,0 +1,53 @@
+"""What QEMU, or who has taken it over, sends to the process that emulates a disk: NBD."""
+
+from __future__ import annotations
+
+import io
+
+from testbed.export.device import Device
+from testbed.export.nbd import Asked, Ended, Protocol, Say
+
+_DISK_BYTES = 1 << 16
+
+
+class _Memory:
+    """A store whose every access is within it."""
+
+    def __init__(self) -> None:
+        self.size = _DISK_BYTES
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._within(offset, length)
+        return bytes(length)
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._within(offset, len(data))
+
+    def trim(self, offset: int, length: int) -> None:
+        self._within(offset, length)
+
+    def flush(self) -> None:
+        pass
+
+    def _within(self, offset: int, length: int) -> None:
+        assert offset >= 0 and length >= 0 and offset + length <= self.size, f"beyond the disk: {length} bytes at {offset}"
+
+
+def nbd(data: bytes) -> None:
+    """A client's bytes, in two pieces: negotiation, and requests, which are carried out on a disk that can be written and on another."""
+    for read_only, block_bytes in ((False, 1), (True, 512)):
+        device = Device(_Memory(), log=io.StringIO())
+        protocol = Protocol(size_bytes=_DISK_BYTES, read_only=read_only, block_bytes=block_bytes)
+        for part in (data[: len(data) // 2], data[len(data) // 2 :]):
+            protocol.receive(part)
+            while (event := protocol.next_event()) is not None:
+                match event:
+                    case Asked(request=request):
+                        assert request.offset % block_bytes == request.length % block_bytes == 0
+                        device.submit(request, lambda error, found: None)
+                        while device.work():
+                            pass
+                    case Ended():
+                        return
+                    case Say():
+                        pass
