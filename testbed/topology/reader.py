@@ -20,6 +20,7 @@ from testbed.errors import Problem, TopologyError
 
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 200_000
+_MOST_BRACKETS = 64
 # What pipes have said: they say it once, and a file is read more often.
 _said: dict[Path, bytes] = {}
 _YAML_1_1 = (
@@ -178,7 +179,12 @@ class Reader:
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves every plain scalar to `_Reader`: no implicit types."""
+    """Leaves every plain scalar to `_Reader`: no implicit types. Bounds brackets in brackets, of which PyYAML looks at all for each token."""
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= _MOST_BRACKETS:
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(token)
 
     def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
         if kind is yaml.ScalarNode and implicit[0]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from testbed.errors import BuildError, GuestError, HostError, ReadingError, TopologyError, UsageError
 from testbed.store.kernel_image import Unknown
 from tests.fuzz.mutate import Mutator, inside_gzip, json_node, tar_member
-from tests.fuzz.readers import files, guests, kernels, patches, runs
+from tests.fuzz.readers import exports, files, guests, kernels, patches, runs
 
 _HERE = Path(__file__).parent
 
@@ -74,6 +74,8 @@ _QMP = _words('"event":"BLOCK_IO_ERROR" "STOP" "RESUME" "node-name" "operation" 
 _RESULTS = _words('"verdict" "scenarios" "partial" "kernels" "attempts" "spread" "claim" null # SKIP ok_1 1..0')
 _SAMPLES = _words('"guest_s" "disks" "groups" "rd" "wr" "bytes" "latency" "io" "oom_kill" "do" "error"')
 
+_NBD = tuple(bytes.fromhex(word) for word in ("49484156454f5054", "25609513", "00000007", "00000006", "0003", "00010000", "02000000"))
+
 _ROWS = (
     Target(name="topology", read=files.topology, refusals=(TopologyError,), words=_YAML, mutators=(json_node,)),
     Target(name="bug", read=files.bug, refusals=(TopologyError,), words=_BUG, mutators=(json_node,)),
@@ -113,6 +115,7 @@ _ROWS = (
     Target(name="fio", read=guests.fio_figures, refusals=(ValueError,), words=_FIO, mutators=(json_node,)),
     Target(name="copied-out", read=guests.copied_out, refusals=(HostError,), mutators=(tar_member,), most_bytes=8192),
     Target(name="monitor", read=guests.monitor_events, words=_QMP, mutators=(json_node,)),
+    Target(name="nbd", read=exports.nbd, words=_NBD, mutators=(exports.nbd_field,)),
     Target(name="results", read=runs.scenarios, refusals=(UsageError,), words=_RESULTS, mutators=(json_node,), most_bytes=8192),
     Target(name="bug-results", read=runs.bugs, refusals=(UsageError,), words=_RESULTS, mutators=(json_node,), most_bytes=8192),
     Target(name="ktap", read=runs.ktap_of, refusals=(UsageError,), words=_RESULTS, mutators=(json_node,), most_bytes=8192),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import random
+import struct
 
 from testbed.export.device import Device
 from testbed.export.nbd import Asked, Ended, Protocol, Say
@@ -51,3 +53,41 @@ def nbd(data: bytes) -> None:
                         return
                     case Say():
                         pass
+
+
+_OPTION, _REQUEST = b"IHAVEOPT", struct.pack(">I", 0x25609513)
+# Of an option: its number and length; of a request: flags, command, cookie, offset, length.
+_PLACES = {_OPTION: ((8, 4), (12, 4)), _REQUEST: ((4, 2), (6, 2), (8, 8), (16, 8), (24, 4))}
+_VALUES = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    6,
+    7,
+    511,
+    512,
+    513,
+    _DISK_BYTES - 1,
+    _DISK_BYTES,
+    _DISK_BYTES + 1,
+    (32 << 20) + 1,
+    1 << 31,
+    (1 << 32) - 1,
+    1 << 63,
+)
+
+
+def nbd_field(data: bytes, rng: random.Random) -> bytes:
+    """A field of an option or a request with another number, or all of one twice."""
+    magic = rng.choice((_OPTION, _REQUEST))
+    starts = [at for at in range(len(data)) if data.startswith(magic, at)]
+    if not starts:
+        return data + magic
+    at = rng.choice(starts)
+    if rng.random() < 0.2:
+        return data[:at] + data[at : at + 28] + data[at:]
+    begin, size = rng.choice(_PLACES[magic])
+    value = rng.choice(_VALUES) % (1 << 8 * size)
+    return data[: at + begin] + value.to_bytes(size, "big") + data[at + begin + size :]
