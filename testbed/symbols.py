@@ -17,6 +17,8 @@ _SHT_SYMTAB, _SHT_STRTAB, _SHT_NOBITS = 2, 3, 8
 _STT_OBJECT, _STT_FUNC, _STB_GLOBAL = 1, 2, 1
 _SHN_ABS = 0xFFF1
 _X86_64 = 62
+# Twice KSYM_NAME_LEN (include/linux/kallsyms.h); symbols may share one that is as long as the file.
+_LONGEST_NAME = 1024
 _ADDRESS = re.compile("[0-9a-fA-F]{1,16}")
 
 
@@ -93,6 +95,7 @@ def of_elf(data: bytes) -> Iterator[Symbol]:
         for at in range(table[4], table[4] + table[5], _SYM.size):
             name, _, _, _, value, _ = _SYM.unpack_from(data, at)
             if name and value:
-                yield Symbol(value, "T", names[name : names.index(b"\0", name)].decode(errors="replace"))
+                end = names.index(b"\0", name, name + _LONGEST_NAME)
+                yield Symbol(value, "T", names[name:end].decode(errors="replace"))
     except (struct.error, IndexError, ValueError) as error:
         raise ValueError(f"expected a whole ELF file: {error}") from error

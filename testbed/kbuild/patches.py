@@ -76,7 +76,11 @@ def touched(said: str, name: str) -> frozenset[str]:
         raise BuildError(f"{name}: {link['path']}: expected a regular file, got mode {link['mode']}: links and submodules are not built")
     found = set()
     for one in files:
-        added, _, path = one.split("\t", 2)
+        match one.split("\t", 2):
+            case [added, _, path]:
+                pass
+            case _:
+                raise BuildError(f"{name}: expected of git how much is changed in each file, got {one[:100]!r}")
         if added == "-":
             raise BuildError(f"{name}: {path}: expected a change of text, got a binary one; commit it to a git tree, and build that")
         found.add(path)

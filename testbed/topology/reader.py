@@ -179,7 +179,7 @@ class Reader:
 
 
 class _Loader(yaml.SafeLoader):
-    """Leaves every plain scalar to `_Reader`: no implicit types. Bounds brackets in brackets, of which PyYAML looks at all for each token."""
+    """Leaves every plain scalar to `_Reader`: no implicit types. Bounds nested brackets: PyYAML looks at all for each token."""
 
     def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
         if self.flow_level >= _MOST_BRACKETS:

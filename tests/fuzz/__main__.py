@@ -70,6 +70,8 @@ def _fuzzed(names: list[str], inputs: int, seed: int, seconds: float) -> list[Re
                 runner.wait()
                 if time.monotonic() >= until and (rounds > 1 or (not waiting and not runner.jobs)):
                     break
+        except KeyboardInterrupt:
+            _write("interrupted; what was found so far:")
         finally:
             runner.stop()
     return list(reports.values())
