@@ -19,8 +19,9 @@ _TOKEN = re.compile(r'\$\((?:[^()]|\([^()]*\))*\)|"[^"]*"|\'[^\']*\'|&&|\|\||!=|
 # A prompt's text; and a comment, which begins outside of such texts.
 _TEXT = re.compile(r"""^(?:"(?:[^"\\]|\\.)*"|'[^']*')""")
 _COMMENT = re.compile(r"""^((?:[^"'#]|"(?:[^"\\]|\\.)*"|'[^']*')*?)\s#.*$""")
-# The source may be a stranger's. Linux 6.12 has 75,000 statements in 1,600 files, which include each other 6 deep.
-_MOST_STATEMENTS, _MOST_INCLUDED, _MOST_BRACKETS, _MOST_IN_LINE = 300_000, 32, 50, 20_000
+# The source may be a stranger's. Linux 6.12 has 75,000 statements in 1,600 files, which include each other 6 deep, and 29,000 conditions of
+# menus and the like around its options.
+_MOST_STATEMENTS, _MOST_FILES, _MOST_INCLUDED, _MOST_BRACKETS, _MOST_IN_LINE = 300_000, 10_000, 32, 50, 20_000
 _LEVELS = {"n": 0, "m": 1, "y": 2}
 
 
@@ -45,6 +46,7 @@ class Kconfig:
     definitions: dict[str, list[Definition]] = field(default_factory=dict)
     selectors: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     statements: int = 0
+    files: int = 0
 
 
 def read(text_of: Callable[[str], str | None], arch: str = "x86") -> Kconfig:
@@ -69,13 +71,19 @@ class _Open:
 def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found: Kconfig, around: list[_Open], depth: int) -> None:
     if depth > _MOST_INCLUDED:
         raise BuildError(f"{path}: expected Kconfig files that include each other at most {_MOST_INCLUDED} deep; does one include itself?")
+    found.files += 1
+    if found.files > _MOST_FILES:
+        raise BuildError(f"{path}: expected at most {_MOST_FILES} Kconfig files, each as often as it is included")
     name: str | None = None
     current: Definition | None = None
     begun = ""  # the last statement that takes `depends on`
     for number, line in _statements(text_of(path) or ""):
         found.statements += 1
         if found.statements > _MOST_STATEMENTS or len(line) > _MOST_IN_LINE:
-            most = f"expected at most {_MOST_STATEMENTS} statements of at most {_MOST_IN_LINE} characters in the Kconfig files of a kernel"
+            most = (
+                f"expected at most {_MOST_STATEMENTS} statements of at most {_MOST_IN_LINE} characters in the Kconfig files of a kernel, "
+                "and conditions around its options"
+            )
             raise BuildError(f"{path}:{number}: {most}")
         words = line.split(None, 1)
         keyword, rest = words[0], words[1] if len(words) > 1 else ""
@@ -90,6 +98,7 @@ def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found
                 shown=tuple(condition for one in around for condition in one.shown),
                 choice=any(one.kind == "choice" for one in around),
             )
+            found.statements += len(current.conditions) + len(current.shown)
             found.definitions.setdefault(name, []).append(current)
         elif keyword in ("if", "menu", "choice"):
             around.append(_Open(kind=keyword, conditions=[rest] if keyword == "if" else []))
