@@ -89,7 +89,9 @@ def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
             for place, other, variable in halves:
                 path = _lock_file(place, name)
                 try:
-                    lock = locks.enter_context(path.open("xb", buffering=0))
+                    # Nobody else opens it, and keeps a dead session from being seen as one.
+                    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+                    lock = locks.enter_context(os.fdopen(descriptor, "wb", buffering=0))
                     locks.callback(path.unlink, missing_ok=True)
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     lock.write(os.fsencode(other.absolute()))

@@ -24,6 +24,8 @@ def test_a_session_owns_private_folders_and_removes_them(tmp_path: Path) -> None
         (session.scratch / "disk.raw").touch()
         assert stat.S_IMODE(session.sockets.stat().st_mode) == 0o700
         assert stat.S_IMODE(session.scratch.stat().st_mode) == 0o700
+        locks = (*of.scratch.glob("*.lock"), *of.runtime.glob("*.lock"))
+        assert [stat.S_IMODE(lock.stat().st_mode) for lock in locks] == [0o600, 0o600], "nobody else can hold them"
     assert list(of.runtime.iterdir()) == [] and list(of.scratch.iterdir()) == []
 
 
