@@ -497,6 +497,19 @@ async def test_an_export_that_ends_is_heard_by_its_owner_and_its_client(tmp_path
     await export.close()
 
 
+async def test_a_mistake_of_the_export_is_heard_and_its_traceback_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it may open no file any longer, as a traceback would like to."""
+    broken = "def broken(self):\n    raise OverflowError('too large')\ndevice.Device.due = broken\n"
+    program = exports._PROGRAM.replace("; main()", f"\nfrom testbed.export import device\n{broken}main()")
+    monkeypatch.setattr(exports, "_PROGRAM", program)
+    ends: asyncio.Queue[str] = asyncio.Queue()
+    export = await started(tmp_path, ends.put_nowait, replace(host(), account=None, confinement=Confinement(confined=True)))
+    async with asyncio.timeout(20):
+        assert "disk data: its export ended: OverflowError: too large" in await ends.get()
+    await export.close()
+    assert "in broken" in (tmp_path / "log").read_text()
+
+
 async def test_an_export_whose_client_is_none_says_so_to_its_owner(tmp_path: Path) -> None:
     ends: asyncio.Queue[str] = asyncio.Queue()
     export = await started(tmp_path, ends.put_nowait)
