@@ -17,6 +17,8 @@ from pathlib import Path
 
 import filelock
 
+from testbed.store import plain_files
+
 _TEMPORARY = "testbed-tmp-"
 # The end of a name that is not held yet: of no more than a moment, unless its maker was killed in it.
 _NEW, _MOMENT_S = ".new", 60.0
@@ -54,7 +56,7 @@ def sweep(found: Iterable[Path]) -> tuple[Path, ...]:
                 at = os.fstat(held)
                 if at.st_uid != os.geteuid() or (leftover.name.endswith(_NEW) and time.time() - at.st_mtime < _MOMENT_S):
                     continue
-                shutil.rmtree(leftover, ignore_errors=True)
+                plain_files.remove(leftover)
                 gone.append(leftover)
             finally:
                 os.close(held)
@@ -71,7 +73,7 @@ def temporary() -> Iterator[Path]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            plain_files.remove(folder)
 
 
 def sweep_temporary() -> tuple[Path, ...]:

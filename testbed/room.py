@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from testbed.errors import UsageError
+from testbed.store import plain_files
 from testbed.units import GIB, MIB, format_size, parse_size
 
 RUN_LIMIT, CACHE_LIMIT = "TESTBED_RUN_LIMIT", "TESTBED_CACHE_LIMIT"
@@ -48,10 +50,10 @@ def full(places: Iterable[Path]) -> str | None:
 def taken(folder: Path) -> int:
     """Bytes of disk that a folder takes, holes left out."""
     total = 0
-    for above, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += os.lstat(Path(above) / name).st_blocks * 512
+    for path in plain_files.everything(folder):
+        with contextlib.suppress(OSError):
+            there = path.lstat()
+            total += 0 if stat.S_ISDIR(there.st_mode) else there.st_blocks * 512
     return total
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 import time
 from collections.abc import Collection, Iterable
@@ -17,7 +16,7 @@ from testbed.errors import TestbedError
 from testbed.held import lock_file
 from testbed.kernels import load_table
 from testbed.paths import Folders
-from testbed.store import cache, image, kernel_files, snapshots
+from testbed.store import cache, image, kernel_files, plain_files, snapshots
 
 # Everything else in the cache is small, or of `tb`, which marks a virtual environment as whole, and whenever it is of use, by this file.
 _COMPLETE = "complete"
@@ -110,7 +109,7 @@ def remove(folder: Path) -> bool:
             # What is half removed must not look whole.
             for mark in (cache.META, _COMPLETE):
                 (folder / mark).unlink(missing_ok=True)
-            shutil.rmtree(folder, ignore_errors=True)
+            plain_files.remove(folder)
         except (filelock.Timeout, OSError):
             return False
     return not folder.exists()

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from testbed import held
 from testbed.errors import BuildError, HostError, UsageError
 from testbed.kbuild import make_args
 from testbed.kbuild.make_args import MakeArg
 from testbed.kbuild.recipe import Compiler
 from testbed.kernels import Series
-from testbed.store import build_enclosure, cache, kernel_builds, kernel_sources, plain_files
+from testbed.store import build_enclosure, cache, kernel_builds, kernel_sources, plain_files, waste
 from testbed.store.build_enclosure import Enclosure
 from testbed.store.kernel_builds import BuildOrder
 from testbed.store.kernel_sources import Source
@@ -361,10 +362,19 @@ def test_a_kconfig_file_that_names_files_of_this_machine_gets_none(tmp_path: Pat
         plain_files.text(tmp_path / "tree", "Kconfig", 3)
 
 
-def test_a_folder_that_is_nested_without_end_is_listed_and_removed(tmp_path: Path) -> None:
+def test_a_folder_that_is_nested_without_end_is_listed_measured_and_removed(tmp_path: Path) -> None:
     nest = f"import os\nfor _ in range({sys.getrecursionlimit() * 3}): os.mkdir('d'); os.chdir('d')"
-    (tmp_path / "deep").mkdir()
-    subprocess.run([sys.executable, "-c", nest], cwd=tmp_path / "deep", check=True)
-    assert len(tuple(plain_files.everything(tmp_path / "deep"))) > sys.getrecursionlimit()
+
+    def nested(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        subprocess.run([sys.executable, "-c", nest], cwd=folder, check=True)
+        return folder
+
+    assert len(tuple(plain_files.everything(nested(tmp_path / "deep")))) > sys.getrecursionlimit()
     plain_files.remove(tmp_path / "deep")
-    assert not (tmp_path / "deep").exists()
+    source = nested(tmp_path / "cache/sources/git-x/out-x").parent
+    (source / cache.META).write_text("{}")
+    assert [piece.folder for piece in waste.every(tmp_path / "cache")] == [source] and waste.remove(source)
+    with held.temporary() as scratch:
+        nested(scratch / "tmp")
+    assert not (tmp_path / "deep").exists() and not source.exists() and not scratch.exists()
