@@ -23,7 +23,8 @@ VARIABLE = "TESTBED_TRUST_QEMU_ARGS"
 _HASH = re.compile(r"[0-9a-f]{64}")
 _MOST_BYTES = 1 << 20
 
-# SHA-256 of each text that a value was read from, by the name of its file; that of the file which was asked for comes first.
+# The texts that a value was read from: the name of each one's file by its SHA-256, first the file that was asked for. Not by name: a file
+# that is read twice may have changed in between.
 Sources = Mapping[str, str]
 
 
@@ -49,7 +50,7 @@ def judged(words: Iterable[str], sources: Sources) -> Words:
     :raise HostError: the list of trusted files is somebody else's, or damaged.
     """
     known = {*_named(), *listed()}
-    return _words(words, sources, trusted=bool(sources) and known.issuperset(sources.values()))
+    return _words(words, sources, trusted=bool(sources) and known.issuperset(sources))
 
 
 def given(words: Iterable[str]) -> Words:
@@ -78,12 +79,12 @@ def check(words: tuple[str, ...]) -> None:
     if are_trusted(words):
         return
     origin = sources(words)
-    first = next(iter(origin), None)
+    first = next(iter(origin.values()), None)
     if first is None:
         advice = "they are from no file: write them into a topology file, and trust that with `testbed trust FILE`"
     else:
-        named = [first] if Path(first).is_file() else origin.values()
-        advice = f"if you have read {', '.join(origin)} and trust it: testbed trust {shlex.join(named)}"
+        named = [first] if Path(first).is_file() else origin
+        advice = f"if you have read {', '.join(origin.values())} and trust it: testbed trust {shlex.join(named)}"
     if said := os.environ.get(VARIABLE):
         wrong = [one for one in _split(said) if not is_hash(one)]
         advice += f"; {VARIABLE}={wrong[0]} trusts nothing, it takes SHA-256 hashes of files" if wrong else ""
@@ -146,7 +147,7 @@ def trust(sources: Sources) -> None:
 
     :raise HostError: it cannot be written.
     """
-    _write({**listed(), **{one: name for name, one in sources.items()}})
+    _write({**listed(), **sources})
 
 
 def forget(hashes: Iterable[str]) -> None:

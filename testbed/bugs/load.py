@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,7 @@ def self_contained(path: Path) -> dict[str, Any]:
 
 
 def inlined(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = None) -> dict[str, Any]:
-    """A bug's mapping with its topology and script in it, which are relative to the file `path`. `sources`: gets the hashes of what is
-    read.
+    """A bug's mapping with its topology and script in it, which are relative to the file `path`. `sources`: gets what is read.
 
     :raise TopologyError: one of them cannot be read.
     """
@@ -209,7 +208,7 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
     else:
         try:
             plain["script"] = text_of(folder / name)
-            reader.sources[str(folder / name)] = trust.digest(plain["script"])
+            reader.sources[trust.digest(plain["script"])] = str(folder / name)
             plain.setdefault("script-name", Path(name).name)
             found["script"] = Place(file=str(folder / name), line=1)
         except TopologyError as error:
@@ -260,10 +259,10 @@ def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
 
 
 def of_plain(
-    plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str | None = None, sources: Mapping[str, str] | None = None
+    plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str | None = None, sources: trust.Sources | None = None
 ) -> Case:
-    """The bug in a mapping that stands for itself, as `self_contained` gives it; `script_file`: where its script was; `sources`: hashes of
-    all that the mapping was read from, by file, without which its `qemu-args` are not trusted.
+    """The bug in a mapping that stands for itself, as `self_contained` gives it; `script_file`: where its script was; `sources`: all
+    that the mapping was read from, without which its `qemu-args` are not trusted.
 
     :raise TopologyError: it is none.
     """

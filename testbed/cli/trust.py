@@ -37,20 +37,20 @@ def trust_command(
     found = [_sources(one, forget=forget) for one in what]  # all of them, before any is trusted
     for sources in found:
         if forget:
-            trust.forget(sources.values())
+            trust.forget(sources)
         else:
             trust.trust(sources)
 
 
 def _sources(what: str, *, forget: bool) -> dict[str, str]:
-    """The hashes that a word of the command line means, each with its file's name.
+    """What a word of the command line means: the names of files by their hashes.
 
     :raise UsageError: there is nothing to trust. :raise TopologyError: the file is wrong.
     """
     if trust.is_hash(what):
-        return {"": what}
+        return {what: ""}
     path = Path(what)
-    if forget and (by_name := {name: one for one, name in trust.listed().items() if name == str(path.absolute())}):
+    if forget and (by_name := {one: name for one, name in trust.listed().items() if name == str(path.absolute())}):
         return by_name
     if bundles.is_bundle(path):
         raise UsageError(f"trust {what}: a bundle is trusted by the hash that `testbed repro {what}` names, got a file")
@@ -70,4 +70,4 @@ def _sources(what: str, *, forget: bool) -> dict[str, str]:
             sources |= guest.qemu_args.sources
     if not sources:
         raise UsageError(f"trust {what}: expected a file with qemu-args, got one without any, which needs no trust")
-    return {str(Path(name).absolute()): one for name, one in sources.items()}
+    return {one: str(Path(name).absolute()) for one, name in sources.items()}

@@ -139,7 +139,7 @@ def read(path: Path) -> Bundle:
     try:
         plain = read_plain(text, f"{path}:{BUG}")[0]
         # The manifest names the hash of every file. Only of itself there is none: whoever trusts a bundle must name it.
-        case = of_plain(plain, f"{path}:{BUG}", sources={f"{path}:{MANIFEST}": hashlib.sha256(first).hexdigest()})
+        case = of_plain(plain, f"{path}:{BUG}", sources={hashlib.sha256(first).hexdigest(): f"{path}:{MANIFEST}"})
     except TopologyError as error:
         raise _refused(path, [str(error)]) from error
     said += parcel.host_hooks(case)

@@ -65,7 +65,7 @@ class Reader:
 
     def __init__(self, file: str, sources: dict[str, str] | None = None) -> None:
         self.file = file
-        # SHA-256 of every text that goes into the value, by its file; shared by all readers of it.
+        # The file of every text that goes into the value, by its SHA-256 (`trust.Sources`); shared by all readers of it.
         self.sources = {} if sources is None else sources
         self.marks: dict[Where, Mark] = {}
         self.key_marks: dict[Where, Mark] = {}
@@ -232,7 +232,7 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
 
     :raise TopologyError: it is no mapping in YAML.
     """
-    reader.sources[reader.file] = trust.digest(text)
+    reader.sources[trust.digest(text)] = reader.file
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:

@@ -206,7 +206,7 @@ async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
     monkeypatch.setattr(plan, "_serial_port", shared)
     topology = {"guests": {"g0": {"cpus": 1, "memory": "512M", "qemu-args": FAST_PORT}}}
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    flood = of_plain(plain(FLOOD, {"console": "^it is over$"}, topology=topology), sources={"a test": "0" * 64})
+    flood = of_plain(plain(FLOOD, {"console": "^it is over$"}, topology=topology), sources={"0" * 64: "a test"})
     one = await trying(flood, timeout_s=300)
     assert (one.outcome, one.end) == (Outcome.HIT, End.STOPPED), one
     assert one.console_bytes >= 100_000_000

@@ -208,10 +208,10 @@ def test_words_for_qemu_itself_are_refused_unless_their_bundle_is_trusted_by_its
             bundles.read(evil)
     monkeypatch.delenv(trust.VARIABLE)
     # The whole file's does not count either: what is hashed is what was read.
-    trust.trust({"x": cache.file_sha256(evil)})
+    trust.trust({cache.file_sha256(evil): "x"})
     with pytest.raises(UsageError, match="testbed trust"):
         bundles.read(evil)
-    trust.trust({"x": str(refused.value).rsplit(maxsplit=1)[-1]})
+    trust.trust({str(refused.value).rsplit(maxsplit=1)[-1]: "x"})
     assert trust.are_trusted(bundles.read(evil).case.guest.qemu_args)
     # Any other one is still refused, with the same words as well.
     other = with_bug(run, tmp_path, f"{TOPOLOGY}{{cpus: 1, qemu-args: [-chardev, 'file,id=x,path=/root/x']}}}}}}\n")

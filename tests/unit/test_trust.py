@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,14 @@ def test_a_file_is_trusted_with_all_that_it_takes_in_until_one_of_them_changes(f
     assert not trusted(folder / "other.yaml")
     trust_command([str(folder / used[-1])], forget=True)
     assert not trusted(folder / file)
+
+
+def test_a_file_that_changes_while_it_is_read_is_not_trusted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stranger's that extends itself, and is the caller's own when it is read again."""
+    trust_command([str(folder / "base.yaml")])
+    texts = iter(["version: 1\nextends: base.yaml\nguests: {g0: {memory: 512M}}\n", FILES["base.yaml"]])
+    monkeypatch.setattr(sys.modules["testbed.topology.load"], "text_of", lambda _: next(texts))
+    assert not trusted(folder / "base.yaml")
 
 
 @pytest.mark.parametrize("said", ["1", "true", "*", "/", "yes,no", f"{'0' * 64}"])
