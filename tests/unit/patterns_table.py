@@ -48,6 +48,7 @@ STRANGERS: dict[str, tuple[str, str]] = {
     "diagnostics": ("_JOB _BARE_JOB _MISSING _NO_PROGRAM _EITHER _SYNTAX _NOT_LAUNCHED _OF_LANGUAGE _FUNCTION Source Stream", _CUT),
     "durability": ("_SYNCED", _ANCHORED),
     "guest_shell": ("lines", "a word of ours, at the begin of a line"),
+    "jsons": ("_LONE_SURROGATES", "one character"),
     "kbuild/fragments": ("_SET _UNSET", _ANCHORED),
     "kbuild/kconfig": ("_SOURCE _TOKEN _TEXT _COMMENT _with_value", "statements have at most 20,000 characters"),
     "kbuild/mailbox": (
@@ -57,7 +58,7 @@ STRANGERS: dict[str, tuple[str, str]] = {
     "kbuild/patches": ("_GIT_NAMES _MOVED _NAMES _HUNK of_quilt _MODE _FAILED", "lines"),
     "kbuild/recipe": ("_COMPILED _ERROR _QUOTED _SERIES", "lines"),
     "kernel_log": ("_PRIORITY parse", _ANCHORED),
-    "parcel": ("_NAME", _ANCHORED),
+    "parcel": ("_NAME _OF_KERNEL", _ANCHORED),
     "printable": ("_CONTROL", "one character after the other"),
     "readback": ("differences _plain", "lines"),
     "report/bug_view": ("_seconds", _ANCHORED),
