@@ -8,20 +8,24 @@ indented, below a line that ends with `[not run]`; a whole group that does not r
 from __future__ import annotations
 
 import enum
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice, takewhile
 
-_NOT_RUN = re.compile(r"^(?:\S+/\S+)(?: => (?P<devices>[^([]*[^([\s]))?\s+(?:\((?P<condition>[^)]*)\).*)?\[not run\]\s*$")
+from testbed.patterns import LONGEST_LINE, linear
+
+_NOT_RUN = linear(r"^(?:\S+/\S+)(?: => (?P<devices>[^([]*[^([\s]))?\s+(?:\((?P<condition>[^)]*)\).*)?\[not run\]\s*$")
 # `runtime ... 1.2s`: what is printed in columns between that line and the reasons.
-_MEASURED = re.compile(r"^    \S.*\s{2}\.\.\.(\s{2}|\s*$)")
-_LACKS = re.compile(r"^\S*check: (\S+) is not available\.", re.MULTILINE)
-_FOR_DEVICES = re.compile(r"^\s*(?:function\s+)?test_device(?:_array)?\s*\(\)", re.MULTILINE)
+_MEASURED = linear(r"^    \S.*\s{2}\.\.\.(\s{2}|\s*$)")
+_LACKS = linear(r"^\S*check: (\S+) is not available\.")
+_FOR_DEVICES = linear(r"(?m)^[ \t]*(?:function[ \t]+)?test_device(?:_array)?[ \t]*\(\)")
 _REASONS = {"output": "its output differs from what is expected", "dmesg": "something in the kernel's log", "exit": "it exited with status"}
 _KNOWN = frozenset({"status", "reason", "exit_status", "runtime", "date", "description"})
 _NO_DEVICE = "nodev"
-# Of what a test printed, or of how its output differs.
-_MOST_LINES = 20
+# Of what a test printed, or of how its output differs; and of a line, a reason, or what it measured.
+_MOST_LINES, _MOST_CHARACTERS = 20, 1000
+# Of one test, each for one of its devices and conditions; and of what each has measured.
+_MOST_OUTCOMES, _MOST_MEASURED = 500, 100
 
 
 class Status(enum.Enum):
@@ -80,23 +84,27 @@ class _Skip:
     reason: str
 
 
-def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool) -> tuple[Outcome, ...]:
+def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool, cut: bool = False) -> tuple[Outcome, ...]:
     """What `./check TEST` came to.
 
     `left`: a folder, the record in it, and how the output differs or what the kernel said, each with a NUL behind it, as often as there are
-    records. `printed`: its output and errors. `source`: the test itself. `devices`: whether there are any that it may overwrite.
+    records. `printed`: its output and errors. `source`: the test itself. `devices`: whether there are any that it may overwrite. `cut`: the
+    guest said more than is read of it: what is missing may be a failure, and so nothing passes without an error beside it.
     """
-    skips = list(_skips(printed))
+    skips = list(islice(_skips(printed), _MOST_OUTCOMES + 1))
     found: list[Outcome] = []
     told: set[_Skip] = set()
-    parts = left.split("\0")
-    for folder, record, difference in zip(parts[::3], parts[1::3], parts[2::3], strict=False):
+    parts = left.split("\0", 3 * _MOST_OUTCOMES + 1)
+    for folder, record, difference in zip(parts[:-1:3], parts[1:-1:3], parts[2:-1:3], strict=False):
         mine = [skip for skip in skips if (folder or _NO_DEVICE) in skip.folders]
         told.update(mine)
         found.append(_of_record(test, folder, record, mine, difference or printed, printed))
     # In the order of printing, each once: a device may be refused twice.
     rest = dict.fromkeys((skip.where, skip.reason) for skip in skips if skip not in told)
     found += [Outcome(test=test, where=where, status=Status.SKIP, reason=reason) for where, reason in rest]
+    if cut or len(parts) % 3 != 1 or len(found) > _MOST_OUTCOMES:
+        why = f"expected at most {_MOST_OUTCOMES} whole records and skips of it, and 1 MiB; got more, and what the others say is not known"
+        return (*found[:_MOST_OUTCOMES], Outcome(test=test, status=Status.ERROR, reason=why))
     if found:
         return tuple(found)
     if not devices and _FOR_DEVICES.search(source):
@@ -107,47 +115,51 @@ def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool) 
 def _skips(printed: str) -> Iterator[_Skip]:
     lines = printed.splitlines()
     for number, line in enumerate(lines):
-        said = _NOT_RUN.match(line)
+        said = _NOT_RUN.match(line[:LONGEST_LINE]) if "[not run]" in line else None
         if said is None:
             continue
         folder = (said["devices"] or _NO_DEVICE).replace(" ", "_")
-        condition = re.sub("[ =]", "_", said["condition"] or "")
-        reasons = [line.strip() for line in _indented(lines[number + 1 :]) if not _MEASURED.match(line)]
+        condition = (said["condition"] or "").replace(" ", "_").replace("=", "_")
+        below = takewhile(lambda one: one.startswith("    "), (lines[at] for at in range(number + 1, len(lines))))
+        reasons = (line.strip() for line in below if not _MEASURED.match(line[:LONGEST_LINE]))
         yield _Skip(
-            where=said["devices"] or "",
+            where=_short(said["devices"] or ""),
             folders=frozenset({folder, f"{folder}_{condition}"}),
-            reason="; ".join(reasons) or "it does not say why",
+            reason=_short("; ".join(map(_short, islice(reasons, _MOST_LINES)))) or "it does not say why",
         )
 
 
 def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details: str, printed: str) -> Outcome:
-    where = folder.removeprefix(_NO_DEVICE).removeprefix("_") if folder.startswith(_NO_DEVICE) else folder
-    said = dict(line.partition("\t")[::2] for line in record.splitlines())
-    status, reason, runtime = said.get("status", ""), said.get("reason", ""), said.get("runtime", "")
-    measured = {key: value for key, value in said.items() if key not in _KNOWN}
+    where = _short(folder.removeprefix(_NO_DEVICE).removeprefix("_") if folder.startswith(_NO_DEVICE) else folder)
+    pairs = [line.partition("\t")[::2] for line in record.splitlines()]
+    said = dict(pairs)
+    statuses = list(dict.fromkeys(value for key, value in pairs if key == "status"))
+    status, reason, runtime = " and ".join(statuses), _short(said.get("reason", "")), _short(said.get("runtime", ""))
+    measured = {_short(key): _short(value) for key, value in islice(said.items(), _MOST_MEASURED) if key not in _KNOWN}
     if status == "pass":
         return Outcome(test=test, where=where, status=Status.PASS, runtime=runtime, measured=measured)
     if status == "not run":
-        why = "; ".join(skip.reason for skip in skips) or reason or "it does not say why"
-        return Outcome(test=test, where=where, status=Status.SKIP, reason=why)
+        why = "; ".join(skip.reason for skip in skips[:_MOST_LINES]) or reason or "it does not say why"
+        return Outcome(test=test, where=where, status=Status.SKIP, reason=_short(why))
     if status == "fail":
         why = _REASONS.get(reason, reason)
         if reason == "exit":
-            why += f" {said.get('exit_status', '?')}"
-        lacks = ", ".join(dict.fromkeys(_LACKS.findall(printed)))
-        shown = (*_some(details), *([f"(the guest has not all that ./check asks for: {lacks})"] if lacks else []))
+            why += f" {_short(said.get('exit_status', '?'))}"
+        missing = (found[1] for line in printed.splitlines() if (found := _LACKS.match(line[:LONGEST_LINE])))
+        lacks = ", ".join(islice(dict.fromkeys(missing), _MOST_LINES))
+        shown = (*_some(details), *([f"(the guest has not all that ./check asks for: {_short(lacks)})"] if lacks else []))
         return Outcome(test=test, where=where, status=Status.FAIL, reason=why, runtime=runtime, details=shown, measured=measured)
-    why = f"expected a status of pass, fail or not run, got {status!r}"
+    why = f"expected a status of pass, fail or not run, got {_short(status)!r}"
     return Outcome(test=test, where=where, status=Status.ERROR, reason=why, details=_some(record))
 
 
-def _indented(lines: list[str]) -> Iterator[str]:
-    for line in lines:
-        if not line.startswith("    "):
-            return
-        yield line
-
-
 def _some(text: str) -> tuple[str, ...]:
-    lines = tuple(line.rstrip() for line in text.splitlines() if line.strip())
-    return lines if len(lines) <= _MOST_LINES else (*lines[:_MOST_LINES], f"... {len(lines) - _MOST_LINES} lines more")
+    """The first lines of a text."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    shown = tuple(_short(line.rstrip()) for line in lines[:_MOST_LINES])
+    return shown if len(lines) <= _MOST_LINES else (*shown, f"... {len(lines) - _MOST_LINES} lines more")
+
+
+def _short(text: str) -> str:
+    """What a guest says, up to a length that a person reads."""
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}... ({len(text)} characters)"

@@ -7,17 +7,17 @@ no class knows is `OTHER`, and so is a report of which no line is known. A new f
 from __future__ import annotations
 
 import enum
-import re
 from collections import deque
 from dataclasses import dataclass
 
 import re2
 
+from testbed.patterns import LONGEST_LINE, linear
 from testbed.printable import printable
 
 # "[   12.345678] " or "[   12.345678][  T123] " before a kernel line; an SSH server's lines have other brackets. What a program has left on
 # the line before it is not the kernel's.
-_STAMP = re.compile(r"\[\s*(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
+_STAMP = linear(r"\[\s*(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
 
 
 class Kind(enum.Enum):
@@ -140,7 +140,7 @@ _ALARM = re2.compile(r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|PANI
 # How a program names itself in the kernel's log (`systemd[1]: `); a subsystem of the kernel has no number there.
 _PROGRAM = re2.compile(r"^[^\s\[]+\[\d+\]: ")
 _CUT_HERE, _END = "[ cut here ]", "---[ end trace "
-_TASK = re.compile(r"CPU: [0-9]+ .{0,40}PID: [0-9]+ Comm: ")
+_TASK = linear(r"CPU: [0-9]+ .{0,40}PID: [0-9]+ Comm: ")
 # Between the first line that says what is wrong and the task: an oops has five.
 _HEADING_LINES = 12
 # A splat in one pattern that can be read, for a search that names no class (`repro --script` without `--expect`).
@@ -154,26 +154,30 @@ ANY_SPLAT = (
 
 def clean(line: str, most: int = 1000) -> str:
     """The line without what could steer a terminal, and not longer than `most` characters: a guest chooses these bytes."""
-    return printable(line)[:most]
+    return printable(line[: 4 * most])[:most]
 
 
 def classify(line: str) -> Finding | None:
     """What one console line says, or None where it says nothing that matters."""
-    seconds, text = _split(line)
+    return _classify(line, *split(line))
+
+
+def _classify(line: str, seconds: float | None, text: str) -> Finding | None:
     found = _FOUND.Match(text)
     last = Kind.OTHER if seconds is not None and _ALARM.search(text) and not _PROGRAM.match(text) else None
     kind = _CLASSES[min(found)][0] if found else last
     return _finding(kind, line) if kind else None
 
 
-def _split(line: str) -> tuple[float | None, str]:
-    """The time since boot, None where the line has no stamp, and the text."""
-    stamped = _STAMP.search(line)
+def split(line: str) -> tuple[float | None, str]:
+    """The time since boot, None where the line has no stamp, and the text; the kernel's lines have at most 1 KiB (LOG_LINE_MAX)."""
+    line = line[:LONGEST_LINE]
+    stamped = _STAMP.search(line) if "[" in line else None
     return (float(stamped[1]), stamped[2]) if stamped else (None, line)
 
 
 def _finding(kind: Kind, line: str) -> Finding:
-    seconds, text = _split(line)
+    seconds, text = split(line)
     return Finding(kind=kind, seconds=seconds, text=clean(text.strip()))
 
 
@@ -191,8 +195,8 @@ class Reader:
         self._unknown: str | None = None
 
     def take(self, line: str) -> Finding | None:
-        found = classify(line)
-        text = _split(line)[1]
+        seconds, text = split(line)
+        found = _classify(line, seconds, text)
         is_splat = found is not None and found.kind.splat
         if is_splat:
             self._unknown = None
@@ -204,7 +208,7 @@ class Reader:
             self._before.clear()
             self._is_cut, self._unknown = _CUT_HERE in line, None
         elif not text.startswith("Modules linked in:"):
-            self._before.append(None if is_splat else line)
+            self._before.append(None if is_splat else line[:LONGEST_LINE])
         return found
 
     def _heading(self) -> str | None:

@@ -6,14 +6,11 @@ not zero. `where` names the guest and the file.
 
 from __future__ import annotations
 
-import re
-
 from testbed import strict
 from testbed.errors import ReadingError
 
 # What block/blk-cgroup.c prints of a device that has done any I/O: all of it, or nothing.
 MOVED = ("rbytes", "wbytes", "rios", "wios", "dbytes", "dios")
-_DEVICE = re.compile(r"[0-9]{1,7}:[0-9]{1,7}")
 # bdi_dev_name() of a disk that is just being removed (mm/backing-dev.c).
 _REMOVED = "(unknown)"
 _EXPECTED = "`MAJ:MIN rbytes=N wbytes=N rios=N wios=N dbytes=N dios=N`"
@@ -90,20 +87,20 @@ def parse_io_stat(text: str, where: str) -> dict[str, dict[str, int]]:
     found: dict[str, dict[str, int]] = {}
     *whole, rest = text.split("\n")
     # Some kernels of 5.15 to 6.0 end no line of a device without I/O: `7:1 7:0 254:0 rbytes=...`. Such names may stand at the end as well.
-    if rest and not re.fullmatch(rf"(?:{_DEVICE.pattern} )+", rest):
+    if rest and not (rest.endswith(" ") and all(map(is_device, rest[:-1].split(" ")))):
         raise ReadingError(where, "a line's end at its end", rest)
     for number, line in enumerate([*whole, *([rest] if rest else [])], 1):
         at = f"{where}, line {number}"
         device = ""
         for word in line.split():
             name, equals, said = word.partition("=")
-            if _DEVICE.fullmatch(word) or word == _REMOVED:
+            if is_device(word) or word == _REMOVED:
                 device = word
                 if found.setdefault(device, {}) and device != _REMOVED:
                     raise ReadingError(at, "each device once", line)
             elif not (device and name and equals) or (name in found[device] and device != _REMOVED):
                 raise ReadingError(at, _EXPECTED, line)
-            elif name in MOVED or re.fullmatch("[0-9]{1,19}", said):
+            elif name in MOVED or strict.is_digits(said, 19):
                 found[device][name] = strict.whole(said, f"{at}, {name}")
         if not device:
             raise ReadingError(at, _EXPECTED, line)
@@ -112,6 +109,12 @@ def parse_io_stat(text: str, where: str) -> dict[str, dict[str, int]]:
         if 0 < len(counted.keys() & set(MOVED)) < len(MOVED):
             raise ReadingError(f"{where}, {device}", _EXPECTED, " ".join(counted))
     return found
+
+
+def is_device(word: str) -> bool:
+    """Whether it is MAJ:MIN."""
+    major, colon, minor = word.partition(":")
+    return bool(colon) and strict.is_digits(major, 7) and strict.is_digits(minor, 7)
 
 
 def moved(before: str, after: str, device: str, counter: str, where: str) -> int:

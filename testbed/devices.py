@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from testbed import drives
+from testbed import drives, strict
 from testbed.console import clean
 from testbed.hardware.disks import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL
 from testbed.readback import Fact
 from testbed.topology.disks import Disk, Nvme
 
 # A disk of 2**63 bytes has 17 digits of sectors.
-_SECTORS = re.compile("[0-9]{1,17}")
+_MOST_DIGITS = 17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +47,9 @@ def parse(listing: str) -> tuple[Device, ...]:
     found: list[Device] = []
     for entry in listing.split():
         match entry.split(","):
-            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and _SECTORS.fullmatch(sectors):
+            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and strict.is_digits(
+                sectors, _MOST_DIGITS
+            ):
                 found.append(
                     Device(
                         path=f"/dev/{name}",

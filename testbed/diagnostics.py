@@ -7,16 +7,14 @@ here-document. Seen with bash 5.2 and dash 0.5.12.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-
-import re2
+from typing import Any
 
 from testbed.bugs.model import Bug
 from testbed.bugs.scripts import HOME, Script
-from testbed.patterns import LONGEST_LINE, compiled
+from testbed.patterns import LONGEST_LINE, compiled, escaped, linear
 
 _SHELL = r"-?(?:\S*/)?(?:bash|sh|dash|ash)"
 _STATES = (
@@ -24,33 +22,39 @@ _STATES = (
     r"User defined signal [12]|Broken pipe|Alarm clock|Terminated|Stack fault|Stopped|Bad system call|Done|Exit \d+"
 )
 # `PID STATE`, and the source of the job, as bash prints it; dash prints the state alone.
-_JOB = re.compile(rf"\s*\d+ (?:{_STATES})(?: \(core dumped\))?\b")
-_BARE_JOB = re.compile(rf"(?:{_STATES})(?: \(core dumped\))?")
-_MISSING = re.compile(r"(?:exec: |\.: |source: )?(?P<program>[^:]+): (?:command not found|not found)")
-_NO_PROGRAM = re.compile(r"(?P<program>[^:]+): (?:cannot execute|\S+: bad interpreter).*")
+_JOB_PATTERN = rf"\s*\d+ (?:{_STATES})(?: \(core dumped\))?\b"
+_JOB = linear(_JOB_PATTERN)
+_BARE_JOB = linear(rf"(?:{_STATES})(?: \(core dumped\))?")
+_MISSING_PATTERN = r"(?:exec: |\.: |source: )?(?P<program>[^:]+): (?:command not found|not found)"
+_MISSING = linear(_MISSING_PATTERN)
+_NO_PROGRAM = linear(r"(?P<program>[^:]+): (?:cannot execute|\S+: bad interpreter).*")
 # Of a program as of a file that is redirected: which, the script's line says.
-_EITHER = re.compile(r"(?P<program>[^:]+): (?P<why>No such file or directory|Permission denied|Exec format error|Is a directory)")
-_SYNTAX = re.compile(r"(?:\S+: )?(?:[Ss]yntax error|unexpected EOF|[Bb]ad substitution|EOF in backquote).*")
+_EITHER = linear(r"(?P<program>[^:]+): (?P<why>No such file or directory|Permission denied|Exec format error|Is a directory)")
+_SYNTAX = linear(r"(?:\S+: )?(?:[Ss]yntax error|unexpected EOF|[Bb]ad substitution|EOF in backquote).*")
 _LAUNCHERS = (
     r"(?:\S*/)?(?:env|timeout|nice|nohup|chroot|setsid|taskset|chrt|ionice|xargs|unshare|setpriv|stdbuf|nsenter|flock|time|busybox)"
 )
-_NOT_LAUNCHED = re.compile(
+_NOT_LAUNCHED = linear(
     rf"{_LAUNCHERS}: (?P<failed>(?:failed to (?:execute|run command)|cannot run command) )?(?P<program>[^:]+): "
     r"(?P<why>No such file or directory|Permission denied|Exec format error)"
 )
 # Of what programs call by name; in the guest's locale, or in one of UTF-8.
 _QUOTES_OF_NAMES = "'\"\u2018\u2019"
 _OF_LANGUAGE = {
-    "python": re.compile(r"(?:ModuleNotFoundError|ImportError|SyntaxError|IndentationError|TabError|NameError): .*"),
-    "perl": re.compile(r"Can't locate \S+ in @INC.*|(?:syntax error|Execution of \S+ aborted|BEGIN failed).*"),
+    "python": linear(r"(?:ModuleNotFoundError|ImportError|SyntaxError|IndentationError|TabError|NameError): .*"),
+    "perl": linear(r"Can't locate \S+ in @INC.*|(?:syntax error|Execution of \S+ aborted|BEGIN failed).*"),
 }
 # Where a command begins; and those that print their words. The functions of a script may do so as well.
 _BEGINS = r"(?:^|[;&|({!`]|\$\(|\b(?:then|do|else|exec|sudo|time|if|while|until)\s|-c\s*[\"'])\s*"
 _PRINTS = frozenset(["echo", "printf", "print", "cat", "tee", "logger", "say", "puts", "fputs", "fprintf", "write", "warn", "die"])
-_DOCUMENT = re2.compile(r"<<-?\s*(?:'([^']+)'|\"([^\"]+)\"|\\?(\w+))")
-_FUNCTION = re.compile(r"\b(?:def\s+(\w+)\s*\(|function\s+([\w-]+)|(?<![\w-])([\w-]+)\s*\(\)\s*\{)")
+_FUNCTION = linear(r"(?m)\bdef\s+(\w+)\s*\(|\bfunction\s+([\w-]+)|(?:^|[^\w-])(\w[\w-]*)\s*\(\)\s*\{")
+_DOCUMENT = linear(r"<<-?\s*(?:'([^']+)'|\"([^\"]+)\"|\\?(\w+))")
 _NOT_THERE = "not found in the guest's image"
+_JOINS = linear(r"\d?>&\s*1|&>|\|&")
+_PROMPT = linear(r"\bPS4=[\"']?([^$`\"'\\\s]+[^$`\"'\\]*)")
 _LONGEST_TRACE = 400
+# Of the source with what is printed, in all: some seconds.
+_MOST_COMPARISONS = 10_000_000
 _SHOWN_CHARACTERS = 100
 
 
@@ -81,7 +85,7 @@ def unable(script: Script, output: str, errors: str) -> list[Unable]:
     """What a script that has ended could not run, from all that it has printed."""
     source = Source(script)
     streams = (Stream(source, errors=False), output), (Stream(source, errors=True), errors)
-    return [found for stream, text in streams for line in text.splitlines() if (found := stream.unable(line)) is not None]
+    return [found for stream, text in streams for line in text.splitlines() if (found := stream.unable(line[:LONGEST_LINE])) is not None]
 
 
 def own_text(bug: Bug) -> Iterator[str]:
@@ -112,29 +116,38 @@ class Source:
         self.whole = _collapsed(" ".join(self.plain))
         text = "\n".join(self.lines)
         words = " ".join(script.interpreter)
-        flags = r"\bset\s+(?:-\w+\s+)*-\w*{0}|-o\s+{1}\b|(?:^|[\s/])(?:ba|da)?sh\s+(?:-\w+\s+)*-\w*{0}"
-        self.traces = re.search(flags.format("x", "xtrace"), f"{words}\n{text}", re.MULTILINE) is not None
-        self.echoes = re.search(flags.format("v", "verbose"), f"{words}\n{text}", re.MULTILINE) is not None
-        self.joins = re.search(r"\d?>&\s*1|&>|\|&", text) is not None
-        prompt = re.search(r"\bPS4=[\"']?([^$`\"'\\\s]+[^$`\"'\\]*)", text)
+        flags = r"(?m)\bset\s+(?:-\w+\s+)*-\w*{0}|-o\s+{1}\b|(?:^|[\s/])(?:ba|da)?sh\s+(?:-\w+\s+)*-\w*{0}"
+        self.traces = linear(flags.format("x", "xtrace")).search(f"{words}\n{text}") is not None
+        self.echoes = linear(flags.format("v", "verbose")).search(f"{words}\n{text}") is not None
+        self.joins = _JOINS.search(text) is not None
+        prompt = _PROMPT.search(text)
         first = prompt[1] if prompt else "+ "
-        self.trace = re.compile(rf"{re.escape(first[0])}+{re.escape(first[1:])}")
+        self.trace = linear(f"{escaped(first[0])}+{escaped(first[1:])}")
         named = (name for found in _FUNCTION.finditer(text) for name in found.groups() if name)
         self._prints = _PRINTS | set(named)
         begins = rf"(?:{_BEGINS}|\b(?:or|and)\s|:\s)" if script.language == "python" else _BEGINS
-        self._commands = [[(found.start(1), found[1]) for found in re.finditer(rf"{begins}([\w.-]+)", line)] for line in self.plain]
+        command = linear(rf"{begins}([\w.-]+)")
+        self._commands = [[(found.start(1), found[1]) for found in command.finditer(line)] for line in self.plain]
+        self._comparisons = 0
 
     def command(self, program: str, line: int) -> bool:
         """Whether a line of the script calls a program by this word, rather than to redirect to a file."""
         if not 0 < line <= len(self.plain):
             return False
-        return re.search(rf"{_BEGINS}(?:\w+=\S*\s+)*[\"']?{re.escape(program)}", self.plain[line - 1]) is not None
+        return linear(rf"{_BEGINS}(?:\w+=\S*\s+)*[\"']?{escaped(program)}").search(self.plain[line - 1]) is not None
 
     def quoted(self, line: str, start: int, end: int) -> bool:
-        """Whether what stands at a place of a printed line stands there behind the very command that is to print it, as in the source."""
+        """Whether what stands at a place of a printed line stands there behind the very command that is to print it, as in the source.
+
+        :raise OverflowError: a guest that prints pieces of the source for ever has had it compared often enough.
+        """
         for number, source in enumerate(self.plain):
+            self._comparisons += 1
             at = source.find(line[start:end])
             while at >= 0:
+                self._comparisons += 1 + len(self._commands[number])
+                if self._comparisons > _MOST_COMPARISONS:
+                    raise OverflowError
                 for begin, word in self._commands[number]:
                     if begin < at and word in self._prints and line[:end].endswith(source[begin : at + end - start]):
                         return True
@@ -150,9 +163,9 @@ class Stream:
         self._source = source
         self._speaks = errors or source.joins
         self._bare_jobs = errors and script.language == "sh"
-        path = re.escape(script.path)
-        self._prefix = re.compile(rf"(?P<who>{path}|{_SHELL}|{re.escape(HOME)}/bin/\w+): (?:-c: )?(?:line )?(?P<line>\d+): (?P<rest>.*)")
-        self._other = re.compile(rf"\S+: (?:line )?\d+: (?P<rest>{_JOB.pattern}.*|{_MISSING.pattern})")
+        path = escaped(script.path)
+        self._prefix = linear(rf"(?P<who>{path}|{_SHELL}|{escaped(HOME)}/bin/\w+): (?:-c: )?(?:line )?(?P<line>\d{{1,9}}): (?P<rest>.*)")
+        self._other = linear(rf"\S+: (?:line )?\d+: (?P<rest>{_JOB_PATTERN}.*|{_MISSING_PATTERN})")
         self._echoed = Counter(line.rstrip() for line in source.lines) if errors and source.echoes else Counter[str]()
         self._until = ""  # the quote that a job's source or a trace has open, or the word that ends its here-document
         self._left = 0
@@ -179,7 +192,10 @@ class Stream:
             return "it is the script's own line, which the shell prints (set -v)"
         return None
 
-    def _spoken(self, line: str) -> re.Match[str] | None:
+    def _spoken(self, line: str) -> Any:
+        """The match of a line that an interpreter may have written, or None."""
+        if ": " not in line:
+            return None
         return self._prefix.fullmatch(line) or self._other.fullmatch(line)
 
     def _begin(self, text: str, *, checked: bool) -> None:
@@ -222,7 +238,7 @@ class Stream:
 
     def _not_launched(self, line: str) -> Unable | None:
         script = self._source.script
-        found = _NOT_LAUNCHED.fullmatch(line)
+        found = _NOT_LAUNCHED.fullmatch(line) if ": " in line else None
         # `env: 'perf'`, `unshare: failed to execute perf`, `xargs: perf`; but `flock: cannot open lock file /a` is no program.
         if found and (found["failed"] or " " not in found["program"]):
             program = found["program"].strip(_QUOTES_OF_NAMES)

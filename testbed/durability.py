@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from testbed import strict
 from testbed.guest import Guest
+from testbed.patterns import LONGEST_LINE, linear
 from testbed.stack import MOUNTS
 
-_SYNCED = re.compile(rb"synced ([0-9]{1,18})")
+_SYNCED = linear(r"synced ([0-9]{1,18})")
 _POLL_S = 0.02
 # Record N is a file of its own, named N, of N repeated over 16 KiB. It is said, on the console, which this machine reads, only after both
 # it and its folder were synced.
@@ -70,8 +70,9 @@ async def loading(guest: Guest, folder: str) -> AsyncIterator[Load]:
     def hear(data: bytes) -> None:
         nonlocal pending
         *lines, pending = (pending + data).split(b"\n")
+        pending = pending[:LONGEST_LINE]
         for line in lines:
-            if found := _SYNCED.fullmatch(line.strip()):
+            if found := _SYNCED.fullmatch(line[:LONGEST_LINE].decode(errors="replace").strip()):
                 load.acknowledged = int(found[1])
 
     with guest.console.heard_by(hear):

@@ -169,9 +169,11 @@ class Guest(Life):
         """Copy a file into the guest; see `Shell.put`."""
         await self.wait(self.shell.put(source, target), self.order.deadlines.command_s if timeout_s is None else timeout_s)
 
-    async def get(self, source: str, target: Path, *, timeout_s: float | None = None) -> None:
+    async def get(self, source: str, target: Path, *, most_bytes: int | None = None, timeout_s: float | None = None) -> None:
         """Copy a file out of the guest; see `Shell.get`."""
-        await self.wait(self.shell.get(source, target), self.order.deadlines.command_s if timeout_s is None else timeout_s)
+        await self.wait(
+            self.shell.get(source, target, most_bytes=most_bytes), self.order.deadlines.command_s if timeout_s is None else timeout_s
+        )
 
     # From nothing to ready -----------------------------------------------------------------------------------------------------
 
@@ -374,7 +376,8 @@ class Guest(Life):
         """Keep the log of a kernel that still runs; what it has beyond the console is a finding, and so is a log that was not read."""
         if self._shell is not None and not self._lost.done():
             try:
-                self.console.dmesg = kernel_log.parse((await self.run(*kernel_log.COMMAND, timeout_s=10)).stdout)
+                printed = await self.run(*kernel_log.COMMAND, timeout_s=10)
+                self.console.dmesg = kernel_log.parse(printed.stdout, cut=printed.truncated)
             except (TestbedError, OSError) as error:
                 self.console.dmesg = kernel_log.unread(error)
                 return

@@ -7,7 +7,6 @@ the kernel make the file again, so that a line may begin in the middle of anothe
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -119,7 +118,7 @@ def sections(output: str, mark: str, guest: str) -> Mapping[str, Texts]:
 
 def lines(output: str, word: str) -> list[list[str]]:
     """The words behind `word` of each line that begins with it, of a script that prints nothing else."""
-    return [line.split()[1:] for line in output.splitlines() if re.match(rf"{re.escape(word)}(?: |$)", line)]
+    return [line.split()[1:] for line in output.splitlines() if line == word or line.startswith(f"{word} ")]
 
 
 def printed_word(output: str, name: str, where: str) -> str:

@@ -9,16 +9,19 @@ Sources: printk's levels and facilities, include/linux/kern_levels.h and syslog(
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from testbed.console import Finding, Kind, Reader, clean
+from testbed.patterns import LONGEST_LINE, linear
+from testbed.strict import is_digits
 
 # What is asked of a guest. Not `--raw`: util-linux 2.38 ors the facility into the level there.
 COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --decode")
-_PRIORITY = re.compile(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (?=(\[ *\d+\.\d+\]))")
+_PRIORITY = linear(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (\[ *\d+\.\d+\])")
+# A log buffer of 16 MiB, the largest of any distribution's kernel, has fewer.
+_MOST_LINES = 200_000
 _KERNEL = "kern"
 _LOUD = frozenset({"emerg", "alert", "crit", "err", "warn"})
 # Taints that stay when the kernel has reported a mistake of its own.
@@ -42,23 +45,27 @@ def unread(why: object) -> KernelLog:
     return KernelLog(text="", lines=(), tainted=0, unread=str(why).strip().partition("\n")[0])
 
 
-def parse(said: str) -> KernelLog:
-    """What `COMMAND` has printed. A line without a priority continues the one above it, at its time."""
+def parse(said: str, *, cut: bool = False) -> KernelLog:
+    """What `COMMAND` has printed; `cut`: and there was more. A line without a priority continues the one above it, at its time."""
     first, _, raw = said.partition("\n")
     lines: list[tuple[str, str, str]] = []
     text: list[str] = []
     facility, level, stamp = _KERNEL, "warn", ""
-    for line in raw.split("\n"):
-        if found := _PRIORITY.match(line):
+    every = raw.split("\n", _MOST_LINES)
+    for line in every[:_MOST_LINES]:
+        if found := _PRIORITY.match(line[:LONGEST_LINE]):
             facility, level, stamp = found.groups()
-        text.append(line[found.end() :] if found else line)
+        text.append(line[found.start(3) :] if found else line)
         lines.append((facility, level, text[-1] if found else f"{stamp} {line.lstrip()}"))
-    known = re.fullmatch(r"[0-9]{1,10}", first)
+    known = is_digits(first, 10)
+    unread = "" if known else f"expected the number of /proc/sys/kernel/tainted first, got {first[:80]!r}"
+    if cut or len(every) > _MOST_LINES:
+        unread = unread or f"it is larger than what is read of one, {_MOST_LINES} lines or 8 MiB"
     return KernelLog(
         text="\n".join(text),
         lines=tuple(lines),
         tainted=int(first) if known else 0,
-        unread="" if known else f"expected the number of /proc/sys/kernel/tainted first, got {first[:80]!r}",
+        unread=unread,
     )
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections import defaultdict
 
 from testbed.console import clean
-from testbed.patterns import LONGEST_LINE, compiled
+from testbed.patterns import LONGEST_LINE, compiled, escaped
 from testbed.wires import Console
 
 
@@ -32,7 +31,7 @@ class Marks:
                 said.cancel()
 
     async def _said(self, name: str) -> None:
-        await self.line(rf"testbed-mark {re.escape(name)}(\s|$)")
+        await self.line(rf"testbed-mark {escaped(name)}(\s|$)")
         self.reach(name)
 
     async def line(self, pattern: str) -> str:

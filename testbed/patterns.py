@@ -1,6 +1,6 @@
-"""Regular expressions that users write. They are matched by RE2, whose time grows with the text and not with the pattern's nesting:
-one that would keep Python's own `re` busy for ever does not hold up this machine. Its syntax is Perl's without lookaround and
-back-references.
+"""Regular expressions that users write, and ours on text that a guest chose. They are matched by RE2, whose time grows with the text and
+not with the pattern's nesting: one that would keep Python's own `re` busy for ever does not hold up this machine. Its syntax is Perl's
+without lookaround and back-references; digits, letters and blanks are those of ASCII.
 """
 
 from __future__ import annotations
@@ -13,6 +13,16 @@ import re2
 # Lines are cut to this before anything is looked for in them.
 LONGEST_LINE = 4096
 _MAX_MEMORY_BYTES = 8 << 20
+
+
+def linear(text: str) -> Any:
+    """One of ours, compiled: it has what a pattern of Python's `re` has (search, match, fullmatch, finditer)."""
+    return re2.compile(text)
+
+
+def escaped(text: str) -> str:
+    """A pattern that matches this text alone."""
+    return str(re2.escape(text))
 
 
 class Pattern:

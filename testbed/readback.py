@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from testbed import strict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,9 @@ show() {
     fi
 }"""
 
+# Of what a guest has otherwise.
+_MOST_SHOWN = 300
+
 
 def script(facts: tuple[Fact, ...]) -> str:
     """Prints `read back`, `number PATH MAJ:MIN` of each device that a fact names, and each fact's file after a line `== N`.
@@ -48,18 +53,33 @@ def script(facts: tuple[Fact, ...]) -> str:
 
 def differences(facts: tuple[Fact, ...], output: str) -> tuple[str, ...]:
     """What the guest has otherwise than the topology says, from what `script` printed; empty where they agree."""
-    output = output.partition("read back\n")[2]
-    numbers = dict(re.findall(r"^number (\S+) (\d+:\d+)$", output, re.MULTILINE))
-    found = re.split(r"^== ([0-9]{1,9})\n", output, flags=re.MULTILINE)
-    texts = {int(number): text for number, text in zip(found[1::2], found[2::2], strict=True)}
+    numbers, texts = _parts(output.partition("read back\n")[2])
     said = []
     for number, fact in enumerate(facts):
         begin = fact.line.format(NUMBER=numbers.get(fact.of or "", "?"))
-        lines = [line for line in texts.get(number, "").splitlines() if line.replace("\t", " ").startswith(begin)]
+        lines = [line for line in texts.get(number, ()) if line.replace("\t", " ").startswith(begin)]
         if not any(_says(line[len(begin) :], fact.expected) for line in lines):
-            got = "; ".join(line.strip() for line in lines) or "nothing"
+            got = "; ".join(line.strip() for line in lines)[:_MOST_SHOWN] or "nothing"
             said.append(f"{fact.where}: expected {fact.expected}, got {got} ({fact.file}){f'; {fact.reason}' if fact.reason else ''}")
     return tuple(said)
+
+
+def _parts(output: str) -> tuple[Mapping[str, str], Mapping[int, list[str]]]:
+    """MAJ:MIN by device, and the lines of each file by its number."""
+    numbers: dict[str, str] = {}
+    texts: dict[int, list[str]] = {}
+    text: list[str] | None = None
+    for line in output.splitlines():
+        match line.split(" "):
+            case ["==", number] if strict.is_digits(number, 9):
+                text = texts[int(number)] = []
+            case ["number", path, number] if text is None:
+                numbers[path] = number
+            case _ if text is not None:
+                text.append(line)
+            case _:
+                pass
+    return numbers, texts
 
 
 def _says(line: str, expected: str) -> bool:
@@ -70,4 +90,4 @@ def _says(line: str, expected: str) -> bool:
 
 def _plain(word: str) -> str:
     name, equals, value = word.rpartition("=")
-    return f"{name}{equals}{float(value):g}" if re.fullmatch(r"[0-9]{1,20}\.[0-9]{1,20}", value) else word
+    return f"{name}{equals}{float(value):g}" if "." in value and strict.is_number(value) else word

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -163,13 +162,13 @@ def _turns(job: Job) -> Iterator[tuple[Case, int]]:
 
 # On several CPUs QEMU's emulation now and then runs into an instruction that the kernel is just replacing (smp_text_poke_bp): seen once in
 # 348 guests, on 7.2 while a tracepoint was switched on. It is no verdict on the kernel.
-_EMULATED = re.compile(r"Oops: int3")
+_EMULATED = "Oops: int3"
 
 
 async def _side(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
     """One case on one kernel; once more where the emulation itself lost the guest, of which the first one's findings tell."""
     first = await _attempt(job, case, kernel, evidence, on_step)
-    emulated = job.lab.host.accelerator == "tcg" and any(_EMULATED.search(finding.text) for finding in first.findings)
+    emulated = job.lab.host.accelerator == "tcg" and any(_EMULATED in finding.text for finding in first.findings)
     if not (emulated and isinstance(first.outcome, Lost)):
         return first
     on_step("the emulation lost its guest, once more")

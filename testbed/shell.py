@@ -245,16 +245,13 @@ class Shell:
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise HostError(f"copying {source} to {target}: expected a file that stays as it is, it was written to meanwhile")
 
-    async def get(self, source: str, target: Path) -> None:
-        """Copy a file of the guest to this machine; the caller owns the deadline. Raises as `put`."""
+    async def get(self, source: str, target: Path, *, most_bytes: int | None = None) -> None:
+        """Copy a file of the guest, of at most `most_bytes` (16 GiB without it), to this machine; the caller owns the deadline. Raises as
+        `put`."""
         async with self._transfer(f"{source} out of it") as sftp:
             # A copy that takes holes into account does not notice that it is shorter than the file (asyncssh 2.24).
-            await sftp.get(source, str(target), follow_symlinks=True, sparse=False, progress_handler=self._bounded_file)
-
-    def _bounded_file(self, source: bytes, target: bytes, copied_bytes: int, total_bytes: int) -> None:
-        if max(copied_bytes, total_bytes) > _MAX_FILE_BYTES:
-            name = source.decode(errors="replace")
-            raise GuestError(f"guest {self._guest}: {name}: expected a file of at most {_MAX_FILE_BYTES} bytes, got more")
+            bounded = _at_most(self._guest, most_bytes or _MAX_FILE_BYTES)
+            await sftp.get(source, str(target), follow_symlinks=True, sparse=False, progress_handler=bounded)
 
     @contextlib.asynccontextmanager
     async def _transfer(self, what: str) -> AsyncIterator[asyncssh.SFTPClient]:
@@ -324,6 +321,17 @@ async def _redial(entrance: Entrance, connected: _Connected) -> asyncssh.SSHClie
         raise
 
 
+def _at_most(guest: str, most_bytes: int) -> Callable[[bytes, bytes, int, int], None]:
+    """What is told how far a copy is, and ends one that is too large."""
+
+    def told(source: bytes, target: bytes, copied_bytes: int, total_bytes: int) -> None:
+        if max(copied_bytes, total_bytes) > most_bytes:
+            name = source.decode(errors="replace")
+            raise GuestError(f"guest {guest}: {name}: expected a file of at most {most_bytes} bytes, got more")
+
+    return told
+
+
 def _shown(command: str) -> str:
     """A command as messages call it: a script by its first lines."""
     first, *more = command.strip().splitlines()
@@ -337,6 +345,8 @@ async def _bounded(stream: asyncssh.SSHReader[bytes], heard: Listener | None = N
     while data := await stream.read(65536):
         if heard is not None:
             heard(data)
+            # What is there already is read without a wait: others have their turn meanwhile.
+            await asyncio.sleep(0)
         if size_bytes < _MAX_OUTPUT_BYTES:
             kept.append(data[: _MAX_OUTPUT_BYTES - size_bytes])
         size_bytes += len(data)

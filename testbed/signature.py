@@ -6,7 +6,7 @@ A condition holds once each of its keys was seen, at whatever time; the first th
 from __future__ import annotations
 
 import enum
-import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +15,7 @@ from testbed.bugs.scripts import Script
 from testbed.console import clean
 from testbed.diagnostics import Source, Stream, Unable, Uncounted
 from testbed.patterns import LONGEST_LINE, Pattern, compiled
+from testbed.strict import is_digits
 from testbed.units import format_duration
 
 # What patterns over several lines look at; a script may print more, and then its end counts.
@@ -128,12 +129,16 @@ class Watch:
         self._console, self._said, self._errors = _Lines(), _Lines(), _Lines()
         self._source = None if script is None else Source(script)
         self._streams = None if self._source is None else (Stream(self._source, errors=False), Stream(self._source, errors=True))
-        self._output = ""
+        # Lines, where a pattern spans several.
+        self._output: deque[str] = deque()
+        self._output_characters = 0
+        self._spans = any(pattern.spans_lines for one in self._watched for pattern in one.patterns.values())
         self.hit: Match | None = None
         self._shown: _Watched | None = None  # what the hit is of
         self.unable: list[Unable] = []
         self.uncounted: list[Uncounted] = []
         self.last = ""
+        self.untold = ""  # why nobody can say whether lines that matched are the script's
 
     @property
     def counters(self) -> tuple[tuple[str, str], ...]:
@@ -157,8 +162,18 @@ class Watch:
 
     def hear_output(self, data: bytes) -> None:
         """What the script prints."""
-        counted = [line for line in self._said.split(data) if self._heard(line, errors=False)]
-        self._output = "\n".join((self._output, *counted))[-_KEPT_CHARACTERS:]
+        for line in self._said.split(data):
+            if self._heard(line, errors=False):
+                self._keep(line)
+
+    def _keep(self, line: str) -> None:
+        """Remember a line of the output, and forget the first ones where there are too many."""
+        if not self._spans:
+            return
+        self._output.append(line)
+        self._output_characters += len(line) + 1
+        while self._output_characters > _KEPT_CHARACTERS:
+            self._output_characters -= len(self._output.popleft()) + 1
 
     def hear_errors(self, data: bytes) -> None:
         """What it prints on its standard error."""
@@ -212,6 +227,8 @@ class Watch:
         """Why the script's own word shows nothing, neither the bug nor that it is absent; empty where it does. `status`: it ended with."""
         if any(one.condition.status == status and status in UNABLE for one in self._watched):
             return ""
+        if self.untold:
+            return self.untold
         if self.unable:
             more = f"; and {len(self.unable) - 1} more" if len(self.unable) > 1 else ""
             return f"{self.unable[0]}{more}; what the script can do without is asked for with `command -v`, or has no error output"
@@ -228,12 +245,13 @@ class Watch:
         """Nothing more is printed."""
         self._search(self._console.rest(), "console", "expect")
         if (rest := self._said.rest()) and self._heard(rest, errors=False):
-            self._output += f"\n{rest}"
+            self._keep(rest)
         self._heard(self._errors.rest(), errors=True)
+        output = "\n".join(("", *self._output))
         for one in self._watched:
             for key in ("output", "expect"):
                 pattern = one.patterns.get(key)
-                if pattern is not None and pattern.spans_lines and (found := pattern.search(self._output)) is not None:
+                if pattern is not None and pattern.spans_lines and (found := pattern.search(output)) is not None:
                     self._see(one, key, found, script=True)
 
     @property
@@ -243,7 +261,7 @@ class Watch:
 
     def doubt(self) -> None:
         """Drop a hit that rests on the script's word where the script turns out to lack a command: it said so earlier."""
-        if self.unable and self.rests_on_script:
+        if (self.unable or self.untold) and self.rests_on_script:
             self.hit = self._shown = None
 
     def guest_ended(self, end: End) -> None:
@@ -273,20 +291,22 @@ class Watch:
         """Whether each part of a line that matches is a piece of the script's source."""
         plain = " ".join(line.split())
         found = pattern.spans(plain)
-        return self._source is not None and bool(found) and all(self._source.quoted(plain, start, end) for start, end in found)
+        try:
+            return self._source is not None and bool(found) and all(self._source.quoted(plain, start, end) for start, end in found)
+        except OverflowError:
+            # Neither a hit nor none.
+            self.untold = "the script prints pieces of its own source more often than they can be told from its output"
+            return True
 
     def _see(self, one: _Watched, key: _Key, said: str, *, script: bool = False) -> None:
         one.seen.setdefault(key, said.strip()[:300])
         if script:
             one.told.add(key)
         if self.hit is None and all(key in one.seen for key in one.wanted):
-            if self.unable and one.rests_on_script:
+            if (self.unable or self.untold) and one.rests_on_script:
                 return
             self._shown = one
             self.hit = Match(condition=one.number, seen="; ".join(one.seen[key] for key in one.wanted))
-
-
-_NUMBER = re.compile("-?[0-9]{1,20}")
 
 
 def rendered(texts: Mapping[str, str]) -> tuple[str, ...]:
@@ -295,8 +315,8 @@ def rendered(texts: Mapping[str, str]) -> tuple[str, ...]:
     for path, text in sorted(texts.items()):
         for line in text.splitlines():
             words = line.split()
-            if len(words) == 2 and _NUMBER.fullmatch(words[1]):
+            if len(words) == 2 and is_digits(words[1].removeprefix("-")):
                 found.append(f"{path} {words[0]} {words[1]}")
-            elif len(words) == 1 and _NUMBER.fullmatch(words[0]):
+            elif len(words) == 1 and is_digits(words[0].removeprefix("-")):
                 found.append(f"{path} {words[0]}")
     return tuple(found)

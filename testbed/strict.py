@@ -6,15 +6,22 @@ and for more than 4,300 digits. Every `where` names the guest, the file and the 
 
 from __future__ import annotations
 
-import re
-
 from testbed.errors import ReadingError
 
 # The kernel's counters are u64: at most 18446744073709551615.
 _BELOW = 1 << 64
-_WHOLE = re.compile(r"[0-9]{1,20}")
-_DECIMAL = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
-_OCTAL = re.compile(r"[0-7]{1,7}")
+_MOST_DIGITS = 20
+
+
+def is_digits(text: str, most: int = _MOST_DIGITS) -> bool:
+    """Whether it is ASCII digits, at most so many, and nothing else."""
+    return len(text) <= most and text.isascii() and text.isdecimal()
+
+
+def is_number(text: str) -> bool:
+    """Whether it is ASCII digits with or without a fraction, 20 of each at most."""
+    before, point, after = text[: 2 * _MOST_DIGITS + 2].partition(".")
+    return is_digits(before) and (not point or is_digits(after))
 
 
 def whole(text: str, where: str, *, below: int = _BELOW) -> int:
@@ -22,7 +29,7 @@ def whole(text: str, where: str, *, below: int = _BELOW) -> int:
 
     :raise ReadingError: it has another form, or is larger.
     """
-    if _WHOLE.fullmatch(text) and (number := int(text)) < below:
+    if is_digits(text) and (number := int(text)) < below:
         return number
     raise ReadingError(where, f"a whole number below {'2**64' if below == _BELOW else below}", text)
 
@@ -32,7 +39,7 @@ def decimal(text: str, where: str) -> float:
 
     :raise ReadingError: it has another form.
     """
-    if _DECIMAL.fullmatch(text):
+    if is_number(text):
         return float(text)
     raise ReadingError(where, "a number such as 12 or 0.25", text)
 
@@ -42,6 +49,6 @@ def octal(text: str, where: str) -> int:
 
     :raise ReadingError: it has another form.
     """
-    if _OCTAL.fullmatch(text):
+    if is_digits(text, 7) and not set(text) & {"8", "9"}:
         return int(text, 8)
     raise ReadingError(where, "an octal number of at most 7 digits", text)

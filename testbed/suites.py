@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import itertools
+import os
 import shutil
 import stat
 import traceback
@@ -15,16 +16,25 @@ from testbed import blktests, journal
 from testbed.api import Testbed, Vm
 from testbed.blktests import Outcome, Status
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, UsageError, first
+from testbed.patterns import LONGEST_LINE, linear
+from testbed.shell import Result
 from testbed.topology import Topology
 
-_TEST = re.compile(r"[0-9]{3}")
+_TEST = linear(r"[0-9]{3}")
+_GROUP = linear(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 # The head of a list of processes, or one of them.
-_PROCESS = re.compile(r"\s*(PPID|\d+)\s+[A-Z]\S*\s+\S+\s+\S")
+_PROCESS = linear(r"\s*(PPID|\d+)\s+[A-Z]\S*\s+\S+\s+\S")
 # What every command in a guest comes by: the agent, the SSH server, and the command by which that runs all others.
-_OURS = re.compile(r"/testbed-agent|\bdropbear -|SSH_ORIGINAL_COMMAND")
+_OURS = linear(r"/testbed-agent|\bdropbear -|SSH_ORIGINAL_COMMAND")
 _HOME = "/root/suite"
 _THERE = f"{_HOME}/checkout"
+# Of what a test prints, and of its records; of its files that are copied out of its guest; of a test's own text.
 _MOST_BYTES = 1 << 20
+_MOST_RECORDS_BYTES = 256 << 20
+_MOST_SOURCE_BYTES = 1 << 20
+# Of a checkout: blktests with its programs has 10 MiB and 1,500 files.
+_MOST_CHECKOUT_BYTES, _MOST_CHECKOUT_FILES = 4 << 30, 200_000
+_LEFT_OUT = frozenset({".git", "results"})
 _MOST_PROCESSES = 40
 # Groups that are run only where they are asked for: its tests of ./check itself fail on purpose.
 _ON_REQUEST = frozenset({"meta"})
@@ -66,7 +76,7 @@ cd "$0" && [ -d results ] || exit 0
 for file in results/"$1" results/*/"$1"; do
     [ -f "$file" ] || continue
     folder=${file%/$1}; folder=${folder#results}
-    printf '%s\\0' "${folder#/}"; cat "$file"; printf '\\0'
+    printf '%s\\0' "${folder#/}"; head -c 65536 "$file"; printf '\\0'
     [ ! -f "$file.out.bad" ] || diff -u "tests/$1.out" "$file.out.bad" | head -c 65536
     [ ! -f "$file.dmesg" ] || head -c 65536 "$file.dmesg"
     printf '\\0'
@@ -91,7 +101,10 @@ def found(root: Path, names: Sequence[str]) -> Suite:
     """
     if not (root / "check").is_file() or not (root / "tests").is_dir():
         raise UsageError(f"{root}: expected a checkout with ./check and tests/, as blktests has them")
-    groups = {folder.name: _tests(folder) for folder in sorted((root / "tests").iterdir()) if folder.is_dir()}
+    groups = {folder.name: _tests(folder) for folder in sorted((root / "tests").iterdir()) if folder.is_dir() and not folder.is_symlink()}
+    for name, tests in groups.items():
+        if tests and not _GROUP.fullmatch(name):
+            raise UsageError(f"{root}: expected groups of tests with names of letters, digits and - _ . +, at most 64, got {name[:100]!r}")
     every = {test for tests in groups.values() for test in tests}
     wanted: dict[str, None] = {}
     for name in names or [group for group in groups if group not in _ON_REQUEST]:
@@ -166,13 +179,14 @@ async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_test:
 def _copied(checkout: Path, config: Path | None, home: Path) -> None:
     """A copy of what guests get, which nobody changes meanwhile; pipes, sockets and devices that lie there are no part of it.
 
-    :raise HostError: there is no room for it, or a file cannot be read.
+    :raise UsageError: it is larger than any such suite. :raise HostError: there is no room for it, or a file cannot be read.
     """
 
     def left_out(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if name in (".git", "results") or not _is_copied(Path(folder, name).lstat().st_mode)]
+        return [name for name in names if name in _LEFT_OUT or not _is_copied(Path(folder, name).lstat().st_mode)]
 
     try:
+        _check_size(checkout)
         shutil.copytree(checkout, home / "checkout", symlinks=True, ignore=left_out)
         if config is not None:
             shutil.copyfile(config, home / "config")
@@ -181,6 +195,18 @@ def _copied(checkout: Path, config: Path | None, home: Path) -> None:
         raise HostError(f"{source}: cannot be copied: {why}") from error
     except OSError as error:
         raise HostError(f"{error.filename or checkout}: cannot be copied: {error.strerror}") from error
+
+
+def _check_size(checkout: Path) -> None:
+    """:raise UsageError: it has more than can be meant, such as a file that is one hole."""
+    files = size_bytes = 0
+    for folder, below, names in os.walk(checkout):
+        below[:] = [name for name in below if name not in _LEFT_OUT]
+        for name in names:
+            files, size_bytes = files + 1, size_bytes + Path(folder, name).lstat().st_size
+            if files > _MOST_CHECKOUT_FILES or size_bytes > _MOST_CHECKOUT_BYTES:
+                most = f"at most {_MOST_CHECKOUT_FILES} files and {_MOST_CHECKOUT_BYTES >> 30} GiB"
+                raise UsageError(f"{checkout}: expected a suite of {most}, got more")
 
 
 def _is_copied(mode: int) -> bool:
@@ -214,30 +240,40 @@ async def _ran(vm: Vm, home: Path, test: str, how: How, evidence: Path) -> tuple
     await vm.run("bash", "-c", _PREPARE, _THERE)
     devices = [vm.disks[name].path for name in how.disks]
     try:
-        printed = await _said(vm, _RUN, test, str(how.quick_s or ""), *devices, timeout_s=how.timeout_s)
+        ran = await _asked(vm, _RUN, test, str(how.quick_s or ""), *devices, timeout_s=how.timeout_s)
     except CommandFailed:
         why = f"it did not end within {how.timeout_s:g} s"
         return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
     try:
-        left = await _said(vm, _LEFT, test)
+        records = await _asked(vm, _LEFT, test)
     except CommandFailed:
         why = "it ended, and its guest does not read files any longer"
         return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
-    source = (home / "checkout/tests" / test).read_text(encoding="utf-8", errors="replace")
-    done = blktests.outcomes(test, left, printed, source, devices=bool(devices))
+    printed, left = ran.stdout + ran.stderr, records.stdout
+    cut = ran.truncated or records.truncated or max(len(printed), len(left)) > _MOST_BYTES
+    source = _source(home / "checkout", test)
+    done = blktests.outcomes(test, left[:_MOST_BYTES], printed[:_MOST_BYTES], source, devices=bool(devices), cut=cut)
     if any(one.status is Status.FAIL for one in done):
         try:
-            await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True)
+            await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True, most_bytes=_MOST_RECORDS_BYTES)
         except TestbedError as error:
             # What it came to is known; only its files are not here.
             journal.say(f"{test}: its files stay in the guest: {error}", failed=True)
     return done
 
 
-async def _said(vm: Vm, script: str, *arguments: str, timeout_s: float | None = None) -> str:
-    """What a script of bash prints; $0 is where the suite is."""
-    result = await vm.run("bash", "-c", script, _THERE, *arguments, check=False, timeout_s=timeout_s)
-    return (result.stdout + result.stderr)[:_MOST_BYTES]
+async def _asked(vm: Vm, script: str, *arguments: str, timeout_s: float | None = None) -> Result:
+    """Run a script of bash; $0 is where the suite is."""
+    return await vm.run("bash", "-c", script, _THERE, *arguments, check=False, timeout_s=timeout_s)
+
+
+def _source(checkout: Path, test: str) -> str:
+    """A test's own text, in our copy of its suite; nothing of a link that leads out of that."""
+    path = (checkout / "tests" / test).resolve()
+    if not path.is_relative_to(checkout.resolve()) or not path.is_file():
+        return ""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(_MOST_SOURCE_BYTES)
 
 
 async def _doing(vm: Vm) -> tuple[str, ...]:
@@ -247,5 +283,6 @@ async def _doing(vm: Vm) -> tuple[str, ...]:
     except TestbedError:
         return ("the guest does not answer any longer",)
     # Without the kernel's own threads, what brought us here, and of a script that is an argument all but its first line.
-    lines = (line for line in listed.stdout.splitlines() if _PROCESS.match(line) and not _OURS.search(line))
-    return tuple(line for line in lines if line.split(maxsplit=1)[:1] != ["2"])[:_MOST_PROCESSES]
+    lines = (line[:LONGEST_LINE] for line in listed.stdout.splitlines())
+    known = (line for line in lines if _PROCESS.match(line) and not _OURS.search(line) and line.split(maxsplit=1)[:1] != ["2"])
+    return tuple(itertools.islice(known, _MOST_PROCESSES))

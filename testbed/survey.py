@@ -7,7 +7,6 @@ program: each would take longer than all of its reading.
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from testbed import strict
 from testbed.console import clean
 from testbed.errors import ReadingError
+from testbed.patterns import linear
 from testbed.units import KIB
 
 _SCRIPT, _LOG = "/run/testbed-survey", "/run/testbed-survey.log"
@@ -177,12 +177,14 @@ class Unread:
 
 
 # What every guest has mounted before anything stands on its disks (images/guest/testbed-init), as SOURCE PLACE.
-_OWN_MOUNTS = re.compile(r"(tmp|mnt|run) /\1|shm /dev/shm|\S+ (/|/proc(/.*)?|/sys(/.*)?|/dev(/pts)?|(/usr)?/lib/modules)")
+_OWN_MOUNTS = frozenset({("tmp", "/tmp"), ("mnt", "/mnt"), ("run", "/run"), ("shm", "/dev/shm")})  # noqa: S108 - in the guest
+_OWN_PLACES = frozenset({"/", "/proc", "/sys", "/dev", "/dev/pts", "/lib/modules", "/usr/lib/modules"})
 # Where scenarios ask whether a controller has a file (scenarios/base.py).
 _PROBE = "/probe"
 # A guest chooses what it answers; that of 32 control groups has 200 lines.
 _LONGEST, _MOST_LINES = 300, 3000
-_ESCAPED = re.compile(r"\\([0-7]{3})")
+_CHOSEN = linear(r"\[([^\[\]\s]+)\]")
+_ESCAPED = linear(r"\\([0-7]{3})")
 
 
 def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | Unread:
@@ -267,7 +269,7 @@ def _block(name: str, said: Mapping[str, str], disks: Mapping[str, Hardware]) ->
 
 def _chosen(schedulers: str) -> str:
     """The scheduler in brackets."""
-    found = re.search(r"\[([^\[\]\s]+)\]", schedulers)
+    found = _CHOSEN.search(schedulers)
     return _text(found[1] if found else schedulers)
 
 
@@ -277,7 +279,7 @@ def _mount(line: str) -> Iterator[Mount]:
     :raise ValueError: it is no such line.
     """
     source, point, kind, options, *_ = (_unescaped(word) for word in line.split(" "))
-    if not _OWN_MOUNTS.fullmatch(f"{source} {point}"):
+    if (source, point) not in _OWN_MOUNTS and point not in _OWN_PLACES and not point.startswith(("/proc/", "/sys/")):
         yield Mount(mount_point=point, type=kind, source=source, options=options)
 
 

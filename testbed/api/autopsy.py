@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Mapping
 
 from testbed import counters, guest_shell
 from testbed.api.vm import Ran, Vm
-from testbed.console import clean
+from testbed.console import clean, split
 from testbed.errors import ReadingError
 from testbed.guest_shell import Texts
+from testbed.strict import is_number
 
 _LIMIT_S = 15.0
 _MOST_LINES = 60
@@ -27,8 +27,6 @@ for group in /sys/fs/cgroup/*/ /sys/fs/cgroup/*/*/; do
 done
 finish
 """
-_STAMP = re.compile(r"^\[\s*([0-9]{1,12}\.[0-9]{1,9})\]")
-_UPTIME = re.compile(r"([0-9]{1,12}\.[0-9]{1,9}) ")
 _SHOWN = {"memory.stat": ("anon", "file", "shmem"), "memory.events": ("high", "max", "oom", "oom_kill")}
 
 
@@ -44,10 +42,11 @@ async def describe(vm: Vm, qemu: str) -> str:
     except ReadingError:
         taken = {}
     first = taken.get("", Texts(guest=vm.name))
-    if (dmesg := first.texts.get("dmesg")) and (up := _UPTIME.match(first.texts.get("/proc/uptime", ""))):
+    uptime = first.texts.get("/proc/uptime", "").partition(" ")[0]
+    if (dmesg := first.texts.get("dmesg")) and is_number(uptime):
         (vm.evidence / "dmesg.txt").write_text(dmesg, encoding="utf-8")
-        began = float(up[1]) - answered_after_s
-        log = [line for line in dmesg.splitlines() if (stamp := _STAMP.match(line)) and float(stamp[1]) >= began]
+        began = float(uptime) - answered_after_s
+        log = [line for line in dmesg.splitlines() if line.startswith("[") and (split(line)[0] or 0) >= began]
         lines += _block("kernel log since the guest was ready", log or ["nothing"])
     else:
         console = vm.evidence / "console.log"

@@ -18,6 +18,8 @@ from testbed.errors import TestbedError
 __tracebackhide__ = True  # pytest shows no frames of this module
 
 T = TypeVar("T")
+# For what was interrupted: guests are taken down in less. A loop that does not turn ends with the process.
+_GRACE_S = 60.0
 
 
 class Carrier(Protocol):
@@ -75,15 +77,16 @@ class Background:
         except BaseException:
             if not future.done():
                 future.cancel()
-                done.wait()
+                done.wait(_GRACE_S)
             raise
 
     def close(self) -> None:
         """End the thread; what is still going on is cancelled first."""
         self.wait(self._end())
         self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._thread.join(_GRACE_S)
+        if not self._thread.is_alive():
+            self._loop.close()
 
     async def _end(self) -> None:
         others = asyncio.all_tasks() - {asyncio.current_task()}

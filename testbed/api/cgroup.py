@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -15,7 +14,6 @@ from testbed.shell import Result
 __tracebackhide__ = True  # pytest shows no frames of this module
 
 ROOT = "/sys/fs/cgroup"
-_NUMBER = re.compile("[0-9]+:[0-9]+")
 # $1: the group; the rest: FILE VALUE pairs. Each level gives the next what it has; what the root gives is left to the test.
 MAKE = """\
 cd /sys/fs/cgroup || exit
@@ -112,7 +110,7 @@ class Counters:
         counted = self.io.get(device, {})
         if counter not in counted and counter not in counters.MOVED:
             raise UsageError(f"{counter}: expected one of io.stat's counters, which are {', '.join(counters.MOVED)}")
-        if self.devices and device not in {*self.io, *self.devices} and not _NUMBER.fullmatch(device):
+        if self.devices and device not in {*self.io, *self.devices} and not counters.is_device(device):
             raise UsageError(f"{device}: expected MAJ:MIN, or one of the devices that are there: {', '.join(self.devices)}")
         return counted.get(counter, 0)
 

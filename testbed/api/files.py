@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import shutil
@@ -103,7 +104,7 @@ class Copier:
         await self._copied(self._machine.put(archive, packed), what, timeout_s)
         await self._vm.script(_UNPACK, packed, target, f"{stat.S_IMODE(source.stat().st_mode):o}", timeout_s=timeout_s)
 
-    async def get(self, source: str, target: Path | None, leave_out: bool, timeout_s: float) -> bytes:
+    async def get(self, source: str, target: Path | None, leave_out: bool, most_bytes: int | None, timeout_s: float) -> bytes:
         """See `Vm.get`."""
         found = await self._look(source)
         with held.temporary() as folder:
@@ -112,8 +113,10 @@ class Copier:
                 if target is None:
                     raise UsageError(f"{self._vm.name}: {source}: expected a target for a folder, got none")
                 sockets = (await self._vm.script(_PACK, source, packed, timeout_s=timeout_s)).stdout.splitlines()
-                await self._fetched(packed, file, source, timeout_s)
-                left_out = (*archives.unpack(file, target), *(f"{name} (a socket)" for name in sockets))
+                await self._fetched(packed, file, source, most_bytes, timeout_s)
+                # In a thread: the event loop has other guests to look after.
+                unpacked = await asyncio.to_thread(archives.unpack, file, target)
+                left_out = (*unpacked, *(f"{name} (a socket)" for name in sockets))
                 if left_out and not leave_out:
                     raise GuestError(
                         f"guest {self._vm.name}: {source}: all of it is in {target}, but what can only be in the guest (leave_out=True "
@@ -124,15 +127,15 @@ class Copier:
                 target = target / PurePosixPath(source).name
             if found.virtual:
                 await self._vm.script('cat -- "$1" >"$2"', source, packed, timeout_s=timeout_s)
-                await self._fetched(packed, file, source, timeout_s)
+                await self._fetched(packed, file, source, most_bytes, timeout_s)
             elif found.sparse and target is not None:
                 path = PurePosixPath(source)
                 await self._vm.script(_PACK_FILE, str(path.parent), path.name, packed, timeout_s=timeout_s)
-                await self._fetched(packed, file, source, timeout_s)
-                archives.unpack_file(file, target)
+                await self._fetched(packed, file, source, most_bytes, timeout_s)
+                await asyncio.to_thread(archives.unpack_file, file, target)
                 return b""
             else:
-                await self._copied(self._machine.get(source, file), f"copy {source} here", timeout_s)
+                await self._copied(self._machine.get(source, file, most_bytes), f"copy {source} here", timeout_s)
             if target is None:
                 return _in_memory(file, f"{self._vm.name}: {source}")
             _written(file, target, executable=found.executable)
@@ -157,8 +160,8 @@ class Copier:
             sparse=blocks * block < size,
         )
 
-    async def _fetched(self, packed: str, file: Path, source: str, timeout_s: float) -> None:
-        await self._copied(self._machine.get(packed, file), f"copy {source} here", timeout_s)
+    async def _fetched(self, packed: str, file: Path, source: str, most_bytes: int | None, timeout_s: float) -> None:
+        await self._copied(self._machine.get(packed, file, most_bytes), f"copy {source} here", timeout_s)
         await self._vm.run("rm", packed)
 
     async def _copied(self, work: Coroutine[Any, Any, Any], what: str, timeout_s: float) -> Any:

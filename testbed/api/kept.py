@@ -86,8 +86,8 @@ class Kept:
     async def put(self, source: Path, target: str) -> None:
         await self._shell.put(source, target)
 
-    async def get(self, source: str, target: Path) -> None:
-        await self._shell.get(source, target)
+    async def get(self, source: str, target: Path, most_bytes: int | None) -> None:
+        await self._shell.get(source, target, most_bytes=most_bytes)
 
     async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
         return (await self._supervised.ask("qmp", execute=command, arguments=arguments))["return"]

@@ -46,7 +46,7 @@ class Machine(Protocol):
 
     async def put(self, source: Path, target: str) -> None: ...
 
-    async def get(self, source: str, target: Path) -> None: ...
+    async def get(self, source: str, target: Path, most_bytes: int | None) -> None: ...
 
     async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
         """A command of QMP. :raise HostError: QEMU refuses it."""
@@ -91,8 +91,8 @@ class Own:
     async def put(self, source: Path, target: str) -> None:
         await self._guest.put(source, target, timeout_s=_FOR_EVER_S)
 
-    async def get(self, source: str, target: Path) -> None:
-        await self._guest.get(source, target, timeout_s=_FOR_EVER_S)
+    async def get(self, source: str, target: Path, most_bytes: int | None) -> None:
+        await self._guest.get(source, target, most_bytes=most_bytes, timeout_s=_FOR_EVER_S)
 
     async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
         guest = self._guest

@@ -43,10 +43,10 @@ def config_lacks(need: str, config: str) -> str:
     """Why a kernel's configuration does not meet `CONFIG_X`, or `CONFIG_X=m`, or nothing. `CONFIG_` may be left out."""
     name, _, value = need.partition("=")
     name = name if name.startswith("CONFIG_") else f"CONFIG_{name}"
-    found = re.search(rf"^{re.escape(name)}=(.*)$", config, re.MULTILINE)
-    if found is None:
+    has = next((line.removeprefix(f"{name}=") for line in config.splitlines() if line.startswith(f"{name}=")), None)
+    if has is None:
         return name
-    return "" if not value or found[1] == value else f"{name}={value} (it has {found[1]})"
+    return "" if not value or has == value else f"{name}={value} (it has {has[:80]})"
 
 
 async def missing(

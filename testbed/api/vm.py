@@ -159,17 +159,26 @@ class Vm:
         """
         await self._copier.put(source, target, mode, timeout_s)
 
-    async def get(self, source: str, target: Path | str | None = None, *, leave_out: bool = False, timeout_s: float = _COPY_S) -> bytes:
+    async def get(
+        self,
+        source: str,
+        target: Path | str | None = None,
+        *,
+        leave_out: bool = False,
+        most_bytes: int | None = None,
+        timeout_s: float = _COPY_S,
+    ) -> bytes:
         """The bytes of a file in the guest, up to 64 MiB. With `target`, a file of up to 16 GiB is written to a file here, or into a
         folder, or a folder's content to a folder; then no bytes are returned. Holes, links that stay within a folder, and whether a
         file may be executed stay what they are.
 
-        `leave_out`: what cannot be here (links that lead out of the folder, devices, pipes, sockets) is left out, without an error.
+        `most_bytes`: of the file, or of all that is in the folder, without its holes. `leave_out`: what cannot be here (links that lead
+        out of the folder, devices, pipes, sockets) is left out, without an error.
 
         :raise GuestError: there is no such file, or something of a folder is left out: the rest is there. :raise HostError: `target` cannot
             be written. :raise CommandFailed: not in time.
         """
-        return await self._copier.get(source, None if target is None else Path(target), leave_out, timeout_s)
+        return await self._copier.get(source, None if target is None else Path(target), leave_out, most_bytes, timeout_s)
 
     # Control groups ------------------------------------------------------------------------------------------------------------
 

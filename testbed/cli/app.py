@@ -11,16 +11,20 @@ import sys
 import traceback
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from typer.core import TyperGroup, TyperOption
 
+from testbed.cli.watchdog import Watchdog
+from testbed.cli.watchdog import limit_s as watchdog_limit_s
 from testbed.errors import TestbedError, UsageError, first
 from testbed.printable import printable
 from testbed.store import runs
+
+T = TypeVar("T")
 
 
 class _Verbs(TyperGroup):
@@ -110,23 +114,38 @@ def mistake() -> None:
 
 
 _broken_off: list[Path] = []
-# The signals that this command got.
-_caught: list[signal.Signals] = []
+# What watches this command's event loop, once it has one.
+_watchdogs: list[Watchdog] = []
 
 
 def stopped(by: signal.Signals, more: str = "") -> None:
     """Say that a signal ended this command."""
-    folder = f"; what there is of its run is in {_broken_off[0]}" if _broken_off else ""
-    err.print(f"testbed: stopped by {by.name}{more}{folder}", markup=False, highlight=False, soft_wrap=True)
+    err.print(f"testbed: stopped by {by.name}{more}{_what_there_is()}", markup=False, highlight=False, soft_wrap=True)
     if "--json" in sys.argv:
         run = {"folder": str(_broken_off[0])} if _broken_off else {}
         print(json.dumps({"event": "stopped", "signal": by.name, "exit_code": 128 + by, **run}), file=sys.stderr)
 
 
+def _what_there_is() -> str:
+    return f"; what there is of its run is in {_broken_off[0]}" if _broken_off else ""
+
+
+def _stood_still(watchdog: Watchdog) -> None:
+    """Say that a loop which did not turn was ended."""
+    said = (
+        f"testbed: {watchdog.stood}; this is a mistake of the testbed, please report it with the lines above; what it had started is gone"
+    )
+    err.print(f"{watchdog.stack}{said}{_what_there_is()}", markup=False, highlight=False, soft_wrap=True)
+
+
 def ended_by(error: BaseException) -> str:
     """What ends a run, in a line: the signal for which it was cancelled, our error, or our mistake."""
-    if isinstance(error, asyncio.CancelledError) and _caught:
-        return f"interrupted by {_caught[0].name}"
+    if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+        for watchdog in _watchdogs:
+            if watchdog.stood:
+                return f"a mistake of the testbed: {watchdog.stood}"
+            if watchdog.caught:
+                return f"interrupted by {watchdog.caught[0].name}"
     if isinstance(error, BaseExceptionGroup):
         return ended_by(first(error))
     said = str(error).partition("\n")[0]
@@ -139,37 +158,45 @@ def run_going_on(folder: Path) -> Iterator[None]:
     with runs.going_on(folder, sys.argv):
         try:
             yield
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, KeyboardInterrupt):
             _broken_off.append(folder)
             raise
 
 
-def run_async(work: Coroutine[Any, Any, int]) -> None:
-    """Run to its end and exit with its code; SIGINT and SIGTERM cancel it, and everything is taken down before we exit. The third signal
-    ends us at once: the guests go with us, and what is left of them with the next command.
+def run_async(work: Coroutine[Any, Any, int]) -> NoReturn:
+    """Run to its end and exit with its code, as `completed` does where it does not come to one."""
+    sys.exit(completed(work))
+
+
+def completed(work: Coroutine[Any, Any, T]) -> T:
+    """Run to its end; SIGINT and SIGTERM cancel it, everything is taken down, and we exit. The third signal ends us at once: the guests
+    go with us, and what is left of them with the next command. A loop that does not turn is ended as well; see `watchdog`.
     """
 
-    async def guarded() -> int:
-        task = asyncio.create_task(work)
-
-        def stop(number: signal.Signals) -> None:
-            _caught.append(number)
-            if len(_caught) == 1:
-                task.cancel()
-            elif len(_caught) == 2:
-                err.print("testbed: guests are taken down; once more ends that at once", markup=False)
-            else:
-                os._exit(128 + number)
-
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            asyncio.get_running_loop().add_signal_handler(number, stop, number)
-        return await task
+    def on_second() -> None:
+        err.print("testbed: guests are taken down; once more ends that at once", markup=False)
 
     try:
-        code = asyncio.run(guarded())
-    except asyncio.CancelledError:
-        if not _caught:
+        limit_s = watchdog_limit_s()
+    except UsageError:
+        work.close()
+        raise
+    runner = asyncio.Runner()
+    watchdog = Watchdog(runner.get_loop(), limit_s, on_second)
+    _watchdogs.append(watchdog)
+
+    async def guarded() -> T:
+        watchdog.watch(asyncio.current_task())
+        return await work
+
+    try:
+        with watchdog.watching(), runner:
+            return runner.run(guarded())
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        if not watchdog.caught and not watchdog.stood:
             raise
-        stopped(_caught[0], "; what it had started is gone")
-        code = 128 + _caught[0]
-    sys.exit(code)
+    if watchdog.stood:
+        _stood_still(watchdog)
+        sys.exit(ERROR)
+    stopped(watchdog.caught[0], "; what it had started is gone")
+    sys.exit(128 + watchdog.caught[0])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from testbed import debugger, dumps, paths, vms
-from testbed.cli.app import app, err, run_async
+from testbed.cli.app import app, completed, err, run_async
 from testbed.cli.vms import VmArgument, become
 from testbed.errors import UsageError
 from testbed.units import format_size
@@ -28,13 +27,7 @@ def gdb(
     """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
     found = vms.find(paths.folders(), vm)
 
-    async def work() -> int:
-        opened.update(await found.ask("gdb", timeout_s=_GDB_S, symbols=str(symbols.resolve()) if symbols else ""))
-        return 0
-
-    opened: dict[str, Any] = {}
-    # Not run_async, which exits.
-    asyncio.run(work())
+    opened = completed(found.ask("gdb", timeout_s=_GDB_S, symbols=str(symbols.resolve()) if symbols else ""))
     if opened["note"]:
         err.print(opened["note"], markup=False, highlight=False, soft_wrap=True)
     words = debugger.command(opened, tuple(more or ()))

@@ -5,12 +5,12 @@ The guest's trace says it: `workqueue_queue_work` with the work's function and a
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from testbed import survey
 from testbed.guest import Guest
 from testbed.guest_shell import ENTER, printed_number
+from testbed.patterns import linear
 from testbed.scenarios.base import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.controls import usual_reads
 from testbed.scenarios.rig import FRESH, Rig, rig
@@ -40,6 +40,11 @@ echo "threads $(ps -eo comm= | grep -c "^${1##*/}$")"
 )
 
 
+_MARKED = linear(r"tracing_mark_write: == (\S*)")
+_WORK = linear(r"work struct=(\S+) function=(loop_\w+)")
+_REQUEST = linear(r"block_rq_issue: 7,0 (\w+) ")
+
+
 @dataclass(frozen=True, slots=True)
 class Traced:
     """What one issuer's requests became: (function, work struct) of the loop's work, and the number of each kind that reached the loop."""
@@ -53,12 +58,12 @@ def traced(trace: str) -> dict[str, Traced]:
     found: dict[str, Traced] = {}
     issuer = ""
     for line in trace.splitlines():
-        if marked := re.search(r"tracing_mark_write: == (\S*)", line):
+        if marked := _MARKED.search(line):
             issuer = marked[1] or "root"
             found[issuer] = Traced(frozenset(), {})
-        elif (work := re.search(r"work struct=(\S+) function=(loop_\w+)", line)) and issuer:
+        elif (work := _WORK.search(line)) and issuer:
             found[issuer] = Traced(found[issuer].works | {(work[2], work[1])}, found[issuer].requests)
-        elif (request := re.search(r"block_rq_issue: 7,0 (\w+) ", line)) and issuer:
+        elif (request := _REQUEST.search(line)) and issuer:
             found[issuer].requests[request[1]] = found[issuer].requests.get(request[1], 0) + 1
     return found
 
@@ -93,7 +98,7 @@ async def _evidence(at: Rig, command: str, kind: str, *, root_only: bool = False
     threads, events = printed_number(said, "threads", where), printed_number(said, "events", where)
     works = set().union(*(seen.works for seen in found.values()))
     names = sorted({function for function, _ in works})
-    reached = {issuer: sum(n for name, n in seen.requests.items() if re.fullmatch(kind, name)) for issuer, seen in found.items()}
+    reached = {issuer: sum(n for name, n in seen.requests.items() if linear(kind).fullmatch(name)) for issuer, seen in found.items()}
     return Evidence(
         claim=judge(found, threads=threads, root_only=root_only),
         reason=f"{len(works)} work structs for two cgroups and the root ({', '.join(names) or 'no work of the loop'}), "

@@ -43,6 +43,7 @@ def test_each_test_is_told_as_what_it_came_to(tmp_path: Path) -> None:
         ("tiny/008", ""): "pass",
         ("tiny/009", ""): "fail",
         ("tiny/010", "nvme0n1"): "pass",
+        ("tiny/011", ""): "fail",
     }, found
     assert found["tiny/001", ""]["measured"] == {"read iops": "7"}
     assert "-expected" in found["tiny/002", ""]["details"] and "+got" in found["tiny/002", ""]["details"]
@@ -52,15 +53,18 @@ def test_each_test_is_told_as_what_it_came_to(tmp_path: Path) -> None:
     assert found["tiny/007", "second"]["reason"] == "second is not for this kernel (6); nor for any other"
     assert any("WARNING: said by a test" in line for line in found["tiny/009", ""]["details"])
     guests = tmp_path / "state/runs" / told["run"] / "guests"
+    # A line of 900 kB took hours, and what a stranger's test leaves is its record and its output.
+    assert {path.name for path in (guests / "tiny-011/results").rglob("*")} == {"nodev", "tiny", "011", "011.out.bad"}
+    assert not any(path.is_symlink() for path in guests.rglob("*"))
     assert (guests / "tiny-005/g0/console.log").exists()
     # What came of it is listed, and told again.
     environment = {**os.environ, "TESTBED_STATE": str(tmp_path / "state")}
     again = (sys.executable, "-m", "testbed")
     listed = subprocess.run([*again, "runs", "--json"], capture_output=True, text=True, env=environment)
     (run,) = json.loads(listed.stdout)["runs"]
-    assert (run["verdict"], run["cases"], run["command"][0]) == ("failed", 11, "suite")
+    assert (run["verdict"], run["cases"], run["command"][0]) == ("failed", 12, "suite")
     report = subprocess.run([*again, "report", "last", "-f", "junit"], capture_output=True, text=True, env=environment)
-    assert report.returncode == 1 and 'tests="11" failures="5" errors="0" skipped="2"' in report.stdout
+    assert report.returncode == 1 and 'tests="12" failures="6" errors="0" skipped="2"' in report.stdout
     report = subprocess.run([*again, "report", "last"], capture_output=True, text=True, env=environment)
     assert "| tiny/005 | lost |" in report.stdout
     assert {path.name for path in guests.parent.iterdir()} >= {"suite.json", "report.html", "junit.xml", "results.ktap"}

@@ -115,6 +115,70 @@ def test_a_suite_that_says_nothing_is_no_pass() -> None:
     assert one(left("nodev", record(status="maybe"), "")).status is Status.ERROR
 
 
+def test_a_record_that_says_two_things_is_no_pass() -> None:
+    found = one(left("nodev", "status\tfail\nreason\toutput\nstatus\tpass\n", ""))
+    assert (found.status, found.reason) == (Status.ERROR, "expected a status of pass, fail or not run, got 'fail and pass'")
+
+
+@pytest.mark.parametrize("cut", ["its output", "the last record", "the number of records", "the number of skips"])
+def test_what_is_not_read_of_a_test_lets_nothing_pass(cut: str) -> None:
+    passed = left("nodev", record(status="pass"), "")
+    printed = "block/009 => sda [not run]\n" if cut != "the number of skips" else "".join(f"a/1 => s{n} [not run]\n" for n in range(600))
+    text = {
+        "the last record": f"{passed}nodev_2\0status\tfa",
+        "the number of records": "".join(f"d{n}\0status\tpass\n\0\0" for n in range(600)),
+    }
+    found = outcomes("loop/001", text.get(cut, passed), printed, SOURCE, devices=True, cut=cut == "its output")
+    assert found[-1].status is Status.ERROR and "what the others say is not known" in found[-1].reason
+    assert len(found) <= 501 and all(each.status is not Status.ERROR for each in found[:-1])
+
+
+def test_whatever_a_guest_says_of_a_test_stays_short() -> None:
+    long = "x" * (1 << 20)
+    text = left(
+        long, f"status\tfail\nreason\t{long}\nruntime\t{long}\n" + "".join(f"{long}{n}\t{long}\n" for n in range(9)), f"{long}\n" * 30
+    )
+    printed = f"./check: {long} is not available.\n" * 3 + f"a/1 => {long} [not run]\n    {long}\n"
+    found = outcomes("loop/001", text, printed, SOURCE, devices=True)
+    assert [each.status for each in found] == [Status.FAIL]
+    assert sum(len(part) for each in found for part in (each.where, each.reason, each.runtime, *each.details, *each.measured)) < 40_000
+    many = one(left("nodev", "status\tpass\n" + "".join(f"m{n}\t1\n" for n in range(100_000)), ""))
+    assert many.status is Status.PASS and len(many.measured) < 101
+    (skip,) = outcomes("loop/001", "", "a/1 [not run]\n" + f"    {long[:5000]}\n" * 1000, SOURCE, devices=True)
+    assert skip.status is Status.SKIP and len(skip.reason) < 1100
+
+
+def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = tmp_path / "checkout"
+    (checkout / "tests/loop").mkdir(parents=True)
+    (checkout / "check").touch()
+    secret = tmp_path / "secret"
+    secret.write_text("test_device() {\n")
+    (checkout / "tests/loop/001").symlink_to(secret)
+    (checkout / "tests/loop/002").symlink_to("001.sh")
+    (checkout / "tests/loop/001.sh").write_text("test_device_array() {\n")
+    (checkout / "tests/elsewhere").symlink_to(tmp_path)
+    assert suites.found(checkout, []).tests == ("loop/001", "loop/002")
+    assert suites._source(checkout, "loop/001") == "" and "test_device_array" in suites._source(checkout, "loop/002")
+    # A test's name is a folder's, a word of a shell and a line of a table.
+    odd = checkout / "tests" / "a'\x1b[2J\n"
+    odd.mkdir()
+    (odd / "001").touch()
+    with pytest.raises(UsageError, match="expected groups of tests with names of letters"):
+        suites.found(checkout, [])
+    (odd / "001").unlink()
+    # A file that is one hole is not copied, nor are more files than any suite has.
+    with (checkout / "hole").open("wb") as file:
+        file.truncate(8 << 30)
+    with pytest.raises(UsageError, match="expected a suite of at most 200000 files and 4 GiB, got more"):
+        suites._copied(checkout, None, tmp_path / "home")
+    (checkout / "hole").unlink()
+    monkeypatch.setattr(suites, "_MOST_CHECKOUT_FILES", 3)
+    with pytest.raises(UsageError, match="expected a suite of at most 3 files"):
+        suites._copied(checkout, None, tmp_path / "home")
+    assert not (tmp_path / "home").exists()
+
+
 def test_groups_and_tests_are_found_and_others_refused(tmp_path: Path) -> None:
     (tmp_path / "check").touch()
     for name in ("loop/001", "loop/002", "loop/002.out", "loop/rc", "nvme/001", "meta/001"):
@@ -147,7 +211,7 @@ class Guest:
         self.stands_still = "loop/001" in command
         listed = "PPID STAT WCHAN COMMAND\n2 I - [kworker]\n1 S do_wait bash -c cd there\ntest=$1\nrm -rf results\n1 D loop_flush sync\n"
         listed += '1 S do_select dropbear -s -E\n9 S do_wait sh -c echo 0; eval "$SSH_ORIGINAL_COMMAND"\n'
-        return SimpleNamespace(stdout=listed, stderr="")
+        return SimpleNamespace(stdout=listed, stderr="", truncated=False)
 
 
 class Testbed:
@@ -210,7 +274,7 @@ class Broken(Testbed):
                 if when == "in its test" and timeout_s is not None:
                     raise error
                 printed = left("nodev", record(status="pass"), "") if command[1:3] == ("-c", suites._LEFT) else ""
-                return SimpleNamespace(stdout=printed, stderr="")
+                return SimpleNamespace(stdout=printed, stderr="", truncated=False)
 
         yield Breaking()
         if when == "at its end":

@@ -180,12 +180,11 @@ async def test_output_without_end_costs_no_memory_and_its_codes_reach_nobody(tmp
 
 
 def test_a_file_larger_than_any_is_not_taken() -> None:
-    guest = Shell.__new__(Shell)
-    guest._guest = "g0"
-    guest._bounded_file(b"/log", b"log", 10, 1 << 30)
+    told = shell._at_most("g0", shell._MAX_FILE_BYTES)
+    told(b"/log", b"log", 10, 1 << 30)
     for copied, total in ((1 << 40, 0), (0, 1 << 40)):
         with pytest.raises(GuestError, match="/log: expected a file of at most 17179869184 bytes, got more"):
-            guest._bounded_file(b"/log", b"log", copied, total)
+            told(b"/log", b"log", copied, total)
 
 
 # The agent's port, QMP, logs --------------------------------------------------------------------------------------------------------

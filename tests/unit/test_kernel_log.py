@@ -108,6 +108,14 @@ def test_a_log_that_was_not_read_is_a_finding_and_no_splat() -> None:
     assert kernel_log.merged((before,), log, 500) == [before, unread]
 
 
+def test_a_log_that_is_cut_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = f"0\n{BOOT}"
+    assert kernel_log.parse(said).unread == "" and "8 MiB" in kernel_log.parse(said, cut=True).unread
+    monkeypatch.setattr(kernel_log, "_MOST_LINES", 2)
+    log = kernel_log.parse(said)
+    assert len(log.lines) == 2 and "it is larger than what is read of one" in log.unread
+
+
 def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
     flood = "".join(f"kern  :err   : [    9.{number:06}] Buffer I/O error on dev vdc, logical block 8\n" for number in range(2000))
     found = merged(f"{flood}kern  :warn  : [   10.000000] {WARNED}\n")
@@ -130,7 +138,7 @@ async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) ->
     async def run(*_: object, **__: object) -> SimpleNamespace:
         if isinstance(answer, Exception):
             raise answer
-        return SimpleNamespace(stdout=answer)
+        return SimpleNamespace(stdout=answer, truncated=False)
 
     gone = asyncio.get_running_loop().create_future()
     if lost:
