@@ -18,6 +18,7 @@ from testbed.cli.run import Done, Full, Names, Wanted, execute, for_scenarios
 from testbed.errors import UsageError
 from testbed.kbuild.ablations import ABLATIONS
 from testbed.report import results, sensitivity
+from testbed.report.markdown import one_line
 from testbed.report.sensitivity import UNCHANGED
 from testbed.scenarios import select
 from testbed.store.kernel_files import KernelFiles
@@ -100,7 +101,8 @@ def _told(documents: tuple[dict[str, Any], ...], output: Path | None, *, as_json
     found = sensitivity.table(documents)
     host, said = documents[0]["host"], sensitivity.complaints(found, documents)
     took_s = sum(document["guest_seconds"] for document in documents)
-    commands = "\n".join(f"    {shlex.join(['./tb', *_without_output(document['command'][1:])])}" for document in documents)
+    words = (shlex.join(["./tb", *_without_output(document["command"][1:])]) for document in documents)
+    commands = "\n".join(f"    {one_line(said)}" for said in words)
     about = f"{took_s:.0f} s of guests, on {host['cores']} cores with Linux {host['kernel']}, QEMU {host['qemu']} ({host['accelerator']})."
     text = sensitivity.markdown(found, f"{commands}\n\n{about}", documents)
     if output is not None:

@@ -17,7 +17,7 @@ from testbed.report.bug_schema import MODELS
 from testbed.report.bug_view import View
 from testbed.report.junit import junit
 from testbed.report.ktap import ktap
-from testbed.report.markdown import cell
+from testbed.report.markdown import cell, one_line
 from testbed.store import runs as store
 
 # Tries of a kernel that a page shows the console of: the first hit, and some that came to nothing.
@@ -71,7 +71,8 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def _lines(shown: View) -> Iterator[str]:
-    yield from (f"# {cell(shown.title)}: {shown.result}", "", f"    {shown.command}", "", f"Run {shown.run}: {cell(shown.reason)}.", "")
+    yield from (f"# {cell(shown.title)}: {shown.result}", "", f"    {one_line(shown.command)}", "")
+    yield from (f"Run {cell(shown.run)}: {cell(shown.reason)}.", "")
     yield from (f"- {name}: {cell(value)}" for name, value in shown.facts if value)
     for table in shown.tables:
         yield from ("", f"{table.caption}:", "")

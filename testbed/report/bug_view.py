@@ -11,6 +11,7 @@ from typing import Any
 from testbed import partial
 from testbed.blktests import RESULTS, Status
 from testbed.report import repro
+from testbed.report.schema import KEYS_OF_CASES
 
 Document = Mapping[str, Any]
 
@@ -120,7 +121,7 @@ def as_results(document: Document) -> dict[str, Any]:
     """A reproduction in the shape of `results.json`: one case, judged on each kernel alone; or a suite, each of whose tests is a case."""
     if document["what"] == "suite":
         return _suite_as_results(document)
-    kernels = {one["name"]: {key: one[key] for key in ("name", "release", "origin", "sha256")} for one in document["kernels"]}
+    kernels = {_key(one): {key: one[key] for key in ("name", "release", "origin", "sha256")} for one in document["kernels"]}
     overall = VERDICTS[document["result"]]
     case = {
         "name": document["bug"]["summary"],
@@ -128,10 +129,16 @@ def as_results(document: Document) -> dict[str, Any]:
         "claim": f"The signature shows where it must, and only there: {'; or '.join(document['bug']['signature'])}",
         "verdict": overall,
         "reason": reason(document),
-        **{one["name"]: _side(one) for one in document["kernels"]},
+        **{_key(one): _side(one) for one in document["kernels"]},
     }
     same = ("run", "partial", "command", "host", "image", "took_s")
     return {**{key: document.get(key) for key in same}, "verdict": overall, "kernels": kernels, "scenarios": [case]}
+
+
+def _key(kernel: Document) -> str:
+    """What a kernel is called beside the keys of a case."""
+    name = str(kernel["name"])
+    return f"kernel {name}" if name in KEYS_OF_CASES else name
 
 
 def _suite_as_results(document: Document) -> dict[str, Any]:
@@ -143,12 +150,12 @@ def _suite_as_results(document: Document) -> dict[str, Any]:
             "claim": f"{one['name']} of {document['checkout']} passes",
             "verdict": (verdict := VERDICTS[RESULTS[Status(one["status"])]]),
             "reason": (reason := f"{one['status']}: {one['reason']}" if one["reason"] else one["status"]),
-            kernel["name"]: _nothing_measured(took_s=_seconds(one["runtime"]), evidence=one["folder"], verdict=verdict, said=reason),
+            _key(kernel): _nothing_measured(took_s=_seconds(one["runtime"]), evidence=one["folder"], verdict=verdict, said=reason),
         }
         for one in document["tests"]
     ]
     same = {key: document.get(key) for key in ("run", "partial", "command", "host", "image", "took_s")}
-    return {**same, "verdict": VERDICTS[document["result"]], "kernels": {kernel["name"]: kernel}, "scenarios": cases}
+    return {**same, "verdict": VERDICTS[document["result"]], "kernels": {_key(kernel): kernel}, "scenarios": cases}
 
 
 def _seconds(runtime: str) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 
 from testbed import partial, rank_test
 from testbed.report import passes
+from testbed.report.markdown import one_line
 from testbed.report.words import judged_alone, quantity
 
 # Of the changes that are reported, so many are expected to be chance.
@@ -205,7 +206,7 @@ def text(found: dict[str, Any]) -> str:
     for title, rows in (("Within chance", found["ignored"]), ("Nothing can be told", found["untold"])):
         if rows:
             lines += ["", f"## {title} ({len(rows)})", "", *(f"- {_row(row)}" for row in rows)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(one_line, lines)) + "\n"
 
 
 def _nothing(found: dict[str, Any]) -> str:

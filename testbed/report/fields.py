@@ -11,7 +11,10 @@ T = TypeVar("T")
 
 # Far beyond what anybody measures; sums, differences and products of two of them are finite.
 _MOST = 1e30
-_MOST_NAMES = 1000
+# A guest's counters are below 2^64, and a size is one of them in sectors.
+_LARGEST = 1 << 80
+# Of a survey of a guest, which has no more lines.
+_MOST_NAMES = 3000
 MOST_KERNELS = 100
 
 
@@ -40,8 +43,8 @@ def _below(path: str) -> str:
     return path
 
 
-Whole = Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)]
-Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Whole = Annotated[int, Field(gt=-_LARGEST, lt=_LARGEST)]
+Count = Annotated[int, Field(ge=0, lt=_LARGEST)]
 Number = Annotated[FiniteFloat, Field(ge=-_MOST, le=_MOST)]
 Seconds = Annotated[FiniteFloat, Field(ge=0, le=_MOST)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]

@@ -16,26 +16,28 @@ def markdown(document: dict[str, Any]) -> str:
     each = words.judged_alone(document)
     host = document["host"]
     left_out = words.left_out(document)
+    qemu = f"{host['qemu']} ({host['accelerator']})"
     head = [
         f"# {'Scenario by kernel' if each else 'Base against patched'}: {document['verdict']}{', partial' if left_out else ''}",
         "",
         *([f"**{cell(left_out)}**", ""] if left_out else []),
         f"    {_command(document['command'])}",
         "",
-        f"Run {document['run']}: {_cases(document)} in {document['took_s']:.0f} s,",
-        f"{document['guest_seconds']:.0f} s of guests, on {host['cores']} cores with Linux {host['kernel']},",
-        f"QEMU {host['qemu']} ({host['accelerator']}).",
+        f"Run {cell(document['run'])}: {_cases(document)} in {document['took_s']:.0f} s,",
+        f"{document['guest_seconds']:.0f} s of guests, on {host['cores']} cores with Linux {cell(host['kernel'])},",
+        f"QEMU {cell(qemu)}.",
         "",
         "| kernel | release | from |",
         "|---|---|---|",
-        *(f"| {side} | {kernel['release']} | {cell(kernel['origin'])} |" for side, kernel in document["kernels"].items()),
+        *(f"| {cell(side)} | {cell(kernel['release'])} | {cell(kernel['origin'])} |" for side, kernel in document["kernels"].items()),
         "",
-        f"What the kernel accounted for and what the emulated disk counted, or what was resident in memory: {_balances(document, sides)}.",
+        "What the kernel accounted for and what the emulated disk counted, or what was resident in memory: "
+        f"{cell(_balances(document, sides))}.",
         "",
         f"Lines of the kernels' logs that do not belong to a case: {_unexpected(document, sides)}.",
         "",
     ]
-    columns = [*sides, *([] if each else ["verdict", "reason"])]
+    columns = [*map(cell, sides), *([] if each else ["verdict", "reason"])]
     head += [f"| case | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     rows = [_row(case, sides, each) for case in document["scenarios"]]
     return "\n".join([*head, *rows, "", *_stood(document, sides)]) + "\n"
@@ -51,7 +53,7 @@ def _stood(document: dict[str, Any], sides: list[str]) -> Iterator[str]:
         return
     yield from ("Read back from the guests.", "", "| case | kernel | stack |", "|---|---|---|")
     for name, where, stack in found:
-        yield f"| {name} | {', '.join(where)} | {cell(stacks.words(stack))} |"
+        yield f"| {cell(name)} | {cell(', '.join(where))} | {cell(stacks.words(stack))} |"
 
 
 def _cases(document: dict[str, Any]) -> str:
@@ -60,7 +62,7 @@ def _cases(document: dict[str, Any]) -> str:
 
 
 def _command(words: list[str]) -> str:
-    return shlex.join(["./tb", *words[1:]])
+    return one_line(shlex.join(["./tb", *words[1:]]))
 
 
 def _row(case: dict[str, Any], sides: list[str], each: bool) -> str:
@@ -68,7 +70,7 @@ def _row(case: dict[str, Any], sides: list[str], each: bool) -> str:
     if not each:
         passed = f" ({case['pass_rate']:.0%} of {len(case['attempts'])})" if case.get("pass_rate") is not None else ""
         cells += [f"{case['verdict']}{passed}", cell(words.first_line(case["reason"]))]
-    return f"| {case['name']} | {' | '.join(cells)} |"
+    return f"| {cell(case['name'])} | {' | '.join(cells)} |"
 
 
 def _each(side: dict[str, Any]) -> str:
@@ -98,11 +100,15 @@ def _balances(document: dict[str, Any], sides: list[str]) -> str:
 
 def _unexpected(document: dict[str, Any], sides: list[str]) -> str:
     return (
-        "; ".join(f"{case['name']} on {cell(said)}" for case in document["scenarios"] for said in words.unexpected(case, sides)) or "none"
+        "; ".join(cell(f"{case['name']} on {said}") for case in document["scenarios"] for said in words.unexpected(case, sides)) or "none"
     )
+
+
+def one_line(text: str) -> str:
+    """Text that begins no line of its own, and steers no terminal."""
+    return clean(text.replace("\n", " "), len(text))
 
 
 def cell(text: str) -> str:
     """Text that can neither break out of its cell nor steer a terminal: a guest may have written it."""
-    shown = clean(text.replace("\n", " "), len(text))
-    return shown.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return one_line(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

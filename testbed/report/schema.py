@@ -34,13 +34,14 @@ class Control(Known):
 
 
 class Balance(Known):
-    """The same bytes counted by the kernel (`accounted`) and by the device or in memory (`real`); `share`: the difference, 0 to 1."""
+    """The same bytes counted by the kernel (`accounted`) and by the device or in memory (`real`); `share`: the difference over the
+    larger of them."""
 
     what: str
     accounted: Whole
     real: Whole
     difference: Whole
-    share: Share
+    share: Number
 
 
 class Line(Known):

@@ -8,6 +8,7 @@ from typing import Any
 from testbed import partial
 from testbed.console import Kind
 from testbed.kbuild.ablations import ABLATIONS
+from testbed.report.markdown import cell
 from testbed.scenarios import SCENARIOS
 
 # What the source is called without an ablation.
@@ -107,12 +108,12 @@ def markdown(found: Table, head: str, documents: Iterable[Mapping[str, Any]] = (
     for name in kernels:
         by = [case for case, row in found.items() if row.get(name) in _COUNT]
         patches = ", ".join(map(str, ABLATIONS[name].patches))
-        lines.append(f"| {name} | {patches} | {ABLATIONS[name].what} | {', '.join(by) or 'none'} |")
+        lines.append(f"| {name} | {patches} | {ABLATIONS[name].what} | {cell(', '.join(by)) or 'none'} |")
     lines += ["", *_LEGEND, "", f"| case | patches | {' | '.join(kernels)} |", f"|---|---|{'---|' * len(kernels)}"]
     for case, row in found.items():
         scenario = SCENARIOS.get(case.split("/")[0])  # None: an earlier testbed called it so
         patches = ", ".join(map(str, scenario.patches)) if scenario else ""
-        lines.append(f"| {case} | {patches} | {' | '.join(row.get(name, NOTHING) for name in kernels)} |")
+        lines.append(f"| {cell(case)} | {patches} | {' | '.join(row.get(name, NOTHING) for name in kernels)} |")
     said = complaints(found, documents)
     asked = {patch for name in kernels for patch in ABLATIONS[name].patches}
     others = ", ".join(str(patch) for patch in (1, 2, 3, 4) if patch not in asked)
@@ -120,5 +121,5 @@ def markdown(found: Table, head: str, documents: Iterable[Mapping[str, Any]] = (
         f" Nothing is known of patch {others}, of which nothing was taken away." if others else ""
     )
     lines += ["", "Not as it must be:", ""] if said else ["", as_it_must_be]
-    lines += [f"- {one}" for one in said]
+    lines += [f"- {cell(one)}" for one in said]
     return "\n".join(lines) + "\n"

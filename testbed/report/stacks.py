@@ -25,15 +25,11 @@ def of_side(side: dict[str, Any]) -> Stack | str:
 
 def by_stack(case: dict[str, Any], sides: list[str]) -> list[tuple[list[str], Stack | str]]:
     """Each stack of a case with the kernels that it stood on: one for all, unless they differ in what is said of them."""
-    found: list[tuple[list[str], Stack | str]] = []
+    found: dict[str, tuple[list[str], Stack | str]] = {}
     for side in sides:
         stack = of_side(case[side])
-        same = next((known for known, other in found if words(other) == words(stack)), None)
-        if same is None:
-            found.append(([side], stack))
-        else:
-            same.append(side)
-    return found
+        found.setdefault(words(stack), ([], stack))[0].append(side)
+    return list(found.values())
 
 
 def words(stack: Stack | str) -> str:
@@ -62,15 +58,24 @@ def svg(stack: Stack, title: str) -> str:
 
 
 def things(stack: Stack) -> tuple[Thing, ...]:
-    """Devices, files, filesystems and swap, each after what it stands on."""
+    """Devices, files, filesystems and swap, each after what it stands on; in a time that grows with their number, which a guest chooses."""
     found = {thing.key: thing for thing in _things(stack)}
-    ordered: dict[str, Thing] = {}
-    rest = list(found.values())
-    while rest:
+    places = {key: place for place, key in enumerate(found)}
+    needs = {key: {below for below in thing.on if below in found} for key, thing in found.items()}
+    users: dict[str, list[str]] = {key: [] for key in found}
+    for key, below in needs.items():
+        for one in below:
+            users[one].append(key)
+    ready, rest, ordered = [key for key, below in needs.items() if not below], iter(found), dict[str, Thing]()
+    while len(ordered) < len(found):
         # A guest may say that something stands on itself: such an edge is left out.
-        ready = [thing for thing in rest if all(below in ordered or below not in found for below in thing.on)] or rest[:1]
-        ordered |= {thing.key: replace(thing, on=tuple(below for below in thing.on if below in ordered)) for thing in ready}
-        rest = [thing for thing in rest if thing.key not in ordered]
+        ready = ready or [next(key for key in rest if key not in ordered)]
+        ordered |= {key: replace(found[key], on=tuple(below for below in found[key].on if below in ordered)) for key in ready}
+        for key in ready:
+            for user in users[key]:
+                needs[user].discard(key)
+        above = {user for key in ready for user in users[key] if not needs[user] and user not in ordered}
+        ready = sorted(above, key=places.__getitem__)
     return tuple(ordered.values())
 
 
