@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tarfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,12 @@ from testbed import beneath, bug_results, cli, jsons
 from testbed.cli.app import app
 from testbed.errors import TestbedError, UsageError
 from testbed.partial import Partial
-from testbed.report import artefacts, bug_files, reading, results, series
+from testbed.report import artefacts, bug_files, diff, reading, results, schema, sensitivity, series, stacks
+from testbed.report.markdown import markdown
+from testbed.report.schema import Block, Stack
 from testbed.store import bundles, runs
+from tests import junit as junit_rules
+from tests import ktap as ktap_rules
 from tests.unit.outcomes import alone, document, failed, passed
 from tests.unit.test_bug_runs import HIT, MISS, documents, job, tried
 from tests.unit.test_bundles import BUG, RESULTS
@@ -44,7 +49,7 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> object
     for name in ("CACHE", "STATE"):
         monkeypatch.setenv(f"TESTBED_{name}", str(tmp_path / name.lower()))
     monkeypatch.setattr("webbrowser.open", lambda _: True)
-    for room in ("reports", "bundle", "store"):
+    for room in ("reports", "bundle", "store", "run"):
         cli.load(room)
     try:
         app(list(words), standalone_mode=False)
@@ -348,3 +353,80 @@ def test_what_is_written_is_there_as_a_whole_or_not_at_all(folder: Path, preciou
     with pytest.raises(OSError, match="Is a directory"):
         beneath.write(folder, "guests", "text")
     assert sorted(os.listdir(folder)) == ["guests", "page"]  # noqa: PTH208 - names
+
+
+FORGED = "name\n## Changed\n| gate | PASS |\nok 1 all"
+
+
+def lines_of(text: str) -> int:
+    return len(text.splitlines())
+
+
+@pytest.mark.parametrize("what", ["results.json", "repro.json", "reduce.json", "bisect.json", "suite.json"])
+def test_no_name_begins_a_line_of_its_own(folder: Path, what: str) -> None:
+    """What looks like another result is a part of the text that a stranger wrote."""
+
+    def texts(found: dict[str, Any]) -> list[str]:
+        if what != "results.json":
+            return [bug_files.markdown(found)]
+        return [markdown(found), diff.text(diff.compare(found, found))]
+
+    found = document(folder, passed(folder), failed(folder)) if what == "results.json" else documents(folder)[what.removesuffix(".json")]
+    plain = texts(found)
+    for kernel in (found["kernels"] if isinstance(found["kernels"], list) else found["kernels"].values()) if "kernels" in found else ():
+        if isinstance(kernel, dict):
+            kernel |= {"release": FORGED, "origin": FORGED, "name": FORGED}
+    for case in found.get("scenarios", ()):
+        case["name"] += FORGED
+        for side in ("base", "patched"):
+            case[side]["measures"] = {FORGED: {"value": 1, "unit": FORGED, "source": FORGED}}
+            case[side]["balances"] = [{"what": FORGED, "accounted": 1, "real": 2, "difference": -1, "share": 0.5}]
+            case[side]["console"] = [{"kind": FORGED, "seconds": None, "text": FORGED, "expected": False}]
+    found |= {"run": FORGED, "command": ["testbed", FORGED], "host": found["host"] | {"kernel": FORGED, "qemu": FORGED}}
+    if "bug" in found:
+        found["bug"] |= {"summary": FORGED, "source": FORGED, "signature": [FORGED]}
+    assert [lines_of(text) for text in texts(found)] == [lines_of(text) for text in plain]
+
+
+def test_a_table_of_runs_has_a_row_for_each_case_whatever_it_is_called() -> None:
+    made = {FORGED: {"no-io-charge": sensitivity.NOTICED}, "gate": {"no-io-charge": sensitivity.NOTICED}}
+    plain = {"other": made[FORGED], "gate": made["gate"]}
+    assert lines_of(sensitivity.markdown(made, "")) == lines_of(sensitivity.markdown(plain, ""))
+
+
+@pytest.mark.parametrize("name", sorted(schema.KEYS_OF_CASES))
+def test_a_bugs_kernel_may_be_called_like_a_key_of_a_case(folder: Path, name: str) -> None:
+    found = bug_results.of_repro(job(folder), (tried(name, HIT), tried("good", MISS, must_show=False)), ["testbed"], 9.0)
+    bug_files.write(found, folder)
+    junit_rules.check((folder / "junit.xml").read_text())
+    (whole,) = ktap_rules.parse((folder / "results.ktap").read_text())
+    assert [one.name for one in whole.tests[0].tests] == [f"kernel {name}", "good"]
+    assert bug_files.read(folder) == jsons.printed(json.dumps(found).encode())
+
+
+@pytest.mark.parametrize("name", ["claim", "reason", "attempts"])
+def test_a_column_of_the_matrix_is_no_key_of_its_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    assert f"name the file by a path, as ./{name}" in str(said(monkeypatch, tmp_path, "matrix", "gate", "--kernels", f"debian-6.1,{name}"))
+    twice = said(monkeypatch, tmp_path, "matrix", "gate", "--kernels", "debian-6.1, debian-6.1")
+    assert str(twice) == "--kernels: expected each kernel once, got debian-6.1 twice"
+
+
+def chain(length: int) -> Stack:
+    """Devices that each stand on the next, and the last on the first: nothing can come first."""
+    like: dict[str, Any] = dict.fromkeys(("size_bytes", "logical_block_size", "read_ahead_bytes", "offset_bytes", "size_limit_bytes"), 0)
+    like |= dict.fromkeys(("name", "number", "scheduler", "profile", "backing_file"), "")
+    like |= {"read_only": False, "direct_io": False, "partitions": {}, "kind": "dm"}
+    blocks = [Block(**like, device=f"/dev/{at}", on=[f"/dev/{(at + 1) % length}"]) for at in range(length)]
+    return Stack(cpus="0", controllers="", blocks=blocks, mounts=[], swaps=[], groups=[])
+
+
+def test_a_stack_of_a_guests_choice_takes_a_time_that_grows_with_its_size() -> None:
+    def took_s(length: int) -> float:
+        stack, times = chain(length), []
+        for _ in range(3):
+            began = time.process_time()
+            assert len(stacks.things(stack)) == length
+            times.append(time.process_time() - began)
+        return min(times)
+
+    assert took_s(8000) < 10 * took_s(2000)
