@@ -12,7 +12,7 @@ from testbed.errors import UsageError
 from testbed.report import bug_schema, schema
 from testbed.store import runs as store
 
-# A run of 1,000 cases on two kernels leaves 7 MB.
+# An attempt of a case takes 1 to 7 KB for each kernel.
 _MOST_BYTES = 64 << 20
 MODELS: dict[str, type[BaseModel]] = {"results.json": schema.Document, **bug_schema.MODELS}
 
