@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sized
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, FiniteFloat
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, FailFast, Field, FiniteFloat, Strict
 
 T = TypeVar("T")
 
@@ -51,5 +51,6 @@ Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 # Of a folder, from the run's; empty for none.
 Below = Annotated[str, AfterValidator(_below)]
 # One mistake is enough: a message shows the first, and a million of them would take gigabytes.
-Every = Annotated[list[T], _FailFast()]
+# Results that are yet to be written have tuples.
+Every = Annotated[list[T], _FailFast(), Strict(False)]
 Named = Annotated[dict[str, T], BeforeValidator(_not_too_many), Field(max_length=_MOST_NAMES)]

@@ -194,7 +194,7 @@ def test_mistakes_without_number_are_told_by_their_first(folder: Path) -> None:
     found = scenarios(folder)
     found["scenarios"][0]["base"]["measures"] = {str(number): {} for number in range(300_000)}
     (folder / "results.json").write_text(json.dumps(found))
-    with pytest.raises(UsageError, match=r"base\.measures: Value error, expected at most 1000 of them, got 300000"):
+    with pytest.raises(UsageError, match=r"base\.measures: Value error, expected at most 3000 of them, got 300000"):
         reading.document(folder)
 
 
