@@ -14,7 +14,7 @@ from testbed.kernels import LocalKernel, load_table
 from testbed.lab import Lab
 from testbed.progress import Progress
 from testbed.report import reading
-from testbed.store import bundles, kernel_files
+from testbed.store import bundles, kernel_files, runs
 from testbed.store.bundles import Bundle
 from testbed.store.kernel_files import KernelFiles
 from testbed.units import format_size
@@ -42,7 +42,7 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
     table = load_table(paths.shipped("images") / "kernels.yaml")
     found: dict[str, Path] = {}
     document = reading.document(folder)
-    if document is None or document.get("what") != "repro":
+    if document is None or runs.results(folder) != parcel.RESULTS:
         raise UsageError(f"{folder}: expected the folder of a run of `testbed repro`")
     for one in document["kernels"]:
         name, there = str(one["name"]), cache / "kernels" / Path(one["cached"]).name

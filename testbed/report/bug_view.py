@@ -91,7 +91,7 @@ def view(document: Document) -> View:
         facts=(*own, *_facts(document)),
         tables=tables,
         tries=tries,
-        smaller=document.get("smaller") or "",
+        smaller=document["smaller"] if document["what"] == "reduce" else "",
     )
 
 

@@ -183,8 +183,9 @@ def _results(folder: Path, read: Read) -> tuple[str, tuple[str, ...], int, Parti
         found = read(folder)
         if found is None:
             return "", _begun(folder), 0, None
-        said, cases = found.get("result", found.get("verdict")), RESULTS[str(results(folder))]
-        return str(said), tuple(map(str, found["command"][1:])), len(found[cases]), partial.read(found)
+        name = str(results(folder))
+        said = found["verdict"] if name == "results.json" else found["result"]
+        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[name]]), partial.read(found)
     except (TestbedError, OSError, ValueError, KeyError, TypeError):
         return "", (), 0, None
 

@@ -430,3 +430,18 @@ def test_a_stack_of_a_guests_choice_takes_a_time_that_grows_with_its_size() -> N
         return min(times)
 
     assert took_s(8000) < 10 * took_s(2000)
+
+
+def test_keys_that_no_model_knows_are_taken_for_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stray = {"result": "reproduced", "what": "repro", "smaller": 3, "tests": 3, "asked": 3, "steps": 3}
+    found = document(folder, failed(folder))
+    (folder / "results.json").write_text(json.dumps(found | stray))
+    (folder / "repro.json").write_text("{}")
+    (tmp_path / "state").mkdir()
+    (listed,) = runs.every(folder.parent, reading.document)
+    assert (listed.verdict, listed.cases) == ("FAIL", 1)
+    assert said(monkeypatch, tmp_path, "report", str(folder)) == 1
+    assert "expected the folder of a run of `testbed repro`" in str(said(monkeypatch, tmp_path, "bundle", str(folder)))
+    (folder / "results.json").unlink()
+    (folder / "repro.json").write_text(json.dumps({"verdict": "PASS"} | stray | bug(folder)))
+    assert said(monkeypatch, tmp_path, "report", str(folder)) == 3
