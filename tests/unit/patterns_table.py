@@ -52,7 +52,6 @@ STRANGERS: dict[str, tuple[str, str]] = {
     "printable": ("_CONTROL", "one character after the other"),
     "report/bug_view": ("_seconds", _ANCHORED),
     "report/junit": ("_IMPOSSIBLE", "one character after the other"),
-    "jsons": ("_LONE_SURROGATES", "one character"),
     "report/stacks": ("_PLURAL_CPUS", "one character"),
     "store/bundles": ("_MODULE", _ANCHORED),
     "store/kernel_fit": ("_TITLE _is_of", "the first lines of a file; a release and a banner of at most 512 bytes"),
