@@ -97,5 +97,5 @@ def of_elf(data: bytes) -> Iterator[Symbol]:
             if name and value:
                 end = names.index(b"\0", name, name + _LONGEST_NAME)
                 yield Symbol(value, "T", names[name:end].decode(errors="replace"))
-    except (struct.error, IndexError, ValueError) as error:
+    except (struct.error, IndexError, ValueError, OverflowError) as error:
         raise ValueError(f"expected a whole ELF file: {error}") from error
