@@ -152,7 +152,7 @@ def _statements(text: str) -> Iterator[tuple[int, str]]:
         if stripped.endswith("\\"):
             joined.append(f"{stripped[:-1].rstrip()} ")
             continue
-        statement, joined = _uncommented("".join((*joined, stripped))), []
+        statement, joined = _uncommented("".join((*joined, stripped))).strip(), []
         if statement in ("help", "---help---"):
             help_indent = -1
         elif statement and not statement.startswith("#"):

@@ -23,7 +23,7 @@ def test_a_reader_takes_its_samples_what_was_found_and_changes_of_both(name: str
     """The same inputs each time."""
     target, seeds = TARGETS[name], [path.read_bytes() for path in samples(name)]
     assert seeds, f"expected a sample of it at least, in tests/fuzz/corpus/{name}"
-    for data in (b"", *seeds):
+    for data in (b"", *seeds, *(path.read_bytes() for path in found(name))):
         assert wrong(target, data) == ""
     rng = random.Random(name)
     for number in range(_INPUTS):
