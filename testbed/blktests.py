@@ -94,11 +94,13 @@ def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool, 
     skips = list(islice(_skips(printed), _MOST_OUTCOMES + 1))
     found: list[Outcome] = []
     told: set[_Skip] = set()
+    # Once for all records: a guest may leave many of them, and print much.
+    shown, lacks = _some(printed), _lacks(printed)
     parts = left.split("\0", 3 * _MOST_OUTCOMES + 1)
     for folder, record, difference in zip(parts[:-1:3], parts[1:-1:3], parts[2:-1:3], strict=False):
         mine = [skip for skip in skips if (folder or _NO_DEVICE) in skip.folders]
         told.update(mine)
-        found.append(_of_record(test, folder, record, mine, difference or printed, printed))
+        found.append(_of_record(test, folder, record, mine, _some(difference) if difference else shown, lacks))
     # In the order of printing, each once: a device may be refused twice.
     rest = dict.fromkeys((skip.where, skip.reason) for skip in skips if skip not in told)
     found += [Outcome(test=test, where=where, status=Status.SKIP, reason=reason) for where, reason in rest]
@@ -109,7 +111,14 @@ def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool, 
         return tuple(found)
     if not devices and _FOR_DEVICES.search(source):
         return (Outcome(test=test, status=Status.SKIP, reason="it is for devices that it may overwrite; --test-disk names them"),)
-    return (Outcome(test=test, status=Status.ERROR, reason="./check left no result of it", details=_some(printed)),)
+    return (Outcome(test=test, status=Status.ERROR, reason="./check left no result of it", details=shown),)
+
+
+def _lacks(printed: str) -> str:
+    """The programs that ./check asks for and does not find."""
+    lines = (line[:LONGEST_LINE] for line in printed.splitlines() if "check: " in line)
+    missing = (found[1] for line in lines if (found := _LACKS.match(line)))
+    return _short(", ".join(islice(dict.fromkeys(missing), _MOST_LINES)))
 
 
 def _skips(printed: str) -> Iterator[_Skip]:
@@ -129,7 +138,7 @@ def _skips(printed: str) -> Iterator[_Skip]:
         )
 
 
-def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details: str, printed: str) -> Outcome:
+def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details: tuple[str, ...], lacks: str) -> Outcome:
     where = _short(folder.removeprefix(_NO_DEVICE).removeprefix("_") if folder.startswith(_NO_DEVICE) else folder)
     pairs = [line.partition("\t")[::2] for line in record.splitlines()]
     said = dict(pairs)
@@ -145,9 +154,7 @@ def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details:
         why = _REASONS.get(reason, reason)
         if reason == "exit":
             why += f" {_short(said.get('exit_status', '?'))}"
-        missing = (found[1] for line in printed.splitlines() if (found := _LACKS.match(line[:LONGEST_LINE])))
-        lacks = ", ".join(islice(dict.fromkeys(missing), _MOST_LINES))
-        shown = (*_some(details), *([f"(the guest has not all that ./check asks for: {_short(lacks)})"] if lacks else []))
+        shown = (*details, *([f"(the guest has not all that ./check asks for: {lacks})"] if lacks else []))
         return Outcome(test=test, where=where, status=Status.FAIL, reason=why, runtime=runtime, details=shown, measured=measured)
     why = f"expected a status of pass, fail or not run, got {_short(status)!r}"
     return Outcome(test=test, where=where, status=Status.ERROR, reason=why, details=_some(record))

@@ -33,9 +33,10 @@ _MOST_BYTES = 1 << 20
 _MOST_RECORDS_BYTES = 256 << 20
 _MOST_SOURCE_BYTES = 1 << 20
 # Of a checkout: blktests with its programs has 10 MiB and 1,500 files.
-_MOST_CHECKOUT_BYTES, _MOST_CHECKOUT_FILES = 4 << 30, 200_000
+_MOST_CHECKOUT_BYTES, _MOST_CHECKOUT_FILES, _MOST_CHECKOUT_LEVELS = 4 << 30, 200_000, 64
 _LEFT_OUT = frozenset({".git", "results"})
-_MOST_PROCESSES = 40
+# Of a guest's list of processes; of those, what is shown.
+_MOST_LISTED_CHARACTERS, _MOST_PROCESSES = 1 << 17, 40
 # Groups that are run only where they are asked for: its tests of ./check itself fail on purpose.
 _ON_REQUEST = frozenset({"meta"})
 # What an init of a distribution does and ours does not, and programs that tests ask for and the image has as busybox only. Without /dev/fd
@@ -198,15 +199,18 @@ def _copied(checkout: Path, config: Path | None, home: Path) -> None:
 
 
 def _check_size(checkout: Path) -> None:
-    """:raise UsageError: it has more than can be meant, such as a file that is one hole."""
+    """:raise UsageError: it has more than can be meant, such as a file that is one hole, or folders in folders without end."""
     files = size_bytes = 0
     for folder, below, names in os.walk(checkout):
         below[:] = [name for name in below if name not in _LEFT_OUT]
+        if len(Path(folder).relative_to(checkout).parts) >= _MOST_CHECKOUT_LEVELS:
+            raise UsageError(f"{checkout}: expected a suite of at most {_MOST_CHECKOUT_LEVELS} levels of folders, got more")
+        files += len(below)
         for name in names:
             files, size_bytes = files + 1, size_bytes + Path(folder, name).lstat().st_size
-            if files > _MOST_CHECKOUT_FILES or size_bytes > _MOST_CHECKOUT_BYTES:
-                most = f"at most {_MOST_CHECKOUT_FILES} files and {_MOST_CHECKOUT_BYTES >> 30} GiB"
-                raise UsageError(f"{checkout}: expected a suite of {most}, got more")
+        if files > _MOST_CHECKOUT_FILES or size_bytes > _MOST_CHECKOUT_BYTES:
+            most = f"at most {_MOST_CHECKOUT_FILES} files and {_MOST_CHECKOUT_BYTES >> 30} GiB"
+            raise UsageError(f"{checkout}: expected a suite of {most}, got more")
 
 
 def _is_copied(mode: int) -> bool:
@@ -283,6 +287,6 @@ async def _doing(vm: Vm) -> tuple[str, ...]:
     except TestbedError:
         return ("the guest does not answer any longer",)
     # Without the kernel's own threads, what brought us here, and of a script that is an argument all but its first line.
-    lines = (line[:LONGEST_LINE] for line in listed.stdout.splitlines())
+    lines = (line[:LONGEST_LINE] for line in listed.stdout[:_MOST_LISTED_CHARACTERS].splitlines())
     known = (line for line in lines if _PROCESS.match(line) and not _OURS.search(line) and line.split(maxsplit=1)[:1] != ["2"])
     return tuple(itertools.islice(known, _MOST_PROCESSES))

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from testbed import suites
+from testbed import blktests, suites
 from testbed.blktests import Outcome, Status, outcomes
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, UsageError, WireBroken
 from testbed.topology import Topology
@@ -148,6 +148,36 @@ def test_whatever_a_guest_says_of_a_test_stays_short() -> None:
     assert skip.status is Status.SKIP and len(skip.reason) < 1100
 
 
+def test_what_a_test_printed_is_looked_at_once_however_many_records_it_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are a guest's choice: 500 records beside 1 MiB of empty lines took minutes, in which nothing else was done."""
+    looked: list[str] = []
+
+    class Counting:
+        def match(self, line: str) -> None:
+            looked.append(line)
+
+    monkeypatch.setattr(blktests, "_LACKS", Counting())
+    found = outcomes("loop/001", "\0status\tfail\n\0\0" * 400, "./check: gawk\n" * 1000, SOURCE, devices=True)
+    assert len(found) == 400 and len(looked) <= 1000
+
+
+async def test_of_a_list_of_processes_without_end_the_begin_is_read() -> None:
+    class Flooding:
+        async def run(self, *words: str, **how: object) -> SimpleNamespace:
+            return SimpleNamespace(stdout="\n" * (8 << 20) + "    1 S    do_wait sh\n")
+
+    assert await suites._doing(Flooding()) == ()  # type: ignore[arg-type]  # as much of a guest as it needs
+
+
+def test_a_suite_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
+    checkout = tmp_path / "checkout"
+    deep = checkout.joinpath(*["a"] * 70)
+    deep.mkdir(parents=True)
+    with pytest.raises(UsageError, match="expected a suite of at most 64 levels of folders, got more"):
+        suites._copied(checkout, None, tmp_path / "home")
+    assert not (tmp_path / "home").exists()
+
+
 def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checkout = tmp_path / "checkout"
     (checkout / "tests/loop").mkdir(parents=True)
@@ -176,6 +206,12 @@ def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(tmp_path: Pat
     monkeypatch.setattr(suites, "_MOST_CHECKOUT_FILES", 3)
     with pytest.raises(UsageError, match="expected a suite of at most 3 files"):
         suites._copied(checkout, None, tmp_path / "home")
+    # Empty folders take room as well.
+    (tmp_path / "folders").mkdir()
+    for number in range(4):
+        (tmp_path / "folders" / str(number)).mkdir()
+    with pytest.raises(UsageError, match="expected a suite of at most 3 files"):
+        suites._copied(tmp_path / "folders", None, tmp_path / "home")
     assert not (tmp_path / "home").exists()
 
 
