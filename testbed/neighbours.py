@@ -66,7 +66,9 @@ def process(pid: int) -> str:
     """A process by number, user, command and since when it runs, where /proc shows them."""
     place = Path(f"/proc/{pid}")
     try:
-        words = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        # A process may make it as long as its memory, holes included (PR_SET_MM_MAP of prctl(2)).
+        with (place / "cmdline").open("rb", buffering=0) as file:
+            words = file.read(4 * _LONGEST_COMMAND).replace(b"\0", b" ").decode(errors="replace").strip()
         command = words or f"[{(place / 'comm').read_text(encoding='utf-8', errors='replace').strip()}]"
         # The name before it may hold anything; see proc_pid_stat(5).
         ticks = int((place / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[_START_TICKS])

@@ -16,8 +16,8 @@ from testbed import wires
 
 # An Ethernet frame, as large as virtio-net's segmentation offload makes one, with its header.
 _FRAME_BYTES = 1 << 17
-# What waits for one peer, whatever the frames' sizes.
-_MOST_WAITING_BYTES = 8 << 20
+# What waits for one peer, whatever the frames' sizes, each with what it takes of memory besides.
+_MOST_WAITING_BYTES, _BESIDE_BYTES = 8 << 20, 64
 # A QEMU can send faster than frames are taken: after so many, others of this event loop have their turn.
 _FRAMES_AT_ONCE = 64
 _RETRY_S = 0.05
@@ -32,9 +32,10 @@ class _Queue:
         self._filled = asyncio.Event()
 
     def put(self, frame: bytes) -> None:
-        if self._bytes + len(frame) <= _MOST_WAITING_BYTES:
+        taken = len(frame) + _BESIDE_BYTES
+        if self._bytes + taken <= _MOST_WAITING_BYTES:
             self._frames.append(frame)
-            self._bytes += len(frame)
+            self._bytes += taken
             self._filled.set()
 
     async def get(self) -> bytes:
@@ -42,7 +43,7 @@ class _Queue:
             self._filled.clear()
             await self._filled.wait()
         frame = self._frames.popleft()
-        self._bytes -= len(frame)
+        self._bytes -= len(frame) + _BESIDE_BYTES
         return frame
 
     def clear(self) -> None:

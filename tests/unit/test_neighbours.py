@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,6 +52,42 @@ def holding(address: str, count: int, *, uid: int) -> Iterator[tuple[int, int]]:
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             assert other.stdout is not None and other.stdout.readline() == "there\n"
             yield port, other.pid
+
+
+# Makes its command line as long as it likes: prctl(PR_SET_MM, PR_SET_MM_MAP, a struct prctl_mm_map, its size), which needs no privilege.
+_LONG_COMMAND = """
+import ctypes, mmap, struct, sys
+libc = ctypes.CDLL(None, use_errno=True)
+libc.sbrk.restype = ctypes.c_void_p
+libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+size = int(sys.argv[1])
+words = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+begin = ctypes.addressof(ctypes.c_char.from_buffer(words))
+stat = open("/proc/self/stat").read().rpartition(")")[2].split()
+code, code_end, stack, data, data_end, heap, environ, environ_end = (int(stat[number - 3]) for number in (26, 27, 28, 45, 46, 47, 50, 51))
+places = (code, code_end, data, data_end, heap, libc.sbrk(0), stack, begin, begin + size, environ, environ_end)
+given = ctypes.create_string_buffer(struct.pack("11QQIi", *places, 0, 0, -1))
+failed = libc.prctl(35, 14, ctypes.addressof(given), 104, 0)
+print("failed" if failed else "there", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_neighbour_with_a_command_line_without_end_costs_no_memory() -> None:
+    size_bytes = 64 << 20
+    words = [sys.executable, "-I", "-S", "-c", _LONG_COMMAND, str(size_bytes)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        if other.stdout.readline() != "there\n":
+            pytest.skip("this kernel lets no process say where its command line is")
+        tracemalloc.start()
+        try:
+            said = neighbours.process(other.pid)
+            _, most_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        other.communicate("")
+    assert f"pid {other.pid} of" in said and most_bytes < size_bytes // 8
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
