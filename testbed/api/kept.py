@@ -155,9 +155,9 @@ async def started(
     if all(model.kernel is None for model in topology.guests.values()):
         options += ["--kernel", kernel]
     env = {trust.VARIABLE: trust.more(trust.digest(text))} if trusted else {}
-    done = await process.run(
-        [sys.executable, "-m", "testbed", "up", file, "--name", called, *options], timeout_s=_UP_S, env=env, check=False
-    )
+    # -P: what lies in the current folder is no module of it.
+    words: list[str | Path] = [sys.executable, "-P", "-m", "testbed", "up", file, "--name", called, *options]
+    done = await process.run(words, timeout_s=_UP_S, env=env, check=False)
     if done.status != 0:
         raise HostError(f"the guests do not get ready: {done.stderr.strip()}")
     names = [record["name"] for record in jsons.parsed(done.stdout)]

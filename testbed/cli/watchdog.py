@@ -65,7 +65,9 @@ class Watchdog:
         """From the loop's begin until nothing of it runs any longer."""
         before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (*_SIGNALS, signal.SIGPROF, signal.SIGALRM)}
         for number in _SIGNALS:
-            signal.signal(number, self._on_signal)
+            # nohup(1) has it ignored: whoever used that means it.
+            if number != signal.SIGHUP or before[number] is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         signal.signal(signal.SIGALRM, self._on_alarm)
         signal.signal(signal.SIGPROF, self._on_cpu_time)
         if sys.__stderr__ is not None:

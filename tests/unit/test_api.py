@@ -13,7 +13,7 @@ import pytest
 import testbed
 from testbed import allotment
 from testbed.admission import Admission, Claim, in_turn, obstacle, refusal, resident
-from testbed.api import cgroup, needs, topologies
+from testbed.api import cgroup, kept, needs, topologies
 from testbed.api.carrier import Background
 from testbed.api.cgroup import Counters
 from testbed.api.compare import Comparison, SideFailed, compared
@@ -21,6 +21,7 @@ from testbed.api.names import Disk, Named
 from testbed.api.patience import Patience
 from testbed.api.vm import Vm
 from testbed.errors import GuestError, HostError, ReadingError, TopologyError, UsageError
+from testbed.topology import Topology
 from testbed.units import GIB, MIB
 
 
@@ -403,3 +404,23 @@ def test_everything_public_is_there() -> None:
         assert getattr(testbed, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = testbed.nothing
+
+
+async def test_modules_in_the_current_folder_are_not_run_for_a_guest_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be a stranger's."""
+    asked: list[Any] = []
+
+    async def run(words: list[Any], **how: Any) -> None:
+        asked.extend(words)
+        raise HostError("no more")
+
+    monkeypatch.setattr("testbed.api.kept.process.run", run)
+    topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
+    with pytest.raises(HostError, match="no more"):
+        async with kept.started(topology, "k", {"g0": "k"}, cast(Any, None), tmp_path / "evidence", cold=False):
+            pass
+    (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    words = [*asked[: asked.index("up")], "--version"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = await asyncio.create_subprocess_exec(*words, cwd=tmp_path, env=environment)
+    assert await done.wait() == 0 and not (tmp_path / "ran").exists()

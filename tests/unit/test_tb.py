@@ -7,6 +7,7 @@ import re
 import signal
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -58,6 +59,21 @@ def test_nothing_is_run_from_a_cache_that_others_may_write_to(mode: int, tmp_pat
     done = tb(TESTBED_CACHE=str(tmp_path))
     tmp_path.chmod(0o700)
     assert done.returncode == 2 and f"expected a folder that only you may write to, got mode {mode:o}" in done.stderr
+
+
+def test_modules_in_the_current_folder_are_not_run(tmp_path: Path) -> None:
+    """Which may be a stranger's: `cd` into what somebody sent, and `tb` sets itself up there."""
+    folder, ran = tmp_path / "sent", tmp_path / "ran"
+    folder.mkdir()
+    for name in ("venv", "ensurepip", "json", "sitecustomize"):
+        (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r})\n")
+    python = tmp_path / "python"  # without pip, which would be installed from elsewhere
+    python.write_text(f'#!/bin/sh\ncase "$*" in *" venv "*) set -- "$@" --without-pip ;; esac\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "TESTBED_CACHE": str(tmp_path / "cache"), "TESTBED_PYTHON": str(python)}
+    done = subprocess.run([TB, "ps"], env=environment, capture_output=True, text=True, timeout=120, cwd=folder, check=False)
+    assert done.returncode == 2 and "the Python packages could not be installed" in done.stderr, done.stderr
+    assert (tmp_path / "cache").is_dir() and not ran.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")

@@ -143,6 +143,23 @@ def test_a_loop_that_stands_without_computing_is_left_alone(tmp_path: Path) -> N
     assert child.returncode == 7
 
 
+def test_what_nohup_has_started_goes_on_when_its_terminal_is_gone() -> None:
+    code = """\
+import asyncio, os, signal
+from testbed.cli.app import run_async
+
+async def work():
+    os.kill(os.getpid(), signal.SIGHUP)
+    await asyncio.sleep(0)
+    return 7
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup(1) starts it
+run_async(work())
+"""
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[2])}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 7
+
+
 def test_a_loop_that_turns_may_compute_for_ever(tmp_path: Path) -> None:
     code = """\
 import asyncio, sys, time
