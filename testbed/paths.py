@@ -99,6 +99,12 @@ def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
     """
     try:
         make(folder)
+        for above in folder.resolve().parents:
+            if _is_for_all(above):
+                raise HostError(
+                    f"{above}: expected a folder in which other users cannot put another {folder.name} in the place of yours, got one that "
+                    f"everybody may write to; chmod +t {shlex.quote(str(above))}; or name another folder with {variable}"
+                )
         found = folder.stat()
         mode = stat.S_IMODE(found.st_mode)
         if mode & _FOR_OTHERS and found.st_uid == os.geteuid() and not chosen:
@@ -113,6 +119,12 @@ def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
             f"{folder}: expected a folder that only uid {os.geteuid()} may write to, got mode {mode:04o} of uid {found.st_uid}; take the "
             f"others' rights away with: chmod go-w {shlex.quote(str(folder))}; or name another with {variable}"
         )
+
+
+def _is_for_all(folder: Path) -> bool:
+    """Whether any user may rename what others have in a folder."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
 def cache() -> Path:
@@ -207,13 +219,24 @@ def _of_account() -> Path:
 
 
 def _private(above: Path, variable: str) -> Path:
-    """The testbed's folder in `above`, else in /tmp, which is everybody's. `variable`: names another place."""
+    """The testbed's folder in `above`, else in /tmp, which is everybody's. `variable`: names another place, and where that is another
+    user's, as after `su`, he could put a folder of his own there at any time.
+    """
     folder = above / "testbed"
-    if not folder.parent.is_dir() or len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or not _usable(folder):
+    if not _is_ours(above) or len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or not _usable(folder):
         folder = Path(f"/tmp/testbed-{os.getuid()}")  # noqa: S108 - checked below to be ours and private
         if not _usable(folder):
             raise HostError(f"{folder}: expected a folder of uid {os.getuid()} with mode 0700; remove it, or set {variable}")
     return folder
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether it is a folder in which no other user renames anything."""
+    try:
+        found = folder.stat()
+        return stat.S_ISDIR(found.st_mode) and found.st_uid in (os.getuid(), 0) and not _is_for_all(folder)
+    except OSError:
+        return False
 
 
 def _usable(folder: Path) -> bool:

@@ -91,6 +91,32 @@ def test_a_folder_that_others_may_write_to_is_refused(variable: str, home: Path,
     assert modes(shared) == {0o1777}, "it may be everybody's on purpose"
 
 
+@pytest.mark.parametrize("variable", ["TESTBED_CACHE", "TESTBED_ADMISSION"])
+def test_a_folder_that_others_may_put_another_in_the_place_of_is_refused(
+    variable: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = home / "public"
+    public.mkdir(parents=True)
+    public.chmod(0o777)
+    monkeypatch.setenv(variable, str(public / "mine/folder"))
+    with pytest.raises(HostError, match=rf"{public}: expected a folder in which other users cannot put another .*{variable}"):
+        paths.folders()
+    public.chmod(0o1777)
+    paths.folders()
+
+
+@as_root
+def test_a_runtime_folder_in_another_users_is_not_used(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `su`: he could put a folder of his own in the place of ours whenever he likes."""
+    other = home / "other"
+    other.mkdir(mode=0o700, parents=True)
+    os.chown(other, 65534, 65534)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(other))
+    assert paths.folders().runtime == Path(f"/tmp/testbed-{os.getuid()}") and not list(other.iterdir())
+    os.chown(other, os.getuid(), -1)
+    assert paths.folders().runtime == other / "testbed"
+
+
 @as_root
 def test_a_room_that_another_user_made_first_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = paths.folders().cache / "templates"

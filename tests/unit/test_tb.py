@@ -76,6 +76,18 @@ def test_modules_in_the_current_folder_are_not_run(tmp_path: Path) -> None:
     assert (tmp_path / "cache").is_dir() and not ran.exists()
 
 
+def test_nothing_is_run_from_a_cache_that_others_may_put_another_in_the_place_of(tmp_path: Path) -> None:
+    public = tmp_path / "for all"
+    public.mkdir()
+    for mode, said in (
+        (0o777, f"{public}: expected a folder in which others cannot put another cache"),
+        (0o1777, "TESTBED_PYTHON=/bin/true"),
+    ):
+        public.chmod(mode)
+        done = tb(TESTBED_CACHE=str(public / "mine/cache"), TESTBED_PYTHON="/bin/true")
+        assert done.returncode == 2 and said in done.stderr
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to another user")
 def test_nothing_is_run_from_another_users_cache() -> None:
     """As a plain user; the script is read by one who may not enter our checkout."""
