@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 
 from testbed.patterns import LONGEST_LINE, linear
@@ -23,9 +23,11 @@ _REASONS = {"output": "its output differs from what is expected", "dmesg": "some
 _KNOWN = frozenset({"status", "reason", "exit_status", "runtime", "date", "description"})
 _NO_DEVICE = "nodev"
 # Of what a test printed, or of how its output differs; and of a line, a reason, or what it measured.
-_MOST_LINES, _MOST_CHARACTERS = 20, 1000
+_MOST_LINES, _MOST_CHARACTERS, _LONGEST_WHERE = 20, 1000, 250
 # Of one test, each for one of its devices and conditions; and of what each has measured.
 _MOST_OUTCOMES, _MOST_MEASURED = 500, 100
+# Of all texts of one test: each of its records may be as long as they may, and results.json has all tests.
+_MOST_KEPT_CHARACTERS, _LEAST_CHARACTERS = 1 << 16, 100
 
 
 class Status(enum.Enum):
@@ -106,12 +108,26 @@ def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool, 
     found += [Outcome(test=test, where=where, status=Status.SKIP, reason=reason) for where, reason in rest]
     if cut or len(parts) % 3 != 1 or len(found) > _MOST_OUTCOMES:
         why = f"expected at most {_MOST_OUTCOMES} whole records and skips of it, and 1 MiB; got more, and what the others say is not known"
-        return (*found[:_MOST_OUTCOMES], Outcome(test=test, status=Status.ERROR, reason=why))
+        return (*_kept(found[:_MOST_OUTCOMES]), Outcome(test=test, status=Status.ERROR, reason=why))
     if found:
-        return tuple(found)
+        return _kept(found)
     if not devices and _FOR_DEVICES.search(source):
         return (Outcome(test=test, status=Status.SKIP, reason="it is for devices that it may overwrite; --test-disk names them"),)
     return (Outcome(test=test, status=Status.ERROR, reason="./check left no result of it", details=shown),)
+
+
+def _kept(found: list[Outcome]) -> tuple[Outcome, ...]:
+    """These, and their texts as far as there is room for those of one test."""
+    room, kept = _MOST_KEPT_CHARACTERS, []
+    for one in found:
+        size = len(one.reason) + sum(map(len, (*one.details, *one.measured, *one.measured.values())))
+        if size > room:
+            said = ("(what it says is left out: others of this test fill the room)",) if one.details or one.measured else ()
+            one = replace(one, reason=one.reason[:_LEAST_CHARACTERS], details=said, measured={})
+        else:
+            room -= size
+        kept.append(one)
+    return tuple(kept)
 
 
 def _lacks(printed: str) -> str:
@@ -132,14 +148,14 @@ def _skips(printed: str) -> Iterator[_Skip]:
         below = takewhile(lambda one: one.startswith("    "), (lines[at] for at in range(number + 1, len(lines))))
         reasons = (line.strip() for line in below if not _MEASURED.match(line[:LONGEST_LINE]))
         yield _Skip(
-            where=_short(said["devices"] or ""),
+            where=_short(said["devices"] or "", _LONGEST_WHERE),
             folders=frozenset({folder, f"{folder}_{condition}"}),
             reason=_short("; ".join(map(_short, islice(reasons, _MOST_LINES)))) or "it does not say why",
         )
 
 
 def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details: tuple[str, ...], lacks: str) -> Outcome:
-    where = _short(folder.removeprefix(_NO_DEVICE).removeprefix("_") if folder.startswith(_NO_DEVICE) else folder)
+    where = _short(folder.removeprefix(_NO_DEVICE).removeprefix("_") if folder.startswith(_NO_DEVICE) else folder, _LONGEST_WHERE)
     pairs = [line.partition("\t")[::2] for line in record.splitlines()]
     said = dict(pairs)
     statuses = list(dict.fromkeys(value for key, value in pairs if key == "status"))
@@ -167,6 +183,6 @@ def _some(text: str) -> tuple[str, ...]:
     return shown if len(lines) <= _MOST_LINES else (*shown, f"... {len(lines) - _MOST_LINES} lines more")
 
 
-def _short(text: str) -> str:
+def _short(text: str, most: int = _MOST_CHARACTERS) -> str:
     """What a guest says, up to a length that a person reads."""
-    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}... ({len(text)} characters)"
+    return text if len(text) <= most else f"{text[:most]}... ({len(text)} characters)"

@@ -161,6 +161,15 @@ def test_what_a_test_printed_is_looked_at_once_however_many_records_it_left(monk
     assert len(found) == 400 and len(looked) <= 1000
 
 
+def test_what_all_records_of_a_test_say_stays_short_together() -> None:
+    """Each with 20 lines of 1,000 characters, 500 of them: a few such tests made results that `report` no longer reads."""
+    records = "".join(f"{'d' * 900}{number}\0status\tfail\nreason\t{'r' * 900}\n\0\0" for number in range(400))
+    found = outcomes("loop/001", records, ("x" * 999 + "\n") * 1000, SOURCE, devices=True)
+    assert [each.status for each in found] == [Status.FAIL] * 400
+    assert len(found[0].details) == 21 and found[-1].details == ("(what it says is left out: others of this test fill the room)",)
+    assert len(str(found)) < 400_000
+
+
 async def test_of_a_list_of_processes_without_end_the_begin_is_read() -> None:
     class Flooding:
         async def run(self, *words: str, **how: object) -> SimpleNamespace:
