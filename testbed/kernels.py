@@ -129,13 +129,22 @@ def files_of(spec: str) -> tuple[Path, ...] | None:
 
     :raise UsageError: this user may not look.
     """
-    for end in _ends(spec):
-        first = Path(spec[:end]).expanduser()
-        if spec and _exists(first):
-            others = () if end == len(spec) else files_of(spec[end + 1 :])
-            if others is not None:
-                return (first, *others)
-    return None
+    # From which places on nothing is there: asked once each, for a spec may be divided in very many ways.
+    fruitless: set[int] = set()
+
+    def there(begin: int) -> tuple[Path, ...] | None:
+        for end in _ends(spec[begin:]):
+            first = _path(spec[begin : begin + end])
+            if begin + end < len(spec) and begin + end + 1 in fruitless:
+                continue
+            if spec[begin:] and _exists(first):
+                others = () if begin + end == len(spec) else there(begin + end + 1)
+                if others is not None:
+                    return (first, *others)
+        fruitless.add(begin)
+        return None
+
+    return there(0)
 
 
 def file_name(spec: str) -> str:
@@ -146,13 +155,21 @@ def file_name(spec: str) -> str:
 
 def _missing(spec: str) -> str:
     """What of `FILE[:FILE...]` is not there, in words."""
-    there = next((end for end in _ends(spec) if _exists(Path(spec[:end]).expanduser())), None)
+    there = next((end for end in _ends(spec) if _exists(_path(spec[:end]))), None)
     return f"{spec[:there]} is there, {spec[there + 1 :]!r} is not" if there else "there is no such file"
 
 
 def _ends(spec: str) -> tuple[int, ...]:
     """Where the first file of `FILE[:FILE...]` may end, the last place first."""
     return (len(spec), *(at for at in range(len(spec) - 1, 0, -1) if spec[at] == ":"))
+
+
+def _path(text: str) -> Path:
+    """With the user's home for `~`; that of a user whom nobody knows is a name like any other."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        return Path(text)
 
 
 def _exists(path: Path) -> bool:

@@ -17,7 +17,7 @@ from testbed.errors import Problem, TopologyError, UsageError
 from testbed.topology.check import Mistake
 from testbed.topology.load import merged, points_of
 from testbed.topology.model import Guest
-from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_of
+from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_named, text_of
 from testbed.topology.tolerant import Checked
 
 
@@ -90,7 +90,7 @@ def inlined(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = 
     plain = copy.deepcopy(plain)
     script = plain.pop("script-file", None)
     if script is not None:
-        plain["script"] = text_of(path.parent / str(script))
+        plain["script"] = text_named(path.parent / str(script), within=path.parent)
         plain.setdefault("script-name", Path(str(script)).name)
     topology, folder = plain.get("topology"), path.parent
     if isinstance(topology, str):
@@ -107,7 +107,7 @@ def inlined(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = 
 
 def _read_topology(path: Path, sources: dict[str, str] | None) -> dict[str, Any]:
     reader = Reader(str(path), sources)
-    return merged(read(text_of(path), reader), reader, path)
+    return merged(read(text_named(path), reader), reader, path)
 
 
 def written(plain: dict[str, Any], head: str = "") -> str:
@@ -207,7 +207,8 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
         reader.problem(where, f"expected the path of a script, relative to this file, got {name!r}")
     else:
         try:
-            plain["script"] = text_of(folder / name)
+            # It is in every guest, and in the bundles that people send each other.
+            plain["script"] = text_named(folder / name, within=folder)
             reader.sources[trust.digest(plain["script"])] = str(folder / name)
             plain.setdefault("script-name", Path(name).name)
             found["script"] = Place(file=str(folder / name), line=1)
@@ -226,7 +227,7 @@ def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | No
                 reader.problem(where, f"expected a topology, or the path of a .yaml file, relative to this one, got {said!r}")
                 return None
             other = Reader(str(folder / said), reader.sources)
-            found = points_of(read(text_of(folder / said), other), other, folder / said, host_memory)
+            found = points_of(read(text_named(folder / said), other), other, folder / said, host_memory)
         elif said is None or isinstance(said, dict):
             below = reader.below(where)
             path = None if folder is None else Path(reader.file)

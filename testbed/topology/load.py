@@ -13,7 +13,7 @@ from testbed.errors import TopologyError
 from testbed.topology import here, matrix, messages
 from testbed.topology.check import Mistake, check, did_you_mean
 from testbed.topology.model import Document, Guest, Matrix, Topology
-from testbed.topology.reader import Reader, Where, read, single, text_of
+from testbed.topology.reader import Reader, Where, read, single, text_named, text_of
 from testbed.topology.tolerant import Checked, leave_out
 
 _MAX_DEPTH = 8
@@ -147,7 +147,7 @@ def _extended(plain: dict[str, Any], reader: Reader, path: Path | None, depth: i
         raise reader.refusal(("extends",), f"expected at most {_MAX_DEPTH} files on top of each other; does one extend itself?")
     below = Reader(str(path.parent / base), reader.sources)
     try:
-        lower = _extended(read(text_of(path.parent / base), below), below, path.parent / base, depth + 1)
+        lower = _extended(read(text_named(path.parent / base), below), below, path.parent / base, depth + 1)
     except TopologyError as error:
         # What it would have said is missing here, too, and that is no mistake of its own.
         refused = reader.refusal(("extends",), f"expected a topology, got {base}, in which something is wrong")

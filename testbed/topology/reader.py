@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,14 +194,29 @@ class _Loader(yaml.SafeLoader):
 
 
 def text_of(path: Path) -> str:
-    """A file's text.
+    """The text of a file that the caller has named.
 
     :raise TopologyError: it cannot be read, is too large, or no text.
     """
+    return _text(path, lambda: _bytes_of(path))
+
+
+def text_named(path: Path, within: Path | None = None) -> str:
+    """The text of a file that another one names, which may be a stranger's: of a pipe or a device nothing is read. `within`: the folder
+    that it lies in, links followed, or it is not read.
+
+    :raise TopologyError: as above.
+    """
+    return _text(path, lambda: _bytes_named(path, within))
+
+
+def _text(path: Path, read: Callable[[], bytes]) -> str:
     try:
-        data = _bytes_of(path)
+        data = read()
     except OSError as error:
         raise single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # NUL
+        raise single(str(path), 1, 1, f"cannot be read: {error}") from error
     if len(data) > _MAX_BYTES:
         raise single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got more")
     try:
@@ -209,6 +225,23 @@ def text_of(path: Path) -> str:
         before = data[: error.start].decode("utf-8")
         utf16 = ", got UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
         raise single(str(path), *_place(before), f"expected UTF-8 text{utf16}") from error
+
+
+def _bytes_named(path: Path, within: Path | None) -> bytes:
+    """One more than may be, at most.
+
+    :raise OSError: it cannot be read. :raise TopologyError: it is no regular file, or lies elsewhere.
+    """
+    no_file = single(str(path), 1, 1, "cannot be read: expected a file, got something else")
+    if not stat.S_ISREG(path.stat().st_mode):  # some devices do something when they are opened
+        raise no_file
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise no_file
+        if within is not None and not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(within.resolve()):
+            raise single(str(path), 1, 1, f"cannot be read: expected a file in {within.resolve()}, got one that lies elsewhere")
+        return file.read(_MAX_BYTES + 1) or b""  # nothing, where it would wait for more (/proc/kmsg)
 
 
 def _bytes_of(path: Path) -> bytes:

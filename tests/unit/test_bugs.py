@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,37 @@ def test_files_are_relative_to_the_bugs_own(tmp_path: Path) -> None:
     assert is_bug(file) and not is_bug(tmp_path / "base.yaml") and not is_bug(tmp_path / "none")
     # And without them it is the same.
     assert of_plain(self_contained(file)) == case
+
+
+def test_a_script_that_lies_elsewhere_is_not_read(tmp_path: Path) -> None:
+    """It would be in guests, in runs' folders and in bundles, and could be any file of the caller."""
+    folder = tmp_path / "strangers"
+    (folder / "below").mkdir(parents=True)
+    (tmp_path / "secret").write_text("root:secret\n")
+    (folder / "link").symlink_to("../secret")
+    (folder / "out").symlink_to("..")
+    (folder / "below" / "crash.sh").write_text("true\n")
+    (folder / "inside").symlink_to("below/crash.sh")
+    for name in ("../secret", "link", "out/secret", "below/../../secret"):
+        (folder / "bug.yaml").write_text(LEAST.replace("script: 'true'", f"script-file: {name}"))
+        with pytest.raises(TopologyError, match=f"expected a file in {folder}, got one that lies elsewhere"):
+            load(folder / "bug.yaml")
+        with pytest.raises(TopologyError, match="lies elsewhere"):
+            self_contained(folder / "bug.yaml")
+    (folder / "bug.yaml").write_text(LEAST.replace("script: 'true'", "script-file: inside"))
+    assert load(folder / "bug.yaml").bug.script == "true\n"
+
+
+@pytest.mark.parametrize(
+    "text", ["script-file: pipe.yaml\n", "script: x\ntopology: pipe.yaml\n", "script: x\ntopology: {extends: pipe.yaml}\n"]
+)
+def test_what_a_file_names_is_not_waited_for(text: str, tmp_path: Path) -> None:
+    """Also not behind a link, as the pipe of a shell's <(...) is that the caller himself names."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "pipe.yaml").symlink_to("pipe")
+    (tmp_path / "bug.yaml").write_text(LEAST.replace("script: 'true'\n", text))
+    with pytest.raises(TopologyError, match="cannot be read: expected a file, got something else"):
+        load(tmp_path / "bug.yaml")
 
 
 @pytest.mark.parametrize("text", [LEAST, WHOLE])

@@ -51,6 +51,16 @@ def test_files_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
             TABLE.resolve(wrong)
 
 
+@pytest.mark.parametrize("spec", ["~nobody-is-called-so/x", "a:~nobody-is-called-so", "a:" * 90 + "!", ":" * 200, "~" * 200])
+def test_any_name_is_answered_soon(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bug's file may bring one along, and lie beside files with colons in their names."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "a:a", "a:a:a"):
+        (tmp_path / name).touch()
+    with pytest.raises(UsageError, match="expected one of"):
+        TABLE.resolve(spec)
+
+
 def test_a_broken_table_is_an_error_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "kernels.yaml").write_text("version: 1\nbase: a\n")
     with pytest.raises(HostError, match=r"kernels\.yaml"):
