@@ -21,6 +21,8 @@ from testbed.store import plain_files, repositories
 _STATE = "changed.json"
 _ORIGINALS = "originals"
 _NEW = "testbed-new"
+# Linux 6.12 has 87,000 files, with names of 130 bytes at most, below 12 folders; a release changes some 15,000 of them.
+_MOST_NAME_BYTES, _MOST_DEPTH, _MOST_FILES = 255, 32, 50_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,17 +44,22 @@ class Tree:
         self._folder = folder
         self._tree = folder / "tree"
 
-    def _pristine(self, path: str) -> Path:
-        """Where a file is as it was without changes, if it was there.
+    def _pristine(self, path: str, changed: Collection[str]) -> Path:
+        """Where a file is as it was without changes, if it was there. `changed`: the files that are changed by now.
 
-        :raise BuildError: it leads out of the tree, or it is a link.
+        :raise BuildError: it leads out of the tree, it is a link, or no file is called so.
         """
         parts = path.split("/")
         if any(part in ("", ".", "..") or part.lower() == ".git" for part in parts) or "\0" in path:
             raise BuildError(f"{path}: expected a file inside the source")
+        size_bytes = len(path.encode("utf-8", "surrogatepass"))
+        if size_bytes > _MOST_NAME_BYTES or len(parts) > _MOST_DEPTH or "\ufffd" in path:
+            raise BuildError(
+                f"{path[:100]}: expected a name in UTF-8 of at most {_MOST_NAME_BYTES} bytes and {_MOST_DEPTH} folders, got {size_bytes}"
+            )
         if any((self._tree / part).is_symlink() for part in (Path(path), *Path(path).parents)):
             raise BuildError(f"{path}: expected a regular file of the source, got a link")
-        return (self._folder / _ORIGINALS / path) if path in self._changed() else (self._tree / path)
+        return (self._folder / _ORIGINALS / path) if path in changed else (self._tree / path)
 
     def _changed(self) -> dict[str, bool]:
         """The changed files, and whether each was there before."""
@@ -67,52 +74,59 @@ class Tree:
         with held.temporary() as folder:
             scratch, file = folder / "tree", folder / "patch"
             scratch.mkdir()
-            seen: set[str] = set()
+            changed = self._changed()
+            there: dict[str, bool] = {}
             for patch, reverse in (*((one, False) for one in series), *((one, True) for one in reverts)):
                 file.write_bytes(patch.text.encode("utf-8", "surrogateescape"))
                 git = _GitApply(patch=patch, file=str(file), scratch=scratch)
                 files = await git.files()
-                self._bring(files - seen, scratch)
-                seen |= files
+                if len(files | there.keys()) > _MOST_FILES:
+                    raise BuildError(f"{patch.name}: expected a series that changes at most {_MOST_FILES} files, got more")
+                self._bring(files - there.keys(), scratch, changed)
                 await git.apply(reverse=reverse)
-                if (why := self._collision({path: _content(scratch / path) for path in seen})) is not None:
+                there |= {path: (scratch / path).is_file() for path in files}
+                if (why := self._collision(there, files)) is not None:
                     raise BuildError(f"{patch.name}: cannot be {'taken away' if reverse else 'applied'}: {why}")
             for ablation in ablations:
                 edited = {edit.file for way in ablation.ways for edit in way}
-                self._bring(edited - seen, scratch)
-                seen |= edited
+                self._bring(edited - there.keys(), scratch, changed)
+                there |= dict.fromkeys(edited, True)
                 for path, text in ablate(ablation, lambda path: _text(scratch / path)).items():
                     (scratch / path).write_bytes(text.encode("utf-8", "surrogateescape"))
             found: dict[str, Content | None] = {}
-            for path in sorted(seen):
+            for path in sorted(there):
                 new = _content(scratch / path)
-                if _content(self._pristine(path)) != new:
+                if _content(self._pristine(path, changed)) != new:
                     found[path] = new
             return found
 
-    def _bring(self, paths: Iterable[str], scratch: Path) -> None:
+    def _bring(self, paths: Iterable[str], scratch: Path, changed: Collection[str]) -> None:
         for path in paths:
-            before = self._pristine(path)
+            before = self._pristine(path, changed)
             if before.is_file():
                 (scratch / path).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(before, scratch / path)
 
-    def _collision(self, wanted: Mapping[str, Content | None]) -> str | None:
-        """Why the tree without changes cannot have these files, or None: one is where another file has a folder, or the other way round."""
+    def _collision(self, wanted: Mapping[str, bool], paths: Collection[str]) -> str | None:
+        """Why the tree without changes cannot have the files of `paths` besides the others that are `wanted`, or not (False), or None: one
+        is where another file has a folder, or the other way round.
+        """
         before = self._changed()
 
         def there(path: str) -> bool:
             if path in wanted:
-                return wanted[path] is not None
+                return wanted[path]
             return before[path] if path in before else (self._tree / path).is_file()
 
-        for path in (path for path, content in wanted.items() if content is not None):
+        # The folders that files are in, each with one of these.
+        inside = {str(above): one for one in sorted({*before, *wanted}, reverse=True) if there(one) for above in PurePosixPath(one).parents}
+        for path in (path for path in paths if wanted[path]):
             if (above := next((str(one) for one in PurePosixPath(path).parents if there(str(one))), None)) is not None:
                 return f"{path}: expected a folder {above}, which is a file of the source"
-            below = {str(one.relative_to(self._tree)) for one in plain_files.everything(self._tree / path) if not one.is_dir()}
-            below |= {one for one in (*before, *wanted) if one.startswith(f"{path}/")}
-            if (inside := next((one for one in sorted(below) if there(one)), None)) is not None:
-                return f"{path}: expected no folder of that name, got that of {inside}"
+            below = [str(one.relative_to(self._tree)) for one in plain_files.everything(self._tree / path) if not one.is_dir()]
+            found = [one for one in below if there(one)] + ([inside[path]] if path in inside else [])
+            if found:
+                return f"{path}: expected no folder of that name, got that of {min(found)}"
         return None
 
     def put(self, wanted: Mapping[str, Content | None]) -> None:
@@ -120,12 +134,12 @@ class Tree:
 
         :raise BuildError: a file cannot be where it is wanted; nothing is changed then.
         """
-        if (why := self._collision(wanted)) is not None:
+        if (why := self._collision({path: content is not None for path, content in wanted.items()}, wanted)) is not None:
             raise BuildError(f"source: {why}")
         before = self._changed()
         self._forget(before)
         for path in wanted.keys() - before.keys():
-            if self._pristine(path).is_file():
+            if self._pristine(path, before).is_file():
                 _write(self._folder / _ORIGINALS / path, _content(self._tree / path), self._folder)
         known = before | {path: (self._tree / path).is_file() for path in wanted.keys() - before.keys()}
         self._remember(known)

@@ -87,7 +87,8 @@ async def changed(found: Commit) -> int | None:
 
     A file that a filter of the repository made counts as changed where git's index does not say that it is the same.
     """
-    top = next((one for one in (found.folder, *found.folder.parents) if os.path.lexists(one / ".git")), None)
+    folder = found.folder.absolute()  # git gets it in another folder
+    top = next((one for one in (folder, *folder.parents) if os.path.lexists(one / ".git")), None)
     if top is None:
         return 0  # a bare one has no working tree
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, 
                 raise BuildError(f"{path}: its file `series` says what is meant; --series-version and --series-patches are for others")
             return _of_quilt(path, path / "series")
         files = tuple(_files(path))
-        found = [message for file in files for message in _messages(file)]
+        found = [message for file in files for message in _messages(file, of=path)]
     except OSError as error:
         raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
     if not files:
@@ -44,10 +45,12 @@ def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, 
 
 def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
     try:
-        listed = patches.of_quilt(_bytes(quilt).decode(), str(quilt))
+        listed = patches.of_quilt(_bytes(quilt, folder).decode(), str(quilt))
     except UnicodeDecodeError as error:
         raise BuildError(f"{quilt}: expected UTF-8, a file name in each line: {error}") from error
-    found = tuple(patch for name, strip in listed for patch in mailbox.series(_messages(folder / name, strip), str(folder / name)))
+    found = tuple(
+        patch for name, strip in listed for patch in mailbox.series(_messages(folder / name, strip, of=folder), str(folder / name))
+    )
     if not found:
         raise BuildError(f"{quilt}: expected names of files, found none")
     return found
@@ -76,14 +79,20 @@ def _head(path: Path) -> bytes:
         return file.read(200)
 
 
-def _messages(path: Path, strip: int | None = None) -> tuple[Message, ...]:
-    return mailbox.messages(_bytes(path), str(path), strip)
+def _messages(path: Path, strip: int | None = None, *, of: Path | None = None) -> tuple[Message, ...]:
+    return mailbox.messages(_bytes(path, of), str(path), strip)
 
 
-def _bytes(path: Path) -> bytes:
+def _bytes(path: Path, of: Path | None = None) -> bytes:
+    """What is in a file. `of`: the folder that it is found in, which may be a stranger's: what leads out of it is not read.
+
+    :raise BuildError: it is no file, it lies elsewhere, or it is too much. :raise OSError: it cannot be read.
+    """
     # A pipe is empty when it is read again, which a build does; a device has no end.
-    if path.exists() and not path.is_file():
+    if "\0" in str(path) or (path.exists() and not path.is_file()):
         raise BuildError(f"{path}: expected a file of patches, got something else; write it into a file first")
+    if of is not None and not Path(os.path.realpath(path)).is_relative_to(of.resolve()):
+        raise BuildError(f"{path}: expected a file of {of}, got one that lies elsewhere")
     try:
         return inflate.read(path, _MOST_BYTES)
     except inflate.Refused as error:

@@ -325,3 +325,23 @@ def test_a_line_without_an_end_takes_no_time(tmp_path: Path) -> None:
     (tmp_path / "x.patch").write_text(f"--- {long}\nno\n" + diff("line 11", "eleven"))
     assert [patch.strip for patch in read_patches(tmp_path / "x.patch")] == [1]
     assert len(subjects(mail(f"[PATCH 1/1] XX: [{'1' * 100_000}", diff("line 11", "x")))[0]) < 1000
+
+
+def test_what_leads_out_of_a_strangers_folder_is_not_read_and_nothing_of_it_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("root:secret:1\n")
+    folder = tmp_path / "patches"
+    folder.mkdir()
+    (folder / "1.patch").symlink_to(tmp_path / "secret")
+    with pytest.raises(BuildError, match=r"1\.patch: expected a file of .*/patches, got one that lies elsewhere"):
+        read_patches(folder)
+    (folder / "series").symlink_to(tmp_path / "secret")
+    with pytest.raises(BuildError, match=r"series: expected a file of .*/patches, got one that lies elsewhere") as found:
+        read_patches(folder)
+    assert "secret:" not in str(found.value)
+    (folder / "series").unlink()
+    for name in ("../secret", str(tmp_path / "secret"), "1.patch", "a\0b", "x" * 300, "loop"):
+        (folder / "loop").unlink(missing_ok=True)
+        (folder / "loop").symlink_to("loop")
+        (folder / "series").write_text(f"{name}\n")
+        with pytest.raises(BuildError, match=r"lies elsewhere|expected a file of patches|cannot be read as a patch"):
+            read_patches(folder)

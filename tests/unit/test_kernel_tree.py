@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from testbed.errors import BuildError
 from testbed.kbuild.patches import Patch
+from testbed.store import kernel_tree
 from testbed.store.kernel_tree import Content, Tree
 from tests.unit.test_kernel_patches import LOOP, diff, planned, tree_of
 
@@ -44,6 +46,17 @@ def tree_with(folder: Path) -> Tree:
     return tree
 
 
+def test_a_patch_of_many_files_takes_time_that_grows_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tree_with(tmp_path)
+    many = of("".join(new(f"new/{number}") for number in range(5000)), new("new/last"))
+    before = time.process_time()
+    assert len(planned(tree, many)) == 5001
+    assert time.process_time() - before < 5
+    monkeypatch.setattr(kernel_tree, "_MOST_FILES", 5000)
+    with pytest.raises(BuildError, match=r"2\.patch: expected a series that changes at most 5000 files, got more"):
+        planned(tree, many)
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
@@ -58,6 +71,10 @@ def tree_with(folder: Path) -> Tree:
         ((new("a/../../outside"),), "outside"),
         ((new(".git/config"),), "config"),
         ((new("drivers/.GIT/config"),), "config"),
+        ((new("n" * 256),), "expected a name in UTF-8 of at most 255 bytes"),
+        ((new("/".join(["d" * 200] * 25)),), "expected a name in UTF-8 of at most 255 bytes"),
+        ((new("d/" * 40 + "x"),), "and 32 folders"),
+        ((new("x").replace("a/x", '"a/\\377"').replace("b/x", '"b/\\377"'),), "expected a name in UTF-8"),
         ((new("link/below"),), "expected a regular file of the source, got a link"),
         ((new("link"),), "got a link|already exists"),
         ((new("folder-link/new"),), "got a link"),
@@ -206,7 +223,7 @@ def test_a_series_that_was_killed_at_any_step_leaves_a_source_of_which_any_other
         killed = killed_at(monkeypatch, step, partial(tree.put, plans[second]))
         tree = Tree(folder)
         for path, text in files(before).items():
-            assert tree._pristine(path).read_text() == text, step
+            assert tree._pristine(path, tree._changed()).read_text() == text, step
         if not killed:
             assert planned(tree, of(*SERIES[last])) == plans[last]
         for name in (last, "nothing"):

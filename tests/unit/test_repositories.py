@@ -180,8 +180,11 @@ def notes_of(root: Path, tree: Path) -> str:
     return "\n".join(notes.said)
 
 
-def test_what_is_not_committed_is_counted_and_where_that_is_not_known_it_is_said(tmp_path: Path, tree: Path) -> None:
-    assert notes_of(tmp_path / "cache", tree) == ""
+def test_what_is_not_committed_is_counted_and_where_that_is_not_known_it_is_said(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert notes_of(tmp_path / "cache", tree) == "" == notes_of(tmp_path / "cache", Path("linux"))
     os.utime(tree / "Makefile", (1, 1))
     assert notes_of(tmp_path / "cache", tree) == ""
     (tree / "drivers/block/loop.c").write_text(LOOP_C + "more\n")
