@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
+import os
 import re
 import shutil
 import stat
@@ -29,6 +31,8 @@ _UNPACK_S = 1800
 _MOST_TEXT_BYTES = 64 * MIB
 # Linux 6.12 unpacks to 1.5 GiB in 90,000 files. `_TARBALLS` changes when what of a tarball is unpacked does.
 _MOST_BYTES, _MOST_FILES, _TARBALLS = 8 << 30, 500_000, 1
+# Its names have 130 bytes, below 12 folders; its 80 links lead over 10 folders each. A link of the kernel's own may lead by 40 others.
+_MOST_NAME_BYTES, _MOST_DEPTH, _MOST_HOPS, _MOST_STEPS = 1000, 64, 40, 100_000
 _MOST_NAMED = 5
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*) *$", re.MULTILINE)
 
@@ -147,16 +151,24 @@ def _only_files(tarball: Path, tree: Path) -> tuple[str, ...]:
 
     :raise BuildError: a device, which root unpacks, a pipe or a socket is in the tree, or more than a kernel's source has.
     """
-    root, count, size_bytes = tree.resolve(), 0, 0
+    links, count, size_bytes = _Links(tree), 0, 0
     left_out: list[Path] = []
     for path in plain_files.everything(tree):
-        found, name = path.lstat(), str(path.relative_to(tree))
+        name = str(path)[len(str(tree)) + 1 :]
+        if len(os.fsencode(name)) > _MOST_NAME_BYTES or name.count("/") > _MOST_DEPTH:
+            most = f"names of at most {_MOST_NAME_BYTES} bytes, below {_MOST_DEPTH} folders"
+            raise BuildError(f"{tarball}: expected a kernel's source, {most}, got {name[:100]}...")
+        found = path.lstat()
         count, size_bytes = count + 1, size_bytes + found.st_size
         if count > _MOST_FILES or size_bytes > _MOST_BYTES:
             most = f"at most {_MOST_FILES} files of {format_size(_MOST_BYTES)} in all"
             raise BuildError(f"{tarball}: expected a kernel's source, {most}, got more")
         if stat.S_ISLNK(found.st_mode):
-            if not _leads_to(path).is_relative_to(root):
+            try:
+                stays = links.stays(path)
+            except OSError as error:
+                raise BuildError(f"{tarball}: {name}: {error.strerror}") from error
+            if not stays:
                 left_out.append(path)
         elif not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
             raise BuildError(f"{tarball}: {name}: expected a file, a folder or a link, got something else")
@@ -165,11 +177,41 @@ def _only_files(tarball: Path, tree: Path) -> tuple[str, ...]:
     return tuple(str(path.relative_to(tree)) for path in left_out)
 
 
-def _leads_to(link: Path) -> Path:
-    try:
-        return link.resolve()
-    except (OSError, RuntimeError):  # to itself, or to a name that no file has
-        return Path("/")
+class _Links:
+    """The links of a tree, followed with as many steps as a kernel's source has reason for, all together."""
+
+    def __init__(self, tree: Path) -> None:
+        self._tree = tree
+        self._steps = 0
+
+    def stays(self, link: Path) -> bool:
+        """Whether a link leads to a place in the tree, be it one where nothing is yet; by other links, too.
+
+        :raise OSError: all links together go on for too long, or one cannot be read.
+        """
+        at, hops = list(link.parent.relative_to(self._tree).parts), 0
+        ahead = [link.name]  # the next step last
+        while ahead:
+            self._steps += 1
+            if self._steps > _MOST_STEPS:
+                raise OSError(errno.ELOOP, f"expected links that lead over at most {_MOST_STEPS} folders in all, got more")
+            step = ahead.pop()
+            if step == "..":
+                if not at:
+                    return False
+                at.pop()
+                continue
+            path = self._tree.joinpath(*at, step)
+            if len(at) > 2 * _MOST_DEPTH or len(os.fsencode(step)) > _MOST_NAME_BYTES:
+                return False
+            if not os.path.islink(path):  # noqa: PTH114 - of a name that no file can have pathlib makes an error
+                at.append(step)
+                continue
+            to, hops = os.readlink(path), hops + 1  # noqa: PTH115 - as text
+            if to.startswith("/") or hops > _MOST_HOPS:
+                return False
+            ahead += [one for one in reversed(to.split("/")) if one not in ("", ".")]
+        return True
 
 
 async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:

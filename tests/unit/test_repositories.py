@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -251,6 +252,23 @@ def test_links_of_a_tarball_that_lead_out_of_it_are_left_out_and_named(tmp_path:
         (said,) = (one for one in notes.said if "left out" in one)
         assert said.startswith("source linux.tar.gz: left out: links that lead out of it: ")
         assert all(name in said for name in outside), said
+
+
+def test_links_and_folders_without_end_hold_nothing_up(tmp_path: Path, tree: Path) -> None:
+    """A link of 4,000 characters leads over 1,300 folders, and a chain of them over the sum, for each of its links."""
+    before = time.process_time()
+    for number in range(300):
+        (tree / f"l{number}").symlink_to("drivers/../" * 350 + f"l{number + 1}")
+    (tree / "l300").symlink_to("head")
+    with pytest.raises(BuildError, match=r"linux\.tar\.gz: l\d+: expected links that lead over at most 100000 folders in all, got more"):
+        build(tmp_path / "cache", BuildOrder(source=str(packed(tmp_path))))
+    for number in range(301):
+        (tree / f"l{number}").unlink()
+    (tree / "/".join("d" * 70)).mkdir(parents=True)
+    with pytest.raises(BuildError, match=r"linux\.tar\.gz: expected a kernel's source, names of at most 1000 bytes, below 64 folders, got"):
+        build(tmp_path / "cache", BuildOrder(source=str(packed(tmp_path))))
+    assert time.process_time() - before < 30
+    assert not [*tmp_path.glob("cache/sources/tarball-*/tree"), *tmp_path.glob("cache/sources/.unfinished-*")]
 
 
 def test_a_tarball_that_unpacks_to_far_more_than_a_source_is_refused(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
