@@ -69,6 +69,7 @@ def folders() -> Folders:
     _keep_private(found.cache, "TESTBED_CACHE", chosen=bool(os.environ.get("TESTBED_CACHE")))
     for room in _ROOMS:
         _keep_private(found.cache / room, "TESTBED_CACHE")
+    _check_above(found.state, "TESTBED_STATE")  # also of one that the first run will make
     if found.state.is_dir():
         _keep_private(found.state, "TESTBED_STATE", chosen=bool(os.environ.get("TESTBED_STATE")))
     for folder in (found.runs, found.snapshots):
@@ -99,12 +100,7 @@ def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
     """
     try:
         make(folder)
-        for above in folder.resolve().parents:
-            if _is_for_all(above):
-                raise HostError(
-                    f"{above}: expected a folder in which other users cannot put another {folder.name} in the place of yours, got one that "
-                    f"everybody may write to; chmod +t {shlex.quote(str(above))}; or name another folder with {variable}"
-                )
+        _check_above(folder, variable)
         found = folder.stat()
         mode = stat.S_IMODE(found.st_mode)
         if mode & _FOR_OTHERS and found.st_uid == os.geteuid() and not chosen:
@@ -119,6 +115,16 @@ def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
             f"{folder}: expected a folder that only uid {os.geteuid()} may write to, got mode {mode:04o} of uid {found.st_uid}; take the "
             f"others' rights away with: chmod go-w {shlex.quote(str(folder))}; or name another with {variable}"
         )
+
+
+def _check_above(folder: Path, variable: str) -> None:
+    """:raise HostError: everybody could put another folder in its place."""
+    for above in folder.resolve().parents:
+        if above.exists() and _is_for_all(above):
+            raise HostError(
+                f"{above}: expected a folder in which other users cannot put another {folder.name} in the place of yours, got one that "
+                f"everybody may write to; chmod +t {shlex.quote(str(above))}; or name another folder with {variable}"
+            )
 
 
 def _is_for_all(folder: Path) -> bool:

@@ -91,7 +91,7 @@ def test_a_folder_that_others_may_write_to_is_refused(variable: str, home: Path,
     assert modes(shared) == {0o1777}, "it may be everybody's on purpose"
 
 
-@pytest.mark.parametrize("variable", ["TESTBED_CACHE", "TESTBED_ADMISSION"])
+@pytest.mark.parametrize("variable", ["TESTBED_CACHE", "TESTBED_STATE", "TESTBED_ADMISSION"])
 def test_a_folder_that_others_may_put_another_in_the_place_of_is_refused(
     variable: str, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
