@@ -42,3 +42,11 @@ def test_a_test_that_is_not_the_same_each_time_is_listed_and_reasons_have_their_
         "- run-a, a (a.1): counts in 60 s",
         "- run-b, b (b.1): 1 of 2 tests ended; interrupted by SIGINT; counts in 60 s",
     ]
+
+
+def test_a_hang_of_a_test_is_a_hang_on_each_of_its_devices() -> None:
+    hung = run("a", ("block/042", "hang", "it did not end within 180 s"))
+    ended = run("a", ("block/042 (vda)", "pass", ""), ("block/042 (vdb)", "fail", "its output differs"))
+    lines = suites.markdown([hung, ended]).splitlines()
+    assert lines[2:4] == ["| block/042 (vda) | hang, then pass |", "| block/042 (vdb) | hang, then fail |"]
+    assert "- block/042 (vda) on a: hang: it did not end within 180 s; pass" in lines
