@@ -21,10 +21,13 @@ from testbed.errors import HostError, TopologyError, UsageError
 from testbed.kernels import LocalKernel, load_table
 from testbed.keys import content_key
 from testbed.parcel import BUG, KERNELS, MANIFEST, RESULTS, Manifest, Member
+from testbed.printable import printable
 from testbed.store import archives, cache
 from testbed.store.kernel_files import KernelFiles, read_folder
 
 _MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\.ko")
+_RELEASE = re.compile(r"[A-Za-z0-9._+~-]{1,128}")
+_MOST_ORIGIN = 500
 _KERNEL_FILES = ("bzImage", "modules.ext4", cache.META)
 
 
@@ -188,7 +191,7 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
                 if entry.name.startswith(f"{KERNELS}/"):
                     _unpack(archive, entry, root, bundle)
         for name in bundle.manifest.with_kernels:
-            read = read_folder(LocalKernel(name=name), root / KERNELS / name)
+            read = _kernel(bundle, name, root / KERNELS / name)
             if said := [one for one in read.early_modules if not _MODULE.fullmatch(one) or not (read.folder / "early" / one).is_file()]:
                 raise _refused(bundle.path, [f"kernel {name!r}: expected names of modules that came along, got {one!r}" for one in said])
             # What is made of it is kept by what it is, and not by what it says of itself.
@@ -199,6 +202,20 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
     except (tarfile.TarError, ValueError) as error:
         raise _refused(bundle.path, [f"it was changed since it was looked at: {error}"]) from error
     return found
+
+
+def _kernel(bundle: Bundle, name: str, folder: Path) -> KernelFiles:
+    """What a kernel that came along says of itself; it gets into results and onto terminals.
+
+    :raise UsageError: it is no kernel, or is called as none is.
+    """
+    try:
+        read = read_folder(LocalKernel(name=name), folder)
+    except HostError as error:
+        raise _refused(bundle.path, [f"kernel {name!r}: expected a meta.json as kernels in the cache have it"]) from error
+    if not (folder / "bzImage").is_file() or _RELEASE.fullmatch(read.release) is None:
+        raise _refused(bundle.path, [f"kernel {name!r}: expected a bzImage and its release, got {read.release[:100]!r}"])
+    return replace(read, origin=" ".join(printable(read.origin[:_MOST_ORIGIN]).split()))
 
 
 def _unpack(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, bundle: Bundle) -> None:

@@ -53,7 +53,7 @@ STRANGERS: dict[str, tuple[str, str]] = {
     "report/bug_view": ("_seconds", _ANCHORED),
     "report/junit": ("_IMPOSSIBLE", "one character after the other"),
     "report/stacks": ("_PLURAL_CPUS", "one character"),
-    "store/bundles": ("_MODULE", _ANCHORED),
+    "store/bundles": ("_MODULE _RELEASE", _ANCHORED),
     "store/kernel_fit": ("_TITLE _is_of", "the first lines of a file; a release and a banner of at most 512 bytes"),
     "store/kernel_folders": ("_IMAGE _COMPANION", _FILE_NAME),
     "store/kernel_image": ("config vermagic", "words of a bounded length, at most 30 of them"),

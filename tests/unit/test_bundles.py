@@ -85,6 +85,36 @@ def test_a_kernel_that_names_files_which_are_not_its_own_is_refused(run: Path, t
         bundles.kernels(bundles.read(tmp_path / "a.tar"), tmp_path / "new")
 
 
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ([], "expected a meta.json as kernels in the cache have it"),
+        ({}, "expected a meta.json as kernels in the cache have it"),
+        ({"release": "\x1b[2J"}, "expected a bzImage and its release, got"),
+        ({"release": "6" * 200}, "expected a bzImage and its release, got"),
+        ({"release": "6.1\n- all is well"}, "expected a bzImage and its release, got"),
+        ({"release": "6.1.0-1", "origin": "x\x1b[2J\ny" * 200}, None),
+    ],
+)
+def test_what_a_bundles_kernel_says_of_itself_is_a_releases_name_or_refused(
+    run: Path, tmp_path: Path, meta: Any, message: str | None
+) -> None:
+    kernel = tmp_path / "kernel"
+    kernel.mkdir()
+    (kernel / "bzImage").write_text("kernel")
+    if meta:
+        meta = {"origin": "x", "sha256": "22", "early_modules": [], "has_modules": False, **meta}
+    (kernel / "meta.json").write_text(json.dumps(meta))
+    bundles.pack(run, tmp_path / "a.tar", {"debian-6.1": kernel})
+    bundle = bundles.read(tmp_path / "a.tar")
+    if message is None:
+        origin = bundles.kernels(bundle, tmp_path / "new")["debian-6.1"].origin
+        assert origin.startswith("x yx yx") and len(origin) <= 500
+        return
+    with pytest.raises(UsageError, match=message):
+        bundles.kernels(bundle, tmp_path / "new")
+
+
 @pytest.mark.parametrize("what", ["bug.yaml", "repro.json"])
 def test_a_folder_that_is_no_run_is_refused(run: Path, tmp_path: Path, what: str) -> None:
     (run / what).unlink()
