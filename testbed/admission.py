@@ -103,6 +103,11 @@ def in_turn(waiting: Iterable[str], busy: Iterable[str], *, now_ns: int) -> list
     return [name for _, name in sorted(turns)]
 
 
+def _is_ticket(name: str) -> bool:
+    parts = name.split("-")
+    return len(parts) == 3 and all(part.isascii() and part.isdecimal() and len(part) <= 20 for part in parts)
+
+
 def _owner(ticket: str) -> int:
     return int(ticket.split("-")[1])
 
@@ -140,6 +145,8 @@ def _resident(held: Iterable[tuple[Path, Claim]]) -> int:
 def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
     """Those whose owners live, by age; the others are removed. For whoever holds the gate."""
     for path in sorted(folder.glob("*-*-*")):
+        if not _is_ticket(path.name):
+            continue  # of whatever else lies in a folder that the user named
         with contextlib.suppress(OSError, ValueError, TypeError), path.open("r+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

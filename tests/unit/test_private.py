@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
+import json
 import os
 import stat
 import subprocess
@@ -78,6 +80,17 @@ def test_what_older_versions_made_for_everybody_is_mended(chosen: bool, home: Pa
     paths.folders()
     assert modes(old[1], old[3]) == {0o700}
     assert modes(old[0], old[2]) == {0o755 if chosen else 0o700}
+
+
+async def test_what_else_lies_in_the_folder_of_the_queue_is_no_ticket_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "my-own-notes").write_text("mine")
+    with (tmp_path / "a-b-c").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(json.dumps({"cores": 1, "memory_bytes": 1, "who": "x"}))
+        other.flush()
+        async with Admission(tmp_path, cores=1, memory_bytes=8 * GIB).admitted(Claim(cores=1, memory_bytes=1, who="me"), lambda said: None):
+            pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-b-c", "gate", "my-own-notes"]
 
 
 @pytest.mark.parametrize("variable", ["TESTBED_CACHE", "TESTBED_STATE", "TESTBED_ADMISSION"])
