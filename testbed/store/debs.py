@@ -40,7 +40,8 @@ def unpack(deb: Path, tree: Path) -> tuple[str, ...]:
     with held.temporary() as folder:
         try:
             with (folder / "tar").open("wb") as file:
-                for piece in inflate.output_of(("dpkg-deb", "--fsys-tarfile", str(deb)), str(deb), MOST_BYTES):
+                # From the root: one that is called `-x.deb` is no option.
+                for piece in inflate.output_of(("dpkg-deb", "--fsys-tarfile", str(deb.absolute())), str(deb), MOST_BYTES):
                     file.write(piece)
         except inflate.Refused as error:
             raise _none(deb, error) from error

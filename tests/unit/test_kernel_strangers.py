@@ -68,6 +68,14 @@ def test_links_of_a_package_bring_nothing_of_this_machine_into_a_guest_and_are_n
     assert not [path for path in (tmp_path / "tree").rglob("*") if path.is_symlink()]
 
 
+def test_a_package_that_is_called_as_an_option_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed(tmp_path, {}).rename(tmp_path / "-x.deb")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tree").mkdir()
+    assert debs.unpack(Path("-x.deb"), tmp_path / "tree") == ()
+    assert (tmp_path / f"tree/boot/vmlinuz-{RELEASE}").is_file()
+
+
 def test_a_kernel_that_is_a_link_to_a_file_of_this_machine_is_none(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(image(config()))
     with pytest.raises(UsageError, match=r"expected one boot/vmlinuz-\* in its packages, found 0"):
