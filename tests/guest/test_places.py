@@ -87,7 +87,7 @@ def nothing_is_left_there(own: Places) -> None:
 
 @pytest.mark.slow
 async def test_the_disk_is_full_below_the_cache(own: Places, apart: tuple[str, ...]) -> None:
-    small = full(own, apart, f"mount -t tmpfs -o size=48m tmpfs '{own.cache}/scratch'")
+    small = full(own, apart, f"mount -t tmpfs -o size=48m,mode=700 tmpfs '{own.cache}/scratch'")
     with expect("host disk full: cache") as met:
         ended = met.by(await own.run(*repro("writes.sh"), within=small, status=None))
         assert "this machine's disk is full; make room there" in ended.err
@@ -100,7 +100,7 @@ async def test_the_disk_is_full_below_the_cache(own: Places, apart: tuple[str, .
 async def test_the_disk_is_full_where_a_template_is_made(own: Places, apart: tuple[str, ...]) -> None:
     shared = [path for path in own.cache.iterdir() if path.is_symlink() and path.name != "templates"]
     links = " && ".join(f"ln -s '{path.readlink()}' '{path}'" for path in shared)
-    small = full(own, apart, f"mount -t tmpfs -o size=48m tmpfs '{own.cache}' && {links} && mkdir '{own.cache}/scratch'")
+    small = full(own, apart, f"mount -t tmpfs -o size=48m,mode=700 tmpfs '{own.cache}' && {links} && mkdir '{own.cache}/scratch'")
     with expect("host disk full: template") as met:
         ended = met.by(await own.run(*repro("ends.sh"), within=small, status=None))
         assert "this machine's disk is full; make room there" in ended.err
@@ -113,7 +113,7 @@ async def test_the_disk_is_full_where_a_template_is_made(own: Places, apart: tup
 async def test_the_disk_is_full_below_the_runs(own: Places, apart: tuple[str, ...]) -> None:
     with expect("host disk full: runs") as met:
         for size in ("16k", "40k"):
-            small = mounted(apart, f"mount -t tmpfs -o size={size} tmpfs '{own.state}/runs'")
+            small = mounted(apart, f"mount -t tmpfs -o size={size},mode=700 tmpfs '{own.state}/runs'")
             ended = met.by(await own.run(*repro("ends.sh"), within=small, status=None))
             assert "No space left on device" in ended.err or "disk is full" in ended.err, ended
         await own.nothing_left()
@@ -123,7 +123,7 @@ async def test_the_disk_is_full_below_the_runs(own: Places, apart: tuple[str, ..
 FILLS = '[ "$SEED" = 1 ] || yes it fills the disk | head -c 9M\n'
 _KEPT = """\
 runs=$1 kept=$2; shift 2
-mount -t tmpfs -o size=10m tmpfs "$runs"
+mount -t tmpfs -o size=10m,mode=700 tmpfs "$runs"
 "$@" || status=$?
 cp "$runs"/*/repro.json "$runs"/*/report.html "$runs"/*/junit.xml "$kept"
 exit "${status:-0}"
