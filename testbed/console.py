@@ -139,6 +139,8 @@ _FOUND.Compile()
 _ALARM = re2.compile(r"\b(?:WARNING|BUG|INFO|UBSAN|KCSAN|KASAN|KFENCE|KMSAN|PANIC|Oops): |\bBUG[ ,]|^(?:WARNING|BUG)\b")
 # How a program names itself in the kernel's log (`systemd[1]: `); a subsystem of the kernel has no number there.
 _PROGRAM = re2.compile(r"^[^\s\[]+\[\d+\]: ")
+# No class has a shorter line.
+_SHORTEST = 3
 _CUT_HERE, _END = "[ cut here ]", "---[ end trace "
 _TASK = linear(r"CPU: [0-9]+ .{0,40}PID: [0-9]+ Comm: ")
 # Between the first line that says what is wrong and the task: an oops has five.
@@ -195,6 +197,9 @@ class Reader:
         self._unknown: str | None = None
 
     def take(self, line: str) -> Finding | None:
+        if len(line) < _SHORTEST:
+            self._before.append(line)
+            return None
         seconds, text = split(line)
         found = _classify(line, seconds, text)
         is_splat = found is not None and found.kind.splat

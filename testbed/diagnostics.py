@@ -163,6 +163,7 @@ class Stream:
         self._source = source
         self._speaks = errors or source.joins
         self._bare_jobs = errors and script.language == "sh"
+        self._of_language = _OF_LANGUAGE.get(script.language)
         path = escaped(script.path)
         self._prefix = linear(rf"(?P<who>{path}|{_SHELL}|{escaped(HOME)}/bin/\w+): (?:-c: )?(?:line )?(?P<line>\d{{1,9}}): (?P<rest>.*)")
         self._other = linear(rf"\S+: (?:line )?\d+: (?P<rest>{_JOB_PATTERN}.*|{_MISSING_PATTERN})")
@@ -243,8 +244,7 @@ class Stream:
         if found and (found["failed"] or " " not in found["program"]):
             program = found["program"].strip(_QUOTES_OF_NAMES)
             return Unable(where=script.name, what=f"{program}: {_NOT_THERE if found['why'].startswith('No such') else found['why']}")
-        pattern = _OF_LANGUAGE.get(script.language)
-        if pattern is not None and pattern.fullmatch(line):
+        if self._of_language is not None and self._of_language.fullmatch(line):
             return Unable(where=script.name, what=line)
         return None
 

@@ -53,10 +53,12 @@ def parse(said: str, *, cut: bool = False) -> KernelLog:
     facility, level, stamp = _KERNEL, "warn", ""
     every = raw.split("\n", _MOST_LINES)
     for line in every[:_MOST_LINES]:
-        if found := _PRIORITY.match(line[:LONGEST_LINE]):
+        found = _PRIORITY.match(line[:LONGEST_LINE]) if ":" in line else None
+        if found:
             facility, level, stamp = found.groups()
         text.append(line[found.start(3) :] if found else line)
-        lines.append((facility, level, text[-1] if found else f"{stamp} {line.lstrip()}"))
+        if found or line.strip():
+            lines.append((facility, level, text[-1] if found else f"{stamp} {line.lstrip()}"))
     known = is_digits(first, 10)
     unread = "" if known else f"expected the number of /proc/sys/kernel/tainted first, got {first[:80]!r}"
     if cut or len(every) > _MOST_LINES:

@@ -52,7 +52,8 @@ class Pattern:
         return "\n" in self.text or "\\n" in self.text
 
 
-@functools.lru_cache(maxsize=256)
+# Each may keep up to _MAX_MEMORY_BYTES; a bug has a handful.
+@functools.lru_cache(maxsize=64)
 def compiled(text: str) -> Pattern:
     """The pattern in a text; ^ and $ are the begin and the end of a line.
 

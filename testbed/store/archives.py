@@ -112,7 +112,10 @@ class _Archive(tarfile.TarFile):
 
     def next(self) -> tarfile.TarInfo | None:
         """:raise tarfile.TarError: it is damaged, or too much."""
-        found = super().next()
+        try:
+            found = super().next()
+        except IndexError as error:  # Python 3.11's tarfile asks for the first byte of a number which the archive ends before
+            raise tarfile.ReadError("expected a whole header, the archive ends within it") from error
         self.members.clear()
         if found is not None and found.size < 0:
             raise tarfile.ReadError(f"{found.name}: expected a size, got {found.size}")

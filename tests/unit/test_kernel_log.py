@@ -27,7 +27,7 @@ def merged(raw: str, *console: Finding, tainted: str = "0") -> list[tuple[Kind, 
 def test_the_text_is_that_of_dmesg_without_options() -> None:
     log = kernel_log.parse(f"0\n{BOOT}user  :warn  : [    1.500000] a\nb\n")
     assert log.text == "[    0.000000] Linux version 7.2.13\n[    0.100000] Kernel command line: console=ttyS0\n[    1.500000] a\nb\n"
-    assert [(facility, level) for facility, level, _ in log.lines] == [("kern", "notice"), ("kern", "info"), *[("user", "warn")] * 3]
+    assert [(facility, level) for facility, level, _ in log.lines] == [("kern", "notice"), ("kern", "info"), *[("user", "warn")] * 2]
 
 
 def test_a_line_that_the_console_showed_is_one_finding() -> None:
