@@ -131,11 +131,15 @@ def test_a_refusal_of_equal_lines_is_told_soon() -> None:
 
 def test_kconfig_files_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BuildError, match=r"include each other at most 32 deep; does one include itself\?"):
+        kconfig.read(lambda path: f'source "{path}x"\n')
+    with pytest.raises(BuildError, match=r"Kconfig: expected at most 10000 Kconfig files, each included at most 8 times"):
         kconfig.read(lambda path: 'source "Kconfig"\n')
-    monkeypatch.setattr(kconfig, "_MOST_STATEMENTS", 1000)
     twice = {"Kconfig": 0} | {f"k{depth}": depth for depth in range(1, 25)}
-    with pytest.raises(BuildError, match=r"expected at most 1000 statements"):
+    with pytest.raises(BuildError, match=r"each included at most 8 times"):
         kconfig.read(lambda path: f'source "k{twice[path] + 1}"\n' * 2 if twice[path] < 24 else "config A\n")
+    with pytest.raises(BuildError, match=r"expected at most 1000000 lines in the Kconfig files"):
+        kconfig.read(lambda path: "\n" * 1_000_001)
+    monkeypatch.setattr(kconfig, "_MOST_STATEMENTS", 1000)
     with pytest.raises(BuildError, match=r"Kconfig:1: expected at most 1000 statements of at most 20000 characters"):
         kconfig.read(lambda path: "config A" + "\\\n x" * 30_000)
     assert kconfig.read(
