@@ -26,6 +26,8 @@ _MOST_STATEMENTS, _MOST_FILES, _MOST_INCLUDED, _MOST_BRACKETS, _MOST_IN_LINE = 3
 _MOST_TIMES = 8
 # It has 210,000 lines in files called Kconfig; of each file no more are looked at than are left of these.
 _MOST_LINES = 1_000_000
+# An option of a kernel has a few definitions.
+_MOST_EXPLAINED = 100
 _LEVELS = {"n": 0, "m": 1, "y": 2}
 
 
@@ -204,7 +206,7 @@ def unknown(losses: Iterable[Loss], kconfig: Kconfig) -> tuple[str, ...]:
 def explain(loss: Loss, kconfig: Kconfig, config: Mapping[str, Option]) -> str:
     """The option that blocks another one, in words."""
     name, wanted = loss.name, loss.wanted.value
-    definitions = kconfig.definitions.get(name)
+    definitions = kconfig.definitions.get(name, [])[:_MOST_EXPLAINED]
     if not definitions:
         return "this source has no such option"
     if wanted == "n" and (by := _selectors(name, kconfig, config)):

@@ -19,6 +19,7 @@ MOST_CPU_S = 1.0
 # What one input may take beyond the most that the process had before, and all of them together after the first tenth.
 MOST_BYTES = 64 << 20
 FLAT_BYTES = 32 << 20
+_SMALLER_S = 5.0
 _MOST_TRIES = 400
 
 
@@ -95,12 +96,15 @@ def _place(error: BaseException) -> str:
 
 
 def smallest(finding: Finding, target: Target, *, looks: Callable[[Target, bytes], Seen] = look) -> Finding:
-    """The finding with a smaller input: pieces are left out while the same is found, in some hundred tries (ddmin, A. Zeller 2002)."""
-    best, tries = finding, _MOST_TRIES if finding.kind == "exception" else 12
+    """The finding with a smaller input: pieces are left out while the same is found, in some hundred tries (ddmin, A. Zeller 2002).
+
+    It ends early where that takes long, or who watches this process from outside would take it for an input without an end.
+    """
+    best, tries, until_s = finding, _MOST_TRIES if finding.kind == "exception" else 12, time.process_time() + _SMALLER_S
     size = max(1, len(best.data) // 2)
-    while tries > 0:
+    while tries > 0 and time.process_time() < until_s:
         at, changed = 0, False
-        while at < len(best.data) and tries > 0:
+        while at < len(best.data) and tries > 0 and time.process_time() < until_s:
             tries -= 1
             smaller = best.data[:at] + best.data[at + size :]
             found = looks(target, smaller).finding
