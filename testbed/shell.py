@@ -260,9 +260,7 @@ class Shell:
                 yield sftp
         except asyncssh.SFTPError as error:
             raise GuestError(f"guest {self._guest}: copying {what}: {error.reason}") from error
-        except asyncssh.Error as error:
-            raise WireBroken(f"guest {self._guest}: copying {what}: the SSH connection broke: {error}") from error
-        except ConnectionError as error:
+        except (asyncssh.Error, ConnectionError) as error:
             raise WireBroken(f"guest {self._guest}: copying {what}: the SSH connection broke: {error}") from error
         except OSError as error:
             raise HostError(f"copying {what}: {os.fsdecode(error.filename or 'a file')}: {error.strerror}") from error

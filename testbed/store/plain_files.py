@@ -8,14 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from testbed import beneath
 from testbed.errors import BuildError
-from testbed.units import format_size
 
 _PIECE_BYTES = 1 << 20
 
@@ -26,28 +25,13 @@ def opened(folder: Path, name: str, limit_bytes: int) -> Iterator[BinaryIO]:
 
     :raise BuildError: there is no such regular file, it is behind a link, larger than `limit_bytes`, or cannot be read.
     """
-    *folders, last = PurePosixPath(name).parts or ("",)
-    if name.startswith("/") or ".." in (*folders, last) or "\0" in name:
-        raise BuildError(f"{folder}: expected the name of a file in it, got {name!r}")
     with contextlib.ExitStack() as held:
         try:
-            place = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-            held.callback(os.close, place)
-            for part in folders:
-                place = os.open(part, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=place)
-                held.callback(os.close, place)
-            # Not to wait at a pipe; of a device nothing is opened: folders that strangers write to are mounted without them.
-            found = os.open(last, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=place)
+            file = held.enter_context(beneath.opened(folder, str(PurePosixPath(name)), limit_bytes))
         except OSError as error:
-            raise BuildError(f"{folder / name}: expected a regular file: {error.strerror}") from error
-        held.callback(os.close, found)
-        at = os.fstat(found)
-        if not stat.S_ISREG(at.st_mode):
-            raise BuildError(f"{folder / name}: expected a regular file, got something else")
-        if at.st_size > limit_bytes:
-            raise BuildError(f"{folder / name}: expected at most {format_size(limit_bytes)}, got {format_size(at.st_size)}")
-        with os.fdopen(found, "rb", closefd=False) as file:
-            yield file
+            why = str(error.strerror)
+            raise BuildError(f"{folder / name}: {why if why.startswith('expected') else f'expected a regular file: {why}'}") from error
+        yield file
 
 
 def text(folder: Path, name: str, limit_bytes: int) -> str:

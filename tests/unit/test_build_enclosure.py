@@ -374,7 +374,7 @@ def test_a_kconfig_file_that_names_files_of_this_machine_gets_none(tmp_path: Pat
         with pytest.raises(BuildError):
             plain_files.text(tmp_path / "tree", name, 100)
     assert plain_files.text(tmp_path / "tree", "Kconfig", 100) == "mine"
-    with pytest.raises(BuildError, match="expected at most 3, got 4"):
+    with pytest.raises(BuildError, match="expected at most 3 bytes, got 4"):
         plain_files.text(tmp_path / "tree", "Kconfig", 3)
 
 
