@@ -24,7 +24,7 @@ from testbed.custody import Custody
 from testbed.devices import Device
 from testbed.drives import Arrangement
 from testbed.errors import DeviceMismatch, GuestError, HostError, TemplateError, TestbedError
-from testbed.life import LAST_WORDS_S, Life
+from testbed.life import LAST_WORDS_S, Life, ended
 from testbed.lifecycle import SHUTDOWNS, Event, Loss, State
 from testbed.live_disks import LiveDisks
 from testbed.marks import Marks
@@ -430,4 +430,4 @@ async def launch(order: Order, key: SshKey) -> AsyncIterator[Guest]:
         yield guest
         await guest.save_dmesg()
     finally:
-        await asyncio.shield(guest.tear_down())
+        await ended(guest.tear_down())

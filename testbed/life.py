@@ -21,6 +21,19 @@ T = TypeVar("T")
 LAST_WORDS_S = 3.0
 
 
+async def ended(work: Coroutine[Any, Any, None]) -> None:
+    """Wait until `work` has ended, also when we are cancelled meanwhile, and however often: what is half taken down stays behind."""
+    task, cancelled = asyncio.create_task(work), None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
 class Life:
     """Of one guest; `loss` says what ended it."""
 

@@ -151,33 +151,32 @@ def read_record(folder: Path) -> Record | None:
 
 
 def every(folders: Folders) -> tuple[Vm, ...]:
-    """All guests that stay, by age; leftovers of supervisors that are gone are removed."""
-    return _swept(folders)[0]
+    """All guests that stay, by age. Removes nothing: that a supervisor was killed is said once, by who sweeps."""
+    there = []
+    for folder in _root(folders).glob("*"):
+        with _locked(folder) as gone:
+            record = None if gone else read_record(folder)
+        there += [Vm(folder=folder, record=record)] if record is not None else []
+    return tuple(sorted(there, key=lambda vm: vm.record.since))
 
 
 def sweep(folders: Folders) -> tuple[Record, ...]:
-    """Remove what supervisors have left that were killed; returns their guests."""
-    return _swept(folders)[1]
-
-
-def _swept(folders: Folders) -> tuple[tuple[Vm, ...], tuple[Record, ...]]:
-    there, lost = [], []
+    """Remove what supervisors have left that were killed, and networks that no guest names; returns the guests that ended so."""
     # Before the records: a supervisor writes its record, and makes its networks' folder after that.
     networks = set(folders.runtime.glob("net-*"))
-    for folder in _root(folders).glob("*"):
-        with _locked(folder) as gone:
-            if gone:
-                # None where its supervisor has just ended as it should.
-                record = read_record(folder)
-                lost += [record] if record is not None else []
-                shutil.rmtree(folder, ignore_errors=True)
-                continue
-        record = read_record(folder)
-        if record is not None:
-            there.append(Vm(folder=folder, record=record))
-    for unused in networks - {Path(vm.record.networks) for vm in there}:
+    lost = tuple(record for folder in _root(folders).glob("*") if (record := _taken(folder)) is not None)
+    for unused in networks - {Path(vm.record.networks) for vm in every(folders)}:
         shutil.rmtree(unused, ignore_errors=True)
-    return tuple(sorted(there, key=lambda vm: vm.record.since)), tuple(lost)
+    return lost
+
+
+def _taken(folder: Path) -> Record | None:
+    """The record of a guest whose supervisor is gone, and its folder with it; None where the supervisor lives, or ended as it should."""
+    with _locked(folder) as gone:
+        record = read_record(folder) if gone else None
+        if gone:
+            shutil.rmtree(folder, ignore_errors=True)
+    return record
 
 
 def find(folders: Folders, name: str) -> Vm:
@@ -185,12 +184,12 @@ def find(folders: Folders, name: str) -> Vm:
 
     :raise UsageError: there is none.
     """
-    there, lost = _swept(folders)
+    there = every(folders)
     for vm in there:
         if vm.record.name == name:
             return vm
-    for record in lost:
-        if record.name == name:
+    for folder in _root(folders).glob("*"):
+        if folder.name == name and (record := _taken(folder)) is not None:
             raise UsageError(gone_with_supervisor(record))
     names = ", ".join(vm.record.name for vm in there)
     raise UsageError(f"{name}: there is no such guest; {f'there are {names}' if names else 'start one with: testbed up FILE'}")

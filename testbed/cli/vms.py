@@ -21,6 +21,7 @@ from testbed import inventory, paths, process, session, vms
 from testbed.cli import terminal
 from testbed.cli.app import Json, app, err, out, rows, run_async
 from testbed.errors import TestbedError, UsageError
+from testbed.paths import Folders
 from testbed.printable import printable
 from testbed.report import guests
 
@@ -55,15 +56,22 @@ _FOREIGN = {"allow_extra_args": True, "ignore_unknown_options": True, "allow_int
 def ps(as_json: Json = False) -> None:
     """The guests that stay: name, kernel, state, age, disks, memory."""
     folders = paths.folders()
-    for record in session.reap(folders).guests:
-        err.print(vms.gone_with_supervisor(record), markup=False, highlight=False, soft_wrap=True)
+    lost = _say_lost(folders)
     records = tuple(vms.now(vm.record) for vm in vms.every(folders))
     if as_json:
         print(json.dumps([asdict(record) for record in records]))
     elif records:
         rows(guests.guests_table(records))
-    else:
+    elif not lost:
         err.print("no guests; start some with: testbed up FILE", markup=False, highlight=False)
+
+
+def _say_lost(folders: Folders) -> bool:
+    """Remove what killed sessions left, and say which guests ended with one; whether there were any."""
+    lost = session.reap(folders).guests
+    for record in lost:
+        err.print(vms.gone_with_supervisor(record), markup=False, highlight=False, soft_wrap=True)
+    return bool(lost)
 
 
 @app.command()
@@ -217,7 +225,7 @@ def down(
         async with asyncio.TaskGroup() as group:
             for vm in found:
                 group.create_task(end(vm))
-        session.reap(folders)  # and what the last one on a network leaves
+        _say_lost(folders)  # and what the last one on a network leaves
         return 0
 
     run_async(work())

@@ -188,9 +188,12 @@ async def test_a_guest_that_panics_is_remembered_and_one_whose_supervisor_is_kil
 
     (up,) = json.loads((await testbed("up", testbed.file(NVME), "--json", "-q")).out)
     os.kill(up["supervisor"], signal.SIGKILL)
-    while Path(f"/proc/{up['qemu']}/exe").exists():
-        await asyncio.sleep(0.1)
-    listed = await testbed("ps")
+    async with asyncio.timeout(60):
+        # It takes its time to end; until then the guest is there.
+        while not (listed := await testbed("ps")).err:
+            await asyncio.sleep(0.1)
+        while Path(f"/proc/{up['qemu']}/exe").exists():
+            await asyncio.sleep(0.1)
     assert listed.err.startswith("n: its supervisor was killed, and the guest ended with it; its logs: ") and listed.out == ""
     assert await testbed.records() == []
 

@@ -1,5 +1,8 @@
+import asyncio
+
 import pytest
 
+from testbed import life
 from testbed.lifecycle import NEXT, Event, State, advance, deadlines
 
 
@@ -53,3 +56,23 @@ def test_each_wait_has_its_limit(boot_s: float | None, times: float) -> None:
         240 * times,
         20 * times,
     )
+
+
+async def test_what_takes_down_is_not_left_half_done_by_who_is_cancelled_twice() -> None:
+    going_on, done = asyncio.Event(), False
+
+    async def take_down() -> None:
+        nonlocal done
+        await going_on.wait()
+        done = True
+
+    waiting = asyncio.create_task(life.ended(take_down()))
+    for _ in range(2):
+        await asyncio.sleep(0)
+        waiting.cancel()
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    going_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert done

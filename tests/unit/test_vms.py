@@ -84,6 +84,7 @@ def test_what_a_killed_supervisor_leaves_is_removed(folders: Folders) -> None:
     (left := folders.runtime / "vms" / "g0").mkdir(parents=True)
     vms.write(left, RECORD)
     (network := folders.runtime / "net-1").mkdir()
+    assert vms.every(folders) == ()  # and takes the news of it from nobody
     assert vms.sweep(folders) == (RECORD,)
     assert not left.exists() and not network.exists()
     left.mkdir()
@@ -97,9 +98,9 @@ def test_a_network_stays_while_a_guest_names_it(folders: Folders) -> None:
     (network := folders.runtime / "net-1").mkdir()
     with vms.claimed(folders, "g0") as folder:
         vms.write(folder, replace(RECORD, networks=str(network)))
-        vms.every(folders)
+        vms.sweep(folders)
         assert network.exists()
-    vms.every(folders)
+    vms.sweep(folders)
     assert not network.exists()
 
 
