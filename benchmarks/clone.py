@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import virtme
-from testbed import held, paths
-from testbed.lab import Lab, open_lab
-from testbed.lifecycle import Event
+from testbed.guest.factory import Lab, open_lab
+from testbed.guest.lifecycle import Event
+from testbed.host import paths, tempdirs
 from testbed.report import live
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest, load
 from testbed.units import MIB
 
@@ -61,7 +61,7 @@ def _private(pid: int) -> int:
 async def measure(*, count: int, cold: int, kernel: str) -> dict[str, Any]:
     """The figures; times in seconds, memory in MiB."""
     model = load(paths.shipped("topologies") / "default.yaml").guests["g0"]
-    with live.progress(Console(stderr=True)) as progress, held.temporary() as folder:
+    with live.progress(Console(stderr=True)) as progress, tempdirs.temporary() as folder:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             files = await lab.kernel(kernel)
             await _one(lab, model, files, folder)  # makes the template where there is none

@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from testbed import held, paths, probe, process
 from testbed.errors import HostError
-from testbed.export.settings import Settings
-from testbed.exports import Export
 from testbed.hardware.latency import Latency
-from testbed.host import Host
+from testbed.host import paths, process, tempdirs
+from testbed.host.facts import Host
+from testbed.qemu import probe
+from testbed.qemu.nbd_export import Export
+from testbed.qemu.nbd_server.settings import Settings
 from testbed.units import MIB
 
 DELAYS_US = (0, 1000, 5000)
@@ -33,10 +34,10 @@ Target = tuple[tuple[str, ...], tuple[int, ...]]
 async def measure(*, requests: int) -> list[Row]:
     """A row for each server, delay and depth; nbdkit where it is installed."""
     rows = []
-    with held.temporary() as folder:
+    with tempdirs.temporary() as folder:
         disk = folder / "disk"
         disk.write_bytes(bytes(64 * MIB))
-        servers: dict[str, Any] = {"the file itself": _plain, "testbed.export": _ours}
+        servers: dict[str, Any] = {"the file itself": _plain, "testbed.qemu.nbd_server": _ours}
         if shutil.which("nbdkit"):
             servers["nbdkit"] = _nbdkit
         for delay_us in DELAYS_US:

@@ -13,13 +13,14 @@ from typing import Any
 
 from rich.console import Console
 
-from testbed import fio, gauges, held
-from testbed.guest import Guest
+from testbed.guest.factory import open_lab
+from testbed.guest.guest import Guest
+from testbed.guest.metrics import fio, readings
+from testbed.guest.metrics.disk_sampler import sampling
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
-from testbed.lab import open_lab
+from testbed.host import tempdirs
 from testbed.report import live
-from testbed.sampler import sampling
 from testbed.topology import Guest as GuestModel
 from testbed.topology.disks import disk_of
 from testbed.units import MIB
@@ -40,7 +41,7 @@ async def measure(*, kernel: str, seconds: float, changes: int) -> list[Row]:
     """A row for each limit on each kind of disk."""
     model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     rows: list[Row] = []
-    with held.temporary() as folder, live.progress(Console(stderr=True)) as progress:
+    with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             for number, kind in enumerate(KINDS):
                 async with lab.guest("bench", model, await lab.kernel(kernel), folder / kind) as guest:
@@ -106,7 +107,7 @@ async def _change(guest: Guest, name: str, seconds: float) -> list[Row]:
 
 
 async def _requests(guest: Guest, name: str) -> int:
-    return (await gauges.disks(guest))[name]["rd_operations"]
+    return (await readings.disks(guest))[name]["rd_operations"]
 
 
 async def _sampling(guest: Guest, name: str, seconds: float) -> list[Row]:

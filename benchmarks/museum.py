@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from testbed import paths, repro
-from testbed.bugs import Case, load
+from testbed.bugs import Case, load, repro
+from testbed.bugs.repro import Job, Limits, Tried
 from testbed.errors import UsageError
-from testbed.lab import open_lab
+from testbed.guest.factory import open_lab
+from testbed.host import paths
 from testbed.progress import Silent
-from testbed.repro import Job, Limits, Tried
 
 
 def pieces(names: tuple[str, ...]) -> dict[str, Case]:

@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import children
-from testbed import held, mounts
-from testbed.lab import open_lab
+from testbed.guest.factory import open_lab
+from testbed.guest.setup import apply
+from testbed.host import tempdirs
 from testbed.report import live
 from testbed.topology import Guest
 
@@ -44,7 +45,7 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
     """Medians in seconds of one test: as pytest counts its set-up, call and tear-down, and of the same guest by the lab alone; and of
     collecting a thousand, the whole command, beside as many without the plugin's fixtures.
     """
-    with held.temporary() as folder:
+    with tempdirs.temporary() as folder:
         with live.progress(Console(stderr=True)) as progress:
             alone = []
             async with open_lab(progress, kernels=(kernel,)) as lab:
@@ -52,7 +53,7 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
                 for number in range(count + 1):
                     started = time.monotonic()
                     async with lab.guest("g0", Guest(cpus=1), files, folder / str(number)) as guest:
-                        await mounts.build(guest)
+                        await apply.build(guest)
                         await guest.run("true")
                     alone.append(time.monotonic() - started)
             with progress.task(f"{count} tests"):

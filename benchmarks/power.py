@@ -7,13 +7,15 @@ from typing import Any
 
 from rich.console import Console
 
-from testbed import durability, held, mounts
-from testbed.durability import Load
+from benchmarks import durability
+from benchmarks.durability import Load
 from testbed.errors import GuestError
-from testbed.lab import Lab, open_lab
+from testbed.guest.factory import Lab, open_lab
+from testbed.guest.setup import apply
+from testbed.host import tempdirs
 from testbed.progress import Task
 from testbed.report import live
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest
 
 _DISKS, _FILESYSTEMS = ("virtio-blk", "nvme"), ("ext4", "xfs", "btrfs")
@@ -27,7 +29,7 @@ Row = dict[str, Any]
 async def measure(*, cuts: int, kernel: str, seed: int) -> list[Row]:
     """A row for each disk and filesystem with a true cache; and for each one that lies, until it has lost something."""
     rows = []
-    with held.temporary() as folder, live.progress(Console(stderr=True)) as progress:
+    with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             files = await lab.kernel(kernel)
             for cache in ("volatile", "lies"):
@@ -49,7 +51,7 @@ async def _row(lab: Lab, kernel: KernelFiles, model: Guest, evidence: Path, cuts
     for number in range(cuts + 1):
         async with lab.guest("bench", model, kernel, evidence / str(number), survivors=kept) as guest:
             try:
-                await mounts.build(guest)
+                await apply.build(guest)
             except GuestError as error:
                 return _result(number, acknowledged, gone, blocks, f"the filesystem is gone: {str(error).splitlines()[-1][:80]}")
             if number:

@@ -8,10 +8,11 @@ from typing import Any
 
 from rich.console import Console
 
-from testbed import gauges, held
 from testbed.errors import GuestLost
-from testbed.guest import Guest
-from testbed.lab import open_lab
+from testbed.guest.factory import open_lab
+from testbed.guest.guest import Guest
+from testbed.guest.metrics import readings
+from testbed.host import tempdirs
 from testbed.progress import Task
 from testbed.report import live
 from testbed.topology import Guest as GuestModel
@@ -44,7 +45,7 @@ Row = dict[str, Any]
 async def measure(*, cycles: int, kernel: str) -> list[Row]:
     """A row for each kind of disk: how many cycles the guest lived through, and what its console said if it did not."""
     rows = []
-    with held.temporary() as folder, live.progress(Console(stderr=True)) as progress:
+    with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             for kind in _KINDS:
                 model = GuestModel(disks={"data": disk_of(type=kind, size=64 * MIB)})
@@ -79,7 +80,7 @@ async def _cycles(guest: Guest, cycles: int, task: Task) -> Row:
 async def _busy(guest: Guest) -> dict[str, int]:
     """What the disk has counted since it was plugged in, as soon as the guest is at work on it."""
     while True:
-        counted = (await gauges.disks(guest)).get("data")
+        counted = (await readings.disks(guest)).get("data")
         if counted and counted["rd_operations"] >= _BUSY and counted["wr_operations"] >= _BUSY:
             return counted
         await asyncio.sleep(0.05)

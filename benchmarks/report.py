@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import children
-from testbed import held
-from testbed.report import artefacts, results
+from testbed.host import tempdirs
+from testbed.report import formats, results
 from testbed.units import MIB
 
 
@@ -35,20 +35,20 @@ def repeated(document: dict[str, Any], count: int) -> dict[str, Any]:
 async def measure(*, cases: int, opens: int) -> list[dict[str, Any]]:
     """A row for each number of cases."""
     rows = []
-    with held.temporary() as state:
+    with tempdirs.temporary() as state:
         folder = await _run(state)
         document = results.read(str(folder), folder.parent)
         for count in (len(document["scenarios"]), cases):
             many = repeated(document, count)
             started = time.monotonic()
-            artefacts.write(many, folder)
+            formats.write(many, folder)
             written_s = time.monotonic() - started
-            opened = [await opened_s(folder / artefacts.PAGE) for _ in range(opens)]
+            opened = [await opened_s(folder / formats.PAGE) for _ in range(opens)]
             rows.append(
                 {
                     "cases": count,
                     "written_s": round(written_s, 2),
-                    "report_mib": round((folder / artefacts.PAGE).stat().st_size / MIB, 2),
+                    "report_mib": round((folder / formats.PAGE).stat().st_size / MIB, 2),
                     "opened_s": round(statistics.median(opened), 2),
                     "slowest_s": round(max(opened), 2),
                 }

@@ -13,12 +13,13 @@ from typing import Any
 
 from rich.console import Console
 
-from testbed import fio, held
-from testbed.group_sampler import LOG, sampling_groups
-from testbed.guest import Guest
-from testbed.lab import open_lab
+from testbed.guest.factory import open_lab
+from testbed.guest.guest import Guest
+from testbed.guest.metrics import fio
+from testbed.guest.metrics.cgroup_sampler import LOG, sampling_groups
+from testbed.guest.metrics.disk_sampler import sampling
+from testbed.host import tempdirs
 from testbed.report import live
-from testbed.sampler import sampling
 from testbed.topology import Guest as GuestModel
 from testbed.topology.disks import disk_of
 from testbed.units import MIB
@@ -40,7 +41,7 @@ async def measure(*, kernel: str, seconds: float, rounds: int) -> list[Row]:
     """A row for each rate and number of groups."""
     model = GuestModel(disks={"data": disk_of(type="virtio-blk", size=64 * MIB)})
     rows: list[Row] = []
-    with held.temporary() as folder, live.progress(Console(stderr=True)) as progress:
+    with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_lab(progress, kernels=(kernel,)) as lab:
             for groups in (0, 8, 64):
                 async with lab.guest("bench", model, await lab.kernel(kernel), folder / str(groups)) as guest:

@@ -20,13 +20,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed import held, paths, room, runner
 from testbed.errors import GuestLost, TestbedError, WireBroken
-from testbed.lab import Lab, open_lab
+from testbed.guest.factory import Lab, open_lab
+from testbed.host import paths, quota, tempdirs
 from testbed.progress import Silent
-from testbed.runner import Job
-from testbed.scenarios import select
-from testbed.store.kernel_files import KernelFiles
+from testbed.scenarios import runner
+from testbed.scenarios.catalogue import select
+from testbed.scenarios.runner import Job
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest, disks, load
 from tests.guest import places
 from tests.guest.places import Places
@@ -81,7 +82,7 @@ def what_is_held(lab: Lab) -> Held:
         files=len(list(Path("/proc/self/fd").iterdir())),
         processes=len(children),
         tasks=len(asyncio.all_tasks()),
-        disk_bytes=room.taken(lab.folders.scratch) + room.taken(lab.folders.runtime),
+        disk_bytes=quota.taken(lab.folders.scratch) + quota.taken(lab.folders.runtime),
     )
 
 
@@ -219,7 +220,7 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
     with (
         places.made() as own,
         places.made() as ours,
-        held.temporary() as folder,
+        tempdirs.temporary() as folder,
         tempfile.TemporaryFile("w+", encoding="utf-8") as samples,
     ):
         os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR", "TESTBED_ADMISSION")})

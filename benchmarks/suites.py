@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from testbed import partial, paths
 from testbed.errors import UsageError
-from testbed.report import bug_files, results
+from testbed.host import paths
+from testbed.report import partial, results
+from testbed.report.bugs import files
 from testbed.report.markdown import cell
 
 Document = Mapping[str, Any]
@@ -21,7 +22,7 @@ def read(run: str) -> Document:
     :raise UsageError: it is none.
     """
     folder = results.locate(run, paths.folders().runs)
-    found = bug_files.read(folder)
+    found = files.read(folder)
     if found is None or found["what"] != "suite":
         raise UsageError(f"run {run!r}: expected a run of `testbed suite`, got another: {folder}")
     return found

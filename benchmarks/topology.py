@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from testbed import groups, held, stack
+from testbed.guest.setup import block_stack, cgroups
+from testbed.host import tempdirs
 from testbed.topology import load_points
 
 # 2 x 4 x 2 x 5 x 5 x 5 x 5 = 10,000 points.
@@ -35,7 +36,7 @@ guests:
 
 def measure(plans: int) -> dict[str, Any]:
     """Seconds for all points, and milliseconds for one plan of a stack and its control groups."""
-    with held.temporary() as folder:
+    with tempdirs.temporary() as folder:
         file = folder / "matrix.yaml"
         file.write_text(_MATRIX, encoding="utf-8")
         started = time.monotonic()
@@ -44,6 +45,6 @@ def measure(plans: int) -> dict[str, Any]:
     guest = next(iter(points.values())).guests["g0"]
     started = time.monotonic()
     for _ in range(plans):
-        groups.plan_groups(guest, stack.plan_stack(guest, {"data": "/dev/vdc"}).devices)
+        cgroups.plan_groups(guest, block_stack.plan_stack(guest, {"data": "/dev/vdc"}).devices)
     planned = (time.monotonic() - started) / plans
     return {"points": len(points), "validated_s": round(validated, 2), "plan_ms": round(planned * 1000, 3)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import children
-from testbed import held
+from testbed.host import tempdirs
 
 _DISKS = 16
 
@@ -29,7 +29,7 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
     """
     wholes, listings, steps = [], [], []
     name = f"bench-{secrets.token_hex(4)}"
-    with held.temporary() as folder:
+    with tempdirs.temporary() as folder:
         file = folder / "disks.yaml"
         file.write_text(_topology(), encoding="utf-8")
         # The first one makes what is missing of kernel and template, and is not counted.

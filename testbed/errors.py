@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from testbed.printable import printable
+from testbed.text import printable
 
 
 class TestbedError(Exception):

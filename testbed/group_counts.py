@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from testbed import strict
+from testbed import numbers as strict
 from testbed.errors import ReadingError
 
 # The agent's words, and what they are called here.

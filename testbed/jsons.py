@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from testbed.printable import printable
+from testbed.text import printable
 
 _DEEPEST = 64
 # Lists, objects and their parts, each of which takes about 100 bytes of memory.

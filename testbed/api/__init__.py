@@ -6,12 +6,12 @@ async with testbed.open_testbed() as tb, tb.vm("topology.yaml") as vm:
 
 from testbed.api.cgroup import Cgroup, CgroupMaker, Counters
 from testbed.api.compare import Compare, Comparison, SideFailed
+from testbed.api.devices import Disk, Loop
 from testbed.api.hardware import Hardware
-from testbed.api.names import Disk, Loop
-from testbed.api.opened import Testbed, open_testbed
 from testbed.api.qmp import Qmp
+from testbed.api.testbed import Testbed, open_testbed
 from testbed.api.vm import Vm
-from testbed.shell import Result
+from testbed.guest.channels.ssh import Result
 
 __all__ = [
     "Cgroup",

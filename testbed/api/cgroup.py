@@ -7,9 +7,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from testbed import counters, guest_shell
+from testbed import cgroupfs
 from testbed.errors import ReadingError, UsageError
-from testbed.shell import Result
+from testbed.guest import shell_functions
+from testbed.guest.channels.ssh import Result
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 
@@ -64,7 +65,7 @@ finish
 
 def read_script(mark: str) -> str:
     """Takes a group's counters, and notes the MAJ:MIN of devices; it fails where the group is not there, or is gone at the end."""
-    return guest_shell.functions(mark) + _READ
+    return shell_functions.functions(mark) + _READ
 
 
 def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
@@ -80,7 +81,7 @@ def _growth(after: Mapping[str, int], before: Mapping[str, int], where: str, onl
     for name in before if only is None else before.keys() & only:
         if name not in after:
             raise ReadingError(f"{where} {name}", f"at least {before[name]}, as before", "nothing")
-        counters.grown(before[name], after[name], f"{where} {name}")
+        cgroupfs.grown(before[name], after[name], f"{where} {name}")
     return found
 
 
@@ -108,9 +109,9 @@ class Counters:
         if not self.has_io:
             raise ReadingError("io.stat", "the file, which is there where the io controller is on", "none")
         counted = self.io.get(device, {})
-        if counter not in counted and counter not in counters.MOVED:
-            raise UsageError(f"{counter}: expected one of io.stat's counters, which are {', '.join(counters.MOVED)}")
-        if self.devices and device not in {*self.io, *self.devices} and not counters.is_device(device):
+        if counter not in counted and counter not in cgroupfs.MOVED:
+            raise UsageError(f"{counter}: expected one of io.stat's counters, which are {', '.join(cgroupfs.MOVED)}")
+        if self.devices and device not in {*self.io, *self.devices} and not cgroupfs.is_device(device):
             raise UsageError(f"{device}: expected MAJ:MIN, or one of the devices that are there: {', '.join(self.devices)}")
         return counted.get(counter, 0)
 
@@ -122,7 +123,7 @@ class Counters:
         devices = {**before.io, **self.io}
         return Counters(
             io={
-                device: _growth(self.io.get(device, {}), before.io.get(device, {}), f"io.stat, {device}", counters.MOVED)
+                device: _growth(self.io.get(device, {}), before.io.get(device, {}), f"io.stat, {device}", cgroupfs.MOVED)
                 for device in devices
             },
             memory=_difference(self.memory, before.memory),
@@ -138,7 +139,7 @@ def parse(group: str, text: str, mark: str, guest: str) -> Counters:
 
     :raise ReadingError: a counter has another form than the kernel's, or the output was cut.
     """
-    taken = guest_shell.sections(text, mark, guest)[""]
+    taken = shell_functions.sections(text, mark, guest)[""]
     names = {number: name for name, number in taken.notes.items()}
     folder = f"{ROOT}/{group}"
 
@@ -149,18 +150,18 @@ def parse(group: str, text: str, mark: str, guest: str) -> Counters:
 
     def flat(file: str) -> dict[str, int]:
         text = there(file)
-        return {} if text is None else counters.parse_flat(text, taken.where(f"{folder}/{file}"))
+        return {} if text is None else cgroupfs.parse_flat(text, taken.where(f"{folder}/{file}"))
 
     single = {name: there(f"memory.{name}") for name in ("current", "swap.current", "peak")}
     io = there("io.stat")
-    moved = {} if io is None else counters.parse_io_stat(io, taken.where(f"{folder}/io.stat"))
+    moved = {} if io is None else cgroupfs.parse_io_stat(io, taken.where(f"{folder}/io.stat"))
     return Counters(
         io={names.get(number, number): counted for number, counted in moved.items()},
         memory=flat("memory.stat"),
         events=flat("memory.events"),
         devices=tuple(names.values()),
         has_io=io is not None,
-        usage={name: counters.single(text, taken.where(f"{folder}/memory.{name}")) for name, text in single.items() if text is not None},
+        usage={name: cgroupfs.single(text, taken.where(f"{folder}/memory.{name}")) for name, text in single.items() if text is not None},
     )
 
 

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from testbed import held, process, strict
-from testbed.api.machines import Machine
+from testbed import numbers as strict
+from testbed.api.guest_backend import Machine
 from testbed.errors import CommandFailed, GuestError, HostError, UsageError
-from testbed.shell import Result
+from testbed.guest.channels.ssh import Result
+from testbed.host import process, tempdirs
 from testbed.store import archives
 
 __tracebackhide__ = True  # pytest shows no frames of this module
@@ -72,7 +73,7 @@ class Copier:
         what = _kind(source)
         above = target if target.endswith("/") else str(PurePosixPath(target).parent)
         inside = (await self._vm.script(_PLACE, target, above)).stdout.strip() == "folder"
-        with held.temporary() as folder:
+        with tempdirs.temporary() as folder:
             if what == "folder":
                 await self._put_folder(Path(str(source)), folder / "tar", target, timeout_s)
                 return
@@ -107,7 +108,7 @@ class Copier:
     async def get(self, source: str, target: Path | None, leave_out: bool, most_bytes: int | None, timeout_s: float) -> bytes:
         """See `Vm.get`."""
         found = await self._look(source)
-        with held.temporary() as folder:
+        with tempdirs.temporary() as folder:
             file, packed = folder / "got", f"/tmp/get-{secrets.token_hex(4)}"  # noqa: S108 - in the guest
             if found.folder:
                 if target is None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from testbed.api.carrier import Carrier
-from testbed.api.machines import Machine, Said
-from testbed.hardware.words import MACHINE, OFF, SURPRISE
+from testbed.api.event_loops import Carrier
+from testbed.api.guest_backend import Machine, Said
+from testbed.hardware.commands import MACHINE, OFF, SURPRISE
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 

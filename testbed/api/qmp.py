@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from testbed import jsons
-from testbed.api.carrier import Carrier
-from testbed.api.machines import Machine
-from testbed.api.patience import Patience
+from testbed.api.event_loops import Carrier
+from testbed.api.guest_backend import Machine
+from testbed.api.pausable_clock import Patience
 from testbed.errors import GuestError
 
 __tracebackhide__ = True  # pytest shows no frames of this module

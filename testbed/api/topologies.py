@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from testbed import allotment
 from testbed.errors import UsageError
+from testbed.host import resources
 from testbed.topology import Topology, load_points, parse_points
 
 # Where nothing is said: a guest with two CPUs and 1G of memory, and no disks.
@@ -19,7 +19,7 @@ Wanted = Topology | Path | str | Mapping[str, Any]
 
 def host_memory() -> int:
     """Bytes of memory that this machine has for us, which guests must fit in."""
-    return allotment.memory_bytes()
+    return resources.memory_bytes()
 
 
 def points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topology]:

@@ -12,21 +12,21 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from testbed import guest_shell
 from testbed.api import cgroup as cgroups
-from testbed.api.carrier import Carrier
 from testbed.api.cgroup import Cgroup, Counters
+from testbed.api.devices import Disk, Loop, Named
+from testbed.api.event_loops import Carrier
 from testbed.api.files import Copier
+from testbed.api.guest_backend import Machine
 from testbed.api.hardware import Hardware
-from testbed.api.kept import Kept
-from testbed.api.machines import Machine
-from testbed.api.names import Disk, Loop, Named
-from testbed.api.patience import Patience
+from testbed.api.pausable_clock import Patience
 from testbed.api.qmp import Qmp
-from testbed.console import clean
+from testbed.api.supervised_guest import Kept
 from testbed.errors import CommandFailed, TestbedError, UsageError
-from testbed.guest_shell import ENTER, Texts
-from testbed.shell import Result
+from testbed.guest import shell_functions
+from testbed.guest.channels.kernel_log import clean
+from testbed.guest.channels.ssh import Result
+from testbed.guest.shell_functions import ENTER, Texts
 from testbed.topology.model import Guest as GuestModel
 
 __tracebackhide__ = True  # pytest shows no frames of this module
@@ -200,9 +200,9 @@ class Vm:
             yield Cgroup(name, self)
         except BaseException:
             with contextlib.suppress(Exception):
-                mark = guest_shell.new_mark()
+                mark = shell_functions.new_mark()
                 read = self._machine.run(cgroups.read_script(mark), name)
-                taken = guest_shell.sections((await self._do(read, 10)).stdout, mark, self.name)[""]
+                taken = shell_functions.sections((await self._do(read, 10)).stdout, mark, self.name)[""]
                 self.left_groups[name] = taken
             with contextlib.suppress(Exception):
                 await self._do(self._machine.run(cgroups.REMOVE, name), 30)
@@ -215,7 +215,7 @@ class Vm:
         :raise CommandFailed: there is none. :raise ReadingError: the kernel's counters have another form than they must have.
         """
         devices = [word for name, path in self._machine.devices.items() for word in (name, path)]
-        mark = guest_shell.new_mark()
+        mark = shell_functions.new_mark()
         said = await self._ran(f"counters of {cgroup}", cgroups.read_script(mark), (cgroup, *devices), True, None)
         return cgroups.parse(cgroup, said.stdout, mark, self.name)
 

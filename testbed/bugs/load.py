@@ -10,15 +10,15 @@ from typing import Any
 
 import yaml
 
-from testbed import trust
-from testbed.bugs import scripts
+from testbed.bugs import script_files
 from testbed.bugs.model import Bug, Case, Document
 from testbed.errors import Problem, TopologyError, UsageError
+from testbed.topology import trust
 from testbed.topology.check import Mistake
 from testbed.topology.load import merged, points_of
 from testbed.topology.model import Guest
-from testbed.topology.reader import Reader, Where, read, reads_as_text, single, text_named, text_of
 from testbed.topology.tolerant import Checked
+from testbed.topology.yaml_reader import Reader, Where, read, reads_as_text, single, text_named, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +151,7 @@ def _case(
     if bug is not None and guest is not None:
         for key, script in (("prepare", bug.preparation), ("script", bug.main)):
             if script is not None:
-                said = scripts.mistakes(script.text, guest)
+                said = script_files.mistakes(script.text, guest)
                 reader.problems += (problem(places.get(key), key, line, message) for line, message in said)
         for where, message in able((*bug.kernels.shows, *bug.kernels.clean), guest) if able is not None else ():
             reader.problem((*_of_guest(topology), *where), message)

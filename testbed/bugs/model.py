@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from testbed import patterns
-from testbed.bugs.scripts import CANNOT_TRY, Script, script
+from testbed import regex
+from testbed.bugs.script_files import CANNOT_TRY, Script, script
 from testbed.topology.base import Duration, Model, Rate, Several, Version, Word
 from testbed.topology.cgroups import CgroupPath
 from testbed.topology.model import Guest
-from testbed.topology.timelines import Counter
+from testbed.topology.timeline import Counter
 from testbed.units import format_duration
 
 _PER_S = 1_000_000
@@ -20,7 +20,7 @@ _PER_S = 1_000_000
 
 def _regex(value: Any) -> Any:
     if isinstance(value, str):
-        patterns.compiled(value)
+        regex.compiled(value)
     return value
 
 
@@ -70,7 +70,7 @@ class Condition(Model):
         for key in ("console", "output", "expect"):
             if (text := getattr(self, key)) is None:
                 continue
-            pattern = patterns.compiled(text)
+            pattern = regex.compiled(text)
             if pattern.matches_anything:
                 yield f"expected a pattern that not every line matches, got {key} {text!r}, which matches any line, an empty one as well"
             if key == "console" and pattern.spans_lines:

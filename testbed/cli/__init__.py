@@ -15,21 +15,22 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from testbed import __version__, journal
+from testbed import __version__
 from testbed.cli import streams
 from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, refuse_empty, stopped
 from testbed.errors import HostError, TestbedError, TopologyError, first
+from testbed.host import eventlog
 
 # The verbs of each room, in the order of `testbed --help`. A verb loads its own room: loading everything takes a second and more.
 ROOMS = {
-    "look": ("doctor", "validate", "plan", "errors", "scenarios"),
+    "inspect": ("doctor", "validate", "plan", "errors", "scenarios"),
     "run": ("compare", "run", "matrix"),
     "sensitivity": ("sensitivity",),
     "reports": ("report", "schema", "runs"),
     "repro": ("repro",),
     "bundle": ("bundle",),
     "trust": ("trust",),
-    "campaign": ("reduce", "bisect"),
+    "reduce_bisect": ("reduce", "bisect"),
     "suite": ("suite",),
     "up": ("up", "fork"),
     "vms": ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "logs", "down"),
@@ -39,7 +40,7 @@ ROOMS = {
         *("sample", "profiles", "hardware", "resume"),
     ),
     "snapshots": ("snapshot", "restore"),
-    "store": ("image", "gc"),
+    "cache": ("image", "gc"),
     "kernels": ("kernel",),
     "bench": ("bench",),
 }
@@ -168,4 +169,4 @@ def _root(
         refuse_empty("--qemu", qemu)
         os.environ["TESTBED_QEMU"] = qemu
     if os.environ.get("TESTBED_DEBUG"):
-        journal.tell(sys.stderr)
+        eventlog.tell(sys.stderr)

@@ -21,8 +21,8 @@ from typer.core import TyperGroup, TyperOption
 from testbed.cli.watchdog import Watchdog
 from testbed.cli.watchdog import limit_s as watchdog_limit_s
 from testbed.errors import TestbedError, UsageError, first
-from testbed.printable import printable
-from testbed.store import runs
+from testbed.report import runs
+from testbed.text import printable
 
 T = TypeVar("T")
 

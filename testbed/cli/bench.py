@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from testbed import paths, reach
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async, run_going_on
-from testbed.kernels import load_table
-from testbed.lab import open_lab
-from testbed.reach import Reach
+from testbed.guest.factory import open_lab
+from testbed.guest.metrics import disk_speed
+from testbed.guest.metrics.disk_speed import Reach
+from testbed.host import paths
 from testbed.report import live
+from testbed.store.kernels.table import load_table
 from testbed.units import format_size
 
 bench = typer.Typer(no_args_is_help=True, help="How fast this machine is.", rich_markup_mode=None)
@@ -41,8 +42,8 @@ def disks(
             async with open_lab(progress, kernels=(spec,)) as lab:
                 folder = paths.new_run_folder(lab.folders.runs)
                 with run_going_on(folder):
-                    found = await reach.measure(lab, await lab.kernel(spec), folder / "bench", seconds=seconds)
-                reach.keep(found, lab.folders.cache, lab.host)
+                    found = await disk_speed.measure(lab, await lab.kernel(spec), folder / "bench", seconds=seconds)
+                disk_speed.keep(found, lab.folders.cache, lab.host)
         if as_json:
             print(json.dumps({kind: asdict(one) for kind, one in found.items()}))
         else:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from testbed import paths, probe, syntax, trust
-from testbed.bugs import Case, load
+from testbed.bugs import Case, load, syntax_check
 from testbed.bugs.load import AbleAll, Place, places
 from testbed.bugs.model import Bug
-from testbed.diagnostics import own_text
+from testbed.bugs.shell_messages import own_text
 from testbed.errors import TopologyError, UsageError
-from testbed.kernels import BUILT, BuiltKernel, load_table
-from testbed.store import built_names
+from testbed.host import paths
+from testbed.qemu import probe
+from testbed.store.kernels import names
+from testbed.store.kernels.table import BUILT, BuiltKernel, load_table
+from testbed.topology import trust
 
 
 def ready(file: Path, able: AbleAll | None = None) -> Case:
@@ -37,7 +39,7 @@ def planned(file: Path, able: AbleAll | None = None) -> Case:
 
 def check_scripts(bug: Bug, where: Mapping[str, Place]) -> None:
     """:raise TopologyError: one of the bug's scripts cannot be read."""
-    if found := syntax.problems(bug, where):
+    if found := syntax_check.problems(bug, where):
         raise TopologyError(tuple(found))
 
 
@@ -62,6 +64,6 @@ def _known(spec: str) -> None:
     found = load_table(paths.shipped("images") / "kernels.yaml").resolve(spec)
     if isinstance(found, BuiltKernel):
         cache = paths.folders().cache
-        if built_names.find(cache, found) is None:
-            there = ", ".join(f"{BUILT}{one.name}" for one in built_names.every(cache)) or "none"
+        if names.find(cache, found) is None:
+            there = ", ".join(f"{BUILT}{one.name}" for one in names.every(cache)) or "none"
             raise UsageError(f"kernel {spec!r}: expected one that was built, which are: {there}")

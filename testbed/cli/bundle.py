@@ -7,16 +7,18 @@ from typing import Annotated
 
 import typer
 
-from testbed import beneath, parcel, paths
+from testbed.bugs import bundle as bundles
+from testbed.bugs import bundle_rules
+from testbed.bugs.bundle import Bundle
 from testbed.cli.app import app, err
 from testbed.errors import HostError, UsageError
-from testbed.kernels import LocalKernel, load_table
-from testbed.lab import Lab
+from testbed.guest.factory import Lab
+from testbed.host import paths, untrusted_folder
 from testbed.progress import Progress
-from testbed.report import reading
-from testbed.store import bundles, kernel_files, runs
-from testbed.store.bundles import Bundle
-from testbed.store.kernel_files import KernelFiles
+from testbed.report import result_reader, runs
+from testbed.store.kernels import files
+from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.table import LocalKernel, load_table
 from testbed.units import format_size
 
 
@@ -41,8 +43,8 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
     """
     table = load_table(paths.shipped("images") / "kernels.yaml")
     found: dict[str, Path] = {}
-    document = reading.document(folder)
-    if document is None or runs.results(folder) != parcel.RESULTS:
+    document = result_reader.document(folder)
+    if document is None or runs.results(folder) != bundle_rules.RESULTS:
         raise UsageError(f"{folder}: expected the folder of a run of `testbed repro`")
     for one in document["kernels"]:
         name, there = str(one["name"]), cache / "kernels" / Path(one["cached"]).name
@@ -51,7 +53,7 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
                 raise UsageError(f"bundle: kernel {name}: no other machine knows it by its name; take it along with --with-kernel")
             continue
         try:
-            same = kernel_files.read_folder(LocalKernel(name=name), there).sha256 == one["sha256"]
+            same = files.read_folder(LocalKernel(name=name), there).sha256 == one["sha256"]
         except HostError:
             same = False
         if not same:
@@ -66,13 +68,15 @@ def run_folder(run: str, runs: Path) -> Path:
     :raise UsageError: there is none.
     """
     if run == "last":
-        newest = max((runs / name for name in beneath.names(runs) if beneath.has(runs / name, parcel.RESULTS)), default=None)
+        newest = max(
+            (runs / name for name in untrusted_folder.names(runs) if untrusted_folder.has(runs / name, bundle_rules.RESULTS)), default=None
+        )
         if newest is None:
             raise UsageError(f"run last: expected a run of `testbed repro` in {runs}, there is none")
         return newest
-    folder = Path(run) if beneath.has(Path(run), parcel.RESULTS) else runs / run
-    if not beneath.has(folder, parcel.RESULTS):
-        raise UsageError(f"run {run!r}: expected a run of `testbed repro`, found no {parcel.RESULTS} in {folder}")
+    folder = Path(run) if untrusted_folder.has(Path(run), bundle_rules.RESULTS) else runs / run
+    if not untrusted_folder.has(folder, bundle_rules.RESULTS):
+        raise UsageError(f"run {run!r}: expected a run of `testbed repro`, found no {bundle_rules.RESULTS} in {folder}")
     return folder
 
 
@@ -85,14 +89,14 @@ def tell_differences(bundle: Bundle, lab: Lab, kernels: tuple[KernelFiles, ...],
     """Say what is another here than where a bundle was made, before it runs."""
     # Those that came along are the bundle's own.
     others = [one for one in kernels if one.name not in bundle.manifest.with_kernels]
-    here = parcel.Made.model_validate(
+    here = bundle_rules.Made.model_validate(
         {
             "host": {"qemu": lab.host.qemu.version, "qemu_identity": lab.host.qemu.identity, "accelerator": lab.host.accelerator},
             "image": {"sha256": lab.image.sha256},
             "kernels": [{"name": one.name, "release": one.release, "sha256": one.sha256} for one in others],
         }
     )
-    said = list(parcel.differences(bundle.manifest, here))
+    said = list(bundle_rules.differences(bundle.manifest, here))
     for line in said:
         progress.note(f"differs from where the bundle was made: {line}")
     if not said:

@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
-from testbed import debugger, dumps, paths, vms
 from testbed.cli.app import app, completed, err, run_async
 from testbed.cli.vms import VmArgument, become
 from testbed.errors import UsageError
+from testbed.guest.debug import gdb as debugger
+from testbed.guest.debug import vmcore
+from testbed.host import paths, registry
 from testbed.units import format_size
 
 _GDB_S, _DUMP_S = 120.0, 700.0
@@ -25,7 +27,7 @@ def gdb(
     more: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More words for gdb, such as -batch -ex bt.")] = None,
 ) -> None:
     """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
-    found = vms.find(paths.folders(), vm)
+    found = registry.find(paths.folders(), vm)
 
     opened = completed(found.ask("gdb", timeout_s=_GDB_S, symbols=str(symbols.resolve()) if symbols else ""))
     if opened["note"]:
@@ -41,12 +43,12 @@ def gdb(
 def dump(
     vm: VmArgument,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A new file.")],
-    kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(dumps.FORMATS)}.")] = dumps.FORMATS[0],
+    kind: Annotated[str, typer.Option("--format", help=f"One of {', '.join(vmcore.FORMATS)}.")] = vmcore.FORMATS[0],
 ) -> None:
     """Write a guest's memory into a file for crash or drgn; it stands still meanwhile, and may hang or stand still already."""
-    if kind not in dumps.FORMATS:
-        raise UsageError(f"--format {kind}: expected one of {', '.join(dumps.FORMATS)}")
-    found = vms.find(paths.folders(), vm)
+    if kind not in vmcore.FORMATS:
+        raise UsageError(f"--format {kind}: expected one of {', '.join(vmcore.FORMATS)}")
+    found = registry.find(paths.folders(), vm)
 
     async def work() -> int:
         written = await found.ask("dump", timeout_s=_DUMP_S, path=str(file.resolve()), format=kind)

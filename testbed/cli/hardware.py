@@ -11,20 +11,20 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed import paths, vms
 from testbed.cli.app import Json, app, out, rows, run_async
 from testbed.cli.vms import VmArgument
 from testbed.errors import UsageError
+from testbed.hardware.commands import SURPRISE
 from testbed.hardware.profiles import PROFILES
-from testbed.hardware.words import SURPRISE
-from testbed.report import guests
+from testbed.host import paths, registry
+from testbed.report import vm_tables
 from testbed.report.hardware import profiles_markdown
 from testbed.units import parse_duration
 
 
 def _disks(context: typer.Context, incomplete: str) -> list[str]:
     """For the shell's completion."""
-    there = [vm for vm in vms.every(paths.folders()) if vm.record.name == context.params.get("vm")]
+    there = [vm for vm in registry.every(paths.folders()) if vm.record.name == context.params.get("vm")]
     return [disk for vm in there for disk in vm.record.disks if disk.startswith(incomplete)]
 
 
@@ -154,7 +154,7 @@ def power_cut(
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
 
     async def work() -> int:
-        found = await vms.find(paths.folders(), vm).ask("power-cut", timeout_s=_BOOT_S, share=keep, seed=chosen)
+        found = await registry.find(paths.folders(), vm).ask("power-cut", timeout_s=_BOOT_S, share=keep, seed=chosen)
         lost: dict[str, int] = found["lost_blocks"]
         if as_json:
             print(json.dumps({"seed": chosen, **found}))
@@ -181,7 +181,7 @@ def sample(
         raise UsageError(f"--every: expected a duration of more than nothing, got {every!r}")
 
     async def work() -> int:
-        there, due = vms.find(paths.folders(), vm), time.monotonic()
+        there, due = registry.find(paths.folders(), vm), time.monotonic()
         for number in itertools.count(1):
             print(json.dumps(await there.ask("sample")), flush=True)
             if number == count:
@@ -210,7 +210,7 @@ def hardware(vm: VmArgument, as_json: Json = False) -> None:
     """How a guest's disks behave now: limits, delays, faults, and the errors that there were; its memory and CPUs."""
 
     async def work() -> int:
-        _show(await vms.find(paths.folders(), vm).ask("hardware"), as_json)
+        _show(await registry.find(paths.folders(), vm).ask("hardware"), as_json)
         return 0
 
     run_async(work())
@@ -221,7 +221,7 @@ def resume(vm: VmArgument) -> None:
     """Let a guest go on that stands still at an error of a disk (`werror: stop`); the request is tried again."""
 
     async def work() -> int:
-        await vms.find(paths.folders(), vm).ask("resume")
+        await registry.find(paths.folders(), vm).ask("resume")
         return 0
 
     run_async(work())
@@ -229,7 +229,7 @@ def resume(vm: VmArgument) -> None:
 
 def _tell(vm: str, as_json: bool, *words: str) -> None:
     async def work() -> int:
-        _show(await vms.find(paths.folders(), vm).ask("hardware", words=words), as_json)
+        _show(await registry.find(paths.folders(), vm).ask("hardware", words=words), as_json)
         return 0
 
     run_async(work())
@@ -239,4 +239,4 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(found))
     else:
-        rows(guests.hardware_table(found))
+        rows(vm_tables.hardware_table(found))

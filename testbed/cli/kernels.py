@@ -12,17 +12,19 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed import paths, room
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.errors import UsageError
-from testbed.kbuild import make_args
-from testbed.kbuild.ablations import ABLATIONS
-from testbed.kbuild.mailbox import Selection, numbers_of, version_of
-from testbed.kernels import Kernel, KernelTable, load_table
+from testbed.host import paths, quota
 from testbed.progress import Progress
 from testbed.report import live
-from testbed.store import built_names, cache, kernel_builds, kernel_files, waste
-from testbed.store.kernel_builds import Builder, BuildOrder
+from testbed.store import cache, gc
+from testbed.store.kernels import builder as kernel_builds
+from testbed.store.kernels import files, make_args
+from testbed.store.kernels import names as built_names
+from testbed.store.kernels.ablations import ABLATIONS
+from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.mailbox import Selection, numbers_of, version_of
+from testbed.store.kernels.table import Kernel, KernelTable, load_table
 
 kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml and from source.")
 app.add_typer(kernel_app, name="kernel")
@@ -115,13 +117,13 @@ def _kept_small() -> Iterator[None]:
 
     :raise UsageError: what the user allows is no size.
     """
-    folders, limit = paths.folders(), room.limit(room.CACHE_LIMIT)
+    folders, limit = paths.folders(), quota.limit(quota.CACHE_LIMIT)
     kernels = folders.cache / "kernels"
     before = set(kernels.glob("*"))
     yield
     # How large a cache is takes seconds to find out.
     if set(kernels.glob("*")) - before:
-        waste.keep_within(folders, limit, ())
+        gc.keep_within(folders, limit, ())
 
 
 @kernel_app.command("fetch")
@@ -137,7 +139,7 @@ def kernel_fetch(
         root = paths.folders().cache
         with _kept_small(), live.progress(err, quiet=quiet) as progress:
             for name in names or (known.base, known.patched):
-                fetched = await kernel_files.fetch(known.resolve(name), root, progress, renew=renew)
+                fetched = await files.fetch(known.resolve(name), root, progress, renew=renew)
                 out.print(f"{name}\t{fetched.release}\t{fetched.origin}", markup=False, highlight=False, soft_wrap=True)
         return 0
 
@@ -192,7 +194,7 @@ def kernel_list(as_json: Json = False) -> None:
     rows: list[dict[str, Any]] = []
     every: tuple[Kernel, ...] = (*known.rows.values(), *built_names.every(root))
     for kernel in every:
-        found = kernel_files.cached(kernel, root)
+        found = files.cached(kernel, root)
         name = found.name if found else kernel.name
         rows.append(
             {

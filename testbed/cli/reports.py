@@ -13,16 +13,19 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from testbed import beneath, bug_results, paths, vms
 from testbed.cli.app import Json, app, err, rows
 from testbed.cli.sizes import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
-from testbed.report import artefacts, bug_files, diff, live, reading, results, schema
-from testbed.report.guests import age
-from testbed.store import runs as store
-from testbed.store.runs import Run
+from testbed.host import paths, registry, untrusted_folder
+from testbed.report import diff, live, result_reader, results, schema
+from testbed.report import formats as artefacts
+from testbed.report import runs as store
+from testbed.report.bugs import files
+from testbed.report.bugs import results as bug_results
+from testbed.report.runs import Run
+from testbed.report.vm_tables import age
+from testbed.scenarios.verdict import EXIT_CODES, Verdict
 from testbed.units import format_size
-from testbed.verdict import EXIT_CODES, Verdict
 
 _FORMATS = ", ".join(artefacts.FORMATS)
 
@@ -55,8 +58,8 @@ def report_command(
     if kind not in artefacts.FORMATS:
         raise UsageError(f"--format {kind}: expected one of {_FORMATS}")
     folder = results.locate(named[0], there)
-    bug = bug_files.read(folder)
-    document, formats = (results.read(named[0], there), artefacts.FORMATS) if bug is None else (bug, bug_files.FORMATS)
+    bug = files.read(folder)
+    document, formats = (results.read(named[0], there), artefacts.FORMATS) if bug is None else (bug, files.FORMATS)
     if show:
         page = folder.resolve() / artefacts.PAGE
         artefacts.keep(formats["html"](document, folder), page)
@@ -85,7 +88,7 @@ def _told(text: str, output: Path | None, *folders: Path) -> None:
     try:
         above = output.parent.resolve()
         if any(above.is_relative_to(folder.resolve()) for folder in folders):
-            beneath.write(above, output.name, text)
+            untrusted_folder.write(above, output.name, text)
         else:
             output.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
@@ -115,7 +118,7 @@ def runs_command(
         raise UsageError("runs: --older-than, --larger-than, --keep and --dry-run go with --prune")
     if prune and older_than is None and larger_than is None and keep is None:
         raise UsageError("runs --prune: expected --older-than, --larger-than or --keep, which say what may go")
-    found = store.every(folders.runs, reading.document, [Path(vm.record.evidence) for vm in vms.every(folders)])
+    found = store.every(folders.runs, result_reader.document, [Path(vm.record.evidence) for vm in registry.every(folders)])
     if not prune:
         _show(found, as_json, "runs")
         return

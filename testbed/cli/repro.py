@@ -14,30 +14,32 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed import bug_results, parcel, paths, repro, up
-from testbed.bugs import Case
+from testbed.bugs import Case, bundle_rules, repro
+from testbed.bugs import bundle as bundles
+from testbed.bugs.bundle import Bundle
 from testbed.bugs.load import Place, inlined, is_bug, of_plain, self_contained, written, wrong
+from testbed.bugs.outcome import Try, said
+from testbed.bugs.repro import Job, Limits, Tried
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.cli.bug_files import check_scripts, ready
 from testbed.cli.bundle import tell_differences, unpacked
-from testbed.cli.kept import run_kept
-from testbed.console import ANY_SPLAT
+from testbed.cli.result_writer import run_kept
 from testbed.errors import TopologyError, UsageError
-from testbed.hold import Holder
-from testbed.kernels import load_table
-from testbed.lab import Lab, open_lab
-from testbed.partial import Partial
+from testbed.guest.channels.kernel_log import ANY_SPLAT
+from testbed.guest.factory import Lab, open_lab
+from testbed.host import paths
 from testbed.progress import Progress
-from testbed.report import bug_files, live
-from testbed.report import repro as report
-from testbed.report.artefacts import keep
-from testbed.repro import Job, Limits, Tried
-from testbed.store import bundles
-from testbed.store.bundles import Bundle
-from testbed.store.kernel_abilities import Abilities
-from testbed.topology.reader import text_of
-from testbed.tries import Try, said
+from testbed.report import live
+from testbed.report.bugs import files, results
+from testbed.report.bugs import tables as report
+from testbed.report.formats import keep
+from testbed.report.partial import Partial
+from testbed.store.kernels.table import load_table
+from testbed.topology.kernel_abilities import Abilities
+from testbed.topology.yaml_reader import text_of
 from testbed.units import parse_duration
+from testbed.vms import launcher
+from testbed.vms.hold import Holder
 
 # Where nothing is said of what a script shows: it fails, the kernel complains, or the guest is gone.
 _ANY_TROUBLE = (
@@ -132,7 +134,7 @@ def repro_command(
                     ended = sum(len(one.tries) for one in tried.values())
                     partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
                     rest = [one.name for one in (*kernels[0], *kernels[1]) if one.name not in tried]
-                    return bug_results.of_repro(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial, rest)
+                    return results.of_repro(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial, rest)
 
                 def on_try(so_far: Tried, one: Try) -> None:
                     before = tried.get(so_far.kernel.name)
@@ -153,11 +155,11 @@ def repro_command(
                     paused=paused,
                     dump=dump,
                 )
-                keeper = stack.enter_context(run_kept(folder, document, bug_files.write, progress.note))
+                keeper = stack.enter_context(run_kept(folder, document, files.write, progress.note))
                 announce(lab, wanted.case, limits, progress)
                 # What was run, with its kernels: a bundle of it is run on the same.
                 names = {side: [one.name for one in some] for side, some in zip(("shows", "clean"), kernels, strict=True)}
-                keep(written({**wanted.plain, "kernels": names}), folder / parcel.BUG)
+                keep(written({**wanted.plain, "kernels": names}), folder / bundle_rules.BUG)
                 if wanted.bundle is not None:
                     tell_differences(wanted.bundle, lab, (*kernels[0], *kernels[1]), progress)
                 tried |= {one.kernel.name: one for one in await repro.reproduce(job, kernels[0], kernels[1])}
@@ -166,14 +168,14 @@ def repro_command(
             print(json.dumps(complete))
         else:
             show(complete, folder)
-        return bug_results.EXIT_CODES[complete["result"]]
+        return results.EXIT_CODES[complete["result"]]
 
     run_async(work())
 
 
 def _holder(lab: Lab, name: str, title: str, paused: bool, how: Callable[[str], None]) -> Holder:
-    up.check_name(name)
-    up.check_free((name,), lab.folders)
+    launcher.check_name(name)
+    launcher.check_free((name,), lab.folders)
     return Holder(folders=lab.folders, name=name, file=title, key=lab.key.openssh, paused=paused, how=how)
 
 

@@ -13,10 +13,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import RenderableType
 
-from testbed import paths, probe, reach, runner
 from testbed.cli import sizes
 from testbed.cli.app import KERNEL_HELP, Cold, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async
-from testbed.cli.kept import run_kept
 from testbed.cli.kernels import (
     Config,
     Flavours,
@@ -32,22 +30,28 @@ from testbed.cli.kernels import (
     kernel_table,
     nothing_built,
 )
+from testbed.cli.result_writer import run_kept
 from testbed.errors import HostError, UsageError
-from testbed.lab import Lab, open_lab
-from testbed.partial import Partial
+from testbed.guest.factory import Lab, open_lab
+from testbed.guest.metrics import disk_speed
+from testbed.host import paths
 from testbed.progress import Progress
-from testbed.report import artefacts, live, results, table
+from testbed.qemu import probe
+from testbed.report import formats, live, results, tables
+from testbed.report.partial import Partial
 from testbed.report.schema import KEYS_OF_CASES
-from testbed.runner import Judge, Result
-from testbed.scenarios import select
-from testbed.scenarios.base import Case
-from testbed.store import cache, kernel_fit
-from testbed.store.kernel_builds import BuildOrder
-from testbed.store.kernel_files import KernelFiles
+from testbed.scenarios import runner
+from testbed.scenarios.catalogue import select
+from testbed.scenarios.runner import Judge, Result
+from testbed.scenarios.scenario import Case
+from testbed.scenarios.verdict import EXIT_CODES, Gap, Verdict, overall
+from testbed.store import cache
+from testbed.store.kernels import fit
+from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import unused
 from testbed.topology.unused import ForScenarios
 from testbed.units import format_duration, parse_duration
-from testbed.verdict import EXIT_CODES, Gap, Verdict, overall
 
 _SAMPLE = "500ms"
 _LEAST_SAMPLE_US = 50_000
@@ -123,7 +127,7 @@ def compare(
         sample_s=_sample_s(sample),
         kernels=kernels,
     )
-    run_async(execute(wanted, lambda kernels: runner.pair, _telling(wanted, table.results_table)))
+    run_async(execute(wanted, lambda kernels: runner.pair, _telling(wanted, tables.results_table)))
 
 
 @app.command()
@@ -177,7 +181,7 @@ def run(
     def judge(kernels: dict[str, KernelFiles]) -> Judge:
         return runner.each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
 
-    run_async(execute(wanted, judge, _telling(wanted, table.results_table)))
+    run_async(execute(wanted, judge, _telling(wanted, tables.results_table)))
 
 
 @app.command()
@@ -212,7 +216,7 @@ def matrix(
     def judge(found: dict[str, KernelFiles]) -> Judge:
         return runner.each({side: runner.expected_of(kernel) for side, kernel in found.items()})
 
-    run_async(execute(wanted, judge, _telling(wanted, table.matrix_table)))
+    run_async(execute(wanted, judge, _telling(wanted, tables.matrix_table)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -240,7 +244,7 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
         async with open_lab(progress, kernels=tuple(specs.values()), cold=wanted.cold) as lab:
             kernels = {side: await lab.kernel(spec) for side, spec in specs.items()}
             for kernel in kernels.values():
-                kernel_fit.check_for_scenarios(kernel.name, kernel.config)
+                fit.check_for_scenarios(kernel.name, kernel.config)
             folder = paths.new_run_folder(lab.folders.runs)
             _announce(lab, kernels, wanted.file, progress)
             finished: list[Result] = []
@@ -266,7 +270,7 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
                     partial=partial,
                 )
 
-            with live.Watch(progress, err, total) as watch, run_kept(folder, document, artefacts.write, progress.note) as keeper:
+            with live.Watch(progress, err, total) as watch, run_kept(folder, document, formats.write, progress.note) as keeper:
 
                 def on_result(one: Result) -> None:
                     watch.result(one.case.name, one.attempt, one.judgement.verdict, one.judgement.reason)
@@ -301,7 +305,7 @@ def _telling(wanted: Wanted, show: Callable[[tuple[Result, ...], dict[str, Kerne
             done.watch.end(done.verdict, done.folder, code)
             return code
         out.print(show(done.finished, done.kernels))
-        table.show_losses(done.finished, out)
+        tables.show_losses(done.finished, out)
         took = f"{done.document['took_s']:.0f} s for {done.document['guest_seconds']:.0f} s of guests"
         out.print(took, highlight=False)
         print(live.last_line(done.verdict.value, done.folder))
@@ -327,7 +331,7 @@ def _announce(lab: Lab, kernels: dict[str, KernelFiles], file: ForScenarios, pro
     how = "KVM" if lab.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
     clones = "booted cold" if lab.cold else "cloned from templates"
     progress.note(f"QEMU {lab.host.qemu.version} on {how}; {runner.slots(lab.host, file.guest)} guests at once, {clones}")
-    for beyond in reach.beyond(file.guest, reach.known(lab.folders.cache, lab.host)):
+    for beyond in disk_speed.beyond(file.guest, disk_speed.known(lab.folders.cache, lab.host)):
         progress.note(beyond)
     for side, kernel in kernels.items():
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")

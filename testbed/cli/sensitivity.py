@@ -11,18 +11,19 @@ from typing import Annotated, Any
 
 import typer
 
-from testbed import paths, runner
 from testbed.cli.app import FAILED, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async
 from testbed.cli.kernels import SOURCE_HELP, Flavours, MakeArgs, configured
 from testbed.cli.run import Done, Full, Names, Wanted, execute, for_scenarios
 from testbed.errors import UsageError
-from testbed.kbuild.ablations import ABLATIONS
+from testbed.host import paths
 from testbed.report import results, sensitivity
 from testbed.report.markdown import one_line
 from testbed.report.sensitivity import UNCHANGED
-from testbed.scenarios import select
-from testbed.store.kernel_files import KernelFiles
-from testbed.verdict import Gap
+from testbed.scenarios import runner
+from testbed.scenarios.catalogue import select
+from testbed.scenarios.verdict import Gap
+from testbed.store.kernels.ablations import ABLATIONS
+from testbed.store.kernels.files import KernelFiles
 
 
 @app.command("sensitivity")

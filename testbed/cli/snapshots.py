@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from testbed import paths, vms
 from testbed.cli.app import app, run_async
 from testbed.cli.vms import VmArgument
 from testbed.errors import UsageError
-from testbed.store import snapshots
+from testbed.host import paths, registry
+from testbed.store import snapshot_files
 
 # Saving writes the guest's memory, and a restored guest answers once it has woken up.
 SAVING_S = 600.0
@@ -18,7 +18,7 @@ SAVING_S = 600.0
 
 def known(context: typer.Context, incomplete: str) -> list[str]:
     """For the shell's completion."""
-    own = [one for one in snapshots.every(paths.folders().state) if one.folder.parent.name == context.params.get("vm")]
+    own = [one for one in snapshot_files.every(paths.folders().state) if one.folder.parent.name == context.params.get("vm")]
     return [one.folder.name for one in own if one.folder.name.startswith(incomplete)]
 
 
@@ -36,17 +36,17 @@ def snapshot(
     if name is None:
         if remove:
             raise UsageError("snapshot --rm: expected the name of a snapshot, got none")
-        for one in snapshots.every(state):
+        for one in snapshot_files.every(state):
             if one.folder.parent.name == vm:
                 print(one.folder.name)
         return
-    folder = snapshots.snapshot_folder(state, vm, name)
+    folder = snapshot_files.snapshot_folder(state, vm, name)
     if remove:
-        snapshots.remove(snapshots.find(state, vm, name))
+        snapshot_files.remove(snapshot_files.find(state, vm, name))
         return
 
     async def work() -> int:
-        await vms.find(paths.folders(), vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
+        await registry.find(paths.folders(), vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
         return 0
 
     run_async(work())
@@ -55,10 +55,10 @@ def snapshot(
 @app.command()
 def restore(vm: VmArgument, name: NameArgument) -> None:
     """Bring a guest back to a snapshot of it: what it did since is gone, and its SSH port is another. Also for a guest that is lost."""
-    found = snapshots.find(paths.folders().state, vm, name)
+    found = snapshot_files.find(paths.folders().state, vm, name)
 
     async def work() -> int:
-        await vms.find(paths.folders(), vm).ask("restore", timeout_s=SAVING_S, folder=str(found.folder))
+        await registry.find(paths.folders(), vm).ask("restore", timeout_s=SAVING_S, folder=str(found.folder))
         return 0
 
     run_async(work())

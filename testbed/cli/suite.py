@@ -14,14 +14,16 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from testbed import bug_results, paths, suites
-from testbed.api import open_testbed
-from testbed.blktests import Outcome, Status
+from testbed.api import open_testbed, suites
+from testbed.api.blktests import Outcome, Status
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
-from testbed.cli.kept import run_kept
-from testbed.kernels import load_table
-from testbed.partial import Partial
-from testbed.report import bug_files, bug_view, live
+from testbed.cli.result_writer import run_kept
+from testbed.host import paths
+from testbed.report import live
+from testbed.report.bugs import files as bug_files
+from testbed.report.bugs import results, view
+from testbed.report.partial import Partial
+from testbed.store.kernels.table import load_table
 from testbed.topology import Topology, load
 
 
@@ -59,7 +61,7 @@ def suite(
 
                 def document(why: str | None) -> dict[str, Any]:
                     partial = None if why is None else Partial(ended=len(done), wanted=len(wanted.tests), what="tests", why=why)
-                    return bug_results.of_suite(testbed, wanted, files, in_order(), folder, sys.argv, time.monotonic() - began, partial)
+                    return results.of_suite(testbed, wanted, files, in_order(), folder, sys.argv, time.monotonic() - began, partial)
 
                 def in_order() -> list[Outcome]:
                     return [one for test in wanted.tests for one in done.get(test, ())]
@@ -73,14 +75,14 @@ def suite(
                 with run_kept(folder, document, bug_files.write, progress.note) as keeper:
                     await suites.run(testbed, wanted, how, folder / "guests", on_test)
                     complete = keeper.finished()
-        verdict = bug_view.VERDICTS[complete["result"]]
+        verdict = view.VERDICTS[complete["result"]]
         if as_json:
             tests = [asdict(one) | {"status": one.status.value} for one in in_order()]
             print(json.dumps({"run": folder.name, "verdict": verdict, "kernel": spec, "tests": tests}))
         else:
             out.print(_table(in_order()))
             out.print(live.last_line(verdict, folder), markup=False, highlight=False, soft_wrap=True)
-        return bug_results.EXIT_CODES[complete["result"]]
+        return results.EXIT_CODES[complete["result"]]
 
     run_async(work())
 

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
-from testbed import bugs, trust
+from testbed import bugs
+from testbed.bugs import bundle
 from testbed.bugs.load import is_bug
 from testbed.cli.app import app
 from testbed.errors import UsageError
-from testbed.store import bundles
-from testbed.topology import load_points
-from testbed.trust import Words
+from testbed.topology import load_points, trust
+from testbed.topology.trust import Words
 
 
 @app.command("trust")
@@ -52,7 +52,7 @@ def _sources(what: str, *, forget: bool) -> dict[str, str]:
     path = Path(what)
     if forget and (by_name := {one: name for one, name in trust.listed().items() if name == str(path.absolute())}):
         return by_name
-    if bundles.is_bundle(path):
+    if bundle.is_bundle(path):
         raise UsageError(f"trust {what}: a bundle is trusted by the hash that `testbed repro {what}` names, got a file")
     guests = (
         {"": bugs.load(path).guest}

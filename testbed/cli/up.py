@@ -16,16 +16,19 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from testbed import paths, probe, session, spares, supervisor, trust, up, vms
 from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async, run_going_on
 from testbed.cli.snapshots import SAVING_S, known
 from testbed.cli.vms import VmArgument
-from testbed.kernels import load_table
+from testbed.guest import session
+from testbed.host import paths, registry
+from testbed.qemu import probe
 from testbed.report import live
-from testbed.spares import Spare
-from testbed.store import snapshots
-from testbed.store.kernel_abilities import Abilities
-from testbed.topology import load
+from testbed.store import snapshot_files
+from testbed.store.kernels.table import load_table
+from testbed.topology import load, trust
+from testbed.topology.kernel_abilities import Abilities
+from testbed.vms import launcher, prefork, supervisor
+from testbed.vms.prefork import Spare
 
 
 @app.command("up")
@@ -48,15 +51,15 @@ def up_command(
     topology = load(file, point, host_memory=probe.host_memory(), able=able)
     for model in topology.guests.values():
         trust.check(model.qemu_args)
-    called = up.names(topology, name)
+    called = launcher.names(topology, name)
 
     async def work(waiting: tuple[Spare, ...]) -> int:
         folders = paths.folders()
-        up.check_free(called.values(), folders)
+        launcher.check_free(called.values(), folders)
         run = paths.new_run_folder(folders.runs) if logs is None else logs.absolute()
         going_on = run_going_on(run) if logs is None else contextlib.nullcontext()
         with going_on, live.progress(err, quiet=quiet) as progress:
-            started = await up.start(
+            started = await launcher.start(
                 topology,
                 file=file.resolve(),
                 point=point or "",
@@ -77,7 +80,7 @@ def up_command(
                 out.print(f"{record.name}: {record.release}; enter it with: testbed ssh {record.name}", highlight=False, soft_wrap=True)
         return 0
 
-    with spares.waiting(len(topology.guests), _supervise) as waiting:
+    with prefork.waiting(len(topology.guests), _supervise) as waiting:
         run_async(work(waiting))
 
 
@@ -119,7 +122,7 @@ async def _kept(wire: socket.socket, order: supervisor.UpOrder, say: supervisor.
         loop.remove_reader(wire)
         kept = b""
         with contextlib.suppress(ConnectionResetError):  # it went with words of ours that it had not read
-            kept = wire.recv(len(up.KEPT))
+            kept = wire.recv(len(launcher.KEPT))
         if kept:
             wire.close()
         else:
@@ -140,22 +143,22 @@ def fork(
 
     async def work(waiting: tuple[Spare, ...]) -> int:
         folders = paths.folders()
-        up.check_name(new)
-        up.check_free((new,), folders)
+        launcher.check_name(new)
+        launcher.check_free((new,), folders)
         # A snapshot that is of no other use goes with us.
         with session.open_session(folders) as own:
             if from_ is not None:
-                saved = snapshots.find(folders.state, vm, from_)
+                saved = snapshot_files.find(folders.state, vm, from_)
             else:
                 folder = own.scratch / vm / "now"
-                await vms.find(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
-                saved = snapshots.read(folder)
+                await registry.find(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
+                saved = snapshot_files.read(folder)
             evidence = paths.new_run_folder(folders.runs)
             with run_going_on(evidence), live.progress(err, quiet=quiet) as progress:
-                started = await up.fork(saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting)
+                started = await launcher.fork(saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting)
         if not quiet:
             out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)
         return 0
 
-    with spares.waiting(1, _supervise) as waiting:
+    with prefork.waiting(1, _supervise) as waiting:
         run_async(work(waiting))

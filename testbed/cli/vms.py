@@ -17,13 +17,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.live import Live
 
-from testbed import inventory, paths, process, session, vms
-from testbed.cli import terminal
+from testbed.cli import console as terminal
 from testbed.cli.app import Json, app, err, out, rows, run_async
 from testbed.errors import TestbedError, UsageError
-from testbed.paths import Folders
-from testbed.printable import printable
-from testbed.report import guests
+from testbed.guest import session
+from testbed.host import paths, process, registry
+from testbed.host.paths import Folders
+from testbed.report import inventory, vm_tables
+from testbed.text import printable
 
 _LOGS = {
     "console": "console.log",
@@ -44,7 +45,7 @@ _CHUNK_BYTES, _FOLLOW_S = 1 << 20, 0.5
 
 def _names(incomplete: str) -> list[str]:
     """For the shell's completion."""
-    return [vm.record.name for vm in vms.every(paths.folders()) if vm.record.name.startswith(incomplete)]
+    return [vm.record.name for vm in registry.every(paths.folders()) if vm.record.name.startswith(incomplete)]
 
 
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="A guest's name.", autocompletion=_names)]
@@ -57,11 +58,11 @@ def ps(as_json: Json = False) -> None:
     """The guests that stay: name, kernel, state, age, disks, memory."""
     folders = paths.folders()
     lost = _say_lost(folders)
-    records = tuple(vms.now(vm.record) for vm in vms.every(folders))
+    records = tuple(registry.now(vm.record) for vm in registry.every(folders))
     if as_json:
         print(json.dumps([asdict(record) for record in records]))
     elif records:
-        rows(guests.guests_table(records))
+        rows(vm_tables.guests_table(records))
     elif not lost:
         err.print("no guests; start some with: testbed up FILE", markup=False, highlight=False)
 
@@ -70,7 +71,7 @@ def _say_lost(folders: Folders) -> bool:
     """Remove what killed sessions left, and say which guests ended with one; whether there were any."""
     lost = session.reap(folders).guests
     for record in lost:
-        err.print(vms.gone_with_supervisor(record), markup=False, highlight=False, soft_wrap=True)
+        err.print(registry.gone_with_supervisor(record), markup=False, highlight=False, soft_wrap=True)
     return bool(lost)
 
 
@@ -84,7 +85,7 @@ def top(
 
     said: set[str] = set()
 
-    async def reading(vm: vms.Vm) -> dict[str, Any] | None:
+    async def reading(vm: registry.Vm) -> dict[str, Any] | None:
         try:
             return await vm.ask("stats")
         except TestbedError as error:
@@ -95,7 +96,7 @@ def top(
             return None
 
     async def readings() -> dict[str, dict[str, Any]]:
-        ready = [vm for vm in vms.every(paths.folders()) if vm.record.state == vms.READY]
+        ready = [vm for vm in registry.every(paths.folders()) if vm.record.state == registry.READY]
         found = await asyncio.gather(*(reading(vm) for vm in ready))
         return {vm.record.name: one for vm, one in zip(ready, found, strict=True) if one is not None}
 
@@ -107,13 +108,13 @@ def top(
             while rounds is None or shown < rounds:
                 await asyncio.sleep(every_s)
                 after = await readings()
-                found = tuple(load for name in after if name in before for load in guests.loads(name, before[name], after[name]))
+                found = tuple(load for name in after if name in before for load in vm_tables.loads(name, before[name], after[name]))
                 if as_json:
                     print(json.dumps([asdict(load) for load in found]), flush=True)
                 elif screen is not None:
-                    screen.update(guests.loads_table(found), refresh=True)
+                    screen.update(vm_tables.loads_table(found), refresh=True)
                 else:
-                    rows(guests.loads_table(found))
+                    rows(vm_tables.loads_table(found))
                 before, shown = after, shown + 1
         return 0
 
@@ -164,7 +165,7 @@ def inventory_command(
     if everything == (host is not None):
         raise UsageError("inventory: expected --list, or --host VM")
     folders = paths.folders()
-    found = inventory.variables(_reachable(host)) if host is not None else inventory.listing(vms.every(folders))
+    found = inventory.variables(_reachable(host)) if host is not None else inventory.listing(registry.every(folders))
     print(json.dumps(found))
 
 
@@ -183,7 +184,7 @@ def logs(
     """Print what a guest said, or what was said to it."""
     if what not in _LOGS:
         raise UsageError(f"--what {what}: expected one of {', '.join(_LOGS)}")
-    found = vms.find(paths.folders(), vm)
+    found = registry.find(paths.folders(), vm)
     log = Path(found.record.evidence) / _LOGS[what]
     if not log.exists():
         raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
@@ -214,12 +215,12 @@ def down(
     folders = paths.folders()
     if every == bool(names):
         raise UsageError("down: expected names of guests, or --all" + (", got both" if every else ", got neither"))
-    found = vms.every(folders) if every else tuple(vms.find(folders, name) for name in dict.fromkeys(names or ()))
+    found = registry.every(folders) if every else tuple(registry.find(folders, name) for name in dict.fromkeys(names or ()))
 
-    async def end(vm: vms.Vm) -> None:
+    async def end(vm: registry.Vm) -> None:
         if vm.record.supervisor:
             await vm.ask("down")
-        await vms.gone(vm, _DOWN_S)
+        await registry.gone(vm, _DOWN_S)
 
     async def work() -> int:
         async with asyncio.TaskGroup() as group:
@@ -244,13 +245,13 @@ def _changed_by_scp(words: Iterable[str]) -> Iterator[str]:
             yield f"{source}: scp fills the holes of {holes} file{'s' if holes > 1 else ''} with zeroes"
 
 
-def _reachable(name: str) -> vms.Vm:
+def _reachable(name: str) -> registry.Vm:
     """A guest that is ready.
 
     :raise UsageError: there is none of that name, or it is not ready; says where its logs are.
     """
-    found = vms.find(paths.folders(), name)
-    if found.record.state != vms.READY:
+    found = registry.find(paths.folders(), name)
+    if found.record.state != registry.READY:
         why = f": {found.record.why}" if found.record.why else ""
         raise UsageError(
             f"{name}: expected a guest that is ready, this one is {found.record.state}{why}\n  its logs: {found.record.evidence}"
@@ -258,15 +259,15 @@ def _reachable(name: str) -> vms.Vm:
     return found
 
 
-def _going_on(name: str) -> vms.Vm:
+def _going_on(name: str) -> registry.Vm:
     """One that is ready, and does not stand still.
 
     :raise UsageError: there is none of that name, or it is not ready, or stands still; says what helps.
     """
     found = _reachable(name)
-    record = vms.now(found.record)
+    record = registry.now(found.record)
     if record.resume_with:
-        raise UsageError(vms.cannot_go_on(record))
+        raise UsageError(registry.cannot_go_on(record))
     return found
 
 

@@ -25,8 +25,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from testbed import journal
 from testbed.errors import UsageError
+from testbed.host import eventlog
 
 # CPU seconds for one turn of the loop. The longest that is meant, a hash of a large file, takes some seconds.
 LIMIT = "TESTBED_TURN_LIMIT"
@@ -144,7 +144,7 @@ class Watchdog:
                 f"the event loop did not turn for {took_s:.1f} s of CPU time, at {Path(last.filename).name}:{last.lineno} in {last.name}"
             )
             self.stack = "".join(traceback.format_list(stack))
-            journal.say(f"{self.stood}\n{self.stack}", failed=True)
+            eventlog.say(f"{self.stood}\n{self.stack}", failed=True)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._end)
             self._look_soon()

@@ -23,7 +23,7 @@ from testbed.pytest_plugin.fixtures import (
     vm,
     vms,
 )
-from testbed.pytest_plugin.state import GUESTS, STATE, State
+from testbed.pytest_plugin.session import GUESTS, STATE, State
 
 __all__ = [
     "_testbed_guests",
@@ -67,9 +67,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     config.stash[STATE] = State(config)
     if any(config.getoption(f"testbed_{name}") for name in ("kernel", "base", "patched", "topology", "artifacts")):
-        from testbed.pytest_plugin import cases
+        from testbed.pytest_plugin import markers
 
-        cases.check_options(config)
+        markers.check_options(config)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
@@ -81,9 +81,9 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     needed = {"_testbed_point", "_testbed_kernel"} & set(metafunc.fixturenames)
     if needed or any(marker.name.startswith("testbed_") for marker in metafunc.definition.iter_markers()):
-        from testbed.pytest_plugin import cases
+        from testbed.pytest_plugin import markers
 
-        cases.parametrize(metafunc)
+        markers.parametrize(metafunc)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -96,9 +96,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_call(item: pytest.Item) -> None:
     marker = item.get_closest_marker("testbed_timeout")
     if marker is not None and isinstance(item, pytest.Function):
-        from testbed.pytest_plugin import limits
+        from testbed.pytest_plugin import timeout
 
-        limits.limit(item, float(marker.args[0]))
+        timeout.limit(item, float(marker.args[0]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
-from testbed.pytest_plugin.state import GUESTS, STATE
+from testbed.pytest_plugin.session import GUESTS, STATE
 
 if TYPE_CHECKING:
     from testbed.api import CgroupMaker, Compare, Comparison, Hardware, Qmp, Testbed, Vm
@@ -53,9 +53,9 @@ def topology(request: pytest.FixtureRequest, _testbed_point: str) -> Topology:
     """What the test's guests are like: from its marker `testbed_topology`, from --testbed-topology, or from a file beside it, which is
     called like its module or topology.yaml. A suite may override this fixture by one that returns a path, YAML or a mapping.
     """
-    from testbed.pytest_plugin import cases
+    from testbed.pytest_plugin import markers
 
-    found = cases.points(request.node).found
+    found = markers.points(request.node).found
     return found[_testbed_point] if _testbed_point in found else next(iter(found.values()))
 
 
@@ -124,11 +124,11 @@ def compare(request: pytest.FixtureRequest, testbed: Testbed, topology: Topology
     result.expect("bytes charged", base=0, patched=lambda charged: charged > 0)
     """
     from testbed.api import compare as comparing
-    from testbed.api import opened
-    from testbed.pytest_plugin import cases
+    from testbed.api import testbed as opened
+    from testbed.pytest_plugin import markers
     from testbed.pytest_plugin.guests import refusing
 
-    wanted = cases.kernels(request.node)
+    wanted = markers.kernels(request.node)
     kernels = {"base": wanted.base or testbed.base, "patched": wanted.patched or testbed.patched}
     with refusing():
         only = opened.only(_as_topology(request, topology))

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed.api import Testbed, Vm, autopsy, needs
-from testbed.api.carrier import Background
+from testbed.api import Testbed, Vm
+from testbed.api.event_loops import Background
 from testbed.errors import TestbedError, ToolMissing, first
-from testbed.pytest_plugin import cases
-from testbed.pytest_plugin.state import State
+from testbed.pytest_plugin import failure_report, markers, requirements
+from testbed.pytest_plugin.session import State
 from testbed.topology import Topology
 
 _LONGEST_NAME = 120
@@ -89,19 +89,19 @@ class Guests:
     # What the test requires ----------------------------------------------------------------------------------------------------
 
     def _skip_if_known(self, kernel: str) -> None:
-        wanted = cases.needs(self._item)
+        wanted = markers.needs(self._item)
         host = self._testbed.host.qemu
-        why = self._state.lacking.get((kernel, wanted)) or needs.lacking_version(wanted.qemu, host.version)
+        why = self._state.lacking.get((kernel, wanted)) or requirements.lacking_version(wanted.qemu, host.version)
         if why:
             pytest.skip(why)
 
     async def _skip_if_missing(self, vm: Vm, kernel: str) -> None:
-        wanted = cases.needs(self._item)
+        wanted = markers.needs(self._item)
         if not wanted:
             return
         files = await self._testbed.kernel(vm.kernel)
         config = files.config.read_text(encoding="utf-8") if files.config is not None else None
-        missing = await needs.missing(vm, wanted.module, wanted.config, wanted.tool, wanted.qemu, config)
+        missing = await requirements.missing(vm, wanted.module, wanted.config, wanted.tool, wanted.qemu, config)
         if missing:
             why = f"{vm.kernel} ({vm.release}) lacks {', '.join(missing)}"
             self._state.lacking[kernel, wanted] = why
@@ -134,7 +134,7 @@ class Guests:
             return [("testbed", f"logs: {self._folder}")] if logs else []
         with contextlib.suppress(TestbedError):
             return [
-                (f"testbed: guest {name}", self._background.wait(autopsy.describe(vm, self._testbed.host.qemu.version)))
+                (f"testbed: guest {name}", self._background.wait(failure_report.describe(vm, self._testbed.host.qemu.version)))
                 for name, vm in self._vms.items()
             ]
         return []
@@ -157,7 +157,8 @@ def refusing() -> Iterator[None]:
         yield
         return
     except ToolMissing as error:
-        from testbed import doctor, process
+        from testbed.cli import doctor
+        from testbed.host import process
 
         missing = [tool for tool, where in doctor.tools().items() if where == "missing"]
         packages = " ".join(dict.fromkeys((error.package, *(process.PACKAGES[tool] for tool in missing))))

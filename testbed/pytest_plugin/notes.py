@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from testbed.pytest_plugin.state import STATE
+from testbed.pytest_plugin.session import STATE
 
 _EVERY_S = 5.0
 

@@ -11,10 +11,9 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from testbed import partial, rank_test
-from testbed.report import passes
+from testbed.report import partial, pass_rates, rank_test
 from testbed.report.markdown import one_line
-from testbed.report.words import judged_alone, quantity
+from testbed.report.wording import judged_alone, quantity
 
 # Of the changes that are reported, so many are expected to be chance.
 LEVEL = 0.05
@@ -35,7 +34,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     pairs = [(old[name], new[name], side) for name in both for side in sides if side in old[name] and side in new[name]]
     every = [row for pair in pairs for row in _rows(*pair)]
     alone = tuple(side for side in sides if judged_alone(before) and judged_alone(after))
-    rows = [*(row for row in every if row is not None), *(row for name in both for row in passes.rows(old[name], new[name], alone))]
+    rows = [*(row for row in every if row is not None), *(row for name in both for row in pass_rates.rows(old[name], new[name], alone))]
     for row in rows:
         row |= {"adjusted_p": None, "changed": None}
     _judge(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from testbed.hardware import words
+from testbed.hardware import commands
 from testbed.hardware.profiles import PROFILES
 
 _HEAD = """\
@@ -27,6 +27,6 @@ def profiles_markdown() -> str:
 
 def _rows() -> Iterator[str]:
     for name, profile in PROFILES.items():
-        delay = " ".join(words.said_latency(profile.latency)) if not profile.latency.none else "none"
-        limits = " ".join(words.said_throttle(profile.throttle))
+        delay = " ".join(commands.said_latency(profile.latency)) if not profile.latency.none else "none"
+        limits = " ".join(commands.said_throttle(profile.throttle))
         yield f"| `{name}` | {profile.title} | {limits} | {delay} | {profile.source} |"

@@ -21,12 +21,13 @@ from typing import Any
 import jinja2
 from pydantic import ValidationError
 
-from testbed import beneath, picture
 from testbed.errors import HostError
-from testbed.report import series, stacks, words
+from testbed.host import untrusted_folder
+from testbed.report import plots as series
+from testbed.report import stack_svg, topology_svg, wording
+from testbed.report.plots import Recorded
 from testbed.report.schema import Stack
-from testbed.report.series import Recorded
-from testbed.report.stacks import by_stack
+from testbed.report.stack_svg import by_stack
 from testbed.topology.model import Topology
 from testbed.topology.unused import without_unused
 
@@ -68,7 +69,7 @@ def html(document: dict[str, Any], folder: Path) -> str:
     script, library = (_PAGE / "report.js").read_text(encoding="utf-8"), _library()
     lines = max(_LEAST_LINES, min(_MOST_LINES, _ALL_LINES // (max(1, len(cases)) * len(sides))))
     shown = [_case(number, case, sides, folder, points, lines) for number, case in enumerate(cases)]
-    judged = words.judged_alone(document)
+    judged = wording.judged_alone(document)
     template = environment().get_template("report.html.j2")
     return template.render(
         document=document,
@@ -76,10 +77,10 @@ def html(document: dict[str, Any], folder: Path) -> str:
         each=judged,
         cases=shown,
         open_all=len(cases) <= _OPEN_CASES,
-        title=words.title(document),
-        summary=words.summary(document),
-        counts=words.counts(document),
-        findings=words.balances(document),
+        title=wording.title(document),
+        summary=wording.summary(document),
+        counts=wording.counts(document),
+        findings=wording.balances(document),
         command=shlex.join(["./tb", *document["command"][1:]]),
         picture=_picture(document),
         style=style(),
@@ -97,9 +98,9 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
         **case,
         "id": f"case-{number}",
         "by_side": [(side, case[side]) for side in sides],
-        "measures": words.measures(case, sides),
-        "controls": words.controls(case, sides),
-        "balances": words.balance_rows(case, sides),
+        "measures": wording.measures(case, sides),
+        "controls": wording.controls(case, sides),
+        "balances": wording.balance_rows(case, sides),
         "stacks": [
             _stack(found, stack, drawn=number < _DRAWN_CASES, all_sides=len(found) == len(sides)) for found, stack in by_stack(case, sides)
         ],
@@ -114,8 +115,8 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
 def files(folder: Path, evidence: str, *, whole: bool) -> list[tuple[str, str]]:
     """The logs that are there, each with its path from the page; or only their folder. What is a link, or elsewhere, is not there."""
     if not whole:
-        return [("its folder", evidence)] if beneath.is_folder(folder, evidence) else []
-    return [(log, f"{evidence}/{log}") for log in LOGS if beneath.is_file(folder, f"{evidence}/{log}")]
+        return [("its folder", evidence)] if untrusted_folder.is_folder(folder, evidence) else []
+    return [(log, f"{evidence}/{log}") for log in LOGS if untrusted_folder.is_file(folder, f"{evidence}/{log}")]
 
 
 def _plots(recorded: dict[str, Recorded]) -> Iterator[dict[str, Any]]:
@@ -148,8 +149,8 @@ def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool
     what = f"What stood {where} while the claim was measured"
     if isinstance(stack, str):
         return {"where": where, "data": "", "caption": f"{what} is not known: {stack}"}
-    data = _image(stacks.svg(stack, where)) if drawn else ""
-    return {"where": where, "data": data, "caption": f"{what}, read back from the guest: {stacks.words(stack)}."}
+    data = _image(stack_svg.svg(stack, where)) if drawn else ""
+    return {"where": where, "data": data, "caption": f"{what}, read back from the guest: {stack_svg.words(stack)}."}
 
 
 def _image(svg: str) -> str:
@@ -167,7 +168,7 @@ def _picture(document: dict[str, Any]) -> dict[str, str] | None:
         return None
     # Older runs recorded the whole file, and used no more of it.
     used = topology.model_copy(update={"guests": {name: without_unused(guest) for name, guest in topology.guests.items()}})
-    return {"data": _image(picture.svg(used)), "words": words.topology(used)}
+    return {"data": _image(topology_svg.svg(used)), "words": wording.topology(used)}
 
 
 class _Library:
@@ -216,5 +217,5 @@ def environment() -> jinja2.Environment:
     made = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
     )
-    made.filters |= {"seconds": words.seconds, "first_line": words.first_line, "claim": words.claim}
+    made.filters |= {"seconds": wording.seconds, "first_line": wording.first_line, "claim": wording.claim}
     return made

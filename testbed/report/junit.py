@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree as Xml
 
-from testbed.report import words
+from testbed.report import wording
 
 # What XML 1.0 cannot hold, not even escaped.
 _IMPOSSIBLE = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
@@ -20,7 +20,7 @@ _KINDS = {"FAIL": "failure", "INVALID": "error", "INFRA": "error", "SKIP": "skip
 
 def junit(document: dict[str, Any]) -> str:
     """The whole file."""
-    tests, left_out = list(_tests(document)), words.left_out(document)
+    tests, left_out = list(_tests(document)), wording.left_out(document)
     count = {
         "tests": len(tests) + bool(left_out),
         "failures": sum(_KINDS.get(verdict) == "failure" for _, verdict, _, _ in tests),
@@ -38,7 +38,7 @@ def junit(document: dict[str, Any]) -> str:
     for name, verdict, reason, case in tests:
         test = Xml.SubElement(suite, "testcase", _words(classname=case["scenario"], name=name, time=f"{_took_s(document, case):.3f}"))
         if verdict in _KINDS:
-            line = words.first_line(reason)
+            line = wording.first_line(reason)
             kind = {} if verdict == "SKIP" else {"type": verdict}
             Xml.SubElement(test, _KINDS[verdict], _words(message=line, **kind)).text = _clean(reason)
         Xml.SubElement(test, "system-out").text = _clean("\n".join(_said(document, case)))
@@ -51,7 +51,7 @@ def junit(document: dict[str, Any]) -> str:
 
 def _tests(document: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Name, verdict, reason and case of each test."""
-    alone = words.judged_alone(document)
+    alone = wording.judged_alone(document)
     for case in document["scenarios"]:
         if not alone:
             yield case["name"], case["verdict"], case["reason"], case
@@ -83,7 +83,7 @@ def _said(document: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:
     for side in document["kernels"]:
         for name, measure in case[side]["measures"].items():
             yield f"{side}: {name}: {measure['value']} {measure['unit']} ({measure['source']})"
-        yield from (f"kernel log: {said}" for said in words.unexpected(case, [side]))
+        yield from (f"kernel log: {said}" for said in wording.unexpected(case, [side]))
         yield f"{side}: evidence: {case[side]['evidence']}"
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from testbed.console import clean
-from testbed.report import words
+from testbed.guest.channels.kernel_log import clean
+from testbed.report import wording
 
 _PAIR = {"base": "open", "patched": "closed"}
 
@@ -18,7 +18,7 @@ _PAIR = {"base": "open", "patched": "closed"}
 def ktap(document: dict[str, Any]) -> str:
     """The whole text."""
     lines = ["KTAP version 1", f"# run: {_text(document['run'])}, verdict: {document['verdict']}", "1..1", *_indented(_suite(document))]
-    lines.append(_result(document["verdict"], 1, "testbed", words.summary(document)))
+    lines.append(_result(document["verdict"], 1, "testbed", wording.summary(document)))
     return "\n".join(lines) + "\n"
 
 
@@ -30,7 +30,7 @@ def _suite(document: dict[str, Any]) -> Iterator[str]:
     image, host = document["image"], document["host"]
     yield f"# image {_text(image['name'])}: {_text(image['sha256'])}"
     yield f"# qemu {_text(host['qemu'])} ({host['accelerator']}): {_text(host.get('qemu_sha256', ''))}"
-    left_out = words.left_out(document)
+    left_out = wording.left_out(document)
     yield f"1..{len(cases) + bool(left_out)}"
     for number, case in enumerate(cases, 1):
         yield from _indented(_case(document, case))
@@ -52,7 +52,7 @@ def _case(document: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:
         for control in done["controls"]:
             held = "holds" if control["holds"] else f"expected {control['expected']}, got {control['got']}"
             yield f"# control {_text(control['name'])}: {_text(held)}"
-        yield from (f"# kernel log: {_text(said)}" for said in words.unexpected(case, [side]))
+        yield from (f"# kernel log: {_text(said)}" for said in wording.unexpected(case, [side]))
         yield _result(_verdict(side, case), number, side, done["reason"])
 
 
@@ -69,7 +69,7 @@ def _verdict(side: str, case: dict[str, Any]) -> str:
 
 def _result(verdict: str, number: int, name: str, reason: str) -> str:
     line = f"{'ok' if verdict in ('PASS', 'SKIP') else 'not ok'} {number} {_text(name)}"
-    return f"{line} # SKIP {_text(words.first_line(reason))}" if verdict == "SKIP" else line
+    return f"{line} # SKIP {_text(wording.first_line(reason))}" if verdict == "SKIP" else line
 
 
 def _text(text: str) -> str:

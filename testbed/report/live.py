@@ -24,7 +24,7 @@ from rich.progress import Progress as Bars
 from rich.text import Text
 
 from testbed.progress import Progress, Silent, Task
-from testbed.verdict import Verdict
+from testbed.scenarios.verdict import Verdict
 
 
 class _Bar:

@@ -6,16 +6,16 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from testbed.console import clean
-from testbed.report import stacks, words
+from testbed.guest.channels.kernel_log import clean
+from testbed.report import stack_svg, wording
 
 
 def markdown(document: dict[str, Any]) -> str:
     """The whole text. A pair has a verdict a case; kernels that were each judged alone have one a column."""
     sides = list(document["kernels"])
-    each = words.judged_alone(document)
+    each = wording.judged_alone(document)
     host = document["host"]
-    left_out = words.left_out(document)
+    left_out = wording.left_out(document)
     qemu = f"{host['qemu']} ({host['accelerator']})"
     head = [
         f"# {'Scenario by kernel' if each else 'Base against patched'}: {document['verdict']}{', partial' if left_out else ''}",
@@ -46,14 +46,14 @@ def markdown(document: dict[str, Any]) -> str:
 def _stood(document: dict[str, Any], sides: list[str]) -> Iterator[str]:
     """The stack of each case, or one line where none is known, all for the same reason."""
     yield from ("## What stood while the claims were measured", "")
-    found = [(case["name"], where, stack) for case in document["scenarios"] for where, stack in stacks.by_stack(case, sides)]
+    found = [(case["name"], where, stack) for case in document["scenarios"] for where, stack in stack_svg.by_stack(case, sides)]
     unknown = {stack for _, _, stack in found if isinstance(stack, str)}
     if len(unknown) == 1 and all(isinstance(stack, str) for _, _, stack in found):
         yield cell(f"It is not known: {unknown.pop()}.")
         return
     yield from ("Read back from the guests.", "", "| case | kernel | stack |", "|---|---|---|")
     for name, where, stack in found:
-        yield f"| {cell(name)} | {cell(', '.join(where))} | {cell(stacks.words(stack))} |"
+        yield f"| {cell(name)} | {cell(', '.join(where))} | {cell(stack_svg.words(stack))} |"
 
 
 def _cases(document: dict[str, Any]) -> str:
@@ -69,12 +69,12 @@ def _row(case: dict[str, Any], sides: list[str], each: bool) -> str:
     cells = [_each(case[side]) if each else _measures(case[side]) for side in sides]
     if not each:
         passed = f" ({case['pass_rate']:.0%} of {len(case['attempts'])})" if case.get("pass_rate") is not None else ""
-        cells += [f"{case['verdict']}{passed}", cell(words.first_line(case["reason"]))]
+        cells += [f"{case['verdict']}{passed}", cell(wording.first_line(case["reason"]))]
     return f"| {cell(case['name'])} | {' | '.join(cells)} |"
 
 
 def _each(side: dict[str, Any]) -> str:
-    return f"**{side['verdict']}** {cell(words.first_line(side['judgement']))}"
+    return f"**{side['verdict']}** {cell(wording.first_line(side['judgement']))}"
 
 
 def _measures(side: dict[str, Any]) -> str:
@@ -100,7 +100,7 @@ def _balances(document: dict[str, Any], sides: list[str]) -> str:
 
 def _unexpected(document: dict[str, Any], sides: list[str]) -> str:
     return (
-        "; ".join(cell(f"{case['name']} on {said}") for case in document["scenarios"] for said in words.unexpected(case, sides)) or "none"
+        "; ".join(cell(f"{case['name']} on {said}") for case in document["scenarios"] for said in wording.unexpected(case, sides)) or "none"
     )
 
 

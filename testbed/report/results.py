@@ -9,19 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from testbed import __version__, beneath
-from testbed.console import Kind
+from testbed import __version__
 from testbed.errors import UsageError
-from testbed.host import Host
-from testbed.partial import Partial
-from testbed.report import reading
-from testbed.runner import Result, Side
-from testbed.store import runs as store
+from testbed.guest.channels.kernel_log import Kind
+from testbed.guest.setup.survey import Survey, Unread
+from testbed.host import untrusted_folder
+from testbed.host.facts import Host
+from testbed.report import result_reader
+from testbed.report import runs as store
+from testbed.report.partial import Partial
+from testbed.scenarios.runner import Result, Side
+from testbed.scenarios.verdict import Evidence, Verdict, gravest
 from testbed.store.image import Image
-from testbed.store.kernel_files import KernelFiles
-from testbed.survey import Survey, Unread
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology.model import Guest, Topology
-from testbed.verdict import Evidence, Verdict, gravest
 
 
 def document(
@@ -183,7 +184,7 @@ def locate(run: str, runs: Path) -> Path:
         if not folder.is_dir():
             raise UsageError(f"run {run!r}: expected a run's name or folder, or last; `testbed runs` lists those in {runs}")
         return folder
-    newest = max((runs / name for name in beneath.names(runs) if store.results(runs / name)), default=None)
+    newest = max((runs / name for name in untrusted_folder.names(runs) if store.results(runs / name)), default=None)
     if newest is None:
         raise UsageError(f"run last: expected a run with results in {runs}, there is none")
     return newest
@@ -195,7 +196,7 @@ def read(run: str, runs: Path) -> dict[str, Any]:
     :raise UsageError: there is no such run, or it has no results.
     """
     folder = locate(run, runs)
-    name, found = store.results(folder), reading.document(folder)
+    name, found = store.results(folder), result_reader.document(folder)
     if found is None:
         raise UsageError(f"run {run!r}: expected results.json in {folder}, there is none")
     if name != "results.json":

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from testbed.report.fields import MOST_KERNELS, Below, Count, Every, Known, Named, Number, Seconds, Share, Whole
-from testbed.verdict import Verdict, overall
+from testbed.scenarios.verdict import Verdict, overall
 
 VerdictName = Literal["PASS", "FAIL", "INVALID", "SKIP", "INFRA"]
 

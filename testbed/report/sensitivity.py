@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from testbed import partial
-from testbed.console import Kind
-from testbed.kbuild.ablations import ABLATIONS
+from testbed.guest.channels.kernel_log import Kind
+from testbed.report import partial
 from testbed.report.markdown import cell
-from testbed.scenarios import SCENARIOS
+from testbed.scenarios.catalogue import SCENARIOS
+from testbed.store.kernels.ablations import ABLATIONS
 
 # What the source is called without an ablation.
 UNCHANGED = "unchanged"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from testbed.scenarios.rig import Reading, Rig
+from testbed.scenarios.harness import Reading, Rig
+from testbed.scenarios.verdict import Balance, Control, Gap, of_share
 from testbed.units import MIB
-from testbed.verdict import Balance, Control, Gap, of_share
 
 _READ_MIB = 4
 

@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import process
 from testbed.errors import HostError
+from testbed.host import process
 from testbed.progress import Task
 from testbed.store.mirror import Mirror
 

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Self
 
-from testbed import paths
 from testbed.errors import HostError
+from testbed.host import paths
 
 _MOST_AT_ONCE = 16 << 20
 # Of a header's blocks that follow each other, as those of a sparse file's map do, which is kept in memory.

@@ -16,11 +16,12 @@ from typing import Any
 
 import filelock
 
-from testbed import journal, jsons, neighbours, paths
+from testbed import jsons
 from testbed.errors import HostError
-from testbed.held import lock_file
+from testbed.host import eventlog, other_users, paths
+from testbed.host.tempdirs import lock_file
 from testbed.progress import Progress
-from testbed.store import enclosure
+from testbed.store import unshare
 
 META = "meta.json"
 # The room of kernel sources.
@@ -64,9 +65,9 @@ async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[Non
             lock.acquire(blocking=False)
             break
         except filelock.Timeout:
-            if (waiting := f"{what}: waiting for {neighbours.holder(path)}, which holds {path}") != said:
+            if (waiting := f"{what}: waiting for {other_users.holder(path)}, which holds {path}") != said:
                 progress.note(waiting)
-                journal.say(waiting)
+                eventlog.say(waiting)
                 said = waiting
             await asyncio.sleep(0.2)
         except OSError as error:
@@ -96,19 +97,19 @@ async def once(
             return folder
         try:
             for leftover in folder.parent.glob(f"{UNFINISHED}{folder.name}-*"):
-                enclosure.remove(leftover)
+                unshare.remove(leftover)
             unfinished = Path(tempfile.mkdtemp(prefix=f"{UNFINISHED}{folder.name}-", dir=folder.parent))
             try:
                 began = time.monotonic()
                 meta = await make(unfinished)
-                journal.say(f"{what}: made in {time.monotonic() - began:.1f} s: {folder}")
+                eventlog.say(f"{what}: made in {time.monotonic() - began:.1f} s: {folder}")
                 (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
                 await asyncio.to_thread(os.sync) if many_files else await asyncio.to_thread(_sync_tree, unfinished)
                 if folder.exists():
                     shutil.rmtree(folder)
                 unfinished.rename(folder)
             finally:
-                enclosure.remove(unfinished)
+                unshare.remove(unfinished)
         except OSError as error:
             raise HostError(f"{what}: {error.filename or folder}: {error.strerror}; the cache is {folder.parent}") from error
     return folder
@@ -136,7 +137,7 @@ def sweep(root: Path) -> tuple[Path, ...]:
         except (filelock.Timeout, OSError):
             continue
         try:
-            if enclosure.remove(leftover):
+            if unshare.remove(leftover):
                 gone.append(leftover)
         finally:
             lock.release()

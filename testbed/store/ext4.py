@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from testbed import process
+from testbed.host import process
 from testbed.units import MIB
 
 # Without a journal, a read-only mount writes nothing, so any number of guests can share the file. Fixed UUID and hash seed: the same

@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from testbed import paths, process
 from testbed.errors import HostError, UsageError
-from testbed.keys import content_key
+from testbed.hashing import content_key
+from testbed.host import paths, process
 from testbed.progress import Progress, Task
-from testbed.store import cache, enclosure, seals
+from testbed.store import cache, checksums, unshare
 from testbed.store.ext4 import OPTIONS
 from testbed.store.mirror import find_mirror
 from testbed.topology.base import Size
@@ -99,13 +99,13 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
 
     await cache.once(folder, make, progress, f"image {name}")
     meta = cache.read_meta(folder)
-    await asyncio.to_thread(seals.check, folder, ("root.ext4", "busybox"), meta.get("hashes"))
+    await asyncio.to_thread(checksums.check, folder, ("root.ext4", "busybox"), meta.get("hashes"))
     return Image(name=name, sha256=meta["sha256"], folder=folder)
 
 
 async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> dict[str, Any]:
     mirror = await find_mirror()
-    if said := await enclosure.obstacle():
+    if said := await unshare.obstacle():
         raise HostError(f"mmdebstrap cannot have namespaces of its own: {said}; `testbed doctor` says what that needs")
     suites = (recipe.suite, f"{recipe.suite}-security")
     work = folder / "work"
@@ -121,12 +121,12 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> 
                 if said in line:
                     task.update(fraction=fraction, detail=meaning)
 
-    words = [*enclosure.words(work), str(process.find("mmdebstrap")), *_options(recipe)]
-    words += [recipe.suite, "/dev/null", str(enclosure.HERE / "sources.list")]
-    await process.run(words, timeout_s=3600, env={"TMPDIR": str(enclosure.HERE)}, on_line=on_line)
+    words = [*unshare.words(work), str(process.find("mmdebstrap")), *_options(recipe)]
+    words += [recipe.suite, "/dev/null", str(unshare.HERE / "sources.list")]
+    await process.run(words, timeout_s=3600, env={"TMPDIR": str(unshare.HERE)}, on_line=on_line)
     for file in ("root.ext4", "busybox"):
         (work / file).rename(folder / file)
-    enclosure.remove(work)
+    unshare.remove(work)
     task.update(fraction=1.0)
     hashes = {file: cache.file_sha256(folder / file) for file in ("root.ext4", "busybox")}
     return {"sha256": hashes["root.ext4"], "hashes": hashes, "suite": recipe.suite}
@@ -134,7 +134,7 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> 
 
 def _options(recipe: Recipe) -> Iterator[str]:
     """mmdebstrap's options. Its hooks run where files of the new tree ($1) have their real owners."""
-    here = enclosure.HERE
+    here = unshare.HERE
     yield from ("--mode=root", "--variant=minbase", "--architectures=amd64", f"--include={','.join(recipe.packages)}")
     yield from (
         "--dpkgopt=path-exclude=/usr/share/doc/*",

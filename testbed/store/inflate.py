@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from testbed import process
+from testbed.host import process
 from testbed.units import format_size
 
 _PIECE_BYTES = 1 << 20

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import process
 from testbed.errors import HostError
+from testbed.host import process
 
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 

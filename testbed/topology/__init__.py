@@ -3,6 +3,6 @@
 from testbed.topology.disks import Disk, Limits
 from testbed.topology.load import load, load_points, parse_points
 from testbed.topology.model import Guest, Topology
-from testbed.topology.stacks import Loop
+from testbed.topology.storage import Loop
 
 __all__ = ["Disk", "Guest", "Limits", "Loop", "Topology", "load", "load_points", "parse_points"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from testbed.topology.base import SIZE_PATTERN, Model, Rate, Several
-from testbed.topology.stacks import Device
+from testbed.topology.storage import Device
 from testbed.units import parse_size
 
 # `tenant`, `tenant/job`: below the root of cgroup v2; `/` is the root itself.

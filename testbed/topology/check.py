@@ -5,15 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Iterator, Mapping
 
-from testbed.filesystems import FILESYSTEMS
-from testbed.hardware.disks import DISK_KINDS
+from testbed.hardware.commands import MACHINE
+from testbed.hardware.disk_kinds import DISK_KINDS
 from testbed.hardware.profiles import PROFILES
-from testbed.hardware.words import MACHINE
-from testbed.topology import cues, networks
+from testbed.topology import networks, schedule
 from testbed.topology.disks import Disk, Nvme
+from testbed.topology.filesystems import FILESYSTEMS
 from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, block_sizes, device, graph, sizes
 from testbed.topology.model import Guest, Topology
-from testbed.topology.stacks import File, Filesystem, Loop, Swap
+from testbed.topology.storage import File, Filesystem, Loop, Swap
 from testbed.units import MIB, format_size
 
 # One PCIe root port a disk or network. A function of a root bus device holds one port; q35 has room for more, but nobody asked yet.
@@ -79,9 +79,11 @@ def _guest(guest: Guest) -> Iterator[Mistake]:
         for part in (name, *(disk.namespaces if isinstance(disk, Nvme) else ()))
     }
     for number, act in enumerate(guest.timeline):
-        yield from ((("timeline", number), message) for message in cues.mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus))
+        yield from (
+            (("timeline", number), message) for message in schedule.mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus)
+        )
     hot = {part: part in guest.disks and not guest.disks[part].cold for part in parts}
-    yield from ((("timeline", number), message) for number, message in cues.plugging(guest.timeline, hot))
+    yield from ((("timeline", number), message) for number, message in schedule.plugging(guest.timeline, hot))
 
 
 def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:

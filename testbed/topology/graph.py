@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from testbed.topology.disks import Disk, Namespace, Nvme, Partition
 from testbed.topology.model import Guest
-from testbed.topology.stacks import Dm, File, Filesystem, Loop, Md, Swap
+from testbed.topology.storage import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import MIB
 
 Path = tuple[str | int, ...]

@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from testbed import paths
 from testbed.errors import UsageError
 from testbed.hardware import disk_images
 from testbed.hardware.disk_images import HEAD_BYTES, TAIL_BYTES, Content
-from testbed.kernels import load_table
+from testbed.host import paths
+from testbed.store.kernels.table import load_table
 from testbed.topology.check import Mistake, did_you_mean, fits_host
 from testbed.topology.disks import IMAGE, Disk, Nvme
 from testbed.topology.graph import Path as Place

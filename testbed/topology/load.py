@@ -8,13 +8,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from testbed import trust
 from testbed.errors import TopologyError
-from testbed.topology import here, matrix, messages
+from testbed.topology import here, matrix, messages, trust
 from testbed.topology.check import Mistake, check, did_you_mean
 from testbed.topology.model import Document, Guest, Matrix, Topology
-from testbed.topology.reader import Reader, Where, read, single, text_named, text_of
 from testbed.topology.tolerant import Checked, leave_out
+from testbed.topology.yaml_reader import Reader, Where, read, single, text_named, text_of
 
 _MAX_DEPTH = 8
 # What the kernels of a topology cannot do of it (`store/kernel_abilities.py`).

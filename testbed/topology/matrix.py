@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from testbed.topology.model import Matrix, Scalar
-from testbed.topology.reader import Where
+from testbed.topology.yaml_reader import Where
 
 MAX_POINTS = 100_000
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([a-z][a-z0-9-]*)\}")

@@ -11,7 +11,7 @@ from pydantic_core import ErrorDetails
 
 from testbed.topology.check import did_you_mean
 from testbed.topology.model import Document
-from testbed.topology.reader import Where
+from testbed.topology.yaml_reader import Where
 
 _NAME = "a name of lower-case letters, digits and dashes, at most 16"
 _MOST_SHOWN = 200

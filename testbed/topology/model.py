@@ -10,8 +10,8 @@ from testbed.topology.base import Duration, Model, Name, Several, Size, Version,
 from testbed.topology.cgroups import Cgroup, CgroupPath
 from testbed.topology.disks import AnyDisk, Limits
 from testbed.topology.networks import Link, NetworkName, Nic, links
-from testbed.topology.stacks import Device, Dm, File, Filesystem, Loop, Md, Swap
-from testbed.topology.timelines import Act
+from testbed.topology.storage import Device, Dm, File, Filesystem, Loop, Md, Swap
+from testbed.topology.timeline import Act
 from testbed.units import GIB
 
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from testbed.topology import messages
-from testbed.topology.reader import Where
+from testbed.topology.yaml_reader import Where
 
 M = TypeVar("M", bound=BaseModel)
 # Of misspelt keys below each other, and of parts that only become wrong when others are left out.

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from testbed import trust
 from testbed.errors import TopologyError, UsageError
+from testbed.topology import trust
 from testbed.topology.base import Model
 from testbed.topology.disks import Disk
 from testbed.topology.graph import Path as Place
 from testbed.topology.load import one, points_of
 from testbed.topology.model import Guest
-from testbed.topology.reader import Reader, read, text_of
+from testbed.topology.yaml_reader import Reader, read, text_of
 
 # Fields that reach a scenario's guest. Every other field of the models is unused, one that is added later as well, until it is listed here.
 _GUEST = frozenset(

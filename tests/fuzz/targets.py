@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import BuildError, GuestError, HostError, ReadingError, TopologyError, UsageError
-from testbed.store.kernel_image import Unknown
+from testbed.store.kernels.image import Unknown
 from tests.fuzz.mutate import Mutator, inside_gzip, json_node, tar_member
 from tests.fuzz.readers import exports, files, guests, kernels, patches, runs
 

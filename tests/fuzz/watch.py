@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from testbed.printable import printable
+from testbed.text import printable
 from tests.fuzz.targets import Target
 
 ROOT = Path(__file__).parents[2]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import paths
-from testbed.lab import Lab, open_lab
+from testbed.guest.factory import Lab, open_lab
+from testbed.host import paths
 from testbed.progress import Silent
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest, load
 
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import process
-from testbed.kbuild.ablations import ABLATIONS, ablate
+from testbed.host import process
+from testbed.store.kernels.ablations import ABLATIONS, ablate
 
 # Of each commit after the first, the file that it changes; LOSS stands for the edit of an ablation.
 LOSS, ABLATION = "", "no-memory-charge"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from testbed import errors
-from testbed.lifecycle import NEXT, Event, State
+from testbed.guest.lifecycle import NEXT, Event, State
 from tests.guest.places import Ended
 
 # Of the table, so that a new state is hurt as well: those that have a QEMU, and all in which there is something to be left.

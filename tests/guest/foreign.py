@@ -14,8 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from testbed import paths
-from testbed.keys import content_key
+from testbed.hashing import content_key
+from testbed.host import paths
 from testbed.store.cache import file_sha256
 
 ROOT = Path(__file__).parents[2]

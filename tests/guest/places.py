@@ -15,8 +15,8 @@ from pathlib import Path
 
 import filelock
 
-from testbed import paths, vms
-from testbed.session import OWNER
+from testbed.guest.session import OWNER
+from testbed.host import paths, registry
 
 ROOT = Path(__file__).parents[2]
 # What is made once for all tests.
@@ -101,8 +101,8 @@ class Places:
     def strays(self) -> dict[int, str]:
         """Those of them that are neither the supervisor of a guest that is ready nor descend from one."""
         there = self.processes()
-        records = [vms.read_record(folder) for folder in (self.runtime / "testbed" / "vms").glob("*")]
-        keepers = {record.supervisor for record in records if record is not None and record.state == vms.READY} & there.keys()
+        records = [registry.read_record(folder) for folder in (self.runtime / "testbed" / "vms").glob("*")]
+        keepers = {record.supervisor for record in records if record is not None and record.state == registry.READY} & there.keys()
         return {pid: words for pid, words in there.items() if keepers.isdisjoint(_line(pid))}
 
     async def no_processes(self) -> None:

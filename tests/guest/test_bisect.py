@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed import paths
-from testbed.kernels import load_table
+from testbed.host import paths
 from testbed.progress import Silent
-from testbed.store import built_names, cache, kernel_builds, kernel_sources
-from testbed.store.kernel_tree import Tree
+from testbed.store import cache
+from testbed.store.kernels import builder, names, sources
+from testbed.store.kernels.source_tree import Tree
+from testbed.store.kernels.table import load_table
 from tests.guest import eight_commits
 from tests.guest.eight_commits import Repository
 from tests.guest.test_museum import MUSEUM, testbed
@@ -25,14 +26,14 @@ pytestmark = pytest.mark.kernels
 async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
     """Eight commits; afterwards nothing of them is in the cache."""
     table, root = load_table(paths.shipped("images") / "kernels.yaml"), paths.folders().cache
-    source = await kernel_sources.prepare("debian-6.1", table, root, Silent())
+    source = await sources.prepare("debian-6.1", table, root, Silent())
     async with cache.locked(cache.build_lock(source.folder), Silent(), "source"):
         Tree(source.folder).put({})
         made = await eight_commits.make(tmp_path / "linux", source.tree)
     yield made
-    for kernel in built_names.every(root):
+    for kernel in names.every(root):
         if kernel.name.startswith("linux-") and kernel.name.split("-")[1] in {commit[:12] for commit in made.commits}:
-            kernel_builds.remove(kernel.name, root)
+            builder.remove(kernel.name, root)
     for folder in (root / cache.SOURCES).glob("git-*"):
         if (folder / cache.META).is_file() and cache.read_meta(folder)["origin"] == str(made.path):
             shutil.rmtree(folder)
@@ -48,7 +49,7 @@ async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_and_compare_s
     said = await repository.git("bisect", "run", *words)
     assert f"{repository.loss} is the first bad commit" in said
     root = paths.folders().cache
-    built = [built_names.find(root, kernel) for kernel in built_names.every(root) if kernel.name.startswith("linux-")]
+    built = [names.find(root, kernel) for kernel in names.every(root) if kernel.name.startswith("linux-")]
     compiled = sorted(int(cache.read_meta(one.folder)["compiled"]) for one in built if one and str(repository.path) in one.origin)
     # Up to three steps for seven commits. The first compiles everything, each of the others what differs from the one before.
     assert 2 <= len(compiled) <= 3 and compiled[-1] > 1000 and compiled[-2] < 100

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed import plan
 from testbed.errors import DeviceMismatch, WireBroken
-from testbed.guest import Guest
-from testbed.lab import Lab
-from testbed.lifecycle import State
-from testbed.shell import Shell
-from testbed.ssh_keys import SshKey
-from testbed.store import cache, templates
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.channels.ssh import Shell
+from testbed.guest.channels.ssh_keys import SshKey
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
+from testbed.guest.lifecycle import State
+from testbed.qemu import command_line
+from testbed.store import cache, template_files
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from testbed.topology.disks import disk_of
 from tests.guest.conftest import Notes
@@ -199,14 +199,14 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
         other = guest.order.template.folder
     # A machine of its own: other tests clone the default one meanwhile.
     small = GuestModel.model_validate({"memory": "300M", "cpus": 1})
-    folder = templates.template_folder(lab.folders.cache, plan.machine(lab.host, small, **_hashes(guest)))
-    templates.remove(folder)
+    folder = template_files.template_folder(lab.folders.cache, command_line.machine(lab.host, small, **_hashes(guest)))
+    template_files.remove(folder)
     folder.mkdir(mode=0o700)
     shutil.copy(other / "state", folder / "state")
     (folder / "memory").touch()
     shutil.copymode(other / "memory", folder / "memory")
     os.truncate(folder / "memory", small.memory)
-    foreign = cache.read_meta(other) | {"memory_ctime_ns": templates.touched_at_ns(folder / "memory")}
+    foreign = cache.read_meta(other) | {"memory_ctime_ns": template_files.touched_at_ns(folder / "memory")}
     (folder / cache.META).write_text(json.dumps(foreign))
     with expect("corrupt or foreign template"):
         async with lab.guest("g0", small, kernel, evidence) as guest:
@@ -214,7 +214,7 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     assert any("does not load" in note or "does not wake up" in note for note in notes.notes)
     assert "migrate-incoming" in (evidence / "failed-start" / "qmp.jsonl").read_text()
     assert cache.read_meta(folder)["host_key"] != foreign["host_key"]
-    templates.remove(folder)
+    template_files.remove(folder)
 
 
 @pytest.mark.slow

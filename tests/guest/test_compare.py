@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from testbed import paths
-from testbed.session import OWNER, reap
+from testbed.guest.session import OWNER, reap
+from testbed.host import paths
 
 ROOT = Path(__file__).parents[2]
 

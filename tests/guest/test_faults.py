@@ -16,17 +16,18 @@ from typing import Any
 
 import pytest
 
-from testbed import clock, monitor, template
 from testbed.errors import CommandFailed
-from testbed.guest import Guest
-from testbed.lab import Lab, open_lab
-from testbed.life import Life
-from testbed.lifecycle import Event, State
-from testbed.monitor import Monitor
-from testbed.order import Order
-from testbed.session import OWNER
+from testbed.guest import clock, template
+from testbed.guest.factory import Lab, open_lab
+from testbed.guest.guest import Guest
+from testbed.guest.launch_spec import Order
+from testbed.guest.lifecycle import Event, State
+from testbed.guest.liveness import Life
+from testbed.guest.session import OWNER
+from testbed.qemu import monitor
+from testbed.qemu.monitor import Monitor
 from testbed.store import cache
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from tests.guest.conftest import Notes
 from tests.guest.faults import ALIVE, expect
@@ -254,7 +255,7 @@ async def test_a_damaged_template_is_made_again(
         return _record(folder, whole)
 
     monkeypatch.setattr(template, "save", again)
-    monkeypatch.setattr("testbed.store.templates.template_folder", lambda *_: own)
+    monkeypatch.setattr("testbed.store.template_files.template_folder", lambda *_: own)
     shutil.copytree(whole, own, copy_function=_copy)
     (own / cache.META).write_text(json.dumps(_record(own, whole)))
     _damage(how, own)

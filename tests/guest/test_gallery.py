@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed import mounts
-from testbed.lab import Lab
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.guest.setup import apply
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Topology, load_points
 
 GALLERY = Path(__file__).parents[2] / "topologies"
@@ -34,7 +34,7 @@ exit 0
 async def test_a_topology_is_made_verified_and_undone(topology: Topology, lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
     async with lab.guests(topology, kernel, tmp_path, stacked=False) as guests:
         for name, guest in guests.items():
-            async with mounts.standing(guest) as made:
+            async with apply.standing(guest) as made:
                 assert set(made.loops) == set(topology.guests[name].loops)
                 there = (await guest.script(LEFT)).stdout
                 for loop in made.loops.values():

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from testbed import confine
 from testbed.errors import CommandFailed, GuestError, HostError
-from testbed.guest import Guest
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
 from testbed.hardware.latency import Latency
-from testbed.lab import Lab
-from testbed.store.kernel_files import KernelFiles
+from testbed.qemu import jail_exec
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from tests.guest import places
 from tests.unit.values import may_mount
@@ -117,7 +117,7 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     """What a QEMU that a guest has taken over would do: read what only we may, write what only we may."""
     host = guest.order.host
     assert host.confinement.confined, host.confinement.why_unconfined
-    if os.geteuid() != 0 and host.confinement.landlock < confine.FILES_SINCE:
+    if os.geteuid() != 0 and host.confinement.landlock < jail_exec.FILES_SINCE:
         return  # its QEMU is the same user as we are: docs/security.md says so
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret" * 1000)
@@ -177,7 +177,7 @@ async def _is_lost_with_an_export_that_is_held(guest: Guest) -> None:
 def _export_of(parent: int) -> Path:
     """The folder in /proc of the one export that a process has started."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    (found,) = (Path(f"/proc/{pid}") for pid in children if b"testbed.export" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (found,) = (Path(f"/proc/{pid}") for pid in children if b"testbed.qemu.nbd_server" in Path(f"/proc/{pid}/cmdline").read_bytes())
     return found
 
 

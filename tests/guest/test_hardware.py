@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed import actions
 from testbed.errors import UsageError
-from testbed.guest import Guest
+from testbed.guest import hardware_control
+from testbed.guest.disk_control import Condition
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
 from testbed.hardware.faults import ERRORS, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
-from testbed.lab import Lab
-from testbed.live_disks import Condition
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
 
 KINDS = ("virtio", "nvme", "scsi", "nowhere")
@@ -279,14 +279,14 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("virtio", "explode", ["now"], "expected one of throttle, delay, inject, hang, unplug, plug, resize, memory, cpus, got 'explode'"),
     ):
         with pytest.raises(UsageError, match=said):
-            await actions.told(guest, (what, disk, *words))
+            await hardware_control.told(guest, (what, disk, *words))
     assert {name: await guest.hardware.condition(name) for name in guest.hardware.names()} == before
     assert await nodes(guest) == there
 
 
 @pytest.mark.slow
 async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
-    found = await actions.told(guest, ("throttle", "shared", "iops-total=40"))
+    found = await hardware_control.told(guest, ("throttle", "shared", "iops-total=40"))
     assert found["throttle"] == ["iops-total=40"]
     assert await reads(guest, "shared", 50) >= 1.0
 

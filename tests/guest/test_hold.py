@@ -15,15 +15,18 @@ from typing import Any
 import drgn
 import pytest
 
-from testbed import debugger, dumps, process, room, snapshot, symbols
+from testbed.bugs.attempt import Attempt, attempt
 from testbed.bugs.load import of_plain
+from testbed.bugs.outcome import Outcome
+from testbed.bugs.signature import End, Match
 from testbed.errors import HostError
-from testbed.guest import Guest
-from testbed.lab import Lab
-from testbed.signature import End, Match
-from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Attempt, attempt
-from testbed.tries import Outcome
+from testbed.guest import snapshot
+from testbed.guest.debug import gdb, vmcore
+from testbed.guest.debug import kallsyms as symbols
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
+from testbed.host import process, quota
+from testbed.store.kernels.files import KernelFiles
 
 SCRIPT = "echo here it is; while read -r line </proc/uptime; do sleep 0.1; done\n"
 GUEST: dict[str, Any] = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
@@ -223,8 +226,8 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kerne
     found: list[str] = []
 
     async def hold(guest: Guest, match: Match) -> None:
-        opened = await debugger.opened(guest, None)
-        words = debugger.command(opened, ("-batch", "-ex", "bt"))
+        opened = await gdb.opened(guest, None)
+        words = gdb.command(opened, ("-batch", "-ex", "bt"))
         found.append((await process.run(list(words), timeout_s=60)).stdout)
 
     evidence = tmp_path / "g"
@@ -247,9 +250,9 @@ async def test_what_has_no_room_is_not_written_leaves_nothing_and_the_guest_goes
 ) -> None:
     model = of_plain({"version": 1, "summary": "s", "topology": GUEST, "script": ":", "signature": [{"status": 0}]}).guest
     async with lab.guest("g0", model, kernel, tmp_path / "g", savable=True) as guest:
-        monkeypatch.setattr(room, "MARGIN_BYTES", 1 << 60)
+        monkeypatch.setattr(quota, "MARGIN_BYTES", 1 << 60)
         with pytest.raises(HostError, match="a dump may need"):
-            await dumps.write(guest, tmp_path / "core")
+            await vmcore.write(guest, tmp_path / "core")
         assert not (tmp_path / "core").exists()
         with pytest.raises(HostError, match="to be left on this machine's disk"):
             await snapshot.save(guest, tmp_path / "snapshots" / "g0" / "now", {})

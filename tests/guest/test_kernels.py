@@ -10,19 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from testbed import paths, runner
-from testbed.console import Kind
 from testbed.errors import BuildError, GuestLost
-from testbed.kbuild.ablations import ABLATIONS
-from testbed.kernels import Series, load_table
-from testbed.lab import Lab
+from testbed.guest.channels.kernel_log import Kind
+from testbed.guest.factory import Lab
+from testbed.host import paths
 from testbed.report.sensitivity import UNCHANGED
-from testbed.scenarios import cases
+from testbed.scenarios import runner
+from testbed.scenarios.catalogue import cases
+from testbed.scenarios.verdict import Evidence, Gap, Verdict, judge_pair
 from testbed.store import cache
-from testbed.store.kernel_builds import Builder, BuildOrder
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.ablations import ABLATIONS
+from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.table import Series, load_table
 from testbed.topology import Guest
-from testbed.verdict import Evidence, Gap, Verdict, judge_pair
 from tests.guest.conftest import Notes
 from tests.guest.test_museum import testbed
 

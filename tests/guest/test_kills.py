@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kills
-from testbed import probe
-from testbed.lab import Lab
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.qemu import probe
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest, load
 from testbed.units import MIB
 from tests.guest import places

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import CommandFailed, GuestLost, UsageError
-from testbed.guest import Guest
-from testbed.lab import Lab
-from testbed.lifecycle import State
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
+from testbed.guest.lifecycle import State
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from testbed.units import MIB
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from testbed import process
 from testbed.bugs import load
-from testbed.lab import Lab, open_lab
+from testbed.bugs.repro import Job, Limits, Tried, Verdict, on_kernel
+from testbed.guest.factory import Lab, open_lab
+from testbed.host import process
 from testbed.progress import Silent
-from testbed.repro import Job, Limits, Tried, Verdict, on_kernel
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.files import KernelFiles
 
 MUSEUM = Path(__file__).parents[2] / "topologies" / "bugs"
 # The pair that every machine has which has run `./tb compare`.

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from testbed import desk, ssh_proxy, vms
 from testbed.errors import HostError
-from testbed.host import Confinement
-from testbed.lab import Lab
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.host import registry, ssh_proxy
+from testbed.host.facts import Confinement
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
+from testbed.vms import control
 
 _HOLD = """
 import os, socket, sys
@@ -49,7 +50,7 @@ async def test_a_neighbour_keeps_no_guest_from_answering_or_is_named(
         lab.host = replace(lab.host, confinement=Confinement(why_not_alone="a test"))
     elif not lab.host.confinement.alone:
         pytest.skip(lab.host.confinement.why_not_alone)
-    async with lab.guest("g0", model, kernel, evidence) as guest, desk.entered(tmp_path, guest):
+    async with lab.guest("g0", model, kernel, evidence) as guest, control.entered(tmp_path, guest):
 
         async def another() -> None:
             """A command on a new connection, beside one that has the first."""
@@ -64,6 +65,6 @@ async def test_a_neighbour_keeps_no_guest_from_answering_or_is_named(
                 named = rf"nobody \(uid 65534\) holds 40 connections to 127\.0\.0\.1:{guest.entrance.port} \(pid {pid} of nobody"
                 with pytest.raises(HostError, match=named):
                     await another()
-            descriptor, why = await asyncio.to_thread(ssh_proxy.connection, str(tmp_path / vms.SSH), 20)
+            descriptor, why = await asyncio.to_thread(ssh_proxy.connection, str(tmp_path / registry.SSH), 20)
             os.close(descriptor)
             assert (f"pid {pid} of nobody" in why) is not alone

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import HostError
-from testbed.lab import Lab
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology.load import parse
 
 THREE = """\

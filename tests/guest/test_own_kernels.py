@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import process
 from testbed.errors import UsageError
-from testbed.lab import Lab
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.host import process
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest
 
 pytestmark = pytest.mark.guest

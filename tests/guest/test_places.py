@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import process
-from testbed.store.kernel_files import KernelFiles
+from testbed.host import process
+from testbed.store.kernels.files import KernelFiles
 from tests.guest import places
 from tests.guest.faults import expect
 from tests.guest.places import Places

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import paths
+from testbed.host import paths
 
 DISK = "version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 64M}}}}\n"
 FAILS = """\

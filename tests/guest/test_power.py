@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed import durability, mounts
+from benchmarks import durability
 from testbed.errors import TestbedError
-from testbed.lab import Lab
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.guest.setup import apply
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
 
 _RECORDS = 15
@@ -24,14 +25,14 @@ async def cut(lab: Lab, kernel: KernelFiles, wanted: GuestModel, evidence: Path,
     """One power cut under load: records acknowledged, and how many of them are gone; None where the filesystem is."""
     kept = lab.new_folder()
     async with lab.guest("g0", wanted, kernel, evidence / "before") as guest:
-        await mounts.build(guest)
+        await apply.build(guest)
         async with durability.loading(guest, "data") as load:
             await guest.wait(load.reaches(_RECORDS), 120)
             blocks = await guest.cut_power(kept, share=share, seed=7)
         assert blocks["data"] > 0 or wanted.disks["data"].cache == "volatile"
     async with lab.guest("g0", wanted, kernel, evidence / "after", survivors=kept) as again:
         try:
-            await mounts.build(again)
+            await apply.build(again)
         except TestbedError:
             return load.acknowledged, None
         return load.acknowledged, len(await durability.missing(again, "data", load))

@@ -12,20 +12,21 @@ from typing import Any
 
 import pytest
 
-from testbed import paths, runner
+from testbed.bugs.attempt import Attempt, attempt
 from testbed.bugs.load import of_plain
+from testbed.bugs.outcome import Outcome, Try
 from testbed.errors import ReadingError
-from testbed.guest import Guest
-from testbed.lab import Lab
-from testbed.runner import Job
-from testbed.scenarios import cases
-from testbed.scenarios.base import Point
-from testbed.scenarios.rig import Reading, Rig, rig
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
+from testbed.host import paths
+from testbed.scenarios import runner
+from testbed.scenarios.catalogue import cases
+from testbed.scenarios.harness import Reading, Rig, rig
+from testbed.scenarios.runner import Job
+from testbed.scenarios.scenario import Point
+from testbed.scenarios.verdict import Evidence, Gap, Lost, Verdict
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
-from testbed.trial import Attempt, attempt
-from testbed.tries import Outcome, Try
-from testbed.verdict import Evidence, Gap, Lost, Verdict
 
 CASE = cases()["read/virtio-blk/ext4"]
 MOVED = "rbytes=16777216 wbytes=0 rios=16 wios=0 dbytes=0 dios=0"

@@ -13,12 +13,12 @@ import jsonschema
 import pytest
 
 from benchmarks.report import repeated
-from testbed import gauges
 from testbed.errors import GuestLost
-from testbed.group_sampler import LOG, GroupSampler, sampling_groups
-from testbed.lab import Lab
-from testbed.report import artefacts, results
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.guest.metrics import readings
+from testbed.guest.metrics.cgroup_sampler import LOG, GroupSampler, sampling_groups
+from testbed.report import formats, results
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest
 from testbed.units import MIB
 from tests import junit, ktap
@@ -36,11 +36,11 @@ async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(lab: La
     async with lab.guest("g0", MODEL, kernel, evidence) as guest:
         sampler = GroupSampler(guest)
         assert (await sampler.sample())["groups"] == {}
-        before = await gauges.disk_bytes(guest)
+        before = await readings.disk_bytes(guest)
         await guest.script(_READ, "a.slice", guest.disks["data"].path)
         await guest.script("mkdir -p '/sys/fs/cgroup/a.slice/memory.odd name'")
         sample = await sampler.sample()
-        moved = (await gauges.disk_bytes(guest))["data"][0] - before["data"][0]
+        moved = (await readings.disk_bytes(guest))["data"][0] - before["data"][0]
         group = sample["groups"]["a.slice"]
         assert group["io"]["data"] == {"rbytes": 2 * MIB, "wbytes": 0, "rios": 32, "wios": 0} and moved == 2 * MIB
         stat = (await guest.run("cat", "/sys/fs/cgroup/a.slice/memory.stat")).stdout.split()
@@ -257,7 +257,7 @@ async def thousand(browser: Any, folder: Path) -> None:
     document = repeated(results.read(str(folder), folder.parent), 1000)
     page = folder / "thousand.html"
     began = time.monotonic()
-    artefacts.keep(artefacts.FORMATS["html"](document, folder), page)
+    formats.keep(formats.FORMATS["html"](document, folder), page)
     written_s, began = time.monotonic() - began, time.monotonic()
     assert page.stat().st_size < 10_000_000
     seen = await opened(browser, page)

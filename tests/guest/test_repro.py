@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 
-from testbed import plan, trust
-from testbed.bug_results import of_repro
 from testbed.bugs import Case
+from testbed.bugs.attempt import Attempt, attempt
+from testbed.bugs.conclusion import result
 from testbed.bugs.load import of_plain
-from testbed.claims import result
-from testbed.lab import Lab
-from testbed.repro import Job, Limits, Tried, on_kernel
-from testbed.signature import End
-from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Attempt, attempt
-from testbed.tries import Outcome, Try
+from testbed.bugs.outcome import Outcome, Try
+from testbed.bugs.repro import Job, Limits, Tried, on_kernel
+from testbed.bugs.signature import End
+from testbed.guest.factory import Lab
+from testbed.qemu import command_line
+from testbed.report.bugs.results import of_repro
+from testbed.store.kernels.files import KernelFiles
+from testbed.topology import trust
 
 # One CPU, so that a guest whose CPU is gone has none left; small, so that many fit.
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
@@ -169,8 +170,8 @@ async def test_a_guest_that_does_its_worst_is_reported_as_what_it_is(trying: Any
 @pytest.mark.slow
 async def test_a_guest_that_floods_its_console_does_not_flood_us(trying: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # A busy machine passes as little as 50 KB/s.
-    monkeypatch.setattr("testbed.wires._MAX_LOG_BYTES", 1 << 16)
-    monkeypatch.setattr("testbed.wires._LAST_BYTES", 1 << 12)
+    monkeypatch.setattr("testbed.guest.channels.console._MAX_LOG_BYTES", 1 << 16)
+    monkeypatch.setattr("testbed.guest.channels.console._LAST_BYTES", 1 << 12)
     one = await trying(case("yes 0123456789012345678901234567890123456789 >/dev/ttyS0", {"console": "never"}), timeout_s=10)
     assert (one.outcome, one.end) == (Outcome.TROUBLE, End.TIMED_OUT)
     log = (tmp_path / "guest" / "console.log").read_bytes()
@@ -197,13 +198,13 @@ async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
     lab.cold = True  # no template for this machine alone
     monkeypatch.setenv(trust.VARIABLE, "0" * 64)
     # The serial port passes 0.2 MB/s under emulation: a virtio port speaks on the same wire, which is read as ever.
-    port = plan._serial_port
+    port = command_line._serial_port
 
     def shared(name: str, sockets: Path) -> tuple[tuple[str, ...], ...]:
         (option, chardev), device = port(name, sockets)
         return ((option, f"{chardev},mux=on"), device) if name == "console" else port(name, sockets)
 
-    monkeypatch.setattr(plan, "_serial_port", shared)
+    monkeypatch.setattr(command_line, "_serial_port", shared)
     topology = {"guests": {"g0": {"cpus": 1, "memory": "512M", "qemu-args": FAST_PORT}}}
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     flood = of_plain(plain(FLOOD, {"console": "^it is over$"}, topology=topology), sources={"0" * 64: "a test"})

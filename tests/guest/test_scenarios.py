@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from testbed import runner
-from testbed.lab import Lab
-from testbed.runner import Job, Result
-from testbed.scenarios import cases
-from testbed.scenarios.base import Case, Scenario
+from testbed.guest.factory import Lab
+from testbed.scenarios import runner
+from testbed.scenarios.catalogue import cases
+from testbed.scenarios.runner import Job, Result
+from testbed.scenarios.scenario import Case, Scenario
+from testbed.scenarios.verdict import Evidence, Gap, Verdict
 from testbed.topology import Guest as GuestModel
-from testbed.verdict import Evidence, Gap, Verdict
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from testbed import gauges, mounts
 from testbed.errors import CommandFailed, DeviceMismatch, HostError
-from testbed.guest import Guest
-from testbed.lab import Lab
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
+from testbed.guest.metrics import readings
+from testbed.guest.setup import apply
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
-from testbed.topology.stacks import Loop
+from testbed.topology.storage import Loop
 
 # A loop on a file on ext4 on each kind of disk, and one on a file on tmpfs.
 MODEL = GuestModel.model_validate(
@@ -40,7 +41,7 @@ async def mounted(guest: Guest) -> set[str]:
 @pytest.mark.slow
 async def test_a_stack_is_made_and_unmade(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", MODEL, kernel, evidence) as guest:
-        async with mounts.standing(guest) as made:
+        async with apply.standing(guest) as made:
             assert await attached(guest) == {loop.path: loop.backing_file for loop in made.loops.values()}
             assert await mounted(guest) == {"/mnt/data", "/mnt/fast", "/mnt/ram"}
             for name, loop in made.loops.items():
@@ -60,7 +61,7 @@ async def test_loops_on_loops(lab: Lab, kernel: KernelFiles, evidence: Path) -> 
             },
         }
     )
-    async with lab.guest("g0", nested, kernel, evidence) as guest, mounts.standing(guest) as made:
+    async with lab.guest("g0", nested, kernel, evidence) as guest, apply.standing(guest) as made:
         assert await attached(guest) == {"/dev/loop0": "/mnt/data/outer.img", "/dev/loop1": "/mnt/l0/inner.img"}
         assert made.loops["l1"].disks == ("data",)
         assert (await guest.run("cat", "/sys/block/loop1/loop/dio")).stdout == "1\n"
@@ -71,7 +72,7 @@ async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, kernel: Kerne
         # Something else holds the second loop's device.
         await guest.script("truncate -s 1M /tmp/other && losetup /dev/loop1 /tmp/other")
         with pytest.raises(CommandFailed, match=r"failed: /dev/loop1 on /mnt/fast/disk\.img"):
-            async with mounts.standing(guest):
+            async with apply.standing(guest):
                 pass
         assert await attached(guest) == {"/dev/loop1": "/tmp/other"} and await mounted(guest) == set()
 
@@ -79,7 +80,7 @@ async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, kernel: Kerne
 async def test_the_stack_is_undone_when_the_work_on_it_fails(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
     async with lab.guest("g0", model, kernel, evidence) as guest:
         with pytest.raises(CommandFailed):
-            async with mounts.standing(guest, MODEL.model_copy(update={"loops": {"l2": MODEL.loops["l2"]}})):
+            async with apply.standing(guest, MODEL.model_copy(update={"loops": {"l2": MODEL.loops["l2"]}})):
                 await guest.run("false")
         assert await attached(guest) == {} and await mounted(guest) == set()
 
@@ -95,11 +96,11 @@ async def test_a_throttled_disk_is_as_slow_as_its_limit(lab: Lab, kernel: Kernel
     )
     async with lab.guest("g0", slow, kernel, evidence) as guest:
         for name, device in guest.disks.items():
-            before = (await gauges.disk_bytes(guest))[name][0]
+            before = (await readings.disk_bytes(guest))[name][0]
             done = await guest.run("dd", f"if={device.path}", "of=/dev/null", "bs=4k", "count=100", "iflag=direct", "status=none")
             # The bucket holds a tenth of a second: the first five or so are free.
             assert done.took_s > 1.6
-            assert (await gauges.disk_bytes(guest))[name][0] - before >= 100 * 4096
+            assert (await readings.disk_bytes(guest))[name][0] - before >= 100 * 4096
 
 
 async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
@@ -115,11 +116,11 @@ async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(lab: 
             r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); a kernel gives a loop no direct I/O, and says nothing"
         )
         with pytest.raises(DeviceMismatch, match=said):
-            async with mounts.standing(guest):
+            async with apply.standing(guest):
                 pass
         odd = Loop.model_validate({"backing": "native/f", "size": "64M", "offset": 512, "direct-io": True})
         with pytest.raises(DeviceMismatch, match=said):
-            async with mounts.standing(guest, small.model_copy(update={"loops": {"l0": odd}})):
+            async with apply.standing(guest, small.model_copy(update={"loops": {"l0": odd}})):
                 pass
         assert await attached(guest) == {} and await mounted(guest) == set()
 

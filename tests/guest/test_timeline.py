@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
-from testbed import actions, clock, snapshot
 from testbed.errors import HostError, UsageError
-from testbed.guest import Guest
+from testbed.guest import clock, hardware_control, snapshot
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
+from testbed.guest.metrics.disk_sampler import BOUNDARIES_NS, Sampler, sampling
+from testbed.guest.timeline import LOG, playing
 from testbed.hardware.throttle import Throttle
-from testbed.lab import Lab
-from testbed.player import LOG, playing
-from testbed.sampler import BOUNDARIES_NS, Sampler, sampling
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
-from testbed.topology.timelines import Act
+from testbed.topology.timeline import Act
 
 KINDS = ("virtio", "nvme", "scsi")
 MODEL = GuestModel.model_validate(
@@ -128,7 +128,7 @@ async def test_samples_have_errors_and_limits(guest: Guest) -> None:
     sampler = await Sampler.start(guest)
     await guest.hardware.throttle("virtio", Throttle(iops_read=100, iops_read_max=200))
     assert (await sampler.sample())["disks"]["virtio"]["throttle"] == {"iops-read": 100, "iops-read-max": 200, "iops-read-max-length": 1}
-    await actions.told(guest, ["inject", "virtio", "read=EIO,count=3"])
+    await hardware_control.told(guest, ["inject", "virtio", "read=EIO,count=3"])
     for _ in range(3):
         await guest.run("dd", f"if={guest.disks['virtio'].path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct", check=False)
     assert (await sampler.sample())["disks"]["virtio"]["rd"]["failed"] == 3
@@ -186,15 +186,15 @@ async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(lab: Lab, ke
         assert await total_memory(guest) == full
         for wrong in ("memory 2G", "memory 0", "cpus 3", "cpus 0", "cpus none", "memory"):
             with pytest.raises(UsageError):
-                await actions.told(guest, wrong.split())
+                await hardware_control.told(guest, wrong.split())
         with pytest.raises(UsageError, match="a balloon has been plugged in"):
             await snapshot.save(guest, evidence / "saved", {})
 
 
 async def test_a_clone_keeps_its_memory_for_a_balloon_would_take_it_from_all_clones(guest: Guest) -> None:
     with pytest.raises(UsageError, match="got a clone"):
-        await actions.told(guest, ["memory", "900M"])
-    assert (await actions.told(guest, ["memory", "off"]))["memory"] == ["1G"]
+        await hardware_control.told(guest, ["memory", "900M"])
+    assert (await hardware_control.told(guest, ["memory", "off"]))["memory"] == ["1G"]
 
 
 async def total_memory(guest: Guest) -> int:

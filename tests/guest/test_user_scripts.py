@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from testbed import trial
-from testbed.bugs import Case
+from testbed.bugs import Case, attempt
+from testbed.bugs.attempt import Attempt
 from testbed.bugs.load import of_plain
-from testbed.lab import Lab
-from testbed.signature import Watch
-from testbed.store.kernel_files import KernelFiles
-from testbed.trial import Attempt
-from testbed.tries import Outcome
+from testbed.bugs.outcome import Outcome
+from testbed.bugs.signature import Watch
+from testbed.guest.factory import Lab
+from testbed.store.kernels.files import KernelFiles
 
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
 # What the issue was about: the kernel kills the shell of 6.1, whose job bash then prints, with the word that is looked for.
@@ -60,9 +59,9 @@ async def runs(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> AsyncIterator[R
             wanted = Attempt(
                 lab=lab, bug=bug.bug, guest=guest_model, kernel=kernel, number=1, seed=number, timeout_s=300, evidence=tmp_path / "guest"
             )
-            run = trial._run(bug.bug)
-            await trial._tried(guest, wanted, run)
-            return trial._outcome(run), run.watch, run.why
+            run = attempt._run(bug.bug)
+            await attempt._tried(guest, wanted, run)
+            return attempt._outcome(run), run.watch, run.why
 
         yield one
 

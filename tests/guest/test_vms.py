@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from testbed import vms
+from testbed.host import registry
 
 SAVABLE = """\
 version: 1
@@ -154,10 +154,10 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     restoring = asyncio.create_task(testbed("restore", "one", "next", status=None))
     # Not by commands, which take longer to start than a guest takes to be restored.
     folder = testbed.runtime / "vms" / "one"
-    while (record := vms.read_record(folder)) is None or record.state == vms.READY:
+    while (record := registry.read_record(folder)) is None or record.state == registry.READY:
         assert not restoring.done(), restoring.result()
         await asyncio.sleep(0.01)
-    await vms.Vm(folder=folder, record=record).ask("down")
+    await registry.Vm(folder=folder, record=record).ask("down")
     assert "one was ended by another command before this was done" in (await restoring).err
     assert "Traceback" not in Path(up["evidence"], "supervisor.log").read_text()
 

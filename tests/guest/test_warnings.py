@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed import console, paths
-from testbed.console import Kind
 from testbed.errors import GuestLost
+from testbed.guest.channels import kernel_log
+from testbed.guest.channels.kernel_log import Kind
+from testbed.guest.factory import open_lab
 from testbed.hardware.faults import Fault
-from testbed.kernels import load_table
-from testbed.lab import open_lab
-from testbed.store import kernel_files, kernel_image
+from testbed.host import paths
+from testbed.store.kernels import files
+from testbed.store.kernels import image as kernel_image
+from testbed.store.kernels.table import load_table
 from testbed.topology import Guest
 from tests.guest.conftest import Notes
 from tests.guest.splat import At, Code, template
@@ -149,10 +151,10 @@ def formats(image: mmap.mmap) -> set[str]:
 
 @pytest.mark.parametrize("name", KERNELS)
 async def test_what_a_kernels_image_can_print_of_an_alarm_is_a_finding(notes: Notes, name: str) -> None:
-    kernel = await kernel_files.fetch(KERNELS[name], paths.folders().cache, notes)
+    kernel = await files.fetch(KERNELS[name], paths.folders().cache, notes)
     with kernel_image.vmlinux(kernel.bzimage) as image:
         found = formats(image)
-    kinds = {line: one.kind if (one := console.classify(f"[    1.000000] {filled(line)}")) else None for line in found}
+    kinds = {line: one.kind if (one := kernel_log.classify(f"[    1.000000] {filled(line)}")) else None for line in found}
     for pattern, kind in FORMATS.items():
         assert {of for line, of in kinds.items() if re.search(pattern, line)} == {kind}, pattern
     alarms = {line for line in found if ALARM.search(line) and not NONE.search(line)}

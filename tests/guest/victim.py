@@ -14,19 +14,19 @@ import signal
 import sys
 from typing import Any
 
-from testbed import plan
 from testbed.cli import main
-from testbed.guest import Guest
-from testbed.life import Life
-from testbed.lifecycle import Event, State
-from testbed.monitor import Monitor
+from testbed.guest.guest import Guest
+from testbed.guest.lifecycle import Event, State
+from testbed.guest.liveness import Life
+from testbed.qemu import command_line
+from testbed.qemu.monitor import Monitor
 
 SAVING = "SAVING"
 
 
 def hurt(how: str, at: str) -> None:
     """Let it happen, once."""
-    starter, advance, argv, execute = os.getpid(), Life._advance, plan.argv, Monitor.execute
+    starter, advance, argv, execute = os.getpid(), Life._advance, command_line.argv, Monitor.execute
 
     def strike(qemu: int) -> None:
         os.kill({"us": os.getpid(), "starter": starter, "qemu": qemu}[how], signal.SIGKILL)
@@ -41,7 +41,7 @@ def hurt(how: str, at: str) -> None:
             strike(self.pid)
 
     def planning(*given: Any, **named: Any) -> Any:
-        plan.argv = argv
+        command_line.argv = argv
         strike(0)
         return argv(*given, **named)
 
@@ -52,7 +52,7 @@ def hurt(how: str, at: str) -> None:
         return await execute(self, command, *given, **named)
 
     if at == State.PLANNED.name:
-        plan.argv = planning
+        command_line.argv = planning
     elif at == SAVING:
         Monitor.execute = executing  # type: ignore[method-assign]  # the point of this
     else:

@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 from testbed.progress import Progress, Silent
-from testbed.store.kernel_builds import Builder, BuildOrder
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.files import KernelFiles
 from tests.unit.test_kernels import TABLE, bzimage
 
 IMAGES = Path(__file__).parents[2] / "images"

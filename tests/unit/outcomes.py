@@ -6,18 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed.console import Finding, Kind
-from testbed.kernels import Series
-from testbed.partial import Partial
+from testbed.guest.channels.kernel_log import Finding, Kind
 from testbed.report import results
-from testbed.runner import Result, Side
-from testbed.scenarios import cases
+from testbed.report.partial import Partial
+from testbed.scenarios.catalogue import cases
+from testbed.scenarios.runner import Result, Side
+from testbed.scenarios.verdict import Balance, Control, Evidence, Gap, Judgement, Lost, Measure, Skipped, Verdict, judge_pair, overall
 from testbed.store.image import Image
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.table import Series
 from testbed.topology.disks import disk_of
 from testbed.topology.model import Guest
 from testbed.units import GIB
-from testbed.verdict import Balance, Control, Evidence, Gap, Judgement, Lost, Measure, Skipped, Verdict, judge_pair, overall
 from tests.unit.values import host
 
 

@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from testbed import accounts, counting, trial
-from testbed.accounts import Look
+from testbed.bugs import attempt, io_accounting
+from testbed.bugs.attempt import Attempt
+from testbed.bugs.io_accounting import Look
 from testbed.bugs.load import of_plain
-from testbed.counting import Tally
+from testbed.bugs.outcome import Outcome
+from testbed.bugs.signature import Watch
 from testbed.errors import CommandFailed, GuestLost, HostError
-from testbed.guest_shell import Texts
-from testbed.report import repro
-from testbed.signature import Watch
-from testbed.trial import Attempt
-from testbed.tries import Outcome
+from testbed.guest.metrics import cgroup_counters
+from testbed.guest.metrics.cgroup_counters import Tally
+from testbed.guest.shell_functions import Texts
+from testbed.report.bugs import tables
 from testbed.units import MIB
 
 FILE = "/sys/fs/cgroup/io.stat"
@@ -52,9 +53,9 @@ BEFORE = look((100, 10), (100, 10))
     ],
 )
 def test_a_guest_that_accounts_for_more_than_its_disk_moved_is_contradicted(after: Look, finding: str) -> None:
-    account = accounts.compared("data", "254:0", BEFORE, after)
+    account = io_accounting.compared("data", "254:0", BEFORE, after)
     assert (finding in account.finding if finding else account.finding == "") and account.note == ""
-    shown = repro.contradictions({"disks": [account.said()]})
+    shown = tables.contradictions({"disks": [account.said()]})
     assert shown == ([f"disk data: {account.finding}"] if finding else [])
 
 
@@ -70,7 +71,7 @@ def test_a_guest_that_accounts_for_more_than_its_disk_moved_is_contradicted(afte
     ],
 )
 def test_what_cannot_be_compared_says_why_and_is_no_finding(before: Look, after: Look, note: str) -> None:
-    account = accounts.compared("data", "254:0", before, after)
+    account = io_accounting.compared("data", "254:0", before, after)
     assert note in account.note and account.finding == ""
 
 
@@ -93,7 +94,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise said[""]
         return {path: text for path, text in said.items() if isinstance(text, str)}
 
-    original = counting.one
+    original = cgroup_counters.one
 
     async def one(guest: Any, texts: Any, cgroup: str, counter: str) -> int | None:
         path = f"{cgroup}/{counter.partition(' ')[0]}"
@@ -101,8 +102,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise said[path]
         return await original(guest, texts, cgroup, counter) if path in texts else None
 
-    monkeypatch.setattr(counting, "every", every)
-    monkeypatch.setattr(counting, "one", one)
+    monkeypatch.setattr(cgroup_counters, "every", every)
+    monkeypatch.setattr(cgroup_counters, "one", one)
     return said
 
 
@@ -169,7 +170,7 @@ def wanted(folder: Path, raises: BaseException) -> Attempt:
     ],
 )
 async def test_whatever_goes_wrong_in_a_try_is_that_tries_trouble(raised: Exception, why: str, tmp_path: Path) -> None:
-    one = await trial.attempt(wanted(tmp_path, raised))
+    one = await attempt.attempt(wanted(tmp_path, raised))
     assert one.outcome is Outcome.TROUBLE and why in one.why
     assert (tmp_path / "k-1/traceback.txt").exists() is ("mistake" in why)
 
@@ -177,4 +178,4 @@ async def test_whatever_goes_wrong_in_a_try_is_that_tries_trouble(raised: Except
 @pytest.mark.parametrize("raised", [HostError("no QEMU"), KeyboardInterrupt(), asyncio.CancelledError()])
 async def test_a_machine_that_cannot_run_guests_and_a_person_end_the_run(raised: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(raised)):
-        await trial.attempt(wanted(tmp_path, raised))
+        await attempt.attempt(wanted(tmp_path, raised))

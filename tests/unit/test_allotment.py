@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import allotment
-from testbed.allotment import Share, core_limit, free_of, memory_limit, share
+from testbed.host import resources
+from testbed.host.resources import Share, core_limit, free_of, memory_limit, share
 from testbed.units import GIB, MIB
 
 UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -47,7 +47,7 @@ BOUND = "35 31 0:32 /docker/abc /sys/fs/cgroup/mem\\040ory ro - cgroup cgroup rw
     ],
 )
 def test_the_group_of_each_hierarchy_is_found(mounts: str, groups: str, paths: dict[str, str | None]) -> None:
-    found = {str(one.folder): allotment.path_of(groups, one) for one in allotment.hierarchies(mounts)}
+    found = {str(one.folder): resources.path_of(groups, one) for one in resources.hierarchies(mounts)}
     assert {folder: path and str(path) for folder, path in found.items()} == paths
 
 
@@ -119,12 +119,12 @@ def test_limits_of_the_first_version_count_as_well(tmp_path: Path) -> None:
 def test_what_this_machine_mounts_is_understood() -> None:
     text = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
     mounted = [line.split()[4] for line in text.splitlines() if line.partition(" - ")[2].startswith("cgroup")]
-    assert [str(one.folder) for one in allotment.hierarchies(text)] == mounted
+    assert [str(one.folder) for one in resources.hierarchies(text)] == mounted
 
 
 def test_a_machine_has_no_more_than_its_group_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allotment, "_own", Share)
-    whole = allotment.memory_bytes(), allotment.free_bytes(), allotment.cores()
+    monkeypatch.setattr(resources, "_own", Share)
+    whole = resources.memory_bytes(), resources.free_bytes(), resources.cores()
     assert whole[0] >= whole[1] > 3 * MIB
-    monkeypatch.setattr(allotment, "_own", lambda: Share(memory_bytes=3 * MIB, free_bytes=MIB, cores=1))
-    assert (allotment.memory_bytes(), allotment.free_bytes(), allotment.cores()) == (3 * MIB, MIB, 1)
+    monkeypatch.setattr(resources, "_own", lambda: Share(memory_bytes=3 * MIB, free_bytes=MIB, cores=1))
+    assert (resources.memory_bytes(), resources.free_bytes(), resources.cores()) == (3 * MIB, MIB, 1)

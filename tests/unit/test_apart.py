@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import apart
-from testbed.rates import Rate
+from testbed.bugs import absence
+from testbed.bugs.statistics import Rate
 
 # Asked again for each pair of rates.
-enough, needed = functools.cache(apart.enough), functools.cache(apart.needed)
+enough, needed = functools.cache(absence.enough), functools.cache(absence.needed)
 
 
 def share_below(shown: float) -> float:
     """The greatest rate that a bug of this rate is to be told apart from."""
-    return shown / (shown + apart.MARGIN * (1 - shown))
+    return shown / (shown + absence.MARGIN * (1 - shown))
 
 
 def stops(shown: float, most: int) -> Iterator[tuple[Rate, float]]:
@@ -66,7 +66,7 @@ def test_a_bug_that_is_gone_is_told_apart() -> None:
     assert claimed(1, 0, 6) == 1
     assert claimed(0.95, 0, 20) > 0.99 and claimed(0.8, 0, 20) > 0.8
     # With the file's 20 tries a bug that shows in half of them is left open, and with as many as the sentence names seldom.
-    assert claimed(0.5, 0, 20) < 0.1 and claimed(0.5, 0, 2 * apart.tries_for_share(0.5)) > 0.8
+    assert claimed(0.5, 0, 20) < 0.1 and claimed(0.5, 0, 2 * absence.tries_for_share(0.5)) > 0.8
 
 
 def test_looking_after_each_try_on_either_kernel_is_no_way_around_it() -> None:
@@ -79,7 +79,7 @@ def test_looking_after_each_try_on_either_kernel_is_no_way_around_it() -> None:
             hits += chance.random() < 0.5
             if chance.random() < share_below(0.5):
                 break
-            if apart.told_apart(Rate(hits=hits, tries=tries), tries):
+            if absence.told_apart(Rate(hits=hits, tries=tries), tries):
                 wrong += 1
                 break
     assert wrong < 50
@@ -88,29 +88,29 @@ def test_looking_after_each_try_on_either_kernel_is_no_way_around_it() -> None:
 def test_how_many_tries_it_takes() -> None:
     # As docs/reproduce.md has it.
     always = [Rate(hits=tries, tries=tries) for tries in range(1, 9)]
-    assert [apart.needed(rate) for rate in always] == [53, 16, 10, 8, 7, 6, 5, 5]
-    assert [apart.told_apart(rate, rate.tries) for rate in always] == [False] * 5 + [True] * 3
-    assert [apart.tries_for_share(share) for share in (1, 0.75, 0.5, 0.25, 0.05)] == [6, 19, 44, 160, 1400]
-    assert apart.needed(Rate(hits=0, tries=20)) is None and apart.needed(Rate(hits=1, tries=200)) is None
+    assert [absence.needed(rate) for rate in always] == [53, 16, 10, 8, 7, 6, 5, 5]
+    assert [absence.told_apart(rate, rate.tries) for rate in always] == [False] * 5 + [True] * 3
+    assert [absence.tries_for_share(share) for share in (1, 0.75, 0.5, 0.25, 0.05)] == [6, 19, 44, 160, 1400]
+    assert absence.needed(Rate(hits=0, tries=20)) is None and absence.needed(Rate(hits=1, tries=200)) is None
 
 
 def test_a_showing_kernel_goes_on_to_a_hit_and_stops_where_no_more_can_be_had() -> None:
-    assert not apart.enough(Rate(hits=0, tries=20), 40)
-    assert not apart.enough(Rate(hits=1, tries=1), 20)
+    assert not absence.enough(Rate(hits=0, tries=20), 40)
+    assert not absence.enough(Rate(hits=1, tries=1), 20)
     # 14 of 20 would do, and cannot be any longer.
-    assert apart.enough(Rate(hits=1, tries=8), 20) and not apart.enough(Rate(hits=1, tries=7), 20)
-    assert apart.enough(Rate(hits=1, tries=1), 5)
+    assert absence.enough(Rate(hits=1, tries=8), 20) and not absence.enough(Rate(hits=1, tries=7), 20)
+    assert absence.enough(Rate(hits=1, tries=1), 5)
 
 
 @given(st.integers(1, 80), st.integers(0, 80), st.integers(0, 300))
 def test_more_hits_and_more_misses_are_never_less_evidence(hits: int, other: int, misses: int) -> None:
     rate = Rate(hits=hits, tries=hits + other)
-    found = apart.log_evidence(rate, misses)
-    assert apart.log_evidence(rate, misses + 1) >= found - 1e-9
+    found = absence.log_evidence(rate, misses)
+    assert absence.log_evidence(rate, misses + 1) >= found - 1e-9
     # Against every pair of rates within the margin: none makes the tries more likely than the search has found.
     for p in (n / 50 for n in range(1, 50)):
         rarely = share_below(p)
-        assert apart._greatest(rate, misses) >= log_likelihood(hits, other, p) + log_likelihood(0, misses, rarely) - 1e-9
+        assert absence._greatest(rate, misses) >= log_likelihood(hits, other, p) + log_likelihood(0, misses, rarely) - 1e-9
 
 
 def log_likelihood(hits: int, misses: int, p: float) -> float:

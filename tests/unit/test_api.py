@@ -11,16 +11,17 @@ from typing import Any, cast
 import pytest
 
 import testbed
-from testbed import allotment
-from testbed.admission import Admission, Claim, in_turn, obstacle, refusal, resident
-from testbed.api import cgroup, kept, needs, topologies
-from testbed.api.carrier import Background
+from testbed.api import cgroup, supervised_guest, topologies
 from testbed.api.cgroup import Counters
 from testbed.api.compare import Comparison, SideFailed, compared
-from testbed.api.names import Disk, Named
-from testbed.api.patience import Patience
+from testbed.api.devices import Disk, Named
+from testbed.api.event_loops import Background
+from testbed.api.pausable_clock import Patience
 from testbed.api.vm import Vm
 from testbed.errors import GuestError, HostError, ReadingError, TopologyError, UsageError
+from testbed.host import resources
+from testbed.host.admission import Admission, Claim, in_turn, obstacle, refusal, resident
+from testbed.pytest_plugin import requirements
 from testbed.topology import Topology
 from testbed.units import GIB, MIB
 
@@ -142,7 +143,7 @@ async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
 
 async def test_who_does_not_wait_gets_no_memory_that_was_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine would swap."""
-    monkeypatch.setattr(allotment, "free_bytes", lambda: 10 * GIB)
+    monkeypatch.setattr(resources, "free_bytes", lambda: 10 * GIB)
     admission = Admission(tmp_path, cores=4, memory_bytes=64 * GIB)
     async with admission.admitted(claim(memory_bytes=6 * GIB), print):
         async with admission.admitted(claim(memory_bytes=3 * GIB), print, at_once=True):
@@ -154,7 +155,7 @@ async def test_who_does_not_wait_gets_no_memory_that_was_promised(tmp_path: Path
 
 async def test_a_ticket_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> None:
     code = (
-        "import asyncio, os, sys; from pathlib import Path; from testbed.admission import *\n"
+        "import asyncio, os, sys; from pathlib import Path; from testbed.host.admission import *\n"
         "async def main():\n"
         "    async with Admission(Path(sys.argv[1]), cores=1, memory_bytes=1 << 40).admitted("
         "Claim(cores=1, memory_bytes=1, who='other'), print):\n"
@@ -319,12 +320,12 @@ def test_counters_that_were_not_read_are_an_error(text: str, why: str) -> None:
     [(">=7.2", True), (">= 7.2.22", True), (">7.2", False), ("<8", True), ("==7.2", True), ("<7", False), (">=8.0", False), ("nvme", True)],
 )
 def test_versions_of_qemu(need: str, fits: bool) -> None:
-    assert (needs.lacking_version([need], "7.2.22") == "") is fits
+    assert (requirements.lacking_version([need], "7.2.22") == "") is fits
 
 
 def test_options_of_a_kernel() -> None:
     config = "CONFIG_BLK_CGROUP=y\nCONFIG_LOOP=m\n# CONFIG_KASAN is not set\n"
-    assert [needs.config_lacks(need, config) for need in ("BLK_CGROUP", "CONFIG_LOOP=m", "KASAN", "LOOP=y")] == [
+    assert [requirements.config_lacks(need, config) for need in ("BLK_CGROUP", "CONFIG_LOOP=m", "KASAN", "LOOP=y")] == [
         "",
         "",
         "CONFIG_KASAN",
@@ -414,10 +415,10 @@ async def test_modules_in_the_current_folder_are_not_run_for_a_guest_that_is_kep
         asked.extend(words)
         raise HostError("no more")
 
-    monkeypatch.setattr("testbed.api.kept.process.run", run)
+    monkeypatch.setattr("testbed.api.supervised_guest.process.run", run)
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     with pytest.raises(HostError, match="no more"):
-        async with kept.started(topology, "k", {"g0": "k"}, cast(Any, None), tmp_path / "evidence", cold=False):
+        async with supervised_guest.started(topology, "k", {"g0": "k"}, cast(Any, None), tmp_path / "evidence", cold=False):
             pass
     (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     words = [*asked[: asked.index("up")], "--version"]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.bisection import Answer, Between, bisecting, most_steps
-from testbed.store.kernel_folders import ordered, scan
+from testbed.bugs.bisect import Answer, Between, bisecting, most_steps
+from testbed.store.kernels.folders import ordered, scan
 
 
 def run(good: int, bad: int, answers: dict[int, Answer]) -> tuple[Between, list[int]]:

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from testbed import blktests, suites
-from testbed.blktests import Outcome, Status, outcomes
+from testbed.api import blktests, suites
+from testbed.api.blktests import Outcome, Status, outcomes
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, UsageError, WireBroken
 from testbed.topology import Topology
 

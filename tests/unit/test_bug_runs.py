@@ -10,26 +10,30 @@ from typing import Any
 
 import pytest
 
-from testbed import bug_results, claims, jsons, partial, reach, repro, runner
-from testbed.bisection import Answer, Between
-from testbed.blktests import RESULTS, Status
-from testbed.blktests import Outcome as SuiteOutcome
+from testbed import jsons
+from testbed.api.blktests import RESULTS, Status
+from testbed.api.blktests import Outcome as SuiteOutcome
+from testbed.api.suites import Suite
+from testbed.bugs import conclusion, repro
+from testbed.bugs.bisect import Answer, Between
 from testbed.bugs.load import of_plain
-from testbed.campaign import UNFINISHED, Asked, Bisector, Reduced, Step
+from testbed.bugs.outcome import Outcome, Try
+from testbed.bugs.reduce import UNFINISHED, Asked, Bisector, Reduced, Step
+from testbed.bugs.repro import Job, Limits, Tried
+from testbed.bugs.signature import End, Match
 from testbed.cli import run
-from testbed.console import Finding, Kind
 from testbed.errors import GuestLost, UsageError
-from testbed.kernels import Series
-from testbed.partial import Partial
-from testbed.report import bug_files, reading
-from testbed.report import repro as report
-from testbed.report.bug_schema import MODELS
-from testbed.repro import Job, Limits, Tried
-from testbed.signature import End, Match
-from testbed.store import runs
-from testbed.store.kernel_files import KernelFiles
-from testbed.suites import Suite
-from testbed.tries import Outcome, Try
+from testbed.guest.channels.kernel_log import Finding, Kind
+from testbed.guest.metrics import disk_speed
+from testbed.report import partial, result_reader, runs
+from testbed.report.bugs import files as bug_files
+from testbed.report.bugs import results
+from testbed.report.bugs import tables as report
+from testbed.report.bugs.schema import MODELS
+from testbed.report.partial import Partial
+from testbed.scenarios import runner
+from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.table import Series
 from tests import junit as junit_rules
 from tests import ktap as ktap_rules
 from tests.unit.test_cli import testbed
@@ -106,8 +110,8 @@ def test_one_kernel_is_not_on_both_sides_whatever_its_file_is_called() -> None:
 
 def test_compare_notes_that_both_sides_are_one_kernel_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "slots", lambda *_: 1)
-    monkeypatch.setattr(reach, "known", lambda *_: {})
-    monkeypatch.setattr(reach, "beyond", lambda *_: ())
+    monkeypatch.setattr(disk_speed, "known", lambda *_: {})
+    monkeypatch.setattr(disk_speed, "beyond", lambda *_: ())
     lab: Any = SimpleNamespace(host=job(Path("/run")).lab.host, cold=False, folders=SimpleNamespace(cache=Path("/cache")))
     file: Any = SimpleNamespace(guest=None)
 
@@ -139,7 +143,7 @@ def suite(folder: Path, partial: Partial | None, words: list[str]) -> dict[str, 
     testbed: Any = SimpleNamespace(host=job(folder).lab.host, image=job(folder).lab.image)
     ended = SuiteOutcome(test="loop/001", status=Status.PASS, runtime="1.2s")
     wanted = Suite(root=Path("/blktests"), tests=("loop/001", "loop/002"))
-    return bug_results.of_suite(testbed, wanted, kernel("bad", "bad"), (ended,), folder, words, 9.0, partial)
+    return results.of_suite(testbed, wanted, kernel("bad", "bad"), (ended,), folder, words, 9.0, partial)
 
 
 def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[str, Any]]:
@@ -152,10 +156,10 @@ def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[st
     words = ["testbed", "verb", "--expect", "it's"]
     between = Between(good=1, bad=0)
     return {
-        "repro": bug_results.of_repro(job(folder), (shows, clean), words, 9.0, partial),
-        "reduce": bug_results.of_reduce(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0, partial),
-        "bisect": bug_results.of_bisect(job(folder), ("bad", "good"), between, bisector, words, 9.0, partial),
-        "ask": bug_results.of_ask(job(folder), "bad", alone, 0.5, words, 9.0, partial),
+        "repro": results.of_repro(job(folder), (shows, clean), words, 9.0, partial),
+        "reduce": results.of_reduce(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0, partial),
+        "bisect": results.of_bisect(job(folder), ("bad", "good"), between, bisector, words, 9.0, partial),
+        "ask": results.of_ask(job(folder), "bad", alone, 0.5, words, 9.0, partial),
         "suite": suite(folder, partial, words),
     }
 
@@ -170,7 +174,7 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     document = documents(folder)[what]
     bug_files.write(document, folder)
     assert bug_files.read(folder) == jsons.printed(json.dumps(document).encode())
-    (listed,) = runs.every(folder.parent, reading.document)
+    (listed,) = runs.every(folder.parent, result_reader.document)
     assert (listed.verdict, listed.command[0]) == (document["result"], "verb") and listed.cases
 
     page = (folder / "report.html").read_text()
@@ -202,7 +206,7 @@ def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> N
     document = documents(folder, INTERRUPTED)[what]
     assert document["result"] == "unfinished" and documents(folder)[what]["result"] != "unfinished"
     bug_files.write(document, folder)
-    (listed,) = runs.every(folder.parent, reading.document)
+    (listed,) = runs.every(folder.parent, result_reader.document)
     assert listed.partial == INTERRUPTED
     said = "1 of at most 12 tries ended; interrupted by SIGINT"
     for kind in ("markdown", "html"):
@@ -228,10 +232,10 @@ def test_a_killed_run_says_so_where_its_results_are_read(tmp_path: Path) -> None
 
 
 def test_what_is_known_of_a_suite_or_a_clean_kernel_stays_known_where_a_run_ends_early(tmp_path: Path) -> None:
-    wrong = claims.result((tried("bad", HIT), tried("good", HIT, must_show=False, ended=False)))
-    assert wrong[0] is claims.Result.INVALID
+    wrong = conclusion.result((tried("bad", HIT), tried("good", HIT, must_show=False, ended=False)))
+    assert wrong[0] is conclusion.Result.INVALID
     found = (tried("bad", HIT), tried("good", HIT, must_show=False, ended=False))
-    assert bug_results.of_repro(job(tmp_path), found, [], 9.0, INTERRUPTED)["result"] == "invalid"
+    assert results.of_repro(job(tmp_path), found, [], 9.0, INTERRUPTED)["result"] == "invalid"
     # No hit in some of the tries is no absence.
     assert tried("bad", MISS, MISS, ended=False).verdict is repro.Verdict.TROUBLE and tried("bad", MISS).verdict is repro.Verdict.ABSENT
 
@@ -248,12 +252,12 @@ def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
 
 def test_every_result_has_an_exit_code() -> None:
     every = (
-        {result.value for result in claims.Result}
+        {result.value for result in conclusion.Result}
         | {answer.value for answer in Answer}
         | {"reduced", "bisected", "wrong ends", "comes and goes", UNFINISHED}
     )
     every |= set(RESULTS.values())
-    assert every == bug_results.EXIT_CODES.keys()
+    assert every == results.EXIT_CODES.keys()
 
 
 async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_is_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +278,7 @@ async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_i
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, steps.append)
     found = await bisector.bisect(names, 0, 4, None)
     assert (found.good, found.bad, found.skipped, found.wrong) == (0, 3, (1, 2), "")
-    said = bug_results.of_bisect(job(Path("/run")), names, found, bisector, [], 1.0, others=("vmlinuz.old (beside a kernel)",))
+    said = results.of_bisect(job(Path("/run")), names, found, bisector, [], 1.0, others=("vmlinuz.old (beside a kernel)",))
     assert said["reason"] == "it came after 6.1, with 6.4 at the latest; 6.2, 6.3 could not be tried"
     assert said["not_kernels"] == ["vmlinuz.old (beside a kernel)"] and MODELS["bisect.json"].model_validate(said)
     whys = {one["kernel"]: one["why"] for one in said["asked"] if one["answer"] == "skip"}
@@ -292,9 +296,9 @@ async def test_a_bug_in_the_middle_only_is_told_with_what_was_seen(monkeypatch: 
 
     monkeypatch.setattr(repro, "on_kernel", on_kernel)
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, lambda _: None)
-    said = bug_results.of_bisect(job(Path("/run")), names, await bisector.bisect(names, 0, 2, 0.9), bisector, [], 1.0)
+    said = results.of_bisect(job(Path("/run")), names, await bisector.bisect(names, 0, 2, 0.9), bisector, [], 1.0)
     assert (said["result"], said["reason"]) == ("comes and goes", "it comes and goes: 6.1 good, 6.2 bad, 6.3 good")
-    assert bug_results.EXIT_CODES[said["result"]] == 3
+    assert results.EXIT_CODES[said["result"]] == 3
 
 
 async def test_without_a_stated_rate_one_kernel_is_asked_more_than_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +322,7 @@ def test_every_report_says_how_tries_ended_that_did_not_show_it(tmp_path: Path) 
     clean = tried("clean", MISS, MISS, MISS, must_show=False)
     ways = ("status 0, last line: refused", "status 0, last line: refused", "status 1, and it printed nothing")
     tries = tuple(replace(one, why=why, last_line="refused") for one, why in zip(clean.tries, ways, strict=True))
-    document = bug_results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
+    document = results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
     bug_files.write(document, tmp_path)
     said = "where it did not show: status 0, last line: refused (2 times); status 1, and it printed nothing"
     assert f"clean: {said}" in report.notable(document)
@@ -340,7 +344,7 @@ def test_a_kernel_that_complains_where_the_bug_does_not_show_is_named(tmp_path: 
     )
     unread = (Finding(kind=Kind.UNREAD, seconds=None, text="the kernel's log was not read: x"),)
     tries = (replace(clean.tries[0], findings=findings), replace(clean.tries[1], findings=unread), *clean.tries[2:])
-    document = bug_results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
+    document = results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
     assert document["kernels"][1]["attempts"][0]["kernel_log"] == ["warning: WARNING: a (and 1 more)"]
     assert document["kernels"][1]["attempts"][1]["kernel_log"] == ["not read: the kernel's log was not read: x"]
     assert any("; its kernel's log in 2: warning: WARNING: a (and 1 more)" in line for line in report.notable(document))

@@ -15,21 +15,21 @@ from pathlib import Path
 
 import pytest
 
-from testbed import held
 from testbed.errors import BuildError, HostError, UsageError
-from testbed.kbuild import make_args
-from testbed.kbuild.make_args import MakeArg
-from testbed.kbuild.recipe import Compiler
-from testbed.kernels import Series
-from testbed.store import build_enclosure, cache, kernel_builds, kernel_sources, plain_files, waste
-from testbed.store.build_enclosure import Enclosure
-from testbed.store.kernel_builds import BuildOrder
-from testbed.store.kernel_sources import Source
+from testbed.host import tempdirs, untrusted_files
+from testbed.store import cache, gc
+from testbed.store.kernels import build_jail, builder, make_args, sources
+from testbed.store.kernels.build_jail import Enclosure
+from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.make_args import MakeArg
+from testbed.store.kernels.make_text import Compiler
+from testbed.store.kernels.sources import Source
+from testbed.store.kernels.table import Series
 from tests.unit.fake_source import PATCH, build, git, tree_of_two_commits
 from tests.unit.test_kernel_builds import Notes
 from tests.unit.test_kernels import bzimage
 
-AS_ACCOUNT = Enclosure(account=build_enclosure._ACCOUNT, users=False)
+AS_ACCOUNT = Enclosure(account=build_jail._ACCOUNT, users=False)
 AS_ROOT = Enclosure(account=None, users=False)
 AS_USER = Enclosure(account=None, users=True)
 # As root each way is tried; everybody else has one.
@@ -43,7 +43,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     async def found(args: tuple[MakeArg, ...] = ()) -> Compiler:
         return Compiler(version="gcc 12", through_ccache=False, args=args)
 
-    monkeypatch.setattr(kernel_builds, "find_compiler", found)
+    monkeypatch.setattr(builder, "find_compiler", found)
 
 
 def enclosed(monkeypatch: pytest.MonkeyPatch, way: Enclosure | None, why: str = "") -> None:
@@ -52,7 +52,7 @@ def enclosed(monkeypatch: pytest.MonkeyPatch, way: Enclosure | None, why: str = 
     async def found() -> tuple[Enclosure | None, str]:
         return way, why
 
-    monkeypatch.setattr(build_enclosure, "find", found)
+    monkeypatch.setattr(build_jail, "find", found)
 
 
 def evil_tree(folder: Path, script: str) -> Path:
@@ -218,7 +218,7 @@ def test_where_the_machine_allows_no_enclosure_a_strangers_source_needs_the_call
     with pytest.raises(HostError, match=r"in an enclosure.*unshare: no such luck.*TESTBED_TRUST_SOURCES=1"):
         build(tmp_path / "cache", BuildOrder(source=str(tree)))
     assert not list(tmp_path.rglob("ran"))
-    monkeypatch.setenv(build_enclosure.TRUST, "1")
+    monkeypatch.setenv(build_jail.TRUST, "1")
     notes = Notes()
     built = build(tmp_path / "cache", BuildOrder(source=str(tree)), progress=notes)
     assert [said for said in notes.said if "not built in an enclosure" in said and "no such luck" in said]
@@ -241,30 +241,30 @@ def test_debians_own_source_needs_no_word_and_a_patch_of_it_does(tmp_path: Path,
             (folder / cache.META).write_text("{}")
         return Source(name="debian", key="k", origin="", folder=folder, signed=True)
 
-    monkeypatch.setattr(kernel_sources, "prepare", prepare)
+    monkeypatch.setattr(sources, "prepare", prepare)
     assert build(tmp_path / "cache", BuildOrder(source="debian")).series is Series.BEFORE
     (tmp_path / "series.patch").write_text(PATCH)
-    with pytest.raises(HostError, match=build_enclosure.TRUST):
+    with pytest.raises(HostError, match=build_jail.TRUST):
         build(tmp_path / "cache", BuildOrder(source="debian", series=(tmp_path / "series.patch",)))
 
 
 async def test_a_root_that_cannot_become_the_account_is_enclosed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    give = build_enclosure.give
+    give = build_jail.give
 
     def refused(enclosure: Enclosure | None, folder: Path) -> None:
         if enclosure == AS_ACCOUNT:
             raise HostError("no such uid here")
         give(enclosure, folder)
 
-    monkeypatch.setattr(build_enclosure, "give", refused)
-    assert await build_enclosure.find() == (AS_ROOT if os.geteuid() == 0 else AS_USER, "")
+    monkeypatch.setattr(build_jail, "give", refused)
+    assert await build_jail.find() == (AS_ROOT if os.geteuid() == 0 else AS_USER, "")
 
 
 async def test_the_reason_why_there_is_no_enclosure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    way, _ = await build_enclosure.find()
+    way, _ = await build_jail.find()
     assert way in WAYS
-    monkeypatch.setattr(build_enclosure, "_words", lambda *_: ("sh", "-c", "echo no such luck >&2; exit 1"))
-    assert await build_enclosure.find() == (None, "no such luck")
+    monkeypatch.setattr(build_jail, "_words", lambda *_: ("sh", "-c", "echo no such luck >&2; exit 1"))
+    assert await build_jail.find() == (None, "no such luck")
 
 
 def named(folder: Path, name: str, text: str) -> Path:
@@ -284,11 +284,11 @@ async def test_a_compiler_outside_of_the_system_is_seen_where_it_is_named_and_it
     (home / "lib").mkdir()
     (home / "lib/text").write_text("mine")
     (home / "secret").write_text("the caller's")
-    seen = build_enclosure.installations((str(own), str(lone), "make"))
-    done = await build_enclosure.run(way, [own], folder=Path("/"), read=seen, check=False)
+    seen = build_jail.installations((str(own), str(lone), "make"))
+    done = await build_jail.run(way, [own], folder=Path("/"), read=seen, check=False)
     assert done.stdout == "mine" and done.status == 1
-    assert (await build_enclosure.run(way, [lone], folder=Path("/"), read=seen)).stdout == "lone\n"
-    assert build_enclosure.installations(("make", "nowhere")) == ()
+    assert (await build_jail.run(way, [lone], folder=Path("/"), read=seen)).stdout == "lone\n"
+    assert build_jail.installations(("make", "nowhere")) == ()
 
 
 def test_make_sees_the_compiler_that_the_user_names(tmp_path: Path) -> None:
@@ -303,22 +303,22 @@ def test_make_sees_the_compiler_that_the_user_names(tmp_path: Path) -> None:
 
 async def test_more_paths_are_given_by_the_users_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "more").write_text("more")
-    monkeypatch.setenv(build_enclosure.MORE_PATHS, str(tmp_path / "more"))
-    assert (await build_enclosure.run(WAYS[0], ["cat", tmp_path / "more"], folder=Path("/"))).stdout == "more"
-    monkeypatch.setenv(build_enclosure.MORE_PATHS, "more")
+    monkeypatch.setenv(build_jail.MORE_PATHS, str(tmp_path / "more"))
+    assert (await build_jail.run(WAYS[0], ["cat", tmp_path / "more"], folder=Path("/"))).stdout == "more"
+    monkeypatch.setenv(build_jail.MORE_PATHS, "more")
     with pytest.raises(UsageError, match="TESTBED_BUILD_PATHS: expected paths from the root"):
-        await build_enclosure.run(WAYS[0], ["true"], folder=Path("/"))
+        await build_jail.run(WAYS[0], ["true"], folder=Path("/"))
 
 
 @ways
 async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_started(tmp_path: Path, way: Enclosure) -> None:
-    assert (await build_enclosure.run(way, ["sh", "-c", "exit 3"], folder=Path("/"), check=False)).status == 3
-    assert (await build_enclosure.run(way, ["sh", "-c", "kill -9 $$"], folder=Path("/"), check=False)).status == 137
+    assert (await build_jail.run(way, ["sh", "-c", "exit 3"], folder=Path("/"), check=False)).status == 3
+    assert (await build_jail.run(way, ["sh", "-c", "kill -9 $$"], folder=Path("/"), check=False)).status == 137
     (tmp_path / "out").mkdir()
-    build_enclosure.give(way, tmp_path / "out")
+    build_jail.give(way, tmp_path / "out")
     stays = f"(trap '' TERM; sleep {MARK}) & while :; do sleep 0.1; done"
     script = f"trap 'echo ended >{tmp_path}/out/ended; exit 2' TERM; echo up >{tmp_path}/out/up; {stays}"
-    running = asyncio.create_task(build_enclosure.run(way, ["sh", "-c", script], folder=tmp_path / "out", write=(tmp_path / "out",)))
+    running = asyncio.create_task(build_jail.run(way, ["sh", "-c", script], folder=tmp_path / "out", write=(tmp_path / "out",)))
     while not (tmp_path / "out/up").exists():
         assert not running.done()
         await asyncio.sleep(0.01)
@@ -332,8 +332,8 @@ async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_
 _RUNNING = """\
 import asyncio, sys
 from pathlib import Path
-from testbed.store import build_enclosure
-from testbed.store.build_enclosure import Enclosure
+from testbed.store.kernels import build_jail as build_enclosure
+from testbed.store.kernels.build_jail import Enclosure
 from tests.unit import test_build_enclosure
 out = Path(sys.argv[1])
 way = test_build_enclosure.WAYS[int(sys.argv[2])]
@@ -372,10 +372,10 @@ def test_a_kconfig_file_that_names_files_of_this_machine_gets_none(tmp_path: Pat
     os.mkfifo(tmp_path / "tree/pipe")
     for name in ("../secret", str(tmp_path / "secret"), "link/secret", "pipe", "", ".", "a\0b", "nowhere", "x" * 300):
         with pytest.raises(BuildError):
-            plain_files.text(tmp_path / "tree", name, 100)
-    assert plain_files.text(tmp_path / "tree", "Kconfig", 100) == "mine"
+            untrusted_files.text(tmp_path / "tree", name, 100)
+    assert untrusted_files.text(tmp_path / "tree", "Kconfig", 100) == "mine"
     with pytest.raises(BuildError, match="expected at most 3 bytes, got 4"):
-        plain_files.text(tmp_path / "tree", "Kconfig", 3)
+        untrusted_files.text(tmp_path / "tree", "Kconfig", 3)
 
 
 def test_a_folder_that_is_nested_without_end_is_listed_measured_and_removed(tmp_path: Path) -> None:
@@ -386,11 +386,11 @@ def test_a_folder_that_is_nested_without_end_is_listed_measured_and_removed(tmp_
         subprocess.run([sys.executable, "-c", nest], cwd=folder, check=True)
         return folder
 
-    assert len(tuple(plain_files.everything(nested(tmp_path / "deep")))) > sys.getrecursionlimit()
-    plain_files.remove(tmp_path / "deep")
+    assert len(tuple(untrusted_files.everything(nested(tmp_path / "deep")))) > sys.getrecursionlimit()
+    untrusted_files.remove(tmp_path / "deep")
     source = nested(tmp_path / "cache/sources/git-x/out-x").parent
     (source / cache.META).write_text("{}")
-    assert [piece.folder for piece in waste.every(tmp_path / "cache")] == [source] and waste.remove(source)
-    with held.temporary() as scratch:
+    assert [piece.folder for piece in gc.every(tmp_path / "cache")] == [source] and gc.remove(source)
+    with tempdirs.temporary() as scratch:
         nested(scratch / "tmp")
     assert not (tmp_path / "deep").exists() and not source.exists() and not scratch.exists()

@@ -15,9 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from testbed import parcel, trust
+from testbed.bugs import bundle as bundles
+from testbed.bugs import bundle_rules
 from testbed.errors import UsageError
-from testbed.store import bundles, cache
+from testbed.store import cache
+from testbed.topology import trust
 
 BUG = "version: 1\nsummary: it breaks\nkernels: {shows: [debian-6.1]}\nscript: 'true'\nsignature: [{status: 0}]\n"
 RESULTS: dict[str, Any] = {
@@ -250,21 +252,21 @@ def test_words_for_qemu_itself_are_refused_unless_their_bundle_is_trusted_by_its
 
 
 def test_sizes_are_bounded_before_anything_is_read() -> None:
-    large = [parcel.Member(name=name, size_bytes=5 << 30, is_file=True) for name in ("manifest.json", "bug.yaml")]
-    said = list(parcel.refusals(large))
+    large = [bundle_rules.Member(name=name, size_bytes=5 << 30, is_file=True) for name in ("manifest.json", "bug.yaml")]
+    said = list(bundle_rules.refusals(large))
     assert any("bytes in all" in one for one in said) and any("expected at most 8388608" in one for one in said)
-    many = (parcel.Member(name=f"f{number}", size_bytes=0, is_file=True) for number in range(30_000))
-    assert list(parcel.refusals(many)) == ["expected at most 20000 entries"]
+    many = (bundle_rules.Member(name=f"f{number}", size_bytes=0, is_file=True) for number in range(30_000))
+    assert list(bundle_rules.refusals(many)) == ["expected at most 20000 entries"]
 
 
 def test_what_differs_is_said(run: Path) -> None:
-    plain = parcel.manifest(RESULTS, {}, ())
-    there = parcel.manifest_of(plain)
-    assert list(parcel.differences(there, there)) == []
+    plain = bundle_rules.manifest(RESULTS, {}, ())
+    there = bundle_rules.manifest_of(plain)
+    assert list(bundle_rules.differences(there, there)) == []
     here = json.loads(json.dumps(plain))
     here["host"]["qemu"] = "9.0"
     here["kernels"][0] |= {"sha256": "33", "release": "6.1.0-2"}
-    said = list(parcel.differences(there, parcel.manifest_of(here)))
+    said = list(bundle_rules.differences(there, bundle_rules.manifest_of(here)))
     assert said == ["QEMU: 7.2 there, 9.0 here", "kernel debian-6.1: 6.1.0-1 there, 6.1.0-2 here"]
 
 

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
-from testbed import doctor, neighbours
+from testbed.cli import doctor
 from testbed.errors import HostError
+from testbed.host import other_users
 from testbed.progress import Silent
-from testbed.store import cache, enclosure, image
+from testbed.store import cache, image, unshare
 from tests.unit.fake_source import IMAGES
 
 
@@ -79,7 +80,7 @@ async def test_who_holds_a_lock_is_named_while_it_is_waited_for(tmp_path: Path) 
         other.stdin.close()
         await waiting
     (note,) = said.notes
-    assert note.startswith(f"thing: waiting for pid {other.pid} of {neighbours.user(os.geteuid())}, since 20") and sys.executable in note
+    assert note.startswith(f"thing: waiting for pid {other.pid} of {other_users.user(os.geteuid())}, since 20") and sys.executable in note
     assert note.endswith(f", which holds {tmp_path / 'key.lock'}")
     await cache.once(tmp_path / "another", make, said, "thing")
     assert stat.S_IMODE((tmp_path / "another.lock").stat().st_mode) == 0o600, "nobody else can open it, and hold it"
@@ -131,8 +132,8 @@ def test_the_record_is_json(tmp_path: Path) -> None:
 async def test_where_there_can_be_no_namespaces_no_image_is_built_and_the_doctor_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await enclosure.obstacle() == ""
-    monkeypatch.setattr(enclosure, "_APART", ("sh", "-c", "echo no such luck >&2; exit 1"))
+    assert await unshare.obstacle() == ""
+    monkeypatch.setattr(unshare, "_APART", ("sh", "-c", "echo no such luck >&2; exit 1"))
     with pytest.raises(
         HostError, match="mmdebstrap cannot have namespaces of its own: no such luck; `testbed doctor` says what that needs"
     ):
@@ -144,6 +145,6 @@ def test_what_others_of_its_users_own_goes_with_an_unfinished_folder(tmp_path: P
     """Without root only a program in such a namespace can remove it."""
     (folder := tmp_path / "unfinished").mkdir()
     making = ("sh", "-c", 'mkdir -m 700 "$0/theirs" && touch "$0/theirs/file" && chown -R 5:5 "$0/theirs"', str(folder))
-    subprocess.run([*enclosure._as_root(), *making], check=True)
+    subprocess.run([*unshare._as_root(), *making], check=True)
     assert (folder / "theirs").stat().st_uid != os.geteuid()
-    assert enclosure.remove(folder) and not folder.exists()
+    assert unshare.remove(folder) and not folder.exists()

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cli, paths
+from testbed import cli
 from testbed.cli.app import app, err
 from testbed.errors import HostError
+from testbed.host import paths
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "tests/data/cover-letter.sh"
@@ -348,7 +349,7 @@ def test_the_third_signal_ends_it_at_once(number: signal.Signals) -> None:
 
 def test_without_a_home_it_is_the_accounts_or_named_as_missing(tmp_path: Path) -> None:
     bare = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
-    code = "import os; from testbed import paths; print(paths.folders().cache)"
+    code = "import os; from testbed.host import paths; print(paths.folders().cache)"
     done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert Path(done.stdout.strip()) == Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "testbed"
 

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed import confine, custody
-from testbed.host import Confinement
+from testbed.host.facts import Confinement
+from testbed.qemu import jail, jail_exec
 from tests.unit.values import may_mount, qemu
 
-PROGRAMS = (*custody.rules_of(qemu()), (confine.RUN, sys.base_prefix))
+PROGRAMS = (*jail.rules_of(qemu()), (jail_exec.RUN, sys.base_prefix))
 
 
 def since(landlock: int) -> pytest.MarkDecorator:
-    have = confine.version()
+    have = jail_exec.version()
     return pytest.mark.skipif(have < landlock, reason=f"this kernel's Landlock has come to version {have}, not to {landlock}")
 
 
@@ -44,7 +44,7 @@ def tried(
 ) -> tuple[str, str]:
     """What a Python program says of what it tries, free and kept from this machine: `done`, or the error."""
     program = f"{TOOLS}try:\n    {code}\nexcept OSError as error: print(type(error).__name__)\nelse: print('done')"
-    kept = confine.words(sys.executable, (*PROGRAMS, *rules) if confined else None, apart=apart)
+    kept = jail_exec.words(sys.executable, (*PROGRAMS, *rules) if confined else None, apart=apart)
     before, after = (
         subprocess.run([*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=cwd)
         for within in ((), kept)
@@ -53,19 +53,19 @@ def tried(
     return before.stdout.strip(), after.stdout.strip()
 
 
-@since(confine.FILES_SINCE)
+@since(jail_exec.FILES_SINCE)
 def test_files_are_what_was_given_as_far_as_it_was(tmp_path: Path) -> None:
     for name in ("own", "other"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text("text")
     own, given, other = tmp_path / "own", tmp_path / "other" / "file", tmp_path / "secret"
     other.write_text("text")
-    rules = ((confine.OWN, str(own)), (confine.READ, str(given)), (confine.READ, str(tmp_path / "none")))
+    rules = ((jail_exec.OWN, str(own)), (jail_exec.READ, str(given)), (jail_exec.READ, str(tmp_path / "none")))
     assert tried(f"open('{own}/new', 'w'); os.rename('{own}/new', '{own}/newer'); os.unlink('{own}/newer')", *rules) == ("done", "done")
     assert tried(f"socket.socket(socket.AF_UNIX).bind('{own}/' + str(os.getpid()))", *rules) == ("done", "done")
     assert tried(f"open('{given}')", *rules) == ("done", "done")
     assert tried(f"open('{given}', 'r+')", *rules) == ("done", "PermissionError")
-    assert tried(f"open('{given}', 'r+')", (confine.WRITE, str(given))) == ("done", "done")
+    assert tried(f"open('{given}', 'r+')", (jail_exec.WRITE, str(given))) == ("done", "done")
     # By its name, by way of what it has, and by a link that is there.
     (own / "link").symlink_to(other)
     for name in (str(other), f"{own}/../secret", f"{own}/link"):
@@ -74,14 +74,14 @@ def test_files_are_what_was_given_as_far_as_it_was(tmp_path: Path) -> None:
     assert tried(f"open('{tmp_path}/made', 'w')", *rules) == ("done", "PermissionError")
 
 
-@since(confine.FILES_SINCE)
+@since(jail_exec.FILES_SINCE)
 def test_what_it_makes_it_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "program").write_text("#!/bin/sh\n")
     (tmp_path / "program").chmod(0o755)
-    assert tried(f"os.posix_spawn('{tmp_path}/program', ['program'], {{}})", (confine.OWN, str(tmp_path))) == ("done", "PermissionError")
+    assert tried(f"os.posix_spawn('{tmp_path}/program', ['program'], {{}})", (jail_exec.OWN, str(tmp_path))) == ("done", "PermissionError")
 
 
-@since(confine.PORTS_SINCE)
+@since(jail_exec.PORTS_SINCE)
 def test_tcp_is_listened_on_at_a_port_that_the_kernel_chooses_and_never_connected() -> None:
     listening = "with socket.create_server(('127.0.0.1', 0)) as listener:\n        "
     assert tried(listening + "assert listener.getsockname()[1]") == ("done", "done")
@@ -121,7 +121,7 @@ def test_no_memory_of_others_is_shared() -> None:
 
 def test_what_a_qemu_is_started_with_starts_by_this_python() -> None:
     """Which may lie where the program, once it is confined, reads nothing."""
-    words = custody.prefix(None, rules=custody.rules_of(qemu()))
+    words = jail.prefix(None, rules=jail.rules_of(qemu()))
     done = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -156,7 +156,7 @@ def test_it_signals_itself() -> None:
     assert tried("os.kill(os.getpid(), 0); asked(libc.syscall(234, os.getpid(), os.getpid(), 0))") == ("done", "done")
 
 
-@since(confine.SCOPES_SINCE)
+@since(jail_exec.SCOPES_SINCE)
 def test_nothing_is_sent_to_an_abstract_socket_of_others() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
         others.bind("")  # a name that the kernel chooses
@@ -182,7 +182,7 @@ def test_what_is_never_done_is_refused_call_by_call() -> None:
     code = (
         f"for name, number in {REFUSED}.items(): assert libc.syscall(number, -1, -1, -1, -1, -1, -1) < 0; print(name, ctypes.get_errno())"
     )
-    words = confine.words(sys.executable, PROGRAMS, apart=None)
+    words = jail_exec.words(sys.executable, PROGRAMS, apart=None)
     done = subprocess.run([*words, sys.executable, "-I", "-S", "-c", TOOLS + code], capture_output=True, text=True, check=True)
     errors = dict(line.split() for line in done.stdout.splitlines())
     assert errors == dict.fromkeys(REFUSED, str(errno.EPERM))
@@ -193,7 +193,7 @@ def test_a_file_that_may_be_read_only_keeps_its_flags(tmp_path: Path) -> None:
     given.write_text("text")
     for asked in (0x40086602, 0x401C5820, 0x40806685):
         code = f"import fcntl; fcntl.ioctl(os.open('{given}', os.O_RDONLY), {asked}, bytes(128))"
-        assert tried(code, (confine.READ, str(given)))[1] == "PermissionError"
+        assert tried(code, (jail_exec.READ, str(given)))[1] == "PermissionError"
 
 
 def test_nobody_else_is_ended_by_a_limit_or_made_slow() -> None:
@@ -230,15 +230,15 @@ def test_nobody_else_is_ended_by_a_limit_or_made_slow() -> None:
 def test_what_is_its_own_is_written_to_and_nothing_else(code: str, tmp_path: Path) -> None:
     own = tmp_path / "own"
     own.write_text("text")
-    free, confined = tried(f"file = '{own}'; new = file + str(os.getpid()); {code}", (confine.OWN, str(tmp_path)))
+    free, confined = tried(f"file = '{own}'; new = file + str(os.getpid()); {code}", (jail_exec.OWN, str(tmp_path)))
     if free != "done":
         pytest.skip("this machine cannot do that at all")
-    if code.startswith("os.mkdir") and confine.version() < confine.FILES_SINCE:
+    if code.startswith("os.mkdir") and jail_exec.version() < jail_exec.FILES_SINCE:
         pytest.skip("this kernel's Landlock holds no files")
     assert (free, confined) == ("done", "PermissionError")
 
 
-@since(confine.FILES_SINCE)
+@since(jail_exec.FILES_SINCE)
 def test_nobody_else_is_traced() -> None:
     """Not even one of the same user, as another guest's QEMU is."""
     with subprocess.Popen(["sleep", "100"]) as other:
@@ -251,7 +251,7 @@ def test_nobody_else_is_traced() -> None:
     assert found == ("done", "PermissionError")
 
 
-@since(confine.FILES_SINCE)
+@since(jail_exec.FILES_SINCE)
 def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as everybodys, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
         own, path = f"{everybodys}/own", f"{everybodys}/others"
@@ -261,17 +261,17 @@ def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> N
             pytest.skip("nobody like us may mount here")
         if Path(sys.executable).resolve().is_relative_to("/tmp") or sys.executable.startswith("/tmp/"):
             pytest.skip("this Python would be hidden")
-        rules = ((confine.OWN, own), (confine.OWN, confine.given(0)), (confine.READ, everybodys))
+        rules = ((jail_exec.OWN, own), (jail_exec.OWN, jail_exec.given(0)), (jail_exec.READ, everybodys))
 
         def sent(name: str, cwd: str | None = None) -> tuple[str, str]:
             return tried(f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'hello', '{name}')", *rules, apart=[own], cwd=cwd)
 
         assert sent(path) == ("done", "FileNotFoundError")
         # By way of what it has, of where it is, and of who started it.
-        assert sent(f"{confine.given(0)}/../others")[1] == "FileNotFoundError"
+        assert sent(f"{jail_exec.given(0)}/../others")[1] == "FileNotFoundError"
         assert sent("others", cwd=everybodys) == ("done", "FileNotFoundError")
         assert sent(f"/proc/{os.getpid()}/root{path}") == ("done", "PermissionError")
-        making = f"open(('{own}' if os.path.exists('{own}') else '{confine.given(0)}') + '/made', 'w')"
+        making = f"open(('{own}' if os.path.exists('{own}') else '{jail_exec.given(0)}') + '/made', 'w')"
         assert tried(making, *rules, apart=[own]) == ("done", "done")
         shared, own_ipc = tried("print(os.readlink('/proc/self/ns/ipc'))", apart=[own], confined=False)
         assert shared != own_ipc
@@ -284,7 +284,7 @@ def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> N
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's mounts could reach anybody else")
 def test_what_is_kept_apart_hides_nothing_from_others(tmp_path: Path) -> None:
     """Also where mounts are passed on, as systemd has them."""
-    words = confine.words(sys.executable, None, apart=[str(tmp_path)])
+    words = jail_exec.words(sys.executable, None, apart=[str(tmp_path)])
     shared = [
         "unshare",
         "--mount",
@@ -299,9 +299,9 @@ def test_what_is_kept_apart_hides_nothing_from_others(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
-@pytest.mark.parametrize("abi", range(1, confine.version() + 1))
+@pytest.mark.parametrize("abi", range(1, jail_exec.version() + 1))
 def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None:
-    script = Path(confine.__file__).read_text()
+    script = Path(jail_exec.__file__).read_text()
     assert script.count("abi = version()") == 1
     (tmp_path / "confine.py").write_text(script.replace("abi = version()", f"abi = {abi}"))
     (tmp_path / "secret").touch()
@@ -317,15 +317,15 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
                 print("free")
     """
     program = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), str(tmp_path / "secret")]
-    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *confine.words("", PROGRAMS, apart=None)[4:], *program]
+    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *jail_exec.words("", PROGRAMS, apart=None)[4:], *program]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["held", "held" if abi >= confine.PORTS_SINCE else "free"], done.stderr
+    assert done.stdout.split() == ["held", "held" if abi >= jail_exec.PORTS_SINCE else "free"], done.stderr
 
 
 def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
-    script = Path(confine.__file__).read_text().replace("libseccomp.so.2", "libnone.so.2")
+    script = Path(jail_exec.__file__).read_text().replace("libseccomp.so.2", "libnone.so.2")
     (tmp_path / "confine.py").write_text(script)
-    asked = confine.words("", [], apart=None)[4:]
+    asked = jail_exec.words("", [], apart=None)[4:]
     words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *asked, TOUCH, str(tmp_path / "started")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (
@@ -338,12 +338,12 @@ def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("landlock", "said"), [(0, "listen"), (1, "listen"), (3, "listen"), (4, "send"), (5, "send"), (6, "")])
 def test_what_is_not_held_is_said(landlock: int, said: str) -> None:
     together_with_others = Confinement(confined=True, landlock=landlock, apart=True, why_not_alone="no networks")
-    left = [text for text in custody.not_held(together_with_others) if not text.startswith("open files:")]
+    left = [text for text in jail.not_held(together_with_others) if not text.startswith("open files:")]
     assert [text[: len(said)] for text in left] == ([said] if said else []) and all(text.endswith(": no networks") for text in left)
     files = ["open files: this kernel's Landlock is absent or switched off"] if landlock == 0 else []
-    assert list(custody.not_held(replace(together_with_others, alone=True))) == files, "a network of its own holds the others"
-    assert custody.open_to_neighbours(together_with_others).endswith("keep them from answering: no networks")
-    assert custody.open_to_neighbours(replace(together_with_others, alone=True)) == ""
-    together = custody.not_held(Confinement(confined=True, landlock=landlock, why_together="no mounts", alone=True))
+    assert list(jail.not_held(replace(together_with_others, alone=True))) == files, "a network of its own holds the others"
+    assert jail.open_to_neighbours(together_with_others).endswith("keep them from answering: no networks")
+    assert jail.open_to_neighbours(replace(together_with_others, alone=True)) == ""
+    together = jail.not_held(Confinement(confined=True, landlock=landlock, why_together="no mounts", alone=True))
     assert together[-1] == "look into /run and /tmp, and send to sockets there: no mounts"
-    assert custody.not_held(Confinement(why_unconfined="no libseccomp", landlock=landlock))[0].endswith("no libseccomp")
+    assert jail.not_held(Confinement(why_unconfined="no libseccomp", landlock=landlock))[0].endswith("no libseccomp")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import re2
 
-from testbed import console
-from testbed.console import Kind
+from testbed.guest.channels import kernel_log
+from testbed.guest.channels.kernel_log import Kind
 
 DATA = Path(__file__).parents[1] / "data"
 DOCS = Path(__file__).parents[2] / "docs" / "reports.md"
@@ -235,14 +235,14 @@ def stamped(text: str) -> str:
 
 @pytest.mark.parametrize(("name", "kinds"), RECORDED.items(), ids=RECORDED.keys())
 def test_recorded_consoles(name: str, kinds: dict[Kind, int]) -> None:
-    reader = console.Reader()
+    reader = kernel_log.Reader()
     found = [finding for line in (DATA / name).read_text().splitlines() if (finding := reader.take(line))]
     assert Counter(finding.kind for finding in found) == kinds
 
 
 @pytest.mark.parametrize("name", ["console-warning-6.1.txt", "console-splats-6.12.txt", "console-splats-7.2.txt"])
 def test_warnings_whose_banner_is_another_one_day_are_findings_by_their_frame(name: str) -> None:
-    reader = console.Reader()
+    reader = kernel_log.Reader()
     lines = (DATA / name).read_text().replace("WARNING: ", "Attention ").splitlines()
     found = [finding for line in lines if (finding := reader.take(line))]
     # The one below `refcount_t` has a line that is known.
@@ -252,17 +252,17 @@ def test_warnings_whose_banner_is_another_one_day_are_findings_by_their_frame(na
 
 @pytest.mark.parametrize("name", BOOTED)
 def test_a_healthy_boot_says_nothing_whatever_the_level(name: str) -> None:
-    reader = console.Reader()
+    reader = kernel_log.Reader()
     lines = (DATA / name).read_text().splitlines()
     assert len(lines) > 300 and [finding for line in lines if (finding := reader.take(line))] == []
 
 
 @pytest.mark.parametrize(("kind", "text"), [(kind, text) for kind, texts in LINES.items() for text in texts])
 def test_each_kind_of_line(kind: Kind, text: str) -> None:
-    found = console.classify(stamped(text))
+    found = kernel_log.classify(stamped(text))
     assert found is not None and (found.kind, found.seconds, found.text) == (kind, 60.0, text.strip())
     # Programs of the guest have no stamp, and use the words of the last class.
-    assert (console.classify(text) is None) == (kind is Kind.OTHER)
+    assert (kernel_log.classify(text) is None) == (kind is Kind.OTHER)
 
 
 def test_every_kind_has_a_line() -> None:
@@ -275,7 +275,7 @@ FRAMED = (Kind.LIST_CORRUPTION, Kind.REFCOUNT)
 
 @pytest.mark.parametrize("kind", [kind for kind in Kind if kind.splat and kind not in FRAMED])
 def test_a_search_that_names_no_class_finds_every_splat(kind: Kind) -> None:
-    pattern = re2.compile(console.ANY_SPLAT)
+    pattern = re2.compile(kernel_log.ANY_SPLAT)
     assert [text for text in LINES[kind] if not pattern.search(stamped(text))] == []
 
 
@@ -312,7 +312,7 @@ def test_a_search_that_names_no_class_finds_every_splat(kind: Kind) -> None:
     ],
 )
 def test_lines_of_a_healthy_kernel_say_nothing(text: str) -> None:
-    assert console.classify(stamped(text)) is None
+    assert kernel_log.classify(stamped(text)) is None
 
 
 HARMLESS = "INFO: lockdep is turned off."
@@ -329,7 +329,7 @@ HARMLESS = "INFO: lockdep is turned off."
     ],
 )
 def test_an_alarm_wins_over_what_is_harmless_on_the_same_line(kind: Kind, text: str) -> None:
-    found = console.classify(stamped(text))
+    found = kernel_log.classify(stamped(text))
     assert found is not None and found.kind is kind
 
 
@@ -337,33 +337,33 @@ def test_an_alarm_wins_over_what_is_harmless_on_the_same_line(kind: Kind, text: 
     "line", ["", "dropbear: WARNING is a word", "login:", "WARNING: a program's", "BUG: a program's", "INFO: a program's"]
 )
 def test_other_lines_say_nothing(line: str) -> None:
-    assert console.classify(line) is None
+    assert kernel_log.classify(line) is None
 
 
 @pytest.mark.parametrize("program", ["systemd[1]", "systemd-journald[151]", "(sd-pam)[77]", "sshd(pam_unix)[77]"])
 @pytest.mark.parametrize("text", ["INFO: hello", "WARNING: a program's", "BUG: a program's", "a BUG, it says"])
 def test_the_broad_class_is_not_for_a_line_that_a_program_has_put_its_name_before(program: str, text: str) -> None:
-    assert console.classify(stamped(f"{program}: {text}")) is None
-    found = console.classify(stamped(f"{program}: BUG: unable to handle page fault for address: ffffffff"))
+    assert kernel_log.classify(stamped(f"{program}: {text}")) is None
+    found = kernel_log.classify(stamped(f"{program}: BUG: unable to handle page fault for address: ffffffff"))
     assert found is not None and found.kind is Kind.OOPS
 
 
 @pytest.mark.parametrize("before", ["", "root@g0:~# ", "half a line of a program", "\x1b[2J", "<4>"])
 @pytest.mark.parametrize("caller", ["", "[    T1]", "[   C12]"])
 def test_what_stands_before_a_stamp_is_not_the_kernels(before: str, caller: str) -> None:
-    found = console.classify(f"{before}[    1.500000]{caller} WARNING: a format that nobody knows yet\r")
+    found = kernel_log.classify(f"{before}[    1.500000]{caller} WARNING: a format that nobody knows yet\r")
     assert found is not None and (found.kind, found.seconds, found.text) == (Kind.OTHER, 1.5, "WARNING: a format that nobody knows yet")
 
 
 @pytest.mark.parametrize("stamp", ["9" * 400 + ".000000", "\u0661.000000", "\u00b2.000000", "1.0", "-1.000000", "nan"])
 def test_what_is_no_time_is_no_stamp(stamp: str) -> None:
-    assert console.classify(f"[{stamp}] WARNING: a format that nobody knows yet") is None
-    found = console.classify(f"[{stamp}] refcount_t: underflow; use-after-free.")
+    assert kernel_log.classify(f"[{stamp}] WARNING: a format that nobody knows yet") is None
+    found = kernel_log.classify(f"[{stamp}] refcount_t: underflow; use-after-free.")
     assert found is not None and found.seconds is None
 
 
 def heard(text: str) -> list[tuple[Kind, str]]:
-    reader = console.Reader()
+    reader = kernel_log.Reader()
     return [(found.kind, found.text) for line in text.splitlines() if (found := reader.take(stamped(line)))]
 
 
@@ -404,8 +404,8 @@ def test_only_panic_and_oops_end_a_guest() -> None:
 
 
 def test_what_could_steer_a_terminal_is_taken_out() -> None:
-    assert console.clean("a\x1b[31mred\x1b[0m\x07\x9b2J\ttab") == "ared2J\ttab"
-    assert len(console.clean("x" * 100_000)) == 1000
+    assert kernel_log.clean("a\x1b[31mred\x1b[0m\x07\x9b2J\ttab") == "ared2J\ttab"
+    assert len(kernel_log.clean("x" * 100_000)) == 1000
 
 
 def test_the_docs_have_every_class() -> None:

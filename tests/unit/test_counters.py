@@ -11,24 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed import (
-    blktests,
-    console,
-    counters,
-    devices,
-    group_counts,
-    guest_shell,
-    kernel_log,
-    machine,
-    readback,
-    signature,
-    strict,
-    survey,
-    symbols,
-)
-from testbed.clock import uptime_s
+from testbed import cgroupfs, group_counts, numbers
+from testbed.api import blktests
+from testbed.bugs import signature
 from testbed.errors import ReadingError
-from testbed.readback import Fact
+from testbed.guest import cpu_memory, devices, shell_functions
+from testbed.guest.channels import dmesg, kernel_log
+from testbed.guest.clock import uptime_s
+from testbed.guest.debug import kallsyms
+from testbed.guest.setup import readback, survey
+from testbed.guest.setup.readback import Fact
 
 # Printed by Debian 6.1 in a guest, with each line's blank.
 IO_STAT = """\
@@ -40,18 +32,18 @@ MOVED = "rbytes=5 wbytes=0 rios=1 wios=0 dbytes=0 dios=0"
 
 
 def test_io_stat_is_read_by_device() -> None:
-    found = counters.parse_io_stat(IO_STAT, "x")
+    found = cgroupfs.parse_io_stat(IO_STAT, "x")
     assert found["254:32"]["rbytes"] == 33816576
     assert found["259:0"] == {}
     assert found["7:0"]["cost.usage"] == 12 and "cost.vrate" not in found["7:0"]
 
 
 def test_an_empty_io_stat_has_no_devices() -> None:
-    assert counters.parse_io_stat("", "x") == {}
+    assert cgroupfs.parse_io_stat("", "x") == {}
 
 
 def test_devices_without_io_may_stand_before_another_one_or_at_the_end() -> None:
-    found = counters.parse_io_stat(f"7:1 7:0 254:0 {MOVED}\n7:3 7:2 ", "x")
+    found = cgroupfs.parse_io_stat(f"7:1 7:0 254:0 {MOVED}\n7:3 7:2 ", "x")
     assert found["254:0"]["rbytes"] == 5 and [found[f"7:{n}"] for n in range(4)] == [{}] * 4
 
 
@@ -80,20 +72,20 @@ def test_devices_without_io_may_stand_before_another_one_or_at_the_end() -> None
 )
 def test_an_io_stat_of_another_form_is_an_error(text: str) -> None:
     with pytest.raises(ReadingError, match=r"^g0: io\.stat.*: expected "):
-        counters.parse_io_stat(text, "g0: io.stat")
+        cgroupfs.parse_io_stat(text, "g0: io.stat")
 
 
 def test_a_flat_file_is_read_whole_or_not_at_all() -> None:
-    assert counters.parse_flat("anon 4096\nfile 33816576\n", "x") == {"anon": 4096, "file": 33816576}
+    assert cgroupfs.parse_flat("anon 4096\nfile 33816576\n", "x") == {"anon": 4096, "file": 33816576}
     for text in ("anon 4096\nfile 338", "anon\n", "anon 1 2\n", " 1\n", "anon 1\n\n", "anon 1\nanon 2\n", "anon max\n", "anon \u00b2\n"):
         with pytest.raises(ReadingError, match=r"^g0: memory\.stat"):
-            counters.parse_flat(text, "g0: memory.stat")
+            cgroupfs.parse_flat(text, "g0: memory.stat")
     with pytest.raises(ReadingError, match="expected a line `file number`, got 'anon'"):
-        counters.of("anon 1\n", "file", "x")
+        cgroupfs.of("anon 1\n", "file", "x")
 
 
 def test_a_counter_that_somebody_names_is_there_with_a_number() -> None:
-    assert counters.value("low 0\noom_kill 3\n", "oom_kill", "x") == 3 and counters.value("77\n", "", "x") == 77
+    assert cgroupfs.value("low 0\noom_kill 3\n", "oom_kill", "x") == 3 and cgroupfs.value("77\n", "", "x") == 77
     for text, key in (
         ("low 0\n", "oom_kill"),
         ("max\n", ""),
@@ -103,18 +95,18 @@ def test_a_counter_that_somebody_names_is_there_with_a_number() -> None:
         ("7", ""),
     ):
         with pytest.raises(ReadingError):
-            counters.value(text, key, "x")
+            cgroupfs.value(text, key, "x")
 
 
 def test_growth_is_of_a_device_that_is_still_there_and_of_a_counter_that_only_grows() -> None:
     before, after = f"254:0 {MOVED}\n", f"254:0 {MOVED.replace('rbytes=5', 'rbytes=9')}\n"
-    assert counters.moved(before, after, "254:0", "rbytes", "x") == 4
-    assert counters.moved("", after, "254:0", "rbytes", "x") == 9
+    assert cgroupfs.moved(before, after, "254:0", "rbytes", "x") == 4
+    assert cgroupfs.moved("", after, "254:0", "rbytes", "x") == 9
     # It was read, and has no line for the device: it has moved nothing.
-    assert counters.moved("", before, "254:16", "rbytes", "x") == 0 and counters.moved("", "", "254:0", "rbytes", "x") == 0
+    assert cgroupfs.moved("", before, "254:16", "rbytes", "x") == 0 and cgroupfs.moved("", "", "254:0", "rbytes", "x") == 0
     for first, last in ((before, ""), (after, before), (before, "254:0 \n")):
         with pytest.raises(ReadingError, match="as before"):
-            counters.moved(first, last, "254:0", "rbytes", "x")
+            cgroupfs.moved(first, last, "254:0", "rbytes", "x")
 
 
 # What a shell has taken ------------------------------------------------------------------------------------------------------------------
@@ -128,7 +120,7 @@ def test_files_are_read_whole_by_section() -> None:
     said = "noise\n" + taken(
         "section before", "file /a\n1\n2\n", "whole /a", "absent /b", "note status 0", "section after", "file /a\n\n", "whole /a"
     )
-    found = guest_shell.sections(said, "@1", "g0")
+    found = shell_functions.sections(said, "@1", "g0")
     assert found["before"].text("/a") == "1\n2\n" and found["before"].note("status") == "0" and found["after"].text("/a") == "\n"
     for path, why in (("/b", "no such file"), ("/c", "it was not looked at")):
         with pytest.raises(ReadingError, match=f"guest g0: {path}: expected to read it, got .*{why}"):
@@ -149,30 +141,30 @@ def test_files_are_read_whole_by_section() -> None:
 )
 def test_output_that_was_cut_is_an_error(said: str) -> None:
     with pytest.raises(ReadingError, match="its counters: expected what its script prints at the end"):
-        guest_shell.sections(said, "@1", "g0")
+        shell_functions.sections(said, "@1", "g0")
 
 
 @pytest.mark.parametrize("parts", [("file /a\n1\n", "unread /a"), ("file /a\n1\n", "whole /b"), ("whole /a",)])
 def test_a_file_that_was_not_read_to_its_end_has_no_text(parts: tuple[str, ...]) -> None:
     with pytest.raises(ReadingError, match="expected to read it"):
-        guest_shell.sections(taken(*parts), "@1", "g0")[""].text("/a")
+        shell_functions.sections(taken(*parts), "@1", "g0")[""].text("/a")
 
 
 def test_a_shell_takes_files_as_they_are(tmp_path: Path) -> None:
-    mark = guest_shell.new_mark()
+    mark = shell_functions.new_mark()
     texts = {"whole": "a 1\n  b \\\\n\t2 \n", "empty": "", "lines": "\n\n", "cut": "a 1\nb 2", "marked": "== x\nfinish\n"}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "folder").mkdir()
     files = " ".join([*texts, "folder", "none"])
-    script = f"{guest_shell.functions(mark)}echo noise\nsection one\ntake {files}\nsection two\ntake whole\nnote status 7\nfinish\n"
+    script = f"{shell_functions.functions(mark)}echo noise\nsection one\ntake {files}\nsection two\ntake whole\nnote status 7\nfinish\n"
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    found = guest_shell.sections(done.stdout, mark, "g0")
+    found = shell_functions.sections(done.stdout, mark, "g0")
     assert found["one"].texts == texts and found["two"].texts == {"whole": texts["whole"]} and found["two"].note("status") == "7"
     assert found["one"].unread == {"folder": "an error, or the file is gone", "none": "no such file"}
     for end in range(len(done.stdout) - len("finish\n")):
         with pytest.raises(ReadingError):
-            guest_shell.sections(done.stdout[:end], mark, "g0")
+            shell_functions.sections(done.stdout[:end], mark, "g0")
 
 
 # Whatever a guest says -------------------------------------------------------------------------------------------------------------------
@@ -184,18 +176,18 @@ ODD = st.one_of(
 LINE = st.lists(st.one_of(ODD, st.sampled_from(["7:0", "rbytes=1", "group", "name=61", "io=7:0,1,2,3,4", "oom_kill", "12"])), max_size=8)
 TEXT = st.lists(LINE.map(" ".join), max_size=6).map("\n".join)
 PARSERS: dict[str, Callable[[str], object]] = {
-    "whole": lambda text: strict.whole(text, "x"),
-    "decimal": lambda text: strict.decimal(text, "x"),
-    "octal": lambda text: strict.octal(text, "x"),
-    "io.stat": lambda text: counters.parse_io_stat(text, "x"),
-    "flat": lambda text: counters.parse_flat(text, "x"),
-    "value": lambda text: counters.value(text, "oom_kill", "x"),
-    "single": lambda text: counters.single(text, "x"),
+    "whole": lambda text: numbers.whole(text, "x"),
+    "decimal": lambda text: numbers.decimal(text, "x"),
+    "octal": lambda text: numbers.octal(text, "x"),
+    "io.stat": lambda text: cgroupfs.parse_io_stat(text, "x"),
+    "flat": lambda text: cgroupfs.parse_flat(text, "x"),
+    "value": lambda text: cgroupfs.value(text, "oom_kill", "x"),
+    "single": lambda text: cgroupfs.single(text, "x"),
     "agent": lambda text: group_counts.parse(text.split("\n")),
     "uptime": lambda text: strict_uptime(text),
-    "cpus": lambda text: machine.online(text, "x"),
-    "named": lambda text: guest_shell.named(text, "rate", ("a",), "x"),
-    "sections": lambda text: guest_shell.sections(text, "7:0", "x"),
+    "cpus": lambda text: cpu_memory.online(text, "x"),
+    "named": lambda text: shell_functions.named(text, "rate", ("a",), "x"),
+    "sections": lambda text: shell_functions.sections(text, "7:0", "x"),
 }
 
 
@@ -223,11 +215,13 @@ def test_whatever_a_guest_says_is_numbers_or_an_error_of_ours(parser: str, text:
 # What is left out, or says itself that nothing is known.
 FORGIVING: dict[str, Callable[[str], object]] = {
     "disks": devices.parse,
-    "symbols": lambda text: symbols.elf(symbols.parse(text)),
+    "symbols": lambda text: kallsyms.elf(kallsyms.parse(text)),
     "read back": lambda text: readback.differences((Fact(where="x", file="/y", expected="1"),), f"read back\n== 0\n{text}"),
     "signature": lambda text: signature.rendered({"a/b": text}),
-    "console": lambda text: json.dumps([found.seconds for line in text.splitlines() if (found := console.classify(line))], allow_nan=False),
-    "kernel log": lambda text: kernel_log.parse(text),
+    "console": lambda text: json.dumps(
+        [found.seconds for line in text.splitlines() if (found := kernel_log.classify(line))], allow_nan=False
+    ),
+    "kernel log": lambda text: dmesg.parse(text),
     "survey": lambda text: survey.parse(f"{text}\nend\n", {}),
     "blktests": lambda text: blktests.outcomes("loop/001", f"nodev\0{text}\0{text}\0", text, text, devices=False),
 }
@@ -244,6 +238,6 @@ def test_whatever_a_guest_says_elsewhere_is_no_error(parser: str, text: str) -> 
 @given(text=ODD)
 def test_a_whole_number_is_what_the_kernel_prints(text: str) -> None:
     try:
-        assert 0 <= strict.whole(text, "x") < 1 << 64 and text.isascii() and text.isdigit()
+        assert 0 <= numbers.whole(text, "x") < 1 << 64 and text.isascii() and text.isdigit()
     except ReadingError:
         assert not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 1 << 64)

@@ -13,17 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from testbed import custody, probe, probe_confinement, process
-from testbed.custody import Custody
 from testbed.errors import HostError
-from testbed.host import Account
+from testbed.host import process
+from testbed.host.facts import Account
+from testbed.qemu import jail, jail_probe, probe
+from testbed.qemu.jail import Custody
 from tests.unit.values import may_mount, qemu
 
 NOBODY = Account(uid=65534, gid=65534)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
-@pytest.mark.parametrize("words", [custody.prefix(None), process.dying_with_us("KILL")], ids=["held", "not held"])
+@pytest.mark.parametrize("words", [jail.prefix(None), process.dying_with_us("KILL")], ids=["held", "not held"])
 def test_what_would_not_hear_of_our_end_is_not_started(words: tuple[str, ...], tmp_path: Path) -> None:
     program = (*words, "touch", str(tmp_path / "started"))
     # Another's child, as one whose testbed has ended before it could ask for a signal.
@@ -41,24 +42,24 @@ def status(words: tuple[str, ...]) -> dict[str, str]:
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
 def test_what_is_held_has_no_privileges_and_can_get_none(account: Account | None) -> None:
-    found = status(custody.prefix(account))
+    found = status(jail.prefix(account))
     assert found["NoNewPrivs"] == "1"
     if account is not None:
         assert found["Uid"].split() == ["65534"] * 4 == found["Gid"].split() and found["Groups"] == ""
         assert {int(found[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
-    limits = subprocess.run([*custody.prefix(account), "prlimit", "--raw", "--noheadings"], capture_output=True, text=True, check=True)
+    limits = subprocess.run([*jail.prefix(account), "prlimit", "--raw", "--noheadings"], capture_output=True, text=True, check=True)
     of = {line.split()[0]: line.split()[-3:-1] for line in limits.stdout.splitlines()}
     assert of["CORE"] == ["0", "0"] and int(of["NOFILE"][1]) <= 4096
 
 
 @as_root
 def test_the_group_of_kvm_is_the_only_one_that_is_kept() -> None:
-    assert status(custody.prefix(NOBODY, (12345,)))["Groups"] == "12345"
+    assert status(jail.prefix(NOBODY, (12345,)))["Groups"] == "12345"
 
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
 def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | None) -> None:
-    words = custody.prefix(account, apart=())
+    words = jail.prefix(account, apart=())
     tried = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
     if not may_mount():
         assert tried.returncode != 0
@@ -78,12 +79,12 @@ def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
 def test_what_is_held_dies_with_us_whoever_it_is(account: Account | None, tmp_path: Path) -> None:
     script = (
-        "import asyncio, os, pathlib, sys\nfrom testbed import custody, process\n"
+        "import asyncio, os, pathlib, sys\nfrom testbed.qemu import jail as custody; from testbed.host import process\n"
         "async def main():\n"
         f"    child = await process.start(['sleep', '1000'], output=pathlib.Path('log'), within=custody.prefix({account!r}))\n"
         "    while pathlib.Path(f'/proc/{child.pid}/comm').read_text() != 'sleep\\n':\n        await asyncio.sleep(0.01)\n"
         "    print(child.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
-        "from testbed.host import Account\nasyncio.run(main())\n"
+        "from testbed.host.facts import Account\nasyncio.run(main())\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert ended.returncode == -9, ended.stderr
@@ -141,7 +142,7 @@ def test_memory_is_written_to_by_its_account_and_stays_ours_and_as_it_was(tmp_pa
     held.memory(private / "memory")
     after = (private / "memory").stat()
     assert (after.st_uid, after.st_ctime_ns) == (0, before.st_ctime_ns)
-    words = [*custody.prefix(NOBODY), *held.seen(("tee", str(private / "memory")))]
+    words = [*jail.prefix(NOBODY), *held.seen(("tee", str(private / "memory")))]
     assert subprocess.run(words, input=b"ram", check=False, pass_fds=held.descriptors, stdout=subprocess.DEVNULL).returncode == 0
     assert (private / "memory").read_bytes() == b"ram"
     held.release()
@@ -160,7 +161,7 @@ def test_an_account_reaches_what_it_is_handed_where_it_cannot_go_itself(tmp_path
     held.start_files(private / "kernel")
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        own = [*custody.prefix(NOBODY), *held.seen(words)]
+        own = [*jail.prefix(NOBODY), *held.seen(words)]
         return subprocess.run(own, capture_output=True, text=True, check=False, pass_fds=held.descriptors)
 
     assert run("cat", str(private / "kernel")).stdout == "kernel"
@@ -179,12 +180,12 @@ def test_what_is_not_there_cannot_be_handed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("named", "uid"), [("nobody", 65534), ("4242", 4242)])
 def test_a_user_for_qemu_is_named_by_name_or_number(named: str, uid: int) -> None:
-    assert probe_confinement._of_name(named).uid == uid
+    assert jail_probe._of_name(named).uid == uid
 
 
 def test_a_user_that_is_none_is_said() -> None:
     with pytest.raises(HostError, match="expected a user of this machine, or a uid, got 'no such'"):
-        probe_confinement._of_name("no such")
+        jail_probe._of_name("no such")
 
 
 def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(tmp_path: Path) -> None:
@@ -202,6 +203,6 @@ def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(t
 @pytest.mark.parametrize("place", ["/home/me/bin", "/home/me", "/opt", ""])
 def test_a_qemu_in_somebodys_home_does_not_open_it(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", ":.:/opt/own/lib")
-    given = {path for _, path in custody.rules_of(qemu(path=f"{place}/qemu-system-x86_64"))}
+    given = {path for _, path in jail.rules_of(qemu(path=f"{place}/qemu-system-x86_64"))}
     assert {f"{place}/qemu-system-x86_64", f"{place}/pc-bios", "/usr", "/opt/own/lib"} <= given
     assert not given & {"/home/me/bin", "/home/me", "/home", "/opt", "/", "", "."}

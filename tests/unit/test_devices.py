@@ -1,6 +1,6 @@
 import pytest
 
-from testbed import devices
+from testbed.guest import devices
 from testbed.topology import Guest
 
 DISKS = Guest.model_validate({"disks": {"data": {"type": "virtio-blk", "size": "1G"}, "fast": {"type": "nvme", "size": "1G"}}}).disks

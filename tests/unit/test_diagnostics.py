@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.bugs.model import Condition
-from testbed.bugs.scripts import script
-from testbed.signature import Match, Watch
+from testbed.bugs.script_files import script
+from testbed.bugs.signature import Match, Watch
 
 
 def heard(text: str, errors: str, *conditions: dict[str, Any], output: str = "", status: int | None = 0, first: str = "") -> Watch:

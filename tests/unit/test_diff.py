@@ -12,7 +12,7 @@ import pytest
 
 from testbed.errors import UsageError
 from testbed.report import diff, results
-from testbed.verdict import Evidence, Judgement, Verdict, gravest
+from testbed.scenarios.verdict import Evidence, Judgement, Verdict, gravest
 from tests.unit.outcomes import document, failed, lost, passed
 
 

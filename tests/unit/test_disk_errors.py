@@ -1,6 +1,6 @@
 """What QEMU says of errors of its disks, and of a guest that stands still for one."""
 
-from testbed.disk_errors import DiskErrors, failed
+from testbed.qemu.io_errors import DiskErrors, failed
 
 
 def test_errors_are_counted_by_disk_operation_and_what_became_of_them() -> None:

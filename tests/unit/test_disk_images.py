@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import drives
-from testbed.drives import Storage
 from testbed.errors import HostError, TopologyError
 from testbed.hardware import disk_images
-from testbed.store import disk_files
+from testbed.qemu import blockdev, disk_files
+from testbed.qemu.blockdev import Storage
 from testbed.topology import here, load_points
 from testbed.topology.disks import disk_of
 
@@ -192,10 +191,10 @@ async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monk
 
 def test_a_qcow2_is_on_what_we_say_whatever_its_header_says() -> None:
     disk = disk_of(type="virtio-blk", size="8M", image="x.qcow2")
-    assert drives.image_node("data", "qcow2", "origin-data")["backing"] is None and "backing" not in drives.image_node("d", "raw", "o")
-    assert drives.format_node("data", disk, "qcow2", "store-data")["backing"] == "image-data"
+    assert blockdev.image_node("data", "qcow2", "origin-data")["backing"] is None and "backing" not in blockdev.image_node("d", "raw", "o")
+    assert blockdev.format_node("data", disk, "qcow2", "store-data")["backing"] == "image-data"
     own = disk_of(type="virtio-blk", size="8M", format="qcow2")
-    assert drives.format_node("data", own, "qcow2", "store-data")["backing"] is None
+    assert blockdev.format_node("data", own, "qcow2", "store-data")["backing"] is None
 
 
 def test_a_disk_that_a_qemu_has_written_to_names_no_other_file_when_it_is_opened_again(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed import cli, errors, journal
+from testbed import cli, errors
 from testbed.errors import GuestLost, Problem, TestbedError, TopologyError
+from testbed.host import eventlog
+from testbed.report import runs
 from testbed.report.errors import markdown
-from testbed.store import runs
 from tests.unit.test_cli import testbed
 
 
@@ -80,7 +81,7 @@ runpy.run_module("testbed", run_name="__main__")
 
 @pytest.mark.parametrize(
     ("module", "verb"),
-    [("typer", "scenarios"), ("testbed.cli.look", "scenarios"), ("testbed.cli.vms", "ps"), ("json.decoder", "ps"), ("asyncio", "run")],
+    [("typer", "scenarios"), ("testbed.cli.inspect", "scenarios"), ("testbed.cli.vms", "ps"), ("json.decoder", "ps"), ("asyncio", "run")],
 )
 def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path: Path, module: str, verb: str) -> None:
     env = {**os.environ, "TESTBED_CACHE": str(tmp_path / "c"), "TESTBED_STATE": str(tmp_path / "s")}
@@ -90,10 +91,10 @@ def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path:
 
 def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:
     with pytest.raises(TestbedError, match="it broke"), runs.going_on(tmp_path, ["tb"]):
-        journal.say("SSH answered", guest="g0", logs="oom-tmpfs-base", stage="ready")
-        journal.say("image made")
+        eventlog.say("SSH answered", guest="g0", logs="oom-tmpfs-base", stage="ready")
+        eventlog.say("image made")
         raise TestbedError("it broke")
-    journal.say("of nobody's run")
+    eventlog.say("of nobody's run")
     begun, first, second, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     assert begun["event"] == "command: tb"
     assert first.keys() == {"time", "monotonic_s", "level", "guest", "logs", "stage", "event"}
@@ -105,12 +106,12 @@ def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_p
 
 def test_the_log_is_told_to_a_terminal_without_codes_that_steer_it() -> None:
     stream = io.StringIO()
-    handler = journal._Words(stream)
-    journal._LOGGER.addHandler(handler)
+    handler = eventlog._Words(stream)
+    eventlog._LOGGER.addHandler(handler)
     try:
-        journal.say("\x1b[2Jowned", guest="g0", stage="ready")
+        eventlog.say("\x1b[2Jowned", guest="g0", stage="ready")
     finally:
-        journal._LOGGER.removeHandler(handler)
+        eventlog._LOGGER.removeHandler(handler)
     assert stream.getvalue().startswith("debug: ") and stream.getvalue().endswith(" g0: ready: owned\n")
 
 

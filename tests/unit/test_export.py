@@ -18,12 +18,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.export import device
-from testbed.export.device import Device, Request
-from testbed.export.settings import Settings
-from testbed.export.store import File, Nowhere, VolatileCache
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import Latency
+from testbed.qemu.nbd_server import device
+from testbed.qemu.nbd_server.backing import File, Nowhere, VolatileCache
+from testbed.qemu.nbd_server.device import Device, Request
+from testbed.qemu.nbd_server.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 KIB = 1024
@@ -275,7 +275,7 @@ class Process:
         own, self.client = socket.socketpair()
         with own, disk.open("r+b") as file:
             handed = {"wire": own.fileno(), "file": file.fileno(), "parent": os.getpid()}
-            words = [sys.executable, "-m", "testbed.export", json.dumps(asdict(Settings(**{**handed, **settings})))]
+            words = [sys.executable, "-m", "testbed.qemu.nbd_server", json.dumps(asdict(Settings(**{**handed, **settings})))]
             self.child = subprocess.Popen(
                 words,
                 stdin=subprocess.PIPE,

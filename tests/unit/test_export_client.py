@@ -21,15 +21,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import drives, exports
 from testbed.errors import HostError
-from testbed.export import nbd, serving
-from testbed.export.device import Device
-from testbed.export.nbd import Asked, Ended, Protocol, Say
-from testbed.export.settings import Settings
-from testbed.export.store import Nowhere
-from testbed.exports import Export
-from testbed.host import Account, Confinement, Host
+from testbed.host.facts import Account, Confinement, Host
+from testbed.qemu import blockdev, nbd_export
+from testbed.qemu.nbd_export import Export
+from testbed.qemu.nbd_server import protocol as nbd
+from testbed.qemu.nbd_server import server
+from testbed.qemu.nbd_server.backing import Nowhere
+from testbed.qemu.nbd_server.device import Device
+from testbed.qemu.nbd_server.protocol import Asked, Ended, Protocol, Say
+from testbed.qemu.nbd_server.settings import Settings
 from testbed.topology.disks import Nvme, VirtioBlk
 from tests.unit.test_export import Process
 from tests.unit.values import host, may_mount
@@ -369,16 +370,16 @@ def test_a_client_that_goes_in_the_middle_leaves_a_process_that_does_what_it_is_
 
 
 def test_negotiation_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "_NEGOTIATION_S", 0.0)
+    monkeypatch.setattr(server, "_NEGOTIATION_S", 0.0)
     own, other = socket.socketpair()
     with own, other:
         device = Device(Nowhere(MIB), log=io.StringIO())
-        client = serving.Client(own, Protocol(size_bytes=MIB), device)
+        client = server.Client(own, Protocol(size_bytes=MIB), device)
         client.step()  # nobody is there yet
         other.sendall(HELLO[:7])
         client.receive()
         assert client.deadline is not None
-        with pytest.raises(serving.BadClient, match="expected an end of its negotiation"):
+        with pytest.raises(server.BadClient, match="expected an end of its negotiation"):
             while True:
                 client.step()
 
@@ -387,8 +388,8 @@ def test_negotiation_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None
 
 _TRIES = """
 import ctypes, json, os, socket, subprocess, sys
-from testbed.export import confinement, serving
-from testbed.export.settings import Settings
+from testbed.qemu.nbd_server import confinement; from testbed.qemu.nbd_server import server as serving
+from testbed.qemu.nbd_server.settings import Settings
 
 def tried(name, call):
     try:
@@ -464,8 +465,8 @@ async def test_an_export_is_held_as_qemu_is(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = "def fail(*words):\n    raise OSError('no libseccomp')\nconfine.only = fail\n"
-    program = exports._PROGRAM.replace("; main()", f"\nfrom testbed import confine\n{failing}main()")
-    monkeypatch.setattr(exports, "_PROGRAM", program)
+    program = nbd_export._PROGRAM.replace("; main()", f"\nfrom testbed.qemu import jail_exec as confine\n{failing}main()")
+    monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     with pytest.raises(HostError, match="disk data: its export ended: OSError: no libseccomp"):
         await started(tmp_path, of=replace(host(), account=None, confinement=Confinement(confined=True)))
 
@@ -473,7 +474,7 @@ async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: p
 def test_an_export_whose_owner_has_ended_already_does_not_start() -> None:
     own, other = socket.socketpair()
     with own, other:
-        words = [sys.executable, "-m", "testbed.export", json.dumps(asdict(Settings(wire=own.fileno(), room_bytes=MIB, parent=1)))]
+        words = [sys.executable, "-m", "testbed.qemu.nbd_server", json.dumps(asdict(Settings(wire=own.fileno(), room_bytes=MIB, parent=1)))]
         done = subprocess.run(
             words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2], pass_fds=[own.fileno()], timeout=60
         )
@@ -500,8 +501,8 @@ async def test_an_export_that_ends_is_heard_by_its_owner_and_its_client(tmp_path
 async def test_a_mistake_of_the_export_is_heard_and_its_traceback_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it may open no file any longer, as a traceback would like to."""
     broken = "def broken(self):\n    raise OverflowError('too large')\ndevice.Device.due = broken\n"
-    program = exports._PROGRAM.replace("; main()", f"\nfrom testbed.export import device\n{broken}main()")
-    monkeypatch.setattr(exports, "_PROGRAM", program)
+    program = nbd_export._PROGRAM.replace("; main()", f"\nfrom testbed.qemu.nbd_server import device\n{broken}main()")
+    monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     ends: asyncio.Queue[str] = asyncio.Queue()
     export = await started(tmp_path, ends.put_nowait, replace(host(), account=None, confinement=Confinement(confined=True)))
     async with asyncio.timeout(20):
@@ -529,7 +530,7 @@ async def test_an_export_that_is_closed_is_nobodys_trouble(tmp_path: Path) -> No
 @pytest.mark.parametrize("said", ["'nonsense'", "'[]'", "'[' * 50_000", "'1'", "'x' * (1 << 20)"])
 async def test_an_export_that_was_taken_over_is_not_believed(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = f"import sys, time; sys.stdout.write({said} + chr(10)); sys.stdout.flush(); time.sleep(1000)"
-    monkeypatch.setattr(exports, "_PROGRAM", program)
+    monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     with pytest.raises(HostError, match="its export ended: it says what it never says"):
         await started(tmp_path)
 
@@ -586,8 +587,8 @@ def test_libnbds_client_gets_what_the_protocol_says(process: Process) -> None:
 
 def test_blocks_are_those_of_the_disk_where_its_file_has_them() -> None:
     def blocks(disk: Nvme | VirtioBlk, name: str = "d") -> int:
-        stores = dict(zip(("d", "e"), drives.storage("d", disk, Path("/s")), strict=False))
-        return exports.settings(name, disk, stores.get(name)).block_bytes
+        stores = dict(zip(("d", "e"), blockdev.storage("d", disk, Path("/s")), strict=False))
+        return nbd_export.settings(name, disk, stores.get(name)).block_bytes
 
     assert blocks(Nvme.model_validate({"type": "nvme", "size": "1G", "logical-block-size": 4096})) == 4096
     assert blocks(VirtioBlk.model_validate({"type": "virtio-blk", "size": "1G"})) == 512

@@ -8,7 +8,7 @@ import pytest
 
 from testbed.cli.app import ERROR
 from testbed.errors import GuestError, WireBroken
-from testbed.lifecycle import NEXT, Event, State
+from testbed.guest.lifecycle import NEXT, Event, State
 from tests.guest import faults
 from tests.guest.places import Ended
 from tests.guest.proxy import Damage

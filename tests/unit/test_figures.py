@@ -13,38 +13,28 @@ from typing import Any
 
 import pytest
 
-from testbed import (
-    admission,
-    apart,
-    campaign,
-    custody,
-    group_sampler,
-    machine,
-    patterns,
-    player,
-    probe_confinement,
-    rank_test,
-    rates,
-    repro,
-    room,
-    shell,
-    verdict,
-    wires,
-)
+from testbed import regex
+from testbed.bugs import absence, reduce, repro, statistics
 from testbed.bugs.model import Bug
-from testbed.cli import run, store
-from testbed.export import device
-from testbed.kernels import load_table
-from testbed.rates import Rate
-from testbed.report import diff, html, series
-from testbed.scenarios import MAIN, SCENARIOS, cases
-from testbed.store import kernel_builds, kernel_remains
+from testbed.bugs.statistics import Rate
+from testbed.cli import cache, run
+from testbed.guest import cpu_memory, timeline
+from testbed.guest.channels import console, ssh
+from testbed.guest.metrics import cgroup_sampler
+from testbed.host import admission, quota
+from testbed.qemu import jail, jail_probe
+from testbed.qemu.nbd_server import device
+from testbed.report import diff, html, plots, rank_test
+from testbed.scenarios import verdict
+from testbed.scenarios.catalogue import MAIN, SCENARIOS, cases
+from testbed.scenarios.verdict import EXIT_CODES, Verdict
+from testbed.store.kernels import builder, install_remains
+from testbed.store.kernels.table import load_table
 from testbed.topology.base import _LONGEST_US
 from testbed.topology.disks import Disk
 from testbed.topology.model import Guest
-from testbed.topology.timelines import Act
+from testbed.topology.timeline import Act
 from testbed.units import KIB, MIB, format_duration, format_size, parse_duration
-from testbed.verdict import EXIT_CODES, Verdict
 
 ROOT = Path(__file__).parents[2]
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -87,8 +77,8 @@ def matrix() -> tuple[int, int, list[str]]:
 
 _CODES = [EXIT_CODES[one] for one in (Verdict.PASS, Verdict.FAIL, Verdict.INFRA, Verdict.INVALID, Verdict.SKIP)]
 _PASSES, _SKIPS, _NEWER = matrix()
-_RUN, _CACHE = (format_size(room.limit(name)) for name in (room.RUN_LIMIT, room.CACHE_LIMIT))
-_FLAVOURS = kernel_builds.flavours(ROOT / "images")
+_RUN, _CACHE = (format_size(quota.limit(name)) for name in (quota.RUN_LIMIT, quota.CACHE_LIMIT))
+_FLAVOURS = builder.flavours(ROOT / "images")
 _SAMPLES_A_SECOND = 1e6 / parse_duration(run._SAMPLE)
 _PRINTED = stated("testbed/report/page/report.js", r"MOST_PRINTED = (\d+)")
 _SEARCHED = stated("testbed/report/page/report.html.j2", r"cases\|length > (\d+)")
@@ -114,18 +104,18 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     (
         "docs/architecture.md",
         "removes what was of no use for {} days",
-        (inspect.signature(store.gc).parameters["unused_for"].default.removesuffix("d"),),
+        (inspect.signature(cache.gc).parameters["unused_for"].default.removesuffix("d"),),
     ),
     ("docs/guests.md", "may take `TESTBED_RUN_LIMIT` ({}) of this machine's disks", (_RUN,)),
-    ("docs/guests.md", "A guest that does not give so much within {} s", (f"{machine._PATIENCE_S:g}",)),
-    ("docs/guests.md", "{} more than its disks take must be free beside its memory", (format_size(room.MARGIN_BYTES),)),
+    ("docs/guests.md", "A guest that does not give so much within {} s", (f"{cpu_memory._PATIENCE_S:g}",)),
+    ("docs/guests.md", "{} more than its disks take must be free beside its memory", (format_size(quota.MARGIN_BYTES),)),
     ("docs/guests.md", "all that come within {} ms", (f"{device._FORCED_S * 1000:g}",)),
     ("docs/guests.md", "have an `oom_score_adj` of {}", (stated("images/guest/testbed-init", r"echo (-\d+) >/proc/self/oom_score_adj"),)),
-    ("docs/kernels.md", "the finished objects stay, but for the last {}", (word(kernel_remains._UNCERTAIN_LINES),)),
+    ("docs/kernels.md", "the finished objects stay, but for the last {}", (word(install_remains._UNCERTAIN_LINES),)),
     ("docs/kernels.md", "With all {} in one kernel", (word(len(_FLAVOURS)),)),
-    ("docs/pytest.md", "longer than {} MiB, which is what is kept", (shell._MAX_OUTPUT_BYTES // MIB,)),
+    ("docs/pytest.md", "longer than {} MiB, which is what is kept", (ssh._MAX_OUTPUT_BYTES // MIB,)),
     ("docs/reports.md", "Of more than {0} cases the first {0} have pictures", (html._DRAWN_CASES,)),
-    ("docs/reports.md", "Up to {} lines are drawn", (word(series._MOST_LINES),)),
+    ("docs/reports.md", "Up to {} lines are drawn", (word(plots._MOST_LINES),)),
     (
         "docs/reports.md",
         "of a page of more than {} cases those of open ones",
@@ -138,46 +128,50 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ),
     ("docs/reports.md", "While a scenario runs, {} a second", (times(_SAMPLES_A_SECOND),)),
     ("docs/reports.md", "at most {} of them: `memory`", (stated("images/guest/testbed-agent", r"\$MOST_GROUPS = (\d+)"),)),
-    ("docs/reports.md", "no more than a {}th of the time", (f"{1 / group_sampler._MOST_SHARE:g}",)),
+    ("docs/reports.md", "no more than a {}th of the time", (f"{1 / cgroup_sampler._MOST_SHARE:g}",)),
     ("docs/reports.md", "gives {} or less: of what is called changed {} % is expected to be chance", (diff.LEVEL, percent(diff.LEVEL))),
     ("docs/reports.md", "A shift of no more than {} KiB or {} s is no change", (f"{_LEAST_BYTES / KIB:g}", _LEAST_S)),
     ("docs/reports.md", "above {} attempts on both sides together", (rank_test.EXACT,)),
     ("docs/reports.md", "Fewer than {0} attempts against {0} say nothing", (rank_test.LEAST,)),
     ("docs/reports.md", "{} PASS, {} FAIL, {} error or INFRA, {} INVALID, {} everything skipped", (*_CODES,)),
     ("docs/reproduce.md", "without it a plain guest with {} CPUs", (Guest().cpus,)),
-    ("docs/reproduce.md", "lines are cut to {} characters", (patterns.LONGEST_LINE,)),
+    ("docs/reproduce.md", "lines are cut to {} characters", (regex.LONGEST_LINE,)),
     ("docs/reproduce.md", "up to {} at once, as far as memory goes", (repro._MOST_IDLE,)),
-    ("docs/reproduce.md", "({} hits in a row are needed for that, {} for 90 %)", (rates.tries_until(0.95), rates.tries_until(0.9))),
+    (
+        "docs/reproduce.md",
+        "({} hits in a row are needed for that, {} for 90 %)",
+        (statistics.tries_until(0.95), statistics.tries_until(0.9)),
+    ),
     ("docs/reproduce.md", "after {} of them in a row a kernel is given up", (word(repro._TROUBLES_IN_A_ROW),)),
     (
         "docs/reproduce.md",
         "A bug that always shows takes {} tries on each kernel",
-        (next(tries for tries in range(1, 99) if apart.told_apart(Rate(hits=tries, tries=tries), tries)),),
+        (next(tries for tries in range(1, 99) if absence.told_apart(Rate(hits=tries, tries=tries), tries)),),
     ),
     ("docs/reproduce.md", "the tries end before ({}, if the file says nothing else)", (Bug.model_fields["tries"].default,)),
     ("docs/reproduce.md", '"not seen in 2 tries, up to {}%"', (percent(Rate(hits=0, tries=2).high),)),
     ("docs/reproduce.md", "What 6 tries do leave open is in the sentence: up to {} %", (percent(Rate(hits=0, tries=6).high),)),
-    ("docs/reproduce.md", "more than {}/3 times as high on the one kernel", (f"{apart.MARGIN * 3:g}",)),
-    ("docs/reproduce.md", "one hit in one try means {} % to 100 %", (percent(rates.exact(1, 1, 1)[0]),)),
-    ("docs/reproduce.md", "the first {} of each kind", (wires._MAX_FINDINGS,)),
-    ("docs/reproduce.md", "It measures the rate at the bad end ({} tries)", (word(campaign.MEASURED_TRIES),)),
-    ("docs/security.md", "a uid of its own ({}, or `TESTBED_QEMU_USER`)", (probe_confinement._ACCOUNT.uid,)),
-    ("docs/security.md", "opens at most {} files", (custody._OPEN_FILES,)),
+    ("docs/reproduce.md", "more than {}/3 times as high on the one kernel", (f"{absence.MARGIN * 3:g}",)),
+    ("docs/reproduce.md", "one hit in one try means {} % to 100 %", (percent(statistics.exact(1, 1, 1)[0]),)),
+    ("docs/reproduce.md", "the first {} of each kind", (console._MAX_FINDINGS,)),
+    ("docs/reproduce.md", "It measures the rate at the bad end ({} tries)", (word(reduce.MEASURED_TRIES),)),
+    ("docs/security.md", "a uid of its own ({}, or `TESTBED_QEMU_USER`)", (jail_probe._ACCOUNT.uid,)),
+    ("docs/security.md", "opens at most {} files", (jail._OPEN_FILES,)),
     (
         "docs/security.md",
         "output of a command is kept up to {} MiB a stream, a file that is fetched up to {} GiB",
-        (shell._MAX_OUTPUT_BYTES // MIB, shell._MAX_FILE_BYTES // MIB // 1024),
+        (ssh._MAX_OUTPUT_BYTES // MIB, ssh._MAX_FILE_BYTES // MIB // 1024),
     ),
     (
         "docs/security.md",
         "a console costs {} MiB of disk at most, and a line of it {} KiB of memory",
-        ((wires._MAX_LOG_BYTES + wires._LAST_BYTES) // MIB, wires._MAX_LINE_BYTES // KIB),
+        ((console._MAX_LOG_BYTES + console._LAST_BYTES) // MIB, console._MAX_LINE_BYTES // KIB),
     ),
     ("docs/topologies.md", "| `cpus`, `memory` | {} and `{}` |", (Guest().cpus, format_size(Guest().memory))),
     ("docs/topologies.md", "a volatile cache of its own ({})", (format_size(Disk.model_fields["cache_size"].default),)),
     ("docs/topologies.md", "at most {} characters; `tb-NAME` without it", (20,)),
     ("docs/topologies.md", "in so many steps ({})", (Act.model_fields["steps"].default,)),
-    ("docs/topologies.md", "a value (asked {} a second)", (times(1 / player._POLL_S),)),
+    ("docs/topologies.md", "a value (asked {} a second)", (times(1 / timeline._POLL_S),)),
     ("docs/topologies.md", "A duration is at most {}", (format_duration(_LONGEST_US),)),
 ]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.plan_text import described
+from testbed.report.plan_text import described
 from testbed.topology import load_points
 from tests.unit.values import host
 

@@ -4,15 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed import drives, layers
-from testbed.drives import QmpCommand
 from testbed.errors import UsageError
-from testbed.hardware import words
+from testbed.hardware import commands as words
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle, from_qemu
-from testbed.layers import PLAIN, Layers
+from testbed.qemu import block_filters, blockdev
+from testbed.qemu.block_filters import PLAIN, Layers
+from testbed.qemu.blockdev import QmpCommand
 from testbed.report.hardware import profiles_markdown
 from testbed.topology.disks import Disk, disk_of
 
@@ -133,45 +133,48 @@ def test_a_seed_is_read_and_said() -> None:
 
 def test_a_disk_and_its_namespaces_may_be_told() -> None:
     disk = disk_of(type="nvme", size="1G")
-    (kept,) = drives.storage("d", disk, Path("/s"))
+    (kept,) = blockdev.storage("d", disk, Path("/s"))
     late = Layers(export=True, number=1)
-    assert executed(layers.changed("d", disk, kept, PLAIN, late)) == [
+    assert executed(block_filters.changed("d", disk, kept, PLAIN, late)) == [
         "blockdev-add late-d",
         "blockdev-reopen file-d on late-d",
         "blockdev-del store-d",
     ]
-    assert executed(layers.changed("d", disk, kept, late, PLAIN)) == [
+    assert executed(block_filters.changed("d", disk, kept, late, PLAIN)) == [
         "blockdev-add store-d",
         "blockdev-reopen file-d on store-d",
         "blockdev-del late-d",
     ]
     faulty = Layers(errors=(ERROR,), number=2, export=True)
-    assert executed(layers.changed("d", disk, kept, late, faulty)) == [
+    assert executed(block_filters.changed("d", disk, kept, late, faulty)) == [
         "blockdev-add faulty-d-2",
         "blockdev-reopen limited-d on faulty-d-2",
     ]
     other = Layers(errors=(ERROR, ERROR), number=3, export=True)
-    assert executed(layers.changed("d", disk, kept, faulty, other)) == [
+    assert executed(block_filters.changed("d", disk, kept, faulty, other)) == [
         "blockdev-add faulty-d-3",
         "blockdev-reopen limited-d on faulty-d-3",
         "blockdev-del faulty-d-2",
     ]
-    assert executed(layers.changed("d", disk, kept, other, late)) == ["blockdev-reopen limited-d on file-d", "blockdev-del faulty-d-3"]
-    assert layers.changed("d", disk, kept, late, late) == ()
+    assert executed(block_filters.changed("d", disk, kept, other, late)) == [
+        "blockdev-reopen limited-d on file-d",
+        "blockdev-del faulty-d-3",
+    ]
+    assert block_filters.changed("d", disk, kept, late, late) == ()
 
 
 def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
     disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
-    (kept,) = drives.storage("d", disk, Path("/s"))
+    (kept,) = blockdev.storage("d", disk, Path("/s"))
     late = Layers(export=True, image=True)
-    assert executed(layers.changed("d", disk, kept, PLAIN, late)) == [
+    assert executed(block_filters.changed("d", disk, kept, PLAIN, late)) == [
         "blockdev-add late-d",
         "blockdev-add late-image-d",
         "blockdev-reopen image-d on late-image-d",
         "blockdev-reopen file-d on late-d",
         "blockdev-del store-d",
     ]
-    commands = layers.changed("d", disk, kept, late, PLAIN)
+    commands = block_filters.changed("d", disk, kept, late, PLAIN)
     assert executed(commands) == [
         "blockdev-reopen image-d on origin-d",
         "blockdev-add store-d",
@@ -184,23 +187,25 @@ def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
 
 def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
     disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
-    (kept,) = drives.storage("d", disk, Path("/s"))
+    (kept,) = blockdev.storage("d", disk, Path("/s"))
     late = Layers(export=True, image=True)
-    found = layers.connections("d", PLAIN, late)
+    found = block_filters.connections("d", PLAIN, late)
     assert found == ("late-d", "late-image-d")
-    servers = [command.arguments["server"] for command in layers.changed("d", disk, kept, PLAIN, late) if "server" in command.arguments]
+    servers = [
+        command.arguments["server"] for command in block_filters.changed("d", disk, kept, PLAIN, late) if "server" in command.arguments
+    ]
     assert servers == [{"type": "fd", "str": name} for name in found]
-    assert layers.connections("d", late, PLAIN) == layers.connections("d", late, late) == ()
+    assert block_filters.connections("d", late, PLAIN) == block_filters.connections("d", late, late) == ()
 
 
 def test_a_disk_without_a_file_has_the_export_below_its_limits() -> None:
     disk = disk_of(type="virtio-blk", size="1G", format="null-co", read_only=True)
     late = Layers(export=True, number=1)
-    commands = layers.changed("d", disk, None, PLAIN, late)
+    commands = block_filters.changed("d", disk, None, PLAIN, late)
     assert executed(commands) == ["blockdev-add late-d", "blockdev-reopen limited-d on late-d"]
     assert commands[0].arguments["read-only"] and commands[1].arguments["options"][0]["read-only"]
     faulty = Layers(export=True, errors=(ERROR,), number=2)
-    assert executed(layers.changed("d", disk, None, faulty, Layers(errors=(ERROR,), number=3))) == [
+    assert executed(block_filters.changed("d", disk, None, faulty, Layers(errors=(ERROR,), number=3))) == [
         "blockdev-add faulty-d-3",
         "blockdev-reopen limited-d on faulty-d-3",
         "blockdev-del faulty-d-2",
@@ -212,11 +217,11 @@ def test_a_profile_brings_its_delay() -> None:
     def disk(**said: object) -> Disk:
         return disk_of(type="nvme", size="1G", **said)
 
-    assert drives.latency_of(disk(profile="aws-gp3")).read_us == 1000
-    assert drives.latency_of(disk(profile="aws-gp3", scale=0.5)).read_us == 2000
-    assert drives.latency_of(disk(profile="aws-gp3", latency={"write": "3ms"})) == Latency(write_us=3000)
-    assert drives.latency_of(disk()) == NO_DELAY
-    assert drives.throttle_of(disk(profile="aws-gp3", scale=0.5)).iops_total == 1500
+    assert blockdev.latency_of(disk(profile="aws-gp3")).read_us == 1000
+    assert blockdev.latency_of(disk(profile="aws-gp3", scale=0.5)).read_us == 2000
+    assert blockdev.latency_of(disk(profile="aws-gp3", latency={"write": "3ms"})) == Latency(write_us=3000)
+    assert blockdev.latency_of(disk()) == NO_DELAY
+    assert blockdev.throttle_of(disk(profile="aws-gp3", scale=0.5)).iops_total == 1500
 
 
 def executed(commands: tuple[QmpCommand, ...]) -> list[str]:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from testbed import held
+from testbed.host import tempdirs
 
 # Has a temporary folder, says which, and waits to be killed.
 HOLDING = """\
 import sys
-from testbed import held
+from testbed.host import tempdirs as held
 
 with held.temporary() as folder:
     (folder / "file").write_bytes(b"large")
@@ -27,11 +27,11 @@ def test_what_a_killed_command_had_for_a_while_goes_with_the_next_and_no_other(t
     with subprocess.Popen([sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
         assert child.stdout is not None
         folder = Path(child.stdout.readline().decode().strip())
-        assert folder.parent == tmp_path and held.sweep_temporary() == ()
+        assert folder.parent == tmp_path and tempdirs.sweep_temporary() == ()
         assert (folder / "file").exists() and folder.stat().st_mode & 0o777 == 0o700
         child.kill()
-    with held.temporary() as ours:
-        assert held.sweep_temporary() == (folder,)
+    with tempdirs.temporary() as ours:
+        assert tempdirs.sweep_temporary() == (folder,)
         assert list(tmp_path.iterdir()) == [ours]
     assert list(tmp_path.iterdir()) == []
 
@@ -42,7 +42,7 @@ def test_a_folder_that_is_not_yet_held_is_left_for_a_moment_and_a_link_for_ever(
     new.mkdir()
     (somebodys / "file").mkdir(parents=True)
     (tmp_path / "testbed-tmp-2").symlink_to(somebodys)
-    assert held.sweep_temporary() == () and new.exists()
+    assert tempdirs.sweep_temporary() == () and new.exists()
     os.utime(new, (0, 0))
-    assert held.sweep_temporary() == (new,) and not new.exists()
+    assert tempdirs.sweep_temporary() == (new,) and not new.exists()
     assert (somebodys / "file").exists()

@@ -18,29 +18,32 @@ import pytest
 from rich.console import Group
 from rich.text import Text
 
-from testbed import paths, shell, wires
 from testbed.cli.app import _Terminal
-from testbed.console import clean
-from testbed.drives import Storage
 from testbed.errors import CommandFailed, GuestError, HostError, TestbedError, TopologyError, UsageError, WireBroken
-from testbed.evidence import Log
-from testbed.export.settings import Settings
-from testbed.exports import Export
-from testbed.kernels import BuiltKernel, Series
-from testbed.lab import Lab
-from testbed.monitor import Monitor
-from testbed.printable import printable
+from testbed.guest.channels import console, ssh
+from testbed.guest.channels.console import Agent, Entrance
+from testbed.guest.channels.kernel_log import clean
+from testbed.guest.channels.ssh import Shell
+from testbed.guest.channels.ssh_keys import SshKey
+from testbed.guest.factory import Lab
+from testbed.host import paths
+from testbed.host.logfile import Log
 from testbed.progress import Silent
-from testbed.shell import Shell
-from testbed.ssh_keys import SshKey
-from testbed.store import built_names, cache, disk_files, image, kernel_files, seals, snapshots
+from testbed.qemu import disk_files
+from testbed.qemu.blockdev import Storage
+from testbed.qemu.monitor import Monitor
+from testbed.qemu.nbd_export import Export
+from testbed.qemu.nbd_server.settings import Settings
+from testbed.store import cache, checksums, image, snapshot_files
 from testbed.store.apt import PrivateApt
-from testbed.store.built_names import Named
+from testbed.store.kernels import files, names
+from testbed.store.kernels.names import Named
+from testbed.store.kernels.table import BuiltKernel, Series
 from testbed.store.mirror import Mirror
-from testbed.store.templates import touched_at_ns
+from testbed.store.template_files import touched_at_ns
+from testbed.text import printable
 from testbed.topology import Guest, load
 from testbed.topology.load import parse
-from testbed.wires import Agent, Entrance
 from tests.fakes.qmp_server import fake_qmp
 from tests.unit.test_monitor import connected
 
@@ -153,7 +156,7 @@ async def test_a_guest_with_another_host_key_is_refused() -> None:
 
 
 async def test_output_without_end_costs_no_memory_and_its_codes_reach_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shell, "_MAX_OUTPUT_BYTES", 1 << 20)
+    monkeypatch.setattr(ssh, "_MAX_OUTPUT_BYTES", 1 << 20)
     sent_bytes = 64 << 20
 
     async def flood(child: asyncssh.SSHServerProcess[bytes]) -> None:
@@ -180,7 +183,7 @@ async def test_output_without_end_costs_no_memory_and_its_codes_reach_nobody(tmp
 
 
 def test_a_file_larger_than_any_is_not_taken() -> None:
-    told = shell._at_most("g0", shell._MAX_FILE_BYTES)
+    told = ssh._at_most("g0", ssh._MAX_FILE_BYTES)
     told(b"/log", b"log", 10, 1 << 30)
     for copied, total in ((1 << 40, 0), (0, 1 << 40)):
         with pytest.raises(GuestError, match="/log: expected a file of at most 17179869184 bytes, got more"):
@@ -191,7 +194,7 @@ def test_a_file_larger_than_any_is_not_taken() -> None:
 
 
 async def test_an_agent_that_answers_for_ever_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wires, "_MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(console, "_MAX_ANSWER_BYTES", 100_000)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
@@ -315,27 +318,27 @@ async def test_words_for_qemu_itself_are_refused_unless_they_are_trusted(monkeyp
 
 def test_a_file_that_was_changed_is_not_used_whatever_its_times_say(tmp_path: Path) -> None:
     (tmp_path / "bzImage").write_text("kernel")
-    seals.check(tmp_path, ("bzImage",))
-    seals.check(tmp_path, ("bzImage",))
+    checksums.check(tmp_path, ("bzImage",))
+    checksums.check(tmp_path, ("bzImage",))
     before = (tmp_path / "bzImage").stat()
     (tmp_path / "bzImage").write_text("KERNEL")
     os.utime(tmp_path / "bzImage", ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(HostError, match=r"bzImage: expected the file that was made here .*; remove .*, and the next run makes it again"):
-        seals.check(tmp_path, ("bzImage",))
+        checksums.check(tmp_path, ("bzImage",))
     (tmp_path / "bzImage").write_text("kernel")
-    seals.check(tmp_path, ("bzImage",))
+    checksums.check(tmp_path, ("bzImage",))
     (tmp_path / "bzImage").unlink()
     with pytest.raises(HostError, match="bzImage: cannot be read: No such file"):
-        seals.check(tmp_path, ("bzImage",))
+        checksums.check(tmp_path, ("bzImage",))
 
 
 def test_a_hash_from_elsewhere_counts_at_the_first_look_as_well(tmp_path: Path) -> None:
     (tmp_path / "root.ext4").write_text("image")
     with pytest.raises(HostError, match=r"expected the file that was made here \(SHA-256 ab\)"):
-        seals.check(tmp_path, ("root.ext4",), {"root.ext4": "ab"})
+        checksums.check(tmp_path, ("root.ext4",), {"root.ext4": "ab"})
     (tmp_path / "seals.json").write_text('{"root.ext4": 3}')
     with pytest.raises(HostError, match=r"seals\.json: expected the hashes of its files"):
-        seals.check(tmp_path, ("root.ext4",))
+        checksums.check(tmp_path, ("root.ext4",))
 
 
 @pytest.mark.parametrize("file", ["bzImage", "early/ext4.ko", "modules.ext4"])
@@ -349,13 +352,13 @@ async def test_a_kernel_that_was_changed_in_the_cache_is_not_used_wherever_it_ca
     meta = {"release": "6.1", "origin": "x", "sha256": "1", "early_modules": ["ext4.ko"], "has_modules": True, "hashes": hashes}
     (folder / cache.META).write_text(json.dumps(meta))
     kernel = BuiltKernel(name="mine")
-    built_names.remember(tmp_path, kernel, Named(folder=folder, origin="x", series=Series.AFTER))
+    names.remember(tmp_path, kernel, Named(folder=folder, origin="x", series=Series.AFTER))
     # Before the first use, too.
     (folder / file).write_text("another")
     with pytest.raises(HostError, match=f"{file}: expected the file that was made here"):
-        await kernel_files.fetch(kernel, tmp_path, Silent())
+        await files.fetch(kernel, tmp_path, Silent())
     (folder / file).write_text(file)
-    assert (await kernel_files.fetch(kernel, tmp_path, Silent())).release == "6.1"
+    assert (await files.fetch(kernel, tmp_path, Silent())).release == "6.1"
 
 
 @pytest.mark.parametrize("file", ["root.ext4", "busybox"])
@@ -413,7 +416,7 @@ async def test_what_qemu_could_have_put_in_the_place_of_a_disk_is_not_followed(t
         with pytest.raises(HostError):
             await Export.start("data", Settings(), file=planted, log=tmp_path / "log", host=None, on_end=pytest.fail)
         with pytest.raises(HostError, match="expected a disk's file"):
-            await snapshots.copy(planted, tmp_path / "copies" / "data.raw")
+            await snapshot_files.copy(planted, tmp_path / "copies" / "data.raw")
     for kind in ("raw", "qcow2"):
         with pytest.raises(HostError, match="cannot be made"):
             await disk_files.make(Storage(file=link, format=kind, size_bytes=4096))

@@ -7,11 +7,24 @@ from functools import partial
 import pytest
 
 from testbed.errors import ReadingError
-from testbed.scenarios import debug, destroy, limit, many, measured, nesting, oom, rates, read, requests, swap, weight
-from testbed.scenarios.base import Point
-from testbed.scenarios.rig import loops_at
+from testbed.scenarios import rate_measurement
+from testbed.scenarios.claims import (
+    bfq_weight,
+    debug_kernels,
+    deferred_destroy,
+    io_limits,
+    many_cgroups,
+    memory_limit,
+    nested_charging,
+    read,
+    swap_in,
+    tmpfs_oom,
+    workers,
+)
+from testbed.scenarios.harness import loops_at
+from testbed.scenarios.scenario import Point
+from testbed.scenarios.verdict import Balance, Gap, Part
 from testbed.units import MIB
-from testbed.verdict import Balance, Gap, Part
 
 G = Gap
 
@@ -36,31 +49,31 @@ BEFORE = "stage written 0 0\nstage squeezed 0 0\nstage back 0 0\nstage reader 0 
 
 def test_rates_are_read_by_name() -> None:
     said = "rate loop 4 100.000000 104.000000\nstalled 12\nrate dio 2 1.5 2.5\n"
-    assert measured.rates(said, ("loop", "dio"), "g0") == {"loop": MIB, "dio": 2 * MIB}
-    assert measured.jobs("iops a-alone 107.6\niops a-beside 1.3\n", ("a-alone",), "g0") == {"a-alone": 107.6, "a-beside": 1.3}
-    assert measured.stalls("stalled 0\nstalled 5\nstalled 5\nstalled 9\n", "g0") == (5, 0, 4)
+    assert rate_measurement.rates(said, ("loop", "dio"), "g0") == {"loop": MIB, "dio": 2 * MIB}
+    assert rate_measurement.jobs("iops a-alone 107.6\niops a-beside 1.3\n", ("a-alone",), "g0") == {"a-alone": 107.6, "a-beside": 1.3}
+    assert rate_measurement.stalls("stalled 0\nstalled 5\nstalled 5\nstalled 9\n", "g0") == (5, 0, 4)
 
 
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: measured.rates("rate loop 4 100.0 104.0\n", ("loop", "dio"), "g0"),
-        lambda: measured.rates("rate loop 4 100.0 100.0\n", ("loop",), "g0"),
-        lambda: measured.rates("rate loop 4 104.0 100.0\n", ("loop",), "g0"),
-        lambda: measured.rates("rate loop 4 x y\n", ("loop",), "g0"),
-        lambda: measured.rates("rate loop 4 1.0 2.0\nrate loop 4 1.0 3.0\n", ("loop",), "g0"),
-        lambda: measured.jobs("iops a \n", ("a",), "g0"),
-        lambda: measured.jobs("iops a 1.2.3\n", ("a",), "g0"),
-        lambda: measured.jobs(f"iops a {'9' * 5000}\n", ("a",), "g0"),
-        lambda: measured.stalls("stalled 0\nstalled 5\nstalled 5\n", "g0"),
-        lambda: measured.stalls("stalled 0\nstalled 5\nstalled 4\nstalled 9\n", "g0"),
-        lambda: swap.stages(BEFORE.replace("stage reader", "reader"), "alive", "g0"),
-        lambda: swap.stages(BEFORE.replace("stage reader 0 0", "stage reader 0"), "alive", "g0"),
-        lambda: destroy.dying_for("", "g0"),
-        lambda: destroy.dying_for("dying 4 -1\n", "g0"),
-        lambda: oom.readings("oom_kill 0\noom_kill 1\n", 3, "g0"),
-        lambda: oom.readings("oom_kill 0\noom_kill 1\noom_kill 0\n", 3, "g0"),
-        lambda: oom.readings("oom_kill 0\noom_kill \u00b2\noom_kill 3\n", 3, "g0"),
+        lambda: rate_measurement.rates("rate loop 4 100.0 104.0\n", ("loop", "dio"), "g0"),
+        lambda: rate_measurement.rates("rate loop 4 100.0 100.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.rates("rate loop 4 104.0 100.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.rates("rate loop 4 x y\n", ("loop",), "g0"),
+        lambda: rate_measurement.rates("rate loop 4 1.0 2.0\nrate loop 4 1.0 3.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.jobs("iops a \n", ("a",), "g0"),
+        lambda: rate_measurement.jobs("iops a 1.2.3\n", ("a",), "g0"),
+        lambda: rate_measurement.jobs(f"iops a {'9' * 5000}\n", ("a",), "g0"),
+        lambda: rate_measurement.stalls("stalled 0\nstalled 5\nstalled 5\n", "g0"),
+        lambda: rate_measurement.stalls("stalled 0\nstalled 5\nstalled 4\nstalled 9\n", "g0"),
+        lambda: swap_in.stages(BEFORE.replace("stage reader", "reader"), "alive", "g0"),
+        lambda: swap_in.stages(BEFORE.replace("stage reader 0 0", "stage reader 0"), "alive", "g0"),
+        lambda: deferred_destroy.dying_for("", "g0"),
+        lambda: deferred_destroy.dying_for("dying 4 -1\n", "g0"),
+        lambda: tmpfs_oom.readings("oom_kill 0\noom_kill 1\n", 3, "g0"),
+        lambda: tmpfs_oom.readings("oom_kill 0\noom_kill 1\noom_kill 0\n", 3, "g0"),
+        lambda: tmpfs_oom.readings("oom_kill 0\noom_kill \u00b2\noom_kill 3\n", 3, "g0"),
     ],
 )
 def test_what_a_script_did_not_print_as_it_must_is_an_error(read: Callable[[], object]) -> None:
@@ -68,61 +81,61 @@ def test_what_a_script_did_not_print_as_it_must_is_an_error(read: Callable[[], o
         read()
 
 
-STALLED = partial(rates.of_stall, file_s=1.0)
-HELD = partial(debug.of_held, free=38.0)
+STALLED = partial(io_limits.of_stall, file_s=1.0)
+HELD = partial(debug_kernels.of_held, free=38.0)
 
 
 def weighed(ratio: float) -> Gap:
-    return weight.of_weight(ratio * 64, 64.0)
+    return bfq_weight.of_weight(ratio * 64, 64.0)
 
 
 @pytest.mark.parametrize(
     ("judge", "value", "gap"),
     [
-        (rates.of_limit, 0.95, G.CLOSED),
-        (rates.of_limit, 0.5, G.UNCLEAR),  # held twice, or a machine that stood still
-        (rates.of_limit, math.inf, G.UNCLEAR),
-        (rates.of_limit, math.nan, G.UNCLEAR),
-        (rates.of_limit, 1.3, G.CLOSED),
-        (rates.of_limit, 1.6, G.UNCLEAR),
-        (rates.of_limit, 4.1, G.OPEN),
+        (io_limits.of_limit, 0.95, G.CLOSED),
+        (io_limits.of_limit, 0.5, G.UNCLEAR),  # held twice, or a machine that stood still
+        (io_limits.of_limit, math.inf, G.UNCLEAR),
+        (io_limits.of_limit, math.nan, G.UNCLEAR),
+        (io_limits.of_limit, 1.3, G.CLOSED),
+        (io_limits.of_limit, 1.6, G.UNCLEAR),
+        (io_limits.of_limit, 4.1, G.OPEN),
         (STALLED, 0.7, G.CLOSED),
         (STALLED, 0.4, G.UNCLEAR),
         (STALLED, 0.05, G.OPEN),
         (STALLED, 1.9, G.UNCLEAR),  # the limit makes a second of a MiB
         (STALLED, -0.1, G.UNCLEAR),
-        (lambda file_s: rates.of_stall(0.0, file_s), 0.0, G.UNCLEAR),
-        (rates.of_kept, 1.0, G.CLOSED),
-        (rates.of_kept, 0.5, G.UNCLEAR),
-        (rates.of_kept, 0.012, G.OPEN),
-        (rates.of_kept, 100.0, G.UNCLEAR),
-        (rates.of_kept, math.inf, G.UNCLEAR),
-        (rates.of_kept, math.nan, G.UNCLEAR),
+        (lambda file_s: io_limits.of_stall(0.0, file_s), 0.0, G.UNCLEAR),
+        (io_limits.of_kept, 1.0, G.CLOSED),
+        (io_limits.of_kept, 0.5, G.UNCLEAR),
+        (io_limits.of_kept, 0.012, G.OPEN),
+        (io_limits.of_kept, 100.0, G.UNCLEAR),
+        (io_limits.of_kept, math.inf, G.UNCLEAR),
+        (io_limits.of_kept, math.nan, G.UNCLEAR),
         (weighed, 5.8, G.CLOSED),
         (weighed, 2.0, G.UNCLEAR),
         (weighed, 1.1, G.OPEN),
-        (lambda heavy: weight.of_weight(heavy, 0.0), 0.0, G.UNCLEAR),  # nothing ran
-        (lambda heavy: weight.of_weight(heavy, 0.0), 80.0, G.CLOSED),  # fio shows whole requests
-        (lambda heavy: weight.of_weight(heavy, 1.0), 1e6, G.UNCLEAR),  # more than the weights make
-        (lambda heavy: weight.of_weight(heavy, 1.0), math.inf, G.UNCLEAR),
-        (lambda heavy: weight.of_weight(heavy, -1.0), 80.0, G.UNCLEAR),
+        (lambda heavy: bfq_weight.of_weight(heavy, 0.0), 0.0, G.UNCLEAR),  # nothing ran
+        (lambda heavy: bfq_weight.of_weight(heavy, 0.0), 80.0, G.CLOSED),  # fio shows whole requests
+        (lambda heavy: bfq_weight.of_weight(heavy, 1.0), 1e6, G.UNCLEAR),  # more than the weights make
+        (lambda heavy: bfq_weight.of_weight(heavy, 1.0), math.inf, G.UNCLEAR),
+        (lambda heavy: bfq_weight.of_weight(heavy, -1.0), 80.0, G.UNCLEAR),
         (HELD, 9.0, G.CLOSED),
         (HELD, 38.0, G.OPEN),
         (HELD, 25.0, G.UNCLEAR),
         (HELD, 200.0, G.UNCLEAR),
-        (lambda free: debug.of_held(0.0, free), 0.1, G.UNCLEAR),
-        (destroy.judge, 62.0, G.CLOSED),
-        (destroy.judge, 5.0, G.OPEN),
-        (destroy.judge, 20.0, G.UNCLEAR),
-        (destroy.judge, None, G.UNCLEAR),
+        (lambda free: debug_kernels.of_held(0.0, free), 0.1, G.UNCLEAR),
+        (deferred_destroy.judge, 62.0, G.CLOSED),
+        (deferred_destroy.judge, 5.0, G.OPEN),
+        (deferred_destroy.judge, 20.0, G.UNCLEAR),
+        (deferred_destroy.judge, None, G.UNCLEAR),
     ],
 )
 def test_thresholds(judge: object, value: float | None, gap: Gap) -> None:
     assert callable(judge) and judge(value) is gap
 
 
-OWN = [many._asked(number) for number in range(8)]
-LIMITED = partial(limit.judge, limit=16 * MIB, kills=0)
+OWN = [many_cgroups._asked(number) for number in range(8)]
+LIMITED = partial(memory_limit.judge, limit=16 * MIB, kills=0)
 STAGES = {"written": (96 * MIB, 0), "squeezed": (0, 90 * MIB), "back": (96 * MIB, 0), "reader": (0, 0)}
 REMOVED_STAGES = {"written": (96 * MIB, 0), "squeezed": (0, 80 * MIB), "reader": (64 * MIB, 0)}
 
@@ -130,11 +143,11 @@ REMOVED_STAGES = {"written": (96 * MIB, 0), "squeezed": (0, 80 * MIB), "reader":
 def _many(share: float) -> Gap:
     """Where the last cgroup has this share of its own bytes, and the others have all, or none if it has almost none."""
     own = [*(OWN[:-1] if share > 0.5 else [0] * 7), share * OWN[-1]]
-    return many.judge(own, sum(OWN)).gap  # type: ignore[arg-type]  # a share of bytes
+    return many_cgroups.judge(own, sum(OWN)).gap  # type: ignore[arg-type]  # a share of bytes
 
 
 def _swap(stage: str, of: dict[str, tuple[int, int]] = STAGES, *, swapped: bool = False) -> Callable[[float], Gap]:
-    return lambda size: swap.judge({**of, stage: (0, size) if swapped else (size, 0)}).gap  # type: ignore[dict-item]  # a share of bytes
+    return lambda size: swap_in.judge({**of, stage: (0, size) if swapped else (size, 0)}).gap  # type: ignore[dict-item]  # a share of bytes
 
 
 def _read(moved: float) -> Gap:
@@ -147,25 +160,25 @@ def _read(moved: float) -> Gap:
 @pytest.mark.parametrize(
     ("judge", "value", "towards", "here", "there"),
     [
-        (rates.of_limit, 1.3, 9, G.CLOSED, G.UNCLEAR),
-        (rates.of_limit, 0.6, 0, G.CLOSED, G.UNCLEAR),
-        (rates.of_limit, 2, 0, G.OPEN, G.UNCLEAR),
+        (io_limits.of_limit, 1.3, 9, G.CLOSED, G.UNCLEAR),
+        (io_limits.of_limit, 0.6, 0, G.CLOSED, G.UNCLEAR),
+        (io_limits.of_limit, 2, 0, G.OPEN, G.UNCLEAR),
         (STALLED, 0.5, 0, G.CLOSED, G.UNCLEAR),
         (STALLED, 0.1, 1, G.OPEN, G.UNCLEAR),
         (STALLED, 1.5, 9, G.CLOSED, G.UNCLEAR),
-        (rates.of_kept, 0.7, 0, G.CLOSED, G.UNCLEAR),
-        (rates.of_kept, 0.2, 1, G.OPEN, G.UNCLEAR),
-        (rates.of_kept, 3, 9, G.CLOSED, G.UNCLEAR),
+        (io_limits.of_kept, 0.7, 0, G.CLOSED, G.UNCLEAR),
+        (io_limits.of_kept, 0.2, 1, G.OPEN, G.UNCLEAR),
+        (io_limits.of_kept, 3, 9, G.CLOSED, G.UNCLEAR),
         (weighed, 2.5, 0, G.CLOSED, G.UNCLEAR),
         (weighed, 1.5, 9, G.OPEN, G.UNCLEAR),
-        (destroy.judge, 10, 99, G.OPEN, G.UNCLEAR),
-        (destroy.judge, 30, 0, G.CLOSED, G.UNCLEAR),
+        (deferred_destroy.judge, 10, 99, G.OPEN, G.UNCLEAR),
+        (deferred_destroy.judge, 30, 0, G.CLOSED, G.UNCLEAR),
         (lambda got: LIMITED(reclaimed=got, written=64 * MIB), 48 * MIB * 0.8, 0, G.CLOSED, G.UNCLEAR),
         (lambda got: LIMITED(reclaimed=got, written=64 * MIB), 48 * MIB * 0.02, MIB, G.OPEN, G.UNCLEAR),
         (lambda got: LIMITED(reclaimed=got, written=64 * MIB), 64 * MIB * 1.05, 99 * MIB, G.CLOSED, G.EXCESS),
         (lambda got: LIMITED(reclaimed=got, written=64 * MIB), 0, -1, G.OPEN, G.UNCLEAR),
         (lambda written: LIMITED(reclaimed=0, written=written), 32 * MIB, 0, G.OPEN, G.UNCLEAR),
-        (lambda size: limit.judge(reclaimed=0, written=0, limit=size, kills=1), 16 * MIB, 0, G.UNCLEAR, G.CLOSED),
+        (lambda size: memory_limit.judge(reclaimed=0, written=0, limit=size, kills=1), 16 * MIB, 0, G.UNCLEAR, G.CLOSED),
         (_many, 0.95, 0, G.CLOSED, G.UNCLEAR),
         (_many, 0.02, 1, G.OPEN, G.UNCLEAR),
         (_swap("squeezed", swapped=True), 96 * MIB * 0.7, 0, G.CLOSED, G.UNCLEAR),
@@ -185,16 +198,16 @@ def test_each_threshold_is_where_it_is(judge: Callable[[float], Gap], value: flo
 
 
 def test_controls_of_a_limit_say_what_they_expected() -> None:
-    limited, free = rates._limited("a loop", 1.25 * MIB, MIB), rates._free(2.5 * MIB, MIB)
+    limited, free = io_limits._limited("a loop", 1.25 * MIB, MIB), io_limits._free(2.5 * MIB, MIB)
     assert (limited.expected, limited.got, limited.holds) == ("0.6 to 1.3 times the limit of 1.0 MiB/s", "1.25 MiB/s", True)
     assert (free.expected, free.got, free.holds) == ("at least twice the limit", "2.50 MiB/s", True)
-    assert not rates._limited("a loop", 1.5 * MIB, MIB).holds and not rates._free(1.5 * MIB, MIB).holds
+    assert not io_limits._limited("a loop", 1.5 * MIB, MIB).holds and not io_limits._free(1.5 * MIB, MIB).holds
 
 
 def test_what_an_idle_cgroup_saved_is_no_rate_of_its_own() -> None:
-    assert rates._kept({"loop0-alone": 180.0, "loop0-beside": 90.0}, "loop0") == 0.9
-    assert rates._kept({"loop0-alone": 80.0, "loop0-beside": 40.0}, "loop0") == 0.5
-    assert math.isnan(rates._kept({"loop0-alone": 0.0, "loop0-beside": 0.0}, "loop0"))
+    assert io_limits._kept({"loop0-alone": 180.0, "loop0-beside": 90.0}, "loop0") == 0.9
+    assert io_limits._kept({"loop0-alone": 80.0, "loop0-beside": 40.0}, "loop0") == 0.5
+    assert math.isnan(io_limits._kept({"loop0-alone": 0.0, "loop0-beside": 0.0}, "loop0"))
 
 
 def test_every_cgroup_reads_a_number_of_bytes_that_its_neighbours_do_not() -> None:
@@ -215,27 +228,29 @@ def test_a_read_asks_for_what_its_judge_expects() -> None:
     ],
 )
 def test_what_is_written_beyond_the_limit_must_be_reclaimed(reclaimed: int, written: int, gap: Gap) -> None:
-    assert limit.judge(reclaimed=reclaimed, written=written, limit=16 * MIB, kills=0) is gap
+    assert memory_limit.judge(reclaimed=reclaimed, written=written, limit=16 * MIB, kills=0) is gap
 
 
 def test_a_killed_writer_is_held_to_its_limit_only_where_there_was_no_room() -> None:
-    assert limit.judge(reclaimed=0, written=7 * MIB, limit=8 * MIB, kills=1) is Gap.CLOSED
+    assert memory_limit.judge(reclaimed=0, written=7 * MIB, limit=8 * MIB, kills=1) is Gap.CLOSED
     for size in (16 * MIB, 32 * MIB):
-        assert limit.judge(reclaimed=0, written=7 * MIB, limit=size, kills=1) is Gap.UNCLEAR
+        assert memory_limit.judge(reclaimed=0, written=7 * MIB, limit=size, kills=1) is Gap.UNCLEAR
 
 
 def test_each_cgroup_must_have_its_own_bytes() -> None:
     total, ahead = sum(OWN), [int(size * 1.25) for size in OWN]
-    assert many.judge(OWN, total).gap is G.CLOSED and many.judge(ahead, sum(ahead)).gap is G.CLOSED
-    assert many.judge([0] * 8, total).gap is G.OPEN
+    assert many_cgroups.judge(OWN, total).gap is G.CLOSED and many_cgroups.judge(ahead, sum(ahead)).gap is G.CLOSED
+    assert many_cgroups.judge([0] * 8, total).gap is G.OPEN
     # The same bytes where the disk moved no more than was asked for: that is no readahead.
-    assert many.judge(ahead, total).gap is G.EXCESS
-    assert many.judge([2 * size for size in OWN], total).note.startswith("; charged more than there was: cgroup 0 2.0 times, cgroup 1 2.0")
-    one = many.judge([total, *[0] * 7], total)
+    assert many_cgroups.judge(ahead, total).gap is G.EXCESS
+    assert many_cgroups.judge([2 * size for size in OWN], total).note.startswith(
+        "; charged more than there was: cgroup 0 2.0 times, cgroup 1 2.0"
+    )
+    one = many_cgroups.judge([total, *[0] * 7], total)
     assert one.gap is G.EXCESS and one.note == f"; charged more than there was: cgroup 0 {total / OWN[0]:.1f} times"
-    half = many.judge([*OWN[:-1], 0], total - OWN[-1])
+    half = many_cgroups.judge([*OWN[:-1], 0], total - OWN[-1])
     assert half.gap is G.UNCLEAR and half.note == "; too little came from the disk"
-    without = many.judge([OWN[0], 0], OWN[0] + OWN[1])
+    without = many_cgroups.judge([OWN[0], 0], OWN[0] + OWN[1])
     assert without.gap is G.UNCLEAR, "all cgroups have 48 % of what the disk moved"
 
 
@@ -264,7 +279,7 @@ TWO = TRACE.replace(ISSUED, ISSUED + queued("loop_workfn", "00000000dd"))
 
 
 def test_the_trace_says_which_work_an_issuer_s_requests_were_queued_as() -> None:
-    found = requests.traced(TRACE)
+    found = workers.traced(TRACE)
     assert {issuer: sorted(seen.works) for issuer, seen in found.items()} == {
         "request-a": [("loop_workfn", "00000000aa")],
         "request-b": [("loop_workfn", "00000000cc")],
@@ -272,8 +287,8 @@ def test_the_trace_says_which_work_an_issuer_s_requests_were_queued_as() -> None
     }
     assert found["request-a"].requests == {"RS": 1}
     again = TRACE.replace(ISSUED, ISSUED + ISSUED + ISSUED.replace(" RS ", " WS "))
-    assert requests.traced(again)["request-a"].requests == {"RS": 2, "WS": 1}
-    assert requests.judge(found, threads=0) is requests.judge(found, threads=0, root_only=False) is G.CLOSED
+    assert workers.traced(again)["request-a"].requests == {"RS": 2, "WS": 1}
+    assert workers.judge(found, threads=0) is workers.judge(found, threads=0, root_only=False) is G.CLOSED
 
 
 @pytest.mark.parametrize(
@@ -295,7 +310,7 @@ def test_the_trace_says_which_work_an_issuer_s_requests_were_queued_as() -> None
     ],
 )
 def test_a_worker_for_each_cgroup_and_the_root_s_for_the_root(trace: str, threads: int, root_only: bool, gap: Gap) -> None:
-    assert requests.judge(requests.traced(trace), threads=threads, root_only=root_only) is gap
+    assert workers.judge(workers.traced(trace), threads=threads, root_only=root_only) is gap
 
 
 # What 6.1 and 5.10 printed.
@@ -317,13 +332,13 @@ def test_a_worker_for_each_cgroup_and_the_root_s_for_the_root(trace: str, thread
     ],
 )
 def test_swapped_pages_must_come_back_to_their_owner(said: str, gap: Gap) -> None:
-    assert swap.judge(swap.stages(said, "alive" if "back" in said else "removed", "g0")).gap is gap
+    assert swap_in.judge(swap_in.stages(said, "alive" if "back" in said else "removed", "g0")).gap is gap
 
 
 def test_a_removed_cgroup_is_watched_until_it_is_gone() -> None:
-    assert destroy.dying_for("read 8388608\ndying 0 1\ndying 62 0\n", "g0") == 62
-    assert destroy.dying_for("dying 0 0\n", "g0") == 0
-    assert destroy.dying_for("dying 0 1\n", "g0") is None
+    assert deferred_destroy.dying_for("read 8388608\ndying 0 1\ndying 62 0\n", "g0") == 62
+    assert deferred_destroy.dying_for("dying 0 0\n", "g0") == 0
+    assert deferred_destroy.dying_for("dying 0 1\n", "g0") is None
 
 
 def test_a_stack_of_loops_gives_each_level_room_for_the_next() -> None:
@@ -336,7 +351,7 @@ def test_a_stack_of_loops_gives_each_level_room_for_the_next() -> None:
     assert loops_at(Point(), "").loops["loop0"].filesystem == "tmpfs"
 
 
-PUNCHED = partial(nesting.judge_punched, pages=2 * MIB, moved=2 * MIB, slab=40_000, later=Part(what="x", gap=G.CLOSED))
+PUNCHED = partial(nested_charging.judge_punched, pages=2 * MIB, moved=2 * MIB, slab=40_000, later=Part(what="x", gap=G.CLOSED))
 
 
 def test_punched_blocks_are_judged_in_parts() -> None:
@@ -354,12 +369,12 @@ def test_pages_that_are_in_memory_and_in_swap_at_once_say_nothing() -> None:
     written = 96 << 20
     for left, swapped in ((written, written), (0, 1 << 63)):
         seen = {"written": (written, 0), "squeezed": (left, swapped), "reader": (written, 0)}
-        assert swap.judge(seen).gap is G.UNCLEAR
+        assert swap_in.judge(seen).gap is G.UNCLEAR
 
 
 @pytest.mark.parametrize("issuer", ["request-a", "request-b", "root"])
 def test_a_trace_without_one_of_the_issuers_says_nothing(issuer: str) -> None:
-    found = requests.traced(TRACE)
+    found = workers.traced(TRACE)
     del found[issuer]
-    assert requests.judge(found, threads=0) is G.UNCLEAR
-    assert requests.judge(found, threads=0, root_only=True) is G.UNCLEAR
+    assert workers.judge(found, threads=0) is G.UNCLEAR
+    assert workers.judge(found, threads=0, root_only=True) is G.UNCLEAR

@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 
-from testbed import partial
-from testbed.cli.kept import run_kept
+from testbed.cli.result_writer import run_kept
 from testbed.errors import HostError, UsageError
-from testbed.partial import Partial
-from testbed.report import artefacts, diff, reading, results
-from testbed.report.keeping import Keeper
+from testbed.report import diff, formats, partial, result_reader, results, runs
 from testbed.report.markdown import markdown
-from testbed.runner import Result
-from testbed.store import runs
-from testbed.verdict import Verdict
+from testbed.report.partial import Partial
+from testbed.report.result_writer import Keeper
+from testbed.scenarios.runner import Result
+from testbed.scenarios.verdict import Verdict
 from tests import junit as junit_rules
 from tests import ktap as ktap_rules
 from tests.unit.outcomes import document, failed, passed
@@ -43,14 +41,14 @@ def run(tmp_path: Path) -> Path:
 
 def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path) -> None:
     folder, ended = run(tmp_path), list[Result]()
-    with run_kept(folder, so_far(folder, ended, 2), artefacts.write, lambda note: None) as keeper:
+    with run_kept(folder, so_far(folder, ended, 2), formats.write, lambda note: None) as keeper:
         ended.append(passed(folder))
         keeper.update()
         read = results.read(str(folder), folder.parent)
         # All that ended has passed, and that is not the run's verdict.
         assert (read["verdict"], [case["verdict"] for case in read["scenarios"]]) == ("INFRA", ["PASS"])
         assert str(partial.read(read)) == "1 of 2 cases ended; the run goes on"
-        (listed,) = runs.every(folder.parent, reading.document)
+        (listed,) = runs.every(folder.parent, result_reader.document)
         assert listed.going_on and listed.partial == partial.read(read)
         ended.append(passed(folder))
         complete, unwritten = keeper.finish()
@@ -62,7 +60,7 @@ def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path:
     why = "/state: cannot be written: No space left on device"
     with (
         pytest.raises(HostError),
-        run_kept(folder, so_far(folder, [passed(folder)], 12), artefacts.write, notes.append),
+        run_kept(folder, so_far(folder, [passed(folder)], 12), formats.write, notes.append),
     ):
         raise HostError(f"{why}\nand more lines")
     said = f"1 of 12 cases ended; {why}"
@@ -81,7 +79,7 @@ def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path:
 def test_a_failure_stays_one_and_a_mistake_of_ours_is_named(tmp_path: Path) -> None:
     folder = run(tmp_path)
     ended = [passed(folder), failed(folder)]
-    with pytest.raises(ExceptionGroup), run_kept(folder, so_far(folder, ended, 3), artefacts.write, lambda note: None):
+    with pytest.raises(ExceptionGroup), run_kept(folder, so_far(folder, ended, 3), formats.write, lambda note: None):
         raise ExceptionGroup("several", [ValueError("invalid literal"), UsageError("no")])
     read = results.read(str(folder), folder.parent)
     assert read["verdict"] == "FAIL" and read["partial"]["why"] == "a mistake of the testbed: ValueError: invalid literal"
@@ -101,8 +99,8 @@ import sys
 from pathlib import Path
 from tests.unit.outcomes import passed
 from tests.unit.test_keeping import so_far
-from testbed.report import artefacts
-from testbed.report.keeping import Keeper
+from testbed.report import formats as artefacts
+from testbed.report.result_writer import Keeper
 
 folder = Path(sys.argv[1])
 ended = []
@@ -142,5 +140,5 @@ def test_a_disk_without_room_for_that_is_no_reason_not_to_run(tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", refused)
-    keeper = Keeper(tmp_path, so_far(tmp_path, [passed(tmp_path)], 1), artefacts.write)
+    keeper = Keeper(tmp_path, so_far(tmp_path, [passed(tmp_path)], 1), formats.write)
     assert keeper.finish()[1] is None and results.read(str(tmp_path), tmp_path)["verdict"] == Verdict.PASS.value

@@ -10,18 +10,19 @@ import pytest
 
 from testbed.bugs import load as load_bug
 from testbed.errors import TopologyError, UsageError
-from testbed.filesystems import FILESYSTEMS
-from testbed.hardware.disks import DISK_KINDS
-from testbed.hardware.words import MACHINE_VERBS
-from testbed.kbuild import features, fragments
-from testbed.kernels import KernelTable, Series, load_table
-from testbed.paths import shipped
-from testbed.store import cache, kernel_abilities, kernel_files
-from testbed.store.kernel_abilities import Abilities
-from testbed.topology import load_points
+from testbed.hardware.commands import MACHINE_VERBS
+from testbed.hardware.disk_kinds import DISK_KINDS
+from testbed.host.paths import shipped
+from testbed.store import cache
+from testbed.store.kernels import config_fragments
+from testbed.store.kernels import files as kernel_files
+from testbed.store.kernels.table import KernelTable, Series, load_table
+from testbed.topology import kernel_abilities, kernel_features, load_points
 from testbed.topology.cgroups import Cgroup, Controller
+from testbed.topology.filesystems import FILESYSTEMS
+from testbed.topology.kernel_abilities import Abilities
 from testbed.topology.model import Guest
-from testbed.topology.stacks import Dm, Md
+from testbed.topology.storage import Dm, Md
 
 TABLE = load_table(shipped("images") / "kernels.yaml")
 HOST_BYTES = 1 << 40
@@ -131,14 +132,14 @@ def _file(tmp_path: Path) -> Path:
 
 
 def test_every_kind_of_part_has_its_row() -> None:
-    assert features.DISKS.keys() == DISK_KINDS.keys()
-    assert features.FILESYSTEMS.keys() == FILESYSTEMS.keys()
-    assert features.DM.keys() == set(get_args(Dm.model_fields["type"].annotation))
-    assert features.MD.keys() == set(get_args(Md.model_fields["level"].annotation))
-    assert features.CONTROLLERS.keys() == set(get_args(Controller))
-    assert features.MACHINE.keys() == MACHINE_VERBS.keys()
-    known = {field for field in Cgroup.model_fields if field.partition("_")[0] in features.CONTROLLERS}
-    assert known == set(Cgroup.model_fields) - {"controllers"} and features.CGROUP_KEYS.keys() <= known
+    assert kernel_features.DISKS.keys() == DISK_KINDS.keys()
+    assert kernel_features.FILESYSTEMS.keys() == FILESYSTEMS.keys()
+    assert kernel_features.DM.keys() == set(get_args(Dm.model_fields["type"].annotation))
+    assert kernel_features.MD.keys() == set(get_args(Md.model_fields["level"].annotation))
+    assert kernel_features.CONTROLLERS.keys() == set(get_args(Controller))
+    assert kernel_features.MACHINE.keys() == MACHINE_VERBS.keys()
+    known = {field for field in Cgroup.model_fields if field.partition("_")[0] in kernel_features.CONTROLLERS}
+    assert known == set(Cgroup.model_fields) - {"controllers"} and kernel_features.CGROUP_KEYS.keys() <= known
 
 
 def test_every_part_of_the_language_is_asked_for() -> None:
@@ -158,7 +159,7 @@ def test_every_part_of_the_language_is_asked_for() -> None:
             "timeline": [{"do": "memory 256M", "at": "1s"}, {"do": "cpus 1", "at": "1s"}],
         }
     )
-    lacks = " ".join(said for _, said in features.lacking(guest, {}, has_modules=True))
+    lacks = " ".join(said for _, said in kernel_features.lacking(guest, {}, has_modules=True))
     for option in (
         "SCSI_VIRTIO",
         "BLK_DEV_SD",
@@ -173,5 +174,7 @@ def test_every_part_of_the_language_is_asked_for() -> None:
         assert f"CONFIG_{option}" in lacks
     for option in ("SWAP", "CFS_BANDWIDTH", "CGROUP_PIDS", "BLK_CGROUP_IOCOST", "VIRTIO_BALLOON", "HOTPLUG_CPU"):
         assert f"CONFIG_{option}" in lacks
-    everything = {name: fragments.Option(value="y", where="") for name in lacks.replace("CONFIG_", "").split() if name not in ("and", "or")}
-    assert list(features.lacking(guest, everything, has_modules=False)) == []
+    everything = {
+        name: config_fragments.Option(value="y", where="") for name in lacks.replace("CONFIG_", "").split() if name not in ("and", "or")
+    }
+    assert list(kernel_features.lacking(guest, everything, has_modules=False)) == []

@@ -9,19 +9,20 @@ from pathlib import Path
 import filelock
 import pytest
 
-from testbed import room
 from testbed.errors import BuildError, HostError, UsageError
-from testbed.kbuild.make_args import MakeArg
-from testbed.kbuild.recipe import Compiler
-from testbed.kernels import Series, load_table
-from testbed.lab import Lab
-from testbed.paths import Folders
+from testbed.guest.factory import Lab
+from testbed.guest.session import open_session
+from testbed.host import quota as room
+from testbed.host.paths import Folders
+from testbed.host.quota import Quota
 from testbed.progress import Silent
-from testbed.room import Quota
-from testbed.session import open_session
-from testbed.store import built_names, cache, kernel_builds, kernel_files, kernel_remains, waste
+from testbed.store import cache, gc
 from testbed.store.image import Image
-from testbed.store.kernel_builds import Builder, BuildOrder
+from testbed.store.kernels import builder, files, install_remains, names
+from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.make_args import MakeArg
+from testbed.store.kernels.make_text import Compiler
+from testbed.store.kernels.table import Series, load_table
 from tests.unit.fake_source import IMAGES, PATCH, build, compiled, git, tree_of_two_commits
 from tests.unit.test_kernels import TABLE
 from tests.unit.values import host
@@ -32,7 +33,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     async def found(args: tuple[MakeArg, ...]) -> Compiler:
         return Compiler(version="gcc 12", through_ccache=False, args=args)
 
-    monkeypatch.setattr(kernel_builds, "find_compiler", found)
+    monkeypatch.setattr(builder, "find_compiler", found)
 
 
 @pytest.fixture
@@ -48,18 +49,18 @@ def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path,
     assert (base.name, base.series, patched.series) == ("built-mine", Series.BEFORE, Series.AFTER)
     assert "with 1 patch (" in patched.origin and base.config is not None
     assert base.bzimage.read_bytes() != patched.bzimage.read_bytes() and compiled(root) == 2
-    found = asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
+    found = asyncio.run(files.fetch(TABLE.resolve("built-mine"), root, Silent()))
     assert found == base and found.release == "6.9.0-test"
     # What was built is not built again.
     assert build(root, BuildOrder(source=f"{tree}@main~1"), "again").folder == base.folder and compiled(root) == 2
-    kernel_builds.remove("built-again", root)
-    assert {one.spec for one in built_names.every(root)} == {"built-mine", patched.name}
-    kernel_builds.remove("mine", root)
+    builder.remove("built-again", root)
+    assert {one.spec for one in names.every(root)} == {"built-mine", patched.name}
+    builder.remove("mine", root)
     assert not base.folder.exists()
     with pytest.raises(UsageError, match="built-mine: there is none"):
-        kernel_builds.remove("mine", root)
+        builder.remove("mine", root)
     with pytest.raises(UsageError, match="built-mine: expected one that `testbed kernel build` made; there are: built-linux"):
-        asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
+        asyncio.run(files.fetch(TABLE.resolve("built-mine"), root, Silent()))
 
 
 def age(folder: Path) -> None:
@@ -72,11 +73,11 @@ def test_a_built_kernel_and_its_source_are_of_use_whenever_they_are_used(tmp_pat
     (source,) = root.glob("sources/git-*/")
     for folder in (kernel.folder, source):
         age(folder)
-    asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
-    assert {piece.folder for piece in waste.every(root) if piece.used > began} == {kernel.folder}
+    asyncio.run(files.fetch(TABLE.resolve("built-mine"), root, Silent()))
+    assert {piece.folder for piece in gc.every(root) if piece.used > began} == {kernel.folder}
     age(kernel.folder)
     build(root, BuildOrder(source=str(tree)), "mine")
-    assert {piece.folder for piece in waste.every(root) if piece.used > began} == {kernel.folder, source}
+    assert {piece.folder for piece in gc.every(root) if piece.used > began} == {kernel.folder, source}
 
 
 async def test_a_lab_does_not_push_its_own_kernels_out_of_the_cache(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,7 @@ def test_after_a_reboot_nothing_of_a_build_that_was_killed_is_trusted(tmp_path: 
     root, said = tmp_path / "cache", Notes()
     build(root, BuildOrder(source=f"{tree}@main~1"))
     (output,) = root.glob("sources/*/out-*")
-    mark = kernel_remains.records(output) / kernel_remains.MARK
+    mark = install_remains.records(output) / install_remains.MARK
     mark.write_text("another boot\n")
     (output / "loop.o").write_text("half of it")
     (kernel,) = root.glob("kernels/*/bzImage")
@@ -261,7 +262,7 @@ def test_a_pair_has_two_names_whatever_its_folder_is_called(tmp_path: Path, fold
     patched = build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1", series=(tmp_path / "series.patch",)))
     assert base.name != patched.name and (base.series, patched.series) == (Series.BEFORE, Series.AFTER)
     for made in (base, patched):
-        assert asyncio.run(kernel_files.fetch(TABLE.resolve(made.name), tmp_path / "cache", Silent())) == made
+        assert asyncio.run(files.fetch(TABLE.resolve(made.name), tmp_path / "cache", Silent())) == made
 
 
 def test_a_kernel_that_was_removed_half_way_is_built_again(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +275,7 @@ def test_a_kernel_that_was_removed_half_way_is_built_again(tmp_path: Path, tree:
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            kernel_builds.remove("mine", tmp_path / "cache")
+            builder.remove("mine", tmp_path / "cache")
     again = build(tmp_path / "cache", BuildOrder(source=str(tree)), "mine")
     assert again == built and again.bzimage.is_file()
 
@@ -282,5 +283,5 @@ def test_a_kernel_that_was_removed_half_way_is_built_again(tmp_path: Path, tree:
 def test_a_kernel_that_is_just_being_made_is_not_removed(tmp_path: Path, tree: Path) -> None:
     built = build(tmp_path / "cache", BuildOrder(source=str(tree)), "mine")
     with filelock.FileLock(f"{built.folder}.lock"), pytest.raises(HostError, match="while another run is at them"):
-        kernel_builds.remove("mine", tmp_path / "cache")
+        builder.remove("mine", tmp_path / "cache")
     assert built.bzimage.is_file()

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import BuildError
-from testbed.kbuild import fragments, kconfig, make_args, needs, recipe
-from testbed.kbuild.ablations import ABLATIONS, ablate
-from testbed.kbuild.fragments import Loss, Option
-from testbed.kbuild.recipe import Compiler
-from testbed.scenarios import SCENARIOS
+from testbed.scenarios.catalogue import SCENARIOS
+from testbed.store.kernels import config_fragments, config_needs, kconfig, make_args, make_text
+from testbed.store.kernels.ablations import ABLATIONS, ablate
+from testbed.store.kernels.config_fragments import Loss, Option
+from testbed.store.kernels.make_text import Compiler
 
 KCONFIG = Path(__file__).parents[2] / "images/kconfig"
 FILES = {
@@ -110,40 +110,41 @@ def test_what_was_chosen_is_told_from_what_was_computed_and_from_what_a_source_d
 
 
 def test_a_fragments_last_line_counts_and_what_is_lost_is_told() -> None:
-    wanted = fragments.merged(
-        fragments.parse("CONFIG_A=y\n# why\n# CONFIG_B is not set\nCONFIG_N=4\n", "one"), fragments.parse("CONFIG_A=m\n", "two")
+    wanted = config_fragments.merged(
+        config_fragments.parse("CONFIG_A=y\n# why\n# CONFIG_B is not set\nCONFIG_N=4\n", "one"),
+        config_fragments.parse("CONFIG_A=m\n", "two"),
     )
-    assert fragments.written(wanted) == "CONFIG_A=m\n# CONFIG_B is not set\nCONFIG_N=4\n"
-    lost = fragments.losses(wanted, fragments.parse("CONFIG_A=m\nCONFIG_B=y\n", ".config"))
+    assert config_fragments.written(wanted) == "CONFIG_A=m\n# CONFIG_B is not set\nCONFIG_N=4\n"
+    lost = config_fragments.losses(wanted, config_fragments.parse("CONFIG_A=m\nCONFIG_B=y\n", ".config"))
     assert [(one.name, one.wanted.where, one.got) for one in lost] == [("B", "one:3", "y"), ("N", "one:4", "n")]
 
 
 def test_a_line_that_is_no_option_is_an_error_with_its_place() -> None:
     with pytest.raises(BuildError, match=r"mine:2: expected CONFIG_NAME=VALUE.*got 'B=y'"):
-        fragments.parse("CONFIG_A=y\nB=y\n", "mine")
+        config_fragments.parse("CONFIG_A=y\nB=y\n", "mine")
 
 
 def test_the_base_fragment_has_what_guests_and_scenarios_need() -> None:
-    base = fragments.parse((KCONFIG / "base.config").read_text(), "base")
+    base = config_fragments.parse((KCONFIG / "base.config").read_text(), "base")
     # Selected by others, and so not asked for.
     selected = config(EVENT_TRACING="y")
-    assert needs.unmet((*needs.GUEST, *needs.EVERY_SCENARIO), base) == ()
-    flavours = [fragments.parse(path.read_text(), path.name) for path in KCONFIG.glob("*.config")]
-    assert needs.unmet(needs.SOME_SCENARIOS, fragments.merged(*flavours, selected)) == ()
+    assert config_needs.unmet((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), base) == ()
+    flavours = [config_fragments.parse(path.read_text(), path.name) for path in KCONFIG.glob("*.config")]
+    assert config_needs.unmet(config_needs.SOME_SCENARIOS, config_fragments.merged(*flavours, selected)) == ()
 
 
 def test_what_is_needed_and_lacking_is_named_with_who_needs_it() -> None:
-    assert needs.unmet(needs.EVERY_SCENARIO, config(MEMCG="y", BLK_CGROUP="m", CGROUP_WRITEBACK="y", BLK_DEV_LOOP="m")) == (
+    assert config_needs.unmet(config_needs.EVERY_SCENARIO, config(MEMCG="y", BLK_CGROUP="m", CGROUP_WRITEBACK="y", BLK_DEV_LOOP="m")) == (
         "CONFIG_BLK_CGROUP=y: every scenario needs it",
     )
-    said = {word.rstrip(",") for one in needs.SOME_SCENARIOS for word in one.why.split() if word in SCENARIOS}
+    said = {word.rstrip(",") for one in config_needs.SOME_SCENARIOS for word in one.why.split() if word in SCENARIOS}
     assert said >= {"io-max", "io-weight", "lock-order", "destroy-race", "no-worker", "io-latency", "listener", "engine"}
 
 
 def test_a_key_holds_all_that_makes_a_kernel() -> None:
     gcc, clang = Compiler(version="gcc 12", through_ccache=False), make_args.parse(["LLVM=1"])
     keys = [
-        recipe.build_key(*one)
+        make_text.build_key(*one)
         for one in (
             ("source", {"a.c": "1"}, "CONFIG_A=y", gcc),
             ("other", {"a.c": "1"}, "CONFIG_A=y", gcc),
@@ -155,33 +156,33 @@ def test_a_key_holds_all_that_makes_a_kernel() -> None:
     ]
     assert len(set(keys)) == len(keys)
     # ccache changes no byte, and what is not said changes no key of before.
-    assert recipe.build_key("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, through_ccache=True)) == keys[0] == "1c7d78c3d647a55b"
+    assert make_text.build_key("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, through_ccache=True)) == keys[0] == "1c7d78c3d647a55b"
 
 
 def test_progress_counts_objects_and_tells_the_time_that_is_left() -> None:
-    assert recipe.compiled("  CC      drivers/block/loop.o") == "drivers/block/loop.o"
-    assert recipe.compiled("  CC [M]  fs/xfs/xfs.o") == "fs/xfs/xfs.o"
-    assert recipe.compiled("  LD      vmlinux.o") is None
-    assert recipe.progress(0, 10, 1000, 5) == (0.01, "10 of about 1000 objects")
-    assert recipe.progress(500, 100, 1000, 60) == (0.6, "600 of about 1000 objects, about 4 min left")
-    assert recipe.progress(1000, 3, 1000, 60) == (None, "3 objects")
+    assert make_text.compiled("  CC      drivers/block/loop.o") == "drivers/block/loop.o"
+    assert make_text.compiled("  CC [M]  fs/xfs/xfs.o") == "fs/xfs/xfs.o"
+    assert make_text.compiled("  LD      vmlinux.o") is None
+    assert make_text.progress(0, 10, 1000, 5) == (0.01, "10 of about 1000 objects")
+    assert make_text.progress(500, 100, 1000, 60) == (0.6, "600 of about 1000 objects, about 4 min left")
+    assert make_text.progress(1000, 3, 1000, 60) == (None, "3 objects")
 
 
 def test_the_first_error_of_a_compiler_is_shown() -> None:
     said = "warning: x\ndrivers/block/loop.c:12:3: error: unknown type\n   12 | foo\nmake[3]: *** [loop.o] Error 1\nlate: error: y\n"
-    assert recipe.first_error(said).splitlines()[0] == "drivers/block/loop.c:12:3: error: unknown type"
-    assert "unknown type" in recipe.first_error(said) and recipe.first_error("") == "make gave no reason"
+    assert make_text.first_error(said).splitlines()[0] == "drivers/block/loop.c:12:3: error: unknown type"
+    assert "unknown type" in make_text.first_error(said) and make_text.first_error("") == "make gave no reason"
 
 
 def test_a_failure_of_the_machine_is_told_from_one_of_the_source_that_is_quoted() -> None:
     killed = "gcc: fatal error: Killed signal terminated program cc1"
-    assert recipe.of_machine(f"a.c:1: warning: x\n{killed}\ncompilation terminated.\n") == killed
-    assert recipe.of_machine('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n') is None
+    assert make_text.of_machine(f"a.c:1: warning: x\n{killed}\ncompilation terminated.\n") == killed
+    assert make_text.of_machine('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n') is None
 
 
 def test_the_series_is_seen_in_the_source() -> None:
-    assert recipe.has_series("cmd->memcg_css = NULL;") and recipe.has_series("css_put(cmd->mem_css);")
-    assert not recipe.has_series("cmd->css = NULL;")
+    assert make_text.has_series("cmd->memcg_css = NULL;") and make_text.has_series("css_put(cmd->mem_css);")
+    assert not make_text.has_series("cmd->css = NULL;")
 
 
 def only(text: str) -> Callable[[str], str | None]:

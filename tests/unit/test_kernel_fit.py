@@ -13,15 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from testbed import process
 from testbed.cli import _refused
 from testbed.errors import HostError, UsageError
-from testbed.kbuild import needs
-from testbed.kernels import LocalKernel, file_name, files_of
+from testbed.host import process
 from testbed.progress import Silent
-from testbed.store import debs, kernel_files, kernel_fit, module_tree
-from testbed.store.kernel_files import KernelFiles
-from testbed.store.kernel_image import Header
+from testbed.store.kernels import config_needs, debs, fit
+from testbed.store.kernels import files as kernel_files
+from testbed.store.kernels import modules as module_tree
+from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.image import Header
+from testbed.store.kernels.table import LocalKernel, file_name, files_of
 from tests.unit.test_kernel_image import kernel, through, whole
 from tests.unit.test_kernels import TABLE
 
@@ -32,7 +33,7 @@ TITLE = "#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86_64 6.9.0 K
 
 def config(**others: str) -> str:
     """A configuration with all that guests and scenarios need, but for `others`."""
-    names = {name: "y" for one in (*needs.GUEST, *needs.EVERY_SCENARIO) for name in one.options} | others
+    names = {name: "y" for one in (*config_needs.GUEST, *config_needs.EVERY_SCENARIO) for name in one.options} | others
     return TITLE + "".join(f"CONFIG_{name}={value}\n" if value != "n" else f"# CONFIG_{name} is not set\n" for name, value in names.items())
 
 
@@ -132,8 +133,8 @@ def test_what_scenarios_need_is_asked_before_they_run(given: Path, tmp_path: Pat
         found = fetched(given / "bzImage", tmp_path, notes)  # a bug may need none of them
         assert notes.said == [f"{given}/bzImage: it lacks CONFIG_{option}=y: every scenario needs it"]
         with pytest.raises(UsageError, match=rf"kernel bzImage: no scenario can say anything of it; .* lacks\n  CONFIG_{option}=y: every"):
-            kernel_fit.check_for_scenarios(found.name, found.config)
-    kernel_fit.check_for_scenarios("unknown", None)
+            fit.check_for_scenarios(found.name, found.config)
+    fit.check_for_scenarios("unknown", None)
 
 
 def test_a_kernel_without_a_configuration_is_taken_with_a_note(given: Path, tmp_path: Path) -> None:
@@ -177,7 +178,7 @@ def test_debians_version_is_that_of_the_banner() -> None:
         size_bytes=0,
         payload=None,
     )
-    assert [kernel_fit._is_of(version, header) for version in ("6.1.192", "6.1.0", "6.1.19", "6.1", "5.10.0")] == [True, True, *[False] * 3]
+    assert [fit._is_of(version, header) for version in ("6.1.192", "6.1.0", "6.1.19", "6.1", "5.10.0")] == [True, True, *[False] * 3]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])

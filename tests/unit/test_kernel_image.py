@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import process
 from testbed.errors import ToolMissing, UsageError
-from testbed.store import inflate, kernel_image
+from testbed.host import process
+from testbed.store import inflate
+from testbed.store.kernels import image as kernel_image
 from tests.unit.test_kernels import bzimage
 
 CONFIG = "# Linux/x86_64 6.9.0 Kernel Configuration\nCONFIG_64BIT=y\n"

@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import pytest
 
-from testbed import kernel_log
-from testbed.console import Finding, Kind
 from testbed.errors import GuestError
-from testbed.guest import Guest
-from testbed.kernel_log import KernelLog
+from testbed.guest.channels import dmesg
+from testbed.guest.channels.dmesg import KernelLog
+from testbed.guest.channels.kernel_log import Finding, Kind
+from testbed.guest.guest import Guest
 
 BOOT = "kern  :notice: [    0.000000] Linux version 7.2.13\nkern  :info  : [    0.100000] Kernel command line: console=ttyS0\n"
 WARNED = "WARNING: block/bio.c:9 at submit_bio+0x1/0x2, CPU#0: dd/7"
@@ -20,12 +20,12 @@ def shown(kind: Kind, text: str, seconds: float = 9.0) -> Finding:
 
 
 def merged(raw: str, *console: Finding, tainted: str = "0") -> list[tuple[Kind, str]]:
-    log = kernel_log.parse(f"{tainted}\n{BOOT}{raw}")
-    return [(finding.kind, finding.text) for finding in kernel_log.merged(console, log, 500)]
+    log = dmesg.parse(f"{tainted}\n{BOOT}{raw}")
+    return [(finding.kind, finding.text) for finding in dmesg.merged(console, log, 500)]
 
 
 def test_the_text_is_that_of_dmesg_without_options() -> None:
-    log = kernel_log.parse(f"0\n{BOOT}user  :warn  : [    1.500000] a\nb\n")
+    log = dmesg.parse(f"0\n{BOOT}user  :warn  : [    1.500000] a\nb\n")
     assert log.text == "[    0.000000] Linux version 7.2.13\n[    0.100000] Kernel command line: console=ttyS0\n[    1.500000] a\nb\n"
     assert [(facility, level) for facility, level, _ in log.lines] == [("kern", "notice"), ("kern", "info"), *[("user", "warn")] * 2]
 
@@ -101,18 +101,18 @@ def test_where_the_taint_is_no_number_the_log_was_not_read(tainted: str) -> None
 
 
 def test_a_log_that_was_not_read_is_a_finding_and_no_splat() -> None:
-    log = kernel_log.unread("guest g0: `dmesg`: timed out\nits last lines")
+    log = dmesg.unread("guest g0: `dmesg`: timed out\nits last lines")
     unread = Finding(kind=Kind.UNREAD, seconds=None, text="the kernel's log was not read: guest g0: `dmesg`: timed out")
-    assert kernel_log.merged((), log, 500) == [unread] and not Kind.UNREAD.splat
+    assert dmesg.merged((), log, 500) == [unread] and not Kind.UNREAD.splat
     before = shown(Kind.WARNING, WARNED)
-    assert kernel_log.merged((before,), log, 500) == [before, unread]
+    assert dmesg.merged((before,), log, 500) == [before, unread]
 
 
 def test_a_log_that_is_cut_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     said = f"0\n{BOOT}"
-    assert kernel_log.parse(said).unread == "" and "8 MiB" in kernel_log.parse(said, cut=True).unread
-    monkeypatch.setattr(kernel_log, "_MOST_LINES", 2)
-    log = kernel_log.parse(said)
+    assert dmesg.parse(said).unread == "" and "8 MiB" in dmesg.parse(said, cut=True).unread
+    monkeypatch.setattr(dmesg, "_MOST_LINES", 2)
+    log = dmesg.parse(said)
     assert len(log.lines) == 2 and "it is larger than what is read of one" in log.unread
 
 
@@ -124,12 +124,12 @@ def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
 
 @pytest.mark.parametrize("said", ["0", "0\nkern  :warn  : [", "0\nkern  :loud  : [    1.000000] x"])
 def test_what_is_no_log_has_no_findings(said: str) -> None:
-    assert kernel_log.merged((), kernel_log.parse(said), 500) == []
+    assert dmesg.merged((), dmesg.parse(said), 500) == []
 
 
 @pytest.mark.parametrize("said", ["", "\n", "\0", "\nkern  :warn  : ["])
 def test_an_answer_that_is_none_is_not_read(said: str) -> None:
-    assert [finding.kind for finding in kernel_log.merged((), kernel_log.parse(said), 500)] == [Kind.UNREAD]
+    assert [finding.kind for finding in dmesg.merged((), dmesg.parse(said), 500)] == [Kind.UNREAD]
 
 
 async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) -> KernelLog | None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import BuildError
-from testbed.kbuild import mailbox
-from testbed.kbuild.ablations import Ablation, Edit
-from testbed.kbuild.patches import Patch
-from testbed.store.kernel_tree import Content, Tree, digests
-from testbed.store.series_files import read_patches
+from testbed.store.kernels import mailbox
+from testbed.store.kernels.ablations import Ablation, Edit
+from testbed.store.kernels.patches import Patch
+from testbed.store.kernels.series_files import read_patches
+from testbed.store.kernels.source_tree import Content, Tree, digests
 
 LOOP = "".join(f"line {number}\n" for number in range(1, 31))
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import BuildError, UsageError
-from testbed.kbuild import mailbox
-from testbed.kbuild.mailbox import Selection, Tag
-from testbed.store.kernel_tree import Tree
-from testbed.store.series_files import read_patches
+from testbed.store.kernels import mailbox
+from testbed.store.kernels.mailbox import Selection, Tag
+from testbed.store.kernels.series_files import read_patches
+from testbed.store.kernels.source_tree import Tree
 from tests.unit.fake_source import git
 from tests.unit.test_kernel_image import through
 from tests.unit.test_kernel_patches import diff, mail

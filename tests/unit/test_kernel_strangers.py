@@ -13,8 +13,10 @@ import pytest
 
 from testbed.errors import UsageError
 from testbed.progress import Silent
-from testbed.store import debs, kernel_files, module_tree
-from testbed.store.kernel_files import KernelFiles
+from testbed.store.kernels import debs
+from testbed.store.kernels import files as kernel_files
+from testbed.store.kernels import modules as module_tree
+from testbed.store.kernels.files import KernelFiles
 from tests.unit.test_kernel_fit import RELEASE, Notes, config, deb, image, module, modules
 from tests.unit.test_kernels import TABLE
 

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from testbed.errors import BuildError
-from testbed.kbuild.patches import Patch
-from testbed.store import kernel_tree
-from testbed.store.kernel_tree import Content, Tree
+from testbed.store.kernels import source_tree
+from testbed.store.kernels.patches import Patch
+from testbed.store.kernels.source_tree import Content, Tree
 from tests.unit.test_kernel_patches import LOOP, diff, planned, tree_of
 
 
@@ -52,7 +52,7 @@ def test_a_patch_of_many_files_takes_time_that_grows_with_it(tmp_path: Path, mon
     before = time.process_time()
     assert len(planned(tree, many)) == 5001
     assert time.process_time() - before < 5
-    monkeypatch.setattr(kernel_tree, "_MOST_FILES", 5000)
+    monkeypatch.setattr(source_tree, "_MOST_FILES", 5000)
     with pytest.raises(BuildError, match=r"2\.patch: expected a series that changes at most 5000 files, got more"):
         planned(tree, many)
 

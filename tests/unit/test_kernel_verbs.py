@@ -10,16 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from testbed import room
 from testbed.cli import exit_code, load
 from testbed.cli.app import ERROR, app
 from testbed.errors import TestbedError, UsageError
-from testbed.kbuild.make_args import MakeArg
-from testbed.kbuild.recipe import Compiler
+from testbed.host import quota
 from testbed.progress import Silent
 from testbed.report import results
-from testbed.store import build_enclosure, cache, kernel_builds
-from testbed.store.kernel_builds import Builder, BuildOrder
+from testbed.store import cache
+from testbed.store.kernels import build_jail
+from testbed.store.kernels import builder as kernel_builds
+from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.make_args import MakeArg
+from testbed.store.kernels.make_text import Compiler
 from tests.unit import outcomes
 from tests.unit.fake_source import IMAGES, LOOP_C, PATCH, build, compiled, git, tree_of_two_commits
 from tests.unit.test_kernel_patches import mail
@@ -85,9 +87,9 @@ def test_a_new_kernel_pushes_others_out_of_a_full_cache(
 
     old = built("old", f"{tree}@main~1")
     os.utime(old / cache.META, (0, 0))
-    monkeypatch.setenv(room.CACHE_LIMIT, "1")
+    monkeypatch.setenv(quota.CACHE_LIMIT, "1")
     assert built("new", str(tree)).exists() and not old.exists()
-    monkeypatch.setenv(room.CACHE_LIMIT, "much")
+    monkeypatch.setenv(quota.CACHE_LIMIT, "much")
     for verb in ("build", "fetch"):
         assert typed("kernel", verb, "-q") == ERROR and "TESTBED_CACHE_LIMIT=much: expected a size" in capsys.readouterr().err
 
@@ -179,7 +181,7 @@ def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(tmp_path: 
         os.close(held)
 
     with monkeypatch.context() as patched:
-        patched.setenv(build_enclosure.MORE_PATHS, str(tmp_path / "held"))
+        patched.setenv(build_jail.MORE_PATHS, str(tmp_path / "held"))
         asyncio.run(interrupted())
     assert compiled(root) == 1 and not list(root.glob("kernels/built-*/meta.json"))
     built = build(root, BuildOrder(source=str(tree)), "mine")

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed.kbuild.recipe import Compiler
-from testbed.store import build_enclosure, cache, kernel_builds, kernel_remains
-from testbed.store.kernel_builds import BuildOrder
+from testbed.store import cache
+from testbed.store.kernels import build_jail, builder, install_remains
+from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.make_text import Compiler
 from tests.unit.fake_source import build, git, tree_of_two_commits
 from tests.unit.test_kernel_builds import Notes
 
@@ -68,14 +69,14 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     async def found(args: object = ()) -> Compiler:
         return Compiler(version="gcc 12", through_ccache=False)
 
-    monkeypatch.setattr(kernel_builds, "find_compiler", found)
+    monkeypatch.setattr(builder, "find_compiler", found)
 
 
 _BUILD = """\
 import sys
 from pathlib import Path
-from testbed.kbuild.recipe import Compiler
-from testbed.store import kernel_builds
+from testbed.store.kernels.make_text import Compiler
+from testbed.store.kernels import builder as kernel_builds
 from tests.unit.fake_source import build
 
 async def found(args=()):
@@ -130,7 +131,7 @@ def undisturbed(tmp_path: Path, tree: Path) -> bytes:
 def test_the_object_that_was_being_written_is_made_again_and_the_finished_ones_stay(tmp_path: Path, tree: Path) -> None:
     root, held = tmp_path / "cache", tmp_path / "held"
     os.mkfifo(held)
-    child = started(root, tree, **{build_enclosure.MORE_PATHS: str(held)})
+    child = started(root, tree, **{build_jail.MORE_PATHS: str(held)})
     writer = os.open(held, os.O_WRONLY)  # returns when half of the object is written
     (half,) = root.glob("sources/*/out-*/drivers/many/m30.o")
     while count(root) < _OBJECTS:  # all others; then no recipe runs but the one that is held
@@ -145,7 +146,7 @@ def test_the_object_that_was_being_written_is_made_again_and_the_finished_ones_s
     assert [note for note in notes.said if "its last build was broken off" in note]
     again = cache.read_meta(built.folder)["compiled"]
     assert 1 <= again <= _OBJECTS // 2, again
-    assert not list(root.glob(f"sources/*/records-*/{kernel_remains.MARK}"))
+    assert not list(root.glob(f"sources/*/records-*/{install_remains.MARK}"))
 
 
 @pytest.mark.slow
@@ -193,23 +194,23 @@ _OURS = {".config", "include/config/auto.conf", "include/generated/autoconf.h", 
 
 @pytest.mark.parametrize("prepared", [True, False])
 def test_only_what_a_recipe_has_ended_for_is_whole(tmp_path: Path, prepared: bool) -> None:
-    output, records = tmp_path / "out", kernel_remains.records(tmp_path / "out")
+    output, records = tmp_path / "out", install_remains.records(tmp_path / "out")
     output.mkdir()
     (output / "old.o").write_text("of a build before")
     while True:  # until the clock of files has gone on
-        kernel_remains.begin(output)
-        if (records / kernel_remains.MARK).stat().st_mtime_ns > (output / "old.o").stat().st_ctime_ns:
+        install_remains.begin(output)
+        if (records / install_remains.MARK).stat().st_mtime_ns > (output / "old.o").stat().st_ctime_ns:
             break
     said = _SAID.replace("OUTPUT", str(output))
     said = said if prepared else "".join(line for line in said.splitlines(keepends=True) if "loop.o\n" not in line)
-    (records / kernel_remains.LOG).write_text(said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half")
+    (records / install_remains.LOG).write_text(said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half")
     for name in _WHOLE | _TOOLS | _NOT | _OURS:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text("x")
-    found = {str(path.relative_to(output)) for path in kernel_remains.suspects(output)}
+    found = {str(path.relative_to(output)) for path in install_remains.suspects(output)}
     loop = {"drivers/block/loop.o", "drivers/block/.loop.o.cmd"}
     assert found == _NOT | (set() if prepared else _TOOLS | loop)
     # Where make could not hold a line back until its recipe had ended, none counts.
-    with (records / kernel_remains.LOG).open("a") as log:
+    with (records / install_remains.LOG).open("a") as log:
         log.write("\nmake[1]: warning: cannot open output-sync lock file, suppressing output-sync.\n")
-    assert {str(path.relative_to(output)) for path in kernel_remains.suspects(output)} == _NOT | _TOOLS | _WHOLE
+    assert {str(path.relative_to(output)) for path in install_remains.suspects(output)} == _NOT | _TOOLS | _WHOLE

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed import devices, drives, groups, picture, plan_text, readback, stack
 from testbed.errors import TopologyError
+from testbed.guest import devices
+from testbed.guest.setup import block_stack, cgroups, readback
+from testbed.qemu import blockdev
+from testbed.report import plan_text, topology_svg
 from testbed.topology import Guest, load, load_points
 from testbed.topology.disks import disk_of
 from testbed.topology.graph import graph
@@ -266,7 +269,7 @@ def test_parts_that_are_wrong_in_themselves_do_not_hide_what_does_not_fit_togeth
 
 def plugged(name: str, **said: object) -> list[dict[str, object]]:
     disk = disk_of(**said)
-    return [command.arguments for command in drives.plug(name, disk, 0, drives.storage(name, disk, Path("/s")))]
+    return [command.arguments for command in blockdev.plug(name, disk, 0, blockdev.storage(name, disk, Path("/s")))]
 
 
 def test_each_word_of_a_disk_reaches_qemu() -> None:
@@ -298,7 +301,7 @@ def test_each_word_of_a_disk_reaches_qemu() -> None:
 
 
 def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
-    (store,) = drives.storage("d", disk_of(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
+    (store,) = blockdev.storage("d", disk_of(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
     assert store.image == (Path("/images/a,b.img"), "raw") and store.file == Path("/s/d.qcow2")
     _, origin, image, node, *_ = plugged("d", type="nvme", size="1G", image="/images/a,b.img")
     assert (origin["filename"], origin["read-only"], image["driver"], image["read-only"]) == ("/images/a,b.img", True, "raw", True)
@@ -308,7 +311,7 @@ def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
 def test_namespaces_and_zones_make_a_disk_cold_and_are_options_of_the_command_line() -> None:
     disk = disk_of(type="nvme", size="64M", namespaces={"two": {"size": "32M", "zoned": {"zone-size": "16M"}}})
     assert disk.cold
-    options = drives.as_options(drives.plug("one", disk, 3, drives.storage("one", disk, Path("/s"))))
+    options = blockdev.as_options(blockdev.plug("one", disk, 3, blockdev.storage("one", disk, Path("/s"))))
     assert [option for option, _ in options] == ["-blockdev"] * 4 + ["-object", "-blockdev"] * 2 + ["-device"] * 3
     assert json.loads(options[-1][1])["zoned.zone_size"] == 16 << 20
     assert json.loads(options[-1][1])["nsid"] == 2 and json.loads(options[-2][1])["nsid"] == 1
@@ -320,9 +323,9 @@ def test_every_topology_that_ships_has_a_plan_that_undoes_what_it_does(path: Pat
         for name, guest in topology.guests.items():
             lines = list(plan_text.described(host(), name, guest))
             assert lines[0].startswith(f"# guest {name}")
-            paths = {one: f"/dev/{one}" for disk, said in guest.disks.items() for one in (disk, *drives.namespaces(said))}
-            made = stack.plan_stack(guest, paths)
-            steps, facts = groups.plan_groups(guest, made.devices)
+            paths = {one: f"/dev/{one}" for disk, said in guest.disks.items() for one in (disk, *blockdev.namespaces(said))}
+            made = block_stack.plan_stack(guest, paths)
+            steps, facts = cgroups.plan_groups(guest, made.devices)
             changing = [step for step in (*made.steps, *steps) if not step.what.startswith(("written", "sparse", "fallocated"))]
             assert all(step.undo for step in changing)
             assert {fact.where.split(".")[0] for fact in (*made.facts, *facts)} <= {"loops", "filesystems", "md", "swaps", "cgroups"}
@@ -331,7 +334,7 @@ def test_every_topology_that_ships_has_a_plan_that_undoes_what_it_does(path: Pat
 @pytest.mark.parametrize("path", sorted(GALLERY.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_topology_that_ships_can_be_drawn(path: Path) -> None:
     for topology in load_points(path).values():
-        drawn = ElementTree.fromstring(picture.svg(topology))
+        drawn = ElementTree.fromstring(topology_svg.svg(topology))
         boxes = drawn.findall(".//{http://www.w3.org/2000/svg}rect[@class='box']")
         things = sum(len(graph(guest).ordered()) + len(guest.cgroups) for guest in topology.guests.values())
         assert len(boxes) == things
@@ -346,8 +349,8 @@ def test_a_guest_that_differs_from_its_file_is_said_with_the_place_in_the_file()
     guest = guest_of(
         DISKS + "    loops: {l0: {backing: data/f, size: 8M, direct-io: true}}\n    cgroups: {a: {io.max: {data: {rbps: 2M}}}}\n"
     )
-    made = stack.plan_stack(guest, {"data": "/dev/vdc", "fast": "/dev/nvme0n1"})
-    facts = (*made.facts, *groups.plan_groups(guest, made.devices)[1])
+    made = block_stack.plan_stack(guest, {"data": "/dev/vdc", "fast": "/dev/nvme0n1"})
+    facts = (*made.facts, *cgroups.plan_groups(guest, made.devices)[1])
     good = {
         "/proc/mounts": "mnt /mnt tmpfs rw 0 0\n/dev/vdc /mnt/data ext4 rw,noatime 0 0",
         "backing_file": "/mnt/data/f",

@@ -6,29 +6,22 @@ from collections.abc import Callable
 
 import pytest
 
-from testbed import (
-    blktests,
-    console,
-    counters,
-    devices,
-    diagnostics,
-    group_counts,
-    guest_shell,
-    kernel_log,
-    readback,
-    suites,
-    survey,
-    symbols,
-)
-from testbed.api import needs
-from testbed.blktests import Status
+from testbed import cgroupfs, group_counts
+from testbed.api import blktests, suites
+from testbed.api.blktests import Status
+from testbed.bugs import shell_messages
 from testbed.bugs.model import Condition
-from testbed.bugs.scripts import script
+from testbed.bugs.script_files import script
+from testbed.bugs.signature import Watch, rendered
 from testbed.errors import TestbedError
-from testbed.printable import printable
-from testbed.readback import Fact
-from testbed.scenarios import requests
-from testbed.signature import Watch, rendered
+from testbed.guest import devices, shell_functions
+from testbed.guest.channels import dmesg, kernel_log
+from testbed.guest.debug import kallsyms
+from testbed.guest.setup import readback, survey
+from testbed.guest.setup.readback import Fact
+from testbed.pytest_plugin import requirements
+from testbed.scenarios.claims import workers
+from testbed.text import printable
 
 BASH = script("crash.sh", "set -x\nfoo() {\n  echo a a a a\n}\necho 'a [not run]' <<E\nkill -9 $$\n", "bash")
 PYTHON = script("crash.py", "import nothing\nprint('a', 'b')\n", "python3")
@@ -52,19 +45,19 @@ def watched(data: bytes, piece: int) -> None:
 
 def spoken(text: str) -> None:
     for source in (BASH, PYTHON):
-        diagnostics.unable(source, text, text)
-        stream = diagnostics.Stream(diagnostics.Source(source), errors=True)
+        shell_messages.unable(source, text, text)
+        stream = shell_messages.Stream(shell_messages.Source(source), errors=True)
         for line in text.splitlines():
             stream.own(line[:4096])
             stream.own(f"{source.path}: line 3: 77 Killed {line[:4000]}")
 
 
 def console_lines(text: str) -> None:
-    reader = console.Reader()
+    reader = kernel_log.Reader()
     for line in text.split("\n"):
         reader.take(line)
         reader.take(f"[    1.000000] {line}")
-        console.clean(line)
+        kernel_log.clean(line)
 
 
 def of_processes(text: str) -> None:
@@ -74,8 +67,8 @@ def of_processes(text: str) -> None:
 
 
 def of_log(text: str) -> None:
-    kernel_log.merged((), kernel_log.parse(f"0\n{text}"), 500)
-    kernel_log.merged((), kernel_log.parse("0\n" + "".join(f"kern  :warn  : [    1.000000] {line}\n" for line in text.split("\n"))), 500)
+    dmesg.merged((), dmesg.parse(f"0\n{text}"), 500)
+    dmesg.merged((), dmesg.parse("0\n" + "".join(f"kern  :warn  : [    1.000000] {line}\n" for line in text.split("\n"))), 500)
 
 
 # Each reads what a guest chose; what it refuses it may refuse with an error of ours.
@@ -90,20 +83,20 @@ READERS: dict[str, Callable[[str], object]] = {
     "interpreters": spoken,
     "script's output": lambda text: watched(text.encode(), 65536),
     "script's output in small pieces": lambda text: watched(text.encode(), 16),
-    "flat counters": lambda text: counters.parse_flat(text, "g0"),
-    "io.stat": lambda text: counters.parse_io_stat(f"{text}\n", "g0"),
-    "unfinished io.stat": lambda text: counters.parse_io_stat(text, "g0"),
+    "flat counters": lambda text: cgroupfs.parse_flat(text, "g0"),
+    "io.stat": lambda text: cgroupfs.parse_io_stat(f"{text}\n", "g0"),
+    "unfinished io.stat": lambda text: cgroupfs.parse_io_stat(text, "g0"),
     "all counters": lambda text: rendered({"a": text}),
     "agent's counters": lambda text: group_counts.parse(text.split("\n")),
     "agent's io": lambda text: group_counts.parse([f"group name=61 io={text}"]),
     "disks": devices.parse,
-    "shell's sections": lambda text: guest_shell.sections(text.replace("a", f"{MARK} file a\n"), MARK, "g0"),
-    "shell's lines": lambda text: guest_shell.named(text, "a", ("b",), "g0"),
+    "shell's sections": lambda text: shell_functions.sections(text.replace("a", f"{MARK} file a\n"), MARK, "g0"),
+    "shell's lines": lambda text: shell_functions.named(text, "a", ("b",), "g0"),
     "read back": lambda text: readback.differences(FACTS, f"read back\nnumber /dev/loop0 7:0\n== 0\n{text}\n== 1\n{text}"),
     "survey": lambda text: survey.parse(f"cpus {text}\nmount {text} / a b\nmount /dev/a {text} ext4 rw\nblock vda\nend", {}),
-    "trace": requests.traced,
-    "kallsyms": lambda text: symbols.elf(symbols.parse(text)),
-    "configuration": lambda text: needs.config_lacks("CONFIG_A=y", text),
+    "trace": workers.traced,
+    "kallsyms": lambda text: kallsyms.elf(kallsyms.parse(text)),
+    "configuration": lambda text: requirements.config_lacks("CONFIG_A=y", text),
     "terminal": printable,
 }
 # What patterns have been slow on: what each of their parts may begin with, again and again.
@@ -217,11 +210,11 @@ def test_a_line_without_end_is_read_at_once() -> None:
     line = "/" * (1 << 20)
     (found,) = blktests.outcomes("a/001", "nodev\0status\tpass\n\0\0", line, "", devices=True)
     assert found.status is Status.PASS
-    assert diagnostics.unable(BASH, line, line) == []
+    assert shell_messages.unable(BASH, line, line) == []
 
 
 def test_a_script_that_prints_its_own_source_for_ever_is_no_hit_and_none_missed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "_MOST_COMPARISONS", 1000)
+    monkeypatch.setattr(shell_messages, "_MOST_COMPARISONS", 1000)
     watch = Watch([Condition(output="a")], BASH)
     for _ in range(1000):
         watch.hear_output(b"  echo a a a a\n")

@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from testbed import console, desk, evidence, switch
 from testbed.errors import WireBroken
-from testbed.evidence import Log
-from testbed.life import Life
-from testbed.lifecycle import Loss
-from testbed.monitor import Monitor
-from testbed.poller import Poller
-from testbed.switch import Plug
-from testbed.wires import Console
+from testbed.guest.channels import kernel_log
+from testbed.guest.channels.console import Console
+from testbed.guest.lifecycle import Loss
+from testbed.guest.liveness import Life
+from testbed.host import logfile
+from testbed.host.logfile import Log
+from testbed.qemu import frame_switch
+from testbed.qemu.blocking_monitor import Poller
+from testbed.qemu.frame_switch import Plug
+from testbed.qemu.monitor import Monitor
+from testbed.vms import control as desk
 from tests.fakes.qmp_server import fake_qmp
 
 _FLOOD = """
@@ -42,34 +45,34 @@ async def test_a_guest_that_floods_its_network_does_not_take_the_event_loop(tmp_
         await asyncio.sleep(0)
         turns += 1
     await plug.close()
-    assert ended.result() == 0 and turns > frames / switch._FRAMES_AT_ONCE
+    assert ended.result() == 0 and turns > frames / frame_switch._FRAMES_AT_ONCE
 
 
 @pytest.mark.parametrize("size_bytes", [0, 2, 1 << 16])
 async def test_frames_for_a_peer_that_takes_none_cost_bounded_memory(size_bytes: int) -> None:
     """Whatever their size: of empty ones, which a QEMU that was taken over can send, there was no end."""
-    queue = switch._Queue()
+    queue = frame_switch._Queue()
     for number in range(400_000 if size_bytes < 3 else 1000):
         queue.put(number.to_bytes(4, "big")[4 - size_bytes :].ljust(size_bytes))
     assert len(queue._frames) > 100
     taken = 0
     while queue._frames:
         taken += sys.getsizeof(await queue.get())
-    assert taken <= switch._MOST_WAITING_BYTES and queue._bytes == 0
+    assert taken <= frame_switch._MOST_WAITING_BYTES and queue._bytes == 0
 
 
 async def test_a_console_that_is_read_no_longer_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A guest whose console nobody looks at could panic, and its run would pass."""
 
-    def broken(self: console.Reader, line: str) -> None:
+    def broken(self: kernel_log.Reader, line: str) -> None:
         raise RecursionError("too deep")
 
-    monkeypatch.setattr(console.Reader, "take", broken)
+    monkeypatch.setattr(kernel_log.Reader, "take", broken)
     trouble: asyncio.Queue[str] = asyncio.Queue()
     own, qemu = socket.socketpair()
     with own, qemu:
         reader, writer = await asyncio.open_unix_connection(sock=own)
-        monkeypatch.setattr("testbed.wires._connect", lambda path: _given(reader, writer))
+        monkeypatch.setattr("testbed.guest.channels.console._connect", lambda path: _given(reader, writer))
         watched = Console(tmp_path / "console.log", lambda finding: None, trouble.put_nowait)
         await watched.connect(tmp_path / "console")
         qemu.send(b"a line\n")
@@ -110,7 +113,7 @@ def test_of_a_log_that_qemu_filled_its_end_is_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)
         file.seek(0, 2)
         file.write(b"its last words\n")
-    assert evidence.tail(log).endswith("its last words") and len(evidence.tail(log)) <= 4096
+    assert logfile.tail(log).endswith("its last words") and len(logfile.tail(log)) <= 4096
 
 
 @pytest.mark.parametrize("said", [b"[]\n", b"1\n", b"[" * 100_000 + b"\n"])

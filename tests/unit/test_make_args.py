@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import process
 from testbed.errors import HostError, UsageError
-from testbed.kbuild import make_args
-from testbed.kbuild.recipe import Compiler
-from testbed.store import kernel_make
+from testbed.host import process
+from testbed.store.kernels import make, make_args
+from testbed.store.kernels.make_text import Compiler
 
 
 def program(folder: Path, name: str, version: str) -> str:
@@ -104,27 +103,27 @@ async def test_a_compiler_that_is_not_installed_is_named_with_its_package(monkey
     monkeypatch.setattr(process, "where", lambda tool: None if "llvm" in tool or "lld" in tool else where(tool))
     args = make_args.parse(["LLVM=1", "CC=gcc", "HOSTCC=gcc"])
     with pytest.raises(HostError, match=r"install them with: apt-get install .*lld llvm$"):
-        await kernel_make.find_compiler(args)
+        await make.find_compiler(args)
 
 
 async def test_a_path_to_no_program_is_no_package() -> None:
     with pytest.raises(UsageError, match="/nowhere/gcc: expected a program, there is none"):
-        await kernel_make.find_compiler(make_args.parse(["CC=/nowhere/gcc"]))
+        await make.find_compiler(make_args.parse(["CC=/nowhere/gcc"]))
 
 
 async def test_the_version_of_each_program_that_is_chosen_is_the_compilers(tmp_path: Path) -> None:
     own = program(tmp_path, "cc", "own cc 1")
-    usual = await kernel_make.find_compiler()
+    usual = await make.find_compiler()
     args = make_args.parse([f"CC={own}", f"STRIP={program(tmp_path, 'strip', 'own strip 3')}"])
-    chosen = await kernel_make.find_compiler(args)
+    chosen = await make.find_compiler(args)
     assert chosen.args == args and chosen.words[-2:] == tuple(map(str, args))
     assert chosen.version.startswith("own cc 1, GNU ld") and chosen.version.endswith("own strip 3")
     assert usual.version.split(", ")[0] in chosen.version  # it compiles what runs here
     program(tmp_path, "cc", "own cc 2")
-    assert (await kernel_make.find_compiler(args)).version != chosen.version
+    assert (await make.find_compiler(args)).version != chosen.version
     (tmp_path / "cc").write_text("#!/bin/sh\n")
     with pytest.raises(HostError, match="cc --version: expected a line with its version"):
-        await kernel_make.find_compiler(args)
+        await make.find_compiler(args)
 
 
 def test_make_is_told_what_was_said_and_ccache_where_nothing_was() -> None:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from testbed import monitor
-from testbed.drives import QmpCommand
 from testbed.errors import HostError, WireBroken
-from testbed.evidence import Log
-from testbed.monitor import Monitor
+from testbed.host.logfile import Log
+from testbed.qemu import monitor
+from testbed.qemu.blockdev import QmpCommand
+from testbed.qemu.monitor import Monitor
 from tests.fakes.qmp_server import FakeQmp, fake_qmp
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from testbed import custody, wires
 from testbed.errors import WireBroken
-from testbed.host import Account
-from testbed.netns import Netns
+from testbed.guest.channels import console
+from testbed.host.facts import Account
+from testbed.qemu import jail
+from testbed.qemu.netns import Netns
 
 NOBODY = Account(uid=65534, gid=65534)
 # Listens, says where, and echoes what each of its clients says.
@@ -34,7 +35,7 @@ def echoing(account: Account | None) -> Iterator[tuple[Netns, int]]:
     """A program in a network of its own, and the port where it listens there."""
     netns = Netns()
     with contextlib.closing(netns):
-        words = [*custody.prefix(account, network=netns.handed), sys.executable, "-I", "-S", "-c", ECHO]
+        words = [*jail.prefix(account, network=netns.handed), sys.executable, "-I", "-S", "-c", ECHO]
         if account is not None:  # who may not start our Python
             words = [*words[:-5], "/usr/bin/python3", "-I", "-S", "-c", ECHO]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=(netns.handed,)) as program:
@@ -61,18 +62,18 @@ async def test_who_made_the_namespace_connects_as_often_as_it_likes_and_nobody_e
     netns, port = echo
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
     for number in range(20):
-        with await wires.dial("g0", port, netns.socket) as wire:
+        with await console.dial("g0", port, netns.socket) as wire:
             wire.setblocking(True)
             wire.sendall(f"hello {number}".encode())
             assert wire.recv(100) == f"hello {number}".encode()
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208 - the two sockets for the one that they came by
     with pytest.raises(WireBroken, match="Connect call failed"):
-        await wires.dial("g0", port)
+        await console.dial("g0", port)
 
 
 async def test_connections_of_one_namespace_are_open_side_by_side(echo: tuple[Netns, int]) -> None:
     netns, port = echo
-    wires_there = [await wires.dial("g0", port, netns.socket) for _ in range(50)]
+    wires_there = [await console.dial("g0", port, netns.socket) for _ in range(50)]
     assert len({wire.getsockname() for wire in wires_there}) == 50
     for wire in wires_there:
         wire.setblocking(True)
@@ -105,7 +106,7 @@ def test_who_connects_in_there_takes_no_connection_of_ours(echo: tuple[Netns, in
 async def test_a_program_that_never_got_its_namespace_is_an_error() -> None:
     netns = Netns()
     with contextlib.closing(netns), pytest.raises(WireBroken, match="without its network namespace"):
-        await wires.dial("g0", 1, netns.socket)
+        await console.dial("g0", 1, netns.socket)
 
 
 def test_the_program_keeps_no_socket_of_ours(echo: tuple[Netns, int]) -> None:

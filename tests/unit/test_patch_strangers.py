@@ -8,11 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from testbed.errors import BuildError
-from testbed.kbuild import kconfig, mailbox, patches, recipe
-from testbed.kbuild.fragments import Loss, Option
-from testbed.kbuild.mailbox import Message
-from testbed.kbuild.patches import Patch
-from testbed.store import kernel_remains
+from testbed.store.kernels import install_remains, kconfig, mailbox, make_text, patches
+from testbed.store.kernels.config_fragments import Loss, Option
+from testbed.store.kernels.mailbox import Message
+from testbed.store.kernels.patches import Patch
 
 DIFF = "diff --git a/x b/x\n--- a/x\n+++ b/x\n@@ -1,1 +1,1 @@\n-a\n+b\n"
 START = f"From {'0' * 40} Mon Sep 17 00:00:00 2001\n"
@@ -163,10 +162,10 @@ def test_conditions_of_a_kconfig_are_answered_or_refused(condition: str) -> None
 def test_what_a_strangers_makefile_prints_is_looked_through_soon() -> None:
     """Empty lines, and targets of slashes, met patterns whose time is the square of them."""
     for said in ("\n" * 200_000, " " * 200_000, "*** [" * 40_000 + ": " * 40_000, "ld: " * 50_000):
-        assert cost_s(lambda said=said: (recipe.of_machine(said), recipe.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
+        assert cost_s(lambda said=said: (make_text.of_machine(said), make_text.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
     lines = [f"  CC      a{'/' * 200_000} x\n", "*** [" * 40_000 + ": a" * 40_000 + "\n", *["\n"] * 20]
-    assert cost_s(lambda: kernel_remains.finished(lines)) < 20
-    assert recipe.of_machine("  12 | # No space left on device\nld: final link failed: No space left on device\n") == (
+    assert cost_s(lambda: install_remains.finished(lines)) < 20
+    assert make_text.of_machine("  12 | # No space left on device\nld: final link failed: No space left on device\n") == (
         "ld: final link failed: No space left on device"
     )
-    assert kernel_remains.finished(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {"fs/ext4/a.o"}
+    assert install_remains.finished(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {"fs/ext4/a.o"}

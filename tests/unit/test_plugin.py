@@ -7,7 +7,7 @@ import sys
 import pytest
 
 # Loaded before the sessions below, which forget the modules that they load, but not what those have become attributes of.
-from testbed.pytest_plugin import cases  # noqa: F401 - loading is all
+from testbed.pytest_plugin import markers as cases  # noqa: F401 - loading is all
 
 INI = "[pytest]\nasyncio_default_fixture_loop_scope = function\n"
 MATRIX = """\
@@ -237,7 +237,7 @@ def test_a_suite_that_does_not_use_it_pays_nothing(suite: pytest.Pytester) -> No
             loaded = {name.split(".")[0] for name in sys.modules}
             assert not loaded & {"asyncssh", "pydantic", "qemu", "yaml", "filelock", "cryptography"}, sorted(loaded)
             assert {name for name in sys.modules if name.startswith("testbed")} == {
-                "testbed", "testbed.pytest_plugin", "testbed.pytest_plugin.fixtures", "testbed.pytest_plugin.state"
+                "testbed", "testbed.pytest_plugin", "testbed.pytest_plugin.fixtures", "testbed.pytest_plugin.session"
             }
         """
     )

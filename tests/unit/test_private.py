@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed import neighbours, paths
-from testbed.admission import Admission, Claim
 from testbed.errors import HostError
+from testbed.host import other_users, paths
+from testbed.host.admission import Admission, Claim
 from testbed.progress import Silent
 from testbed.store import cache
 from testbed.units import GIB
@@ -186,7 +186,7 @@ async def test_who_keeps_the_queue_of_guests_is_named(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
         other.kill()
         await waiting
-    assert notes[0].startswith(f"waiting for pid {other.pid} of {neighbours.user(os.geteuid())}, since 20")
+    assert notes[0].startswith(f"waiting for pid {other.pid} of {other_users.user(os.geteuid())}, since 20")
     assert notes[0].endswith(f", which holds {tmp_path / 'gate'}")
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from testbed import probe
 from testbed.errors import HostError
-from testbed.host import Qemu
+from testbed.host.facts import Qemu
+from testbed.qemu import probe
 
-PACKAGE = Path(probe.__file__).parent
+PACKAGE = Path(probe.__file__).parents[1]
 # What QEMU 7.2.22 of Debian 12 said, without the parts of its schema and of its types' properties that nobody looks at.
 RECORDED = Path(__file__).parents[1] / "data" / "qemu-7.2.22.jsonl"
 Answers = dict[str, Any]

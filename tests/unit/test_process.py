@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed import process
 from testbed.errors import HostError, ToolMissing
+from testbed.host import process
 
 
 async def test_a_program_runs_to_its_end() -> None:
@@ -59,7 +59,7 @@ DEAF = "all:\n\techo $$PPID >made; sh -c 'trap : TERM; while :; do sleep 1; done
 
 async def test_what_make_has_started_ends_with_us(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(DEAF)
-    code = "import asyncio, sys; from testbed import process; asyncio.run(process.run([*process.LED, 'make', '-C', sys.argv[1]]))"
+    code = "import asyncio, sys; from testbed.host import process; asyncio.run(process.run([*process.LED, 'make', '-C', sys.argv[1]]))"
     us = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path))
     async with asyncio.timeout(30):
         while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import rank_test
-from testbed.rank_test import Shift, adjusted, least_p, p_value, shift
+from testbed.report import rank_test
+from testbed.report.rank_test import Shift, adjusted, least_p, p_value, shift
 from tests import oracle
 
 Sample = list[float]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.rates import Next, Rate, Sequential, exact, median, sequential, tries_for, tries_until, until
+from testbed.bugs.statistics import Next, Rate, Sequential, exact, median, sequential, tries_for, tries_until, until
 from tests import oracle
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from testbed.bugs.ddmin import Part, dropping, parts, smaller_machines, without
 from testbed.bugs.load import of_plain
-from testbed.reduction import Part, dropping, parts, smaller_machines, without
 
 PLAIN: dict[str, Any] = {
     "version": 1,

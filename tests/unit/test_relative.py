@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import paths
+from testbed.host import paths
 from testbed.topology import load_points
 from testbed.topology.load import parse_points
 from tests.unit.test_kernels import TABLE

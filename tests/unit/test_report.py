@@ -6,24 +6,25 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from testbed import jsons, paths
-from testbed.console import Finding, Kind
+from testbed import jsons
 from testbed.errors import UsageError
-from testbed.report import artefacts, live, results, table
+from testbed.guest.channels.kernel_log import Finding, Kind
+from testbed.host import paths
+from testbed.report import formats, live, results, tables
 from testbed.report.markdown import markdown
-from testbed.runner import Result, slots
+from testbed.scenarios.runner import Result, slots
+from testbed.scenarios.verdict import Balance, Evidence, Judgement, Verdict, judge_pair
 from testbed.store.image import Image
 from testbed.topology import Guest
 from testbed.units import GIB
-from testbed.verdict import Balance, Evidence, Judgement, Verdict, judge_pair
 from tests.unit.outcomes import KERNELS, lost, passed
 from tests.unit.values import host
 
 
 def shown(of: tuple[Result, ...], width: int = 140) -> str:
     console = Console(width=width, record=True, file=io.StringIO())
-    console.print(table.results_table(of, KERNELS))
-    table.show_losses(of, console)
+    console.print(tables.results_table(of, KERNELS))
+    tables.show_losses(of, console)
     return console.export_text()
 
 
@@ -31,7 +32,7 @@ def test_results_are_json_with_units_and_sources(tmp_path: Path) -> None:
     image = Image(name="bookworm", sha256="i", folder=Path("/i"))
     both = (passed(tmp_path), lost(tmp_path))
     document = results.document(tmp_path, Verdict.INFRA, ["testbed", "compare"], host(), image, KERNELS, both, 3.0)
-    artefacts.write(document, tmp_path)
+    formats.write(document, tmp_path)
     read = json.loads((tmp_path / "results.json").read_text())
     assert read["run"] == tmp_path.name and read["verdict"] == "INFRA" and set(read["kernels"]) == {"base", "patched"}
     gate, oom = read["scenarios"]
@@ -67,7 +68,7 @@ def test_what_was_not_accounted_for_and_what_the_kernel_said_are_shown(tmp_path:
 def test_the_matrix_has_a_column_for_each_kernel(tmp_path: Path) -> None:
     judgements = {"base": Judgement(verdict=Verdict.PASS, reason="open"), "patched": Judgement(verdict=Verdict.FAIL, reason="open too")}
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(table.matrix_table((replace(passed(tmp_path), by_kernel=judgements),), KERNELS))
+    console.print(tables.matrix_table((replace(passed(tmp_path), by_kernel=judgements),), KERNELS))
     text = console.export_text()
     assert "PASS" in text and "FAIL" in text and "open too" in text and "5.10-cloud" in text
 
@@ -126,7 +127,7 @@ def test_a_run_is_read_again_as_markdown_that_nobody_breaks_out_of(tmp_path: Pat
     evil = passed(folder)
     evil = replace(evil, judgement=replace(evil.judgement, reason="a | b <script>\nmore"))
     document = results.document(folder, Verdict.INFRA, ["testbed", "compare", "a b"], host(), image, KERNELS, (evil, lost(folder)), 3.0)
-    artefacts.write(document, folder)
+    formats.write(document, folder)
     text = markdown(results.read("last", tmp_path))
     assert "    ./tb compare 'a b'" in text and "| gate | disk reads" in text and "a \\| b &lt;script>" in text and "more" not in text
     # What could steer a terminal is left out of what is read.

@@ -10,9 +10,10 @@ from typing import Any
 import jsonschema
 import pytest
 
-from testbed import kernel_log, paths
 from testbed.errors import UsageError
-from testbed.report import artefacts, results, schema
+from testbed.guest.channels import dmesg
+from testbed.host import paths
+from testbed.report import formats, results, schema
 from testbed.report.html import html
 from testbed.report.junit import junit
 from testbed.report.ktap import ktap
@@ -101,7 +102,7 @@ def test_results_of_a_testbed_that_recorded_less_are_in_every_format(tmp_path: P
                 del case[side][name]
     (tmp_path / "results.json").write_text(results.text(found))
     read = results.read(str(tmp_path), tmp_path)
-    for name, made in artefacts.FORMATS.items():
+    for name, made in formats.FORMATS.items():
         assert read["run"] in made(read, tmp_path), name
 
 
@@ -153,7 +154,7 @@ def test_a_kernels_warning_is_in_every_report_also_behind_many_lines_that_belong
 def test_a_kernels_log_that_was_not_read_is_in_every_report_and_changes_no_verdict(tmp_path: Path) -> None:
     text = "the kernel's log was not read: guest g0: it does not answer"
     result = passed(tmp_path)
-    (unread,) = kernel_log.merged((), kernel_log.unread("guest g0: it does not answer"), 500)
+    (unread,) = dmesg.merged((), dmesg.unread("guest g0: it does not answer"), 500)
     found = document(tmp_path, replace(result, sides=result.sides | {"patched": replace(result.sides["patched"], findings=(unread,))}))
     (case,) = found["scenarios"]
     assert case["verdict"] == "PASS" and case["patched"]["console"] == [
@@ -178,7 +179,7 @@ def test_nothing_that_a_guest_says_becomes_another_result(tmp_path: Path) -> Non
 
 
 def test_all_of_them_are_in_the_runs_folder_whatever_a_guest_said(tmp_path: Path) -> None:
-    artefacts.write(evil(tmp_path), tmp_path)
+    formats.write(evil(tmp_path), tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.ktap", "junit.xml", "report.html"}
     assert results.read(str(tmp_path), tmp_path)["scenarios"][0]["reason"] == SAID
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.report.html import html
-from testbed.report.words import quantity
+from testbed.report.wording import quantity
 from testbed.units import MIB
 from tests.unit.outcomes import alone, document, failed, lost, passed, skipped
 from tests.unit.test_report_files import EVIL, evil

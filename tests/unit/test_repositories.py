@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import BuildError
-from testbed.kbuild.make_args import MakeArg
-from testbed.kbuild.recipe import Compiler
-from testbed.kernels import Series
 from testbed.progress import Silent
-from testbed.store import kernel_builds, kernel_sources, repositories
-from testbed.store.kernel_builds import BuildOrder
+from testbed.store.kernels import builder as kernel_builds
+from testbed.store.kernels import git as repositories
+from testbed.store.kernels import sources
+from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.make_args import MakeArg
+from testbed.store.kernels.make_text import Compiler
+from testbed.store.kernels.table import Series
 from tests.unit.fake_source import LOOP_C, build, git, tree_of_two_commits
 from tests.unit.test_kernel_builds import Notes
 from tests.unit.test_kernels import TABLE
@@ -177,7 +179,7 @@ def test_worktrees_borrowed_objects_and_sha256_are_read(tmp_path: Path, tree: Pa
 
 def notes_of(root: Path, tree: Path) -> str:
     notes = Notes()
-    asyncio.run(kernel_sources.prepare(str(tree), TABLE, root, notes))
+    asyncio.run(sources.prepare(str(tree), TABLE, root, notes))
     return "\n".join(notes.said)
 
 
@@ -281,8 +283,8 @@ def test_a_tarball_that_unpacks_to_far_more_than_a_source_is_refused(tmp_path: P
         file.truncate(1 << 40)
     refused(r"linux\.tar\.gz: expected a kernel's source, at most 500000 files of 8G in all, got more")
     (tree / "hole").write_bytes(bytes(4 << 20))
-    monkeypatch.setattr(kernel_sources, "_MOST_BYTES", 2 << 20)
+    monkeypatch.setattr(sources, "_MOST_BYTES", 2 << 20)
     refused(r"linux\.tar\.gz: cannot be unpacked: .*expected at most 2M when it is unpacked")
     (tree / "hole").unlink()
-    monkeypatch.setattr(kernel_sources, "_MOST_FILES", 5)
+    monkeypatch.setattr(sources, "_MOST_FILES", 5)
     refused(r"at most 5 files")

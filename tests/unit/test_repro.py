@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 
-from testbed import bug_results, claims, repro
-from testbed.claims import Result
-from testbed.repro import Job, Limits, Tried, on_kernel
-from testbed.signature import Match
-from testbed.trial import Attempt
-from testbed.tries import Outcome, Try
+from testbed.bugs import conclusion, repro
+from testbed.bugs.attempt import Attempt
+from testbed.bugs.conclusion import Result
+from testbed.bugs.outcome import Outcome, Try
+from testbed.bugs.repro import Job, Limits, Tried, on_kernel
+from testbed.bugs.signature import Match
+from testbed.report.bugs import results
 from tests.unit.test_bug_runs import HIT, MISS, TROUBLE, job, kernel, one, tried
 
 Answer = Callable[[Attempt], Awaitable[Outcome]]
@@ -132,7 +133,7 @@ def reproducing(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.slow
 async def test_a_bug_of_25_percent_here_and_5_there_is_seldom_called_clean(reproducing: Any) -> None:
     limits = Limits(tries=20, timeout_s=1, jobs=3)
-    said = Counter([claims.result(await reproducing(0.25, 0.05, limits, seed))[0] for seed in range(1000)])
+    said = Counter([conclusion.result(await reproducing(0.25, 0.05, limits, seed))[0] for seed in range(1000)])
     # Before, it was in two of three runs.
     assert said[Result.REPRODUCED] < 50
     assert said[Result.INVALID] > 500 and said[Result.NOT_APART] > 200, said
@@ -142,13 +143,13 @@ async def test_a_bug_that_always_shows_takes_six_tries_on_each_kernel(reproducin
     for jobs in (1, 4, 24):
         found = await reproducing(1, 0, Limits(tries=20, timeout_s=1, jobs=jobs))
         assert [one.rate.tries for one in found] == [6, 6]
-        assert claims.result(found) == (Result.REPRODUCED, "it shows on old and not on new (not seen in 6 tries, up to 39%)")
+        assert conclusion.result(found) == (Result.REPRODUCED, "it shows on old and not on new (not seen in 6 tries, up to 39%)")
     assert (await reproducing(1, 0, Limits(tries=20, timeout_s=1, jobs=2, every=True)))[1].rate.tries == 20
 
 
 async def test_two_tries_of_a_clean_kernel_say_so(reproducing: Any) -> None:
-    verdict, why = claims.result(await reproducing(1, 0, Limits(tries=2, timeout_s=1, jobs=1)))
-    assert verdict is Result.NOT_APART and claims.EXIT_CODES[verdict] == 3
+    verdict, why = conclusion.result(await reproducing(1, 0, Limits(tries=2, timeout_s=1, jobs=1)))
+    assert verdict is Result.NOT_APART and conclusion.EXIT_CODES[verdict] == 3
     assert why == (
         "it shows on old (1 of 1); not told apart: new (not seen in 2 tries, up to 66%); "
         "a bug that shows in 100% of the tries takes about 6 on each kernel"
@@ -157,23 +158,23 @@ async def test_two_tries_of_a_clean_kernel_say_so(reproducing: Any) -> None:
 
 async def test_a_hit_on_a_clean_kernel_ends_its_tries(reproducing: Any) -> None:
     found = await reproducing(1, 1, Limits(tries=20, timeout_s=1, jobs=1))
-    assert claims.result(found)[0] is Result.INVALID and found[1].rate.tries == 1
+    assert conclusion.result(found)[0] is Result.INVALID and found[1].rate.tries == 1
 
 
 async def test_a_bug_that_is_not_reproduced_carries_its_exposure_too(reproducing: Any) -> None:
     found = await reproducing(0, 0, Limits(tries=20, timeout_s=1, jobs=2))
-    assert claims.result(found) == (Result.NOT_REPRODUCED, "it does not show on old (not seen in 20 tries, up to 16%)")
+    assert conclusion.result(found) == (Result.NOT_REPRODUCED, "it does not show on old (not seen in 20 tries, up to 16%)")
 
 
 def test_no_kernel_on_which_it_must_show_is_no_result() -> None:
     nothing = (Result.TROUBLE, "nothing is known: no kernel was tried on which it must show")
     clean = tried("new", *[MISS] * 6, must_show=False)
-    assert claims.result(()) == claims.result((clean,)) == nothing
-    assert claims.EXIT_CODES[Result.TROUBLE] == 2
+    assert conclusion.result(()) == conclusion.result((clean,)) == nothing
+    assert conclusion.EXIT_CODES[Result.TROUBLE] == 2
 
 
 def test_kernels_that_were_not_asked_since_a_guest_was_held_are_named() -> None:
-    document = bug_results.of_repro(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0, not_asked=("older", "new"))
-    assert (document["result"], bug_results.EXIT_CODES[document["result"]]) == ("reproduced", 0)
+    document = results.of_repro(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0, not_asked=("older", "new"))
+    assert (document["result"], results.EXIT_CODES[document["result"]]) == ("reproduced", 0)
     assert document["reason"] == "it shows on old; not asked, and nothing is known of: older, new"
-    assert bug_results.of_repro(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0)["reason"] == "it shows on old"
+    assert results.of_repro(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0)["reason"] == "it shows on old"

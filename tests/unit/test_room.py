@@ -10,13 +10,14 @@ from pathlib import Path
 import filelock
 import pytest
 
-from testbed import evidence, room
 from testbed.errors import HostError, UsageError
-from testbed.evidence import Log
-from testbed.report import artefacts
-from testbed.room import Quota
-from testbed.store import cache, waste
-from testbed.store.waste import Piece
+from testbed.host import logfile
+from testbed.host import quota as room
+from testbed.host.logfile import Log
+from testbed.host.quota import Quota
+from testbed.report import formats
+from testbed.store import cache, gc
+from testbed.store.gc import Piece
 from testbed.units import GIB, MIB
 from tests.unit.test_cli import testbed
 
@@ -84,7 +85,7 @@ def piece(name: str, hours: float, size: int = 100) -> Piece:
 def superfluous(*pieces: Piece, unused_h: float | None = None, limit: int | None = None, needed: tuple[str, ...] = ()) -> list[str]:
     unused_s = None if unused_h is None else unused_h * HOUR
     kept = [Path("/cache/templates") / name for name in needed]
-    return [one.folder.name for one in waste.superfluous(pieces, NOW, unused_s=unused_s, limit_bytes=limit, needed=kept)]
+    return [one.folder.name for one in gc.superfluous(pieces, NOW, unused_s=unused_s, limit_bytes=limit, needed=kept)]
 
 
 def test_what_is_unused_goes_and_the_least_recently_used_where_all_is_too_large() -> None:
@@ -150,7 +151,7 @@ def test_what_is_being_made_now_is_not_swept(tmp_path: Path) -> None:
 def test_what_a_full_disk_takes_no_more_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "argv.txt").symlink_to("/dev/full")
     with pytest.raises(HostError, match=r"argv\.txt: cannot be written: No space left on device; make room there"):
-        evidence.write(tmp_path / "argv.txt", "-cpu max")
+        logfile.write(tmp_path / "argv.txt", "-cpu max")
 
 
 def test_a_file_of_a_run_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,5 +160,5 @@ def test_a_file_of_a_run_that_cannot_be_written_is_named_and_leaves_nothing(tmp_
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(HostError, match=r"report\.html: cannot be written: No space left on device"):
-        artefacts.keep("a page", tmp_path / "report.html")
+        formats.keep("a page", tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []

@@ -12,14 +12,18 @@ from typing import Any
 
 import pytest
 
-from testbed import beneath, bug_results, cli, jsons
+from testbed import cli, jsons
+from testbed.bugs import bundle
 from testbed.cli.app import app
 from testbed.errors import TestbedError, UsageError
-from testbed.partial import Partial
-from testbed.report import artefacts, bug_files, diff, reading, results, schema, sensitivity, series, stacks
+from testbed.host import untrusted_folder
+from testbed.report import diff, plots, result_reader, results, runs, schema, sensitivity, stack_svg
+from testbed.report import formats as artefacts
+from testbed.report.bugs import files
+from testbed.report.bugs import results as bug_results
 from testbed.report.markdown import markdown
+from testbed.report.partial import Partial
 from testbed.report.schema import Block, Stack
-from testbed.store import bundles, runs
 from tests import junit as junit_rules
 from tests import ktap as ktap_rules
 from tests.unit.outcomes import alone, document, failed, passed
@@ -114,11 +118,11 @@ def test_what_a_link_leads_to_is_on_no_page_and_in_no_bundle(folder: Path, tmp_p
         if step == "guests":
             link.rmdir()
     link.symlink_to(outside / "console.log" if step.endswith(".log") else outside / "g" if step.endswith("g") else outside)
-    page = bug_files.FORMATS["html"](hit(folder), folder)
+    page = files.FORMATS["html"](hit(folder), folder)
     assert SECRET not in page and "console.log" not in page
     (folder / "bug.yaml").write_text(BUG)
     (folder / "repro.json").write_text(json.dumps(RESULTS))
-    bundles.pack(folder, tmp_path / "a.tar", {})
+    bundle.pack(folder, tmp_path / "a.tar", {})
     with tarfile.open(tmp_path / "a.tar") as archive:
         assert archive.getnames() == ["manifest.json", "bug.yaml", "repro.json"]
 
@@ -130,25 +134,25 @@ def test_no_bundle_is_made_of_links(folder: Path, tmp_path: Path, name: str) -> 
     (folder / name).rename(tmp_path / name)
     (folder / name).symlink_to(tmp_path / name)
     with pytest.raises(UsageError, match="expected a regular file, got a link"):
-        bundles.pack(folder, tmp_path / "a.tar", {})
+        bundle.pack(folder, tmp_path / "a.tar", {})
 
 
 def test_samples_of_elsewhere_are_not_plotted(folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "other", "samples.jsonl", disk(1.0, 0, 0), disk(2.0, 1 << 20, 1))
     (folder / "guests" / "g" / "samples.jsonl").symlink_to(tmp_path / "other" / "samples.jsonl")
-    assert series.read(folder, "guests/g", 100).plots == ()
+    assert plots.read(folder, "guests/g", 100).plots == ()
     for evidence in ("../../other", str(tmp_path / "other"), "guests/../../../other", "\0", "\ud800", ""):
-        assert series.read(folder, evidence, 100).plots == ()
+        assert plots.read(folder, evidence, 100).plots == ()
 
 
 def test_a_hard_link_to_somebody_elses_file_is_not_read(folder: Path, precious: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a folder away")
     os.link(precious, folder / "console.log")
-    assert beneath.read(folder, "console.log", 100) == SECRET.encode()  # both are ours
+    assert untrusted_folder.read(folder, "console.log", 100) == SECRET.encode()  # both are ours
     os.chown(folder, 65534, 65534)
     with pytest.raises(OSError, match="got a hard link to somebody else's"):
-        beneath.read(folder, "console.log", 100)
+        untrusted_folder.read(folder, "console.log", 100)
 
 
 @pytest.mark.parametrize("name", ["results.json", "repro.json", "suite.json", "log.jsonl", ".running", "guests/g/console.log"])
@@ -179,10 +183,10 @@ def test_results_beyond_any_size_are_refused_before_they_are_read(folder: Path) 
     with (folder / "results.json").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(UsageError, match=r"results\.json: cannot be read: expected at most \d+ bytes, got 1099511627776"):
-        reading.document(folder)
+        result_reader.document(folder)
     (folder / "results.json").write_bytes(b"[" + b"0," * 3_000_000 + b"0]")
     with pytest.raises(UsageError, match="it has about 3000001 values, expected at most"):
-        reading.document(folder)
+        result_reader.document(folder)
 
 
 def test_mistakes_without_number_are_told_by_their_first(folder: Path) -> None:
@@ -190,12 +194,12 @@ def test_mistakes_without_number_are_told_by_their_first(folder: Path) -> None:
     found = scenarios(folder) | {"scenarios": [{}] * 300_000}
     (folder / "results.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match=r"scenarios\.0\.verdict: Field required"):
-        reading.document(folder)
+        result_reader.document(folder)
     found = scenarios(folder)
     found["scenarios"][0]["base"]["measures"] = {str(number): {} for number in range(300_000)}
     (folder / "results.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match=r"base\.measures: Value error, expected at most 3000 of them, got 300000"):
-        reading.document(folder)
+        result_reader.document(folder)
 
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jname\u202e\x9b31m\ud800"
@@ -278,7 +282,7 @@ def test_attempts_and_kernels_that_say_another_verdict_are_refused(folder: Path)
     found["scenarios"][0]["base"]["verdict"] = "FAIL"
     (folder / "results.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match="expected the verdict FAIL by those of its kernels, got PASS"):
-        reading.document(folder)
+        result_reader.document(folder)
     apart = "FAIL by those of the attempts of case gate, got PASS"
     for rate, verdict, message in ((1.0, "FAIL", apart), (0.5, "PASS", "expected a pass rate as its attempts have it")):
         found = document(folder, passed(folder))
@@ -287,7 +291,7 @@ def test_attempts_and_kernels_that_say_another_verdict_are_refused(folder: Path)
         case |= {"pass_rate": rate, "attempts": [attempt, attempt | {"verdict": verdict}]}
         (folder / "results.json").write_text(json.dumps(found))
         with pytest.raises(UsageError, match=message):
-            reading.document(folder)
+            result_reader.document(folder)
 
 
 @pytest.mark.parametrize(
@@ -318,7 +322,7 @@ def test_results_of_bugs_and_suites_that_contradict_themselves_are_refused(
 ) -> None:
     (folder / f"{what}.json").write_text(json.dumps(changed(documents(folder)[what], path, value)))
     with pytest.raises(UsageError, match=message):
-        bug_files.read(folder)
+        files.read(folder)
 
 
 def test_what_every_run_writes_is_what_every_run_reads(folder: Path) -> None:
@@ -330,7 +334,7 @@ def test_what_every_run_writes_is_what_every_run_reads(folder: Path) -> None:
     for one in every:
         name = f"{one['what']}.json"
         (folder / name).write_text(json.dumps(one))
-        assert reading.document(folder) == jsons.printed(json.dumps(one).encode()), one["result"]
+        assert result_reader.document(folder) == jsons.printed(json.dumps(one).encode()), one["result"]
         (folder / name).unlink()
 
 
@@ -348,10 +352,10 @@ def test_no_day_that_there_is_not_is_a_run(folder: Path) -> None:
 
 def test_what_is_written_is_there_as_a_whole_or_not_at_all(folder: Path, precious: Path) -> None:
     (folder / "page").symlink_to(precious)
-    beneath.write(folder, "page", "text \ud800")
+    untrusted_folder.write(folder, "page", "text \ud800")
     assert (folder / "page").read_text() == "text ?" and precious.read_text() == SECRET
     with pytest.raises(OSError, match="Is a directory"):
-        beneath.write(folder, "guests", "text")
+        untrusted_folder.write(folder, "guests", "text")
     assert sorted(os.listdir(folder)) == ["guests", "page"]  # noqa: PTH208 - names
 
 
@@ -368,7 +372,7 @@ def test_no_name_begins_a_line_of_its_own(folder: Path, what: str) -> None:
 
     def texts(found: dict[str, Any]) -> list[str]:
         if what != "results.json":
-            return [bug_files.markdown(found)]
+            return [files.markdown(found)]
         return [markdown(found), diff.text(diff.compare(found, found))]
 
     found = document(folder, passed(folder), failed(folder)) if what == "results.json" else documents(folder)[what.removesuffix(".json")]
@@ -397,11 +401,11 @@ def test_a_table_of_runs_has_a_row_for_each_case_whatever_it_is_called() -> None
 @pytest.mark.parametrize("name", sorted(schema.KEYS_OF_CASES))
 def test_a_bugs_kernel_may_be_called_like_a_key_of_a_case(folder: Path, name: str) -> None:
     found = bug_results.of_repro(job(folder), (tried(name, HIT), tried("good", MISS, must_show=False)), ["testbed"], 9.0)
-    bug_files.write(found, folder)
+    files.write(found, folder)
     junit_rules.check((folder / "junit.xml").read_text())
     (whole,) = ktap_rules.parse((folder / "results.ktap").read_text())
     assert [one.name for one in whole.tests[0].tests] == [f"kernel {name}", "good"]
-    assert bug_files.read(folder) == jsons.printed(json.dumps(found).encode())
+    assert files.read(folder) == jsons.printed(json.dumps(found).encode())
 
 
 @pytest.mark.parametrize("name", ["claim", "reason", "attempts"])
@@ -425,7 +429,7 @@ def test_a_stack_of_a_guests_choice_takes_a_time_that_grows_with_its_size() -> N
         stack, times = chain(length), []
         for _ in range(3):
             began = time.process_time()
-            assert len(stacks.things(stack)) == length
+            assert len(stack_svg.things(stack)) == length
             times.append(time.process_time() - began)
         return min(times)
 
@@ -438,7 +442,7 @@ def test_keys_that_no_model_knows_are_taken_for_nothing(folder: Path, tmp_path: 
     (folder / "results.json").write_text(json.dumps(found | stray))
     (folder / "repro.json").write_text("{}")
     (tmp_path / "state").mkdir()
-    (listed,) = runs.every(folder.parent, reading.document)
+    (listed,) = runs.every(folder.parent, result_reader.document)
     assert (listed.verdict, listed.cases) == ("FAIL", 1)
     assert said(monkeypatch, tmp_path, "report", str(folder)) == 1
     assert "expected the folder of a run of `testbed repro`" in str(said(monkeypatch, tmp_path, "bundle", str(folder)))

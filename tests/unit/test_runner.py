@@ -12,16 +12,16 @@ from typing import Any, cast
 
 import pytest
 
-from testbed import runner
 from testbed.errors import GuestLost, ReadingError
-from testbed.guest import Guest
-from testbed.lab import Lab
-from testbed.runner import Job
-from testbed.scenarios.base import Case, Cores, Point, Scenario
-from testbed.store.kernel_files import KernelFiles
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
+from testbed.scenarios import runner
+from testbed.scenarios.runner import Job
+from testbed.scenarios.scenario import Case, Cores, Point, Scenario
+from testbed.scenarios.verdict import Evidence, Gap, Verdict
+from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest as GuestModel
 from testbed.units import GIB
-from testbed.verdict import Evidence, Gap, Verdict
 from tests.unit.values import host
 
 

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from testbed.errors import HostError, UsageError
-from testbed.report import bug_files, live, reading, results
-from testbed.store import runs
-from testbed.store.runs import Run
-from testbed.verdict import Verdict
+from testbed.report import live, result_reader, results, runs
+from testbed.report.bugs import files
+from testbed.report.runs import Run
+from testbed.scenarios.verdict import Verdict
 from tests.unit.outcomes import document, passed
 from tests.unit.test_cli import testbed
 
@@ -90,14 +90,14 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
 def test_a_run_that_was_killed_goes_on_no_more(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
     (folder / ".running").touch()
-    (found,) = runs.every(tmp_path / "runs", reading.document)
+    (found,) = runs.every(tmp_path / "runs", result_reader.document)
     assert not found.going_on
-    assert runs.every(tmp_path / "runs", reading.document, [folder / "g0"])[0].going_on
+    assert runs.every(tmp_path / "runs", result_reader.document, [folder / "g0"])[0].going_on
 
 
 def test_what_is_no_folder_of_runs_is_not_removed(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
-    (found,) = runs.every(tmp_path / "runs", reading.document)
+    (found,) = runs.every(tmp_path / "runs", result_reader.document)
     for wrong in (replace(found, folder=tmp_path), replace(found, folder=tmp_path / "runs" / ".." / "runs")):
         with pytest.raises(HostError, match="it is left alone"):
             runs.remove(wrong, tmp_path / "runs")
@@ -226,7 +226,7 @@ def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more
         raise ValueError("no")
     os.utime(folder, (0, 0))
     assert runs.sweep(tmp_path) == ()
-    (found,) = runs.every(tmp_path, reading.document)
+    (found,) = runs.every(tmp_path, result_reader.document)
     assert (found.command, found.verdict, found.cases) == (("compare", "a b"), "", 0)
 
 
@@ -235,8 +235,8 @@ def test_results_that_are_nested_without_end_are_none(tmp_path: Path, name: str)
     folder = tmp_path / "20260601T000000Z-0000"
     folder.mkdir()
     (folder / name).write_text("[" * 200_000)
-    (found,) = runs.every(tmp_path, reading.document)
+    (found,) = runs.every(tmp_path, result_reader.document)
     assert (found.verdict, found.cases) == ("", 0)
     with pytest.raises(UsageError, match="expected JSON: expected at most 64 levels"):
-        bug_files.read(folder)
+        files.read(folder)
         results.read(str(folder), tmp_path)

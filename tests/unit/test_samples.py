@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
-from testbed import group_counts, paths, recorder
+from testbed import group_counts
 from testbed.errors import GuestLost, ReadingError
-from testbed.report import series
-from testbed.sampler import BOUNDARIES_NS
+from testbed.guest.metrics import recorder
+from testbed.guest.metrics.disk_sampler import BOUNDARIES_NS
+from testbed.host import paths
+from testbed.report import plots as series
 from testbed.units import MIB
 
 MOVED = "rbytes=5 wbytes=6 rios=7 wios=8 dbytes=0 dios=0"

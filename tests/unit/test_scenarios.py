@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import UsageError
-from testbed.hardware.disks import DISK_KINDS
-from testbed.report import catalogue
-from testbed.scenarios import MAIN, SCENARIOS, cases, select
-from testbed.scenarios.oom import readings
-from testbed.scenarios.read import judge
+from testbed.hardware.disk_kinds import DISK_KINDS
+from testbed.report import docs
+from testbed.scenarios.catalogue import MAIN, SCENARIOS, cases, select
+from testbed.scenarios.claims.read import judge
+from testbed.scenarios.claims.tmpfs_oom import readings
+from testbed.scenarios.verdict import Gap
 from testbed.topology import Guest
-from testbed.verdict import Gap
 
 FULL = 32 << 20
 
@@ -75,4 +75,4 @@ def test_a_topology_without_the_disk_is_a_lack_and_not_a_failure() -> None:
 
 def test_the_catalogue_in_the_docs_is_the_one_that_the_scenarios_make() -> None:
     kept = Path(__file__).parents[2] / "docs" / "scenarios.md"
-    assert kept.read_text() == catalogue.markdown(tuple(SCENARIOS.values())), "./tb scenarios --markdown >docs/scenarios.md"
+    assert kept.read_text() == docs.markdown(tuple(SCENARIOS.values())), "./tb scenarios --markdown >docs/scenarios.md"

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from testbed import diagnostics, syntax
-from testbed.bugs import load, parse
+from testbed.bugs import load, parse, shell_messages, syntax_check
 from testbed.bugs.load import of_plain
-from testbed.bugs.scripts import Language, Script, made, mistakes, script
+from testbed.bugs.script_files import Language, Script, made, mistakes, script
 from testbed.errors import TopologyError
 from testbed.topology.model import Guest
 
@@ -138,7 +137,7 @@ def test_other_variables_are_the_scripts_own_affair(guest: Guest, text: str) -> 
 @pytest.mark.timeout(60)
 def test_no_script_holds_up_this_machine(guest: Guest, text: str) -> None:
     assert len(list(mistakes(text, guest))) <= 50
-    heard = diagnostics.Stream(diagnostics.Source(script("a", text)), errors=True)
+    heard = shell_messages.Stream(shell_messages.Source(script("a", text)), errors=True)
     for line in (text.partition("\n")[0][:4096], "/run/testbed/a: line 1: " + "x" * 4000, "+" * 4096, "a" * 4000 + ": 3: x: not found"):
         heard.unable(line)
         heard.own(line)
@@ -181,22 +180,22 @@ UNREADABLE = {
 
 @pytest.mark.parametrize(("text", "line", "said"), UNREADABLE.values(), ids=UNREADABLE)
 def test_a_script_that_cannot_be_read_is_a_mistake(text: str, line: int, said: str) -> None:
-    ((number, found),) = syntax.mistakes(script("crash", text))
+    ((number, found),) = syntax_check.mistakes(script("crash", text))
     assert said in found and (number == line or "nested" in text or "((" in text)
 
 
 @pytest.mark.skipif(shutil.which("dash") is None, reason="another sh takes what dash does not")
 def test_dash_does_not_take_what_bash_does() -> None:
-    assert syntax.mistakes(script("a", "#!/bin/sh\na=(1 2)\n")) and not syntax.mistakes(script("a", "a=(1 2)\n"))
+    assert syntax_check.mistakes(script("a", "#!/bin/sh\na=(1 2)\n")) and not syntax_check.mistakes(script("a", "a=(1 2)\n"))
 
 
 def test_what_is_only_read_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASH_ENV", str(tmp_path / "env"))
     (tmp_path / "env").write_text(f"touch {tmp_path}/ran")
     for first in ("", "#!/bin/sh\n", "#!/usr/bin/perl\nBEGIN { system('false') }\n"):
-        assert not syntax.mistakes(script("a", f"{first}touch {tmp_path}/ran\n"))
-    assert not syntax.mistakes(script("a", f"#!/usr/bin/python3\nopen('{tmp_path}/ran', 'w')\n"))
-    assert not syntax.mistakes(script("a", "shopt -s extglob\nrm -f !(a|b)\n"))
+        assert not syntax_check.mistakes(script("a", f"{first}touch {tmp_path}/ran\n"))
+    assert not syntax_check.mistakes(script("a", f"#!/usr/bin/python3\nopen('{tmp_path}/ran', 'w')\n"))
+    assert not syntax_check.mistakes(script("a", "shopt -s extglob\nrm -f !(a|b)\n"))
     assert not (tmp_path / "ran").exists()
 
 

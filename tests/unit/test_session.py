@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from testbed.paths import Folders
-from testbed.session import open_session, reap
+from testbed.guest.session import open_session, reap
+from testbed.host.paths import Folders
 
 
 def folders(root: Path) -> Folders:
@@ -42,9 +42,9 @@ def killed(of: Folders) -> None:
     script = """
 import os, sys
 from pathlib import Path
-from testbed import vms
-from testbed.paths import Folders
-from testbed.session import open_session
+from testbed.host import registry as vms
+from testbed.host.paths import Folders
+from testbed.guest.session import open_session
 of = Folders(**{name: Path(path) for name, path in zip(("cache", "state", "runtime", "admission"), sys.argv[1:])})
 with vms.claimed(of, "tiny"), open_session(of) as session:
     (session.scratch / "disk.raw").touch()

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from testbed.bugs.model import Condition
-from testbed.patterns import compiled
-from testbed.signature import End, Match, Watch, rendered
+from testbed.bugs.signature import End, Match, Watch, rendered
+from testbed.regex import compiled
 
 
 def watch(*conditions: dict[str, Any]) -> Watch:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed import ssh_proxy
+from testbed.host import ssh_proxy
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-from testbed import stack
+from testbed.guest.setup import block_stack
 from testbed.topology import Guest
 from testbed.topology.load import parse
 
@@ -23,9 +23,9 @@ NESTED = with_loops("l0", "l1")
 
 
 def test_a_loop_comes_after_what_it_stands_on() -> None:
-    made = stack.plan_stack(with_loops("l1", "l0"), {"data": "/dev/nvme0n1"})
+    made = block_stack.plan_stack(with_loops("l1", "l0"), {"data": "/dev/nvme0n1"})
     assert [step.what for step in made.steps][2::3] == ["/dev/loop1 on /mnt/data/disk.img", "/dev/loop0 on /mnt/l0/inner.img"]
-    made = stack.plan_stack(NESTED, {"data": "/dev/nvme0n1"})
+    made = block_stack.plan_stack(NESTED, {"data": "/dev/nvme0n1"})
     assert [step.what for step in made.steps] == [
         "ext4 on /dev/nvme0n1 at /mnt/data",
         "written /mnt/data/disk.img",
@@ -39,7 +39,7 @@ def test_a_loop_comes_after_what_it_stands_on() -> None:
 
 
 def test_tmpfs_needs_no_disk_and_its_file_is_sparse() -> None:
-    alone = stack.plan_stack(with_loops("l2"), {"data": "/dev/vdc"})
+    alone = block_stack.plan_stack(with_loops("l2"), {"data": "/dev/vdc"})
     assert alone.loops["l2"].disks == ()
     assert [step.what for step in alone.steps] == [
         "tmpfs on memory at /mnt/ram",
@@ -49,17 +49,17 @@ def test_tmpfs_needs_no_disk_and_its_file_is_sparse() -> None:
 
 
 def test_undoing_is_the_reverse_of_what_was_done_and_no_more() -> None:
-    made = stack.plan_stack(NESTED, {"data": "/dev/vdc"})
-    assert stack.undo_script(made.steps).splitlines()[1:-1] == [
+    made = block_stack.plan_stack(NESTED, {"data": "/dev/vdc"})
+    assert block_stack.undo_script(made.steps).splitlines()[1:-1] == [
         "losetup -d /dev/loop1 || failed=1",
         "umount /mnt/l0 || failed=1",
         "losetup -d /dev/loop0 || failed=1",
         "umount /mnt/data || failed=1",
     ]
-    assert stack.undo_script(made.steps[:2]).splitlines()[1:-1] == ["umount /mnt/data || failed=1"]
-    assert stack.undo_script(()).splitlines() == ["failed=0", "exit $failed"]
+    assert block_stack.undo_script(made.steps[:2]).splitlines()[1:-1] == ["umount /mnt/data || failed=1"]
+    assert block_stack.undo_script(()).splitlines() == ["failed=0", "exit $failed"]
 
 
 def test_the_steps_done_are_read_from_the_scripts_output() -> None:
-    assert stack.steps_done("done 0\nsomething\ndone 1\nread back\ndone 7\n") == 2
-    assert stack.steps_done("") == 0
+    assert block_stack.steps_done("done 0\nsomething\ndone 1\nread back\ndone 7\n") == 2
+    assert block_stack.steps_done("") == 0

@@ -12,21 +12,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import survey
-from testbed.report import stacks
+from testbed.guest.setup import survey
+from testbed.guest.setup.survey import Hardware, Survey, Unread
+from testbed.report import stack_svg
 from testbed.report.html import html
 from testbed.report.markdown import markdown
 from testbed.report.schema import Stack
-from testbed.runner import Result
-from testbed.survey import Hardware, Survey, Unread
+from testbed.scenarios.runner import Result
 from testbed.topology.disks import disk_of
 from testbed.topology.model import Guest
-from testbed.topology.stacks import Loop
+from testbed.topology.storage import Loop
 from testbed.units import GIB, MIB
 from tests.unit.outcomes import document, passed
 from tests.unit.test_report_page import Page
 
-SCENARIOS = Path(survey.__file__).with_name("scenarios")
+SCENARIOS = Path(survey.__file__).parents[2] / "scenarios/claims"
 DISKS = {"/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"), "/dev/nvme0n1": Hardware(name="fast", type="nvme")}
 # Of a guest with Linux 6.1, shortened: a loop on a file on ext4, another with direct I/O on the first one's partition, swap, and limits.
 SAID = """\
@@ -137,7 +137,7 @@ def test_what_is_no_whole_survey_is_none_and_says_why(said: str, why: str) -> No
 def test_whatever_a_guest_answers_is_a_survey_or_none_and_can_be_drawn(lines: list[str]) -> None:
     found = survey.parse("\n".join([*lines, "end"]), DISKS)
     if isinstance(found, Survey):
-        ElementTree.fromstring(stacks.svg(Stack.model_validate(asdict(found)), "on base"))
+        ElementTree.fromstring(stack_svg.svg(Stack.model_validate(asdict(found)), "on base"))
 
 
 @pytest.mark.parametrize("shell", ["sh", "bash"])
@@ -166,13 +166,13 @@ def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
 
 def test_control_groups_beyond_those_that_are_looked_into_are_counted() -> None:
     more = SAID.replace("group /writer\nend", "group /writer\nmore 136\nend")
-    assert surveyed(more).more_groups == 136 and stacks.words(stack(more)).endswith(", writer; 136 more cgroups")
-    assert "; 136 more cgroups<" in stacks.svg(stack(more), "on base")
+    assert surveyed(more).more_groups == 136 and stack_svg.words(stack(more)).endswith(", writer; 136 more cgroups")
+    assert "; 136 more cgroups<" in stack_svg.svg(stack(more), "on base")
 
 
 def test_of_many_control_groups_without_limits_only_their_number_is_shown() -> None:
     many = SAID.replace("group /writer\n", "".join(f"group /many-{number}\n" for number in range(32)))
-    assert stacks.words(stack(many)).endswith(
+    assert stack_svg.words(stack(many)).endswith(
         "; cgroups: 32 cgroups (without limits), / (io.cost.qos data enable=1 ctrl=user rpct=0.00), "
         "reader (memory.max 64M, io.max data rbps=1048576)"
     )
@@ -180,7 +180,7 @@ def test_of_many_control_groups_without_limits_only_their_number_is_shown() -> N
 
 
 def test_what_stands_on_what_is_said_and_drawn() -> None:
-    assert stacks.words(stack()).split("; ") == [
+    assert stack_svg.words(stack()).split("; ") == [
         "data (virtio-blk 1G, hdd-7200, bfq)",
         "fast (nvme 1G, 4096 B sectors)",
         "/tmp (tmpfs)",
@@ -191,7 +191,7 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
         "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only) on loop0p1",
         "cgroups: / (io.cost.qos data enable=1 ctrl=user rpct=0.00), reader (memory.max 64M, io.max data rbps=1048576), writer",
     ]
-    drawn = ElementTree.fromstring(stacks.svg(stack(), "on base"))
+    drawn = ElementTree.fromstring(stack_svg.svg(stack(), "on base"))
     titles = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
     assert {"on base", "data", "fast", "/mnt/data", "/mnt/data/my file", "loop0", "loop0p1", "loop1", "/tmp", "reader"} <= titles
     # A limit points at its disk: two of them.
@@ -200,7 +200,7 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
 
 def test_a_loop_that_a_guest_says_to_stand_on_itself_is_drawn_without_that() -> None:
     itself = SAID.replace("loop/backing_file /dev/loop0p1", "loop/backing_file /dev/loop1")
-    assert "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only)" in stacks.words(stack(itself)).split("; ")
+    assert "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only)" in stack_svg.words(stack(itself)).split("; ")
 
 
 def stood(result: Result, **by_side: Survey | Unread) -> Result:

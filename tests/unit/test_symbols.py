@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.symbols import Symbol, address_of, elf, of_elf, parse
+from testbed.guest.debug.kallsyms import Symbol, address_of, elf, of_elf, parse
 
 KALLSYMS = """\
 ffffffff9b000000 T _text

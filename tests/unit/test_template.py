@@ -9,12 +9,14 @@ from unittest.mock import AsyncMock
 
 import pytest
 
-from testbed import room, states, template
-from testbed.clock import Clock
 from testbed.errors import GuestError, HostError
-from testbed.guest import Guest
-from testbed.plan import Memory
+from testbed.guest import template
+from testbed.guest.clock import Clock
+from testbed.guest.guest import Guest
+from testbed.host import quota
 from testbed.progress import Silent
+from testbed.qemu import migration
+from testbed.qemu.command_line import Memory
 
 
 @pytest.mark.parametrize("wrong", [0, 2, 4])
@@ -43,9 +45,9 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path
 
     order = SimpleNamespace(deadlines=SimpleNamespace(restore_s=1, monitor_s=1))
     guest = SimpleNamespace(freeze=nothing, monitor=SimpleNamespace(execute=nothing), wait=waited, order=order, boot_s=9.0)
-    monkeypatch.setattr("testbed.clock.read", read)
-    monkeypatch.setattr("testbed.template._warm_up", nothing)
-    monkeypatch.setattr("testbed.states.write", nothing)
+    monkeypatch.setattr("testbed.guest.clock.read", read)
+    monkeypatch.setattr("testbed.guest.template._warm_up", nothing)
+    monkeypatch.setattr("testbed.qemu.migration.write", nothing)
     with Silent().task("template") as task:
         if wrong == 4:
             with pytest.raises(GuestError, match="expected a clock that goes as ours, got another at 4 boots"):
@@ -61,6 +63,6 @@ async def test_a_state_that_finds_no_room_says_so(
 ) -> None:
     monitor = AsyncMock()
     monitor.execute.return_value = {"status": "failed", **({"error-desc": said} if said else {})}
-    monkeypatch.setattr(room, "full", lambda places: None if room_left else "/x: full")
+    monkeypatch.setattr(quota, "full", lambda places: None if room_left else "/x: full")
     with pytest.raises(HostError, match=f"expected to save the machine's state, got failed: {reason}$"):
-        await states.write(monitor, tmp_path / "state")
+        await migration.write(monitor, tmp_path / "state")

@@ -7,13 +7,13 @@ import pytest
 from pydantic import ValidationError
 
 from testbed.errors import UsageError
-from testbed.hardware import words
-from testbed.hardware.disks import DISK_KINDS
+from testbed.hardware import commands
+from testbed.hardware.disk_kinds import DISK_KINDS
 from testbed.hardware.faults import DEAD, WORN
 from testbed.hardware.latency import Latency
 from testbed.hardware.throttle import Throttle
-from testbed.topology.cues import cues, mistakes, plugging
-from testbed.topology.timelines import Act
+from testbed.topology.schedule import cues, mistakes, plugging
+from testbed.topology.timeline import Act
 
 DISKS = {"data": DISK_KINDS["virtio-blk"], "other": DISK_KINDS["nvme"]}
 
@@ -24,7 +24,7 @@ def act(**said: object) -> Act:
 
 def test_an_act_happens_once_again_and_again_or_in_steps() -> None:
     (once,) = cues(act(at="1.5s", do="hang data 2s"))
-    assert (once.after_s, once.text, once.action) == (1.5, "hang data 2s", words.Action(verb="hang", disk="data", value=2.0))
+    assert (once.after_s, once.text, once.action) == (1.5, "hang data 2s", commands.Action(verb="hang", disk="data", value=2.0))
     thrice = cues(act(at="1s", every="500ms", times=3, do="inject data read=EIO,count=1"))
     assert [cue.after_s for cue in thrice] == [1.0, 1.5, 2.0]
     endless = cues(act(every="2s", do="plug data"))
@@ -112,12 +112,12 @@ def test_a_counter_that_is_no_file_of_a_cgroup_is_refused() -> None:
 
 
 def test_words_say_what_to_do_with_which_disk() -> None:
-    assert words.action(["throttle", "data", "iops-total=100", "scale=0.5"]).value == Throttle(iops_total=50)
-    assert words.action(["delay", "data", "10ms", "scale=2"]).value == Latency(read_us=5000, write_us=5000, flush_us=5000)
-    assert words.action(["inject", "data", "read-only"]).value == WORN
-    assert words.action(["memory", "128M"]) == words.Action(verb="memory", disk=words.MACHINE, value=128 << 20)
-    assert words.action(["cpus", "1"]).value == 1 and words.action(["cpus", "off"]).value is None
-    assert words.action(["unplug", "data", "surprise"]).value is True and words.action(["unplug", "data"]).value is False
+    assert commands.action(["throttle", "data", "iops-total=100", "scale=0.5"]).value == Throttle(iops_total=50)
+    assert commands.action(["delay", "data", "10ms", "scale=2"]).value == Latency(read_us=5000, write_us=5000, flush_us=5000)
+    assert commands.action(["inject", "data", "read-only"]).value == WORN
+    assert commands.action(["memory", "128M"]) == commands.Action(verb="memory", disk=commands.MACHINE, value=128 << 20)
+    assert commands.action(["cpus", "1"]).value == 1 and commands.action(["cpus", "off"]).value is None
+    assert commands.action(["unplug", "data", "surprise"]).value is True and commands.action(["unplug", "data"]).value is False
     assert [fault.operation for fault in DEAD] == ["read", "write", "flush", "discard"]
     for wrong, said in (
         ("unplug data now", "expected surprise, or nothing, got 'now'"),
@@ -127,4 +127,4 @@ def test_words_say_what_to_do_with_which_disk() -> None:
         ("", "expected one of throttle, delay, inject, hang, unplug, plug, resize, memory, cpus, got 'nothing'"),
     ):
         with pytest.raises(UsageError, match=said):
-            words.action(wrong.split())
+            commands.action(wrong.split())

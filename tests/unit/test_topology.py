@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
-from testbed.drives import throttle_of
 from testbed.errors import TopologyError
 from testbed.hardware.profiles import PROFILES
+from testbed.qemu.blockdev import throttle_of
 from testbed.topology import Guest, Topology, load, load_points, unused
 from testbed.topology.load import parse
 from testbed.topology.schema import json_schema

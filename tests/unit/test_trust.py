@@ -13,19 +13,19 @@ import pytest
 from pydantic import BaseModel
 from typer.testing import CliRunner
 
-from testbed import bugs, trust
+from testbed import bugs
 from testbed.api import topologies
 from testbed.bugs import Case
 from testbed.bugs.load import of_plain, self_contained
 from testbed.cli.app import app
 from testbed.cli.trust import trust_command
 from testbed.errors import HostError, TopologyError, UsageError
-from testbed.supervisor import UpOrder
-from testbed.topology import load, load_points
+from testbed.topology import load, load_points, trust
 from testbed.topology.base import Model
 from testbed.topology.load import parse
 from testbed.topology.model import Document, Guest, Topology
 from testbed.topology.unused import for_scenarios
+from testbed.vms.supervisor import UpOrder
 
 GUEST = "version: 1\nguests:\n  g0:\n"
 PYTHON_NAMES = {

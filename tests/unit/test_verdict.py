@@ -2,8 +2,8 @@ import itertools
 
 import pytest
 
-from testbed import verdict
-from testbed.verdict import Claim, Control, Evidence, Gap, Lost, Outcome, Part, Skipped, Verdict
+from testbed.scenarios import verdict
+from testbed.scenarios.verdict import Claim, Control, Evidence, Gap, Lost, Outcome, Part, Skipped, Verdict
 
 
 def evidence(claim: Gap, *, control_holds: bool = True) -> Evidence:

@@ -20,22 +20,25 @@ from unittest.mock import AsyncMock
 import pytest
 from rich.console import Console
 
-from testbed import desk, inventory, paths, reach, supervisor, up, vms
 from testbed.cli import vms as cli_vms
 from testbed.errors import GuestError, GuestLost, HostError, UsageError
-from testbed.paths import Folders
+from testbed.guest.metrics import disk_speed
+from testbed.host import paths, registry
+from testbed.host.paths import Folders
+from testbed.host.registry import Record, Vm
 from testbed.progress import Silent
-from testbed.report import guests
-from testbed.spares import Spare
-from testbed.supervisor import UpOrder
-from testbed.switch import Plug
+from testbed.qemu.frame_switch import Plug
+from testbed.report import inventory, vm_tables
 from testbed.topology.model import Topology
-from testbed.vms import Record, Vm
+from testbed.vms import control as desk
+from testbed.vms import launcher, supervisor
+from testbed.vms.prefork import Spare
+from testbed.vms.supervisor import UpOrder
 from tests.guest import places
 
 RECORD = Record(
     name="g0",
-    state=vms.READY,
+    state=registry.READY,
     topology="/somewhere/default.yaml",
     point="",
     guest="g0",
@@ -61,46 +64,46 @@ def folders() -> Iterator[Folders]:
 
 
 def test_a_folder_that_was_made_for_a_lock_is_ours_alone_once_it_is_claimed(folders: Folders) -> None:
-    with vms.claimed(folders, "g0") as folder:
+    with registry.claimed(folders, "g0") as folder:
         made = folder
     made.mkdir(mode=0o755)
-    with vms.claimed(folders, "g0") as folder:
+    with registry.claimed(folders, "g0") as folder:
         assert folder == made and stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_a_record_is_there_while_its_folder_is_held_and_no_longer(folders: Folders) -> None:
-    with vms.claimed(folders, "g0") as folder:
-        assert vms.every(folders) == ()  # it has no record yet
-        vms.write(folder, RECORD)
-        assert vms.find(folders, "g0").record == RECORD
+    with registry.claimed(folders, "g0") as folder:
+        assert registry.every(folders) == ()  # it has no record yet
+        registry.write(folder, RECORD)
+        assert registry.find(folders, "g0").record == RECORD
         with pytest.raises(UsageError, match="g1: there is no such guest; there are g0"):
-            vms.find(folders, "g1")
-        with pytest.raises(UsageError, match="end it with: testbed down g0"), vms.claimed(folders, "g0"):
+            registry.find(folders, "g1")
+        with pytest.raises(UsageError, match="end it with: testbed down g0"), registry.claimed(folders, "g0"):
             pass
-    assert vms.every(folders) == ()
+    assert registry.every(folders) == ()
 
 
 def test_what_a_killed_supervisor_leaves_is_removed(folders: Folders) -> None:
     (left := folders.runtime / "vms" / "g0").mkdir(parents=True)
-    vms.write(left, RECORD)
+    registry.write(left, RECORD)
     (network := folders.runtime / "net-1").mkdir()
-    assert vms.every(folders) == ()  # and takes the news of it from nobody
-    assert vms.sweep(folders) == (RECORD,)
+    assert registry.every(folders) == ()  # and takes the news of it from nobody
+    assert registry.sweep(folders) == (RECORD,)
     assert not left.exists() and not network.exists()
     left.mkdir()
-    vms.write(left, RECORD)
+    registry.write(left, RECORD)
     with pytest.raises(UsageError, match="g0: its supervisor was killed, and the guest ended with it; its logs: /evidence"):
-        vms.find(folders, "g0")
-    assert vms.sweep(folders) == ()
+        registry.find(folders, "g0")
+    assert registry.sweep(folders) == ()
 
 
 def test_a_network_stays_while_a_guest_names_it(folders: Folders) -> None:
     (network := folders.runtime / "net-1").mkdir()
-    with vms.claimed(folders, "g0") as folder:
-        vms.write(folder, replace(RECORD, networks=str(network)))
-        vms.sweep(folders)
+    with registry.claimed(folders, "g0") as folder:
+        registry.write(folder, replace(RECORD, networks=str(network)))
+        registry.sweep(folders)
         assert network.exists()
-    vms.sweep(folders)
+    registry.sweep(folders)
     assert not network.exists()
 
 
@@ -129,26 +132,28 @@ def reading(at: float, requests: int, **cgroups: int) -> dict[str, Any]:
 
 
 def test_a_load_is_the_difference_of_two_readings() -> None:
-    (load,) = guests.loads("g0", reading(10, 100, a=4096), reading(12, 300, a=4096 * 151, b=4096 * 50, c=0))
+    (load,) = vm_tables.loads("g0", reading(10, 100, a=4096), reading(12, 300, a=4096 * 151, b=4096 * 50, c=0))
     assert load.iops == (100, 0) and load.bytes_s == (409600, 0) and load.latency_ms == (2, None)
     assert load.shares == (("a", 0.75), ("b", 0.25))
     young = replace(RECORD, since=time.time() - 65)
     console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(guests.loads_table((load,)), guests.guests_table((young, replace(young, state=vms.LOST, why="panic\nand more"))))
+    console.print(
+        vm_tables.loads_table((load,)), vm_tables.guests_table((young, replace(young, state=registry.LOST, why="panic\nand more")))
+    )
     text = console.export_text()
     assert "iops-total 100, bps-total 1M" in text and "a 75%, b 25%" in text
     assert "1m 05s" in text and "lost: panic" in text and "and more" not in text
 
 
 def test_ages() -> None:
-    assert [guests.age(seconds) for seconds in (5, 65, 3720, 90000)] == ["5s", "1m 05s", "1h 02m", "1d 1h"]
+    assert [vm_tables.age(seconds) for seconds in (5, 65, 3720, 90000)] == ["5s", "1m 05s", "1h 02m", "1d 1h"]
 
 
 def test_the_inventory_has_ready_guests_alone() -> None:
     there = (
         Vm(folder=Path("/run/g0"), record=RECORD),
-        Vm(folder=Path("/run/g1"), record=replace(RECORD, name="g1", kernel="/tmp/My Kernel.deb", state=vms.READY)),
-        Vm(folder=Path("/run/g2"), record=replace(RECORD, name="g2", state=vms.LOST)),
+        Vm(folder=Path("/run/g1"), record=replace(RECORD, name="g1", kernel="/tmp/My Kernel.deb", state=registry.READY)),
+        Vm(folder=Path("/run/g2"), record=replace(RECORD, name="g2", state=registry.LOST)),
     )
     listed = inventory.listing(there)
     assert listed["testbed"] == {"hosts": ["g0", "g1"], "children": ["kernel_debian_6_1", "kernel_my_kernel_deb"]}
@@ -176,7 +181,7 @@ async def test_a_socket_that_is_listened_on_is_its_users_alone(folders: Folders)
 
 
 def test_the_folder_of_guests_that_stay_is_their_users_alone(folders: Folders) -> None:
-    with vms.claimed(folders, "g0") as folder:
+    with registry.claimed(folders, "g0") as folder:
         assert [stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder)] == [0o700, 0o700]
 
 
@@ -215,14 +220,14 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
             raise HostError("here it ends")
         yield AsyncMock(folders=folders)
 
-    monkeypatch.setattr(up, "launch", supervised)
-    monkeypatch.setattr(reach, "beyond", lambda *_: ())
-    monkeypatch.setattr(reach, "known", lambda *_: None)
-    for module in (up, supervisor):
+    monkeypatch.setattr(launcher, "launch", supervised)
+    monkeypatch.setattr(disk_speed, "beyond", lambda *_: ())
+    monkeypatch.setattr(disk_speed, "known", lambda *_: None)
+    for module in (launcher, supervisor):
         monkeypatch.setattr(module, "open_lab", opened)
     monkeypatch.setattr(paths, "folders", lambda: folders)
     names = ("a", "b")
-    await up.start(
+    await launcher.start(
         Topology.model_validate({"version": 1, "guests": {name: {} for name in names}}),
         file=tmp_path / "x.yaml",
         point="",
@@ -257,7 +262,7 @@ async def test_guests_that_do_not_get_ready_leave_no_network(folders: Folders, t
     with ours, theirs:
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(HostError, match="g0: its supervisor ended before it was ready"):
-            await up.launch([order], (Spare(pid=supervising.pid, wire=ours),), folders, Silent())
+            await launcher.launch([order], (Spare(pid=supervising.pid, wire=ours),), folders, Silent())
     assert not network.exists()
 
 
@@ -314,11 +319,11 @@ async def test_an_error_of_a_supervisor_keeps_its_class(folders: Folders) -> Non
     async def lost(asked: dict[str, Any]) -> dict[str, Any]:
         raise GuestLost("g0", "ready", "it ended")
 
-    with vms.claimed(folders, "g0") as folder:
-        vms.write(folder, RECORD)
+    with registry.claimed(folders, "g0") as folder:
+        registry.write(folder, RECORD)
         async with desk.listening(folder / "control", lambda reader, writer: desk.answer("g0", {"lose": lost}, reader, writer)):
             with pytest.raises(GuestLost, match="guest g0: ready: it ended"):
-                await vms.find(folders, "g0").ask("lose")
+                await registry.find(folders, "g0").ask("lose")
 
 
 async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders: Folders) -> None:
@@ -333,10 +338,10 @@ async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders
         return {}
 
     verbs = {"fill": full, "wait": wait}
-    with vms.claimed(folders, "g0") as folder:
-        vms.write(folder, RECORD)
+    with registry.claimed(folders, "g0") as folder:
+        registry.write(folder, RECORD)
         async with desk.listening(folder / "control", lambda reader, writer: desk.answer("g0", verbs, reader, writer)):
-            there = vms.find(folders, "g0")
+            there = registry.find(folders, "g0")
             with pytest.raises(HostError, match="g0: /state/g0/good: No space left on device"):
                 await there.ask("fill")
             waiting = asyncio.create_task(there.ask("wait"))
@@ -368,9 +373,9 @@ async def test_what_outlives_its_supervisor_is_a_stray_whatever_the_record_says(
                 await asyncio.sleep(0.01)
         folder = own.runtime / "testbed" / "vms" / "g0"
         folder.mkdir(parents=True)
-        vms.write(folder, replace(RECORD, supervisor=keeper.pid, state=vms.STARTING))
+        registry.write(folder, replace(RECORD, supervisor=keeper.pid, state=registry.STARTING))
         assert own.strays().keys() == {keeper.pid, child}
-        vms.write(folder, replace(RECORD, supervisor=keeper.pid))
+        registry.write(folder, replace(RECORD, supervisor=keeper.pid))
         await own.no_strays()
         keeper.kill()
         await keeper.wait()
@@ -381,8 +386,8 @@ async def test_what_outlives_its_supervisor_is_a_stray_whatever_the_record_says(
 def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
     runtime = folders.runtime / "testbed"
     runtime.mkdir()
-    with vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder:
-        vms.write(folder, RECORD)
+    with registry.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder:
+        registry.write(folder, RECORD)
         env = {
             **os.environ,
             "XDG_RUNTIME_DIR": str(folders.runtime),
@@ -405,10 +410,10 @@ def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(folders:
     env = {**os.environ, "XDG_RUNTIME_DIR": str(folders.runtime), "TESTBED_STATE": str(tmp_path)}
     ours, theirs = os.openpty() if terminal else os.pipe()
     with (
-        vms.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder,
+        registry.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder,
         subprocess.Popen(["cat"], stdin=-1) as guest,
     ):
-        vms.write(folder, replace(RECORD, evidence=str(tmp_path), supervisor=guest.pid))
+        registry.write(folder, replace(RECORD, evidence=str(tmp_path), supervisor=guest.pid))
         words = [sys.executable, "-m", "testbed", "logs", "g0", "--follow"]
         with subprocess.Popen(words, env=env, stdout=theirs, cwd=Path(__file__).parents[2]) as followed:
             os.close(theirs)

@@ -17,7 +17,7 @@ import asyncio, os, re, sys, time
 from pathlib import Path
 from testbed.cli import watchdog
 from testbed.cli.app import run_async
-from testbed.cli.kept import run_kept
+from testbed.cli.result_writer import run_kept
 from testbed.report import results
 
 watchdog._PATIENCE_S, watchdog._PATIENCE_WITH_END_S = 0.2, float(sys.argv[3])
@@ -190,7 +190,7 @@ def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, t
 def test_pytest_is_not_held_by_a_guest_of_its_plugin_that_stands_still() -> None:
     code = """\
 import os, signal, threading
-from testbed.api import carrier
+from testbed.api import event_loops as carrier
 
 carrier._GRACE_S = 0.2
 background = carrier.Background()

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from testbed import wires
-from testbed.console import Finding, Kind
 from testbed.errors import GuestError, WireBroken
-from testbed.wires import Agent, Console
+from testbed.guest.channels import console as wires
+from testbed.guest.channels.console import Agent, Console
+from testbed.guest.channels.kernel_log import Finding, Kind
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from testbed.host import Confinement, Host, Kvm, Qemu
+from testbed.host.facts import Confinement, Host, Kvm, Qemu
 from testbed.units import GIB
 
 

@@ -6,8 +6,8 @@ import io
 import random
 import struct
 
-from testbed.export.device import Device
-from testbed.export.nbd import Asked, Ended, Protocol, Say
+from testbed.qemu.nbd_server.device import Device
+from testbed.qemu.nbd_server.protocol import Asked, Ended, Protocol, Say
 
 _DISK_BYTES = 1 << 16
 

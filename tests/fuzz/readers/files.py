@@ -8,12 +8,12 @@ import json
 import random
 import tarfile
 
+from testbed.bugs import bundle as bundles
 from testbed.bugs.load import of_plain, parse, read_plain, written
 from testbed.hardware import disk_images
 from testbed.hardware.disk_images import HEAD_BYTES, TAIL_BYTES, Content
-from testbed.store import bundles
 from testbed.topology.load import parse_points
-from testbed.topology.reader import text_of
+from testbed.topology.yaml_reader import text_of
 from tests.fuzz import mutate
 from tests.fuzz.readers import place
 

@@ -6,22 +6,27 @@ import asyncio
 import functools
 import json
 
-from testbed import blktests, console, counters, devices, fio, group_counts, guest_shell, kernel_log, machine, readback, survey
+from testbed import cgroupfs, group_counts
+from testbed.api import blktests
 from testbed.bugs.model import Condition
-from testbed.bugs.scripts import script
-from testbed.clock import uptime_s
-from testbed.disk_errors import DiskErrors
-from testbed.readback import Fact
-from testbed.signature import Watch, rendered
+from testbed.bugs.script_files import script
+from testbed.bugs.signature import Watch, rendered
+from testbed.guest import cpu_memory, devices, shell_functions
+from testbed.guest.channels import dmesg, kernel_log
+from testbed.guest.channels.console import Agent
+from testbed.guest.clock import uptime_s
+from testbed.guest.metrics import fio
+from testbed.guest.setup import readback, survey
+from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.survey import Hardware
+from testbed.qemu.io_errors import DiskErrors
 from testbed.store import archives
-from testbed.survey import Hardware
-from testbed.wires import Agent
 from tests.fuzz.readers import place
 
 
 def console_lines(data: bytes) -> None:
     """A console, line by line, as guests are watched; what is found is written as JSON."""
-    reader = console.Reader()
+    reader = kernel_log.Reader()
     found = [one.seconds for line in place.text(data).split("\n") if (one := reader.take(line)) is not None]
     json.dumps(found, allow_nan=False)
 
@@ -29,9 +34,9 @@ def console_lines(data: bytes) -> None:
 def log(data: bytes) -> None:
     """What is asked of a guest's log, merged with a console that has shown the same."""
     text = place.text(data)
-    reader = console.Reader()
+    reader = kernel_log.Reader()
     shown = [one for line in text.split("\n") if (one := reader.take(line)) is not None]
-    kernel_log.merged(shown, kernel_log.parse(text), 500)
+    dmesg.merged(shown, dmesg.parse(text), 500)
 
 
 _SCRIPT = 'set -x\nprepare() { mkdir a; }\nprepare && echo "BYPASSED $1" <<EOF\nx\nEOF\nfor i in 1 2; do\n  sleep 1 & wait\ndone\n'
@@ -107,29 +112,29 @@ def counter_files(data: bytes) -> None:
     """A file of the cgroup filesystem, as io.stat; its growth."""
     text = place.text(data)
     before, _, after = text.partition("\0")
-    counters.parse_io_stat(before, "g0: io.stat")
-    counters.moved(before, after or before, "7:0", "rbytes", "g0: io.stat")
+    cgroupfs.parse_io_stat(before, "g0: io.stat")
+    cgroupfs.moved(before, after or before, "7:0", "rbytes", "g0: io.stat")
 
 
 def flat_files(data: bytes) -> None:
     """A flat keyed file of the cgroup filesystem."""
     text = place.text(data)
-    counters.parse_flat(text, "g0: memory.stat")
-    counters.value(text, "oom_kill", "g0: memory.events")
+    cgroupfs.parse_flat(text, "g0: memory.stat")
+    cgroupfs.value(text, "oom_kill", "g0: memory.events")
 
 
 def shell_output(data: bytes) -> None:
     """What the functions of a guest's shell print: files, words and numbers."""
     text = place.text(data)
-    guest_shell.sections(text, "7a3f", "g0")
-    guest_shell.lines(text, "number")
-    guest_shell.printed_number(text, "pid", "g0")
-    guest_shell.named(text, "rate", ("a",), "g0")
+    shell_functions.sections(text, "7a3f", "g0")
+    shell_functions.lines(text, "number")
+    shell_functions.printed_number(text, "pid", "g0")
+    shell_functions.named(text, "rate", ("a",), "g0")
 
 
 def online(data: bytes) -> None:
     """Which CPUs a guest has."""
-    machine.online(place.text(data), "g0: cpu/online")
+    cpu_memory.online(place.text(data), "g0: cpu/online")
 
 
 _DISKS = {"/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"), "/dev/nvme0n1": Hardware(name="fast", type="nvme")}

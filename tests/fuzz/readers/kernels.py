@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from testbed import symbols
-from testbed.store import debs, kernel_image
+from testbed.guest.debug import kallsyms
+from testbed.store.kernels import debs
+from testbed.store.kernels import image as kernel_image
 from tests.fuzz.readers import place
 
 
@@ -33,5 +34,5 @@ _OF_PROGRAMS = (b"\x28\xb5\x2f\xfd", b"\x02\x21\x4c\x18", b"\x04\x22\x4d\x18", b
 
 def elf(data: bytes) -> None:
     """A vmlinux's symbols, and kallsyms."""
-    symbols.elf(symbols.parse(place.text(data)))
-    symbols.elf(symbols.of_elf(data))
+    kallsyms.elf(kallsyms.parse(place.text(data)))
+    kallsyms.elf(kallsyms.of_elf(data))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from testbed.kbuild import fragments, kconfig, mailbox, patches
-from testbed.kbuild.fragments import Option
-from testbed.kbuild.patches import Patch
+from testbed.store.kernels import config_fragments, kconfig, mailbox, patches
+from testbed.store.kernels.config_fragments import Option
+from testbed.store.kernels.patches import Patch
 from tests.fuzz.readers import place
 
 
@@ -46,7 +46,7 @@ def kconfig_files(data: bytes) -> None:
     files = {"Kconfig": top, **{f"lib/Kconfig.{number}": text for number, text in enumerate(more)}}
     found = kconfig.read(files.get)
     asked = {"BRIDGE": Option(value="m", where="x:1"), "DEEP": Option(value="y", where="x:2")}
-    losses = fragments.losses(asked, {})
+    losses = config_fragments.losses(asked, {})
     kconfig.chosen(losses, found, asked, {})
     kconfig.unknown(losses, found)
     for loss in losses:
@@ -55,6 +55,6 @@ def kconfig_files(data: bytes) -> None:
 
 def configuration(data: bytes) -> None:
     """A .config or a fragment."""
-    found = fragments.parse(place.text(data), "config")
-    fragments.parse(fragments.written(found), "written")
-    fragments.losses(found, {})
+    found = config_fragments.parse(place.text(data), "config")
+    config_fragments.parse(config_fragments.written(found), "written")
+    config_fragments.losses(found, {})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from testbed import group_sampler, journal, player, sampler
-from testbed.report import bug_files, bug_view, diff, junit, markdown, reading, results, series
+from testbed.guest import timeline
+from testbed.guest.metrics import cgroup_sampler, disk_sampler
+from testbed.host import eventlog
+from testbed.report import diff, junit, markdown, plots, result_reader, results, runs
 from testbed.report import ktap as own_ktap
-from testbed.report.bug_schema import MODELS
-from testbed.store import runs
+from testbed.report.bugs import files, view
+from testbed.report.bugs.schema import MODELS
 from tests import ktap
 from tests.fuzz.readers import place
 
@@ -26,11 +28,11 @@ def scenarios(data: bytes) -> None:
 def bugs(data: bytes) -> None:
     """Results of `repro`, `reduce`, `bisect` and `suite`: the document says which."""
     name = next((name for name in MODELS if f'"{name.removesuffix(".json")}"'.encode() in data), "repro.json")
-    found = bug_files.read(_run(data, name))
+    found = files.read(_run(data, name))
     assert found is not None
-    bug_files.markdown(found)
+    files.markdown(found)
     if found["what"] in ("repro", "suite"):
-        ktap.parse(own_ktap.ktap(bug_view.as_results(found)))
+        ktap.parse(own_ktap.ktap(view.as_results(found)))
 
 
 def ktap_of(data: bytes) -> None:
@@ -40,17 +42,17 @@ def ktap_of(data: bytes) -> None:
 
 def listed(data: bytes) -> None:
     """A run as `testbed runs` lists it, by either kind of results or by its log."""
-    name = next((name for name, of_it in runs.RESULTS.items() if f'"{of_it}"'.encode() in data), journal.FILE)
-    runs.every(_run(data, name).parent, reading.document)
+    name = next((name for name, of_it in runs.RESULTS.items() if f'"{of_it}"'.encode() in data), eventlog.FILE)
+    runs.every(_run(data, name).parent, result_reader.document)
 
 
-_RECORDED = {b'"disks"': sampler.LOG, b'"groups"': group_sampler.LOG, b"": player.LOG}
+_RECORDED = {b'"disks"': disk_sampler.LOG, b'"groups"': cgroup_sampler.LOG, b"": timeline.LOG}
 
 
 def samples(data: bytes) -> None:
     """What was sampled of a guest's disks or groups, or its timeline, as plots."""
     name = next(name for of_it, name in _RECORDED.items() if of_it in data)
-    json.dumps(series.read(_folder(data, name).parent, "evidence", 100).plots, allow_nan=False)
+    json.dumps(plots.read(_folder(data, name).parent, "evidence", 100).plots, allow_nan=False)
 
 
 def _run(data: bytes, name: str) -> Path:

@@ -1,0 +1,107 @@
+"""What a test can do with a running guest, whoever owns it: we ourselves, or a supervisor that keeps it for later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from testbed.api.devices import Disk, Loop
+from testbed.guest import hardware_control
+from testbed.guest.channels.ssh import Result
+from testbed.guest.guest import Guest
+from testbed.guest.setup.block_stack import Stack
+from testbed.hardware import commands
+from testbed.topology.model import Guest as GuestModel
+
+# The caller owns the deadline.
+_FOR_EVER_S = 1e6
+Said = dict[str, list[str]]
+
+
+class Machine(Protocol):
+    """A guest, all of it set up. `devices`: /dev path of each device of its topology."""
+
+    name: str
+    model: GuestModel
+    kernel: str
+    release: str
+    evidence: Path
+    command_s: float
+
+    @property
+    def disks(self) -> dict[str, Disk]: ...
+
+    @property
+    def loops(self) -> dict[str, Loop]: ...
+
+    @property
+    def devices(self) -> Mapping[str, str]: ...
+
+    async def run(self, script: str, *arguments: str, stdin: bytes = b"") -> Result:
+        """A script of the guest's shell, which reads `stdin`, whatever its status; the caller owns the deadline.
+
+        :raise GuestLost: the guest is gone. :raise WireBroken: the connection is.
+        """
+
+    async def put(self, source: Path, target: str) -> None: ...
+
+    async def get(self, source: str, target: Path, most_bytes: int | None) -> None: ...
+
+    async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        """A command of QMP. :raise HostError: QEMU refuses it."""
+
+    async def tell(self, some: Sequence[str]) -> Said:
+        """What `hardware/words.py` understands; returns how the disk, or the machine, is then."""
+
+    async def said(self, disk: str) -> Said:
+        """How a disk, or the machine, behaves now."""
+
+
+class Own:
+    """A guest of this process."""
+
+    def __init__(self, guest: Guest, stack: Stack, kernel: str, release: str) -> None:
+        self._guest, self._stack = guest, stack
+        self.name, self.model, self.evidence = guest.name, guest.order.model, guest.order.evidence
+        self.kernel, self.release = kernel, release
+        self.command_s = guest.order.deadlines.command_s
+
+    @property
+    def disks(self) -> dict[str, Disk]:
+        return {
+            name: Disk(name=name, path=device.path, number=device.number, serial=device.serial, size_bytes=device.size_bytes)
+            for name, device in self._guest.disks.items()
+        }
+
+    @property
+    def loops(self) -> dict[str, Loop]:
+        return {
+            name: Loop(name=name, path=loop.path, backing_file=loop.backing_file, disks=loop.disks)
+            for name, loop in self._stack.loops.items()
+        }
+
+    @property
+    def devices(self) -> Mapping[str, str]:
+        return {**self._stack.devices, **{name: disk.path for name, disk in self._guest.disks.items()}}
+
+    async def run(self, script: str, *arguments: str, stdin: bytes = b"") -> Result:
+        return await self._guest.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S, stdin=stdin)
+
+    async def put(self, source: Path, target: str) -> None:
+        await self._guest.put(source, target, timeout_s=_FOR_EVER_S)
+
+    async def get(self, source: str, target: Path, most_bytes: int | None) -> None:
+        await self._guest.get(source, target, most_bytes=most_bytes, timeout_s=_FOR_EVER_S)
+
+    async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        guest = self._guest
+        return await guest.wait(guest.monitor.execute(command, arguments), guest.order.deadlines.monitor_s)
+
+    async def tell(self, some: Sequence[str]) -> Said:
+        return await hardware_control.told(self._guest, some)
+
+    async def said(self, disk: str) -> Said:
+        if disk == commands.MACHINE:
+            return await hardware_control.said_machine(self._guest)
+        return await hardware_control.said(self._guest.hardware, disk)

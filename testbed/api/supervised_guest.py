@@ -1,0 +1,204 @@
+"""Guests that may stay when their test has failed: each has a supervisor, as with `testbed up`, and is spoken with as commands do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import secrets
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
+from testbed import jsons
+from testbed.api.devices import Disk, Loop
+from testbed.api.guest_backend import Said
+from testbed.errors import GuestLost, HostError, TestbedError, UsageError, WireBroken
+from testbed.guest.channels.ssh import Result, Shell
+from testbed.guest.channels.ssh_keys import SshKey
+from testbed.guest.setup import block_stack
+from testbed.hardware import commands
+from testbed.host import process, registry, ssh_proxy
+from testbed.host.paths import Folders
+from testbed.host.registry import Vm as Supervised
+from testbed.topology import Topology, trust
+
+_UP_S = 1800.0
+_DOWN_S = 90.0
+# How long a supervisor may take to note that its guest is gone.
+_NOTED_S = 5.0
+_FOR_EVER_S = 1e6
+# A supervisor that lives answers in milliseconds; one that a signal has stopped does not.
+_DIAL_S = 60.0
+_LONGEST_NAME = 24
+
+
+class Kept:
+    """A guest of a supervisor. `stays`: it is not ended with its test."""
+
+    def __init__(self, supervised: Supervised, shell: Shell, topology: Topology, kernel: str) -> None:
+        record = supervised.record
+        self._supervised, self._shell = supervised, shell
+        self.name, self.release, self.evidence = record.name, record.release, Path(record.evidence)
+        self.model, self.kernel = topology.guests[record.guest], kernel
+        self.command_s = 0.0  # until it was asked
+        self.devices: Mapping[str, str] = {}
+        self.disks: dict[str, Disk] = {}
+        self.stays = False
+
+    @property
+    def loops(self) -> dict[str, Loop]:
+        found = block_stack.plan_stack(self.model, self.devices).loops
+        return {name: Loop(name=name, path=one.path, backing_file=one.backing_file, disks=one.disks) for name, one in found.items()}
+
+    async def look(self) -> None:
+        """Find its disks."""
+        answer = await self._supervised.ask("disks")
+        self.command_s = answer["command_s"]
+        self.disks = {
+            name: Disk(name=name, **{key: one[key] for key in ("path", "number", "serial", "size_bytes")})
+            for name, one in answer["disks"].items()
+        }
+        self.devices = {**self._supervised.record.devices, **{name: disk.path for name, disk in self.disks.items()}}
+
+    async def run(self, script: str, *arguments: str, stdin: bytes = b"") -> Result:
+        with_cause = self._shell.script(script, *arguments, check=False, timeout_s=_FOR_EVER_S, stdin=stdin)
+        try:
+            return await with_cause
+        except WireBroken as error:
+            raise await self._why(error) from error
+
+    async def _why(self, error: TestbedError) -> TestbedError:
+        """What became of the guest, if that is why its connection broke."""
+        until = time.monotonic() + _NOTED_S
+        while time.monotonic() < until:
+            now = registry.read_record(self._supervised.folder)
+            if now is None or now.state == registry.LOST:
+                return GuestLost(self.name, "ready", now.why if now is not None else "its supervisor is gone")
+            await asyncio.sleep(0.1)
+        return error
+
+    async def put(self, source: Path, target: str) -> None:
+        await self._shell.put(source, target)
+
+    async def get(self, source: str, target: Path, most_bytes: int | None) -> None:
+        await self._shell.get(source, target, most_bytes=most_bytes)
+
+    async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
+        return (await self._supervised.ask("qmp", execute=command, arguments=arguments))["return"]
+
+    async def tell(self, some: Sequence[str]) -> Said:
+        verb = commands.action(some).verb  # refused here, where it was said
+        answer = await self._supervised.ask("hardware", words=list(some))
+        if verb == "plug":
+            await self.look()
+        return dict(next(iter(answer.values())))
+
+    async def said(self, disk: str) -> Said:
+        return dict((await self._supervised.ask("hardware"))[disk])
+
+    @property
+    def lives(self) -> bool:
+        """Whether somebody can enter it."""
+        now = registry.read_record(self._supervised.folder)
+        return now is not None and now.state == registry.READY
+
+    async def close(self) -> None:
+        """End it, unless it stays."""
+        await self._shell.close()
+        if not (self.stays and self.lives):
+            await _end(self._supervised)
+
+
+class _Entrance:
+    """To the SSH server of a guest that a supervisor keeps."""
+
+    def __init__(self, supervised: Supervised) -> None:
+        self._supervised = supervised
+        self._why = ""
+
+    async def dial(self) -> socket.socket:
+        name, keeper = self._supervised.record.name, str(self._supervised.folder / registry.SSH)
+        try:
+            descriptor, self._why = await asyncio.to_thread(ssh_proxy.connection, keeper, _DIAL_S)
+        except OSError as error:
+            raise WireBroken(f"guest {name}: SSH: {error}") from error
+        wire = socket.socket(fileno=descriptor)
+        wire.setblocking(False)
+        return wire
+
+    def why_silent(self) -> str:
+        return self._why
+
+
+@contextlib.asynccontextmanager
+async def started(
+    topology: Topology, kernel: str, kernels: Mapping[str, str], folders: Folders, evidence: Path, *, cold: bool
+) -> AsyncIterator[dict[str, Kept]]:
+    """The guests of a topology, each with a supervisor. `kernel`: of those that name none; `kernels`: of each.
+
+    :raise HostError: one did not get ready; says what it said.
+    """
+    evidence.mkdir(parents=True, exist_ok=True)
+    file = evidence / "topology.yaml"
+    text = json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True))
+    file.write_text(text, encoding="utf-8")
+    trusted = all(trust.are_trusted(model.qemu_args) for model in topology.guests.values())
+    called = re.sub(r"[^a-z0-9]+", "-", f"t-{evidence.name}".lower())[:_LONGEST_NAME].strip("-") + f"-{secrets.token_hex(2)}"
+    # Whoever asks has waited for room already.
+    options = ["--json", "--quiet", "--at-once", "--logs", str(evidence), *(["--cold"] if cold else [])]
+    if all(model.kernel is None for model in topology.guests.values()):
+        options += ["--kernel", kernel]
+    env = {trust.VARIABLE: trust.more(trust.digest(text))} if trusted else {}
+    # -P: what lies in the current folder is no module of it.
+    words: list[str | Path] = [sys.executable, "-P", "-m", "testbed", "up", file, "--name", called, *options]
+    done = await process.run(words, timeout_s=_UP_S, env=env, check=False)
+    if done.status != 0:
+        raise HostError(f"the guests do not get ready: {done.stderr.strip()}")
+    names = [record["name"] for record in jsons.parsed(done.stdout)]
+    found: dict[str, Kept] = {}
+    try:
+        for name in names:
+            supervised = registry.find(folders, name)
+            guest = supervised.record.guest
+            found[guest] = Kept(supervised, await _connected(supervised, topology), topology, kernels[guest])
+            await found[guest].look()
+        yield found
+    finally:
+        for one in found.values():
+            await one.close()
+        for name in set(names) - {one.name for one in found.values()}:
+            with contextlib.suppress(UsageError):  # it is gone already
+                await _end(registry.find(folders, name))
+
+
+async def _end(supervised: Supervised) -> None:
+    with contextlib.suppress(TestbedError):
+        await supervised.ask("down")
+    await registry.gone(supervised, _DOWN_S)
+
+
+async def _connected(supervised: Supervised, topology: Topology) -> Shell:
+    record = supervised.record
+    key = load_ssh_private_key((supervised.folder / "key").read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    known = asyncio.Event()
+    known.set()
+    entrance = _Entrance(supervised)
+    return await Shell.connect(
+        record.name,
+        await entrance.dial(),
+        key=SshKey(key.private_bytes_raw()),
+        known=known,
+        host_key=(supervised.folder / "known_hosts").read_text(encoding="utf-8").split(maxsplit=1)[1].strip(),
+        command_s=_FOR_EVER_S,
+        entrance=entrance,
+        environment=topology.guests[record.guest].environment,
+    )

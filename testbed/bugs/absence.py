@@ -1,0 +1,99 @@
+"""Whether a kernel on which a bug was not seen is told apart from one on which it shows, at 95 %, and how many tries that takes. Pure.
+
+Told apart means that the odds of showing (25 % are 1 to 3) are more than 19/3 times as high on the showing kernel. So 25 % and 5 %, which
+differ by just that, are never told apart, whatever the number of tries: a bug that shows more seldom is not gone.
+
+The test is an e-value: the likelihood of the tries if the bug never shows on the clean kernel, averaged over the rates of the showing one,
+divided by their greatest likelihood under the null hypothesis. Under the null its expectation is at most 1 whenever one looks, so that it
+reaches 20 in at most 5 % of all runs, with any rule of stopping and any number of looks; no correction for them is needed. Where several
+kernels are compared, every pair has to be told apart, so that the claim about all of them is wrong no more often than that about one.
+
+Sources: J. Ville, "Étude critique de la notion de collectif" (1939), the inequality; L. Wasserman, A. Ramdas, S. Balakrishnan, "Universal
+inference" (2020), the greatest likelihood below the line.
+"""
+
+from __future__ import annotations
+
+import math
+
+from testbed.bugs.statistics import Rate
+
+# The odds of 25 % over those of 5 %.
+MARGIN = 19 / 3
+# The inverse of the chance of a wrong claim.
+_WANTED = math.log(20)
+# How rates of showing kernels are weighted: a Beta distribution. Bugs that show nearly always come soonest with it: 6 tries on each kernel.
+_WEIGHT = (2.0, 0.5)
+# The search for a number of tries ends there.
+_MOST = 1 << 20
+
+
+def told_apart(shown: Rate, misses: int) -> bool:
+    """Whether so many tries without a hit differ from what another kernel has `shown` by more than the margin."""
+    return bool(shown.hits) and log_evidence(shown, misses) >= _WANTED
+
+
+def needed(shown: Rate) -> int | None:
+    """The fewest tries without a hit that are told apart; None where no number of tries would do."""
+    if not told_apart(shown, _MOST):
+        return None
+    low, high = 0, _MOST
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if told_apart(shown, middle) else (middle, high)
+    return high
+
+
+def enough(shown: Rate, most: int) -> bool:
+    """Whether a showing kernel has had its tries: as many on the other would do; or that cannot be any longer within `most` tries."""
+    if told_apart(shown, shown.tries):
+        return True
+    left = most - shown.tries
+    best = Rate(hits=shown.hits + left, tries=most) if left > 0 else shown
+    return shown.hits > 0 and not told_apart(best, most)
+
+
+def tries_for_share(share: float) -> int:
+    """How many tries on each kernel tell a bug apart that shows in just this share (above 0) of them, to two digits."""
+    low, high = 1, _MOST
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if told_apart(Rate(hits=int(share * middle + 1e-9), tries=middle), middle) else (middle, high)
+    step: int = 10 ** max(0, len(str(high)) - 2)
+    return math.ceil(high / step) * step
+
+
+def log_evidence(shown: Rate, misses: int) -> float:
+    """The logarithm of the e-value of `shown` on one kernel and so many `misses`, and no hit, on the other."""
+    a, b = _WEIGHT
+    averaged = _log_beta(shown.hits + a, shown.tries - shown.hits + b) - _log_beta(a, b)
+    return averaged - _greatest(shown, misses)
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+
+
+def _greatest(shown: Rate, misses: int) -> float:
+    """The greatest log likelihood where the odds differ by the margin at most: by just the margin, for more would only be less likely.
+
+    It is concave in the log odds, whose derivative has its one zero where the hits are those that are expected.
+    """
+    if not shown.hits:
+        return 0.0
+    shift = math.log(MARGIN)
+    low, high = -40.0, 40.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        expected = shown.tries * _share(middle) + misses * _share(middle - shift)
+        low, high = (low, middle) if expected > shown.hits else (middle, high)
+    return shown.hits * low - shown.tries * _log_one_more(low) - misses * _log_one_more(low - shift)
+
+
+def _share(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-log_odds))
+
+
+def _log_one_more(log_odds: float) -> float:
+    """log(1 + odds), without overflow."""
+    return max(0.0, log_odds) + math.log1p(math.exp(-abs(log_odds)))

@@ -1,0 +1,232 @@
+"""Bundles: a run of `repro` in one tar, the same bytes for the same run; and what is in one, read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from testbed import jsons
+from testbed.bugs import Case, bundle_rules
+from testbed.bugs.bundle_rules import BUG, KERNELS, MANIFEST, RESULTS, Manifest, Member
+from testbed.bugs.load import of_plain, read_plain
+from testbed.errors import HostError, TopologyError, UsageError
+from testbed.hashing import content_key
+from testbed.host import paths, untrusted_folder
+from testbed.store import archives, cache
+from testbed.store.kernels.files import KernelFiles, read_folder
+from testbed.store.kernels.table import LocalKernel, load_table
+from testbed.text import printable
+from testbed.topology import trust
+
+_MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\.ko")
+_RELEASE = re.compile(r"[A-Za-z0-9._+~-]{1,128}")
+_MOST_ORIGIN = 500
+_KERNEL_FILES = ("bzImage", "modules.ext4", cache.META)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """What a bundle says: `plain` is the mapping of its bug, the `case`, which names no file of this machine."""
+
+    path: Path
+    manifest: Manifest
+    plain: dict[str, Any]
+    case: Case
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a file looks like one: a tar. A pipe is none, and nothing is taken from it."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(257)
+            return file.read(5) == b"ustar"
+    except OSError:
+        return False
+
+
+def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
+    """Pack a run's folder into a new file; its size in bytes. `kernels`: folders of the cache that go along, by name. The run may be a
+    stranger's: what is a link in it, or no file, stays behind.
+
+    :raise UsageError: it is no run of `repro`, or its bug would run things on another's machine, or nobody could open the bundle.
+    :raise HostError: it cannot be written.
+    """
+    try:
+        results = jsons.parsed(untrusted_folder.read(run, RESULTS, bundle_rules.MOST_TEXT_BYTES))
+        plain = read_plain(untrusted_folder.read(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG))[0]
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
+    try:
+        hooks = list(bundle_rules.host_hooks(of_plain(plain, str(run / BUG))))
+    except TopologyError as error:
+        hooks = [str(error)]
+    if hooks:
+        raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
+    files = {BUG: (run, BUG), RESULTS: (run, RESULTS)}
+    logs = (f"guests/{guest}/{log}" for guest in untrusted_folder.names(run, "guests") for log in bundle_rules.LOGS)
+    files |= {log: (run, log) for log in logs if untrusted_folder.is_file(run, log)}
+    for name, folder in kernels.items():
+        files |= {f"{KERNELS}/{name}/{one}": (folder, one) for one in _kernel_files(folder)}
+    try:
+        hashes = {}
+        for name, (folder, one) in files.items():
+            with untrusted_folder.opened(folder, one, bundle_rules.MOST_BYTES) as file:
+                hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
+        manifest = json.dumps(bundle_rules.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
+        sizes = {name: (folder / one).lstat().st_size for name, (folder, one) in files.items()} | {MANIFEST: len(manifest)}
+        if said := list(bundle_rules.refusals(Member(name=name, size_bytes=size, is_file=True) for name, size in sizes.items())):
+            raise UsageError(f"{run}: nobody could open such a bundle: {'; '.join(said[:20])}")
+        with target.open("xb") as raw:
+            try:
+                with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+                    archive.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
+                    for name, (folder, one) in sorted(files.items()):
+                        with untrusted_folder.opened(folder, one, bundle_rules.MOST_BYTES) as file:
+                            archive.addfile(_entry(name, os.fstat(file.fileno()).st_size), file)
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {RESULTS}: {error}") from error
+    except OSError as error:
+        advice = "; choose another name with --output" if isinstance(error, FileExistsError) else ""
+        raise HostError(f"{target}: cannot be written: {error.strerror or error}{advice}") from error
+    return target.stat().st_size
+
+
+def _entry(name: str, size_bytes: int) -> tarfile.TarInfo:
+    """Nothing of whoever packs it."""
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode, entry.mtime = size_bytes, 0o644, 0
+    return entry
+
+
+def _kernel_files(folder: Path) -> Iterator[str]:
+    early = (f"early/{name}" for name in untrusted_folder.names(folder, "early") if name.endswith(".ko"))
+    return (name for name in (*_KERNEL_FILES, *early) if untrusted_folder.is_file(folder, name))
+
+
+def read(path: Path) -> Bundle:
+    """What is in a bundle, checked: nothing that escapes, links, is too large, runs anything here, or is not what its manifest says.
+
+    :raise UsageError: it is refused, with every reason.
+    """
+    try:
+        with archives.opened(path) as archive:
+            members: list[Member] = []
+            files: dict[str, tarfile.TarInfo] = {}
+            for entry in archive:
+                is_file = entry.isreg() and not entry.issparse()
+                members.append(Member(name=entry.name, size_bytes=entry.size, is_file=is_file))
+                if is_file:
+                    files[entry.name] = entry
+                if len(members) > bundle_rules.MOST_MEMBERS:
+                    break
+            if said := list(bundle_rules.refusals(members)):
+                raise _refused(path, said)
+            first = _bytes(archive, files.pop(MANIFEST))
+            manifest = bundle_rules.manifest_of(jsons.parsed(first))
+            text = _bytes(archive, files[BUG]).decode()
+            said = list(_damaged(archive, files, manifest))
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise _refused(path, [f"expected a bundle of `testbed bundle`: {error}"]) from error
+    try:
+        plain = read_plain(text, f"{path}:{BUG}")[0]
+        # The manifest names the hash of every file. Only of itself there is none: whoever trusts a bundle must name it.
+        case = of_plain(plain, f"{path}:{BUG}", sources={hashlib.sha256(first).hexdigest(): f"{path}:{MANIFEST}"})
+    except TopologyError as error:
+        raise _refused(path, [str(error)]) from error
+    said += bundle_rules.host_hooks(case)
+    known = {*load_table(paths.shipped("images") / "kernels.yaml").rows, *manifest.with_kernels}
+    named = (*case.bug.kernels.shows, *case.bug.kernels.clean)
+    said += [f"kernel {one!r}: expected a name of the table, or of one that came along" for one in named if one not in known]
+    if said:
+        raise _refused(path, said)
+    trust.check(case.guest.qemu_args)
+    return Bundle(path=path, manifest=manifest, plain=plain, case=case)
+
+
+def _damaged(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo], manifest: Manifest) -> Iterator[str]:
+    """Where the files are not those of the manifest."""
+    for name, entry in files.items():
+        if _sha256(archive, entry) != manifest.files.get(name):
+            yield f"{name!r}: it is not the file that the manifest names"
+    yield from (f"{name[:100]!r}: the manifest names it, and it is missing" for name in manifest.files if name not in files)
+
+
+def _sha256(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> str:
+    file = archive.extractfile(entry)
+    assert file is not None  # it is a regular one
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
+
+
+def _bytes(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(entry)
+    assert file is not None
+    return file.read()
+
+
+def _refused(path: Path, said: list[str]) -> UsageError:
+    return UsageError(f"{path}: this bundle is refused:" + "".join(f"\n  {one}" for one in said[:20]))
+
+
+def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
+    """The kernels that came along, by name, unpacked into the folder `root`, which is new. `read` has compared them with the manifest.
+
+    :raise UsageError: they are damaged, or name files that are not theirs. :raise HostError: there is no room for them.
+    """
+    found: dict[str, KernelFiles] = {}
+    try:
+        with archives.opened(bundle.path) as archive:
+            for entry in archive:
+                if entry.name.startswith(f"{KERNELS}/"):
+                    _unpack(archive, entry, root, bundle)
+        for name in bundle.manifest.with_kernels:
+            read = _kernel(bundle, name, root / KERNELS / name)
+            if said := [one for one in read.early_modules if not _MODULE.fullmatch(one) or not (read.folder / "early" / one).is_file()]:
+                raise _refused(bundle.path, [f"kernel {name!r}: expected names of modules that came along, got {one!r}" for one in said])
+            # What is made of it is kept by what it is, and not by what it says of itself.
+            hashes = {file: one for file, one in bundle.manifest.files.items() if file.startswith(f"{KERNELS}/{name}/")}
+            found[name] = replace(read, sha256=content_key("bundle", sorted(hashes.items())))
+    except OSError as error:
+        raise HostError(f"{bundle.path}: its kernels cannot be unpacked: {error.strerror}") from error
+    except (tarfile.TarError, ValueError) as error:
+        raise _refused(bundle.path, [f"it was changed since it was looked at: {error}"]) from error
+    return found
+
+
+def _kernel(bundle: Bundle, name: str, folder: Path) -> KernelFiles:
+    """What a kernel that came along says of itself; it gets into results and onto terminals.
+
+    :raise UsageError: it is no kernel, or is called as none is.
+    """
+    try:
+        read = read_folder(LocalKernel(name=name), folder)
+    except HostError as error:
+        raise _refused(bundle.path, [f"kernel {name!r}: expected a meta.json as kernels in the cache have it"]) from error
+    if not (folder / "bzImage").is_file() or _RELEASE.fullmatch(read.release) is None:
+        raise _refused(bundle.path, [f"kernel {name!r}: expected a bzImage and its release, got {read.release[:100]!r}"])
+    return replace(read, origin=" ".join(printable(read.origin[:_MOST_ORIGIN]).split()))
+
+
+def _unpack(archive: tarfile.TarFile, entry: tarfile.TarInfo, root: Path, bundle: Bundle) -> None:
+    """A kernel's file, where it is still the one that the manifest names."""
+    if not entry.isreg() or _sha256(archive, entry) != bundle.manifest.files.get(entry.name):
+        raise _refused(bundle.path, [f"{entry.name!r}: it was changed since it was looked at"])
+    target = root / entry.name
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    source = archive.extractfile(entry)
+    assert source is not None
+    with target.open("xb") as file:
+        shutil.copyfileobj(source, file)

@@ -1,0 +1,86 @@
+"""How tries of a bug came out, as values and as JSON."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.bugs.io_accounting import Account
+from testbed.bugs.signature import End, Match
+from testbed.guest.channels.kernel_log import Finding, Kind
+
+
+class Outcome(enum.Enum):
+    """HIT: the signature showed. MISS: the script ended and it had not. TROUBLE: nothing is known; `Try.why` says what came in between."""
+
+    HIT = "hit"
+    MISS = "miss"
+    TROUBLE = "trouble"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Try:
+    """How a try came out. Times in seconds: until the guest was ready, what the script took, and from its start to the hit.
+
+    `accounts`: of each disk, where the guest was not held. `last_line`: the last that the script printed. `uncounted`: lines that matched
+    and were not the script's, each with why.
+    """
+
+    number: int
+    seed: int
+    outcome: Outcome
+    end: End
+    why: str
+    match: Match | None
+    ready_s: float
+    took_s: float
+    hit_after_s: float | None
+    status: int | None
+    console_bytes: int
+    findings: tuple[Finding, ...]
+    evidence: Path
+    dump: str = ""
+    accounts: tuple[Account, ...] = ()
+    last_line: str = ""
+    uncounted: tuple[str, ...] = ()
+
+
+def record(one: Try) -> None:
+    """The outcome, beside the guest's logs."""
+    with contextlib.suppress(OSError):
+        (one.evidence / "try.json").write_text(json.dumps(said(one)) + "\n", encoding="utf-8")
+
+
+def said(one: Try) -> dict[str, object]:
+    """A try as JSON, its folder by its name."""
+    return {
+        "number": one.number,
+        "seed": one.seed,
+        "outcome": one.outcome.value,
+        "end": one.end.name.lower(),
+        "why": one.why,
+        "condition": one.match.condition if one.match else None,
+        "seen": one.match.seen if one.match else None,
+        "ready_s": round(one.ready_s, 3),
+        "took_s": round(one.took_s, 3),
+        "hit_after_s": None if one.hit_after_s is None else round(one.hit_after_s, 3),
+        "status": one.status,
+        "console_bytes": one.console_bytes,
+        "evidence": one.evidence.name,
+        "dump": one.dump,
+        "disks": [account.said() for account in one.accounts],
+        "last_line": one.last_line,
+        "uncounted": list(one.uncounted),
+        "kernel_log": _complaints(one.findings),
+    }
+
+
+def _complaints(findings: tuple[Finding, ...]) -> list[str]:
+    """What the kernel complained of: the first line of each class, with how many there are; last, that its log was not read."""
+    counted = Counter(finding.kind for finding in findings if finding.kind.splat or finding.kind is Kind.UNREAD)
+    first = {finding.kind: finding.text for finding in reversed(findings)}
+    return [f"{kind.value}: {first[kind]}" + (f" (and {count - 1} more)" if count > 1 else "") for kind, count in counted.items()]

@@ -1,0 +1,243 @@
+"""Questions about a bug that take many guests: what of its guest can go (`reduce`), and between which kernels it came (`bisect`)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from testbed.bugs import bisect as bisection
+from testbed.bugs import ddmin, repro, statistics
+from testbed.bugs.bisect import Answer, Between
+from testbed.bugs.ddmin import Part
+from testbed.bugs.load import of_plain
+from testbed.bugs.model import Case
+from testbed.bugs.outcome import Outcome, Try
+from testbed.bugs.repro import Job, Limits, Tried, Verdict
+from testbed.bugs.statistics import Rate, Sequential
+from testbed.errors import GuestError, TemplateError, TopologyError, UsageError
+from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.table import Series, file_name
+from testbed.topology import trust
+
+# A sequential test of rates that are near each other could go on for ever.
+_MOST_TRIES = 60
+# What a kernel has answered whose tries have not ended.
+UNFINISHED = "unfinished"
+# Tries that measure a rate where nobody has stated one.
+MEASURED_TRIES = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A candidate: `what` of the bug was left away, whether it showed as often, in how many tries, and the folder of its guests."""
+
+    what: str
+    kept: bool
+    hits: int = 0
+    tries: int = 0
+    why: str = ""
+    folder: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reduced:
+    """`plain`: the smaller bug, None where it does not show as it is. `dropped`, in words; `whole`: its tries as it was; `guests`: how
+    many it took."""
+
+    plain: dict[str, Any] | None
+    dropped: tuple[str, ...] = ()
+    whole: Tried
+    steps: tuple[Step, ...] = ()
+    guests: int
+
+
+OnStep = Callable[[str], None]
+
+
+class Reducer:
+    """Drops from a bug on one kernel what it shows without."""
+
+    def __init__(self, job: Job, kernel: KernelFiles, error: float, on_step: OnStep) -> None:
+        self._job, self._kernel, self._error, self._on_step = job, kernel, error, on_step
+        self._guests = self._candidates = 0
+        self._steps: list[Step] = []
+        self._whole = Tried(kernel=kernel, must_show=True, tries=(), took_s=0, first_hit_s=None, ended=False)
+        self._smallest: tuple[dict[str, Any] | None, tuple[str, ...]] = None, ()
+
+    @property
+    def so_far(self) -> Reduced:
+        """What is known by now: the smallest bug that still shows, the tries and the steps that have ended."""
+        plain, dropped = self._smallest
+        return Reduced(plain=plain, dropped=dropped, whole=self._whole, steps=tuple(self._steps), guests=self._guests)
+
+    async def reduce(self, plain: dict[str, Any], tries: int) -> Reduced:
+        """The smaller bug. `tries`: for its rate as it is.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        limits = replace(self._job.limits, tries=tries, every=True, until=None)
+        self._whole = await repro.on_kernel(replace(self._job, limits=limits, on_try=self._on_whole), self._kernel, must_show=True)
+        self._on_step(f"as it is: {self._whole.rate}")
+        if not self._whole.rate.hits:
+            return self.so_far
+        self._smallest = plain, ()
+        every = ddmin.parts(plain)
+        gone: tuple[Part, ...] = ()
+        search = ddmin.dropping(every)
+        try:
+            wanted = next(search)
+            while True:
+                what = ", ".join(str(part) for part in wanted)
+                without = ddmin.without(plain, wanted)
+                wanted = search.send(await self._shows(without, f"without {what}", tuple(map(str, wanted))))
+        except StopIteration as end:
+            gone = end.value
+        plain = ddmin.without(plain, gone) if gone else plain
+        self._smallest = plain, tuple(map(str, gone))
+        await self._smaller_machine(plain, self._smallest[1])
+        return self.so_far
+
+    def _on_whole(self, tried: Tried, one: Try) -> None:
+        self._whole = tried
+        self._guests += 1
+        self._job.on_try(tried, one)
+
+    async def _smaller_machine(self, plain: dict[str, Any], gone: tuple[str, ...]) -> None:
+        said: list[str] = []
+        refused: set[str] = set()
+        while True:
+            step = next((step for step in ddmin.smaller_machines(plain) if step[0] not in refused), None)
+            if step is None:
+                return
+            what, smaller = step
+            then = [one for one in said if one.split(":")[0] != what.split(":")[0]] + [what]
+            if await self._shows(smaller, f"with {what}", (*gone, *then)):
+                plain, said = smaller, then
+            else:
+                refused.add(what)
+
+    async def _shows(self, plain: dict[str, Any], what: str, dropped: tuple[str, ...]) -> bool:
+        """Whether a candidate shows the bug about as often; one that is no valid bug does not. `dropped`: all that it lacks."""
+        try:
+            # A part of what was trusted is trusted.
+            case = of_plain(plain, sources=trust.sources(self._job.case.guest.qemu_args))
+        except TopologyError as error:
+            self._steps.append(Step(what=what, kept=False, why=error.problems[0].message))
+            self._on_step(f"{what}: cannot be: {error.problems[0].message}")
+            return False
+        self._candidates += 1
+        test = statistics.sequential(self._whole.rate, self._error)
+        number = 0
+        while test.verdict is None and number < _MOST_TRIES:
+            number += 1
+            await self._batch(case, test, number)
+        kept, tries = bool(test.verdict), test.hits + test.misses
+        self._steps.append(Step(what=what, kept=kept, hits=test.hits, tries=tries, folder=f"candidate-{self._candidates}"))
+        if kept:
+            self._smallest = plain, dropped
+        self._on_step(f"{what}: {'still shows' if kept else 'does not show as often'} ({test.hits} of {tries})")
+        return kept
+
+    async def _batch(self, case: Case, test: Sequential, number: int) -> None:
+        """As many guests as run at once; what came to nothing did not show it."""
+        most = self._job.limits.jobs or repro.jobs(self._job.lab.host, case)
+        folder = self._job.folder / f"candidate-{self._candidates}" / str(number)
+        limits = Limits(tries=most, timeout_s=self._job.limits.timeout_s, every=True, jobs=most)
+        tried = await repro.on_kernel(replace(self._job, case=case, limits=limits, folder=folder), self._kernel, must_show=True)
+        self._guests += len(tried.tries)
+        for one in tried.tries:
+            if test.verdict is None:
+                test.add(one.outcome is Outcome.HIT)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """One kernel of a bisection: what it answered, None where its tries have not ended, and its tries."""
+
+    kernel: str
+    answer: Answer | None
+    tried: Tried
+    why: str = ""
+
+    @property
+    def said(self) -> str:
+        return self.answer.value if self.answer is not None else UNFINISHED
+
+
+class Bisector:
+    """Asks kernels whether they show a bug, so often that a good one is right but for a chance of `error` over the whole search."""
+
+    def __init__(self, job: Job, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep) -> None:
+        self._job, self._kernel_of, self._error, self._on_step = job, kernel_of, error, on_step
+        self.asked: list[Asked] = []
+        self.rate: float | None = None
+        self._trying: Asked | None = None
+
+    @property
+    def so_far(self) -> tuple[Asked, ...]:
+        """The kernels that were asked by now, with the one whose tries have not ended."""
+        return (*self.asked, *([self._trying] if self._trying is not None else []))
+
+    async def bisect(self, kernels: tuple[str, ...], good: int, bad: int, rate: float | None) -> Between:
+        """Which neighbours of the list the change is between. `rate`: how often the bug shows on the bad side; measured there without it.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        self.rate = rate
+        share = self._error / (1 + bisection.most_steps(good, bad))
+        search = bisection.bisecting(good, bad)
+        number = next(search)
+        try:
+            while True:
+                measure = number == bad and self.rate is None
+                answer = await self.ask(kernels[number], share, measure=measure)
+                number = search.send(answer)
+        except StopIteration as end:
+            found: Between = end.value
+            return found
+
+    async def ask(self, spec: str, error: float, *, measure: bool = False) -> Answer:
+        """Whether one kernel is bad; one that cannot be unpacked or does not boot is skipped. `measure`: all tries, from which the rate is
+        taken: its interval's lower bound, to be sure.
+
+        :raise HostError: this machine cannot run the guests.
+        """
+        kernel, why = _unusable(spec), ""
+
+        def on_try(tried: Tried, one: Try) -> None:
+            self._trying = Asked(kernel=spec, answer=None, tried=tried)
+            self._job.on_try(tried, one)
+
+        try:
+            before = [one.tried.kernel for one in self.asked]
+            kernel = repro.told_apart((*before, await self._kernel_of(spec)))[-1]
+            tries = MEASURED_TRIES if measure else statistics.tries_for(self.rate or self._stated_rate, error)
+            limits = replace(self._job.limits, tries=tries, every=measure, until=None)
+            tried = await repro.on_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
+        except (UsageError, TemplateError, GuestError) as failure:
+            tried, why = Tried(kernel=kernel, must_show=True, tries=(), took_s=0.0, first_hit_s=None), str(failure)
+        answer = {Verdict.SHOWS: Answer.BAD, Verdict.ABSENT: Answer.GOOD, Verdict.TROUBLE: Answer.SKIP}[tried.verdict]
+        if measure and answer is Answer.BAD:
+            self.rate = tried.rate.low
+        if answer is Answer.SKIP:
+            why = why or next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "")
+        self._trying = None
+        self.asked.append(Asked(kernel=spec, answer=answer, tried=tried, why=why))
+        self._on_step(f"{spec}: {answer.value}: {tried.words}{f'; {why}' if why else ''}")
+        return answer
+
+    @property
+    def _stated_rate(self) -> float:
+        """The file's; where it says none, what as many hits as `MEASURED_TRIES` would have shown at least."""
+        bug = self._job.case.bug
+        return bug.rate if "rate" in bug.model_fields_set else Rate(hits=MEASURED_TRIES, tries=MEASURED_TRIES).low
+
+
+def _unusable(spec: str) -> KernelFiles:
+    """What is known of a kernel whose files are not what they should be: its name."""
+    name = file_name(spec)
+    return KernelFiles(
+        name=name, series=Series.UNKNOWN, release="", origin=spec, sha256=spec, folder=Path(), early_modules=(), has_modules=False
+    )

@@ -1,0 +1,76 @@
+"""Runs scripts of users in a guest: each is a file there, whatever its length and interpreter, and reads nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Mapping
+
+from testbed.bugs.script_files import CANNOT_TRY, HOME, Script, variable
+from testbed.errors import TestbedError
+from testbed.guest.channels.ssh import Listener, Result
+from testbed.guest.guest import Guest
+from testbed.guest.setup.block_stack import Stack
+
+_TOOLS = f"{HOME}/bin"
+# Scripts are the guest's root already; ones that were written for a user call sudo. A program, so that what they start can call it as well.
+_SUDO = f"""\
+#!/bin/sh
+user=root
+while :; do
+    case $1 in
+    -u) user=$2; shift 2 || exit {CANNOT_TRY} ;;
+    --) shift; break ;;
+    -[EHnSkP]*) shift ;;
+    -*) echo "sudo: $1: this sudo of the testbed knows -u USER, -E, -H, -n, -S, -k and -P" >&2; exit {CANNOT_TRY} ;;
+    *) break ;;
+    esac
+done
+[ $# -gt 0 ] || exit 0
+set -- env -- "$@"
+[ "$user" = root ] || exec setpriv "--reuid=$user" "--regid=$(id -g "$user")" --init-groups "$@"
+exec "$@"
+"""
+
+
+async def run(
+    guest: Guest,
+    script: Script,
+    environment: Mapping[str, str],
+    *,
+    check: bool = True,
+    timeout_s: float,
+    heard: tuple[Listener, Listener] | None = None,
+) -> Result:
+    """Run a script with more variables than its guest's commands have. Its standard input is empty; raises as `Shell.run`.
+
+    Status 125, with a message of the guest's, where the file cannot be put there.
+    """
+    loader = _loader(script, environment)
+    return await guest.shell.script(loader, check=check, timeout_s=timeout_s, heard=heard, stdin=script.text.encode())
+
+
+def _loader(script: Script, environment: Mapping[str, str]) -> str:
+    """What puts its standard input where the script is to be, and becomes the script's interpreter."""
+    sudo = f"{_TOOLS}/sudo"
+    exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in environment.items())
+    tool = f"[ -e {sudo} ] || {{ printf %s {shlex.quote(_SUDO)} >{sudo} && chmod +x {sudo}; }}"
+    put = f"mkdir -p {_TOOLS} && cat >{script.path} && {{ {tool}; }}"
+    start = shlex.join((*script.interpreter, script.path))
+    return f"{put} || exit {CANNOT_TRY}; {exports}export PATH={_TOOLS}:$PATH; exec {start} </dev/null"
+
+
+def environment(guest: Guest, stack: Stack, seed: int) -> dict[str, str]:
+    """What scripts know of their guest: DEV_NAME of each device, NUM_NAME of each disk (MAJ:MIN), FILE_NAME of each loop's backing file,
+    and SEED. Dashes in names are underscores there; `bugs.scripts.made` has the same names."""
+    found = {"SEED": str(seed)}
+    found |= {f"DEV_{variable(name)}": path for name, path in stack.devices.items()}
+    found |= {f"NUM_{variable(name)}": disk.number for name, disk in guest.disks.items()}
+    found |= {f"FILE_{variable(name)}": loop.backing_file for name, loop in stack.loops.items() if loop.backing_file}
+    return found
+
+
+async def settle(guest: Guest, timeout_s: float) -> None:
+    """Wait until what a script has printed so far is here: its output and its errors come apart, in any order. A command takes longer."""
+    with contextlib.suppress(TestbedError):
+        await guest.script("true", timeout_s=timeout_s)

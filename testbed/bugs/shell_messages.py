@@ -1,0 +1,273 @@
+"""What interpreters say on their own account, told apart from what a script prints: of jobs, of a trace, of what they cannot run. Pure.
+
+A program's errors and its shell's words come through the same descriptor. The words begin with the script's own path, which is ours
+(`bugs.scripts.HOME`), with the name of a shell, or with PS4; the lines that belong to them hold what is open in the first: quotes, or a
+here-document. Seen with bash 5.2 and dash 0.5.12.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from testbed.bugs.model import Bug
+from testbed.bugs.script_files import HOME, Script
+from testbed.regex import LONGEST_LINE, compiled, escaped, linear
+
+_SHELL = r"-?(?:\S*/)?(?:bash|sh|dash|ash)"
+_STATES = (
+    r"Hangup|Interrupt|Quit|Illegal instruction|Trace/breakpoint trap|Aborted|Bus error|Floating point exception|Killed|Segmentation fault|"
+    r"User defined signal [12]|Broken pipe|Alarm clock|Terminated|Stack fault|Stopped|Bad system call|Done|Exit \d+"
+)
+# `PID STATE`, and the source of the job, as bash prints it; dash prints the state alone.
+_JOB_PATTERN = rf"\s*\d+ (?:{_STATES})(?: \(core dumped\))?\b"
+_JOB = linear(_JOB_PATTERN)
+_BARE_JOB = linear(rf"(?:{_STATES})(?: \(core dumped\))?")
+_MISSING_PATTERN = r"(?:exec: |\.: |source: )?(?P<program>[^:]+): (?:command not found|not found)"
+_MISSING = linear(_MISSING_PATTERN)
+_NO_PROGRAM = linear(r"(?P<program>[^:]+): (?:cannot execute|\S+: bad interpreter).*")
+# Of a program as of a file that is redirected: which, the script's line says.
+_EITHER = linear(r"(?P<program>[^:]+): (?P<why>No such file or directory|Permission denied|Exec format error|Is a directory)")
+_SYNTAX = linear(r"(?:\S+: )?(?:[Ss]yntax error|unexpected EOF|[Bb]ad substitution|EOF in backquote).*")
+_LAUNCHERS = (
+    r"(?:\S*/)?(?:env|timeout|nice|nohup|chroot|setsid|taskset|chrt|ionice|xargs|unshare|setpriv|stdbuf|nsenter|flock|time|busybox)"
+)
+_NOT_LAUNCHED = linear(
+    rf"{_LAUNCHERS}: (?P<failed>(?:failed to (?:execute|run command)|cannot run command) )?(?P<program>[^:]+): "
+    r"(?P<why>No such file or directory|Permission denied|Exec format error)"
+)
+# Of what programs call by name; in the guest's locale, or in one of UTF-8.
+_QUOTES_OF_NAMES = "'\"\u2018\u2019"
+_OF_LANGUAGE = {
+    "python": linear(r"(?:ModuleNotFoundError|ImportError|SyntaxError|IndentationError|TabError|NameError): .*"),
+    "perl": linear(r"Can't locate \S+ in @INC.*|(?:syntax error|Execution of \S+ aborted|BEGIN failed).*"),
+}
+# Where a command begins; and those that print their words. The functions of a script may do so as well.
+_BEGINS = r"(?:^|[;&|({!`]|\$\(|\b(?:then|do|else|exec|sudo|time|if|while|until)\s|-c\s*[\"'])\s*"
+_PRINTS = frozenset(["echo", "printf", "print", "cat", "tee", "logger", "say", "puts", "fputs", "fprintf", "write", "warn", "die"])
+_FUNCTION = linear(r"(?m)\bdef\s+(\w+)\s*\(|\bfunction\s+([\w-]+)|(?:^|[^\w-])(\w[\w-]*)\s*\(\)\s*\{")
+_DOCUMENT = linear(r"<<-?\s*(?:'([^']+)'|\"([^\"]+)\"|\\?(\w+))")
+_NOT_THERE = "not found in the guest's image"
+_JOINS = linear(r"\d?>&\s*1|&>|\|&")
+_PROMPT = linear(r"\bPS4=[\"']?([^$`\"'\\\s]+[^$`\"'\\]*)")
+_LONGEST_TRACE = 400
+# Of the source with what is printed, in all: some seconds.
+_MOST_COMPARISONS = 10_000_000
+_SHOWN_CHARACTERS = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unable:
+    """What could not be run: `where` in the script, such as `crash.sh:3`; `what` it was and why."""
+
+    where: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uncounted:
+    """A line that matched and was not printed by the script: `why`."""
+
+    line: str
+    why: str
+
+    def __str__(self) -> str:
+        shown = self.line if len(self.line) <= _SHOWN_CHARACTERS else f"{self.line[:_SHOWN_CHARACTERS]}..."
+        return f"{shown!r} matches and does not count: {self.why}"
+
+
+def unable(script: Script, output: str, errors: str) -> list[Unable]:
+    """What a script that has ended could not run, from all that it has printed."""
+    source = Source(script)
+    streams = (Stream(source, errors=False), output), (Stream(source, errors=True), errors)
+    return [found for stream, text in streams for line in text.splitlines() if (found := stream.unable(line[:LONGEST_LINE])) is not None]
+
+
+def own_text(bug: Bug) -> Iterator[str]:
+    """What should be known of patterns that match the text of the bug's own script, or what a shell says of its jobs."""
+    for number, condition in enumerate(bug.signature, 1):
+        for text in (condition.output, condition.expect):
+            if text is None or (pattern := compiled(text)).spans_lines:
+                continue
+            lines = ((at, line) for at, line in enumerate(bug.main.text.splitlines(), 1) if pattern.search(line) is not None)
+            if found := next(lines, None):
+                at, line = found
+                yield (
+                    f"signature {number}: {text!r} matches line {at} of the script itself, {line.strip()[:80]!r}: where a shell or another "
+                    f"program quotes that, it does not count; a pattern of what is printed alone, such as '^...$', is surer"
+                )
+            if any(pattern.search(state) is not None for state in ("Killed", "Segmentation fault", "Aborted")):
+                said = "what a shell says of a job that was killed, which is no output; status: 137 is 128 + SIGKILL"
+                yield f"signature {number}: {text!r} matches {said}"
+
+
+class Source:
+    """A script's text, as lines of its two outputs are compared with it."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.lines = script.text.splitlines()
+        self.plain = [_collapsed(line) for line in self.lines]
+        self.whole = _collapsed(" ".join(self.plain))
+        text = "\n".join(self.lines)
+        words = " ".join(script.interpreter)
+        flags = r"(?m)\bset\s+(?:-\w+\s+)*-\w*{0}|-o\s+{1}\b|(?:^|[\s/])(?:ba|da)?sh\s+(?:-\w+\s+)*-\w*{0}"
+        self.traces = linear(flags.format("x", "xtrace")).search(f"{words}\n{text}") is not None
+        self.echoes = linear(flags.format("v", "verbose")).search(f"{words}\n{text}") is not None
+        self.joins = _JOINS.search(text) is not None
+        prompt = _PROMPT.search(text)
+        first = prompt[1] if prompt else "+ "
+        self.trace = linear(f"{escaped(first[0])}+{escaped(first[1:])}")
+        named = (name for found in _FUNCTION.finditer(text) for name in found.groups() if name)
+        self._prints = _PRINTS | set(named)
+        begins = rf"(?:{_BEGINS}|\b(?:or|and)\s|:\s)" if script.language == "python" else _BEGINS
+        command = linear(rf"{begins}([\w.-]+)")
+        self._commands = [[(found.start(1), found[1]) for found in command.finditer(line)] for line in self.plain]
+        self._comparisons = 0
+
+    def command(self, program: str, line: int) -> bool:
+        """Whether a line of the script calls a program by this word, rather than to redirect to a file."""
+        if not 0 < line <= len(self.plain):
+            return False
+        return linear(rf"{_BEGINS}(?:\w+=\S*\s+)*[\"']?{escaped(program)}").search(self.plain[line - 1]) is not None
+
+    def quoted(self, line: str, start: int, end: int) -> bool:
+        """Whether what stands at a place of a printed line stands there behind the very command that is to print it, as in the source.
+
+        :raise OverflowError: a guest that prints pieces of the source for ever has had it compared often enough.
+        """
+        for number, source in enumerate(self.plain):
+            self._comparisons += 1
+            at = source.find(line[start:end])
+            while at >= 0:
+                self._comparisons += 1 + len(self._commands[number])
+                if self._comparisons > _MOST_COMPARISONS:
+                    raise OverflowError
+                for begin, word in self._commands[number]:
+                    if begin < at and word in self._prints and line[:end].endswith(source[begin : at + end - start]):
+                        return True
+                at = source.find(line[start:end], at + 1)
+        return False
+
+
+class Stream:
+    """One output of a script, line after line. `errors`: where interpreters speak, unless the script joins both."""
+
+    def __init__(self, source: Source, *, errors: bool) -> None:
+        script = source.script
+        self._source = source
+        self._speaks = errors or source.joins
+        self._bare_jobs = errors and script.language == "sh"
+        self._of_language = _OF_LANGUAGE.get(script.language)
+        path = escaped(script.path)
+        self._prefix = linear(rf"(?P<who>{path}|{_SHELL}|{escaped(HOME)}/bin/\w+): (?:-c: )?(?:line )?(?P<line>\d{{1,9}}): (?P<rest>.*)")
+        self._other = linear(rf"\S+: (?:line )?\d+: (?P<rest>{_JOB_PATTERN}.*|{_MISSING_PATTERN})")
+        self._echoed = Counter(line.rstrip() for line in source.lines) if errors and source.echoes else Counter[str]()
+        self._until = ""  # the quote that a job's source or a trace has open, or the word that ends its here-document
+        self._left = 0
+        self._checked = False
+
+    def own(self, line: str) -> str | None:
+        """What makes a line the interpreter's and not the script's; None where the script printed it. To be asked of every line, once."""
+        if self._until and self._goes_on(line):
+            return "the shell printed it as a part of the script's own text"
+        if found := self._spoken(line):
+            rest = found["rest"]
+            if job := _JOB.match(rest):
+                self._begin(rest[job.end() :], checked=True)
+                return "it is what the shell says of a job of the script, with the job's source"
+            return "it is an error of the shell, and not the script's output"
+        if self._bare_jobs and _BARE_JOB.fullmatch(line):
+            return "it is what the shell says of a job of the script"
+        if self._source.traces and self._speaks and (trace := self._source.trace.match(line)):
+            if self._source.script.language == "bash":
+                self._begin(line[trace.end() :], checked=False)
+            return "it is the shell's trace of the script (set -x)"
+        if self._echoed[line.rstrip()] > 0:
+            self._echoed[line.rstrip()] -= 1
+            return "it is the script's own line, which the shell prints (set -v)"
+        return None
+
+    def _spoken(self, line: str) -> Any:
+        """The match of a line that an interpreter may have written, or None."""
+        if ": " not in line:
+            return None
+        return self._prefix.fullmatch(line) or self._other.fullmatch(line)
+
+    def _begin(self, text: str, *, checked: bool) -> None:
+        """Notice what a job's source or a trace has open at its end. `checked`: its further lines are lines of the script."""
+        self._until = _still_open(text, words_only=not checked)
+        self._left, self._checked = (len(self._source.lines) if checked else _LONGEST_TRACE), checked
+
+    def _goes_on(self, line: str) -> bool:
+        until, self._left = self._until, self._left - 1
+        over = _collapsed(line) not in self._source.whole if self._checked else self._source.trace.match(line) is not None
+        if over or self._left < 0:
+            self._until = ""
+            return False
+        if until in _QUOTES:
+            self._until = _still_open(line, until)
+        elif line.strip() == until:
+            self._until = ""
+        return True
+
+    def unable(self, line: str) -> Unable | None:
+        """What a line of an interpreter or a launcher says that it cannot run."""
+        if not self._speaks:
+            return None
+        script = self._source.script
+        found = self._spoken(line)
+        if found is None:
+            return self._not_launched(line)
+        named = found.groupdict()
+        who, number, rest = named.get("who"), int(named.get("line") or 0), found["rest"]
+        where = f"{script.name}:{number}" if who == script.path else script.name
+        if _SYNTAX.fullmatch(rest):
+            return Unable(where=where, what=rest)
+        if missing := _MISSING.fullmatch(rest) or _NO_PROGRAM.fullmatch(rest):
+            said = _NOT_THERE if "not found" in rest else rest.removeprefix(missing["program"]).removeprefix(": ")
+            return Unable(where=where, what=f"{missing['program']}: {said}")
+        either = _EITHER.fullmatch(rest)
+        if either and who == script.path and self._source.command(either["program"], number):
+            return Unable(where=where, what=f"{either['program']}: {either['why']}")
+        return None
+
+    def _not_launched(self, line: str) -> Unable | None:
+        script = self._source.script
+        found = _NOT_LAUNCHED.fullmatch(line) if ": " in line else None
+        # `env: 'perf'`, `unshare: failed to execute perf`, `xargs: perf`; but `flock: cannot open lock file /a` is no program.
+        if found and (found["failed"] or " " not in found["program"]):
+            program = found["program"].strip(_QUOTES_OF_NAMES)
+            return Unable(where=script.name, what=f"{program}: {_NOT_THERE if found['why'].startswith('No such') else found['why']}")
+        if self._of_language is not None and self._of_language.fullmatch(line):
+            return Unable(where=script.name, what=line)
+        return None
+
+
+_QUOTES = ("'", '"', "`")
+
+
+def _still_open(text: str, quote: str = "", *, words_only: bool = False) -> str:
+    """The quote that is open at the end of shell source, or the word that ends its here-document; empty where none is. `words_only`: a
+    quote opens at the begin of a word only, as bash's trace has them, where another is a letter."""
+    escaped = False
+    for at, character in enumerate(text):
+        if escaped:
+            escaped = False
+        elif character == "\\" and quote != "'":
+            escaped = True
+        elif quote:
+            quote = "" if character == quote else quote
+        elif character in _QUOTES and (not words_only or at == 0 or text[at - 1] in " =$'"):
+            quote = character
+    document = _DOCUMENT.search(text[:LONGEST_LINE]) if not quote and not words_only else None
+    return quote or (next(word for word in document.groups() if word) if document else "")
+
+
+def _collapsed(line: str) -> str:
+    return " ".join(line.split())

@@ -1,0 +1,92 @@
+"""Verbs for guest images, and for what of the cache may go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from typing import Annotated
+
+import typer
+
+from testbed.cli.app import Json, Quiet, app, err, out, run_async
+from testbed.cli.sizes import age_s, size_bytes
+from testbed.errors import UsageError
+from testbed.guest import session
+from testbed.guest.factory import IMAGE
+from testbed.host import paths, quota
+from testbed.report import live, runs
+from testbed.store import cache, image
+from testbed.store import gc as waste
+from testbed.units import format_size
+
+image_app = typer.Typer(no_args_is_help=True, help="Guest images, built from images/*.yaml.")
+app.add_typer(image_app, name="image")
+
+
+@image_app.command("build")
+def image_build(name: Annotated[str, typer.Argument(help="Recipe.")] = IMAGE, quiet: Quiet = False) -> None:
+    """Build a guest image, if the cache does not have it."""
+
+    async def work() -> int:
+        with live.progress(err, quiet=quiet) as progress:
+            built = await image.build(name, paths.shipped("images"), paths.folders().cache, progress)
+        print(built.folder)
+        return 0
+
+    run_async(work())
+
+
+@image_app.command("list")
+def image_list() -> None:
+    """The recipes, and which of them are built."""
+    root = paths.folders().cache
+    for name in paths.image_names(paths.shipped("images")):
+        folder = image.image_folder(name, paths.shipped("images"), root)
+        print(f"{name}\t{folder if (folder / cache.META).is_file() else 'not built'}")
+
+
+@image_app.command("rm")
+def image_rm(name: Annotated[str, typer.Argument(help="Recipe.")]) -> None:
+    """Remove a built image; the next run builds it again."""
+    folder = image.image_folder(name, paths.shipped("images"), paths.folders().cache)
+    if not folder.exists():
+        raise UsageError(f"image {name!r}: it is not built")
+    shutil.rmtree(folder)
+
+
+@app.command()
+def gc(
+    unused_for: Annotated[str, typer.Option("--unused-for", help="What was of no use so long, such as 14d or 12h.")] = "14d",
+    larger_than: Annotated[
+        str | None,
+        typer.Option("--larger-than", help="The least recently used, until the rest is no larger; TESTBED_CACHE_LIMIT (20G) without it."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what killed commands have left, and what of the cache nobody needs: images, kernels, sources, templates, old environments.
+
+    What was of use within the last hour stays, and so do the images and kernels of guests that stay and of snapshots. `testbed runs
+    --prune` removes runs, which are not in the cache.
+    """
+    folders = paths.folders()
+    unused_s = age_s("--unused-for", unused_for)
+    limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else quota.limit(quota.CACHE_LIMIT)
+    leftovers = 0 if dry_run else len(session.reap(folders)) + len(runs.sweep(folders.runs))
+    pieces = waste.every(folders.cache) + waste.environments(folders.cache)
+    chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.needed(folders))
+    gone = [piece for piece in chosen if dry_run or waste.remove(piece.folder)]
+    freed = sum(piece.size_bytes for piece in gone)
+    left = sum(piece.size_bytes for piece in pieces) - freed
+    if as_json:
+        what = "would_be_removed" if dry_run else "removed"
+        found = [{"name": piece.name, "size_bytes": piece.size_bytes} for piece in gone]
+        print(json.dumps({what: found, "freed_bytes": freed, "left_bytes": left, "leftovers": leftovers}))
+        return
+    for piece in gone:
+        out.print(f"{piece.name}\t{format_size(piece.size_bytes)}", highlight=False, soft_wrap=True)
+    if leftovers:
+        err.print(f"{leftovers} leftover{'' if leftovers == 1 else 's'} of commands that were killed or failed removed", highlight=False)
+    said = "would be removed" if dry_run else "removed"
+    err.print(f"{len(gone)} {said}, {format_size(freed)}; {format_size(left)} left", highlight=False)

@@ -1,0 +1,114 @@
+"""The kernel's own log beside its console: what the console did not show, and what on it was a program's. Pure.
+
+The console shows what is printed while it is watched, down to warnings. The log has also what a clone's template printed when it booted,
+what a program hid by lowering the console's level, what the kernel says as mere information (kmemleak), and who wrote each line: whatever
+is written to /dev/kmsg looks like a line of the kernel on the console, and has another facility in the log.
+
+Sources: printk's levels and facilities, include/linux/kern_levels.h and syslog(3); taints, Documentation/admin-guide/tainted-kernels.rst.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from testbed.guest.channels.kernel_log import Finding, Kind, Reader, clean
+from testbed.numbers import is_digits
+from testbed.regex import LONGEST_LINE, linear
+
+# What is asked of a guest. Not `--raw`: util-linux 2.38 ors the facility into the level there.
+COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --decode")
+_PRIORITY = linear(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (\[ *\d+\.\d+\])")
+# A log buffer of 16 MiB, the largest of any distribution's kernel, has fewer.
+_MOST_LINES = 200_000
+_KERNEL = "kern"
+_LOUD = frozenset({"emerg", "alert", "crit", "err", "warn"})
+# Taints that stay when the kernel has reported a mistake of its own.
+_TAINTS = {5: "a bad page", 7: "an oops", 9: "a warning", 14: "a soft lockup"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelLog:
+    """A guest's log: `text` as people read it; lines with their facility and level; the bits of `tainted`. `unread`: why not all of it was
+    read, or nothing.
+    """
+
+    text: str
+    lines: tuple[tuple[str, str, str], ...]
+    tainted: int
+    unread: str = ""
+
+
+def unread(why: object) -> KernelLog:
+    """The log of a guest that did not give it."""
+    return KernelLog(text="", lines=(), tainted=0, unread=str(why).strip().partition("\n")[0])
+
+
+def parse(said: str, *, cut: bool = False) -> KernelLog:
+    """What `COMMAND` has printed; `cut`: and there was more. A line without a priority continues the one above it, at its time."""
+    first, _, raw = said.partition("\n")
+    lines: list[tuple[str, str, str]] = []
+    text: list[str] = []
+    facility, level, stamp = _KERNEL, "warn", ""
+    every = raw.split("\n", _MOST_LINES)
+    for line in every[:_MOST_LINES]:
+        found = _PRIORITY.match(line[:LONGEST_LINE]) if ":" in line else None
+        if found:
+            facility, level, stamp = found.groups()
+        text.append(line[found.start(3) :] if found else line)
+        if found or line.strip():
+            lines.append((facility, level, text[-1] if found else f"{stamp} {line.lstrip()}"))
+    known = is_digits(first, 10)
+    unread = "" if known else f"expected the number of /proc/sys/kernel/tainted first, got {first[:80]!r}"
+    if cut or len(every) > _MOST_LINES:
+        unread = unread or f"it is larger than what is read of one, {_MOST_LINES} lines or 8 MiB"
+    return KernelLog(
+        text="\n".join(text),
+        lines=tuple(lines),
+        tainted=int(first) if known else 0,
+        unread=unread,
+    )
+
+
+def merged(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
+    """The console's findings and the log's, in the order of their times, no more than `most` of a kind from the log.
+
+    A log that was not read is a finding: without one, nobody knows what else the kernel reported.
+    """
+    kernel, programs = _found(log, of_kernel=True), _found(log, of_kernel=False)
+    theirs = _places(programs) - _places(kernel)
+    found = [replace(finding, kind=Kind.PROGRAM) if (finding.seconds, finding.text) in theirs else finding for finding in shown]
+    known = Counter((finding.seconds, finding.text) for finding in found)
+    count = Counter(finding.kind for finding in found)
+    for finding in kernel:
+        place = next((place for place in _places([finding]) if known[place]), None)
+        if place is not None:
+            known[place] -= 1
+        elif count[finding.kind] < most:
+            count[finding.kind] += 1
+            found.append(finding)
+    found.sort(key=lambda finding: finding.seconds or 0.0)
+    if not any(finding.kind.splat for finding in found):
+        found += _of_taints(log.tainted)
+    if log.unread:
+        found.append(Finding(kind=Kind.UNREAD, seconds=None, text=clean(f"the kernel's log was not read: {log.unread}")))
+    return found
+
+
+def _places(findings: Iterable[Finding]) -> set[tuple[float | None, str]]:
+    """What the same lines are on a console: a kernel without CONFIG_PRINTK_TIME stamps none there."""
+    return {(seconds, finding.text) for finding in findings for seconds in (finding.seconds, None)}
+
+
+def _found(log: KernelLog, *, of_kernel: bool) -> list[Finding]:
+    """The broad class is for warnings and worse: what is information uses its words as well."""
+    reader = Reader()
+    found = [(level, reader.take(line)) for facility, level, line in log.lines if (facility == _KERNEL) is of_kernel]
+    return [one for level, one in found if one is not None and (one.kind is not Kind.OTHER or level in _LOUD)]
+
+
+def _of_taints(tainted: int) -> list[Finding]:
+    said = [what for bit, what in _TAINTS.items() if tainted >> bit & 1]
+    text = f"/proc/sys/kernel/tainted is {tainted}: {', '.join(said)}, of which neither the console nor the log has a line"
+    return [Finding(kind=Kind.OTHER, seconds=None, text=text)] if said else []

@@ -1,0 +1,351 @@
+"""Commands in the guest over SSH: its errors turned into ours, its output bounded."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shlex
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+import asyncssh
+
+from testbed.errors import CommandFailed, GuestError, HostError, WireBroken
+from testbed.guest.channels.ssh_keys import SshKey
+from testbed.host.logfile import Log
+
+# dropbear ends the connection at a command of 9000 bytes (MAX_CMD_LEN); a longer one is read by a shell of its own.
+_LONGEST_COMMAND = 8000
+# Hears what a command prints, as it comes.
+Listener = Callable[[bytes], None]
+# A guest may answer anything; more than this is cut off.
+_MAX_OUTPUT_BYTES = 8 << 20
+# The same of a file.
+_MAX_FILE_BYTES = 16 << 30
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """How a command in the guest ended; `signal` names what killed it, or is empty.
+
+    `stdout` and `stderr` are text, in which U+FFFD stands for what is not UTF-8; `stdout_bytes` and `stderr_bytes` are as they came.
+    `truncated`: one of them was longer than 8 MiB, and what came after that is not here.
+    """
+
+    status: int
+    signal: str
+    stdout_bytes: bytes
+    stderr_bytes: bytes
+    truncated: bool
+    took_s: float
+
+    @property
+    def stdout(self) -> str:
+        return self.stdout_bytes.decode(errors="replace")
+
+    @property
+    def stderr(self) -> str:
+        return self.stderr_bytes.decode(errors="replace")
+
+    def ending(self, most: int = 2000) -> str:
+        """The last characters of its errors, or of its output where it had none, for a message; says what is missing before and after."""
+        said = self.stderr or self.stdout
+        before = f"[{len(said) - most} characters before] " if len(said) > most else ""
+        after = f" [cut off at {_MAX_OUTPUT_BYTES >> 20} MiB]" if self.truncated else ""
+        return f"{before}{said[-most:].rstrip()}{after}"
+
+
+class Entrance(Protocol):
+    """Where a guest's SSH server is reached."""
+
+    async def dial(self) -> socket.socket:
+        """A connection. :raise WireBroken: nobody listens."""
+
+    def why_silent(self) -> str:
+        """What this machine knows of why the server does not answer, to be added to a message; or nothing."""
+
+
+class _Client(asyncssh.SSHClient):
+    """Offers one key, and only once the guest has been told of it."""
+
+    def __init__(self, key: asyncssh.SSHKey, known: asyncio.Event) -> None:
+        self._keys = [key]
+        self._known = known
+
+    async def public_key_auth_requested(self) -> asyncssh.SSHKey | None:
+        await self._known.wait()
+        return self._keys.pop() if self._keys else None
+
+
+class Shell:
+    """Connections as root to one guest, of which each runs one command at a time.
+
+    When a command of several on one connection ends while another begins, dropbear (2022.83) now and then closes the channel of the
+    new one, whose command may have run all the same: seen in 4 of 60 commands, four at once.
+    """
+
+    def __init__(
+        self,
+        guest: str,
+        connection: asyncssh.SSHClientConnection,
+        another: Callable[[], Awaitable[asyncssh.SSHClientConnection]],
+        command_s: float,
+        log: Log | None,
+        environment: Mapping[str, str],
+    ) -> None:
+        self._guest = guest
+        self._exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in environment.items())
+        self._another = another
+        self._free, self._all = [connection], [connection]
+        self._command_s = command_s
+        self._log = log
+
+    @classmethod
+    async def connect(
+        cls,
+        guest: str,
+        wire: socket.socket,
+        *,
+        key: SshKey,
+        known: asyncio.Event,
+        host_key: str,
+        command_s: float,
+        entrance: Entrance,
+        log: Log | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> Shell:
+        """Speak SSH on a connected socket; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
+        `host_key`: the public half of the guest's. `entrance`: where there are more connections.
+
+        :raise GuestError: it has another host key than our guest. :raise HostError: other users of this machine keep its server busy.
+        :raise WireBroken: it refuses us, or answers something else than SSH.
+        """
+
+        async def again(wire: socket.socket) -> asyncssh.SSHClientConnection:
+            try:
+                return await _connected(guest, wire, key, known, host_key)
+            except WireBroken as error:
+                if busy := entrance.why_silent():
+                    raise HostError(f"{error}{busy}") from error
+                raise
+
+        return cls(guest, await again(wire), lambda: _redial(entrance, again), command_s, log, environment)
+
+    async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:
+        """Run one program; `command` is its argv, each word quoted for the guest's shell.
+
+        :raise CommandFailed: it ended with another status than 0, or not in time, while `check`.
+        :raise WireBroken: the connection broke.
+        """
+        return await self._run(shlex.join(command), b"", check, timeout_s)
+
+    async def script(
+        self,
+        text: str,
+        *arguments: str,
+        check: bool = True,
+        timeout_s: float | None = None,
+        interpreter: str = "sh",
+        heard: tuple[Listener, Listener] | None = None,
+        stdin: bytes = b"",
+    ) -> Result:
+        """Run a script; it gets `arguments` as $1, $2, ... For `sh` the login shell reads it itself: one exec less.
+
+        `heard`: who hears its output, and its errors, as they come. `stdin`: what it reads, and never the script itself.
+        """
+        if interpreter == "sh":
+            # On its first line, so that messages have the script's own lines.
+            text = f"{shlex.join(['set', '--', *arguments])}; {text}"
+            return await self._run(text, stdin, check, timeout_s, heard)
+        return await self._run(shlex.join([interpreter, "-c", text, interpreter, *arguments]), stdin, check, timeout_s, heard)
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
+        """One that runs nothing else meanwhile. It ends with a block that ends otherwise than well: what was run may run still."""
+        while self._free and self._free[-1].is_closed():
+            self._all.remove(self._free.pop())
+        if not self._free:
+            self._all.append(await self._another())
+            self._free.append(self._all[-1])
+        connection = self._free.pop()
+        try:
+            yield connection
+        except asyncssh.SFTPError:
+            self._free.append(connection)
+            raise
+        except BaseException:
+            connection.abort()
+            self._all.remove(connection)
+            raise
+        self._free.append(connection)
+
+    async def _run(
+        self, command: str, stdin: bytes, check: bool, timeout_s: float | None, heard: tuple[Listener, Listener] | None = None
+    ) -> Result:
+        started = time.monotonic()
+        limit = self._command_s if timeout_s is None else timeout_s
+        shown = _shown(command)
+        command = self._exports + command
+        if len(script := command.encode()) > _LONGEST_COMMAND:
+            # The same shell reads it, and no byte of what it is to read itself.
+            command, stdin = f'eval "$(head -c {len(script)})"', script + stdin
+        try:
+            async with asyncio.timeout(limit), self._connection() as connection:
+                child = await connection.create_process(command, encoding=None)
+                try:
+                    with contextlib.suppress(BrokenPipeError):  # a command that reads nothing may have ended by now
+                        child.stdin.write(stdin)
+                        child.stdin.write_eof()
+                    (stdout, more_output), (stderr, more_errors) = await asyncio.gather(
+                        _bounded(child.stdout, heard and heard[0]), _bounded(child.stderr, heard and heard[1])
+                    )
+                    await child.wait_closed()
+                finally:
+                    # Not waited for: the server closes the channel when the command ends, and this may be because it does not.
+                    child.close()
+        except TimeoutError:
+            raise CommandFailed(self._guest, shown, f"none within {limit:.0f} s", "") from None
+        except (asyncssh.Error, OSError) as error:
+            raise WireBroken(f"guest {self._guest}: `{shown}`: the SSH connection broke: {error}") from error
+        signal = child.exit_signal[0] if child.exit_signal else ""
+        status = child.exit_status if child.exit_status is not None else -1
+        result = Result(
+            status=status,
+            signal=signal,
+            stdout_bytes=stdout,
+            stderr_bytes=stderr,
+            truncated=more_output or more_errors,
+            took_s=time.monotonic() - started,
+        )
+        self._record(shown, result)
+        if check and status != 0:
+            raise CommandFailed(self._guest, shown, f"{status} {signal}".strip(), result.ending())
+        return result
+
+    async def put(self, source: Path, target: str) -> None:
+        """Copy a file of this machine into the guest, with its holes; the caller owns the deadline.
+
+        :raise GuestError: the guest does not take it. :raise HostError: it cannot be read, or changes meanwhile.
+        :raise WireBroken: the connection broke.
+        """
+        async with self._transfer(f"{source} to {target}") as sftp:
+            before = source.stat()
+            has_holes = before.st_blocks * 512 < before.st_size
+            await sftp.put(str(source), target, follow_symlinks=True, sparse=has_holes)
+            if has_holes:
+                # What is written ends where the last data does.
+                await sftp.truncate(target, before.st_size)
+            after = source.stat()
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise HostError(f"copying {source} to {target}: expected a file that stays as it is, it was written to meanwhile")
+
+    async def get(self, source: str, target: Path, *, most_bytes: int | None = None) -> None:
+        """Copy a file of the guest, of at most `most_bytes` (16 GiB without it), to this machine; the caller owns the deadline. Raises as
+        `put`."""
+        async with self._transfer(f"{source} out of it") as sftp:
+            # A copy that takes holes into account does not notice that it is shorter than the file (asyncssh 2.24).
+            bounded = _at_most(self._guest, most_bytes or _MAX_FILE_BYTES)
+            await sftp.get(source, str(target), follow_symlinks=True, sparse=False, progress_handler=bounded)
+
+    @contextlib.asynccontextmanager
+    async def _transfer(self, what: str) -> AsyncIterator[asyncssh.SFTPClient]:
+        try:
+            async with self._connection() as connection, connection.start_sftp_client() as sftp:
+                yield sftp
+        except asyncssh.SFTPError as error:
+            raise GuestError(f"guest {self._guest}: copying {what}: {error.reason}") from error
+        except (asyncssh.Error, ConnectionError) as error:
+            raise WireBroken(f"guest {self._guest}: copying {what}: the SSH connection broke: {error}") from error
+        except OSError as error:
+            raise HostError(f"copying {what}: {os.fsdecode(error.filename or 'a file')}: {error.strerror}") from error
+
+    def _record(self, command: str, result: Result) -> None:
+        if self._log is not None:
+            cut = f", cut off at {_MAX_OUTPUT_BYTES >> 20} MiB" if result.truncated else ""
+            self._log.add(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s{cut}]\n")
+
+    async def close(self) -> None:
+        """Drop the connections; a server that no longer answers is not waited for."""
+        for connection in self._all:
+            connection.abort()
+        with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
+            async with asyncio.timeout(1):
+                await asyncio.gather(*(connection.wait_closed() for connection in self._all))
+
+
+async def _connected(guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: str) -> asyncssh.SSHClientConnection:
+    own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key)
+    try:
+        connection, _ = await asyncssh.create_connection(
+            lambda: _Client(own, known),
+            sock=wire,
+            username="root",
+            client_keys=None,
+            known_hosts=([theirs], [], []),
+            config=None,
+            agent_path=None,
+            preferred_auth="publickey",
+            # Handshakes are dear under emulation: one algorithm of each kind, and the ones that the server has cheapest.
+            kex_algs=["curve25519-sha256"],
+            encryption_algs=["chacha20-poly1305@openssh.com"],
+            server_host_key_algs=["ssh-ed25519"],
+            compression_algs=None,
+            login_timeout=None,
+            connect_timeout=None,
+            keepalive_interval=0,
+        )
+    except asyncssh.HostKeyNotVerifiable as error:
+        raise GuestError(f"guest {guest}: SSH: expected the host key that this guest was given, got another") from error
+    except (asyncssh.Error, OSError) as error:
+        raise WireBroken(f"guest {guest}: SSH: {error}") from error
+    return connection
+
+
+_Connected = Callable[[socket.socket], Awaitable[asyncssh.SSHClientConnection]]
+
+
+async def _redial(entrance: Entrance, connected: _Connected) -> asyncssh.SSHClientConnection:
+    wire = await entrance.dial()
+    try:
+        return await connected(wire)
+    except BaseException:
+        wire.close()
+        raise
+
+
+def _at_most(guest: str, most_bytes: int) -> Callable[[bytes, bytes, int, int], None]:
+    """What is told how far a copy is, and ends one that is too large."""
+
+    def told(source: bytes, target: bytes, copied_bytes: int, total_bytes: int) -> None:
+        if max(copied_bytes, total_bytes) > most_bytes:
+            name = source.decode(errors="replace")
+            raise GuestError(f"guest {guest}: {name}: expected a file of at most {most_bytes} bytes, got more")
+
+    return told
+
+
+def _shown(command: str) -> str:
+    """A command as messages call it: a script by its first lines."""
+    first, *more = command.strip().splitlines()
+    return f"{first}; {more[0][:60]} ..." if more else first
+
+
+async def _bounded(stream: asyncssh.SSHReader[bytes], heard: Listener | None = None) -> tuple[bytes, bool]:
+    """All that a stream says, up to the limit, and whether there was more, which is read and dropped."""
+    kept: list[bytes] = []
+    size_bytes = 0
+    while data := await stream.read(65536):
+        if heard is not None:
+            heard(data)
+            # What is there already is read without a wait: others have their turn meanwhile.
+            await asyncio.sleep(0)
+        if size_bytes < _MAX_OUTPUT_BYTES:
+            kept.append(data[: _MAX_OUTPUT_BYTES - size_bytes])
+        size_bytes += len(data)
+    return b"".join(kept), size_bytes > _MAX_OUTPUT_BYTES

@@ -1,0 +1,73 @@
+"""A guest's memory as a file that crash and drgn read: QEMU's dump-guest-memory, of guests that run, stand still, or have died."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from testbed.errors import GuestError, HostError, TestbedError
+from testbed.guest.guest import Guest
+from testbed.host import quota
+from testbed.units import format_size
+
+Format = Literal["elf", "kdump-zlib"]
+FORMATS: tuple[Format, ...] = ("elf", "kdump-zlib")
+_LIMIT_S = 600.0
+
+
+async def prepare(guest: Guest) -> None:
+    """Let the guest's kernel tell QEMU of its VMCOREINFO, which readers of a dump need; one that does not answer has told, or will not."""
+    if not (await guest.monitor.execute("query-status"))["running"]:
+        return
+    with contextlib.suppress(GuestError):
+        await guest.run("modprobe", "qemu_fw_cfg", check=False, timeout_s=10)
+
+
+async def write(guest: Guest, path: Path, kind: Format = "elf") -> int:
+    """Write the guest's memory into a new file; its size in bytes. The guest stands still meanwhile.
+
+    `kind`: elf, which drgn, gdb and crash read, or kdump-zlib, which is smaller and, as QEMU writes it (flattened), for crash.
+
+    :raise HostError: there is no room for it, it exists, or QEMU cannot; then there is no file.
+    """
+    need = guest.order.machine.memory_bytes + quota.MARGIN_BYTES
+    try:
+        free = shutil.disk_usage(path.parent).free
+        if free < need:
+            raise HostError(f"{path}: a dump may need {format_size(need)}, {format_size(free)} are free there")
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except OSError as error:
+        raise HostError(f"{path}: cannot be made: {error.strerror}") from error
+    try:
+        try:
+            await guest.monitor.send_file("dump", descriptor)
+        finally:
+            os.close(descriptor)
+        arguments = {"paging": False, "protocol": "fd:dump", "format": kind, "detach": True}
+        await guest.monitor.execute("dump-guest-memory", arguments)
+        await _finished(guest, path)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path.stat().st_size
+
+
+async def _finished(guest: Guest, path: Path) -> None:
+    async with asyncio.timeout(_LIMIT_S):
+        while (said := await guest.monitor.execute("query-dump", kept=False))["status"] in ("active", "none"):
+            await asyncio.sleep(0.05)
+    if said["status"] != "completed":
+        raise HostError(f"{path}: QEMU: expected a dump, got {said['status']}")
+
+
+async def tried(guest: Guest, path: Path) -> str:
+    """Write it after a try; where it is, or why there is none, in words."""
+    try:
+        await write(guest, path)
+    except TestbedError as error:
+        return f"no dump: {error}"
+    return str(path)

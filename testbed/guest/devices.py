@@ -1,0 +1,170 @@
+"""The guest's disks as its agent lists them, compared with the topology."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from testbed import numbers
+from testbed.guest.channels.kernel_log import clean
+from testbed.guest.setup.readback import Fact
+from testbed.hardware.disk_kinds import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL
+from testbed.qemu import blockdev
+from testbed.topology.disks import Disk, Nvme
+
+# A disk of 2**63 bytes has 17 digits of sectors.
+_MOST_DIGITS = 17
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One whole disk in the guest. `number` is MAJ:MIN as io.stat writes it; `id` its number among disks of one serial, or empty."""
+
+    path: str
+    number: str
+    serial: str
+    kind: str
+    size_bytes: int
+    read_only: bool
+    id: str = ""
+
+
+def query(count: int) -> dict[str, str]:
+    """What the agent is asked: to wait for `count` disks, and where each kind of disk is to be found."""
+    return {"count": str(count), **{name: f"{kind.guest_prefix},{kind.guest_serial},{kind.guest_id}" for name, kind in DISK_KINDS.items()}}
+
+
+def count(disks: Mapping[str, Disk]) -> int:
+    """How many whole disks the guest has of these."""
+    return sum(1 + len(blockdev.namespaces(disk)) for disk in disks.values())
+
+
+def parse(listing: str) -> tuple[Device, ...]:
+    """The disks of the agent's answer, `KIND,NAME,MAJ:MIN,SECTORS,READ-ONLY,SERIAL-IN-HEX,ID` each.
+
+    What does not have this form is left out, and so missed by `differences`.
+    """
+    found: list[Device] = []
+    for entry in listing.split():
+        match entry.split(","):
+            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and numbers.is_digits(
+                sectors, _MOST_DIGITS
+            ):
+                found.append(
+                    Device(
+                        path=f"/dev/{name}",
+                        number=number,
+                        serial=_text(serial_hex, DISK_KINDS[kind].serial_header),
+                        kind=kind,
+                        size_bytes=int(sectors) * 512,
+                        read_only=read_only == "1",
+                        id=own_id,
+                    )
+                )
+    return tuple(found)
+
+
+def _text(in_hex: str, header: int) -> str:
+    try:
+        return clean(bytes.fromhex(in_hex)[header:].decode(errors="replace").strip("\0 \n"))
+    except ValueError:
+        return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """What a disk or a namespace must be in the guest."""
+
+    where: str
+    kind: str
+    serial: str
+    size_bytes: int
+    read_only: bool
+    id: str = ""
+
+
+def _wanted(disks: Mapping[str, Disk]) -> dict[str, _Wanted]:
+    found: dict[str, _Wanted] = {}
+    for name, disk in disks.items():
+        identity, more = blockdev.serial_of(name, disk), blockdev.namespaces(disk)
+        own = {"where": f"disks.{name}", "kind": disk.type, "serial": identity}
+        found[name] = _Wanted(**own, size_bytes=disk.size, read_only=disk.read_only, id="1" if more else "")
+        for number, (other, one) in enumerate(more.items(), start=2):
+            own["where"] = f"disks.{name}.namespaces.{other}"
+            found[other] = _Wanted(**own, size_bytes=one.size, read_only=False, id=str(number))
+    return found
+
+
+def _is(device: Device, wanted: _Wanted) -> bool:
+    return device.serial == wanted.serial and wanted.id in ("", device.id)
+
+
+def by_name(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str, Device]:
+    """The guest's device of each disk and namespace of the topology that is there."""
+    wanted = _wanted(disks)
+    return {name: device for name, one in wanted.items() for device in found if _is(device, one)}
+
+
+def by_number(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str, str]:
+    """What each MAJ:MIN is called: a disk or a namespace as in the topology, those that every guest has `root disk` and `modules disk`."""
+    own = {ROOT_SERIAL: "root disk", MODULES_SERIAL: "modules disk"}
+    names = {device.number: own[device.serial] for device in found if device.serial in own}
+    return names | {device.number: name for name, device in by_name(disks, found).items()}
+
+
+def facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus: int) -> tuple[Fact, ...]:
+    """What must be read back of the disks beyond the agent's listing: what the topology says of them, and no default."""
+    found: list[Fact] = []
+    for name, disk in disks.items():
+        block = f"/sys/block/{there[name].path.removeprefix('/dev/')}"
+        said: dict[str, tuple[str, str]] = {
+            "logical_block_size": ("queue/logical_block_size", str(disk.logical_block_size)),
+            "physical_block_size": ("queue/physical_block_size", str(disk.physical_block_size)),
+            "write_cache": ("queue/write_cache", "back" if disk.write_cache else "through"),
+        }
+        if disk.queues is not None:
+            said["queues"] = ("mq", str(min(disk.queues, cpus)))
+        if isinstance(disk, Nvme) and disk.zoned is not None:
+            said["zoned"] = ("queue/zoned", "host-managed")
+        if not disk.discard:
+            said["discard"] = ("queue/discard_max_bytes", "0")
+        found += [
+            Fact(where=f"disks.{name}.{key.replace('_', '-')}", file=f"{block}/{file}", expected=expected)
+            for key, (file, expected) in said.items()
+            if key in disk.model_fields_set
+        ]
+        for other, one in blockdev.namespaces(disk).items():
+            block = f"/sys/block/{there[other].path.removeprefix('/dev/')}"
+            where = f"disks.{name}.namespaces.{other}"
+            found.append(
+                Fact(where=f"{where}.logical-block-size", file=f"{block}/queue/logical_block_size", expected=str(one.logical_block_size))
+            )
+            if one.zoned is not None:
+                found.append(Fact(where=f"{where}.zoned", file=f"{block}/queue/zoned", expected="host-managed"))
+    return tuple(found)
+
+
+def differences(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> tuple[str, ...]:
+    """What the guest has otherwise than the topology says; empty where they agree."""
+    wanted, there = _wanted(disks), by_name(disks, found)
+    said: list[str] = []
+    for text, times in Counter((device.serial, device.id if device.kind == "nvme" else "") for device in found).items():
+        if times > 1:
+            said.append(f"serial {text[0]}: expected once, got {times} disks with it")
+    for name, one in wanted.items():
+        device = there.get(name)
+        if device is None:
+            serials = ", ".join(device.serial for device in found) or "no disk"
+            said.append(f"{one.where}: expected a {one.kind} disk with serial {one.serial}, got {serials}")
+            continue
+        if device.kind != one.kind:
+            said.append(f"{one.where}.type: expected {one.kind}, got {device.kind} ({device.path})")
+        if device.size_bytes != one.size_bytes:
+            said.append(f"{one.where}.size: expected {one.size_bytes} bytes, got {device.size_bytes} ({device.path})")
+        if device.read_only != one.read_only:
+            expected, got = ("read-only", "writable") if one.read_only else ("writable", "read-only")
+            said.append(f"{one.where}: expected it {expected}, got a {got} {device.path}")
+    own = {one.serial for one in wanted.values()} | {ROOT_SERIAL, MODULES_SERIAL}
+    said += [f"{device.path}: expected no such disk, got one with serial {device.serial!r}" for device in found if device.serial not in own]
+    return tuple(said)

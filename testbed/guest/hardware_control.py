@@ -1,0 +1,78 @@
+"""Does to a running guest's disks and machine what somebody says in words, and says in the same words how they are."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+from testbed.guest import cpu_memory
+from testbed.guest.disk_control import LiveDisks
+from testbed.guest.guest import Guest
+from testbed.hardware import commands
+from testbed.hardware.commands import Action
+from testbed.units import format_size
+
+
+def _unplug(disks: LiveDisks, name: str, surprise: bool) -> Awaitable[None]:
+    return disks.unplug(name, surprise=surprise)
+
+
+def _plug(disks: LiveDisks, name: str, nothing: None) -> Awaitable[None]:
+    del nothing
+    return disks.plug(name)
+
+
+_DOES: Mapping[str, Callable[[LiveDisks, str, Any], Awaitable[None]]] = {
+    "throttle": LiveDisks.throttle,
+    "delay": LiveDisks.delay,
+    "inject": LiveDisks.inject,
+    "hang": LiveDisks.hang,
+    "resize": LiveDisks.resize,
+    "unplug": _unplug,
+    "plug": _plug,
+}
+_DOES_TO_MACHINE: Mapping[str, Callable[[Guest, int | None], Awaitable[None]]] = {
+    "memory": cpu_memory.set_memory,
+    "cpus": cpu_memory.set_cpus,
+}
+Said = dict[str, list[str]]
+
+
+async def do(guest: Guest, action: Action) -> Said:
+    """Do it, and return how the disk, or the machine, is then.
+
+    :raise UsageError: it is refused; then nothing has changed. :raise HostError: QEMU refuses it. :raise GuestError: the guest does.
+    """
+    if action.disk == commands.MACHINE:
+        await _DOES_TO_MACHINE[action.verb](guest, action.value)
+        return await said_machine(guest)
+    await _DOES[action.verb](guest.hardware, action.disk, action.value)
+    if action.verb == "plug":
+        await guest.look_again()
+    return await said(guest.hardware, action.disk)
+
+
+async def told(guest: Guest, some: Sequence[str]) -> Said:
+    """`do` what words say; raises as that, and UsageError where they are not understood."""
+    return await do(guest, commands.action(some))
+
+
+async def said_machine(guest: Guest) -> Said:
+    """What memory and CPUs a guest has now."""
+    return {"memory": [format_size(await cpu_memory.memory(guest))], "cpus": [str(await cpu_memory.cpus(guest))]}
+
+
+async def said(disks: LiveDisks, name: str) -> Said:
+    """How a disk behaves now, and the errors of it that there were.
+
+    :raise UsageError: there is no such disk.
+    """
+    if disks.is_out(name):
+        return {"throttle": ["unplugged"], "delay": [], "inject": [], "errors": await disks.errors_of(name)}
+    now = await disks.condition(name)
+    return {
+        "throttle": commands.said_throttle(now.throttle),
+        "delay": commands.said_latency(now.latency),
+        "inject": commands.said_faults(now.faults),
+        "errors": await disks.errors_of(name),
+    }

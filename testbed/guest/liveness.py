@@ -1,0 +1,128 @@
+"""Where a guest is in its life, what ended it, and waits that end when it does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Coroutine
+from typing import Any, TypeVar
+
+from testbed.errors import GuestLost, HostError, WireBroken
+from testbed.guest.channels.console import Console
+from testbed.guest.channels.kernel_log import Finding, Kind
+from testbed.guest.launch_spec import Order
+from testbed.guest.lifecycle import Event, Loss, State, advance
+from testbed.host import eventlog, failures
+from testbed.host.logfile import Log
+
+T = TypeVar("T")
+
+# How long the reason of a guest's end may come after the first sign of it.
+LAST_WORDS_S = 3.0
+
+
+async def ended(work: Coroutine[Any, Any, None]) -> None:
+    """Wait until `work` has ended, also when we are cancelled meanwhile, and however often: what is half taken down stays behind."""
+    task, cancelled = asyncio.create_task(work), None
+    while not task.done():
+        try:
+            await asyncio.wait((task,))
+        except asyncio.CancelledError as error:
+            cancelled = error
+    task.result()
+    if cancelled is not None:
+        raise cancelled
+
+
+class Life:
+    """Of one guest; `loss` says what ended it."""
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.name = order.name
+        self.state = State.PLANNED
+        self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
+        self.loss: Loss | None = None
+        self.console = Console(order.evidence / "console.log", self._on_fatal, self._on_trouble)
+        self._stages = self.log("stages.jsonl")
+        self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._ending = False
+
+    def log(self, name: str) -> Log:
+        """A file of its evidence; a guest whose evidence cannot be kept is of no use."""
+        return Log(self.order.evidence / name, self._on_trouble)
+
+    def _advance(self, event: Event) -> None:
+        self.state = advance(self.state, event)
+        self.reached[event] = now = time.monotonic()
+        self._stages.note({"monotonic_s": round(now, 6), "event": event.name, "state": self.state.name})
+        self._say(event.value)
+        self.order.on_state(self.state)
+
+    def _say(self, event: str, *, failed: bool = False) -> None:
+        eventlog.say(event, guest=self.name, logs=self.order.evidence.name, stage=self.state.value, failed=failed)
+
+    def _lose(self, why: str, loss: Loss) -> None:
+        if not self._lost.done() and not self._ending:
+            self.loss = loss
+            self._lost.set_result(why)
+            self._say(why, failed=True)
+
+    def _on_fatal(self, finding: Finding) -> None:
+        self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)
+
+    def _on_trouble(self, why: str) -> None:
+        """Something of this machine is not, or no longer, what the guest needs."""
+        self._lose(why, Loss.HOST)
+
+    def _watch(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that works for the guest as long as that lives. Where it fails, nobody does its work any longer, and the guest is lost."""
+
+        async def watched() -> None:
+            try:
+                await work
+            except Exception as error:
+                self._on_trouble(failures.told(error, self.order.evidence))
+
+        return asyncio.create_task(watched())
+
+    async def lost(self) -> str:
+        """Wait until the guest is lost, and say why."""
+        return await asyncio.shield(self._lost)
+
+    async def wait(self, awaited: Awaitable[T], limit_s: float) -> T:
+        """The result of `awaited`, unless the guest is lost or `limit_s` passes first.
+
+        :raise GuestLost: names the stage, and shows the console's tail. :raise HostError: the same, where this machine is the reason.
+        """
+        task: asyncio.Future[T] = asyncio.ensure_future(awaited)
+        try:
+            first: set[asyncio.Future[Any]] = {task, self._lost}
+            await asyncio.wait(first, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            failure = task.exception() if task.done() else None
+            if isinstance(failure, WireBroken):
+                # A dying guest breaks its wires first; give the reason a moment to arrive.
+                await asyncio.wait({self._lost}, timeout=LAST_WORDS_S)
+            if task.done() and (failure is None or not self._lost.done()):
+                return task.result()
+            raise self._end(f"what was asked of it did not end within {limit_s:.0f} s{self._why_silent()}") from failure
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _why_silent(self) -> str:
+        """More about a guest that does not answer, where anybody knows."""
+        return ""
+
+    def _end(self, otherwise: str) -> GuestLost | HostError:
+        """What ended it, or a wait for it."""
+        stage = self.state.value
+        if not self._lost.done():
+            return GuestLost(self.name, stage, otherwise, self.console.tail())
+        if self._lost.cancelled():  # nothing went wrong with it: see Guest.tear_down
+            return GuestLost(self.name, stage, "it was ended, or restored, meanwhile")
+        if self.state is not State.LOST:
+            self._advance(Event.ENDED)
+        if self.loss is Loss.HOST:
+            return HostError(f"guest {self.name}: {stage}: {self._lost.result()}")
+        return GuestLost(self.name, stage, self._lost.result(), self.console.tail())

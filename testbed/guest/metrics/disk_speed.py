@@ -1,0 +1,92 @@
+"""How fast this machine's emulated disks are at most, measured once and kept, and what of a topology asks for more."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from testbed import jsons
+from testbed.guest.factory import Lab
+from testbed.guest.metrics import fio
+from testbed.hashing import content_key
+from testbed.host.facts import Host
+from testbed.qemu import blockdev
+from testbed.store.kernels.files import KernelFiles
+from testbed.topology.disks import disk_of
+from testbed.topology.model import Guest as GuestModel
+from testbed.units import MIB, format_size
+
+KINDS = ("virtio-blk", "nvme", "virtio-scsi")
+# Small enough that the host has all of it in memory: it is the emulation that is measured.
+_SIZE = 256 * MIB
+_DEEP = ("--ioengine=libaio", "--iodepth=32")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reach:
+    """Of one kind of disk: random reads of 4 KiB a second, and bytes a second of sequential reads of 1 MiB, 32 at a time; and the median
+    time of one random read alone, in microseconds.
+    """
+
+    iops: float
+    bytes_per_s: float
+    read_us: float
+
+
+async def measure(lab: Lab, kernel: KernelFiles, evidence: Path, *, seconds: float = 3) -> dict[str, Reach]:
+    """On a guest of its own, one kind after the other.
+
+    :raise GuestError: the guest is lost.
+    """
+    model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
+    found = {}
+    async with lab.admitted((model,), "bench", cores=lab.host.cores), lab.guest("bench", model, kernel, evidence) as guest:
+        for number, kind in enumerate(KINDS):
+            path = guest.disks[f"d{number}"].path
+            await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)
+            many = await fio.run(guest, path, *_DEEP, "--bs=4k", seconds=seconds)
+            long = await fio.run(guest, path, *_DEEP, "--bs=1M", rw="read", seconds=seconds)
+            alone = await fio.run(guest, path, "--bs=4k", seconds=seconds)
+            found[kind] = Reach(iops=many.iops, bytes_per_s=long.bytes_per_s, read_us=alone.median_us)
+    return found
+
+
+def _file(cache: Path, host: Host) -> Path:
+    return cache / "reach" / f"{content_key(host.qemu.identity, host.accelerator, str(host.cores))}.json"
+
+
+def keep(found: Mapping[str, Reach], cache: Path, host: Host) -> None:
+    """Remember it, for this machine and its QEMU."""
+    file = _file(cache, host)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_suffix(".new")
+    unfinished.write_text(json.dumps({kind: asdict(reach) for kind, reach in found.items()}), encoding="utf-8")
+    unfinished.replace(file)
+
+
+def known(cache: Path, host: Host) -> dict[str, Reach]:
+    """What was measured, or nothing."""
+    try:
+        return {kind: Reach(**said) for kind, said in jsons.parsed(_file(cache, host).read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def beyond(model: GuestModel, reaches: Mapping[str, Reach]) -> Iterator[str]:
+    """The profiles that this host cannot reach, in words."""
+    for name, disk in model.disks.items():
+        if disk.profile is None or disk.type not in reaches:
+            continue
+        reach, limits = reaches[disk.type], blockdev.throttle_of(disk)
+        requests = ("requests", max(limits.iops_total, limits.iops_read), reach.iops)
+        bytes_ = ("bytes", max(limits.bps_total, limits.bps_read), reach.bytes_per_s)
+        for what, asked, most in (requests, bytes_):
+            if asked > most:
+                said, there = (format_size(value) if what == "bytes" else f"{value:.0f}" for value in (asked, most))
+                scale = (disk.scale or 1) * most / asked
+                yield (
+                    f"disk {name}: expected {said} {what} a second ({disk.profile}), this machine makes {there} at most"
+                    f" (testbed bench disks), so that the machine is the limit; scale: {scale:.1g} is a device that it can be"
+                )

@@ -1,0 +1,152 @@
+"""Shell functions that our scripts in guests share, and what they print, read back. Pure.
+
+What a file says is printed between lines that begin with a random mark, and each end is marked: a file that was not read, was cut, or has
+no end is an error, and no empty text. The functions are for the guest's login shell, dash: bash's `read` seeks back after each line and has
+the kernel make the file again, so that a line may begin in the middle of another one.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from testbed import numbers
+from testbed.errors import ReadingError
+
+# enter CGROUP: moves the shell that calls it, or fails. What a plain file called cgroup.procs has taken moves nobody.
+ENTER = """\
+enter() {
+    if [ -d "/sys/fs/cgroup/$1" ] && echo 0 >"/sys/fs/cgroup/$1/cgroup.procs"; then
+        while read -r here; do [ "$here" != "0::/$1" ] || return 0; done </proc/self/cgroup
+    fi
+    echo "/sys/fs/cgroup/$1: cannot be entered" >&2
+    return 1
+}
+"""
+# take FILE...: by the shell itself, for a program more takes longer than all of it. `read` cannot tell an error from a file's end: a file
+# that is still there afterwards, and is no folder, was read. section NAME: what is taken from here on. finish: that was all.
+_TAKE = """\
+take() {
+    for taken; do
+        if [ ! -e "$taken" ]; then echo "MARK absent $taken"; continue; fi
+        echo "MARK file $taken"
+        line= how=unread
+        while IFS= read -r line; do printf '%s\\n' "$line"; line=; done <"$taken" && [ -f "$taken" ] && how=whole
+        printf '%s\\nMARK %s %s\\n' "$line" "$how" "$taken"
+    done
+}
+section() { echo "MARK section $1"; }
+note() { echo "MARK note $1 $2"; }
+finish() { echo "MARK finish"; }
+"""
+
+
+def new_mark() -> str:
+    """A mark that no file and no command's output has."""
+    return f"@{secrets.token_hex(8)}"
+
+
+def functions(mark: str) -> str:
+    """The functions `enter`, `take`, `section`, `note` and `finish`."""
+    return ENTER + _TAKE.replace("MARK", mark)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Texts:
+    """The files of one section. `guest`: whose; `texts`: by path; `unread`: why each of the others is not there; `notes`: by name."""
+
+    guest: str
+    texts: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+    def where(self, path: str) -> str:
+        """How errors name a file."""
+        return f"guest {self.guest}: {path}"
+
+    def text(self, path: str) -> str:
+        """What a file said.
+
+        :raise ReadingError: it was not read.
+        """
+        if path in self.texts:
+            return self.texts[path]
+        raise ReadingError(self.where(path), "to read it", self.unread.get(path, "nothing: it was not looked at"))
+
+    def note(self, name: str) -> str:
+        """What the script noted.
+
+        :raise ReadingError: it did not come so far.
+        """
+        if name in self.notes:
+            return self.notes[name]
+        raise ReadingError(f"guest {self.guest}: its script", f"a note of its {name}", "none")
+
+
+_WHY = {"absent": "no such file", "unread": "an error, or the file is gone"}
+
+
+def sections(output: str, mark: str, guest: str) -> Mapping[str, Texts]:
+    """What a script has taken, by section; before the first one it is called "".
+
+    :raise ReadingError: the script did not come to its `finish`, or what it printed was cut.
+    """
+    found = {"": Texts(guest=guest)}
+    here = found[""]
+    finished, pending = False, ("", "")
+    for part in output.split(f"{mark} ")[1:]:
+        head, _, body = part.partition("\n")
+        verb, _, name = head.partition(" ")
+        if verb == "section":
+            here = found[name] = Texts(guest=guest)
+        elif verb == "file":
+            pending = name, body.removesuffix("\n")
+        elif verb == "whole" and pending[0] == name:
+            here.texts[name] = pending[1]
+        elif verb in _WHY:
+            here.unread[name] = _WHY[verb]
+        elif verb == "note":
+            key, _, value = name.partition(" ")
+            here.notes[key] = value
+        elif verb == "finish":
+            finished = True
+    if not finished:
+        raise ReadingError(f"guest {guest}: its counters", "what its script prints at the end", f"the end of its output: {output[-60:]}")
+    return found
+
+
+def lines(output: str, word: str) -> list[list[str]]:
+    """The words behind `word` of each line that begins with it, of a script that prints nothing else."""
+    return [line.split()[1:] for line in output.splitlines() if line == word or line.startswith(f"{word} ")]
+
+
+def printed_word(output: str, name: str, where: str) -> str:
+    """The word behind `name` in the only line `NAME WORD`.
+
+    :raise ReadingError: there is no such line, or more than one.
+    """
+    found = lines(output, name)
+    if len(found) != 1 or len(found[0]) != 1:
+        raise ReadingError(where, f"one line `{name} ...`", output[-120:] or "nothing")
+    return found[0][0]
+
+
+def printed_number(output: str, name: str, where: str) -> int:
+    """The whole number of the only line `NAME NUMBER`; raises as `printed_word`."""
+    return numbers.whole(printed_word(output, name, where), f"{where}, {name}")
+
+
+def named(output: str, word: str, names: tuple[str, ...], where: str, *, values: int = 1) -> dict[str, list[str]]:
+    """By name the values of lines `WORD NAME VALUE...`, of which each name has exactly one, with so many values.
+
+    :raise ReadingError: one is missing, is there twice, or has more or fewer values.
+    """
+    found: dict[str, list[str]] = {}
+    for words in lines(output, word):
+        if not words or len(words) != 1 + values or words[0] in found:
+            raise ReadingError(where, f"`{word} NAME` and {values} more, each name once", " ".join([word, *words]))
+        found[words[0]] = words[1:]
+    if missing := [name for name in names if name not in found]:
+        raise ReadingError(where, f"a line `{word} {missing[0]} ...`", output[-120:] or "nothing")
+    return found

@@ -1,0 +1,64 @@
+"""Saves a running guest with its disks, while it stands still for a moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import HostError, UsageError
+from testbed.guest import cpu_memory
+from testbed.guest.guest import Guest
+from testbed.host import quota
+from testbed.qemu import blockdev, migration
+from testbed.store import snapshot_files
+from testbed.store.snapshot_files import Snapshot
+
+
+async def save(guest: Guest, folder: Path, order: dict[str, Any]) -> Snapshot:
+    """Make a snapshot in a new `folder`; the guest goes on afterwards, also where it could not be saved.
+
+    :raise UsageError: it has a balloon. :raise HostError: QEMU cannot save one of its devices (NVMe in those that we know), and says which;
+    or there is too little room, or it went while QEMU wrote.
+    :raise GuestError: it does not answer.
+    """
+    if await cpu_memory.has_balloon(guest):
+        raise UsageError(
+            f"{guest.name} cannot be saved: a balloon has been plugged in for `memory`, which a guest that goes on would not have"
+        )
+    files = _disks(guest)
+    leave_bytes = sum(file.lstat().st_blocks * 512 for file in files) + quota.MARGIN_BYTES
+    with snapshot_files.unfinished(folder) as made:
+        await guest.freeze()
+        try:
+            await guest.monitor.execute("stop")
+            await _save_state(guest, made / "state", leave_bytes)
+            # QEMU has written out all that it held of them.
+            for file in files:
+                await snapshot_files.copy(file, made / "disks" / file.name)
+        finally:
+            await guest.thaw()
+        key = guest.order.machine.key
+        snapshot_files.record(made, host_key=guest.order.identity, boot_s=guest.boot_s, machine=key, order=order)
+    return snapshot_files.read(folder)
+
+
+def _disks(guest: Guest) -> tuple[Path, ...]:
+    """The files of this machine that hold what is on its disks."""
+    stores = [store for name, disk in guest.order.model.disks.items() for store in blockdev.storage(name, disk, guest.order.scratch)]
+    return (guest.order.overlay, *(store.file for store in stores))
+
+
+async def _save_state(guest: Guest, path: Path, leave_bytes: int) -> None:
+    version, model = guest.order.host.qemu.version, guest.order.model
+    try:
+        await guest.wait(migration.write(guest.monitor, path, leave_bytes=leave_bytes), guest.order.deadlines.restore_s)
+    except HostError as error:
+        if "non-migratable" not in str(error):
+            raise
+        # Of those that we know, QEMU's nvme cannot be saved.
+        disks = [f"{name} ({disk.type})" for name, disk in model.disks.items()]
+        unsaved = [said for said in disks if "nvme" in said and "nvme" in str(error)] or disks
+        raise HostError(
+            f"{guest.name} cannot be saved: QEMU {version} cannot save a guest with {', '.join(unsaved)}; a guest to be saved has"
+            f" virtio-blk disks only: {error}"
+        ) from error

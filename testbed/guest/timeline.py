@@ -1,0 +1,126 @@
+"""Plays a guest's timeline: waits for each act's time or event, does it, and logs it on both clocks.
+
+    async with playing(guest):
+        await guest.run("fio", ...)
+
+One line of JSON for each action, in `timeline.jsonl` beside the guest's logs: `monotonic_s` and `guest_s` (its uptime) when it began, what
+it did (`do`) and how the disk or the machine is then (`now`), or the `error`; one with `reached` for each event; at the end one with
+`missed` for each act that never began.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from testbed.errors import GuestLost, TestbedError, told
+from testbed.guest import clock, hardware_control
+from testbed.guest.clock import Clock
+from testbed.guest.guest import Guest
+from testbed.guest.metrics import cgroup_counters
+from testbed.host.logfile import Log
+from testbed.topology.schedule import Cue, cues, said
+from testbed.topology.timeline import Act, When
+
+LOG = "timeline.jsonl"
+_POLL_S = 0.25
+
+
+class Player:
+    """One timeline on one guest; `failures` are what went wrong, in the order in which it did, `missed` the acts that have not begun."""
+
+    def __init__(self, guest: Guest, at: Clock, log: Log) -> None:
+        self._guest, self._clock, self._log = guest, at, log
+        self.failures: list[TestbedError] = []
+        self.missed: dict[int, str] = {}
+
+    async def play(self, acts: Sequence[Act]) -> None:
+        """Do all of it, from now on; acts do not wait for each other."""
+        begin = time.monotonic()
+        self.missed = {number: said(act) for number, act in enumerate(acts)}
+        async with asyncio.TaskGroup() as group:
+            for number, act in enumerate(acts):
+                group.create_task(self._act(number, act, begin))
+
+    async def _act(self, number: int, act: Act, begin: float) -> None:
+        try:
+            if act.when is not None:
+                event = await self._reached(act.when)
+                begin = time.monotonic()
+                self._note(begin, act=number, reached=event)
+            for cue in cues(act):
+                await asyncio.sleep(max(0.0, begin + cue.after_s - time.monotonic()))
+                await self._do(number, cue)
+        except TestbedError as error:
+            self._failed(number, error)
+
+    async def _do(self, number: int, cue: Cue) -> None:
+        began = time.monotonic()
+        self.missed.pop(number, None)
+        try:
+            now = await hardware_control.do(self._guest, cue.action)
+        except GuestLost:
+            raise  # nothing more can be done
+        except TestbedError as error:
+            self._failed(number, told(f"timeline: {cue.text}: {error}", error.code), do=cue.text)
+        else:
+            self._note(began, act=number, do=cue.text, now=now, took_s=round(time.monotonic() - began, 6))
+
+    async def _reached(self, when: When) -> str:
+        """Wait for an event; says which it was."""
+        if when.mark is not None:
+            await self._guest.marks.mark(when.mark)
+            return f"mark {when.mark}"
+        if when.console is not None:
+            return f"console: {await self._guest.marks.line(when.console)}"
+        return await self._counted(when)
+
+    async def _counted(self, when: When) -> str:
+        while True:
+            # A cgroup that is not there yet has counted nothing.
+            value = await cgroup_counters.one(self._guest, {}, str(when.cgroup), str(when.counter))
+            if value is not None and ((when.above is not None and value > when.above) or (when.below is not None and value < when.below)):
+                return f"{when.cgroup}/{when.counter} is {value}"
+            await asyncio.sleep(_POLL_S)
+
+    def _failed(self, number: int, error: TestbedError, **more: Any) -> None:
+        self.failures.append(error)
+        self._note(time.monotonic(), act=number, **more, error=str(error))
+
+    def end(self) -> None:
+        """Log what has not begun, and will not."""
+        for number, act in self.missed.items():
+            self._note(time.monotonic(), act=number, missed=act)
+
+    def _note(self, at: float, **words: Any) -> None:
+        line = {"monotonic_s": round(at, 6), "guest_s": round(self._clock.uptime(at), 3), "guest_error_s": round(self._clock.error_s, 3)}
+        self._log.note(line | words)
+
+
+@contextlib.asynccontextmanager
+async def playing(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncIterator[list[str]]:
+    """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen, and is in the list then.
+
+    :raise TestbedError: the first of its actions that failed, where nothing else did.
+    """
+    wanted = guest.order.model.timeline if acts is None else acts
+    missed: list[str] = []
+    if not wanted:
+        yield missed
+        return
+    player = Player(guest, await clock.read(guest), guest.log(LOG))
+    task = asyncio.create_task(player.play(wanted))
+    try:
+        yield missed
+    finally:
+        task.cancel()
+        (ended,) = await asyncio.gather(task, return_exceptions=True)
+        player.end()
+        missed += player.missed.values()
+    if isinstance(ended, Exception):
+        raise ended
+    if player.failures:
+        raise player.failures[0]

@@ -1,0 +1,70 @@
+"""What the testbed does, as it does it: one log a run, lines of JSON with both clocks and, where it is of a guest, that and its stage.
+
+    {"time": "2026-01-31T12:00:00.123Z", "monotonic_s": 81.5, "level": "info", "guest": "g0", "stage": "ready", "event": "SSH answered"}
+
+Python's own logging carries it: whoever has something to say calls `say`, and a run or a terminal listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TextIO
+
+from testbed.host.logfile import Log
+from testbed.text import printable
+
+FILE = "log.jsonl"
+_LOGGER = logging.getLogger("testbed")
+_LOGGER.setLevel(logging.INFO)
+_LOGGER.propagate = False  # what other programs that use us log is theirs
+_LOGGER.addHandler(logging.NullHandler())
+
+
+def say(event: str, *, guest: str = "", logs: str = "", stage: str = "", failed: bool = False) -> None:
+    """Something has happened, to a guest or to all of it. `logs`: the folder of the guest's logs, which tells it from others of its name;
+    `failed`: it is why something else does not.
+    """
+    level = logging.ERROR if failed else logging.INFO
+    _LOGGER.log(level, "%s", event, extra={"guest": guest, "logs": logs, "stage": stage})
+
+
+class _Lines(logging.Handler):
+    def __init__(self, log: Log) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        where = {name: record.__dict__[name] for name in ("guest", "logs", "stage")}
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        line = {"time": when, "monotonic_s": round(time.monotonic(), 6), "level": record.levelname.lower()}
+        self._log.note(line | {key: value for key, value in where.items() if value} | {"event": record.getMessage()})
+
+
+class _Words(logging.StreamHandler[TextIO]):
+    def format(self, record: logging.LogRecord) -> str:
+        where = ": ".join(word for word in (record.__dict__[name] for name in ("logs", "guest", "stage")) if word)
+        return printable(f"debug: {time.monotonic():.3f} {where}{': ' if where else ''}{record.getMessage()}")
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What is said meanwhile goes into the folder of a run, `log.jsonl`."""
+    handler = _Lines(Log(folder / FILE, lambda why: None))  # a full disk is said where it matters
+    _LOGGER.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        say(f"{type(error).__name__}: {error}", failed=True)
+        raise
+    finally:
+        _LOGGER.removeHandler(handler)
+
+
+def tell(stream: TextIO) -> None:
+    """What is said goes to a terminal as well, for as long as this process lives."""
+    _LOGGER.addHandler(_Words(stream))

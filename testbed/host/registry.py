@@ -1,0 +1,302 @@
+"""Guests that stay: what is kept of each in the runtime folder while its supervisor lives, and how other commands speak with that.
+
+RUNTIME/vms/NAME/   record.json   who it is, where its logs are, how it is reached
+                    lock          held by its supervisor; free when that is gone, and then the folder is a leftover
+                    control       socket: one JSON object a line, answered by another
+                    console       socket: the guest's serial console, both ways
+                    ssh           socket: who connects is handed a connection to the guest's SSH server (`ssh_proxy.py`)
+                    key, known_hosts, ssh_config
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+from pydantic import TypeAdapter
+
+from testbed import jsons
+from testbed.errors import HostError, UsageError, told
+from testbed.host import process, ssh_proxy
+from testbed.host.paths import Folders
+from testbed.host.tempdirs import lock_file
+
+SSH = "ssh"
+# One that has ENDED is held with its memory.
+STARTING, READY, LOST, ENDED = "starting", "ready", "lost", "ended"
+# A line of the control socket: a table of all cgroups of a guest fits.
+LONGEST_LINE = 8 << 20
+_CLAIM_TRIES = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """What is known of a guest that stays. `guest`: its name in the `topology` file. `since`: seconds since 1970. `why`: it is lost, held,
+    or stands still; then `resume_with` is the command that lets it go on.
+
+    `supervisor`, `qemu`: process ids. `devices`: /dev path of each device of the topology, by its name there.
+    """
+
+    name: str
+    state: str
+    topology: str
+    point: str
+    guest: str
+    kernel: str
+    release: str
+    memory_bytes: int
+    cpus: int
+    disks: tuple[str, ...]
+    loops: tuple[str, ...]
+    evidence: str
+    supervisor: int
+    since: float
+    networks: str
+    qemu: int = 0
+    devices: dict[str, str] = field(default_factory=dict)
+    why: str = ""
+    resume_with: str = ""
+
+
+_RECORD = TypeAdapter(Record)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vm:
+    """A record, and the folder where it is."""
+
+    folder: Path
+    record: Record
+
+    @property
+    def ssh_config(self) -> Path:
+        return self.folder / "ssh_config"
+
+    async def ask(self, verb: str, *, timeout_s: float = 60, **arguments: Any) -> dict[str, Any]:
+        """The supervisor's answer.
+
+        :raise HostError: it does not answer, or is stopped. :raise TestbedError: it says why not.
+        """
+        name, stopped = self.record.name, _by_signal(self.record)
+        # A supervisor ends a QEMU that is stopped, and asks it for everything else.
+        if stopped is not None and (verb != "down" or stopped == self.record.supervisor):
+            raise HostError(cannot_go_on(_stopped(self.record, stopped)))
+        try:
+            async with asyncio.timeout(timeout_s):
+                reader, writer = await asyncio.open_unix_connection(self.folder / "control", limit=LONGEST_LINE)
+                with contextlib.closing(writer):
+                    writer.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+                    line = await reader.readline()
+            answer = jsons.mapping(line)
+        except TimeoutError:
+            raise HostError(
+                f"{name}: its supervisor (pid {self.record.supervisor}) does not answer `{verb}` within {timeout_s:.0f} s"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise HostError(f"{name}: its supervisor (pid {self.record.supervisor}) went away at `{verb}`") from error
+        if "error" in answer:
+            raise told(str(answer["error"]), answer.get("code", ""))
+        return dict(answer)
+
+
+def now(record: Record) -> Record:
+    """A record with what it cannot say itself: that its guest stands still because its supervisor or QEMU is stopped by a signal."""
+    pid = _by_signal(record)
+    return record if pid is None else _stopped(record, pid)
+
+
+def _stopped(record: Record, pid: int) -> Record:
+    whose = "supervisor" if pid == record.supervisor else "QEMU"
+    return replace(record, why=f"its {whose} (pid {pid}) is stopped by a signal", resume_with=f"kill -CONT {pid}")
+
+
+def cannot_go_on(record: Record) -> str:
+    """What is said to whoever wants something of a guest that stands still."""
+    return f"{record.name} stands still: {record.why}; let it go on with: {record.resume_with}"
+
+
+def _by_signal(record: Record) -> int | None:
+    """The supervisor's process id, or QEMU's, where that is stopped by a signal, as by Ctrl-Z."""
+    return next((pid for pid in (record.supervisor, record.qemu) if pid and process.is_stopped(pid)), None)
+
+
+def _root(folders: Folders) -> Path:
+    return folders.runtime / "vms"
+
+
+def write(folder: Path, record: Record) -> None:
+    """Put a record in its place, at once."""
+    unfinished = folder / "record.new"
+    unfinished.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    unfinished.replace(folder / "record.json")
+
+
+def read_record(folder: Path) -> Record | None:
+    """None while it has none, or has one of another version."""
+    try:
+        return _RECORD.validate_python(jsons.parsed((folder / "record.json").read_bytes()))
+    except (OSError, ValueError):  # pydantic's error is one
+        return None
+
+
+def every(folders: Folders) -> tuple[Vm, ...]:
+    """All guests that stay, by age. Removes nothing: that a supervisor was killed is said once, by who sweeps."""
+    there = []
+    for folder in _root(folders).glob("*"):
+        with _locked(folder) as gone:
+            record = None if gone else read_record(folder)
+        there += [Vm(folder=folder, record=record)] if record is not None else []
+    return tuple(sorted(there, key=lambda vm: vm.record.since))
+
+
+def sweep(folders: Folders) -> tuple[Record, ...]:
+    """Remove what supervisors have left that were killed, and networks that no guest names; returns the guests that ended so."""
+    # Before the records: a supervisor writes its record, and makes its networks' folder after that.
+    networks = set(folders.runtime.glob("net-*"))
+    lost = tuple(record for folder in _root(folders).glob("*") if (record := _taken(folder)) is not None)
+    for unused in networks - {Path(vm.record.networks) for vm in every(folders)}:
+        shutil.rmtree(unused, ignore_errors=True)
+    return lost
+
+
+def _taken(folder: Path) -> Record | None:
+    """The record of a guest whose supervisor is gone, and its folder with it; None where the supervisor lives, or ended as it should."""
+    with _locked(folder) as gone:
+        record = read_record(folder) if gone else None
+        if gone:
+            shutil.rmtree(folder, ignore_errors=True)
+    return record
+
+
+def find(folders: Folders, name: str) -> Vm:
+    """The guest of that name.
+
+    :raise UsageError: there is none.
+    """
+    there = every(folders)
+    for vm in there:
+        if vm.record.name == name:
+            return vm
+    for folder in _root(folders).glob("*"):
+        if folder.name == name and (record := _taken(folder)) is not None:
+            raise UsageError(gone_with_supervisor(record))
+    names = ", ".join(vm.record.name for vm in there)
+    raise UsageError(f"{name}: there is no such guest; {f'there are {names}' if names else 'start one with: testbed up FILE'}")
+
+
+def gone_with_supervisor(record: Record) -> str:
+    """What is said of a guest whose supervisor was killed."""
+    return f"{record.name}: its supervisor was killed, and the guest ended with it; its logs: {record.evidence}"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    lock = lock_file(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except (filelock.Timeout, OSError):
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def claimed(folders: Folders, name: str) -> Iterator[Path]:
+    """The folder of a new guest, held until it is left, and removed then.
+
+    :raise UsageError: the name is taken.
+    """
+    root = _root(folders)
+    root.mkdir(mode=0o700, exist_ok=True)
+    folder = root / name
+    for _ in range(_CLAIM_TRIES):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with _locked(folder) as ours:
+            # Somebody may have taken it for a leftover just before it was locked.
+            if ours and (folder / "lock").exists():
+                # FileLock makes a folder that was just removed anew, with everybody's mode.
+                folder.chmod(0o700)
+                (folder / "record.json").unlink(missing_ok=True)
+                try:
+                    yield folder
+                finally:
+                    shutil.rmtree(folder, ignore_errors=True)
+                return
+        if read_record(folder) is not None:
+            raise taken(name)
+        time.sleep(0.02)
+    raise taken(name)
+
+
+def taken(name: str) -> UsageError:
+    return UsageError(f"{name}: a guest of this name is there already; end it with: testbed down {name}; or choose another name")
+
+
+async def gone(vm: Vm, timeout_s: float) -> None:
+    """Wait until a guest's supervisor has ended; one that does not is killed, and takes its QEMU along.
+
+    :raise HostError: it does not end.
+    """
+    for limit_s, kill in ((timeout_s, False), (10.0, True)):
+        if kill:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(vm.record.supervisor, signal.SIGKILL)
+        until = time.monotonic() + limit_s
+        while time.monotonic() < until:
+            if not vm.folder.exists():
+                return
+            with _locked(vm.folder) as free:
+                if free:
+                    shutil.rmtree(vm.folder, ignore_errors=True)
+                    return
+            await asyncio.sleep(0.02)
+    raise HostError(f"{vm.record.name}: its supervisor (pid {vm.record.supervisor}) does not end")
+
+
+def ssh_files(folder: Path, name: str, private_key: str, host_key: str, *, connect_s: float) -> None:
+    """What an SSH client needs to reach a guest: a key, the guest's own key, and a configuration that names both.
+
+    `connect_s`: how long the guest may take to let somebody in; one that stands still never does.
+    """
+    key = folder / "key"
+    key.touch(mode=0o600)
+    key.write_text(private_key, encoding="utf-8")
+    (folder / "known_hosts").write_text(f"{name} {host_key}\n", encoding="utf-8")
+    proxy = (sys.executable, "-I", "-S", str(Path(ssh_proxy.__file__).absolute()), str(folder / SSH), f"{connect_s:.0f}")
+    # Handshakes are dear under emulation: the cheapest algorithms that both sides have.
+    (folder / "ssh_config").write_text(
+        f"""\
+Host {name}
+    ProxyCommand {shlex.join(proxy).replace("%", "%%")}
+    ProxyUseFdpass yes
+    User root
+    IdentityFile "{key}"
+    IdentitiesOnly yes
+    IdentityAgent none
+    HostKeyAlias {name}
+    UserKnownHostsFile "{folder / "known_hosts"}"
+    GlobalKnownHostsFile /dev/null
+    StrictHostKeyChecking yes
+    PasswordAuthentication no
+    KexAlgorithms curve25519-sha256
+    Ciphers chacha20-poly1305@openssh.com
+    LogLevel ERROR
+    ConnectTimeout {connect_s:.0f}
+""",
+        encoding="utf-8",
+    )

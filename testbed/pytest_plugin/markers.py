@@ -1,0 +1,263 @@
+"""What a test says of its guests, read when it is collected: topology, kernels, needs, a limit. What is wrong is an error with a place."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.errors import TestbedError
+from testbed.pytest_plugin.session import STATE, State
+from testbed.store.kernels.table import file_name
+from testbed.topology import Topology
+
+_REQUIRES = ("module", "config", "tool", "qemu")
+_OWN = "testbed.pytest_plugin"
+
+
+class _Refused(Exception):
+    """What a marker says is wrong."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What a guest must have; each a tuple of names, in the order of the test."""
+
+    module: tuple[str, ...] = ()
+    config: tuple[str, ...] = ()
+    tool: tuple[str, ...] = ()
+    qemu: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.module or self.config or self.tool or self.qemu)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kernels:
+    """`each`: to run the test on; empty where it names none. `base`, `patched`: of `compare`; None where it names none."""
+
+    each: tuple[str, ...] = ()
+    base: str | None = None
+    patched: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """A test's topology. `found`: each point of its matrix; `where`: what it was read from."""
+
+    found: Mapping[str, Topology]
+    where: str
+    titles: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_options(config: pytest.Config) -> None:
+    """:raise pytest.UsageError: an option names something that is not there."""
+    state = config.stash[STATE]
+    for option in ("kernel", "base", "patched"):
+        given = config.getoption(f"testbed_{option}")
+        for kernel in given if isinstance(given, list) else [given] if given else []:
+            try:
+                state.table.resolve(kernel)
+            except TestbedError as error:
+                raise pytest.UsageError(f"--testbed-{option}: {error}") from None
+    topology = config.getoption("testbed_topology")
+    if topology is not None:
+        try:
+            _read(state, Path(topology), config.invocation_params.dir, "--testbed-topology")
+        except TestbedError as error:
+            raise pytest.UsageError(f"--testbed-topology: {error}") from None
+    artifacts = config.getoption("testbed_artifacts")
+    if artifacts is not None:
+        folder = config.invocation_params.dir / artifacts
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(f"--testbed-artifacts {artifacts}: expected a folder, got {folder}: {error.strerror}") from None
+
+
+def place(node: pytest.Item) -> str:
+    """Where a test is, as messages begin."""
+    file, line, name = node.location
+    return f"{file}:{(line or 0) + 1}: {name}"
+
+
+def parametrize(metafunc: pytest.Metafunc) -> None:
+    """Make a test for each kernel and each point of its matrix, and check its markers.
+
+    :raise CollectError: one is wrong.
+    """
+    node, state = metafunc.definition, metafunc.config.stash[STATE]
+    wrong: list[str] = []
+    with _noting(wrong):
+        _check_timeout(node)
+    with _noting(wrong):
+        needs(node)
+    wanted = Kernels()
+    with _noting(wrong):
+        wanted = kernels(node)
+    for kernel in dict.fromkeys((*wanted.each, wanted.base, wanted.patched)):
+        if kernel is not None:
+            with _noting(wrong):
+                _resolved(state, kernel)
+    found: Points | None = None
+    with _noting(wrong):
+        if "_testbed_point" in metafunc.fixturenames and _is_ours(metafunc, "topology"):
+            found = points(node)
+        elif node.get_closest_marker("testbed_topology") is not None:
+            points(node)
+    if wrong:
+        raise pytest.Collector.CollectError("\n".join(f"{place(node)}: {said}" for said in wrong))
+    if "_testbed_kernel" in metafunc.fixturenames:
+        named = wanted.each or _own_kernel(found) or (state.table.patched,)
+        metafunc.parametrize("_testbed_kernel", named, ids=[file_name(name) for name in named], indirect=True)
+        state.first_kernel = state.first_kernel or named[0]
+    if found is not None and len(found.found) > 1:
+        metafunc.parametrize("_testbed_point", list(found.found), ids=[found.titles[name] for name in found.found], indirect=True)
+
+
+@contextlib.contextmanager
+def _noting(wrong: list[str]) -> Iterator[None]:
+    """Go on after a mistake of the block, to tell it with the others."""
+    try:
+        yield
+    except (TestbedError, _Refused) as error:
+        wrong.append(str(error))
+
+
+def _is_ours(metafunc: pytest.Metafunc, fixture: str) -> bool:
+    """Whether a fixture is the plugin's: a suite may have one of its own."""
+    found = getattr(metafunc, "_arg2fixturedefs", {}).get(fixture)
+    return not found or str(getattr(found[-1].func, "__module__", "")).startswith(_OWN)
+
+
+def _own_kernel(found: Points | None) -> tuple[str, ...]:
+    """The kernel that a topology names for all of its guests."""
+    named = {guest.kernel for topology in found.found.values() for guest in topology.guests.values()} if found is not None else set()
+    only = next(iter(named)) if len(named) == 1 else None
+    return (only,) if only is not None else ()
+
+
+def _resolved(state: State, kernel: str) -> None:
+    try:
+        state.table.resolve(kernel)
+    except TestbedError as error:
+        raise _Refused(f"testbed_kernels: {error}") from None
+
+
+def kernels(node: pytest.Item) -> Kernels:
+    """From the command line, else from the nearest marker."""
+    option = node.config.getoption
+    marker = node.get_closest_marker("testbed_kernels")
+    args: tuple[Any, ...] = marker.args if marker is not None else ()
+    more = dict(marker.kwargs) if marker is not None else {}
+    base, patched = more.pop("base", None), more.pop("patched", None)
+    names = [*args, *(name for name in (base, patched) if name is not None)]
+    if more or not all(isinstance(name, str) and name for name in names) or (marker is not None and not names):
+        got = ", ".join((*map(repr, args), *(f"{key}={value!r}" for key, value in more.items()))) or "nothing"
+        raise _Refused(f"testbed_kernels: expected names of kernels, or base= and patched=, got {got}")
+    if len(set(args)) < len(args):
+        raise _Refused(f"testbed_kernels: expected each kernel once, got {', '.join(args)}")
+    return Kernels(
+        each=tuple(dict.fromkeys(option("testbed_kernel"))) or args,
+        base=option("testbed_base") or base,
+        patched=option("testbed_patched") or patched,
+    )
+
+
+def needs(node: pytest.Item) -> Needs:
+    """Of all markers, the nearest last."""
+    found: dict[str, tuple[str, ...]] = {}
+    wrong: list[str] = []
+    for marker in reversed(list(node.iter_markers("testbed_requires"))):
+        unknown = set(marker.kwargs) - set(_REQUIRES)
+        if marker.args or not marker.kwargs or unknown:
+            got = ", ".join((*map(repr, marker.args), *marker.kwargs)) or "nothing"
+            wrong.append(f"testbed_requires: expected {', '.join(f'{name}=' for name in _REQUIRES)}, got {got}")
+        for kind, value in marker.kwargs.items():
+            names = (value,) if isinstance(value, str) else value
+            if not isinstance(names, tuple | list) or not all(isinstance(name, str) and name.strip() for name in names):
+                wrong.append(f"testbed_requires: {kind}: expected a name or several, got {value!r}")
+            elif kind not in unknown:
+                found[kind] = tuple(dict.fromkeys((*found.get(kind, ()), *names)))
+    if wrong:
+        raise _Refused("; ".join(wrong))
+    return Needs(**found)
+
+
+def _check_timeout(node: pytest.Function) -> None:
+    marker = node.get_closest_marker("testbed_timeout")
+    if marker is None:
+        return
+    match marker.args:
+        case (int() | float() as seconds,) if not marker.kwargs and not isinstance(seconds, bool) and 0 < seconds < 1e6:
+            if not inspect.iscoroutinefunction(node.obj):
+                raise _Refused("testbed_timeout: expected an `async def` test")
+        case _:
+            raise _Refused(f"testbed_timeout: expected a number of seconds, got {marker.args}")
+
+
+def points(node: pytest.Item) -> Points:
+    """The topology of a test: from its marker, else from --testbed-topology, else from the file beside it that is called like its module,
+    else from topology.yaml beside it, else one guest without disks.
+
+    :raise TestbedError: it is wrong.
+    """
+    state, folder = node.config.stash[STATE], node.path.parent
+    marker, option = node.get_closest_marker("testbed_topology"), node.config.getoption("testbed_topology")
+    if marker is not None:
+        wanted, only = _marked(marker)
+        where = f"testbed_topology of {place(node)}"
+        found = _read(state, wanted, folder, where)
+        if only is not None and only not in found:
+            some = ", ".join(list(found)[:4]) if "" not in found else "none, for it has no matrix"
+            raise _Refused(f"testbed_topology: expected a point of the matrix, such as {some}; got {only!r}")
+        return _titled(found if only is None else {only: found[only]}, where)
+    if option is not None:
+        return _titled(_read(state, Path(option), node.config.invocation_params.dir, "--testbed-topology"), option)
+    for beside in (node.path.with_suffix(".yaml"), folder / "topology.yaml"):
+        if beside.is_file():
+            return _titled(_read(state, beside, folder, str(beside)), str(beside))
+    return _titled(_read(state, {"guests": {"g0": {}}}, folder, "the default"), "the default")
+
+
+def _marked(marker: pytest.Mark) -> tuple[Any, str | None]:
+    keys = dict(marker.kwargs)
+    only = keys.pop("point", None)
+    if only is not None and not isinstance(only, str):
+        raise _Refused(f"testbed_topology: point: expected a name such as disk=nvme, got {only!r}")
+    match marker.args:
+        case () if keys:
+            return {"guests": {"g0": keys}}, only
+        case (str() | Path() | Mapping() as wanted,) if not keys and wanted:
+            return wanted, only
+    got = ", ".join((*map(repr, marker.args), *keys)) or "nothing"
+    raise _Refused(f"testbed_topology: expected a path, YAML, a mapping, or the keys of a guest such as disks=, got {got}")
+
+
+def _read(state: State, wanted: Any, folder: Path, where: str) -> dict[str, Topology]:
+    """A topology's points, read once."""
+    from testbed.api import topologies
+
+    is_file = isinstance(wanted, Path) or (isinstance(wanted, str) and "\n" not in wanted)
+    key = str((folder / wanted).resolve()) if is_file else f"{folder}: {wanted!r}"
+    if key not in state.points:
+        state.points[key] = topologies.points(_short(folder / wanted) if is_file else wanted, Path() if is_file else folder, where)
+    return state.points[key]
+
+
+def _short(path: Path) -> Path:
+    """A path as messages show it: from here, where it is below."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _titled(found: dict[str, Topology], where: str) -> Points:
+    """Each point's id: its values, such as `nvme-ext4`, or its whole name where two would be alike."""
+    short = {name: "-".join(part.partition("=")[2] for part in name.split(",")) for name in found}
+    often = Counter(short.values())
+    return Points(found=found, where=where, titles={name: short[name] if often[short[name]] == 1 else name for name in found})

@@ -1,0 +1,287 @@
+"""A topology's disks to QEMU's block nodes and devices: files to make first, then ordered QMP commands. Pure.
+
+The same commands, as options of the command line, make a cold-plugged disk.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testbed.hardware.disk_kinds import serial
+from testbed.hardware.latency import NO_DELAY, Latency
+from testbed.hardware.profiles import PROFILES
+from testbed.hardware.throttle import Throttle
+from testbed.topology.disks import Disk, Limits, Namespace, Nvme, VirtioBlk, VirtioScsi, Zoned
+from testbed.topology.model import Guest
+from testbed.units import MIB
+
+_READ_ONLY = {"read-only": True}
+_UUIDS = uuid.UUID("6c6f6f70-0000-4000-8000-636772747374")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QmpCommand:
+    """One command for QEMU's monitor."""
+
+    execute: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """A file that a disk or a namespace is kept in, made before QEMU opens it: sparse, or by qemu-img where it is qcow2.
+
+    `image`: the file of which it is an overlay, and that file's format.
+    """
+
+    file: Path
+    format: str
+    size_bytes: int
+    image: tuple[Path, str] | None = None
+
+
+def throttle_of(disk: Disk) -> Throttle:
+    """The limits of a disk: its profile's, its own, or none."""
+    if disk.profile is not None:
+        return PROFILES[disk.profile].scaled(disk.scale or 1).throttle
+    return disk.throttle.throttle() if disk.throttle is not None else Throttle()
+
+
+def latency_of(disk: Disk) -> Latency:
+    """The delays of a disk: its own, its profile's, or none."""
+    if disk.latency is not None:
+        return disk.latency.latency()
+    return PROFILES[disk.profile].scaled(disk.scale or 1).latency if disk.profile is not None else NO_DELAY
+
+
+def serial_of(name: str, disk: Disk) -> str:
+    """The serial by which the guest finds a disk."""
+    return disk.serial or serial(name)
+
+
+def namespaces(disk: Disk) -> Mapping[str, Namespace]:
+    """A disk's further namespaces."""
+    return disk.namespaces if isinstance(disk, Nvme) else {}
+
+
+def most_bytes(disk: Disk) -> int:
+    """The size that the file of a disk can come to. A qcow2 file has, beside the bytes, 10 for each 64 KiB of them (8 in an L2 table, 2 of
+    a reference count: docs/interop/qcow2.txt), in whole clusters, and a header.
+    """
+    return disk.size if disk.format == "null-co" else disk.size + disk.size // 1024 + 16 * MIB
+
+
+def storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
+    """What to make before a disk is plugged, in the guest's own `folder`."""
+    if disk.format == "null-co":
+        return ()
+    image = None
+    if disk.image is not None:
+        image = (Path(disk.image), disk.image_kind)
+    kind = "qcow2" if image is not None else disk.format
+    own = Storage(file=folder / f"{name}.{kind}", format=kind, size_bytes=disk.size, image=image)
+    more = (Storage(file=folder / f"{other}.raw", format="raw", size_bytes=one.size) for other, one in namespaces(disk).items())
+    return (own, *more)
+
+
+def groups(limits: Mapping[str, Limits]) -> tuple[QmpCommand, ...]:
+    """The commands for the throttle groups that several disks share; before the first of the disks."""
+    return tuple(_group(f"group-{name}", of.throttle()) for name, of in limits.items())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrangement:
+    """A guest's disks and the limits that they share: what is there when it boots, and what is plugged when it is up."""
+
+    cold: tuple[QmpCommand, ...]
+    hot: tuple[QmpCommand, ...]
+
+
+def arranged(guest: Guest, stores: Mapping[str, tuple[Storage, ...]]) -> Arrangement:
+    """Each disk in the slot of its place in the topology. `stores`: what each one is kept in."""
+    shared = groups(guest.throttle_groups)
+    cold: tuple[QmpCommand, ...] = shared if guest.boots_cold else ()
+    hot: tuple[QmpCommand, ...] = () if guest.boots_cold else shared
+    for port, (name, disk) in enumerate(guest.disks.items()):
+        if disk.cold:
+            cold += plug(name, disk, port, stores[name])
+        else:
+            hot += plug(name, disk, port, stores[name])
+    return Arrangement(cold=cold, hot=hot)
+
+
+def _group(name: str, throttle: Throttle) -> QmpCommand:
+    return QmpCommand(execute="object-add", arguments={"qom-type": "throttle-group", "id": name, "limits": throttle.limits()})
+
+
+def plug(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[QmpCommand, ...]:
+    """The commands that put a disk into a guest, into the root port of that number."""
+    commands = list(_nodes(name, disk, made))
+    bus, identity = f"port{port}", serial_of(name, disk)
+    device: dict[str, Any] = {"id": f"disk-{name}", "drive": top_node(name), **_geometry(disk)}
+    match disk:
+        case VirtioBlk():
+            if disk.io_thread:
+                commands.append(QmpCommand(execute="object-add", arguments={"qom-type": "iothread", "id": f"io-{name}"}))
+                device["iothread"] = f"io-{name}"
+            device |= {"driver": "virtio-blk-pci", "bus": bus, "serial": identity, **({} if disk.discard else {"discard": False})}
+            device |= {"rerror": disk.rerror, "werror": disk.werror}
+            device |= _given({"num-queues": disk.queues, "queue-size": disk.queue_size})
+            commands.append(QmpCommand(execute="device_add", arguments=device))
+        case Nvme(namespaces=more, zoned=zoned) if more or zoned:
+            controller = {"driver": "nvme", "id": f"controller-{name}", "bus": bus, "serial": identity}
+            controller |= _given({"max_ioqpairs": disk.queues})
+            commands.append(QmpCommand(execute="device_add", arguments=controller))
+            commands += _namespaces(name, disk, device, zoned)
+        case Nvme():
+            device |= {"driver": "nvme", "bus": bus, "serial": identity, **_given({"max_ioqpairs": disk.queues})}
+            commands.append(QmpCommand(execute="device_add", arguments=device))
+        case VirtioScsi():
+            controller = {"driver": "virtio-scsi-pci", "id": f"controller-{name}", "bus": bus, **_given({"num_queues": disk.queues})}
+            commands.append(QmpCommand(execute="device_add", arguments=controller))
+            device |= {"driver": "scsi-hd", "bus": f"controller-{name}.0", "serial": identity}
+            device |= {"rerror": disk.rerror, "werror": disk.werror}
+            commands.append(QmpCommand(execute="device_add", arguments=device))
+    return tuple(commands)
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _geometry(disk: Disk) -> dict[str, Any]:
+    """Properties that every kind has, where they differ from QEMU's own choice."""
+    found: dict[str, Any] = {}
+    if disk.logical_block_size != 512 or disk.physical_block_size is not None:
+        found["logical_block_size"] = disk.logical_block_size
+        found["physical_block_size"] = max(disk.physical_block_size or 0, disk.logical_block_size)
+    if not disk.write_cache:
+        found["write-cache"] = "off"
+    return found
+
+
+def _namespaces(name: str, disk: Nvme, first: dict[str, Any], zoned: Zoned | None) -> Iterator[QmpCommand]:
+    bus = {"driver": "nvme-ns", "bus": f"controller-{name}"}
+    yield QmpCommand(execute="device_add", arguments={**first, **bus, "nsid": 1, "uuid": str(uuid.uuid5(_UUIDS, name)), **_zones(zoned)})
+    for number, (other, one) in enumerate(disk.namespaces.items(), start=2):
+        own: dict[str, Any] = {"id": f"disk-{other}", "drive": top_node(other), "nsid": number, "uuid": str(uuid.uuid5(_UUIDS, other))}
+        if one.logical_block_size != 512:
+            own |= {"logical_block_size": one.logical_block_size, "physical_block_size": one.logical_block_size}
+        yield QmpCommand(execute="device_add", arguments={**own, **bus, **_zones(one.zoned)})
+
+
+def _zones(zoned: Zoned | None) -> dict[str, Any]:
+    if zoned is None:
+        return {}
+    return {"zoned": True, "zoned.zone_size": zoned.zone_size, "zoned.max_open": zoned.max_open, "zoned.max_active": zoned.max_active}
+
+
+def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpCommand]:
+    """The block nodes below a disk and its further namespaces, for each from the bottom up:
+
+    `store-NAME`, the bytes of its file; `file-NAME`, the disk in them; `limited-NAME`, the limits, which are never gone and often empty, so
+    that they can change, and another node can be put in below them, whatever the kind of the device (see `layers`). An overlay has besides
+    `origin-NAME`, the bytes of its image, and `image-NAME`, the image.
+    """
+    own = read_only(disk)
+    if disk.format == "null-co":
+        null = {"driver": "null-co", "node-name": f"file-{name}", "size": disk.size, "read-zeroes": True}
+        yield QmpCommand(execute="blockdev-add", arguments=null | own)
+    else:
+        for part, store in zip((name, *namespaces(disk)), made, strict=True):
+            yield QmpCommand(execute="blockdev-add", arguments=store_node(part, disk, store.file))
+            if store.image is not None:
+                yield QmpCommand(execute="blockdev-add", arguments=_file_node(f"origin-{part}", store.image[0]) | _READ_ONLY)
+                yield QmpCommand(execute="blockdev-add", arguments=image_node(part, store.image[1], f"origin-{part}"))
+            yield QmpCommand(execute="blockdev-add", arguments=format_node(part, disk, store.format, f"store-{part}"))
+    for part in (name, *namespaces(disk)):
+        group = throttle_group(part, disk)
+        if group == f"throttle-{part}":
+            yield _group(group, throttle_of(disk) if part == name else Throttle())
+        yield QmpCommand(execute="blockdev-add", arguments=limited_node(part, disk, f"file-{part}"))
+
+
+def store_node(name: str, disk: Disk, file: Path) -> dict[str, Any]:
+    """The node of the bytes of a disk's file."""
+    return _file_node(f"store-{name}", file) | read_only(disk)
+
+
+def _file_node(node: str, file: Path) -> dict[str, Any]:
+    return {"driver": "file", "node-name": node, "filename": str(file)}
+
+
+def image_node(name: str, kind: str, below: str) -> dict[str, Any]:
+    """The node of the image that a disk is an overlay of, which is kept in the bytes of another node."""
+    return {"driver": kind, "node-name": f"image-{name}", "file": below, **_backing(kind, None), **_READ_ONLY}
+
+
+def _backing(kind: str, node: str | None) -> dict[str, Any]:
+    """What is below a qcow2: this node or none, whatever file its header names."""
+    return {"backing": node} if kind == "qcow2" else {}
+
+
+def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
+    """The node of the disk that is kept in the bytes of another node."""
+    return {
+        "driver": kind,
+        "node-name": f"file-{name}",
+        "file": below,
+        "discard": "unmap" if disk.discard else "ignore",
+        **_backing(kind, f"image-{name}" if disk.image is not None else None),
+        **read_only(disk),
+    }
+
+
+def limited_node(name: str, disk: Disk, below: str) -> dict[str, Any]:
+    """The node that the device of a disk or of a namespace is on."""
+    node = {"driver": "throttle", "node-name": top_node(name), "throttle-group": throttle_group(name, disk), "file": below}
+    return node | read_only(disk)
+
+
+def read_only(disk: Disk) -> dict[str, Any]:
+    """What a node of a disk that cannot be written to has more."""
+    return _READ_ONLY if disk.read_only else {}
+
+
+def throttle_group(name: str, disk: Disk) -> str:
+    """The QOM object that holds the limits of a disk or of one of its further namespaces: its own, or one that it shares."""
+    shared = disk.throttle_group is not None and name not in namespaces(disk)
+    return f"group-{disk.throttle_group}" if shared else f"throttle-{name}"
+
+
+def top_node(name: str) -> str:
+    """The block node that the device is on."""
+    return f"limited-{name}"
+
+
+def pci_device(name: str, disk: Disk) -> str:
+    """The id of what sits in the root port: the disk itself, or its controller."""
+    has_controller = isinstance(disk, VirtioScsi) or (isinstance(disk, Nvme) and bool(disk.namespaces or disk.zoned))
+    return f"controller-{name}" if has_controller else f"disk-{name}"
+
+
+def unplugged(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
+    """The commands that remove what `plug` made, once the guest has let the device go."""
+    commands = []
+    if isinstance(disk, VirtioBlk) and disk.io_thread:
+        commands.append(QmpCommand(execute="object-del", arguments={"id": f"io-{name}"}))
+    for part in (name, *namespaces(disk)):
+        nodes = ["limited", "file", *(["store"] if disk.format != "null-co" else [])]
+        nodes += ["image", "origin"] if disk.image is not None and part == name else []
+        commands += [QmpCommand(execute="blockdev-del", arguments={"node-name": f"{node}-{part}"}) for node in nodes]
+        if throttle_group(part, disk) == f"throttle-{part}":
+            commands.append(QmpCommand(execute="object-del", arguments={"id": f"throttle-{part}"}))
+    return tuple(commands)
+
+
+_OPTIONS = {"blockdev-add": "-blockdev", "object-add": "-object", "device_add": "-device", "netdev_add": "-netdev"}
+
+
+def as_options(commands: tuple[QmpCommand, ...]) -> tuple[tuple[str, str], ...]:
+    """Commands as options of QEMU's command line, which take the same words as JSON."""
+    return tuple((_OPTIONS[command.execute], json.dumps(command.arguments)) for command in commands)

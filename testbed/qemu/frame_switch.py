@@ -1,0 +1,105 @@
+"""A guest's plug in a private network: takes the frames that its QEMU sends, and passes them on to every other guest's QEMU.
+
+No network of the host is involved: frames are datagrams on unix sockets in a folder that only this user can enter. A guest whose peers
+are not there, or do not take frames fast enough, loses frames, as on any network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections import deque
+from pathlib import Path
+
+from testbed.guest.channels import console
+
+# An Ethernet frame, as large as virtio-net's segmentation offload makes one, with its header.
+_FRAME_BYTES = 1 << 17
+# What waits for one peer, whatever the frames' sizes, each with what it takes of memory besides.
+_MOST_WAITING_BYTES, _BESIDE_BYTES = 8 << 20, 64
+# A QEMU can send faster than frames are taken: after so many, others of this event loop have their turn.
+_FRAMES_AT_ONCE = 64
+_RETRY_S = 0.05
+
+
+class _Queue:
+    """Frames for one peer; those that come when it is full are lost."""
+
+    def __init__(self) -> None:
+        self._frames: deque[bytes] = deque()
+        self._bytes = 0
+        self._filled = asyncio.Event()
+
+    def put(self, frame: bytes) -> None:
+        taken = len(frame) + _BESIDE_BYTES
+        if self._bytes + taken <= _MOST_WAITING_BYTES:
+            self._frames.append(frame)
+            self._bytes += taken
+            self._filled.set()
+
+    async def get(self) -> bytes:
+        while not self._frames:
+            self._filled.clear()
+            await self._filled.wait()
+        frame = self._frames.popleft()
+        self._bytes -= len(frame) + _BESIDE_BYTES
+        return frame
+
+    def clear(self) -> None:
+        self._frames.clear()
+        self._bytes = 0
+
+
+class Plug:
+    """One guest's end of one network. `outlet`: where its QEMU sends frames to; `inlet`: where that takes them; `others`: the other guests'
+    inlets, which may come later."""
+
+    def __init__(self, *, outlet: Path, inlet: Path, others: tuple[Path, ...]) -> None:
+        self._outlet, self._inlet, self._others = outlet, inlet, others
+        self._tasks: list[asyncio.Task[None]] = []
+        self._own: socket.socket | None = None
+
+    def open(self) -> None:
+        """Listen. Call before QEMU sends anything."""
+        own = self._own = console.bound(self._outlet, socket.SOCK_DGRAM)
+        own.setblocking(False)
+        queues = [_Queue() for _ in self._others]
+        asyncio.get_running_loop().add_reader(own, _take, own, queues)
+        self._tasks = [asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._others, strict=True)]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._own is not None:
+            asyncio.get_running_loop().remove_reader(self._own)
+            self._own.close()
+        for path in (self._outlet, self._inlet):
+            path.unlink(missing_ok=True)
+
+
+def _take(own: socket.socket, queues: list[_Queue]) -> None:
+    for _ in range(_FRAMES_AT_ONCE):
+        try:
+            frame = own.recv(_FRAME_BYTES)
+        except OSError:
+            return  # there is none, or not now
+        for queue in queues:
+            queue.put(frame)
+
+
+async def _pass_on(queue: _Queue, inlet: Path) -> None:
+    """A socket that is connected waits for its peer to have room; one that is not would never be told."""
+    loop = asyncio.get_running_loop()
+    while True:
+        frame = await queue.get()
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer:
+            peer.setblocking(False)
+            peer.connect(str(inlet))
+            while True:
+                await loop.sock_sendall(peer, frame)
+                frame = await queue.get()
+        # Its QEMU is not there (any more, or yet); what was meant for it meanwhile is lost.
+        queue.clear()
+        await asyncio.sleep(_RETRY_S)

@@ -1,0 +1,56 @@
+"""The process: exports one device to one client, and ends with its owner, or with a line that says why.
+
+python -m testbed.qemu.nbd_server '{"wire": 5, "file": 6}'
+{}
+{"verb": "latency", "read_us": 5000, "number": 1}
+{"number": 1}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import sys
+import traceback
+
+from testbed import jsons
+from testbed.qemu.nbd_server import confinement
+from testbed.qemu.nbd_server.backing import File, Nowhere, Store, VolatileCache
+from testbed.qemu.nbd_server.device import Device
+from testbed.qemu.nbd_server.protocol import Protocol
+from testbed.qemu.nbd_server.server import BadClient, Client, Owner, serve, tell
+from testbed.qemu.nbd_server.settings import Settings
+
+
+def main() -> None:
+    try:
+        _run(Settings(**jsons.parsed(sys.argv[1])))
+        status = 0
+    except Exception as error:
+        why = f"its client: {error}" if isinstance(error, BadClient) else f"{type(error).__name__}: {error}"
+        sys.stderr.write("" if isinstance(error, BadClient) else traceback.format_exc())
+        tell({"ends": why})
+        status = 1
+    # Nothing is written out: that is what a power cut, or a kill, leaves.
+    os._exit(status)
+
+
+def _run(settings: Settings) -> None:
+    store: Store = Nowhere(settings.room_bytes) if settings.file is None else File(settings.file, room_bytes=settings.room_bytes)
+    cache = None
+    if settings.cache_bytes:
+        store = cache = VolatileCache(store, room_bytes=settings.cache_bytes, lies=settings.cache_lies)
+    device = Device(store, log=sys.stderr, drops_fua=settings.drops_fua)
+    protocol = Protocol(size_bytes=device.size, read_only=settings.read_only, block_bytes=settings.block_bytes)
+    # A number that select() takes, whatever the owner had open.
+    wire = socket.socket(fileno=fcntl.fcntl(settings.wire, fcntl.F_DUPFD_CLOEXEC, 0))
+    os.close(settings.wire)
+    client = Client(wire, protocol, device)
+    confinement.enter(settings)
+    tell({})
+    serve(client, device, Owner(device, cache))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""A guest's whole plan as text: the argv, the QMP commands, and the steps inside, before anything runs. Pure."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from testbed.bugs import Case, script_files
+from testbed.guest.setup import block_stack, cgroups
+from testbed.host.facts import Host
+from testbed.qemu import blockdev, command_line, netdev
+from testbed.qemu.netdev import Wiring
+from testbed.topology import schedule
+from testbed.topology.graph import NamespaceOf, graph
+from testbed.topology.model import Guest
+from testbed.topology.networks import Link
+
+_FILES = command_line.BootFiles(
+    bzimage=Path("BZIMAGE"), initramfs=Path("INITRAMFS"), root=Path("ROOT.ext4"), modules_disk=Path("MODULES.ext4")
+)
+
+
+def described(host: Host, name: str, guest: Guest, ends: tuple[Link, ...] = ()) -> Iterator[str]:
+    """The lines of `testbed plan` for one guest with these ends of networks; words in capitals stand for what is known when it runs.
+
+    :raise HostError: this host cannot run it.
+    """
+    machine = command_line.machine(host, guest, kernel="KERNEL", image="IMAGE", initramfs="INITRAMFS")
+    disks = blockdev.arranged(
+        guest, {disk_name: blockdev.storage(disk_name, disk, Path("SCRATCH")) for disk_name, disk in guest.disks.items()}
+    )
+    how = "cold boot" if guest.boots_cold else "warm clone where QEMU can"
+    yield f"# guest {name}: {guest.kernel or 'the kernel of the command line'}, {how}"
+    if guest.qemu_args:
+        yield f"# UNSAFE: nobody checks qemu-args: {shlex.join(guest.qemu_args)}"
+    options = command_line.argv(host, machine, _FILES, name=name, sockets=Path("SOCKETS"), memory=command_line.ANONYMOUS, cold=disks.cold)
+    yield " \\\n    ".join(shlex.join(option) for option in options)
+    yield "# QMP"
+    wiring = Wiring(folder=Path("NETWORKS"), guest=name, ends=ends)
+    for command in (*disks.hot, *netdev.plug(wiring, len(guest.disks))):
+        yield json.dumps({"execute": command.execute, "arguments": command.arguments})
+    paths = {
+        key.name: f"/dev/{key.name.upper()}"
+        for key, node in graph(guest).nodes.items()
+        if key.name in guest.disks or isinstance(node.thing, NamespaceOf)
+    }
+    made = block_stack.plan_stack(guest, paths)
+    steps = (*netdev.plan_links(ends)[0], *made.steps, *cgroups.plan_groups(guest, made.devices)[0])
+    yield "# in the guest"
+    for step in steps:
+        yield from (f"# {step.what}", *step.do)
+    for act in guest.timeline:
+        yield f"# {schedule.said(act)}"
+    yield "# and back"
+    yield from (step.undo for step in reversed(steps) if step.undo is not None)
+
+
+def described_scripts(case: Case) -> Iterator[str]:
+    """The lines that a bug's scripts have in its plan, with the variables that they find."""
+    yield f"# its scripts, which find {', '.join(f'${name}' for name in script_files.made(case.guest))}"
+    for script in (case.bug.preparation, case.bug.main):
+        if script is not None:
+            yield shlex.join((*script.interpreter, script.path))

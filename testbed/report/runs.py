@@ -1,0 +1,208 @@
+"""The folders of earlier runs: what each holds, and which may go."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import shlex
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from testbed import jsons
+from testbed.errors import HostError, TestbedError
+from testbed.host import eventlog, untrusted_folder
+from testbed.host.tempdirs import lock_file
+from testbed.report import partial
+from testbed.report.partial import Partial
+
+# As paths.new_run_folder names them.
+_NAME = re.compile(r"([0-9]{8}T[0-9]{6})Z-[0-9a-f]{4}")
+# Held while a run goes on; free when its process has ended, however it did.
+_LOCK = ".running"
+_COMMAND = "command: "
+# Whoever has made a folder has put something into it by then.
+_FRESH_S = 3600.0
+_LARGEST_LOG, _LONGEST_LINE = 1 << 30, 1 << 20
+# Reads the results of a run's folder, None where it has left none; see `report.reading`.
+Read = Callable[[Path], Mapping[str, Any] | None]
+# What a run leaves: of scenarios, of bugs, or of a suite; and what each of its cases is.
+RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": "steps", "bisect.json": "asked", "suite.json": "tests"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run. `at`: when it began; `verdict` is empty and `cases` 0 where it left no results, and `command` where it left nothing.
+
+    `cases`: scenarios; of a bug the kernels that were tried, or the candidates of a reduction. `partial`: how far it came, unless it is
+    complete.
+    """
+
+    folder: Path
+    at: datetime
+    verdict: str
+    command: tuple[str, ...]
+    cases: int
+    size_bytes: int
+    going_on: bool
+    partial: Partial | None = None
+
+
+@contextlib.contextmanager
+def going_on(folder: Path, command: Sequence[str]) -> Iterator[None]:
+    """A run that nobody removes meanwhile, and whose log is written, which begins with its `command`.
+
+    :raise HostError: its folder is gone or cannot be written.
+    """
+    lock = lock_file(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except (OSError, filelock.Timeout) as error:
+        raise HostError(f"{folder}: cannot be locked: {error}") from error
+    try:
+        with eventlog.writing(folder):
+            eventlog.say(_COMMAND + shlex.join(command))
+            yield
+    finally:
+        (folder / _LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
+    """Each run's folder, and when it began. Links and other things are no runs; there may be no place for any yet."""
+    for name in untrusted_folder.names(runs):
+        named = _NAME.fullmatch(name)
+        if named is not None and untrusted_folder.is_folder(runs, name):
+            with contextlib.suppress(ValueError):  # no such day
+                yield runs / name, datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+
+
+def every(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
+    """All of them, the newest first; `read`: reads a run's results; `in_use`: folders that guests which stay write to."""
+    found = []
+    for folder, at in folders(runs):
+        verdict, command, cases, ended = _results(folder, read)
+        found.append(
+            Run(
+                folder=folder,
+                at=at,
+                verdict=verdict,
+                command=command,
+                cases=cases,
+                size_bytes=_size(folder),
+                going_on=held(folder) or any(folder in (used, *used.parents) for used in in_use),
+                partial=ended,
+            )
+        )
+    return tuple(sorted(found, key=lambda run: run.folder.name, reverse=True))
+
+
+def sweep(runs: Path) -> tuple[Path, ...]:
+    """Remove folders of runs of which nothing came; returns them. One that was just made is left alone."""
+    gone = []
+    for folder, _ in folders(runs):
+        old = time.time() - folder.stat().st_mtime > _FRESH_S
+        if old and _is_empty(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            gone.append(folder)
+    return tuple(gone)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing came of a run: there are folders, and logs that hold no more than its command."""
+    return all(name == eventlog.FILE and not _says_more(Path(above)) for above, _, names in os.walk(folder) for name in names)
+
+
+def _says_more(folder: Path) -> bool:
+    """Whether a log holds more than a command, or is none."""
+    try:
+        with untrusted_folder.opened(folder, eventlog.FILE, _LARGEST_LOG) as log:
+            return log.readline(_LONGEST_LINE) != b"" and log.readline(1) != b""
+    except OSError:
+        return True
+
+
+def superfluous(
+    runs: tuple[Run, ...], now: datetime, *, older_than_s: float | None, larger_than_bytes: int | None, keep: int
+) -> tuple[Run, ...]:
+    """Which of all runs may go, the oldest first: those that are too old, and the oldest while all together are too large.
+
+    Never one that is going on, nor one of the `keep` newest. Pure.
+    """
+    free = [run for run in sorted(runs, key=lambda run: run.folder.name)[: max(0, len(runs) - keep)] if not run.going_on]
+    chosen = [run for run in free if older_than_s is not None and (now - run.at).total_seconds() > older_than_s]
+    left = sum(run.size_bytes for run in runs if run not in chosen)
+    for run in free:
+        if larger_than_bytes is not None and left > larger_than_bytes and run not in chosen:
+            chosen.append(run)
+            left -= run.size_bytes
+    return tuple(sorted(chosen, key=lambda run: run.folder.name))
+
+
+def remove(run: Run, runs: Path) -> None:
+    """Remove a run's folder, unless it is going on by now.
+
+    :raise HostError: it is no folder of `runs`, it is in use, or it cannot be removed.
+    """
+    folder = run.folder
+    if folder.parent != runs or folder.is_symlink() or _NAME.fullmatch(folder.name) is None:
+        raise HostError(f"{folder}: expected a run's folder in {runs}; it is left alone")
+    if held(folder):
+        raise HostError(f"{folder}: this run is going on; it is left alone")
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise HostError(f"{folder}: cannot be removed: {error.strerror}") from error
+
+
+def held(folder: Path) -> bool:
+    """Whether a run goes on in a folder, which may be a stranger's: its lock is only asked, and neither made nor written to."""
+    try:
+        with untrusted_folder.opened(folder, _LOCK, _LARGEST_LOG) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # none, or what is no lock of ours
+    return False
+
+
+def results(folder: Path) -> str | None:
+    """What the file with a run's results is called. It may be something else than a file."""
+    return next((name for name in RESULTS if untrusted_folder.has(folder, name)), None)
+
+
+def _results(folder: Path, read: Read) -> tuple[str, tuple[str, ...], int, Partial | None]:
+    try:
+        found = read(folder)
+        if found is None:
+            return "", _begun(folder), 0, None
+        name = str(results(folder))
+        said = found["verdict"] if name == "results.json" else found["result"]
+        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[name]]), partial.read(found)
+    except (TestbedError, OSError, ValueError, KeyError, TypeError):
+        return "", (), 0, None
+
+
+def _begun(folder: Path) -> tuple[str, ...]:
+    """The command of a run that left no results, by its log."""
+    with untrusted_folder.opened(folder, eventlog.FILE, _LARGEST_LOG) as log:
+        event = str(jsons.printed(log.readline(_LONGEST_LINE))["event"])
+    return tuple(shlex.split(event.removeprefix(_COMMAND))[1:]) if event.startswith(_COMMAND) else ()
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for above, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += (Path(above) / name).lstat().st_size
+    return total

@@ -1,0 +1,87 @@
+"""The scenarios: one file a claim, and the explicit table of them."""
+
+from __future__ import annotations
+
+from testbed.errors import UsageError
+from testbed.scenarios.claims.bfq_weight import WEIGHT
+from testbed.scenarios.claims.debug_kernels import DESTROY_RACE, IO_LATENCY, LEAK, LOCK_ORDER, NO_WORKER
+from testbed.scenarios.claims.deferred_destroy import DEFERRED_DESTROY
+from testbed.scenarios.claims.io_limits import INVERSION, IO_MAX, IOCOST, PRESSURE
+from testbed.scenarios.claims.loop_shapes import ENGINES, PARTITION, SECTOR_SIZE
+from testbed.scenarios.claims.many_cgroups import MANY
+from testbed.scenarios.claims.memory_limit import SMALL_MEMORY
+from testbed.scenarios.claims.nested_charging import LISTENERS, PUNCH
+from testbed.scenarios.claims.read import READ
+from testbed.scenarios.claims.stacked_loops import NESTED
+from testbed.scenarios.claims.swap_in import SWAP_IN
+from testbed.scenarios.claims.tmpfs_oom import GATE, OOM_TMPFS
+from testbed.scenarios.claims.workers import REQUESTS, WORKERS
+from testbed.scenarios.claims.write import WRITE_BTRFS, WRITE_EXT4, WRITE_XFS
+from testbed.scenarios.scenario import Case, Scenario
+
+# In the order in which they run and are reported.
+_ALL = (
+    OOM_TMPFS,
+    GATE,
+    READ,
+    WRITE_XFS,
+    WRITE_EXT4,
+    WRITE_BTRFS,
+    SMALL_MEMORY,
+    NESTED,
+    WORKERS,
+    REQUESTS,
+    MANY,
+    ENGINES,
+    SECTOR_SIZE,
+    PARTITION,
+    PUNCH,
+    LISTENERS,
+    SWAP_IN,
+    DEFERRED_DESTROY,
+    IO_MAX,
+    PRESSURE,
+    IOCOST,
+    INVERSION,
+    WEIGHT,
+    LOCK_ORDER,
+    DESTROY_RACE,
+    LEAK,
+    NO_WORKER,
+    IO_LATENCY,
+)
+SCENARIOS: dict[str, Scenario] = {scenario.name: scenario for scenario in _ALL}
+
+# What runs where nothing is named: the cover letter's own script, what switches the charge, and a disk's bytes on both kinds of disk.
+MAIN = ("oom-tmpfs", "gate", "read/virtio-blk/ext4", "read/nvme/ext4")
+
+
+def cases() -> dict[str, Case]:
+    """Every scenario at each of its points, by name, in the table's order."""
+    every = (Case(scenario=scenario, point=point) for scenario in SCENARIOS.values() for point in scenario.points)
+    return {case.name: case for case in every}
+
+
+def select(names: tuple[str, ...], *, quick: bool = False, full: bool = False) -> tuple[Case, ...]:
+    """The cases meant by a command line, in the table's order: whole names, or `read` or `read/nvme` for all that begin so.
+
+    `quick`: of each scenario the first one meant. Without names: all for `quick` or `full`, and else `MAIN`.
+
+    :raise UsageError: a name means none.
+    """
+    known = cases()
+    for name in names:
+        if not any(_means(name, case) for case in known):
+            raise UsageError(f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}, or one of their points such as {MAIN[-1]}")
+    wanted = names or (() if quick or full else MAIN)
+    chosen = [case for name, case in known.items() if not wanted or any(_means(one, name) for one in wanted)]
+    if quick:
+        first: dict[str, Case] = {}
+        for case in chosen:
+            first.setdefault(case.scenario.name, case)
+        chosen = list(first.values())
+    return tuple(chosen)
+
+
+def _means(name: str, known: str) -> bool:
+    return known == name or known.startswith(f"{name}/")

@@ -1,0 +1,99 @@
+"""BFQ's weights: of two cgroups that read through one buffered loop the heavier gets more, where before the series both were the root's."""
+
+from __future__ import annotations
+
+import math
+
+from testbed.guest.guest import Guest
+from testbed.guest.setup import survey
+from testbed.scenarios.claims.io_limits import LEAST_IOPS
+from testbed.scenarios.harness import FRESH, rig
+from testbed.scenarios.rate_measurement import JOBS, jobs
+from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
+from testbed.units import MIB
+
+_WEIGHT = f"""\
+{JOBS}
+modprobe bfq || exit 1
+queue=/sys/block/${{3##*/}}/queue
+echo bfq >"$queue/scheduler" && echo 0 >"$queue/iosched/low_latency" && echo 1 >"$queue/iosched/strict_guarantees" || exit 1
+mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
+echo 1 >/sys/fs/cgroup/low/io.bfq.weight && echo 1000 >/sys/fs/cgroup/high/io.bfq.weight || exit 1
+{FRESH}
+{survey.TAKE}
+for target in "$1" "$2"; do
+    name=${{target##*/}}
+    # Each cgroup in its own half, and no page is read twice: else the page cache answers.
+    job "$name-low" low "$target" 3s --bs=64k --numjobs=4 --size=24M &
+    low=$!
+    job "$name-high" high "$target" 3s --bs=64k --numjobs=4 --size=24M --offset=32M || exit 1
+    wait $low || exit 1
+    iops "$name-low"
+    iops "$name-high"
+done
+"""
+
+
+# The weights' own ratio is the most that there can be. fio shows whole requests a second, so that 0 may be nearly 1.
+_MOST_RATIO, _LEAST_SHOWN = 1000, 1.0
+
+
+def of_weight(heavy: float, light: float) -> Gap:
+    """Judge the heavy cgroup's rate over the light one's, in IOPS."""
+    if not (math.isfinite(heavy) and heavy + light >= LEAST_IOPS and light >= 0) or heavy > _MOST_RATIO * max(light, _LEAST_SHOWN):
+        return Gap.UNCLEAR
+    ratio = _ratio(heavy, light)
+    if ratio >= 2.5:
+        return Gap.CLOSED
+    return Gap.OPEN if ratio <= 1.5 else Gap.UNCLEAR
+
+
+def _ratio(heavy: float, light: float) -> float:
+    return heavy / max(light, 0.1)
+
+
+async def _weight(guest: Guest, point: Point) -> Evidence:
+    async with rig(guest, point) as at:
+        limit = guest.order.deadlines.command_s * 2
+        disk = guest.disks[at.disk].path
+        done = await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)
+    names = tuple(f"{target}-{weight}" for target in ("loop0", "file") for weight in ("low", "high"))
+    seen = jobs(done.stdout, names, f"guest {guest.name}: fio under BFQ")
+    loop, file = ((seen[f"{name}-high"], seen[f"{name}-low"]) for name in ("loop0", "file"))
+    return Evidence(
+        claim=of_weight(*loop),
+        reason=f"a weight of 1000 gets {_ratio(*loop):.1f} times as many requests as a weight of 1",
+        measures=(
+            Measure(name="weight 1", value=round(seen["loop0-low"], 1), unit="IOPS", source="fio, 64K random reads through the loop"),
+            Measure(name="weight 1000", value=round(seen["loop0-high"], 1), unit="IOPS", source="the same, at once"),
+        ),
+        controls=(
+            Control(
+                name="file itself, O_DIRECT",
+                expected="at least 2.5 times",
+                got=f"{_ratio(*file):.1f}",
+                holds=of_weight(*file) is Gap.CLOSED,
+            ),
+        ),
+    )
+
+
+WEIGHT = Scenario(
+    name="io-weight",
+    claim="BFQ weighs cgroups that read through a buffered loop",
+    patches=(4,),
+    predicted_base="weights of 1 and 1000 get the same: both are the root's",
+    predicted_patched="the heavier cgroup gets more",
+    source="loop: charge i/o to mem and blk cg (patch 4); BFQ (Documentation/block/bfq-iosched.rst)",
+    what="A disk that behaves like a 7200 rpm HDD, BFQ with strict guarantees: four jobs of 64K random reads with each weight, at once",
+    needs=(
+        *COMMON_NEEDS,
+        Need(what="CONFIG_BFQ_GROUP_IOSCHED", test="modprobe -q bfq"),
+        FIO,
+    ),
+    points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * MIB),
+    steps=_weight,
+    cores=Cores.ALONE,
+    cpus=2,
+)

@@ -1,0 +1,129 @@
+"""Many cgroups on one loop: each cgroup's bytes are its own (patch 4), for each has a worker of its own (patch 1)."""
+
+from __future__ import annotations
+
+from testbed import cgroupfs
+from testbed.guest import shell_functions
+from testbed.guest.guest import Guest
+from testbed.guest.setup import survey
+from testbed.guest.shell_functions import Texts
+from testbed.scenarios.controls import owned_pages, usual_reads
+from testbed.scenarios.harness import FRESH, ROOT, rig
+from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
+from testbed.scenarios.verdict import Balance, Claim, Control, Evidence, Gap, Measure, Part, of_share, share_of, together
+from testbed.units import MIB
+
+# Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's: they
+# stand 2M apart.
+_PIECE_BYTES, _STEP_BYTES = MIB, 64 << 10
+
+# $1: loop. $2: how many cgroups. They read at once; then the counters of each, and the root's.
+_READERS = """\
+{
+:
+WARM
+} >&2
+n=0
+while [ $n -lt "$2" ]; do mkdir "/sys/fs/cgroup/many-$n" || exit 1; n=$((n + 1)); done
+SURVEY
+section before
+take /sys/fs/cgroup/io.stat
+n=0 readers=
+while [ $n -lt "$2" ]; do
+    (enter "many-$n" || exit 1
+     exec dd "if=$1" of=/dev/null bs=64k "skip=$((n * 32))" "count=$((16 + n % 4))" iflag=direct status=none) >&2 &
+    readers="$readers $!"
+    n=$((n + 1))
+done
+for reader in $readers; do wait "$reader" || exit 1; done
+section after
+take /sys/fs/cgroup/io.stat
+n=0
+while [ $n -lt "$2" ]; do take "/sys/fs/cgroup/many-$n/io.stat" "/sys/fs/cgroup/many-$n/memory.stat"; n=$((n + 1)); done
+finish
+""".replace("WARM", FRESH).replace("SURVEY", survey.TAKE)
+
+
+def _asked(number: int) -> int:
+    return _PIECE_BYTES + number % 4 * _STEP_BYTES
+
+
+def judge(charged: list[int], moved: int) -> Claim:
+    """Whether each cgroup has its own bytes, and all together have what the disk `moved`. Bytes.
+
+    What the disk moved beyond what was asked for is readahead, and may be any cgroup's.
+    """
+    asked = [_asked(number) for number in range(len(charged))]
+    ahead = moved - sum(asked)
+    if moved < sum(asked) * 0.95:
+        return Claim(gap=Gap.UNCLEAR, note="; too little came from the disk")
+    own = (_own(f"cgroup {number}", *pair, max(ahead, 0)) for number, pair in enumerate(zip(charged, asked, strict=True)))
+    return together(*own, share_of("all cgroups", sum(charged), moved, least=1))
+
+
+def _own(what: str, charged: int, asked: int, ahead: int) -> Part:
+    """One cgroup's bytes: its own at least, and at most all readahead as well."""
+    return Part(what=what, gap=of_share(charged, asked, least=asked, ahead=ahead), times=charged / asked)
+
+
+def counted(after: Texts, count: int, device: str) -> tuple[list[int], int]:
+    """Bytes that each of the cgroups has read from a device, and the page cache of all; they are new, and began with nothing.
+
+    :raise ReadingError: a cgroup's counters were not read.
+    """
+    charged, page_cache = [], 0
+    for number in range(count):
+        io, memory = (f"{ROOT}/many-{number}/{file}" for file in ("io.stat", "memory.stat"))
+        charged.append(cgroupfs.moved("", after.text(io), device, "rbytes", after.where(io)))
+        page_cache += cgroupfs.of(after.text(memory), "file", after.where(memory))
+    return charged, page_cache
+
+
+async def _many(guest: Guest, point: Point) -> Evidence:
+    count = int(point.variant)
+    async with rig(guest, point) as at:
+        before = (await at.disk_bytes())[0]
+        mark = shell_functions.new_mark()
+        done = await guest.script(shell_functions.functions(mark) + _READERS, at.loop, str(count))
+        moved = cgroupfs.grown(before, (await at.disk_bytes())[0], f"disk {at.disk}: QEMU's rd_bytes")
+        taken = shell_functions.sections(done.stdout, mark, guest.name)
+        charged, page_cache = counted(taken["after"], count, at.device)
+        root = f"{ROOT}/io.stat"
+        whole = cgroupfs.moved(taken["before"].text(root), taken["after"].text(root), at.device, "rbytes", taken["after"].where(root))
+        resident = await at.resident()
+        known = await usual_reads(at)
+        asked = sum(_asked(number) for number in range(count))
+        judged = judge(charged, moved)
+        return Evidence(
+            claim=judged.gap,
+            reason=f"{count} cgroups have {sum(charged) / moved if moved else 0:.1%} of the disk's bytes; "
+            f"of its own each has {min(charged[n] / _asked(n) for n in range(count)):.2f} to "
+            f"{max(charged[n] / _asked(n) for n in range(count)):.2f}{judged.note}",
+            measures=(
+                Measure(name="charged reads, all", value=sum(charged), unit="bytes", source="io.stat rbytes of all readers"),
+                Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
+            ),
+            controls=(
+                Control(name="they read", expected=f"{asked} bytes from the disk", got=f"{moved}", holds=moved >= asked * 0.95),
+                *known.controls,
+            ),
+            balances=(
+                Balance(what=f"rbytes of disk {at.disk}", accounted=whole, real=moved),
+                *known.balances,
+                *owned_pages(judged.gap, "readers", page_cache, resident),
+            ),
+        )
+
+
+MANY = Scenario(
+    name="many-cgroups",
+    claim="With 1, 2, 8 or 32 cgroups reading through one loop at once, each cgroup's bytes are its own",
+    patches=(1, 4),
+    predicted_base="no cgroup has any of the disk's bytes",
+    predicted_patched="each cgroup has the bytes that it read, and a little readahead",
+    source="loop: use worker per cgroup instead of kworker (patch 1)",
+    what="So many cgroups read at once, each its own piece of 1M and more of the loop, with O_DIRECT",
+    needs=COMMON_NEEDS,
+    points=on_each_disk("ext4", variants=("8", "1", "2", "32"), size_bytes=64 * MIB),
+    steps=_many,
+)

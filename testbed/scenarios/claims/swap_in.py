@@ -1,0 +1,136 @@
+"""Swapped-out pages of a file on tmpfs below a loop: who owned them owns them again when somebody else reads them back (patch 3)."""
+
+from __future__ import annotations
+
+from testbed import numbers
+from testbed.guest import shell_functions
+from testbed.guest.guest import Guest
+from testbed.guest.setup import apply, survey
+from testbed.guest.shell_functions import ENTER
+from testbed.scenarios.harness import loops_at
+from testbed.scenarios.scenario import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.verdict import Claim, Control, Evidence, Gap, Measure, Part, of_share, share_of, together
+from testbed.units import MIB
+
+_WRITTEN = 96 * MIB
+
+# $1: loop. $2: its file. $3: disk for swap. $4: `alive`, or `removed` for a cgroup that is gone when its pages are read.
+# Prints `stage NAME SHMEM SWAP` of a cgroup at each stage, in bytes.
+_STEPS = f"""\
+{ENTER}
+mkswap "$3" >/dev/null && swapon "$3" || exit 1
+cd /sys/fs/cgroup && mkdir writer reader direct || exit 1
+show() {{
+    echo "stage $1 $(sed -n "s/^shmem //p" "$2/memory.stat") $(cat "$2/memory.swap.current")"
+}}
+inside() {{
+    enter "$1" || exit 1
+    shift
+    exec dd "$@" bs=1M status=none
+}}
+(inside writer if=/dev/zero "of=$1" count=96 oflag=direct) || exit 1
+show written writer
+echo 16M >writer/memory.max
+SURVEY
+sleep 0.5
+show squeezed writer
+echo max >writer/memory.max
+[ "$4" = alive ] || rmdir writer || exit 1
+(inside reader "if=$1" of=/dev/null count=96 iflag=direct) || exit 1
+[ "$4" = alive ] && show back writer
+show reader reader
+(inside direct if=/dev/zero "of=${{2%/*}}/direct" count=32) || exit 1
+show direct direct
+rm "${{2%/*}}/direct"
+swapoff "$3"
+""".replace("SURVEY", survey.TAKE)
+
+
+def stages(output: str, variant: str, where: str) -> dict[str, tuple[int, int]]:
+    """(shmem, swap) in bytes by stage.
+
+    :raise ReadingError: a stage is missing.
+    """
+    names = ("written", "squeezed", *(["back"] if variant == "alive" else []), "reader", "direct")
+    found = shell_functions.named(output, "stage", names, where, values=2)
+    return {
+        name: (numbers.whole(shmem, f"{where}, {name}"), numbers.whole(swap, f"{where}, {name}")) for name, (shmem, swap) in found.items()
+    }
+
+
+def judge(seen: dict[str, tuple[int, int]]) -> Claim:
+    """CLOSED where the writer's pages are the writer's, or, once it is gone, the reader's; OPEN where they never were anybody's; PARTIAL
+    where they were the writer's and did not come back to it, or to the reader."""
+    written, (left, swapped), reader = seen["written"][0], seen["squeezed"], seen["reader"][0]
+    first = share_of("the pages when written", written, _WRITTEN, least=1)
+    others = of_share(reader, _WRITTEN, least=1)
+    if first.gap is Gap.OPEN:
+        return together(first, Part(what="the pages read back", gap=Gap.OPEN if others is Gap.OPEN else Gap.UNCLEAR))
+    if first.gap is Gap.CLOSED and not _WRITTEN * 0.7 <= swapped <= _WRITTEN * 1.05 - left:
+        # What did not go to swap cannot come back, and of a page that is in memory still none is in swap.
+        return together(first, Part(what="what went to swap", gap=Gap.UNCLEAR))
+    if first.gap is not Gap.CLOSED:
+        return together(first)
+    if "back" not in seen:
+        return together(first, Part(what="the pages read back", gap=_of_reader(reader, swapped), times=reader / _WRITTEN))
+    # What the writer kept all the time did not come back.
+    back = share_of("the pages read back", max(seen["back"][0] - left, 0), _WRITTEN - left, least=1)
+    nobody_else = {Gap.OPEN: Gap.CLOSED, Gap.CLOSED: Gap.OPEN}.get(others, Gap.UNCLEAR)
+    return together(first, back, Part(what="nobody else's", gap=nobody_else))
+
+
+def _of_reader(reader: int, swapped: int) -> Gap:
+    """Whether the reader has what its dead owner had swapped out: less than all of it, as some is in memory still when it goes."""
+    if reader > _WRITTEN * 1.05:
+        return Gap.EXCESS
+    if reader >= swapped * 0.8:
+        return Gap.CLOSED
+    return Gap.OPEN if reader <= swapped * 0.02 else Gap.UNCLEAR
+
+
+async def _steps(guest: Guest, point: Point) -> Evidence:
+    disk = point.disk_in(guest.order.model)
+    assert disk is not None  # `Point.lacks` has seen to it
+    async with apply.standing(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
+        loop = made.loops["loop0"]
+        done = await guest.script(_STEPS, loop.path, loop.backing_file, guest.disks[disk].path, point.variant)
+    seen = stages(done.stdout, point.variant, f"guest {guest.name}: memory.stat and memory.swap.current")
+    owner = "back" if "back" in seen else "reader"
+    claim, direct = judge(seen), of_share(seen["direct"][0], 32 * MIB, least=1)
+    return Evidence(
+        claim=claim.gap,
+        reason=f"of 96M the writer had {seen['written'][0] / MIB:.0f}M, {seen['squeezed'][1] / MIB:.0f}M went to swap; read back, "
+        f"{seen[owner][0] / MIB:.0f}M are {'the writer' if owner == 'back' else 'the reader'}'s{claim.note}",
+        measures=tuple(
+            Measure(name=name, value=seen[stage][index], unit="bytes", source=source)
+            for name, stage, index, source in (
+                ("written", "written", 0, "memory.stat shmem of writer"),
+                ("swapped", "squeezed", 1, "memory.swap.current of writer"),
+                ("read back", owner, 0, f"memory.stat shmem of {'writer' if owner == 'back' else 'reader'}"),
+            )
+        ),
+        controls=(
+            Control(
+                name="tmpfs itself",
+                expected="32M of shmem in the cgroup that wrote it",
+                got=f"{seen['direct'][0]} bytes",
+                holds=direct is Gap.CLOSED,
+                excess=direct is Gap.EXCESS,
+            ),
+        ),
+    )
+
+
+SWAP_IN = Scenario(
+    name="swap-in",
+    claim="Pages of a loop's file on tmpfs that were swapped out are charged to their owner when another cgroup reads them back",
+    patches=(3,),
+    predicted_base="the writer never had them",
+    predicted_patched="they are the writer's again; where it is gone, the reader's",
+    source="mm: charge active memcg when no mm is set (patch 3): shmem_swapin_page charges like shmem_getpage",
+    what="96M written through a loop on tmpfs, memory.max to 16M and back, all read by another cgroup; swap is on the disk",
+    needs=(*COMMON_NEEDS, Need(what="CONFIG_SWAP", test="test -e /proc/swaps")),
+    points=on_each_disk("swap", variants=("alive", "removed")),
+    steps=_steps,
+    found="with the owner removed the reader pays, for 86M of 91M that were swapped out",
+)

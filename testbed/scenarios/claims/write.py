@@ -1,0 +1,98 @@
+"""Writes through a buffered loop device on a disk: what the flusher writes back later belongs to the writer, too.
+
+The dirty pages of the backing file are charged to the writer's cgroup, and writeback follows the owner of the inode: whoever dirtied it
+first. On ext4 that is the root, whose worker touched it before, and the inode changes hands after about 128M (wb_inode switching): the
+first rounds there are the root's on every kernel.
+"""
+
+from __future__ import annotations
+
+from testbed.guest.guest import Guest
+from testbed.scenarios.controls import Usual, owned_pages, usual
+from testbed.scenarios.harness import Rig, rig
+from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
+from testbed.scenarios.verdict import Evidence, Measure, share_of, together
+from testbed.units import MIB
+
+# The controls have no inode that changes hands.
+_CONTROL_BYTES = 16 * MIB
+
+
+def write_command(target: str, size_bytes: int) -> str:
+    """Writes past the target's own page cache, and ends when all is on the disk."""
+    return f"dd if=/dev/zero of={target} bs=1M count={size_bytes // MIB} oflag=direct conv=notrunc,fsync status=none && sync"
+
+
+async def write_controls(at: Rig, size_bytes: int) -> Usual:
+    """The usual controls of a write; the direct one makes a new file, whose inode is its own even where O_DIRECT falls back to the page
+    cache (btrfs with checksums, since 6.12 at least)."""
+    return await usual(at, lambda target: write_command(target, size_bytes), "wbytes", size_bytes, file=f"{at.file}-own")
+
+
+def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, predicted_patched: str) -> Scenario:
+    """The scenario on one filesystem: so many rounds of so many bytes, of which the last `judged` count."""
+
+    async def steps(guest: Guest, point: Point) -> Evidence:
+        async with rig(guest, point) as at:
+            # The root wrote the file.
+            await at.forget()
+            readings = [await at.meter("writer", write_command(at.loop, round_bytes)) for _ in range(rounds)]
+            resident = await at.resident()
+            known = await write_controls(at, _CONTROL_BYTES)
+            last = readings[-judged:]
+            charged, moved = (sum(of) for of in ([r.io(at.device, "wbytes") for r in last], [at.moved(r, "wbytes") for r in last]))
+            share = charged / moved if moved else 0.0
+            rounds_said = ", ".join(f"{at.share(reading, 'wbytes'):.0%}" for reading in readings)
+            claim = together(share_of("the disk's bytes", charged, moved, least=judged * round_bytes * 0.95))
+            return Evidence(
+                claim=claim.gap,
+                reason=f"the writer has {share:.1%} of the disk's bytes in the last {judged} rounds (each: {rounds_said}){claim.note}",
+                measures=(
+                    Measure(name="charged writes", value=charged, unit="bytes", source="io.stat wbytes of writer"),
+                    Measure(name="disk writes", value=moved, unit="bytes", source=f"query-blockstats wr_bytes of {at.disk}"),
+                ),
+                controls=known.controls,
+                balances=(
+                    *(at.balance(reading, "wbytes") for reading in readings),
+                    *known.balances,
+                    *owned_pages(claim.gap, "writer", readings[-1].memory("file"), resident),
+                ),
+            )
+
+    return Scenario(
+        name=f"write-{filesystem}",
+        claim=f"Writes through a buffered loop device on {filesystem} are charged to the writer when they reach the disk",
+        patches=(4,),
+        predicted_base="none of the disk's bytes are the writer's",
+        predicted_patched=predicted_patched,
+        source="loop: charge i/o to mem and blk cg (patch 4); writeback follows the inode's owner (fs/fs-writeback.c)",
+        what=f"{rounds} rounds of {round_bytes // MIB}M with O_DIRECT to the loop, fsync and sync after each; the last {judged} are judged",
+        needs=COMMON_NEEDS,
+        points=on_each_disk(filesystem, size_bytes=round_bytes),
+        steps=steps,
+        found="the root wrote the file, and owns its inode's writeback until the inode leaves the cache: it is dropped first. On btrfs "
+        "6.12 and 7.2 O_DIRECT on a file with checksums goes through the page cache, so that the direct control writes a file of its own",
+    )
+
+
+WRITE_XFS = write_on(
+    "xfs",
+    round_bytes=32 * MIB,
+    rounds=2,
+    judged=2,
+    predicted_patched="all of the disk's bytes are the writer's, in each round",
+)
+WRITE_BTRFS = write_on(
+    "btrfs",
+    round_bytes=32 * MIB,
+    rounds=2,
+    judged=1,
+    predicted_patched="all of the disk's bytes but metadata are the writer's",
+)
+WRITE_EXT4 = write_on(
+    "ext4",
+    round_bytes=64 * MIB,
+    rounds=3,
+    judged=1,
+    predicted_patched="none in the first two rounds, then all of the disk's bytes are the writer's",
+)

@@ -1,0 +1,72 @@
+"""Shell functions that measure a cgroup's rates in a guest, and what they print, read back."""
+
+from __future__ import annotations
+
+import itertools
+
+from testbed import cgroupfs, numbers
+from testbed.errors import ReadingError
+from testbed.guest import shell_functions
+from testbed.guest.shell_functions import ENTER
+from testbed.units import MIB
+
+# rate CGROUP TARGET MIB AT_MIB NAME: reads from inside the cgroup, and prints `rate NAME MIB START END`. For bash.
+RATE = f"""\
+{ENTER}
+cd /sys/fs/cgroup || exit 1
+rate() {{
+    local start=$EPOCHREALTIME
+    (enter "$1" || exit 1
+     exec dd "if=$2" of=/dev/null bs=64k "count=$(($3 * 16))" "skip=$(($4 * 16))" iflag=direct status=none) || exit 1
+    echo "rate $5 $3 $start $EPOCHREALTIME"
+}}
+"""
+
+# job NAME CGROUP TARGET SECONDS OPTION...: random reads by fio inside a cgroup. iops NAME: its rate, field 8 of fio's terse output.
+JOBS = f"""\
+{ENTER}
+job() {{
+    local name=$1 cgroup=$2 target=$3 time=$4
+    shift 4
+    (enter "$cgroup" || exit 1
+     exec fio "--name=$name" "--filename=$target" --direct=1 --rw=randread "--runtime=$time" --time_based --thread --group_reporting \\
+         --output-format=terse "--output=/tmp/$name" "$@") || exit 1
+}}
+iops() {{ cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }}
+"""
+
+
+def rates(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
+    """Bytes a second by name, from lines `rate NAME MIB START END`.
+
+    :raise ReadingError: a name has none, or its clock stood still or went back.
+    """
+    found = {}
+    for name, (mib, start, end) in shell_functions.named(output, "rate", names, where, values=3).items():
+        took_s = numbers.decimal(end, where) - numbers.decimal(start, where)
+        if took_s <= 0:
+            raise ReadingError(where, f"{name} to end after {start}", end)
+        found[name] = numbers.whole(mib, where) * MIB / took_s
+    return found
+
+
+def stalls(output: str, where: str) -> tuple[int, int, int]:
+    """Microseconds that the cgroup stalled through the loop, through the direct-I/O loop and on the file, from four lines `stalled TOTAL`.
+
+    :raise ReadingError: there are not four totals, or one is less than the one before.
+    """
+    found = shell_functions.lines(output, "stalled")
+    if [len(words) for words in found] != [1] * 4:
+        raise ReadingError(where, "four totals of `some`", str(found))
+    totals = [numbers.whole(words[0], where) for words in found]
+    loop_us, dio_us, file_us = (cgroupfs.grown(*pair, where) for pair in itertools.pairwise(totals))
+    return loop_us, dio_us, file_us
+
+
+def jobs(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
+    """Requests a second by job, from lines `iops NAME NUMBER`.
+
+    :raise ReadingError: a job has none.
+    """
+    found = shell_functions.named(output, "iops", names, where)
+    return {name: numbers.decimal(number, f"{where}, {name}") for name, (number,) in found.items()}

@@ -1,0 +1,270 @@
+"""Runs scenarios on guests and brings back outcomes: side by side as far as the host has cores and memory."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from testbed import numbers
+from testbed.errors import ReadingError, TestbedError
+from testbed.guest import shell_functions
+from testbed.guest.channels.kernel_log import Finding
+from testbed.guest.factory import Lab
+from testbed.guest.guest import Guest
+from testbed.guest.lifecycle import State
+from testbed.guest.metrics.cgroup_sampler import sampling_groups
+from testbed.guest.metrics.disk_sampler import sampling
+from testbed.guest.setup import survey
+from testbed.guest.setup.survey import Hardware, Survey, Unread
+from testbed.guest.timeline import playing
+from testbed.host import eventlog, failures
+from testbed.host.facts import Host
+from testbed.scenarios.scenario import NEEDS_PRELUDE, Case, Cores, Need
+from testbed.scenarios.verdict import Gap, Judgement, Lost, Outcome, Skipped, gravest, judge_pair, judge_single
+from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.table import Series
+from testbed.topology.model import Guest as GuestModel
+
+_NOT_READ = Unread(why="the steps of its scenario did not run")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One case on one kernel. `findings` are the console's; `evidence` the folder of its logs; times in seconds; `missed`: acts of its
+    timeline that never began. `stack`: what stood in the guest while the claim was measured, or why that is not known.
+    """
+
+    outcome: Outcome
+    findings: tuple[Finding, ...]
+    evidence: Path
+    took_s: float
+    ready_after_s: float
+    missed: tuple[str, ...] = ()
+    stack: Survey | Unread = _NOT_READ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One case, judged. `sides` by what `Job.kernels` calls them; `attempt` counts repetitions from 1.
+
+    `by_kernel`: each kernel's own judgement, where it is not a pair that is judged.
+    """
+
+    case: Case
+    attempt: int
+    sides: dict[str, Side]
+    judgement: Judgement
+    by_kernel: dict[str, Judgement] = field(default_factory=dict)
+
+
+# Hears of every step: case, side, and what is happening to it.
+OnStep = Callable[[str, str, str], None]
+OnResult = Callable[[Result], None]
+Judge = Callable[[dict[str, Outcome]], tuple[Judgement, dict[str, Judgement]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What is to be run, on what, and whom it tells. Every case runs on every kernel, `repeat` times.
+
+    `sample_s`: how often to write down what disks and control groups have counted; None: as the topology says, and only of the disks.
+    """
+
+    lab: Lab
+    cases: tuple[Case, ...]
+    model: GuestModel
+    kernels: dict[str, KernelFiles]
+    folder: Path
+    on_step: OnStep
+    on_result: OnResult
+    repeat: int = 1
+    sample_s: float | None = None
+
+
+def pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
+    """The judge of `compare`: `base` against `patched`."""
+    return judge_pair(outcomes["base"], outcomes["patched"]), {}
+
+
+def each(expected: dict[str, Gap]) -> Judge:
+    """The judge of single kernels: each against what is expected of it, by side; the gravest is the case's."""
+
+    def judge(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
+        found = {side: judge_single(outcome, expected[side]) for side, outcome in outcomes.items()}
+        return gravest(tuple(found.values())), found
+
+    return judge
+
+
+def expected_of(kernel: KernelFiles) -> Gap:
+    """What a kernel should show: the gap closed, unless the table says that it is older than the series."""
+    return Gap.OPEN if kernel.series is Series.BEFORE else Gap.CLOSED
+
+
+def slots(host: Host, model: GuestModel) -> int:
+    """How many guests may run at once: one a core, and no more than half of the free memory holds.
+
+    Half, because what a guest needs beyond its own memory (translated code, QEMU itself) is about 100 MiB, and other people use the host.
+    """
+    return max(1, min(host.cores, _fitting(host, model)))
+
+
+def _fitting(host: Host, model: GuestModel) -> int:
+    return host.memory_free_bytes // 2 // model.memory
+
+
+async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
+    """Every case on every kernel, judged; in the cases' order, and each case's attempts together.
+
+    First those that share the host's cores, beside them those that mostly wait; then, one guest after the other, those that measure time.
+    """
+    busy = asyncio.Semaphore(slots(job.lab.host, job.model))
+    waiting = asyncio.Semaphore(max(1, _fitting(job.lab.host, job.model) - job.lab.host.cores))
+    gates: dict[Cores, AbstractAsyncContextManager[None]] = {Cores.SHARED: busy, Cores.IDLE: waiting, Cores.ALONE: nullcontext()}
+
+    async def one(case: Case, attempt: int, side: str) -> Side:
+        async with gates[case.scenario.cores]:
+            name = f"{case.name.replace('/', '-')}-{side}" + (f"-{attempt}" if job.repeat > 1 else "")
+            return await _side(job, case, job.kernels[side], job.folder / "guests" / name, lambda step: job.on_step(case.name, side, step))
+
+    def judged(case: Case, attempt: int, sides: dict[str, Side]) -> Result:
+        judgement, by_kernel = judge({side: done.outcome for side, done in sides.items()})
+        result = Result(case=case, attempt=attempt, sides=sides, judgement=judgement, by_kernel=by_kernel)
+        eventlog.say(f"{case.name}: {judgement.verdict.value}: {judgement.reason}")
+        job.on_result(result)
+        return result
+
+    async def together(case: Case, attempt: int) -> Result:
+        async with asyncio.TaskGroup() as group:
+            tasks = {side: group.create_task(one(case, attempt, side)) for side in job.kernels}
+        return judged(case, attempt, {side: task.result() for side, task in tasks.items()})
+
+    # The semaphore is fair: cases start in their order, all kernels of one beside each other.
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(together(*turn)) for turn in _turns(job) if turn[0].scenario.cores is not Cores.ALONE]
+    results = [task.result() for task in tasks]
+    for case, attempt in _turns(job):
+        if case.scenario.cores is Cores.ALONE:
+            results.append(judged(case, attempt, {side: await one(case, attempt, side) for side in job.kernels}))
+    return in_order(results, job.cases)
+
+
+def in_order(results: Iterable[Result], cases: tuple[Case, ...]) -> tuple[Result, ...]:
+    """Results in the cases' order, and each case's attempts together."""
+    order = {case.name: number for number, case in enumerate(cases)}
+    return tuple(sorted(results, key=lambda result: (order[result.case.name], result.attempt)))
+
+
+def _turns(job: Job) -> Iterator[tuple[Case, int]]:
+    return ((case, attempt) for case in job.cases for attempt in range(1, job.repeat + 1))
+
+
+# On several CPUs QEMU's emulation now and then runs into an instruction that the kernel is just replacing (smp_text_poke_bp): seen once in
+# 348 guests, on 7.2 while a tracepoint was switched on. It is no verdict on the kernel.
+_EMULATED = "Oops: int3"
+
+
+async def _side(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
+    """One case on one kernel; once more where the emulation itself lost the guest, of which the first one's findings tell."""
+    first = await _attempt(job, case, kernel, evidence, on_step)
+    emulated = job.lab.host.accelerator == "tcg" and any(_EMULATED in finding.text for finding in first.findings)
+    if not (emulated and isinstance(first.outcome, Lost)):
+        return first
+    on_step("the emulation lost its guest, once more")
+    again = await _attempt(job, case, kernel, evidence.with_name(f"{evidence.name}-again"), on_step)
+    return replace(again, findings=first.findings + again.findings, took_s=first.took_s + again.took_s)
+
+
+# What a guest waits for on its way; the steps of its scenario come after.
+_TOLD = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED)
+
+
+async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
+    """One case on one kernel, once. Whatever goes wrong with it is its own outcome, and the other cases go on."""
+    started = time.monotonic()
+    ready = started
+    findings: list[Finding] = []
+    missed: list[str] = []
+    stack: Survey | Unread = _NOT_READ
+    outcome: Outcome
+
+    def on_state(state: State) -> None:
+        if state in _TOLD:
+            on_step(state.value)
+
+    try:
+        lack = case.point.lacks(job.model)
+        if lack is not None:
+            return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
+        model = case.model(job.model)
+        cores = {Cores.SHARED: 1, Cores.IDLE: 0, Cores.ALONE: job.lab.host.cores}[case.scenario.cores]
+        async with job.lab.admitted((model,), f"{case.name} on {kernel.name}", cores=cores, on_wait=on_step):
+            started = ready = time.monotonic()
+            on_step("starting its guest")
+            async with job.lab.guest("g0", model, kernel, evidence, on_state=on_state) as guest:
+                findings = guest.console.findings
+                ready = time.monotonic()
+                on_step("running")
+                if lacks := await missing(guest, case.scenario.needs):
+                    outcome = Skipped(why=f"{kernel.name} lacks {', '.join(lacks)}")
+                else:
+                    try:
+                        async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest) as missed:
+                            outcome = await case.scenario.steps(guest, case.point)
+                    except Exception:
+                        stack = await surveyed(guest)
+                        raise
+                    stack = await surveyed(guest)
+    except Exception as error:
+        outcome = Lost(why=failures.told(error, evidence))
+    ended = time.monotonic()
+    on_step("done")
+    return Side(
+        outcome=outcome,
+        findings=tuple(findings),
+        evidence=evidence,
+        took_s=ended - started,
+        ready_after_s=max(0, ready - started),
+        missed=tuple(missed),
+        stack=stack,
+    )
+
+
+def _disks_every_s(job: Job) -> float | None:
+    """What the topology says comes first."""
+    return None if job.model.sample is not None else job.sample_s
+
+
+async def missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
+    """What of the needs the guest does not have; asked in one command, which also gives it the script that surveys its stack.
+
+    :raise ReadingError: it answers something else.
+    """
+    where = f"guest {guest.name}: what it lacks"
+    conditions = "\n".join(f"{need.test} || echo lacks {number}" for number, need in enumerate(needs))
+    prepare = survey.prepare(device.path for device in guest.disks.values())
+    answered = await guest.script(f"{prepare}{NEEDS_PRELUDE}{conditions}\necho all asked", check=False)
+    if shell_functions.printed_word(answered.stdout, "all", where) != "asked":
+        raise ReadingError(where, "its answers", answered.stdout)
+    lacking = [numbers.whole(" ".join(words), where, below=len(needs)) for words in shell_functions.lines(answered.stdout, "lacks")]
+    return tuple(needs[number].what for number in lacking)
+
+
+async def surveyed(guest: Guest) -> Survey | Unread:
+    """What stood in the guest while the steps of its scenario measured their claim."""
+    try:
+        said = (await guest.script(survey.SHOW)).stdout
+        disks = guest.order.model.disks
+        return survey.parse(
+            said,
+            {
+                device.path: Hardware(name=name, type=device.kind, profile=(disks[name].profile or "") if name in disks else "")
+                for name, device in guest.disks.items()
+            },
+        )
+    except TestbedError as error:
+        return Unread(why=str(error).partition("\n")[0])

@@ -1,0 +1,149 @@
+"""What a scenario is: a claim, what it needs, what it predicts for both kinds of kernel, where it is tried, and its steps."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from testbed.guest.channels.kernel_log import Kind
+from testbed.guest.guest import Guest
+from testbed.scenarios.verdict import Evidence, Skipped
+from testbed.topology.model import Guest as GuestModel
+from testbed.units import MIB, format_size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """Something that the guest must have. `test`: a shell condition that is true where it has; see `NEEDS_PRELUDE`."""
+
+    what: str
+    test: str
+
+
+# What the conditions may use besides the shell's builtins. An exec of grep costs 0.1 s under emulation, this costs nothing.
+NEEDS_PRELUDE = """\
+has_word() { read -r words <"$2" && case " $words " in *" $1 "*) ;; *) false ;; esac; }
+"""
+
+
+class Cores(enum.Enum):
+    """What a scenario takes of the host's processors: `SHARED` counts as one guest, `IDLE` mostly waits, `ALONE` measures time, so that no
+    other guest may run beside it."""
+
+    SHARED = "shared"
+    IDLE = "idle"
+    ALONE = "alone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Where a scenario is tried: the kind of disk, the filesystem that holds the backing file, and what else its steps look at.
+
+    `disk` None: memory only. `size_bytes`: of the backing file. `depth`: loops on files on loops. `profile`: the disk behaves like that
+    device. `variant`: the scenario's own, and the last part of the name.
+    """
+
+    disk: str | None = None
+    filesystem: str = "tmpfs"
+    size_bytes: int = 32 * MIB
+    depth: int = 1
+    profile: str | None = None
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        where = (self.disk, self.filesystem) if self.disk else ()
+        return "/".join(word for word in (*where, self.variant) if word)
+
+    def disk_in(self, model: GuestModel) -> str | None:
+        """The first disk of this kind that is large enough, by its name in the topology."""
+        return next((name for name, disk in model.disks.items() if disk.type == self.disk and disk.size >= self.least_bytes), None)
+
+    @property
+    def least_bytes(self) -> int:
+        """How large the disk must be: the filesystem's own needs come on top, and an xfs or btrfs of less than 300M is none."""
+        return max(self.size_bytes * 2, 512 * MIB)
+
+    def lacks(self, model: GuestModel) -> str | None:
+        """Why a topology's guest has no room for it, or None."""
+        if self.disk is None or self.disk_in(model) is not None:
+            return None
+        return f"the topology has no {self.disk} disk of at least {format_size(self.least_bytes)}"
+
+
+ANYWHERE = (Point(),)
+
+
+# The kinds of disk that the scenarios are tried on.
+_DISKS = ("virtio-blk", "nvme")
+
+
+def on_each_disk(
+    *filesystems: str, variants: tuple[str, ...] = ("",), size_bytes: int = 32 * MIB, depth: int = 1, profile: str | None = None
+) -> tuple[Point, ...]:
+    """A point for each kind of disk, on each filesystem, in each variant; the first variant first."""
+    return tuple(
+        Point(disk=disk, filesystem=filesystem, variant=variant, size_bytes=size_bytes, depth=depth, profile=profile)
+        for variant in variants
+        for filesystem in filesystems
+        for disk in _DISKS
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scenario:
+    """One claim about the series. A kernel without it must show the gap, one with it must have closed it.
+
+    `patches`: which of the series' four patches it sees. `source`: where the claim comes from. `points`: where it is tried, the most
+    telling first. `what`: the steps in words; `steps`: does them on a fresh guest, and returns what was seen, or why this kernel has
+    nothing to show; what it raises is no verdict on the kernel. `cpus`: the fewest that its guest has, for what shows only where things
+    happen at once. `expected_log`: kinds of console lines that belong to it. `found`: what
+    repeating it taught.
+    """
+
+    name: str
+    claim: str
+    patches: tuple[int, ...]
+    predicted_base: str
+    predicted_patched: str
+    source: str
+    what: str
+    steps: Callable[[Guest, Point], Awaitable[Evidence | Skipped]]
+    points: tuple[Point, ...] = ANYWHERE
+    needs: tuple[Need, ...] = ()
+    cores: Cores = Cores.SHARED
+    cpus: int = 1
+    expected_log: frozenset[Kind] = frozenset()
+    found: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One scenario at one of its points: what is run, judged and reported."""
+
+    scenario: Scenario
+    point: Point
+
+    @property
+    def name(self) -> str:
+        return "/".join(word for word in (self.scenario.name, self.point.name) if word)
+
+    def model(self, model: GuestModel) -> GuestModel:
+        """The topology's guest with CPUs enough, its disk with this point's profile."""
+        model = model.model_copy(update={"cpus": max(model.cpus, self.scenario.cpus)})
+        name = self.point.disk_in(model)
+        if name is None or self.point.profile is None:
+            return model
+        disk = model.disks[name].model_copy(update={"profile": self.point.profile, "throttle": None})
+        return model.model_copy(update={"disks": {**model.disks, name: disk}})
+
+
+_SUBTREE_CONTROL = "/sys/fs/cgroup/cgroup.subtree_control"
+MEMORY_CONTROLLER = Need(what="the memory controller of cgroup v2", test=f"has_word memory {_SUBTREE_CONTROL}")
+IO_CONTROLLER = Need(what="the io controller of cgroup v2", test=f"has_word io {_SUBTREE_CONTROL}")
+LOOP_DEVICES = Need(what="loop devices", test="test -e /dev/loop-control")
+FIO = Need(what="fio", test="command -v fio >/dev/null")
+COMMON_NEEDS = (MEMORY_CONTROLLER, IO_CONTROLLER, LOOP_DEVICES)
+
+COVER_LETTER = 'cover letter of "Charge loop device i/o to issuing cgroup", v5, 2020-04-20'

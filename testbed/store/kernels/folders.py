@@ -1,0 +1,128 @@
+"""Which files of a folder are kernels: of what `make bindeb-pkg`, `make install` and Debian's archive leave together in one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import UsageError
+from testbed.store import cache
+from testbed.store.kernels import image as kernel_image
+
+# Packages with a kernel in them; linux-image-amd64 and the like only depend on one. From 7.x on Debian's is in linux-binary-RELEASE.
+_IMAGE = re.compile(r"linux-(?:image-unsigned|image|binary)-(?P<release>\d.*?)(?P<debug>-dbg|-dbgsym)?")
+_PACKAGE_OF_LINUX = "linux-"
+# What lies beside a kernel with its name: the build before it, checksums, signatures.
+_COMPANION = re.compile(r".*(\.(old|bak|orig|hmac|sig|asc|md5|sha\d+|map|config|txt|log)|~)")
+_IMAGE_NAMES = ("bzImage", "vmlinuz")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """`kernels`: as a command line names them, with their modules, by version; a damaged one is among them. `others`: files that are none,
+    each with its reason."""
+
+    kernels: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+def scan(folder: Path) -> Found:
+    """The kernels of a folder.
+
+    :raise UsageError: it cannot be read.
+    """
+    try:
+        files = ordered([path for path in folder.iterdir() if path.is_file()])
+        hashes: dict[str, Path] = {}
+        kernels: list[str] = []
+        used: set[Path] = set()
+        others: list[tuple[Path, str]] = []
+        for path in files:
+            why = _is_none(path) or _same_as(path, hashes)
+            if why:
+                others.append((path, why))
+                continue
+            modules = _modules(path)
+            used |= set(modules)
+            kernels.append(":".join(map(str, (path, *modules))))
+    except OSError as error:
+        raise UsageError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
+    return Found(kernels=tuple(kernels), others=tuple(f"{path.name} ({why})" for path, why in others if path not in used))
+
+
+def _is_none(path: Path) -> str:
+    """Why a file is no kernel, by its name; nothing where it may be one."""
+    if path.suffix == ".deb":
+        package = _package(path)
+        image = _IMAGE.fullmatch(package)
+        if image is None and package.startswith(_PACKAGE_OF_LINUX):
+            return "a package without a kernel"
+        return "debugging symbols" if image is not None and image["debug"] else ""
+    if not any(word in path.name for word in _IMAGE_NAMES):
+        return "not called .deb, bzImage or vmlinuz"
+    if path.name.startswith(".") or _COMPANION.fullmatch(path.name):
+        return "beside a kernel"
+    return "" if any(character.isdigit() for character in path.name) else "no version in its name"
+
+
+def _same_as(path: Path, hashes: dict[str, Path]) -> str:
+    try:
+        other = hashes.setdefault(cache.file_sha256(path), path)
+    except OSError:
+        return ""  # one that cannot be read: that is for who tries it
+    return "" if other == path else f"the same as {other.name}"
+
+
+def _package(path: Path) -> str:
+    """NAME of NAME_VERSION_ARCHITECTURE.deb."""
+    return path.name.removesuffix(".deb").partition("_")[0]
+
+
+def _modules(path: Path) -> tuple[Path, ...]:
+    """What goes with a kernel beside it: packages with its modules and its configuration, or what `make modules_install` has left."""
+    if path.suffix == ".deb":
+        image = _IMAGE.fullmatch(_package(path))
+        if image is None:
+            return ()
+        rest = path.name.removeprefix(_package(path))
+        beside = [path.with_name(f"linux-{kind}-{image['release']}{rest}") for kind in ("modules", "modules-extra", "base")]
+        return tuple(package for package in beside if package.is_file())
+    try:
+        modules = path.parent / "lib" / "modules" / kernel_image.kernel_release(path)
+    except UsageError:
+        return ()  # a damaged one: that is for who tries it
+    return (modules,) if modules.is_dir() else ()
+
+
+def ordered(files: list[Path]) -> list[Path]:
+    """Files of kernels by version: numbers in their names count as numbers, and a release candidate comes before its release."""
+    return sorted(files, key=lambda path: version_key(path.name))
+
+
+def version_key(name: str) -> tuple[tuple[int, int, str], ...]:
+    """What a version sorts by."""
+    key: list[tuple[int, int, str]] = []
+    word, number = "", ""
+    for character in f"{name}\0":
+        if character.isdigit():
+            if word:
+                key.append(_word(word))
+                word = ""
+            number += character
+            continue
+        if number:
+            key.append((2, int(number), ""))
+            number = ""
+        if character.isalpha() or character == "~":
+            word += character
+        elif word:
+            key.append(_word(word))
+            word = ""
+    # The end of a name is after a candidate's mark, and before anything more.
+    return (*key, (1, 0, ""))
+
+
+def _word(word: str) -> tuple[int, int, str]:
+    early = word.startswith("~") or word in ("rc", "alpha", "beta")
+    return (0, 0, word) if early else (3, 0, word)

@@ -1,0 +1,144 @@
+"""Reads git repositories as strangers': nothing that one of them names is run, whoever it belongs to, and nothing is written to it.
+
+A repository's configuration may name programs (filters, hooks, fsmonitor, what fetches from a remote), and git runs them for whoever asks.
+One command here reads that configuration, and needs none of them: rev-parse, which says which commit is meant. All else is done in a
+repository of our own, with a configuration of our own, which reads the objects of theirs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import BuildError, HostError
+from testbed.host import process, tempdirs, untrusted_files
+from testbed.store.kernels import make_text
+from testbed.units import MIB
+
+_ASK_S, _COMPARE_S, _CHECK_OUT_S = 60, 300, 1800
+# safe.directory: these commands are the ones that run nothing, also of somebody else's repository.
+_GIT = (
+    *("git", "--no-optional-locks", "--no-replace-objects", "-c", "safe.directory=*"),
+    *("-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null", "-c", "protocol.allow=never"),
+)
+# Neither the user's settings nor this machine's; and nothing is fetched, whatever is missing (`protocol.NAME.allow` of a repository counts
+# more than `protocol.allow`, and GIT_ALLOW_PROTOCOL more than both; git(1), git-config(1)).
+_ENVIRONMENT = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    # Of git before 2.32, which knows no GIT_CONFIG_GLOBAL.
+    "HOME": "/nonexistent",
+    "XDG_CONFIG_HOME": "/nonexistent",
+}
+_CONFIG = """\
+[core]
+	repositoryformatversion = {version}
+	bare = false
+	autocrlf = false
+	attributesFile = /dev/null
+	excludesFile = /dev/null
+	fsmonitor = false
+	hooksPath = /dev/null
+[extensions]
+	{extension}
+"""
+# A kernel's index has 10 MiB.
+_MOST_INDEX_BYTES = 256 * MIB
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """A commit of somebody's repository. `name`: its hash; `folder`: as the user named the tree; `git_folder`: its `.git`; `objects`: the
+    folder of its objects.
+    """
+
+    folder: Path
+    git_folder: Path
+    objects: Path
+    name: str
+
+
+async def commit(folder: Path, name: str) -> Commit:
+    """The commit that is called so in the repository in which a folder is.
+
+    :raise BuildError: there is none.
+    """
+    said, lines = f"{name!r} begins as an option does", []
+    if not name.startswith("-"):
+        words = ("rev-parse", "--absolute-git-dir", "--git-path", "objects", f"{name}^{{commit}}")
+        asked = await process.run([*_GIT, "-C", folder, *words], env=environment(), timeout_s=_ASK_S, check=False)
+        lines = asked.stdout.split("\n")[:-1] if asked.status == 0 else []
+        said = (asked.stderr.strip().splitlines() or ["git gave no reason"])[-1]
+    if len(lines) != 3:
+        raise BuildError(f"source {folder}: expected a git tree with the commit {name}: {said}")
+    return Commit(folder=folder, git_folder=Path(lines[0]), objects=(folder / lines[1]).resolve(), name=lines[2])
+
+
+async def changed(found: Commit) -> int | None:
+    """How many files of the working tree are not as they were committed; None where that is not known.
+
+    A file that a filter of the repository made counts as changed where git's index does not say that it is the same.
+    """
+    folder = found.folder.absolute()  # git gets it in another folder
+    top = next((one for one in (folder, *folder.parents) if os.path.lexists(one / ".git")), None)
+    if top is None:
+        return 0  # a bare one has no working tree
+    try:
+        with tempdirs.temporary() as scratch:
+            # With its time, by which git knows what may have changed since.
+            untrusted_files.copy(found.git_folder, "index", scratch / "index", _MOST_INDEX_BYTES)
+            shutil.copystat(found.git_folder / "index", scratch / "index")
+            where = _own(scratch / "git", found) | {"GIT_WORK_TREE": str(top), "GIT_INDEX_FILE": str(scratch / "index")}
+            refresh = (*_GIT, "update-index", "-q", "--refresh", "--ignore-submodules")
+            await process.run(refresh, env=where, folder=top, timeout_s=_COMPARE_S, check=False)
+            words = (*_GIT, "diff-index", "--name-only", "-z", "--no-renames", "--ignore-submodules=all", found.name, "--")
+            return (await process.run(words, env=where, folder=top, timeout_s=_COMPARE_S)).stdout.count("\0")
+    except (BuildError, HostError):
+        return None
+
+
+async def check_out(found: Commit, own: Path, index: Path, tree: Path, *, clean: bool) -> None:
+    """Bring `tree` to a commit; files that are the same keep their times. `own`: our repository for it; `index`: git's, of `tree`;
+    `clean`: remove what is of no commit.
+
+    :raise BuildError: objects of the commit are missing or damaged. :raise HostError: this machine's disk or memory is not enough.
+    """
+    where = _own(own, found) | {"GIT_WORK_TREE": str(tree), "GIT_INDEX_FILE": str(index)}
+    for words in (("read-tree", "--no-sparse-checkout", "--reset", "-u", found.name), *([("clean", "-ffdxq")] if clean else [])):
+        # What it makes is for everybody to read: an account builds it.
+        argv = ("sh", "-c", 'umask 022; exec "$@"', "git", *_GIT, *words)
+        done = await process.run(argv, env=where, folder=tree, timeout_s=_CHECK_OUT_S, check=False)
+        if done.status != 0:
+            if (line := make_text.of_machine(done.stderr)) is not None:
+                raise HostError(f"source {found.folder}: its commit cannot be checked out: {line}")
+            said = (done.stderr.strip().splitlines() or ["git gave no reason"])[-1]
+            raise BuildError(
+                f"source {found.folder}: expected all objects of the commit {found.name[:12]}: {said}; "
+                "those that a partial clone lacks are not fetched: have git check it out there first"
+            )
+
+
+def _own(folder: Path, found: Commit) -> dict[str, str | None]:
+    """The environment of git in a repository of ours in `folder`, made anew, that reads the objects of a commit's."""
+    for name in ("refs", "objects"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    sha256 = len(found.name) > 40
+    extension = "objectFormat = sha256" if sha256 else ""
+    (folder / "config").write_text(_CONFIG.format(version=int(sha256), extension=extension), encoding="utf-8")
+    (folder / "HEAD").write_text("ref: refs/heads/none\n", encoding="utf-8")
+    return environment() | {"GIT_DIR": str(folder), "GIT_OBJECT_DIRECTORY": str(found.objects)}
+
+
+def environment() -> dict[str, str | None]:
+    """What is different for git that reads what strangers wrote: no settings of anybody, nothing of our environment, which a hook of
+    somebody's may have made, and nothing fetched.
+    """
+    none: Mapping[str, str | None] = dict.fromkeys(name for name in os.environ if name.startswith("GIT_"))
+    return {**none, **_ENVIRONMENT}

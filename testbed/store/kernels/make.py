@@ -1,0 +1,285 @@
+"""One build by make: its tools, its configuration, its objects, and what it leaves.
+
+make runs where `build_enclosure.py` says, for it evaluates what the author of a source or of a patch wrote; what it leaves is read as a
+stranger's (`plain_files.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import BuildError, HostError, UsageError
+from testbed.host import process, untrusted_files
+from testbed.progress import Task
+from testbed.store.kernels import build_jail, config_fragments, config_needs, debs, files, install_remains, kconfig, make_args, make_text
+from testbed.store.kernels.build_jail import Enclosure
+from testbed.store.kernels.config_fragments import Option, Request, merged
+from testbed.store.kernels.install_remains import records
+from testbed.store.kernels.make_args import MakeArg
+from testbed.store.kernels.make_text import Compiler
+from testbed.store.kernels.sources import Source
+from testbed.units import MIB
+
+# Besides compilers and linkers: the programs that a build runs, and the headers of what it compiles for itself; the package of each.
+_TOOLS = {tool: tool for tool in ("make", "flex", "bison", "bc", "git", "tar")} | {"xz": "xz-utils"}
+_HEADERS = {"libelf.h": "libelf-dev", "openssl/opensslv.h": "libssl-dev"}
+_CONFIGURE_S, _BUILD_S = 600, 6 * 3600
+# Objects of the base configuration on 6.1; a folder that was built once knows its own number.
+_USUAL_OBJECTS = 1550
+# Of options that a source does not have, so many are named.
+_NAMED = 5
+# Kept beside an output folder: how many objects it had; in it, the configuration as asked for.
+_OBJECTS, _ASKED = "testbed-objects", "testbed.config"
+# Of the source, so that the objects of one are not another's.
+_CCACHE, _CCACHE_SIZE = "ccache", "2G"
+# Debian's own .config has 0.3 MiB, a System.map 8 MiB.
+_MOST_TEXT_BYTES = 64 * MIB
+# What make ends with by itself (make(1)); any other status is that of a signal.
+_MAKES_OWN = (0, 1, 2)
+
+
+async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
+    """The compiler that builds use here, as the user's `args` for make have it.
+
+    :raise HostError: something that builds need is not installed; names all of it. :raise UsageError: a program is given that is not there.
+    """
+    tools = {name: words.split() for name, words in make_args.tools(args).items()}
+    programs = dict.fromkeys(word for words in tools.values() for word in words[:1])
+    for program in programs:
+        if "/" in program and process.where(program) is None:
+            raise UsageError(f"--make-arg: {program}: expected a program, there is none")
+    missing = [_TOOLS.get(tool) or make_args.package(tool) for tool in (*_TOOLS, *programs) if process.where(tool) is None]
+    if not missing:
+        for header, package in _HEADERS.items():
+            asked = await process.run([*tools["HOSTCC"], "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False)
+            missing += [package] if asked.status != 0 else []
+    if missing:
+        names = " ".join(dict.fromkeys(missing))
+        raise HostError(f"building a kernel needs packages that are not installed; install them with: apt-get install {names}")
+    # Of what is as usual the compiler and the linker; of what the user chose all of it, for each makes other bytes.
+    asked_for = ["CC", "LD", *(["HOSTCC"] if args else []), *(arg.name for arg in args if arg.name in make_args.TOOLS)]
+    said = [await _version(tools[name]) for name in dict.fromkeys(asked_for)]
+    return Compiler(version=", ".join(dict.fromkeys(said)), through_ccache=process.where("ccache") is not None, args=args)
+
+
+async def _version(program: list[str]) -> str:
+    """:raise HostError: it does not say which it is."""
+    said = (await process.run([*program, "--version"])).stdout.splitlines()
+    if not said:
+        raise HostError(f"{' '.join(program)} --version: expected a line with its version, got nothing")
+    return said[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeJob:
+    """One build. `output`: where make works, shared by builds of one source with one configuration; `release`: is added to the version;
+    `enclosure`: where make runs, None: as we do.
+    """
+
+    source: Source
+    output: Path
+    compiler: Compiler
+    release: str
+    jobs: int
+    enclosure: Enclosure | None
+
+    async def make(
+        self,
+        *targets: str,
+        timeout_s: float,
+        check: bool = True,
+        env: Mapping[str, str] | None = None,
+        write: tuple[Path, ...] = (),
+        on_line: Callable[[str], None] | None = None,
+    ) -> process.Finished:
+        """Run make, which sees the source, and writes into the output folder and the folders `write`."""
+        where = ("-C", str(self.source.tree), f"O={self.output}", f"LOCALVERSION={self.release}")
+        ccache = self.source.folder / _CCACHE
+        return await build_jail.run(
+            self.enclosure,
+            ("make", *where, *self.compiler.words, *targets),
+            folder=self.output,
+            read=(self.source.tree, *self._programs()),
+            write=(self.output, *([ccache] if ccache.is_dir() else []), *write),
+            env={**make_text.ENVIRONMENT, "CCACHE_DIR": str(ccache), "CCACHE_MAXSIZE": _CCACHE_SIZE, **(env or {})},
+            timeout_s=timeout_s,
+            check=check,
+            on_line=on_line,
+        )
+
+    def _programs(self) -> tuple[Path, ...]:
+        """Where the programs of the build are, besides the system's."""
+        named = [word for value in make_args.tools(self.compiler.args).values() for word in value.split()]
+        return build_jail.installations((*_TOOLS, "ccache", *named))
+
+    def _prepare(self) -> None:
+        """Let whom make runs as write where it must, and read the source. Blocks."""
+        if process.where("ccache") is not None:
+            (self.source.folder / _CCACHE).mkdir(exist_ok=True)
+        for folder in (self.output, self.source.folder / _CCACHE):
+            if folder.is_dir():
+                build_jail.give(self.enclosure, folder)
+        if not self.source.shown.exists():
+            build_jail.show(self.source.tree)
+            self.source.shown.touch()
+
+    async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
+        """Configure and compile; returns how long it took and how many objects it compiled."""
+        self.output.mkdir(parents=True, exist_ok=True)
+        if (removed := await asyncio.to_thread(install_remains.put_right, self.output)) is not None:
+            note(f"{self.source.name}: its last build was broken off; {removed} files that it may have left half-written are made again")
+        await asyncio.to_thread(self._prepare)
+        install_remains.begin(self.output)
+        try:
+            await self._configure(request, task, note)
+            begun = time.monotonic()
+            compiled = await self._compile(task)
+        except HostError:  # this machine's: make may have been killed, and the mark stays
+            raise
+        except BaseException:  # make has ended, and removed what it had made by half
+            install_remains.end(self.output)
+            raise
+        install_remains.end(self.output)
+        return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
+
+    @property
+    def config(self) -> dict[str, Option]:
+        with self.read():
+            return config_fragments.parse(untrusted_files.text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config"))
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """Read results inside: where one is refused, the output folder goes, for the next build could not make a file in its place."""
+        try:
+            yield
+        except BuildError:
+            untrusted_files.remove(self.output)
+            raise
+
+    async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
+        """:raise BuildError: an option did not survive, or guests and scenarios need another one. :raise HostError: as `_failed` says."""
+        task.update(detail="configuring")
+        name, target = (_ASKED, "allnoconfig") if request.plain else (".config", "olddefconfig")
+        untrusted_files.put(records(self.output), self.output, name, request.text.encode())
+        environment = {"KCONFIG_ALLCONFIG": str(self.output / _ASKED)} if request.plain else {}
+        done = await self.make(target, env=environment, timeout_s=_CONFIGURE_S, check=False)
+        if done.status != 0:
+            raise self._failed("it cannot be configured:\n    ", done.stderr or done.stdout)
+        config = self.config
+        await self._check_survivors(request, config, note)
+        if lacks := config_needs.unmet((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), config):
+            raise BuildError(f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks))
+        if not request.plain:
+            for lack in config_needs.unmet(config_needs.SOME_SCENARIOS, config):
+                note(f"the configuration lacks {lack}")
+
+    async def _check_survivors(self, request: Request, config: Mapping[str, Option], note: Callable[[str], None]) -> None:
+        """:raise BuildError: an option that was asked for did not survive; says what blocks it."""
+        lost, own = config_fragments.losses(request.required, config), config_fragments.losses(request.own, config)
+        if not lost and not own:
+            return
+        known = await asyncio.to_thread(kconfig.read, self._text)
+        if left := kconfig.unknown(own, known):
+            some = ", ".join(f"CONFIG_{name}" for name in left[:_NAMED])
+            note(f"{len(left)} options of the configuration are none of this source: {some}{', ...' if len(left) > _NAMED else ''}")
+        if gone := (*lost, *kconfig.chosen(own, known, merged(request.first, request.more), config)):
+            lines = [
+                f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
+                for one in gone
+            ]
+            mend = "" if request.plain else "\n  what may be otherwise is said so in a --fragment, which counts more than --config"
+            raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines) + mend)
+
+    def _text(self, path: str) -> str | None:
+        """A file of the source, None where there is none in it; Kconfig files of strangers name what they like."""
+        try:
+            return untrusted_files.text(self.source.tree, path, _MOST_TEXT_BYTES)
+        except BuildError:
+            return None
+
+    def _failed(self, what: str, said: str, more: str = "") -> BuildError | HostError:
+        """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
+        where = f"kernel of {self.source.name}: "
+        if (line := make_text.of_machine(said)) is not None:
+            return HostError(f"{where}this machine could not build it: {line}; make room, or use fewer compilers with --jobs{more}")
+        return BuildError(f"{where}{what}{make_text.first_error(said)}{more}")
+
+    async def _compile(self, task: Task) -> int:
+        """How many objects were compiled.
+
+        :raise BuildError: the compiler says no; shows its first error. :raise HostError: as `_failed` says.
+        """
+        remembered = records(self.output) / _OBJECTS
+        usual = int(remembered.read_text(encoding="utf-8")) if remembered.exists() else _USUAL_OBJECTS
+        before = await asyncio.to_thread(_objects, self.output)
+        done, begun = 0, time.monotonic()
+        all_said = records(self.output) / install_remains.LOG
+        with all_said.open("w", buffering=1, encoding="utf-8") as log:
+
+            def hear(line: str) -> None:
+                nonlocal done
+                log.write(f"{line.rstrip()}\n")
+                if (compiled := make_text.compiled(line)) is not None:
+                    done += 1
+                    fraction, words = make_text.progress(before, done, usual, time.monotonic() - begun)
+                    task.update(fraction=fraction, detail=f"{words}: {compiled}")
+
+            modules = self.config.get("MODULES")
+            targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
+            made = await self.make(*targets, "-Otarget", f"-j{self.jobs}", timeout_s=_BUILD_S, check=False, on_line=hear)
+        if made.status not in _MAKES_OWN:
+            raise HostError(
+                f"kernel of {self.source.name}: make was killed (status {made.status}); try again, or with fewer compilers: --jobs"
+            )
+        if made.status != 0:
+            raise self._failed("", made.stderr, f"\n  all that make said: {all_said}")
+        remembered.write_text(str(await asyncio.to_thread(_objects, self.output)), encoding="utf-8")
+        return done
+
+
+def _objects(folder: Path) -> int:
+    return sum(1 for path in untrusted_files.everything(folder) if path.name.endswith(".o"))
+
+
+async def results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
+    """Copy what was made out of the shared output folder; returns what to record."""
+    work = folder / "work"
+    work.mkdir()
+    try:
+        task.update(detail="modules")
+        for name, kept, limit_bytes in (
+            (".config", "config", _MOST_TEXT_BYTES),
+            ("System.map", "System.map", _MOST_TEXT_BYTES),
+            ("arch/x86/boot/bzImage", "work/bzImage", debs.MOST_BYTES),
+        ):
+            with job.read():
+                untrusted_files.copy(job.output, name, folder / kept, limit_bytes)
+        return await files.lay_out(work / "bzImage", await _modules(job, work / "installed"), folder, task)
+    finally:
+        untrusted_files.remove(work)
+
+
+async def _modules(job: MakeJob, folder: Path) -> Path:
+    """The folder of its modules; of a kernel without any, the list of what is built in, so that modprobe finds it.
+
+    :raise BuildError: the source has put something else in its place.
+    """
+    folder.mkdir()
+    if any(option.value == "m" for option in job.config.values()):
+        await asyncio.to_thread(build_jail.give, job.enclosure, folder)
+        await job.make("modules_install", f"INSTALL_MOD_PATH={folder}", write=(folder,), timeout_s=_CONFIGURE_S)
+        found = [path for path in untrusted_files.everything(folder) if path.parent == folder / "lib/modules"]
+        if len(found) != 1 or any(path.is_symlink() or not path.is_dir() for path in (found[0], folder / "lib", folder / "lib/modules")):
+            raise BuildError(f"kernel of {job.source.name}: expected one folder of modules from modules_install, got {len(found)}")
+        return found[0]
+    (folder / "modules.order").touch()
+    for name in ("modules.builtin", "modules.builtin.modinfo"):
+        with job.read():
+            untrusted_files.copy(job.output, name, folder / name, _MOST_TEXT_BYTES)
+    return folder

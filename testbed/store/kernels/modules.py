@@ -1,0 +1,213 @@
+"""Reads the modules of a user's kernel: the folder `lib/modules/RELEASE`, which may be a stranger's: no link leads out of it, no name means
+more than a name, and all of it is bounded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import string
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from testbed.errors import UsageError
+from testbed.store import inflate
+from testbed.store.initramfs import module_name
+from testbed.store.kernels.image import unreadable
+from testbed.units import format_size
+
+# amdgpu.ko with its debug information has some 0.4 GiB; Debian's kernel for all machines has 4,000 modules, below 8 folders, of 0.5 GiB.
+MOST_BYTES, _MOST_IN_ALL_BYTES, _MOST_FILES, _MOST_DEPTH = 1 << 30, 8 << 30, 100_000, 32
+# Of the few that reach the root disk, unpacked, with debug information.
+MOST_EARLY_BYTES = 256 << 20
+_MODULE = re.compile(r".+\.ko(?:\.(?:gz|xz|zst))?")
+# depmod(8) writes names into modules.dep as they are, as `PATH: PATH PATH`: a folder called `virtio_blk: ` with a folder `etc` in it would
+# be read as a module that needs /etc/....
+_PLAIN = frozenset(string.ascii_letters + string.digits + "._+,=@~-")
+# Links to the sources, and the kernel itself: of no use to a guest, which has the one and not the others.
+_NOT_OF_GUESTS = ("build", "source", "vmlinuz")
+_MAGIC, _LONGEST_MAGIC = b"\0vermagic=", 4096
+# Of so many modules the magic is read; unpacking all takes minutes.
+_MOST_READ = 12
+
+
+@dataclass(slots=True, kw_only=True)
+class Tree:
+    """What a folder of modules holds: `files`, each a regular one below the real path `root`; and what is left out, in words."""
+
+    root: Path
+    files: list[Path] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+
+def survey(folder: Path) -> Tree:
+    """What of a folder can be given to a guest. Of links those to files that are in it as well.
+
+    :raise UsageError: some of it cannot be read, or it is far more than the modules of one kernel.
+    """
+    tree = Tree(root=folder.resolve())
+    waiting, size_bytes = [tree.root], 0
+    while waiting:
+        place = waiting.pop()
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+            for entry in entries:
+                if place == tree.root and entry.name in _NOT_OF_GUESTS:
+                    continue
+                path = Path(entry.path)
+                if why := _unfit(entry, path, tree.root):
+                    tree.left_out.append(f"{path.relative_to(tree.root)} ({why})")
+                elif entry.is_dir(follow_symlinks=False):
+                    waiting.append(path)
+                else:
+                    tree.files.append(path)
+                    size_bytes += entry.stat().st_size
+                if max(len(tree.files), len(tree.left_out), len(waiting)) > _MOST_FILES:
+                    raise _too_much(folder, f"more than {_MOST_FILES} files")
+        except OSError as error:
+            raise unreadable(Path(error.filename or place), error) from error
+        if size_bytes > _MOST_IN_ALL_BYTES:
+            raise _too_much(folder, f"files of {format_size(size_bytes)}")
+    return tree
+
+
+def _too_much(folder: Path, found: str) -> UsageError:
+    return UsageError(f"{folder}: expected the modules of one kernel (lib/modules/RELEASE), found {found}")
+
+
+def _unfit(entry: os.DirEntry[str], path: Path, root: Path) -> str:
+    """Why an entry is left out, or nothing."""
+    if not _PLAIN.issuperset(entry.name):
+        return "its name is none that module tools read"
+    if len(path.parts) - len(root.parts) > _MOST_DEPTH:
+        return f"more than {_MOST_DEPTH} folders below each other"
+    if entry.is_symlink():
+        try:
+            real = path.resolve()
+        except RuntimeError:  # it leads to itself
+            return "a link that leads nowhere"
+        return "" if real.is_relative_to(root) and real.is_file() else f"a link to {os.readlink(path)}, which is no file in it"  # noqa: PTH115 - as text
+    mode = entry.stat(follow_symlinks=False).st_mode
+    return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "neither a file nor a folder"
+
+
+def check_place(folder: Path, bzimage: Path, release: str) -> None:
+    """That a folder of modules is where its user sees it, or is some `lib/modules/RELEASE`: whoever packed a kernel could have put a link
+    there to a folder of the user's.
+
+    :raise UsageError: a link below the folder that it shares with the kernel leads elsewhere.
+    """
+    named, real = Path(os.path.abspath(folder)), folder.resolve()  # noqa: PTH100 - of links nothing is followed
+    shared = Path(os.path.commonpath([named.parent, os.path.abspath(bzimage)]))  # noqa: PTH100 - as above
+    if shared.resolve() / named.relative_to(shared) != real and real.parts[-3:] != ("lib", "modules", release):
+        raise UsageError(
+            f"{folder}: expected the modules of Linux {release}, got a link to {real}; where that is what you mean, name it instead"
+        )
+
+
+def modules(folder: Path) -> dict[str, Path]:
+    """The modules of a folder, by their names (`virtio_blk`).
+
+    :raise UsageError: some of it cannot be read.
+    """
+    return {module_name(path.name): path for path in survey(folder).files if _MODULE.fullmatch(path.name)}
+
+
+def vermagics(there: dict[str, Path], first: Collection[str]) -> dict[str, str]:
+    """What modules say they were built for, with the name of one that says so: of those in `first`, and of some others.
+
+    :raise UsageError: one is damaged, or no module.
+    """
+    names = [*(name for name in first if name in there), *(name for name in there if name not in first)][:_MOST_READ]
+    found: dict[str, str] = {}
+    for name in names:
+        magic = _vermagic(there[name])
+        if magic is None:
+            raise UsageError(f"{there[name]}: expected a kernel module, which says what kernel it is for (vermagic), found none")
+        found.setdefault(magic.decode("ascii", "replace").strip(), name)
+    return found
+
+
+def _vermagic(path: Path) -> bytes | None:
+    """What a module says it was built for. It is looked at in pieces: one may unpack to much more than memory should hold."""
+    window = b""
+    try:
+        with path.open("rb") as file:
+            for piece in inflate.pieces(file, str(path), MOST_BYTES):
+                window += piece
+                _, found, rest = window.partition(_MAGIC)
+                magic, ended, _ = rest.partition(b"\0")
+                if found and (ended or len(magic) > _LONGEST_MAGIC):
+                    return magic if len(magic) <= _LONGEST_MAGIC else None
+                window = found + rest if found else window[-len(_MAGIC) :]
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except inflate.Refused as error:
+        raise UsageError(str(error)) from error
+    return None
+
+
+def read(path: Path) -> bytes:
+    """A module as the kernel's loader takes it, unpacked.
+
+    :raise UsageError: it is damaged, too large, or cannot be read.
+    """
+    try:
+        return inflate.read(path, MOST_BYTES)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except inflate.Refused as error:
+        raise UsageError(str(error)) from error
+
+
+def unpack(folder: Path, order: Sequence[str], into: Path) -> tuple[str, ...]:
+    """Modules of a folder, as paths in it, into a new folder `into`, as the kernel's loader takes them. Returns what they are called there.
+
+    :raise UsageError: one is no file of the folder, is damaged, or all are too much. :raise OSError: they cannot be written.
+    """
+    into.mkdir()
+    tree = survey(folder)
+    made: dict[str, None] = {}
+    left_bytes = MOST_EARLY_BYTES
+    for path in order:
+        source, name = tree.root / path, f"{module_name(path)}.ko"
+        if source not in tree.files:
+            raise UsageError(f"modules.dep: expected paths of modules that are given, got {path[:200]!r}")
+        try:
+            inflate.write(source, into / name, left_bytes)
+        except inflate.Refused as error:
+            raise UsageError(f"{error}: of modules that reach the root disk, and of all of them together") from error
+        left_bytes -= (into / name).stat().st_size
+        made[name] = None
+    return tuple(made)
+
+
+def copy(folder: Path, target: Path) -> Tree:
+    """The files of a folder into a new one. Modules that gzip has packed are unpacked: Debian's kmod, here and in the guest, reads none.
+
+    :return: what the folder holds, and what of it is left out.
+    :raise UsageError: one is damaged, or cannot be read, or all are too much. :raise OSError: the copy cannot be written.
+    """
+    target.mkdir(parents=True)
+    tree = survey(folder)
+    left_bytes = _MOST_IN_ALL_BYTES
+    for path in tree.files:
+        made = target / path.relative_to(tree.root)
+        made.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            if path.name.endswith(".ko.gz"):
+                made = made.with_name(made.name.removesuffix(".gz"))
+                inflate.write(path, made, min(MOST_BYTES, left_bytes))
+            else:
+                shutil.copyfile(path, made)
+        except PermissionError as error:
+            raise unreadable(path, error) from error
+        except inflate.Refused as error:
+            raise UsageError(str(error)) from error
+        left_bytes -= made.stat().st_size
+        if left_bytes < 0:
+            raise _too_much(folder, f"more than {format_size(_MOST_IN_ALL_BYTES)}")
+    return tree

@@ -1,0 +1,60 @@
+"""The names of kernels that were built: a file each, with what was built under it and where that is. Several may share one folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed import jsons
+from testbed.errors import HostError
+from testbed.store.kernels.table import BuiltKernel, Series
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """`folder`: of its files; `origin`: what it was built from; `series`: whether the series is in it."""
+
+    folder: Path
+    origin: str
+    series: Series
+
+
+def _file(root: Path, kernel: BuiltKernel) -> Path:
+    return root / "built" / kernel.name
+
+
+def remember(root: Path, kernel: BuiltKernel, named: Named) -> None:
+    """Give a kernel its name; one that had it loses it."""
+    path = _file(root, kernel)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    new.write_text(json.dumps({"folder": named.folder.name, "origin": named.origin, "series": named.series.value}), encoding="utf-8")
+    new.replace(path)
+
+
+def find(root: Path, kernel: BuiltKernel) -> Named | None:
+    """What a name means, None where it means nothing.
+
+    :raise HostError: its file is damaged.
+    """
+    path = _file(root, kernel)
+    if not path.is_file():
+        return None
+    try:
+        read = jsons.parsed(path.read_text(encoding="utf-8"))
+        return Named(folder=root / "kernels" / read["folder"], origin=str(read["origin"]), series=Series(read["series"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise HostError(f"{path}: cannot be read ({error}); remove it, and build the kernel again") from error
+
+
+def every(root: Path) -> tuple[BuiltKernel, ...]:
+    """All names whose files are there, in their order."""
+    kernels = (BuiltKernel(name=path.name) for path in sorted((root / "built").glob("[!.]*")))
+    return tuple(kernel for kernel in kernels if (named := find(root, kernel)) is not None and named.folder.is_dir())
+
+
+def forget(root: Path, kernel: BuiltKernel) -> None:
+    """Take a name away."""
+    _file(root, kernel).unlink()

@@ -1,0 +1,99 @@
+"""Reads the files of a patch series: a mailbox, a patch, a folder of them, or one of quilt's; compressed or not, within limits."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from testbed.errors import BuildError
+from testbed.store import inflate
+from testbed.store.kernels import mailbox, patches
+from testbed.store.kernels.mailbox import EVERYTHING, Message, Selection
+from testbed.store.kernels.patches import Patch
+from testbed.units import format_size
+
+# The largest mailboxes of lore, of a thousand patches for stable kernels, unpack to some 10 MiB.
+_MOST_BYTES, _MOST_FILES = 64 << 20, 5_000
+_SUFFIXES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
+_COMPRESSED = (".gz", ".xz", ".bz2", ".zst")
+# What editors and patch(1) leave beside a patch.
+_LEFTOVER = re.compile(r"\..*|.*(?:~|\.orig|\.rej|\.bak|\.swp)")
+
+
+def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, ...]:
+    """The patches of a file, or of a folder: in the order of its `series` (quilt), else of their numbers, or of their names.
+
+    :raise BuildError: there are none, they are not one series, or cannot be read.
+    """
+    try:
+        if not path.is_dir():
+            return mailbox.series(_messages(path), str(path), selection)
+        if (path / "series").is_file():
+            if selection != EVERYTHING:
+                raise BuildError(f"{path}: its file `series` says what is meant; --series-version and --series-patches are for others")
+            return _of_quilt(path, path / "series")
+        files = tuple(_files(path))
+        found = [message for file in files for message in _messages(file, of=path)]
+    except OSError as error:
+        raise BuildError(f"{error.filename or path}: cannot be read as a patch: {error.strerror}") from error
+    if not files:
+        raise BuildError(f"{path}: expected a file `series` or files *.patch, *.diff, *.mbox, found none")
+    return mailbox.series(found, str(path), selection, of_folder=True)
+
+
+def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
+    try:
+        listed = patches.of_quilt(_bytes(quilt, folder).decode(), str(quilt))
+    except UnicodeDecodeError as error:
+        raise BuildError(f"{quilt}: expected UTF-8, a file name in each line: {error}") from error
+    found = tuple(
+        patch for name, strip in listed for patch in mailbox.series(_messages(folder / name, strip, of=folder), str(folder / name))
+    )
+    if not found:
+        raise BuildError(f"{quilt}: expected names of files, found none")
+    return found
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of patches in a folder, or in the two of a maildir (`b4 am -M`), by their names, with numbers in them as numbers.
+
+    Known by their names, or by how `git format-patch` begins what it writes.
+    """
+    folders = [folder / name for name in ("new", "cur")] if (folder / "new").is_dir() and (folder / "cur").is_dir() else [folder]
+    found = [path for one in folders for path in one.iterdir() if not _LEFTOVER.fullmatch(path.name)]
+    if len(found) > _MOST_FILES:
+        raise BuildError(f"{folder}: expected a folder of patches, found {len(found)} files in it")
+    for path in sorted(found, key=lambda path: [(part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", path.name)]):
+        name = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
+        if name.endswith(_SUFFIXES) or len(folders) > 1 or mailbox.made_by_git(_head(path)):
+            yield path
+
+
+def _head(path: Path) -> bytes:
+    """How a file begins; of what is none, or empty as those of /proc are, nothing."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return b""
+    with path.open("rb") as file:
+        return file.read(200)
+
+
+def _messages(path: Path, strip: int | None = None, *, of: Path | None = None) -> tuple[Message, ...]:
+    return mailbox.messages(_bytes(path, of), str(path), strip)
+
+
+def _bytes(path: Path, of: Path | None = None) -> bytes:
+    """What is in a file. `of`: the folder that it is found in, which may be a stranger's: what leads out of it is not read.
+
+    :raise BuildError: it is no file, it lies elsewhere, or it is too much. :raise OSError: it cannot be read.
+    """
+    # A pipe is empty when it is read again, which a build does; a device has no end.
+    if "\0" in str(path) or (path.exists() and not path.is_file()):
+        raise BuildError(f"{path}: expected a file of patches, got something else; write it into a file first")
+    if of is not None and not Path(os.path.realpath(path)).is_relative_to(of.resolve()):
+        raise BuildError(f"{path}: expected a file of {of}, got one that lies elsewhere")
+    try:
+        return inflate.read(path, _MOST_BYTES)
+    except inflate.Refused as error:
+        raise BuildError(f"{error}; a series of patches has at most {format_size(_MOST_BYTES)}") from error

@@ -1,0 +1,262 @@
+"""The tree of a source, changed in place and back: a file that stays the same keeps its time, so that make compiles only what differs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from testbed import jsons
+from testbed.errors import BuildError
+from testbed.host import process, tempdirs, untrusted_files
+from testbed.store.kernels import git as repositories
+from testbed.store.kernels.ablations import Ablation, ablate
+from testbed.store.kernels.patches import Patch, placeless, refusal, touched, uncounted
+
+_STATE = "changed.json"
+_ORIGINALS = "originals"
+_NEW = "testbed-new"
+# Linux 6.12 has 87,000 files, with names of 130 bytes at most, below 12 folders; a release changes some 15,000 of them.
+_MOST_NAME_BYTES, _MOST_DEPTH, _MOST_FILES = 255, 32, 50_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What a file is: its bytes, and whether it may be executed."""
+
+    data: bytes
+    executable: bool = False
+
+
+class Tree:
+    """`folder`/tree; the caller holds the source's lock. What was there before a change is kept beside it until the change is gone.
+
+    Whenever it is killed, what is in the tree is known: a file is as it was, or it is named in the state, which also says whether it was
+    there before; then its copy beside the tree is whole. `put` brings any such tree to what is wanted.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tree = folder / "tree"
+
+    def _pristine(self, path: str, changed: Collection[str]) -> Path:
+        """Where a file is as it was without changes, if it was there. `changed`: the files that are changed by now.
+
+        :raise BuildError: it leads out of the tree, it is a link, or no file is called so.
+        """
+        parts = path.split("/")
+        if any(part in ("", ".", "..") or part.lower() == ".git" for part in parts) or "\0" in path:
+            raise BuildError(f"{path}: expected a file inside the source")
+        size_bytes = len(path.encode("utf-8", "surrogatepass"))
+        if size_bytes > _MOST_NAME_BYTES or len(parts) > _MOST_DEPTH or "\ufffd" in path:
+            raise BuildError(
+                f"{path[:100]}: expected a name in UTF-8 of at most {_MOST_NAME_BYTES} bytes and {_MOST_DEPTH} folders, got {size_bytes}"
+            )
+        if any((self._tree / part).is_symlink() for part in (Path(path), *Path(path).parents)):
+            raise BuildError(f"{path}: expected a regular file of the source, got a link")
+        return (self._folder / _ORIGINALS / path) if path in changed else (self._tree / path)
+
+    def _changed(self) -> dict[str, bool]:
+        """The changed files, and whether each was there before."""
+        state = self._folder / _STATE
+        return dict(jsons.parsed(state.read_text(encoding="utf-8"))) if state.exists() else {}
+
+    async def planned(self, series: Iterable[Patch], reverts: Iterable[Patch], ablations: Iterable[Ablation]) -> dict[str, Content | None]:
+        """The files that change, with what they become (None: they go). Nothing is changed yet.
+
+        :raise BuildError: a patch or an edit does not fit; says where, and what is there.
+        """
+        with tempdirs.temporary() as folder:
+            scratch, file = folder / "tree", folder / "patch"
+            scratch.mkdir()
+            changed = self._changed()
+            there: dict[str, bool] = {}
+            for patch, reverse in (*((one, False) for one in series), *((one, True) for one in reverts)):
+                file.write_bytes(patch.text.encode("utf-8", "surrogateescape"))
+                git = _GitApply(patch=patch, file=str(file), scratch=scratch)
+                files = await git.files()
+                if len(files | there.keys()) > _MOST_FILES:
+                    raise BuildError(f"{patch.name}: expected a series that changes at most {_MOST_FILES} files, got more")
+                self._bring(files - there.keys(), scratch, changed)
+                await git.apply(reverse=reverse)
+                there |= {path: (scratch / path).is_file() for path in files}
+                if (why := self._collision(there, files)) is not None:
+                    raise BuildError(f"{patch.name}: cannot be {'taken away' if reverse else 'applied'}: {why}")
+            for ablation in ablations:
+                edited = {edit.file for way in ablation.ways for edit in way}
+                self._bring(edited - there.keys(), scratch, changed)
+                there |= dict.fromkeys(edited, True)
+                for path, text in ablate(ablation, lambda path: _text(scratch / path)).items():
+                    (scratch / path).write_bytes(text.encode("utf-8", "surrogateescape"))
+            found: dict[str, Content | None] = {}
+            for path in sorted(there):
+                new = _content(scratch / path)
+                if _content(self._pristine(path, changed)) != new:
+                    found[path] = new
+            return found
+
+    def _bring(self, paths: Iterable[str], scratch: Path, changed: Collection[str]) -> None:
+        for path in paths:
+            before = self._pristine(path, changed)
+            if before.is_file():
+                (scratch / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(before, scratch / path)
+
+    def _collision(self, wanted: Mapping[str, bool], paths: Collection[str]) -> str | None:
+        """Why the tree without changes cannot have the files of `paths` besides the others that are `wanted`, or not (False), or None: one
+        is where another file has a folder, or the other way round.
+        """
+        before = self._changed()
+
+        def there(path: str) -> bool:
+            if path in wanted:
+                return wanted[path]
+            return before[path] if path in before else (self._tree / path).is_file()
+
+        # The folders that files are in, each with one of these.
+        inside = {str(above): one for one in sorted({*before, *wanted}, reverse=True) if there(one) for above in PurePosixPath(one).parents}
+        for path in (path for path in paths if wanted[path]):
+            if (above := next((str(one) for one in PurePosixPath(path).parents if there(str(one))), None)) is not None:
+                return f"{path}: expected a folder {above}, which is a file of the source"
+            below = [str(one.relative_to(self._tree)) for one in untrusted_files.everything(self._tree / path) if not one.is_dir()]
+            found = [one for one in below if there(one)] + ([inside[path]] if path in inside else [])
+            if found:
+                return f"{path}: expected no folder of that name, got that of {min(found)}"
+        return None
+
+    def put(self, wanted: Mapping[str, Content | None]) -> None:
+        """Make the tree what it is without changes, and with these. What a killed run left half-way is put right, too.
+
+        :raise BuildError: a file cannot be where it is wanted; nothing is changed then.
+        """
+        if (why := self._collision({path: content is not None for path, content in wanted.items()}, wanted)) is not None:
+            raise BuildError(f"source: {why}")
+        before = self._changed()
+        self._forget(before)
+        for path in wanted.keys() - before.keys():
+            if self._pristine(path, before).is_file():
+                _write(self._folder / _ORIGINALS / path, _content(self._tree / path), self._folder)
+        known = before | {path: (self._tree / path).is_file() for path in wanted.keys() - before.keys()}
+        self._remember(known)
+        contents = {
+            path: wanted[path] if path in wanted else _content(self._folder / _ORIGINALS / path) if existed else None
+            for path, existed in known.items()
+        }
+        # First what goes: a folder may be where a file was, and the other way round.
+        for path, content in sorted(contents.items(), key=lambda one: one[1] is not None):
+            _write(self._tree / path, content, self._folder)
+        self._remember({path: known[path] for path in wanted})
+        self._forget(wanted)
+
+    def _forget(self, changed: Collection[str]) -> None:
+        """Remove the copies of files that are as they were."""
+        originals = self._folder / _ORIGINALS
+        for path in tuple(untrusted_files.everything(originals)):
+            if not path.is_dir() and str(path.relative_to(originals)) not in changed:
+                _write(path, None, self._folder)
+
+    def _remember(self, changed: Mapping[str, bool]) -> None:
+        _write(self._folder / _STATE, Content(data=json.dumps(changed, sort_keys=True).encode()), self._folder)
+
+
+def digests(wanted: Mapping[str, Content | None]) -> dict[str, str]:
+    """The changed files with the hashes of what they become, and whether they may be executed; empty for one that goes."""
+
+    def digest(content: Content) -> str:
+        return hashlib.sha256(content.data).hexdigest() + ("+x" if content.executable else "")
+
+    return {path: "" if content is None else digest(content) for path, content in wanted.items()}
+
+
+def _content(path: Path) -> Content | None:
+    return Content(data=path.read_bytes(), executable=bool(path.stat().st_mode & stat.S_IXUSR)) if path.is_file() else None
+
+
+def _text(path: Path) -> str | None:
+    return path.read_bytes().decode("utf-8", "surrogateescape") if path.is_file() else None
+
+
+def _write(path: Path, content: Content | None, folder: Path) -> None:
+    """Only where it differs. Its time is now, also when it becomes what it was: objects of what it was meanwhile are older.
+
+    `folder`: what it is below of; there a new file is written first, so that none is ever there in part, after a power cut neither. A
+    folder with nothing in it is as none: git has no such, and a run may have been killed before it removed one.
+    """
+    if content is None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            path.unlink()
+        with contextlib.suppress(OSError):  # one that is not empty
+            for parent in path.parents:
+                if parent == folder or parent.parent == folder:
+                    break
+                parent.rmdir()
+        return
+    if not path.is_symlink() and _content(path) == content:
+        return
+    for parent in reversed(path.parents):
+        if parent.is_relative_to(folder) and not parent.is_dir():
+            parent.mkdir()
+            parent.chmod(0o755)
+    if path.is_dir():
+        for empty in (*reversed(tuple(untrusted_files.everything(path))), path):
+            empty.rmdir()
+    new = folder / _NEW
+    with new.open("wb") as file:
+        file.write(content.data)
+        file.flush()
+        os.fsync(file.fileno())
+    new.chmod(0o755 if content.executable else 0o644)
+    new.replace(path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _GitApply:
+    """`git apply` of one patch, which is in `file`, too, to the files in `scratch`."""
+
+    patch: Patch
+    file: str
+    scratch: Path
+
+    async def _run(self, *words: str) -> process.Finished:
+        # The scratch folder may be inside somebody's repository, whose paths git would take these for; and what a user has git do with
+        # blanks would be other bytes. Nor is it a place where patches put files: they would make a repository of it.
+        nowhere = self.scratch.parent / "no-repository"
+        environment = repositories.environment() | {"GIT_CEILING_DIRECTORIES": str(self.scratch.parent), "GIT_DIR": str(nowhere)}
+        argv = ["git", "apply", f"-p{self.patch.strip}", *words, self.file]
+        return await process.run(argv, env=environment, folder=self.scratch, check=False)
+
+    def _refused(self, said: str, *, reverse: bool) -> str:
+        return refusal(self.patch, said, lambda path: _text(self.scratch / path), reverse=reverse)
+
+    async def files(self) -> frozenset[str]:
+        """The files that it may touch; some may not exist.
+
+        :raise BuildError: it is no patch, or not one of text in regular files.
+        """
+        found: frozenset[str] = frozenset()
+        # What it renames has its old name the other way round.
+        for way in ((), ("-R",)):
+            done = await self._run(*way, "--numstat", "--summary", "-z")
+            if done.status != 0:
+                raise BuildError(self._refused(done.stderr, reverse=False))
+            found |= touched(done.stdout, self.patch.name)
+        return found
+
+    async def apply(self, *, reverse: bool) -> None:
+        """:raise BuildError: it does not fit; says where."""
+        if (why := uncounted(self.patch) or placeless(self.patch, reverse=reverse)) is not None:
+            raise BuildError(why)
+        done = await self._run("--verbose", *(["-R"] if reverse else []))
+        if done.status == 0:
+            return
+        fits_otherwise = (await self._run("--check", *([] if reverse else ["-R"]))).status == 0
+        why = self._refused(done.stderr, reverse=reverse)
+        if fits_otherwise:
+            why += "\n    it is not in this source" if reverse else "\n    it is in this source already: --revert takes it away"
+        raise BuildError(why)

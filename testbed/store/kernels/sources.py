@@ -1,0 +1,255 @@
+"""Sources of kernels in the cache: Debian's packages, tarballs, and commits of a git tree of the user's, which is only read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import BuildError, HostError
+from testbed.hashing import content_key
+from testbed.host import process, untrusted_files
+from testbed.progress import Progress, Task
+from testbed.store import cache, inflate
+from testbed.store.apt import PrivateApt
+from testbed.store.kernels import git
+from testbed.store.kernels.git import Commit
+from testbed.store.kernels.table import DebianKernel, KernelTable
+from testbed.store.mirror import find_mirror
+from testbed.units import MIB, format_size
+
+# Changes when what a source's folder holds changes.
+_LAYOUT = 1
+_UNPACK_S = 1800
+_MOST_TEXT_BYTES = 64 * MIB
+# Linux 6.12 unpacks to 1.5 GiB in 90,000 files. `_TARBALLS` changes when what of a tarball is unpacked does.
+_MOST_BYTES, _MOST_FILES, _TARBALLS = 8 << 30, 500_000, 1
+# Its names have 130 bytes, below 12 folders; its 80 links lead over 10 folders each. A link of the kernel's own may lead by 40 others.
+_MOST_NAME_BYTES, _MOST_DEPTH, _MOST_HOPS, _MOST_STEPS = 1000, 64, 40, 100_000
+_MOST_NAMED = 5
+_VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION) *= *(\S*) *$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A source. `folder`: where its tree is in the cache; `key`: of what it holds; `origin`: where it came from, in words.
+
+    `commit`: of the user's repository, for one whose tree is yet to be brought to it. `signed`: nobody but Debian could have written it.
+    """
+
+    name: str
+    key: str
+    origin: str
+    folder: Path
+    commit: Commit | None = None
+    signed: bool = False
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "tree"
+
+    @property
+    def shown(self) -> Path:
+        """Is there when everybody who gets to the tree may read it."""
+        return self.folder / "shown"
+
+
+async def prepare(spec: str, table: KernelTable, root: Path, progress: Progress) -> Source:
+    """The source that a command line names: a row of the kernel table, a folder with a git tree (perhaps @COMMIT), or a tarball.
+
+    :raise BuildError: it is none of them. :raise HostError: it cannot be fetched or unpacked.
+    """
+    row = table.rows.get(spec)
+    if row is not None:
+        return await _debian(row, root, progress)
+    path, _, commit = (spec, "", "") if Path(spec).expanduser().exists() else spec.rpartition("@")
+    found = Path(path or spec).expanduser()
+    if found.is_dir():
+        return await _git(found, commit or "HEAD", root, progress)
+    if found.is_file() and not commit:
+        return await _tarball(found, root, progress)
+    names = ", ".join(name for name, one in table.rows.items() if one.source)
+    raise BuildError(f"source {spec!r}: expected one of {names}, or a git tree FOLDER[@COMMIT], or a tarball; there is no such file")
+
+
+async def _debian(row: DebianKernel, root: Path, progress: Progress) -> Source:
+    if not row.source:
+        raise BuildError(f"source {row.name}: the kernel table names no package with its source; give a git tree or a tarball")
+
+    async def make(unfinished: Path) -> dict[str, Any]:
+        with progress.task(f"source of {row.name}") as task:
+            work = unfinished / "work"
+            apt = PrivateApt(work / "apt", await find_mirror(), row.suites)
+            await apt.update(task)
+            package = await apt.show(row.source)
+            (work / "debs").mkdir()
+            (deb,) = await apt.download((package,), work / "debs", task)
+            task.update(fraction=0.3, detail=f"unpacking {package.name} {package.version}")
+            await process.run(["dpkg-deb", "-x", deb, work / "package"], timeout_s=_UNPACK_S)
+            (tarball,) = (work / "package/usr/src").glob("linux-source-*.tar.xz")
+            await _unpack(tarball, unfinished / "tree", task)  # Debian's has no links that lead out of it
+            await asyncio.to_thread(shutil.rmtree, work)
+            return {"origin": f"{package.name} {package.version} from {', '.join(row.suites)}", "key": package.sha256}
+
+    folder = root / cache.SOURCES / f"{row.name}-{content_key(_LAYOUT, row.suites, row.source)}"
+    return replace(await _kept(row.name, folder, make, progress), signed=True)
+
+
+async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
+    sha256 = await asyncio.to_thread(cache.file_sha256, path)
+
+    async def make(unfinished: Path) -> dict[str, Any]:
+        with progress.task(f"source {path.name}") as task:
+            task.update(detail=f"unpacking {path.name}")
+            left_out = await _unpack(path, unfinished / "tree", task)
+        return {"origin": path.name, "key": sha256, "left_out": list(left_out)}
+
+    folder = root / cache.SOURCES / f"tarball-{content_key(_LAYOUT, _TARBALLS, sha256)}"
+    source = await _kept(path.name.split(".tar")[0], folder, make, progress)
+    if gone := cache.read_meta(folder).get("left_out"):
+        more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
+        progress.note(f"source {path.name}: left out: links that lead out of it: {', '.join(map(str, gone[:_MOST_NAMED]))}{more}")
+    return source
+
+
+async def _kept(name: str, folder: Path, make: Any, progress: Progress) -> Source:
+    await cache.once(folder, make, progress, f"source of {name}", many_files=True)
+    meta = cache.read_meta(folder)
+    return Source(name=name, key=str(meta["key"]), origin=str(meta["origin"]), folder=folder)
+
+
+async def _unpack(tarball: Path, tree: Path, task: Task) -> tuple[str, ...]:
+    """The tree in an archive. Returns the links that lead out of it, which are left out.
+
+    :raise BuildError: there is no kernel in it, something else than files, folders and links, or far more than a kernel's source.
+    """
+    tree.mkdir()
+    plain = tree.with_name("tar")
+    words = ("tar", "-C", str(tree), "--strip-components=1", "--no-same-owner", "--no-same-permissions", "-xf", str(plain))
+    try:
+        await asyncio.to_thread(inflate.write, tarball, plain, _MOST_BYTES)
+        await process.run(("sh", "-c", 'umask 022; exec "$@"', "tar", *words), timeout_s=_UNPACK_S)
+    except (HostError, inflate.Refused) as error:
+        raise BuildError(f"{tarball}: cannot be unpacked: {error}") from error
+    finally:
+        plain.unlink(missing_ok=True)
+    left_out = await asyncio.to_thread(_only_files, tarball, tree)
+    version(tree)
+    task.update(fraction=0.9)
+    return left_out
+
+
+def _only_files(tarball: Path, tree: Path) -> tuple[str, ...]:
+    """Remove the links of a tree that lead out of it; returns them.
+
+    :raise BuildError: a device, which root unpacks, a pipe or a socket is in the tree, or more than a kernel's source has.
+    """
+    links, count, size_bytes = _Links(tree), 0, 0
+    left_out: list[Path] = []
+    for path in untrusted_files.everything(tree):
+        name = str(path)[len(str(tree)) + 1 :]
+        if len(os.fsencode(name)) > _MOST_NAME_BYTES or name.count("/") > _MOST_DEPTH:
+            most = f"names of at most {_MOST_NAME_BYTES} bytes, below {_MOST_DEPTH} folders"
+            raise BuildError(f"{tarball}: expected a kernel's source, {most}, got {name[:100]}...")
+        found = path.lstat()
+        count, size_bytes = count + 1, size_bytes + found.st_size
+        if count > _MOST_FILES or size_bytes > _MOST_BYTES:
+            most = f"at most {_MOST_FILES} files of {format_size(_MOST_BYTES)} in all"
+            raise BuildError(f"{tarball}: expected a kernel's source, {most}, got more")
+        if stat.S_ISLNK(found.st_mode):
+            try:
+                stays = links.stays(path)
+            except OSError as error:
+                raise BuildError(f"{tarball}: {name}: {error.strerror}") from error
+            if not stays:
+                left_out.append(path)
+        elif not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise BuildError(f"{tarball}: {name}: expected a file, a folder or a link, got something else")
+    for path in left_out:  # one may lead out by another
+        path.unlink()
+    return tuple(str(path.relative_to(tree)) for path in left_out)
+
+
+class _Links:
+    """The links of a tree, followed with as many steps as a kernel's source has reason for, all together."""
+
+    def __init__(self, tree: Path) -> None:
+        self._tree = tree
+        self._steps = 0
+
+    def stays(self, link: Path) -> bool:
+        """Whether a link leads to a place in the tree, be it one where nothing is yet; by other links, too.
+
+        :raise OSError: all links together go on for too long, or one cannot be read.
+        """
+        at, hops = list(link.parent.relative_to(self._tree).parts), 0
+        ahead = [link.name]  # the next step last
+        while ahead:
+            self._steps += 1
+            if self._steps > _MOST_STEPS:
+                raise OSError(errno.ELOOP, f"expected links that lead over at most {_MOST_STEPS} folders in all, got more")
+            step = ahead.pop()
+            if step == "..":
+                if not at:
+                    return False
+                at.pop()
+                continue
+            path = self._tree.joinpath(*at, step)
+            if len(at) > 2 * _MOST_DEPTH or len(os.fsencode(step)) > _MOST_NAME_BYTES:
+                return False
+            if not os.path.islink(path):  # noqa: PTH114 - of a name that no file can have pathlib makes an error
+                at.append(step)
+                continue
+            to, hops = os.readlink(path), hops + 1  # noqa: PTH115 - as text
+            if to.startswith("/") or hops > _MOST_HOPS:
+                return False
+            ahead += [one for one in reversed(to.split("/")) if one not in ("", ".")]
+        return True
+
+
+async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:
+    """Only names the commit: `check_out` brings the tree in the cache to it."""
+    found = await git.commit(path, commit)
+    changed = await git.changed(found) if commit == "HEAD" else 0
+    if changed is None:
+        progress.note(f"source {path}: what is not committed there is left out; whether there is any is not known")
+    elif changed:
+        progress.note(f"source {path}: {changed} changed files are left out; it is built as it was committed, {found.name[:12]}")
+    path = path.resolve()
+    folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(found.git_folder))}"
+    (folder / "tree").mkdir(parents=True, exist_ok=True)
+    (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n", encoding="utf-8")
+    return Source(name=f"{path.name}-{found.name[:12]}", key=found.name, origin=f"{path} at {found.name[:12]}", folder=folder, commit=found)
+
+
+async def check_out(source: Source, commit: Commit, *, clean: bool) -> None:
+    """Bring the tree of a git source to a commit; files that are the same keep their times. `clean`: something may be in it that no commit
+    has.
+
+    :raise BuildError: objects of the commit are missing. :raise HostError: this machine's disk or memory is not enough.
+    """
+    await git.check_out(commit, source.folder / "git", source.folder / "index", source.tree, clean=clean)
+
+
+def version(tree: Path) -> str:
+    """The version in a source's Makefile.
+
+    :raise BuildError: it is no kernel's.
+    """
+    found: dict[str, str] = {}
+    with contextlib.suppress(BuildError):
+        found = dict(_VERSION.findall(untrusted_files.text(tree, "Makefile", _MOST_TEXT_BYTES)[:2000]))
+    if not {"VERSION", "PATCHLEVEL", "SUBLEVEL"} <= found.keys() or not (tree / "Kconfig").is_file():
+        raise BuildError(f"source: expected a kernel's Makefile with VERSION and PATCHLEVEL, and a Kconfig, in {tree}")
+    if (tree / "mAKEFILE").exists():
+        what = "expected a file system that tells xt_DSCP.h from xt_dscp.h, for a kernel's source has both"
+        raise HostError(f"source: {what}, got one that does not: {tree}; set TESTBED_CACHE to a folder on another")
+    return f"{found['VERSION']}.{found['PATCHLEVEL']}.{found['SUBLEVEL']}{found.get('EXTRAVERSION', '')}"

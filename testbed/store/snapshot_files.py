@@ -1,0 +1,148 @@
+"""Snapshots: a guest that stays, saved with its disks under a name, to go back to or to make others from."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testbed.errors import HostError, UsageError
+from testbed.host import process, tempdirs
+from testbed.store import cache
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9.-]{0,31}")
+_COPY_S = 600
+# The name of one that is being saved begins with a dot and ends so.
+_UNFINISHED = ".unfinished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """`order`: how its guest was started, as JSON; `machine`: the key of its machine. The rest as a template has it."""
+
+    folder: Path
+    host_key: bytes
+    boot_s: float
+    machine: str
+    order: dict[str, Any]
+    memory: Path | None = None  # it is in the state
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    @property
+    def complete(self) -> bool:
+        """Whether its files are there still."""
+        return self.state.exists()
+
+    @property
+    def title(self) -> str:
+        return f"snapshot {self.folder.name} of {self.folder.parent.name}"
+
+    def disk(self, file: str) -> Path:
+        """The copy of a disk's file."""
+        return self.folder / "disks" / file
+
+
+def snapshot_folder(state: Path, vm: str, name: str) -> Path:
+    """Where a guest's snapshot of this name is, or is to be.
+
+    :raise UsageError: it is no name.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"snapshot {name!r}: expected small letters, digits, dots and dashes, at most 32")
+    return state / "snapshots" / vm / name
+
+
+def every(state: Path) -> tuple[Snapshot, ...]:
+    """All that there are, by guest and name; unreadable ones are left out."""
+    found = []
+    for folder in sorted((state / "snapshots").glob("*/*")):
+        try:
+            found.append(read(folder))
+        except HostError:
+            continue
+    return tuple(found)
+
+
+def find(state: Path, vm: str, name: str) -> Snapshot:
+    """:raise UsageError: there is none of that name."""
+    folder = snapshot_folder(state, vm, name)
+    if not folder.is_dir():
+        there = ", ".join(one.folder.name for one in every(state) if one.folder.parent.name == vm)
+        raise UsageError(f"{vm} has no snapshot {name!r}; {f'it has {there}' if there else f'make one with: testbed snapshot {vm} {name}'}")
+    return read(folder)
+
+
+@contextlib.contextmanager
+def unfinished(folder: Path) -> Iterator[Path]:
+    """A new folder that becomes `folder` when it is left, and goes where that is by an error. Whoever fills it holds it (flock), so that
+    what a killed one has left is known.
+    """
+    path = folder.with_name(f".{folder.name}{_UNFINISHED}")
+    shutil.rmtree(path, ignore_errors=True)  # a guest's commands take turns
+    try:
+        with tempdirs.made(path) as made:
+            yield made
+            made.rename(folder)
+    finally:
+        _with_the_last(folder.parent)
+
+
+def sweep(state: Path) -> tuple[Path, ...]:
+    """Remove what killed supervisors have left half-saved; returns it."""
+    gone = tempdirs.sweep((state / "snapshots").glob(f"*/.*{_UNFINISHED}*"))
+    for folder in gone:
+        _with_the_last(folder.parent)
+    return gone
+
+
+def _with_the_last(folder: Path) -> None:
+    """A guest's folder goes with the last of its snapshots."""
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def record(folder: Path, *, host_key: bytes, boot_s: float, machine: str, order: dict[str, Any]) -> None:
+    """Write the last file of a snapshot, which makes it one."""
+    meta = {"host_key": host_key.hex(), "boot_s": boot_s, "machine": machine, "order": order}
+    (folder / cache.META).touch(mode=0o600)
+    (folder / cache.META).write_text(json.dumps(meta), encoding="utf-8")
+
+
+def read(folder: Path) -> Snapshot:
+    """:raise HostError: it is incomplete or damaged."""
+    meta = cache.read_meta(folder)
+    try:
+        return Snapshot(
+            folder=folder,
+            host_key=bytes.fromhex(meta["host_key"]),
+            boot_s=float(meta["boot_s"]),
+            machine=str(meta["machine"]),
+            order=dict(meta["order"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise HostError(f"{folder / cache.META}: expected a snapshot's record, got {error!r}") from error
+
+
+def remove(snapshot: Snapshot) -> None:
+    shutil.rmtree(snapshot.folder, ignore_errors=True)
+    _with_the_last(snapshot.folder.parent)
+
+
+async def copy(source: Path, target: Path) -> None:
+    """A disk's file as it is, holes left holes; shares its blocks with the source where the host's filesystem can.
+
+    :raise HostError: it cannot be copied.
+    """
+    if not stat.S_ISREG(source.lstat().st_mode):  # QEMU's account could have put a link there
+        raise HostError(f"{source}: expected a disk's file, got something else")
+    target.parent.mkdir(mode=0o700, exist_ok=True)
+    await process.run(["cp", "--no-dereference", "--sparse=always", "--reflink=auto", source, target], timeout_s=_COPY_S)

@@ -1,0 +1,81 @@
+"""Templates in the cache: where a machine's saved state is, and what was recorded of it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from testbed.errors import HostError, TemplateError
+from testbed.qemu.command_line import Machine
+from testbed.store import cache
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Template:
+    """A saved machine. `host_key`: private ed25519 key of its SSH server, which every clone has. `boot_s`: how long its cold boot took."""
+
+    folder: Path
+    host_key: bytes
+    boot_s: float
+
+    @property
+    def title(self) -> str:
+        return f"template {self.folder.name}"
+
+    @property
+    def complete(self) -> bool:
+        """Whether its files are there still."""
+        return self.memory.exists() and self.state.exists()
+
+    @property
+    def memory(self) -> Path:
+        return self.folder / "memory"
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+
+def template_folder(root: Path, machine: Machine) -> Path:
+    return root / "templates" / machine.key
+
+
+def read(folder: Path, machine: Machine) -> Template:
+    """The template in a folder.
+
+    :raise TemplateError: it is incomplete or damaged.
+    """
+    try:
+        meta = cache.read_meta(folder)
+        template = Template(folder=folder, host_key=bytes.fromhex(meta["host_key"]), boot_s=float(meta["boot_s"]))
+        sizes = {"memory": machine.memory_bytes, "state": int(meta["state_bytes"])}
+        digest, touched_ns = meta["state_sha256"], int(meta["memory_ctime_ns"])
+    except HostError as error:
+        raise TemplateError(str(error)) from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise TemplateError(f"{folder / cache.META}: expected a template's record, got {error!r}") from error
+    cache.used(folder)
+    for name, expected in sizes.items():
+        path = folder / name
+        got = path.stat().st_size if path.is_file() else None
+        if got != expected:
+            raise TemplateError(f"{path}: expected {expected} bytes, got {got}")
+    if touched_at_ns(template.memory) != touched_ns:
+        raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that somebody has changed since")
+    if cache.file_sha256(template.state) != digest:
+        raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
+    return template
+
+
+def touched_at_ns(memory: Path) -> int:
+    """What changes whenever somebody writes to a file of guest memory, which is too large to be hashed for each clone (`ctime`).
+
+    A clone's QEMU may write to it, though it has no reason to: what a guest that broke out has written is in no later guest.
+    """
+    return memory.stat().st_ctime_ns
+
+
+def remove(folder: Path) -> None:
+    """Forget a template; guests that run from it keep what they have mapped."""
+    shutil.rmtree(folder, ignore_errors=True)

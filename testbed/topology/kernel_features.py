@@ -1,0 +1,96 @@
+"""What the parts of a topology need of a kernel's configuration: one row each. Pure.
+
+Only what is needed for certain: options that an older kernel calls otherwise, or that another option can stand for, are named as choices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from testbed.store.kernels.config_fragments import Option
+from testbed.topology.disks import Disk, Nvme
+from testbed.topology.graph import NamespaceOf, PartitionOf, Path, graph
+from testbed.topology.model import Guest
+from testbed.topology.storage import Dm, Filesystem, Loop, Md, Swap
+
+# Each: choices, of which one is enough.
+Options = tuple[tuple[str, ...], ...]
+
+DISKS: Mapping[str, Options] = {
+    "virtio-blk": (("VIRTIO_BLK",),),
+    "nvme": (("BLK_DEV_NVME",),),
+    "virtio-scsi": (("SCSI_VIRTIO",), ("BLK_DEV_SD",)),
+}
+ZONED: Options = (("BLK_DEV_ZONED",),)
+PARTITIONS: Options = (("EFI_PARTITION",),)
+FILESYSTEMS: Mapping[str, Options] = {
+    "ext4": (("EXT4_FS",),),
+    "xfs": (("XFS_FS",),),
+    "btrfs": (("BTRFS_FS",),),
+    "f2fs": (("F2FS_FS",),),
+    "tmpfs": (("TMPFS",),),
+}
+LOOP: Options = (("BLK_DEV_LOOP",),)
+SWAP: Options = (("SWAP",),)
+DM: Mapping[str, Options] = {"linear": (("BLK_DEV_DM",),), "crypt": (("BLK_DEV_DM",), ("DM_CRYPT",), ("CRYPTO_XTS",))}
+MD: Mapping[str, Options] = {"raid0": (("BLK_DEV_MD",), ("MD_RAID0",)), "raid1": (("BLK_DEV_MD",), ("MD_RAID1",))}
+CONTROLLERS: Mapping[str, Options] = {
+    "cpu": (("CGROUP_SCHED",),),
+    "io": (("BLK_CGROUP",),),
+    "memory": (("MEMCG",),),
+    "pids": (("CGROUP_PIDS",),),
+}
+# By the fields of `Cgroup`, beside their controller's (block/Kconfig, init/Kconfig).
+CGROUP_KEYS: Mapping[str, Options] = {
+    "memory_swap_max": (("SWAP",),),
+    "cpu_max": (("CFS_BANDWIDTH",),),
+    "cpu_weight": (("FAIR_GROUP_SCHED", "GROUP_SCHED_WEIGHT"),),
+    "io_max": (("BLK_DEV_THROTTLING",),),
+    # BFQ's own file is io.bfq.weight.
+    "io_weight": (("BLK_CGROUP_IOCOST",),),
+    "io_latency": (("BLK_CGROUP_IOLATENCY",),),
+    "io_cost_model": (("BLK_CGROUP_IOCOST",),),
+    "io_cost_qos": (("BLK_CGROUP_IOCOST",),),
+}
+MACHINE: Mapping[str, Options] = {"memory": (("VIRTIO_BALLOON",),), "cpus": (("HOTPLUG_CPU",),)}
+
+
+def needed(guest: Guest) -> Iterator[tuple[Path, Options]]:
+    """Every part of a guest that needs something of its kernel: the place in the guest's part of the file, and what."""
+    for node in graph(guest).nodes.values():
+        match node.thing:
+            case Disk() as disk:
+                yield (*node.where, "type"), DISKS[disk.type]
+                if isinstance(disk, Nvme) and disk.zoned is not None:
+                    yield (*node.where, "zoned"), ZONED
+            case NamespaceOf(namespace=namespace) if namespace.zoned is not None:
+                yield (*node.where, "zoned"), ZONED
+            case PartitionOf():
+                yield node.where, PARTITIONS
+            case Filesystem(type=kind):
+                key = "type" if node.where[0] == "filesystems" else "filesystem"
+                yield (*node.where, key), FILESYSTEMS[kind]
+            case Loop():
+                yield node.where, LOOP
+            case Swap():
+                yield node.where, SWAP
+            case Dm(type=kind):
+                yield (*node.where, "type"), DM[kind]
+            case Md(level=level):
+                yield (*node.where, "level"), MD[level]
+    for path, group in guest.cgroups.items():
+        for controller in group.controllers:
+            yield ("cgroups", path, "controllers"), CONTROLLERS[controller]
+        for field in sorted(group.model_fields_set - {"controllers"}):
+            yield ("cgroups", path, field.replace("_", ".")), (*CONTROLLERS[field.partition("_")[0]], *CGROUP_KEYS.get(field, ()))
+    for number, act in enumerate(guest.timeline):
+        yield ("timeline", number), MACHINE.get(act.verb, ())
+
+
+def lacking(guest: Guest, config: Mapping[str, Option], *, has_modules: bool) -> Iterator[tuple[Path, str]]:
+    """What a configuration lacks of it, as the options are written there. `has_modules`: the kernel comes with its modules."""
+    enough = ("y", "m") if has_modules else ("y",)
+    for where, options in needed(guest):
+        missing = [choices for choices in options if not any(name in config and config[name].value in enough for name in choices)]
+        if missing:
+            yield where, " and ".join(" or ".join(f"CONFIG_{name}" for name in choices) for choices in missing)

@@ -1,0 +1,62 @@
+"""What happens to a guest's hardware while it runs, as a topology file says it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from pydantic import Field
+
+from testbed import regex
+from testbed.topology.base import Duration, Model, Size, Word
+from testbed.topology.cgroups import CgroupPath
+
+Counter = Annotated[str, Field(pattern=r"^[a-z]+(\.[a-z]+)+( [a-z_]+)?$")]
+
+
+class When(Model):
+    """An event: the guest reaches a `mark`, a line of its `console` matches a regular expression, or a `counter` of a `cgroup` gets `above`
+    or `below` a value; it is a file of one number, or a file and a key in it (`memory.stat file`).
+    """
+
+    mark: Word | None = None
+    console: Word | None = None
+    cgroup: CgroupPath | None = None
+    counter: Counter | None = None
+    above: Size | None = None
+    below: Size | None = None
+
+    def mistakes(self) -> Iterator[str]:
+        kinds = [key for key in ("mark", "console", "counter") if getattr(self, key) is not None]
+        if len(kinds) != 1:
+            yield f"expected one of mark, console and counter, got {' and '.join(kinds) or 'none'}"
+        if (self.counter is None) != (self.cgroup is None):
+            yield "expected a cgroup and its counter, got one of them"
+        if (self.counter is not None) != ((self.above is None) != (self.below is None)):
+            yield "expected above or below for a counter, and for nothing else"
+        if self.console is not None:
+            try:
+                regex.compiled(self.console)
+            except ValueError as error:
+                yield f"console: {error}"
+
+
+class Act(Model):
+    """One thing that happens: `do`, in the words of the command line, `at` a time after the beginning, or after an event (`when`).
+
+    `every`: again and again, `times` times or as long as the guest runs. `ramp`: in so many `steps` over that time, in which FROM..TO
+    within `do` goes from one value to the other.
+    """
+
+    do: Word
+    at: Duration | None = None
+    when: When | None = None
+    every: Annotated[Duration, Field(gt=0)] | None = None
+    times: Annotated[int, Field(ge=1)] | None = None
+    ramp: Annotated[Duration, Field(gt=0)] | None = None
+    steps: Annotated[int, Field(ge=2, le=1000)] = 10
+
+    @property
+    def verb(self) -> str:
+        """The first word of what it does."""
+        return next(iter(self.do.split()), "")

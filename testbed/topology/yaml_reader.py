@@ -1,0 +1,318 @@
+"""YAML text to plain values that know where they stood.
+
+Scalars are read as YAML 1.2 reads them. Where YAML 1.1, which most libraries speak, would read a bare word otherwise (`on` as true,
+`1:30` as 90), the file is refused: two readers must not see two topologies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from testbed.errors import Problem, TopologyError
+from testbed.topology import trust
+
+_MAX_BYTES = 1 << 20
+_MAX_NODES = 200_000
+_MOST_BRACKETS = 64
+# What pipes have said: they say it once, and a file is read more often.
+_said: dict[Path, bytes] = {}
+_YAML_1_1 = (
+    (
+        re.compile(r"[yYnN]|yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF|True|TRUE|False|FALSE"),
+        "YAML 1.1 reads it as true or false; write true or false, or quote it",
+    ),
+    (re.compile(r"Null|NULL"), "readers of YAML take it for nothing; write null, or quote it"),
+    (re.compile(r"[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?"), "YAML 1.1 reads it as a number of base 60; quote it"),
+    (
+        re.compile(r"[-+]?0[0-9]+"),
+        "YAML 1.1 reads it as octal, or as text where 8 or 9 is in it; write it without the leading 0, or quote it",
+    ),
+    (
+        re.compile(r"[-+]?0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]*)+(\.[0-9_]*)?|[-+]?[0-9]+[eE][-+]?[0-9]+"),
+        "readers of YAML differ about this number; write it in decimal or quote it",
+    ),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), "readers of YAML take it for a number that is none; quote it"),
+    (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"), "YAML 1.1 reads it as a date; quote it"),
+)
+_INTEGER = re.compile(r"[-+]?[0-9]+")
+_FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")
+_CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
+
+_PLAIN = "tag:testbed,plain"
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
+
+Where = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place in a file; line and column count from 1."""
+
+    file: str
+    line: int
+    column: int
+
+
+class Reader:
+    """Turns YAML nodes into plain values, and remembers where each key and value stood."""
+
+    def __init__(self, file: str, sources: dict[str, str] | None = None) -> None:
+        self.file = file
+        # The file of every text that goes into the value, by its SHA-256 (`trust.Sources`); shared by all readers of it.
+        self.sources = {} if sources is None else sources
+        self.marks: dict[Where, Mark] = {}
+        self.key_marks: dict[Where, Mark] = {}
+        self.blocks: set[Where] = set()  # texts whose lines stand below their mark, as they are
+        self.problems: list[Problem] = []
+        self._nodes = 0
+        self._above: Where = ()
+
+    def problem(self, where: Where, message: str, mark: Mark | None = None) -> None:
+        mark = mark or self._nearest(where)
+        self.problems.append(Problem(file=mark.file, line=mark.line, column=mark.column, path=self.path(where), message=message))
+
+    def refusal(self, where: Where, message: str) -> TopologyError:
+        """The error of one mistake with which nothing else can be said, after those that were found before."""
+        self.problem(where, message)
+        return TopologyError(tuple(self.problems))
+
+    def path(self, where: Where) -> str:
+        """A place as messages write it."""
+        return dotted((*self._above, *where))
+
+    def below(self, where: Where) -> Reader:
+        """One for the part of the file at a place, whose messages name places in the whole file."""
+        part = Reader(self.file, self.sources)
+        part._above = (*self._above, *where)
+        part._nodes = self._nodes
+        part.marks = {place[len(where) :]: mark for place, mark in self.marks.items() if place[: len(where)] == where}
+        part.key_marks = {place[len(where) :]: mark for place, mark in self.key_marks.items() if place[: len(where)] == where}
+        return part
+
+    def _nearest(self, where: Where) -> Mark:
+        while where not in self.marks and where:
+            where = where[:-1]
+        return self.marks.get(where) or Mark(self.file, 1, 1)
+
+    def _mark(self, mark: yaml.Mark) -> Mark:
+        return Mark(self.file, mark.line + 1, mark.column + 1)
+
+    def value(self, node: yaml.Node, where: Where) -> Any:
+        self._nodes += 1
+        if self._nodes > _MAX_NODES:
+            raise yaml.YAMLError(f"more than {_MAX_NODES} values (aliases count each time)")
+        self.marks[where] = self._mark(node.start_mark)
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, where)
+        if isinstance(node, yaml.SequenceNode):
+            return [self.value(child, (*where, number)) for number, child in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode) and node.style == "|":
+            self.blocks.add(where)
+        return self._scalar(node, where)
+
+    def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        merged: dict[str, Any] = {}  # so that nothing of it is missed as well
+        for key_node, value_node in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                self.problem(where, "expected a word as key, got a mapping or a list", self._mark(key_node.start_mark))
+                continue
+            key = key_node.value
+            if key == "<<" and key_node.tag == _PLAIN:
+                said = "expected each key by itself, got <<, which merges mappings in YAML 1.1 alone; write the keys out, or use `extends`"
+                self.problem((*where, key), said, self._mark(key_node.start_mark))
+                merged |= self._merged(value_node, where)
+                continue
+            self._key(key_node, (*where, key))
+            if key in result:
+                self.problem((*where, key), "the key stands here twice", self._mark(key_node.start_mark))
+                continue
+            self.key_marks[(*where, key)] = self._mark(key_node.start_mark)
+            result[key] = self.value(value_node, (*where, key))
+            if isinstance(value_node, yaml.MappingNode | yaml.SequenceNode):
+                self.marks[(*where, key)] = self._mark(key_node.start_mark)
+        return merged | result
+
+    def _merged(self, node: yaml.Node, where: Where) -> dict[str, Any]:
+        """What a merge key would bring: of a mapping, or of several."""
+        found = self.value(node, where)
+        several = found if isinstance(found, list) else [found]
+        return {key: value for one in reversed(several) if isinstance(one, dict) for key, value in one.items()}
+
+    def _key(self, node: yaml.ScalarNode, where: Where) -> None:
+        """Whether every reader takes a key for the same text, but for `y` and `n`, which are good names, and `on`, a key of ours."""
+        if node.tag != _PLAIN or node.value in ("y", "Y", "n", "N", "on"):
+            return
+        advice = next((advice for pattern, advice in _YAML_1_1 if pattern.fullmatch(node.value)), None)
+        if advice is None and node.value in ("true", "false", "null", "~", ""):
+            advice = "it is no text; quote it"
+        if advice is not None:
+            said = f"expected a key that every reader of YAML reads alike, got {node.value} ({advice})"
+            self.problem(where, said, self._mark(node.start_mark))
+
+    def _scalar(self, node: yaml.Node, where: Where) -> Any:
+        text: str = node.value
+        if _NO_TEXT.search(text):
+            # Escapes of a quoted text make them; no name of a file, no word of a command line holds one.
+            self.problem(where, f"expected text without NUL and without halves of characters, got {text!r}")
+            return _NO_TEXT.sub("", text)
+        if node.tag not in ("tag:yaml.org,2002:str", _PLAIN):
+            self.problem(where, f"expected no tag, got {node.tag}")
+        if node.tag != _PLAIN:
+            return text
+        for pattern, advice in _YAML_1_1:
+            if pattern.fullmatch(text):
+                self.problem(where, f"expected a value that every reader of YAML reads alike, got {text} ({advice})")
+                return text
+        if text in _CONSTANTS:
+            return _CONSTANTS[text]
+        if _INTEGER.fullmatch(text) and len(text) < 30:
+            return int(text)
+        return float(text) if _FLOAT.fullmatch(text) else text
+
+
+class _Loader(yaml.SafeLoader):
+    """Leaves every plain scalar to `_Reader`: no implicit types. Bounds nested brackets: PyYAML looks at all for each token."""
+
+    def fetch_flow_collection_start(self, token: type[yaml.Token]) -> None:
+        if self.flow_level >= _MOST_BRACKETS:
+            raise yaml.scanner.ScannerError(None, None, "nested too deeply", self.get_mark())
+        super().fetch_flow_collection_start(token)
+
+    def resolve(self, kind: type[yaml.Node], value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and implicit[0]:
+            return _PLAIN
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
+
+
+def text_of(path: Path) -> str:
+    """The text of a file that the caller has named.
+
+    :raise TopologyError: it cannot be read, is too large, or no text.
+    """
+    return _text(path, lambda: _bytes_of(path))
+
+
+def text_named(path: Path, within: Path | None = None) -> str:
+    """The text of a file that another one names, which may be a stranger's: of a pipe or a device nothing is read. `within`: the folder
+    that it lies in, links followed, or it is not read.
+
+    :raise TopologyError: as above.
+    """
+    return _text(path, lambda: _bytes_named(path, within))
+
+
+def _text(path: Path, read: Callable[[], bytes]) -> str:
+    try:
+        data = read()
+    except OSError as error:
+        raise single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # NUL
+        raise single(str(path), 1, 1, f"cannot be read: {error}") from error
+    if len(data) > _MAX_BYTES:
+        raise single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got more")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        before = data[: error.start].decode("utf-8")
+        utf16 = ", got UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise single(str(path), *_place(before), f"expected UTF-8 text{utf16}") from error
+
+
+def _bytes_named(path: Path, within: Path | None) -> bytes:
+    """One more than may be, at most.
+
+    :raise OSError: it cannot be read. :raise TopologyError: it is no regular file, or lies elsewhere.
+    """
+    no_file = single(str(path), 1, 1, "cannot be read: expected a file, got something else")
+    if not stat.S_ISREG(path.stat().st_mode):  # some devices do something when they are opened
+        raise no_file
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise no_file
+        if within is not None and not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(within.resolve()):
+            raise single(str(path), 1, 1, f"cannot be read: expected a file in {within.resolve()}, got one that lies elsewhere")
+        return file.read(_MAX_BYTES + 1) or b""  # nothing, where it would wait for more (/proc/kmsg)
+
+
+def _bytes_of(path: Path) -> bytes:
+    """One more than may be, at most: some files have no end.
+
+    :raise OSError: it cannot be read. :raise TopologyError: it may never say anything.
+    """
+    if path in _said:
+        return _said[path]
+    if stat.S_ISFIFO(path.lstat().st_mode):  # that of a shell's <(...) is behind a link
+        raise single(str(path), 1, 1, "cannot be read: expected a file, got a named pipe")
+    with path.open("rb") as file:
+        data = file.read(_MAX_BYTES + 1)
+        if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+            _said[path] = data
+    return data
+
+
+def read(text: str, reader: Reader) -> dict[str, Any]:
+    """The mapping in a text; what is wrong with single values goes to `reader.problems`.
+
+    :raise TopologyError: it is no mapping in YAML.
+    """
+    reader.sources[trust.digest(text)] = reader.file
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is None:
+            raise single(reader.file, 1, 1, "expected a topology, got an empty file")
+        plain = reader.value(node, ())
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        raise single(reader.file, line, column, f"not YAML: {_advised(error)}") from error
+    except yaml.reader.ReaderError as error:
+        said = f"not YAML: the character U+{ord(text[error.position]):04X} must not stand in it"
+        raise single(reader.file, *_place(text[: error.position]), said) from error
+    except yaml.YAMLError as error:
+        raise single(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise single(reader.file, 1, 1, "nested too deeply, or an alias holds itself") from error
+    if not isinstance(plain, dict):
+        raise single(reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}")
+    return plain
+
+
+def _advised(error: yaml.MarkedYAMLError) -> str:
+    """What is wrong, in words that say what to do where YAML's own do not."""
+    problem = str(error.problem or error.context)
+    if "'\\t'" in problem:
+        return "a tab cannot indent, or stand before a value; use spaces"
+    if "another document" in problem:
+        return "expected one document, got another after ---"
+    return problem
+
+
+def _place(before: str) -> tuple[int, int]:
+    """Line and column of what stands after a text."""
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
+def single(file: str, line: int, column: int, message: str) -> TopologyError:
+    """The error of one mistake."""
+    return TopologyError((Problem(file=file, line=line, column=column, path="", message=message),))
+
+
+def reads_as_text(text: str) -> bool:
+    """Whether a bare word is text to every reader of YAML; else it must be quoted."""
+    other = any(pattern.fullmatch(text) for pattern, _ in _YAML_1_1) or _INTEGER.fullmatch(text) or _FLOAT.fullmatch(text)
+    return text not in _CONSTANTS and not other
+
+
+def dotted(where: Where) -> str:
+    """A place as messages write it."""
+    return ".".join(str(part) for part in where)
