@@ -58,7 +58,7 @@ async def measure(*, cases: int, opens: int) -> list[dict[str, Any]]:
 
 async def opened_s(page: Path) -> float:
     """From the address to the end of loading and the first picture, in a browser of its own that is there already."""
-    from tests.browser.chromium import browser
+    from tests.support.chromium import browser
 
     async with browser() as started:
         opened = await started.new_page()

@@ -29,8 +29,8 @@ from testbed.scenarios.catalogue import select
 from testbed.scenarios.runner import Job
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Guest, disks, load
-from tests.guest import places
-from tests.guest.places import Places
+from tests.support import places
+from tests.support.places import Places
 
 # What is loaded and grown once has been by then.
 _WARM_UP = 12

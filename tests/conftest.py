@@ -10,7 +10,7 @@ import pytest
 from hypothesis.configuration import set_hypothesis_home_dir
 
 GUEST = Path(__file__).parent / "guest"
-# A project of somebody else's: tests/guest/test_foreign.py runs it from the built wheel.
+# A project of somebody else's: tests/guest/api/test_foreign.py runs it from the built wheel.
 collect_ignore = ["examples"]
 # What it remembers names this machine's paths, and does not belong into the tree.
 set_hypothesis_home_dir(Path(tempfile.gettempdir()) / f"testbed-hypothesis-{os.getuid()}")

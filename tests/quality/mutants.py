@@ -20,17 +20,17 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 # What decides: each with the unit tests that are about it.
 MODULES: dict[str, tuple[str, ...]] = {
-    "testbed/guest/lifecycle.py": ("test_lifecycle.py",),
-    "testbed/scenarios/verdict.py": ("test_verdict.py", "test_judges.py"),
-    "testbed/topology/check.py": ("test_language.py", "test_timeline.py", "test_topology.py"),
-    "testbed/bugs/statistics.py": ("test_rates.py",),
-    "testbed/scenarios/claims/deferred_destroy.py": ("test_judges.py",),
-    "testbed/scenarios/claims/memory_limit.py": ("test_judges.py",),
-    "testbed/scenarios/claims/many_cgroups.py": ("test_judges.py",),
-    "testbed/scenarios/claims/io_limits.py": ("test_judges.py",),
-    "testbed/scenarios/claims/read.py": ("test_judges.py", "test_scenarios.py"),
-    "testbed/scenarios/claims/workers.py": ("test_judges.py",),
-    "testbed/scenarios/claims/swap_in.py": ("test_judges.py",),
+    "testbed/guest/lifecycle.py": ("guest/test_lifecycle.py",),
+    "testbed/scenarios/verdict.py": ("scenarios/test_verdict.py", "scenarios/test_claims.py"),
+    "testbed/topology/check.py": ("topology/test_language.py", "topology/test_timeline.py", "topology/test_topology.py"),
+    "testbed/bugs/statistics.py": ("bugs/test_statistics.py",),
+    "testbed/scenarios/claims/deferred_destroy.py": ("scenarios/test_claims.py",),
+    "testbed/scenarios/claims/memory_limit.py": ("scenarios/test_claims.py",),
+    "testbed/scenarios/claims/many_cgroups.py": ("scenarios/test_claims.py",),
+    "testbed/scenarios/claims/io_limits.py": ("scenarios/test_claims.py",),
+    "testbed/scenarios/claims/read.py": ("scenarios/test_claims.py", "scenarios/test_catalogue.py"),
+    "testbed/scenarios/claims/workers.py": ("scenarios/test_claims.py",),
+    "testbed/scenarios/claims/swap_in.py": ("scenarios/test_claims.py",),
 }
 # `|` joins types in annotations, which nothing evaluates; no code here joins bits. The others are changes that nobody makes by mistake, or
 # that are none where values are enums.

@@ -16,7 +16,7 @@ from testbed.errors import GuestLost, Problem, TestbedError, TopologyError
 from testbed.host import eventlog
 from testbed.report import runs
 from testbed.report.errors import markdown
-from tests.unit.test_cli import testbed
+from tests.unit.cli.test_cli import testbed
 
 
 def test_the_catalogue_in_the_docs_is_the_one_that_the_classes_make() -> None:

@@ -9,12 +9,12 @@ import pytest
 from testbed.cli.app import ERROR
 from testbed.errors import GuestError, WireBroken
 from testbed.guest.lifecycle import NEXT, Event, State
-from tests.guest import faults
-from tests.guest.places import Ended
-from tests.guest.proxy import Damage
+from tests.support import faults
+from tests.support.places import Ended
+from tests.support.qmp_proxy import Damage
 
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
-GUEST = Path(faults.__file__).parent
+GUEST = Path(faults.__file__).parents[1] / "guest"
 
 
 @pytest.mark.parametrize("name", faults.FAULTS)

@@ -12,8 +12,8 @@ from testbed.report import diff, junit, markdown, plots, result_reader, results,
 from testbed.report import ktap as own_ktap
 from testbed.report.bugs import files, view
 from testbed.report.bugs.schema import MODELS
-from tests import ktap
 from tests.fuzz.readers import place
+from tests.support import ktap
 
 
 def scenarios(data: bytes) -> None:

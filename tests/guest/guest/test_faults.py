@@ -1,0 +1,294 @@
+"""Faults of QEMU, of its monitor and of SSH, on guests of this process; see `faults.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.errors import CommandFailed
+from testbed.guest import clock, template
+from testbed.guest.factory import Lab, open_lab
+from testbed.guest.guest import Guest
+from testbed.guest.launch_spec import Order
+from testbed.guest.lifecycle import Event, State
+from testbed.guest.liveness import Life
+from testbed.guest.session import OWNER
+from testbed.qemu import monitor
+from testbed.qemu.monitor import Monitor
+from testbed.store import cache
+from testbed.store.kernels.files import KernelFiles
+from testbed.topology import Guest as GuestModel
+from tests.guest.conftest import Notes
+from tests.support.faults import ALIVE, expect
+from tests.support.qmp_proxy import Damage, Proxy
+
+SMALL = GuestModel.model_validate({"cpus": 1, "memory": "512M"})
+# What is kept from where a guest's monitor has answered.
+LOGS = ["console.log", "qmp.jsonl"]
+At = Callable[[State, Callable[[Guest], None]], None]
+
+
+@pytest.fixture
+async def lab(notes: Notes) -> AsyncIterator[Lab]:
+    """As everybody's; when it ends, nothing of its session is left."""
+    async with open_lab(notes, kernels=("debian-6.1",)) as opened:
+        yield opened
+    own = opened._session
+    assert not [path for path in (own.sockets, own.scratch, own.scratch.with_name(f"{own.name}.lock")) if path.exists()]
+
+
+@pytest.fixture
+async def at(lab: Lab, kernel: KernelFiles, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> At:
+    """Does something to a guest when it comes into a state, once; not to the one of which its template is made."""
+    await lab.prepare(SMALL, kernel)
+    notes.notes.clear()
+
+    def hurt(state: State, do: Callable[[Guest], None]) -> None:
+        real = Life._advance
+
+        def advance(self: Life, event: Event) -> None:
+            real(self, event)
+            if self.state is state:
+                monkeypatch.setattr(Life, "_advance", real)
+                assert isinstance(self, Guest)
+                do(self)
+
+        monkeypatch.setattr(Life, "_advance", advance)
+
+    return hurt
+
+
+def nothing_left(lab: Lab, evidence: Path) -> None:
+    """Of its guests: no socket, no disk, no QEMU, and nothing that keeps others waiting for their turn; but what tells of the last one."""
+    reached = stages(evidence)
+    assert reached[-1] == "STOPPED" and (evidence / "argv.txt").read_text()
+    assert [name for name in LOGS if (evidence / name).exists()] == (LOGS if "MONITORED" in reached else [])
+    own = lab._session
+    assert not list(own.sockets.iterdir()) and not list(own.scratch.iterdir())
+    assert not [process for process in Path("/proc").glob("[0-9]*") if f"{OWNER}={own.sockets}/".encode() in _environment(process)]
+    assert not list(lab.folders.runtime.glob(f"admission/*-{os.getpid()}-*"))
+
+
+def _environment(process: Path) -> bytes:
+    try:
+        return (process / "environ").read_bytes()
+    except OSError:  # it ends just now
+        return b""
+
+
+def stages(evidence: Path) -> list[str]:
+    return [json.loads(line)["state"] for line in (evidence / "stages.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("state", ALIVE, ids=lambda state: state.name)
+async def test_qemu_is_killed(lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, at: At, state: State) -> None:
+    at(state, lambda guest: os.kill(guest.pid, signal.SIGKILL))
+    with expect("kill -9 of QEMU") as met:
+        async with lab.guest("g0", SMALL, kernel, evidence) as one:
+            await one.run("sleep", "600", timeout_s=600)
+    assert "QEMU ended with status -9" in str(met.error)
+    nothing_left(lab, evidence)
+    assert stages(evidence)[-2] == "LOST" and state.name in stages(evidence)
+    assert not notes.notes  # its template is as good as before
+
+
+@pytest.mark.parametrize("state", (State.AWAKE, State.READY), ids=lambda state: state.name)
+@pytest.mark.parametrize("damage", Damage)
+async def test_the_monitor_is_damaged(
+    lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch, at: At, state: State, damage: Damage
+) -> None:
+    monkeypatch.setattr(monitor, "_COMMAND_S", 2.0)
+    real, proxies = Monitor.connect, list[Proxy]()
+
+    async def connect(self: Monitor, socket: Path) -> None:
+        proxies.append(await asyncio.to_thread(Proxy, socket))
+        await real(self, proxies[-1].path)
+
+    monkeypatch.setattr(Monitor, "connect", connect)
+    at(state, lambda guest: proxies[-1].hurt(damage))
+    try:
+        with expect(damage.value) as met:
+            async with lab.guest("g0", SMALL, kernel, evidence) as one:
+                await one.wait(one.monitor.execute("query-status"), 60)
+                await one.wait(one.monitor.execute("query-status"), 60)  # half of the first may have been whole
+    finally:
+        for proxy in proxies:
+            proxy.close()
+    said = "expected an answer to" if damage in (Damage.MUTE, Damage.HALF) else "QEMU closed its monitor"
+    assert said in str(met.error)
+    nothing_left(lab, evidence)
+    assert state.name in stages(evidence)
+
+
+async def test_ssh_is_dropped_in_a_command(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        with expect("SSH dropped in a command") as met:
+            await one.script("kill -9 $PPID; sleep 600", timeout_s=600)
+        assert "SSH connection broke" in str(met.error)
+        assert (await one.run("hostname")).stdout == "g0\n"
+        # A command that is given up may go on in the guest; what comes after it is not on its connection.
+        with pytest.raises(CommandFailed, match="none within 1 s"):
+            await one.script("echo before; sleep 600", timeout_s=1)
+        assert (await one.run("hostname")).stdout == "g0\n"
+        assert len(one.shell._all) == len(one.shell._free) == 1
+    nothing_left(lab, evidence)
+
+
+async def stopped(lab: Lab, kernel: KernelFiles, evidence: Path, seconds: float) -> None:
+    with expect("SIGSTOP of QEMU"):
+        await _stopped(lab, kernel, evidence, seconds)
+    nothing_left(lab, evidence)
+
+
+async def _stopped(lab: Lab, kernel: KernelFiles, evidence: Path, seconds: float) -> None:
+    async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        running = asyncio.create_task(one.run("sh", "-c", "sleep 1; hostname"))
+        os.kill(one.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        await asyncio.sleep(seconds)
+        os.kill(one.pid, signal.SIGCONT)
+        assert (await running).stdout == "g0\n" and time.monotonic() - began >= seconds
+        assert (await one.monitor.execute("query-status"))["status"] == "running"
+
+
+async def test_qemu_stands_still_and_goes_on(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    await stopped(lab, kernel, evidence, 2)
+
+
+@pytest.mark.slow
+async def test_qemu_stands_still_for_30_s(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    await stopped(lab, kernel, evidence, 30)
+
+
+async def test_the_clock_jumps(lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    years = 10 * 365 * 86400
+    real, real_ns, jump = time.time, time.time_ns, 0
+    monkeypatch.setattr(time, "time", lambda: real() + jump)
+    monkeypatch.setattr(time, "time_ns", lambda: real_ns() + jump * 1_000_000_000)
+
+    def on_state(state: State) -> None:
+        nonlocal jump
+        jump = years if jump <= 0 else -years
+
+    with expect("clock jump"):
+        async with lab.guest("g0", SMALL, kernel, evidence, on_state=on_state) as one:
+            # The guest has the time that was told it, and what becomes of it later is nobody's affair.
+            assert (await one.run("date", "+%Y")).stdout.strip() in {str(time.gmtime(real() + way * years).tm_year) for way in (1, -1)}
+            await one.run("date", "-s", "2001-01-01")
+            assert (await one.run("hostname")).stdout == "g0\n"
+    nothing_left(lab, evidence)
+
+
+async def test_a_guest_whose_clock_is_wrong_is_booted_again(
+    lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = clock.read, list[float]()
+
+    async def read(of: Guest) -> clock.Clock:
+        found = await real(of)
+        seen.append(found.offset_s)
+        # The first boot: seconds of 0.13 s.
+        return clock.Clock(offset_s=found.offset_s - time.monotonic() * 0.87, error_s=found.error_s) if len(seen) <= 2 else found
+
+    async def boot(self: Lab, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
+        """A clone, which takes a tenth of the time of a boot."""
+        return await self._boot(stack, replace(order, template=await self.template(order.machine, order.files)))
+
+    monkeypatch.setattr(clock, "read", read)
+    monkeypatch.setattr(Lab, "_clone", boot)
+    with expect("wrong clock of a booted guest"):
+        async with lab.guest("g0", SMALL, kernel, evidence) as one:
+            assert (await one.run("hostname")).stdout == "g0\n"
+    # A kernel may have measured its clock wrong in truth as well.
+    assert len(seen) >= 4 and "its clock does not go as ours; booting it again" in notes.notes[0]
+    assert (evidence / "failed-start" / "console.log").exists()
+    nothing_left(lab, evidence)
+
+
+def _damage(how: str, folder: Path) -> None:
+    state, memory, meta = folder / "state", folder / "memory", folder / cache.META
+    record = json.loads(meta.read_text())
+    if how == "record":
+        meta.write_text("{")
+    elif how == "state":
+        state.write_bytes(os.urandom(state.stat().st_size))
+    elif how == "foreign":
+        # Of some other machine, and whole as far as its record says.
+        state.write_bytes(os.urandom(4096))
+        meta.write_text(json.dumps(record | {"state_bytes": 4096, "state_sha256": cache.file_sha256(state)}))
+    elif how == "memory":
+        size = memory.stat().st_size
+        memory.write_bytes(b"")
+        os.truncate(memory, size)
+    elif how == "gone":
+        memory.unlink()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ("record", "state", "foreign", "memory", "gone"))
+async def test_a_damaged_template_is_made_again(
+    lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+) -> None:
+    async with lab.guest("g0", SMALL, kernel, tmp_path / "first") as one:
+        saved = one.order.template
+        assert saved is not None
+        machine = one.order.machine
+    # Made again means copied here: that a template can be made is shown elsewhere, and takes a boot.
+    whole = saved.folder
+    own = tmp_path / "templates" / machine.key
+    own.parent.mkdir()
+
+    async def again(folder: Path, *_: Any) -> dict[str, Any]:
+        for name in ("state", "memory"):
+            await asyncio.to_thread(_copy, whole / name, folder / name)
+        return _record(folder, whole)
+
+    monkeypatch.setattr(template, "save", again)
+    monkeypatch.setattr("testbed.store.template_files.template_folder", lambda *_: own)
+    shutil.copytree(whole, own, copy_function=_copy)
+    (own / cache.META).write_text(json.dumps(_record(own, whole)))
+    _damage(how, own)
+    with expect("corrupt or foreign template"):
+        async with lab.guest("g0", SMALL, kernel, evidence) as one:
+            assert (await one.run("hostname")).stdout == "g0\n"
+    assert any("making the template again" in note for note in notes.notes)
+    assert how != "state" or any("its checksum is not the one that was recorded" in note for note in notes.notes)
+    nothing_left(lab, evidence)
+
+
+def _record(folder: Path, whole: Path) -> dict[str, Any]:
+    """Of a copy of a template."""
+    return cache.read_meta(whole) | {"memory_ctime_ns": (folder / "memory").stat().st_ctime_ns}
+
+
+def _copy(source: Any, target: Any) -> Any:
+    """Holes left holes, and the mode, by which QEMU may open it."""
+    os.system(f"cp --sparse=always --preserve=mode '{source}' '{target}'")
+    return target
+
+
+@pytest.mark.slow
+async def test_an_image_is_corrupt(lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "root.ext4"
+    _copy(lab.image.root, broken)
+    with broken.open("r+b") as file:
+        file.write(os.urandom(1 << 20))
+    monkeypatch.setattr("testbed.store.image.Image.root", broken)
+    lab.cold = True
+    with expect("corrupt image") as met:
+        async with lab.guest("g0", SMALL, kernel, evidence):
+            pass
+    assert "panic on its console" in str(met.error)
+    nothing_left(lab, evidence)
+    assert (evidence / "console.log").read_text()

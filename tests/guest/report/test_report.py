@@ -1,0 +1,291 @@
+"""Samples of control groups on a running guest, and the report of a real run in a real browser."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+
+from benchmarks.report import repeated
+from testbed.errors import GuestLost
+from testbed.guest.factory import Lab
+from testbed.guest.metrics import readings
+from testbed.guest.metrics.cgroup_sampler import LOG, GroupSampler, sampling_groups
+from testbed.report import formats, results
+from testbed.store.kernels.files import KernelFiles
+from testbed.topology import Guest
+from testbed.units import MIB
+from tests.guest.cli.test_compare import finish, start
+from tests.support import chromium, junit, ktap
+
+MODEL = Guest.model_validate({"disks": {"data": {"type": "virtio-blk", "size": "64M"}}})
+_READ = """\
+mkdir "/sys/fs/cgroup/$1" && echo 0 >"/sys/fs/cgroup/$1/cgroup.procs" || exit
+exec dd "if=$2" of=/dev/null bs=64k count=32 iflag=direct status=none
+"""
+
+
+async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    async with lab.guest("g0", MODEL, kernel, evidence) as guest:
+        sampler = GroupSampler(guest)
+        assert (await sampler.sample())["groups"] == {}
+        before = await readings.disk_bytes(guest)
+        await guest.script(_READ, "a.slice", guest.disks["data"].path)
+        await guest.script("mkdir -p '/sys/fs/cgroup/a.slice/memory.odd name'")
+        sample = await sampler.sample()
+        moved = (await readings.disk_bytes(guest))["data"][0] - before["data"][0]
+        group = sample["groups"]["a.slice"]
+        assert group["io"]["data"] == {"rbytes": 2 * MIB, "wbytes": 0, "rios": 32, "wios": 0} and moved == 2 * MIB
+        stat = (await guest.run("cat", "/sys/fs/cgroup/a.slice/memory.stat")).stdout.split()
+        assert group["file"] == int(stat[stat.index("file") + 1]) and group["oom_kill"] == 0
+        assert set(sample["groups"]) == {"a.slice", "a.slice/memory.odd name"}
+        # What has not counted is not said again; what is gone is said once. The kernel itself may count some of a group's memory later.
+        async with asyncio.timeout(60):
+            while groups := (await sampler.sample())["groups"]:
+                assert set(groups) == {"a.slice"}
+        await guest.script("rmdir '/sys/fs/cgroup/a.slice/memory.odd name' && mkdir /sys/fs/cgroup/a.slice/other")
+        changed = {name: group is None for name, group in (await sampler.sample())["groups"].items() if name != "a.slice"}
+        assert changed == {"a.slice/memory.odd name": True, "a.slice/other": False}
+        uptime = float((await guest.script("read -r up rest </proc/uptime; echo $up")).stdout)
+        last = await sampler.sample()
+        assert uptime <= last["guest_s"] + 0.01 and abs(last["monotonic_s"] - time.monotonic()) < 60
+
+
+@pytest.mark.slow
+async def test_a_guest_that_is_lost_keeps_its_samples(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+    with pytest.raises(GuestLost):
+        async with lab.guest("g0", MODEL, kernel, evidence) as guest, sampling_groups(guest, 0.05):
+            await guest.script(_READ, "reader", guest.disks["data"].path)
+            async with asyncio.timeout(60):
+                while "reader" not in (evidence / LOG).read_text():
+                    await asyncio.sleep(0.05)
+            os.kill(guest.pid, 9)
+            await guest.run("sleep", "600", timeout_s=600)
+    samples = [json.loads(line) for line in (evidence / LOG).read_text().splitlines()]
+    assert samples[-1]["groups"] or samples[-2]["groups"] or len(samples) > 2
+
+
+# In a browser ------------------------------------------------------------------------------------------------------------------
+
+_TOPOLOGY = """\
+version: 1
+guests:
+  g0:
+    disks:
+      data: {type: virtio-blk, size: 1G}
+      fast: {type: nvme, size: 1G}
+    loops:
+      l0: {backing: fast/disk.img, filesystem: xfs, size: 64M, direct-io: true}
+    timeline:
+      - {at: 700ms, do: "throttle fast iops-total=90000"}
+"""
+
+
+async def run(folder: Path) -> Path:
+    """A real run of two scenarios, one with kills and one with a disk; its folder."""
+    (folder / "two.yaml").write_text(_TOPOLOGY)
+    words = ("compare", "oom-tmpfs", "read/nvme/ext4", "--topology", str(folder / "two.yaml"), "--ignore-stack", "--sample", "200ms")
+    code, out, err = await finish(await start(folder, *words))
+    assert code == 0, err
+    said = out.splitlines()[-1]
+    assert said.startswith("verdict: PASS ")
+    assert any(line.startswith("PASS    oom-tmpfs: base: oom_kill") for line in err.splitlines()), err
+    assert "oom-tmpfs on base: waiting for SSH" in err
+    assert "not used of the topology, for scenarios build stacks of their own: guests.g0.loops" in err
+    return Path(said.removeprefix("verdict: PASS "))
+
+
+class Opened:
+    """A page, and what went wrong in it: everything that it said on its console, and every request but for itself."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+        self.wrong: list[str] = []
+        page.on("console", lambda message: self.wrong.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        page.on("request", lambda request: self.wrong.append(request.url) if not _own(request) else None)
+
+    async def draw(self, count: int) -> None:
+        """Scroll through all plots until they are drawn."""
+        for number in range(count):
+            await self.page.locator(".plots").nth(number).scroll_into_view_if_needed()
+            await self.page.locator(".plots").nth(number).locator(".js-plotly-plot").first.wait_for(timeout=60_000)
+        await self.drawn()
+
+    async def drawn(self) -> None:
+        """Wait until all plots are, wherever they are."""
+        await self.until("[...document.querySelectorAll('.plots')].every((one) => one.dataset.state === 'drawn')")
+        await self.until("[...document.querySelectorAll('.plot')].every((box) => box.querySelector('.main-svg'))")
+
+    async def until(self, expression: str) -> None:
+        """Wait until it is true. Asked again from here, for the page's policy lets nobody in it evaluate text."""
+        async with asyncio.timeout(120):
+            while not await self.page.evaluate(expression):
+                await asyncio.sleep(0.05)
+
+
+def _own(request: Any) -> bool:
+    return str(request.resource_type) == "document" or str(request.url).startswith("data:")
+
+
+async def opened(browser: Any, page: Path, **how: Any) -> Opened:
+    context = await browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **how})
+    found = Opened(await context.new_page())
+    await found.page.goto(page.as_uri())
+    return found
+
+
+def ink(colour: str) -> int:
+    """How light an rgb() is."""
+    return sum(int(part) for part in colour.partition("(")[2].rstrip(")").split(",")[:3])
+
+
+async def look(browser: Any, folder: Path, kept: Path) -> None:
+    """Tables, plots, hovering."""
+    seen = await opened(browser, folder / "report.html")
+    page = seen.page
+    assert (await page.locator("h1").inner_text()).split() == ["Base", "against", "patched", "PASS"]
+    assert await page.locator("table.verdicts tbody tr").count() == 2
+    assert await page.locator("table:has(caption:text('Measures')) tbody tr").count() == 8
+    assert "killed process" in (await page.locator("table.log").first.inner_text()).lower()
+    assert await page.evaluate("document.querySelector('.topology img').naturalWidth") > 100
+    await seen.draw(2)
+    titles = [title.strip() for title in await page.locator("figcaption strong").all_inner_texts()]
+    for title in ("Disk bandwidth, MiB/s", "Disk requests, requests/s", "Disk latency, ms", "Control groups' memory, MiB"):
+        assert title in titles, titles
+    captions = " ".join(await page.locator("figcaption").all_inner_texts())
+    assert "oom_kill" in captions and "1 action of the timeline" in captions and "fast read p99" in captions
+    plot = page.locator(".plot").first
+    await plot.scroll_into_view_if_needed()
+    # The pointer must move over a plot that stands still; others may just be drawn below it.
+    hover = plot.locator(".hoverlayer .legend text, .hoverlayer .hovertext").first
+    async with asyncio.timeout(120):
+        while not await hover.is_visible():
+            box = await plot.locator(".nsewdrag").first.bounding_box()
+            for share in (0.3, 0.5, 0.7):
+                await page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] / 2)
+                await page.wait_for_timeout(100)
+    assert any(letter.isdigit() for letter in await plot.locator(".hoverlayer").text_content())
+    await page.locator(".as-table summary").first.click()
+    await seen.until("document.querySelectorAll('.table-of-plot')[0]?.querySelectorAll('tbody tr').length >= 4")
+    await page.screenshot(path=str(kept / "light.png"), full_page=True)
+    assert seen.wrong == []
+
+
+_WHERE = "[document.activeElement.className, document.activeElement.tagName, document.activeElement.getAttribute('href')].join(' ')"
+
+
+async def wait(browser: Any, folder: Path) -> None:
+    """Plots of closed cases are drawn while nothing else is done, and printed; an opened one has its width."""
+    seen = await opened(browser, folder / "report.html")
+    page = seen.page
+    await page.evaluate("document.querySelectorAll('details.case').forEach((one) => { one.open = false; })")
+    await seen.drawn()
+    await page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert await page.locator("details.case:not([open])").count() == 0
+    await page.evaluate("dispatchEvent(new Event('afterprint'))")
+    await page.locator("details.case summary").first.click()
+    fits = "(box) => Math.abs(box.querySelector('.main-svg').clientWidth - box.clientWidth) < 2"
+    await seen.until(f"({fits})(document.querySelector('details.case .plot'))")
+    assert await page.locator("details.case .plot").first.is_visible() and seen.wrong == []
+
+
+async def press(browser: Any, folder: Path) -> None:
+    """The keyboard alone reaches and works everything."""
+    seen = await opened(browser, folder / "report.html")
+    page = seen.page
+    await seen.draw(2)
+    await page.evaluate("window.scrollTo(0, 0)")
+    reached: set[str] = set()
+    for _ in range(400):
+        await page.keyboard.press("Tab")
+        where = await page.evaluate(
+            "(() => { const e = document.activeElement; return e.className + ' ' + e.tagName + ' ' + (e.getAttribute('href') || ''); })()"
+        )
+        if where.strip() == "BODY":
+            break
+        reached.add(where)
+    words = " ".join(reached)
+    for wanted in ("skip A #verdicts", "#setup", "plot", "SUMMARY", "scroll", "console.log"):
+        assert wanted in words, (wanted, sorted(reached))
+    assert await page.evaluate(
+        "[...document.querySelectorAll('.plot')].every((box) => box.tabIndex === 0 && box.getAttribute('aria-label'))"
+    )
+    await page.locator(".plot").first.focus()
+    await page.keyboard.press("ArrowRight")
+    await page.keyboard.press("ArrowRight")
+    assert " seconds: " in await page.locator("#spoken").inner_text()
+    case = page.locator("details.case").first
+    await case.locator("summary").first.focus()
+    await page.keyboard.press("Enter")
+    assert not await case.evaluate("(one) => one.open")
+    assert seen.wrong == []
+
+
+async def adapt(browser: Any, folder: Path, kept: Path) -> None:
+    """Dark, narrow and on paper."""
+    for name, how in (("dark", {"color_scheme": "dark"}), ("narrow", {"viewport": {"width": 390, "height": 800}})):
+        seen = await opened(browser, folder / "report.html", **how)
+        await seen.draw(2)
+        style = "(() => { const s = getComputedStyle(document.body); return [s.backgroundColor, s.color]; })()"
+        paper, text = await seen.page.evaluate(style)
+        assert (ink(paper) < ink(text)) is (name == "dark")
+        drawn = await seen.page.evaluate("getComputedStyle(document.querySelector('.plot .xtick text')).fill")
+        assert (ink(drawn) > 380) is (name == "dark")
+        assert await seen.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        await seen.page.screenshot(path=str(kept / f"{name}.png"), full_page=True)
+        if name == "dark":
+            await seen.page.locator("details.case summary").first.click()
+            await seen.page.emulate_media(media="print")
+            paper, text = await seen.page.evaluate(style)
+            assert ink(paper) == 3 * 255 and ink(text) == 0
+            assert not await seen.page.locator("nav").is_visible()
+            await seen.page.pdf(path=str(kept / "paper.pdf"), format="A4")
+            assert (kept / "paper.pdf").stat().st_size > 20_000
+        assert seen.wrong == []
+
+
+async def thousand(browser: Any, folder: Path) -> None:
+    """A report of a thousand cases opens, and is searched. How fast `./tb bench report` measures; the limits here are a slow machine's."""
+    document = repeated(results.read(str(folder), folder.parent), 1000)
+    page = folder / "thousand.html"
+    began = time.monotonic()
+    formats.keep(formats.FORMATS["html"](document, folder), page)
+    written_s, began = time.monotonic() - began, time.monotonic()
+    assert page.stat().st_size < 10_000_000
+    seen = await opened(browser, page)
+    opened_s = time.monotonic() - began
+    assert written_s < 60 and opened_s < 30
+    assert await seen.page.locator("table.verdicts tbody tr").count() == 1000
+    await seen.page.locator("#filter-name").fill("/999")
+    assert await seen.page.locator("#filter-count").inner_text() == "1 of 1000"
+    await seen.page.locator("table.verdicts tbody tr:visible a").click()
+    await seen.page.locator("details.case[open] .plots").scroll_into_view_if_needed()
+    await seen.page.locator("details.case[open] .js-plotly-plot").first.wait_for(timeout=60_000)
+    assert seen.wrong == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(chromium.lacks() is not None, reason=str(chromium.lacks()))
+async def test_the_report_of_a_real_run_in_a_browser(tmp_path: Path) -> None:
+    folder = await run(tmp_path)
+    kept = Path(os.environ.get("TESTBED_SCREENSHOTS") or tmp_path / "screenshots")
+    kept.mkdir(parents=True, exist_ok=True)
+    document = json.loads((folder / "results.json").read_text())
+    published = json.loads(Path(results.__file__).with_name("results.schema.json").read_text())
+    jsonschema.Draft202012Validator(published).validate(document)
+    junit.check((folder / "junit.xml").read_text())
+    (whole,) = ktap.parse((folder / "results.ktap").read_text())
+    assert [test.status for test in whole.tests] == ["ok", "ok"]
+    async with chromium.browser() as browser:
+        await look(browser, folder, kept)
+        await wait(browser, folder)
+        await press(browser, folder)
+        await adapt(browser, folder, kept)
+        await thousand(browser, folder)

@@ -1,0 +1,396 @@
+"""What a source and its patches try while they are built: they see nothing of the caller, and change nothing of his."""
+
+import asyncio
+import contextlib
+import http.server
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import BuildError, HostError, UsageError
+from testbed.host import tempdirs, untrusted_files
+from testbed.store import cache, gc
+from testbed.store.kernels import build_jail, builder, make_args, sources
+from testbed.store.kernels.build_jail import Enclosure
+from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.make_args import MakeArg
+from testbed.store.kernels.make_text import Compiler
+from testbed.store.kernels.sources import Source
+from testbed.store.kernels.table import Series
+from tests.support.fake_kernel_source import PATCH, build, git, tree_of_two_commits
+from tests.unit.store.kernels.test_builder import Notes
+from tests.unit.store.kernels.test_table import bzimage
+
+AS_ACCOUNT = Enclosure(account=build_jail._ACCOUNT, users=False)
+AS_ROOT = Enclosure(account=None, users=False)
+AS_USER = Enclosure(account=None, users=True)
+# As root each way is tried; everybody else has one.
+WAYS = (AS_ACCOUNT, AS_ROOT, AS_USER) if os.geteuid() == 0 else (AS_USER,)
+NAMES = ("account", "root", "user") if os.geteuid() == 0 else ("user",)
+ways = pytest.mark.parametrize("way", WAYS, ids=NAMES)
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def found(args: tuple[MakeArg, ...] = ()) -> Compiler:
+        return Compiler(version="gcc 12", through_ccache=False, args=args)
+
+    monkeypatch.setattr(builder, "find_compiler", found)
+
+
+def enclosed(monkeypatch: pytest.MonkeyPatch, way: Enclosure | None, why: str = "") -> None:
+    """Let this be what the machine allows."""
+
+    async def found() -> tuple[Enclosure | None, str]:
+        return way, why
+
+    monkeypatch.setattr(build_jail, "find", found)
+
+
+def evil_tree(folder: Path, script: str) -> Path:
+    """A kernel's tree whose Makefile runs a script while make reads it, with the output folder as its argument."""
+    tree = tree_of_two_commits(folder)
+    (tree / "attack.sh").write_text(f'[ "$2" = bzImage ] || exit\n{script}')
+    (tree / "Makefile").write_text(
+        "ATTACK := $(shell sh ./attack.sh $(O) '$(MAKECMDGOALS)' >/dev/null 2>&1)\n" + (tree / "Makefile").read_text()
+    )
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "attack")
+    return tree
+
+
+def output(root: Path) -> Path:
+    (found,) = root.glob("sources/*/out-*")
+    return found
+
+
+@contextmanager
+def listening(folder: Path) -> Iterator[tuple[int, list[str]]]:
+    """A port of this machine and the socket `folder`/socket, and who has connected."""
+    came: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            came.append("port")
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "socket"))
+        listener.listen()
+        listener.setblocking(False)
+        try:
+            yield server.server_port, came
+        finally:
+            server.shutdown()
+            server.server_close()
+            try:
+                listener.accept()[0].close()
+                came.append("socket")
+            except BlockingIOError:
+                pass
+
+
+# For how long programs sleep that must not live on: in no other process that runs tests.
+MARK = 1_000_000 + os.getpid()
+
+
+def left_asleep() -> list[Path]:
+    """Processes that a test has left behind."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile, or is another user's
+            if f"sleep\0{MARK}".encode() in path.read_bytes():
+                found.append(path)
+    return found
+
+
+@ways
+def test_a_makefile_reads_nothing_of_the_caller_writes_nowhere_and_reaches_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Enclosure
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "secret").write_text("the caller's")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("TOKEN", "the caller's")
+    enclosed(monkeypatch, way)
+    with listening(home) as (port, came):
+        connect = "import socket,sys; socket.socket().connect(('127.0.0.1', int(sys.argv[1])))"
+        connect_here = "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+        script = f"""\
+        cd "$1"
+        cat '{home}/secret' /etc/shadow /etc/passwd >secrets
+        ls /root /home /run /sys '{home}' >folders
+        env >env; cat /proc/*/environ >environ; ls /proc >processes
+        for place in '{home}/planted' '{tmp_path}/cache/planted' '{tmp_path}/linux/planted' /usr/planted /etc/planted \\
+            '{tmp_path}'/cache/sources/*/tree/planted '{tmp_path}'/cache/sources/*/changed.json; do echo x >"$place"; done
+        echo x >/proc/sys/kernel/core_pattern
+        echo '|/bin/true' >/proc/sys/kernel/modprobe
+        python3 -c "{connect}" {port} && echo connected >connected
+        python3 -c "{connect_here}" '{home}/socket' && echo connected >connected
+        mount -t tmpfs none /mnt && echo mounted >mounted
+        mkdir -p /mnt; mknod disk b 254 0; chmod 4755 attacked; grep Cap /proc/self/status >capabilities
+        (trap '' TERM HUP; setsid sleep {MARK}) & echo ran >ran
+        """
+        before = Path("/proc/sys/kernel/core_pattern").read_text()
+        build(tmp_path / "cache", BuildOrder(source=str(evil_tree(tmp_path / "linux", script))))
+    left = output(tmp_path / "cache")
+    assert (left / "ran").read_text() == "ran\n" and not came
+    assert not (left / "secrets").read_text() and not (left / "folders").read_text()
+    assert not any("the caller's" in path.read_text(errors="replace") for path in left.iterdir() if path.is_file())
+    assert not (left / "connected").exists() and not (left / "mounted").exists() and not (left / "disk").exists()
+    assert set((left / "capabilities").read_text().split()) == {"CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "0" * 16}
+    assert str(os.getpid()) not in (left / "processes").read_text().split() and not list(tmp_path.rglob("planted"))
+    assert not Path("/usr/planted").exists() and Path("/proc/sys/kernel/core_pattern").read_text() == before
+    # Nor does it live on.
+    assert not left_asleep()
+
+
+@ways
+def test_what_a_build_leaves_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Enclosure) -> None:
+    """Links in the places of what the testbed reads and writes there, as root where it is root."""
+    enclosed(monkeypatch, way)
+    (tmp_path / "mine").write_text("the caller's")
+    names = ("testbed.config", "testbed-compiling", "testbed-make.log", "testbed-objects", ".config.old", "testbed-new")
+    script = "\n".join(f'ln -sfn {tmp_path}/mine "$1/{name}"' for name in names)
+    tree = evil_tree(tmp_path / "linux", script)
+    build(tmp_path / "cache", BuildOrder(source=str(tree)), "one")
+    build(tmp_path / "cache", BuildOrder(source=f"{tree}@HEAD~1"), "two")
+    assert (tmp_path / "mine").read_text() == "the caller's"
+
+
+@pytest.mark.parametrize("name", ["arch/x86/boot/bzImage", "System.map", "modules.builtin", ".config"])
+@pytest.mark.parametrize("how", ["ln -sf '{mine}' {at}", "mkfifo {at}", "mkdir {at}", "truncate -s 9G {at}", "true"])
+def test_a_result_that_is_a_link_a_pipe_or_without_end_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, how: str
+) -> None:
+    way = WAYS[0]
+    enclosed(monkeypatch, way)
+    (tmp_path / "mine").write_bytes(bzimage())
+    tree = tree_of_two_commits(tmp_path / "linux")
+    after = f"\trm -rf $(O)/{name}; {how.format(mine=tmp_path / 'mine', at=f'$(O)/{name}')}\n"
+    goal = "bzImage" if name != ".config" else "allnoconfig"
+    text = (tree / "Makefile").read_text()
+    head, sep, tail = text.partition("allnoconfig:\n\tsed" if goal == "allnoconfig" else "$(O)/loop.o: drivers")
+    made = head + sep + tail.replace("\n", "\n" + after, 1) if goal == "allnoconfig" else head + after + sep + tail
+    (tree / "Makefile").write_text(made)
+    git(tree, "commit", "-qam", "link")
+    with pytest.raises(BuildError, match=r"expected (a regular file|at most)"):
+        build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    # Nor does it spoil the folder for those who build there next.
+    assert build(tmp_path / "cache", BuildOrder(source=f"{tree}@HEAD~1")).series is Series.AFTER
+
+
+def test_modules_of_a_build_are_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    enclosed(monkeypatch, WAYS[0])
+    (tmp_path / "mine/1.0").mkdir(parents=True)
+    (tmp_path / "mine/1.0/secret").write_text("the caller's")
+    tree = tree_of_two_commits(tmp_path / "linux")
+    more = (
+        f"modules:\n\ttrue\nmodules_install:\n\tmkdir -p $(INSTALL_MOD_PATH)/lib\n\tln -s {tmp_path}/mine $(INSTALL_MOD_PATH)/lib/modules\n"
+    )
+    (tree / "Makefile").write_text((tree / "Makefile").read_text() + more)
+    git(tree, "commit", "-qam", "modules")
+    (tmp_path / "mine.config").write_text("CONFIG_SOMETHING=m\n")
+    with pytest.raises(BuildError, match="expected one folder of modules"):
+        build(tmp_path / "cache", BuildOrder(source=str(tree), fragments=(tmp_path / "mine.config",)))
+
+
+def test_where_the_machine_allows_no_enclosure_a_strangers_source_needs_the_callers_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enclosed(monkeypatch, None, "unshare: no such luck")
+    tree = evil_tree(tmp_path / "linux", 'echo ran >"$1/ran"')
+    with pytest.raises(HostError, match=r"in an enclosure.*unshare: no such luck.*TESTBED_TRUST_SOURCES=1"):
+        build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    assert not list(tmp_path.rglob("ran"))
+    monkeypatch.setenv(build_jail.TRUST, "1")
+    notes = Notes()
+    built = build(tmp_path / "cache", BuildOrder(source=str(tree)), progress=notes)
+    assert [said for said in notes.said if "not built in an enclosure" in said and "no such luck" in said]
+    assert cache.read_meta(built.folder)["enclosed"] is False
+    # What was built so is taken over by one that is enclosed.
+    enclosed(monkeypatch, WAYS[0])
+    again = build(tmp_path / "cache", BuildOrder(source=f"{tree}@HEAD~1"))
+    assert cache.read_meta(again.folder)["enclosed"] is True
+
+
+def test_debians_own_source_needs_no_word_and_a_patch_of_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = tree_of_two_commits(tmp_path / "linux")
+    git(tree, "checkout", "-q", "main~1")
+    enclosed(monkeypatch, None, "no such luck")
+
+    async def prepare(*_: object) -> Source:
+        folder = tmp_path / "cache/sources/debian"
+        if not folder.exists():
+            shutil.copytree(tree, folder / "tree")
+            (folder / cache.META).write_text("{}")
+        return Source(name="debian", key="k", origin="", folder=folder, signed=True)
+
+    monkeypatch.setattr(sources, "prepare", prepare)
+    assert build(tmp_path / "cache", BuildOrder(source="debian")).series is Series.BEFORE
+    (tmp_path / "series.patch").write_text(PATCH)
+    with pytest.raises(HostError, match=build_jail.TRUST):
+        build(tmp_path / "cache", BuildOrder(source="debian", series=(tmp_path / "series.patch",)))
+
+
+async def test_a_root_that_cannot_become_the_account_is_enclosed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    give = build_jail.give
+
+    def refused(enclosure: Enclosure | None, folder: Path) -> None:
+        if enclosure == AS_ACCOUNT:
+            raise HostError("no such uid here")
+        give(enclosure, folder)
+
+    monkeypatch.setattr(build_jail, "give", refused)
+    assert await build_jail.find() == (AS_ROOT if os.geteuid() == 0 else AS_USER, "")
+
+
+async def test_the_reason_why_there_is_no_enclosure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    way, _ = await build_jail.find()
+    assert way in WAYS
+    monkeypatch.setattr(build_jail, "_words", lambda *_: ("sh", "-c", "echo no such luck >&2; exit 1"))
+    assert await build_jail.find() == (None, "no such luck")
+
+
+def named(folder: Path, name: str, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text)
+    (folder / name).chmod(0o755)
+    return folder / name
+
+
+@ways
+async def test_a_compiler_outside_of_the_system_is_seen_where_it_is_named_and_its_owners_home_is_not(
+    tmp_path: Path, way: Enclosure
+) -> None:
+    home = tmp_path / "home"
+    own = named(home / "bin", "mycc", f"#!/bin/sh\ncat {home}/lib/text {home}/secret\n")
+    lone = named(home, "lone", "#!/bin/sh\necho lone\n")
+    (home / "lib").mkdir()
+    (home / "lib/text").write_text("mine")
+    (home / "secret").write_text("the caller's")
+    seen = build_jail.installations((str(own), str(lone), "make"))
+    done = await build_jail.run(way, [own], folder=Path("/"), read=seen, check=False)
+    assert done.stdout == "mine" and done.status == 1
+    assert (await build_jail.run(way, [lone], folder=Path("/"), read=seen)).stdout == "lone\n"
+    assert build_jail.installations(("make", "nowhere")) == ()
+
+
+def test_make_sees_the_compiler_that_the_user_names(tmp_path: Path) -> None:
+    own = named(tmp_path / "clang/bin", "clang", "#!/bin/sh\ncat ../text\n")
+    tree = tree_of_two_commits(tmp_path / "linux")
+    (tree / "Makefile").write_text((tree / "Makefile").read_text().replace("\tcp $< $@\n", "\tcp $< $@; test -x $(CC)\n", 1))
+    git(tree, "commit", "-qam", "asks for it")
+    assert build(tmp_path / "cache", BuildOrder(source=str(tree), make_args=make_args.parse([f"CC={own}"])))
+    with pytest.raises(BuildError):
+        build(tmp_path / "cache", BuildOrder(source=str(tree), make_args=make_args.parse(["CFLAGS_KERNEL=-O1", f"CC={tmp_path}/other"])))
+
+
+async def test_more_paths_are_given_by_the_users_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "more").write_text("more")
+    monkeypatch.setenv(build_jail.MORE_PATHS, str(tmp_path / "more"))
+    assert (await build_jail.run(WAYS[0], ["cat", tmp_path / "more"], folder=Path("/"))).stdout == "more"
+    monkeypatch.setenv(build_jail.MORE_PATHS, "more")
+    with pytest.raises(UsageError, match="TESTBED_BUILD_PATHS: expected paths from the root"):
+        await build_jail.run(WAYS[0], ["true"], folder=Path("/"))
+
+
+@ways
+async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_started(tmp_path: Path, way: Enclosure) -> None:
+    assert (await build_jail.run(way, ["sh", "-c", "exit 3"], folder=Path("/"), check=False)).status == 3
+    assert (await build_jail.run(way, ["sh", "-c", "kill -9 $$"], folder=Path("/"), check=False)).status == 137
+    (tmp_path / "out").mkdir()
+    build_jail.give(way, tmp_path / "out")
+    stays = f"(trap '' TERM; sleep {MARK}) & while :; do sleep 0.1; done"
+    script = f"trap 'echo ended >{tmp_path}/out/ended; exit 2' TERM; echo up >{tmp_path}/out/up; {stays}"
+    running = asyncio.create_task(build_jail.run(way, ["sh", "-c", script], folder=tmp_path / "out", write=(tmp_path / "out",)))
+    while not (tmp_path / "out/up").exists():
+        assert not running.done()
+        await asyncio.sleep(0.01)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (tmp_path / "out/ended").read_text() == "ended\n"
+    assert not left_asleep()
+
+
+_RUNNING = """\
+import asyncio, sys
+from pathlib import Path
+from testbed.store.kernels import build_jail as build_enclosure
+from testbed.store.kernels.build_jail import Enclosure
+from tests.security import test_build_jail as test_build_enclosure
+out = Path(sys.argv[1])
+way = test_build_enclosure.WAYS[int(sys.argv[2])]
+build_enclosure.give(way, out)
+script = f"(trap '' TERM; exec sleep 3602) & echo up >{out}/new; mv {out}/new {out}/up; wait"
+asyncio.run(build_enclosure.run(way, ["sh", "-c", script], folder=out, write=(out,)))
+"""
+
+
+def sleepers() -> list[Path]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found += [path] if b"sleep\x003602" in path.read_bytes() else []
+    return found
+
+
+@pytest.mark.parametrize("way", range(len(WAYS)), ids=NAMES)
+def test_all_of_it_ends_with_a_testbed_that_is_killed(tmp_path: Path, way: int) -> None:
+    child = subprocess.Popen([sys.executable, "-c", _RUNNING, tmp_path, str(way)], cwd=Path(__file__).parents[2])
+    while not (tmp_path / "up").exists():
+        assert child.poll() is None
+        os.sched_yield()
+    assert sleepers()
+    child.kill()
+    child.wait()
+    while sleepers():
+        os.sched_yield()
+
+
+def test_a_kconfig_file_that_names_files_of_this_machine_gets_none(tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "secret").write_text("the caller's")
+    (tmp_path / "tree/link").symlink_to(tmp_path)
+    (tmp_path / "tree/Kconfig").write_text("mine")
+    os.mkfifo(tmp_path / "tree/pipe")
+    for name in ("../secret", str(tmp_path / "secret"), "link/secret", "pipe", "", ".", "a\0b", "nowhere", "x" * 300):
+        with pytest.raises(BuildError):
+            untrusted_files.text(tmp_path / "tree", name, 100)
+    assert untrusted_files.text(tmp_path / "tree", "Kconfig", 100) == "mine"
+    with pytest.raises(BuildError, match="expected at most 3 bytes, got 4"):
+        untrusted_files.text(tmp_path / "tree", "Kconfig", 3)
+
+
+def test_a_folder_that_is_nested_without_end_is_listed_measured_and_removed(tmp_path: Path) -> None:
+    nest = f"import os\nfor _ in range({sys.getrecursionlimit() * 3}): os.mkdir('d'); os.chdir('d')"
+
+    def nested(folder: Path) -> Path:
+        folder.mkdir(parents=True)
+        subprocess.run([sys.executable, "-c", nest], cwd=folder, check=True)
+        return folder
+
+    assert len(tuple(untrusted_files.everything(nested(tmp_path / "deep")))) > sys.getrecursionlimit()
+    untrusted_files.remove(tmp_path / "deep")
+    source = nested(tmp_path / "cache/sources/git-x/out-x").parent
+    (source / cache.META).write_text("{}")
+    assert [piece.folder for piece in gc.every(tmp_path / "cache")] == [source] and gc.remove(source)
+    with tempdirs.temporary() as scratch:
+        nested(scratch / "tmp")
+    assert not (tmp_path / "deep").exists() and not source.exists() and not scratch.exists()

@@ -1,0 +1,72 @@
+"""Where the testbed uses Python's `re`, whose time may grow faster than the text: by module, the constants or functions, and why that is
+well. What is not here uses RE2, or no patterns.
+"""
+
+from __future__ import annotations
+
+_OF_USER = "the command line's, or a name that the caller chose"
+_OF_MACHINE = "this machine's kernel, its package manager, or our own files"
+
+# Of the caller and of this machine: nobody who is not trusted chooses the text.
+OURS: dict[str, tuple[str, str]] = {
+    "host/resources": ("_AVAILABLE _FILES _FILES_BELOW hierarchies", _OF_MACHINE),
+    "api/supervised_guest": ("started", _OF_USER),
+    "cli/sizes": ("_AGE", _OF_USER),
+    "report/inventory": ("_group", _OF_USER),
+    "store/kernels/make_args": ("_FLAGS _PROGRAM _TEXT _EXPANDED _check _TAKEN", _OF_USER),
+    "store/kernels/table": ("_NAME named_by_key", _OF_USER),
+    "qemu/jail_probe": ("_CAPABILITIES", _OF_MACHINE),
+    "pytest_plugin/guests": ("_new_folder", _OF_USER),
+    "bugs/repro": ("told_apart", _OF_USER),
+    "guest/session": ("_NAME,_LOCK", _OF_MACHINE),
+    "store/apt": ("PrivateApt _names", "an index that Debian has signed"),
+    "report/runs": ("_NAME", _OF_MACHINE),
+    "store/snapshot_files": ("_NAME", _OF_USER),
+    "topology/trust": ("_HASH _split", _OF_USER),
+    "vms/launcher": ("_NAME", _OF_USER),
+}
+
+# Reached by a loop, and asked for the whole of a text by it.
+IN_LOOPS_FULLMATCH = {"topology/yaml_reader:_YAML_1_1", "bugs/script_files:_LANGUAGES"}
+# More than linear, and to be mended: a row goes with its pattern.
+NOT_YET: set[str] = set()
+_ANCHORED = "asked for the whole of a text or its beginning; one way to match"
+_FILE_NAME = "a file's name, of at most 255 bytes"
+_CUT = "lines are cut to 4,096 characters"
+
+# Of guests, files and sources of others: tests/unit/test_regex.py attacks each constant pattern; what bounds those that are made of parts stands
+# here.
+STRANGERS: dict[str, tuple[str, str]] = {
+    "pytest_plugin/requirements": ("_VERSION _numbers", "a name that the caller chose, at the begin of a line"),
+    "bugs/script_files": ("_LANGUAGES _USES _SETTERS _BARE _SETS _COUNTED script _unmade _set", _CUT),
+    "jsons": ("_LONE_SURROGATES", "one character"),
+    "store/kernels/config_fragments": ("_SET _UNSET", _ANCHORED),
+    "store/kernels/kconfig": ("_SOURCE _TOKEN _TEXT _COMMENT _with_value", "statements have at most 20,000 characters"),
+    "store/kernels/mailbox": (
+        "_MESSAGE _MADE_BY_GIT _DIFF _BRACKETS version_of numbers_of _tag messages _newer",
+        "subjects are cut to 1,000 characters; of a mailbox lines",
+    ),
+    "store/kernels/patches": ("_GIT_NAMES _MOVED _NAMES _HUNK of_quilt _MODE _FAILED", "lines"),
+    "store/kernels/make_text": ("_COMPILED _ERROR _QUOTED _SERIES", "lines"),
+    "bugs/bundle_rules": ("_NAME _OF_KERNEL", _ANCHORED),
+    "text": ("_CONTROL", "one character after the other"),
+    "report/bugs/view": ("_seconds", _ANCHORED),
+    "report/junit": ("_IMPOSSIBLE", "one character after the other"),
+    "report/stack_svg": ("_PLURAL_CPUS", "one character"),
+    "bugs/bundle": ("_MODULE _RELEASE", _ANCHORED),
+    "store/kernels/fit": ("_TITLE _is_of", "the first lines of a file; a release and a banner of at most 512 bytes"),
+    "store/kernels/folders": ("_IMAGE _COMPANION", _FILE_NAME),
+    "store/kernels/image": ("config vermagic", "words of a bounded length, at most 30 of them"),
+    "store/kernels/install_remains": ("_OF_KERNEL _RENAMED", _ANCHORED),
+    "store/kernels/sources": ("_VERSION", "the first 2,000 characters"),
+    "store/kernels/modules": ("_MODULE", _FILE_NAME),
+    "store/kernels/series_files": ("_LEFTOVER _files", _FILE_NAME),
+    "guest/debug/kallsyms": ("_ADDRESS", _ANCHORED),
+    "bugs/syntax_check": ("_SAID _WARNED _asked_python", "what a shell or Python of this machine says of a script"),
+    "topology/schedule": ("_RANGE", _ANCHORED),
+    "topology/here": ("image_mistakes", _FILE_NAME),
+    "topology/matrix": ("_PLACEHOLDER", "one way to match"),
+    "topology/yaml_reader": ("_YAML_1_1 _INTEGER _FLOAT _NO_TEXT", _ANCHORED),
+    "topology/tolerant": ("_TAG", "messages of pydantic"),
+    "units": ("_SIZE _DECIMAL _DURATION", _ANCHORED),
+}

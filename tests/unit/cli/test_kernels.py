@@ -1,0 +1,234 @@
+"""What a person types of kernels from source, without guests: kernel build and rm, bisect, sensitivity; and what a build tells make."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from testbed.cli import exit_code, load
+from testbed.cli.app import ERROR, app
+from testbed.errors import TestbedError, UsageError
+from testbed.host import quota
+from testbed.progress import Silent
+from testbed.report import results
+from testbed.store import cache
+from testbed.store.kernels import build_jail
+from testbed.store.kernels import builder as kernel_builds
+from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.make_args import MakeArg
+from testbed.store.kernels.make_text import Compiler
+from tests.support import run_results as outcomes
+from tests.support.fake_kernel_source import IMAGES, LOOP_C, PATCH, build, compiled, git, tree_of_two_commits
+from tests.unit.store.kernels.test_patches import mail
+from tests.unit.store.kernels.test_table import TABLE
+
+BUG = Path(__file__).parents[3] / "topologies/bugs/bypass.yaml"
+
+
+@pytest.fixture(autouse=True)
+def compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    async def found(args: tuple[MakeArg, ...]) -> Compiler:
+        return Compiler(version="gcc 12", through_ccache=False, args=args)
+
+    monkeypatch.setattr(kernel_builds, "find_compiler", found)
+    monkeypatch.setenv("TESTBED_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("TESTBED_STATE", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return tree_of_two_commits(tmp_path / "linux")
+
+
+def typed(*words: str | Path) -> int:
+    """The status of a command, as `testbed` ends with it."""
+    load()
+    typed = [str(word) for word in words]
+    try:
+        app(typed, standalone_mode=False)
+    except SystemExit as ended:
+        return exit_code(ended.code, typed)
+    except TestbedError as error:
+        sys.stderr.write(str(error))
+        return exit_code(ERROR, typed)
+    return 0
+
+
+def made(root: Path, name: str) -> str:
+    """What a build wrote into its output folder."""
+    (file,) = root.glob(f"sources/*/out-*/{name}")
+    return file.read_text()
+
+
+def test_a_kernel_is_built_listed_and_removed_by_its_name(tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed("kernel", "build", "mine", "--source", f"{tree}@main~1", "--json", "-q") == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["name"], said["series"], said["compiled"]) == ("built-mine", "before", 1)
+    assert typed("kernel", "list", "--json") == 0
+    assert "built-mine" in [row["name"] for row in json.loads(capsys.readouterr().out)]
+    assert typed("kernel", "rm", "built-mine") == 0 and not Path(said["folder"]).exists()
+    assert typed("kernel", "rm", "mine") == ERROR
+    # Its objects are still there.
+    assert typed("kernel", "build", "mine", "--source", f"{tree}@main~1", "--json", "-q") == 0
+    assert json.loads(capsys.readouterr().out)["compiled"] == 0
+
+
+def test_a_new_kernel_pushes_others_out_of_a_full_cache(
+    tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def built(name: str, source: str) -> Path:
+        assert typed("kernel", "build", name, "--source", source, "--json", "-q") == 0
+        return Path(json.loads(capsys.readouterr().out)["folder"])
+
+    old = built("old", f"{tree}@main~1")
+    os.utime(old / cache.META, (0, 0))
+    monkeypatch.setenv(quota.CACHE_LIMIT, "1")
+    assert built("new", str(tree)).exists() and not old.exists()
+    monkeypatch.setenv(quota.CACHE_LIMIT, "much")
+    for verb in ("build", "fetch"):
+        assert typed("kernel", verb, "-q") == ERROR and "TESTBED_CACHE_LIMIT=much: expected a size" in capsys.readouterr().err
+
+
+def test_what_the_callers_environment_says_to_make_does_not_reach_it(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = {
+        "KCFLAGS": "-O0",
+        "LLVM": "1",
+        "MAKEFLAGS": "n",
+        "KBUILD_EXTMOD": "x",
+        "KCONFIG_CONFIG": "elsewhere",
+        "KBUILD_BUILD_USER": "me",
+    }
+    for name, value in theirs.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("UNRELATED", "a password, perhaps")
+    build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    heard = dict(line.split("=", 1) for line in made(tmp_path / "cache", "environment").splitlines() if "=" in line)
+    assert not {"KCFLAGS", "LLVM", "KBUILD_EXTMOD", "KCONFIG_CONFIG", "UNRELATED"} & heard.keys()
+    assert (heard["KBUILD_BUILD_USER"], heard["ARCH"]) == ("testbed", "x86_64")
+
+
+def test_a_build_through_ccache_names_it_as_its_compiler(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def found(args: tuple[MakeArg, ...]) -> Compiler:
+        return Compiler(version="gcc 12", through_ccache=True, args=args)
+
+    monkeypatch.setattr(kernel_builds, "find_compiler", found)
+    build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    assert made(tmp_path / "cache", "cc") == "ccache gcc, ccache gcc\n"
+
+
+def test_what_is_said_to_make_reaches_it_and_makes_another_kernel(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed("kernel", "build", "usual", "--source", tree, "--json", "-q") == 0
+    usual = json.loads(capsys.readouterr().out)
+    monkeypatch.setenv("CC", "of the environment")
+    words = ("--make-arg", "HOSTCC=gcc-11", "--make-arg", "CC=clang")
+    assert typed("kernel", "build", "mine", "--source", tree, *words, "--json") == 0
+    said = capsys.readouterr()
+    mine = json.loads(said.out)
+    assert "of the environment CC=of the environment does not count in builds; --make-arg NAME=VALUE does" in said.err
+    assert mine["folder"] != usual["folder"] and (mine["make_args"], usual["make_args"]) == (["CC=clang", "HOSTCC=gcc-11"], [])
+    assert mine["origin"].endswith("; make CC=clang HOSTCC=gcc-11")
+    assert {path.read_text() for path in (tmp_path / "cache").glob("sources/*/out-*/cc")} == {"cc, \n", "clang, gcc-11\n"}
+    assert typed("kernel", "build", "--source", tree, "--make-arg", "O=/tmp/elsewhere") == ERROR
+    assert "O cannot be given: the testbed decides where a build is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", [("run", "read"), ("compare", "read"), ("bisect", BUG, "--run", "debian-6.1")], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("option", [("--make-arg", "LLVM=1"), ("--series-version", "2"), ("--series-patches", "1-2")], ids=lambda o: o[0])
+def test_what_is_said_of_a_build_needs_one(
+    verb: tuple[str | Path, ...], option: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert typed(*verb, *option) != 0
+    assert "--make-arg: expected --tree beside them" in capsys.readouterr().err
+
+
+def test_a_thread_is_built_by_its_version_and_its_numbers(tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.mbx").write_text(
+        mail("[PATCH 1/1] loop: first", PATCH.replace("two", "2"))
+        + mail("[PATCH v2 1/2] loop: charge", PATCH)
+        + mail("[PATCH v2 2/2] x", "x")
+    )
+    order = ("kernel", "build", "mine", "--source", f"{tree}@main~1", "--series", tmp_path / "t.mbx", "--json", "-q")
+    assert typed(*order) == ERROR
+    assert "choose one, such as --series-version v2" in capsys.readouterr().err
+    assert typed(*order, "--series-version", "2") == ERROR
+    assert "patch 2 has no diff that can be read" in capsys.readouterr().err
+    assert typed(*order, "--series-version", "2", "--series-patches", "1") == 0
+    assert json.loads(capsys.readouterr().out)["origin"].endswith("with 1 patch (1/2 loop: charge)")
+
+
+def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "cache"
+    (tree / "second.c").write_text("second\n")
+    (tree / "held-at").write_text(str(tmp_path / "held"))
+    git(tree, "add", ".")
+    git(tree, "commit", "-qm", "two objects")
+    os.mkfifo(tmp_path / "held")
+
+    async def interrupted() -> None:
+        builder = Builder(table=TABLE, root=root, shipped=IMAGES, progress=Silent())
+        going_on = asyncio.create_task(builder.build(BuildOrder(source=str(tree)), "mine"))
+        held = await asyncio.to_thread(os.open, tmp_path / "held", os.O_WRONLY)  # returns when the second object is being compiled
+        going_on.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await going_on
+        os.close(held)
+
+    with monkeypatch.context() as patched:
+        patched.setenv(build_jail.MORE_PATHS, str(tmp_path / "held"))
+        asyncio.run(interrupted())
+    assert compiled(root) == 1 and not list(root.glob("kernels/built-*/meta.json"))
+    built = build(root, BuildOrder(source=str(tree)), "mine")
+    assert cache.read_meta(built.folder)["compiled"] == 1 and compiled(root) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("error: unknown type name", 125),
+        ("error: No space left on device", 255),
+        ("error: Killed signal terminated program cc1", 255),
+        ("error: Cannot allocate memory", 255),
+    ],
+)
+def test_bisecting_skips_a_commit_that_does_not_compile_and_ends_where_this_machine_fails(
+    tree: Path, capsys: pytest.CaptureFixture[str], line: str, status: int
+) -> None:
+    (tree / "drivers/block/loop.c").write_text(LOOP_C.replace("two", line))
+    git(tree, "commit", "-qam", "broken")
+    assert typed("bisect", BUG, "--tree", tree, "-q") == status
+    assert line in capsys.readouterr().err
+
+
+def test_what_would_skip_every_commit_ends_a_bisection(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert typed("bisect", BUG, "--tree", tree, "--flavour", "kasna", "-q") == 255
+    assert "--flavour kasna: expected one of" in capsys.readouterr().err
+    assert typed("bisect", BUG, "--tree", tree, "--fragment", tmp_path / "nowhere", "-q") == 255
+    assert typed("bisect", BUG, "--tree", tree, "--series", tmp_path / "nowhere", "-q") == 255
+
+
+def test_a_commit_is_bisected_in_the_configuration_that_is_asked_for(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.config").write_text("CONFIG_LOSES_THIS=y\n")
+    assert typed("bisect", BUG, "--tree", tree, "--fragment", tmp_path / "mine.config", "-q") == 125
+    assert "CONFIG_LOSES_THIS: expected y, got n" in capsys.readouterr().err
+    load()
+    for words in (("--run", "built-x"), ("--good", "debian-5.10", "--bad", "debian-6.1")):
+        with pytest.raises(UsageError, match="expected --tree beside them"):
+            app(["bisect", str(BUG), *words, "--flavour", "kasan"], standalone_mode=False)
+
+
+def test_a_table_of_a_run_of_another_verb_is_refused_with_what_was_expected(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(results.text(outcomes.document(tmp_path, outcomes.passed(tmp_path))))
+    load()
+    with pytest.raises(
+        UsageError, match=r"--of .*: expected a run of `testbed sensitivity`, of unchanged and ablations, got one of base, patched"
+    ):
+        app(["sensitivity", "--of", str(tmp_path)], standalone_mode=False)

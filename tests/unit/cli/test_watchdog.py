@@ -1,0 +1,211 @@
+"""A command whose event loop stands still ends: on a signal at once, on its own after a while, with what it knows written down."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from testbed.cli import watchdog
+from testbed.errors import UsageError
+
+# A run as all verbs have it, whose loop comes to stand in `stand`. It waits for no more than a moment.
+RUN = """\
+import asyncio, os, re, sys, time
+from pathlib import Path
+from testbed.cli import watchdog
+from testbed.cli.app import run_async
+from testbed.cli.result_writer import run_kept
+from testbed.report import results
+
+watchdog._PATIENCE_S, watchdog._PATIENCE_WITH_END_S = 0.2, float(sys.argv[3])
+sys.modules["testbed.cli.app"].watchdog_limit_s = lambda: float(sys.argv[2])
+folder = Path(sys.argv[1])
+results.file_of = lambda document: "results.json"
+partial = {{"ended": 1, "wanted": 2, "at_most": False, "what": "tests"}}
+
+def spin():
+    while True: pass
+
+def stand():
+    {stand}
+
+async def work():
+    def document(why):
+        return {{"partial": None if why is None else partial | {{"why": why}}, "guests": ended}}
+
+    def write(document, folder):
+        (folder / "results.json").write_text(results.text(document))
+
+    ended = []
+    with run_kept(folder, document, write, print) as keeper:
+        keeper.update()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(guest(ended))
+                await asyncio.sleep(0)
+                group.create_task(other())
+        finally:
+            keeper.update()
+    return 0
+
+async def guest(ended):
+    try:
+        await asyncio.sleep(600)
+    finally:
+        await asyncio.sleep(0)
+        ended.append("taken down")
+
+async def other():
+    print("at work", flush=True)
+    stand()
+    os._exit(7)
+
+run_async(work())
+"""
+PYTHON = "while True: pass"
+# What stopped `suite`: a quadratic pattern.
+PATTERN = "re.match(r'(?:\\S+/\\S+)x', '/' * 10_000_000)"
+# Waits for somebody who never comes.
+BLOCKED = "os.mkfifo(folder / 'pipe'); open(folder / 'pipe')"
+STUBBORN = "\n    ".join(["while True:", "    try:", "        spin()", "    except BaseException: pass"])
+# No instruction of Python's, and nothing that looks at signals.
+COMPILED = "sum(range(10 ** 12))"
+STANDS = {"python": PYTHON, "pattern": PATTERN, "blocked": BLOCKED}
+
+
+# A busy machine takes its time for what a child has to compute.
+pytestmark = pytest.mark.timeout(300)
+
+
+def started(tmp_path: Path, stand: str, limit_s: float = 100, patience_s: float = 60) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-c", RUN.format(stand=stand), str(tmp_path), str(limit_s), str(patience_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])},
+    )
+    assert child.stdout is not None and child.stdout.readline() == "at work\n"
+    return child
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stand", STANDS)
+def test_a_signal_ends_a_loop_that_stands_and_its_run_is_kept(tmp_path: Path, stand: str, number: signal.Signals) -> None:
+    with started(tmp_path, STANDS[stand]) as child:
+        child.send_signal(number)
+        _, err = child.communicate()
+    assert child.returncode == 128 + number, err
+    assert err == f"testbed: stopped by {number.name}; what it had started is gone; what there is of its run is in {tmp_path}\n"
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["partial"]["why"] == f"interrupted by {number.name}" and kept["guests"] == ["taken down"]
+
+
+@pytest.mark.parametrize("stand", ["python", "pattern"])
+def test_a_loop_that_stands_is_ended_and_where_it_stood_is_written_down(tmp_path: Path, stand: str) -> None:
+    with started(tmp_path, STANDS[stand], limit_s=0.4) as child:
+        _, err = child.communicate()
+    assert child.returncode == 2, err
+    assert "the event loop did not turn for 0." in err and ", in stand\n" in err
+    assert "this is a mistake of the testbed" in err and f"what there is of its run is in {tmp_path}" in err
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["partial"]["why"].startswith("a mistake of the testbed: the event loop did not turn") and kept["guests"] == ["taken down"]
+    log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert any(one["level"] == "error" and "did not turn" in one["event"] and "in stand" in one["event"] for one in log)
+
+
+@pytest.mark.parametrize(("number", "limit_s", "code"), [(signal.SIGINT, 100, 130), (None, 1.5, 2)])
+def test_what_cannot_be_interrupted_ends_at_once_and_has_its_results(
+    tmp_path: Path, number: signal.Signals | None, limit_s: float, code: int
+) -> None:
+    with started(tmp_path, STUBBORN, limit_s, 0.2) as child:
+        if number is not None:
+            child.send_signal(number)
+        _, err = child.communicate()
+    assert child.returncode == code and "the event loop stands still and cannot be interrupted; all ends at once" in err
+    assert json.loads((tmp_path / "results.json").read_text())["partial"] is not None
+
+
+def test_what_looks_at_no_signal_is_ended_by_the_kernel(tmp_path: Path) -> None:
+    with started(tmp_path, COMPILED, limit_s=0.3) as child:
+        _, err = child.communicate()
+    assert child.returncode == -signal.SIGVTALRM and "in stand" in err
+    assert json.loads((tmp_path / "results.json").read_text())["partial"] is not None
+
+
+def test_a_loop_that_stands_without_computing_is_left_alone(tmp_path: Path) -> None:
+    # As on a machine that is suspended, or busy with others.
+    with started(tmp_path, "time.sleep(2)", limit_s=0.2) as child:
+        child.communicate()
+    assert child.returncode == 7
+
+
+def test_what_nohup_has_started_goes_on_when_its_terminal_is_gone() -> None:
+    code = """\
+import asyncio, os, signal
+from testbed.cli.app import run_async
+
+async def work():
+    os.kill(os.getpid(), signal.SIGHUP)
+    await asyncio.sleep(0)
+    return 7
+
+signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup(1) starts it
+run_async(work())
+"""
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 7
+
+
+def test_a_loop_that_turns_may_compute_for_ever(tmp_path: Path) -> None:
+    code = """\
+import asyncio, sys, time
+from testbed.cli.app import run_async
+
+sys.modules["testbed.cli.app"].watchdog_limit_s = lambda: 0.2
+
+async def work():
+    while time.thread_time() < 3:
+        until = time.thread_time() + 0.02
+        while time.thread_time() < until: pass
+        await asyncio.sleep(0)
+    return 7
+
+run_async(work())
+"""
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])}
+    assert subprocess.run([sys.executable, "-c", code], env=env).returncode == 7
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "\u0661", "1" * 5000])
+def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv(watchdog.LIMIT, text)
+    with pytest.raises(UsageError, match=r"TESTBED_TURN_LIMIT=.*: expected a whole number of seconds, 1 to 999999"):
+        watchdog.limit_s()
+
+
+def test_pytest_is_not_held_by_a_guest_of_its_plugin_that_stands_still() -> None:
+    code = """\
+import os, signal, threading
+from testbed.api import event_loops as carrier
+
+carrier._GRACE_S = 0.2
+background = carrier.Background()
+
+async def stand():
+    print("at work", flush=True)
+    while True: pass
+
+try:
+    background.wait(stand())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path(__file__).parents[3])}
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env) as child:
+        assert child.stdout is not None and child.stdout.readline() == "at work\n"
+        child.send_signal(signal.SIGINT)
+        assert child.communicate()[0] == "interrupted\n" and child.returncode == 0

@@ -1,0 +1,250 @@
+"""What disks are told to be like: profiles, limits, delays and faults, and what QEMU is told of them."""
+
+from pathlib import Path
+
+import pytest
+
+from testbed.errors import UsageError
+from testbed.hardware import commands as words
+from testbed.hardware.faults import Fault
+from testbed.hardware.latency import NO_DELAY, Latency
+from testbed.hardware.profiles import PROFILES
+from testbed.hardware.throttle import Throttle, from_qemu
+from testbed.qemu import block_filters, blockdev
+from testbed.qemu.block_filters import PLAIN, Layers
+from testbed.qemu.blockdev import QmpCommand
+from testbed.report.hardware import profiles_markdown
+from testbed.topology.disks import Disk, disk_of
+
+ERROR = Fault(operation="read", effect="EIO")
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+def test_a_profile_is_one_that_qemu_takes_and_names_its_source(profile: object) -> None:
+    assert isinstance(profile, type(PROFILES["hdd-7200"]))
+    assert list(profile.throttle.mistakes()) == [] and profile.throttle != Throttle()
+    assert list(profile.scaled(0.001).throttle.mistakes()) == []
+    assert len(profile.source) > 20 and profile.title
+
+
+def test_a_scale_makes_a_device_slower_in_every_way() -> None:
+    slow = PROFILES["aws-gp3"].scaled(0.1)
+    assert (slow.throttle.iops_total, slow.throttle.iops_size, slow.latency.read_us) == (300, 256 << 10, 10_000)
+    burst = PROFILES["aws-gp2"].scaled(0.5).throttle
+    assert (burst.iops_total_max, burst.iops_total_max_length) == (1500, 1800)
+
+
+@pytest.mark.parametrize(
+    ("limits", "said"),
+    {
+        "both": ({"iops-total": 1, "iops-read": 1}, "expected iops-total or iops-read and iops-write, got both (QEMU refuses that)"),
+        "both bursts": (
+            {"bps-read": 1, "bps-read-max": 2, "bps-total-max": 2},
+            "expected bps-total-max or bps-read-max and bps-write-max, got both (QEMU refuses that)",
+        ),
+        "a burst below": ({"iops-read": 9, "iops-read-max": 8}, "iops-read-max: expected at least iops-read, which is 9, got 8"),
+        "a burst of nothing": ({"bps-write-max": 8}, "bps-write-max: expected bps-write beside it, got none"),
+        "a length of nothing": (
+            {"bps-write": 8, "bps-write-max-length": 2},
+            "bps-write-max-length: expected bps-write-max beside it, got none",
+        ),
+        "below zero": ({"iops-total": -1}, "iops-total: expected 0 to 1000000000000000, got -1"),
+        "too much": ({"iops-total": 10**16}, "iops-total: expected 0 to 1000000000000000, got 10000000000000000"),
+        "a size of nothing": ({"iops-size": 4096}, "iops-size: expected a limit of requests beside it, got none"),
+    }.values(),
+)
+def test_limits_that_qemu_refuses_are_said(limits: dict[str, int], said: str) -> None:
+    assert said in list(from_qemu(limits).mistakes())
+
+
+def test_what_people_write_is_understood() -> None:
+    assert words.throttle(["hdd-7200"]) == PROFILES["hdd-7200"].throttle
+    assert words.throttle(["iops-total=100", "bps-read=2M"]) == Throttle(iops_total=100, bps_read=2 << 20)
+    assert words.throttle(["off"]) == Throttle()
+    assert words.latency(["5ms"]) == Latency(read_us=5000, write_us=5000, flush_us=5000)
+    assert words.latency(["read=1.5ms", "jitter=200us"]) == Latency(read_us=1500, jitter_us=200)
+    assert words.latency(["both=1s"]).flush_us == 1_000_000
+    assert words.latency(["off"]) == NO_DELAY
+    assert words.faults(["read=EIO", "write=torn,count=3,range=1M-2M", "write=lost,probability=0.5"]) == (
+        ERROR,
+        Fault(operation="write", effect="torn", count=3, first=1 << 20, end=2 << 20),
+        Fault(operation="write", effect="lost", probability=0.5),
+    )
+    assert words.faults(["off"]) == ()
+
+
+@pytest.mark.parametrize(
+    ("read", "said", "message"),
+    [
+        (words.throttle, ["hdd"], "expected off, a profile"),
+        (words.throttle, ["iops=1"], "expected one of iops-total"),
+        (words.throttle, ["iops-total=-1"], "iops-total: expected a number such as 100, got '-1'"),
+        (words.throttle, ["bps-read=20MB/s"], "bps-read: expected a number such as 20M, got '20MB/s'"),
+        (words.throttle, ["hdd-7200", "iops-total=5"], "expected hdd-7200 alone, or beside a scale, got hdd-7200 iops-total=5"),
+        (words.throttle, ["iops-total=5", "off"], "expected off alone, or beside a scale, got iops-total=5 off"),
+        (words.throttle, ["iops-total=1", "iops-total=2"], "got 'iops-total' twice"),
+        (words.throttle, [], "got nothing"),
+        (words.faults, [], "got nothing"),
+        (words.latency, ["5"], "delay: expected a duration such as 5ms, got '5'"),
+        (words.latency, ["reed=5ms"], "expected one of both, read, write, flush, jitter, got 'reed'"),
+        (words.latency, ["jitter=1ms"], "jitter: expected a delay of both, read, write or flush beside it, got none"),
+        (words.faults, ["read"], "expected a fault such as read=EIO, got 'read'"),
+        (words.faults, ["read=EIO,count=x"], "read=EIO,count=x: count: expected a whole number, got 'x'"),
+        (words.faults, ["read=EIO,probability=x"], "read=EIO,probability=x: probability: expected a number, got 'x'"),
+        (words.faults, ["read=EIO,times=1"], "expected count, range, probability or seed, got 'times'"),
+    ],
+)
+def test_what_is_not_understood_is_said(read: object, said: list[str], message: str) -> None:
+    assert callable(read)
+    with pytest.raises(UsageError, match=message):
+        read(said)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(operation="reed", effect="EIO"), "operation: expected one of read, write, flush, discard, got 'reed'"),
+        (Fault(operation="read", effect="EPERM"), "effect: expected one of EIO, ENOSPC, ENOMEM, lost, torn, got 'EPERM'"),
+        (Fault(operation="read", effect="lost"), "effect: expected an error for a read"),
+        (Fault(operation="discard", effect="torn"), "effect: expected lost or an error for a discard"),
+        (Fault(operation="flush", effect="EIO", first=1), "range: expected none for a flush"),
+        (Fault(operation="read", effect="EIO", first=2, end=1), "range: expected an end after its beginning"),
+        (Fault(operation="read", effect="EIO", count=0), "count: expected 1 or more, got 0"),
+        (Fault(operation="read", effect="EIO", probability=0.0), "probability: expected more than 0"),
+    ],
+)
+def test_a_fault_that_cannot_be_is_said(fault: Fault, said: str) -> None:
+    assert any(mistake.startswith(said) for mistake in fault.mistakes())
+
+
+def test_blkdebug_gets_what_it_can_do() -> None:
+    assert ERROR.in_qemu and ERROR.rules() == [{"event": "none", "iotype": "read", "errno": 5}]
+    three = Fault(operation="write", effect="ENOSPC", count=3)
+    assert three.in_qemu and three.rules() == [{"event": "none", "iotype": "write", "errno": 28, "once": True}] * 3
+    for other in ({"effect": "lost"}, {"probability": 0.5}, {"first": 4096}, {"count": 100_000}, {"operation": "flush"}):
+        assert not Fault(**{"operation": "write", "effect": "EIO", **other}).in_qemu  # type: ignore[arg-type]  # a test's own words
+
+
+def test_a_seed_is_read_and_said() -> None:
+    said = ["write=torn,probability=0.5,seed=7"]
+    (fault,) = words.faults(said)
+    assert fault.seed == 7 and words.said_faults([fault]) == said
+
+
+def test_a_disk_and_its_namespaces_may_be_told() -> None:
+    disk = disk_of(type="nvme", size="1G")
+    (kept,) = blockdev.storage("d", disk, Path("/s"))
+    late = Layers(export=True, number=1)
+    assert executed(block_filters.changed("d", disk, kept, PLAIN, late)) == [
+        "blockdev-add late-d",
+        "blockdev-reopen file-d on late-d",
+        "blockdev-del store-d",
+    ]
+    assert executed(block_filters.changed("d", disk, kept, late, PLAIN)) == [
+        "blockdev-add store-d",
+        "blockdev-reopen file-d on store-d",
+        "blockdev-del late-d",
+    ]
+    faulty = Layers(errors=(ERROR,), number=2, export=True)
+    assert executed(block_filters.changed("d", disk, kept, late, faulty)) == [
+        "blockdev-add faulty-d-2",
+        "blockdev-reopen limited-d on faulty-d-2",
+    ]
+    other = Layers(errors=(ERROR, ERROR), number=3, export=True)
+    assert executed(block_filters.changed("d", disk, kept, faulty, other)) == [
+        "blockdev-add faulty-d-3",
+        "blockdev-reopen limited-d on faulty-d-3",
+        "blockdev-del faulty-d-2",
+    ]
+    assert executed(block_filters.changed("d", disk, kept, other, late)) == [
+        "blockdev-reopen limited-d on file-d",
+        "blockdev-del faulty-d-3",
+    ]
+    assert block_filters.changed("d", disk, kept, late, late) == ()
+
+
+def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
+    disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
+    (kept,) = blockdev.storage("d", disk, Path("/s"))
+    late = Layers(export=True, image=True)
+    assert executed(block_filters.changed("d", disk, kept, PLAIN, late)) == [
+        "blockdev-add late-d",
+        "blockdev-add late-image-d",
+        "blockdev-reopen image-d on late-image-d",
+        "blockdev-reopen file-d on late-d",
+        "blockdev-del store-d",
+    ]
+    commands = block_filters.changed("d", disk, kept, late, PLAIN)
+    assert executed(commands) == [
+        "blockdev-reopen image-d on origin-d",
+        "blockdev-add store-d",
+        "blockdev-reopen file-d on store-d",
+        "blockdev-del late-d",
+        "blockdev-del late-image-d",
+    ]
+    assert commands[0].arguments["options"][0]["driver"] == "qcow2" and commands[2].arguments["options"][0]["backing"] == "image-d"
+
+
+def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
+    disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
+    (kept,) = blockdev.storage("d", disk, Path("/s"))
+    late = Layers(export=True, image=True)
+    found = block_filters.connections("d", PLAIN, late)
+    assert found == ("late-d", "late-image-d")
+    servers = [
+        command.arguments["server"] for command in block_filters.changed("d", disk, kept, PLAIN, late) if "server" in command.arguments
+    ]
+    assert servers == [{"type": "fd", "str": name} for name in found]
+    assert block_filters.connections("d", late, PLAIN) == block_filters.connections("d", late, late) == ()
+
+
+def test_a_disk_without_a_file_has_the_export_below_its_limits() -> None:
+    disk = disk_of(type="virtio-blk", size="1G", format="null-co", read_only=True)
+    late = Layers(export=True, number=1)
+    commands = block_filters.changed("d", disk, None, PLAIN, late)
+    assert executed(commands) == ["blockdev-add late-d", "blockdev-reopen limited-d on late-d"]
+    assert commands[0].arguments["read-only"] and commands[1].arguments["options"][0]["read-only"]
+    faulty = Layers(export=True, errors=(ERROR,), number=2)
+    assert executed(block_filters.changed("d", disk, None, faulty, Layers(errors=(ERROR,), number=3))) == [
+        "blockdev-add faulty-d-3",
+        "blockdev-reopen limited-d on faulty-d-3",
+        "blockdev-del faulty-d-2",
+        "blockdev-del late-d",
+    ]
+
+
+def test_a_profile_brings_its_delay() -> None:
+    def disk(**said: object) -> Disk:
+        return disk_of(type="nvme", size="1G", **said)
+
+    assert blockdev.latency_of(disk(profile="aws-gp3")).read_us == 1000
+    assert blockdev.latency_of(disk(profile="aws-gp3", scale=0.5)).read_us == 2000
+    assert blockdev.latency_of(disk(profile="aws-gp3", latency={"write": "3ms"})) == Latency(write_us=3000)
+    assert blockdev.latency_of(disk()) == NO_DELAY
+    assert blockdev.throttle_of(disk(profile="aws-gp3", scale=0.5)).iops_total == 1500
+
+
+def executed(commands: tuple[QmpCommand, ...]) -> list[str]:
+    found = []
+    for command in commands:
+        node = command.arguments.get("options", [command.arguments])[0]
+        on = f" on {node['file']}" if command.execute == "blockdev-reopen" else ""
+        found.append(f"{command.execute} {node['node-name']}{on}")
+    return found
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
+def test_what_is_said_is_what_is_read(profile: object) -> None:
+    assert isinstance(profile, type(PROFILES["hdd-7200"]))
+    assert words.throttle(words.said_throttle(profile.throttle)) == profile.throttle
+    assert words.latency(words.said_latency(profile.latency)) == profile.latency
+
+
+def test_faults_are_said_as_they_are_read() -> None:
+    for written in (["read=EIO"], ["write=torn,count=3,range=1048576-2097152", "flush=ENOMEM,probability=0.25"], ["off"]):
+        assert words.said_faults(words.faults(written)) == written
+
+
+def test_the_page_of_profiles_is_the_tables() -> None:
+    kept = Path(__file__).parents[3] / "docs" / "hardware.md"
+    assert kept.read_text() == profiles_markdown(), "./tb profiles --markdown >docs/hardware.md"

@@ -1,0 +1,144 @@
+"""Results that are kept as they come: what a run leaves that ends early, whose disk is full, or that is killed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testbed.cli.result_writer import run_kept
+from testbed.errors import HostError, UsageError
+from testbed.report import diff, formats, partial, result_reader, results, runs
+from testbed.report.markdown import markdown
+from testbed.report.partial import Partial
+from testbed.report.result_writer import Keeper
+from testbed.scenarios.runner import Result
+from testbed.scenarios.verdict import Verdict
+from tests.support import junit as junit_rules
+from tests.support import ktap as ktap_rules
+from tests.support.run_results import document, failed, passed
+from tests.support.values import APART, may_mount
+
+
+def so_far(folder: Path, ended: list[Result], wanted: int) -> Callable[[str | None], dict[str, Any]]:
+    def made(why: str | None) -> dict[str, Any]:
+        end = None if why is None else Partial(ended=len(ended), wanted=wanted, what="cases", why=why)
+        return document(folder, *ended, partial=end)
+
+    return made
+
+
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "runs" / "20260101T000000Z-abcd"
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path) -> None:
+    folder, ended = run(tmp_path), list[Result]()
+    with run_kept(folder, so_far(folder, ended, 2), formats.write, lambda note: None) as keeper:
+        ended.append(passed(folder))
+        keeper.update()
+        read = results.read(str(folder), folder.parent)
+        # All that ended has passed, and that is not the run's verdict.
+        assert (read["verdict"], [case["verdict"] for case in read["scenarios"]]) == ("INFRA", ["PASS"])
+        assert str(partial.read(read)) == "1 of 2 cases ended; the run goes on"
+        (listed,) = runs.every(folder.parent, result_reader.document)
+        assert listed.going_on and listed.partial == partial.read(read)
+        ended.append(passed(folder))
+        complete, unwritten = keeper.finish()
+    assert unwritten is None and complete["partial"] is None and results.read("last", folder.parent)["verdict"] == "PASS"
+
+
+def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path: Path) -> None:
+    folder, notes = run(tmp_path), list[str]()
+    why = "/state: cannot be written: No space left on device"
+    with (
+        pytest.raises(HostError),
+        run_kept(folder, so_far(folder, [passed(folder)], 12), formats.write, notes.append),
+    ):
+        raise HostError(f"{why}\nand more lines")
+    said = f"1 of 12 cases ended; {why}"
+    assert notes == [f"broken off: {said}"]
+    read = results.read(str(folder), folder.parent)
+    assert read["verdict"] == "INFRA" and str(partial.read(read)) == said
+    text = markdown(read)
+    assert ": INFRA, partial\n" in text and f"**Partial: {said}. Nothing is known of the others.**" in text
+    assert f"Partial: {said}" in (folder / "report.html").read_text()
+    junit_rules.check((folder / "junit.xml").read_text())
+    assert 'tests="2" failures="0" errors="1"' in (folder / "junit.xml").read_text()
+    (whole,) = ktap_rules.parse((folder / "results.ktap").read_text())
+    assert whole.status == "not ok" and [(one.name, one.status) for one in whole.tests] == [("gate", "ok"), ("the whole run", "not ok")]
+
+
+def test_a_failure_stays_one_and_a_mistake_of_ours_is_named(tmp_path: Path) -> None:
+    folder = run(tmp_path)
+    ended = [passed(folder), failed(folder)]
+    with pytest.raises(ExceptionGroup), run_kept(folder, so_far(folder, ended, 3), formats.write, lambda note: None):
+        raise ExceptionGroup("several", [ValueError("invalid literal"), UsageError("no")])
+    read = results.read(str(folder), folder.parent)
+    assert read["verdict"] == "FAIL" and read["partial"]["why"] == "a mistake of the testbed: ValueError: invalid literal"
+    assert "That of these one failed stays true." in markdown(read)
+
+
+def test_nothing_is_unchanged_between_a_run_and_a_part_of_one(tmp_path: Path) -> None:
+    whole, part = (document(tmp_path, *[passed(tmp_path)] * 20) for _ in range(2))
+    part["partial"] = {"ended": 20, "wanted": 40, "at_most": False, "what": "attempts", "why": "interrupted by SIGINT"}
+    found = diff.compare(whole, part)
+    assert found["result"] == diff.UNKNOWN
+    assert {"what": "how far it came", "before": "to its end", "after": "20 of 40 attempts ended; interrupted by SIGINT"} in found["setup"]
+
+
+FULL = """\
+import sys
+from pathlib import Path
+from tests.support.run_results import passed
+from tests.unit.report.test_result_writer import so_far
+from testbed.report import formats as artefacts
+from testbed.report.result_writer import Keeper
+
+folder = Path(sys.argv[1])
+ended = []
+keeper = Keeper(folder, so_far(folder, ended, 4), artefacts.write)
+for number in range(3):
+    ended.append(passed(folder))
+    keeper.update()
+    if number == 0:
+        with (folder / "console.log").open("wb", buffering=0) as log:
+            try:
+                while True:
+                    log.write(bytes(4096))
+            except OSError:
+                pass
+print((folder / "results.json").read_text())
+print("----")
+keeper.broken_off("this machine's disk is full")
+print((folder / "results.json").read_text())
+print("----")
+print(*sorted(path.name for path in folder.iterdir()))
+"""
+
+
+@pytest.mark.skipif(not may_mount(), reason="a small disk is mounted in a namespace, which this machine does not let us have")
+def test_a_full_disk_has_room_for_what_is_known(tmp_path: Path) -> None:
+    words = (*APART, "sh", "-ec", f"mount -t tmpfs -o size=12m none '{tmp_path}' && exec \"$@\"", "sh", sys.executable, "-c", FULL)
+    done = subprocess.run([*words, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
+    before, after, names = done.stdout.split("----\n")
+    # What came before the disk was full is there, and at the end all of it.
+    assert json.loads(before)["partial"]["ended"] == 1
+    assert str(partial.read(json.loads(after))) == "3 of 4 cases ended; this machine's disk is full"
+    assert names.split() == ["console.log", "junit.xml", "report.html", "results.json", "results.ktap"]
+
+
+def test_a_disk_without_room_for_that_is_no_reason_not_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refused)
+    keeper = Keeper(tmp_path, so_far(tmp_path, [passed(tmp_path)], 1), formats.write)
+    assert keeper.finish()[1] is None and results.read(str(tmp_path), tmp_path)["verdict"] == Verdict.PASS.value
