@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import virtme
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.guest.lifecycle import Event
 from testbed.host import paths, tempdirs
 from testbed.report import live
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest, load
+from testbed.topology import GuestModel, load
 from testbed.units import MIB
 
 _PARTS = (
@@ -38,9 +38,9 @@ class Sample:
     private_bytes: int
 
 
-async def _one(lab: Lab, model: Guest, kernel: KernelFiles, evidence: Path) -> Sample:
+async def _one(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, evidence: Path) -> Sample:
     started = time.monotonic()
-    async with lab.guest("bench", model, kernel, evidence) as guest:
+    async with factory.guest("bench", model, kernel, evidence) as guest:
         await guest.run("true")
         answered = time.monotonic()
         parts_s = {name: guest.reached[end] - guest.reached[begin] for name, begin, end in _PARTS}
@@ -62,18 +62,18 @@ async def measure(*, count: int, cold: int, kernel: str) -> dict[str, Any]:
     """The figures; times in seconds, memory in MiB."""
     model = load(paths.shipped("topologies") / "default.yaml").guests["g0"]
     with live.progress(Console(stderr=True)) as progress, tempdirs.temporary() as folder:
-        async with open_lab(progress, kernels=(kernel,)) as lab:
-            files = await lab.kernel(kernel)
-            await _one(lab, model, files, folder)  # makes the template where there is none
+        async with open_factory(progress, kernels=(kernel,)) as factory:
+            files = await factory.kernel(kernel)
+            await _one(factory, model, files, folder)  # makes the template where there is none
             with progress.task(f"{count} clones") as task:
                 warm = []
                 for number in range(count):
-                    warm.append(await _one(lab, model, files, folder))
+                    warm.append(await _one(factory, model, files, folder))
                     task.update(fraction=(number + 1) / count)
-            lab.cold = True
+            factory.cold = True
             with progress.task(f"{cold} cold boots"):
-                booted = [await _one(lab, model, files, folder) for _ in range(cold)]
-            virtme_s = await virtme.measure(lab.folders.cache, progress)
+                booted = [await _one(factory, model, files, folder) for _ in range(cold)]
+            virtme_s = await virtme.measure(factory.folders.cache, progress)
     times = sorted(sample.total_s for sample in warm)
     median_s = statistics.median(times)
     cold_s = statistics.median(sample.total_s for sample in booted)

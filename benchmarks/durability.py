@@ -13,12 +13,12 @@ import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from testbed import numbers
 from testbed.guest.guest import Guest
 from testbed.guest.setup.block_stack import MOUNTS
-from testbed.regex import LONGEST_LINE, linear
+from testbed.regex import LONGEST_LINE, compile_linear
+from testbed.units import parse_whole
 
-_SYNCED = linear(r"synced ([0-9]{1,18})")
+_SYNCED = compile_linear(r"synced ([0-9]{1,18})")
 _POLL_S = 0.02
 # Record N is a file of its own, named N, of N repeated over 16 KiB. It is said, on the console, which this machine reads, only after both
 # it and its folder were synced.
@@ -90,7 +90,7 @@ async def missing(guest: Guest, folder: str, load: Load) -> tuple[int, ...]:
     :raise GuestError: the guest does not answer.
     """
     done = await guest.script(_script(_CHECK), f"{MOUNTS}/{folder}", str(load.acknowledged), timeout_s=600)
-    return tuple(numbers.whole(line, f"guest {guest.name}: the records that are missing") for line in done.stdout.split())
+    return tuple(parse_whole(line, f"guest {guest.name}: the records that are missing") for line in done.stdout.split())
 
 
 def _script(perl: str) -> str:

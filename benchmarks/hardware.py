@@ -13,15 +13,15 @@ from typing import Any
 
 from rich.console import Console
 
-from testbed.guest.factory import open_lab
+from testbed.guest.factory import open_factory
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import fio, readings
-from testbed.guest.metrics.disk_sampler import sampling
+from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
 from testbed.host import tempdirs
 from testbed.report import live
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.topology.disks import disk_of
 from testbed.units import MIB
 
@@ -42,9 +42,9 @@ async def measure(*, kernel: str, seconds: float, changes: int) -> list[Row]:
     model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     rows: list[Row] = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
-        async with open_lab(progress, kernels=(kernel,)) as lab:
+        async with open_factory(progress, kernels=(kernel,)) as factory:
             for number, kind in enumerate(KINDS):
-                async with lab.guest("bench", model, await lab.kernel(kernel), folder / kind) as guest:
+                async with factory.guest("bench", model, await factory.kernel(kernel), folder / kind) as guest:
                     with progress.task(kind) as task:
                         name, path = f"d{number}", guest.disks[f"d{number}"].path
                         await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)
@@ -107,14 +107,14 @@ async def _change(guest: Guest, name: str, seconds: float) -> list[Row]:
 
 
 async def _requests(guest: Guest, name: str) -> int:
-    return (await readings.disks(guest))[name]["rd_operations"]
+    return (await readings.read_disks(guest))[name]["rd_operations"]
 
 
 async def _sampling(guest: Guest, name: str, seconds: float) -> list[Row]:
     """What ten samples a second cost beside none, in this process and in QEMU, while the guest does nothing: the median of three turns."""
     del name
     turns = [[await _costs(guest, every_s, seconds) for every_s in (None, 0.1)] for _ in range(3)]
-    disks = len(guest.order.model.disks)
+    disks = len(guest.spec.model.disks)
     return [
         {
             "limit": None,
@@ -127,7 +127,7 @@ async def _sampling(guest: Guest, name: str, seconds: float) -> list[Row]:
 
 async def _costs(guest: Guest, every_s: float | None, seconds: float) -> list[float]:
     """Percent of a core that this process and QEMU use while samples are taken."""
-    async with sampling(guest, every_s):
+    async with sampling_disks(guest, every_s):
         await asyncio.sleep(1)
         began, before = time.monotonic(), _used(guest)
         await asyncio.sleep(seconds)

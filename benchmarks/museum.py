@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from testbed.bugs import Case, load, repro
-from testbed.bugs.repro import Job, Limits, Tried
+from testbed.bugs.repro import KernelTries, ReproJob, StopRule
 from testbed.errors import UsageError
-from testbed.guest.factory import open_lab
+from testbed.guest.factory import open_factory
 from testbed.host import paths
 from testbed.progress import Silent
 
@@ -32,20 +32,20 @@ async def measure(names: tuple[str, ...], kernels: tuple[str, ...], tries: int, 
         raise UsageError(f"--kernels: expected some of {', '.join(named)}, got {', '.join(unknown)}")
     wanted = set(kernels or named)
     rows: list[dict[str, Any]] = []
-    async with open_lab(Silent(), kernels=tuple(sorted(wanted))) as lab:
+    async with open_factory(Silent(), kernels=tuple(sorted(wanted))) as factory:
         for name, case in chosen.items():
-            limits = Limits(tries=tries, timeout_s=case.bug.timeout_s, every=True)
-            where = (folder or paths.new_run_folder(lab.folders.runs)) / name
-            job = Job(lab=lab, case=case, limits=limits, seed=1, folder=where, on_try=lambda kernel, one: None)
+            limits = StopRule(tries=tries, timeout_s=case.bug.timeout_s, every=True)
+            where = (folder or paths.new_run_folder(factory.folders.runs)) / name
+            job = ReproJob(factory=factory, case=case, limits=limits, seed=1, folder=where, on_try=lambda kernel, one: None)
             for must_show, specs in ((True, case.bug.kernels.shows), (False, case.bug.kernels.clean)):
                 for spec in specs:
                     if spec in wanted:
-                        tried = await repro.on_kernel(job, await lab.kernel(spec), must_show=must_show)
+                        tried = await repro.try_kernel(job, await factory.kernel(spec), must_show=must_show)
                         rows.append(_row(name, case, tried))
     return rows
 
 
-def _row(name: str, case: Case, tried: Tried) -> dict[str, Any]:
+def _row(name: str, case: Case, tried: KernelTries) -> dict[str, Any]:
     rate, median_s = tried.rate, tried.median_hit_s
     right = rate.share >= case.bug.rate if tried.must_show else rate.hits == 0
     return {

@@ -12,11 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks import children
-from testbed.guest.factory import open_lab
+from testbed.guest.factory import open_factory
 from testbed.guest.setup import apply
 from testbed.host import tempdirs
 from testbed.report import live
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 
 _TESTS = 1000
 _SUITE = """\
@@ -48,12 +48,12 @@ async def measure(*, count: int, kernel: str) -> dict[str, Any]:
     with tempdirs.temporary() as folder:
         with live.progress(Console(stderr=True)) as progress:
             alone = []
-            async with open_lab(progress, kernels=(kernel,)) as lab:
-                files = await lab.kernel(kernel)
+            async with open_factory(progress, kernels=(kernel,)) as factory:
+                files = await factory.kernel(kernel)
                 for number in range(count + 1):
                     started = time.monotonic()
-                    async with lab.guest("g0", Guest(cpus=1), files, folder / str(number)) as guest:
-                        await apply.build(guest)
+                    async with factory.guest("g0", GuestModel(cpus=1), files, folder / str(number)) as guest:
+                        await apply.apply_steps(guest)
                         await guest.run("true")
                     alone.append(time.monotonic() - started)
             with progress.task(f"{count} tests"):

@@ -10,13 +10,13 @@ from rich.console import Console
 from benchmarks import durability
 from benchmarks.durability import Load
 from testbed.errors import GuestError
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.guest.setup import apply
 from testbed.host import tempdirs
 from testbed.progress import Task
 from testbed.report import live
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 
 _DISKS, _FILESYSTEMS = ("virtio-blk", "nvme"), ("ext4", "xfs", "btrfs")
 # Records that are synced before the power goes; a few more are until it is gone.
@@ -30,28 +30,30 @@ async def measure(*, cuts: int, kernel: str, seed: int) -> list[Row]:
     """A row for each disk and filesystem with a true cache; and for each one that lies, until it has lost something."""
     rows = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
-        async with open_lab(progress, kernels=(kernel,)) as lab:
-            files = await lab.kernel(kernel)
+        async with open_factory(progress, kernels=(kernel,)) as factory:
+            files = await factory.kernel(kernel)
             for cache in ("volatile", "lies"):
                 for disk in _DISKS:
                     for filesystem in _FILESYSTEMS:
                         said = {"type": disk, "size": "1G", "cache": cache}
-                        model = Guest.model_validate({"disks": {"data": said}, "filesystems": {"data": {"type": filesystem}}})
+                        model = GuestModel.model_validate({"disks": {"data": said}, "filesystems": {"data": {"type": filesystem}}})
                         evidence = folder / f"{cache}-{disk}-{filesystem}"
                         with progress.task(f"{filesystem} on {disk}, {cache}") as task:
-                            row = await _row(lab, files, model, evidence, cuts, seed, lying=cache == "lies", task=task)
+                            row = await _row(factory, files, model, evidence, cuts, seed, lying=cache == "lies", task=task)
                         rows.append({"disk": disk, "filesystem": filesystem, "cache": cache, **row})
     return rows
 
 
-async def _row(lab: Lab, kernel: KernelFiles, model: Guest, evidence: Path, cuts: int, seed: int, *, lying: bool, task: Task) -> Row:
+async def _row(
+    factory: GuestFactory, kernel: KernelFiles, model: GuestModel, evidence: Path, cuts: int, seed: int, *, lying: bool, task: Task
+) -> Row:
     kept: Path | None = None
     load, before = Load(), ""
     acknowledged = gone = blocks = 0
     for number in range(cuts + 1):
-        async with lab.guest("bench", model, kernel, evidence / str(number), survivors=kept) as guest:
+        async with factory.guest("bench", model, kernel, evidence / str(number), survivors=kept) as guest:
             try:
-                await apply.build(guest)
+                await apply.apply_steps(guest)
             except GuestError as error:
                 return _result(number, acknowledged, gone, blocks, f"the filesystem is gone: {str(error).splitlines()[-1][:80]}")
             if number:
@@ -59,7 +61,7 @@ async def _row(lab: Lab, kernel: KernelFiles, model: Guest, evidence: Path, cuts
                 acknowledged += load.acknowledged
             if number == cuts or (lying and gone):
                 return _result(number, acknowledged, gone, blocks, "")
-            kept, before = lab.new_folder(), f"data/cut-{number}"
+            kept, before = factory.new_folder(), f"data/cut-{number}"
             async with durability.loading(guest, before) as load:
                 await guest.wait(load.reaches(_RECORDS), _LIMIT_S)
                 blocks += (await guest.cut_power(kept, share=0.5, seed=seed + number))["data"]

@@ -9,13 +9,13 @@ from typing import Any
 from rich.console import Console
 
 from testbed.errors import GuestLost
-from testbed.guest.factory import open_lab
+from testbed.guest.factory import open_factory
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.host import tempdirs
 from testbed.progress import Task
 from testbed.report import live
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.topology.disks import disk_of
 from testbed.units import MIB
 
@@ -46,10 +46,10 @@ async def measure(*, cycles: int, kernel: str) -> list[Row]:
     """A row for each kind of disk: how many cycles the guest lived through, and what its console said if it did not."""
     rows = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
-        async with open_lab(progress, kernels=(kernel,)) as lab:
+        async with open_factory(progress, kernels=(kernel,)) as factory:
             for kind in _KINDS:
                 model = GuestModel(disks={"data": disk_of(type=kind, size=64 * MIB)})
-                async with lab.guest("bench", model, await lab.kernel(kernel), folder / kind) as guest:
+                async with factory.guest("bench", model, await factory.kernel(kernel), folder / kind) as guest:
                     with progress.task(kind) as task:
                         rows.append({"disk": kind, **await _cycles(guest, cycles, task)})
     return rows
@@ -80,7 +80,7 @@ async def _cycles(guest: Guest, cycles: int, task: Task) -> Row:
 async def _busy(guest: Guest) -> dict[str, int]:
     """What the disk has counted since it was plugged in, as soon as the guest is at work on it."""
     while True:
-        counted = (await readings.disks(guest)).get("data")
+        counted = (await readings.read_disks(guest)).get("data")
         if counted and counted["rd_operations"] >= _BUSY and counted["wr_operations"] >= _BUSY:
             return counted
         await asyncio.sleep(0.05)

@@ -13,14 +13,14 @@ from typing import Any
 
 from rich.console import Console
 
-from testbed.guest.factory import open_lab
+from testbed.guest.factory import open_factory
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import fio
-from testbed.guest.metrics.cgroup_sampler import LOG, sampling_groups
-from testbed.guest.metrics.disk_sampler import sampling
+from testbed.guest.metrics.cgroup_sampler import LOG, sampling_cgroups
+from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.host import tempdirs
 from testbed.report import live
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.topology.disks import disk_of
 from testbed.units import MIB
 
@@ -42,9 +42,9 @@ async def measure(*, kernel: str, seconds: float, rounds: int) -> list[Row]:
     model = GuestModel(disks={"data": disk_of(type="virtio-blk", size=64 * MIB)})
     rows: list[Row] = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
-        async with open_lab(progress, kernels=(kernel,)) as lab:
+        async with open_factory(progress, kernels=(kernel,)) as factory:
             for groups in (0, 8, 64):
-                async with lab.guest("bench", model, await lab.kernel(kernel), folder / str(groups)) as guest:
+                async with factory.guest("bench", model, await factory.kernel(kernel), folder / str(groups)) as guest:
                     await guest.script(_GROUPS, str(groups), guest.disks["data"].path)
                     for every_s in (0.25, 0.5, 1.0):
                         with progress.task(f"{groups} groups, every {every_s} s"):
@@ -56,7 +56,7 @@ async def measure(*, kernel: str, seconds: float, rounds: int) -> list[Row]:
 
 @contextlib.asynccontextmanager
 async def _both(guest: Guest, every_s: float | None) -> Any:
-    async with sampling(guest, every_s), sampling_groups(guest, every_s):
+    async with sampling_disks(guest, every_s), sampling_cgroups(guest, every_s):
         yield
 
 
@@ -70,7 +70,7 @@ async def _idle(guest: Guest, every_s: float, seconds: float) -> Row:
             await asyncio.sleep(seconds)
             costs.append([(after - before) / seconds * 100 for before, after in zip(began, _used(guest), strict=True)])
     ours, qemu = (round(with_it - without, 2) for without, with_it in zip(*costs, strict=True))
-    samples = [json.loads(line) for line in (guest.order.evidence / LOG).read_text(encoding="utf-8").splitlines()]
+    samples = [json.loads(line) for line in (guest.spec.logs / LOG).read_text(encoding="utf-8").splitlines()]
     answer_ms = statistics.median(sample["guest_error_s"] for sample in samples[-int(seconds / every_s) :]) * 2000
     return {"testbed_percent": ours, "qemu_percent": qemu, "answer_ms": round(answer_ms, 2)}
 

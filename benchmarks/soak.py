@@ -21,14 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import GuestLost, TestbedError, WireBroken
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import paths, quota, tempdirs
 from testbed.progress import Silent
 from testbed.scenarios import runner
 from testbed.scenarios.catalogue import select
 from testbed.scenarios.runner import Job
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest, disks, load
+from testbed.topology import GuestModel, disks, load
 from tests.support import places
 from tests.support.places import Places
 
@@ -70,7 +70,7 @@ def _malloced() -> int:
     return int(said.uordblks) + int(said.hblkhd)
 
 
-def what_is_held(lab: Lab) -> Held:
+def what_is_held(factory: GuestFactory) -> Held:
     """Now, between two rounds, without what nobody refers to any more."""
     gc.collect()
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
@@ -82,7 +82,7 @@ def what_is_held(lab: Lab) -> Held:
         files=len(list(Path("/proc/self/fd").iterdir())),
         processes=len(children),
         tasks=len(asyncio.all_tasks()),
-        disk_bytes=quota.taken(lab.folders.scratch) + quota.taken(lab.folders.runtime),
+        disk_bytes=quota.bytes_taken(factory.folders.scratch) + quota.bytes_taken(factory.folders.runtime),
     )
 
 
@@ -99,8 +99,8 @@ def age_names() -> None:
 class Soak:
     """The rounds. Each leaves nothing but its logs, which are removed."""
 
-    def __init__(self, lab: Lab, kernel: KernelFiles, chance: random.Random, folder: Path, own: Places) -> None:
-        self._lab, self._kernel, self._chance, self._folder, self._own = lab, kernel, chance, folder, own
+    def __init__(self, factory: GuestFactory, kernel: KernelFiles, chance: random.Random, folder: Path, own: Places) -> None:
+        self._factory, self._kernel, self._chance, self._folder, self._own = factory, kernel, chance, folder, own
         self.rounds: dict[str, Callable[[Path], Awaitable[None]]] = {
             "clone": self._clone,
             "clones at once": self._clones,
@@ -122,8 +122,8 @@ class Soak:
 
     def _guest(self, evidence: Path) -> Any:
         kind = self._chance.choice(("virtio-blk", "nvme", "virtio-scsi"))
-        model = Guest(cpus=1, memory=512 << 20, disks={"data": disks.disk_of(type=kind, size=64 << 20)})
-        return self._lab.guest("g0", model, self._kernel, evidence)
+        model = GuestModel(cpus=1, memory=512 << 20, disks={"data": disks.disk_of(type=kind, size=64 << 20)})
+        return self._factory.guest("g0", model, self._kernel, evidence)
 
     async def _clone(self, evidence: Path) -> None:
         async with self._guest(evidence) as guest:
@@ -138,7 +138,7 @@ class Soak:
         (case,) = select(("gate",), quick=True)
         model = load(paths.shipped("topologies") / "default.yaml").guests["g0"]
         job = Job(
-            lab=self._lab,
+            factory=self._factory,
             cases=(case,),
             model=model,
             kernels={"kernel": self._kernel},
@@ -146,7 +146,7 @@ class Soak:
             on_step=lambda case, side, step: None,
             on_result=lambda result: None,
         )
-        await runner.run(job, runner.each({"kernel": runner.expected_of(self._kernel)}))
+        await runner.run(job, runner.run_each({"kernel": runner.expected_of(self._kernel)}))
 
     async def _panic(self, evidence: Path) -> None:
         with contextlib.suppress(GuestLost):
@@ -224,14 +224,14 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
         tempfile.TemporaryFile("w+", encoding="utf-8") as samples,
     ):
         os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR", "TESTBED_ADMISSION")})
-        async with open_lab(Silent(), kernels=(kernel,)) as lab:
-            soak = Soak(lab, await lab.kernel(kernel), chance, folder, own)
+        async with open_factory(Silent(), kernels=(kernel,)) as factory:
+            soak = Soak(factory, await factory.kernel(kernel), chance, folder, own)
             while time.monotonic() < until or rounds.total() <= _WARM_UP + 3:
                 rounds[await soak.round()] += 1
                 if rounds.total() == _WARM_UP:
                     age_names()
                 # Not in memory, which is what is measured.
-                samples.write(json.dumps(asdict(what_is_held(lab))) + "\n")
+                samples.write(json.dumps(asdict(what_is_held(factory))) + "\n")
         samples.seek(0)
         kept = [Held(**json.loads(line)) for line in samples][_WARM_UP:]
     return {

@@ -52,7 +52,7 @@ def _lines(documents: Sequence[Document]) -> Iterator[str]:
         yield f"| {status} | {cell(reason)} | {', '.join(cell(test) for test in tests)} |"
     yield ""
     for document in documents:
-        end = partial.read(document)
+        end = partial.read_partial(document)
         kernel = document["kernel"]
         counts = f"{document['reason']} in {document['took_s']:.0f} s"
         yield f"- {document['run']}, {kernel['name']} ({kernel['release']}): {f'{end}; ' if end else ''}{counts}"

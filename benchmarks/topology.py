@@ -45,6 +45,6 @@ def measure(plans: int) -> dict[str, Any]:
     guest = next(iter(points.values())).guests["g0"]
     started = time.monotonic()
     for _ in range(plans):
-        cgroups.plan_groups(guest, block_stack.plan_stack(guest, {"data": "/dev/vdc"}).devices)
+        cgroups.plan_cgroups(guest, block_stack.plan_stack(guest, {"data": "/dev/vdc"}).devices)
     planned = (time.monotonic() - started) / plans
     return {"points": len(points), "validated_s": round(validated, 2), "plan_ms": round(planned * 1000, 3)}

@@ -44,7 +44,7 @@ async def measure(root: Path, progress: Progress) -> float | str:
             shutil.rmtree(unfinished / "debs")
             return {"release": release}
 
-    await cache.once(folder, make, progress, "kernel with 9p for virtme-ng")
+    await cache.make_once(folder, make, progress, "kernel with 9p for virtme-ng")
     release = cache.read_meta(folder)["release"]
     started = time.monotonic()
     child = await asyncio.create_subprocess_exec(

@@ -188,7 +188,7 @@ class ReadingError(GuestError):
         self.where = where
 
 
-def every() -> tuple[type[TestbedError], ...]:
+def flatten() -> tuple[type[TestbedError], ...]:
     """All classes of errors, by code."""
     found: list[type[TestbedError]] = []
     waiting = [TestbedError]
@@ -198,15 +198,15 @@ def every() -> tuple[type[TestbedError], ...]:
     return tuple(sorted(found, key=lambda kind: kind.code))
 
 
-def first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Of failures at the same time the one to tell: the first stops the others."""
     found = group.exceptions[0]
-    return first(found) if isinstance(found, BaseExceptionGroup) else found
+    return first_error(found) if isinstance(found, BaseExceptionGroup) else found
 
 
-def told(message: str, code: str) -> TestbedError:
+def one_line(message: str, code: str) -> TestbedError:
     """An error that another process of the testbed tells of: of its class, as far as this one knows that, and without its attributes."""
-    kind = next((one for one in every() if one.code == code), TestbedError)
+    kind = next((one for one in flatten() if one.code == code), TestbedError)
     error = kind.__new__(kind)
     TestbedError.__init__(error, message)
     return error

@@ -15,12 +15,12 @@ LONGEST_LINE = 4096
 _MAX_MEMORY_BYTES = 8 << 20
 
 
-def linear(text: str) -> Any:
+def compile_linear(text: str) -> Any:
     """One of ours, compiled: it has what a pattern of Python's `re` has (search, match, fullmatch, finditer)."""
     return re2.compile(text)
 
 
-def escaped(text: str) -> str:
+def escape(text: str) -> str:
     """A pattern that matches this text alone."""
     return str(re2.escape(text))
 
@@ -54,7 +54,7 @@ class Pattern:
 
 # Each may keep up to _MAX_MEMORY_BYTES; a bug has a handful.
 @functools.lru_cache(maxsize=64)
-def compiled(text: str) -> Pattern:
+def compile_user_regex(text: str) -> Pattern:
     """The pattern in a text; ^ and $ are the begin and the end of a line.
 
     :raise ValueError: it is none, or would take too much memory; says what is wrong with it.

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice, takewhile
 
-from testbed.regex import LONGEST_LINE, linear
+from testbed.regex import LONGEST_LINE, compile_linear
 
-_NOT_RUN = linear(r"^(?:\S+/\S+)(?: => (?P<devices>[^([]*[^([\s]))?\s+(?:\((?P<condition>[^)]*)\).*)?\[not run\]\s*$")
+_NOT_RUN = compile_linear(r"^(?:\S+/\S+)(?: => (?P<devices>[^([]*[^([\s]))?\s+(?:\((?P<condition>[^)]*)\).*)?\[not run\]\s*$")
 # `runtime ... 1.2s`: what is printed in columns between that line and the reasons.
-_MEASURED = linear(r"^    \S.*\s{2}\.\.\.(\s{2}|\s*$)")
-_LACKS = linear(r"^\S*check: (\S+) is not available\.")
-_FOR_DEVICES = linear(r"(?m)^[ \t]*(?:function[ \t]+)?test_device(?:_array)?[ \t]*\(\)")
+_MEASURED = compile_linear(r"^    \S.*\s{2}\.\.\.(\s{2}|\s*$)")
+_LACKS = compile_linear(r"^\S*check: (\S+) is not available\.")
+_FOR_DEVICES = compile_linear(r"(?m)^[ \t]*(?:function[ \t]+)?test_device(?:_array)?[ \t]*\(\)")
 _REASONS = {"output": "its output differs from what is expected", "dmesg": "something in the kernel's log", "exit": "it exited with status"}
 _KNOWN = frozenset({"status", "reason", "exit_status", "runtime", "date", "description"})
 _NO_DEVICE = "nodev"
@@ -52,13 +52,13 @@ RESULTS = {
 }
 
 
-def folder_of(test: str) -> str:
+def results_folder(test: str) -> str:
     """What the folder of a test's guest is called."""
     return test.replace("/", "-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class TestResult:
     """One test, for one of its devices or conditions (`where`), if it has such. `details`: lines that a person wants to see of one that did
     not pass. `measured`: what else it left, such as `read iops`.
     """
@@ -86,7 +86,7 @@ class _Skip:
     reason: str
 
 
-def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool, cut: bool = False) -> tuple[Outcome, ...]:
+def read_results(test: str, left: str, printed: str, source: str, *, devices: bool, cut: bool = False) -> tuple[TestResult, ...]:
     """What `./check TEST` came to.
 
     `left`: a folder, the record in it, and how the output differs or what the kernel said, each with a NUL behind it, as often as there are
@@ -94,7 +94,7 @@ def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool, 
     guest said more than is read of it: what is missing may be a failure, and so nothing passes without an error beside it.
     """
     skips = list(islice(_skips(printed), _MOST_OUTCOMES + 1))
-    found: list[Outcome] = []
+    found: list[TestResult] = []
     told: set[_Skip] = set()
     # Once for all records: a guest may leave many of them, and print much.
     shown, lacks = _some(printed), _lacks(printed)
@@ -105,18 +105,18 @@ def outcomes(test: str, left: str, printed: str, source: str, *, devices: bool, 
         found.append(_of_record(test, folder, record, mine, _some(difference) if difference else shown, lacks))
     # In the order of printing, each once: a device may be refused twice.
     rest = dict.fromkeys((skip.where, skip.reason) for skip in skips if skip not in told)
-    found += [Outcome(test=test, where=where, status=Status.SKIP, reason=reason) for where, reason in rest]
+    found += [TestResult(test=test, where=where, status=Status.SKIP, reason=reason) for where, reason in rest]
     if cut or len(parts) % 3 != 1 or len(found) > _MOST_OUTCOMES:
         why = f"expected at most {_MOST_OUTCOMES} whole records and skips of it, and 1 MiB; got more, and what the others say is not known"
-        return (*_kept(found[:_MOST_OUTCOMES]), Outcome(test=test, status=Status.ERROR, reason=why))
+        return (*_kept(found[:_MOST_OUTCOMES]), TestResult(test=test, status=Status.ERROR, reason=why))
     if found:
         return _kept(found)
     if not devices and _FOR_DEVICES.search(source):
-        return (Outcome(test=test, status=Status.SKIP, reason="it is for devices that it may overwrite; --test-disk names them"),)
-    return (Outcome(test=test, status=Status.ERROR, reason="./check left no result of it", details=shown),)
+        return (TestResult(test=test, status=Status.SKIP, reason="it is for devices that it may overwrite; --test-disk names them"),)
+    return (TestResult(test=test, status=Status.ERROR, reason="./check left no result of it", details=shown),)
 
 
-def _kept(found: list[Outcome]) -> tuple[Outcome, ...]:
+def _kept(found: list[TestResult]) -> tuple[TestResult, ...]:
     """These, and their texts as far as there is room for those of one test."""
     room, kept = _MOST_KEPT_CHARACTERS, []
     for one in found:
@@ -154,7 +154,7 @@ def _skips(printed: str) -> Iterator[_Skip]:
         )
 
 
-def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details: tuple[str, ...], lacks: str) -> Outcome:
+def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details: tuple[str, ...], lacks: str) -> TestResult:
     where = _short(folder.removeprefix(_NO_DEVICE).removeprefix("_") if folder.startswith(_NO_DEVICE) else folder, _LONGEST_WHERE)
     pairs = [line.partition("\t")[::2] for line in record.splitlines()]
     said = dict(pairs)
@@ -162,18 +162,18 @@ def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details:
     status, reason, runtime = " and ".join(statuses), _short(said.get("reason", "")), _short(said.get("runtime", ""))
     measured = {_short(key): _short(value) for key, value in islice(said.items(), _MOST_MEASURED) if key not in _KNOWN}
     if status == "pass":
-        return Outcome(test=test, where=where, status=Status.PASS, runtime=runtime, measured=measured)
+        return TestResult(test=test, where=where, status=Status.PASS, runtime=runtime, measured=measured)
     if status == "not run":
         why = "; ".join(skip.reason for skip in skips[:_MOST_LINES]) or reason or "it does not say why"
-        return Outcome(test=test, where=where, status=Status.SKIP, reason=_short(why))
+        return TestResult(test=test, where=where, status=Status.SKIP, reason=_short(why))
     if status == "fail":
         why = _REASONS.get(reason, reason)
         if reason == "exit":
             why += f" {_short(said.get('exit_status', '?'))}"
         shown = (*details, *([f"(the guest has not all that ./check asks for: {lacks})"] if lacks else []))
-        return Outcome(test=test, where=where, status=Status.FAIL, reason=why, runtime=runtime, details=shown, measured=measured)
+        return TestResult(test=test, where=where, status=Status.FAIL, reason=why, runtime=runtime, details=shown, measured=measured)
     why = f"expected a status of pass, fail or not run, got {_short(status)!r}"
-    return Outcome(test=test, where=where, status=Status.ERROR, reason=why, details=_some(record))
+    return TestResult(test=test, where=where, status=Status.ERROR, reason=why, details=_some(record))
 
 
 def _some(text: str) -> tuple[str, ...]:

@@ -63,9 +63,9 @@ finish
 """
 
 
-def read_script(mark: str) -> str:
+def read_command(mark: str) -> str:
     """Takes a group's counters, and notes the MAJ:MIN of devices; it fails where the group is not there, or is gone at the end."""
-    return shell_functions.functions(mark) + _READ
+    return shell_functions.function_definitions(mark) + _READ
 
 
 def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str, int]:
@@ -81,7 +81,7 @@ def _growth(after: Mapping[str, int], before: Mapping[str, int], where: str, onl
     for name in before if only is None else before.keys() & only:
         if name not in after:
             raise ReadingError(f"{where} {name}", f"at least {before[name]}, as before", "nothing")
-        cgroupfs.grown(before[name], after[name], f"{where} {name}")
+        cgroupfs.growth(before[name], after[name], f"{where} {name}")
     return found
 
 
@@ -161,7 +161,9 @@ def parse(group: str, text: str, mark: str, guest: str) -> Counters:
         events=flat("memory.events"),
         devices=tuple(names.values()),
         has_io=io is not None,
-        usage={name: cgroupfs.single(text, taken.where(f"{folder}/memory.{name}")) for name, text in single.items() if text is not None},
+        usage={
+            name: cgroupfs.parse_single(text, taken.where(f"{folder}/memory.{name}")) for name, text in single.items() if text is not None
+        },
     )
 
 

@@ -58,7 +58,7 @@ class Compare(Protocol):
     def __call__(self, body: Callable[[Vm], Awaitable[T]]) -> Awaitable[Comparison[T]]: ...
 
 
-async def compared(body: Callable[[Vm], Awaitable[T]], vms: Mapping[str, Vm], *, side_by_side: bool) -> Comparison[T]:
+async def compare_sides(body: Callable[[Vm], Awaitable[T]], vms: Mapping[str, Vm], *, side_by_side: bool) -> Comparison[T]:
     """Run `body` on each side to its end, whatever the other does; a skip skips.
 
     :raise SideFailed: it failed.

@@ -22,24 +22,24 @@ T = TypeVar("T")
 _GRACE_S = 60.0
 
 
-class Carrier(Protocol):
+class LoopRunner(Protocol):
     """Does what it is given, and hands back what that returns or raises."""
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it, while the caller waits; cancelled with it."""
 
 
-class Here:
+class CallerLoop:
     """In the caller's own event loop."""
 
     async def do(self, work: Coroutine[Any, Any, T]) -> T:
         try:
             return await work
         except TestbedError as error:
-            raise shortened(error) from None
+            raise without_traceback(error) from None
 
 
-def shortened(error: TestbedError) -> TestbedError:
+def without_traceback(error: TestbedError) -> TestbedError:
     """An error without the way that it took through the testbed, which tells nobody anything; `TESTBED_DEBUG` leaves it."""
     if os.environ.get("TESTBED_DEBUG"):
         return error
@@ -47,7 +47,7 @@ def shortened(error: TestbedError) -> TestbedError:
     return error.with_traceback(None)
 
 
-class Background:
+class ThreadLoop:
     """In a thread that is started now, and ends with `close`."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class Background:
         try:
             return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
         except TestbedError as error:
-            raise shortened(error) from None
+            raise without_traceback(error) from None
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it, and block the caller's thread until it is done; whatever interrupts the caller cancels it."""

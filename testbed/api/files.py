@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from testbed import numbers as strict
-from testbed.api.guest_backend import Machine
+from testbed.api.guest_backend import GuestBackend
 from testbed.errors import CommandFailed, GuestError, HostError, UsageError
 from testbed.guest.channels.ssh import Result
 from testbed.host import process, tempdirs
 from testbed.store import archives
+from testbed.units import parse_octal, parse_whole
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 
@@ -65,7 +65,9 @@ class _Found:
 class Copier:
     """Copies for one guest. `do`: runs work on its machine, and raises TimeoutError where it takes longer than so many seconds."""
 
-    def __init__(self, vm: Commands, machine: Machine, do: Callable[[Coroutine[Any, Any, Any], float], Coroutine[Any, Any, Any]]) -> None:
+    def __init__(
+        self, vm: Commands, machine: GuestBackend, do: Callable[[Coroutine[Any, Any, Any], float], Coroutine[Any, Any, Any]]
+    ) -> None:
         self._vm, self._machine, self._do = vm, machine, do
 
     async def put(self, source: Path | str | bytes, target: str, mode: int | None, timeout_s: float) -> None:
@@ -151,12 +153,12 @@ class Copier:
             raise GuestError(f"guest {self._vm.name}: copying {source} out of it: {why}")
         where = f"guest {self._vm.name}: stat of {source}"
         kind, mode, *numbers = [*said[0].split("|"), *[""] * 4][:5]
-        size, blocks, block = (strict.whole(number, where) for number in numbers)
+        size, blocks, block = (parse_whole(number, where) for number in numbers)
         if kind not in ("directory", "regular file", "regular empty file"):
             raise GuestError(f"guest {self._vm.name}: copying {source} out of it: expected a file or a folder, got a {kind}")
         return _Found(
             folder=kind == "directory",
-            executable=bool(strict.octal(mode, where) & 0o100),
+            executable=bool(parse_octal(mode, where) & 0o100),
             virtual=said[1] not in _STORAGE,
             sparse=blocks * block < size,
         )

@@ -12,14 +12,14 @@ from testbed.guest.channels.ssh import Result
 from testbed.guest.guest import Guest
 from testbed.guest.setup.block_stack import Stack
 from testbed.hardware import commands
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 
 # The caller owns the deadline.
 _FOR_EVER_S = 1e6
 Said = dict[str, list[str]]
 
 
-class Machine(Protocol):
+class GuestBackend(Protocol):
     """A guest, all of it set up. `devices`: /dev path of each device of its topology."""
 
     name: str
@@ -58,14 +58,14 @@ class Machine(Protocol):
         """How a disk, or the machine, behaves now."""
 
 
-class Own:
+class LocalGuest:
     """A guest of this process."""
 
     def __init__(self, guest: Guest, stack: Stack, kernel: str, release: str) -> None:
         self._guest, self._stack = guest, stack
-        self.name, self.model, self.evidence = guest.name, guest.order.model, guest.order.evidence
+        self.name, self.model, self.evidence = guest.name, guest.spec.model, guest.spec.logs
         self.kernel, self.release = kernel, release
-        self.command_s = guest.order.deadlines.command_s
+        self.command_s = guest.spec.deadlines.command_s
 
     @property
     def disks(self) -> dict[str, Disk]:
@@ -96,12 +96,12 @@ class Own:
 
     async def execute(self, command: str, arguments: dict[str, Any]) -> Any:
         guest = self._guest
-        return await guest.wait(guest.monitor.execute(command, arguments), guest.order.deadlines.monitor_s)
+        return await guest.wait(guest.monitor.execute(command, arguments), guest.spec.deadlines.monitor_s)
 
     async def tell(self, some: Sequence[str]) -> Said:
-        return await hardware_control.told(self._guest, some)
+        return await hardware_control.apply(self._guest, some)
 
     async def said(self, disk: str) -> Said:
         if disk == commands.MACHINE:
-            return await hardware_control.said_machine(self._guest)
-        return await hardware_control.said(self._guest.hardware, disk)
+            return await hardware_control.describe_machine(self._guest)
+        return await hardware_control.describe(self._guest.hardware, disk)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from testbed.api.event_loops import Carrier
-from testbed.api.guest_backend import Machine, Said
+from testbed.api.event_loops import LoopRunner
+from testbed.api.guest_backend import GuestBackend, Said
 from testbed.hardware.commands import MACHINE, OFF, SURPRISE
 
 __tracebackhide__ = True  # pytest shows no frames of this module
@@ -20,7 +20,7 @@ class Hardware:
     the guest does.
     """
 
-    def __init__(self, machine: Machine, carrier: Carrier) -> None:
+    def __init__(self, machine: GuestBackend, carrier: LoopRunner) -> None:
         self._machine, self._carrier = machine, carrier
 
     async def throttle(self, disk: str, *words: str, **limits: str | int) -> Said:

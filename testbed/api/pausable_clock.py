@@ -12,7 +12,7 @@ __tracebackhide__ = True  # pytest shows no frames of this module
 T = TypeVar("T")
 
 
-class Patience:
+class PausableClock:
     """The clock. `hold` and `release` may come from another thread."""
 
     def __init__(self) -> None:

@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
-from testbed.api.event_loops import Carrier
-from testbed.api.guest_backend import Machine
-from testbed.api.pausable_clock import Patience
+from testbed.api.event_loops import LoopRunner
+from testbed.api.guest_backend import GuestBackend
+from testbed.api.pausable_clock import PausableClock
 from testbed.errors import GuestError
+from testbed.text import parse_json
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 
@@ -23,7 +23,7 @@ _MONITOR_S = 60.0
 class Events:
     """The events of some names, from one moment on."""
 
-    def __init__(self, log: Path, names: tuple[str, ...], patience: Patience) -> None:
+    def __init__(self, log: Path, names: tuple[str, ...], patience: PausableClock) -> None:
         self._log, self._names, self._patience = log, names, patience
         self._at = log.stat().st_size if log.exists() else 0
         self._found: list[dict[str, Any]] = []
@@ -58,7 +58,7 @@ class Events:
                 if not line.endswith(b"\n"):
                     break
                 self._at += len(line)
-                event = jsons.parsed(line).get("event")
+                event = parse_json(line).get("event")
                 if event is not None and (not self._names or event["event"] in self._names):
                     yield event
 
@@ -66,7 +66,7 @@ class Events:
 class Qmp:
     """`await qmp.execute("query-status")`"""
 
-    def __init__(self, machine: Machine, carrier: Carrier, patience: Patience) -> None:
+    def __init__(self, machine: GuestBackend, carrier: LoopRunner, patience: PausableClock) -> None:
         self._machine, self._carrier, self._patience = machine, carrier, patience
 
     async def execute(self, command: str, arguments: dict[str, Any] | None = None, **more: Any) -> Any:

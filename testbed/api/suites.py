@@ -13,19 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.api import Testbed, Vm, blktests
-from testbed.api.blktests import Outcome, Status
-from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, UsageError, first
+from testbed.api.blktests import Status, TestResult
+from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, UsageError, first_error
 from testbed.guest.channels.ssh import Result
 from testbed.host import eventlog
-from testbed.regex import LONGEST_LINE, linear
+from testbed.regex import LONGEST_LINE, compile_linear
 from testbed.topology import Topology
 
-_TEST = linear(r"[0-9]{3}")
-_GROUP = linear(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
+_TEST = compile_linear(r"[0-9]{3}")
+_GROUP = compile_linear(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,63}")
 # The head of a list of processes, or one of them.
-_PROCESS = linear(r"\s*(PPID|\d+)\s+[A-Z]\S*\s+\S+\s+\S")
+_PROCESS = compile_linear(r"\s*(PPID|\d+)\s+[A-Z]\S*\s+\S+\s+\S")
 # What every command in a guest comes by: the agent, the SSH server, and the command by which that runs all others.
-_OURS = linear(r"/testbed-agent|\bdropbear -|SSH_ORIGINAL_COMMAND")
+_OURS = compile_linear(r"/testbed-agent|\bdropbear -|SSH_ORIGINAL_COMMAND")
 _HOME = "/root/suite"
 _THERE = f"{_HOME}/checkout"
 # Of what a test prints, and of its records; of its files that are copied out of its guest; of a test's own text.
@@ -95,7 +95,7 @@ class Suite:
     tests: tuple[str, ...]
 
 
-def found(root: Path, names: Sequence[str]) -> Suite:
+def find_tests(root: Path, names: Sequence[str]) -> Suite:
     """The tests of a checkout that `names` say: groups (`loop`), tests (`loop/001`), or all of it.
 
     :raise UsageError: it is no such checkout, or has no such test.
@@ -125,7 +125,7 @@ def _tests(group: Path) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class How:
+class SuiteOptions:
     """How tests are run. `disks`: those of the topology that they may overwrite. `timeout_s`: for each test. `quick_s`: what a test gets
     that runs as long as it is told, instead of its own time.
     """
@@ -137,7 +137,7 @@ class How:
     quick_s: int | None
 
 
-def check(how: How) -> None:
+def check_suite(how: SuiteOptions) -> None:
     """:raise UsageError: the topology has several guests, or no such disk."""
     guests = how.topology.guests
     if len(guests) != 1:
@@ -151,10 +151,10 @@ def check(how: How) -> None:
 
 
 # Takes each test when it has ended, with an outcome or more.
-OnTest = Callable[[str, tuple[Outcome, ...]], None]
+OnTest = Callable[[str, tuple[TestResult, ...]], None]
 
 
-async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_test: OnTest) -> None:
+async def run_suite(testbed: Testbed, suite: Suite, how: SuiteOptions, evidence: Path, on_test: OnTest) -> None:
     """Run every test of a suite, as many at once as there are cores. `evidence`: a folder that gets one for each test.
 
     :raise HostError: this machine lacks something.
@@ -166,7 +166,7 @@ async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_test:
 
     async def one(test: str) -> None:
         async with gate:
-            done = await _one(testbed, home, test, how, evidence / blktests.folder_of(test))
+            done = await _one(testbed, home, test, how, evidence / blktests.results_folder(test))
         on_test(test, done)
 
     try:
@@ -174,7 +174,7 @@ async def run(testbed: Testbed, suite: Suite, how: How, evidence: Path, on_test:
             for test in suite.tests:
                 group.create_task(one(test))
     except ExceptionGroup as failures:
-        raise first(failures) from None
+        raise first_error(failures) from None
 
 
 def _copied(checkout: Path, config: Path | None, home: Path) -> None:
@@ -217,9 +217,9 @@ def _is_copied(mode: int) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
 
 
-async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path) -> tuple[Outcome, ...]:
+async def _one(testbed: Testbed, home: Path, test: str, how: SuiteOptions, evidence: Path) -> tuple[TestResult, ...]:
     """One test in its guest. Whatever goes wrong with either is this test's, unless it has ended by then: others go on."""
-    done: tuple[Outcome, ...] = ()
+    done: tuple[TestResult, ...] = ()
     status, details = Status.ERROR, tuple[str, ...]()
     try:
         async with testbed.vm(how.topology, kernel=how.kernel, evidence=evidence) as vm:
@@ -234,11 +234,11 @@ async def _one(testbed: Testbed, home: Path, test: str, how: How, evidence: Path
         why, details = f"a mistake of the testbed: {type(error).__name__}: {error}", tuple(traceback.format_exc().splitlines())
     else:
         return done
-    eventlog.say("\n".join((f"{test}: {why}", *details)), failed=True)
-    return done or (Outcome(test=test, status=status, reason=why, details=details),)
+    eventlog.log_event("\n".join((f"{test}: {why}", *details)), failed=True)
+    return done or (TestResult(test=test, status=status, reason=why, details=details),)
 
 
-async def _ran(vm: Vm, home: Path, test: str, how: How, evidence: Path) -> tuple[Outcome, ...]:
+async def _ran(vm: Vm, home: Path, test: str, how: SuiteOptions, evidence: Path) -> tuple[TestResult, ...]:
     """How a test ended in a guest that is ready."""
     await vm.put(home, _HOME)
     await vm.run("bash", "-c", _PREPARE, _THERE)
@@ -247,22 +247,22 @@ async def _ran(vm: Vm, home: Path, test: str, how: How, evidence: Path) -> tuple
         ran = await _asked(vm, _RUN, test, str(how.quick_s or ""), *devices, timeout_s=how.timeout_s)
     except CommandFailed:
         why = f"it did not end within {how.timeout_s:g} s"
-        return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
+        return (TestResult(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
     try:
         records = await _asked(vm, _LEFT, test)
     except CommandFailed:
         why = "it ended, and its guest does not read files any longer"
-        return (Outcome(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
+        return (TestResult(test=test, status=Status.HANG, reason=why, details=await _doing(vm)),)
     printed, left = ran.stdout + ran.stderr, records.stdout
     cut = ran.truncated or records.truncated or max(len(printed), len(left)) > _MOST_BYTES
     source = _source(home / "checkout", test)
-    done = blktests.outcomes(test, left[:_MOST_BYTES], printed[:_MOST_BYTES], source, devices=bool(devices), cut=cut)
+    done = blktests.read_results(test, left[:_MOST_BYTES], printed[:_MOST_BYTES], source, devices=bool(devices), cut=cut)
     if any(one.status is Status.FAIL for one in done):
         try:
             await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True, most_bytes=_MOST_RECORDS_BYTES)
         except TestbedError as error:
             # What it came to is known; only its files are not here.
-            eventlog.say(f"{test}: its files stay in the guest: {error}", failed=True)
+            eventlog.log_event(f"{test}: its files stay in the guest: {error}", failed=True)
     return done
 
 

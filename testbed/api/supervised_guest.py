@@ -17,7 +17,6 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 
-from testbed import jsons
 from testbed.api.devices import Disk, Loop
 from testbed.api.guest_backend import Said
 from testbed.errors import GuestLost, HostError, TestbedError, UsageError, WireBroken
@@ -27,7 +26,8 @@ from testbed.guest.setup import block_stack
 from testbed.hardware import commands
 from testbed.host import process, registry, ssh_proxy
 from testbed.host.paths import Folders
-from testbed.host.registry import Vm as Supervised
+from testbed.host.registry import VmHandle as Supervised
+from testbed.text import parse_json
 from testbed.topology import Topology, trust
 
 _UP_S = 1800.0
@@ -40,7 +40,7 @@ _DIAL_S = 60.0
 _LONGEST_NAME = 24
 
 
-class Kept:
+class SupervisedGuest:
     """A guest of a supervisor. `stays`: it is not ended with its test."""
 
     def __init__(self, supervised: Supervised, shell: Shell, topology: Topology, kernel: str) -> None:
@@ -95,7 +95,7 @@ class Kept:
         return (await self._supervised.ask("qmp", execute=command, arguments=arguments))["return"]
 
     async def tell(self, some: Sequence[str]) -> Said:
-        verb = commands.action(some).verb  # refused here, where it was said
+        verb = commands.parse(some).verb  # refused here, where it was said
         answer = await self._supervised.ask("hardware", words=list(some))
         if verb == "plug":
             await self.look()
@@ -139,9 +139,9 @@ class _Entrance:
 
 
 @contextlib.asynccontextmanager
-async def started(
+async def start_supervised(
     topology: Topology, kernel: str, kernels: Mapping[str, str], folders: Folders, evidence: Path, *, cold: bool
-) -> AsyncIterator[dict[str, Kept]]:
+) -> AsyncIterator[dict[str, SupervisedGuest]]:
     """The guests of a topology, each with a supervisor. `kernel`: of those that name none; `kernels`: of each.
 
     :raise HostError: one did not get ready; says what it said.
@@ -156,19 +156,19 @@ async def started(
     options = ["--json", "--quiet", "--at-once", "--logs", str(evidence), *(["--cold"] if cold else [])]
     if all(model.kernel is None for model in topology.guests.values()):
         options += ["--kernel", kernel]
-    env = {trust.VARIABLE: trust.more(trust.digest(text))} if trusted else {}
+    env = {trust.VARIABLE: trust.variable_with(trust.content_hash(text))} if trusted else {}
     # -P: what lies in the current folder is no module of it.
     words: list[str | Path] = [sys.executable, "-P", "-m", "testbed", "up", file, "--name", called, *options]
     done = await process.run(words, timeout_s=_UP_S, env=env, check=False)
     if done.status != 0:
         raise HostError(f"the guests do not get ready: {done.stderr.strip()}")
-    names = [record["name"] for record in jsons.parsed(done.stdout)]
-    found: dict[str, Kept] = {}
+    names = [record["name"] for record in parse_json(done.stdout)]
+    found: dict[str, SupervisedGuest] = {}
     try:
         for name in names:
-            supervised = registry.find(folders, name)
+            supervised = registry.find_vm(folders, name)
             guest = supervised.record.guest
-            found[guest] = Kept(supervised, await _connected(supervised, topology), topology, kernels[guest])
+            found[guest] = SupervisedGuest(supervised, await _connected(supervised, topology), topology, kernels[guest])
             await found[guest].look()
         yield found
     finally:
@@ -176,13 +176,13 @@ async def started(
             await one.close()
         for name in set(names) - {one.name for one in found.values()}:
             with contextlib.suppress(UsageError):  # it is gone already
-                await _end(registry.find(folders, name))
+                await _end(registry.find_vm(folders, name))
 
 
 async def _end(supervised: Supervised) -> None:
     with contextlib.suppress(TestbedError):
         await supervised.ask("down")
-    await registry.gone(supervised, _DOWN_S)
+    await registry.wait_until_gone(supervised, _DOWN_S)
 
 
 async def _connected(supervised: Supervised, topology: Topology) -> Shell:

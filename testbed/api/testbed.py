@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import TypeVar
 
 from testbed.api import supervised_guest, topologies
-from testbed.api.compare import Comparison, compared
-from testbed.api.event_loops import Carrier, Here
-from testbed.api.guest_backend import Machine, Own
-from testbed.api.pausable_clock import Patience
+from testbed.api.compare import Comparison, compare_sides
+from testbed.api.event_loops import CallerLoop, LoopRunner
+from testbed.api.guest_backend import GuestBackend, LocalGuest
+from testbed.api.pausable_clock import PausableClock
 from testbed.api.topologies import Wanted
 from testbed.api.vm import Vm
 from testbed.errors import UsageError
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.guest.guest import Guest
-from testbed.guest.metrics.disk_sampler import sampling
+from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.guest.setup import apply
-from testbed.guest.timeline import playing
+from testbed.guest.timeline import run_timeline
 from testbed.host import paths, tempdirs
 from testbed.host.facts import Host
 from testbed.progress import Progress, Silent
@@ -42,8 +42,8 @@ class Testbed:
 
     __test__ = False  # no class of tests, whatever pytest thinks of its name
 
-    def __init__(self, lab: Lab, carrier: Carrier, patience: Patience, evidence: Path) -> None:
-        self._lab, self._carrier, self._patience, self._evidence = lab, carrier, patience, evidence
+    def __init__(self, factory: GuestFactory, carrier: LoopRunner, patience: PausableClock, evidence: Path) -> None:
+        self._factory, self._carrier, self._patience, self._evidence = factory, carrier, patience, evidence
         self._numbers = itertools.count(1)
         self.keeps = False  # whether guests are started so that they can stay
         self._qemu_sha256 = ""
@@ -51,21 +51,21 @@ class Testbed:
     @property
     def host(self) -> Host:
         """What this machine can do: cores, memory, its QEMU, whether KVM works."""
-        return self._lab.host
+        return self._factory.host
 
     @property
     def image(self) -> Image:
         """The guest image: its name and sha256."""
-        return self._lab.image
+        return self._factory.image
 
     @property
     def base(self) -> str:
         """The kernel of the table that `compare` takes as base; `patched` is the other, and the one where nothing is said."""
-        return self._lab.table.base
+        return self._factory.table.base
 
     @property
     def patched(self) -> str:
-        return self._lab.table.patched
+        return self._factory.table.patched
 
     def qemu_sha256(self) -> str:
         """SHA-256 of the QEMU that runs the guests, hex."""
@@ -79,14 +79,14 @@ class Testbed:
 
         :raise UsageError: it names nothing. :raise HostError: it cannot be fetched.
         """
-        return await self._carrier.do(self._lab.kernel(spec))
+        return await self._carrier.do(self._factory.kernel(spec))
 
     @contextlib.asynccontextmanager
     async def vm(
         self, topology: Wanted = topologies.PLAIN, *, kernel: str | None = None, point: str | None = None, evidence: Path | None = None
     ) -> AsyncIterator[Vm]:
         """A fresh guest with all that a topology says of it; gone afterwards. As `vms`, of a topology with one guest."""
-        wanted = only(topologies.point(topology, Path.cwd(), "topology", point))
+        wanted = only_guest(topologies.resolve_point(topology, Path.cwd(), "topology", point))
         async with self.vms(wanted, kernel=kernel, evidence=evidence) as found:
             yield next(iter(found.values()))
 
@@ -103,7 +103,7 @@ class Testbed:
         :raise TopologyError: with every mistake. :raise HostError: this machine lacks something; says what to do.
         :raise GuestLost: one did not get ready. :raise DeviceMismatch: one is not what its topology says.
         """
-        wanted = topologies.point(topology, Path.cwd(), "topology", point)
+        wanted = topologies.resolve_point(topology, Path.cwd(), "topology", point)
         folder = evidence or self._evidence / f"{next(self._numbers)}"
         async with self.admitted(wanted, "a guest", at_once=_inside.get()), self.started(wanted, kernel, folder) as found:
             before = _inside.set(True)
@@ -127,18 +127,18 @@ class Testbed:
 
         :raise SideFailed: `body` failed on one of them, or on both.
         """
-        wanted = only(topologies.point(topology, Path.cwd(), "topology", point))
+        wanted = only_guest(topologies.resolve_point(topology, Path.cwd(), "topology", point))
         folder = evidence or self._evidence / f"{next(self._numbers)}"
         kernels = {"base": base or self.base, "patched": patched or self.patched}
         async with (
             self.admitted(wanted, "a comparison", times=len(kernels), at_once=_inside.get()),
             self.sides(wanted, kernels, folder) as vms,
         ):
-            return await compared(body, vms, side_by_side=self.host.cores >= len(vms))
+            return await compare_sides(body, vms, side_by_side=self.host.cores >= len(vms))
 
     def new_folder(self) -> Path:
         """The name of a folder of this machine for large files, which is gone when the testbed is closed."""
-        return self._lab.new_folder()
+        return self._factory.new_folder()
 
     # For the plugin ------------------------------------------------------------------------------------------------------------
 
@@ -146,29 +146,29 @@ class Testbed:
     async def admitted(self, topology: Topology, who: str, *, times: int = 1, at_once: bool = False) -> AsyncIterator[None]:
         """Wait until the host has room for the guests of a topology; see `Admission.admitted`."""
         models = tuple(topology.guests.values()) * times
-        async with self._lab.admitted(models, who, cores=len(models), at_once=at_once):
+        async with self._factory.admitted(models, who, cores=len(models), at_once=at_once):
             yield
 
     @contextlib.asynccontextmanager
     async def started(self, topology: Topology, kernel: str | None, evidence: Path) -> AsyncIterator[dict[str, Vm]]:
         """The guests of a topology, whether there is room for them or not."""
-        files = await self._carrier.do(self._lab.kernel(kernel or self.patched))
+        files = await self._carrier.do(self._factory.kernel(kernel or self.patched))
         wanted = topology if kernel is None else _without_kernels(topology)
         if self.keeps:
             async with self._kept(wanted, kernel or self.patched, evidence) as staying:
                 yield staying
             return
         async with contextlib.AsyncExitStack() as stack:
-            guests = await stack.enter_async_context(self._lab.guests(wanted, files, evidence, stacked=False))
+            guests = await stack.enter_async_context(self._factory.guests(wanted, files, evidence, stacked=False))
             async with asyncio.TaskGroup() as group:
-                built = {name: group.create_task(apply.build(guest)) for name, guest in guests.items()}
+                built = {name: group.create_task(apply.apply_steps(guest)) for name, guest in guests.items()}
             found: dict[str, Vm] = {}
             for name, guest in guests.items():
                 guest.marks.reach(apply.STACK)
                 await stack.enter_async_context(_working(guest))
-                own = guest.order.model.kernel
-                release = (await self._lab.kernel(own)).release if own else files.release
-                machine: Machine = Own(guest, built[name].result()[0], own or kernel or self.patched, release)
+                own = guest.spec.model.kernel
+                release = (await self._factory.kernel(own)).release if own else files.release
+                machine: GuestBackend = LocalGuest(guest, built[name].result()[0], own or kernel or self.patched, release)
                 found[name] = Vm(machine, self._carrier, self._patience)
             yield found
 
@@ -176,7 +176,9 @@ class Testbed:
     async def _kept(self, topology: Topology, kernel: str, evidence: Path) -> AsyncIterator[dict[str, Vm]]:
         """The guests of a topology, of which each can stay."""
         kernels = {name: model.kernel or kernel for name, model in topology.guests.items()}
-        async with supervised_guest.started(topology, kernel, kernels, self._lab.folders, evidence, cold=self._lab.cold) as machines:
+        async with supervised_guest.start_supervised(
+            topology, kernel, kernels, self._factory.folders, evidence, cold=self._factory.cold
+        ) as machines:
             yield {name: Vm(machine, self._carrier, self._patience) for name, machine in machines.items()}
 
     @contextlib.asynccontextmanager
@@ -194,11 +196,11 @@ class Testbed:
 
 @contextlib.asynccontextmanager
 async def _working(guest: Guest) -> AsyncIterator[None]:
-    async with sampling(guest), playing(guest):
+    async with sampling_disks(guest), run_timeline(guest):
         yield
 
 
-def only(topology: Topology) -> Topology:
+def only_guest(topology: Topology) -> Topology:
     """A topology of one guest.
 
     :raise UsageError: it has several.
@@ -234,16 +236,16 @@ async def open_testbed(
     :raise HostError: this machine cannot run it; says what to do. :raise UsageError: a kernel names nothing.
     """
     with _folder(evidence) as folder:
-        async with opened(Here(), Patience(), progress or Silent(), folder, kernels=kernels, cold=cold) as found:
+        async with open_guests(CallerLoop(), PausableClock(), progress or Silent(), folder, kernels=kernels, cold=cold) as found:
             yield found
 
 
 @contextlib.asynccontextmanager
-async def opened(
-    carrier: Carrier, patience: Patience, progress: Progress, evidence: Path, *, kernels: tuple[str, ...] = (), cold: bool = False
+async def open_guests(
+    carrier: LoopRunner, patience: PausableClock, progress: Progress, evidence: Path, *, kernels: tuple[str, ...] = (), cold: bool = False
 ) -> AsyncIterator[Testbed]:
     """The testbed on any carrier; raises as `open_testbed`."""
     # A kernel at least: KVM is used where one has booted on it.
     first = kernels or (load_table(paths.shipped("images") / "kernels.yaml").patched,)
-    async with open_lab(progress, kernels=first, cold=cold) as lab:
-        yield Testbed(lab, carrier, patience, evidence)
+    async with open_factory(progress, kernels=first, cold=cold) as factory:
+        yield Testbed(factory, carrier, patience, evidence)

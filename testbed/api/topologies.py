@@ -22,7 +22,7 @@ def host_memory() -> int:
     return resources.memory_bytes()
 
 
-def points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topology]:
+def resolve_points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topology]:
     """Each point of a topology by its name, as `load_points` has it. A text of several lines is YAML, any other a path below `folder`.
     `version: 1` may be left out of a mapping. `where`: what messages call one that stands in no file.
 
@@ -44,12 +44,12 @@ def points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topology]:
     raise UsageError(f"{where}: expected a topology: the path of a .yaml file, YAML, or a mapping; got {wanted!r}")
 
 
-def point(wanted: Wanted, folder: Path, where: str, name: str | None) -> Topology:
+def resolve_point(wanted: Wanted, folder: Path, where: str, name: str | None) -> Topology:
     """The one topology, or the one at a point of its matrix.
 
     :raise UsageError: there are several, or none of that name; raises as `points` too.
     """
-    found = points(wanted, folder, where)
+    found = resolve_points(wanted, folder, where)
     if name is None and len(found) == 1:
         return next(iter(found.values()))
     some = ", ".join(list(found)[:4])

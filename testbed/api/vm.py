@@ -15,19 +15,19 @@ from typing import Any, TypeVar
 from testbed.api import cgroup as cgroups
 from testbed.api.cgroup import Cgroup, Counters
 from testbed.api.devices import Disk, Loop, Named
-from testbed.api.event_loops import Carrier
+from testbed.api.event_loops import LoopRunner
 from testbed.api.files import Copier
-from testbed.api.guest_backend import Machine
+from testbed.api.guest_backend import GuestBackend
 from testbed.api.hardware import Hardware
-from testbed.api.pausable_clock import Patience
+from testbed.api.pausable_clock import PausableClock
 from testbed.api.qmp import Qmp
-from testbed.api.supervised_guest import Kept
+from testbed.api.supervised_guest import SupervisedGuest
 from testbed.errors import CommandFailed, TestbedError, UsageError
 from testbed.guest import shell_functions
 from testbed.guest.channels.kernel_log import clean
 from testbed.guest.channels.ssh import Result
 from testbed.guest.shell_functions import ENTER, Texts
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 
 __tracebackhide__ = True  # pytest shows no frames of this module
 
@@ -37,7 +37,7 @@ _COPY_S = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ran:
+class CommandResult:
     """A command of the test, and how it ended; None: it did not, for the guest was lost or the time was up."""
 
     command: str
@@ -51,15 +51,15 @@ class Vm:
     `qmp`: QEMU's monitor; `hardware`: what its disks are made to do.
     """
 
-    def __init__(self, machine: Machine, carrier: Carrier, patience: Patience) -> None:
+    def __init__(self, machine: GuestBackend, carrier: LoopRunner, patience: PausableClock) -> None:
         self._machine, self._carrier, self._patience = machine, carrier, patience
         self.name, self.kernel, self.release, self.evidence = machine.name, machine.kernel, machine.release, machine.evidence
         self.qmp = Qmp(machine, carrier, patience)
         self.hardware = Hardware(machine, carrier)
         self._copier = Copier(self, machine, self._do)
         self.ready_at = time.monotonic()
-        self.last: deque[Ran] = deque(maxlen=_REMEMBERED)
-        self.failed: Ran | None = None
+        self.last: deque[CommandResult] = deque(maxlen=_REMEMBERED)
+        self.failed: CommandResult | None = None
         # What control groups had counted when the test left them by an error: they are gone afterwards.
         self.left_groups: dict[str, Texts] = {}
 
@@ -120,20 +120,20 @@ class Vm:
         try:
             result = await self._do(self._machine.run(text, *arguments, stdin=stdin), limit_s)
         except TimeoutError:
-            self._remember(Ran(command=said, result=None), failed=True)
+            self._remember(CommandResult(command=said, result=None), failed=True)
             raise CommandFailed(self.name, said, f"none within {limit_s:g} s", "timeout_s gives it longer") from None
         except BaseException:
-            self._remember(Ran(command=said, result=None), failed=True)
+            self._remember(CommandResult(command=said, result=None), failed=True)
             raise
         wrong = check and result.status != 0
-        self._remember(Ran(command=said, result=result), failed=wrong)
+        self._remember(CommandResult(command=said, result=result), failed=wrong)
         if wrong:
             status = f"{result.status} {result.signal}".strip()
             output = "\n".join(clean(line) for line in result.ending().splitlines())
             raise CommandFailed(self.name, clean(said), status, output)
         return result
 
-    def _remember(self, ran: Ran, *, failed: bool) -> None:
+    def _remember(self, ran: CommandResult, *, failed: bool) -> None:
         self.last.append(ran)
         if failed:
             self.failed = ran
@@ -200,8 +200,8 @@ class Vm:
             yield Cgroup(name, self)
         except BaseException:
             with contextlib.suppress(Exception):
-                mark = shell_functions.new_mark()
-                read = self._machine.run(cgroups.read_script(mark), name)
+                mark = shell_functions.new_separator()
+                read = self._machine.run(cgroups.read_command(mark), name)
                 taken = shell_functions.sections((await self._do(read, 10)).stdout, mark, self.name)[""]
                 self.left_groups[name] = taken
             with contextlib.suppress(Exception):
@@ -215,8 +215,8 @@ class Vm:
         :raise CommandFailed: there is none. :raise ReadingError: the kernel's counters have another form than they must have.
         """
         devices = [word for name, path in self._machine.devices.items() for word in (name, path)]
-        mark = shell_functions.new_mark()
-        said = await self._ran(f"counters of {cgroup}", cgroups.read_script(mark), (cgroup, *devices), True, None)
+        mark = shell_functions.new_separator()
+        said = await self._ran(f"counters of {cgroup}", cgroups.read_command(mark), (cgroup, *devices), True, None)
         return cgroups.parse(cgroup, said.stdout, mark, self.name)
 
     def numbered(self, value: str | int) -> str:
@@ -231,7 +231,7 @@ class Vm:
 
     def keep(self) -> str:
         """Let the guest stay after its test, if it can, and say how it is entered; empty where it does not stay."""
-        if not isinstance(self._machine, Kept) or not self._machine.lives:
+        if not isinstance(self._machine, SupervisedGuest) or not self._machine.lives:
             return ""
         self._machine.stays = True
         return f"enter it: testbed ssh {self.name}; its console: testbed console {self.name}; end it: testbed down {self.name}"

@@ -28,29 +28,29 @@ _WEIGHT = (2.0, 0.5)
 _MOST = 1 << 20
 
 
-def told_apart(shown: Rate, misses: int) -> bool:
+def is_absent(shown: Rate, misses: int) -> bool:
     """Whether so many tries without a hit differ from what another kernel has `shown` by more than the margin."""
     return bool(shown.hits) and log_evidence(shown, misses) >= _WANTED
 
 
-def needed(shown: Rate) -> int | None:
+def fewest_misses(shown: Rate) -> int | None:
     """The fewest tries without a hit that are told apart; None where no number of tries would do."""
-    if not told_apart(shown, _MOST):
+    if not is_absent(shown, _MOST):
         return None
     low, high = 0, _MOST
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if told_apart(shown, middle) else (middle, high)
+        low, high = (low, middle) if is_absent(shown, middle) else (middle, high)
     return high
 
 
-def enough(shown: Rate, most: int) -> bool:
+def has_enough_tries(shown: Rate, most: int) -> bool:
     """Whether a showing kernel has had its tries: as many on the other would do; or that cannot be any longer within `most` tries."""
-    if told_apart(shown, shown.tries):
+    if is_absent(shown, shown.tries):
         return True
     left = most - shown.tries
     best = Rate(hits=shown.hits + left, tries=most) if left > 0 else shown
-    return shown.hits > 0 and not told_apart(best, most)
+    return shown.hits > 0 and not is_absent(best, most)
 
 
 def tries_for_share(share: float) -> int:
@@ -58,7 +58,7 @@ def tries_for_share(share: float) -> int:
     low, high = 1, _MOST
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if told_apart(Rate(hits=int(share * middle + 1e-9), tries=middle), middle) else (middle, high)
+        low, high = (low, middle) if is_absent(Rate(hits=int(share * middle + 1e-9), tries=middle), middle) else (middle, high)
     step: int = 10 ** max(0, len(str(high)) - 2)
     return math.ceil(high / step) * step
 

@@ -26,16 +26,16 @@ from testbed.guest.channels.console import Console
 from testbed.guest.channels.kernel_log import Finding
 from testbed.guest.channels.ssh import Result
 from testbed.guest.debug import gdb, vmcore
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import Loss
-from testbed.guest.metrics.cgroup_counters import Tally
-from testbed.guest.metrics.disk_sampler import sampling
+from testbed.guest.metrics.cgroup_counters import CounterBaseline
+from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.guest.setup import apply
-from testbed.guest.timeline import playing
+from testbed.guest.timeline import run_timeline
 from testbed.host import failures
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 
 _POLL_S = 1.0
 # What scripts print is kept as it comes, and so much of it.
@@ -55,7 +55,7 @@ class Attempt:
     `dump`: write its memory into its folder where it shows the bug, hangs or dies.
     """
 
-    lab: Lab
+    factory: GuestFactory
     bug: Bug
     guest: GuestModel
     kernel: KernelFiles
@@ -73,7 +73,7 @@ class _Run:
     """What is known of a try while it runs."""
 
     watch: Watch
-    tally: Tally
+    tally: CounterBaseline
     kept: BinaryIO | None = None
     end: End = End.UNTRIED
     why: str = ""
@@ -114,9 +114,9 @@ async def attempt(wanted: Attempt) -> Try:
 
     :raise HostError: this machine cannot run guests; no other try will do better.
     """
-    lab, hold = wanted.lab, wanted.hold
-    cores = {"alone": lab.host.cores, "idle": 0}.get(wanted.bug.cores, 1)
-    async with lab.admitted((wanted.guest,), wanted.evidence.name, cores=cores) as ticket:
+    factory, hold = wanted.factory, wanted.hold
+    cores = {"alone": factory.host.cores, "idle": 0}.get(wanted.bug.cores, 1)
+    async with factory.admitted((wanted.guest,), wanted.evidence.name, cores=cores) as ticket:
 
         async def resting(guest: Guest, match: Match) -> None:
             ticket.rest()
@@ -133,12 +133,12 @@ async def _attempt(wanted: Attempt) -> Try:
     console: Console | None = None
     dump = ""
     try:
-        async with wanted.lab.guest("g0", wanted.guest, wanted.kernel, wanted.evidence) as guest:
+        async with wanted.factory.guest("g0", wanted.guest, wanted.kernel, wanted.evidence) as guest:
             console, findings = guest.console, guest.console.findings
             ready = time.monotonic()
             await _tried(guest, wanted, run)
             if wanted.dump and (run.watch.hit is not None or run.end not in (End.DONE, End.STOPPED)):
-                dump = await vmcore.tried(guest, wanted.evidence / "vmcore")
+                dump = await vmcore.write_dump_or_reason(guest, wanted.evidence / "vmcore")
             if wanted.hold is not None and run.watch.hit is not None and run.end not in (End.STOPPED, End.QEMU):
                 await wanted.hold(guest, run.watch.hit)
     except HostError:
@@ -146,7 +146,7 @@ async def _attempt(wanted: Attempt) -> Try:
     except Exception as error:
         # A guest that is gone after its script has ended has shown what there was to show.
         if run.end in (End.UNTRIED, End.DONE) or not isinstance(error, GuestError):
-            run.why = failures.told(error, wanted.evidence)
+            run.why = failures.describe(error, wanted.evidence)
             run.end = run.end if isinstance(error, GuestError) or run.watch.hit is not None else End.UNTRIED
     outcome = _outcome(run)
     found = Try(
@@ -174,7 +174,7 @@ async def _attempt(wanted: Attempt) -> Try:
 
 def _run(bug: Bug) -> _Run:
     watch = Watch(bug.signature, bug.main)
-    return _Run(watch, Tally(watch))
+    return _Run(watch, CounterBaseline(watch))
 
 
 def _outcome(run: _Run) -> Outcome:
@@ -196,27 +196,27 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     :raise GuestError: it came to nothing before the script.
     """
     bug = wanted.bug
-    stack, _ = await apply.build(guest)
+    stack, _ = await apply.apply_steps(guest)
     guest.marks.reach(apply.STACK)
-    environment = script_runner.environment(guest, stack, wanted.seed)
+    environment = script_runner.script_environment(guest, stack, wanted.seed)
     if wanted.dump or wanted.hold is not None:
         await guest.keep_when_ended()
-        await vmcore.prepare(guest)  # later it may not answer
+        await vmcore.prepare_dump(guest)  # later it may not answer
     if wanted.hold is not None:
         await gdb.read_symbols(guest)
     try:
         if bug.preparation is not None:
-            limit_s = max(guest.order.deadlines.command_s, wanted.timeout_s)
-            done = await guest.wait(script_runner.run(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5)
-            if unable := shell_messages.unable(bug.preparation, done.stdout, done.stderr):
+            limit_s = max(guest.spec.deadlines.command_s, wanted.timeout_s)
+            done = await guest.wait(script_runner.run_script(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5)
+            if unable := shell_messages.cannot_run(bug.preparation, done.stdout, done.stderr):
                 raise GuestError(f"prepare: {unable[0]}")
     except CommandFailed as error:
         raise GuestError(f"prepare: {error}") from error
-    before = await io_accounting.begin(guest) if guest.disks and wanted.hold is None else None
-    with (guest.order.evidence / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.heard_by(run.console):
+    before = await io_accounting.snapshot_before(guest) if guest.disks and wanted.hold is None else None
+    with (guest.spec.logs / OUTPUT).open("wb", buffering=0) as run.kept, guest.console.heard_by(run.console):
         run.began = time.monotonic()
         try:
-            async with sampling(guest), playing(guest):
+            async with sampling_disks(guest), run_timeline(guest):
                 await _watched(guest, wanted, run, environment)
         except GuestLost:
             await _lost(guest, run)
@@ -229,14 +229,14 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
             await _asked(guest, run)
         if before is not None:
             answers = guest.loss is None and not wanted.paused and run.end in (End.DONE, End.STOPPED, End.TIMED_OUT)
-            run.accounts = await io_accounting.end(guest, before, answers=answers)
+            run.accounts = await io_accounting.snapshot_after(guest, before, answers=answers)
     run.look()
 
 
 async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mapping[str, str]) -> None:
     """Run the script until it ends, the signature shows, the guest goes, or the time is over."""
     limit_s, heard = wanted.timeout_s + 60, (run.output, run.errors)
-    running = script_runner.run(guest, wanted.bug.main, environment, check=False, timeout_s=limit_s, heard=heard)
+    running = script_runner.run_script(guest, wanted.bug.main, environment, check=False, timeout_s=limit_s, heard=heard)
     script: asyncio.Task[Result] = asyncio.create_task(running)
     lost = asyncio.create_task(guest.lost())
     hit = asyncio.create_task(run.hit.wait())
@@ -261,7 +261,7 @@ async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mappin
             if wanted.paused:
                 await guest.monitor.execute("stop")
             elif run.watch.rests_on_script:
-                await script_runner.settle(guest, _ANSWER_S)
+                await script_runner.wait_until_idle(guest, _ANSWER_S)
                 run.watch.doubt()
             run.end = End.DONE if run.watch.hit is None else End.STOPPED
             if wanted.hold is not None and run.watch.hit is not None:
@@ -326,7 +326,7 @@ async def _lost(guest: Guest, run: _Run) -> None:
 
 async def _asked(guest: Guest, run: _Run) -> None:
     """The script has not ended in time, or its connection broke: does anything of the guest still answer?"""
-    slow = guest.order.deadlines.ssh_s / 20
+    slow = guest.spec.deadlines.ssh_s / 20
     lives = await guest.answers(_ANSWER_S * slow)
     if guest.loss is not None:
         await _lost(guest, run)
@@ -349,5 +349,5 @@ async def _count(guest: Guest, run: _Run, *, everything: bool = False) -> None:
     """Read the counters that the signature names, or all there are, which are kept."""
     lines = await run.tally.read(guest, everything=everything)
     if lines:
-        (guest.order.evidence / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (guest.spec.logs / "counters.txt").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     run.look()

@@ -8,7 +8,7 @@ from collections.abc import Collection, Generator, Mapping
 from dataclasses import dataclass
 
 
-class Answer(enum.Enum):
+class BisectAnswer(enum.Enum):
     """Of one kernel. SKIP: it cannot be tried."""
 
     GOOD = "good"
@@ -17,7 +17,7 @@ class Answer(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Between:
+class BisectRange:
     """The change is after the number `good` and not after `bad`, or the other way round where the bug went; `skipped` lie between them.
 
     `wrong`: why there is no such change, in words: an end that is not what it was said to be, or a bug that comes and goes (`wavers`).
@@ -30,28 +30,28 @@ class Between:
     wavers: bool = False
 
 
-Search = Generator[int, Answer, Between]
+Search = Generator[int, BisectAnswer, BisectRange]
 
 
-def bisecting(good: int, bad: int) -> Search:
+def bisect(good: int, bad: int) -> Search:
     """Asks for both ends first, then for the middle of what is left; numbers are places in the list.
 
     That finds one change of possibly many. So at last the middle of what was passed over on either side is asked: where that is not as its
     end is, the bug comes and goes.
     """
-    ends = {bad: Answer.BAD, good: Answer.GOOD}
+    ends = {bad: BisectAnswer.BAD, good: BisectAnswer.GOOD}
     found = {}
     for end in ends:
         found[end] = yield end
-        if found[end] is Answer.SKIP:
-            return Between(good=good, bad=bad, wrong="it cannot be tried")
+        if found[end] is BisectAnswer.SKIP:
+            return BisectRange(good=good, bad=bad, wrong="it cannot be tried")
     if found != ends:
         return (yield from _wrong_ends(good, bad, found))
-    last, skipped = {Answer.GOOD: good, Answer.BAD: bad}, set[int]()
-    while left := _between(last[Answer.GOOD], last[Answer.BAD], skipped):
-        number = _middle(left, last[Answer.GOOD], last[Answer.BAD])
+    last, skipped = {BisectAnswer.GOOD: good, BisectAnswer.BAD: bad}, set[int]()
+    while left := _between(last[BisectAnswer.GOOD], last[BisectAnswer.BAD], skipped):
+        number = _middle(left, last[BisectAnswer.GOOD], last[BisectAnswer.BAD])
         answer = yield number
-        if answer is Answer.SKIP:
+        if answer is BisectAnswer.SKIP:
             skipped.add(number)
         else:
             last[answer] = number
@@ -59,23 +59,23 @@ def bisecting(good: int, bad: int) -> Search:
         passed = _between(end, last[expected], skipped)
         if passed:
             answer = yield _middle(passed, end, last[expected])
-            if answer not in (expected, Answer.SKIP):
-                return Between(good=good, bad=bad, wrong="it comes and goes", wavers=True)
-    now_good, now_bad = last[Answer.GOOD], last[Answer.BAD]
+            if answer not in (expected, BisectAnswer.SKIP):
+                return BisectRange(good=good, bad=bad, wrong="it comes and goes", wavers=True)
+    now_good, now_bad = last[BisectAnswer.GOOD], last[BisectAnswer.BAD]
     low, high = min(now_good, now_bad), max(now_good, now_bad)
-    return Between(good=now_good, bad=now_bad, skipped=tuple(sorted(number for number in skipped if low < number < high)))
+    return BisectRange(good=now_good, bad=now_bad, skipped=tuple(sorted(number for number in skipped if low < number < high)))
 
 
-def _wrong_ends(good: int, bad: int, found: Mapping[int, Answer]) -> Search:
+def _wrong_ends(good: int, bad: int, found: Mapping[int, BisectAnswer]) -> Search:
     """What to say of ends that are not as they were said to be; where both are alike, the middle may differ from them."""
     if found[good] is not found[bad]:
-        return Between(good=good, bad=bad, wrong="the ends are the other way round")
+        return BisectRange(good=good, bad=bad, wrong="the ends are the other way round")
     inside = _between(good, bad, ())
     if inside:
         answer = yield _middle(inside, good, bad)
-        if answer not in (found[good], Answer.SKIP):
-            return Between(good=good, bad=bad, wrong="it comes and goes", wavers=True)
-    return Between(good=good, bad=bad, wrong=f"both ends are {found[good].value}")
+        if answer not in (found[good], BisectAnswer.SKIP):
+            return BisectRange(good=good, bad=bad, wrong="it comes and goes", wavers=True)
+    return BisectRange(good=good, bad=bad, wrong=f"both ends are {found[good].value}")
 
 
 def _between(one: int, other: int, without: Collection[int]) -> list[int]:

@@ -14,17 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
 from testbed.bugs import Case, bundle_rules
 from testbed.bugs.bundle_rules import BUG, KERNELS, MANIFEST, RESULTS, Manifest, Member
-from testbed.bugs.load import of_plain, read_plain
+from testbed.bugs.load import parse_mapping, read_plain
 from testbed.errors import HostError, TopologyError, UsageError
 from testbed.hashing import content_key
 from testbed.host import paths, untrusted_folder
 from testbed.store import archives, cache
 from testbed.store.kernels.files import KernelFiles, read_folder
 from testbed.store.kernels.table import LocalKernel, load_table
-from testbed.text import printable
+from testbed.text import parse_json, printable
 from testbed.topology import trust
 
 _MODULE = re.compile(r"[A-Za-z0-9_-]{1,64}\.ko")
@@ -63,36 +62,36 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
     :raise HostError: it cannot be written.
     """
     try:
-        results = jsons.parsed(untrusted_folder.read(run, RESULTS, bundle_rules.MOST_TEXT_BYTES))
-        plain = read_plain(untrusted_folder.read(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG))[0]
+        results = parse_json(untrusted_folder.read_below(run, RESULTS, bundle_rules.MOST_TEXT_BYTES))
+        plain = read_plain(untrusted_folder.read_below(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG))[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
     try:
-        hooks = list(bundle_rules.host_hooks(of_plain(plain, str(run / BUG))))
+        hooks = list(bundle_rules.find_host_hooks(parse_mapping(plain, str(run / BUG))))
     except TopologyError as error:
         hooks = [str(error)]
     if hooks:
         raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
     files = {BUG: (run, BUG), RESULTS: (run, RESULTS)}
-    logs = (f"guests/{guest}/{log}" for guest in untrusted_folder.names(run, "guests") for log in bundle_rules.LOGS)
-    files |= {log: (run, log) for log in logs if untrusted_folder.is_file(run, log)}
+    logs = (f"guests/{guest}/{log}" for guest in untrusted_folder.names_below(run, "guests") for log in bundle_rules.LOGS)
+    files |= {log: (run, log) for log in logs if untrusted_folder.is_file_below(run, log)}
     for name, folder in kernels.items():
         files |= {f"{KERNELS}/{name}/{one}": (folder, one) for one in _kernel_files(folder)}
     try:
         hashes = {}
         for name, (folder, one) in files.items():
-            with untrusted_folder.opened(folder, one, bundle_rules.MOST_BYTES) as file:
+            with untrusted_folder.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
                 hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
         manifest = json.dumps(bundle_rules.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
         sizes = {name: (folder / one).lstat().st_size for name, (folder, one) in files.items()} | {MANIFEST: len(manifest)}
-        if said := list(bundle_rules.refusals(Member(name=name, size_bytes=size, is_file=True) for name, size in sizes.items())):
+        if said := list(bundle_rules.find_refusals(Member(name=name, size_bytes=size, is_file=True) for name, size in sizes.items())):
             raise UsageError(f"{run}: nobody could open such a bundle: {'; '.join(said[:20])}")
         with target.open("xb") as raw:
             try:
                 with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
                     archive.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
                     for name, (folder, one) in sorted(files.items()):
-                        with untrusted_folder.opened(folder, one, bundle_rules.MOST_BYTES) as file:
+                        with untrusted_folder.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
                             archive.addfile(_entry(name, os.fstat(file.fileno()).st_size), file)
             except BaseException:
                 target.unlink(missing_ok=True)
@@ -113,8 +112,8 @@ def _entry(name: str, size_bytes: int) -> tarfile.TarInfo:
 
 
 def _kernel_files(folder: Path) -> Iterator[str]:
-    early = (f"early/{name}" for name in untrusted_folder.names(folder, "early") if name.endswith(".ko"))
-    return (name for name in (*_KERNEL_FILES, *early) if untrusted_folder.is_file(folder, name))
+    early = (f"early/{name}" for name in untrusted_folder.names_below(folder, "early") if name.endswith(".ko"))
+    return (name for name in (*_KERNEL_FILES, *early) if untrusted_folder.is_file_below(folder, name))
 
 
 def read(path: Path) -> Bundle:
@@ -123,7 +122,7 @@ def read(path: Path) -> Bundle:
     :raise UsageError: it is refused, with every reason.
     """
     try:
-        with archives.opened(path) as archive:
+        with archives.open_archive(path) as archive:
             members: list[Member] = []
             files: dict[str, tarfile.TarInfo] = {}
             for entry in archive:
@@ -133,10 +132,10 @@ def read(path: Path) -> Bundle:
                     files[entry.name] = entry
                 if len(members) > bundle_rules.MOST_MEMBERS:
                     break
-            if said := list(bundle_rules.refusals(members)):
+            if said := list(bundle_rules.find_refusals(members)):
                 raise _refused(path, said)
             first = _bytes(archive, files.pop(MANIFEST))
-            manifest = bundle_rules.manifest_of(jsons.parsed(first))
+            manifest = bundle_rules.manifest_of(parse_json(first))
             text = _bytes(archive, files[BUG]).decode()
             said = list(_damaged(archive, files, manifest))
     except (tarfile.TarError, OSError, ValueError) as error:
@@ -144,16 +143,16 @@ def read(path: Path) -> Bundle:
     try:
         plain = read_plain(text, f"{path}:{BUG}")[0]
         # The manifest names the hash of every file. Only of itself there is none: whoever trusts a bundle must name it.
-        case = of_plain(plain, f"{path}:{BUG}", sources={hashlib.sha256(first).hexdigest(): f"{path}:{MANIFEST}"})
+        case = parse_mapping(plain, f"{path}:{BUG}", sources={hashlib.sha256(first).hexdigest(): f"{path}:{MANIFEST}"})
     except TopologyError as error:
         raise _refused(path, [str(error)]) from error
-    said += bundle_rules.host_hooks(case)
+    said += bundle_rules.find_host_hooks(case)
     known = {*load_table(paths.shipped("images") / "kernels.yaml").rows, *manifest.with_kernels}
     named = (*case.bug.kernels.shows, *case.bug.kernels.clean)
     said += [f"kernel {one!r}: expected a name of the table, or of one that came along" for one in named if one not in known]
     if said:
         raise _refused(path, said)
-    trust.check(case.guest.qemu_args)
+    trust.check_trusted(case.guest.qemu_args)
     return Bundle(path=path, manifest=manifest, plain=plain, case=case)
 
 
@@ -188,7 +187,7 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
     """
     found: dict[str, KernelFiles] = {}
     try:
-        with archives.opened(bundle.path) as archive:
+        with archives.open_archive(bundle.path) as archive:
             for entry in archive:
                 if entry.name.startswith(f"{KERNELS}/"):
                     _unpack(archive, entry, root, bundle)

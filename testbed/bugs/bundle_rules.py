@@ -47,7 +47,7 @@ class Member:
     is_file: bool
 
 
-def refusals(members: Iterable[Member]) -> Iterator[str]:
+def find_refusals(members: Iterable[Member]) -> Iterator[str]:
     """Why an archive must not be opened."""
     names: set[str] = set()
     total = 0
@@ -76,7 +76,7 @@ def refusals(members: Iterable[Member]) -> Iterator[str]:
             yield f"expected {needed} in it, found none"
 
 
-def host_hooks(case: Case) -> Iterator[str]:
+def find_host_hooks(case: Case) -> Iterator[str]:
     """What in a bug names files of the machine that runs it. Its `qemu-args` are not named here: `trust` decides about them."""
     if case.guest.kernel is not None:
         yield "the guest's kernel: it names a file of this machine"
@@ -148,7 +148,7 @@ def manifest(results: Mapping[str, Any], hashes: Mapping[str, str], with_kernels
     }
 
 
-def differences(there: Made, here: Made) -> Iterator[str]:
+def manifest_differences(there: Made, here: Made) -> Iterator[str]:
     """What is another on this machine."""
     for what, theirs, ours in (
         ("QEMU", there.host.qemu, here.host.qemu),

@@ -55,7 +55,7 @@ def guest_of(plain: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def parts(plain: dict[str, Any]) -> tuple[Part, ...]:
+def list_parts(plain: dict[str, Any]) -> tuple[Part, ...]:
     """Everything that may go, what stands on others first."""
     return tuple(_parts(guest_of(copy.deepcopy(plain))))
 
@@ -75,7 +75,7 @@ def _parts(guest: dict[str, Any]) -> Iterator[Part]:
     yield from (Part(("append", number)) for number in range(len(guest.get("append") or ())))
 
 
-def without(plain: dict[str, Any], dropped: Sequence[Part]) -> dict[str, Any]:
+def without_parts(plain: dict[str, Any], dropped: Sequence[Part]) -> dict[str, Any]:
     """The bug without some parts; sections of which nothing is left go as well."""
     smaller = copy.deepcopy(plain)
     guest = guest_of(smaller)
@@ -105,7 +105,7 @@ def _drop(guest: dict[str, Any], path: Path) -> None:
 Search = Generator[tuple[Part, ...], bool, tuple[Part, ...]]
 
 
-def dropping(all_parts: Sequence[Part]) -> Search:
+def minimize(all_parts: Sequence[Part]) -> Search:
     """Yields what to drop, is sent whether the bug still shows without it, and returns what can be dropped: with any one part more, it does
     not show any longer."""
     kept = list(all_parts)

@@ -45,7 +45,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Snapshot:
     """Both counts at one moment: QEMU's of each disk, None where it does not answer; and the text of the guest's, or why there is none."""
 
     device: Mapping[str, Mapping[str, int]] | None
@@ -53,44 +53,44 @@ class Look:
     why: str = ""
 
 
-async def begin(guest: Guest) -> Look:
+async def snapshot_before(guest: Guest) -> Snapshot:
     """Look before a try: at the device first, so that it counts all that the guest does."""
     device = await _device(guest)
     texts, why = await _texts(guest)
-    return Look(device=device, guest=texts, why=why)
+    return Snapshot(device=device, guest=texts, why=why)
 
 
-async def end(guest: Guest, before: Look, *, answers: bool) -> tuple[Account, ...]:
+async def snapshot_after(guest: Guest, before: Snapshot, *, answers: bool) -> tuple[Account, ...]:
     """Look after a try, at the device last. `answers`: whether the guest does."""
     texts, why = await _texts(guest) if answers else (None, "the guest did not answer at the end")
-    after = Look(device=await _device(guest), guest=texts, why=why)
-    return tuple(compared(name, disk.number, before, after) for name, disk in guest.disks.items() if name in guest.order.model.disks)
+    after = Snapshot(device=await _device(guest), guest=texts, why=why)
+    return tuple(compare(name, disk.number, before, after) for name, disk in guest.disks.items() if name in guest.spec.model.disks)
 
 
 async def _device(guest: Guest) -> Mapping[str, Mapping[str, int]] | None:
     try:
-        return await readings.disks(guest)
+        return await readings.read_disks(guest)
     except TestbedError:
         return None
 
 
 async def _texts(guest: Guest) -> tuple[Texts | None, str]:
-    mark = shell_functions.new_mark()
+    mark = shell_functions.new_separator()
     try:
-        said = await guest.script(f"{shell_functions.functions(mark)}take {_FILE}; finish", timeout_s=10)
+        said = await guest.script(f"{shell_functions.function_definitions(mark)}take {_FILE}; finish", timeout_s=10)
         return shell_functions.sections(said.stdout, mark, guest.name)[""], ""
     except TestbedError as error:
         return None, str(error)
 
 
-def compared(name: str, number: str, before: Look, after: Look) -> Account:
+def compare(name: str, number: str, before: Snapshot, after: Snapshot) -> Account:
     """The account of one disk, MAJ:MIN in the guest, between two looks."""
     device = _moved(name, before.device, after.device)
     if before.guest is None or after.guest is None:
         return Account(disk=name, device=device, note=before.why or after.why)
     try:
         first, last = (side.text(_FILE) for side in (before.guest, after.guest))
-        guest = {way: cgroupfs.moved(first, last, number, counter, after.guest.where(_FILE)) for way, _, counter in _WAYS}
+        guest = {way: cgroupfs.bytes_moved(first, last, number, counter, after.guest.where(_FILE)) for way, _, counter in _WAYS}
     except ReadingError as error:
         return Account(disk=name, device=device, note=str(error))
     if device is None:
@@ -108,7 +108,7 @@ def _moved(
     return found if min(found.values()) >= 0 else None
 
 
-def _failed(name: str, before: Look, after: Look) -> bool:
+def _failed(name: str, before: Snapshot, after: Snapshot) -> bool:
     """Whether requests failed: the kernel accounts for what was asked, the device for what it has done."""
     assert before.device is not None and after.device is not None
     return any(

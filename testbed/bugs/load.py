@@ -15,10 +15,10 @@ from testbed.bugs.model import Bug, Case, Document
 from testbed.errors import Problem, TopologyError, UsageError
 from testbed.topology import trust
 from testbed.topology.check import Mistake
-from testbed.topology.load import merged, points_of
-from testbed.topology.model import Guest
+from testbed.topology.load import merge_extended, points_of
+from testbed.topology.model import GuestModel
 from testbed.topology.tolerant import Checked
-from testbed.topology.yaml_reader import Reader, Where, read, reads_as_text, single, text_named, text_of
+from testbed.topology.yaml_reader import Reader, Where, load_single, read, reads_as_text, text_named, text_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +48,7 @@ def is_bug(path: Path) -> bool:
 _OF_BUGS = {"summary", "kernels", "prepare", "script", "script-file", "topology"}
 
 # What of a guest any of some kernels cannot do (`store/kernel_abilities.py`).
-AbleAll = Callable[[Sequence[str], Guest], Iterable[Mistake]]
+AbleAll = Callable[[Sequence[str], GuestModel], Iterable[Mistake]]
 
 
 def load(path: Path, *, host_memory: int | None = None, kernel: Callable[[str], None] | None = None, able: AbleAll | None = None) -> Case:
@@ -60,7 +60,7 @@ def load(path: Path, *, host_memory: int | None = None, kernel: Callable[[str], 
     return _case(read_plain(text_of(path), str(path)), path.parent, host_memory, kernel=kernel, able=able)
 
 
-def places(path: Path) -> dict[str, Place]:
+def script_places(path: Path) -> dict[str, Place]:
     """Where the `script` and `prepare` of a valid bug file stand."""
     plain, reader = read_plain(text_of(path), str(path))
     return {**_places(reader), **_script(plain, reader, path.parent)}
@@ -79,10 +79,10 @@ def read_plain(text: str, file: str) -> tuple[dict[str, Any], Reader]:
 
 def self_contained(path: Path) -> dict[str, Any]:
     """The mapping in a bug file, with its topology and script in it. The file is valid: `load` it first."""
-    return inlined(read_plain(text_of(path), str(path))[0], path)
+    return inline_files(read_plain(text_of(path), str(path))[0], path)
 
 
-def inlined(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = None) -> dict[str, Any]:
+def inline_files(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = None) -> dict[str, Any]:
     """A bug's mapping with its topology and script in it, which are relative to the file `path`. `sources`: gets what is read.
 
     :raise TopologyError: one of them cannot be read.
@@ -97,7 +97,7 @@ def inlined(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = 
         folder = (path.parent / topology).parent
         plain["topology"] = _read_topology(path.parent / topology, sources)
     elif isinstance(topology, dict) and "extends" in topology:
-        plain["topology"] = merged(topology, Reader(str(path)), path)
+        plain["topology"] = merge_extended(topology, Reader(str(path)), path)
     for guest in (plain.get("topology") or {}).get("guests", {}).values():
         for disk in (guest or {}).get("disks", {}).values():
             if "image" in disk:
@@ -107,10 +107,10 @@ def inlined(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = 
 
 def _read_topology(path: Path, sources: dict[str, str] | None) -> dict[str, Any]:
     reader = Reader(str(path), sources)
-    return merged(read(text_named(path), reader), reader, path)
+    return merge_extended(read(text_named(path), reader), reader, path)
 
 
-def written(plain: dict[str, Any], head: str = "") -> str:
+def to_yaml(plain: dict[str, Any], head: str = "") -> str:
     """A bug's mapping as a file, below the lines of `head`, which become comments."""
     comments = "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
     return comments + yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140, default_flow_style=None)
@@ -151,7 +151,7 @@ def _case(
     if bug is not None and guest is not None:
         for key, script in (("prepare", bug.preparation), ("script", bug.main)):
             if script is not None:
-                said = script_files.mistakes(script.text, guest)
+                said = script_files.script_mistakes(script.text, guest)
                 reader.problems += (problem(places.get(key), key, line, message) for line, message in said)
         for where, message in able((*bug.kernels.shows, *bug.kernels.clean), guest) if able is not None else ():
             reader.problem((*_of_guest(topology), *where), message)
@@ -209,7 +209,7 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
         try:
             # It is in every guest, and in the bundles that people send each other.
             plain["script"] = text_named(folder / name, within=folder)
-            reader.sources[trust.digest(plain["script"])] = str(folder / name)
+            reader.sources[trust.content_hash(plain["script"])] = str(folder / name)
             plain.setdefault("script-name", Path(name).name)
             found["script"] = Place(file=str(folder / name), line=1)
         except TopologyError as error:
@@ -218,7 +218,7 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
     return found
 
 
-def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | None) -> Guest | None:
+def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | None) -> GuestModel | None:
     """The one guest of a bug's topology; what is wrong goes to the reader."""
     where: Where = ("topology",)
     try:
@@ -259,7 +259,7 @@ def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
     return checked.value
 
 
-def of_plain(
+def parse_mapping(
     plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str | None = None, sources: trust.Sources | None = None
 ) -> Case:
     """The bug in a mapping that stands for itself, as `self_contained` gives it; `script_file`: where its script was; `sources`: all
@@ -275,6 +275,6 @@ def of_plain(
     )
 
 
-def wrong(path: Path, message: str) -> TopologyError:
+def error_at(path: Path, message: str) -> TopologyError:
     """The error of a bug file as a whole."""
-    return single(str(path), 1, 1, message)
+    return load_single(str(path), 1, 1, message)

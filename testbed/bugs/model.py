@@ -11,7 +11,7 @@ from testbed import regex
 from testbed.bugs.script_files import CANNOT_TRY, Script, script
 from testbed.topology.base import Duration, Model, Rate, Several, Version, Word
 from testbed.topology.cgroups import CgroupPath
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.topology.timeline import Counter
 from testbed.units import format_duration
 
@@ -20,7 +20,7 @@ _PER_S = 1_000_000
 
 def _regex(value: Any) -> Any:
     if isinstance(value, str):
-        regex.compiled(value)
+        regex.compile_user_regex(value)
     return value
 
 
@@ -70,7 +70,7 @@ class Condition(Model):
         for key in ("console", "output", "expect"):
             if (text := getattr(self, key)) is None:
                 continue
-            pattern = regex.compiled(text)
+            pattern = regex.compile_user_regex(text)
             if pattern.matches_anything:
                 yield f"expected a pattern that not every line matches, got {key} {text!r}, which matches any line, an empty one as well"
             if key == "console" and pattern.spans_lines:
@@ -164,4 +164,4 @@ class Case(Model):
     """A bug with its guest."""
 
     bug: Bug
-    guest: Guest
+    guest: GuestModel

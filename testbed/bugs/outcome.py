@@ -52,10 +52,10 @@ class Try:
 def record(one: Try) -> None:
     """The outcome, beside the guest's logs."""
     with contextlib.suppress(OSError):
-        (one.evidence / "try.json").write_text(json.dumps(said(one)) + "\n", encoding="utf-8")
+        (one.evidence / "try.json").write_text(json.dumps(describe(one)) + "\n", encoding="utf-8")
 
 
-def said(one: Try) -> dict[str, object]:
+def describe(one: Try) -> dict[str, object]:
     """A try as JSON, its folder by its name."""
     return {
         "number": one.number,

@@ -9,12 +9,12 @@ from typing import Any
 
 from testbed.bugs import bisect as bisection
 from testbed.bugs import ddmin, repro, statistics
-from testbed.bugs.bisect import Answer, Between
+from testbed.bugs.bisect import BisectAnswer, BisectRange
 from testbed.bugs.ddmin import Part
-from testbed.bugs.load import of_plain
+from testbed.bugs.load import parse_mapping
 from testbed.bugs.model import Case
 from testbed.bugs.outcome import Outcome, Try
-from testbed.bugs.repro import Job, Limits, Tried, Verdict
+from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob, StopRule
 from testbed.bugs.statistics import Rate, Sequential
 from testbed.errors import GuestError, TemplateError, TopologyError, UsageError
 from testbed.store.kernels.files import KernelFiles
@@ -48,7 +48,7 @@ class Reduced:
 
     plain: dict[str, Any] | None
     dropped: tuple[str, ...] = ()
-    whole: Tried
+    whole: KernelTries
     steps: tuple[Step, ...] = ()
     guests: int
 
@@ -59,11 +59,11 @@ OnStep = Callable[[str], None]
 class Reducer:
     """Drops from a bug on one kernel what it shows without."""
 
-    def __init__(self, job: Job, kernel: KernelFiles, error: float, on_step: OnStep) -> None:
+    def __init__(self, job: ReproJob, kernel: KernelFiles, error: float, on_step: OnStep) -> None:
         self._job, self._kernel, self._error, self._on_step = job, kernel, error, on_step
         self._guests = self._candidates = 0
         self._steps: list[Step] = []
-        self._whole = Tried(kernel=kernel, must_show=True, tries=(), took_s=0, first_hit_s=None, ended=False)
+        self._whole = KernelTries(kernel=kernel, must_show=True, tries=(), took_s=0, first_hit_s=None, ended=False)
         self._smallest: tuple[dict[str, Any] | None, tuple[str, ...]] = None, ()
 
     @property
@@ -78,28 +78,28 @@ class Reducer:
         :raise HostError: this machine cannot run the guests.
         """
         limits = replace(self._job.limits, tries=tries, every=True, until=None)
-        self._whole = await repro.on_kernel(replace(self._job, limits=limits, on_try=self._on_whole), self._kernel, must_show=True)
+        self._whole = await repro.try_kernel(replace(self._job, limits=limits, on_try=self._on_whole), self._kernel, must_show=True)
         self._on_step(f"as it is: {self._whole.rate}")
         if not self._whole.rate.hits:
             return self.so_far
         self._smallest = plain, ()
-        every = ddmin.parts(plain)
+        every = ddmin.list_parts(plain)
         gone: tuple[Part, ...] = ()
-        search = ddmin.dropping(every)
+        search = ddmin.minimize(every)
         try:
             wanted = next(search)
             while True:
                 what = ", ".join(str(part) for part in wanted)
-                without = ddmin.without(plain, wanted)
+                without = ddmin.without_parts(plain, wanted)
                 wanted = search.send(await self._shows(without, f"without {what}", tuple(map(str, wanted))))
         except StopIteration as end:
             gone = end.value
-        plain = ddmin.without(plain, gone) if gone else plain
+        plain = ddmin.without_parts(plain, gone) if gone else plain
         self._smallest = plain, tuple(map(str, gone))
         await self._smaller_machine(plain, self._smallest[1])
         return self.so_far
 
-    def _on_whole(self, tried: Tried, one: Try) -> None:
+    def _on_whole(self, tried: KernelTries, one: Try) -> None:
         self._whole = tried
         self._guests += 1
         self._job.on_try(tried, one)
@@ -122,7 +122,7 @@ class Reducer:
         """Whether a candidate shows the bug about as often; one that is no valid bug does not. `dropped`: all that it lacks."""
         try:
             # A part of what was trusted is trusted.
-            case = of_plain(plain, sources=trust.sources(self._job.case.guest.qemu_args))
+            case = parse_mapping(plain, sources=trust.sources_of(self._job.case.guest.qemu_args))
         except TopologyError as error:
             self._steps.append(Step(what=what, kept=False, why=error.problems[0].message))
             self._on_step(f"{what}: cannot be: {error.problems[0].message}")
@@ -142,10 +142,10 @@ class Reducer:
 
     async def _batch(self, case: Case, test: Sequential, number: int) -> None:
         """As many guests as run at once; what came to nothing did not show it."""
-        most = self._job.limits.jobs or repro.jobs(self._job.lab.host, case)
+        most = self._job.limits.jobs or repro.default_jobs(self._job.factory.host, case)
         folder = self._job.folder / f"candidate-{self._candidates}" / str(number)
-        limits = Limits(tries=most, timeout_s=self._job.limits.timeout_s, every=True, jobs=most)
-        tried = await repro.on_kernel(replace(self._job, case=case, limits=limits, folder=folder), self._kernel, must_show=True)
+        limits = StopRule(tries=most, timeout_s=self._job.limits.timeout_s, every=True, jobs=most)
+        tried = await repro.try_kernel(replace(self._job, case=case, limits=limits, folder=folder), self._kernel, must_show=True)
         self._guests += len(tried.tries)
         for one in tried.tries:
             if test.verdict is None:
@@ -153,12 +153,12 @@ class Reducer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class PartAsked:
     """One kernel of a bisection: what it answered, None where its tries have not ended, and its tries."""
 
     kernel: str
-    answer: Answer | None
-    tried: Tried
+    answer: BisectAnswer | None
+    tried: KernelTries
     why: str = ""
 
     @property
@@ -169,25 +169,25 @@ class Asked:
 class Bisector:
     """Asks kernels whether they show a bug, so often that a good one is right but for a chance of `error` over the whole search."""
 
-    def __init__(self, job: Job, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep) -> None:
+    def __init__(self, job: ReproJob, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep) -> None:
         self._job, self._kernel_of, self._error, self._on_step = job, kernel_of, error, on_step
-        self.asked: list[Asked] = []
+        self.asked: list[PartAsked] = []
         self.rate: float | None = None
-        self._trying: Asked | None = None
+        self._trying: PartAsked | None = None
 
     @property
-    def so_far(self) -> tuple[Asked, ...]:
+    def so_far(self) -> tuple[PartAsked, ...]:
         """The kernels that were asked by now, with the one whose tries have not ended."""
         return (*self.asked, *([self._trying] if self._trying is not None else []))
 
-    async def bisect(self, kernels: tuple[str, ...], good: int, bad: int, rate: float | None) -> Between:
+    async def bisect(self, kernels: tuple[str, ...], good: int, bad: int, rate: float | None) -> BisectRange:
         """Which neighbours of the list the change is between. `rate`: how often the bug shows on the bad side; measured there without it.
 
         :raise HostError: this machine cannot run the guests.
         """
         self.rate = rate
         share = self._error / (1 + bisection.most_steps(good, bad))
-        search = bisection.bisecting(good, bad)
+        search = bisection.bisect(good, bad)
         number = next(search)
         try:
             while True:
@@ -195,10 +195,10 @@ class Bisector:
                 answer = await self.ask(kernels[number], share, measure=measure)
                 number = search.send(answer)
         except StopIteration as end:
-            found: Between = end.value
+            found: BisectRange = end.value
             return found
 
-    async def ask(self, spec: str, error: float, *, measure: bool = False) -> Answer:
+    async def ask(self, spec: str, error: float, *, measure: bool = False) -> BisectAnswer:
         """Whether one kernel is bad; one that cannot be unpacked or does not boot is skipped. `measure`: all tries, from which the rate is
         taken: its interval's lower bound, to be sure.
 
@@ -206,25 +206,27 @@ class Bisector:
         """
         kernel, why = _unusable(spec), ""
 
-        def on_try(tried: Tried, one: Try) -> None:
-            self._trying = Asked(kernel=spec, answer=None, tried=tried)
+        def on_try(tried: KernelTries, one: Try) -> None:
+            self._trying = PartAsked(kernel=spec, answer=None, tried=tried)
             self._job.on_try(tried, one)
 
         try:
             before = [one.tried.kernel for one in self.asked]
-            kernel = repro.told_apart((*before, await self._kernel_of(spec)))[-1]
+            kernel = repro.distinct_names((*before, await self._kernel_of(spec)))[-1]
             tries = MEASURED_TRIES if measure else statistics.tries_for(self.rate or self._stated_rate, error)
             limits = replace(self._job.limits, tries=tries, every=measure, until=None)
-            tried = await repro.on_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
+            tried = await repro.try_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
         except (UsageError, TemplateError, GuestError) as failure:
-            tried, why = Tried(kernel=kernel, must_show=True, tries=(), took_s=0.0, first_hit_s=None), str(failure)
-        answer = {Verdict.SHOWS: Answer.BAD, Verdict.ABSENT: Answer.GOOD, Verdict.TROUBLE: Answer.SKIP}[tried.verdict]
-        if measure and answer is Answer.BAD:
+            tried, why = KernelTries(kernel=kernel, must_show=True, tries=(), took_s=0.0, first_hit_s=None), str(failure)
+        answer = {KernelVerdict.SHOWS: BisectAnswer.BAD, KernelVerdict.ABSENT: BisectAnswer.GOOD, KernelVerdict.TROUBLE: BisectAnswer.SKIP}[
+            tried.verdict
+        ]
+        if measure and answer is BisectAnswer.BAD:
             self.rate = tried.rate.low
-        if answer is Answer.SKIP:
+        if answer is BisectAnswer.SKIP:
             why = why or next((one.why for one in tried.tries if one.outcome is Outcome.TROUBLE), "")
         self._trying = None
-        self.asked.append(Asked(kernel=spec, answer=answer, tried=tried, why=why))
+        self.asked.append(PartAsked(kernel=spec, answer=answer, tried=tried, why=why))
         self._on_step(f"{spec}: {answer.value}: {tried.words}{f'; {why}' if why else ''}")
         return answer
 

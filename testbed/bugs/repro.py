@@ -16,9 +16,9 @@ from testbed.bugs.attempt import Attempt, Hold, attempt
 from testbed.bugs.model import Case
 from testbed.bugs.outcome import Outcome, Try
 from testbed.bugs.signature import End, Match
-from testbed.bugs.statistics import Next, Rate
+from testbed.bugs.statistics import NextTry, Rate
 from testbed.errors import UsageError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.host.facts import Host
 from testbed.scenarios import runner
@@ -32,7 +32,7 @@ _TROUBLES_IN_A_ROW = 3
 _MISSED = 0.05
 
 
-class Verdict(enum.Enum):
+class KernelVerdict(enum.Enum):
     """Of one kernel: the bug SHOWS, was ABSENT in all tries, or nothing is known (TROUBLE)."""
 
     SHOWS = "shows"
@@ -45,7 +45,7 @@ Rule = Callable[[Rate, int, int], bool]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class StopRule:
     """When to stop. `tries`: at most so many on each kernel. `until`: go on after a hit until the interval's lower bound reaches this, or
     cannot. `every`: all tries, whatever they show. `rule`: go on until it is enough. `jobs`: guests at once; None: as many as fit.
     """
@@ -64,7 +64,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tried:
+class KernelTries:
     """A bug on one kernel; `first_hit_s`: from the begin of the first try to the first hit, of this machine's time.
 
     `stopped`: the hits chose the number of tries. `cut`: tries that ran then, of which nobody knows what they would have shown. `ended`:
@@ -94,7 +94,7 @@ class Tried:
         rate = self.rate
         if not self.stopped:
             return rate.low, rate.high
-        return statistics.exact(rate.hits, rate.hits + self.cut, rate.tries + self.cut)
+        return statistics.exact_interval(rate.hits, rate.hits + self.cut, rate.tries + self.cut)
 
     @property
     def words(self) -> str:
@@ -120,23 +120,23 @@ class Tried:
         return statistics.median([one.hit_after_s for one in self.tries if one.outcome is Outcome.HIT and one.hit_after_s is not None])
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> KernelVerdict:
         if self.rate.hits:
-            return Verdict.SHOWS
-        return Verdict.TROUBLE if self.troubles or not self.tries or not self.ended else Verdict.ABSENT
+            return KernelVerdict.SHOWS
+        return KernelVerdict.TROUBLE if self.troubles or not self.tries or not self.ended else KernelVerdict.ABSENT
 
 
 # Takes the tries on a kernel so far, and the one of them that has just ended.
-OnTry = Callable[[Tried, Try], None]
+OnTry = Callable[[KernelTries, Try], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
+class ReproJob:
     """A bug that is run. `hold`: what to do with the first guest that shows it, whose others go; `on_try`: called at each try's end."""
 
-    lab: Lab
+    factory: GuestFactory
     case: Case
-    limits: Limits
+    limits: StopRule
     seed: int
     folder: Path
     on_try: OnTry
@@ -145,7 +145,7 @@ class Job:
     dump: bool = False
 
 
-def jobs(host: Host, case: Case) -> int:
+def default_jobs(host: Host, case: Case) -> int:
     """How many of a bug's guests may run at once."""
     if case.bug.cores == "alone":
         return 1
@@ -154,17 +154,17 @@ def jobs(host: Host, case: Case) -> int:
     return runner.slots(host, case.guest)
 
 
-def clean_tries(shown: Iterable[Tried], limits: Limits, rate: float) -> int:
+def clean_tries(shown: Iterable[KernelTries], limits: StopRule, rate: float) -> int:
     """How many tries without a hit a kernel needs where the bug must not show, within the limit: until it is told apart from each on which
     it has `shown`, and so many that a bug of its stated `rate` would have been seen."""
     found = tuple(one.rate for one in shown)
-    needed = [absence.needed(one) or limits.tries for one in found]
+    needed = [absence.fewest_misses(one) or limits.tries for one in found]
     if limits.every or limits.until is not None:
         needed += [one.tries for one in found]
     return min(limits.tries, max(*needed, statistics.tries_for(rate, _MISSED)))
 
 
-def told_apart(kernels: Iterable[KernelFiles]) -> tuple[KernelFiles, ...]:
+def distinct_names(kernels: Iterable[KernelFiles]) -> tuple[KernelFiles, ...]:
     """Kernels whose names are plain words, which name folders and go along in bundles; of files of one name each has its hash in it."""
     found: dict[str, str] = {}
     said = []
@@ -176,7 +176,7 @@ def told_apart(kernels: Iterable[KernelFiles]) -> tuple[KernelFiles, ...]:
     return tuple(said)
 
 
-def sides(shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]) -> tuple[tuple[KernelFiles, ...], tuple[KernelFiles, ...]]:
+def kernel_sides(shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]) -> tuple[tuple[KernelFiles, ...], tuple[KernelFiles, ...]]:
     """The kernels of both sides, each once.
 
     :raise UsageError: one is on both.
@@ -186,22 +186,22 @@ def sides(shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]) -> tuple[t
         for other in must_not:
             if one.sha256 == other.sha256:
                 raise UsageError(f"kernels {one.name} and {other.name}: expected it to show on one of them only, they are the same kernel")
-    named = told_apart((*must, *must_not))
+    named = distinct_names((*must, *must_not))
     return named[: len(must)], named[len(must) :]
 
 
-async def reproduce(job: Job, shows: tuple[KernelFiles, ...], clean: tuple[KernelFiles, ...]) -> tuple[Tried, ...]:
+async def reproduce(job: ReproJob, shows: tuple[KernelFiles, ...], clean: tuple[KernelFiles, ...]) -> tuple[KernelTries, ...]:
     """The bug on each kernel where it must show, then on each that must be clean; no others after one whose guest was held.
 
     :raise HostError: this machine cannot run the guests.
     """
-    found: list[Tried] = []
+    found: list[KernelTries] = []
     limits = job.limits
     if clean and job.hold is None and not limits.every and limits.until is None:
         limits = replace(limits, rule=_shown_enough)
     for kernel in shows:
-        found.append(await on_kernel(replace(job, limits=limits), kernel, must_show=True))
-        if job.hold is not None and found[-1].verdict is Verdict.SHOWS:
+        found.append(await try_kernel(replace(job, limits=limits), kernel, must_show=True))
+        if job.hold is not None and found[-1].verdict is KernelVerdict.SHOWS:
             return tuple(found)
     least = clean_tries(found, job.limits, job.case.bug.rate)
     if job.limits.every:
@@ -210,23 +210,23 @@ async def reproduce(job: Job, shows: tuple[KernelFiles, ...], clean: tuple[Kerne
         # A hit is the answer.
         limits = replace(job.limits, until=None, rule=lambda rate, running, _: rate.hits > 0 or rate.tries + running >= least)
     for kernel in clean:
-        found.append(await on_kernel(replace(job, limits=limits, hold=None), kernel, must_show=False))
+        found.append(await try_kernel(replace(job, limits=limits, hold=None), kernel, must_show=False))
     return tuple(found)
 
 
 def _shown_enough(rate: Rate, running: int, most: int) -> bool:
     """Whether another kernel can be told apart by as many tries, if those that run are hits; or cannot be any longer."""
-    return absence.enough(Rate(hits=rate.hits + running, tries=rate.tries + running), most)
+    return absence.has_enough_tries(Rate(hits=rate.hits + running, tries=rate.tries + running), most)
 
 
-async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
+async def try_kernel(job: ReproJob, kernel: KernelFiles, *, must_show: bool) -> KernelTries:
     """Try on one kernel until the limits say that it is enough.
 
     :raise HostError: this machine cannot run the guests.
     """
     limits = job.limits
-    most = limits.jobs or jobs(job.lab.host, job.case)
-    await job.lab.prepare(job.case.guest, kernel)
+    most = limits.jobs or default_jobs(job.factory.host, job.case)
+    await job.factory.prepare(job.case.guest, kernel)
     begun = time.monotonic()
     tried: list[Try] = []
     first_hit_s: float | None = None
@@ -234,8 +234,8 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
     number = 0
     holding = False
 
-    def so_far(*, ended: bool) -> Tried:
-        return Tried(
+    def so_far(*, ended: bool) -> KernelTries:
+        return KernelTries(
             kernel=kernel,
             must_show=must_show,
             tries=tuple(sorted(tried, key=lambda one: one.number)),
@@ -289,9 +289,9 @@ async def on_kernel(job: Job, kernel: KernelFiles, *, must_show: bool) -> Tried:
     return so_far(ended=True)
 
 
-def _wanted(job: Job, kernel: KernelFiles, number: int, hold: Hold | None) -> Attempt:
+def _wanted(job: ReproJob, kernel: KernelFiles, number: int, hold: Hold | None) -> Attempt:
     return Attempt(
-        lab=job.lab,
+        factory=job.factory,
         bug=job.case.bug,
         guest=job.case.guest,
         kernel=kernel,
@@ -330,7 +330,7 @@ def _hopeless(tried: list[Try]) -> bool:
     return len(last) == _TROUBLES_IN_A_ROW and all(one.outcome is Outcome.TROUBLE for one in last)
 
 
-def _enough(limits: Limits, tried: list[Try], running: int) -> bool:
+def _enough(limits: StopRule, tried: list[Try], running: int) -> bool:
     """Whether the tries so far, and for a rule those that run, say all that is wanted."""
     if _hopeless(tried):
         return True
@@ -340,7 +340,7 @@ def _enough(limits: Limits, tried: list[Try], running: int) -> bool:
         return len(tried) >= limits.tries
     rate, most = Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS)), limits.tries - outcomes.count(Outcome.TROUBLE)
     if limits.until is not None:
-        return statistics.until(limits.until, rate, most) is not Next.GO_ON
+        return statistics.until_rate(limits.until, rate, most) is not NextTry.GO_ON
     if limits.rule is not None:
         return limits.rule(rate, running, most)
     return hits > 0 or len(tried) >= limits.tries

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Literal
 
 from testbed.topology.graph import NamespaceOf, graph
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 
 # Where scripts lie in a guest; /run is a tmpfs there.
 HOME = "/run/testbed"
@@ -90,7 +90,7 @@ def variable(name: str) -> str:
     return name.upper().replace("-", "_")
 
 
-def made(guest: Guest) -> tuple[str, ...]:
+def make_script(guest: GuestModel) -> tuple[str, ...]:
     """The variables that a guest's scripts find, but for those of its own `environment`: see `user_scripts.environment`."""
     nodes = graph(guest).nodes
     devices = [key.name for key in nodes if key.kind == "device"]
@@ -99,7 +99,7 @@ def made(guest: Guest) -> tuple[str, ...]:
     return ("SEED", *(f"{kind}_{variable(name)}" for kind, names in groups for name in names))
 
 
-def mistakes(text: str, guest: Guest) -> Iterator[tuple[int, str]]:
+def script_mistakes(text: str, guest: GuestModel) -> Iterator[tuple[int, str]]:
     """What is wrong with a script for a guest, each with its line."""
     lines = text.split("\n")
     if text.startswith("\ufeff"):
@@ -111,7 +111,7 @@ def mistakes(text: str, guest: Guest) -> Iterator[tuple[int, str]]:
         yield with_cr, r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter; sed -i 's/\r$//' mends the file"
     if "\0" in text:
         yield text[: text.index("\0")].count("\n") + 1, "expected text, got a NUL, which no shell reads; is this file a program?"
-    yield from islice(_unmade(lines, made(guest), guest.environment), _MOST_SAID)
+    yield from islice(_unmade(lines, make_script(guest), guest.environment), _MOST_SAID)
 
 
 def _unmade(lines: list[str], names: tuple[str, ...], environment: Collection[str]) -> Iterator[tuple[int, str]]:

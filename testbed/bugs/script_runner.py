@@ -33,7 +33,7 @@ exec "$@"
 """
 
 
-async def run(
+async def run_script(
     guest: Guest,
     script: Script,
     environment: Mapping[str, str],
@@ -60,7 +60,7 @@ def _loader(script: Script, environment: Mapping[str, str]) -> str:
     return f"{put} || exit {CANNOT_TRY}; {exports}export PATH={_TOOLS}:$PATH; exec {start} </dev/null"
 
 
-def environment(guest: Guest, stack: Stack, seed: int) -> dict[str, str]:
+def script_environment(guest: Guest, stack: Stack, seed: int) -> dict[str, str]:
     """What scripts know of their guest: DEV_NAME of each device, NUM_NAME of each disk (MAJ:MIN), FILE_NAME of each loop's backing file,
     and SEED. Dashes in names are underscores there; `bugs.scripts.made` has the same names."""
     found = {"SEED": str(seed)}
@@ -70,7 +70,7 @@ def environment(guest: Guest, stack: Stack, seed: int) -> dict[str, str]:
     return found
 
 
-async def settle(guest: Guest, timeout_s: float) -> None:
+async def wait_until_idle(guest: Guest, timeout_s: float) -> None:
     """Wait until what a script has printed so far is here: its output and its errors come apart, in any order. A command takes longer."""
     with contextlib.suppress(TestbedError):
         await guest.script("true", timeout_s=timeout_s)

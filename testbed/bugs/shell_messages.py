@@ -14,7 +14,7 @@ from typing import Any
 
 from testbed.bugs.model import Bug
 from testbed.bugs.script_files import HOME, Script
-from testbed.regex import LONGEST_LINE, compiled, escaped, linear
+from testbed.regex import LONGEST_LINE, compile_linear, compile_user_regex, escape
 
 _SHELL = r"-?(?:\S*/)?(?:bash|sh|dash|ash)"
 _STATES = (
@@ -23,35 +23,35 @@ _STATES = (
 )
 # `PID STATE`, and the source of the job, as bash prints it; dash prints the state alone.
 _JOB_PATTERN = rf"\s*\d+ (?:{_STATES})(?: \(core dumped\))?\b"
-_JOB = linear(_JOB_PATTERN)
-_BARE_JOB = linear(rf"(?:{_STATES})(?: \(core dumped\))?")
+_JOB = compile_linear(_JOB_PATTERN)
+_BARE_JOB = compile_linear(rf"(?:{_STATES})(?: \(core dumped\))?")
 _MISSING_PATTERN = r"(?:exec: |\.: |source: )?(?P<program>[^:]+): (?:command not found|not found)"
-_MISSING = linear(_MISSING_PATTERN)
-_NO_PROGRAM = linear(r"(?P<program>[^:]+): (?:cannot execute|\S+: bad interpreter).*")
+_MISSING = compile_linear(_MISSING_PATTERN)
+_NO_PROGRAM = compile_linear(r"(?P<program>[^:]+): (?:cannot execute|\S+: bad interpreter).*")
 # Of a program as of a file that is redirected: which, the script's line says.
-_EITHER = linear(r"(?P<program>[^:]+): (?P<why>No such file or directory|Permission denied|Exec format error|Is a directory)")
-_SYNTAX = linear(r"(?:\S+: )?(?:[Ss]yntax error|unexpected EOF|[Bb]ad substitution|EOF in backquote).*")
+_EITHER = compile_linear(r"(?P<program>[^:]+): (?P<why>No such file or directory|Permission denied|Exec format error|Is a directory)")
+_SYNTAX = compile_linear(r"(?:\S+: )?(?:[Ss]yntax error|unexpected EOF|[Bb]ad substitution|EOF in backquote).*")
 _LAUNCHERS = (
     r"(?:\S*/)?(?:env|timeout|nice|nohup|chroot|setsid|taskset|chrt|ionice|xargs|unshare|setpriv|stdbuf|nsenter|flock|time|busybox)"
 )
-_NOT_LAUNCHED = linear(
+_NOT_LAUNCHED = compile_linear(
     rf"{_LAUNCHERS}: (?P<failed>(?:failed to (?:execute|run command)|cannot run command) )?(?P<program>[^:]+): "
     r"(?P<why>No such file or directory|Permission denied|Exec format error)"
 )
 # Of what programs call by name; in the guest's locale, or in one of UTF-8.
 _QUOTES_OF_NAMES = "'\"\u2018\u2019"
 _OF_LANGUAGE = {
-    "python": linear(r"(?:ModuleNotFoundError|ImportError|SyntaxError|IndentationError|TabError|NameError): .*"),
-    "perl": linear(r"Can't locate \S+ in @INC.*|(?:syntax error|Execution of \S+ aborted|BEGIN failed).*"),
+    "python": compile_linear(r"(?:ModuleNotFoundError|ImportError|SyntaxError|IndentationError|TabError|NameError): .*"),
+    "perl": compile_linear(r"Can't locate \S+ in @INC.*|(?:syntax error|Execution of \S+ aborted|BEGIN failed).*"),
 }
 # Where a command begins; and those that print their words. The functions of a script may do so as well.
 _BEGINS = r"(?:^|[;&|({!`]|\$\(|\b(?:then|do|else|exec|sudo|time|if|while|until)\s|-c\s*[\"'])\s*"
 _PRINTS = frozenset(["echo", "printf", "print", "cat", "tee", "logger", "say", "puts", "fputs", "fprintf", "write", "warn", "die"])
-_FUNCTION = linear(r"(?m)\bdef\s+(\w+)\s*\(|\bfunction\s+([\w-]+)|(?:^|[^\w-])(\w[\w-]*)\s*\(\)\s*\{")
-_DOCUMENT = linear(r"<<-?\s*(?:'([^']+)'|\"([^\"]+)\"|\\?(\w+))")
+_FUNCTION = compile_linear(r"(?m)\bdef\s+(\w+)\s*\(|\bfunction\s+([\w-]+)|(?:^|[^\w-])(\w[\w-]*)\s*\(\)\s*\{")
+_DOCUMENT = compile_linear(r"<<-?\s*(?:'([^']+)'|\"([^\"]+)\"|\\?(\w+))")
 _NOT_THERE = "not found in the guest's image"
-_JOINS = linear(r"\d?>&\s*1|&>|\|&")
-_PROMPT = linear(r"\bPS4=[\"']?([^$`\"'\\\s]+[^$`\"'\\]*)")
+_JOINS = compile_linear(r"\d?>&\s*1|&>|\|&")
+_PROMPT = compile_linear(r"\bPS4=[\"']?([^$`\"'\\\s]+[^$`\"'\\]*)")
 _LONGEST_TRACE = 400
 # Of the source with what is printed, in all: some seconds.
 _MOST_COMPARISONS = 10_000_000
@@ -59,7 +59,7 @@ _SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unable:
+class CannotRun:
     """What could not be run: `where` in the script, such as `crash.sh:3`; `what` it was and why."""
 
     where: str
@@ -70,7 +70,7 @@ class Unable:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Uncounted:
+class NotCounted:
     """A line that matched and was not printed by the script: `why`."""
 
     line: str
@@ -81,18 +81,18 @@ class Uncounted:
         return f"{shown!r} matches and does not count: {self.why}"
 
 
-def unable(script: Script, output: str, errors: str) -> list[Unable]:
+def cannot_run(script: Script, output: str, errors: str) -> list[CannotRun]:
     """What a script that has ended could not run, from all that it has printed."""
     source = Source(script)
     streams = (Stream(source, errors=False), output), (Stream(source, errors=True), errors)
     return [found for stream, text in streams for line in text.splitlines() if (found := stream.unable(line[:LONGEST_LINE])) is not None]
 
 
-def own_text(bug: Bug) -> Iterator[str]:
+def self_matches(bug: Bug) -> Iterator[str]:
     """What should be known of patterns that match the text of the bug's own script, or what a shell says of its jobs."""
     for number, condition in enumerate(bug.signature, 1):
         for text in (condition.output, condition.expect):
-            if text is None or (pattern := compiled(text)).spans_lines:
+            if text is None or (pattern := compile_user_regex(text)).spans_lines:
                 continue
             lines = ((at, line) for at, line in enumerate(bug.main.text.splitlines(), 1) if pattern.search(line) is not None)
             if found := next(lines, None):
@@ -117,16 +117,16 @@ class Source:
         text = "\n".join(self.lines)
         words = " ".join(script.interpreter)
         flags = r"(?m)\bset\s+(?:-\w+\s+)*-\w*{0}|-o\s+{1}\b|(?:^|[\s/])(?:ba|da)?sh\s+(?:-\w+\s+)*-\w*{0}"
-        self.traces = linear(flags.format("x", "xtrace")).search(f"{words}\n{text}") is not None
-        self.echoes = linear(flags.format("v", "verbose")).search(f"{words}\n{text}") is not None
+        self.traces = compile_linear(flags.format("x", "xtrace")).search(f"{words}\n{text}") is not None
+        self.echoes = compile_linear(flags.format("v", "verbose")).search(f"{words}\n{text}") is not None
         self.joins = _JOINS.search(text) is not None
         prompt = _PROMPT.search(text)
         first = prompt[1] if prompt else "+ "
-        self.trace = linear(f"{escaped(first[0])}+{escaped(first[1:])}")
+        self.trace = compile_linear(f"{escape(first[0])}+{escape(first[1:])}")
         named = (name for found in _FUNCTION.finditer(text) for name in found.groups() if name)
         self._prints = _PRINTS | set(named)
         begins = rf"(?:{_BEGINS}|\b(?:or|and)\s|:\s)" if script.language == "python" else _BEGINS
-        command = linear(rf"{begins}([\w.-]+)")
+        command = compile_linear(rf"{begins}([\w.-]+)")
         self._commands = [[(found.start(1), found[1]) for found in command.finditer(line)] for line in self.plain]
         self._comparisons = 0
 
@@ -134,7 +134,7 @@ class Source:
         """Whether a line of the script calls a program by this word, rather than to redirect to a file."""
         if not 0 < line <= len(self.plain):
             return False
-        return linear(rf"{_BEGINS}(?:\w+=\S*\s+)*[\"']?{escaped(program)}").search(self.plain[line - 1]) is not None
+        return compile_linear(rf"{_BEGINS}(?:\w+=\S*\s+)*[\"']?{escape(program)}").search(self.plain[line - 1]) is not None
 
     def quoted(self, line: str, start: int, end: int) -> bool:
         """Whether what stands at a place of a printed line stands there behind the very command that is to print it, as in the source.
@@ -164,9 +164,11 @@ class Stream:
         self._speaks = errors or source.joins
         self._bare_jobs = errors and script.language == "sh"
         self._of_language = _OF_LANGUAGE.get(script.language)
-        path = escaped(script.path)
-        self._prefix = linear(rf"(?P<who>{path}|{_SHELL}|{escaped(HOME)}/bin/\w+): (?:-c: )?(?:line )?(?P<line>\d{{1,9}}): (?P<rest>.*)")
-        self._other = linear(rf"\S+: (?:line )?\d+: (?P<rest>{_JOB_PATTERN}.*|{_MISSING_PATTERN})")
+        path = escape(script.path)
+        self._prefix = compile_linear(
+            rf"(?P<who>{path}|{_SHELL}|{escape(HOME)}/bin/\w+): (?:-c: )?(?:line )?(?P<line>\d{{1,9}}): (?P<rest>.*)"
+        )
+        self._other = compile_linear(rf"\S+: (?:line )?\d+: (?P<rest>{_JOB_PATTERN}.*|{_MISSING_PATTERN})")
         self._echoed = Counter(line.rstrip() for line in source.lines) if errors and source.echoes else Counter[str]()
         self._until = ""  # the quote that a job's source or a trace has open, or the word that ends its here-document
         self._left = 0
@@ -216,7 +218,7 @@ class Stream:
             self._until = ""
         return True
 
-    def unable(self, line: str) -> Unable | None:
+    def unable(self, line: str) -> CannotRun | None:
         """What a line of an interpreter or a launcher says that it cannot run."""
         if not self._speaks:
             return None
@@ -228,24 +230,24 @@ class Stream:
         who, number, rest = named.get("who"), int(named.get("line") or 0), found["rest"]
         where = f"{script.name}:{number}" if who == script.path else script.name
         if _SYNTAX.fullmatch(rest):
-            return Unable(where=where, what=rest)
+            return CannotRun(where=where, what=rest)
         if missing := _MISSING.fullmatch(rest) or _NO_PROGRAM.fullmatch(rest):
             said = _NOT_THERE if "not found" in rest else rest.removeprefix(missing["program"]).removeprefix(": ")
-            return Unable(where=where, what=f"{missing['program']}: {said}")
+            return CannotRun(where=where, what=f"{missing['program']}: {said}")
         either = _EITHER.fullmatch(rest)
         if either and who == script.path and self._source.command(either["program"], number):
-            return Unable(where=where, what=f"{either['program']}: {either['why']}")
+            return CannotRun(where=where, what=f"{either['program']}: {either['why']}")
         return None
 
-    def _not_launched(self, line: str) -> Unable | None:
+    def _not_launched(self, line: str) -> CannotRun | None:
         script = self._source.script
         found = _NOT_LAUNCHED.fullmatch(line) if ": " in line else None
         # `env: 'perf'`, `unshare: failed to execute perf`, `xargs: perf`; but `flock: cannot open lock file /a` is no program.
         if found and (found["failed"] or " " not in found["program"]):
             program = found["program"].strip(_QUOTES_OF_NAMES)
-            return Unable(where=script.name, what=f"{program}: {_NOT_THERE if found['why'].startswith('No such') else found['why']}")
+            return CannotRun(where=script.name, what=f"{program}: {_NOT_THERE if found['why'].startswith('No such') else found['why']}")
         if self._of_language is not None and self._of_language.fullmatch(line):
-            return Unable(where=script.name, what=line)
+            return CannotRun(where=script.name, what=line)
         return None
 
 

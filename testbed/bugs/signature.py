@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 
 from testbed.bugs.model import Condition
 from testbed.bugs.script_files import Script
-from testbed.bugs.shell_messages import Source, Stream, Unable, Uncounted
+from testbed.bugs.shell_messages import CannotRun, NotCounted, Source, Stream
 from testbed.guest.channels.kernel_log import clean
-from testbed.numbers import is_digits
-from testbed.regex import LONGEST_LINE, Pattern, compiled
-from testbed.units import format_duration
+from testbed.regex import LONGEST_LINE, Pattern, compile_user_regex
+from testbed.units import format_duration, is_digits
 
 # What patterns over several lines look at; a script may print more, and then its end counts.
 _KEPT_CHARACTERS = 1 << 20
@@ -122,7 +121,9 @@ class Watch:
     def __init__(self, signature: Sequence[Condition], script: Script | None = None) -> None:
         self._watched = [
             _Watched(
-                number, one, {key: compiled(text) for key in ("console", "output", "expect") if (text := getattr(one, key)) is not None}
+                number,
+                one,
+                {key: compile_user_regex(text) for key in ("console", "output", "expect") if (text := getattr(one, key)) is not None},
             )
             for number, one in enumerate(signature, 1)
         ]
@@ -135,8 +136,8 @@ class Watch:
         self._spans = any(pattern.spans_lines for one in self._watched for pattern in one.patterns.values())
         self.hit: Match | None = None
         self._shown: _Watched | None = None  # what the hit is of
-        self.unable: list[Unable] = []
-        self.uncounted: list[Uncounted] = []
+        self.unable: list[CannotRun] = []
+        self.uncounted: list[NotCounted] = []
         self.last = ""
         self.untold = ""  # why nobody can say whether lines that matched are the script's
 
@@ -283,7 +284,7 @@ class Watch:
                 quoted = script and why is None and self._is_quoted(line, pattern)
                 if why is not None or quoted:
                     if len(self.uncounted) < _MOST_NOTED:
-                        self.uncounted.append(Uncounted(line=line[:300], why=why or "it holds a piece of the script's own source"))
+                        self.uncounted.append(NotCounted(line=line[:300], why=why or "it holds a piece of the script's own source"))
                     continue
                 self._see(one, key, line, script=script)
 
@@ -309,7 +310,7 @@ class Watch:
             self.hit = Match(condition=one.number, seen="; ".join(one.seen[key] for key in one.wanted))
 
 
-def rendered(texts: Mapping[str, str]) -> tuple[str, ...]:
+def render(texts: Mapping[str, str]) -> tuple[str, ...]:
     """Counters as lines `CGROUP/FILE NAME VALUE`, from the texts of files by their paths below the root of cgroup v2."""
     found: list[str] = []
     for path, text in sorted(texts.items()):

@@ -54,7 +54,7 @@ class Rate:
         return f"{self.hits} of {self.tries} ({self.share:.0%}, 95 % interval {self.low:.0%} to {self.high:.0%})"
 
 
-def exact(least: int, most: int, tries: int) -> tuple[float, float]:
+def exact_interval(least: int, most: int, tries: int) -> tuple[float, float]:
     """Clopper's and Pearson's interval at 95 %, of which all that is known is that `least` to `most` of the tries were hits.
 
     It holds for tries that were stopped at a hit as well: the fewer of them, the wider it is.
@@ -87,7 +87,7 @@ def _rate_where(holds: Callable[[float], bool]) -> float:
     return high
 
 
-class Next(enum.Enum):
+class NextTry(enum.Enum):
     """What a stopping rule says."""
 
     GO_ON = "go on"
@@ -95,13 +95,13 @@ class Next(enum.Enum):
     OUT_OF_REACH = "out of reach"
 
 
-def until(wanted: float, rate: Rate, most_tries: int) -> Next:
+def until_rate(wanted: float, rate: Rate, most_tries: int) -> NextTry:
     """Whether the interval's lower bound has reached `wanted`, or cannot any longer within `most_tries`, were all that are left hits."""
     if rate.tries and rate.low >= wanted:
-        return Next.REACHED
+        return NextTry.REACHED
     left = most_tries - rate.tries
     best = Rate(hits=rate.hits + left, tries=most_tries)
-    return Next.GO_ON if left > 0 and best.low >= wanted else Next.OUT_OF_REACH
+    return NextTry.GO_ON if left > 0 and best.low >= wanted else NextTry.OUT_OF_REACH
 
 
 def tries_until(wanted: float) -> int:

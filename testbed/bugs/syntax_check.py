@@ -21,13 +21,15 @@ _WARNED = re.compile(r"warning: here-document .*")
 _LIMIT_S = 20.0
 
 
-def problems(bug: Bug, places: Mapping[str, Place]) -> list[Problem]:
+def find_problems(bug: Bug, places: Mapping[str, Place]) -> list[Problem]:
     """What of a bug's scripts cannot be read. `places`: where they stand, by the bug's keys."""
     named = (("prepare", bug.preparation), ("script", bug.main))
-    return [problem(places.get(key), key, line, said) for key, script in named if script is not None for line, said in mistakes(script)]
+    return [
+        problem(places.get(key), key, line, said) for key, script in named if script is not None for line, said in syntax_mistakes(script)
+    ]
 
 
-def mistakes(script: Script) -> list[tuple[int, str]]:
+def syntax_mistakes(script: Script) -> list[tuple[int, str]]:
     """What is wrong with a script, each with its line; nothing where no interpreter here knows."""
     match script.language:
         case "bash":

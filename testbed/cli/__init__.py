@@ -18,7 +18,7 @@ import typer
 from testbed import __version__
 from testbed.cli import streams
 from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, refuse_empty, stopped
-from testbed.errors import HostError, TestbedError, TopologyError, first
+from testbed.errors import HostError, TestbedError, TopologyError, first_error
 from testbed.host import eventlog
 
 # The verbs of each room, in the order of `testbed --help`. A verb loads its own room: loading everything takes a second and more.
@@ -125,7 +125,7 @@ def _fail(error: TestbedError) -> NoReturn:
 def _refused(error: BaseException) -> TestbedError | None:
     """What a person is told of an error that came from where nobody expects one; None where it is a mistake of ours."""
     if isinstance(error, BaseExceptionGroup):
-        error = first(error)
+        error = first_error(error)
     if isinstance(error, TestbedError):
         return error
     if isinstance(error, OSError) and error.errno in _REFUSED:
@@ -169,4 +169,4 @@ def _root(
         refuse_empty("--qemu", qemu)
         os.environ["TESTBED_QEMU"] = qemu
     if os.environ.get("TESTBED_DEBUG"):
-        eventlog.tell(sys.stderr)
+        eventlog.print_events_to(sys.stderr)

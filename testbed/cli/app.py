@@ -20,7 +20,7 @@ from typer.core import TyperGroup, TyperOption
 
 from testbed.cli.watchdog import Watchdog
 from testbed.cli.watchdog import limit_s as watchdog_limit_s
-from testbed.errors import TestbedError, UsageError, first
+from testbed.errors import TestbedError, UsageError, first_error
 from testbed.report import runs
 from testbed.text import printable
 
@@ -147,7 +147,7 @@ def ended_by(error: BaseException) -> str:
             if watchdog.caught:
                 return f"interrupted by {watchdog.caught[0].name}"
     if isinstance(error, BaseExceptionGroup):
-        return ended_by(first(error))
+        return ended_by(first_error(error))
     said = str(error).partition("\n")[0]
     return said if isinstance(error, TestbedError) else f"a mistake of the testbed: {type(error).__name__}: {said}"
 
@@ -155,7 +155,7 @@ def ended_by(error: BaseException) -> str:
 @contextlib.contextmanager
 def run_going_on(folder: Path) -> Iterator[None]:
     """A run in this folder, which is named where a signal ends it."""
-    with runs.going_on(folder, sys.argv):
+    with runs.is_running(folder, sys.argv):
         try:
             yield
         except (asyncio.CancelledError, KeyboardInterrupt):

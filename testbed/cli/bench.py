@@ -10,9 +10,9 @@ import typer
 from rich.table import Table
 
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async, run_going_on
-from testbed.guest.factory import open_lab
+from testbed.guest.factory import open_factory
 from testbed.guest.metrics import disk_speed
-from testbed.guest.metrics.disk_speed import Reach
+from testbed.guest.metrics.disk_speed import DiskSpeed
 from testbed.host import paths
 from testbed.report import live
 from testbed.store.kernels.table import load_table
@@ -39,11 +39,11 @@ def disks(
 
     async def work() -> int:
         with live.progress(err, quiet=quiet) as progress:
-            async with open_lab(progress, kernels=(spec,)) as lab:
-                folder = paths.new_run_folder(lab.folders.runs)
+            async with open_factory(progress, kernels=(spec,)) as factory:
+                folder = paths.new_run_folder(factory.folders.runs)
                 with run_going_on(folder):
-                    found = await disk_speed.measure(lab, await lab.kernel(spec), folder / "bench", seconds=seconds)
-                disk_speed.keep(found, lab.folders.cache, lab.host)
+                    found = await disk_speed.measure(factory, await factory.kernel(spec), folder / "bench", seconds=seconds)
+                disk_speed.save(found, factory.folders.cache, factory.host)
         if as_json:
             print(json.dumps({kind: asdict(one) for kind, one in found.items()}))
         else:
@@ -53,7 +53,7 @@ def disks(
     run_async(work())
 
 
-def _table(found: dict[str, Reach]) -> Table:
+def _table(found: dict[str, DiskSpeed]) -> Table:
     table = Table("disk", "4K random reads/s, 32 at once", "1M reads, 32 at once", "one 4K read alone")
     for kind, one in found.items():
         table.add_row(kind, f"{one.iops:.0f}", f"{format_size(one.bytes_per_s)}/s", f"{one.read_us / 1000:.2f} ms")

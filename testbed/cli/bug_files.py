@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from testbed.bugs import Case, load, syntax_check
-from testbed.bugs.load import AbleAll, Place, places
+from testbed.bugs.load import AbleAll, Place, script_places
 from testbed.bugs.model import Bug
-from testbed.bugs.shell_messages import own_text
+from testbed.bugs.shell_messages import self_matches
 from testbed.errors import TopologyError, UsageError
 from testbed.host import paths
 from testbed.qemu import probe
@@ -23,7 +23,7 @@ def ready(file: Path, able: AbleAll | None = None) -> Case:
     :raise UsageError: it has `qemu-args` that are not trusted.
     """
     case = planned(file, able)
-    trust.check(case.guest.qemu_args)
+    trust.check_trusted(case.guest.qemu_args)
     return case
 
 
@@ -33,13 +33,13 @@ def planned(file: Path, able: AbleAll | None = None) -> Case:
     :raise TopologyError: it cannot be read, or says something wrong; or one of its scripts cannot be read.
     """
     case = load(file, host_memory=probe.host_memory(), able=able)
-    check_scripts(case.bug, places(file))
+    check_scripts(case.bug, script_places(file))
     return case
 
 
 def check_scripts(bug: Bug, where: Mapping[str, Place]) -> None:
     """:raise TopologyError: one of the bug's scripts cannot be read."""
-    if found := syntax_check.problems(bug, where):
+    if found := syntax_check.find_problems(bug, where):
         raise TopologyError(tuple(found))
 
 
@@ -49,8 +49,8 @@ def validated(file: Path, able: AbleAll) -> tuple[str, ...]:
     :raise TopologyError: it is not: every mistake, kernels that are not there among them.
     """
     case = load(file, host_memory=probe.host_memory(), kernel=_known, able=able)
-    check_scripts(case.bug, places(file))
-    notes = [f"{file}: note: {said}" for said in own_text(case.bug)]
+    check_scripts(case.bug, script_places(file))
+    notes = [f"{file}: note: {said}" for said in self_matches(case.bug)]
     return (*notes, *([] if trust.are_trusted(case.guest.qemu_args) else [untrusted(file, "qemu-args")]))
 
 
@@ -64,6 +64,6 @@ def _known(spec: str) -> None:
     found = load_table(paths.shipped("images") / "kernels.yaml").resolve(spec)
     if isinstance(found, BuiltKernel):
         cache = paths.folders().cache
-        if names.find(cache, found) is None:
-            there = ", ".join(f"{BUILT}{one.name}" for one in names.every(cache)) or "none"
+        if names.find_name(cache, found) is None:
+            there = ", ".join(f"{BUILT}{one.name}" for one in names.list_names(cache)) or "none"
             raise UsageError(f"kernel {spec!r}: expected one that was built, which are: {there}")

@@ -12,7 +12,7 @@ from testbed.bugs import bundle_rules
 from testbed.bugs.bundle import Bundle
 from testbed.cli.app import app, err
 from testbed.errors import HostError, UsageError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.host import paths, untrusted_folder
 from testbed.progress import Progress
 from testbed.report import result_reader, runs
@@ -43,7 +43,7 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
     """
     table = load_table(paths.shipped("images") / "kernels.yaml")
     found: dict[str, Path] = {}
-    document = result_reader.document(folder)
+    document = result_reader.read_document(folder)
     if document is None or runs.results(folder) != bundle_rules.RESULTS:
         raise UsageError(f"{folder}: expected the folder of a run of `testbed repro`")
     for one in document["kernels"]:
@@ -69,34 +69,43 @@ def run_folder(run: str, runs: Path) -> Path:
     """
     if run == "last":
         newest = max(
-            (runs / name for name in untrusted_folder.names(runs) if untrusted_folder.has(runs / name, bundle_rules.RESULTS)), default=None
+            (
+                runs / name
+                for name in untrusted_folder.names_below(runs)
+                if untrusted_folder.exists_below(runs / name, bundle_rules.RESULTS)
+            ),
+            default=None,
         )
         if newest is None:
             raise UsageError(f"run last: expected a run of `testbed repro` in {runs}, there is none")
         return newest
-    folder = Path(run) if untrusted_folder.has(Path(run), bundle_rules.RESULTS) else runs / run
-    if not untrusted_folder.has(folder, bundle_rules.RESULTS):
+    folder = Path(run) if untrusted_folder.exists_below(Path(run), bundle_rules.RESULTS) else runs / run
+    if not untrusted_folder.exists_below(folder, bundle_rules.RESULTS):
         raise UsageError(f"run {run!r}: expected a run of `testbed repro`, found no {bundle_rules.RESULTS} in {folder}")
     return folder
 
 
-def unpacked(bundle: Bundle | None, lab: Lab) -> dict[str, KernelFiles]:
+def unpacked(bundle: Bundle | None, factory: GuestFactory) -> dict[str, KernelFiles]:
     """The kernels that came with a bundle."""
-    return bundles.kernels(bundle, lab.new_folder()) if bundle is not None and bundle.manifest.with_kernels else {}
+    return bundles.kernels(bundle, factory.new_folder()) if bundle is not None and bundle.manifest.with_kernels else {}
 
 
-def tell_differences(bundle: Bundle, lab: Lab, kernels: tuple[KernelFiles, ...], progress: Progress) -> None:
+def tell_differences(bundle: Bundle, factory: GuestFactory, kernels: tuple[KernelFiles, ...], progress: Progress) -> None:
     """Say what is another here than where a bundle was made, before it runs."""
     # Those that came along are the bundle's own.
     others = [one for one in kernels if one.name not in bundle.manifest.with_kernels]
     here = bundle_rules.Made.model_validate(
         {
-            "host": {"qemu": lab.host.qemu.version, "qemu_identity": lab.host.qemu.identity, "accelerator": lab.host.accelerator},
-            "image": {"sha256": lab.image.sha256},
+            "host": {
+                "qemu": factory.host.qemu.version,
+                "qemu_identity": factory.host.qemu.identity,
+                "accelerator": factory.host.accelerator,
+            },
+            "image": {"sha256": factory.image.sha256},
             "kernels": [{"name": one.name, "release": one.release, "sha256": one.sha256} for one in others],
         }
     )
-    said = list(bundle_rules.differences(bundle.manifest, here))
+    said = list(bundle_rules.manifest_differences(bundle.manifest, here))
     for line in said:
         progress.note(f"differs from where the bundle was made: {line}")
     if not said:

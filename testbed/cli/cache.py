@@ -30,7 +30,7 @@ def image_build(name: Annotated[str, typer.Argument(help="Recipe.")] = IMAGE, qu
 
     async def work() -> int:
         with live.progress(err, quiet=quiet) as progress:
-            built = await image.build(name, paths.shipped("images"), paths.folders().cache, progress)
+            built = await image.build_image(name, paths.shipped("images"), paths.folders().cache, progress)
         print(built.folder)
         return 0
 
@@ -72,10 +72,10 @@ def gc(
     """
     folders = paths.folders()
     unused_s = age_s("--unused-for", unused_for)
-    limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else quota.limit(quota.CACHE_LIMIT)
-    leftovers = 0 if dry_run else len(session.reap(folders)) + len(runs.sweep(folders.runs))
-    pieces = waste.every(folders.cache) + waste.environments(folders.cache)
-    chosen = waste.superfluous(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.needed(folders))
+    limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else quota.size_limit(quota.CACHE_LIMIT)
+    leftovers = 0 if dry_run else len(session.reap(folders)) + len(runs.remove_empty_runs(folders.runs))
+    pieces = waste.list_pieces(folders.cache) + waste.list_environments(folders.cache)
+    chosen = waste.select_unused(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.select_needed(folders))
     gone = [piece for piece in chosen if dry_run or waste.remove(piece.folder)]
     freed = sum(piece.size_bytes for piece in gone)
     left = sum(piece.size_bytes for piece in pieces) - freed

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 
 from testbed.cli.app import err
 from testbed.errors import HostError
-from testbed.host.registry import Vm
+from testbed.host.registry import VmHandle
 
 _LEAVE = b"\x1d"  # Ctrl-], as telnet and virsh have it
 # Where the input ends before the user leaves: until nothing more has come for so long.
 _QUIET_S = 2.0
 
 
-async def attach(vm: Vm) -> int:
+async def attach(vm: VmHandle) -> int:
     """Pass on what is typed, and show what comes, until Ctrl-].
 
     :raise HostError: the guest has ended.

@@ -27,7 +27,7 @@ def gdb(
     more: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More words for gdb, such as -batch -ex bt.")] = None,
 ) -> None:
     """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
-    found = registry.find(paths.folders(), vm)
+    found = registry.find_vm(paths.folders(), vm)
 
     opened = completed(found.ask("gdb", timeout_s=_GDB_S, symbols=str(symbols.resolve()) if symbols else ""))
     if opened["note"]:
@@ -48,7 +48,7 @@ def dump(
     """Write a guest's memory into a file for crash or drgn; it stands still meanwhile, and may hang or stand still already."""
     if kind not in vmcore.FORMATS:
         raise UsageError(f"--format {kind}: expected one of {', '.join(vmcore.FORMATS)}")
-    found = registry.find(paths.folders(), vm)
+    found = registry.find_vm(paths.folders(), vm)
 
     async def work() -> int:
         written = await found.ask("dump", timeout_s=_DUMP_S, path=str(file.resolve()), format=kind)

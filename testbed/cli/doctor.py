@@ -63,14 +63,14 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
                 mend=f"usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
             )
         )
-    if said_of_namespaces := await unshare.obstacle():
+    if said_of_namespaces := await unshare.why_unavailable():
         said.append(
             Complaint(
                 what=f"an image cannot be built: no namespaces of its own for mmdebstrap: {said_of_namespaces}",
                 mend="a user who may make user namespaces (sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone), or root",
             )
         )
-    found, why = await build_jail.find()
+    found, why = await build_jail.find_build_jail()
     if found is None:
         said.append(
             Complaint(
@@ -94,9 +94,9 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
             said.append(Complaint(what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False))
         said += (
             Complaint(what=f"a guest that takes QEMU over may {left}", mend=_KEEPING, fatal=False)
-            for left in jail.not_held(host.confinement)
+            for left in jail.unconfined_parts(host.confinement)
         )
-        if open_to := jail.open_to_neighbours(host.confinement):
+        if open_to := jail.open_to_other_users(host.confinement):
             said.append(Complaint(what=open_to, mend=_KEEPING, fatal=False))
         if not host.qemu.seccomp:
             said.append(

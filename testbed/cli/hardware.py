@@ -24,7 +24,7 @@ from testbed.units import parse_duration
 
 def _disks(context: typer.Context, incomplete: str) -> list[str]:
     """For the shell's completion."""
-    there = [vm for vm in registry.every(paths.folders()) if vm.record.name == context.params.get("vm")]
+    there = [vm for vm in registry.list_vms(paths.folders()) if vm.record.name == context.params.get("vm")]
     return [disk for vm in there for disk in vm.record.disks if disk.startswith(incomplete)]
 
 
@@ -154,7 +154,7 @@ def power_cut(
     chosen = secrets.randbelow(1 << 32) if seed is None else seed
 
     async def work() -> int:
-        found = await registry.find(paths.folders(), vm).ask("power-cut", timeout_s=_BOOT_S, share=keep, seed=chosen)
+        found = await registry.find_vm(paths.folders(), vm).ask("power-cut", timeout_s=_BOOT_S, share=keep, seed=chosen)
         lost: dict[str, int] = found["lost_blocks"]
         if as_json:
             print(json.dumps({"seed": chosen, **found}))
@@ -181,7 +181,7 @@ def sample(
         raise UsageError(f"--every: expected a duration of more than nothing, got {every!r}")
 
     async def work() -> int:
-        there, due = registry.find(paths.folders(), vm), time.monotonic()
+        there, due = registry.find_vm(paths.folders(), vm), time.monotonic()
         for number in itertools.count(1):
             print(json.dumps(await there.ask("sample")), flush=True)
             if number == count:
@@ -210,7 +210,7 @@ def hardware(vm: VmArgument, as_json: Json = False) -> None:
     """How a guest's disks behave now: limits, delays, faults, and the errors that there were; its memory and CPUs."""
 
     async def work() -> int:
-        _show(await registry.find(paths.folders(), vm).ask("hardware"), as_json)
+        _show(await registry.find_vm(paths.folders(), vm).ask("hardware"), as_json)
         return 0
 
     run_async(work())
@@ -221,7 +221,7 @@ def resume(vm: VmArgument) -> None:
     """Let a guest go on that stands still at an error of a disk (`werror: stop`); the request is tried again."""
 
     async def work() -> int:
-        await registry.find(paths.folders(), vm).ask("resume")
+        await registry.find_vm(paths.folders(), vm).ask("resume")
         return 0
 
     run_async(work())
@@ -229,7 +229,7 @@ def resume(vm: VmArgument) -> None:
 
 def _tell(vm: str, as_json: bool, *words: str) -> None:
     async def work() -> int:
-        _show(await registry.find(paths.folders(), vm).ask("hardware", words=words), as_json)
+        _show(await registry.find_vm(paths.folders(), vm).ask("hardware", words=words), as_json)
         return 0
 
     run_async(work())

@@ -21,7 +21,7 @@ from testbed.host.facts import Host
 from testbed.qemu import probe
 from testbed.report import docs, tables, topology_svg
 from testbed.report import errors as error_report
-from testbed.report.plan_text import described, described_scripts
+from testbed.report.plan_text import describe_plan, describe_scripts
 from testbed.scenarios.catalogue import SCENARIOS, cases
 from testbed.store.kernels import files as kernel_files
 from testbed.store.kernels.table import load_table
@@ -39,7 +39,7 @@ def doctor_command(as_json: Json = False) -> None:
         why = ""
         try:
             known = load_table(paths.shipped("images") / "kernels.yaml")
-            kernels = (kernel_files.cached(row, folders.cache) for row in known.rows.values())
+            kernels = (kernel_files.cached_kernel(row, folders.cache) for row in known.rows.values())
             host = await probe.probe(folders.cache, next((found for found in kernels if found), None))
         except HostError as error:
             why = str(error)
@@ -98,7 +98,7 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
 
 def _abilities(default: str | None = None) -> Abilities:
     """What the kernels in the cache can do. Makes nothing: a file can be looked at where no guest could run."""
-    return Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache(), default=default)
+    return Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache_folder(), default=default)
 
 
 def _not_by_default(file: Path, topologies: Iterable[Topology]) -> Iterator[str]:
@@ -137,9 +137,9 @@ def plan_command(
             return 0
         host = await probe.probe(paths.folders().cache, None)
         for name, model in topology.guests.items():
-            print("\n".join(described(host, name, model, topology.links[name])))
+            print("\n".join(describe_plan(host, name, model, topology.links[name])))
         if case is not None:
-            print("\n".join(described_scripts(case)))
+            print("\n".join(describe_scripts(case)))
         return 0
 
     run_async(work())
@@ -154,9 +154,9 @@ def errors_command(
     if markdown:
         print(error_report.markdown(), end="")
         return
-    found = [kind for kind in errors.every() if code is None or code.upper() == kind.code]
+    found = [kind for kind in errors.flatten() if code is None or code.upper() == kind.code]
     if not found:
-        raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in errors.every())}")
+        raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in errors.flatten())}")
     for kind in found:
         print(f"{kind.code}\t{kind.__name__}\t{kind.who}: {kind.act}")
 

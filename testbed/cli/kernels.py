@@ -22,7 +22,7 @@ from testbed.store.kernels import builder as kernel_builds
 from testbed.store.kernels import files, make_args
 from testbed.store.kernels import names as built_names
 from testbed.store.kernels.ablations import ABLATIONS
-from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.builder import Builder, BuildSpec
 from testbed.store.kernels.mailbox import Selection, numbers_of, version_of
 from testbed.store.kernels.table import Kernel, KernelTable, load_table
 
@@ -64,18 +64,18 @@ def kernel_table() -> KernelTable:
 
 def builder(progress: Progress) -> Builder:
     """What builds kernels into this user's cache. Notes which variables of the environment, meant for make, a build does not see."""
-    if found := make_args.ignored(os.environ):
+    if found := make_args.environment_ignored(os.environ):
         progress.note(f"of the environment {', '.join(found)} does not count in builds; --make-arg NAME=VALUE does")
     return Builder(table=kernel_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress)
 
 
-async def built(kernels: Mapping[str, str | BuildOrder], progress: Progress) -> dict[str, str]:
+async def built(kernels: Mapping[str, str | BuildSpec], progress: Progress) -> dict[str, str]:
     """The kernels by their names, those built that have none yet: one after the other, for a build takes all processors."""
-    orders = [one for one in kernels.values() if isinstance(one, BuildOrder)]
-    if not orders:
+    specs = [one for one in kernels.values() if isinstance(one, BuildSpec)]
+    if not specs:
         return {side: str(one) for side, one in kernels.items()}
     makes = builder(progress)
-    for one in orders:
+    for one in specs:
         await makes.check(one)
     return {side: one if isinstance(one, str) else (await makes.build(one)).name for side, one in kernels.items()}
 
@@ -87,12 +87,12 @@ def configured(
     make_arg: list[str] | None,
     series_version: str | None = None,
     series_patches: str | None = None,
-) -> BuildOrder:
+) -> BuildSpec:
     """An order of which the source and the patches are not known yet.
 
     :raise UsageError: an option has another form than it should.
     """
-    return BuildOrder(
+    return BuildSpec(
         source="",
         flavours=tuple(flavour or ()),
         fragments=tuple(fragment or ()),
@@ -105,9 +105,9 @@ def configured(
     )
 
 
-def nothing_built(patches: tuple[list[Path] | None, ...], configuration: BuildOrder) -> None:
+def nothing_built(patches: tuple[list[Path] | None, ...], configuration: BuildSpec) -> None:
     """:raise UsageError: something is said of a build, and there is none."""
-    if any(patches) or configuration != BuildOrder(source=""):
+    if any(patches) or configuration != BuildSpec(source=""):
         raise UsageError(f"{BUILD_OPTIONS}: expected --tree beside them")
 
 
@@ -117,7 +117,7 @@ def _kept_small() -> Iterator[None]:
 
     :raise UsageError: what the user allows is no size.
     """
-    folders, limit = paths.folders(), quota.limit(quota.CACHE_LIMIT)
+    folders, limit = paths.folders(), quota.size_limit(quota.CACHE_LIMIT)
     kernels = folders.cache / "kernels"
     before = set(kernels.glob("*"))
     yield
@@ -192,9 +192,9 @@ def kernel_list(as_json: Json = False) -> None:
     known = kernel_table()
     root = paths.folders().cache
     rows: list[dict[str, Any]] = []
-    every: tuple[Kernel, ...] = (*known.rows.values(), *built_names.every(root))
+    every: tuple[Kernel, ...] = (*known.rows.values(), *built_names.list_names(root))
     for kernel in every:
-        found = files.cached(kernel, root)
+        found = files.cached_kernel(kernel, root)
         name = found.name if found else kernel.name
         rows.append(
             {
@@ -218,4 +218,4 @@ def kernel_list(as_json: Json = False) -> None:
 @kernel_app.command("rm")
 def kernel_rm(name: Annotated[str, typer.Argument(help="A kernel that was built: its name, with built- or without.")]) -> None:
     """Remove a built kernel. Its source stays in the cache, with the objects that the next build starts from."""
-    kernel_builds.remove(name, paths.folders().cache)
+    kernel_builds.remove_build(name, paths.folders().cache)

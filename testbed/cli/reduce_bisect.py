@@ -14,10 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from testbed.bugs import Case, bisect, reduce
-from testbed.bugs.bisect import Answer, Between
-from testbed.bugs.load import self_contained, written
+from testbed.bugs.bisect import BisectAnswer, BisectRange
+from testbed.bugs.load import self_contained, to_yaml
 from testbed.bugs.reduce import Bisector, Reducer
-from testbed.bugs.repro import Job, Limits, OnTry
+from testbed.bugs.repro import OnTry, ReproJob, StopRule
 from testbed.cli import sizes
 from testbed.cli.app import KERNEL_HELP, SKIP, Json, Quiet, app, err, out, run_async
 from testbed.cli.bug_files import ready
@@ -36,15 +36,15 @@ from testbed.cli.kernels import (
 )
 from testbed.cli.result_writer import run_kept
 from testbed.errors import BuildError, UsageError
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import paths
 from testbed.progress import Silent
 from testbed.report import live
 from testbed.report.bugs import files, results
 from testbed.report.partial import Partial
 from testbed.store.kernels import folders
-from testbed.store.kernels.builder import BuildOrder
-from testbed.store.kernels.folders import Found
+from testbed.store.kernels.builder import BuildSpec
+from testbed.store.kernels.folders import FoundKernel
 from testbed.store.kernels.table import file_name, files_of, load_table
 
 # So many files of a folder that are no kernels are named on the terminal; all of them are in bisect.json.
@@ -84,22 +84,22 @@ def reduce_command(
     async def work() -> int:
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(live.progress(err, quiet=quiet))
-            async with open_lab(progress, kernels=(spec,)) as lab:
-                found, begun = await lab.kernel(spec), time.monotonic()
+            async with open_factory(progress, kernels=(spec,)) as factory:
+                found, begun = await factory.kernel(spec), time.monotonic()
 
                 def document(why: str | None) -> dict[str, Any]:
                     so_far = reducer.so_far
                     partial = None if why is None else Partial(ended=len(so_far.steps), wanted=None, what="candidates", why=why)
                     origin = f"Reduced from {file.name} by {so_far.guests} guests on {spec}; as it was: {so_far.whole.rate}"
                     head = f"yaml-language-server: $schema=schema.json\n{origin}"
-                    smaller = written(so_far.plain, head) if so_far.plain is not None else ""
-                    return results.of_reduce(job, so_far, smaller, sys.argv, time.monotonic() - begun, partial)
+                    smaller = to_yaml(so_far.plain, head) if so_far.plain is not None else ""
+                    return results.reduce_document(job, so_far, smaller, sys.argv, time.monotonic() - begun, partial)
 
                 def on_step(text: str) -> None:
                     progress.note(text)
                     keeper.update()
 
-                job = _job(lab, case, jobs, lambda *_: keeper.update())
+                job = _job(factory, case, jobs, lambda *_: keeper.update())
                 reducer = Reducer(job, found, error, on_step)
                 keeper = stack.enter_context(run_kept(job.folder, document, files.write, progress.note))
                 await reducer.reduce(self_contained(file), tries)
@@ -164,8 +164,8 @@ def bisect_command(
     if run is not None or tree is not None:
         if good or bad or kernels or (run is not None and tree is not None):
             raise UsageError("bisect: --run or --tree asks one kernel; expected no --good, --bad and --kernels beside it, and not both")
-        order = replace(more, source=str(tree), series=tuple(series or ()))
-        _ask_one(file, run or order, rate, error, jobs, quiet)
+        spec = replace(more, source=str(tree), series=tuple(series or ()))
+        _ask_one(file, run or spec, rate, error, jobs, quiet)
         return
     case = ready(file)
     listed = _list(kernels)
@@ -177,22 +177,22 @@ def bisect_command(
     async def work() -> int:
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(live.progress(err, quiet=quiet))
-            async with open_lab(progress, kernels=(every[ends["--bad"]],)) as lab:
-                begun, found = time.monotonic(), Between(good=ends["--good"], bad=ends["--bad"])
+            async with open_factory(progress, kernels=(every[ends["--bad"]],)) as factory:
+                begun, found = time.monotonic(), BisectRange(good=ends["--good"], bad=ends["--bad"])
 
                 def document(why: str | None) -> dict[str, Any]:
                     most = 2 + bisect.most_steps(found.good, found.bad)
                     partial = (
                         None if why is None else Partial(ended=len(bisector.asked), wanted=most, at_most=True, what="kernels", why=why)
                     )
-                    return results.of_bisect(job, every, found, bisector, sys.argv, time.monotonic() - begun, partial, listed.others)
+                    return results.bisect_document(job, every, found, bisector, sys.argv, time.monotonic() - begun, partial, listed.others)
 
                 def on_step(text: str) -> None:
                     progress.note(text)
                     keeper.update()
 
-                job = _job(lab, case, jobs, lambda *_: keeper.update())
-                bisector = Bisector(job, lab.kernel, error, on_step)
+                job = _job(factory, case, jobs, lambda *_: keeper.update())
+                bisector = Bisector(job, factory.kernel, error, on_step)
                 if listed.others:
                     more = f" and {len(listed.others) - _NAMED} more" if len(listed.others) > _NAMED else ""
                     progress.note(f"no kernels: {', '.join(listed.others[:_NAMED])}{more}")
@@ -211,11 +211,11 @@ def bisect_command(
     run_async(work())
 
 
-def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
+def _ask_one(file: Path, wanted: str | BuildSpec, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
     """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict (`exit_code` sees to errors)."""
     case = ready(file)
     # What is the same for every commit would skip them all.
-    if isinstance(wanted, BuildOrder):
+    if isinstance(wanted, BuildSpec):
         builder(Silent()).read(wanted)
     elif "/" not in wanted and files_of(wanted) is None:
         load_table(paths.shipped("images") / "kernels.yaml").resolve(wanted)  # a name, and no file that make would have made
@@ -224,15 +224,15 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
         try:
             with live.progress(err, quiet=quiet) as progress:
                 spec = wanted if isinstance(wanted, str) else (await builder(progress).build(wanted)).name
-                async with open_lab(progress) as lab:
+                async with open_factory(progress) as factory:
                     begun = time.monotonic()
 
                     def document(why: str | None) -> dict[str, Any]:
                         partial = None if why is None else Partial(ended=len(bisector.asked), wanted=1, what="kernels", why=why)
-                        return results.of_ask(job, spec, bisector, rate, sys.argv, time.monotonic() - begun, partial)
+                        return results.ask_document(job, spec, bisector, rate, sys.argv, time.monotonic() - begun, partial)
 
-                    job = _job(lab, case, jobs, lambda *_: keeper.update())
-                    bisector = Bisector(job, lab.kernel, error, progress.note)
+                    job = _job(factory, case, jobs, lambda *_: keeper.update())
+                    bisector = Bisector(job, factory.kernel, error, progress.note)
                     bisector.rate = rate
                     with run_kept(job.folder, document, files.write, progress.note) as keeper:
                         answer = await bisector.ask(spec, error)
@@ -241,15 +241,15 @@ def _ask_one(file: Path, wanted: str | BuildOrder, rate: float | None, error: fl
             # A commit whose kernel was not built, cannot be, or is none, says nothing about the bug.
             err.print(f"testbed: {failure}", markup=False, highlight=False, soft_wrap=True)
             return SKIP
-        return {Answer.GOOD: 0, Answer.BAD: 1, Answer.SKIP: SKIP}[answer]
+        return {BisectAnswer.GOOD: 0, BisectAnswer.BAD: 1, BisectAnswer.SKIP: SKIP}[answer]
 
     run_async(work())
 
 
-def _job(lab: Lab, case: Case, jobs: int | None, on_try: OnTry) -> Job:
-    limits = Limits(tries=case.bug.tries, timeout_s=case.bug.timeout_s, jobs=jobs)
-    folder = paths.new_run_folder(lab.folders.runs)
-    return Job(lab=lab, case=case, limits=limits, seed=secrets.randbelow(1 << 31), folder=folder, on_try=on_try)
+def _job(factory: GuestFactory, case: Case, jobs: int | None, on_try: OnTry) -> ReproJob:
+    limits = StopRule(tries=case.bug.tries, timeout_s=case.bug.timeout_s, jobs=jobs)
+    folder = paths.new_run_folder(factory.folders.runs)
+    return ReproJob(factory=factory, case=case, limits=limits, seed=secrets.randbelow(1 << 31), folder=folder, on_try=on_try)
 
 
 def _first_shown(file: Path, case: Case) -> str:
@@ -258,14 +258,14 @@ def _first_shown(file: Path, case: Case) -> str:
     return case.bug.kernels.shows[0]
 
 
-def _list(kernels: str | None) -> Found:
+def _list(kernels: str | None) -> FoundKernel:
     """The kernels to walk, in their order.
 
     :raise UsageError: one of them is none.
     """
     table = load_table(paths.shipped("images") / "kernels.yaml")
     if kernels is None:
-        return Found(kernels=tuple(table.rows), others=())
+        return FoundKernel(kernels=tuple(table.rows), others=())
     folder = Path(kernels)
     if not folder.is_dir():
         named = sizes.names("--kernels", kernels)
@@ -273,8 +273,8 @@ def _list(kernels: str | None) -> Found:
             raise UsageError(f"--kernels {kernels}: expected two kernels or more, with commas between, or a folder that is there")
         for name in named:
             table.resolve(name)
-        return Found(kernels=named, others=())
-    found = folders.scan(folder)
+        return FoundKernel(kernels=named, others=())
+    found = folders.scan_folder(folder)
     if len(found.kernels) < 2:
         others = f"; no kernels are {', '.join(found.others)}" if found.others else ""
         raise UsageError(

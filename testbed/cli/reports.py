@@ -62,7 +62,7 @@ def report_command(
     document, formats = (results.read(named[0], there), artefacts.FORMATS) if bug is None else (bug, files.FORMATS)
     if show:
         page = folder.resolve() / artefacts.PAGE
-        artefacts.keep(formats["html"](document, folder), page)
+        artefacts.write_atomically(formats["html"](document, folder), page)
         if not webbrowser.open(page.as_uri()):
             err.print(f"no browser could be started; the page is {page}", markup=False, highlight=False, soft_wrap=True)
     else:
@@ -88,7 +88,7 @@ def _told(text: str, output: Path | None, *folders: Path) -> None:
     try:
         above = output.parent.resolve()
         if any(above.is_relative_to(folder.resolve()) for folder in folders):
-            untrusted_folder.write(above, output.name, text)
+            untrusted_folder.write_below(above, output.name, text)
         else:
             output.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
@@ -118,13 +118,13 @@ def runs_command(
         raise UsageError("runs: --older-than, --larger-than, --keep and --dry-run go with --prune")
     if prune and older_than is None and larger_than is None and keep is None:
         raise UsageError("runs --prune: expected --older-than, --larger-than or --keep, which say what may go")
-    found = store.every(folders.runs, result_reader.document, [Path(vm.record.evidence) for vm in registry.every(folders)])
+    found = store.list_runs(folders.runs, result_reader.read_document, [Path(vm.record.evidence) for vm in registry.list_vms(folders)])
     if not prune:
         _show(found, as_json, "runs")
         return
     seconds = age_s("--older-than", older_than) if older_than is not None else (0.0 if larger_than is None else None)
     largest = size_bytes("--larger-than", larger_than) if larger_than is not None else None
-    chosen = store.superfluous(found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep or 0)
+    chosen = store.select_unused(found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep or 0)
     failures = [] if dry_run else _remove(chosen, folders.runs)
     _show(tuple(run for run in chosen if run not in failures), as_json, "would_be_removed" if dry_run else "removed")
     if failures:
@@ -136,7 +136,7 @@ def _remove(chosen: tuple[Run, ...], runs: Path) -> list[Run]:
     failures = []
     for run in chosen:
         try:
-            store.remove(run, runs)
+            store.remove_run(run, runs)
         except TestbedError as error:
             err.print(f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
             failures.append(run)

@@ -17,22 +17,22 @@ import typer
 from testbed.bugs import Case, bundle_rules, repro
 from testbed.bugs import bundle as bundles
 from testbed.bugs.bundle import Bundle
-from testbed.bugs.load import Place, inlined, is_bug, of_plain, self_contained, written, wrong
-from testbed.bugs.outcome import Try, said
-from testbed.bugs.repro import Job, Limits, Tried
+from testbed.bugs.load import Place, error_at, inline_files, is_bug, parse_mapping, self_contained, to_yaml
+from testbed.bugs.outcome import Try, describe
+from testbed.bugs.repro import KernelTries, ReproJob, StopRule
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
 from testbed.cli.bug_files import check_scripts, ready
 from testbed.cli.bundle import tell_differences, unpacked
 from testbed.cli.result_writer import run_kept
 from testbed.errors import TopologyError, UsageError
 from testbed.guest.channels.kernel_log import ANY_SPLAT
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import paths
 from testbed.progress import Progress
 from testbed.report import live
 from testbed.report.bugs import files, results
 from testbed.report.bugs import tables as report
-from testbed.report.formats import keep
+from testbed.report.formats import write_atomically
 from testbed.report.partial import Partial
 from testbed.store.kernels.table import load_table
 from testbed.topology.kernel_abilities import Abilities
@@ -101,7 +101,7 @@ def repro_command(
     """
     wanted = _wanted(file, script, expect, topology, tuple(kernel or ()), tuple(clean or ()))
     shows, must_be_clean = _kernels(wanted.case, tuple(kernel or ()), tuple(clean or ()))
-    limits = Limits(
+    limits = StopRule(
         tries=tries or wanted.case.bug.tries,
         timeout_s=wanted.case.bug.timeout_s if timeout is None else _duration_s(timeout),
         until=None if until is None else _share(until),
@@ -122,46 +122,46 @@ def repro_command(
     async def work() -> int:
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(live.progress(err, quiet=quiet))
-            async with open_lab(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as lab:
-                own = unpacked(wanted.bundle, lab)
-                found = [[own.get(spec) or await lab.kernel(spec) for spec in specs] for specs in (shows, must_be_clean)]
-                kernels = repro.sides(*found)
-                folder = paths.new_run_folder(lab.folders.runs)
-                begun, tried = time.monotonic(), dict[str, Tried]()
+            async with open_factory(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as factory:
+                own = unpacked(wanted.bundle, factory)
+                found = [[own.get(spec) or await factory.kernel(spec) for spec in specs] for specs in (shows, must_be_clean)]
+                kernels = repro.kernel_sides(*found)
+                folder = paths.new_run_folder(factory.folders.runs)
+                begun, tried = time.monotonic(), dict[str, KernelTries]()
 
                 def document(why: str | None) -> dict[str, Any]:
                     most = limits.tries * sum(map(len, kernels))
                     ended = sum(len(one.tries) for one in tried.values())
                     partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
                     rest = [one.name for one in (*kernels[0], *kernels[1]) if one.name not in tried]
-                    return results.of_repro(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial, rest)
+                    return results.repro_document(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial, rest)
 
-                def on_try(so_far: Tried, one: Try) -> None:
+                def on_try(so_far: KernelTries, one: Try) -> None:
                     before = tried.get(so_far.kernel.name)
                     tried[so_far.kernel.name] = so_far
                     # One that was held has its line since then.
                     if before is None or one.number not in [known.number for known in before.tries]:
-                        progress.note(f"{so_far.kernel.name}: {report.try_line(said(one))}")
+                        progress.note(f"{so_far.kernel.name}: {report.try_line(describe(one))}")
                     keeper.update()
 
-                job = Job(
-                    lab=lab,
+                job = ReproJob(
+                    factory=factory,
                     case=wanted.case,
                     limits=limits,
                     seed=chosen,
                     folder=folder,
                     on_try=on_try,
-                    hold=_holder(lab, name or "held", wanted.title, paused, _say if quiet else progress.note).hold if hold else None,
+                    hold=_holder(factory, name or "held", wanted.title, paused, _say if quiet else progress.note).hold if hold else None,
                     paused=paused,
                     dump=dump,
                 )
                 keeper = stack.enter_context(run_kept(folder, document, files.write, progress.note))
-                announce(lab, wanted.case, limits, progress)
+                announce(factory, wanted.case, limits, progress)
                 # What was run, with its kernels: a bundle of it is run on the same.
                 names = {side: [one.name for one in some] for side, some in zip(("shows", "clean"), kernels, strict=True)}
-                keep(written({**wanted.plain, "kernels": names}), folder / bundle_rules.BUG)
+                write_atomically(to_yaml({**wanted.plain, "kernels": names}), folder / bundle_rules.BUG)
                 if wanted.bundle is not None:
-                    tell_differences(wanted.bundle, lab, (*kernels[0], *kernels[1]), progress)
+                    tell_differences(wanted.bundle, factory, (*kernels[0], *kernels[1]), progress)
                 tried |= {one.kernel.name: one for one in await repro.reproduce(job, kernels[0], kernels[1])}
             complete = keeper.finished()
         if as_json:
@@ -173,10 +173,10 @@ def repro_command(
     run_async(work())
 
 
-def _holder(lab: Lab, name: str, title: str, paused: bool, how: Callable[[str], None]) -> Holder:
+def _holder(factory: GuestFactory, name: str, title: str, paused: bool, how: Callable[[str], None]) -> Holder:
     launcher.check_name(name)
-    launcher.check_free((name,), lab.folders)
-    return Holder(folders=lab.folders, name=name, file=title, key=lab.key.openssh, paused=paused, how=how)
+    launcher.check_free((name,), factory.folders)
+    return Holder(folders=factory.folders, name=name, file=title, key=factory.key.openssh, paused=paused, how=how)
 
 
 def _say(text: str) -> None:
@@ -184,18 +184,18 @@ def _say(text: str) -> None:
     err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def announce(lab: Lab, case: Case, limits: Limits, progress: Progress) -> None:
-    how = "KVM" if lab.host.accelerator == "kvm" else "TCG, QEMU's own emulation"
-    at_once = limits.jobs or repro.jobs(lab.host, case)
+def announce(factory: GuestFactory, case: Case, limits: StopRule, progress: Progress) -> None:
+    how = "KVM" if factory.host.accelerator == "kvm" else "TCG, QEMU's own emulation"
+    at_once = limits.jobs or repro.default_jobs(factory.host, case)
     progress.note(
-        f"{case.bug.summary}: up to {limits.tries} tries on each kernel, {at_once} at once; QEMU {lab.host.qemu.version} on {how}"
+        f"{case.bug.summary}: up to {limits.tries} tries on each kernel, {at_once} at once; QEMU {factory.host.qemu.version} on {how}"
     )
 
 
 def show(document: dict[str, Any], folder: Path) -> None:
     """The results for a person."""
     out.print(report.repro_table(document))
-    for line in report.notable(document):
+    for line in report.notable_outcomes(document):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.print(f"{document['result']}: {document['reason']}; {document['took_s']:.0f} s", markup=False, highlight=False, soft_wrap=True)
     print(folder)
@@ -215,12 +215,12 @@ def _wanted(
             check_scripts(bundle.case.bug, {})
             return Wanted(case=bundle.case, plain=bundle.plain, title=str(file), bundle=bundle)
         try:
-            able = Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache()).of_all
+            able = Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache_folder()).of_all
             case = ready(file, None if kernels else able)
         except TopologyError as error:
             if is_bug(file):
                 raise
-            expected = wrong(file, "expected a bug file (docs/reproduce.md), or a bundle of `testbed bundle`")
+            expected = error_at(file, "expected a bug file (docs/reproduce.md), or a bundle of `testbed bundle`")
             raise TopologyError((*expected.problems, *error.problems)) from error
         return Wanted(case=case, plain=self_contained(file), title=str(file))
     return _of_script(script, expect, topology, kernels, clean)
@@ -240,9 +240,9 @@ def _of_script(script: Path, expect: str | None, topology: Path | None, kernels:
     }
     sources: dict[str, str] = {}
     if topology is not None:
-        plain = inlined(plain | {"topology": str(topology)}, Path("bug.yaml"), sources)
+        plain = inline_files(plain | {"topology": str(topology)}, Path("bug.yaml"), sources)
     try:
-        case = of_plain(plain, str(script), script_file=str(script), sources=sources)
+        case = parse_mapping(plain, str(script), script_file=str(script), sources=sources)
         check_scripts(case.bug, {"script": Place(file=str(script), line=1)})
         return Wanted(case=case, plain=plain, title=str(script))
     except TopologyError as error:
@@ -289,6 +289,6 @@ def _share(text: str) -> float:
 def _save(wanted: Wanted, path: Path) -> None:
     head = "yaml-language-server: $schema=schema.json\n" + wanted.case.bug.summary
     try:
-        path.write_text(written(wanted.plain, head), encoding="utf-8")
+        path.write_text(to_yaml(wanted.plain, head), encoding="utf-8")
     except OSError as error:
         raise UsageError(f"--save {path}: cannot be written: {error.strerror}") from error

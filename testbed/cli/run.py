@@ -32,8 +32,9 @@ from testbed.cli.kernels import (
 )
 from testbed.cli.result_writer import run_kept
 from testbed.errors import HostError, UsageError
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.guest.metrics import disk_speed
+from testbed.hashing import file_sha256
 from testbed.host import paths
 from testbed.progress import Progress
 from testbed.qemu import probe
@@ -44,10 +45,9 @@ from testbed.scenarios import runner
 from testbed.scenarios.catalogue import select
 from testbed.scenarios.runner import Judge, Result
 from testbed.scenarios.scenario import Case
-from testbed.scenarios.verdict import EXIT_CODES, Gap, Verdict, overall
-from testbed.store import cache
+from testbed.scenarios.verdict import EXIT_CODES, Gap, Verdict, overall_verdict
 from testbed.store.kernels import fit
-from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import unused
 from testbed.topology.unused import ForScenarios
@@ -71,7 +71,7 @@ class Wanted:
 
     cases: tuple[Case, ...]
     file: ForScenarios
-    kernels: Mapping[str, str | BuildOrder]
+    kernels: Mapping[str, str | BuildSpec]
     repeat: int
     cold: bool
     quiet: bool
@@ -109,7 +109,7 @@ def compare(
     """
     known = kernel_table()
     more = configured(flavour, fragment, config, make_arg, series_version, series_patches)
-    kernels: dict[str, str | BuildOrder] = {"base": base or known.base, "patched": patched or known.patched}
+    kernels: dict[str, str | BuildSpec] = {"base": base or known.base, "patched": patched or known.patched}
     if tree is not None:
         if base or patched or bool(series) == bool(revert):
             raise UsageError("--tree: expected one of --series and --revert beside it, and neither --base nor --patched")
@@ -127,7 +127,7 @@ def compare(
         sample_s=_sample_s(sample),
         kernels=kernels,
     )
-    run_async(execute(wanted, lambda kernels: runner.pair, _telling(wanted, tables.results_table)))
+    run_async(execute(wanted, lambda kernels: runner.run_pair, _telling(wanted, tables.results_table)))
 
 
 @app.command()
@@ -160,7 +160,7 @@ def run(
         raise UsageError(f"--expect {expect}: expected one of {', '.join(gaps)}")
     file = for_scenarios(topology, ignore=ignore_stack, kernel=tree is None)
     more = configured(flavour, fragment, config, make_arg, series_version, series_patches)
-    chosen: str | BuildOrder = kernel or file.kernel or kernel_table().patched
+    chosen: str | BuildSpec = kernel or file.kernel or kernel_table().patched
     if tree is not None:
         if kernel is not None:
             raise UsageError("--tree: expected no --kernel beside it")
@@ -179,7 +179,7 @@ def run(
     )
 
     def judge(kernels: dict[str, KernelFiles]) -> Judge:
-        return runner.each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
+        return runner.run_each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
 
     run_async(execute(wanted, judge, _telling(wanted, tables.results_table)))
 
@@ -214,7 +214,7 @@ def matrix(
     )
 
     def judge(found: dict[str, KernelFiles]) -> Judge:
-        return runner.each({side: runner.expected_of(kernel) for side, kernel in found.items()})
+        return runner.run_each({side: runner.expected_of(kernel) for side, kernel in found.items()})
 
     run_async(execute(wanted, judge, _telling(wanted, tables.matrix_table)))
 
@@ -227,12 +227,12 @@ class Done:
     finished: tuple[Result, ...]
     kernels: dict[str, KernelFiles]
     folder: Path
-    watch: live.Watch
+    watch: live.RunDisplay
     unwritten: HostError | None
 
     @property
     def verdict(self) -> Verdict:
-        return overall(tuple(result.judgement.verdict for result in self.finished))
+        return overall_verdict(tuple(result.judgement.verdict for result in self.finished))
 
 
 async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judge], tell: Callable[[Done], int]) -> int:
@@ -241,26 +241,26 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
         if wanted.file.unused:
             progress.note(f"not used of the topology, for scenarios build stacks of their own: {', '.join(wanted.file.unused)}")
         specs = await built(wanted.kernels, progress)
-        async with open_lab(progress, kernels=tuple(specs.values()), cold=wanted.cold) as lab:
-            kernels = {side: await lab.kernel(spec) for side, spec in specs.items()}
+        async with open_factory(progress, kernels=tuple(specs.values()), cold=wanted.cold) as factory:
+            kernels = {side: await factory.kernel(spec) for side, spec in specs.items()}
             for kernel in kernels.values():
                 fit.check_for_scenarios(kernel.name, kernel.config)
-            folder = paths.new_run_folder(lab.folders.runs)
-            _announce(lab, kernels, wanted.file, progress)
+            folder = paths.new_run_folder(factory.folders.runs)
+            _announce(factory, kernels, wanted.file, progress)
             finished: list[Result] = []
-            qemu_sha256 = cache.file_sha256(Path(lab.host.qemu.path))
+            qemu_sha256 = file_sha256(Path(factory.host.qemu.path))
             total, started = len(wanted.cases) * wanted.repeat, time.monotonic()
 
             def document(why: str | None) -> dict[str, Any]:
                 what = "cases" if wanted.repeat == 1 else "attempts"
                 partial = None if why is None else Partial(ended=len(finished), wanted=total, what=what, why=why)
-                verdict = overall(tuple(one.judgement.verdict for one in finished), partial=partial is not None)
+                verdict = overall_verdict(tuple(one.judgement.verdict for one in finished), partial=partial is not None)
                 return results.document(
                     folder,
                     verdict,
                     sys.argv,
-                    lab.host,
-                    lab.image,
+                    factory.host,
+                    factory.image,
                     kernels,
                     tuple(finished),
                     time.monotonic() - started,
@@ -270,15 +270,15 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
                     partial=partial,
                 )
 
-            with live.Watch(progress, err, total) as watch, run_kept(folder, document, formats.write, progress.note) as keeper:
+            with live.RunDisplay(progress, err, total) as watch, run_kept(folder, document, formats.write, progress.note) as keeper:
 
                 def on_result(one: Result) -> None:
                     watch.result(one.case.name, one.attempt, one.judgement.verdict, one.judgement.reason)
-                    finished[:] = runner.in_order((*finished, one), wanted.cases)
+                    finished[:] = runner.sort_results((*finished, one), wanted.cases)
                     keeper.update()
 
                 job = runner.Job(
-                    lab=lab,
+                    factory=factory,
                     cases=wanted.cases,
                     model=wanted.file.guest,
                     kernels=kernels,
@@ -327,11 +327,11 @@ def _sample_s(text: str) -> float | None:
     return microseconds / 1e6
 
 
-def _announce(lab: Lab, kernels: dict[str, KernelFiles], file: ForScenarios, progress: Progress) -> None:
-    how = "KVM" if lab.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
-    clones = "booted cold" if lab.cold else "cloned from templates"
-    progress.note(f"QEMU {lab.host.qemu.version} on {how}; {runner.slots(lab.host, file.guest)} guests at once, {clones}")
-    for beyond in disk_speed.beyond(file.guest, disk_speed.known(lab.folders.cache, lab.host)):
+def _announce(factory: GuestFactory, kernels: dict[str, KernelFiles], file: ForScenarios, progress: Progress) -> None:
+    how = "KVM" if factory.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
+    clones = "booted cold" if factory.cold else "cloned from templates"
+    progress.note(f"QEMU {factory.host.qemu.version} on {how}; {runner.slots(factory.host, file.guest)} guests at once, {clones}")
+    for beyond in disk_speed.too_fast_profiles(file.guest, disk_speed.load(factory.folders.cache, factory.host)):
         progress.note(beyond)
     for side, kernel in kernels.items():
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")

@@ -67,7 +67,7 @@ def sensitivity_command(
     )
 
     def judge(kernels: dict[str, KernelFiles]) -> runner.Judge:
-        return runner.each(dict.fromkeys(kernels, Gap.CLOSED))
+        return runner.run_each(dict.fromkeys(kernels, Gap.CLOSED))
 
     def tell(done: Done) -> int:
         err.print(f"run: {done.folder}", markup=False, highlight=False, soft_wrap=True)
@@ -100,7 +100,7 @@ def _without_output(words: list[str]) -> list[str]:
 def _told(documents: tuple[dict[str, Any], ...], output: Path | None, *, as_json: bool) -> int:
     """Print and write the table; the exit code."""
     found = sensitivity.table(documents)
-    host, said = documents[0]["host"], sensitivity.complaints(found, documents)
+    host, said = documents[0]["host"], sensitivity.table_complaints(found, documents)
     took_s = sum(document["guest_seconds"] for document in documents)
     words = (shlex.join(["./tb", *_without_output(document["command"][1:])]) for document in documents)
     commands = "\n".join(f"    {one_line(said)}" for said in words)

@@ -18,7 +18,7 @@ SAVING_S = 600.0
 
 def known(context: typer.Context, incomplete: str) -> list[str]:
     """For the shell's completion."""
-    own = [one for one in snapshot_files.every(paths.folders().state) if one.folder.parent.name == context.params.get("vm")]
+    own = [one for one in snapshot_files.list_snapshots(paths.folders().state) if one.folder.parent.name == context.params.get("vm")]
     return [one.folder.name for one in own if one.folder.name.startswith(incomplete)]
 
 
@@ -36,17 +36,17 @@ def snapshot(
     if name is None:
         if remove:
             raise UsageError("snapshot --rm: expected the name of a snapshot, got none")
-        for one in snapshot_files.every(state):
+        for one in snapshot_files.list_snapshots(state):
             if one.folder.parent.name == vm:
                 print(one.folder.name)
         return
     folder = snapshot_files.snapshot_folder(state, vm, name)
     if remove:
-        snapshot_files.remove(snapshot_files.find(state, vm, name))
+        snapshot_files.remove_snapshot(snapshot_files.find_snapshot(state, vm, name))
         return
 
     async def work() -> int:
-        await registry.find(paths.folders(), vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
+        await registry.find_vm(paths.folders(), vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
         return 0
 
     run_async(work())
@@ -55,10 +55,10 @@ def snapshot(
 @app.command()
 def restore(vm: VmArgument, name: NameArgument) -> None:
     """Bring a guest back to a snapshot of it: what it did since is gone, and its SSH port is another. Also for a guest that is lost."""
-    found = snapshot_files.find(paths.folders().state, vm, name)
+    found = snapshot_files.find_snapshot(paths.folders().state, vm, name)
 
     async def work() -> int:
-        await registry.find(paths.folders(), vm).ask("restore", timeout_s=SAVING_S, folder=str(found.folder))
+        await registry.find_vm(paths.folders(), vm).ask("restore", timeout_s=SAVING_S, folder=str(found.folder))
         return 0
 
     run_async(work())

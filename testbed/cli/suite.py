@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from testbed.api import open_testbed, suites
-from testbed.api.blktests import Outcome, Status
+from testbed.api.blktests import Status, TestResult
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
 from testbed.cli.result_writer import run_kept
 from testbed.host import paths
@@ -45,35 +45,35 @@ def suite(
     quiet: Quiet = False,
 ) -> None:
     """Run somebody else's shell tests, each in a guest of its own, and say what each came to and why it was skipped."""
-    wanted = suites.found(checkout, tuple(names or ()))
+    wanted = suites.find_tests(checkout, tuple(names or ()))
     spec = kernel or load_table(paths.shipped("images") / "kernels.yaml").patched
     guests = load(topology) if topology is not None else Topology.model_validate({"version": 1, "guests": {"g0": {}}})
 
-    how = suites.How(topology=guests, kernel=spec, disks=tuple(test_disk or ()), timeout_s=timeout, quick_s=quick)
-    suites.check(how)
+    how = suites.SuiteOptions(topology=guests, kernel=spec, disks=tuple(test_disk or ()), timeout_s=timeout, quick_s=quick)
+    suites.check_suite(how)
 
     async def work() -> int:
         with live.progress(err, quiet=quiet) as progress:
             async with open_testbed(kernels=(spec,), cold=cold, progress=progress) as testbed:
                 files = await testbed.kernel(spec)
                 folder = paths.new_run_folder(paths.folders().runs)
-                began, done = time.monotonic(), dict[str, tuple[Outcome, ...]]()
+                began, done = time.monotonic(), dict[str, tuple[TestResult, ...]]()
 
                 def document(why: str | None) -> dict[str, Any]:
                     partial = None if why is None else Partial(ended=len(done), wanted=len(wanted.tests), what="tests", why=why)
-                    return results.of_suite(testbed, wanted, files, in_order(), folder, sys.argv, time.monotonic() - began, partial)
+                    return results.suite_document(testbed, wanted, files, in_order(), folder, sys.argv, time.monotonic() - began, partial)
 
-                def in_order() -> list[Outcome]:
+                def in_order() -> list[TestResult]:
                     return [one for test in wanted.tests for one in done.get(test, ())]
 
-                def on_test(test: str, outcomes: tuple[Outcome, ...]) -> None:
+                def on_test(test: str, outcomes: tuple[TestResult, ...]) -> None:
                     for one in outcomes:
                         progress.note(_line(one))
                     done[test] = outcomes
                     keeper.update()
 
                 with run_kept(folder, document, bug_files.write, progress.note) as keeper:
-                    await suites.run(testbed, wanted, how, folder / "guests", on_test)
+                    await suites.run_suite(testbed, wanted, how, folder / "guests", on_test)
                     complete = keeper.finished()
         verdict = view.VERDICTS[complete["result"]]
         if as_json:
@@ -87,11 +87,11 @@ def suite(
     run_async(work())
 
 
-def _line(one: Outcome) -> str:
+def _line(one: TestResult) -> str:
     return f"{one.name}: {one.status.value}" + (f": {one.reason}" if one.reason else "")
 
 
-def _table(done: Sequence[Outcome]) -> Table:
+def _table(done: Sequence[TestResult]) -> Table:
     table = Table("test", "status", "time", "reason", box=None, pad_edge=False)
     for one in done:
         said = "\n".join((one.reason, *one.details)) if one.status not in (Status.PASS, Status.SKIP) else one.reason

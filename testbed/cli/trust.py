@@ -14,7 +14,7 @@ from testbed.bugs.load import is_bug
 from testbed.cli.app import app
 from testbed.errors import UsageError
 from testbed.topology import load_points, trust
-from testbed.topology.trust import Words
+from testbed.topology.trust import QemuArgs
 
 
 @app.command("trust")
@@ -31,15 +31,15 @@ def trust_command(
     if forget and not what:
         raise UsageError("trust --forget: expected a file or a hash, got none; `testbed trust` lists them")
     if not what:
-        for digest, name in trust.listed().items():
+        for digest, name in trust.list_trusted().items():
             print(f"{digest}  {name}")
         return
     found = [_sources(one, forget=forget) for one in what]  # all of them, before any is trusted
     for sources in found:
         if forget:
-            trust.forget(sources)
+            trust.forget_hashes(sources)
         else:
-            trust.trust(sources)
+            trust.trust_sources(sources)
 
 
 def _sources(what: str, *, forget: bool) -> dict[str, str]:
@@ -50,7 +50,7 @@ def _sources(what: str, *, forget: bool) -> dict[str, str]:
     if trust.is_hash(what):
         return {what: ""}
     path = Path(what)
-    if forget and (by_name := {one: name for one, name in trust.listed().items() if name == str(path.absolute())}):
+    if forget and (by_name := {one: name for one, name in trust.list_trusted().items() if name == str(path.absolute())}):
         return by_name
     if bundle.is_bundle(path):
         raise UsageError(f"trust {what}: a bundle is trusted by the hash that `testbed repro {what}` names, got a file")
@@ -65,7 +65,7 @@ def _sources(what: str, *, forget: bool) -> dict[str, str]:
     )
     sources: dict[str, str] = {}
     for name, guest in guests.items():
-        if isinstance(guest.qemu_args, Words) and guest.qemu_args:
+        if isinstance(guest.qemu_args, QemuArgs) and guest.qemu_args:
             print(f"{path}: {name}{shlex.join(guest.qemu_args)}")
             sources |= guest.qemu_args.sources
     if not sources:

@@ -28,7 +28,7 @@ from testbed.store.kernels.table import load_table
 from testbed.topology import load, trust
 from testbed.topology.kernel_abilities import Abilities
 from testbed.vms import launcher, prefork, supervisor
-from testbed.vms.prefork import Spare
+from testbed.vms.prefork import PreforkedWorker
 
 
 @app.command("up")
@@ -47,19 +47,19 @@ def up_command(
 ) -> None:
     """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
     table = load_table(paths.shipped("images") / "kernels.yaml")
-    able = Abilities(table, paths.cache(), kernel, default=table.patched).mistakes
+    able = Abilities(table, paths.cache_folder(), kernel, default=table.patched).mistakes
     topology = load(file, point, host_memory=probe.host_memory(), able=able)
     for model in topology.guests.values():
-        trust.check(model.qemu_args)
-    called = launcher.names(topology, name)
+        trust.check_trusted(model.qemu_args)
+    called = launcher.guest_names(topology, name)
 
-    async def work(waiting: tuple[Spare, ...]) -> int:
+    async def work(waiting: tuple[PreforkedWorker, ...]) -> int:
         folders = paths.folders()
         launcher.check_free(called.values(), folders)
         run = paths.new_run_folder(folders.runs) if logs is None else logs.absolute()
         going_on = run_going_on(run) if logs is None else contextlib.nullcontext()
         with going_on, live.progress(err, quiet=quiet) as progress:
-            started = await launcher.start(
+            started = await launcher.start_vms(
                 topology,
                 file=file.resolve(),
                 point=point or "",
@@ -80,7 +80,7 @@ def up_command(
                 out.print(f"{record.name}: {record.release}; enter it with: testbed ssh {record.name}", highlight=False, soft_wrap=True)
         return 0
 
-    with prefork.waiting(len(topology.guests), _supervise) as waiting:
+    with prefork.fork_workers(len(topology.guests), _supervise) as waiting:
         run_async(work(waiting))
 
 
@@ -91,19 +91,19 @@ def _supervise(wire: socket.socket) -> NoReturn:
         line = wire.makefile("rb").readline()
         if not line:
             os._exit(0)
-        order = supervisor.UpOrder.from_json(line.decode())
+        spec = supervisor.VmSpec.from_json(line.decode())
         # Whoever started us goes on: nothing of ours must hold its ends open, nor its folder.
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number in (1, 2):
-            os.dup2(os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
-        paths.settle()
+            os.dup2(os.open(spec.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), number)
+        paths.resolve_environment()
         os.chdir("/")
 
         def say(message: dict[str, object]) -> None:
             with contextlib.suppress(OSError):
                 wire.sendall(json.dumps(message).encode() + b"\n")
 
-        run_async(_kept(wire, order, say))
+        run_async(_kept(wire, spec, say))
     except SystemExit as ended:
         status = ended.code
     except BaseException:
@@ -114,7 +114,7 @@ def _supervise(wire: socket.socket) -> NoReturn:
         os._exit(status if isinstance(status, int) else ERROR)
 
 
-async def _kept(wire: socket.socket, order: supervisor.UpOrder, say: supervisor.Say) -> int:
+async def _kept(wire: socket.socket, spec: supervisor.VmSpec, say: supervisor.Say) -> int:
     """Ends as well when whoever started it is gone before it has heard that all guests are ready: nobody would know of this one."""
     loop = asyncio.get_running_loop()
 
@@ -129,7 +129,7 @@ async def _kept(wire: socket.socket, order: supervisor.UpOrder, say: supervisor.
             os.kill(os.getpid(), signal.SIGTERM)
 
     loop.add_reader(wire, heard)
-    return await supervisor.supervise(order, say)
+    return await supervisor.supervise(spec, say)
 
 
 @app.command()
@@ -141,24 +141,24 @@ def fork(
 ) -> None:
     """Start another guest that is what this one is, or was at a snapshot, with copies of its disks."""
 
-    async def work(waiting: tuple[Spare, ...]) -> int:
+    async def work(waiting: tuple[PreforkedWorker, ...]) -> int:
         folders = paths.folders()
         launcher.check_name(new)
         launcher.check_free((new,), folders)
         # A snapshot that is of no other use goes with us.
         with session.open_session(folders) as own:
             if from_ is not None:
-                saved = snapshot_files.find(folders.state, vm, from_)
+                saved = snapshot_files.find_snapshot(folders.state, vm, from_)
             else:
                 folder = own.scratch / vm / "now"
-                await registry.find(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
-                saved = snapshot_files.read(folder)
+                await registry.find_vm(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
+                saved = snapshot_files.read_snapshot(folder)
             evidence = paths.new_run_folder(folders.runs)
             with run_going_on(evidence), live.progress(err, quiet=quiet) as progress:
-                started = await launcher.fork(saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting)
+                started = await launcher.fork_vms(saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting)
         if not quiet:
             out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)
         return 0
 
-    with prefork.waiting(1, _supervise) as waiting:
+    with prefork.fork_workers(1, _supervise) as waiting:
         run_async(work(waiting))

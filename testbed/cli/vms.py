@@ -45,7 +45,7 @@ _CHUNK_BYTES, _FOLLOW_S = 1 << 20, 0.5
 
 def _names(incomplete: str) -> list[str]:
     """For the shell's completion."""
-    return [vm.record.name for vm in registry.every(paths.folders()) if vm.record.name.startswith(incomplete)]
+    return [vm.record.name for vm in registry.list_vms(paths.folders()) if vm.record.name.startswith(incomplete)]
 
 
 VmArgument = Annotated[str, typer.Argument(metavar="VM", help="A guest's name.", autocompletion=_names)]
@@ -58,7 +58,7 @@ def ps(as_json: Json = False) -> None:
     """The guests that stay: name, kernel, state, age, disks, memory."""
     folders = paths.folders()
     lost = _say_lost(folders)
-    records = tuple(registry.now(vm.record) for vm in registry.every(folders))
+    records = tuple(registry.refresh(vm.record) for vm in registry.list_vms(folders))
     if as_json:
         print(json.dumps([asdict(record) for record in records]))
     elif records:
@@ -71,7 +71,7 @@ def _say_lost(folders: Folders) -> bool:
     """Remove what killed sessions left, and say which guests ended with one; whether there were any."""
     lost = session.reap(folders).guests
     for record in lost:
-        err.print(registry.gone_with_supervisor(record), markup=False, highlight=False, soft_wrap=True)
+        err.print(registry.supervisor_killed_message(record), markup=False, highlight=False, soft_wrap=True)
     return bool(lost)
 
 
@@ -85,7 +85,7 @@ def top(
 
     said: set[str] = set()
 
-    async def reading(vm: registry.Vm) -> dict[str, Any] | None:
+    async def reading(vm: registry.VmHandle) -> dict[str, Any] | None:
         try:
             return await vm.ask("stats")
         except TestbedError as error:
@@ -96,7 +96,7 @@ def top(
             return None
 
     async def readings() -> dict[str, dict[str, Any]]:
-        ready = [vm for vm in registry.every(paths.folders()) if vm.record.state == registry.READY]
+        ready = [vm for vm in registry.list_vms(paths.folders()) if vm.record.state == registry.READY]
         found = await asyncio.gather(*(reading(vm) for vm in ready))
         return {vm.record.name: one for vm, one in zip(ready, found, strict=True) if one is not None}
 
@@ -165,7 +165,7 @@ def inventory_command(
     if everything == (host is not None):
         raise UsageError("inventory: expected --list, or --host VM")
     folders = paths.folders()
-    found = inventory.variables(_reachable(host)) if host is not None else inventory.listing(registry.every(folders))
+    found = inventory.variables(_reachable(host)) if host is not None else inventory.listing(registry.list_vms(folders))
     print(json.dumps(found))
 
 
@@ -184,7 +184,7 @@ def logs(
     """Print what a guest said, or what was said to it."""
     if what not in _LOGS:
         raise UsageError(f"--what {what}: expected one of {', '.join(_LOGS)}")
-    found = registry.find(paths.folders(), vm)
+    found = registry.find_vm(paths.folders(), vm)
     log = Path(found.record.evidence) / _LOGS[what]
     if not log.exists():
         raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
@@ -215,12 +215,12 @@ def down(
     folders = paths.folders()
     if every == bool(names):
         raise UsageError("down: expected names of guests, or --all" + (", got both" if every else ", got neither"))
-    found = registry.every(folders) if every else tuple(registry.find(folders, name) for name in dict.fromkeys(names or ()))
+    found = registry.list_vms(folders) if every else tuple(registry.find_vm(folders, name) for name in dict.fromkeys(names or ()))
 
-    async def end(vm: registry.Vm) -> None:
+    async def end(vm: registry.VmHandle) -> None:
         if vm.record.supervisor:
             await vm.ask("down")
-        await registry.gone(vm, _DOWN_S)
+        await registry.wait_until_gone(vm, _DOWN_S)
 
     async def work() -> int:
         async with asyncio.TaskGroup() as group:
@@ -245,12 +245,12 @@ def _changed_by_scp(words: Iterable[str]) -> Iterator[str]:
             yield f"{source}: scp fills the holes of {holes} file{'s' if holes > 1 else ''} with zeroes"
 
 
-def _reachable(name: str) -> registry.Vm:
+def _reachable(name: str) -> registry.VmHandle:
     """A guest that is ready.
 
     :raise UsageError: there is none of that name, or it is not ready; says where its logs are.
     """
-    found = registry.find(paths.folders(), name)
+    found = registry.find_vm(paths.folders(), name)
     if found.record.state != registry.READY:
         why = f": {found.record.why}" if found.record.why else ""
         raise UsageError(
@@ -259,15 +259,15 @@ def _reachable(name: str) -> registry.Vm:
     return found
 
 
-def _going_on(name: str) -> registry.Vm:
+def _going_on(name: str) -> registry.VmHandle:
     """One that is ready, and does not stand still.
 
     :raise UsageError: there is none of that name, or it is not ready, or stands still; says what helps.
     """
     found = _reachable(name)
-    record = registry.now(found.record)
+    record = registry.refresh(found.record)
     if record.resume_with:
-        raise UsageError(registry.cannot_go_on(record))
+        raise UsageError(registry.stopped_message(record))
     return found
 
 

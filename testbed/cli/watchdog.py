@@ -144,7 +144,7 @@ class Watchdog:
                 f"the event loop did not turn for {took_s:.1f} s of CPU time, at {Path(last.filename).name}:{last.lineno} in {last.name}"
             )
             self.stack = "".join(traceback.format_list(stack))
-            eventlog.say(f"{self.stood}\n{self.stack}", failed=True)
+            eventlog.log_event(f"{self.stood}\n{self.stack}", failed=True)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._end)
             self._look_soon()

@@ -6,9 +6,9 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from testbed import numbers
 from testbed.errors import GuestError
 from testbed.guest.guest import Guest
+from testbed.units import parse_whole
 
 _ROUNDS = 5
 # How much faster or slower a guest's clock may go than ours, beside what the measure itself leaves open.
@@ -27,7 +27,7 @@ class Clock:
         return monotonic_s + self.offset_s
 
 
-async def read(guest: Guest) -> Clock:
+async def read_clock(guest: Guest) -> Clock:
     """Ask the guest's agent a few times; the quickest answer says most. A guest that stood still meanwhile, or later, must be asked again.
 
     :raise GuestError: it does not answer.
@@ -35,12 +35,12 @@ async def read(guest: Guest) -> Clock:
     found = []
     for _ in range(_ROUNDS):
         asked = time.monotonic()
-        _, said = await guest.wait(guest.agent.ask("time"), guest.order.deadlines.command_s)
-        found.append(seen(uptime_s(said), asked, time.monotonic()))
+        _, said = await guest.wait(guest.agent.ask("time"), guest.spec.deadlines.command_s)
+        found.append(clock_between(uptime_s(said), asked, time.monotonic()))
     return min(found, key=lambda one: one.error_s)
 
 
-async def goes_as_ours(guest: Guest, meanwhile: Callable[[], Awaitable[object]]) -> bool:
+async def runs_at_host_rate(guest: Guest, meanwhile: Callable[[], Awaitable[object]]) -> bool:
     """Whether the guest's seconds are ours, as seen over `meanwhile`.
 
     A kernel that is interrupted while it measures its TSC may find a frequency that is none: seen was 317 MHz of 2445, where a second
@@ -48,13 +48,13 @@ async def goes_as_ours(guest: Guest, meanwhile: Callable[[], Awaitable[object]])
 
     :raise GuestError: it does not answer.
     """
-    before, began = await read(guest), time.monotonic()
+    before, began = await read_clock(guest), time.monotonic()
     await meanwhile()
-    after, took_s = await read(guest), time.monotonic() - began
+    after, took_s = await read_clock(guest), time.monotonic() - began
     return abs(after.offset_s - before.offset_s) <= before.error_s + after.error_s + _SHARE * took_s
 
 
-def seen(guest_s: float, asked: float, answered: float) -> Clock:
+def clock_between(guest_s: float, asked: float, answered: float) -> Clock:
     """What a guest's time says that was read between two of ours."""
     return Clock(offset_s=guest_s - (asked + answered) / 2, error_s=(answered - asked) / 2)
 
@@ -67,5 +67,5 @@ def uptime_s(said: str) -> float:
     for word in said.split():
         name, _, value = word.partition("=")
         if name == "uptime_ns":
-            return numbers.whole(value, "agent: uptime_ns") / 1e9
+            return parse_whole(value, "agent: uptime_ns") / 1e9
     raise GuestError(f"agent: expected an answer with uptime_ns=N, got {said!r}")

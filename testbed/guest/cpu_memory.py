@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import time
 
-from testbed import cgroupfs, numbers
+from testbed import cgroupfs
 from testbed.errors import GuestError, HostError, UsageError
 from testbed.guest.guest import Guest
-from testbed.units import MIB, format_size
+from testbed.units import MIB, format_size, parse_whole
 
 _BALLOON = {"driver": "virtio-balloon-pci", "id": "balloon"}
 _ENOUGH_BYTES = MIB
@@ -35,7 +35,7 @@ async def set_memory(guest: Guest, wanted_bytes: int | None) -> None:
     :raise UsageError: it cannot have so much, there is no slot for the balloon, or it is a clone.
     :raise GuestError: it does not give so much, or dies of it.
     """
-    most = guest.order.machine.memory_bytes
+    most = guest.spec.machine.memory_bytes
     target = most if wanted_bytes is None else wanted_bytes
     if not 0 < target <= most or target % MIB:
         raise UsageError(f"memory: expected whole MiB, at most the guest's {format_size(most)}, got {format_size(target)}")
@@ -62,16 +62,16 @@ def _refuse_clone(guest: Guest) -> None:
     """QEMU gives what the balloon takes back to the host, which for memory that is mapped from a file, private or not, is a hole in the
     file (softmmu/physmem.c: ram_block_discard_range); that file is what all clones of a template start from.
     """
-    if guest.order.template is not None:
+    if guest.spec.template is not None:
         raise UsageError(
             "memory: expected a guest that was booted, got a clone, whose memory others start from as well;"
             " start it with --cold, or with a memory act in its timeline"
         )
 
 
-async def memory(guest: Guest) -> int:
+async def memory_state(guest: Guest) -> int:
     """How much memory a guest has now, in bytes."""
-    return await _left(guest) or guest.order.machine.memory_bytes
+    return await _left(guest) or guest.spec.machine.memory_bytes
 
 
 async def has_balloon(guest: Guest) -> bool:
@@ -87,7 +87,7 @@ async def _left(guest: Guest) -> int | None:
 
 
 async def _plug_balloon(guest: Guest) -> None:
-    model, ports = guest.order.model, guest.order.machine.ports
+    model, ports = guest.spec.model, guest.spec.machine.ports
     port = len(model.disks) + len(model.networks)
     if port >= ports:
         raise UsageError(
@@ -105,22 +105,22 @@ async def set_cpus(guest: Guest, wanted: int | None) -> None:
 
     :raise UsageError: it cannot have so many. :raise GuestError: the guest refuses.
     """
-    most = guest.order.machine.cpus
+    most = guest.spec.machine.cpus
     count = most if wanted is None else wanted
     if not 1 <= count <= most:
         raise UsageError(f"cpus: expected 1 to the guest's {most}, got {count}")
     await guest.script(_CPUS, str(count))
-    if (online := await cpus(guest)) != count:
+    if (online := await cpu_state(guest)) != count:
         raise GuestError(f"cpus: expected {count} online in the guest, got {online}")
 
 
-async def cpus(guest: Guest) -> int:
+async def cpu_state(guest: Guest) -> int:
     """How many CPUs of a guest are online now."""
     file = "/sys/devices/system/cpu/online"
-    return online((await guest.run("cat", file)).stdout, f"guest {guest.name}: {file}")
+    return online_cpus((await guest.run("cat", file)).stdout, f"guest {guest.name}: {file}")
 
 
-def online(text: str, where: str) -> int:
+def online_cpus(text: str, where: str) -> int:
     """How many CPUs a list such as `0-2,5` names.
 
     :raise ReadingError: it is no such list.
@@ -128,7 +128,7 @@ def online(text: str, where: str) -> int:
     count = 0
     for part in text.strip().split(","):
         first, dash, last = part.partition("-")
-        begin = numbers.whole(first, where, below=1 << 16)
-        end = numbers.whole(last, where, below=1 << 16) if dash else begin
-        count += cgroupfs.grown(begin, end, where) + 1
+        begin = parse_whole(first, where, below=1 << 16)
+        end = parse_whole(last, where, below=1 << 16) if dash else begin
+        count += cgroupfs.growth(begin, end, where) + 1
     return count

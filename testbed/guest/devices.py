@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from testbed import numbers
 from testbed.guest.channels.kernel_log import clean
-from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.readback import Expected
 from testbed.hardware.disk_kinds import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL
 from testbed.qemu import blockdev
 from testbed.topology.disks import Disk, Nvme
+from testbed.units import is_digits
 
 # A disk of 2**63 bytes has 17 digits of sectors.
 _MOST_DIGITS = 17
@@ -30,12 +30,12 @@ class Device:
     id: str = ""
 
 
-def query(count: int) -> dict[str, str]:
+def query_command(count: int) -> dict[str, str]:
     """What the agent is asked: to wait for `count` disks, and where each kind of disk is to be found."""
     return {"count": str(count), **{name: f"{kind.guest_prefix},{kind.guest_serial},{kind.guest_id}" for name, kind in DISK_KINDS.items()}}
 
 
-def count(disks: Mapping[str, Disk]) -> int:
+def count_disks(disks: Mapping[str, Disk]) -> int:
     """How many whole disks the guest has of these."""
     return sum(1 + len(blockdev.namespaces(disk)) for disk in disks.values())
 
@@ -48,9 +48,7 @@ def parse(listing: str) -> tuple[Device, ...]:
     found: list[Device] = []
     for entry in listing.split():
         match entry.split(","):
-            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and numbers.is_digits(
-                sectors, _MOST_DIGITS
-            ):
+            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and is_digits(sectors, _MOST_DIGITS):
                 found.append(
                     Device(
                         path=f"/dev/{name}",
@@ -113,9 +111,9 @@ def by_number(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str,
     return names | {device.number: name for name, device in by_name(disks, found).items()}
 
 
-def facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus: int) -> tuple[Fact, ...]:
+def expected_facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus: int) -> tuple[Expected, ...]:
     """What must be read back of the disks beyond the agent's listing: what the topology says of them, and no default."""
-    found: list[Fact] = []
+    found: list[Expected] = []
     for name, disk in disks.items():
         block = f"/sys/block/{there[name].path.removeprefix('/dev/')}"
         said: dict[str, tuple[str, str]] = {
@@ -130,7 +128,7 @@ def facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus: int) -> 
         if not disk.discard:
             said["discard"] = ("queue/discard_max_bytes", "0")
         found += [
-            Fact(where=f"disks.{name}.{key.replace('_', '-')}", file=f"{block}/{file}", expected=expected)
+            Expected(where=f"disks.{name}.{key.replace('_', '-')}", file=f"{block}/{file}", expected=expected)
             for key, (file, expected) in said.items()
             if key in disk.model_fields_set
         ]
@@ -138,10 +136,12 @@ def facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus: int) -> 
             block = f"/sys/block/{there[other].path.removeprefix('/dev/')}"
             where = f"disks.{name}.namespaces.{other}"
             found.append(
-                Fact(where=f"{where}.logical-block-size", file=f"{block}/queue/logical_block_size", expected=str(one.logical_block_size))
+                Expected(
+                    where=f"{where}.logical-block-size", file=f"{block}/queue/logical_block_size", expected=str(one.logical_block_size)
+                )
             )
             if one.zoned is not None:
-                found.append(Fact(where=f"{where}.zoned", file=f"{block}/queue/zoned", expected="host-managed"))
+                found.append(Expected(where=f"{where}.zoned", file=f"{block}/queue/zoned", expected="host-managed"))
     return tuple(found)
 
 

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import HostError, TestbedError, UsageError
-from testbed.guest.hotplug import Slots
-from testbed.guest.launch_spec import Order, Wait
+from testbed.guest.hotplug import Hotplug
+from testbed.guest.launch_spec import LaunchSpec, Wait
 from testbed.hardware import commands as words
 from testbed.hardware.disk_kinds import DISK_KINDS
 from testbed.hardware.faults import DEAD, FLUSH, MOST_RULES, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
-from testbed.hardware.throttle import Throttle, read_back
+from testbed.hardware.throttle import Throttle, from_qemu_limits
 from testbed.host.logfile import OnFailure
 from testbed.qemu import block_filters, blockdev, io_errors, nbd_export
-from testbed.qemu.block_filters import PLAIN, Layers
+from testbed.qemu.block_filters import PLAIN, BlockFilters
 from testbed.qemu.blockdev import Storage
 from testbed.qemu.io_errors import DiskErrors
 from testbed.qemu.monitor import Monitor
@@ -33,7 +33,7 @@ from testbed.units import format_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Condition:
+class DiskCondition:
     """How a disk is made to behave now."""
 
     throttle: Throttle
@@ -48,7 +48,7 @@ class _Disk:
     `image`: the export of the image that it is an overlay of, which is there as long as its own.
     """
 
-    layers: Layers = PLAIN
+    layers: BlockFilters = PLAIN
     export: Export | None = None
     image: Export | None = None
     latency: Latency = NO_DELAY
@@ -69,16 +69,16 @@ class _Disk:
             await one.close()
 
 
-class LiveDisks:
+class DiskControl:
     """The exports' logs are with the guest's evidence. `on_trouble` hears of a disk that is not what it was, by no wish of ours."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, order: Order, slots: Slots, on_trouble: OnFailure) -> None:
-        self._slots, self._host, self._on_trouble = slots, order.host, on_trouble
+    def __init__(self, monitor: Monitor, wait: Wait, spec: LaunchSpec, slots: Hotplug, on_trouble: OnFailure) -> None:
+        self._slots, self._host, self._on_trouble = slots, spec.host, on_trouble
         self.errors = DiskErrors()
         self.limits_changed = 0  # how often; counted after the change
-        self._model, self._monitor, self._wait, self._deadlines = order.model, monitor, wait, order.deadlines
-        self._scratch, self._evidence = order.scratch, order.evidence
-        self._now = {name: _Disk() for own, disk in order.model.disks.items() for name in (own, *blockdev.namespaces(disk))}
+        self._model, self._monitor, self._wait, self._deadlines = spec.model, monitor, wait, spec.deadlines
+        self._scratch, self._logs = spec.scratch, spec.logs
+        self._now = {name: _Disk() for own, disk in spec.model.disks.items() for name in (own, *blockdev.namespaces(disk))}
 
     # What there is ----------------------------------------------------------------------------------------------------------------
 
@@ -109,15 +109,15 @@ class LiveDisks:
         """All disks and namespaces that are there."""
         return (name for name, now in self._now.items() if not now.out)
 
-    async def condition(self, name: str) -> Condition:
+    async def condition(self, name: str) -> DiskCondition:
         """How a disk behaves now; its limits as QEMU says them."""
         limits, now = await self._limits(blockdev.throttle_group(name, self.disk(name))), self._now[name]
-        return Condition(throttle=read_back(limits), latency=now.latency, faults=now.faults)
+        return DiskCondition(throttle=from_qemu_limits(limits), latency=now.latency, faults=now.faults)
 
     async def errors_of(self, name: str) -> list[str]:
         """The errors of a disk that there were, each kind in words."""
         counted = await self._wait(self._monitor.execute("query-blockstats", kept=False), self._deadlines.monitor_s)
-        return self.errors.said(name, io_errors.failed(counted, name))
+        return self.errors.said(name, io_errors.failed_requests(counted, name))
 
     @contextlib.asynccontextmanager
     async def _changing(self, name: str) -> AsyncIterator[tuple[Disk, _Disk]]:
@@ -186,7 +186,7 @@ class LiveDisks:
             placed = tuple(fault for fault in others if fault.operation != FLUSH)
             kept = self._kept(name)
             if placed and kept is not None and kept.format == "qcow2":
-                got = words.said_faults(placed)[0]
+                got = words.format_faults(placed)[0]
                 raise UsageError(
                     f"disk {name}: expected errors of the whole disk, always or up to {MOST_RULES} times, got {got}: it is kept in qcow2,"
                     " whose file has its bytes elsewhere; use a raw one"
@@ -194,7 +194,7 @@ class LiveDisks:
             size_bytes = kept.file.stat().st_size if kept is not None else disk.size
             for fault in others:
                 if fault.first >= size_bytes:
-                    got = words.said_faults((fault,))[0]
+                    got = words.format_faults((fault,))[0]
                     raise UsageError(f"disk {name}: expected a range that begins within its {format_size(size_bytes)}, got {got}")
             if now.export is not None:
                 await now.export.fail(())  # QEMU flushes the disk before it changes
@@ -311,7 +311,7 @@ class LiveDisks:
         if now.export is None:
             kept = self._kept(name)
             try:
-                now.export = await self._start(name, nbd_export.settings(name, disk, kept), kept.file if kept is not None else None)
+                now.export = await self._start(name, nbd_export.export_settings(name, disk, kept), kept.file if kept is not None else None)
                 if kept is not None and kept.image is not None:
                     now.image = await self._start(f"image-{name}", nbd_export.IMAGE, kept.image[0].resolve())
                 await self._change(name, disk, export=True, image=now.image is not None)
@@ -321,14 +321,14 @@ class LiveDisks:
         return now.export
 
     async def _start(self, name: str, settings: Settings, file: Path | None) -> Export:
-        log = self._evidence / f"export-{name}.jsonl"
+        log = self._logs / f"export-{name}.jsonl"
         return await Export.start(name, settings, file=file, log=log, host=self._host, on_end=self._on_trouble)
 
     def _kept(self, name: str) -> Storage | None:
         """What a disk or a namespace is kept in."""
         own = self._owner(name)
         disk = self._model.disks[own]
-        stores = blockdev.storage(own, disk, self._scratch)
+        stores = blockdev.plan_storage(own, disk, self._scratch)
         return dict(zip((own, *blockdev.namespaces(disk)), stores, strict=False)).get(name)
 
     async def _put_back(self, name: str, disk: Disk) -> None:
@@ -347,9 +347,9 @@ class LiveDisks:
         if new == old:
             return
         new = replace(new, number=old.number + 1)
-        commands = block_filters.changed(name, disk, self._kept(name), old, new)
+        commands = block_filters.filter_changes(name, disk, self._kept(name), old, new)
         own = {f"late-{name}": self._now[name].export, f"late-image-{name}": self._now[name].image}
-        for node in block_filters.connections(name, old, new):
+        for node in block_filters.export_connections(name, old, new):
             export = own[node]
             assert export is not None
             with export.client as connection:

@@ -18,15 +18,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from testbed.errors import HostError, TemplateError, TestbedError, first
+from testbed.errors import HostError, TemplateError, TestbedError, first_error
 from testbed.guest import clock, template
 from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.guest import Guest, launch
-from testbed.guest.launch_spec import OnState, Order, nobody
+from testbed.guest.launch_spec import LaunchSpec, OnState, ignore_state
 from testbed.guest.lifecycle import deadlines
 from testbed.guest.session import Session, open_session
 from testbed.guest.setup import apply
-from testbed.hashing import content_key
+from testbed.hashing import content_key, file_sha256
 from testbed.host import paths
 from testbed.host import quota as room
 from testbed.host.admission import Admission, Admitted, Claim, OnWait
@@ -35,8 +35,8 @@ from testbed.host.paths import Folders
 from testbed.host.quota import Quota
 from testbed.progress import Progress
 from testbed.qemu import command_line, jail, probe
-from testbed.qemu.command_line import BootFiles, Machine, Memory
-from testbed.qemu.netdev import UNWIRED, Wiring
+from testbed.qemu.command_line import BootFiles, MachineId, Memory
+from testbed.qemu.netdev import UNWIRED, NetworkSockets
 from testbed.store import cache, checksums, gc, image, initramfs, template_files
 from testbed.store.image import Image
 from testbed.store.kernels import files as kernel_files
@@ -45,8 +45,7 @@ from testbed.store.kernels.table import KernelTable, load_table
 from testbed.store.snapshot_files import Snapshot
 from testbed.store.template_files import Template
 from testbed.topology import kernel_abilities, trust
-from testbed.topology.model import Guest as GuestModel
-from testbed.topology.model import Topology
+from testbed.topology.model import GuestModel, Topology
 
 IMAGE = "bookworm"
 # So long is the clock of a guest that was booted compared with ours.
@@ -67,7 +66,7 @@ _LOGS = (
 )
 
 
-class Lab:
+class GuestFactory:
     """Made by `open_lab`. Safe to use from many tasks at once; what two of them need is made once."""
 
     def __init__(
@@ -131,12 +130,14 @@ class Lab:
         async with self.admitted((model,), f"the template of {kernel.name}", cores=1):
             await self.template(machine, files)
 
-    async def _machine(self, model: GuestModel, kernel: KernelFiles) -> tuple[Machine, BootFiles]:
-        trust.check(model.qemu_args)
-        kernel_abilities.check(model, kernel)
+    async def _machine(self, model: GuestModel, kernel: KernelFiles) -> tuple[MachineId, BootFiles]:
+        trust.check_trusted(model.qemu_args)
+        kernel_abilities.check_kernels(model, kernel)
         root = await self._image(model.image)
         files = await self._boot_files(kernel, root)
-        return command_line.machine(self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name), files
+        return command_line.machine_id(
+            self.host, model, kernel=kernel.sha256, image=root.sha256, initramfs=files.initramfs.parent.name
+        ), files
 
     @contextlib.asynccontextmanager
     async def guest(
@@ -144,12 +145,12 @@ class Lab:
         name: str,
         model: GuestModel,
         kernel: KernelFiles,
-        evidence: Path,
-        wiring: Wiring = UNWIRED,
+        logs: Path,
+        wiring: NetworkSockets = UNWIRED,
         *,
         savable: bool = False,
         survivors: Path | None = None,
-        on_state: OnState = nobody,
+        on_state: OnState = ignore_state,
     ) -> AsyncIterator[Guest]:
         """A guest that is ready: a clone of its machine's template, or booted cold where that is asked for or all that works.
 
@@ -159,18 +160,16 @@ class Lab:
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
         """
         machine, files = await self._machine(model, kernel)
-        order = replace(self._order(name, model, machine, files, evidence, wiring), savable=savable, survivors=survivors, on_state=on_state)
+        spec = replace(self._spec(name, model, machine, files, logs, wiring), savable=savable, survivors=survivors, on_state=on_state)
         async with contextlib.AsyncExitStack() as stack:
             if self.cold or model.boots_cold:
-                guest = await self._boot(stack, order)
+                guest = await self._boot(stack, spec)
             else:
-                guest = await self._clone(stack, order)
+                guest = await self._clone(stack, spec)
             yield guest
 
     @contextlib.asynccontextmanager
-    async def guests(
-        self, topology: Topology, kernel: KernelFiles, evidence: Path, *, stacked: bool = True
-    ) -> AsyncIterator[dict[str, Guest]]:
+    async def guests(self, topology: Topology, kernel: KernelFiles, logs: Path, *, stacked: bool = True) -> AsyncIterator[dict[str, Guest]]:
         """All guests of a topology, started side by side, on its private networks; with their stacks, unless `stacked` is off.
 
         A guest whose topology names a kernel runs that one. Raises as `guest`; whatever fails, all of them are gone afterwards.
@@ -180,10 +179,10 @@ class Lab:
 
         async def start(stack: contextlib.AsyncExitStack, name: str, model: GuestModel) -> Guest:
             own = await self.kernel(model.kernel) if model.kernel else kernel
-            wiring = Wiring(folder=folder, guest=name, ends=topology.links[name])
-            guest = await stack.enter_async_context(self.guest(name, model, own, evidence / name, wiring))
+            wiring = NetworkSockets(folder=folder, guest=name, ends=topology.links[name])
+            guest = await stack.enter_async_context(self.guest(name, model, own, logs / name, wiring))
             if stacked:
-                await stack.enter_async_context(apply.standing(guest))
+                await stack.enter_async_context(apply.stack_applied(guest))
             return guest
 
         async with contextlib.AsyncExitStack() as whole:
@@ -195,7 +194,7 @@ class Lab:
 
     @contextlib.asynccontextmanager
     async def restored(
-        self, name: str, model: GuestModel, kernel: KernelFiles, evidence: Path, wiring: Wiring, snapshot: Snapshot
+        self, name: str, model: GuestModel, kernel: KernelFiles, logs: Path, wiring: NetworkSockets, snapshot: Snapshot
     ) -> AsyncIterator[Guest]:
         """A guest that goes on from a snapshot, on copies of its disks.
 
@@ -204,43 +203,45 @@ class Lab:
         machine, files = await self._machine(model, kernel)
         if machine.key != snapshot.machine:
             raise HostError(f"{snapshot.title}: expected one of this machine, with the same QEMU, kernel and image, got one of another")
-        order = self._order(name, model, machine, files, evidence, wiring)
-        async with launch(replace(order, template=snapshot, savable=True, deadlines=deadlines(snapshot.boot_s)), self.key) as guest:
+        spec = self._spec(name, model, machine, files, logs, wiring)
+        async with launch(replace(spec, template=snapshot, savable=True, deadlines=deadlines(snapshot.boot_s)), self.key) as guest:
             yield guest
 
     def new_folder(self) -> Path:
         """The name of a folder for large files, which is gone when the lab is."""
         return self._session.scratch / str(next(self._numbers))
 
-    async def _boot(self, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
+    async def _boot(self, stack: contextlib.AsyncExitStack, spec: LaunchSpec) -> Guest:
         for _ in range(template.TRIES):
             async with contextlib.AsyncExitStack() as once:
-                guest = await once.enter_async_context(launch(order, self.key))
-                if await clock.goes_as_ours(guest, lambda: asyncio.sleep(_CLOCK_S)):
+                guest = await once.enter_async_context(launch(spec, self.key))
+                if await clock.runs_at_host_rate(guest, lambda: asyncio.sleep(_CLOCK_S)):
                     await stack.enter_async_context(once.pop_all())
                     return guest
-                if order.survivors is not None:
-                    await guest.hand_over(order.survivors)
-            self._progress.note(f"guest {order.name}: its clock does not go as ours; booting it again{_put_aside(order.evidence)}")
-        raise template.wrong_clock(order.name)
+                if spec.survivors is not None:
+                    await guest.hand_over(spec.survivors)
+            self._progress.note(f"guest {spec.name}: its clock does not go as ours; booting it again{_put_aside(spec.logs)}")
+        raise template.wrong_clock_error(spec.name)
 
-    async def _clone(self, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
+    async def _clone(self, stack: contextlib.AsyncExitStack, spec: LaunchSpec) -> Guest:
         async def once() -> Guest:
-            found = await self.template(order.machine, order.files)
-            return await stack.enter_async_context(launch(replace(order, template=found, deadlines=deadlines(found.boot_s)), self.key))
+            found = await self.template(spec.machine, spec.files)
+            return await stack.enter_async_context(launch(replace(spec, template=found, deadlines=deadlines(found.boot_s)), self.key))
 
         try:
             return await once()
         except TemplateError as error:
             # Once: a template that was just made and does not load either is a fault to be reported.
-            self._progress.note(f"{error}\nmaking the template again{_put_aside(order.evidence)}")
-            template_files.remove(template_files.template_folder(self.folders.cache, order.machine))
+            self._progress.note(f"{error}\nmaking the template again{_put_aside(spec.logs)}")
+            template_files.remove_template(template_files.template_folder(self.folders.cache, spec.machine))
         return await once()
 
-    def _order(self, name: str, model: GuestModel, machine: Machine, files: BootFiles, evidence: Path, wiring: Wiring = UNWIRED) -> Order:
+    def _spec(
+        self, name: str, model: GuestModel, machine: MachineId, files: BootFiles, logs: Path, wiring: NetworkSockets = UNWIRED
+    ) -> LaunchSpec:
         """A guest that boots cold, with folders and an SSH identity of its own."""
         number = str(next(self._numbers))
-        return Order(
+        return LaunchSpec(
             name=name,
             host=self.host,
             machine=machine,
@@ -249,13 +250,13 @@ class Lab:
             deadlines=deadlines(None),
             sockets=self._session.sockets / number,
             scratch=self._session.scratch / number,
-            evidence=evidence,
+            logs=logs,
             host_key=SshKey.new().private,
             wiring=wiring,
             quota=self._quota,
         )
 
-    async def template(self, machine: Machine, files: BootFiles) -> Template:
+    async def template(self, machine: MachineId, files: BootFiles) -> Template:
         """The machine's template, made if the cache does not have it.
 
         :raise TemplateError: what is there is damaged.
@@ -267,39 +268,39 @@ class Lab:
             model = GuestModel.model_validate({"cpus": machine.cpus, "memory": machine.memory_bytes})
 
             def boot(memory: Memory) -> contextlib.AbstractAsyncContextManager[Guest]:
-                order = self._order("template", model, machine, files, unfinished / "boot")
-                return launch(replace(order, memory=memory, host_key=host_key), self.key)
+                spec = self._spec("template", model, machine, files, unfinished / "boot")
+                return launch(replace(spec, memory=memory, host_key=host_key), self.key)
 
             try:
                 async with self._booting:
                     with self._progress.task(f"template of {files.bzimage.parent.name}") as task:
-                        return await template.save(unfinished, boot, host_key, task)
+                        return await template.save_template(unfinished, boot, host_key, task)
             except TestbedError:
                 self._keep_logs(unfinished / "boot")
                 raise
 
         there = (folder / cache.META).is_file()
         self._needed.add(folder)
-        await cache.once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
+        await cache.make_once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
         if not there:
             await asyncio.to_thread(self._keep_within)
-        return await asyncio.to_thread(template_files.read, folder, machine)
+        return await asyncio.to_thread(template_files.read_template, folder, machine)
 
-    def _keep_logs(self, evidence: Path) -> None:
+    def _keep_logs(self, logs: Path) -> None:
         """Of a template that did not boot, as a run of its own: what it is made in is removed."""
         with contextlib.suppress(OSError, HostError):  # of a disk that is full
             kept = paths.new_run_folder(self.folders.runs) / "template"
-            shutil.copytree(evidence, kept, ignore=lambda _, names: [name for name in names if name not in _LOGS])
+            shutil.copytree(logs, kept, ignore=lambda _, names: [name for name in names if name not in _LOGS])
             self._progress.note(f"the logs of the template: {kept}")
 
     def _keep_within(self) -> None:
         """Templates are what a cache grows by: keep it as small as the user wants it."""
-        gc.keep_within(self.folders, room.limit(room.CACHE_LIMIT), tuple(self._needed))
+        gc.keep_within(self.folders, room.size_limit(room.CACHE_LIMIT), tuple(self._needed))
 
     async def _image(self, name: str) -> Image:
         if name == self.image.name:
             return self.image
-        built = await image.build(name, paths.shipped("images"), self.folders.cache, self._progress)
+        built = await image.build_image(name, paths.shipped("images"), self.folders.cache, self._progress)
         self._needed.add(built.folder)
         return built
 
@@ -311,7 +312,7 @@ class Lab:
 
     async def _make_boot_files(self, kernel: KernelFiles, root: Image) -> BootFiles:
         init = (paths.shipped("images") / "guest" / "initramfs-init").read_bytes()
-        key = content_key(kernel.sha256, cache.file_sha256(root.busybox), init.hex())
+        key = content_key(kernel.sha256, file_sha256(root.busybox), init.hex())
         folder = self.folders.cache / "initramfs" / key
 
         async def make(unfinished: Path) -> dict[str, Any]:
@@ -322,39 +323,43 @@ class Lab:
                 with_modules_disk=kernel.has_modules,
             )
             (unfinished / "initramfs").write_bytes(archive)
-            return {"release": kernel.release, "hashes": {"initramfs": cache.file_sha256(unfinished / "initramfs")}}
+            return {"release": kernel.release, "hashes": {"initramfs": file_sha256(unfinished / "initramfs")}}
 
         self._needed.add(folder)
-        await cache.once(folder, make, self._progress, "initramfs")
-        await asyncio.to_thread(checksums.check, folder, ("initramfs",), cache.read_meta(folder).get("hashes"))
+        await cache.make_once(folder, make, self._progress, "initramfs")
+        await asyncio.to_thread(checksums.verify, folder, ("initramfs",), cache.read_meta(folder).get("hashes"))
         return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)
 
 
-def _put_aside(evidence: Path) -> str:
+def _put_aside(logs: Path) -> str:
     """Keep the logs of a clone that failed from those of the next try; says where they are, if it came so far."""
-    logs = [evidence / log for log in _LOGS if (evidence / log).exists()]
-    if not logs:
+    files = [logs / name for name in _LOGS if (logs / name).exists()]
+    if not files:
         return ""
-    kept = evidence / "failed-start"
+    kept = logs / "failed-start"
     kept.mkdir(exist_ok=True)
-    for log in logs:
+    for log in files:
         log.replace(kept / log.name)
     return f"; the logs of what failed: {kept}"
 
 
-def say_what_is_not_held(host: Host, progress: Progress) -> None:
+def warn_if_unconfined(host: Host, progress: Progress) -> None:
     """Say that QEMU has no sandbox, where the caller has it so, and that it cannot be confined.
 
     :raise HostError: it has none, and nobody said that this is right.
     """
-    if not command_line.sandbox(host):
+    if not command_line.sandbox_options(host):
         progress.note(f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may")
     if not host.confinement.confined:
-        progress.note(f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(jail.not_held(host.confinement))}")
+        progress.note(
+            f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(jail.unconfined_parts(host.confinement))}"
+        )
 
 
 @contextlib.asynccontextmanager
-async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False, sharing: int = 1) -> AsyncIterator[Lab]:
+async def open_factory(
+    progress: Progress, *, kernels: tuple[str, ...] = (), cold: bool = False, sharing: int = 1
+) -> AsyncIterator[GuestFactory]:
     """A lab with the guest image and `kernels` at hand, all fetched and built side by side where they are missing.
 
     `sharing`: how many labs share what a run may take of this machine's disks; see `Quota`.
@@ -365,17 +370,17 @@ async def open_lab(progress: Progress, *, kernels: tuple[str, ...] = (), cold: b
     images = paths.shipped("images")
     table = load_table(images / "kernels.yaml")
     wanted = [table.resolve(spec) for spec in dict.fromkeys(kernels)]
-    quota = Quota(room.limit(room.RUN_LIMIT), sharing=sharing)
+    quota = Quota(room.size_limit(room.RUN_LIMIT), sharing=sharing)
     with open_session(folders) as session:
         try:
             async with asyncio.TaskGroup() as group:
-                built = group.create_task(image.build(IMAGE, images, folders.cache, progress))
+                built = group.create_task(image.build_image(IMAGE, images, folders.cache, progress))
                 fetched = [group.create_task(kernel_files.fetch(kernel, folders.cache, progress)) for kernel in wanted]
         except ExceptionGroup as failures:
-            raise first(failures) from None
+            raise first_error(failures) from None
         host = await probe.probe(folders.cache, fetched[0].result() if fetched else None, progress)
-        say_what_is_not_held(host, progress)
-        yield Lab(
+        warn_if_unconfined(host, progress)
+        yield GuestFactory(
             folders=folders,
             session=session,
             host=host,

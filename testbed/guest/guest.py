@@ -1,6 +1,6 @@
 """A running guest: from a plan to a machine that answers over SSH with the devices of its topology, and back to nothing.
 
-    async with launch(order) as guest:
+    async with launch(spec) as guest:
         await guest.shell.run(["uname", "-r"])
 
 Every wait races the end of QEMU, what QMP and the console say, and a deadline; whichever wins, the error names the stage.
@@ -25,18 +25,18 @@ from testbed.guest.channels import dmesg, ssh_login
 from testbed.guest.channels.console import Agent, Entrance
 from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.devices import Device
-from testbed.guest.disk_control import LiveDisks
-from testbed.guest.hotplug import Slots
-from testbed.guest.launch_spec import Order, Saved
+from testbed.guest.disk_control import DiskControl
+from testbed.guest.hotplug import Hotplug
+from testbed.guest.launch_spec import LaunchSpec, Saved
 from testbed.guest.lifecycle import SHUTDOWNS, Event, Loss, State
-from testbed.guest.liveness import LAST_WORDS_S, Life, ended
+from testbed.guest.liveness import LAST_WORDS_S, Liveness, wait_until_done
 from testbed.guest.marks import Marks
 from testbed.host import logfile, process, quota
 from testbed.qemu import command_line, jail, migration
-from testbed.qemu.blockdev import Arrangement
-from testbed.qemu.blocking_monitor import Poller
+from testbed.qemu.blockdev import DiskCommands
+from testbed.qemu.blocking_monitor import BlockingMonitor
 from testbed.qemu.command_line import Memory
-from testbed.qemu.jail import Custody
+from testbed.qemu.jail import Jail
 from testbed.qemu.monitor import Monitor
 from testbed.store.snapshot_files import Snapshot
 
@@ -49,32 +49,32 @@ _NOT_THE_TEMPLATE = (Loss.HOST, Loss.KILLED, Loss.MONITOR)
 _KILLED = (-signal.SIGKILL, -signal.SIGTERM)
 
 
-class Guest(Life):
+class Guest(Liveness):
     """A machine under our control. Made by `launch`; `disks` maps the topology's names to the guest's devices."""
 
-    def __init__(self, order: Order) -> None:
-        super().__init__(order)
+    def __init__(self, spec: LaunchSpec) -> None:
+        super().__init__(spec)
         self.disks: dict[str, Device] = {}
         self.numbers: dict[str, str] = {}  # what each MAJ:MIN is called
         self.on_disks: Callable[[], None] = lambda: None  # called when one of them may have another path
         self.boot_s = 0.0
-        self.host_key = SshKey(order.identity)
+        self.host_key = SshKey(spec.identity)
         self.marks = Marks(self.console)
-        self.agent = Agent(order.name)
+        self.agent = Agent(spec.name)
         # Words of the caller's own may name any file, and who lets them has said so.
-        self.custody = Custody.on(order.host, trusted=bool(order.machine.qemu_args))
-        self.entrance = Entrance(order.name, self.custody.netns)
-        self.monitor = Monitor(order.name, self.log("qmp.jsonl"), self._on_event, self.custody.seen)
-        self.poller = Poller(order.name, order.sockets / "poll")
-        self._disks = Arrangement(cold=(), hot=())
+        self.jail = Jail.on(spec.host, trusted=bool(spec.machine.qemu_args))
+        self.entrance = Entrance(spec.name, self.jail.netns)
+        self.monitor = Monitor(spec.name, self.log("qmp.jsonl"), self._on_event, self.jail.seen)
+        self.poller = BlockingMonitor(spec.name, spec.sockets / "poll")
+        self._disks = DiskCommands(cold=(), hot=())
         self._authorized = ""
         self._shell: Shell | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._watchers: list[asyncio.Task[None]] = []
         self._shut_down = ""
         self._stays = False  # also after its end
-        self.slots = Slots(self.monitor, self.wait, order, self.custody)
-        self.hardware = LiveDisks(self.monitor, self.wait, order, self.slots, self._on_trouble)
+        self.slots = Hotplug(self.monitor, self.wait, spec, self.jail)
+        self.hardware = DiskControl(self.monitor, self.wait, spec, self.slots, self._on_trouble)
 
     @property
     def pid(self) -> int:
@@ -95,7 +95,7 @@ class Guest(Life):
         elif name in ("BLOCK_IO_ERROR", "STOP", "RESUME"):
             self.hardware.errors.hear(name, data)
             # An error that was injected is the guest's affair, a disk of this machine that is full is not.
-            if name == "BLOCK_IO_ERROR" and (full := quota.full(self._places)):
+            if name == "BLOCK_IO_ERROR" and (full := quota.full_disk_message(self._places)):
                 self._lose(full, Loss.HOST)
         elif name == "GUEST_PANICKED":
             self._lose("QEMU reports a guest panic", Loss.PANIC)
@@ -113,11 +113,11 @@ class Guest(Life):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await self.console.ended()
-        said = logfile.tail(self.order.evidence / "qemu.log")
+        said = logfile.tail(self.spec.logs / "qemu.log")
         loss = Loss.KILLED if status in _KILLED else SHUTDOWNS.get(self._shut_down, Loss.QEMU)
         if self.state is State.LAUNCHED and status > 0:
             self._lose(f"QEMU does not start, and ended with status {status}: {said[-500:] or 'it said nothing'}", Loss.HOST)
-        if status < 0 and (full := quota.full(self._places)):  # a page of its memory could not be had (SIGBUS)
+        if status < 0 and (full := quota.full_disk_message(self._places)):  # a page of its memory could not be had (SIGBUS)
             self._lose(f"QEMU was killed by signal {-status}; {full}", Loss.HOST)
         reason = f"the guest ended itself ({self._shut_down})" if loss in SHUTDOWNS.values() else "QEMU was killed, or failed"
         self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else f"; {reason}"), loss)
@@ -127,13 +127,13 @@ class Guest(Life):
         return f": its QEMU (pid {self.pid}) is stopped by a signal" if stopped else self.entrance.why_silent()
 
     async def _watch_room(self) -> None:
-        self._lose(await self.order.quota.exceeded((self.order.evidence, self.order.scratch)), Loss.HOST)
+        self._lose(await self.spec.quota.exceeded((self.spec.logs, self.spec.scratch)), Loss.HOST)
 
     @property
     def _places(self) -> tuple[Path, ...]:
         """The folders that it, and we for it, write to."""
-        memory = self.order.memory.file
-        return (self.order.scratch, self.order.evidence, *([memory.parent] if memory else []))
+        memory = self.spec.memory.file
+        return (self.spec.scratch, self.spec.logs, *([memory.parent] if memory else []))
 
     async def _watch_monitor(self) -> None:
         await self.monitor.closed()
@@ -144,14 +144,14 @@ class Guest(Life):
 
     async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run a program in the guest; see `Shell.run`. Ends at once when the guest is lost."""
-        limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
+        limit = self.spec.deadlines.command_s if timeout_s is None else timeout_s
         return await self.wait(self.shell.run(command, check=check, timeout_s=limit), limit + 5)
 
     async def script(
         self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh", stdin: bytes = b""
     ) -> Result:
         """Run a script in the guest; see `Shell.script`."""
-        limit = self.order.deadlines.command_s if timeout_s is None else timeout_s
+        limit = self.spec.deadlines.command_s if timeout_s is None else timeout_s
         script = self.shell.script(text, *arguments, check=check, timeout_s=limit, interpreter=interpreter, stdin=stdin)
         return await self.wait(script, limit + 5)
 
@@ -170,80 +170,80 @@ class Guest(Life):
 
     async def put(self, source: Path, target: str, *, timeout_s: float | None = None) -> None:
         """Copy a file into the guest; see `Shell.put`."""
-        await self.wait(self.shell.put(source, target), self.order.deadlines.command_s if timeout_s is None else timeout_s)
+        await self.wait(self.shell.put(source, target), self.spec.deadlines.command_s if timeout_s is None else timeout_s)
 
     async def get(self, source: str, target: Path, *, most_bytes: int | None = None, timeout_s: float | None = None) -> None:
         """Copy a file out of the guest; see `Shell.get`."""
         await self.wait(
-            self.shell.get(source, target, most_bytes=most_bytes), self.order.deadlines.command_s if timeout_s is None else timeout_s
+            self.shell.get(source, target, most_bytes=most_bytes), self.spec.deadlines.command_s if timeout_s is None else timeout_s
         )
 
     # From nothing to ready -----------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        order = self.order
-        snapshot = order.template if isinstance(order.template, Snapshot) else None
-        memory = Memory(file=order.template.memory) if order.template else order.memory
-        self._disks = await self.slots.prepare(order.model, order.wiring, snapshot)
+        spec = self.spec
+        snapshot = spec.template if isinstance(spec.template, Snapshot) else None
+        memory = Memory(file=spec.template.memory) if spec.template else spec.memory
+        self._disks = await self.slots.prepare(spec.model, spec.wiring, snapshot)
         self._hand_over(memory)
-        if order.savable:
-            await self.slots.overlay(order.overlay, order.files.root, snapshot)
+        if spec.savable:
+            await self.slots.overlay(spec.overlay, spec.files.root, snapshot)
         options = command_line.argv(
-            order.host,
-            order.machine,
-            order.files if not order.savable else replace(order.files, overlay=order.overlay),
-            name=order.name,
-            sockets=order.sockets,
+            spec.host,
+            spec.machine,
+            spec.files if not spec.savable else replace(spec.files, overlay=spec.overlay),
+            name=spec.name,
+            sockets=spec.sockets,
             memory=memory,
-            restore=order.template is not None,
+            restore=spec.template is not None,
             cold=self._disks.cold,
         )
-        logfile.write(order.evidence / "argv.txt", "".join(" ".join(option) + "\n" for option in options))
+        logfile.write(spec.logs / "argv.txt", "".join(" ".join(option) + "\n" for option in options))
         self._process = await process.start(
-            self.custody.seen(command_line.flat((*options, *self.custody.options))),
-            output=order.evidence / "qemu.log",
+            self.jail.seen(command_line.flatten_options((*options, *self.jail.options))),
+            output=spec.logs / "qemu.log",
             env={
-                **order.host.qemu.environment,
-                "TMPDIR": self.custody.seen(str(order.scratch)),
-                session.OWNER: f"{order.sockets}/",
+                **spec.host.qemu.environment,
+                "TMPDIR": self.jail.seen(str(spec.scratch)),
+                session.OWNER: f"{spec.sockets}/",
             },
             first_to_go=True,
-            within=self.custody.words(order.host),
-            handed=self.custody.descriptors,
+            within=self.jail.words(spec.host),
+            handed=self.jail.descriptors,
             inherited=jail.ENVIRONMENT,
         )
-        self.custody.release()
+        self.jail.release()
         self._advance(Event.SPAWNED)
         self._watchers += [self._watch(self._watch_process()), self._watch(self._watch_room())]
-        await self.wait(self.monitor.connect(order.sockets / "qmp"), order.deadlines.monitor_s)
+        await self.wait(self.monitor.connect(spec.sockets / "qmp"), spec.deadlines.monitor_s)
         self._watchers.append(self._watch(self._watch_monitor()))
-        await self.console.connect(order.sockets / "console")
-        await self.agent.connect(order.sockets / "agent")
+        await self.console.connect(spec.sockets / "console")
+        await self.agent.connect(spec.sockets / "agent")
         self._advance(Event.MONITOR_CONNECTED)
 
     def _hand_over(self, memory: Memory) -> None:
         """Everything of this machine that its QEMU may reach."""
-        files, wiring, disks = self.order.files, self.order.wiring, self.order.model.disks.values()
-        self.custody.folders(self.order.sockets, self.order.scratch, *([wiring.own] if wiring.ends else []))
-        self.custody.start_files(files.bzimage, files.initramfs)
-        self.custody.images([path for path in (files.root, files.modules_disk) if path is not None])
-        self.custody.images(Path(disk.image) for disk in disks if disk.image is not None)
+        files, wiring, disks = self.spec.files, self.spec.wiring, self.spec.model.disks.values()
+        self.jail.folders(self.spec.sockets, self.spec.scratch, *([wiring.own] if wiring.ends else []))
+        self.jail.start_files(files.bzimage, files.initramfs)
+        self.jail.images([path for path in (files.root, files.modules_disk) if path is not None])
+        self.jail.images(Path(disk.image) for disk in disks if disk.image is not None)
         if memory.file is not None:
-            self.custody.memory(memory.file, read_only=memory.only_read(self.order.host))
+            self.jail.memory(memory.file, read_only=memory.only_read(self.spec.host))
 
     async def _boot(self) -> None:
         started = time.monotonic()
         await self._go_on()
-        await self.wait(self.agent.expect("waiting"), self.order.deadlines.boot_s)
+        await self.wait(self.agent.expect("waiting"), self.spec.deadlines.boot_s)
         self.boot_s = time.monotonic() - started
         self._advance(Event.AGENT_WAITING)
 
     async def _go_on(self) -> None:
-        await self.wait(self.monitor.execute("cont"), self.order.deadlines.monitor_s)
+        await self.wait(self.monitor.execute("cont"), self.spec.deadlines.monitor_s)
 
     async def _restore(self, template: Saved) -> None:
         try:
-            await self.wait(migration.load(self.monitor, template.state), self.order.deadlines.restore_s)
+            await self.wait(migration.load_state(self.monitor, template.state), self.spec.deadlines.restore_s)
         except (GuestError, HostError, OSError) as error:
             if self.loss in _NOT_THE_TEMPLATE:
                 raise
@@ -257,15 +257,15 @@ class Guest(Life):
         For a clone all of that waits when it wakes: its disks, its identity, and the connection in the backlog of its SSH server, which
         is stopped until the guest has been reseeded. It does these at once, on all its cores.
         """
-        clone = self.order.template is not None
-        limit = self.order.deadlines.ssh_s
+        clone = self.spec.template is not None
+        limit = self.spec.deadlines.ssh_s
         self._authorized = key.public.split()[1]
         self.agent.say("identity", **self._identity(**({} if clone else {"hostkey": self.host_key.dropbear.hex()})))
         await self.slots.fill(self._disks.hot)
         await self.hardware.furnish()
-        self.entrance.port = await self.wait(self.monitor.forwarded_port(), self.order.deadlines.monitor_s)
+        self.entrance.port = await self.wait(self.monitor.forwarded_port(), self.spec.deadlines.monitor_s)
         identified = asyncio.Event()
-        connecting = asyncio.create_task(ssh_login.connect(self.order, self.entrance, key, self.host_key, identified, self.log("ssh.log")))
+        connecting = asyncio.create_task(ssh_login.connect(self.spec, self.entrance, key, self.host_key, identified, self.log("ssh.log")))
         try:
             if clone:
                 await self._go_on()
@@ -282,18 +282,18 @@ class Guest(Life):
 
     def _identity(self, **more: str) -> dict[str, str]:
         """What tells the guest who it is; it answers `ready`."""
-        if not self.order.memory.shared:
+        if not self.spec.memory.shared:
             more["writable"] = "1"
         return {"time_ns": str(time.time_ns()), "name": self.name, "seed": secrets.token_hex(32), "authorized": self._authorized, **more}
 
     async def freeze(self) -> None:
         """Let its SSH server sleep, so that its state can be saved."""
-        await self.wait(self.agent.exchange("freeze", "frozen"), self.order.deadlines.command_s)
+        await self.wait(self.agent.exchange("freeze", "frozen"), self.spec.deadlines.command_s)
 
     async def thaw(self) -> None:
         """Let a guest go on that was frozen and stopped, with the time of now."""
         await self._go_on()
-        await self.wait(self.agent.exchange("identity", "ready", **self._identity()), self.order.deadlines.ssh_s)
+        await self.wait(self.agent.exchange("identity", "ready", **self._identity()), self.spec.deadlines.ssh_s)
 
     async def verify(self) -> None:
         """Compare the guest's disks with the topology.
@@ -301,7 +301,7 @@ class Guest(Life):
         :raise DeviceMismatch: they differ; the guest must not be used.
         """
         found = await self._listed()
-        if said := devices.differences(self.order.model.disks, found):
+        if said := devices.differences(self.spec.model.disks, found):
             raise DeviceMismatch(self.name, said)
         self._know(found)
 
@@ -311,15 +311,15 @@ class Guest(Life):
         self.on_disks()
 
     def _know(self, found: tuple[Device, ...]) -> None:
-        self.disks = devices.by_name(self.order.model.disks, found)
-        self.numbers = devices.by_number(self.order.model.disks, found)
+        self.disks = devices.by_name(self.spec.model.disks, found)
+        self.numbers = devices.by_number(self.spec.model.disks, found)
 
     async def _listed(self) -> tuple[Device, ...]:
         """The guest's disks, as soon as all that are plugged in are there."""
-        own_disks = 1 + (self.order.files.modules_disk is not None)
-        there = {name: disk for name, disk in self.order.model.disks.items() if not self.hardware.is_out(name)}
-        query = devices.query(own_disks + devices.count(there))
-        return devices.parse(await self.wait(self.agent.exchange("disks", "disks", **query), self.order.deadlines.command_s))
+        own_disks = 1 + (self.spec.files.modules_disk is not None)
+        there = {name: disk for name, disk in self.spec.model.disks.items() if not self.hardware.is_out(name)}
+        query = devices.query_command(own_disks + devices.count_disks(there))
+        return devices.parse(await self.wait(self.agent.exchange("disks", "disks", **query), self.spec.deadlines.command_s))
 
     async def bring_up(self, key: SshKey) -> None:
         """Everything from nothing to ready."""
@@ -329,7 +329,7 @@ class Guest(Life):
             raise HostError(f"guest {self.name}: {self.state.value}: {error.filename or 'this machine'}: {error.strerror}") from error
 
     async def _bring_up(self, key: SshKey) -> None:
-        template = self.order.template
+        template = self.spec.template
         if template is None:
             await self._start()
             await self._boot()
@@ -382,10 +382,10 @@ class Guest(Life):
                 printed = await self.run(*dmesg.COMMAND, timeout_s=10)
                 self.console.dmesg = dmesg.parse(printed.stdout, cut=printed.truncated)
             except (TestbedError, OSError) as error:
-                self.console.dmesg = dmesg.unread(error)
+                self.console.dmesg = dmesg.unreadable(error)
                 return
             with contextlib.suppress(OSError):
-                (self.order.evidence / "dmesg.txt").write_text(self.console.dmesg.text, encoding="utf-8")
+                (self.spec.logs / "dmesg.txt").write_text(self.console.dmesg.text, encoding="utf-8")
 
     async def tear_down(self) -> None:
         """End QEMU and remove everything of the guest but its evidence. Cannot fail."""
@@ -400,37 +400,37 @@ class Guest(Life):
         await self.monitor.close()
         await self.slots.close()
         await self.hardware.close()
-        self.custody.close()
+        self.jail.close()
         for task in self._watchers:
             task.cancel()
         await asyncio.gather(*self._watchers, return_exceptions=True)
         if not self._lost.done():
             self._lost.cancel()
-        for folder in (self.order.sockets, self.order.scratch):
+        for folder in (self.spec.sockets, self.spec.scratch):
             shutil.rmtree(folder, ignore_errors=True)
         self._advance(Event.TORN_DOWN)
 
 
 @contextlib.asynccontextmanager
-async def launch(order: Order, key: SshKey) -> AsyncIterator[Guest]:
+async def launch(spec: LaunchSpec, key: SshKey) -> AsyncIterator[Guest]:
     """A guest that is ready; it and everything of it but its evidence is gone afterwards.
 
     :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
     :raise TemplateError: the template to clone does not load. :raise HostError: QEMU does not start.
     """
     try:
-        for folder in (order.sockets, order.scratch):
+        for folder in (spec.sockets, spec.scratch):
             folder.mkdir(mode=0o700, parents=True)
     except OSError as error:
-        raise HostError(f"guest {order.name}: {error.filename}: cannot be made: {error.strerror}") from error
+        raise HostError(f"guest {spec.name}: {error.filename}: cannot be made: {error.strerror}") from error
     try:
-        order.evidence.mkdir(parents=True, exist_ok=True)
+        spec.logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise HostError(f"{order.evidence}: the guest's logs cannot go there: {error.strerror}") from error
-    guest = Guest(order)
+        raise HostError(f"{spec.logs}: the guest's logs cannot go there: {error.strerror}") from error
+    guest = Guest(spec)
     try:
         await guest.bring_up(key)
         yield guest
         await guest.save_dmesg()
     finally:
-        await ended(guest.tear_down())
+        await wait_until_done(guest.tear_down())

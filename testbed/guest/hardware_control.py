@@ -6,28 +6,28 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from testbed.guest import cpu_memory
-from testbed.guest.disk_control import LiveDisks
+from testbed.guest.disk_control import DiskControl
 from testbed.guest.guest import Guest
 from testbed.hardware import commands
 from testbed.hardware.commands import Action
 from testbed.units import format_size
 
 
-def _unplug(disks: LiveDisks, name: str, surprise: bool) -> Awaitable[None]:
+def _unplug(disks: DiskControl, name: str, surprise: bool) -> Awaitable[None]:
     return disks.unplug(name, surprise=surprise)
 
 
-def _plug(disks: LiveDisks, name: str, nothing: None) -> Awaitable[None]:
+def _plug(disks: DiskControl, name: str, nothing: None) -> Awaitable[None]:
     del nothing
     return disks.plug(name)
 
 
-_DOES: Mapping[str, Callable[[LiveDisks, str, Any], Awaitable[None]]] = {
-    "throttle": LiveDisks.throttle,
-    "delay": LiveDisks.delay,
-    "inject": LiveDisks.inject,
-    "hang": LiveDisks.hang,
-    "resize": LiveDisks.resize,
+_DOES: Mapping[str, Callable[[DiskControl, str, Any], Awaitable[None]]] = {
+    "throttle": DiskControl.throttle,
+    "delay": DiskControl.delay,
+    "inject": DiskControl.inject,
+    "hang": DiskControl.hang,
+    "resize": DiskControl.resize,
     "unplug": _unplug,
     "plug": _plug,
 }
@@ -38,31 +38,31 @@ _DOES_TO_MACHINE: Mapping[str, Callable[[Guest, int | None], Awaitable[None]]] =
 Said = dict[str, list[str]]
 
 
-async def do(guest: Guest, action: Action) -> Said:
+async def run_action(guest: Guest, action: Action) -> Said:
     """Do it, and return how the disk, or the machine, is then.
 
     :raise UsageError: it is refused; then nothing has changed. :raise HostError: QEMU refuses it. :raise GuestError: the guest does.
     """
     if action.disk == commands.MACHINE:
         await _DOES_TO_MACHINE[action.verb](guest, action.value)
-        return await said_machine(guest)
+        return await describe_machine(guest)
     await _DOES[action.verb](guest.hardware, action.disk, action.value)
     if action.verb == "plug":
         await guest.look_again()
-    return await said(guest.hardware, action.disk)
+    return await describe(guest.hardware, action.disk)
 
 
-async def told(guest: Guest, some: Sequence[str]) -> Said:
+async def apply(guest: Guest, some: Sequence[str]) -> Said:
     """`do` what words say; raises as that, and UsageError where they are not understood."""
-    return await do(guest, commands.action(some))
+    return await run_action(guest, commands.parse(some))
 
 
-async def said_machine(guest: Guest) -> Said:
+async def describe_machine(guest: Guest) -> Said:
     """What memory and CPUs a guest has now."""
-    return {"memory": [format_size(await cpu_memory.memory(guest))], "cpus": [str(await cpu_memory.cpus(guest))]}
+    return {"memory": [format_size(await cpu_memory.memory_state(guest))], "cpus": [str(await cpu_memory.cpu_state(guest))]}
 
 
-async def said(disks: LiveDisks, name: str) -> Said:
+async def describe(disks: DiskControl, name: str) -> Said:
     """How a disk behaves now, and the errors of it that there were.
 
     :raise UsageError: there is no such disk.
@@ -71,8 +71,8 @@ async def said(disks: LiveDisks, name: str) -> Said:
         return {"throttle": ["unplugged"], "delay": [], "inject": [], "errors": await disks.errors_of(name)}
     now = await disks.condition(name)
     return {
-        "throttle": commands.said_throttle(now.throttle),
-        "delay": commands.said_latency(now.latency),
-        "inject": commands.said_faults(now.faults),
+        "throttle": commands.format_throttle(now.throttle),
+        "delay": commands.format_latency(now.latency),
+        "inject": commands.format_faults(now.faults),
         "errors": await disks.errors_of(name),
     }

@@ -6,60 +6,60 @@ import asyncio
 from dataclasses import replace
 from pathlib import Path
 
-from testbed.guest.launch_spec import Order, Wait
+from testbed.guest.launch_spec import LaunchSpec, Wait
 from testbed.qemu import blockdev, disk_files, netdev
-from testbed.qemu.blockdev import Arrangement, QmpCommand, Storage
-from testbed.qemu.frame_switch import Plug
-from testbed.qemu.jail import Custody
+from testbed.qemu.blockdev import DiskCommands, QmpCommand, Storage
+from testbed.qemu.frame_switch import SwitchPort
+from testbed.qemu.jail import Jail
 from testbed.qemu.monitor import Monitor
-from testbed.qemu.netdev import Wiring
+from testbed.qemu.netdev import NetworkSockets
 from testbed.store import snapshot_files
 from testbed.store.snapshot_files import Snapshot
 from testbed.topology.disks import Disk
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 
 
-class Slots:
+class Hotplug:
     """The disks' files are in the order's scratch folder, which goes with the guest."""
 
-    def __init__(self, monitor: Monitor, wait: Wait, order: Order, custody: Custody) -> None:
-        self._custody = custody
-        self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, order.scratch, order.deadlines
-        self._survivors, self._disks = order.survivors, order.model.disks
+    def __init__(self, monitor: Monitor, wait: Wait, spec: LaunchSpec, jail: Jail) -> None:
+        self._jail = jail
+        self._monitor, self._wait, self._scratch, self._deadlines = monitor, wait, spec.scratch, spec.deadlines
+        self._survivors, self._disks = spec.survivors, spec.model.disks
         self._gone: dict[str, asyncio.Event] = {}
-        self._plugs: list[Plug] = []
+        self._plugs: list[SwitchPort] = []
 
-    async def prepare(self, model: GuestModel, wiring: Wiring, snapshot: Snapshot | None) -> Arrangement:
+    async def prepare(self, model: GuestModel, wiring: NetworkSockets, snapshot: Snapshot | None) -> DiskCommands:
         """Make the files of all disks of a topology, empty or as in a snapshot, and listen on its networks; returns the commands for them.
 
         What a snapshot's state is of must be there before it is loaded.
         """
-        found = blockdev.arranged(model, {name: await self._storage(name, disk, snapshot) for name, disk in model.disks.items()})
+        found = blockdev.plan_disks(model, {name: await self._storage(name, disk, snapshot) for name, disk in model.disks.items()})
         if wiring.ends:
             wiring.own.mkdir(mode=0o700, exist_ok=True)
         for link in wiring.ends:
             others = tuple(wiring.inlet(link.network, peer) for peer, _ in link.peers)
             outlet, inlet = wiring.outlet(link.network), wiring.inlet(link.network, wiring.guest)
-            self._plugs.append(Plug(outlet=outlet, inlet=inlet, others=others))
+            self._plugs.append(SwitchPort(outlet=outlet, inlet=inlet, others=others))
             self._plugs[-1].open()
-            self._custody.own(outlet)
-        hot = found.hot + netdev.plug(wiring, len(model.disks))
-        return Arrangement(cold=found.cold + hot, hot=()) if snapshot else replace(found, hot=hot)
+            self._jail.own(outlet)
+        hot = found.hot + netdev.netdev_commands(wiring, len(model.disks))
+        return DiskCommands(cold=found.cold + hot, hot=()) if snapshot else replace(found, hot=hot)
 
     async def overlay(self, file: Path, root: Path, snapshot: Snapshot | None) -> None:
         """Make the file for what a guest writes to its root disk: empty, or as in a snapshot."""
         wanted = Storage(file=file, format="qcow2", size_bytes=root.stat().st_size, image=(root, "raw"))
         if snapshot is None:
-            await disk_files.make(wanted)
+            await disk_files.make_disk_files(wanted)
         else:
-            await snapshot_files.copy(snapshot.disk(file.name), file)
-            disk_files.check_kept(wanted)
-        self._custody.own(file)
+            await snapshot_files.copy_snapshot(snapshot.disk(file.name), file)
+            disk_files.check_kept_disks(wanted)
+        self._jail.own(file)
 
     def hand_over(self, folder: Path) -> None:
         """Move the files of all disks into a folder, for another guest's `survivors`; nobody must write to them any more."""
         for name, disk in self._disks.items():
-            for store in blockdev.storage(name, disk, self._scratch):
+            for store in blockdev.plan_storage(name, disk, self._scratch):
                 store.file.rename(folder / store.file.name)
 
     async def close(self) -> None:
@@ -76,8 +76,8 @@ class Slots:
 
         :raise HostError: its file cannot be made, or QEMU refuses it.
         """
-        made = blockdev.storage(name, disk, self._scratch) if again else await self._storage(name, disk)
-        commands = blockdev.plug(name, disk, port, made)
+        made = blockdev.plan_storage(name, disk, self._scratch) if again else await self._storage(name, disk)
+        commands = blockdev.plug_commands(name, disk, port, made)
         await self._wait(self._monitor.run(commands), self._deadlines.monitor_s)
 
     async def unplug(self, name: str, disk: Disk) -> None:
@@ -97,9 +97,9 @@ class Slots:
 
     async def remove(self, name: str, disk: Disk, *, keep: bool = False) -> None:
         """Remove what was below a device that is gone. `keep`: what it holds stays."""
-        await self._wait(self._monitor.run(blockdev.unplugged(name, disk)), self._deadlines.monitor_s)
+        await self._wait(self._monitor.run(blockdev.unplug_commands(name, disk)), self._deadlines.monitor_s)
         if not keep:
-            for store in blockdev.storage(name, disk, self._scratch):
+            for store in blockdev.plan_storage(name, disk, self._scratch):
                 store.file.unlink(missing_ok=True)
 
     def on_deleted(self, device: str) -> None:
@@ -108,14 +108,14 @@ class Slots:
             self._gone[device].set()
 
     async def _storage(self, name: str, disk: Disk, snapshot: Snapshot | None = None) -> tuple[Storage, ...]:
-        wanted = blockdev.storage(name, disk, self._scratch)
+        wanted = blockdev.plan_storage(name, disk, self._scratch)
         for store in wanted:
             if snapshot is not None:
-                await snapshot_files.copy(snapshot.disk(store.file.name), store.file)
+                await snapshot_files.copy_snapshot(snapshot.disk(store.file.name), store.file)
             elif self._survivors is not None:
                 (self._survivors / store.file.name).rename(store.file)
             else:
-                await disk_files.make(store)
-            disk_files.check_kept(store)
-            self._custody.own(store.file)
+                await disk_files.make_disk_files(store)
+            disk_files.check_kept_disks(store)
+            self._jail.own(store.file)
         return wanted

@@ -10,11 +10,11 @@ from typing import Any
 from testbed.guest.lifecycle import Deadlines, State
 from testbed.host.facts import Host
 from testbed.host.quota import Quota
-from testbed.qemu.command_line import ANONYMOUS, BootFiles, Machine, Memory
-from testbed.qemu.netdev import UNWIRED, Wiring
+from testbed.qemu.command_line import ANONYMOUS, BootFiles, MachineId, Memory
+from testbed.qemu.netdev import UNWIRED, NetworkSockets
 from testbed.store.snapshot_files import Snapshot
 from testbed.store.template_files import Template
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 
 Saved = Template | Snapshot
 # Waits no longer than that many seconds, nor longer than the guest lives.
@@ -23,14 +23,14 @@ Wait = Callable[[Awaitable[Any], float], Awaitable[Any]]
 OnState = Callable[[State], None]
 
 
-def nobody(state: State) -> None:
+def ignore_state(state: State) -> None:
     """Hears it and does nothing."""
     del state
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What to launch. `sockets` and `scratch` are new folders of this guest alone; `evidence` is where its logs stay.
+class LaunchSpec:
+    """What to launch. `sockets` and `scratch` are new folders of this guest alone; `logs` is where its logs stay.
 
     `template`: clone this one, or go on from this snapshot; None boots cold, with `host_key` (a private ed25519 key) as its SSH identity.
     `memory`: where a template that is being made keeps its RAM. `wiring`: its ends of private networks.
@@ -41,20 +41,20 @@ class Order:
 
     name: str
     host: Host
-    machine: Machine
+    machine: MachineId
     files: BootFiles
     model: GuestModel
     deadlines: Deadlines
     sockets: Path
     scratch: Path
-    evidence: Path
+    logs: Path
     template: Saved | None = None
     memory: Memory = ANONYMOUS
     host_key: bytes = b""
-    wiring: Wiring = UNWIRED
+    wiring: NetworkSockets = UNWIRED
     survivors: Path | None = None
     savable: bool = False
-    on_state: OnState = nobody
+    on_state: OnState = ignore_state
     quota: Quota
 
     @property

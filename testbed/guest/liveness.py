@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from testbed.errors import GuestLost, HostError, WireBroken
 from testbed.guest.channels.console import Console
 from testbed.guest.channels.kernel_log import Finding, Kind
-from testbed.guest.launch_spec import Order
+from testbed.guest.launch_spec import LaunchSpec
 from testbed.guest.lifecycle import Event, Loss, State, advance
 from testbed.host import eventlog, failures
 from testbed.host.logfile import Log
@@ -21,7 +21,7 @@ T = TypeVar("T")
 LAST_WORDS_S = 3.0
 
 
-async def ended(work: Coroutine[Any, Any, None]) -> None:
+async def wait_until_done(work: Coroutine[Any, Any, None]) -> None:
     """Wait until `work` has ended, also when we are cancelled meanwhile, and however often: what is half taken down stays behind."""
     task, cancelled = asyncio.create_task(work), None
     while not task.done():
@@ -34,33 +34,33 @@ async def ended(work: Coroutine[Any, Any, None]) -> None:
         raise cancelled
 
 
-class Life:
+class Liveness:
     """Of one guest; `loss` says what ended it."""
 
-    def __init__(self, order: Order) -> None:
-        self.order = order
-        self.name = order.name
+    def __init__(self, spec: LaunchSpec) -> None:
+        self.spec = spec
+        self.name = spec.name
         self.state = State.PLANNED
         self.reached: dict[Event, float] = {}  # when each event came, on time.monotonic()'s clock
         self.loss: Loss | None = None
-        self.console = Console(order.evidence / "console.log", self._on_fatal, self._on_trouble)
+        self.console = Console(spec.logs / "console.log", self._on_fatal, self._on_trouble)
         self._stages = self.log("stages.jsonl")
         self._lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._ending = False
 
     def log(self, name: str) -> Log:
         """A file of its evidence; a guest whose evidence cannot be kept is of no use."""
-        return Log(self.order.evidence / name, self._on_trouble)
+        return Log(self.spec.logs / name, self._on_trouble)
 
     def _advance(self, event: Event) -> None:
         self.state = advance(self.state, event)
         self.reached[event] = now = time.monotonic()
         self._stages.note({"monotonic_s": round(now, 6), "event": event.name, "state": self.state.name})
         self._say(event.value)
-        self.order.on_state(self.state)
+        self.spec.on_state(self.state)
 
     def _say(self, event: str, *, failed: bool = False) -> None:
-        eventlog.say(event, guest=self.name, logs=self.order.evidence.name, stage=self.state.value, failed=failed)
+        eventlog.log_event(event, guest=self.name, logs=self.spec.logs.name, stage=self.state.value, failed=failed)
 
     def _lose(self, why: str, loss: Loss) -> None:
         if not self._lost.done() and not self._ending:
@@ -82,7 +82,7 @@ class Life:
             try:
                 await work
             except Exception as error:
-                self._on_trouble(failures.told(error, self.order.evidence))
+                self._on_trouble(failures.describe(error, self.spec.logs))
 
         return asyncio.create_task(watched())
 

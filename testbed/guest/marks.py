@@ -7,7 +7,7 @@ from collections import defaultdict
 
 from testbed.guest.channels.console import Console
 from testbed.guest.channels.kernel_log import clean
-from testbed.regex import LONGEST_LINE, compiled, escaped
+from testbed.regex import LONGEST_LINE, compile_user_regex, escape
 
 
 class Marks:
@@ -31,13 +31,13 @@ class Marks:
                 said.cancel()
 
     async def _said(self, name: str) -> None:
-        await self.line(rf"testbed-mark {escaped(name)}(\s|$)")
+        await self.line(rf"testbed-mark {escape(name)}(\s|$)")
         self.reach(name)
 
     async def line(self, pattern: str) -> str:
         """Wait for a line of the console that matches, and return it."""
         found: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        wanted, pending = compiled(pattern), b""
+        wanted, pending = compile_user_regex(pattern), b""
 
         def hear(data: bytes) -> None:
             nonlocal pending

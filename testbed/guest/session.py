@@ -25,7 +25,7 @@ from pathlib import Path
 from testbed.errors import HostError
 from testbed.host import admission, registry, tempdirs
 from testbed.host.paths import Folders
-from testbed.host.registry import Record
+from testbed.host.registry import VmRecord
 from testbed.store import cache, snapshot_files
 
 _NAME, _LOCK = re.compile(r"[0-9a-f]{8}"), re.compile(r"[0-9a-f]{8}\.lock")
@@ -48,7 +48,7 @@ class Reaped:
 
     sessions: tuple[str, ...]
     unfinished: tuple[str, ...]
-    guests: tuple[Record, ...]
+    guests: tuple[VmRecord, ...]
 
     def __len__(self) -> int:
         return len(self.sessions) + len(self.unfinished) + len(self.guests)
@@ -110,13 +110,13 @@ def reap(folders: Folders) -> Reaped:
     """Remove what killed sessions left; returns it. So goes what is half-finished in the cache and among snapshots, what is temporary, and
     guests that stayed and whose supervisor is gone: of these folders, and of those that a killed session had beside one of these.
     """
-    guests: list[Record] = []
-    unfinished = [path.name for path in (*snapshot_files.sweep(folders.state), *tempdirs.sweep_temporary())]
+    guests: list[VmRecord] = []
+    unfinished = [path.name for path in (*snapshot_files.remove_unfinished(folders.state), *tempdirs.sweep_temporary())]
     reaped: dict[str, None] = {}
 
     def sweep(of: Folders) -> None:
         unfinished.extend(path.name for path in cache.sweep(of.cache))
-        guests.extend(registry.sweep(of))
+        guests.extend(registry.remove_dead(of))
 
     sweep(folders)
     admission.sweep(folders.admission)

@@ -11,8 +11,8 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from testbed import numbers
 from testbed.errors import ReadingError
+from testbed.units import parse_whole
 
 # enter CGROUP: moves the shell that calls it, or fails. What a plain file called cgroup.procs has taken moves nobody.
 ENTER = """\
@@ -42,12 +42,12 @@ finish() { echo "MARK finish"; }
 """
 
 
-def new_mark() -> str:
+def new_separator() -> str:
     """A mark that no file and no command's output has."""
     return f"@{secrets.token_hex(8)}"
 
 
-def functions(mark: str) -> str:
+def function_definitions(mark: str) -> str:
     """The functions `enter`, `take`, `section`, `note` and `finish`."""
     return ENTER + _TAKE.replace("MARK", mark)
 
@@ -134,10 +134,10 @@ def printed_word(output: str, name: str, where: str) -> str:
 
 def printed_number(output: str, name: str, where: str) -> int:
     """The whole number of the only line `NAME NUMBER`; raises as `printed_word`."""
-    return numbers.whole(printed_word(output, name, where), f"{where}, {name}")
+    return parse_whole(printed_word(output, name, where), f"{where}, {name}")
 
 
-def named(output: str, word: str, names: tuple[str, ...], where: str, *, values: int = 1) -> dict[str, list[str]]:
+def named_values(output: str, word: str, names: tuple[str, ...], where: str, *, values: int = 1) -> dict[str, list[str]]:
     """By name the values of lines `WORD NAME VALUE...`, of which each name has exactly one, with so many values.
 
     :raise ReadingError: one is missing, is there twice, or has more or fewer values.

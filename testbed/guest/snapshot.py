@@ -14,7 +14,7 @@ from testbed.store import snapshot_files
 from testbed.store.snapshot_files import Snapshot
 
 
-async def save(guest: Guest, folder: Path, order: dict[str, Any]) -> Snapshot:
+async def save_snapshot(guest: Guest, folder: Path, spec: dict[str, Any]) -> Snapshot:
     """Make a snapshot in a new `folder`; the guest goes on afterwards, also where it could not be saved.
 
     :raise UsageError: it has a balloon. :raise HostError: QEMU cannot save one of its devices (NVMe in those that we know), and says which;
@@ -27,31 +27,31 @@ async def save(guest: Guest, folder: Path, order: dict[str, Any]) -> Snapshot:
         )
     files = _disks(guest)
     leave_bytes = sum(file.lstat().st_blocks * 512 for file in files) + quota.MARGIN_BYTES
-    with snapshot_files.unfinished(folder) as made:
+    with snapshot_files.new_snapshot(folder) as made:
         await guest.freeze()
         try:
             await guest.monitor.execute("stop")
             await _save_state(guest, made / "state", leave_bytes)
             # QEMU has written out all that it held of them.
             for file in files:
-                await snapshot_files.copy(file, made / "disks" / file.name)
+                await snapshot_files.copy_snapshot(file, made / "disks" / file.name)
         finally:
             await guest.thaw()
-        key = guest.order.machine.key
-        snapshot_files.record(made, host_key=guest.order.identity, boot_s=guest.boot_s, machine=key, order=order)
-    return snapshot_files.read(folder)
+        key = guest.spec.machine.key
+        snapshot_files.write_record(made, host_key=guest.spec.identity, boot_s=guest.boot_s, machine=key, order=spec)
+    return snapshot_files.read_snapshot(folder)
 
 
 def _disks(guest: Guest) -> tuple[Path, ...]:
     """The files of this machine that hold what is on its disks."""
-    stores = [store for name, disk in guest.order.model.disks.items() for store in blockdev.storage(name, disk, guest.order.scratch)]
-    return (guest.order.overlay, *(store.file for store in stores))
+    stores = [store for name, disk in guest.spec.model.disks.items() for store in blockdev.plan_storage(name, disk, guest.spec.scratch)]
+    return (guest.spec.overlay, *(store.file for store in stores))
 
 
 async def _save_state(guest: Guest, path: Path, leave_bytes: int) -> None:
-    version, model = guest.order.host.qemu.version, guest.order.model
+    version, model = guest.spec.host.qemu.version, guest.spec.model
     try:
-        await guest.wait(migration.write(guest.monitor, path, leave_bytes=leave_bytes), guest.order.deadlines.restore_s)
+        await guest.wait(migration.save_state(guest.monitor, path, leave_bytes=leave_bytes), guest.spec.deadlines.restore_s)
     except HostError as error:
         if "non-migratable" not in str(error):
             raise

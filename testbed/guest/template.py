@@ -18,10 +18,11 @@ from testbed.errors import GuestError
 from testbed.guest import clock
 from testbed.guest.guest import Guest
 from testbed.hardware.disk_kinds import DISK_KINDS
+from testbed.hashing import file_sha256
 from testbed.progress import Task
 from testbed.qemu import migration
 from testbed.qemu.command_line import Memory
-from testbed.store import cache, template_files
+from testbed.store import template_files
 from testbed.topology.disks import disk_of
 from testbed.units import MIB
 
@@ -35,7 +36,7 @@ Boot = Callable[[Memory], AbstractAsyncContextManager[Guest]]
 TRIES = 4
 
 
-async def save(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[str, Any]:
+async def save_template(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[str, Any]:
     """Fill `folder` with a template; returns its record.
 
     :raise GuestError: the guest does not boot, or its clock is wrong each time. :raise HostError: QEMU cannot save it.
@@ -46,10 +47,10 @@ async def save(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[st
         made = await _once(folder, boot, host_key, task)
         if made is not None:
             return made
-    raise wrong_clock("template")
+    raise wrong_clock_error("template")
 
 
-def wrong_clock(name: str) -> GuestError:
+def wrong_clock_error(name: str) -> GuestError:
     return GuestError(f"guest {name}: expected a clock that goes as ours, got another at {TRIES} boots; see its console: tsc")
 
 
@@ -59,12 +60,12 @@ async def _once(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[s
     task.update(fraction=0.0, detail="booting")
     async with boot(Memory(file=memory, shared=True)) as guest:
         task.update(fraction=0.5, detail="warming up")
-        if not await clock.goes_as_ours(guest, lambda: _warm_up(guest)):
+        if not await clock.runs_at_host_rate(guest, lambda: _warm_up(guest)):
             return None
         task.update(fraction=0.7, detail="saving")
         await guest.freeze()
-        await guest.wait(guest.monitor.execute("stop"), guest.order.deadlines.monitor_s)
-        await guest.wait(migration.write(guest.monitor, folder / "state"), guest.order.deadlines.restore_s)
+        await guest.wait(guest.monitor.execute("stop"), guest.spec.deadlines.monitor_s)
+        await guest.wait(migration.save_state(guest.monitor, folder / "state"), guest.spec.deadlines.restore_s)
         boot_s = guest.boot_s
         # The guest's memory stays as it is from here on: nothing runs any more.
         await asyncio.to_thread(_sync, memory)
@@ -73,7 +74,7 @@ async def _once(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[s
         "boot_s": round(boot_s, 3),
         "host_key": host_key.hex(),
         "state_bytes": (folder / "state").stat().st_size,
-        "state_sha256": cache.file_sha256(folder / "state"),
+        "state_sha256": file_sha256(folder / "state"),
     }
 
 

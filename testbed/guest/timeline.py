@@ -16,20 +16,20 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
-from testbed.errors import GuestLost, TestbedError, told
+from testbed.errors import GuestLost, TestbedError, one_line
 from testbed.guest import clock, hardware_control
 from testbed.guest.clock import Clock
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import cgroup_counters
 from testbed.host.logfile import Log
-from testbed.topology.schedule import Cue, cues, said
+from testbed.topology.schedule import TimedAction, format_action, schedule
 from testbed.topology.timeline import Act, When
 
 LOG = "timeline.jsonl"
 _POLL_S = 0.25
 
 
-class Player:
+class TimelineRunner:
     """One timeline on one guest; `failures` are what went wrong, in the order in which it did, `missed` the acts that have not begun."""
 
     def __init__(self, guest: Guest, at: Clock, log: Log) -> None:
@@ -40,7 +40,7 @@ class Player:
     async def play(self, acts: Sequence[Act]) -> None:
         """Do all of it, from now on; acts do not wait for each other."""
         begin = time.monotonic()
-        self.missed = {number: said(act) for number, act in enumerate(acts)}
+        self.missed = {number: format_action(act) for number, act in enumerate(acts)}
         async with asyncio.TaskGroup() as group:
             for number, act in enumerate(acts):
                 group.create_task(self._act(number, act, begin))
@@ -51,21 +51,21 @@ class Player:
                 event = await self._reached(act.when)
                 begin = time.monotonic()
                 self._note(begin, act=number, reached=event)
-            for cue in cues(act):
+            for cue in schedule(act):
                 await asyncio.sleep(max(0.0, begin + cue.after_s - time.monotonic()))
                 await self._do(number, cue)
         except TestbedError as error:
             self._failed(number, error)
 
-    async def _do(self, number: int, cue: Cue) -> None:
+    async def _do(self, number: int, cue: TimedAction) -> None:
         began = time.monotonic()
         self.missed.pop(number, None)
         try:
-            now = await hardware_control.do(self._guest, cue.action)
+            now = await hardware_control.run_action(self._guest, cue.action)
         except GuestLost:
             raise  # nothing more can be done
         except TestbedError as error:
-            self._failed(number, told(f"timeline: {cue.text}: {error}", error.code), do=cue.text)
+            self._failed(number, one_line(f"timeline: {cue.text}: {error}", error.code), do=cue.text)
         else:
             self._note(began, act=number, do=cue.text, now=now, took_s=round(time.monotonic() - began, 6))
 
@@ -81,7 +81,7 @@ class Player:
     async def _counted(self, when: When) -> str:
         while True:
             # A cgroup that is not there yet has counted nothing.
-            value = await cgroup_counters.one(self._guest, {}, str(when.cgroup), str(when.counter))
+            value = await cgroup_counters.read_counter(self._guest, {}, str(when.cgroup), str(when.counter))
             if value is not None and ((when.above is not None and value > when.above) or (when.below is not None and value < when.below)):
                 return f"{when.cgroup}/{when.counter} is {value}"
             await asyncio.sleep(_POLL_S)
@@ -101,17 +101,17 @@ class Player:
 
 
 @contextlib.asynccontextmanager
-async def playing(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncIterator[list[str]]:
+async def run_timeline(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncIterator[list[str]]:
     """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen, and is in the list then.
 
     :raise TestbedError: the first of its actions that failed, where nothing else did.
     """
-    wanted = guest.order.model.timeline if acts is None else acts
+    wanted = guest.spec.model.timeline if acts is None else acts
     missed: list[str] = []
     if not wanted:
         yield missed
         return
-    player = Player(guest, await clock.read(guest), guest.log(LOG))
+    player = TimelineRunner(guest, await clock.read_clock(guest), guest.log(LOG))
     task = asyncio.create_task(player.play(wanted))
     try:
         yield missed

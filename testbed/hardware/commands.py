@@ -24,7 +24,7 @@ from testbed.units import format_duration, format_size, parse_duration, parse_si
 OFF, READ_ONLY, SURPRISE = "off", "read-only", "surprise"
 
 
-def throttle(words: Sequence[str]) -> Throttle:
+def parse_throttle(words: Sequence[str]) -> Throttle:
     """A profile's limits, limits by their names in QEMU, or none; `scale=FACTOR` multiplies them. What QEMU would refuse is not seen here.
 
     :raise UsageError: it is none of these.
@@ -60,7 +60,7 @@ def _limit(name: str, value: str) -> int:
         raise UsageError(f"{name}: expected a number such as {such}, got {value!r}") from None
 
 
-def latency(words: Sequence[str]) -> Latency:
+def parse_latency(words: Sequence[str]) -> Latency:
     """A delay of everything, delays by direction, a profile's, or none; `scale=FACTOR` divides them.
 
     :raise UsageError: it is none of these.
@@ -94,7 +94,7 @@ def _latency(words: Sequence[str]) -> Latency:
     return delays
 
 
-def seconds(words: Sequence[str]) -> float:
+def parse_seconds(words: Sequence[str]) -> float:
     """A duration, or none.
 
     :raise UsageError: it is neither.
@@ -104,7 +104,7 @@ def seconds(words: Sequence[str]) -> float:
     return 0.0 if words[0] == OFF else _duration("duration", words[0]) / 1e6
 
 
-def size(words: Sequence[str]) -> int:
+def parse_disk_size(words: Sequence[str]) -> int:
     """A size in bytes.
 
     :raise UsageError: it is none, or nothing.
@@ -118,15 +118,15 @@ def size(words: Sequence[str]) -> int:
     return found
 
 
-def memory(words: Sequence[str]) -> int | None:
+def parse_memory(words: Sequence[str]) -> int | None:
     """What a guest keeps of its memory, in bytes, or all of it.
 
     :raise UsageError: it is neither.
     """
-    return None if list(words) == [OFF] else size(_some(words))
+    return None if list(words) == [OFF] else parse_disk_size(_some(words))
 
 
-def cpus(words: Sequence[str]) -> int | None:
+def parse_cpus(words: Sequence[str]) -> int | None:
     """How many CPUs a guest keeps, or all of them.
 
     :raise UsageError: it is neither.
@@ -139,7 +139,7 @@ def cpus(words: Sequence[str]) -> int | None:
     raise UsageError(f"expected a number of CPUs, or {OFF}, got {' '.join(words) or 'nothing'}")
 
 
-def surprise(words: Sequence[str]) -> bool:
+def parse_surprise(words: Sequence[str]) -> bool:
     """Whether a disk goes by surprise.
 
     :raise UsageError: it is something else.
@@ -149,13 +149,13 @@ def surprise(words: Sequence[str]) -> bool:
     return bool(words)
 
 
-def nothing(words: Sequence[str]) -> None:
+def parse_no_arguments(words: Sequence[str]) -> None:
     """:raise UsageError: it is something."""
     if words:
         raise UsageError(f"expected nothing more, got {' '.join(words)!r}")
 
 
-def faults(words: Sequence[str]) -> tuple[Fault, ...]:
+def parse_faults(words: Sequence[str]) -> tuple[Fault, ...]:
     """Faults, each `OPERATION=EFFECT[,count=N][,range=FROM-TO][,probability=P][,seed=N]`, `read-only`, or none. What a fault cannot be
     is not seen here.
 
@@ -174,7 +174,7 @@ def faults(words: Sequence[str]) -> tuple[Fault, ...]:
     return tuple(found)
 
 
-def said_throttle(limits: Throttle) -> list[str]:
+def format_throttle(limits: Throttle) -> list[str]:
     """Limits as `throttle` reads them."""
     given = limits.given()
     return [f"{name.replace('_', '-')}={_rate(name, value)}" for name, value in given.items()] or [OFF]
@@ -185,13 +185,13 @@ def _rate(name: str, value: int) -> str:
     return str(value) if "." in exact or name.endswith("_length") else exact
 
 
-def said_latency(delays: Latency) -> list[str]:
+def format_latency(delays: Latency) -> list[str]:
     """Delays as `latency` reads them."""
     given = {field.name.removesuffix("_us"): getattr(delays, field.name) for field in fields(delays)}
     return [f"{name}={format_duration(value)}" for name, value in given.items() if value] or [OFF]
 
 
-def said_faults(some: Iterable[Fault]) -> list[str]:
+def format_faults(some: Iterable[Fault]) -> list[str]:
     """Faults as `faults` reads them."""
     return [_said_fault(fault) for fault in some] or [OFF]
 
@@ -304,18 +304,18 @@ class _Wrong:
 
 # What can be done with a disk, and how the words after its name are read.
 VERBS: Mapping[str, Callable[[Sequence[str]], Any]] = {
-    "throttle": throttle,
-    "delay": latency,
-    "inject": faults,
-    "hang": seconds,
-    "unplug": surprise,
-    "plug": nothing,
-    "resize": size,
+    "throttle": parse_throttle,
+    "delay": parse_latency,
+    "inject": parse_faults,
+    "hang": parse_seconds,
+    "unplug": parse_surprise,
+    "plug": parse_no_arguments,
+    "resize": parse_disk_size,
 }
 
 
 # What can be done with the machine itself, and how the words after the verb are read.
-MACHINE_VERBS: Mapping[str, Callable[[Sequence[str]], int | None]] = {"memory": memory, "cpus": cpus}
+MACHINE_VERBS: Mapping[str, Callable[[Sequence[str]], int | None]] = {"memory": parse_memory, "cpus": parse_cpus}
 MACHINE = "machine"
 
 
@@ -328,7 +328,7 @@ class Action:
     value: Any
 
 
-def action(words: Sequence[str]) -> Action:
+def parse(words: Sequence[str]) -> Action:
     """`VERB DISK WORD...`, or `VERB WORD...` for the machine. Whether there is such a disk is not seen here.
 
     :raise UsageError: it is not understood.

@@ -84,7 +84,7 @@ def _describes(head: bytes) -> bool:
     return first.startswith(b"version=") and any(line.startswith(b"createType=") for line in lines)
 
 
-def mistakes(content: Content, wanted: str, said_by: str, disk_bytes: int) -> Iterator[str]:
+def image_mistakes(content: Content, wanted: str, said_by: str, disk_bytes: int) -> Iterator[str]:
     """Why a disk of `disk_bytes` cannot be an overlay of a file, in words. `wanted`: raw or qcow2; `said_by`: what says so."""
     found = kind(content)
     if content.size_bytes == 0:

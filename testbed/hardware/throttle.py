@@ -79,7 +79,7 @@ class Throttle:
                     yield f"{unit}-{way}-max-length: expected {unit}-{way}-max beside it, got none"
 
 
-def read_back(limits: Mapping[str, int]) -> Throttle:
+def from_qemu_limits(limits: Mapping[str, int]) -> Throttle:
     """From what QEMU says of a group: where there is no burst it says a length of 1, which nobody has set."""
     found = from_qemu(limits)
     given = found.given()

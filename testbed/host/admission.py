@@ -20,9 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
-from testbed import jsons
 from testbed.errors import HostError
 from testbed.host import other_users, paths, resources
+from testbed.text import parse_json
 from testbed.units import MIB, format_size
 
 _POLL_S = 0.05
@@ -75,14 +75,14 @@ def obstacle(
         what = "a core" if wanted.cores == 1 else f"{wanted.cores} cores"
         return f"{what}: there are {cores}, and {taken} {'is' if taken == 1 else 'are'} taken by {_names(busy)}"
     promised = sum(claim.memory_bytes for claim in there)
-    later = owed(there, resident_bytes)
+    later = memory_promised(there, resident_bytes)
     if promised + wanted.memory_bytes > memory_bytes // 2 or later + wanted.need_bytes > free_bytes:
         said = f"{format_size(wanted.memory_bytes)} of memory: {format_size(promised)} are of {_names(there)}"
         return f"{said}, {format_size(free_bytes)} are free, {format_size(later)} of that promised"
     return None
 
 
-def owed(held: Iterable[Claim], resident_bytes: int) -> int:
+def memory_promised(held: Iterable[Claim], resident_bytes: int) -> int:
     """Bytes that were promised to guests, which have so many of them by now. Pure."""
     return max(0, sum(claim.need_bytes for claim in held) - resident_bytes)
 
@@ -91,7 +91,7 @@ def _names(claims: Iterable[Claim]) -> str:
     return ", ".join(claim.who for claim in claims)
 
 
-def in_turn(waiting: Iterable[str], busy: Iterable[str], *, now_ns: int) -> list[str]:
+def turn_order(waiting: Iterable[str], busy: Iterable[str], *, now_ns: int) -> list[str]:
     """Tickets by when they come: as many as their process has that are busy, or came earlier, and then by age; but by age alone whoever has
     waited long, so that no stream of newcomers keeps it out. Names of both, which begin with when they were made. Pure.
     """
@@ -121,7 +121,7 @@ def refusal(wanted: Claim, held: Iterable[Claim], *, free_bytes: int) -> str | N
     return f"{wanted.who}: expected {lacking} of free memory, got {free}; end other programs, or give its guests less memory"
 
 
-def resident(owner: int) -> int:
+def resident_memory(owner: int) -> int:
     """Bytes of memory that the QEMUs of a process have, and that nobody else could have: no pages of files, which come from a template."""
     found = 0
     for children in Path(f"/proc/{owner}/task").glob("*/children"):
@@ -140,7 +140,7 @@ def _resident(held: Iterable[tuple[Path, Claim]]) -> int:
     promised = Counter[int]()
     for path, claim in held:
         promised[_owner(path.name)] += claim.need_bytes
-    return sum(min(need_bytes, resident(owner)) for owner, need_bytes in promised.items())
+    return sum(min(need_bytes, resident_memory(owner)) for owner, need_bytes in promised.items())
 
 
 def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
@@ -152,7 +152,7 @@ def _tickets(folder: Path) -> Iterator[tuple[Path, Claim]]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                yield path, Claim(**jsons.parsed(file.read()))
+                yield path, Claim(**parse_json(file.read()))
                 continue
             path.unlink(missing_ok=True)
 
@@ -181,7 +181,7 @@ class Admission:
         :raise HostError: there is no memory for it, and nobody of ours who could give it back; or the tickets cannot be written.
         """
         try:
-            paths.make(self._folder)
+            paths.make_folder(self._folder)
             async with self._gate(on_wait):
                 ticket = Admitted(self._folder / f"{time.monotonic_ns():020}-{os.getpid()}-{next(_numbers)}", claim)
         except OSError as error:
@@ -213,14 +213,14 @@ class Admission:
             tickets = list(_tickets(self._folder))
             admitted = [(path, claim) for path, claim in tickets if claim.admitted]
             waiting = {path.name: claim for path, claim in tickets if not claim.admitted} | {ticket.path.name: ticket.claim}
-            turns = in_turn(waiting, (path.name for path, claim in admitted if claim.cores), now_ns=time.monotonic_ns())
+            turns = turn_order(waiting, (path.name for path, claim in admitted if claim.cores), now_ns=time.monotonic_ns())
             place = turns.index(ticket.path.name)
             wanted, held, free_bytes = ticket.claim, [claim for _, claim in admitted], resources.free_bytes()
             if place and not at_once:
                 return place, f"its turn, after {waiting[turns[place - 1]].who}"
             resident_bytes = _resident(admitted)
             # Who does not wait gets none that others have, or were promised.
-            spare_bytes = free_bytes - owed(held, resident_bytes) if at_once else free_bytes
+            spare_bytes = free_bytes - memory_promised(held, resident_bytes) if at_once else free_bytes
             if refused := refusal(wanted, () if at_once else held, free_bytes=spare_bytes):
                 raise HostError(refused)
             why = obstacle(
@@ -250,7 +250,7 @@ class Admission:
                 asked += 1
                 # It is held for milliseconds, unless a signal has stopped its holder.
                 if asked == _LONG_ASKED:
-                    on_wait(f"waiting for {other_users.holder(path)}, which holds {path}")
+                    on_wait(f"waiting for {other_users.lock_holder(path)}, which holds {path}")
             yield
 
 

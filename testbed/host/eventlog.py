@@ -25,7 +25,7 @@ _LOGGER.propagate = False  # what other programs that use us log is theirs
 _LOGGER.addHandler(logging.NullHandler())
 
 
-def say(event: str, *, guest: str = "", logs: str = "", stage: str = "", failed: bool = False) -> None:
+def log_event(event: str, *, guest: str = "", logs: str = "", stage: str = "", failed: bool = False) -> None:
     """Something has happened, to a guest or to all of it. `logs`: the folder of the guest's logs, which tells it from others of its name;
     `failed`: it is why something else does not.
     """
@@ -52,19 +52,19 @@ class _Words(logging.StreamHandler[TextIO]):
 
 
 @contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def write_events_to(folder: Path) -> Iterator[None]:
     """What is said meanwhile goes into the folder of a run, `log.jsonl`."""
     handler = _Lines(Log(folder / FILE, lambda why: None))  # a full disk is said where it matters
     _LOGGER.addHandler(handler)
     try:
         yield
     except BaseException as error:
-        say(f"{type(error).__name__}: {error}", failed=True)
+        log_event(f"{type(error).__name__}: {error}", failed=True)
         raise
     finally:
         _LOGGER.removeHandler(handler)
 
 
-def tell(stream: TextIO) -> None:
+def print_events_to(stream: TextIO) -> None:
     """What is said goes to a terminal as well, for as long as this process lives."""
     _LOGGER.addHandler(_Words(stream))

@@ -58,7 +58,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Confinement:
+class JailSupport:
     """How far QEMU is kept from this machine, found out by trying.
 
     `confined`: it starts as `confine.py` says, and Landlock holds it as far as this kernel's has come (its ABI, `landlock`; 0: there is
@@ -92,7 +92,7 @@ class Host:
     why_own_account: str = "the testbed does not run as root"
     kvm_group: int | None = None
     sandbox_waived: bool = False
-    confinement: Confinement = Confinement()
+    confinement: JailSupport = JailSupport()
 
     @property
     def groups(self) -> tuple[int, ...]:

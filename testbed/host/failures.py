@@ -6,7 +6,7 @@ import contextlib
 import traceback
 from pathlib import Path
 
-from testbed.errors import TestbedError, first
+from testbed.errors import TestbedError, first_error
 from testbed.host import eventlog
 from testbed.text import printable
 
@@ -14,20 +14,20 @@ TRACEBACK = "traceback.txt"
 _MOST_CHARACTERS = 300
 
 
-def told(error: Exception, folder: Path) -> str:
+def describe(error: Exception, folder: Path) -> str:
     """Why there is no result. The traceback of an error that is none of ours goes to `TRACEBACK` in the folder of the guest's logs."""
-    one = first(error) if isinstance(error, BaseExceptionGroup) else error
-    why = words(one)
+    one = first_error(error) if isinstance(error, BaseExceptionGroup) else error
+    why = one_line(one)
     if isinstance(one, TestbedError) or (isinstance(one, OSError) and one.strerror):
         return why
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
-    eventlog.say(why, logs=folder.name, failed=True)
+    eventlog.log_event(why, logs=folder.name, failed=True)
     return f"{why}; see {TRACEBACK} in {folder.name}"
 
 
-def words(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """One error in a line, wherever nobody keeps a traceback."""
     if isinstance(error, TestbedError):
         return str(error)

@@ -38,7 +38,7 @@ class Log:
                 file.write(text)
         except OSError as error:
             self._ended = True
-            self._on_failure(unwritable(self.path, error))
+            self._on_failure(write_error(self.path, error))
 
     def note(self, record: dict[str, Any]) -> None:
         """Add a line of JSON."""
@@ -53,10 +53,10 @@ def write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise HostError(unwritable(path, error)) from error
+        raise HostError(write_error(path, error)) from error
 
 
-def unwritable(path: Path, error: OSError) -> str:
+def write_error(path: Path, error: OSError) -> str:
     """What is said of a file that cannot be written."""
     return f"{path}: cannot be written: {error.strerror}; make room there, or name another place with TESTBED_STATE"
 

@@ -23,38 +23,38 @@ _START_TICKS = 19  # of the words behind the name in /proc/PID/stat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Connection:
+class PeerConnection:
     """Who has one end of a connection: the user, and the inode of the socket, by which /proc/PID/fd names it."""
 
     uid: int
     inode: int
 
 
-def parse(table: Iterable[str], port: int) -> tuple[Connection, ...]:
+def parse_connections(table: Iterable[str], port: int) -> tuple[PeerConnection, ...]:
     """The ends that are connected to a port of 127.0.0.1, from the lines of /proc/net/tcp or tcp6. Pure."""
     ends = {f"{address}:{port:04X}" for address in (_LOOPBACK, _LOOPBACK_6)}
     rows = (line.split() for line in table)
-    found = (Connection(uid=int(row[7]), inode=int(row[9])) for row in rows if len(row) > 9 and row[2] in ends)
+    found = (PeerConnection(uid=int(row[7]), inode=int(row[9])) for row in rows if len(row) > 9 and row[2] in ends)
     # One that its owner has closed is kept for a while as nobody's: without an inode, and as user 0.
     return tuple(one for one in found if one.inode)
 
 
-def connected(port: int) -> str:
+def find_connections(port: int) -> str:
     """Which other users are connected to a port of 127.0.0.1, for the end of a message; nothing where none is."""
     found: dict[int, list[int]] = {}
     for name in ("tcp", "tcp6"):
         with contextlib.suppress(OSError):
-            for one in parse(Path(f"/proc/net/{name}").read_text(encoding="utf-8").splitlines(), port):
+            for one in parse_connections(Path(f"/proc/net/{name}").read_text(encoding="utf-8").splitlines(), port):
                 if one.uid != os.geteuid():
                     found.setdefault(one.uid, []).append(one.inode)
     said = [
-        f"{user(uid)} holds {len(inodes)} connection{'s' if len(inodes) > 1 else ''} to 127.0.0.1:{port}{_processes(inodes)}"
+        f"{user_name(uid)} holds {len(inodes)} connection{'s' if len(inodes) > 1 else ''} to 127.0.0.1:{port}{_processes(inodes)}"
         for uid, inodes in sorted(found.items())
     ]
     return "".join(f"; {one}" for one in said)
 
 
-def user(uid: int) -> str:
+def user_name(uid: int) -> str:
     """A user by number, and by name where this machine knows one."""
     try:
         return f"{printable(pwd.getpwuid(uid).pw_name)} (uid {uid})"
@@ -74,19 +74,19 @@ def process(pid: int) -> str:
         ticks = int((place / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[_START_TICKS])
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         since = datetime.fromtimestamp(time.time() - age_s).astimezone()
-        return f"pid {pid} of {user(place.stat().st_uid)}, since {since:%Y-%m-%d %H:%M:%S}: {printable(command)[:_LONGEST_COMMAND]}"
+        return f"pid {pid} of {user_name(place.stat().st_uid)}, since {since:%Y-%m-%d %H:%M:%S}: {printable(command)[:_LONGEST_COMMAND]}"
     except OSError:
         return f"pid {pid}"
 
 
-def holder(path: Path) -> str:
+def lock_holder(path: Path) -> str:
     """Who holds a lock file (flock), by the kernel's table of locks; in words also where that does not say it."""
     try:
         at = path.stat()
         table = Path("/proc/locks").read_text(encoding="utf-8").splitlines()
     except OSError:
         table = []
-    pids: Sequence[int] = lockers(table, os.major(at.st_dev), os.minor(at.st_dev), at.st_ino) if table else ()
+    pids: Sequence[int] = lock_holders(table, os.major(at.st_dev), os.minor(at.st_dev), at.st_ino) if table else ()
     # Who took the lock may have left it to a process that it started; and some filesystems have another number there than files have.
     alive = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
     pids = alive or [pid for pid in _pids() if _locks(pid, os.path.realpath(path))]
@@ -95,7 +95,7 @@ def holder(path: Path) -> str:
     return process(pids[0]) if pids else "a process that /proc does not show"
 
 
-def lockers(table: Iterable[str], major: int, minor: int, inode: int) -> tuple[int, ...]:
+def lock_holders(table: Iterable[str], major: int, minor: int, inode: int) -> tuple[int, ...]:
     """The processes that hold a file by flock(2), from the lines of /proc/locks. Pure."""
     rows = (line.split() for line in table)
     place = f"{major:02x}:{minor:02x}:{inode}"

@@ -59,7 +59,7 @@ def folders() -> Folders:
     :raise HostError: one cannot be made, or the runtime folder belongs to somebody else.
     """
     found = Folders(
-        cache=cache(),
+        cache=cache_folder(),
         state=Path(os.environ.get("TESTBED_STATE") or _home(platformdirs.user_state_path)).absolute(),
         runtime=_private(Path(os.environ.get("XDG_RUNTIME_DIR") or _of_account()).absolute(), "XDG_RUNTIME_DIR"),
         admission=Path(os.environ.get(_ADMISSION) or _private(_of_account(), _ADMISSION) / "admission").absolute(),
@@ -80,7 +80,7 @@ def folders() -> Folders:
     return found
 
 
-def make(folder: Path) -> None:
+def make_folder(folder: Path) -> None:
     """Make a folder that is not there, and those above it: only this user enters them.
 
     :raise OSError: it cannot be made.
@@ -99,7 +99,7 @@ def _keep_private(folder: Path, variable: str, *, chosen: bool = False) -> None:
     :raise HostError: it cannot be made, or other users may change it.
     """
     try:
-        make(folder)
+        make_folder(folder)
         _check_above(folder, variable)
         found = folder.stat()
         mode = stat.S_IMODE(found.st_mode)
@@ -133,7 +133,7 @@ def _is_for_all(folder: Path) -> bool:
     return bool(mode & stat.S_IWOTH) and not mode & stat.S_ISVTX
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """Where the cache of this user is, or will be.
 
     :raise HostError: the user has no home, and TESTBED_CACHE names no other place.
@@ -156,7 +156,7 @@ _PLACES = (
 )
 
 
-def settle() -> None:
+def resolve_environment() -> None:
     """Make the places that this process's environment names absolute: it is about to work in another folder."""
     for name in _PLACES:
         said = os.environ.get(name, "")
@@ -166,7 +166,7 @@ def settle() -> None:
             os.environ[name] = os.pathsep.join(os.path.abspath(place) for place in places)  # noqa: PTH100 - links stay what they are
 
 
-def config() -> Path:
+def config_folder() -> Path:
     """Where the settings of this user are, or will be.
 
     :raise HostError: the user has no home, and TESTBED_CONFIG names no other place.
@@ -186,14 +186,14 @@ def new_run_folder(runs: Path) -> Path:
     """
     folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
     try:
-        make(folder.parent)
+        make_folder(folder.parent)
         folder.mkdir(mode=0o700)
     except OSError as error:
         raise HostError(f"{folder}: cannot be made: {error.strerror}; name another place with TESTBED_STATE") from error
     return folder
 
 
-def created(path: Path, mode: int = 0o666) -> BinaryIO:
+def create_folder(path: Path, mode: int = 0o666) -> BinaryIO:
     """An empty file, where somebody else may have put a link or a pipe: neither is followed, or waited for.
 
     :raise OSError: it cannot be made.
@@ -201,7 +201,7 @@ def created(path: Path, mode: int = 0o666) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode), "wb")
 
 
-def opened(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BinaryIO:
     """A regular file to read, where somebody else may have put a link or a pipe: neither is followed, or waited for.
 
     :raise OSError: it cannot be opened, or is none.

@@ -58,13 +58,13 @@ def find(tool: str) -> Path:
 
     :raise ToolMissing: it is not installed; says which package has it.
     """
-    found = where(tool)
+    found = find_path(tool)
     if found is None:
         raise ToolMissing(tool, PACKAGES.get(tool, tool))
     return found
 
 
-def where(tool: str) -> Path | None:
+def find_path(tool: str) -> Path | None:
     """Where a program is, None where it is not installed."""
     found = shutil.which(tool, path=_SEARCH)
     return Path(found) if found is not None else None

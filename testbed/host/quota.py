@@ -24,7 +24,7 @@ MARGIN_BYTES = 256 * MIB
 _POLL_S = 2.0
 
 
-def limit(variable: str) -> int:
+def size_limit(variable: str) -> int:
     """What the user allows, in bytes; 20G where nothing is said.
 
     :raise UsageError: it is no size.
@@ -38,7 +38,7 @@ def limit(variable: str) -> int:
         raise UsageError(f"{variable}={said}: {error}") from error
 
 
-def full(places: Iterable[Path]) -> str | None:
+def full_disk_message(places: Iterable[Path]) -> str | None:
     """Which of these folders is on a disk that takes no more, in words; None where there is room in all."""
     for place in places:
         with contextlib.suppress(OSError):
@@ -47,10 +47,10 @@ def full(places: Iterable[Path]) -> str | None:
     return None
 
 
-def taken(folder: Path) -> int:
+def bytes_taken(folder: Path) -> int:
     """Bytes of disk that a folder takes, holes left out."""
     total = 0
-    for path in untrusted_files.everything(folder):
+    for path in untrusted_files.walk(folder):
         with contextlib.suppress(OSError):
             there = path.lstat()
             total += 0 if stat.S_ISDIR(there.st_mode) else there.st_blocks * 512
@@ -84,5 +84,5 @@ class Quota:
         now = time.monotonic()
         if now >= self._measured + _POLL_S / 2:
             self._folders = {folder for folder in self._folders if folder.exists()}  # a guest's own go with it
-            self._taken_bytes, self._measured = sum(taken(folder) for folder in self._folders), now
+            self._taken_bytes, self._measured = sum(bytes_taken(folder) for folder in self._folders), now
         return self._taken_bytes

@@ -27,11 +27,11 @@ from typing import Any
 import filelock
 from pydantic import TypeAdapter
 
-from testbed import jsons
-from testbed.errors import HostError, UsageError, told
+from testbed.errors import HostError, UsageError, one_line
 from testbed.host import process, ssh_proxy
 from testbed.host.paths import Folders
 from testbed.host.tempdirs import lock_file
+from testbed.text import parse_json, parse_json_object
 
 SSH = "ssh"
 # One that has ENDED is held with its memory.
@@ -42,7 +42,7 @@ _CLAIM_TRIES = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Record:
+class VmRecord:
     """What is known of a guest that stays. `guest`: its name in the `topology` file. `since`: seconds since 1970. `why`: it is lost, held,
     or stands still; then `resume_with` is the command that lets it go on.
 
@@ -70,15 +70,15 @@ class Record:
     resume_with: str = ""
 
 
-_RECORD = TypeAdapter(Record)
+_RECORD = TypeAdapter(VmRecord)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Vm:
+class VmHandle:
     """A record, and the folder where it is."""
 
     folder: Path
-    record: Record
+    record: VmRecord
 
     @property
     def ssh_config(self) -> Path:
@@ -92,14 +92,14 @@ class Vm:
         name, stopped = self.record.name, _by_signal(self.record)
         # A supervisor ends a QEMU that is stopped, and asks it for everything else.
         if stopped is not None and (verb != "down" or stopped == self.record.supervisor):
-            raise HostError(cannot_go_on(_stopped(self.record, stopped)))
+            raise HostError(stopped_message(_stopped(self.record, stopped)))
         try:
             async with asyncio.timeout(timeout_s):
                 reader, writer = await asyncio.open_unix_connection(self.folder / "control", limit=LONGEST_LINE)
                 with contextlib.closing(writer):
                     writer.write(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
                     line = await reader.readline()
-            answer = jsons.mapping(line)
+            answer = parse_json_object(line)
         except TimeoutError:
             raise HostError(
                 f"{name}: its supervisor (pid {self.record.supervisor}) does not answer `{verb}` within {timeout_s:.0f} s"
@@ -107,27 +107,27 @@ class Vm:
         except (OSError, ValueError) as error:
             raise HostError(f"{name}: its supervisor (pid {self.record.supervisor}) went away at `{verb}`") from error
         if "error" in answer:
-            raise told(str(answer["error"]), answer.get("code", ""))
+            raise one_line(str(answer["error"]), answer.get("code", ""))
         return dict(answer)
 
 
-def now(record: Record) -> Record:
+def refresh(record: VmRecord) -> VmRecord:
     """A record with what it cannot say itself: that its guest stands still because its supervisor or QEMU is stopped by a signal."""
     pid = _by_signal(record)
     return record if pid is None else _stopped(record, pid)
 
 
-def _stopped(record: Record, pid: int) -> Record:
+def _stopped(record: VmRecord, pid: int) -> VmRecord:
     whose = "supervisor" if pid == record.supervisor else "QEMU"
     return replace(record, why=f"its {whose} (pid {pid}) is stopped by a signal", resume_with=f"kill -CONT {pid}")
 
 
-def cannot_go_on(record: Record) -> str:
+def stopped_message(record: VmRecord) -> str:
     """What is said to whoever wants something of a guest that stands still."""
     return f"{record.name} stands still: {record.why}; let it go on with: {record.resume_with}"
 
 
-def _by_signal(record: Record) -> int | None:
+def _by_signal(record: VmRecord) -> int | None:
     """The supervisor's process id, or QEMU's, where that is stopped by a signal, as by Ctrl-Z."""
     return next((pid for pid in (record.supervisor, record.qemu) if pid and process.is_stopped(pid)), None)
 
@@ -136,42 +136,42 @@ def _root(folders: Folders) -> Path:
     return folders.runtime / "vms"
 
 
-def write(folder: Path, record: Record) -> None:
+def write_record(folder: Path, record: VmRecord) -> None:
     """Put a record in its place, at once."""
     unfinished = folder / "record.new"
     unfinished.write_text(json.dumps(asdict(record)), encoding="utf-8")
     unfinished.replace(folder / "record.json")
 
 
-def read_record(folder: Path) -> Record | None:
+def read_record(folder: Path) -> VmRecord | None:
     """None while it has none, or has one of another version."""
     try:
-        return _RECORD.validate_python(jsons.parsed((folder / "record.json").read_bytes()))
+        return _RECORD.validate_python(parse_json((folder / "record.json").read_bytes()))
     except (OSError, ValueError):  # pydantic's error is one
         return None
 
 
-def every(folders: Folders) -> tuple[Vm, ...]:
+def list_vms(folders: Folders) -> tuple[VmHandle, ...]:
     """All guests that stay, by age. Removes nothing: that a supervisor was killed is said once, by who sweeps."""
     there = []
     for folder in _root(folders).glob("*"):
         with _locked(folder) as gone:
             record = None if gone else read_record(folder)
-        there += [Vm(folder=folder, record=record)] if record is not None else []
+        there += [VmHandle(folder=folder, record=record)] if record is not None else []
     return tuple(sorted(there, key=lambda vm: vm.record.since))
 
 
-def sweep(folders: Folders) -> tuple[Record, ...]:
+def remove_dead(folders: Folders) -> tuple[VmRecord, ...]:
     """Remove what supervisors have left that were killed, and networks that no guest names; returns the guests that ended so."""
     # Before the records: a supervisor writes its record, and makes its networks' folder after that.
     networks = set(folders.runtime.glob("net-*"))
     lost = tuple(record for folder in _root(folders).glob("*") if (record := _taken(folder)) is not None)
-    for unused in networks - {Path(vm.record.networks) for vm in every(folders)}:
+    for unused in networks - {Path(vm.record.networks) for vm in list_vms(folders)}:
         shutil.rmtree(unused, ignore_errors=True)
     return lost
 
 
-def _taken(folder: Path) -> Record | None:
+def _taken(folder: Path) -> VmRecord | None:
     """The record of a guest whose supervisor is gone, and its folder with it; None where the supervisor lives, or ended as it should."""
     with _locked(folder) as gone:
         record = read_record(folder) if gone else None
@@ -180,23 +180,23 @@ def _taken(folder: Path) -> Record | None:
     return record
 
 
-def find(folders: Folders, name: str) -> Vm:
+def find_vm(folders: Folders, name: str) -> VmHandle:
     """The guest of that name.
 
     :raise UsageError: there is none.
     """
-    there = every(folders)
+    there = list_vms(folders)
     for vm in there:
         if vm.record.name == name:
             return vm
     for folder in _root(folders).glob("*"):
         if folder.name == name and (record := _taken(folder)) is not None:
-            raise UsageError(gone_with_supervisor(record))
+            raise UsageError(supervisor_killed_message(record))
     names = ", ".join(vm.record.name for vm in there)
     raise UsageError(f"{name}: there is no such guest; {f'there are {names}' if names else 'start one with: testbed up FILE'}")
 
 
-def gone_with_supervisor(record: Record) -> str:
+def supervisor_killed_message(record: VmRecord) -> str:
     """What is said of a guest whose supervisor was killed."""
     return f"{record.name}: its supervisor was killed, and the guest ended with it; its logs: {record.evidence}"
 
@@ -216,7 +216,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def claimed(folders: Folders, name: str) -> Iterator[Path]:
+def claim_name(folders: Folders, name: str) -> Iterator[Path]:
     """The folder of a new guest, held until it is left, and removed then.
 
     :raise UsageError: the name is taken.
@@ -238,16 +238,16 @@ def claimed(folders: Folders, name: str) -> Iterator[Path]:
                     shutil.rmtree(folder, ignore_errors=True)
                 return
         if read_record(folder) is not None:
-            raise taken(name)
+            raise name_taken(name)
         time.sleep(0.02)
-    raise taken(name)
+    raise name_taken(name)
 
 
-def taken(name: str) -> UsageError:
+def name_taken(name: str) -> UsageError:
     return UsageError(f"{name}: a guest of this name is there already; end it with: testbed down {name}; or choose another name")
 
 
-async def gone(vm: Vm, timeout_s: float) -> None:
+async def wait_until_gone(vm: VmHandle, timeout_s: float) -> None:
     """Wait until a guest's supervisor has ended; one that does not is killed, and takes its QEMU along.
 
     :raise HostError: it does not end.

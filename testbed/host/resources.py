@@ -83,7 +83,7 @@ def free_of(limit_bytes: int, current: str, stat: str) -> int:
     return max(0, limit_bytes - int(current) + sum(map(int, _FILES_BELOW.findall(stat) or _FILES.findall(stat))))
 
 
-def share(mounts: str, groups: str, top: Path = Path("/")) -> Share:
+def machine_share(mounts: str, groups: str, top: Path = Path("/")) -> Share:
     """The least that the groups of a process and those above them leave.
 
     `mounts`, `groups`: what /proc/PID/mountinfo and /proc/PID/cgroup hold; `top`: where the folders are.
@@ -133,7 +133,7 @@ def _upwards(root: Path, path: PurePosixPath | None) -> Iterator[Path]:
 
 def _own() -> Share:
     try:
-        return share(_text(Path("/proc/self/mountinfo")), _text(Path("/proc/self/cgroup")))
+        return machine_share(_text(Path("/proc/self/mountinfo")), _text(Path("/proc/self/cgroup")))
     except OSError:
         return Share()
 

@@ -25,7 +25,7 @@ _NEW, _MOMENT_S = ".new", 60.0
 
 
 @contextlib.contextmanager
-def made(path: Path) -> Iterator[Path]:
+def create(path: Path) -> Iterator[Path]:
     """A new folder, held until it is left. It stays, unless whoever fills it has moved it away, or there was an error.
 
     :raise OSError: it cannot be made.
@@ -56,7 +56,7 @@ def sweep(found: Iterable[Path]) -> tuple[Path, ...]:
                 at = os.fstat(held)
                 if at.st_uid != os.geteuid() or (leftover.name.endswith(_NEW) and time.time() - at.st_mtime < _MOMENT_S):
                     continue
-                untrusted_files.remove(leftover)
+                untrusted_files.remove_folder(leftover)
                 gone.append(leftover)
             finally:
                 os.close(held)
@@ -69,11 +69,11 @@ def temporary() -> Iterator[Path]:
 
     :raise OSError: it cannot be made.
     """
-    with made(Path(tempfile.gettempdir()) / f"{_TEMPORARY}{secrets.token_hex(4)}") as folder:
+    with create(Path(tempfile.gettempdir()) / f"{_TEMPORARY}{secrets.token_hex(4)}") as folder:
         try:
             yield folder
         finally:
-            untrusted_files.remove(folder)
+            untrusted_files.remove_folder(folder)
 
 
 def sweep_temporary() -> tuple[Path, ...]:

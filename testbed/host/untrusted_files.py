@@ -20,49 +20,49 @@ _PIECE_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def opened(folder: Path, name: str, limit_bytes: int) -> Iterator[BinaryIO]:
+def open_regular(folder: Path, name: str, limit_bytes: int) -> Iterator[BinaryIO]:
     """The file `name` of a folder, which may be below folders in it.
 
     :raise BuildError: there is no such regular file, it is behind a link, larger than `limit_bytes`, or cannot be read.
     """
     with contextlib.ExitStack() as held:
         try:
-            file = held.enter_context(untrusted_folder.opened(folder, str(PurePosixPath(name)), limit_bytes))
+            file = held.enter_context(untrusted_folder.open_below(folder, str(PurePosixPath(name)), limit_bytes))
         except OSError as error:
             why = str(error.strerror)
             raise BuildError(f"{folder / name}: {why if why.startswith('expected') else f'expected a regular file: {why}'}") from error
         yield file
 
 
-def text(folder: Path, name: str, limit_bytes: int) -> str:
+def read_text(folder: Path, name: str, limit_bytes: int) -> str:
     """What a file of a folder says, with what is no UTF-8 replaced.
 
     :raise BuildError: as `opened`.
     """
-    with opened(folder, name, limit_bytes) as file:
+    with open_regular(folder, name, limit_bytes) as file:
         return file.read(limit_bytes).decode("utf-8", "replace")
 
 
-def copy(folder: Path, name: str, target: Path, limit_bytes: int) -> None:
+def copy_file(folder: Path, name: str, target: Path, limit_bytes: int) -> None:
     """Copy the bytes of a file of a folder.
 
     :raise BuildError: as `opened`.
     """
-    with opened(folder, name, limit_bytes) as file, target.open("wb") as made:
+    with open_regular(folder, name, limit_bytes) as file, target.open("wb") as made:
         shutil.copyfileobj(file, made, _PIECE_BYTES)
 
 
-def put(scratch: Path, folder: Path, name: str, data: bytes) -> None:
+def write_file(scratch: Path, folder: Path, name: str, data: bytes) -> None:
     """Make a file of a folder, in place of what has its name; through `scratch`, a folder of ours on the same disk."""
     new = scratch / name
     new.write_bytes(data)
     new.chmod(0o644)
     if (folder / name).is_dir() and not (folder / name).is_symlink():
-        remove(folder / name)
+        remove_folder(folder / name)
     new.replace(folder / name)
 
 
-def everything(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """All that is below a folder, at any depth, folders before what is in them; links are not followed.
 
     What cannot be listed is left out, as a path that is longer than the kernel takes.
@@ -76,7 +76,7 @@ def everything(folder: Path) -> Iterator[Path]:
                     waiting.append(Path(entry.path))
 
 
-def remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Remove a folder, as far as that is possible, also one that is nested without end: rmtree calls itself for each level."""
     try:
         shutil.rmtree(folder, ignore_errors=True)

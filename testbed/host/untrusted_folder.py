@@ -20,7 +20,7 @@ _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @contextlib.contextmanager
-def opened(folder: Path, name: str, most_bytes: int) -> Iterator[BinaryIO]:
+def open_below(folder: Path, name: str, most_bytes: int) -> Iterator[BinaryIO]:
     """Open the regular file `name`, such as `guests/g0/console.log`, for reading.
 
     :raise FileNotFoundError: there is none. :raise OSError: it is something else, a link is in its way, it has more than `most_bytes`, or
@@ -41,31 +41,31 @@ def opened(folder: Path, name: str, most_bytes: int) -> Iterator[BinaryIO]:
         yield file
 
 
-def read(folder: Path, name: str, most_bytes: int) -> bytes:
+def read_below(folder: Path, name: str, most_bytes: int) -> bytes:
     """Read all of a file; raises as `opened`."""
-    with opened(folder, name, most_bytes) as file:
+    with open_below(folder, name, most_bytes) as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise OSError(errno.EFBIG, f"expected at most {most_bytes} bytes, it has grown", str(folder / name))
     return data
 
 
-def has(folder: Path, name: str) -> bool:
+def exists_below(folder: Path, name: str) -> bool:
     """Tell whether there is anything of that name, be it a link."""
     return _mode(folder, name) != 0
 
 
-def is_file(folder: Path, name: str) -> bool:
+def is_file_below(folder: Path, name: str) -> bool:
     """Whether there is a regular file of that name, and no link leads to it."""
     return stat.S_ISREG(_mode(folder, name))
 
 
-def is_folder(folder: Path, name: str) -> bool:
+def is_folder_below(folder: Path, name: str) -> bool:
     """Whether there is a folder of that name, and no link leads to it."""
     return stat.S_ISDIR(_mode(folder, name))
 
 
-def names(folder: Path, name: str = "") -> list[str]:
+def names_below(folder: Path, name: str = "") -> list[str]:
     """What the folder holds, or one below it, sorted; nothing, where there is none, or a link is in its way.
 
     :raise OSError: it cannot be read.
@@ -77,7 +77,7 @@ def names(folder: Path, name: str = "") -> list[str]:
         return []
 
 
-def write(folder: Path, name: str, text: str) -> None:
+def write_below(folder: Path, name: str, text: str) -> None:
     """Write the file `name` of the folder, as a whole or not at all. A link of that name is replaced, and what it leads to is not touched.
 
     :raise OSError: it cannot be written.

@@ -23,7 +23,7 @@ from testbed.pytest_plugin.fixtures import (
     vm,
     vms,
 )
-from testbed.pytest_plugin.session import GUESTS, STATE, State
+from testbed.pytest_plugin.session import GUESTS, STATE, PluginState
 
 __all__ = [
     "_testbed_guests",
@@ -65,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     for marker in _MARKERS:
         config.addinivalue_line("markers", marker)
-    config.stash[STATE] = State(config)
+    config.stash[STATE] = PluginState(config)
     if any(config.getoption(f"testbed_{name}") for name in ("kernel", "base", "patched", "topology", "artifacts")):
         from testbed.pytest_plugin import markers
 
@@ -98,7 +98,7 @@ def pytest_runtest_call(item: pytest.Item) -> None:
     if marker is not None and isinstance(item, pytest.Function):
         from testbed.pytest_plugin import timeout
 
-        timeout.limit(item, float(marker.args[0]))
+        timeout.time_limit(item, float(marker.args[0]))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,12 +6,12 @@ import time
 from collections.abc import Mapping
 
 from testbed import cgroupfs
-from testbed.api.vm import Ran, Vm
+from testbed.api.vm import CommandResult, Vm
 from testbed.errors import ReadingError
 from testbed.guest import shell_functions
-from testbed.guest.channels.kernel_log import clean, split
+from testbed.guest.channels.kernel_log import clean, split_lines
 from testbed.guest.shell_functions import Texts
-from testbed.numbers import is_number
+from testbed.units import is_number
 
 _LIMIT_S = 15.0
 _MOST_LINES = 60
@@ -33,8 +33,8 @@ _SHOWN = {"memory.stat": ("anon", "file", "shmem"), "memory.events": ("high", "m
 
 async def describe(vm: Vm, qemu: str) -> str:
     """All of it as text; from the logs alone where the guest does not answer. What a guest printed is made harmless for a terminal."""
-    mark = shell_functions.new_mark()
-    said = await vm.ask(shell_functions.functions(mark) + _ASK.replace("MARK", mark), _LIMIT_S)
+    mark = shell_functions.new_separator()
+    said = await vm.ask(shell_functions.function_definitions(mark) + _ASK.replace("MARK", mark), _LIMIT_S)
     answered_after_s = time.monotonic() - vm.ready_at
     lines = [f"{vm.release} ({vm.kernel}), QEMU {qemu}"]
     lines += _commands(vm)
@@ -47,7 +47,7 @@ async def describe(vm: Vm, qemu: str) -> str:
     if (dmesg := first.texts.get("dmesg")) and is_number(uptime):
         (vm.evidence / "dmesg.txt").write_text(dmesg, encoding="utf-8")
         began = float(uptime) - answered_after_s
-        log = [line for line in dmesg.splitlines() if line.startswith("[") and (split(line)[0] or 0) >= began]
+        log = [line for line in dmesg.splitlines() if line.startswith("[") and (split_lines(line)[0] or 0) >= began]
         lines += _block("kernel log since the guest was ready", log or ["nothing"])
     else:
         console = vm.evidence / "console.log"
@@ -68,13 +68,13 @@ def _commands(vm: Vm) -> list[str]:
     return _block(f"{'failed' if vm.failed else 'last'} command: {clean(shown.command)} {_ended(shown)}", _output(shown))
 
 
-def _ended(ran: Ran) -> str:
+def _ended(ran: CommandResult) -> str:
     if ran.result is None:
         return "[did not end]"
     return f"[status {' '.join((str(ran.result.status), ran.result.signal)).strip()}, {ran.result.took_s:.2f} s]"
 
 
-def _output(ran: Ran) -> list[str]:
+def _output(ran: CommandResult) -> list[str]:
     return [] if ran.result is None else (ran.result.stdout + ran.result.stderr).splitlines()
 
 
@@ -100,7 +100,7 @@ def _counted(file: str, content: str, where: str, numbers: Mapping[str, str]) ->
             for number, counted in cgroupfs.parse_io_stat(content, where).items()
         ]
     if file == "memory.current":
-        return [f"memory.current={cgroupfs.single(content, where)}"]
+        return [f"memory.current={cgroupfs.parse_single(content, where)}"]
     if file in _SHOWN:
         flat = cgroupfs.parse_flat(content, where)
         there = " ".join(f"{name}={flat[name]}" for name in _SHOWN[file] if flat.get(name))

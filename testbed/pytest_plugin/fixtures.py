@@ -27,10 +27,10 @@ def _artifacts(config: pytest.Config, temporary: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def testbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
     """The testbed: host facts, guest image, kernels, templates; each is made once, however many sessions and workers want it."""
-    from testbed.pytest_plugin.guests import refusing
+    from testbed.pytest_plugin.guests import why_refused
 
     state = request.config.stash[STATE]
-    with refusing():
+    with why_refused():
         opened = state.open(_artifacts(request.config, tmp_path_factory))
     yield opened
     state.close()
@@ -62,23 +62,23 @@ def topology(request: pytest.FixtureRequest, _testbed_point: str) -> Topology:
 @pytest.fixture
 def _testbed_guests(request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guests]:
     """The guests of this test."""
-    from testbed.pytest_plugin.guests import Guests, refusing
+    from testbed.pytest_plugin.guests import Guests, why_refused
 
     artifacts = _artifacts(request.config, tmp_path_factory)
     guests = Guests(request.node, request.config.stash[STATE], testbed, artifacts)
     request.node.stash[GUESTS] = guests
     yield guests
     del request.node.stash[GUESTS]
-    with refusing():
+    with why_refused():
         guests.close()
 
 
 def _as_topology(request: pytest.FixtureRequest, topology: Any) -> Topology:
     from testbed.api import topologies
-    from testbed.pytest_plugin.guests import refusing
+    from testbed.pytest_plugin.guests import why_refused
 
-    with refusing():
-        return topologies.point(topology, request.node.path.parent, "fixture topology", None)
+    with why_refused():
+        return topologies.resolve_point(topology, request.node.path.parent, "fixture topology", None)
 
 
 @pytest.fixture
@@ -126,17 +126,17 @@ def compare(request: pytest.FixtureRequest, testbed: Testbed, topology: Topology
     from testbed.api import compare as comparing
     from testbed.api import testbed as opened
     from testbed.pytest_plugin import markers
-    from testbed.pytest_plugin.guests import refusing
+    from testbed.pytest_plugin.guests import why_refused
 
     wanted = markers.kernels(request.node)
     kernels = {"base": wanted.base or testbed.base, "patched": wanted.patched or testbed.patched}
-    with refusing():
-        only = opened.only(_as_topology(request, topology))
+    with why_refused():
+        only = opened.only_guest(_as_topology(request, topology))
 
     async def run(body: Callable[[Vm], Awaitable[T]]) -> Comparison[T]:
         __tracebackhide__ = True
-        with refusing():
+        with why_refused():
             sides = await _testbed_guests.sides(only, kernels)
-        return await comparing.compared(body, sides, side_by_side=testbed.host.cores >= len(sides))
+        return await comparing.compare_sides(body, sides, side_by_side=testbed.host.cores >= len(sides))
 
     return run

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from testbed.api import Testbed, Vm
-from testbed.api.event_loops import Background
-from testbed.errors import TestbedError, ToolMissing, first
+from testbed.api.event_loops import ThreadLoop
+from testbed.errors import TestbedError, ToolMissing, first_error
 from testbed.pytest_plugin import failure_report, markers, requirements
-from testbed.pytest_plugin.session import State
+from testbed.pytest_plugin.session import PluginState
 from testbed.topology import Topology
 
 _LONGEST_NAME = 120
@@ -22,10 +22,10 @@ _LONGEST_NAME = 120
 class Guests:
     """`artifacts`: the folder that holds a folder for each test."""
 
-    def __init__(self, item: pytest.Item, state: State, testbed: Testbed, artifacts: Path) -> None:
+    def __init__(self, item: pytest.Item, state: PluginState, testbed: Testbed, artifacts: Path) -> None:
         assert state.background is not None
         self._item, self._state, self._testbed = item, state, testbed
-        self._background: Background = state.background
+        self._background: ThreadLoop = state.background
         self._stack, self._compared = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()
         self._folder = _new_folder(artifacts, item.nodeid)
         self._vms: dict[str, Vm] = {}
@@ -40,7 +40,7 @@ class Guests:
         :raise pytest.fail.Exception: they do not get ready. :raise pytest.skip.Exception: they lack what the test requires.
         """
         self._skip_if_known(kernel)
-        with refusing():
+        with why_refused():
             found = self._background.wait(self._start(topology, kernel))
             for vm in found.values():
                 self._background.wait(self._skip_if_missing(vm, kernel))
@@ -101,7 +101,7 @@ class Guests:
             return
         files = await self._testbed.kernel(vm.kernel)
         config = files.config.read_text(encoding="utf-8") if files.config is not None else None
-        missing = await requirements.missing(vm, wanted.module, wanted.config, wanted.tool, wanted.qemu, config)
+        missing = await requirements.missing_requirement(vm, wanted.module, wanted.config, wanted.tool, wanted.qemu, config)
         if missing:
             why = f"{vm.kernel} ({vm.release}) lacks {', '.join(missing)}"
             self._state.lacking[kernel, wanted] = why
@@ -151,7 +151,7 @@ class Guests:
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
+def why_refused() -> Iterator[None]:
     """Errors of the testbed as failures without a traceback: what they say is all that there is to say."""
     try:
         yield
@@ -170,7 +170,7 @@ def refusing() -> Iterator[None]:
         ours = group.subgroup(TestbedError)
         if ours is None:
             raise
-        said = str(first(ours))
+        said = str(first_error(ours))
     raise pytest.fail.Exception(f"testbed: {said}", pytrace=False) from None
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from testbed.errors import TestbedError
-from testbed.pytest_plugin.session import STATE, State
+from testbed.pytest_plugin.session import STATE, PluginState
 from testbed.store.kernels.table import file_name
 from testbed.topology import Topology
 
@@ -143,7 +143,7 @@ def _own_kernel(found: Points | None) -> tuple[str, ...]:
     return (only,) if only is not None else ()
 
 
-def _resolved(state: State, kernel: str) -> None:
+def _resolved(state: PluginState, kernel: str) -> None:
     try:
         state.table.resolve(kernel)
     except TestbedError as error:
@@ -240,14 +240,14 @@ def _marked(marker: pytest.Mark) -> tuple[Any, str | None]:
     raise _Refused(f"testbed_topology: expected a path, YAML, a mapping, or the keys of a guest such as disks=, got {got}")
 
 
-def _read(state: State, wanted: Any, folder: Path, where: str) -> dict[str, Topology]:
+def _read(state: PluginState, wanted: Any, folder: Path, where: str) -> dict[str, Topology]:
     """A topology's points, read once."""
     from testbed.api import topologies
 
     is_file = isinstance(wanted, Path) or (isinstance(wanted, str) and "\n" not in wanted)
     key = str((folder / wanted).resolve()) if is_file else f"{folder}: {wanted!r}"
     if key not in state.points:
-        state.points[key] = topologies.points(_short(folder / wanted) if is_file else wanted, Path() if is_file else folder, where)
+        state.points[key] = topologies.resolve_points(_short(folder / wanted) if is_file else wanted, Path() if is_file else folder, where)
     return state.points[key]
 
 

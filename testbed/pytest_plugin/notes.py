@@ -14,7 +14,7 @@ _EVERY_S = 5.0
 
 
 class _Step:
-    def __init__(self, notes: Notes, title: str) -> None:
+    def __init__(self, notes: PluginNotes, title: str) -> None:
         self._notes, self._title, self._said_at = notes, title, time.monotonic()
 
     def update(self, *, fraction: float | None = None, detail: str = "") -> None:
@@ -24,7 +24,7 @@ class _Step:
             self._notes.note(f"{self._title}{done}{f': {detail}' if detail else ''}")
 
 
-class Notes:
+class PluginNotes:
     """A `Progress` that says when a step begins, and every few seconds how far it is."""
 
     def __init__(self, config: pytest.Config) -> None:

@@ -49,7 +49,7 @@ def config_lacks(need: str, config: str) -> str:
     return "" if not value or has == value else f"{name}={value} (it has {has[:80]})"
 
 
-async def missing(
+async def missing_requirement(
     vm: Vm, modules: Sequence[str], config: Sequence[str], tools: Sequence[str], qemu: Sequence[str], known: str | None
 ) -> tuple[str, ...]:
     """What of it the guest lacks. `known`: the kernel's configuration, where it came with one.

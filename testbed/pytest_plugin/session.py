@@ -10,20 +10,20 @@ import pytest
 
 if TYPE_CHECKING:
     from testbed.api import Testbed
-    from testbed.api.event_loops import Background
-    from testbed.api.pausable_clock import Patience
+    from testbed.api.event_loops import ThreadLoop
+    from testbed.api.pausable_clock import PausableClock
     from testbed.pytest_plugin.guests import Guests
     from testbed.store.kernels.table import KernelTable
     from testbed.topology import Topology
 
 
-class State:
+class PluginState:
     """`patience`, `background` and `testbed` are None until a test asks for a guest."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.patience: Patience | None = None
-        self.background: Background | None = None
+        self.patience: PausableClock | None = None
+        self.background: ThreadLoop | None = None
         self.testbed: Testbed | None = None
         self._open: Any = None
         self._table: KernelTable | None = None
@@ -48,15 +48,15 @@ class State:
         :raise TestbedError: this machine cannot run it.
         """
         from testbed.api import testbed
-        from testbed.api.event_loops import Background
-        from testbed.api.pausable_clock import Patience
-        from testbed.pytest_plugin.notes import Notes
+        from testbed.api.event_loops import ThreadLoop
+        from testbed.api.pausable_clock import PausableClock
+        from testbed.pytest_plugin.notes import PluginNotes
 
-        self.patience = self.patience or Patience()
-        self.background = background = Background()
+        self.patience = self.patience or PausableClock()
+        self.background = background = ThreadLoop()
         kernels = (self.first_kernel,) if self.first_kernel else ()
-        self._open = testbed.opened(
-            background, self.patience, Notes(self.config), artifacts, kernels=kernels, cold=self.config.getoption("testbed_cold")
+        self._open = testbed.open_guests(
+            background, self.patience, PluginNotes(self.config), artifacts, kernels=kernels, cold=self.config.getoption("testbed_cold")
         )
         try:
             self.testbed = background.wait(self._open.__aenter__())
@@ -94,5 +94,5 @@ class State:
             sys.stderr.flush()
 
 
-STATE = pytest.StashKey[State]()
+STATE = pytest.StashKey[PluginState]()
 GUESTS: pytest.StashKey[Guests] = pytest.StashKey()

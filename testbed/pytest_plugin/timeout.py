@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from testbed.api.pausable_clock import Patience
+from testbed.api.pausable_clock import PausableClock
 from testbed.pytest_plugin.session import STATE
 
 
-def limit(item: pytest.Function, seconds: float) -> None:
+def time_limit(item: pytest.Function, seconds: float) -> None:
     """Let a test fail when it takes longer; the time that a debugger holds it is not counted."""
     body, state = item.obj, item.config.stash[STATE]
-    patience = state.patience = state.patience or Patience()
+    patience = state.patience = state.patience or PausableClock()
 
     @functools.wraps(body)
     async def limited(*args: Any, **kwargs: Any) -> Any:

@@ -20,7 +20,7 @@ from testbed.topology.disks import Disk
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layers:
+class BlockFilters:
     """What a disk has. `errors`: those that blkdebug injects; `number`: of the blkdebug node, which is new for other errors;
     `export`: whether an export is in the file's place; `image`: whether one is in place of the image's.
     """
@@ -31,10 +31,10 @@ class Layers:
     image: bool = False
 
 
-PLAIN = Layers()
+PLAIN = BlockFilters()
 
 
-def changed(name: str, disk: Disk, kept: Storage | None, old: Layers, new: Layers) -> tuple[QmpCommand, ...]:
+def filter_changes(name: str, disk: Disk, kept: Storage | None, old: BlockFilters, new: BlockFilters) -> tuple[QmpCommand, ...]:
     """The commands from one to the other. `kept`: what the disk is kept in."""
     commands: list[QmpCommand] = []
     if new.export and not old.export:
@@ -66,7 +66,7 @@ def changed(name: str, disk: Disk, kept: Storage | None, old: Layers, new: Layer
     return tuple(commands)
 
 
-def connections(name: str, old: Layers, new: Layers) -> tuple[str, ...]:
+def export_connections(name: str, old: BlockFilters, new: BlockFilters) -> tuple[str, ...]:
     """The connections that QEMU must be handed, by the names of their nodes, before the commands of `changed`: it connects to nothing
     itself.
     """
@@ -78,17 +78,17 @@ def _client(node: str) -> dict[str, Any]:
     return {"driver": "nbd", "node-name": node, "server": {"type": "fd", "str": node}}
 
 
-def _bytes(name: str, layers: Layers) -> str:
+def _bytes(name: str, layers: BlockFilters) -> str:
     """The node that a format's node is on."""
     return f"late-{name}" if layers.export else f"store-{name}"
 
 
-def _base(name: str, kept: Storage | None, layers: Layers) -> str:
+def _base(name: str, kept: Storage | None, layers: BlockFilters) -> str:
     """The node of the disk itself: without errors and limits. A disk without a file has no format either."""
     return f"late-{name}" if kept is None and layers.export else f"file-{name}"
 
 
-def _top(name: str, kept: Storage | None, layers: Layers) -> str:
+def _top(name: str, kept: Storage | None, layers: BlockFilters) -> str:
     """The node that the limits are on."""
     return f"faulty-{name}-{layers.number}" if layers.errors else _base(name, kept, layers)
 

@@ -17,7 +17,7 @@ from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle
 from testbed.topology.disks import Disk, Limits, Namespace, Nvme, VirtioBlk, VirtioScsi, Zoned
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.units import MIB
 
 _READ_ONLY = {"read-only": True}
@@ -76,7 +76,7 @@ def most_bytes(disk: Disk) -> int:
     return disk.size if disk.format == "null-co" else disk.size + disk.size // 1024 + 16 * MIB
 
 
-def storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
+def plan_storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
     """What to make before a disk is plugged, in the guest's own `folder`."""
     if disk.format == "null-co":
         return ()
@@ -89,37 +89,37 @@ def storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
     return (own, *more)
 
 
-def groups(limits: Mapping[str, Limits]) -> tuple[QmpCommand, ...]:
+def throttle_groups(limits: Mapping[str, Limits]) -> tuple[QmpCommand, ...]:
     """The commands for the throttle groups that several disks share; before the first of the disks."""
     return tuple(_group(f"group-{name}", of.throttle()) for name, of in limits.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arrangement:
+class DiskCommands:
     """A guest's disks and the limits that they share: what is there when it boots, and what is plugged when it is up."""
 
     cold: tuple[QmpCommand, ...]
     hot: tuple[QmpCommand, ...]
 
 
-def arranged(guest: Guest, stores: Mapping[str, tuple[Storage, ...]]) -> Arrangement:
+def plan_disks(guest: GuestModel, stores: Mapping[str, tuple[Storage, ...]]) -> DiskCommands:
     """Each disk in the slot of its place in the topology. `stores`: what each one is kept in."""
-    shared = groups(guest.throttle_groups)
+    shared = throttle_groups(guest.throttle_groups)
     cold: tuple[QmpCommand, ...] = shared if guest.boots_cold else ()
     hot: tuple[QmpCommand, ...] = () if guest.boots_cold else shared
     for port, (name, disk) in enumerate(guest.disks.items()):
         if disk.cold:
-            cold += plug(name, disk, port, stores[name])
+            cold += plug_commands(name, disk, port, stores[name])
         else:
-            hot += plug(name, disk, port, stores[name])
-    return Arrangement(cold=cold, hot=hot)
+            hot += plug_commands(name, disk, port, stores[name])
+    return DiskCommands(cold=cold, hot=hot)
 
 
 def _group(name: str, throttle: Throttle) -> QmpCommand:
     return QmpCommand(execute="object-add", arguments={"qom-type": "throttle-group", "id": name, "limits": throttle.limits()})
 
 
-def plug(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[QmpCommand, ...]:
+def plug_commands(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[QmpCommand, ...]:
     """The commands that put a disk into a guest, into the root port of that number."""
     commands = list(_nodes(name, disk, made))
     bus, identity = f"port{port}", serial_of(name, disk)
@@ -265,7 +265,7 @@ def pci_device(name: str, disk: Disk) -> str:
     return f"controller-{name}" if has_controller else f"disk-{name}"
 
 
-def unplugged(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
+def unplug_commands(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
     """The commands that remove what `plug` made, once the guest has let the device go."""
     commands = []
     if isinstance(disk, VirtioBlk) and disk.io_thread:

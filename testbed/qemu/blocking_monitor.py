@@ -13,8 +13,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
 from testbed.errors import HostError, WireBroken
+from testbed.text import parse_json_object
 
 _ANSWER_S = 60.0
 _CHUNK = 1 << 18
@@ -22,7 +22,7 @@ _CHUNK = 1 << 18
 _MOST_BYTES = 1 << 24
 
 
-class Poller:
+class BlockingMonitor:
     """Connects when it is asked. QEMU tells it of events as well, which nobody reads: who asks no longer lets it `rest`."""
 
     def __init__(self, name: str, path: Path) -> None:
@@ -96,6 +96,6 @@ class Poller:
             if not received or len(self._read) > _MOST_BYTES:
                 raise ConnectionError("it ended" if not received else f"expected a message of at most {_MOST_BYTES} bytes, got more")
             self._read += received
-        message = jsons.mapping(self._read[:end])
+        message = parse_json_object(self._read[:end])
         del self._read[: end + 1]
         return message

@@ -11,7 +11,7 @@ from testbed.hashing import content_key
 from testbed.host.facts import NO_SANDBOX, Host, cpu_model
 from testbed.qemu import blockdev
 from testbed.qemu.blockdev import QmpCommand
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.units import MIB
 
 # panic=-1 with -no-reboot: a panic ends QEMU at once. no_timer_check, tsc and expedited RCU shorten the boot under emulation; mitigations
@@ -28,7 +28,7 @@ _PORT_COUNTS = (4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
+class MachineId:
     """Everything that a saved state depends on. Two guests with equal machines can be clones of one template."""
 
     qemu: str
@@ -74,7 +74,7 @@ class Memory:
 ANONYMOUS = Memory()
 
 
-def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str) -> Machine:
+def machine_id(host: Host, guest: GuestModel, *, kernel: str, image: str, initramfs: str) -> MachineId:
     """The machine of a guest; kernel, image and initramfs are the hashes of what it boots.
 
     :raise HostError: the guest wants KVM, or networks, and this host has none that work.
@@ -87,7 +87,7 @@ def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str
             f"{host.qemu.path}: networks: expected a QEMU with -netdev dgram (7.2 or later), got {host.qemu.version}, which has none; "
             "name another with TESTBED_QEMU, or leave networks out"
         )
-    return Machine(
+    return MachineId(
         qemu=host.qemu.identity,
         accelerator=accelerator,
         cpu=guest.cpu_model or cpu_model(accelerator),
@@ -104,7 +104,7 @@ def machine(host: Host, guest: Guest, *, kernel: str, image: str, initramfs: str
 
 def argv(
     host: Host,
-    wanted: Machine,
+    wanted: MachineId,
     files: BootFiles,
     *,
     name: str,
@@ -157,7 +157,7 @@ def argv(
         # Where the kernel says how its memory is to be read; a dump without it is a riddle.
         ("-device", "vmcoreinfo"),
         *blockdev.as_options(cold),
-        *sandbox(host),
+        *sandbox_options(host),
     ]
     if restore:
         options.append(("-incoming", "defer"))
@@ -165,7 +165,7 @@ def argv(
     return tuple(options)
 
 
-def sandbox(host: Host) -> tuple[tuple[str, ...], ...]:
+def sandbox_options(host: Host) -> tuple[tuple[str, ...], ...]:
     """What confines QEMU to the system calls that it needs; nothing where there is no such thing, and the caller wants none.
 
     :raise HostError: this QEMU has none.
@@ -225,6 +225,6 @@ def _escaped(path: Path) -> str:
     return str(path).replace(",", ",,")
 
 
-def flat(options: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
+def flatten_options(options: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
     """The argv as a program takes it."""
     return tuple(word for option in options for word in option)

@@ -18,7 +18,7 @@ from testbed.units import format_size
 _LIMIT_S = 60
 
 
-async def make(wanted: Storage) -> None:
+async def make_disk_files(wanted: Storage) -> None:
     """Make an empty sparse file, an empty qcow2, or an overlay of an image, which stays as it is.
 
     :raise HostError: qemu-img is not there or fails; the image is missing, or larger than the disk.
@@ -47,7 +47,7 @@ async def make(wanted: Storage) -> None:
         await process.run([*words, f"/proc/{os.getpid()}/fd/{file.fileno()}", str(wanted.size_bytes)], timeout_s=_LIMIT_S)
 
 
-def check_kept(store: Storage) -> None:
+def check_kept_disks(store: Storage) -> None:
     """That a disk's file which a QEMU has written to, and which another one is about to open, names no other file of this machine.
 
     :raise HostError: it does, which no QEMU writes of itself, or it cannot be read.
@@ -55,7 +55,7 @@ def check_kept(store: Storage) -> None:
     if store.format != "qcow2":
         return
     try:
-        with paths.opened(store.file) as file:
+        with paths.open_file(store.file) as file:
             head = file.read(HEAD_BYTES)
     except OSError as error:
         raise HostError(f"{store.file}: cannot be read: {error.strerror}") from error
@@ -66,6 +66,6 @@ def check_kept(store: Storage) -> None:
 def _created(path: Path) -> BinaryIO:
     """An empty file, in a folder that is QEMU's as well."""
     try:
-        return paths.created(path)
+        return paths.create_folder(path)
     except OSError as error:
         raise HostError(f"{path}: cannot be made: {error.strerror}") from error

@@ -51,7 +51,7 @@ class _Queue:
         self._bytes = 0
 
 
-class Plug:
+class SwitchPort:
     """One guest's end of one network. `outlet`: where its QEMU sends frames to; `inlet`: where that takes them; `others`: the other guests'
     inlets, which may come later."""
 
@@ -62,7 +62,7 @@ class Plug:
 
     def open(self) -> None:
         """Listen. Call before QEMU sends anything."""
-        own = self._own = console.bound(self._outlet, socket.SOCK_DGRAM)
+        own = self._own = console.bind_socket(self._outlet, socket.SOCK_DGRAM)
         own.setblocking(False)
         queues = [_Queue() for _ in self._others]
         asyncio.get_running_loop().add_reader(own, _take, own, queues)

@@ -14,7 +14,7 @@ _ACTIONS = {"report": "reported", "ignore": "ignored", "stop": "stopped the gues
 _NO_ERROR = "stopped, by a debugger or by `stop` of QMP"
 
 
-def failed(blockstats: Iterable[Mapping[str, Any]], disk: str) -> dict[str, int]:
+def failed_requests(blockstats: Iterable[Mapping[str, Any]], disk: str) -> dict[str, int]:
     """How many requests of each operation an emulated disk has failed, by `query-blockstats`; a flush is a write, as in events."""
     of = next((entry["stats"] for entry in blockstats if f"disk-{disk}" in str(entry.get("qdev", "")).split("/")), None)
     if of is None:

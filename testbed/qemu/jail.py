@@ -18,9 +18,9 @@ from typing import Any
 
 from testbed.errors import HostError
 from testbed.host import process
-from testbed.host.facts import Account, Confinement, Host, Qemu
+from testbed.host.facts import Account, Host, JailSupport, Qemu
 from testbed.qemu import jail_exec
-from testbed.qemu.netns import Netns
+from testbed.qemu.netns import NetworkNamespace
 
 _WITHOUT_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
 _CAP_SETPCAP = 8
@@ -47,7 +47,7 @@ ENVIRONMENT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TZ")
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
-def prefix(
+def command_prefix(
     account: Account | None,
     groups: tuple[int, ...] = (),
     *,
@@ -62,7 +62,7 @@ def prefix(
     limits = ("prlimit", "--core=0", f"--nofile={_OPEN_FILES}", "--")
     # Before it is another account, which can neither mount nor, perhaps, start our Python.
     free = apart is None and rules is None and network is None
-    kept = () if free else jail_exec.words(sys.executable, rules, apart=apart, network=network)
+    kept = () if free else jail_exec.command_prefix(sys.executable, rules, apart=apart, network=network)
     own: tuple[str, ...] = ("--no-new-privs",)
     if account is not None:
         wanted = (f"--groups={','.join(map(str, groups))}",) if groups else ("--clear-groups",)
@@ -78,7 +78,7 @@ def _may_drop_capabilities() -> bool:
     return bool(int(effective.split()[1], 16) & 1 << _CAP_SETPCAP)
 
 
-def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
+def landlock_rules(qemu: Qemu) -> tuple[tuple[str, str], ...]:
     """What a QEMU needs of this machine whatever its guest is: programs, libraries, firmware, and a few devices."""
     program = Path(qemu.path).resolve()
     own, prefix = program.parent, program.parent.parent
@@ -93,7 +93,7 @@ def rules_of(qemu: Qemu) -> tuple[tuple[str, str], ...]:
     )
 
 
-def not_held(found: Confinement) -> tuple[str, ...]:
+def unconfined_parts(found: JailSupport) -> tuple[str, ...]:
     """What QEMU may do all the same, as far as its user may; nothing, where all of it is held."""
     said = []
     if not found.confined:
@@ -111,19 +111,19 @@ def not_held(found: Confinement) -> tuple[str, ...]:
     return tuple(said)
 
 
-def open_to_neighbours(found: Confinement) -> str:
+def open_to_other_users(found: JailSupport) -> str:
     """What other users of this machine may do to guests, or nothing."""
     if found.alone:
         return ""
     return f"every user of this machine may connect to guests' SSH servers, and keep them from answering: {found.why_not_alone}"
 
 
-class Custody:
+class Jail:
     """What one QEMU is handed: as descriptors, where it has an account or sees less than we do; otherwise by its names."""
 
     def __init__(self, account: Account | None, *, apart: bool = False, confined: bool = False, alone: bool = False) -> None:
         self._account = account
-        self.netns = Netns() if alone else None
+        self.netns = NetworkNamespace() if alone else None
         self._apart, self._confined = apart, confined
         self._by_descriptor = account is not None or apart
         self._rules: list[tuple[str, str]] = []
@@ -133,9 +133,9 @@ class Custody:
         self.options: tuple[tuple[str, str], ...] = ()
 
     @classmethod
-    def on(cls, host: Host, *, trusted: bool = False) -> Custody:
+    def on(cls, host: Host, *, trusted: bool = False) -> Jail:
         """As this host can do it. `trusted`: it may open what it likes, as far as its user may."""
-        found = host.confinement if not trusted else Confinement()
+        found = host.confinement if not trusted else JailSupport()
         return cls(host.account, apart=found.apart, confined=found.confined, alone=found.alone)
 
     @property
@@ -148,7 +148,7 @@ class Custody:
         self.own(*paths)
         for path in paths:
             if self._apart:
-                self._seen[str(path)] = jail_exec.given(len(self._folders))
+                self._seen[str(path)] = jail_exec.mounted_name(len(self._folders))
                 self._folders.append(str(path.absolute()))
             elif self._by_descriptor:
                 self._name(path, self._open(path, os.O_PATH | os.O_DIRECTORY))
@@ -206,9 +206,9 @@ class Custody:
     def words(self, host: Host) -> tuple[str, ...]:
         """What to put before this QEMU's argv."""
         kvm = ((jail_exec.WRITE, "/dev/kvm"),) if host.kvm.works else ()
-        rules = (*rules_of(host.qemu), *kvm, *self._rules) if self._confined else None
+        rules = (*landlock_rules(host.qemu), *kvm, *self._rules) if self._confined else None
         network = self.netns.handed if self.netns is not None else None
-        return prefix(self._account, host.groups, apart=self._folders if self._apart else None, rules=rules, network=network)
+        return command_prefix(self._account, host.groups, apart=self._folders if self._apart else None, rules=rules, network=network)
 
     def _grant(self, kind: str, paths: Iterable[Path]) -> None:
         # As QEMU names them: what we have may be hidden from it.

@@ -99,7 +99,7 @@ _IPPROTO_IP, _IP_LOCAL_PORT_RANGE = 0, 51
 _SET_DEATH_SIGNAL, _SIGKILL = 1, 9
 
 
-def words(
+def command_prefix(
     python: str, rules: Iterable[tuple[str, str]] | None, *, apart: Iterable[str] | None, network: int | None = None
 ) -> tuple[str, ...]:
     """What to put before a program.
@@ -114,12 +114,12 @@ def words(
     return (python, "-I", "-S", os.path.abspath(__file__), *confined, _END, *kept_apart, _END, *alone, _END)
 
 
-def given(number: int) -> str:
+def mounted_name(number: int) -> str:
     """How a program that is kept apart names one of its folders, counted from 0."""
     return f"{_GIVEN}/{number}"
 
 
-def version() -> int:
+def landlock_abi() -> int:
     """How far this kernel's Landlock has come (its ABI); 0: it has none, or it is switched off."""
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))))
 
@@ -203,20 +203,20 @@ def _hide_folders(folders: Iterable[str]) -> None:
     for hidden in _HIDDEN:
         _mount("none", hidden, "tmpfs", 0 if hidden == _GIVEN else _READ_ONLY, "size=64k,mode=755")
     for number, descriptor in enumerate(opened):
-        os.mkdir(given(number))
-        _mount(f"/proc/self/fd/{descriptor}", given(number), "", _BIND)
+        os.mkdir(mounted_name(number))
+        _mount(f"/proc/self/fd/{descriptor}", mounted_name(number), "", _BIND)
         os.close(descriptor)
     _mount("none", _GIVEN, "", _REMOUNT | _BIND | _READ_ONLY)
     os.chdir("/")
 
 
-def keep_apart() -> None:
+def unshare_all() -> None:
     """Hide the folders of everybody's sockets from this process."""
     _enter_namespaces(_NEW_MOUNTS | _NEW_IPC)
     _hide_folders(())
 
 
-def hold_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
+def restrict_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
     """By Landlock, as far as it has come (`version`): files, and ports and signals as well."""
     if abi < FILES_SINCE:
         return
@@ -286,7 +286,7 @@ def _filter_calls() -> None:
     _load(seccomp, filtered)
 
 
-def only(calls: Iterable[str]) -> Callable[[], None]:
+def seccomp_filter(calls: Iterable[str]) -> Callable[[], None]:
     """Prepares a filter: calling it refuses this process every system call but these; those that this architecture does not have are left
     out. Preparing opens libseccomp, which Landlock may refuse.
     """
@@ -322,8 +322,8 @@ def main(asked: list[str]) -> None:
         _hide_folders(kept_apart[1:])
     if confined:
         _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
-        abi = version()
-        hold_by_landlock(zip(confined[1::2], confined[2::2], strict=True), abi)
+        abi = landlock_abi()
+        restrict_by_landlock(zip(confined[1::2], confined[2::2], strict=True), abi)
         _filter_calls()
     # By its path, found before: looking for it imports modules, which lie where the program may not read.
     os.execv(program[0], program)  # noqa: S606 -- the words are ours; see custody.py

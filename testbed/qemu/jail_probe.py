@@ -11,9 +11,9 @@ from pathlib import Path
 from testbed.errors import HostError
 from testbed.hashing import content_key
 from testbed.host import process
-from testbed.host.facts import Account, Confinement, Qemu
+from testbed.host.facts import Account, JailSupport, Qemu
 from testbed.qemu import jail, jail_exec, probe_cache
-from testbed.qemu.netns import Netns
+from testbed.qemu.netns import NetworkNamespace
 
 _CAPABILITIES = re.compile(r"^Cap(?:Eff|Bnd):\s+(\w+)$", re.MULTILINE)
 # Where an administrator, or a distribution, lets plain users make namespaces or not.
@@ -41,12 +41,12 @@ async def find_account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
         Path("/proc/self/status").read_text(encoding="utf-8")
     )
     remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
-    record = probe_cache.recalled(remembered)
+    record = probe_cache.load_answer(remembered)
     if record is None:
-        tried = {program: await _tried(jail.prefix(account), program) for program in ("true", qemu.path)}
+        tried = {program: await _tried(jail.command_prefix(account), program) for program in ("true", qemu.path)}
         record = {"drops": tried["true"], "runs": tried[qemu.path]}
         if not any(record.values()):
-            probe_cache.keep(remembered, record)
+            probe_cache.save_answer(remembered, record)
     if record["drops"]:
         return None, f"this root cannot become uid {account.uid}: {record['drops']}"
     if record["runs"]:
@@ -67,26 +67,26 @@ def _of_name(user: str) -> Account:
         raise HostError(f"TESTBED_QEMU_USER: expected a user of this machine, or a uid, got {user!r}") from None
 
 
-async def find_confinement(cache: Path, qemu: Qemu, account: Account | None) -> Confinement:
+async def find_jail_support(cache: Path, qemu: Qemu, account: Account | None) -> JailSupport:
     """How QEMU can be kept from this machine. Not where there is no libseccomp or where it lies with libraries in unknown places; not
     apart where nobody like us may mount, or where it lies in a folder that would be hidden; and not alone where nobody like us may make a
     network namespace.
     """
-    landlock = jail_exec.version()
-    rules = jail.rules_of(qemu)
+    landlock = jail_exec.landlock_abi()
+    rules = jail.landlock_rules(qemu)
     script = Path(jail_exec.__file__)
     # All that may change what comes out, but QEMU itself, and what mends it.
     place = (str(script), script.read_text(encoding="utf-8"), sys.executable, rules, os.geteuid(), account and account.uid)
     powers = (_CAPABILITIES.findall(Path("/proc/self/status").read_text(encoding="utf-8")), [_limit(name) for name in _LIMITS])
     remembered = cache / "probes" / f"confinement-{content_key(qemu.identity, os.uname().release, landlock, powers, place)}.json"
-    record = probe_cache.recalled(remembered)
+    record = probe_cache.load_answer(remembered)
     if record is None:
-        together = await _tried(jail.prefix(account, apart=()), qemu.path)
-        unconfined = await _tried(jail.prefix(account, apart=None if together else (), rules=rules), qemu.path)
+        together = await _tried(jail.command_prefix(account, apart=()), qemu.path)
+        unconfined = await _tried(jail.command_prefix(account, apart=None if together else (), rules=rules), qemu.path)
         record = {"together": together, "unconfined": unconfined, "not_alone": await _not_alone(account)}
         if not unconfined:  # what mends that is not seen in the key
-            probe_cache.keep(remembered, record)
-    return Confinement(
+            probe_cache.save_answer(remembered, record)
+    return JailSupport(
         confined=not record["unconfined"],
         why_unconfined=record["unconfined"],
         landlock=landlock,
@@ -106,9 +106,9 @@ def _limit(name: str) -> str:
 
 async def _not_alone(account: Account | None) -> str:
     """Why nothing can be given a network of its own, in which we make sockets; nothing where it can."""
-    netns = Netns()
+    netns = NetworkNamespace()
     try:
-        if said := await _tried(jail.prefix(account, network=netns.handed), "true", (netns.handed,)):
+        if said := await _tried(jail.command_prefix(account, network=netns.handed), "true", (netns.handed,)):
             return said
         netns.socket().close()
     except (HostError, OSError) as error:

@@ -16,7 +16,7 @@ from testbed.units import format_size
 _CAPABILITIES = {"capabilities": [{"capability": "x-ignore-shared", "state": True}]}
 
 
-async def write(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> None:
+async def save_state(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> None:
     """Save a machine that has stopped.
 
     `leave_bytes`: free there, whatever the state takes, which is known only as it is written.
@@ -41,11 +41,11 @@ async def write(monitor: Monitor, path: Path, *, leave_bytes: int = 0) -> None:
             " make room there, or name another place with TESTBED_STATE"
         )
     if answer["status"] != "completed":
-        reason = answer.get("error-desc") or quota.full((path.parent,)) or "no reason"
+        reason = answer.get("error-desc") or quota.full_disk_message((path.parent,)) or "no reason"
         raise HostError(f"QEMU: expected to save the machine's state, got {answer['status']}: {reason}")
 
 
-async def load(monitor: Monitor, path: Path) -> None:
+async def load_state(monitor: Monitor, path: Path) -> None:
     """Load a state into a machine that waits for one; it does not run yet afterwards.
 
     :raise HostError: QEMU refuses it.

@@ -13,10 +13,10 @@ from typing import Any
 from qemu.qmp import EventListener, ExecInterruptedError, ExecuteError, Message, QMPClient, QMPError, Runstate
 from qemu.qmp.message import DeserializationError
 
-from testbed import jsons
 from testbed.errors import HostError, WireBroken
 from testbed.host.logfile import Log
 from testbed.qemu.blockdev import QmpCommand
+from testbed.text import parse_json_object
 
 _COMMAND_S = 60.0
 _SHOWN_BYTES = 200
@@ -31,7 +31,7 @@ class _Client(QMPClient):
     async def _do_recv(self) -> Message:
         line = await self._readline()
         try:
-            return Message(jsons.mapping(line), eager=False)
+            return Message(parse_json_object(line), eager=False)
         except ValueError as error:
             raise DeserializationError(str(error), line[:_SHOWN_BYTES]) from error
 

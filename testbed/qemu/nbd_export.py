@@ -17,7 +17,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
 from testbed.errors import HostError
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import Latency
@@ -26,7 +25,7 @@ from testbed.host.facts import Host
 from testbed.qemu import blockdev, jail
 from testbed.qemu.blockdev import Storage
 from testbed.qemu.nbd_server.settings import Settings
-from testbed.text import printable
+from testbed.text import parse_json, printable
 from testbed.topology.disks import LIES, Disk, Nvme
 
 _ANSWER_S = 30.0
@@ -147,7 +146,7 @@ class Export:
         assert self._child.stdout is not None
         try:
             while line := await self._child.stdout.readline():
-                said = jsons.parsed(line)
+                said = parse_json(line)
                 if "ends" in said:
                     self._why = printable(str(said["ends"]))[:_MOST_CHARACTERS]
                 elif self._asked is not None and said.get("number") == self._asked[0] and not self._asked[1].done():
@@ -220,7 +219,7 @@ def _held(settings: Settings, host: Host | None) -> Settings:
 IMAGE = Settings(read_only=True)
 
 
-def settings(name: str, disk: Disk, kept: Storage | None) -> Settings:
+def export_settings(name: str, disk: Disk, kept: Storage | None) -> Settings:
     """What an export of a disk, or of a namespace of it, is like. `kept`: what that is kept in."""
     block_bytes = 1  # what a qcow2 file is read and written in
     if kept is None or kept.format == "raw":

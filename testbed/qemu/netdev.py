@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.guest.setup.block_stack import Step, sh
-from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.readback import Expected
 from testbed.qemu.blockdev import QmpCommand
 from testbed.topology.networks import Link
 
@@ -34,7 +34,7 @@ done"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wiring:
+class NetworkSockets:
     """`folder`: has a folder with the sockets of each guest that is on these networks; `guest`: this one's name in the file; `ends`: its
     ends.
     """
@@ -57,10 +57,10 @@ class Wiring:
         return self.own / f"{network}.out"
 
 
-UNWIRED = Wiring(folder=Path(), guest="", ends=())
+UNWIRED = NetworkSockets(folder=Path(), guest="", ends=())
 
 
-def plug(wiring: Wiring, first_port: int) -> tuple[QmpCommand, ...]:
+def netdev_commands(wiring: NetworkSockets, first_port: int) -> tuple[QmpCommand, ...]:
     """The commands that put a guest's interfaces in, one in each root port from `first_port` on."""
     commands = []
     for port, link in enumerate(wiring.ends, start=first_port):
@@ -72,10 +72,10 @@ def plug(wiring: Wiring, first_port: int) -> tuple[QmpCommand, ...]:
     return tuple(commands)
 
 
-def plan_links(ends: tuple[Link, ...]) -> tuple[tuple[Step, ...], tuple[Fact, ...]]:
+def plan_links(ends: tuple[Link, ...]) -> tuple[tuple[Step, ...], tuple[Expected, ...]]:
     """Each interface under its network's name and with its address, and the other guests' names in /etc/hosts."""
     steps: list[Step] = []
-    facts: list[Fact] = []
+    facts: list[Expected] = []
     for link in ends:
         name = link.network
         hosts = [f"echo {address} {peer} >>{_HOSTS}" for peer, address in link.peers]
@@ -97,8 +97,8 @@ def plan_links(ends: tuple[Link, ...]) -> tuple[tuple[Step, ...], tuple[Fact, ..
                 ),
             )
         )
-        facts.append(Fact(where=f"networks.{name}", file=f"/sys/class/net/{name}/address", expected=link.mac))
-        facts.append(Fact(where=f"networks.{name}", file=f"/sys/class/net/{name}/operstate", expected="up"))
+        facts.append(Expected(where=f"networks.{name}", file=f"/sys/class/net/{name}/address", expected=link.mac))
+        facts.append(Expected(where=f"networks.{name}", file=f"/sys/class/net/{name}/operstate", expected="up"))
         own = link.address.partition("/")[0]
-        facts.append(Fact(where=f"networks.{name}.address", file="/proc/net/fib_trie", line="|-- ", expected=own))
+        facts.append(Expected(where=f"networks.{name}.address", file="/proc/net/fib_trie", line="|-- ", expected=own))
     return tuple(steps), tuple(facts)

@@ -20,7 +20,7 @@ _LIMIT_S = 5.0
 _MOST_OTHERS = 128
 
 
-class Netns:
+class NetworkNamespace:
     """A QEMU's network namespace. Made before that QEMU is started, which inherits `handed`."""
 
     def __init__(self) -> None:

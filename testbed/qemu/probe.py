@@ -12,7 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
 from testbed.errors import HostError
 from testbed.hashing import content_key
 from testbed.host import process, resources
@@ -22,6 +21,7 @@ from testbed.qemu import jail, jail_probe, probe_cache
 from testbed.store.cache import UNFINISHED, locked
 from testbed.store.initramfs import cpio, directory, file
 from testbed.store.kernels.files import KernelFiles
+from testbed.text import parse_json
 
 QEMU = "qemu-system-x86_64"
 _TYPES = (
@@ -101,7 +101,7 @@ async def probe(cache: Path, kernel: KernelFiles | None, progress: Progress = _S
         why_own_account=why_own_account,
         kvm_group=device.stat().st_gid if device.exists() else None,
         sandbox_waived=os.environ.get(NO_SANDBOX) == "1",
-        confinement=await jail_probe.find_confinement(cache, found, account),
+        confinement=await jail_probe.find_jail_support(cache, found, account),
     )
     return replace(host, kvm=await _kvm(cache, host, kernel, device, progress))
 
@@ -114,11 +114,11 @@ async def _qemu(cache: Path) -> Qemu:
     status = path.resolve().stat()
     identity = content_key(str(path.resolve()), status.st_size, status.st_mtime_ns)
     remembered = cache / "probes" / f"qemu-{content_key(identity, _TYPES, _COMMANDS, _MEMORY)}.json"
-    record = probe_cache.recalled(remembered)
+    record = probe_cache.load_answer(remembered)
     modules = _modules(path)
     if record is None:
         record = await _ask_qemu(path, modules)
-        probe_cache.keep(remembered, record)
+        probe_cache.save_answer(remembered, record)
     missing = [name for name in _TYPES if name not in record["types"]]
     missing += [f"QMP command {name}" for name in _COMMANDS if name not in record["commands"]]
     if missing:
@@ -168,7 +168,7 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
     answers: dict[str, Any] = {}
     try:
         for line in done.stdout.splitlines():
-            message = jsons.parsed(line)
+            message = parse_json(line)
             if "id" in message:
                 answers[message["id"]] = message.get("return")
         version = answers["query-version"]["qemu"]
@@ -207,15 +207,15 @@ async def _kvm(cache: Path, host: Host, kernel: KernelFiles | None, device: Path
         return Kvm(works=False, why=f"/dev/kvm: no permission for uid {host.account.uid}, which QEMU runs as; {mend}", proven=True)
     held = (host.account and asdict(host.account), status.st_mode, status.st_gid, asdict(host.confinement))
     remembered = cache / "probes" / f"kvm-{content_key(host.kernel, host.qemu.identity, held)}.json"
-    record = probe_cache.recalled(remembered)
+    record = probe_cache.load_answer(remembered)
     if record is None:
         if kernel is None:
             return Kvm(
                 works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False
             )
         async with locked(remembered.with_name("kvm.lock"), progress, "whether KVM works"):
-            record = probe_cache.recalled(remembered) or await _boot_under_kvm(host, kernel, remembered.parent)
-            probe_cache.keep(remembered, record)
+            record = probe_cache.load_answer(remembered) or await _boot_under_kvm(host, kernel, remembered.parent)
+            probe_cache.save_answer(remembered, record)
     return Kvm(works=record["works"], why=record["why"], proven=True)
 
 
@@ -227,7 +227,7 @@ async def _boot_under_kvm(host: Host, kernel: KernelFiles, place: Path) -> dict[
     with tempfile.TemporaryDirectory(prefix=f"{UNFINISHED}kvm-", dir=place) as folder:
         initrd, said = Path(folder) / "initrd", Path(folder) / "said"
         initrd.write_bytes(cpio([directory("dev"), file("init", probe_init(), 0o755)]))
-        held = jail.Custody.on(host)
+        held = jail.Jail.on(host)
         held.start_files(kernel.bzimage, initrd)
         machine = "-nodefaults -no-user-config -display none -no-reboot -machine q35 -accel kvm -cpu host -m 256M"
         boot = ["-kernel", str(kernel.bzimage), "-initrd", str(initrd), "-append", "panic=-1 quiet", *host.qemu.sandbox]

@@ -7,19 +7,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
+from testbed.text import parse_json
 
 
-def recalled(path: Path) -> dict[str, Any] | None:
+def load_answer(path: Path) -> dict[str, Any] | None:
     """The answer in a file; None where there is none, or none that can be read."""
     try:
-        record = jsons.parsed(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return record if isinstance(record, dict) else None
 
 
-def keep(path: Path, record: dict[str, Any]) -> None:
+def save_answer(path: Path, record: dict[str, Any]) -> None:
     """Put an answer in its place, at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # Of this process alone, and the next one of its number writes over what it leaves.

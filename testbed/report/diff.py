@@ -13,7 +13,7 @@ from typing import Any
 
 from testbed.report import partial, pass_rates, rank_test
 from testbed.report.markdown import one_line
-from testbed.report.wording import judged_alone, quantity
+from testbed.report.wording import is_judged_alone, quantity
 
 # Of the changes that are reported, so many are expected to be chance.
 LEVEL = 0.05
@@ -33,7 +33,7 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     sides = [side for side in after["kernels"] if side in before["kernels"]]
     pairs = [(old[name], new[name], side) for name in both for side in sides if side in old[name] and side in new[name]]
     every = [row for pair in pairs for row in _rows(*pair)]
-    alone = tuple(side for side in sides if judged_alone(before) and judged_alone(after))
+    alone = tuple(side for side in sides if is_judged_alone(before) and is_judged_alone(after))
     rows = [*(row for row in every if row is not None), *(row for name in both for row in pass_rates.rows(old[name], new[name], alone))]
     for row in rows:
         row |= {"adjusted_p": None, "changed": None}
@@ -84,7 +84,7 @@ def _run(document: dict[str, Any]) -> dict[str, Any]:
 
 def _setup(before: dict[str, Any], after: dict[str, Any]) -> Iterator[dict[str, str]]:
     """What the two ran on, where it is not the same, and how far they came, where that is not to their ends."""
-    ends = tuple(partial.read(document) for document in (before, after))
+    ends = tuple(partial.read_partial(document) for document in (before, after))
     if any(ends):
         old, new = (str(end or "to its end") for end in ends)
         yield {"what": _HOW_FAR, "before": old, "after": new}
@@ -162,7 +162,7 @@ def _values(case: dict[str, Any], side: str, name: str) -> list[float]:
 def _judge(rows: Sequence[Row]) -> None:
     """Write into each row that was compared whether it changed, and into all why."""
     told = [row for row in rows if row["p"] is not None]
-    for row, chance in zip(told, rank_test.adjusted([row["p"] for row in told]), strict=True):
+    for row, chance in zip(told, rank_test.adjust_p_values([row["p"] for row in told]), strict=True):
         least = _LEAST.get(row["unit"], 0.0)
         row |= {"adjusted_p": chance, "changed": chance <= LEVEL and abs(row["shift"]) > least}
         row["why"] = _why(row) + (f"; no more than {' '.join(quantity(least, row['unit']))}" if abs(row["shift"]) <= least else "")

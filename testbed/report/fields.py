@@ -24,7 +24,7 @@ class _FailFast(FailFast):
     __hash__ = object.__hash__
 
 
-class Known(BaseModel):
+class KnownFields(BaseModel):
     """Later versions may add keys; a reader lets those pass that it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, strict=True)

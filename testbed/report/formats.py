@@ -35,15 +35,15 @@ def write(document: dict[str, Any], folder: Path) -> None:
     :raise HostError: the disk is full or the folder is gone.
     """
     for name, kind in _FILES.items():
-        keep(FORMATS[kind](document, folder), folder / name)
+        write_atomically(FORMATS[kind](document, folder), folder / name)
 
 
-def keep(text: str, path: Path) -> None:
+def write_atomically(text: str, path: Path) -> None:
     """Write a file that is there as a whole or not at all, beside what else a folder holds that may be a stranger's.
 
     :raise HostError: it cannot be written.
     """
     try:
-        untrusted_folder.write(path.parent, path.name, text)
+        untrusted_folder.write_below(path.parent, path.name, text)
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {error.strerror}") from error

@@ -27,6 +27,6 @@ def profiles_markdown() -> str:
 
 def _rows() -> Iterator[str]:
     for name, profile in PROFILES.items():
-        delay = " ".join(commands.said_latency(profile.latency)) if not profile.latency.none else "none"
-        limits = " ".join(commands.said_throttle(profile.throttle))
+        delay = " ".join(commands.format_latency(profile.latency)) if not profile.latency.none else "none"
+        limits = " ".join(commands.format_throttle(profile.throttle))
         yield f"| `{name}` | {profile.title} | {limits} | {delay} | {profile.source} |"

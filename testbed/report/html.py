@@ -25,9 +25,9 @@ from testbed.errors import HostError
 from testbed.host import untrusted_folder
 from testbed.report import plots as series
 from testbed.report import stack_svg, topology_svg, wording
-from testbed.report.plots import Recorded
+from testbed.report.plots import Recording
 from testbed.report.schema import Stack
-from testbed.report.stack_svg import by_stack
+from testbed.report.stack_svg import group_by_stack
 from testbed.topology.model import Topology
 from testbed.topology.unused import without_unused
 
@@ -69,7 +69,7 @@ def html(document: dict[str, Any], folder: Path) -> str:
     script, library = (_PAGE / "report.js").read_text(encoding="utf-8"), _library()
     lines = max(_LEAST_LINES, min(_MOST_LINES, _ALL_LINES // (max(1, len(cases)) * len(sides))))
     shown = [_case(number, case, sides, folder, points, lines) for number, case in enumerate(cases)]
-    judged = wording.judged_alone(document)
+    judged = wording.is_judged_alone(document)
     template = environment().get_template("report.html.j2")
     return template.render(
         document=document,
@@ -92,7 +92,7 @@ def html(document: dict[str, Any], folder: Path) -> str:
 
 
 def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, points: int, lines: int) -> dict[str, Any]:
-    recorded = {side: series.read(folder, case[side]["evidence"], points) for side in sides}
+    recorded = {side: series.read_recording(folder, case[side]["evidence"], points) for side in sides}
     plots = list(_plots(recorded))
     return {
         **case,
@@ -102,7 +102,8 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
         "controls": wording.controls(case, sides),
         "balances": wording.balance_rows(case, sides),
         "stacks": [
-            _stack(found, stack, drawn=number < _DRAWN_CASES, all_sides=len(found) == len(sides)) for found, stack in by_stack(case, sides)
+            _stack(found, stack, drawn=number < _DRAWN_CASES, all_sides=len(found) == len(sides))
+            for found, stack in group_by_stack(case, sides)
         ],
         "log": [line for side in sides for line in _log(side, case[side], recorded[side], lines)],
         "log_left_out": sum(max(0, len(case[side]["console"]) - lines) for side in sides),
@@ -115,11 +116,11 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
 def files(folder: Path, evidence: str, *, whole: bool) -> list[tuple[str, str]]:
     """The logs that are there, each with its path from the page; or only their folder. What is a link, or elsewhere, is not there."""
     if not whole:
-        return [("its folder", evidence)] if untrusted_folder.is_folder(folder, evidence) else []
-    return [(log, f"{evidence}/{log}") for log in LOGS if untrusted_folder.is_file(folder, f"{evidence}/{log}")]
+        return [("its folder", evidence)] if untrusted_folder.is_folder_below(folder, evidence) else []
+    return [(log, f"{evidence}/{log}") for log in LOGS if untrusted_folder.is_file_below(folder, f"{evidence}/{log}")]
 
 
-def _plots(recorded: dict[str, Recorded]) -> Iterator[dict[str, Any]]:
+def _plots(recorded: dict[str, Recording]) -> Iterator[dict[str, Any]]:
     """One for each thing that is plotted, with all sides of it; `most` is the end of their common scale."""
     titles = dict.fromkeys((plot["title"], plot["unit"]) for one in recorded.values() for plot in one.plots)
     for title, unit in titles:
@@ -134,7 +135,7 @@ def _plots(recorded: dict[str, Recorded]) -> Iterator[dict[str, Any]]:
         yield {"title": title, "unit": unit, "sides": sides, "most": max(tops, default=0), "end": max(ends, default=0)}
 
 
-def _log(side: str, done: dict[str, Any], recorded: Recorded, lines: int) -> Iterator[dict[str, Any]]:
+def _log(side: str, done: dict[str, Any], recorded: Recording, lines: int) -> Iterator[dict[str, Any]]:
     # Those that do not belong come first where not all of them fit.
     shown = sorted(range(len(done["console"])), key=lambda number: done["console"][number]["expected"])[:lines]
     for line in (done["console"][number] for number in sorted(shown)):
@@ -150,7 +151,7 @@ def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool
     if isinstance(stack, str):
         return {"where": where, "data": "", "caption": f"{what} is not known: {stack}"}
     data = _image(stack_svg.svg(stack, where)) if drawn else ""
-    return {"where": where, "data": data, "caption": f"{what}, read back from the guest: {stack_svg.words(stack)}."}
+    return {"where": where, "data": data, "caption": f"{what}, read back from the guest: {stack_svg.describe_stack(stack)}."}
 
 
 def _image(svg: str) -> str:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from testbed.host.registry import READY, Vm
+from testbed.host.registry import READY, VmHandle
 
 
-def variables(vm: Vm) -> dict[str, Any]:
+def variables(vm: VmHandle) -> dict[str, Any]:
     """How a guest is reached, and what is known of it."""
     record = vm.record
     return {
@@ -34,7 +34,7 @@ def variables(vm: Vm) -> dict[str, Any]:
     }
 
 
-def listing(there: tuple[Vm, ...]) -> dict[str, Any]:
+def listing(there: tuple[VmHandle, ...]) -> dict[str, Any]:
     """Every guest that is ready, in the group `testbed` and in its kernel's."""
     ready = [vm for vm in there if vm.record.state == READY]
     kernels: dict[str, list[str]] = {}

@@ -20,7 +20,7 @@ _KINDS = {"FAIL": "failure", "INVALID": "error", "INFRA": "error", "SKIP": "skip
 
 def junit(document: dict[str, Any]) -> str:
     """The whole file."""
-    tests, left_out = list(_tests(document)), wording.left_out(document)
+    tests, left_out = list(_tests(document)), wording.omitted_cases(document)
     count = {
         "tests": len(tests) + bool(left_out),
         "failures": sum(_KINDS.get(verdict) == "failure" for _, verdict, _, _ in tests),
@@ -51,7 +51,7 @@ def junit(document: dict[str, Any]) -> str:
 
 def _tests(document: dict[str, Any]) -> Iterator[tuple[str, str, str, dict[str, Any]]]:
     """Name, verdict, reason and case of each test."""
-    alone = wording.judged_alone(document)
+    alone = wording.is_judged_alone(document)
     for case in document["scenarios"]:
         if not alone:
             yield case["name"], case["verdict"], case["reason"], case

@@ -30,7 +30,7 @@ def _suite(document: dict[str, Any]) -> Iterator[str]:
     image, host = document["image"], document["host"]
     yield f"# image {_text(image['name'])}: {_text(image['sha256'])}"
     yield f"# qemu {_text(host['qemu'])} ({host['accelerator']}): {_text(host.get('qemu_sha256', ''))}"
-    left_out = wording.left_out(document)
+    left_out = wording.omitted_cases(document)
     yield f"1..{len(cases) + bool(left_out)}"
     for number, case in enumerate(cases, 1):
         yield from _indented(_case(document, case))

@@ -134,7 +134,7 @@ class _Told:
         self._events.tell("task", title=self._title, state="going on", fraction=fraction, detail=detail)
 
 
-class Watch:
+class RunDisplay:
     """Tells of the guests of a run as they go, and of each case's verdict as it comes. `total`: how many results there will be."""
 
     def __init__(self, progress: Progress, console: Console, total: int) -> None:
@@ -145,7 +145,7 @@ class Watch:
         self._whole: Task | None = None
         self._count = 0
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> RunDisplay:
         if isinstance(self._progress, Terminal):
             self._whole = self._open.enter_context(self._progress.task("cases"))
             self._whole.update(fraction=0.0, detail=f"0 of {self._total}")

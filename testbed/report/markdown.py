@@ -13,9 +13,9 @@ from testbed.report import stack_svg, wording
 def markdown(document: dict[str, Any]) -> str:
     """The whole text. A pair has a verdict a case; kernels that were each judged alone have one a column."""
     sides = list(document["kernels"])
-    each = wording.judged_alone(document)
+    each = wording.is_judged_alone(document)
     host = document["host"]
-    left_out = wording.left_out(document)
+    left_out = wording.omitted_cases(document)
     qemu = f"{host['qemu']} ({host['accelerator']})"
     head = [
         f"# {'Scenario by kernel' if each else 'Base against patched'}: {document['verdict']}{', partial' if left_out else ''}",
@@ -46,14 +46,14 @@ def markdown(document: dict[str, Any]) -> str:
 def _stood(document: dict[str, Any], sides: list[str]) -> Iterator[str]:
     """The stack of each case, or one line where none is known, all for the same reason."""
     yield from ("## What stood while the claims were measured", "")
-    found = [(case["name"], where, stack) for case in document["scenarios"] for where, stack in stack_svg.by_stack(case, sides)]
+    found = [(case["name"], where, stack) for case in document["scenarios"] for where, stack in stack_svg.group_by_stack(case, sides)]
     unknown = {stack for _, _, stack in found if isinstance(stack, str)}
     if len(unknown) == 1 and all(isinstance(stack, str) for _, _, stack in found):
         yield cell(f"It is not known: {unknown.pop()}.")
         return
     yield from ("Read back from the guests.", "", "| case | kernel | stack |", "|---|---|---|")
     for name, where, stack in found:
-        yield f"| {cell(name)} | {cell(', '.join(where))} | {cell(stack_svg.words(stack))} |"
+        yield f"| {cell(name)} | {cell(', '.join(where))} | {cell(stack_svg.describe_stack(stack))} |"
 
 
 def _cases(document: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ class Partial:
         return f"{self.ended}{of} {self.what} ended; {self.why or 'the run goes on'}"
 
 
-def read(document: Mapping[str, Any]) -> Partial | None:
+def read_partial(document: Mapping[str, Any]) -> Partial | None:
     """What a run's results have below `partial`; None where they are complete, as all of earlier versions are."""
     said = document.get("partial")
     return None if said is None else Partial(**{name: said[name] for name in Partial.__slots__})

@@ -11,10 +11,10 @@ from testbed.bugs import Case, script_files
 from testbed.guest.setup import block_stack, cgroups
 from testbed.host.facts import Host
 from testbed.qemu import blockdev, command_line, netdev
-from testbed.qemu.netdev import Wiring
+from testbed.qemu.netdev import NetworkSockets
 from testbed.topology import schedule
 from testbed.topology.graph import NamespaceOf, graph
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.topology.networks import Link
 
 _FILES = command_line.BootFiles(
@@ -22,14 +22,14 @@ _FILES = command_line.BootFiles(
 )
 
 
-def described(host: Host, name: str, guest: Guest, ends: tuple[Link, ...] = ()) -> Iterator[str]:
+def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ...] = ()) -> Iterator[str]:
     """The lines of `testbed plan` for one guest with these ends of networks; words in capitals stand for what is known when it runs.
 
     :raise HostError: this host cannot run it.
     """
-    machine = command_line.machine(host, guest, kernel="KERNEL", image="IMAGE", initramfs="INITRAMFS")
-    disks = blockdev.arranged(
-        guest, {disk_name: blockdev.storage(disk_name, disk, Path("SCRATCH")) for disk_name, disk in guest.disks.items()}
+    machine = command_line.machine_id(host, guest, kernel="KERNEL", image="IMAGE", initramfs="INITRAMFS")
+    disks = blockdev.plan_disks(
+        guest, {disk_name: blockdev.plan_storage(disk_name, disk, Path("SCRATCH")) for disk_name, disk in guest.disks.items()}
     )
     how = "cold boot" if guest.boots_cold else "warm clone where QEMU can"
     yield f"# guest {name}: {guest.kernel or 'the kernel of the command line'}, {how}"
@@ -38,8 +38,8 @@ def described(host: Host, name: str, guest: Guest, ends: tuple[Link, ...] = ()) 
     options = command_line.argv(host, machine, _FILES, name=name, sockets=Path("SOCKETS"), memory=command_line.ANONYMOUS, cold=disks.cold)
     yield " \\\n    ".join(shlex.join(option) for option in options)
     yield "# QMP"
-    wiring = Wiring(folder=Path("NETWORKS"), guest=name, ends=ends)
-    for command in (*disks.hot, *netdev.plug(wiring, len(guest.disks))):
+    wiring = NetworkSockets(folder=Path("NETWORKS"), guest=name, ends=ends)
+    for command in (*disks.hot, *netdev.netdev_commands(wiring, len(guest.disks))):
         yield json.dumps({"execute": command.execute, "arguments": command.arguments})
     paths = {
         key.name: f"/dev/{key.name.upper()}"
@@ -47,19 +47,19 @@ def described(host: Host, name: str, guest: Guest, ends: tuple[Link, ...] = ()) 
         if key.name in guest.disks or isinstance(node.thing, NamespaceOf)
     }
     made = block_stack.plan_stack(guest, paths)
-    steps = (*netdev.plan_links(ends)[0], *made.steps, *cgroups.plan_groups(guest, made.devices)[0])
+    steps = (*netdev.plan_links(ends)[0], *made.steps, *cgroups.plan_cgroups(guest, made.devices)[0])
     yield "# in the guest"
     for step in steps:
         yield from (f"# {step.what}", *step.do)
     for act in guest.timeline:
-        yield f"# {schedule.said(act)}"
+        yield f"# {schedule.format_action(act)}"
     yield "# and back"
     yield from (step.undo for step in reversed(steps) if step.undo is not None)
 
 
-def described_scripts(case: Case) -> Iterator[str]:
+def describe_scripts(case: Case) -> Iterator[str]:
     """The lines that a bug's scripts have in its plan, with the variables that they find."""
-    yield f"# its scripts, which find {', '.join(f'${name}' for name in script_files.made(case.guest))}"
+    yield f"# its scripts, which find {', '.join(f'${name}' for name in script_files.make_script(case.guest))}"
     for script in (case.bug.preparation, case.bug.main):
         if script is not None:
             yield shlex.join((*script.interpreter, script.path))

@@ -29,7 +29,7 @@ _SHARES = (0.5, 0.99)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recorded:
+class Recording:
     """What was recorded of one guest. `begin_s`: its uptime when sampling began, 0 of all plots; `kills`: (seconds, group, how many)."""
 
     begin_s: float | None
@@ -38,17 +38,17 @@ class Recorded:
     kills: tuple[tuple[float, str, int], ...]
 
 
-def read(folder: Path, evidence: str, most_points: int) -> Recorded:
+def read_recording(folder: Path, evidence: str, most_points: int) -> Recording:
     """Of one guest, whose evidence is below a run's folder, with at most so many points a line; what is not there, or no sample, is left
     out."""
     disks = list(samples.disks(folder, f"{evidence}/{disk_sampler.LOG}"))
     groups = list(samples.groups(folder, f"{evidence}/{cgroup_sampler.LOG}"))
     begin = min((found[0]["guest_s"] for found in (disks, groups) if found), default=None)
     if begin is None:
-        return Recorded(begin_s=None, plots=(), marks=(), kills=())
+        return Recording(begin_s=None, plots=(), marks=(), kills=())
     plots = [*_disk_plots(_thinned(disks, most_points), begin), *_group_plots(_whole(groups, most_points), begin)]
     acts = islice(samples.acts(folder, f"{evidence}/{timeline.LOG}"), _MOST_MARKS)
-    return Recorded(
+    return Recording(
         begin_s=begin,
         plots=tuple(plot for plot in plots if plot["lines"]),
         marks=tuple((round(act["guest_s"] - begin, 2), _said(act)) for act in acts),

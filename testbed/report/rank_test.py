@@ -61,7 +61,7 @@ def shift(first: Sequence[float], second: Sequence[float]) -> Shift:
     return Shift(estimate=statistics.median(differences), low=differences[beyond], high=differences[-1 - beyond])
 
 
-def adjusted(p_values: Sequence[float]) -> list[float]:
+def adjust_p_values(p_values: Sequence[float]) -> list[float]:
     """Benjamini's and Hochberg's: of those at most 0.05, 5 % are expected to be mere chance; where there is no difference at all, 5 % of
     all sets have one."""
     count = len(p_values)

@@ -7,19 +7,19 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from testbed import jsons
 from testbed.errors import UsageError
 from testbed.host import untrusted_folder
 from testbed.report import runs as store
 from testbed.report import schema
 from testbed.report.bugs import schema as bug_schema
+from testbed.text import parse_printable_json
 
 # An attempt of a case takes 1 to 7 KB for each kernel.
 _MOST_BYTES = 64 << 20
 MODELS: dict[str, type[BaseModel]] = {"results.json": schema.Document, **bug_schema.MODELS}
 
 
-def document(folder: Path) -> dict[str, Any] | None:
+def read_document(folder: Path) -> dict[str, Any] | None:
     """The results of a run, whatever it was; None where it has left none. Texts are as `printable` leaves them.
 
     :raise UsageError: they are not what they should be, or cannot be read.
@@ -29,7 +29,7 @@ def document(folder: Path) -> dict[str, Any] | None:
         return None
     path = folder / name
     try:
-        found = jsons.printed(untrusted_folder.read(folder, name, _MOST_BYTES))
+        found = parse_printable_json(untrusted_folder.read_below(folder, name, _MOST_BYTES))
         MODELS[name].model_validate(found)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
@@ -45,6 +45,6 @@ def document(folder: Path) -> dict[str, Any] | None:
 
 def _told(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same, where they are partial with what ended the run: it could not write that down itself if it was killed."""
-    if found.get("partial") is None or found["partial"]["why"] or store.held(folder):
+    if found.get("partial") is None or found["partial"]["why"] or store.is_locked(folder):
         return found
     return found | {"partial": found["partial"] | {"why": "its process ended without a word: it was killed, or this machine went down"}}

@@ -22,7 +22,7 @@ Write = Callable[[dict[str, Any], Path], None]
 _RESERVE_BYTES = 4 << 20
 
 
-class Keeper:
+class ResultWriter:
     """Keeps the results of one run in its folder."""
 
     def __init__(self, folder: Path, document: Document, write: Write) -> None:
@@ -41,7 +41,7 @@ class Keeper:
         """A result has come. A disk that is full does not take it now; what it has from before stays, and the end tries again."""
         document = self._document("")
         with contextlib.suppress(HostError):
-            formats.keep(results.text(document), self._folder / results.file_of(document))
+            formats.write_atomically(results.text(document), self._folder / results.results_file(document))
 
     def finish(self) -> tuple[dict[str, Any], HostError | None]:
         """Write the complete results, and what is made from them; returned even where they cannot be written, with the error."""
@@ -65,8 +65,8 @@ class Keeper:
             return None
         document = self._document(why)
         if (error := self._written(document)) is not None:
-            eventlog.say(str(error), failed=True)
-        return partial.read(document)
+            eventlog.log_event(str(error), failed=True)
+        return partial.read_partial(document)
 
     def _written(self, document: dict[str, Any]) -> HostError | None:
         self._reserve.close()

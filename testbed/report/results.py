@@ -12,17 +12,18 @@ from typing import Any
 from testbed import __version__
 from testbed.errors import UsageError
 from testbed.guest.channels.kernel_log import Kind
-from testbed.guest.setup.survey import Survey, Unread
+from testbed.guest.setup.survey import Survey, SurveyError
 from testbed.host import untrusted_folder
 from testbed.host.facts import Host
 from testbed.report import result_reader
 from testbed.report import runs as store
 from testbed.report.partial import Partial
 from testbed.scenarios.runner import Result, Side
-from testbed.scenarios.verdict import Evidence, Verdict, gravest
+from testbed.scenarios.verdict import Evidence, Verdict
+from testbed.scenarios.verdict import worst as gravest
 from testbed.store.image import Image
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology.model import Guest, Topology
+from testbed.topology.model import GuestModel, Topology
 
 
 def document(
@@ -35,7 +36,7 @@ def document(
     results: tuple[Result, ...],
     took_s: float,
     *,
-    model: Guest | None = None,
+    model: GuestModel | None = None,
     unused: tuple[str, ...] = (),
     qemu_sha256: str = "",
     partial: Partial | None = None,
@@ -88,7 +89,7 @@ def by_case(results: tuple[Result, ...]) -> list[tuple[Result, ...]]:
     return [tuple(attempts) for attempts in found.values()]
 
 
-def gravest_attempt(attempts: tuple[Result, ...]) -> Result:
+def worst_attempt(attempts: tuple[Result, ...]) -> Result:
     """The attempt whose judgement is the case's."""
     worst = gravest(tuple(result.judgement for result in attempts))
     return next(result for result in attempts if result.judgement is worst)
@@ -105,7 +106,7 @@ def spread(attempts: tuple[Result, ...], side: str) -> dict[str, dict[str, float
 
 
 def _case(attempts: tuple[Result, ...], folder: Path) -> dict[str, Any]:
-    told = gravest_attempt(attempts)
+    told = worst_attempt(attempts)
     scenario = told.case.scenario
     said: dict[str, Any] = {
         "name": told.case.name,
@@ -142,7 +143,7 @@ def _side(side: Side, folder: Path, expected_log: frozenset[Kind]) -> dict[str, 
         "evidence": str(side.evidence.relative_to(folder)),
         "timeline_missed": list(side.missed),
         "stack": asdict(side.stack) if isinstance(side.stack, Survey) else None,
-        "stack_unread": side.stack.why if isinstance(side.stack, Unread) else "",
+        "stack_unread": side.stack.why if isinstance(side.stack, SurveyError) else "",
         "console": [asdict(finding) | {"kind": finding.kind.value, "expected": finding.kind in expected_log} for finding in side.findings],
     }
     if isinstance(side.outcome, Evidence):
@@ -167,7 +168,7 @@ def text(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def file_of(document: Mapping[str, Any]) -> str:
+def results_file(document: Mapping[str, Any]) -> str:
     """What the file of a run's results is called: those of scenarios do not name their verb."""
     return f"{document.get('what', 'results')}.json"
 
@@ -184,7 +185,7 @@ def locate(run: str, runs: Path) -> Path:
         if not folder.is_dir():
             raise UsageError(f"run {run!r}: expected a run's name or folder, or last; `testbed runs` lists those in {runs}")
         return folder
-    newest = max((runs / name for name in untrusted_folder.names(runs) if store.results(runs / name)), default=None)
+    newest = max((runs / name for name in untrusted_folder.names_below(runs) if store.results(runs / name)), default=None)
     if newest is None:
         raise UsageError(f"run last: expected a run with results in {runs}, there is none")
     return newest
@@ -196,7 +197,7 @@ def read(run: str, runs: Path) -> dict[str, Any]:
     :raise UsageError: there is no such run, or it has no results.
     """
     folder = locate(run, runs)
-    name, found = store.results(folder), result_reader.document(folder)
+    name, found = store.results(folder), result_reader.read_document(folder)
     if found is None:
         raise UsageError(f"run {run!r}: expected results.json in {folder}, there is none")
     if name != "results.json":

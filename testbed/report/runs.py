@@ -17,12 +17,12 @@ from typing import Any
 
 import filelock
 
-from testbed import jsons
 from testbed.errors import HostError, TestbedError
 from testbed.host import eventlog, untrusted_folder
 from testbed.host.tempdirs import lock_file
 from testbed.report import partial
 from testbed.report.partial import Partial
+from testbed.text import parse_printable_json
 
 # As paths.new_run_folder names them.
 _NAME = re.compile(r"([0-9]{8}T[0-9]{6})Z-[0-9a-f]{4}")
@@ -57,7 +57,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def going_on(folder: Path, command: Sequence[str]) -> Iterator[None]:
+def is_running(folder: Path, command: Sequence[str]) -> Iterator[None]:
     """A run that nobody removes meanwhile, and whose log is written, which begins with its `command`.
 
     :raise HostError: its folder is gone or cannot be written.
@@ -68,27 +68,27 @@ def going_on(folder: Path, command: Sequence[str]) -> Iterator[None]:
     except (OSError, filelock.Timeout) as error:
         raise HostError(f"{folder}: cannot be locked: {error}") from error
     try:
-        with eventlog.writing(folder):
-            eventlog.say(_COMMAND + shlex.join(command))
+        with eventlog.write_events_to(folder):
+            eventlog.log_event(_COMMAND + shlex.join(command))
             yield
     finally:
         (folder / _LOCK).unlink(missing_ok=True)
         lock.release()
 
 
-def folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
+def run_folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
     """Each run's folder, and when it began. Links and other things are no runs; there may be no place for any yet."""
-    for name in untrusted_folder.names(runs):
+    for name in untrusted_folder.names_below(runs):
         named = _NAME.fullmatch(name)
-        if named is not None and untrusted_folder.is_folder(runs, name):
+        if named is not None and untrusted_folder.is_folder_below(runs, name):
             with contextlib.suppress(ValueError):  # no such day
                 yield runs / name, datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
 
 
-def every(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
+def list_runs(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Run, ...]:
     """All of them, the newest first; `read`: reads a run's results; `in_use`: folders that guests which stay write to."""
     found = []
-    for folder, at in folders(runs):
+    for folder, at in run_folders(runs):
         verdict, command, cases, ended = _results(folder, read)
         found.append(
             Run(
@@ -98,17 +98,17 @@ def every(runs: Path, read: Read, in_use: Collection[Path] = ()) -> tuple[Run, .
                 command=command,
                 cases=cases,
                 size_bytes=_size(folder),
-                going_on=held(folder) or any(folder in (used, *used.parents) for used in in_use),
+                going_on=is_locked(folder) or any(folder in (used, *used.parents) for used in in_use),
                 partial=ended,
             )
         )
     return tuple(sorted(found, key=lambda run: run.folder.name, reverse=True))
 
 
-def sweep(runs: Path) -> tuple[Path, ...]:
+def remove_empty_runs(runs: Path) -> tuple[Path, ...]:
     """Remove folders of runs of which nothing came; returns them. One that was just made is left alone."""
     gone = []
-    for folder, _ in folders(runs):
+    for folder, _ in run_folders(runs):
         old = time.time() - folder.stat().st_mtime > _FRESH_S
         if old and _is_empty(folder):
             shutil.rmtree(folder, ignore_errors=True)
@@ -124,13 +124,13 @@ def _is_empty(folder: Path) -> bool:
 def _says_more(folder: Path) -> bool:
     """Whether a log holds more than a command, or is none."""
     try:
-        with untrusted_folder.opened(folder, eventlog.FILE, _LARGEST_LOG) as log:
+        with untrusted_folder.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
             return log.readline(_LONGEST_LINE) != b"" and log.readline(1) != b""
     except OSError:
         return True
 
 
-def superfluous(
+def select_unused(
     runs: tuple[Run, ...], now: datetime, *, older_than_s: float | None, larger_than_bytes: int | None, keep: int
 ) -> tuple[Run, ...]:
     """Which of all runs may go, the oldest first: those that are too old, and the oldest while all together are too large.
@@ -147,7 +147,7 @@ def superfluous(
     return tuple(sorted(chosen, key=lambda run: run.folder.name))
 
 
-def remove(run: Run, runs: Path) -> None:
+def remove_run(run: Run, runs: Path) -> None:
     """Remove a run's folder, unless it is going on by now.
 
     :raise HostError: it is no folder of `runs`, it is in use, or it cannot be removed.
@@ -155,7 +155,7 @@ def remove(run: Run, runs: Path) -> None:
     folder = run.folder
     if folder.parent != runs or folder.is_symlink() or _NAME.fullmatch(folder.name) is None:
         raise HostError(f"{folder}: expected a run's folder in {runs}; it is left alone")
-    if held(folder):
+    if is_locked(folder):
         raise HostError(f"{folder}: this run is going on; it is left alone")
     try:
         shutil.rmtree(folder)
@@ -163,10 +163,10 @@ def remove(run: Run, runs: Path) -> None:
         raise HostError(f"{folder}: cannot be removed: {error.strerror}") from error
 
 
-def held(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a run goes on in a folder, which may be a stranger's: its lock is only asked, and neither made nor written to."""
     try:
-        with untrusted_folder.opened(folder, _LOCK, _LARGEST_LOG) as lock:
+        with untrusted_folder.open_below(folder, _LOCK, _LARGEST_LOG) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -177,7 +177,7 @@ def held(folder: Path) -> bool:
 
 def results(folder: Path) -> str | None:
     """What the file with a run's results is called. It may be something else than a file."""
-    return next((name for name in RESULTS if untrusted_folder.has(folder, name)), None)
+    return next((name for name in RESULTS if untrusted_folder.exists_below(folder, name)), None)
 
 
 def _results(folder: Path, read: Read) -> tuple[str, tuple[str, ...], int, Partial | None]:
@@ -187,15 +187,15 @@ def _results(folder: Path, read: Read) -> tuple[str, tuple[str, ...], int, Parti
             return "", _begun(folder), 0, None
         name = str(results(folder))
         said = found["verdict"] if name == "results.json" else found["result"]
-        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[name]]), partial.read(found)
+        return str(said), tuple(map(str, found["command"][1:])), len(found[RESULTS[name]]), partial.read_partial(found)
     except (TestbedError, OSError, ValueError, KeyError, TypeError):
         return "", (), 0, None
 
 
 def _begun(folder: Path) -> tuple[str, ...]:
     """The command of a run that left no results, by its log."""
-    with untrusted_folder.opened(folder, eventlog.FILE, _LARGEST_LOG) as log:
-        event = str(jsons.printed(log.readline(_LONGEST_LINE))["event"])
+    with untrusted_folder.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
+        event = str(parse_printable_json(log.readline(_LONGEST_LINE))["event"])
     return tuple(shlex.split(event.removeprefix(_COMMAND))[1:]) if event.startswith(_COMMAND) else ()
 
 

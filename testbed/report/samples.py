@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from testbed import jsons
 from testbed.host import untrusted_folder
 from testbed.report.fields import Count, Every, Named, Seconds
+from testbed.text import parse_printable_json
 
 Point = dict[str, Any]
 _LARGEST_FILE, _MOST_LINES = 64 << 20, 200_000
@@ -84,11 +84,11 @@ def acts(folder: Path, name: str) -> Iterator[Point]:
 def _lines(folder: Path, name: str, model: TypeAdapter[Any]) -> Iterator[Point]:
     """The lines that are of the model's form: a guest that was lost may have left half of one."""
     try:
-        data = untrusted_folder.read(folder, name, _LARGEST_FILE)
+        data = untrusted_folder.read_below(folder, name, _LARGEST_FILE)
     except OSError:
         return
     for line in islice(data.splitlines(), _MOST_LINES):
         try:
-            yield model.validate_python(jsons.printed(line))
+            yield model.validate_python(parse_printable_json(line))
         except (ValidationError, ValueError):
             continue

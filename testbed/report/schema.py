@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from testbed.report.fields import MOST_KERNELS, Below, Count, Every, Known, Named, Number, Seconds, Share, Whole
-from testbed.scenarios.verdict import Verdict, overall
+from testbed.report.fields import MOST_KERNELS, Below, Count, Every, KnownFields, Named, Number, Seconds, Share, Whole
+from testbed.scenarios.verdict import Verdict, overall_verdict
 
 VerdictName = Literal["PASS", "FAIL", "INVALID", "SKIP", "INFRA"]
 
 
-class Measure(Known):
+class Measure(KnownFields):
     """One number. `source`: the file or command where it was read."""
 
     value: Number
@@ -22,7 +22,7 @@ class Measure(Known):
     source: str
 
 
-class Control(Known):
+class Control(KnownFields):
     """A measurement whose outcome is known; one that does not hold makes the result INVALID. `excess`: it does not hold because more was
     charged than there was, which an excess of the claim explains."""
 
@@ -33,7 +33,7 @@ class Control(Known):
     excess: bool = False
 
 
-class Balance(Known):
+class Balance(KnownFields):
     """The same bytes counted by the kernel (`accounted`) and by the device or in memory (`real`); `share`: the difference over the
     larger of them."""
 
@@ -44,7 +44,7 @@ class Balance(Known):
     share: Number
 
 
-class Line(Known):
+class Line(KnownFields):
     """A line of the kernel's log that matters. `seconds` since boot; `expected`: it belongs to the scenario."""
 
     kind: str
@@ -53,7 +53,7 @@ class Line(Known):
     expected: bool
 
 
-class Block(Known):
+class Block(KnownFields):
     """A block device of a stack. `kind`: loop, dm, md, or the type of an emulated disk; `name`: of a disk that in the topology; `number`:
     MAJ:MIN; `partitions`: bytes by /dev path; `on`: what a dm or md device stands on. What is a loop's is empty or 0 of others.
     """
@@ -76,7 +76,7 @@ class Block(Known):
     on: Every[str]
 
 
-class Mount(Known):
+class Mount(KnownFields):
     """A filesystem, as /proc/mounts has it."""
 
     mount_point: str
@@ -85,21 +85,21 @@ class Mount(Known):
     options: str
 
 
-class Swap(Known):
+class Swap(KnownFields):
     """A swap area on a file or a device."""
 
     on: str
     size_bytes: Count
 
 
-class Group(Known):
+class Group(KnownFields):
     """A control group by its path below the root. `limits`: the lines of its files that limit something, by file."""
 
     path: str
     limits: Named[Every[str]]
 
 
-class Stack(Known):
+class Stack(KnownFields):
     """What stood in a guest while a claim was measured, as its kernel lists it. `cpus`: those online; `controllers`: those enabled for the
     groups below the root; `more_groups`: how many there were beyond `groups`.
     """
@@ -113,7 +113,7 @@ class Stack(Known):
     more_groups: Count = 0
 
 
-class Side(Known):
+class Side(KnownFields):
     """One case on one kernel. `evidence`: its folder, from the run's. `claim`: whether the gap was seen; None without evidence.
     `timeline_missed`: acts of its topology's timeline that never began. `stack`: None where it is not known, which `stack_unread` explains.
 
@@ -156,12 +156,12 @@ class Attempt(BaseModel):
         return (self.__pydantic_extra__ or {})[kernel]
 
 
-class Predicted(Known):
+class Predicted(KnownFields):
     base: str
     patched: str
 
 
-class Spread(Known):
+class Spread(KnownFields):
     min: Number
     median: Number
     max: Number
@@ -185,7 +185,7 @@ class Case(Attempt):
 KEYS_OF_CASES = frozenset(Case.model_fields)
 
 
-class Kernel(Known):
+class Kernel(KnownFields):
     name: str
     release: str
     origin: str
@@ -193,7 +193,7 @@ class Kernel(Known):
     series: Literal["before", "after", "unknown"]
 
 
-class HostFacts(Known):
+class HostFacts(KnownFields):
     kernel: str
     cores: Count
     memory_bytes: Count
@@ -202,12 +202,12 @@ class HostFacts(Known):
     accelerator: Literal["kvm", "tcg"]
 
 
-class ImageFacts(Known):
+class ImageFacts(KnownFields):
     name: str
     sha256: str
 
 
-class Partial(Known):
+class Partial(KnownFields):
     """How far a run came that has not ended, or that something ended early: `ended` of `wanted` results (`what`, such as cases) are known;
     `wanted` is None where only its end tells, and a limit if `at_most`. `why`: what ended it, or empty.
     """
@@ -219,7 +219,7 @@ class Partial(Known):
     why: str
 
 
-class Document(Known):
+class Document(KnownFields):
     """A run; complete, unless it is `partial`. `took_s`: of all scenarios; `guest_seconds`: the sum of their guests' times. `topology`:
     what scenarios used of the file, as YAML would say it; `topology_unused`: the places of the file that they did not use.
     """
@@ -276,7 +276,7 @@ class Document(Known):
 
 
 def _gravest(verdicts: Iterable[str], *, partial: bool = False) -> str:
-    return overall(tuple(map(Verdict, verdicts)), partial=partial).value
+    return overall_verdict(tuple(map(Verdict, verdicts)), partial=partial).value
 
 
 def _same(what: str, verdict: str, expected: str) -> None:

@@ -73,9 +73,9 @@ def _said(side: Mapping[str, Any]) -> str:
     return INDIFFERENT if verdict == "PASS" else NOTHING
 
 
-def complaints(found: Table, documents: Iterable[Mapping[str, Any]] = ()) -> tuple[str, ...]:
+def table_complaints(found: Table, documents: Iterable[Mapping[str, Any]] = ()) -> tuple[str, ...]:
     """What is not as it must be: a run that ended early, a patch none of whose ablations is noticed, a scenario that notices none."""
-    ends = ((document["run"], partial.read(document)) for document in documents)
+    ends = ((document["run"], partial.read_partial(document)) for document in documents)
     said = [f"run {run} is partial: {end}" for run, end in ends if end is not None]
     kernels = {kernel for row in found.values() for kernel in row}
     if not kernels:
@@ -114,7 +114,7 @@ def markdown(found: Table, head: str, documents: Iterable[Mapping[str, Any]] = (
         scenario = SCENARIOS.get(case.split("/")[0])  # None: an earlier testbed called it so
         patches = ", ".join(map(str, scenario.patches)) if scenario else ""
         lines.append(f"| {cell(case)} | {patches} | {' | '.join(row.get(name, NOTHING) for name in kernels)} |")
-    said = complaints(found, documents)
+    said = table_complaints(found, documents)
     asked = {patch for name in kernels for patch in ABLATIONS[name].patches}
     others = ", ".join(str(patch) for patch in (1, 2, 3, 4) if patch not in asked)
     as_it_must_be = "As it must be: each patch is noticed, and each scenario notices something." + (

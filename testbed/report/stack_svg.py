@@ -9,7 +9,7 @@ from typing import Any
 
 from testbed.report import topology_svg
 from testbed.report.schema import Block, Stack
-from testbed.report.topology_svg import Frame, Group, Thing
+from testbed.report.topology_svg import Box, Frame, Group
 from testbed.units import format_size
 
 _OLD = "the run is of a testbed that did not record it"
@@ -17,32 +17,32 @@ _FEW_GROUPS = 4
 _PLURAL_CPUS = re.compile("[-,]")
 
 
-def of_side(side: dict[str, Any]) -> Stack | str:
+def side_stack(side: dict[str, Any]) -> Stack | str:
     """What stood there, or why that is not known."""
     found = side.get("stack")
     return Stack.model_validate(found) if found is not None else side.get("stack_unread") or _OLD
 
 
-def by_stack(case: dict[str, Any], sides: list[str]) -> list[tuple[list[str], Stack | str]]:
+def group_by_stack(case: dict[str, Any], sides: list[str]) -> list[tuple[list[str], Stack | str]]:
     """Each stack of a case with the kernels that it stood on: one for all, unless they differ in what is said of them."""
     found: dict[str, tuple[list[str], Stack | str]] = {}
     for side in sides:
-        stack = of_side(case[side])
-        found.setdefault(words(stack), ([], stack))[0].append(side)
+        stack = side_stack(case[side])
+        found.setdefault(describe_stack(stack), ([], stack))[0].append(side)
     return list(found.values())
 
 
-def words(stack: Stack | str) -> str:
+def describe_stack(stack: Stack | str) -> str:
     """One line: disks, filesystems, loops, swap and control groups."""
     if isinstance(stack, str):
         return f"not known: {stack}"
-    made = things(stack)
+    made = stack_devices(stack)
     titles = {thing.key: thing.title for thing in made}
     said = []
     for thing in made:
         below = f" on {', '.join(titles[key] for key in thing.on)}" if thing.on else ""
         said += [f"{thing.title} ({thing.detail}){below}"] if thing.kind != "file" else []
-    if limited := [group.title + (f" ({group.detail})" if group.detail else "") for group in groups(stack)]:
+    if limited := [group.title + (f" ({group.detail})" if group.detail else "") for group in stack_cgroups(stack)]:
         said.append(f"cgroups: {', '.join(limited)}")
     said += [f"{stack.more_groups} more cgroups"] if stack.more_groups else []
     return "; ".join(said) or "nothing on any disk"
@@ -53,11 +53,11 @@ def svg(stack: Stack, title: str) -> str:
     cpus = f"CPU{'s' if _PLURAL_CPUS.search(stack.cpus) else ''} {stack.cpus}"
     more = f"; {stack.more_groups} more cgroups" if stack.more_groups else ""
     about = f"{cpus}; controllers: {stack.controllers or 'none'}{more}"
-    frame = Frame(title=title, about=about, things=things(stack), groups=groups(stack))
-    return topology_svg.drawn((frame,), f"What stood: {title}")
+    frame = Frame(title=title, about=about, things=stack_devices(stack), groups=stack_cgroups(stack))
+    return topology_svg.draw((frame,), f"What stood: {title}")
 
 
-def things(stack: Stack) -> tuple[Thing, ...]:
+def stack_devices(stack: Stack) -> tuple[Box, ...]:
     """Devices, files, filesystems and swap, each after what it stands on; in a time that grows with their number, which a guest chooses."""
     found = {thing.key: thing for thing in _things(stack)}
     places = {key: place for place, key in enumerate(found)}
@@ -66,7 +66,7 @@ def things(stack: Stack) -> tuple[Thing, ...]:
     for key, below in needs.items():
         for one in below:
             users[one].append(key)
-    ready, rest, ordered = [key for key, below in needs.items() if not below], iter(found), dict[str, Thing]()
+    ready, rest, ordered = [key for key, below in needs.items() if not below], iter(found), dict[str, Box]()
     while len(ordered) < len(found):
         # A guest may say that something stands on itself: such an edge is left out.
         ready = ready or [next(key for key in rest if key not in ordered)]
@@ -79,11 +79,11 @@ def things(stack: Stack) -> tuple[Thing, ...]:
     return tuple(ordered.values())
 
 
-def _things(stack: Stack) -> Iterator[Thing]:
+def _things(stack: Stack) -> Iterator[Box]:
     for block in stack.blocks:
-        yield Thing(key=block.device, kind=_kind(block), title=block.name, detail=_detail(block), on=_below_block(block))
+        yield Box(key=block.device, kind=_kind(block), title=block.name, detail=_detail(block), on=_below_block(block))
         for part, size_bytes in block.partitions.items():
-            yield Thing(
+            yield Box(
                 key=part,
                 kind="partition",
                 title=part.removeprefix("/dev/"),
@@ -91,12 +91,12 @@ def _things(stack: Stack) -> Iterator[Thing]:
                 on=(block.device,),
             )
         if block.backing_file and not _is_device(block.backing_file):
-            yield Thing(key=block.backing_file, kind="file", title=block.backing_file, detail="file", on=_holder(stack, block.backing_file))
+            yield Box(key=block.backing_file, kind="file", title=block.backing_file, detail="file", on=_holder(stack, block.backing_file))
     for mount in stack.mounts:
-        yield Thing(key=f"mount {mount.mount_point}", kind="filesystem", title=mount.mount_point, detail=mount.type, on=(mount.source,))
+        yield Box(key=f"mount {mount.mount_point}", kind="filesystem", title=mount.mount_point, detail=mount.type, on=(mount.source,))
     for swap in stack.swaps:
         below = (swap.on,) if _is_device(swap.on) else _holder(stack, swap.on)
-        yield Thing(key=f"swap {swap.on}", kind="swap", title="swap", detail=f"swap {format_size(swap.size_bytes)}", on=below)
+        yield Box(key=f"swap {swap.on}", kind="swap", title="swap", detail=f"swap {format_size(swap.size_bytes)}", on=below)
 
 
 def _kind(block: Block) -> str:
@@ -134,7 +134,7 @@ def _detail(block: Block) -> str:
     return ", ".join((" ".join(said[:2]), *said[2:]))
 
 
-def groups(stack: Stack) -> tuple[Group, ...]:
+def stack_cgroups(stack: Stack) -> tuple[Group, ...]:
     """Control groups, with what limits them; devices by name. Of many that nothing limits only their number."""
     names = {block.number: block for block in stack.blocks}
     free = [group for group in stack.groups if not group.limits]

@@ -13,9 +13,9 @@ from rich.text import Text
 from testbed.host.facts import Host
 from testbed.qemu import jail
 from testbed.report.live import STYLES
-from testbed.report.results import by_case, gravest_attempt, spread
+from testbed.report.results import by_case, spread, worst_attempt
 from testbed.scenarios.runner import Result
-from testbed.scenarios.verdict import Evidence, Judgement, Measure, Verdict, gravest
+from testbed.scenarios.verdict import Evidence, Judgement, Measure, Verdict, worst
 from testbed.store.kernels.files import KernelFiles
 from testbed.units import format_size
 
@@ -78,7 +78,7 @@ def results_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) 
     """Of each case its measures on each kernel, the verdict, and why. Of several attempts the gravest, with medians and pass rate."""
     lines = []
     for attempts in by_case(results):
-        told = gravest_attempt(attempts)
+        told = worst_attempt(attempts)
         passed = sum(result.judgement.verdict is Verdict.PASS for result in attempts)
         cells = {side: _cell(told, side, spread(attempts, side)) for side in kernels}
         rate = f"{passed} of {len(attempts)}" if len(attempts) > 1 else ""
@@ -92,7 +92,7 @@ def matrix_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -
     for attempts in by_case(results):
         cells: dict[str, RenderableType] = {}
         for side in kernels:
-            judgement = gravest(tuple(result.by_kernel[side] for result in attempts))
+            judgement = worst(tuple(result.by_kernel[side] for result in attempts))
             cells[side] = Text.assemble(_styled(judgement.verdict), "\n", _reason(judgement))
         lines.append(_Line(name=attempts[0].case.name, cells=cells))
     return _Cases(lines=tuple(lines), kernels=kernels)
@@ -156,7 +156,9 @@ def host_table(host: Host, tools: dict[str, str]) -> Table:
         "QEMU is",
         f"uid {host.account.uid}" if host.account else f"who you are: {host.why_own_account}",
     )
-    table.add_row("it may", escape("; ".join(jail.not_held(host.confinement)) or "open what it is handed, and connect to nothing else"))
+    table.add_row(
+        "it may", escape("; ".join(jail.unconfined_parts(host.confinement)) or "open what it is handed, and connect to nothing else")
+    )
     table.add_row(
         "clones",
         "warm: guests are restored from a template" if host.qemu.warm_clones else f"no, guests boot cold: {host.qemu.why_not_warm}",

@@ -40,7 +40,7 @@ class _Box:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thing:
+class Box:
     """What stands there, such as a disk or a loop. `kind`: one of `_COLOURS`; `on`: the keys of what it stands on."""
 
     key: str
@@ -65,17 +65,17 @@ class Frame:
 
     title: str
     about: str
-    things: tuple[Thing, ...]
+    things: tuple[Box, ...]
     groups: tuple[Group, ...] = ()
 
 
 def svg(topology: Topology) -> str:
     """A topology's picture, guests below each other."""
     frames = tuple(_frame(name, topology) for name in topology.guests)
-    return drawn(frames, f"Topology of {', '.join(topology.guests)}")
+    return draw(frames, f"Topology of {', '.join(topology.guests)}")
 
 
-def drawn(frames: tuple[Frame, ...], title: str) -> str:
+def draw(frames: tuple[Frame, ...], title: str) -> str:
     """The picture of frames below each other."""
     lines: list[str] = []
     top, width = 0.0, 0.0
@@ -110,7 +110,7 @@ def _frame(name: str, topology: Topology) -> Frame:
         title=name,
         about=", ".join(word for word in (guest.kernel or "", cpus, f"{format_size(guest.memory)} memory", *ends) if word),
         things=tuple(
-            Thing(key=str(key), on=tuple(str(below) for below, _ in made.nodes[key].needs), **_words(made.nodes[key], known.get(key)))
+            Box(key=str(key), on=tuple(str(below) for below, _ in made.nodes[key].needs), **_words(made.nodes[key], known.get(key)))
             for key in order
         ),
         groups=tuple(_group(path, group) for path, group in guest.cgroups.items()),
@@ -163,7 +163,7 @@ def _laid_out(frame: Frame) -> tuple[list[_Box], list[str], float, float]:
     return [*boxes.values(), *groups], edges, max(width, 320), height
 
 
-def _columns(things: tuple[Thing, ...], levels: dict[str, int]) -> dict[str, int]:
+def _columns(things: tuple[Box, ...], levels: dict[str, int]) -> dict[str, int]:
     """A column for each: over the first thing that it stands on, or the next free one of its row."""
     taken: dict[int, set[int]] = {}
     found: dict[str, int] = {}

@@ -13,13 +13,13 @@ from rich.text import Text
 
 from testbed.hardware.commands import MACHINE
 from testbed.host import registry
-from testbed.host.registry import Record
+from testbed.host.registry import VmRecord
 from testbed.units import MIB, format_size
 
 _STYLES = {registry.READY: "green", registry.STARTING: "yellow", registry.LOST: "bold red"}
 
 
-def guests_table(records: tuple[Record, ...]) -> Table:
+def guests_table(records: tuple[VmRecord, ...]) -> Table:
     """One row a guest."""
     table = Table(box=None, pad_edge=False)
     for column in ("name", "state", "kernel", "age", "disks", "memory", "topology"):

@@ -35,7 +35,7 @@ _CLAIMS = {
 _ORDER = ("PASS", "FAIL", "INVALID", "INFRA", "SKIP")
 
 
-def judged_alone(document: dict[str, Any]) -> bool:
+def is_judged_alone(document: dict[str, Any]) -> bool:
     """Whether each kernel has a verdict of its own."""
     return any(case[side].get("verdict") for case in document["scenarios"] for side in document["kernels"])
 
@@ -44,12 +44,12 @@ def title(document: dict[str, Any]) -> str:
     """Such as `Base against patched: PASS`."""
     sides = document["kernels"]
     what = "Base against patched" if "patched" in sides else "Scenario by kernel" if len(sides) > 1 else "Scenarios on one kernel"
-    return f"{what}: {document['verdict']}{', partial' if left_out(document) else ''}"
+    return f"{what}: {document['verdict']}{', partial' if omitted_cases(document) else ''}"
 
 
-def left_out(document: Mapping[str, Any]) -> str:
+def omitted_cases(document: Mapping[str, Any]) -> str:
     """How far a partial run came, and what that leaves open, in sentences; empty for a complete one."""
-    ended = partial.read(document)
+    ended = partial.read_partial(document)
     if ended is None:
         return ""
     known = " That of these one failed stays true." if document["verdict"] == "FAIL" else ""
@@ -58,7 +58,7 @@ def left_out(document: Mapping[str, Any]) -> str:
 
 def summary(document: dict[str, Any]) -> str:
     """What the verdict means, in a sentence; of a partial run how far it came."""
-    return left_out(document) or (_ALONE if judged_alone(document) else _PAIR)[document["verdict"]]
+    return omitted_cases(document) or (_ALONE if is_judged_alone(document) else _PAIR)[document["verdict"]]
 
 
 def counts(document: dict[str, Any]) -> list[tuple[str, int]]:

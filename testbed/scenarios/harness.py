@@ -13,7 +13,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
-from testbed import cgroupfs, numbers
+from testbed import cgroupfs
 from testbed.errors import CommandFailed, ReadingError
 from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
@@ -24,8 +24,9 @@ from testbed.guest.shell_functions import Texts
 from testbed.scenarios.scenario import Point
 from testbed.scenarios.verdict import Balance, Control, Gap, Part, share_of
 from testbed.topology.disks import disk_of
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 from testbed.topology.storage import Loop
+from testbed.units import parse_whole
 
 ROOT = "/sys/fs/cgroup"
 # What of memory.stat is a number of events (mm/memcontrol.c: memory_stats, memcg_vm_event_stat); the rest is what there is now.
@@ -73,7 +74,7 @@ done
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class Charge:
     """What one command did to one cgroup's counters; `disks`: bytes read and written of each disk of the topology, as QEMU counted them.
 
     What was not read, has another form than the kernel's, or has shrunk where it only grows, raises ReadingError when it is asked for.
@@ -86,7 +87,7 @@ class Reading:
     status: int
 
     def _moved(self, path: str, device: str, counter: str) -> int:
-        return cgroupfs.moved(self.before.text(path), self.after.text(path), device, counter, self.after.where(path))
+        return cgroupfs.bytes_moved(self.before.text(path), self.after.text(path), device, counter, self.after.where(path))
 
     def io(self, device: str, counter: str) -> int:
         """Growth of the cgroup's io.stat `counter` (rbytes, wbytes, rios, ...) on MAJ:MIN; one that it has not used has no line."""
@@ -98,21 +99,21 @@ class Reading:
 
     def _both(self, file: str, counter: str) -> tuple[int, int, str]:
         path = f"{ROOT}/{self.cgroup}/{file}"
-        before, after = (cgroupfs.of(side.text(path), counter, side.where(path)) for side in (self.before, self.after))
+        before, after = (cgroupfs.parse_key(side.text(path), counter, side.where(path)) for side in (self.before, self.after))
         return before, after, f"{self.after.where(path)}, {counter}"
 
     def memory(self, counter: str) -> int:
         """Growth of the cgroup's memory.stat `counter`: bytes, which may have become fewer, or events, which cannot."""
         before, after, where = self._both("memory.stat", counter)
-        return cgroupfs.grown(before, after, where) if counter.startswith(_EVENTS) else after - before
+        return cgroupfs.growth(before, after, where) if counter.startswith(_EVENTS) else after - before
 
     def events(self, counter: str) -> int:
         """Growth of the cgroup's memory.events `counter`."""
-        return cgroupfs.grown(*self._both("memory.events", counter))
+        return cgroupfs.growth(*self._both("memory.events", counter))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rig:
+class Harness:
     """A stack that is there. `disk`: the topology's name of the disk below, empty on tmpfs; `device`: its MAJ:MIN in the guest. `loops`:
     from the one on the disk to the topmost."""
 
@@ -144,24 +145,24 @@ class Rig:
         script = f'{FRESH}\nlosetup -d "$1" && echo 2 >/proc/sys/vm/drop_caches && shift && losetup "$@"'
         await self.guest.script(script, self.loop, *options, self.loop, self.file)
 
-    async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, check: bool = True) -> Reading:
+    async def meter(self, cgroup: str, command: str, *, warm: str = FRESH, check: bool = True) -> Charge:
         """Run a shell command inside a cgroup and read who was charged; `warm` runs before, outside.
 
         :raise CommandFailed: the command failed, while `check`. :raise ReadingError: it did not run inside, or its counters were not read.
         """
-        mark = shell_functions.new_mark()
-        script = shell_functions.functions(mark) + _METERED.replace("WARM", warm).replace("COMMAND", command)
-        before = await readings.disk_bytes(self.guest)
+        mark = shell_functions.new_separator()
+        script = shell_functions.function_definitions(mark) + _METERED.replace("WARM", warm).replace("COMMAND", command)
+        before = await readings.read_disk_bytes(self.guest)
         done = await self.guest.script(script, cgroup)
-        after = await readings.disk_bytes(self.guest)
+        after = await readings.read_disk_bytes(self.guest)
         taken = shell_functions.sections(done.stdout, mark, self.guest.name)
         there = taken["before"], taken["after"]
-        status = numbers.whole(there[0].note("status"), f"guest {self.guest.name}: the status of `{command}`", below=256)
+        status = parse_whole(there[0].note("status"), f"guest {self.guest.name}: the status of `{command}`", below=256)
         if "outside" in there[0].notes:
             raise ReadingError(f"guest {self.guest.name}: {ROOT}/{cgroup}", "a cgroup that a command can run in", done.stderr[-200:])
         if status and check:
             raise CommandFailed(self.guest.name, command, str(status), done.stderr)
-        return Reading(
+        return Charge(
             cgroup=cgroup,
             before=there[0],
             after=there[1],
@@ -174,14 +175,14 @@ class Rig:
 
         :raise ReadingError: it is not there.
         """
-        found = await readings.disk_bytes(self.guest)
+        found = await readings.read_disk_bytes(self.guest)
         if self.disk not in found:
             raise ReadingError(
                 f"guest {self.guest.name}: disk {self.disk}", "to be there", f"QEMU's counters of {', '.join(found) or 'none'}"
             )
         return found[self.disk]
 
-    def moved(self, reading: Reading, counter: str) -> int:
+    def moved(self, reading: Charge, counter: str) -> int:
         """Bytes that the emulated disk counted, `rbytes` or `wbytes`.
 
         :raise ReadingError: it was not there before and after.
@@ -190,7 +191,7 @@ class Rig:
             raise ReadingError(f"disk {self.disk}, {reading.cgroup}", "to be there before and after", "an answer of QEMU without it")
         return reading.disks[self.disk][0 if counter == "rbytes" else 1]
 
-    def balance(self, reading: Reading, counter: str) -> Balance:
+    def balance(self, reading: Charge, counter: str) -> Balance:
         """The disk's bytes as the kernel accounted for them in all cgroups, against what the device counted."""
         accounted = reading.whole_io(self.device, counter)
         return Balance(what=f"{counter} of disk {self.disk}, {reading.cgroup}", accounted=accounted, real=self.moved(reading, counter))
@@ -200,22 +201,22 @@ class Rig:
         files = tuple(loop.backing_file for loop in self.loops)
         printed = (await self.guest.run("fincore", "-b", "-n", "-o", "RES", *files)).stdout
         where = f"guest {self.guest.name}: fincore of {', '.join(files)}"
-        found = [numbers.whole(line.strip(), where) for line in printed.splitlines()]
+        found = [parse_whole(line.strip(), where) for line in printed.splitlines()]
         if len(found) != len(files):
             raise ReadingError(where, f"{len(files)} numbers", printed)
         return sum(found)
 
-    def share(self, reading: Reading, counter: str) -> float:
+    def share(self, reading: Charge, counter: str) -> float:
         """The cgroup's part of what the device moved, to be shown; `part` judges it."""
         moved = self.moved(reading, counter)
         return reading.io(self.device, counter) / moved if moved else 0.0
 
-    def part(self, reading: Reading, counter: str, *, asked: int) -> Part:
+    def part(self, reading: Charge, counter: str, *, asked: int) -> Part:
         """The part of a claim that the disk's bytes are the cgroup's. `asked`: bytes, of which the disk must have moved 9 in 10, or nothing
         is known (where holes were punched, 94 % are left)."""
         return share_of("the disk's bytes", reading.io(self.device, counter), self.moved(reading, counter), least=asked * 0.9)
 
-    def charged(self, name: str, reading: Reading, counter: str, *, asked: int) -> Control:
+    def charged(self, name: str, reading: Charge, counter: str, *, asked: int) -> Control:
         """The control that all of a reading's bytes are the cgroup's, as they are on every kernel where no buffered loop is in between.
 
         `asked`: as in `part`.
@@ -233,7 +234,7 @@ class Rig:
 def _grown_disk(name: str, before: tuple[int, int], after: tuple[int, int]) -> tuple[int, int]:
     """Bytes that a disk has read and written. Its counters begin anew where it is plugged in again."""
     where = f"disk {name}: QEMU's counters"
-    return cgroupfs.grown(before[0], after[0], where), cgroupfs.grown(before[1], after[1], where)
+    return cgroupfs.growth(before[0], after[0], where), cgroupfs.growth(before[1], after[1], where)
 
 
 # Kernels differ in how far they read ahead (7.2: megabytes on virtio-blk), which would charge one reader for another's pages.
@@ -255,11 +256,11 @@ def loops_at(point: Point, disk: str) -> GuestModel:
 
 
 @contextlib.asynccontextmanager
-async def rig(guest: Guest, point: Point) -> AsyncIterator[Rig]:
+async def open_harness(guest: Guest, point: Point) -> AsyncIterator[Harness]:
     """The point's stack on a guest, undone at the end."""
-    disk = point.disk_in(guest.order.model) or ""
-    async with apply.standing(guest, loops_at(point, disk)) as made:
-        yield Rig(
+    disk = point.disk_in(guest.spec.model) or ""
+    async with apply.stack_applied(guest, loops_at(point, disk)) as made:
+        yield Harness(
             guest=guest,
             point=point,
             disk=disk,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 
-from testbed import cgroupfs, numbers
+from testbed import cgroupfs
 from testbed.errors import ReadingError
 from testbed.guest import shell_functions
 from testbed.guest.shell_functions import ENTER
-from testbed.units import MIB
+from testbed.units import MIB, parse_decimal, parse_whole
 
 # rate CGROUP TARGET MIB AT_MIB NAME: reads from inside the cgroup, and prints `rate NAME MIB START END`. For bash.
 RATE = f"""\
@@ -36,21 +36,21 @@ iops() {{ cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }}
 """
 
 
-def rates(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
+def measure_rates(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
     """Bytes a second by name, from lines `rate NAME MIB START END`.
 
     :raise ReadingError: a name has none, or its clock stood still or went back.
     """
     found = {}
-    for name, (mib, start, end) in shell_functions.named(output, "rate", names, where, values=3).items():
-        took_s = numbers.decimal(end, where) - numbers.decimal(start, where)
+    for name, (mib, start, end) in shell_functions.named_values(output, "rate", names, where, values=3).items():
+        took_s = parse_decimal(end, where) - parse_decimal(start, where)
         if took_s <= 0:
             raise ReadingError(where, f"{name} to end after {start}", end)
-        found[name] = numbers.whole(mib, where) * MIB / took_s
+        found[name] = parse_whole(mib, where) * MIB / took_s
     return found
 
 
-def stalls(output: str, where: str) -> tuple[int, int, int]:
+def measure_stalls(output: str, where: str) -> tuple[int, int, int]:
     """Microseconds that the cgroup stalled through the loop, through the direct-I/O loop and on the file, from four lines `stalled TOTAL`.
 
     :raise ReadingError: there are not four totals, or one is less than the one before.
@@ -58,8 +58,8 @@ def stalls(output: str, where: str) -> tuple[int, int, int]:
     found = shell_functions.lines(output, "stalled")
     if [len(words) for words in found] != [1] * 4:
         raise ReadingError(where, "four totals of `some`", str(found))
-    totals = [numbers.whole(words[0], where) for words in found]
-    loop_us, dio_us, file_us = (cgroupfs.grown(*pair, where) for pair in itertools.pairwise(totals))
+    totals = [parse_whole(words[0], where) for words in found]
+    loop_us, dio_us, file_us = (cgroupfs.growth(*pair, where) for pair in itertools.pairwise(totals))
     return loop_us, dio_us, file_us
 
 
@@ -68,5 +68,5 @@ def jobs(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
 
     :raise ReadingError: a job has none.
     """
-    found = shell_functions.named(output, "iops", names, where)
-    return {name: numbers.decimal(number, f"{where}, {name}") for name, (number,) in found.items()}
+    found = shell_functions.named_values(output, "iops", names, where)
+    return {name: parse_decimal(number, f"{where}, {name}") for name, (number,) in found.items()}

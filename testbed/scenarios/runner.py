@@ -9,27 +9,27 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from testbed import numbers
 from testbed.errors import ReadingError, TestbedError
 from testbed.guest import shell_functions
 from testbed.guest.channels.kernel_log import Finding
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import State
-from testbed.guest.metrics.cgroup_sampler import sampling_groups
-from testbed.guest.metrics.disk_sampler import sampling
+from testbed.guest.metrics.cgroup_sampler import sampling_cgroups
+from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.guest.setup import survey
-from testbed.guest.setup.survey import Hardware, Survey, Unread
-from testbed.guest.timeline import playing
+from testbed.guest.setup.survey import Hardware, Survey, SurveyError
+from testbed.guest.timeline import run_timeline
 from testbed.host import eventlog, failures
 from testbed.host.facts import Host
 from testbed.scenarios.scenario import NEEDS_PRELUDE, Case, Cores, Need
-from testbed.scenarios.verdict import Gap, Judgement, Lost, Outcome, Skipped, gravest, judge_pair, judge_single
+from testbed.scenarios.verdict import Gap, Judgement, Lost, Outcome, Skipped, judge_pair, judge_single, worst
 from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.table import Series
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
+from testbed.units import parse_whole
 
-_NOT_READ = Unread(why="the steps of its scenario did not run")
+_NOT_READ = SurveyError(why="the steps of its scenario did not run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Side:
     took_s: float
     ready_after_s: float
     missed: tuple[str, ...] = ()
-    stack: Survey | Unread = _NOT_READ
+    stack: Survey | SurveyError = _NOT_READ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +74,7 @@ class Job:
     `sample_s`: how often to write down what disks and control groups have counted; None: as the topology says, and only of the disks.
     """
 
-    lab: Lab
+    factory: GuestFactory
     cases: tuple[Case, ...]
     model: GuestModel
     kernels: dict[str, KernelFiles]
@@ -85,17 +85,17 @@ class Job:
     sample_s: float | None = None
 
 
-def pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
+def run_pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
     """The judge of `compare`: `base` against `patched`."""
     return judge_pair(outcomes["base"], outcomes["patched"]), {}
 
 
-def each(expected: dict[str, Gap]) -> Judge:
+def run_each(expected: dict[str, Gap]) -> Judge:
     """The judge of single kernels: each against what is expected of it, by side; the gravest is the case's."""
 
     def judge(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
         found = {side: judge_single(outcome, expected[side]) for side, outcome in outcomes.items()}
-        return gravest(tuple(found.values())), found
+        return worst(tuple(found.values())), found
 
     return judge
 
@@ -122,8 +122,8 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
 
     First those that share the host's cores, beside them those that mostly wait; then, one guest after the other, those that measure time.
     """
-    busy = asyncio.Semaphore(slots(job.lab.host, job.model))
-    waiting = asyncio.Semaphore(max(1, _fitting(job.lab.host, job.model) - job.lab.host.cores))
+    busy = asyncio.Semaphore(slots(job.factory.host, job.model))
+    waiting = asyncio.Semaphore(max(1, _fitting(job.factory.host, job.model) - job.factory.host.cores))
     gates: dict[Cores, AbstractAsyncContextManager[None]] = {Cores.SHARED: busy, Cores.IDLE: waiting, Cores.ALONE: nullcontext()}
 
     async def one(case: Case, attempt: int, side: str) -> Side:
@@ -134,7 +134,7 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
     def judged(case: Case, attempt: int, sides: dict[str, Side]) -> Result:
         judgement, by_kernel = judge({side: done.outcome for side, done in sides.items()})
         result = Result(case=case, attempt=attempt, sides=sides, judgement=judgement, by_kernel=by_kernel)
-        eventlog.say(f"{case.name}: {judgement.verdict.value}: {judgement.reason}")
+        eventlog.log_event(f"{case.name}: {judgement.verdict.value}: {judgement.reason}")
         job.on_result(result)
         return result
 
@@ -150,13 +150,13 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
     for case, attempt in _turns(job):
         if case.scenario.cores is Cores.ALONE:
             results.append(judged(case, attempt, {side: await one(case, attempt, side) for side in job.kernels}))
-    return in_order(results, job.cases)
+    return sort_results(results, job.cases)
 
 
-def in_order(results: Iterable[Result], cases: tuple[Case, ...]) -> tuple[Result, ...]:
+def sort_results(results: Iterable[Result], cases: tuple[Case, ...]) -> tuple[Result, ...]:
     """Results in the cases' order, and each case's attempts together."""
-    order = {case.name: number for number, case in enumerate(cases)}
-    return tuple(sorted(results, key=lambda result: (order[result.case.name], result.attempt)))
+    spec = {case.name: number for number, case in enumerate(cases)}
+    return tuple(sorted(results, key=lambda result: (spec[result.case.name], result.attempt)))
 
 
 def _turns(job: Job) -> Iterator[tuple[Case, int]]:
@@ -171,7 +171,7 @@ _EMULATED = "Oops: int3"
 async def _side(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
     """One case on one kernel; once more where the emulation itself lost the guest, of which the first one's findings tell."""
     first = await _attempt(job, case, kernel, evidence, on_step)
-    emulated = job.lab.host.accelerator == "tcg" and any(_EMULATED in finding.text for finding in first.findings)
+    emulated = job.factory.host.accelerator == "tcg" and any(_EMULATED in finding.text for finding in first.findings)
     if not (emulated and isinstance(first.outcome, Lost)):
         return first
     on_step("the emulation lost its guest, once more")
@@ -189,7 +189,7 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
     ready = started
     findings: list[Finding] = []
     missed: list[str] = []
-    stack: Survey | Unread = _NOT_READ
+    stack: Survey | SurveyError = _NOT_READ
     outcome: Outcome
 
     def on_state(state: State) -> None:
@@ -201,26 +201,30 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
         if lack is not None:
             return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
         model = case.model(job.model)
-        cores = {Cores.SHARED: 1, Cores.IDLE: 0, Cores.ALONE: job.lab.host.cores}[case.scenario.cores]
-        async with job.lab.admitted((model,), f"{case.name} on {kernel.name}", cores=cores, on_wait=on_step):
+        cores = {Cores.SHARED: 1, Cores.IDLE: 0, Cores.ALONE: job.factory.host.cores}[case.scenario.cores]
+        async with job.factory.admitted((model,), f"{case.name} on {kernel.name}", cores=cores, on_wait=on_step):
             started = ready = time.monotonic()
             on_step("starting its guest")
-            async with job.lab.guest("g0", model, kernel, evidence, on_state=on_state) as guest:
+            async with job.factory.guest("g0", model, kernel, evidence, on_state=on_state) as guest:
                 findings = guest.console.findings
                 ready = time.monotonic()
                 on_step("running")
-                if lacks := await missing(guest, case.scenario.needs):
+                if lacks := await missing_needs(guest, case.scenario.needs):
                     outcome = Skipped(why=f"{kernel.name} lacks {', '.join(lacks)}")
                 else:
                     try:
-                        async with sampling(guest, _disks_every_s(job)), sampling_groups(guest, job.sample_s), playing(guest) as missed:
+                        async with (
+                            sampling_disks(guest, _disks_every_s(job)),
+                            sampling_cgroups(guest, job.sample_s),
+                            run_timeline(guest) as missed,
+                        ):
                             outcome = await case.scenario.steps(guest, case.point)
                     except Exception:
-                        stack = await surveyed(guest)
+                        stack = await survey_stack(guest)
                         raise
-                    stack = await surveyed(guest)
+                    stack = await survey_stack(guest)
     except Exception as error:
-        outcome = Lost(why=failures.told(error, evidence))
+        outcome = Lost(why=failures.describe(error, evidence))
     ended = time.monotonic()
     on_step("done")
     return Side(
@@ -239,26 +243,26 @@ def _disks_every_s(job: Job) -> float | None:
     return None if job.model.sample is not None else job.sample_s
 
 
-async def missing(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
+async def missing_needs(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...]:
     """What of the needs the guest does not have; asked in one command, which also gives it the script that surveys its stack.
 
     :raise ReadingError: it answers something else.
     """
     where = f"guest {guest.name}: what it lacks"
     conditions = "\n".join(f"{need.test} || echo lacks {number}" for number, need in enumerate(needs))
-    prepare = survey.prepare(device.path for device in guest.disks.values())
+    prepare = survey.survey_commands(device.path for device in guest.disks.values())
     answered = await guest.script(f"{prepare}{NEEDS_PRELUDE}{conditions}\necho all asked", check=False)
     if shell_functions.printed_word(answered.stdout, "all", where) != "asked":
         raise ReadingError(where, "its answers", answered.stdout)
-    lacking = [numbers.whole(" ".join(words), where, below=len(needs)) for words in shell_functions.lines(answered.stdout, "lacks")]
+    lacking = [parse_whole(" ".join(words), where, below=len(needs)) for words in shell_functions.lines(answered.stdout, "lacks")]
     return tuple(needs[number].what for number in lacking)
 
 
-async def surveyed(guest: Guest) -> Survey | Unread:
+async def survey_stack(guest: Guest) -> Survey | SurveyError:
     """What stood in the guest while the steps of its scenario measured their claim."""
     try:
         said = (await guest.script(survey.SHOW)).stdout
-        disks = guest.order.model.disks
+        disks = guest.spec.model.disks
         return survey.parse(
             said,
             {
@@ -267,4 +271,4 @@ async def surveyed(guest: Guest) -> Survey | Unread:
             },
         )
     except TestbedError as error:
-        return Unread(why=str(error).partition("\n")[0])
+        return SurveyError(why=str(error).partition("\n")[0])

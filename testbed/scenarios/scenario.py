@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.guest import Guest
 from testbed.scenarios.verdict import Evidence, Skipped
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 from testbed.units import MIB, format_size
 
 

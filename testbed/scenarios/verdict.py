@@ -37,7 +37,7 @@ class Gap(enum.Enum):
 _CHARGED_FROM, _CHARGED_TO, _BYPASSED_TO = 0.95, 1.05, 0.02
 
 
-def of_share(charged: float, total: float, *, least: float, ahead: float = 0) -> Gap:
+def share_gap(charged: float, total: float, *, least: float, ahead: float = 0) -> Gap:
     """Judge what a cgroup was charged as a share of what there was to charge, both in one unit; `least`: the total from which a share tells
     anything; `ahead`: what was measured to be read ahead beyond the total, and may be charged as well."""
     if not (math.isfinite(charged) and math.isfinite(total)) or charged < 0 or total < max(least, 1):
@@ -49,12 +49,12 @@ def of_share(charged: float, total: float, *, least: float, ahead: float = 0) ->
     return Gap.OPEN if charged <= total * _BYPASSED_TO else Gap.UNCLEAR
 
 
-def of_pages(owned: int, resident: int, asked: int) -> Gap:
+def pages_gap(owned: int, resident: int, asked: int) -> Gap:
     """Judge the page cache that a cgroup pays for against the backing file's pages in memory, bytes. Readahead may add to what was
     asked."""
     if resident < asked * _CHARGED_FROM:
         return Gap.UNCLEAR
-    return Gap.OPEN if 0 <= owned <= asked * _BYPASSED_TO else of_share(owned, resident, least=asked * _CHARGED_FROM)
+    return Gap.OPEN if 0 <= owned <= asked * _BYPASSED_TO else share_gap(owned, resident, least=asked * _CHARGED_FROM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +68,12 @@ class Part:
 
 def share_of(what: str, charged: int, total: int, *, least: float) -> Part:
     """A part of a claim that is a share; see `of_share`."""
-    return Part(what=what, gap=of_share(charged, total, least=least), times=charged / total if total > 0 else None)
+    return Part(what=what, gap=share_gap(charged, total, least=least), times=charged / total if total > 0 else None)
 
 
 def pages_of(what: str, owned: int, resident: int, asked: int) -> Part:
     """A part of a claim that is page cache; see `of_pages`."""
-    return Part(what=what, gap=of_pages(owned, resident, asked), times=owned / resident if resident > 0 else None)
+    return Part(what=what, gap=pages_gap(owned, resident, asked), times=owned / resident if resident > 0 else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class Claim:
     note: str
 
 
-def together(*parts: Part) -> Claim:
+def join_parts(*parts: Part) -> Claim:
     """Judge the parts of one claim: an excess in any is one; what is unclear in any is unclear; parts that differ are PARTIAL."""
     if not parts:
         return Claim(gap=Gap.UNCLEAR, note="; nothing was measured")
@@ -243,7 +243,7 @@ def _claims(base: Outcome, patched: Outcome) -> Judgement:
 _GRAVITY = (Verdict.FAIL, Verdict.INFRA, Verdict.INVALID, Verdict.PASS, Verdict.SKIP)
 
 
-def gravest(judgements: tuple[Judgement, ...]) -> Judgement:
+def worst(judgements: tuple[Judgement, ...]) -> Judgement:
     """The gravest of some judgements, the first of its kind."""
     return min(judgements, key=lambda judgement: _GRAVITY.index(judgement.verdict))
 
@@ -251,7 +251,7 @@ def gravest(judgements: tuple[Judgement, ...]) -> Judgement:
 EXIT_CODES = {Verdict.PASS: 0, Verdict.FAIL: 1, Verdict.INFRA: 2, Verdict.INVALID: 3, Verdict.SKIP: 4}
 
 
-def overall(verdicts: tuple[Verdict, ...], *, partial: bool = False) -> Verdict:
+def overall_verdict(verdicts: tuple[Verdict, ...], *, partial: bool = False) -> Verdict:
     """The verdict of a run: the gravest of its scenarios', and SKIP only where everything was skipped. `partial`: others were to come, so
     that nothing but FAIL is known of the run.
     """

@@ -127,7 +127,7 @@ class _Archive(tarfile.TarFile):
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[tarfile.TarFile]:
+def open_archive(path: Path) -> Iterator[tarfile.TarFile]:
     """An archive as it is, not a compressed one, for one way through.
 
     :raise tarfile.TarError: it is none. :raise OSError: it cannot be read.
@@ -150,7 +150,7 @@ def unpack(path: Path, folder: Path) -> tuple[str, ...]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with opened(path) as archive:
+        with open_archive(path) as archive:
             return _Target(folder.resolve()).take(archive)
     except (OSError, ValueError, tarfile.TarError) as error:
         raise HostError(f"{folder}: what the guest gave cannot be unpacked: {error}") from error
@@ -159,7 +159,7 @@ def unpack(path: Path, folder: Path) -> tuple[str, ...]:
 def unpack_file(path: Path, target: Path) -> None:
     """The only file of an archive, with its holes, to `target`. Raises as `unpack`."""
     try:
-        with opened(path) as archive:
+        with open_archive(path) as archive:
             entry = archive.next()
             if entry is None or not entry.isreg():
                 raise tarfile.TarError("expected a file")
@@ -240,7 +240,7 @@ def _write(archive: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> No
             target.unlink()
     source = archive.extractfile(entry)
     assert source is not None  # it is a file
-    with source, paths.created(target, 0o777 if entry.mode & 0o100 else 0o666) as file:
+    with source, paths.create_folder(target, 0o777 if entry.mode & 0o100 else 0o666) as file:
         if not entry.issparse():
             shutil.copyfileobj(source, file)
             return

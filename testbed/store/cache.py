@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -16,12 +15,12 @@ from typing import Any
 
 import filelock
 
-from testbed import jsons
 from testbed.errors import HostError
 from testbed.host import eventlog, other_users, paths
 from testbed.host.tempdirs import lock_file
 from testbed.progress import Progress
 from testbed.store import unshare
+from testbed.text import parse_json
 
 META = "meta.json"
 # The room of kernel sources.
@@ -30,19 +29,13 @@ SOURCES = "sources"
 UNFINISHED = ".unfinished-"
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_meta(folder: Path) -> dict[str, Any]:
     """What was recorded when a folder was made.
 
     :raise HostError: it is missing or damaged; says how to make the folder again.
     """
     try:
-        meta = jsons.parsed((folder / META).read_text(encoding="utf-8"))
+        meta = parse_json((folder / META).read_text(encoding="utf-8"))
         if not isinstance(meta, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
@@ -57,7 +50,7 @@ async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[Non
 
     :raise HostError: the file cannot be written.
     """
-    paths.make(path.parent)
+    paths.make_folder(path.parent)
     lock = lock_file(path)
     said = ""
     while True:
@@ -65,9 +58,9 @@ async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[Non
             lock.acquire(blocking=False)
             break
         except filelock.Timeout:
-            if (waiting := f"{what}: waiting for {other_users.holder(path)}, which holds {path}") != said:
+            if (waiting := f"{what}: waiting for {other_users.lock_holder(path)}, which holds {path}") != said:
                 progress.note(waiting)
-                eventlog.say(waiting)
+                eventlog.log_event(waiting)
                 said = waiting
             await asyncio.sleep(0.2)
         except OSError as error:
@@ -78,7 +71,7 @@ async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[Non
         lock.release()
 
 
-async def once(
+async def make_once(
     folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], progress: Progress, what: str, *, many_files: bool = False
 ) -> Path:
     """`folder`, made by `make` if it is not there: `make` fills an unfinished folder and returns what to record of it.
@@ -90,7 +83,7 @@ async def once(
     :raise HostError: no room, no permission; or what `make` raises.
     """
     if (folder / META).is_file():
-        used(folder)
+        mark_used(folder)
         return folder
     async with locked(folder.with_name(f"{folder.name}.lock"), progress, what):
         if (folder / META).is_file():
@@ -102,7 +95,7 @@ async def once(
             try:
                 began = time.monotonic()
                 meta = await make(unfinished)
-                eventlog.say(f"{what}: made in {time.monotonic() - began:.1f} s: {folder}")
+                eventlog.log_event(f"{what}: made in {time.monotonic() - began:.1f} s: {folder}")
                 (unfinished / META).write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n", encoding="utf-8")
                 await asyncio.to_thread(os.sync) if many_files else await asyncio.to_thread(_sync_tree, unfinished)
                 if folder.exists():
@@ -120,7 +113,7 @@ def build_lock(source: Path) -> Path:
     return source.with_name(f"{source.name}.build.lock")
 
 
-def used(folder: Path) -> None:
+def mark_used(folder: Path) -> None:
     """Remember that a folder was of use now, for whoever must choose what to remove."""
     with contextlib.suppress(OSError):
         os.utime(folder / META)

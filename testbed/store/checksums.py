@@ -12,14 +12,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
 from testbed.errors import HostError
-from testbed.store.cache import file_sha256
+from testbed.hashing import file_sha256
+from testbed.text import parse_json
 
 _SEALS = "seals.json"
 
 
-def check(folder: Path, files: tuple[str, ...], known: dict[str, str] | None = None) -> None:
+def verify(folder: Path, files: tuple[str, ...], known: dict[str, str] | None = None) -> None:
     """Compare files of a folder with what was recorded of them; records those that are new. `known`: hashes by name, from elsewhere.
 
     :raise HostError: one is another than it was, or is gone; says how to make it again.
@@ -55,7 +55,7 @@ def _stamp(file: Path) -> list[int]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = jsons.parsed(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         return {name: {"sha256": str(seal["sha256"]), "stamp": list(seal["stamp"])} for name, seal in found.items()}
     except FileNotFoundError:
         return {}

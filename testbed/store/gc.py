@@ -39,27 +39,27 @@ class Piece:
         return f"{self.folder.parent.name}/{self.folder.name}" if self.folder.parent.name in ROOMS else self.folder.name
 
 
-def environments(root: Path) -> tuple[Piece, ...]:
+def list_environments(root: Path) -> tuple[Piece, ...]:
     """The virtual environments that `tb` has made, but for the one that runs this."""
     found = []
     for mark in root.glob(f"*-*/{_COMPLETE}"):
         with contextlib.suppress(OSError):
             if not Path(sys.prefix).samefile(mark.parent):
-                found.append(Piece(folder=mark.parent, size_bytes=quota.taken(mark.parent), used=mark.stat().st_mtime))
+                found.append(Piece(folder=mark.parent, size_bytes=quota.bytes_taken(mark.parent), used=mark.stat().st_mtime))
     return tuple(found)
 
 
-def every(root: Path) -> tuple[Piece, ...]:
+def list_pieces(root: Path) -> tuple[Piece, ...]:
     """All of a cache, the least recently used first."""
     found = []
     for folder in (folder for name in ROOMS for folder in (root / name).glob("*")):
         with contextlib.suppress(OSError):
             used = (folder / cache.META).stat().st_mtime
-            found.append(Piece(folder=folder, size_bytes=quota.taken(folder), used=used))
+            found.append(Piece(folder=folder, size_bytes=quota.bytes_taken(folder), used=used))
     return tuple(sorted(found, key=lambda piece: (piece.used, piece.name)))
 
 
-def superfluous(
+def select_unused(
     pieces: Iterable[Piece], now: float, *, unused_s: float | None, limit_bytes: int | None, needed: Collection[Path] = ()
 ) -> tuple[Piece, ...]:
     """Which may go: those of no use for `unused_s`, and the least recently used while all are larger than the limit.
@@ -77,10 +77,10 @@ def superfluous(
     return tuple(sorted(chosen, key=lambda piece: piece.used))
 
 
-def needed(folders: Folders) -> set[Path]:
+def select_needed(folders: Folders) -> set[Path]:
     """The images and kernels of guests that stay, and of snapshots, which only go on from what they were made of."""
-    kernels = {vm.record.kernel for vm in registry.every(folders)}
-    kernels |= {str(one.order["kernel"]) for one in snapshot_files.every(folders.state)}
+    kernels = {vm.record.kernel for vm in registry.list_vms(folders)}
+    kernels |= {str(one.order["kernel"]) for one in snapshot_files.list_snapshots(folders.state)}
     if not kernels:
         return set()
     known, images = load_table(paths.shipped("images") / "kernels.yaml"), paths.shipped("images")
@@ -93,8 +93,8 @@ def needed(folders: Folders) -> set[Path]:
 
 def keep_within(folders: Folders, limit_bytes: int, own: Collection[Path]) -> None:
     """Keep the cache as small as that, as far as that takes nothing that anybody needs. `own`: what is needed here besides."""
-    pieces = every(folders.cache)
-    for piece in superfluous(pieces, time.time(), unused_s=None, limit_bytes=limit_bytes, needed={*own, *needed(folders)}):
+    pieces = list_pieces(folders.cache)
+    for piece in select_unused(pieces, time.time(), unused_s=None, limit_bytes=limit_bytes, needed={*own, *select_needed(folders)}):
         remove(piece.folder)
 
 
@@ -110,7 +110,7 @@ def remove(folder: Path) -> bool:
             # What is half removed must not look whole.
             for mark in (cache.META, _COMPLETE):
                 (folder / mark).unlink(missing_ok=True)
-            untrusted_files.remove(folder)
+            untrusted_files.remove_folder(folder)
         except (filelock.Timeout, OSError):
             return False
     return not folder.exists()

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from testbed.errors import HostError, UsageError
-from testbed.hashing import content_key
+from testbed.hashing import content_key, file_sha256
 from testbed.host import paths, process
 from testbed.progress import Progress, Task
 from testbed.store import cache, checksums, unshare
@@ -81,11 +81,11 @@ def image_folder(name: str, images: Path, root: Path) -> Path:
     :raise UsageError: no such recipe.
     """
     recipe = _recipe(name, images)
-    files = {file: cache.file_sha256(images / "guest" / file) for file in _GUEST_FILES}
+    files = {file: file_sha256(images / "guest" / file) for file in _GUEST_FILES}
     return root / "images" / f"{name}-{content_key(_LAYOUT, recipe.model_dump(), files, OPTIONS)}"
 
 
-async def build(name: str, images: Path, root: Path, progress: Progress) -> Image:
+async def build_image(name: str, images: Path, root: Path, progress: Progress) -> Image:
     """The image, built if the cache does not have it.
 
     :raise UsageError: no such recipe.
@@ -97,15 +97,15 @@ async def build(name: str, images: Path, root: Path, progress: Progress) -> Imag
         with progress.task(f"guest image {name}") as task:
             return await _make(_recipe(name, images), images / "guest", unfinished, task)
 
-    await cache.once(folder, make, progress, f"image {name}")
+    await cache.make_once(folder, make, progress, f"image {name}")
     meta = cache.read_meta(folder)
-    await asyncio.to_thread(checksums.check, folder, ("root.ext4", "busybox"), meta.get("hashes"))
+    await asyncio.to_thread(checksums.verify, folder, ("root.ext4", "busybox"), meta.get("hashes"))
     return Image(name=name, sha256=meta["sha256"], folder=folder)
 
 
 async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> dict[str, Any]:
     mirror = await find_mirror()
-    if said := await unshare.obstacle():
+    if said := await unshare.why_unavailable():
         raise HostError(f"mmdebstrap cannot have namespaces of its own: {said}; `testbed doctor` says what that needs")
     suites = (recipe.suite, f"{recipe.suite}-security")
     work = folder / "work"
@@ -121,14 +121,14 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> 
                 if said in line:
                     task.update(fraction=fraction, detail=meaning)
 
-    words = [*unshare.words(work), str(process.find("mmdebstrap")), *_options(recipe)]
+    words = [*unshare.command_prefix(work), str(process.find("mmdebstrap")), *_options(recipe)]
     words += [recipe.suite, "/dev/null", str(unshare.HERE / "sources.list")]
     await process.run(words, timeout_s=3600, env={"TMPDIR": str(unshare.HERE)}, on_line=on_line)
     for file in ("root.ext4", "busybox"):
         (work / file).rename(folder / file)
     unshare.remove(work)
     task.update(fraction=1.0)
-    hashes = {file: cache.file_sha256(folder / file) for file in ("root.ext4", "busybox")}
+    hashes = {file: file_sha256(folder / file) for file in ("root.ext4", "busybox")}
     return {"sha256": hashes["root.ext4"], "hashes": hashes, "suite": recipe.suite}
 
 

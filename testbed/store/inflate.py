@@ -81,21 +81,21 @@ _FORMATS: tuple[tuple[str, bytes, Callable[[], _Decompressor] | tuple[str, ...]]
 HEAD_BYTES = 9
 
 
-def form(head: bytes) -> str | None:
+def compression_form(head: bytes) -> str | None:
     """How a file is compressed that begins with `head`, of `HEAD_BYTES` or more; None where it is not."""
     return next((name for name, magic, _ in _FORMATS if head.startswith(magic)), None)
 
 
-def form_of(path: Path) -> str | None:
+def form_of_file(path: Path) -> str | None:
     """How a file is compressed, None where it is not.
 
     :raise OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        return form(file.read(HEAD_BYTES))
+        return compression_form(file.read(HEAD_BYTES))
 
 
-def pieces(file: BinaryIO, name: str, limit_bytes: int) -> Iterator[bytes]:
+def decompress_pieces(file: BinaryIO, name: str, limit_bytes: int) -> Iterator[bytes]:
     """What is in a compressed file, from its place to its end; of one that is not compressed its own bytes. `file` is a real file.
 
     :raise Refused: it is damaged, or has more than `limit_bytes`. :raise ToolMissing: the program that unpacks it is not installed.
@@ -171,20 +171,20 @@ def _through(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Iterato
             child.kill()
 
 
-def read(path: Path, limit_bytes: int) -> bytes:
+def read_decompressed(path: Path, limit_bytes: int) -> bytes:
     """What is in a file, unpacked.
 
     :raise Refused: as `pieces` says. :raise OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        return b"".join(pieces(file, str(path), limit_bytes))
+        return b"".join(decompress_pieces(file, str(path), limit_bytes))
 
 
-def write(path: Path, target: Path, limit_bytes: int) -> None:
+def write_decompressed(path: Path, target: Path, limit_bytes: int) -> None:
     """What is in a file, unpacked into another.
 
     :raise Refused: as `pieces` says. :raise OSError: one cannot be read, or the other not written.
     """
     with path.open("rb") as file, target.open("wb") as made:
-        for piece in pieces(file, str(path), limit_bytes):
+        for piece in decompress_pieces(file, str(path), limit_bytes):
             made.write(piece)

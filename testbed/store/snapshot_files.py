@@ -61,42 +61,42 @@ def snapshot_folder(state: Path, vm: str, name: str) -> Path:
     return state / "snapshots" / vm / name
 
 
-def every(state: Path) -> tuple[Snapshot, ...]:
+def list_snapshots(state: Path) -> tuple[Snapshot, ...]:
     """All that there are, by guest and name; unreadable ones are left out."""
     found = []
     for folder in sorted((state / "snapshots").glob("*/*")):
         try:
-            found.append(read(folder))
+            found.append(read_snapshot(folder))
         except HostError:
             continue
     return tuple(found)
 
 
-def find(state: Path, vm: str, name: str) -> Snapshot:
+def find_snapshot(state: Path, vm: str, name: str) -> Snapshot:
     """:raise UsageError: there is none of that name."""
     folder = snapshot_folder(state, vm, name)
     if not folder.is_dir():
-        there = ", ".join(one.folder.name for one in every(state) if one.folder.parent.name == vm)
+        there = ", ".join(one.folder.name for one in list_snapshots(state) if one.folder.parent.name == vm)
         raise UsageError(f"{vm} has no snapshot {name!r}; {f'it has {there}' if there else f'make one with: testbed snapshot {vm} {name}'}")
-    return read(folder)
+    return read_snapshot(folder)
 
 
 @contextlib.contextmanager
-def unfinished(folder: Path) -> Iterator[Path]:
+def new_snapshot(folder: Path) -> Iterator[Path]:
     """A new folder that becomes `folder` when it is left, and goes where that is by an error. Whoever fills it holds it (flock), so that
     what a killed one has left is known.
     """
     path = folder.with_name(f".{folder.name}{_UNFINISHED}")
     shutil.rmtree(path, ignore_errors=True)  # a guest's commands take turns
     try:
-        with tempdirs.made(path) as made:
+        with tempdirs.create(path) as made:
             yield made
             made.rename(folder)
     finally:
         _with_the_last(folder.parent)
 
 
-def sweep(state: Path) -> tuple[Path, ...]:
+def remove_unfinished(state: Path) -> tuple[Path, ...]:
     """Remove what killed supervisors have left half-saved; returns it."""
     gone = tempdirs.sweep((state / "snapshots").glob(f"*/.*{_UNFINISHED}*"))
     for folder in gone:
@@ -110,14 +110,14 @@ def _with_the_last(folder: Path) -> None:
         folder.rmdir()
 
 
-def record(folder: Path, *, host_key: bytes, boot_s: float, machine: str, order: dict[str, Any]) -> None:
+def write_record(folder: Path, *, host_key: bytes, boot_s: float, machine: str, order: dict[str, Any]) -> None:
     """Write the last file of a snapshot, which makes it one."""
     meta = {"host_key": host_key.hex(), "boot_s": boot_s, "machine": machine, "order": order}
     (folder / cache.META).touch(mode=0o600)
     (folder / cache.META).write_text(json.dumps(meta), encoding="utf-8")
 
 
-def read(folder: Path) -> Snapshot:
+def read_snapshot(folder: Path) -> Snapshot:
     """:raise HostError: it is incomplete or damaged."""
     meta = cache.read_meta(folder)
     try:
@@ -132,12 +132,12 @@ def read(folder: Path) -> Snapshot:
         raise HostError(f"{folder / cache.META}: expected a snapshot's record, got {error!r}") from error
 
 
-def remove(snapshot: Snapshot) -> None:
+def remove_snapshot(snapshot: Snapshot) -> None:
     shutil.rmtree(snapshot.folder, ignore_errors=True)
     _with_the_last(snapshot.folder.parent)
 
 
-async def copy(source: Path, target: Path) -> None:
+async def copy_snapshot(source: Path, target: Path) -> None:
     """A disk's file as it is, holes left holes; shares its blocks with the source where the host's filesystem can.
 
     :raise HostError: it cannot be copied.

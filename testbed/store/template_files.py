@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import HostError, TemplateError
-from testbed.qemu.command_line import Machine
+from testbed.hashing import file_sha256
+from testbed.qemu.command_line import MachineId
 from testbed.store import cache
 
 
@@ -37,11 +38,11 @@ class Template:
         return self.folder / "state"
 
 
-def template_folder(root: Path, machine: Machine) -> Path:
+def template_folder(root: Path, machine: MachineId) -> Path:
     return root / "templates" / machine.key
 
 
-def read(folder: Path, machine: Machine) -> Template:
+def read_template(folder: Path, machine: MachineId) -> Template:
     """The template in a folder.
 
     :raise TemplateError: it is incomplete or damaged.
@@ -55,7 +56,7 @@ def read(folder: Path, machine: Machine) -> Template:
         raise TemplateError(str(error)) from error
     except (KeyError, TypeError, ValueError) as error:
         raise TemplateError(f"{folder / cache.META}: expected a template's record, got {error!r}") from error
-    cache.used(folder)
+    cache.mark_used(folder)
     for name, expected in sizes.items():
         path = folder / name
         got = path.stat().st_size if path.is_file() else None
@@ -63,7 +64,7 @@ def read(folder: Path, machine: Machine) -> Template:
             raise TemplateError(f"{path}: expected {expected} bytes, got {got}")
     if touched_at_ns(template.memory) != touched_ns:
         raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that somebody has changed since")
-    if cache.file_sha256(template.state) != digest:
+    if file_sha256(template.state) != digest:
         raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
     return template
 
@@ -76,6 +77,6 @@ def touched_at_ns(memory: Path) -> int:
     return memory.stat().st_ctime_ns
 
 
-def remove(folder: Path) -> None:
+def remove_template(folder: Path) -> None:
     """Forget a template; guests that run from it keep what they have mapped."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -22,13 +22,13 @@ _APART = ("unshare", "--mount", "--pid", "--mount-proc", "--fork", "--kill-child
 _MOUNTED = ("sh", "-ec", 'mount --bind "$0" "$1"; cd "$1"; shift; exec "$@"')
 
 
-def words(folder: Path) -> tuple[str, ...]:
+def command_prefix(folder: Path) -> tuple[str, ...]:
     """What to put before a program that works in `folder`, which it sees as `HERE`."""
     # The parent-death signal once more: becoming root takes it away, and unshare(1) hands on no other than this one.
     return (*_as_root(), *process.dying_with_us("KILL"), *_APART, *_MOUNTED, str(folder), str(HERE))
 
 
-async def obstacle() -> str:
+async def why_unavailable() -> str:
     """Why there can be no such program on this machine; nothing where there can."""
     tried = await process.run([*_as_root(), *_APART, "true"], check=False)
     return "" if tried.status == 0 else tried.stderr.strip() or f"unshare ended with status {tried.status}"

@@ -2,7 +2,7 @@
 
 from testbed.topology.disks import Disk, Limits
 from testbed.topology.load import load, load_points, parse_points
-from testbed.topology.model import Guest, Topology
+from testbed.topology.model import GuestModel, Topology
 from testbed.topology.storage import Loop
 
-__all__ = ["Disk", "Guest", "Limits", "Loop", "Topology", "load", "load_points", "parse_points"]
+__all__ = ["Disk", "GuestModel", "Limits", "Loop", "Topology", "load", "load_points", "parse_points"]

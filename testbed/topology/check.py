@@ -12,7 +12,7 @@ from testbed.topology import networks, schedule
 from testbed.topology.disks import Disk, Nvme
 from testbed.topology.filesystems import FILESYSTEMS
 from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, block_sizes, device, graph, sizes
-from testbed.topology.model import Guest, Topology
+from testbed.topology.model import GuestModel, Topology
 from testbed.topology.storage import File, Filesystem, Loop, Swap
 from testbed.units import MIB, format_size
 
@@ -30,7 +30,7 @@ def check(topology: Topology) -> tuple[Mistake, ...]:
     for name, guest in topology.guests.items():
         found += ((("guests", name, *path), message) for path, message in _guest(guest))
     nics = {name: guest.networks for name, guest in topology.guests.items()}
-    found += ((("guests", *path), message) for path, message in networks.mistakes(nics))
+    found += ((("guests", *path), message) for path, message in networks.network_mistakes(nics))
     return tuple(found)
 
 
@@ -57,7 +57,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {near[0]!r}?" if near else f" (there are {', '.join(words)})" if words else ""
 
 
-def _guest(guest: Guest) -> Iterator[Mistake]:
+def _guest(guest: GuestModel) -> Iterator[Mistake]:
     if guest.memory % MIB or guest.memory < 256 * MIB:
         yield ("memory",), f"expected a whole number of MiB, at least 256M, got {format_size(guest.memory)}"
     if len(guest.disks) + len(guest.networks) > MAX_PORTS:
@@ -80,13 +80,14 @@ def _guest(guest: Guest) -> Iterator[Mistake]:
     }
     for number, act in enumerate(guest.timeline):
         yield from (
-            (("timeline", number), message) for message in schedule.mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus)
+            (("timeline", number), message)
+            for message in schedule.timeline_mistakes(act, parts, memory_bytes=guest.memory, cpus=guest.cpus)
         )
     hot = {part: part in guest.disks and not guest.disks[part].cold for part in parts}
-    yield from ((("timeline", number), message) for number, message in schedule.plugging(guest.timeline, hot))
+    yield from ((("timeline", number), message) for number, message in schedule.hotplug_mistakes(guest.timeline, hot))
 
 
-def _disk(name: str, disk: Disk, guest: Guest) -> Iterator[Mistake]:
+def _disk(name: str, disk: Disk, guest: GuestModel) -> Iterator[Mistake]:
     if name in _RESERVED:
         yield (), f"{name!r} is the name of a disk that every guest has; choose another"
     step = max(4096, disk.logical_block_size)
@@ -274,7 +275,7 @@ def _one_size(made: Graph) -> Iterator[Mistake]:
             yield (*node.where, "allocate"), f"{below.key.name!r} is {below.thing.allocate} {there}, got {node.thing.allocate}; {same}"
 
 
-def _cgroups(guest: Guest, made: Graph) -> Iterator[Mistake]:
+def _cgroups(guest: GuestModel, made: Graph) -> Iterator[Mistake]:
     devices = [key.name for key in made.nodes if key.kind == "device"]
     for path, group in guest.cgroups.items():
         where: Path = ("cgroups", path)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 from testbed.topology.disks import Disk, Namespace, Nvme, Partition
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import MIB
 
@@ -115,7 +115,7 @@ def device(name: str) -> Key:
     return Key("device", name)
 
 
-def graph(guest: Guest) -> Graph:
+def graph(guest: GuestModel) -> Graph:
     """The guest's stack, as far as its names are unique."""
     made = Graph()
     for name, disk in guest.disks.items():

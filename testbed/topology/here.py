@@ -22,7 +22,7 @@ from testbed.units import format_size
 _ANY_FILE_BYTES = 1 << 40
 
 
-def mistakes(topology: Topology, memory_bytes: int) -> Iterator[Mistake]:
+def host_mistakes(topology: Topology, memory_bytes: int) -> Iterator[Mistake]:
     """Everything of a topology that this host cannot give. `memory_bytes`: what it has."""
     yield from fits_host(topology, memory_bytes)
     images = paths.shipped("images")
@@ -38,7 +38,7 @@ def mistakes(topology: Topology, memory_bytes: int) -> Iterator[Mistake]:
         for disk_name, disk in guest.disks.items():
             where: Place = ("guests", name, "disks", disk_name)
             for place, size_bytes in _raw_files(disk):
-                if (why := _too_large(size_bytes, paths.cache())) is not None:
+                if (why := _too_large(size_bytes, paths.cache_folder())) is not None:
                     yield (
                         (*where, *place, "size"),
                         f"expected a size that a file of this machine can have, got {format_size(size_bytes)}: {why}",
@@ -84,7 +84,7 @@ def image_mistakes(path: Path, kind: str, said_by: str, disk_bytes: int) -> Iter
         elif not re.search(IMAGE, real.name):
             yield f"expected an image of a disk or a file system, got a link to {real}"
         else:
-            yield from disk_images.mistakes(_content(real), kind, said_by, disk_bytes)
+            yield from disk_images.image_mistakes(_content(real), kind, said_by, disk_bytes)
     except (OSError, RuntimeError, ValueError) as error:  # a link that leads to itself, or a name that no file has
         yield f"{path}: cannot be read: {error.strerror if isinstance(error, OSError) else error}"
 

@@ -14,35 +14,35 @@ from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.table import KernelTable, LocalKernel
 from testbed.topology import kernel_features
 from testbed.topology.check import Mistake
-from testbed.topology.model import Guest, Topology
+from testbed.topology.model import GuestModel, Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Known:
+class KernelConfig:
     """A kernel's configuration. `name`: as it was asked for, and its release, where that is known."""
 
     name: str
     config: Mapping[str, Option]
     has_modules: bool
 
-    def mistakes(self, guest: Guest) -> Iterator[Mistake]:
+    def mistakes(self, guest: GuestModel) -> Iterator[Mistake]:
         """What of a guest the kernel cannot do, by its place in the guest's part of the file."""
-        for where, lacks in kernel_features.lacking(guest, self.config, has_modules=self.has_modules):
+        for where, lacks in kernel_features.lacking_features(guest, self.config, has_modules=self.has_modules):
             modules = "" if self.has_modules else ", built in, for it comes without modules"
             yield where, f"expected a kernel that can do this; the configuration of {self.name} lacks {lacks}{modules}"
 
 
-def of_files(files: KernelFiles) -> Known | None:
+def config_of_files(files: KernelFiles) -> KernelConfig | None:
     """The configuration of a kernel in the cache, where it came with one."""
     if files.config is None:
         return None
     config = _parsed(files.config.read_text(encoding="utf-8"))
-    return None if config is None else Known(name=f"{files.name} ({files.release})", config=config, has_modules=files.has_modules)
+    return None if config is None else KernelConfig(name=f"{files.name} ({files.release})", config=config, has_modules=files.has_modules)
 
 
-def check(guest: Guest, files: KernelFiles) -> None:
+def check_kernels(guest: GuestModel, files: KernelFiles) -> None:
     """:raise UsageError: a kernel's configuration is known, and it cannot do what the guest needs."""
-    known = of_files(files)
+    known = config_of_files(files)
     wrong = [f"{'.'.join(map(str, where))}: {said}" for where, said in known.mistakes(guest)] if known is not None else []
     if wrong:
         raise UsageError("\n  ".join(wrong))
@@ -54,7 +54,7 @@ class Abilities:
     def __init__(self, table: KernelTable, root: Path, kernel: str | None = None, *, default: str | None = None) -> None:
         """`kernel`: the one of all guests; None: the one that each guest names, or the `default`."""
         self._table, self._root, self._kernel, self._default = table, root, kernel, default
-        self._known: dict[str, Known | None] = {}
+        self._known: dict[str, KernelConfig | None] = {}
 
     def mistakes(self, topology: Topology) -> Iterator[Mistake]:
         """What of a topology its guests' kernels cannot do; nothing of a kernel whose configuration is not known."""
@@ -63,30 +63,30 @@ class Abilities:
             if kernel is not None:
                 yield from ((("guests", name, *where), said) for where, said in self.of(kernel, guest))
 
-    def of_all(self, kernels: Sequence[str], guest: Guest) -> Iterator[Mistake]:
+    def of_all(self, kernels: Sequence[str], guest: GuestModel) -> Iterator[Mistake]:
         """What of a guest any of these kernels cannot do."""
         for kernel in dict.fromkeys(kernels):
             yield from self.of(kernel, guest)
 
-    def of(self, kernel: str, guest: Guest) -> Iterator[Mistake]:
+    def of(self, kernel: str, guest: GuestModel) -> Iterator[Mistake]:
         if kernel not in self._known:
             self._known[kernel] = self._find(kernel)
         known = self._known[kernel]
         return iter(()) if known is None else known.mistakes(guest)
 
-    def _find(self, spec: str) -> Known | None:
+    def _find(self, spec: str) -> KernelConfig | None:
         try:
             kernel = self._table.resolve(spec)
-            cached = kernel_files.cached(kernel, self._root)
+            cached = kernel_files.cached_kernel(kernel, self._root)
         except (UsageError, HostError):  # told where the kernel is named
             return None
         if cached is not None:
-            return of_files(cached)
+            return config_of_files(cached)
         if not isinstance(kernel, LocalKernel) or kernel.bzimage is None:
             return None
         text = fit.known_config(kernel.bzimage, kernel.modules)
         config = None if text is None else _parsed(text)
-        return None if config is None else Known(name=spec, config=config, has_modules=kernel.modules is not None)
+        return None if config is None else KernelConfig(name=spec, config=config, has_modules=kernel.modules is not None)
 
 
 def _parsed(text: str) -> Mapping[str, Option] | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from testbed.store.kernels.config_fragments import Option
 from testbed.topology.disks import Disk, Nvme
 from testbed.topology.graph import NamespaceOf, PartitionOf, Path, graph
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, Filesystem, Loop, Md, Swap
 
 # Each: choices, of which one is enough.
@@ -55,7 +55,7 @@ CGROUP_KEYS: Mapping[str, Options] = {
 MACHINE: Mapping[str, Options] = {"memory": (("VIRTIO_BALLOON",),), "cpus": (("HOTPLUG_CPU",),)}
 
 
-def needed(guest: Guest) -> Iterator[tuple[Path, Options]]:
+def needed_features(guest: GuestModel) -> Iterator[tuple[Path, Options]]:
     """Every part of a guest that needs something of its kernel: the place in the guest's part of the file, and what."""
     for node in graph(guest).nodes.values():
         match node.thing:
@@ -87,10 +87,10 @@ def needed(guest: Guest) -> Iterator[tuple[Path, Options]]:
         yield ("timeline", number), MACHINE.get(act.verb, ())
 
 
-def lacking(guest: Guest, config: Mapping[str, Option], *, has_modules: bool) -> Iterator[tuple[Path, str]]:
+def lacking_features(guest: GuestModel, config: Mapping[str, Option], *, has_modules: bool) -> Iterator[tuple[Path, str]]:
     """What a configuration lacks of it, as the options are written there. `has_modules`: the kernel comes with its modules."""
     enough = ("y", "m") if has_modules else ("y",)
-    for where, options in needed(guest):
+    for where, options in needed_features(guest):
         missing = [choices for choices in options if not any(name in config and config[name].value in enough for name in choices)]
         if missing:
             yield where, " and ".join(" or ".join(f"CONFIG_{name}" for name in choices) for choices in missing)

@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from testbed.errors import TopologyError
 from testbed.topology import here, matrix, messages, trust
 from testbed.topology.check import Mistake, check, did_you_mean
-from testbed.topology.model import Document, Guest, Matrix, Topology
+from testbed.topology.model import Document, GuestModel, Matrix, Topology
 from testbed.topology.tolerant import Checked, leave_out
-from testbed.topology.yaml_reader import Reader, Where, read, single, text_named, text_of
+from testbed.topology.yaml_reader import Reader, Where, load_single, read, text_named, text_of
 
 _MAX_DEPTH = 8
 # What the kernels of a topology cannot do of it (`store/kernel_abilities.py`).
@@ -25,7 +25,7 @@ def load(path: Path, point: str | None = None, *, host_memory: int | None = None
 
     :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake. Also for a matrix without `point`.
     """
-    return one(load_points(path, host_memory=host_memory, able=able), str(path), point)
+    return load_one(load_points(path, host_memory=host_memory, able=able), str(path), point)
 
 
 def load_points(path: Path, *, host_memory: int | None = None, able: Able | None = None) -> dict[str, Topology]:
@@ -53,7 +53,7 @@ def _located(topology: Topology, folder: Path) -> Topology:
     """
     folder = folder.absolute()
 
-    def disks(guest: Guest) -> dict[str, Any]:
+    def disks(guest: GuestModel) -> dict[str, Any]:
         return {
             name: disk if disk.image is None else disk.model_copy(update={"image": str(folder / disk.image)})
             for name, disk in guest.disks.items()
@@ -68,7 +68,7 @@ def _located(topology: Topology, folder: Path) -> Topology:
 def _judged(topology: Topology, reader: Reader) -> Topology:
     """The topology with each guest's `qemu-args` trusted or not, as all that was read for it is."""
     judged = {
-        name: guest.model_copy(update={"qemu_args": trust.judged(guest.qemu_args, reader.sources)})
+        name: guest.model_copy(update={"qemu_args": trust.with_trust(guest.qemu_args, reader.sources)})
         for name, guest in topology.guests.items()
         if guest.qemu_args
     }
@@ -80,10 +80,10 @@ def parse(text: str, file: str) -> Topology:
 
     :raise TopologyError: with every mistake.
     """
-    return one(_points(text, file, None), file, None)
+    return load_one(_points(text, file, None), file, None)
 
 
-def one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
+def load_one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
     """The topology of a file that has one, or the one at a point of its matrix.
 
     :raise TopologyError: there is no such point, or several and none is named.
@@ -91,13 +91,13 @@ def one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
     if point is None and len(found) == 1:
         return next(iter(found.values()))
     if point is None:
-        raise single(
+        raise load_single(
             file, 1, 1, f"expected one topology, got a matrix of {len(found)} points; name one of them, such as {next(iter(found))}"
         )
     if list(found) == [""]:
-        raise single(file, 1, 1, f"expected no point, because this file has no matrix, got {point!r}")
+        raise load_single(file, 1, 1, f"expected no point, because this file has no matrix, got {point!r}")
     if point not in found:
-        raise single(
+        raise load_single(
             file, 1, 1, f"expected a point of the matrix, got {point!r}{did_you_mean(point, [name for name in found if name][:20])}"
         )
     return found[point]
@@ -121,7 +121,7 @@ def points_of(
     return found
 
 
-def merged(plain: dict[str, Any], reader: Reader, path: Path) -> dict[str, Any]:
+def merge_extended(plain: dict[str, Any], reader: Reader, path: Path) -> dict[str, Any]:
     """A topology's mapping on top of the one of the file that it extends, which `path` is relative to.
 
     :raise TopologyError: that one cannot be read.
@@ -174,7 +174,7 @@ def _mistakes(topology: Topology, host_memory: int | None, able: Able | None) ->
     """What of a topology does not fit together, to this host, or to its kernels."""
     yield from check(topology)
     if host_memory is not None:
-        yield from here.mistakes(topology, host_memory)
+        yield from here.host_mistakes(topology, host_memory)
     if able is not None:
         yield from able(topology)
 
@@ -188,16 +188,16 @@ def _expand(plain: dict[str, Any], reader: Reader, find: Able, path: Path | None
             wanted = Matrix.model_validate(axes)
         except ValidationError as invalid:
             for error in invalid.errors():
-                where = ("matrix", *messages.place(error, axes))
+                where = ("matrix", *messages.error_place(error, axes))
                 reader.problem(where, messages.message(error, where, {"matrix": axes}), reader.key_marks.get(where))
             return {}
         known = tuple(wanted.axes)
-        wrong = list(matrix.mistakes(wanted))
+        wrong = list(matrix.matrix_mistakes(wanted))
         for where, said in wrong:
             reader.problem(("matrix", *where), said)
         if wrong:
             return {}
-        chosen = matrix.points(wanted)
+        chosen = matrix.matrix_points(wanted)
         if not chosen:
             reader.problem(("matrix",), "expected a point at least, all are excluded")
     missing = [(where, axis) for where, axis in matrix.placeholders(plain) if axis not in known]

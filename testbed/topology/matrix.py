@@ -14,7 +14,7 @@ MAX_POINTS = 100_000
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([a-z][a-z0-9-]*)\}")
 
 
-def points(matrix: Matrix) -> dict[str, dict[str, Scalar]]:
+def matrix_points(matrix: Matrix) -> dict[str, dict[str, Scalar]]:
     """Each point's values by its name, such as `disk=nvme,filesystem=ext4`, in the axes' order, the included ones last."""
     found: dict[str, dict[str, Scalar]] = {}
     for values in itertools.product(*matrix.axes.values()):
@@ -38,7 +38,7 @@ def _written(value: Scalar) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def mistakes(matrix: Matrix) -> Iterator[tuple[Where, str]]:
+def matrix_mistakes(matrix: Matrix) -> Iterator[tuple[Where, str]]:
     """What a matrix says of axes that it does not have, and how many points are too many."""
     count = 1
     for axis, values in matrix.axes.items():

@@ -35,7 +35,7 @@ def message(error: ErrorDetails, where: Where, plain: Any, document: type[BaseMo
     got = error.get("input")
     match error["type"]:
         case "extra_forbidden":
-            return f"unknown key{did_you_mean(str(where[-1]), keys(where[:-1], plain, document))}"
+            return f"unknown key{did_you_mean(str(where[-1]), known_keys(where[:-1], plain, document))}"
         case "missing" | "union_tag_not_found":
             return "expected this key, it is missing"
         case "union_tag_invalid":
@@ -71,7 +71,7 @@ def _shown(got: Any) -> str:
     return said if len(said) <= _MOST_SHOWN else f"{said[:_MOST_SHOWN]}..."
 
 
-def place(error: ErrorDetails, plain: Any) -> Where:
+def error_place(error: ErrorDetails, plain: Any) -> Where:
     """Where an error is in a file that says `plain`: without pydantic's own marks for keys, kinds of a union and tags."""
     found: list[str | int] = []
     for part in error["loc"]:
@@ -86,7 +86,7 @@ def place(error: ErrorDetails, plain: Any) -> Where:
     return tuple(found)
 
 
-def keys(where: Where, plain: Any, document: type[BaseModel]) -> list[str]:
+def known_keys(where: Where, plain: Any, document: type[BaseModel]) -> list[str]:
     """Keys that are known in the mapping at a place."""
     model: Any = document
     at: Any = plain

@@ -17,7 +17,7 @@ from testbed.units import GIB
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 
 
-class Guest(Model):
+class GuestModel(Model):
     """One virtual machine.
 
     `append`: words added to the kernel's command line. `environment`: variables of every command in the guest. `qemu-args`: words added to
@@ -57,7 +57,7 @@ class Topology(Model):
     """A whole file, or one point of its matrix."""
 
     version: Version
-    guests: Annotated[dict[Name, Guest], Field(min_length=1)]
+    guests: Annotated[dict[Name, GuestModel], Field(min_length=1)]
 
     @property
     def links(self) -> dict[str, tuple[Link, ...]]:
@@ -85,4 +85,4 @@ class Document(Topology):
 
     extends: str | None = None
     matrix: Matrix | None = None
-    guests: dict[Name, Guest] = Field(default_factory=dict)  # they may all be in the file that this one extends
+    guests: dict[Name, GuestModel] = Field(default_factory=dict)  # they may all be in the file that this one extends

@@ -76,7 +76,7 @@ def links(nics: Nics) -> dict[str, tuple[Link, ...]]:
     }
 
 
-def mistakes(nics: Nics) -> Iterator[tuple[tuple[str, ...], str]]:
+def network_mistakes(nics: Nics) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong about them together: (place below `guests`, message)."""
     ends = links(nics)
     members: dict[str, list[tuple[str, Link]]] = {}

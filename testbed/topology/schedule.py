@@ -26,7 +26,7 @@ _MOST_PLUGS = 1000  # of a disk that is plugged every so often, for ever
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cue:
+class TimedAction:
     """An action, and when: seconds after the act's beginning."""
 
     after_s: float
@@ -34,7 +34,7 @@ class Cue:
     action: Action
 
 
-def cues(act: Act) -> Iterator[Cue]:
+def schedule(act: Act) -> Iterator[TimedAction]:
     """All that an act does, in order; without an end where it is `every` so long and no number of times.
 
     :raise UsageError: it is not understood.
@@ -50,7 +50,7 @@ def cues(act: Act) -> Iterator[Cue]:
         yield _cue(begin, act.do)
 
 
-def said(act: Act) -> str:
+def format_action(act: Act) -> str:
     """An act in words."""
     when = act.when
     begin = f"after {format_duration(act.at)}" if act.at else "at once" if when is None else ""
@@ -67,7 +67,7 @@ def said(act: Act) -> str:
     return f"{begin}: {act.do}"
 
 
-def mistakes(act: Act, disks: Mapping[str, DiskKind], *, memory_bytes: int, cpus: int) -> Iterator[str]:
+def timeline_mistakes(act: Act, disks: Mapping[str, DiskKind], *, memory_bytes: int, cpus: int) -> Iterator[str]:
     """What is wrong with an act, in words; `disks`: those and the namespaces that its guest has, and of which kind each is."""
     if act.when is not None:
         yield from act.when.mistakes()
@@ -82,7 +82,7 @@ def mistakes(act: Act, disks: Mapping[str, DiskKind], *, memory_bytes: int, cpus
     yield from _mistakes_of_words(act, disks, {"memory": memory_bytes, "cpus": cpus})
 
 
-def plugging(acts: Sequence[Act], hot: Mapping[str, bool]) -> Iterator[tuple[int, str]]:
+def hotplug_mistakes(acts: Sequence[Act], hot: Mapping[str, bool]) -> Iterator[tuple[int, str]]:
     """Acts that unplug a disk which is unplugged by then, or plug one that is there: the number of each disk's first, and what is wrong.
     Where an event decides when a disk is plugged or unplugged, that is not known. `hot`: whether
     each disk or namespace can be plugged while its guest runs.
@@ -109,7 +109,7 @@ def plugging(acts: Sequence[Act], hot: Mapping[str, bool]) -> Iterator[tuple[int
 
 def _times(number: int, act: Act) -> Iterator[tuple[float, int, str]]:
     with contextlib.suppress(UsageError):  # told elsewhere
-        yield from ((cue.after_s, number, act.verb) for cue in cues(act))
+        yield from ((cue.after_s, number, act.verb) for cue in schedule(act))
 
 
 def _mistakes_of_words(act: Act, disks: Mapping[str, DiskKind], machine: Mapping[str, int]) -> Iterator[str]:
@@ -120,7 +120,7 @@ def _mistakes_of_words(act: Act, disks: Mapping[str, DiskKind], machine: Mapping
         text = act.do
         try:
             text = _between(act.do, step / max(1, steps - 1))
-            found = list(_mistakes(commands.action(text.split()), disks, machine))
+            found = list(_mistakes(commands.parse(text.split()), disks, machine))
         except UsageError as error:
             found = [*_of_disk(text.split(), disks), str(error)]
         for mistake in found:
@@ -155,8 +155,8 @@ def _mistakes(action: Action, disks: Mapping[str, DiskKind], machine: Mapping[st
         yield from (mistake for fault in action.value for mistake in fault.mistakes())
 
 
-def _cue(after_s: float, text: str) -> Cue:
-    return Cue(after_s=after_s, text=text, action=commands.action(text.split()))
+def _cue(after_s: float, text: str) -> TimedAction:
+    return TimedAction(after_s=after_s, text=text, action=commands.parse(text.split()))
 
 
 def _between(text: str, part: float) -> str:

@@ -36,7 +36,7 @@ class When(Model):
             yield "expected above or below for a counter, and for nothing else"
         if self.console is not None:
             try:
-                regex.compiled(self.console)
+                regex.compile_user_regex(self.console)
             except ValueError as error:
                 yield f"console: {error}"
 

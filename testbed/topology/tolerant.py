@@ -52,7 +52,7 @@ class Checked(Generic[M]):
                 self.value = model.model_validate(self._plain)
                 return
             except ValidationError as invalid:
-                errors = [(error, messages.place(error, self._plain)) for error in invalid.errors()]
+                errors = [(error, messages.error_place(error, self._plain)) for error in invalid.errors()]
             if number == 0:
                 self._plain = copy.deepcopy(plain)
             nearest = self._nearest(errors)
@@ -79,7 +79,7 @@ class Checked(Generic[M]):
         for error, where in errors:
             if error["type"] == "extra_forbidden":
                 there = _at(self._plain, where[:-1])
-                near = difflib.get_close_matches(str(where[-1]), messages.keys(where[:-1], self._plain, self._document), n=1)
+                near = difflib.get_close_matches(str(where[-1]), messages.known_keys(where[:-1], self._plain, self._document), n=1)
                 right = (*where[:-1], *near)
                 both_hold = bool(near) and isinstance(there.get(near[0], {}), dict) and isinstance(there[where[-1]], dict)
                 if near and right not in found.values() and (near[0] not in there or both_hold):

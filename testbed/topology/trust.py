@@ -28,14 +28,14 @@ _MOST_BYTES = 1 << 20
 Sources = Mapping[str, str]
 
 
-class Words(tuple[str, ...]):
+class QemuArgs(tuple[str, ...]):
     """Words for QEMU's command line, from `sources`, all of which the caller trusts or not (`trusted`)."""
 
     sources: Sources
     trusted: bool
 
 
-def digest(text: str) -> str:
+def content_hash(text: str) -> str:
     """SHA-256 of a text, hex; of one that was read from a file, that of the file."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -44,41 +44,41 @@ def is_hash(text: str) -> bool:
     return _HASH.fullmatch(text) is not None
 
 
-def judged(words: Iterable[str], sources: Sources) -> Words:
+def with_trust(words: Iterable[str], sources: Sources) -> QemuArgs:
     """Words that were read from `sources`, trusted where all of these are; those from nowhere never are.
 
     :raise HostError: the list of trusted files is somebody else's, or damaged.
     """
-    known = {*_named(), *listed()}
+    known = {*_named(), *list_trusted()}
     return _words(words, sources, trusted=bool(sources) and known.issuperset(sources))
 
 
-def given(words: Iterable[str]) -> Words:
+def trusted_args(words: Iterable[str]) -> QemuArgs:
     """Words of an order of our own, whose maker has checked them."""
     return _words(words, {}, trusted=True)
 
 
-def _words(words: Iterable[str], sources: Sources, *, trusted: bool) -> Words:
-    found = Words(words)
+def _words(words: Iterable[str], sources: Sources, *, trusted: bool) -> QemuArgs:
+    found = QemuArgs(words)
     found.sources, found.trusted = dict(sources), trusted
     return found
 
 
 def are_trusted(words: tuple[str, ...]) -> bool:
     """Whether QEMU may get them; those that no reader of files has judged are not trusted."""
-    return not words or (isinstance(words, Words) and words.trusted)
+    return not words or (isinstance(words, QemuArgs) and words.trusted)
 
 
-def sources(words: tuple[str, ...]) -> Sources:
+def sources_of(words: tuple[str, ...]) -> Sources:
     """Where words are from; nothing, where that is not known."""
-    return words.sources if isinstance(words, Words) else {}
+    return words.sources if isinstance(words, QemuArgs) else {}
 
 
-def check(words: tuple[str, ...]) -> None:
+def check_trusted(words: tuple[str, ...]) -> None:
     """:raise UsageError: QEMU must not get them; says what to do."""
     if are_trusted(words):
         return
-    origin = sources(words)
+    origin = sources_of(words)
     first = next(iter(origin.values()), None)
     if first is None:
         advice = "they are from no file: write them into a topology file, and trust that with `testbed trust FILE`"
@@ -102,7 +102,7 @@ def _named() -> list[str]:
     return [one for one in _split(os.environ.get(VARIABLE, "")) if is_hash(one)]
 
 
-def more(*hashes: str) -> str:
+def variable_with(*hashes: str) -> str:
     """What the variable says with more hashes."""
     return ",".join((*_named(), *hashes))
 
@@ -110,21 +110,21 @@ def more(*hashes: str) -> str:
 # The list ---------------------------------------------------------------------------------------------------------------------------
 
 
-def file() -> Path:
+def trust_file() -> Path:
     """Where the list is: a hash and a file's name, as `sha256sum` writes them, in each line.
 
     :raise HostError: the user has no home.
     """
-    return paths.config() / "trusted"
+    return paths.config_folder() / "trusted"
 
 
-def listed() -> dict[str, str]:
+def list_trusted() -> dict[str, str]:
     """The trusted hashes, each with the name of the file that had it.
 
     :raise HostError: the list is somebody else's, or damaged.
     """
     try:
-        path = file()
+        path = trust_file()
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return {}
@@ -142,30 +142,30 @@ def listed() -> dict[str, str]:
     return {line[:64]: line[64:].strip() for line in lines}
 
 
-def trust(sources: Sources) -> None:
+def trust_sources(sources: Sources) -> None:
     """Add files to the list.
 
     :raise HostError: it cannot be written.
     """
-    _write({**listed(), **sources})
+    _write({**list_trusted(), **sources})
 
 
-def forget(hashes: Iterable[str]) -> None:
+def forget_hashes(hashes: Iterable[str]) -> None:
     """Take files from the list.
 
     :raise HostError: it cannot be written.
     """
     gone = set(hashes)
-    _write({one: name for one, name in listed().items() if one not in gone})
+    _write({one: name for one, name in list_trusted().items() if one not in gone})
 
 
 def _write(names: Mapping[str, str]) -> None:
-    path = file()
+    path = trust_file()
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         unfinished.unlink(missing_ok=True)
-        with paths.created(unfinished, 0o600) as opened:
+        with paths.create_folder(unfinished, 0o600) as opened:
             opened.write("".join(f"{one}  {' '.join(printable(name).split())}\n" for one, name in names.items()).encode())
         unfinished.replace(path)
     except OSError as error:

@@ -16,8 +16,8 @@ from testbed.topology import trust
 from testbed.topology.base import Model
 from testbed.topology.disks import Disk
 from testbed.topology.graph import Path as Place
-from testbed.topology.load import one, points_of
-from testbed.topology.model import Guest
+from testbed.topology.load import load_one, points_of
+from testbed.topology.model import GuestModel
 from testbed.topology.yaml_reader import Reader, read, text_of
 
 # Fields that reach a scenario's guest. Every other field of the models is unused, one that is added later as well, until it is listed here.
@@ -80,12 +80,12 @@ class ForScenarios:
     the file that were left out, with `--ignore-stack`.
     """
 
-    guest: Guest
+    guest: GuestModel
     kernel: str | None = None
     unused: tuple[str, ...] = ()
 
 
-def unused(guest: Guest) -> Iterator[tuple[Place, str]]:
+def unused(guest: GuestModel) -> Iterator[tuple[Place, str]]:
     """The places in a guest that scenarios do not use, and why."""
     yield from _unused(guest, _GUEST)
     for name, disk in guest.disks.items():
@@ -99,10 +99,10 @@ def _unused(model: Model, used: Iterable[str]) -> Iterator[tuple[Place, str]]:
             yield (field.alias or name,), _WHY.get(name, _STACK)
 
 
-def without_unused(guest: Guest) -> Guest:
+def without_unused(guest: GuestModel) -> GuestModel:
     """The guest without them."""
     disks: dict[str, Disk] = {name: _without(disk, _DISK) for name, disk in guest.disks.items()}
-    found: Guest = _without(guest, _GUEST).model_copy(update={"disks": disks})
+    found: GuestModel = _without(guest, _GUEST).model_copy(update={"disks": disks})
     return found
 
 
@@ -118,11 +118,11 @@ def for_scenarios(path: Path, *, host_memory: int | None, kernel: bool, ignore: 
     :raise TopologyError: the file is wrong, or has parts that are unused, each with its place. :raise UsageError: it has several guests.
     """
     reader = Reader(str(path))
-    topology = one(points_of(read(text_of(path), reader), reader, path, host_memory), str(path), None)
+    topology = load_one(points_of(read(text_of(path), reader), reader, path, host_memory), str(path), None)
     if len(topology.guests) != 1:
         raise UsageError(f"{path}: scenarios run on a topology of one guest, this one has {', '.join(topology.guests)}")
     (name, guest), *_ = topology.guests.items()
-    trust.check(guest.qemu_args)  # before a kernel is built for it
+    trust.check_trusted(guest.qemu_args)  # before a kernel is built for it
     own = guest.kernel if kernel else None
     for where, why in unused(guest.model_copy(update={"kernel": None}) if kernel else guest):
         place = ("guests", name, *where)

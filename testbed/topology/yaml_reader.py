@@ -86,7 +86,7 @@ class Reader:
 
     def path(self, where: Where) -> str:
         """A place as messages write it."""
-        return dotted((*self._above, *where))
+        return format_path((*self._above, *where))
 
     def below(self, where: Where) -> Reader:
         """One for the part of the file at a place, whose messages name places in the whole file."""
@@ -214,17 +214,17 @@ def _text(path: Path, read: Callable[[], bytes]) -> str:
     try:
         data = read()
     except OSError as error:
-        raise single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
+        raise load_single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # NUL
-        raise single(str(path), 1, 1, f"cannot be read: {error}") from error
+        raise load_single(str(path), 1, 1, f"cannot be read: {error}") from error
     if len(data) > _MAX_BYTES:
-        raise single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got more")
+        raise load_single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got more")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         utf16 = ", got UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise single(str(path), *_place(before), f"expected UTF-8 text{utf16}") from error
+        raise load_single(str(path), *_place(before), f"expected UTF-8 text{utf16}") from error
 
 
 def _bytes_named(path: Path, within: Path | None) -> bytes:
@@ -232,7 +232,7 @@ def _bytes_named(path: Path, within: Path | None) -> bytes:
 
     :raise OSError: it cannot be read. :raise TopologyError: it is no regular file, or lies elsewhere.
     """
-    no_file = single(str(path), 1, 1, "cannot be read: expected a file, got something else")
+    no_file = load_single(str(path), 1, 1, "cannot be read: expected a file, got something else")
     if not stat.S_ISREG(path.stat().st_mode):  # some devices do something when they are opened
         raise no_file
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -240,7 +240,7 @@ def _bytes_named(path: Path, within: Path | None) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise no_file
         if within is not None and not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(within.resolve()):
-            raise single(str(path), 1, 1, f"cannot be read: expected a file in {within.resolve()}, got one that lies elsewhere")
+            raise load_single(str(path), 1, 1, f"cannot be read: expected a file in {within.resolve()}, got one that lies elsewhere")
         return file.read(_MAX_BYTES + 1) or b""  # nothing, where it would wait for more (/proc/kmsg)
 
 
@@ -252,7 +252,7 @@ def _bytes_of(path: Path) -> bytes:
     if path in _said:
         return _said[path]
     if stat.S_ISFIFO(path.lstat().st_mode):  # that of a shell's <(...) is behind a link
-        raise single(str(path), 1, 1, "cannot be read: expected a file, got a named pipe")
+        raise load_single(str(path), 1, 1, "cannot be read: expected a file, got a named pipe")
     with path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
         if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
@@ -265,25 +265,25 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
 
     :raise TopologyError: it is no mapping in YAML.
     """
-    reader.sources[trust.digest(text)] = reader.file
+    reader.sources[trust.content_hash(text)] = reader.file
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
-            raise single(reader.file, 1, 1, "expected a topology, got an empty file")
+            raise load_single(reader.file, 1, 1, "expected a topology, got an empty file")
         plain = reader.value(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise single(reader.file, line, column, f"not YAML: {_advised(error)}") from error
+        raise load_single(reader.file, line, column, f"not YAML: {_advised(error)}") from error
     except yaml.reader.ReaderError as error:
         said = f"not YAML: the character U+{ord(text[error.position]):04X} must not stand in it"
-        raise single(reader.file, *_place(text[: error.position]), said) from error
+        raise load_single(reader.file, *_place(text[: error.position]), said) from error
     except yaml.YAMLError as error:
-        raise single(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
+        raise load_single(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise single(reader.file, 1, 1, "nested too deeply, or an alias holds itself") from error
+        raise load_single(reader.file, 1, 1, "nested too deeply, or an alias holds itself") from error
     if not isinstance(plain, dict):
-        raise single(reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}")
+        raise load_single(reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}")
     return plain
 
 
@@ -302,7 +302,7 @@ def _place(before: str) -> tuple[int, int]:
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
-def single(file: str, line: int, column: int, message: str) -> TopologyError:
+def load_single(file: str, line: int, column: int, message: str) -> TopologyError:
     """The error of one mistake."""
     return TopologyError((Problem(file=file, line=line, column=column, path="", message=message),))
 
@@ -313,6 +313,6 @@ def reads_as_text(text: str) -> bool:
     return text not in _CONSTANTS and not other
 
 
-def dotted(where: Where) -> str:
+def format_path(where: Where) -> str:
     """A place as messages write it."""
     return ".".join(str(part) for part in where)

@@ -12,16 +12,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
 from testbed.errors import GuestError, HostError, TestbedError, UsageError
 from testbed.guest import hardware_control
 from testbed.guest.channels import console
 from testbed.guest.debug import gdb, vmcore
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
-from testbed.guest.metrics.disk_sampler import Sampler
+from testbed.guest.metrics.disk_sampler import DiskSampler
 from testbed.hardware import commands
 from testbed.host import failures, registry
+from testbed.text import parse_json
 
 # Commands connect for as long as they ask; what else stays connected must not use up our open files.
 _MOST_CONNECTIONS = 64
@@ -30,12 +30,12 @@ _LINE_S = 60.0
 Verb = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
-class Desk:
+class ControlServer:
     """The verbs of a guest that is ready, which `ready` gives or refuses."""
 
     def __init__(self, name: str, ready: Callable[[], Guest]) -> None:
         self._name, self._ready = name, ready
-        self._sampler: Sampler | None = None
+        self._sampler: DiskSampler | None = None
         self.agent = asyncio.Lock()
         self.turn = asyncio.Lock()  # of those that stop it, or put another in its place
         self.verbs: Mapping[str, Verb] = {
@@ -52,22 +52,22 @@ class Desk:
 
     async def _stats(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked
-        return await readings.read(self._ready())
+        return await readings.read_all(self._ready())
 
     async def _disks(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Its disks and namespaces, by name, as the guest has them; and how long a command of it may take, in seconds."""
         del asked
         guest = self._ready()
-        return {"disks": {name: asdict(disk) for name, disk in guest.disks.items()}, "command_s": guest.order.deadlines.command_s}
+        return {"disks": {name: asdict(disk) for name, disk in guest.disks.items()}, "command_s": guest.spec.deadlines.command_s}
 
     async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Do what `words` say, or say how all disks behave, and the machine."""
         guest = self._ready()
         if "words" in asked:
-            action = commands.action(asked["words"])
-            return {action.disk: await hardware_control.do(guest, action)}
-        disks = {name: await hardware_control.said(guest.hardware, name) for name in guest.hardware.names()}
-        return disks | {commands.MACHINE: await hardware_control.said_machine(guest)}
+            action = commands.parse(asked["words"])
+            return {action.disk: await hardware_control.run_action(guest, action)}
+        disks = {name: await hardware_control.describe(guest.hardware, name) for name in guest.hardware.names()}
+        return disks | {commands.MACHINE: await hardware_control.describe_machine(guest)}
 
     async def _resume(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Let a guest go on that stands still at an error; the request is tried again."""
@@ -83,13 +83,13 @@ class Desk:
         """A command of QMP."""
         guest = self._ready()
         running = guest.monitor.execute(str(asked["execute"]), dict(asked["arguments"]))
-        return {"return": await guest.wait(running, guest.order.deadlines.monitor_s)}
+        return {"return": await guest.wait(running, guest.spec.deadlines.monitor_s)}
 
     async def _sample(self, asked: dict[str, Any]) -> dict[str, Any]:
         del asked
         guest = self._ready()
         if self._sampler is None or not self._sampler.is_of(guest):
-            self._sampler = await Sampler.start(guest)
+            self._sampler = await DiskSampler.start(guest)
         return await self._sampler.sample()
 
     async def _shell(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -97,27 +97,27 @@ class Desk:
         guest = self._ready()
         async with self.agent:
             size = {"rows": str(int(asked["rows"])), "columns": str(int(asked["columns"]))}
-            await guest.wait(guest.agent.exchange("shell", "shell", **size), guest.order.deadlines.command_s)
+            await guest.wait(guest.agent.exchange("shell", "shell", **size), guest.spec.deadlines.command_s)
         return {}
 
     async def _gdb(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Let gdb in: its socket, and a file of the kernel's symbols; `symbols`: a vmlinux or System.map of the user's."""
         guest = self._ready()
         symbols = asked.get("symbols")
-        return await gdb.opened(guest, Path(symbols) if symbols else None)
+        return await gdb.open_gdb_server(guest, Path(symbols) if symbols else None)
 
     async def _dump(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Write its memory into the new file `path`."""
         async with self.turn:
             guest = self._ready()
-            await vmcore.prepare(guest)
-            return {"bytes": await vmcore.write(guest, Path(asked["path"]), asked["format"])}
+            await vmcore.prepare_dump(guest)
+            return {"bytes": await vmcore.write_dump(guest, Path(asked["path"]), asked["format"])}
 
 
-async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def answer_request(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """One line of a control socket."""
     try:
-        asked = jsons.parsed(await _line(reader))
+        asked = parse_json(await _line(reader))
         verb = verbs.get(asked["verb"])
         said = await verb(asked) if verb else {"error": f"{name}: it is kept in a way that does not know this; or by another version"}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -129,7 +129,7 @@ async def answer(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamRea
     except asyncio.CancelledError:  # by `listening`, which ends
         said = {"error": f"{name} was ended by another command before this was done", "code": GuestError.code}
     except Exception as error:  # the guest goes on, and whoever asked is told
-        said = {"error": f"{name}: {failures.words(error)}"}
+        said = {"error": f"{name}: {failures.one_line(error)}"}
     with contextlib.suppress(OSError):
         writer.write(json.dumps(said).encode() + b"\n")
         await writer.drain()
@@ -151,7 +151,7 @@ Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]
 
 
 @contextlib.asynccontextmanager
-async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
+async def listen(path: Path, handle: Handler) -> AsyncIterator[None]:
     """A socket, of this user alone, on which each connection is handled; all are closed at the end, whatever the others do."""
     handling: set[asyncio.Task[None]] = set()
 
@@ -170,7 +170,7 @@ async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
             writer.close()
 
     path.unlink(missing_ok=True)  # of the guest before, which went on from a snapshot
-    server = await asyncio.start_unix_server(connected, sock=console.bound(path, socket.SOCK_STREAM), limit=registry.LONGEST_LINE)
+    server = await asyncio.start_unix_server(connected, sock=console.bind_socket(path, socket.SOCK_STREAM), limit=registry.LONGEST_LINE)
     try:
         yield
     finally:
@@ -181,7 +181,7 @@ async def listening(path: Path, handle: Handler) -> AsyncIterator[None]:
         await asyncio.gather(*there, return_exceptions=True)
 
 
-async def show_console(guest: Guest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def stream_console(guest: Guest, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     """Whoever is connected reads what the guest prints, and types; one that does not read loses what it could not take."""
 
     def show(data: bytes) -> None:
@@ -193,7 +193,7 @@ async def show_console(guest: Guest, reader: asyncio.StreamReader, writer: async
             await guest.console.type(data)
 
 
-async def hand_over(guest: Guest, writer: asyncio.StreamWriter) -> None:
+async def hand_over_connection(guest: Guest, writer: asyncio.StreamWriter) -> None:
     """Send a connection to the guest's SSH server, with what explains a server that does not answer; or why there is none."""
     try:
         with await guest.entrance.dial() as wire, writer.get_extra_info("socket").dup() as peer:
@@ -206,6 +206,6 @@ async def hand_over(guest: Guest, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
-def entered(folder: Path, guest: Guest) -> AbstractAsyncContextManager[None]:
+def serve_ssh_connections(folder: Path, guest: Guest) -> AbstractAsyncContextManager[None]:
     """Let who may enter a guest's folder connect to its SSH server."""
-    return listening(folder / registry.SSH, lambda _reader, writer: hand_over(guest, writer))
+    return listen(folder / registry.SSH, lambda _reader, writer: hand_over_connection(guest, writer))

@@ -14,9 +14,9 @@ from testbed.errors import TestbedError, UsageError
 from testbed.guest.guest import Guest
 from testbed.host import registry
 from testbed.host.paths import Folders
-from testbed.host.registry import Record
+from testbed.host.registry import VmRecord
 from testbed.vms import control
-from testbed.vms.control import Desk
+from testbed.vms.control import ControlServer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,22 +48,26 @@ class Holder:
             asked.set()
             return {}
 
-        with registry.claimed(self.folders, self.name) as folder:
+        with registry.claim_name(self.folders, self.name) as folder:
             record = self._record(guest, match, ended)
 
             def note() -> None:
                 still = bool(guest.hardware.errors.stopped) and not ended
                 stands = replace(record, why=f"{record.why}; it stands still", resume_with=f"testbed resume {self.name}")
-                registry.write(folder, stands if still else record)
+                registry.write_record(folder, stands if still else record)
 
             note()
             guest.hardware.errors.on_stop = note
-            registry.ssh_files(folder, self.name, self.key, guest.host_key.public, connect_s=guest.order.deadlines.command_s)
-            verbs = {**Desk(self.name, ready).verbs, "down": down, **dict.fromkeys(("snapshot", "restore", "power-cut"), self._refuse)}
+            registry.ssh_files(folder, self.name, self.key, guest.host_key.public, connect_s=guest.spec.deadlines.command_s)
+            verbs = {
+                **ControlServer(self.name, ready).verbs,
+                "down": down,
+                **dict.fromkeys(("snapshot", "restore", "power-cut"), self._refuse),
+            }
             async with (
-                control.listening(folder / "control", lambda reader, writer: control.answer(self.name, verbs, reader, writer)),
-                control.listening(folder / "console", lambda reader, writer: control.show_console(guest, reader, writer)),
-                control.entered(folder, guest),
+                control.listen(folder / "control", lambda reader, writer: control.answer_request(self.name, verbs, reader, writer)),
+                control.listen(folder / "console", lambda reader, writer: control.stream_console(guest, reader, writer)),
+                control.serve_ssh_connections(folder, guest),
             ):
                 self.how(self._words(ended))
                 waits: list[asyncio.Task[Any]] = [asyncio.create_task(asked.wait())]
@@ -82,21 +86,21 @@ class Holder:
             f" not asked for {asked['verb']}"
         )
 
-    def _record(self, guest: Guest, match: Match, ended: bool) -> Record:
-        model, order = guest.order.model, guest.order
-        return Record(
+    def _record(self, guest: Guest, match: Match, ended: bool) -> VmRecord:
+        model, spec = guest.spec.model, guest.spec
+        return VmRecord(
             name=self.name,
             state=registry.ENDED if ended else registry.READY,
             topology=self.file,
             point="",
             guest=guest.name,
-            kernel=order.files.bzimage.parent.name.rpartition("-")[0],  # without the cache's key
+            kernel=spec.files.bzimage.parent.name.rpartition("-")[0],  # without the cache's key
             release="",
             memory_bytes=model.memory,
             cpus=model.cpus,
             disks=tuple(model.disks),
             loops=tuple(model.loops),
-            evidence=str(order.evidence),
+            evidence=str(spec.logs),
             supervisor=os.getpid(),
             since=time.time(),
             networks="",

@@ -10,18 +10,18 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
-from testbed.errors import HostError, TestbedError, UsageError, told
-from testbed.guest.factory import open_lab
+from testbed.errors import HostError, TestbedError, UsageError, one_line
+from testbed.guest.factory import open_factory
 from testbed.guest.metrics import disk_speed
 from testbed.host import registry
 from testbed.host.paths import Folders
-from testbed.host.registry import Vm
+from testbed.host.registry import VmHandle
 from testbed.progress import Progress, Task
 from testbed.store.snapshot_files import Snapshot
+from testbed.text import parse_json_object
 from testbed.topology import Topology, trust
-from testbed.vms.prefork import Spare
-from testbed.vms.supervisor import UpOrder
+from testbed.vms.prefork import PreforkedWorker
+from testbed.vms.supervisor import VmSpec
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,32}")
 # How long the steps of a stack may take before somebody should look.
@@ -30,7 +30,7 @@ _START_S = 1800.0
 KEPT = b"kept\n"
 
 
-def names(topology: Topology, wanted: str | None) -> dict[str, str]:
+def guest_names(topology: Topology, wanted: str | None) -> dict[str, str]:
     """What each guest of a topology is called on this machine: as in its file; or `wanted`, which comes before it where there are several.
 
     :raise UsageError: it is no name.
@@ -50,13 +50,13 @@ def check_name(name: str) -> None:
 
 def check_free(names: Iterable[str], folders: Folders) -> None:
     """:raise UsageError: one of the names is taken."""
-    there = {vm.record.name for vm in registry.every(folders)}
+    there = {vm.record.name for vm in registry.list_vms(folders)}
     for name in names:
         if name in there:
-            raise registry.taken(name)
+            raise registry.name_taken(name)
 
 
-async def start(
+async def start_vms(
     topology: Topology,
     *,
     file: Path,
@@ -68,21 +68,21 @@ async def start(
     cold: bool,
     at_once: bool,
     progress: Progress,
-    waiting: tuple[Spare, ...],
-) -> tuple[Vm, ...]:
+    waiting: tuple[PreforkedWorker, ...],
+) -> tuple[VmHandle, ...]:
     """Start all guests of a topology, side by side as far as the host has room. `called`, `kernels`, `evidence`: by guest; `waiting`: a
     process for each; `at_once`: whether there is room or not.
 
     :raise TestbedError: one did not get ready; then none is there.
     """
-    async with open_lab(progress, kernels=tuple(dict.fromkeys(kernels.values())), cold=cold) as lab:
+    async with open_factory(progress, kernels=tuple(dict.fromkeys(kernels.values())), cold=cold) as factory:
         for guest, model in topology.guests.items():
-            await lab.prepare(model, await lab.kernel(kernels[guest]))
-            for beyond in disk_speed.beyond(model, disk_speed.known(lab.folders.cache, lab.host)):
+            await factory.prepare(model, await factory.kernel(kernels[guest]))
+            for beyond in disk_speed.too_fast_profiles(model, disk_speed.load(factory.folders.cache, factory.host)):
                 progress.note(f"{guest}: {beyond}")
     networks = folders.runtime / f"net-{secrets.token_hex(4)}"
-    orders = [
-        UpOrder(
+    specs = [
+        VmSpec(
             name=called[guest],
             topology=topology.model_dump(mode="json", by_alias=True, exclude_unset=True),
             file=str(file),
@@ -98,10 +98,12 @@ async def start(
         )
         for guest in topology.guests
     ]
-    return await launch(orders, waiting, folders, progress)
+    return await launch_vms(specs, waiting, folders, progress)
 
 
-async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, progress: Progress, waiting: tuple[Spare, ...]) -> Vm:
+async def fork_vms(
+    saved: Snapshot, name: str, *, folders: Folders, evidence: Path, progress: Progress, waiting: tuple[PreforkedWorker, ...]
+) -> VmHandle:
     """Start another guest from a snapshot, beside the one that it is of, and on no network: it would have the other's addresses.
 
     :raise TestbedError: the guest did not get ready.
@@ -115,11 +117,13 @@ async def fork(saved: Snapshot, name: str, *, folders: Folders, evidence: Path, 
         "at_once": False,
         "sharing": 1,
     }
-    (vm,) = await launch([UpOrder(**{**saved.order, **changes})], waiting, folders, progress)
+    (vm,) = await launch_vms([VmSpec(**{**saved.order, **changes})], waiting, folders, progress)
     return vm
 
 
-async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Folders, progress: Progress) -> tuple[Vm, ...]:
+async def launch_vms(
+    specs: list[VmSpec], waiting: tuple[PreforkedWorker, ...], folders: Folders, progress: Progress
+) -> tuple[VmHandle, ...]:
     """Give each order to one that waits; all of their guests are ready afterwards, or none is there.
 
     :raise TestbedError: as the supervisors say.
@@ -127,37 +131,37 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
     failures: list[TestbedError] = []
     wires: list[asyncio.StreamWriter] = []
 
-    async def one(order: UpOrder, spare: Spare) -> None:
+    async def one(spec: VmSpec, spare: PreforkedWorker) -> None:
         try:
-            with progress.task(order.name) as task:
-                Path(order.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
+            with progress.task(spec.name) as task:
+                Path(spec.evidence).mkdir(parents=True, exist_ok=True, mode=0o700)
                 async with asyncio.timeout(_START_S):
                     reader, writer = await asyncio.open_connection(sock=spare.wire, limit=registry.LONGEST_LINE)
                     wires.append(writer)
-                    writer.write(order.to_json().encode() + b"\n")
-                    await _ready(reader, order, progress, task)
+                    writer.write(spec.to_json().encode() + b"\n")
+                    await _ready(reader, spec, progress, task)
         except TimeoutError:
-            failures.append(HostError(f"{order.name}: expected to be ready within {_START_S:.0f} s; see {order.evidence}"))
+            failures.append(HostError(f"{spec.name}: expected to be ready within {_START_S:.0f} s; see {spec.evidence}"))
         except OSError as error:
-            failures.append(HostError(f"{order.name}: {order.evidence}: cannot be made: {error.strerror}"))
+            failures.append(HostError(f"{spec.name}: {spec.evidence}: cannot be made: {error.strerror}"))
         except TestbedError as error:
             failures.append(error)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for order, spare in zip(orders, waiting, strict=True):
-                group.create_task(one(order, spare))
+            for spec, spare in zip(specs, waiting, strict=True):
+                group.create_task(one(spec, spare))
         if failures:
             # Of one class, or of none in particular.
             codes = {error.code for error in failures}
-            raise told("\n".join(map(str, failures)), codes.pop() if len(codes) == 1 else "")
+            raise one_line("\n".join(map(str, failures)), codes.pop() if len(codes) == 1 else "")
         for wire in wires:
             wire.write(KEPT)
-        return tuple(registry.find(folders, order.name) for order in orders)
+        return tuple(registry.find_vm(folders, spec.name) for spec in specs)
     except BaseException:
         for spare in waiting:
             await asyncio.to_thread(spare.end)
-        for folder in {order.networks for order in orders}:
+        for folder in {spec.networks for spec in specs}:
             shutil.rmtree(folder, ignore_errors=True)
         raise
     finally:
@@ -165,16 +169,16 @@ async def launch(orders: list[UpOrder], waiting: tuple[Spare, ...], folders: Fol
             wire.close()
 
 
-async def _ready(reader: asyncio.StreamReader, order: UpOrder, progress: Progress, task: Task) -> None:
+async def _ready(reader: asyncio.StreamReader, spec: VmSpec, progress: Progress, task: Task) -> None:
     async for line in reader:
-        said = jsons.mapping(line)
+        said = parse_json_object(line)
         if "ready" in said:
             return
         if "error" in said:
-            raise told(f"{said['error']}\n  its logs: {order.evidence}", said.get("code", ""))
+            raise one_line(f"{said['error']}\n  its logs: {spec.evidence}", said.get("code", ""))
         if "note" in said:
-            progress.note(f"{order.name}: {said['note']}")
+            progress.note(f"{spec.name}: {said['note']}")
         else:
             task.update(detail=said.get("stage", ""))
-    last = order.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if order.log.exists() else []
-    raise HostError(f"{order.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {order.log}")
+    last = spec.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if spec.log.exists() else []
+    raise HostError(f"{spec.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {spec.log}")

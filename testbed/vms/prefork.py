@@ -18,7 +18,7 @@ _GRACE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spare:
+class PreforkedWorker:
     """One that waits; `wire` is read by it until it has its order, and then it answers there."""
 
     pid: int
@@ -38,12 +38,12 @@ class Spare:
 
 
 @contextlib.contextmanager
-def waiting(count: int, serve: Callable[[socket.socket], NoReturn]) -> Iterator[tuple[Spare, ...]]:
+def fork_workers(count: int, serve: Callable[[socket.socket], NoReturn]) -> Iterator[tuple[PreforkedWorker, ...]]:
     """So many copies, each in a session of its own, in which `serve` runs; it must not return.
 
     When this is left, the wires are closed: one without an order reads the end of it, and ends.
     """
-    found: list[Spare] = []
+    found: list[PreforkedWorker] = []
     for _ in range(count):
         ours, theirs = socket.socketpair()
         pid = os.fork()
@@ -53,7 +53,7 @@ def waiting(count: int, serve: Callable[[socket.socket], NoReturn]) -> Iterator[
                 end.close()
             serve(theirs)
         theirs.close()
-        found.append(Spare(pid=pid, wire=ours))
+        found.append(PreforkedWorker(pid=pid, wire=ours))
     try:
         yield tuple(found)
     finally:

@@ -15,31 +15,30 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from testbed import jsons
 from testbed.errors import GuestLost, TestbedError, UsageError
 from testbed.guest import snapshot
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.guest.guest import Guest
-from testbed.guest.metrics.disk_sampler import sampling
+from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.guest.setup import apply
-from testbed.guest.timeline import playing
+from testbed.guest.timeline import run_timeline
 from testbed.host import eventlog, paths, registry
-from testbed.host.registry import Record
+from testbed.host.registry import VmRecord
 from testbed.progress import Silent
-from testbed.qemu.netdev import Wiring
+from testbed.qemu.netdev import NetworkSockets
 from testbed.store import snapshot_files
+from testbed.text import parse_json
 from testbed.topology import trust
-from testbed.topology.model import Guest as GuestModel
-from testbed.topology.model import Topology
+from testbed.topology.model import GuestModel, Topology
 from testbed.vms import control
-from testbed.vms.control import Desk
+from testbed.vms.control import ControlServer
 
 # Tells whoever started the supervisor: {"stage": ...} or {"note": TEXT}, and at last {"ready": RECORD} or {"error": TEXT}.
 Say = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpOrder:
+class VmSpec:
     """One guest to keep. `topology`: the whole file's, as JSON; `networks`: the folder of its guests' sockets; `evidence`: of its logs;
     `snapshot`: the folder of one to go on from. `at_once`: whether the host has room or not. `sharing`: how many guests that are started
     together share what a run may take of this machine's disks. `trusted`: whether its `qemu-args` are, which JSON does not say.
@@ -68,8 +67,8 @@ class UpOrder:
         return Path(self.evidence) / "supervisor.log"
 
     @classmethod
-    def from_json(cls, text: str) -> UpOrder:
-        return cls(**jsons.parsed(text))
+    def from_json(cls, text: str) -> VmSpec:
+        return cls(**parse_json(text))
 
 
 class _Notes(Silent):
@@ -82,14 +81,14 @@ class _Notes(Silent):
         self._say({"note": text})
 
 
-async def supervise(order: UpOrder, say: Say) -> int:
+async def supervise(spec: VmSpec, say: Say) -> int:
     """Keep the guest until somebody ends it; the exit code of its process."""
     folders = paths.folders()
     try:
-        with eventlog.writing(Path(order.evidence)), registry.claimed(folders, order.name) as folder:
-            async with open_lab(_Notes(say), kernels=(order.kernel,), cold=order.cold, sharing=order.sharing) as lab:
-                keeper = Keeper(order, folder, lab, say)
-                async with control.listening(folder / "control", keeper.answer):
+        with eventlog.write_events_to(Path(spec.evidence)), registry.claim_name(folders, spec.name) as folder:
+            async with open_factory(_Notes(say), kernels=(spec.kernel,), cold=spec.cold, sharing=spec.sharing) as factory:
+                keeper = Supervisor(spec, folder, factory, say)
+                async with control.listen(folder / "control", keeper.answer):
                     await keeper.keep()
     except TestbedError as error:
         if os.environ.get("TESTBED_DEBUG"):
@@ -99,15 +98,15 @@ async def supervise(order: UpOrder, say: Say) -> int:
     return 0
 
 
-class Keeper:
+class Supervisor:
     """One guest that stays."""
 
-    def __init__(self, order: UpOrder, folder: Path, lab: Lab, say: Say) -> None:
-        self._order, self._folder, self._lab, self._say = order, folder, lab, say
-        self._topology = Topology.model_validate(order.topology)
-        self._model: GuestModel = self._topology.guests[order.guest]
-        if order.trusted:
-            self._model = self._model.model_copy(update={"qemu_args": trust.given(self._model.qemu_args)})
+    def __init__(self, spec: VmSpec, folder: Path, factory: GuestFactory, say: Say) -> None:
+        self._spec, self._folder, self._factory, self._say = spec, folder, factory, say
+        self._topology = Topology.model_validate(spec.topology)
+        self._model: GuestModel = self._topology.guests[spec.guest]
+        if spec.trusted:
+            self._model = self._model.model_copy(update={"qemu_args": trust.trusted_args(self._model.qemu_args)})
         self._guest: Guest | None = None
         self._survivors: Path | None = None  # the disks of the one before, whose power was cut
         self._asked = asyncio.Event()  # to end, or to go on from a snapshot
@@ -120,21 +119,21 @@ class Keeper:
             "restore": self._restore,
             "power-cut": self._power_cut,
         }
-        self._desk = Desk(order.name, self._ready)
-        self._record = Record(
-            name=order.name,
+        self._desk = ControlServer(spec.name, self._ready)
+        self._record = VmRecord(
+            name=spec.name,
             state=registry.STARTING,
-            topology=order.file,
-            point=order.point,
-            guest=order.guest,
-            kernel=order.kernel,
+            topology=spec.file,
+            point=spec.point,
+            guest=spec.guest,
+            kernel=spec.kernel,
             release="",
             memory_bytes=self._model.memory,
             cpus=self._model.cpus,
             disks=tuple(self._model.disks),
             loops=tuple(self._model.loops),
-            evidence=order.evidence,
-            networks=order.networks,
+            evidence=spec.evidence,
+            networks=spec.networks,
             supervisor=os.getpid(),
             since=time.time(),
         )
@@ -142,7 +141,7 @@ class Keeper:
 
     def _note(self, **changes: Any) -> None:
         self._record = replace(self._record, **changes)
-        registry.write(self._folder, self._record)
+        registry.write_record(self._folder, self._record)
 
     def _wait(self, why: str) -> None:
         self._say({"note": why})
@@ -176,40 +175,40 @@ class Keeper:
                 return None
 
     async def _live(self) -> None:
-        order = self._order
-        kernel = await self._lab.kernel(order.kernel)
+        spec = self._spec
+        kernel = await self._factory.kernel(spec.kernel)
         self._note(release=kernel.release)
         self._say({"stage": "starting"})
-        Path(order.networks).mkdir(mode=0o700, exist_ok=True)
-        wiring = Wiring(folder=Path(order.networks), guest=order.guest, ends=self._topology.links[order.guest])
-        started = (order.name, self._model, kernel, Path(order.evidence), wiring)
+        Path(spec.networks).mkdir(mode=0o700, exist_ok=True)
+        wiring = NetworkSockets(folder=Path(spec.networks), guest=spec.guest, ends=self._topology.links[spec.guest])
+        started = (spec.name, self._model, kernel, Path(spec.evidence), wiring)
         survivors, self._survivors = self._survivors, None
-        saved = snapshot_files.read(Path(order.snapshot)) if order.snapshot and survivors is None else None
+        saved = snapshot_files.read_snapshot(Path(spec.snapshot)) if spec.snapshot and survivors is None else None
         async with (
-            self._lab.admitted((self._model,), order.name, cores=1, on_wait=self._wait, at_once=order.at_once) as ticket,
-            self._lab.restored(*started, saved) if saved else self._lab.guest(*started, savable=True, survivors=survivors) as guest,
-            control.listening(self._folder / "console", lambda reader, writer: control.show_console(guest, reader, writer)),
-            control.entered(self._folder, guest),
-            apply.standing(guest, built=saved is not None) as made,
+            self._factory.admitted((self._model,), spec.name, cores=1, on_wait=self._wait, at_once=spec.at_once) as ticket,
+            self._factory.restored(*started, saved) if saved else self._factory.guest(*started, savable=True, survivors=survivors) as guest,
+            control.listen(self._folder / "console", lambda reader, writer: control.stream_console(guest, reader, writer)),
+            control.serve_ssh_connections(self._folder, guest),
+            apply.stack_applied(guest, built=saved is not None) as made,
         ):
             self._guest = guest
             guest.hardware.errors.on_stop = self._note_still
-            limit_s = guest.order.deadlines.command_s
-            registry.ssh_files(self._folder, order.name, self._lab.key.openssh, guest.host_key.public, connect_s=limit_s)
+            limit_s = guest.spec.deadlines.command_s
+            registry.ssh_files(self._folder, spec.name, self._factory.key.openssh, guest.host_key.public, connect_s=limit_s)
             guest.on_disks = lambda: self._note(devices=made.devices | {name: disk.path for name, disk in guest.disks.items()})
             self._note(state=registry.READY, qemu=guest.pid, devices=made.devices)
             self._say({"ready": asdict(self._record)})
             self._was_ready = True
             ticket.rest()
             self._settled.set()
-            async with sampling(guest), playing(guest):
+            async with sampling_disks(guest), run_timeline(guest):
                 raise GuestLost(guest.name, guest.state.value, await guest.lost(), guest.console.tail())
 
     # What it is asked -------------------------------------------------------------------------------------------------------------
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One line of the control socket."""
-        await control.answer(self._order.name, {**self._desk.verbs, **self._verbs}, reader, writer)
+        await control.answer_request(self._spec.name, {**self._desk.verbs, **self._verbs}, reader, writer)
         self._note_still()
 
     def _note_still(self) -> None:
@@ -218,11 +217,11 @@ class Keeper:
             return
         why = self._guest.hardware.errors.stopped
         if why != self._record.why:
-            self._note(why=why, resume_with=f"testbed resume {self._order.name}" if why else "")
+            self._note(why=why, resume_with=f"testbed resume {self._spec.name}" if why else "")
 
     def _ready(self) -> Guest:
         if self._guest is None or self._record.state != registry.READY:
-            raise TestbedError(f"{self._order.name} is {self._record.state}{f': {self._record.why}' if self._record.why else ''}")
+            raise TestbedError(f"{self._spec.name} is {self._record.state}{f': {self._record.why}' if self._record.why else ''}")
         return self._guest
 
     async def _down(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -237,23 +236,23 @@ class Keeper:
         async with self._desk.turn, self._desk.agent:
             guest = self._ready()
             if folder.exists():
-                raise UsageError(f"{self._order.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm")
+                raise UsageError(f"{self._spec.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm")
             if self._record.resume_with:
-                raise UsageError(registry.cannot_go_on(self._record))
-            await snapshot.save(guest, folder, asdict(self._order))
+                raise UsageError(registry.stopped_message(self._record))
+            await snapshot.save_snapshot(guest, folder, asdict(self._spec))
         return {}
 
     async def _restore(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Go on from the snapshot in `folder`, whatever the guest is doing, and also where it is lost."""
         async with self._desk.turn:
-            self._order = replace(self._order, snapshot=str(asked["folder"]))
+            self._spec = replace(self._spec, snapshot=str(asked["folder"]))
             await self._again()
         return {}
 
     async def _power_cut(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Let the guest lose its power, and boot it again on what its disks hold then."""
         async with self._desk.turn:
-            kept = self._lab.new_folder()
+            kept = self._factory.new_folder()
             lost = await self._ready().cut_power(kept, share=float(asked["share"]), seed=int(asked["seed"]))
             self._survivors = kept
             await self._again()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import BuildError, GuestError, HostError, ReadingError, TopologyError, UsageError
-from testbed.store.kernels.image import Unknown
+from testbed.store.kernels.image import UnknownImage
 from tests.fuzz.mutate import Mutator, inside_gzip, json_node, tar_member
 from tests.fuzz.readers import exports, files, guests, kernels, patches, runs
 
@@ -98,7 +98,7 @@ _ROWS = (
         name="config", read=patches.configuration, refusals=(BuildError,), words=_words("CONFIG_A=y| #_CONFIG_A_is_not_set| CONFIG_ =m")
     ),
     Target(name="deb", read=kernels.package, refusals=(UsageError,), mutators=(tar_member,), most_bytes=8192),
-    Target(name="bzimage", read=kernels.bzimage, refusals=(UsageError, Unknown), mutators=(inside_gzip,), most_bytes=16384),
+    Target(name="bzimage", read=kernels.bzimage, refusals=(UsageError, UnknownImage), mutators=(inside_gzip,), most_bytes=16384),
     Target(name="elf", read=kernels.elf, refusals=(ValueError,)),
     Target(name="console", read=guests.console_lines, words=_CONSOLE),
     Target(name="kernel-log", read=guests.log, words=_CONSOLE),

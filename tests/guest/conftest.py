@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import paths
 from testbed.progress import Silent
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest, load
+from testbed.topology import GuestModel, load
 
 
 class Notes(Silent):
@@ -28,23 +28,23 @@ def notes() -> Notes:
 
 
 @pytest.fixture
-async def lab(notes: Notes) -> AsyncIterator[Lab]:
+async def factory(notes: Notes) -> AsyncIterator[GuestFactory]:
     """A lab over the user's own caches: templates are shared by all tests and all workers."""
-    async with open_lab(notes, kernels=("debian-6.1",)) as opened:
+    async with open_factory(notes, kernels=("debian-6.1",)) as opened:
         yield opened
 
 
 @pytest.fixture
-async def kernel(lab: Lab) -> KernelFiles:
-    return await lab.kernel("debian-6.1")
+async def kernel(factory: GuestFactory) -> KernelFiles:
+    return await factory.kernel("debian-6.1")
 
 
 @pytest.fixture(scope="session")
-def model() -> Guest:
+def model() -> GuestModel:
     """The guest of the default topology."""
     return load(paths.shipped("topologies") / "default.yaml").guests["g0"]
 
 
 @pytest.fixture
-def evidence(tmp_path: Path) -> Path:
+def logs(tmp_path: Path) -> Path:
     return tmp_path / "evidence"

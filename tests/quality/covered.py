@@ -20,7 +20,19 @@ def main() -> int:
     files = [str(path.relative_to(ROOT)) for name, path in NAMES.items() if name in PURE or package(name) == "topology"]
     with tempfile.TemporaryDirectory(prefix="testbed-coverage-") as folder:
         data = f"--data-file={folder}/data"
-        run = ["run", "--branch", data, f"--include={','.join(files)}", "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/unit", "tests/security"]
+        run = [
+            "run",
+            "--branch",
+            data,
+            f"--include={','.join(files)}",
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "tests/unit",
+            "tests/security",
+        ]
         ended = subprocess.run([sys.executable, "-m", "coverage", *run], cwd=ROOT, check=False)
         if ended.returncode != 0:
             return ended.returncode

@@ -19,8 +19,8 @@ from testbed.errors import BuildError, HostError, UsageError
 from testbed.host import tempdirs, untrusted_files
 from testbed.store import cache, gc
 from testbed.store.kernels import build_jail, builder, make_args, sources
-from testbed.store.kernels.build_jail import Enclosure
-from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.build_jail import BuildJail
+from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.make_text import Compiler
 from testbed.store.kernels.sources import Source
@@ -29,9 +29,9 @@ from tests.support.fake_kernel_source import PATCH, build, git, tree_of_two_comm
 from tests.unit.store.kernels.test_builder import Notes
 from tests.unit.store.kernels.test_table import bzimage
 
-AS_ACCOUNT = Enclosure(account=build_jail._ACCOUNT, users=False)
-AS_ROOT = Enclosure(account=None, users=False)
-AS_USER = Enclosure(account=None, users=True)
+AS_ACCOUNT = BuildJail(account=build_jail._ACCOUNT, users=False)
+AS_ROOT = BuildJail(account=None, users=False)
+AS_USER = BuildJail(account=None, users=True)
 # As root each way is tried; everybody else has one.
 WAYS = (AS_ACCOUNT, AS_ROOT, AS_USER) if os.geteuid() == 0 else (AS_USER,)
 NAMES = ("account", "root", "user") if os.geteuid() == 0 else ("user",)
@@ -46,10 +46,10 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(builder, "find_compiler", found)
 
 
-def enclosed(monkeypatch: pytest.MonkeyPatch, way: Enclosure | None, why: str = "") -> None:
+def enclosed(monkeypatch: pytest.MonkeyPatch, way: BuildJail | None, why: str = "") -> None:
     """Let this be what the machine allows."""
 
-    async def found() -> tuple[Enclosure | None, str]:
+    async def found() -> tuple[BuildJail | None, str]:
         return way, why
 
     monkeypatch.setattr(build_jail, "find", found)
@@ -120,7 +120,7 @@ def left_asleep() -> list[Path]:
 
 @ways
 def test_a_makefile_reads_nothing_of_the_caller_writes_nowhere_and_reaches_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Enclosure
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: BuildJail
 ) -> None:
     home = tmp_path / "home"
     home.mkdir()
@@ -147,7 +147,7 @@ def test_a_makefile_reads_nothing_of_the_caller_writes_nowhere_and_reaches_nobod
         (trap '' TERM HUP; setsid sleep {MARK}) & echo ran >ran
         """
         before = Path("/proc/sys/kernel/core_pattern").read_text()
-        build(tmp_path / "cache", BuildOrder(source=str(evil_tree(tmp_path / "linux", script))))
+        build(tmp_path / "cache", BuildSpec(source=str(evil_tree(tmp_path / "linux", script))))
     left = output(tmp_path / "cache")
     assert (left / "ran").read_text() == "ran\n" and not came
     assert not (left / "secrets").read_text() and not (left / "folders").read_text()
@@ -161,15 +161,15 @@ def test_a_makefile_reads_nothing_of_the_caller_writes_nowhere_and_reaches_nobod
 
 
 @ways
-def test_what_a_build_leaves_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: Enclosure) -> None:
+def test_what_a_build_leaves_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: BuildJail) -> None:
     """Links in the places of what the testbed reads and writes there, as root where it is root."""
     enclosed(monkeypatch, way)
     (tmp_path / "mine").write_text("the caller's")
     names = ("testbed.config", "testbed-compiling", "testbed-make.log", "testbed-objects", ".config.old", "testbed-new")
     script = "\n".join(f'ln -sfn {tmp_path}/mine "$1/{name}"' for name in names)
     tree = evil_tree(tmp_path / "linux", script)
-    build(tmp_path / "cache", BuildOrder(source=str(tree)), "one")
-    build(tmp_path / "cache", BuildOrder(source=f"{tree}@HEAD~1"), "two")
+    build(tmp_path / "cache", BuildSpec(source=str(tree)), "one")
+    build(tmp_path / "cache", BuildSpec(source=f"{tree}@HEAD~1"), "two")
     assert (tmp_path / "mine").read_text() == "the caller's"
 
 
@@ -190,9 +190,9 @@ def test_a_result_that_is_a_link_a_pipe_or_without_end_is_refused(
     (tree / "Makefile").write_text(made)
     git(tree, "commit", "-qam", "link")
     with pytest.raises(BuildError, match=r"expected (a regular file|at most)"):
-        build(tmp_path / "cache", BuildOrder(source=str(tree)))
+        build(tmp_path / "cache", BuildSpec(source=str(tree)))
     # Nor does it spoil the folder for those who build there next.
-    assert build(tmp_path / "cache", BuildOrder(source=f"{tree}@HEAD~1")).series is Series.AFTER
+    assert build(tmp_path / "cache", BuildSpec(source=f"{tree}@HEAD~1")).series is Series.AFTER
 
 
 def test_modules_of_a_build_are_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_modules_of_a_build_are_a_folder_of_its_own(tmp_path: Path, monkeypatch:
     git(tree, "commit", "-qam", "modules")
     (tmp_path / "mine.config").write_text("CONFIG_SOMETHING=m\n")
     with pytest.raises(BuildError, match="expected one folder of modules"):
-        build(tmp_path / "cache", BuildOrder(source=str(tree), fragments=(tmp_path / "mine.config",)))
+        build(tmp_path / "cache", BuildSpec(source=str(tree), fragments=(tmp_path / "mine.config",)))
 
 
 def test_where_the_machine_allows_no_enclosure_a_strangers_source_needs_the_callers_word(
@@ -216,16 +216,16 @@ def test_where_the_machine_allows_no_enclosure_a_strangers_source_needs_the_call
     enclosed(monkeypatch, None, "unshare: no such luck")
     tree = evil_tree(tmp_path / "linux", 'echo ran >"$1/ran"')
     with pytest.raises(HostError, match=r"in an enclosure.*unshare: no such luck.*TESTBED_TRUST_SOURCES=1"):
-        build(tmp_path / "cache", BuildOrder(source=str(tree)))
+        build(tmp_path / "cache", BuildSpec(source=str(tree)))
     assert not list(tmp_path.rglob("ran"))
     monkeypatch.setenv(build_jail.TRUST, "1")
     notes = Notes()
-    built = build(tmp_path / "cache", BuildOrder(source=str(tree)), progress=notes)
+    built = build(tmp_path / "cache", BuildSpec(source=str(tree)), progress=notes)
     assert [said for said in notes.said if "not built in an enclosure" in said and "no such luck" in said]
     assert cache.read_meta(built.folder)["enclosed"] is False
     # What was built so is taken over by one that is enclosed.
     enclosed(monkeypatch, WAYS[0])
-    again = build(tmp_path / "cache", BuildOrder(source=f"{tree}@HEAD~1"))
+    again = build(tmp_path / "cache", BuildSpec(source=f"{tree}@HEAD~1"))
     assert cache.read_meta(again.folder)["enclosed"] is True
 
 
@@ -242,29 +242,29 @@ def test_debians_own_source_needs_no_word_and_a_patch_of_it_does(tmp_path: Path,
         return Source(name="debian", key="k", origin="", folder=folder, signed=True)
 
     monkeypatch.setattr(sources, "prepare", prepare)
-    assert build(tmp_path / "cache", BuildOrder(source="debian")).series is Series.BEFORE
+    assert build(tmp_path / "cache", BuildSpec(source="debian")).series is Series.BEFORE
     (tmp_path / "series.patch").write_text(PATCH)
     with pytest.raises(HostError, match=build_jail.TRUST):
-        build(tmp_path / "cache", BuildOrder(source="debian", series=(tmp_path / "series.patch",)))
+        build(tmp_path / "cache", BuildSpec(source="debian", series=(tmp_path / "series.patch",)))
 
 
 async def test_a_root_that_cannot_become_the_account_is_enclosed_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    give = build_jail.give
+    give = build_jail.give_ownership
 
-    def refused(enclosure: Enclosure | None, folder: Path) -> None:
+    def refused(enclosure: BuildJail | None, folder: Path) -> None:
         if enclosure == AS_ACCOUNT:
             raise HostError("no such uid here")
         give(enclosure, folder)
 
     monkeypatch.setattr(build_jail, "give", refused)
-    assert await build_jail.find() == (AS_ROOT if os.geteuid() == 0 else AS_USER, "")
+    assert await build_jail.find_build_jail() == (AS_ROOT if os.geteuid() == 0 else AS_USER, "")
 
 
 async def test_the_reason_why_there_is_no_enclosure_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    way, _ = await build_jail.find()
+    way, _ = await build_jail.find_build_jail()
     assert way in WAYS
     monkeypatch.setattr(build_jail, "_words", lambda *_: ("sh", "-c", "echo no such luck >&2; exit 1"))
-    assert await build_jail.find() == (None, "no such luck")
+    assert await build_jail.find_build_jail() == (None, "no such luck")
 
 
 def named(folder: Path, name: str, text: str) -> Path:
@@ -276,7 +276,7 @@ def named(folder: Path, name: str, text: str) -> Path:
 
 @ways
 async def test_a_compiler_outside_of_the_system_is_seen_where_it_is_named_and_its_owners_home_is_not(
-    tmp_path: Path, way: Enclosure
+    tmp_path: Path, way: BuildJail
 ) -> None:
     home = tmp_path / "home"
     own = named(home / "bin", "mycc", f"#!/bin/sh\ncat {home}/lib/text {home}/secret\n")
@@ -285,9 +285,9 @@ async def test_a_compiler_outside_of_the_system_is_seen_where_it_is_named_and_it
     (home / "lib/text").write_text("mine")
     (home / "secret").write_text("the caller's")
     seen = build_jail.installations((str(own), str(lone), "make"))
-    done = await build_jail.run(way, [own], folder=Path("/"), read=seen, check=False)
+    done = await build_jail.run_in_jail(way, [own], folder=Path("/"), read=seen, check=False)
     assert done.stdout == "mine" and done.status == 1
-    assert (await build_jail.run(way, [lone], folder=Path("/"), read=seen)).stdout == "lone\n"
+    assert (await build_jail.run_in_jail(way, [lone], folder=Path("/"), read=seen)).stdout == "lone\n"
     assert build_jail.installations(("make", "nowhere")) == ()
 
 
@@ -296,29 +296,29 @@ def test_make_sees_the_compiler_that_the_user_names(tmp_path: Path) -> None:
     tree = tree_of_two_commits(tmp_path / "linux")
     (tree / "Makefile").write_text((tree / "Makefile").read_text().replace("\tcp $< $@\n", "\tcp $< $@; test -x $(CC)\n", 1))
     git(tree, "commit", "-qam", "asks for it")
-    assert build(tmp_path / "cache", BuildOrder(source=str(tree), make_args=make_args.parse([f"CC={own}"])))
+    assert build(tmp_path / "cache", BuildSpec(source=str(tree), make_args=make_args.parse([f"CC={own}"])))
     with pytest.raises(BuildError):
-        build(tmp_path / "cache", BuildOrder(source=str(tree), make_args=make_args.parse(["CFLAGS_KERNEL=-O1", f"CC={tmp_path}/other"])))
+        build(tmp_path / "cache", BuildSpec(source=str(tree), make_args=make_args.parse(["CFLAGS_KERNEL=-O1", f"CC={tmp_path}/other"])))
 
 
 async def test_more_paths_are_given_by_the_users_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "more").write_text("more")
     monkeypatch.setenv(build_jail.MORE_PATHS, str(tmp_path / "more"))
-    assert (await build_jail.run(WAYS[0], ["cat", tmp_path / "more"], folder=Path("/"))).stdout == "more"
+    assert (await build_jail.run_in_jail(WAYS[0], ["cat", tmp_path / "more"], folder=Path("/"))).stdout == "more"
     monkeypatch.setenv(build_jail.MORE_PATHS, "more")
     with pytest.raises(UsageError, match="TESTBED_BUILD_PATHS: expected paths from the root"):
-        await build_jail.run(WAYS[0], ["true"], folder=Path("/"))
+        await build_jail.run_in_jail(WAYS[0], ["true"], folder=Path("/"))
 
 
 @ways
-async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_started(tmp_path: Path, way: Enclosure) -> None:
-    assert (await build_jail.run(way, ["sh", "-c", "exit 3"], folder=Path("/"), check=False)).status == 3
-    assert (await build_jail.run(way, ["sh", "-c", "kill -9 $$"], folder=Path("/"), check=False)).status == 137
+async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_started(tmp_path: Path, way: BuildJail) -> None:
+    assert (await build_jail.run_in_jail(way, ["sh", "-c", "exit 3"], folder=Path("/"), check=False)).status == 3
+    assert (await build_jail.run_in_jail(way, ["sh", "-c", "kill -9 $$"], folder=Path("/"), check=False)).status == 137
     (tmp_path / "out").mkdir()
-    build_jail.give(way, tmp_path / "out")
+    build_jail.give_ownership(way, tmp_path / "out")
     stays = f"(trap '' TERM; sleep {MARK}) & while :; do sleep 0.1; done"
     script = f"trap 'echo ended >{tmp_path}/out/ended; exit 2' TERM; echo up >{tmp_path}/out/up; {stays}"
-    running = asyncio.create_task(build_jail.run(way, ["sh", "-c", script], folder=tmp_path / "out", write=(tmp_path / "out",)))
+    running = asyncio.create_task(build_jail.run_in_jail(way, ["sh", "-c", script], folder=tmp_path / "out", write=(tmp_path / "out",)))
     while not (tmp_path / "out/up").exists():
         assert not running.done()
         await asyncio.sleep(0.01)
@@ -372,10 +372,10 @@ def test_a_kconfig_file_that_names_files_of_this_machine_gets_none(tmp_path: Pat
     os.mkfifo(tmp_path / "tree/pipe")
     for name in ("../secret", str(tmp_path / "secret"), "link/secret", "pipe", "", ".", "a\0b", "nowhere", "x" * 300):
         with pytest.raises(BuildError):
-            untrusted_files.text(tmp_path / "tree", name, 100)
-    assert untrusted_files.text(tmp_path / "tree", "Kconfig", 100) == "mine"
+            untrusted_files.read_text(tmp_path / "tree", name, 100)
+    assert untrusted_files.read_text(tmp_path / "tree", "Kconfig", 100) == "mine"
     with pytest.raises(BuildError, match="expected at most 3 bytes, got 4"):
-        untrusted_files.text(tmp_path / "tree", "Kconfig", 3)
+        untrusted_files.read_text(tmp_path / "tree", "Kconfig", 3)
 
 
 def test_a_folder_that_is_nested_without_end_is_listed_measured_and_removed(tmp_path: Path) -> None:
@@ -386,11 +386,11 @@ def test_a_folder_that_is_nested_without_end_is_listed_measured_and_removed(tmp_
         subprocess.run([sys.executable, "-c", nest], cwd=folder, check=True)
         return folder
 
-    assert len(tuple(untrusted_files.everything(nested(tmp_path / "deep")))) > sys.getrecursionlimit()
-    untrusted_files.remove(tmp_path / "deep")
+    assert len(tuple(untrusted_files.walk(nested(tmp_path / "deep")))) > sys.getrecursionlimit()
+    untrusted_files.remove_folder(tmp_path / "deep")
     source = nested(tmp_path / "cache/sources/git-x/out-x").parent
     (source / cache.META).write_text("{}")
-    assert [piece.folder for piece in gc.every(tmp_path / "cache")] == [source] and gc.remove(source)
+    assert [piece.folder for piece in gc.list_pieces(tmp_path / "cache")] == [source] and gc.remove(source)
     with tempdirs.temporary() as scratch:
         nested(scratch / "tmp")
     assert not (tmp_path / "deep").exists() and not source.exists() and not scratch.exists()

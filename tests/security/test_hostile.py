@@ -25,7 +25,8 @@ from testbed.guest.channels.console import Agent, Entrance
 from testbed.guest.channels.kernel_log import clean
 from testbed.guest.channels.ssh import Shell
 from testbed.guest.channels.ssh_keys import SshKey
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
+from testbed.hashing import file_sha256
 from testbed.host import paths
 from testbed.host.logfile import Log
 from testbed.progress import Silent
@@ -37,12 +38,12 @@ from testbed.qemu.nbd_server.settings import Settings
 from testbed.store import cache, checksums, image, snapshot_files
 from testbed.store.apt import PrivateApt
 from testbed.store.kernels import files, names
-from testbed.store.kernels.names import Named
+from testbed.store.kernels.names import NamedBuild
 from testbed.store.kernels.table import BuiltKernel, Series
 from testbed.store.mirror import Mirror
 from testbed.store.template_files import touched_at_ns
 from testbed.text import printable
-from testbed.topology import Guest, load
+from testbed.topology import GuestModel, load
 from testbed.topology.load import parse
 from tests.support.qmp_server import fake_qmp
 from tests.unit.qemu.test_monitor import connected
@@ -280,7 +281,7 @@ async def test_an_image_is_a_disk_also_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "mine.img").symlink_to("/etc/passwd")
     wanted = Storage(file=tmp_path / "disk", format="qcow2", size_bytes=1 << 30, image=(tmp_path / "mine.img", "raw"))
     with pytest.raises(HostError, match=r"mine\.img: expected an image of a disk or a file system, got a link to /etc/passwd"):
-        await disk_files.make(wanted)
+        await disk_files.make_disk_files(wanted)
 
 
 def test_a_key_of_a_file_does_not_steer_the_terminal_when_it_is_quoted() -> None:
@@ -308,9 +309,9 @@ def test_a_file_that_extends_another_file_of_this_machine_learns_nothing_of_it(t
 async def test_words_for_qemu_itself_are_refused_unless_they_are_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where they came past everything that reads files."""
     monkeypatch.setenv("TESTBED_TRUST_QEMU_ARGS", "1")
-    lab = Lab.__new__(Lab)
+    factory = GuestFactory.__new__(GuestFactory)
     with pytest.raises(UsageError, match="nobody checks them: -chardev file,id=x,path=/root/x; expected them from a file that you trust"):
-        await lab._machine(Guest.model_validate({"qemu-args": ["-chardev", "file,id=x,path=/root/x"]}), None)  # type: ignore[arg-type]  # it comes no further
+        await factory._machine(GuestModel.model_validate({"qemu-args": ["-chardev", "file,id=x,path=/root/x"]}), None)  # type: ignore[arg-type]  # it comes no further
 
 
 # What boots a guest -----------------------------------------------------------------------------------------------------------------
@@ -318,27 +319,27 @@ async def test_words_for_qemu_itself_are_refused_unless_they_are_trusted(monkeyp
 
 def test_a_file_that_was_changed_is_not_used_whatever_its_times_say(tmp_path: Path) -> None:
     (tmp_path / "bzImage").write_text("kernel")
-    checksums.check(tmp_path, ("bzImage",))
-    checksums.check(tmp_path, ("bzImage",))
+    checksums.verify(tmp_path, ("bzImage",))
+    checksums.verify(tmp_path, ("bzImage",))
     before = (tmp_path / "bzImage").stat()
     (tmp_path / "bzImage").write_text("KERNEL")
     os.utime(tmp_path / "bzImage", ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(HostError, match=r"bzImage: expected the file that was made here .*; remove .*, and the next run makes it again"):
-        checksums.check(tmp_path, ("bzImage",))
+        checksums.verify(tmp_path, ("bzImage",))
     (tmp_path / "bzImage").write_text("kernel")
-    checksums.check(tmp_path, ("bzImage",))
+    checksums.verify(tmp_path, ("bzImage",))
     (tmp_path / "bzImage").unlink()
     with pytest.raises(HostError, match="bzImage: cannot be read: No such file"):
-        checksums.check(tmp_path, ("bzImage",))
+        checksums.verify(tmp_path, ("bzImage",))
 
 
 def test_a_hash_from_elsewhere_counts_at_the_first_look_as_well(tmp_path: Path) -> None:
     (tmp_path / "root.ext4").write_text("image")
     with pytest.raises(HostError, match=r"expected the file that was made here \(SHA-256 ab\)"):
-        checksums.check(tmp_path, ("root.ext4",), {"root.ext4": "ab"})
+        checksums.verify(tmp_path, ("root.ext4",), {"root.ext4": "ab"})
     (tmp_path / "seals.json").write_text('{"root.ext4": 3}')
     with pytest.raises(HostError, match=r"seals\.json: expected the hashes of its files"):
-        checksums.check(tmp_path, ("root.ext4",))
+        checksums.verify(tmp_path, ("root.ext4",))
 
 
 @pytest.mark.parametrize("file", ["bzImage", "early/ext4.ko", "modules.ext4"])
@@ -348,11 +349,11 @@ async def test_a_kernel_that_was_changed_in_the_cache_is_not_used_wherever_it_ca
     hashes = {}
     for name in ("bzImage", "early/ext4.ko", "modules.ext4"):
         (folder / name).write_text(name)
-        hashes[name] = cache.file_sha256(folder / name)
+        hashes[name] = file_sha256(folder / name)
     meta = {"release": "6.1", "origin": "x", "sha256": "1", "early_modules": ["ext4.ko"], "has_modules": True, "hashes": hashes}
     (folder / cache.META).write_text(json.dumps(meta))
     kernel = BuiltKernel(name="mine")
-    names.remember(tmp_path, kernel, Named(folder=folder, origin="x", series=Series.AFTER))
+    names.save_name(tmp_path, kernel, NamedBuild(folder=folder, origin="x", series=Series.AFTER))
     # Before the first use, too.
     (folder / file).write_text("another")
     with pytest.raises(HostError, match=f"{file}: expected the file that was made here"):
@@ -368,23 +369,23 @@ async def test_an_image_that_was_changed_in_the_cache_is_not_used(tmp_path: Path
     folder.mkdir(parents=True)
     for name in ("root.ext4", "busybox"):
         (folder / name).write_text(name)
-    hashes = {name: cache.file_sha256(folder / name) for name in ("root.ext4", "busybox")}
+    hashes = {name: file_sha256(folder / name) for name in ("root.ext4", "busybox")}
     (folder / cache.META).write_text(json.dumps({"sha256": hashes["root.ext4"], "hashes": hashes}))
-    assert (await image.build("bookworm", images, tmp_path, Silent())).folder == folder
+    assert (await image.build_image("bookworm", images, tmp_path, Silent())).folder == folder
     (folder / file).write_text("another")
     with pytest.raises(HostError, match=f"{file}: expected the file that was made here"):
-        await image.build("bookworm", images, tmp_path, Silent())
+        await image.build_image("bookworm", images, tmp_path, Silent())
 
 
 async def test_an_initramfs_that_was_changed_in_the_cache_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "busybox").write_text("busybox")
     kernel = AsyncMock(sha256="1", release="6.1", early_modules=(), has_modules=False)
-    lab, root = AsyncMock(folders=AsyncMock(cache=tmp_path), _progress=Silent(), _needed=set()), AsyncMock(busybox=tmp_path / "busybox")
-    made = (await Lab._make_boot_files(lab, kernel, root)).initramfs
-    assert (await Lab._make_boot_files(lab, kernel, root)).initramfs == made
+    factory, root = AsyncMock(folders=AsyncMock(cache=tmp_path), _progress=Silent(), _needed=set()), AsyncMock(busybox=tmp_path / "busybox")
+    made = (await GuestFactory._make_boot_files(factory, kernel, root)).initramfs
+    assert (await GuestFactory._make_boot_files(factory, kernel, root)).initramfs == made
     made.write_text("another")
     with pytest.raises(HostError, match="initramfs: expected the file that was made here"):
-        await Lab._make_boot_files(lab, kernel, root)
+        await GuestFactory._make_boot_files(factory, kernel, root)
 
 
 def test_memory_that_a_guest_has_written_to_is_noticed_whatever_its_times_say(tmp_path: Path) -> None:
@@ -416,10 +417,10 @@ async def test_what_qemu_could_have_put_in_the_place_of_a_disk_is_not_followed(t
         with pytest.raises(HostError):
             await Export.start("data", Settings(), file=planted, log=tmp_path / "log", host=None, on_end=pytest.fail)
         with pytest.raises(HostError, match="expected a disk's file"):
-            await snapshot_files.copy(planted, tmp_path / "copies" / "data.raw")
+            await snapshot_files.copy_snapshot(planted, tmp_path / "copies" / "data.raw")
     for kind in ("raw", "qcow2"):
         with pytest.raises(HostError, match="cannot be made"):
-            await disk_files.make(Storage(file=link, format=kind, size_bytes=4096))
+            await disk_files.make_disk_files(Storage(file=link, format=kind, size_bytes=4096))
     assert secret.read_text() == "secret" and not (tmp_path / "copies").exists()
 
 

@@ -17,14 +17,14 @@ from testbed.errors import HostError
 from testbed.host import process
 from testbed.host.facts import Account
 from testbed.qemu import jail, jail_probe, probe
-from testbed.qemu.jail import Custody
+from testbed.qemu.jail import Jail
 from tests.support.values import may_mount, qemu
 
 NOBODY = Account(uid=65534, gid=65534)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
-@pytest.mark.parametrize("words", [jail.prefix(None), process.dying_with_us("KILL")], ids=["held", "not held"])
+@pytest.mark.parametrize("words", [jail.command_prefix(None), process.dying_with_us("KILL")], ids=["held", "not held"])
 def test_what_would_not_hear_of_our_end_is_not_started(words: tuple[str, ...], tmp_path: Path) -> None:
     program = (*words, "touch", str(tmp_path / "started"))
     # Another's child, as one whose testbed has ended before it could ask for a signal.
@@ -42,24 +42,24 @@ def status(words: tuple[str, ...]) -> dict[str, str]:
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
 def test_what_is_held_has_no_privileges_and_can_get_none(account: Account | None) -> None:
-    found = status(jail.prefix(account))
+    found = status(jail.command_prefix(account))
     assert found["NoNewPrivs"] == "1"
     if account is not None:
         assert found["Uid"].split() == ["65534"] * 4 == found["Gid"].split() and found["Groups"] == ""
         assert {int(found[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
-    limits = subprocess.run([*jail.prefix(account), "prlimit", "--raw", "--noheadings"], capture_output=True, text=True, check=True)
+    limits = subprocess.run([*jail.command_prefix(account), "prlimit", "--raw", "--noheadings"], capture_output=True, text=True, check=True)
     of = {line.split()[0]: line.split()[-3:-1] for line in limits.stdout.splitlines()}
     assert of["CORE"] == ["0", "0"] and int(of["NOFILE"][1]) <= 4096
 
 
 @as_root
 def test_the_group_of_kvm_is_the_only_one_that_is_kept() -> None:
-    assert status(jail.prefix(NOBODY, (12345,)))["Groups"] == "12345"
+    assert status(jail.command_prefix(NOBODY, (12345,)))["Groups"] == "12345"
 
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
 def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | None) -> None:
-    words = jail.prefix(account, apart=())
+    words = jail.command_prefix(account, apart=())
     tried = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
     if not may_mount():
         assert tried.returncode != 0
@@ -96,7 +96,7 @@ def test_what_is_held_dies_with_us_whoever_it_is(account: Account | None, tmp_pa
 
 
 def test_without_an_account_everything_keeps_its_name(tmp_path: Path) -> None:
-    own = Custody(None)
+    own = Jail(None)
     own.folders(tmp_path)
     own.start_files(tmp_path / "none")
     own.images([tmp_path / "none"])
@@ -113,7 +113,7 @@ def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_i
     image.write_text("image")
     other.write_text("other")
     image.chmod(0o600)
-    held = Custody(NOBODY)
+    held = Jail(NOBODY)
     held.folders(folder)
     held.images([image, image])
     first, second = held.descriptors
@@ -136,13 +136,13 @@ def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_i
 def test_memory_is_written_to_by_its_account_and_stays_ours_and_as_it_was(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    Custody(None).memory(private / "memory")
+    Jail(None).memory(private / "memory")
     before = (private / "memory").stat()
-    held = Custody(NOBODY)
+    held = Jail(NOBODY)
     held.memory(private / "memory")
     after = (private / "memory").stat()
     assert (after.st_uid, after.st_ctime_ns) == (0, before.st_ctime_ns)
-    words = [*jail.prefix(NOBODY), *held.seen(("tee", str(private / "memory")))]
+    words = [*jail.command_prefix(NOBODY), *held.seen(("tee", str(private / "memory")))]
     assert subprocess.run(words, input=b"ram", check=False, pass_fds=held.descriptors, stdout=subprocess.DEVNULL).returncode == 0
     assert (private / "memory").read_bytes() == b"ram"
     held.release()
@@ -156,12 +156,12 @@ def test_an_account_reaches_what_it_is_handed_where_it_cannot_go_itself(tmp_path
     (private / "kernel").write_text("kernel")
     (private / "secret").write_text("secret")
     (private / "kernel").chmod(0o600)
-    held = Custody(NOBODY)
+    held = Jail(NOBODY)
     held.folders(private / "own")
     held.start_files(private / "kernel")
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        own = [*jail.prefix(NOBODY), *held.seen(words)]
+        own = [*jail.command_prefix(NOBODY), *held.seen(words)]
         return subprocess.run(own, capture_output=True, text=True, check=False, pass_fds=held.descriptors)
 
     assert run("cat", str(private / "kernel")).stdout == "kernel"
@@ -175,7 +175,7 @@ def test_an_account_reaches_what_it_is_handed_where_it_cannot_go_itself(tmp_path
 
 def test_what_is_not_there_cannot_be_handed(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="none: cannot be opened for QEMU: No such file"):
-        Custody(Account(uid=os.getuid(), gid=os.getgid())).start_files(tmp_path / "none")
+        Jail(Account(uid=os.getuid(), gid=os.getgid())).start_files(tmp_path / "none")
 
 
 @pytest.mark.parametrize(("named", "uid"), [("nobody", 65534), ("4242", 4242)])
@@ -203,6 +203,6 @@ def test_a_qemu_that_was_extracted_somewhere_has_the_modules_that_came_with_it(t
 @pytest.mark.parametrize("place", ["/home/me/bin", "/home/me", "/opt", ""])
 def test_a_qemu_in_somebodys_home_does_not_open_it(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LD_LIBRARY_PATH", ":.:/opt/own/lib")
-    given = {path for _, path in jail.rules_of(qemu(path=f"{place}/qemu-system-x86_64"))}
+    given = {path for _, path in jail.landlock_rules(qemu(path=f"{place}/qemu-system-x86_64"))}
     assert {f"{place}/qemu-system-x86_64", f"{place}/pc-bios", "/usr", "/opt/own/lib"} <= given
     assert not given & {"/home/me/bin", "/home/me", "/home", "/opt", "/", "", "."}

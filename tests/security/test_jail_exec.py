@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from testbed.host.facts import Confinement
+from testbed.host.facts import JailSupport
 from testbed.qemu import jail, jail_exec
 from tests.support.values import may_mount, qemu
 
-PROGRAMS = (*jail.rules_of(qemu()), (jail_exec.RUN, sys.base_prefix))
+PROGRAMS = (*jail.landlock_rules(qemu()), (jail_exec.RUN, sys.base_prefix))
 
 
 def since(landlock: int) -> pytest.MarkDecorator:
-    have = jail_exec.version()
+    have = jail_exec.landlock_abi()
     return pytest.mark.skipif(have < landlock, reason=f"this kernel's Landlock has come to version {have}, not to {landlock}")
 
 
@@ -44,7 +44,7 @@ def tried(
 ) -> tuple[str, str]:
     """What a Python program says of what it tries, free and kept from this machine: `done`, or the error."""
     program = f"{TOOLS}try:\n    {code}\nexcept OSError as error: print(type(error).__name__)\nelse: print('done')"
-    kept = jail_exec.words(sys.executable, (*PROGRAMS, *rules) if confined else None, apart=apart)
+    kept = jail_exec.command_prefix(sys.executable, (*PROGRAMS, *rules) if confined else None, apart=apart)
     before, after = (
         subprocess.run([*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=cwd)
         for within in ((), kept)
@@ -121,7 +121,7 @@ def test_no_memory_of_others_is_shared() -> None:
 
 def test_what_a_qemu_is_started_with_starts_by_this_python() -> None:
     """Which may lie where the program, once it is confined, reads nothing."""
-    words = jail.prefix(None, rules=jail.rules_of(qemu()))
+    words = jail.command_prefix(None, rules=jail.landlock_rules(qemu()))
     done = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -182,7 +182,7 @@ def test_what_is_never_done_is_refused_call_by_call() -> None:
     code = (
         f"for name, number in {REFUSED}.items(): assert libc.syscall(number, -1, -1, -1, -1, -1, -1) < 0; print(name, ctypes.get_errno())"
     )
-    words = jail_exec.words(sys.executable, PROGRAMS, apart=None)
+    words = jail_exec.command_prefix(sys.executable, PROGRAMS, apart=None)
     done = subprocess.run([*words, sys.executable, "-I", "-S", "-c", TOOLS + code], capture_output=True, text=True, check=True)
     errors = dict(line.split() for line in done.stdout.splitlines())
     assert errors == dict.fromkeys(REFUSED, str(errno.EPERM))
@@ -233,7 +233,7 @@ def test_what_is_its_own_is_written_to_and_nothing_else(code: str, tmp_path: Pat
     free, confined = tried(f"file = '{own}'; new = file + str(os.getpid()); {code}", (jail_exec.OWN, str(tmp_path)))
     if free != "done":
         pytest.skip("this machine cannot do that at all")
-    if code.startswith("os.mkdir") and jail_exec.version() < jail_exec.FILES_SINCE:
+    if code.startswith("os.mkdir") and jail_exec.landlock_abi() < jail_exec.FILES_SINCE:
         pytest.skip("this kernel's Landlock holds no files")
     assert (free, confined) == ("done", "PermissionError")
 
@@ -261,17 +261,17 @@ def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> N
             pytest.skip("nobody like us may mount here")
         if Path(sys.executable).resolve().is_relative_to("/tmp") or sys.executable.startswith("/tmp/"):
             pytest.skip("this Python would be hidden")
-        rules = ((jail_exec.OWN, own), (jail_exec.OWN, jail_exec.given(0)), (jail_exec.READ, everybodys))
+        rules = ((jail_exec.OWN, own), (jail_exec.OWN, jail_exec.mounted_name(0)), (jail_exec.READ, everybodys))
 
         def sent(name: str, cwd: str | None = None) -> tuple[str, str]:
             return tried(f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'hello', '{name}')", *rules, apart=[own], cwd=cwd)
 
         assert sent(path) == ("done", "FileNotFoundError")
         # By way of what it has, of where it is, and of who started it.
-        assert sent(f"{jail_exec.given(0)}/../others")[1] == "FileNotFoundError"
+        assert sent(f"{jail_exec.mounted_name(0)}/../others")[1] == "FileNotFoundError"
         assert sent("others", cwd=everybodys) == ("done", "FileNotFoundError")
         assert sent(f"/proc/{os.getpid()}/root{path}") == ("done", "PermissionError")
-        making = f"open(('{own}' if os.path.exists('{own}') else '{jail_exec.given(0)}') + '/made', 'w')"
+        making = f"open(('{own}' if os.path.exists('{own}') else '{jail_exec.mounted_name(0)}') + '/made', 'w')"
         assert tried(making, *rules, apart=[own]) == ("done", "done")
         shared, own_ipc = tried("print(os.readlink('/proc/self/ns/ipc'))", apart=[own], confined=False)
         assert shared != own_ipc
@@ -284,7 +284,7 @@ def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> N
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's mounts could reach anybody else")
 def test_what_is_kept_apart_hides_nothing_from_others(tmp_path: Path) -> None:
     """Also where mounts are passed on, as systemd has them."""
-    words = jail_exec.words(sys.executable, None, apart=[str(tmp_path)])
+    words = jail_exec.command_prefix(sys.executable, None, apart=[str(tmp_path)])
     shared = [
         "unshare",
         "--mount",
@@ -299,7 +299,7 @@ def test_what_is_kept_apart_hides_nothing_from_others(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
-@pytest.mark.parametrize("abi", range(1, jail_exec.version() + 1))
+@pytest.mark.parametrize("abi", range(1, jail_exec.landlock_abi() + 1))
 def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None:
     script = Path(jail_exec.__file__).read_text()
     assert script.count("abi = version()") == 1
@@ -317,7 +317,7 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
                 print("free")
     """
     program = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), str(tmp_path / "secret")]
-    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *jail_exec.words("", PROGRAMS, apart=None)[4:], *program]
+    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *jail_exec.command_prefix("", PROGRAMS, apart=None)[4:], *program]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["held", "held" if abi >= jail_exec.PORTS_SINCE else "free"], done.stderr
 
@@ -325,7 +325,7 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
 def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
     script = Path(jail_exec.__file__).read_text().replace("libseccomp.so.2", "libnone.so.2")
     (tmp_path / "confine.py").write_text(script)
-    asked = jail_exec.words("", [], apart=None)[4:]
+    asked = jail_exec.command_prefix("", [], apart=None)[4:]
     words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *asked, TOUCH, str(tmp_path / "started")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (
@@ -337,13 +337,13 @@ def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("landlock", "said"), [(0, "listen"), (1, "listen"), (3, "listen"), (4, "send"), (5, "send"), (6, "")])
 def test_what_is_not_held_is_said(landlock: int, said: str) -> None:
-    together_with_others = Confinement(confined=True, landlock=landlock, apart=True, why_not_alone="no networks")
-    left = [text for text in jail.not_held(together_with_others) if not text.startswith("open files:")]
+    together_with_others = JailSupport(confined=True, landlock=landlock, apart=True, why_not_alone="no networks")
+    left = [text for text in jail.unconfined_parts(together_with_others) if not text.startswith("open files:")]
     assert [text[: len(said)] for text in left] == ([said] if said else []) and all(text.endswith(": no networks") for text in left)
     files = ["open files: this kernel's Landlock is absent or switched off"] if landlock == 0 else []
-    assert list(jail.not_held(replace(together_with_others, alone=True))) == files, "a network of its own holds the others"
-    assert jail.open_to_neighbours(together_with_others).endswith("keep them from answering: no networks")
-    assert jail.open_to_neighbours(replace(together_with_others, alone=True)) == ""
-    together = jail.not_held(Confinement(confined=True, landlock=landlock, why_together="no mounts", alone=True))
+    assert list(jail.unconfined_parts(replace(together_with_others, alone=True))) == files, "a network of its own holds the others"
+    assert jail.open_to_other_users(together_with_others).endswith("keep them from answering: no networks")
+    assert jail.open_to_other_users(replace(together_with_others, alone=True)) == ""
+    together = jail.unconfined_parts(JailSupport(confined=True, landlock=landlock, why_together="no mounts", alone=True))
     assert together[-1] == "look into /run and /tmp, and send to sockets there: no mounts"
-    assert jail.not_held(Confinement(why_unconfined="no libseccomp", landlock=landlock))[0].endswith("no libseccomp")
+    assert jail.unconfined_parts(JailSupport(why_unconfined="no libseccomp", landlock=landlock))[0].endswith("no libseccomp")

@@ -6,19 +6,19 @@ from collections.abc import Callable
 
 import pytest
 
-from testbed import cgroupfs, group_counts
+from testbed import cgroupfs
 from testbed.api import blktests, suites
 from testbed.api.blktests import Status
 from testbed.bugs import shell_messages
 from testbed.bugs.model import Condition
 from testbed.bugs.script_files import script
-from testbed.bugs.signature import Watch, rendered
+from testbed.bugs.signature import Watch, render
 from testbed.errors import TestbedError
 from testbed.guest import devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.debug import kallsyms
 from testbed.guest.setup import readback, survey
-from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.readback import Expected
 from testbed.pytest_plugin import requirements
 from testbed.scenarios.claims import workers
 from testbed.text import printable
@@ -27,8 +27,8 @@ BASH = script("crash.sh", "set -x\nfoo() {\n  echo a a a a\n}\necho 'a [not run]
 PYTHON = script("crash.py", "import nothing\nprint('a', 'b')\n", "python3")
 MARK = "@0123456789abcdef"
 FACTS = (
-    Fact(where="disks.a", file="/sys/a", expected="1"),
-    Fact(where="disks.b", file="/sys/b", expected="1", line="7:0", of="/dev/loop0"),
+    Expected(where="disks.a", file="/sys/a", expected="1"),
+    Expected(where="disks.b", file="/sys/b", expected="1", line="7:0", of="/dev/loop0"),
 )
 
 
@@ -45,7 +45,7 @@ def watched(data: bytes, piece: int) -> None:
 
 def spoken(text: str) -> None:
     for source in (BASH, PYTHON):
-        shell_messages.unable(source, text, text)
+        shell_messages.cannot_run(source, text, text)
         stream = shell_messages.Stream(shell_messages.Source(source), errors=True)
         for line in text.splitlines():
             stream.own(line[:4096])
@@ -67,16 +67,16 @@ def of_processes(text: str) -> None:
 
 
 def of_log(text: str) -> None:
-    dmesg.merged((), dmesg.parse(f"0\n{text}"), 500)
-    dmesg.merged((), dmesg.parse("0\n" + "".join(f"kern  :warn  : [    1.000000] {line}\n" for line in text.split("\n"))), 500)
+    dmesg.merge((), dmesg.parse(f"0\n{text}"), 500)
+    dmesg.merge((), dmesg.parse("0\n" + "".join(f"kern  :warn  : [    1.000000] {line}\n" for line in text.split("\n"))), 500)
 
 
 # Each reads what a guest chose; what it refuses it may refuse with an error of ours.
 READERS: dict[str, Callable[[str], object]] = {
-    "what ./check prints": lambda text: blktests.outcomes("a/001", "", text, "", devices=True),
-    "a record": lambda text: blktests.outcomes("a/001", f"nodev\0{text}\0{text}\0", text, "", devices=True),
-    "records": lambda text: blktests.outcomes("a/001", text.replace(" ", "\0"), "", "", devices=True),
-    "a test's text": lambda text: blktests.outcomes("a/001", "", "", text, devices=False),
+    "what ./check prints": lambda text: blktests.read_results("a/001", "", text, "", devices=True),
+    "a record": lambda text: blktests.read_results("a/001", f"nodev\0{text}\0{text}\0", text, "", devices=True),
+    "records": lambda text: blktests.read_results("a/001", text.replace(" ", "\0"), "", "", devices=True),
+    "a test's text": lambda text: blktests.read_results("a/001", "", "", text, devices=False),
     "processes": of_processes,
     "console": console_lines,
     "kernel log": of_log,
@@ -86,12 +86,12 @@ READERS: dict[str, Callable[[str], object]] = {
     "flat counters": lambda text: cgroupfs.parse_flat(text, "g0"),
     "io.stat": lambda text: cgroupfs.parse_io_stat(f"{text}\n", "g0"),
     "unfinished io.stat": lambda text: cgroupfs.parse_io_stat(text, "g0"),
-    "all counters": lambda text: rendered({"a": text}),
-    "agent's counters": lambda text: group_counts.parse(text.split("\n")),
-    "agent's io": lambda text: group_counts.parse([f"group name=61 io={text}"]),
+    "all counters": lambda text: render({"a": text}),
+    "agent's counters": lambda text: cgroupfs.parse_group_counts(text.split("\n")),
+    "agent's io": lambda text: cgroupfs.parse_group_counts([f"group name=61 io={text}"]),
     "disks": devices.parse,
     "shell's sections": lambda text: shell_functions.sections(text.replace("a", f"{MARK} file a\n"), MARK, "g0"),
-    "shell's lines": lambda text: shell_functions.named(text, "a", ("b",), "g0"),
+    "shell's lines": lambda text: shell_functions.named_values(text, "a", ("b",), "g0"),
     "read back": lambda text: readback.differences(FACTS, f"read back\nnumber /dev/loop0 7:0\n== 0\n{text}\n== 1\n{text}"),
     "survey": lambda text: survey.parse(f"cpus {text}\nmount {text} / a b\nmount /dev/a {text} ext4 rw\nblock vda\nend", {}),
     "trace": workers.traced,
@@ -208,9 +208,9 @@ def test_the_time_for_what_a_guest_says_grows_with_its_length_alone(reader: str)
 def test_a_line_without_end_is_read_at_once() -> None:
     """What stopped `suite` for hours."""
     line = "/" * (1 << 20)
-    (found,) = blktests.outcomes("a/001", "nodev\0status\tpass\n\0\0", line, "", devices=True)
+    (found,) = blktests.read_results("a/001", "nodev\0status\tpass\n\0\0", line, "", devices=True)
     assert found.status is Status.PASS
-    assert shell_messages.unable(BASH, line, line) == []
+    assert shell_messages.cannot_run(BASH, line, line) == []
 
 
 def test_a_script_that_prints_its_own_source_for_ever_is_no_hit_and_none_missed(monkeypatch: pytest.MonkeyPatch) -> None:

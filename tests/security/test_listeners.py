@@ -16,12 +16,12 @@ from testbed.errors import WireBroken
 from testbed.guest.channels import kernel_log
 from testbed.guest.channels.console import Console
 from testbed.guest.lifecycle import Loss
-from testbed.guest.liveness import Life
+from testbed.guest.liveness import Liveness
 from testbed.host import logfile
 from testbed.host.logfile import Log
 from testbed.qemu import frame_switch
-from testbed.qemu.blocking_monitor import Poller
-from testbed.qemu.frame_switch import Plug
+from testbed.qemu.blocking_monitor import BlockingMonitor
+from testbed.qemu.frame_switch import SwitchPort
 from testbed.qemu.monitor import Monitor
 from testbed.vms import control as desk
 from tests.support.qmp_server import fake_qmp
@@ -37,7 +37,7 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood:
 
 async def test_a_guest_that_floods_its_network_does_not_take_the_event_loop(tmp_path: Path) -> None:
     """It sends faster than we take: as long as it does, there is always one more."""
-    plug, frames, turns = Plug(outlet=tmp_path / "out", inlet=tmp_path / "in", others=(tmp_path / "away",)), 20_000, 0
+    plug, frames, turns = SwitchPort(outlet=tmp_path / "out", inlet=tmp_path / "in", others=(tmp_path / "away",)), 20_000, 0
     plug.open()
     flood = await asyncio.create_subprocess_exec(sys.executable, "-c", _FLOOD, str(tmp_path / "out"), str(frames))
     ended = asyncio.create_task(flood.wait())
@@ -102,7 +102,7 @@ async def test_a_task_of_a_guest_that_fails_is_the_guests_end(tmp_path: Path) ->
     async def failing() -> None:
         raise RuntimeError("nobody expected this")
 
-    guest = Life(SimpleNamespace(name="g0", evidence=tmp_path))  # type: ignore[arg-type]  # as much of an order as it needs
+    guest = Liveness(SimpleNamespace(name="g0", evidence=tmp_path))  # type: ignore[arg-type]  # as much of an order as it needs
     await guest._watch(failing())
     assert guest.loss is Loss.HOST and "a mistake of the testbed: RuntimeError: nobody expected this" in await guest.lost()
 
@@ -118,7 +118,7 @@ def test_of_a_log_that_qemu_filled_its_end_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("said", [b"[]\n", b"1\n", b"[" * 100_000 + b"\n"])
 def test_a_message_of_qmp_that_is_none_ends_the_connection(said: bytes, tmp_path: Path) -> None:
-    poller = Poller("g0", tmp_path / "poll")
+    poller = BlockingMonitor("g0", tmp_path / "poll")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "poll"))
         listener.listen()
@@ -161,7 +161,7 @@ async def _well(asked: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 async def test_whatever_is_asked_is_answered_and_the_next_one_too(line: bytes, tmp_path: Path) -> None:
-    async with desk.listening(tmp_path / "control", lambda reader, writer: desk.answer("g0", {"well": _well}, reader, writer)):
+    async with desk.listen(tmp_path / "control", lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)):
         assert (await _asked(tmp_path / "control", line))["error"].startswith("g0: ")
         assert await _asked(tmp_path / "control", b'{"verb": "well", "number": 1}\n') == {"well": 1}
 
@@ -169,7 +169,7 @@ async def test_whatever_is_asked_is_answered_and_the_next_one_too(line: bytes, t
 async def test_connections_that_say_nothing_leave_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_MOST_CONNECTIONS", 4)
     control = tmp_path / "control"
-    async with desk.listening(control, lambda reader, writer: desk.answer("g0", {"well": _well}, reader, writer)):
+    async with desk.listen(control, lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)):
         silent = [await asyncio.open_unix_connection(control) for _ in range(4)]
         refused, writer = await asyncio.open_unix_connection(control)
         assert await refused.read() == b""
@@ -184,7 +184,7 @@ async def test_connections_that_say_nothing_leave_room_for_others(tmp_path: Path
 
 async def test_a_connection_that_says_nothing_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(desk, "_LINE_S", 0.0)
-    async with desk.listening(tmp_path / "control", lambda reader, writer: desk.answer("g0", {}, reader, writer)):
+    async with desk.listen(tmp_path / "control", lambda reader, writer: desk.answer_request("g0", {}, reader, writer)):
         reader, writer = await asyncio.open_unix_connection(tmp_path / "control")
         assert b"expected a verb" in await reader.read()
         writer.close()

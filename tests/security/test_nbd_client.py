@@ -22,14 +22,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.errors import HostError
-from testbed.host.facts import Account, Confinement, Host
+from testbed.host.facts import Account, Host, JailSupport
 from testbed.qemu import blockdev, nbd_export
 from testbed.qemu.nbd_export import Export
 from testbed.qemu.nbd_server import protocol as nbd
 from testbed.qemu.nbd_server import server
-from testbed.qemu.nbd_server.backing import Nowhere
+from testbed.qemu.nbd_server.backing import DiscardingBacking
 from testbed.qemu.nbd_server.device import Device
-from testbed.qemu.nbd_server.protocol import Asked, Ended, Protocol, Say
+from testbed.qemu.nbd_server.protocol import ConnectionEnded, NbdRequest, Protocol, SendBytes
 from testbed.qemu.nbd_server.settings import Settings
 from testbed.topology.disks import Nvme, VirtioBlk
 from tests.support.values import host, may_mount
@@ -63,7 +63,7 @@ def events(protocol: Protocol, data: bytes) -> list[nbd.Event]:
     found: list[nbd.Event] = []
     while (event := protocol.next_event()) is not None:
         found.append(event)
-        if isinstance(event, Ended):
+        if isinstance(event, ConnectionEnded):
             break
     return found
 
@@ -111,7 +111,7 @@ REFUSED = [
 def test_a_request_that_is_wrong_is_answered_by_the_error_of_the_protocol(error: int, asked: bytes) -> None:
     right = request(WRITE, MIB - 512, 512, b"x" * 512, flags=FUA, cookie=8)
     answered, taken = events(talking(), asked + right)
-    assert answered == Say(nbd.reply(7, error)) and isinstance(taken, Asked)
+    assert answered == SendBytes(nbd.reply(7, error)) and isinstance(taken, NbdRequest)
     assert (taken.cookie, taken.request.offset, taken.request.data, taken.request.fua) == (8, MIB - 512, b"x" * 512, True)
 
 
@@ -126,19 +126,21 @@ def test_a_request_that_is_wrong_is_answered_by_the_error_of_the_protocol(error:
     ],
 )
 def test_a_request_that_is_right_is_taken(asked: bytes) -> None:
-    assert [type(event) for event in events(talking(), asked)] == [Asked]
+    assert [type(event) for event in events(talking(), asked)] == [NbdRequest]
 
 
 def test_a_disk_that_may_be_read_only_is_not_written_to() -> None:
     asked = [request(WRITE, 0, 512, bytes(512)), request(TRIM, 0, 512), request(ZEROES, 0, 512)]
-    assert events(talking(read_only=True), b"".join(asked)) == [Say(nbd.reply(7, errno.EPERM))] * 3
+    assert events(talking(read_only=True), b"".join(asked)) == [SendBytes(nbd.reply(7, errno.EPERM))] * 3
 
 
 def test_a_request_is_read_however_it_is_cut() -> None:
     protocol, found = talking(), []
     for byte in request(WRITE, 512, 512, bytes(range(256)) * 2) + request(READ, 0, 512) + request(DISCONNECT):
         found += events(protocol, bytes([byte]))
-    assert [event.request.operation for event in found if isinstance(event, Asked)] == ["write", "read"] and found[-1] == Ended()
+    assert [event.request.operation for event in found if isinstance(event, NbdRequest)] == ["write", "read"] and found[
+        -1
+    ] == ConnectionEnded()
 
 
 def test_what_a_refused_write_carries_is_not_kept() -> None:
@@ -155,7 +157,7 @@ def test_what_a_refused_write_carries_is_not_kept() -> None:
 )
 def test_garbage_ends_the_connection_with_a_reason(garbage: bytes) -> None:
     (ended,) = events(talking(), garbage)
-    assert isinstance(ended, Ended) and ended.why.startswith("expected a request, got the number 0x")
+    assert isinstance(ended, ConnectionEnded) and ended.why.startswith("expected a request, got the number 0x")
 
 
 # Negotiation --------------------------------------------------------------------------------------------------------------------------
@@ -165,14 +167,14 @@ FLAGS = struct.pack(">I", 3)
 
 def kinds(found: list[nbd.Event]) -> list[int]:
     """The types of the replies to options."""
-    return [struct.unpack_from(">I", event.data, 12)[0] for event in found if isinstance(event, Say)]
+    return [struct.unpack_from(">I", event.data, 12)[0] for event in found if isinstance(event, SendBytes)]
 
 
 def test_an_export_is_described_before_it_is_used() -> None:
     protocol = Protocol(size_bytes=MIB, read_only=True, block_bytes=512)
     found = events(protocol, FLAGS + option(INFO, named(b"any", 3)) + option(GO, named()))
     assert kinds(found) == [3, 3, ACK, 3, 3, ACK] and protocol.transmitting
-    described, sizes = (event.data[20:] for event in found[:2] if isinstance(event, Say))
+    described, sizes = (event.data[20:] for event in found[:2] if isinstance(event, SendBytes))
     assert struct.unpack(">HQH", described)[:2] == (0, MIB) and struct.unpack(">HQH", described)[2] & 2
     assert struct.unpack(">HIII", sizes) == (3, 512, 4096, 32 * MIB)
 
@@ -211,17 +213,17 @@ def test_an_option_that_is_wrong_is_refused_and_another_may_follow(asked: bytes,
 )
 def test_negotiation_without_end_is_ended(said: bytes, why: str) -> None:
     last = events(Protocol(size_bytes=MIB), said)[-1]
-    assert isinstance(last, Ended) and why in last.why
+    assert isinstance(last, ConnectionEnded) and why in last.why
 
 
 def test_a_client_that_gives_up_is_let_go() -> None:
     found = events(Protocol(size_bytes=MIB), FLAGS + option(ABORT))
-    assert kinds(found) == [ACK] and found[-1] == Ended()
+    assert kinds(found) == [ACK] and found[-1] == ConnectionEnded()
 
 
 def test_a_client_of_old_gets_its_zeros() -> None:
     (described,) = events(Protocol(size_bytes=MIB), struct.pack(">I", 0) + option(EXPORT_NAME, b"x"))
-    assert isinstance(described, Say) and len(described.data) == 134
+    assert isinstance(described, SendBytes) and len(described.data) == 134
 
 
 # Anything ----------------------------------------------------------------------------------------------------------------------------
@@ -247,12 +249,12 @@ def test_whatever_a_client_says_is_answered_or_ends_and_reaches_no_byte_beyond_t
     data = b"".join(said)
     for at in range(0, len(data), cut):
         for event in events(protocol, data[at : at + cut]):
-            if isinstance(event, Asked):
+            if isinstance(event, NbdRequest):
                 device.submit(event.request, lambda error, data: None)
         assert len(protocol._received) <= 28 + 8192 + nbd.MOST_BYTES
 
 
-class Bounded(Nowhere):
+class Bounded(DiscardingBacking):
     """A store that its caller keeps within."""
 
     def read(self, offset: int, length: int) -> bytes:
@@ -373,7 +375,7 @@ def test_negotiation_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(server, "_NEGOTIATION_S", 0.0)
     own, other = socket.socketpair()
     with own, other:
-        device = Device(Nowhere(MIB), log=io.StringIO())
+        device = Device(DiscardingBacking(MIB), log=io.StringIO())
         client = server.Client(own, Protocol(size_bytes=MIB), device)
         client.step()  # nobody is there yet
         other.sendall(HELLO[:7])
@@ -448,7 +450,7 @@ def status(pid: int) -> dict[str, str]:
 
 async def test_an_export_is_held_as_qemu_is(tmp_path: Path) -> None:
     account = Account(uid=65534, gid=65534) if os.geteuid() == 0 else None
-    held = Confinement(confined=True, apart=may_mount())
+    held = JailSupport(confined=True, apart=may_mount())
     export = await started(tmp_path, of=replace(host(), account=account, confinement=held))
     try:
         found = status(export._child.pid)
@@ -468,7 +470,7 @@ async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: p
     program = nbd_export._PROGRAM.replace("; main()", f"\nfrom testbed.qemu import jail_exec as confine\n{failing}main()")
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     with pytest.raises(HostError, match="disk data: its export ended: OSError: no libseccomp"):
-        await started(tmp_path, of=replace(host(), account=None, confinement=Confinement(confined=True)))
+        await started(tmp_path, of=replace(host(), account=None, confinement=JailSupport(confined=True)))
 
 
 def test_an_export_whose_owner_has_ended_already_does_not_start() -> None:
@@ -504,7 +506,7 @@ async def test_a_mistake_of_the_export_is_heard_and_its_traceback_is_in_the_log(
     program = nbd_export._PROGRAM.replace("; main()", f"\nfrom testbed.qemu.nbd_server import device\n{broken}main()")
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     ends: asyncio.Queue[str] = asyncio.Queue()
-    export = await started(tmp_path, ends.put_nowait, replace(host(), account=None, confinement=Confinement(confined=True)))
+    export = await started(tmp_path, ends.put_nowait, replace(host(), account=None, confinement=JailSupport(confined=True)))
     async with asyncio.timeout(20):
         assert "disk data: its export ended: OverflowError: too large" in await ends.get()
     await export.close()
@@ -587,8 +589,8 @@ def test_libnbds_client_gets_what_the_protocol_says(process: Process) -> None:
 
 def test_blocks_are_those_of_the_disk_where_its_file_has_them() -> None:
     def blocks(disk: Nvme | VirtioBlk, name: str = "d") -> int:
-        stores = dict(zip(("d", "e"), blockdev.storage("d", disk, Path("/s")), strict=False))
-        return nbd_export.settings(name, disk, stores.get(name)).block_bytes
+        stores = dict(zip(("d", "e"), blockdev.plan_storage("d", disk, Path("/s")), strict=False))
+        return nbd_export.export_settings(name, disk, stores.get(name)).block_bytes
 
     assert blocks(Nvme.model_validate({"type": "nvme", "size": "1G", "logical-block-size": 4096})) == 4096
     assert blocks(VirtioBlk.model_validate({"type": "virtio-blk", "size": "1G"})) == 512

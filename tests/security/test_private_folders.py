@@ -148,7 +148,7 @@ async def test_no_neighbour_holds_a_lock_of_the_cache(home: Path) -> None:
         return {}
 
     found = paths.folders()
-    await cache.once(found.cache / "templates/key", make, Silent(), "a template")
+    await cache.make_once(found.cache / "templates/key", make, Silent(), "a template")
     lock = found.cache / "templates/key.lock"
     assert "PermissionError" in neighbour(lock)
     # Also where the folders themselves are open, as a user may want them.
@@ -186,7 +186,7 @@ async def test_who_keeps_the_queue_of_guests_is_named(tmp_path: Path) -> None:
             await asyncio.sleep(0.01)
         other.kill()
         await waiting
-    assert notes[0].startswith(f"waiting for pid {other.pid} of {other_users.user(os.geteuid())}, since 20")
+    assert notes[0].startswith(f"waiting for pid {other.pid} of {other_users.user_name(os.geteuid())}, since 20")
     assert notes[0].endswith(f", which holds {tmp_path / 'gate'}")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from testbed import cli, jsons
+from testbed import cli
 from testbed.bugs import bundle
 from testbed.cli.app import app
 from testbed.errors import TestbedError, UsageError
@@ -24,6 +24,7 @@ from testbed.report.bugs import results as bug_results
 from testbed.report.markdown import markdown
 from testbed.report.partial import Partial
 from testbed.report.schema import Block, Stack
+from testbed.text import parse_printable_json
 from tests.support import junit as junit_rules
 from tests.support import ktap as ktap_rules
 from tests.support.run_results import alone, document, failed, passed
@@ -140,19 +141,19 @@ def test_no_bundle_is_made_of_links(folder: Path, tmp_path: Path, name: str) -> 
 def test_samples_of_elsewhere_are_not_plotted(folder: Path, tmp_path: Path) -> None:
     write(tmp_path / "other", "samples.jsonl", disk(1.0, 0, 0), disk(2.0, 1 << 20, 1))
     (folder / "guests" / "g" / "samples.jsonl").symlink_to(tmp_path / "other" / "samples.jsonl")
-    assert plots.read(folder, "guests/g", 100).plots == ()
+    assert plots.read_recording(folder, "guests/g", 100).plots == ()
     for evidence in ("../../other", str(tmp_path / "other"), "guests/../../../other", "\0", "\ud800", ""):
-        assert plots.read(folder, evidence, 100).plots == ()
+        assert plots.read_recording(folder, evidence, 100).plots == ()
 
 
 def test_a_hard_link_to_somebody_elses_file_is_not_read(folder: Path, precious: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root can give a folder away")
     os.link(precious, folder / "console.log")
-    assert untrusted_folder.read(folder, "console.log", 100) == SECRET.encode()  # both are ours
+    assert untrusted_folder.read_below(folder, "console.log", 100) == SECRET.encode()  # both are ours
     os.chown(folder, 65534, 65534)
     with pytest.raises(OSError, match="got a hard link to somebody else's"):
-        untrusted_folder.read(folder, "console.log", 100)
+        untrusted_folder.read_below(folder, "console.log", 100)
 
 
 @pytest.mark.parametrize("name", ["results.json", "repro.json", "suite.json", "log.jsonl", ".running", "guests/g/console.log"])
@@ -176,17 +177,17 @@ def test_a_pipe_holds_nothing_up(folder: Path, tmp_path: Path, monkeypatch: pyte
     for verb in (("runs",), ("runs", "--prune", "--older-than", "9999d"), ("bundle",), ("report",), ("gc", "--dry-run")):
         said(monkeypatch, tmp_path, *verb)
     os.utime(tmp_path / "state" / "runs" / folder.name, (0, 0))
-    assert runs.sweep(tmp_path / "state" / "runs") == ()
+    assert runs.remove_empty_runs(tmp_path / "state" / "runs") == ()
 
 
 def test_results_beyond_any_size_are_refused_before_they_are_read(folder: Path) -> None:
     with (folder / "results.json").open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(UsageError, match=r"results\.json: cannot be read: expected at most \d+ bytes, got 1099511627776"):
-        result_reader.document(folder)
+        result_reader.read_document(folder)
     (folder / "results.json").write_bytes(b"[" + b"0," * 3_000_000 + b"0]")
     with pytest.raises(UsageError, match="it has about 3000001 values, expected at most"):
-        result_reader.document(folder)
+        result_reader.read_document(folder)
 
 
 def test_mistakes_without_number_are_told_by_their_first(folder: Path) -> None:
@@ -194,12 +195,12 @@ def test_mistakes_without_number_are_told_by_their_first(folder: Path) -> None:
     found = scenarios(folder) | {"scenarios": [{}] * 300_000}
     (folder / "results.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match=r"scenarios\.0\.verdict: Field required"):
-        result_reader.document(folder)
+        result_reader.read_document(folder)
     found = scenarios(folder)
     found["scenarios"][0]["base"]["measures"] = {str(number): {} for number in range(300_000)}
     (folder / "results.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match=r"base\.measures: Value error, expected at most 3000 of them, got 300000"):
-        result_reader.document(folder)
+        result_reader.read_document(folder)
 
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jname\u202e\x9b31m\ud800"
@@ -282,7 +283,7 @@ def test_attempts_and_kernels_that_say_another_verdict_are_refused(folder: Path)
     found["scenarios"][0]["base"]["verdict"] = "FAIL"
     (folder / "results.json").write_text(json.dumps(found))
     with pytest.raises(UsageError, match="expected the verdict FAIL by those of its kernels, got PASS"):
-        result_reader.document(folder)
+        result_reader.read_document(folder)
     apart = "FAIL by those of the attempts of case gate, got PASS"
     for rate, verdict, message in ((1.0, "FAIL", apart), (0.5, "PASS", "expected a pass rate as its attempts have it")):
         found = document(folder, passed(folder))
@@ -291,7 +292,7 @@ def test_attempts_and_kernels_that_say_another_verdict_are_refused(folder: Path)
         case |= {"pass_rate": rate, "attempts": [attempt, attempt | {"verdict": verdict}]}
         (folder / "results.json").write_text(json.dumps(found))
         with pytest.raises(UsageError, match=message):
-            result_reader.document(folder)
+            result_reader.read_document(folder)
 
 
 @pytest.mark.parametrize(
@@ -330,32 +331,32 @@ def test_what_every_run_writes_is_what_every_run_reads(folder: Path) -> None:
     apart = (tried("bad", *[HIT] * 9), tried("good", *[MISS] * 9, must_show=False))
     wrong = (tried("bad", HIT), tried("good", HIT, must_show=False))
     every = [*documents(folder).values(), *documents(folder, end).values()]
-    every += [bug_results.of_repro(job(folder), found, [], 9.0, partial) for found in (apart, wrong) for partial in (None, end)]
+    every += [bug_results.repro_document(job(folder), found, [], 9.0, partial) for found in (apart, wrong) for partial in (None, end)]
     for one in every:
         name = f"{one['what']}.json"
         (folder / name).write_text(json.dumps(one))
-        assert result_reader.document(folder) == jsons.printed(json.dumps(one).encode()), one["result"]
+        assert result_reader.read_document(folder) == parse_printable_json(json.dumps(one).encode()), one["result"]
         (folder / name).unlink()
 
 
 def test_halves_of_characters_and_control_codes_are_left_out_of_keys_as_well() -> None:
-    assert jsons.printed(b'{"a\\u001b[2J": ["\\ud800", 1, null, "\\u202eb"]}') == {"a": ["\ufffd", 1, None, "b"]}
+    assert parse_printable_json(b'{"a\\u001b[2J": ["\\ud800", 1, null, "\\u202eb"]}') == {"a": ["\ufffd", 1, None, "b"]}
     with pytest.raises(ValueError, match="at most 64 levels"):
-        jsons.printed(b"[" * 900 + b"]" * 900)
+        parse_printable_json(b"[" * 900 + b"]" * 900)
 
 
 def test_no_day_that_there_is_not_is_a_run(folder: Path) -> None:
     for name in ("99999999T999999Z-0000", "\u0662" * 8 + "T000000Z-0000"):
         (folder.parent / name).mkdir()
-    assert [path.name for path, _ in runs.folders(folder.parent)] == [folder.name]
+    assert [path.name for path, _ in runs.run_folders(folder.parent)] == [folder.name]
 
 
 def test_what_is_written_is_there_as_a_whole_or_not_at_all(folder: Path, precious: Path) -> None:
     (folder / "page").symlink_to(precious)
-    untrusted_folder.write(folder, "page", "text \ud800")
+    untrusted_folder.write_below(folder, "page", "text \ud800")
     assert (folder / "page").read_text() == "text ?" and precious.read_text() == SECRET
     with pytest.raises(OSError, match="Is a directory"):
-        untrusted_folder.write(folder, "guests", "text")
+        untrusted_folder.write_below(folder, "guests", "text")
     assert sorted(os.listdir(folder)) == ["guests", "page"]  # noqa: PTH208 - names
 
 
@@ -400,12 +401,12 @@ def test_a_table_of_runs_has_a_row_for_each_case_whatever_it_is_called() -> None
 
 @pytest.mark.parametrize("name", sorted(schema.KEYS_OF_CASES))
 def test_a_bugs_kernel_may_be_called_like_a_key_of_a_case(folder: Path, name: str) -> None:
-    found = bug_results.of_repro(job(folder), (tried(name, HIT), tried("good", MISS, must_show=False)), ["testbed"], 9.0)
+    found = bug_results.repro_document(job(folder), (tried(name, HIT), tried("good", MISS, must_show=False)), ["testbed"], 9.0)
     files.write(found, folder)
     junit_rules.check((folder / "junit.xml").read_text())
     (whole,) = ktap_rules.parse((folder / "results.ktap").read_text())
     assert [one.name for one in whole.tests[0].tests] == [f"kernel {name}", "good"]
-    assert files.read(folder) == jsons.printed(json.dumps(found).encode())
+    assert files.read(folder) == parse_printable_json(json.dumps(found).encode())
 
 
 @pytest.mark.parametrize("name", ["claim", "reason", "attempts"])
@@ -429,7 +430,7 @@ def test_a_stack_of_a_guests_choice_takes_a_time_that_grows_with_its_size() -> N
         stack, times = chain(length), []
         for _ in range(3):
             began = time.process_time()
-            assert len(stack_svg.things(stack)) == length
+            assert len(stack_svg.stack_devices(stack)) == length
             times.append(time.process_time() - began)
         return min(times)
 
@@ -442,7 +443,7 @@ def test_keys_that_no_model_knows_are_taken_for_nothing(folder: Path, tmp_path: 
     (folder / "results.json").write_text(json.dumps(found | stray))
     (folder / "repro.json").write_text("{}")
     (tmp_path / "state").mkdir()
-    (listed,) = runs.every(folder.parent, result_reader.document)
+    (listed,) = runs.list_runs(folder.parent, result_reader.read_document)
     assert (listed.verdict, listed.cases) == ("FAIL", 1)
     assert said(monkeypatch, tmp_path, "report", str(folder)) == 1
     assert "expected the folder of a run of `testbed repro`" in str(said(monkeypatch, tmp_path, "bundle", str(folder)))

@@ -16,16 +16,16 @@ from typer.testing import CliRunner
 from testbed import bugs
 from testbed.api import topologies
 from testbed.bugs import Case
-from testbed.bugs.load import of_plain, self_contained
+from testbed.bugs.load import parse_mapping, self_contained
 from testbed.cli.app import app
 from testbed.cli.trust import trust_command
 from testbed.errors import HostError, TopologyError, UsageError
 from testbed.topology import load, load_points, trust
 from testbed.topology.base import Model
 from testbed.topology.load import parse
-from testbed.topology.model import Document, Guest, Topology
+from testbed.topology.model import Document, GuestModel, Topology
 from testbed.topology.unused import for_scenarios
-from testbed.vms.supervisor import UpOrder
+from testbed.vms.supervisor import VmSpec
 
 GUEST = "version: 1\nguests:\n  g0:\n"
 PYTHON_NAMES = {
@@ -54,7 +54,7 @@ def test_no_model_of_a_file_takes_the_name_of_its_field() -> None:
             yield from every(below)
 
     models = list(every(Model))
-    assert {Guest, Document, Case} <= set(models)
+    assert {GuestModel, Document, Case} <= set(models)
     for model in models:
         config = model.model_config
         assert not config.get("populate_by_name") and not config.get("validate_by_name"), model
@@ -108,7 +108,7 @@ USED = {
 def test_a_file_is_trusted_with_all_that_it_takes_in_until_one_of_them_changes(file: str, used: tuple[str, ...], folder: Path) -> None:
     assert not trusted(folder / file)
     trust_command([str(folder / file)])
-    assert set(trust.listed().values()) == {str(folder / name) for name in used} and trusted(folder / file)
+    assert set(trust.list_trusted().values()) == {str(folder / name) for name in used} and trusted(folder / file)
     for name in used:
         text = (folder / name).read_text()
         (folder / name).write_text(f"# changed\n{text}")
@@ -133,30 +133,30 @@ def test_a_file_that_changes_while_it_is_read_is_not_trusted(folder: Path, monke
 def test_a_shell_session_trusts_no_file(said: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(trust.VARIABLE, said)
     with pytest.raises(UsageError) as refused:
-        trust.check(words(folder / "top.yaml"))
+        trust.check_trusted(words(folder / "top.yaml"))
     message = str(refused.value)
     assert f"testbed trust {folder / 'top.yaml'}" in message and "-chardev file,id=x,path=/root/x" in message
     assert ("trusts nothing, it takes SHA-256 hashes of files" in message) == (not trust.is_hash(said))
 
 
 def test_the_environment_names_hashes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = [trust.digest(FILES[name]) for name in USED["top.yaml"]]
+    hashes = [trust.content_hash(FILES[name]) for name in USED["top.yaml"]]
     monkeypatch.setenv(trust.VARIABLE, hashes[0])
     assert not trusted(folder / "top.yaml")
-    monkeypatch.setenv(trust.VARIABLE, trust.more(hashes[1]))
+    monkeypatch.setenv(trust.VARIABLE, trust.variable_with(hashes[1]))
     assert trusted(folder / "top.yaml") and not trusted(folder / "bug.yaml")
 
 
 def test_a_text_that_is_in_no_file_is_trusted_by_its_hash_and_what_nobody_has_read_never(folder: Path) -> None:
     for wanted in (FILES["base.yaml"], {"guests": {"g0": {"qemu-args": list(WORDS)}}}):
-        found = topologies.point(wanted, folder, "a test", None).guests["g0"].qemu_args
+        found = topologies.resolve_point(wanted, folder, "a test", None).guests["g0"].qemu_args
         with pytest.raises(UsageError, match=r"if you have read a test and trust it: testbed trust [0-9a-f]{64}") as refused:
-            trust.check(found)
+            trust.check_trusted(found)
         trust_command([str(refused.value).split()[-1]])
-        trust.check(topologies.point(wanted, folder, "a test", None).guests["g0"].qemu_args)
-    for plain in (Guest.model_validate({"qemu-args": list(WORDS)}), Topology.model_validate(json.loads(whole(folder))).guests["g0"]):
+        trust.check_trusted(topologies.resolve_point(wanted, folder, "a test", None).guests["g0"].qemu_args)
+    for plain in (GuestModel.model_validate({"qemu-args": list(WORDS)}), Topology.model_validate(json.loads(whole(folder))).guests["g0"]):
         with pytest.raises(UsageError, match="they are from no file"):
-            trust.check(plain.qemu_args)
+            trust.check_trusted(plain.qemu_args)
 
 
 def whole(folder: Path) -> str:
@@ -167,7 +167,7 @@ def test_verbs_of_scenarios_refuse_a_file_that_is_not_trusted_before_they_build_
     with pytest.raises(UsageError, match=r"testbed trust .*top\.yaml"):
         for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False)
     trust_command([str(folder / "top.yaml")])
-    trust.check(for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False).guest.qemu_args)
+    trust.check_trusted(for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False).guest.qemu_args)
 
 
 def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder: Path) -> None:
@@ -175,21 +175,21 @@ def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder:
     trust_command([str(folder / "bug.yaml")])
     case = bugs.load(folder / "bug.yaml")
     plain["topology"]["guests"]["g0"]["memory"] = "256M"
-    assert trust.are_trusted(of_plain(plain, sources=trust.sources(case.guest.qemu_args)).guest.qemu_args)
-    assert not trust.are_trusted(of_plain(plain).guest.qemu_args)
+    assert trust.are_trusted(parse_mapping(plain, sources=trust.sources_of(case.guest.qemu_args)).guest.qemu_args)
+    assert not trust.are_trusted(parse_mapping(plain).guest.qemu_args)
 
 
 def test_a_supervisor_is_told_and_takes_nothing_for_trusted_by_itself(folder: Path) -> None:
-    order = UpOrder(
+    spec = VmSpec(
         name="g0", topology=json.loads(whole(folder)), file="x", point="", guest="g0", kernel="k", networks="", evidence="", cold=False
     )
-    assert not UpOrder.from_json(order.to_json()).trusted
-    assert UpOrder.from_json(replace(order, trusted=True).to_json()).trusted
+    assert not VmSpec.from_json(spec.to_json()).trusted
+    assert VmSpec.from_json(replace(spec, trusted=True).to_json()).trusted
 
 
 def test_the_list_is_the_callers_own_and_no_other_is_read(folder: Path) -> None:
     trust_command([str(folder / "top.yaml")])
-    path = trust.file()
+    path = trust.trust_file()
     assert path.stat().st_mode & 0o777 == 0o600 and path.parent.stat().st_mode & 0o777 == 0o700
     path.chmod(0o622)
     with pytest.raises(HostError, match="that nobody else may write"):
@@ -211,7 +211,7 @@ def test_the_list_is_the_callers_own_and_no_other_is_read(folder: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of others")
 def test_a_list_of_somebody_else_is_not_read(folder: Path) -> None:
     trust_command([str(folder / "top.yaml")])
-    os.chown(trust.file(), 12345, 12345)
+    os.chown(trust.trust_file(), 12345, 12345)
     with pytest.raises(HostError, match="expected a file of uid 0"):
         words(folder / "top.yaml")
 
@@ -221,8 +221,8 @@ def test_the_verb_shows_what_is_trusted_and_trusts_nothing_else(folder: Path) ->
     for what, why in (("none.yaml", "one without any"), ("gone.yaml", "cannot be read"), ("s.sh", "s.sh")):
         with pytest.raises((UsageError, TopologyError), match=why):
             trust_command([str(folder / "top.yaml"), str(folder / what)])
-    assert trust.listed() == {}
+    assert trust.list_trusted() == {}
     with pytest.raises(UsageError, match="trust --forget: expected a file or a hash"):
         trust_command(None, forget=True)
     assert CliRunner().invoke(app, ["trust", str(folder / "top.yaml")]).output == f"{folder / 'top.yaml'}: g0: {' '.join(WORDS)}\n"
-    assert CliRunner().invoke(app, ["trust"]).output.splitlines() == [f"{one}  {name}" for one, name in trust.listed().items()]
+    assert CliRunner().invoke(app, ["trust"]).output.splitlines() == [f"{one}  {name}" for one, name in trust.list_trusted().items()]

@@ -14,7 +14,7 @@ from testbed.progress import Silent
 from testbed.store.kernels import builder as kernel_builds
 from testbed.store.kernels import git as repositories
 from testbed.store.kernels import sources
-from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.make_text import Compiler
 from testbed.store.kernels.table import Series
@@ -97,7 +97,7 @@ def hostile(tree: Path, evil: Path) -> None:
 def test_a_hostile_repository_runs_nothing(tmp_path: Path, tree: Path, evil: Path) -> None:
     hostile(tree, evil)
     strangers(tree)
-    built = build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    built = build(tmp_path / "cache", BuildSpec(source=str(tree)))
     assert built.series is Series.AFTER and not (tmp_path / "ran").exists()
     (there,) = tmp_path.glob("cache/sources/git-*/tree")
     assert (there / "modified").read_text() == "as committed\n"
@@ -122,9 +122,9 @@ def test_what_a_partial_clone_lacks_is_not_fetched_by_any_program(tmp_path: Path
     for url in (f"file://{tree}", f"ext::{evil} %S", "ssh://host/x"):
         git(clone, "-c", "safe.directory=*", "config", "remote.origin.url", url)
         with pytest.raises(BuildError, match=r"expected all objects of the commit \w+: .*a partial clone lacks are not fetched"):
-            build(tmp_path / "cache", BuildOrder(source=str(clone)))
+            build(tmp_path / "cache", BuildSpec(source=str(clone)))
         with pytest.raises(BuildError, match="with the commit"):
-            build(tmp_path / "cache", BuildOrder(source=f"{clone}@{'1' * 40}"))
+            build(tmp_path / "cache", BuildSpec(source=f"{clone}@{'1' * 40}"))
         assert not (tmp_path / "ran").exists()
 
 
@@ -137,7 +137,7 @@ def test_the_environment_of_a_hook_has_git_run_nothing(tmp_path: Path, tree: Pat
     monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "core.fsmonitor")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", str(evil))
-    assert build(tmp_path / "cache", BuildOrder(source=str(tree))).series is Series.AFTER
+    assert build(tmp_path / "cache", BuildSpec(source=str(tree))).series is Series.AFTER
     assert not (tmp_path / "ran").exists()
 
 
@@ -157,7 +157,7 @@ def test_submodules_are_not_entered(tmp_path: Path, tree: Path, evil: Path) -> N
     (tree / "inner/head").touch()
     (tmp_path / "ran").unlink(missing_ok=True)
     strangers(tree)
-    build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    build(tmp_path / "cache", BuildSpec(source=str(tree)))
     assert not (tmp_path / "ran").exists()
 
 
@@ -165,16 +165,16 @@ def test_worktrees_borrowed_objects_and_sha256_are_read(tmp_path: Path, tree: Pa
     git(tree, "worktree", "add", "-q", str(tmp_path / "second"), "main~1")
     git(tree, "clone", "-q", "--shared", str(tree), str(tmp_path / "borrowed"))
     git(tree, "clone", "-q", "--bare", str(tree), str(tmp_path / "bare"))
-    assert build(tmp_path / "cache", BuildOrder(source=str(tmp_path / "second"))).series is Series.BEFORE
-    assert build(tmp_path / "cache", BuildOrder(source=str(tmp_path / "borrowed"))).series is Series.AFTER
-    assert build(tmp_path / "cache", BuildOrder(source=str(tmp_path / "bare"))).series is Series.AFTER
-    assert build(tmp_path / "cache", BuildOrder(source=str(tree / "drivers"))).series is Series.AFTER
+    assert build(tmp_path / "cache", BuildSpec(source=str(tmp_path / "second"))).series is Series.BEFORE
+    assert build(tmp_path / "cache", BuildSpec(source=str(tmp_path / "borrowed"))).series is Series.AFTER
+    assert build(tmp_path / "cache", BuildSpec(source=str(tmp_path / "bare"))).series is Series.AFTER
+    assert build(tmp_path / "cache", BuildSpec(source=str(tree / "drivers"))).series is Series.AFTER
     other = tmp_path / "sha256"
     shutil.copytree(tree, other, ignore=shutil.ignore_patterns(".git"))
     subprocess.run(["git", "init", "-q", "--object-format=sha256", other], check=True)
     git(other, "add", ".")
     git(other, "commit", "-qm", "one")
-    assert build(tmp_path / "cache", BuildOrder(source=str(other))).series is Series.AFTER
+    assert build(tmp_path / "cache", BuildSpec(source=str(other))).series is Series.AFTER
 
 
 def notes_of(root: Path, tree: Path) -> str:
@@ -199,7 +199,7 @@ def test_what_is_not_committed_is_counted_and_where_that_is_not_known_it_is_said
 
 
 def test_a_checkout_that_was_broken_off_leaves_nothing_of_its_commit(tmp_path: Path, tree: Path) -> None:
-    build(tmp_path / "cache", BuildOrder(source=f"{tree}@main~1"))
+    build(tmp_path / "cache", BuildSpec(source=f"{tree}@main~1"))
     (source,) = tmp_path.glob("cache/sources/git-*/")
     # As one that was killed leaves it: some files are of another commit, the index is as it was.
     (source / "commit").unlink()
@@ -216,7 +216,7 @@ def test_a_checkout_that_was_broken_off_leaves_nothing_of_its_commit(tmp_path: P
 
 async def planned(root: Path, tree: Path, commit: str) -> Series:
     builder = kernel_builds.Builder(table=TABLE, root=root, shipped=Path("images"), progress=Silent())
-    async with builder._planned(BuildOrder(source=f"{tree}@{commit}")) as plan:
+    async with builder._planned(BuildSpec(source=f"{tree}@{commit}")) as plan:
         return kernel_builds._series(plan.source.tree)
 
 
@@ -225,13 +225,13 @@ def test_a_tarball_with_a_device_or_a_pipe_is_refused_and_its_modes_are_not_kept
     (tree / "Kconfig").chmod(0o600)
     words = ["tar", "-C", str(tmp_path), "-cf", str(tmp_path / "linux.tar"), "--exclude=.git", "linux"]
     subprocess.run(words, check=True)
-    built = build(tmp_path / "cache", BuildOrder(source=str(tmp_path / "linux.tar")))
+    built = build(tmp_path / "cache", BuildSpec(source=str(tmp_path / "linux.tar")))
     (there,) = tmp_path.glob("cache/sources/tarball-*/tree")
     assert built.series is Series.AFTER and (there / "head").stat().st_mode & 0o7022 == 0
     os.mkfifo(tree / "pipe")
     subprocess.run(words, check=True)
     with pytest.raises(BuildError, match=r"linux\.tar: pipe: expected a file, a folder or a link"):
-        build(tmp_path / "cache", BuildOrder(source=str(tmp_path / "linux.tar")))
+        build(tmp_path / "cache", BuildSpec(source=str(tmp_path / "linux.tar")))
 
 
 def packed(tmp_path: Path) -> Path:
@@ -248,7 +248,7 @@ def test_links_of_a_tarball_that_lead_out_of_it_are_left_out_and_named(tmp_path:
         (tree / name).symlink_to(to)
     for again in range(2):  # the second finds it in the cache
         notes = Notes()
-        build(tmp_path / "cache", BuildOrder(source=str(packed(tmp_path))), progress=notes)
+        build(tmp_path / "cache", BuildSpec(source=str(packed(tmp_path))), progress=notes)
         (there,) = tmp_path.glob("cache/sources/tarball-*/tree")
         assert {path.name for path in there.rglob("*") if path.is_symlink()} == set(inside), again
         (said,) = (one for one in notes.said if "left out" in one)
@@ -263,12 +263,12 @@ def test_links_and_folders_without_end_hold_nothing_up(tmp_path: Path, tree: Pat
         (tree / f"l{number}").symlink_to("drivers/../" * 350 + f"l{number + 1}")
     (tree / "l300").symlink_to("head")
     with pytest.raises(BuildError, match=r"linux\.tar\.gz: l\d+: expected links that lead over at most 100000 folders in all, got more"):
-        build(tmp_path / "cache", BuildOrder(source=str(packed(tmp_path))))
+        build(tmp_path / "cache", BuildSpec(source=str(packed(tmp_path))))
     for number in range(301):
         (tree / f"l{number}").unlink()
     (tree / "/".join("d" * 70)).mkdir(parents=True)
     with pytest.raises(BuildError, match=r"linux\.tar\.gz: expected a kernel's source, names of at most 1000 bytes, below 64 folders, got"):
-        build(tmp_path / "cache", BuildOrder(source=str(packed(tmp_path))))
+        build(tmp_path / "cache", BuildSpec(source=str(packed(tmp_path))))
     assert time.process_time() - before < 30
     assert not [*tmp_path.glob("cache/sources/tarball-*/tree"), *tmp_path.glob("cache/sources/.unfinished-*")]
 
@@ -276,7 +276,7 @@ def test_links_and_folders_without_end_hold_nothing_up(tmp_path: Path, tree: Pat
 def test_a_tarball_that_unpacks_to_far_more_than_a_source_is_refused(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(match: str) -> None:
         with pytest.raises(BuildError, match=match):
-            build(tmp_path / "cache", BuildOrder(source=str(packed(tmp_path))))
+            build(tmp_path / "cache", BuildSpec(source=str(packed(tmp_path))))
         assert not [*tmp_path.glob("cache/sources/tarball-*/tree"), *tmp_path.glob("cache/sources/.unfinished-*")]
 
     with (tree / "hole").open("wb") as file:

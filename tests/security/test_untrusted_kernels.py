@@ -132,10 +132,10 @@ def test_a_name_that_modules_dep_would_show_as_a_path_is_left_out_and_named(secr
 
 def test_modules_dep_is_believed_only_of_modules_that_are_given(secret: Path, tmp_path: Path) -> None:
     folder = modules(tmp_path / "m", "virtio_blk")
-    assert module_tree.unpack(folder, ["kernel/virtio_blk.ko"], tmp_path / "early") == ("virtio_blk.ko",)
+    assert module_tree.unpack_modules(folder, ["kernel/virtio_blk.ko"], tmp_path / "early") == ("virtio_blk.ko",)
     for path in (str(secret), "../etc/shadow", "kernel"):
         with pytest.raises(UsageError, match=r"modules\.dep: expected paths of modules that are given"):
-            module_tree.unpack(folder, [path], tmp_path / f"early-{len(path)}")
+            module_tree.unpack_modules(folder, [path], tmp_path / f"early-{len(path)}")
 
 
 def test_a_folder_of_modules_that_is_a_link_to_the_users_own_files_is_refused(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_links_and_special_files_of_a_folder_of_modules_are_left_out_and_named(s
     assert "kernel/self.ko (a link " in said and f"kernel/shadow.ko (a link to {secret}" in said and "again" not in said
     assert not [path for path in found.folder.rglob("*") if path.stat().st_mode & 0o6000]
     copied = tmp_path / "copied"
-    module_tree.copy(folder, copied)
+    module_tree.copy_modules(folder, copied)
     assert sorted(path.name for path in copied.rglob("*.ko")) == ["again.ko", "virtio_blk.ko"]
     assert not [path for path in copied.rglob("*") if path.is_symlink() or path.stat().st_mode & 0o6000]
 
@@ -238,10 +238,10 @@ def test_what_a_folder_of_modules_holds_is_bounded(tmp_path: Path, monkeypatch: 
     for number in range(4):
         (folder / f"kernel/m{number}.ko.gz").write_bytes(gzip.compress(module() + bytes(3 << 20)))
     with pytest.raises(UsageError, match=r"m2\.ko\.gz: expected at most .* when it is unpacked"):
-        module_tree.copy(folder, tmp_path / "copied")
+        module_tree.copy_modules(folder, tmp_path / "copied")
     monkeypatch.setattr(module_tree, "MOST_EARLY_BYTES", 1 << 20)
     with pytest.raises(UsageError, match=r"m0\.ko\.gz: expected at most 1M when it is unpacked, got more: of modules that reach the root"):
-        module_tree.unpack(folder, ["kernel/m0.ko.gz"], tmp_path / "early")
+        module_tree.unpack_modules(folder, ["kernel/m0.ko.gz"], tmp_path / "early")
 
 
 def test_folders_without_end_are_not_walked_to_their_end(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_folders_without_end_are_not_walked_to_their_end(tmp_path: Path) -> None
             at = below
     finally:
         os.close(at)
-    tree = module_tree.survey(folder)
+    tree = module_tree.survey_modules(folder)
     assert [path.name for path in tree.files] == ["virtio_blk.ko"]
     (said,) = tree.left_out
     assert said.endswith("(more than 32 folders below each other)")

@@ -9,7 +9,7 @@ import pytest
 
 from testbed.errors import BuildError
 from testbed.store.kernels import install_remains, kconfig, mailbox, make_text, patches
-from testbed.store.kernels.config_fragments import Loss, Option
+from testbed.store.kernels.config_fragments import LostOption, Option
 from testbed.store.kernels.mailbox import Message
 from testbed.store.kernels.patches import Patch
 
@@ -75,8 +75,8 @@ def read(data: bytes) -> tuple[Message, ...]:
     except BuildError:
         return ()
     for one in found:
-        patches.placeless(one.patch, reverse=False)
-        patches.uncounted(one.patch)
+        patches.has_no_place(one.patch, reverse=False)
+        patches.has_wrong_counts(one.patch)
     return found
 
 
@@ -151,10 +151,10 @@ def test_kconfig_files_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) 
 )
 def test_conditions_of_a_kconfig_are_answered_or_refused(condition: str) -> None:
     found = kconfig.read(lambda path: f'config A\n\tbool "x" if {condition}\n\tdepends on {condition}\n')
-    loss = Loss(name="A", wanted=Option(value="y", where="f:1"), got="n")
+    loss = LostOption(name="A", wanted=Option(value="y", where="f:1"), got="n")
     try:
         kconfig.explain(loss, found, {})
-        kconfig.chosen([loss], found, {}, {})
+        kconfig.chosen_losses([loss], found, {}, {})
     except BuildError as error:
         assert "expected conditions with at most 50 brackets in each other" in str(error)
 
@@ -162,10 +162,10 @@ def test_conditions_of_a_kconfig_are_answered_or_refused(condition: str) -> None
 def test_what_a_strangers_makefile_prints_is_looked_through_soon() -> None:
     """Empty lines, and targets of slashes, met patterns whose time is the square of them."""
     for said in ("\n" * 200_000, " " * 200_000, "*** [" * 40_000 + ": " * 40_000, "ld: " * 50_000):
-        assert cost_s(lambda said=said: (make_text.of_machine(said), make_text.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
+        assert cost_s(lambda said=said: (make_text.machine_error(said), make_text.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
     lines = [f"  CC      a{'/' * 200_000} x\n", "*** [" * 40_000 + ": a" * 40_000 + "\n", *["\n"] * 20]
     assert cost_s(lambda: install_remains.finished(lines)) < 20
-    assert make_text.of_machine("  12 | # No space left on device\nld: final link failed: No space left on device\n") == (
+    assert make_text.machine_error("  12 | # No space left on device\nld: final link failed: No space left on device\n") == (
         "ld: final link failed: No space left on device"
     )
     assert install_remains.finished(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {"fs/ext4/a.o"}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.host import process
-from testbed.store.kernels.ablations import ABLATIONS, ablate
+from testbed.store.kernels.ablations import ABLATIONS, apply_ablation
 
 # Of each commit after the first, the file that it changes; LOSS stands for the edit of an ablation.
 LOSS, ABLATION = "", "no-memory-charge"
@@ -67,7 +67,7 @@ async def make(path: Path, tree: Path) -> Repository:
     commits.append(await commit("Debian's source"))
     for file in _CHANGES:
         changed = (
-            ablate(ABLATIONS[ABLATION], lambda name: (tree / name).read_text())
+            apply_ablation(ABLATIONS[ABLATION], lambda name: (tree / name).read_text())
             if file == LOSS
             else {file: (tree / file).read_text() + f"/* changed after {len(commits)} commits */\n"}
         )

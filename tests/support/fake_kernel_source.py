@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from testbed.progress import Progress, Silent
-from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.builder import Builder, BuildSpec
 from testbed.store.kernels.files import KernelFiles
 from tests.unit.store.kernels.test_table import TABLE, bzimage
 
@@ -67,7 +67,7 @@ def git(folder: Path, *words: str) -> str:
     return subprocess.run(argv, check=True, capture_output=True, text=True, env={**os.environ, **who}).stdout
 
 
-def build(root: Path, wanted: BuildOrder, name: str | None = None, progress: Progress | None = None) -> KernelFiles:
+def build(root: Path, wanted: BuildSpec, name: str | None = None, progress: Progress | None = None) -> KernelFiles:
     return asyncio.run(Builder(table=TABLE, root=root, shipped=IMAGES, progress=progress or Silent()).build(wanted, name))
 
 

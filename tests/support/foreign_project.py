@@ -14,9 +14,8 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from testbed.hashing import content_key
+from testbed.hashing import content_key, file_sha256
 from testbed.host import paths
-from testbed.store.cache import file_sha256
 
 ROOT = Path(__file__).parents[2]
 # What a foreign project installs: the wheel with its extra, and a plugin of its own choice.

@@ -11,12 +11,24 @@ from testbed.report import results
 from testbed.report.partial import Partial
 from testbed.scenarios.catalogue import cases
 from testbed.scenarios.runner import Result, Side
-from testbed.scenarios.verdict import Balance, Control, Evidence, Gap, Judgement, Lost, Measure, Skipped, Verdict, judge_pair, overall
+from testbed.scenarios.verdict import (
+    Balance,
+    Control,
+    Evidence,
+    Gap,
+    Judgement,
+    Lost,
+    Measure,
+    Skipped,
+    Verdict,
+    judge_pair,
+    overall_verdict,
+)
 from testbed.store.image import Image
 from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.table import Series
 from testbed.topology.disks import disk_of
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.units import GIB
 from tests.support.values import host
 
@@ -87,12 +99,12 @@ def failed(folder: Path) -> Result:
     )
 
 
-MODEL = Guest(disks={"data": disk_of(type="nvme", size=GIB)})
+MODEL = GuestModel(disks={"data": disk_of(type="nvme", size=GIB)})
 
 
-def document(folder: Path, *of: Result, model: Guest = MODEL, partial: Partial | None = None) -> dict[str, Any]:
+def document(folder: Path, *of: Result, model: GuestModel = MODEL, partial: Partial | None = None) -> dict[str, Any]:
     """What results.json says of them."""
-    verdict = overall(tuple(one.judgement.verdict for one in of), partial=partial is not None)
+    verdict = overall_verdict(tuple(one.judgement.verdict for one in of), partial=partial is not None)
     image = Image(name="bookworm", sha256="i" * 64, folder=Path("/i"))
     command = ["testbed", "compare"]
     return results.document(folder, verdict, command, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64, partial=partial)

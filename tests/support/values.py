@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 
-from testbed.host.facts import Confinement, Host, Kvm, Qemu
+from testbed.host.facts import Host, JailSupport, Kvm, Qemu
 from testbed.units import GIB
 
 
@@ -32,7 +32,7 @@ def host(*, kvm: bool = False, cores: int = 2, free: int = 16 * GIB, **changes: 
         disk_free_bytes=50 * GIB,
         qemu=qemu(**changes),
         kvm=Kvm(works=kvm, why="said so", proven=True),
-        confinement=Confinement(confined=True, landlock=7, apart=True, alone=True),
+        confinement=JailSupport(confined=True, landlock=7, apart=True, alone=True),
     )
 
 

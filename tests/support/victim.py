@@ -17,7 +17,7 @@ from typing import Any
 from testbed.cli import main
 from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import Event, State
-from testbed.guest.liveness import Life
+from testbed.guest.liveness import Liveness
 from testbed.qemu import command_line
 from testbed.qemu.monitor import Monitor
 
@@ -26,18 +26,18 @@ SAVING = "SAVING"
 
 def hurt(how: str, at: str) -> None:
     """Let it happen, once."""
-    starter, advance, argv, execute = os.getpid(), Life._advance, command_line.argv, Monitor.execute
+    starter, advance, argv, execute = os.getpid(), Liveness._advance, command_line.argv, Monitor.execute
 
     def strike(qemu: int) -> None:
         os.kill({"us": os.getpid(), "starter": starter, "qemu": qemu}[how], signal.SIGKILL)
 
-    def advancing(self: Life, event: Event) -> None:
+    def advancing(self: Liveness, event: Event) -> None:
         advance(self, event)
         assert isinstance(self, Guest)
         if at == "LOST" and self.state is State.MONITORED:
             os.kill(self.pid, signal.SIGKILL)
         if self.state.name == at:
-            Life._advance = advance  # type: ignore[method-assign]  # as it was
+            Liveness._advance = advance  # type: ignore[method-assign]  # as it was
             strike(self.pid)
 
     def planning(*given: Any, **named: Any) -> Any:
@@ -56,7 +56,7 @@ def hurt(how: str, at: str) -> None:
     elif at == SAVING:
         Monitor.execute = executing  # type: ignore[method-assign]  # the point of this
     else:
-        Life._advance = advancing  # type: ignore[method-assign]  # the point of this
+        Liveness._advance = advancing  # type: ignore[method-assign]  # the point of this
 
 
 if __name__ == "__main__":

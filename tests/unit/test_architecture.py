@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 
 # Lowest first; docs/architecture.md shows the same lines. Packages of one layer do not import each other.
 LAYERS = (
-    "errors units text hashing regex cgroupfs progress jsons numbers group_counts",
+    "errors units text hashing regex cgroupfs progress",
     "host hardware",
     "store",
     "topology",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from testbed import cgroupfs, group_counts, numbers
+from testbed import cgroupfs
 from testbed.api import blktests
 from testbed.bugs import signature
 from testbed.errors import ReadingError
@@ -20,7 +20,8 @@ from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.clock import uptime_s
 from testbed.guest.debug import kallsyms
 from testbed.guest.setup import readback, survey
-from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.readback import Expected
+from testbed.units import parse_decimal, parse_octal, parse_whole
 
 # Printed by Debian 6.1 in a guest, with each line's blank.
 IO_STAT = """\
@@ -81,11 +82,11 @@ def test_a_flat_file_is_read_whole_or_not_at_all() -> None:
         with pytest.raises(ReadingError, match=r"^g0: memory\.stat"):
             cgroupfs.parse_flat(text, "g0: memory.stat")
     with pytest.raises(ReadingError, match="expected a line `file number`, got 'anon'"):
-        cgroupfs.of("anon 1\n", "file", "x")
+        cgroupfs.parse_key("anon 1\n", "file", "x")
 
 
 def test_a_counter_that_somebody_names_is_there_with_a_number() -> None:
-    assert cgroupfs.value("low 0\noom_kill 3\n", "oom_kill", "x") == 3 and cgroupfs.value("77\n", "", "x") == 77
+    assert cgroupfs.parse_value("low 0\noom_kill 3\n", "oom_kill", "x") == 3 and cgroupfs.parse_value("77\n", "", "x") == 77
     for text, key in (
         ("low 0\n", "oom_kill"),
         ("max\n", ""),
@@ -95,18 +96,18 @@ def test_a_counter_that_somebody_names_is_there_with_a_number() -> None:
         ("7", ""),
     ):
         with pytest.raises(ReadingError):
-            cgroupfs.value(text, key, "x")
+            cgroupfs.parse_value(text, key, "x")
 
 
 def test_growth_is_of_a_device_that_is_still_there_and_of_a_counter_that_only_grows() -> None:
     before, after = f"254:0 {MOVED}\n", f"254:0 {MOVED.replace('rbytes=5', 'rbytes=9')}\n"
-    assert cgroupfs.moved(before, after, "254:0", "rbytes", "x") == 4
-    assert cgroupfs.moved("", after, "254:0", "rbytes", "x") == 9
+    assert cgroupfs.bytes_moved(before, after, "254:0", "rbytes", "x") == 4
+    assert cgroupfs.bytes_moved("", after, "254:0", "rbytes", "x") == 9
     # It was read, and has no line for the device: it has moved nothing.
-    assert cgroupfs.moved("", before, "254:16", "rbytes", "x") == 0 and cgroupfs.moved("", "", "254:0", "rbytes", "x") == 0
+    assert cgroupfs.bytes_moved("", before, "254:16", "rbytes", "x") == 0 and cgroupfs.bytes_moved("", "", "254:0", "rbytes", "x") == 0
     for first, last in ((before, ""), (after, before), (before, "254:0 \n")):
         with pytest.raises(ReadingError, match="as before"):
-            cgroupfs.moved(first, last, "254:0", "rbytes", "x")
+            cgroupfs.bytes_moved(first, last, "254:0", "rbytes", "x")
 
 
 # What a shell has taken ------------------------------------------------------------------------------------------------------------------
@@ -151,13 +152,13 @@ def test_a_file_that_was_not_read_to_its_end_has_no_text(parts: tuple[str, ...])
 
 
 def test_a_shell_takes_files_as_they_are(tmp_path: Path) -> None:
-    mark = shell_functions.new_mark()
+    mark = shell_functions.new_separator()
     texts = {"whole": "a 1\n  b \\\\n\t2 \n", "empty": "", "lines": "\n\n", "cut": "a 1\nb 2", "marked": "== x\nfinish\n"}
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "folder").mkdir()
     files = " ".join([*texts, "folder", "none"])
-    script = f"{shell_functions.functions(mark)}echo noise\nsection one\ntake {files}\nsection two\ntake whole\nnote status 7\nfinish\n"
+    script = f"{shell_functions.function_definitions(mark)}echo noise\nsection one\ntake {files}\nsection two\ntake whole\nnote status 7\nfinish\n"
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     found = shell_functions.sections(done.stdout, mark, "g0")
     assert found["one"].texts == texts and found["two"].texts == {"whole": texts["whole"]} and found["two"].note("status") == "7"
@@ -176,17 +177,17 @@ ODD = st.one_of(
 LINE = st.lists(st.one_of(ODD, st.sampled_from(["7:0", "rbytes=1", "group", "name=61", "io=7:0,1,2,3,4", "oom_kill", "12"])), max_size=8)
 TEXT = st.lists(LINE.map(" ".join), max_size=6).map("\n".join)
 PARSERS: dict[str, Callable[[str], object]] = {
-    "whole": lambda text: numbers.whole(text, "x"),
-    "decimal": lambda text: numbers.decimal(text, "x"),
-    "octal": lambda text: numbers.octal(text, "x"),
+    "whole": lambda text: parse_whole(text, "x"),
+    "decimal": lambda text: parse_decimal(text, "x"),
+    "octal": lambda text: parse_octal(text, "x"),
     "io.stat": lambda text: cgroupfs.parse_io_stat(text, "x"),
     "flat": lambda text: cgroupfs.parse_flat(text, "x"),
-    "value": lambda text: cgroupfs.value(text, "oom_kill", "x"),
-    "single": lambda text: cgroupfs.single(text, "x"),
-    "agent": lambda text: group_counts.parse(text.split("\n")),
+    "value": lambda text: cgroupfs.parse_value(text, "oom_kill", "x"),
+    "single": lambda text: cgroupfs.parse_single(text, "x"),
+    "agent": lambda text: cgroupfs.parse_group_counts(text.split("\n")),
     "uptime": lambda text: strict_uptime(text),
-    "cpus": lambda text: cpu_memory.online(text, "x"),
-    "named": lambda text: shell_functions.named(text, "rate", ("a",), "x"),
+    "cpus": lambda text: cpu_memory.online_cpus(text, "x"),
+    "named": lambda text: shell_functions.named_values(text, "rate", ("a",), "x"),
     "sections": lambda text: shell_functions.sections(text, "7:0", "x"),
 }
 
@@ -216,14 +217,14 @@ def test_whatever_a_guest_says_is_numbers_or_an_error_of_ours(parser: str, text:
 FORGIVING: dict[str, Callable[[str], object]] = {
     "disks": devices.parse,
     "symbols": lambda text: kallsyms.elf(kallsyms.parse(text)),
-    "read back": lambda text: readback.differences((Fact(where="x", file="/y", expected="1"),), f"read back\n== 0\n{text}"),
-    "signature": lambda text: signature.rendered({"a/b": text}),
+    "read back": lambda text: readback.differences((Expected(where="x", file="/y", expected="1"),), f"read back\n== 0\n{text}"),
+    "signature": lambda text: signature.render({"a/b": text}),
     "console": lambda text: json.dumps(
         [found.seconds for line in text.splitlines() if (found := kernel_log.classify(line))], allow_nan=False
     ),
     "kernel log": lambda text: dmesg.parse(text),
     "survey": lambda text: survey.parse(f"{text}\nend\n", {}),
-    "blktests": lambda text: blktests.outcomes("loop/001", f"nodev\0{text}\0{text}\0", text, text, devices=False),
+    "blktests": lambda text: blktests.read_results("loop/001", f"nodev\0{text}\0{text}\0", text, text, devices=False),
 }
 STAMPED = TEXT.map(lambda text: f"[{text}.000000] WARNING: CPU: 0 PID: 1\nffffffffffffffff t x\n== {text}\nblock sda\nstatus\t{text}")
 
@@ -238,6 +239,6 @@ def test_whatever_a_guest_says_elsewhere_is_no_error(parser: str, text: str) -> 
 @given(text=ODD)
 def test_a_whole_number_is_what_the_kernel_prints(text: str) -> None:
     try:
-        assert 0 <= numbers.whole(text, "x") < 1 << 64 and text.isascii() and text.isdigit()
+        assert 0 <= parse_whole(text, "x") < 1 << 64 and text.isascii() and text.isdigit()
     except ReadingError:
         assert not (text.isascii() and text.isdigit() and len(text) <= 20 and int(text) < 1 << 64)

@@ -25,10 +25,10 @@ def test_the_catalogue_in_the_docs_is_the_one_that_the_classes_make() -> None:
 
 
 def test_each_class_has_a_code_of_its_own_and_says_who_acts_and_how() -> None:
-    for kind in errors.every():
+    for kind in errors.flatten():
         if kind is not TestbedError:
             assert {"code", "who", "act"} <= vars(kind).keys(), f"{kind.__name__} has another class's"
-    codes = [kind.code for kind in errors.every()]
+    codes = [kind.code for kind in errors.flatten()]
     assert len(set(codes)) == len(codes) and all(len(code) == 5 and code.startswith("TB") for code in codes)
 
 
@@ -90,11 +90,11 @@ def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path:
 
 
 def test_a_run_writes_down_what_was_done_with_both_clocks_and_whose_it_was(tmp_path: Path) -> None:
-    with pytest.raises(TestbedError, match="it broke"), runs.going_on(tmp_path, ["tb"]):
-        eventlog.say("SSH answered", guest="g0", logs="oom-tmpfs-base", stage="ready")
-        eventlog.say("image made")
+    with pytest.raises(TestbedError, match="it broke"), runs.is_running(tmp_path, ["tb"]):
+        eventlog.log_event("SSH answered", guest="g0", logs="oom-tmpfs-base", stage="ready")
+        eventlog.log_event("image made")
         raise TestbedError("it broke")
-    eventlog.say("of nobody's run")
+    eventlog.log_event("of nobody's run")
     begun, first, second, last = (json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines())
     assert begun["event"] == "command: tb"
     assert first.keys() == {"time", "monotonic_s", "level", "guest", "logs", "stage", "event"}
@@ -109,14 +109,14 @@ def test_the_log_is_told_to_a_terminal_without_codes_that_steer_it() -> None:
     handler = eventlog._Words(stream)
     eventlog._LOGGER.addHandler(handler)
     try:
-        eventlog.say("\x1b[2Jowned", guest="g0", stage="ready")
+        eventlog.log_event("\x1b[2Jowned", guest="g0", stage="ready")
     finally:
         eventlog._LOGGER.removeHandler(handler)
     assert stream.getvalue().startswith("debug: ") and stream.getvalue().endswith(" g0: ready: owned\n")
 
 
-@pytest.mark.parametrize("kind", errors.every())
+@pytest.mark.parametrize("kind", errors.flatten())
 def test_what_another_process_tells_of_is_of_its_class(kind: type[TestbedError]) -> None:
-    found = errors.told("it \x1b[2Jbroke", kind.code)
+    found = errors.one_line("it \x1b[2Jbroke", kind.code)
     assert type(found) is kind and str(found) == "it broke"
-    assert type(errors.told("of another version", "TB999")) is TestbedError
+    assert type(errors.one_line("of another version", "TB999")) is TestbedError

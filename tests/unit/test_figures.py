@@ -32,7 +32,7 @@ from testbed.store.kernels import builder, install_remains
 from testbed.store.kernels.table import load_table
 from testbed.topology.base import _LONGEST_US
 from testbed.topology.disks import Disk
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.topology.timeline import Act
 from testbed.units import KIB, MIB, format_duration, format_size, parse_duration
 
@@ -77,8 +77,8 @@ def matrix() -> tuple[int, int, list[str]]:
 
 _CODES = [EXIT_CODES[one] for one in (Verdict.PASS, Verdict.FAIL, Verdict.INFRA, Verdict.INVALID, Verdict.SKIP)]
 _PASSES, _SKIPS, _NEWER = matrix()
-_RUN, _CACHE = (format_size(quota.limit(name)) for name in (quota.RUN_LIMIT, quota.CACHE_LIMIT))
-_FLAVOURS = builder.flavours(ROOT / "images")
+_RUN, _CACHE = (format_size(quota.size_limit(name)) for name in (quota.RUN_LIMIT, quota.CACHE_LIMIT))
+_FLAVOURS = builder.list_flavours(ROOT / "images")
 _SAMPLES_A_SECOND = 1e6 / parse_duration(run._SAMPLE)
 _PRINTED = stated("testbed/report/page/report.js", r"MOST_PRINTED = (\d+)")
 _SEARCHED = stated("testbed/report/page/report.html.j2", r"cases\|length > (\d+)")
@@ -134,7 +134,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("docs/reports.md", "above {} attempts on both sides together", (rank_test.EXACT,)),
     ("docs/reports.md", "Fewer than {0} attempts against {0} say nothing", (rank_test.LEAST,)),
     ("docs/reports.md", "{} PASS, {} FAIL, {} error or INFRA, {} INVALID, {} everything skipped", (*_CODES,)),
-    ("docs/reproduce.md", "without it a plain guest with {} CPUs", (Guest().cpus,)),
+    ("docs/reproduce.md", "without it a plain guest with {} CPUs", (GuestModel().cpus,)),
     ("docs/reproduce.md", "lines are cut to {} characters", (regex.LONGEST_LINE,)),
     ("docs/reproduce.md", "up to {} at once, as far as memory goes", (repro._MOST_IDLE,)),
     (
@@ -146,13 +146,13 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     (
         "docs/reproduce.md",
         "A bug that always shows takes {} tries on each kernel",
-        (next(tries for tries in range(1, 99) if absence.told_apart(Rate(hits=tries, tries=tries), tries)),),
+        (next(tries for tries in range(1, 99) if absence.is_absent(Rate(hits=tries, tries=tries), tries)),),
     ),
     ("docs/reproduce.md", "the tries end before ({}, if the file says nothing else)", (Bug.model_fields["tries"].default,)),
     ("docs/reproduce.md", '"not seen in 2 tries, up to {}%"', (percent(Rate(hits=0, tries=2).high),)),
     ("docs/reproduce.md", "What 6 tries do leave open is in the sentence: up to {} %", (percent(Rate(hits=0, tries=6).high),)),
     ("docs/reproduce.md", "more than {}/3 times as high on the one kernel", (f"{absence.MARGIN * 3:g}",)),
-    ("docs/reproduce.md", "one hit in one try means {} % to 100 %", (percent(statistics.exact(1, 1, 1)[0]),)),
+    ("docs/reproduce.md", "one hit in one try means {} % to 100 %", (percent(statistics.exact_interval(1, 1, 1)[0]),)),
     ("docs/reproduce.md", "the first {} of each kind", (console._MAX_FINDINGS,)),
     ("docs/reproduce.md", "It measures the rate at the bad end ({} tries)", (word(reduce.MEASURED_TRIES),)),
     ("docs/security.md", "a uid of its own ({}, or `TESTBED_QEMU_USER`)", (jail_probe._ACCOUNT.uid,)),
@@ -167,7 +167,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
         "a console costs {} MiB of disk at most, and a line of it {} KiB of memory",
         ((console._MAX_LOG_BYTES + console._LAST_BYTES) // MIB, console._MAX_LINE_BYTES // KIB),
     ),
-    ("docs/topologies.md", "| `cpus`, `memory` | {} and `{}` |", (Guest().cpus, format_size(Guest().memory))),
+    ("docs/topologies.md", "| `cpus`, `memory` | {} and `{}` |", (GuestModel().cpus, format_size(GuestModel().memory))),
     ("docs/topologies.md", "a volatile cache of its own ({})", (format_size(Disk.model_fields["cache_size"].default),)),
     ("docs/topologies.md", "at most {} characters; `tb-NAME` without it", (20,)),
     ("docs/topologies.md", "in so many steps ({})", (Act.model_fields["steps"].default,)),

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed import jsons
+from testbed.text import parse_json
 
 PACKAGE = Path(__file__).parents[2] / "testbed"
 
@@ -18,8 +18,8 @@ PACKAGE = Path(__file__).parents[2] / "testbed"
 def test_what_is_json_is_read() -> None:
     text = '{"a": [1, -2, 2.5e3, true, null, "\\u00e9"], "b": {"a": 18446744073709551615}}'
     wanted = {"a": [1, -2, 2500.0, True, None, "é"], "b": {"a": (1 << 64) - 1}}
-    assert jsons.parsed(text) == jsons.parsed(text.encode()) == jsons.parsed(bytearray(text.encode())) == wanted
-    assert jsons.parsed("[" * 64 + "]" * 64)
+    assert parse_json(text) == parse_json(text.encode()) == parse_json(bytearray(text.encode())) == wanted
+    assert parse_json("[" * 64 + "]" * 64)
 
 
 REFUSED = {
@@ -44,19 +44,19 @@ REFUSED = {
 @pytest.mark.parametrize(("text", "why"), REFUSED.values(), ids=REFUSED)
 def test_what_readers_of_json_differ_about_or_cannot_hold_is_refused(text: str | bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
-        jsons.parsed(text)
+        parse_json(text)
 
 
 @given(st.one_of(st.text(), st.binary(), st.text(alphabet='{}[]:,"0123456789eE.-NaInfity ', max_size=40)))
 def test_any_text_is_read_or_refused(text: str | bytes) -> None:
     with contextlib.suppress(ValueError):
-        jsons.parsed(text)
+        parse_json(text)
 
 
 def test_json_is_read_in_one_place() -> None:
     """Python's own reader takes NaN, keys twice, numbers without end; so does pydantic's."""
     for path in PACKAGE.rglob("*.py"):
-        if path.name in ("jsons.py", "build_jail_exec.py"):  # that one imports nothing of ours, and reads its own command line
+        if path.name in ("text.py", "build_jail_exec.py"):  # that one imports nothing of ours, and reads its own command line
             continue
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
         assert {node.attr for node in nodes}.isdisjoint({"validate_json", "model_validate_json"}), path

@@ -17,8 +17,8 @@ from testbed.errors import GuestError, WireBroken
 from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.channels.dmesg import KernelLog
 from testbed.host import failures, other_users
-from testbed.host.logfile import OnFailure, unwritable
-from testbed.qemu.netns import Netns
+from testbed.host.logfile import OnFailure, write_error
+from testbed.qemu.netns import NetworkNamespace
 
 _MAX_LINE_BYTES = 16 << 10
 # An answer of the agent: a table of all cgroups of a guest fits.
@@ -81,7 +81,7 @@ class Console:
         try:
             await self._watch(reader, writer)
         except Exception as error:
-            self._on_trouble(f"its console is no longer read: {failures.told(error, self._log.parent)}")
+            self._on_trouble(f"its console is no longer read: {failures.describe(error, self._log.parent)}")
 
     async def _watch(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         pending = b""
@@ -99,7 +99,7 @@ class Console:
                     try:
                         log.write(data[:room])
                     except OSError as error:
-                        self._on_trouble(unwritable(self._log, error))
+                        self._on_trouble(write_error(self._log, error))
                     self.printed_bytes += len(data)
                     if room < len(data):
                         last += data[room:]
@@ -159,7 +159,7 @@ class Console:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self.dmesg is not None:
-            self.findings[:] = dmesg.merged(self.findings, self.dmesg, _MAX_FINDINGS)
+            self.findings[:] = dmesg.merge(self.findings, self.dmesg, _MAX_FINDINGS)
 
 
 class Agent:
@@ -240,7 +240,7 @@ class Agent:
             self._writer.close()
 
 
-def bound(path: Path, kind: socket.SocketKind) -> socket.socket:
+def bind_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
     """A unix socket at a path, of this user alone."""
     own = socket.socket(socket.AF_UNIX, kind)
     try:
@@ -257,7 +257,7 @@ class Entrance:
     reaches it. QEMU chooses the `port`.
     """
 
-    def __init__(self, guest: str, netns: Netns | None) -> None:
+    def __init__(self, guest: str, netns: NetworkNamespace | None) -> None:
         self._guest, self._netns = guest, netns
         self.port = 0
 
@@ -267,15 +267,15 @@ class Entrance:
         :raise WireBroken: nobody listens.
         """
         if self._netns is None:
-            return await dial(self._guest, self.port)
-        return await dial(self._guest, self.port, self._netns.socket)
+            return await connect_to_guest(self._guest, self.port)
+        return await connect_to_guest(self._guest, self.port, self._netns.socket)
 
     def why_silent(self) -> str:
         """Who else is connected, where anybody may be: what explains a server that does not answer."""
-        return other_users.connected(self.port) if self._netns is None and self.port else ""
+        return other_users.find_connections(self.port) if self._netns is None and self.port else ""
 
 
-async def dial(guest: str, port: int, made: Callable[[], socket.socket] = socket.socket) -> socket.socket:
+async def connect_to_guest(guest: str, port: int, made: Callable[[], socket.socket] = socket.socket) -> socket.socket:
     """A connection to a port of 127.0.0.1 that QEMU forwards to the guest, in the network of which a socket is `made`.
 
     :raise WireBroken: nobody listens.

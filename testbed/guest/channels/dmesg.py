@@ -14,12 +14,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from testbed.guest.channels.kernel_log import Finding, Kind, Reader, clean
-from testbed.numbers import is_digits
-from testbed.regex import LONGEST_LINE, linear
+from testbed.regex import LONGEST_LINE, compile_linear
+from testbed.units import is_digits
 
 # What is asked of a guest. Not `--raw`: util-linux 2.38 ors the facility into the level there.
 COMMAND = ("sh", "-c", "cat /proc/sys/kernel/tainted; exec dmesg --decode")
-_PRIORITY = linear(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (\[ *\d+\.\d+\])")
+_PRIORITY = compile_linear(r"^(\w+) *:(emerg|alert|crit|err|warn|notice|info|debug) *: (\[ *\d+\.\d+\])")
 # A log buffer of 16 MiB, the largest of any distribution's kernel, has fewer.
 _MOST_LINES = 200_000
 _KERNEL = "kern"
@@ -40,7 +40,7 @@ class KernelLog:
     unread: str = ""
 
 
-def unread(why: object) -> KernelLog:
+def unreadable(why: object) -> KernelLog:
     """The log of a guest that did not give it."""
     return KernelLog(text="", lines=(), tainted=0, unread=str(why).strip().partition("\n")[0])
 
@@ -71,7 +71,7 @@ def parse(said: str, *, cut: bool = False) -> KernelLog:
     )
 
 
-def merged(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
+def merge(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
     """The console's findings and the log's, in the order of their times, no more than `most` of a kind from the log.
 
     A log that was not read is a finding: without one, nobody knows what else the kernel reported.

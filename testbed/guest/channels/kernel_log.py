@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 import re2
 
-from testbed.regex import LONGEST_LINE, linear
+from testbed.regex import LONGEST_LINE, compile_linear
 from testbed.text import printable
 
 # "[   12.345678] " or "[   12.345678][  T123] " before a kernel line; an SSH server's lines have other brackets. What a program has left on
 # the line before it is not the kernel's.
-_STAMP = linear(r"\[\s*(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
+_STAMP = compile_linear(r"\[\s*(?P<seconds>[0-9]{1,12}\.[0-9]{6})\](?:\[\s*[TC]\d+\])?\s?(?P<text>.*)$")
 
 
 class Kind(enum.Enum):
@@ -142,7 +142,7 @@ _PROGRAM = re2.compile(r"^[^\s\[]+\[\d+\]: ")
 # No class has a shorter line.
 _SHORTEST = 3
 _CUT_HERE, _END = "[ cut here ]", "---[ end trace "
-_TASK = linear(r"CPU: [0-9]+ .{0,40}PID: [0-9]+ Comm: ")
+_TASK = compile_linear(r"CPU: [0-9]+ .{0,40}PID: [0-9]+ Comm: ")
 # Between the first line that says what is wrong and the task: an oops has five.
 _HEADING_LINES = 12
 # A splat in one pattern that can be read, for a search that names no class (`repro --script` without `--expect`).
@@ -161,7 +161,7 @@ def clean(line: str, most: int = 1000) -> str:
 
 def classify(line: str) -> Finding | None:
     """What one console line says, or None where it says nothing that matters."""
-    return _classify(line, *split(line))
+    return _classify(line, *split_lines(line))
 
 
 def _classify(line: str, seconds: float | None, text: str) -> Finding | None:
@@ -171,7 +171,7 @@ def _classify(line: str, seconds: float | None, text: str) -> Finding | None:
     return _finding(kind, line) if kind else None
 
 
-def split(line: str) -> tuple[float | None, str]:
+def split_lines(line: str) -> tuple[float | None, str]:
     """The time since boot, None where the line has no stamp, and the text; the kernel's lines have at most 1 KiB (LOG_LINE_MAX)."""
     line = line[:LONGEST_LINE]
     stamped = _STAMP.search(line) if "[" in line else None
@@ -179,7 +179,7 @@ def split(line: str) -> tuple[float | None, str]:
 
 
 def _finding(kind: Kind, line: str) -> Finding:
-    seconds, text = split(line)
+    seconds, text = split_lines(line)
     return Finding(kind=kind, seconds=seconds, text=clean(text.strip()))
 
 
@@ -200,7 +200,7 @@ class Reader:
         if len(line) < _SHORTEST:
             self._before.append(line)
             return None
-        seconds, text = split(line)
+        seconds, text = split_lines(line)
         found = _classify(line, seconds, text)
         is_splat = found is not None and found.kind.splat
         if is_splat:

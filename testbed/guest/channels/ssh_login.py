@@ -7,33 +7,33 @@ from typing import TYPE_CHECKING
 
 from testbed.guest.channels.console import Entrance
 from testbed.guest.channels.ssh_keys import SshKey
-from testbed.guest.launch_spec import Order
+from testbed.guest.launch_spec import LaunchSpec
 from testbed.host.logfile import Log
 
 if TYPE_CHECKING:
     from testbed.guest.channels.ssh import Shell
 
 
-async def connect(order: Order, entrance: Entrance, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log) -> Shell:
+async def connect(spec: LaunchSpec, entrance: Entrance, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log) -> Shell:
     """Shake hands with a clone as soon as its server goes on, and log in when it has been told of the `key` (`identified`).
 
     :raise GuestError: it has another host key. :raise WireBroken: it refuses us, or nobody listens.
     """
-    if order.template is None:
+    if spec.template is None:
         await identified.wait()  # nothing listens before
     wire = await entrance.dial()
     try:
         shell = await asyncio.to_thread(_load_client)
         return await shell.connect(
-            order.name,
+            spec.name,
             wire,
             key=key,
             known=identified,
             host_key=host_key.public,
-            command_s=order.deadlines.command_s,
+            command_s=spec.deadlines.command_s,
             log=log,
             entrance=entrance,
-            environment=order.model.environment,
+            environment=spec.model.environment,
         )
     except BaseException:
         wire.close()

@@ -21,14 +21,14 @@ async def read_symbols(guest: Guest) -> Path:
 
     :raise GuestError: it does not.
     """
-    path = guest.order.evidence / KALLSYMS
+    path = guest.spec.logs / KALLSYMS
     if not path.exists():
         said = await guest.run("cat", "/proc/kallsyms", timeout_s=_READ_S)
         path.write_text(said.stdout, encoding="utf-8")
     return path
 
 
-async def opened(guest: Guest, wanted: Path | None) -> dict[str, Any]:
+async def open_gdb_server(guest: Guest, wanted: Path | None) -> dict[str, Any]:
     """Open the stub, if it is not, on a socket beside the guest's others.
 
     Returns what gdb is to be told: `socket`, `symbols` (a file, or empty), `offset` for it, and `note`.
@@ -37,7 +37,7 @@ async def opened(guest: Guest, wanted: Path | None) -> dict[str, Any]:
 
     :raise UsageError: `wanted` is neither, or another gdb has the guest. :raise HostError: QEMU has no such stub.
     """
-    socket = guest.order.sockets / "gdb"
+    socket = guest.spec.sockets / "gdb"
     if not socket.exists():
         command = f"gdbserver unix:{socket},server=on,wait=off"
         said = str(await guest.monitor.execute("human-monitor-command", {"command-line": command}))
@@ -53,7 +53,7 @@ async def opened(guest: Guest, wanted: Path | None) -> dict[str, Any]:
         found["note"] = f"no symbols: the guest does not say where they are: {error}"
         return found
     own = tuple(kallsyms.parse(text))
-    target = guest.order.evidence / SYMBOLS
+    target = guest.spec.logs / SYMBOLS
     if wanted is None:
         if not target.exists():
             target.write_bytes(await asyncio.to_thread(kallsyms.elf, own))

@@ -19,7 +19,7 @@ FORMATS: tuple[Format, ...] = ("elf", "kdump-zlib")
 _LIMIT_S = 600.0
 
 
-async def prepare(guest: Guest) -> None:
+async def prepare_dump(guest: Guest) -> None:
     """Let the guest's kernel tell QEMU of its VMCOREINFO, which readers of a dump need; one that does not answer has told, or will not."""
     if not (await guest.monitor.execute("query-status"))["running"]:
         return
@@ -27,14 +27,14 @@ async def prepare(guest: Guest) -> None:
         await guest.run("modprobe", "qemu_fw_cfg", check=False, timeout_s=10)
 
 
-async def write(guest: Guest, path: Path, kind: Format = "elf") -> int:
+async def write_dump(guest: Guest, path: Path, kind: Format = "elf") -> int:
     """Write the guest's memory into a new file; its size in bytes. The guest stands still meanwhile.
 
     `kind`: elf, which drgn, gdb and crash read, or kdump-zlib, which is smaller and, as QEMU writes it (flattened), for crash.
 
     :raise HostError: there is no room for it, it exists, or QEMU cannot; then there is no file.
     """
-    need = guest.order.machine.memory_bytes + quota.MARGIN_BYTES
+    need = guest.spec.machine.memory_bytes + quota.MARGIN_BYTES
     try:
         free = shutil.disk_usage(path.parent).free
         if free < need:
@@ -64,10 +64,10 @@ async def _finished(guest: Guest, path: Path) -> None:
         raise HostError(f"{path}: QEMU: expected a dump, got {said['status']}")
 
 
-async def tried(guest: Guest, path: Path) -> str:
+async def write_dump_or_reason(guest: Guest, path: Path) -> str:
     """Write it after a try; where it is, or why there is none, in words."""
     try:
-        await write(guest, path)
+        await write_dump(guest, path)
     except TestbedError as error:
         return f"no dump: {error}"
     return str(path)

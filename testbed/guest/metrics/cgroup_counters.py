@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from testbed import cgroupfs
-from testbed.bugs.signature import Watch, rendered
+from testbed.bugs.signature import Watch, render
 from testbed.errors import TestbedError
 from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
@@ -23,18 +23,18 @@ finish
 _ONE = 'take "$1"; finish'
 
 
-async def every(guest: Guest) -> dict[str, str]:
+async def read_cgroup_counters(guest: Guest) -> dict[str, str]:
     """The small counters of all cgroups: text by path from the root.
 
     :raise GuestError: the guest does not answer. :raise ReadingError: what it answers is cut.
     """
-    mark = shell_functions.new_mark()
-    said = await guest.script(shell_functions.functions(mark) + _COUNTERS, timeout_s=10)
+    mark = shell_functions.new_separator()
+    said = await guest.script(shell_functions.function_definitions(mark) + _COUNTERS, timeout_s=10)
     texts = shell_functions.sections(said.stdout, mark, guest.name)[""].texts
     return {path.removeprefix(f"{_ROOT}/"): text for path, text in texts.items()}
 
 
-async def one(guest: Guest, texts: Mapping[str, str], cgroup: str, counter: str) -> int | None:
+async def read_counter(guest: Guest, texts: Mapping[str, str], cgroup: str, counter: str) -> int | None:
     """A counter, written `FILE` or `FILE NAME`; of `every`, or read now. None: the cgroup, or its file, is not there.
 
     :raise GuestError: the guest does not answer. :raise ReadingError: the file has no such name, or it is no number.
@@ -44,15 +44,15 @@ async def one(guest: Guest, texts: Mapping[str, str], cgroup: str, counter: str)
     where = f"guest {guest.name}: {_ROOT}/{path}"
     text = texts.get(path)
     if text is None:
-        mark = shell_functions.new_mark()
-        said = await guest.script(shell_functions.functions(mark) + _ONE, f"{_ROOT}/{path}", timeout_s=10)
+        mark = shell_functions.new_separator()
+        said = await guest.script(shell_functions.function_definitions(mark) + _ONE, f"{_ROOT}/{path}", timeout_s=10)
         text = shell_functions.sections(said.stdout, mark, guest.name)[""].texts.get(f"{_ROOT}/{path}")
         if text is None:
             return None
-    return cgroupfs.value(text, key, where)
+    return cgroupfs.parse_value(text, key, where)
 
 
-class Tally:
+class CounterBaseline:
     """The counters that one try's signature looks at, as they are read while it runs and at its end."""
 
     def __init__(self, watch: Watch) -> None:
@@ -79,15 +79,15 @@ class Tally:
         texts: Mapping[str, str] = {}
         lines: tuple[str, ...] = ()
         try:
-            texts = await every(guest)
+            texts = await read_cgroup_counters(guest)
             if everything:
-                lines = rendered(texts)
+                lines = render(texts)
                 self._watch.counted(lines)
         except TestbedError as error:
             self._failed = str(error) if everything and self._watch.looks_at_counters else ""
         for cgroup, counter in self._watch.counters:
             try:
-                value = await one(guest, texts, cgroup, counter)
+                value = await read_counter(guest, texts, cgroup, counter)
             except TestbedError as error:
                 self._unread[cgroup, counter] = str(error)
                 continue

@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from testbed import group_counts
+from testbed import cgroupfs
 from testbed.guest import clock
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import recorder
@@ -27,7 +27,7 @@ _MOST_SHARE = 0.04
 _LOOP = 7  # the major number of loop devices, Documentation/admin-guide/devices.txt
 
 
-class GroupSampler:
+class CgroupSampler:
     """Of one guest. The first sample has every group, later ones those that have counted since."""
 
     def __init__(self, guest: Guest) -> None:
@@ -40,13 +40,11 @@ class GroupSampler:
         """
         guest = self._guest
         asked = time.monotonic()
-        lines, said = await guest.wait(
-            guest.agent.ask("counts", **({"fresh": "1"} if self._fresh else {})), guest.order.deadlines.command_s
-        )
+        lines, said = await guest.wait(guest.agent.ask("counts", **({"fresh": "1"} if self._fresh else {})), guest.spec.deadlines.command_s)
         uptime_s = clock.uptime_s(said)
-        at = clock.seen(uptime_s, asked, time.monotonic())
+        at = clock.clock_between(uptime_s, asked, time.monotonic())
         self._fresh = False
-        groups = group_counts.parse(lines)
+        groups = cgroupfs.parse_group_counts(lines)
         for group in groups.values():
             if group is not None:
                 group["io"] = {_device(number, guest.numbers): moved for number, moved in group["io"].items()}
@@ -64,10 +62,10 @@ def _device(number: str, names: dict[str, str]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def sampling_groups(guest: Guest, every_s: float | None) -> AsyncIterator[None]:
+async def sampling_cgroups(guest: Guest, every_s: float | None) -> AsyncIterator[None]:
     """Write samples, a line each, beside the guest's logs meanwhile; none where `every_s` is None."""
     if every_s is None:
         yield
         return
-    async with recorder.writing(GroupSampler(guest).sample, every_s, guest.order.evidence / LOG, most_share=_MOST_SHARE):
+    async with recorder.record_samples(CgroupSampler(guest).sample, every_s, guest.spec.logs / LOG, most_share=_MOST_SHARE):
         yield

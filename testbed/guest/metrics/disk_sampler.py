@@ -19,7 +19,7 @@ from testbed.guest import clock
 from testbed.guest.clock import Clock
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings, recorder
-from testbed.hardware.throttle import read_back
+from testbed.hardware.throttle import from_qemu_limits
 from testbed.qemu import blockdev
 
 LOG = "samples.jsonl"
@@ -30,7 +30,7 @@ BOUNDARIES_NS = tuple(number * 10**power for power in range(4, 10) for number in
 _IDLE_S = 5.0
 
 
-class Sampler:
+class DiskSampler:
     """Of one guest. Latencies are counted from its first sample on."""
 
     def __init__(self, guest: Guest, at: Clock) -> None:
@@ -40,9 +40,9 @@ class Sampler:
         self._idle: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def start(cls, guest: Guest) -> Sampler:
+    async def start(cls, guest: Guest) -> DiskSampler:
         """:raise GuestError: the guest does not say what time it is."""
-        return cls(guest, await clock.read(guest))
+        return cls(guest, await clock.read_clock(guest))
 
     def is_of(self, guest: Guest) -> bool:
         return guest is self._guest
@@ -67,7 +67,7 @@ class Sampler:
             # They do not change by themselves, and to ask for them takes as long as all of the rest.
             self._limits, self._limits_of = {}, self._guest.hardware.limits_changed
         found = {}
-        for name, entry in readings.by_disk(self._guest, ask(readings.BLOCKSTATS)).items():
+        for name, entry in readings.group_by_disk(self._guest, ask(readings.BLOCKSTATS)).items():
             stats = entry["stats"]
             if "rd_latency_histogram" not in stats:
                 self._count_latencies(entry["qdev"])
@@ -84,8 +84,8 @@ class Sampler:
             self._guest.poller.ask("block-latency-histogram-set", {"id": device, "boundaries": list(BOUNDARIES_NS)})
 
     def _throttle(self, name: str) -> dict[str, int]:
-        group = blockdev.throttle_group(name, self._guest.order.model.disks[name])
-        limits = read_back(self._guest.poller.ask("qom-get", {"path": f"/objects/{group}", "property": "limits"}))
+        group = blockdev.throttle_group(name, self._guest.spec.model.disks[name])
+        limits = from_qemu_limits(self._guest.poller.ask("qom-get", {"path": f"/objects/{group}", "property": "limits"}))
         return {key.replace("_", "-"): value for key, value in limits.given().items()}
 
 
@@ -98,19 +98,19 @@ def _way(stats: dict[str, Any], way: str) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def sampling(guest: Guest, every_s: float | None = None) -> AsyncIterator[None]:
+async def sampling_disks(guest: Guest, every_s: float | None = None) -> AsyncIterator[None]:
     """Write samples, a line each, beside the guest's logs meanwhile: so often, or as its topology says, or none.
 
     :raise GuestError: the guest does not say what time it is.
     """
-    if every_s is None and guest.order.model.sample is not None:
-        every_s = guest.order.model.sample / 1e6
+    if every_s is None and guest.spec.model.sample is not None:
+        every_s = guest.spec.model.sample / 1e6
     if every_s is None:
         yield
         return
-    sampler = await Sampler.start(guest)
+    sampler = await DiskSampler.start(guest)
     try:
-        async with recorder.writing_from_thread(sampler.read, guest.poller.close, every_s, guest.order.evidence / LOG):
+        async with recorder.record_samples_in_thread(sampler.read, guest.poller.close, every_s, guest.spec.logs / LOG):
             yield
     finally:
         guest.poller.rest()

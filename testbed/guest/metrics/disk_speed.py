@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from testbed import jsons
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.metrics import fio
 from testbed.hashing import content_key
 from testbed.host.facts import Host
 from testbed.qemu import blockdev
 from testbed.store.kernels.files import KernelFiles
+from testbed.text import parse_json
 from testbed.topology.disks import disk_of
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 from testbed.units import MIB, format_size
 
 KINDS = ("virtio-blk", "nvme", "virtio-scsi")
@@ -25,7 +25,7 @@ _DEEP = ("--ioengine=libaio", "--iodepth=32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reach:
+class DiskSpeed:
     """Of one kind of disk: random reads of 4 KiB a second, and bytes a second of sequential reads of 1 MiB, 32 at a time; and the median
     time of one random read alone, in microseconds.
     """
@@ -35,21 +35,21 @@ class Reach:
     read_us: float
 
 
-async def measure(lab: Lab, kernel: KernelFiles, evidence: Path, *, seconds: float = 3) -> dict[str, Reach]:
+async def measure(factory: GuestFactory, kernel: KernelFiles, logs: Path, *, seconds: float = 3) -> dict[str, DiskSpeed]:
     """On a guest of its own, one kind after the other.
 
     :raise GuestError: the guest is lost.
     """
     model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     found = {}
-    async with lab.admitted((model,), "bench", cores=lab.host.cores), lab.guest("bench", model, kernel, evidence) as guest:
+    async with factory.admitted((model,), "bench", cores=factory.host.cores), factory.guest("bench", model, kernel, logs) as guest:
         for number, kind in enumerate(KINDS):
             path = guest.disks[f"d{number}"].path
             await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)
             many = await fio.run(guest, path, *_DEEP, "--bs=4k", seconds=seconds)
             long = await fio.run(guest, path, *_DEEP, "--bs=1M", rw="read", seconds=seconds)
             alone = await fio.run(guest, path, "--bs=4k", seconds=seconds)
-            found[kind] = Reach(iops=many.iops, bytes_per_s=long.bytes_per_s, read_us=alone.median_us)
+            found[kind] = DiskSpeed(iops=many.iops, bytes_per_s=long.bytes_per_s, read_us=alone.median_us)
     return found
 
 
@@ -57,7 +57,7 @@ def _file(cache: Path, host: Host) -> Path:
     return cache / "reach" / f"{content_key(host.qemu.identity, host.accelerator, str(host.cores))}.json"
 
 
-def keep(found: Mapping[str, Reach], cache: Path, host: Host) -> None:
+def save(found: Mapping[str, DiskSpeed], cache: Path, host: Host) -> None:
     """Remember it, for this machine and its QEMU."""
     file = _file(cache, host)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -66,15 +66,15 @@ def keep(found: Mapping[str, Reach], cache: Path, host: Host) -> None:
     unfinished.replace(file)
 
 
-def known(cache: Path, host: Host) -> dict[str, Reach]:
+def load(cache: Path, host: Host) -> dict[str, DiskSpeed]:
     """What was measured, or nothing."""
     try:
-        return {kind: Reach(**said) for kind, said in jsons.parsed(_file(cache, host).read_text(encoding="utf-8")).items()}
+        return {kind: DiskSpeed(**said) for kind, said in parse_json(_file(cache, host).read_text(encoding="utf-8")).items()}
     except (OSError, ValueError, TypeError):
         return {}
 
 
-def beyond(model: GuestModel, reaches: Mapping[str, Reach]) -> Iterator[str]:
+def too_fast_profiles(model: GuestModel, reaches: Mapping[str, DiskSpeed]) -> Iterator[str]:
     """The profiles that this host cannot reach, in words."""
     for name, disk in model.disks.items():
         if disk.profile is None or disk.type not in reaches:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from testbed import jsons
 from testbed.errors import GuestError
 from testbed.guest.guest import Guest
+from testbed.text import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,19 +29,19 @@ async def run(guest: Guest, file: str, *options: str, rw: str = "randread", seco
     fixed = ("--name=load", "--direct=1", "--time_based", "--thread", "--group_reporting", "--randrepeat=0", "--output-format=json")
     done = await guest.run("fio", *fixed, *words, check=False, timeout_s=seconds + warm_s + 120)
     try:
-        return load_of(done.stdout, rw)
+        return parse_load(done.stdout, rw)
     except ValueError as error:
         said = (done.stderr or done.stdout).strip()[-500:]
         raise GuestError(f"guest {guest.name}: fio on {file}: expected its figures as JSON, got status {done.status}: {said}") from error
 
 
-def load_of(printed: str, rw: str) -> Load:
+def parse_load(printed: str, rw: str) -> Load:
     """The figures of the one job in fio's JSON, before which it may have printed more.
 
     :raise ValueError: there are none, or what is no number.
     """
     try:
-        (job,) = jsons.parsed(printed[max(0, printed.find("{")) :])["jobs"]
+        (job,) = parse_json(printed[max(0, printed.find("{")) :])["jobs"]
         side = job["write" if "write" in rw else "read"]
         # A job without a request has no percentiles.
         median_ns = side["clat_ns"]["percentile"]["50.000000"] if "percentile" in side["clat_ns"] else 0

@@ -23,35 +23,35 @@ finish
 """
 
 
-async def devices(guest: Guest) -> dict[str, dict[str, Any]]:
+async def block_devices(guest: Guest) -> dict[str, dict[str, Any]]:
     """What `query-blockstats` says of each of the topology's disks that is there: `stats`, and `qdev`, the device's own name."""
-    return by_disk(guest, await guest.wait(guest.monitor.execute(BLOCKSTATS, kept=False), guest.order.deadlines.monitor_s))
+    return group_by_disk(guest, await guest.wait(guest.monitor.execute(BLOCKSTATS, kept=False), guest.spec.deadlines.monitor_s))
 
 
-def by_disk(guest: Guest, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def group_by_disk(guest: Guest, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """An answer to `query-blockstats`, by the topology's names."""
     # virtio-blk is named by its backend's QOM path, nvme by the device.
     named = [(str(entry.get("qdev", "")).split("/"), entry) for entry in found]
-    return {name: entry for name in guest.order.model.disks for path, entry in named if f"disk-{name}" in path}
+    return {name: entry for name in guest.spec.model.disks for path, entry in named if f"disk-{name}" in path}
 
 
-async def disks(guest: Guest) -> dict[str, dict[str, int]]:
+async def read_disks(guest: Guest) -> dict[str, dict[str, int]]:
     """QEMU's counters of each of the topology's disks that is there: rd_bytes, wr_operations and the like."""
-    return {name: entry["stats"] for name, entry in (await devices(guest)).items()}
+    return {name: entry["stats"] for name, entry in (await block_devices(guest)).items()}
 
 
-async def disk_bytes(guest: Guest) -> dict[str, tuple[int, int]]:
+async def read_disk_bytes(guest: Guest) -> dict[str, tuple[int, int]]:
     """Bytes that each of the topology's disks has read and written, as its emulated device counted them."""
-    return {name: (own["rd_bytes"], own["wr_bytes"]) for name, own in (await disks(guest)).items()}
+    return {name: (own["rd_bytes"], own["wr_bytes"]) for name, own in (await read_disks(guest)).items()}
 
 
-async def read(guest: Guest) -> dict[str, Any]:
+async def read_all(guest: Guest) -> dict[str, Any]:
     """`at`: seconds; by disk its operations, bytes and time of requests in each direction, its limits, and each control group's bytes.
 
     :raise TestbedError: the guest does not answer.
     """
     found: dict[str, dict[str, Any]] = {}
-    for name, own in (await disks(guest)).items():
+    for name, own in (await read_disks(guest)).items():
         ways = {
             way: {"requests": own[f"{way}_operations"], "bytes": own[f"{way}_bytes"], "time_ns": own[f"{way}_total_time_ns"]}
             for way in _WAYS
@@ -71,9 +71,9 @@ async def _groups(guest: Guest) -> dict[str, dict[str, dict[str, int]]]:
     found: dict[str, dict[str, dict[str, int]]] = {}
     if guest.hardware.errors.stopped:
         return found
-    mark = shell_functions.new_mark()
+    mark = shell_functions.new_separator()
     with contextlib.suppress(TestbedError):  # a guest that hangs still has an emulated disk
-        said = await guest.script(shell_functions.functions(mark) + _IO_STAT)
+        said = await guest.script(shell_functions.function_definitions(mark) + _IO_STAT)
         taken = shell_functions.sections(said.stdout, mark, guest.name)[""]
         for path, text in taken.texts.items():
             with contextlib.suppress(ReadingError):
@@ -84,7 +84,7 @@ async def _groups(guest: Guest) -> dict[str, dict[str, dict[str, int]]]:
 
 async def _limits(guest: Guest, name: str) -> dict[str, int]:
     """The limits that QEMU has for a disk now, without those that are off."""
-    group = blockdev.throttle_group(name, guest.order.model.disks[name])
+    group = blockdev.throttle_group(name, guest.spec.model.disks[name])
     limits = await guest.monitor.limits(group)
     kinds = (f"{unit}-{which}" for unit in ("iops", "bps") for which in ("total", "read", "write"))
     return {kind: limits[kind] for kind in kinds if limits.get(kind)}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import HostError, ReadingError, TestbedError
-from testbed.host.logfile import unwritable
+from testbed.host.logfile import write_error
 
 Sample = Callable[[], Awaitable[dict[str, Any]]]
 # How long the last sample may take, which is asked for when what went on is over.
@@ -21,7 +21,7 @@ _LAST_S = 5.0
 
 
 @contextlib.asynccontextmanager
-async def writing(sample: Sample, every_s: float, file: Path, *, most_share: float = 1.0) -> AsyncIterator[None]:
+async def record_samples(sample: Sample, every_s: float, file: Path, *, most_share: float = 1.0) -> AsyncIterator[None]:
     """A sample at once, then so often, and a last one at the end, unless that came by an error.
 
     `most_share`: of the time that may pass in waiting for samples; where they take longer, they are taken less often.
@@ -40,7 +40,7 @@ async def writing(sample: Sample, every_s: float, file: Path, *, most_share: flo
 
 
 def _said(failure: Exception, file: Path) -> Exception:
-    return HostError(unwritable(file, failure)) if isinstance(failure, OSError) else failure
+    return HostError(write_error(file, failure)) if isinstance(failure, OSError) else failure
 
 
 async def _write(sample: Sample, every_s: float, most_share: float, file: Path, over: asyncio.Event) -> None:
@@ -72,7 +72,7 @@ def next_due(due: float, ended: float, cost_s: float, every_s: float, most_share
 
 
 @contextlib.asynccontextmanager
-async def writing_from_thread(
+async def record_samples_in_thread(
     read: Callable[[], dict[str, Any]], interrupt: Callable[[], None], every_s: float, file: Path
 ) -> AsyncIterator[None]:
     """The same by a thread, in which `read` may wait: that takes half the processor time. `interrupt` ends a wait of `read` that lasts."""

@@ -10,26 +10,26 @@ from testbed.guest import devices
 from testbed.guest.guest import Guest
 from testbed.guest.setup import block_stack, cgroups, readback
 from testbed.guest.setup.block_stack import Stack, Step
-from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.readback import Expected
 from testbed.qemu import netdev
-from testbed.topology.model import Guest as GuestModel
+from testbed.topology.model import GuestModel
 
 # The mark that a guest reaches when its stack stands.
 STACK = "stack"
 
 
-def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Fact, ...]]:
-    own = guest.order.model
+def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step, ...], tuple[Expected, ...]]:
+    own = guest.spec.model
     model = own if wanted is None else wanted
     disks = {name: device.path for name, device in guest.disks.items()}
-    plan = block_stack.plan_stack(model, disks, again=guest.order.survivors is not None)
-    group_steps, group_facts = cgroups.plan_groups(model, plan.devices)
-    link_steps, link_facts = netdev.plan_links(guest.order.wiring.ends if wanted is None else ())
-    disk_facts = devices.facts(own.disks, guest.disks, own.cpus)
+    plan = block_stack.plan_stack(model, disks, again=guest.spec.survivors is not None)
+    group_steps, group_facts = cgroups.plan_cgroups(model, plan.devices)
+    link_steps, link_facts = netdev.plan_links(guest.spec.wiring.ends if wanted is None else ())
+    disk_facts = devices.expected_facts(own.disks, guest.disks, own.cpus)
     return plan, link_steps + plan.steps + group_steps, link_facts + disk_facts + plan.facts + group_facts
 
 
-async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...]]:
+async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...]]:
     """Make everything that stands on a guest's disks; returns what is there, and its steps for `unwind`.
 
     :raise CommandFailed: a step failed; the ones before it are undone. :raise DeviceMismatch: the guest has it otherwise; all is undone.
@@ -38,7 +38,7 @@ async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, 
     if not steps and not facts:
         return plan, steps
     # One command for both: under emulation that saves a tenth of a second.
-    limit = guest.order.deadlines.stack_s
+    limit = guest.spec.deadlines.stack_s
     made = await guest.script(block_stack.do_script(steps) + readback.script(facts), check=False, timeout_s=limit)
     done = block_stack.steps_done(made.stdout)
     try:
@@ -55,25 +55,25 @@ async def build(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, 
     return plan, steps
 
 
-async def unwind(guest: Guest, steps: tuple[Step, ...]) -> None:
+async def undo_steps(guest: Guest, steps: tuple[Step, ...]) -> None:
     """Undo steps in reverse order."""
     if steps:
-        await guest.script(block_stack.undo_script(steps), timeout_s=guest.order.deadlines.stack_s)
+        await guest.script(block_stack.undo_script(steps), timeout_s=guest.spec.deadlines.stack_s)
 
 
 async def _unwind_running(guest: Guest, steps: tuple[Step, ...]) -> None:
     """The same after an error: a guest that stands still, as in a debugger, undoes nothing, and shall not hold up whoever ends it."""
-    if steps and (await guest.wait(guest.monitor.execute("query-status"), guest.order.deadlines.monitor_s))["running"]:
-        await unwind(guest, steps)
+    if steps and (await guest.wait(guest.monitor.execute("query-status"), guest.spec.deadlines.monitor_s))["running"]:
+        await undo_steps(guest, steps)
 
 
 @contextlib.asynccontextmanager
-async def standing(guest: Guest, wanted: GuestModel | None = None, *, built: bool = False) -> AsyncIterator[Stack]:
+async def stack_applied(guest: Guest, wanted: GuestModel | None = None, *, built: bool = False) -> AsyncIterator[Stack]:
     """The stack of the guest's topology, or of `wanted`, undone in reverse order at the end; raises as `build`.
 
     `built`: it stands already, for the guest is a snapshot's.
     """
-    plan, steps = _planned(guest, wanted)[:2] if built else await build(guest, wanted)
+    plan, steps = _planned(guest, wanted)[:2] if built else await apply_steps(guest, wanted)
     guest.marks.reach(STACK)
     try:
         yield plan
@@ -81,4 +81,4 @@ async def standing(guest: Guest, wanted: GuestModel | None = None, *, built: boo
         with contextlib.suppress(TestbedError):
             await _unwind_running(guest, steps)
         raise
-    await unwind(guest, steps)
+    await undo_steps(guest, steps)

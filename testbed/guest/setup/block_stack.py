@@ -7,11 +7,11 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.readback import Expected
 from testbed.topology.disks import Disk, Partition
 from testbed.topology.filesystems import FILESYSTEMS
 from testbed.topology.graph import Graph, Key, NamespaceOf, Node, PartitionOf, device, graph, sizes
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import KIB, MIB
 
@@ -48,7 +48,7 @@ class Stack:
     """Steps in the order of making them; `devices` and `loops` are what is there afterwards, by name."""
 
     steps: tuple[Step, ...]
-    facts: tuple[Fact, ...]
+    facts: tuple[Expected, ...]
     devices: dict[str, str]
     loops: dict[str, LoopDevice]
 
@@ -58,7 +58,7 @@ def sh(*words: str) -> str:
     return shlex.join(words)
 
 
-def plan_stack(guest: Guest, disks: Mapping[str, str], *, again: bool = False) -> Stack:
+def plan_stack(guest: GuestModel, disks: Mapping[str, str], *, again: bool = False) -> Stack:
     """The steps for everything that stands on a guest's disks. `disks`: /dev path of each disk and namespace. `again`: the disks hold it
     already, so that nothing is made on them, only attached and mounted.
 
@@ -77,7 +77,7 @@ def plan_stack(guest: Guest, disks: Mapping[str, str], *, again: bool = False) -
     return Stack(steps=tuple(planner.steps), facts=tuple(planner.facts), devices=paths, loops=loops)
 
 
-def _paths(guest: Guest, made: Graph, disks: Mapping[str, str]) -> dict[str, str]:
+def _paths(guest: GuestModel, made: Graph, disks: Mapping[str, str]) -> dict[str, str]:
     numbers = {name: number for number, name in enumerate(guest.loops)}
     arrays = {name: number for number, name in enumerate(guest.md)}
     found: dict[str, str] = {}
@@ -112,7 +112,7 @@ class _Planner:
     def __init__(self, made: Graph, paths: Mapping[str, str], known: Mapping[Key, int], *, again: bool) -> None:
         self._made, self._paths, self._sizes, self._again = made, paths, known, again
         self.steps: list[Step] = []
-        self.facts: list[Fact] = []
+        self.facts: list[Expected] = []
 
     def add(self, node: Node) -> None:
         where = ".".join(str(part) for part in node.where)
@@ -159,7 +159,7 @@ class _Planner:
         mount = sh("mount", "-t", filesystem.type, *(["-o", ",".join(options)] if options else []), on or filesystem.type, folder)
         what = f"{filesystem.type} on {on or 'memory'} at {folder}"
         self._step(what, *make, sh("mkdir", "-p", folder), mount, undo=sh("umount", folder))
-        self.facts.append(Fact(where=where, file="/proc/mounts", line=f"{on or filesystem.type} {folder} ", expected=filesystem.type))
+        self.facts.append(Expected(where=where, file="/proc/mounts", line=f"{on or filesystem.type} {folder} ", expected=filesystem.type))
 
     def _file(self, file: File, where: str) -> None:
         path = f"{MOUNTS}/{file.path}"
@@ -208,7 +208,7 @@ class _Planner:
             del expected["logical-block-size"]
         reasons = {"direct-io": _NO_DIRECT_IO if loop.direct_io else ""}
         self.facts += [
-            Fact(where=f"{where}.{key}", file=f"{block}/{file}", expected=said, reason=reasons.get(key, ""))
+            Expected(where=f"{where}.{key}", file=f"{block}/{file}", expected=said, reason=reasons.get(key, ""))
             for key, (file, said) in expected.items()
         ]
 
@@ -221,7 +221,7 @@ class _Planner:
         self._step(
             f"read-ahead of {kib}K on {name}", f"cat {sh(file)} >{sh(kept)}", f"echo {kib} >{sh(file)}", undo=f"cat {sh(kept)} >{sh(file)}"
         )
-        self.facts.append(Fact(where=f"{where}.read-ahead", file=file, expected=kib))
+        self.facts.append(Expected(where=f"{where}.read-ahead", file=file, expected=kib))
 
     def _partitions(self, holder: Node, partitions: tuple[Partition, ...]) -> None:
         if not partitions:
@@ -248,14 +248,14 @@ class _Planner:
         clean = ["--assume-clean"] if md.level == "raid1" else []
         build = sh("mdadm", "--quiet", "--build", path, f"--level={md.level}", f"--raid-devices={len(on)}", *clean, *on)
         self._step(f"{md.level} {path} of {', '.join(on)}", build, undo=sh("mdadm", "--quiet", "--stop", path))
-        self.facts.append(Fact(where=f"{where}.level", file=f"/sys/block/{path.removeprefix('/dev/')}/md/level", expected=md.level))
+        self.facts.append(Expected(where=f"{where}.level", file=f"/sys/block/{path.removeprefix('/dev/')}/md/level", expected=md.level))
 
     def _swap(self, swap: Swap, where: str) -> None:
         path = f"{MOUNTS}/{swap.on}" if "/" in swap.on else self._paths[swap.on]
         private = (sh("chmod", "600", path),) if "/" in swap.on else ()
         priority = ["-p", str(swap.priority)] if swap.priority is not None else []
         self._step(f"swap on {path}", *private, sh("mkswap", "-q", path), sh("swapon", *priority, path), undo=sh("swapoff", path))
-        self.facts.append(Fact(where=where, file="/proc/swaps", line=f"{path} ", expected="file" if "/" in swap.on else "partition"))
+        self.facts.append(Expected(where=where, file="/proc/swaps", line=f"{path} ", expected="file" if "/" in swap.on else "partition"))
 
 
 def _write(path: str, blocks: int, *, direct: bool) -> str:

@@ -6,21 +6,21 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from testbed.guest.setup.block_stack import Step, sh
-from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.readback import Expected
 from testbed.topology.cgroups import Cgroup
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 
 ROOT = "/sys/fs/cgroup"
 _COST_OFF = "enable=0"
 
 
-def plan_groups(guest: Guest, devices: Mapping[str, str]) -> tuple[tuple[Step, ...], tuple[Fact, ...]]:
+def plan_cgroups(guest: GuestModel, devices: Mapping[str, str]) -> tuple[tuple[Step, ...], tuple[Expected, ...]]:
     """The steps for the guest's control groups, parents first. `devices`: /dev path of each device of the topology.
 
     io.max and the like are given to whole disks: a partition's limits are its disk's.
     """
     steps: list[Step] = []
-    facts: list[Fact] = []
+    facts: list[Expected] = []
     for path in _with_parents(guest):
         folder = ROOT if path == "/" else f"{ROOT}/{path}"
         group = guest.cgroups.get(path, Cgroup())
@@ -38,11 +38,11 @@ def plan_groups(guest: Guest, devices: Mapping[str, str]) -> tuple[tuple[Step, .
         for file, text, of in values:
             begin = "{NUMBER} " if of is not None else "default " if file == "io.weight" else ""
             expected = text.removeprefix("default ")
-            facts.append(Fact(where=f"cgroups.{path}.{file}", file=f"{folder}/{file}", line=begin, expected=expected, of=of))
+            facts.append(Expected(where=f"cgroups.{path}.{file}", file=f"{folder}/{file}", line=begin, expected=expected, of=of))
     return tuple(steps), tuple(facts)
 
 
-def _with_parents(guest: Guest) -> list[str]:
+def _with_parents(guest: GuestModel) -> list[str]:
     """Every path and its parents, parents first, in the file's order; the root first."""
     found: dict[str, None] = {}
     for path in sorted(guest.cgroups, key=lambda path: path != "/"):
@@ -54,7 +54,7 @@ def _with_parents(guest: Guest) -> list[str]:
     return list(found)
 
 
-def _controllers(path: str, guest: Guest) -> list[str]:
+def _controllers(path: str, guest: GuestModel) -> list[str]:
     """What a group must enable for its children: what it says, and what the keys of the groups below it need."""
     wanted: dict[str, None] = dict.fromkeys(guest.cgroups[path].controllers if path in guest.cgroups else ())
     for other, group in guest.cgroups.items():

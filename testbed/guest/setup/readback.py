@@ -6,11 +6,11 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from testbed import numbers as strict
+from testbed.units import is_digits, is_number
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Fact:
+class Expected:
     """What a file of the guest must say, or how much a folder must hold: each of the words of `expected` must stand there.
 
     `line`: only the line that begins so counts; `{NUMBER}` in it is MAJ:MIN of `of`. `where`: the place in the topology that says so.
@@ -40,7 +40,7 @@ show() {
 _MOST_SHOWN = 300
 
 
-def script(facts: tuple[Fact, ...]) -> str:
+def script(facts: tuple[Expected, ...]) -> str:
     """Prints `read back`, `number PATH MAJ:MIN` of each device that a fact names, and each fact's file after a line `== N`.
 
     The files are read by the shell itself: a program for each would take longer than all of it.
@@ -51,7 +51,7 @@ def script(facts: tuple[Fact, ...]) -> str:
     return "\n".join([_SHOW, "echo read back", *numbers, *lines]) + "\n"
 
 
-def differences(facts: tuple[Fact, ...], output: str) -> tuple[str, ...]:
+def differences(facts: tuple[Expected, ...], output: str) -> tuple[str, ...]:
     """What the guest has otherwise than the topology says, from what `script` printed; empty where they agree."""
     numbers, texts = _parts(output.partition("read back\n")[2])
     said = []
@@ -71,7 +71,7 @@ def _parts(output: str) -> tuple[Mapping[str, str], Mapping[int, list[str]]]:
     text: list[str] | None = None
     for line in output.splitlines():
         match line.split(" "):
-            case ["==", number] if strict.is_digits(number, 9):
+            case ["==", number] if is_digits(number, 9):
                 text = texts[int(number)] = []
             case ["number", path, number] if text is None:
                 numbers[path] = number
@@ -90,4 +90,4 @@ def _says(line: str, expected: str) -> bool:
 
 def _plain(word: str) -> str:
     name, equals, value = word.rpartition("=")
-    return f"{name}{equals}{float(value):g}" if "." in value and strict.is_number(value) else word
+    return f"{name}{equals}{float(value):g}" if "." in value and is_number(value) else word

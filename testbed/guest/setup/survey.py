@@ -11,11 +11,10 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from testbed import numbers
 from testbed.errors import ReadingError
 from testbed.guest.channels.kernel_log import clean
-from testbed.regex import linear
-from testbed.units import KIB
+from testbed.regex import compile_linear
+from testbed.units import KIB, parse_whole
 
 _SCRIPT, _LOG = "/run/testbed-survey", "/run/testbed-survey.log"
 # What steps have where the claim is measured. Where nobody has put the script there, it does nothing.
@@ -84,7 +83,7 @@ _GIVEN = {
 }
 
 
-def prepare(disks: Iterable[str]) -> str:
+def survey_commands(disks: Iterable[str]) -> str:
     """Shell commands that put the script into a guest. `disks`: the /dev paths of the topology's disks."""
     text = _TEXT
     for word, value in {**_GIVEN, "DISKS": " ".join(f"/sys/block/{path.removeprefix('/dev/')}" for path in disks)}.items():
@@ -170,7 +169,7 @@ class Survey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unread:
+class SurveyError:
     """No survey, and why."""
 
     why: str
@@ -183,17 +182,17 @@ _OWN_PLACES = frozenset({"/", "/proc", "/sys", "/dev", "/dev/pts", "/lib/modules
 _PROBE = "/probe"
 # A guest chooses what it answers; that of 32 control groups has 200 lines.
 _LONGEST, _MOST_LINES = 300, 3000
-_CHOSEN = linear(r"\[([^\[\]\s]+)\]")
-_ESCAPED = linear(r"\\([0-7]{3})")
+_CHOSEN = compile_linear(r"\[([^\[\]\s]+)\]")
+_ESCAPED = compile_linear(r"\\([0-7]{3})")
 
 
-def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | Unread:
+def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | SurveyError:
     """What `SHOW` printed. `disks`: by /dev path. Half of a survey, or one with something else in it, is none."""
     lines = [line.partition(" ")[::2] for line in output.splitlines()]
     if not lines:
-        return Unread(why="its steps were not at the claim, or take no survey there")
+        return SurveyError(why="its steps were not at the claim, or take no survey there")
     if lines[-1] != ("end", "") or len(lines) > _MOST_LINES:
-        return Unread(why=f"the survey of the guest has no end within {_MOST_LINES} lines")
+        return SurveyError(why=f"the survey of the guest has no end within {_MOST_LINES} lines")
     blocks: dict[str, dict[str, str]] = {}
     groups: dict[str, dict[str, tuple[str, ...]]] = {}
     mounts: list[Mount] = []
@@ -238,7 +237,7 @@ def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | Unread:
             ),
         )
     except (KeyError, ValueError, ReadingError) as error:
-        return Unread(why=f"the survey of the guest is not understood: {type(error).__name__}: {_text(str(error))}")
+        return SurveyError(why=f"the survey of the guest is not understood: {type(error).__name__}: {_text(str(error))}")
 
 
 def _block(name: str, said: Mapping[str, str], disks: Mapping[str, Hardware]) -> Block:
@@ -305,4 +304,4 @@ def _text(said: str) -> str:
 
 def _number(said: str) -> int:
     """:raise ReadingError: it is no number, or one that no guest has."""
-    return numbers.whole(said, "the survey of the guest")
+    return parse_whole(said, "the survey of the guest")

@@ -14,30 +14,32 @@ import socket
 import sys
 import traceback
 
-from testbed import jsons
 from testbed.qemu.nbd_server import confinement
-from testbed.qemu.nbd_server.backing import File, Nowhere, Store, VolatileCache
+from testbed.qemu.nbd_server.backing import Backing, DiscardingBacking, FileBacking, VolatileCache
 from testbed.qemu.nbd_server.device import Device
 from testbed.qemu.nbd_server.protocol import Protocol
-from testbed.qemu.nbd_server.server import BadClient, Client, Owner, serve, tell
+from testbed.qemu.nbd_server.server import BadClient, Client, Owner, notify_owner, serve
 from testbed.qemu.nbd_server.settings import Settings
+from testbed.text import parse_json
 
 
 def main() -> None:
     try:
-        _run(Settings(**jsons.parsed(sys.argv[1])))
+        _run(Settings(**parse_json(sys.argv[1])))
         status = 0
     except Exception as error:
         why = f"its client: {error}" if isinstance(error, BadClient) else f"{type(error).__name__}: {error}"
         sys.stderr.write("" if isinstance(error, BadClient) else traceback.format_exc())
-        tell({"ends": why})
+        notify_owner({"ends": why})
         status = 1
     # Nothing is written out: that is what a power cut, or a kill, leaves.
     os._exit(status)
 
 
 def _run(settings: Settings) -> None:
-    store: Store = Nowhere(settings.room_bytes) if settings.file is None else File(settings.file, room_bytes=settings.room_bytes)
+    store: Backing = (
+        DiscardingBacking(settings.room_bytes) if settings.file is None else FileBacking(settings.file, room_bytes=settings.room_bytes)
+    )
     cache = None
     if settings.cache_bytes:
         store = cache = VolatileCache(store, room_bytes=settings.cache_bytes, lies=settings.cache_lies)
@@ -47,8 +49,8 @@ def _run(settings: Settings) -> None:
     wire = socket.socket(fileno=fcntl.fcntl(settings.wire, fcntl.F_DUPFD_CLOEXEC, 0))
     os.close(settings.wire)
     client = Client(wire, protocol, device)
-    confinement.enter(settings)
-    tell({})
+    confinement.confine_process(settings)
+    notify_owner({})
     serve(client, device, Owner(device, cache))
 
 

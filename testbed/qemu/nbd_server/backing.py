@@ -14,7 +14,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
-class Store(Protocol):
+class Backing(Protocol):
     """Bytes at offsets; the caller keeps within `size`. Every call may raise OSError."""
 
     @property
@@ -34,7 +34,7 @@ class Store(Protocol):
         """What was taken so far stays."""
 
 
-class Nowhere:
+class DiscardingBacking:
     """Takes everything, and reads as zeros."""
 
     def __init__(self, size: int) -> None:
@@ -54,7 +54,7 @@ class Nowhere:
         pass
 
 
-class File:
+class FileBacking:
     """An open file of this machine, whose page cache is the same as QEMU's own view of it. The machine does not lose power: `flush` has
     nothing to do, as with QEMU's `cache.no-flush`. `room_bytes`: it may grow to so much, for which it is taken to be so large from the
     beginning: NBD has no other way to say it.
@@ -90,7 +90,7 @@ class VolatileCache:
     `lies`: a flush is acknowledged and does nothing.
     """
 
-    def __init__(self, below: Store, *, room_bytes: int, lies: bool) -> None:
+    def __init__(self, below: Backing, *, room_bytes: int, lies: bool) -> None:
         self._below = below
         self._room = max(1, room_bytes // _BLOCK)
         self.lies = lies

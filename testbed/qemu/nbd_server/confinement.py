@@ -38,7 +38,7 @@ class _Header(ctypes.Structure):
     _fields_ = (("version", ctypes.c_uint32), ("pid", ctypes.c_int))
 
 
-def enter(settings: Settings) -> None:
+def confine_process(settings: Settings) -> None:
     """Be held as the settings say.
 
     :raise OSError: this machine does not let it, as it let QEMU; or nobody is there any longer who started this process.
@@ -46,7 +46,7 @@ def enter(settings: Settings) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
     if settings.apart:
-        jail_exec.keep_apart()
+        jail_exec.unshare_all()
     if settings.uid is not None and settings.gid is not None:
         os.setgroups([])
         os.setresgid(settings.gid, settings.gid, settings.gid)
@@ -59,8 +59,8 @@ def enter(settings: Settings) -> None:
     if os.getppid() != settings.parent:
         raise ProcessLookupError("whoever started it has ended")
     if settings.confined:
-        allow_no_others = jail_exec.only(_CALLS)
-        jail_exec.hold_by_landlock((), jail_exec.version())
+        allow_no_others = jail_exec.seccomp_filter(_CALLS)
+        jail_exec.restrict_by_landlock((), jail_exec.landlock_abi())
         allow_no_others()
 
 

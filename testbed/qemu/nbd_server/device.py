@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from testbed.hardware.faults import ERRORS, FLUSH, LOST, READ, TORN, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
-from testbed.qemu.nbd_server.backing import Store
+from testbed.qemu.nbd_server.backing import Backing
 
 # A request that is delayed waits for four wake-ups more than one that is not: the export's for its arrival and for its time, that of QEMU's
 # main loop, and that of the guest's CPU, which sleeps by then. What the export's is late by is measured, and the others are taken to be as
@@ -54,7 +54,7 @@ class Device:
     right after a flush, so the first write after each is taken for one, and all that come with it: a true cache may write out at any time.
     """
 
-    def __init__(self, store: Store, *, log: TextIO, drops_fua: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: Backing, *, log: TextIO, drops_fua: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._drops_fua, self._forced_until = drops_fua, 0.0
         self._chance = random.Random(0)  # noqa: S311  # the same delays each time, and no secret

@@ -38,14 +38,14 @@ GREETING = struct.pack(">QQH", _MAGIC, _OPTION, _FIXED_NEWSTYLE | _NO_ZEROES)
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class SendBytes:
     """Bytes for the client."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class NbdRequest:
     """A request that is right; it is answered with `reply(cookie, ...)`."""
 
     cookie: int
@@ -53,13 +53,13 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class ConnectionEnded:
     """The client wants no more; or `why` it gets no more, having broken the protocol."""
 
     why: str = ""
 
 
-Event = Say | Asked | Ended
+Event = SendBytes | NbdRequest | ConnectionEnded
 # Yields events, and None where bytes are missing.
 Steps = Generator[Event | None, None, None]
 
@@ -83,7 +83,7 @@ class Protocol:
 
     def next_event(self) -> Event | None:
         """What the bytes so far mean; None: nothing yet, more are needed."""
-        return next(self._steps, Ended())
+        return next(self._steps, ConnectionEnded())
 
     def _session(self) -> Steps:
         try:
@@ -93,7 +93,7 @@ class Protocol:
                 yield from self._take_request()
         except _Over as over:
             self._received.clear()
-            yield Ended(str(over))
+            yield ConnectionEnded(str(over))
 
     def _take(self, length: int) -> Generator[None, None, bytes]:
         while len(self._received) < length:
@@ -136,7 +136,7 @@ class Protocol:
                 continue
             data = yield from self._take(length)
             if option == _EXPORT_NAME:
-                yield Say(self._described() + (b"" if flags & _NO_ZEROES else bytes(124)))
+                yield SendBytes(self._described() + (b"" if flags & _NO_ZEROES else bytes(124)))
                 return
             yield from self._answer(option, data)
             if option == _GO and _names_export(data):
@@ -173,10 +173,10 @@ class Protocol:
         refused = self._refused(flags, command, offset, length)
         if refused:
             yield from self._skip(length if command == _WRITE else 0)
-            yield Say(reply(cookie, refused))
+            yield SendBytes(reply(cookie, refused))
             return
         data = (yield from self._take(length)) if command == _WRITE else None
-        yield Asked(cookie, Request(operation=_OPERATIONS[command], offset=offset, length=length, data=data, fua=bool(flags & _FUA)))
+        yield NbdRequest(cookie, Request(operation=_OPERATIONS[command], offset=offset, length=length, data=data, fua=bool(flags & _FUA)))
 
     def _refused(self, flags: int, command: int, offset: int, length: int) -> int:
         """The errno that answers a request, 0 for one that is right."""
@@ -203,8 +203,8 @@ def _names_export(data: bytes) -> bool:
     return name_bytes <= _MOST_NAME_BYTES and at + 2 <= len(data) and len(data) == at + 2 + 2 * int.from_bytes(data[at : at + 2], "big")
 
 
-def _answer(option: int, kind: int, data: bytes = b"") -> Say:
-    return Say(struct.pack(">QIII", _OPTION_REPLY, option, kind, len(data)) + data)
+def _answer(option: int, kind: int, data: bytes = b"") -> SendBytes:
+    return SendBytes(struct.pack(">QIII", _OPTION_REPLY, option, kind, len(data)) + data)
 
 
 def reply(cookie: int, error: int) -> bytes:

@@ -14,13 +14,13 @@ import sys
 import time
 from typing import Any
 
-from testbed import jsons
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import Latency
 from testbed.qemu.nbd_server import protocol as nbd
 from testbed.qemu.nbd_server.backing import VolatileCache
 from testbed.qemu.nbd_server.device import Device
-from testbed.qemu.nbd_server.protocol import Asked, Ended, Protocol, Say
+from testbed.qemu.nbd_server.protocol import ConnectionEnded, NbdRequest, Protocol, SendBytes
+from testbed.text import parse_json
 
 _READ_BYTES = 1 << 18
 # No request is ended while so much of earlier ones was not read by the client; the last of them may be of `nbd.MOST_BYTES`.
@@ -84,11 +84,11 @@ class Client:
             match self._protocol.next_event():
                 case None:
                     self._wants_bytes = True
-                case Say(data):
+                case SendBytes(data):
                     self._unread += data
-                case Asked(cookie, request):
+                case NbdRequest(cookie, request):
                     self._device.submit(request, functools.partial(self._reply, cookie))
-                case Ended(why):
+                case ConnectionEnded(why):
                     if why:
                         raise BadClient(why)
                     self.send()
@@ -148,12 +148,12 @@ class Owner:
         for line in lines:
             number = None
             try:
-                asked = jsons.parsed(line)
+                asked = parse_json(line)
                 number = asked.pop("number", None)
                 said = self._done(asked)
             except (TypeError, ValueError, KeyError, AttributeError) as error:
                 said = {"error": repr(error)}
-            tell({**said, "number": number})
+            notify_owner({**said, "number": number})
         return bool(data)
 
     def _done(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class Owner:
         return {}
 
 
-def tell(said: dict[str, Any]) -> None:
+def notify_owner(said: dict[str, Any]) -> None:
     """A line for the owner."""
     sys.stdout.write(json.dumps(said) + "\n")
     sys.stdout.flush()

@@ -16,7 +16,7 @@ from testbed.report import runs as store
 from testbed.report.bugs import tables, view
 from testbed.report.bugs.schema import MODELS
 from testbed.report.bugs.view import View
-from testbed.report.formats import PAGE, Format, keep
+from testbed.report.formats import PAGE, Format, write_atomically
 from testbed.report.junit import junit
 from testbed.report.ktap import ktap
 from testbed.report.markdown import cell, one_line
@@ -36,7 +36,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 
     :raise UsageError: it is not what it should be.
     """
-    return result_reader.document(folder) if store.results(folder) in MODELS else None
+    return result_reader.read_document(folder) if store.results(folder) in MODELS else None
 
 
 def write(document: dict[str, Any], folder: Path) -> None:
@@ -44,11 +44,11 @@ def write(document: dict[str, Any], folder: Path) -> None:
 
     :raise HostError: the disk is full or the folder is gone.
     """
-    keep(_text(document), folder / f"{document['what']}.json")
+    write_atomically(_text(document), folder / f"{document['what']}.json")
     if document["what"] in _JUDGED:
-        keep(ktap(view.as_results(document)), folder / "results.ktap")
-        keep(junit(view.as_results(document)), folder / "junit.xml")
-    keep(_page(document, folder), folder / PAGE)
+        write_atomically(ktap(view.as_results_document(document)), folder / "results.ktap")
+        write_atomically(junit(view.as_results_document(document)), folder / "junit.xml")
+    write_atomically(_page(document, folder), folder / PAGE)
 
 
 def _text(document: dict[str, Any]) -> str:
@@ -62,12 +62,12 @@ def _verdicts(document: dict[str, Any]) -> dict[str, Any]:
     """
     if document["what"] not in _JUDGED:
         raise UsageError(f"run {document['run']}: `{document['what']}` passes or fails nothing; expected --format markdown, html or json")
-    return view.as_results(document)
+    return view.as_results_document(document)
 
 
 def markdown(document: Mapping[str, Any]) -> str:
     """The whole text."""
-    shown = view.view(document)
+    shown = view.bug_view(document)
     return "\n".join(_lines(shown)) + "\n"
 
 
@@ -91,7 +91,7 @@ def _lines(shown: View) -> Iterator[str]:
 
 def _page(document: Mapping[str, Any], folder: Path) -> str:
     """The whole page; `folder` holds the evidence."""
-    shown = view.view(document)
+    shown = view.bug_view(document)
     whole = sum(len(tries.attempts) for tries in shown.tries) <= _LINKED_TRIES
     template = html.environment().get_template("bug.html.j2")
     return template.render(
@@ -117,7 +117,7 @@ def _try(one: Mapping[str, Any], folder: Path, whole: bool) -> dict[str, Any]:
 
 def _said(one: Mapping[str, Any]) -> str:
     """What was seen of the bug in a try, or why not, and what its kernel complained of then."""
-    complaint = tables.complained(one)
+    complaint = tables.kernel_complaints(one)
     return _first(one["seen"] if one["outcome"] == "hit" else one["why"]) + (f"; its kernel: {complaint}" if complaint else "")
 
 
@@ -130,7 +130,7 @@ def _consoles(attempts: tuple[Mapping[str, Any], ...], folder: Path) -> Iterator
     hits = [one for one in attempts if one["outcome"] == "hit"][:1]
     for one in [*hits, *(one for one in attempts if one["outcome"] == "trouble")][:_SHOWN_CONSOLES]:
         try:
-            with untrusted_folder.opened(folder, f"guests/{one['evidence']}/console.log", _LARGEST_CONSOLE) as file:
+            with untrusted_folder.open_below(folder, f"guests/{one['evidence']}/console.log", _LARGEST_CONSOLE) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _CONSOLE_BYTES))
                 lines = file.read(_CONSOLE_BYTES).decode(errors="replace").splitlines()[-_CONSOLE_LINES:]
         except OSError:

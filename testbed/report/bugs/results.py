@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from testbed.api import blktests
-from testbed.api.blktests import Outcome
+from testbed.api.blktests import TestResult
 from testbed.bugs import conclusion, repro
-from testbed.bugs.bisect import Between
-from testbed.bugs.conclusion import Result
-from testbed.bugs.outcome import said
-from testbed.bugs.reduce import UNFINISHED, Asked, Bisector, Reduced
-from testbed.bugs.repro import Job, Tried, Verdict
+from testbed.bugs.bisect import BisectRange
+from testbed.bugs.conclusion import ReproResult
+from testbed.bugs.outcome import describe
+from testbed.bugs.reduce import UNFINISHED, Bisector, PartAsked, Reduced
+from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob
 from testbed.host.facts import Host
 from testbed.report.partial import Partial
 from testbed.store.image import Image
@@ -51,9 +51,9 @@ EXIT_CODES = {result.value: code for result, code in conclusion.EXIT_CODES.items
 _MOST_MEASURED = 1000
 
 
-def of_repro(
-    job: Job,
-    tried: tuple[Tried, ...],
+def repro_document(
+    job: ReproJob,
+    tried: tuple[KernelTries, ...],
     command: list[str],
     took_s: float,
     partial: Partial | None = None,
@@ -61,10 +61,10 @@ def of_repro(
 ) -> dict[str, Any]:
     """What `repro.json` says; `partial`: how far the run came, here and below, unless it is complete; `not_asked`: kernels after the one
     whose guest was held."""
-    verdict, why = conclusion.result(tried, not_asked)
+    verdict, why = conclusion.conclude(tried, not_asked)
     result = verdict.value
     # Tries that were still to come can take back everything but a hit where there must be none.
-    if partial is not None and verdict is not Result.INVALID:
+    if partial is not None and verdict is not ReproResult.INVALID:
         result, why = UNFINISHED, "; ".join(f"{one.kernel.name}: {one.words}" for one in tried)
     return {
         **_of_bug("repro", job, command, took_s, partial),
@@ -74,18 +74,20 @@ def of_repro(
             "tries": job.limits.tries,
             "timeout_s": job.limits.timeout_s,
             "until": job.limits.until,
-            "jobs": job.limits.jobs or repro.jobs(job.lab.host, job.case),
+            "jobs": job.limits.jobs or repro.default_jobs(job.factory.host, job.case),
         },
         "kernels": [_kernel(one) | {"told_apart": _told_apart(one, tried)} for one in tried],
     }
 
 
-def _told_apart(one: Tried, tried: tuple[Tried, ...]) -> bool | None:
+def _told_apart(one: KernelTries, tried: tuple[KernelTries, ...]) -> bool | None:
     """Of a kernel on which it must not show and was not seen."""
-    return conclusion.is_apart(one, tried) if not one.must_show and one.verdict is Verdict.ABSENT else None
+    return conclusion.is_apart(one, tried) if not one.must_show and one.verdict is KernelVerdict.ABSENT else None
 
 
-def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s: float, partial: Partial | None = None) -> dict[str, Any]:
+def reduce_document(
+    job: ReproJob, found: Reduced, smaller: str, command: list[str], took_s: float, partial: Partial | None = None
+) -> dict[str, Any]:
     """What `reduce.json` says; `smaller`: the text of the bug that is left."""
     where = found.whole.kernel.name
     dropped = ", ".join(found.dropped) or ("nothing: each part is needed" if partial is None else "nothing")
@@ -106,10 +108,10 @@ def of_reduce(job: Job, found: Reduced, smaller: str, command: list[str], took_s
     }
 
 
-def of_bisect(
-    job: Job,
+def bisect_document(
+    job: ReproJob,
     every: tuple[str, ...],
-    found: Between,
+    found: BisectRange,
     bisector: Bisector,
     command: list[str],
     took_s: float,
@@ -137,8 +139,8 @@ def of_bisect(
     }
 
 
-def of_ask(
-    job: Job, kernel: str, bisector: Bisector, rate: float | None, command: list[str], took_s: float, partial: Partial | None = None
+def ask_document(
+    job: ReproJob, kernel: str, bisector: Bisector, rate: float | None, command: list[str], took_s: float, partial: Partial | None = None
 ) -> dict[str, Any]:
     """What `bisect.json` says where one `kernel` was asked, for `git bisect run`."""
     asked = bisector.so_far
@@ -157,7 +159,7 @@ def _asked_by_then(bisector: Bisector) -> str:
     return "; ".join(f"{one.kernel}: {one.tried.words}{f'; {one.why}' if one.why else ''}" for one in bisector.so_far)
 
 
-def _between(every: tuple[str, ...], found: Between, bisector: Bisector) -> str:
+def _between(every: tuple[str, ...], found: BisectRange, bisector: Bisector) -> str:
     if found.wrong:
         seen = sorted(bisector.asked, key=lambda one: every.index(one.kernel))
         answers = ", ".join(f"{one.kernel} {one.said}" for one in seen)
@@ -168,11 +170,11 @@ def _between(every: tuple[str, ...], found: Between, bisector: Bisector) -> str:
     return said + (f"; {', '.join(every[number] for number in found.skipped)} could not be tried" if found.skipped else "")
 
 
-def of_suite(
+def suite_document(
     testbed: Testbed,
     suite: Suite,
     kernel: KernelFiles,
-    done: Sequence[Outcome],
+    done: Sequence[TestResult],
     folder: Path,
     command: list[str],
     took_s: float,
@@ -198,17 +200,17 @@ def of_suite(
                 "runtime": one.runtime,
                 "details": list(one.details),
                 "measured": dict(islice(one.measured.items(), _MOST_MEASURED)),
-                "folder": f"guests/{blktests.folder_of(one.test)}",
+                "folder": f"guests/{blktests.results_folder(one.test)}",
             }
             for one in done
         ],
     }
 
 
-def _of_bug(what: str, job: Job, command: list[str], took_s: float, partial: Partial | None) -> dict[str, Any]:
+def _of_bug(what: str, job: ReproJob, command: list[str], took_s: float, partial: Partial | None) -> dict[str, Any]:
     bug = job.case.bug
     return {
-        **_head(what, job.folder, job.lab.host, job.lab.image, command, took_s, partial),
+        **_head(what, job.folder, job.factory.host, job.factory.image, command, took_s, partial),
         "bug": {"summary": bug.summary, "source": bug.source, "signature": [one.said() for one in bug.signature]},
         "seed": job.seed,
     }
@@ -234,11 +236,11 @@ def _head(what: str, folder: Path, host: Host, image: Image, command: list[str],
     }
 
 
-def _asked(one: Asked) -> dict[str, Any]:
+def _asked(one: PartAsked) -> dict[str, Any]:
     return {"kernel": one.kernel, "answer": one.said, "why": one.why, **_kernel(one.tried)}
 
 
-def _kernel(one: Tried) -> dict[str, Any]:
+def _kernel(one: KernelTries) -> dict[str, Any]:
     kernel, rate = one.kernel, one.rate
     return {
         "name": kernel.name,
@@ -260,5 +262,5 @@ def _kernel(one: Tried) -> dict[str, Any]:
         "first_hit_s": None if one.first_hit_s is None else round(one.first_hit_s, 3),
         "median_hit_s": None if one.median_hit_s is None else round(one.median_hit_s, 3),
         "took_s": round(one.took_s, 3),
-        "attempts": [said(attempt) for attempt in one.tries],
+        "attempts": [describe(attempt) for attempt in one.tries],
     }

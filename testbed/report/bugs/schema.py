@@ -8,11 +8,11 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 
 from testbed.api.blktests import RESULTS
-from testbed.report.fields import Below, Count, Every, Known, Named, Seconds, Share, Whole
+from testbed.report.fields import Below, Count, Every, KnownFields, Named, Seconds, Share, Whole
 from testbed.report.schema import Partial
 
 
-class Account(Known):
+class Account(KnownFields):
     """One disk during one try: bytes, as its emulated device counted them and as the guest's kernel accounts for them; None: not known.
     `finding`: how the two contradict each other; `note`: why they cannot be compared."""
 
@@ -25,7 +25,7 @@ class Account(Known):
     note: str
 
 
-class Attempt(Known):
+class Attempt(KnownFields):
     """One try. `evidence`: its folder, below `guests` of the run's. Times in seconds. `last_line`: that the script printed; `uncounted`:
     lines that matched and were not the script's; `kernel_log`: what the kernel complained of, whatever the signature is, and whether
     its log was not read."""
@@ -54,7 +54,7 @@ class Attempt(Known):
         return self
 
 
-class Kernel(Known):
+class Kernel(KnownFields):
     """All tries on one kernel. `interval`: of the rate, at 95 %; `stopped` at a hit, when `cut` other tries ran. `told_apart`: of a
     kernel on which it must not show and was not seen: whether from all on which it must. `ended`: no more tries were to come. `cached`: its
     folder in the cache of the machine that ran it."""
@@ -108,7 +108,7 @@ class Asked(Kernel):
         return self
 
 
-class Step(Known):
+class Step(KnownFields):
     """A candidate of a reduction; `folder`: of its guests, from the run's, or empty."""
 
     what: str
@@ -119,13 +119,13 @@ class Step(Known):
     folder: Below
 
 
-class Bug(Known):
+class Bug(KnownFields):
     summary: str
     source: str
     signature: Every[str]
 
 
-class Host(Known):
+class Host(KnownFields):
     kernel: str
     cores: Count
     memory_bytes: Count
@@ -133,12 +133,12 @@ class Host(Known):
     accelerator: str
 
 
-class Image(Known):
+class Image(KnownFields):
     name: str
     sha256: str
 
 
-class _Document(Known):
+class _Document(KnownFields):
     """A run; complete, unless it is `partial`."""
 
     version: Literal[1]
@@ -201,14 +201,14 @@ class Bisect(_OfBug):
         return self
 
 
-class SuiteKernel(Known):
+class SuiteKernel(KnownFields):
     name: str
     release: str
     origin: str
     sha256: str
 
 
-class SuiteTest(Known):
+class SuiteTest(KnownFields):
     """One test, for one of its devices or conditions. `runtime`: as it says it; `folder`: of its guest, from the run's."""
 
     name: str

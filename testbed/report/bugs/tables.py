@@ -51,7 +51,7 @@ def rate(one: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def notable(document: Mapping[str, Any]) -> list[str]:
+def notable_outcomes(document: Mapping[str, Any]) -> list[str]:
     """What a person should know of single tries: what the first hit saw, and what went wrong."""
     lines: list[str] = []
     for one in document["kernels"]:
@@ -74,12 +74,12 @@ def endings(one: Mapping[str, Any]) -> str:
     counted = Counter(clean(_first(attempt["why"])) for attempt in one["attempts"] if attempt["outcome"] == "miss")
     ways = [f"{said}{f' ({count} times)' if count > 1 else ''}" for said, count in counted.most_common(_SHOWN_ENDINGS)]
     more = len(counted) - len(ways)
-    complaints = [complaint for attempt in one["attempts"] if (complaint := complained(attempt))]
+    complaints = [complaint for attempt in one["attempts"] if (complaint := kernel_complaints(attempt))]
     kernel = f"; its kernel's log in {len(complaints)}: {complaints[0]}" if complaints else ""
     return f"where it did not show: {'; '.join(ways)}{f'; and {more} other ways' if more else ''}{kernel}" if ways else ""
 
 
-def complained(attempt: Mapping[str, Any]) -> str:
+def kernel_complaints(attempt: Mapping[str, Any]) -> str:
     """What the kernel complained of in a try that did not show the bug, or that its log was not read, or nothing."""
     return clean(attempt["kernel_log"][0]) if attempt["outcome"] == "miss" and attempt.get("kernel_log") else ""
 

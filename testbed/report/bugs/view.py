@@ -71,7 +71,7 @@ class View:
     smaller: str = ""
 
 
-def view(document: Document) -> View:
+def bug_view(document: Document) -> View:
     """Of any of them."""
     make: dict[str, Callable[[Document], tuple[tuple[Table, ...], tuple[Tries, ...]]]] = {
         "repro": _repro,
@@ -85,8 +85,8 @@ def view(document: Document) -> View:
         run=document["run"],
         title=title,
         verdict=VERDICTS[document["result"]],
-        result=result(document),
-        reason=reason(document),
+        result=bug_result(document),
+        reason=reason_of(document),
         command=shlex.join(["./tb", *document["command"][1:]]),
         facts=(*own, *_facts(document)),
         tables=tables,
@@ -95,15 +95,15 @@ def view(document: Document) -> View:
     )
 
 
-def result(document: Document) -> str:
+def bug_result(document: Document) -> str:
     """In a word, or two where a partial run has more than that it is unfinished."""
     word = str(document["result"])
     return f"{word}, partial" if document.get("partial") and word != "unfinished" else word
 
 
-def reason(document: Document) -> str:
+def reason_of(document: Document) -> str:
     """Why its result is what it is; of a partial run how far it came before all."""
-    words = (str(partial.read(document) or ""), document["reason"])
+    words = (str(partial.read_partial(document) or ""), document["reason"])
     return "; ".join(one for one in words if one)
 
 
@@ -117,7 +117,7 @@ def _verdict(kernel: Document) -> str:
     return "PASS" if right[kernel["verdict"]] else "FAIL" if kernel["must_show"] else "INVALID"
 
 
-def as_results(document: Document) -> dict[str, Any]:
+def as_results_document(document: Document) -> dict[str, Any]:
     """A reproduction in the shape of `results.json`: one case, judged on each kernel alone; or a suite, each of whose tests is a case."""
     if document["what"] == "suite":
         return _suite_as_results(document)
@@ -128,7 +128,7 @@ def as_results(document: Document) -> dict[str, Any]:
         "scenario": "repro",
         "claim": f"The signature shows where it must, and only there: {'; or '.join(document['bug']['signature'])}",
         "verdict": overall,
-        "reason": reason(document),
+        "reason": reason_of(document),
         **{_key(one): _side(one) for one in document["kernels"]},
     }
     same = ("run", "partial", "command", "host", "image", "took_s")

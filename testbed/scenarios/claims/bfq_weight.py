@@ -7,7 +7,7 @@ import math
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.scenarios.claims.io_limits import LEAST_IOPS
-from testbed.scenarios.harness import FRESH, rig
+from testbed.scenarios.harness import FRESH, open_harness
 from testbed.scenarios.rate_measurement import JOBS, jobs
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
@@ -54,8 +54,8 @@ def _ratio(heavy: float, light: float) -> float:
 
 
 async def _weight(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        limit = guest.order.deadlines.command_s * 2
+    async with open_harness(guest, point) as at:
+        limit = guest.spec.deadlines.command_s * 2
         disk = guest.disks[at.disk].path
         done = await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)
     names = tuple(f"{target}-{weight}" for target in ("loop0", "file") for weight in ("low", "high"))

@@ -6,31 +6,31 @@ splat while the cgroup is charged is as bad as no charge.
 
 from __future__ import annotations
 
-from testbed import numbers
 from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER, printed_number
 from testbed.scenarios.claims.deferred_destroy import DYING, dying_for
 from testbed.scenarios.claims.read import READ_BYTES, read_command
-from testbed.scenarios.controls import usual_reads
-from testbed.scenarios.harness import FRESH, Rig, rig
+from testbed.scenarios.controls import usual_read_controls
+from testbed.scenarios.harness import FRESH, Harness, open_harness
 from testbed.scenarios.rate_measurement import JOBS, jobs
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, together
+from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, join_parts
+from testbed.units import parse_whole
 
 # Lockups and stalls are left out: a debug kernel under emulation, on a host that is busy, has them of its own.
 _SPLATS = frozenset(kind for kind in Kind if kind.splat) - {Kind.LOCKUP, Kind.RCU_STALL}
 
 
-async def _charged_and_silent(at: Rig, script: str, timeout_s: float) -> Evidence:
+async def _charged_and_silent(at: Harness, script: str, timeout_s: float) -> Evidence:
     """Reads that are the reader's, then `script` ($1: loop, $2: its file), and what the kernel said meanwhile."""
     before = len(at.guest.console.findings)
     claim = await at.meter("reader", read_command(at.loop))
     done = await at.guest.script(script, at.loop, at.file, interpreter="bash", timeout_s=timeout_s)
     rounds = printed_number(done.stdout, "rounds", f"guest {at.guest.name}: what its script has done")
-    known = await usual_reads(at)
-    charged = together(at.part(claim, "rbytes", asked=READ_BYTES))
+    known = await usual_read_controls(at)
+    charged = join_parts(at.part(claim, "rbytes", asked=READ_BYTES))
     splats = [finding for finding in at.guest.console.findings[before:] if finding.kind in _SPLATS]
     said = f"the kernel said: {splats[0].text}" if splats else "the kernel said nothing"
     return Evidence(
@@ -119,18 +119,18 @@ echo "rounds 9"
 
 
 async def _lock_order(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        return await _charged_and_silent(at, _LOCK_ORDER, guest.order.deadlines.command_s * 4)
+    async with open_harness(guest, point) as at:
+        return await _charged_and_silent(at, _LOCK_ORDER, guest.spec.deadlines.command_s * 4)
 
 
 async def _race(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        return await _charged_and_silent(at, _RACE, guest.order.deadlines.command_s * 4 + 70)
+    async with open_harness(guest, point) as at:
+        return await _charged_and_silent(at, _RACE, guest.spec.deadlines.command_s * 4 + 70)
 
 
 async def _leak(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        return await _charged_and_silent(at, _LEAK, guest.order.deadlines.command_s * 8)
+    async with open_harness(guest, point) as at:
+        return await _charged_and_silent(at, _LEAK, guest.spec.deadlines.command_s * 8)
 
 
 # $1: loop. $2: fails, or not. A task whose slab allocations fail where they may not wait, as that of a worker may not.
@@ -156,19 +156,19 @@ echo "dying $SECONDS $now"
 
 
 async def _no_worker(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         await guest.script(_FAILING)
         failed = await at.meter("failing", f"{_FAIL_COMMAND} {read_command(at.loop)}")
-        left = numbers.whole(
+        left = parse_whole(
             (await guest.script("cat /sys/kernel/debug/failslab/times")).stdout.strip(), f"guest {guest.name}: failslab/times"
         )
         await guest.script("echo 0 >/sys/kernel/debug/failslab/probability")
         after = await at.meter("failing", read_command(at.loop))
-        removed = await guest.script(_GONE, interpreter="bash", timeout_s=guest.order.deadlines.command_s + 130)
+        removed = await guest.script(_GONE, interpreter="bash", timeout_s=guest.spec.deadlines.command_s + 130)
         gone = dying_for(removed.stdout, f"guest {guest.name}: nr_dying_descendants")
-        known = await usual_reads(at)
+        known = await usual_read_controls(at)
     lost, later, injected = at.share(failed, "rbytes"), at.share(after, "rbytes"), 100_000 - left
-    charged = together(at.part(after, "rbytes", asked=READ_BYTES))
+    charged = join_parts(at.part(after, "rbytes", asked=READ_BYTES))
     gap = charged.gap
     if gap is Gap.CLOSED and (gone is None or at.part(failed, "rbytes", asked=READ_BYTES).gap is not Gap.OPEN):
         gap = Gap.OPEN if gone is None else Gap.UNCLEAR
@@ -231,8 +231,8 @@ def of_held(held: float, free: float) -> Gap:
 
 
 async def _latency(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        done = await guest.script(_LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
+    async with open_harness(guest, point) as at:
+        done = await guest.script(_LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3)
     seen = jobs(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
     free, held = seen["noisy-free"], seen["noisy-held"]
     kept = held / free if free else 0.0

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from testbed import numbers
 from testbed.errors import ReadingError
 from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER
-from testbed.scenarios.harness import FRESH, rig
+from testbed.scenarios.harness import FRESH, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Cores, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
+from testbed.units import parse_whole
 
 # The device's timer is armed by the first request after which the worker was idle, and frees only workers that are idle for 60 s when it
 # fires; one that ran again a moment later waits for the next time (drivers/block/loop.c: loop_set_timer, loop_free_idle_workers). On 6.1
@@ -75,7 +75,7 @@ def dying_for(output: str, where: str) -> float | None:
     found = shell_functions.lines(output, "dying")
     if not found or len(found[-1]) != 2:
         raise ReadingError(where, "`dying SECONDS COUNT`", output[-120:])
-    seconds, count = (numbers.whole(word, where) for word in found[-1])
+    seconds, count = (parse_whole(word, where) for word in found[-1])
     return None if count else float(seconds)
 
 
@@ -89,12 +89,12 @@ def judge(seconds: float | None) -> Gap:
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        limit = _WATCHED_S + 30 + guest.order.deadlines.command_s
+    async with open_harness(guest, point) as at:
+        limit = _WATCHED_S + 30 + guest.spec.deadlines.command_s
         done = await guest.script(_STEPS, at.loop, at.file, point.variant, interpreter="bash", timeout_s=limit)
     where = f"guest {guest.name}: counters of the removed cgroup"
     seconds = dying_for(done.stdout, where)
-    bytes_read = sum(numbers.whole(words[0] if words else "", where) for words in shell_functions.lines(done.stdout, "read"))
+    bytes_read = sum(parse_whole(words[0] if words else "", where) for words in shell_functions.lines(done.stdout, "read"))
     lasted = _WATCHED_S if seconds is None else seconds
     return Evidence(
         claim=judge(seconds),

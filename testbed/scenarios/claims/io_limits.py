@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
-from testbed.scenarios.harness import FRESH, rig
-from testbed.scenarios.rate_measurement import JOBS, RATE, jobs, rates, stalls
+from testbed.scenarios.harness import FRESH, open_harness
+from testbed.scenarios.rate_measurement import JOBS, RATE, jobs, measure_rates, measure_stalls
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
@@ -68,9 +68,9 @@ def _free(rate: float, limit: float) -> Control:
 
 async def _io_max_output(guest: Guest, point: Point) -> tuple[str, dict[str, float]]:
     """What the script printed, and the rates in it."""
-    async with rig(guest, point) as at:
-        done = await guest.script(_IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 2)
-    return done.stdout, rates(done.stdout, ("loop", "free", "dio", "file"), f"guest {guest.name}: reads under io.max")
+    async with open_harness(guest, point) as at:
+        done = await guest.script(_IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2)
+    return done.stdout, measure_rates(done.stdout, ("loop", "free", "dio", "file"), f"guest {guest.name}: reads under io.max")
 
 
 async def _io_max(guest: Guest, point: Point) -> Evidence:
@@ -106,7 +106,7 @@ _MOST_STALL_S = 1.5
 
 async def _pressure(guest: Guest, point: Point) -> Evidence:
     output, seen = await _io_max_output(guest, point)
-    loop_us, _, file_us = stalls(output, f"guest {guest.name}: io.pressure of the limited cgroup")
+    loop_us, _, file_us = measure_stalls(output, f"guest {guest.name}: io.pressure of the limited cgroup")
     loop_s, file_s = loop_us / 3e6, file_us / 1e6
     return Evidence(
         claim=of_stall(loop_s, file_s),
@@ -156,10 +156,10 @@ cost "$3" 0 {_COST_BYTES}
 
 
 async def _iocost(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
-        done = await guest.script(_IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 2)
+    async with open_harness(guest, point) as at:
+        done = await guest.script(_IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2)
     loops = ("loop-0", "loop-1", "loop-2")
-    seen = rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
+    seen = measure_rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
     loop = sum(seen[name] for name in loops)
     return Evidence(
         claim=of_limit(loop / _COST_BYTES),
@@ -211,9 +211,9 @@ def _kept(seen: Mapping[str, float], name: str) -> float:
 
 
 async def _inversion(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         device = f"/dev/{point.variant}"
-        limit = guest.order.deadlines.command_s * 2
+        limit = guest.spec.deadlines.command_s * 2
         done = await guest.script(_INVERSION, at.loop, at.file, at.device, device, interpreter="bash", timeout_s=limit)
     names = tuple(f"{target}-{when}" for target in (point.variant, "file") for when in ("alone", "beside"))
     seen = jobs(done.stdout, names, f"guest {guest.name}: fio under io.cost")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from testbed import numbers
 from testbed.guest.guest import Guest
-from testbed.scenarios.controls import Usual, owned_pages, usual_reads
-from testbed.scenarios.harness import FRESH, Reading, Rig, rig
+from testbed.scenarios.controls import UsualControls, owned_pages, usual_read_controls
+from testbed.scenarios.harness import FRESH, Charge, Harness, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Control, Evidence, Measure, pages_of, together
-from testbed.units import MIB
+from testbed.scenarios.verdict import Control, Evidence, Measure, join_parts, pages_of
+from testbed.units import MIB, parse_whole
 
 _BYTES = 16 * MIB
 # A sector at a time: each request takes half a millisecond or more.
@@ -23,10 +22,10 @@ def _dd(target: str, block_bytes: int, size_bytes: int = _BYTES) -> str:
 
 
 def _evidence(
-    at: Rig,
-    claim: Reading,
+    at: Harness,
+    claim: Charge,
     resident: int,
-    known: Usual,
+    known: UsualControls,
     *,
     asked: int = _BYTES,
     own_pages: int = 0,
@@ -41,7 +40,7 @@ def _evidence(
     share, moved = at.share(claim, "rbytes"), at.moved(claim, "rbytes")
     # fio keeps its statistics in shared memory, which `file` counts as well.
     page_cache = claim.memory("file") - claim.memory("shmem") - own_pages
-    judged = together(at.part(claim, "rbytes", asked=asked), pages_of("the page cache", page_cache, resident, asked))
+    judged = join_parts(at.part(claim, "rbytes", asked=asked), pages_of("the page cache", page_cache, resident, asked))
     return Evidence(
         claim=judged.gap,
         reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of the backing file's page cache"
@@ -58,17 +57,17 @@ def _evidence(
 
 async def _sector_size(guest: Guest, point: Point) -> Evidence:
     size = int(point.variant)
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         await at.attach("--sector-size", str(size))
         claim = await at.meter("reader", _dd(at.loop, size, _SECTORS_BYTES))
-        logical = numbers.whole(
+        logical = parse_whole(
             (await guest.run("blockdev", "--getss", at.loop)).stdout.strip(), f"guest {guest.name}: blockdev of {at.loop}"
         )
         requests = claim.io("7:0", "rios")
         resident = await at.resident()
         # A loop does direct I/O only where its sectors are the disk's filesystem's blocks, or smaller.
         await at.attach("--sector-size", "4096")
-        known = await usual_reads(at)
+        known = await usual_read_controls(at)
         wanted = _SECTORS_BYTES // size
         return _evidence(
             at,
@@ -85,13 +84,13 @@ async def _sector_size(guest: Guest, point: Point) -> Evidence:
 
 
 async def _partition(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         await guest.script('printf "label: dos\\nstart=2048\\n" | sfdisk -q "$1"', at.file)
         await at.attach("--partscan")
         claim = await at.meter("reader", _dd(f"{at.loop}p1", MIB))
         resident = await at.resident()
         number = (await guest.script('cat "/sys/class/block/$1/dev"', f"{at.loop.removeprefix('/dev/')}p1")).stdout.strip()
-        known = await usual_reads(at)
+        known = await usual_read_controls(at)
         whole, part = claim.io("7:0", "rbytes"), claim.io(number, "rbytes")
         return _evidence(
             at,
@@ -111,7 +110,7 @@ async def _partition(guest: Guest, point: Point) -> Evidence:
 
 
 async def _engine(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         target = f"--filename={at.loop} --direct=1"
         if point.variant == "mmap":
             await guest.script(
@@ -130,7 +129,7 @@ async def _engine(guest: Guest, point: Point) -> Evidence:
         finally:
             if point.variant == "mmap":
                 await guest.run("umount", "/mnt/upper", check=False)
-        known = await usual_reads(at)
+        known = await usual_read_controls(at)
         if point.variant != "mmap":
             return _evidence(at, claim, resident, known)
         upper = Control(

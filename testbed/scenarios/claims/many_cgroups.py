@@ -7,10 +7,10 @@ from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import Texts
-from testbed.scenarios.controls import owned_pages, usual_reads
-from testbed.scenarios.harness import FRESH, ROOT, rig
+from testbed.scenarios.controls import owned_pages, usual_read_controls
+from testbed.scenarios.harness import FRESH, ROOT, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Balance, Claim, Control, Evidence, Gap, Measure, Part, of_share, share_of, together
+from testbed.scenarios.verdict import Balance, Claim, Control, Evidence, Gap, Measure, Part, join_parts, share_gap, share_of
 from testbed.units import MIB
 
 # Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's: they
@@ -58,12 +58,12 @@ def judge(charged: list[int], moved: int) -> Claim:
     if moved < sum(asked) * 0.95:
         return Claim(gap=Gap.UNCLEAR, note="; too little came from the disk")
     own = (_own(f"cgroup {number}", *pair, max(ahead, 0)) for number, pair in enumerate(zip(charged, asked, strict=True)))
-    return together(*own, share_of("all cgroups", sum(charged), moved, least=1))
+    return join_parts(*own, share_of("all cgroups", sum(charged), moved, least=1))
 
 
 def _own(what: str, charged: int, asked: int, ahead: int) -> Part:
     """One cgroup's bytes: its own at least, and at most all readahead as well."""
-    return Part(what=what, gap=of_share(charged, asked, least=asked, ahead=ahead), times=charged / asked)
+    return Part(what=what, gap=share_gap(charged, asked, least=asked, ahead=ahead), times=charged / asked)
 
 
 def counted(after: Texts, count: int, device: str) -> tuple[list[int], int]:
@@ -74,24 +74,24 @@ def counted(after: Texts, count: int, device: str) -> tuple[list[int], int]:
     charged, page_cache = [], 0
     for number in range(count):
         io, memory = (f"{ROOT}/many-{number}/{file}" for file in ("io.stat", "memory.stat"))
-        charged.append(cgroupfs.moved("", after.text(io), device, "rbytes", after.where(io)))
-        page_cache += cgroupfs.of(after.text(memory), "file", after.where(memory))
+        charged.append(cgroupfs.bytes_moved("", after.text(io), device, "rbytes", after.where(io)))
+        page_cache += cgroupfs.parse_key(after.text(memory), "file", after.where(memory))
     return charged, page_cache
 
 
 async def _many(guest: Guest, point: Point) -> Evidence:
     count = int(point.variant)
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         before = (await at.disk_bytes())[0]
-        mark = shell_functions.new_mark()
-        done = await guest.script(shell_functions.functions(mark) + _READERS, at.loop, str(count))
-        moved = cgroupfs.grown(before, (await at.disk_bytes())[0], f"disk {at.disk}: QEMU's rd_bytes")
+        mark = shell_functions.new_separator()
+        done = await guest.script(shell_functions.function_definitions(mark) + _READERS, at.loop, str(count))
+        moved = cgroupfs.growth(before, (await at.disk_bytes())[0], f"disk {at.disk}: QEMU's rd_bytes")
         taken = shell_functions.sections(done.stdout, mark, guest.name)
         charged, page_cache = counted(taken["after"], count, at.device)
         root = f"{ROOT}/io.stat"
-        whole = cgroupfs.moved(taken["before"].text(root), taken["after"].text(root), at.device, "rbytes", taken["after"].where(root))
+        whole = cgroupfs.bytes_moved(taken["before"].text(root), taken["after"].text(root), at.device, "rbytes", taken["after"].where(root))
         resident = await at.resident()
-        known = await usual_reads(at)
+        known = await usual_read_controls(at)
         asked = sum(_asked(number) for number in range(count))
         judged = judge(charged, moved)
         return Evidence(

@@ -7,9 +7,9 @@ from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.guest import Guest
 from testbed.scenarios.claims.write import write_command, write_controls
 from testbed.scenarios.controls import owned_pages
-from testbed.scenarios.harness import rig
+from testbed.scenarios.harness import open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, Part, together
+from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, Part, join_parts
 from testbed.units import MIB
 
 _WRITTEN_BYTES, _CONTROL_BYTES = 64 * MIB, 4 * MIB
@@ -45,7 +45,7 @@ done
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
     limit = int(point.variant.removesuffix("M")) * MIB
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         await guest.script(_LIMITED, point.variant)
         claim = await at.meter("writer", write_command(at.loop, _WRITTEN_BYTES), check=False)
         resident = await at.resident()
@@ -53,7 +53,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         known = await write_controls(at, _CONTROL_BYTES)
     written, kills = at.moved(claim, "wbytes"), claim.events("oom_kill")
     reclaimed = claim.memory("pgsteal") * 4096
-    judged = together(Part(what="reclaimed", gap=judge(reclaimed=reclaimed, written=written, limit=limit, kills=kills)))
+    judged = join_parts(Part(what="reclaimed", gap=judge(reclaimed=reclaimed, written=written, limit=limit, kills=kills)))
     pages = () if kills else owned_pages(judged.gap, "writer", claim.memory("file"), resident)
     return Evidence(
         claim=judged.gap,

@@ -9,10 +9,10 @@ from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER, printed_number
 from testbed.scenarios.claims.read import READ_BYTES, read_command
-from testbed.scenarios.controls import owned_pages, usual_reads
-from testbed.scenarios.harness import FRESH, rig
+from testbed.scenarios.controls import owned_pages, usual_read_controls
+from testbed.scenarios.harness import FRESH, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Claim, Control, Evidence, Gap, Measure, Part, Skipped, of_share, pages_of, together
+from testbed.scenarios.verdict import Claim, Control, Evidence, Gap, Measure, Part, Skipped, join_parts, pages_of, share_gap
 from testbed.units import MIB
 
 # In every 64 KiB of the loop's second half a hole from the middle of a block to the middle of the next but one: the filesystem reads both
@@ -43,10 +43,10 @@ def judge_punched(*, pages: int, moved: int, slab: int, later: Part) -> Claim:
     the owner's, of which buffer heads are a part, so that it has no bound above. Bytes. `later`: the disk's bytes that are read afterwards.
     """
     ahead = moved - _PUNCHED_BYTES
-    gap = of_share(pages, _PUNCHED_BYTES, least=1, ahead=ahead) if ahead >= 0 else Gap.UNCLEAR
+    gap = share_gap(pages, _PUNCHED_BYTES, least=1, ahead=ahead) if ahead >= 0 else Gap.UNCLEAR
     heads = _HOLES * _HEAD
     of_slab = Gap.CLOSED if slab >= heads else Gap.OPEN if slab < heads / 2 else Gap.UNCLEAR
-    return together(
+    return join_parts(
         Part(what="the pages of punched blocks", gap=gap, times=pages / _PUNCHED_BYTES),
         Part(what="their buffer heads", gap=of_slab),
         replace(later, what="the disk's bytes read later"),
@@ -54,11 +54,11 @@ def judge_punched(*, pages: int, moved: int, slab: int, later: Part) -> Claim:
 
 
 async def _punch(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         before = len(guest.console.findings)
         punched = await at.meter("owner", _punched(at.loop), warm=_WARM)
         after = await at.meter("owner", read_command(at.loop))
-        known = await usual_reads(at)
+        known = await usual_read_controls(at)
         warnings = [finding.text for finding in guest.console.findings[before:]]
         slab, pages, share = punched.memory("slab"), punched.memory("file"), at.share(after, "rbytes")
         moved = at.moved(punched, "rbytes")
@@ -138,8 +138,8 @@ cat /tmp/listened
 
 
 async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
-    async with rig(guest, point) as at:
-        done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.order.deadlines.command_s * 3)
+    async with open_harness(guest, point) as at:
+        done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.spec.deadlines.command_s * 3)
         # The owner goes on: what it reads now is charged to it, with an event after each page of a request.
         claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
         resident = await at.resident()
@@ -147,9 +147,9 @@ async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
         before, after, queued = (printed_number(printed, name, where) for name in ("before", "after", "queued"))
         if queued == 0:
             return Skipped(why="here a loop's I/O sends no events for its backing file")
-        known = await usual_reads(at)
+        known = await usual_read_controls(at)
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
-    judged = together(at.part(claim, "rbytes", asked=READ_BYTES), pages_of("the page cache", pages, resident, READ_BYTES))
+    judged = join_parts(at.part(claim, "rbytes", asked=READ_BYTES), pages_of("the page cache", pages, resident, READ_BYTES))
     grown = after - before  # fewer where the kernel has freed some
     return Evidence(
         claim=judged.gap,

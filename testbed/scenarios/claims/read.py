@@ -6,10 +6,10 @@ The loop is read with O_DIRECT, so that it has no page cache of its own and no f
 from __future__ import annotations
 
 from testbed.guest.guest import Guest
-from testbed.scenarios.controls import Usual, owned_pages, usual
-from testbed.scenarios.harness import Reading, Rig, rig
+from testbed.scenarios.controls import UsualControls, owned_pages, usual_controls
+from testbed.scenarios.harness import Charge, Harness, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Claim, Evidence, Measure, pages_of, share_of, together
+from testbed.scenarios.verdict import Claim, Evidence, Measure, join_parts, pages_of, share_of
 from testbed.units import MIB
 
 READ_BYTES = 16 * MIB
@@ -25,7 +25,7 @@ def judge(*, charged: int, moved: int, owned: int, resident: int) -> Claim:
     """
     # Where the disk delivered less, what was read came from somewhere else.
     disk = share_of("the disk's bytes", charged, moved, least=READ_BYTES * 0.95)
-    return together(disk, pages_of("the page cache", owned, resident, READ_BYTES))
+    return join_parts(disk, pages_of("the page cache", owned, resident, READ_BYTES))
 
 
 def read_command(target: str) -> str:
@@ -34,14 +34,14 @@ def read_command(target: str) -> str:
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         claim = await at.meter("reader", read_command(at.loop))
         resident = await at.resident()
-        known = await usual(at, read_command, "rbytes", READ_BYTES)
+        known = await usual_controls(at, read_command, "rbytes", READ_BYTES)
         return _evidence(at, claim, resident, known)
 
 
-def _evidence(at: Rig, claim: Reading, resident: int, known: Usual) -> Evidence:
+def _evidence(at: Harness, claim: Charge, resident: int, known: UsualControls) -> Evidence:
     charged, moved, page_cache = claim.io(at.device, "rbytes"), at.moved(claim, "rbytes"), claim.memory("file")
     judged = judge(charged=charged, moved=moved, owned=page_cache, resident=resident)
     return Evidence(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from testbed.guest.guest import Guest
 from testbed.scenarios.claims.read import READ_BYTES, read_command
-from testbed.scenarios.controls import owned_pages, usual
-from testbed.scenarios.harness import rig
+from testbed.scenarios.controls import owned_pages, usual_controls
+from testbed.scenarios.harness import open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Evidence, Measure, pages_of, share_of, together
+from testbed.scenarios.verdict import Evidence, Measure, join_parts, pages_of, share_of
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         claim = await at.meter("reader", read_command(at.loop))
         resident = await at.resident()
-        known = await usual(at, read_command, "rbytes", READ_BYTES)
+        known = await usual_controls(at, read_command, "rbytes", READ_BYTES)
         # The topmost loop is charged on every kernel: its bio comes from the reader itself. The others, and the disk, are the claim.
         top, *lower = (f"7:{number}" for number in reversed(range(point.depth)))
         read = {device: claim.io(device, "rbytes") for device in (top, *lower)}
@@ -22,7 +22,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         page_cache = claim.memory("file")
         whole = {device: claim.whole_io(device, "rbytes") for device in lower}
         said = ", ".join(f"{device} {bytes_read / READ_BYTES:.2f}" for device, bytes_read in read.items())
-        judged = together(
+        judged = join_parts(
             at.part(claim, "rbytes", asked=READ_BYTES),
             *(share_of(f"the bytes of {device}", read[device], whole[device], least=READ_BYTES * 0.95) for device in lower),
             pages_of("the page cache", page_cache, resident, READ_BYTES * point.depth),

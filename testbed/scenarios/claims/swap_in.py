@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from testbed import numbers
 from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
 from testbed.guest.setup import apply, survey
 from testbed.guest.shell_functions import ENTER
 from testbed.scenarios.harness import loops_at
 from testbed.scenarios.scenario import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Claim, Control, Evidence, Gap, Measure, Part, of_share, share_of, together
-from testbed.units import MIB
+from testbed.scenarios.verdict import Claim, Control, Evidence, Gap, Measure, Part, join_parts, share_gap, share_of
+from testbed.units import MIB, parse_whole
 
 _WRITTEN = 96 * MIB
 
@@ -52,10 +51,8 @@ def stages(output: str, variant: str, where: str) -> dict[str, tuple[int, int]]:
     :raise ReadingError: a stage is missing.
     """
     names = ("written", "squeezed", *(["back"] if variant == "alive" else []), "reader", "direct")
-    found = shell_functions.named(output, "stage", names, where, values=2)
-    return {
-        name: (numbers.whole(shmem, f"{where}, {name}"), numbers.whole(swap, f"{where}, {name}")) for name, (shmem, swap) in found.items()
-    }
+    found = shell_functions.named_values(output, "stage", names, where, values=2)
+    return {name: (parse_whole(shmem, f"{where}, {name}"), parse_whole(swap, f"{where}, {name}")) for name, (shmem, swap) in found.items()}
 
 
 def judge(seen: dict[str, tuple[int, int]]) -> Claim:
@@ -63,20 +60,20 @@ def judge(seen: dict[str, tuple[int, int]]) -> Claim:
     where they were the writer's and did not come back to it, or to the reader."""
     written, (left, swapped), reader = seen["written"][0], seen["squeezed"], seen["reader"][0]
     first = share_of("the pages when written", written, _WRITTEN, least=1)
-    others = of_share(reader, _WRITTEN, least=1)
+    others = share_gap(reader, _WRITTEN, least=1)
     if first.gap is Gap.OPEN:
-        return together(first, Part(what="the pages read back", gap=Gap.OPEN if others is Gap.OPEN else Gap.UNCLEAR))
+        return join_parts(first, Part(what="the pages read back", gap=Gap.OPEN if others is Gap.OPEN else Gap.UNCLEAR))
     if first.gap is Gap.CLOSED and not _WRITTEN * 0.7 <= swapped <= _WRITTEN * 1.05 - left:
         # What did not go to swap cannot come back, and of a page that is in memory still none is in swap.
-        return together(first, Part(what="what went to swap", gap=Gap.UNCLEAR))
+        return join_parts(first, Part(what="what went to swap", gap=Gap.UNCLEAR))
     if first.gap is not Gap.CLOSED:
-        return together(first)
+        return join_parts(first)
     if "back" not in seen:
-        return together(first, Part(what="the pages read back", gap=_of_reader(reader, swapped), times=reader / _WRITTEN))
+        return join_parts(first, Part(what="the pages read back", gap=_of_reader(reader, swapped), times=reader / _WRITTEN))
     # What the writer kept all the time did not come back.
     back = share_of("the pages read back", max(seen["back"][0] - left, 0), _WRITTEN - left, least=1)
     nobody_else = {Gap.OPEN: Gap.CLOSED, Gap.CLOSED: Gap.OPEN}.get(others, Gap.UNCLEAR)
-    return together(first, back, Part(what="nobody else's", gap=nobody_else))
+    return join_parts(first, back, Part(what="nobody else's", gap=nobody_else))
 
 
 def _of_reader(reader: int, swapped: int) -> Gap:
@@ -89,14 +86,14 @@ def _of_reader(reader: int, swapped: int) -> Gap:
 
 
 async def _steps(guest: Guest, point: Point) -> Evidence:
-    disk = point.disk_in(guest.order.model)
+    disk = point.disk_in(guest.spec.model)
     assert disk is not None  # `Point.lacks` has seen to it
-    async with apply.standing(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
+    async with apply.stack_applied(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
         loop = made.loops["loop0"]
         done = await guest.script(_STEPS, loop.path, loop.backing_file, guest.disks[disk].path, point.variant)
     seen = stages(done.stdout, point.variant, f"guest {guest.name}: memory.stat and memory.swap.current")
     owner = "back" if "back" in seen else "reader"
-    claim, direct = judge(seen), of_share(seen["direct"][0], 32 * MIB, least=1)
+    claim, direct = judge(seen), share_gap(seen["direct"][0], 32 * MIB, least=1)
     return Evidence(
         claim=claim.gap,
         reason=f"of 96M the writer had {seen['written'][0] / MIB:.0f}M, {seen['squeezed'][1] / MIB:.0f}M went to swap; read back, "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 
-from testbed import cgroupfs, numbers
+from testbed import cgroupfs
 from testbed.errors import ReadingError
 from testbed.guest import shell_functions
 from testbed.guest.channels.kernel_log import Kind
@@ -16,6 +16,7 @@ from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER
 from testbed.scenarios.scenario import COMMON_NEEDS, COVER_LETTER, Point, Scenario
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
+from testbed.units import parse_decimal, parse_whole
 
 # Steps, sizes and names of the cover letter's script; its `sudo` is left out (the guest's shell is root's). The two clocks and the survey
 # are ours, and so are the lines `inside CGROUP`: a shell that cannot enter the cgroup goes on outside of it, and nothing is killed there.
@@ -86,9 +87,9 @@ def readings(output: str, count: int, where: str) -> tuple[int, ...]:
     found = shell_functions.lines(output, "oom_kill")
     if [len(words) for words in found] != [1] * count:
         raise ReadingError(where, f"{count} readings of oom_kill", output[-200:] or "nothing")
-    kills = tuple(numbers.whole(words[0], where) for words in found)
+    kills = tuple(parse_whole(words[0], where) for words in found)
     for before, after in itertools.pairwise(kills):
-        cgroupfs.grown(before, after, f"{where}, oom_kill")
+        cgroupfs.growth(before, after, f"{where}, oom_kill")
     return kills
 
 
@@ -98,13 +99,13 @@ def _kills(kills: int) -> Gap:
 
 async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
     del point
-    done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.order.deadlines.command_s * 3)
+    done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3)
     where = f"guest {guest.name}: the cover letter's script"
     seen = readings(done.stdout, 3, where)
     inside = shell_functions.lines(done.stdout, "inside")
     if inside != [["0::/test.slice"]] * 2:
         raise ReadingError(where, "both of its shells in 0::/test.slice", f"{inside}: {done.stderr[-200:]}")
-    began_s, ended_s = (numbers.decimal(shell_functions.printed_word(done.stdout, word, where), where) for word in ("started", "ended"))
+    began_s, ended_s = (parse_decimal(shell_functions.printed_word(done.stdout, word, where), where) for word in ("started", "ended"))
     # dd says this of the second write where nothing has ended it.
     written = "256+0 records out" in done.stderr
     start, direct, loop = seen
@@ -137,7 +138,7 @@ async def _gate(guest: Guest, point: Point) -> Evidence:
     ends: dict[str, int] = {}
     for name, how, controller in (("direct", "direct", "-io"), ("without", "/dev/loop0", "-io"), ("with", "/dev/loop1", "+io")):
         await guest.script('echo "$1" >/sys/fs/cgroup/cgroup.subtree_control', controller)
-        done = await guest.script(_WRITE, f"gate-{name}", how, timeout_s=guest.order.deadlines.command_s * 2)
+        done = await guest.script(_WRITE, f"gate-{name}", how, timeout_s=guest.spec.deadlines.command_s * 2)
         where = f"guest {guest.name}: gate {name}"
         (kills[name],) = readings(done.stdout, 1, where)
         ends[name] = shell_functions.printed_number(done.stdout, "status", where)

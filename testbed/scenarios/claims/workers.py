@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER, printed_number
-from testbed.regex import linear
-from testbed.scenarios.controls import usual_reads
-from testbed.scenarios.harness import FRESH, Rig, rig
+from testbed.regex import compile_linear
+from testbed.scenarios.controls import usual_read_controls
+from testbed.scenarios.harness import FRESH, Harness, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
@@ -40,9 +40,9 @@ echo "threads $(ps -eo comm= | grep -c "^${1##*/}$")"
 )
 
 
-_MARKED = linear(r"tracing_mark_write: == (\S*)")
-_WORK = linear(r"work struct=(\S+) function=(loop_\w+)")
-_REQUEST = linear(r"block_rq_issue: 7,0 (\w+) ")
+_MARKED = compile_linear(r"tracing_mark_write: == (\S*)")
+_WORK = compile_linear(r"work struct=(\S+) function=(loop_\w+)")
+_REQUEST = compile_linear(r"block_rq_issue: 7,0 (\w+) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ def traced(trace: str) -> dict[str, Traced]:
     return found
 
 
-async def _trace(at: Rig, command: str) -> str:
+async def _trace(at: Harness, command: str) -> str:
     return (await at.guest.script(_TRACED.replace("COMMAND", command), at.loop)).stdout
 
 
@@ -90,15 +90,17 @@ def judge(found: dict[str, Traced], *, threads: int, root_only: bool = False) ->
     return Gap.CLOSED if alone and functions["root"] == {"loop_rootcg_workfn"} else Gap.UNCLEAR
 
 
-async def _evidence(at: Rig, command: str, kind: str, *, root_only: bool = False) -> Evidence:
+async def _evidence(at: Harness, command: str, kind: str, *, root_only: bool = False) -> Evidence:
     """`kind`: how the trace spells the requests that the command makes (blk_fill_rwbs), as a regular expression."""
     said = await _trace(at, command)
-    known = await usual_reads(at)
+    known = await usual_read_controls(at)
     found, where = traced(said), f"guest {at.guest.name}: its trace"
     threads, events = printed_number(said, "threads", where), printed_number(said, "events", where)
     works = set().union(*(seen.works for seen in found.values()))
     names = sorted({function for function, _ in works})
-    reached = {issuer: sum(n for name, n in seen.requests.items() if linear(kind).fullmatch(name)) for issuer, seen in found.items()}
+    reached = {
+        issuer: sum(n for name, n in seen.requests.items() if compile_linear(kind).fullmatch(name)) for issuer, seen in found.items()
+    }
     return Evidence(
         claim=judge(found, threads=threads, root_only=root_only),
         reason=f"{len(works)} work structs for two cgroups and the root ({', '.join(names) or 'no work of the loop'}), "
@@ -123,7 +125,7 @@ async def _evidence(at: Rig, command: str, kind: str, *, root_only: bool = False
 
 
 async def _workers(guest: Guest, point: Point) -> Evidence:
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         return await _evidence(at, 'dd "if=$1" of=/dev/null bs=64k "skip=$((at / 65536))" count=16 iflag=direct status=none', "R[AS]*")
 
 
@@ -138,7 +140,7 @@ _KINDS = {
 
 async def _requests(guest: Guest, point: Point) -> Evidence:
     command, kind = _KINDS[point.variant]
-    async with rig(guest, point) as at:
+    async with open_harness(guest, point) as at:
         return await _evidence(at, command, kind, root_only=point.variant == "flush")
 
 

@@ -8,10 +8,10 @@ first rounds there are the root's on every kernel.
 from __future__ import annotations
 
 from testbed.guest.guest import Guest
-from testbed.scenarios.controls import Usual, owned_pages, usual
-from testbed.scenarios.harness import Rig, rig
+from testbed.scenarios.controls import UsualControls, owned_pages, usual_controls
+from testbed.scenarios.harness import Harness, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Evidence, Measure, share_of, together
+from testbed.scenarios.verdict import Evidence, Measure, join_parts, share_of
 from testbed.units import MIB
 
 # The controls have no inode that changes hands.
@@ -23,17 +23,17 @@ def write_command(target: str, size_bytes: int) -> str:
     return f"dd if=/dev/zero of={target} bs=1M count={size_bytes // MIB} oflag=direct conv=notrunc,fsync status=none && sync"
 
 
-async def write_controls(at: Rig, size_bytes: int) -> Usual:
+async def write_controls(at: Harness, size_bytes: int) -> UsualControls:
     """The usual controls of a write; the direct one makes a new file, whose inode is its own even where O_DIRECT falls back to the page
     cache (btrfs with checksums, since 6.12 at least)."""
-    return await usual(at, lambda target: write_command(target, size_bytes), "wbytes", size_bytes, file=f"{at.file}-own")
+    return await usual_controls(at, lambda target: write_command(target, size_bytes), "wbytes", size_bytes, file=f"{at.file}-own")
 
 
 def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, predicted_patched: str) -> Scenario:
     """The scenario on one filesystem: so many rounds of so many bytes, of which the last `judged` count."""
 
     async def steps(guest: Guest, point: Point) -> Evidence:
-        async with rig(guest, point) as at:
+        async with open_harness(guest, point) as at:
             # The root wrote the file.
             await at.forget()
             readings = [await at.meter("writer", write_command(at.loop, round_bytes)) for _ in range(rounds)]
@@ -43,7 +43,7 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
             charged, moved = (sum(of) for of in ([r.io(at.device, "wbytes") for r in last], [at.moved(r, "wbytes") for r in last]))
             share = charged / moved if moved else 0.0
             rounds_said = ", ".join(f"{at.share(reading, 'wbytes'):.0%}" for reading in readings)
-            claim = together(share_of("the disk's bytes", charged, moved, least=judged * round_bytes * 0.95))
+            claim = join_parts(share_of("the disk's bytes", charged, moved, least=judged * round_bytes * 0.95))
             return Evidence(
                 claim=claim.gap,
                 reason=f"the writer has {share:.1%} of the disk's bytes in the last {judged} rounds (each: {rounds_said}){claim.note}",

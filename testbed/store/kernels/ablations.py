@@ -237,7 +237,7 @@ _ALL = (
 ABLATIONS: dict[str, Ablation] = {ablation.name: ablation for ablation in _ALL}
 
 
-def ablate(ablation: Ablation, read: Callable[[str], str | None]) -> dict[str, str]:
+def apply_ablation(ablation: Ablation, read: Callable[[str], str | None]) -> dict[str, str]:
     """The files that an ablation changes, with their new text. `read`: the text of a file of the source, None where there is none.
 
     :raise BuildError: the source has none of the shapes that its edits know.

@@ -35,27 +35,27 @@ _INSTALLED = ("include", "lib", "lib32", "lib64", "libexec", "share/bison")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Enclosure:
+class BuildJail:
     """How programs are enclosed here. `account`: whom they run as, None: as the user of the testbed; `users`: in a namespace of users."""
 
     account: Account | None
     users: bool
 
 
-def trusted() -> bool:
+def is_trusted() -> bool:
     """Whether the user says that a source may do what the user may."""
     return os.environ.get(TRUST) == "1"
 
 
-async def find() -> tuple[Enclosure | None, str]:
+async def find_build_jail() -> tuple[BuildJail | None, str]:
     """How programs can be enclosed on this machine, found by trying, or None with the reason."""
-    ways = [Enclosure(account=None, users=True)]
+    ways = [BuildJail(account=None, users=True)]
     if os.geteuid() == 0:
-        ways = [Enclosure(account=_ACCOUNT, users=False), Enclosure(account=None, users=False), *ways]
+        ways = [BuildJail(account=_ACCOUNT, users=False), BuildJail(account=None, users=False), *ways]
     reasons = []
     for way in ways:
         try:
-            tried = await run(way, ["true"], folder=Path("/"), check=False)
+            tried = await run_in_jail(way, ["true"], folder=Path("/"), check=False)
         except HostError as error:  # as of a root that cannot become that account
             reasons.append(str(error))
             continue
@@ -65,8 +65,8 @@ async def find() -> tuple[Enclosure | None, str]:
     return None, "; ".join(dict.fromkeys(reasons))
 
 
-async def run(
-    enclosure: Enclosure | None,
+async def run_in_jail(
+    enclosure: BuildJail | None,
     argv: Sequence[str | Path],
     *,
     folder: Path,
@@ -92,7 +92,7 @@ async def run(
             home = str(scratch)
         else:
             (scratch / "tmp").mkdir()
-            give(enclosure, scratch / "tmp")
+            give_ownership(enclosure, scratch / "tmp")
             before, home = _words(enclosure, folder, read, write, scratch / "tmp"), "/tmp"  # noqa: S108 - its own
         environment = {name: value if name in _LIBRARIES else None for name, value in os.environ.items()}
         environment |= {"HOME": home, "TMPDIR": home, **(env or {})}
@@ -101,8 +101,8 @@ async def run(
         )
 
 
-def _words(enclosure: Enclosure, folder: Path, read: Iterable[Path], write: Iterable[Path], scratch: Path) -> tuple[str, ...]:
-    return build_jail_exec.words(
+def _words(enclosure: BuildJail, folder: Path, read: Iterable[Path], write: Iterable[Path], scratch: Path) -> tuple[str, ...]:
+    return build_jail_exec.command_prefix(
         sys.executable,
         account=None if enclosure.account is None else (enclosure.account.uid, enclosure.account.gid),
         users=enclosure.users,
@@ -136,7 +136,7 @@ def installations(programs: Iterable[str]) -> tuple[Path, ...]:
     """What a build must see of the machine so that these programs run: nothing of those of the system, which it sees anyway."""
     found: dict[Path, None] = {}
     for program in programs:
-        if (where := process.where(program)) is not None:
+        if (where := process.find_path(program)) is not None:
             for path in (where.absolute(), where.resolve()):
                 found |= dict.fromkeys(_installation(path))
     return tuple(found)
@@ -154,7 +154,7 @@ def _installation(program: Path) -> Iterator[Path]:
     yield from (path for name in (*_INSTALLED, *([target] if target else [])) if (path := program.parents[1] / name).is_dir())
 
 
-def give(enclosure: Enclosure | None, folder: Path) -> None:
+def give_ownership(enclosure: BuildJail | None, folder: Path) -> None:
     """Make whom programs run as the owner of a folder and of all that is in it. Blocks.
 
     :raise HostError: this root cannot.
@@ -163,7 +163,7 @@ def give(enclosure: Enclosure | None, folder: Path) -> None:
         return
     uid = 0 if enclosure is None or enclosure.account is None else enclosure.account.uid
     try:
-        for path in (*untrusted_files.everything(folder), folder):
+        for path in (*untrusted_files.walk(folder), folder):
             if path.lstat().st_uid != uid:
                 os.chown(path, uid, uid, follow_symlinks=False)
     except OSError as error:
@@ -172,7 +172,7 @@ def give(enclosure: Enclosure | None, folder: Path) -> None:
 
 def show(folder: Path) -> None:
     """Let everybody who gets to a source read it, as an account does that builds it. Blocks."""
-    for path in (folder, *untrusted_files.everything(folder)):
+    for path in (folder, *untrusted_files.walk(folder)):
         with contextlib.suppress(OSError):
             mode = path.lstat().st_mode
             wanted = stat.S_IMODE(mode) | 0o444 | (0o111 if mode & 0o100 else 0)

@@ -57,7 +57,7 @@ _CAPABILITY_VERSION = 0x20080522
 _CANNOT = 125
 
 
-def words(
+def command_prefix(
     python: str,
     *,
     account: tuple[int, int] | None,

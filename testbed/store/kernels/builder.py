@@ -14,15 +14,15 @@ from testbed.progress import Progress
 from testbed.store import cache, gc
 from testbed.store.kernels import build_jail, config_fragments, files, make_text, names, source_tree, sources
 from testbed.store.kernels.ablations import ABLATIONS, Ablation
-from testbed.store.kernels.build_jail import Enclosure
+from testbed.store.kernels.build_jail import BuildJail
 from testbed.store.kernels.config_fragments import Request
 from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.git import Commit
 from testbed.store.kernels.mailbox import EVERYTHING, Selection
-from testbed.store.kernels.make import MakeJob, find_compiler, results
+from testbed.store.kernels.make import MakeJob, collect_results, find_compiler
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.make_text import Compiler
-from testbed.store.kernels.names import Named
+from testbed.store.kernels.names import NamedBuild
 from testbed.store.kernels.patches import Patch
 from testbed.store.kernels.series_files import read_patches
 from testbed.store.kernels.source_tree import Content, Tree
@@ -35,7 +35,7 @@ _MOST_TEXT_BYTES = 1 * MIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOrder:
+class BuildSpec:
     """What is to be built. `source`: as a command line names it; `series` are applied, then `reverts` taken away, then `ablations` done.
 
     `selection`: what of their files is meant. `config`: the user's own .config, in place of the base fragment; `flavours` and `fragments`
@@ -67,45 +67,45 @@ class Builder:
     shipped: Path
     progress: Progress
 
-    def read(self, order: BuildOrder) -> None:
+    def read(self, spec: BuildSpec) -> None:
         """That its flavours and ablations exist, and its files can be read, whatever its source is.
 
         :raise UsageError: one does not exist.
         """
-        _parts(order, self.shipped)
+        _parts(spec, self.shipped)
 
-    async def check(self, order: BuildOrder) -> None:
+    async def check(self, spec: BuildSpec) -> None:
         """That its words mean something and its patches apply, before anything is built."""
-        async with self._planned(order):
+        async with self._planned(spec):
             pass
 
-    async def build(self, order: BuildOrder, name: str | None = None) -> KernelFiles:
+    async def build(self, spec: BuildSpec, name: str | None = None) -> KernelFiles:
         """The kernel, built unless the cache has it, under `name` or one made of what it is."""
         if name is not None:
             built_name(name)
-        async with self._planned(order) as plan:
-            await cache.once(plan.folder(self.root), lambda unfinished: self._make(plan, unfinished), self.progress, plan.title)
+        async with self._planned(spec) as plan:
+            await cache.make_once(plan.folder(self.root), lambda unfinished: self._make(plan, unfinished), self.progress, plan.title)
             # By what is in it: another order may have made the same kernel.
             made = Series(cache.read_meta(plan.folder(self.root))["series"])
         called = BuiltKernel(name=name or plan.name)
         series = Series.UNKNOWN if plan.parts.ablations else made
-        names.remember(self.root, called, Named(folder=plan.folder(self.root), origin=_origin(plan), series=series))
+        names.save_name(self.root, called, NamedBuild(folder=plan.folder(self.root), origin=_origin(plan), series=series))
         return files.read_built(called, self.root)
 
     @contextlib.asynccontextmanager
-    async def _planned(self, order: BuildOrder) -> AsyncIterator[_Plan]:
+    async def _planned(self, spec: BuildSpec) -> AsyncIterator[_Plan]:
         """What is to be done; its source is nobody else's meanwhile."""
-        parts = _parts(order, self.shipped)
-        compiler = await find_compiler(order.make_args)
-        source = await sources.prepare(order.source, self.table, self.root, self.progress)
+        parts = _parts(spec, self.shipped)
+        compiler = await find_compiler(spec.make_args)
+        source = await sources.prepare(spec.source, self.table, self.root, self.progress)
         async with cache.locked(cache.build_lock(source.folder), self.progress, f"source of {source.name}"):
             tree = Tree(source.folder)
             if source.commit is not None:
                 await _check_out(source, source.commit, tree, self.progress)
             changes = await tree.planned(parts.series, parts.reverts, parts.ablations)
-            yield _Plan(order=order, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
+            yield _Plan(spec=spec, parts=parts, compiler=compiler, source=source, tree=tree, changes=changes)
             # Also now, since a build may take longer than what was of use stays for certain.
-            cache.used(source.folder)
+            cache.mark_used(source.folder)
 
     async def _make(self, plan: _Plan, unfinished: Path) -> dict[str, Any]:
         enclosure = await self._enclosure(plan)
@@ -115,34 +115,34 @@ class Builder:
             output=plan.source.folder / f"out-{make_text.output_key(plan.parts.request.text, plan.compiler)}",
             compiler=plan.compiler,
             release=f"-tb{plan.key[:8]}",
-            jobs=plan.order.jobs or resources.cores(),
+            jobs=plan.spec.jobs or resources.cores(),
             enclosure=enclosure,
         )
         with self.progress.task(plan.title) as task:
             made = await job.run(plan.parts.request, task, self.progress.note)
-            record = await results(job, unfinished, task)
+            record = await collect_results(job, unfinished, task)
         return (
             record
             | made
             | {
                 "series": _series(plan.source.tree).value,
                 "origin": _origin(plan),
-                "config_name": _config_name(plan.order),
+                "config_name": _config_name(plan.spec),
                 "compiler": plan.compiler.version,
                 "make_args": list(map(str, plan.compiler.args)),
                 "enclosed": enclosure is not None,
             }
         )
 
-    async def _enclosure(self, plan: _Plan) -> Enclosure | None:
+    async def _enclosure(self, plan: _Plan) -> BuildJail | None:
         """Where programs of the source run; None where this machine allows no enclosure, and they may do what the user may.
 
         :raise HostError: they may not.
         """
-        found, why = await build_jail.find()
+        found, why = await build_jail.find_build_jail()
         if found is None:
             theirs = not plan.source.signed or plan.parts.series or plan.parts.reverts
-            if theirs and not build_jail.trusted():
+            if theirs and not build_jail.is_trusted():
                 raise HostError(
                     f"{plan.title}: expected to build it in an enclosure, which this machine does not allow: {why}; without one its source "
                     "and patches could do whatever you may; `testbed doctor` says what is needed, and where you trust them: "
@@ -164,7 +164,7 @@ class _Parts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
-    order: BuildOrder
+    spec: BuildSpec
     parts: _Parts
     compiler: Compiler
     source: Source
@@ -178,7 +178,7 @@ class _Plan:
 
     @property
     def name(self) -> str:
-        return named_by_key("-".join((self.source.name, *self.order.flavours, *self.order.ablations)), self.key)
+        return named_by_key("-".join((self.source.name, *self.spec.flavours, *self.spec.ablations)), self.key)
 
     @property
     def title(self) -> str:
@@ -188,31 +188,31 @@ class _Plan:
         return root / "kernels" / f"built-{self.key}"
 
 
-def _parts(order: BuildOrder, shipped: Path) -> _Parts:
+def _parts(spec: BuildSpec, shipped: Path) -> _Parts:
     return _Parts(
-        series=tuple(patch for path in order.series for patch in read_patches(path, order.selection)),
-        reverts=tuple(patch for path in reversed(order.reverts) for patch in reversed(read_patches(path, order.selection))),
-        ablations=tuple(_ablation(one) for one in order.ablations),
-        request=_request(order, shipped),
+        series=tuple(patch for path in spec.series for patch in read_patches(path, spec.selection)),
+        reverts=tuple(patch for path in reversed(spec.reverts) for patch in reversed(read_patches(path, spec.selection))),
+        ablations=tuple(_ablation(one) for one in spec.ablations),
+        request=_request(spec, shipped),
     )
 
 
-def flavours(shipped: Path) -> tuple[str, ...]:
+def list_flavours(shipped: Path) -> tuple[str, ...]:
     """The names of what may come on top of the base configuration."""
     return tuple(sorted(path.stem for path in (shipped / "kconfig").glob("*.config") if path.stem != "base"))
 
 
-def remove(name: str, root: Path) -> None:
+def remove_build(name: str, root: Path) -> None:
     """Forget a built kernel, and remove its files unless another name has them.
 
     :raise UsageError: there is none of that name. :raise HostError: its files cannot be removed now.
     """
     kernel = BuiltKernel(name=built_name(name.removeprefix(BUILT)))
-    named = names.find(root, kernel)
+    named = names.find_name(root, kernel)
     if named is None:
         raise UsageError(f"kernel {kernel.spec}: there is none; `testbed kernel list` lists them")
-    names.forget(root, kernel)
-    shared = any(files.kernel_folder(other, root) == named.folder for other in names.every(root))
+    names.remove_name(root, kernel)
+    shared = any(files.kernel_folder(other, root) == named.folder for other in names.list_names(root))
     if not shared and not gc.remove(named.folder):
         raise HostError(
             f"kernel {kernel.spec}: its files cannot be removed while another run is at them; `testbed gc` does later: {named.folder}"
@@ -225,24 +225,24 @@ def _ablation(name: str) -> Ablation:
     return ABLATIONS[name]
 
 
-def _request(order: BuildOrder, shipped: Path) -> Request:
+def _request(spec: BuildSpec, shipped: Path) -> Request:
     """The configuration as it is asked for."""
-    known = flavours(shipped)
-    for flavour in order.flavours:
+    known = list_flavours(shipped)
+    for flavour in spec.flavours:
         if flavour not in known:
             raise UsageError(f"--flavour {flavour}: expected one of {', '.join(known)}")
-    first = order.config or shipped / "kconfig" / "base.config"
-    more = (*(shipped / "kconfig" / f"{flavour}.config" for flavour in order.flavours), *order.fragments)
+    first = spec.config or shipped / "kconfig" / "base.config"
+    more = (*(shipped / "kconfig" / f"{flavour}.config" for flavour in spec.flavours), *spec.fragments)
     try:
         read, *others = (config_fragments.parse(path.read_text(encoding="utf-8"), str(path)) for path in (first, *more))
     except (OSError, UnicodeDecodeError) as error:
         raise BuildError(f"a configuration cannot be read: {error}") from error
-    return Request(first=read, more=config_fragments.merged(*others), plain=order.config is None)
+    return Request(first=read, more=config_fragments.merge(*others), plain=spec.config is None)
 
 
-def _config_name(order: BuildOrder) -> str:
-    first = order.config.name if order.config else "base"
-    return "+".join((first, *order.flavours, *(path.stem for path in order.fragments)))
+def _config_name(spec: BuildSpec) -> str:
+    first = spec.config.name if spec.config else "base"
+    return "+".join((first, *spec.flavours, *(path.stem for path in spec.fragments)))
 
 
 async def _check_out(source: Source, commit: Commit, tree: Tree, progress: Progress) -> None:
@@ -263,7 +263,7 @@ async def _check_out(source: Source, commit: Commit, tree: Tree, progress: Progr
 def _series(tree: Path) -> Series:
     """Whether the series is in a tree as it is now."""
     try:
-        loop = untrusted_files.text(tree, "drivers/block/loop.c", _MOST_TEXT_BYTES)
+        loop = untrusted_files.read_text(tree, "drivers/block/loop.c", _MOST_TEXT_BYTES)
     except BuildError:
         return Series.BEFORE
     return Series.AFTER if make_text.has_series(loop) else Series.BEFORE

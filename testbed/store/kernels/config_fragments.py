@@ -39,12 +39,12 @@ def parse(text: str, name: str) -> dict[str, Option]:
     return found
 
 
-def merged(*fragments: Mapping[str, Option]) -> dict[str, Option]:
+def merge(*fragments: Mapping[str, Option]) -> dict[str, Option]:
     """Several fragments as one: of an option the last counts."""
     return {name: option for fragment in fragments for name, option in fragment.items()}
 
 
-def written(options: Mapping[str, Option]) -> str:
+def format_config(options: Mapping[str, Option]) -> str:
     """As the kernel's configuration tools read it."""
     return "".join(
         f"# CONFIG_{name} is not set\n" if option.value == "n" else f"CONFIG_{name}={option.value}\n" for name, option in options.items()
@@ -65,12 +65,12 @@ class Request:
 
     @property
     def text(self) -> str:
-        return written(merged(self.first, self.more))
+        return format_config(merge(self.first, self.more))
 
     @property
     def required(self) -> dict[str, Option]:
         """What must survive in any case."""
-        return merged(self.first, self.more) if self.plain else dict(self.more)
+        return merge(self.first, self.more) if self.plain else dict(self.more)
 
     @property
     def own(self) -> dict[str, Option]:
@@ -79,7 +79,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Loss:
+class LostOption:
     """An option that did not survive: what was asked for and where, and what the configuration has."""
 
     name: str
@@ -87,11 +87,11 @@ class Loss:
     got: str
 
 
-def losses(wanted: Mapping[str, Option], config: Mapping[str, Option]) -> tuple[Loss, ...]:
+def lost_options(wanted: Mapping[str, Option], config: Mapping[str, Option]) -> tuple[LostOption, ...]:
     """What a finished configuration has otherwise than asked for."""
     found = []
     for name, option in wanted.items():
         got = config[name].value if name in config else "n"
         if got != option.value:
-            found.append(Loss(name=name, wanted=option, got=got))
+            found.append(LostOption(name=name, wanted=option, got=got))
     return tuple(found)

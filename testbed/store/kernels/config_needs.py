@@ -73,7 +73,7 @@ MODULES = {
 }
 
 
-def unmet(requirements: tuple[Requirement, ...], config: Mapping[str, Option]) -> tuple[str, ...]:
+def unmet_requirements(requirements: tuple[Requirement, ...], config: Mapping[str, Option]) -> tuple[str, ...]:
     """What a configuration lacks of them, in words."""
     found = []
     for one in requirements:

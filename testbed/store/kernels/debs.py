@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from testbed.errors import UsageError
 from testbed.host import paths, tempdirs
 from testbed.store import archives, inflate
-from testbed.store.kernels.image import unreadable
+from testbed.store.kernels.image import why_unreadable
 
 # A distribution's kernel and modules unpack to some 0.6 GiB; debug information, ten times as much, is in packages of its own.
 MOST_BYTES, _MOST_FILES, _MOST_HOPS = 8 << 30, 100_000, 8
@@ -36,7 +36,7 @@ def unpack(deb: Path, tree: Path) -> tuple[str, ...]:
     try:
         deb.open("rb").close()
     except OSError as error:
-        raise unreadable(deb, error) from error
+        raise why_unreadable(deb, error) from error
     with tempdirs.temporary() as folder:
         try:
             with (folder / "tar").open("wb") as file:
@@ -67,7 +67,7 @@ def _picked(tar: Path, tree: Path) -> tuple[str, ...]:
     files: set[PurePosixPath] = set()
     links: dict[PurePosixPath, str] = {}
     left_out: list[str] = []
-    with archives.opened(tar) as archive:
+    with archives.open_archive(tar) as archive:
         for number, entry in enumerate(archive):
             name = PurePosixPath(entry.name)
             if name.is_absolute() or ".." in name.parts or number >= _MOST_FILES:
@@ -84,7 +84,7 @@ def _picked(tar: Path, tree: Path) -> tuple[str, ...]:
             elif entry.isreg() and not entry.issparse():
                 source = archive.extractfile(entry)
                 assert source is not None  # it is a file
-                with source, paths.created(_free(tree / name)) as file:
+                with source, paths.create_folder(_free(tree / name)) as file:
                     shutil.copyfileobj(source, file)
                 files.add(name)
                 links.pop(name, None)

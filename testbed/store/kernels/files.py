@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import HostError, UsageError
-from testbed.hashing import content_key
+from testbed.hashing import content_key, file_sha256
 from testbed.host import process
 from testbed.progress import Progress, Task
 from testbed.store import cache, checksums
@@ -20,7 +20,7 @@ from testbed.store.initramfs import module_order
 from testbed.store.kernels import debs, image, names
 from testbed.store.kernels import fit as kernel_fit
 from testbed.store.kernels import modules as module_tree
-from testbed.store.kernels.names import Named
+from testbed.store.kernels.names import NamedBuild
 from testbed.store.kernels.table import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.store.mirror import find_mirror
 from testbed.units import format_size
@@ -83,13 +83,13 @@ def _sha256(path: Path) -> str:
     try:
         if (size_bytes := path.stat().st_size) > debs.MOST_BYTES:
             raise UsageError(f"{path}: expected a file of a kernel, got one of {format_size(size_bytes)}")
-        return cache.file_sha256(path)
+        return file_sha256(path)
     except OSError as error:
-        raise image.unreadable(path, error) from error
+        raise image.why_unreadable(path, error) from error
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
-    tree = module_tree.survey(folder)
+    tree = module_tree.survey_modules(folder)
     return sorted((str(path.relative_to(tree.root)), path.stat().st_size, path.stat().st_mtime_ns) for path in tree.files)
 
 
@@ -101,7 +101,7 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
     """
     folder = kernel_folder(kernel, root)
     if isinstance(kernel, BuiltKernel):
-        cache.used(folder)
+        cache.mark_used(folder)
         return await _checked(read_built(kernel, root))
     if renew:
         shutil.rmtree(folder, ignore_errors=True)
@@ -110,7 +110,7 @@ async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool =
         with progress.task(f"kernel {kernel.name}") as task:
             return await _make(kernel, unfinished, task)
 
-    await cache.once(folder, make, progress, f"kernel {kernel.name}")
+    await cache.make_once(folder, make, progress, f"kernel {kernel.name}")
     for note in cache.read_meta(folder).get("notes", ()):
         progress.note(str(note))
     return await _checked(read_folder(kernel, folder))
@@ -120,11 +120,11 @@ async def _checked(files: KernelFiles) -> KernelFiles:
     """:raise HostError: what guests start from is not what was laid out here."""
     early = tuple(f"early/{name}" for name in files.early_modules)
     disk = (files.modules_disk.name,) if files.modules_disk is not None else ()
-    await asyncio.to_thread(checksums.check, files.folder, ("bzImage", *early, *disk), cache.read_meta(files.folder).get("hashes"))
+    await asyncio.to_thread(checksums.verify, files.folder, ("bzImage", *early, *disk), cache.read_meta(files.folder).get("hashes"))
     return files
 
 
-def cached(kernel: Kernel, root: Path) -> KernelFiles | None:
+def cached_kernel(kernel: Kernel, root: Path) -> KernelFiles | None:
     """The kernel's files if the cache has them."""
     if isinstance(kernel, BuiltKernel):
         return read_built(kernel, root)
@@ -163,10 +163,10 @@ def read_built(kernel: BuiltKernel, root: Path) -> KernelFiles:
     return replace(read_folder(kernel, named.folder), series=named.series, origin=named.origin)
 
 
-def _named(kernel: BuiltKernel, root: Path) -> Named:
-    named = names.find(root, kernel)
+def _named(kernel: BuiltKernel, root: Path) -> NamedBuild:
+    named = names.find_name(root, kernel)
     if named is None or not named.folder.is_dir():
-        known = ", ".join(built.spec for built in names.every(root)) or "none yet"
+        known = ", ".join(built.spec for built in names.list_names(root)) or "none yet"
         raise UsageError(f"kernel {kernel.spec}: expected one that `testbed kernel build` made; there are: {known}")
     return named
 
@@ -184,7 +184,7 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
             task.update(detail=f"unpacking {deb.name}")
             notes += _some(f"{deb}: left out", await asyncio.to_thread(debs.unpack, deb, work / "tree"))
         bzimage, modules = _find(kernel, work / "tree")
-        await asyncio.to_thread(image.plain, bzimage, work / "bzImage")
+        await asyncio.to_thread(image.write_plain, bzimage, work / "bzImage")
         task.update(detail="what guests need of it")
         name = str(bzimage) if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
         fit = await asyncio.to_thread(kernel_fit.examine, name, work / "bzImage", kernel_fit.config_files(bzimage, modules), modules)
@@ -194,8 +194,8 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
             notes += kernel_fit.linked_configs(bzimage, modules)
         if modules is not None:
             named = modules if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
-            notes += _some(f"{named}: left out", module_tree.survey(modules).left_out)
-        return await lay_out(work / "bzImage", modules, folder, task) | {"origin": origin, "notes": [*notes, *fit.notes]}
+            notes += _some(f"{named}: left out", module_tree.survey_modules(modules).left_out)
+        return await copy_into(work / "bzImage", modules, folder, task) | {"origin": origin, "notes": [*notes, *fit.notes]}
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -252,26 +252,26 @@ def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | 
     return images[0], folders.get(release)
 
 
-async def lay_out(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
+async def copy_into(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
     """Put a kernel and its modules into `folder`, as guests start from them; returns what to record. A folder below it is for scratch."""
     release = image.kernel_release(bzimage)
     shutil.copyfile(bzimage, folder / "bzImage")
-    digests = [cache.file_sha256(folder / "bzImage")]
+    digests = [file_sha256(folder / "bzImage")]
     early: tuple[str, ...] = ()
     if modules is not None:
         tree = folder / "work" / "modules"
         target = tree / "lib/modules" / release
         # The user's own folder is copied: depmod writes into it.
-        await asyncio.to_thread(module_tree.copy, modules, target)
+        await asyncio.to_thread(module_tree.copy_modules, modules, target)
         task.update(detail=f"modules of {release}")
         await process.run(["depmod", "-b", tree, release], timeout_s=120)
         order = module_order((target / "modules.dep").read_text(encoding="utf-8"), EARLY_MODULES)
-        early = await asyncio.to_thread(module_tree.unpack, target, order, folder / "early")
+        early = await asyncio.to_thread(module_tree.unpack_modules, target, order, folder / "early")
         await make_ext4(tree / "lib/modules", folder / "modules.ext4")
         # Not of the disk: it has times in it.
-        digests += await asyncio.to_thread(lambda: [f"{name} {cache.file_sha256(target / name)}" for name, _, _ in _listing(target)])
+        digests += await asyncio.to_thread(lambda: [f"{name} {file_sha256(target / name)}" for name, _, _ in _listing(target)])
     made = ("bzImage", *(f"early/{name}" for name in early), *(["modules.ext4"] if modules is not None else []))
-    hashes = await asyncio.to_thread(lambda: {name: cache.file_sha256(folder / name) for name in made})
+    hashes = await asyncio.to_thread(lambda: {name: file_sha256(folder / name) for name in made})
     return {
         "release": release,
         "sha256": content_key(digests),

@@ -91,7 +91,7 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
     there = {} if modules is None else _modules(name, modules, header, inside.vermagic)
     text, where, notes = inside.config, f"{name}: built in", list(inside.notes)
     if text is None and "configs" in there:
-        text, where = kernel_image.config(module_tree.read(there["configs"])), f"{there['configs']}: built in"
+        text, where = kernel_image.config(module_tree.read_modules(there["configs"])), f"{there['configs']}: built in"
     if text is None:
         text, where, passed_over = _read(configs, header)
         notes += passed_over
@@ -102,14 +102,20 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
         )
         return Fit(config=None, notes=tuple(notes))
     config = _parsed(text, where)
-    if lacks := (*config_needs.unmet(config_needs.BOOT, config), *config_needs.without_module(config_needs.BOOT, config, there)):
+    if lacks := (
+        *config_needs.unmet_requirements(config_needs.BOOT, config),
+        *config_needs.without_module(config_needs.BOOT, config, there),
+    ):
         mend = "\n  its modules go with it as BZIMAGE:MODULES_FOLDER, or as another .deb" if modules is None else ""
         raise UsageError(
             f"{name}: Linux {header.release}: no guest can boot it; its configuration ({where}) lacks\n  " + "\n  ".join(lacks) + mend
         )
-    lacks = (*config_needs.unmet(config_needs.CLONES, config), *config_needs.without_module(config_needs.CLONES, config, there))
+    lacks = (
+        *config_needs.unmet_requirements(config_needs.CLONES, config),
+        *config_needs.without_module(config_needs.CLONES, config, there),
+    )
     notes += [f"{name}: it lacks {lack}; boot its guests with --cold" for lack in lacks]
-    notes += [f"{name}: it lacks {lack}" for lack in config_needs.unmet(config_needs.EVERY_SCENARIO, config)]
+    notes += [f"{name}: it lacks {lack}" for lack in config_needs.unmet_requirements(config_needs.EVERY_SCENARIO, config)]
     return Fit(config=text, notes=tuple(notes))
 
 
@@ -128,7 +134,7 @@ def check_for_scenarios(name: str, config: Path | None) -> None:
     :raise UsageError: it has not, and each of them would skip.
     """
     if config is not None:
-        lacks = config_needs.unmet(config_needs.EVERY_SCENARIO, _parsed(config.read_text(encoding="utf-8"), str(config)))
+        lacks = config_needs.unmet_requirements(config_needs.EVERY_SCENARIO, _parsed(config.read_text(encoding="utf-8"), str(config)))
         if lacks:
             raise UsageError(f"kernel {name}: no scenario can say anything of it; its configuration lacks\n  " + "\n  ".join(lacks))
 
@@ -137,7 +143,7 @@ def _look_inside(name: str, plain: Path, header: Header) -> _Inside:
     try:
         with kernel_image.vmlinux(plain, name) as image:
             return _Inside(config=kernel_image.config(image), vermagic=kernel_image.vermagic(image, header.release))
-    except (kernel_image.Unknown, ToolMissing) as why:
+    except (kernel_image.UnknownImage, ToolMissing) as why:
         return _Inside(notes=(f"what is built into a kernel cannot be looked at: {why}",))
 
 

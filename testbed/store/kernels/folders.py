@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import UsageError
-from testbed.store import cache
+from testbed.hashing import file_sha256
 from testbed.store.kernels import image as kernel_image
 
 # Packages with a kernel in them; linux-image-amd64 and the like only depend on one. From 7.x on Debian's is in linux-binary-RELEASE.
@@ -19,7 +19,7 @@ _IMAGE_NAMES = ("bzImage", "vmlinuz")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class FoundKernel:
     """`kernels`: as a command line names them, with their modules, by version; a damaged one is among them. `others`: files that are none,
     each with its reason."""
 
@@ -27,13 +27,13 @@ class Found:
     others: tuple[str, ...]
 
 
-def scan(folder: Path) -> Found:
+def scan_folder(folder: Path) -> FoundKernel:
     """The kernels of a folder.
 
     :raise UsageError: it cannot be read.
     """
     try:
-        files = ordered([path for path in folder.iterdir() if path.is_file()])
+        files = sort_by_version([path for path in folder.iterdir() if path.is_file()])
         hashes: dict[str, Path] = {}
         kernels: list[str] = []
         used: set[Path] = set()
@@ -48,7 +48,7 @@ def scan(folder: Path) -> Found:
             kernels.append(":".join(map(str, (path, *modules))))
     except OSError as error:
         raise UsageError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
-    return Found(kernels=tuple(kernels), others=tuple(f"{path.name} ({why})" for path, why in others if path not in used))
+    return FoundKernel(kernels=tuple(kernels), others=tuple(f"{path.name} ({why})" for path, why in others if path not in used))
 
 
 def _is_none(path: Path) -> str:
@@ -68,7 +68,7 @@ def _is_none(path: Path) -> str:
 
 def _same_as(path: Path, hashes: dict[str, Path]) -> str:
     try:
-        other = hashes.setdefault(cache.file_sha256(path), path)
+        other = hashes.setdefault(file_sha256(path), path)
     except OSError:
         return ""  # one that cannot be read: that is for who tries it
     return "" if other == path else f"the same as {other.name}"
@@ -95,7 +95,7 @@ def _modules(path: Path) -> tuple[Path, ...]:
     return (modules,) if modules.is_dir() else ()
 
 
-def ordered(files: list[Path]) -> list[Path]:
+def sort_by_version(files: list[Path]) -> list[Path]:
     """Files of kernels by version: numbers in their names count as numbers, and a release candidate comes before its release."""
     return sorted(files, key=lambda path: version_key(path.name))
 

@@ -81,7 +81,7 @@ async def commit(folder: Path, name: str) -> Commit:
     return Commit(folder=folder, git_folder=Path(lines[0]), objects=(folder / lines[1]).resolve(), name=lines[2])
 
 
-async def changed(found: Commit) -> int | None:
+async def count_changed_files(found: Commit) -> int | None:
     """How many files of the working tree are not as they were committed; None where that is not known.
 
     A file that a filter of the repository made counts as changed where git's index does not say that it is the same.
@@ -93,7 +93,7 @@ async def changed(found: Commit) -> int | None:
     try:
         with tempdirs.temporary() as scratch:
             # With its time, by which git knows what may have changed since.
-            untrusted_files.copy(found.git_folder, "index", scratch / "index", _MOST_INDEX_BYTES)
+            untrusted_files.copy_file(found.git_folder, "index", scratch / "index", _MOST_INDEX_BYTES)
             shutil.copystat(found.git_folder / "index", scratch / "index")
             where = _own(scratch / "git", found) | {"GIT_WORK_TREE": str(top), "GIT_INDEX_FILE": str(scratch / "index")}
             refresh = (*_GIT, "update-index", "-q", "--refresh", "--ignore-submodules")
@@ -116,7 +116,7 @@ async def check_out(found: Commit, own: Path, index: Path, tree: Path, *, clean:
         argv = ("sh", "-c", 'umask 022; exec "$@"', "git", *_GIT, *words)
         done = await process.run(argv, env=where, folder=tree, timeout_s=_CHECK_OUT_S, check=False)
         if done.status != 0:
-            if (line := make_text.of_machine(done.stderr)) is not None:
+            if (line := make_text.machine_error(done.stderr)) is not None:
                 raise HostError(f"source {found.folder}: its commit cannot be checked out: {line}")
             said = (done.stderr.strip().splitlines() or ["git gave no reason"])[-1]
             raise BuildError(

@@ -30,7 +30,7 @@ _FIELDS_BYTES, _PAYLOAD_VERSION = 0x250, 0x0208
 _CONFIG_START, _CONFIG_END = b"IKCFG_ST", b"IKCFG_ED"
 
 
-class Unknown(inflate.Refused):
+class UnknownImage(inflate.Refused):
     """A bzImage's kernel is compressed in a way that is not known here."""
 
 
@@ -56,14 +56,14 @@ def header(path: Path, name: str | None = None) -> Header:
     try:
         with path.open("rb") as file:
             head = b""
-            for piece in inflate.pieces(file, name, MOST_BYTES):
+            for piece in inflate.decompress_pieces(file, name, MOST_BYTES):
                 head += piece
                 if len(head) >= _HEAD_BYTES:
                     break
         # Of a compressed file the whole size is known only where it is small.
-        size_bytes = path.stat().st_size if inflate.form_of(path) is None else len(head) if len(head) < _HEAD_BYTES else None
+        size_bytes = path.stat().st_size if inflate.form_of_file(path) is None else len(head) if len(head) < _HEAD_BYTES else None
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise why_unreadable(path, error) from error
     except inflate.Refused as error:
         raise UsageError(str(error)) from error
     if len(head) < _FIELDS_BYTES or head[0x202:0x206] != b"HdrS":
@@ -92,14 +92,14 @@ def kernel_release(path: Path) -> str:
     return header(path).release
 
 
-def plain(path: Path, target: Path) -> None:
+def write_plain(path: Path, target: Path) -> None:
     """A copy of a bzImage, unpacked where it is compressed once more.
 
     :raise UsageError: it is damaged or too large. :raise OSError: the copy cannot be written.
     """
     header(path)
     try:
-        inflate.write(path, target, MOST_BYTES)
+        inflate.write_decompressed(path, target, MOST_BYTES)
     except inflate.Refused as error:
         raise UsageError(str(error)) from error
     header(target, str(path))
@@ -116,7 +116,7 @@ def vmlinux(path: Path, name: str | None = None) -> Iterator[mmap.mmap]:
     with tempdirs.temporary() as folder:
         try:
             _unpack(path, name or str(path), folder / "payload", folder / "vmlinux")
-        except Unknown:
+        except UnknownImage:
             raise
         except inflate.Refused as error:
             raise UsageError(str(error)) from error
@@ -128,15 +128,15 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
     """:raise Refused: there is no kernel in it, or it is damaged or too large. :raise Unknown: nothing here knows how it is compressed."""
     found = header(path, name).payload
     if found is None:
-        raise Unknown(f"{name}: expected a compressed kernel in it, its header names none")
+        raise UnknownImage(f"{name}: expected a compressed kernel in it, its header names none")
     at, length = found
     with path.open("rb") as file, payload.open("wb") as part:
         file.seek(at)
         head = file.read(inflate.HEAD_BYTES)
         file.seek(at)
-        form = inflate.form(head)
+        form = inflate.compression_form(head)
         if form is None:
-            raise Unknown(f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}")
+            raise UnknownImage(f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}")
         # Of all formats but gzip, which has it itself, the size of the kernel follows.
         left = length if form == "gzip" else length - 4
         while left > 0 and (data := file.read(min(left, _PIECE_BYTES))):
@@ -144,7 +144,7 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
             left -= len(data)
     head = b""
     with payload.open("rb") as file, kernel.open("wb") as made:
-        for piece in inflate.pieces(file, name, MOST_BYTES):
+        for piece in inflate.decompress_pieces(file, name, MOST_BYTES):
             head = head or piece[:4]
             made.write(piece)
     if head != b"\x7fELF":
@@ -179,7 +179,7 @@ def vermagic(image: mmap.mmap | bytes, release: str) -> str | None:
     return found[1].decode() if found else None
 
 
-def unreadable(path: Path, error: OSError) -> UsageError:
+def why_unreadable(path: Path, error: OSError) -> UsageError:
     """A file of the user's that cannot be read, as an error with what to do: distributions keep kernels from all but root."""
     if isinstance(error, PermissionError):
         copy = f"sudo install -m 644 {shlex.quote(str(path))} ."

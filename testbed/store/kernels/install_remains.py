@@ -55,7 +55,7 @@ def end(output: Path) -> None:
     (records(output) / MARK).unlink(missing_ok=True)
 
 
-def put_right(output: Path) -> int | None:
+def repair(output: Path) -> int | None:
     """Remove what a killed build may have left half-written; returns how many files, or None where none was killed. Blocks."""
     try:
         boot_id = (records(output) / MARK).read_text(encoding="utf-8")
@@ -65,18 +65,18 @@ def put_right(output: Path) -> int | None:
             return None
         boot_id = ""
     if boot_id == _boot_id():
-        gone = tuple(suspects(output))
+        gone = tuple(suspect_objects(output))
         for path in gone:
             path.unlink(missing_ok=True)
     else:
         gone = tuple(_files(output))
-        untrusted_files.remove(output)
+        untrusted_files.remove_folder(output)
         output.mkdir()
     end(output)
     return len(gone)
 
 
-def suspects(output: Path) -> Iterator[Path]:
+def suspect_objects(output: Path) -> Iterator[Path]:
     """The files that were written since the mark and may be half-written."""
     since_ns = (records(output) / MARK).stat().st_mtime_ns
     targets: frozenset[str] = frozenset()
@@ -114,7 +114,7 @@ def _target(name: str) -> str:
 
 
 def _files(output: Path) -> Iterator[Path]:
-    return (path for path in untrusted_files.everything(output) if not path.is_symlink() and not path.is_dir())
+    return (path for path in untrusted_files.walk(output) if not path.is_symlink() and not path.is_dir())
 
 
 def _boot_id() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from testbed.errors import BuildError
-from testbed.store.kernels.config_fragments import Loss, Option
+from testbed.store.kernels.config_fragments import LostOption, Option
 
 _SOURCE = re.compile(r'source\s+"([^"]+)"')
 _TYPES = ("bool", "tristate", "string", "int", "hex")
@@ -177,17 +177,19 @@ def _uncommented(text: str) -> str:
     return _COMMENT.sub(r"\1", text) if len(text) <= _MOST_IN_LINE else text
 
 
-def chosen(losses: Iterable[Loss], kconfig: Kconfig, asked: Mapping[str, Option], config: Mapping[str, Option]) -> tuple[Loss, ...]:
+def chosen_losses(
+    losses: Iterable[LostOption], kconfig: Kconfig, asked: Mapping[str, Option], config: Mapping[str, Option]
+) -> tuple[LostOption, ...]:
     """Those that somebody chose in the configuration `asked`: of options with a prompt that was shown there. The others were computed, from
     the compiler and from what was chosen.
 
     No loss is what is there for others that need it: built in, having been asked for as a module, or selected in `config`.
     """
 
-    def needed(one: Loss) -> bool:
+    def needed(one: LostOption) -> bool:
         return (one.wanted.value, one.got) == ("m", "y") or (one.wanted.value == "n" and bool(_selectors(one.name, kconfig, config)))
 
-    def shown(one: Loss) -> bool:
+    def shown(one: LostOption) -> bool:
         return any(at.prompt is not None and _holds(at.prompt, asked) for at in kconfig.definitions.get(one.name, ()))
 
     return tuple(one for one in losses if shown(one) and not needed(one))
@@ -198,12 +200,12 @@ def _selectors(name: str, kconfig: Kconfig, config: Mapping[str, Option]) -> lis
     return [option for option, condition in kconfig.selectors.get(name, []) if _level(option, config) and _holds(condition, config)]
 
 
-def unknown(losses: Iterable[Loss], kconfig: Kconfig) -> tuple[str, ...]:
+def unknown_options(losses: Iterable[LostOption], kconfig: Kconfig) -> tuple[str, ...]:
     """The names of those that a source does not have."""
     return tuple(one.name for one in losses if one.name not in kconfig.definitions)
 
 
-def explain(loss: Loss, kconfig: Kconfig, config: Mapping[str, Option]) -> str:
+def explain(loss: LostOption, kconfig: Kconfig, config: Mapping[str, Option]) -> str:
     """The option that blocks another one, in words."""
     name, wanted = loss.name, loss.wanted.value
     definitions = kconfig.definitions.get(name, [])[:_MOST_EXPLAINED]

@@ -18,8 +18,8 @@ from testbed.errors import BuildError, HostError, UsageError
 from testbed.host import process, untrusted_files
 from testbed.progress import Task
 from testbed.store.kernels import build_jail, config_fragments, config_needs, debs, files, install_remains, kconfig, make_args, make_text
-from testbed.store.kernels.build_jail import Enclosure
-from testbed.store.kernels.config_fragments import Option, Request, merged
+from testbed.store.kernels.build_jail import BuildJail
+from testbed.store.kernels.config_fragments import Option, Request, merge
 from testbed.store.kernels.install_remains import records
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.make_text import Compiler
@@ -52,9 +52,9 @@ async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
     tools = {name: words.split() for name, words in make_args.tools(args).items()}
     programs = dict.fromkeys(word for words in tools.values() for word in words[:1])
     for program in programs:
-        if "/" in program and process.where(program) is None:
+        if "/" in program and process.find_path(program) is None:
             raise UsageError(f"--make-arg: {program}: expected a program, there is none")
-    missing = [_TOOLS.get(tool) or make_args.package(tool) for tool in (*_TOOLS, *programs) if process.where(tool) is None]
+    missing = [_TOOLS.get(tool) or make_args.package(tool) for tool in (*_TOOLS, *programs) if process.find_path(tool) is None]
     if not missing:
         for header, package in _HEADERS.items():
             asked = await process.run([*tools["HOSTCC"], "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False)
@@ -65,7 +65,7 @@ async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
     # Of what is as usual the compiler and the linker; of what the user chose all of it, for each makes other bytes.
     asked_for = ["CC", "LD", *(["HOSTCC"] if args else []), *(arg.name for arg in args if arg.name in make_args.TOOLS)]
     said = [await _version(tools[name]) for name in dict.fromkeys(asked_for)]
-    return Compiler(version=", ".join(dict.fromkeys(said)), through_ccache=process.where("ccache") is not None, args=args)
+    return Compiler(version=", ".join(dict.fromkeys(said)), through_ccache=process.find_path("ccache") is not None, args=args)
 
 
 async def _version(program: list[str]) -> str:
@@ -87,7 +87,7 @@ class MakeJob:
     compiler: Compiler
     release: str
     jobs: int
-    enclosure: Enclosure | None
+    enclosure: BuildJail | None
 
     async def make(
         self,
@@ -101,7 +101,7 @@ class MakeJob:
         """Run make, which sees the source, and writes into the output folder and the folders `write`."""
         where = ("-C", str(self.source.tree), f"O={self.output}", f"LOCALVERSION={self.release}")
         ccache = self.source.folder / _CCACHE
-        return await build_jail.run(
+        return await build_jail.run_in_jail(
             self.enclosure,
             ("make", *where, *self.compiler.words, *targets),
             folder=self.output,
@@ -120,11 +120,11 @@ class MakeJob:
 
     def _prepare(self) -> None:
         """Let whom make runs as write where it must, and read the source. Blocks."""
-        if process.where("ccache") is not None:
+        if process.find_path("ccache") is not None:
             (self.source.folder / _CCACHE).mkdir(exist_ok=True)
         for folder in (self.output, self.source.folder / _CCACHE):
             if folder.is_dir():
-                build_jail.give(self.enclosure, folder)
+                build_jail.give_ownership(self.enclosure, folder)
         if not self.source.shown.exists():
             build_jail.show(self.source.tree)
             self.source.shown.touch()
@@ -132,7 +132,7 @@ class MakeJob:
     async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
         """Configure and compile; returns how long it took and how many objects it compiled."""
         self.output.mkdir(parents=True, exist_ok=True)
-        if (removed := await asyncio.to_thread(install_remains.put_right, self.output)) is not None:
+        if (removed := await asyncio.to_thread(install_remains.repair, self.output)) is not None:
             note(f"{self.source.name}: its last build was broken off; {removed} files that it may have left half-written are made again")
         await asyncio.to_thread(self._prepare)
         install_remains.begin(self.output)
@@ -151,7 +151,7 @@ class MakeJob:
     @property
     def config(self) -> dict[str, Option]:
         with self.read():
-            return config_fragments.parse(untrusted_files.text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config"))
+            return config_fragments.parse(untrusted_files.read_text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config"))
 
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
@@ -159,36 +159,36 @@ class MakeJob:
         try:
             yield
         except BuildError:
-            untrusted_files.remove(self.output)
+            untrusted_files.remove_folder(self.output)
             raise
 
     async def _configure(self, request: Request, task: Task, note: Callable[[str], None]) -> None:
         """:raise BuildError: an option did not survive, or guests and scenarios need another one. :raise HostError: as `_failed` says."""
         task.update(detail="configuring")
         name, target = (_ASKED, "allnoconfig") if request.plain else (".config", "olddefconfig")
-        untrusted_files.put(records(self.output), self.output, name, request.text.encode())
+        untrusted_files.write_file(records(self.output), self.output, name, request.text.encode())
         environment = {"KCONFIG_ALLCONFIG": str(self.output / _ASKED)} if request.plain else {}
         done = await self.make(target, env=environment, timeout_s=_CONFIGURE_S, check=False)
         if done.status != 0:
             raise self._failed("it cannot be configured:\n    ", done.stderr or done.stdout)
         config = self.config
         await self._check_survivors(request, config, note)
-        if lacks := config_needs.unmet((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), config):
+        if lacks := config_needs.unmet_requirements((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), config):
             raise BuildError(f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks))
         if not request.plain:
-            for lack in config_needs.unmet(config_needs.SOME_SCENARIOS, config):
+            for lack in config_needs.unmet_requirements(config_needs.SOME_SCENARIOS, config):
                 note(f"the configuration lacks {lack}")
 
     async def _check_survivors(self, request: Request, config: Mapping[str, Option], note: Callable[[str], None]) -> None:
         """:raise BuildError: an option that was asked for did not survive; says what blocks it."""
-        lost, own = config_fragments.losses(request.required, config), config_fragments.losses(request.own, config)
+        lost, own = config_fragments.lost_options(request.required, config), config_fragments.lost_options(request.own, config)
         if not lost and not own:
             return
         known = await asyncio.to_thread(kconfig.read, self._text)
-        if left := kconfig.unknown(own, known):
+        if left := kconfig.unknown_options(own, known):
             some = ", ".join(f"CONFIG_{name}" for name in left[:_NAMED])
             note(f"{len(left)} options of the configuration are none of this source: {some}{', ...' if len(left) > _NAMED else ''}")
-        if gone := (*lost, *kconfig.chosen(own, known, merged(request.first, request.more), config)):
+        if gone := (*lost, *kconfig.chosen_losses(own, known, merge(request.first, request.more), config)):
             lines = [
                 f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
                 for one in gone
@@ -199,14 +199,14 @@ class MakeJob:
     def _text(self, path: str) -> str | None:
         """A file of the source, None where there is none in it; Kconfig files of strangers name what they like."""
         try:
-            return untrusted_files.text(self.source.tree, path, _MOST_TEXT_BYTES)
+            return untrusted_files.read_text(self.source.tree, path, _MOST_TEXT_BYTES)
         except BuildError:
             return None
 
     def _failed(self, what: str, said: str, more: str = "") -> BuildError | HostError:
         """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
         where = f"kernel of {self.source.name}: "
-        if (line := make_text.of_machine(said)) is not None:
+        if (line := make_text.machine_error(said)) is not None:
             return HostError(f"{where}this machine could not build it: {line}; make room, or use fewer compilers with --jobs{more}")
         return BuildError(f"{where}{what}{make_text.first_error(said)}{more}")
 
@@ -225,7 +225,7 @@ class MakeJob:
             def hear(line: str) -> None:
                 nonlocal done
                 log.write(f"{line.rstrip()}\n")
-                if (compiled := make_text.compiled(line)) is not None:
+                if (compiled := make_text.compiled_object(line)) is not None:
                     done += 1
                     fraction, words = make_text.progress(before, done, usual, time.monotonic() - begun)
                     task.update(fraction=fraction, detail=f"{words}: {compiled}")
@@ -244,10 +244,10 @@ class MakeJob:
 
 
 def _objects(folder: Path) -> int:
-    return sum(1 for path in untrusted_files.everything(folder) if path.name.endswith(".o"))
+    return sum(1 for path in untrusted_files.walk(folder) if path.name.endswith(".o"))
 
 
-async def results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
+async def collect_results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
     """Copy what was made out of the shared output folder; returns what to record."""
     work = folder / "work"
     work.mkdir()
@@ -259,10 +259,10 @@ async def results(job: MakeJob, folder: Path, task: Task) -> dict[str, Any]:
             ("arch/x86/boot/bzImage", "work/bzImage", debs.MOST_BYTES),
         ):
             with job.read():
-                untrusted_files.copy(job.output, name, folder / kept, limit_bytes)
-        return await files.lay_out(work / "bzImage", await _modules(job, work / "installed"), folder, task)
+                untrusted_files.copy_file(job.output, name, folder / kept, limit_bytes)
+        return await files.copy_into(work / "bzImage", await _modules(job, work / "installed"), folder, task)
     finally:
-        untrusted_files.remove(work)
+        untrusted_files.remove_folder(work)
 
 
 async def _modules(job: MakeJob, folder: Path) -> Path:
@@ -272,14 +272,14 @@ async def _modules(job: MakeJob, folder: Path) -> Path:
     """
     folder.mkdir()
     if any(option.value == "m" for option in job.config.values()):
-        await asyncio.to_thread(build_jail.give, job.enclosure, folder)
+        await asyncio.to_thread(build_jail.give_ownership, job.enclosure, folder)
         await job.make("modules_install", f"INSTALL_MOD_PATH={folder}", write=(folder,), timeout_s=_CONFIGURE_S)
-        found = [path for path in untrusted_files.everything(folder) if path.parent == folder / "lib/modules"]
+        found = [path for path in untrusted_files.walk(folder) if path.parent == folder / "lib/modules"]
         if len(found) != 1 or any(path.is_symlink() or not path.is_dir() for path in (found[0], folder / "lib", folder / "lib/modules")):
             raise BuildError(f"kernel of {job.source.name}: expected one folder of modules from modules_install, got {len(found)}")
         return found[0]
     (folder / "modules.order").touch()
     for name in ("modules.builtin", "modules.builtin.modinfo"):
         with job.read():
-            untrusted_files.copy(job.output, name, folder / name, _MOST_TEXT_BYTES)
+            untrusted_files.copy_file(job.output, name, folder / name, _MOST_TEXT_BYTES)
     return folder

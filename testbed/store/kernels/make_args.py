@@ -130,15 +130,15 @@ _TAKEN = re.compile(
 _OF_MAKE = ("MAKELEVEL", "MAKEFLAGS", "MFLAGS", "GNUMAKEFLAGS")
 
 
-def taken(names: Iterable[str]) -> tuple[str, ...]:
+def environment_taken(names: Iterable[str]) -> tuple[str, ...]:
     """The variables of an environment that a build must not see."""
     return tuple(name for name in names if _TAKEN.fullmatch(name))
 
 
-def ignored(environment: Mapping[str, str]) -> tuple[str, ...]:
+def environment_ignored(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The variables of an environment that are meant for make and that a build does not see, as NAME=VALUE."""
     ours = {"ARCH": ("x86_64", "x86"), "SUBARCH": ("x86_64", "x86")}
-    found = [name for name in (*taken(environment), *(["ARCH"] if "ARCH" in environment else [])) if environment[name]]
+    found = [name for name in (*environment_taken(environment), *(["ARCH"] if "ARCH" in environment else [])) if environment[name]]
     if "MAKELEVEL" in environment:
         found = [name for name in found if name not in _OF_MAKE]
     return tuple(f"{name}={environment[name][:60]}" for name in sorted(found) if environment[name] not in ours.get(name, ()))

@@ -60,7 +60,7 @@ def output_key(request: str, compiler: Compiler) -> str:
 _COMPILED = re.compile(r"^  (?:CC|AS)(?: \[M\])?\s+(?P<object>\S+\.o)$")
 
 
-def compiled(line: str) -> str | None:
+def compiled_object(line: str) -> str | None:
     """The object that a line of make's says to be compiled, or None."""
     match = _COMPILED.match(line)
     return match["object"] if match else None
@@ -97,7 +97,7 @@ _MACHINE = (
 _QUOTED = re.compile(r"[ \t]*[0-9]* \|")
 
 
-def of_machine(said: str) -> str | None:
+def machine_error(said: str) -> str | None:
     """The line that says that this machine is at fault, and not what is built, or None."""
     lines = (line for line in said.splitlines() if any(words in line for words in _MACHINE))
     return next((line.strip() for line in lines if not _QUOTED.match(line)), None)

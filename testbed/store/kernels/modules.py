@@ -16,7 +16,7 @@ from pathlib import Path
 from testbed.errors import UsageError
 from testbed.store import inflate
 from testbed.store.initramfs import module_name
-from testbed.store.kernels.image import unreadable
+from testbed.store.kernels.image import why_unreadable
 from testbed.units import format_size
 
 # amdgpu.ko with its debug information has some 0.4 GiB; Debian's kernel for all machines has 4,000 modules, below 8 folders, of 0.5 GiB.
@@ -43,7 +43,7 @@ class Tree:
     left_out: list[str] = field(default_factory=list)
 
 
-def survey(folder: Path) -> Tree:
+def survey_modules(folder: Path) -> Tree:
     """What of a folder can be given to a guest. Of links those to files that are in it as well.
 
     :raise UsageError: some of it cannot be read, or it is far more than the modules of one kernel.
@@ -68,7 +68,7 @@ def survey(folder: Path) -> Tree:
                 if max(len(tree.files), len(tree.left_out), len(waiting)) > _MOST_FILES:
                     raise _too_much(folder, f"more than {_MOST_FILES} files")
         except OSError as error:
-            raise unreadable(Path(error.filename or place), error) from error
+            raise why_unreadable(Path(error.filename or place), error) from error
         if size_bytes > _MOST_IN_ALL_BYTES:
             raise _too_much(folder, f"files of {format_size(size_bytes)}")
     return tree
@@ -113,7 +113,7 @@ def modules(folder: Path) -> dict[str, Path]:
 
     :raise UsageError: some of it cannot be read.
     """
-    return {module_name(path.name): path for path in survey(folder).files if _MODULE.fullmatch(path.name)}
+    return {module_name(path.name): path for path in survey_modules(folder).files if _MODULE.fullmatch(path.name)}
 
 
 def vermagics(there: dict[str, Path], first: Collection[str]) -> dict[str, str]:
@@ -136,7 +136,7 @@ def _vermagic(path: Path) -> bytes | None:
     window = b""
     try:
         with path.open("rb") as file:
-            for piece in inflate.pieces(file, str(path), MOST_BYTES):
+            for piece in inflate.decompress_pieces(file, str(path), MOST_BYTES):
                 window += piece
                 _, found, rest = window.partition(_MAGIC)
                 magic, ended, _ = rest.partition(b"\0")
@@ -144,32 +144,32 @@ def _vermagic(path: Path) -> bytes | None:
                     return magic if len(magic) <= _LONGEST_MAGIC else None
                 window = found + rest if found else window[-len(_MAGIC) :]
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise why_unreadable(path, error) from error
     except inflate.Refused as error:
         raise UsageError(str(error)) from error
     return None
 
 
-def read(path: Path) -> bytes:
+def read_modules(path: Path) -> bytes:
     """A module as the kernel's loader takes it, unpacked.
 
     :raise UsageError: it is damaged, too large, or cannot be read.
     """
     try:
-        return inflate.read(path, MOST_BYTES)
+        return inflate.read_decompressed(path, MOST_BYTES)
     except OSError as error:
-        raise unreadable(path, error) from error
+        raise why_unreadable(path, error) from error
     except inflate.Refused as error:
         raise UsageError(str(error)) from error
 
 
-def unpack(folder: Path, order: Sequence[str], into: Path) -> tuple[str, ...]:
+def unpack_modules(folder: Path, order: Sequence[str], into: Path) -> tuple[str, ...]:
     """Modules of a folder, as paths in it, into a new folder `into`, as the kernel's loader takes them. Returns what they are called there.
 
     :raise UsageError: one is no file of the folder, is damaged, or all are too much. :raise OSError: they cannot be written.
     """
     into.mkdir()
-    tree = survey(folder)
+    tree = survey_modules(folder)
     made: dict[str, None] = {}
     left_bytes = MOST_EARLY_BYTES
     for path in order:
@@ -177,7 +177,7 @@ def unpack(folder: Path, order: Sequence[str], into: Path) -> tuple[str, ...]:
         if source not in tree.files:
             raise UsageError(f"modules.dep: expected paths of modules that are given, got {path[:200]!r}")
         try:
-            inflate.write(source, into / name, left_bytes)
+            inflate.write_decompressed(source, into / name, left_bytes)
         except inflate.Refused as error:
             raise UsageError(f"{error}: of modules that reach the root disk, and of all of them together") from error
         left_bytes -= (into / name).stat().st_size
@@ -185,14 +185,14 @@ def unpack(folder: Path, order: Sequence[str], into: Path) -> tuple[str, ...]:
     return tuple(made)
 
 
-def copy(folder: Path, target: Path) -> Tree:
+def copy_modules(folder: Path, target: Path) -> Tree:
     """The files of a folder into a new one. Modules that gzip has packed are unpacked: Debian's kmod, here and in the guest, reads none.
 
     :return: what the folder holds, and what of it is left out.
     :raise UsageError: one is damaged, or cannot be read, or all are too much. :raise OSError: the copy cannot be written.
     """
     target.mkdir(parents=True)
-    tree = survey(folder)
+    tree = survey_modules(folder)
     left_bytes = _MOST_IN_ALL_BYTES
     for path in tree.files:
         made = target / path.relative_to(tree.root)
@@ -200,11 +200,11 @@ def copy(folder: Path, target: Path) -> Tree:
         try:
             if path.name.endswith(".ko.gz"):
                 made = made.with_name(made.name.removesuffix(".gz"))
-                inflate.write(path, made, min(MOST_BYTES, left_bytes))
+                inflate.write_decompressed(path, made, min(MOST_BYTES, left_bytes))
             else:
                 shutil.copyfile(path, made)
         except PermissionError as error:
-            raise unreadable(path, error) from error
+            raise why_unreadable(path, error) from error
         except inflate.Refused as error:
             raise UsageError(str(error)) from error
         left_bytes -= made.stat().st_size

@@ -7,13 +7,13 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed import jsons
 from testbed.errors import HostError
 from testbed.store.kernels.table import BuiltKernel, Series
+from testbed.text import parse_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Named:
+class NamedBuild:
     """`folder`: of its files; `origin`: what it was built from; `series`: whether the series is in it."""
 
     folder: Path
@@ -25,7 +25,7 @@ def _file(root: Path, kernel: BuiltKernel) -> Path:
     return root / "built" / kernel.name
 
 
-def remember(root: Path, kernel: BuiltKernel, named: Named) -> None:
+def save_name(root: Path, kernel: BuiltKernel, named: NamedBuild) -> None:
     """Give a kernel its name; one that had it loses it."""
     path = _file(root, kernel)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,7 +34,7 @@ def remember(root: Path, kernel: BuiltKernel, named: Named) -> None:
     new.replace(path)
 
 
-def find(root: Path, kernel: BuiltKernel) -> Named | None:
+def find_name(root: Path, kernel: BuiltKernel) -> NamedBuild | None:
     """What a name means, None where it means nothing.
 
     :raise HostError: its file is damaged.
@@ -43,18 +43,18 @@ def find(root: Path, kernel: BuiltKernel) -> Named | None:
     if not path.is_file():
         return None
     try:
-        read = jsons.parsed(path.read_text(encoding="utf-8"))
-        return Named(folder=root / "kernels" / read["folder"], origin=str(read["origin"]), series=Series(read["series"]))
+        read = parse_json(path.read_text(encoding="utf-8"))
+        return NamedBuild(folder=root / "kernels" / read["folder"], origin=str(read["origin"]), series=Series(read["series"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"{path}: cannot be read ({error}); remove it, and build the kernel again") from error
 
 
-def every(root: Path) -> tuple[BuiltKernel, ...]:
+def list_names(root: Path) -> tuple[BuiltKernel, ...]:
     """All names whose files are there, in their order."""
     kernels = (BuiltKernel(name=path.name) for path in sorted((root / "built").glob("[!.]*")))
-    return tuple(kernel for kernel in kernels if (named := find(root, kernel)) is not None and named.folder.is_dir())
+    return tuple(kernel for kernel in kernels if (named := find_name(root, kernel)) is not None and named.folder.is_dir())
 
 
-def forget(root: Path, kernel: BuiltKernel) -> None:
+def remove_name(root: Path, kernel: BuiltKernel) -> None:
     """Take a name away."""
     _file(root, kernel).unlink()

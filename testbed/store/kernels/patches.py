@@ -46,7 +46,7 @@ def _begins_with(rest: str, moved: set[str]) -> bool:
     return any(rest[:end] in moved for end in ends)
 
 
-def of_quilt(series: str, name: str) -> tuple[tuple[str, int | None], ...]:
+def parse_quilt_series(series: str, name: str) -> tuple[tuple[str, int | None], ...]:
     """File names, and how many folders of their paths go (None: it does not say), of quilt's `series` (quilt(1)).
 
     :raise BuildError: a line has an option that is not understood.
@@ -66,7 +66,7 @@ def of_quilt(series: str, name: str) -> tuple[tuple[str, int | None], ...]:
 _MODE = re.compile(r"^ (?:create mode|delete mode|mode change \d+ =>) (?!100)(?P<mode>\d{6}) (?P<path>.+)$", re.MULTILINE)
 
 
-def touched(said: str, name: str) -> frozenset[str]:
+def touched_files(said: str, name: str) -> frozenset[str]:
     """The files of a patch, some of which may not exist; of a rename or copy the new name. `said`: `git apply --numstat --summary -z`.
 
     :raise BuildError: it changes something else than text in regular files.
@@ -124,7 +124,7 @@ def hunks(patch: Patch, *, reverse: bool = False) -> tuple[Hunk, ...]:
     return tuple(found)
 
 
-def placeless(patch: Patch, *, reverse: bool) -> str | None:
+def has_no_place(patch: Patch, *, reverse: bool) -> str | None:
     """Why a patch cannot be placed, or None. Where no context says otherwise `git apply` takes the end of the file for its place.
 
     A hunk of a whole file, which begins in its first line, has none around it.
@@ -138,7 +138,7 @@ def placeless(patch: Patch, *, reverse: bool) -> str | None:
     return None
 
 
-def uncounted(patch: Patch) -> str | None:
+def has_wrong_counts(patch: Patch) -> str | None:
     """Why a patch would be applied in part, or None: below a hunk stand changes that its header does not count, as after an edit by hand,
     and `git apply` takes them for the text around patches, without a word.
     """

@@ -45,7 +45,7 @@ def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, 
 
 def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
     try:
-        listed = patches.of_quilt(_bytes(quilt, folder).decode(), str(quilt))
+        listed = patches.parse_quilt_series(_bytes(quilt, folder).decode(), str(quilt))
     except UnicodeDecodeError as error:
         raise BuildError(f"{quilt}: expected UTF-8, a file name in each line: {error}") from error
     found = tuple(
@@ -94,6 +94,6 @@ def _bytes(path: Path, of: Path | None = None) -> bytes:
     if of is not None and not Path(os.path.realpath(path)).is_relative_to(of.resolve()):
         raise BuildError(f"{path}: expected a file of {of}, got one that lies elsewhere")
     try:
-        return inflate.read(path, _MOST_BYTES)
+        return inflate.read_decompressed(path, _MOST_BYTES)
     except inflate.Refused as error:
         raise BuildError(f"{error}; a series of patches has at most {format_size(_MOST_BYTES)}") from error

@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from testbed import jsons
 from testbed.errors import BuildError
 from testbed.host import process, tempdirs, untrusted_files
 from testbed.store.kernels import git as repositories
-from testbed.store.kernels.ablations import Ablation, ablate
-from testbed.store.kernels.patches import Patch, placeless, refusal, touched, uncounted
+from testbed.store.kernels.ablations import Ablation, apply_ablation
+from testbed.store.kernels.patches import Patch, has_no_place, has_wrong_counts, refusal, touched_files
+from testbed.text import parse_json
 
 _STATE = "changed.json"
 _ORIGINALS = "originals"
@@ -65,7 +65,7 @@ class Tree:
     def _changed(self) -> dict[str, bool]:
         """The changed files, and whether each was there before."""
         state = self._folder / _STATE
-        return dict(jsons.parsed(state.read_text(encoding="utf-8"))) if state.exists() else {}
+        return dict(parse_json(state.read_text(encoding="utf-8"))) if state.exists() else {}
 
     async def planned(self, series: Iterable[Patch], reverts: Iterable[Patch], ablations: Iterable[Ablation]) -> dict[str, Content | None]:
         """The files that change, with what they become (None: they go). Nothing is changed yet.
@@ -92,7 +92,7 @@ class Tree:
                 edited = {edit.file for way in ablation.ways for edit in way}
                 self._bring(edited - there.keys(), scratch, changed)
                 there |= dict.fromkeys(edited, True)
-                for path, text in ablate(ablation, lambda path: _text(scratch / path)).items():
+                for path, text in apply_ablation(ablation, lambda path: _text(scratch / path)).items():
                     (scratch / path).write_bytes(text.encode("utf-8", "surrogateescape"))
             found: dict[str, Content | None] = {}
             for path in sorted(there):
@@ -124,7 +124,7 @@ class Tree:
         for path in (path for path in paths if wanted[path]):
             if (above := next((str(one) for one in PurePosixPath(path).parents if there(str(one))), None)) is not None:
                 return f"{path}: expected a folder {above}, which is a file of the source"
-            below = [str(one.relative_to(self._tree)) for one in untrusted_files.everything(self._tree / path) if not one.is_dir()]
+            below = [str(one.relative_to(self._tree)) for one in untrusted_files.walk(self._tree / path) if not one.is_dir()]
             found = [one for one in below if there(one)] + ([inside[path]] if path in inside else [])
             if found:
                 return f"{path}: expected no folder of that name, got that of {min(found)}"
@@ -157,7 +157,7 @@ class Tree:
     def _forget(self, changed: Collection[str]) -> None:
         """Remove the copies of files that are as they were."""
         originals = self._folder / _ORIGINALS
-        for path in tuple(untrusted_files.everything(originals)):
+        for path in tuple(untrusted_files.walk(originals)):
             if not path.is_dir() and str(path.relative_to(originals)) not in changed:
                 _write(path, None, self._folder)
 
@@ -204,7 +204,7 @@ def _write(path: Path, content: Content | None, folder: Path) -> None:
             parent.mkdir()
             parent.chmod(0o755)
     if path.is_dir():
-        for empty in (*reversed(tuple(untrusted_files.everything(path))), path):
+        for empty in (*reversed(tuple(untrusted_files.walk(path))), path):
             empty.rmdir()
     new = folder / _NEW
     with new.open("wb") as file:
@@ -245,12 +245,12 @@ class _GitApply:
             done = await self._run(*way, "--numstat", "--summary", "-z")
             if done.status != 0:
                 raise BuildError(self._refused(done.stderr, reverse=False))
-            found |= touched(done.stdout, self.patch.name)
+            found |= touched_files(done.stdout, self.patch.name)
         return found
 
     async def apply(self, *, reverse: bool) -> None:
         """:raise BuildError: it does not fit; says where."""
-        if (why := uncounted(self.patch) or placeless(self.patch, reverse=reverse)) is not None:
+        if (why := has_wrong_counts(self.patch) or has_no_place(self.patch, reverse=reverse)) is not None:
             raise BuildError(why)
         done = await self._run("--verbose", *(["-R"] if reverse else []))
         if done.status == 0:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import BuildError, HostError
-from testbed.hashing import content_key
+from testbed.hashing import content_key, file_sha256
 from testbed.host import process, untrusted_files
 from testbed.progress import Progress, Task
 from testbed.store import cache, inflate
@@ -104,7 +104,7 @@ async def _debian(row: DebianKernel, root: Path, progress: Progress) -> Source:
 
 
 async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
-    sha256 = await asyncio.to_thread(cache.file_sha256, path)
+    sha256 = await asyncio.to_thread(file_sha256, path)
 
     async def make(unfinished: Path) -> dict[str, Any]:
         with progress.task(f"source {path.name}") as task:
@@ -121,7 +121,7 @@ async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
 
 
 async def _kept(name: str, folder: Path, make: Any, progress: Progress) -> Source:
-    await cache.once(folder, make, progress, f"source of {name}", many_files=True)
+    await cache.make_once(folder, make, progress, f"source of {name}", many_files=True)
     meta = cache.read_meta(folder)
     return Source(name=name, key=str(meta["key"]), origin=str(meta["origin"]), folder=folder)
 
@@ -135,7 +135,7 @@ async def _unpack(tarball: Path, tree: Path, task: Task) -> tuple[str, ...]:
     plain = tree.with_name("tar")
     words = ("tar", "-C", str(tree), "--strip-components=1", "--no-same-owner", "--no-same-permissions", "-xf", str(plain))
     try:
-        await asyncio.to_thread(inflate.write, tarball, plain, _MOST_BYTES)
+        await asyncio.to_thread(inflate.write_decompressed, tarball, plain, _MOST_BYTES)
         await process.run(("sh", "-c", 'umask 022; exec "$@"', "tar", *words), timeout_s=_UNPACK_S)
     except (HostError, inflate.Refused) as error:
         raise BuildError(f"{tarball}: cannot be unpacked: {error}") from error
@@ -154,7 +154,7 @@ def _only_files(tarball: Path, tree: Path) -> tuple[str, ...]:
     """
     links, count, size_bytes = _Links(tree), 0, 0
     left_out: list[Path] = []
-    for path in untrusted_files.everything(tree):
+    for path in untrusted_files.walk(tree):
         name = str(path)[len(str(tree)) + 1 :]
         if len(os.fsencode(name)) > _MOST_NAME_BYTES or name.count("/") > _MOST_DEPTH:
             most = f"names of at most {_MOST_NAME_BYTES} bytes, below {_MOST_DEPTH} folders"
@@ -218,7 +218,7 @@ class _Links:
 async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:
     """Only names the commit: `check_out` brings the tree in the cache to it."""
     found = await git.commit(path, commit)
-    changed = await git.changed(found) if commit == "HEAD" else 0
+    changed = await git.count_changed_files(found) if commit == "HEAD" else 0
     if changed is None:
         progress.note(f"source {path}: what is not committed there is left out; whether there is any is not known")
     elif changed:
@@ -246,7 +246,7 @@ def version(tree: Path) -> str:
     """
     found: dict[str, str] = {}
     with contextlib.suppress(BuildError):
-        found = dict(_VERSION.findall(untrusted_files.text(tree, "Makefile", _MOST_TEXT_BYTES)[:2000]))
+        found = dict(_VERSION.findall(untrusted_files.read_text(tree, "Makefile", _MOST_TEXT_BYTES)[:2000]))
     if not {"VERSION", "PATCHLEVEL", "SUBLEVEL"} <= found.keys() or not (tree / "Kconfig").is_file():
         raise BuildError(f"source: expected a kernel's Makefile with VERSION and PATCHLEVEL, and a Kconfig, in {tree}")
     if (tree / "mAKEFILE").exists():

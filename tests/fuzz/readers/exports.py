@@ -7,7 +7,7 @@ import random
 import struct
 
 from testbed.qemu.nbd_server.device import Device
-from testbed.qemu.nbd_server.protocol import Asked, Ended, Protocol, Say
+from testbed.qemu.nbd_server.protocol import ConnectionEnded, NbdRequest, Protocol, SendBytes
 
 _DISK_BYTES = 1 << 16
 
@@ -44,14 +44,14 @@ def nbd(data: bytes) -> None:
             protocol.receive(part)
             while (event := protocol.next_event()) is not None:
                 match event:
-                    case Asked(request=request):
+                    case NbdRequest(request=request):
                         assert request.offset % block_bytes == request.length % block_bytes == 0
                         device.submit(request, lambda error, found: None)
                         while device.work():
                             pass
-                    case Ended():
+                    case ConnectionEnded():
                         return
-                    case Say():
+                    case SendBytes():
                         pass
 
 

@@ -9,7 +9,7 @@ import random
 import tarfile
 
 from testbed.bugs import bundle as bundles
-from testbed.bugs.load import of_plain, parse, read_plain, written
+from testbed.bugs.load import parse, parse_mapping, read_plain, to_yaml
 from testbed.hardware import disk_images
 from testbed.hardware.disk_images import HEAD_BYTES, TAIL_BYTES, Content
 from testbed.topology.load import parse_points
@@ -29,14 +29,14 @@ def bug(data: bytes) -> None:
     text = text_of(place.file(data, "bug.yaml"))
     parse(text)
     plain, _ = read_plain(text, "bug.yaml")
-    parse(written(plain))
+    parse(to_yaml(plain))
 
 
 def bundle(data: bytes) -> None:
     """All of a bundle that is read before anything of it runs."""
     path = place.file(data, "bundle.tar")
     found = bundles.read(path)
-    of_plain(found.plain)
+    parse_mapping(found.plain)
     with place.folder() as root:
         bundles.kernels(found, root)
 
@@ -66,4 +66,4 @@ def disk_image(data: bytes) -> None:
     """The beginning and end of a disk's image, taken for raw and for qcow2."""
     content = Content(head=data[:HEAD_BYTES], tail=data[-TAIL_BYTES:], size_bytes=len(data))
     for wanted in ("raw", "qcow2"):
-        list(disk_images.mistakes(content, wanted, "its name", 1 << 30))
+        list(disk_images.image_mistakes(content, wanted, "its name", 1 << 30))

@@ -6,18 +6,18 @@ import asyncio
 import functools
 import json
 
-from testbed import cgroupfs, group_counts
+from testbed import cgroupfs
 from testbed.api import blktests
 from testbed.bugs.model import Condition
 from testbed.bugs.script_files import script
-from testbed.bugs.signature import Watch, rendered
+from testbed.bugs.signature import Watch, render
 from testbed.guest import cpu_memory, devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
 from testbed.guest.channels.console import Agent
 from testbed.guest.clock import uptime_s
 from testbed.guest.metrics import fio
 from testbed.guest.setup import readback, survey
-from testbed.guest.setup.readback import Fact
+from testbed.guest.setup.readback import Expected
 from testbed.guest.setup.survey import Hardware
 from testbed.qemu.io_errors import DiskErrors
 from testbed.store import archives
@@ -36,7 +36,7 @@ def log(data: bytes) -> None:
     text = place.text(data)
     reader = kernel_log.Reader()
     shown = [one for line in text.split("\n") if (one := reader.take(line)) is not None]
-    dmesg.merged(shown, dmesg.parse(text), 500)
+    dmesg.merge(shown, dmesg.parse(text), 500)
 
 
 _SCRIPT = 'set -x\nprepare() { mkdir a; }\nprepare && echo "BYPASSED $1" <<EOF\nx\nEOF\nfor i in 1 2; do\n  sleep 1 & wait\ndone\n'
@@ -57,7 +57,7 @@ def script_output(data: bytes) -> None:
         watch.hear_errors(errors[at : at + 4096])
     watch.hear_output(output)
     watch.hear_console(shown)
-    watch.counted(rendered({"a/memory.events": place.text(shown)}))
+    watch.counted(render({"a/memory.events": place.text(shown)}))
     watch.ended(3)
     watch.doubt()
     watch.unknown(3)
@@ -92,13 +92,13 @@ async def _asked(data: bytes) -> None:
     devices.by_number({}, found)
     lines, rest = await one.ask("time")
     uptime_s(rest)
-    group_counts.parse(lines)
+    cgroupfs.parse_group_counts(lines)
     await one.exchange("freeze", "frozen")
 
 
 def group_lines(data: bytes) -> None:
     """The agent's lines of control groups."""
-    group_counts.parse(place.text(data).rstrip("\n").split("\n"))
+    cgroupfs.parse_group_counts(place.text(data).rstrip("\n").split("\n"))
 
 
 def disk_listing(data: bytes) -> None:
@@ -113,14 +113,14 @@ def counter_files(data: bytes) -> None:
     text = place.text(data)
     before, _, after = text.partition("\0")
     cgroupfs.parse_io_stat(before, "g0: io.stat")
-    cgroupfs.moved(before, after or before, "7:0", "rbytes", "g0: io.stat")
+    cgroupfs.bytes_moved(before, after or before, "7:0", "rbytes", "g0: io.stat")
 
 
 def flat_files(data: bytes) -> None:
     """A flat keyed file of the cgroup filesystem."""
     text = place.text(data)
     cgroupfs.parse_flat(text, "g0: memory.stat")
-    cgroupfs.value(text, "oom_kill", "g0: memory.events")
+    cgroupfs.parse_value(text, "oom_kill", "g0: memory.events")
 
 
 def shell_output(data: bytes) -> None:
@@ -129,18 +129,18 @@ def shell_output(data: bytes) -> None:
     shell_functions.sections(text, "7a3f", "g0")
     shell_functions.lines(text, "number")
     shell_functions.printed_number(text, "pid", "g0")
-    shell_functions.named(text, "rate", ("a",), "g0")
+    shell_functions.named_values(text, "rate", ("a",), "g0")
 
 
 def online(data: bytes) -> None:
     """Which CPUs a guest has."""
-    cpu_memory.online(place.text(data), "g0: cpu/online")
+    cpu_memory.online_cpus(place.text(data), "g0: cpu/online")
 
 
 _DISKS = {"/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"), "/dev/nvme0n1": Hardware(name="fast", type="nvme")}
 _FACTS = (
-    Fact(where="disks.data.queues", file="/sys/block/vdc/mq", expected="2"),
-    Fact(where="cgroups.a.io-max", file="/sys/fs/cgroup/a/io.max", expected="rbps=1048576", line="{NUMBER} ", of="/dev/vdc"),
+    Expected(where="disks.data.queues", file="/sys/block/vdc/mq", expected="2"),
+    Expected(where="cgroups.a.io-max", file="/sys/fs/cgroup/a/io.max", expected="rbps=1048576", line="{NUMBER} ", of="/dev/vdc"),
 )
 
 
@@ -156,13 +156,13 @@ def suite_records(data: bytes) -> None:
     left, _, printed = place.text(data).partition("\0\0")
     for source in ("test() {\n    true\n}\n", "test_device() {\n    true\n}\n"):
         for devices_there in (False, True):
-            blktests.outcomes("loop/001", left, printed, source, devices=devices_there)
+            blktests.read_results("loop/001", left, printed, source, devices=devices_there)
 
 
 def fio_figures(data: bytes) -> None:
     """What fio prints."""
     for rw in ("randread", "write"):
-        fio.load_of(place.text(data), rw)
+        fio.parse_load(place.text(data), rw)
 
 
 def copied_out(data: bytes) -> None:

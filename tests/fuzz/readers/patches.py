@@ -23,21 +23,21 @@ def diff(data: bytes) -> None:
 
 def quilt(data: bytes) -> None:
     """A list of patches."""
-    patches.of_quilt(place.text(data), "series")
+    patches.parse_quilt_series(place.text(data), "series")
 
 
 def _looked_at(patch: Patch) -> None:
     patches.levels(patch.text)
     for reverse in (False, True):
         patches.hunks(patch, reverse=reverse)
-        patches.placeless(patch, reverse=reverse)
+        patches.has_no_place(patch, reverse=reverse)
         patches.refusal(patch, f"error: patch failed: {patch.text[:60]}:1\n", lambda _: patch.text[:4000], reverse=reverse)
-    patches.uncounted(patch)
+    patches.has_wrong_counts(patch)
 
 
 def git_said(data: bytes) -> None:
     """What `git apply --numstat --summary -z` prints of a patch, whose names a stranger chose."""
-    patches.touched(place.text(data), "a.patch")
+    patches.touched_files(place.text(data), "a.patch")
 
 
 def kconfig_files(data: bytes) -> None:
@@ -46,9 +46,9 @@ def kconfig_files(data: bytes) -> None:
     files = {"Kconfig": top, **{f"lib/Kconfig.{number}": text for number, text in enumerate(more)}}
     found = kconfig.read(files.get)
     asked = {"BRIDGE": Option(value="m", where="x:1"), "DEEP": Option(value="y", where="x:2")}
-    losses = config_fragments.losses(asked, {})
-    kconfig.chosen(losses, found, asked, {})
-    kconfig.unknown(losses, found)
+    losses = config_fragments.lost_options(asked, {})
+    kconfig.chosen_losses(losses, found, asked, {})
+    kconfig.unknown_options(losses, found)
     for loss in losses:
         kconfig.explain(loss, found, asked)
 
@@ -56,5 +56,5 @@ def kconfig_files(data: bytes) -> None:
 def configuration(data: bytes) -> None:
     """A .config or a fragment."""
     found = config_fragments.parse(place.text(data), "config")
-    config_fragments.parse(config_fragments.written(found), "written")
-    config_fragments.losses(found, {})
+    config_fragments.parse(config_fragments.format_config(found), "written")
+    config_fragments.lost_options(found, {})

@@ -32,7 +32,7 @@ def bugs(data: bytes) -> None:
     assert found is not None
     files.markdown(found)
     if found["what"] in ("repro", "suite"):
-        ktap.parse(own_ktap.ktap(view.as_results(found)))
+        ktap.parse(own_ktap.ktap(view.as_results_document(found)))
 
 
 def ktap_of(data: bytes) -> None:
@@ -43,7 +43,7 @@ def ktap_of(data: bytes) -> None:
 def listed(data: bytes) -> None:
     """A run as `testbed runs` lists it, by either kind of results or by its log."""
     name = next((name for name, of_it in runs.RESULTS.items() if f'"{of_it}"'.encode() in data), eventlog.FILE)
-    runs.every(_run(data, name).parent, result_reader.document)
+    runs.list_runs(_run(data, name).parent, result_reader.read_document)
 
 
 _RECORDED = {b'"disks"': disk_sampler.LOG, b'"groups"': cgroup_sampler.LOG, b"": timeline.LOG}
@@ -52,7 +52,7 @@ _RECORDED = {b'"disks"': disk_sampler.LOG, b'"groups"': cgroup_sampler.LOG, b"":
 def samples(data: bytes) -> None:
     """What was sampled of a guest's disks or groups, or its timeline, as plots."""
     name = next(name for of_it, name in _RECORDED.items() if of_it in data)
-    json.dumps(plots.read(_folder(data, name).parent, "evidence", 100).plots, allow_nan=False)
+    json.dumps(plots.read_recording(_folder(data, name).parent, "evidence", 100).plots, allow_nan=False)
 
 
 def _run(data: bytes, name: str) -> Path:

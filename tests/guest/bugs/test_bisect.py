@@ -31,9 +31,9 @@ async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
         Tree(source.folder).put({})
         made = await eight_commits.make(tmp_path / "linux", source.tree)
     yield made
-    for kernel in names.every(root):
+    for kernel in names.list_names(root):
         if kernel.name.startswith("linux-") and kernel.name.split("-")[1] in {commit[:12] for commit in made.commits}:
-            builder.remove(kernel.name, root)
+            builder.remove_build(kernel.name, root)
     for folder in (root / cache.SOURCES).glob("git-*"):
         if (folder / cache.META).is_file() and cache.read_meta(folder)["origin"] == str(made.path):
             shutil.rmtree(folder)
@@ -49,7 +49,7 @@ async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_and_compare_s
     said = await repository.git("bisect", "run", *words)
     assert f"{repository.loss} is the first bad commit" in said
     root = paths.folders().cache
-    built = [names.find(root, kernel) for kernel in names.every(root) if kernel.name.startswith("linux-")]
+    built = [names.find_name(root, kernel) for kernel in names.list_names(root) if kernel.name.startswith("linux-")]
     compiled = sorted(int(cache.read_meta(one.folder)["compiled"]) for one in built if one and str(repository.path) in one.origin)
     # Up to three steps for seven commits. The first compiles everything, each of the others what differs from the one before.
     assert 2 <= len(compiled) <= 3 and compiled[-1] > 1000 and compiled[-2] < 100

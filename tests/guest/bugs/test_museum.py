@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from testbed.bugs import load
-from testbed.bugs.repro import Job, Limits, Tried, Verdict, on_kernel
-from testbed.guest.factory import Lab, open_lab
+from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob, StopRule, try_kernel
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import process
 from testbed.progress import Silent
 from testbed.store.kernels.files import KernelFiles
@@ -25,33 +25,35 @@ PAIR = ("debian-5.10", "debian-6.1")
 WAITS, TIMED = ("css-leak", "idle-workers"), ("inversion", "io-max-bypass")
 
 
-async def one_side(job: Job, lab: Lab, spec: str, *, must_show: bool) -> Tried:
+async def one_side(job: ReproJob, factory: GuestFactory, spec: str, *, must_show: bool) -> KernelTries:
     """A try that comes to something: those that measure time say that they could not where this machine is busy."""
     for _ in range(3):
-        tried = await on_kernel(job, await lab.kernel(spec), must_show=must_show)
-        if tried.verdict is not Verdict.TROUBLE:
+        tried = await try_kernel(job, await factory.kernel(spec), must_show=must_show)
+        if tried.verdict is not KernelVerdict.TROUBLE:
             break
     return tried
 
 
-async def both_sides(lab: Lab, name: str, folder: Path) -> None:
+async def both_sides(factory: GuestFactory, name: str, folder: Path) -> None:
     case = load(MUSEUM / f"{name}.yaml")
-    job = Job(
-        lab=lab,
+    job = ReproJob(
+        factory=factory,
         case=case,
-        limits=Limits(tries=1, timeout_s=case.bug.timeout_s),
+        limits=StopRule(tries=1, timeout_s=case.bug.timeout_s),
         seed=1,
         folder=folder / name,
         on_try=lambda kernel, one: None,
     )
     shows = next(spec for spec in PAIR if spec in case.bug.kernels.shows)
     clean = next(spec for spec in PAIR if spec in case.bug.kernels.clean)
-    wanted = (one_side(job, lab, shows, must_show=True), one_side(job, lab, clean, must_show=False))
+    wanted = (one_side(job, factory, shows, must_show=True), one_side(job, factory, clean, must_show=False))
     if name in TIMED:
         tried = (await wanted[0], await wanted[1])
     else:
         tried = await asyncio.gather(*wanted)
-    assert [one.verdict for one in tried] == [Verdict.SHOWS, Verdict.ABSENT], [(try_.why, try_.end) for one in tried for try_ in one.tries]
+    assert [one.verdict for one in tried] == [KernelVerdict.SHOWS, KernelVerdict.ABSENT], [
+        (try_.why, try_.end) for one in tried for try_ in one.tries
+    ]
 
 
 @pytest.mark.slow
@@ -59,11 +61,11 @@ async def both_sides(lab: Lab, name: str, folder: Path) -> None:
 async def test_each_bug_shows_where_it_must_and_only_there(tmp_path: Path) -> None:
     # Those that measure time come last, when those that wait do nothing else any longer.
     busy = sorted((path.stem for path in MUSEUM.glob("*.yaml") if path.stem not in WAITS), key=lambda name: (name in TIMED, name))
-    async with open_lab(Silent(), kernels=PAIR) as lab, asyncio.TaskGroup() as group:
+    async with open_factory(Silent(), kernels=PAIR) as factory, asyncio.TaskGroup() as group:
         for name in WAITS:
-            group.create_task(both_sides(lab, name, tmp_path))
+            group.create_task(both_sides(factory, name, tmp_path))
         for name in busy:
-            await both_sides(lab, name, tmp_path)
+            await both_sides(factory, name, tmp_path)
     assert len(busy) + len(WAITS) >= 6
 
 
@@ -100,9 +102,9 @@ def installed(folder: Path, lab_kernel: KernelFiles) -> None:
 
 @pytest.mark.slow
 async def test_a_folder_of_kernels_is_walked_by_version_with_the_modules_beside_them(tmp_path: Path) -> None:
-    async with open_lab(Silent(), kernels=PAIR) as lab:
+    async with open_factory(Silent(), kernels=PAIR) as factory:
         for spec in PAIR:
-            installed(tmp_path / "kernels", await lab.kernel(spec))
+            installed(tmp_path / "kernels", await factory.kernel(spec))
     (tmp_path / "old.yaml").write_text(OLD)
     first, last = sorted(path.name for path in (tmp_path / "kernels").glob("vmlinuz-*"))
     # What lies beside kernels, and kernels that do not unpack or boot.

@@ -13,14 +13,14 @@ import pytest
 
 from testbed.bugs import Case
 from testbed.bugs.attempt import Attempt, attempt
-from testbed.bugs.conclusion import result
-from testbed.bugs.load import of_plain
+from testbed.bugs.conclusion import conclude
+from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome, Try
-from testbed.bugs.repro import Job, Limits, Tried, on_kernel
+from testbed.bugs.repro import KernelTries, ReproJob, StopRule, try_kernel
 from testbed.bugs.signature import End
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.qemu import command_line
-from testbed.report.bugs.results import of_repro
+from testbed.report.bugs.results import repro_document
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import trust
 
@@ -33,7 +33,7 @@ def plain(script: str, *signature: dict[str, Any], **more: Any) -> dict[str, Any
 
 
 def case(script: str, *signature: dict[str, Any], **more: Any) -> Case:
-    return of_plain(plain(script, *signature, **more))
+    return parse_mapping(plain(script, *signature, **more))
 
 
 # What a try may take beside its script: to start its guest, and to find out what became of it.
@@ -50,12 +50,12 @@ def processes_with(word: str) -> list[str]:
 
 
 @pytest.fixture
-def trying(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> Any:
+def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
     """Tries a bug once, and sees to it that it ends in time and that nothing of its guest is left: processes, sockets, scratch disks."""
 
     async def once(bug: Case, timeout_s: float = 60, **more: Any) -> Try:
         wanted = Attempt(
-            lab=lab,
+            factory=factory,
             bug=bug.bug,
             guest=bug.guest,
             kernel=kernel,
@@ -65,11 +65,11 @@ def trying(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> Any:
             evidence=tmp_path / "guest",
             **more,
         )
-        await lab.prepare(bug.guest, kernel)
+        await factory.prepare(bug.guest, kernel)
         async with asyncio.timeout(timeout_s + _BESIDES_S):
             one = await attempt(wanted)
-        assert not list(lab._session.sockets.iterdir()) and not list(lab._session.scratch.iterdir())
-        assert not processes_with(str(lab._session.sockets))
+        assert not list(factory._session.sockets.iterdir()) and not list(factory._session.scratch.iterdir())
+        assert not processes_with(str(factory._session.sockets))
         assert json.loads((tmp_path / "guest" / "try.json").read_text())["outcome"] == one.outcome.value
         return one
 
@@ -193,9 +193,9 @@ sleep 600
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
-    lab: Lab, trying: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    factory: GuestFactory, trying: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    lab.cold = True  # no template for this machine alone
+    factory.cold = True  # no template for this machine alone
     monkeypatch.setenv(trust.VARIABLE, "0" * 64)
     # The serial port passes 0.2 MB/s under emulation: a virtio port speaks on the same wire, which is read as ever.
     port = command_line._serial_port
@@ -207,7 +207,7 @@ async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
     monkeypatch.setattr(command_line, "_serial_port", shared)
     topology = {"guests": {"g0": {"cpus": 1, "memory": "512M", "qemu-args": FAST_PORT}}}
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    flood = of_plain(plain(FLOOD, {"console": "^it is over$"}, topology=topology), sources={"0" * 64: "a test"})
+    flood = parse_mapping(plain(FLOOD, {"console": "^it is over$"}, topology=topology), sources={"0" * 64: "a test"})
     one = await trying(flood, timeout_s=300)
     assert (one.outcome, one.end) == (Outcome.HIT, End.STOPPED), one
     assert one.console_bytes >= 100_000_000
@@ -224,26 +224,28 @@ async def test_a_guest_that_fills_its_disk_says_so(trying: Any) -> None:
 
 
 @pytest.mark.slow
-async def test_a_rate_and_a_signature_that_shows_everywhere(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_a_rate_and_a_signature_that_shows_everywhere(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> None:
     told: list[Try] = []
     # Two of three seeds in a row are no multiple of three.
     sometimes = case("[ $((SEED % 3)) != 0 ] || exit 1", {"status": 0})
 
-    async def run(limits: Limits, folder: str, *, must_show: bool = True) -> tuple[Job, Tried]:
-        job = Job(lab=lab, case=sometimes, limits=limits, seed=2, folder=tmp_path / folder, on_try=lambda _, one: told.append(one))
-        return job, await on_kernel(job, kernel, must_show=must_show)
+    async def run(limits: StopRule, folder: str, *, must_show: bool = True) -> tuple[ReproJob, KernelTries]:
+        job = ReproJob(
+            factory=factory, case=sometimes, limits=limits, seed=2, folder=tmp_path / folder, on_try=lambda _, one: told.append(one)
+        )
+        return job, await try_kernel(job, kernel, must_show=must_show)
 
-    job, every = await run(Limits(tries=6, timeout_s=60, every=True), "every")
+    job, every = await run(StopRule(tries=6, timeout_s=60, every=True), "every")
     assert [one.outcome for one in every.tries] == [Outcome.MISS, Outcome.HIT, Outcome.HIT] * 2
     assert str(every.rate).startswith("4 of 6 (67 %") or str(every.rate).startswith("4 of 6 (67%")
     assert every.first_hit == 2 and len(told) == 6
-    _, first = await run(Limits(tries=6, timeout_s=60, jobs=1), "first")
+    _, first = await run(StopRule(tries=6, timeout_s=60, jobs=1), "first")
     assert [one.outcome for one in first.tries] == [Outcome.MISS, Outcome.HIT]
-    _, until = await run(Limits(tries=6, timeout_s=60, jobs=1, until=0.9), "until")
+    _, until = await run(StopRule(tries=6, timeout_s=60, jobs=1, until=0.9), "until")
     # With 6 tries 90 % is out of reach from the beginning.
     assert until.tries == ()
-    _, clean = await run(Limits(tries=3, timeout_s=60, every=True), "clean", must_show=False)
-    assert result((every, clean))[0].value == "invalid"
-    said = of_repro(job, (every, clean), ["testbed"], 1.0)
+    _, clean = await run(StopRule(tries=3, timeout_s=60, every=True), "clean", must_show=False)
+    assert conclude((every, clean))[0].value == "invalid"
+    said = repro_document(job, (every, clean), ["testbed"], 1.0)
     assert (said["result"], said["kernels"][0]["hits"], said["kernels"][1]["must_show"]) == ("invalid", 4, False)
     json.dumps(said)

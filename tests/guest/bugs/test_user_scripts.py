@@ -10,10 +10,10 @@ import pytest
 
 from testbed.bugs import Case, attempt
 from testbed.bugs.attempt import Attempt
-from testbed.bugs.load import of_plain
+from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome
 from testbed.bugs.signature import Watch
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.store.kernels.files import KernelFiles
 
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
@@ -40,24 +40,31 @@ echo refused
 
 def case(script: str, *signature: dict[str, Any], **more: Any) -> Case:
     said = list(signature) or [{"output": "BYPASSED"}]
-    return of_plain({"version": 1, "summary": "a test", "topology": GUEST, "script": script, "signature": said, **more})
+    return parse_mapping({"version": 1, "summary": "a test", "topology": GUEST, "script": script, "signature": said, **more})
 
 
 Runs = Callable[[Case], Awaitable[tuple[Outcome, Watch, str]]]
 
 
 @pytest.fixture
-async def runs(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> AsyncIterator[Runs]:
+async def runs(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> AsyncIterator[Runs]:
     """Runs bugs one after the other in one guest, as tries do in one of their own each."""
     guest_model = case("true").guest
     number = 0
-    async with lab.guest("g0", guest_model, kernel, tmp_path / "guest") as guest:
+    async with factory.guest("g0", guest_model, kernel, tmp_path / "guest") as guest:
 
         async def one(bug: Case) -> tuple[Outcome, Watch, str]:
             nonlocal number
             number += 1
             wanted = Attempt(
-                lab=lab, bug=bug.bug, guest=guest_model, kernel=kernel, number=1, seed=number, timeout_s=300, evidence=tmp_path / "guest"
+                factory=factory,
+                bug=bug.bug,
+                guest=guest_model,
+                kernel=kernel,
+                number=1,
+                seed=number,
+                timeout_s=300,
+                evidence=tmp_path / "guest",
             )
             run = attempt._run(bug.bug)
             await attempt._tried(guest, wanted, run)

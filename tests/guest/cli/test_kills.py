@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kills
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.qemu import probe
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest, load
+from testbed.topology import GuestModel, load
 from testbed.units import MIB
 from tests.support import places
 from tests.support.faults import NAMES, expect
@@ -31,13 +31,13 @@ GATE = ("run", "gate", "--quick", "-k", "debian-6.1", "-q")
 
 
 @pytest.fixture
-async def own(lab: Lab, kernel: KernelFiles, model: Guest) -> AsyncIterator[Places]:
+async def own(factory: GuestFactory, kernel: KernelFiles, model: GuestModel) -> AsyncIterator[Places]:
     with places.made() as found:
         found.file("bad.sh", SCRIPT)
         tiny = load(Path(found.file("tiny.yaml", TINY))).guests["tiny"]
         # It is their own guests that are hurt, and not those of which templates are made.
         for machine in (tiny, model):
-            await lab.prepare(machine, kernel)
+            await factory.prepare(machine, kernel)
         yield found
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import CommandFailed, DeviceMismatch, HostError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.guest.setup import apply
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.topology.storage import Loop
 
 # A loop on a file on ext4 on each kind of disk, and one on a file on tmpfs.
@@ -39,9 +39,9 @@ async def mounted(guest: Guest) -> set[str]:
 
 
 @pytest.mark.slow
-async def test_a_stack_is_made_and_unmade(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", MODEL, kernel, evidence) as guest:
-        async with apply.standing(guest) as made:
+async def test_a_stack_is_made_and_unmade(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    async with factory.guest("g0", MODEL, kernel, logs) as guest:
+        async with apply.stack_applied(guest) as made:
             assert await attached(guest) == {loop.path: loop.backing_file for loop in made.loops.values()}
             assert await mounted(guest) == {"/mnt/data", "/mnt/fast", "/mnt/ram"}
             for name, loop in made.loops.items():
@@ -51,7 +51,7 @@ async def test_a_stack_is_made_and_unmade(lab: Lab, kernel: KernelFiles, evidenc
 
 
 @pytest.mark.slow
-async def test_loops_on_loops(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_loops_on_loops(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     nested = GuestModel.model_validate(
         {
             "disks": {"data": {"type": "nvme", "size": "1G"}},
@@ -61,31 +61,33 @@ async def test_loops_on_loops(lab: Lab, kernel: KernelFiles, evidence: Path) -> 
             },
         }
     )
-    async with lab.guest("g0", nested, kernel, evidence) as guest, apply.standing(guest) as made:
+    async with factory.guest("g0", nested, kernel, logs) as guest, apply.stack_applied(guest) as made:
         assert await attached(guest) == {"/dev/loop0": "/mnt/data/outer.img", "/dev/loop1": "/mnt/l0/inner.img"}
         assert made.loops["l1"].disks == ("data",)
         assert (await guest.run("cat", "/sys/block/loop1/loop/dio")).stdout == "1\n"
 
 
-async def test_what_was_made_is_undone_when_a_step_fails(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", MODEL, kernel, evidence) as guest:
+async def test_what_was_made_is_undone_when_a_step_fails(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    async with factory.guest("g0", MODEL, kernel, logs) as guest:
         # Something else holds the second loop's device.
         await guest.script("truncate -s 1M /tmp/other && losetup /dev/loop1 /tmp/other")
         with pytest.raises(CommandFailed, match=r"failed: /dev/loop1 on /mnt/fast/disk\.img"):
-            async with apply.standing(guest):
+            async with apply.stack_applied(guest):
                 pass
         assert await attached(guest) == {"/dev/loop1": "/tmp/other"} and await mounted(guest) == set()
 
 
-async def test_the_stack_is_undone_when_the_work_on_it_fails(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+async def test_the_stack_is_undone_when_the_work_on_it_fails(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
+) -> None:
+    async with factory.guest("g0", model, kernel, logs) as guest:
         with pytest.raises(CommandFailed):
-            async with apply.standing(guest, MODEL.model_copy(update={"loops": {"l2": MODEL.loops["l2"]}})):
+            async with apply.stack_applied(guest, MODEL.model_copy(update={"loops": {"l2": MODEL.loops["l2"]}})):
                 await guest.run("false")
         assert await attached(guest) == {} and await mounted(guest) == set()
 
 
-async def test_a_throttled_disk_is_as_slow_as_its_limit(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_a_throttled_disk_is_as_slow_as_its_limit(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     """100 direct reads at 50 IOPS take two seconds or more, however fast or slow the host is."""
     slow = GuestModel.model_validate(
         {
@@ -94,16 +96,16 @@ async def test_a_throttled_disk_is_as_slow_as_its_limit(lab: Lab, kernel: Kernel
             }
         }
     )
-    async with lab.guest("g0", slow, kernel, evidence) as guest:
+    async with factory.guest("g0", slow, kernel, logs) as guest:
         for name, device in guest.disks.items():
-            before = (await readings.disk_bytes(guest))[name][0]
+            before = (await readings.read_disk_bytes(guest))[name][0]
             done = await guest.run("dd", f"if={device.path}", "of=/dev/null", "bs=4k", "count=100", "iflag=direct", "status=none")
             # The bucket holds a tenth of a second: the first five or so are free.
             assert done.took_s > 1.6
-            assert (await readings.disk_bytes(guest))[name][0] - before >= 100 * 4096
+            assert (await readings.read_disk_bytes(guest))[name][0] - before >= 100 * 4096
 
 
-async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     """The kernel silently leaves direct I/O off for a loop whose sectors are smaller than those of the disk below, or begin within one."""
     small = GuestModel.model_validate(
         {
@@ -111,26 +113,28 @@ async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(lab: 
             "loops": {"l0": {"backing": "native/f", "size": "64M", "logical-block-size": 512, "direct-io": True}},
         }
     )
-    async with lab.guest("g0", small, kernel, evidence) as guest:
+    async with factory.guest("g0", small, kernel, logs) as guest:
         said = (
             r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); a kernel gives a loop no direct I/O, and says nothing"
         )
         with pytest.raises(DeviceMismatch, match=said):
-            async with apply.standing(guest):
+            async with apply.stack_applied(guest):
                 pass
         odd = Loop.model_validate({"backing": "native/f", "size": "64M", "offset": 512, "direct-io": True})
         with pytest.raises(DeviceMismatch, match=said):
-            async with apply.standing(guest, small.model_copy(update={"loops": {"l0": odd}})):
+            async with apply.stack_applied(guest, small.model_copy(update={"loops": {"l0": odd}})):
                 pass
         assert await attached(guest) == {} and await mounted(guest) == set()
 
 
-async def test_an_overlay_shows_its_image_and_never_writes_it(lab: Lab, kernel: KernelFiles, evidence: Path, tmp_path: Path) -> None:
+async def test_an_overlay_shows_its_image_and_never_writes_it(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, tmp_path: Path
+) -> None:
     image = tmp_path / "an image, of mine.img"
     image.write_bytes(b"mine" * 1024 + bytes(4 << 20))
     before = image.read_bytes()
     over = GuestModel.model_validate({"disks": {"d": {"type": "virtio-blk", "size": "8M", "image": str(image)}}})
-    async with lab.guest("g0", over, kernel, evidence) as guest:
+    async with factory.guest("g0", over, kernel, logs) as guest:
         path = guest.disks["d"].path
         assert (await guest.run("head", "-c", "8", path)).stdout == "minemine"
         await guest.script('echo other | dd of="$1" conv=fsync status=none', path)
@@ -138,7 +142,9 @@ async def test_an_overlay_shows_its_image_and_never_writes_it(lab: Lab, kernel: 
     assert image.read_bytes() == before
 
 
-async def test_an_image_that_is_larger_than_its_disk_or_not_there_is_said(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_an_image_that_is_larger_than_its_disk_or_not_there_is_said(
+    factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
+) -> None:
     (tmp_path / "large.img").write_bytes(bytes(16 << 20))
     for name, words in (
         ("large.img", "it holds 16M, which is more than the disk's size of 8M"),
@@ -146,5 +152,5 @@ async def test_an_image_that_is_larger_than_its_disk_or_not_there_is_said(lab: L
     ):
         wrong = GuestModel.model_validate({"disks": {"d": {"type": "nvme", "size": "8M", "image": str(tmp_path / name)}}})
         with pytest.raises(HostError, match=words):
-            async with lab.guest("g0", wrong, kernel, tmp_path / name.replace(".", "-")):
+            async with factory.guest("g0", wrong, kernel, tmp_path / name.replace(".", "-")):
                 pass

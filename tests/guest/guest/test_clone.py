@@ -17,22 +17,22 @@ import pytest
 from testbed.errors import DeviceMismatch, WireBroken
 from testbed.guest.channels.ssh import Shell
 from testbed.guest.channels.ssh_keys import SshKey
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import State
 from testbed.qemu import command_line
 from testbed.store import cache, template_files
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.topology.disks import disk_of
 from tests.guest.conftest import Notes
 from tests.support.faults import expect
 
 
-async def test_two_clones_are_two_machines(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_two_clones_are_two_machines(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
     async with (
-        lab.guest("first", model, kernel, tmp_path / "1") as first,
-        lab.guest("second", model, kernel, tmp_path / "2") as second,
+        factory.guest("first", model, kernel, tmp_path / "1") as first,
+        factory.guest("second", model, kernel, tmp_path / "2") as second,
     ):
         told = []
         for guest in (first, second):
@@ -55,9 +55,9 @@ async def test_two_clones_are_two_machines(lab: Lab, model: GuestModel, kernel: 
 
 
 async def test_disks_are_those_of_the_topology_and_found_by_serial(
-    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+    async with factory.guest("g0", model, kernel, logs) as guest:
         assert {name: (device.kind, device.size_bytes) for name, device in guest.disks.items()} == {
             name: (disk.type, disk.size) for name, disk in model.disks.items()
         }
@@ -65,8 +65,10 @@ async def test_disks_are_those_of_the_topology_and_found_by_serial(
 
 
 @pytest.mark.slow
-async def test_a_guest_that_differs_from_its_topology_is_refused(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+async def test_a_guest_that_differs_from_its_topology_is_refused(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
+) -> None:
+    async with factory.guest("g0", model, kernel, logs) as guest:
         await guest.slots.plug("extra", disk_of(type="nvme", size="8M"), 2)
         with pytest.raises(DeviceMismatch, match="expected no such disk, got one with serial 'tb-extra'"):
             await _until_mismatch(guest)
@@ -87,19 +89,21 @@ async def _until_mismatch(guest: Guest) -> None:
 
 
 @pytest.mark.slow
-async def test_a_cold_guest_is_the_same_but_for_how_it_came(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
-    lab.cold = True
-    async with lab.guest("cold", model, kernel, tmp_path / "1") as guest:
-        assert guest.order.template is None and guest.boot_s > 0
+async def test_a_cold_guest_is_the_same_but_for_how_it_came(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path
+) -> None:
+    factory.cold = True
+    async with factory.guest("cold", model, kernel, tmp_path / "1") as guest:
+        assert guest.spec.template is None and guest.boot_s > 0
         assert set(guest.disks) == set(model.disks)
         assert (await guest.run("hostname")).stdout == "cold\n"
         assert (await guest.run("sh", "-c", "echo x >/root/writable")).status == 0
 
 
 async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
-    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
-    async with lab.guest("long", model, kernel, evidence) as guest:
+    async with factory.guest("long", model, kernel, logs) as guest:
         said = await guest.script(f"echo {'x' * 20_000} $1; exit 3", "second", check=False)
         assert said.stdout == f"{'x' * 20_000} second\n" and said.status == 3
         # Whatever its length and shell, it does not read itself, and errors have its own lines.
@@ -109,9 +113,9 @@ async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
             assert said.stdout == "[] second\n" and ": 3: " in said.stderr.replace("line ", ""), (interpreter, length, said)
 
 
-async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", model, kernel, evidence) as guest:
-        pid, sockets, scratch = guest.pid, guest.order.sockets, guest.order.scratch
+async def test_nothing_but_evidence_is_left(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path) -> None:
+    async with factory.guest("g0", model, kernel, logs) as guest:
+        pid, sockets, scratch = guest.pid, guest.spec.sockets, guest.spec.scratch
         assert {path.name for path in sockets.iterdir()} == {"qmp", "poll", "console", "agent"}
         assert stat.S_IMODE(sockets.stat().st_mode) == 0o700 == stat.S_IMODE(sockets.parent.stat().st_mode)
         assert {path.name for path in scratch.iterdir()} == {"data.raw", "fast.raw"}
@@ -119,10 +123,10 @@ async def test_nothing_but_evidence_is_left(lab: Lab, model: GuestModel, kernel:
     assert not sockets.exists() and not scratch.exists()
     with pytest.raises(WireBroken):
         await guest.entrance.dial()
-    assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log", "stages.jsonl"} <= {path.name for path in evidence.iterdir()}
-    assert "device_add" in (evidence / "qmp.jsonl").read_text()
-    assert "Linux version" in (evidence / "dmesg.txt").read_text()
-    assert "-sandbox" in (evidence / "argv.txt").read_text()
+    assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log", "stages.jsonl"} <= {path.name for path in logs.iterdir()}
+    assert "device_add" in (logs / "qmp.jsonl").read_text()
+    assert "Linux version" in (logs / "dmesg.txt").read_text()
+    assert "-sandbox" in (logs / "argv.txt").read_text()
 
 
 def _listening(place: str) -> list[str]:
@@ -141,12 +145,12 @@ def _alone_in_its_network(pid: int) -> bool:
 
 
 async def test_ssh_listens_in_a_network_of_its_own_and_for_this_runs_key_only(
-    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+    async with factory.guest("g0", model, kernel, logs) as guest:
         port = f"{guest.entrance.port:04X}"
         assert f"0100007F:{port}" in _listening(f"/proc/{guest.pid}") and f"00000000:{port}" not in _listening(f"/proc/{guest.pid}")
-        if lab.host.confinement.alone:
+        if factory.host.confinement.alone:
             assert not [address for address in _listening("/proc") if address.endswith(f":{port}")]
             with contextlib.closing(socket.socket()) as neighbour, pytest.raises(ConnectionRefusedError):
                 neighbour.connect(("127.0.0.1", guest.entrance.port))
@@ -191,16 +195,16 @@ async def _reaches_nothing(guest: Guest) -> None:
 
 @pytest.mark.slow
 async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
-    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, notes: Notes
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path, notes: Notes
 ) -> None:
     """Other damages are those of `test_faults`; this one passes for whole, is of another machine, and is found by QEMU alone."""
-    async with lab.guest("g0", model, kernel, evidence) as guest:
-        assert guest.order.template is not None
-        other = guest.order.template.folder
+    async with factory.guest("g0", model, kernel, logs) as guest:
+        assert guest.spec.template is not None
+        other = guest.spec.template.folder
     # A machine of its own: other tests clone the default one meanwhile.
     small = GuestModel.model_validate({"memory": "300M", "cpus": 1})
-    folder = template_files.template_folder(lab.folders.cache, command_line.machine(lab.host, small, **_hashes(guest)))
-    template_files.remove(folder)
+    folder = template_files.template_folder(factory.folders.cache, command_line.machine_id(factory.host, small, **_hashes(guest)))
+    template_files.remove_template(folder)
     folder.mkdir(mode=0o700)
     shutil.copy(other / "state", folder / "state")
     (folder / "memory").touch()
@@ -209,35 +213,37 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
     foreign = cache.read_meta(other) | {"memory_ctime_ns": template_files.touched_at_ns(folder / "memory")}
     (folder / cache.META).write_text(json.dumps(foreign))
     with expect("corrupt or foreign template"):
-        async with lab.guest("g0", small, kernel, evidence) as guest:
+        async with factory.guest("g0", small, kernel, logs) as guest:
             assert (await guest.run("hostname")).stdout == "g0\n"
     assert any("does not load" in note or "does not wake up" in note for note in notes.notes)
-    assert "migrate-incoming" in (evidence / "failed-start" / "qmp.jsonl").read_text()
+    assert "migrate-incoming" in (logs / "failed-start" / "qmp.jsonl").read_text()
     assert cache.read_meta(folder)["host_key"] != foreign["host_key"]
-    template_files.remove(folder)
+    template_files.remove_template(folder)
 
 
 @pytest.mark.slow
-async def test_the_agent_answers_while_children_of_process_1_end(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
+async def test_the_agent_answers_while_children_of_process_1_end(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
+) -> None:
     """A SIGCHLD once interrupted the agent's write of its answer, and one clone in thirty never seemed to wake up."""
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+    async with factory.guest("g0", model, kernel, logs) as guest:
         # Orphans become children of process 1; each end is a SIGCHLD.
         orphans = asyncio.create_task(guest.script("for n in $(seq 200); do (true &); done"))
         while not orphans.done():
             guest.agent.say("disks", count="0")
-            await guest.wait(guest.agent.expect("disks"), guest.order.deadlines.command_s)
+            await guest.wait(guest.agent.expect("disks"), guest.spec.deadlines.command_s)
         await orphans
 
 
 def _hashes(guest: Guest) -> dict[str, str]:
-    machine = guest.order.machine
+    machine = guest.spec.machine
     return {"kernel": machine.kernel, "image": machine.image, "initramfs": machine.initramfs}
 
 
 @pytest.mark.slow
-async def test_twelve_clones_at_once_all_answer(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_twelve_clones_at_once_all_answer(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
     async def one(number: int) -> str:
-        async with lab.guest(f"g{number}", model, kernel, tmp_path / str(number)) as guest:
+        async with factory.guest(f"g{number}", model, kernel, tmp_path / str(number)) as guest:
             return (await guest.run("hostname")).stdout.strip()
 
     names = await asyncio.gather(*(one(number) for number in range(12)))

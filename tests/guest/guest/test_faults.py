@@ -18,17 +18,18 @@ import pytest
 
 from testbed.errors import CommandFailed
 from testbed.guest import clock, template
-from testbed.guest.factory import Lab, open_lab
+from testbed.guest.factory import GuestFactory, open_factory
 from testbed.guest.guest import Guest
-from testbed.guest.launch_spec import Order
+from testbed.guest.launch_spec import LaunchSpec
 from testbed.guest.lifecycle import Event, State
-from testbed.guest.liveness import Life
+from testbed.guest.liveness import Liveness
 from testbed.guest.session import OWNER
+from testbed.hashing import file_sha256
 from testbed.qemu import monitor
 from testbed.qemu.monitor import Monitor
 from testbed.store import cache
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from tests.guest.conftest import Notes
 from tests.support.faults import ALIVE, expect
 from tests.support.qmp_proxy import Damage, Proxy
@@ -40,44 +41,44 @@ At = Callable[[State, Callable[[Guest], None]], None]
 
 
 @pytest.fixture
-async def lab(notes: Notes) -> AsyncIterator[Lab]:
+async def factory(notes: Notes) -> AsyncIterator[GuestFactory]:
     """As everybody's; when it ends, nothing of its session is left."""
-    async with open_lab(notes, kernels=("debian-6.1",)) as opened:
+    async with open_factory(notes, kernels=("debian-6.1",)) as opened:
         yield opened
     own = opened._session
     assert not [path for path in (own.sockets, own.scratch, own.scratch.with_name(f"{own.name}.lock")) if path.exists()]
 
 
 @pytest.fixture
-async def at(lab: Lab, kernel: KernelFiles, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> At:
+async def at(factory: GuestFactory, kernel: KernelFiles, notes: Notes, monkeypatch: pytest.MonkeyPatch) -> At:
     """Does something to a guest when it comes into a state, once; not to the one of which its template is made."""
-    await lab.prepare(SMALL, kernel)
+    await factory.prepare(SMALL, kernel)
     notes.notes.clear()
 
     def hurt(state: State, do: Callable[[Guest], None]) -> None:
-        real = Life._advance
+        real = Liveness._advance
 
-        def advance(self: Life, event: Event) -> None:
+        def advance(self: Liveness, event: Event) -> None:
             real(self, event)
             if self.state is state:
-                monkeypatch.setattr(Life, "_advance", real)
+                monkeypatch.setattr(Liveness, "_advance", real)
                 assert isinstance(self, Guest)
                 do(self)
 
-        monkeypatch.setattr(Life, "_advance", advance)
+        monkeypatch.setattr(Liveness, "_advance", advance)
 
     return hurt
 
 
-def nothing_left(lab: Lab, evidence: Path) -> None:
+def nothing_left(factory: GuestFactory, logs: Path) -> None:
     """Of its guests: no socket, no disk, no QEMU, and nothing that keeps others waiting for their turn; but what tells of the last one."""
-    reached = stages(evidence)
-    assert reached[-1] == "STOPPED" and (evidence / "argv.txt").read_text()
-    assert [name for name in LOGS if (evidence / name).exists()] == (LOGS if "MONITORED" in reached else [])
-    own = lab._session
+    reached = stages(logs)
+    assert reached[-1] == "STOPPED" and (logs / "argv.txt").read_text()
+    assert [name for name in LOGS if (logs / name).exists()] == (LOGS if "MONITORED" in reached else [])
+    own = factory._session
     assert not list(own.sockets.iterdir()) and not list(own.scratch.iterdir())
     assert not [process for process in Path("/proc").glob("[0-9]*") if f"{OWNER}={own.sockets}/".encode() in _environment(process)]
-    assert not list(lab.folders.runtime.glob(f"admission/*-{os.getpid()}-*"))
+    assert not list(factory.folders.runtime.glob(f"admission/*-{os.getpid()}-*"))
 
 
 def _environment(process: Path) -> bytes:
@@ -87,26 +88,26 @@ def _environment(process: Path) -> bytes:
         return b""
 
 
-def stages(evidence: Path) -> list[str]:
-    return [json.loads(line)["state"] for line in (evidence / "stages.jsonl").read_text().splitlines()]
+def stages(logs: Path) -> list[str]:
+    return [json.loads(line)["state"] for line in (logs / "stages.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("state", ALIVE, ids=lambda state: state.name)
-async def test_qemu_is_killed(lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, at: At, state: State) -> None:
+async def test_qemu_is_killed(factory: GuestFactory, kernel: KernelFiles, logs: Path, notes: Notes, at: At, state: State) -> None:
     at(state, lambda guest: os.kill(guest.pid, signal.SIGKILL))
     with expect("kill -9 of QEMU") as met:
-        async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        async with factory.guest("g0", SMALL, kernel, logs) as one:
             await one.run("sleep", "600", timeout_s=600)
     assert "QEMU ended with status -9" in str(met.error)
-    nothing_left(lab, evidence)
-    assert stages(evidence)[-2] == "LOST" and state.name in stages(evidence)
+    nothing_left(factory, logs)
+    assert stages(logs)[-2] == "LOST" and state.name in stages(logs)
     assert not notes.notes  # its template is as good as before
 
 
 @pytest.mark.parametrize("state", (State.AWAKE, State.READY), ids=lambda state: state.name)
 @pytest.mark.parametrize("damage", Damage)
 async def test_the_monitor_is_damaged(
-    lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch, at: At, state: State, damage: Damage
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, monkeypatch: pytest.MonkeyPatch, at: At, state: State, damage: Damage
 ) -> None:
     monkeypatch.setattr(monitor, "_COMMAND_S", 2.0)
     real, proxies = Monitor.connect, list[Proxy]()
@@ -119,7 +120,7 @@ async def test_the_monitor_is_damaged(
     at(state, lambda guest: proxies[-1].hurt(damage))
     try:
         with expect(damage.value) as met:
-            async with lab.guest("g0", SMALL, kernel, evidence) as one:
+            async with factory.guest("g0", SMALL, kernel, logs) as one:
                 await one.wait(one.monitor.execute("query-status"), 60)
                 await one.wait(one.monitor.execute("query-status"), 60)  # half of the first may have been whole
     finally:
@@ -127,12 +128,12 @@ async def test_the_monitor_is_damaged(
             proxy.close()
     said = "expected an answer to" if damage in (Damage.MUTE, Damage.HALF) else "QEMU closed its monitor"
     assert said in str(met.error)
-    nothing_left(lab, evidence)
-    assert state.name in stages(evidence)
+    nothing_left(factory, logs)
+    assert state.name in stages(logs)
 
 
-async def test_ssh_is_dropped_in_a_command(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", SMALL, kernel, evidence) as one:
+async def test_ssh_is_dropped_in_a_command(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    async with factory.guest("g0", SMALL, kernel, logs) as one:
         with expect("SSH dropped in a command") as met:
             await one.script("kill -9 $PPID; sleep 600", timeout_s=600)
         assert "SSH connection broke" in str(met.error)
@@ -142,17 +143,17 @@ async def test_ssh_is_dropped_in_a_command(lab: Lab, kernel: KernelFiles, eviden
             await one.script("echo before; sleep 600", timeout_s=1)
         assert (await one.run("hostname")).stdout == "g0\n"
         assert len(one.shell._all) == len(one.shell._free) == 1
-    nothing_left(lab, evidence)
+    nothing_left(factory, logs)
 
 
-async def stopped(lab: Lab, kernel: KernelFiles, evidence: Path, seconds: float) -> None:
+async def stopped(factory: GuestFactory, kernel: KernelFiles, logs: Path, seconds: float) -> None:
     with expect("SIGSTOP of QEMU"):
-        await _stopped(lab, kernel, evidence, seconds)
-    nothing_left(lab, evidence)
+        await _stopped(factory, kernel, logs, seconds)
+    nothing_left(factory, logs)
 
 
-async def _stopped(lab: Lab, kernel: KernelFiles, evidence: Path, seconds: float) -> None:
-    async with lab.guest("g0", SMALL, kernel, evidence) as one:
+async def _stopped(factory: GuestFactory, kernel: KernelFiles, logs: Path, seconds: float) -> None:
+    async with factory.guest("g0", SMALL, kernel, logs) as one:
         running = asyncio.create_task(one.run("sh", "-c", "sleep 1; hostname"))
         os.kill(one.pid, signal.SIGSTOP)
         began = time.monotonic()
@@ -162,16 +163,16 @@ async def _stopped(lab: Lab, kernel: KernelFiles, evidence: Path, seconds: float
         assert (await one.monitor.execute("query-status"))["status"] == "running"
 
 
-async def test_qemu_stands_still_and_goes_on(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    await stopped(lab, kernel, evidence, 2)
+async def test_qemu_stands_still_and_goes_on(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    await stopped(factory, kernel, logs, 2)
 
 
 @pytest.mark.slow
-async def test_qemu_stands_still_for_30_s(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    await stopped(lab, kernel, evidence, 30)
+async def test_qemu_stands_still_for_30_s(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    await stopped(factory, kernel, logs, 30)
 
 
-async def test_the_clock_jumps(lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_clock_jumps(factory: GuestFactory, kernel: KernelFiles, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     years = 10 * 365 * 86400
     real, real_ns, jump = time.time, time.time_ns, 0
     monkeypatch.setattr(time, "time", lambda: real() + jump)
@@ -182,18 +183,18 @@ async def test_the_clock_jumps(lab: Lab, kernel: KernelFiles, evidence: Path, mo
         jump = years if jump <= 0 else -years
 
     with expect("clock jump"):
-        async with lab.guest("g0", SMALL, kernel, evidence, on_state=on_state) as one:
+        async with factory.guest("g0", SMALL, kernel, logs, on_state=on_state) as one:
             # The guest has the time that was told it, and what becomes of it later is nobody's affair.
             assert (await one.run("date", "+%Y")).stdout.strip() in {str(time.gmtime(real() + way * years).tm_year) for way in (1, -1)}
             await one.run("date", "-s", "2001-01-01")
             assert (await one.run("hostname")).stdout == "g0\n"
-    nothing_left(lab, evidence)
+    nothing_left(factory, logs)
 
 
 async def test_a_guest_whose_clock_is_wrong_is_booted_again(
-    lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, seen = clock.read, list[float]()
+    real, seen = clock.read_clock, list[float]()
 
     async def read(of: Guest) -> clock.Clock:
         found = await real(of)
@@ -201,19 +202,19 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
         # The first boot: seconds of 0.13 s.
         return clock.Clock(offset_s=found.offset_s - time.monotonic() * 0.87, error_s=found.error_s) if len(seen) <= 2 else found
 
-    async def boot(self: Lab, stack: contextlib.AsyncExitStack, order: Order) -> Guest:
+    async def boot(self: GuestFactory, stack: contextlib.AsyncExitStack, spec: LaunchSpec) -> Guest:
         """A clone, which takes a tenth of the time of a boot."""
-        return await self._boot(stack, replace(order, template=await self.template(order.machine, order.files)))
+        return await self._boot(stack, replace(spec, template=await self.template(spec.machine, spec.files)))
 
     monkeypatch.setattr(clock, "read", read)
-    monkeypatch.setattr(Lab, "_clone", boot)
+    monkeypatch.setattr(GuestFactory, "_clone", boot)
     with expect("wrong clock of a booted guest"):
-        async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        async with factory.guest("g0", SMALL, kernel, logs) as one:
             assert (await one.run("hostname")).stdout == "g0\n"
     # A kernel may have measured its clock wrong in truth as well.
     assert len(seen) >= 4 and "its clock does not go as ours; booting it again" in notes.notes[0]
-    assert (evidence / "failed-start" / "console.log").exists()
-    nothing_left(lab, evidence)
+    assert (logs / "failed-start" / "console.log").exists()
+    nothing_left(factory, logs)
 
 
 def _damage(how: str, folder: Path) -> None:
@@ -226,7 +227,7 @@ def _damage(how: str, folder: Path) -> None:
     elif how == "foreign":
         # Of some other machine, and whole as far as its record says.
         state.write_bytes(os.urandom(4096))
-        meta.write_text(json.dumps(record | {"state_bytes": 4096, "state_sha256": cache.file_sha256(state)}))
+        meta.write_text(json.dumps(record | {"state_bytes": 4096, "state_sha256": file_sha256(state)}))
     elif how == "memory":
         size = memory.stat().st_size
         memory.write_bytes(b"")
@@ -238,12 +239,12 @@ def _damage(how: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ("record", "state", "foreign", "memory", "gone"))
 async def test_a_damaged_template_is_made_again(
-    lab: Lab, kernel: KernelFiles, evidence: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
 ) -> None:
-    async with lab.guest("g0", SMALL, kernel, tmp_path / "first") as one:
-        saved = one.order.template
+    async with factory.guest("g0", SMALL, kernel, tmp_path / "first") as one:
+        saved = one.spec.template
         assert saved is not None
-        machine = one.order.machine
+        machine = one.spec.machine
     # Made again means copied here: that a template can be made is shown elsewhere, and takes a boot.
     whole = saved.folder
     own = tmp_path / "templates" / machine.key
@@ -260,11 +261,11 @@ async def test_a_damaged_template_is_made_again(
     (own / cache.META).write_text(json.dumps(_record(own, whole)))
     _damage(how, own)
     with expect("corrupt or foreign template"):
-        async with lab.guest("g0", SMALL, kernel, evidence) as one:
+        async with factory.guest("g0", SMALL, kernel, logs) as one:
             assert (await one.run("hostname")).stdout == "g0\n"
     assert any("making the template again" in note for note in notes.notes)
     assert how != "state" or any("its checksum is not the one that was recorded" in note for note in notes.notes)
-    nothing_left(lab, evidence)
+    nothing_left(factory, logs)
 
 
 def _record(folder: Path, whole: Path) -> dict[str, Any]:
@@ -279,16 +280,18 @@ def _copy(source: Any, target: Any) -> Any:
 
 
 @pytest.mark.slow
-async def test_an_image_is_corrupt(lab: Lab, kernel: KernelFiles, evidence: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_an_image_is_corrupt(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     broken = tmp_path / "root.ext4"
-    _copy(lab.image.root, broken)
+    _copy(factory.image.root, broken)
     with broken.open("r+b") as file:
         file.write(os.urandom(1 << 20))
     monkeypatch.setattr("testbed.store.image.Image.root", broken)
-    lab.cold = True
+    factory.cold = True
     with expect("corrupt image") as met:
-        async with lab.guest("g0", SMALL, kernel, evidence):
+        async with factory.guest("g0", SMALL, kernel, logs):
             pass
     assert "panic on its console" in str(met.error)
-    nothing_left(lab, evidence)
-    assert (evidence / "console.log").read_text()
+    nothing_left(factory, logs)
+    assert (logs / "console.log").read_text()

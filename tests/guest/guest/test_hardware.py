@@ -11,14 +11,14 @@ import pytest
 
 from testbed.errors import UsageError
 from testbed.guest import hardware_control
-from testbed.guest.disk_control import Condition
-from testbed.guest.factory import Lab
+from testbed.guest.disk_control import DiskCondition
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.hardware.faults import ERRORS, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 
 KINDS = ("virtio", "nvme", "scsi", "nowhere")
 MODEL = GuestModel.model_validate(
@@ -38,8 +38,8 @@ MODEL = GuestModel.model_validate(
 
 
 @pytest.fixture
-async def guest(lab: Lab, kernel: KernelFiles, evidence: Path) -> AsyncIterator[Guest]:
-    async with lab.guest("g0", MODEL, kernel, evidence) as started:
+async def guest(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> AsyncIterator[Guest]:
+    async with factory.guest("g0", MODEL, kernel, logs) as started:
         yield started
 
 
@@ -59,8 +59,8 @@ async def nodes(guest: Guest) -> set[str]:
     return {node["node-name"] for node in found}
 
 
-def injected(evidence: Path, name: str) -> list[str]:
-    log = evidence / f"export-{name}.jsonl"
+def injected(logs: Path, name: str) -> list[str]:
+    log = logs / f"export-{name}.jsonl"
     lines = log.read_text().splitlines() if log.exists() else ()
     return [json.loads(line)["effect"] for line in lines]
 
@@ -75,7 +75,7 @@ async def test_every_kind_of_disk_takes_other_limits_and_none(guest: Guest) -> N
         await guest.hardware.throttle(name, Throttle(iops_read=100, iops_read_max=200, iops_read_max_length=3, bps_write=1 << 20))
         assert (await guest.hardware.condition(name)).throttle.iops_read_max_length == 3
         await guest.hardware.throttle(name, Throttle())
-        assert (await guest.hardware.condition(name)) == Condition(throttle=Throttle())
+        assert (await guest.hardware.condition(name)) == DiskCondition(throttle=Throttle())
 
 
 @pytest.mark.slow
@@ -110,14 +110,14 @@ async def test_a_qcow2_disk_grows_while_it_is_delayed(guest: Guest) -> None:
 
 @pytest.mark.slow
 async def test_what_an_image_holds_is_as_late_as_what_was_written_over_it(
-    lab: Lab, kernel: KernelFiles, evidence: Path, tmp_path: Path
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, tmp_path: Path
 ) -> None:
     image = tmp_path / "an image, of mine.img"
     image.write_bytes(b"mine" * 1024 * 1024)
     model = GuestModel.model_validate(
         {"disks": {kind: {"type": kind, "size": "8M", "image": str(image), "latency": {"both": "50ms"}} for kind in ("virtio-blk", "nvme")}}
     )
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+    async with factory.guest("g0", model, kernel, logs) as guest:
         for name in model.disks:
             path = guest.disks[name].path
             assert await reads(guest, name, 20) >= 1.0
@@ -136,14 +136,14 @@ async def test_what_an_image_holds_is_as_late_as_what_was_written_over_it(
 
 
 @pytest.mark.slow
-async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(guest: Guest, evidence: Path) -> None:
+async def test_an_error_is_seen_as_often_as_it_was_injected_and_qemu_says_it(guest: Guest, logs: Path) -> None:
     path = guest.disks["virtio"].path
     await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", count=2),))
     assert "late-virtio" not in await nodes(guest)  # QEMU does it alone
     assert [await dd(guest, f"if={path}", "of=/dev/null", "count=1", "iflag=direct") for _ in range(3)] == [1, 1, 0]
     await guest.hardware.inject("virtio", (Fault(operation="flush", effect="EIO", count=1),))
     assert [await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "conv=fsync") for _ in range(2)] == [1, 0]
-    events = [json.loads(line).get("event", {}) for line in (evidence / "qmp.jsonl").read_text().splitlines()]
+    events = [json.loads(line).get("event", {}) for line in (logs / "qmp.jsonl").read_text().splitlines()]
     seen = [event["data"] for event in events if event.get("event") == "BLOCK_IO_ERROR"]
     # QEMU 10 tells one event a second for each disk.
     assert seen[0]["operation"] == "read" and len(seen) <= 3 and all(one["action"] == "report" for one in seen)
@@ -226,7 +226,7 @@ async def test_an_error_that_stays_reaches_through_the_retries_and_is_the_one_of
 
 
 @pytest.mark.slow
-async def test_lost_and_torn_writes_are_acknowledged_and_logged(guest: Guest, evidence: Path) -> None:
+async def test_lost_and_torn_writes_are_acknowledged_and_logged(guest: Guest, logs: Path) -> None:
     for name in ("virtio", "nvme", "scsi"):
         path = guest.disks[name].path
         read = f"dd if={path} bs=64k count=1 iflag=direct status=none | tr -d '\\0' | wc -c"
@@ -243,7 +243,7 @@ async def test_lost_and_torn_writes_are_acknowledged_and_logged(guest: Guest, ev
         assert left < 65536 and left % 512 == 0
         await guest.script(write)
         assert int((await guest.script(read)).stdout) == 65536
-        assert injected(evidence, name) == ["lost", "torn"]
+        assert injected(logs, name) == ["lost", "torn"]
 
 
 @pytest.mark.slow
@@ -279,30 +279,30 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("virtio", "explode", ["now"], "expected one of throttle, delay, inject, hang, unplug, plug, resize, memory, cpus, got 'explode'"),
     ):
         with pytest.raises(UsageError, match=said):
-            await hardware_control.told(guest, (what, disk, *words))
+            await hardware_control.apply(guest, (what, disk, *words))
     assert {name: await guest.hardware.condition(name) for name in guest.hardware.names()} == before
     assert await nodes(guest) == there
 
 
 @pytest.mark.slow
 async def test_a_shared_group_limits_all_its_disks(guest: Guest) -> None:
-    found = await hardware_control.told(guest, ("throttle", "shared", "iops-total=40"))
+    found = await hardware_control.apply(guest, ("throttle", "shared", "iops-total=40"))
     assert found["throttle"] == ["iops-total=40"]
     assert await reads(guest, "shared", 50) >= 1.0
 
 
 @pytest.mark.slow
-async def test_the_same_seed_hits_the_same_requests_again(guest: Guest, evidence: Path) -> None:
+async def test_the_same_seed_hits_the_same_requests_again(guest: Guest, logs: Path) -> None:
     path, found = guest.disks["virtio"].path, []
     for seed in (1, 1, 2):
-        before = len(injected(evidence, "virtio"))
+        before = len(injected(logs, "virtio"))
         await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", probability=0.3, seed=seed),))
         done = await guest.script(
             'for n in $(seq 30); do dd if="$1" of=/dev/null bs=4k count=1 skip="$n" iflag=direct 2>/dev/null || echo "$n"; done', path
         )
         found.append(done.stdout.split())
         # What the guest saw fail is what the host made fail.
-        assert len(injected(evidence, "virtio")) - before == len(found[-1]) > 0
+        assert len(injected(logs, "virtio")) - before == len(found[-1]) > 0
     assert found[0] == found[1] != found[2]
 
 

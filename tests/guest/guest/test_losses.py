@@ -11,58 +11,58 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import CommandFailed, GuestLost, UsageError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import State
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.units import MIB
 
 
-async def lose(lab: Lab, kernel: KernelFiles, evidence: Path, script: str) -> tuple[GuestLost, Guest, float]:
+async def lose(factory: GuestFactory, kernel: KernelFiles, logs: Path, script: str) -> tuple[GuestLost, Guest, float]:
     """Run `script`, which ends the guest, and a command that would take ten minutes; how that was reported, and after how long."""
     guest = None
     started = time.monotonic()
     with pytest.raises(GuestLost) as caught:
-        async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
+        async with factory.guest("g0", GuestModel(), kernel, logs) as guest:
             started = time.monotonic()
             await guest.script(f"({script}) & sleep 600", timeout_s=600)
     assert guest is not None and guest.state is State.STOPPED
     assert not Path(f"/proc/{guest.pid}").exists()
-    assert not guest.order.sockets.exists() and not guest.order.scratch.exists()
+    assert not guest.spec.sockets.exists() and not guest.spec.scratch.exists()
     return caught.value, guest, time.monotonic() - started
 
 
-async def test_a_panic_is_a_panic_with_its_console(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    lost, _, took_s = await lose(lab, kernel, evidence, "echo c >/proc/sysrq-trigger")
+async def test_a_panic_is_a_panic_with_its_console(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    lost, _, took_s = await lose(factory, kernel, logs, "echo c >/proc/sysrq-trigger")
     assert "Kernel panic - not syncing: sysrq triggered crash" in str(lost)
     assert lost.stage == State.READY.value
     assert any("sysrq" in line for line in lost.console_tail)
     assert took_s < 300
 
 
-async def test_an_oops_ends_the_wait_too(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_an_oops_ends_the_wait_too(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     # Any write to /dev/kmsg is on the console as the kernel's own words are; a real oops cannot be had from a sound kernel.
-    lost, _, _ = await lose(lab, kernel, evidence, "echo '<1>BUG: unable to handle page fault for address: 0' >/dev/kmsg")
+    lost, _, _ = await lose(factory, kernel, logs, "echo '<1>BUG: unable to handle page fault for address: 0' >/dev/kmsg")
     assert "oops on its console" in str(lost)
 
 
-async def test_a_guest_that_powers_off_is_said_to(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    lost, _, _ = await lose(lab, kernel, evidence, "echo o >/proc/sysrq-trigger")
+async def test_a_guest_that_powers_off_is_said_to(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    lost, _, _ = await lose(factory, kernel, logs, "echo o >/proc/sysrq-trigger")
     assert "QEMU ended with status 0; the guest ended itself (guest-shutdown)" in str(lost)
 
 
-async def test_a_killed_qemu_is_said_to_be(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_a_killed_qemu_is_said_to_be(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     with pytest.raises(GuestLost, match="QEMU ended with status -9"):
-        async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
+        async with factory.guest("g0", GuestModel(), kernel, logs) as guest:
             os.kill(guest.pid, signal.SIGKILL)
             await guest.run("sleep", "600", timeout_s=600)
 
 
-async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     started = time.monotonic()
     with pytest.raises((GuestLost, CommandFailed), match="within 2 s"):
-        async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
+        async with factory.guest("g0", GuestModel(), kernel, logs) as guest:
             os.kill(guest.pid, signal.SIGSTOP)
             with pytest.raises(GuestLost, match=rf"did not end within 1 s: its QEMU \(pid {guest.pid}\) is stopped by a signal"):
                 await guest.wait(guest.monitor.execute("query-status"), 1)
@@ -73,8 +73,8 @@ async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(lab: Lab
 
 
 @pytest.mark.slow
-async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", GuestModel(), kernel, evidence) as guest:
+async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    async with factory.guest("g0", GuestModel(), kernel, logs) as guest:
         with pytest.raises(CommandFailed, match=r"guest g0: `cat '/no such file'`: expected status 0, got 1: cat: .*No such file"):
             await guest.run("cat", "/no such file")
         with pytest.raises(CommandFailed, match="got 137: Killed"):
@@ -92,8 +92,8 @@ for pid in 1 $(pidof dropbear); do cat /proc/$pid/oom_score_adj; done
 
 
 @pytest.mark.slow
-async def test_a_guest_out_of_memory_goes_on_answering(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", GuestModel(cpus=1, memory=256 * MIB), kernel, evidence) as guest:
+async def test_a_guest_out_of_memory_goes_on_answering(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    async with factory.guest("g0", GuestModel(cpus=1, memory=256 * MIB), kernel, logs) as guest:
         for _ in range(5):
             # Its last line is endless: all of it is kept in memory.
             filled = await guest.run("tail", "/dev/zero", check=False, timeout_s=300)
@@ -105,14 +105,14 @@ async def test_a_guest_out_of_memory_goes_on_answering(lab: Lab, kernel: KernelF
 
 
 @pytest.mark.slow
-async def test_a_kernel_that_cannot_reach_its_disk_says_so(lab: Lab, kernel: KernelFiles, evidence: Path, tmp_path: Path) -> None:
+async def test_a_kernel_that_cannot_reach_its_disk_says_so(factory: GuestFactory, kernel: KernelFiles, logs: Path, tmp_path: Path) -> None:
     # A Debian kernel without its modules has no driver for the root disk: refused where its configuration is known, and booted elsewhere.
     with pytest.raises(UsageError, match=r"no guest can boot it; its configuration .* lacks\n  CONFIG_VIRTIO_PCI=m without virtio_pci.ko"):
-        await lab.kernel(str(kernel.bzimage))
-    bare = await lab.kernel(str(shutil.copy(kernel.bzimage, tmp_path / "bzImage")))
-    lab.cold = True
+        await factory.kernel(str(kernel.bzimage))
+    bare = await factory.kernel(str(shutil.copy(kernel.bzimage, tmp_path / "bzImage")))
+    factory.cold = True
     with pytest.raises(GuestLost, match="booting or restoring: panic on its console"):
-        async with lab.guest("g0", GuestModel(), bare, evidence):
+        async with factory.guest("g0", GuestModel(), bare, logs):
             pass
     # Its first process prints this before it ends, but a serial port that is slow prints what the panic says before that.
-    assert "testbed-initramfs: no disk with serial tb-root" in (evidence / "console.log").read_text(errors="replace")
+    assert "testbed-initramfs: no disk with serial tb-root" in (logs / "console.log").read_text(errors="replace")

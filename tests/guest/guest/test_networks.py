@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import HostError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology.load import parse
 
@@ -39,8 +39,10 @@ until grep -q ready /tmp/served; do sleep 0.1; done
 
 
 @pytest.mark.slow
-async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
-    async with lab.guests(parse(THREE, "three.yaml"), kernel, tmp_path) as guests:
+async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(
+    factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
+) -> None:
+    async with factory.guests(parse(THREE, "three.yaml"), kernel, tmp_path) as guests:
         a, b, c = guests["a"], guests["b"], guests["c"]
         pairs = ((a, "b"), (a, "c"), (b, "a"), (c, "a"))
         reached = await asyncio.gather(*(one.script(GREET, host, "60") for one, host in pairs))
@@ -58,9 +60,9 @@ async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(lab:
         assert served.stdout == sent
 
         # A QEMU that was taken over does not get at the other guests' sockets.
-        there = b.order.wiring.own
+        there = b.spec.wiring.own
         assert {path.name for path in there.iterdir()} == {"one.in", "one.out"}
         with pytest.raises(HostError, match=r"No such file|Permission denied"):
             await a.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(there / "new")}}})
-    folder = a.order.wiring.folder
+    folder = a.spec.wiring.folder
     assert {path.name for path in folder.iterdir()} == set("abc") and not list(folder.glob("*/*"))

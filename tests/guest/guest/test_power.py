@@ -7,10 +7,10 @@ import pytest
 
 from benchmarks import durability
 from testbed.errors import TestbedError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.setup import apply
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 
 _RECORDS = 15
 
@@ -21,18 +21,18 @@ def model(disk: str, filesystem: str, cache: str) -> GuestModel:
     )
 
 
-async def cut(lab: Lab, kernel: KernelFiles, wanted: GuestModel, evidence: Path, *, share: float) -> tuple[int, int | None]:
+async def cut(factory: GuestFactory, kernel: KernelFiles, wanted: GuestModel, logs: Path, *, share: float) -> tuple[int, int | None]:
     """One power cut under load: records acknowledged, and how many of them are gone; None where the filesystem is."""
-    kept = lab.new_folder()
-    async with lab.guest("g0", wanted, kernel, evidence / "before") as guest:
-        await apply.build(guest)
+    kept = factory.new_folder()
+    async with factory.guest("g0", wanted, kernel, logs / "before") as guest:
+        await apply.apply_steps(guest)
         async with durability.loading(guest, "data") as load:
             await guest.wait(load.reaches(_RECORDS), 120)
             blocks = await guest.cut_power(kept, share=share, seed=7)
         assert blocks["data"] > 0 or wanted.disks["data"].cache == "volatile"
-    async with lab.guest("g0", wanted, kernel, evidence / "after", survivors=kept) as again:
+    async with factory.guest("g0", wanted, kernel, logs / "after", survivors=kept) as again:
         try:
-            await apply.build(again)
+            await apply.apply_steps(again)
         except TestbedError:
             return load.acknowledged, None
         return load.acknowledged, len(await durability.missing(again, "data", load))
@@ -41,28 +41,28 @@ async def cut(lab: Lab, kernel: KernelFiles, wanted: GuestModel, evidence: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize(("disk", "filesystem"), [("virtio-blk", "ext4"), ("nvme", "xfs"), ("virtio-blk", "btrfs")])
 async def test_what_fsync_acknowledged_outlives_a_power_cut(
-    lab: Lab, kernel: KernelFiles, evidence: Path, disk: str, filesystem: str
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, disk: str, filesystem: str
 ) -> None:
-    acknowledged, gone = await cut(lab, kernel, model(disk, filesystem, "volatile"), evidence, share=0.5)
+    acknowledged, gone = await cut(factory, kernel, model(disk, filesystem, "volatile"), logs, share=0.5)
     assert acknowledged >= _RECORDS and gone == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("disk", ["virtio-blk", "nvme"])
 async def test_a_disk_that_lies_about_flushes_loses_what_fsync_acknowledged(
-    lab: Lab, kernel: KernelFiles, evidence: Path, disk: str
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, disk: str
 ) -> None:
-    acknowledged, gone = await cut(lab, kernel, model(disk, "ext4", "lies"), evidence, share=0.0)
+    acknowledged, gone = await cut(factory, kernel, model(disk, "ext4", "lies"), logs, share=0.0)
     assert acknowledged >= _RECORDS and (gone is None or gone > 0)
 
 
 @pytest.mark.slow
-async def test_a_disk_without_a_cache_has_what_it_acknowledged(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_a_disk_without_a_cache_has_what_it_acknowledged(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     wanted = GuestModel.model_validate({"disks": {"data": {"type": "nvme", "size": "64M"}}})
-    kept = lab.new_folder()
-    async with lab.guest("g0", wanted, kernel, evidence / "before") as guest:
+    kept = factory.new_folder()
+    async with factory.guest("g0", wanted, kernel, logs / "before") as guest:
         await guest.script("echo here | dd of=$1 conv=sync oflag=direct status=none", guest.disks["data"].path)
         assert await guest.cut_power(kept, share=0.0, seed=1) == {}
         assert await asyncio.wait_for(guest.lost(), 10) == "its power was cut"
-    async with lab.guest("g0", wanted, kernel, evidence / "after", survivors=kept) as again:
+    async with factory.guest("g0", wanted, kernel, logs / "after", survivors=kept) as again:
         assert (await again.script("head -c 4 $1", again.disks["data"].path)).stdout == "here"

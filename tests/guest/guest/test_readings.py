@@ -13,26 +13,26 @@ from typing import Any
 import pytest
 
 from testbed.bugs.attempt import Attempt, attempt
-from testbed.bugs.load import of_plain
+from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome, Try
 from testbed.errors import ReadingError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.host import paths
 from testbed.scenarios import runner
 from testbed.scenarios.catalogue import cases
-from testbed.scenarios.harness import Reading, Rig, rig
+from testbed.scenarios.harness import Charge, Harness, open_harness
 from testbed.scenarios.runner import Job
 from testbed.scenarios.scenario import Point
 from testbed.scenarios.verdict import Evidence, Gap, Lost, Verdict
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 
 CASE = cases()["read/virtio-blk/ext4"]
 MOVED = "rbytes=16777216 wbytes=0 rios=16 wios=0 dbytes=0 dios=0"
 
 
-def charged(at: Rig, reading: Reading) -> object:
+def charged(at: Harness, reading: Charge) -> object:
     return reading.io(at.device, "rbytes")
 
 
@@ -42,7 +42,7 @@ def line(old: str, new: str) -> str:
 
 
 # What stands in a file of the cgroup in place of the kernel's own text, and what of a reading is asked for then.
-ODD: dict[str, tuple[str, str, Callable[[Rig, Reading], object]]] = {
+ODD: dict[str, tuple[str, str, Callable[[Harness, Charge], object]]] = {
     "a superscript digit": ("io.stat", line("=16 ", r"=\302\262 "), charged),
     "5,000 digits": ("io.stat", line("16777216", "9" * 5000), charged),
     "an empty line": ("io.stat", r"\n" + line("", ""), charged),
@@ -62,8 +62,8 @@ FORGE = 'mkdir "/sys/fs/cgroup/$1" && printf "$3" >/tmp/odd && cp /tmp/odd "/tmp
 
 
 @pytest.mark.slow
-async def test_a_reading_that_did_not_happen_is_an_error(lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", model, kernel, evidence) as guest, rig(guest, Point(disk="virtio-blk", filesystem="ext4")) as at:
+async def test_a_reading_that_did_not_happen_is_an_error(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path) -> None:
+    async with factory.guest("g0", model, kernel, logs) as guest, open_harness(guest, Point(disk="virtio-blk", filesystem="ext4")) as at:
         read = f"dd if={at.loop} of=/dev/null bs=1M count=1 iflag=direct status=none"
         for number, (what, (file, text, asked)) in enumerate(ODD.items()):
             await guest.script(FORGE, f"odd-{number}", file, text)
@@ -79,7 +79,7 @@ async def test_a_reading_that_did_not_happen_is_an_error(lab: Lab, model: GuestM
         assert (await at.meter("plain", read)).io(at.device, "rbytes") >= 1 << 20
 
 
-async def _is_entered_or_nothing(guest: Guest, at: Rig, read: str) -> None:
+async def _is_entered_or_nothing(guest: Guest, at: Harness, read: str) -> None:
     """A plain file in place of cgroup.procs takes every number, and moves nobody; a cgroup that gives controllers on takes no process."""
     await guest.script(FORGE, "closed", "cgroup.procs", "")
     await guest.script("cd /sys/fs/cgroup && mkdir inner && echo +memory >inner/cgroup.subtree_control")
@@ -88,7 +88,7 @@ async def _is_entered_or_nothing(guest: Guest, at: Rig, read: str) -> None:
             await at.meter(cgroup, read, warm="")
 
 
-async def _is_gone_afterwards(at: Rig, read: str) -> None:
+async def _is_gone_afterwards(at: Harness, read: str) -> None:
     leave = "echo 0 >/sys/fs/cgroup/cgroup.procs; rmdir /sys/fs/cgroup/gone"
     reading = await at.meter("gone", f"{read}; {leave}", warm="")
     asks: tuple[Callable[[], int], ...] = (
@@ -101,7 +101,7 @@ async def _is_gone_afterwards(at: Rig, read: str) -> None:
             asked()
 
 
-async def _went_backwards(guest: Guest, at: Rig, read: str) -> None:
+async def _went_backwards(guest: Guest, at: Harness, read: str) -> None:
     """Also where the device has vanished from the file."""
     fewer = MOVED.replace("16777216", "9")
     for number, text in enumerate((f"{at.device} {fewer}\\n", f"{at.device} \\n", "")):
@@ -112,7 +112,7 @@ async def _went_backwards(guest: Guest, at: Rig, read: str) -> None:
             pytest.fail(str(reading.io(at.device, "rbytes")))
 
 
-def job(lab: Lab, model: GuestModel, folder: Path, kernel: KernelFiles, prepare: str, sample_s: float | None = None) -> Job:
+def job(factory: GuestFactory, model: GuestModel, folder: Path, kernel: KernelFiles, prepare: str, sample_s: float | None = None) -> Job:
     """The usual read, in a guest where `prepare` has been run, and after it the same in a guest as it is."""
 
     def nothing(*_: object) -> None:
@@ -124,15 +124,22 @@ def job(lab: Lab, model: GuestModel, folder: Path, kernel: KernelFiles, prepare:
 
     odd = replace(CASE, scenario=replace(CASE.scenario, name="odd", steps=steps))
     return Job(
-        lab=lab, cases=(odd, CASE), model=model, kernels={"k": kernel}, folder=folder, on_step=nothing, on_result=nothing, sample_s=sample_s
+        factory=factory,
+        cases=(odd, CASE),
+        model=model,
+        kernels={"k": kernel},
+        folder=folder,
+        on_step=nothing,
+        on_result=nothing,
+        sample_s=sample_s,
     )
 
 
 @pytest.mark.slow
-async def test_odd_counters_of_a_case_are_that_cases(lab: Lab, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_odd_counters_of_a_case_are_that_cases(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
     odd = ODD["a superscript digit"][1]
     prepare = f"set -- reader io.stat '{odd}'; {FORGE}"
-    first, second = await runner.run(job(lab, model, tmp_path, kernel, prepare), runner.each({"k": Gap.OPEN}))
+    first, second = await runner.run(job(factory, model, tmp_path, kernel, prepare), runner.run_each({"k": Gap.OPEN}))
     # Where nothing was read, nothing was charged, as on a kernel before the series: that would be a PASS.
     assert first.judgement.verdict is Verdict.INFRA
     assert "reader/io.stat, line 1, rios: expected a whole number below 2**64, got '²'" in first.judgement.reason
@@ -153,13 +160,13 @@ mount --bind /tmp/forged /sys/fs/cgroup/io.stat
 
 
 @pytest.fixture
-def trying(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> Any:
+def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
     async def once(script: str, *signature: dict[str, Any]) -> Try:
-        case = of_plain({"version": 1, "summary": "a test", "topology": TOPOLOGY, "script": script, "signature": list(signature)})
+        case = parse_mapping({"version": 1, "summary": "a test", "topology": TOPOLOGY, "script": script, "signature": list(signature)})
         folder = tmp_path / f"guest-{len(list(tmp_path.iterdir()))}"
         async with asyncio.timeout(600):
             return await attempt(
-                Attempt(lab=lab, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=7, timeout_s=60, evidence=folder)
+                Attempt(factory=factory, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=7, timeout_s=60, evidence=folder)
             )
 
     return once
@@ -218,7 +225,7 @@ $VERBS{counts} = sub { my %asked = @_; "counts turn=$asked{turn} uptime_ns=" . (
 """
 
 
-def hostile_image(lab: Lab, folder: Path) -> Path:
+def hostile_image(factory: GuestFactory, folder: Path) -> Path:
     """A copy of the guest image whose process 1 says all of that."""
     agent = (paths.shipped("images") / "guest" / "testbed-agent").read_text(encoding="utf-8")
     agent = agent.replace("sub say_line {", "sub true_line {", 1).replace("\nsay_line('waiting'", f"\n{ANSWERS}\nsay_line('waiting'", 1)
@@ -227,7 +234,9 @@ def hostile_image(lab: Lab, folder: Path) -> Path:
     image = folder / "root.ext4"
     commands = f"rm /sbin/testbed-agent\nwrite {folder / 'agent'} /sbin/testbed-agent\nsif /sbin/testbed-agent mode 0100755\n"
     (folder / "commands").write_text(commands)
-    copied = os.system(f"cp --sparse=always --preserve=mode '{lab.image.root}' '{image}' && debugfs -w -f '{folder}/commands' '{image}'")
+    copied = os.system(
+        f"cp --sparse=always --preserve=mode '{factory.image.root}' '{image}' && debugfs -w -f '{folder}/commands' '{image}'"
+    )
     assert copied == 0
     return image
 
@@ -235,12 +244,12 @@ def hostile_image(lab: Lab, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_an_agent_that_says_anything_ends_no_run(
-    lab: Lab, model: GuestModel, kernel: KernelFiles, trying: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, trying: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("testbed.store.image.Image.root", hostile_image(lab, tmp_path))
-    lab.cold = True
-    wanted = replace(job(lab, model, tmp_path, kernel, "true", sample_s=0.2), cases=(CASE,))
-    (result,) = await runner.run(wanted, runner.each({"k": Gap.CLOSED}))
+    monkeypatch.setattr("testbed.store.image.Image.root", hostile_image(factory, tmp_path))
+    factory.cold = True
+    wanted = replace(job(factory, model, tmp_path, kernel, "true", sample_s=0.2), cases=(CASE,))
+    (result,) = await runner.run(wanted, runner.run_each({"k": Gap.CLOSED}))
     lost = result.sides["k"].outcome
     assert result.judgement.verdict is Verdict.INFRA and isinstance(lost, Lost), result.judgement.reason
     assert "agent: " in lost.why and "mistake" not in lost.why

@@ -10,13 +10,13 @@ import pytest
 
 from testbed.errors import HostError, UsageError
 from testbed.guest import clock, hardware_control, snapshot
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
-from testbed.guest.metrics.disk_sampler import BOUNDARIES_NS, Sampler, sampling
-from testbed.guest.timeline import LOG, playing
+from testbed.guest.metrics.disk_sampler import BOUNDARIES_NS, DiskSampler, sampling_disks
+from testbed.guest.timeline import LOG, run_timeline
 from testbed.hardware.throttle import Throttle
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.topology.timeline import Act
 
 KINDS = ("virtio", "nvme", "scsi")
@@ -32,8 +32,8 @@ MODEL = GuestModel.model_validate(
 
 
 @pytest.fixture
-async def guest(lab: Lab, kernel: KernelFiles, evidence: Path) -> AsyncIterator[Guest]:
-    async with lab.guest("g0", MODEL, kernel, evidence) as started:
+async def guest(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> AsyncIterator[Guest]:
+    async with factory.guest("g0", MODEL, kernel, logs) as started:
         yield started
 
 
@@ -41,20 +41,20 @@ def acts(*said: dict[str, Any]) -> tuple[Act, ...]:
     return tuple(Act.model_validate(one) for one in said)
 
 
-def lines(evidence: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (evidence / name).read_text().splitlines()]
+def lines(logs: Path, name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (logs / name).read_text().splitlines()]
 
 
-async def logged(evidence: Path, count: int, log: str = LOG) -> list[dict[str, Any]]:
+async def logged(logs: Path, count: int, log: str = LOG) -> list[dict[str, Any]]:
     """What is logged, as soon as it is so much."""
     async with asyncio.timeout(120):
-        while not (evidence / log).exists() or len(lines(evidence, log)) < count:
+        while not (logs / log).exists() or len(lines(logs, log)) < count:
             await asyncio.sleep(0.05)
-    return lines(evidence, log)
+    return lines(logs, log)
 
 
 @pytest.mark.slow
-async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Guest, evidence: Path) -> None:
+async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Guest, logs: Path) -> None:
     timeline = acts(
         {"at": "100ms", "ramp": "300ms", "steps": 3, "do": "throttle virtio iops-total=400..100"},
         {"every": "200ms", "times": 2, "do": "hang nvme 50ms"},
@@ -64,41 +64,41 @@ async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Gues
         {"when": {"cgroup": "watched", "counter": "cgroup.stat nr_descendants", "above": 1}, "do": "throttle scsi bps-read=1M"},
         {"when": {"mark": "never"}, "do": "unplug scsi"},
     )
-    async with playing(guest, timeline) as missed:
-        first = await logged(evidence, 6)
+    async with run_timeline(guest, timeline) as missed:
+        first = await logged(logs, 6)
         assert [line["do"] for line in first if line["act"] == 0] == [f"throttle virtio iops-total={n}" for n in (400, 300, 200, 100)]
         assert [line["do"] for line in first if line["act"] == 1] == ["hang nvme 50ms"] * 2
         guest.marks.reach("warm")
-        assert (await logged(evidence, 8))[-1]["now"]["inject"] == ["write=EIO", "discard=EIO"]
+        assert (await logged(logs, 8))[-1]["now"]["inject"] == ["write=EIO", "discard=EIO"]
         await guest.script('echo "testbed-mark said" >/dev/kmsg')
-        assert (await logged(evidence, 10))[-1]["now"]["delay"] == ["read=2ms", "write=2ms", "flush=2ms"]
+        assert (await logged(logs, 10))[-1]["now"]["delay"] == ["read=2ms", "write=2ms", "flush=2ms"]
         await guest.script('echo "now all is well" >/dev/kmsg')
-        assert (await logged(evidence, 12))[-1]["now"]["throttle"] == ["unplugged"]
+        assert (await logged(logs, 12))[-1]["now"]["throttle"] == ["unplugged"]
         await guest.script("cd /sys/fs/cgroup; mkdir watched watched/a; sleep 1; mkdir watched/b")
-        found = await logged(evidence, 14)
+        found = await logged(logs, 14)
     mark, said, line, counted = (line["reached"] for line in found if "reached" in line)
     assert (mark, said, counted) == ("mark warm", "mark said", "watched/cgroup.stat nr_descendants is 2")
     assert line.startswith("console: [") and line.endswith("] now all is well")
     assert found[-1]["now"]["throttle"] == ["bps-read=1M"]
     assert not any(line["act"] == 6 for line in found)
-    assert missed == ["when mark never: unplug scsi"] and lines(evidence, LOG)[-1]["missed"] == missed[0]
+    assert missed == ["when mark never: unplug scsi"] and lines(logs, LOG)[-1]["missed"] == missed[0]
 
 
 @pytest.mark.slow
-async def test_an_action_that_fails_is_told_and_the_others_go_on(guest: Guest, evidence: Path) -> None:
+async def test_an_action_that_fails_is_told_and_the_others_go_on(guest: Guest, logs: Path) -> None:
     with pytest.raises(UsageError, match=r"^timeline: plug nvme: disk nvme: it is plugged in already"):
-        async with playing(guest, acts({"at": 0, "do": "plug nvme"}, {"at": "100ms", "do": "throttle nvme iops-total=9"})):
-            await logged(evidence, 2)
-    failed, done = lines(evidence, LOG)
+        async with run_timeline(guest, acts({"at": 0, "do": "plug nvme"}, {"at": "100ms", "do": "throttle nvme iops-total=9"})):
+            await logged(logs, 2)
+    failed, done = lines(logs, LOG)
     assert failed["do"] == "plug nvme" and "plugged in already" in failed["error"] and done["now"]["throttle"] == ["iops-total=9"]
 
 
 @pytest.mark.slow
 async def test_our_clock_and_the_guests_agree(guest: Guest) -> None:
-    before = await clock.read(guest)
+    before = await clock.read_clock(guest)
     said = float((await guest.script("read -r up rest </proc/uptime; echo $up")).stdout)
     now = asyncio.get_running_loop().time()
-    after = await clock.read(guest)
+    after = await clock.read_clock(guest)
     # What it said then is not later than now.
     assert said <= before.uptime(now) + before.error_s
     assert abs(before.offset_s - after.offset_s) <= before.error_s + after.error_s
@@ -106,7 +106,7 @@ async def test_our_clock_and_the_guests_agree(guest: Guest) -> None:
 
 @pytest.mark.slow
 async def test_samples_count_what_the_guest_did_and_nothing_else(guest: Guest) -> None:
-    sampler = await Sampler.start(guest)
+    sampler = await DiskSampler.start(guest)
     for name in KINDS:
         path = guest.disks[name].path
         before = (await sampler.sample())["disks"][name]
@@ -125,10 +125,10 @@ async def test_samples_count_what_the_guest_did_and_nothing_else(guest: Guest) -
 
 @pytest.mark.slow
 async def test_samples_have_errors_and_limits(guest: Guest) -> None:
-    sampler = await Sampler.start(guest)
+    sampler = await DiskSampler.start(guest)
     await guest.hardware.throttle("virtio", Throttle(iops_read=100, iops_read_max=200))
     assert (await sampler.sample())["disks"]["virtio"]["throttle"] == {"iops-read": 100, "iops-read-max": 200, "iops-read-max-length": 1}
-    await hardware_control.told(guest, ["inject", "virtio", "read=EIO,count=3"])
+    await hardware_control.apply(guest, ["inject", "virtio", "read=EIO,count=3"])
     for _ in range(3):
         await guest.run("dd", f"if={guest.disks['virtio'].path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct", check=False)
     assert (await sampler.sample())["disks"]["virtio"]["rd"]["failed"] == 3
@@ -141,20 +141,20 @@ async def test_samples_have_errors_and_limits(guest: Guest) -> None:
 
 
 @pytest.mark.slow
-async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, evidence: Path) -> None:
-    async with sampling(guest, 0.05):
-        assert "nvme" in (await logged(evidence, 1, "samples.jsonl"))[0]["disks"]
+async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, logs: Path) -> None:
+    async with sampling_disks(guest, 0.05):
+        assert "nvme" in (await logged(logs, 1, "samples.jsonl"))[0]["disks"]
         await guest.hardware.unplug("nvme")
         async with asyncio.timeout(60):
-            while "nvme" in lines(evidence, "samples.jsonl")[-1]["disks"]:
+            while "nvme" in lines(logs, "samples.jsonl")[-1]["disks"]:
                 await asyncio.sleep(0.05)
         await guest.hardware.plug("nvme")
         async with asyncio.timeout(60):
-            while "latency" not in lines(evidence, "samples.jsonl")[-1]["disks"].get("nvme", {"rd": {}})["rd"]:
+            while "latency" not in lines(logs, "samples.jsonl")[-1]["disks"].get("nvme", {"rd": {}})["rd"]:
                 await asyncio.sleep(0.05)
         with pytest.raises(HostError):
             await guest.monitor.execute("query-nothing")
-    found = lines(evidence, "samples.jsonl")
+    found = lines(logs, "samples.jsonl")
     there = ["nvme" in line["disks"] for line in found]
     assert there[0] and not all(there)
     assert [line["monotonic_s"] for line in found] == sorted(line["monotonic_s"] for line in found)
@@ -163,7 +163,7 @@ async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, e
 
 
 @pytest.mark.slow
-async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     timeline = acts(
         {"at": "10ms", "ramp": "200ms", "steps": 2, "do": "memory 1000M..900M"},
         {"when": {"mark": "taken"}, "do": "cpus 1"},
@@ -171,30 +171,30 @@ async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(lab: Lab, ke
         {"when": {"mark": "enough"}, "at": "10ms", "do": "cpus off"},
     )
     model = MODEL.model_copy(update={"timeline": timeline})
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+    async with factory.guest("g0", model, kernel, logs) as guest:
         full = await total_memory(guest)
-        async with playing(guest):
-            assert [line["now"]["memory"] for line in await logged(evidence, 3)] == [["1000M"], ["950M"], ["900M"]]
+        async with run_timeline(guest):
+            assert [line["now"]["memory"] for line in await logged(logs, 3)] == [["1000M"], ["950M"], ["900M"]]
             # A balloon's pages are no part of the guest's MemTotal.
             assert full - await total_memory(guest) == 124 << 20
             guest.marks.reach("taken")
-            assert (await logged(evidence, 5))[-1]["now"]["cpus"] == ["1"]
+            assert (await logged(logs, 5))[-1]["now"]["cpus"] == ["1"]
             assert (await guest.run("nproc")).stdout.strip() == "1"
             guest.marks.reach("enough")
-            await logged(evidence, 9)
+            await logged(logs, 9)
         assert (await guest.run("nproc")).stdout.strip() == "2"
         assert await total_memory(guest) == full
         for wrong in ("memory 2G", "memory 0", "cpus 3", "cpus 0", "cpus none", "memory"):
             with pytest.raises(UsageError):
-                await hardware_control.told(guest, wrong.split())
+                await hardware_control.apply(guest, wrong.split())
         with pytest.raises(UsageError, match="a balloon has been plugged in"):
-            await snapshot.save(guest, evidence / "saved", {})
+            await snapshot.save_snapshot(guest, logs / "saved", {})
 
 
 async def test_a_clone_keeps_its_memory_for_a_balloon_would_take_it_from_all_clones(guest: Guest) -> None:
     with pytest.raises(UsageError, match="got a clone"):
-        await hardware_control.told(guest, ["memory", "900M"])
-    assert (await hardware_control.told(guest, ["memory", "off"]))["memory"] == ["1G"]
+        await hardware_control.apply(guest, ["memory", "900M"])
+    assert (await hardware_control.apply(guest, ["memory", "off"]))["memory"] == ["1G"]
 
 
 async def total_memory(guest: Guest) -> int:

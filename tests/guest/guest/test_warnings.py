@@ -9,13 +9,13 @@ import pytest
 from testbed.errors import GuestLost
 from testbed.guest.channels import kernel_log
 from testbed.guest.channels.kernel_log import Kind
-from testbed.guest.factory import open_lab
+from testbed.guest.factory import open_factory
 from testbed.hardware.faults import Fault
 from testbed.host import paths
 from testbed.store.kernels import files
 from testbed.store.kernels import image as kernel_image
 from testbed.store.kernels.table import load_table
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 from tests.guest.conftest import Notes
 from tests.support.splat import At, Code, template
 
@@ -48,10 +48,10 @@ exit 0
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 async def test_a_real_warning_of_each_kernel_is_a_finding_and_a_programs_is_not(
-    notes: Notes, model: Guest, evidence: Path, tmp_path: Path, name: str
+    notes: Notes, model: GuestModel, logs: Path, tmp_path: Path, name: str
 ) -> None:
-    async with open_lab(notes, kernels=(name,)) as lab:
-        kernel = await lab.kernel(name)
+    async with open_factory(notes, kernels=(name,)) as factory:
+        kernel = await factory.kernel(name)
         of = template((kernel.folder / "early" / "virtio_blk.ko").read_bytes())
         modules = {kind: Code(of) for kind in ("warn", "atomic", "unknown", "hidden", "oops")}
         modules["warn"].warn()
@@ -67,7 +67,7 @@ async def test_a_real_warning_of_each_kernel_is_a_finding_and_a_programs_is_not(
             modules["atomic"].call("msleep", 10)
             modules["atomic"].call("_raw_spin_unlock", At(0))
         with pytest.raises(GuestLost, match="oops on its console"):
-            async with lab.guest("g0", model, kernel, evidence) as guest:
+            async with factory.guest("g0", model, kernel, logs) as guest:
                 for what, code in modules.items():
                     (tmp_path / what).write_bytes(code.module())
                     await guest.put(tmp_path / what, f"/tmp/{what}.ko")

@@ -14,32 +14,32 @@ import pytest
 
 from benchmarks.report import repeated
 from testbed.errors import GuestLost
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.metrics import readings
-from testbed.guest.metrics.cgroup_sampler import LOG, GroupSampler, sampling_groups
+from testbed.guest.metrics.cgroup_sampler import LOG, CgroupSampler, sampling_cgroups
 from testbed.report import formats, results
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 from testbed.units import MIB
 from tests.guest.cli.test_compare import finish, start
 from tests.support import chromium, junit, ktap
 
-MODEL = Guest.model_validate({"disks": {"data": {"type": "virtio-blk", "size": "64M"}}})
+MODEL = GuestModel.model_validate({"disks": {"data": {"type": "virtio-blk", "size": "64M"}}})
 _READ = """\
 mkdir "/sys/fs/cgroup/$1" && echo 0 >"/sys/fs/cgroup/$1/cgroup.procs" || exit
 exec dd "if=$2" of=/dev/null bs=64k count=32 iflag=direct status=none
 """
 
 
-async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
-    async with lab.guest("g0", MODEL, kernel, evidence) as guest:
-        sampler = GroupSampler(guest)
+async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+    async with factory.guest("g0", MODEL, kernel, logs) as guest:
+        sampler = CgroupSampler(guest)
         assert (await sampler.sample())["groups"] == {}
-        before = await readings.disk_bytes(guest)
+        before = await readings.read_disk_bytes(guest)
         await guest.script(_READ, "a.slice", guest.disks["data"].path)
         await guest.script("mkdir -p '/sys/fs/cgroup/a.slice/memory.odd name'")
         sample = await sampler.sample()
-        moved = (await readings.disk_bytes(guest))["data"][0] - before["data"][0]
+        moved = (await readings.read_disk_bytes(guest))["data"][0] - before["data"][0]
         group = sample["groups"]["a.slice"]
         assert group["io"]["data"] == {"rbytes": 2 * MIB, "wbytes": 0, "rios": 32, "wios": 0} and moved == 2 * MIB
         stat = (await guest.run("cat", "/sys/fs/cgroup/a.slice/memory.stat")).stdout.split()
@@ -58,16 +58,16 @@ async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(lab: La
 
 
 @pytest.mark.slow
-async def test_a_guest_that_is_lost_keeps_its_samples(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_a_guest_that_is_lost_keeps_its_samples(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     with pytest.raises(GuestLost):
-        async with lab.guest("g0", MODEL, kernel, evidence) as guest, sampling_groups(guest, 0.05):
+        async with factory.guest("g0", MODEL, kernel, logs) as guest, sampling_cgroups(guest, 0.05):
             await guest.script(_READ, "reader", guest.disks["data"].path)
             async with asyncio.timeout(60):
-                while "reader" not in (evidence / LOG).read_text():
+                while "reader" not in (logs / LOG).read_text():
                     await asyncio.sleep(0.05)
             os.kill(guest.pid, 9)
             await guest.run("sleep", "600", timeout_s=600)
-    samples = [json.loads(line) for line in (evidence / LOG).read_text().splitlines()]
+    samples = [json.loads(line) for line in (logs / LOG).read_text().splitlines()]
     assert samples[-1]["groups"] or samples[-2]["groups"] or len(samples) > 2
 
 
@@ -256,7 +256,7 @@ async def thousand(browser: Any, folder: Path) -> None:
     document = repeated(results.read(str(folder), folder.parent), 1000)
     page = folder / "thousand.html"
     began = time.monotonic()
-    formats.keep(formats.FORMATS["html"](document, folder), page)
+    formats.write_atomically(formats.FORMATS["html"](document, folder), page)
     written_s, began = time.monotonic() - began, time.monotonic()
     assert page.stat().st_size < 10_000_000
     seen = await opened(browser, page)

@@ -8,27 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.scenarios import runner
 from testbed.scenarios.catalogue import cases
 from testbed.scenarios.runner import Job, Result
 from testbed.scenarios.scenario import Case, Scenario
 from testbed.scenarios.verdict import Evidence, Gap, Verdict
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-async def job(lab: Lab, model: GuestModel, folder: Path, *chosen: Case, repeat: int = 1, **kernels: str) -> Job:
+async def job(factory: GuestFactory, model: GuestModel, folder: Path, *chosen: Case, repeat: int = 1, **kernels: str) -> Job:
     def nothing(*_: object) -> None:
         pass
 
-    fetched = {side: await lab.kernel(spec) for side, spec in kernels.items()}
-    return Job(lab=lab, cases=chosen, model=model, kernels=fetched, folder=folder, on_step=nothing, on_result=nothing, repeat=repeat)
+    fetched = {side: await factory.kernel(spec) for side, spec in kernels.items()}
+    return Job(
+        factory=factory, cases=chosen, model=model, kernels=fetched, folder=folder, on_step=nothing, on_result=nothing, repeat=repeat
+    )
 
 
 @pytest.mark.slow
-async def test_the_scenario_that_the_docs_add_works_as_it_stands(lab: Lab, model: GuestModel, tmp_path: Path) -> None:
+async def test_the_scenario_that_the_docs_add_works_as_it_stands(factory: GuestFactory, model: GuestModel, tmp_path: Path) -> None:
     text = re.search(r"^```python\n(.*?)^```$", (DOCS / "adding-a-scenario.md").read_text(), re.MULTILINE | re.DOTALL)
     assert text is not None
     (tmp_path / "tail.py").write_text(text[1])
@@ -38,15 +40,17 @@ async def test_the_scenario_that_the_docs_add_works_as_it_stands(lab: Lab, model
     spec.loader.exec_module(module)
     tail: Scenario = module.TAIL
     case = Case(scenario=tail, point=tail.points[0])
-    (result,) = await runner.run(await job(lab, model, tmp_path, case, base="debian-5.10", patched="debian-6.1"), runner.pair)
+    (result,) = await runner.run(await job(factory, model, tmp_path, case, base="debian-5.10", patched="debian-6.1"), runner.run_pair)
     assert result.judgement.verdict is Verdict.PASS, result.judgement.reason
 
 
 @pytest.mark.slow
-async def test_attempts_run_each_on_its_own_guest_and_each_kernel_is_judged(lab: Lab, model: GuestModel, tmp_path: Path) -> None:
+async def test_attempts_run_each_on_its_own_guest_and_each_kernel_is_judged(
+    factory: GuestFactory, model: GuestModel, tmp_path: Path
+) -> None:
     case = cases()["many-cgroups/nvme/ext4/2"]
     expected = {"new": Gap.CLOSED}
-    results = await runner.run(await job(lab, model, tmp_path, case, repeat=2, new="debian-6.1"), runner.each(expected))
+    results = await runner.run(await job(factory, model, tmp_path, case, repeat=2, new="debian-6.1"), runner.run_each(expected))
     assert [result.attempt for result in results] == [1, 2]
     assert len({result.sides["new"].evidence for result in results}) == 2
     for result in results:

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from testbed.errors import CommandFailed, GuestError, HostError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.hardware.latency import Latency
 from testbed.qemu import jail_exec
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from tests.support import places
 from tests.support.values import may_mount
 
@@ -42,10 +42,10 @@ STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no
 
 
 async def test_a_guest_and_its_qemu_are_held(
-    lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TESTBED_TEST_SECRET", "1")
-    async with lab.guest("g0", model, kernel, evidence) as guest:
+    async with factory.guest("g0", model, kernel, logs) as guest:
         _is_nobody(guest)
         _has_open_what_it_was_handed(guest)
         _keeps_strangers_out(guest)
@@ -60,7 +60,7 @@ def _is_nobody(guest: Guest) -> None:
     status = {key: value.split() for key, _, value in lines}
     assert status["NoNewPrivs"] == ["1"] and status["Seccomp"] == ["2"]
     if os.geteuid() == 0:
-        account = guest.order.host.account
+        account = guest.spec.host.account
         assert account is not None and account.uid not in (0, 65534)
         assert set(status["Uid"]) == {str(account.uid)} and set(status["Gid"]) == {str(account.gid)} and status["Groups"] == []
     assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
@@ -74,10 +74,10 @@ def _is_nobody(guest: Guest) -> None:
 
 def _has_open_what_it_was_handed(guest: Guest) -> None:
     """Files that it may write to are its own scratch disks and its memory. It may have other names for them than we."""
-    template = guest.order.template
+    template = guest.spec.template
     assert template is not None and template.memory is not None
-    own = [path for path in guest.order.scratch.rglob("*") if path.is_file()]
-    allowed = {(path.stat().st_dev, path.stat().st_ino) for path in (*own, template.memory, guest.order.evidence / "qemu.log")}
+    own = [path for path in guest.spec.scratch.rglob("*") if path.is_file()]
+    allowed = {(path.stat().st_dev, path.stat().st_ino) for path in (*own, template.memory, guest.spec.logs / "qemu.log")}
     for number in Path(f"/proc/{guest.pid}/fd").iterdir():
         target, opened = number.readlink(), number.stat()
         flags = next(line for line in Path(f"/proc/{guest.pid}/fdinfo/{number.name}").read_text().splitlines() if line.startswith("flags"))
@@ -87,8 +87,8 @@ def _has_open_what_it_was_handed(guest: Guest) -> None:
 
 
 def _keeps_strangers_out(guest: Guest) -> None:
-    sockets = guest.order.sockets
-    for folder in (sockets, guest.order.scratch, sockets.parent, guest.order.scratch.parent):
+    sockets = guest.spec.sockets
+    for folder in (sockets, guest.spec.scratch, sockets.parent, guest.spec.scratch.parent):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {"qmp", "poll", "agent", "console"} <= {path.name for path in _sockets_that_are_private(sockets)}
 
@@ -115,7 +115,7 @@ async def _says_nothing_to_the_terminal(guest: Guest) -> None:
 
 async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     """What a QEMU that a guest has taken over would do: read what only we may, write what only we may."""
-    host = guest.order.host
+    host = guest.spec.host
     assert host.confinement.confined, host.confinement.why_unconfined
     if os.geteuid() != 0 and host.confinement.landlock < jail_exec.FILES_SINCE:
         return  # its QEMU is the same user as we are: docs/security.md says so
@@ -138,7 +138,7 @@ async def _reaches_no_network(guest: Guest) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
         inet = [{"type": "inet", "data": {"host": "127.0.0.1", "port": str(one.getsockname()[1])}} for one in (listener, receiver)]
-        own = {"type": "unix", "data": {"path": str(guest.order.sockets / "poll")}}
+        own = {"type": "unix", "data": {"path": str(guest.spec.sockets / "poll")}}
         backends: list[tuple[str, dict[str, Any]]] = [
             ("socket", {"addr": inet[0], "server": False}),
             ("udp", {"remote": inet[1]}),
@@ -158,13 +158,13 @@ async def _is_lost_with_an_export_that_is_held(guest: Guest) -> None:
     status = {key: value.split() for key, _, value in lines}
     assert status["NoNewPrivs"] == ["1"] and status["Seccomp"] == ["2"] and status["Threads"] == ["1"]
     assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
-    if guest.order.host.account is not None:
-        assert set(status["Uid"]) == {str(guest.order.host.account.uid)} and status["Groups"] == []
+    if guest.spec.host.account is not None:
+        assert set(status["Uid"]) == {str(guest.spec.host.account.uid)} and status["Groups"] == []
     assert b"TESTBED_TEST_SECRET" not in (export / "environ").read_bytes()
     # What it was started with, its disk and its client.
     opened = [number.readlink() for number in (export / "fd").iterdir() if int(number.name) > 2]
     assert sorted("socket" if str(path).startswith("socket:") else path.parent.name for path in opened) == [
-        guest.order.scratch.name,
+        guest.spec.scratch.name,
         "socket",
     ]
     os.kill(int(export.name), signal.SIGKILL)
@@ -195,19 +195,19 @@ async def _sees_nothing_in_tmp(guest: Guest) -> None:
 
 def lab_cache(guest: Guest) -> Path:
     """A file of the cache that this guest's QEMU has no business with."""
-    template = guest.order.template
+    template = guest.spec.template
     assert template is not None
     return template.folder / "meta.json"
 
 
-async def test_qemu_starts_no_program(lab: Lab, kernel: KernelFiles, evidence: Path) -> None:
+async def test_qemu_starts_no_program(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     """Not even one that would only do what QEMU may do itself: make a file in its own folder. A guest that could be migrated, or QEMU would
     refuse to try."""
     with contextlib.suppress(GuestError):  # QEMU is killed for it
-        async with lab.guest("g0", GuestModel(cpus=1, memory=256 << 20), kernel, evidence) as guest:
-            owned = guest.order.scratch / "owned"
+        async with factory.guest("g0", GuestModel(cpus=1, memory=256 << 20), kernel, logs) as guest:
+            owned = guest.spec.scratch / "owned"
             with contextlib.suppress(HostError):
-                await guest.monitor.execute("migrate", {"uri": f"exec:echo >{guest.custody.seen(str(owned))}"})
+                await guest.monitor.execute("migrate", {"uri": f"exec:echo >{guest.jail.seen(str(owned))}"})
                 await guest.wait(guest.run("true"), 5)
             assert not owned.exists()
 

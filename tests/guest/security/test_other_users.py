@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import HostError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.host import registry, ssh_proxy
-from testbed.host.facts import Confinement
+from testbed.host.facts import JailSupport
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.vms import control
 
 _HOLD = """
@@ -44,13 +44,13 @@ def neighbour(port: int) -> Iterator[tuple[int, int]]:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
 @pytest.mark.parametrize("alone", [True, False], ids=["in a network of its own", "in this machine's"])
 async def test_a_neighbour_keeps_no_guest_from_answering_or_is_named(
-    alone: bool, lab: Lab, model: GuestModel, kernel: KernelFiles, evidence: Path, tmp_path: Path
+    alone: bool, factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path, tmp_path: Path
 ) -> None:
     if not alone:
-        lab.host = replace(lab.host, confinement=Confinement(why_not_alone="a test"))
-    elif not lab.host.confinement.alone:
-        pytest.skip(lab.host.confinement.why_not_alone)
-    async with lab.guest("g0", model, kernel, evidence) as guest, control.entered(tmp_path, guest):
+        factory.host = replace(factory.host, confinement=JailSupport(why_not_alone="a test"))
+    elif not factory.host.confinement.alone:
+        pytest.skip(factory.host.confinement.why_not_alone)
+    async with factory.guest("g0", model, kernel, logs) as guest, control.serve_ssh_connections(tmp_path, guest):
 
         async def another() -> None:
             """A command on a new connection, beside one that has the first."""

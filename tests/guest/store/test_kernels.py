@@ -12,7 +12,7 @@ import pytest
 
 from testbed.errors import BuildError, GuestLost
 from testbed.guest.channels.kernel_log import Kind
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.host import paths
 from testbed.report.sensitivity import UNCHANGED
 from testbed.scenarios import runner
@@ -20,10 +20,10 @@ from testbed.scenarios.catalogue import cases
 from testbed.scenarios.verdict import Evidence, Gap, Verdict, judge_pair
 from testbed.store import cache
 from testbed.store.kernels.ablations import ABLATIONS
-from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.builder import Builder, BuildSpec
 from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.table import Series, load_table
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 from tests.guest.bugs.test_museum import testbed
 from tests.guest.conftest import Notes
 
@@ -31,10 +31,10 @@ DATA = Path(__file__).parents[2] / "data"
 
 pytestmark = pytest.mark.kernels
 
-BASE = BuildOrder(source="debian-6.1")
-DEBUG = BuildOrder(source="debian-6.1", flavours=("lockdep", "faults", "iolatency", "kasan", "leaks"))
-NO_CHARGE = BuildOrder(source="debian-6.1", ablations=("no-io-charge",))
-TWICE = BuildOrder(source="debian-6.1", ablations=("io-charged-twice",))
+BASE = BuildSpec(source="debian-6.1")
+DEBUG = BuildSpec(source="debian-6.1", flavours=("lockdep", "faults", "iolatency", "kasan", "leaks"))
+NO_CHARGE = BuildSpec(source="debian-6.1", ablations=("no-io-charge",))
+TWICE = BuildSpec(source="debian-6.1", ablations=("io-charged-twice",))
 
 
 @pytest.fixture
@@ -43,21 +43,23 @@ def builder(notes: Notes) -> Builder:
     return Builder(table=load_table(images / "kernels.yaml"), root=paths.folders().cache, shipped=images, progress=notes)
 
 
-async def seen_and_said(lab: Lab, model: Guest, kernel: KernelFiles, name: str, folder: Path) -> tuple[Gap | None, set[Kind]]:
+async def seen_and_said(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, name: str, folder: Path
+) -> tuple[Gap | None, set[Kind]]:
     """What a scenario sees on a kernel, None where the guest does not live through it; and what the kernel complains of meanwhile."""
     case, found = cases()[name], None
-    async with lab.guest("g0", case.model(model), kernel, folder) as guest:
-        assert not await runner.missing(guest, case.scenario.needs)
+    async with factory.guest("g0", case.model(model), kernel, folder) as guest:
+        assert not await runner.missing_needs(guest, case.scenario.needs)
         with contextlib.suppress(GuestLost):
             found = await case.scenario.steps(guest, case.point)
         kinds = {finding.kind for finding in guest.console.findings}
     return found.claim if isinstance(found, Evidence) else None, kinds
 
 
-async def measured(lab: Lab, model: Guest, kernel: KernelFiles, evidence: Path) -> Evidence:
+async def measured(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path) -> Evidence:
     """What the scenario `read` measures on a kernel."""
     case = cases()["read/virtio-blk/ext4"]
-    async with lab.guest("g0", case.model(model), kernel, evidence) as guest:
+    async with factory.guest("g0", case.model(model), kernel, logs) as guest:
         assert (await guest.run("uname", "-r")).stdout.strip() == kernel.release
         await guest.run("modprobe", "bfq")  # what is built in is found
         found = await case.scenario.steps(guest, case.point)
@@ -66,10 +68,14 @@ async def measured(lab: Lab, model: Guest, kernel: KernelFiles, evidence: Path) 
     return found
 
 
-async def test_a_pair_that_differs_in_one_line_differs_in_what_is_charged(builder: Builder, lab: Lab, model: Guest, evidence: Path) -> None:
-    base, ablated, twice = [await builder.build(order) for order in (BASE, NO_CHARGE, TWICE)]
+async def test_a_pair_that_differs_in_one_line_differs_in_what_is_charged(
+    builder: Builder, factory: GuestFactory, model: GuestModel, logs: Path
+) -> None:
+    base, ablated, twice = [await builder.build(spec) for spec in (BASE, NO_CHARGE, TWICE)]
     assert (base.series, ablated.series, base.early_modules) == (Series.AFTER, Series.UNKNOWN, ())
-    whole, half, double = [await measured(lab, model, await lab.kernel(one.name), evidence / one.name) for one in (base, ablated, twice)]
+    whole, half, double = [
+        await measured(factory, model, await factory.kernel(one.name), logs / one.name) for one in (base, ablated, twice)
+    ]
     assert whole.claim is Gap.CLOSED and all(control.holds for control in (*whole.controls, *half.controls))
     # The page cache is charged still.
     assert half.claim is Gap.PARTIAL and half.reason.endswith("; charged: the page cache; not charged: the disk's bytes")
@@ -101,7 +107,7 @@ async def test_a_patch_that_has_make_and_kconfig_run_what_it_likes_reaches_nothi
 """
     )
     with pytest.raises(BuildError) as refused:
-        await builder.build(BuildOrder(source="debian-6.1", series=(tmp_path / "attack.patch",)))
+        await builder.build(BuildSpec(source="debian-6.1", series=(tmp_path / "attack.patch",)))
     # Its network has lo alone, under the two lines of its head.
     assert re.search(r"error: ran as \d+ 3\n", str(refused.value)) and "the caller's own" not in str(refused.value)
     assert os.geteuid() != 0 or "ran as 0" not in str(refused.value)
@@ -112,7 +118,7 @@ async def test_a_patch_that_has_make_and_kconfig_run_what_it_likes_reaches_nothi
 async def test_the_same_key_gives_the_same_bytes_whatever_was_built_between(builder: Builder) -> None:
     base = await builder.build(BASE)
     bytes_before = base.bzimage.read_bytes()
-    other = await builder.build(BuildOrder(source="debian-6.1", ablations=("idle-at-once",)))
+    other = await builder.build(BuildSpec(source="debian-6.1", ablations=("idle-at-once",)))
     shutil.rmtree(base.folder)
     again = await builder.build(BASE)
     assert again.folder == base.folder and again.bzimage.read_bytes() == bytes_before
@@ -124,7 +130,7 @@ async def test_the_same_key_gives_the_same_bytes_whatever_was_built_between(buil
 @pytest.mark.parametrize("source", ["debian-6.1", "debian-6.12"])
 @pytest.mark.parametrize("name", ABLATIONS)
 async def test_each_ablation_has_its_place_in_debians_sources(builder: Builder, source: str, name: str) -> None:
-    await builder.check(BuildOrder(source=source, ablations=(name,)))
+    await builder.check(BuildSpec(source=source, ablations=(name,)))
 
 
 async def test_a_pair_of_one_tree_is_built_and_compared(tmp_path: Path) -> None:
@@ -148,11 +154,11 @@ async def test_a_pair_of_one_tree_is_built_and_compared(tmp_path: Path) -> None:
     ],
 )
 async def test_what_a_debug_kernel_says_of_a_loss_is_heard_and_it_says_nothing_without(
-    builder: Builder, lab: Lab, model: Guest, evidence: Path, ablation: str, scenario: str, kinds: set[Kind]
+    builder: Builder, factory: GuestFactory, model: GuestModel, logs: Path, ablation: str, scenario: str, kinds: set[Kind]
 ) -> None:
     name = f"{scenario}/virtio-blk/ext4"
-    kernels = [await builder.build(order) for order in (DEBUG, replace(DEBUG, ablations=(ablation,)))]
-    whole, without = [await seen_and_said(lab, model, await lab.kernel(one.name), name, evidence / one.name) for one in kernels]
+    kernels = [await builder.build(spec) for spec in (DEBUG, replace(DEBUG, ablations=(ablation,)))]
+    whole, without = [await seen_and_said(factory, model, await factory.kernel(one.name), name, logs / one.name) for one in kernels]
     assert whole == (Gap.CLOSED, set())
     assert without[0] is not Gap.CLOSED and without[1] >= kinds
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import UsageError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.host import process
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 
 pytestmark = pytest.mark.guest
 
@@ -28,9 +28,9 @@ async def modules_of(kernel: KernelFiles, folder: Path) -> Path:
 
 @pytest.mark.slow
 async def test_a_kernel_boots_with_its_own_modules_and_is_refused_with_anothers(
-    lab: Lab, kernel: KernelFiles, model: Guest, evidence: Path, tmp_path: Path
+    factory: GuestFactory, kernel: KernelFiles, model: GuestModel, logs: Path, tmp_path: Path
 ) -> None:
-    own, other = await lab.kernel("debian-6.1"), await lab.kernel("debian-6.12")
+    own, other = await factory.kernel("debian-6.1"), await factory.kernel("debian-6.12")
     folder = tmp_path / "a:b"
     modules = await modules_of(own, folder / "own")
     given = folder / "bzImage-1234.xz"
@@ -41,17 +41,17 @@ async def test_a_kernel_boots_with_its_own_modules_and_is_refused_with_anothers(
 
     others = await modules_of(other, folder / "other")
     with pytest.raises(UsageError, match=r"another kernel's:\n    expected: 6\.1\.0-.* modversions\n    got of .*: 6\.12\."):
-        await lab.kernel(f"{given}:{others}")
+        await factory.kernel(f"{given}:{others}")
     with pytest.raises(UsageError, match=r"CONFIG_VIRTIO_PCI=m without virtio_pci\.ko: its root is ext4 on virtio-blk"):
-        await lab.kernel(str(folder / "bzImage"))
+        await factory.kernel(str(folder / "bzImage"))
 
     # Packed as no program of Debian's reads them.
     for path in (*modules.rglob("virtio*.ko"), *modules.rglob("loop.ko")):
         path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), compresslevel=1))
         path.unlink()
-    found = await lab.kernel(f"{given}:{modules}")
+    found = await factory.kernel(f"{given}:{modules}")
     # Of the same bytes, so that no other template is made.
     assert (found.sha256, found.early_modules) == (own.sha256, own.early_modules)
-    async with lab.guest("g0", model, found, evidence) as guest:
+    async with factory.guest("g0", model, found, logs) as guest:
         said = await guest.script("modprobe loop && uname -r")
     assert said.stdout.strip() == own.release

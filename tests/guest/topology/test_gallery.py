@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.setup import apply
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import Topology, load_points
@@ -31,10 +31,12 @@ exit 0
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", EVERY)
-async def test_a_topology_is_made_verified_and_undone(topology: Topology, lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
-    async with lab.guests(topology, kernel, tmp_path, stacked=False) as guests:
+async def test_a_topology_is_made_verified_and_undone(
+    topology: Topology, factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
+) -> None:
+    async with factory.guests(topology, kernel, tmp_path, stacked=False) as guests:
         for name, guest in guests.items():
-            async with apply.standing(guest) as made:
+            async with apply.stack_applied(guest) as made:
                 assert set(made.loops) == set(topology.guests[name].loops)
                 there = (await guest.script(LEFT)).stdout
                 for loop in made.loops.values():

@@ -16,14 +16,14 @@ import drgn
 import pytest
 
 from testbed.bugs.attempt import Attempt, attempt
-from testbed.bugs.load import of_plain
+from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome
 from testbed.bugs.signature import End, Match
 from testbed.errors import HostError
 from testbed.guest import snapshot
 from testbed.guest.debug import gdb, vmcore
 from testbed.guest.debug import kallsyms as symbols
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.host import process, quota
 from testbed.store.kernels.files import KernelFiles
@@ -214,7 +214,7 @@ def _notes(core: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_a_guest_that_panics_leaves_its_memory_and_is_held(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> None:
     plain = {
         "version": 1,
         "summary": "a test",
@@ -222,17 +222,17 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kerne
         "script": "echo c >/proc/sysrq-trigger",
         "signature": [{"guest": "panic"}],
     }
-    case = of_plain(plain)
+    case = parse_mapping(plain)
     found: list[str] = []
 
     async def hold(guest: Guest, match: Match) -> None:
-        opened = await gdb.opened(guest, None)
+        opened = await gdb.open_gdb_server(guest, None)
         words = gdb.command(opened, ("-batch", "-ex", "bt"))
         found.append((await process.run(list(words), timeout_s=60)).stdout)
 
-    evidence = tmp_path / "g"
+    logs = tmp_path / "g"
     wanted = Attempt(
-        lab=lab, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=1, timeout_s=60, evidence=evidence, dump=True, hold=hold
+        factory=factory, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=1, timeout_s=60, evidence=logs, dump=True, hold=hold
     )
     one = await attempt(wanted)
     assert "reboot ()" in found[0], "where a kernel stands that has panicked"
@@ -246,15 +246,15 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(lab: Lab, kerne
 
 @pytest.mark.slow
 async def test_what_has_no_room_is_not_written_leaves_nothing_and_the_guest_goes_on(
-    lab: Lab, kernel: KernelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factory: GuestFactory, kernel: KernelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = of_plain({"version": 1, "summary": "s", "topology": GUEST, "script": ":", "signature": [{"status": 0}]}).guest
-    async with lab.guest("g0", model, kernel, tmp_path / "g", savable=True) as guest:
+    model = parse_mapping({"version": 1, "summary": "s", "topology": GUEST, "script": ":", "signature": [{"status": 0}]}).guest
+    async with factory.guest("g0", model, kernel, tmp_path / "g", savable=True) as guest:
         monkeypatch.setattr(quota, "MARGIN_BYTES", 1 << 60)
         with pytest.raises(HostError, match="a dump may need"):
-            await vmcore.write(guest, tmp_path / "core")
+            await vmcore.write_dump(guest, tmp_path / "core")
         assert not (tmp_path / "core").exists()
         with pytest.raises(HostError, match="to be left on this machine's disk"):
-            await snapshot.save(guest, tmp_path / "snapshots" / "g0" / "now", {})
+            await snapshot.save_snapshot(guest, tmp_path / "snapshots" / "g0" / "now", {})
         assert not (tmp_path / "snapshots" / "g0").exists()
         await guest.run("true")

@@ -157,7 +157,7 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     while (record := registry.read_record(folder)) is None or record.state == registry.READY:
         assert not restoring.done(), restoring.result()
         await asyncio.sleep(0.01)
-    await registry.Vm(folder=folder, record=record).ask("down")
+    await registry.VmHandle(folder=folder, record=record).ask("down")
     assert "one was ended by another command before this was done" in (await restoring).err
     assert "Traceback" not in Path(up["evidence"], "supervisor.log").read_text()
 

@@ -13,14 +13,14 @@ import pytest
 import testbed
 from testbed.api import cgroup, supervised_guest, topologies
 from testbed.api.cgroup import Counters
-from testbed.api.compare import Comparison, SideFailed, compared
+from testbed.api.compare import Comparison, SideFailed, compare_sides
 from testbed.api.devices import Disk, Named
-from testbed.api.event_loops import Background
-from testbed.api.pausable_clock import Patience
+from testbed.api.event_loops import ThreadLoop
+from testbed.api.pausable_clock import PausableClock
 from testbed.api.vm import Vm
 from testbed.errors import GuestError, HostError, ReadingError, TopologyError, UsageError
 from testbed.host import resources
-from testbed.host.admission import Admission, Claim, in_turn, obstacle, refusal, resident
+from testbed.host.admission import Admission, Claim, obstacle, refusal, resident_memory, turn_order
 from testbed.pytest_plugin import requirements
 from testbed.topology import Topology
 from testbed.units import GIB, MIB
@@ -83,25 +83,25 @@ def test_what_guests_were_promised_and_have_not_touched_is_not_free(
 
 
 async def test_what_a_process_s_guests_have_is_read_from_their_qemus(tmp_path: Path) -> None:
-    before = resident(os.getpid())
+    before = resident_memory(os.getpid())
     for name, counts in (("qemu-system-own", True), ("something", False)):
         (tmp_path / name).symlink_to(Path(sys.executable).resolve())
         words = [str(tmp_path / name), "-c", "kept = b'x' * (64 << 20); print('has it', flush=True); input()"]
         pipe = asyncio.subprocess.PIPE
         child = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe)
         assert child.stdout is not None and await child.stdout.readline() == b"has it\n"
-        assert (resident(os.getpid()) - before >= 64 * MIB) is counts
+        assert (resident_memory(os.getpid()) - before >= 64 * MIB) is counts
         child.kill()
         await child.communicate()
-    assert resident(os.getpid()) == before
+    assert resident_memory(os.getpid()) == before
 
 
 async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) -> None:
-    admission, notes, order = Admission(tmp_path, cores=1, memory_bytes=64 * GIB), list[str](), list[str]()
+    admission, notes, spec = Admission(tmp_path, cores=1, memory_bytes=64 * GIB), list[str](), list[str]()
 
     async def one(who: str) -> None:
         async with admission.admitted(claim(who=who), notes.append):
-            order.append(who)
+            spec.append(who)
 
     async with admission.admitted(claim(who="first"), notes.append):
         second = asyncio.create_task(one("second"))
@@ -110,9 +110,9 @@ async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) 
         third = asyncio.create_task(one("third"))
         while len(notes) < 2:
             await asyncio.sleep(0.01)
-        assert order == []
+        assert spec == []
     await asyncio.gather(second, third)
-    assert order == ["second", "third"]
+    assert spec == ["second", "third"]
     assert notes[0] == "waiting for a core: there are 1, and 1 is taken by first"
     assert notes[1] == "waiting for its turn, after second"
     assert [path.name for path in tmp_path.iterdir()] == ["gate"]
@@ -130,9 +130,9 @@ async def test_whoever_waits_is_told_what_for_and_comes_in_turn(tmp_path: Path) 
     ],
 )
 def test_processes_take_turns(waiting: list[str], held: list[str], turns: list[str]) -> None:
-    assert in_turn(waiting, held, now_ns=0) == turns
+    assert turn_order(waiting, held, now_ns=0) == turns
     # Who has waited a minute comes by age, whatever his process has.
-    assert in_turn(waiting, held, now_ns=61_000_000_000) == sorted(waiting)
+    assert turn_order(waiting, held, now_ns=61_000_000_000) == sorted(waiting)
 
 
 async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ async def test_a_host_without_memory_says_so_where_nobody_s_end_would_help(tmp_p
 
 
 async def test_patience_ends_but_not_while_it_is_held() -> None:
-    patience = Patience()
+    patience = PausableClock()
     with pytest.raises(TimeoutError, match=r"within 0\.01 s"):
         await patience.within(asyncio.sleep(600), 0.01)
     assert await patience.within(asyncio.sleep(0, "done"), 5) == "done"
@@ -215,7 +215,7 @@ async def test_patience_ends_but_not_while_it_is_held() -> None:
 
 
 async def test_the_background_does_what_it_is_given_and_hands_back_what_comes() -> None:
-    background = Background()
+    background = ThreadLoop()
     try:
 
         async def where() -> int:
@@ -346,11 +346,11 @@ def test_a_topology_is_a_path_or_yaml_or_a_mapping(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text(text)
     some: tuple[topologies.Wanted, ...] = ("t.yaml", Path("t.yaml"), text, {"guests": {"here": {}}})
     for wanted in some:
-        assert list(topologies.point(wanted, tmp_path, "it", None).guests) == ["here"]
+        assert list(topologies.resolve_point(wanted, tmp_path, "it", None).guests) == ["here"]
     with pytest.raises(TopologyError, match=r"it:3:16: guests\.g0\.cpus"):
-        topologies.point("version: 1\nguests:\n    g0: {cpus: 99}\n", tmp_path, "it", None)
+        topologies.resolve_point("version: 1\nguests:\n    g0: {cpus: 99}\n", tmp_path, "it", None)
     with pytest.raises(UsageError, match="it: expected a topology"):
-        topologies.point(cast("topologies.Wanted", 3), tmp_path, "it", None)
+        topologies.resolve_point(cast("topologies.Wanted", 3), tmp_path, "it", None)
 
 
 class Side:
@@ -366,7 +366,7 @@ async def test_a_comparison_holds_what_both_sides_gave() -> None:
         return vm.release
 
     for together in (True, False):
-        result = await compared(body, SIDES, side_by_side=together)
+        result = await compare_sides(body, SIDES, side_by_side=together)
         assert (result.base, result.patched) == ("5.10", "6.1")
 
 
@@ -388,7 +388,7 @@ async def test_a_side_that_fails_is_named_and_the_other_runs_to_its_end() -> Non
         return 7
 
     with pytest.raises(SideFailed) as failed:
-        await compared(body, SIDES, side_by_side=True)
+        await compare_sides(body, SIDES, side_by_side=True)
     assert "base    5.10: failed: GuestError: it broke" in str(failed.value) and "patched 6.1: returned 7" in str(failed.value)
 
 
@@ -397,7 +397,7 @@ async def test_a_skip_on_one_side_skips() -> None:
         pytest.skip("not here")
 
     with pytest.raises(pytest.skip.Exception, match="not here"):
-        await compared(body, SIDES, side_by_side=True)
+        await compare_sides(body, SIDES, side_by_side=True)
 
 
 def test_everything_public_is_there() -> None:
@@ -418,7 +418,7 @@ async def test_modules_in_the_current_folder_are_not_run_for_a_guest_that_is_kep
     monkeypatch.setattr("testbed.api.supervised_guest.process.run", run)
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     with pytest.raises(HostError, match="no more"):
-        async with supervised_guest.started(topology, "k", {"g0": "k"}, cast(Any, None), tmp_path / "evidence", cold=False):
+        async with supervised_guest.start_supervised(topology, "k", {"g0": "k"}, cast(Any, None), tmp_path / "evidence", cold=False):
             pass
     (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     words = [*asked[: asked.index("up")], "--version"]

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from testbed.api import blktests, suites
-from testbed.api.blktests import Outcome, Status, outcomes
+from testbed.api.blktests import Status, TestResult, read_results
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, UsageError, WireBroken
 from testbed.topology import Topology
 
@@ -42,8 +42,8 @@ def left(*parts: str) -> str:
     return "".join(f"{part}\0" for part in parts)
 
 
-def one(text: str, printed: str = "", source: str = SOURCE, *, devices: bool = False) -> Outcome:
-    (found,) = outcomes("loop/001", text, printed, source, devices=devices)
+def one(text: str, printed: str = "", source: str = SOURCE, *, devices: bool = False) -> TestResult:
+    (found,) = read_results("loop/001", text, printed, source, devices=devices)
     return found
 
 
@@ -76,7 +76,7 @@ def test_a_failure_says_what_the_guest_lacks_of_what_check_asks_for() -> None:
 def test_each_device_and_condition_is_an_outcome_and_each_skip_has_its_own_reasons() -> None:
     no = record(status="not run", description="reads (and writes) a device")
     text = left("sda_bs_4_k", no, "", "sda_bs_512", record(status="pass", runtime="1.2s"), "", "sdb_bs_512", no, "")
-    found = {each.where: each for each in outcomes("block/009", text, PRINTED, FOR_DEVICES, devices=True)}
+    found = {each.where: each for each in read_results("block/009", text, PRINTED, FOR_DEVICES, devices=True)}
     assert {where: each.status for where, each in found.items()} == {
         "sda_bs_512": Status.PASS,
         "sda_bs_4_k": Status.SKIP,
@@ -94,7 +94,7 @@ def test_a_group_that_does_not_run_leaves_no_record_and_is_skipped_for_its_reaso
 
 def test_a_device_that_a_group_refuses_is_skipped_once_beside_one_that_it_takes() -> None:
     refused = "block/*** => sdb                                 [not run]\n    sdb is no disk\n"
-    found = outcomes("block/009", left("sda", record(status="pass"), ""), refused * 2, FOR_DEVICES, devices=True)
+    found = read_results("block/009", left("sda", record(status="pass"), ""), refused * 2, FOR_DEVICES, devices=True)
     assert [(each.where, each.status, each.reason) for each in found] == [("sda", Status.PASS, ""), ("sdb", Status.SKIP, "sdb is no disk")]
 
 
@@ -128,7 +128,7 @@ def test_what_is_not_read_of_a_test_lets_nothing_pass(cut: str) -> None:
         "the last record": f"{passed}nodev_2\0status\tfa",
         "the number of records": "".join(f"d{n}\0status\tpass\n\0\0" for n in range(600)),
     }
-    found = outcomes("loop/001", text.get(cut, passed), printed, SOURCE, devices=True, cut=cut == "its output")
+    found = read_results("loop/001", text.get(cut, passed), printed, SOURCE, devices=True, cut=cut == "its output")
     assert found[-1].status is Status.ERROR and "what the others say is not known" in found[-1].reason
     assert len(found) <= 501 and all(each.status is not Status.ERROR for each in found[:-1])
 
@@ -139,12 +139,12 @@ def test_whatever_a_guest_says_of_a_test_stays_short() -> None:
         long, f"status\tfail\nreason\t{long}\nruntime\t{long}\n" + "".join(f"{long}{n}\t{long}\n" for n in range(9)), f"{long}\n" * 30
     )
     printed = f"./check: {long} is not available.\n" * 3 + f"a/1 => {long} [not run]\n    {long}\n"
-    found = outcomes("loop/001", text, printed, SOURCE, devices=True)
+    found = read_results("loop/001", text, printed, SOURCE, devices=True)
     assert [each.status for each in found] == [Status.FAIL]
     assert sum(len(part) for each in found for part in (each.where, each.reason, each.runtime, *each.details, *each.measured)) < 40_000
     many = one(left("nodev", "status\tpass\n" + "".join(f"m{n}\t1\n" for n in range(100_000)), ""))
     assert many.status is Status.PASS and len(many.measured) < 101
-    (skip,) = outcomes("loop/001", "", "a/1 [not run]\n" + f"    {long[:5000]}\n" * 1000, SOURCE, devices=True)
+    (skip,) = read_results("loop/001", "", "a/1 [not run]\n" + f"    {long[:5000]}\n" * 1000, SOURCE, devices=True)
     assert skip.status is Status.SKIP and len(skip.reason) < 1100
 
 
@@ -157,14 +157,14 @@ def test_what_a_test_printed_is_looked_at_once_however_many_records_it_left(monk
             looked.append(line)
 
     monkeypatch.setattr(blktests, "_LACKS", Counting())
-    found = outcomes("loop/001", "\0status\tfail\n\0\0" * 400, "./check: gawk\n" * 1000, SOURCE, devices=True)
+    found = read_results("loop/001", "\0status\tfail\n\0\0" * 400, "./check: gawk\n" * 1000, SOURCE, devices=True)
     assert len(found) == 400 and len(looked) <= 1000
 
 
 def test_what_all_records_of_a_test_say_stays_short_together() -> None:
     """Each with 20 lines of 1,000 characters, 500 of them: a few such tests made results that `report` no longer reads."""
     records = "".join(f"{'d' * 900}{number}\0status\tfail\nreason\t{'r' * 900}\n\0\0" for number in range(400))
-    found = outcomes("loop/001", records, ("x" * 999 + "\n") * 1000, SOURCE, devices=True)
+    found = read_results("loop/001", records, ("x" * 999 + "\n") * 1000, SOURCE, devices=True)
     assert [each.status for each in found] == [Status.FAIL] * 400
     assert len(found[0].details) == 21 and found[-1].details == ("(what it says is left out: others of this test fill the room)",)
     assert len(str(found)) < 400_000
@@ -197,14 +197,14 @@ def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(tmp_path: Pat
     (checkout / "tests/loop/002").symlink_to("001.sh")
     (checkout / "tests/loop/001.sh").write_text("test_device_array() {\n")
     (checkout / "tests/elsewhere").symlink_to(tmp_path)
-    assert suites.found(checkout, []).tests == ("loop/001", "loop/002")
+    assert suites.find_tests(checkout, []).tests == ("loop/001", "loop/002")
     assert suites._source(checkout, "loop/001") == "" and "test_device_array" in suites._source(checkout, "loop/002")
     # A test's name is a folder's, a word of a shell and a line of a table.
     odd = checkout / "tests" / "a'\x1b[2J\n"
     odd.mkdir()
     (odd / "001").touch()
     with pytest.raises(UsageError, match="expected groups of tests with names of letters"):
-        suites.found(checkout, [])
+        suites.find_tests(checkout, [])
     (odd / "001").unlink()
     # A file that is one hole is not copied, nor are more files than any suite has.
     with (checkout / "hole").open("wb") as file:
@@ -229,15 +229,15 @@ def test_groups_and_tests_are_found_and_others_refused(tmp_path: Path) -> None:
     for name in ("loop/001", "loop/002", "loop/002.out", "loop/rc", "nvme/001", "meta/001"):
         (tmp_path / "tests" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "tests" / name).touch()
-    assert suites.found(tmp_path, ["loop"]).tests == ("loop/001", "loop/002")
-    assert suites.found(tmp_path, ["nvme/001", "loop"]).tests == ("nvme/001", "loop/001", "loop/002")
+    assert suites.find_tests(tmp_path, ["loop"]).tests == ("loop/001", "loop/002")
+    assert suites.find_tests(tmp_path, ["nvme/001", "loop"]).tests == ("nvme/001", "loop/001", "loop/002")
     # The tests of ./check itself fail on purpose: all of it is without them, as with ./check.
-    assert suites.found(tmp_path, []).tests == ("loop/001", "loop/002", "nvme/001")
-    assert suites.found(tmp_path, ["meta"]).tests == ("meta/001",)
+    assert suites.find_tests(tmp_path, []).tests == ("loop/001", "loop/002", "nvme/001")
+    assert suites.find_tests(tmp_path, ["meta"]).tests == ("meta/001",)
     with pytest.raises(UsageError, match=r"one of its groups \(loop, meta, nvme\) or tests such as loop/001, got '../../etc/passwd'"):
-        suites.found(tmp_path, ["../../etc/passwd"])
+        suites.find_tests(tmp_path, ["../../etc/passwd"])
     with pytest.raises(UsageError, match=r"expected a checkout with ./check and tests/"):
-        suites.found(tmp_path / "tests", [])
+        suites.find_tests(tmp_path / "tests", [])
 
 
 class Guest:
@@ -282,20 +282,20 @@ async def test_a_guest_that_stands_still_after_its_test_is_a_hang_and_the_next_t
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
-    how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
-    told: dict[str, tuple[Outcome, ...]] = {}
+    how = suites.SuiteOptions(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
+    told: dict[str, tuple[TestResult, ...]] = {}
     # What lies in a checkout and cannot be copied is no part of it.
     os.mkfifo(tmp_path / "tests/loop/003")
     (tmp_path / "tests/loop/004").mkdir()
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
-    suite = suites.found(tmp_path, [])
+    suite = suites.find_tests(tmp_path, [])
     assert suite.tests == ("loop/001", "loop/002")
     scratch = tmp_path.with_name("scratch")
-    await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
+    await suites.run_suite(Testbed(scratch), suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
     assert sorted(path.name for path in (scratch / "checkout/tests/loop").iterdir()) == ["001", "002", "004"]
     with pytest.raises(HostError, match=rf"^{scratch}/checkout: cannot be copied: File exists$"):
-        await suites.run(Testbed(scratch), suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
+        await suites.run_suite(Testbed(scratch), suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
     done = [each for test in suite.tests for each in told[test]]
     assert [each.status for each in done] == [Status.HANG, Status.ERROR]
     assert done[0].details == ("PPID STAT WCHAN COMMAND", "1 S do_wait bash -c cd there", "1 D loop_flush sync")
@@ -338,12 +338,12 @@ async def test_what_goes_wrong_with_one_test_is_its_own_and_the_next_is_run(tmp_
     for name in ("check", *(f"tests/loop/00{number}" for number in range(1, 8))):
         (tmp_path / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "checkout" / name).touch()
-    suite = suites.found(tmp_path / "checkout", [])
+    suite = suites.find_tests(tmp_path / "checkout", [])
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
-    how = suites.How(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
-    told: dict[str, tuple[Outcome, ...]] = {}
+    how = suites.SuiteOptions(topology=topology, kernel="k", disks=(), timeout_s=9, quick_s=None)
+    told: dict[str, tuple[TestResult, ...]] = {}
     testbed = Broken(tmp_path / "scratch", breaks)
-    await suites.run(testbed, suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
+    await suites.run_suite(testbed, suite, how, tmp_path / "evidence", told.__setitem__)  # type: ignore[arg-type]  # a fake
     done = [each for test in suite.tests for each in told[test]]
     assert [(each.test, each.status.value) for each in done] == [
         ("loop/001", "lost"),

@@ -15,7 +15,7 @@ from testbed.bugs import absence
 from testbed.bugs.statistics import Rate
 
 # Asked again for each pair of rates.
-enough, needed = functools.cache(absence.enough), functools.cache(absence.needed)
+enough, needed = functools.cache(absence.has_enough_tries), functools.cache(absence.fewest_misses)
 
 
 def share_below(shown: float) -> float:
@@ -79,7 +79,7 @@ def test_looking_after_each_try_on_either_kernel_is_no_way_around_it() -> None:
             hits += chance.random() < 0.5
             if chance.random() < share_below(0.5):
                 break
-            if absence.told_apart(Rate(hits=hits, tries=tries), tries):
+            if absence.is_absent(Rate(hits=hits, tries=tries), tries):
                 wrong += 1
                 break
     assert wrong < 50
@@ -88,18 +88,18 @@ def test_looking_after_each_try_on_either_kernel_is_no_way_around_it() -> None:
 def test_how_many_tries_it_takes() -> None:
     # As docs/reproduce.md has it.
     always = [Rate(hits=tries, tries=tries) for tries in range(1, 9)]
-    assert [absence.needed(rate) for rate in always] == [53, 16, 10, 8, 7, 6, 5, 5]
-    assert [absence.told_apart(rate, rate.tries) for rate in always] == [False] * 5 + [True] * 3
+    assert [absence.fewest_misses(rate) for rate in always] == [53, 16, 10, 8, 7, 6, 5, 5]
+    assert [absence.is_absent(rate, rate.tries) for rate in always] == [False] * 5 + [True] * 3
     assert [absence.tries_for_share(share) for share in (1, 0.75, 0.5, 0.25, 0.05)] == [6, 19, 44, 160, 1400]
-    assert absence.needed(Rate(hits=0, tries=20)) is None and absence.needed(Rate(hits=1, tries=200)) is None
+    assert absence.fewest_misses(Rate(hits=0, tries=20)) is None and absence.fewest_misses(Rate(hits=1, tries=200)) is None
 
 
 def test_a_showing_kernel_goes_on_to_a_hit_and_stops_where_no_more_can_be_had() -> None:
-    assert not absence.enough(Rate(hits=0, tries=20), 40)
-    assert not absence.enough(Rate(hits=1, tries=1), 20)
+    assert not absence.has_enough_tries(Rate(hits=0, tries=20), 40)
+    assert not absence.has_enough_tries(Rate(hits=1, tries=1), 20)
     # 14 of 20 would do, and cannot be any longer.
-    assert absence.enough(Rate(hits=1, tries=8), 20) and not absence.enough(Rate(hits=1, tries=7), 20)
-    assert absence.enough(Rate(hits=1, tries=1), 5)
+    assert absence.has_enough_tries(Rate(hits=1, tries=8), 20) and not absence.has_enough_tries(Rate(hits=1, tries=7), 20)
+    assert absence.has_enough_tries(Rate(hits=1, tries=1), 5)
 
 
 @given(st.integers(1, 80), st.integers(0, 80), st.integers(0, 300))

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.bugs.bisect import Answer, Between, bisecting, most_steps
-from testbed.store.kernels.folders import ordered, scan
+from testbed.bugs.bisect import BisectAnswer, BisectRange, bisect, most_steps
+from testbed.store.kernels.folders import scan_folder, sort_by_version
 
 
-def run(good: int, bad: int, answers: dict[int, Answer]) -> tuple[Between, list[int]]:
-    search, asked = bisecting(good, bad), []
+def run(good: int, bad: int, answers: dict[int, BisectAnswer]) -> tuple[BisectRange, list[int]]:
+    search, asked = bisect(good, bad), []
     number = next(search)
     while True:
         asked.append(number)
@@ -26,11 +26,11 @@ def run(good: int, bad: int, answers: dict[int, Answer]) -> tuple[Between, list[
 @given(st.integers(2, 100), st.data())
 def test_the_change_is_found_in_a_logarithm_of_steps_whether_it_came_or_went(count: int, data: st.DataObject) -> None:
     change = data.draw(st.integers(1, count - 1))
-    came = {number: Answer.BAD if number >= change else Answer.GOOD for number in range(count)}
+    came = {number: BisectAnswer.BAD if number >= change else BisectAnswer.GOOD for number in range(count)}
     found, asked = run(0, count - 1, came)
     assert (found.good, found.bad, found.skipped) == (change - 1, change, ())
     assert len(asked) <= 2 + most_steps(0, count - 1)
-    went = {number: Answer.GOOD if number >= change else Answer.BAD for number in range(count)}
+    went = {number: BisectAnswer.GOOD if number >= change else BisectAnswer.BAD for number in range(count)}
     found, _ = run(count - 1, 0, went)
     assert (found.bad, found.good) == (change - 1, change)
 
@@ -39,7 +39,10 @@ def test_the_change_is_found_in_a_logarithm_of_steps_whether_it_came_or_went(cou
 def test_kernels_that_cannot_be_tried_are_named_where_they_matter(count: int, data: st.DataObject) -> None:
     change = data.draw(st.integers(1, count - 1))
     skipped = data.draw(st.sets(st.integers(1, count - 2)))
-    answers = {number: Answer.SKIP if number in skipped else Answer.BAD if number >= change else Answer.GOOD for number in range(count)}
+    answers = {
+        number: BisectAnswer.SKIP if number in skipped else BisectAnswer.BAD if number >= change else BisectAnswer.GOOD
+        for number in range(count)
+    }
     found, _ = run(0, count - 1, answers)
     assert found.good < change <= found.bad
     assert set(range(found.good + 1, found.bad)) == set(found.skipped) <= skipped
@@ -60,15 +63,15 @@ def test_kernels_that_cannot_be_tried_are_named_where_they_matter(count: int, da
     ],
 )
 def test_ends_that_are_not_what_was_said_are_told(ends: tuple[str, str], middle: str, wrong: str, asked: list[int]) -> None:
-    bad, good = map(Answer, ends)
-    found, order = run(0, 5, {5: bad, 0: good, 2: Answer(middle)})
-    assert (found.wrong, order, found.wavers) == (wrong, asked, "comes" in wrong)
+    bad, good = map(BisectAnswer, ends)
+    found, spec = run(0, 5, {5: bad, 0: good, 2: BisectAnswer(middle)})
+    assert (found.wrong, spec, found.wavers) == (wrong, asked, "comes" in wrong)
 
 
 @pytest.mark.parametrize("good", [0, 8])
 def test_a_bug_that_comes_and_goes_is_not_bisected_to_one_change(good: int) -> None:
     # Good, bad, good and bad again: the search finds one of three changes, and what it has passed over shows the others.
-    answers = [Answer(one) for one in ["good", "good", "bad", "bad", "good", "good", "good", "bad", "bad"]]
+    answers = [BisectAnswer(one) for one in ["good", "good", "bad", "bad", "good", "good", "good", "bad", "bad"]]
     if good:
         answers.reverse()
     found, asked = run(good, 8 - good, dict(enumerate(answers)))
@@ -83,9 +86,9 @@ def test_kernels_are_ordered_by_version() -> None:
         "linux-image-6.1.0-56-cloud-amd64_6.1.176-1_amd64.deb",
         "linux-image-6.12.1_6.12.1-1_amd64.deb",
     ]
-    assert [path.name for path in ordered([Path(name) for name in reversed(names)])] == names
+    assert [path.name for path in sort_by_version([Path(name) for name in reversed(names)])] == names
     images = ["bzImage-6.17", "bzImage-6.18-rc1", "bzImage-6.18-rc2", "bzImage-6.18-rc10", "bzImage-6.18", "bzImage-6.18-mine"]
-    assert [path.name for path in ordered([Path(name) for name in sorted(images)])] == images
+    assert [path.name for path in sort_by_version([Path(name) for name in sorted(images)])] == images
 
 
 def test_neighbours_need_no_steps() -> None:
@@ -108,7 +111,7 @@ def test_of_what_bindeb_pkg_leaves_only_kernels_are_walked(tmp_path: Path) -> No
         "linux-upstream_6.9.0-1_amd64.buildinfo",
         "linux-upstream_6.9.0-1_amd64.changes",
     ]
-    found = scan(left(tmp_path, *reversed(images), *beside))
+    found = scan_folder(left(tmp_path, *reversed(images), *beside))
     assert found.kernels == tuple(str(tmp_path / name) for name in images)
     assert sorted(one.split(" ")[0] for one in found.others) == beside
     assert "linux-image-6.9.0-dbg_6.9.0-1_amd64.deb (debugging symbols)" in found.others
@@ -122,7 +125,7 @@ def test_of_what_make_install_leaves_only_kernels_are_walked(tmp_path: Path) -> 
     left(tmp_path, "vmlinuz-6.10.0", "vmlinuz-6.9.0", *beside)
     (tmp_path / "bzImage-6.9.0").hardlink_to(tmp_path / "vmlinuz-6.9.0")
     (tmp_path / "lib").mkdir()
-    found = scan(tmp_path)
+    found = scan_folder(tmp_path)
     # Neither is a bzImage: they are tried, and skipped then.
     assert [Path(one).name for one in found.kernels] == ["bzImage-6.9.0", "vmlinuz-6.10.0"]
     assert {one.split(" ")[0] for one in found.others} == {*beside, "vmlinuz-6.9.0"}
@@ -132,6 +135,6 @@ def test_of_what_make_install_leaves_only_kernels_are_walked(tmp_path: Path) -> 
 def test_modules_that_are_packages_of_their_own_go_with_their_kernel(tmp_path: Path) -> None:
     version = "_7.2.13-1_amd64.deb"
     names = [f"linux-{kind}-7.2.13+deb14-amd64{version}" for kind in ("binary", "modules", "modules-extra")]
-    found = scan(left(tmp_path, *names, f"linux-modules-7.2.12{version}"))
+    found = scan_folder(left(tmp_path, *names, f"linux-modules-7.2.12{version}"))
     assert found.kernels == (":".join(str(tmp_path / name) for name in names),)
     assert found.others == (f"linux-modules-7.2.12{version} (a package without a kernel)",)

@@ -10,16 +10,15 @@ from typing import Any
 
 import pytest
 
-from testbed import jsons
 from testbed.api.blktests import RESULTS, Status
-from testbed.api.blktests import Outcome as SuiteOutcome
+from testbed.api.blktests import TestResult as SuiteOutcome
 from testbed.api.suites import Suite
 from testbed.bugs import conclusion, repro
-from testbed.bugs.bisect import Answer, Between
-from testbed.bugs.load import of_plain
+from testbed.bugs.bisect import BisectAnswer, BisectRange
+from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome, Try
-from testbed.bugs.reduce import UNFINISHED, Asked, Bisector, Reduced, Step
-from testbed.bugs.repro import Job, Limits, Tried
+from testbed.bugs.reduce import UNFINISHED, Bisector, PartAsked, Reduced, Step
+from testbed.bugs.repro import KernelTries, ReproJob, StopRule
 from testbed.bugs.signature import End, Match
 from testbed.cli import run
 from testbed.errors import GuestLost, UsageError
@@ -34,6 +33,7 @@ from testbed.report.partial import Partial
 from testbed.scenarios import runner
 from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.table import Series
+from testbed.text import parse_printable_json
 from tests.support import junit as junit_rules
 from tests.support import ktap as ktap_rules
 from tests.unit.cli.test_cli import testbed
@@ -74,21 +74,21 @@ def one(number: int, outcome: Outcome, evidence: str = "k") -> Try:
     )
 
 
-def tried(name: str, *outcomes: Outcome, must_show: bool = True, **more: Any) -> Tried:
+def tried(name: str, *outcomes: Outcome, must_show: bool = True, **more: Any) -> KernelTries:
     tries = tuple(one(number, outcome, name) for number, outcome in enumerate(outcomes, 1))
     first = 2.0 if Outcome.HIT in outcomes else None
-    return Tried(kernel=kernel(name, name), must_show=must_show, tries=tries, took_s=3.0, first_hit_s=first, **more)
+    return KernelTries(kernel=kernel(name, name), must_show=must_show, tries=tries, took_s=3.0, first_hit_s=first, **more)
 
 
 PLAIN = {"version": 1, "summary": f"a bug {EVIL}", "source": "a list", "script": "true", "signature": [{"output": "x"}]}
 
 
-def job(folder: Path) -> Job:
+def job(folder: Path) -> ReproJob:
     qemu = SimpleNamespace(version="7.2", identity="q")
     host = SimpleNamespace(kernel="6.1", cores=2, memory_bytes=1 << 30, accelerator="tcg", qemu=qemu)
-    lab: Any = SimpleNamespace(host=host, image=SimpleNamespace(name="bookworm", sha256="ab" * 32))
-    limits = Limits(tries=3, timeout_s=9, jobs=1)
-    return Job(lab=lab, case=of_plain(PLAIN), limits=limits, seed=7, folder=folder, on_try=lambda *_: None)
+    factory: Any = SimpleNamespace(host=host, image=SimpleNamespace(name="bookworm", sha256="ab" * 32))
+    limits = StopRule(tries=3, timeout_s=9, jobs=1)
+    return ReproJob(factory=factory, case=parse_mapping(PLAIN), limits=limits, seed=7, folder=folder, on_try=lambda *_: None)
 
 
 HIT, MISS, TROUBLE = Outcome.HIT, Outcome.MISS, Outcome.TROUBLE
@@ -96,29 +96,29 @@ HIT, MISS, TROUBLE = Outcome.HIT, Outcome.MISS, Outcome.TROUBLE
 
 def test_kernels_of_one_file_name_are_told_apart_and_names_are_plain() -> None:
     first, same, other = kernel("bzImage", "aa" * 8), kernel("bzImage", "aa" * 8), kernel("bzImage", "bb" * 8)
-    assert [one.name for one in repro.told_apart((first, same, other))] == ["bzImage", "bzImage", "bzImage-bbbbbbbb"]
+    assert [one.name for one in repro.distinct_names((first, same, other))] == ["bzImage", "bzImage", "bzImage-bbbbbbbb"]
     deb = kernel("../linux-image_6.1~rc1+deb12u1 amd64.deb", "cc" * 8)
-    assert repro.told_apart((deb,))[0].name == "linux-image_6.1-rc1-deb12u1-amd64.deb"
+    assert repro.distinct_names((deb,))[0].name == "linux-image_6.1-rc1-deb12u1-amd64.deb"
 
 
 def test_one_kernel_is_not_on_both_sides_whatever_its_file_is_called() -> None:
     first, same, other = kernel("a", "aa"), kernel("b", "aa"), kernel("c", "cc")
-    assert [[one.name for one in side] for side in repro.sides((first, same), (other,))] == [["b"], ["c"]]
+    assert [[one.name for one in side] for side in repro.kernel_sides((first, same), (other,))] == [["b"], ["c"]]
     with pytest.raises(UsageError, match="kernels a and b: expected it to show on one of them only"):
-        repro.sides((first,), (same,))
+        repro.kernel_sides((first,), (same,))
 
 
 def test_compare_notes_that_both_sides_are_one_kernel_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "slots", lambda *_: 1)
     monkeypatch.setattr(disk_speed, "known", lambda *_: {})
     monkeypatch.setattr(disk_speed, "beyond", lambda *_: ())
-    lab: Any = SimpleNamespace(host=job(Path("/run")).lab.host, cold=False, folders=SimpleNamespace(cache=Path("/cache")))
+    factory: Any = SimpleNamespace(host=job(Path("/run")).factory.host, cold=False, folders=SimpleNamespace(cache=Path("/cache")))
     file: Any = SimpleNamespace(guest=None)
 
     def notes(**kernels: KernelFiles) -> list[str]:
         said: list[str] = []
         progress: Any = SimpleNamespace(note=said.append)
-        run._announce(lab, kernels, file, progress)
+        run._announce(factory, kernels, file, progress)
         return [line for line in said if "one kernel" in line]
 
     first, same, other = kernel("a", "aa"), kernel("b", "aa"), kernel("c", "cc")
@@ -140,26 +140,26 @@ def test_tries_that_stopped_at_a_hit_say_less_and_those_cut_short_less_still() -
 
 
 def suite(folder: Path, partial: Partial | None, words: list[str]) -> dict[str, Any]:
-    testbed: Any = SimpleNamespace(host=job(folder).lab.host, image=job(folder).lab.image)
+    testbed: Any = SimpleNamespace(host=job(folder).factory.host, image=job(folder).factory.image)
     ended = SuiteOutcome(test="loop/001", status=Status.PASS, runtime="1.2s")
     wanted = Suite(root=Path("/blktests"), tests=("loop/001", "loop/002"))
-    return results.of_suite(testbed, wanted, kernel("bad", "bad"), (ended,), folder, words, 9.0, partial)
+    return results.suite_document(testbed, wanted, kernel("bad", "bad"), (ended,), folder, words, 9.0, partial)
 
 
 def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[str, Any]]:
     shows, clean = tried("bad", HIT, TROUBLE, stopped=True, cut=1), tried("good", MISS, MISS, must_show=False)
     step = Step(what=f"without {EVIL}", kept=True, hits=3, tries=3, folder="candidate-1")
     reduced = Reduced(plain={}, dropped=("disks.data",), whole=shows, steps=(step,), guests=5)
-    asked = [Asked(kernel="bad", answer=Answer.BAD, tried=shows), Asked(kernel="good", answer=Answer.GOOD, tried=clean)]
+    asked = [PartAsked(kernel="bad", answer=BisectAnswer.BAD, tried=shows), PartAsked(kernel="good", answer=BisectAnswer.GOOD, tried=clean)]
     bisector: Any = SimpleNamespace(rate=0.5, asked=asked, so_far=asked)
     alone: Any = SimpleNamespace(rate=0.5, asked=asked[:1], so_far=asked[:1])
     words = ["testbed", "verb", "--expect", "it's"]
-    between = Between(good=1, bad=0)
+    between = BisectRange(good=1, bad=0)
     return {
-        "repro": results.of_repro(job(folder), (shows, clean), words, 9.0, partial),
-        "reduce": results.of_reduce(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0, partial),
-        "bisect": results.of_bisect(job(folder), ("bad", "good"), between, bisector, words, 9.0, partial),
-        "ask": results.of_ask(job(folder), "bad", alone, 0.5, words, 9.0, partial),
+        "repro": results.repro_document(job(folder), (shows, clean), words, 9.0, partial),
+        "reduce": results.reduce_document(job(folder), reduced, f"summary: {EVIL}\n", words, 9.0, partial),
+        "bisect": results.bisect_document(job(folder), ("bad", "good"), between, bisector, words, 9.0, partial),
+        "ask": results.ask_document(job(folder), "bad", alone, 0.5, words, 9.0, partial),
         "suite": suite(folder, partial, words),
     }
 
@@ -173,8 +173,8 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     (guest / "console.log").write_text(f"first\n{EVIL}\nlast words\n")
     document = documents(folder)[what]
     bug_files.write(document, folder)
-    assert bug_files.read(folder) == jsons.printed(json.dumps(document).encode())
-    (listed,) = runs.every(folder.parent, result_reader.document)
+    assert bug_files.read(folder) == parse_printable_json(json.dumps(document).encode())
+    (listed,) = runs.list_runs(folder.parent, result_reader.read_document)
     assert (listed.verdict, listed.command[0]) == (document["result"], "verb") and listed.cases
 
     page = (folder / "report.html").read_text()
@@ -206,7 +206,7 @@ def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> N
     document = documents(folder, INTERRUPTED)[what]
     assert document["result"] == "unfinished" and documents(folder)[what]["result"] != "unfinished"
     bug_files.write(document, folder)
-    (listed,) = runs.every(folder.parent, result_reader.document)
+    (listed,) = runs.list_runs(folder.parent, result_reader.read_document)
     assert listed.partial == INTERRUPTED
     said = "1 of at most 12 tries ended; interrupted by SIGINT"
     for kind in ("markdown", "html"):
@@ -225,19 +225,22 @@ def test_a_run_that_ended_early_is_shown_as_that(tmp_path: Path, what: str) -> N
 def test_a_killed_run_says_so_where_its_results_are_read(tmp_path: Path) -> None:
     going_on = replace(INTERRUPTED, why="")
     (tmp_path / "suite.json").write_text(json.dumps(documents(tmp_path, going_on)["suite"]))
-    with runs.going_on(tmp_path, ["testbed"]):
-        assert str(partial.read(bug_files.read(tmp_path) or {})).endswith("; the run goes on")
+    with runs.is_running(tmp_path, ["testbed"]):
+        assert str(partial.read_partial(bug_files.read(tmp_path) or {})).endswith("; the run goes on")
     killed = bug_files.read(tmp_path)
     assert killed is not None and killed["partial"]["why"].startswith("its process ended without a word")
 
 
 def test_what_is_known_of_a_suite_or_a_clean_kernel_stays_known_where_a_run_ends_early(tmp_path: Path) -> None:
-    wrong = conclusion.result((tried("bad", HIT), tried("good", HIT, must_show=False, ended=False)))
-    assert wrong[0] is conclusion.Result.INVALID
+    wrong = conclusion.conclude((tried("bad", HIT), tried("good", HIT, must_show=False, ended=False)))
+    assert wrong[0] is conclusion.ReproResult.INVALID
     found = (tried("bad", HIT), tried("good", HIT, must_show=False, ended=False))
-    assert results.of_repro(job(tmp_path), found, [], 9.0, INTERRUPTED)["result"] == "invalid"
+    assert results.repro_document(job(tmp_path), found, [], 9.0, INTERRUPTED)["result"] == "invalid"
     # No hit in some of the tries is no absence.
-    assert tried("bad", MISS, MISS, ended=False).verdict is repro.Verdict.TROUBLE and tried("bad", MISS).verdict is repro.Verdict.ABSENT
+    assert (
+        tried("bad", MISS, MISS, ended=False).verdict is repro.KernelVerdict.TROUBLE
+        and tried("bad", MISS).verdict is repro.KernelVerdict.ABSENT
+    )
 
 
 def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
@@ -252,8 +255,8 @@ def test_results_that_are_broken_say_where(tmp_path: Path) -> None:
 
 def test_every_result_has_an_exit_code() -> None:
     every = (
-        {result.value for result in conclusion.Result}
-        | {answer.value for answer in Answer}
+        {result.value for result in conclusion.ReproResult}
+        | {answer.value for answer in BisectAnswer}
         | {"reduced", "bisected", "wrong ends", "comes and goes", UNFINISHED}
     )
     every |= set(RESULTS.values())
@@ -268,7 +271,7 @@ async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_i
             raise UsageError("6.2: expected a Debian package: unexpected end of file")
         return kernel(spec, spec)
 
-    async def on_kernel(job: Job, files: KernelFiles, *, must_show: bool) -> Tried:
+    async def on_kernel(job: ReproJob, files: KernelFiles, *, must_show: bool) -> KernelTries:
         if files.name == "6.3":
             raise GuestLost("template", "waiting for SSH", "panic on its console")
         return tried(files.name, *[HIT if files.name in ("6.4", "6.5") else MISS] * 5)
@@ -278,7 +281,7 @@ async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_i
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, steps.append)
     found = await bisector.bisect(names, 0, 4, None)
     assert (found.good, found.bad, found.skipped, found.wrong) == (0, 3, (1, 2), "")
-    said = results.of_bisect(job(Path("/run")), names, found, bisector, [], 1.0, others=("vmlinuz.old (beside a kernel)",))
+    said = results.bisect_document(job(Path("/run")), names, found, bisector, [], 1.0, others=("vmlinuz.old (beside a kernel)",))
     assert said["reason"] == "it came after 6.1, with 6.4 at the latest; 6.2, 6.3 could not be tried"
     assert said["not_kernels"] == ["vmlinuz.old (beside a kernel)"] and MODELS["bisect.json"].model_validate(said)
     whys = {one["kernel"]: one["why"] for one in said["asked"] if one["answer"] == "skip"}
@@ -291,12 +294,12 @@ async def test_a_bug_in_the_middle_only_is_told_with_what_was_seen(monkeypatch: 
     async def kernel_of(spec: str) -> KernelFiles:
         return kernel(spec, spec)
 
-    async def on_kernel(job: Job, files: KernelFiles, *, must_show: bool) -> Tried:
+    async def on_kernel(job: ReproJob, files: KernelFiles, *, must_show: bool) -> KernelTries:
         return tried(files.name, HIT if files.name == "6.2" else MISS)
 
     monkeypatch.setattr(repro, "on_kernel", on_kernel)
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, lambda _: None)
-    said = results.of_bisect(job(Path("/run")), names, await bisector.bisect(names, 0, 2, 0.9), bisector, [], 1.0)
+    said = results.bisect_document(job(Path("/run")), names, await bisector.bisect(names, 0, 2, 0.9), bisector, [], 1.0)
     assert (said["result"], said["reason"]) == ("comes and goes", "it comes and goes: 6.1 good, 6.2 bad, 6.3 good")
     assert results.EXIT_CODES[said["result"]] == 3
 
@@ -307,14 +310,14 @@ async def test_without_a_stated_rate_one_kernel_is_asked_more_than_once(monkeypa
     async def kernel_of(spec: str) -> KernelFiles:
         return kernel(spec, spec)
 
-    async def on_kernel(job: Job, files: KernelFiles, *, must_show: bool) -> Tried:
+    async def on_kernel(job: ReproJob, files: KernelFiles, *, must_show: bool) -> KernelTries:
         asked.append(job.limits.tries)
         return tried(files.name, MISS)
 
     monkeypatch.setattr(repro, "on_kernel", on_kernel)
     for more in ({}, {"rate": 0.95}):
-        bug = replace(job(Path("/run")), case=of_plain(PLAIN | more))
-        assert await Bisector(bug, kernel_of, 0.05, lambda _: None).ask("6.1", 0.05) is Answer.GOOD
+        bug = replace(job(Path("/run")), case=parse_mapping(PLAIN | more))
+        assert await Bisector(bug, kernel_of, 0.05, lambda _: None).ask("6.1", 0.05) is BisectAnswer.GOOD
     assert asked == [4, 1]
 
 
@@ -322,11 +325,11 @@ def test_every_report_says_how_tries_ended_that_did_not_show_it(tmp_path: Path) 
     clean = tried("clean", MISS, MISS, MISS, must_show=False)
     ways = ("status 0, last line: refused", "status 0, last line: refused", "status 1, and it printed nothing")
     tries = tuple(replace(one, why=why, last_line="refused") for one, why in zip(clean.tries, ways, strict=True))
-    document = results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
+    document = results.repro_document(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
     bug_files.write(document, tmp_path)
     said = "where it did not show: status 0, last line: refused (2 times); status 1, and it printed nothing"
-    assert f"clean: {said}" in report.notable(document)
-    assert all("did not show" not in line for line in report.notable(document) if line.startswith("shows"))
+    assert f"clean: {said}" in report.notable_outcomes(document)
+    assert all("did not show" not in line for line in report.notable_outcomes(document) if line.startswith("shows"))
     assert report.try_line(document["kernels"][1]["attempts"][0]).endswith(": status 0, last line: refused")
     for text in (
         bug_files.markdown(document),
@@ -344,10 +347,10 @@ def test_a_kernel_that_complains_where_the_bug_does_not_show_is_named(tmp_path: 
     )
     unread = (Finding(kind=Kind.UNREAD, seconds=None, text="the kernel's log was not read: x"),)
     tries = (replace(clean.tries[0], findings=findings), replace(clean.tries[1], findings=unread), *clean.tries[2:])
-    document = results.of_repro(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
+    document = results.repro_document(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
     assert document["kernels"][1]["attempts"][0]["kernel_log"] == ["warning: WARNING: a (and 1 more)"]
     assert document["kernels"][1]["attempts"][1]["kernel_log"] == ["not read: the kernel's log was not read: x"]
-    assert any("; its kernel's log in 2: warning: WARNING: a (and 1 more)" in line for line in report.notable(document))
+    assert any("; its kernel's log in 2: warning: WARNING: a (and 1 more)" in line for line in report.notable_outcomes(document))
     bug_files.write(document, tmp_path)
     for text in (bug_files.markdown(document), *((tmp_path / name).read_text() for name in ("report.html", "junit.xml"))):
         assert "warning: WARNING: a (and 1 more)" in text

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from testbed.bugs import bundle as bundles
 from testbed.bugs import bundle_rules
 from testbed.errors import UsageError
-from testbed.store import cache
+from testbed.hashing import file_sha256
 from testbed.topology import trust
 
 BUG = "version: 1\nsummary: it breaks\nkernels: {shows: [debian-6.1]}\nscript: 'true'\nsignature: [{status: 0}]\n"
@@ -234,16 +234,16 @@ def test_words_for_qemu_itself_are_refused_unless_their_bundle_is_trusted_by_its
 ) -> None:
     monkeypatch.setenv("TESTBED_CONFIG", str(tmp_path / "config"))
     evil = with_bug(run, tmp_path, f"{TOPOLOGY}{{qemu-args: [-chardev, 'file,id=x,path=/root/x']}}}}}}\n")
-    for trusted in ("", "1", "yes", trust.digest((run / "bug.yaml").read_text())):
+    for trusted in ("", "1", "yes", trust.content_hash((run / "bug.yaml").read_text())):
         monkeypatch.setenv(trust.VARIABLE, trusted)
         with pytest.raises(UsageError, match=r"qemu-args: .*-chardev file,id=x,path=/root/x; .*: testbed trust [0-9a-f]{64}") as refused:
             bundles.read(evil)
     monkeypatch.delenv(trust.VARIABLE)
     # The whole file's does not count either: what is hashed is what was read.
-    trust.trust({cache.file_sha256(evil): "x"})
+    trust.trust_sources({file_sha256(evil): "x"})
     with pytest.raises(UsageError, match="testbed trust"):
         bundles.read(evil)
-    trust.trust({str(refused.value).rsplit(maxsplit=1)[-1]: "x"})
+    trust.trust_sources({str(refused.value).rsplit(maxsplit=1)[-1]: "x"})
     assert trust.are_trusted(bundles.read(evil).case.guest.qemu_args)
     # Any other one is still refused, with the same words as well.
     other = with_bug(run, tmp_path, f"{TOPOLOGY}{{cpus: 1, qemu-args: [-chardev, 'file,id=x,path=/root/x']}}}}}}\n")
@@ -253,20 +253,20 @@ def test_words_for_qemu_itself_are_refused_unless_their_bundle_is_trusted_by_its
 
 def test_sizes_are_bounded_before_anything_is_read() -> None:
     large = [bundle_rules.Member(name=name, size_bytes=5 << 30, is_file=True) for name in ("manifest.json", "bug.yaml")]
-    said = list(bundle_rules.refusals(large))
+    said = list(bundle_rules.find_refusals(large))
     assert any("bytes in all" in one for one in said) and any("expected at most 8388608" in one for one in said)
     many = (bundle_rules.Member(name=f"f{number}", size_bytes=0, is_file=True) for number in range(30_000))
-    assert list(bundle_rules.refusals(many)) == ["expected at most 20000 entries"]
+    assert list(bundle_rules.find_refusals(many)) == ["expected at most 20000 entries"]
 
 
 def test_what_differs_is_said(run: Path) -> None:
     plain = bundle_rules.manifest(RESULTS, {}, ())
     there = bundle_rules.manifest_of(plain)
-    assert list(bundle_rules.differences(there, there)) == []
+    assert list(bundle_rules.manifest_differences(there, there)) == []
     here = json.loads(json.dumps(plain))
     here["host"]["qemu"] = "9.0"
     here["kernels"][0] |= {"sha256": "33", "release": "6.1.0-2"}
-    said = list(bundle_rules.differences(there, bundle_rules.manifest_of(here)))
+    said = list(bundle_rules.manifest_differences(there, bundle_rules.manifest_of(here)))
     assert said == ["QEMU: 7.2 there, 9.0 here", "kernel debian-6.1: 6.1.0-1 there, 6.1.0-2 here"]
 
 

@@ -13,13 +13,13 @@ import pytest
 
 from testbed.bugs import attempt, io_accounting
 from testbed.bugs.attempt import Attempt
-from testbed.bugs.io_accounting import Look
-from testbed.bugs.load import of_plain
+from testbed.bugs.io_accounting import Snapshot
+from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome
 from testbed.bugs.signature import Watch
 from testbed.errors import CommandFailed, GuestLost, HostError
 from testbed.guest.metrics import cgroup_counters
-from testbed.guest.metrics.cgroup_counters import Tally
+from testbed.guest.metrics.cgroup_counters import CounterBaseline
 from testbed.guest.shell_functions import Texts
 from testbed.report.bugs import tables
 from testbed.units import MIB
@@ -27,14 +27,14 @@ from testbed.units import MIB
 FILE = "/sys/fs/cgroup/io.stat"
 
 
-def look(device: tuple[int, int] | None, guest: tuple[int, int] | str | None, *, failed: int = 0) -> Look:
+def look(device: tuple[int, int] | None, guest: tuple[int, int] | str | None, *, failed: int = 0) -> Snapshot:
     """Bytes read and written of the disk `data`, as QEMU and the guest's root cgroup count them; or any text of the guest's."""
     counted = None if device is None else {"rd_bytes": device[0], "wr_bytes": device[1], "failed_rd_operations": failed}
     text = guest
     if isinstance(guest, tuple):
         text = f"254:0 rbytes={guest[0]} wbytes={guest[1]} rios=1 wios=1 dbytes=0 dios=0\n"
     texts = Texts(guest="g0", texts={FILE: text}) if isinstance(text, str) else None
-    return Look(device={"data": counted} if counted else {}, guest=texts, why="" if texts else "it did not answer")
+    return Snapshot(device={"data": counted} if counted else {}, guest=texts, why="" if texts else "it did not answer")
 
 
 BEFORE = look((100, 10), (100, 10))
@@ -52,8 +52,8 @@ BEFORE = look((100, 10), (100, 10))
         (look((100 + 64 * MIB, 10), (100 + MIB, 10)), "the device has moved 67108864 bytes read, the guest accounts for 1048576 of them"),
     ],
 )
-def test_a_guest_that_accounts_for_more_than_its_disk_moved_is_contradicted(after: Look, finding: str) -> None:
-    account = io_accounting.compared("data", "254:0", BEFORE, after)
+def test_a_guest_that_accounts_for_more_than_its_disk_moved_is_contradicted(after: Snapshot, finding: str) -> None:
+    account = io_accounting.compare("data", "254:0", BEFORE, after)
     assert (finding in account.finding if finding else account.finding == "") and account.note == ""
     shown = tables.contradictions({"disks": [account.said()]})
     assert shown == ([f"disk data: {account.finding}"] if finding else [])
@@ -70,8 +70,8 @@ def test_a_guest_that_accounts_for_more_than_its_disk_moved_is_contradicted(afte
         (BEFORE, look((0, 0), (200, 10)), "QEMU's counters of it began anew, or are not there"),
     ],
 )
-def test_what_cannot_be_compared_says_why_and_is_no_finding(before: Look, after: Look, note: str) -> None:
-    account = io_accounting.compared("data", "254:0", before, after)
+def test_what_cannot_be_compared_says_why_and_is_no_finding(before: Snapshot, after: Snapshot, note: str) -> None:
+    account = io_accounting.compare("data", "254:0", before, after)
     assert note in account.note and account.finding == ""
 
 
@@ -81,7 +81,7 @@ COUNTER = {"cgroup": "a", "counter": "memory.events oom_kill", "above": 0}
 
 
 def watch(*signature: dict[str, Any]) -> Watch:
-    return Watch(of_plain({"version": 1, "summary": "a test", "script": "true", "signature": list(signature)}).bug.signature)
+    return Watch(parse_mapping({"version": 1, "summary": "a test", "script": "true", "signature": list(signature)}).bug.signature)
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise said[""]
         return {path: text for path, text in said.items() if isinstance(text, str)}
 
-    original = cgroup_counters.one
+    original = cgroup_counters.read_counter
 
     async def one(guest: Any, texts: Any, cgroup: str, counter: str) -> int | None:
         path = f"{cgroup}/{counter.partition(' ')[0]}"
@@ -111,7 +111,7 @@ GUEST: Any = SimpleNamespace(name="g0")
 
 
 async def test_a_counter_that_was_not_read_is_unknown(counted: dict[str, Any]) -> None:
-    tally = Tally(watch(COUNTER))
+    tally = CounterBaseline(watch(COUNTER))
     await tally.read(GUEST)
     assert tally.unknown == "a/memory.events oom_kill: not read: no such file; the cgroup must be there when the script ends"
     counted["a/memory.events"] = "oom_kill \u00b2\n"
@@ -128,7 +128,7 @@ async def test_a_counter_that_was_not_read_is_unknown(counted: dict[str, Any]) -
 async def test_an_error_at_the_end_is_unknown_where_counters_matter(counted: dict[str, Any]) -> None:
     for signature, matters in (((COUNTER,), True), (({"expect": "oom_kill 1"},), True), (({"output": "BAD"},), False)):
         found = watch(*signature)
-        tally = Tally(found)
+        tally = CounterBaseline(found)
         counted["a/memory.events"] = "oom_kill 0\n"
         counted.pop("", None)
         await tally.read(GUEST, everything=True)
@@ -154,10 +154,10 @@ def wanted(folder: Path, raises: BaseException) -> Attempt:
         raise raises
         yield
 
-    lab: Any = SimpleNamespace(host=SimpleNamespace(cores=2), admitted=admitted, guest=guest)
-    case = of_plain({"version": 1, "summary": "a test", "script": "true", "signature": [{"output": "BAD"}]})
+    factory: Any = SimpleNamespace(host=SimpleNamespace(cores=2), admitted=admitted, guest=guest)
+    case = parse_mapping({"version": 1, "summary": "a test", "script": "true", "signature": [{"output": "BAD"}]})
     kernel: Any = SimpleNamespace(name="k")
-    return Attempt(lab=lab, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=7, timeout_s=9, evidence=folder / "k-1")
+    return Attempt(factory=factory, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=7, timeout_s=9, evidence=folder / "k-1")
 
 
 @pytest.mark.parametrize(

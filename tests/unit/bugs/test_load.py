@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from testbed.bugs import load, parse
-from testbed.bugs.load import is_bug, of_plain, self_contained, written
+from testbed.bugs.load import is_bug, parse_mapping, self_contained, to_yaml
 from testbed.bugs.model import Case
 from testbed.bugs.schema import json_schema
 from testbed.errors import TopologyError
@@ -168,7 +168,7 @@ def test_files_are_relative_to_the_bugs_own(tmp_path: Path) -> None:
     assert case.bug.script == "echo here\n" and (case.guest.cpus, case.guest.memory) == (1, 512 << 20)
     assert is_bug(file) and not is_bug(tmp_path / "base.yaml") and not is_bug(tmp_path / "none")
     # And without them it is the same.
-    assert of_plain(self_contained(file)) == case
+    assert parse_mapping(self_contained(file)) == case
 
 
 def test_a_script_that_lies_elsewhere_is_not_read(tmp_path: Path) -> None:
@@ -206,20 +206,20 @@ def test_what_a_file_names_is_not_waited_for(text: str, tmp_path: Path) -> None:
 def test_a_bug_that_is_written_is_the_same_bug(text: str, tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text(text)
-    again = written(self_contained(file), "made by\nhand")
+    again = to_yaml(self_contained(file), "made by\nhand")
     assert again.startswith("# made by\n# hand\n")
     assert parse(again) == parse(text)
-    assert written(self_contained(file)) == written(self_contained(file))
+    assert to_yaml(self_contained(file)) == to_yaml(self_contained(file))
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=200))
 def test_any_script_survives_being_written(script: str) -> None:
     plain = {"version": 1, "summary": "s", "script": script, "signature": [{"output": "on"}, {"output": "1:30"}]}
     try:
-        expected = of_plain(plain)
+        expected = parse_mapping(plain)
     except TopologyError:
         return
-    assert parse(written(plain)) == expected
+    assert parse(to_yaml(plain)) == expected
 
 
 @settings(max_examples=200, deadline=None)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from testbed.bugs import load, parse, shell_messages, syntax_check
-from testbed.bugs.load import of_plain
-from testbed.bugs.script_files import Language, Script, made, mistakes, script
+from testbed.bugs.load import parse_mapping
+from testbed.bugs.script_files import Language, Script, make_script, script, script_mistakes
 from testbed.errors import TopologyError
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 
 DISKS = {
     "data": {"type": "nvme", "size": "1G", "namespaces": {"n-2": {"size": "64M"}}},
@@ -42,7 +42,7 @@ def test_the_first_line_names_the_interpreter(first: str, interpreter: tuple[str
 
 
 def test_a_bug_file_may_name_the_interpreter_of_its_scripts() -> None:
-    bug = of_plain(PLAIN | {"script": "#!/bin/sh\ntrue", "prepare": "true", "interpreter": "bash -eu"}).bug
+    bug = parse_mapping(PLAIN | {"script": "#!/bin/sh\ntrue", "prepare": "true", "interpreter": "bash -eu"}).bug
     assert bug.main == Script(name="script", text="#!/bin/sh\ntrue", interpreter=("bash", "-eu"))
     assert bug.preparation is not None and bug.preparation.interpreter == ("bash", "-eu")
 
@@ -52,12 +52,12 @@ def test_a_name_of_a_file_has_nothing_that_messages_are_parsed_by() -> None:
 
 
 @pytest.fixture(scope="module")
-def guest() -> Guest:
-    return of_plain(PLAIN | {"script": "true"}).guest
+def guest() -> GuestModel:
+    return parse_mapping(PLAIN | {"script": "true"}).guest
 
 
-def test_what_a_topology_makes(guest: Guest) -> None:
-    assert set(made(guest)) == {
+def test_what_a_topology_makes(guest: GuestModel) -> None:
+    assert set(make_script(guest)) == {
         "SEED",
         "DEV_DATA",
         "DEV_N_2",
@@ -90,8 +90,8 @@ def test_what_a_topology_makes(guest: Guest) -> None:
         ("DEV_X=1; echo $DEV_LO # DEV_LO=$DEV_L0", "DEV_L0"),
     ],
 )
-def test_a_variable_that_the_topology_does_not_make_is_a_mistake(guest: Guest, line: str, meant: str | None) -> None:
-    ((number, said),) = mistakes(f"# a comment\n{line}\n", guest)
+def test_a_variable_that_the_topology_does_not_make_is_a_mistake(guest: GuestModel, line: str, meant: str | None) -> None:
+    ((number, said),) = script_mistakes(f"# a comment\n{line}\n", guest)
     assert number == 2
     assert said.endswith(f"; did you mean {meant}?") if meant else "did you mean" not in said
 
@@ -117,8 +117,8 @@ def test_a_variable_that_the_topology_does_not_make_is_a_mistake(guest: Guest, l
         "echo $SPEEDY $HOME $1 $? $FILE",
     ],
 )
-def test_other_variables_are_the_scripts_own_affair(guest: Guest, text: str) -> None:
-    assert not list(mistakes(text, guest))
+def test_other_variables_are_the_scripts_own_affair(guest: GuestModel, text: str) -> None:
+    assert not list(script_mistakes(text, guest))
 
 
 # A bundle may come from anybody.
@@ -135,21 +135,21 @@ def test_other_variables_are_the_scripts_own_affair(guest: Guest, text: str) -> 
     ids=range(6),
 )
 @pytest.mark.timeout(60)
-def test_no_script_holds_up_this_machine(guest: Guest, text: str) -> None:
-    assert len(list(mistakes(text, guest))) <= 50
+def test_no_script_holds_up_this_machine(guest: GuestModel, text: str) -> None:
+    assert len(list(script_mistakes(text, guest))) <= 50
     heard = shell_messages.Stream(shell_messages.Source(script("a", text)), errors=True)
     for line in (text.partition("\n")[0][:4096], "/run/testbed/a: line 1: " + "x" * 4000, "+" * 4096, "a" * 4000 + ": 3: x: not found"):
         heard.unable(line)
         heard.own(line)
 
 
-def test_a_byte_order_mark_is_a_mistake(guest: Guest) -> None:
-    ((line, said),) = mistakes("\ufeff#!/bin/sh\necho", guest)
+def test_a_byte_order_mark_is_a_mistake(guest: GuestModel) -> None:
+    ((line, said),) = script_mistakes("\ufeff#!/bin/sh\necho", guest)
     assert line == 1 and said.startswith("expected text without a byte order mark, which hides the first line; sed -i ")
 
 
-def test_windows_lines_are_a_mistake(guest: Guest) -> None:
-    ((number, said),) = mistakes("#!/bin/bash\ntrue\r\nfalse\r\n", guest)
+def test_windows_lines_are_a_mistake(guest: GuestModel) -> None:
+    ((number, said),) = script_mistakes("#!/bin/bash\ntrue\r\nfalse\r\n", guest)
     assert number == 2 and "got CR LF" in said
 
 
@@ -180,22 +180,22 @@ UNREADABLE = {
 
 @pytest.mark.parametrize(("text", "line", "said"), UNREADABLE.values(), ids=UNREADABLE)
 def test_a_script_that_cannot_be_read_is_a_mistake(text: str, line: int, said: str) -> None:
-    ((number, found),) = syntax_check.mistakes(script("crash", text))
+    ((number, found),) = syntax_check.syntax_mistakes(script("crash", text))
     assert said in found and (number == line or "nested" in text or "((" in text)
 
 
 @pytest.mark.skipif(shutil.which("dash") is None, reason="another sh takes what dash does not")
 def test_dash_does_not_take_what_bash_does() -> None:
-    assert syntax_check.mistakes(script("a", "#!/bin/sh\na=(1 2)\n")) and not syntax_check.mistakes(script("a", "a=(1 2)\n"))
+    assert syntax_check.syntax_mistakes(script("a", "#!/bin/sh\na=(1 2)\n")) and not syntax_check.syntax_mistakes(script("a", "a=(1 2)\n"))
 
 
 def test_what_is_only_read_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BASH_ENV", str(tmp_path / "env"))
     (tmp_path / "env").write_text(f"touch {tmp_path}/ran")
     for first in ("", "#!/bin/sh\n", "#!/usr/bin/perl\nBEGIN { system('false') }\n"):
-        assert not syntax_check.mistakes(script("a", f"{first}touch {tmp_path}/ran\n"))
-    assert not syntax_check.mistakes(script("a", f"#!/usr/bin/python3\nopen('{tmp_path}/ran', 'w')\n"))
-    assert not syntax_check.mistakes(script("a", "shopt -s extglob\nrm -f !(a|b)\n"))
+        assert not syntax_check.syntax_mistakes(script("a", f"{first}touch {tmp_path}/ran\n"))
+    assert not syntax_check.syntax_mistakes(script("a", f"#!/usr/bin/python3\nopen('{tmp_path}/ran', 'w')\n"))
+    assert not syntax_check.syntax_mistakes(script("a", "shopt -s extglob\nrm -f !(a|b)\n"))
     assert not (tmp_path / "ran").exists()
 
 

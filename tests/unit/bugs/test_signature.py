@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from testbed.bugs.model import Condition
-from testbed.bugs.signature import End, Match, Watch, rendered
-from testbed.regex import compiled
+from testbed.bugs.signature import End, Match, Watch, render
+from testbed.regex import compile_user_regex
 
 
 def watch(*conditions: dict[str, Any]) -> Watch:
@@ -146,14 +146,14 @@ def test_a_pattern_that_is_none_says_so() -> None:
     with pytest.raises(ValidationError, match=r"RE2's: no lookaround.*got 'a\(\?=b\)'"):
         watch({"console": "a(?=b)"})
     with pytest.raises(ValueError, match=r"missing \)"):
-        compiled("(a")
+        compile_user_regex("(a")
     with pytest.raises(ValueError, match="expected a regular expression"):
-        compiled("((a{100}){100}){100}")
+        compile_user_regex("((a{100}){100}){100}")
 
 
 def test_counters_are_rendered_as_lines() -> None:
     texts = {"a/memory.events": "low 0\noom_kill 2\n", "a/memory.current": "4096\n", "a/io.stat": "8:0 rbytes=1\n"}
-    assert rendered(texts) == ("a/memory.current 4096", "a/memory.events low 0", "a/memory.events oom_kill 2")
+    assert render(texts) == ("a/memory.current 4096", "a/memory.events low 0", "a/memory.events oom_kill 2")
 
 
 def test_the_guests_bytes_cannot_steer_a_terminal() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.bugs.statistics import Next, Rate, Sequential, exact, median, sequential, tries_for, tries_until, until
+from testbed.bugs.statistics import NextTry, Rate, Sequential, exact_interval, median, sequential, tries_for, tries_until, until_rate
 from tests import oracle
 
 
@@ -28,7 +28,7 @@ def test_the_interval_is_wilsons(hits: int, tries: int, low: float, high: float)
     ("hits", "tries", "low", "high"), [(0, 20, 0.0, 0.1684), (10, 20, 0.2720, 0.7280), (1, 1, 0.025, 1.0), (1, 10, 0.0025, 0.4450)]
 )
 def test_the_exact_interval(hits: int, tries: int, low: float, high: float) -> None:
-    assert tuple(round(bound, 4) for bound in exact(hits, hits, tries)) == (low, high)
+    assert tuple(round(bound, 4) for bound in exact_interval(hits, hits, tries)) == (low, high)
 
 
 @pytest.mark.parametrize(
@@ -37,24 +37,24 @@ def test_the_exact_interval(hits: int, tries: int, low: float, high: float) -> N
 )
 def test_the_exact_interval_is_scipys_for_any_number_of_tries(hits: int, tries: int) -> None:
     expected = oracle.stats().binomtest(hits, tries).proportion_ci(0.95, method="exact")
-    assert exact(hits, hits, tries) == pytest.approx((expected.low, expected.high), abs=1e-9, rel=1e-6)
+    assert exact_interval(hits, hits, tries) == pytest.approx((expected.low, expected.high), abs=1e-9, rel=1e-6)
 
 
 def test_more_tries_than_a_float_can_count_the_ways_of() -> None:
-    low, high = exact(5, 400, 3000)
+    low, high = exact_interval(5, 400, 3000)
     assert (round(low, 6), round(high, 4)) == (0.000541, 0.1460)
 
 
 def test_the_exact_interval_of_what_is_not_all_known() -> None:
-    assert exact(2, 5, 20) == (exact(2, 2, 20)[0], exact(5, 5, 20)[1])
+    assert exact_interval(2, 5, 20) == (exact_interval(2, 2, 20)[0], exact_interval(5, 5, 20)[1])
     for n in range(1, 30):
-        assert (exact(0, 1, n + 1)[0], exact(n, n + 1, n + 1)[1]) == (0.0, 1.0), "none and all are the ends themselves"
+        assert (exact_interval(0, 1, n + 1)[0], exact_interval(n, n + 1, n + 1)[1]) == (0.0, 1.0), "none and all are the ends themselves"
 
 
 @pytest.mark.parametrize(("least", "most", "tries"), [(2, 1, 3), (-1, 1, 3), (1, 4, 3), (0, 0, 0)])
 def test_hits_that_cannot_be_are_refused(least: int, most: int, tries: int) -> None:
     with pytest.raises(ValueError, match="expected 0 <= least"):
-        exact(least, most, tries)
+        exact_interval(least, most, tries)
 
 
 @pytest.mark.parametrize("p", [0.02, 0.1, 0.3, 0.5, 0.8, 0.97])
@@ -64,7 +64,7 @@ def test_it_holds_for_tries_that_stop_at_the_first_hit_where_wilsons_does_not(p:
     def covered(intervals: dict[int, tuple[float, float]]) -> float:
         return sum(chance[n] for n, (low, high) in intervals.items() if low <= p <= high)
 
-    assert covered({n: exact(1, 1, n) for n in chance}) >= 0.95 - sum((1 - p) ** n for n in [399])
+    assert covered({n: exact_interval(1, 1, n) for n in chance}) >= 0.95 - sum((1 - p) ** n for n in [399])
     wilson = {n: (Rate(hits=1, tries=n).low, Rate(hits=1, tries=n).high) for n in chance}
     assert p > 0.2 or covered(wilson) < 0.95
 
@@ -97,8 +97,8 @@ def test_hits_alone_reach_a_bound_after_so_many_tries_and_not_before(wanted: flo
     needed = tries_until(wanted)
     assert Rate(hits=needed, tries=needed).low >= wanted
     assert needed == 1 or Rate(hits=needed - 1, tries=needed - 1).low < wanted
-    outcomes = [until(wanted, Rate(hits=tries, tries=tries), 1000) for tries in range(needed + 1)]
-    assert outcomes == [Next.GO_ON] * needed + [Next.REACHED]
+    outcomes = [until_rate(wanted, Rate(hits=tries, tries=tries), 1000) for tries in range(needed + 1)]
+    assert outcomes == [NextTry.GO_ON] * needed + [NextTry.REACHED]
 
 
 def reached(rate: float, wanted: float, most: int) -> float:
@@ -109,9 +109,9 @@ def reached(rate: float, wanted: float, most: int) -> float:
         for hits, share in going_on.items():
             for more, p in ((1, rate), (0, 1 - rate)):
                 after[hits + more] = after.get(hits + more, 0.0) + share * p
-        said = {hits: until(wanted, Rate(hits=hits, tries=tries), most) for hits in after}
-        chance += sum(after[hits] for hits, one in said.items() if one is Next.REACHED)
-        going_on = {hits: after[hits] for hits, one in said.items() if one is Next.GO_ON}
+        said = {hits: until_rate(wanted, Rate(hits=hits, tries=tries), most) for hits in after}
+        chance += sum(after[hits] for hits, one in said.items() if one is NextTry.REACHED)
+        going_on = {hits: after[hits] for hits, one in said.items() if one is NextTry.GO_ON}
     return chance
 
 
@@ -125,11 +125,11 @@ def test_asking_after_each_try_is_a_little_too_ready() -> None:
 @given(st.floats(0.05, 0.95), st.lists(st.booleans(), min_size=1, max_size=60))
 def test_a_rule_that_stops_early_is_never_wrong(wanted: float, results: list[bool]) -> None:
     hits = list(itertools.accumulate(results))
-    said = [until(wanted, Rate(hits=hits[n - 1], tries=n), len(results)) for n in range(1, len(results) + 1)]
-    assert said[-1] is not Next.GO_ON
-    stop = next(n for n, one in enumerate(said) if one is not Next.GO_ON)
-    if said[stop] is Next.OUT_OF_REACH:
-        assert Next.REACHED not in said[stop:]
+    said = [until_rate(wanted, Rate(hits=hits[n - 1], tries=n), len(results)) for n in range(1, len(results) + 1)]
+    assert said[-1] is not NextTry.GO_ON
+    stop = next(n for n, one in enumerate(said) if one is not NextTry.GO_ON)
+    if said[stop] is NextTry.OUT_OF_REACH:
+        assert NextTry.REACHED not in said[stop:]
 
 
 def test_so_many_tries_exclude_a_rate() -> None:
@@ -196,9 +196,9 @@ def test_rates_that_cannot_be_told_apart_are_refused(lost: float, kept: float, e
 
 
 def test_what_cannot_be_reached_any_longer_is_said_before_the_last_try() -> None:
-    assert until(0.7, Rate(hits=0, tries=5), 10) is Next.OUT_OF_REACH
-    assert until(0.7, Rate(hits=5, tries=5), 10) is Next.GO_ON
-    assert until(0.7, Rate(hits=10, tries=10), 10) is Next.REACHED
+    assert until_rate(0.7, Rate(hits=0, tries=5), 10) is NextTry.OUT_OF_REACH
+    assert until_rate(0.7, Rate(hits=5, tries=5), 10) is NextTry.GO_ON
+    assert until_rate(0.7, Rate(hits=10, tries=10), 10) is NextTry.REACHED
 
 
 def test_the_test_of_a_rate_that_never_misses_or_seldom_hits_is_one() -> None:

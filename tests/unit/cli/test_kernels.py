@@ -19,7 +19,7 @@ from testbed.report import results
 from testbed.store import cache
 from testbed.store.kernels import build_jail
 from testbed.store.kernels import builder as kernel_builds
-from testbed.store.kernels.builder import Builder, BuildOrder
+from testbed.store.kernels.builder import Builder, BuildSpec
 from testbed.store.kernels.make_args import MakeArg
 from testbed.store.kernels.make_text import Compiler
 from tests.support import run_results as outcomes
@@ -106,7 +106,7 @@ def test_what_the_callers_environment_says_to_make_does_not_reach_it(tmp_path: P
     for name, value in theirs.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("UNRELATED", "a password, perhaps")
-    build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    build(tmp_path / "cache", BuildSpec(source=str(tree)))
     heard = dict(line.split("=", 1) for line in made(tmp_path / "cache", "environment").splitlines() if "=" in line)
     assert not {"KCFLAGS", "LLVM", "KBUILD_EXTMOD", "KCONFIG_CONFIG", "UNRELATED"} & heard.keys()
     assert (heard["KBUILD_BUILD_USER"], heard["ARCH"]) == ("testbed", "x86_64")
@@ -117,7 +117,7 @@ def test_a_build_through_ccache_names_it_as_its_compiler(tmp_path: Path, tree: P
         return Compiler(version="gcc 12", through_ccache=True, args=args)
 
     monkeypatch.setattr(kernel_builds, "find_compiler", found)
-    build(tmp_path / "cache", BuildOrder(source=str(tree)))
+    build(tmp_path / "cache", BuildSpec(source=str(tree)))
     assert made(tmp_path / "cache", "cc") == "ccache gcc, ccache gcc\n"
 
 
@@ -154,12 +154,12 @@ def test_a_thread_is_built_by_its_version_and_its_numbers(tmp_path: Path, tree: 
         + mail("[PATCH v2 1/2] loop: charge", PATCH)
         + mail("[PATCH v2 2/2] x", "x")
     )
-    order = ("kernel", "build", "mine", "--source", f"{tree}@main~1", "--series", tmp_path / "t.mbx", "--json", "-q")
-    assert typed(*order) == ERROR
+    spec = ("kernel", "build", "mine", "--source", f"{tree}@main~1", "--series", tmp_path / "t.mbx", "--json", "-q")
+    assert typed(*spec) == ERROR
     assert "choose one, such as --series-version v2" in capsys.readouterr().err
-    assert typed(*order, "--series-version", "2") == ERROR
+    assert typed(*spec, "--series-version", "2") == ERROR
     assert "patch 2 has no diff that can be read" in capsys.readouterr().err
-    assert typed(*order, "--series-version", "2", "--series-patches", "1") == 0
+    assert typed(*spec, "--series-version", "2", "--series-patches", "1") == 0
     assert json.loads(capsys.readouterr().out)["origin"].endswith("with 1 patch (1/2 loop: charge)")
 
 
@@ -173,7 +173,7 @@ def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(tmp_path: 
 
     async def interrupted() -> None:
         builder = Builder(table=TABLE, root=root, shipped=IMAGES, progress=Silent())
-        going_on = asyncio.create_task(builder.build(BuildOrder(source=str(tree)), "mine"))
+        going_on = asyncio.create_task(builder.build(BuildSpec(source=str(tree)), "mine"))
         held = await asyncio.to_thread(os.open, tmp_path / "held", os.O_WRONLY)  # returns when the second object is being compiled
         going_on.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -184,7 +184,7 @@ def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(tmp_path: 
         patched.setenv(build_jail.MORE_PATHS, str(tmp_path / "held"))
         asyncio.run(interrupted())
     assert compiled(root) == 1 and not list(root.glob("kernels/built-*/meta.json"))
-    built = build(root, BuildOrder(source=str(tree)), "mine")
+    built = build(root, BuildSpec(source=str(tree)), "mine")
     assert cache.read_meta(built.folder)["compiled"] == 1 and compiled(root) == 2
 
 

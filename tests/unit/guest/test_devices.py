@@ -1,9 +1,9 @@
 import pytest
 
 from testbed.guest import devices
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 
-DISKS = Guest.model_validate({"disks": {"data": {"type": "virtio-blk", "size": "1G"}, "fast": {"type": "nvme", "size": "1G"}}}).disks
+DISKS = GuestModel.model_validate({"disks": {"data": {"type": "virtio-blk", "size": "1G"}, "fast": {"type": "nvme", "size": "1G"}}}).disks
 # What a Debian 6.1 guest printed.
 ROOT = "virtio-blk,vda,254:0,1572864,0,74622d726f6f74,"
 MODULES = "virtio-blk,vdb,254:16,245760,1,74622d6d6f64756c6573,"
@@ -51,9 +51,9 @@ def test_each_disk_has_the_number_that_the_kernel_says_and_those_of_every_guest_
 
 
 def test_the_agent_is_asked_for_every_namespace() -> None:
-    disks = Guest.model_validate({"disks": {"fast": {"type": "nvme", "size": "1G", "namespaces": {"more": {"size": "1G"}}}}}).disks
-    assert devices.count(disks) == 2
-    assert devices.query(2)["count"] == "2" and "nvme" in devices.query(2)
+    disks = GuestModel.model_validate({"disks": {"fast": {"type": "nvme", "size": "1G", "namespaces": {"more": {"size": "1G"}}}}}).disks
+    assert devices.count_disks(disks) == 2
+    assert devices.query_command(2)["count"] == "2" and "nvme" in devices.query_command(2)
 
 
 def test_what_a_topology_says_of_a_disk_is_read_back_and_no_default_is() -> None:
@@ -64,12 +64,12 @@ def test_what_a_topology_says_of_a_disk_is_read_back_and_no_default_is() -> None
         "namespaces": {"more": {"size": "1G", "zoned": {"zone-size": "64M"}}},
     }
     plain = {"type": "virtio-blk", "size": "1G", "queues": 4, "discard": False, "write-cache": False}
-    disks = Guest.model_validate({"disks": {"data": plain, "z": zoned, "bare": {"type": "nvme", "size": "1G"}}}).disks
+    disks = GuestModel.model_validate({"disks": {"data": plain, "z": zoned, "bare": {"type": "nvme", "size": "1G"}}}).disks
     there = {
         name: devices.Device(path=f"/dev/{path}", number="1:1", serial="", kind="", size_bytes=1, read_only=False)
         for name, path in {"data": "vdc", "z": "nvme0n1", "more": "nvme0n2", "bare": "nvme1n1"}.items()
     }
-    found = {(fact.where, fact.file, fact.expected) for fact in devices.facts(disks, there, cpus=2)}
+    found = {(fact.where, fact.file, fact.expected) for fact in devices.expected_facts(disks, there, cpus=2)}
     assert found == {
         ("disks.data.queues", "/sys/block/vdc/mq", "2"),
         ("disks.data.discard", "/sys/block/vdc/queue/discard_max_bytes", "0"),

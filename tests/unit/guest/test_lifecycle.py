@@ -66,7 +66,7 @@ async def test_what_takes_down_is_not_left_half_done_by_who_is_cancelled_twice()
         await going_on.wait()
         done = True
 
-    waiting = asyncio.create_task(liveness.ended(take_down()))
+    waiting = asyncio.create_task(liveness.wait_until_done(take_down()))
     for _ in range(2):
         await asyncio.sleep(0)
         waiting.cancel()

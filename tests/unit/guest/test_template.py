@@ -43,17 +43,17 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path
         gained = 20.0 if len(boots) <= wrong and len(asked) % 2 == 0 else 0.0
         return Clock(offset_s=gained, error_s=0.05)
 
-    order = SimpleNamespace(deadlines=SimpleNamespace(restore_s=1, monitor_s=1))
-    guest = SimpleNamespace(freeze=nothing, monitor=SimpleNamespace(execute=nothing), wait=waited, order=order, boot_s=9.0)
-    monkeypatch.setattr("testbed.guest.clock.read", read)
+    spec = SimpleNamespace(deadlines=SimpleNamespace(restore_s=1, monitor_s=1))
+    guest = SimpleNamespace(freeze=nothing, monitor=SimpleNamespace(execute=nothing), wait=waited, spec=spec, boot_s=9.0)
+    monkeypatch.setattr("testbed.guest.clock.read_clock", read)
     monkeypatch.setattr("testbed.guest.template._warm_up", nothing)
-    monkeypatch.setattr("testbed.qemu.migration.write", nothing)
+    monkeypatch.setattr("testbed.qemu.migration.save_state", nothing)
     with Silent().task("template") as task:
         if wrong == 4:
             with pytest.raises(GuestError, match="expected a clock that goes as ours, got another at 4 boots"):
-                await template.save(tmp_path, boot, b"key", task)
+                await template.save_template(tmp_path, boot, b"key", task)
         else:
-            assert (await template.save(tmp_path, boot, b"key", task))["boot_s"] == 9.0
+            assert (await template.save_template(tmp_path, boot, b"key", task))["boot_s"] == 9.0
             assert len(boots) == wrong + 1
 
 
@@ -65,4 +65,4 @@ async def test_a_state_that_finds_no_room_says_so(
     monitor.execute.return_value = {"status": "failed", **({"error-desc": said} if said else {})}
     monkeypatch.setattr(quota, "full", lambda places: None if room_left else "/x: full")
     with pytest.raises(HostError, match=f"expected to save the machine's state, got failed: {reason}$"):
-        await migration.write(monitor, tmp_path / "state")
+        await migration.save_state(monitor, tmp_path / "state")

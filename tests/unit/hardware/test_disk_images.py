@@ -185,7 +185,7 @@ async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monk
     os.mkfifo(tmp_path / "x.img")
     wanted = Storage(file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw"))
     async with asyncio.timeout(30):
-        await disk_files.make(wanted)
+        await disk_files.make_disk_files(wanted)
     assert disk_images.kind(disk_images.Content(head=wanted.file.read_bytes(), tail=b"", size_bytes=1)) == "qcow2"
 
 
@@ -202,15 +202,15 @@ def test_a_disk_that_a_qemu_has_written_to_names_no_other_file_when_it_is_opened
         return Storage(file=tmp_path / name, format="qcow2", size_bytes=4 << 20)
 
     changed(tmp_path, "own.qcow2")
-    disk_files.check_kept(kept("own.qcow2"))
+    disk_files.check_kept_disks(kept("own.qcow2"))
     changed(tmp_path, "bit.qcow2", (72, struct.pack(">Q", 1 << 2)))
     with pytest.raises(HostError, match=r"bit\.qcow2: expected a disk that stands alone, got one whose data is in another file"):
-        disk_files.check_kept(kept("bit.qcow2"))
+        disk_files.check_kept_disks(kept("bit.qcow2"))
     (tmp_path / "link.qcow2").symlink_to("own.qcow2")
     os.mkfifo(tmp_path / "pipe.qcow2")
     for name in ("link.qcow2", "pipe.qcow2"):
         with pytest.raises(HostError, match=r"cannot be read: "):
-            disk_files.check_kept(kept(name))
+            disk_files.check_kept_disks(kept(name))
 
 
 def test_old_qcow2_and_plain_content_are_what_they_are(tmp_path: Path) -> None:
@@ -226,11 +226,11 @@ def test_no_header_whatever_is_taken_without_its_mistakes(tmp_path: Path) -> Non
     for seed in range(2000):
         head = b"QFI\xfb" + (struct.pack(">I", 2 + seed % 2) + (seed * 2654435761 % (1 << 64)).to_bytes(8, "big") * 12)
         content = disk_images.Content(head=head, tail=head[-512:], size_bytes=len(head))
-        assert list(disk_images.mistakes(content, "qcow2", "its name", 1 << 62)) or not any(head[8:16])
+        assert list(disk_images.image_mistakes(content, "qcow2", "its name", 1 << 62)) or not any(head[8:16])
 
 
 async def test_an_image_that_changed_since_it_was_validated_is_refused_as_well(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "x.img", "4M")
     wanted = Storage(file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw"))
     with pytest.raises(HostError, match=r"image .*x\.img: expected raw, which the topology says, got qcow2 by its bytes"):
-        await disk_files.make(wanted)
+        await disk_files.make_disk_files(wanted)

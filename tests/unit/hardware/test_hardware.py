@@ -11,7 +11,7 @@ from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle, from_qemu
 from testbed.qemu import block_filters, blockdev
-from testbed.qemu.block_filters import PLAIN, Layers
+from testbed.qemu.block_filters import PLAIN, BlockFilters
 from testbed.qemu.blockdev import QmpCommand
 from testbed.report.hardware import profiles_markdown
 from testbed.topology.disks import Disk, disk_of
@@ -58,40 +58,40 @@ def test_limits_that_qemu_refuses_are_said(limits: dict[str, int], said: str) ->
 
 
 def test_what_people_write_is_understood() -> None:
-    assert words.throttle(["hdd-7200"]) == PROFILES["hdd-7200"].throttle
-    assert words.throttle(["iops-total=100", "bps-read=2M"]) == Throttle(iops_total=100, bps_read=2 << 20)
-    assert words.throttle(["off"]) == Throttle()
-    assert words.latency(["5ms"]) == Latency(read_us=5000, write_us=5000, flush_us=5000)
-    assert words.latency(["read=1.5ms", "jitter=200us"]) == Latency(read_us=1500, jitter_us=200)
-    assert words.latency(["both=1s"]).flush_us == 1_000_000
-    assert words.latency(["off"]) == NO_DELAY
-    assert words.faults(["read=EIO", "write=torn,count=3,range=1M-2M", "write=lost,probability=0.5"]) == (
+    assert words.parse_throttle(["hdd-7200"]) == PROFILES["hdd-7200"].throttle
+    assert words.parse_throttle(["iops-total=100", "bps-read=2M"]) == Throttle(iops_total=100, bps_read=2 << 20)
+    assert words.parse_throttle(["off"]) == Throttle()
+    assert words.parse_latency(["5ms"]) == Latency(read_us=5000, write_us=5000, flush_us=5000)
+    assert words.parse_latency(["read=1.5ms", "jitter=200us"]) == Latency(read_us=1500, jitter_us=200)
+    assert words.parse_latency(["both=1s"]).flush_us == 1_000_000
+    assert words.parse_latency(["off"]) == NO_DELAY
+    assert words.parse_faults(["read=EIO", "write=torn,count=3,range=1M-2M", "write=lost,probability=0.5"]) == (
         ERROR,
         Fault(operation="write", effect="torn", count=3, first=1 << 20, end=2 << 20),
         Fault(operation="write", effect="lost", probability=0.5),
     )
-    assert words.faults(["off"]) == ()
+    assert words.parse_faults(["off"]) == ()
 
 
 @pytest.mark.parametrize(
     ("read", "said", "message"),
     [
-        (words.throttle, ["hdd"], "expected off, a profile"),
-        (words.throttle, ["iops=1"], "expected one of iops-total"),
-        (words.throttle, ["iops-total=-1"], "iops-total: expected a number such as 100, got '-1'"),
-        (words.throttle, ["bps-read=20MB/s"], "bps-read: expected a number such as 20M, got '20MB/s'"),
-        (words.throttle, ["hdd-7200", "iops-total=5"], "expected hdd-7200 alone, or beside a scale, got hdd-7200 iops-total=5"),
-        (words.throttle, ["iops-total=5", "off"], "expected off alone, or beside a scale, got iops-total=5 off"),
-        (words.throttle, ["iops-total=1", "iops-total=2"], "got 'iops-total' twice"),
-        (words.throttle, [], "got nothing"),
-        (words.faults, [], "got nothing"),
-        (words.latency, ["5"], "delay: expected a duration such as 5ms, got '5'"),
-        (words.latency, ["reed=5ms"], "expected one of both, read, write, flush, jitter, got 'reed'"),
-        (words.latency, ["jitter=1ms"], "jitter: expected a delay of both, read, write or flush beside it, got none"),
-        (words.faults, ["read"], "expected a fault such as read=EIO, got 'read'"),
-        (words.faults, ["read=EIO,count=x"], "read=EIO,count=x: count: expected a whole number, got 'x'"),
-        (words.faults, ["read=EIO,probability=x"], "read=EIO,probability=x: probability: expected a number, got 'x'"),
-        (words.faults, ["read=EIO,times=1"], "expected count, range, probability or seed, got 'times'"),
+        (words.parse_throttle, ["hdd"], "expected off, a profile"),
+        (words.parse_throttle, ["iops=1"], "expected one of iops-total"),
+        (words.parse_throttle, ["iops-total=-1"], "iops-total: expected a number such as 100, got '-1'"),
+        (words.parse_throttle, ["bps-read=20MB/s"], "bps-read: expected a number such as 20M, got '20MB/s'"),
+        (words.parse_throttle, ["hdd-7200", "iops-total=5"], "expected hdd-7200 alone, or beside a scale, got hdd-7200 iops-total=5"),
+        (words.parse_throttle, ["iops-total=5", "off"], "expected off alone, or beside a scale, got iops-total=5 off"),
+        (words.parse_throttle, ["iops-total=1", "iops-total=2"], "got 'iops-total' twice"),
+        (words.parse_throttle, [], "got nothing"),
+        (words.parse_faults, [], "got nothing"),
+        (words.parse_latency, ["5"], "delay: expected a duration such as 5ms, got '5'"),
+        (words.parse_latency, ["reed=5ms"], "expected one of both, read, write, flush, jitter, got 'reed'"),
+        (words.parse_latency, ["jitter=1ms"], "jitter: expected a delay of both, read, write or flush beside it, got none"),
+        (words.parse_faults, ["read"], "expected a fault such as read=EIO, got 'read'"),
+        (words.parse_faults, ["read=EIO,count=x"], "read=EIO,count=x: count: expected a whole number, got 'x'"),
+        (words.parse_faults, ["read=EIO,probability=x"], "read=EIO,probability=x: probability: expected a number, got 'x'"),
+        (words.parse_faults, ["read=EIO,times=1"], "expected count, range, probability or seed, got 'times'"),
     ],
 )
 def test_what_is_not_understood_is_said(read: object, said: list[str], message: str) -> None:
@@ -127,54 +127,54 @@ def test_blkdebug_gets_what_it_can_do() -> None:
 
 def test_a_seed_is_read_and_said() -> None:
     said = ["write=torn,probability=0.5,seed=7"]
-    (fault,) = words.faults(said)
-    assert fault.seed == 7 and words.said_faults([fault]) == said
+    (fault,) = words.parse_faults(said)
+    assert fault.seed == 7 and words.format_faults([fault]) == said
 
 
 def test_a_disk_and_its_namespaces_may_be_told() -> None:
     disk = disk_of(type="nvme", size="1G")
-    (kept,) = blockdev.storage("d", disk, Path("/s"))
-    late = Layers(export=True, number=1)
-    assert executed(block_filters.changed("d", disk, kept, PLAIN, late)) == [
+    (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
+    late = BlockFilters(export=True, number=1)
+    assert executed(block_filters.filter_changes("d", disk, kept, PLAIN, late)) == [
         "blockdev-add late-d",
         "blockdev-reopen file-d on late-d",
         "blockdev-del store-d",
     ]
-    assert executed(block_filters.changed("d", disk, kept, late, PLAIN)) == [
+    assert executed(block_filters.filter_changes("d", disk, kept, late, PLAIN)) == [
         "blockdev-add store-d",
         "blockdev-reopen file-d on store-d",
         "blockdev-del late-d",
     ]
-    faulty = Layers(errors=(ERROR,), number=2, export=True)
-    assert executed(block_filters.changed("d", disk, kept, late, faulty)) == [
+    faulty = BlockFilters(errors=(ERROR,), number=2, export=True)
+    assert executed(block_filters.filter_changes("d", disk, kept, late, faulty)) == [
         "blockdev-add faulty-d-2",
         "blockdev-reopen limited-d on faulty-d-2",
     ]
-    other = Layers(errors=(ERROR, ERROR), number=3, export=True)
-    assert executed(block_filters.changed("d", disk, kept, faulty, other)) == [
+    other = BlockFilters(errors=(ERROR, ERROR), number=3, export=True)
+    assert executed(block_filters.filter_changes("d", disk, kept, faulty, other)) == [
         "blockdev-add faulty-d-3",
         "blockdev-reopen limited-d on faulty-d-3",
         "blockdev-del faulty-d-2",
     ]
-    assert executed(block_filters.changed("d", disk, kept, other, late)) == [
+    assert executed(block_filters.filter_changes("d", disk, kept, other, late)) == [
         "blockdev-reopen limited-d on file-d",
         "blockdev-del faulty-d-3",
     ]
-    assert block_filters.changed("d", disk, kept, late, late) == ()
+    assert block_filters.filter_changes("d", disk, kept, late, late) == ()
 
 
 def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
     disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
-    (kept,) = blockdev.storage("d", disk, Path("/s"))
-    late = Layers(export=True, image=True)
-    assert executed(block_filters.changed("d", disk, kept, PLAIN, late)) == [
+    (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
+    late = BlockFilters(export=True, image=True)
+    assert executed(block_filters.filter_changes("d", disk, kept, PLAIN, late)) == [
         "blockdev-add late-d",
         "blockdev-add late-image-d",
         "blockdev-reopen image-d on late-image-d",
         "blockdev-reopen file-d on late-d",
         "blockdev-del store-d",
     ]
-    commands = block_filters.changed("d", disk, kept, late, PLAIN)
+    commands = block_filters.filter_changes("d", disk, kept, late, PLAIN)
     assert executed(commands) == [
         "blockdev-reopen image-d on origin-d",
         "blockdev-add store-d",
@@ -187,25 +187,27 @@ def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
 
 def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
     disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
-    (kept,) = blockdev.storage("d", disk, Path("/s"))
-    late = Layers(export=True, image=True)
-    found = block_filters.connections("d", PLAIN, late)
+    (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
+    late = BlockFilters(export=True, image=True)
+    found = block_filters.export_connections("d", PLAIN, late)
     assert found == ("late-d", "late-image-d")
     servers = [
-        command.arguments["server"] for command in block_filters.changed("d", disk, kept, PLAIN, late) if "server" in command.arguments
+        command.arguments["server"]
+        for command in block_filters.filter_changes("d", disk, kept, PLAIN, late)
+        if "server" in command.arguments
     ]
     assert servers == [{"type": "fd", "str": name} for name in found]
-    assert block_filters.connections("d", late, PLAIN) == block_filters.connections("d", late, late) == ()
+    assert block_filters.export_connections("d", late, PLAIN) == block_filters.export_connections("d", late, late) == ()
 
 
 def test_a_disk_without_a_file_has_the_export_below_its_limits() -> None:
     disk = disk_of(type="virtio-blk", size="1G", format="null-co", read_only=True)
-    late = Layers(export=True, number=1)
-    commands = block_filters.changed("d", disk, None, PLAIN, late)
+    late = BlockFilters(export=True, number=1)
+    commands = block_filters.filter_changes("d", disk, None, PLAIN, late)
     assert executed(commands) == ["blockdev-add late-d", "blockdev-reopen limited-d on late-d"]
     assert commands[0].arguments["read-only"] and commands[1].arguments["options"][0]["read-only"]
-    faulty = Layers(export=True, errors=(ERROR,), number=2)
-    assert executed(block_filters.changed("d", disk, None, faulty, Layers(errors=(ERROR,), number=3))) == [
+    faulty = BlockFilters(export=True, errors=(ERROR,), number=2)
+    assert executed(block_filters.filter_changes("d", disk, None, faulty, BlockFilters(errors=(ERROR,), number=3))) == [
         "blockdev-add faulty-d-3",
         "blockdev-reopen limited-d on faulty-d-3",
         "blockdev-del faulty-d-2",
@@ -236,13 +238,13 @@ def executed(commands: tuple[QmpCommand, ...]) -> list[str]:
 @pytest.mark.parametrize("profile", PROFILES.values(), ids=PROFILES.keys())
 def test_what_is_said_is_what_is_read(profile: object) -> None:
     assert isinstance(profile, type(PROFILES["hdd-7200"]))
-    assert words.throttle(words.said_throttle(profile.throttle)) == profile.throttle
-    assert words.latency(words.said_latency(profile.latency)) == profile.latency
+    assert words.parse_throttle(words.format_throttle(profile.throttle)) == profile.throttle
+    assert words.parse_latency(words.format_latency(profile.latency)) == profile.latency
 
 
 def test_faults_are_said_as_they_are_read() -> None:
     for written in (["read=EIO"], ["write=torn,count=3,range=1048576-2097152", "flush=ENOMEM,probability=0.25"], ["off"]):
-        assert words.said_faults(words.faults(written)) == written
+        assert words.format_faults(words.parse_faults(written)) == written
 
 
 def test_the_page_of_profiles_is_the_tables() -> None:

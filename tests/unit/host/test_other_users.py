@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from testbed.host import other_users
-from testbed.host.other_users import Connection
+from testbed.host.other_users import PeerConnection
 
 TABLE = """\
   sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
@@ -33,9 +33,12 @@ TABLE_6 = """\
 
 @pytest.mark.skipif(sys.byteorder != "little", reason="the table of a little-endian machine")
 def test_the_ends_of_others_are_read_from_the_kernels_tables() -> None:
-    assert other_users.parse(TABLE.splitlines(), 0x8B79) == (Connection(uid=65534, inode=4002), Connection(uid=1000, inode=4004))
-    assert other_users.parse(TABLE_6.splitlines(), 0x8B79) == (Connection(uid=1001, inode=4006),)
-    assert other_users.parse(TABLE.splitlines(), 0x8B7A) == ()
+    assert other_users.parse_connections(TABLE.splitlines(), 0x8B79) == (
+        PeerConnection(uid=65534, inode=4002),
+        PeerConnection(uid=1000, inode=4004),
+    )
+    assert other_users.parse_connections(TABLE_6.splitlines(), 0x8B79) == (PeerConnection(uid=1001, inode=4006),)
+    assert other_users.parse_connections(TABLE.splitlines(), 0x8B7A) == ()
 
 
 @contextlib.contextmanager
@@ -94,14 +97,14 @@ def test_a_neighbour_with_a_command_line_without_end_costs_no_memory() -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
 def test_a_neighbour_who_holds_connections_is_named(address: str) -> None:
     with holding(address, 40, uid=65534) as (port, pid):
-        said = other_users.connected(port)
+        said = other_users.find_connections(port)
     assert said.startswith(f"; nobody (uid 65534) holds 40 connections to 127.0.0.1:{port} (pid {pid} of nobody (uid 65534), since 20")
     assert ": /usr/bin/python3 -I -S " in said
 
 
 def test_connections_of_our_own_are_nobodys_business() -> None:
     with holding("127.0.0.1", 2, uid=0) as (port, _):
-        assert other_users.connected(port) == ""
+        assert other_users.find_connections(port) == ""
 
 
 LOCKS = """\
@@ -113,9 +116,9 @@ LOCKS = """\
 
 
 def test_who_holds_a_lock_and_not_who_waits_for_it_is_read_from_the_kernels_table() -> None:
-    assert other_users.lockers(LOCKS.splitlines(), 0xFE, 0, 42) == (1234,)
-    assert other_users.lockers(LOCKS.splitlines(), 0, 0x2F, 42) == (1237,)
-    assert other_users.lockers(LOCKS.splitlines(), 0xFE, 0, 43) == ()
+    assert other_users.lock_holders(LOCKS.splitlines(), 0xFE, 0, 42) == (1234,)
+    assert other_users.lock_holders(LOCKS.splitlines(), 0, 0x2F, 42) == (1237,)
+    assert other_users.lock_holders(LOCKS.splitlines(), 0xFE, 0, 43) == ()
 
 
 def test_who_was_left_a_lock_is_its_holder(tmp_path: Path) -> None:
@@ -126,8 +129,8 @@ def test_who_was_left_a_lock_is_its_holder(tmp_path: Path) -> None:
         subprocess.Popen(["sh", "-c", script, tmp_path / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shell,
     ):
         assert shell.stdout is not None and shell.stdout.readline() == "there\n"
-        assert other_users.holder(tmp_path / "lock").startswith(f"pid {shell.pid} of ")
-    assert other_users.holder(tmp_path / "lock") == "a process that /proc does not show" == other_users.holder(tmp_path / "none")
+        assert other_users.lock_holder(tmp_path / "lock").startswith(f"pid {shell.pid} of ")
+    assert other_users.lock_holder(tmp_path / "lock") == "a process that /proc does not show" == other_users.lock_holder(tmp_path / "none")
 
 
 def test_what_is_named_steers_no_terminal() -> None:

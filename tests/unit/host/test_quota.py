@@ -27,22 +27,22 @@ NOW = 1000 * HOUR
 
 def test_a_limit_is_a_size_or_said_to_be_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(room.RUN_LIMIT, raising=False)
-    assert room.limit(room.RUN_LIMIT) == 20 * GIB
+    assert room.size_limit(room.RUN_LIMIT) == 20 * GIB
     monkeypatch.setenv(room.RUN_LIMIT, "3M")
-    assert room.limit(room.RUN_LIMIT) == 3 * MIB
+    assert room.size_limit(room.RUN_LIMIT) == 3 * MIB
     monkeypatch.setenv(room.RUN_LIMIT, "much")
     with pytest.raises(UsageError, match="TESTBED_RUN_LIMIT=much: expected a size such as 2G"):
-        room.limit(room.RUN_LIMIT)
+        room.size_limit(room.RUN_LIMIT)
 
 
 def test_holes_take_nothing_and_a_disk_with_room_is_not_full(tmp_path: Path) -> None:
     with (tmp_path / "sparse").open("wb") as file:
         file.truncate(GIB)
-    assert room.taken(tmp_path) == 0
+    assert room.bytes_taken(tmp_path) == 0
     (tmp_path / "whole").write_bytes(bytes(MIB))
-    assert MIB <= room.taken(tmp_path) < 2 * MIB
-    assert room.full((tmp_path, tmp_path / "nowhere")) is None
-    assert room.full((Path("/proc"),)) is not None  # it has no room at all
+    assert MIB <= room.bytes_taken(tmp_path) < 2 * MIB
+    assert room.full_disk_message((tmp_path, tmp_path / "nowhere")) is None
+    assert room.full_disk_message((Path("/proc"),)) is not None  # it has no room at all
 
 
 async def test_all_folders_of_a_run_count_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +85,7 @@ def piece(name: str, hours: float, size: int = 100) -> Piece:
 def superfluous(*pieces: Piece, unused_h: float | None = None, limit: int | None = None, needed: tuple[str, ...] = ()) -> list[str]:
     unused_s = None if unused_h is None else unused_h * HOUR
     kept = [Path("/cache/templates") / name for name in needed]
-    return [one.folder.name for one in gc.superfluous(pieces, NOW, unused_s=unused_s, limit_bytes=limit, needed=kept)]
+    return [one.folder.name for one in gc.select_unused(pieces, NOW, unused_s=unused_s, limit_bytes=limit, needed=kept)]
 
 
 def test_what_is_unused_goes_and_the_least_recently_used_where_all_is_too_large() -> None:
@@ -114,7 +114,7 @@ def test_gc_removes_leftovers_and_what_nobody_needs_and_nothing_else(tmp_path: P
     root = tmp_path / "cache"
     old = cached(root, "templates/aaaa", hours=50)
     new = cached(root, "kernels/bbbb", hours=50)
-    cache.used(new)
+    cache.mark_used(new)
     leftover, other, environment = root / "templates" / ".unfinished-cccc-xyz", root / "venv-1", root / "venv-2"
     for folder in (leftover, other, environment):
         folder.mkdir()
@@ -160,5 +160,5 @@ def test_a_file_of_a_run_that_cannot_be_written_is_named_and_leaves_nothing(tmp_
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(HostError, match=r"report\.html: cannot be written: No space left on device"):
-        formats.keep("a page", tmp_path / "report.html")
+        formats.write_atomically("a page", tmp_path / "report.html")
     assert list(tmp_path.iterdir()) == []

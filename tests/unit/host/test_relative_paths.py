@@ -49,12 +49,12 @@ def test_places_of_the_environment_are_from_the_root_before_a_process_works_else
     wanted = {"TESTBED_CACHE": "a:b", "TESTBED_STATE": "../s", "TESTBED_ADMISSION": "q", "XDG_RUNTIME_DIR": "r", "TESTBED_QEMU": "./qemu"}
     for name, value in (wanted | {"PATH": "bin:/usr/bin:", "TMPDIR": ""}).items():
         monkeypatch.setenv(name, value)
-    paths.settle()
+    paths.resolve_environment()
     for name, value in wanted.items():
         assert os.environ[name] == os.path.normpath(here / value)
     assert (os.environ["PATH"], os.environ["TMPDIR"]) == (f"{here}/bin:/usr/bin:{here}", "")
     monkeypatch.setenv("TESTBED_QEMU", "qemu-system-x86_64")
-    paths.settle()
+    paths.resolve_environment()
     assert os.environ["TESTBED_QEMU"] == "qemu-system-x86_64"  # looked for in PATH
 
 

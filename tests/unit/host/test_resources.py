@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from testbed.host import resources
-from testbed.host.resources import Share, core_limit, free_of, memory_limit, share
+from testbed.host.resources import Share, core_limit, free_of, machine_share, memory_limit
 from testbed.units import GIB, MIB
 
 UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -72,7 +72,7 @@ def group(folder: Path, **files: str) -> None:
 
 
 def second(tmp_path: Path, groups: str) -> Share:
-    return share(UNIFIED, groups, tmp_path)
+    return machine_share(UNIFIED, groups, tmp_path)
 
 
 def test_the_least_of_a_group_and_those_above_it_counts(tmp_path: Path) -> None:
@@ -106,14 +106,14 @@ def test_limits_of_the_first_version_count_as_well(tmp_path: Path) -> None:
     first(memory, memory_limit_in_bytes=NO_LIMIT, memory_usage_in_bytes="5", memory_stat="", memory_use_hierarchy="1\n")
     first(memory / "outer/inner", memory_limit_in_bytes=NO_LIMIT, memory_usage_in_bytes="5", memory_stat="", memory_use_hierarchy="1\n")
     first(cpu / "c", cpu_cfs_quota_us="-1\n", cpu_cfs_period_us="100000\n")
-    assert share(HYBRID, groups, tmp_path) == Share()
+    assert machine_share(HYBRID, groups, tmp_path) == Share()
     first(cpu / "c", cpu_cfs_quota_us="250000\n", cpu_cfs_period_us="100000\n")
     stat = "inactive_file 1\ntotal_inactive_file 1048576\n"
     outer = {"memory_limit_in_bytes": f"{2 * GIB}\n", "memory_usage_in_bytes": f"{GIB}\n", "memory_stat": stat}
     first(memory / "outer", **outer, memory_use_hierarchy="1\n")
-    assert share(HYBRID, groups, tmp_path) == Share(memory_bytes=2 * GIB, free_bytes=GIB + MIB, cores=2)
+    assert machine_share(HYBRID, groups, tmp_path) == Share(memory_bytes=2 * GIB, free_bytes=GIB + MIB, cores=2)
     first(memory / "outer", memory_use_hierarchy="0\n")
-    assert share(HYBRID, groups, tmp_path) == Share(cores=2), "a limit that is of no group below"
+    assert machine_share(HYBRID, groups, tmp_path) == Share(cores=2), "a limit that is of no group below"
 
 
 def test_what_this_machine_mounts_is_understood() -> None:

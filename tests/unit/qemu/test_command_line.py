@@ -5,9 +5,9 @@ import pytest
 
 from testbed.errors import HostError
 from testbed.guest import factory
-from testbed.host.facts import Confinement, Host, cpu_model
+from testbed.host.facts import Host, JailSupport, cpu_model
 from testbed.qemu import blockdev, command_line
-from testbed.topology import Disk, Guest
+from testbed.topology import Disk, GuestModel
 from testbed.topology.load import parse
 from testbed.topology.networks import Nic
 from tests.support.values import host
@@ -20,12 +20,12 @@ FILES = command_line.BootFiles(
 )
 
 
-def model() -> Guest:
+def model() -> GuestModel:
     return parse((ROOT / "topologies/default.yaml").read_text(), "default.yaml").guests["g0"]
 
 
 def words(of: Host, **changes: object) -> tuple[tuple[str, ...], ...]:
-    machine = command_line.machine(of, model(), kernel="k", image="i", initramfs="r")
+    machine = command_line.machine_id(of, model(), kernel="k", image="i", initramfs="r")
     given: dict[str, object] = {"name": "g0", "sockets": Path("/s"), "memory": command_line.ANONYMOUS}
     return command_line.argv(of, machine, FILES, **(given | changes))  # type: ignore[arg-type]  # a test's own keywords
 
@@ -56,17 +56,17 @@ def test_a_path_with_a_comma_stays_one_value() -> None:
 def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
     notes = Recorder()
     assert any(option[0] == "-sandbox" for option in words(host()))
-    factory.say_what_is_not_held(host(), notes)
+    factory.warn_if_unconfined(host(), notes)
     assert notes.notes == []
-    factory.say_what_is_not_held(replace(host(), confinement=Confinement(why_unconfined="no libseccomp", apart=True)), notes)
+    factory.warn_if_unconfined(replace(host(), confinement=JailSupport(why_unconfined="no libseccomp", apart=True)), notes)
     assert "is not confined: a guest that takes it over may open files" in notes.notes.pop()
     with pytest.raises(HostError, match=r"expected a QEMU that has a sandbox .*TESTBED_NO_SANDBOX=1"):
         words(host(seccomp=False))
     with pytest.raises(HostError, match="expected a QEMU that has a sandbox"):
-        factory.say_what_is_not_held(host(seccomp=False), notes)
+        factory.warn_if_unconfined(host(seccomp=False), notes)
     waived = replace(host(seccomp=False), sandbox_waived=True)
     assert not any(option[0] == "-sandbox" for option in words(waived))
-    factory.say_what_is_not_held(waived, notes)
+    factory.warn_if_unconfined(waived, notes)
     assert "has no sandbox" in notes.notes[0]
 
 
@@ -87,17 +87,17 @@ def test_the_cpu_model_is_the_hosts_under_kvm() -> None:
 @pytest.mark.parametrize("change", [{"kernel": "x"}, {"image": "x"}, {"initramfs": "x"}])
 def test_a_template_is_keyed_by_what_it_boots(change: dict[str, str]) -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
-    assert command_line.machine(host(), model(), **known).key != command_line.machine(host(), model(), **(known | change)).key
+    assert command_line.machine_id(host(), model(), **known).key != command_line.machine_id(host(), model(), **(known | change)).key
 
 
 def test_a_template_is_keyed_by_the_qemu_and_the_machine() -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
     keys = {
-        command_line.machine(host(), model(), **known).key,
-        command_line.machine(host(identity="other"), model(), **known).key,
-        command_line.machine(host(kvm=True), model(), **known).key,
-        command_line.machine(host(), model().model_copy(update={"cpus": 2}), **known).key,
-        command_line.machine(host(), model().model_copy(update={"memory": 512 << 20}), **known).key,
+        command_line.machine_id(host(), model(), **known).key,
+        command_line.machine_id(host(identity="other"), model(), **known).key,
+        command_line.machine_id(host(kvm=True), model(), **known).key,
+        command_line.machine_id(host(), model().model_copy(update={"cpus": 2}), **known).key,
+        command_line.machine_id(host(), model().model_copy(update={"memory": 512 << 20}), **known).key,
     }
     assert len(keys) == 5
 
@@ -105,13 +105,13 @@ def test_a_template_is_keyed_by_the_qemu_and_the_machine() -> None:
 def test_disks_do_not_change_the_template() -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
     assert (
-        command_line.machine(host(), model(), **known).key
-        == command_line.machine(host(), model().model_copy(update={"disks": {}}), **known).key
+        command_line.machine_id(host(), model(), **known).key
+        == command_line.machine_id(host(), model().model_copy(update={"disks": {}}), **known).key
     )
 
 
 def plugged(name: str, disk: Disk, port: int) -> tuple[blockdev.QmpCommand, ...]:
-    return blockdev.plug(name, disk, port, blockdev.storage(name, disk, Path("/s")))
+    return blockdev.plug_commands(name, disk, port, blockdev.plan_storage(name, disk, Path("/s")))
 
 
 def test_a_disk_stands_on_limits_that_may_be_empty() -> None:
@@ -137,7 +137,7 @@ def test_a_throttled_disk_stands_on_a_filter_in_its_own_group() -> None:
     assert commands[0].arguments["node-name"] == commands[1].arguments["file"] == "store-d"
     assert commands[2].arguments["limits"]["iops-total"] == 100
     assert commands[3].arguments["file"] == "file-d" and commands[4].arguments["drive"] == "limited-d"
-    assert [next(iter(command.arguments.values())) for command in blockdev.unplugged("d", disk)] == [
+    assert [next(iter(command.arguments.values())) for command in blockdev.unplug_commands("d", disk)] == [
         "limited-d",
         "file-d",
         "store-d",
@@ -147,28 +147,28 @@ def test_a_throttled_disk_stands_on_a_filter_in_its_own_group() -> None:
 
 def test_every_disk_has_a_port() -> None:
     disks = {f"d{number}": {"type": "nvme", "size": 4096} for number in range(16)}
-    full = Guest.model_validate({"disks": disks})
-    assert command_line.machine(host(), full, kernel="k", image="i", initramfs="r").ports == 16
+    full = GuestModel.model_validate({"disks": disks})
+    assert command_line.machine_id(host(), full, kernel="k", image="i", initramfs="r").ports == 16
 
 
 def test_kvm_that_does_not_work_is_not_planned_with() -> None:
     with pytest.raises(HostError, match="the topology wants accelerator: kvm; here it is not used: said so"):
-        command_line.machine(host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r")
+        command_line.machine_id(host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r")
 
 
 def test_a_qemu_without_datagrams_has_no_networks_and_all_the_rest() -> None:
     old = host(networks=False)
     wired = model().model_copy(update={"networks": {"lan": Nic()}})
     with pytest.raises(HostError, match=r"networks: expected a QEMU with -netdev dgram .* got 7\.2\.22"):
-        command_line.machine(old, wired, kernel="k", image="i", initramfs="r")
-    assert command_line.machine(host(), wired, kernel="k", image="i", initramfs="r") and words(old)
+        command_line.machine_id(old, wired, kernel="k", image="i", initramfs="r")
+    assert command_line.machine_id(host(), wired, kernel="k", image="i", initramfs="r") and words(old)
 
 
 def test_a_guest_that_can_be_saved_writes_to_a_file_of_its_own_whose_image_is_named() -> None:
     files = replace(FILES, overlay=Path("/s/root.qcow2"), modules_disk=None)
-    machine = command_line.machine(host(), model(), kernel="k", image="i", initramfs="r")
+    machine = command_line.machine_id(host(), model(), kernel="k", image="i", initramfs="r")
     options = command_line.argv(host(), machine, files, name="g0", sockets=Path("/s"), memory=command_line.ANONYMOUS)
     drives_of = [option[1] for option in options if option[0] == "-drive"]
     image = "backing.driver=raw,backing.file.filename=/r/root.ext4"
     assert drives_of == [f"if=none,id=root,format=qcow2,file=/s/root.qcow2,{image}"]
-    assert command_line.flat(options)[0] == host().qemu.path
+    assert command_line.flatten_options(options)[0] == host().qemu.path

@@ -1,6 +1,6 @@
 """What QEMU says of errors of its disks, and of a guest that stands still for one."""
 
-from testbed.qemu.io_errors import DiskErrors, failed
+from testbed.qemu.io_errors import DiskErrors, failed_requests
 
 
 def test_errors_are_counted_by_disk_operation_and_what_became_of_them() -> None:
@@ -42,5 +42,5 @@ def test_failed_requests_are_counted_of_the_disk_itself() -> None:
         {"qdev": "/machine/peripheral/disk-data/virtio-backend", "stats": stats},
         {"qdev": "disk-fast", "stats": none},
     ]
-    assert failed(told, "data") == {"read": 2, "write": 7}
-    assert failed(told, "fast") == {"read": 0, "write": 0} and failed(told, "gone") == {}
+    assert failed_requests(told, "data") == {"read": 2, "write": 7}
+    assert failed_requests(told, "fast") == {"read": 0, "write": 0} and failed_requests(told, "gone") == {}

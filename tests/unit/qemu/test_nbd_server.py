@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from testbed.hardware.faults import Fault
 from testbed.hardware.latency import Latency
 from testbed.qemu.nbd_server import device
-from testbed.qemu.nbd_server.backing import File, Nowhere, VolatileCache
+from testbed.qemu.nbd_server.backing import DiscardingBacking, FileBacking, VolatileCache
 from testbed.qemu.nbd_server.device import Device, Request
 from testbed.qemu.nbd_server.settings import Settings
 
@@ -142,7 +142,7 @@ def test_a_file_is_written_read_and_punched(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(bytes(64 * KIB))
     with path.open("r+b") as file:
-        store = File(file.fileno(), room_bytes=128 * KIB)
+        store = FileBacking(file.fileno(), room_bytes=128 * KIB)
         store.write(4 * KIB, b"y" * 4 * KIB)
         assert path.read_bytes()[4 * KIB : 8 * KIB] == b"y" * 4 * KIB
         store.trim(4 * KIB, 4 * KIB)
@@ -150,7 +150,7 @@ def test_a_file_is_written_read_and_punched(tmp_path: Path) -> None:
 
 
 def test_nowhere_reads_as_zeros() -> None:
-    store = Nowhere(64 * KIB)
+    store = DiscardingBacking(64 * KIB)
     store.write(0, b"z")
     assert store.read(0, 2) == b"\0\0"
 
@@ -363,7 +363,7 @@ def test_a_large_trim_takes_no_room_and_is_lost_like_a_write() -> None:
 def test_a_disk_that_ends_within_a_block_does_not_grow(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(5 * KIB))
     with (tmp_path / "disk").open("r+b") as file:
-        cache = VolatileCache(File(file.fileno()), room_bytes=64 * KIB, lies=False)
+        cache = VolatileCache(FileBacking(file.fileno()), room_bytes=64 * KIB, lies=False)
         cache.write(4 * KIB, b"x" * KIB)
         cache.flush()
     assert (tmp_path / "disk").read_bytes() == bytes(4 * KIB) + b"x" * KIB
@@ -379,7 +379,7 @@ def test_a_log_of_faults_is_bounded_and_says_so(monkeypatch: pytest.MonkeyPatch)
     assert len(log.getvalue()) < 1200 and "the rest is left out" in log.getvalue().splitlines()[-1]
 
 
-class Sparse(Nowhere):
+class Sparse(DiscardingBacking):
     """A store that remembers what was trimmed."""
 
     def __init__(self, size: int) -> None:

@@ -15,7 +15,7 @@ from testbed.errors import WireBroken
 from testbed.guest.channels import console
 from testbed.host.facts import Account
 from testbed.qemu import jail
-from testbed.qemu.netns import Netns
+from testbed.qemu.netns import NetworkNamespace
 
 NOBODY = Account(uid=65534, gid=65534)
 # Listens, says where, and echoes what each of its clients says.
@@ -31,11 +31,11 @@ while True:
 
 
 @contextlib.contextmanager
-def echoing(account: Account | None) -> Iterator[tuple[Netns, int]]:
+def echoing(account: Account | None) -> Iterator[tuple[NetworkNamespace, int]]:
     """A program in a network of its own, and the port where it listens there."""
-    netns = Netns()
+    netns = NetworkNamespace()
     with contextlib.closing(netns):
-        words = [*jail.prefix(account, network=netns.handed), sys.executable, "-I", "-S", "-c", ECHO]
+        words = [*jail.command_prefix(account, network=netns.handed), sys.executable, "-I", "-S", "-c", ECHO]
         if account is not None:  # who may not start our Python
             words = [*words[:-5], "/usr/bin/python3", "-I", "-S", "-c", ECHO]
         with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=(netns.handed,)) as program:
@@ -53,27 +53,27 @@ def echoing(account: Account | None) -> Iterator[tuple[Netns, int]]:
 
 
 @pytest.fixture(params=[None, pytest.param(NOBODY, marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user"))])
-def echo(request: pytest.FixtureRequest) -> Iterator[tuple[Netns, int]]:
+def echo(request: pytest.FixtureRequest) -> Iterator[tuple[NetworkNamespace, int]]:
     with echoing(request.param) as found:
         yield found
 
 
-async def test_who_made_the_namespace_connects_as_often_as_it_likes_and_nobody_else_does(echo: tuple[Netns, int]) -> None:
+async def test_who_made_the_namespace_connects_as_often_as_it_likes_and_nobody_else_does(echo: tuple[NetworkNamespace, int]) -> None:
     netns, port = echo
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
     for number in range(20):
-        with await console.dial("g0", port, netns.socket) as wire:
+        with await console.connect_to_guest("g0", port, netns.socket) as wire:
             wire.setblocking(True)
             wire.sendall(f"hello {number}".encode())
             assert wire.recv(100) == f"hello {number}".encode()
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208 - the two sockets for the one that they came by
     with pytest.raises(WireBroken, match="Connect call failed"):
-        await console.dial("g0", port)
+        await console.connect_to_guest("g0", port)
 
 
-async def test_connections_of_one_namespace_are_open_side_by_side(echo: tuple[Netns, int]) -> None:
+async def test_connections_of_one_namespace_are_open_side_by_side(echo: tuple[NetworkNamespace, int]) -> None:
     netns, port = echo
-    wires_there = [await console.dial("g0", port, netns.socket) for _ in range(50)]
+    wires_there = [await console.connect_to_guest("g0", port, netns.socket) for _ in range(50)]
     assert len({wire.getsockname() for wire in wires_there}) == 50
     for wire in wires_there:
         wire.setblocking(True)
@@ -82,13 +82,13 @@ async def test_connections_of_one_namespace_are_open_side_by_side(echo: tuple[Ne
         wire.close()
 
 
-def test_what_listens_there_is_in_no_table_of_this_machine(echo: tuple[Netns, int]) -> None:
+def test_what_listens_there_is_in_no_table_of_this_machine(echo: tuple[NetworkNamespace, int]) -> None:
     _, port = echo
     with open("/proc/net/tcp", encoding="utf-8") as table:  # noqa: PTH123 - a line at a time
         assert not [line for line in table if f":{port:04X} " in line and " 0A " in line]
 
 
-def test_who_connects_in_there_takes_no_connection_of_ours(echo: tuple[Netns, int]) -> None:
+def test_who_connects_in_there_takes_no_connection_of_ours(echo: tuple[NetworkNamespace, int]) -> None:
     """As a QEMU that was taken over and is not confined could."""
     netns, port = echo
     netns.socket().close()
@@ -104,12 +104,12 @@ def test_who_connects_in_there_takes_no_connection_of_ours(echo: tuple[Netns, in
 
 
 async def test_a_program_that_never_got_its_namespace_is_an_error() -> None:
-    netns = Netns()
+    netns = NetworkNamespace()
     with contextlib.closing(netns), pytest.raises(WireBroken, match="without its network namespace"):
-        await console.dial("g0", 1, netns.socket)
+        await console.connect_to_guest("g0", 1, netns.socket)
 
 
-def test_the_program_keeps_no_socket_of_ours(echo: tuple[Netns, int]) -> None:
+def test_the_program_keeps_no_socket_of_ours(echo: tuple[NetworkNamespace, int]) -> None:
     netns, port = echo
     made = netns.socket()
     made.connect(("127.0.0.1", port))

@@ -12,7 +12,7 @@ import pytest
 
 from testbed.errors import UsageError
 from testbed.report import diff, results
-from testbed.scenarios.verdict import Evidence, Judgement, Verdict, gravest
+from testbed.scenarios.verdict import Evidence, Judgement, Verdict, worst
 from tests.support.run_results import document, failed, lost, passed
 
 
@@ -208,7 +208,7 @@ def test_kernels_that_are_judged_alone_are_compared_one_by_one(tmp_path: Path) -
         results = []
         for attempt, pair in enumerate(verdicts, 1):
             by_kernel = {name: Judgement(verdict=Verdict(said), reason=said) for name, said in zip(("base", "patched"), pair, strict=True)}
-            whole = gravest(tuple(by_kernel.values()))
+            whole = worst(tuple(by_kernel.values()))
             results.append(replace(passed(tmp_path), attempt=attempt, judgement=whole, by_kernel=by_kernel))
         return document(tmp_path, *results)
 

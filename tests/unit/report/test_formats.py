@@ -154,7 +154,7 @@ def test_a_kernels_warning_is_in_every_report_also_behind_many_lines_that_belong
 def test_a_kernels_log_that_was_not_read_is_in_every_report_and_changes_no_verdict(tmp_path: Path) -> None:
     text = "the kernel's log was not read: guest g0: it does not answer"
     result = passed(tmp_path)
-    (unread,) = dmesg.merged((), dmesg.unread("guest g0: it does not answer"), 500)
+    (unread,) = dmesg.merge((), dmesg.unreadable("guest g0: it does not answer"), 500)
     found = document(tmp_path, replace(result, sides=result.sides | {"patched": replace(result.sides["patched"], findings=(unread,))}))
     (case,) = found["scenarios"]
     assert case["verdict"] == "PASS" and case["patched"]["console"] == [

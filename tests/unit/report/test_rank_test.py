@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.report import rank_test
-from testbed.report.rank_test import Shift, adjusted, least_p, p_value, shift
+from testbed.report.rank_test import Shift, adjust_p_values, least_p, p_value, shift
 from tests import oracle
 
 Sample = list[float]
@@ -76,8 +76,8 @@ def test_the_adjustment_is_scipys(scipy_stats: Any) -> None:
     chance = random.Random(5)
     for size in (1, 2, 30):
         found = [chance.random() ** 3 for _ in range(size)]
-        assert adjusted(found) == pytest.approx(list(scipy_stats.false_discovery_control(found, method="bh")))
-    assert adjusted([]) == []
+        assert adjust_p_values(found) == pytest.approx(list(scipy_stats.false_discovery_control(found, method="bh")))
+    assert adjust_p_values([]) == []
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.lists(st.integers(0, 5), min_size=1, max_size=5))

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from testbed import jsons
 from testbed.errors import UsageError
 from testbed.guest.channels.kernel_log import Finding, Kind
 from testbed.host import paths
@@ -15,7 +14,8 @@ from testbed.report.markdown import markdown
 from testbed.scenarios.runner import Result, slots
 from testbed.scenarios.verdict import Balance, Evidence, Judgement, Verdict, judge_pair
 from testbed.store.image import Image
-from testbed.topology import Guest
+from testbed.text import parse_printable_json
+from testbed.topology import GuestModel
 from testbed.units import GIB
 from tests.support.run_results import KERNELS, lost, passed
 from tests.support.values import host
@@ -97,7 +97,7 @@ def test_what_a_guest_says_is_text_and_not_markup(tmp_path: Path) -> None:
 
 
 def test_guests_run_as_cores_and_memory_allow() -> None:
-    model = Guest()
+    model = GuestModel()
     assert slots(host(cores=2), model) == 2
     assert slots(host(cores=8, free=6 * GIB), model) == 3
     assert slots(host(cores=8, free=GIB), model) == 1
@@ -131,7 +131,9 @@ def test_a_run_is_read_again_as_markdown_that_nobody_breaks_out_of(tmp_path: Pat
     text = markdown(results.read("last", tmp_path))
     assert "    ./tb compare 'a b'" in text and "| gate | disk reads" in text and "a \\| b &lt;script>" in text and "more" not in text
     # What could steer a terminal is left out of what is read.
-    assert results.read(str(folder), tmp_path) == results.read(folder.name, tmp_path) == jsons.printed(results.text(document).encode())
+    assert (
+        results.read(str(folder), tmp_path) == results.read(folder.name, tmp_path) == parse_printable_json(results.text(document).encode())
+    )
 
 
 def test_kernels_judged_alone_have_a_verdict_each_and_differences_are_told(tmp_path: Path) -> None:

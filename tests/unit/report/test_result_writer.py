@@ -16,7 +16,7 @@ from testbed.errors import HostError, UsageError
 from testbed.report import diff, formats, partial, result_reader, results, runs
 from testbed.report.markdown import markdown
 from testbed.report.partial import Partial
-from testbed.report.result_writer import Keeper
+from testbed.report.result_writer import ResultWriter
 from testbed.scenarios.runner import Result
 from testbed.scenarios.verdict import Verdict
 from tests.support import junit as junit_rules
@@ -47,9 +47,9 @@ def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path)
         read = results.read(str(folder), folder.parent)
         # All that ended has passed, and that is not the run's verdict.
         assert (read["verdict"], [case["verdict"] for case in read["scenarios"]]) == ("INFRA", ["PASS"])
-        assert str(partial.read(read)) == "1 of 2 cases ended; the run goes on"
-        (listed,) = runs.every(folder.parent, result_reader.document)
-        assert listed.going_on and listed.partial == partial.read(read)
+        assert str(partial.read_partial(read)) == "1 of 2 cases ended; the run goes on"
+        (listed,) = runs.list_runs(folder.parent, result_reader.read_document)
+        assert listed.going_on and listed.partial == partial.read_partial(read)
         ended.append(passed(folder))
         complete, unwritten = keeper.finish()
     assert unwritten is None and complete["partial"] is None and results.read("last", folder.parent)["verdict"] == "PASS"
@@ -66,7 +66,7 @@ def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path:
     said = f"1 of 12 cases ended; {why}"
     assert notes == [f"broken off: {said}"]
     read = results.read(str(folder), folder.parent)
-    assert read["verdict"] == "INFRA" and str(partial.read(read)) == said
+    assert read["verdict"] == "INFRA" and str(partial.read_partial(read)) == said
     text = markdown(read)
     assert ": INFRA, partial\n" in text and f"**Partial: {said}. Nothing is known of the others.**" in text
     assert f"Partial: {said}" in (folder / "report.html").read_text()
@@ -131,7 +131,7 @@ def test_a_full_disk_has_room_for_what_is_known(tmp_path: Path) -> None:
     before, after, names = done.stdout.split("----\n")
     # What came before the disk was full is there, and at the end all of it.
     assert json.loads(before)["partial"]["ended"] == 1
-    assert str(partial.read(json.loads(after))) == "3 of 4 cases ended; this machine's disk is full"
+    assert str(partial.read_partial(json.loads(after))) == "3 of 4 cases ended; this machine's disk is full"
     assert names.split() == ["console.log", "junit.xml", "report.html", "results.json", "results.ktap"]
 
 
@@ -140,5 +140,5 @@ def test_a_disk_without_room_for_that_is_no_reason_not_to_run(tmp_path: Path, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.posix_fallocate", refused)
-    keeper = Keeper(tmp_path, so_far(tmp_path, [passed(tmp_path)], 1), formats.write)
+    keeper = ResultWriter(tmp_path, so_far(tmp_path, [passed(tmp_path)], 1), formats.write)
     assert keeper.finish()[1] is None and results.read(str(tmp_path), tmp_path)["verdict"] == Verdict.PASS.value

@@ -31,7 +31,7 @@ def run(days: int, size: int = 100, *, going_on: bool = False) -> Run:
 
 def superfluous(of: tuple[Run, ...], *, days: float | None = None, larger: int | None = None, keep: int = 0) -> list[int]:
     seconds = None if days is None else days * 86400
-    chosen = runs.superfluous(of, NOW, older_than_s=seconds, larger_than_bytes=larger, keep=keep)
+    chosen = runs.select_unused(of, NOW, older_than_s=seconds, larger_than_bytes=larger, keep=keep)
     return [(NOW - one.at).days for one in chosen]
 
 
@@ -66,7 +66,7 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
     (outside / "file").touch()
     link = state / "runs" / "20200104T000000Z-0004"
     link.symlink_to(outside)
-    with runs.going_on(going, ["tb", "compare", "word " * 60]):
+    with runs.is_running(going, ["tb", "compare", "word " * 60]):
         # A program that reads them gets a line for each.
         rows = testbed(tmp_path, "runs", COLUMNS="").stdout.splitlines()
         assert len(rows) == 4 and rows[1].rstrip().endswith("word word")
@@ -90,19 +90,19 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
 def test_a_run_that_was_killed_goes_on_no_more(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
     (folder / ".running").touch()
-    (found,) = runs.every(tmp_path / "runs", result_reader.document)
+    (found,) = runs.list_runs(tmp_path / "runs", result_reader.read_document)
     assert not found.going_on
-    assert runs.every(tmp_path / "runs", result_reader.document, [folder / "g0"])[0].going_on
+    assert runs.list_runs(tmp_path / "runs", result_reader.read_document, [folder / "g0"])[0].going_on
 
 
 def test_what_is_no_folder_of_runs_is_not_removed(tmp_path: Path) -> None:
     folder = made(tmp_path, "20200101T000000Z-0001")
-    (found,) = runs.every(tmp_path / "runs", result_reader.document)
+    (found,) = runs.list_runs(tmp_path / "runs", result_reader.read_document)
     for wrong in (replace(found, folder=tmp_path), replace(found, folder=tmp_path / "runs" / ".." / "runs")):
         with pytest.raises(HostError, match="it is left alone"):
-            runs.remove(wrong, tmp_path / "runs")
-    with runs.going_on(folder, ["tb"]), pytest.raises(HostError, match="is going on"):
-        runs.remove(found, tmp_path / "runs")
+            runs.remove_run(wrong, tmp_path / "runs")
+    with runs.is_running(folder, ["tb"]), pytest.raises(HostError, match="is going on"):
+        runs.remove_run(found, tmp_path / "runs")
     assert folder.exists()
 
 
@@ -156,7 +156,7 @@ def test_every_format_is_printed_and_the_last_line_is_the_same(tmp_path: Path) -
 
 
 def watched(console: Console, *, as_json: bool = False, quiet: bool = False) -> None:
-    with live.progress(console, as_json=as_json, quiet=quiet) as progress, live.Watch(progress, console, 2) as watch:
+    with live.progress(console, as_json=as_json, quiet=quiet) as progress, live.RunDisplay(progress, console, 2) as watch:
         progress.note("a note")
         watch.step("gate", "base", "waiting for SSH")
         watch.step("gate", "base", "running")
@@ -198,35 +198,35 @@ def test_on_a_terminal_verdicts_have_colours_and_cases_are_counted() -> None:
 
 def test_a_run_that_is_broken_off_says_how_far_it_came() -> None:
     file = io.StringIO()
-    with live.progress(Console(file=file)) as progress, live.Watch(progress, Console(file=file), 3) as watch:
+    with live.progress(Console(file=file)) as progress, live.RunDisplay(progress, Console(file=file), 3) as watch:
         watch.result("gate", 1, Verdict.PASS, "because")
 
 
 def test_folders_of_which_nothing_came_are_swept_and_no_others(tmp_path: Path) -> None:
-    assert runs.sweep(tmp_path / "nowhere") == ()
+    assert runs.remove_empty_runs(tmp_path / "nowhere") == ()
     names = {name: tmp_path / f"20260601T00000{number}Z-0000" for number, name in enumerate(("empty", "full", "new"))}
     (tmp_path / "mine").mkdir()
     for name, folder in names.items():
         (folder / "g0").mkdir(parents=True)
         if name == "full":
             (folder / "g0" / "console.log").touch()
-        with runs.going_on(folder, ["tb"]):
+        with runs.is_running(folder, ["tb"]):
             pass
         if name != "new":
             os.utime(folder, (0, 0))
     os.utime(tmp_path / "mine", (0, 0))
-    assert runs.sweep(tmp_path) == (names["empty"],)
+    assert runs.remove_empty_runs(tmp_path) == (names["empty"],)
     assert {path.name for path in tmp_path.iterdir()} == {"mine", names["full"].name, names["new"].name}
 
 
 def test_a_run_without_results_has_its_command_and_stays_where_its_log_says_more(tmp_path: Path) -> None:
     folder = tmp_path / "20260601T000000Z-0000"
     folder.mkdir()
-    with pytest.raises(ValueError, match="no"), runs.going_on(folder, ["/bin/tb", "compare", "a b"]):
+    with pytest.raises(ValueError, match="no"), runs.is_running(folder, ["/bin/tb", "compare", "a b"]):
         raise ValueError("no")
     os.utime(folder, (0, 0))
-    assert runs.sweep(tmp_path) == ()
-    (found,) = runs.every(tmp_path, result_reader.document)
+    assert runs.remove_empty_runs(tmp_path) == ()
+    (found,) = runs.list_runs(tmp_path, result_reader.read_document)
     assert (found.command, found.verdict, found.cases) == (("compare", "a b"), "", 0)
 
 
@@ -235,7 +235,7 @@ def test_results_that_are_nested_without_end_are_none(tmp_path: Path, name: str)
     folder = tmp_path / "20260601T000000Z-0000"
     folder.mkdir()
     (folder / name).write_text("[" * 200_000)
-    (found,) = runs.every(tmp_path, result_reader.document)
+    (found,) = runs.list_runs(tmp_path, result_reader.read_document)
     assert (found.verdict, found.cases) == ("", 0)
     with pytest.raises(UsageError, match="expected JSON: expected at most 64 levels"):
         files.read(folder)

@@ -60,7 +60,7 @@ def test_what_a_case_says_of_each_loss_is_told_from_its_verdict_and_the_log() ->
 def test_a_case_that_fails_on_the_unchanged_kernel_says_nothing() -> None:
     found = sensitivity.table((document(read={UNCHANGED: side("FAIL"), "no-io-charge": side("FAIL")}),))
     assert found == {"read": {"no-io-charge": ""}}
-    assert sensitivity.complaints(found) == (
+    assert sensitivity.table_complaints(found) == (
         "patch 4: no scenario notices no-io-charge",
         "read: it has no result, or none on the unchanged kernel",
     )
@@ -69,13 +69,13 @@ def test_a_case_that_fails_on_the_unchanged_kernel_says_nothing() -> None:
 def test_a_guest_that_was_lost_without_a_panic_is_no_evidence() -> None:
     found = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA"), "root-worker": side("INFRA")}),))
     assert found == {"read": {"no-io-charge": "", "root-worker": ""}}
-    assert sensitivity.complaints(found) == (
+    assert sensitivity.table_complaints(found) == (
         "patch 1: no scenario notices root-worker",
         "patch 4: no scenario notices no-io-charge",
         "read: it has no result, or none on the unchanged kernel",
     )
     ended = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA", ("panic", False))}),))
-    assert ended == {"read": {"no-io-charge": "guest lost"}} and sensitivity.complaints(ended) == ()
+    assert ended == {"read": {"no-io-charge": "guest lost"}} and sensitivity.table_complaints(ended) == ()
     assert "`guest lost`: a panic or an oops ended the guest" in sensitivity.markdown(ended, "")
 
 
@@ -90,7 +90,7 @@ def test_runs_of_some_kernels_each_make_one_table() -> None:
         )
     )
     assert found["read"] == {"no-io-charge": "noticed", "root-worker": "-", "nesting-lost": ""}
-    assert sensitivity.complaints(found) == (
+    assert sensitivity.table_complaints(found) == (
         "patch 1: no scenario notices root-worker",
         "patch 2: no scenario notices nesting-lost",
         "nested: it notices none of 3",
@@ -110,7 +110,7 @@ def test_a_run_that_ended_early_is_a_complaint() -> None:
     whole = {"run": "r1", "partial": None}
     ended = {"run": "r2", "partial": {"ended": 3, "wanted": 12, "at_most": False, "what": "cases", "why": "interrupted by SIGTERM"}}
     said = "run r2 is partial: 3 of 12 cases ended; interrupted by SIGTERM"
-    assert sensitivity.complaints(found, (whole, ended))[0] == said
+    assert sensitivity.table_complaints(found, (whole, ended))[0] == said
     assert f"- {said}" in sensitivity.markdown(found, "", (whole, ended)) and "partial" not in sensitivity.markdown(found, "", (whole,))
 
 
@@ -120,4 +120,4 @@ def test_a_table_says_of_which_patches_it_knows_nothing() -> None:
     assert "| gone |  | noticed |" in text and "Nothing is known of patch 1, 2, 3, of which nothing was taken away." in text
     none: tuple[dict[str, Any], ...] = (document(read={UNCHANGED: side("PASS")}), {"kernels": {}, "scenarios": []})
     for documents in (none, none[1:]):
-        assert "nothing was taken away: no result is of an ablation" in sensitivity.complaints(sensitivity.table(documents))
+        assert "nothing was taken away: no result is of an ablation" in sensitivity.table_complaints(sensitivity.table(documents))

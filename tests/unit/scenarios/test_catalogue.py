@@ -9,7 +9,7 @@ from testbed.scenarios.catalogue import MAIN, SCENARIOS, cases, select
 from testbed.scenarios.claims.read import judge
 from testbed.scenarios.claims.tmpfs_oom import readings
 from testbed.scenarios.verdict import Gap
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 
 FULL = 32 << 20
 
@@ -69,7 +69,7 @@ def test_scenarios_are_chosen_by_name_or_by_what_they_begin_with() -> None:
 
 
 def test_a_topology_without_the_disk_is_a_lack_and_not_a_failure() -> None:
-    why = cases()["read/nvme/ext4"].point.lacks(Guest())
+    why = cases()["read/nvme/ext4"].point.lacks(GuestModel())
     assert why is not None and "nvme" in why
 
 

@@ -49,24 +49,24 @@ BEFORE = "stage written 0 0\nstage squeezed 0 0\nstage back 0 0\nstage reader 0 
 
 def test_rates_are_read_by_name() -> None:
     said = "rate loop 4 100.000000 104.000000\nstalled 12\nrate dio 2 1.5 2.5\n"
-    assert rate_measurement.rates(said, ("loop", "dio"), "g0") == {"loop": MIB, "dio": 2 * MIB}
+    assert rate_measurement.measure_rates(said, ("loop", "dio"), "g0") == {"loop": MIB, "dio": 2 * MIB}
     assert rate_measurement.jobs("iops a-alone 107.6\niops a-beside 1.3\n", ("a-alone",), "g0") == {"a-alone": 107.6, "a-beside": 1.3}
-    assert rate_measurement.stalls("stalled 0\nstalled 5\nstalled 5\nstalled 9\n", "g0") == (5, 0, 4)
+    assert rate_measurement.measure_stalls("stalled 0\nstalled 5\nstalled 5\nstalled 9\n", "g0") == (5, 0, 4)
 
 
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: rate_measurement.rates("rate loop 4 100.0 104.0\n", ("loop", "dio"), "g0"),
-        lambda: rate_measurement.rates("rate loop 4 100.0 100.0\n", ("loop",), "g0"),
-        lambda: rate_measurement.rates("rate loop 4 104.0 100.0\n", ("loop",), "g0"),
-        lambda: rate_measurement.rates("rate loop 4 x y\n", ("loop",), "g0"),
-        lambda: rate_measurement.rates("rate loop 4 1.0 2.0\nrate loop 4 1.0 3.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.measure_rates("rate loop 4 100.0 104.0\n", ("loop", "dio"), "g0"),
+        lambda: rate_measurement.measure_rates("rate loop 4 100.0 100.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.measure_rates("rate loop 4 104.0 100.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.measure_rates("rate loop 4 x y\n", ("loop",), "g0"),
+        lambda: rate_measurement.measure_rates("rate loop 4 1.0 2.0\nrate loop 4 1.0 3.0\n", ("loop",), "g0"),
         lambda: rate_measurement.jobs("iops a \n", ("a",), "g0"),
         lambda: rate_measurement.jobs("iops a 1.2.3\n", ("a",), "g0"),
         lambda: rate_measurement.jobs(f"iops a {'9' * 5000}\n", ("a",), "g0"),
-        lambda: rate_measurement.stalls("stalled 0\nstalled 5\nstalled 5\n", "g0"),
-        lambda: rate_measurement.stalls("stalled 0\nstalled 5\nstalled 4\nstalled 9\n", "g0"),
+        lambda: rate_measurement.measure_stalls("stalled 0\nstalled 5\nstalled 5\n", "g0"),
+        lambda: rate_measurement.measure_stalls("stalled 0\nstalled 5\nstalled 4\nstalled 9\n", "g0"),
         lambda: swap_in.stages(BEFORE.replace("stage reader", "reader"), "alive", "g0"),
         lambda: swap_in.stages(BEFORE.replace("stage reader 0 0", "stage reader 0"), "alive", "g0"),
         lambda: deferred_destroy.dying_for("", "g0"),

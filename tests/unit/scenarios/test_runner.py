@@ -13,14 +13,14 @@ from typing import Any, cast
 import pytest
 
 from testbed.errors import GuestLost, ReadingError
-from testbed.guest.factory import Lab
+from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.scenarios import runner
 from testbed.scenarios.runner import Job
 from testbed.scenarios.scenario import Case, Cores, Point, Scenario
 from testbed.scenarios.verdict import Evidence, Gap, Verdict
 from testbed.store.kernels.files import KernelFiles
-from testbed.topology import Guest as GuestModel
+from testbed.topology import GuestModel
 from testbed.units import GIB
 from tests.support.values import host
 
@@ -49,17 +49,17 @@ class Recorder:
 
         self.running.append(evidence.name)
         try:
-            order = SimpleNamespace(model=GuestModel())
-            yield SimpleNamespace(console=SimpleNamespace(findings=[]), script=script, name=evidence.name, order=order, disks={})
+            spec = SimpleNamespace(model=GuestModel())
+            yield SimpleNamespace(console=SimpleNamespace(findings=[]), script=script, name=evidence.name, spec=spec, disks={})
         finally:
             self.running.remove(evidence.name)
 
 
-def scenario(lab: Recorder, name: str, cores: Cores, *, raises: Exception | None = None) -> Case:
+def scenario(factory: Recorder, name: str, cores: Cores, *, raises: Exception | None = None) -> Case:
     async def steps(guest: Guest, point: Point) -> Evidence:
         del point
         for _ in range(20):
-            lab.beside[guest.name] = max(lab.beside.get(guest.name, 0), len(lab.running) - 1)
+            factory.beside[guest.name] = max(factory.beside.get(guest.name, 0), len(factory.running) - 1)
             await asyncio.sleep(0)
         if raises is not None:
             raise raises
@@ -71,13 +71,13 @@ def scenario(lab: Recorder, name: str, cores: Cores, *, raises: Exception | None
     return Case(scenario=made, point=Point())
 
 
-def job(lab: Recorder, *chosen: Case, repeat: int = 1, folder: Path = Path("/nowhere")) -> Job:
+def job(factory: Recorder, *chosen: Case, repeat: int = 1, folder: Path = Path("/nowhere")) -> Job:
     def nothing(*_: object) -> None:
         pass
 
     kernel = cast(KernelFiles, SimpleNamespace(name="k"))
     return Job(
-        lab=cast(Lab, lab),
+        factory=cast(GuestFactory, factory),
         cases=chosen,
         model=GuestModel(),
         kernels={"kernel": kernel},
@@ -88,29 +88,31 @@ def job(lab: Recorder, *chosen: Case, repeat: int = 1, folder: Path = Path("/now
     )
 
 
-CLOSED = runner.each({"kernel": Gap.CLOSED})
+CLOSED = runner.run_each({"kernel": Gap.CLOSED})
 
 
 async def test_a_scenario_that_measures_time_runs_alone() -> None:
-    lab = Recorder(cores=4)
-    chosen = [scenario(lab, f"timed-{n}", Cores.ALONE) for n in range(2)] + [scenario(lab, f"shared-{n}", Cores.SHARED) for n in range(6)]
-    results = await runner.run(job(lab, *chosen, scenario(lab, "waits", Cores.IDLE)), CLOSED)
-    assert [lab.beside[f"timed-{n}-kernel"] for n in range(2)] == [0, 0]
-    assert max(lab.beside.values()) == 4  # four that share the cores, and the one that waits
+    factory = Recorder(cores=4)
+    chosen = [scenario(factory, f"timed-{n}", Cores.ALONE) for n in range(2)] + [
+        scenario(factory, f"shared-{n}", Cores.SHARED) for n in range(6)
+    ]
+    results = await runner.run(job(factory, *chosen, scenario(factory, "waits", Cores.IDLE)), CLOSED)
+    assert [factory.beside[f"timed-{n}-kernel"] for n in range(2)] == [0, 0]
+    assert max(factory.beside.values()) == 4  # four that share the cores, and the one that waits
     assert [result.case.name for result in results] == [case.name for case in chosen] + ["waits"]
 
 
 async def test_attempts_are_counted_and_kept_apart() -> None:
-    lab = Recorder(cores=2)
-    results = await runner.run(job(lab, scenario(lab, "one", Cores.SHARED), repeat=3), CLOSED)
+    factory = Recorder(cores=2)
+    results = await runner.run(job(factory, scenario(factory, "one", Cores.SHARED), repeat=3), CLOSED)
     assert [result.attempt for result in results] == [1, 2, 3]
     assert len({result.sides["kernel"].evidence for result in results}) == 3
 
 
 async def test_a_lost_guest_is_infra_and_the_others_go_on() -> None:
-    lab = Recorder(cores=2)
-    gone = scenario(lab, "gone", Cores.SHARED, raises=GuestLost("g0", "ready", "panic"))
-    results = await runner.run(job(lab, gone, scenario(lab, "kept", Cores.SHARED)), CLOSED)
+    factory = Recorder(cores=2)
+    gone = scenario(factory, "gone", Cores.SHARED, raises=GuestLost("g0", "ready", "panic"))
+    results = await runner.run(job(factory, gone, scenario(factory, "kept", Cores.SHARED)), CLOSED)
     assert [result.judgement.verdict for result in results] == [Verdict.INFRA, Verdict.PASS]
 
 
@@ -128,10 +130,10 @@ async def test_a_lost_guest_is_infra_and_the_others_go_on() -> None:
     ],
 )
 async def test_whatever_goes_wrong_in_a_case_is_that_cases(raised: Exception, why: str, tmp_path: Path) -> None:
-    lab = Recorder(cores=2)
-    cases = [scenario(lab, name, cores, raises=raised) for name, cores in (("a", Cores.SHARED), ("b", Cores.ALONE))]
-    kept = [scenario(lab, "kept", Cores.SHARED), scenario(lab, "alone", Cores.ALONE)]
-    results = await runner.run(job(lab, *cases, *kept, folder=tmp_path), CLOSED)
+    factory = Recorder(cores=2)
+    cases = [scenario(factory, name, cores, raises=raised) for name, cores in (("a", Cores.SHARED), ("b", Cores.ALONE))]
+    kept = [scenario(factory, "kept", Cores.SHARED), scenario(factory, "alone", Cores.ALONE)]
+    results = await runner.run(job(factory, *cases, *kept, folder=tmp_path), CLOSED)
     assert [result.judgement.verdict for result in results] == [Verdict.INFRA] * 2 + [Verdict.PASS] * 2
     assert all(why in result.judgement.reason for result in results[:2]), results[0].judgement.reason
     mistaken = "mistake" in why
@@ -140,7 +142,7 @@ async def test_whatever_goes_wrong_in_a_case_is_that_cases(raised: Exception, wh
 
 
 async def test_a_topology_without_the_disk_starts_no_guest() -> None:
-    lab = Recorder(cores=2)
-    case = replace(scenario(lab, "disk", Cores.SHARED), point=Point(disk="nvme", filesystem="ext4"))
-    (result,) = await runner.run(job(lab, case), CLOSED)
-    assert result.judgement.verdict is Verdict.SKIP and lab.beside == {}
+    factory = Recorder(cores=2)
+    case = replace(scenario(factory, "disk", Cores.SHARED), point=Point(disk="nvme", filesystem="ext4"))
+    (result,) = await runner.run(job(factory, case), CLOSED)
+    assert result.judgement.verdict is Verdict.SKIP and factory.beside == {}

@@ -99,23 +99,23 @@ def test_single_kernels(outcome: Outcome, expected: Gap, judged: Verdict) -> Non
     ],
 )
 def test_thresholds(share: float, claim: Gap) -> None:
-    assert verdict.of_share(share * 10_000, 10_000, least=10_000) is claim
+    assert verdict.share_gap(share * 10_000, 10_000, least=10_000) is claim
 
 
 @pytest.mark.parametrize(("charged", "total"), [(0, 9_999), (9_999, 9_999), (12_000, 12), (0, 0), (0, -1)])
 def test_a_share_of_next_to_nothing_says_nothing(charged: int, total: int) -> None:
-    assert verdict.of_share(charged, total, least=10_000) is Gap.UNCLEAR
+    assert verdict.share_gap(charged, total, least=10_000) is Gap.UNCLEAR
     assert verdict.share_of("x", charged, total, least=10_000).gap is Gap.UNCLEAR
-    assert verdict.of_share(0, 0, least=0) is Gap.UNCLEAR
+    assert verdict.share_gap(0, 0, least=0) is Gap.UNCLEAR
 
 
 def test_a_run_is_as_bad_as_its_worst_scenario() -> None:
     v = Verdict
-    assert verdict.overall((v.PASS, v.SKIP)) is v.PASS
-    assert verdict.overall((v.SKIP, v.SKIP)) is v.SKIP
-    assert verdict.overall((v.PASS, v.INVALID)) is v.INVALID
-    assert verdict.overall((v.INVALID, v.INFRA)) is v.INFRA
-    assert verdict.overall((v.INFRA, v.FAIL, v.PASS)) is v.FAIL
+    assert verdict.overall_verdict((v.PASS, v.SKIP)) is v.PASS
+    assert verdict.overall_verdict((v.SKIP, v.SKIP)) is v.SKIP
+    assert verdict.overall_verdict((v.PASS, v.INVALID)) is v.INVALID
+    assert verdict.overall_verdict((v.INVALID, v.INFRA)) is v.INFRA
+    assert verdict.overall_verdict((v.INFRA, v.FAIL, v.PASS)) is v.FAIL
     assert [verdict.EXIT_CODES[x] for x in (v.PASS, v.FAIL, v.INFRA, v.INVALID, v.SKIP)] == [0, 1, 2, 3, 4]
 
 
@@ -140,7 +140,7 @@ def test_a_run_is_as_bad_as_its_worst_scenario() -> None:
     ],
 )
 def test_pages_are_judged_by_what_is_in_memory(owned: int, resident: int, asked: int, claim: Gap) -> None:
-    assert verdict.of_pages(owned, resident, asked) is claim
+    assert verdict.pages_gap(owned, resident, asked) is claim
 
 
 def part(gap: Gap, what: str = "x", times: float | None = None) -> Part:
@@ -149,11 +149,11 @@ def part(gap: Gap, what: str = "x", times: float | None = None) -> Part:
 
 def test_parts_of_a_claim_that_agree_are_the_claim() -> None:
     for gap in (Gap.OPEN, Gap.CLOSED):
-        assert verdict.together(part(gap)) == verdict.together(part(gap), part(gap)) == Claim(gap=gap, note="")
+        assert verdict.join_parts(part(gap)) == verdict.join_parts(part(gap), part(gap)) == Claim(gap=gap, note="")
 
 
 def test_half_a_loss_names_the_half_that_is_missing() -> None:
-    half = verdict.together(part(Gap.CLOSED, "the disk's bytes"), part(Gap.OPEN, "the page cache"))
+    half = verdict.join_parts(part(Gap.CLOSED, "the disk's bytes"), part(Gap.OPEN, "the page cache"))
     assert half == Claim(gap=Gap.PARTIAL, note="; charged: the disk's bytes; not charged: the page cache")
     patched = Evidence(claim=half.gap, reason=f"read{half.note}", measures=(), controls=())
     judged = verdict.judge_pair(BYPASSED, patched)
@@ -161,11 +161,11 @@ def test_half_a_loss_names_the_half_that_is_missing() -> None:
 
 
 def test_an_excess_counts_even_beside_what_is_unclear_and_what_is_unclear_beside_all_else() -> None:
-    twice = verdict.together(part(Gap.EXCESS, "the disk's bytes", 2.0), part(Gap.CLOSED), part(Gap.UNCLEAR))
+    twice = verdict.join_parts(part(Gap.EXCESS, "the disk's bytes", 2.0), part(Gap.CLOSED), part(Gap.UNCLEAR))
     assert twice == Claim(gap=Gap.EXCESS, note="; charged more than there was: the disk's bytes 2.0 times")
-    assert verdict.together(part(Gap.UNCLEAR), part(Gap.OPEN, "y")) == Claim(gap=Gap.UNCLEAR, note="; unclear: x")
-    assert verdict.together(part(Gap.UNCLEAR)).note == ""
-    assert verdict.together().gap is Gap.UNCLEAR
+    assert verdict.join_parts(part(Gap.UNCLEAR), part(Gap.OPEN, "y")) == Claim(gap=Gap.UNCLEAR, note="; unclear: x")
+    assert verdict.join_parts(part(Gap.UNCLEAR)).note == ""
+    assert verdict.join_parts().gap is Gap.UNCLEAR
 
 
 def test_a_kernel_that_charges_twice_fails_though_its_controls_are_charged_twice_as_well() -> None:

@@ -156,7 +156,7 @@ def test_headers_without_end_are_refused(row: bytes, tmp_path: Path) -> None:
     with pytest.raises(HostError, match="expected at most 8 headers of one file, got more"):
         archives.unpack(tmp_path / "tar", tmp_path / "in")
     # In one call of tarfile's, outside of what takes its errors.
-    with pytest.raises(tarfile.TarError), archives.opened(tmp_path / "tar"):
+    with pytest.raises(tarfile.TarError), archives.open_archive(tmp_path / "tar"):
         pass
 
 
@@ -196,7 +196,7 @@ def test_what_headers_say_is_not_kept(tmp_path: Path) -> None:
     (tmp_path / "tar").write_bytes(more + b"".join(entries) + bytes(1024))
     tracemalloc.start()
     try:
-        with archives.opened(tmp_path / "tar") as tar:
+        with archives.open_archive(tmp_path / "tar") as tar:
             assert [one.name for one in tar] == [f"f{number}" for number in range(60)]
         assert tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
@@ -205,7 +205,7 @@ def test_what_headers_say_is_not_kept(tmp_path: Path) -> None:
 
 def test_thousands_of_empty_files_are_no_row_of_headers(tmp_path: Path) -> None:
     (tmp_path / "tar").write_bytes(b"".join(header(tarfile.REGTYPE, name=f"f{number}") for number in range(5000)) + bytes(1024))
-    with archives.opened(tmp_path / "tar") as tar:
+    with archives.open_archive(tmp_path / "tar") as tar:
         assert sum(1 for _ in tar) == 5000
 
 

@@ -36,7 +36,7 @@ async def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
         return {"n": len(made)}
 
     for _ in range(2):
-        assert await cache.once(tmp_path / "key", make, Silent(), "thing") == tmp_path / "key"
+        assert await cache.make_once(tmp_path / "key", make, Silent(), "thing") == tmp_path / "key"
     assert len(made) == 1 and made[0] != tmp_path / "key"
     assert cache.read_meta(tmp_path / "key") == {"n": 1}
 
@@ -51,7 +51,7 @@ async def test_two_at_once_make_it_once(tmp_path: Path) -> None:
         return {}
 
     said = Recorder()
-    await asyncio.gather(*(cache.once(tmp_path / "key", make, said, "thing") for _ in range(5)))
+    await asyncio.gather(*(cache.make_once(tmp_path / "key", make, said, "thing") for _ in range(5)))
     assert made == 1
     assert said.notes == [f"thing: waiting for another part of this command, which holds {tmp_path / 'key.lock'}"] * 4
 
@@ -73,16 +73,18 @@ async def test_who_holds_a_lock_is_named_while_it_is_waited_for(tmp_path: Path) 
 
     with held(tmp_path / "key.lock") as other:
         assert other.stdin is not None
-        waiting = asyncio.create_task(cache.once(tmp_path / "key", make, said, "thing"))
+        waiting = asyncio.create_task(cache.make_once(tmp_path / "key", make, said, "thing"))
         while not said.notes:
             await asyncio.sleep(0)
         assert not waiting.done()
         other.stdin.close()
         await waiting
     (note,) = said.notes
-    assert note.startswith(f"thing: waiting for pid {other.pid} of {other_users.user(os.geteuid())}, since 20") and sys.executable in note
+    assert (
+        note.startswith(f"thing: waiting for pid {other.pid} of {other_users.user_name(os.geteuid())}, since 20") and sys.executable in note
+    )
     assert note.endswith(f", which holds {tmp_path / 'key.lock'}")
-    await cache.once(tmp_path / "another", make, said, "thing")
+    await cache.make_once(tmp_path / "another", make, said, "thing")
     assert stat.S_IMODE((tmp_path / "another.lock").stat().st_mode) == 0o600, "nobody else can open it, and hold it"
 
 
@@ -92,7 +94,7 @@ async def test_a_failure_half_way_leaves_nothing_that_looks_finished(tmp_path: P
         raise HostError("no network")
 
     with pytest.raises(HostError, match="no network"):
-        await cache.once(tmp_path / "key", fail, Silent(), "thing")
+        await cache.make_once(tmp_path / "key", fail, Silent(), "thing")
     assert not (tmp_path / "key").exists()
     assert not list(tmp_path.glob(".unfinished-*"))
 
@@ -105,7 +107,7 @@ async def test_what_a_killed_run_left_is_swept_away(tmp_path: Path) -> None:
     async def make(folder: Path) -> dict[str, Any]:
         return {}
 
-    await cache.once(tmp_path / "key", make, Silent(), "thing")
+    await cache.make_once(tmp_path / "key", make, Silent(), "thing")
     assert not leftover.exists()
 
 
@@ -114,7 +116,7 @@ async def test_no_room_is_said_with_its_place(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device", str(folder / "root.ext4"))
 
     with pytest.raises(HostError, match=r"image: .*root\.ext4: No space left on device; the cache is"):
-        await cache.once(tmp_path / "key", make, Silent(), "image")
+        await cache.make_once(tmp_path / "key", make, Silent(), "image")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{"])
@@ -132,12 +134,12 @@ def test_the_record_is_json(tmp_path: Path) -> None:
 async def test_where_there_can_be_no_namespaces_no_image_is_built_and_the_doctor_knows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert await unshare.obstacle() == ""
+    assert await unshare.why_unavailable() == ""
     monkeypatch.setattr(unshare, "_APART", ("sh", "-c", "echo no such luck >&2; exit 1"))
     with pytest.raises(
         HostError, match="mmdebstrap cannot have namespaces of its own: no such luck; `testbed doctor` says what that needs"
     ):
-        await image.build("bookworm", IMAGES, tmp_path, Silent())
+        await image.build_image("bookworm", IMAGES, tmp_path, Silent())
     assert "an image cannot be built" in " ".join(complaint.what for complaint in await doctor.complaints(None))
 
 

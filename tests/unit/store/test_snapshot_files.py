@@ -27,24 +27,24 @@ def test_what_a_killed_supervisor_has_half_saved_goes_and_no_other(tmp_path: Pat
     child = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with child:
         assert child.stdout is not None and child.stdout.readline() == b"there\n"
-        assert snapshot_files.sweep(tmp_path) == () and unfinished.exists()
+        assert snapshot_files.remove_unfinished(tmp_path) == () and unfinished.exists()
         child.kill()
-    assert snapshot_files.every(tmp_path) == ()
-    assert snapshot_files.sweep(tmp_path) == (unfinished.parent,)
+    assert snapshot_files.list_snapshots(tmp_path) == ()
+    assert snapshot_files.remove_unfinished(tmp_path) == (unfinished.parent,)
     assert list((tmp_path / "snapshots").iterdir()) == []
 
 
 def test_one_that_is_saved_is_found_until_it_is_removed_with_its_guests_folder(tmp_path: Path) -> None:
     folder = snapshot_files.snapshot_folder(tmp_path, "g", "now")
-    with snapshot_files.unfinished(folder) as made:
-        snapshot_files.record(made, host_key=b"key", boot_s=8.5, machine="m", order={"kernel": "k"})
-    assert snapshot_files.sweep(tmp_path) == ()
-    found = snapshot_files.find(tmp_path, "g", "now")
+    with snapshot_files.new_snapshot(folder) as made:
+        snapshot_files.write_record(made, host_key=b"key", boot_s=8.5, machine="m", order={"kernel": "k"})
+    assert snapshot_files.remove_unfinished(tmp_path) == ()
+    found = snapshot_files.find_snapshot(tmp_path, "g", "now")
     assert (found.host_key, found.boot_s, found.machine, found.order, found.complete) == (b"key", 8.5, "m", {"kernel": "k"}, False)
-    with pytest.raises(ZeroDivisionError), snapshot_files.unfinished(folder.with_name("other")) as made:
+    with pytest.raises(ZeroDivisionError), snapshot_files.new_snapshot(folder.with_name("other")) as made:
         1 / 0  # noqa: B018 - any error
     assert [path.name for path in folder.parent.iterdir()] == ["now"]
     with pytest.raises(UsageError, match="it has now"):
-        snapshot_files.find(tmp_path, "g", "other")
-    snapshot_files.remove(found)
+        snapshot_files.find_snapshot(tmp_path, "g", "other")
+    snapshot_files.remove_snapshot(found)
     assert not folder.parent.exists()

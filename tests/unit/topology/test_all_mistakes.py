@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from testbed.bugs.load import of_plain
+from testbed.bugs.load import parse_mapping
 from testbed.errors import TopologyError
 from testbed.topology.load import parse
 
@@ -115,7 +115,7 @@ def test_what_is_below_a_misspelt_key_of_a_bug_is_looked_at() -> None:
         "topology": {"guests": {"g0": {"disk": {"data": {"type": "nvme", "size": "2GB"}}}}},
     }
     with pytest.raises(TopologyError) as caught:
-        of_plain(plain)
+        parse_mapping(plain)
     said = {problem.path: problem.message[:40] for problem in caught.value.problems}
     assert said.keys() >= {"scrpt", "signature.0.expct", "topology.guests.g0.disk", "topology.guests.g0.disk.data.size"}, said
     assert any(problem.message.startswith("expected a regular expression") for problem in caught.value.problems), said

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testbed.report.plan_text import described
+from testbed.report.plan_text import describe_plan
 from testbed.topology import load_points
 from tests.support.values import host
 
@@ -22,7 +22,7 @@ def test_the_plan_is_the_recorded_one(file: Path) -> None:
     for point, topology in load_points(file).items():
         lines += [f"#### {point}"] if point else []
         for name, model in topology.guests.items():
-            lines += described(host(), name, model, topology.links[name])
+            lines += describe_plan(host(), name, model, topology.links[name])
     said = "\n".join(lines).replace(str(GALLERY), "TOPOLOGIES") + "\n"
     recorded = PLANS / f"{file.stem}.txt"
     if os.environ.get("TESTBED_RECORD"):

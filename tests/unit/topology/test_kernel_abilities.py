@@ -21,7 +21,7 @@ from testbed.topology import kernel_abilities, kernel_features, load_points
 from testbed.topology.cgroups import Cgroup, Controller
 from testbed.topology.filesystems import FILESYSTEMS
 from testbed.topology.kernel_abilities import Abilities
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, Md
 
 TABLE = load_table(shipped("images") / "kernels.yaml")
@@ -122,8 +122,8 @@ def test_no_guest_starts_on_a_kernel_that_cannot_do_what_its_topology_asks_for(t
     assert files.series is Series.AFTER
     (guest,) = load_points(_file(tmp_path))[""].guests.values()
     with pytest.raises(UsageError, match=r"filesystems\.flash\.type: expected a kernel .*\n  cgroups\.a\.io\.latency: expected a kernel"):
-        kernel_abilities.check(guest, files)
-    kernel_abilities.check(guest.model_copy(update={"cgroups": {}, "filesystems": {}}), files)
+        kernel_abilities.check_kernels(guest, files)
+    kernel_abilities.check_kernels(guest.model_copy(update={"cgroups": {}, "filesystems": {}}), files)
 
 
 def _file(tmp_path: Path) -> Path:
@@ -143,7 +143,7 @@ def test_every_kind_of_part_has_its_row() -> None:
 
 
 def test_every_part_of_the_language_is_asked_for() -> None:
-    guest = Guest.model_validate(
+    guest = GuestModel.model_validate(
         {
             "disks": {
                 "a": {"type": "virtio-scsi", "size": "1G", "partitions": [{"size": "512M"}, {}]},
@@ -159,7 +159,7 @@ def test_every_part_of_the_language_is_asked_for() -> None:
             "timeline": [{"do": "memory 256M", "at": "1s"}, {"do": "cpus 1", "at": "1s"}],
         }
     )
-    lacks = " ".join(said for _, said in kernel_features.lacking(guest, {}, has_modules=True))
+    lacks = " ".join(said for _, said in kernel_features.lacking_features(guest, {}, has_modules=True))
     for option in (
         "SCSI_VIRTIO",
         "BLK_DEV_SD",
@@ -177,4 +177,4 @@ def test_every_part_of_the_language_is_asked_for() -> None:
     everything = {
         name: config_fragments.Option(value="y", where="") for name in lacks.replace("CONFIG_", "").split() if name not in ("and", "or")
     }
-    assert list(kernel_features.lacking(guest, everything, has_modules=False)) == []
+    assert list(kernel_features.lacking_features(guest, everything, has_modules=False)) == []

@@ -13,7 +13,7 @@ from testbed.guest import devices
 from testbed.guest.setup import block_stack, cgroups, readback
 from testbed.qemu import blockdev
 from testbed.report import plan_text, topology_svg
-from testbed.topology import Guest, load, load_points
+from testbed.topology import GuestModel, load, load_points
 from testbed.topology.disks import disk_of
 from testbed.topology.graph import graph
 from testbed.topology.load import parse
@@ -32,7 +32,7 @@ def errors(text: str, path: Path | None = None) -> list[str]:
     return [str(problem) for problem in caught.value.problems]
 
 
-def guest_of(text: str) -> Guest:
+def guest_of(text: str) -> GuestModel:
     return parse(f"version: 1\nguests:\n  g0:\n{text}", "a.yaml").guests["g0"]
 
 
@@ -269,7 +269,7 @@ def test_parts_that_are_wrong_in_themselves_do_not_hide_what_does_not_fit_togeth
 
 def plugged(name: str, **said: object) -> list[dict[str, object]]:
     disk = disk_of(**said)
-    return [command.arguments for command in blockdev.plug(name, disk, 0, blockdev.storage(name, disk, Path("/s")))]
+    return [command.arguments for command in blockdev.plug_commands(name, disk, 0, blockdev.plan_storage(name, disk, Path("/s")))]
 
 
 def test_each_word_of_a_disk_reaches_qemu() -> None:
@@ -301,7 +301,7 @@ def test_each_word_of_a_disk_reaches_qemu() -> None:
 
 
 def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
-    (store,) = blockdev.storage("d", disk_of(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
+    (store,) = blockdev.plan_storage("d", disk_of(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
     assert store.image == (Path("/images/a,b.img"), "raw") and store.file == Path("/s/d.qcow2")
     _, origin, image, node, *_ = plugged("d", type="nvme", size="1G", image="/images/a,b.img")
     assert (origin["filename"], origin["read-only"], image["driver"], image["read-only"]) == ("/images/a,b.img", True, "raw", True)
@@ -311,7 +311,7 @@ def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
 def test_namespaces_and_zones_make_a_disk_cold_and_are_options_of_the_command_line() -> None:
     disk = disk_of(type="nvme", size="64M", namespaces={"two": {"size": "32M", "zoned": {"zone-size": "16M"}}})
     assert disk.cold
-    options = blockdev.as_options(blockdev.plug("one", disk, 3, blockdev.storage("one", disk, Path("/s"))))
+    options = blockdev.as_options(blockdev.plug_commands("one", disk, 3, blockdev.plan_storage("one", disk, Path("/s"))))
     assert [option for option, _ in options] == ["-blockdev"] * 4 + ["-object", "-blockdev"] * 2 + ["-device"] * 3
     assert json.loads(options[-1][1])["zoned.zone_size"] == 16 << 20
     assert json.loads(options[-1][1])["nsid"] == 2 and json.loads(options[-2][1])["nsid"] == 1
@@ -321,11 +321,11 @@ def test_namespaces_and_zones_make_a_disk_cold_and_are_options_of_the_command_li
 def test_every_topology_that_ships_has_a_plan_that_undoes_what_it_does(path: Path) -> None:
     for topology in load_points(path).values():
         for name, guest in topology.guests.items():
-            lines = list(plan_text.described(host(), name, guest))
+            lines = list(plan_text.describe_plan(host(), name, guest))
             assert lines[0].startswith(f"# guest {name}")
             paths = {one: f"/dev/{one}" for disk, said in guest.disks.items() for one in (disk, *blockdev.namespaces(said))}
             made = block_stack.plan_stack(guest, paths)
-            steps, facts = cgroups.plan_groups(guest, made.devices)
+            steps, facts = cgroups.plan_cgroups(guest, made.devices)
             changing = [step for step in (*made.steps, *steps) if not step.what.startswith(("written", "sparse", "fallocated"))]
             assert all(step.undo for step in changing)
             assert {fact.where.split(".")[0] for fact in (*made.facts, *facts)} <= {"loops", "filesystems", "md", "swaps", "cgroups"}
@@ -350,7 +350,7 @@ def test_a_guest_that_differs_from_its_file_is_said_with_the_place_in_the_file()
         DISKS + "    loops: {l0: {backing: data/f, size: 8M, direct-io: true}}\n    cgroups: {a: {io.max: {data: {rbps: 2M}}}}\n"
     )
     made = block_stack.plan_stack(guest, {"data": "/dev/vdc", "fast": "/dev/nvme0n1"})
-    facts = (*made.facts, *cgroups.plan_groups(guest, made.devices)[1])
+    facts = (*made.facts, *cgroups.plan_cgroups(guest, made.devices)[1])
     good = {
         "/proc/mounts": "mnt /mnt tmpfs rw 0 0\n/dev/vdc /mnt/data ext4 rw,noatime 0 0",
         "backing_file": "/mnt/data/f",
@@ -379,7 +379,7 @@ def test_a_guest_that_differs_from_its_file_is_said_with_the_place_in_the_file()
 
 
 def test_numbers_may_be_written_otherwise_and_folders_are_counted() -> None:
-    fact = readback.Fact(where="w", file="/f", expected="min=50 enable=1")
+    fact = readback.Expected(where="w", file="/f", expected="min=50 enable=1")
     assert readback.differences((fact,), "read back\n== 0\n8:0 enable=1 ctrl=user min=50.00 max=150.00\n") == ()
     assert readback.differences((fact,), "read back\n== 0\n8:0 enable=1 ctrl=user min=51.00 max=150.00\n") != ()
 
@@ -391,7 +391,7 @@ def test_what_the_file_says_of_disks_is_read_back_and_no_default() -> None:
         name: devices.Device(path=f"/dev/{name}", number="8:0", serial="", kind="nvme", size_bytes=1, read_only=False)
         for name in ("d", "e")
     }
-    assert {(fact.where, fact.expected) for fact in devices.facts(guest.disks, there, cpus=2)} == {
+    assert {(fact.where, fact.expected) for fact in devices.expected_facts(guest.disks, there, cpus=2)} == {
         ("disks.d.queues", "2"),
         ("disks.d.logical-block-size", "4096"),
     }

@@ -12,7 +12,7 @@ from testbed.hardware.disk_kinds import DISK_KINDS
 from testbed.hardware.faults import DEAD, WORN
 from testbed.hardware.latency import Latency
 from testbed.hardware.throttle import Throttle
-from testbed.topology.schedule import cues, mistakes, plugging
+from testbed.topology.schedule import hotplug_mistakes, schedule, timeline_mistakes
 from testbed.topology.timeline import Act
 
 DISKS = {"data": DISK_KINDS["virtio-blk"], "other": DISK_KINDS["nvme"]}
@@ -23,20 +23,20 @@ def act(**said: object) -> Act:
 
 
 def test_an_act_happens_once_again_and_again_or_in_steps() -> None:
-    (once,) = cues(act(at="1.5s", do="hang data 2s"))
+    (once,) = schedule(act(at="1.5s", do="hang data 2s"))
     assert (once.after_s, once.text, once.action) == (1.5, "hang data 2s", commands.Action(verb="hang", disk="data", value=2.0))
-    thrice = cues(act(at="1s", every="500ms", times=3, do="inject data read=EIO,count=1"))
+    thrice = schedule(act(at="1s", every="500ms", times=3, do="inject data read=EIO,count=1"))
     assert [cue.after_s for cue in thrice] == [1.0, 1.5, 2.0]
-    endless = cues(act(every="2s", do="plug data"))
+    endless = schedule(act(every="2s", do="plug data"))
     assert [cue.after_s for cue in itertools.islice(endless, 1000)][-1] == 1998.0
 
 
 def test_a_ramp_goes_from_one_value_to_the_other() -> None:
-    slower = list(cues(act(ramp="10s", steps=4, do="throttle data iops-total=1000..200 bps-read=8..4M")))
+    slower = list(schedule(act(ramp="10s", steps=4, do="throttle data iops-total=1000..200 bps-read=8..4M")))
     assert [cue.after_s for cue in slower] == [0, 2.5, 5.0, 7.5, 10.0]
     assert [cue.action.value.iops_total for cue in slower] == [1000, 800, 600, 400, 200]
     assert [cue.action.value.bps_read >> 20 for cue in slower] == [8, 7, 6, 5, 4]
-    later = list(cues(act(at="1s", ramp="1s", steps=2, do="delay data 0..20ms")))
+    later = list(schedule(act(at="1s", ramp="1s", steps=2, do="delay data 0..20ms")))
     assert [(cue.after_s, cue.action.value.read_us) for cue in later] == [(1.0, 0), (1.5, 10_000), (2.0, 20_000)]
 
 
@@ -66,7 +66,7 @@ def test_a_ramp_goes_from_one_value_to_the_other() -> None:
     }.values(),
 )
 def test_a_mistake_is_found_before_anything_runs(said: dict[str, object], mistake: str) -> None:
-    assert mistake in "\n".join(mistakes(act(**said), DISKS, memory_bytes=1 << 30, cpus=2))
+    assert mistake in "\n".join(timeline_mistakes(act(**said), DISKS, memory_bytes=1 << 30, cpus=2))
 
 
 PLUGS = {
@@ -90,7 +90,7 @@ PLUGS = {
 
 @pytest.mark.parametrize(("acts", "numbers", "why"), PLUGS.values(), ids=PLUGS)
 def test_a_disk_is_unplugged_when_it_is_there(acts: list[dict[str, object]], numbers: list[int], why: str) -> None:
-    found = list(plugging([act(**said) for said in acts], {"data": True, "other": True, "cold": False}))
+    found = list(hotplug_mistakes([act(**said) for said in acts], {"data": True, "other": True, "cold": False}))
     assert [number for number, _ in found] == numbers
     assert all(re.search(why, said) for _, said in found)
 
@@ -102,7 +102,7 @@ def test_what_is_right_has_no_mistakes() -> None:
         {"do": "inject data read-only", "when": {"cgroup": "a/b", "counter": "memory.stat file", "above": "64M"}, "at": "1s"},
         {"do": "hang other 200ms", "every": "1s", "times": 5, "when": {"console": "EXT4-fs .* mounted"}},
     ):
-        assert list(mistakes(act(**said), DISKS, memory_bytes=1 << 30, cpus=2)) == []
+        assert list(timeline_mistakes(act(**said), DISKS, memory_bytes=1 << 30, cpus=2)) == []
 
 
 def test_a_counter_that_is_no_file_of_a_cgroup_is_refused() -> None:
@@ -112,12 +112,12 @@ def test_a_counter_that_is_no_file_of_a_cgroup_is_refused() -> None:
 
 
 def test_words_say_what_to_do_with_which_disk() -> None:
-    assert commands.action(["throttle", "data", "iops-total=100", "scale=0.5"]).value == Throttle(iops_total=50)
-    assert commands.action(["delay", "data", "10ms", "scale=2"]).value == Latency(read_us=5000, write_us=5000, flush_us=5000)
-    assert commands.action(["inject", "data", "read-only"]).value == WORN
-    assert commands.action(["memory", "128M"]) == commands.Action(verb="memory", disk=commands.MACHINE, value=128 << 20)
-    assert commands.action(["cpus", "1"]).value == 1 and commands.action(["cpus", "off"]).value is None
-    assert commands.action(["unplug", "data", "surprise"]).value is True and commands.action(["unplug", "data"]).value is False
+    assert commands.parse(["throttle", "data", "iops-total=100", "scale=0.5"]).value == Throttle(iops_total=50)
+    assert commands.parse(["delay", "data", "10ms", "scale=2"]).value == Latency(read_us=5000, write_us=5000, flush_us=5000)
+    assert commands.parse(["inject", "data", "read-only"]).value == WORN
+    assert commands.parse(["memory", "128M"]) == commands.Action(verb="memory", disk=commands.MACHINE, value=128 << 20)
+    assert commands.parse(["cpus", "1"]).value == 1 and commands.parse(["cpus", "off"]).value is None
+    assert commands.parse(["unplug", "data", "surprise"]).value is True and commands.parse(["unplug", "data"]).value is False
     assert [fault.operation for fault in DEAD] == ["read", "write", "flush", "discard"]
     for wrong, said in (
         ("unplug data now", "expected surprise, or nothing, got 'now'"),
@@ -127,4 +127,4 @@ def test_words_say_what_to_do_with_which_disk() -> None:
         ("", "expected one of throttle, delay, inject, hang, unplug, plug, resize, memory, cpus, got 'nothing'"),
     ):
         with pytest.raises(UsageError, match=said):
-            commands.action(wrong.split())
+            commands.parse(wrong.split())

@@ -10,7 +10,7 @@ from pydantic import Field
 from testbed.errors import TopologyError
 from testbed.hardware.profiles import PROFILES
 from testbed.qemu.blockdev import throttle_of
-from testbed.topology import Guest, Topology, load, load_points, unused
+from testbed.topology import GuestModel, Topology, load, load_points, unused
 from testbed.topology.load import parse
 from testbed.topology.schema import json_schema
 
@@ -89,7 +89,7 @@ def test_with_ignore_stack_scenarios_get_the_file_without_it_and_can_say_what_it
 
 
 def test_a_field_that_the_models_get_later_is_unused_until_it_is_known_to_reach_scenarios() -> None:
-    class Later(Guest):
+    class Later(GuestModel):
         ramdisks: dict[str, int] = Field(default_factory=dict)
 
     assert list(unused.unused(Later(ramdisks={"r": 1}))) == [(("ramdisks",), "scenarios build stacks of their own")]

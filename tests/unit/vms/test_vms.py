@@ -25,18 +25,18 @@ from testbed.errors import GuestError, GuestLost, HostError, UsageError
 from testbed.guest.metrics import disk_speed
 from testbed.host import paths, registry
 from testbed.host.paths import Folders
-from testbed.host.registry import Record, Vm
+from testbed.host.registry import VmHandle, VmRecord
 from testbed.progress import Silent
-from testbed.qemu.frame_switch import Plug
+from testbed.qemu.frame_switch import SwitchPort
 from testbed.report import inventory, vm_tables
 from testbed.topology.model import Topology
 from testbed.vms import control as desk
 from testbed.vms import launcher, supervisor
-from testbed.vms.prefork import Spare
-from testbed.vms.supervisor import UpOrder
+from testbed.vms.prefork import PreforkedWorker
+from testbed.vms.supervisor import VmSpec
 from tests.support import places
 
-RECORD = Record(
+RECORD = VmRecord(
     name="g0",
     state=registry.READY,
     topology="/somewhere/default.yaml",
@@ -64,46 +64,46 @@ def folders() -> Iterator[Folders]:
 
 
 def test_a_folder_that_was_made_for_a_lock_is_ours_alone_once_it_is_claimed(folders: Folders) -> None:
-    with registry.claimed(folders, "g0") as folder:
+    with registry.claim_name(folders, "g0") as folder:
         made = folder
     made.mkdir(mode=0o755)
-    with registry.claimed(folders, "g0") as folder:
+    with registry.claim_name(folders, "g0") as folder:
         assert folder == made and stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 def test_a_record_is_there_while_its_folder_is_held_and_no_longer(folders: Folders) -> None:
-    with registry.claimed(folders, "g0") as folder:
-        assert registry.every(folders) == ()  # it has no record yet
-        registry.write(folder, RECORD)
-        assert registry.find(folders, "g0").record == RECORD
+    with registry.claim_name(folders, "g0") as folder:
+        assert registry.list_vms(folders) == ()  # it has no record yet
+        registry.write_record(folder, RECORD)
+        assert registry.find_vm(folders, "g0").record == RECORD
         with pytest.raises(UsageError, match="g1: there is no such guest; there are g0"):
-            registry.find(folders, "g1")
-        with pytest.raises(UsageError, match="end it with: testbed down g0"), registry.claimed(folders, "g0"):
+            registry.find_vm(folders, "g1")
+        with pytest.raises(UsageError, match="end it with: testbed down g0"), registry.claim_name(folders, "g0"):
             pass
-    assert registry.every(folders) == ()
+    assert registry.list_vms(folders) == ()
 
 
 def test_what_a_killed_supervisor_leaves_is_removed(folders: Folders) -> None:
     (left := folders.runtime / "vms" / "g0").mkdir(parents=True)
-    registry.write(left, RECORD)
+    registry.write_record(left, RECORD)
     (network := folders.runtime / "net-1").mkdir()
-    assert registry.every(folders) == ()  # and takes the news of it from nobody
-    assert registry.sweep(folders) == (RECORD,)
+    assert registry.list_vms(folders) == ()  # and takes the news of it from nobody
+    assert registry.remove_dead(folders) == (RECORD,)
     assert not left.exists() and not network.exists()
     left.mkdir()
-    registry.write(left, RECORD)
+    registry.write_record(left, RECORD)
     with pytest.raises(UsageError, match="g0: its supervisor was killed, and the guest ended with it; its logs: /evidence"):
-        registry.find(folders, "g0")
-    assert registry.sweep(folders) == ()
+        registry.find_vm(folders, "g0")
+    assert registry.remove_dead(folders) == ()
 
 
 def test_a_network_stays_while_a_guest_names_it(folders: Folders) -> None:
     (network := folders.runtime / "net-1").mkdir()
-    with registry.claimed(folders, "g0") as folder:
-        registry.write(folder, replace(RECORD, networks=str(network)))
-        registry.sweep(folders)
+    with registry.claim_name(folders, "g0") as folder:
+        registry.write_record(folder, replace(RECORD, networks=str(network)))
+        registry.remove_dead(folders)
         assert network.exists()
-    registry.sweep(folders)
+    registry.remove_dead(folders)
     assert not network.exists()
 
 
@@ -118,10 +118,10 @@ async def test_a_supervisor_that_does_not_answer_is_named(folders: Folders) -> N
     silent = await asyncio.start_unix_server(say_nothing, folders.runtime / "control")
     async with silent:
         with pytest.raises(HostError, match=rf"g0: its supervisor \(pid {os.getpid()}\) does not answer `status`"):
-            await Vm(folder=folders.runtime, record=RECORD).ask("status", timeout_s=0.1)
+            await VmHandle(folder=folders.runtime, record=RECORD).ask("status", timeout_s=0.1)
         await ended.wait()
     with pytest.raises(HostError, match="went away at `status`"):
-        await Vm(folder=folders.runtime / "nowhere", record=RECORD).ask("status")
+        await VmHandle(folder=folders.runtime / "nowhere", record=RECORD).ask("status")
 
 
 def reading(at: float, requests: int, **cgroups: int) -> dict[str, Any]:
@@ -151,9 +151,9 @@ def test_ages() -> None:
 
 def test_the_inventory_has_ready_guests_alone() -> None:
     there = (
-        Vm(folder=Path("/run/g0"), record=RECORD),
-        Vm(folder=Path("/run/g1"), record=replace(RECORD, name="g1", kernel="/tmp/My Kernel.deb", state=registry.READY)),
-        Vm(folder=Path("/run/g2"), record=replace(RECORD, name="g2", state=registry.LOST)),
+        VmHandle(folder=Path("/run/g0"), record=RECORD),
+        VmHandle(folder=Path("/run/g1"), record=replace(RECORD, name="g1", kernel="/tmp/My Kernel.deb", state=registry.READY)),
+        VmHandle(folder=Path("/run/g2"), record=replace(RECORD, name="g2", state=registry.LOST)),
     )
     listed = inventory.listing(there)
     assert listed["testbed"] == {"hosts": ["g0", "g1"], "children": ["kernel_debian_6_1", "kernel_my_kernel_deb"]}
@@ -169,10 +169,10 @@ async def test_a_socket_that_is_listened_on_is_its_users_alone(folders: Folders)
         writer.write(b"hello")
 
     control, outlet = folders.runtime / "control", folders.runtime / "own.out"
-    plug = Plug(outlet=outlet, inlet=folders.runtime / "own.in", others=())
+    plug = SwitchPort(outlet=outlet, inlet=folders.runtime / "own.in", others=())
     plug.open()
     for _ in range(2):  # the second in the place of what the first has left
-        async with desk.listening(control, greet):
+        async with desk.listen(control, greet):
             reader, writer = await asyncio.open_unix_connection(control)
             assert await reader.read() == b"hello"
             writer.close()
@@ -181,13 +181,13 @@ async def test_a_socket_that_is_listened_on_is_its_users_alone(folders: Folders)
 
 
 def test_the_folder_of_guests_that_stay_is_their_users_alone(folders: Folders) -> None:
-    with registry.claimed(folders, "g0") as folder:
+    with registry.claim_name(folders, "g0") as folder:
         assert [stat.S_IMODE(path.stat().st_mode) for path in (folder.parent, folder)] == [0o700, 0o700]
 
 
 async def test_frames_reach_every_other_guest_and_a_missing_one_holds_nobody_up(folders: Folders) -> None:
     there, away = folders.runtime / "there.in", folders.runtime / "away.in"
-    plug = Plug(outlet=folders.runtime / "own.out", inlet=folders.runtime / "own.in", others=(away, there))
+    plug = SwitchPort(outlet=folders.runtime / "own.out", inlet=folders.runtime / "own.in", others=(away, there))
     loop = asyncio.get_running_loop()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as qemu:
         for one in (peer, qemu):
@@ -208,9 +208,9 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
     """Each of two supervisors opens a lab with half of it."""
     shares = list[int]()
 
-    async def supervised(orders: list[UpOrder], *others: object) -> tuple[Vm, ...]:
-        for order in orders:
-            await supervisor.supervise(UpOrder.from_json(order.to_json()), lambda said: None)
+    async def supervised(specs: list[VmSpec], *others: object) -> tuple[VmHandle, ...]:
+        for spec in specs:
+            await supervisor.supervise(VmSpec.from_json(spec.to_json()), lambda said: None)
         return ()
 
     @contextlib.asynccontextmanager
@@ -227,7 +227,7 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
         monkeypatch.setattr(module, "open_lab", opened)
     monkeypatch.setattr(paths, "folders", lambda: folders)
     names = ("a", "b")
-    await launcher.start(
+    await launcher.start_vms(
         Topology.model_validate({"version": 1, "guests": {name: {} for name in names}}),
         file=tmp_path / "x.yaml",
         point="",
@@ -246,7 +246,7 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
 async def test_guests_that_do_not_get_ready_leave_no_network(folders: Folders, tmp_path: Path) -> None:
     network = folders.runtime / "net-1"
     network.mkdir()
-    order = UpOrder(
+    spec = VmSpec(
         name="g0",
         topology={},
         file="x.yaml",
@@ -262,7 +262,7 @@ async def test_guests_that_do_not_get_ready_leave_no_network(folders: Folders, t
     with ours, theirs:
         theirs.shutdown(socket.SHUT_WR)
         with pytest.raises(HostError, match="g0: its supervisor ended before it was ready"):
-            await launcher.launch([order], (Spare(pid=supervising.pid, wire=ours),), folders, Silent())
+            await launcher.launch_vms([spec], (PreforkedWorker(pid=supervising.pid, wire=ours),), folders, Silent())
     assert not network.exists()
 
 
@@ -297,7 +297,7 @@ async def test_a_supervisor_that_is_stopped_has_ended_its_guest_before_anything_
 
     monkeypatch.setattr(supervisor, "open_lab", opened)
     monkeypatch.setattr(paths, "folders", lambda: folders)
-    order = UpOrder(
+    spec = VmSpec(
         name="g0",
         topology={"version": 1, "guests": {"g0": {}}},
         file="x.yaml",
@@ -308,7 +308,7 @@ async def test_a_supervisor_that_is_stopped_has_ended_its_guest_before_anything_
         evidence=str(tmp_path),
         cold=False,
     )
-    supervising = asyncio.create_task(supervisor.supervise(order, lambda said: None))
+    supervising = asyncio.create_task(supervisor.supervise(spec, lambda said: None))
     await slow.begun.wait()
     supervising.cancel()
     await asyncio.gather(supervising, return_exceptions=True)
@@ -319,11 +319,11 @@ async def test_an_error_of_a_supervisor_keeps_its_class(folders: Folders) -> Non
     async def lost(asked: dict[str, Any]) -> dict[str, Any]:
         raise GuestLost("g0", "ready", "it ended")
 
-    with registry.claimed(folders, "g0") as folder:
-        registry.write(folder, RECORD)
-        async with desk.listening(folder / "control", lambda reader, writer: desk.answer("g0", {"lose": lost}, reader, writer)):
+    with registry.claim_name(folders, "g0") as folder:
+        registry.write_record(folder, RECORD)
+        async with desk.listen(folder / "control", lambda reader, writer: desk.answer_request("g0", {"lose": lost}, reader, writer)):
             with pytest.raises(GuestLost, match="guest g0: ready: it ended"):
-                await registry.find(folders, "g0").ask("lose")
+                await registry.find_vm(folders, "g0").ask("lose")
 
 
 async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders: Folders) -> None:
@@ -338,10 +338,10 @@ async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders
         return {}
 
     verbs = {"fill": full, "wait": wait}
-    with registry.claimed(folders, "g0") as folder:
-        registry.write(folder, RECORD)
-        async with desk.listening(folder / "control", lambda reader, writer: desk.answer("g0", verbs, reader, writer)):
-            there = registry.find(folders, "g0")
+    with registry.claim_name(folders, "g0") as folder:
+        registry.write_record(folder, RECORD)
+        async with desk.listen(folder / "control", lambda reader, writer: desk.answer_request("g0", verbs, reader, writer)):
+            there = registry.find_vm(folders, "g0")
             with pytest.raises(HostError, match="g0: /state/g0/good: No space left on device"):
                 await there.ask("fill")
             waiting = asyncio.create_task(there.ask("wait"))
@@ -353,7 +353,7 @@ async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders
 async def test_what_is_asked_of_a_socket_ends_with_it(folders: Folders) -> None:
     ended = list[str]()
     slow = Slow(ended)
-    async with desk.listening(folders.runtime / "control", slow.go_on):
+    async with desk.listen(folders.runtime / "control", slow.go_on):
         reader, writer = await asyncio.open_unix_connection(folders.runtime / "control")
         await slow.begun.wait()
     assert ended == ["slow"] and await reader.read() == b""
@@ -373,9 +373,9 @@ async def test_what_outlives_its_supervisor_is_a_stray_whatever_the_record_says(
                 await asyncio.sleep(0.01)
         folder = own.runtime / "testbed" / "vms" / "g0"
         folder.mkdir(parents=True)
-        registry.write(folder, replace(RECORD, supervisor=keeper.pid, state=registry.STARTING))
+        registry.write_record(folder, replace(RECORD, supervisor=keeper.pid, state=registry.STARTING))
         assert own.strays().keys() == {keeper.pid, child}
-        registry.write(folder, replace(RECORD, supervisor=keeper.pid))
+        registry.write_record(folder, replace(RECORD, supervisor=keeper.pid))
         await own.no_strays()
         keeper.kill()
         await keeper.wait()
@@ -386,8 +386,8 @@ async def test_what_outlives_its_supervisor_is_a_stray_whatever_the_record_says(
 def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
     runtime = folders.runtime / "testbed"
     runtime.mkdir()
-    with registry.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder:
-        registry.write(folder, RECORD)
+    with registry.claim_name(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder:
+        registry.write_record(folder, RECORD)
         env = {
             **os.environ,
             "XDG_RUNTIME_DIR": str(folders.runtime),
@@ -410,10 +410,10 @@ def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(folders:
     env = {**os.environ, "XDG_RUNTIME_DIR": str(folders.runtime), "TESTBED_STATE": str(tmp_path)}
     ours, theirs = os.openpty() if terminal else os.pipe()
     with (
-        registry.claimed(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder,
+        registry.claim_name(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder,
         subprocess.Popen(["cat"], stdin=-1) as guest,
     ):
-        registry.write(folder, replace(RECORD, evidence=str(tmp_path), supervisor=guest.pid))
+        registry.write_record(folder, replace(RECORD, evidence=str(tmp_path), supervisor=guest.pid))
         words = [sys.executable, "-m", "testbed", "logs", "g0", "--follow"]
         with subprocess.Popen(words, env=env, stdout=theirs, cwd=Path(__file__).parents[3]) as followed:
             os.close(theirs)

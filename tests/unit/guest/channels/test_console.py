@@ -31,7 +31,7 @@ async def test_a_caller_who_does_not_wait_for_a_connection_any_longer_leaves_no_
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", never)
-    waiting = asyncio.create_task(wires.dial("g0", 1))
+    waiting = asyncio.create_task(wires.connect_to_guest("g0", 1))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

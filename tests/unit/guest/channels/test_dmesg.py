@@ -21,7 +21,7 @@ def shown(kind: Kind, text: str, seconds: float = 9.0) -> Finding:
 
 def merged(raw: str, *console: Finding, tainted: str = "0") -> list[tuple[Kind, str]]:
     log = dmesg.parse(f"{tainted}\n{BOOT}{raw}")
-    return [(finding.kind, finding.text) for finding in dmesg.merged(console, log, 500)]
+    return [(finding.kind, finding.text) for finding in dmesg.merge(console, log, 500)]
 
 
 def test_the_text_is_that_of_dmesg_without_options() -> None:
@@ -101,11 +101,11 @@ def test_where_the_taint_is_no_number_the_log_was_not_read(tainted: str) -> None
 
 
 def test_a_log_that_was_not_read_is_a_finding_and_no_splat() -> None:
-    log = dmesg.unread("guest g0: `dmesg`: timed out\nits last lines")
+    log = dmesg.unreadable("guest g0: `dmesg`: timed out\nits last lines")
     unread = Finding(kind=Kind.UNREAD, seconds=None, text="the kernel's log was not read: guest g0: `dmesg`: timed out")
-    assert dmesg.merged((), log, 500) == [unread] and not Kind.UNREAD.splat
+    assert dmesg.merge((), log, 500) == [unread] and not Kind.UNREAD.splat
     before = shown(Kind.WARNING, WARNED)
-    assert dmesg.merged((before,), log, 500) == [before, unread]
+    assert dmesg.merge((before,), log, 500) == [before, unread]
 
 
 def test_a_log_that_is_cut_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,12 +124,12 @@ def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
 
 @pytest.mark.parametrize("said", ["0", "0\nkern  :warn  : [", "0\nkern  :loud  : [    1.000000] x"])
 def test_what_is_no_log_has_no_findings(said: str) -> None:
-    assert dmesg.merged((), dmesg.parse(said), 500) == []
+    assert dmesg.merge((), dmesg.parse(said), 500) == []
 
 
 @pytest.mark.parametrize("said", ["", "\n", "\0", "\nkern  :warn  : ["])
 def test_an_answer_that_is_none_is_not_read(said: str) -> None:
-    assert [finding.kind for finding in dmesg.merged((), dmesg.parse(said), 500)] == [Kind.UNREAD]
+    assert [finding.kind for finding in dmesg.merge((), dmesg.parse(said), 500)] == [Kind.UNREAD]
 
 
 async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) -> KernelLog | None:
@@ -144,7 +144,7 @@ async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) ->
     if lost:
         gone.set_result(None)
     console: Any = SimpleNamespace(dmesg=None)
-    guest = SimpleNamespace(_shell=object(), _lost=gone, run=run, console=console, order=SimpleNamespace(evidence=folder))
+    guest = SimpleNamespace(_shell=object(), _lost=gone, run=run, console=console, spec=SimpleNamespace(logs=folder))
     await Guest.save_dmesg(cast(Guest, guest))
     return cast(KernelLog | None, console.dmesg)
 

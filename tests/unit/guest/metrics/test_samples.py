@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from testbed import group_counts
+from testbed import cgroupfs
 from testbed.errors import GuestLost, ReadingError
 from testbed.guest.metrics import recorder
 from testbed.guest.metrics.disk_sampler import BOUNDARIES_NS
@@ -29,7 +29,7 @@ def test_a_groups_counters_are_read_by_name_and_device() -> None:
         f"gone name={b'old'.hex()}",
         "frozen",
     )
-    assert group_counts.parse(lines) == {
+    assert cgroupfs.parse_group_counts(lines) == {
         "a b/c": {
             **{"memory": 5, "anon": 1, "file": 2, "shmem": 3, "slab": 4, "oom_kill": 6, "memory_stall_us": 7, "io_stall_us": 8},
             "io": {
@@ -55,7 +55,7 @@ def test_a_groups_counters_are_read_by_name_and_device() -> None:
 )
 def test_a_line_of_another_form_is_an_error(line: str) -> None:
     with pytest.raises(ReadingError, match=r"^agent: line 2 of its counters"):
-        group_counts.parse(["gone name=61", line])
+        cgroupfs.parse_group_counts(["gone name=61", line])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_the_agent_says_what_each_device_has_moved(text: str, said: str) -> None
     assert function is not None
     done = subprocess.run(["perl", "-we", f"{function[0]}\nprint moved($ARGV[0]);", "--", text], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == (said, "")
-    assert len(group_counts.parse([f"group name=61 io={said}"])["a"]["io"]) == said.count(":")  # type: ignore[index]  # it is there
+    assert len(cgroupfs.parse_group_counts([f"group name=61 io={said}"])["a"]["io"]) == said.count(":")  # type: ignore[index]  # it is there
 
 
 async def test_numbers_that_are_none_end_the_samples_and_what_they_are_of(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ async def test_numbers_that_are_none_end_the_samples_and_what_they_are_of(tmp_pa
         raise ReadingError("agent", "a number", "x")
 
     with pytest.raises(ReadingError):
-        async with recorder.writing(sample, 3600, tmp_path / "log"):
+        async with recorder.record_samples(sample, 3600, tmp_path / "log"):
             pass
 
 
@@ -95,7 +95,7 @@ async def test_samples_come_at_once_in_between_and_at_the_end(tmp_path: Path) ->
         taken.set()
         return {"count": count}
 
-    async with recorder.writing(sample, 3600, tmp_path / "log"):
+    async with recorder.record_samples(sample, 3600, tmp_path / "log"):
         await taken.wait()
     assert [json.loads(line)["count"] for line in (tmp_path / "log").read_text().splitlines()] == [1, 2]
 
@@ -110,7 +110,7 @@ async def test_a_guest_that_is_lost_keeps_its_samples_and_ends_them(tmp_path: Pa
             raise GuestLost("g0", "ready", "panic")
         return {"count": count}
 
-    async with recorder.writing(sample, 0, tmp_path / "log"):
+    async with recorder.record_samples(sample, 0, tmp_path / "log"):
         while count < 3:
             await asyncio.sleep(0)
     assert len((tmp_path / "log").read_text().splitlines()) == 2
@@ -150,7 +150,7 @@ def test_rates_are_differences_and_survive_a_new_beginning_and_broken_lines(tmp_
         '{"guest_s": "x", "disks": {}}',
         disk(13.0, MIB, 5, bins(b1=5)),
     )
-    recorded = series.read(tmp_path, "g", 100)
+    recorded = series.read_recording(tmp_path, "g", 100)
     plots = {plot["title"]: plot for plot in recorded.plots}
     assert recorded.begin_s == 10.0
     assert plots["Disk bandwidth"]["x"] == [0, 2, 3]
@@ -187,7 +187,7 @@ def test_groups_that_say_nothing_are_as_they_were_and_kills_are_marks(tmp_path: 
         {"guest_s": 6.5, "act": 0, "do": "hang data 1s"},
         {"guest_s": 7.5, "act": 1, "error": "no", "do": "x"},
     )
-    recorded = series.read(tmp_path, "g", 100)
+    recorded = series.read_recording(tmp_path, "g", 100)
     plots = {plot["title"]: plot for plot in recorded.plots}
     assert plots["Control groups' memory"]["lines"] == [{"name": "a file", "dash": "", "y": [None, 8, 8, None]}]
     assert plots["Control groups' bandwidth"]["lines"] == [{"name": "a on data read", "dash": "", "y": [None, 1, 0, None]}]
@@ -197,11 +197,11 @@ def test_groups_that_say_nothing_are_as_they_were_and_kills_are_marks(tmp_path: 
 
 def test_long_series_are_thinned_and_lose_nothing(tmp_path: Path) -> None:
     write(tmp_path / "g", "samples.jsonl", *(disk(n / 2, n * MIB, n) for n in range(1001)))
-    (plot,) = (plot for plot in series.read(tmp_path, "g", 21).plots if plot["title"] == "Disk bandwidth")
+    (plot,) = (plot for plot in series.read_recording(tmp_path, "g", 21).plots if plot["title"] == "Disk bandwidth")
     assert len(plot["x"]) == 21 and (plot["x"][0], plot["x"][-1]) == (0, 500)
     seconds = [after - before for before, after in zip(plot["x"], plot["x"][1:], strict=False)]
     assert sum(rate * length for rate, length in zip(plot["lines"][0]["y"][1:], seconds, strict=True)) == pytest.approx(1000)
 
 
 def test_without_samples_there_are_no_plots(tmp_path: Path) -> None:
-    assert series.read(tmp_path, "nothing", 100) == series.Recorded(begin_s=None, plots=(), marks=(), kills=())
+    assert series.read_recording(tmp_path, "nothing", 100) == series.Recording(begin_s=None, plots=(), marks=(), kills=())

@@ -1,5 +1,5 @@
 from testbed.guest.setup import block_stack
-from testbed.topology import Guest
+from testbed.topology import GuestModel
 from testbed.topology.load import parse
 
 TEXT = """\
@@ -15,7 +15,7 @@ guests:
 GUEST = parse(TEXT, "a.yaml").guests["g"]
 
 
-def with_loops(*names: str) -> Guest:
+def with_loops(*names: str) -> GuestModel:
     return GUEST.model_copy(update={"loops": {name: GUEST.loops[name] for name in names}})
 
 

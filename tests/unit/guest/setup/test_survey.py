@@ -13,14 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.guest.setup import survey
-from testbed.guest.setup.survey import Hardware, Survey, Unread
+from testbed.guest.setup.survey import Hardware, Survey, SurveyError
 from testbed.report import stack_svg
 from testbed.report.html import html
 from testbed.report.markdown import markdown
 from testbed.report.schema import Stack
 from testbed.scenarios.runner import Result
 from testbed.topology.disks import disk_of
-from testbed.topology.model import Guest
+from testbed.topology.model import GuestModel
 from testbed.topology.storage import Loop
 from testbed.units import GIB, MIB
 from tests.support.run_results import document, passed
@@ -130,7 +130,7 @@ def test_a_survey_has_the_devices_mounts_swap_and_limits_of_the_guest_and_nothin
 )
 def test_what_is_no_whole_survey_is_none_and_says_why(said: str, why: str) -> None:
     found = survey.parse(said, DISKS)
-    assert isinstance(found, Unread) and why in found.why
+    assert isinstance(found, SurveyError) and why in found.why
 
 
 @given(st.lists(st.sampled_from(SAID.splitlines()) | st.text(max_size=30)))
@@ -143,7 +143,7 @@ def test_whatever_a_guest_answers_is_a_survey_or_none_and_can_be_drawn(lines: li
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 def test_the_script_is_one_that_shells_run_to_its_end_and_its_first_survey_stays(tmp_path: Path, shell: str) -> None:
     """On this machine, whose own devices are none of the topology's."""
-    script = "\n".join((survey.prepare([]), f"set -e; {survey.TAKE}; {survey.TAKE}", survey.SHOW)).replace("/run/", f"{tmp_path}/")
+    script = "\n".join((survey.survey_commands([]), f"set -e; {survey.TAKE}; {survey.TAKE}", survey.SHOW)).replace("/run/", f"{tmp_path}/")
     done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith("cpus ") and done.stdout.splitlines()[-1] == "end"
     assert done.stdout.count("cpus ") == 1 and done.stderr == ""
@@ -166,13 +166,13 @@ def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
 
 def test_control_groups_beyond_those_that_are_looked_into_are_counted() -> None:
     more = SAID.replace("group /writer\nend", "group /writer\nmore 136\nend")
-    assert surveyed(more).more_groups == 136 and stack_svg.words(stack(more)).endswith(", writer; 136 more cgroups")
+    assert surveyed(more).more_groups == 136 and stack_svg.describe_stack(stack(more)).endswith(", writer; 136 more cgroups")
     assert "; 136 more cgroups<" in stack_svg.svg(stack(more), "on base")
 
 
 def test_of_many_control_groups_without_limits_only_their_number_is_shown() -> None:
     many = SAID.replace("group /writer\n", "".join(f"group /many-{number}\n" for number in range(32)))
-    assert stack_svg.words(stack(many)).endswith(
+    assert stack_svg.describe_stack(stack(many)).endswith(
         "; cgroups: 32 cgroups (without limits), / (io.cost.qos data enable=1 ctrl=user rpct=0.00), "
         "reader (memory.max 64M, io.max data rbps=1048576)"
     )
@@ -180,7 +180,7 @@ def test_of_many_control_groups_without_limits_only_their_number_is_shown() -> N
 
 
 def test_what_stands_on_what_is_said_and_drawn() -> None:
-    assert stack_svg.words(stack()).split("; ") == [
+    assert stack_svg.describe_stack(stack()).split("; ") == [
         "data (virtio-blk 1G, hdd-7200, bfq)",
         "fast (nvme 1G, 4096 B sectors)",
         "/tmp (tmpfs)",
@@ -200,15 +200,17 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
 
 def test_a_loop_that_a_guest_says_to_stand_on_itself_is_drawn_without_that() -> None:
     itself = SAID.replace("loop/backing_file /dev/loop0p1", "loop/backing_file /dev/loop1")
-    assert "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only)" in stack_svg.words(stack(itself)).split("; ")
+    assert "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only)" in stack_svg.describe_stack(stack(itself)).split("; ")
 
 
-def stood(result: Result, **by_side: Survey | Unread) -> Result:
+def stood(result: Result, **by_side: Survey | SurveyError) -> Result:
     return replace(result, sides={side: replace(done, stack=by_side[side]) for side, done in result.sides.items()})
 
 
 # What a file may say, and no scenario used.
-ASKED = Guest(disks={"data": disk_of(type="virtio-blk", size=GIB)}, loops={"odd-loop": Loop(backing="data/f", filesystem="xfs", size=MIB)})
+ASKED = GuestModel(
+    disks={"data": disk_of(type="virtio-blk", size=GIB)}, loops={"odd-loop": Loop(backing="data/f", filesystem="xfs", size=MIB)}
+)
 
 
 def test_reports_show_the_stack_of_each_case_and_not_that_of_the_file(tmp_path: Path) -> None:
@@ -228,7 +230,7 @@ def test_reports_show_the_stack_of_each_case_and_not_that_of_the_file(tmp_path: 
 
 
 def test_what_was_not_read_back_is_said_and_not_drawn(tmp_path: Path) -> None:
-    why = Unread(why="guest g0: lost")
+    why = SurveyError(why="guest g0: lost")
     done = document(tmp_path, stood(passed(tmp_path), base=surveyed(), patched=why))
     page = Page(html(done, tmp_path))
     words = " ".join(page.text.split())

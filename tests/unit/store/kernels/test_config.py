@@ -9,8 +9,8 @@ import pytest
 from testbed.errors import BuildError
 from testbed.scenarios.catalogue import SCENARIOS
 from testbed.store.kernels import config_fragments, config_needs, kconfig, make_args, make_text
-from testbed.store.kernels.ablations import ABLATIONS, ablate
-from testbed.store.kernels.config_fragments import Loss, Option
+from testbed.store.kernels.ablations import ABLATIONS, apply_ablation
+from testbed.store.kernels.config_fragments import LostOption, Option
 from testbed.store.kernels.make_text import Compiler
 
 KCONFIG = Path(__file__).parents[4] / "images/kconfig"
@@ -73,7 +73,7 @@ def config(**values: str) -> dict[str, Option]:
 
 
 def why(name: str, wanted: str = "y", **values: str) -> str:
-    return kconfig.explain(Loss(name=name, wanted=Option(value=wanted, where=""), got="n"), KNOWN, config(**values))
+    return kconfig.explain(LostOption(name=name, wanted=Option(value=wanted, where=""), got="n"), KNOWN, config(**values))
 
 
 def test_kconfig_files_are_read_with_what_is_around_their_options() -> None:
@@ -96,8 +96,8 @@ def test_the_option_that_blocks_is_named() -> None:
 
 def test_what_was_chosen_is_told_from_what_was_computed_and_from_what_a_source_does_not_have() -> None:
     def chosen(name: str, wanted: str, got: str, **asked: str) -> bool:
-        lost = Loss(name=name, wanted=Option(value=wanted, where=""), got=got)
-        return kconfig.chosen((lost,), KNOWN, config(**asked), config(X86="y", NET="y")) == (lost,)
+        lost = LostOption(name=name, wanted=Option(value=wanted, where=""), got=got)
+        return kconfig.chosen_losses((lost,), KNOWN, config(**asked), config(X86="y", NET="y")) == (lost,)
 
     assert chosen("BRIDGE", "y", "n") and chosen("BRIDGE", "m", "n") and chosen("HZ_250", "n", "y")
     assert chosen("FRONTEND", "y", "n", DEBUG="y") and not chosen("FRONTEND", "y", "n", DEBUG="y", AUTOMATIC="y")
@@ -105,17 +105,17 @@ def test_what_was_chosen_is_told_from_what_was_computed_and_from_what_a_source_d
     assert not chosen("HELPER", "y", "n") and not chosen("NOWHERE", "y", "n")
     # Needed by others.
     assert not chosen("BRIDGE", "m", "y") and not chosen("HELPER", "n", "y")
-    lost = [Loss(name=name, wanted=Option(value="y", where=""), got="n") for name in ("HELPER", "NOWHERE")]
-    assert kconfig.unknown(lost, KNOWN) == ("NOWHERE",)
+    lost = [LostOption(name=name, wanted=Option(value="y", where=""), got="n") for name in ("HELPER", "NOWHERE")]
+    assert kconfig.unknown_options(lost, KNOWN) == ("NOWHERE",)
 
 
 def test_a_fragments_last_line_counts_and_what_is_lost_is_told() -> None:
-    wanted = config_fragments.merged(
+    wanted = config_fragments.merge(
         config_fragments.parse("CONFIG_A=y\n# why\n# CONFIG_B is not set\nCONFIG_N=4\n", "one"),
         config_fragments.parse("CONFIG_A=m\n", "two"),
     )
-    assert config_fragments.written(wanted) == "CONFIG_A=m\n# CONFIG_B is not set\nCONFIG_N=4\n"
-    lost = config_fragments.losses(wanted, config_fragments.parse("CONFIG_A=m\nCONFIG_B=y\n", ".config"))
+    assert config_fragments.format_config(wanted) == "CONFIG_A=m\n# CONFIG_B is not set\nCONFIG_N=4\n"
+    lost = config_fragments.lost_options(wanted, config_fragments.parse("CONFIG_A=m\nCONFIG_B=y\n", ".config"))
     assert [(one.name, one.wanted.where, one.got) for one in lost] == [("B", "one:3", "y"), ("N", "one:4", "n")]
 
 
@@ -128,15 +128,15 @@ def test_the_base_fragment_has_what_guests_and_scenarios_need() -> None:
     base = config_fragments.parse((KCONFIG / "base.config").read_text(), "base")
     # Selected by others, and so not asked for.
     selected = config(EVENT_TRACING="y")
-    assert config_needs.unmet((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), base) == ()
+    assert config_needs.unmet_requirements((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), base) == ()
     flavours = [config_fragments.parse(path.read_text(), path.name) for path in KCONFIG.glob("*.config")]
-    assert config_needs.unmet(config_needs.SOME_SCENARIOS, config_fragments.merged(*flavours, selected)) == ()
+    assert config_needs.unmet_requirements(config_needs.SOME_SCENARIOS, config_fragments.merge(*flavours, selected)) == ()
 
 
 def test_what_is_needed_and_lacking_is_named_with_who_needs_it() -> None:
-    assert config_needs.unmet(config_needs.EVERY_SCENARIO, config(MEMCG="y", BLK_CGROUP="m", CGROUP_WRITEBACK="y", BLK_DEV_LOOP="m")) == (
-        "CONFIG_BLK_CGROUP=y: every scenario needs it",
-    )
+    assert config_needs.unmet_requirements(
+        config_needs.EVERY_SCENARIO, config(MEMCG="y", BLK_CGROUP="m", CGROUP_WRITEBACK="y", BLK_DEV_LOOP="m")
+    ) == ("CONFIG_BLK_CGROUP=y: every scenario needs it",)
     said = {word.rstrip(",") for one in config_needs.SOME_SCENARIOS for word in one.why.split() if word in SCENARIOS}
     assert said >= {"io-max", "io-weight", "lock-order", "destroy-race", "no-worker", "io-latency", "listener", "engine"}
 
@@ -160,9 +160,9 @@ def test_a_key_holds_all_that_makes_a_kernel() -> None:
 
 
 def test_progress_counts_objects_and_tells_the_time_that_is_left() -> None:
-    assert make_text.compiled("  CC      drivers/block/loop.o") == "drivers/block/loop.o"
-    assert make_text.compiled("  CC [M]  fs/xfs/xfs.o") == "fs/xfs/xfs.o"
-    assert make_text.compiled("  LD      vmlinux.o") is None
+    assert make_text.compiled_object("  CC      drivers/block/loop.o") == "drivers/block/loop.o"
+    assert make_text.compiled_object("  CC [M]  fs/xfs/xfs.o") == "fs/xfs/xfs.o"
+    assert make_text.compiled_object("  LD      vmlinux.o") is None
     assert make_text.progress(0, 10, 1000, 5) == (0.01, "10 of about 1000 objects")
     assert make_text.progress(500, 100, 1000, 60) == (0.6, "600 of about 1000 objects, about 4 min left")
     assert make_text.progress(1000, 3, 1000, 60) == (None, "3 objects")
@@ -176,8 +176,8 @@ def test_the_first_error_of_a_compiler_is_shown() -> None:
 
 def test_a_failure_of_the_machine_is_told_from_one_of_the_source_that_is_quoted() -> None:
     killed = "gcc: fatal error: Killed signal terminated program cc1"
-    assert make_text.of_machine(f"a.c:1: warning: x\n{killed}\ncompilation terminated.\n") == killed
-    assert make_text.of_machine('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n') is None
+    assert make_text.machine_error(f"a.c:1: warning: x\n{killed}\ncompilation terminated.\n") == killed
+    assert make_text.machine_error('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n') is None
 
 
 def test_the_series_is_seen_in_the_source() -> None:
@@ -197,8 +197,8 @@ def test_each_ablation_changes_something_and_is_of_a_patch() -> None:
 
 def test_an_edit_whose_text_is_there_twice_is_refused() -> None:
     edit = ABLATIONS["idle-at-once"].ways[0][0]
-    assert ablate(ABLATIONS["idle-at-once"], only(edit.find)) == {edit.file: edit.put}
+    assert apply_ablation(ABLATIONS["idle-at-once"], only(edit.find)) == {edit.file: edit.put}
     with pytest.raises(BuildError, match="found 2 times"):
-        ablate(ABLATIONS["idle-at-once"], only(edit.find * 2))
+        apply_ablation(ABLATIONS["idle-at-once"], only(edit.find * 2))
     with pytest.raises(BuildError, match="there is no such file"):
-        ablate(ABLATIONS["idle-at-once"], lambda path: None)
+        apply_ablation(ABLATIONS["idle-at-once"], lambda path: None)

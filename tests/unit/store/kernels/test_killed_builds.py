@@ -16,7 +16,7 @@ import pytest
 
 from testbed.store import cache
 from testbed.store.kernels import build_jail, builder, install_remains
-from testbed.store.kernels.builder import BuildOrder
+from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.make_text import Compiler
 from tests.support.fake_kernel_source import build, git, tree_of_two_commits
 from tests.unit.store.kernels.test_builder import Notes
@@ -124,7 +124,7 @@ def count(root: Path) -> int:
 
 
 def undisturbed(tmp_path: Path, tree: Path) -> bytes:
-    return build(tmp_path / "undisturbed", BuildOrder(source=str(tree))).bzimage.read_bytes()
+    return build(tmp_path / "undisturbed", BuildSpec(source=str(tree))).bzimage.read_bytes()
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_the_object_that_was_being_written_is_made_again_and_the_finished_ones_s
     os.close(writer)
     assert half.read_text() == "obje" and not list(root.glob("kernels/built-*/meta.json"))
     notes = Notes()
-    built = build(root, BuildOrder(source=str(tree)), "mine", progress=notes)
+    built = build(root, BuildSpec(source=str(tree)), "mine", progress=notes)
     assert built.bzimage.read_bytes() == undisturbed(tmp_path, tree)
     assert [note for note in notes.said if "its last build was broken off" in note]
     again = cache.read_meta(built.folder)["compiled"]
@@ -160,7 +160,7 @@ def test_builds_that_are_killed_at_random_moments_end_as_an_undisturbed_one(tmp_
             os.sched_yield()
         time.sleep(chance.random() / 50)
         kill_all(child)
-    built = build(root, BuildOrder(source=str(tree)), "mine")
+    built = build(root, BuildSpec(source=str(tree)), "mine")
     assert built.bzimage.read_bytes() == undisturbed(tmp_path, tree)
 
 
@@ -207,10 +207,10 @@ def test_only_what_a_recipe_has_ended_for_is_whole(tmp_path: Path, prepared: boo
     for name in _WHOLE | _TOOLS | _NOT | _OURS:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text("x")
-    found = {str(path.relative_to(output)) for path in install_remains.suspects(output)}
+    found = {str(path.relative_to(output)) for path in install_remains.suspect_objects(output)}
     loop = {"drivers/block/loop.o", "drivers/block/.loop.o.cmd"}
     assert found == _NOT | (set() if prepared else _TOOLS | loop)
     # Where make could not hold a line back until its recipe had ended, none counts.
     with (records / install_remains.LOG).open("a") as log:
         log.write("\nmake[1]: warning: cannot open output-sync lock file, suppressing output-sync.\n")
-    assert {str(path.relative_to(output)) for path in install_remains.suspects(output)} == _NOT | _TOOLS | _WHOLE
+    assert {str(path.relative_to(output)) for path in install_remains.suspect_objects(output)} == _NOT | _TOOLS | _WHOLE

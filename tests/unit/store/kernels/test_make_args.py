@@ -99,7 +99,7 @@ def test_the_programs_are_gnus_or_llvms() -> None:
 
 
 async def test_a_compiler_that_is_not_installed_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    where = process.where
+    where = process.find_path
     monkeypatch.setattr(process, "where", lambda tool: None if "llvm" in tool or "lld" in tool else where(tool))
     args = make_args.parse(["LLVM=1", "CC=gcc", "HOSTCC=gcc"])
     with pytest.raises(HostError, match=r"install them with: apt-get install .*lld llvm$"):
@@ -137,7 +137,7 @@ def test_make_is_told_what_was_said_and_ccache_where_nothing_was() -> None:
 
 def test_what_the_environment_says_is_kept_from_make_and_named() -> None:
     said = {"CC": "clang", "LLVM": "1", "KCFLAGS": "", "ARCH": "arm64", "CFLAGS": "-O3", "HOSTCC": "x" * 100, "KBUILD_BUILD_USER": "me"}
-    assert make_args.ignored(said | {"PATH": "/bin", "HOME": "/root", "CCACHE_DIR": "/x"}) == (
+    assert make_args.environment_ignored(said | {"PATH": "/bin", "HOME": "/root", "CCACHE_DIR": "/x"}) == (
         "ARCH=arm64",
         "CC=clang",
         "CFLAGS=-O3",
@@ -145,6 +145,6 @@ def test_what_the_environment_says_is_kept_from_make_and_named() -> None:
         "KBUILD_BUILD_USER=me",
         "LLVM=1",
     )
-    assert make_args.ignored({"ARCH": "x86", "MAKEFLAGS": "-j4"}) == ("MAKEFLAGS=-j4",)
+    assert make_args.environment_ignored({"ARCH": "x86", "MAKEFLAGS": "-j4"}) == ("MAKEFLAGS=-j4",)
     # Below a make no user has set them.
-    assert make_args.ignored({"MAKELEVEL": "1", "MAKEFLAGS": " -j --jobserver-auth=3,4", "MFLAGS": "-j"}) == ()
+    assert make_args.environment_ignored({"MAKELEVEL": "1", "MAKEFLAGS": " -j --jobserver-auth=3,4", "MFLAGS": "-j"}) == ()
