@@ -13,7 +13,23 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import clone, compare, export, hardware, kills, museum, plugin, power, replug, report, sampling, soak, suites, topology, up
+from benchmarks import (
+    clone,
+    compare,
+    export,
+    hardware,
+    kills,
+    museum,
+    plugin,
+    power,
+    replug,
+    report,
+    sampling,
+    soak,
+    suites,
+    topology,
+    up,
+)
 from testbed import cli
 from testbed.cli.app import run_async
 
@@ -34,7 +50,9 @@ def clone_command(
 
 
 @app.command("compare")
-def compare_command(count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs.")] = 3, as_json: Json = False) -> None:
+def compare_command(
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="Runs.")] = 3, as_json: Json = False
+) -> None:
     """What a warm `compare oom-tmpfs` adds to the time of the guests' own script."""
     _run(compare.measure(count=count), _show, as_json)
 
@@ -76,7 +94,9 @@ def export_command(
 
 @app.command("power")
 def power_command(
-    cuts: Annotated[int, typer.Option("--count", "-n", min=1, help="Power cuts in a row, for each disk and filesystem.")] = 20,
+    cuts: Annotated[
+        int, typer.Option("--count", "-n", min=1, help="Power cuts in a row, for each disk and filesystem.")
+    ] = 20,
     kernel: Annotated[str, typer.Option(help="Kernel of the guests.")] = "debian-6.1",
     seed: Annotated[int, typer.Option(help="Of what the disks lose.")] = 1,
     as_json: Json = False,
@@ -113,7 +133,12 @@ def soak_command(
     as_json: Json = False,
 ) -> None:
     """Guests, scenarios, faults and kills by chance: what the testbed holds of memory, files, processes and disk stays the same."""
-    _run(soak.measure(minutes=minutes, seed=seed, kernel=kernel), _show, as_json, fails=lambda found: bool(found["growing"]))
+    _run(
+        soak.measure(minutes=minutes, seed=seed, kernel=kernel),
+        _show,
+        as_json,
+        fails=lambda found: bool(found["growing"]),
+    )
 
 
 @app.command("report")
@@ -168,7 +193,11 @@ def museum_command(
     as_json: Json = False,
 ) -> None:
     """How often each bug of the museum shows where it must, and where it must not: a Markdown table."""
-    _run(museum.measure(tuple(names or ()), tuple(name for name in kernels.split(",") if name), tries), _markdown, as_json)
+    _run(
+        museum.measure(tuple(names or ()), tuple(name for name in kernels.split(",") if name), tries),
+        _markdown,
+        as_json,
+    )
 
 
 @app.command("suites")
@@ -184,7 +213,11 @@ def _markdown(rows: list[dict[str, Any]], as_json: bool) -> None:
 
 
 def _run(
-    work: Coroutine[Any, Any, T], tell: Callable[[T, bool], None], as_json: bool, *, fails: Callable[[T], bool] = lambda found: False
+    work: Coroutine[Any, Any, T],
+    tell: Callable[[T, bool], None],
+    as_json: bool,
+    *,
+    fails: Callable[[T], bool] = lambda found: False,
 ) -> None:
     """Measure, tell, and exit, with 1 where it `fails`; a signal ends it as it ends every verb."""
 

@@ -11,13 +11,19 @@ from pathlib import Path
 from testbed.errors import HostError
 
 
-async def output(*words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, statuses: tuple[int, ...] = (0,)) -> str:
+async def output(
+    *words: str, env: Mapping[str, str] | None = None, cwd: Path | None = None, statuses: tuple[int, ...] = (0,)
+) -> str:
     """What `python -m WORDS` prints.
 
     :raise HostError: it ends with another status; what it said of that is on standard error.
     """
     child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", *words), stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, env=env, cwd=cwd
+        *(sys.executable, "-m", *words),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        env=env,
+        cwd=cwd,
     )
     try:
         out, _ = await child.communicate()
@@ -26,5 +32,7 @@ async def output(*words: str, env: Mapping[str, str] | None = None, cwd: Path | 
             child.terminate()
             await child.wait()
     if child.returncode not in statuses:
-        raise HostError(f"{shlex.join(words)}: expected status {' or '.join(map(str, statuses))}, got {child.returncode}")
+        raise HostError(
+            f"{shlex.join(words)}: expected status {' or '.join(map(str, statuses))}, got {child.returncode}"
+        )
     return out.decode()

@@ -53,7 +53,9 @@ def _private(pid: int) -> int:
 
     Not `Private_Dirty`: pages of the template's file count there as long as one clone alone has them mapped and they wait for writeback.
     """
-    found = re.search(r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(
+        r"^Anonymous:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found is not None
     return int(found[1]) * 1024
 

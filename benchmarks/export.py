@@ -45,8 +45,16 @@ async def measure(*, requests: int) -> list[Row]:
                 if server == "the file itself" and delay_us:
                     continue
                 for depth in _DEPTHS:
-                    async with serve(disk, folder / f"{server.replace(' ', '-')}-{delay_us}-{depth}", delay_us) as target:
-                        rows.append({"server": server, "delay ms": delay_us / 1000, **await _read(target, depth, requests, delay_us)})
+                    async with serve(
+                        disk, folder / f"{server.replace(' ', '-')}-{delay_us}-{depth}", delay_us
+                    ) as target:
+                        rows.append(
+                            {
+                                "server": server,
+                                "delay ms": delay_us / 1000,
+                                **await _read(target, depth, requests, delay_us),
+                            }
+                        )
     return rows
 
 
@@ -54,7 +62,9 @@ async def _read(target: Target, depth: int, requests: int, delay_us: int) -> Row
     count = requests if not delay_us else max(100, min(requests, 3_000_000 * depth // delay_us))
     named, handed = target
     words = ["qemu-img", "bench", "-c", str(count), "-d", str(depth), "-s", "4096", "-S", "4096", *named]
-    done = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=True, timeout=300, pass_fds=handed)
+    done = await asyncio.to_thread(
+        subprocess.run, words, capture_output=True, text=True, check=True, timeout=300, pass_fds=handed
+    )
     found = _TOOK.search(done.stdout)
     assert found is not None, done.stdout
     took = float(found[1])
@@ -70,7 +80,9 @@ async def _plain(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[Targe
 @contextlib.asynccontextmanager
 async def _ours(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[Target]:
     log = socket.with_suffix(".log")
-    export = await Export.start("bench", Settings(block_bytes=512), file=disk, log=log, host=await _host(), on_end=_fail)
+    export = await Export.start(
+        "bench", Settings(block_bytes=512), file=disk, log=log, host=await _host(), on_end=_fail
+    )
     try:
         await export.delay(Latency(read_us=delay_us))
         handed = export.client.fileno()
@@ -89,13 +101,23 @@ def _fail(why: str) -> None:
 
 @contextlib.asynccontextmanager
 async def _nbdkit(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[Target]:
-    words = ["nbdkit", "--foreground", "--unix", str(socket), *(["--filter=delay"] if delay_us else []), "file", str(disk)]
+    words = [
+        "nbdkit",
+        "--foreground",
+        "--unix",
+        str(socket),
+        *(["--filter=delay"] if delay_us else []),
+        "file",
+        str(disk),
+    ]
     log = socket.with_suffix(".log")
     child = await process.start([*words, *([f"rdelay={delay_us // 1000}ms"] if delay_us else [])], output=log)
     try:
         while not socket.exists():
             if child.returncode is not None:
-                raise HostError(f"nbdkit: expected it to listen on {socket}, it ended: {log.read_text(encoding='utf-8').strip()}")
+                raise HostError(
+                    f"nbdkit: expected it to listen on {socket}, it ended: {log.read_text(encoding='utf-8').strip()}"
+                )
             await asyncio.sleep(0.01)
         yield ("-f", "raw", f"nbd+unix:///?socket={socket}"), ()
     finally:

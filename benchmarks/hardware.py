@@ -47,7 +47,9 @@ async def measure(*, kernel: str, seconds: float, changes: int) -> list[Row]:
                 async with factory.guest("bench", model, await factory.kernel(kernel), folder / kind) as guest:
                     with progress.task(kind) as task:
                         name, path = f"d{number}", guest.disks[f"d{number}"].path
-                        await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)
+                        await guest.run(
+                            "dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False
+                        )
                         for part in (_limits, _delays, _change, _sampling):
                             task.update(detail=part.__name__.strip("_"))
                             rows += [{"device": kind, **row} for row in await part(guest, name, seconds)]
@@ -103,7 +105,13 @@ async def _change(guest: Guest, name: str, seconds: float) -> list[Row]:
     await loading
     await guest.hardware.throttle(name, Throttle())
     since = (begin - changed) * 1000
-    return [{"limit": new, "measured": round((after - before) / (end - begin), 1), "unit": f"reads/s from {since:.0f} ms after {old}"}]
+    return [
+        {
+            "limit": new,
+            "measured": round((after - before) / (end - begin), 1),
+            "unit": f"reads/s from {since:.0f} ms after {old}",
+        }
+    ]
 
 
 async def _requests(guest: Guest, name: str) -> int:
@@ -142,7 +150,13 @@ def _used(guest: Guest) -> tuple[float, float]:
 
 def _cpu_s(pid: int) -> float:
     """Seconds that the threads of a process have run, to the nanosecond (proc(5): /proc/PID/schedstat)."""
-    return sum(int((task / "schedstat").read_text(encoding="utf-8").split()[0]) for task in Path(f"/proc/{pid}/task").iterdir()) / 1e9
+    return (
+        sum(
+            int((task / "schedstat").read_text(encoding="utf-8").split()[0])
+            for task in Path(f"/proc/{pid}/task").iterdir()
+        )
+        / 1e9
+    )
 
 
 async def _changes(guest: Guest, name: str, count: int) -> list[Row]:

@@ -16,10 +16,33 @@ from tests.support import places
 _TOPOLOGY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M, disks: {data: {type: virtio-blk, size: 64M}}}\n"
 COMMANDS: dict[str, tuple[str, ...]] = {
     "up": ("up", "tiny.yaml", "-q"),
-    "repro": ("repro", "--script", "load.sh", "--expect", "^never$", "-k", "debian-6.1", "-t", "tiny.yaml", "-n", "2", "-q"),
+    "repro": (
+        "repro",
+        "--script",
+        "load.sh",
+        "--expect",
+        "^never$",
+        "-k",
+        "debian-6.1",
+        "-t",
+        "tiny.yaml",
+        "-n",
+        "2",
+        "-q",
+    ),
     "run": ("run", "gate", "-k", "debian-6.1", "--quick", "-q"),
     "compare": ("compare", "gate", "--quick", "-q"),
-    "suite": ("suite", str(places.ROOT / "tests/data/suite"), "tiny/001", "tiny/004", "--timeout", "5", "-k", "debian-6.1", "-q"),
+    "suite": (
+        "suite",
+        str(places.ROOT / "tests/data/suite"),
+        "tiny/001",
+        "tiny/004",
+        "--timeout",
+        "5",
+        "-k",
+        "debian-6.1",
+        "-q",
+    ),
     "image": ("image", "build", "-q"),
     "kernel": ("kernel", "fetch", "debian-6.12", "-q"),
 }
@@ -53,7 +76,9 @@ async def measure(*, count: int, seed: int, commands: Iterable[str] = COMMANDS) 
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(started.wait(), chance.uniform(0, _MAKERS_S.get(name, _LATEST_S)))
             # A command that ended well has nothing left that could be killed, but for a guest that stays.
-            victims = [pid for pid, words in own.processes().items() if "testbed" in words and "qemu-system" not in words]
+            victims = [
+                pid for pid, words in own.processes().items() if "testbed" in words and "qemu-system" not in words
+            ]
             hit = f"{name}: nothing"
             if victims:
                 number += 1

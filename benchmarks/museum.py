@@ -20,14 +20,20 @@ def pieces(names: tuple[str, ...]) -> dict[str, Case]:
     found = {file.stem: load(file) for file in files if not names or file.stem in names}
     missing = set(names) - set(found)
     if missing:
-        raise UsageError(f"museum: expected some of {', '.join(file.stem for file in files)}, got {', '.join(sorted(missing))}")
+        raise UsageError(
+            f"museum: expected some of {', '.join(file.stem for file in files)}, got {', '.join(sorted(missing))}"
+        )
     return found
 
 
-async def measure(names: tuple[str, ...], kernels: tuple[str, ...], tries: int, folder: Path | None = None) -> list[dict[str, Any]]:
+async def measure(
+    names: tuple[str, ...], kernels: tuple[str, ...], tries: int, folder: Path | None = None
+) -> list[dict[str, Any]]:
     """A row for each bug on each of its kernels, of these or all, in the order of the museum."""
     chosen = pieces(names)
-    named = dict.fromkeys(spec for case in chosen.values() for spec in (*case.bug.kernels.shows, *case.bug.kernels.clean))
+    named = dict.fromkeys(
+        spec for case in chosen.values() for spec in (*case.bug.kernels.shows, *case.bug.kernels.clean)
+    )
     if unknown := sorted(set(kernels) - set(named)):
         raise UsageError(f"--kernels: expected some of {', '.join(named)}, got {', '.join(unknown)}")
     wanted = set(kernels or named)
@@ -36,7 +42,9 @@ async def measure(names: tuple[str, ...], kernels: tuple[str, ...], tries: int, 
         for name, case in chosen.items():
             limits = StopRule(tries=tries, timeout_s=case.bug.timeout_s, every=True)
             where = (folder or paths.new_run_folder(factory.folders.runs)) / name
-            job = ReproJob(factory=factory, case=case, limits=limits, seed=1, folder=where, on_try=lambda kernel, one: None)
+            job = ReproJob(
+                factory=factory, case=case, limits=limits, seed=1, folder=where, on_try=lambda kernel, one: None
+            )
             for must_show, specs in ((True, case.bug.kernels.shows), (False, case.bug.kernels.clean)):
                 for spec in specs:
                     if spec in wanted:

@@ -90,9 +90,13 @@ async def _collected(folder: Path, text: str) -> float:
 
 
 def _suite(folder: Path, text: str) -> None:
-    (folder / "pytest.ini").write_text("[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n", encoding="utf-8")
+    (folder / "pytest.ini").write_text(
+        "[pytest]\nasyncio_mode = auto\nasyncio_default_fixture_loop_scope = function\n", encoding="utf-8"
+    )
     (folder / "test_suite.py").write_text(text, encoding="utf-8")
 
 
 async def _pytest(folder: Path, *words: str) -> None:
-    await children.output("pytest", "-q", *words, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])})
+    await children.output(
+        "pytest", "-q", *words, cwd=folder, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    )

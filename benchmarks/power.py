@@ -36,16 +36,28 @@ async def measure(*, cuts: int, kernel: str, seed: int) -> list[Row]:
                 for disk in _DISKS:
                     for filesystem in _FILESYSTEMS:
                         said = {"type": disk, "size": "1G", "cache": cache}
-                        model = GuestModel.model_validate({"disks": {"data": said}, "filesystems": {"data": {"type": filesystem}}})
+                        model = GuestModel.model_validate(
+                            {"disks": {"data": said}, "filesystems": {"data": {"type": filesystem}}}
+                        )
                         evidence = folder / f"{cache}-{disk}-{filesystem}"
                         with progress.task(f"{filesystem} on {disk}, {cache}") as task:
-                            row = await _row(factory, files, model, evidence, cuts, seed, lying=cache == "lies", task=task)
+                            row = await _row(
+                                factory, files, model, evidence, cuts, seed, lying=cache == "lies", task=task
+                            )
                         rows.append({"disk": disk, "filesystem": filesystem, "cache": cache, **row})
     return rows
 
 
 async def _row(
-    factory: GuestFactory, kernel: KernelFiles, model: GuestModel, evidence: Path, cuts: int, seed: int, *, lying: bool, task: Task
+    factory: GuestFactory,
+    kernel: KernelFiles,
+    model: GuestModel,
+    evidence: Path,
+    cuts: int,
+    seed: int,
+    *,
+    lying: bool,
+    task: Task,
 ) -> Row:
     kept: Path | None = None
     load, before = Load(), ""
@@ -55,7 +67,9 @@ async def _row(
             try:
                 await apply.apply_steps(guest)
             except GuestError as error:
-                return _result(number, acknowledged, gone, blocks, f"the filesystem is gone: {str(error).splitlines()[-1][:80]}")
+                return _result(
+                    number, acknowledged, gone, blocks, f"the filesystem is gone: {str(error).splitlines()[-1][:80]}"
+                )
             if number:
                 gone += len(await durability.missing(guest, before, load))
                 acknowledged += load.acknowledged

@@ -74,7 +74,14 @@ async def _cycles(guest: Guest, cycles: int, task: Task) -> Row:
     found = sorted({finding.kind.value for finding in guest.console.findings})
     each = round((time.monotonic() - began) / max(done, 1), 2)
     said = ", ".join(found)
-    return {"cycles": done, "s each": each, "reads meanwhile": reads, "writes": writes, "console": said, "guest": why or "lives"}
+    return {
+        "cycles": done,
+        "s each": each,
+        "reads meanwhile": reads,
+        "writes": writes,
+        "console": said,
+        "guest": why or "lives",
+    }
 
 
 async def _busy(guest: Guest) -> dict[str, int]:

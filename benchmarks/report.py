@@ -28,7 +28,10 @@ async def _run(state: Path) -> Path:
 def repeated(document: dict[str, Any], count: int) -> dict[str, Any]:
     """The same results with so many cases."""
     cases = document["scenarios"]
-    many = [{**cases[number % len(cases)], "name": f"{cases[number % len(cases)]['name']}/{number}"} for number in range(count)]
+    many = [
+        {**cases[number % len(cases)], "name": f"{cases[number % len(cases)]['name']}/{number}"}
+        for number in range(count)
+    ]
     return {**document, "scenarios": many}
 
 

@@ -81,10 +81,16 @@ async def _loaded(guest: Guest, every_s: float, seconds: float, rounds: int) -> 
     for _ in range(rounds):
         for rate in done:
             async with _both(guest, rate):
-                load = await fio.run(guest, guest.disks["data"].path, "--ioengine=libaio", "--iodepth=16", "--bs=4k", seconds=seconds)
+                load = await fio.run(
+                    guest, guest.disks["data"].path, "--ioengine=libaio", "--iodepth=16", "--bs=4k", seconds=seconds
+                )
             done[rate].append(load.iops)
     without, with_it = (statistics.median(seen) for seen in done.values())
-    return {"reads_s_without": round(without), "reads_s_with": round(with_it), "less_percent": round((1 - with_it / without) * 100, 2)}
+    return {
+        "reads_s_without": round(without),
+        "reads_s_with": round(with_it),
+        "less_percent": round((1 - with_it / without) * 100, 2),
+    }
 
 
 def _used(guest: Guest) -> tuple[float, float]:

@@ -59,7 +59,18 @@ class _Mallinfo2(ctypes.Structure):
 
     _fields_ = tuple(
         (name, ctypes.c_size_t)
-        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
     )
 
 
@@ -99,7 +110,9 @@ def age_names() -> None:
 class Soak:
     """The rounds. Each leaves nothing but its logs, which are removed."""
 
-    def __init__(self, factory: GuestFactory, kernel: KernelFiles, chance: random.Random, folder: Path, own: Places) -> None:
+    def __init__(
+        self, factory: GuestFactory, kernel: KernelFiles, chance: random.Random, folder: Path, own: Places
+    ) -> None:
         self._factory, self._kernel, self._chance, self._folder, self._own = factory, kernel, chance, folder, own
         self.rounds: dict[str, Callable[[Path], Awaitable[None]]] = {
             "clone": self._clone,
@@ -127,7 +140,9 @@ class Soak:
 
     async def _clone(self, evidence: Path) -> None:
         async with self._guest(evidence) as guest:
-            await guest.script('dd if=/dev/zero of="$1" bs=1M count=8 oflag=direct status=none', guest.disks["data"].path)
+            await guest.script(
+                'dd if=/dev/zero of="$1" bs=1M count=8 oflag=direct status=none', guest.disks["data"].path
+            )
 
     async def _clones(self, evidence: Path) -> None:
         async with asyncio.TaskGroup() as group:
@@ -202,7 +217,10 @@ def growing(kept: Sequence[Held]) -> tuple[str, ...]:
     third = len(kept) // 3
     said = []
     for name, flat in _FLAT_SHARE.items():
-        before, after = (statistics.fmean(getattr(one, name) for one in some) for some in (kept[third : 2 * third], kept[2 * third :]))
+        before, after = (
+            statistics.fmean(getattr(one, name) for one in some)
+            for some in (kept[third : 2 * third], kept[2 * third :])
+        )
         if after > before * (1 + flat):
             said.append(f"{name}: {before:.1f} in the second third, {after:.1f} in the last")
     return tuple(said)
@@ -223,7 +241,12 @@ async def measure(*, minutes: float, seed: int, kernel: str) -> dict[str, Any]:
         tempdirs.temporary() as folder,
         tempfile.TemporaryFile("w+", encoding="utf-8") as samples,
     ):
-        os.environ.update({name: ours.env[name] for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR", "TESTBED_ADMISSION")})
+        os.environ.update(
+            {
+                name: ours.env[name]
+                for name in ("TESTBED_CACHE", "TESTBED_STATE", "XDG_RUNTIME_DIR", "TESTBED_ADMISSION")
+            }
+        )
         async with open_factory(Silent(), kernels=(kernel,)) as factory:
             soak = Soak(factory, await factory.kernel(kernel), chance, folder, own)
             while time.monotonic() < until or rounds.total() <= _WARM_UP + 3:

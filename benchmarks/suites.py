@@ -90,6 +90,9 @@ def _reasons(seen: Seen) -> dict[tuple[str, str], list[str]]:
                 if status != "pass":
                     found.setdefault((status, reason), {}).setdefault(test, []).append(kernel)
     return {
-        why: [test if len(kernels) == len(seen[test]) else f"{test} ({', '.join(kernels)})" for test, kernels in tests.items()]
+        why: [
+            test if len(kernels) == len(seen[test]) else f"{test} ({', '.join(kernels)})"
+            for test, kernels in tests.items()
+        ]
         for why, tests in sorted(found.items())
     }

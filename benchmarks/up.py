@@ -18,7 +18,9 @@ _DISKS = 16
 
 def _topology() -> str:
     disks = "".join(f"      d{number}: {{type: virtio-blk, size: 512M}}\n" for number in range(_DISKS))
-    loops = "".join(f"      l{number}: {{backing: d{number}/file, filesystem: ext4, size: 64M}}\n" for number in range(_DISKS))
+    loops = "".join(
+        f"      l{number}: {{backing: d{number}/file, filesystem: ext4, size: 64M}}\n" for number in range(_DISKS)
+    )
     return f"version: 1\nguests:\n  g0:\n    disks:\n{disks}    loops:\n{loops}"
 
 

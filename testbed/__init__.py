@@ -25,11 +25,29 @@ if TYPE_CHECKING:
         Vm,
         open_testbed,
     )
-    from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, ReadingError, TestbedError, TopologyError, UsageError
+    from testbed.errors import (
+        CommandFailed,
+        GuestError,
+        GuestLost,
+        HostError,
+        ReadingError,
+        TestbedError,
+        TopologyError,
+        UsageError,
+    )
 
 __version__ = "0.1.0"
 
-_ERRORS = ("CommandFailed", "GuestError", "GuestLost", "HostError", "ReadingError", "TestbedError", "TopologyError", "UsageError")
+_ERRORS = (
+    "CommandFailed",
+    "GuestError",
+    "GuestLost",
+    "HostError",
+    "ReadingError",
+    "TestbedError",
+    "TopologyError",
+    "UsageError",
+)
 __all__ = [
     "Cgroup",
     "CgroupMaker",

@@ -74,7 +74,9 @@ def parse_value(text: str, key: str, where: str) -> int:
     """
     if not key:
         return parse_single(text, where)
-    named = [rest for name, blank, rest in (line.partition(" ") for line in _lines(text, where)) if blank and name == key]
+    named = [
+        rest for name, blank, rest in (line.partition(" ") for line in _lines(text, where)) if blank and name == key
+    ]
     if len(named) != 1:
         raise ReadingError(where, f"one line `{key} number`", text)
     return parse_whole(named[0], f"{where}, {key}")
@@ -179,7 +181,9 @@ def parse_group_counts(lines: Iterable[str]) -> dict[str, dict[str, Any] | None]
             found[name] = None
             continue
         # Without a controller the agent has nothing to say of some, and says so.
-        numbers = {ours: parse_whole(said[theirs], f"{where}, {theirs}") for theirs, ours in _NUMBERS.items() if theirs in said}
+        numbers = {
+            ours: parse_whole(said[theirs], f"{where}, {theirs}") for theirs, ours in _NUMBERS.items() if theirs in said
+        }
         found[name] = {**numbers, "io": _moved(said.get("io", ""), where)}
     return found
 
@@ -197,5 +201,7 @@ def _moved(text: str, where: str) -> dict[str, dict[str, int]]:
         device, *numbers = part.split(",")
         if len(numbers) != len(_MOVED):
             raise ReadingError(where, _EXPECTED, part)
-        found[device] = {name: parse_whole(number, f"{where}, {device} {name}") for name, number in zip(_MOVED, numbers, strict=True)}
+        found[device] = {
+            name: parse_whole(number, f"{where}, {device} {name}") for name, number in zip(_MOVED, numbers, strict=True)
+        }
     return found

@@ -152,7 +152,9 @@ class CommandFailed(GuestError):
     act = "read what it printed, in the message and in `ssh.log`"
 
     def __init__(self, guest: str, command: str, status: str, output: str) -> None:
-        super().__init__(f"guest {guest}: `{command}`: expected status 0, got {status}: {output.strip() or '(no output)'}")
+        super().__init__(
+            f"guest {guest}: `{command}`: expected status 0, got {status}: {output.strip() or '(no output)'}"
+        )
         self.guest = guest
         self.command = command
         self.status = status
@@ -167,7 +169,9 @@ class DeviceMismatch(GuestError):
     act = "see whether the kernel has a driver for each kind of disk of the topology"
 
     def __init__(self, guest: str, differences: tuple[str, ...]) -> None:
-        super().__init__(f"guest {guest} differs from its topology and is refused:" + "".join(f"\n  {d}" for d in differences))
+        super().__init__(
+            f"guest {guest} differs from its topology and is refused:" + "".join(f"\n  {d}" for d in differences)
+        )
         self.differences = differences
 
 

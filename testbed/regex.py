@@ -68,4 +68,6 @@ def compile_user_regex(text: str) -> Pattern:
     except re2.error as error:
         said = error.args[0] if error.args else error
         why = said.decode(errors="replace") if isinstance(said, bytes) else str(said)
-        raise ValueError(f"expected a regular expression (RE2's: no lookaround, no back-references), got {text!r}: {why}") from error
+        raise ValueError(
+            f"expected a regular expression (RE2's: no lookaround, no back-references), got {text!r}: {why}"
+        ) from error

@@ -112,4 +112,6 @@ def _no_number(word: str) -> float:
     raise ValueError(f"expected a finite number, got {word}")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_mapping, parse_int=_whole, parse_float=_fraction, parse_constant=_no_number)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_mapping, parse_int=_whole, parse_float=_fraction, parse_constant=_no_number
+)

@@ -14,12 +14,18 @@ from itertools import islice, takewhile
 
 from testbed.regex import LONGEST_LINE, compile_linear
 
-_NOT_RUN = compile_linear(r"^(?:\S+/\S+)(?: => (?P<devices>[^([]*[^([\s]))?\s+(?:\((?P<condition>[^)]*)\).*)?\[not run\]\s*$")
+_NOT_RUN = compile_linear(
+    r"^(?:\S+/\S+)(?: => (?P<devices>[^([]*[^([\s]))?\s+(?:\((?P<condition>[^)]*)\).*)?\[not run\]\s*$"
+)
 # `runtime ... 1.2s`: what is printed in columns between that line and the reasons.
 _MEASURED = compile_linear(r"^    \S.*\s{2}\.\.\.(\s{2}|\s*$)")
 _LACKS = compile_linear(r"^\S*check: (\S+) is not available\.")
 _FOR_DEVICES = compile_linear(r"(?m)^[ \t]*(?:function[ \t]+)?test_device(?:_array)?[ \t]*\(\)")
-_REASONS = {"output": "its output differs from what is expected", "dmesg": "something in the kernel's log", "exit": "it exited with status"}
+_REASONS = {
+    "output": "its output differs from what is expected",
+    "dmesg": "something in the kernel's log",
+    "exit": "it exited with status",
+}
 _KNOWN = frozenset({"status", "reason", "exit_status", "runtime", "date", "description"})
 _NO_DEVICE = "nodev"
 # Of what a test printed, or of how its output differs; and of a line, a reason, or what it measured.
@@ -86,7 +92,9 @@ class _Skip:
     reason: str
 
 
-def read_results(test: str, left: str, printed: str, source: str, *, devices: bool, cut: bool = False) -> tuple[TestResult, ...]:
+def read_results(
+    test: str, left: str, printed: str, source: str, *, devices: bool, cut: bool = False
+) -> tuple[TestResult, ...]:
     """What `./check TEST` came to.
 
     `left`: a folder, the record in it, and how the output differs or what the kernel said, each with a NUL behind it, as often as there are
@@ -112,7 +120,11 @@ def read_results(test: str, left: str, printed: str, source: str, *, devices: bo
     if found:
         return _kept(found)
     if not devices and _FOR_DEVICES.search(source):
-        return (TestResult(test=test, status=Status.SKIP, reason="it is for devices that it may overwrite; --test-disk names them"),)
+        return (
+            TestResult(
+                test=test, status=Status.SKIP, reason="it is for devices that it may overwrite; --test-disk names them"
+            ),
+        )
     return (TestResult(test=test, status=Status.ERROR, reason="./check left no result of it", details=shown),)
 
 
@@ -122,7 +134,11 @@ def _kept(found: list[TestResult]) -> tuple[TestResult, ...]:
     for one in found:
         size = len(one.reason) + sum(map(len, (*one.details, *one.measured, *one.measured.values())))
         if size > room:
-            said = ("(what it says is left out: others of this test fill the room)",) if one.details or one.measured else ()
+            said = (
+                ("(what it says is left out: others of this test fill the room)",)
+                if one.details or one.measured
+                else ()
+            )
             one = replace(one, reason=one.reason[:_LEAST_CHARACTERS], details=said, measured={})
         else:
             room -= size
@@ -154,8 +170,12 @@ def _skips(printed: str) -> Iterator[_Skip]:
         )
 
 
-def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details: tuple[str, ...], lacks: str) -> TestResult:
-    where = _short(folder.removeprefix(_NO_DEVICE).removeprefix("_") if folder.startswith(_NO_DEVICE) else folder, _LONGEST_WHERE)
+def _of_record(
+    test: str, folder: str, record: str, skips: list[_Skip], details: tuple[str, ...], lacks: str
+) -> TestResult:
+    where = _short(
+        folder.removeprefix(_NO_DEVICE).removeprefix("_") if folder.startswith(_NO_DEVICE) else folder, _LONGEST_WHERE
+    )
     pairs = [line.partition("\t")[::2] for line in record.splitlines()]
     said = dict(pairs)
     statuses = list(dict.fromkeys(value for key, value in pairs if key == "status"))
@@ -171,7 +191,9 @@ def _of_record(test: str, folder: str, record: str, skips: list[_Skip], details:
         if reason == "exit":
             why += f" {_short(said.get('exit_status', '?'))}"
         shown = (*details, *([f"(the guest has not all that ./check asks for: {lacks})"] if lacks else []))
-        return TestResult(test=test, where=where, status=Status.FAIL, reason=why, runtime=runtime, details=shown, measured=measured)
+        return TestResult(
+            test=test, where=where, status=Status.FAIL, reason=why, runtime=runtime, details=shown, measured=measured
+        )
     why = f"expected a status of pass, fail or not run, got {_short(status)!r}"
     return TestResult(test=test, where=where, status=Status.ERROR, reason=why, details=_some(record))
 

@@ -72,7 +72,9 @@ def _difference(after: Mapping[str, int], before: Mapping[str, int]) -> dict[str
     return {name: value - before.get(name, 0) for name, value in after.items()}
 
 
-def _growth(after: Mapping[str, int], before: Mapping[str, int], where: str, only: Collection[str] | None = None) -> dict[str, int]:
+def _growth(
+    after: Mapping[str, int], before: Mapping[str, int], where: str, only: Collection[str] | None = None
+) -> dict[str, int]:
     """The same of counters that only grow, as those of `only`, or all of them.
 
     :raise ReadingError: one has shrunk, or is no longer there.
@@ -112,7 +114,9 @@ class Counters:
         if counter not in counted and counter not in cgroupfs.MOVED:
             raise UsageError(f"{counter}: expected one of io.stat's counters, which are {', '.join(cgroupfs.MOVED)}")
         if self.devices and device not in {*self.io, *self.devices} and not cgroupfs.is_device(device):
-            raise UsageError(f"{device}: expected MAJ:MIN, or one of the devices that are there: {', '.join(self.devices)}")
+            raise UsageError(
+                f"{device}: expected MAJ:MIN, or one of the devices that are there: {', '.join(self.devices)}"
+            )
         return counted.get(counter, 0)
 
     def __sub__(self, before: Counters) -> Counters:
@@ -123,7 +127,9 @@ class Counters:
         devices = {**before.io, **self.io}
         return Counters(
             io={
-                device: _growth(self.io.get(device, {}), before.io.get(device, {}), f"io.stat, {device}", cgroupfs.MOVED)
+                device: _growth(
+                    self.io.get(device, {}), before.io.get(device, {}), f"io.stat, {device}", cgroupfs.MOVED
+                )
                 for device in devices
             },
             memory=_difference(self.memory, before.memory),
@@ -162,7 +168,9 @@ def parse(group: str, text: str, mark: str, guest: str) -> Counters:
         devices=tuple(names.values()),
         has_io=io is not None,
         usage={
-            name: cgroupfs.parse_single(text, taken.where(f"{folder}/memory.{name}")) for name, text in single.items() if text is not None
+            name: cgroupfs.parse_single(text, taken.where(f"{folder}/memory.{name}"))
+            for name, text in single.items()
+            if text is not None
         },
     )
 
@@ -171,10 +179,17 @@ class Runs(Protocol):
     """What a group needs of its guest."""
 
     async def run(
-        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str | bytes = b"", cgroup: str | None = None
+        self,
+        *command: str,
+        check: bool = True,
+        timeout_s: float | None = None,
+        input: str | bytes = b"",
+        cgroup: str | None = None,
     ) -> Result: ...
 
-    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result: ...
+    async def script(
+        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None
+    ) -> Result: ...
 
     async def counters(self, cgroup: str) -> Counters: ...
 
@@ -184,7 +199,9 @@ class Runs(Protocol):
 class CgroupMaker(Protocol):
     """The fixture `cgroup`; see `Vm.cgroup`."""
 
-    def __call__(self, name: str = "test", files: Mapping[str, str | int] = ...) -> AbstractAsyncContextManager[Cgroup]: ...
+    def __call__(
+        self, name: str = "test", files: Mapping[str, str | int] = ...
+    ) -> AbstractAsyncContextManager[Cgroup]: ...
 
 
 class Cgroup:
@@ -195,7 +212,9 @@ class Cgroup:
         self.path = f"{ROOT}/{name}"
         self._vm = vm
 
-    async def run(self, *command: str, check: bool = True, timeout_s: float | None = None, input: str | bytes = b"") -> Result:
+    async def run(
+        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str | bytes = b""
+    ) -> Result:
         """Run a command inside the group; see `Vm.run`. The shell that reads it is inside as well, and may be what the kernel kills."""
         return await self._vm.run(*command, check=check, timeout_s=timeout_s, input=input, cgroup=self.name)
 

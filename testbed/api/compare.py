@@ -34,7 +34,9 @@ class Comparison(Generic[T]):
             holds = bool(wanted(got)) if callable(wanted) else bool(got == wanted)
             right = right and holds
             expected = getattr(wanted, "__doc__", None) or "as its function says" if callable(wanted) else repr(wanted)
-            lines.append(f"{side:8}{self.releases[side]}: expected {expected}, got {got!r}: {'holds' if holds else 'does not hold'}")
+            lines.append(
+                f"{side:8}{self.releases[side]}: expected {expected}, got {got!r}: {'holds' if holds else 'does not hold'}"
+            )
         if not right:
             raise AssertionError("\n  ".join((what, *lines)))
 
@@ -42,7 +44,9 @@ class Comparison(Generic[T]):
 class SideFailed(AssertionError):
     """The steps failed on one side, or on both; `errors` by side."""
 
-    def __init__(self, errors: Mapping[str, Exception], returned: Mapping[str, Any], releases: Mapping[str, str]) -> None:
+    def __init__(
+        self, errors: Mapping[str, Exception], returned: Mapping[str, Any], releases: Mapping[str, str]
+    ) -> None:
         lines = []
         for side, release in releases.items():
             error = errors.get(side)
@@ -58,7 +62,9 @@ class Compare(Protocol):
     def __call__(self, body: Callable[[Vm], Awaitable[T]]) -> Awaitable[Comparison[T]]: ...
 
 
-async def compare_sides(body: Callable[[Vm], Awaitable[T]], vms: Mapping[str, Vm], *, side_by_side: bool) -> Comparison[T]:
+async def compare_sides(
+    body: Callable[[Vm], Awaitable[T]], vms: Mapping[str, Vm], *, side_by_side: bool
+) -> Comparison[T]:
     """Run `body` on each side to its end, whatever the other does; a skip skips.
 
     :raise SideFailed: it failed.

@@ -39,7 +39,21 @@ _PACK = 'cd -- "$1" && find . -type s && tar -c --sparse -f "$2" .'
 # $1: the folder of a file, $2: the file, $3: a new archive of it.
 _PACK_FILE = 'tar -c --sparse --dereference -f "$3" -C "$1" "./$2"'
 # Filesystems (names of stat -f) whose files are as large as their size; of others, such as proc and sysfs, only reading tells.
-_STORAGE = {"ext2/ext3", "xfs", "btrfs", "f2fs", "tmpfs", "ramfs", "overlayfs", "msdos", "exfat", "nfs", "fuseblk", "isofs", "squashfs"}
+_STORAGE = {
+    "ext2/ext3",
+    "xfs",
+    "btrfs",
+    "f2fs",
+    "tmpfs",
+    "ramfs",
+    "overlayfs",
+    "msdos",
+    "exfat",
+    "nfs",
+    "fuseblk",
+    "isofs",
+    "squashfs",
+}
 
 
 class Commands(Protocol):
@@ -49,7 +63,9 @@ class Commands(Protocol):
 
     async def run(self, *command: str, check: bool = True, timeout_s: float | None = None) -> Result: ...
 
-    async def script(self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None) -> Result: ...
+    async def script(
+        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None
+    ) -> Result: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +82,10 @@ class Copier:
     """Copies for one guest. `do`: runs work on its machine, and raises TimeoutError where it takes longer than so many seconds."""
 
     def __init__(
-        self, vm: Commands, machine: GuestBackend, do: Callable[[Coroutine[Any, Any, Any], float], Coroutine[Any, Any, Any]]
+        self,
+        vm: Commands,
+        machine: GuestBackend,
+        do: Callable[[Coroutine[Any, Any, Any], float], Coroutine[Any, Any, Any]],
     ) -> None:
         self._vm, self._machine, self._do = vm, machine, do
 
@@ -81,7 +100,9 @@ class Copier:
                 return
             if isinstance(source, bytes):
                 if inside:
-                    raise UsageError(f"put: expected the path of a file for bytes, which have no name, got the folder {target}")
+                    raise UsageError(
+                        f"put: expected the path of a file for bytes, which have no name, got the folder {target}"
+                    )
                 file = folder / "bytes"
                 file.write_bytes(source)
             else:
@@ -107,7 +128,9 @@ class Copier:
         await self._copied(self._machine.put(archive, packed), what, timeout_s)
         await self._vm.script(_UNPACK, packed, target, f"{stat.S_IMODE(source.stat().st_mode):o}", timeout_s=timeout_s)
 
-    async def get(self, source: str, target: Path | None, leave_out: bool, most_bytes: int | None, timeout_s: float) -> bytes:
+    async def get(
+        self, source: str, target: Path | None, leave_out: bool, most_bytes: int | None, timeout_s: float
+    ) -> bytes:
         """See `Vm.get`."""
         found = await self._look(source)
         with tempdirs.temporary() as folder:
@@ -155,7 +178,9 @@ class Copier:
         kind, mode, *numbers = [*said[0].split("|"), *[""] * 4][:5]
         size, blocks, block = (parse_whole(number, where) for number in numbers)
         if kind not in ("directory", "regular file", "regular empty file"):
-            raise GuestError(f"guest {self._vm.name}: copying {source} out of it: expected a file or a folder, got a {kind}")
+            raise GuestError(
+                f"guest {self._vm.name}: copying {source} out of it: expected a file or a folder, got a {kind}"
+            )
         return _Found(
             folder=kind == "directory",
             executable=bool(parse_octal(mode, where) & 0o100),
@@ -171,7 +196,9 @@ class Copier:
         try:
             return await self._do(work, timeout_s)
         except TimeoutError:
-            raise CommandFailed(self._vm.name, what, f"none within {timeout_s:g} s", "timeout_s gives it longer") from None
+            raise CommandFailed(
+                self._vm.name, what, f"none within {timeout_s:g} s", "timeout_s gives it longer"
+            ) from None
 
 
 def _kind(source: Path | str | bytes) -> str:

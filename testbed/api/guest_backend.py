@@ -70,7 +70,9 @@ class LocalGuest:
     @property
     def disks(self) -> dict[str, Disk]:
         return {
-            name: Disk(name=name, path=device.path, number=device.number, serial=device.serial, size_bytes=device.size_bytes)
+            name: Disk(
+                name=name, path=device.path, number=device.number, serial=device.serial, size_bytes=device.size_bytes
+            )
             for name, device in self._guest.disks.items()
         }
 

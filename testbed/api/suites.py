@@ -102,10 +102,16 @@ def find_tests(root: Path, names: Sequence[str]) -> Suite:
     """
     if not (root / "check").is_file() or not (root / "tests").is_dir():
         raise UsageError(f"{root}: expected a checkout with ./check and tests/, as blktests has them")
-    groups = {folder.name: _tests(folder) for folder in sorted((root / "tests").iterdir()) if folder.is_dir() and not folder.is_symlink()}
+    groups = {
+        folder.name: _tests(folder)
+        for folder in sorted((root / "tests").iterdir())
+        if folder.is_dir() and not folder.is_symlink()
+    }
     for name, tests in groups.items():
         if tests and not _GROUP.fullmatch(name):
-            raise UsageError(f"{root}: expected groups of tests with names of letters, digits and - _ . +, at most 64, got {name[:100]!r}")
+            raise UsageError(
+                f"{root}: expected groups of tests with names of letters, digits and - _ . +, at most 64, got {name[:100]!r}"
+            )
     every = {test for tests in groups.values() for test in tests}
     wanted: dict[str, None] = {}
     for name in names or [group for group in groups if group not in _ON_REQUEST]:
@@ -114,14 +120,18 @@ def find_tests(root: Path, names: Sequence[str]) -> Suite:
         elif name in every:
             wanted[name] = None
         else:
-            raise UsageError(f"{root}: expected one of its groups ({', '.join(groups)}) or tests such as loop/001, got {name!r}")
+            raise UsageError(
+                f"{root}: expected one of its groups ({', '.join(groups)}) or tests such as loop/001, got {name!r}"
+            )
     if not wanted:
         raise UsageError(f"{root}: {', '.join(names) or 'it'} has no tests")
     return Suite(root=root, tests=tuple(wanted))
 
 
 def _tests(group: Path) -> tuple[str, ...]:
-    return tuple(f"{group.name}/{path.name}" for path in sorted(group.iterdir()) if _TEST.fullmatch(path.name) and path.is_file())
+    return tuple(
+        f"{group.name}/{path.name}" for path in sorted(group.iterdir()) if _TEST.fullmatch(path.name) and path.is_file()
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +155,9 @@ def check_suite(how: SuiteOptions) -> None:
     there = next(iter(guests.values())).disks
     for number, name in enumerate(how.disks):
         if name not in there:
-            raise UsageError(f"--test-disk: expected one of the topology's disks ({', '.join(there) or 'it has none'}), got {name!r}")
+            raise UsageError(
+                f"--test-disk: expected one of the topology's disks ({', '.join(there) or 'it has none'}), got {name!r}"
+            )
         if name in how.disks[:number]:
             raise UsageError(f"--test-disk: expected each disk once, got {name!r} twice")
 
@@ -204,7 +216,9 @@ def _check_size(checkout: Path) -> None:
     for folder, below, names in os.walk(checkout):
         below[:] = [name for name in below if name not in _LEFT_OUT]
         if len(Path(folder).relative_to(checkout).parts) >= _MOST_CHECKOUT_LEVELS:
-            raise UsageError(f"{checkout}: expected a suite of at most {_MOST_CHECKOUT_LEVELS} levels of folders, got more")
+            raise UsageError(
+                f"{checkout}: expected a suite of at most {_MOST_CHECKOUT_LEVELS} levels of folders, got more"
+            )
         files += len(below)
         for name in names:
             files, size_bytes = files + 1, size_bytes + Path(folder, name).lstat().st_size
@@ -231,7 +245,10 @@ async def _one(testbed: Testbed, home: Path, test: str, how: SuiteOptions, evide
         why, *rest = str(error).splitlines() or [type(error).__name__]
         details = tuple(rest)
     except Exception as error:
-        why, details = f"a mistake of the testbed: {type(error).__name__}: {error}", tuple(traceback.format_exc().splitlines())
+        why, details = (
+            f"a mistake of the testbed: {type(error).__name__}: {error}",
+            tuple(traceback.format_exc().splitlines()),
+        )
     else:
         return done
     eventlog.log_event("\n".join((f"{test}: {why}", *details)), failed=True)
@@ -256,7 +273,9 @@ async def _ran(vm: Vm, home: Path, test: str, how: SuiteOptions, evidence: Path)
     printed, left = ran.stdout + ran.stderr, records.stdout
     cut = ran.truncated or records.truncated or max(len(printed), len(left)) > _MOST_BYTES
     source = _source(home / "checkout", test)
-    done = blktests.read_results(test, left[:_MOST_BYTES], printed[:_MOST_BYTES], source, devices=bool(devices), cut=cut)
+    done = blktests.read_results(
+        test, left[:_MOST_BYTES], printed[:_MOST_BYTES], source, devices=bool(devices), cut=cut
+    )
     if any(one.status is Status.FAIL for one in done):
         try:
             await vm.get(f"{_HOME}/left/results", evidence / "results", leave_out=True, most_bytes=_MOST_RECORDS_BYTES)
@@ -288,5 +307,9 @@ async def _doing(vm: Vm) -> tuple[str, ...]:
         return ("the guest does not answer any longer",)
     # Without the kernel's own threads, what brought us here, and of a script that is an argument all but its first line.
     lines = (line[:LONGEST_LINE] for line in listed.stdout[:_MOST_LISTED_CHARACTERS].splitlines())
-    known = (line for line in lines if _PROCESS.match(line) and not _OURS.search(line) and line.split(maxsplit=1)[:1] != ["2"])
+    known = (
+        line
+        for line in lines
+        if _PROCESS.match(line) and not _OURS.search(line) and line.split(maxsplit=1)[:1] != ["2"]
+    )
     return tuple(itertools.islice(known, _MOST_PROCESSES))

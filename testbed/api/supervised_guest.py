@@ -56,7 +56,10 @@ class SupervisedGuest:
     @property
     def loops(self) -> dict[str, Loop]:
         found = block_stack.plan_stack(self.model, self.devices).loops
-        return {name: Loop(name=name, path=one.path, backing_file=one.backing_file, disks=one.disks) for name, one in found.items()}
+        return {
+            name: Loop(name=name, path=one.path, backing_file=one.backing_file, disks=one.disks)
+            for name, one in found.items()
+        }
 
     async def look(self) -> None:
         """Find its disks."""
@@ -151,7 +154,9 @@ async def start_supervised(
     text = json.dumps(topology.model_dump(mode="json", by_alias=True, exclude_unset=True))
     file.write_text(text, encoding="utf-8")
     trusted = all(trust.are_trusted(model.qemu_args) for model in topology.guests.values())
-    called = re.sub(r"[^a-z0-9]+", "-", f"t-{evidence.name}".lower())[:_LONGEST_NAME].strip("-") + f"-{secrets.token_hex(2)}"
+    called = (
+        re.sub(r"[^a-z0-9]+", "-", f"t-{evidence.name}".lower())[:_LONGEST_NAME].strip("-") + f"-{secrets.token_hex(2)}"
+    )
     # Whoever asks has waited for room already.
     options = ["--json", "--quiet", "--at-once", "--logs", str(evidence), *(["--cold"] if cold else [])]
     if all(model.kernel is None for model in topology.guests.values()):

@@ -83,7 +83,12 @@ class Testbed:
 
     @contextlib.asynccontextmanager
     async def vm(
-        self, topology: Wanted = topologies.PLAIN, *, kernel: str | None = None, point: str | None = None, evidence: Path | None = None
+        self,
+        topology: Wanted = topologies.PLAIN,
+        *,
+        kernel: str | None = None,
+        point: str | None = None,
+        evidence: Path | None = None,
     ) -> AsyncIterator[Vm]:
         """A fresh guest with all that a topology says of it; gone afterwards. As `vms`, of a topology with one guest."""
         wanted = only_guest(topologies.resolve_point(topology, Path.cwd(), "topology", point))
@@ -92,7 +97,12 @@ class Testbed:
 
     @contextlib.asynccontextmanager
     async def vms(
-        self, topology: Wanted = topologies.PLAIN, *, kernel: str | None = None, point: str | None = None, evidence: Path | None = None
+        self,
+        topology: Wanted = topologies.PLAIN,
+        *,
+        kernel: str | None = None,
+        point: str | None = None,
+        evidence: Path | None = None,
     ) -> AsyncIterator[dict[str, Vm]]:
         """All guests of a topology, started side by side as soon as the host has room for them, with their disks, stacks, control groups
         and networks; their timelines begin. Gone afterwards.
@@ -105,7 +115,10 @@ class Testbed:
         """
         wanted = topologies.resolve_point(topology, Path.cwd(), "topology", point)
         folder = evidence or self._evidence / f"{next(self._numbers)}"
-        async with self.admitted(wanted, "a guest", at_once=_inside.get()), self.started(wanted, kernel, folder) as found:
+        async with (
+            self.admitted(wanted, "a guest", at_once=_inside.get()),
+            self.started(wanted, kernel, folder) as found,
+        ):
             before = _inside.set(True)
             try:
                 yield found
@@ -143,7 +156,9 @@ class Testbed:
     # For the plugin ------------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def admitted(self, topology: Topology, who: str, *, times: int = 1, at_once: bool = False) -> AsyncIterator[None]:
+    async def admitted(
+        self, topology: Topology, who: str, *, times: int = 1, at_once: bool = False
+    ) -> AsyncIterator[None]:
         """Wait until the host has room for the guests of a topology; see `Admission.admitted`."""
         models = tuple(topology.guests.values()) * times
         async with self._factory.admitted(models, who, cores=len(models), at_once=at_once):
@@ -168,7 +183,9 @@ class Testbed:
                 await stack.enter_async_context(_working(guest))
                 own = guest.spec.model.kernel
                 release = (await self._factory.kernel(own)).release if own else files.release
-                machine: GuestBackend = LocalGuest(guest, built[name].result()[0], own or kernel or self.patched, release)
+                machine: GuestBackend = LocalGuest(
+                    guest, built[name].result()[0], own or kernel or self.patched, release
+                )
                 found[name] = Vm(machine, self._carrier, self._patience)
             yield found
 
@@ -182,13 +199,17 @@ class Testbed:
             yield {name: Vm(machine, self._carrier, self._patience) for name, machine in machines.items()}
 
     @contextlib.asynccontextmanager
-    async def sides(self, topology: Topology, kernels: Mapping[str, str], evidence: Path) -> AsyncIterator[dict[str, Vm]]:
+    async def sides(
+        self, topology: Topology, kernels: Mapping[str, str], evidence: Path
+    ) -> AsyncIterator[dict[str, Vm]]:
         """The only guest of a topology on each of some kernels, by what these are called; all are started at once."""
         async with contextlib.AsyncExitStack() as whole:
             stacks = {side: await whole.enter_async_context(contextlib.AsyncExitStack()) for side in kernels}
             async with asyncio.TaskGroup() as group:
                 starts = {
-                    side: group.create_task(stacks[side].enter_async_context(self.started(topology, kernel, evidence / side)))
+                    side: group.create_task(
+                        stacks[side].enter_async_context(self.started(topology, kernel, evidence / side))
+                    )
                     for side, kernel in kernels.items()
                 }
             yield {side: next(iter(start.result().values())) for side, start in starts.items()}
@@ -206,7 +227,9 @@ def only_guest(topology: Topology) -> Topology:
     :raise UsageError: it has several.
     """
     if len(topology.guests) != 1:
-        raise UsageError(f"expected a topology of one guest, this one has {', '.join(topology.guests)}; take all of them with `vms`")
+        raise UsageError(
+            f"expected a topology of one guest, this one has {', '.join(topology.guests)}; take all of them with `vms`"
+        )
     return topology
 
 
@@ -236,13 +259,21 @@ async def open_testbed(
     :raise HostError: this machine cannot run it; says what to do. :raise UsageError: a kernel names nothing.
     """
     with _folder(evidence) as folder:
-        async with open_guests(CallerLoop(), PausableClock(), progress or Silent(), folder, kernels=kernels, cold=cold) as found:
+        async with open_guests(
+            CallerLoop(), PausableClock(), progress or Silent(), folder, kernels=kernels, cold=cold
+        ) as found:
             yield found
 
 
 @contextlib.asynccontextmanager
 async def open_guests(
-    carrier: LoopRunner, patience: PausableClock, progress: Progress, evidence: Path, *, kernels: tuple[str, ...] = (), cold: bool = False
+    carrier: LoopRunner,
+    patience: PausableClock,
+    progress: Progress,
+    evidence: Path,
+    *,
+    kernels: tuple[str, ...] = (),
+    cold: bool = False,
 ) -> AsyncIterator[Testbed]:
     """The testbed on any carrier; raises as `open_testbed`."""
     # A kernel at least: KVM is used where one has booted on it.

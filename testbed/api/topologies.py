@@ -54,7 +54,9 @@ def resolve_point(wanted: Wanted, folder: Path, where: str, name: str | None) ->
         return next(iter(found.values()))
     some = ", ".join(list(found)[:4])
     if name is None:
-        raise UsageError(f"{where}: expected one topology, got a matrix of {len(found)} points; choose one with point=, such as {some}")
+        raise UsageError(
+            f"{where}: expected one topology, got a matrix of {len(found)} points; choose one with point=, such as {some}"
+        )
     if name not in found:
         raise UsageError(f"{where}: expected a point of the matrix, such as {some}; got {name!r}")
     return found[name]

@@ -53,7 +53,12 @@ class Vm:
 
     def __init__(self, machine: GuestBackend, carrier: LoopRunner, patience: PausableClock) -> None:
         self._machine, self._carrier, self._patience = machine, carrier, patience
-        self.name, self.kernel, self.release, self.evidence = machine.name, machine.kernel, machine.release, machine.evidence
+        self.name, self.kernel, self.release, self.evidence = (
+            machine.name,
+            machine.kernel,
+            machine.release,
+            machine.evidence,
+        )
         self.qmp = Qmp(machine, carrier, patience)
         self.hardware = Hardware(machine, carrier)
         self._copier = Copier(self, machine, self._do)
@@ -89,7 +94,12 @@ class Vm:
     # Commands ------------------------------------------------------------------------------------------------------------------
 
     async def run(
-        self, *command: str, check: bool = True, timeout_s: float | None = None, input: str | bytes = b"", cgroup: str | None = None
+        self,
+        *command: str,
+        check: bool = True,
+        timeout_s: float | None = None,
+        input: str | bytes = b"",
+        cgroup: str | None = None,
     ) -> Result:
         """Run a command as root: several words are a program and its arguments as they are, a single one is a line for the guest's shell.
 
@@ -111,7 +121,13 @@ class Vm:
         return await self._ran(text, text, arguments, check, timeout_s)
 
     async def _ran(
-        self, shown: str, text: str, arguments: tuple[str, ...], check: bool, timeout_s: float | None, stdin: bytes = b""
+        self,
+        shown: str,
+        text: str,
+        arguments: tuple[str, ...],
+        check: bool,
+        timeout_s: float | None,
+        stdin: bytes = b"",
     ) -> Result:
         limit_s = self._machine.command_s if timeout_s is None else timeout_s
         said = " ".join((shown.strip().splitlines() or [""])[:1])[:500]
@@ -148,7 +164,9 @@ class Vm:
 
     # Files ---------------------------------------------------------------------------------------------------------------------
 
-    async def put(self, source: Path | str | bytes, target: str, *, mode: int | None = None, timeout_s: float = _COPY_S) -> None:
+    async def put(
+        self, source: Path | str | bytes, target: str, *, mode: int | None = None, timeout_s: float = _COPY_S
+    ) -> None:
         """Copy a file, a whole folder, or bytes of this machine to `target` in the guest; folders above it are made.
 
         A file goes into a `target` that is a folder, under its own name; what is in a folder goes into it, and what is there stays. Modes,
@@ -178,12 +196,16 @@ class Vm:
         :raise GuestError: there is no such file, or something of a folder is left out: the rest is there. :raise HostError: `target` cannot
             be written. :raise CommandFailed: not in time.
         """
-        return await self._copier.get(source, None if target is None else Path(target), leave_out, most_bytes, timeout_s)
+        return await self._copier.get(
+            source, None if target is None else Path(target), leave_out, most_bytes, timeout_s
+        )
 
     # Control groups ------------------------------------------------------------------------------------------------------------
 
     @contextlib.asynccontextmanager
-    async def cgroup(self, name: str = "test", files: Mapping[str, str | int] = MappingProxyType({})) -> AsyncIterator[Cgroup]:
+    async def cgroup(
+        self, name: str = "test", files: Mapping[str, str | int] = MappingProxyType({})
+    ) -> AsyncIterator[Cgroup]:
         """A new control group (or `a/b`, one in another), with what its files are to say; gone afterwards, with what runs in it.
 
         async with vm.cgroup("a", {"memory.max": "64M", "io.max": "{data} rbps=2097152"}) as a:
@@ -227,7 +249,9 @@ class Vm:
             return value.format(**{name: disk.number for name, disk in self._machine.disks.items()})
         except (KeyError, IndexError, ValueError) as error:
             there = ", ".join(self._machine.disks) or "none"
-            raise UsageError(f"{value!r}: expected names of the topology's disks in braces, which are {there}; got {error}") from None
+            raise UsageError(
+                f"{value!r}: expected names of the topology's disks in braces, which are {there}; got {error}"
+            ) from None
 
     def keep(self) -> str:
         """Let the guest stay after its test, if it can, and say how it is entered; empty where it does not stay."""

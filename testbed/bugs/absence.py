@@ -58,7 +58,9 @@ def tries_for_share(share: float) -> int:
     low, high = 1, _MOST
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if is_absent(Rate(hits=int(share * middle + 1e-9), tries=middle), middle) else (middle, high)
+        low, high = (
+            (low, middle) if is_absent(Rate(hits=int(share * middle + 1e-9), tries=middle), middle) else (middle, high)
+        )
     step: int = 10 ** max(0, len(str(high)) - 2)
     return math.ceil(high / step) * step
 

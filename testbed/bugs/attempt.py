@@ -42,7 +42,13 @@ _POLL_S = 1.0
 OUTPUT, _MAX_OUTPUT_BYTES = "output.txt", 8 << 20
 # How long a guest whose SSH is silent may take to say that it lives; it gets more where its host is slow.
 _ANSWER_S = 5.0
-_ENDS = {Loss.PANIC: End.PANIC, Loss.OOPS: End.OOPS, Loss.POWER_OFF: End.POWER_OFF, Loss.REBOOT: End.REBOOT, Loss.QEMU: End.QEMU}
+_ENDS = {
+    Loss.PANIC: End.PANIC,
+    Loss.OOPS: End.OOPS,
+    Loss.POWER_OFF: End.POWER_OFF,
+    Loss.REBOOT: End.REBOOT,
+    Loss.QEMU: End.QEMU,
+}
 
 
 # Keeps a guest whose signature has just shown; it goes when this returns.
@@ -207,7 +213,9 @@ async def _tried(guest: Guest, wanted: Attempt, run: _Run) -> None:
     try:
         if bug.preparation is not None:
             limit_s = max(guest.spec.deadlines.command_s, wanted.timeout_s)
-            done = await guest.wait(script_runner.run_script(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5)
+            done = await guest.wait(
+                script_runner.run_script(guest, bug.preparation, environment, timeout_s=limit_s), limit_s + 5
+            )
             if unable := shell_messages.cannot_run(bug.preparation, done.stdout, done.stderr):
                 raise GuestError(f"prepare: {unable[0]}")
     except CommandFailed as error:
@@ -244,7 +252,9 @@ async def _watched(guest: Guest, wanted: Attempt, run: _Run, environment: Mappin
     try:
         for after_s in (*run.watch.hangs_s, wanted.timeout_s):
             left_s = run.began + after_s - time.monotonic()
-            done, _ = await asyncio.wait({script, lost, hit, *polling}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                {script, lost, hit, *polling}, timeout=max(0.0, left_s), return_when=asyncio.FIRST_COMPLETED
+            )
             if done:
                 break
             run.watch.hangs(after_s)
@@ -285,7 +295,11 @@ async def _ended(guest: Guest, run: _Run, script: asyncio.Task[Result]) -> None:
             number = signal.Signals[f"SIG{result.signal}"] if result.signal in _SIGNALS else 0
             run.status = 128 + number if result.signal else result.status
             run.end = End.UNTRIED if run.status == CANNOT_TRY else End.DONE
-            run.why = f"the script says that it could not try (status {CANNOT_TRY}): {_last(result)}" if run.end is End.UNTRIED else ""
+            run.why = (
+                f"the script says that it could not try (status {CANNOT_TRY}): {_last(result)}"
+                if run.end is End.UNTRIED
+                else ""
+            )
             if run.end is End.DONE:
                 await _count(guest, run, everything=True)
                 run.watch.ended(run.status)

@@ -63,7 +63,9 @@ def bisect(good: int, bad: int) -> Search:
                 return BisectRange(good=good, bad=bad, wrong="it comes and goes", wavers=True)
     now_good, now_bad = last[BisectAnswer.GOOD], last[BisectAnswer.BAD]
     low, high = min(now_good, now_bad), max(now_good, now_bad)
-    return BisectRange(good=now_good, bad=now_bad, skipped=tuple(sorted(number for number in skipped if low < number < high)))
+    return BisectRange(
+        good=now_good, bad=now_bad, skipped=tuple(sorted(number for number in skipped if low < number < high))
+    )
 
 
 def _wrong_ends(good: int, bad: int, found: Mapping[int, BisectAnswer]) -> Search:

@@ -63,7 +63,9 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
     """
     try:
         results = parse_json(untrusted_folder.read_below(run, RESULTS, bundle_rules.MOST_TEXT_BYTES))
-        plain = read_plain(untrusted_folder.read_below(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG))[0]
+        plain = read_plain(
+            untrusted_folder.read_below(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG)
+        )[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
     try:
@@ -73,7 +75,9 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
     if hooks:
         raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
     files = {BUG: (run, BUG), RESULTS: (run, RESULTS)}
-    logs = (f"guests/{guest}/{log}" for guest in untrusted_folder.names_below(run, "guests") for log in bundle_rules.LOGS)
+    logs = (
+        f"guests/{guest}/{log}" for guest in untrusted_folder.names_below(run, "guests") for log in bundle_rules.LOGS
+    )
     files |= {log: (run, log) for log in logs if untrusted_folder.is_file_below(run, log)}
     for name, folder in kernels.items():
         files |= {f"{KERNELS}/{name}/{one}": (folder, one) for one in _kernel_files(folder)}
@@ -82,9 +86,15 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
         for name, (folder, one) in files.items():
             with untrusted_folder.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
                 hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
-        manifest = json.dumps(bundle_rules.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
-        sizes = {name: (folder / one).lstat().st_size for name, (folder, one) in files.items()} | {MANIFEST: len(manifest)}
-        if said := list(bundle_rules.find_refusals(Member(name=name, size_bytes=size, is_file=True) for name, size in sizes.items())):
+        manifest = (
+            json.dumps(bundle_rules.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
+        )
+        sizes = {name: (folder / one).lstat().st_size for name, (folder, one) in files.items()} | {
+            MANIFEST: len(manifest)
+        }
+        if said := list(
+            bundle_rules.find_refusals(Member(name=name, size_bytes=size, is_file=True) for name, size in sizes.items())
+        ):
             raise UsageError(f"{run}: nobody could open such a bundle: {'; '.join(said[:20])}")
         with target.open("xb") as raw:
             try:
@@ -149,7 +159,9 @@ def read(path: Path) -> Bundle:
     said += bundle_rules.find_host_hooks(case)
     known = {*load_table(paths.shipped("images") / "kernels.yaml").rows, *manifest.with_kernels}
     named = (*case.bug.kernels.shows, *case.bug.kernels.clean)
-    said += [f"kernel {one!r}: expected a name of the table, or of one that came along" for one in named if one not in known]
+    said += [
+        f"kernel {one!r}: expected a name of the table, or of one that came along" for one in named if one not in known
+    ]
     if said:
         raise _refused(path, said)
     trust.check_trusted(case.guest.qemu_args)
@@ -161,7 +173,9 @@ def _damaged(archive: tarfile.TarFile, files: Mapping[str, tarfile.TarInfo], man
     for name, entry in files.items():
         if _sha256(archive, entry) != manifest.files.get(name):
             yield f"{name!r}: it is not the file that the manifest names"
-    yield from (f"{name[:100]!r}: the manifest names it, and it is missing" for name in manifest.files if name not in files)
+    yield from (
+        f"{name[:100]!r}: the manifest names it, and it is missing" for name in manifest.files if name not in files
+    )
 
 
 def _sha256(archive: tarfile.TarFile, entry: tarfile.TarInfo) -> str:
@@ -193,8 +207,15 @@ def kernels(bundle: Bundle, root: Path) -> dict[str, KernelFiles]:
                     _unpack(archive, entry, root, bundle)
         for name in bundle.manifest.with_kernels:
             read = _kernel(bundle, name, root / KERNELS / name)
-            if said := [one for one in read.early_modules if not _MODULE.fullmatch(one) or not (read.folder / "early" / one).is_file()]:
-                raise _refused(bundle.path, [f"kernel {name!r}: expected names of modules that came along, got {one!r}" for one in said])
+            if said := [
+                one
+                for one in read.early_modules
+                if not _MODULE.fullmatch(one) or not (read.folder / "early" / one).is_file()
+            ]:
+                raise _refused(
+                    bundle.path,
+                    [f"kernel {name!r}: expected names of modules that came along, got {one!r}" for one in said],
+                )
             # What is made of it is kept by what it is, and not by what it says of itself.
             hashes = {file: one for file, one in bundle.manifest.files.items() if file.startswith(f"{KERNELS}/{name}/")}
             found[name] = replace(read, sha256=content_key("bundle", sorted(hashes.items())))
@@ -213,9 +234,13 @@ def _kernel(bundle: Bundle, name: str, folder: Path) -> KernelFiles:
     try:
         read = read_folder(LocalKernel(name=name), folder)
     except HostError as error:
-        raise _refused(bundle.path, [f"kernel {name!r}: expected a meta.json as kernels in the cache have it"]) from error
+        raise _refused(
+            bundle.path, [f"kernel {name!r}: expected a meta.json as kernels in the cache have it"]
+        ) from error
     if not (folder / "bzImage").is_file() or _RELEASE.fullmatch(read.release) is None:
-        raise _refused(bundle.path, [f"kernel {name!r}: expected a bzImage and its release, got {read.release[:100]!r}"])
+        raise _refused(
+            bundle.path, [f"kernel {name!r}: expected a bzImage and its release, got {read.release[:100]!r}"]
+        )
     return replace(read, origin=" ".join(printable(read.origin[:_MOST_ORIGIN]).split()))
 
 

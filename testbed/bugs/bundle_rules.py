@@ -142,7 +142,10 @@ def manifest(results: Mapping[str, Any], hashes: Mapping[str, str], with_kernels
         "host": results["host"],
         "image": results["image"],
         "seed": results["seed"],
-        "kernels": [{key: one[key] for key in ("name", "release", "origin", "sha256", "must_show")} for one in results["kernels"]],
+        "kernels": [
+            {key: one[key] for key in ("name", "release", "origin", "sha256", "must_show")}
+            for one in results["kernels"]
+        ],
         "with_kernels": sorted(with_kernels),
         "files": dict(sorted(hashes.items())),
     }

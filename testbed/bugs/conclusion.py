@@ -60,10 +60,14 @@ def _result(found: tuple[KernelTries, ...]) -> tuple[ReproResult, str]:
     if near:
         where = ", ".join(f"{one.kernel.name} ({one.rate.hits} of {one.rate.tries})" for one in shows)
         share = min(one.rate.share for one in shows)
-        takes = f"a bug that shows in {share:.0%} of the tries takes about {absence.tries_for_share(share)} on each kernel"
+        takes = (
+            f"a bug that shows in {share:.0%} of the tries takes about {absence.tries_for_share(share)} on each kernel"
+        )
         return ReproResult.NOT_APART, f"it shows on {where}; not told apart: {', '.join(map(_not_seen, near))}; {takes}"
     where = ", ".join(one.kernel.name for one in shows)
-    return ReproResult.REPRODUCED, f"it shows on {where}" + (f" and not on {', '.join(map(_not_seen, clean))}" if clean else "")
+    return ReproResult.REPRODUCED, f"it shows on {where}" + (
+        f" and not on {', '.join(map(_not_seen, clean))}" if clean else ""
+    )
 
 
 def _not_seen(one: KernelTries) -> str:

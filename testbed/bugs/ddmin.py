@@ -14,7 +14,18 @@ from testbed.units import MIB, format_size, parse_size
 _LEAST_MEMORY = 256 * MIB
 _DEFAULT_CPUS, _DEFAULT_MEMORY = 2, 1024 * MIB
 # What stands on other things comes before them: it can go while they stay.
-_SECTIONS = ("swaps", "dm", "md", "loops", "files", "filesystems", "networks", "environment", "throttle-groups", "disks")
+_SECTIONS = (
+    "swaps",
+    "dm",
+    "md",
+    "loops",
+    "files",
+    "filesystems",
+    "networks",
+    "environment",
+    "throttle-groups",
+    "disks",
+)
 # What a disk can do without.
 _OF_DISK = (
     "profile",
@@ -80,7 +91,11 @@ def without_parts(plain: dict[str, Any], dropped: Sequence[Part]) -> dict[str, A
     smaller = copy.deepcopy(plain)
     guest = guest_of(smaller)
     # From the end, so that numbers in lists stay right.
-    for part in sorted(dropped, key=lambda part: [("", word) if isinstance(word, int) else (word, 0) for word in part.path], reverse=True):
+    for part in sorted(
+        dropped,
+        key=lambda part: [("", word) if isinstance(word, int) else (word, 0) for word in part.path],
+        reverse=True,
+    ):
         _drop(guest, part.path)
     for section in [key for key, value in guest.items() if value in ({}, [])]:
         del guest[section]

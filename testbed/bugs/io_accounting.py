@@ -40,7 +40,11 @@ class Account:
     def said(self) -> dict[str, Any]:
         """As JSON."""
         sides = {"device": self.device, "guest": self.guest}
-        found = {f"{side}_{way}_bytes": None if one is None else one[way] for side, one in sides.items() for way, _, _ in _WAYS}
+        found = {
+            f"{side}_{way}_bytes": None if one is None else one[way]
+            for side, one in sides.items()
+            for way, _, _ in _WAYS
+        }
         return {"disk": self.disk, **found, "finding": self.finding, "note": self.note}
 
 
@@ -64,7 +68,11 @@ async def snapshot_after(guest: Guest, before: Snapshot, *, answers: bool) -> tu
     """Look after a try, at the device last. `answers`: whether the guest does."""
     texts, why = await _texts(guest) if answers else (None, "the guest did not answer at the end")
     after = Snapshot(device=await _device(guest), guest=texts, why=why)
-    return tuple(compare(name, disk.number, before, after) for name, disk in guest.disks.items() if name in guest.spec.model.disks)
+    return tuple(
+        compare(name, disk.number, before, after)
+        for name, disk in guest.disks.items()
+        if name in guest.spec.model.disks
+    )
 
 
 async def _device(guest: Guest) -> Mapping[str, Mapping[str, int]] | None:
@@ -90,12 +98,17 @@ def compare(name: str, number: str, before: Snapshot, after: Snapshot) -> Accoun
         return Account(disk=name, device=device, note=before.why or after.why)
     try:
         first, last = (side.text(_FILE) for side in (before.guest, after.guest))
-        guest = {way: cgroupfs.bytes_moved(first, last, number, counter, after.guest.where(_FILE)) for way, _, counter in _WAYS}
+        guest = {
+            way: cgroupfs.bytes_moved(first, last, number, counter, after.guest.where(_FILE))
+            for way, _, counter in _WAYS
+        }
     except ReadingError as error:
         return Account(disk=name, device=device, note=str(error))
     if device is None:
         return Account(disk=name, guest=guest, note="QEMU's counters of it began anew, or are not there")
-    return Account(disk=name, device=device, guest=guest, finding=_finding(device, guest, failed=_failed(name, before, after)))
+    return Account(
+        disk=name, device=device, guest=guest, finding=_finding(device, guest, failed=_failed(name, before, after))
+    )
 
 
 def _moved(
@@ -112,7 +125,8 @@ def _failed(name: str, before: Snapshot, after: Snapshot) -> bool:
     """Whether requests failed: the kernel accounts for what was asked, the device for what it has done."""
     assert before.device is not None and after.device is not None
     return any(
-        after.device[name].get(key, 0) != before.device[name].get(key, 0) for key in ("failed_rd_operations", "failed_wr_operations")
+        after.device[name].get(key, 0) != before.device[name].get(key, 0)
+        for key in ("failed_rd_operations", "failed_wr_operations")
     )
 
 

@@ -51,7 +51,13 @@ _OF_BUGS = {"summary", "kernels", "prepare", "script", "script-file", "topology"
 AbleAll = Callable[[Sequence[str], GuestModel], Iterable[Mistake]]
 
 
-def load(path: Path, *, host_memory: int | None = None, kernel: Callable[[str], None] | None = None, able: AbleAll | None = None) -> Case:
+def load(
+    path: Path,
+    *,
+    host_memory: int | None = None,
+    kernel: Callable[[str], None] | None = None,
+    able: AbleAll | None = None,
+) -> Case:
     """The bug in a file. `kernel` raises UsageError for one that it names and that is not there; `able` says what of its guest the kernels
     that it names cannot do.
 
@@ -113,7 +119,9 @@ def _read_topology(path: Path, sources: dict[str, str] | None) -> dict[str, Any]
 def to_yaml(plain: dict[str, Any], head: str = "") -> str:
     """A bug's mapping as a file, below the lines of `head`, which become comments."""
     comments = "".join(f"# {line}".rstrip() + "\n" for line in head.splitlines())
-    return comments + yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140, default_flow_style=None)
+    return comments + yaml.dump(
+        plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=140, default_flow_style=None
+    )
 
 
 class _Dumper(yaml.SafeDumper):
@@ -156,7 +164,11 @@ def _case(
         for where, message in able((*bug.kernels.shows, *bug.kernels.clean), guest) if able is not None else ():
             reader.problem((*_of_guest(topology), *where), message)
     if reader.problems or bug is None or guest is None:
-        raise TopologyError(tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.line, problem.column))))
+        raise TopologyError(
+            tuple(
+                sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.line, problem.column))
+            )
+        )
     return Case(bug=bug, guest=guest)
 
 
@@ -181,7 +193,9 @@ def problem(place: Place | None, key: str, line: int, message: str) -> Problem:
         return Problem(file=key, line=line, column=1, path=key, message=message)
     if place.exact:
         return Problem(file=place.file, line=place.line + line - 1, column=1, path=key, message=message)
-    return Problem(file=place.file, line=place.line, column=place.column, path=key, message=f"in its line {line}: {message}")
+    return Problem(
+        file=place.file, line=place.line, column=place.column, path=key, message=f"in its line {line}: {message}"
+    )
 
 
 def _places(reader: Reader) -> dict[str, Place]:
@@ -224,7 +238,9 @@ def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | No
     try:
         if isinstance(said, str):
             if folder is None or Path(said).is_absolute() or not said.endswith(".yaml"):
-                reader.problem(where, f"expected a topology, or the path of a .yaml file, relative to this one, got {said!r}")
+                reader.problem(
+                    where, f"expected a topology, or the path of a .yaml file, relative to this one, got {said!r}"
+                )
                 return None
             other = Reader(str(folder / said), reader.sources)
             found = points_of(read(text_named(folder / said), other), other, folder / said, host_memory)
@@ -260,7 +276,11 @@ def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
 
 
 def parse_mapping(
-    plain: dict[str, Any], file: str = "bug.yaml", *, script_file: str | None = None, sources: trust.Sources | None = None
+    plain: dict[str, Any],
+    file: str = "bug.yaml",
+    *,
+    script_file: str | None = None,
+    sources: trust.Sources | None = None,
 ) -> Case:
     """The bug in a mapping that stands for itself, as `self_contained` gives it; `script_file`: where its script was; `sources`: all
     that the mapping was read from, without which its `qemu-args` are not trusted.

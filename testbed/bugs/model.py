@@ -82,7 +82,9 @@ class Condition(Model):
 
     def said(self) -> str:
         """In words."""
-        counted = f"{self.cgroup}/{self.counter} " + (f"above {self.above}" if self.above is not None else f"below {self.below}")
+        counted = f"{self.cgroup}/{self.counter} " + (
+            f"above {self.above}" if self.above is not None else f"below {self.below}"
+        )
         parts = (
             self.console and f"console {self.console!r}",
             self.output and f"output {self.output!r}",

@@ -83,4 +83,7 @@ def _complaints(findings: tuple[Finding, ...]) -> list[str]:
     """What the kernel complained of: the first line of each class, with how many there are; last, that its log was not read."""
     counted = Counter(finding.kind for finding in findings if finding.kind.splat or finding.kind is Kind.UNREAD)
     first = {finding.kind: finding.text for finding in reversed(findings)}
-    return [f"{kind.value}: {first[kind]}" + (f" (and {count - 1} more)" if count > 1 else "") for kind, count in counted.items()]
+    return [
+        f"{kind.value}: {first[kind]}" + (f" (and {count - 1} more)" if count > 1 else "")
+        for kind, count in counted.items()
+    ]

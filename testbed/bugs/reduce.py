@@ -78,7 +78,9 @@ class Reducer:
         :raise HostError: this machine cannot run the guests.
         """
         limits = replace(self._job.limits, tries=tries, every=True, until=None)
-        self._whole = await repro.try_kernel(replace(self._job, limits=limits, on_try=self._on_whole), self._kernel, must_show=True)
+        self._whole = await repro.try_kernel(
+            replace(self._job, limits=limits, on_try=self._on_whole), self._kernel, must_show=True
+        )
         self._on_step(f"as it is: {self._whole.rate}")
         if not self._whole.rate.hits:
             return self.so_far
@@ -134,7 +136,9 @@ class Reducer:
             number += 1
             await self._batch(case, test, number)
         kept, tries = bool(test.verdict), test.hits + test.misses
-        self._steps.append(Step(what=what, kept=kept, hits=test.hits, tries=tries, folder=f"candidate-{self._candidates}"))
+        self._steps.append(
+            Step(what=what, kept=kept, hits=test.hits, tries=tries, folder=f"candidate-{self._candidates}")
+        )
         if kept:
             self._smallest = plain, dropped
         self._on_step(f"{what}: {'still shows' if kept else 'does not show as often'} ({test.hits} of {tries})")
@@ -145,7 +149,9 @@ class Reducer:
         most = self._job.limits.jobs or repro.default_jobs(self._job.factory.host, case)
         folder = self._job.folder / f"candidate-{self._candidates}" / str(number)
         limits = StopRule(tries=most, timeout_s=self._job.limits.timeout_s, every=True, jobs=most)
-        tried = await repro.try_kernel(replace(self._job, case=case, limits=limits, folder=folder), self._kernel, must_show=True)
+        tried = await repro.try_kernel(
+            replace(self._job, case=case, limits=limits, folder=folder), self._kernel, must_show=True
+        )
         self._guests += len(tried.tries)
         for one in tried.tries:
             if test.verdict is None:
@@ -169,7 +175,9 @@ class PartAsked:
 class Bisector:
     """Asks kernels whether they show a bug, so often that a good one is right but for a chance of `error` over the whole search."""
 
-    def __init__(self, job: ReproJob, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep) -> None:
+    def __init__(
+        self, job: ReproJob, kernel_of: Callable[[str], Awaitable[KernelFiles]], error: float, on_step: OnStep
+    ) -> None:
         self._job, self._kernel_of, self._error, self._on_step = job, kernel_of, error, on_step
         self.asked: list[PartAsked] = []
         self.rate: float | None = None
@@ -217,10 +225,15 @@ class Bisector:
             limits = replace(self._job.limits, tries=tries, every=measure, until=None)
             tried = await repro.try_kernel(replace(self._job, limits=limits, on_try=on_try), kernel, must_show=True)
         except (UsageError, TemplateError, GuestError) as failure:
-            tried, why = KernelTries(kernel=kernel, must_show=True, tries=(), took_s=0.0, first_hit_s=None), str(failure)
-        answer = {KernelVerdict.SHOWS: BisectAnswer.BAD, KernelVerdict.ABSENT: BisectAnswer.GOOD, KernelVerdict.TROUBLE: BisectAnswer.SKIP}[
-            tried.verdict
-        ]
+            tried, why = (
+                KernelTries(kernel=kernel, must_show=True, tries=(), took_s=0.0, first_hit_s=None),
+                str(failure),
+            )
+        answer = {
+            KernelVerdict.SHOWS: BisectAnswer.BAD,
+            KernelVerdict.ABSENT: BisectAnswer.GOOD,
+            KernelVerdict.TROUBLE: BisectAnswer.SKIP,
+        }[tried.verdict]
         if measure and answer is BisectAnswer.BAD:
             self.rate = tried.rate.low
         if answer is BisectAnswer.SKIP:
@@ -241,5 +254,12 @@ def _unusable(spec: str) -> KernelFiles:
     """What is known of a kernel whose files are not what they should be: its name."""
     name = file_name(spec)
     return KernelFiles(
-        name=name, series=Series.UNKNOWN, release="", origin=spec, sha256=spec, folder=Path(), early_modules=(), has_modules=False
+        name=name,
+        series=Series.UNKNOWN,
+        release="",
+        origin=spec,
+        sha256=spec,
+        folder=Path(),
+        early_modules=(),
+        has_modules=False,
     )

@@ -117,7 +117,9 @@ class KernelTries:
     @property
     def median_hit_s(self) -> float | None:
         """Of the times from a script's start to its hit."""
-        return statistics.median([one.hit_after_s for one in self.tries if one.outcome is Outcome.HIT and one.hit_after_s is not None])
+        return statistics.median(
+            [one.hit_after_s for one in self.tries if one.outcome is Outcome.HIT and one.hit_after_s is not None]
+        )
 
     @property
     def verdict(self) -> KernelVerdict:
@@ -176,21 +178,30 @@ def distinct_names(kernels: Iterable[KernelFiles]) -> tuple[KernelFiles, ...]:
     return tuple(said)
 
 
-def kernel_sides(shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]) -> tuple[tuple[KernelFiles, ...], tuple[KernelFiles, ...]]:
+def kernel_sides(
+    shows: Iterable[KernelFiles], clean: Iterable[KernelFiles]
+) -> tuple[tuple[KernelFiles, ...], tuple[KernelFiles, ...]]:
     """The kernels of both sides, each once.
 
     :raise UsageError: one is on both.
     """
-    must, must_not = tuple({one.sha256: one for one in shows}.values()), tuple({one.sha256: one for one in clean}.values())
+    must, must_not = (
+        tuple({one.sha256: one for one in shows}.values()),
+        tuple({one.sha256: one for one in clean}.values()),
+    )
     for one in must:
         for other in must_not:
             if one.sha256 == other.sha256:
-                raise UsageError(f"kernels {one.name} and {other.name}: expected it to show on one of them only, they are the same kernel")
+                raise UsageError(
+                    f"kernels {one.name} and {other.name}: expected it to show on one of them only, they are the same kernel"
+                )
     named = distinct_names((*must, *must_not))
     return named[: len(must)], named[len(must) :]
 
 
-async def reproduce(job: ReproJob, shows: tuple[KernelFiles, ...], clean: tuple[KernelFiles, ...]) -> tuple[KernelTries, ...]:
+async def reproduce(
+    job: ReproJob, shows: tuple[KernelFiles, ...], clean: tuple[KernelFiles, ...]
+) -> tuple[KernelTries, ...]:
     """The bug on each kernel where it must show, then on each that must be clean; no others after one whose guest was held.
 
     :raise HostError: this machine cannot run the guests.
@@ -208,7 +219,9 @@ async def reproduce(job: ReproJob, shows: tuple[KernelFiles, ...], clean: tuple[
         limits = replace(job.limits, tries=least)
     else:
         # A hit is the answer.
-        limits = replace(job.limits, until=None, rule=lambda rate, running, _: rate.hits > 0 or rate.tries + running >= least)
+        limits = replace(
+            job.limits, until=None, rule=lambda rate, running, _: rate.hits > 0 or rate.tries + running >= least
+        )
     for kernel in clean:
         found.append(await try_kernel(replace(job, limits=limits, hold=None), kernel, must_show=False))
     return tuple(found)
@@ -264,10 +277,17 @@ async def try_kernel(job: ReproJob, kernel: KernelFiles, *, must_show: bool) -> 
     try:
         while True:
             # The rule must hold for the tries that run as well, or they would be started in vain.
-            while number < limits.tries and len(running) < most and not holding and not _enough(limits, tried, len(running)):
+            while (
+                number < limits.tries
+                and len(running) < most
+                and not holding
+                and not _enough(limits, tried, len(running))
+            ):
                 number += 1
                 running.add(
-                    asyncio.create_task(attempt(_wanted(job, kernel, number, functools.partial(hold, number) if job.hold else None)))
+                    asyncio.create_task(
+                        attempt(_wanted(job, kernel, number, functools.partial(hold, number) if job.hold else None))
+                    )
                 )
             if not running:
                 break
@@ -338,7 +358,10 @@ def _enough(limits: StopRule, tried: list[Try], running: int) -> bool:
     hits = outcomes.count(Outcome.HIT)
     if limits.every:
         return len(tried) >= limits.tries
-    rate, most = Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS)), limits.tries - outcomes.count(Outcome.TROUBLE)
+    rate, most = (
+        Rate(hits=hits, tries=hits + outcomes.count(Outcome.MISS)),
+        limits.tries - outcomes.count(Outcome.TROUBLE),
+    )
     if limits.until is not None:
         return statistics.until_rate(limits.until, rate, most) is not NextTry.GO_ON
     if limits.rule is not None:

@@ -33,7 +33,9 @@ _USES = (
     re.compile(r"(?:environ(?:\.get)?|getenv)\s*[\[(]\s*[\"'](?P<name>[A-Za-z_]\w*)[\"']\s*(?P<op>,)?"),
     re.compile(r"\$ENV\{\s*[\"']?(?P<name>[A-Za-z_]\w*)[\"']?\s*\}"),
 )
-_SETTERS = re.compile(r"\b(?:read|for|select|local|export|declare|typeset|readonly|mapfile|readarray|getopts|coproc|let|unset)\b")
+_SETTERS = re.compile(
+    r"\b(?:read|for|select|local|export|declare|typeset|readonly|mapfile|readarray|getopts|coproc|let|unset)\b"
+)
 _BARE = re.compile(r"(?<![\w$])(?<!\$\{)[A-Za-z_]\w*")
 _SETS = (
     re.compile(r"(?<![\w$])([A-Za-z_]\w*)(?:\[[^\]]{0,200}\])?\+?=(?!=)"),
@@ -103,14 +105,23 @@ def script_mistakes(text: str, guest: GuestModel) -> Iterator[tuple[int, str]]:
     """What is wrong with a script for a guest, each with its line."""
     lines = text.split("\n")
     if text.startswith("\ufeff"):
-        yield 1, r"expected text without a byte order mark, which hides the first line; sed -i '1s/^\xef\xbb\xbf//' mends the file"
+        yield (
+            1,
+            r"expected text without a byte order mark, which hides the first line; sed -i '1s/^\xef\xbb\xbf//' mends the file",
+        )
     if all(not line.strip() or line.lstrip().startswith("#") for line in lines):
         yield 1, "expected a script that does something, got none but comments and empty lines"
     with_cr = next((number for number, line in enumerate(lines, 1) if line.endswith("\r")), None)
     if with_cr is not None:
-        yield with_cr, r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter; sed -i 's/\r$//' mends the file"
+        yield (
+            with_cr,
+            r"expected lines that end with LF, got CR LF, whose CR a shell takes for a letter; sed -i 's/\r$//' mends the file",
+        )
     if "\0" in text:
-        yield text[: text.index("\0")].count("\n") + 1, "expected text, got a NUL, which no shell reads; is this file a program?"
+        yield (
+            text[: text.index("\0")].count("\n") + 1,
+            "expected text, got a NUL, which no shell reads; is this file a program?",
+        )
     yield from islice(_unmade(lines, make_script(guest), guest.environment), _MOST_SAID)
 
 

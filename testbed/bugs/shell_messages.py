@@ -29,11 +29,11 @@ _MISSING_PATTERN = r"(?:exec: |\.: |source: )?(?P<program>[^:]+): (?:command not
 _MISSING = compile_linear(_MISSING_PATTERN)
 _NO_PROGRAM = compile_linear(r"(?P<program>[^:]+): (?:cannot execute|\S+: bad interpreter).*")
 # Of a program as of a file that is redirected: which, the script's line says.
-_EITHER = compile_linear(r"(?P<program>[^:]+): (?P<why>No such file or directory|Permission denied|Exec format error|Is a directory)")
-_SYNTAX = compile_linear(r"(?:\S+: )?(?:[Ss]yntax error|unexpected EOF|[Bb]ad substitution|EOF in backquote).*")
-_LAUNCHERS = (
-    r"(?:\S*/)?(?:env|timeout|nice|nohup|chroot|setsid|taskset|chrt|ionice|xargs|unshare|setpriv|stdbuf|nsenter|flock|time|busybox)"
+_EITHER = compile_linear(
+    r"(?P<program>[^:]+): (?P<why>No such file or directory|Permission denied|Exec format error|Is a directory)"
 )
+_SYNTAX = compile_linear(r"(?:\S+: )?(?:[Ss]yntax error|unexpected EOF|[Bb]ad substitution|EOF in backquote).*")
+_LAUNCHERS = r"(?:\S*/)?(?:env|timeout|nice|nohup|chroot|setsid|taskset|chrt|ionice|xargs|unshare|setpriv|stdbuf|nsenter|flock|time|busybox)"
 _NOT_LAUNCHED = compile_linear(
     rf"{_LAUNCHERS}: (?P<failed>(?:failed to (?:execute|run command)|cannot run command) )?(?P<program>[^:]+): "
     r"(?P<why>No such file or directory|Permission denied|Exec format error)"
@@ -41,12 +41,16 @@ _NOT_LAUNCHED = compile_linear(
 # Of what programs call by name; in the guest's locale, or in one of UTF-8.
 _QUOTES_OF_NAMES = "'\"\u2018\u2019"
 _OF_LANGUAGE = {
-    "python": compile_linear(r"(?:ModuleNotFoundError|ImportError|SyntaxError|IndentationError|TabError|NameError): .*"),
+    "python": compile_linear(
+        r"(?:ModuleNotFoundError|ImportError|SyntaxError|IndentationError|TabError|NameError): .*"
+    ),
     "perl": compile_linear(r"Can't locate \S+ in @INC.*|(?:syntax error|Execution of \S+ aborted|BEGIN failed).*"),
 }
 # Where a command begins; and those that print their words. The functions of a script may do so as well.
 _BEGINS = r"(?:^|[;&|({!`]|\$\(|\b(?:then|do|else|exec|sudo|time|if|while|until)\s|-c\s*[\"'])\s*"
-_PRINTS = frozenset(["echo", "printf", "print", "cat", "tee", "logger", "say", "puts", "fputs", "fprintf", "write", "warn", "die"])
+_PRINTS = frozenset(
+    ["echo", "printf", "print", "cat", "tee", "logger", "say", "puts", "fputs", "fprintf", "write", "warn", "die"]
+)
 _FUNCTION = compile_linear(r"(?m)\bdef\s+(\w+)\s*\(|\bfunction\s+([\w-]+)|(?:^|[^\w-])(\w[\w-]*)\s*\(\)\s*\{")
 _DOCUMENT = compile_linear(r"<<-?\s*(?:'([^']+)'|\"([^\"]+)\"|\\?(\w+))")
 _NOT_THERE = "not found in the guest's image"
@@ -85,7 +89,12 @@ def cannot_run(script: Script, output: str, errors: str) -> list[CannotRun]:
     """What a script that has ended could not run, from all that it has printed."""
     source = Source(script)
     streams = (Stream(source, errors=False), output), (Stream(source, errors=True), errors)
-    return [found for stream, text in streams for line in text.splitlines() if (found := stream.unable(line[:LONGEST_LINE])) is not None]
+    return [
+        found
+        for stream, text in streams
+        for line in text.splitlines()
+        if (found := stream.unable(line[:LONGEST_LINE])) is not None
+    ]
 
 
 def self_matches(bug: Bug) -> Iterator[str]:
@@ -94,7 +103,9 @@ def self_matches(bug: Bug) -> Iterator[str]:
         for text in (condition.output, condition.expect):
             if text is None or (pattern := compile_user_regex(text)).spans_lines:
                 continue
-            lines = ((at, line) for at, line in enumerate(bug.main.text.splitlines(), 1) if pattern.search(line) is not None)
+            lines = (
+                (at, line) for at, line in enumerate(bug.main.text.splitlines(), 1) if pattern.search(line) is not None
+            )
             if found := next(lines, None):
                 at, line = found
                 yield (
@@ -134,7 +145,9 @@ class Source:
         """Whether a line of the script calls a program by this word, rather than to redirect to a file."""
         if not 0 < line <= len(self.plain):
             return False
-        return compile_linear(rf"{_BEGINS}(?:\w+=\S*\s+)*[\"']?{escape(program)}").search(self.plain[line - 1]) is not None
+        return (
+            compile_linear(rf"{_BEGINS}(?:\w+=\S*\s+)*[\"']?{escape(program)}").search(self.plain[line - 1]) is not None
+        )
 
     def quoted(self, line: str, start: int, end: int) -> bool:
         """Whether what stands at a place of a printed line stands there behind the very command that is to print it, as in the source.
@@ -208,7 +221,9 @@ class Stream:
 
     def _goes_on(self, line: str) -> bool:
         until, self._left = self._until, self._left - 1
-        over = _collapsed(line) not in self._source.whole if self._checked else self._source.trace.match(line) is not None
+        over = (
+            _collapsed(line) not in self._source.whole if self._checked else self._source.trace.match(line) is not None
+        )
         if over or self._left < 0:
             self._until = ""
             return False
@@ -245,7 +260,10 @@ class Stream:
         # `env: 'perf'`, `unshare: failed to execute perf`, `xargs: perf`; but `flock: cannot open lock file /a` is no program.
         if found and (found["failed"] or " " not in found["program"]):
             program = found["program"].strip(_QUOTES_OF_NAMES)
-            return CannotRun(where=script.name, what=f"{program}: {_NOT_THERE if found['why'].startswith('No such') else found['why']}")
+            return CannotRun(
+                where=script.name,
+                what=f"{program}: {_NOT_THERE if found['why'].startswith('No such') else found['why']}",
+            )
         if self._of_language is not None and self._of_language.fullmatch(line):
             return CannotRun(where=script.name, what=line)
         return None

@@ -123,13 +123,19 @@ class Watch:
             _Watched(
                 number,
                 one,
-                {key: compile_user_regex(text) for key in ("console", "output", "expect") if (text := getattr(one, key)) is not None},
+                {
+                    key: compile_user_regex(text)
+                    for key in ("console", "output", "expect")
+                    if (text := getattr(one, key)) is not None
+                },
             )
             for number, one in enumerate(signature, 1)
         ]
         self._console, self._said, self._errors = _Lines(), _Lines(), _Lines()
         self._source = None if script is None else Source(script)
-        self._streams = None if self._source is None else (Stream(self._source, errors=False), Stream(self._source, errors=True))
+        self._streams = (
+            None if self._source is None else (Stream(self._source, errors=False), Stream(self._source, errors=True))
+        )
         # Lines, where a pattern spans several.
         self._output: deque[str] = deque()
         self._output_characters = 0
@@ -284,7 +290,9 @@ class Watch:
                 quoted = script and why is None and self._is_quoted(line, pattern)
                 if why is not None or quoted:
                     if len(self.uncounted) < _MOST_NOTED:
-                        self.uncounted.append(NotCounted(line=line[:300], why=why or "it holds a piece of the script's own source"))
+                        self.uncounted.append(
+                            NotCounted(line=line[:300], why=why or "it holds a piece of the script's own source")
+                        )
                     continue
                 self._see(one, key, line, script=script)
 
@@ -293,7 +301,11 @@ class Watch:
         plain = " ".join(line.split())
         found = pattern.spans(plain)
         try:
-            return self._source is not None and bool(found) and all(self._source.quoted(plain, start, end) for start, end in found)
+            return (
+                self._source is not None
+                and bool(found)
+                and all(self._source.quoted(plain, start, end) for start, end in found)
+            )
         except OverflowError:
             # Neither a hit nor none.
             self.untold = "the script prints pieces of its own source more often than they can be told from its output"

@@ -74,7 +74,9 @@ def _at_most(hits: int, tries: int, p: float) -> float:
     By logarithms: the number of ways to choose them is beyond a float from 1030 tries on.
     """
     hit, miss, ways = math.log(p), math.log1p(-p), math.lgamma(tries + 1)
-    terms = (ways - math.lgamma(k + 1) - math.lgamma(tries - k + 1) + k * hit + (tries - k) * miss for k in range(hits + 1))
+    terms = (
+        ways - math.lgamma(k + 1) - math.lgamma(tries - k + 1) + k * hit + (tries - k) * miss for k in range(hits + 1)
+    )
     return min(1.0, math.fsum(map(math.exp, terms)))
 
 
@@ -134,7 +136,9 @@ class Sequential:
 
     def __post_init__(self) -> None:
         if not 0 < self.lost < self.kept < 1 or not 0 < self.error < 0.5:
-            raise ValueError(f"expected 0 < lost < kept < 1 and an error below 0.5, got {self.lost}, {self.kept}, {self.error}")
+            raise ValueError(
+                f"expected 0 < lost < kept < 1 and an error below 0.5, got {self.lost}, {self.kept}, {self.error}"
+            )
 
     def add(self, hit: bool) -> None:
         if hit:
@@ -145,7 +149,9 @@ class Sequential:
     @property
     def verdict(self) -> bool | None:
         """True: kept. False: lost. None: try on."""
-        likelihood = self.hits * math.log(self.kept / self.lost) + self.misses * math.log((1 - self.kept) / (1 - self.lost))
+        likelihood = self.hits * math.log(self.kept / self.lost) + self.misses * math.log(
+            (1 - self.kept) / (1 - self.lost)
+        )
         bound = math.log((1 - self.error) / self.error)
         return True if likelihood >= bound else False if likelihood <= -bound else None
 

@@ -25,7 +25,10 @@ def find_problems(bug: Bug, places: Mapping[str, Place]) -> list[Problem]:
     """What of a bug's scripts cannot be read. `places`: where they stand, by the bug's keys."""
     named = (("prepare", bug.preparation), ("script", bug.main))
     return [
-        problem(places.get(key), key, line, said) for key, script in named if script is not None for line, said in syntax_mistakes(script)
+        problem(places.get(key), key, line, said)
+        for key, script in named
+        if script is not None
+        for line, said in syntax_mistakes(script)
     ]
 
 
@@ -58,7 +61,9 @@ def _asked_shell(script: Script, shell: str, *options: str) -> list[tuple[int, s
 
 def _asked_python(script: Script) -> list[tuple[int, str]]:
     """What Python says that only compiles it; in a process of its own, which a script nested too deeply may end."""
-    status, errors = _asked(script, sys.executable, "-ISWignore", "-c", "import sys; compile(sys.stdin.buffer.read(), 'script', 'exec')")
+    status, errors = _asked(
+        script, sys.executable, "-ISWignore", "-c", "import sys; compile(sys.stdin.buffer.read(), 'script', 'exec')"
+    )
     lines = errors.strip().splitlines()
     if status == 0 or not lines:
         return []
@@ -70,7 +75,9 @@ def _asked(script: Script, *command: str) -> tuple[int, str]:
     """Status and errors of a command that reads a script; 0 and none where it cannot be asked."""
     own = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}  # a BASH_ENV would be run
     try:
-        done = subprocess.run(command, input=script.text.encode(), capture_output=True, env=own, timeout=_LIMIT_S, check=False)  # noqa: S603 - the words are ours
+        done = subprocess.run(
+            command, input=script.text.encode(), capture_output=True, env=own, timeout=_LIMIT_S, check=False
+        )  # noqa: S603 - the words are ours
     except (OSError, subprocess.TimeoutExpired):
         return 0, ""
     return done.returncode, done.stderr.decode(errors="replace")

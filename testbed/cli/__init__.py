@@ -48,7 +48,17 @@ _ROOM_OF = {verb: room for room, verbs in ROOMS.items() for verb in verbs}
 # As of a command that SIGPIPE ends: whoever was to read what it prints has gone.
 UNREAD = 128 + signal.SIGPIPE
 # What this machine refuses wherever a file is written; every other error of the system that nobody expected is a mistake of ours.
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EFBIG}
+_REFUSED = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EFBIG,
+}
 
 
 def main(go: Callable[[], object] | None = None) -> NoReturn:
@@ -116,9 +126,17 @@ def _fail(error: TestbedError) -> NoReturn:
         said = "".join(traceback.format_exception(error))
         err.print(f"{said}{error.code}: see docs/errors.md", markup=False, highlight=False, soft_wrap=True)
     # A file's mistakes begin with its name, as a compiler's do.
-    err.print(str(error) if isinstance(error, TopologyError) else f"testbed: {error}", markup=False, highlight=False, soft_wrap=True)
+    err.print(
+        str(error) if isinstance(error, TopologyError) else f"testbed: {error}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     if "--json" in sys.argv:
-        print(json.dumps({"event": "error", "code": error.code, "error": type(error).__name__, "text": str(error)}), file=sys.stderr)
+        print(
+            json.dumps({"event": "error", "code": error.code, "error": type(error).__name__, "text": str(error)}),
+            file=sys.stderr,
+        )
     sys.exit(ERROR)
 
 
@@ -132,7 +150,9 @@ def _refused(error: BaseException) -> TestbedError | None:
         where = error.filename or "this machine"
         # A file of the user's is no place of ours.
         ours = "if it is the testbed's own, " if error.errno in (errno.EACCES, errno.EPERM) else ""
-        return HostError(f"{where}: {error.strerror}; {ours}name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR")
+        return HostError(
+            f"{where}: {error.strerror}; {ours}name other places with TESTBED_CACHE, TESTBED_STATE or TMPDIR"
+        )
     return None
 
 
@@ -157,8 +177,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tell on standard error what is done, and where an error was raised.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Tell on standard error what is done, and where an error was raised.")
+    ] = False,
     qemu: Annotated[str | None, typer.Option("--qemu", metavar="PROGRAM", help="The QEMU to run guests on.")] = None,
 ) -> None:
     del version

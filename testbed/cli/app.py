@@ -94,9 +94,12 @@ SKIP, ABORT = 125, 255
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Cold = Annotated[bool, typer.Option("--cold", help="Boot every guest instead of cloning a template.")]
-TopologyOption = Annotated[Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml without it.")]
+TopologyOption = Annotated[
+    Path | None, typer.Option("--topology", "-t", help="Topology file; topologies/default.yaml without it.")
+]
 IgnoreStack = Annotated[
-    bool, typer.Option("--ignore-stack", help="Leave out what scenarios do not use of the topology, in place of an error.")
+    bool,
+    typer.Option("--ignore-stack", help="Leave out what scenarios do not use of the topology, in place of an error."),
 ]
 KERNEL_HELP = "A name of images/kernels.yaml, built-NAME, BZIMAGE[:MODULES_FOLDER], or FILE.deb[:FILE.deb]."
 
@@ -110,7 +113,9 @@ def rows(table: RenderableType) -> None:
 def mistake() -> None:
     """Say that the exception which is being handled is a mistake of ours."""
     traceback.print_exc()
-    err.print("testbed: this is a mistake of the testbed and says nothing of your kernel; please report it with the lines above")
+    err.print(
+        "testbed: this is a mistake of the testbed and says nothing of your kernel; please report it with the lines above"
+    )
 
 
 _broken_off: list[Path] = []
@@ -132,9 +137,7 @@ def _what_there_is() -> str:
 
 def _stood_still(watchdog: Watchdog) -> None:
     """Say that a loop which did not turn was ended."""
-    said = (
-        f"testbed: {watchdog.stood}; this is a mistake of the testbed, please report it with the lines above; what it had started is gone"
-    )
+    said = f"testbed: {watchdog.stood}; this is a mistake of the testbed, please report it with the lines above; what it had started is gone"
     err.print(f"{watchdog.stack}{said}{_what_there_is()}", markup=False, highlight=False, soft_wrap=True)
 
 

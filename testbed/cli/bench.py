@@ -42,7 +42,9 @@ def disks(
             async with open_factory(progress, kernels=(spec,)) as factory:
                 folder = paths.new_run_folder(factory.folders.runs)
                 with run_going_on(folder):
-                    found = await disk_speed.measure(factory, await factory.kernel(spec), folder / "bench", seconds=seconds)
+                    found = await disk_speed.measure(
+                        factory, await factory.kernel(spec), folder / "bench", seconds=seconds
+                    )
                 disk_speed.save(found, factory.folders.cache, factory.host)
         if as_json:
             print(json.dumps({kind: asdict(one) for kind, one in found.items()}))

@@ -26,14 +26,21 @@ from testbed.units import format_size
 def bundle_command(
     run: Annotated[str, typer.Argument(help="A run of `testbed repro`: its folder, its name, or `last`.")] = "last",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A new file; RUN.tar without it.")] = None,
-    with_kernel: Annotated[bool, typer.Option("--with-kernel", help="The kernels go along, and not only their names and hashes.")] = False,
+    with_kernel: Annotated[
+        bool, typer.Option("--with-kernel", help="The kernels go along, and not only their names and hashes.")
+    ] = False,
 ) -> None:
     """Pack a run into one tar that `testbed repro` takes on another machine: bug, scripts, versions, hashes, seed, logs, results."""
     folders = paths.folders()
     folder = run_folder(run, folders.runs)
     target = output or Path(f"{folder.name}.tar")
     written_bytes = bundles.pack(folder, target, _kernels(folder, folders.cache, with_kernel=with_kernel))
-    err.print(f"{target}: {format_size(written_bytes)}; run it with: testbed repro {target}", markup=False, highlight=False, soft_wrap=True)
+    err.print(
+        f"{target}: {format_size(written_bytes)}; run it with: testbed repro {target}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]:
@@ -50,14 +57,18 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
         name, there = str(one["name"]), cache / "kernels" / Path(one["cached"]).name
         if not with_kernel:
             if name not in table.rows:
-                raise UsageError(f"bundle: kernel {name}: no other machine knows it by its name; take it along with --with-kernel")
+                raise UsageError(
+                    f"bundle: kernel {name}: no other machine knows it by its name; take it along with --with-kernel"
+                )
             continue
         try:
             same = files.read_folder(LocalKernel(name=name), there).sha256 == one["sha256"]
         except HostError:
             same = False
         if not same:
-            raise UsageError(f"bundle: kernel {name}: expected {one['release']} in the cache, as it was; it is not there any longer")
+            raise UsageError(
+                f"bundle: kernel {name}: expected {one['release']} in the cache, as it was; it is not there any longer"
+            )
         found[name] = there
     return found
 
@@ -90,7 +101,9 @@ def unpacked(bundle: Bundle | None, factory: GuestFactory) -> dict[str, KernelFi
     return bundles.kernels(bundle, factory.new_folder()) if bundle is not None and bundle.manifest.with_kernels else {}
 
 
-def tell_differences(bundle: Bundle, factory: GuestFactory, kernels: tuple[KernelFiles, ...], progress: Progress) -> None:
+def tell_differences(
+    bundle: Bundle, factory: GuestFactory, kernels: tuple[KernelFiles, ...], progress: Progress
+) -> None:
     """Say what is another here than where a bundle was made, before it runs."""
     # Those that came along are the bundle's own.
     others = [one for one in kernels if one.name not in bundle.manifest.with_kernels]

@@ -57,10 +57,15 @@ def image_rm(name: Annotated[str, typer.Argument(help="Recipe.")]) -> None:
 
 @app.command()
 def gc(
-    unused_for: Annotated[str, typer.Option("--unused-for", help="What was of no use so long, such as 14d or 12h.")] = "14d",
+    unused_for: Annotated[
+        str, typer.Option("--unused-for", help="What was of no use so long, such as 14d or 12h.")
+    ] = "14d",
     larger_than: Annotated[
         str | None,
-        typer.Option("--larger-than", help="The least recently used, until the rest is no larger; TESTBED_CACHE_LIMIT (20G) without it."),
+        typer.Option(
+            "--larger-than",
+            help="The least recently used, until the rest is no larger; TESTBED_CACHE_LIMIT (20G) without it.",
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what.")] = False,
     as_json: Json = False,
@@ -72,10 +77,14 @@ def gc(
     """
     folders = paths.folders()
     unused_s = age_s("--unused-for", unused_for)
-    limit_bytes = size_bytes("--larger-than", larger_than) if larger_than is not None else quota.size_limit(quota.CACHE_LIMIT)
+    limit_bytes = (
+        size_bytes("--larger-than", larger_than) if larger_than is not None else quota.size_limit(quota.CACHE_LIMIT)
+    )
     leftovers = 0 if dry_run else len(session.reap(folders)) + len(runs.remove_empty_runs(folders.runs))
     pieces = waste.list_pieces(folders.cache) + waste.list_environments(folders.cache)
-    chosen = waste.select_unused(pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.select_needed(folders))
+    chosen = waste.select_unused(
+        pieces, time.time(), unused_s=unused_s, limit_bytes=limit_bytes, needed=waste.select_needed(folders)
+    )
     gone = [piece for piece in chosen if dry_run or waste.remove(piece.folder)]
     freed = sum(piece.size_bytes for piece in gone)
     left = sum(piece.size_bytes for piece in pieces) - freed
@@ -87,6 +96,9 @@ def gc(
     for piece in gone:
         out.print(f"{piece.name}\t{format_size(piece.size_bytes)}", highlight=False, soft_wrap=True)
     if leftovers:
-        err.print(f"{leftovers} leftover{'' if leftovers == 1 else 's'} of commands that were killed or failed removed", highlight=False)
+        err.print(
+            f"{leftovers} leftover{'' if leftovers == 1 else 's'} of commands that were killed or failed removed",
+            highlight=False,
+        )
     said = "would be removed" if dry_run else "removed"
     err.print(f"{len(gone)} {said}, {format_size(freed)}; {format_size(left)} left", highlight=False)

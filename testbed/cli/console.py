@@ -78,7 +78,9 @@ async def attach(vm: VmHandle) -> int:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
     if ended:
-        raise HostError(f"{vm.record.name}: its console has ended, as the guest did or is started anew; its logs: {vm.record.evidence}")
+        raise HostError(
+            f"{vm.record.name}: its console has ended, as the guest did or is started anew; its logs: {vm.record.evidence}"
+        )
     return 0
 
 

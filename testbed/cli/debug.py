@@ -22,9 +22,13 @@ _GDB_S, _DUMP_S = 120.0, 700.0
 @app.command()
 def gdb(
     vm: VmArgument,
-    symbols: Annotated[Path | None, typer.Option("--symbols", help="A vmlinux or System.map of its kernel; else its own kallsyms.")] = None,
+    symbols: Annotated[
+        Path | None, typer.Option("--symbols", help="A vmlinux or System.map of its kernel; else its own kallsyms.")
+    ] = None,
     only_print: Annotated[bool, typer.Option("--print", help="Print the command instead of running it.")] = False,
-    more: Annotated[list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More words for gdb, such as -batch -ex bt.")] = None,
+    more: Annotated[
+        list[str] | None, typer.Argument(metavar="-- ARGUMENTS", help="More words for gdb, such as -batch -ex bt.")
+    ] = None,
 ) -> None:
     """Debug a guest's kernel with gdb, through QEMU's stub: breakpoints work. The guest stands still while gdb has it."""
     found = registry.find_vm(paths.folders(), vm)

@@ -54,7 +54,11 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
     except ToolMissing:
         pass  # already said
     except HostError as error:
-        said.append(Complaint(what=str(error), mend="export TESTBED_DEBIAN_MIRROR=URL, or apt-get install debian-archive-keyring"))
+        said.append(
+            Complaint(
+                what=str(error), mend="export TESTBED_DEBIAN_MIRROR=URL, or apt-get install debian-archive-keyring"
+            )
+        )
     if os.getuid() != 0 and not _has_subordinate_ids():
         user = pwd.getpwuid(os.getuid()).pw_name
         said.append(
@@ -82,16 +86,24 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
     if host is not None:
         if host.memory_free_bytes < _NEEDED_MEMORY_BYTES:
             said.append(
-                Complaint(what=f"{format_size(host.memory_free_bytes)} of memory is free, two guests need 2G", mend="end something")
+                Complaint(
+                    what=f"{format_size(host.memory_free_bytes)} of memory is free, two guests need 2G",
+                    mend="end something",
+                )
             )
         if host.disk_free_bytes < _NEEDED_DISK_BYTES:
             said.append(
                 Complaint(
-                    what=f"{format_size(host.disk_free_bytes)} is free in the cache, 4G is needed", mend="set TESTBED_CACHE elsewhere"
+                    what=f"{format_size(host.disk_free_bytes)} is free in the cache, 4G is needed",
+                    mend="set TESTBED_CACHE elsewhere",
                 )
             )
         if host.account is None and os.getuid() == 0:
-            said.append(Complaint(what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False))
+            said.append(
+                Complaint(
+                    what=f"QEMU runs as root: {host.why_own_account}", mend="a user of its own for QEMU", fatal=False
+                )
+            )
         said += (
             Complaint(what=f"a guest that takes QEMU over may {left}", mend=_KEEPING, fatal=False)
             for left in jail.unconfined_parts(host.confinement)
@@ -115,7 +127,9 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
                 )
             )
         if not host.qemu.warm_clones:
-            said.append(Complaint(what=f"guests boot cold: {host.qemu.why_not_warm}", mend="QEMU 6.0 or later", fatal=False))
+            said.append(
+                Complaint(what=f"guests boot cold: {host.qemu.why_not_warm}", mend="QEMU 6.0 or later", fatal=False)
+            )
     return tuple(said)
 
 

@@ -32,7 +32,9 @@ def _speeds(incomplete: str) -> list[str]:
     return [word for word in ("off", *PROFILES) if word.startswith(incomplete)]
 
 
-DiskArgument = Annotated[str, typer.Argument(metavar="DISK", help="A disk or a namespace of its topology.", autocompletion=_disks)]
+DiskArgument = Annotated[
+    str, typer.Argument(metavar="DISK", help="A disk or a namespace of its topology.", autocompletion=_disks)
+]
 
 _BOOT_S = 600.0
 
@@ -44,7 +46,9 @@ def throttle(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="LIMIT", help="A profile, iops-total=100, bps-read=20M and the like, or off; scale=0.5.", autocompletion=_speeds
+            metavar="LIMIT",
+            help="A profile, iops-total=100, bps-read=20M and the like, or off; scale=0.5.",
+            autocompletion=_speeds,
         ),
     ],
     as_json: Json = False,
@@ -58,7 +62,8 @@ def delay(
     vm: VmArgument,
     disk: DiskArgument,
     words: Annotated[
-        list[str], typer.Argument(metavar="DELAY", help="5ms, or read=5ms, write=, flush=, jitter= and both=, a profile, or off.")
+        list[str],
+        typer.Argument(metavar="DELAY", help="5ms, or read=5ms, write=, flush=, jitter= and both=, a profile, or off."),
     ],
     as_json: Json = False,
 ) -> None:
@@ -115,7 +120,10 @@ def plug(vm: VmArgument, disk: DiskArgument, as_json: Json = False) -> None:
 
 @app.command()
 def resize(
-    vm: VmArgument, disk: DiskArgument, size: Annotated[str, typer.Argument(metavar="SIZE", help="Such as 2G.")], as_json: Json = False
+    vm: VmArgument,
+    disk: DiskArgument,
+    size: Annotated[str, typer.Argument(metavar="SIZE", help="Such as 2G.")],
+    as_json: Json = False,
 ) -> None:
     """Give a disk another size. Of a smaller one what is beyond it is lost, also under a file system that is mounted."""
     _tell(vm, as_json, "resize", disk, size)
@@ -124,7 +132,9 @@ def resize(
 @app.command()
 def memory(
     vm: VmArgument,
-    size: Annotated[str, typer.Argument(metavar="SIZE", help="What the guest keeps, such as 128M; off gives it all back.")],
+    size: Annotated[
+        str, typer.Argument(metavar="SIZE", help="What the guest keeps, such as 128M; off gives it all back.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Take memory from a guest by a balloon."""
@@ -145,9 +155,14 @@ def cpus(
 def power_cut(
     vm: VmArgument,
     keep: Annotated[
-        float, typer.Option("--keep", min=0, max=1, help="With this probability a block that was only in a disk's cache is not lost.")
+        float,
+        typer.Option(
+            "--keep", min=0, max=1, help="With this probability a block that was only in a disk's cache is not lost."
+        ),
     ] = 0.5,
-    seed: Annotated[int | None, typer.Option("--seed", help="The same one loses the same blocks; otherwise a new one.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="The same one loses the same blocks; otherwise a new one.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Let a guest lose its power, with what its disks' volatile caches hold, and boot it again on the disks as they are then."""
@@ -159,7 +174,10 @@ def power_cut(
         if as_json:
             print(json.dumps({"seed": chosen, **found}))
         else:
-            said = ", ".join(f"{disk} lost {blocks} blocks of 4K" for disk, blocks in lost.items()) or "no disk has a volatile cache"
+            said = (
+                ", ".join(f"{disk} lost {blocks} blocks of 4K" for disk, blocks in lost.items())
+                or "no disk has a volatile cache"
+            )
             out.print(f"{vm} is up again; {said} (seed {chosen})", markup=False, highlight=False)
         return 0
 
@@ -170,7 +188,9 @@ def power_cut(
 def sample(
     vm: VmArgument,
     every: Annotated[str, typer.Option(metavar="DURATION", help="From one sample to the next.")] = "100ms",
-    count: Annotated[int | None, typer.Option("--count", "-n", min=1, help="So many; otherwise until it is stopped.")] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", "-n", min=1, help="So many; otherwise until it is stopped.")
+    ] = None,
 ) -> None:
     """What a guest's emulated disks have counted, again and again, a line of JSON each: requests, bytes, latencies, limits."""
     try:
@@ -195,7 +215,9 @@ def sample(
 
 @app.command()
 def profiles(
-    markdown: Annotated[bool, typer.Option("--markdown", help="With their sources, as docs/hardware.md has it.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="With their sources, as docs/hardware.md has it.")
+    ] = False,
 ) -> None:
     """The named devices that a disk can be like."""
     if markdown:

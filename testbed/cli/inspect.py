@@ -47,7 +47,16 @@ def doctor_command(as_json: Json = False) -> None:
         fatal = [complaint for complaint in complaints if complaint.fatal]
         if as_json:
             facts = asdict(host) | {"accelerator": host.accelerator} if host else None
-            print(json.dumps({"host": facts, "tools": doctor.tools(), "problems": [asdict(c) for c in complaints], "error": why or None}))
+            print(
+                json.dumps(
+                    {
+                        "host": facts,
+                        "tools": doctor.tools(),
+                        "problems": [asdict(c) for c in complaints],
+                        "error": why or None,
+                    }
+                )
+            )
         else:
             if host is not None:
                 out.print(tables.host_table(host, doctor.tools()))
@@ -55,7 +64,12 @@ def doctor_command(as_json: Json = False) -> None:
                 out.print(why, markup=False, highlight=False)
             for complaint in complaints:
                 kind = "problem" if complaint.fatal else "warning"
-                out.print(f"{kind}: {complaint.what}\n    mend: {complaint.mend}", markup=False, highlight=False, soft_wrap=True)
+                out.print(
+                    f"{kind}: {complaint.what}\n    mend: {complaint.mend}",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
             if not fatal and host is not None:
                 out.print("This machine can run the testbed.")
         return ERROR if fatal or host is None else 0
@@ -113,7 +127,9 @@ def _not_by_default(file: Path, topologies: Iterable[Topology]) -> Iterator[str]
 @app.command("plan")
 def plan_command(
     file: Annotated[Path, typer.Argument(help="Topology or bug file.")],
-    point: Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")] = None,
+    point: Annotated[
+        str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")
+    ] = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Draw it into this file instead.")] = None,
 ) -> None:
     """Print what would be done: each guest's QEMU argv, its ordered QMP commands, and the steps inside it; runs nothing.
@@ -147,8 +163,12 @@ def plan_command(
 
 @app.command("errors")
 def errors_command(
-    code: Annotated[str | None, typer.Argument(metavar="[CODE]", help="One of them, such as TB410.", show_default=False)] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue, as docs/errors.md has it.")] = False,
+    code: Annotated[
+        str | None, typer.Argument(metavar="[CODE]", help="One of them, such as TB410.", show_default=False)
+    ] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The whole catalogue, as docs/errors.md has it.")
+    ] = False,
 ) -> None:
     """What an error's code means, who must act, and how."""
     if markdown:
@@ -163,7 +183,9 @@ def errors_command(
 
 @app.command("scenarios")
 def scenarios_command(
-    markdown: Annotated[bool, typer.Option("--markdown", help="The whole catalogue, as docs/scenarios.md has it.")] = False,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="The whole catalogue, as docs/scenarios.md has it.")
+    ] = False,
 ) -> None:
     """List the scenarios and the points at which each is tried."""
     if markdown:

@@ -35,26 +35,39 @@ SERIES_HELP = (
     "May be given more than once."
 )
 Flavours = Annotated[
-    list[str] | None, typer.Option("--flavour", help="On top of the base configuration: faults, iolatency, kasan, leaks, lockdep.")
+    list[str] | None,
+    typer.Option("--flavour", help="On top of the base configuration: faults, iolatency, kasan, leaks, lockdep."),
 ]
 Fragments = Annotated[list[Path] | None, typer.Option("--fragment", help="Options of your own, on top.")]
 Config = Annotated[Path | None, typer.Option("--config", help="Your own .config in place of the base configuration.")]
 BUILD_OPTIONS = "--series, --series-version, --series-patches, --revert, --flavour, --fragment, --config, --make-arg"
 MakeArgs = Annotated[
     list[str] | None,
-    typer.Option("--make-arg", help="NAME=VALUE for make, such as LLVM=1, CC=gcc-11 or KCFLAGS=-O1; part of what a kernel is known by."),
+    typer.Option(
+        "--make-arg",
+        help="NAME=VALUE for make, such as LLVM=1, CC=gcc-11 or KCFLAGS=-O1; part of what a kernel is known by.",
+    ),
 ]
-JobsOption = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Compilers at once; one for each processor without it.")]
+JobsOption = Annotated[
+    int | None, typer.Option("--jobs", "-j", min=1, help="Compilers at once; one for each processor without it.")
+]
 
 
 Tree = Annotated[str | None, typer.Option("--tree", help=f"Build what is run from source. {SOURCE_HELP}")]
 Series = Annotated[list[Path] | None, typer.Option("--series", help=SERIES_HELP)]
-Revert = Annotated[list[Path] | None, typer.Option("--revert", help="Patches that are in the source, to be taken away.")]
+Revert = Annotated[
+    list[Path] | None, typer.Option("--revert", help="Patches that are in the source, to be taken away.")
+]
 SeriesVersion = Annotated[
     str | None,
-    typer.Option("--series-version", help="Of patches with several versions in one mailbox or folder the one that is meant: 2, rfc-v1."),
+    typer.Option(
+        "--series-version",
+        help="Of patches with several versions in one mailbox or folder the one that is meant: 2, rfc-v1.",
+    ),
 ]
-SeriesPatches = Annotated[str | None, typer.Option("--series-patches", help="Only these patches of a series, as `b4 am -P` has it: 2-3,5.")]
+SeriesPatches = Annotated[
+    str | None, typer.Option("--series-patches", help="Only these patches of a series, as `b4 am -P` has it: 2-3,5.")
+]
 
 
 def kernel_table() -> KernelTable:
@@ -148,13 +161,17 @@ def kernel_fetch(
 
 @kernel_app.command("build")
 def kernel_build(
-    name: Annotated[str | None, typer.Argument(help="The kernel is then built-NAME; made of what it is without one.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="The kernel is then built-NAME; made of what it is without one.")
+    ] = None,
     source: Annotated[str, typer.Option("--source", "--tree", help=SOURCE_HELP)] = "debian-6.1",
     series: Series = None,
     revert: Revert = None,
     series_version: SeriesVersion = None,
     series_patches: SeriesPatches = None,
-    ablation: Annotated[list[str] | None, typer.Option("--ablation", help=f"Take one thing away: {', '.join(ABLATIONS)}.")] = None,
+    ablation: Annotated[
+        list[str] | None, typer.Option("--ablation", help=f"Take one thing away: {', '.join(ABLATIONS)}.")
+    ] = None,
     flavour: Flavours = None,
     fragment: Fragments = None,
     config: Config = None,
@@ -177,7 +194,12 @@ def kernel_build(
         with _kept_small(), live.progress(err, quiet=quiet, as_json=as_json) as progress:
             built = await builder(progress).build(wanted, name)
         if as_json:
-            own = {"name": built.name, "origin": built.origin, "series": built.series.value, "folder": str(built.folder)}
+            own = {
+                "name": built.name,
+                "origin": built.origin,
+                "series": built.series.value,
+                "folder": str(built.folder),
+            }
             print(json.dumps(cache.read_meta(built.folder) | own))
         else:
             out.print(f"{built.name}\t{built.release}\t{built.origin}", markup=False, highlight=False, soft_wrap=True)
@@ -212,10 +234,16 @@ def kernel_list(as_json: Json = False) -> None:
         return
     for row in rows:
         what = f"{row['release']} ({row['origin']})" if row["release"] else "not fetched"
-        print("\t".join((row["name"], row["series"], row["role"], what, row["config"] or "", row["sha256"] or "")).rstrip())
+        print(
+            "\t".join(
+                (row["name"], row["series"], row["role"], what, row["config"] or "", row["sha256"] or "")
+            ).rstrip()
+        )
 
 
 @kernel_app.command("rm")
-def kernel_rm(name: Annotated[str, typer.Argument(help="A kernel that was built: its name, with built- or without.")]) -> None:
+def kernel_rm(
+    name: Annotated[str, typer.Argument(help="A kernel that was built: its name, with built- or without.")],
+) -> None:
     """Remove a built kernel. Its source stays in the cache, with the objects that the next build starts from."""
     kernel_builds.remove_build(name, paths.folders().cache)

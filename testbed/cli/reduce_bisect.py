@@ -58,8 +58,12 @@ Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at
 @app.command("reduce")
 def reduce_command(
     file: BugFile,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where the smaller bug goes; FILE.reduced.yaml without it.")] = None,
-    kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=f"The first where it shows without it. {KERNEL_HELP}")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where the smaller bug goes; FILE.reduced.yaml without it.")
+    ] = None,
+    kernel: Annotated[
+        str | None, typer.Option("--kernel", "-k", help=f"The first where it shows without it. {KERNEL_HELP}")
+    ] = None,
     tries: Annotated[int, typer.Option("--tries", "-n", min=1, help="For its rate as it is.")] = reduce.MEASURED_TRIES,
     error: Error = 0.05,
     jobs: Jobs = None,
@@ -89,8 +93,14 @@ def reduce_command(
 
                 def document(why: str | None) -> dict[str, Any]:
                     so_far = reducer.so_far
-                    partial = None if why is None else Partial(ended=len(so_far.steps), wanted=None, what="candidates", why=why)
-                    origin = f"Reduced from {file.name} by {so_far.guests} guests on {spec}; as it was: {so_far.whole.rate}"
+                    partial = (
+                        None
+                        if why is None
+                        else Partial(ended=len(so_far.steps), wanted=None, what="candidates", why=why)
+                    )
+                    origin = (
+                        f"Reduced from {file.name} by {so_far.guests} guests on {spec}; as it was: {so_far.whole.rate}"
+                    )
                     head = f"yaml-language-server: $schema=schema.json\n{origin}"
                     smaller = to_yaml(so_far.plain, head) if so_far.plain is not None else ""
                     return results.reduce_document(job, so_far, smaller, sys.argv, time.monotonic() - begun, partial)
@@ -138,9 +148,14 @@ def bisect_command(
         ),
     ] = None,
     run: Annotated[
-        str | None, typer.Option("--run", help="Ask this kernel alone, for `git bisect run`: exits 0 good, 1 bad, 125 it cannot be told.")
+        str | None,
+        typer.Option(
+            "--run", help="Ask this kernel alone, for `git bisect run`: exits 0 good, 1 bad, 125 it cannot be told."
+        ),
     ] = None,
-    tree: Annotated[str | None, typer.Option("--tree", help=f"As --run, for a kernel that is built first. {SOURCE_HELP}")] = None,
+    tree: Annotated[
+        str | None, typer.Option("--tree", help=f"As --run, for a kernel that is built first. {SOURCE_HELP}")
+    ] = None,
     series: Series = None,
     series_version: SeriesVersion = None,
     series_patches: SeriesPatches = None,
@@ -148,7 +163,9 @@ def bisect_command(
     fragment: Fragments = None,
     config: Config = None,
     make_arg: MakeArgs = None,
-    rate: Annotated[float | None, typer.Option("--rate", min=0.001, max=1, help="How often it shows; measured, or the file's.")] = None,
+    rate: Annotated[
+        float | None, typer.Option("--rate", min=0.001, max=1, help="How often it shows; measured, or the file's.")
+    ] = None,
     error: Error = 0.05,
     jobs: Jobs = None,
     as_json: Json = False,
@@ -163,7 +180,9 @@ def bisect_command(
         nothing_built((series,), more)
     if run is not None or tree is not None:
         if good or bad or kernels or (run is not None and tree is not None):
-            raise UsageError("bisect: --run or --tree asks one kernel; expected no --good, --bad and --kernels beside it, and not both")
+            raise UsageError(
+                "bisect: --run or --tree asks one kernel; expected no --good, --bad and --kernels beside it, and not both"
+            )
         spec = replace(more, source=str(tree), series=tuple(series or ()))
         _ask_one(file, run or spec, rate, error, jobs, quiet)
         return
@@ -183,9 +202,13 @@ def bisect_command(
                 def document(why: str | None) -> dict[str, Any]:
                     most = 2 + bisect.most_steps(found.good, found.bad)
                     partial = (
-                        None if why is None else Partial(ended=len(bisector.asked), wanted=most, at_most=True, what="kernels", why=why)
+                        None
+                        if why is None
+                        else Partial(ended=len(bisector.asked), wanted=most, at_most=True, what="kernels", why=why)
                     )
-                    return results.bisect_document(job, every, found, bisector, sys.argv, time.monotonic() - begun, partial, listed.others)
+                    return results.bisect_document(
+                        job, every, found, bisector, sys.argv, time.monotonic() - begun, partial, listed.others
+                    )
 
                 def on_step(text: str) -> None:
                     progress.note(text)
@@ -211,14 +234,18 @@ def bisect_command(
     run_async(work())
 
 
-def _ask_one(file: Path, wanted: str | BuildSpec, rate: float | None, error: float, jobs: int | None, quiet: bool) -> None:
+def _ask_one(
+    file: Path, wanted: str | BuildSpec, rate: float | None, error: float, jobs: int | None, quiet: bool
+) -> None:
     """One kernel, with the exit codes of `git bisect run`, to which every number below 128 is a verdict (`exit_code` sees to errors)."""
     case = ready(file)
     # What is the same for every commit would skip them all.
     if isinstance(wanted, BuildSpec):
         builder(Silent()).read(wanted)
     elif "/" not in wanted and files_of(wanted) is None:
-        load_table(paths.shipped("images") / "kernels.yaml").resolve(wanted)  # a name, and no file that make would have made
+        load_table(paths.shipped("images") / "kernels.yaml").resolve(
+            wanted
+        )  # a name, and no file that make would have made
 
     async def work() -> int:
         try:
@@ -228,8 +255,14 @@ def _ask_one(file: Path, wanted: str | BuildSpec, rate: float | None, error: flo
                     begun = time.monotonic()
 
                     def document(why: str | None) -> dict[str, Any]:
-                        partial = None if why is None else Partial(ended=len(bisector.asked), wanted=1, what="kernels", why=why)
-                        return results.ask_document(job, spec, bisector, rate, sys.argv, time.monotonic() - begun, partial)
+                        partial = (
+                            None
+                            if why is None
+                            else Partial(ended=len(bisector.asked), wanted=1, what="kernels", why=why)
+                        )
+                        return results.ask_document(
+                            job, spec, bisector, rate, sys.argv, time.monotonic() - begun, partial
+                        )
 
                     job = _job(factory, case, jobs, lambda *_: keeper.update())
                     bisector = Bisector(job, factory.kernel, error, progress.note)
@@ -249,7 +282,9 @@ def _ask_one(file: Path, wanted: str | BuildSpec, rate: float | None, error: flo
 def _job(factory: GuestFactory, case: Case, jobs: int | None, on_try: OnTry) -> ReproJob:
     limits = StopRule(tries=case.bug.tries, timeout_s=case.bug.timeout_s, jobs=jobs)
     folder = paths.new_run_folder(factory.folders.runs)
-    return ReproJob(factory=factory, case=case, limits=limits, seed=secrets.randbelow(1 << 31), folder=folder, on_try=on_try)
+    return ReproJob(
+        factory=factory, case=case, limits=limits, seed=secrets.randbelow(1 << 31), folder=folder, on_try=on_try
+    )
 
 
 def _first_shown(file: Path, case: Case) -> str:
@@ -270,7 +305,9 @@ def _list(kernels: str | None) -> FoundKernel:
     if not folder.is_dir():
         named = sizes.names("--kernels", kernels)
         if len(named) == 1:
-            raise UsageError(f"--kernels {kernels}: expected two kernels or more, with commas between, or a folder that is there")
+            raise UsageError(
+                f"--kernels {kernels}: expected two kernels or more, with commas between, or a folder that is there"
+            )
         for name in named:
             table.resolve(name)
         return FoundKernel(kernels=named, others=())
@@ -289,7 +326,11 @@ def _place(name: str | None, every: tuple[str, ...], option: str) -> int:
     if name is None:
         raise UsageError(f"bisect: expected {option} KERNEL, one of {', '.join(every)}")
     names = [file_name(one) for one in every]
-    found = [number for number, one in enumerate(every) if name in (one, names[number], *map(str, (files_of(one) or ())[:1]))]
+    found = [
+        number for number, one in enumerate(every) if name in (one, names[number], *map(str, (files_of(one) or ())[:1]))
+    ]
     if len(found) != 1:
-        raise UsageError(f"{option} {name}: expected one of {', '.join(names if len(set(names)) == len(names) else every)}")
+        raise UsageError(
+            f"{option} {name}: expected one of {', '.join(names if len(set(names)) == len(names) else every)}"
+        )
     return found[0]

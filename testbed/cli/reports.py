@@ -33,14 +33,22 @@ _FORMATS = ", ".join(artefacts.FORMATS)
 @app.command("report")
 def report_command(
     run: Annotated[
-        list[str] | None, typer.Argument(metavar="RUN", help="A run's folder, or its name, or `last`; two of them for --diff.")
+        list[str] | None,
+        typer.Argument(metavar="RUN", help="A run's folder, or its name, or `last`; two of them for --diff."),
     ] = None,
     kind: Annotated[str, typer.Option("--format", "-f", help=f"One of {_FORMATS}.")] = "markdown",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it into this file instead of printing it.")] = None,
-    show: Annotated[bool, typer.Option("--open", help="Make the page again from the run's results, and open it in a browser.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write it into this file instead of printing it.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--open", help="Make the page again from the run's results, and open it in a browser.")
+    ] = False,
     between: Annotated[
         bool,
-        typer.Option("--diff", help="What changed between two runs beyond chance; exits 1 if anything did, 3 if nothing can be told."),
+        typer.Option(
+            "--diff",
+            help="What changed between two runs beyond chance; exits 1 if anything did, 3 if nothing can be told.",
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -48,7 +56,9 @@ def report_command(
     named, there = run or ["last"], paths.folders().runs
     if between:
         if show or kind != "markdown":
-            raise UsageError("report --diff: it is text, or JSON with --json; expected no --open and no --format beside it")
+            raise UsageError(
+                "report --diff: it is text, or JSON with --json; expected no --open and no --format beside it"
+            )
         _diff(named, there, as_json, output)
         return
     if as_json and kind not in ("markdown", "json"):
@@ -76,7 +86,11 @@ def _diff(named: list[str], there: Path, as_json: bool, output: Path | None) -> 
     if len(named) != 2:
         raise UsageError(f"report --diff: expected two runs, got {', '.join(named)}")
     found = diff.compare(*(results.read(one, there) for one in named))
-    _told(json.dumps(found) + "\n" if as_json else diff.text(found), output, *(results.locate(one, there) for one in named))
+    _told(
+        json.dumps(found) + "\n" if as_json else diff.text(found),
+        output,
+        *(results.locate(one, there) for one in named),
+    )
     sys.exit(diff.EXIT_CODES[found["result"]])
 
 
@@ -104,11 +118,15 @@ def schema_command() -> None:
 @app.command("runs")
 def runs_command(
     prune: Annotated[bool, typer.Option("--prune", help="Remove runs, as the options below say.")] = False,
-    older_than: Annotated[str | None, typer.Option("--older-than", help="Those that began so long ago, such as 30d, 12h or 2w.")] = None,
+    older_than: Annotated[
+        str | None, typer.Option("--older-than", help="Those that began so long ago, such as 30d, 12h or 2w.")
+    ] = None,
     larger_than: Annotated[
         str | None, typer.Option("--larger-than", help="The oldest, until all together are no larger, such as 5G.")
     ] = None,
-    keep: Annotated[int | None, typer.Option("--keep", min=0, help="But never so many of the newest; alone, all others.")] = None,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=0, help="But never so many of the newest; alone, all others.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -118,13 +136,17 @@ def runs_command(
         raise UsageError("runs: --older-than, --larger-than, --keep and --dry-run go with --prune")
     if prune and older_than is None and larger_than is None and keep is None:
         raise UsageError("runs --prune: expected --older-than, --larger-than or --keep, which say what may go")
-    found = store.list_runs(folders.runs, result_reader.read_document, [Path(vm.record.evidence) for vm in registry.list_vms(folders)])
+    found = store.list_runs(
+        folders.runs, result_reader.read_document, [Path(vm.record.evidence) for vm in registry.list_vms(folders)]
+    )
     if not prune:
         _show(found, as_json, "runs")
         return
     seconds = age_s("--older-than", older_than) if older_than is not None else (0.0 if larger_than is None else None)
     largest = size_bytes("--larger-than", larger_than) if larger_than is not None else None
-    chosen = store.select_unused(found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep or 0)
+    chosen = store.select_unused(
+        found, datetime.now(UTC), older_than_s=seconds, larger_than_bytes=largest, keep=keep or 0
+    )
     failures = [] if dry_run else _remove(chosen, folders.runs)
     _show(tuple(run for run in chosen if run not in failures), as_json, "would_be_removed" if dry_run else "removed")
     if failures:
@@ -149,7 +171,12 @@ def _show(found: tuple[Run, ...], as_json: bool, what: str) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for column in ("run", "ago", "verdict", "cases", "size", "command"):
-        table.add_column(column, no_wrap=column != "command", overflow="fold", justify="right" if column in ("cases", "size") else "left")
+        table.add_column(
+            column,
+            no_wrap=column != "command",
+            overflow="fold",
+            justify="right" if column in ("cases", "size") else "left",
+        )
     for run in found:
         ago = age((datetime.now(UTC) - run.at).total_seconds())
         state = "going on" if run.going_on else run.verdict or "no results"

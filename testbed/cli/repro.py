@@ -61,34 +61,58 @@ class Wanted:
 
 @app.command("repro")
 def repro_command(
-    file: Annotated[Path | None, typer.Argument(help="Bug file, or a bundle. See docs/reproduce.md.", show_default=False)] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="Bug file, or a bundle. See docs/reproduce.md.", show_default=False)
+    ] = None,
     script: Annotated[
-        Path | None, typer.Option("--script", help="A script in place of a file: for bash, or for what its first line names.")
+        Path | None,
+        typer.Option("--script", help="A script in place of a file: for bash, or for what its first line names."),
     ] = None,
     expect: Annotated[
         str | None,
-        typer.Option("--expect", help="With --script: what shows the bug, on the console, in the output, or among the counters (RE2)."),
+        typer.Option(
+            "--expect",
+            help="With --script: what shows the bug, on the console, in the output, or among the counters (RE2).",
+        ),
     ] = None,
-    kernel: Annotated[list[str] | None, typer.Option("--kernel", "-k", help=f"Only on this one, or these. {KERNEL_HELP}")] = None,
+    kernel: Annotated[
+        list[str] | None, typer.Option("--kernel", "-k", help=f"Only on this one, or these. {KERNEL_HELP}")
+    ] = None,
     clean: Annotated[list[str] | None, typer.Option("--clean", help="A kernel on which it must not show.")] = None,
     tries: Annotated[
         int | None, typer.Option("--tries", "-n", min=1, help="At most so many on each kernel; the file's without it.")
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="All tries, and no end at the first hit: for the rate.")] = False,
     until: Annotated[
-        str | None, typer.Option("--until", help="Such as 95%: go on after a hit until the rate's interval is above it, or cannot be.")
+        str | None,
+        typer.Option(
+            "--until", help="Such as 95%: go on after a hit until the rate's interval is above it, or cannot be."
+        ),
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")] = None,
-    timeout: Annotated[str | None, typer.Option("--timeout", help="For each try's script, such as 90s; the file's without it.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="What the tries' SEED is made from; chance without it.")] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")
+    ] = None,
+    timeout: Annotated[
+        str | None, typer.Option("--timeout", help="For each try's script, such as 90s; the file's without it.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="What the tries' SEED is made from; chance without it.")
+    ] = None,
     topology: Annotated[Path | None, typer.Option("--topology", "-t", help="With --script: the guest.")] = None,
     save: Annotated[Path | None, typer.Option("--save", help="Write what is run as a bug file, too.")] = None,
     hold: Annotated[
-        bool, typer.Option("--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it.")
+        bool,
+        typer.Option(
+            "--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it."
+        ),
     ] = False,
     paused: Annotated[bool, typer.Option("--paused", help="With --hold: the guest stands still.")] = False,
-    name: Annotated[str | None, typer.Option("--name", help="With --hold: what the guest is called; `held` without it.")] = None,
-    dump: Annotated[bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")] = False,
+    name: Annotated[
+        str | None, typer.Option("--name", help="With --hold: what the guest is called; `held` without it.")
+    ] = None,
+    dump: Annotated[
+        bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -122,9 +146,13 @@ def repro_command(
     async def work() -> int:
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(live.progress(err, quiet=quiet))
-            async with open_factory(progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)) as factory:
+            async with open_factory(
+                progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)
+            ) as factory:
                 own = unpacked(wanted.bundle, factory)
-                found = [[own.get(spec) or await factory.kernel(spec) for spec in specs] for specs in (shows, must_be_clean)]
+                found = [
+                    [own.get(spec) or await factory.kernel(spec) for spec in specs] for specs in (shows, must_be_clean)
+                ]
                 kernels = repro.kernel_sides(*found)
                 folder = paths.new_run_folder(factory.folders.runs)
                 begun, tried = time.monotonic(), dict[str, KernelTries]()
@@ -132,9 +160,13 @@ def repro_command(
                 def document(why: str | None) -> dict[str, Any]:
                     most = limits.tries * sum(map(len, kernels))
                     ended = sum(len(one.tries) for one in tried.values())
-                    partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
+                    partial = (
+                        None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
+                    )
                     rest = [one.name for one in (*kernels[0], *kernels[1]) if one.name not in tried]
-                    return results.repro_document(job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial, rest)
+                    return results.repro_document(
+                        job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial, rest
+                    )
 
                 def on_try(so_far: KernelTries, one: Try) -> None:
                     before = tried.get(so_far.kernel.name)
@@ -151,14 +183,18 @@ def repro_command(
                     seed=chosen,
                     folder=folder,
                     on_try=on_try,
-                    hold=_holder(factory, name or "held", wanted.title, paused, _say if quiet else progress.note).hold if hold else None,
+                    hold=_holder(factory, name or "held", wanted.title, paused, _say if quiet else progress.note).hold
+                    if hold
+                    else None,
                     paused=paused,
                     dump=dump,
                 )
                 keeper = stack.enter_context(run_kept(folder, document, files.write, progress.note))
                 announce(factory, wanted.case, limits, progress)
                 # What was run, with its kernels: a bundle of it is run on the same.
-                names = {side: [one.name for one in some] for side, some in zip(("shows", "clean"), kernels, strict=True)}
+                names = {
+                    side: [one.name for one in some] for side, some in zip(("shows", "clean"), kernels, strict=True)
+                }
                 write_atomically(to_yaml({**wanted.plain, "kernels": names}), folder / bundle_rules.BUG)
                 if wanted.bundle is not None:
                     tell_differences(wanted.bundle, factory, (*kernels[0], *kernels[1]), progress)
@@ -197,12 +233,22 @@ def show(document: dict[str, Any], folder: Path) -> None:
     out.print(report.repro_table(document))
     for line in report.notable_outcomes(document):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
-    out.print(f"{document['result']}: {document['reason']}; {document['took_s']:.0f} s", markup=False, highlight=False, soft_wrap=True)
+    out.print(
+        f"{document['result']}: {document['reason']}; {document['took_s']:.0f} s",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
     print(folder)
 
 
 def _wanted(
-    file: Path | None, script: Path | None, expect: str | None, topology: Path | None, kernels: tuple[str, ...], clean: tuple[str, ...]
+    file: Path | None,
+    script: Path | None,
+    expect: str | None,
+    topology: Path | None,
+    kernels: tuple[str, ...],
+    clean: tuple[str, ...],
 ) -> Wanted:
     if (file is None) == (script is None):
         raise UsageError(f"repro: expected a bug file or --script, got {'neither' if file is None else 'both'}")
@@ -226,14 +272,19 @@ def _wanted(
     return _of_script(script, expect, topology, kernels, clean)
 
 
-def _of_script(script: Path, expect: str | None, topology: Path | None, kernels: tuple[str, ...], clean: tuple[str, ...]) -> Wanted:
+def _of_script(
+    script: Path, expect: str | None, topology: Path | None, kernels: tuple[str, ...], clean: tuple[str, ...]
+) -> Wanted:
     """The bug that a script and what is expected of it are."""
     text = text_of(script)
     plain: dict[str, Any] = {
         "version": 1,
         "summary": f"{script.name} shows {expect!r}" if expect is not None else f"{script.name} fails",
         "source": f"made by: testbed repro --script {script.name}",
-        "kernels": {"shows": list(kernels or (load_table(paths.shipped("images") / "kernels.yaml").patched,)), "clean": list(clean)},
+        "kernels": {
+            "shows": list(kernels or (load_table(paths.shipped("images") / "kernels.yaml").patched,)),
+            "clean": list(clean),
+        },
         "script": text,
         "script-name": script.name,
         "signature": [{"expect": expect}] if expect is not None else [dict(one) for one in _ANY_TROUBLE],
@@ -249,7 +300,9 @@ def _of_script(script: Path, expect: str | None, topology: Path | None, kernels:
         if all(problem.path == "script" for problem in error.problems):
             raise
         # The places are those of a file that nobody has written.
-        raise UsageError("repro: " + "; ".join(f"{problem.path}: {problem.message}" for problem in error.problems)) from error
+        raise UsageError(
+            "repro: " + "; ".join(f"{problem.path}: {problem.message}" for problem in error.problems)
+        ) from error
 
 
 def _kernels(case: Case, kernels: tuple[str, ...], clean: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -56,11 +56,19 @@ from testbed.units import format_duration, parse_duration
 _SAMPLE = "500ms"
 _LEAST_SAMPLE_US = 50_000
 
-Names = Annotated[list[str] | None, typer.Argument(help="Scenarios, or their points; without any the main job's four.", show_default=False)]
+Names = Annotated[
+    list[str] | None,
+    typer.Argument(help="Scenarios, or their points; without any the main job's four.", show_default=False),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="One point of each scenario.")]
 Full = Annotated[bool, typer.Option("--full", help="Every point of every scenario.")]
-Sample = Annotated[str, typer.Option("--sample", help="How often to write down what disks and control groups count, for plots; or off.")]
-Repeat = Annotated[int, typer.Option("--repeat", min=1, help="Run each case so many times; the gravest verdict counts.")]
+Sample = Annotated[
+    str,
+    typer.Option("--sample", help="How often to write down what disks and control groups count, for plots; or off."),
+]
+Repeat = Annotated[
+    int, typer.Option("--repeat", min=1, help="Run each case so many times; the gravest verdict counts.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +120,9 @@ def compare(
     kernels: dict[str, str | BuildSpec] = {"base": base or known.base, "patched": patched or known.patched}
     if tree is not None:
         if base or patched or bool(series) == bool(revert):
-            raise UsageError("--tree: expected one of --series and --revert beside it, and neither --base nor --patched")
+            raise UsageError(
+                "--tree: expected one of --series and --revert beside it, and neither --base nor --patched"
+            )
         kernels["base"] = replace(more, source=tree, reverts=tuple(revert or ()))
         kernels["patched"] = replace(more, source=tree, series=tuple(series or ()))
     else:
@@ -143,7 +153,9 @@ def run(
     fragment: Fragments = None,
     config: Config = None,
     make_arg: MakeArgs = None,
-    expect: Annotated[str, typer.Option("--expect", help="closed, open, or auto: what the kernel table says of this kernel.")] = "auto",
+    expect: Annotated[
+        str, typer.Option("--expect", help="closed, open, or auto: what the kernel table says of this kernel.")
+    ] = "auto",
     quick: Quick = False,
     full: Full = False,
     repeat: Repeat = 1,
@@ -187,7 +199,9 @@ def run(
 @app.command()
 def matrix(
     scenarios: Names = None,
-    kernels: Annotated[str | None, typer.Option("--kernels", help="Names, with commas between; all of the table without it.")] = None,
+    kernels: Annotated[
+        str | None, typer.Option("--kernels", help="Names, with commas between; all of the table without it.")
+    ] = None,
     quick: Quick = False,
     full: Full = False,
     repeat: Repeat = 1,
@@ -201,7 +215,9 @@ def matrix(
     """Run scenarios on several kernels: one table, scenario by kernel, each judged by what the kernel table says of it."""
     names = tuple(kernel_table().rows) if kernels is None else sizes.names("--kernels", kernels)
     for name in KEYS_OF_CASES & {*names}:
-        raise UsageError(f"--kernels {name}: each case has that in results.json for something else; name the file by a path, as ./{name}")
+        raise UsageError(
+            f"--kernels {name}: each case has that in results.json for something else; name the file by a path, as ./{name}"
+        )
     wanted = Wanted(
         cases=select(tuple(scenarios or ()), quick=quick, full=full),
         file=for_scenarios(topology, ignore=ignore_stack),
@@ -239,7 +255,9 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
     """Build what is yet to be built, open the lab, run, write; `tell` says what was found and gives the exit code."""
     with live.progress(err, quiet=wanted.quiet, as_json=wanted.as_json) as progress:
         if wanted.file.unused:
-            progress.note(f"not used of the topology, for scenarios build stacks of their own: {', '.join(wanted.file.unused)}")
+            progress.note(
+                f"not used of the topology, for scenarios build stacks of their own: {', '.join(wanted.file.unused)}"
+            )
         specs = await built(wanted.kernels, progress)
         async with open_factory(progress, kernels=tuple(specs.values()), cold=wanted.cold) as factory:
             kernels = {side: await factory.kernel(spec) for side, spec in specs.items()}
@@ -270,7 +288,10 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
                     partial=partial,
                 )
 
-            with live.RunDisplay(progress, err, total) as watch, run_kept(folder, document, formats.write, progress.note) as keeper:
+            with (
+                live.RunDisplay(progress, err, total) as watch,
+                run_kept(folder, document, formats.write, progress.note) as keeper,
+            ):
 
                 def on_result(one: Result) -> None:
                     watch.result(one.case.name, one.attempt, one.judgement.verdict, one.judgement.reason)
@@ -290,14 +311,18 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
                 )
                 await runner.run(job, judge(kernels))
                 complete, unwritten = keeper.finish()
-    done = Done(document=complete, finished=tuple(finished), kernels=kernels, folder=folder, watch=watch, unwritten=unwritten)
+    done = Done(
+        document=complete, finished=tuple(finished), kernels=kernels, folder=folder, watch=watch, unwritten=unwritten
+    )
     code = tell(done)
     if unwritten is not None:
         raise unwritten
     return code
 
 
-def _telling(wanted: Wanted, show: Callable[[tuple[Result, ...], dict[str, KernelFiles]], RenderableType]) -> Callable[[Done], int]:
+def _telling(
+    wanted: Wanted, show: Callable[[tuple[Result, ...], dict[str, KernelFiles]], RenderableType]
+) -> Callable[[Done], int]:
     def tell(done: Done) -> int:
         code = EXIT_CODES[done.verdict]
         if wanted.as_json:
@@ -330,13 +355,17 @@ def _sample_s(text: str) -> float | None:
 def _announce(factory: GuestFactory, kernels: dict[str, KernelFiles], file: ForScenarios, progress: Progress) -> None:
     how = "KVM" if factory.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
     clones = "booted cold" if factory.cold else "cloned from templates"
-    progress.note(f"QEMU {factory.host.qemu.version} on {how}; {runner.slots(factory.host, file.guest)} guests at once, {clones}")
+    progress.note(
+        f"QEMU {factory.host.qemu.version} on {how}; {runner.slots(factory.host, file.guest)} guests at once, {clones}"
+    )
     for beyond in disk_speed.too_fast_profiles(file.guest, disk_speed.load(factory.folders.cache, factory.host)):
         progress.note(beyond)
     for side, kernel in kernels.items():
         progress.note(f"{side}: {kernel.release} ({kernel.origin})")
     if is_one_kernel(kernels):
-        progress.note("base and patched are one kernel, of the same content: no case can pass, for it cannot show the gap and close it")
+        progress.note(
+            "base and patched are one kernel, of the same content: no case can pass, for it cannot show the gap and close it"
+        )
 
 
 def is_one_kernel(kernels: Mapping[str, KernelFiles]) -> bool:

@@ -31,12 +31,15 @@ def sensitivity_command(
     scenarios: Names = None,
     tree: Annotated[str, typer.Option("--tree", help=f"Source that has the series. {SOURCE_HELP}")] = "debian-6.1",
     ablation: Annotated[
-        list[str] | None, typer.Option("--ablation", help=f"Only these: {UNCHANGED}, {', '.join(ABLATIONS)}; all without it.")
+        list[str] | None,
+        typer.Option("--ablation", help=f"Only these: {UNCHANGED}, {', '.join(ABLATIONS)}; all without it."),
     ] = None,
     flavour: Flavours = None,
     make_arg: MakeArgs = None,
     full: Full = False,
-    of: Annotated[list[str] | None, typer.Option("--of", help="Earlier runs of this verb: run nothing, and make their table.")] = None,
+    of: Annotated[
+        list[str] | None, typer.Option("--of", help="Earlier runs of this verb: run nothing, and make their table.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the table as Markdown, too.")] = None,
     topology: TopologyOption = None,
     ignore_stack: IgnoreStack = False,
@@ -84,7 +87,9 @@ def _earlier(run: str, runs: Path) -> dict[str, Any]:
     document = results.read(run, runs)
     others = ", ".join(name for name in document["kernels"] if name not in (UNCHANGED, *ABLATIONS))
     if others:
-        raise UsageError(f"--of {run}: expected a run of `testbed sensitivity`, of {UNCHANGED} and ablations, got one of {others}")
+        raise UsageError(
+            f"--of {run}: expected a run of `testbed sensitivity`, of {UNCHANGED} and ablations, got one of {others}"
+        )
     return document
 
 

@@ -40,7 +40,9 @@ def names(option: str, text: str) -> tuple[str, ...]:
     """
     found = tuple(name.strip() for name in text.split(","))
     if not all(found):
-        raise UsageError(f"{option} {text}: expected names with commas between, got an empty one; is a variable of the shell not set?")
+        raise UsageError(
+            f"{option} {text}: expected names with commas between, got an empty one; is a variable of the shell not set?"
+        )
     for number, name in enumerate(found):
         if name in found[:number]:
             raise UsageError(f"{option}: expected each kernel once, got {name} twice")

@@ -18,7 +18,11 @@ SAVING_S = 600.0
 
 def known(context: typer.Context, incomplete: str) -> list[str]:
     """For the shell's completion."""
-    own = [one for one in snapshot_files.list_snapshots(paths.folders().state) if one.folder.parent.name == context.params.get("vm")]
+    own = [
+        one
+        for one in snapshot_files.list_snapshots(paths.folders().state)
+        if one.folder.parent.name == context.params.get("vm")
+    ]
     return [one.folder.name for one in own if one.folder.name.startswith(incomplete)]
 
 
@@ -28,7 +32,9 @@ NameArgument = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Its name.
 @app.command()
 def snapshot(
     vm: VmArgument,
-    name: Annotated[str | None, typer.Argument(metavar="SNAPSHOT", help="Its name; without one, list those of the guest.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="SNAPSHOT", help="Its name; without one, list those of the guest.")
+    ] = None,
     remove: Annotated[bool, typer.Option("--rm", help="Remove it instead.")] = False,
 ) -> None:
     """Save a guest with its memory and disks under a name; it stands still for that moment, and goes on. None with an NVMe disk."""

@@ -29,16 +29,24 @@ from testbed.topology import Topology, load
 
 @app.command()
 def suite(
-    checkout: Annotated[Path, typer.Argument(help="A checkout of blktests, or of a suite in its format, with its programs built.")],
-    names: Annotated[list[str] | None, typer.Argument(help="Groups (loop) or tests (loop/001); all without.", show_default=False)] = None,
+    checkout: Annotated[
+        Path, typer.Argument(help="A checkout of blktests, or of a suite in its format, with its programs built.")
+    ],
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Groups (loop) or tests (loop/001); all without.", show_default=False)
+    ] = None,
     kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=KERNEL_HELP)] = None,
     topology: TopologyOption = None,
     test_disk: Annotated[
-        list[str] | None, typer.Option("--test-disk", help="A disk of the topology that tests may overwrite; repeatable.")
+        list[str] | None,
+        typer.Option("--test-disk", help="A disk of the topology that tests may overwrite; repeatable."),
     ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds for each test.")] = 300,
     quick: Annotated[
-        int | None, typer.Option(min=1, help="Seconds for tests that run as long as they are told (TIMEOUT); their own time without it.")
+        int | None,
+        typer.Option(
+            min=1, help="Seconds for tests that run as long as they are told (TIMEOUT); their own time without it."
+        ),
     ] = None,
     cold: Cold = False,
     as_json: Json = False,
@@ -49,7 +57,9 @@ def suite(
     spec = kernel or load_table(paths.shipped("images") / "kernels.yaml").patched
     guests = load(topology) if topology is not None else Topology.model_validate({"version": 1, "guests": {"g0": {}}})
 
-    how = suites.SuiteOptions(topology=guests, kernel=spec, disks=tuple(test_disk or ()), timeout_s=timeout, quick_s=quick)
+    how = suites.SuiteOptions(
+        topology=guests, kernel=spec, disks=tuple(test_disk or ()), timeout_s=timeout, quick_s=quick
+    )
     suites.check_suite(how)
 
     async def work() -> int:
@@ -60,8 +70,14 @@ def suite(
                 began, done = time.monotonic(), dict[str, tuple[TestResult, ...]]()
 
                 def document(why: str | None) -> dict[str, Any]:
-                    partial = None if why is None else Partial(ended=len(done), wanted=len(wanted.tests), what="tests", why=why)
-                    return results.suite_document(testbed, wanted, files, in_order(), folder, sys.argv, time.monotonic() - began, partial)
+                    partial = (
+                        None
+                        if why is None
+                        else Partial(ended=len(done), wanted=len(wanted.tests), what="tests", why=why)
+                    )
+                    return results.suite_document(
+                        testbed, wanted, files, in_order(), folder, sys.argv, time.monotonic() - began, partial
+                    )
 
                 def in_order() -> list[TestResult]:
                     return [one for test in wanted.tests for one in done.get(test, ())]

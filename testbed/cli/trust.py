@@ -20,7 +20,8 @@ from testbed.topology.trust import QemuArgs
 @app.command("trust")
 def trust_command(
     what: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE|SHA256]...", help="Topology or bug files, or hashes.", show_default=False)
+        list[str] | None,
+        typer.Argument(metavar="[FILE|SHA256]...", help="Topology or bug files, or hashes.", show_default=False),
     ] = None,
     forget: Annotated[bool, typer.Option("--forget", help="Trust them no longer.")] = False,
 ) -> None:
@@ -50,7 +51,9 @@ def _sources(what: str, *, forget: bool) -> dict[str, str]:
     if trust.is_hash(what):
         return {what: ""}
     path = Path(what)
-    if forget and (by_name := {one: name for one, name in trust.list_trusted().items() if name == str(path.absolute())}):
+    if forget and (
+        by_name := {one: name for one, name in trust.list_trusted().items() if name == str(path.absolute())}
+    ):
         return by_name
     if bundle.is_bundle(path):
         raise UsageError(f"trust {what}: a bundle is trusted by the hash that `testbed repro {what}` names, got a file")

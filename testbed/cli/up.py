@@ -34,14 +34,23 @@ from testbed.vms.prefork import PreforkedWorker
 @app.command("up")
 def up_command(
     file: Annotated[Path, typer.Argument(help="Topology file.")],
-    point: Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")] = None,
+    point: Annotated[
+        str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")
+    ] = None,
     kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=f"For all its guests. {KERNEL_HELP}")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="What the guest is called; several get it before their own names.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="What the guest is called; several get it before their own names.")
+    ] = None,
     logs: Annotated[
-        Path | None, typer.Option("--logs", help="A folder for the guests' logs, with one in it for each; a run's folder without it.")
+        Path | None,
+        typer.Option(
+            "--logs", help="A folder for the guests' logs, with one in it for each; a run's folder without it."
+        ),
     ] = None,
     cold: Cold = False,
-    at_once: Annotated[bool, typer.Option("--at-once", help="Do not wait until this machine has cores and memory for them.")] = False,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="Do not wait until this machine has cores and memory for them.")
+    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -64,7 +73,10 @@ def up_command(
                 file=file.resolve(),
                 point=point or "",
                 called=called,
-                kernels={guest: table.absolute(kernel or model.kernel or table.patched) for guest, model in topology.guests.items()},
+                kernels={
+                    guest: table.absolute(kernel or model.kernel or table.patched)
+                    for guest, model in topology.guests.items()
+                },
                 folders=folders,
                 evidence={guest: run / (name if logs is None else guest) for guest, name in called.items()},
                 cold=cold,
@@ -77,7 +89,11 @@ def up_command(
         elif not quiet:
             for vm in started:
                 record = vm.record
-                out.print(f"{record.name}: {record.release}; enter it with: testbed ssh {record.name}", highlight=False, soft_wrap=True)
+                out.print(
+                    f"{record.name}: {record.release}; enter it with: testbed ssh {record.name}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         return 0
 
     with prefork.fork_workers(len(topology.guests), _supervise) as waiting:
@@ -136,7 +152,9 @@ async def _kept(wire: socket.socket, spec: supervisor.VmSpec, say: supervisor.Sa
 def fork(
     vm: VmArgument,
     new: Annotated[str, typer.Argument(metavar="NEW", help="What the other guest is called.")],
-    from_: Annotated[str | None, typer.Option("--from", help="A snapshot of it; without one, as it is now.", autocompletion=known)] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="A snapshot of it; without one, as it is now.", autocompletion=known)
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Start another guest that is what this one is, or was at a snapshot, with copies of its disks."""
@@ -155,7 +173,9 @@ def fork(
                 saved = snapshot_files.read_snapshot(folder)
             evidence = paths.new_run_folder(folders.runs)
             with run_going_on(evidence), live.progress(err, quiet=quiet) as progress:
-                started = await launcher.fork_vms(saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting)
+                started = await launcher.fork_vms(
+                    saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting
+                )
         if not quiet:
             out.print(f"{new}: enter it with: testbed ssh {started.record.name}", highlight=False, soft_wrap=True)
         return 0

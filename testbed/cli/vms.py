@@ -104,11 +104,18 @@ def top(
         rounds = count or (None if out.is_terminal else 1)
         before, shown = await readings(), 0
         with contextlib.ExitStack() as stack:
-            screen = stack.enter_context(Live(console=out, auto_refresh=False)) if out.is_terminal and not as_json else None
+            screen = (
+                stack.enter_context(Live(console=out, auto_refresh=False)) if out.is_terminal and not as_json else None
+            )
             while rounds is None or shown < rounds:
                 await asyncio.sleep(every_s)
                 after = await readings()
-                found = tuple(load for name in after if name in before for load in vm_tables.loads(name, before[name], after[name]))
+                found = tuple(
+                    load
+                    for name in after
+                    if name in before
+                    for load in vm_tables.loads(name, before[name], after[name])
+                )
                 if as_json:
                     print(json.dumps([asdict(load) for load in found]), flush=True)
                 elif screen is not None:
@@ -152,7 +159,9 @@ def cp(context: typer.Context) -> None:
         raise UsageError(f"cp: expected one guest, as VM:PATH, got {', '.join(sorted(names)) or 'none'}")
     found = _going_on(names.pop())
     for changed in _changed_by_scp(word for word in context.args[:-1] if ":" not in word):
-        err.print(f"testbed: {changed}; tar through `testbed ssh` keeps them", markup=False, highlight=False, soft_wrap=True)
+        err.print(
+            f"testbed: {changed}; tar through `testbed ssh` keeps them", markup=False, highlight=False, soft_wrap=True
+        )
     become(["scp", "-F", str(found.ssh_config), *context.args])
 
 
@@ -190,7 +199,9 @@ def logs(
         raise UsageError(f"{vm}: it has no {what} log yet; what it has is in {found.record.evidence}")
     if what == "console" and not follow and log.stat().st_size == 0:
         err.print(
-            f"{vm} has printed nothing since it was cloned; --what dmesg, supervisor or stages tell more", markup=False, highlight=False
+            f"{vm} has printed nothing since it was cloned; --what dmesg, supervisor or stages tell more",
+            markup=False,
+            highlight=False,
         )
     # Ctrl-C is how one stops following.
     with log.open("rb") as file, contextlib.suppress(KeyboardInterrupt):
@@ -199,7 +210,9 @@ def logs(
                 file.seek(0)
             # A guest has chosen these bytes: as they are for a file or a pipe, but not for a terminal.
             while said := file.read(_CHUNK_BYTES):
-                sys.stdout.buffer.write(printable(said.decode(errors="replace")).encode() if sys.stdout.isatty() else said)
+                sys.stdout.buffer.write(
+                    printable(said.decode(errors="replace")).encode() if sys.stdout.isatty() else said
+                )
             sys.stdout.buffer.flush()
             if not follow or not _lives(found.record.supervisor):
                 return
@@ -209,13 +222,19 @@ def logs(
 @app.command()
 def down(
     names: Annotated[list[str] | None, typer.Argument(metavar="VM...", help="Guests.", autocompletion=_names)] = None,
-    every: Annotated[bool, typer.Option("--all", help="All of this account's, whichever command started them.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="All of this account's, whichever command started them.")
+    ] = False,
 ) -> None:
     """End guests: their stacks are undone, and nothing of them stays but their logs."""
     folders = paths.folders()
     if every == bool(names):
         raise UsageError("down: expected names of guests, or --all" + (", got both" if every else ", got neither"))
-    found = registry.list_vms(folders) if every else tuple(registry.find_vm(folders, name) for name in dict.fromkeys(names or ()))
+    found = (
+        registry.list_vms(folders)
+        if every
+        else tuple(registry.find_vm(folders, name) for name in dict.fromkeys(names or ()))
+    )
 
     async def end(vm: registry.VmHandle) -> None:
         if vm.record.supervisor:

@@ -63,7 +63,9 @@ class Watchdog:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """From the loop's begin until nothing of it runs any longer."""
-        before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (*_SIGNALS, signal.SIGPROF, signal.SIGALRM)}
+        before = {
+            number: signal.getsignal(number) or signal.SIG_DFL for number in (*_SIGNALS, signal.SIGPROF, signal.SIGALRM)
+        }
         for number in _SIGNALS:
             # nohup(1) has it ignored: whoever used that means it.
             if number != signal.SIGHUP or before[number] is not signal.SIG_IGN:
@@ -140,9 +142,7 @@ class Watchdog:
         elif not self.stood and (took_s := time.thread_time() - self._asked_cpu_s) >= self._limit_s:
             stack = traceback.extract_stack(frame)[-_FRAMES:]
             last = stack[-1]
-            self.stood = (
-                f"the event loop did not turn for {took_s:.1f} s of CPU time, at {Path(last.filename).name}:{last.lineno} in {last.name}"
-            )
+            self.stood = f"the event loop did not turn for {took_s:.1f} s of CPU time, at {Path(last.filename).name}:{last.lineno} in {last.name}"
             self.stack = "".join(traceback.format_list(stack))
             eventlog.log_event(f"{self.stood}\n{self.stack}", failed=True)
             if not self._loop.is_closed():
@@ -154,7 +154,10 @@ class Watchdog:
         self._interruptions += 1
         if self._interruptions > _MOST_INTERRUPTIONS:
             # What it had started goes with it, and what it knew is written.
-            os.write(2, f"{self.stack}testbed: the event loop stands still and cannot be interrupted; all ends at once\n".encode())
+            os.write(
+                2,
+                f"{self.stack}testbed: the event loop stands still and cannot be interrupted; all ends at once\n".encode(),
+            )
             os._exit(128 + self.caught[0] if self.caught else 2)
         self._answered = True  # the question is done with; the next look asks again
         self._ending = True

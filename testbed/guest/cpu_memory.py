@@ -38,7 +38,9 @@ async def set_memory(guest: Guest, wanted_bytes: int | None) -> None:
     most = guest.spec.machine.memory_bytes
     target = most if wanted_bytes is None else wanted_bytes
     if not 0 < target <= most or target % MIB:
-        raise UsageError(f"memory: expected whole MiB, at most the guest's {format_size(most)}, got {format_size(target)}")
+        raise UsageError(
+            f"memory: expected whole MiB, at most the guest's {format_size(most)}, got {format_size(target)}"
+        )
     left = await _left(guest)
     if left is None:
         if target == most:
@@ -51,7 +53,9 @@ async def set_memory(guest: Guest, wanted_bytes: int | None) -> None:
     while abs(left - target) >= _ENOUGH_BYTES:
         if time.monotonic() > moved + _PATIENCE_S:
             await guest.monitor.execute("balloon", {"value": before})
-            raise GuestError(f"memory: expected the guest to keep {format_size(target)}, got {format_size(left)}: it gives no more")
+            raise GuestError(
+                f"memory: expected the guest to keep {format_size(target)}, got {format_size(left)}: it gives no more"
+            )
         await guest.wait(asyncio.sleep(_POLL_S), _PATIENCE_S)
         now = await _left(guest) or most
         if now != left:

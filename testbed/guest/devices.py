@@ -32,7 +32,10 @@ class Device:
 
 def query_command(count: int) -> dict[str, str]:
     """What the agent is asked: to wait for `count` disks, and where each kind of disk is to be found."""
-    return {"count": str(count), **{name: f"{kind.guest_prefix},{kind.guest_serial},{kind.guest_id}" for name, kind in DISK_KINDS.items()}}
+    return {
+        "count": str(count),
+        **{name: f"{kind.guest_prefix},{kind.guest_serial},{kind.guest_id}" for name, kind in DISK_KINDS.items()},
+    }
 
 
 def count_disks(disks: Mapping[str, Disk]) -> int:
@@ -48,7 +51,9 @@ def parse(listing: str) -> tuple[Device, ...]:
     found: list[Device] = []
     for entry in listing.split():
         match entry.split(","):
-            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and is_digits(sectors, _MOST_DIGITS):
+            case [kind, name, number, sectors, read_only, serial_hex, own_id] if kind in DISK_KINDS and is_digits(
+                sectors, _MOST_DIGITS
+            ):
                 found.append(
                     Device(
                         path=f"/dev/{name}",
@@ -137,7 +142,9 @@ def expected_facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus:
             where = f"disks.{name}.namespaces.{other}"
             found.append(
                 Expected(
-                    where=f"{where}.logical-block-size", file=f"{block}/queue/logical_block_size", expected=str(one.logical_block_size)
+                    where=f"{where}.logical-block-size",
+                    file=f"{block}/queue/logical_block_size",
+                    expected=str(one.logical_block_size),
                 )
             )
             if one.zoned is not None:
@@ -166,5 +173,9 @@ def differences(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> tuple[s
             expected, got = ("read-only", "writable") if one.read_only else ("writable", "read-only")
             said.append(f"{one.where}: expected it {expected}, got a {got} {device.path}")
     own = {one.serial for one in wanted.values()} | {ROOT_SERIAL, MODULES_SERIAL}
-    said += [f"{device.path}: expected no such disk, got one with serial {device.serial!r}" for device in found if device.serial not in own]
+    said += [
+        f"{device.path}: expected no such disk, got one with serial {device.serial!r}"
+        for device in found
+        if device.serial not in own
+    ]
     return tuple(said)

@@ -78,7 +78,9 @@ class DiskControl:
         self.limits_changed = 0  # how often; counted after the change
         self._model, self._monitor, self._wait, self._deadlines = spec.model, monitor, wait, spec.deadlines
         self._scratch, self._logs = spec.scratch, spec.logs
-        self._now = {name: _Disk() for own, disk in spec.model.disks.items() for name in (own, *blockdev.namespaces(disk))}
+        self._now = {
+            name: _Disk() for own, disk in spec.model.disks.items() for name in (own, *blockdev.namespaces(disk))
+        }
 
     # What there is ----------------------------------------------------------------------------------------------------------------
 
@@ -90,7 +92,9 @@ class DiskControl:
         if name in self._model.throttle_groups and name not in self._now:
             raise UsageError(f"expected a disk, got {name!r}, which is a throttle group; name one of its disks")
         if name not in self._now:
-            raise UsageError(f"expected one of the guest's disks ({', '.join(self.names()) or 'it has none'}), got {name!r}")
+            raise UsageError(
+                f"expected one of the guest's disks ({', '.join(self.names()) or 'it has none'}), got {name!r}"
+            )
         if self._now[name].out:
             raise UsageError(f"disk {name}: it is unplugged")
         return self._model.disks[self._owner(name)]
@@ -195,7 +199,9 @@ class DiskControl:
             for fault in others:
                 if fault.first >= size_bytes:
                     got = words.format_faults((fault,))[0]
-                    raise UsageError(f"disk {name}: expected a range that begins within its {format_size(size_bytes)}, got {got}")
+                    raise UsageError(
+                        f"disk {name}: expected a range that begins within its {format_size(size_bytes)}, got {got}"
+                    )
             if now.export is not None:
                 await now.export.fail(())  # QEMU flushes the disk before it changes
             await self._change(name, disk, errors=tuple(fault for fault in wanted if fault.in_qemu))
@@ -236,9 +242,13 @@ class DiskControl:
         disk = self._model.disks.get(name)
         if disk is None:
             self.disk(name)
-            raise UsageError(f"disk {name}: expected a whole disk, got a namespace, which cannot be hot-plugged by itself")
+            raise UsageError(
+                f"disk {name}: expected a whole disk, got a namespace, which cannot be hot-plugged by itself"
+            )
         if disk.cold:
-            raise UsageError(f"disk {name}: it is plugged when the guest boots, and cannot be taken out or put in later")
+            raise UsageError(
+                f"disk {name}: it is plugged when the guest boots, and cannot be taken out or put in later"
+            )
         return disk
 
     async def unplug(self, name: str, *, surprise: bool = False) -> None:
@@ -311,7 +321,9 @@ class DiskControl:
         if now.export is None:
             kept = self._kept(name)
             try:
-                now.export = await self._start(name, nbd_export.export_settings(name, disk, kept), kept.file if kept is not None else None)
+                now.export = await self._start(
+                    name, nbd_export.export_settings(name, disk, kept), kept.file if kept is not None else None
+                )
                 if kept is not None and kept.image is not None:
                     now.image = await self._start(f"image-{name}", nbd_export.IMAGE, kept.image[0].resolve())
                 await self._change(name, disk, export=True, image=now.image is not None)
@@ -334,7 +346,12 @@ class DiskControl:
     async def _put_back(self, name: str, disk: Disk) -> None:
         """The file again in the place of an export that has nothing to do."""
         now = self._now[name]
-        idle = disk.cache is None and now.latency.none and all(fault.in_qemu for fault in now.faults) and not any(_hanging(now))
+        idle = (
+            disk.cache is None
+            and now.latency.none
+            and all(fault.in_qemu for fault in now.faults)
+            and not any(_hanging(now))
+        )
         if idle and now.export is not None:
             for export in now.exports:
                 await export.hurry()

@@ -100,7 +100,13 @@ class GuestFactory:
 
     @contextlib.asynccontextmanager
     async def admitted(
-        self, models: Iterable[GuestModel], who: str, *, cores: int, on_wait: OnWait | None = None, at_once: bool = False
+        self,
+        models: Iterable[GuestModel],
+        who: str,
+        *,
+        cores: int,
+        on_wait: OnWait | None = None,
+        at_once: bool = False,
     ) -> AsyncIterator[Admitted]:
         """Wait until the host has room for guests that start and end together, and hold it. `guest` and its like start them in any case.
 
@@ -125,7 +131,11 @@ class GuestFactory:
     async def prepare(self, model: GuestModel, kernel: KernelFiles) -> None:
         """Make what a guest needs beyond itself, with progress: image, initramfs, template."""
         machine, files = await self._machine(model, kernel)
-        if self.cold or model.boots_cold or (template_files.template_folder(self.folders.cache, machine) / cache.META).is_file():
+        if (
+            self.cold
+            or model.boots_cold
+            or (template_files.template_folder(self.folders.cache, machine) / cache.META).is_file()
+        ):
             return
         async with self.admitted((model,), f"the template of {kernel.name}", cores=1):
             await self.template(machine, files)
@@ -160,7 +170,12 @@ class GuestFactory:
         :raise GuestLost: it did not get ready. :raise DeviceMismatch: it is not what the topology says.
         """
         machine, files = await self._machine(model, kernel)
-        spec = replace(self._spec(name, model, machine, files, logs, wiring), savable=savable, survivors=survivors, on_state=on_state)
+        spec = replace(
+            self._spec(name, model, machine, files, logs, wiring),
+            savable=savable,
+            survivors=survivors,
+            on_state=on_state,
+        )
         async with contextlib.AsyncExitStack() as stack:
             if self.cold or model.boots_cold:
                 guest = await self._boot(stack, spec)
@@ -169,7 +184,9 @@ class GuestFactory:
             yield guest
 
     @contextlib.asynccontextmanager
-    async def guests(self, topology: Topology, kernel: KernelFiles, logs: Path, *, stacked: bool = True) -> AsyncIterator[dict[str, Guest]]:
+    async def guests(
+        self, topology: Topology, kernel: KernelFiles, logs: Path, *, stacked: bool = True
+    ) -> AsyncIterator[dict[str, Guest]]:
         """All guests of a topology, started side by side, on its private networks; with their stacks, unless `stacked` is off.
 
         A guest whose topology names a kernel runs that one. Raises as `guest`; whatever fails, all of them are gone afterwards.
@@ -189,7 +206,9 @@ class GuestFactory:
             # A stack for each, since they start at once; they are left in reverse order.
             stacks = {name: await whole.enter_async_context(contextlib.AsyncExitStack()) for name in topology.guests}
             async with asyncio.TaskGroup() as group:
-                tasks = {name: group.create_task(start(stacks[name], name, model)) for name, model in topology.guests.items()}
+                tasks = {
+                    name: group.create_task(start(stacks[name], name, model)) for name, model in topology.guests.items()
+                }
             yield {name: task.result() for name, task in tasks.items()}
 
     @contextlib.asynccontextmanager
@@ -202,9 +221,13 @@ class GuestFactory:
         """
         machine, files = await self._machine(model, kernel)
         if machine.key != snapshot.machine:
-            raise HostError(f"{snapshot.title}: expected one of this machine, with the same QEMU, kernel and image, got one of another")
+            raise HostError(
+                f"{snapshot.title}: expected one of this machine, with the same QEMU, kernel and image, got one of another"
+            )
         spec = self._spec(name, model, machine, files, logs, wiring)
-        async with launch(replace(spec, template=snapshot, savable=True, deadlines=deadlines(snapshot.boot_s)), self.key) as guest:
+        async with launch(
+            replace(spec, template=snapshot, savable=True, deadlines=deadlines(snapshot.boot_s)), self.key
+        ) as guest:
             yield guest
 
     def new_folder(self) -> Path:
@@ -220,13 +243,17 @@ class GuestFactory:
                     return guest
                 if spec.survivors is not None:
                     await guest.hand_over(spec.survivors)
-            self._progress.note(f"guest {spec.name}: its clock does not go as ours; booting it again{_put_aside(spec.logs)}")
+            self._progress.note(
+                f"guest {spec.name}: its clock does not go as ours; booting it again{_put_aside(spec.logs)}"
+            )
         raise template.wrong_clock_error(spec.name)
 
     async def _clone(self, stack: contextlib.AsyncExitStack, spec: LaunchSpec) -> Guest:
         async def once() -> Guest:
             found = await self.template(spec.machine, spec.files)
-            return await stack.enter_async_context(launch(replace(spec, template=found, deadlines=deadlines(found.boot_s)), self.key))
+            return await stack.enter_async_context(
+                launch(replace(spec, template=found, deadlines=deadlines(found.boot_s)), self.key)
+            )
 
         try:
             return await once()
@@ -237,7 +264,13 @@ class GuestFactory:
         return await once()
 
     def _spec(
-        self, name: str, model: GuestModel, machine: MachineId, files: BootFiles, logs: Path, wiring: NetworkSockets = UNWIRED
+        self,
+        name: str,
+        model: GuestModel,
+        machine: MachineId,
+        files: BootFiles,
+        logs: Path,
+        wiring: NetworkSockets = UNWIRED,
     ) -> LaunchSpec:
         """A guest that boots cold, with folders and an SSH identity of its own."""
         number = str(next(self._numbers))
@@ -328,7 +361,9 @@ class GuestFactory:
         self._needed.add(folder)
         await cache.make_once(folder, make, self._progress, "initramfs")
         await asyncio.to_thread(checksums.verify, folder, ("initramfs",), cache.read_meta(folder).get("hashes"))
-        return BootFiles(bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk)
+        return BootFiles(
+            bzimage=kernel.bzimage, initramfs=folder / "initramfs", root=root.root, modules_disk=kernel.modules_disk
+        )
 
 
 def _put_aside(logs: Path) -> str:
@@ -349,7 +384,9 @@ def warn_if_unconfined(host: Host, progress: Progress) -> None:
     :raise HostError: it has none, and nobody said that this is right.
     """
     if not command_line.sandbox_options(host):
-        progress.note(f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may")
+        progress.note(
+            f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may"
+        )
     if not host.confinement.confined:
         progress.note(
             f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(jail.unconfined_parts(host.confinement))}"

@@ -116,10 +116,18 @@ class Guest(Liveness):
         said = logfile.tail(self.spec.logs / "qemu.log")
         loss = Loss.KILLED if status in _KILLED else SHUTDOWNS.get(self._shut_down, Loss.QEMU)
         if self.state is State.LAUNCHED and status > 0:
-            self._lose(f"QEMU does not start, and ended with status {status}: {said[-500:] or 'it said nothing'}", Loss.HOST)
-        if status < 0 and (full := quota.full_disk_message(self._places)):  # a page of its memory could not be had (SIGBUS)
+            self._lose(
+                f"QEMU does not start, and ended with status {status}: {said[-500:] or 'it said nothing'}", Loss.HOST
+            )
+        if status < 0 and (
+            full := quota.full_disk_message(self._places)
+        ):  # a page of its memory could not be had (SIGBUS)
             self._lose(f"QEMU was killed by signal {-status}; {full}", Loss.HOST)
-        reason = f"the guest ended itself ({self._shut_down})" if loss in SHUTDOWNS.values() else "QEMU was killed, or failed"
+        reason = (
+            f"the guest ended itself ({self._shut_down})"
+            if loss in SHUTDOWNS.values()
+            else "QEMU was killed, or failed"
+        )
         self._lose(f"QEMU ended with status {status}" + (f": {said[-500:]}" if said else f"; {reason}"), loss)
 
     def _why_silent(self) -> str:
@@ -148,7 +156,13 @@ class Guest(Liveness):
         return await self.wait(self.shell.run(command, check=check, timeout_s=limit), limit + 5)
 
     async def script(
-        self, text: str, *arguments: str, check: bool = True, timeout_s: float | None = None, interpreter: str = "sh", stdin: bytes = b""
+        self,
+        text: str,
+        *arguments: str,
+        check: bool = True,
+        timeout_s: float | None = None,
+        interpreter: str = "sh",
+        stdin: bytes = b"",
     ) -> Result:
         """Run a script in the guest; see `Shell.script`."""
         limit = self.spec.deadlines.command_s if timeout_s is None else timeout_s
@@ -170,12 +184,17 @@ class Guest(Liveness):
 
     async def put(self, source: Path, target: str, *, timeout_s: float | None = None) -> None:
         """Copy a file into the guest; see `Shell.put`."""
-        await self.wait(self.shell.put(source, target), self.spec.deadlines.command_s if timeout_s is None else timeout_s)
+        await self.wait(
+            self.shell.put(source, target), self.spec.deadlines.command_s if timeout_s is None else timeout_s
+        )
 
-    async def get(self, source: str, target: Path, *, most_bytes: int | None = None, timeout_s: float | None = None) -> None:
+    async def get(
+        self, source: str, target: Path, *, most_bytes: int | None = None, timeout_s: float | None = None
+    ) -> None:
         """Copy a file out of the guest; see `Shell.get`."""
         await self.wait(
-            self.shell.get(source, target, most_bytes=most_bytes), self.spec.deadlines.command_s if timeout_s is None else timeout_s
+            self.shell.get(source, target, most_bytes=most_bytes),
+            self.spec.deadlines.command_s if timeout_s is None else timeout_s,
         )
 
     # From nothing to ready -----------------------------------------------------------------------------------------------------
@@ -265,7 +284,9 @@ class Guest(Liveness):
         await self.hardware.furnish()
         self.entrance.port = await self.wait(self.monitor.forwarded_port(), self.spec.deadlines.monitor_s)
         identified = asyncio.Event()
-        connecting = asyncio.create_task(ssh_login.connect(self.spec, self.entrance, key, self.host_key, identified, self.log("ssh.log")))
+        connecting = asyncio.create_task(
+            ssh_login.connect(self.spec, self.entrance, key, self.host_key, identified, self.log("ssh.log"))
+        )
         try:
             if clone:
                 await self._go_on()
@@ -284,7 +305,13 @@ class Guest(Liveness):
         """What tells the guest who it is; it answers `ready`."""
         if not self.spec.memory.shared:
             more["writable"] = "1"
-        return {"time_ns": str(time.time_ns()), "name": self.name, "seed": secrets.token_hex(32), "authorized": self._authorized, **more}
+        return {
+            "time_ns": str(time.time_ns()),
+            "name": self.name,
+            "seed": secrets.token_hex(32),
+            "authorized": self._authorized,
+            **more,
+        }
 
     async def freeze(self) -> None:
         """Let its SSH server sleep, so that its state can be saved."""
@@ -319,14 +346,18 @@ class Guest(Liveness):
         own_disks = 1 + (self.spec.files.modules_disk is not None)
         there = {name: disk for name, disk in self.spec.model.disks.items() if not self.hardware.is_out(name)}
         query = devices.query_command(own_disks + devices.count_disks(there))
-        return devices.parse(await self.wait(self.agent.exchange("disks", "disks", **query), self.spec.deadlines.command_s))
+        return devices.parse(
+            await self.wait(self.agent.exchange("disks", "disks", **query), self.spec.deadlines.command_s)
+        )
 
     async def bring_up(self, key: SshKey) -> None:
         """Everything from nothing to ready."""
         try:
             await self._bring_up(key)
         except OSError as error:
-            raise HostError(f"guest {self.name}: {self.state.value}: {error.filename or 'this machine'}: {error.strerror}") from error
+            raise HostError(
+                f"guest {self.name}: {self.state.value}: {error.filename or 'this machine'}: {error.strerror}"
+            ) from error
 
     async def _bring_up(self, key: SshKey) -> None:
         template = self.spec.template

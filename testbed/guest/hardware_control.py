@@ -59,7 +59,10 @@ async def apply(guest: Guest, some: Sequence[str]) -> Said:
 
 async def describe_machine(guest: Guest) -> Said:
     """What memory and CPUs a guest has now."""
-    return {"memory": [format_size(await cpu_memory.memory_state(guest))], "cpus": [str(await cpu_memory.cpu_state(guest))]}
+    return {
+        "memory": [format_size(await cpu_memory.memory_state(guest))],
+        "cpus": [str(await cpu_memory.cpu_state(guest))],
+    }
 
 
 async def describe(disks: DiskControl, name: str) -> Said:

@@ -34,7 +34,9 @@ class Hotplug:
 
         What a snapshot's state is of must be there before it is loaded.
         """
-        found = blockdev.plan_disks(model, {name: await self._storage(name, disk, snapshot) for name, disk in model.disks.items()})
+        found = blockdev.plan_disks(
+            model, {name: await self._storage(name, disk, snapshot) for name, disk in model.disks.items()}
+        )
         if wiring.ends:
             wiring.own.mkdir(mode=0o700, exist_ok=True)
         for link in wiring.ends:

@@ -69,7 +69,10 @@ class Liveness:
             self._say(why, failed=True)
 
     def _on_fatal(self, finding: Finding) -> None:
-        self._lose(f"{finding.kind.value} on its console: {finding.text}", Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS)
+        self._lose(
+            f"{finding.kind.value} on its console: {finding.text}",
+            Loss.PANIC if finding.kind is Kind.PANIC else Loss.OOPS,
+        )
 
     def _on_trouble(self, why: str) -> None:
         """Something of this machine is not, or no longer, what the guest needs."""

@@ -98,7 +98,9 @@ def _locked_name(folders: Folders, held: contextlib.ExitStack) -> str:
                 except (FileExistsError, BlockingIOError):
                     break
                 except OSError as error:
-                    raise HostError(f"{path}: cannot be locked: {error.strerror}; name another place with {variable}") from error
+                    raise HostError(
+                        f"{path}: cannot be locked: {error.strerror}; name another place with {variable}"
+                    ) from error
             else:
                 # A reaper may have taken a new file for a leftover just before it was locked.
                 if all(_lock_file(place, name).exists() for place, _, _ in halves):

@@ -112,7 +112,11 @@ def sections(output: str, mark: str, guest: str) -> Mapping[str, Texts]:
         elif verb == "finish":
             finished = True
     if not finished:
-        raise ReadingError(f"guest {guest}: its counters", "what its script prints at the end", f"the end of its output: {output[-60:]}")
+        raise ReadingError(
+            f"guest {guest}: its counters",
+            "what its script prints at the end",
+            f"the end of its output: {output[-60:]}",
+        )
     return found
 
 
@@ -137,7 +141,9 @@ def printed_number(output: str, name: str, where: str) -> int:
     return parse_whole(printed_word(output, name, where), f"{where}, {name}")
 
 
-def named_values(output: str, word: str, names: tuple[str, ...], where: str, *, values: int = 1) -> dict[str, list[str]]:
+def named_values(
+    output: str, word: str, names: tuple[str, ...], where: str, *, values: int = 1
+) -> dict[str, list[str]]:
     """By name the values of lines `WORD NAME VALUE...`, of which each name has exactly one, with so many values.
 
     :raise ReadingError: one is missing, is there twice, or has more or fewer values.

@@ -51,7 +51,9 @@ async def save_template(folder: Path, boot: Boot, host_key: bytes, task: Task) -
 
 
 def wrong_clock_error(name: str) -> GuestError:
-    return GuestError(f"guest {name}: expected a clock that goes as ours, got another at {TRIES} boots; see its console: tsc")
+    return GuestError(
+        f"guest {name}: expected a clock that goes as ours, got another at {TRIES} boots; see its console: tsc"
+    )
 
 
 async def _once(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[str, Any] | None:

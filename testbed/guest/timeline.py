@@ -82,7 +82,9 @@ class TimelineRunner:
         while True:
             # A cgroup that is not there yet has counted nothing.
             value = await cgroup_counters.read_counter(self._guest, {}, str(when.cgroup), str(when.counter))
-            if value is not None and ((when.above is not None and value > when.above) or (when.below is not None and value < when.below)):
+            if value is not None and (
+                (when.above is not None and value > when.above) or (when.below is not None and value < when.below)
+            ):
                 return f"{when.cgroup}/{when.counter} is {value}"
             await asyncio.sleep(_POLL_S)
 
@@ -96,7 +98,11 @@ class TimelineRunner:
             self._note(time.monotonic(), act=number, missed=act)
 
     def _note(self, at: float, **words: Any) -> None:
-        line = {"monotonic_s": round(at, 6), "guest_s": round(self._clock.uptime(at), 3), "guest_error_s": round(self._clock.error_s, 3)}
+        line = {
+            "monotonic_s": round(at, 6),
+            "guest_s": round(self._clock.uptime(at), 3),
+            "guest_error_s": round(self._clock.error_s, 3),
+        }
         self._log.note(line | words)
 
 

@@ -36,7 +36,9 @@ def parse_throttle(words: Sequence[str]) -> Throttle:
         case [word] if word in PROFILES:
             return PROFILES[word].scaled(scale).throttle
         case [word] if "=" not in word:
-            raise UsageError(f"expected {OFF}, a profile ({', '.join(PROFILES)}) or limits such as iops-total=100, got {word!r}")
+            raise UsageError(
+                f"expected {OFF}, a profile ({', '.join(PROFILES)}) or limits such as iops-total=100, got {word!r}"
+            )
         case [*several] if alone := [word for word in several if word == OFF or word in PROFILES]:
             raise UsageError(f"expected {alone[0]} alone, or beside a scale, got {' '.join(several)}")
     limits, wrong = {}, _Wrong()

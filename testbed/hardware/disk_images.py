@@ -106,7 +106,11 @@ def _instead(found: str, wanted: str) -> str:
     if found == "raw":
         return "; write image-format: raw"
     unpacked = _UNPACKED.get(found)
-    return f"; unpack it first, with {unpacked}" if unpacked else f"; convert it first: qemu-img convert -O {wanted} IMAGE NEW.{wanted}"
+    return (
+        f"; unpack it first, with {unpacked}"
+        if unpacked
+        else f"; convert it first: qemu-img convert -O {wanted} IMAGE NEW.{wanted}"
+    )
 
 
 def _too_large(size_bytes: int, disk_bytes: int) -> Iterator[str]:
@@ -120,7 +124,9 @@ def _of_qcow2(content: Content, disk_bytes: int) -> Iterator[str]:
     if len(head) < 104:
         yield f"expected a qcow2, whose header has 104 bytes, got a file of {content.size_bytes}"
         return
-    version, backing, backing_bytes, _, size_bytes, crypt, l1_entries, l1_place = struct.unpack_from(">IQIIQIIQ", head, 4)
+    version, backing, backing_bytes, _, size_bytes, crypt, l1_entries, l1_place = struct.unpack_from(
+        ">IQIIQIIQ", head, 4
+    )
     features = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
     if version not in (2, 3):
         yield f"expected qcow2 of version 2 or 3, got version {version}{_ANEW}"

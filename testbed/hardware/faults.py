@@ -58,7 +58,11 @@ class Fault:
         """
         everywhere = (self.first, self.end) == (0, END)
         return (
-            self.operation != FLUSH and self.effect in ERRORS and self.probability == 1.0 and everywhere and (self.count or 1) <= MOST_RULES
+            self.operation != FLUSH
+            and self.effect in ERRORS
+            and self.probability == 1.0
+            and everywhere
+            and (self.count or 1) <= MOST_RULES
         )
 
     def rules(self) -> list[dict[str, Any]]:

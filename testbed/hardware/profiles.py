@@ -66,7 +66,9 @@ PROFILES: dict[str, Profile] = {
         title="AWS gp2 volume of up to 33 GiB, with its burst",
         source="100 IOPS, and 3000 for half an hour from a full bucket of 5.4 million credits; 128 MiB/s (AWS EBS user guide, "
         '"General Purpose SSD volumes")',
-        throttle=Throttle(iops_total=100, iops_total_max=3000, iops_total_max_length=1800, bps_total=128 * MIB, iops_size=256 * KIB),
+        throttle=Throttle(
+            iops_total=100, iops_total_max=3000, iops_total_max_length=1800, bps_total=128 * MIB, iops_size=256 * KIB
+        ),
     ),
     "aws-io2": Profile(
         title="AWS io2 volume",

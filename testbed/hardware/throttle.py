@@ -39,7 +39,8 @@ class Throttle:
     def limits(self) -> dict[str, int]:
         """QEMU's `ThrottleLimits`: every limit named, so that setting it leaves nothing of an earlier one."""
         return {
-            name.replace("_", "-"): max(value, 1) if name.endswith("_length") else value for name, value in self.given(every=True).items()
+            name.replace("_", "-"): max(value, 1) if name.endswith("_length") else value
+            for name, value in self.given(every=True).items()
         }
 
     def given(self, *, every: bool = False) -> dict[str, int]:
@@ -83,7 +84,9 @@ def from_qemu_limits(limits: Mapping[str, int]) -> Throttle:
     """From what QEMU says of a group: where there is no burst it says a length of 1, which nobody has set."""
     found = from_qemu(limits)
     given = found.given()
-    return replace(found, **{name: 0 for name in given if name.endswith("_length") and name.removesuffix("_length") not in given})
+    return replace(
+        found, **{name: 0 for name in given if name.endswith("_length") and name.removesuffix("_length") not in given}
+    )
 
 
 def from_qemu(limits: Mapping[str, int]) -> Throttle:

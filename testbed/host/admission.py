@@ -128,10 +128,15 @@ def resident_memory(owner: int) -> int:
         with contextlib.suppress(OSError):  # it ends just now
             for child in children.read_text(encoding="utf-8").split():
                 with contextlib.suppress(OSError, ValueError):
-                    status = dict(line.split(":", 1) for line in Path(f"/proc/{child}/status").read_text(encoding="utf-8").splitlines())
+                    status = dict(
+                        line.split(":", 1)
+                        for line in Path(f"/proc/{child}/status").read_text(encoding="utf-8").splitlines()
+                    )
                     # Another name, as of a user's wrapper, counts as nothing: its guests are then taken for ones that have nothing yet.
                     if status["Name"].strip().startswith("qemu-system"):
-                        found += sum(int(status[kind].split()[0]) * 1024 for kind in ("RssAnon", "RssShmem") if kind in status)
+                        found += sum(
+                            int(status[kind].split()[0]) * 1024 for kind in ("RssAnon", "RssShmem") if kind in status
+                        )
     return found
 
 
@@ -212,8 +217,12 @@ class Admission:
         async with self._gate(on_wait):
             tickets = list(_tickets(self._folder))
             admitted = [(path, claim) for path, claim in tickets if claim.admitted]
-            waiting = {path.name: claim for path, claim in tickets if not claim.admitted} | {ticket.path.name: ticket.claim}
-            turns = turn_order(waiting, (path.name for path, claim in admitted if claim.cores), now_ns=time.monotonic_ns())
+            waiting = {path.name: claim for path, claim in tickets if not claim.admitted} | {
+                ticket.path.name: ticket.claim
+            }
+            turns = turn_order(
+                waiting, (path.name for path, claim in admitted if claim.cores), now_ns=time.monotonic_ns()
+            )
             place = turns.index(ticket.path.name)
             wanted, held, free_bytes = ticket.claim, [claim for _, claim in admitted], resources.free_bytes()
             if place and not at_once:
@@ -256,7 +265,9 @@ class Admission:
 
 def _opened(path: Path) -> TextIO:
     """A file that nobody else opens: whoever can may lock it, and a locked ticket counts."""
-    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+", encoding="utf-8")
+    return os.fdopen(
+        os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "r+", encoding="utf-8"
+    )
 
 
 class Admitted:

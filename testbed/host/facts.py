@@ -32,7 +32,11 @@ class Qemu:
     @property
     def sandbox(self) -> tuple[str, ...]:
         """The option that keeps it to the system calls that it needs; nothing where it was built without."""
-        return ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny") if self.seccomp else ()
+        return (
+            ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+            if self.seccomp
+            else ()
+        )
 
     @property
     def environment(self) -> dict[str, str]:

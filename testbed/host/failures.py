@@ -22,7 +22,9 @@ def describe(error: Exception, folder: Path) -> str:
         return why
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TRACEBACK).write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace")
+        (folder / TRACEBACK).write_text(
+            "".join(traceback.format_exception(error)), encoding="utf-8", errors="backslashreplace"
+        )
     eventlog.log_event(why, logs=folder.name, failed=True)
     return f"{why}; see {TRACEBACK} in {folder.name}"
 

@@ -71,7 +71,9 @@ def process(pid: int) -> str:
             words = file.read(4 * _LONGEST_COMMAND).replace(b"\0", b" ").decode(errors="replace").strip()
         command = words or f"[{(place / 'comm').read_text(encoding='utf-8', errors='replace').strip()}]"
         # The name before it may hold anything; see proc_pid_stat(5).
-        ticks = int((place / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[_START_TICKS])
+        ticks = int(
+            (place / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[_START_TICKS]
+        )
         age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
         since = datetime.fromtimestamp(time.time() - age_s).astimezone()
         return f"pid {pid} of {user_name(place.stat().st_uid)}, since {since:%Y-%m-%d %H:%M:%S}: {printable(command)[:_LONGEST_COMMAND]}"
@@ -119,7 +121,9 @@ def _locks(pid: int, path: str) -> bool:
     with contextlib.suppress(OSError):
         for descriptor in (place / "fd").iterdir():
             with contextlib.suppress(OSError):
-                if str(descriptor.readlink()) == path and "FLOCK" in (place / "fdinfo" / descriptor.name).read_text(encoding="utf-8"):
+                if str(descriptor.readlink()) == path and "FLOCK" in (place / "fdinfo" / descriptor.name).read_text(
+                    encoding="utf-8"
+                ):
                     return True
     return False
 

@@ -198,7 +198,9 @@ def create_folder(path: Path, mode: int = 0o666) -> BinaryIO:
 
     :raise OSError: it cannot be made.
     """
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode), "wb")
+    return os.fdopen(
+        os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode), "wb"
+    )
 
 
 def open_file(path: Path) -> BinaryIO:
@@ -217,7 +219,9 @@ def _home(place: Callable[[str], Path]) -> Path:
     try:
         return place("testbed")
     except RuntimeError:  # no HOME, and an account that this machine does not know, as containers have
-        raise HostError(f"uid {os.getuid()} has no home on this machine; set HOME, or TESTBED_CACHE and TESTBED_STATE") from None
+        raise HostError(
+            f"uid {os.getuid()} has no home on this machine; set HOME, or TESTBED_CACHE and TESTBED_STATE"
+        ) from None
 
 
 def _of_account() -> Path:
@@ -232,7 +236,9 @@ def _private(above: Path, variable: str) -> Path:
     if not _is_ours(above) or len(os.fsencode(folder)) > _LONGEST_SOCKET_FOLDER or not _usable(folder):
         folder = Path(f"/tmp/testbed-{os.getuid()}")  # noqa: S108 - checked below to be ours and private
         if not _usable(folder):
-            raise HostError(f"{folder}: expected a folder of uid {os.getuid()} with mode 0700; remove it, or set {variable}")
+            raise HostError(
+                f"{folder}: expected a folder of uid {os.getuid()} with mode 0700; remove it, or set {variable}"
+            )
     return folder
 
 
@@ -267,4 +273,6 @@ def shipped(name: str) -> Path:
     for candidate in (package / "_shipped" / name, package.parent / name):
         if candidate.is_dir():
             return candidate
-    raise HostError(f"{name}: expected beside {package.parent} or inside the installed package, found neither; reinstall the testbed")
+    raise HostError(
+        f"{name}: expected beside {package.parent} or inside the installed package, found neither; reinstall the testbed"
+    )

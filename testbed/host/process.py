@@ -74,7 +74,9 @@ def is_stopped(pid: int) -> bool:
     """Whether a signal has stopped a process, as Ctrl-Z does; False of one that is gone."""
     try:
         # The name before it may hold anything; see proc_pid_stat(5).
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "T"
+        return (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] == "T"
+        )
     except OSError:
         return False
 

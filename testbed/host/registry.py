@@ -193,7 +193,9 @@ def find_vm(folders: Folders, name: str) -> VmHandle:
         if folder.name == name and (record := _taken(folder)) is not None:
             raise UsageError(supervisor_killed_message(record))
     names = ", ".join(vm.record.name for vm in there)
-    raise UsageError(f"{name}: there is no such guest; {f'there are {names}' if names else 'start one with: testbed up FILE'}")
+    raise UsageError(
+        f"{name}: there is no such guest; {f'there are {names}' if names else 'start one with: testbed up FILE'}"
+    )
 
 
 def supervisor_killed_message(record: VmRecord) -> str:
@@ -244,7 +246,9 @@ def claim_name(folders: Folders, name: str) -> Iterator[Path]:
 
 
 def name_taken(name: str) -> UsageError:
-    return UsageError(f"{name}: a guest of this name is there already; end it with: testbed down {name}; or choose another name")
+    return UsageError(
+        f"{name}: a guest of this name is there already; end it with: testbed down {name}; or choose another name"
+    )
 
 
 async def wait_until_gone(vm: VmHandle, timeout_s: float) -> None:
@@ -277,7 +281,14 @@ def ssh_files(folder: Path, name: str, private_key: str, host_key: str, *, conne
     key.touch(mode=0o600)
     key.write_text(private_key, encoding="utf-8")
     (folder / "known_hosts").write_text(f"{name} {host_key}\n", encoding="utf-8")
-    proxy = (sys.executable, "-I", "-S", str(Path(ssh_proxy.__file__).absolute()), str(folder / SSH), f"{connect_s:.0f}")
+    proxy = (
+        sys.executable,
+        "-I",
+        "-S",
+        str(Path(ssh_proxy.__file__).absolute()),
+        str(folder / SSH),
+        f"{connect_s:.0f}",
+    )
     # Handshakes are dear under emulation: the cheapest algorithms that both sides have.
     (folder / "ssh_config").write_text(
         f"""\

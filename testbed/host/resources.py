@@ -56,7 +56,11 @@ def path_of(groups: str, hierarchy: Hierarchy) -> PurePosixPath | None:
     for line in groups.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        same = controllers.split(",")[0] in hierarchy.controllers if hierarchy.controllers else number == "0" and not controllers
+        same = (
+            controllers.split(",")[0] in hierarchy.controllers
+            if hierarchy.controllers
+            else number == "0" and not controllers
+        )
         if same and path.startswith("/"):
             own = PurePosixPath(path)
             if ".." in own.parts:
@@ -100,7 +104,9 @@ def machine_share(mounts: str, groups: str, top: Path = Path("/")) -> Share:
                 if limit_bytes is not None and (number == 0 or _holds_below(folder)):
                     memory.append(limit_bytes)
                     free.append(free_bytes)
-    return Share(memory_bytes=min(memory, default=None), free_bytes=min(free, default=None), cores=min(cores, default=None))
+    return Share(
+        memory_bytes=min(memory, default=None), free_bytes=min(free, default=None), cores=min(cores, default=None)
+    )
 
 
 def _cores(folder: Path, hierarchy: Hierarchy) -> int | None:
@@ -111,9 +117,15 @@ def _cores(folder: Path, hierarchy: Hierarchy) -> int | None:
 
 def _memory(folder: Path, hierarchy: Hierarchy) -> tuple[int | None, int]:
     """The limit of a group, and what of it is free."""
-    limit, usage = ("memory.limit_in_bytes", "memory.usage_in_bytes") if hierarchy.controllers else ("memory.max", "memory.current")
+    limit, usage = (
+        ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        if hierarchy.controllers
+        else ("memory.max", "memory.current")
+    )
     limit_bytes = memory_limit(_text(folder / limit))
-    return limit_bytes, 0 if limit_bytes is None else free_of(limit_bytes, _text(folder / usage), _text(folder / "memory.stat"))
+    return limit_bytes, 0 if limit_bytes is None else free_of(
+        limit_bytes, _text(folder / usage), _text(folder / "memory.stat")
+    )
 
 
 def _holds_below(folder: Path) -> bool:

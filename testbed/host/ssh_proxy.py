@@ -67,7 +67,9 @@ def main(keeper: str, limit_s: str) -> None:
         client = _socket.socket(fileno=os.dup(sys.stdout.fileno()))
     except OSError:  # no socket
         return _pass_on(guest)
-    client.sendmsg([b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, guest.to_bytes(_DESCRIPTOR_BYTES, sys.byteorder))])
+    client.sendmsg(
+        [b"\0"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, guest.to_bytes(_DESCRIPTOR_BYTES, sys.byteorder))]
+    )
     return None
 
 

@@ -54,7 +54,9 @@ def sweep(found: Iterable[Path]) -> tuple[Path, ...]:
             try:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 at = os.fstat(held)
-                if at.st_uid != os.geteuid() or (leftover.name.endswith(_NEW) and time.time() - at.st_mtime < _MOMENT_S):
+                if at.st_uid != os.geteuid() or (
+                    leftover.name.endswith(_NEW) and time.time() - at.st_mtime < _MOMENT_S
+                ):
                     continue
                 untrusted_files.remove_folder(leftover)
                 gone.append(leftover)

@@ -30,7 +30,9 @@ def open_regular(folder: Path, name: str, limit_bytes: int) -> Iterator[BinaryIO
             file = held.enter_context(untrusted_folder.open_below(folder, str(PurePosixPath(name)), limit_bytes))
         except OSError as error:
             why = str(error.strerror)
-            raise BuildError(f"{folder / name}: {why if why.startswith('expected') else f'expected a regular file: {why}'}") from error
+            raise BuildError(
+                f"{folder / name}: {why if why.startswith('expected') else f'expected a regular file: {why}'}"
+            ) from error
         yield file
 
 

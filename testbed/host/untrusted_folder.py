@@ -35,7 +35,11 @@ def open_below(folder: Path, name: str, most_bytes: int) -> Iterator[BinaryIO]:
         _check_regular(found, folder / name)
         if found.st_nlink > 1 and found.st_uid != folder.stat().st_uid:
             # A hard link leads out of the folder like any other.
-            raise OSError(errno.EACCES, "expected a file of the folder's owner, got a hard link to somebody else's", str(folder / name))
+            raise OSError(
+                errno.EACCES,
+                "expected a file of the folder's owner, got a hard link to somebody else's",
+                str(folder / name),
+            )
         if found.st_size > most_bytes:
             raise OSError(errno.EFBIG, f"expected at most {most_bytes} bytes, got {found.st_size}", str(folder / name))
         yield file
@@ -85,7 +89,9 @@ def write_below(folder: Path, name: str, text: str) -> None:
     # Nobody knows the name beforehand, and what has it already is not written to.
     unfinished = f".{name}.{secrets.token_hex(4)}.unfinished"
     with _above(folder, name) as (above, last):
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=above)
+        descriptor = os.open(
+            unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666, dir_fd=above
+        )
         try:
             # What a guest said may hold lone surrogates.
             with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
@@ -113,7 +119,9 @@ def _steps(folder: Path, name: str) -> list[str]:
     except UnicodeEncodeError:
         steps = []
     if not steps or any(step in ("", ".", "..") or "\0" in step for step in steps):
-        raise OSError(errno.EINVAL, f"expected the name of something below this folder, got {name[:100]!r}", str(folder))
+        raise OSError(
+            errno.EINVAL, f"expected the name of something below this folder, got {name[:100]!r}", str(folder)
+        )
     return steps
 
 
@@ -141,5 +149,13 @@ def _folder(folder: Path, steps: list[str]) -> Iterator[int]:
 def _check_regular(found: os.stat_result, path: Path) -> None:
     """:raise OSError: it is no regular file."""
     if not stat.S_ISREG(found.st_mode):
-        what = "a link" if stat.S_ISLNK(found.st_mode) else "a folder" if stat.S_ISDIR(found.st_mode) else "a pipe, a socket or a device"
-        raise OSError(errno.ELOOP if what == "a link" else errno.EINVAL, f"expected a regular file, got {what}", str(path))
+        what = (
+            "a link"
+            if stat.S_ISLNK(found.st_mode)
+            else "a folder"
+            if stat.S_ISDIR(found.st_mode)
+            else "a pipe, a socket or a device"
+        )
+        raise OSError(
+            errno.ELOOP if what == "a link" else errno.EINVAL, f"expected a regular file, got {what}", str(path)
+        )

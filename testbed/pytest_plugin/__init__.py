@@ -53,13 +53,25 @@ _MARKERS = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("testbed", "guests of the testbed")
     add = group.addoption
-    add("--testbed-kernel", action="append", default=[], metavar="KERNEL", help="Run tests on this kernel, over what they say; repeatable.")
+    add(
+        "--testbed-kernel",
+        action="append",
+        default=[],
+        metavar="KERNEL",
+        help="Run tests on this kernel, over what they say; repeatable.",
+    )
     add("--testbed-base", metavar="KERNEL", help="The base kernel of `compare`, over what tests say.")
     add("--testbed-patched", metavar="KERNEL", help="The patched kernel of `compare`, over what tests say.")
     add("--testbed-topology", metavar="FILE", help="The topology of tests that name none.")
-    add("--testbed-keep", action="store_true", help="Leave the guests of failed tests running, and say how to enter them.")
+    add(
+        "--testbed-keep",
+        action="store_true",
+        help="Leave the guests of failed tests running, and say how to enter them.",
+    )
     add("--testbed-cold", action="store_true", help="Boot every guest instead of cloning a template.")
-    add("--testbed-artifacts", metavar="FOLDER", help="Where the guests' logs go; pytest's temporary folder without it.")
+    add(
+        "--testbed-artifacts", metavar="FOLDER", help="Where the guests' logs go; pytest's temporary folder without it."
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -102,7 +114,9 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     guests = item.stash.get(GUESTS, None)
     if guests is not None and report.failed:

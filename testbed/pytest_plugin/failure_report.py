@@ -57,7 +57,11 @@ async def describe(vm: Vm, qemu: str) -> str:
     lines += _block("control groups", groups) if groups else []
     stays = vm.keep()
     lines += [stays] if stays else []
-    lines += [f"console: {vm.evidence / 'console.log'}", f"QMP log: {vm.evidence / 'qmp.jsonl'}", f"all logs: {vm.evidence}"]
+    lines += [
+        f"console: {vm.evidence / 'console.log'}",
+        f"QMP log: {vm.evidence / 'qmp.jsonl'}",
+        f"all logs: {vm.evidence}",
+    ]
     return "\n".join(lines)
 
 
@@ -65,7 +69,9 @@ def _commands(vm: Vm) -> list[str]:
     shown = vm.failed or (vm.last[-1] if vm.last else None)
     if shown is None:
         return ["no command was run"]
-    return _block(f"{'failed' if vm.failed else 'last'} command: {clean(shown.command)} {_ended(shown)}", _output(shown))
+    return _block(
+        f"{'failed' if vm.failed else 'last'} command: {clean(shown.command)} {_ended(shown)}", _output(shown)
+    )
 
 
 def _ended(ran: CommandResult) -> str:

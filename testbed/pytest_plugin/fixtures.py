@@ -60,7 +60,9 @@ def topology(request: pytest.FixtureRequest, _testbed_point: str) -> Topology:
 
 
 @pytest.fixture
-def _testbed_guests(request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guests]:
+def _testbed_guests(
+    request: pytest.FixtureRequest, testbed: Testbed, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Guests]:
     """The guests of this test."""
     from testbed.pytest_plugin.guests import Guests, why_refused
 
@@ -82,12 +84,17 @@ def _as_topology(request: pytest.FixtureRequest, topology: Any) -> Topology:
 
 
 @pytest.fixture
-def vms(request: pytest.FixtureRequest, _testbed_guests: Guests, topology: Topology, _testbed_kernel: str) -> dict[str, Vm]:
+def vms(
+    request: pytest.FixtureRequest, _testbed_guests: Guests, topology: Topology, _testbed_kernel: str
+) -> dict[str, Vm]:
     """All guests of the test's topology, by name: fresh clones with their stacks, gone afterwards."""
     wanted = _as_topology(request, topology)
     # Before they are started in vain.
     if len(wanted.guests) != 1 and "vm" in request.fixturenames:
-        pytest.fail(f"testbed: `vm` expects a topology of one guest, this one has {', '.join(wanted.guests)}: take `vms`", pytrace=False)
+        pytest.fail(
+            f"testbed: `vm` expects a topology of one guest, this one has {', '.join(wanted.guests)}: take `vms`",
+            pytrace=False,
+        )
     return _testbed_guests.start(wanted, _testbed_kernel)
 
 

@@ -101,7 +101,9 @@ class Guests:
             return
         files = await self._testbed.kernel(vm.kernel)
         config = files.config.read_text(encoding="utf-8") if files.config is not None else None
-        missing = await requirements.missing_requirement(vm, wanted.module, wanted.config, wanted.tool, wanted.qemu, config)
+        missing = await requirements.missing_requirement(
+            vm, wanted.module, wanted.config, wanted.tool, wanted.qemu, config
+        )
         if missing:
             why = f"{vm.kernel} ({vm.release}) lacks {', '.join(missing)}"
             self._state.lacking[kernel, wanted] = why
@@ -134,7 +136,10 @@ class Guests:
             return [("testbed", f"logs: {self._folder}")] if logs else []
         with contextlib.suppress(TestbedError):
             return [
-                (f"testbed: guest {name}", self._background.wait(failure_report.describe(vm, self._testbed.host.qemu.version)))
+                (
+                    f"testbed: guest {name}",
+                    self._background.wait(failure_report.describe(vm, self._testbed.host.qemu.version)),
+                )
                 for name, vm in self._vms.items()
             ]
         return []

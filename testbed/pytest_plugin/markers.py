@@ -78,7 +78,9 @@ def check_options(config: pytest.Config) -> None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise pytest.UsageError(f"--testbed-artifacts {artifacts}: expected a folder, got {folder}: {error.strerror}") from None
+            raise pytest.UsageError(
+                f"--testbed-artifacts {artifacts}: expected a folder, got {folder}: {error.strerror}"
+            ) from None
 
 
 def place(node: pytest.Item) -> str:
@@ -118,7 +120,9 @@ def parametrize(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("_testbed_kernel", named, ids=[file_name(name) for name in named], indirect=True)
         state.first_kernel = state.first_kernel or named[0]
     if found is not None and len(found.found) > 1:
-        metafunc.parametrize("_testbed_point", list(found.found), ids=[found.titles[name] for name in found.found], indirect=True)
+        metafunc.parametrize(
+            "_testbed_point", list(found.found), ids=[found.titles[name] for name in found.found], indirect=True
+        )
 
 
 @contextlib.contextmanager
@@ -138,7 +142,11 @@ def _is_ours(metafunc: pytest.Metafunc, fixture: str) -> bool:
 
 def _own_kernel(found: Points | None) -> tuple[str, ...]:
     """The kernel that a topology names for all of its guests."""
-    named = {guest.kernel for topology in found.found.values() for guest in topology.guests.values()} if found is not None else set()
+    named = (
+        {guest.kernel for topology in found.found.values() for guest in topology.guests.values()}
+        if found is not None
+        else set()
+    )
     only = next(iter(named)) if len(named) == 1 else None
     return (only,) if only is not None else ()
 
@@ -237,7 +245,9 @@ def _marked(marker: pytest.Mark) -> tuple[Any, str | None]:
         case (str() | Path() | Mapping() as wanted,) if not keys and wanted:
             return wanted, only
     got = ", ".join((*map(repr, marker.args), *keys)) or "nothing"
-    raise _Refused(f"testbed_topology: expected a path, YAML, a mapping, or the keys of a guest such as disks=, got {got}")
+    raise _Refused(
+        f"testbed_topology: expected a path, YAML, a mapping, or the keys of a guest such as disks=, got {got}"
+    )
 
 
 def _read(state: PluginState, wanted: Any, folder: Path, where: str) -> dict[str, Topology]:
@@ -247,7 +257,9 @@ def _read(state: PluginState, wanted: Any, folder: Path, where: str) -> dict[str
     is_file = isinstance(wanted, Path) or (isinstance(wanted, str) and "\n" not in wanted)
     key = str((folder / wanted).resolve()) if is_file else f"{folder}: {wanted!r}"
     if key not in state.points:
-        state.points[key] = topologies.resolve_points(_short(folder / wanted) if is_file else wanted, Path() if is_file else folder, where)
+        state.points[key] = topologies.resolve_points(
+            _short(folder / wanted) if is_file else wanted, Path() if is_file else folder, where
+        )
     return state.points[key]
 
 
@@ -260,4 +272,6 @@ def _titled(found: dict[str, Topology], where: str) -> Points:
     """Each point's id: its values, such as `nvme-ext4`, or its whole name where two would be alike."""
     short = {name: "-".join(part.partition("=")[2] for part in name.split(",")) for name in found}
     often = Counter(short.values())
-    return Points(found=found, where=where, titles={name: short[name] if often[short[name]] == 1 else name for name in found})
+    return Points(
+        found=found, where=where, titles={name: short[name] if often[short[name]] == 1 else name for name in found}
+    )

@@ -56,7 +56,12 @@ class PluginState:
         self.background = background = ThreadLoop()
         kernels = (self.first_kernel,) if self.first_kernel else ()
         self._open = testbed.open_guests(
-            background, self.patience, PluginNotes(self.config), artifacts, kernels=kernels, cold=self.config.getoption("testbed_cold")
+            background,
+            self.patience,
+            PluginNotes(self.config),
+            artifacts,
+            kernels=kernels,
+            cold=self.config.getoption("testbed_cold"),
         )
         try:
             self.testbed = background.wait(self._open.__aenter__())

@@ -40,7 +40,9 @@ def time_limit(item: pytest.Function, seconds: float) -> None:
             if not task.done():
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
-        pytest.fail(f"testbed_timeout: expected an end within {seconds:g} s, got none; it was at {where}", pytrace=False)
+        pytest.fail(
+            f"testbed_timeout: expected an end within {seconds:g} s, got none; it was at {where}", pytrace=False
+        )
 
     item.obj = limited
 

@@ -34,7 +34,9 @@ class BlockFilters:
 PLAIN = BlockFilters()
 
 
-def filter_changes(name: str, disk: Disk, kept: Storage | None, old: BlockFilters, new: BlockFilters) -> tuple[QmpCommand, ...]:
+def filter_changes(
+    name: str, disk: Disk, kept: Storage | None, old: BlockFilters, new: BlockFilters
+) -> tuple[QmpCommand, ...]:
     """The commands from one to the other. `kept`: what the disk is kept in."""
     commands: list[QmpCommand] = []
     if new.export and not old.export:
@@ -53,7 +55,12 @@ def filter_changes(name: str, disk: Disk, kept: Storage | None, old: BlockFilter
             commands.append(_remove(f"store-{name}"))
     if new.errors and _top(name, kept, old) != _top(name, kept, new):
         rules = [rule for error in new.errors for rule in error.rules()]
-        node = {"driver": "blkdebug", "node-name": _top(name, kept, new), "image": _base(name, kept, new), "inject-error": rules}
+        node = {
+            "driver": "blkdebug",
+            "node-name": _top(name, kept, new),
+            "image": _base(name, kept, new),
+            "inject-error": rules,
+        }
         commands.append(_add(node | blockdev.read_only(disk)))
     if _top(name, kept, old) != _top(name, kept, new):
         commands.append(_reopen(blockdev.limited_node(name, disk, _top(name, kept, new))))

@@ -85,7 +85,10 @@ def plan_storage(name: str, disk: Disk, folder: Path) -> tuple[Storage, ...]:
         image = (Path(disk.image), disk.image_kind)
     kind = "qcow2" if image is not None else disk.format
     own = Storage(file=folder / f"{name}.{kind}", format=kind, size_bytes=disk.size, image=image)
-    more = (Storage(file=folder / f"{other}.raw", format="raw", size_bytes=one.size) for other, one in namespaces(disk).items())
+    more = (
+        Storage(file=folder / f"{other}.raw", format="raw", size_bytes=one.size)
+        for other, one in namespaces(disk).items()
+    )
     return (own, *more)
 
 
@@ -116,7 +119,9 @@ def plan_disks(guest: GuestModel, stores: Mapping[str, tuple[Storage, ...]]) -> 
 
 
 def _group(name: str, throttle: Throttle) -> QmpCommand:
-    return QmpCommand(execute="object-add", arguments={"qom-type": "throttle-group", "id": name, "limits": throttle.limits()})
+    return QmpCommand(
+        execute="object-add", arguments={"qom-type": "throttle-group", "id": name, "limits": throttle.limits()}
+    )
 
 
 def plug_commands(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -> tuple[QmpCommand, ...]:
@@ -127,9 +132,16 @@ def plug_commands(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -
     match disk:
         case VirtioBlk():
             if disk.io_thread:
-                commands.append(QmpCommand(execute="object-add", arguments={"qom-type": "iothread", "id": f"io-{name}"}))
+                commands.append(
+                    QmpCommand(execute="object-add", arguments={"qom-type": "iothread", "id": f"io-{name}"})
+                )
                 device["iothread"] = f"io-{name}"
-            device |= {"driver": "virtio-blk-pci", "bus": bus, "serial": identity, **({} if disk.discard else {"discard": False})}
+            device |= {
+                "driver": "virtio-blk-pci",
+                "bus": bus,
+                "serial": identity,
+                **({} if disk.discard else {"discard": False}),
+            }
             device |= {"rerror": disk.rerror, "werror": disk.werror}
             device |= _given({"num-queues": disk.queues, "queue-size": disk.queue_size})
             commands.append(QmpCommand(execute="device_add", arguments=device))
@@ -142,7 +154,12 @@ def plug_commands(name: str, disk: Disk, port: int, made: tuple[Storage, ...]) -
             device |= {"driver": "nvme", "bus": bus, "serial": identity, **_given({"max_ioqpairs": disk.queues})}
             commands.append(QmpCommand(execute="device_add", arguments=device))
         case VirtioScsi():
-            controller = {"driver": "virtio-scsi-pci", "id": f"controller-{name}", "bus": bus, **_given({"num_queues": disk.queues})}
+            controller = {
+                "driver": "virtio-scsi-pci",
+                "id": f"controller-{name}",
+                "bus": bus,
+                **_given({"num_queues": disk.queues}),
+            }
             commands.append(QmpCommand(execute="device_add", arguments=controller))
             device |= {"driver": "scsi-hd", "bus": f"controller-{name}.0", "serial": identity}
             device |= {"rerror": disk.rerror, "werror": disk.werror}
@@ -167,9 +184,17 @@ def _geometry(disk: Disk) -> dict[str, Any]:
 
 def _namespaces(name: str, disk: Nvme, first: dict[str, Any], zoned: Zoned | None) -> Iterator[QmpCommand]:
     bus = {"driver": "nvme-ns", "bus": f"controller-{name}"}
-    yield QmpCommand(execute="device_add", arguments={**first, **bus, "nsid": 1, "uuid": str(uuid.uuid5(_UUIDS, name)), **_zones(zoned)})
+    yield QmpCommand(
+        execute="device_add",
+        arguments={**first, **bus, "nsid": 1, "uuid": str(uuid.uuid5(_UUIDS, name)), **_zones(zoned)},
+    )
     for number, (other, one) in enumerate(disk.namespaces.items(), start=2):
-        own: dict[str, Any] = {"id": f"disk-{other}", "drive": top_node(other), "nsid": number, "uuid": str(uuid.uuid5(_UUIDS, other))}
+        own: dict[str, Any] = {
+            "id": f"disk-{other}",
+            "drive": top_node(other),
+            "nsid": number,
+            "uuid": str(uuid.uuid5(_UUIDS, other)),
+        }
         if one.logical_block_size != 512:
             own |= {"logical_block_size": one.logical_block_size, "physical_block_size": one.logical_block_size}
         yield QmpCommand(execute="device_add", arguments={**own, **bus, **_zones(one.zoned)})
@@ -178,7 +203,12 @@ def _namespaces(name: str, disk: Nvme, first: dict[str, Any], zoned: Zoned | Non
 def _zones(zoned: Zoned | None) -> dict[str, Any]:
     if zoned is None:
         return {}
-    return {"zoned": True, "zoned.zone_size": zoned.zone_size, "zoned.max_open": zoned.max_open, "zoned.max_active": zoned.max_active}
+    return {
+        "zoned": True,
+        "zoned.zone_size": zoned.zone_size,
+        "zoned.max_open": zoned.max_open,
+        "zoned.max_active": zoned.max_active,
+    }
 
 
 def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpCommand]:
@@ -196,7 +226,9 @@ def _nodes(name: str, disk: Disk, made: tuple[Storage, ...]) -> Iterator[QmpComm
         for part, store in zip((name, *namespaces(disk)), made, strict=True):
             yield QmpCommand(execute="blockdev-add", arguments=store_node(part, disk, store.file))
             if store.image is not None:
-                yield QmpCommand(execute="blockdev-add", arguments=_file_node(f"origin-{part}", store.image[0]) | _READ_ONLY)
+                yield QmpCommand(
+                    execute="blockdev-add", arguments=_file_node(f"origin-{part}", store.image[0]) | _READ_ONLY
+                )
                 yield QmpCommand(execute="blockdev-add", arguments=image_node(part, store.image[1], f"origin-{part}"))
             yield QmpCommand(execute="blockdev-add", arguments=format_node(part, disk, store.format, f"store-{part}"))
     for part in (name, *namespaces(disk)):
@@ -239,7 +271,12 @@ def format_node(name: str, disk: Disk, kind: str, below: str) -> dict[str, Any]:
 
 def limited_node(name: str, disk: Disk, below: str) -> dict[str, Any]:
     """The node that the device of a disk or of a namespace is on."""
-    node = {"driver": "throttle", "node-name": top_node(name), "throttle-group": throttle_group(name, disk), "file": below}
+    node = {
+        "driver": "throttle",
+        "node-name": top_node(name),
+        "throttle-group": throttle_group(name, disk),
+        "file": below,
+    }
     return node | read_only(disk)
 
 

@@ -43,10 +43,14 @@ class BlockingMonitor:
                 return self._ask(command, arguments or {})
             except TimeoutError:
                 self._drop()
-                raise HostError(f"guest {self._name}: QEMU: expected an answer to {command} within {_ANSWER_S:.0f} s, got none") from None
+                raise HostError(
+                    f"guest {self._name}: QEMU: expected an answer to {command} within {_ANSWER_S:.0f} s, got none"
+                ) from None
             except (OSError, ValueError) as error:
                 self._drop()
-                raise WireBroken(f"guest {self._name}: QEMU's monitor for samples went away during {command}: {error}") from error
+                raise WireBroken(
+                    f"guest {self._name}: QEMU's monitor for samples went away during {command}: {error}"
+                ) from error
 
     def rest(self) -> None:
         """End the connection, unless somebody is asking just now; whoever asks next connects again."""
@@ -94,7 +98,9 @@ class BlockingMonitor:
         while (end := self._read.find(b"\n")) < 0:
             received = self._socket.recv(_CHUNK)
             if not received or len(self._read) > _MOST_BYTES:
-                raise ConnectionError("it ended" if not received else f"expected a message of at most {_MOST_BYTES} bytes, got more")
+                raise ConnectionError(
+                    "it ended" if not received else f"expected a message of at most {_MOST_BYTES} bytes, got more"
+                )
             self._read += received
         message = parse_json_object(self._read[:end])
         del self._read[: end + 1]

@@ -123,7 +123,9 @@ def argv(
     size = f"{wanted.memory_bytes // MIB}M"
     backend = f"memory-backend-ram,id=ram,size={size}"
     if memory.file is not None:
-        way = "share=on" if memory.shared else "share=off,readonly=on,rom=off" if memory.only_read(host) else "share=off"
+        way = (
+            "share=on" if memory.shared else "share=off,readonly=on,rom=off" if memory.only_read(host) else "share=off"
+        )
         backend = f"memory-backend-file,id=ram,size={size},mem-path={_escaped(memory.file)},{way}"
     options: list[tuple[str, ...]] = [
         (host.qemu.path,),
@@ -215,7 +217,10 @@ def _modules_disk(path: Path | None) -> tuple[tuple[str, ...], ...]:
 def _ports(count: int) -> tuple[tuple[str, ...], ...]:
     """PCIe root ports to hot-plug disks into: eight to a slot, as functions of one device."""
     return tuple(
-        ("-device", f"pcie-root-port,id=port{number},chassis={number + 1},addr={8 + number // 8:x}.{number % 8},multifunction=on")
+        (
+            "-device",
+            f"pcie-root-port,id=port{number},chassis={number + 1},addr={8 + number // 8:x}.{number % 8},multifunction=on",
+        )
         for number in range(count)
     )
 

@@ -29,11 +29,15 @@ async def make_disk_files(wanted: Storage) -> None:
                 file.truncate(wanted.size_bytes)
             except OSError as error:
                 size = format_size(wanted.size_bytes)
-                raise HostError(f"{wanted.file}: cannot be {size} large on this machine: {error.strerror}; give the disk less") from error
+                raise HostError(
+                    f"{wanted.file}: cannot be {size} large on this machine: {error.strerror}; give the disk less"
+                ) from error
         return
     program = shutil.which("qemu-img")
     if program is None:
-        raise HostError(f"{wanted.file.name}: qcow2 files are made by qemu-img, which is not installed; install qemu-utils")
+        raise HostError(
+            f"{wanted.file.name}: qcow2 files are made by qemu-img, which is not installed; install qemu-utils"
+        )
     # -u: it does not open the image, which may be a stranger's, and would do so as us.
     words: list[str | Path] = [program, "create", "-q", "-u", "-f", "qcow2"]
     if wanted.image is not None:
@@ -44,7 +48,9 @@ async def make_disk_files(wanted: Storage) -> None:
         words += ["-b", path.resolve(), "-F", kind]
     with _created(wanted.file) as file:
         # By what is open: qemu-img would follow a link.
-        await process.run([*words, f"/proc/{os.getpid()}/fd/{file.fileno()}", str(wanted.size_bytes)], timeout_s=_LIMIT_S)
+        await process.run(
+            [*words, f"/proc/{os.getpid()}/fd/{file.fileno()}", str(wanted.size_bytes)], timeout_s=_LIMIT_S
+        )
 
 
 def check_kept_disks(store: Storage) -> None:
@@ -60,7 +66,9 @@ def check_kept_disks(store: Storage) -> None:
     except OSError as error:
         raise HostError(f"{store.file}: cannot be read: {error.strerror}") from error
     if disk_images.external_data(head):
-        raise HostError(f"{store.file}: expected a disk that stands alone, got one whose data is in another file, as no QEMU makes it here")
+        raise HostError(
+            f"{store.file}: expected a disk that stands alone, got one whose data is in another file, as no QEMU makes it here"
+        )
 
 
 def _created(path: Path) -> BinaryIO:

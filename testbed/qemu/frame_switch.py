@@ -66,7 +66,9 @@ class SwitchPort:
         own.setblocking(False)
         queues = [_Queue() for _ in self._others]
         asyncio.get_running_loop().add_reader(own, _take, own, queues)
-        self._tasks = [asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._others, strict=True)]
+        self._tasks = [
+            asyncio.create_task(_pass_on(queue, inlet)) for queue, inlet in zip(queues, self._others, strict=True)
+        ]
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -49,7 +49,9 @@ class DiskErrors:
 
     def said(self, disk: str, counted: Mapping[str, int]) -> list[str]:
         """Such as `3 read errors reported`. `counted`: what `failed` says."""
-        found = {(operation, action): count for (name, operation, action), count in self._counted.items() if name == disk}
+        found = {
+            (operation, action): count for (name, operation, action), count in self._counted.items() if name == disk
+        }
         for operation, count in counted.items():
             found[operation, "report"] = max(count, found.get((operation, "report"), 0))
         return [

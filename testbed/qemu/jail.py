@@ -74,7 +74,9 @@ def command_prefix(
 
 
 def _may_drop_capabilities() -> bool:
-    effective = next(line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("CapEff"))
+    effective = next(
+        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("CapEff")
+    )
     return bool(int(effective.split()[1], 16) & 1 << _CAP_SETPCAP)
 
 
@@ -121,7 +123,9 @@ def open_to_other_users(found: JailSupport) -> str:
 class Jail:
     """What one QEMU is handed: as descriptors, where it has an account or sees less than we do; otherwise by its names."""
 
-    def __init__(self, account: Account | None, *, apart: bool = False, confined: bool = False, alone: bool = False) -> None:
+    def __init__(
+        self, account: Account | None, *, apart: bool = False, confined: bool = False, alone: bool = False
+    ) -> None:
         self._account = account
         self.netns = NetworkNamespace() if alone else None
         self._apart, self._confined = apart, confined
@@ -165,7 +169,9 @@ class Jail:
             try:
                 os.chown(path, self._account.uid, self._account.gid, follow_symlinks=False)
             except OSError as error:
-                raise HostError(f"{path}: cannot be given to uid {self._account.uid}, which QEMU runs as: {error.strerror}") from error
+                raise HostError(
+                    f"{path}: cannot be given to uid {self._account.uid}, which QEMU runs as: {error.strerror}"
+                ) from error
 
     def start_files(self, *paths: Path) -> None:
         """Let QEMU read files of ours, which are in folders that nobody else enters."""
@@ -186,7 +192,9 @@ class Jail:
         if not path.exists():
             path.touch(mode=0o600)
             if os.geteuid() == 0:
-                path.chmod(0o666)  # whoever QEMU is, now and for later clones: another mode then would look like a change
+                path.chmod(
+                    0o666
+                )  # whoever QEMU is, now and for later clones: another mode then would look like a change
         if self._by_descriptor:
             self._name(path, self._open(path, os.O_PATH))
         self._grant(jail_exec.READ if read_only else jail_exec.WRITE, [path])
@@ -208,7 +216,9 @@ class Jail:
         kvm = ((jail_exec.WRITE, "/dev/kvm"),) if host.kvm.works else ()
         rules = (*landlock_rules(host.qemu), *kvm, *self._rules) if self._confined else None
         network = self.netns.handed if self.netns is not None else None
-        return command_prefix(self._account, host.groups, apart=self._folders if self._apart else None, rules=rules, network=network)
+        return command_prefix(
+            self._account, host.groups, apart=self._folders if self._apart else None, rules=rules, network=network
+        )
 
     def _grant(self, kind: str, paths: Iterable[Path]) -> None:
         # As QEMU names them: what we have may be hidden from it.
@@ -242,11 +252,17 @@ class Jail:
 
     def _renamed(self, text: str) -> str:
         # In an option's value QEMU reads a doubled comma as one, and an option may be JSON, where a path is a string.
-        names = {form: name for path, name in self._seen.items() for form in (path, path.replace(",", ",,"), json.dumps(path)[1:-1])}
+        names = {
+            form: name
+            for path, name in self._seen.items()
+            for form in (path, path.replace(",", ",,"), json.dumps(path)[1:-1])
+        }
         for form in sorted(names, key=len, reverse=True):
             first, *others = text.split(form)
             # Another file's name may only begin as this one.
-            text = first + "".join((names[form] if not other or other[0] in '/,"' else form) + other for other in others)
+            text = first + "".join(
+                (names[form] if not other or other[0] in '/,"' else form) + other for other in others
+            )
         return text
 
     def release(self) -> None:

@@ -77,9 +77,29 @@ _NEVER = (
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
     # Landlock has no rule for these, or only since Linux 6.2.
     *("truncate", "utime", "utimes", "futimesat", "utimensat", "file_setattr"),
-    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat", "removexattr", "lremovexattr", "fremovexattr", "removexattrat"),
+    *(
+        "setxattr",
+        "lsetxattr",
+        "fsetxattr",
+        "setxattrat",
+        "removexattr",
+        "lremovexattr",
+        "fremovexattr",
+        "removexattrat",
+    ),
     # Other processes of its user: their memory, their keys, their time, and that ours would wait for it.
-    *("ptrace", "process_vm_readv", "process_vm_writev", "shmget", "shmat", "shmctl", "msgget", "semget", "mq_open", "mq_unlink"),
+    *(
+        "ptrace",
+        "process_vm_readv",
+        "process_vm_writev",
+        "shmget",
+        "shmat",
+        "shmctl",
+        "msgget",
+        "semget",
+        "mq_open",
+        "mq_unlink",
+    ),
     *("add_key", "keyctl", "request_key", "ioprio_set"),
     *("sched_setscheduler", "sched_setattr", "sched_setparam", "sched_setaffinity", "setpriority"),
     # Signals to what no process's id says, and files that others have open.
@@ -141,7 +161,12 @@ class _Port(ctypes.Structure):
 
 
 class _Compared(ctypes.Structure):
-    _fields_ = (("argument", ctypes.c_uint), ("how", ctypes.c_int), ("first", ctypes.c_uint64), ("second", ctypes.c_uint64))
+    _fields_ = (
+        ("argument", ctypes.c_uint),
+        ("how", ctypes.c_int),
+        ("first", ctypes.c_uint64),
+        ("second", ctypes.c_uint64),
+    )
 
 
 def _asked(what: str, result: int) -> int:
@@ -223,7 +248,9 @@ def restrict_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
     known = _EVERYTHING & ~sum(right for right, since in _SINCE.items() if since > abi)
     wanted = _Ruleset(files=known, net=_BIND_TCP | _CONNECT_TCP, scoped=_ABSTRACT_SOCKETS | _SIGNALS)
     size = 8 * (1 + (abi >= PORTS_SINCE) + (abi >= SCOPES_SINCE))
-    ruleset = _asked("landlock_create_ruleset", _libc.syscall(_CREATE_RULESET, ctypes.byref(wanted), ctypes.c_size_t(size), 0))
+    ruleset = _asked(
+        "landlock_create_ruleset", _libc.syscall(_CREATE_RULESET, ctypes.byref(wanted), ctypes.c_size_t(size), 0)
+    )
 
     def add(kind: int, rule: ctypes.Structure) -> None:
         _asked("landlock_add_rule", _libc.syscall(_ADD_RULE, ruleset, kind, ctypes.byref(rule), 0))
@@ -313,7 +340,12 @@ def main(asked: list[str]) -> None:
     first = asked.index(_END)
     second = asked.index(_END, first + 1)
     third = asked.index(_END, second + 1)
-    confined, kept_apart, alone, program = asked[:first], asked[first + 1 : second], asked[second + 1 : third], asked[third + 1 :]
+    confined, kept_apart, alone, program = (
+        asked[:first],
+        asked[first + 1 : second],
+        asked[second + 1 : third],
+        asked[third + 1 :],
+    )
     if kept_apart or alone:
         _enter_namespaces((_NEW_MOUNTS | _NEW_IPC if kept_apart else 0) | (_NEW_NETWORK if alone else 0))
     if alone:

@@ -37,9 +37,9 @@ async def find_account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
         return None, "TESTBED_QEMU_USER says so"
     account = _of_name(named) if named else _ACCOUNT
     # What may change without QEMU: what this root is allowed to, as in a container.
-    powers = [Path(f"/proc/self/{name}").read_text(encoding="utf-8") for name in ("uid_map", "gid_map")] + _CAPABILITIES.findall(
-        Path("/proc/self/status").read_text(encoding="utf-8")
-    )
+    powers = [
+        Path(f"/proc/self/{name}").read_text(encoding="utf-8") for name in ("uid_map", "gid_map")
+    ] + _CAPABILITIES.findall(Path("/proc/self/status").read_text(encoding="utf-8"))
     remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
     record = probe_cache.load_answer(remembered)
     if record is None:
@@ -76,9 +76,21 @@ async def find_jail_support(cache: Path, qemu: Qemu, account: Account | None) ->
     rules = jail.landlock_rules(qemu)
     script = Path(jail_exec.__file__)
     # All that may change what comes out, but QEMU itself, and what mends it.
-    place = (str(script), script.read_text(encoding="utf-8"), sys.executable, rules, os.geteuid(), account and account.uid)
-    powers = (_CAPABILITIES.findall(Path("/proc/self/status").read_text(encoding="utf-8")), [_limit(name) for name in _LIMITS])
-    remembered = cache / "probes" / f"confinement-{content_key(qemu.identity, os.uname().release, landlock, powers, place)}.json"
+    place = (
+        str(script),
+        script.read_text(encoding="utf-8"),
+        sys.executable,
+        rules,
+        os.geteuid(),
+        account and account.uid,
+    )
+    powers = (
+        _CAPABILITIES.findall(Path("/proc/self/status").read_text(encoding="utf-8")),
+        [_limit(name) for name in _LIMITS],
+    )
+    remembered = (
+        cache / "probes" / f"confinement-{content_key(qemu.identity, os.uname().release, landlock, powers, place)}.json"
+    )
     record = probe_cache.load_answer(remembered)
     if record is None:
         together = await _tried(jail.command_prefix(account, apart=()), qemu.path)

@@ -46,7 +46,11 @@ class Monitor:
     """The control connection to one QEMU. `on_event` hears every event's name and data; `seen` names paths as QEMU reaches them."""
 
     def __init__(
-        self, name: str, log: Log, on_event: Callable[[str, dict[str, Any]], None], seen: Callable[[Any], Any] = lambda said: said
+        self,
+        name: str,
+        log: Log,
+        on_event: Callable[[str, dict[str, Any]], None],
+        seen: Callable[[Any], Any] = lambda said: said,
     ) -> None:
         self._name = name
         self._log = log
@@ -106,10 +110,14 @@ class Monitor:
             return answer
         except ExecuteError as error:
             record["error"] = str(error)
-            raise HostError(f"guest {self._name}: QEMU refused {command} {json.dumps(arguments or {})}: {error}") from error
+            raise HostError(
+                f"guest {self._name}: QEMU refused {command} {json.dumps(arguments or {})}: {error}"
+            ) from error
         except TimeoutError:
             record["error"] = "no answer"
-            raise HostError(f"guest {self._name}: QEMU: expected an answer to {command} within {_COMMAND_S:.0f} s, got none") from None
+            raise HostError(
+                f"guest {self._name}: QEMU: expected an answer to {command} within {_COMMAND_S:.0f} s, got none"
+            ) from None
         except (ExecInterruptedError, QMPError) as error:
             record["error"] = repr(error)
             raise WireBroken(f"guest {self._name}: QEMU's monitor went away during {command}") from error
@@ -127,14 +135,18 @@ class Monitor:
 
         :raise HostError: what QEMU said to the first that it refused.
         """
-        answers = await asyncio.gather(*(self.execute(one.execute, one.arguments) for one in commands), return_exceptions=True)
+        answers = await asyncio.gather(
+            *(self.execute(one.execute, one.arguments) for one in commands), return_exceptions=True
+        )
         for answer in answers:
             if isinstance(answer, BaseException):
                 raise answer
 
     async def limits(self, group: str) -> dict[str, int]:
         """The limits that a throttle group has now, by their names in QEMU, each of them."""
-        found: dict[str, int] = await self.execute("qom-get", {"path": f"/objects/{group}", "property": "limits"}, kept=False)
+        found: dict[str, int] = await self.execute(
+            "qom-get", {"path": f"/objects/{group}", "property": "limits"}, kept=False
+        )
         return found
 
     async def forwarded_port(self) -> int:

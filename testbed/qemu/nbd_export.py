@@ -51,7 +51,14 @@ class Export:
 
     @classmethod
     async def start(
-        cls, name: str, settings: Settings, *, file: Path | None, log: Path, host: Host | None, on_end: Callable[[str], None]
+        cls,
+        name: str,
+        settings: Settings,
+        *,
+        file: Path | None,
+        log: Path,
+        host: Host | None,
+        on_end: Callable[[str], None],
     ) -> Export:
         """Export a file, or nothing, as `settings` say; what goes wrong with its requests is written to `log`, a line of JSON each.
 
@@ -67,10 +74,23 @@ class Export:
             if file is not None:
                 handed.append(_opened(name, file, read_only=settings.read_only))
                 ours.callback(os.close, handed[-1])
-            settings = replace(_held(settings, host), wire=handed[0], file=handed[1] if file is not None else None, parent=os.getpid())
-            words = [sys.executable, "-I", "-S", *_bytecode(), "-c", _PROGRAM, str(_SOURCES), json.dumps(asdict(settings))]
+            settings = replace(
+                _held(settings, host), wire=handed[0], file=handed[1] if file is not None else None, parent=os.getpid()
+            )
+            words = [
+                sys.executable,
+                "-I",
+                "-S",
+                *_bytecode(),
+                "-c",
+                _PROGRAM,
+                str(_SOURCES),
+                json.dumps(asdict(settings)),
+            ]
             # It dies with us by its own doing: the signal for that would be taken away when it becomes another account.
-            child = await process.start(words, output=log, talking=True, within=(), handed=tuple(handed), inherited=jail.ENVIRONMENT)
+            child = await process.start(
+                words, output=log, talking=True, within=(), handed=tuple(handed), inherited=jail.ENVIRONMENT
+            )
             unless_started.pop_all()
         found = cls(name, child, client, log)
         try:
@@ -126,7 +146,9 @@ class Export:
             async with asyncio.timeout(_ANSWER_S):
                 await asyncio.wait((asked, self._listening), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
-            raise HostError(f"disk {self._name}: its export: expected an answer within {_ANSWER_S:.0f} s, got none") from None
+            raise HostError(
+                f"disk {self._name}: its export: expected an answer within {_ANSWER_S:.0f} s, got none"
+            ) from None
         finally:
             self._asked = None
         if not asked.done():
@@ -137,7 +159,9 @@ class Export:
         return answer
 
     def _ended(self) -> HostError:
-        return HostError(f"disk {self._name}: its export ended: {self._why or 'it was killed, or failed'}; see {self._log}")
+        return HostError(
+            f"disk {self._name}: its export ended: {self._why or 'it was killed, or failed'}; see {self._log}"
+        )
 
     async def _listen(self) -> None:
         """Until its end, which nobody may miss. Who waits for it is told before the guest can have seen that its disk is gone: a process's
@@ -197,7 +221,9 @@ def _opened(name: str, file: Path, *, read_only: bool) -> int:
     :raise HostError: it is no file, or not ours to open.
     """
     try:
-        descriptor = os.open(file, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(
+            file, (os.O_RDONLY if read_only else os.O_RDWR) | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        )
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
         os.close(descriptor)
@@ -223,7 +249,11 @@ def export_settings(name: str, disk: Disk, kept: Storage | None) -> Settings:
     """What an export of a disk, or of a namespace of it, is like. `kept`: what that is kept in."""
     block_bytes = 1  # what a qcow2 file is read and written in
     if kept is None or kept.format == "raw":
-        wanted = blockdev.namespaces(disk)[name].logical_block_size if name in blockdev.namespaces(disk) else disk.logical_block_size
+        wanted = (
+            blockdev.namespaces(disk)[name].logical_block_size
+            if name in blockdev.namespaces(disk)
+            else disk.logical_block_size
+        )
         block_bytes = 1 if (disk.size if kept is None else kept.size_bytes) % wanted else wanted
     return Settings(
         read_only=disk.read_only,

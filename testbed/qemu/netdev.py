@@ -66,8 +66,15 @@ def netdev_commands(wiring: NetworkSockets, first_port: int) -> tuple[QmpCommand
     for port, link in enumerate(wiring.ends, start=first_port):
         local, remote = wiring.inlet(link.network, wiring.guest), wiring.outlet(link.network)
         ends = {end: {"type": "unix", "path": str(path)} for end, path in (("local", local), ("remote", remote))}
-        commands.append(QmpCommand(execute="netdev_add", arguments={"type": "dgram", "id": f"net-{link.network}", **ends}))
-        device = {"driver": "virtio-net-pci", "id": f"nic-{link.network}", "netdev": f"net-{link.network}", "mac": link.mac}
+        commands.append(
+            QmpCommand(execute="netdev_add", arguments={"type": "dgram", "id": f"net-{link.network}", **ends})
+        )
+        device = {
+            "driver": "virtio-net-pci",
+            "id": f"nic-{link.network}",
+            "netdev": f"net-{link.network}",
+            "mac": link.mac,
+        }
         commands.append(QmpCommand(execute="device_add", arguments={**device, "bus": f"port{port}", "romfile": ""}))
     return tuple(commands)
 

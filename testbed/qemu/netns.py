@@ -81,5 +81,7 @@ def _accepted(listening: socket.socket, expected: object) -> socket.socket:
 
 def _disconnect(one: socket.socket) -> None:
     """Dissolve a socket's connection, so that it can be connected to something else (connect(2)); Python has no name for it."""
-    if _LIBC.connect(one.fileno(), bytes(_SOCKADDR_BYTES), _SOCKADDR_BYTES) < 0:  # a sockaddr whose family is AF_UNSPEC, 0
+    if (
+        _LIBC.connect(one.fileno(), bytes(_SOCKADDR_BYTES), _SOCKADDR_BYTES) < 0
+    ):  # a sockaddr whose family is AF_UNSPEC, 0
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

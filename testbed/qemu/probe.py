@@ -145,7 +145,9 @@ async def _qemu(cache: Path) -> Qemu:
 def _modules(path: Path) -> str:
     """The folder of modules that came with a QEMU: PREFIX/lib/qemu, or Debian's PREFIX/lib/x86_64-linux-gnu/qemu."""
     prefix = path.resolve().parent.parent
-    found = (folder for pattern in ("lib/qemu", "lib/*/qemu") for folder in prefix.glob(pattern) if any(folder.glob("*.so")))
+    found = (
+        folder for pattern in ("lib/qemu", "lib/*/qemu") for folder in prefix.glob(pattern) if any(folder.glob("*.so"))
+    )
     return str(next(found, ""))
 
 
@@ -154,9 +156,17 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
 
     It is asked for each type by name: for a list of all it would load every module, and end at one that is not its own.
     """
-    questions = ("qmp_capabilities", "query-version", "query-migrate-capabilities", "query-command-line-options", "query-qmp-schema")
+    questions = (
+        "qmp_capabilities",
+        "query-version",
+        "query-migrate-capabilities",
+        "query-command-line-options",
+        "query-qmp-schema",
+    )
     commands: list[dict[str, Any]] = [{"execute": question, "id": question} for question in questions]
-    commands += [{"execute": "qom-list-properties", "id": name, "arguments": {"typename": name}} for name in (*_TYPES, _MEMORY)]
+    commands += [
+        {"execute": "qom-list-properties", "id": name, "arguments": {"typename": name}} for name in (*_TYPES, _MEMORY)
+    ]
     asked = "".join(json.dumps(command) + "\n" for command in (*commands, {"execute": "quit"}))
     done = await process.run(
         [path, "-machine", "none", "-nodefaults", "-no-user-config", "-display", "none", "-qmp", "stdio"],
@@ -185,7 +195,9 @@ async def _ask_qemu(path: Path, modules: str) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         said = (done.stdout + done.stderr).strip()[-300:]
         got = repr(said) if said else "nothing"
-        raise HostError(f"{path}: expected a QEMU, which answers on QMP, got {got}; name another with --qemu or TESTBED_QEMU") from error
+        raise HostError(
+            f"{path}: expected a QEMU, which answers on QMP, got {got}; name another with --qemu or TESTBED_QEMU"
+        ) from error
 
 
 def _netdevs(schema: dict[str, Any]) -> list[str]:
@@ -204,14 +216,20 @@ async def _kvm(cache: Path, host: Host, kernel: KernelFiles | None, device: Path
     given = status.st_mode & 0o006 == 0o006 or (status.st_gid and status.st_mode & 0o060 == 0o060)
     if host.account is not None and not given:
         mend = "give it to a group with: chgrp kvm /dev/kvm; chmod g+rw /dev/kvm"
-        return Kvm(works=False, why=f"/dev/kvm: no permission for uid {host.account.uid}, which QEMU runs as; {mend}", proven=True)
+        return Kvm(
+            works=False,
+            why=f"/dev/kvm: no permission for uid {host.account.uid}, which QEMU runs as; {mend}",
+            proven=True,
+        )
     held = (host.account and asdict(host.account), status.st_mode, status.st_gid, asdict(host.confinement))
     remembered = cache / "probes" / f"kvm-{content_key(host.kernel, host.qemu.identity, held)}.json"
     record = probe_cache.load_answer(remembered)
     if record is None:
         if kernel is None:
             return Kvm(
-                works=False, why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch", proven=False
+                works=False,
+                why="/dev/kvm opens, but no kernel is here to boot on it; fetch one with: testbed kernel fetch",
+                proven=False,
             )
         async with locked(remembered.with_name("kvm.lock"), progress, "whether KVM works"):
             record = probe_cache.load_answer(remembered) or await _boot_under_kvm(host, kernel, remembered.parent)
@@ -258,7 +276,10 @@ async def _boot_under_kvm(host: Host, kernel: KernelFiles, place: Path) -> dict[
         lines = said.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     if status == _PROBE_STATUS:
         return {"works": True, "why": f"a {kernel.release} guest booted to its first process"}
-    return {"works": False, "why": f"/dev/kvm opens, but QEMU ended with status {status}: {lines[-1] if lines else 'it said nothing'}"}
+    return {
+        "works": False,
+        "why": f"/dev/kvm opens, but QEMU ended with status {status}: {lines[-1] if lines else 'it said nothing'}",
+    }
 
 
 def probe_init() -> bytes:
@@ -266,6 +287,8 @@ def probe_init() -> bytes:
     code = bytes.fromhex("b8ac000000bf030000000f0566baf400b010eeebfe")
     base, header = 0x400000, 64 + 56
     entry, size = base + header, header + len(code)
-    elf = b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    elf = (
+        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, entry, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+    )
     segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000)
     return elf + segment + code

@@ -34,7 +34,10 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     pairs = [(old[name], new[name], side) for name in both for side in sides if side in old[name] and side in new[name]]
     every = [row for pair in pairs for row in _rows(*pair)]
     alone = tuple(side for side in sides if is_judged_alone(before) and is_judged_alone(after))
-    rows = [*(row for row in every if row is not None), *(row for name in both for row in pass_rates.rows(old[name], new[name], alone))]
+    rows = [
+        *(row for row in every if row is not None),
+        *(row for name in both for row in pass_rates.rows(old[name], new[name], alone)),
+    ]
     for row in rows:
         row |= {"adjusted_p": None, "changed": None}
     _judge(rows)
@@ -88,11 +91,18 @@ def _setup(before: dict[str, Any], after: dict[str, Any]) -> Iterator[dict[str, 
     if any(ends):
         old, new = (str(end or "to its end") for end in ends)
         yield {"what": _HOW_FAR, "before": old, "after": new}
-    pairs = [(f"kernel {side}", "release", before["kernels"].get(side), after["kernels"].get(side)) for side in after["kernels"]]
+    pairs = [
+        (f"kernel {side}", "release", before["kernels"].get(side), after["kernels"].get(side))
+        for side in after["kernels"]
+    ]
     pairs.append(("guest image", "name", before["image"], after["image"]))
     for what, name, old, new in pairs:
         if old and new and old["sha256"] != new["sha256"]:
-            yield {"what": what, "before": f"{old[name]} {old['sha256'][:12]}", "after": f"{new[name]} {new['sha256'][:12]}"}
+            yield {
+                "what": what,
+                "before": f"{old[name]} {old['sha256'][:12]}",
+                "after": f"{new[name]} {new['sha256'][:12]}",
+            }
     for key in ("qemu", "qemu_sha256", "accelerator", "kernel", "cores"):
         old, new = (str(document["host"].get(key, "")) for document in (before, after))
         if old != new and old and new:
@@ -137,7 +147,13 @@ def _verdicts(old: dict[str, Any], new: dict[str, Any], alone: tuple[str, ...]) 
     said = [("", old, new, "reason")] if not alone else [(side, old[side], new[side], "judgement") for side in alone]
     for kernel, was, now, why in said:
         if was["verdict"] != now["verdict"]:
-            yield {"case": new["name"], "kernel": kernel, "before": was["verdict"], "after": now["verdict"], "reason": now[why]}
+            yield {
+                "case": new["name"],
+                "kernel": kernel,
+                "before": was["verdict"],
+                "after": now["verdict"],
+                "reason": now[why],
+            }
 
 
 def _one_sided(old: dict[str, Any], new: dict[str, Any], side: str) -> Iterator[str]:
@@ -165,7 +181,9 @@ def _judge(rows: Sequence[Row]) -> None:
     for row, chance in zip(told, rank_test.adjust_p_values([row["p"] for row in told]), strict=True):
         least = _LEAST.get(row["unit"], 0.0)
         row |= {"adjusted_p": chance, "changed": chance <= LEVEL and abs(row["shift"]) > least}
-        row["why"] = _why(row) + (f"; no more than {' '.join(quantity(least, row['unit']))}" if abs(row["shift"]) <= least else "")
+        row["why"] = _why(row) + (
+            f"; no more than {' '.join(quantity(least, row['unit']))}" if abs(row["shift"]) <= least else ""
+        )
     for row in rows:
         if row["p"] is None:
             row["why"] = f"{_against(row)}: expected {rank_test.LEAST} attempts or more in each run"
@@ -198,7 +216,10 @@ def text(found: dict[str, Any]) -> str:
     lines += [f"- kernel only in one: {name}" for name in found["kernels_not_in_both"]]
     lines += [f"- not compared: {_line(said)}" for said in found["one_sided"]]
     lines += ["", "## Changed", ""] if lines[-1] else ["## Changed", ""]
-    lines += [f"- {_where(row)}: {row['before']}, then **{row['after']}**: {_line(row['reason'])}" for row in found["verdicts"]]
+    lines += [
+        f"- {_where(row)}: {row['before']}, then **{row['after']}**: {_line(row['reason'])}"
+        for row in found["verdicts"]
+    ]
     lines += [f"- {_row(row)}" for row in found["measures"]]
     if not (found["verdicts"] or found["measures"]):
         lines.append(_nothing(found))

@@ -22,7 +22,9 @@ def markdown(scenarios: tuple[Scenario, ...]) -> str:
 
 
 def _section(scenario: Scenario) -> str:
-    points = ", ".join(f"`{'/'.join(word for word in (scenario.name, point.name) if word)}`" for point in scenario.points)
+    points = ", ".join(
+        f"`{'/'.join(word for word in (scenario.name, point.name) if word)}`" for point in scenario.points
+    )
     rows = [
         ("patch", ", ".join(str(number) for number in scenario.patches)),
         ("without the series", scenario.predicted_base),

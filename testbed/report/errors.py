@@ -27,7 +27,9 @@ says 1 of a file that is wrong or cannot be read, `testbed ssh` has the status o
 
 def markdown() -> str:
     """The whole file."""
-    return _HEAD + "".join(f"| {kind.code} | `{kind.__name__}` | {_meaning(kind)} | {kind.who} | {kind.act} |\n" for kind in flatten())
+    return _HEAD + "".join(
+        f"| {kind.code} | `{kind.__name__}` | {_meaning(kind)} | {kind.who} | {kind.act} |\n" for kind in flatten()
+    )
 
 
 def _meaning(kind: type[TestbedError]) -> str:

@@ -129,7 +129,14 @@ def _plots(recorded: dict[str, Recording]) -> Iterator[dict[str, Any]]:
             nothing: dict[str, Any] = {"x": [], "lines": [], "left_out": 0}
             plot = next((plot for plot in one.plots if plot["title"] == title), nothing)
             kills = [list(kill) for kill in one.kills] if "memory" in title else []
-            sides.append({"side": side, **{key: plot[key] for key in ("x", "lines", "left_out")}, "marks": one.marks, "kills": kills})
+            sides.append(
+                {
+                    "side": side,
+                    **{key: plot[key] for key in ("x", "lines", "left_out")},
+                    "marks": one.marks,
+                    "kills": kills,
+                }
+            )
         tops = [value for one in sides for line in one["lines"] for value in line["y"] if value is not None]
         ends = [x for one in sides for x in one["x"][-1:]]
         yield {"title": title, "unit": unit, "sides": sides, "most": max(tops, default=0), "end": max(ends, default=0)}
@@ -151,7 +158,11 @@ def _stack(sides: list[str], stack: Stack | str, *, drawn: bool, all_sides: bool
     if isinstance(stack, str):
         return {"where": where, "data": "", "caption": f"{what} is not known: {stack}"}
     data = _image(stack_svg.svg(stack, where)) if drawn else ""
-    return {"where": where, "data": data, "caption": f"{what}, read back from the guest: {stack_svg.describe_stack(stack)}."}
+    return {
+        "where": where,
+        "data": data,
+        "caption": f"{what}, read back from the guest: {stack_svg.describe_stack(stack)}.",
+    }
 
 
 def _image(svg: str) -> str:
@@ -168,7 +179,9 @@ def _picture(document: dict[str, Any]) -> dict[str, str] | None:
     if topology is None:
         return None
     # Older runs recorded the whole file, and used no more of it.
-    used = topology.model_copy(update={"guests": {name: without_unused(guest) for name, guest in topology.guests.items()}})
+    used = topology.model_copy(
+        update={"guests": {name: without_unused(guest) for name, guest in topology.guests.items()}}
+    )
     return {"data": _image(topology_svg.svg(used)), "words": wording.topology(used)}
 
 
@@ -189,7 +202,9 @@ def _library() -> _Library:
             raise FileNotFoundError(2, "plotly is not installed")
         return _Library(file.read_bytes())
     except OSError as error:
-        raise HostError(f"{file or 'plotly'}: cannot be read: {error.strerror}; install the testbed's Python packages again") from error
+        raise HostError(
+            f"{file or 'plotly'}: cannot be read: {error.strerror}; install the testbed's Python packages again"
+        ) from error
 
 
 def _packed(text: str) -> str:
@@ -216,7 +231,12 @@ def environment() -> jinja2.Environment:
     """Of all pages: everything is escaped, and nothing may be missing."""
     loader = jinja2.FileSystemLoader(_PAGE)
     made = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
     )
     made.filters |= {"seconds": wording.seconds, "first_line": wording.first_line, "claim": wording.claim}
     return made

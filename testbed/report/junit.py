@@ -30,13 +30,17 @@ def junit(document: dict[str, Any]) -> str:
     }
     root = Xml.Element("testsuites", _words(name="testbed", **count))
     suite = Xml.SubElement(
-        root, "testsuite", _words(name=" ".join(document["command"][1:]) or document["run"], id=document["run"], **count)
+        root,
+        "testsuite",
+        _words(name=" ".join(document["command"][1:]) or document["run"], id=document["run"], **count),
     )
     properties = Xml.SubElement(suite, "properties")
     for name, value in _properties(document):
         Xml.SubElement(properties, "property", _words(name=name, value=value))
     for name, verdict, reason, case in tests:
-        test = Xml.SubElement(suite, "testcase", _words(classname=case["scenario"], name=name, time=f"{_took_s(document, case):.3f}"))
+        test = Xml.SubElement(
+            suite, "testcase", _words(classname=case["scenario"], name=name, time=f"{_took_s(document, case):.3f}")
+        )
         if verdict in _KINDS:
             line = wording.first_line(reason)
             kind = {} if verdict == "SKIP" else {"type": verdict}

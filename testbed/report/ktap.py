@@ -17,7 +17,12 @@ _PAIR = {"base": "open", "patched": "closed"}
 
 def ktap(document: dict[str, Any]) -> str:
     """The whole text."""
-    lines = ["KTAP version 1", f"# run: {_text(document['run'])}, verdict: {document['verdict']}", "1..1", *_indented(_suite(document))]
+    lines = [
+        "KTAP version 1",
+        f"# run: {_text(document['run'])}, verdict: {document['verdict']}",
+        "1..1",
+        *_indented(_suite(document)),
+    ]
     lines.append(_result(document["verdict"], 1, "testbed", wording.summary(document)))
     return "\n".join(lines) + "\n"
 
@@ -48,7 +53,10 @@ def _case(document: dict[str, Any], case: dict[str, Any]) -> Iterator[str]:
     yield f"1..{len(sides)}"
     for number, side in enumerate(sides, 1):
         done = case[side]
-        yield from (f"# {_text(name)}: {measure['value']} {_text(measure['unit'])}" for name, measure in done["measures"].items())
+        yield from (
+            f"# {_text(name)}: {measure['value']} {_text(measure['unit'])}"
+            for name, measure in done["measures"].items()
+        )
         for control in done["controls"]:
             held = "holds" if control["holds"] else f"expected {control['expected']}, got {control['got']}"
             yield f"# control {_text(control['name'])}: {_text(held)}"

@@ -99,7 +99,9 @@ class Plain:
         started = time.monotonic()
         self._console.print(f"{title}: started", markup=False, highlight=False, soft_wrap=True)
         yield _Lines(self._console, title)
-        self._console.print(f"{title}: done in {time.monotonic() - started:.1f} s", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"{title}: done in {time.monotonic() - started:.1f} s", markup=False, highlight=False, soft_wrap=True
+        )
 
     def note(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -29,7 +29,10 @@ def markdown(document: dict[str, Any]) -> str:
         "",
         "| kernel | release | from |",
         "|---|---|---|",
-        *(f"| {cell(side)} | {cell(kernel['release'])} | {cell(kernel['origin'])} |" for side, kernel in document["kernels"].items()),
+        *(
+            f"| {cell(side)} | {cell(kernel['release'])} | {cell(kernel['origin'])} |"
+            for side, kernel in document["kernels"].items()
+        ),
         "",
         "What the kernel accounted for and what the emulated disk counted, or what was resident in memory: "
         f"{cell(_balances(document, sides))}.",
@@ -46,7 +49,11 @@ def markdown(document: dict[str, Any]) -> str:
 def _stood(document: dict[str, Any], sides: list[str]) -> Iterator[str]:
     """The stack of each case, or one line where none is known, all for the same reason."""
     yield from ("## What stood while the claims were measured", "")
-    found = [(case["name"], where, stack) for case in document["scenarios"] for where, stack in stack_svg.group_by_stack(case, sides)]
+    found = [
+        (case["name"], where, stack)
+        for case in document["scenarios"]
+        for where, stack in stack_svg.group_by_stack(case, sides)
+    ]
     unknown = {stack for _, _, stack in found if isinstance(stack, str)}
     if len(unknown) == 1 and all(isinstance(stack, str) for _, _, stack in found):
         yield cell(f"It is not known: {unknown.pop()}.")
@@ -85,7 +92,10 @@ def _measures(side: dict[str, Any]) -> str:
 
 def _balances(document: dict[str, Any], sides: list[str]) -> str:
     found = [
-        (balance["share"], f"{case['name']} on {side}: {balance['what']}, {balance['difference']} bytes ({balance['share']:.2%})")
+        (
+            balance["share"],
+            f"{case['name']} on {side}: {balance['what']}, {balance['difference']} bytes ({balance['share']:.2%})",
+        )
         for case in document["scenarios"]
         for side in sides
         for balance in case[side]["balances"]
@@ -100,7 +110,12 @@ def _balances(document: dict[str, Any], sides: list[str]) -> str:
 
 def _unexpected(document: dict[str, Any], sides: list[str]) -> str:
     return (
-        "; ".join(cell(f"{case['name']} on {said}") for case in document["scenarios"] for said in wording.unexpected(case, sides)) or "none"
+        "; ".join(
+            cell(f"{case['name']} on {said}")
+            for case in document["scenarios"]
+            for said in wording.unexpected(case, sides)
+        )
+        or "none"
     )
 
 

@@ -27,7 +27,14 @@ def rows(old: dict[str, Any], new: dict[str, Any], kernels: tuple[str, ...]) -> 
     for kernel in kernels or ("",):
         first, second = _passed(old, kernel), _passed(new, kernel)
         if first and second and len({*first, *second}) > 1:
-            yield {"case": new["name"], "kernel": kernel, "measure": "passed", "unit": UNIT, "change": None, **_compared(first, second)}
+            yield {
+                "case": new["name"],
+                "kernel": kernel,
+                "measure": "passed",
+                "unit": UNIT,
+                "change": None,
+                **_compared(first, second),
+            }
 
 
 def _passed(case: dict[str, Any], kernel: str) -> list[float]:
@@ -37,7 +44,11 @@ def _passed(case: dict[str, Any], kernel: str) -> list[float]:
 
 def _compared(first: list[float], second: list[float]) -> dict[str, Any]:
     before, after = (Rate(hits=int(sum(one)), tries=len(one)) for one in (first, second))
-    found: dict[str, Any] = {"attempts": [before.tries, after.tries], "before": 100 * before.share, "after": 100 * after.share}
+    found: dict[str, Any] = {
+        "attempts": [before.tries, after.tries],
+        "before": 100 * before.share,
+        "after": 100 * after.share,
+    }
     if min(before.tries, after.tries) < rank_test.LEAST:
         return found | {"shift": None, "interval": None, "p": None}
     shift = after.share - before.share

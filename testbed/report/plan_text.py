@@ -29,13 +29,16 @@ def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ..
     """
     machine = command_line.machine_id(host, guest, kernel="KERNEL", image="IMAGE", initramfs="INITRAMFS")
     disks = blockdev.plan_disks(
-        guest, {disk_name: blockdev.plan_storage(disk_name, disk, Path("SCRATCH")) for disk_name, disk in guest.disks.items()}
+        guest,
+        {disk_name: blockdev.plan_storage(disk_name, disk, Path("SCRATCH")) for disk_name, disk in guest.disks.items()},
     )
     how = "cold boot" if guest.boots_cold else "warm clone where QEMU can"
     yield f"# guest {name}: {guest.kernel or 'the kernel of the command line'}, {how}"
     if guest.qemu_args:
         yield f"# UNSAFE: nobody checks qemu-args: {shlex.join(guest.qemu_args)}"
-    options = command_line.argv(host, machine, _FILES, name=name, sockets=Path("SOCKETS"), memory=command_line.ANONYMOUS, cold=disks.cold)
+    options = command_line.argv(
+        host, machine, _FILES, name=name, sockets=Path("SOCKETS"), memory=command_line.ANONYMOUS, cold=disks.cold
+    )
     yield " \\\n    ".join(shlex.join(option) for option in options)
     yield "# QMP"
     wiring = NetworkSockets(folder=Path("NETWORKS"), guest=name, ends=ends)

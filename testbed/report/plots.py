@@ -93,12 +93,17 @@ def _first(found: Iterable[T]) -> list[T]:
     return list(dict.fromkeys(found))[:_MOST_NAMES]
 
 
-def _plot(title: str, unit: str, x: list[float], lines: Iterable[tuple[str, str, list[float | None]]]) -> dict[str, Any]:
+def _plot(
+    title: str, unit: str, x: list[float], lines: Iterable[tuple[str, str, list[float | None]]]
+) -> dict[str, Any]:
     """The lines that are not all zero; of many the highest."""
     moving = [(name, dash, y) for name, dash, y in lines if any(y)]
     kept = sorted(moving, key=lambda line: -max(value or 0 for value in line[2]))[:_MOST_LINES]
     lines = [line for line in moving if line in kept]
-    drawn = [{"name": name, "dash": dash, "y": [None if value is None else _short(value) for value in y]} for name, dash, y in lines]
+    drawn = [
+        {"name": name, "dash": dash, "y": [None if value is None else _short(value) for value in y]}
+        for name, dash, y in lines
+    ]
     return {"title": title, "unit": unit, "x": x, "lines": drawn, "left_out": len(moving) - len(kept)}
 
 
@@ -149,13 +154,22 @@ def _disk_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
 
 def _group_plots(samples: list[Point], begin: float) -> Iterator[dict[str, Any]]:
     x = _times(samples, begin)
-    pairs = _first((name, device) for sample in samples for name, group in sample["groups"].items() for device in group.get("io", ()))
+    pairs = _first(
+        (name, device)
+        for sample in samples
+        for name, group in sample["groups"].items()
+        for device in group.get("io", ())
+    )
     names = _first(name for sample in samples for name in sample["groups"])
 
     def of(keys: tuple[str, str], scale: float) -> Iterator[tuple[str, str, list[float | None]]]:
         for name, device in pairs:
             for key, (_, word, dash) in zip(keys, _WAYS, strict=True):
-                yield f"{name} on {device} {word}", dash, _rates(samples, _picked("groups", name, "io", device, key), scale)
+                yield (
+                    f"{name} on {device} {word}",
+                    dash,
+                    _rates(samples, _picked("groups", name, "io", device, key), scale),
+                )
 
     yield _plot("Control groups' bandwidth", "MiB/s", x, of(("rbytes", "wbytes"), MIB))
     yield _plot("Control groups' requests", "requests/s", x, of(("rios", "wios"), 1))

@@ -47,4 +47,7 @@ def _told(found: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The same, where they are partial with what ended the run: it could not write that down itself if it was killed."""
     if found.get("partial") is None or found["partial"]["why"] or store.is_locked(folder):
         return found
-    return found | {"partial": found["partial"] | {"why": "its process ended without a word: it was killed, or this machine went down"}}
+    return found | {
+        "partial": found["partial"]
+        | {"why": "its process ended without a word: it was killed, or this machine went down"}
+    }

@@ -73,7 +73,9 @@ def document(
             }
             for side, kernel in kernels.items()
         },
-        "topology": topology.model_dump(mode="json", by_alias=True, exclude_defaults=True) if topology is not None else None,
+        "topology": topology.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        if topology is not None
+        else None,
         "topology_unused": list(unused),
         "took_s": round(took_s, 3),
         "guest_seconds": round(sum(side.took_s for result in results for side in result.sides.values()), 3),
@@ -102,7 +104,9 @@ def spread(attempts: tuple[Result, ...], side: str) -> dict[str, dict[str, float
         outcome = result.sides[side].outcome
         for measure in outcome.measures if isinstance(outcome, Evidence) else ():
             values.setdefault(measure.name, []).append(measure.value)
-    return {name: {"min": min(seen), "median": statistics.median(seen), "max": max(seen)} for name, seen in values.items()}
+    return {
+        name: {"min": min(seen), "median": statistics.median(seen), "max": max(seen)} for name, seen in values.items()
+    }
 
 
 def _case(attempts: tuple[Result, ...], folder: Path) -> dict[str, Any]:
@@ -144,7 +148,10 @@ def _side(side: Side, folder: Path, expected_log: frozenset[Kind]) -> dict[str, 
         "timeline_missed": list(side.missed),
         "stack": asdict(side.stack) if isinstance(side.stack, Survey) else None,
         "stack_unread": side.stack.why if isinstance(side.stack, SurveyError) else "",
-        "console": [asdict(finding) | {"kind": finding.kind.value, "expected": finding.kind in expected_log} for finding in side.findings],
+        "console": [
+            asdict(finding) | {"kind": finding.kind.value, "expected": finding.kind in expected_log}
+            for finding in side.findings
+        ],
     }
     if isinstance(side.outcome, Evidence):
         evidence = side.outcome
@@ -183,9 +190,13 @@ def locate(run: str, runs: Path) -> Path:
             raise UsageError(f"run {run!r}: expected a run's name or folder, or last")
         folder = Path(run) if store.results(Path(run)) else runs / run
         if not folder.is_dir():
-            raise UsageError(f"run {run!r}: expected a run's name or folder, or last; `testbed runs` lists those in {runs}")
+            raise UsageError(
+                f"run {run!r}: expected a run's name or folder, or last; `testbed runs` lists those in {runs}"
+            )
         return folder
-    newest = max((runs / name for name in untrusted_folder.names_below(runs) if store.results(runs / name)), default=None)
+    newest = max(
+        (runs / name for name in untrusted_folder.names_below(runs) if store.results(runs / name)), default=None
+    )
     if newest is None:
         raise UsageError(f"run last: expected a run with results in {runs}, there is none")
     return newest

@@ -35,7 +35,13 @@ _LARGEST_LOG, _LONGEST_LINE = 1 << 30, 1 << 20
 # Reads the results of a run's folder, None where it has left none; see `report.reading`.
 Read = Callable[[Path], Mapping[str, Any] | None]
 # What a run leaves: of scenarios, of bugs, or of a suite; and what each of its cases is.
-RESULTS = {"results.json": "scenarios", "repro.json": "kernels", "reduce.json": "steps", "bisect.json": "asked", "suite.json": "tests"}
+RESULTS = {
+    "results.json": "scenarios",
+    "repro.json": "kernels",
+    "reduce.json": "steps",
+    "bisect.json": "asked",
+    "suite.json": "tests",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +124,9 @@ def remove_empty_runs(runs: Path) -> tuple[Path, ...]:
 
 def _is_empty(folder: Path) -> bool:
     """Whether nothing came of a run: there are folders, and logs that hold no more than its command."""
-    return all(name == eventlog.FILE and not _says_more(Path(above)) for above, _, names in os.walk(folder) for name in names)
+    return all(
+        name == eventlog.FILE and not _says_more(Path(above)) for above, _, names in os.walk(folder) for name in names
+    )
 
 
 def _says_more(folder: Path) -> bool:
@@ -137,7 +145,9 @@ def select_unused(
 
     Never one that is going on, nor one of the `keep` newest. Pure.
     """
-    free = [run for run in sorted(runs, key=lambda run: run.folder.name)[: max(0, len(runs) - keep)] if not run.going_on]
+    free = [
+        run for run in sorted(runs, key=lambda run: run.folder.name)[: max(0, len(runs) - keep)] if not run.going_on
+    ]
     chosen = [run for run in free if older_than_s is not None and (now - run.at).total_seconds() > older_than_s]
     left = sum(run.size_bytes for run in runs if run not in chosen)
     for run in free:

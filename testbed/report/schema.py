@@ -254,7 +254,12 @@ class Document(KnownFields):
         for case in self.scenarios:
             if (case.pass_rate is None) is not (case.attempts is None):
                 raise ValueError(f"case {case.name}: expected `pass_rate` and `attempts`, or neither")
-        sides = [attempt.side(name) for case in self.scenarios for attempt in (case, *(case.attempts or ())) for name in self.kernels]
+        sides = [
+            attempt.side(name)
+            for case in self.scenarios
+            for attempt in (case, *(case.attempts or ()))
+            for name in self.kernels
+        ]
         if len({said is None for side in sides for said in (side.verdict, side.judgement)}) > 1:
             raise ValueError("expected a verdict and a judgement of each kernel in each case, or of none")
         return self
@@ -270,8 +275,14 @@ class Document(KnownFields):
                 verdicts = [attempt.verdict for attempt in case.attempts]
                 _same(f"those of the attempts of case {case.name}", case.verdict, _gravest(verdicts))
                 if not verdicts or abs(verdicts.count("PASS") / len(verdicts) - (case.pass_rate or 0)) > 1e-3:
-                    raise ValueError(f"case {case.name}: expected a pass rate as its attempts have it, got {case.pass_rate}")
-        _same("those of its cases", self.verdict, _gravest([case.verdict for case in self.scenarios], partial=self.partial is not None))
+                    raise ValueError(
+                        f"case {case.name}: expected a pass rate as its attempts have it, got {case.pass_rate}"
+                    )
+        _same(
+            "those of its cases",
+            self.verdict,
+            _gravest([case.verdict for case in self.scenarios], partial=self.partial is not None),
+        )
         return self
 
 

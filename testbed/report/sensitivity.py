@@ -46,7 +46,11 @@ def table(documents: Iterable[Mapping[str, Any]]) -> Table:
         for case in document["scenarios"]:
             row = found.setdefault(case["name"], {})
             sound = _sound(case[UNCHANGED]) if UNCHANGED in case else case["name"] in elsewhere
-            row |= {name: _said(case[name]) if sound else row.get(name, NOTHING) for name in document["kernels"] if name != UNCHANGED}
+            row |= {
+                name: _said(case[name]) if sound else row.get(name, NOTHING)
+                for name in document["kernels"]
+                if name != UNCHANGED
+            }
     return found
 
 

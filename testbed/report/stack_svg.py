@@ -70,7 +70,9 @@ def stack_devices(stack: Stack) -> tuple[Box, ...]:
     while len(ordered) < len(found):
         # A guest may say that something stands on itself: such an edge is left out.
         ready = ready or [next(key for key in rest if key not in ordered)]
-        ordered |= {key: replace(found[key], on=tuple(below for below in found[key].on if below in ordered)) for key in ready}
+        ordered |= {
+            key: replace(found[key], on=tuple(below for below in found[key].on if below in ordered)) for key in ready
+        }
         for key in ready:
             for user in users[key]:
                 needs[user].discard(key)
@@ -91,12 +93,26 @@ def _things(stack: Stack) -> Iterator[Box]:
                 on=(block.device,),
             )
         if block.backing_file and not _is_device(block.backing_file):
-            yield Box(key=block.backing_file, kind="file", title=block.backing_file, detail="file", on=_holder(stack, block.backing_file))
+            yield Box(
+                key=block.backing_file,
+                kind="file",
+                title=block.backing_file,
+                detail="file",
+                on=_holder(stack, block.backing_file),
+            )
     for mount in stack.mounts:
-        yield Box(key=f"mount {mount.mount_point}", kind="filesystem", title=mount.mount_point, detail=mount.type, on=(mount.source,))
+        yield Box(
+            key=f"mount {mount.mount_point}",
+            kind="filesystem",
+            title=mount.mount_point,
+            detail=mount.type,
+            on=(mount.source,),
+        )
     for swap in stack.swaps:
         below = (swap.on,) if _is_device(swap.on) else _holder(stack, swap.on)
-        yield Box(key=f"swap {swap.on}", kind="swap", title="swap", detail=f"swap {format_size(swap.size_bytes)}", on=below)
+        yield Box(
+            key=f"swap {swap.on}", kind="swap", title="swap", detail=f"swap {format_size(swap.size_bytes)}", on=below
+        )
 
 
 def _kind(block: Block) -> str:
@@ -156,4 +172,7 @@ def stack_cgroups(stack: Stack) -> tuple[Group, ...]:
 def _limit(line: str, names: dict[str, Block]) -> str:
     """A line of a limit's file: bytes with their unit, devices by name, nothing that is unlimited."""
     plain = [names[word].name if word in names else word for word in line.split() if not word.endswith("=max")]
-    return " ".join(format_size(int(word)) if word.isascii() and word.isdecimal() and int(word) >= 1 << 20 else word for word in plain)
+    return " ".join(
+        format_size(int(word)) if word.isascii() and word.isdecimal() and int(word) >= 1 << 20 else word
+        for word in plain
+    )

@@ -46,7 +46,11 @@ class _Cases:
     kernels: dict[str, KernelFiles]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        yield self._table() if options.max_width >= _TABLE_FROM else Group(*(self._paragraph(line) for line in self.lines))
+        yield (
+            self._table()
+            if options.max_width >= _TABLE_FROM
+            else Group(*(self._paragraph(line) for line in self.lines))
+        )
 
     def _table(self) -> Table:
         table = Table(show_lines=True, title_justify="left")
@@ -71,7 +75,10 @@ class _Cases:
         if line.judgement is None:
             return Group(Text(line.name, style="bold"), grid)
         grid.add_row(Text("  reason", style="dim"), escape(_reason(line.judgement)))
-        return Group(Text.assemble(_styled(line.judgement.verdict), f" {line.name}", f"  {line.passed}" if line.passed else ""), grid)
+        return Group(
+            Text.assemble(_styled(line.judgement.verdict), f" {line.name}", f"  {line.passed}" if line.passed else ""),
+            grid,
+        )
 
 
 def results_table(results: tuple[Result, ...], kernels: dict[str, KernelFiles]) -> RenderableType:
@@ -111,7 +118,10 @@ def _cell(result: Result, side: str, spread: dict[str, dict[str, float]]) -> Ren
     outcome = done.outcome
     if not isinstance(outcome, Evidence):
         return Text("-", style="dim")
-    lines = [Text(f"{measure.name}: {_value(replace(measure, value=spread[measure.name]['median']))}") for measure in outcome.measures]
+    lines = [
+        Text(f"{measure.name}: {_value(replace(measure, value=spread[measure.name]['median']))}")
+        for measure in outcome.measures
+    ]
     broken = [control for control in outcome.controls if not control.holds]
     kept = len(outcome.controls) - len(broken)
     if outcome.controls:
@@ -120,7 +130,9 @@ def _cell(result: Result, side: str, spread: dict[str, dict[str, float]]) -> Ren
         if balance.is_finding:
             said = f"finding: {balance.what}: {balance.accounted} accounted, {balance.real} real ({balance.share:.1%})"
             lines.append(Text(said, style="yellow"))
-    unexpected = {finding.kind.value for finding in done.findings if finding.kind not in result.case.scenario.expected_log}
+    unexpected = {
+        finding.kind.value for finding in done.findings if finding.kind not in result.case.scenario.expected_log
+    }
     if unexpected:
         lines.append(Text(f"kernel log: {', '.join(sorted(unexpected))}", style="yellow"))
     lines += (Text(f"timeline: never began: {act}", style="yellow") for act in done.missed)
@@ -138,7 +150,9 @@ def show_losses(results: tuple[Result, ...], console: Console) -> None:
     """What did not fit into a table: the console tails of lost guests, and where their evidence is."""
     for result in results:
         if result.judgement.verdict is Verdict.INFRA:
-            console.print(f"{result.case.name}: {result.judgement.reason}", markup=False, highlight=False, soft_wrap=True)
+            console.print(
+                f"{result.case.name}: {result.judgement.reason}", markup=False, highlight=False, soft_wrap=True
+            )
 
 
 def host_table(host: Host, tools: dict[str, str]) -> Table:
@@ -157,14 +171,21 @@ def host_table(host: Host, tools: dict[str, str]) -> Table:
         f"uid {host.account.uid}" if host.account else f"who you are: {host.why_own_account}",
     )
     table.add_row(
-        "it may", escape("; ".join(jail.unconfined_parts(host.confinement)) or "open what it is handed, and connect to nothing else")
+        "it may",
+        escape(
+            "; ".join(jail.unconfined_parts(host.confinement)) or "open what it is handed, and connect to nothing else"
+        ),
     )
     table.add_row(
         "clones",
-        "warm: guests are restored from a template" if host.qemu.warm_clones else f"no, guests boot cold: {host.qemu.why_not_warm}",
+        "warm: guests are restored from a template"
+        if host.qemu.warm_clones
+        else f"no, guests boot cold: {host.qemu.why_not_warm}",
     )
     table.add_row("KVM", escape(f"{'works' if host.kvm.works else 'not used'}: {host.kvm.why}"))
-    table.add_row("runs on", "KVM" if host.accelerator == "kvm" else "TCG, QEMU's own emulation: correct, and slower than KVM")
+    table.add_row(
+        "runs on", "KVM" if host.accelerator == "kvm" else "TCG, QEMU's own emulation: correct, and slower than KVM"
+    )
     for tool, where in tools.items():
         table.add_row(tool, escape(where))
     return table

@@ -94,7 +94,9 @@ def draw(frames: tuple[Frame, ...], title: str) -> str:
     height = top + _EDGE / 2
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + _EDGE:.0f} {height:.0f}" width="{width + _EDGE:.0f}" '
-        f'height="{height:.0f}" role="img">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n' + "\n".join(lines) + "\n</svg>\n"
+        f'height="{height:.0f}" role="img">\n<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n'
+        + "\n".join(lines)
+        + "\n</svg>\n"
     )
 
 
@@ -108,9 +110,15 @@ def _frame(name: str, topology: Topology) -> Frame:
     known = sizes(made, order)
     return Frame(
         title=name,
-        about=", ".join(word for word in (guest.kernel or "", cpus, f"{format_size(guest.memory)} memory", *ends) if word),
+        about=", ".join(
+            word for word in (guest.kernel or "", cpus, f"{format_size(guest.memory)} memory", *ends) if word
+        ),
         things=tuple(
-            Box(key=str(key), on=tuple(str(below) for below, _ in made.nodes[key].needs), **_words(made.nodes[key], known.get(key)))
+            Box(
+                key=str(key),
+                on=tuple(str(below) for below, _ in made.nodes[key].needs),
+                **_words(made.nodes[key], known.get(key)),
+            )
             for key in order
         ),
         groups=tuple(_group(path, group) for path, group in guest.cgroups.items()),
@@ -155,7 +163,13 @@ def _laid_out(frame: Frame) -> tuple[list[_Box], list[str], float, float]:
     edges = [_edge(boxes[below], boxes[thing.key], "edge") for thing in frame.things for below in thing.on]
     groups: list[_Box] = []
     for number, group in enumerate(frame.groups):
-        box = _Box(kind="cgroup", title=group.title, detail=group.detail, x=_EDGE + left, y=_HEAD + number * (_BOX_H + _GAP_Y / 2))
+        box = _Box(
+            kind="cgroup",
+            title=group.title,
+            detail=group.detail,
+            x=_EDGE + left,
+            y=_HEAD + number * (_BOX_H + _GAP_Y / 2),
+        )
         groups.append(box)
         edges += [_limit(box, boxes[key]) for key in group.limits if key in boxes]
     width = _EDGE * 2 + left + (_BOX_W if groups else -_GAP_X)
@@ -180,12 +194,16 @@ def _columns(things: tuple[Box, ...], levels: dict[str, int]) -> dict[str, int]:
 def _edge(below: _Box, above: _Box, kind: str) -> str:
     x1, y1, x2, y2 = below.x + _BOX_W / 2, below.y, above.x + _BOX_W / 2, above.y + _BOX_H
     middle = (y1 + y2) / 2
-    return f'<path class="{kind}" d="M{x1:.0f},{y1:.0f} C{x1:.0f},{middle:.0f} {x2:.0f},{middle:.0f} {x2:.0f},{y2:.0f}"/>'
+    return (
+        f'<path class="{kind}" d="M{x1:.0f},{y1:.0f} C{x1:.0f},{middle:.0f} {x2:.0f},{middle:.0f} {x2:.0f},{y2:.0f}"/>'
+    )
 
 
 def _limit(group: _Box, device: _Box) -> str:
     x1, y1, x2, y2 = group.x, group.y + _BOX_H / 2, device.x + _BOX_W, device.y + _BOX_H / 2
-    return f'<path class="limit" d="M{x1:.0f},{y1:.0f} C{x1 - 40:.0f},{y1:.0f} {x2 + 40:.0f},{y2:.0f} {x2:.0f},{y2:.0f}"/>'
+    return (
+        f'<path class="limit" d="M{x1:.0f},{y1:.0f} C{x1 - 40:.0f},{y1:.0f} {x2 + 40:.0f},{y2:.0f} {x2:.0f},{y2:.0f}"/>'
+    )
 
 
 def _words(node: Node, size_bytes: int | None) -> dict[str, str]:
@@ -194,7 +212,9 @@ def _words(node: Node, size_bytes: int | None) -> dict[str, str]:
     name = node.key.name
     match node.thing:
         case Disk() as disk:
-            speed = disk.profile or ("throttled" if disk.throttle else f"group {disk.throttle_group}" if disk.throttle_group else "")
+            speed = disk.profile or (
+                "throttled" if disk.throttle else f"group {disk.throttle_group}" if disk.throttle_group else ""
+            )
             return {"kind": "disk", "title": name, "detail": " ".join(filter(None, (disk.type, size, speed)))}
         case NamespaceOf(disk=disk_name, number=number):
             return {"kind": "disk", "title": name, "detail": f"namespace {number} of {disk_name} {size}"}

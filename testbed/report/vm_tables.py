@@ -50,7 +50,9 @@ def hardware_table(found: Mapping[str, Mapping[str, Sequence[str]]]) -> Renderab
     for disk, condition in found.items():
         if disk != MACHINE:
             table.add_row(
-                disk, *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")), Text(", ".join(condition["errors"]))
+                disk,
+                *(Text(" ".join(condition[what])) for what in ("throttle", "delay", "inject")),
+                Text(", ".join(condition["errors"])),
             )
     machine = Text(", ".join(f"{what} {' '.join(value)}" for what, value in found.get(MACHINE, {}).items()))
     return Group(*([table] if table.row_count else []), *([machine] if machine else []))
@@ -90,7 +92,9 @@ def loads(guest: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[Lo
         then = before["disks"].get(name)
         if then is None:
             continue
-        requests, moved, time_ns = ([now[way][key] - then[way][key] for way in ("rd", "wr")] for key in ("requests", "bytes", "time_ns"))
+        requests, moved, time_ns = (
+            [now[way][key] - then[way][key] for way in ("rd", "wr")] for key in ("requests", "bytes", "time_ns")
+        )
         groups = {group: count - then["cgroups"].get(group, 0) for group, count in now["cgroups"].items()}
         shares = {group: count / sum(moved) for group, count in groups.items() if count > 0 and sum(moved)}
         found.append(
@@ -100,7 +104,10 @@ def loads(guest: str, before: dict[str, Any], after: dict[str, Any]) -> tuple[Lo
                 iops=(requests[0] / seconds, requests[1] / seconds),
                 bytes_s=(moved[0] / seconds, moved[1] / seconds),
                 latency_ms=(_each_ms(time_ns[0], requests[0]), _each_ms(time_ns[1], requests[1])),
-                limits=tuple(f"{kind} {format_size(limit) if kind.startswith('bps') else limit}" for kind, limit in now["limits"].items()),
+                limits=tuple(
+                    f"{kind} {format_size(limit) if kind.startswith('bps') else limit}"
+                    for kind, limit in now["limits"].items()
+                ),
                 shares=tuple(sorted(shares.items(), key=lambda item: -item[1])),
             )
         )

@@ -43,7 +43,13 @@ def is_judged_alone(document: dict[str, Any]) -> bool:
 def title(document: dict[str, Any]) -> str:
     """Such as `Base against patched: PASS`."""
     sides = document["kernels"]
-    what = "Base against patched" if "patched" in sides else "Scenario by kernel" if len(sides) > 1 else "Scenarios on one kernel"
+    what = (
+        "Base against patched"
+        if "patched" in sides
+        else "Scenario by kernel"
+        if len(sides) > 1
+        else "Scenarios on one kernel"
+    )
     return f"{what}: {document['verdict']}{', partial' if omitted_cases(document) else ''}"
 
 
@@ -115,7 +121,8 @@ def controls(case: dict[str, Any], sides: list[str]) -> list[dict[str, Any]]:
     for side in sides:
         for control in case[side]["controls"]:
             row = rows.setdefault(
-                control["name"], {"name": control["name"], "expected": control["expected"], "cells": dict.fromkeys(sides)}
+                control["name"],
+                {"name": control["name"], "expected": control["expected"], "cells": dict.fromkeys(sides)},
             )
             row["cells"][side] = control
     return list(rows.values())
@@ -123,12 +130,21 @@ def controls(case: dict[str, Any], sides: list[str]) -> list[dict[str, Any]]:
 
 def balance_rows(case: dict[str, Any], sides: list[str]) -> list[dict[str, Any]]:
     """One row for each two counts of the same bytes."""
-    return [{**balance, "side": side, "beyond": balance["share"] > 0.01} for side in sides for balance in case[side]["balances"]]
+    return [
+        {**balance, "side": side, "beyond": balance["share"] > 0.01}
+        for side in sides
+        for balance in case[side]["balances"]
+    ]
 
 
 def balances(document: dict[str, Any]) -> dict[str, Any]:
     """How many comparisons there were, how many differ by more than 1 %, and the largest difference."""
-    found = [balance["share"] for case in document["scenarios"] for side in document["kernels"] for balance in case[side]["balances"]]
+    found = [
+        balance["share"]
+        for case in document["scenarios"]
+        for side in document["kernels"]
+        for balance in case[side]["balances"]
+    ]
     return {"count": len(found), "beyond": sum(share > 0.01 for share in found), "largest": max(found, default=0.0)}
 
 

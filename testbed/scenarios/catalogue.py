@@ -72,7 +72,9 @@ def select(names: tuple[str, ...], *, quick: bool = False, full: bool = False) -
     known = cases()
     for name in names:
         if not any(_means(name, case) for case in known):
-            raise UsageError(f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}, or one of their points such as {MAIN[-1]}")
+            raise UsageError(
+                f"scenario {name!r}: expected one of {', '.join(SCENARIOS)}, or one of their points such as {MAIN[-1]}"
+            )
     wanted = names or (() if quick or full else MAIN)
     chosen = [case for name, case in known.items() if not wanted or any(_means(one, name) for one in wanted)]
     if quick:

@@ -87,7 +87,9 @@ class Charge:
     status: int
 
     def _moved(self, path: str, device: str, counter: str) -> int:
-        return cgroupfs.bytes_moved(self.before.text(path), self.after.text(path), device, counter, self.after.where(path))
+        return cgroupfs.bytes_moved(
+            self.before.text(path), self.after.text(path), device, counter, self.after.where(path)
+        )
 
     def io(self, device: str, counter: str) -> int:
         """Growth of the cgroup's io.stat `counter` (rbytes, wbytes, rios, ...) on MAJ:MIN; one that it has not used has no line."""
@@ -99,7 +101,9 @@ class Charge:
 
     def _both(self, file: str, counter: str) -> tuple[int, int, str]:
         path = f"{ROOT}/{self.cgroup}/{file}"
-        before, after = (cgroupfs.parse_key(side.text(path), counter, side.where(path)) for side in (self.before, self.after))
+        before, after = (
+            cgroupfs.parse_key(side.text(path), counter, side.where(path)) for side in (self.before, self.after)
+        )
         return before, after, f"{self.after.where(path)}, {counter}"
 
     def memory(self, counter: str) -> int:
@@ -159,7 +163,9 @@ class Harness:
         there = taken["before"], taken["after"]
         status = parse_whole(there[0].note("status"), f"guest {self.guest.name}: the status of `{command}`", below=256)
         if "outside" in there[0].notes:
-            raise ReadingError(f"guest {self.guest.name}: {ROOT}/{cgroup}", "a cgroup that a command can run in", done.stderr[-200:])
+            raise ReadingError(
+                f"guest {self.guest.name}: {ROOT}/{cgroup}", "a cgroup that a command can run in", done.stderr[-200:]
+            )
         if status and check:
             raise CommandFailed(self.guest.name, command, str(status), done.stderr)
         return Charge(
@@ -178,7 +184,9 @@ class Harness:
         found = await readings.read_disk_bytes(self.guest)
         if self.disk not in found:
             raise ReadingError(
-                f"guest {self.guest.name}: disk {self.disk}", "to be there", f"QEMU's counters of {', '.join(found) or 'none'}"
+                f"guest {self.guest.name}: disk {self.disk}",
+                "to be there",
+                f"QEMU's counters of {', '.join(found) or 'none'}",
             )
         return found[self.disk]
 
@@ -188,13 +196,19 @@ class Harness:
         :raise ReadingError: it was not there before and after.
         """
         if self.disk not in reading.disks:
-            raise ReadingError(f"disk {self.disk}, {reading.cgroup}", "to be there before and after", "an answer of QEMU without it")
+            raise ReadingError(
+                f"disk {self.disk}, {reading.cgroup}", "to be there before and after", "an answer of QEMU without it"
+            )
         return reading.disks[self.disk][0 if counter == "rbytes" else 1]
 
     def balance(self, reading: Charge, counter: str) -> Balance:
         """The disk's bytes as the kernel accounted for them in all cgroups, against what the device counted."""
         accounted = reading.whole_io(self.device, counter)
-        return Balance(what=f"{counter} of disk {self.disk}, {reading.cgroup}", accounted=accounted, real=self.moved(reading, counter))
+        return Balance(
+            what=f"{counter} of disk {self.disk}, {reading.cgroup}",
+            accounted=accounted,
+            real=self.moved(reading, counter),
+        )
 
     async def resident(self) -> int:
         """Bytes of the backing files that are in the page cache now."""
@@ -214,7 +228,9 @@ class Harness:
     def part(self, reading: Charge, counter: str, *, asked: int) -> Part:
         """The part of a claim that the disk's bytes are the cgroup's. `asked`: bytes, of which the disk must have moved 9 in 10, or nothing
         is known (where holes were punched, 94 % are left)."""
-        return share_of("the disk's bytes", reading.io(self.device, counter), self.moved(reading, counter), least=asked * 0.9)
+        return share_of(
+            "the disk's bytes", reading.io(self.device, counter), self.moved(reading, counter), least=asked * 0.9
+        )
 
     def charged(self, name: str, reading: Charge, counter: str, *, asked: int) -> Control:
         """The control that all of a reading's bytes are the cgroup's, as they are on every kernel where no buffered loop is in between.
@@ -251,7 +267,11 @@ def loops_at(point: Point, disk: str) -> GuestModel:
         said = {"backing": f"{holder}/file", "filesystem": filesystem, "size": bytes_here, "read-ahead": _READ_AHEAD}
         loops[f"loop{level}"] = Loop.model_validate(said)
         holder, filesystem = f"loop{level}", "ext4" if point.filesystem == "tmpfs" else point.filesystem
-    disks = {disk: disk_of(type=point.disk, size=point.least_bytes, read_ahead=_READ_AHEAD)} if point.disk is not None else {}
+    disks = (
+        {disk: disk_of(type=point.disk, size=point.least_bytes, read_ahead=_READ_AHEAD)}
+        if point.disk is not None
+        else {}
+    )
     return GuestModel(disks=disks, loops=loops)
 
 

@@ -124,12 +124,22 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
     """
     busy = asyncio.Semaphore(slots(job.factory.host, job.model))
     waiting = asyncio.Semaphore(max(1, _fitting(job.factory.host, job.model) - job.factory.host.cores))
-    gates: dict[Cores, AbstractAsyncContextManager[None]] = {Cores.SHARED: busy, Cores.IDLE: waiting, Cores.ALONE: nullcontext()}
+    gates: dict[Cores, AbstractAsyncContextManager[None]] = {
+        Cores.SHARED: busy,
+        Cores.IDLE: waiting,
+        Cores.ALONE: nullcontext(),
+    }
 
     async def one(case: Case, attempt: int, side: str) -> Side:
         async with gates[case.scenario.cores]:
             name = f"{case.name.replace('/', '-')}-{side}" + (f"-{attempt}" if job.repeat > 1 else "")
-            return await _side(job, case, job.kernels[side], job.folder / "guests" / name, lambda step: job.on_step(case.name, side, step))
+            return await _side(
+                job,
+                case,
+                job.kernels[side],
+                job.folder / "guests" / name,
+                lambda step: job.on_step(case.name, side, step),
+            )
 
     def judged(case: Case, attempt: int, sides: dict[str, Side]) -> Result:
         judgement, by_kernel = judge({side: done.outcome for side, done in sides.items()})
@@ -145,7 +155,9 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
 
     # The semaphore is fair: cases start in their order, all kernels of one beside each other.
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(together(*turn)) for turn in _turns(job) if turn[0].scenario.cores is not Cores.ALONE]
+        tasks = [
+            group.create_task(together(*turn)) for turn in _turns(job) if turn[0].scenario.cores is not Cores.ALONE
+        ]
     results = [task.result() for task in tasks]
     for case, attempt in _turns(job):
         if case.scenario.cores is Cores.ALONE:
@@ -254,7 +266,10 @@ async def missing_needs(guest: Guest, needs: tuple[Need, ...]) -> tuple[str, ...
     answered = await guest.script(f"{prepare}{NEEDS_PRELUDE}{conditions}\necho all asked", check=False)
     if shell_functions.printed_word(answered.stdout, "all", where) != "asked":
         raise ReadingError(where, "its answers", answered.stdout)
-    lacking = [parse_whole(" ".join(words), where, below=len(needs)) for words in shell_functions.lines(answered.stdout, "lacks")]
+    lacking = [
+        parse_whole(" ".join(words), where, below=len(needs))
+        for words in shell_functions.lines(answered.stdout, "lacks")
+    ]
     return tuple(needs[number].what for number in lacking)
 
 
@@ -266,7 +281,9 @@ async def survey_stack(guest: Guest) -> Survey | SurveyError:
         return survey.parse(
             said,
             {
-                device.path: Hardware(name=name, type=device.kind, profile=(disks[name].profile or "") if name in disks else "")
+                device.path: Hardware(
+                    name=name, type=device.kind, profile=(disks[name].profile or "") if name in disks else ""
+                )
                 for name, device in guest.disks.items()
             },
         )

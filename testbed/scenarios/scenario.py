@@ -58,7 +58,10 @@ class Point:
 
     def disk_in(self, model: GuestModel) -> str | None:
         """The first disk of this kind that is large enough, by its name in the topology."""
-        return next((name for name, disk in model.disks.items() if disk.type == self.disk and disk.size >= self.least_bytes), None)
+        return next(
+            (name for name, disk in model.disks.items() if disk.type == self.disk and disk.size >= self.least_bytes),
+            None,
+        )
 
     @property
     def least_bytes(self) -> int:
@@ -80,7 +83,11 @@ _DISKS = ("virtio-blk", "nvme")
 
 
 def on_each_disk(
-    *filesystems: str, variants: tuple[str, ...] = ("",), size_bytes: int = 32 * MIB, depth: int = 1, profile: str | None = None
+    *filesystems: str,
+    variants: tuple[str, ...] = ("",),
+    size_bytes: int = 32 * MIB,
+    depth: int = 1,
+    profile: str | None = None,
 ) -> tuple[Point, ...]:
     """A point for each kind of disk, on each filesystem, in each variant; the first variant first."""
     return tuple(

@@ -199,7 +199,9 @@ def judge_single(outcome: Outcome, expected: Gap) -> Judgement:
         return Judgement(verdict=Verdict.INVALID, reason=f"inconclusive: {outcome.reason}")
     if outcome.claim is expected:
         return Judgement(verdict=Verdict.PASS, reason=f"expected {expected.value}: {outcome.reason}")
-    return Judgement(verdict=Verdict.FAIL, reason=f"expected {expected.value}, got {outcome.claim.value}: {outcome.reason}")
+    return Judgement(
+        verdict=Verdict.FAIL, reason=f"expected {expected.value}, got {outcome.claim.value}: {outcome.reason}"
+    )
 
 
 def _without_evidence(*sides: tuple[str, Outcome]) -> Judgement | None:

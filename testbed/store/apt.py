@@ -60,7 +60,10 @@ class PrivateApt:
         (self._folder / "sources.list").write_text(self._mirror.sources(self._suites), encoding="utf-8")
         task.update(detail=f"index of {', '.join(self._suites)}")
         done = await process.run(
-            ["apt-get", *self._options, "-oAPT::Update::Error-Mode=any", "update"], timeout_s=600, check=False, env=self._environment
+            ["apt-get", *self._options, "-oAPT::Update::Error-Mode=any", "update"],
+            timeout_s=600,
+            check=False,
+            env=self._environment,
         )
         if done.status != 0:
             said = "\n    ".join(line for line in done.stderr.splitlines() if line.startswith(("E:", "W:")))
@@ -74,12 +77,17 @@ class PrivateApt:
 
         :raise HostError: no suite has it.
         """
-        done = await process.run(["apt-cache", *self._options, "--no-all-versions", "show", name], check=False, env=self._environment)
+        done = await process.run(
+            ["apt-cache", *self._options, "--no-all-versions", "show", name], check=False, env=self._environment
+        )
         fields = dict(re.findall(r"^(Package|Version|Depends|SHA256): (.*)$", done.stdout, re.MULTILINE))
         if not {"Package", "Version", "SHA256"} <= fields.keys():
             raise HostError(f"{name}: expected in {', '.join(self._suites)}, found in none of them")
         return Package(
-            name=fields["Package"], version=fields["Version"], sha256=fields["SHA256"], depends=_names(fields.get("Depends", ""))
+            name=fields["Package"],
+            version=fields["Version"],
+            sha256=fields["SHA256"],
+            depends=_names(fields.get("Depends", "")),
         )
 
     async def download(self, packages: tuple[Package, ...], folder: Path, task: Task) -> tuple[Path, ...]:

@@ -23,7 +23,12 @@ _MOST_ENTRIES = 100_000
 _MOST_FILE_BYTES = 16 << 30
 _PAX = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
 # What of a pax header is used here (pax(1), and GNU tar's own for sparse files); the rest would be kept with each entry.
-_USED = {b"path", b"linkpath", b"size", *(f"GNU.sparse.{key}".encode() for key in ("major", "minor", "name", "size", "realsize", "map"))}
+_USED = {
+    b"path",
+    b"linkpath",
+    b"size",
+    *(f"GNU.sparse.{key}".encode() for key in ("major", "minor", "name", "size", "realsize", "map")),
+}
 # GNU tar wrote these for a short time; their reader takes quadratic time.
 _SPARSE_0_0 = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
 _MOST_PAX_VALUE_BYTES = 4096  # PATH_MAX of Linux; a map of a sparse file may have more
@@ -90,7 +95,9 @@ def _used(data: bytes) -> bytes:
             raise tarfile.ReadError("expected a sparse file in GNU tar's format 0.1 or 1.0, got 0.0")
         if keyword in _USED:
             if len(value) > _MOST_PAX_VALUE_BYTES and keyword != b"GNU.sparse.map":
-                raise tarfile.ReadError(f"expected at most {_MOST_PAX_VALUE_BYTES} bytes of a pax header's {keyword.decode()}, got more")
+                raise tarfile.ReadError(
+                    f"expected at most {_MOST_PAX_VALUE_BYTES} bytes of a pax header's {keyword.decode()}, got more"
+                )
             kept.append(data[at:end])
         at = end
     return b"".join(kept)
@@ -114,7 +121,9 @@ class _Archive(tarfile.TarFile):
         """:raise tarfile.TarError: it is damaged, or too much."""
         try:
             found = super().next()
-        except IndexError as error:  # Python 3.11's tarfile asks for the first byte of a number which the archive ends before
+        except (
+            IndexError
+        ) as error:  # Python 3.11's tarfile asks for the first byte of a number which the archive ends before
             raise tarfile.ReadError("expected a whole header, the archive ends within it") from error
         self.members.clear()
         if found is not None and found.size < 0:
@@ -182,7 +191,9 @@ class _Target:
         for number, entry in enumerate(archive):
             name = PurePosixPath(entry.name)
             if name.is_absolute() or ".." in name.parts or number >= _MOST_ENTRIES:
-                raise tarfile.TarError(f"expected at most {_MOST_ENTRIES} files and folders below it, got {entry.name!r}")
+                raise tarfile.TarError(
+                    f"expected at most {_MOST_ENTRIES} files and folders below it, got {entry.name!r}"
+                )
             if name.parts:
                 self._add(archive, entry, name)
         for name, to in self._links.items():
@@ -209,12 +220,18 @@ class _Target:
         elif entry.issym():
             self._links[name] = entry.linkname
         else:
-            what = {tarfile.LNKTYPE: f"a hard link to {entry.linkname!r}", tarfile.FIFOTYPE: "a pipe"}.get(entry.type, "a device")
+            what = {tarfile.LNKTYPE: f"a hard link to {entry.linkname!r}", tarfile.FIFOTYPE: "a pipe"}.get(
+                entry.type, "a device"
+            )
             self._left_out.append(f"{entry.name} ({what})")
 
     def _link(self, name: PurePosixPath, to: str) -> None:
         target = self._root / name
-        if name.parent not in self._folders or target.parent.resolve() != self._root / name.parent or not self._stays(name, to):
+        if (
+            name.parent not in self._folders
+            or target.parent.resolve() != self._root / name.parent
+            or not self._stays(name, to)
+        ):
             self._left_out.append(f"{name} (a link to {to!r}, out of what is copied)")
             return
         if target.is_symlink():

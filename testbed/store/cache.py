@@ -39,7 +39,9 @@ def read_meta(folder: Path) -> dict[str, Any]:
         if not isinstance(meta, dict):
             raise ValueError("not a mapping")
     except (OSError, ValueError) as error:
-        raise HostError(f"{folder / META}: cannot be read ({error}); remove {folder}, and the next run makes it again") from error
+        raise HostError(
+            f"{folder / META}: cannot be read ({error}); remove {folder}, and the next run makes it again"
+        ) from error
     return meta
 
 
@@ -72,7 +74,12 @@ async def locked(path: Path, progress: Progress, what: str) -> AsyncIterator[Non
 
 
 async def make_once(
-    folder: Path, make: Callable[[Path], Awaitable[dict[str, Any]]], progress: Progress, what: str, *, many_files: bool = False
+    folder: Path,
+    make: Callable[[Path], Awaitable[dict[str, Any]]],
+    progress: Progress,
+    what: str,
+    *,
+    many_files: bool = False,
 ) -> Path:
     """`folder`, made by `make` if it is not there: `make` fills an unfinished folder and returns what to record of it.
 
@@ -104,7 +111,9 @@ async def make_once(
             finally:
                 unshare.remove(unfinished)
         except OSError as error:
-            raise HostError(f"{what}: {error.filename or folder}: {error.strerror}; the cache is {folder.parent}") from error
+            raise HostError(
+                f"{what}: {error.filename or folder}: {error.strerror}; the cache is {folder.parent}"
+            ) from error
     return folder
 
 

@@ -38,7 +38,9 @@ def verify(folder: Path, files: tuple[str, ...], known: dict[str, str] | None = 
         digest = file_sha256(file)
         expected = seal["sha256"] if seal is not None else (known or {}).get(name, digest)
         if digest != expected:
-            raise HostError(f"{file}: expected the file that was made here (SHA-256 {expected}), got another ({digest}); {_mend(folder)}")
+            raise HostError(
+                f"{file}: expected the file that was made here (SHA-256 {expected}), got another ({digest}); {_mend(folder)}"
+            )
         seals[name], changed = {"sha256": digest, "stamp": stamp}, True
     if changed:
         _write(path, seals)

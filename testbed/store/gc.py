@@ -45,7 +45,9 @@ def list_environments(root: Path) -> tuple[Piece, ...]:
     for mark in root.glob(f"*-*/{_COMPLETE}"):
         with contextlib.suppress(OSError):
             if not Path(sys.prefix).samefile(mark.parent):
-                found.append(Piece(folder=mark.parent, size_bytes=quota.bytes_taken(mark.parent), used=mark.stat().st_mtime))
+                found.append(
+                    Piece(folder=mark.parent, size_bytes=quota.bytes_taken(mark.parent), used=mark.stat().st_mtime)
+                )
     return tuple(found)
 
 
@@ -60,7 +62,12 @@ def list_pieces(root: Path) -> tuple[Piece, ...]:
 
 
 def select_unused(
-    pieces: Iterable[Piece], now: float, *, unused_s: float | None, limit_bytes: int | None, needed: Collection[Path] = ()
+    pieces: Iterable[Piece],
+    now: float,
+    *,
+    unused_s: float | None,
+    limit_bytes: int | None,
+    needed: Collection[Path] = (),
 ) -> tuple[Piece, ...]:
     """Which may go: those of no use for `unused_s`, and the least recently used while all are larger than the limit.
 
@@ -94,7 +101,9 @@ def select_needed(folders: Folders) -> set[Path]:
 def keep_within(folders: Folders, limit_bytes: int, own: Collection[Path]) -> None:
     """Keep the cache as small as that, as far as that takes nothing that anybody needs. `own`: what is needed here besides."""
     pieces = list_pieces(folders.cache)
-    for piece in select_unused(pieces, time.time(), unused_s=None, limit_bytes=limit_bytes, needed={*own, *select_needed(folders)}):
+    for piece in select_unused(
+        pieces, time.time(), unused_s=None, limit_bytes=limit_bytes, needed={*own, *select_needed(folders)}
+    ):
         remove(piece.folder)
 
 

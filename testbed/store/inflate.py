@@ -165,7 +165,10 @@ def _through(argv: tuple[str, ...], file: BinaryIO | None, name: str) -> Iterato
             yield from iter(lambda: output.read(_PIECE_BYTES), b"")
             if child.wait() != 0:
                 errors.seek(0)
-                said = errors.read(1000).decode(errors="replace").strip() or f"{argv[0]} ended with status {child.returncode}"
+                said = (
+                    errors.read(1000).decode(errors="replace").strip()
+                    or f"{argv[0]} ended with status {child.returncode}"
+                )
                 raise Refused(f"{name}: cannot be unpacked: {said}")
         finally:
             child.kill()

@@ -36,10 +36,13 @@ async def find_mirror() -> Mirror:
         raise HostError(f"{KEYRING}: not found; install it with: apt-get install debian-archive-keyring")
     if named := os.environ.get("TESTBED_DEBIAN_MIRROR"):
         main = named.rstrip("/")
-        return Mirror(main=main, security=os.environ.get("TESTBED_DEBIAN_SECURITY_MIRROR", f"{main}-security").rstrip("/"))
+        return Mirror(
+            main=main, security=os.environ.get("TESTBED_DEBIAN_SECURITY_MIRROR", f"{main}-security").rstrip("/")
+        )
     codename = _codename(Path("/etc/os-release").read_text(encoding="utf-8"))
     listed = await process.run(
-        ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"], check=False
+        ["apt-get", "indextargets", "--format", "$(RELEASE) $(COMPONENT) $(REPO_URI)", "Created-By: Packages"],
+        check=False,
     )
     return choose(listed.stdout, codename)
 

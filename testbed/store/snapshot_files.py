@@ -77,7 +77,9 @@ def find_snapshot(state: Path, vm: str, name: str) -> Snapshot:
     folder = snapshot_folder(state, vm, name)
     if not folder.is_dir():
         there = ", ".join(one.folder.name for one in list_snapshots(state) if one.folder.parent.name == vm)
-        raise UsageError(f"{vm} has no snapshot {name!r}; {f'it has {there}' if there else f'make one with: testbed snapshot {vm} {name}'}")
+        raise UsageError(
+            f"{vm} has no snapshot {name!r}; {f'it has {there}' if there else f'make one with: testbed snapshot {vm} {name}'}"
+        )
     return read_snapshot(folder)
 
 
@@ -145,4 +147,6 @@ async def copy_snapshot(source: Path, target: Path) -> None:
     if not stat.S_ISREG(source.lstat().st_mode):  # QEMU's account could have put a link there
         raise HostError(f"{source}: expected a disk's file, got something else")
     target.parent.mkdir(mode=0o700, exist_ok=True)
-    await process.run(["cp", "--no-dereference", "--sparse=always", "--reflink=auto", source, target], timeout_s=_COPY_S)
+    await process.run(
+        ["cp", "--no-dereference", "--sparse=always", "--reflink=auto", source, target], timeout_s=_COPY_S
+    )

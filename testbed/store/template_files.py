@@ -63,7 +63,9 @@ def read_template(folder: Path, machine: MachineId) -> Template:
         if got != expected:
             raise TemplateError(f"{path}: expected {expected} bytes, got {got}")
     if touched_at_ns(template.memory) != touched_ns:
-        raise TemplateError(f"{template.memory}: expected the file as it was saved, got one that somebody has changed since")
+        raise TemplateError(
+            f"{template.memory}: expected the file as it was saved, got one that somebody has changed since"
+        )
     if file_sha256(template.state) != digest:
         raise TemplateError(f"{template.state}: its checksum is not the one that was recorded")
     return template

@@ -44,7 +44,10 @@ def fits_host(topology: Topology, memory_bytes: int) -> tuple[Mistake, ...]:
             found.append((where, f"expected less than this host's memory of {room}, got {format_size(guest.memory)}"))
         elif together >= memory_bytes:
             found.append(
-                (where, f"expected less than this host's memory of {room} for all guests, got {format_size(together)} up to this one")
+                (
+                    where,
+                    f"expected less than this host's memory of {room} for all guests, got {format_size(together)} up to this one",
+                )
             )
             break
     return tuple(found)
@@ -62,7 +65,10 @@ def _guest(guest: GuestModel) -> Iterator[Mistake]:
         yield ("memory",), f"expected a whole number of MiB, at least 256M, got {format_size(guest.memory)}"
     if len(guest.disks) + len(guest.networks) > MAX_PORTS:
         more = f" and {len(guest.networks)} networks" if guest.networks else ""
-        yield ("disks",), f"expected at most {MAX_PORTS} disks and networks, one for each hot-plug port, got {len(guest.disks)}{more}"
+        yield (
+            ("disks",),
+            f"expected at most {MAX_PORTS} disks and networks, one for each hot-plug port, got {len(guest.disks)}{more}",
+        )
     for name, disk in guest.disks.items():
         for path, message in _disk(name, disk, guest):
             yield ("disks", name, *path), message
@@ -70,7 +76,10 @@ def _guest(guest: GuestModel) -> Iterator[Mistake]:
         yield from ((("throttle-groups", name), message) for message in limits.throttle().mistakes())
     made = graph(guest)
     for where, other in made.clashes:
-        yield where, f"{where[-1]!r} is the name of something else already ({'.'.join(str(part) for part in other.where)})"
+        yield (
+            where,
+            f"{where[-1]!r} is the name of something else already ({'.'.join(str(part) for part in other.where)})",
+        )
     yield from _stack(made)
     yield from _cgroups(guest, made)
     parts = {
@@ -111,17 +120,29 @@ def _disk(name: str, disk: Disk, guest: GuestModel) -> Iterator[Mistake]:
     if disk.image is not None and disk.partitions:
         yield ("partitions",), "expected no partitions on an image, which has its own"
     if disk.profile is not None and disk.profile not in PROFILES:
-        yield ("profile",), f"expected the name of a profile, got {disk.profile!r}{did_you_mean(disk.profile, PROFILES)}"
+        yield (
+            ("profile",),
+            f"expected the name of a profile, got {disk.profile!r}{did_you_mean(disk.profile, PROFILES)}",
+        )
     if disk.scale is not None and disk.profile is None:
         yield ("scale",), "expected a profile beside it, which it makes faster or slower, got none"
     if disk.latency is not None and disk.latency.latency().none:
         yield ("latency",), "expected a delay of both, read, write or flush, got none"
     if disk.cache is not None and (disk.format == "qcow2" or disk.image is not None):
-        yield ("cache",), "expected a disk that is kept in a raw file: what a lost write does to a qcow2 file is no disk's doing"
+        yield (
+            ("cache",),
+            "expected a disk that is kept in a raw file: what a lost write does to a qcow2 file is no disk's doing",
+        )
     if disk.cache_size % 4096:
         yield ("cache-size",), f"expected a multiple of 4096 bytes, got {disk.cache_size}"
     speeds = [
-        key for key, value in (("profile", disk.profile), ("throttle", disk.throttle), ("throttle-group", disk.throttle_group)) if value
+        key
+        for key, value in (
+            ("profile", disk.profile),
+            ("throttle", disk.throttle),
+            ("throttle-group", disk.throttle_group),
+        )
+        if value
     ]
     if len(speeds) > 1:
         yield (speeds[-1],), f"expected one of profile, throttle and throttle-group, got {' and '.join(speeds)}"
@@ -134,7 +155,10 @@ def _disk(name: str, disk: Disk, guest: GuestModel) -> Iterator[Mistake]:
     if disk.serial is not None and serials.count(disk.serial) > 1:
         yield ("serial",), f"expected a serial that no other disk has, got {disk.serial!r}"
     if isinstance(disk, Nvme) and disk.zoned is not None and disk.size % disk.zoned.zone_size:
-        yield ("zoned", "zone-size"), f"expected a part of the size of {format_size(disk.size)}, got {format_size(disk.zoned.zone_size)}"
+        yield (
+            ("zoned", "zone-size"),
+            f"expected a part of the size of {format_size(disk.size)}, got {format_size(disk.zoned.zone_size)}",
+        )
 
 
 def _read_ahead(size_bytes: int | None) -> Iterator[Mistake]:
@@ -211,14 +235,19 @@ def _direct(node: Node, blocks: Mapping[Key, int]) -> Iterator[Mistake]:
         )
 
 
-def _files_fit(node: Node, holder: Key, made: Graph, known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
+def _files_fit(
+    node: Node, holder: Key, made: Graph, known: dict[Key, int], above: dict[Key, list[Node]]
+) -> Iterator[Mistake]:
     below = made.nodes.get(holder)
     room = known.get(below.needs[0][0]) if below is not None and below.needs else None
     if room is None:
         return
     asked = sum(user.thing.size for user in above[holder] if isinstance(user.thing, File))
     if asked > room * 9 // 10:
-        yield (*node.where, "size"), f"the files on {holder.name!r} need more than nine tenths of its {format_size(room)}"
+        yield (
+            (*node.where, "size"),
+            f"the files on {holder.name!r} need more than nine tenths of its {format_size(room)}",
+        )
 
 
 def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
@@ -229,7 +258,10 @@ def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mis
         parts = [user for user in users if "partitions" in user.where]
         if parts and sum(known.get(part.key, 0) for part in parts) > known.get(key, 0) - LABEL_BYTES:
             room = format_size(known.get(key, 0))
-            yield parts[-1].where, f"the partitions need more than the {room} of {key.name!r}, of which its label takes 2M"
+            yield (
+                parts[-1].where,
+                f"the partitions need more than the {room} of {key.name!r}, of which its label takes 2M",
+            )
         if parts and known.get(parts[-1].key, 1) <= 0:
             yield parts[-1].where, f"nothing of {key.name!r} is left for it"
         alone = [user for user in users if user not in parts and not isinstance(user.thing, Loop)]
@@ -244,7 +276,10 @@ def _one_filesystem(made: Graph) -> Iterator[Mistake]:
         if isinstance(node.thing, Loop) and node.thing.file and "filesystem" in node.thing.model_fields_set:
             there = made.nodes[Key("filesystem", node.thing.holder)].thing
             if isinstance(there, Filesystem) and there.type != node.thing.filesystem:
-                yield (*node.where, "filesystem"), f"{node.thing.holder!r} has {there.type} already, got {node.thing.filesystem}"
+                yield (
+                    (*node.where, "filesystem"),
+                    f"{node.thing.holder!r} has {there.type} already, got {node.thing.filesystem}",
+                )
 
 
 def _no_file(made: Graph) -> Iterator[Mistake]:
@@ -272,14 +307,20 @@ def _one_size(made: Graph) -> Iterator[Mistake]:
             has = f"{below.key.name!r} has {format_size(below.thing.size)} {there}"
             yield (*node.where, "size"), f"{has}, got {format_size(node.thing.size)}; {same}"
         if isinstance(node.thing, Loop) and node.thing.allocate not in (None, below.thing.allocate):
-            yield (*node.where, "allocate"), f"{below.key.name!r} is {below.thing.allocate} {there}, got {node.thing.allocate}; {same}"
+            yield (
+                (*node.where, "allocate"),
+                f"{below.key.name!r} is {below.thing.allocate} {there}, got {node.thing.allocate}; {same}",
+            )
 
 
 def _cgroups(guest: GuestModel, made: Graph) -> Iterator[Mistake]:
     devices = [key.name for key in made.nodes if key.kind == "device"]
     for path, group in guest.cgroups.items():
         where: Path = ("cgroups", path)
-        costs: dict[str, Mapping[str, object]] = {"io.cost.model": group.io_cost_model, "io.cost.qos": group.io_cost_qos}
+        costs: dict[str, Mapping[str, object]] = {
+            "io.cost.model": group.io_cost_model,
+            "io.cost.qos": group.io_cost_qos,
+        }
         named: dict[str, list[str]] = {"io.max": [*group.io_max], "io.latency": [*group.io_latency]}
         named |= {key: [*value] for key, value in costs.items()}
         if isinstance(group.io_weight, dict):
@@ -287,9 +328,14 @@ def _cgroups(guest: GuestModel, made: Graph) -> Iterator[Mistake]:
         for key, names in named.items():
             for name in names:
                 if device(name) not in made.nodes:
-                    yield (*where, key, name), f"expected the name of a device, got {name!r}{did_you_mean(name, devices)}"
+                    yield (
+                        (*where, key, name),
+                        f"expected the name of a device, got {name!r}{did_you_mean(name, devices)}",
+                    )
         if path == "/":
             for field in sorted(group.model_fields_set - {"controllers", "io_cost_model", "io_cost_qos"}):
                 yield (*where, field.replace("_", ".")), "the root has no limits; expected it in a cgroup below"
         else:
-            yield from (((*where, key), "only the root has it; expected it under `/`") for key, value in costs.items() if value)
+            yield from (
+                ((*where, key), "only the root has it; expected it under `/`") for key, value in costs.items() if value
+            )

@@ -125,7 +125,13 @@ def graph(guest: GuestModel) -> Graph:
             thing = NamespaceOf(disk=name, number=number, namespace=namespace)
             made.add(Node(key=device(other), where=("disks", name, "namespaces", other), thing=thing))
     for name, filesystem in guest.filesystems.items():
-        _filesystem(made, name, filesystem, ("filesystems", name), ("filesystems", name, "device") if filesystem.device else None)
+        _filesystem(
+            made,
+            name,
+            filesystem,
+            ("filesystems", name),
+            ("filesystems", name, "device") if filesystem.device else None,
+        )
     for name, file in guest.files.items():
         _file(made, file, ("files", name), ("files", name, "path"))
     for name, loop in guest.loops.items():

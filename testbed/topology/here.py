@@ -29,7 +29,10 @@ def host_mistakes(topology: Topology, memory_bytes: int) -> Iterator[Mistake]:
     there = paths.image_names(images)
     for name, guest in topology.guests.items():
         if guest.image not in there:
-            yield ("guests", name, "image"), f"expected an image of images/, got {guest.image!r}{did_you_mean(guest.image, there)}"
+            yield (
+                ("guests", name, "image"),
+                f"expected an image of images/, got {guest.image!r}{did_you_mean(guest.image, there)}",
+            )
         if guest.kernel is not None:
             try:
                 load_table(images / "kernels.yaml").resolve(guest.kernel)

@@ -37,13 +37,19 @@ def config_of_files(files: KernelFiles) -> KernelConfig | None:
     if files.config is None:
         return None
     config = _parsed(files.config.read_text(encoding="utf-8"))
-    return None if config is None else KernelConfig(name=f"{files.name} ({files.release})", config=config, has_modules=files.has_modules)
+    return (
+        None
+        if config is None
+        else KernelConfig(name=f"{files.name} ({files.release})", config=config, has_modules=files.has_modules)
+    )
 
 
 def check_kernels(guest: GuestModel, files: KernelFiles) -> None:
     """:raise UsageError: a kernel's configuration is known, and it cannot do what the guest needs."""
     known = config_of_files(files)
-    wrong = [f"{'.'.join(map(str, where))}: {said}" for where, said in known.mistakes(guest)] if known is not None else []
+    wrong = (
+        [f"{'.'.join(map(str, where))}: {said}" for where, said in known.mistakes(guest)] if known is not None else []
+    )
     if wrong:
         raise UsageError("\n  ".join(wrong))
 
@@ -51,7 +57,9 @@ def check_kernels(guest: GuestModel, files: KernelFiles) -> None:
 class Abilities:
     """Of the kernels in a cache, and of those that lie beside their configuration. Nothing is fetched."""
 
-    def __init__(self, table: KernelTable, root: Path, kernel: str | None = None, *, default: str | None = None) -> None:
+    def __init__(
+        self, table: KernelTable, root: Path, kernel: str | None = None, *, default: str | None = None
+    ) -> None:
         """`kernel`: the one of all guests; None: the one that each guest names, or the `default`."""
         self._table, self._root, self._kernel, self._default = table, root, kernel, default
         self._known: dict[str, KernelConfig | None] = {}
@@ -86,7 +94,9 @@ class Abilities:
             return None
         text = fit.known_config(kernel.bzimage, kernel.modules)
         config = None if text is None else _parsed(text)
-        return None if config is None else KernelConfig(name=spec, config=config, has_modules=kernel.modules is not None)
+        return (
+            None if config is None else KernelConfig(name=spec, config=config, has_modules=kernel.modules is not None)
+        )
 
 
 def _parsed(text: str) -> Mapping[str, Option] | None:

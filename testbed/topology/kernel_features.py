@@ -82,15 +82,24 @@ def needed_features(guest: GuestModel) -> Iterator[tuple[Path, Options]]:
         for controller in group.controllers:
             yield ("cgroups", path, "controllers"), CONTROLLERS[controller]
         for field in sorted(group.model_fields_set - {"controllers"}):
-            yield ("cgroups", path, field.replace("_", ".")), (*CONTROLLERS[field.partition("_")[0]], *CGROUP_KEYS.get(field, ()))
+            yield (
+                ("cgroups", path, field.replace("_", ".")),
+                (*CONTROLLERS[field.partition("_")[0]], *CGROUP_KEYS.get(field, ())),
+            )
     for number, act in enumerate(guest.timeline):
         yield ("timeline", number), MACHINE.get(act.verb, ())
 
 
-def lacking_features(guest: GuestModel, config: Mapping[str, Option], *, has_modules: bool) -> Iterator[tuple[Path, str]]:
+def lacking_features(
+    guest: GuestModel, config: Mapping[str, Option], *, has_modules: bool
+) -> Iterator[tuple[Path, str]]:
     """What a configuration lacks of it, as the options are written there. `has_modules`: the kernel comes with its modules."""
     enough = ("y", "m") if has_modules else ("y",)
     for where, options in needed_features(guest):
-        missing = [choices for choices in options if not any(name in config and config[name].value in enough for name in choices)]
+        missing = [
+            choices
+            for choices in options
+            if not any(name in config and config[name].value in enough for name in choices)
+        ]
         if missing:
             yield where, " and ".join(" or ".join(f"CONFIG_{name}" for name in choices) for choices in missing)

@@ -92,18 +92,26 @@ def load_one(found: dict[str, Topology], file: str, point: str | None) -> Topolo
         return next(iter(found.values()))
     if point is None:
         raise load_single(
-            file, 1, 1, f"expected one topology, got a matrix of {len(found)} points; name one of them, such as {next(iter(found))}"
+            file,
+            1,
+            1,
+            f"expected one topology, got a matrix of {len(found)} points; name one of them, such as {next(iter(found))}",
         )
     if list(found) == [""]:
         raise load_single(file, 1, 1, f"expected no point, because this file has no matrix, got {point!r}")
     if point not in found:
         raise load_single(
-            file, 1, 1, f"expected a point of the matrix, got {point!r}{did_you_mean(point, [name for name in found if name][:20])}"
+            file,
+            1,
+            1,
+            f"expected a point of the matrix, got {point!r}{did_you_mean(point, [name for name in found if name][:20])}",
         )
     return found[point]
 
 
-def _points(text: str, file: str, path: Path | None, host_memory: int | None = None, able: Able | None = None) -> dict[str, Topology]:
+def _points(
+    text: str, file: str, path: Path | None, host_memory: int | None = None, able: Able | None = None
+) -> dict[str, Topology]:
     reader = Reader(file)
     return points_of(read(text, reader), reader, path, host_memory, able)
 
@@ -116,7 +124,12 @@ def points_of(
     found = _expand(whole, reader, lambda topology: _mistakes(topology, host_memory, able), path)
     if reader.problems:
         raise TopologyError(
-            tuple(sorted(reader.problems, key=lambda problem: (problem.file != reader.file, problem.file, problem.line, problem.column)))
+            tuple(
+                sorted(
+                    reader.problems,
+                    key=lambda problem: (problem.file != reader.file, problem.file, problem.line, problem.column),
+                )
+            )
         )
     return found
 
@@ -143,7 +156,9 @@ def _extended(plain: dict[str, Any], reader: Reader, path: Path | None, depth: i
     if path is None or not isinstance(base, str) or Path(base).is_absolute() or not base.endswith(".yaml"):
         raise reader.refusal(("extends",), f"expected the path of a .yaml file, relative to this one, got {base!r}")
     if depth >= _MAX_DEPTH:
-        raise reader.refusal(("extends",), f"expected at most {_MAX_DEPTH} files on top of each other; does one extend itself?")
+        raise reader.refusal(
+            ("extends",), f"expected at most {_MAX_DEPTH} files on top of each other; does one extend itself?"
+        )
     below = Reader(str(path.parent / base), reader.sources)
     try:
         lower = _extended(read(text_named(path.parent / base), below), below, path.parent / base, depth + 1)

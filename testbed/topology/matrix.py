@@ -19,7 +19,9 @@ def matrix_points(matrix: Matrix) -> dict[str, dict[str, Scalar]]:
     found: dict[str, dict[str, Scalar]] = {}
     for values in itertools.product(*matrix.axes.values()):
         point = dict(zip(matrix.axes, values, strict=True))
-        if not any(all(point.get(axis, _NOTHING) == value for axis, value in entry.items()) for entry in matrix.exclude):
+        if not any(
+            all(point.get(axis, _NOTHING) == value for axis, value in entry.items()) for entry in matrix.exclude
+        ):
             found[_name(point)] = point
     for entry in matrix.include:
         point = {axis: entry[axis] for axis in matrix.axes if axis in entry}
@@ -50,12 +52,17 @@ def matrix_mistakes(matrix: Matrix) -> Iterator[tuple[Where, str]]:
     for section, entries in (("exclude", matrix.exclude), ("include", matrix.include)):
         for number, entry in enumerate(entries):
             yield from (
-                ((section, number, axis), f"expected one of the axes {', '.join(matrix.axes)}") for axis in entry if axis not in matrix.axes
+                ((section, number, axis), f"expected one of the axes {', '.join(matrix.axes)}")
+                for axis in entry
+                if axis not in matrix.axes
             )
             if section == "exclude":
                 # One that is of no point would exclude nothing, without a word.
                 yield from (
-                    ((section, number, axis), f"expected one of {', '.join(map(_written, matrix.axes[axis]))}, got {_written(value)}")
+                    (
+                        (section, number, axis),
+                        f"expected one of {', '.join(map(_written, matrix.axes[axis]))}, got {_written(value)}",
+                    )
                     for axis, value in entry.items()
                     if axis in matrix.axes and value not in matrix.axes[axis]
                 )
@@ -88,7 +95,9 @@ def filler(plain: Any) -> Filler | None:
         items = [filler(value) for value in plain]
         if not any(items):
             return None
-        return lambda point: [item(point) if item is not None else value for item, value in zip(items, plain, strict=True)]
+        return lambda point: [
+            item(point) if item is not None else value for item, value in zip(items, plain, strict=True)
+        ]
     if not isinstance(plain, str) or "${" not in plain:
         return None
     whole = _PLACEHOLDER.fullmatch(plain)

@@ -44,7 +44,9 @@ def message(error: ErrorDetails, where: Where, plain: Any, document: type[BaseMo
             return str(error["msg"]).removeprefix("Value error, ")
         case "string_pattern_mismatch":
             pattern = str(error["ctx"]["pattern"])
-            words = next((words for begin, words in _PATTERNS.items() if pattern.startswith(begin)), f"text like {pattern}")
+            words = next(
+                (words for begin, words in _PATTERNS.items() if pattern.startswith(begin)), f"text like {pattern}"
+            )
             return f"expected {words}, got {_shown(got)}"
         case "literal_error":
             return f"expected {error['ctx']['expected']}, got {_shown(got)}"
@@ -103,9 +105,15 @@ def _is_model(of: Any) -> bool:
 def _inside(of: Any, part: str | int, plain: Any) -> Any:
     """The type of a part of a type; `plain` is what stands there, which chooses among several."""
     if _is_model(of):
-        found = next((field.annotation for name, field in of.model_fields.items() if part == (field.alias or name)), None)
+        found = next(
+            (field.annotation for name, field in of.model_fields.items() if part == (field.alias or name)), None
+        )
     else:
-        found = next(iter(typing.get_args(of)[-1:]), None) if typing.get_origin(of) is dict else next(iter(typing.get_args(of)), None)
+        found = (
+            next(iter(typing.get_args(of)[-1:]), None)
+            if typing.get_origin(of) is dict
+            else next(iter(typing.get_args(of)), None)
+        )
     return _chosen(found, plain)
 
 

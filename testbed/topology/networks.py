@@ -68,7 +68,11 @@ def links(nics: Nics) -> dict[str, tuple[Link, ...]]:
                 network=network,
                 mac=macs[guest, network],
                 address=addresses[network][guest],
-                peers=tuple((other, address.partition("/")[0]) for other, address in addresses[network].items() if other != guest),
+                peers=tuple(
+                    (other, address.partition("/")[0])
+                    for other, address in addresses[network].items()
+                    if other != guest
+                ),
             )
             for network in own
         )
@@ -86,12 +90,16 @@ def network_mistakes(nics: Nics) -> Iterator[tuple[tuple[str, ...], str]]:
     for network, found in members.items():
         first, first_link = found[0]
         if network in _TAKEN_NAMES:
-            yield (first, "networks", network), f"{network!r} is the name of an interface that every guest has; choose another"
+            yield (
+                (first, "networks", network),
+                f"{network!r} is the name of an interface that every guest has; choose another",
+            )
         if len(found) == 1:
             others = ", ".join(name for name in members if name != network)
             yield (
                 (first, "networks", network),
-                f"expected another guest on {network!r}, got this one alone" + (f" (there are the networks {others})" if others else ""),
+                f"expected another guest on {network!r}, got this one alone"
+                + (f" (there are the networks {others})" if others else ""),
             )
         whole = ipaddress.IPv4Interface(first_link.address).network
         if whole.overlaps(_HOST_NETWORK):

@@ -57,7 +57,11 @@ def format_action(act: Act) -> str:
     if when is not None:
         bound = f"above {when.above}" if when.above is not None else f"below {when.below}"
         event = (
-            f"mark {when.mark}" if when.mark else f"console {when.console!r}" if when.console else f"{when.cgroup}/{when.counter} {bound}"
+            f"mark {when.mark}"
+            if when.mark
+            else f"console {when.console!r}"
+            if when.console
+            else f"{when.cgroup}/{when.counter} {bound}"
         )
         begin = f"when {event}" + (f", {begin}" if begin else "")
     if act.ramp is not None:
@@ -94,15 +98,23 @@ def hotplug_mistakes(acts: Sequence[Act], hot: Mapping[str, bool]) -> Iterator[t
     for disk, own in of_disks.items():
         if not hot.get(disk, True):
             can = ", ".join(name for name, is_hot in hot.items() if is_hot) or "it has none"
-            yield own[0][0], f"{own[0][1].do!r}: expected a disk that can be plugged while its guest runs ({can}), got {disk!r}"
+            yield (
+                own[0][0],
+                f"{own[0][1].do!r}: expected a disk that can be plugged while its guest runs ({can}), got {disk!r}",
+            )
             continue
         if disk not in hot or any(act.when is not None for _, act in own):
             continue  # of one that there is not, the act itself says so
         plugged = True
-        for after_s, number, verb in itertools.islice(heapq.merge(*(_times(number, act) for number, act in own)), _MOST_PLUGS):
+        for after_s, number, verb in itertools.islice(
+            heapq.merge(*(_times(number, act) for number, act in own)), _MOST_PLUGS
+        ):
             if (verb == _PLUG) == plugged:
                 is_so = "is plugged" if plugged else "is unplugged already"
-                yield number, f"{acts[number].do!r}: expected a disk to {verb}, {disk!r} {is_so} after {format_duration(after_s * _PER_S)}"
+                yield (
+                    number,
+                    f"{acts[number].do!r}: expected a disk to {verb}, {disk!r} {is_so} after {format_duration(after_s * _PER_S)}",
+                )
                 break
             plugged = not plugged
 

@@ -15,7 +15,9 @@ def json_schema() -> str:
     schema = Document.model_json_schema(by_alias=True)
     for name, definition in schema["$defs"].items():
         if name != "Matrix":
-            definition["properties"] = {key: _or_placeholder(of) for key, of in definition.get("properties", {}).items()}
+            definition["properties"] = {
+                key: _or_placeholder(of) for key, of in definition.get("properties", {}).items()
+            }
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return json.dumps(schema, indent=2, sort_keys=True) + "\n"
 

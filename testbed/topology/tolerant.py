@@ -46,7 +46,9 @@ class Checked(Generic[M]):
         self._plain, self._document = plain, document
         # Each turns a place after a change of the mapping into the place before it.
         self._changes: list[Callable[[Where], Where]] = []
-        fresh: list[Where] = [()]  # what nobody has looked into yet; mistakes elsewhere are known, or come of what was left out
+        fresh: list[Where] = [
+            ()
+        ]  # what nobody has looked into yet; mistakes elsewhere are known, or come of what was left out
         for number in range(_MOST_ROUNDS):
             try:
                 self.value = model.model_validate(self._plain)
@@ -57,7 +59,9 @@ class Checked(Generic[M]):
                 self._plain = copy.deepcopy(plain)
             nearest = self._nearest(errors)
             for error, where in errors:
-                if any(where[: len(one)] == one for one in fresh) and not (error["type"] == "missing" and where in nearest.values()):
+                if any(where[: len(one)] == one for one in fresh) and not (
+                    error["type"] == "missing" and where in nearest.values()
+                ):
                     self._failed(error, where)
             fresh = self._corrected(nearest) + self._retagged(errors)
             if not fresh:
@@ -79,9 +83,13 @@ class Checked(Generic[M]):
         for error, where in errors:
             if error["type"] == "extra_forbidden":
                 there = _at(self._plain, where[:-1])
-                near = difflib.get_close_matches(str(where[-1]), messages.known_keys(where[:-1], self._plain, self._document), n=1)
+                near = difflib.get_close_matches(
+                    str(where[-1]), messages.known_keys(where[:-1], self._plain, self._document), n=1
+                )
                 right = (*where[:-1], *near)
-                both_hold = bool(near) and isinstance(there.get(near[0], {}), dict) and isinstance(there[where[-1]], dict)
+                both_hold = (
+                    bool(near) and isinstance(there.get(near[0], {}), dict) and isinstance(there[where[-1]], dict)
+                )
                 if near and right not in found.values() and (near[0] not in there or both_hold):
                     found[where] = right
         return found
@@ -108,7 +116,9 @@ class Checked(Generic[M]):
         found: list[Where] = []
         for error, where in errors:
             if error["type"] == "union_tag_invalid":
-                near = difflib.get_close_matches(str(error["ctx"]["tag"]), _TAG.findall(error["ctx"]["expected_tags"]), n=1)
+                near = difflib.get_close_matches(
+                    str(error["ctx"]["tag"]), _TAG.findall(error["ctx"]["expected_tags"]), n=1
+                )
                 if near:
                     _at(self._plain, where[:-1])["type"] = near[0]
                     found.append(where[:-1])

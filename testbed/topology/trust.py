@@ -133,7 +133,9 @@ def list_trusted() -> dict[str, str]:
     with os.fdopen(descriptor, "rb") as opened:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-            raise HostError(f"{path}: expected a file of uid {os.geteuid()} that nobody else may write; remove it, or mend its mode")
+            raise HostError(
+                f"{path}: expected a file of uid {os.geteuid()} that nobody else may write; remove it, or mend its mode"
+            )
         data = opened.read(_MOST_BYTES + 1)
     lines = data.decode(errors="replace").splitlines()
     if len(data) > _MOST_BYTES or (wrong := next((line for line in lines if not _HASH.match(line)), None)) is not None:
@@ -166,7 +168,9 @@ def _write(names: Mapping[str, str]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         unfinished.unlink(missing_ok=True)
         with paths.create_folder(unfinished, 0o600) as opened:
-            opened.write("".join(f"{one}  {' '.join(printable(name).split())}\n" for one, name in names.items()).encode())
+            opened.write(
+                "".join(f"{one}  {' '.join(printable(name).split())}\n" for one, name in names.items()).encode()
+            )
         unfinished.replace(path)
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {error.strerror}") from error

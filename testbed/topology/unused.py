@@ -107,7 +107,11 @@ def without_unused(guest: GuestModel) -> GuestModel:
 
 
 def _without(model: Any, used: Iterable[str]) -> Any:
-    fields = {name: field.get_default(call_default_factory=True) for name, field in type(model).model_fields.items() if name not in used}
+    fields = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in type(model).model_fields.items()
+        if name not in used
+    }
     return model.model_copy(update=fields)
 
 
@@ -129,4 +133,6 @@ def for_scenarios(path: Path, *, host_memory: int | None, kernel: bool, ignore: 
         reader.problem(place, f"not used: {why}; leave it out, or add --ignore-stack", reader.key_marks.get(place))
     if reader.problems and not ignore:
         raise TopologyError(tuple(sorted(reader.problems, key=lambda one: (one.file, one.line, one.column))))
-    return ForScenarios(guest=without_unused(guest), kernel=own, unused=tuple(problem.path for problem in reader.problems))
+    return ForScenarios(
+        guest=without_unused(guest), kernel=own, unused=tuple(problem.path for problem in reader.problems)
+    )

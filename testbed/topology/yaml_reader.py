@@ -39,7 +39,10 @@ _YAML_1_1 = (
         re.compile(r"[-+]?0[xXbBoO][0-9a-fA-F_]+|[-+]?[0-9]+(_[0-9]*)+(\.[0-9_]*)?|[-+]?[0-9]+[eE][-+]?[0-9]+"),
         "readers of YAML differ about this number; write it in decimal or quote it",
     ),
-    (re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"), "readers of YAML take it for a number that is none; quote it"),
+    (
+        re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+        "readers of YAML take it for a number that is none; quote it",
+    ),
     (re.compile(r"[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt ].*)?"), "YAML 1.1 reads it as a date; quote it"),
 )
 _INTEGER = re.compile(r"[-+]?[0-9]+")
@@ -77,7 +80,9 @@ class Reader:
 
     def problem(self, where: Where, message: str, mark: Mark | None = None) -> None:
         mark = mark or self._nearest(where)
-        self.problems.append(Problem(file=mark.file, line=mark.line, column=mark.column, path=self.path(where), message=message))
+        self.problems.append(
+            Problem(file=mark.file, line=mark.line, column=mark.column, path=self.path(where), message=message)
+        )
 
     def refusal(self, where: Where, message: str) -> TopologyError:
         """The error of one mistake with which nothing else can be said, after those that were found before."""
@@ -94,7 +99,9 @@ class Reader:
         part._above = (*self._above, *where)
         part._nodes = self._nodes
         part.marks = {place[len(where) :]: mark for place, mark in self.marks.items() if place[: len(where)] == where}
-        part.key_marks = {place[len(where) :]: mark for place, mark in self.key_marks.items() if place[: len(where)] == where}
+        part.key_marks = {
+            place[len(where) :]: mark for place, mark in self.key_marks.items() if place[: len(where)] == where
+        }
         return part
 
     def _nearest(self, where: Where) -> Mark:
@@ -240,7 +247,9 @@ def _bytes_named(path: Path, within: Path | None) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise no_file
         if within is not None and not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(within.resolve()):
-            raise load_single(str(path), 1, 1, f"cannot be read: expected a file in {within.resolve()}, got one that lies elsewhere")
+            raise load_single(
+                str(path), 1, 1, f"cannot be read: expected a file in {within.resolve()}, got one that lies elsewhere"
+            )
         return file.read(_MAX_BYTES + 1) or b""  # nothing, where it would wait for more (/proc/kmsg)
 
 
@@ -283,7 +292,9 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
     except RecursionError as error:
         raise load_single(reader.file, 1, 1, "nested too deeply, or an alias holds itself") from error
     if not isinstance(plain, dict):
-        raise load_single(reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}")
+        raise load_single(
+            reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}"
+        )
     return plain
 
 
@@ -309,7 +320,9 @@ def load_single(file: str, line: int, column: int, message: str) -> TopologyErro
 
 def reads_as_text(text: str) -> bool:
     """Whether a bare word is text to every reader of YAML; else it must be quoted."""
-    other = any(pattern.fullmatch(text) for pattern, _ in _YAML_1_1) or _INTEGER.fullmatch(text) or _FLOAT.fullmatch(text)
+    other = (
+        any(pattern.fullmatch(text) for pattern, _ in _YAML_1_1) or _INTEGER.fullmatch(text) or _FLOAT.fullmatch(text)
+    )
     return text not in _CONSTANTS and not other
 
 

@@ -58,7 +58,10 @@ class ControlServer:
         """Its disks and namespaces, by name, as the guest has them; and how long a command of it may take, in seconds."""
         del asked
         guest = self._ready()
-        return {"disks": {name: asdict(disk) for name, disk in guest.disks.items()}, "command_s": guest.spec.deadlines.command_s}
+        return {
+            "disks": {name: asdict(disk) for name, disk in guest.disks.items()},
+            "command_s": guest.spec.deadlines.command_s,
+        }
 
     async def _hardware(self, asked: dict[str, Any]) -> dict[str, Any]:
         """Do what `words` say, or say how all disks behave, and the machine."""
@@ -74,7 +77,10 @@ class ControlServer:
         del asked
         async with self.turn:
             guest = self._ready()
-            if not guest.hardware.errors.stopped and (await guest.monitor.execute("query-status"))["status"] != "paused":
+            if (
+                not guest.hardware.errors.stopped
+                and (await guest.monitor.execute("query-status"))["status"] != "paused"
+            ):
                 raise UsageError(f"{self._name} does not stand still")
             await guest.monitor.execute("cont")
         return {}
@@ -114,12 +120,18 @@ class ControlServer:
             return {"bytes": await vmcore.write_dump(guest, Path(asked["path"]), asked["format"])}
 
 
-async def answer_request(name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def answer_request(
+    name: str, verbs: Mapping[str, Verb], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
     """One line of a control socket."""
     try:
         asked = parse_json(await _line(reader))
         verb = verbs.get(asked["verb"])
-        said = await verb(asked) if verb else {"error": f"{name}: it is kept in a way that does not know this; or by another version"}
+        said = (
+            await verb(asked)
+            if verb
+            else {"error": f"{name}: it is kept in a way that does not know this; or by another version"}
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = {"error": f"{name}: expected a verb and its arguments, got {error!r}"}
     except TestbedError as error:
@@ -170,7 +182,9 @@ async def listen(path: Path, handle: Handler) -> AsyncIterator[None]:
             writer.close()
 
     path.unlink(missing_ok=True)  # of the guest before, which went on from a snapshot
-    server = await asyncio.start_unix_server(connected, sock=console.bind_socket(path, socket.SOCK_STREAM), limit=registry.LONGEST_LINE)
+    server = await asyncio.start_unix_server(
+        connected, sock=console.bind_socket(path, socket.SOCK_STREAM), limit=registry.LONGEST_LINE
+    )
     try:
         yield
     finally:

@@ -53,20 +53,28 @@ class Holder:
 
             def note() -> None:
                 still = bool(guest.hardware.errors.stopped) and not ended
-                stands = replace(record, why=f"{record.why}; it stands still", resume_with=f"testbed resume {self.name}")
+                stands = replace(
+                    record, why=f"{record.why}; it stands still", resume_with=f"testbed resume {self.name}"
+                )
                 registry.write_record(folder, stands if still else record)
 
             note()
             guest.hardware.errors.on_stop = note
-            registry.ssh_files(folder, self.name, self.key, guest.host_key.public, connect_s=guest.spec.deadlines.command_s)
+            registry.ssh_files(
+                folder, self.name, self.key, guest.host_key.public, connect_s=guest.spec.deadlines.command_s
+            )
             verbs = {
                 **ControlServer(self.name, ready).verbs,
                 "down": down,
                 **dict.fromkeys(("snapshot", "restore", "power-cut"), self._refuse),
             }
             async with (
-                control.listen(folder / "control", lambda reader, writer: control.answer_request(self.name, verbs, reader, writer)),
-                control.listen(folder / "console", lambda reader, writer: control.stream_console(guest, reader, writer)),
+                control.listen(
+                    folder / "control", lambda reader, writer: control.answer_request(self.name, verbs, reader, writer)
+                ),
+                control.listen(
+                    folder / "console", lambda reader, writer: control.stream_console(guest, reader, writer)
+                ),
                 control.serve_ssh_connections(folder, guest),
             ):
                 self.how(self._words(ended))

@@ -36,7 +36,9 @@ def guest_names(topology: Topology, wanted: str | None) -> dict[str, str]:
     :raise UsageError: it is no name.
     """
     guests = list(topology.guests)
-    found = {guest: guest if wanted is None else wanted if len(guests) == 1 else f"{wanted}-{guest}" for guest in guests}
+    found = {
+        guest: guest if wanted is None else wanted if len(guests) == 1 else f"{wanted}-{guest}" for guest in guests
+    }
     for name in found.values():
         check_name(name)
     return found
@@ -45,7 +47,9 @@ def guest_names(topology: Topology, wanted: str | None) -> dict[str, str]:
 def check_name(name: str) -> None:
     """:raise UsageError: it is no name of a guest."""
     if not _NAME.fullmatch(name):
-        raise UsageError(f"expected a guest's name of small letters, digits and dashes, beginning with a letter, at most 33, got {name!r}")
+        raise UsageError(
+            f"expected a guest's name of small letters, digits and dashes, beginning with a letter, at most 33, got {name!r}"
+        )
 
 
 def check_free(names: Iterable[str], folders: Folders) -> None:
@@ -102,7 +106,13 @@ async def start_vms(
 
 
 async def fork_vms(
-    saved: Snapshot, name: str, *, folders: Folders, evidence: Path, progress: Progress, waiting: tuple[PreforkedWorker, ...]
+    saved: Snapshot,
+    name: str,
+    *,
+    folders: Folders,
+    evidence: Path,
+    progress: Progress,
+    waiting: tuple[PreforkedWorker, ...],
 ) -> VmHandle:
     """Start another guest from a snapshot, beside the one that it is of, and on no network: it would have the other's addresses.
 
@@ -141,7 +151,9 @@ async def launch_vms(
                     writer.write(spec.to_json().encode() + b"\n")
                     await _ready(reader, spec, progress, task)
         except TimeoutError:
-            failures.append(HostError(f"{spec.name}: expected to be ready within {_START_S:.0f} s; see {spec.evidence}"))
+            failures.append(
+                HostError(f"{spec.name}: expected to be ready within {_START_S:.0f} s; see {spec.evidence}")
+            )
         except OSError as error:
             failures.append(HostError(f"{spec.name}: {spec.evidence}: cannot be made: {error.strerror}"))
         except TestbedError as error:
@@ -181,4 +193,6 @@ async def _ready(reader: asyncio.StreamReader, spec: VmSpec, progress: Progress,
         else:
             task.update(detail=said.get("stage", ""))
     last = spec.log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if spec.log.exists() else []
-    raise HostError(f"{spec.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {spec.log}")
+    raise HostError(
+        f"{spec.name}: its supervisor ended before it was ready: {last[-1] if last else 'it said nothing'}; see {spec.log}"
+    )

@@ -86,7 +86,9 @@ async def supervise(spec: VmSpec, say: Say) -> int:
     folders = paths.folders()
     try:
         with eventlog.write_events_to(Path(spec.evidence)), registry.claim_name(folders, spec.name) as folder:
-            async with open_factory(_Notes(say), kernels=(spec.kernel,), cold=spec.cold, sharing=spec.sharing) as factory:
+            async with open_factory(
+                _Notes(say), kernels=(spec.kernel,), cold=spec.cold, sharing=spec.sharing
+            ) as factory:
                 keeper = Supervisor(spec, folder, factory, say)
                 async with control.listen(folder / "control", keeper.answer):
                     await keeper.keep()
@@ -185,17 +187,27 @@ class Supervisor:
         survivors, self._survivors = self._survivors, None
         saved = snapshot_files.read_snapshot(Path(spec.snapshot)) if spec.snapshot and survivors is None else None
         async with (
-            self._factory.admitted((self._model,), spec.name, cores=1, on_wait=self._wait, at_once=spec.at_once) as ticket,
-            self._factory.restored(*started, saved) if saved else self._factory.guest(*started, savable=True, survivors=survivors) as guest,
-            control.listen(self._folder / "console", lambda reader, writer: control.stream_console(guest, reader, writer)),
+            self._factory.admitted(
+                (self._model,), spec.name, cores=1, on_wait=self._wait, at_once=spec.at_once
+            ) as ticket,
+            self._factory.restored(*started, saved)
+            if saved
+            else self._factory.guest(*started, savable=True, survivors=survivors) as guest,
+            control.listen(
+                self._folder / "console", lambda reader, writer: control.stream_console(guest, reader, writer)
+            ),
             control.serve_ssh_connections(self._folder, guest),
             apply.stack_applied(guest, built=saved is not None) as made,
         ):
             self._guest = guest
             guest.hardware.errors.on_stop = self._note_still
             limit_s = guest.spec.deadlines.command_s
-            registry.ssh_files(self._folder, spec.name, self._factory.key.openssh, guest.host_key.public, connect_s=limit_s)
-            guest.on_disks = lambda: self._note(devices=made.devices | {name: disk.path for name, disk in guest.disks.items()})
+            registry.ssh_files(
+                self._folder, spec.name, self._factory.key.openssh, guest.host_key.public, connect_s=limit_s
+            )
+            guest.on_disks = lambda: self._note(
+                devices=made.devices | {name: disk.path for name, disk in guest.disks.items()}
+            )
             self._note(state=registry.READY, qemu=guest.pid, devices=made.devices)
             self._say({"ready": asdict(self._record)})
             self._was_ready = True
@@ -221,7 +233,9 @@ class Supervisor:
 
     def _ready(self) -> Guest:
         if self._guest is None or self._record.state != registry.READY:
-            raise TestbedError(f"{self._spec.name} is {self._record.state}{f': {self._record.why}' if self._record.why else ''}")
+            raise TestbedError(
+                f"{self._spec.name} is {self._record.state}{f': {self._record.why}' if self._record.why else ''}"
+            )
         return self._guest
 
     async def _down(self, asked: dict[str, Any]) -> dict[str, Any]:
@@ -236,7 +250,9 @@ class Supervisor:
         async with self._desk.turn, self._desk.agent:
             guest = self._ready()
             if folder.exists():
-                raise UsageError(f"{self._spec.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm")
+                raise UsageError(
+                    f"{self._spec.name} has a snapshot {folder.name} already; choose another name, or remove it with --rm"
+                )
             if self._record.resume_with:
                 raise UsageError(registry.stopped_message(self._record))
             await snapshot.save_snapshot(guest, folder, asdict(self._spec))

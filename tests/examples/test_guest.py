@@ -59,9 +59,13 @@ async def test_files_go_both_ways_as_they_are(vm: Vm, tmp_path: Path) -> None:
     await vm.run(
         "mkfifo /tmp/sub/pipe; ln -s /etc/passwd /tmp/sub/out; mkdir /root/got; cp -a /tmp/hard /tmp/soft /tmp/file /tmp/sub /root/got"
     )
-    with pytest.raises(GuestError, match=r"what can only be in the guest .*: .*sub/pipe \(a pipe\), sub/out \(a link to '/etc/passwd'"):
+    with pytest.raises(
+        GuestError, match=r"what can only be in the guest .*: .*sub/pipe \(a pipe\), sub/out \(a link to '/etc/passwd'"
+    ):
         await vm.get("/root/got", tmp_path / "got")
-    assert (tmp_path / "got" / "soft").readlink() == Path("sub/../file") and (tmp_path / "got" / "hard").samefile(tmp_path / "got" / "file")
+    assert (tmp_path / "got" / "soft").readlink() == Path("sub/../file") and (tmp_path / "got" / "hard").samefile(
+        tmp_path / "got" / "file"
+    )
     await vm.get("/tmp/alone", tmp_path / "got")
     alone = (tmp_path / "got" / "alone").stat()
     assert alone.st_size == 256 << 20 and alone.st_blocks * 512 < 1 << 20

@@ -28,12 +28,20 @@ _HASHES = "PYTHONHASHSEED"
 def main(argv: list[str]) -> int:
     """As `./tb fuzz` is called; returns its exit status."""
     parser = argparse.ArgumentParser(prog="tb fuzz", description="Fuzzes the readers of what strangers write.")
-    parser.add_argument("--minutes", type=float, default=10.0, help="for how long, if each target has had its inputs by then (10)")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="for how long, if each target has had its inputs by then (10)"
+    )
     parser.add_argument("--inputs", type=int, default=100_000, help="of each target at least (100000)")
-    parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="one of them alone; may be given several times")
+    parser.add_argument(
+        "--target", action="append", choices=sorted(TARGETS), help="one of them alone; may be given several times"
+    )
     parser.add_argument("--seed", type=int, default=1, help="the same makes the same inputs (1)")
-    parser.add_argument("--output", type=Path, default=ROOT / "fuzz-findings", help="where findings are written (fuzz-findings)")
-    parser.add_argument("--play", type=Path, metavar="FILE", help="read one input again, FOLDER/TARGET/FILE, and say what comes of it")
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "fuzz-findings", help="where findings are written (fuzz-findings)"
+    )
+    parser.add_argument(
+        "--play", type=Path, metavar="FILE", help="read one input again, FOLDER/TARGET/FILE, and say what comes of it"
+    )
     told = parser.parse_args(argv)
     if told.play is not None:
         return _play(told.play.absolute())
@@ -44,7 +52,9 @@ def main(argv: list[str]) -> int:
         file = told.output / finding.target / finding.name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(finding.data)
-        _write(f"\n{finding.target}: {finding.kind}: {finding.place}\n{finding.told.rstrip()}\n  again: ./tb fuzz --play {_shown(file)}")
+        _write(
+            f"\n{finding.target}: {finding.kind}: {finding.place}\n{finding.told.rstrip()}\n  again: ./tb fuzz --play {_shown(file)}"
+        )
     grown = [report.target for report in reports if report.grown_bytes > FLAT_BYTES]
     if grown:
         _write(f"\nmemory grew by more than {FLAT_BYTES // _MIB} MiB after the first tenth: {', '.join(grown)}")
@@ -84,11 +94,19 @@ def table(reports: list[Report]) -> str:
         each = f"{one.inputs / one.cpu_s:.0f}" if one.cpu_s else "?"
         slowest = f"{one.slowest_s:.3f} s ({one.slowest_bytes} bytes)"
         found = str(len(one.findings))
-        rows.append((one.target, str(one.inputs), f"{one.cpu_s:.0f}", each, found, slowest, f"{one.grown_bytes / _MIB:.1f} MiB"))
-    total = sum(one.inputs for one in reports), sum(one.cpu_s for one in reports), sum(len(one.findings) for one in reports)
+        rows.append(
+            (one.target, str(one.inputs), f"{one.cpu_s:.0f}", each, found, slowest, f"{one.grown_bytes / _MIB:.1f} MiB")
+        )
+    total = (
+        sum(one.inputs for one in reports),
+        sum(one.cpu_s for one in reports),
+        sum(len(one.findings) for one in reports),
+    )
     rows.append(("all", str(total[0]), f"{total[1]:.0f}", "", str(total[2]), "", ""))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _play(file: Path) -> int:
@@ -118,7 +136,10 @@ def _still(argv: list[str]) -> None:
     """Start again with the same hashes each time, and the same addresses, where this machine lets us: what is next is chosen by both."""
     if os.environ.get(_HASHES) != "0":
         still = ("setarch", "-R")
-        can = shutil.which(still[0]) and subprocess.run([*still, "true"], capture_output=True, check=False).returncode == 0
+        can = (
+            shutil.which(still[0])
+            and subprocess.run([*still, "true"], capture_output=True, check=False).returncode == 0
+        )
         words = [*(still if can else ()), sys.executable, "-m", "tests.fuzz", *argv]
         os.execvpe(words[0], words, {**os.environ, _HASHES: "0"})
 

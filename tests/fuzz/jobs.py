@@ -79,7 +79,9 @@ class Job:
 def work_folder() -> Iterator[Path]:
     """A folder in memory, where there is one: inputs go through files of it."""
     above = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="testbed-fuzz-", dir=above if os.access(above, os.W_OK) else None) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="testbed-fuzz-", dir=above if os.access(above, os.W_OK) else None
+    ) as folder:
         yield Path(folder)
 
 
@@ -125,7 +127,9 @@ class Runner:
     def _take(self, job: Job, *, stopped: bool = False) -> None:
         self.jobs.remove(job)
         said = job.folder / "said.jsonl"
-        lines: list[dict[str, Any]] = [json.loads(line) for line in said.read_text().splitlines()] if said.exists() else []
+        lines: list[dict[str, Any]] = (
+            [json.loads(line) for line in said.read_text().splitlines()] if said.exists() else []
+        )
         for line in lines:
             if found := line.get("finding"):
                 job.report.find(Finding(**{**found, "data": bytes.fromhex(found["data"])}))
@@ -145,7 +149,9 @@ class Runner:
 
     def _lost(self, job: Job, kind: str, why: str) -> None:
         log = (job.folder / "log").read_text(errors="replace")[-2000:]
-        job.report.find(Finding(target=job.report.target, kind=kind, place="", told=f"{why}\n{log}", data=job.state.data))
+        job.report.find(
+            Finding(target=job.report.target, kind=kind, place="", told=f"{why}\n{log}", data=job.state.data)
+        )
 
 
 def _child(target: str, inputs: int, seed: int, folder: Path) -> NoReturn:

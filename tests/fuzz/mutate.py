@@ -20,14 +20,44 @@ _NUMBERS = (
     *(b"9" * 400, b"9" * 4400, "\u00b2".encode(), "\u0663".encode()),
 )
 _ODD = (
-    *(b"", b"\0", b"\n", b"\r\n", b"\r", b"\t", b" ", b"\xff", b"\xc3", b"\xed\xa0\x80", b"\x1b[2J", b"\x85", b"\\", b"'", b'"'),
+    *(
+        b"",
+        b"\0",
+        b"\n",
+        b"\r\n",
+        b"\r",
+        b"\t",
+        b" ",
+        b"\xff",
+        b"\xc3",
+        b"\xed\xa0\x80",
+        b"\x1b[2J",
+        b"\x85",
+        b"\\",
+        b"'",
+        b'"',
+    ),
     *("\u2028".encode(), "\ufeff".encode(), "\u0085".encode(), "\U0001f600".encode()),
     *rb"../ / // %s {} ${x} \u0000 \ud800 null true [] { } &a *a <<:".split(),
 )
 _OPENING = (b"[", b"{", b"(", b"<", b"- ", b'{"a":', b"[[", b"* ", b'"', b"\\")
 _VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**63, 2**64, 10**400, -(10**30), 0.5, 1e308, float("inf"), float("nan")),
-    *("", "x", "\0", "\ud800", "\x1b[2J", "\u00b2", "9" * 4400, "a\nb", "../x", "/etc/passwd", "\U0001f600", "\u2028", "1.5"),
+    *(
+        "",
+        "x",
+        "\0",
+        "\ud800",
+        "\x1b[2J",
+        "\u00b2",
+        "9" * 4400,
+        "a\nb",
+        "../x",
+        "/etc/passwd",
+        "\U0001f600",
+        "\u2028",
+        "1.5",
+    ),
     *([], {}, [[]], [None], {"": None}, ["x", 1], {"x": "y"}),
 )
 
@@ -80,7 +110,9 @@ def _byte(data: bytes, rng: random.Random) -> bytes:
     if not data:
         return bytes([rng.randrange(256)])
     at = rng.randrange(len(data))
-    return data[:at] + bytes([rng.choice((rng.randrange(256), data[at] ^ 1 << rng.randrange(8), 0, 255))]) + data[at + 1 :]
+    return (
+        data[:at] + bytes([rng.choice((rng.randrange(256), data[at] ^ 1 << rng.randrange(8), 0, 255))]) + data[at + 1 :]
+    )
 
 
 def _delete(data: bytes, rng: random.Random) -> bytes:
@@ -164,7 +196,16 @@ _FIELDS = (
     *((386, 24), (482, 1), (483, 12)),
 )
 _IN_A_FIELD = (
-    *(b"", b"a/" * 49, b"\x80" + b"\0" * 10 + b"\1", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\0", b"ustar  \0", b"\xff\xfe"),
+    *(
+        b"",
+        b"a/" * 49,
+        b"\x80" + b"\0" * 10 + b"\1",
+        b"\x80" + b"\xff" * 11,
+        b"\xff" * 12,
+        b"\0",
+        b"ustar  \0",
+        b"\xff\xfe",
+    ),
     *b"../x /etc/passwd 0 1 2 5 L K x g S V 777777777777 00000000001 00000001000 7777777777777777777777777".split(),
     *b"boot/vmlinuz-1 lib/modules/1/a.ko manifest.json bug.yaml".split(),
 )

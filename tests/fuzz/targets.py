@@ -61,7 +61,9 @@ _SHELL = _words(
 _AGENT = _words(
     "disks_ group_name= gone_name= io=7:0,1,2,3,4 current= uptime_ns= time_turn=0 failed_ frozen virtio-blk,vda,254:0,2048,0,646174,"
 )
-_FILES_OF_KERNEL = _words("7:0_ rbytes=1_wbytes=2_rios=3_wios=4_dbytes=5_dios=6 (unknown) cost.usage= oom_kill_ max depth= 254:32")
+_FILES_OF_KERNEL = _words(
+    "7:0_ rbytes=1_wbytes=2_rios=3_wios=4_dbytes=5_dios=6 (unknown) cost.usage= oom_kill_ max depth= 254:32"
+)
 _PRINTED = _words("7a3f_section_ 7a3f_file_ 7a3f_whole_ 7a3f_note_ 7a3f_finish 7a3f_absent_ pid_ rate_ number_")
 _SURVEY = _words(
     "block_ part_ below_ mount_ swap_ group_ limit_ controllers_ more_ end| dev_ size_ ro_0 loop/backing_file_ read_back| ==_0| number_"
@@ -74,7 +76,10 @@ _QMP = _words('"event":"BLOCK_IO_ERROR" "STOP" "RESUME" "node-name" "operation" 
 _RESULTS = _words('"verdict" "scenarios" "partial" "kernels" "attempts" "spread" "claim" null # SKIP ok_1 1..0')
 _SAMPLES = _words('"guest_s" "disks" "groups" "rd" "wr" "bytes" "latency" "io" "oom_kill" "do" "error"')
 
-_NBD = tuple(bytes.fromhex(word) for word in ("49484156454f5054", "25609513", "00000007", "00000006", "0003", "00010000", "02000000"))
+_NBD = tuple(
+    bytes.fromhex(word)
+    for word in ("49484156454f5054", "25609513", "00000007", "00000006", "0003", "00010000", "02000000")
+)
 
 _ROWS = (
     Target(name="topology", read=files.topology, refusals=(TopologyError,), words=_YAML, mutators=(json_node,)),
@@ -91,14 +96,26 @@ _ROWS = (
     Target(name="diff", read=patches.diff, refusals=(BuildError,), words=_DIFF),
     Target(name="quilt", read=patches.quilt, refusals=(BuildError,), words=_words("_-p1 # a.patch|")),
     Target(
-        name="git-summary", read=patches.git_said, refusals=(BuildError,), words=_words("create_mode_120000_ mode_change_ 1\t2\ta -\t-\t")
+        name="git-summary",
+        read=patches.git_said,
+        refusals=(BuildError,),
+        words=_words("create_mode_120000_ mode_change_ 1\t2\ta -\t-\t"),
     ),
     Target(name="kconfig", read=patches.kconfig_files, refusals=(BuildError,), words=_KCONFIG),
     Target(
-        name="config", read=patches.configuration, refusals=(BuildError,), words=_words("CONFIG_A=y| #_CONFIG_A_is_not_set| CONFIG_ =m")
+        name="config",
+        read=patches.configuration,
+        refusals=(BuildError,),
+        words=_words("CONFIG_A=y| #_CONFIG_A_is_not_set| CONFIG_ =m"),
     ),
     Target(name="deb", read=kernels.package, refusals=(UsageError,), mutators=(tar_member,), most_bytes=8192),
-    Target(name="bzimage", read=kernels.bzimage, refusals=(UsageError, UnknownImage), mutators=(inside_gzip,), most_bytes=16384),
+    Target(
+        name="bzimage",
+        read=kernels.bzimage,
+        refusals=(UsageError, UnknownImage),
+        mutators=(inside_gzip,),
+        most_bytes=16384,
+    ),
     Target(name="elf", read=kernels.elf, refusals=(ValueError,)),
     Target(name="console", read=guests.console_lines, words=_CONSOLE),
     Target(name="kernel-log", read=guests.log, words=_CONSOLE),
@@ -116,9 +133,25 @@ _ROWS = (
     Target(name="copied-out", read=guests.copied_out, refusals=(HostError,), mutators=(tar_member,), most_bytes=8192),
     Target(name="monitor", read=guests.monitor_events, words=_QMP, mutators=(json_node,)),
     Target(name="nbd", read=exports.nbd, words=_NBD, mutators=(exports.nbd_field,)),
-    Target(name="results", read=runs.scenarios, refusals=(UsageError,), words=_RESULTS, mutators=(json_node,), most_bytes=8192),
-    Target(name="bug-results", read=runs.bugs, refusals=(UsageError,), words=_RESULTS, mutators=(json_node,), most_bytes=8192),
-    Target(name="ktap", read=runs.ktap_of, refusals=(UsageError,), words=_RESULTS, mutators=(json_node,), most_bytes=8192),
+    Target(
+        name="results",
+        read=runs.scenarios,
+        refusals=(UsageError,),
+        words=_RESULTS,
+        mutators=(json_node,),
+        most_bytes=8192,
+    ),
+    Target(
+        name="bug-results",
+        read=runs.bugs,
+        refusals=(UsageError,),
+        words=_RESULTS,
+        mutators=(json_node,),
+        most_bytes=8192,
+    ),
+    Target(
+        name="ktap", read=runs.ktap_of, refusals=(UsageError,), words=_RESULTS, mutators=(json_node,), most_bytes=8192
+    ),
     Target(name="run-list", read=runs.listed, words=_RESULTS, mutators=(json_node,)),
     Target(name="samples", read=runs.samples, words=_SAMPLES),
 )

@@ -62,7 +62,11 @@ def _once(target: Target, data: bytes) -> Seen:
     try:
         target.read(data)
     except target.refusals as error:
-        wrong = None if printable(str(error)) == str(error) else ValueError(f"its message steers a terminal: {str(error)!r}")
+        wrong = (
+            None
+            if printable(str(error)) == str(error)
+            else ValueError(f"its message steers a terminal: {str(error)!r}")
+        )
     except Exception as error:
         wrong = error
     cpu_s = time.process_time() - began
@@ -72,9 +76,17 @@ def _once(target: Target, data: bytes) -> Seen:
         told = "".join(traceback.format_exception(wrong, limit=-12))[-6000:]
         finding = Finding(target=target.name, kind="exception", place=_place(wrong), told=told, data=data)
     elif cpu_s > MOST_CPU_S:
-        finding = Finding(target=target.name, kind="slow", place="", told=f"{cpu_s:.2f} s of CPU time for {len(data)} bytes", data=data)
+        finding = Finding(
+            target=target.name,
+            kind="slow",
+            place="",
+            told=f"{cpu_s:.2f} s of CPU time for {len(data)} bytes",
+            data=data,
+        )
     elif grown > MOST_BYTES:
-        finding = Finding(target=target.name, kind="memory", place="", told=f"{grown >> 20} MiB for {len(data)} bytes", data=data)
+        finding = Finding(
+            target=target.name, kind="memory", place="", told=f"{grown >> 20} MiB for {len(data)} bytes", data=data
+        )
     return Seen(cpu_s=cpu_s, finding=finding)
 
 
@@ -90,7 +102,9 @@ def resident_bytes() -> int:
 
 def _place(error: BaseException) -> str:
     """The kind of an error, and the last function of the testbed's on its way."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(ROOT / "testbed"))]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(ROOT / "testbed"))
+    ]
     where = f"{Path(frames[-1].filename).relative_to(ROOT)}:{frames[-1].name}" if frames else "tests"
     return f"{type(error).__name__} in {where}"
 

@@ -97,10 +97,21 @@ def run(name: str, inputs: int, seed: int, place: Path) -> NoReturn:
         (place / "seeds" / path.name).write_bytes(path.read_bytes()[: fuzzer.target.most_bytes])
     words = "".join('"' + "".join(f"\\x{byte:02x}" for byte in word) + '"\n' for word in fuzzer.target.words)
     (place / "words").write_text(words)
-    options = {"seed": seed + 1, "max_len": fuzzer.target.most_bytes, "len_control": 0, "rss_limit_mb": 0, "verbosity": 0, "timeout": 86400}
+    options = {
+        "seed": seed + 1,
+        "max_len": fuzzer.target.most_bytes,
+        "len_control": 0,
+        "rss_limit_mb": 0,
+        "verbosity": 0,
+        "timeout": 86400,
+    }
     argv = [f"-{key}={value}" for key, value in options.items()] + [f"-artifact_prefix={place}/"]
     dictionary = [f"-dict={place / 'words'}"] if words else []
-    atheris.Setup(["fuzz", *argv, *dictionary, str(place / "grown"), str(place / "seeds")], fuzzer.one, custom_mutator=fuzzer.change)
+    atheris.Setup(
+        ["fuzz", *argv, *dictionary, str(place / "grown"), str(place / "seeds")],
+        fuzzer.one,
+        custom_mutator=fuzzer.change,
+    )
     atheris.Fuzz()
 
     raise AssertionError("libFuzzer does not return")

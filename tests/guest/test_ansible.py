@@ -15,7 +15,10 @@ from tests.guest.vms.test_vms import testbed as testbed
 
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 PROGRAMS = os.environ.get("TESTBED_ANSIBLE", "")
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not PROGRAMS, reason="TESTBED_ANSIBLE names no Ansible; ./tb test installs one")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not PROGRAMS, reason="TESTBED_ANSIBLE names no Ansible; ./tb test installs one"),
+]
 
 TOPOLOGY = "version: 1\nguests:\n  managed:\n    disks: {data: {type: virtio-blk, size: 512M}}\n    loops: {l0: {backing: data}}\n"
 
@@ -34,7 +37,12 @@ async def ansible(commands: Commands, program: str, *words: str | Path) -> Ended
         "ANSIBLE_SSH_CONTROL_PATH_DIR": str(commands.runtime / "cp"),
     }
     child = await asyncio.create_subprocess_exec(
-        f"{PROGRAMS}/{program}", *words, env=env, cwd=ANSIBLE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        f"{PROGRAMS}/{program}",
+        *words,
+        env=env,
+        cwd=ANSIBLE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     out, err = await child.communicate()
     return Ended(child.returncode or 0, out.decode(), err.decode())

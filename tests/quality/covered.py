@@ -36,14 +36,18 @@ def main() -> int:
         ended = subprocess.run([sys.executable, "-m", "coverage", *run], cwd=ROOT, check=False)
         if ended.returncode != 0:
             return ended.returncode
-        subprocess.run([sys.executable, "-m", "coverage", "json", "-q", data, "-o", f"{folder}/json"], cwd=ROOT, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "coverage", "json", "-q", data, "-o", f"{folder}/json"], cwd=ROOT, check=True
+        )
         found = json.loads((Path(folder) / "json").read_text())
     unseen = set(files) - found["files"].keys()
     for name, one in sorted(found["files"].items()):
         summary = one["summary"]
         if summary["missing_lines"] or summary["missing_branches"]:
             missing = [f"{a}->{b}" if b > 0 else f"{a}->exit" for a, b in one["missing_branches"]]
-            sys.stdout.write(f"{name}: {summary['percent_covered']:.1f} %: lines {one['missing_lines']}, branches {' '.join(missing)}\n")
+            sys.stdout.write(
+                f"{name}: {summary['percent_covered']:.1f} %: lines {one['missing_lines']}, branches {' '.join(missing)}\n"
+            )
     totals = found["totals"]
     branches = 100 * totals["covered_branches"] / totals["num_branches"]
     sys.stdout.write(

@@ -22,7 +22,11 @@ ROOT = Path(__file__).parents[2]
 MODULES: dict[str, tuple[str, ...]] = {
     "testbed/guest/lifecycle.py": ("guest/test_lifecycle.py",),
     "testbed/scenarios/verdict.py": ("scenarios/test_verdict.py", "scenarios/test_claims.py"),
-    "testbed/topology/check.py": ("topology/test_language.py", "topology/test_timeline.py", "topology/test_topology.py"),
+    "testbed/topology/check.py": (
+        "topology/test_language.py",
+        "topology/test_timeline.py",
+        "topology/test_topology.py",
+    ),
     "testbed/bugs/statistics.py": ("bugs/test_statistics.py",),
     "testbed/scenarios/claims/deferred_destroy.py": ("scenarios/test_claims.py",),
     "testbed/scenarios/claims/memory_limit.py": ("scenarios/test_claims.py",),
@@ -87,7 +91,9 @@ def _run(module: str, tree: Path, tools: Path, folder: Path) -> None:
     ):
         subprocess.run([tools / words[0], *words[1:]], cwd=tree, check=True)
     counted = {"killed": 0, "survived": 0, "skipped": 0, "broken": 0}
-    said = subprocess.run([str(tools / "cosmic-ray"), "dump", str(session)], cwd=tree, check=True, capture_output=True, text=True).stdout
+    said = subprocess.run(
+        [str(tools / "cosmic-ray"), "dump", str(session)], cwd=tree, check=True, capture_output=True, text=True
+    ).stdout
     for line in said.splitlines():
         item, result = json.loads(line)
         outcome = "skipped" if result is None or result["worker_outcome"] == "skipped" else result["test_outcome"]

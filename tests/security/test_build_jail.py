@@ -153,7 +153,14 @@ def test_a_makefile_reads_nothing_of_the_caller_writes_nowhere_and_reaches_nobod
     assert not (left / "secrets").read_text() and not (left / "folders").read_text()
     assert not any("the caller's" in path.read_text(errors="replace") for path in left.iterdir() if path.is_file())
     assert not (left / "connected").exists() and not (left / "mounted").exists() and not (left / "disk").exists()
-    assert set((left / "capabilities").read_text().split()) == {"CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:", "0" * 16}
+    assert set((left / "capabilities").read_text().split()) == {
+        "CapInh:",
+        "CapPrm:",
+        "CapEff:",
+        "CapBnd:",
+        "CapAmb:",
+        "0" * 16,
+    }
     assert str(os.getpid()) not in (left / "processes").read_text().split() and not list(tmp_path.rglob("planted"))
     assert not Path("/usr/planted").exists() and Path("/proc/sys/kernel/core_pattern").read_text() == before
     # Nor does it live on.
@@ -200,9 +207,7 @@ def test_modules_of_a_build_are_a_folder_of_its_own(tmp_path: Path, monkeypatch:
     (tmp_path / "mine/1.0").mkdir(parents=True)
     (tmp_path / "mine/1.0/secret").write_text("the caller's")
     tree = tree_of_two_commits(tmp_path / "linux")
-    more = (
-        f"modules:\n\ttrue\nmodules_install:\n\tmkdir -p $(INSTALL_MOD_PATH)/lib\n\tln -s {tmp_path}/mine $(INSTALL_MOD_PATH)/lib/modules\n"
-    )
+    more = f"modules:\n\ttrue\nmodules_install:\n\tmkdir -p $(INSTALL_MOD_PATH)/lib\n\tln -s {tmp_path}/mine $(INSTALL_MOD_PATH)/lib/modules\n"
     (tree / "Makefile").write_text((tree / "Makefile").read_text() + more)
     git(tree, "commit", "-qam", "modules")
     (tmp_path / "mine.config").write_text("CONFIG_SOMETHING=m\n")
@@ -229,7 +234,9 @@ def test_where_the_machine_allows_no_enclosure_a_strangers_source_needs_the_call
     assert cache.read_meta(again.folder)["enclosed"] is True
 
 
-def test_debians_own_source_needs_no_word_and_a_patch_of_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debians_own_source_needs_no_word_and_a_patch_of_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tree = tree_of_two_commits(tmp_path / "linux")
     git(tree, "checkout", "-q", "main~1")
     enclosed(monkeypatch, None, "no such luck")
@@ -294,11 +301,16 @@ async def test_a_compiler_outside_of_the_system_is_seen_where_it_is_named_and_it
 def test_make_sees_the_compiler_that_the_user_names(tmp_path: Path) -> None:
     own = named(tmp_path / "clang/bin", "clang", "#!/bin/sh\ncat ../text\n")
     tree = tree_of_two_commits(tmp_path / "linux")
-    (tree / "Makefile").write_text((tree / "Makefile").read_text().replace("\tcp $< $@\n", "\tcp $< $@; test -x $(CC)\n", 1))
+    (tree / "Makefile").write_text(
+        (tree / "Makefile").read_text().replace("\tcp $< $@\n", "\tcp $< $@; test -x $(CC)\n", 1)
+    )
     git(tree, "commit", "-qam", "asks for it")
     assert build(tmp_path / "cache", BuildSpec(source=str(tree), make_args=make_args.parse([f"CC={own}"])))
     with pytest.raises(BuildError):
-        build(tmp_path / "cache", BuildSpec(source=str(tree), make_args=make_args.parse(["CFLAGS_KERNEL=-O1", f"CC={tmp_path}/other"])))
+        build(
+            tmp_path / "cache",
+            BuildSpec(source=str(tree), make_args=make_args.parse(["CFLAGS_KERNEL=-O1", f"CC={tmp_path}/other"])),
+        )
 
 
 async def test_more_paths_are_given_by_the_users_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,14 +323,18 @@ async def test_more_paths_are_given_by_the_users_word(tmp_path: Path, monkeypatc
 
 
 @ways
-async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_started(tmp_path: Path, way: BuildJail) -> None:
+async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_started(
+    tmp_path: Path, way: BuildJail
+) -> None:
     assert (await build_jail.run_in_jail(way, ["sh", "-c", "exit 3"], folder=Path("/"), check=False)).status == 3
     assert (await build_jail.run_in_jail(way, ["sh", "-c", "kill -9 $$"], folder=Path("/"), check=False)).status == 137
     (tmp_path / "out").mkdir()
     build_jail.give_ownership(way, tmp_path / "out")
     stays = f"(trap '' TERM; sleep {MARK}) & while :; do sleep 0.1; done"
     script = f"trap 'echo ended >{tmp_path}/out/ended; exit 2' TERM; echo up >{tmp_path}/out/up; {stays}"
-    running = asyncio.create_task(build_jail.run_in_jail(way, ["sh", "-c", script], folder=tmp_path / "out", write=(tmp_path / "out",)))
+    running = asyncio.create_task(
+        build_jail.run_in_jail(way, ["sh", "-c", script], folder=tmp_path / "out", write=(tmp_path / "out",))
+    )
     while not (tmp_path / "out/up").exists():
         assert not running.done()
         await asyncio.sleep(0.01)

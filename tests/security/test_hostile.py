@@ -57,7 +57,14 @@ CODES = "\x1b]0;owned\x07\x1b[2J\x1b[6n\x1bP$q\x1b\\\x9b31m\u202etxt\x08\r"
 
 
 @pytest.mark.parametrize(
-    "error", [TestbedError(CODES), GuestError(CODES), CommandFailed("g0", CODES, "1", CODES), HostError(CODES), UsageError(CODES)]
+    "error",
+    [
+        TestbedError(CODES),
+        GuestError(CODES),
+        CommandFailed("g0", CODES, "1", CODES),
+        HostError(CODES),
+        UsageError(CODES),
+    ],
 )
 def test_no_message_steers_a_terminal(error: TestbedError) -> None:
     assert re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", str(error)) is None
@@ -71,7 +78,9 @@ def test_what_is_printed_does_not_steer_the_terminal_and_lines_stay_lines() -> N
             terminal.print(Text.assemble(("PASS", "bold"), f"\n{CODES}"), Group(Text(CODES)))
     plain, _, styled = captured.get().partition("three\n")
     assert plain == "one]0;ownedP$q\\31mtxt\ntwo     "
-    assert styled.replace("\x1b[1m", "", 1).replace("\x1b[0m", "", 1) == "PASS\n]0;ownedP$q\\31mtxt\n]0;ownedP$q\\31mtxt\n"
+    assert (
+        styled.replace("\x1b[1m", "", 1).replace("\x1b[0m", "", 1) == "PASS\n]0;ownedP$q\\31mtxt\n]0;ownedP$q\\31mtxt\n"
+    )
     assert printable("a\tb\nc ä 漢") == "a\tb\nc ä 漢" and clean("x" * 2000) == "x" * 1000
 
 
@@ -96,12 +105,20 @@ async def connect(port: int, host_key: str = SshKey.new().public) -> Shell:
     entrance = Entrance("g0", None)
     entrance.port = port
     wire = await entrance.dial()
-    return await Shell.connect("g0", wire, key=SshKey.new(), known=known, host_key=host_key, command_s=30, entrance=entrance)
+    return await Shell.connect(
+        "g0", wire, key=SshKey.new(), known=known, host_key=host_key, command_s=30, entrance=entrance
+    )
 
 
 @pytest.mark.parametrize(
     "said",
-    [os.urandom(4096), b"HTTP/1.1 200 OK\r\n\r\n", b"SSH-2.0-x\r\n" + b"\xff" * 4096, b"\x1b[2J\r\n" * 5000, b"SSH-1.0-old\r\n"],
+    [
+        os.urandom(4096),
+        b"HTTP/1.1 200 OK\r\n\r\n",
+        b"SSH-2.0-x\r\n" + b"\xff" * 4096,
+        b"\x1b[2J\r\n" * 5000,
+        b"SSH-1.0-old\r\n",
+    ],
     ids=["noise", "http", "a packet of 4 GiB", "a banner without end", "an old protocol"],
 )
 async def test_garbage_in_place_of_ssh_is_an_error_at_once(said: bytes) -> None:
@@ -139,7 +156,9 @@ class _Anybody(asyncssh.SSHServer):
 
 
 @contextlib.asynccontextmanager
-async def ssh_server(key: SshKey, command: Callable[[asyncssh.SSHServerProcess[bytes]], Awaitable[None]]) -> AsyncIterator[int]:
+async def ssh_server(
+    key: SshKey, command: Callable[[asyncssh.SSHServerProcess[bytes]], Awaitable[None]]
+) -> AsyncIterator[int]:
     host_key = asyncssh.import_private_key(key.openssh)
     async with asyncssh.listen(
         "127.0.0.1", 0, server_factory=_Anybody, server_host_keys=[host_key], process_factory=command, encoding=None
@@ -156,7 +175,9 @@ async def test_a_guest_with_another_host_key_is_refused() -> None:
             await connect(port)
 
 
-async def test_output_without_end_costs_no_memory_and_its_codes_reach_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_output_without_end_costs_no_memory_and_its_codes_reach_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ssh, "_MAX_OUTPUT_BYTES", 1 << 20)
     sent_bytes = 64 << 20
 
@@ -280,7 +301,9 @@ def test_names_that_would_be_more_than_names_are_mistakes(text: str) -> None:
 async def test_an_image_is_a_disk_also_behind_a_link(tmp_path: Path) -> None:
     (tmp_path / "mine.img").symlink_to("/etc/passwd")
     wanted = Storage(file=tmp_path / "disk", format="qcow2", size_bytes=1 << 30, image=(tmp_path / "mine.img", "raw"))
-    with pytest.raises(HostError, match=r"mine\.img: expected an image of a disk or a file system, got a link to /etc/passwd"):
+    with pytest.raises(
+        HostError, match=r"mine\.img: expected an image of a disk or a file system, got a link to /etc/passwd"
+    ):
         await disk_files.make_disk_files(wanted)
 
 
@@ -310,7 +333,10 @@ async def test_words_for_qemu_itself_are_refused_unless_they_are_trusted(monkeyp
     """Also where they came past everything that reads files."""
     monkeypatch.setenv("TESTBED_TRUST_QEMU_ARGS", "1")
     factory = GuestFactory.__new__(GuestFactory)
-    with pytest.raises(UsageError, match="nobody checks them: -chardev file,id=x,path=/root/x; expected them from a file that you trust"):
+    with pytest.raises(
+        UsageError,
+        match="nobody checks them: -chardev file,id=x,path=/root/x; expected them from a file that you trust",
+    ):
         await factory._machine(GuestModel.model_validate({"qemu-args": ["-chardev", "file,id=x,path=/root/x"]}), None)  # type: ignore[arg-type]  # it comes no further
 
 
@@ -324,7 +350,9 @@ def test_a_file_that_was_changed_is_not_used_whatever_its_times_say(tmp_path: Pa
     before = (tmp_path / "bzImage").stat()
     (tmp_path / "bzImage").write_text("KERNEL")
     os.utime(tmp_path / "bzImage", ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(HostError, match=r"bzImage: expected the file that was made here .*; remove .*, and the next run makes it again"):
+    with pytest.raises(
+        HostError, match=r"bzImage: expected the file that was made here .*; remove .*, and the next run makes it again"
+    ):
         checksums.verify(tmp_path, ("bzImage",))
     (tmp_path / "bzImage").write_text("kernel")
     checksums.verify(tmp_path, ("bzImage",))
@@ -343,14 +371,23 @@ def test_a_hash_from_elsewhere_counts_at_the_first_look_as_well(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("file", ["bzImage", "early/ext4.ko", "modules.ext4"])
-async def test_a_kernel_that_was_changed_in_the_cache_is_not_used_wherever_it_came_from(tmp_path: Path, file: str) -> None:
+async def test_a_kernel_that_was_changed_in_the_cache_is_not_used_wherever_it_came_from(
+    tmp_path: Path, file: str
+) -> None:
     folder = tmp_path / "kernels" / "built-1"
     (folder / "early").mkdir(parents=True)
     hashes = {}
     for name in ("bzImage", "early/ext4.ko", "modules.ext4"):
         (folder / name).write_text(name)
         hashes[name] = file_sha256(folder / name)
-    meta = {"release": "6.1", "origin": "x", "sha256": "1", "early_modules": ["ext4.ko"], "has_modules": True, "hashes": hashes}
+    meta = {
+        "release": "6.1",
+        "origin": "x",
+        "sha256": "1",
+        "early_modules": ["ext4.ko"],
+        "has_modules": True,
+        "hashes": hashes,
+    }
     (folder / cache.META).write_text(json.dumps(meta))
     kernel = BuiltKernel(name="mine")
     names.save_name(tmp_path, kernel, NamedBuild(folder=folder, origin="x", series=Series.AFTER))
@@ -380,7 +417,10 @@ async def test_an_image_that_was_changed_in_the_cache_is_not_used(tmp_path: Path
 async def test_an_initramfs_that_was_changed_in_the_cache_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "busybox").write_text("busybox")
     kernel = AsyncMock(sha256="1", release="6.1", early_modules=(), has_modules=False)
-    factory, root = AsyncMock(folders=AsyncMock(cache=tmp_path), _progress=Silent(), _needed=set()), AsyncMock(busybox=tmp_path / "busybox")
+    factory, root = (
+        AsyncMock(folders=AsyncMock(cache=tmp_path), _progress=Silent(), _needed=set()),
+        AsyncMock(busybox=tmp_path / "busybox"),
+    )
     made = (await GuestFactory._make_boot_files(factory, kernel, root)).initramfs
     assert (await GuestFactory._make_boot_files(factory, kernel, root)).initramfs == made
     made.write_text("another")
@@ -402,9 +442,14 @@ def test_memory_that_a_guest_has_written_to_is_noticed_whatever_its_times_say(tm
 async def test_a_mirror_that_debian_did_not_sign_is_refused(tmp_path: Path) -> None:
     suite = tmp_path / "mirror" / "dists" / "bookworm"
     suite.mkdir(parents=True)
-    (suite / "Release").write_text("Origin: Debian\nSuite: bookworm\nCodename: bookworm\nComponents: main\nArchitectures: amd64\n")
+    (suite / "Release").write_text(
+        "Origin: Debian\nSuite: bookworm\nCodename: bookworm\nComponents: main\nArchitectures: amd64\n"
+    )
     apt = PrivateApt(tmp_path / "apt", Mirror(main=f"file:{tmp_path}/mirror", security="file:/none"), ("bookworm",))
-    with Silent().task("index") as task, pytest.raises(HostError, match="does not serve bookworm with a good signature"):
+    with (
+        Silent().task("index") as task,
+        pytest.raises(HostError, match="does not serve bookworm with a good signature"),
+    ):
         await apt.update(task)
 
 

@@ -47,7 +47,9 @@ def test_what_is_held_has_no_privileges_and_can_get_none(account: Account | None
     if account is not None:
         assert found["Uid"].split() == ["65534"] * 4 == found["Gid"].split() and found["Groups"] == ""
         assert {int(found[f"Cap{kind}"], 16) for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {0}
-    limits = subprocess.run([*jail.command_prefix(account), "prlimit", "--raw", "--noheadings"], capture_output=True, text=True, check=True)
+    limits = subprocess.run(
+        [*jail.command_prefix(account), "prlimit", "--raw", "--noheadings"], capture_output=True, text=True, check=True
+    )
     of = {line.split()[0]: line.split()[-3:-1] for line in limits.stdout.splitlines()}
     assert of["CORE"] == ["0", "0"] and int(of["NOFILE"][1]) <= 4096
 
@@ -67,7 +69,9 @@ def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | 
     assert tried.returncode == 0, tried.stderr
     with tempfile.NamedTemporaryFile(dir="/tmp") as everybodys:
         Path(everybodys.name).chmod(0o644)
-        seen = subprocess.run([*words, "ls", "-A", "/run", "/tmp", "/var/tmp"], capture_output=True, text=True, check=True).stdout
+        seen = subprocess.run(
+            [*words, "ls", "-A", "/run", "/tmp", "/var/tmp"], capture_output=True, text=True, check=True
+        ).stdout
         written = subprocess.run([*words, "touch", "/tmp/owned"], capture_output=True, text=True, check=False).stderr
     assert seen.split() == ["/run:", "/tmp:", "/var/tmp:"] and "Read-only file system" in written
     found = status(words)
@@ -119,7 +123,10 @@ def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_i
     first, second = held.descriptors
     assert held.options == (("-add-fd", f"fd={second},set=1"),)
     assert (folder.stat().st_uid, image.stat().st_uid) == (NOBODY.uid, 0), "an image stays its owner's"
-    assert held.seen(f"socket,path={str(folder).replace(',', ',,')}/qmp,server=on") == f"socket,path=/proc/self/fd/{first}/qmp,server=on"
+    assert (
+        held.seen(f"socket,path={str(folder).replace(',', ',,')}/qmp,server=on")
+        == f"socket,path=/proc/self/fd/{first}/qmp,server=on"
+    )
     assert held.seen(json.dumps({"filename": str(image), "folder": f"{folder}/é"})) == (
         f'{{"filename": "/dev/fdset/1", "folder": "/proc/self/fd/{first}/\\u00e9"}}'
     )
@@ -143,7 +150,12 @@ def test_memory_is_written_to_by_its_account_and_stays_ours_and_as_it_was(tmp_pa
     after = (private / "memory").stat()
     assert (after.st_uid, after.st_ctime_ns) == (0, before.st_ctime_ns)
     words = [*jail.command_prefix(NOBODY), *held.seen(("tee", str(private / "memory")))]
-    assert subprocess.run(words, input=b"ram", check=False, pass_fds=held.descriptors, stdout=subprocess.DEVNULL).returncode == 0
+    assert (
+        subprocess.run(
+            words, input=b"ram", check=False, pass_fds=held.descriptors, stdout=subprocess.DEVNULL
+        ).returncode
+        == 0
+    )
     assert (private / "memory").read_bytes() == b"ram"
     held.release()
 
@@ -165,7 +177,10 @@ def test_an_account_reaches_what_it_is_handed_where_it_cannot_go_itself(tmp_path
         return subprocess.run(own, capture_output=True, text=True, check=False, pass_fds=held.descriptors)
 
     assert run("cat", str(private / "kernel")).stdout == "kernel"
-    assert run("touch", str(private / "own" / "disk")).returncode == 0 and (private / "own" / "disk").stat().st_uid == NOBODY.uid
+    assert (
+        run("touch", str(private / "own" / "disk")).returncode == 0
+        and (private / "own" / "disk").stat().st_uid == NOBODY.uid
+    )
     assert run("tee", str(private / "kernel")).returncode != 0
     # By its name, and by way of what it has.
     assert run("cat", str(private / "secret")).returncode != 0

@@ -24,7 +24,9 @@ PROGRAMS = (*jail.landlock_rules(qemu()), (jail_exec.RUN, sys.base_prefix))
 
 def since(landlock: int) -> pytest.MarkDecorator:
     have = jail_exec.landlock_abi()
-    return pytest.mark.skipif(have < landlock, reason=f"this kernel's Landlock has come to version {have}, not to {landlock}")
+    return pytest.mark.skipif(
+        have < landlock, reason=f"this kernel's Landlock has come to version {have}, not to {landlock}"
+    )
 
 
 TOUCH = shutil.which("touch") or ""
@@ -46,7 +48,9 @@ def tried(
     program = f"{TOOLS}try:\n    {code}\nexcept OSError as error: print(type(error).__name__)\nelse: print('done')"
     kept = jail_exec.command_prefix(sys.executable, (*PROGRAMS, *rules) if confined else None, apart=apart)
     before, after = (
-        subprocess.run([*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=cwd)
+        subprocess.run(
+            [*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=cwd
+        )
         for within in ((), kept)
     )
     assert before.returncode == 0 == after.returncode, before.stderr + after.stderr
@@ -61,7 +65,9 @@ def test_files_are_what_was_given_as_far_as_it_was(tmp_path: Path) -> None:
     own, given, other = tmp_path / "own", tmp_path / "other" / "file", tmp_path / "secret"
     other.write_text("text")
     rules = ((jail_exec.OWN, str(own)), (jail_exec.READ, str(given)), (jail_exec.READ, str(tmp_path / "none")))
-    assert tried(f"open('{own}/new', 'w'); os.rename('{own}/new', '{own}/newer'); os.unlink('{own}/newer')", *rules) == ("done", "done")
+    assert tried(
+        f"open('{own}/new', 'w'); os.rename('{own}/new', '{own}/newer'); os.unlink('{own}/newer')", *rules
+    ) == ("done", "done")
     assert tried(f"socket.socket(socket.AF_UNIX).bind('{own}/' + str(os.getpid()))", *rules) == ("done", "done")
     assert tried(f"open('{given}')", *rules) == ("done", "done")
     assert tried(f"open('{given}', 'r+')", *rules) == ("done", "PermissionError")
@@ -78,7 +84,10 @@ def test_files_are_what_was_given_as_far_as_it_was(tmp_path: Path) -> None:
 def test_what_it_makes_it_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "program").write_text("#!/bin/sh\n")
     (tmp_path / "program").chmod(0o755)
-    assert tried(f"os.posix_spawn('{tmp_path}/program', ['program'], {{}})", (jail_exec.OWN, str(tmp_path))) == ("done", "PermissionError")
+    assert tried(f"os.posix_spawn('{tmp_path}/program', ['program'], {{}})", (jail_exec.OWN, str(tmp_path))) == (
+        "done",
+        "PermissionError",
+    )
 
 
 @since(jail_exec.PORTS_SINCE)
@@ -92,7 +101,9 @@ def test_tcp_is_listened_on_at_a_port_that_the_kernel_chooses_and_never_connecte
     assert tried(free) == ("done", "PermissionError")
 
 
-@pytest.mark.parametrize("words", ["AF_INET, SOCK_DGRAM", "AF_INET6, SOCK_STREAM", "AF_NETLINK, SOCK_RAW", "AF_INET, SOCK_STREAM, 262"])
+@pytest.mark.parametrize(
+    "words", ["AF_INET, SOCK_DGRAM", "AF_INET6, SOCK_STREAM", "AF_NETLINK, SOCK_RAW", "AF_INET, SOCK_STREAM, 262"]
+)
 def test_no_socket_but_tcp_and_this_machines_is_made(words: str) -> None:
     named = ", ".join(f"socket.{word}" if word[0] in "AS" else word for word in words.split(", "))
     free, confined = tried(f"socket.socket({named})")
@@ -179,11 +190,11 @@ REFUSED = {
 
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 def test_what_is_never_done_is_refused_call_by_call() -> None:
-    code = (
-        f"for name, number in {REFUSED}.items(): assert libc.syscall(number, -1, -1, -1, -1, -1, -1) < 0; print(name, ctypes.get_errno())"
-    )
+    code = f"for name, number in {REFUSED}.items(): assert libc.syscall(number, -1, -1, -1, -1, -1, -1) < 0; print(name, ctypes.get_errno())"
     words = jail_exec.command_prefix(sys.executable, PROGRAMS, apart=None)
-    done = subprocess.run([*words, sys.executable, "-I", "-S", "-c", TOOLS + code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*words, sys.executable, "-I", "-S", "-c", TOOLS + code], capture_output=True, text=True, check=True
+    )
     errors = dict(line.split() for line in done.stdout.splitlines())
     assert errors == dict.fromkeys(REFUSED, str(errno.EPERM))
 
@@ -201,7 +212,9 @@ def test_nobody_else_is_ended_by_a_limit_or_made_slow() -> None:
     with subprocess.Popen(["sleep", "100"]) as other:
         try:
             assert tried(limits.format(pid=other.pid)) == ("done", "PermissionError")
-            assert tried(f"asked(libc.syscall(251, 1, {other.pid}, 3 << 13))") == ("done", "PermissionError"), "ioprio_set"
+            assert tried(f"asked(libc.syscall(251, 1, {other.pid}, 3 << 13))") == ("done", "PermissionError"), (
+                "ioprio_set"
+            )
             slow = f"os.sched_setscheduler({other.pid}, os.SCHED_IDLE, os.sched_param(0))"
             assert tried(slow) == ("done", "PermissionError")
         finally:
@@ -253,7 +266,10 @@ def test_nobody_else_is_traced() -> None:
 
 @since(jail_exec.FILES_SINCE)
 def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> None:
-    with tempfile.TemporaryDirectory(dir="/tmp") as everybodys, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as everybodys,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
+    ):
         own, path = f"{everybodys}/own", f"{everybodys}/others"
         Path(own).mkdir()
         others.bind(path)
@@ -264,7 +280,12 @@ def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> N
         rules = ((jail_exec.OWN, own), (jail_exec.OWN, jail_exec.mounted_name(0)), (jail_exec.READ, everybodys))
 
         def sent(name: str, cwd: str | None = None) -> tuple[str, str]:
-            return tried(f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'hello', '{name}')", *rules, apart=[own], cwd=cwd)
+            return tried(
+                f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'hello', '{name}')",
+                *rules,
+                apart=[own],
+                cwd=cwd,
+            )
 
         assert sent(path) == ("done", "FileNotFoundError")
         # By way of what it has, of where it is, and of who started it.
@@ -317,7 +338,14 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
                 print("free")
     """
     program = [sys.executable, "-I", "-S", "-c", textwrap.dedent(code), str(tmp_path / "secret")]
-    words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *jail_exec.command_prefix("", PROGRAMS, apart=None)[4:], *program]
+    words = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(tmp_path / "confine.py"),
+        *jail_exec.command_prefix("", PROGRAMS, apart=None)[4:],
+        *program,
+    ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["held", "held" if abi >= jail_exec.PORTS_SINCE else "free"], done.stderr
 
@@ -335,15 +363,25 @@ def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("landlock", "said"), [(0, "listen"), (1, "listen"), (3, "listen"), (4, "send"), (5, "send"), (6, "")])
+@pytest.mark.parametrize(
+    ("landlock", "said"), [(0, "listen"), (1, "listen"), (3, "listen"), (4, "send"), (5, "send"), (6, "")]
+)
 def test_what_is_not_held_is_said(landlock: int, said: str) -> None:
     together_with_others = JailSupport(confined=True, landlock=landlock, apart=True, why_not_alone="no networks")
     left = [text for text in jail.unconfined_parts(together_with_others) if not text.startswith("open files:")]
-    assert [text[: len(said)] for text in left] == ([said] if said else []) and all(text.endswith(": no networks") for text in left)
+    assert [text[: len(said)] for text in left] == ([said] if said else []) and all(
+        text.endswith(": no networks") for text in left
+    )
     files = ["open files: this kernel's Landlock is absent or switched off"] if landlock == 0 else []
-    assert list(jail.unconfined_parts(replace(together_with_others, alone=True))) == files, "a network of its own holds the others"
+    assert list(jail.unconfined_parts(replace(together_with_others, alone=True))) == files, (
+        "a network of its own holds the others"
+    )
     assert jail.open_to_other_users(together_with_others).endswith("keep them from answering: no networks")
     assert jail.open_to_other_users(replace(together_with_others, alone=True)) == ""
-    together = jail.unconfined_parts(JailSupport(confined=True, landlock=landlock, why_together="no mounts", alone=True))
+    together = jail.unconfined_parts(
+        JailSupport(confined=True, landlock=landlock, why_together="no mounts", alone=True)
+    )
     assert together[-1] == "look into /run and /tmp, and send to sockets there: no mounts"
-    assert jail.unconfined_parts(JailSupport(why_unconfined="no libseccomp", landlock=landlock))[0].endswith("no libseccomp")
+    assert jail.unconfined_parts(JailSupport(why_unconfined="no libseccomp", landlock=landlock))[0].endswith(
+        "no libseccomp"
+    )

@@ -34,7 +34,12 @@ FACTS = (
 
 def watched(data: bytes, piece: int) -> None:
     """A signature that looks at everything, told of it in pieces."""
-    conditions = [Condition(console="nowhere"), Condition(output="a\nb"), Condition(expect="a"), Condition(output="a+$")]
+    conditions = [
+        Condition(console="nowhere"),
+        Condition(output="a\nb"),
+        Condition(expect="a"),
+        Condition(output="a+$"),
+    ]
     watch = Watch(conditions, BASH)
     for at in range(0, len(data), piece):
         watch.hear_console(data[at : at + piece])
@@ -68,7 +73,9 @@ def of_processes(text: str) -> None:
 
 def of_log(text: str) -> None:
     dmesg.merge((), dmesg.parse(f"0\n{text}"), 500)
-    dmesg.merge((), dmesg.parse("0\n" + "".join(f"kern  :warn  : [    1.000000] {line}\n" for line in text.split("\n"))), 500)
+    dmesg.merge(
+        (), dmesg.parse("0\n" + "".join(f"kern  :warn  : [    1.000000] {line}\n" for line in text.split("\n"))), 500
+    )
 
 
 # Each reads what a guest chose; what it refuses it may refuse with an error of ours.
@@ -92,8 +99,12 @@ READERS: dict[str, Callable[[str], object]] = {
     "disks": devices.parse,
     "shell's sections": lambda text: shell_functions.sections(text.replace("a", f"{MARK} file a\n"), MARK, "g0"),
     "shell's lines": lambda text: shell_functions.named_values(text, "a", ("b",), "g0"),
-    "read back": lambda text: readback.differences(FACTS, f"read back\nnumber /dev/loop0 7:0\n== 0\n{text}\n== 1\n{text}"),
-    "survey": lambda text: survey.parse(f"cpus {text}\nmount {text} / a b\nmount /dev/a {text} ext4 rw\nblock vda\nend", {}),
+    "read back": lambda text: readback.differences(
+        FACTS, f"read back\nnumber /dev/loop0 7:0\n== 0\n{text}\n== 1\n{text}"
+    ),
+    "survey": lambda text: survey.parse(
+        f"cpus {text}\nmount {text} / a b\nmount /dev/a {text} ext4 rw\nblock vda\nend", {}
+    ),
     "trace": workers.traced,
     "kallsyms": lambda text: kallsyms.elf(kallsyms.parse(text)),
     "configuration": lambda text: requirements.config_lacks("CONFIG_A=y", text),
@@ -213,7 +224,9 @@ def test_a_line_without_end_is_read_at_once() -> None:
     assert shell_messages.cannot_run(BASH, line, line) == []
 
 
-def test_a_script_that_prints_its_own_source_for_ever_is_no_hit_and_none_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_that_prints_its_own_source_for_ever_is_no_hit_and_none_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(shell_messages, "_MOST_COMPARISONS", 1000)
     watch = Watch([Condition(output="a")], BASH)
     for _ in range(1000):

@@ -37,7 +37,11 @@ with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flood:
 
 async def test_a_guest_that_floods_its_network_does_not_take_the_event_loop(tmp_path: Path) -> None:
     """It sends faster than we take: as long as it does, there is always one more."""
-    plug, frames, turns = SwitchPort(outlet=tmp_path / "out", inlet=tmp_path / "in", others=(tmp_path / "away",)), 20_000, 0
+    plug, frames, turns = (
+        SwitchPort(outlet=tmp_path / "out", inlet=tmp_path / "in", others=(tmp_path / "away",)),
+        20_000,
+        0,
+    )
     plug.open()
     flood = await asyncio.create_subprocess_exec(sys.executable, "-c", _FLOOD, str(tmp_path / "out"), str(frames))
     ended = asyncio.create_task(flood.wait())
@@ -77,7 +81,10 @@ async def test_a_console_that_is_read_no_longer_is_noticed(tmp_path: Path, monke
         await watched.connect(tmp_path / "console")
         qemu.send(b"a line\n")
         async with asyncio.timeout(20):
-            assert "its console is no longer read: a mistake of the testbed: RecursionError: too deep" in await trouble.get()
+            assert (
+                "its console is no longer read: a mistake of the testbed: RecursionError: too deep"
+                in await trouble.get()
+            )
         await watched.close()
 
 
@@ -104,7 +111,9 @@ async def test_a_task_of_a_guest_that_fails_is_the_guests_end(tmp_path: Path) ->
 
     guest = Liveness(SimpleNamespace(name="g0", evidence=tmp_path))  # type: ignore[arg-type]  # as much of an order as it needs
     await guest._watch(failing())
-    assert guest.loss is Loss.HOST and "a mistake of the testbed: RuntimeError: nobody expected this" in await guest.lost()
+    assert (
+        guest.loss is Loss.HOST and "a mistake of the testbed: RuntimeError: nobody expected this" in await guest.lost()
+    )
 
 
 def test_of_a_log_that_qemu_filled_its_end_is_read(tmp_path: Path) -> None:
@@ -161,12 +170,16 @@ async def _well(asked: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 async def test_whatever_is_asked_is_answered_and_the_next_one_too(line: bytes, tmp_path: Path) -> None:
-    async with desk.listen(tmp_path / "control", lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)):
+    async with desk.listen(
+        tmp_path / "control", lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)
+    ):
         assert (await _asked(tmp_path / "control", line))["error"].startswith("g0: ")
         assert await _asked(tmp_path / "control", b'{"verb": "well", "number": 1}\n') == {"well": 1}
 
 
-async def test_connections_that_say_nothing_leave_room_for_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_that_say_nothing_leave_room_for_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(desk, "_MOST_CONNECTIONS", 4)
     control = tmp_path / "control"
     async with desk.listen(control, lambda reader, writer: desk.answer_request("g0", {"well": _well}, reader, writer)):

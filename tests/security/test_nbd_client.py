@@ -53,7 +53,9 @@ def named(name: bytes = b"", *wanted: int) -> bytes:
     return struct.pack(">I", len(name)) + name + struct.pack(f">H{len(wanted)}H", len(wanted), *wanted)
 
 
-def request(command: int, offset: int = 0, length: int = 0, data: bytes = b"", *, flags: int = 0, cookie: int = 7) -> bytes:
+def request(
+    command: int, offset: int = 0, length: int = 0, data: bytes = b"", *, flags: int = 0, cookie: int = 7
+) -> bytes:
     return struct.pack(">IHHQQI", REQUEST, flags, command, cookie, offset, length) + data
 
 
@@ -112,7 +114,12 @@ def test_a_request_that_is_wrong_is_answered_by_the_error_of_the_protocol(error:
     right = request(WRITE, MIB - 512, 512, b"x" * 512, flags=FUA, cookie=8)
     answered, taken = events(talking(), asked + right)
     assert answered == SendBytes(nbd.reply(7, error)) and isinstance(taken, NbdRequest)
-    assert (taken.cookie, taken.request.offset, taken.request.data, taken.request.fua) == (8, MIB - 512, b"x" * 512, True)
+    assert (taken.cookie, taken.request.offset, taken.request.data, taken.request.fua) == (
+        8,
+        MIB - 512,
+        b"x" * 512,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,7 +250,9 @@ pieces = st.one_of(
 
 
 @given(said=st.lists(pieces, max_size=12), greeted=st.booleans(), cut=st.integers(1, 64))
-def test_whatever_a_client_says_is_answered_or_ends_and_reaches_no_byte_beyond_the_disk(said: list[bytes], greeted: bool, cut: int) -> None:
+def test_whatever_a_client_says_is_answered_or_ends_and_reaches_no_byte_beyond_the_disk(
+    said: list[bytes], greeted: bool, cut: int
+) -> None:
     protocol = talking() if greeted else Protocol(size_bytes=MIB, block_bytes=512)
     device = Device(Bounded(MIB), log=io.StringIO())
     data = b"".join(said)
@@ -302,7 +311,11 @@ def replied(client: socket.socket) -> tuple[int, int]:
 
 
 def peak_kib(pid: int) -> int:
-    return next(int(line.split()[1]) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1])
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
 def test_a_disk_is_not_written_beyond_its_end_and_answers_on(process: Process, tmp_path: Path) -> None:
@@ -364,7 +377,9 @@ def test_a_client_that_is_none_ends_the_process_which_says_why(process: Process,
 
 
 @pytest.mark.parametrize("half", [b"", HELLO[:7], HELLO + request(WRITE, 0, 512)])
-def test_a_client_that_goes_in_the_middle_leaves_a_process_that_does_what_it_is_told(process: Process, half: bytes, tmp_path: Path) -> None:
+def test_a_client_that_goes_in_the_middle_leaves_a_process_that_does_what_it_is_told(
+    process: Process, half: bytes, tmp_path: Path
+) -> None:
     process.client.sendall(half)
     process.client.close()
     assert process.tell(verb="hurry") == {"number": None}
@@ -420,11 +435,15 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize("account", [None, pytest.param(65534, marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root"))])
+@pytest.mark.parametrize(
+    "account", [None, pytest.param(65534, marks=pytest.mark.skipif(os.geteuid() != 0, reason="needs root"))]
+)
 def test_an_export_opens_makes_starts_and_signals_nothing(account: int | None, tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(bytes(4096))
     with (tmp_path / "disk").open("rb") as file:
-        settings = Settings(file=file.fileno(), parent=os.getpid(), uid=account, gid=account, apart=may_mount(), confined=True)
+        settings = Settings(
+            file=file.fileno(), parent=os.getpid(), uid=account, gid=account, apart=may_mount(), confined=True
+        )
         found = subprocess.run(
             [sys.executable, "-c", _TRIES, json.dumps(asdict(settings))],
             capture_output=True,
@@ -441,11 +460,16 @@ async def started(tmp_path: Path, on_end: Callable[[str], None] = pytest.fail, o
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(MIB))
     disk.chmod(0o600)
-    return await Export.start("data", Settings(block_bytes=512), file=disk, log=tmp_path / "log", host=of, on_end=on_end)
+    return await Export.start(
+        "data", Settings(block_bytes=512), file=disk, log=tmp_path / "log", host=of, on_end=on_end
+    )
 
 
 def status(pid: int) -> dict[str, str]:
-    return {key: value.strip() for key, _, value in (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())}
+    return {
+        key: value.strip()
+        for key, _, value in (line.partition(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    }
 
 
 async def test_an_export_is_held_as_qemu_is(tmp_path: Path) -> None:
@@ -467,7 +491,9 @@ async def test_an_export_is_held_as_qemu_is(tmp_path: Path) -> None:
 
 async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = "def fail(*words):\n    raise OSError('no libseccomp')\nconfine.only = fail\n"
-    program = nbd_export._PROGRAM.replace("; main()", f"\nfrom testbed.qemu import jail_exec as confine\n{failing}main()")
+    program = nbd_export._PROGRAM.replace(
+        "; main()", f"\nfrom testbed.qemu import jail_exec as confine\n{failing}main()"
+    )
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     with pytest.raises(HostError, match="disk data: its export ended: OSError: no libseccomp"):
         await started(tmp_path, of=replace(host(), account=None, confinement=JailSupport(confined=True)))
@@ -476,9 +502,20 @@ async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: p
 def test_an_export_whose_owner_has_ended_already_does_not_start() -> None:
     own, other = socket.socketpair()
     with own, other:
-        words = [sys.executable, "-m", "testbed.qemu.nbd_server", json.dumps(asdict(Settings(wire=own.fileno(), room_bytes=MIB, parent=1)))]
+        words = [
+            sys.executable,
+            "-m",
+            "testbed.qemu.nbd_server",
+            json.dumps(asdict(Settings(wire=own.fileno(), room_bytes=MIB, parent=1))),
+        ]
         done = subprocess.run(
-            words, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2], pass_fds=[own.fileno()], timeout=60
+            words,
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parents[2],
+            pass_fds=[own.fileno()],
+            timeout=60,
         )
     assert done.returncode == 1 and "whoever started it has ended" in json.loads(done.stdout)["ends"]
 
@@ -500,13 +537,17 @@ async def test_an_export_that_ends_is_heard_by_its_owner_and_its_client(tmp_path
     await export.close()
 
 
-async def test_a_mistake_of_the_export_is_heard_and_its_traceback_is_in_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_mistake_of_the_export_is_heard_and_its_traceback_is_in_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also where it may open no file any longer, as a traceback would like to."""
     broken = "def broken(self):\n    raise OverflowError('too large')\ndevice.Device.due = broken\n"
     program = nbd_export._PROGRAM.replace("; main()", f"\nfrom testbed.qemu.nbd_server import device\n{broken}main()")
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     ends: asyncio.Queue[str] = asyncio.Queue()
-    export = await started(tmp_path, ends.put_nowait, replace(host(), account=None, confinement=JailSupport(confined=True)))
+    export = await started(
+        tmp_path, ends.put_nowait, replace(host(), account=None, confinement=JailSupport(confined=True))
+    )
     async with asyncio.timeout(20):
         assert "disk data: its export ended: OverflowError: too large" in await ends.get()
     await export.close()
@@ -530,7 +571,9 @@ async def test_an_export_that_is_closed_is_nobodys_trouble(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("said", ["'nonsense'", "'[]'", "'[' * 50_000", "'1'", "'x' * (1 << 20)"])
-async def test_an_export_that_was_taken_over_is_not_believed(said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_export_that_was_taken_over_is_not_believed(
+    said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = f"import sys, time; sys.stdout.write({said} + chr(10)); sys.stdout.flush(); time.sleep(1000)"
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     with pytest.raises(HostError, match="its export ended: it says what it never says"):
@@ -576,11 +619,14 @@ print("well")
 
 # Debian's binding is one of Debian's own Python.
 @pytest.mark.skipif(
-    not Path("/usr/lib/python3/dist-packages/nbd.py").exists(), reason="python3-libnbd is not here; `./tb test` installs it"
+    not Path("/usr/lib/python3/dist-packages/nbd.py").exists(),
+    reason="python3-libnbd is not here; `./tb test` installs it",
 )
 def test_libnbds_client_gets_what_the_protocol_says(process: Process) -> None:
     words = ["/usr/bin/python3", "-c", _LIBNBD.format(client=process.client.fileno())]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60, pass_fds=(process.client.fileno(),))
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=False, timeout=60, pass_fds=(process.client.fileno(),)
+    )
     assert done.stdout == "well\n", done.stderr
 
 

@@ -68,9 +68,16 @@ def test_folders_are_private_from_the_first_on(home: Path) -> None:
 
 
 @pytest.mark.parametrize("chosen", [False, True])
-def test_what_older_versions_made_for_everybody_is_mended(chosen: bool, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_older_versions_made_for_everybody_is_mended(
+    chosen: bool, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`chosen`: the user has named these folders, perhaps for other things as well; then their own modes stay."""
-    old = [home / "cache/testbed", home / "cache/testbed/templates", home / "state/testbed", home / "state/testbed/runs"]
+    old = [
+        home / "cache/testbed",
+        home / "cache/testbed/templates",
+        home / "state/testbed",
+        home / "state/testbed/runs",
+    ]
     for folder in old:
         folder.mkdir(parents=True)
     assert modes(*old) == {0o755}
@@ -88,18 +95,24 @@ async def test_what_else_lies_in_the_folder_of_the_queue_is_no_ticket_and_stays(
         fcntl.flock(other, fcntl.LOCK_EX)
         other.write(json.dumps({"cores": 1, "memory_bytes": 1, "who": "x"}))
         other.flush()
-        async with Admission(tmp_path, cores=1, memory_bytes=8 * GIB).admitted(Claim(cores=1, memory_bytes=1, who="me"), lambda said: None):
+        async with Admission(tmp_path, cores=1, memory_bytes=8 * GIB).admitted(
+            Claim(cores=1, memory_bytes=1, who="me"), lambda said: None
+        ):
             pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a-b-c", "gate", "my-own-notes"]
 
 
 @pytest.mark.parametrize("variable", ["TESTBED_CACHE", "TESTBED_STATE", "TESTBED_ADMISSION"])
-def test_a_folder_that_others_may_write_to_is_refused(variable: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_others_may_write_to_is_refused(
+    variable: str, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shared = home / "shared"
     shared.mkdir(parents=True)
     shared.chmod(0o1777)
     monkeypatch.setenv(variable, str(shared))
-    with pytest.raises(HostError, match=rf"{shared}: expected a folder that only uid \d+ may write to, got mode 1777 .*{variable}"):
+    with pytest.raises(
+        HostError, match=rf"{shared}: expected a folder that only uid \d+ may write to, got mode 1777 .*{variable}"
+    ):
         paths.folders()
     assert modes(shared) == {0o1777}, "it may be everybody's on purpose"
 
@@ -112,7 +125,9 @@ def test_a_folder_that_others_may_put_another_in_the_place_of_is_refused(
     public.mkdir(parents=True)
     public.chmod(0o777)
     monkeypatch.setenv(variable, str(public / "mine/folder"))
-    with pytest.raises(HostError, match=rf"{public}: expected a folder in which other users cannot put another .*{variable}"):
+    with pytest.raises(
+        HostError, match=rf"{public}: expected a folder in which other users cannot put another .*{variable}"
+    ):
         paths.folders()
     public.chmod(0o1777)
     paths.folders()
@@ -163,7 +178,9 @@ async def test_no_neighbour_holds_a_lock_of_the_cache(home: Path) -> None:
 async def test_no_neighbour_holds_the_queue_of_guests(home: Path) -> None:
     folder = home.parent / "admission"
     folder.mkdir(mode=0o755)
-    async with Admission(folder, cores=1, memory_bytes=64 * GIB).admitted(Claim(cores=1, memory_bytes=1, who="one"), print):
+    async with Admission(folder, cores=1, memory_bytes=64 * GIB).admitted(
+        Claim(cores=1, memory_bytes=1, who="one"), print
+    ):
         there = sorted(folder.iterdir())
         assert len(there) == 2 and modes(*there) == {0o600}
         for path in there:
@@ -193,6 +210,8 @@ async def test_who_keeps_the_queue_of_guests_is_named(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[subprocess.Popen[str]]:
     code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         yield other

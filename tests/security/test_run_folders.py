@@ -76,7 +76,13 @@ def bug(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(("name", "of"), [("results.json", scenarios), ("repro.json", bug)])
 @pytest.mark.parametrize("link", ["report.html", ".report.html.unfinished", ".running", "junit.xml"])
 def test_no_link_of_a_run_folder_is_written_through(
-    folder: Path, precious: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, of: Callable[[Path], Any], link: str
+    folder: Path,
+    precious: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    of: Callable[[Path], Any],
+    link: str,
 ) -> None:
     found = of(folder)
     # Of a run that goes on its lock is asked.
@@ -118,7 +124,9 @@ def test_what_a_link_leads_to_is_on_no_page_and_in_no_bundle(folder: Path, tmp_p
         (folder / "guests" / "g").rmdir()
         if step == "guests":
             link.rmdir()
-    link.symlink_to(outside / "console.log" if step.endswith(".log") else outside / "g" if step.endswith("g") else outside)
+    link.symlink_to(
+        outside / "console.log" if step.endswith(".log") else outside / "g" if step.endswith("g") else outside
+    )
     page = files.FORMATS["html"](hit(folder), folder)
     assert SECRET not in page and "console.log" not in page
     (folder / "bug.yaml").write_text(BUG)
@@ -156,11 +164,16 @@ def test_a_hard_link_to_somebody_elses_file_is_not_read(folder: Path, precious: 
         untrusted_folder.read_below(folder, "console.log", 100)
 
 
-@pytest.mark.parametrize("name", ["results.json", "repro.json", "suite.json", "log.jsonl", ".running", "guests/g/console.log"])
+@pytest.mark.parametrize(
+    "name", ["results.json", "repro.json", "suite.json", "log.jsonl", ".running", "guests/g/console.log"]
+)
 def test_a_pipe_holds_nothing_up(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Whoever opens it waits for a writer, for ever."""
     if name == ".running":
-        going_on = {"partial": {"ended": 1, "wanted": 2, "at_most": False, "what": "cases", "why": ""}, "verdict": "INFRA"}
+        going_on = {
+            "partial": {"ended": 1, "wanted": 2, "at_most": False, "what": "cases", "why": ""},
+            "verdict": "INFRA",
+        }
         (folder / "results.json").write_text(json.dumps(scenarios(folder) | going_on))
     elif name.endswith("console.log"):
         (folder / "repro.json").write_text(json.dumps(hit(folder)))
@@ -174,7 +187,13 @@ def test_a_pipe_holds_nothing_up(folder: Path, tmp_path: Path, monkeypatch: pyte
         assert "expected a regular file, got a pipe" in str(ended)
     else:
         assert isinstance(ended, int)
-    for verb in (("runs",), ("runs", "--prune", "--older-than", "9999d"), ("bundle",), ("report",), ("gc", "--dry-run")):
+    for verb in (
+        ("runs",),
+        ("runs", "--prune", "--older-than", "9999d"),
+        ("bundle",),
+        ("report",),
+        ("gc", "--dry-run"),
+    ):
         said(monkeypatch, tmp_path, *verb)
     os.utime(tmp_path / "state" / "runs" / folder.name, (0, 0))
     assert runs.remove_empty_runs(tmp_path / "state" / "runs") == ()
@@ -183,7 +202,9 @@ def test_a_pipe_holds_nothing_up(folder: Path, tmp_path: Path, monkeypatch: pyte
 def test_results_beyond_any_size_are_refused_before_they_are_read(folder: Path) -> None:
     with (folder / "results.json").open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(UsageError, match=r"results\.json: cannot be read: expected at most \d+ bytes, got 1099511627776"):
+    with pytest.raises(
+        UsageError, match=r"results\.json: cannot be read: expected at most \d+ bytes, got 1099511627776"
+    ):
         result_reader.read_document(folder)
     (folder / "results.json").write_bytes(b"[" + b"0," * 3_000_000 + b"0]")
     with pytest.raises(UsageError, match="it has about 3000001 values, expected at most"):
@@ -218,7 +239,19 @@ def test_no_name_command_or_release_steers_the_terminal(
             return {name: evil(one, name) for name, one in value.items()}
         if isinstance(value, list):
             return [evil(one, key) for one in value]
-        words = {"verdict", "result", "what", "claim", "accelerator", "series", "outcome", "status", "answer", "evidence", "folder"}
+        words = {
+            "verdict",
+            "result",
+            "what",
+            "claim",
+            "accelerator",
+            "series",
+            "outcome",
+            "status",
+            "answer",
+            "evidence",
+            "folder",
+        }
         return value + EVIL if isinstance(value, str) and key not in words | {"topology", "cached"} else value
 
     topology = found.get("topology")
@@ -265,7 +298,9 @@ def changed(found: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     ],
 )
 def test_results_that_contradict_themselves_are_refused(folder: Path, path: str, value: Any, message: str) -> None:
-    (folder / "results.json").write_text(json.dumps(changed(document(folder, passed(folder), failed(folder)), path, value)))
+    (folder / "results.json").write_text(
+        json.dumps(changed(document(folder, passed(folder), failed(folder)), path, value))
+    )
     with pytest.raises(UsageError, match=message):
         results.read(str(folder), folder.parent)
 
@@ -299,8 +334,18 @@ def test_attempts_and_kernels_that_say_another_verdict_are_refused(folder: Path)
     ("what", "path", "value", "message"),
     [
         ("repro", "result", "reproduced", "expected the result `not told apart`, as its parts say, got `reproduced`"),
-        ("repro", "kernels.0.first_hit_s", None, "expected `first_hit` and `first_hit_s` where there was a hit, or neither"),
-        ("repro", "kernels.0.first_hit", None, "expected `first_hit` and `first_hit_s` where there was a hit, or neither"),
+        (
+            "repro",
+            "kernels.0.first_hit_s",
+            None,
+            "expected `first_hit` and `first_hit_s` where there was a hit, or neither",
+        ),
+        (
+            "repro",
+            "kernels.0.first_hit",
+            None,
+            "expected `first_hit` and `first_hit_s` where there was a hit, or neither",
+        ),
         ("repro", "kernels.0.hits", 5, "expected 1 hits in 1 tries and 1 troubles, as its attempts say"),
         ("repro", "kernels.0.verdict", "absent", "expected the verdict shows, as its tries say, got absent"),
         ("repro", "kernels.1.verdict", "shows", "expected the verdict absent, as its tries say, got shows"),
@@ -331,7 +376,11 @@ def test_what_every_run_writes_is_what_every_run_reads(folder: Path) -> None:
     apart = (tried("bad", *[HIT] * 9), tried("good", *[MISS] * 9, must_show=False))
     wrong = (tried("bad", HIT), tried("good", HIT, must_show=False))
     every = [*documents(folder).values(), *documents(folder, end).values()]
-    every += [bug_results.repro_document(job(folder), found, [], 9.0, partial) for found in (apart, wrong) for partial in (None, end)]
+    every += [
+        bug_results.repro_document(job(folder), found, [], 9.0, partial)
+        for found in (apart, wrong)
+        for partial in (None, end)
+    ]
     for one in every:
         name = f"{one['what']}.json"
         (folder / name).write_text(json.dumps(one))
@@ -376,9 +425,17 @@ def test_no_name_begins_a_line_of_its_own(folder: Path, what: str) -> None:
             return [files.markdown(found)]
         return [markdown(found), diff.text(diff.compare(found, found))]
 
-    found = document(folder, passed(folder), failed(folder)) if what == "results.json" else documents(folder)[what.removesuffix(".json")]
+    found = (
+        document(folder, passed(folder), failed(folder))
+        if what == "results.json"
+        else documents(folder)[what.removesuffix(".json")]
+    )
     plain = texts(found)
-    for kernel in (found["kernels"] if isinstance(found["kernels"], list) else found["kernels"].values()) if "kernels" in found else ():
+    for kernel in (
+        (found["kernels"] if isinstance(found["kernels"], list) else found["kernels"].values())
+        if "kernels" in found
+        else ()
+    ):
         if isinstance(kernel, dict):
             kernel |= {"release": FORGED, "origin": FORGED, "name": FORGED}
     for case in found.get("scenarios", ()):
@@ -401,7 +458,9 @@ def test_a_table_of_runs_has_a_row_for_each_case_whatever_it_is_called() -> None
 
 @pytest.mark.parametrize("name", sorted(schema.KEYS_OF_CASES))
 def test_a_bugs_kernel_may_be_called_like_a_key_of_a_case(folder: Path, name: str) -> None:
-    found = bug_results.repro_document(job(folder), (tried(name, HIT), tried("good", MISS, must_show=False)), ["testbed"], 9.0)
+    found = bug_results.repro_document(
+        job(folder), (tried(name, HIT), tried("good", MISS, must_show=False)), ["testbed"], 9.0
+    )
     files.write(found, folder)
     junit_rules.check((folder / "junit.xml").read_text())
     (whole,) = ktap_rules.parse((folder / "results.ktap").read_text())
@@ -410,15 +469,21 @@ def test_a_bugs_kernel_may_be_called_like_a_key_of_a_case(folder: Path, name: st
 
 
 @pytest.mark.parametrize("name", ["claim", "reason", "attempts"])
-def test_a_column_of_the_matrix_is_no_key_of_its_cases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    assert f"name the file by a path, as ./{name}" in str(said(monkeypatch, tmp_path, "matrix", "gate", "--kernels", f"debian-6.1,{name}"))
+def test_a_column_of_the_matrix_is_no_key_of_its_cases(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    assert f"name the file by a path, as ./{name}" in str(
+        said(monkeypatch, tmp_path, "matrix", "gate", "--kernels", f"debian-6.1,{name}")
+    )
     twice = said(monkeypatch, tmp_path, "matrix", "gate", "--kernels", "debian-6.1, debian-6.1")
     assert str(twice) == "--kernels: expected each kernel once, got debian-6.1 twice"
 
 
 def chain(length: int) -> Stack:
     """Devices that each stand on the next, and the last on the first: nothing can come first."""
-    like: dict[str, Any] = dict.fromkeys(("size_bytes", "logical_block_size", "read_ahead_bytes", "offset_bytes", "size_limit_bytes"), 0)
+    like: dict[str, Any] = dict.fromkeys(
+        ("size_bytes", "logical_block_size", "read_ahead_bytes", "offset_bytes", "size_limit_bytes"), 0
+    )
     like |= dict.fromkeys(("name", "number", "scheduler", "profile", "backing_file"), "")
     like |= {"read_only": False, "direct_io": False, "partitions": {}, "kind": "dm"}
     blocks = [Block(**like, device=f"/dev/{at}", on=[f"/dev/{(at + 1) % length}"]) for at in range(length)]
@@ -437,7 +502,9 @@ def test_a_stack_of_a_guests_choice_takes_a_time_that_grows_with_its_size() -> N
     assert took_s(8000) < 10 * took_s(2000)
 
 
-def test_keys_that_no_model_knows_are_taken_for_nothing(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_that_no_model_knows_are_taken_for_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stray = {"result": "reproduced", "what": "repro", "smaller": 3, "tests": 3, "asked": 3, "steps": 3}
     found = document(folder, failed(folder))
     (folder / "results.json").write_text(json.dumps(found | stray))

@@ -105,7 +105,9 @@ USED = {
 
 
 @pytest.mark.parametrize(("file", "used"), USED.items(), ids=USED)
-def test_a_file_is_trusted_with_all_that_it_takes_in_until_one_of_them_changes(file: str, used: tuple[str, ...], folder: Path) -> None:
+def test_a_file_is_trusted_with_all_that_it_takes_in_until_one_of_them_changes(
+    file: str, used: tuple[str, ...], folder: Path
+) -> None:
     assert not trusted(folder / file)
     trust_command([str(folder / file)])
     assert set(trust.list_trusted().values()) == {str(folder / name) for name in used} and trusted(folder / file)
@@ -150,11 +152,16 @@ def test_the_environment_names_hashes(folder: Path, monkeypatch: pytest.MonkeyPa
 def test_a_text_that_is_in_no_file_is_trusted_by_its_hash_and_what_nobody_has_read_never(folder: Path) -> None:
     for wanted in (FILES["base.yaml"], {"guests": {"g0": {"qemu-args": list(WORDS)}}}):
         found = topologies.resolve_point(wanted, folder, "a test", None).guests["g0"].qemu_args
-        with pytest.raises(UsageError, match=r"if you have read a test and trust it: testbed trust [0-9a-f]{64}") as refused:
+        with pytest.raises(
+            UsageError, match=r"if you have read a test and trust it: testbed trust [0-9a-f]{64}"
+        ) as refused:
             trust.check_trusted(found)
         trust_command([str(refused.value).split()[-1]])
         trust.check_trusted(topologies.resolve_point(wanted, folder, "a test", None).guests["g0"].qemu_args)
-    for plain in (GuestModel.model_validate({"qemu-args": list(WORDS)}), Topology.model_validate(json.loads(whole(folder))).guests["g0"]):
+    for plain in (
+        GuestModel.model_validate({"qemu-args": list(WORDS)}),
+        Topology.model_validate(json.loads(whole(folder))).guests["g0"],
+    ):
         with pytest.raises(UsageError, match="they are from no file"):
             trust.check_trusted(plain.qemu_args)
 
@@ -167,7 +174,9 @@ def test_verbs_of_scenarios_refuse_a_file_that_is_not_trusted_before_they_build_
     with pytest.raises(UsageError, match=r"testbed trust .*top\.yaml"):
         for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False)
     trust_command([str(folder / "top.yaml")])
-    trust.check_trusted(for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False).guest.qemu_args)
+    trust.check_trusted(
+        for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False).guest.qemu_args
+    )
 
 
 def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder: Path) -> None:
@@ -181,7 +190,15 @@ def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder:
 
 def test_a_supervisor_is_told_and_takes_nothing_for_trusted_by_itself(folder: Path) -> None:
     spec = VmSpec(
-        name="g0", topology=json.loads(whole(folder)), file="x", point="", guest="g0", kernel="k", networks="", evidence="", cold=False
+        name="g0",
+        topology=json.loads(whole(folder)),
+        file="x",
+        point="",
+        guest="g0",
+        kernel="k",
+        networks="",
+        evidence="",
+        cold=False,
     )
     assert not VmSpec.from_json(spec.to_json()).trusted
     assert VmSpec.from_json(replace(spec, trusted=True).to_json()).trusted
@@ -224,5 +241,10 @@ def test_the_verb_shows_what_is_trusted_and_trusts_nothing_else(folder: Path) ->
     assert trust.list_trusted() == {}
     with pytest.raises(UsageError, match="trust --forget: expected a file or a hash"):
         trust_command(None, forget=True)
-    assert CliRunner().invoke(app, ["trust", str(folder / "top.yaml")]).output == f"{folder / 'top.yaml'}: g0: {' '.join(WORDS)}\n"
-    assert CliRunner().invoke(app, ["trust"]).output.splitlines() == [f"{one}  {name}" for one, name in trust.list_trusted().items()]
+    assert (
+        CliRunner().invoke(app, ["trust", str(folder / "top.yaml")]).output
+        == f"{folder / 'top.yaml'}: g0: {' '.join(WORDS)}\n"
+    )
+    assert CliRunner().invoke(app, ["trust"]).output.splitlines() == [
+        f"{one}  {name}" for one, name in trust.list_trusted().items()
+    ]

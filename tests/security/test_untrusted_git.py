@@ -86,7 +86,13 @@ def hostile(tree: Path, evil: Path) -> None:
         git(tree, "config", name, value)
     for folder in (tree / "hooks", tree / ".git/hooks"):
         folder.mkdir(exist_ok=True)
-        for hook in ("post-checkout", "post-index-change", "reference-transaction", "pre-auto-gc", "fsmonitor-watchman"):
+        for hook in (
+            "post-checkout",
+            "post-index-change",
+            "reference-transaction",
+            "pre-auto-gc",
+            "fsmonitor-watchman",
+        ):
             shutil.copy(evil, folder / hook)
     (tree / ".git/info").mkdir(exist_ok=True)
     (tree / ".git/info/attributes").write_text("* filter=evil\n")
@@ -121,15 +127,27 @@ def test_what_a_partial_clone_lacks_is_not_fetched_by_any_program(tmp_path: Path
     strangers(clone)
     for url in (f"file://{tree}", f"ext::{evil} %S", "ssh://host/x"):
         git(clone, "-c", "safe.directory=*", "config", "remote.origin.url", url)
-        with pytest.raises(BuildError, match=r"expected all objects of the commit \w+: .*a partial clone lacks are not fetched"):
+        with pytest.raises(
+            BuildError, match=r"expected all objects of the commit \w+: .*a partial clone lacks are not fetched"
+        ):
             build(tmp_path / "cache", BuildSpec(source=str(clone)))
         with pytest.raises(BuildError, match="with the commit"):
             build(tmp_path / "cache", BuildSpec(source=f"{clone}@{'1' * 40}"))
         assert not (tmp_path / "ran").exists()
 
 
-def test_the_environment_of_a_hook_has_git_run_nothing(tmp_path: Path, tree: Path, evil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("GIT_EXTERNAL_DIFF", "GIT_SSH_COMMAND", "GIT_SSH", "GIT_PROXY_COMMAND", "GIT_ASKPASS", "GIT_PAGER", "GIT_EDITOR"):
+def test_the_environment_of_a_hook_has_git_run_nothing(
+    tmp_path: Path, tree: Path, evil: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (
+        "GIT_EXTERNAL_DIFF",
+        "GIT_SSH_COMMAND",
+        "GIT_SSH",
+        "GIT_PROXY_COMMAND",
+        "GIT_ASKPASS",
+        "GIT_PAGER",
+        "GIT_EDITOR",
+    ):
         monkeypatch.setenv(name, str(evil))
     monkeypatch.setenv("GIT_TRACE", str(tmp_path / "ran"))
     monkeypatch.setenv("GIT_TRACE2_EVENT", str(tmp_path / "ran"))
@@ -242,8 +260,19 @@ def packed(tmp_path: Path) -> Path:
 
 def test_links_of_a_tarball_that_lead_out_of_it_are_left_out_and_named(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "secret").write_text("of this machine\n")
-    inside = {"again": "head", "include-prefixes": "drivers", "nothing-yet": "include/generated", "over": "drivers/../head"}
-    outside = {"shadow": str(tmp_path / "secret"), "up": "../" * 30 + "etc", "by-another": "up/passwd", "self": "self", "root": "/"}
+    inside = {
+        "again": "head",
+        "include-prefixes": "drivers",
+        "nothing-yet": "include/generated",
+        "over": "drivers/../head",
+    }
+    outside = {
+        "shadow": str(tmp_path / "secret"),
+        "up": "../" * 30 + "etc",
+        "by-another": "up/passwd",
+        "self": "self",
+        "root": "/",
+    }
     for name, to in {**inside, **outside}.items():
         (tree / name).symlink_to(to)
     for again in range(2):  # the second finds it in the cache
@@ -262,18 +291,25 @@ def test_links_and_folders_without_end_hold_nothing_up(tmp_path: Path, tree: Pat
     for number in range(300):
         (tree / f"l{number}").symlink_to("drivers/../" * 350 + f"l{number + 1}")
     (tree / "l300").symlink_to("head")
-    with pytest.raises(BuildError, match=r"linux\.tar\.gz: l\d+: expected links that lead over at most 100000 folders in all, got more"):
+    with pytest.raises(
+        BuildError, match=r"linux\.tar\.gz: l\d+: expected links that lead over at most 100000 folders in all, got more"
+    ):
         build(tmp_path / "cache", BuildSpec(source=str(packed(tmp_path))))
     for number in range(301):
         (tree / f"l{number}").unlink()
     (tree / "/".join("d" * 70)).mkdir(parents=True)
-    with pytest.raises(BuildError, match=r"linux\.tar\.gz: expected a kernel's source, names of at most 1000 bytes, below 64 folders, got"):
+    with pytest.raises(
+        BuildError,
+        match=r"linux\.tar\.gz: expected a kernel's source, names of at most 1000 bytes, below 64 folders, got",
+    ):
         build(tmp_path / "cache", BuildSpec(source=str(packed(tmp_path))))
     assert time.process_time() - before < 30
     assert not [*tmp_path.glob("cache/sources/tarball-*/tree"), *tmp_path.glob("cache/sources/.unfinished-*")]
 
 
-def test_a_tarball_that_unpacks_to_far_more_than_a_source_is_refused(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tarball_that_unpacks_to_far_more_than_a_source_is_refused(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refused(match: str) -> None:
         with pytest.raises(BuildError, match=match):
             build(tmp_path / "cache", BuildSpec(source=str(packed(tmp_path))))

@@ -42,11 +42,16 @@ def secret(tmp_path: Path) -> Path:
 
 
 def packed(folder: Path, files: dict[str, bytes | str]) -> Path:
-    there: dict[str, bytes | str] = {f"boot/vmlinuz-{RELEASE}": NEEDS_MODULE, f"lib/modules/{RELEASE}/kernel/virtio_blk.ko": module()}
+    there: dict[str, bytes | str] = {
+        f"boot/vmlinuz-{RELEASE}": NEEDS_MODULE,
+        f"lib/modules/{RELEASE}/kernel/virtio_blk.ko": module(),
+    }
     return deb(folder, "x.deb", there | files)
 
 
-def test_links_of_a_package_bring_nothing_of_this_machine_into_a_guest_and_are_named(secret: Path, tmp_path: Path) -> None:
+def test_links_of_a_package_bring_nothing_of_this_machine_into_a_guest_and_are_named(
+    secret: Path, tmp_path: Path
+) -> None:
     up = "../" * 20
     hostile = packed(
         tmp_path,
@@ -65,7 +70,9 @@ def test_links_of_a_package_bring_nothing_of_this_machine_into_a_guest_and_are_n
     (said,) = notes.said
     for name in ("kernel/shadow.ko", "kernel/up.ko", "etc", "config", "loop.ko"):
         assert f"lib/modules/{RELEASE}/{name} (a link to " in said or " and 1 more" in said
-    assert f"boot/config-{RELEASE} (a link to {secret}, which is no file of the package)" in said and "build" not in said
+    assert (
+        f"boot/config-{RELEASE} (a link to {secret}, which is no file of the package)" in said and "build" not in said
+    )
     debs.unpack(hostile, tmp_path / "tree")
     assert not [path for path in (tmp_path / "tree").rglob("*") if path.is_symlink()]
 
@@ -84,7 +91,9 @@ def test_a_kernel_that_is_a_link_to_a_file_of_this_machine_is_none(tmp_path: Pat
         fetched(packed(tmp_path, {f"boot/vmlinuz-{RELEASE}": str(tmp_path / "secret")}), tmp_path)
 
 
-@pytest.mark.parametrize("to", [f"../usr/lib/modules/{RELEASE}/vmlinuz", f"/usr/lib/modules/{RELEASE}/vmlinuz", "other", "hard"])
+@pytest.mark.parametrize(
+    "to", [f"../usr/lib/modules/{RELEASE}/vmlinuz", f"/usr/lib/modules/{RELEASE}/vmlinuz", "other", "hard"]
+)
 def test_links_of_a_package_to_its_own_files_are_these_files(tmp_path: Path, to: str) -> None:
     """As distributions have them whose kernel lies with its modules."""
     own = f"usr/lib/modules/{RELEASE}"
@@ -100,18 +109,24 @@ def test_links_of_a_package_to_its_own_files_are_these_files(tmp_path: Path, to:
     if to == "hard":
         top = tmp_path / "of-x.deb"
         (top / f"boot/vmlinuz-{RELEASE}").hardlink_to(top / own / "vmlinuz")
-        subprocess.run(["dpkg-deb", "-b", "--root-owner-group", "-Znone", top, package], check=True, capture_output=True)
+        subprocess.run(
+            ["dpkg-deb", "-b", "--root-owner-group", "-Znone", top, package], check=True, capture_output=True
+        )
     notes = Notes()
     found = fetched(package, tmp_path, notes)
     assert (found.early_modules, found.release, notes.said) == (("virtio_blk.ko",), RELEASE, [])
     tree = tmp_path / "tree"
     assert debs.unpack(package, tree) == () and (tree / own / "weak/again.ko").read_bytes() == module()
     debs.unpack(package, tree)  # once more, over names that share their file
-    assert (tree / own / "vmlinuz").read_bytes() == NEEDS_MODULE and (tree / own / "kernel/virtio_blk.ko").read_bytes() == module()
+    assert (tree / own / "vmlinuz").read_bytes() == NEEDS_MODULE and (
+        tree / own / "kernel/virtio_blk.ko"
+    ).read_bytes() == module()
 
 
 @pytest.mark.parametrize("packed_as", ["package", "folder"])
-def test_a_name_that_modules_dep_would_show_as_a_path_is_left_out_and_named(secret: Path, tmp_path: Path, packed_as: str) -> None:
+def test_a_name_that_modules_dep_would_show_as_a_path_is_left_out_and_named(
+    secret: Path, tmp_path: Path, packed_as: str
+) -> None:
     """depmod writes names as they are: a folder `virtio_pci: ` makes its content a list of what that module needs."""
     base = f"lib/modules/{RELEASE}"
     files: dict[str, bytes | str] = {
@@ -127,7 +142,9 @@ def test_a_name_that_modules_dep_would_show_as_a_path_is_left_out_and_named(secr
     notes = Notes()
     found = fetched(spec, tmp_path, notes)
     assert SECRET.encode() not in given_to_guests(found) and found.early_modules == ("virtio_blk.ko",)
-    assert "virtio_pci:  (its name is none that module tools read)" in notes.said[0] and "y.ko: (its name" in notes.said[0]
+    assert (
+        "virtio_pci:  (its name is none that module tools read)" in notes.said[0] and "y.ko: (its name" in notes.said[0]
+    )
 
 
 def test_modules_dep_is_believed_only_of_modules_that_are_given(secret: Path, tmp_path: Path) -> None:
@@ -148,7 +165,8 @@ def test_a_folder_of_modules_that_is_a_link_to_the_users_own_files_is_refused(tm
     modules(got / "own", "virtio_blk")
     (got / f"lib/modules/{RELEASE}").symlink_to("../../..")
     with pytest.raises(
-        UsageError, match=rf"expected the modules of Linux {RELEASE}, got a link to {home}; where that is what you mean, name"
+        UsageError,
+        match=rf"expected the modules of Linux {RELEASE}, got a link to {home}; where that is what you mean, name",
     ):
         fetched(f"{got}/vmlinuz-{RELEASE}:{got}/lib/modules/{RELEASE}", tmp_path)
     (got / f"lib/modules/{RELEASE}").unlink()
@@ -158,7 +176,9 @@ def test_a_folder_of_modules_that_is_a_link_to_the_users_own_files_is_refused(tm
         fetched(f"{got}/vmlinuz-{RELEASE}:{got}/lib/modules/.ssh", tmp_path)
     # What lies above both, and a distribution's lib that is usr/lib, are nobody's trick.
     (tmp_path / "linked").symlink_to(got)
-    assert fetched(f"{tmp_path}/linked/vmlinuz-{RELEASE}:{tmp_path}/linked/own", tmp_path).early_modules == ("virtio_blk.ko",)
+    assert fetched(f"{tmp_path}/linked/vmlinuz-{RELEASE}:{tmp_path}/linked/own", tmp_path).early_modules == (
+        "virtio_blk.ko",
+    )
     (got / "lib/modules").unlink()
     (got / "usr/lib/modules").mkdir(parents=True)
     (got / "own").rename(got / f"usr/lib/modules/{RELEASE}")
@@ -183,7 +203,9 @@ def test_links_and_special_files_of_a_folder_of_modules_are_left_out_and_named(s
     found = fetched(f"{tmp_path}/bzImage:{folder}", tmp_path, notes)
     assert SECRET.encode() not in given_to_guests(found)
     (said,) = notes.said
-    assert said.startswith(f"{folder}: left out: etc (a link to {secret.parent}, which is no file in it), kernel/pipe.ko (neither a file")
+    assert said.startswith(
+        f"{folder}: left out: etc (a link to {secret.parent}, which is no file in it), kernel/pipe.ko (neither a file"
+    )
     assert "kernel/self.ko (a link " in said and f"kernel/shadow.ko (a link to {secret}" in said and "again" not in said
     assert not [path for path in found.folder.rglob("*") if path.stat().st_mode & 0o6000]
     copied = tmp_path / "copied"
@@ -193,7 +215,9 @@ def test_links_and_special_files_of_a_folder_of_modules_are_left_out_and_named(s
 
 
 @pytest.mark.parametrize("name", [f"config-{RELEASE}", "config", ".config", "m/config"])
-def test_a_configuration_that_is_a_link_to_elsewhere_is_not_read_and_named(secret: Path, tmp_path: Path, name: str) -> None:
+def test_a_configuration_that_is_a_link_to_elsewhere_is_not_read_and_named(
+    secret: Path, tmp_path: Path, name: str
+) -> None:
     top = tmp_path / "given"
     top.mkdir()
     (top / "bzImage").write_bytes(image(None))
@@ -202,14 +226,16 @@ def test_a_configuration_that_is_a_link_to_elsewhere_is_not_read_and_named(secre
     notes = Notes()
     found = fetched(f"{top}/bzImage:{top}/m", tmp_path, notes)
     assert found.config is None and SECRET not in "".join(notes.said) and SECRET.encode() not in given_to_guests(found)
-    assert any(f"{top / name}: left out: a link to {secret}, which does not lie with the kernel" in said for said in notes.said) or (
-        name == "m/config" and any("config (a link to" in said for said in notes.said)
-    )
+    assert any(
+        f"{top / name}: left out: a link to {secret}, which does not lie with the kernel" in said for said in notes.said
+    ) or (name == "m/config" and any("config (a link to" in said for said in notes.said))
     # The name of a link says nothing of what it leads to, even beside it.
     (top / "notes.txt").write_text(SECRET)
     (top / name).unlink()
     (top / name).symlink_to(os.path.relpath(top / "notes.txt", (top / name).parent))
-    assert fetched(f"{top}/bzImage:{top}/m", tmp_path, again := Notes()).config is None and SECRET not in "".join(again.said)
+    assert fetched(f"{top}/bzImage:{top}/m", tmp_path, again := Notes()).config is None and SECRET not in "".join(
+        again.said
+    )
 
 
 def test_a_configuration_behind_the_links_of_a_distribution_is_read(tmp_path: Path) -> None:
@@ -230,7 +256,9 @@ def test_what_a_folder_of_modules_holds_is_bounded(tmp_path: Path, monkeypatch: 
     folder = modules(tmp_path / "m", "virtio_blk")
     spec = f"{tmp_path}/bzImage:{folder}"
     os.truncate(folder / "kernel/virtio_blk.ko", 1 << 40)  # a hole
-    with pytest.raises(UsageError, match=r"m: expected the modules of one kernel \(lib/modules/RELEASE\), found files of 1T"):
+    with pytest.raises(
+        UsageError, match=r"m: expected the modules of one kernel \(lib/modules/RELEASE\), found files of 1T"
+    ):
         fetched(spec, tmp_path)
     (folder / "kernel/virtio_blk.ko").unlink()
     # Each unpacks to what a module may have; all of them do not.
@@ -240,7 +268,10 @@ def test_what_a_folder_of_modules_holds_is_bounded(tmp_path: Path, monkeypatch: 
     with pytest.raises(UsageError, match=r"m2\.ko\.gz: expected at most .* when it is unpacked"):
         module_tree.copy_modules(folder, tmp_path / "copied")
     monkeypatch.setattr(module_tree, "MOST_EARLY_BYTES", 1 << 20)
-    with pytest.raises(UsageError, match=r"m0\.ko\.gz: expected at most 1M when it is unpacked, got more: of modules that reach the root"):
+    with pytest.raises(
+        UsageError,
+        match=r"m0\.ko\.gz: expected at most 1M when it is unpacked, got more: of modules that reach the root",
+    ):
         module_tree.unpack_modules(folder, ["kernel/m0.ko.gz"], tmp_path / "early")
 
 

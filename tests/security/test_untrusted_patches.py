@@ -26,7 +26,9 @@ def typed(value: str) -> bytes:
 
 
 def nested(depth: int) -> bytes:
-    parts = "".join(f"--b{number}\nContent-Type: multipart/mixed; boundary=b{number + 1}\n\n" for number in range(depth))
+    parts = "".join(
+        f"--b{number}\nContent-Type: multipart/mixed; boundary=b{number + 1}\n\n" for number in range(depth)
+    )
     return mail(headers="Content-Type: multipart/mixed; boundary=b0\n", body=parts)
 
 
@@ -54,11 +56,15 @@ MAILS: dict[str, Callable[[int], bytes]] = {
     "headers": lambda n: mail(headers="X: y\n" * n),
     "parts in each other": nested,
     "parts": lambda n: mail(headers="Content-Type: multipart/mixed; boundary=b\n", body="--b\n\nx\n" * n),
-    "mails in each other": lambda n: mail(headers="Content-Type: message/rfc822\n", body="Content-Type: message/rfc822\n\n" * n),
+    "mails in each other": lambda n: mail(
+        headers="Content-Type: message/rfc822\n", body="Content-Type: message/rfc822\n\n" * n
+    ),
     "uuencoded": lambda n: mail(headers="Content-Transfer-Encoding: x-uuencode\n", body="begin 666 x\n" + "~" * n),
     "a hunk's place": lambda n: mail(body=DIFF.replace("-1,1", f"-{'1' * n},1")),
     "a hunk's lines": lambda n: mail(body=DIFF.replace("-1,1", f"-1,{'9' * n}")),
-    "renames": lambda n: mail(body="".join(f"diff --git a/{one} b/{one}\nrename from q/{one}\n" for one in range(n)) + DIFF),
+    "renames": lambda n: mail(
+        body="".join(f"diff --git a/{one} b/{one}\nrename from q/{one}\n" for one in range(n)) + DIFF
+    ),
     "a rename": lambda n: mail(body=f"diff --git {'a ' * n}\nrename from {'a ' * n}b\n{DIFF}"),
     "names of nothing": lambda n: mail(body="--- \n+++ \n@@ -1 +1 @@\n-a\n+b\n" * n),
     "beginnings of mails": lambda n: b"From \n" * n,
@@ -108,12 +114,19 @@ def test_a_mailbox_of_more_mails_than_any_and_a_mail_of_more_parts_are_refused()
 
 def test_attachments_and_encoded_subjects_are_read_as_before() -> None:
     """What bounds hostile mails changes no usual one."""
-    parts = "".join("--b\nContent-Type: text/x-patch; charset=utf-8\nContent-Transfer-Encoding: base64\n\nZGlm\nZgo=\n" for _ in range(40))
+    parts = "".join(
+        "--b\nContent-Type: text/x-patch; charset=utf-8\nContent-Transfer-Encoding: base64\n\nZGlm\nZgo=\n"
+        for _ in range(40)
+    )
     head = "Content-Type: multipart/mixed;\n boundary=b\nMessage-ID: <1@b>\n"
     (found,) = mailbox.messages(
         mail("=?utf-8?q?[PATCH=20v2?=\n =?utf-8?q?_3/7]?= loop: =?iso-8859-1?q?=FC?=", head, parts + "--b--\n"), "x"
     )
-    assert found.tag == mailbox.Tag(version="v2", number=3, of=7) and found.patch.subject == "loop: ü" and found.key == "<1@b>"
+    assert (
+        found.tag == mailbox.Tag(version="v2", number=3, of=7)
+        and found.patch.subject == "loop: ü"
+        and found.key == "<1@b>"
+    )
     assert found.patch.text.count("diff\n") == 40
 
 
@@ -124,14 +137,18 @@ def test_a_refusal_of_equal_lines_is_told_soon() -> None:
     file = "\n".join("}" if number % 3 else " " for number in range(3000))
     patch = Patch(name="p", subject="s", text=text)
     assert cost_s(lambda: patches.refusal(patch, "error: patch failed: x:1\n", lambda name: file, reverse=False)) < 20
-    assert patches.levels("diff --git x x\n") == 0 and patches.levels("diff --git old/a b c\nrename from old/a b\n") == 0
+    assert (
+        patches.levels("diff --git x x\n") == 0 and patches.levels("diff --git old/a b c\nrename from old/a b\n") == 0
+    )
     assert patches.levels("diff --git a/x b/y\nrename from x\n") == 1
 
 
 def test_kconfig_files_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BuildError, match=r"include each other at most 32 deep; does one include itself\?"):
         kconfig.read(lambda path: f'source "{path}x"\n')
-    with pytest.raises(BuildError, match=r"Kconfig: expected at most 10000 Kconfig files, each included at most 4 times"):
+    with pytest.raises(
+        BuildError, match=r"Kconfig: expected at most 10000 Kconfig files, each included at most 4 times"
+    ):
         kconfig.read(lambda path: 'source "Kconfig"\n')
     twice = {"Kconfig": 0} | {f"k{depth}": depth for depth in range(1, 25)}
     with pytest.raises(BuildError, match=r"each included at most 4 times"):
@@ -142,12 +159,15 @@ def test_kconfig_files_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BuildError, match=r"Kconfig:1: expected at most 1000 statements of at most 20000 characters"):
         kconfig.read(lambda path: "config A" + "\\\n x" * 30_000)
     assert kconfig.read(
-        lambda path: 'endif\nendmenu\nselect\nconfig A\n\tbool\n\tselect\nmenu "x"\nendmenu\ndepends on B\nvisible if C\n'
+        lambda path: (
+            'endif\nendmenu\nselect\nconfig A\n\tbool\n\tselect\nmenu "x"\nendmenu\ndepends on B\nvisible if C\n'
+        )
     ).definitions
 
 
 @pytest.mark.parametrize(
-    "condition", ["(" * 5000, "!" * 5000, "!(" * 3000 + "A", "A && " * 3000 + "B", "$(" * 4000, "'" * 3999, "A" + " = " * 3000]
+    "condition",
+    ["(" * 5000, "!" * 5000, "!(" * 3000 + "A", "A && " * 3000 + "B", "$(" * 4000, "'" * 3999, "A" + " = " * 3000],
 )
 def test_conditions_of_a_kconfig_are_answered_or_refused(condition: str) -> None:
     found = kconfig.read(lambda path: f'config A\n\tbool "x" if {condition}\n\tdepends on {condition}\n')
@@ -165,7 +185,9 @@ def test_what_a_strangers_makefile_prints_is_looked_through_soon() -> None:
         assert cost_s(lambda said=said: (make_text.machine_error(said), make_text.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
     lines = [f"  CC      a{'/' * 200_000} x\n", "*** [" * 40_000 + ": a" * 40_000 + "\n", *["\n"] * 20]
     assert cost_s(lambda: install_remains.finished(lines)) < 20
-    assert make_text.machine_error("  12 | # No space left on device\nld: final link failed: No space left on device\n") == (
-        "ld: final link failed: No space left on device"
-    )
-    assert install_remains.finished(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {"fs/ext4/a.o"}
+    assert make_text.machine_error(
+        "  12 | # No space left on device\nld: final link failed: No space left on device\n"
+    ) == ("ld: final link failed: No space left on device")
+    assert install_remains.finished(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {
+        "fs/ext4/a.o"
+    }

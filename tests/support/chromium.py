@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 PROGRAM = Path("/usr/bin/chromium")
-_QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run", "--disable-extensions")
+_QUIET = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-extensions",
+)
 
 
 def lacks() -> str | None:

@@ -50,7 +50,9 @@ def tree_of_two_commits(folder: Path) -> Path:
     """A git tree with a kernel of two commits; only the second has the series."""
     (folder / "drivers/block").mkdir(parents=True)
     (folder / "Makefile").write_text(MAKEFILE)
-    (folder / "Kconfig").write_text('config LOSES_THIS\n\tbool "x"\n\tdepends on WHAT_IS_OFF\nconfig CC_HAS_THIS\n\tdef_bool n\n')
+    (folder / "Kconfig").write_text(
+        'config LOSES_THIS\n\tbool "x"\n\tdepends on WHAT_IS_OFF\nconfig CC_HAS_THIS\n\tdef_bool n\n'
+    )
     (folder / "head").write_bytes(bzimage())
     (folder / "drivers/block/loop.c").write_text(LOOP_C)
     git(folder, "init", "-q", "-b", "main")
@@ -62,13 +64,19 @@ def tree_of_two_commits(folder: Path) -> Path:
 
 
 def git(folder: Path, *words: str) -> str:
-    who = {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_AUTHOR_DATE": "1970-01-01T00:00:00Z", "GIT_COMMITTER_DATE": "1970-01-01T00:00:00Z"}
+    who = {
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        "GIT_AUTHOR_DATE": "1970-01-01T00:00:00Z",
+        "GIT_COMMITTER_DATE": "1970-01-01T00:00:00Z",
+    }
     argv = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@example.org", *words]
     return subprocess.run(argv, check=True, capture_output=True, text=True, env={**os.environ, **who}).stdout
 
 
 def build(root: Path, wanted: BuildSpec, name: str | None = None, progress: Progress | None = None) -> KernelFiles:
-    return asyncio.run(Builder(table=TABLE, root=root, shipped=IMAGES, progress=progress or Silent()).build(wanted, name))
+    return asyncio.run(
+        Builder(table=TABLE, root=root, shipped=IMAGES, progress=progress or Silent()).build(wanted, name)
+    )
 
 
 def compiled(root: Path) -> int:

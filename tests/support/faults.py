@@ -76,7 +76,11 @@ def expect(name: str) -> Iterator[Met]:
 
 def _of_the_monitor(error: type[errors.TestbedError]) -> Fault:
     return Fault(
-        stages=(State.AWAKE, State.READY), error=error, status=2, within_s=120, tests=("guest/test_faults.py::test_the_monitor_is_damaged",)
+        stages=(State.AWAKE, State.READY),
+        error=error,
+        status=2,
+        within_s=120,
+        tests=("guest/test_faults.py::test_the_monitor_is_damaged",),
     )
 
 
@@ -100,7 +104,10 @@ FAULTS: dict[str, Fault] = {
         error=errors.GuestLost,
         status=2,
         within_s=300,
-        tests=("guest/test_faults.py::test_qemu_is_killed", "cli/test_kills.py::test_a_command_whose_qemu_is_killed_says_so"),
+        tests=(
+            "guest/test_faults.py::test_qemu_is_killed",
+            "cli/test_kills.py::test_a_command_whose_qemu_is_killed_says_so",
+        ),
     ),
     "QMP socket closed": _of_the_monitor(errors.GuestLost),
     "half a JSON message": _of_the_monitor(errors.HostError),
@@ -118,9 +125,14 @@ FAULTS: dict[str, Fault] = {
         error=None,
         status=0,
         within_s=180,
-        tests=("guest/test_faults.py::test_qemu_stands_still_and_goes_on", "guest/test_faults.py::test_qemu_stands_still_for_30_s"),
+        tests=(
+            "guest/test_faults.py::test_qemu_stands_still_and_goes_on",
+            "guest/test_faults.py::test_qemu_stands_still_for_30_s",
+        ),
     ),
-    "clock jump": Fault(stages=ALIVE, error=None, status=0, within_s=120, tests=("guest/test_faults.py::test_the_clock_jumps",)),
+    "clock jump": Fault(
+        stages=ALIVE, error=None, status=0, within_s=120, tests=("guest/test_faults.py::test_the_clock_jumps",)
+    ),
     "wrong clock of a booted guest": Fault(
         stages=(State.READY,),
         error=None,
@@ -138,8 +150,12 @@ FAULTS: dict[str, Fault] = {
             "guest/test_clone.py::test_a_template_that_does_not_load_is_made_again_once_and_says_why",
         ),
     ),
-    "corrupt image": Fault(error=errors.GuestLost, status=2, within_s=600, tests=("guest/test_faults.py::test_an_image_is_corrupt",)),
-    "truncated kernel": Fault(error=errors.UsageError, status=2, within_s=300, tests=("host/test_places.py::test_a_kernel_is_truncated",)),
+    "corrupt image": Fault(
+        error=errors.GuestLost, status=2, within_s=600, tests=("guest/test_faults.py::test_an_image_is_corrupt",)
+    ),
+    "truncated kernel": Fault(
+        error=errors.UsageError, status=2, within_s=300, tests=("host/test_places.py::test_a_kernel_is_truncated",)
+    ),
     "host disk full: cache": Fault(
         stages=(State.READY,),
         error=errors.HostError,
@@ -148,10 +164,16 @@ FAULTS: dict[str, Fault] = {
         tests=("host/test_places.py::test_the_disk_is_full_below_the_cache",),
     ),
     "host disk full: runs": Fault(
-        error=errors.HostError, status=2, within_s=300, tests=("host/test_places.py::test_the_disk_is_full_below_the_runs",)
+        error=errors.HostError,
+        status=2,
+        within_s=300,
+        tests=("host/test_places.py::test_the_disk_is_full_below_the_runs",),
     ),
     "host disk full: template": Fault(
-        error=errors.HostError, status=2, within_s=300, tests=("host/test_places.py::test_the_disk_is_full_where_a_template_is_made",)
+        error=errors.HostError,
+        status=2,
+        within_s=300,
+        tests=("host/test_places.py::test_the_disk_is_full_where_a_template_is_made",),
     ),
     "more than a run may take": Fault(
         stages=(State.READY,),
@@ -160,12 +182,18 @@ FAULTS: dict[str, Fault] = {
         within_s=300,
         tests=("host/test_places.py::test_a_run_takes_more_than_it_may",),
     ),
-    "read-only cache": Fault(error=errors.HostError, status=2, within_s=300, tests=("host/test_places.py::test_the_cache_is_read_only",)),
+    "read-only cache": Fault(
+        error=errors.HostError, status=2, within_s=300, tests=("host/test_places.py::test_the_cache_is_read_only",)
+    ),
     "unwritable runtime dir": Fault(
         error=errors.HostError, status=2, within_s=300, tests=("host/test_places.py::test_no_place_for_sockets",)
     ),
     "no memory for a guest": Fault(
-        stages=(State.LAUNCHED,), error=errors.HostError, status=2, within_s=300, tests=("host/test_places.py::test_no_memory_for_a_guest",)
+        stages=(State.LAUNCHED,),
+        error=errors.HostError,
+        status=2,
+        within_s=300,
+        tests=("host/test_places.py::test_no_memory_for_a_guest",),
     ),
     "spaces and unicode in paths, TMPDIR elsewhere, no HOME": Fault(
         error=None, status=0, within_s=300, tests=("host/test_places.py::test_odd_paths_and_no_home",)
@@ -173,5 +201,7 @@ FAULTS: dict[str, Fault] = {
     "two commands build the same image": Fault(
         error=None, status=0, within_s=900, tests=("cli/test_kills.py::test_an_image_is_built_once_by_two",)
     ),
-    "20 commands at once": Fault(error=None, status=0, within_s=900, tests=("cli/test_kills.py::test_twenty_commands_at_once",)),
+    "20 commands at once": Fault(
+        error=None, status=0, within_s=900, tests=("cli/test_kills.py::test_twenty_commands_at_once",)
+    ),
 }

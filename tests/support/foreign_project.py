@@ -29,11 +29,22 @@ class Foreign:
     python: Path
     wheel: Path
 
-    def run(self, *words: str | Path, folder: Path, timeout_s: float = 600, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *words: str | Path, folder: Path, timeout_s: float = 600, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         """`python WORDS`, without anything of the environment that says where this checkout is."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "PYTEST", "VIRTUAL_ENV"))}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTHON", "PYTEST", "VIRTUAL_ENV"))
+        }
         return subprocess.run(
-            [self.python, *words], cwd=folder, capture_output=True, text=True, timeout=timeout_s, env=inherited | environment
+            [self.python, *words],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            env=inherited | environment,
         )
 
 
@@ -51,7 +62,9 @@ def needed(wanted: tuple[str, ...] = _WANTED) -> set[str]:
         for text in metadata.requires(name) or ():
             requirement = Requirement(text)
             extras = one.extras or {""}
-            if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}):
+            if requirement.marker is None or any(
+                requirement.marker.evaluate({"extra": extra}) for extra in extras | {""}
+            ):
                 waiting.append(requirement)
     return {name for name in found if "[" not in name and name != "loop-cgroup-testbed"}
 
@@ -67,7 +80,12 @@ def locked(names: set[str]) -> str:
 
 def build_wheel(folder: Path) -> Path:
     """The wheel of this checkout."""
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
     (wheel,) = folder.glob("*.whl")
     return wheel
 
@@ -86,13 +104,33 @@ def prepare(folder: Path) -> Foreign:
         if not (venv / "complete").exists():
             (folder / "foreign.lock").write_text(lock)
             _run(sys.executable, "-m", "venv", "--clear", venv)
-            _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--require-hashes", "-r", folder / "foreign.lock")
+            _run(
+                python,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+                "--require-hashes",
+                "-r",
+                folder / "foreign.lock",
+            )
             (venv / "complete").touch()
         # Building it again gives the same bytes (hatchling's wheels are reproducible).
         installed, this = venv / "installed", file_sha256(wheel)
         if not installed.exists() or installed.read_text() != this:
             installed.unlink(missing_ok=True)
-            _run(python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "--force-reinstall", wheel)
+            _run(
+                python,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--disable-pip-version-check",
+                "--no-deps",
+                "--force-reinstall",
+                wheel,
+            )
             installed.write_text(this)
     return Foreign(python=python, wheel=wheel)
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-_RESULT = re.compile(r"(?P<status>ok|not ok) (?P<number>[0-9]+) ?(?:- )?(?P<name>[^#]*?)(?: # (?P<directive>[A-Z]+) ?(?P<why>.*))?")
+_RESULT = re.compile(
+    r"(?P<status>ok|not ok) (?P<number>[0-9]+) ?(?:- )?(?P<name>[^#]*?)(?: # (?P<directive>[A-Z]+) ?(?P<why>.*))?"
+)
 _PLAN = re.compile(r"1\.\.([0-9]+)")
 _DIRECTIVES = {None, "SKIP", "TODO", "XFAIL", "TIMEOUT", "ERROR"}
 

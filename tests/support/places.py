@@ -50,12 +50,19 @@ class Places:
 
     @property
     def env(self) -> dict[str, str]:
-        own = {"TESTBED_CACHE": self.cache, "TESTBED_STATE": self.state, "XDG_RUNTIME_DIR": self.runtime, "PYTHONPATH": ROOT}
+        own = {
+            "TESTBED_CACHE": self.cache,
+            "TESTBED_STATE": self.state,
+            "XDG_RUNTIME_DIR": self.runtime,
+            "PYTHONPATH": ROOT,
+        }
         # The queue of the account is that of whoever runs the tests.
         own |= {"TESTBED_ADMISSION": self.runtime / "testbed" / "admission", "TMPDIR": self.temporary}
         return {**os.environ, **{name: str(path) for name, path in own.items()}, "COLUMNS": "300"}
 
-    async def start(self, *words: str, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str) -> asyncio.subprocess.Process:
+    async def start(
+        self, *words: str, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str
+    ) -> asyncio.subprocess.Process:
         """Start `testbed`; `hurt`: what happens to it, see `victim`; `within`: a program that runs it."""
         argv = [*within, sys.executable, "-m", *(("tests.support.victim", *hurt) if hurt else ("testbed",)), *words]
         pipe = asyncio.subprocess.PIPE
@@ -63,7 +70,9 @@ class Places:
             *argv, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env={**self.env, **env}, cwd=self.root
         )
 
-    async def run(self, *words: str, status: int | None = 0, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str) -> Ended:
+    async def run(
+        self, *words: str, status: int | None = 0, hurt: tuple[str, ...] = (), within: tuple[str, ...] = (), **env: str
+    ) -> Ended:
         """Run `testbed` to its end, which is expected within some minutes."""
         child = await self.start(*words, hurt=hurt, within=within, **env)
         async with asyncio.timeout(300):
@@ -102,7 +111,9 @@ class Places:
         """Those of them that are neither the supervisor of a guest that is ready nor descend from one."""
         there = self.processes()
         records = [registry.read_record(folder) for folder in (self.runtime / "testbed" / "vms").glob("*")]
-        keepers = {record.supervisor for record in records if record is not None and record.state == registry.READY} & there.keys()
+        keepers = {
+            record.supervisor for record in records if record is not None and record.state == registry.READY
+        } & there.keys()
         return {pid: words for pid, words in there.items() if keepers.isdisjoint(_line(pid))}
 
     async def no_processes(self) -> None:
@@ -123,7 +134,9 @@ class Places:
         """Sockets, scratch and temporary files, what is half-made in the cache and of snapshots, locks that are held, and mounts."""
         testbed = self.runtime / "testbed"
         found = [
-            path for path in testbed.rglob("*") if path not in (testbed / "admission", testbed / "admission" / "gate", testbed / "vms")
+            path
+            for path in testbed.rglob("*")
+            if path not in (testbed / "admission", testbed / "admission" / "gate", testbed / "vms")
         ]
         found += list((self.cache / "scratch").iterdir()) if self.cache.exists() else []
         found += [path for path in self.cache.glob("*/.unfinished-*") if not path.parent.is_symlink()]

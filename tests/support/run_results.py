@@ -58,12 +58,24 @@ def side(claim: Gap, folder: Path) -> Side:
         controls=(Control(name="c", expected="x", got="x", holds=True),),
     )
     finding = Finding(kind=Kind.OOM, seconds=1.5, text="dd invoked oom-killer")
-    return Side(outcome=evidence, findings=(finding,), evidence=folder / "guests" / "g", took_s=1.0, ready_after_s=0.5, missed=MISSED)
+    return Side(
+        outcome=evidence,
+        findings=(finding,),
+        evidence=folder / "guests" / "g",
+        took_s=1.0,
+        ready_after_s=0.5,
+        missed=MISSED,
+    )
 
 
 def passed(folder: Path) -> Result:
     sides = {"base": side(Gap.OPEN, folder), "patched": side(Gap.CLOSED, folder)}
-    return Result(case=cases()["gate"], attempt=1, sides=sides, judgement=judge_pair(sides["base"].outcome, sides["patched"].outcome))
+    return Result(
+        case=cases()["gate"],
+        attempt=1,
+        sides=sides,
+        judgement=judge_pair(sides["base"].outcome, sides["patched"].outcome),
+    )
 
 
 def lost(folder: Path) -> Result:
@@ -107,7 +119,9 @@ def document(folder: Path, *of: Result, model: GuestModel = MODEL, partial: Part
     verdict = overall_verdict(tuple(one.judgement.verdict for one in of), partial=partial is not None)
     image = Image(name="bookworm", sha256="i" * 64, folder=Path("/i"))
     command = ["testbed", "compare"]
-    return results.document(folder, verdict, command, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64, partial=partial)
+    return results.document(
+        folder, verdict, command, host(), image, KERNELS, of, 3.0, model=model, qemu_sha256="q" * 64, partial=partial
+    )
 
 
 def alone(result: Result) -> Result:

@@ -83,7 +83,9 @@ class Code:
 
     def __init__(self, of: Template) -> None:
         self._of = of
-        self.text = _Section(".text", _ALLOC | _EXEC, bytearray(b"\xf3\x0f\x1e\xfa\x48\x83\xec\x08"))  # endbr64; sub $8,%rsp
+        self.text = _Section(
+            ".text", _ALLOC | _EXEC, bytearray(b"\xf3\x0f\x1e\xfa\x48\x83\xec\x08")
+        )  # endbr64; sub $8,%rsp
         self.data = _Section(".data", _ALLOC | _WRITE, bytearray(64))
         self.bugs = _Section("__bug_table", _ALLOC | _WRITE, bytearray())
         self.needs: list[str] = []
@@ -123,7 +125,9 @@ class Code:
 
     def module(self) -> bytes:
         """The module, called `splat`."""
-        self.text.data += b"\x48\x83\xc4\x08\xb8" + struct.pack("<i", -_EAGAIN) + b"\xc3"  # add $8,%rsp; mov ..,%eax; ret
+        self.text.data += (
+            b"\x48\x83\xc4\x08\xb8" + struct.pack("<i", -_EAGAIN) + b"\xc3"
+        )  # add $8,%rsp; mov ..,%eax; ret
         this = _Section(_THIS_MODULE, _ALLOC | _WRITE, bytearray(self._of.this_module))
         this.data[self._of.name_at : self._of.name_at + 5] = b"splat"
         words = (b"license=GPL", b"depends=", b"retpoline=Y", b"name=splat", b"vermagic=" + self._of.vermagic)
@@ -155,7 +159,9 @@ def _elf(sections: list[_Section], needs: list[str]) -> bytes:
         (one.name, _PROGBITS, one.flags, bytes(one.data), 0, 0, 0) for one in sections
     ]
     for at, one in related:
-        data = b"".join(_RELA.pack(where, numbers[symbol] << 32 | kind, addend) for where, kind, symbol, addend in one.relocations)
+        data = b"".join(
+            _RELA.pack(where, numbers[symbol] << 32 | kind, addend) for where, kind, symbol, addend in one.relocations
+        )
         rows.append((f".rela{one.name}", _RELOCATIONS, _INFO, data, table, at, _RELA.size))
     rows.append((".symtab", _SYMTAB, 0, bytes(symbols), table + 1, local, _SYM.size))
     rows.append((".strtab", _STRTAB, 0, bytes(strings), 0, 0, 0))
@@ -169,5 +175,7 @@ def _elf(sections: list[_Section], needs: list[str]) -> bytes:
         body += data
     body += bytes(-len(body) % 64)
     ident = b"\x7fELF\x02\x01\x01" + bytes(9)
-    body[: _EHDR.size] = _EHDR.pack(ident, 1, 62, 1, 0, 0, len(body), 0, _EHDR.size, 0, 0, _SHDR.size, len(rows) + 1, len(rows))
+    body[: _EHDR.size] = _EHDR.pack(
+        ident, 1, 62, 1, 0, 0, len(body), 0, _EHDR.size, 0, 0, _SHDR.size, len(rows) + 1, len(rows)
+    )
     return bytes(body + headers)

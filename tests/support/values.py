@@ -42,4 +42,7 @@ APART = ("unshare", "--mount", *(() if os.geteuid() == 0 else ("--user", "--map-
 
 def may_mount() -> bool:
     """Whether this machine lets somebody like us mount anything, as root or in a namespace of users."""
-    return subprocess.run([*APART, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run([*APART, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False).returncode
+        == 0
+    )

@@ -145,7 +145,9 @@ def test_a_module_imports_only_from_layers_below(name: str) -> None:
     assert own in LAYER, f"{own} is on no layer: put it into LAYERS"
     # The words of the first layer may use each other.
     least = max(LAYER[own], 1)
-    assert not {one for one in USED[name] if package(one) != own and LAYER[package(one)] >= least and (name, one) not in LEFT}
+    assert not {
+        one for one in USED[name] if package(one) != own and LAYER[package(one)] >= least and (name, one) not in LEFT
+    }
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -170,7 +172,11 @@ def test_pure_modules_touch_nothing(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_only_the_command_line_and_reports_print_and_only_the_command_line_exits(name: str) -> None:
     text = NAMES[name].read_text()
-    calls = {node.func.id for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     if package(name) not in ("cli", "report"):
         assert "print" not in calls
     assert not calls & {"exit", "quit"}

@@ -78,7 +78,16 @@ def test_an_io_stat_of_another_form_is_an_error(text: str) -> None:
 
 def test_a_flat_file_is_read_whole_or_not_at_all() -> None:
     assert cgroupfs.parse_flat("anon 4096\nfile 33816576\n", "x") == {"anon": 4096, "file": 33816576}
-    for text in ("anon 4096\nfile 338", "anon\n", "anon 1 2\n", " 1\n", "anon 1\n\n", "anon 1\nanon 2\n", "anon max\n", "anon \u00b2\n"):
+    for text in (
+        "anon 4096\nfile 338",
+        "anon\n",
+        "anon 1 2\n",
+        " 1\n",
+        "anon 1\n\n",
+        "anon 1\nanon 2\n",
+        "anon max\n",
+        "anon \u00b2\n",
+    ):
         with pytest.raises(ReadingError, match=r"^g0: memory\.stat"):
             cgroupfs.parse_flat(text, "g0: memory.stat")
     with pytest.raises(ReadingError, match="expected a line `file number`, got 'anon'"):
@@ -86,7 +95,10 @@ def test_a_flat_file_is_read_whole_or_not_at_all() -> None:
 
 
 def test_a_counter_that_somebody_names_is_there_with_a_number() -> None:
-    assert cgroupfs.parse_value("low 0\noom_kill 3\n", "oom_kill", "x") == 3 and cgroupfs.parse_value("77\n", "", "x") == 77
+    assert (
+        cgroupfs.parse_value("low 0\noom_kill 3\n", "oom_kill", "x") == 3
+        and cgroupfs.parse_value("77\n", "", "x") == 77
+    )
     for text, key in (
         ("low 0\n", "oom_kill"),
         ("max\n", ""),
@@ -104,7 +116,10 @@ def test_growth_is_of_a_device_that_is_still_there_and_of_a_counter_that_only_gr
     assert cgroupfs.bytes_moved(before, after, "254:0", "rbytes", "x") == 4
     assert cgroupfs.bytes_moved("", after, "254:0", "rbytes", "x") == 9
     # It was read, and has no line for the device: it has moved nothing.
-    assert cgroupfs.bytes_moved("", before, "254:16", "rbytes", "x") == 0 and cgroupfs.bytes_moved("", "", "254:0", "rbytes", "x") == 0
+    assert (
+        cgroupfs.bytes_moved("", before, "254:16", "rbytes", "x") == 0
+        and cgroupfs.bytes_moved("", "", "254:0", "rbytes", "x") == 0
+    )
     for first, last in ((before, ""), (after, before), (before, "254:0 \n")):
         with pytest.raises(ReadingError, match="as before"):
             cgroupfs.bytes_moved(first, last, "254:0", "rbytes", "x")
@@ -119,10 +134,21 @@ def taken(*parts: str, end: bool = True) -> str:
 
 def test_files_are_read_whole_by_section() -> None:
     said = "noise\n" + taken(
-        "section before", "file /a\n1\n2\n", "whole /a", "absent /b", "note status 0", "section after", "file /a\n\n", "whole /a"
+        "section before",
+        "file /a\n1\n2\n",
+        "whole /a",
+        "absent /b",
+        "note status 0",
+        "section after",
+        "file /a\n\n",
+        "whole /a",
     )
     found = shell_functions.sections(said, "@1", "g0")
-    assert found["before"].text("/a") == "1\n2\n" and found["before"].note("status") == "0" and found["after"].text("/a") == "\n"
+    assert (
+        found["before"].text("/a") == "1\n2\n"
+        and found["before"].note("status") == "0"
+        and found["after"].text("/a") == "\n"
+    )
     for path, why in (("/b", "no such file"), ("/c", "it was not looked at")):
         with pytest.raises(ReadingError, match=f"guest g0: {path}: expected to read it, got .*{why}"):
             found["before"].text(path)
@@ -153,7 +179,13 @@ def test_a_file_that_was_not_read_to_its_end_has_no_text(parts: tuple[str, ...])
 
 def test_a_shell_takes_files_as_they_are(tmp_path: Path) -> None:
     mark = shell_functions.new_separator()
-    texts = {"whole": "a 1\n  b \\\\n\t2 \n", "empty": "", "lines": "\n\n", "cut": "a 1\nb 2", "marked": "== x\nfinish\n"}
+    texts = {
+        "whole": "a 1\n  b \\\\n\t2 \n",
+        "empty": "",
+        "lines": "\n\n",
+        "cut": "a 1\nb 2",
+        "marked": "== x\nfinish\n",
+    }
     for name, text in texts.items():
         (tmp_path / name).write_text(text)
     (tmp_path / "folder").mkdir()
@@ -161,7 +193,11 @@ def test_a_shell_takes_files_as_they_are(tmp_path: Path) -> None:
     script = f"{shell_functions.function_definitions(mark)}echo noise\nsection one\ntake {files}\nsection two\ntake whole\nnote status 7\nfinish\n"
     done = subprocess.run(["sh", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     found = shell_functions.sections(done.stdout, mark, "g0")
-    assert found["one"].texts == texts and found["two"].texts == {"whole": texts["whole"]} and found["two"].note("status") == "7"
+    assert (
+        found["one"].texts == texts
+        and found["two"].texts == {"whole": texts["whole"]}
+        and found["two"].note("status") == "7"
+    )
     assert found["one"].unread == {"folder": "an error, or the file is gone", "none": "no such file"}
     for end in range(len(done.stdout) - len("finish\n")):
         with pytest.raises(ReadingError):
@@ -172,9 +208,30 @@ def test_a_shell_takes_files_as_they_are(tmp_path: Path) -> None:
 
 ODD = st.one_of(
     st.text(max_size=60),
-    st.sampled_from(["\u00b2", "\u0663", "9" * 5000, "", "-1", "+1", "1e9", "0x10", "1_0", " 1", "1 ", "nan", "inf", "\0", str(1 << 64)]),
+    st.sampled_from(
+        [
+            "\u00b2",
+            "\u0663",
+            "9" * 5000,
+            "",
+            "-1",
+            "+1",
+            "1e9",
+            "0x10",
+            "1_0",
+            " 1",
+            "1 ",
+            "nan",
+            "inf",
+            "\0",
+            str(1 << 64),
+        ]
+    ),
 )
-LINE = st.lists(st.one_of(ODD, st.sampled_from(["7:0", "rbytes=1", "group", "name=61", "io=7:0,1,2,3,4", "oom_kill", "12"])), max_size=8)
+LINE = st.lists(
+    st.one_of(ODD, st.sampled_from(["7:0", "rbytes=1", "group", "name=61", "io=7:0,1,2,3,4", "oom_kill", "12"])),
+    max_size=8,
+)
 TEXT = st.lists(LINE.map(" ".join), max_size=6).map("\n".join)
 PARSERS: dict[str, Callable[[str], object]] = {
     "whole": lambda text: parse_whole(text, "x"),
@@ -217,7 +274,9 @@ def test_whatever_a_guest_says_is_numbers_or_an_error_of_ours(parser: str, text:
 FORGIVING: dict[str, Callable[[str], object]] = {
     "disks": devices.parse,
     "symbols": lambda text: kallsyms.elf(kallsyms.parse(text)),
-    "read back": lambda text: readback.differences((Expected(where="x", file="/y", expected="1"),), f"read back\n== 0\n{text}"),
+    "read back": lambda text: readback.differences(
+        (Expected(where="x", file="/y", expected="1"),), f"read back\n== 0\n{text}"
+    ),
     "signature": lambda text: signature.render({"a/b": text}),
     "console": lambda text: json.dumps(
         [found.seconds for line in text.splitlines() if (found := kernel_log.classify(line))], allow_nan=False
@@ -226,7 +285,9 @@ FORGIVING: dict[str, Callable[[str], object]] = {
     "survey": lambda text: survey.parse(f"{text}\nend\n", {}),
     "blktests": lambda text: blktests.read_results("loop/001", f"nodev\0{text}\0{text}\0", text, text, devices=False),
 }
-STAMPED = TEXT.map(lambda text: f"[{text}.000000] WARNING: CPU: 0 PID: 1\nffffffffffffffff t x\n== {text}\nblock sda\nstatus\t{text}")
+STAMPED = TEXT.map(
+    lambda text: f"[{text}.000000] WARNING: CPU: 0 PID: 1\nffffffffffffffff t x\n== {text}\nblock sda\nstatus\t{text}"
+)
 
 
 @pytest.mark.parametrize("parser", FORGIVING)

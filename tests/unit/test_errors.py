@@ -34,7 +34,9 @@ def test_each_class_has_a_code_of_its_own_and_says_who_acts_and_how() -> None:
 
 def test_messages_keep_what_they_say() -> None:
     problem = Problem(file="a.yaml", line=1, column=2, path="guests", message="expected one")
-    assert str(TopologyError((problem, problem))) == "a.yaml:1:2: guests: expected one\na.yaml:1:2: guests: expected one"
+    assert (
+        str(TopologyError((problem, problem))) == "a.yaml:1:2: guests: expected one\na.yaml:1:2: guests: expected one"
+    )
     assert str(GuestLost("g0", "ready", "it ended", ("one", "two"))).splitlines()[-1] == "    | two"
 
 
@@ -81,11 +83,19 @@ runpy.run_module("testbed", run_name="__main__")
 
 @pytest.mark.parametrize(
     ("module", "verb"),
-    [("typer", "scenarios"), ("testbed.cli.inspect", "scenarios"), ("testbed.cli.vms", "ps"), ("json.decoder", "ps"), ("asyncio", "run")],
+    [
+        ("typer", "scenarios"),
+        ("testbed.cli.inspect", "scenarios"),
+        ("testbed.cli.vms", "ps"),
+        ("json.decoder", "ps"),
+        ("asyncio", "run"),
+    ],
 )
 def test_an_interrupt_while_the_command_line_is_loaded_is_no_traceback(tmp_path: Path, module: str, verb: str) -> None:
     env = {**os.environ, "TESTBED_CACHE": str(tmp_path / "c"), "TESTBED_STATE": str(tmp_path / "s")}
-    done = subprocess.run([sys.executable, "-c", STRUCK, module, verb], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", STRUCK, module, verb], env=env, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout) == (130, "") and done.stderr in ("", "testbed: stopped by SIGINT\n")
 
 

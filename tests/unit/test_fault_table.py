@@ -21,7 +21,11 @@ GUEST = Path(faults.__file__).parents[1] / "guest"
 def test_the_tests_of_a_fault_exist_and_compare_what_comes_of_it_with_the_table(name: str) -> None:
     for test in faults.FAULTS[name].tests:
         file, _, function = test.partition("::")
-        bodies = {node.name: ast.unparse(node) for node in ast.parse((GUEST / file).read_text()).body if isinstance(node, FUNCTION)}
+        bodies = {
+            node.name: ast.unparse(node)
+            for node in ast.parse((GUEST / file).read_text()).body
+            if isinstance(node, FUNCTION)
+        }
         helpers = [body for called, body in bodies.items() if f"{called}(" in bodies[function]]
         assert any("with expect(" in body for body in (bodies[function], *helpers)), test
 
@@ -66,4 +70,6 @@ def test_a_fault_is_met_as_its_row_says_or_not_at_all(monkeypatch: pytest.Monkey
 
 
 def test_every_state_in_which_a_guest_can_end_is_hurt() -> None:
-    assert set(faults.ALIVE) == {state for state in State if (state, Event.ENDED) in NEXT} and State.READY in faults.ALIVE
+    assert (
+        set(faults.ALIVE) == {state for state in State if (state, Event.ENDED) in NEXT} and State.READY in faults.ALIVE
+    )

@@ -71,7 +71,9 @@ def matrix() -> tuple[int, int, list[str]]:
     rows = re.findall(r"^\| ([A-Za-z0-9/_-]+) \| (\*\*.*)$", text, re.MULTILINE)
     found = [set(re.findall(r"\*\*([A-Z]+)\*\*", cells)) for _, cells in rows]
     assert all(each <= {"PASS", "SKIP"} for each in found)
-    newer = dict.fromkeys(case.scenario.name for name, case in cases().items() if name not in {name for name, _ in rows})
+    newer = dict.fromkeys(
+        case.scenario.name for name, case in cases().items() if name not in {name for name, _ in rows}
+    )
     return sum("PASS" in each for each in found), sum(each == {"SKIP"} for each in found), list(newer)
 
 
@@ -85,7 +87,11 @@ _SEARCHED = stated("testbed/report/page/report.html.j2", r"cases\|length > (\d+)
 _LEAST_BYTES, _LEAST_S = diff._LEAST["bytes"], diff._LEAST["s"]
 
 FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
-    ("README.md", "compares Debian's {} (base) with its {} (patched)", (version(KERNELS.base), version(KERNELS.patched))),
+    (
+        "README.md",
+        "compares Debian's {} (base) with its {} (patched)",
+        (version(KERNELS.base), version(KERNELS.patched)),
+    ),
     ("README.md", "one point of each of the {} scenarios", (len(SCENARIOS),)),
     ("README.md", "the table: {}; and what was built here", (", ".join(map(version, KERNELS.rows)),)),
     ("README.md", "the full matrix on the {} kernels of the table", (word(len(KERNELS.rows)),)),
@@ -96,8 +102,16 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
         "{} pass, {} fail, {} error, {} no result (the base shows no gap, or a control misbehaved), {} everything",
         (*_CODES,),
     ),
-    ("README.md", "`TESTBED_RUN_LIMIT` and `TESTBED_CACHE_LIMIT` ({} each)", (_RUN if _RUN == _CACHE else f"{_RUN}, {_CACHE}",)),
-    ("README.md", "The others see writes on {} filesystems", (word(sum(name.startswith("write-") for name in SCENARIOS)),)),
+    (
+        "README.md",
+        "`TESTBED_RUN_LIMIT` and `TESTBED_CACHE_LIMIT` ({} each)",
+        (_RUN if _RUN == _CACHE else f"{_RUN}, {_CACHE}",),
+    ),
+    (
+        "README.md",
+        "The others see writes on {} filesystems",
+        (word(sum(name.startswith("write-") for name in SCENARIOS)),),
+    ),
     ("README.md", "a difference above {} % is shown as a finding", (percent(verdict._BALANCED),)),
     ("docs/architecture.md", "A run may take {} of this machine's disks (`TESTBED_RUN_LIMIT`)", (_RUN,)),
     ("docs/architecture.md", "and {} MiB more for each", (admission._OVERHEAD_BYTES // MIB,)),
@@ -108,9 +122,17 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ),
     ("docs/guests.md", "may take `TESTBED_RUN_LIMIT` ({}) of this machine's disks", (_RUN,)),
     ("docs/guests.md", "A guest that does not give so much within {} s", (f"{cpu_memory._PATIENCE_S:g}",)),
-    ("docs/guests.md", "{} more than its disks take must be free beside its memory", (format_size(quota.MARGIN_BYTES),)),
+    (
+        "docs/guests.md",
+        "{} more than its disks take must be free beside its memory",
+        (format_size(quota.MARGIN_BYTES),),
+    ),
     ("docs/guests.md", "all that come within {} ms", (f"{device._FORCED_S * 1000:g}",)),
-    ("docs/guests.md", "have an `oom_score_adj` of {}", (stated("images/guest/testbed-init", r"echo (-\d+) >/proc/self/oom_score_adj"),)),
+    (
+        "docs/guests.md",
+        "have an `oom_score_adj` of {}",
+        (stated("images/guest/testbed-init", r"echo (-\d+) >/proc/self/oom_score_adj"),),
+    ),
     ("docs/kernels.md", "the finished objects stay, but for the last {}", (word(install_remains._UNCERTAIN_LINES),)),
     ("docs/kernels.md", "With all {} in one kernel", (word(len(_FLAVOURS)),)),
     ("docs/pytest.md", "longer than {} MiB, which is what is kept", (ssh._MAX_OUTPUT_BYTES // MIB,)),
@@ -127,9 +149,17 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
         (_SEARCHED,),
     ),
     ("docs/reports.md", "While a scenario runs, {} a second", (times(_SAMPLES_A_SECOND),)),
-    ("docs/reports.md", "at most {} of them: `memory`", (stated("images/guest/testbed-agent", r"\$MOST_GROUPS = (\d+)"),)),
+    (
+        "docs/reports.md",
+        "at most {} of them: `memory`",
+        (stated("images/guest/testbed-agent", r"\$MOST_GROUPS = (\d+)"),),
+    ),
     ("docs/reports.md", "no more than a {}th of the time", (f"{1 / cgroup_sampler._MOST_SHARE:g}",)),
-    ("docs/reports.md", "gives {} or less: of what is called changed {} % is expected to be chance", (diff.LEVEL, percent(diff.LEVEL))),
+    (
+        "docs/reports.md",
+        "gives {} or less: of what is called changed {} % is expected to be chance",
+        (diff.LEVEL, percent(diff.LEVEL)),
+    ),
     ("docs/reports.md", "A shift of no more than {} KiB or {} s is no change", (f"{_LEAST_BYTES / KIB:g}", _LEAST_S)),
     ("docs/reports.md", "above {} attempts on both sides together", (rank_test.EXACT,)),
     ("docs/reports.md", "Fewer than {0} attempts against {0} say nothing", (rank_test.LEAST,)),
@@ -148,9 +178,17 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
         "A bug that always shows takes {} tries on each kernel",
         (next(tries for tries in range(1, 99) if absence.is_absent(Rate(hits=tries, tries=tries), tries)),),
     ),
-    ("docs/reproduce.md", "the tries end before ({}, if the file says nothing else)", (Bug.model_fields["tries"].default,)),
+    (
+        "docs/reproduce.md",
+        "the tries end before ({}, if the file says nothing else)",
+        (Bug.model_fields["tries"].default,),
+    ),
     ("docs/reproduce.md", '"not seen in 2 tries, up to {}%"', (percent(Rate(hits=0, tries=2).high),)),
-    ("docs/reproduce.md", "What 6 tries do leave open is in the sentence: up to {} %", (percent(Rate(hits=0, tries=6).high),)),
+    (
+        "docs/reproduce.md",
+        "What 6 tries do leave open is in the sentence: up to {} %",
+        (percent(Rate(hits=0, tries=6).high),),
+    ),
     ("docs/reproduce.md", "more than {}/3 times as high on the one kernel", (f"{absence.MARGIN * 3:g}",)),
     ("docs/reproduce.md", "one hit in one try means {} % to 100 %", (percent(statistics.exact_interval(1, 1, 1)[0]),)),
     ("docs/reproduce.md", "the first {} of each kind", (console._MAX_FINDINGS,)),
@@ -176,7 +214,9 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("file", "sentence", "values"), FIGURES, ids=[f"{file}: {sentence[:40]}" for file, sentence, _ in FIGURES])
+@pytest.mark.parametrize(
+    ("file", "sentence", "values"), FIGURES, ids=[f"{file}: {sentence[:40]}" for file, sentence, _ in FIGURES]
+)
 def test_a_figure_of_the_product_is_that_of_the_code(file: str, sentence: str, values: tuple[Any, ...]) -> None:
     text = " ".join((ROOT / file).read_text(encoding="utf-8").split())
     said = sentence.format(*values)

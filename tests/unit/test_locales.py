@@ -40,17 +40,27 @@ def unnamed(source: str) -> Iterator[str]:
 
 
 def test_every_text_file_names_its_encoding() -> None:
-    found = {f"{path.relative_to(PACKAGE)}: {call}" for path in PACKAGE.rglob("*.py") for call in unnamed(path.read_text(encoding="utf-8"))}
+    found = {
+        f"{path.relative_to(PACKAGE)}: {call}"
+        for path in PACKAGE.rglob("*.py")
+        for call in unnamed(path.read_text(encoding="utf-8"))
+    }
     assert not found, "add encoding='utf-8'"
 
 
-@pytest.mark.parametrize("call", ["p.read_text()", "p.write_text(x)", "open(p)", "p.open()", "p.open('a')", "os.fdopen(3, 'w')"])
+@pytest.mark.parametrize(
+    "call", ["p.read_text()", "p.write_text(x)", "open(p)", "p.open()", "p.open('a')", "os.fdopen(3, 'w')"]
+)
 def test_a_call_without_an_encoding_is_found(call: str) -> None:
     assert list(unnamed(call)) == [ast.unparse(ast.parse(call))]
-    assert list(unnamed(call[:-1] + ", encoding='utf-8')" if call[-2] != "(" else call[:-1] + "encoding='utf-8')")) == []
+    assert (
+        list(unnamed(call[:-1] + ", encoding='utf-8')" if call[-2] != "(" else call[:-1] + "encoding='utf-8')")) == []
+    )
 
 
-@pytest.mark.parametrize("call", ["p.open('rb')", "open(p, 'wb')", "os.fdopen(3, 'wb')", "os.open(p, flags)", "gzip.open(p)"])
+@pytest.mark.parametrize(
+    "call", ["p.open('rb')", "open(p, 'wb')", "os.fdopen(3, 'wb')", "os.open(p, flags)", "gzip.open(p)"]
+)
 def test_bytes_need_none(call: str) -> None:
     assert list(unnamed(call)) == []
 
@@ -73,8 +83,14 @@ def locale(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def command(env: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[bytes]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHONIOENCODING", "PYTHONUTF8"))}
-    return subprocess.run([sys.executable, "-m", "testbed", *words], env=clean | env, capture_output=True, cwd=PACKAGE.parent)
+    clean = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("LC_", "LANG", "PYTHONIOENCODING", "PYTHONUTF8"))
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "testbed", *words], env=clean | env, capture_output=True, cwd=PACKAGE.parent
+    )
 
 
 @pytest.mark.slow

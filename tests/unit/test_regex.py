@@ -61,7 +61,8 @@ def _of(node: ast.AST, module: str, inside: str, asked: dict[str, set[str]]) -> 
                 name=name,
                 pattern=_constant(call.args[0]),
                 flags=_flags(call),
-                anchored=f"{module}:{name}" in IN_LOOPS_FULLMATCH or (bool(methods) and methods <= {*_WHOLE, "pattern"}),
+                anchored=f"{module}:{name}" in IN_LOOPS_FULLMATCH
+                or (bool(methods) and methods <= {*_WHOLE, "pattern"}),
             )
         yield from _of(child, module, name, asked)
 
@@ -95,9 +96,19 @@ def test_every_use_of_pythons_re_is_in_the_table() -> None:
     for use in uses():
         found.setdefault(use.module, set()).add(use.name)
     known = {module: set(names.split()) for table in (OURS, STRANGERS) for module, names in _rows(table)}
-    new = {module: sorted(names - known.get(module, set())) for module, names in found.items() if names - known.get(module, set())}
-    assert not new, f"not in tests/support/regex_table.py: {new}; use re2 for strangers' text, or say there what bounds it"
-    gone = {module: sorted(names - found.get(module, set())) for module, names in known.items() if names - found.get(module, set())}
+    new = {
+        module: sorted(names - known.get(module, set()))
+        for module, names in found.items()
+        if names - known.get(module, set())
+    }
+    assert not new, (
+        f"not in tests/support/regex_table.py: {new}; use re2 for strangers' text, or say there what bounds it"
+    )
+    gone = {
+        module: sorted(names - found.get(module, set()))
+        for module, names in known.items()
+        if names - found.get(module, set())
+    }
     assert not gone, f"in tests/support/regex_table.py, and not in the code: {gone}"
     both = {module for module, _ in _rows(OURS)} & {module for module, _ in _rows(STRANGERS)}
     assert not both, both
@@ -112,7 +123,9 @@ def test_no_module_has_res_functions_by_another_name() -> None:
     for path in sorted(TESTBED.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             assert not (isinstance(node, ast.ImportFrom) and node.module == "re"), path
-            assert not (isinstance(node, ast.Import) and any(one.name == "re" and one.asname for one in node.names)), path
+            assert not (isinstance(node, ast.Import) and any(one.name == "re" and one.asname for one in node.names)), (
+                path
+            )
 
 
 MEETING_STRANGERS = [use for use in uses() if use.module in STRANGERS and use.pattern is not None]

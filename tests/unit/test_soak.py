@@ -13,7 +13,15 @@ from benchmarks import soak
 from benchmarks.soak import Held
 
 ROOT = Path(__file__).parents[2]
-FLAT = Held(memory_bytes=60_000_000, python_blocks=300_000, malloc_bytes=17_000_000, files=12, processes=0, tasks=1, disk_bytes=8000)
+FLAT = Held(
+    memory_bytes=60_000_000,
+    python_blocks=300_000,
+    malloc_bytes=17_000_000,
+    files=12,
+    processes=0,
+    tasks=1,
+    disk_bytes=8000,
+)
 # How often the table is made larger while names come and go, in a program that has as many of its own as the testbed.
 NAMES = """\
 import sys
@@ -31,7 +39,9 @@ print(steps)
 
 
 def steps(before: str) -> int:
-    done = subprocess.run([sys.executable, "-c", NAMES.format(before=before)], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-c", NAMES.format(before=before)], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     return int(done.stdout)
 
 
@@ -55,7 +65,12 @@ def test_what_grows_is_named(name: str, each: int) -> None:
 
 def test_what_comes_and_goes_does_not_grow() -> None:
     kept = [
-        replace(FLAT, files=12 + number % 3, malloc_bytes=FLAT.malloc_bytes + number % 7 * 1000, memory_bytes=60_000_000 + number * 1000)
+        replace(
+            FLAT,
+            files=12 + number % 3,
+            malloc_bytes=FLAT.malloc_bytes + number % 7 * 1000,
+            memory_bytes=60_000_000 + number * 1000,
+        )
         for number in range(999)
     ]
     assert soak.growing(kept) == ()

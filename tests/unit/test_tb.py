@@ -68,10 +68,14 @@ def test_modules_in_the_current_folder_are_not_run(tmp_path: Path) -> None:
     for name in ("venv", "ensurepip", "json", "sitecustomize"):
         (folder / f"{name}.py").write_text(f"open({str(ran)!r}, 'a').write({name!r})\n")
     python = tmp_path / "python"  # without pip, which would be installed from elsewhere
-    python.write_text(f'#!/bin/sh\ncase "$*" in *" venv "*) set -- "$@" --without-pip ;; esac\nexec {sys.executable} "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *" venv "*) set -- "$@" --without-pip ;; esac\nexec {sys.executable} "$@"\n'
+    )
     python.chmod(0o755)
     environment = {**os.environ, "TESTBED_CACHE": str(tmp_path / "cache"), "TESTBED_PYTHON": str(python)}
-    done = subprocess.run([TB, "ps"], env=environment, capture_output=True, text=True, timeout=120, cwd=folder, check=False)
+    done = subprocess.run(
+        [TB, "ps"], env=environment, capture_output=True, text=True, timeout=120, cwd=folder, check=False
+    )
     assert done.returncode == 2 and "the Python packages could not be installed" in done.stderr, done.stderr
     assert (tmp_path / "cache").is_dir() and not ran.exists()
 
@@ -104,17 +108,26 @@ def test_nothing_is_run_from_another_users_cache() -> None:
 
 @pytest.mark.slow
 def test_an_interrupt_of_the_setting_up_says_so(tmp_path: Path) -> None:
-    setting_up = subprocess.Popen([TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0)
+    setting_up = subprocess.Popen(
+        [TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0
+    )
     assert setting_up.stderr is not None and b"installing Python packages" in setting_up.stderr.readline()
     (lock,) = tmp_path.glob("venv-*.lock")
     assert stat.S_IMODE(lock.stat().st_mode) == 0o600, "nobody else can hold it"
     time.sleep(0.2)  # wherever it is by then
-    with subprocess.Popen([TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0) as other:
+    with subprocess.Popen(
+        [TB, "ps"], env={**os.environ, "TESTBED_CACHE": str(tmp_path)}, stderr=subprocess.PIPE, process_group=0
+    ) as other:
         assert other.stderr is not None
         waits = other.stderr.readline().decode()
-        assert re.fullmatch(r"tb: waiting for pid \d+ of \S+, since \d{4}-.*, which installs into \S+/venv-\w+\n", waits), waits
+        assert re.fullmatch(
+            r"tb: waiting for pid \d+ of \S+, since \d{4}-.*, which installs into \S+/venv-\w+\n", waits
+        ), waits
         os.killpg(other.pid, signal.SIGKILL)
     os.killpg(setting_up.pid, signal.SIGINT)
     said = setting_up.communicate(timeout=60)[1]
-    assert setting_up.returncode == 130 and b"tb: stopped by SIGINT; the next ./tb goes on with setting up" in said.splitlines()
+    assert (
+        setting_up.returncode == 130
+        and b"tb: stopped by SIGINT; the next ./tb goes on with setting up" in said.splitlines()
+    )
     assert not list(tmp_path.glob("venv-*/complete"))

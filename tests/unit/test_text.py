@@ -56,7 +56,10 @@ def test_any_text_is_read_or_refused(text: str | bytes) -> None:
 def test_json_is_read_in_one_place() -> None:
     """Python's own reader takes NaN, keys twice, numbers without end; so does pydantic's."""
     for path in PACKAGE.rglob("*.py"):
-        if path.name in ("text.py", "build_jail_exec.py"):  # that one imports nothing of ours, and reads its own command line
+        if path.name in (
+            "text.py",
+            "build_jail_exec.py",
+        ):  # that one imports nothing of ours, and reads its own command line
             continue
         nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
         assert {node.attr for node in nodes}.isdisjoint({"validate_json", "model_validate_json"}), path

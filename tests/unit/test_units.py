@@ -23,7 +23,9 @@ def test_sizes_are_read_in_powers_of_1024(text: str | int, size_bytes: int) -> N
     assert parse_size(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "big", "-1", "1.5G", "1G2", "\u0661", True, None, "9" * 40, "2g", "1iB", "2Gi", "2GBB"])
+@pytest.mark.parametrize(
+    "text", ["", "big", "-1", "1.5G", "1G2", "\u0661", True, None, "9" * 40, "2g", "1iB", "2Gi", "2GBB"]
+)
 def test_what_is_no_size_says_what_was_expected(text: str) -> None:
     with pytest.raises(ValueError, match="expected a size such as 2G"):
         parse_size(text)

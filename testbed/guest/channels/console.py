@@ -118,7 +118,11 @@ class Console:
         tail = bytes(last[-_LAST_BYTES:])
         cut = self.printed_bytes - _MAX_LOG_BYTES - len(tail)
         if tail:
-            note = f"\n[testbed: {cut} of {self.printed_bytes} bytes that the guest printed are left out here]\n" if cut else ""
+            note = (
+                f"\n[testbed: {cut} of {self.printed_bytes} bytes that the guest printed are left out here]\n"
+                if cut
+                else ""
+            )
             with contextlib.suppress(OSError):
                 log.write(note.encode() + tail)
 
@@ -227,7 +231,9 @@ class Agent:
             raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got the end of the wire")
         said = kernel_log.clean(line.rstrip(), _MAX_LINE_BYTES)
         if said.startswith("failed "):
-            raise GuestError(f"guest {self._guest}: agent: expected `{word}`, got a failure: {said.removeprefix('failed ')}")
+            raise GuestError(
+                f"guest {self._guest}: agent: expected `{word}`, got a failure: {said.removeprefix('failed ')}"
+            )
         return said
 
     def say(self, verb: str, **words: str) -> None:

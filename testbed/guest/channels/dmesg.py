@@ -78,7 +78,10 @@ def merge(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
     """
     kernel, programs = _found(log, of_kernel=True), _found(log, of_kernel=False)
     theirs = _places(programs) - _places(kernel)
-    found = [replace(finding, kind=Kind.PROGRAM) if (finding.seconds, finding.text) in theirs else finding for finding in shown]
+    found = [
+        replace(finding, kind=Kind.PROGRAM) if (finding.seconds, finding.text) in theirs else finding
+        for finding in shown
+    ]
     known = Counter((finding.seconds, finding.text) for finding in found)
     count = Counter(finding.kind for finding in found)
     for finding in kernel:
@@ -92,7 +95,9 @@ def merge(shown: Iterable[Finding], log: KernelLog, most: int) -> list[Finding]:
     if not any(finding.kind.splat for finding in found):
         found += _of_taints(log.tainted)
     if log.unread:
-        found.append(Finding(kind=Kind.UNREAD, seconds=None, text=clean(f"the kernel's log was not read: {log.unread}")))
+        found.append(
+            Finding(kind=Kind.UNREAD, seconds=None, text=clean(f"the kernel's log was not read: {log.unread}"))
+        )
     return found
 
 
@@ -110,5 +115,7 @@ def _found(log: KernelLog, *, of_kernel: bool) -> list[Finding]:
 
 def _of_taints(tainted: int) -> list[Finding]:
     said = [what for bit, what in _TAINTS.items() if tainted >> bit & 1]
-    text = f"/proc/sys/kernel/tainted is {tainted}: {', '.join(said)}, of which neither the console nor the log has a line"
+    text = (
+        f"/proc/sys/kernel/tainted is {tainted}: {', '.join(said)}, of which neither the console nor the log has a line"
+    )
     return [Finding(kind=Kind.OTHER, seconds=None, text=text)] if said else []

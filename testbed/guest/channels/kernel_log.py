@@ -73,13 +73,25 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
     # kernel/panic.c
     (Kind.PANIC, r"Kernel panic - not syncing"),
     # arch/x86/mm/fault.c, arch/x86/kernel/{dumpstack,traps,fred}.c, lib/bug.c. die() says `WHAT: CODE [#N]`, since 6.10 behind `Oops: `.
-    (Kind.OOPS, r"BUG: (?:unable to handle|kernel NULL pointer|(?:.* )?stack guard page was hit|invalid or fatal FRED event)"),
+    (
+        Kind.OOPS,
+        r"BUG: (?:unable to handle|kernel NULL pointer|(?:.* )?stack guard page was hit|invalid or fatal FRED event)",
+    ),
     (Kind.OOPS, r"\bOops: |^general protection fault|: [0-9a-f]{4,16} \[#\d+\]|[kK]ernel BUG at|PANIC: double fault"),
     # kernel/locking/{lockdep,spinlock_debug}.c, include/linux/debug_locks.h
-    (Kind.LOCKDEP, r"WARNING: (?:possible .*(?:locking|lock inversion)|inconsistent lock state|\S+-safe -> \S+-unsafe lock)"),
-    (Kind.LOCKDEP, r"WARNING: (?:suspicious RCU usage|bad (?:unlock balance|contention)|held lock freed|lock held when returning)"),
+    (
+        Kind.LOCKDEP,
+        r"WARNING: (?:possible .*(?:locking|lock inversion)|inconsistent lock state|\S+-safe -> \S+-unsafe lock)",
+    ),
+    (
+        Kind.LOCKDEP,
+        r"WARNING: (?:suspicious RCU usage|bad (?:unlock balance|contention)|held lock freed|lock held when returning)",
+    ),
     (Kind.LOCKDEP, r"WARNING: nested lock was not taken|(?:WARNING|BUG): .* still has locks held|DEBUG_LOCKS_WARN_ON"),
-    (Kind.LOCKDEP, r"BUG: (?:Invalid wait context|MAX_\w+ too low|looking up invalid subclass|key .* not |spinlock |rwlock )"),
+    (
+        Kind.LOCKDEP,
+        r"BUG: (?:Invalid wait context|MAX_\w+ too low|looking up invalid subclass|key .* not |spinlock |rwlock )",
+    ),
     (Kind.LOCKDEP, r"INFO: (?:trying to register non-static key|possible .*lock)"),
     # kernel/sched/core.c, lib/smp_processor_id.c, kernel/workqueue.c
     (Kind.ATOMIC_SLEEP, r"BUG: (?:sleeping function called from invalid context|scheduling while atomic)"),
@@ -104,29 +116,62 @@ _CLASSES: tuple[tuple[Kind | None, str], ...] = (
     (Kind.LOCKUP, r"\b(?:[sS]oft|[hH]ard|workqueue) lockup\b|Watchdog detected hard LOCKUP"),
     (Kind.RCU_STALL, r"INFO: .*\bdetected .*stall|\brcu\w* kthread (?:starved|timer wakeup)"),
     # mm/{oom_kill,page_alloc}.c
-    (Kind.OOM, r"invoked oom-killer|[oO]ut of memory(?:: Killed process| and no killable)|page allocation (?:failure: order:|stall )"),
+    (
+        Kind.OOM,
+        r"invoked oom-killer|[oO]ut of memory(?:: Killed process| and no killable)|page allocation (?:failure: order:|stall )",
+    ),
     # block/blk-{core,mq}.c, fs/{buffer,fserror}.c, mm/page_io.c; drivers/{block/loop,nvme/host/core,scsi/scsi_lib,scsi/scsi_logging}.c
-    (Kind.IO_ERROR, r"\berror, dev \S+,? |Buffer I/O error on dev|blk_update_request: .*error|loop: Write error at byte offset"),
-    (Kind.IO_ERROR, r"\(sct 0x[0-9a-f]+ / sc 0x[0-9a-f]+\)|FAILED Result: |rejecting I/O to |(?:Read|Write)-error on swap-device"),
+    (
+        Kind.IO_ERROR,
+        r"\berror, dev \S+,? |Buffer I/O error on dev|blk_update_request: .*error|loop: Write error at byte offset",
+    ),
+    (
+        Kind.IO_ERROR,
+        r"\(sct 0x[0-9a-f]+ / sc 0x[0-9a-f]+\)|FAILED Result: |rejecting I/O to |(?:Read|Write)-error on swap-device",
+    ),
     (Kind.IO_ERROR, r"lost file I/O error report"),
     # fs/{ext4,f2fs,fat,udf,squashfs}, fs/jbd2/{journal,commit}.c
-    (Kind.FILESYSTEM, r"\b(?:EXT[234]|EROFS|UDF)-fs:? error|(?:FAT|F2FS)-fs .*: (?:error|inconsistent|[cC]orrupt)|SQUASHFS error"),
-    (Kind.FILESYSTEM, r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure|csum_verify|[cC]hecksum .*(?:fail|invalid))"),
+    (
+        Kind.FILESYSTEM,
+        r"\b(?:EXT[234]|EROFS|UDF)-fs:? error|(?:FAT|F2FS)-fs .*: (?:error|inconsistent|[cC]orrupt)|SQUASHFS error",
+    ),
+    (
+        Kind.FILESYSTEM,
+        r"EXT4-fs .*(?:Remounting filesystem read-only|I/O error|IO failure|csum_verify|[cC]hecksum .*(?:fail|invalid))",
+    ),
     (
         Kind.FILESYSTEM,
         r"EXT4-fs .*(?:allocation failed|[dD]ata (?:loss|will be lost))|Aborting journal on device|JBD2: .*(?:[eE]rror|corrupt)",
     ),
-    (Kind.FILESYSTEM, r"Possible data corruption due to collision"),  # mm/filemap.c, fs/iomap: direct I/O beside the page cache
+    (
+        Kind.FILESYSTEM,
+        r"Possible data corruption due to collision",
+    ),  # mm/filemap.c, fs/iomap: direct I/O beside the page cache
     # fs/xfs/{xfs_error,xfs_fsops,xfs_log,xfs_buf,xfs_message}.c; fs/btrfs/messages.c
-    (Kind.FILESYSTEM, r"XFS \(.*\): .*(?:[cC]orrupt|I/O [eE]rror|Internal error|CRC error|recovery failed|writeback error)"),
+    (
+        Kind.FILESYSTEM,
+        r"XFS \(.*\): .*(?:[cC]orrupt|I/O [eE]rror|Internal error|CRC error|recovery failed|writeback error)",
+    ),
     (Kind.FILESYSTEM, r"XFS \(.*\): .*(?:[sS]hut(?:ting)? ?down|rectify|run xfs_repair)|XFS.*: Assertion failed"),
-    (Kind.FILESYSTEM, r"BTRFS:? (?:error|critical|alert|emergency)|BTRFS.*(?:csum failed|Transaction aborted|forced readonly)"),
+    (
+        Kind.FILESYSTEM,
+        r"BTRFS:? (?:error|critical|alert|emergency)|BTRFS.*(?:csum failed|Transaction aborted|forced readonly)",
+    ),
     # drivers/nvme/host/{pci,core}.c, drivers/scsi/scsi_error.c, drivers/ata/libata-{core,eh}.c
-    (Kind.DISK, r"nvme\d*:? .*(?:\btimeout, |controller is down|Abort status|[dD]evice not ready|reset failure|probe failure)"),
-    (Kind.DISK, r"timing out command|\bata\d+(?:\.\d+)?: (?:exception Emask|failed command|SRST failed|hard resetting link)"),
+    (
+        Kind.DISK,
+        r"nvme\d*:? .*(?:\btimeout, |controller is down|Abort status|[dD]evice not ready|reset failure|probe failure)",
+    ),
+    (
+        Kind.DISK,
+        r"timing out command|\bata\d+(?:\.\d+)?: (?:exception Emask|failed command|SRST failed|hard resetting link)",
+    ),
     # Nothing, where no class above knows the line and it begins so: what follows a report, behind its subsystem's name, and what a healthy
     # kernel says of its processor (arch/x86/kernel/cpu/bugs.c) or its command line.
-    (None, r"^(?:[\w-]+(?: \(\S+\))?: )?INFO: (?:lockdep is turned off|(?:Expedited )?[Ss]tall ended|NMI handler|recovery required)"),
+    (
+        None,
+        r"^(?:[\w-]+(?: \(\S+\))?: )?INFO: (?:lockdep is turned off|(?:Expedited )?[Ss]tall ended|NMI handler|recovery required)",
+    ),
     (None, r"^(?:Spectre V2 |RETBleed|ITS|Speculative Return Stack Overflow|process): WARNING: "),
     (None, r"^WARNING: (?:Spectre|Unprivileged eBPF|'bootconfig' found)"),
 )

@@ -163,7 +163,9 @@ class Shell:
             # On its first line, so that messages have the script's own lines.
             text = f"{shlex.join(['set', '--', *arguments])}; {text}"
             return await self._run(text, stdin, check, timeout_s, heard)
-        return await self._run(shlex.join([interpreter, "-c", text, interpreter, *arguments]), stdin, check, timeout_s, heard)
+        return await self._run(
+            shlex.join([interpreter, "-c", text, interpreter, *arguments]), stdin, check, timeout_s, heard
+        )
 
     @contextlib.asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncssh.SSHClientConnection]:
@@ -186,7 +188,12 @@ class Shell:
         self._free.append(connection)
 
     async def _run(
-        self, command: str, stdin: bytes, check: bool, timeout_s: float | None, heard: tuple[Listener, Listener] | None = None
+        self,
+        command: str,
+        stdin: bytes,
+        check: bool,
+        timeout_s: float | None,
+        heard: tuple[Listener, Listener] | None = None,
     ) -> Result:
         started = time.monotonic()
         limit = self._command_s if timeout_s is None else timeout_s
@@ -243,7 +250,9 @@ class Shell:
                 await sftp.truncate(target, before.st_size)
             after = source.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-            raise HostError(f"copying {source} to {target}: expected a file that stays as it is, it was written to meanwhile")
+            raise HostError(
+                f"copying {source} to {target}: expected a file that stays as it is, it was written to meanwhile"
+            )
 
     async def get(self, source: str, target: Path, *, most_bytes: int | None = None) -> None:
         """Copy a file of the guest, of at most `most_bytes` (16 GiB without it), to this machine; the caller owns the deadline. Raises as
@@ -268,7 +277,9 @@ class Shell:
     def _record(self, command: str, result: Result) -> None:
         if self._log is not None:
             cut = f", cut off at {_MAX_OUTPUT_BYTES >> 20} MiB" if result.truncated else ""
-            self._log.add(f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s{cut}]\n")
+            self._log.add(
+                f"$ {command}\n{result.stdout}{result.stderr}[status {result.status}, {result.took_s:.3f} s{cut}]\n"
+            )
 
     async def close(self) -> None:
         """Drop the connections; a server that no longer answers is not waited for."""
@@ -279,7 +290,9 @@ class Shell:
                 await asyncio.gather(*(connection.wait_closed() for connection in self._all))
 
 
-async def _connected(guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: str) -> asyncssh.SSHClientConnection:
+async def _connected(
+    guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: str
+) -> asyncssh.SSHClientConnection:
     own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key)
     try:
         connection, _ = await asyncssh.create_connection(

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from testbed.guest.channels.ssh import Shell
 
 
-async def connect(spec: LaunchSpec, entrance: Entrance, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log) -> Shell:
+async def connect(
+    spec: LaunchSpec, entrance: Entrance, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log
+) -> Shell:
     """Shake hands with a clone as soon as its server goes on, and log in when it has been told of the `key` (`identified`).
 
     :raise GuestError: it has another host key. :raise WireBroken: it refuses us, or nobody listens.

@@ -73,7 +73,9 @@ def _of_file(wanted: Path, own: tuple[kallsyms.Symbol, ...], target: Path) -> di
         raise UsageError(f"--symbols {wanted}: {error}") from error
     here, there = kallsyms.address_of(own, _ANCHOR), kallsyms.address_of(theirs, _ANCHOR)
     if here is None or there is None:
-        raise UsageError(f"--symbols {wanted}: expected the vmlinux or System.map of the guest's kernel, with the symbol {_ANCHOR}")
+        raise UsageError(
+            f"--symbols {wanted}: expected the vmlinux or System.map of the guest's kernel, with the symbol {_ANCHOR}"
+        )
     if is_elf:
         return {"symbols": str(wanted), "offset": here - there}
     mapped = target.with_name("system-map.elf")

@@ -66,7 +66,9 @@ class CounterBaseline:
         """What was not read when it was last looked at: then that the signature has not shown there means nothing. Else empty."""
         if self._failed:
             return f"its counters were not read at the end: {self._failed}"
-        return "; ".join(f"{'/'.join(counter)}: {self._had(counter)}not read: {why}" for counter, why in self._unread.items())
+        return "; ".join(
+            f"{'/'.join(counter)}: {self._had(counter)}not read: {why}" for counter, why in self._unread.items()
+        )
 
     def _had(self, counter: tuple[str, str]) -> str:
         return f"{self._last[counter]} at first, then " if counter in self._last else ""

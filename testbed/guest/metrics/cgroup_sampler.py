@@ -40,7 +40,9 @@ class CgroupSampler:
         """
         guest = self._guest
         asked = time.monotonic()
-        lines, said = await guest.wait(guest.agent.ask("counts", **({"fresh": "1"} if self._fresh else {})), guest.spec.deadlines.command_s)
+        lines, said = await guest.wait(
+            guest.agent.ask("counts", **({"fresh": "1"} if self._fresh else {})), guest.spec.deadlines.command_s
+        )
         uptime_s = clock.uptime_s(said)
         at = clock.clock_between(uptime_s, asked, time.monotonic())
         self._fresh = False
@@ -67,5 +69,7 @@ async def sampling_cgroups(guest: Guest, every_s: float | None) -> AsyncIterator
     if every_s is None:
         yield
         return
-    async with recorder.record_samples(CgroupSampler(guest).sample, every_s, guest.spec.logs / LOG, most_share=_MOST_SHARE):
+    async with recorder.record_samples(
+        CgroupSampler(guest).sample, every_s, guest.spec.logs / LOG, most_share=_MOST_SHARE
+    ):
         yield

@@ -76,7 +76,12 @@ class DiskSampler:
                 self._limits[name] = self._throttle(name)
             found[name] = {**ways, "throttle": self._limits[name]}
         guest_s = round(self._clock.uptime(at), 4)
-        return {"monotonic_s": round(at, 6), "guest_s": guest_s, "guest_error_s": round(self._clock.error_s, 4), "disks": found}
+        return {
+            "monotonic_s": round(at, 6),
+            "guest_s": guest_s,
+            "guest_error_s": round(self._clock.error_s, 4),
+            "disks": found,
+        }
 
     def _count_latencies(self, device: str) -> None:
         """Let QEMU count how long a disk's requests take, from now on; one that comes back must be told again."""
@@ -85,12 +90,18 @@ class DiskSampler:
 
     def _throttle(self, name: str) -> dict[str, int]:
         group = blockdev.throttle_group(name, self._guest.spec.model.disks[name])
-        limits = from_qemu_limits(self._guest.poller.ask("qom-get", {"path": f"/objects/{group}", "property": "limits"}))
+        limits = from_qemu_limits(
+            self._guest.poller.ask("qom-get", {"path": f"/objects/{group}", "property": "limits"})
+        )
         return {key.replace("_", "-"): value for key, value in limits.given().items()}
 
 
 def _way(stats: dict[str, Any], way: str) -> dict[str, Any]:
-    found = {"requests": stats[f"{way}_operations"], "failed": stats[f"failed_{way}_operations"], "time_ns": stats[f"{way}_total_time_ns"]}
+    found = {
+        "requests": stats[f"{way}_operations"],
+        "failed": stats[f"failed_{way}_operations"],
+        "time_ns": stats[f"{way}_total_time_ns"],
+    }
     if way != "flush":
         found |= {"bytes": stats[f"{way}_bytes"], "merged": stats[f"{way}_merged"]}
     histogram = stats.get(f"{way}_latency_histogram")

@@ -35,14 +35,19 @@ class DiskSpeed:
     read_us: float
 
 
-async def measure(factory: GuestFactory, kernel: KernelFiles, logs: Path, *, seconds: float = 3) -> dict[str, DiskSpeed]:
+async def measure(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, *, seconds: float = 3
+) -> dict[str, DiskSpeed]:
     """On a guest of its own, one kind after the other.
 
     :raise GuestError: the guest is lost.
     """
     model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     found = {}
-    async with factory.admitted((model,), "bench", cores=factory.host.cores), factory.guest("bench", model, kernel, logs) as guest:
+    async with (
+        factory.admitted((model,), "bench", cores=factory.host.cores),
+        factory.guest("bench", model, kernel, logs) as guest,
+    ):
         for number, kind in enumerate(KINDS):
             path = guest.disks[f"d{number}"].path
             await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=1M", "oflag=direct", "status=none", check=False)
@@ -69,7 +74,9 @@ def save(found: Mapping[str, DiskSpeed], cache: Path, host: Host) -> None:
 def load(cache: Path, host: Host) -> dict[str, DiskSpeed]:
     """What was measured, or nothing."""
     try:
-        return {kind: DiskSpeed(**said) for kind, said in parse_json(_file(cache, host).read_text(encoding="utf-8")).items()}
+        return {
+            kind: DiskSpeed(**said) for kind, said in parse_json(_file(cache, host).read_text(encoding="utf-8")).items()
+        }
     except (OSError, ValueError, TypeError):
         return {}
 

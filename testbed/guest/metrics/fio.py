@@ -20,19 +20,37 @@ class Load:
     error: int
 
 
-async def run(guest: Guest, file: str, *options: str, rw: str = "randread", seconds: float = 5, warm_s: float = 0) -> Load:
+async def run(
+    guest: Guest, file: str, *options: str, rw: str = "randread", seconds: float = 5, warm_s: float = 0
+) -> Load:
     """Run one job on a device or a file, past the page cache, for so long, after so long that does not count.
 
     :raise GuestError: fio does not run, or says nothing. Errors of the disk are in the result.
     """
-    words = [f"--filename={file}", f"--rw={rw}", f"--runtime={seconds}", *([f"--ramp_time={warm_s}"] if warm_s else []), *options]
-    fixed = ("--name=load", "--direct=1", "--time_based", "--thread", "--group_reporting", "--randrepeat=0", "--output-format=json")
+    words = [
+        f"--filename={file}",
+        f"--rw={rw}",
+        f"--runtime={seconds}",
+        *([f"--ramp_time={warm_s}"] if warm_s else []),
+        *options,
+    ]
+    fixed = (
+        "--name=load",
+        "--direct=1",
+        "--time_based",
+        "--thread",
+        "--group_reporting",
+        "--randrepeat=0",
+        "--output-format=json",
+    )
     done = await guest.run("fio", *fixed, *words, check=False, timeout_s=seconds + warm_s + 120)
     try:
         return parse_load(done.stdout, rw)
     except ValueError as error:
         said = (done.stderr or done.stdout).strip()[-500:]
-        raise GuestError(f"guest {guest.name}: fio on {file}: expected its figures as JSON, got status {done.status}: {said}") from error
+        raise GuestError(
+            f"guest {guest.name}: fio on {file}: expected its figures as JSON, got status {done.status}: {said}"
+        ) from error
 
 
 def parse_load(printed: str, rw: str) -> Load:
@@ -48,6 +66,8 @@ def parse_load(printed: str, rw: str) -> Load:
         figures = (side["iops"], side["bw_bytes"], median_ns, job["error"])
         if not all(isinstance(figure, int | float) and math.isfinite(figure) and figure >= 0 for figure in figures):
             raise ValueError(f"expected numbers, got {figures}")
-        return Load(iops=side["iops"], bytes_per_s=side["bw_bytes"], median_us=median_ns / 1000, error=int(job["error"]))
+        return Load(
+            iops=side["iops"], bytes_per_s=side["bw_bytes"], median_us=median_ns / 1000, error=int(job["error"])
+        )
     except (KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"expected the figures of one job, got none: {error!r}") from error

@@ -25,7 +25,9 @@ finish
 
 async def block_devices(guest: Guest) -> dict[str, dict[str, Any]]:
     """What `query-blockstats` says of each of the topology's disks that is there: `stats`, and `qdev`, the device's own name."""
-    return group_by_disk(guest, await guest.wait(guest.monitor.execute(BLOCKSTATS, kept=False), guest.spec.deadlines.monitor_s))
+    return group_by_disk(
+        guest, await guest.wait(guest.monitor.execute(BLOCKSTATS, kept=False), guest.spec.deadlines.monitor_s)
+    )
 
 
 def group_by_disk(guest: Guest, found: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -53,7 +55,11 @@ async def read_all(guest: Guest) -> dict[str, Any]:
     found: dict[str, dict[str, Any]] = {}
     for name, own in (await read_disks(guest)).items():
         ways = {
-            way: {"requests": own[f"{way}_operations"], "bytes": own[f"{way}_bytes"], "time_ns": own[f"{way}_total_time_ns"]}
+            way: {
+                "requests": own[f"{way}_operations"],
+                "bytes": own[f"{way}_bytes"],
+                "time_ns": own[f"{way}_total_time_ns"],
+            }
             for way in _WAYS
         }
         found[name] = {**ways, "limits": await _limits(guest, name), "cgroups": {}}

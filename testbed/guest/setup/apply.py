@@ -43,7 +43,9 @@ async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[S
     done = block_stack.steps_done(made.stdout)
     try:
         if made.status != 0:
-            raise CommandFailed(guest.name, f"step {done + 1} of {len(steps)} of the stack", str(made.status), made.stderr)
+            raise CommandFailed(
+                guest.name, f"step {done + 1} of {len(steps)} of the stack", str(made.status), made.stderr
+            )
         said = readback.differences(facts, made.stdout)
         if said:
             raise DeviceMismatch(guest.name, said)

@@ -71,7 +71,9 @@ def plan_stack(guest: GuestModel, disks: Mapping[str, str], *, again: bool = Fal
     for key in order:
         planner.add(made.nodes[key])
     loops = {
-        name: LoopDevice(path=paths[name], backing_file=planner.backing(loop), disks=tuple(_disks_below(made, device(name))))
+        name: LoopDevice(
+            path=paths[name], backing_file=planner.backing(loop), disks=tuple(_disks_below(made, device(name)))
+        )
         for name, loop in guest.loops.items()
     }
     return Stack(steps=tuple(planner.steps), facts=tuple(planner.facts), devices=paths, loops=loops)
@@ -155,11 +157,26 @@ class _Planner:
         row, folder = FILESYSTEMS[filesystem.type], f"{MOUNTS}/{node.key.name}"
         on = self._paths[node.needs[0][0].name] if node.needs else None
         options = [*row.options, *filesystem.mount]
-        make = (sh(*row.mkfs, *filesystem.mkfs, on),) if on is not None and filesystem.make and not self._is_there(node) else ()
-        mount = sh("mount", "-t", filesystem.type, *(["-o", ",".join(options)] if options else []), on or filesystem.type, folder)
+        make = (
+            (sh(*row.mkfs, *filesystem.mkfs, on),)
+            if on is not None and filesystem.make and not self._is_there(node)
+            else ()
+        )
+        mount = sh(
+            "mount",
+            "-t",
+            filesystem.type,
+            *(["-o", ",".join(options)] if options else []),
+            on or filesystem.type,
+            folder,
+        )
         what = f"{filesystem.type} on {on or 'memory'} at {folder}"
         self._step(what, *make, sh("mkdir", "-p", folder), mount, undo=sh("umount", folder))
-        self.facts.append(Expected(where=where, file="/proc/mounts", line=f"{on or filesystem.type} {folder} ", expected=filesystem.type))
+        self.facts.append(
+            Expected(
+                where=where, file="/proc/mounts", line=f"{on or filesystem.type} {folder} ", expected=filesystem.type
+            )
+        )
 
     def _file(self, file: File, where: str) -> None:
         path = f"{MOUNTS}/{file.path}"
@@ -219,7 +236,10 @@ class _Planner:
         block = self._paths[name].removeprefix("/dev/")
         file, kept, kib = f"/sys/block/{block}/queue/read_ahead_kb", f"/run/read-ahead-{block}", str(size_bytes // KIB)
         self._step(
-            f"read-ahead of {kib}K on {name}", f"cat {sh(file)} >{sh(kept)}", f"echo {kib} >{sh(file)}", undo=f"cat {sh(kept)} >{sh(file)}"
+            f"read-ahead of {kib}K on {name}",
+            f"cat {sh(file)} >{sh(kept)}",
+            f"echo {kib} >{sh(file)}",
+            undo=f"cat {sh(kept)} >{sh(file)}",
         )
         self.facts.append(Expected(where=f"{where}.read-ahead", file=file, expected=kib))
 
@@ -238,7 +258,9 @@ class _Planner:
         else:
             sectors = [self._sizes[device(other)] // 512 for other in dm.on]
             starts = [sum(sectors[:number]) for number in range(len(sectors))]
-            rows = "".join(f"{start} {count} linear {path} 0\\n" for start, count, path in zip(starts, sectors, on, strict=True))
+            rows = "".join(
+                f"{start} {count} linear {path} 0\\n" for start, count, path in zip(starts, sectors, on, strict=True)
+            )
         # The guest has no udev: dmsetup makes the node itself when it is told so.
         create, remove = (f"DM_DISABLE_UDEV=1 {sh('dmsetup', verb, name)}" for verb in ("create", "remove"))
         self._step(f"dm-{dm.type} {name} on {', '.join(on)}", f"printf '{rows}' | {create}", undo=remove)
@@ -248,14 +270,28 @@ class _Planner:
         clean = ["--assume-clean"] if md.level == "raid1" else []
         build = sh("mdadm", "--quiet", "--build", path, f"--level={md.level}", f"--raid-devices={len(on)}", *clean, *on)
         self._step(f"{md.level} {path} of {', '.join(on)}", build, undo=sh("mdadm", "--quiet", "--stop", path))
-        self.facts.append(Expected(where=f"{where}.level", file=f"/sys/block/{path.removeprefix('/dev/')}/md/level", expected=md.level))
+        self.facts.append(
+            Expected(
+                where=f"{where}.level", file=f"/sys/block/{path.removeprefix('/dev/')}/md/level", expected=md.level
+            )
+        )
 
     def _swap(self, swap: Swap, where: str) -> None:
         path = f"{MOUNTS}/{swap.on}" if "/" in swap.on else self._paths[swap.on]
         private = (sh("chmod", "600", path),) if "/" in swap.on else ()
         priority = ["-p", str(swap.priority)] if swap.priority is not None else []
-        self._step(f"swap on {path}", *private, sh("mkswap", "-q", path), sh("swapon", *priority, path), undo=sh("swapoff", path))
-        self.facts.append(Expected(where=where, file="/proc/swaps", line=f"{path} ", expected="file" if "/" in swap.on else "partition"))
+        self._step(
+            f"swap on {path}",
+            *private,
+            sh("mkswap", "-q", path),
+            sh("swapon", *priority, path),
+            undo=sh("swapoff", path),
+        )
+        self.facts.append(
+            Expected(
+                where=where, file="/proc/swaps", line=f"{path} ", expected="file" if "/" in swap.on else "partition"
+            )
+        )
 
 
 def _write(path: str, blocks: int, *, direct: bool) -> str:

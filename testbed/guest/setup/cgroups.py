@@ -31,14 +31,19 @@ def plan_cgroups(guest: GuestModel, devices: Mapping[str, str]) -> tuple[tuple[S
             writes.append(_write(f"{folder}/cgroup.subtree_control", enabled, None))
         undo = sh("rmdir", folder)
         if path == "/":
-            undo = " && ".join([_write(f"{ROOT}/io.cost.qos", _COST_OFF, devices[name]) for name in group.io_cost_qos]) or "true"
+            undo = (
+                " && ".join([_write(f"{ROOT}/io.cost.qos", _COST_OFF, devices[name]) for name in group.io_cost_qos])
+                or "true"
+            )
         make = [] if path == "/" else [sh("mkdir", folder)]
         if make or writes:
             steps.append(Step(what=f"cgroup {path}", do=(*make, *writes), undo=undo))
         for file, text, of in values:
             begin = "{NUMBER} " if of is not None else "default " if file == "io.weight" else ""
             expected = text.removeprefix("default ")
-            facts.append(Expected(where=f"cgroups.{path}.{file}", file=f"{folder}/{file}", line=begin, expected=expected, of=of))
+            facts.append(
+                Expected(where=f"cgroups.{path}.{file}", file=f"{folder}/{file}", line=begin, expected=expected, of=of)
+            )
     return tuple(steps), tuple(facts)
 
 
@@ -59,22 +64,41 @@ def _controllers(path: str, guest: GuestModel) -> list[str]:
     wanted: dict[str, None] = dict.fromkeys(guest.cgroups[path].controllers if path in guest.cgroups else ())
     for other, group in guest.cgroups.items():
         if other != path and (path == "/" or other.startswith(f"{path}/")):
-            wanted |= dict.fromkeys(field.partition("_")[0] for field in sorted(group.model_fields_set - {"controllers"}))
+            wanted |= dict.fromkeys(
+                field.partition("_")[0] for field in sorted(group.model_fields_set - {"controllers"})
+            )
             wanted |= dict.fromkeys(group.controllers)
     return list(wanted)
 
 
 def _values(group: Cgroup, devices: Mapping[str, str]) -> Iterator[tuple[str, str, str | None]]:
     """(file, text, /dev path of the device whose MAJ:MIN comes before it) of each value to write."""
-    for field in ("memory_min", "memory_low", "memory_high", "memory_max", "memory_swap_max", "cpu_max", "cpu_weight", "pids_max"):
+    for field in (
+        "memory_min",
+        "memory_low",
+        "memory_high",
+        "memory_max",
+        "memory_swap_max",
+        "cpu_max",
+        "cpu_weight",
+        "pids_max",
+    ):
         value = getattr(group, field)
         if value is not None:
             yield field.replace("_", "."), str(value), None
     for name, limits in group.io_max.items():
         yield "io.max", _pairs(limits.model_dump()), devices[name]
-    weights = group.io_weight if isinstance(group.io_weight, dict) else {"default": group.io_weight} if group.io_weight else {}
+    weights = (
+        group.io_weight
+        if isinstance(group.io_weight, dict)
+        else {"default": group.io_weight}
+        if group.io_weight
+        else {}
+    )
     for name, weight in weights.items():
-        yield ("io.weight", f"default {weight}", None) if name == "default" else ("io.weight", str(weight), devices[name])
+        yield (
+            ("io.weight", f"default {weight}", None) if name == "default" else ("io.weight", str(weight), devices[name])
+        )
     for name, target in group.io_latency.items():
         yield "io.latency", f"target={target}", devices[name]
     for name, model in group.io_cost_model.items():

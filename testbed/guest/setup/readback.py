@@ -60,7 +60,9 @@ def differences(facts: tuple[Expected, ...], output: str) -> tuple[str, ...]:
         lines = [line for line in texts.get(number, ()) if line.replace("\t", " ").startswith(begin)]
         if not any(_says(line[len(begin) :], fact.expected) for line in lines):
             got = "; ".join(line.strip() for line in lines)[:_MOST_SHOWN] or "nothing"
-            said.append(f"{fact.where}: expected {fact.expected}, got {got} ({fact.file}){f'; {fact.reason}' if fact.reason else ''}")
+            said.append(
+                f"{fact.where}: expected {fact.expected}, got {got} ({fact.file}){f'; {fact.reason}' if fact.reason else ''}"
+            )
     return tuple(said)
 
 

@@ -86,7 +86,10 @@ _GIVEN = {
 def survey_commands(disks: Iterable[str]) -> str:
     """Shell commands that put the script into a guest. `disks`: the /dev paths of the topology's disks."""
     text = _TEXT
-    for word, value in {**_GIVEN, "DISKS": " ".join(f"/sys/block/{path.removeprefix('/dev/')}" for path in disks)}.items():
+    for word, value in {
+        **_GIVEN,
+        "DISKS": " ".join(f"/sys/block/{path.removeprefix('/dev/')}" for path in disks),
+    }.items():
         text = text.replace(word, value)
     return f"printf %s {shlex.quote(text)} >{_SCRIPT}\n"
 
@@ -233,17 +236,23 @@ def parse(output: str, disks: Mapping[str, Hardware]) -> Survey | SurveyError:
             swaps=tuple(swaps),
             more_groups=more,
             groups=tuple(
-                Group(path=_text(path), limits=limits) for path, limits in groups.items() if path != _PROBE and (limits or path != "/")
+                Group(path=_text(path), limits=limits)
+                for path, limits in groups.items()
+                if path != _PROBE and (limits or path != "/")
             ),
         )
     except (KeyError, ValueError, ReadingError) as error:
-        return SurveyError(why=f"the survey of the guest is not understood: {type(error).__name__}: {_text(str(error))}")
+        return SurveyError(
+            why=f"the survey of the guest is not understood: {type(error).__name__}: {_text(str(error))}"
+        )
 
 
 def _block(name: str, said: Mapping[str, str], disks: Mapping[str, Hardware]) -> Block:
     """:raise KeyError, ValueError: it is none that was asked for."""
     device = f"/dev/{name}"
-    kind = "loop" if "loop/backing_file" in said else "dm" if "dm/name" in said else "md" if name.startswith("md") else ""
+    kind = (
+        "loop" if "loop/backing_file" in said else "dm" if "dm/name" in said else "md" if name.startswith("md") else ""
+    )
     known = Hardware(name=said.get("dm/name", name), type=kind) if kind else disks[device]
     parts = {word.partition(" ")[2]: value for word, value in said.items() if word.startswith("part ")}
     return Block(

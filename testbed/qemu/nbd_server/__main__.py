@@ -38,7 +38,9 @@ def main() -> None:
 
 def _run(settings: Settings) -> None:
     store: Backing = (
-        DiscardingBacking(settings.room_bytes) if settings.file is None else FileBacking(settings.file, room_bytes=settings.room_bytes)
+        DiscardingBacking(settings.room_bytes)
+        if settings.file is None
+        else FileBacking(settings.file, room_bytes=settings.room_bytes)
     )
     cache = None
     if settings.cache_bytes:

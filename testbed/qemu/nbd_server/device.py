@@ -54,7 +54,9 @@ class Device:
     right after a flush, so the first write after each is taken for one, and all that come with it: a true cache may write out at any time.
     """
 
-    def __init__(self, store: Backing, *, log: TextIO, drops_fua: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, store: Backing, *, log: TextIO, drops_fua: bool = False, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._store = store
         self._drops_fua, self._forced_until = drops_fua, 0.0
         self._chance = random.Random(0)  # noqa: S311  # the same delays each time, and no secret

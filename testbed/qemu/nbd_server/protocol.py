@@ -17,7 +17,13 @@ from testbed.qemu.nbd_server.device import Request
 # The largest payload of a request: what the protocol lets a client assume.
 MOST_BYTES = 32 << 20
 
-_MAGIC, _OPTION, _OPTION_REPLY, _REQUEST, _REPLY = 0x4E42444D41474943, 0x49484156454F5054, 0x3E889045565A9, 0x25609513, 0x67446698
+_MAGIC, _OPTION, _OPTION_REPLY, _REQUEST, _REPLY = (
+    0x4E42444D41474943,
+    0x49484156454F5054,
+    0x3E889045565A9,
+    0x25609513,
+    0x67446698,
+)
 _FIXED_NEWSTYLE, _NO_ZEROES = 1, 2
 _EXPORT_NAME, _ABORT, _INFO, _GO = 1, 2, 6, 7
 _ACK, _REP_INFO, _UNSUPPORTED, _INVALID, _TOO_BIG = 1, 3, (1 << 31) + 1, (1 << 31) + 3, (1 << 31) + 9
@@ -31,7 +37,16 @@ _MOST_NAME_BYTES, _MOST_OPTION_BYTES, _MOST_OPTIONS, _MOST_NEGOTIATION_BYTES = 4
 _PREFERRED_BYTES = 4096
 # What the protocol can say of an error; everything else is an input/output error.
 _ERRORS = {
-    *(errno.EPERM, errno.EIO, errno.ENOMEM, errno.EINVAL, errno.ENOSPC, errno.EOVERFLOW, errno.ENOTSUP, errno.ESHUTDOWN),
+    *(
+        errno.EPERM,
+        errno.EIO,
+        errno.ENOMEM,
+        errno.EINVAL,
+        errno.ENOSPC,
+        errno.EOVERFLOW,
+        errno.ENOTSUP,
+        errno.ESHUTDOWN,
+    ),
 }
 
 GREETING = struct.pack(">QQH", _MAGIC, _OPTION, _FIXED_NEWSTYLE | _NO_ZEROES)
@@ -159,7 +174,14 @@ class Protocol:
             yield _answer(option, _ACK)
 
     def _described(self) -> bytes:
-        flags = _HAS_FLAGS | _SEND_FLUSH | _SEND_FUA | _SEND_TRIM | _SEND_WRITE_ZEROES | (_READ_ONLY if self._read_only else 0)
+        flags = (
+            _HAS_FLAGS
+            | _SEND_FLUSH
+            | _SEND_FUA
+            | _SEND_TRIM
+            | _SEND_WRITE_ZEROES
+            | (_READ_ONLY if self._read_only else 0)
+        )
         return struct.pack(">QH", self._size, flags)
 
     # Transmission -----------------------------------------------------------------------------------------------------------------
@@ -176,7 +198,10 @@ class Protocol:
             yield SendBytes(reply(cookie, refused))
             return
         data = (yield from self._take(length)) if command == _WRITE else None
-        yield NbdRequest(cookie, Request(operation=_OPERATIONS[command], offset=offset, length=length, data=data, fua=bool(flags & _FUA)))
+        yield NbdRequest(
+            cookie,
+            Request(operation=_OPERATIONS[command], offset=offset, length=length, data=data, fua=bool(flags & _FUA)),
+        )
 
     def _refused(self, flags: int, command: int, offset: int, length: int) -> int:
         """The errno that answers a request, 0 for one that is right."""
@@ -187,7 +212,12 @@ class Protocol:
             return errno.EINVAL if offset or length else 0
         if self._read_only and operation != READ:
             return errno.EPERM
-        if not length or offset % self._block or length % self._block or (command in (_READ, _WRITE) and length > MOST_BYTES):
+        if (
+            not length
+            or offset % self._block
+            or length % self._block
+            or (command in (_READ, _WRITE) and length > MOST_BYTES)
+        ):
             return errno.EINVAL
         if offset + length > self._size:
             return errno.ENOSPC if operation == WRITE else errno.EINVAL
@@ -200,7 +230,11 @@ def _names_export(data: bytes) -> bool:
         return False
     name_bytes = int.from_bytes(data[:4], "big")
     at = 4 + name_bytes
-    return name_bytes <= _MOST_NAME_BYTES and at + 2 <= len(data) and len(data) == at + 2 + 2 * int.from_bytes(data[at : at + 2], "big")
+    return (
+        name_bytes <= _MOST_NAME_BYTES
+        and at + 2 <= len(data)
+        and len(data) == at + 2 + 2 * int.from_bytes(data[at : at + 2], "big")
+    )
 
 
 def _answer(option: int, kind: int, data: bytes = b"") -> SendBytes:

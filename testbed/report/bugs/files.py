@@ -61,7 +61,9 @@ def _verdicts(document: dict[str, Any]) -> dict[str, Any]:
     :raise UsageError: nothing of it is a test that passes or fails.
     """
     if document["what"] not in _JUDGED:
-        raise UsageError(f"run {document['run']}: `{document['what']}` passes or fails nothing; expected --format markdown, html or json")
+        raise UsageError(
+            f"run {document['run']}: `{document['what']}` passes or fails nothing; expected --format markdown, html or json"
+        )
     return view.as_results_document(document)
 
 
@@ -98,7 +100,11 @@ def _page(document: Mapping[str, Any], folder: Path) -> str:
         shown=shown,
         style=html.style(),
         tries=[
-            (tries.kernel, [_try(one, folder, whole) for one in tries.attempts], list(_consoles(tries.attempts, folder)))
+            (
+                tries.kernel,
+                [_try(one, folder, whole) for one in tries.attempts],
+                list(_consoles(tries.attempts, folder)),
+            )
             for tries in shown.tries
         ],
     )
@@ -118,7 +124,9 @@ def _try(one: Mapping[str, Any], folder: Path, whole: bool) -> dict[str, Any]:
 def _said(one: Mapping[str, Any]) -> str:
     """What was seen of the bug in a try, or why not, and what its kernel complained of then."""
     complaint = tables.kernel_complaints(one)
-    return _first(one["seen"] if one["outcome"] == "hit" else one["why"]) + (f"; its kernel: {complaint}" if complaint else "")
+    return _first(one["seen"] if one["outcome"] == "hit" else one["why"]) + (
+        f"; its kernel: {complaint}" if complaint else ""
+    )
 
 
 def _first(text: str | None) -> str:

@@ -95,7 +95,10 @@ def reduce_document(
     if found.plain is None:
         result, why = "not reproduced", f"it does not show on {where} as it is: {found.whole.words}"
     if partial is not None:
-        result, why = UNFINISHED, f"dropped by then: {dropped}" if found.plain is not None else f"as it is on {where}: {found.whole.words}"
+        result, why = (
+            UNFINISHED,
+            f"dropped by then: {dropped}" if found.plain is not None else f"as it is on {where}: {found.whole.words}",
+        )
     return {
         **_of_bug("reduce", job, command, took_s, partial),
         "result": result,
@@ -120,7 +123,10 @@ def bisect_document(
 ) -> dict[str, Any]:
     """What `bisect.json` says; `every`: the list that was walked; `found`: of a partial run its ends as they were named; `others`: files of
     the list's folder that are no kernels."""
-    result, why = "comes and goes" if found.wavers else "wrong ends" if found.wrong else "bisected", _between(every, found, bisector)
+    result, why = (
+        "comes and goes" if found.wavers else "wrong ends" if found.wrong else "bisected",
+        _between(every, found, bisector),
+    )
     if partial is not None:
         result, why = UNFINISHED, _asked_by_then(bisector)
     return {
@@ -140,7 +146,13 @@ def bisect_document(
 
 
 def ask_document(
-    job: ReproJob, kernel: str, bisector: Bisector, rate: float | None, command: list[str], took_s: float, partial: Partial | None = None
+    job: ReproJob,
+    kernel: str,
+    bisector: Bisector,
+    rate: float | None,
+    command: list[str],
+    took_s: float,
+    partial: Partial | None = None,
 ) -> dict[str, Any]:
     """What `bisect.json` says where one `kernel` was asked, for `git bisect run`."""
     asked = bisector.so_far
@@ -166,8 +178,12 @@ def _between(every: tuple[str, ...], found: BisectRange, bisector: Bisector) -> 
         return f"{found.wrong}: {answers}" + ("" if found.wavers else "; choose other ends")
     good, bad = every[found.good], every[found.bad]
     came = found.good < found.bad
-    said = f"it came after {good}, with {bad} at the latest" if came else f"it went after {bad}, with {good} at the latest"
-    return said + (f"; {', '.join(every[number] for number in found.skipped)} could not be tried" if found.skipped else "")
+    said = (
+        f"it came after {good}, with {bad} at the latest" if came else f"it went after {bad}, with {good} at the latest"
+    )
+    return said + (
+        f"; {', '.join(every[number] for number in found.skipped)} could not be tried" if found.skipped else ""
+    )
 
 
 def suite_document(
@@ -216,7 +232,9 @@ def _of_bug(what: str, job: ReproJob, command: list[str], took_s: float, partial
     }
 
 
-def _head(what: str, folder: Path, host: Host, image: Image, command: list[str], took_s: float, partial: Partial | None) -> dict[str, Any]:
+def _head(
+    what: str, folder: Path, host: Host, image: Image, command: list[str], took_s: float, partial: Partial | None
+) -> dict[str, Any]:
     return {
         "version": 1,
         "what": what,

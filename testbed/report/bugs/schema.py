@@ -85,12 +85,18 @@ class Kernel(KnownFields):
         outcomes = Counter(one.outcome for one in self.attempts)
         hits, tries, troubles = outcomes["hit"], outcomes["hit"] + outcomes["miss"], outcomes["trouble"]
         if (self.hits, self.tries, self.troubles) != (hits, tries, troubles):
-            raise ValueError(f"kernel {self.name}: expected {hits} hits in {tries} tries and {troubles} troubles, as its attempts say")
+            raise ValueError(
+                f"kernel {self.name}: expected {hits} hits in {tries} tries and {troubles} troubles, as its attempts say"
+            )
         if len({said is None for said in (self.first_hit, self.first_hit_s)} | {hits == 0}) > 1:
-            raise ValueError(f"kernel {self.name}: expected `first_hit` and `first_hit_s` where there was a hit, or neither")
+            raise ValueError(
+                f"kernel {self.name}: expected `first_hit` and `first_hit_s` where there was a hit, or neither"
+            )
         verdict = "shows" if hits else "trouble" if troubles or not tries or not self.ended else "absent"
         if self.verdict != verdict:
-            raise ValueError(f"kernel {self.name}: expected the verdict {verdict}, as its tries say, got {self.verdict}")
+            raise ValueError(
+                f"kernel {self.name}: expected the verdict {verdict}, as its tries say, got {self.verdict}"
+            )
         return self
 
 
@@ -104,7 +110,9 @@ class Asked(Kernel):
     @model_validator(mode="after")
     def _its_answer_is_that_of_its_tries(self) -> Asked:
         if (self.answer == "bad" and not self.hits) or (self.answer == "good" and (self.hits or not self.tries)):
-            raise ValueError(f"kernel {self.kernel}: expected another answer of {self.hits} hits in {self.tries} tries, got {self.answer}")
+            raise ValueError(
+                f"kernel {self.kernel}: expected another answer of {self.hits} hits in {self.tries} tries, got {self.answer}"
+            )
         return self
 
 
@@ -197,7 +205,9 @@ class Bisect(_OfBug):
     def _its_result_is_that_of_the_answers(self) -> Bisect:
         answers = {one.answer for one in self.asked}
         if not {"bisected": {"good", "bad"}, "good": {"good"}, "bad": {"bad"}}.get(self.result, set()) <= answers:
-            raise ValueError(f"expected another result of {', '.join(sorted(answers)) or 'no answers'}, got {self.result}")
+            raise ValueError(
+                f"expected another result of {', '.join(sorted(answers)) or 'no answers'}, got {self.result}"
+            )
         return self
 
 
@@ -258,4 +268,9 @@ def _same(result: str, said: str, *, partial: bool) -> None:
 
 
 # By the file that a run of each leaves.
-MODELS: dict[str, type[BaseModel]] = {"repro.json": Repro, "reduce.json": Reduce, "bisect.json": Bisect, "suite.json": Suite}
+MODELS: dict[str, type[BaseModel]] = {
+    "repro.json": Repro,
+    "reduce.json": Reduce,
+    "bisect.json": Bisect,
+    "suite.json": Suite,
+}

@@ -60,10 +60,20 @@ def notable_outcomes(document: Mapping[str, Any]) -> list[str]:
             seen = hits[0]["seen"].replace("\n", " | ")
             lines.append(f"{one['name']}: try {hits[0]['number']}: {seen}")
         lines += [
-            f"{one['name']}: try {attempt['number']}: {attempt['why']}" for attempt in one["attempts"] if attempt["outcome"] == "trouble"
+            f"{one['name']}: try {attempt['number']}: {attempt['why']}"
+            for attempt in one["attempts"]
+            if attempt["outcome"] == "trouble"
         ]
-        lines += [f"{one['name']}: try {attempt['number']}: {attempt['dump']}" for attempt in one["attempts"] if attempt["dump"]]
-        lines += [f"{one['name']}: try {attempt['number']}: {said}" for attempt in one["attempts"] for said in contradictions(attempt)]
+        lines += [
+            f"{one['name']}: try {attempt['number']}: {attempt['dump']}"
+            for attempt in one["attempts"]
+            if attempt["dump"]
+        ]
+        lines += [
+            f"{one['name']}: try {attempt['number']}: {said}"
+            for attempt in one["attempts"]
+            for said in contradictions(attempt)
+        ]
         if ended := endings(one):
             lines.append(f"{one['name']}: {ended}")
     return lines
@@ -76,7 +86,9 @@ def endings(one: Mapping[str, Any]) -> str:
     more = len(counted) - len(ways)
     complaints = [complaint for attempt in one["attempts"] if (complaint := kernel_complaints(attempt))]
     kernel = f"; its kernel's log in {len(complaints)}: {complaints[0]}" if complaints else ""
-    return f"where it did not show: {'; '.join(ways)}{f'; and {more} other ways' if more else ''}{kernel}" if ways else ""
+    return (
+        f"where it did not show: {'; '.join(ways)}{f'; and {more} other ways' if more else ''}{kernel}" if ways else ""
+    )
 
 
 def kernel_complaints(attempt: Mapping[str, Any]) -> str:
@@ -90,7 +102,9 @@ def _first(text: str | None) -> str:
 
 def contradictions(attempt: Mapping[str, Any]) -> list[str]:
     """Where what a guest accounts for in one try, and what its emulated disks moved, cannot both be right."""
-    return [f"disk {account['disk']}: {account['finding']}" for account in attempt.get("disks", ()) if account["finding"]]
+    return [
+        f"disk {account['disk']}: {account['finding']}" for account in attempt.get("disks", ()) if account["finding"]
+    ]
 
 
 def try_line(one: Mapping[str, Any]) -> str:

@@ -121,7 +121,9 @@ def as_results_document(document: Document) -> dict[str, Any]:
     """A reproduction in the shape of `results.json`: one case, judged on each kernel alone; or a suite, each of whose tests is a case."""
     if document["what"] == "suite":
         return _suite_as_results(document)
-    kernels = {_key(one): {key: one[key] for key in ("name", "release", "origin", "sha256")} for one in document["kernels"]}
+    kernels = {
+        _key(one): {key: one[key] for key in ("name", "release", "origin", "sha256")} for one in document["kernels"]
+    }
     overall = VERDICTS[document["result"]]
     case = {
         "name": document["bug"]["summary"],
@@ -150,7 +152,9 @@ def _suite_as_results(document: Document) -> dict[str, Any]:
             "claim": f"{one['name']} of {document['checkout']} passes",
             "verdict": (verdict := VERDICTS[RESULTS[Status(one["status"])]]),
             "reason": (reason := f"{one['status']}: {one['reason']}" if one["reason"] else one["status"]),
-            _key(kernel): _nothing_measured(took_s=_seconds(one["runtime"]), evidence=one["folder"], verdict=verdict, said=reason),
+            _key(kernel): _nothing_measured(
+                took_s=_seconds(one["runtime"]), evidence=one["folder"], verdict=verdict, said=reason
+            ),
         }
         for one in document["tests"]
     ]
@@ -177,7 +181,10 @@ def _side(one: Document) -> dict[str, Any]:
     first = next((attempt["evidence"] for attempt in one["attempts"]), "")
     measures = {name: {"value": value, "unit": "tries", "source": "repro.json"} for name, value in counts.items()}
     evidence = f"guests/{first}"
-    return {**_nothing_measured(took_s=one["took_s"], evidence=evidence, verdict=_verdict(one), said=said), "measures": measures}
+    return {
+        **_nothing_measured(took_s=one["took_s"], evidence=evidence, verdict=_verdict(one), said=said),
+        "measures": measures,
+    }
 
 
 Facts = tuple[tuple[str, str], ...]
@@ -186,12 +193,18 @@ Facts = tuple[tuple[str, str], ...]
 def _of_bug(document: Document) -> tuple[str, Facts]:
     """Title and facts of its own."""
     bug = document["bug"]
-    return bug["summary"], (("Source", bug["source"]), ("Signature", "; or ".join(bug["signature"])), ("Seed", str(document["seed"])))
+    return bug["summary"], (
+        ("Source", bug["source"]),
+        ("Signature", "; or ".join(bug["signature"])),
+        ("Seed", str(document["seed"])),
+    )
 
 
 def _of_suite(document: Document) -> tuple[str, Facts]:
     kernel = document["kernel"]
-    return f"Suite {document['checkout']} on {kernel['name']}", (("Kernel", f"{kernel['name']} ({kernel['release']}), {kernel['origin']}"),)
+    return f"Suite {document['checkout']} on {kernel['name']}", (
+        ("Kernel", f"{kernel['name']} ({kernel['release']}), {kernel['origin']}"),
+    )
 
 
 def _facts(document: Document) -> list[tuple[str, str]]:
@@ -212,7 +225,9 @@ def _repro(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
 def _reduce(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
     steps = document["steps"]
     (whole,) = document["kernels"]
-    rows = tuple((one["what"], "yes" if one["kept"] else "no", f"{one['hits']} of {one['tries']}", one["why"]) for one in steps)
+    rows = tuple(
+        (one["what"], "yes" if one["kept"] else "no", f"{one['hits']} of {one['tries']}", one["why"]) for one in steps
+    )
     return (
         Table(caption="The bug as it was", head=repro.HEAD, rows=(repro.row(whole),)),
         Table(
@@ -227,15 +242,24 @@ def _reduce(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
 def _bisect(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
     asked = document["asked"]
     rows = tuple((one["kernel"], one["release"], one["answer"], repro.rate(one), one["why"]) for one in asked)
-    table = Table(caption="The kernels that were asked, in turn", head=("kernel", "release", "answer", repro.RATE, "why"), rows=rows)
+    table = Table(
+        caption="The kernels that were asked, in turn",
+        head=("kernel", "release", "answer", repro.RATE, "why"),
+        rows=rows,
+    )
     return (table,), tuple(_tries(one) for one in asked)
 
 
 def _suite(document: Document) -> tuple[tuple[Table, ...], tuple[Tries, ...]]:
     tests = document["tests"]
-    rows = tuple((one["name"], one["status"], one["runtime"], "\n".join((one["reason"], *one["details"])).strip()) for one in tests)
+    rows = tuple(
+        (one["name"], one["status"], one["runtime"], "\n".join((one["reason"], *one["details"])).strip())
+        for one in tests
+    )
     head = ("test", "status", "time", "reason")
-    return (Table(caption="The tests, in their order", head=head, rows=rows, folders=tuple(one["folder"] for one in tests)),), ()
+    return (
+        Table(caption="The tests, in their order", head=head, rows=rows, folders=tuple(one["folder"] for one in tests)),
+    ), ()
 
 
 def _tries(kernel: Document) -> Tries:

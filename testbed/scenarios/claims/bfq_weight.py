@@ -41,7 +41,9 @@ _MOST_RATIO, _LEAST_SHOWN = 1000, 1.0
 
 def of_weight(heavy: float, light: float) -> Gap:
     """Judge the heavy cgroup's rate over the light one's, in IOPS."""
-    if not (math.isfinite(heavy) and heavy + light >= LEAST_IOPS and light >= 0) or heavy > _MOST_RATIO * max(light, _LEAST_SHOWN):
+    if not (math.isfinite(heavy) and heavy + light >= LEAST_IOPS and light >= 0) or heavy > _MOST_RATIO * max(
+        light, _LEAST_SHOWN
+    ):
         return Gap.UNCLEAR
     ratio = _ratio(heavy, light)
     if ratio >= 2.5:
@@ -65,7 +67,12 @@ async def _weight(guest: Guest, point: Point) -> Evidence:
         claim=of_weight(*loop),
         reason=f"a weight of 1000 gets {_ratio(*loop):.1f} times as many requests as a weight of 1",
         measures=(
-            Measure(name="weight 1", value=round(seen["loop0-low"], 1), unit="IOPS", source="fio, 64K random reads through the loop"),
+            Measure(
+                name="weight 1",
+                value=round(seen["loop0-low"], 1),
+                unit="IOPS",
+                source="fio, 64K random reads through the loop",
+            ),
             Measure(name="weight 1000", value=round(seen["loop0-high"], 1), unit="IOPS", source="the same, at once"),
         ),
         controls=(

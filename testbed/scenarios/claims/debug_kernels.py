@@ -37,10 +37,18 @@ async def _charged_and_silent(at: Harness, script: str, timeout_s: float) -> Evi
         claim=Gap.OPEN if splats and charged.gap is Gap.CLOSED else Gap.UNCLEAR if splats else charged.gap,
         reason=f"the reader has {at.share(claim, 'rbytes'):.1%} of the disk's bytes{charged.note}; {said} in {rounds} rounds",
         measures=(
-            Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of reader"),
+            Measure(
+                name="charged reads",
+                value=claim.io(at.device, "rbytes"),
+                unit="bytes",
+                source="io.stat rbytes of reader",
+            ),
             Measure(name="splats", value=len(splats), unit="lines", source="console"),
         ),
-        controls=(Control(name="all rounds were run", expected="1 or more", got=f"{rounds}", holds=rounds > 0), *known.controls),
+        controls=(
+            Control(name="all rounds were run", expected="1 or more", got=f"{rounds}", holds=rounds > 0),
+            *known.controls,
+        ),
         balances=(at.balance(claim, "rbytes"), *known.balances),
     )
 
@@ -160,7 +168,8 @@ async def _no_worker(guest: Guest, point: Point) -> Evidence:
         await guest.script(_FAILING)
         failed = await at.meter("failing", f"{_FAIL_COMMAND} {read_command(at.loop)}")
         left = parse_whole(
-            (await guest.script("cat /sys/kernel/debug/failslab/times")).stdout.strip(), f"guest {guest.name}: failslab/times"
+            (await guest.script("cat /sys/kernel/debug/failslab/times")).stdout.strip(),
+            f"guest {guest.name}: failslab/times",
         )
         await guest.script("echo 0 >/sys/kernel/debug/failslab/probability")
         after = await at.meter("failing", read_command(at.loop))
@@ -177,7 +186,12 @@ async def _no_worker(guest: Guest, point: Point) -> Evidence:
         claim=gap,
         reason=f"without a worker the reader has {lost:.1%} of the disk's bytes, later {later:.1%}{charged.note}; removed, it {stays}",
         measures=(
-            Measure(name="charged without a worker", value=failed.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes"),
+            Measure(
+                name="charged without a worker",
+                value=failed.io(at.device, "rbytes"),
+                unit="bytes",
+                source="io.stat rbytes",
+            ),
             Measure(name="charged later", value=after.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes"),
         ),
         controls=(
@@ -232,7 +246,9 @@ def of_held(held: float, free: float) -> Gap:
 
 async def _latency(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
-        done = await guest.script(_LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3)
+        done = await guest.script(
+            _LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3
+        )
     seen = jobs(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
     free, held = seen["noisy-free"], seen["noisy-held"]
     kept = held / free if free else 0.0
@@ -240,10 +256,18 @@ async def _latency(guest: Guest, point: Point) -> Evidence:
         claim=of_held(held, free),
         reason=f"beside a cgroup with io.latency the other one keeps {kept:.0%} of its rate through loops",
         measures=(
-            Measure(name="without a target", value=round(free, 1), unit="IOPS", source="fio in noisy, through eight loops"),
-            Measure(name="with a target", value=round(held, 1), unit="IOPS", source="the same, io.latency of quiet set"),
+            Measure(
+                name="without a target", value=round(free, 1), unit="IOPS", source="fio in noisy, through eight loops"
+            ),
+            Measure(
+                name="with a target", value=round(held, 1), unit="IOPS", source="the same, io.latency of quiet set"
+            ),
         ),
-        controls=(Control(name="it ran", expected=f"{_LEAST_IOPS} IOPS or more", got=f"{free} IOPS", holds=free >= _LEAST_IOPS),),
+        controls=(
+            Control(
+                name="it ran", expected=f"{_LEAST_IOPS} IOPS or more", got=f"{free} IOPS", holds=free >= _LEAST_IOPS
+            ),
+        ),
     )
 
 
@@ -323,7 +347,10 @@ IO_LATENCY = Scenario(
     needs=(
         *COMMON_NEEDS,
         FIO,
-        Need(what="CONFIG_BLK_CGROUP_IOLATENCY", test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.latency"),
+        Need(
+            what="CONFIG_BLK_CGROUP_IOLATENCY",
+            test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.latency",
+        ),
     ),
     points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * 1024 * 1024),
     steps=_latency,

@@ -94,7 +94,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         done = await guest.script(_STEPS, at.loop, at.file, point.variant, interpreter="bash", timeout_s=limit)
     where = f"guest {guest.name}: counters of the removed cgroup"
     seconds = dying_for(done.stdout, where)
-    bytes_read = sum(parse_whole(words[0] if words else "", where) for words in shell_functions.lines(done.stdout, "read"))
+    bytes_read = sum(
+        parse_whole(words[0] if words else "", where) for words in shell_functions.lines(done.stdout, "read")
+    )
     lasted = _WATCHED_S if seconds is None else seconds
     return Evidence(
         claim=judge(seconds),

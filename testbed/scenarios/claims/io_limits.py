@@ -69,8 +69,12 @@ def _free(rate: float, limit: float) -> Control:
 async def _io_max_output(guest: Guest, point: Point) -> tuple[str, dict[str, float]]:
     """What the script printed, and the rates in it."""
     async with open_harness(guest, point) as at:
-        done = await guest.script(_IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2)
-    return done.stdout, measure_rates(done.stdout, ("loop", "free", "dio", "file"), f"guest {guest.name}: reads under io.max")
+        done = await guest.script(
+            _IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2
+        )
+    return done.stdout, measure_rates(
+        done.stdout, ("loop", "free", "dio", "file"), f"guest {guest.name}: reads under io.max"
+    )
 
 
 async def _io_max(guest: Guest, point: Point) -> Evidence:
@@ -78,7 +82,14 @@ async def _io_max(guest: Guest, point: Point) -> Evidence:
     return Evidence(
         claim=of_limit(seen["loop"] / _LIMIT_BYTES),
         reason=f"{seen['loop'] / MIB:.2f} MiB/s through the loop under a limit of {_LIMIT_BYTES / MIB:.0f} MiB/s",
-        measures=(Measure(name="rate", value=round(seen["loop"]), unit="bytes/s", source="3M by dd through the loop, the guest's clock"),),
+        measures=(
+            Measure(
+                name="rate",
+                value=round(seen["loop"]),
+                unit="bytes/s",
+                source="3M by dd through the loop, the guest's clock",
+            ),
+        ),
         controls=(
             _limited("direct-I/O loop", seen["dio"], _LIMIT_BYTES),
             _limited("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
@@ -112,7 +123,12 @@ async def _pressure(guest: Guest, point: Point) -> Evidence:
         claim=of_stall(loop_s, file_s),
         reason=f"stalled {loop_s:.2f} s for each MiB through the loop, {file_s:.2f} s for one of the file itself",
         measures=(
-            Measure(name="stalled, loop", value=round(loop_s, 3), unit="s/MiB", source="io.pressure of the cgroup, some total"),
+            Measure(
+                name="stalled, loop",
+                value=round(loop_s, 3),
+                unit="s/MiB",
+                source="io.pressure of the cgroup, some total",
+            ),
             Measure(name="stalled, file", value=round(file_s, 3), unit="s/MiB", source="the same"),
         ),
         controls=(
@@ -157,14 +173,23 @@ cost "$3" 0 {_COST_BYTES}
 
 async def _iocost(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
-        done = await guest.script(_IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2)
+        done = await guest.script(
+            _IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2
+        )
     loops = ("loop-0", "loop-1", "loop-2")
     seen = measure_rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
     loop = sum(seen[name] for name in loops)
     return Evidence(
         claim=of_limit(loop / _COST_BYTES),
         reason=f"three readers get {loop / MIB:.2f} MiB/s through the loop on a budget of {_COST_BYTES / MIB:.2f} MiB/s",
-        measures=(Measure(name="rate of three readers", value=round(loop), unit="bytes/s", source="2M each by dd, the guest's clock"),),
+        measures=(
+            Measure(
+                name="rate of three readers",
+                value=round(loop),
+                unit="bytes/s",
+                source="2M each by dd, the guest's clock",
+            ),
+        ),
         controls=(
             _limited("direct-I/O loop", seen["dio"], _COST_BYTES),
             _limited("file itself, O_DIRECT", seen["file"], _COST_BYTES),
@@ -225,17 +250,29 @@ async def _inversion(guest: Guest, point: Point) -> Evidence:
         f"{_BUDGET_IOPS} it keeps {loop:.0%}",
         measures=(
             Measure(name="alone", value=round(alone, 1), unit="IOPS", source="fio, 4K random reads, weight 10000"),
-            Measure(name="beside", value=round(beside, 1), unit="IOPS", source="the same beside 3 jobs of 256K random reads, weight 1"),
+            Measure(
+                name="beside",
+                value=round(beside, 1),
+                unit="IOPS",
+                source="the same beside 3 jobs of 256K random reads, weight 1",
+            ),
         ),
         controls=(
-            Control(name="file itself, O_DIRECT", expected="keeps at least 70 %", got=f"{file:.0%}", holds=of_kept(file) is Gap.CLOSED),
+            Control(
+                name="file itself, O_DIRECT",
+                expected="keeps at least 70 %",
+                got=f"{file:.0%}",
+                holds=of_kept(file) is Gap.CLOSED,
+            ),
         ),
     )
 
 
 _BUFFERED = on_each_disk("ext4")
 _IOCOST_NEED = Need(what="CONFIG_BLK_CGROUP_IOCOST", test="test -e /sys/fs/cgroup/io.cost.model")
-_THROTTLE_NEED = Need(what="CONFIG_BLK_DEV_THROTTLING", test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.max")
+_THROTTLE_NEED = Need(
+    what="CONFIG_BLK_DEV_THROTTLING", test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.max"
+)
 
 IO_MAX = Scenario(
     name="io-max",

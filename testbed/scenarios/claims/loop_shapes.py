@@ -46,12 +46,21 @@ def _evidence(
         reason=f"the reader has {share:.1%} of the disk's bytes and {page_cache / MIB:.1f} MiB of the backing file's page cache"
         f"{judged.note}",
         measures=(
-            Measure(name="charged reads", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of reader"),
+            Measure(
+                name="charged reads",
+                value=claim.io(at.device, "rbytes"),
+                unit="bytes",
+                source="io.stat rbytes of reader",
+            ),
             Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
             *more,
         ),
         controls=(*known.controls, *controls),
-        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(judged.gap, "reader", page_cache, resident)),
+        balances=(
+            at.balance(claim, "rbytes"),
+            *known.balances,
+            *owned_pages(judged.gap, "reader", page_cache, resident),
+        ),
     )
 
 
@@ -61,7 +70,8 @@ async def _sector_size(guest: Guest, point: Point) -> Evidence:
         await at.attach("--sector-size", str(size))
         claim = await at.meter("reader", _dd(at.loop, size, _SECTORS_BYTES))
         logical = parse_whole(
-            (await guest.run("blockdev", "--getss", at.loop)).stdout.strip(), f"guest {guest.name}: blockdev of {at.loop}"
+            (await guest.run("blockdev", "--getss", at.loop)).stdout.strip(),
+            f"guest {guest.name}: blockdev of {at.loop}",
         )
         requests = claim.io("7:0", "rios")
         resident = await at.resident()
@@ -75,10 +85,17 @@ async def _sector_size(guest: Guest, point: Point) -> Evidence:
             resident,
             known,
             asked=_SECTORS_BYTES,
-            more=(Measure(name="requests on the loop", value=requests, unit="requests", source="io.stat rios of reader"),),
+            more=(
+                Measure(name="requests on the loop", value=requests, unit="requests", source="io.stat rios of reader"),
+            ),
             controls=(
                 Control(name="sector size", expected=f"{size}", got=f"{logical}", holds=logical == size),
-                Control(name="a request a sector", expected=f"{wanted} requests", got=f"{requests}", holds=requests == wanted),
+                Control(
+                    name="a request a sector",
+                    expected=f"{wanted} requests",
+                    got=f"{requests}",
+                    holds=requests == wanted,
+                ),
             ),
         )
 
@@ -89,7 +106,9 @@ async def _partition(guest: Guest, point: Point) -> Evidence:
         await at.attach("--partscan")
         claim = await at.meter("reader", _dd(f"{at.loop}p1", MIB))
         resident = await at.resident()
-        number = (await guest.script('cat "/sys/class/block/$1/dev"', f"{at.loop.removeprefix('/dev/')}p1")).stdout.strip()
+        number = (
+            await guest.script('cat "/sys/class/block/$1/dev"', f"{at.loop.removeprefix('/dev/')}p1")
+        ).stdout.strip()
         known = await usual_read_controls(at)
         whole, part = claim.io("7:0", "rbytes"), claim.io(number, "rbytes")
         return _evidence(
@@ -97,7 +116,11 @@ async def _partition(guest: Guest, point: Point) -> Evidence:
             claim,
             resident,
             known,
-            more=(Measure(name="charged reads on the loop", value=whole, unit="bytes", source="io.stat rbytes of reader, 7:0"),),
+            more=(
+                Measure(
+                    name="charged reads on the loop", value=whole, unit="bytes", source="io.stat rbytes of reader, 7:0"
+                ),
+            ),
             controls=(
                 Control(
                     name="io.stat is of whole disks",

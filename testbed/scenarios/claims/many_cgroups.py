@@ -10,7 +10,18 @@ from testbed.guest.shell_functions import Texts
 from testbed.scenarios.controls import owned_pages, usual_read_controls
 from testbed.scenarios.harness import FRESH, ROOT, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Balance, Claim, Control, Evidence, Gap, Measure, Part, join_parts, share_gap, share_of
+from testbed.scenarios.verdict import (
+    Balance,
+    Claim,
+    Control,
+    Evidence,
+    Gap,
+    Measure,
+    Part,
+    join_parts,
+    share_gap,
+    share_of,
+)
 from testbed.units import MIB
 
 # Each reads a piece of its own size, with as much untouched after it, so that nobody's readahead reaches into the next one's: they
@@ -57,7 +68,9 @@ def judge(charged: list[int], moved: int) -> Claim:
     ahead = moved - sum(asked)
     if moved < sum(asked) * 0.95:
         return Claim(gap=Gap.UNCLEAR, note="; too little came from the disk")
-    own = (_own(f"cgroup {number}", *pair, max(ahead, 0)) for number, pair in enumerate(zip(charged, asked, strict=True)))
+    own = (
+        _own(f"cgroup {number}", *pair, max(ahead, 0)) for number, pair in enumerate(zip(charged, asked, strict=True))
+    )
     return join_parts(*own, share_of("all cgroups", sum(charged), moved, least=1))
 
 
@@ -89,7 +102,9 @@ async def _many(guest: Guest, point: Point) -> Evidence:
         taken = shell_functions.sections(done.stdout, mark, guest.name)
         charged, page_cache = counted(taken["after"], count, at.device)
         root = f"{ROOT}/io.stat"
-        whole = cgroupfs.bytes_moved(taken["before"].text(root), taken["after"].text(root), at.device, "rbytes", taken["after"].where(root))
+        whole = cgroupfs.bytes_moved(
+            taken["before"].text(root), taken["after"].text(root), at.device, "rbytes", taken["after"].where(root)
+        )
         resident = await at.resident()
         known = await usual_read_controls(at)
         asked = sum(_asked(number) for number in range(count))
@@ -100,11 +115,18 @@ async def _many(guest: Guest, point: Point) -> Evidence:
             f"of its own each has {min(charged[n] / _asked(n) for n in range(count)):.2f} to "
             f"{max(charged[n] / _asked(n) for n in range(count)):.2f}{judged.note}",
             measures=(
-                Measure(name="charged reads, all", value=sum(charged), unit="bytes", source="io.stat rbytes of all readers"),
+                Measure(
+                    name="charged reads, all", value=sum(charged), unit="bytes", source="io.stat rbytes of all readers"
+                ),
                 Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
             ),
             controls=(
-                Control(name="they read", expected=f"{asked} bytes from the disk", got=f"{moved}", holds=moved >= asked * 0.95),
+                Control(
+                    name="they read",
+                    expected=f"{asked} bytes from the disk",
+                    got=f"{moved}",
+                    holds=moved >= asked * 0.95,
+                ),
                 *known.controls,
             ),
             balances=(

@@ -53,7 +53,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         known = await write_controls(at, _CONTROL_BYTES)
     written, kills = at.moved(claim, "wbytes"), claim.events("oom_kill")
     reclaimed = claim.memory("pgsteal") * 4096
-    judged = join_parts(Part(what="reclaimed", gap=judge(reclaimed=reclaimed, written=written, limit=limit, kills=kills)))
+    judged = join_parts(
+        Part(what="reclaimed", gap=judge(reclaimed=reclaimed, written=written, limit=limit, kills=kills))
+    )
     pages = () if kills else owned_pages(judged.gap, "writer", claim.memory("file"), resident)
     return Evidence(
         claim=judged.gap,
@@ -61,7 +63,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         f"writer, {claim.events('max')} times at memory.max, {kills} kills{judged.note}",
         measures=(
             Measure(name="reclaimed", value=reclaimed, unit="bytes", source="memory.stat pgsteal of writer"),
-            Measure(name="reached memory.max", value=claim.events("max"), unit="times", source="memory.events max of writer"),
+            Measure(
+                name="reached memory.max", value=claim.events("max"), unit="times", source="memory.events max of writer"
+            ),
             Measure(name="killed", value=kills, unit="kills", source="memory.events oom_kill of writer"),
         ),
         controls=(

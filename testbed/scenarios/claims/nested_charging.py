@@ -12,7 +12,18 @@ from testbed.scenarios.claims.read import READ_BYTES, read_command
 from testbed.scenarios.controls import owned_pages, usual_read_controls
 from testbed.scenarios.harness import FRESH, open_harness
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
-from testbed.scenarios.verdict import Claim, Control, Evidence, Gap, Measure, Part, Skipped, join_parts, pages_of, share_gap
+from testbed.scenarios.verdict import (
+    Claim,
+    Control,
+    Evidence,
+    Gap,
+    Measure,
+    Part,
+    Skipped,
+    join_parts,
+    pages_of,
+    share_gap,
+)
 from testbed.units import MIB
 
 # In every 64 KiB of the loop's second half a hole from the middle of a block to the middle of the next but one: the filesystem reads both
@@ -68,11 +79,17 @@ async def _punch(guest: Guest, point: Point) -> Evidence:
         return Evidence(
             claim=judged.gap,
             reason=f"of the punched blocks the owner has {pages / _PUNCHED_BYTES:.1%} of the pages and {slab} bytes of slab; of the disk's "
-            f"bytes read after them {share:.1%}{judged.note}" + (f"; the kernel said: {warnings[0]}" if warnings else ""),
+            f"bytes read after them {share:.1%}{judged.note}"
+            + (f"; the kernel said: {warnings[0]}" if warnings else ""),
             measures=(
                 Measure(name="pages of punched blocks", value=pages, unit="bytes", source="memory.stat file of owner"),
                 Measure(name="buffer heads and the like", value=slab, unit="bytes", source="memory.stat slab of owner"),
-                Measure(name="charged reads after", value=after.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
+                Measure(
+                    name="charged reads after",
+                    value=after.io(at.device, "rbytes"),
+                    unit="bytes",
+                    source="io.stat rbytes of owner",
+                ),
             ),
             controls=(
                 Control(
@@ -139,7 +156,9 @@ cat /tmp/listened
 
 async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
     async with open_harness(guest, point) as at:
-        done = await guest.script(_LISTEN, at.loop, at.file, point.variant, timeout_s=guest.spec.deadlines.command_s * 3)
+        done = await guest.script(
+            _LISTEN, at.loop, at.file, point.variant, timeout_s=guest.spec.deadlines.command_s * 3
+        )
         # The owner goes on: what it reads now is charged to it, with an event after each page of a request.
         claim = await at.meter("owner", f"dd if={at.loop} of=/dev/null bs=1M skip=12 count=16 iflag=direct status=none")
         resident = await at.resident()
@@ -149,7 +168,9 @@ async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
             return Skipped(why="here a loop's I/O sends no events for its backing file")
         known = await usual_read_controls(at)
     share, pages = at.share(claim, "rbytes"), claim.memory("file")
-    judged = join_parts(at.part(claim, "rbytes", asked=READ_BYTES), pages_of("the page cache", pages, resident, READ_BYTES))
+    judged = join_parts(
+        at.part(claim, "rbytes", asked=READ_BYTES), pages_of("the page cache", pages, resident, READ_BYTES)
+    )
     grown = after - before  # fewer where the kernel has freed some
     return Evidence(
         claim=judged.gap,
@@ -157,7 +178,12 @@ async def _listen(guest: Guest, point: Point) -> Evidence | Skipped:
         f"{pages / MIB:.1f} MiB of pages{judged.note}",
         measures=(
             Measure(name="listener's slab", value=grown, unit="bytes", source="memory.stat slab of listener"),
-            Measure(name="charged reads after", value=claim.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes of owner"),
+            Measure(
+                name="charged reads after",
+                value=claim.io(at.device, "rbytes"),
+                unit="bytes",
+                source="io.stat rbytes of owner",
+            ),
         ),
         controls=(*known.controls,),
         balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(judged.gap, "owner", pages, resident)),

@@ -51,11 +51,17 @@ def _evidence(at: Harness, claim: Charge, resident: int, known: UsualControls) -
         measures=(
             Measure(name="charged reads", value=charged, unit="bytes", source=f"io.stat rbytes of {claim.cgroup}"),
             Measure(name="disk reads", value=moved, unit="bytes", source=f"query-blockstats rd_bytes of {at.disk}"),
-            Measure(name="charged page cache", value=page_cache, unit="bytes", source=f"memory.stat file of {claim.cgroup}"),
+            Measure(
+                name="charged page cache", value=page_cache, unit="bytes", source=f"memory.stat file of {claim.cgroup}"
+            ),
             Measure(name="resident pages", value=resident, unit="bytes", source="fincore of the backing file"),
         ),
         controls=known.controls,
-        balances=(at.balance(claim, "rbytes"), *known.balances, *owned_pages(judged.gap, "reader", page_cache, resident)),
+        balances=(
+            at.balance(claim, "rbytes"),
+            *known.balances,
+            *owned_pages(judged.gap, "reader", page_cache, resident),
+        ),
     )
 
 

@@ -24,7 +24,10 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         said = ", ".join(f"{device} {bytes_read / READ_BYTES:.2f}" for device, bytes_read in read.items())
         judged = join_parts(
             at.part(claim, "rbytes", asked=READ_BYTES),
-            *(share_of(f"the bytes of {device}", read[device], whole[device], least=READ_BYTES * 0.95) for device in lower),
+            *(
+                share_of(f"the bytes of {device}", read[device], whole[device], least=READ_BYTES * 0.95)
+                for device in lower
+            ),
             pages_of("the page cache", page_cache, resident, READ_BYTES * point.depth),
         )
         return Evidence(
@@ -32,7 +35,9 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
             reason=f"of what it read the reader is charged on {said}, and {page_cache / READ_BYTES:.2f} times as page cache{judged.note}",
             measures=(
                 *(
-                    Measure(name=f"charged reads on {device}", value=count, unit="bytes", source="io.stat rbytes of reader")
+                    Measure(
+                        name=f"charged reads on {device}", value=count, unit="bytes", source="io.stat rbytes of reader"
+                    )
                     for device, count in read.items()
                 ),
                 Measure(name="charged page cache", value=page_cache, unit="bytes", source="memory.stat file of reader"),
@@ -51,6 +56,8 @@ NESTED = Scenario(
     source="loop: use worker per cgroup instead of kworker (patch 1), charge i/o to mem and blk cg (patch 4)",
     what="16M read with O_DIRECT from the topmost of two or three loops, each on a file on ext4 on the one below",
     needs=COMMON_NEEDS,
-    points=tuple(point for depth in (2, 3) for point in on_each_disk("ext4", variants=(f"{depth}-levels",), depth=depth)),
+    points=tuple(
+        point for depth in (2, 3) for point in on_each_disk("ext4", variants=(f"{depth}-levels",), depth=depth)
+    ),
     steps=_steps,
 )

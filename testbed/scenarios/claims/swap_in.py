@@ -52,7 +52,10 @@ def stages(output: str, variant: str, where: str) -> dict[str, tuple[int, int]]:
     """
     names = ("written", "squeezed", *(["back"] if variant == "alive" else []), "reader", "direct")
     found = shell_functions.named_values(output, "stage", names, where, values=2)
-    return {name: (parse_whole(shmem, f"{where}, {name}"), parse_whole(swap, f"{where}, {name}")) for name, (shmem, swap) in found.items()}
+    return {
+        name: (parse_whole(shmem, f"{where}, {name}"), parse_whole(swap, f"{where}, {name}"))
+        for name, (shmem, swap) in found.items()
+    }
 
 
 def judge(seen: dict[str, tuple[int, int]]) -> Claim:
@@ -69,7 +72,9 @@ def judge(seen: dict[str, tuple[int, int]]) -> Claim:
     if first.gap is not Gap.CLOSED:
         return join_parts(first)
     if "back" not in seen:
-        return join_parts(first, Part(what="the pages read back", gap=_of_reader(reader, swapped), times=reader / _WRITTEN))
+        return join_parts(
+            first, Part(what="the pages read back", gap=_of_reader(reader, swapped), times=reader / _WRITTEN)
+        )
     # What the writer kept all the time did not come back.
     back = share_of("the pages read back", max(seen["back"][0] - left, 0), _WRITTEN - left, least=1)
     nobody_else = {Gap.OPEN: Gap.CLOSED, Gap.CLOSED: Gap.OPEN}.get(others, Gap.UNCLEAR)

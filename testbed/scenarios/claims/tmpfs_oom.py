@@ -105,7 +105,9 @@ async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
     inside = shell_functions.lines(done.stdout, "inside")
     if inside != [["0::/test.slice"]] * 2:
         raise ReadingError(where, "both of its shells in 0::/test.slice", f"{inside}: {done.stderr[-200:]}")
-    began_s, ended_s = (parse_decimal(shell_functions.printed_word(done.stdout, word, where), where) for word in ("started", "ended"))
+    began_s, ended_s = (
+        parse_decimal(shell_functions.printed_word(done.stdout, word, where), where) for word in ("started", "ended")
+    )
     # dd says this of the second write where nothing has ended it.
     written = "256+0 records out" in done.stderr
     start, direct, loop = seen
@@ -121,7 +123,9 @@ async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
         ),
         controls=(
             Control(name="new cgroup", expected="oom_kill 0 at start", got=f"oom_kill {start}", holds=start == 0),
-            Control(name="limit holds on tmpfs", expected="a kill", got=f"{direct - start} kills", holds=direct > start),
+            Control(
+                name="limit holds on tmpfs", expected="a kill", got=f"{direct - start} kills", holds=direct > start
+            ),
             Control(
                 name="written through the loop, or killed",
                 expected="256 records written, or a kill",
@@ -136,7 +140,11 @@ async def _gate(guest: Guest, point: Point) -> Evidence:
     del point
     kills: dict[str, int] = {}
     ends: dict[str, int] = {}
-    for name, how, controller in (("direct", "direct", "-io"), ("without", "/dev/loop0", "-io"), ("with", "/dev/loop1", "+io")):
+    for name, how, controller in (
+        ("direct", "direct", "-io"),
+        ("without", "/dev/loop0", "-io"),
+        ("with", "/dev/loop1", "+io"),
+    ):
         await guest.script('echo "$1" >/sys/fs/cgroup/cgroup.subtree_control', controller)
         done = await guest.script(_WRITE, f"gate-{name}", how, timeout_s=guest.spec.deadlines.command_s * 2)
         where = f"guest {guest.name}: gate {name}"
@@ -146,14 +154,27 @@ async def _gate(guest: Guest, point: Point) -> Evidence:
         claim=_kills(kills["with"]),
         reason=f"through the loop device {kills['with']} kills with +io, {kills['without']} with -io",
         measures=tuple(
-            Measure(name=f"oom_kill {label}", value=kills[name], unit="kills", source=f"/sys/fs/cgroup/gate-{name}/memory.events")
+            Measure(
+                name=f"oom_kill {label}",
+                value=kills[name],
+                unit="kills",
+                source=f"/sys/fs/cgroup/gate-{name}/memory.events",
+            )
             for name, label in (("with", "loop, +io"), ("without", "loop, -io"), ("direct", "tmpfs, -io"))
         ),
         controls=(
             Control(
-                name="no charge without the io controller", expected="0 kills", got=f"{kills['without']} kills", holds=kills["without"] == 0
+                name="no charge without the io controller",
+                expected="0 kills",
+                got=f"{kills['without']} kills",
+                holds=kills["without"] == 0,
             ),
-            Control(name="limit holds on tmpfs", expected="a kill", got=f"{kills['direct']} kills", holds=kills["direct"] > 0),
+            Control(
+                name="limit holds on tmpfs",
+                expected="a kill",
+                got=f"{kills['direct']} kills",
+                holds=kills["direct"] > 0,
+            ),
             Control(
                 name="written, or killed",
                 expected="status 0 of each dd, or a kill",

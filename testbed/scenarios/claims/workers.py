@@ -84,9 +84,14 @@ def judge(found: dict[str, Traced], *, threads: int, root_only: bool = False) ->
     functions = {issuer: {function for function, _ in seen.works} for issuer, seen in found.items()}
     if root_only:
         return Gap.CLOSED if set().union(*functions.values()) == {"loop_rootcg_workfn"} else Gap.UNCLEAR
-    flushed = found["root"].works if any("F" in kind for seen in found.values() for kind in seen.requests) else frozenset()
+    flushed = (
+        found["root"].works if any("F" in kind for seen in found.values() for kind in seen.requests) else frozenset()
+    )
     own = [found[issuer].works - flushed for issuer in ("request-a", "request-b")]
-    alone = all({function for function, _ in works} == {"loop_workfn"} and len(works) == 1 for works in own) and own[0] != own[1]
+    alone = (
+        all({function for function, _ in works} == {"loop_workfn"} and len(works) == 1 for works in own)
+        and own[0] != own[1]
+    )
     return Gap.CLOSED if alone and functions["root"] == {"loop_rootcg_workfn"} else Gap.UNCLEAR
 
 
@@ -99,7 +104,8 @@ async def _evidence(at: Harness, command: str, kind: str, *, root_only: bool = F
     works = set().union(*(seen.works for seen in found.values()))
     names = sorted({function for function, _ in works})
     reached = {
-        issuer: sum(n for name, n in seen.requests.items() if compile_linear(kind).fullmatch(name)) for issuer, seen in found.items()
+        issuer: sum(n for name, n in seen.requests.items() if compile_linear(kind).fullmatch(name))
+        for issuer, seen in found.items()
     }
     return Evidence(
         claim=judge(found, threads=threads, root_only=root_only),
@@ -108,7 +114,9 @@ async def _evidence(at: Harness, command: str, kind: str, *, root_only: bool = F
         measures=(
             Measure(name="workers", value=len(works), unit="work structs", source="tracepoint workqueue_queue_work"),
             Measure(name="threads of the loop", value=threads, unit="threads", source="ps"),
-            Measure(name="requests", value=sum(reached.values()), unit="requests", source="tracepoint block_rq_issue of 7,0"),
+            Measure(
+                name="requests", value=sum(reached.values()), unit="requests", source="tracepoint block_rq_issue of 7,0"
+            ),
         ),
         controls=(
             Control(name="the trace was on", expected="work of any kind", got=f"{events} events", holds=events > 0),
@@ -126,7 +134,9 @@ async def _evidence(at: Harness, command: str, kind: str, *, root_only: bool = F
 
 async def _workers(guest: Guest, point: Point) -> Evidence:
     async with open_harness(guest, point) as at:
-        return await _evidence(at, 'dd "if=$1" of=/dev/null bs=64k "skip=$((at / 65536))" count=16 iflag=direct status=none', "R[AS]*")
+        return await _evidence(
+            at, 'dd "if=$1" of=/dev/null bs=64k "skip=$((at / 65536))" count=16 iflag=direct status=none', "R[AS]*"
+        )
 
 
 # What makes each kind of request, and how the trace spells it. fallocate(2) on a block device is a write of zeroes without unmapping.

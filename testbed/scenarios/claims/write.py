@@ -26,7 +26,9 @@ def write_command(target: str, size_bytes: int) -> str:
 async def write_controls(at: Harness, size_bytes: int) -> UsualControls:
     """The usual controls of a write; the direct one makes a new file, whose inode is its own even where O_DIRECT falls back to the page
     cache (btrfs with checksums, since 6.12 at least)."""
-    return await usual_controls(at, lambda target: write_command(target, size_bytes), "wbytes", size_bytes, file=f"{at.file}-own")
+    return await usual_controls(
+        at, lambda target: write_command(target, size_bytes), "wbytes", size_bytes, file=f"{at.file}-own"
+    )
 
 
 def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, predicted_patched: str) -> Scenario:
@@ -40,7 +42,9 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
             resident = await at.resident()
             known = await write_controls(at, _CONTROL_BYTES)
             last = readings[-judged:]
-            charged, moved = (sum(of) for of in ([r.io(at.device, "wbytes") for r in last], [at.moved(r, "wbytes") for r in last]))
+            charged, moved = (
+                sum(of) for of in ([r.io(at.device, "wbytes") for r in last], [at.moved(r, "wbytes") for r in last])
+            )
             share = charged / moved if moved else 0.0
             rounds_said = ", ".join(f"{at.share(reading, 'wbytes'):.0%}" for reading in readings)
             claim = join_parts(share_of("the disk's bytes", charged, moved, least=judged * round_bytes * 0.95))
@@ -49,7 +53,9 @@ def write_on(filesystem: str, *, round_bytes: int, rounds: int, judged: int, pre
                 reason=f"the writer has {share:.1%} of the disk's bytes in the last {judged} rounds (each: {rounds_said}){claim.note}",
                 measures=(
                     Measure(name="charged writes", value=charged, unit="bytes", source="io.stat wbytes of writer"),
-                    Measure(name="disk writes", value=moved, unit="bytes", source=f"query-blockstats wr_bytes of {at.disk}"),
+                    Measure(
+                        name="disk writes", value=moved, unit="bytes", source=f"query-blockstats wr_bytes of {at.disk}"
+                    ),
                 ),
                 controls=known.controls,
                 balances=(

@@ -43,7 +43,11 @@ _ALL = (
         name="root-worker",
         patches=(1,),
         what="every request is the root worker's, though it is charged",
-        ways=(_in_loop(("if (queue_on_root_worker(cmd->blkcg_css))", "if (queue_on_root_worker(cmd->blkcg_css) || true)")),),
+        ways=(
+            _in_loop(
+                ("if (queue_on_root_worker(cmd->blkcg_css))", "if (queue_on_root_worker(cmd->blkcg_css) || true)")
+            ),
+        ),
     ),
     Ablation(
         name="no-worker-memory",
@@ -86,7 +90,14 @@ _ALL = (
         name="max-active-by-number",
         patches=(1,),
         what="a loop has as many workers at once as its number says, as in v5",
-        ways=(_in_loop(("0, lo->lo_number);\n\t\tif (!lo->workqueue)", "lo->lo_number, lo->lo_number);\n\t\tif (!lo->workqueue)")),),
+        ways=(
+            _in_loop(
+                (
+                    "0, lo->lo_number);\n\t\tif (!lo->workqueue)",
+                    "lo->lo_number, lo->lo_number);\n\t\tif (!lo->workqueue)",
+                )
+            ),
+        ),
     ),
     Ablation(
         name="idle-twice",

@@ -23,10 +23,20 @@ TRUST = "TESTBED_TRUST_SOURCES"
 MORE_PATHS = "TESTBED_BUILD_PATHS"
 # Where the testbed is root: a number that nobody has (systemd's list of uids says that 60578 to 61183 are unused); QEMU's is 61183.
 _ACCOUNT = Account(uid=61182, gid=61182)
-_PROGRAMS = tuple(map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store")))
+_PROGRAMS = tuple(
+    map(Path, ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store", "/gnu/store"))
+)
 _SETTINGS = tuple(
     Path("/etc", name)
-    for name in ("alternatives", "crypto-policies", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "ssl/openssl.cnf")
+    for name in (
+        "alternatives",
+        "crypto-policies",
+        "ld.so.cache",
+        "ld.so.conf",
+        "ld.so.conf.d",
+        "localtime",
+        "ssl/openssl.cnf",
+    )
 )
 # Where compilers find libraries that are not the system's.
 _LIBRARIES = ("LD_LIBRARY_PATH", "PKG_CONFIG_PATH")
@@ -97,16 +107,28 @@ async def run_in_jail(
         environment = {name: value if name in _LIBRARIES else None for name, value in os.environ.items()}
         environment |= {"HOME": home, "TMPDIR": home, **(env or {})}
         return await process.run(
-            (*before, *words), folder=folder, env=environment, timeout_s=timeout_s, check=check, on_line=on_line, on_output=on_line
+            (*before, *words),
+            folder=folder,
+            env=environment,
+            timeout_s=timeout_s,
+            check=check,
+            on_line=on_line,
+            on_output=on_line,
         )
 
 
-def _words(enclosure: BuildJail, folder: Path, read: Iterable[Path], write: Iterable[Path], scratch: Path) -> tuple[str, ...]:
+def _words(
+    enclosure: BuildJail, folder: Path, read: Iterable[Path], write: Iterable[Path], scratch: Path
+) -> tuple[str, ...]:
     return build_jail_exec.command_prefix(
         sys.executable,
         account=None if enclosure.account is None else (enclosure.account.uid, enclosure.account.gid),
         users=enclosure.users,
-        read=[_pair(path) for path in (*_PROGRAMS, *_SETTINGS, *_more_paths(), *read) if path.exists() and path not in _links()],
+        read=[
+            _pair(path)
+            for path in (*_PROGRAMS, *_SETTINGS, *_more_paths(), *read)
+            if path.exists() and path not in _links()
+        ],
         write=[_pair(path) for path in write],
         links=[(str(path.readlink()), str(path)) for path in _links()],
         scratch=os.path.realpath(scratch),
@@ -128,7 +150,9 @@ def _more_paths() -> tuple[Path, ...]:
     found = tuple(Path(one) for one in os.environ.get(MORE_PATHS, "").split(os.pathsep) if one)
     for path in found:
         if not path.is_absolute() or not path.exists():
-            raise UsageError(f"{MORE_PATHS}: expected paths from the root, which builds may read, with : between them, got {str(path)!r}")
+            raise UsageError(
+                f"{MORE_PATHS}: expected paths from the root, which builds may read, with : between them, got {str(path)!r}"
+            )
     return found
 
 
@@ -151,7 +175,9 @@ def _installation(program: Path) -> Iterator[Path]:
     yield program.parent
     # A cross compiler's own: PREFIX/bin/TARGET-gcc has PREFIX/TARGET.
     target = program.name.rpartition("-")[0]
-    yield from (path for name in (*_INSTALLED, *([target] if target else [])) if (path := program.parents[1] / name).is_dir())
+    yield from (
+        path for name in (*_INSTALLED, *([target] if target else [])) if (path := program.parents[1] / name).is_dir()
+    )
 
 
 def give_ownership(enclosure: BuildJail | None, folder: Path) -> None:

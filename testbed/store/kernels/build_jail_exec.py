@@ -27,9 +27,25 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-_NEW_MOUNTS, _NEW_UTS, _NEW_IPC, _NEW_PIDS, _NEW_NET, _NEW_USERS = 0x00020000, 0x04000000, 0x08000000, 0x20000000, 0x40000000, 0x10000000
+_NEW_MOUNTS, _NEW_UTS, _NEW_IPC, _NEW_PIDS, _NEW_NET, _NEW_USERS = (
+    0x00020000,
+    0x04000000,
+    0x08000000,
+    0x20000000,
+    0x40000000,
+    0x10000000,
+)
 _APART = _NEW_MOUNTS | _NEW_UTS | _NEW_IPC | _NEW_PIDS | _NEW_NET
-_READ_ONLY, _NO_SETUID, _NO_DEVICES, _NO_PROGRAMS, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+_READ_ONLY, _NO_SETUID, _NO_DEVICES, _NO_PROGRAMS, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
 # Flags of a mount that a user who did not make it may not take away (mount_namespaces(7)), as statvfs(3) shows them.
 _KEPT = {1: 1, 2: 2, 4: 4, 8: 8, 1024: 1024, 2048: 2048, 4096: 1 << 21}
 _DETACH = 2
@@ -130,7 +146,9 @@ def _bind(source: str, target: str, *, writable: bool) -> None:
             os.close(os.open(target, os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
     _mount(source, target, "", _BIND | _RECURSIVE)
     shown = os.statvfs(target).f_flag
-    flags = sum(flag for as_shown, flag in _KEPT.items() if as_shown & shown) | _NO_SETUID | (0 if writable else _READ_ONLY)
+    flags = (
+        sum(flag for as_shown, flag in _KEPT.items() if as_shown & shown) | _NO_SETUID | (0 if writable else _READ_ONLY)
+    )
     device = stat.S_ISCHR(os.stat(target).st_mode)
     _mount("none", target, "", _REMOUNT | _BIND | flags | (0 if device else _NO_DEVICES))
 
@@ -151,7 +169,9 @@ def _new_root(given: dict[str, Any]) -> None:
     os.mkdir("/new/proc")
     # Root without capabilities may still write to what belongs to root there.
     _mount("proc", "/new/proc", "proc", _READ_ONLY | _NO_SETUID | _NO_DEVICES | _NO_PROGRAMS)
-    shown = [(target, source, False) for source, target in given["read"]] + [(target, source, True) for source, target in given["write"]]
+    shown = [(target, source, False) for source, target in given["read"]] + [
+        (target, source, True) for source, target in given["write"]
+    ]
     # Folders before what is in them.
     for target, source, writable in sorted(shown):
         _bind(f"/old{source}", f"/new{target}", writable=writable)
@@ -173,7 +193,11 @@ def _limit(which: int, most: int) -> None:
 
 def _drop_privileges(account: list[int] | None) -> None:
     """Become the account, or stay who we are, with no capability and no way to one."""
-    for which, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, _MOST_PROCESSES), (resource.RLIMIT_FSIZE, _MOST_FILE_BYTES)):
+    for which, most in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_NPROC, _MOST_PROCESSES),
+        (resource.RLIMIT_FSIZE, _MOST_FILE_BYTES),
+    ):
         _limit(which, most)
     # The caller's session may have passwords among its keys. Otherwise there are no keys for anybody here.
     if _syscall(_KEYCTL, _JOIN_SESSION, None) < 0 and ctypes.get_errno() not in (errno.EPERM, errno.ENOSYS):

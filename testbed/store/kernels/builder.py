@@ -84,12 +84,16 @@ class Builder:
         if name is not None:
             built_name(name)
         async with self._planned(spec) as plan:
-            await cache.make_once(plan.folder(self.root), lambda unfinished: self._make(plan, unfinished), self.progress, plan.title)
+            await cache.make_once(
+                plan.folder(self.root), lambda unfinished: self._make(plan, unfinished), self.progress, plan.title
+            )
             # By what is in it: another order may have made the same kernel.
             made = Series(cache.read_meta(plan.folder(self.root))["series"])
         called = BuiltKernel(name=name or plan.name)
         series = Series.UNKNOWN if plan.parts.ablations else made
-        names.save_name(self.root, called, NamedBuild(folder=plan.folder(self.root), origin=_origin(plan), series=series))
+        names.save_name(
+            self.root, called, NamedBuild(folder=plan.folder(self.root), origin=_origin(plan), series=series)
+        )
         return files.read_built(called, self.root)
 
     @contextlib.asynccontextmanager
@@ -148,7 +152,9 @@ class Builder:
                     "and patches could do whatever you may; `testbed doctor` says what is needed, and where you trust them: "
                     f"{build_jail.TRUST}=1"
                 )
-            self.progress.note(f"{plan.title}: it is not built in an enclosure, which this machine does not allow: {why}")
+            self.progress.note(
+                f"{plan.title}: it is not built in an enclosure, which this machine does not allow: {why}"
+            )
         return found
 
 
@@ -191,7 +197,9 @@ class _Plan:
 def _parts(spec: BuildSpec, shipped: Path) -> _Parts:
     return _Parts(
         series=tuple(patch for path in spec.series for patch in read_patches(path, spec.selection)),
-        reverts=tuple(patch for path in reversed(spec.reverts) for patch in reversed(read_patches(path, spec.selection))),
+        reverts=tuple(
+            patch for path in reversed(spec.reverts) for patch in reversed(read_patches(path, spec.selection))
+        ),
         ablations=tuple(_ablation(one) for one in spec.ablations),
         request=_request(spec, shipped),
     )
@@ -252,7 +260,9 @@ async def _check_out(source: Source, commit: Commit, tree: Tree, progress: Progr
         clean = not there.exists() and any(source.tree.iterdir())
         there.unlink(missing_ok=True)
         tree.put({})
-        (source.folder / "index.lock").unlink(missing_ok=True)  # of a run that was killed: the lock of the source is ours
+        (source.folder / "index.lock").unlink(
+            missing_ok=True
+        )  # of a run that was killed: the lock of the source is ours
         with progress.task(f"source {source.name}") as task:
             task.update(detail=f"checking out {commit.name[:12]}")
             await sources.check_out(source, commit, clean=clean)
@@ -273,7 +283,9 @@ def _origin(plan: _Plan) -> str:
     said = [plan.source.origin]
     for verb, some in (("with", plan.parts.series), ("without", plan.parts.reverts)):
         if some:
-            said.append(f"{verb} {len(some)} patch{'es' if len(some) > 1 else ''} ({', '.join(patch.subject for patch in some)})")
+            said.append(
+                f"{verb} {len(some)} patch{'es' if len(some) > 1 else ''} ({', '.join(patch.subject for patch in some)})"
+            )
     said += [f"make {' '.join(map(str, plan.compiler.args))}"] if plan.compiler.args else []
     said += [f"ablation {ablation.name}: {ablation.what}" for ablation in plan.parts.ablations]
     return "; ".join(said)

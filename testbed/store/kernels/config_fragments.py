@@ -34,7 +34,9 @@ def parse(text: str, name: str) -> dict[str, Option]:
         elif line and not line.startswith("#"):
             match = _SET.fullmatch(line)
             if match is None:
-                raise BuildError(f"{where}: expected CONFIG_NAME=VALUE or `# CONFIG_NAME is not set`, got {line[:100]!r}")
+                raise BuildError(
+                    f"{where}: expected CONFIG_NAME=VALUE or `# CONFIG_NAME is not set`, got {line[:100]!r}"
+                )
             found[match["name"]] = Option(value=match["value"], where=where)
     return found
 
@@ -47,7 +49,8 @@ def merge(*fragments: Mapping[str, Option]) -> dict[str, Option]:
 def format_config(options: Mapping[str, Option]) -> str:
     """As the kernel's configuration tools read it."""
     return "".join(
-        f"# CONFIG_{name} is not set\n" if option.value == "n" else f"CONFIG_{name}={option.value}\n" for name, option in options.items()
+        f"# CONFIG_{name} is not set\n" if option.value == "n" else f"CONFIG_{name}={option.value}\n"
+        for name, option in options.items()
     )
 
 

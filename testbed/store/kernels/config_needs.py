@@ -27,7 +27,15 @@ BOOT = (
     *_all("it starts from an initramfs", "BLK_DEV_INITRD", builtin=True),
     *_all("the console and the agent's port are serial", "TTY", "SERIAL_8250", "SERIAL_8250_CONSOLE", builtin=True),
     *_all("its disks are plugged into PCI Express", "PCI", "PCI_MSI", "HOTPLUG_PCI", "HOTPLUG_PCI_ACPI", builtin=True),
-    *_all("/dev, /proc, /sys, /run and cgroups are mounted", "DEVTMPFS", "PROC_FS", "SYSFS", "TMPFS", "CGROUPS", builtin=True),
+    *_all(
+        "/dev, /proc, /sys, /run and cgroups are mounted",
+        "DEVTMPFS",
+        "PROC_FS",
+        "SYSFS",
+        "TMPFS",
+        "CGROUPS",
+        builtin=True,
+    ),
     *_all("its root is ext4 on virtio-blk", "VIRTIO_PCI", "VIRTIO_BLK", "EXT4_FS"),
     *_all("SSH needs a network, terminals and random numbers", "NET", "INET", "UNIX", "UNIX98_PTYS", builtin=True),
     *_all("SSH needs a network", "VIRTIO_NET"),
@@ -83,7 +91,9 @@ def unmet_requirements(requirements: tuple[Requirement, ...], config: Mapping[st
     return tuple(found)
 
 
-def without_module(requirements: tuple[Requirement, ...], config: Mapping[str, Option], modules: Collection[str]) -> tuple[str, ...]:
+def without_module(
+    requirements: tuple[Requirement, ...], config: Mapping[str, Option], modules: Collection[str]
+) -> tuple[str, ...]:
     """What a configuration has as a module that is not among `modules`, in words."""
     return tuple(
         f"CONFIG_{name}=m without {MODULES[name]}.ko: {one.why}"

@@ -41,7 +41,9 @@ def unpack(deb: Path, tree: Path) -> tuple[str, ...]:
         try:
             with (folder / "tar").open("wb") as file:
                 # From the root: one that is called `-x.deb` is no option.
-                for piece in inflate.output_of(("dpkg-deb", "--fsys-tarfile", str(deb.absolute())), str(deb), MOST_BYTES):
+                for piece in inflate.output_of(
+                    ("dpkg-deb", "--fsys-tarfile", str(deb.absolute())), str(deb), MOST_BYTES
+                ):
                     file.write(piece)
         except inflate.Refused as error:
             raise _none(deb, error) from error
@@ -71,7 +73,9 @@ def _picked(tar: Path, tree: Path) -> tuple[str, ...]:
         for number, entry in enumerate(archive):
             name = PurePosixPath(entry.name)
             if name.is_absolute() or ".." in name.parts or number >= _MOST_FILES:
-                raise tarfile.TarError(f"expected at most {_MOST_FILES} files, all below its root, got {entry.name[:200]!r}")
+                raise tarfile.TarError(
+                    f"expected at most {_MOST_FILES} files, all below its root, got {entry.name[:200]!r}"
+                )
             if not str(name).startswith(_FOLDERS) or entry.isdir():
                 continue
             if len(os.fsencode(name)) > _MOST_NAME_BYTES or len(name.parts) > _MOST_DEPTH:

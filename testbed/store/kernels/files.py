@@ -90,7 +90,9 @@ def _sha256(path: Path) -> str:
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
     tree = module_tree.survey_modules(folder)
-    return sorted((str(path.relative_to(tree.root)), path.stat().st_size, path.stat().st_mtime_ns) for path in tree.files)
+    return sorted(
+        (str(path.relative_to(tree.root)), path.stat().st_size, path.stat().st_mtime_ns) for path in tree.files
+    )
 
 
 async def fetch(kernel: Kernel, root: Path, progress: Progress, *, renew: bool = False) -> KernelFiles:
@@ -120,7 +122,9 @@ async def _checked(files: KernelFiles) -> KernelFiles:
     """:raise HostError: what guests start from is not what was laid out here."""
     early = tuple(f"early/{name}" for name in files.early_modules)
     disk = (files.modules_disk.name,) if files.modules_disk is not None else ()
-    await asyncio.to_thread(checksums.verify, files.folder, ("bzImage", *early, *disk), cache.read_meta(files.folder).get("hashes"))
+    await asyncio.to_thread(
+        checksums.verify, files.folder, ("bzImage", *early, *disk), cache.read_meta(files.folder).get("hashes")
+    )
     return files
 
 
@@ -178,7 +182,10 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
         if isinstance(kernel, DebianKernel):
             origin, packages = await _download(kernel, work, task)
         else:
-            origin, packages = ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path), kernel.debs
+            origin, packages = (
+                ", ".join(str(path) for path in (*kernel.debs, kernel.bzimage, kernel.modules) if path),
+                kernel.debs,
+            )
         notes: list[str] = []
         for deb in packages:
             task.update(detail=f"unpacking {deb.name}")
@@ -187,7 +194,9 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
         await asyncio.to_thread(image.write_plain, bzimage, work / "bzImage")
         task.update(detail="what guests need of it")
         name = str(bzimage) if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
-        fit = await asyncio.to_thread(kernel_fit.examine, name, work / "bzImage", kernel_fit.config_files(bzimage, modules), modules)
+        fit = await asyncio.to_thread(
+            kernel_fit.examine, name, work / "bzImage", kernel_fit.config_files(bzimage, modules), modules
+        )
         if fit.config is not None:
             (folder / "config").write_text(fit.config, encoding="utf-8")
         if isinstance(kernel, LocalKernel) and kernel.bzimage:
@@ -195,7 +204,10 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
         if modules is not None:
             named = modules if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
             notes += _some(f"{named}: left out", module_tree.survey_modules(modules).left_out)
-        return await copy_into(work / "bzImage", modules, folder, task) | {"origin": origin, "notes": [*notes, *fit.notes]}
+        return await copy_into(work / "bzImage", modules, folder, task) | {
+            "origin": origin,
+            "notes": [*notes, *fit.notes],
+        }
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -214,7 +226,10 @@ async def _download(kernel: DebianKernel, work: Path, task: Task) -> tuple[str, 
     folder = work / "debs"
     folder.mkdir()
     debs = await apt.download(packages, folder, task)
-    return f"{', '.join(f'{package.name} {package.version}' for package in packages)} from {', '.join(kernel.suites)}", debs
+    return (
+        f"{', '.join(f'{package.name} {package.version}' for package in packages)} from {', '.join(kernel.suites)}",
+        debs,
+    )
 
 
 async def closure(apt: PrivateApt, name: str) -> tuple[Package, ...]:
@@ -244,11 +259,18 @@ def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | 
     if len(images) != 1:
         raise UsageError(f"kernel {kernel.name}: expected one boot/vmlinuz-* in its packages, found {len(images)}")
     release = image.kernel_release(images[0])
-    there = [path for pattern in ("lib/modules/*", "usr/lib/modules/*") for path in tree.glob(pattern) if any(path.rglob("*.ko*"))]
+    there = [
+        path
+        for pattern in ("lib/modules/*", "usr/lib/modules/*")
+        for path in tree.glob(pattern)
+        if any(path.rglob("*.ko*"))
+    ]
     folders = {path.name: path for path in there}
     if folders and release not in folders:
         got = ", ".join(sorted(folders))
-        raise UsageError(f"kernel {kernel.name}: expected modules of Linux {release} in its packages, found those of {got}")
+        raise UsageError(
+            f"kernel {kernel.name}: expected modules of Linux {release} in its packages, found those of {got}"
+        )
     return images[0], folders.get(release)
 
 
@@ -269,7 +291,9 @@ async def copy_into(bzimage: Path, modules: Path | None, folder: Path, task: Tas
         early = await asyncio.to_thread(module_tree.unpack_modules, target, order, folder / "early")
         await make_ext4(tree / "lib/modules", folder / "modules.ext4")
         # Not of the disk: it has times in it.
-        digests += await asyncio.to_thread(lambda: [f"{name} {file_sha256(target / name)}" for name, _, _ in _listing(target)])
+        digests += await asyncio.to_thread(
+            lambda: [f"{name} {file_sha256(target / name)}" for name, _, _ in _listing(target)]
+        )
     made = ("bzImage", *(f"early/{name}" for name in early), *(["modules.ext4"] if modules is not None else []))
     hashes = await asyncio.to_thread(lambda: {name: file_sha256(folder / name) for name in made})
     return {

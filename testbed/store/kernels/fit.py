@@ -51,7 +51,9 @@ def linked_configs(bzimage: Path, modules: Path | None) -> tuple[str, ...]:
     :raise UsageError: it is no bzImage.
     """
     left_out = (path for path in _places(bzimage, modules) if not _stays(path, bzimage, modules))
-    return tuple(f"{path}: left out: a link to {path.resolve()}, which does not lie with the kernel" for path in left_out)
+    return tuple(
+        f"{path}: left out: a link to {path.resolve()}, which does not lie with the kernel" for path in left_out
+    )
 
 
 def _stays(path: Path, bzimage: Path, modules: Path | None) -> bool:
@@ -64,7 +66,12 @@ def _stays(path: Path, bzimage: Path, modules: Path | None) -> bool:
 def _places(bzimage: Path, modules: Path | None) -> list[Path]:
     own = f"config-{kernel_image.kernel_release(bzimage)}"
     resolved = bzimage.resolve()
-    beside = [bzimage.with_name(own), resolved.with_name(own), bzimage.with_name("config"), bzimage.with_name(".config")]
+    beside = [
+        bzimage.with_name(own),
+        resolved.with_name(own),
+        bzimage.with_name("config"),
+        bzimage.with_name(".config"),
+    ]
     places = [*beside, *([modules / "config"] if modules else [])]
     found = [path for path in dict.fromkeys(places) if _is_file(path)]
     if resolved.parts[-len(_TREE) :] == _TREE:
@@ -108,14 +115,18 @@ def examine(name: str, plain: Path, configs: tuple[Path, ...], modules: Path | N
     ):
         mend = "\n  its modules go with it as BZIMAGE:MODULES_FOLDER, or as another .deb" if modules is None else ""
         raise UsageError(
-            f"{name}: Linux {header.release}: no guest can boot it; its configuration ({where}) lacks\n  " + "\n  ".join(lacks) + mend
+            f"{name}: Linux {header.release}: no guest can boot it; its configuration ({where}) lacks\n  "
+            + "\n  ".join(lacks)
+            + mend
         )
     lacks = (
         *config_needs.unmet_requirements(config_needs.CLONES, config),
         *config_needs.without_module(config_needs.CLONES, config, there),
     )
     notes += [f"{name}: it lacks {lack}; boot its guests with --cold" for lack in lacks]
-    notes += [f"{name}: it lacks {lack}" for lack in config_needs.unmet_requirements(config_needs.EVERY_SCENARIO, config)]
+    notes += [
+        f"{name}: it lacks {lack}" for lack in config_needs.unmet_requirements(config_needs.EVERY_SCENARIO, config)
+    ]
     return Fit(config=text, notes=tuple(notes))
 
 
@@ -134,9 +145,13 @@ def check_for_scenarios(name: str, config: Path | None) -> None:
     :raise UsageError: it has not, and each of them would skip.
     """
     if config is not None:
-        lacks = config_needs.unmet_requirements(config_needs.EVERY_SCENARIO, _parsed(config.read_text(encoding="utf-8"), str(config)))
+        lacks = config_needs.unmet_requirements(
+            config_needs.EVERY_SCENARIO, _parsed(config.read_text(encoding="utf-8"), str(config))
+        )
         if lacks:
-            raise UsageError(f"kernel {name}: no scenario can say anything of it; its configuration lacks\n  " + "\n  ".join(lacks))
+            raise UsageError(
+                f"kernel {name}: no scenario can say anything of it; its configuration lacks\n  " + "\n  ".join(lacks)
+            )
 
 
 def _look_inside(name: str, plain: Path, header: Header) -> _Inside:
@@ -177,7 +192,10 @@ def _text(path: Path) -> str:
 
 def _is_of(version: str, header: Header) -> bool:
     """Whether a kernel is of this version: its release begins with it, or, as of Debian's, its banner ends with it."""
-    return re.search(rf"(?:^|\s){re.escape(version)}(?![\w.])", f"{header.release} {header.banner.partition('#')[2]}") is not None
+    return (
+        re.search(rf"(?:^|\s){re.escape(version)}(?![\w.])", f"{header.release} {header.banner.partition('#')[2]}")
+        is not None
+    )
 
 
 def _parsed(text: str, where: str) -> dict[str, Option]:
@@ -189,9 +207,15 @@ def _parsed(text: str, where: str) -> dict[str, Option]:
 
 def _modules(name: str, folder: Path, header: Header, vermagic: str | None) -> dict[str, Path]:
     """:raise UsageError: they are none, or another kernel's."""
-    above = (folder / header.release, folder / "lib/modules" / header.release, folder / "usr/lib/modules" / header.release)
+    above = (
+        folder / header.release,
+        folder / "lib/modules" / header.release,
+        folder / "usr/lib/modules" / header.release,
+    )
     if better := next((path for path in above if path.is_dir()), None):
-        raise UsageError(f"{folder}: expected the folder of the modules of Linux {header.release} itself, which is {better}")
+        raise UsageError(
+            f"{folder}: expected the folder of the modules of Linux {header.release} itself, which is {better}"
+        )
     there = module_tree.modules(folder)
     if not there and not (folder / "modules.builtin").is_file():  # of a kernel that has all of them built in
         raise UsageError(

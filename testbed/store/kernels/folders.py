@@ -48,7 +48,9 @@ def scan_folder(folder: Path) -> FoundKernel:
             kernels.append(":".join(map(str, (path, *modules))))
     except OSError as error:
         raise UsageError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
-    return FoundKernel(kernels=tuple(kernels), others=tuple(f"{path.name} ({why})" for path, why in others if path not in used))
+    return FoundKernel(
+        kernels=tuple(kernels), others=tuple(f"{path.name} ({why})" for path, why in others if path not in used)
+    )
 
 
 def _is_none(path: Path) -> str:
@@ -86,7 +88,9 @@ def _modules(path: Path) -> tuple[Path, ...]:
         if image is None:
             return ()
         rest = path.name.removeprefix(_package(path))
-        beside = [path.with_name(f"linux-{kind}-{image['release']}{rest}") for kind in ("modules", "modules-extra", "base")]
+        beside = [
+            path.with_name(f"linux-{kind}-{image['release']}{rest}") for kind in ("modules", "modules-extra", "base")
+        ]
         return tuple(package for package in beside if package.is_file())
     try:
         modules = path.parent / "lib" / "modules" / kernel_image.kernel_release(path)

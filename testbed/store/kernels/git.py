@@ -98,7 +98,16 @@ async def count_changed_files(found: Commit) -> int | None:
             where = _own(scratch / "git", found) | {"GIT_WORK_TREE": str(top), "GIT_INDEX_FILE": str(scratch / "index")}
             refresh = (*_GIT, "update-index", "-q", "--refresh", "--ignore-submodules")
             await process.run(refresh, env=where, folder=top, timeout_s=_COMPARE_S, check=False)
-            words = (*_GIT, "diff-index", "--name-only", "-z", "--no-renames", "--ignore-submodules=all", found.name, "--")
+            words = (
+                *_GIT,
+                "diff-index",
+                "--name-only",
+                "-z",
+                "--no-renames",
+                "--ignore-submodules=all",
+                found.name,
+                "--",
+            )
             return (await process.run(words, env=where, folder=top, timeout_s=_COMPARE_S)).stdout.count("\0")
     except (BuildError, HostError):
         return None
@@ -111,7 +120,10 @@ async def check_out(found: Commit, own: Path, index: Path, tree: Path, *, clean:
     :raise BuildError: objects of the commit are missing or damaged. :raise HostError: this machine's disk or memory is not enough.
     """
     where = _own(own, found) | {"GIT_WORK_TREE": str(tree), "GIT_INDEX_FILE": str(index)}
-    for words in (("read-tree", "--no-sparse-checkout", "--reset", "-u", found.name), *([("clean", "-ffdxq")] if clean else [])):
+    for words in (
+        ("read-tree", "--no-sparse-checkout", "--reset", "-u", found.name),
+        *([("clean", "-ffdxq")] if clean else []),
+    ):
         # What it makes is for everybody to read: an account builds it.
         argv = ("sh", "-c", 'umask 022; exec "$@"', "git", *_GIT, *words)
         done = await process.run(argv, env=where, folder=tree, timeout_s=_CHECK_OUT_S, check=False)

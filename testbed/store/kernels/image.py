@@ -61,7 +61,13 @@ def header(path: Path, name: str | None = None) -> Header:
                 if len(head) >= _HEAD_BYTES:
                     break
         # Of a compressed file the whole size is known only where it is small.
-        size_bytes = path.stat().st_size if inflate.form_of_file(path) is None else len(head) if len(head) < _HEAD_BYTES else None
+        size_bytes = (
+            path.stat().st_size
+            if inflate.form_of_file(path) is None
+            else len(head)
+            if len(head) < _HEAD_BYTES
+            else None
+        )
     except OSError as error:
         raise why_unreadable(path, error) from error
     except inflate.Refused as error:
@@ -136,7 +142,9 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
         file.seek(at)
         form = inflate.compression_form(head)
         if form is None:
-            raise UnknownImage(f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}")
+            raise UnknownImage(
+                f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}"
+            )
         # Of all formats but gzip, which has it itself, the size of the kernel follows.
         left = length if form == "gzip" else length - 4
         while left > 0 and (data := file.read(min(left, _PIECE_BYTES))):
@@ -162,7 +170,9 @@ def config(image: mmap.mmap | bytes) -> str | None:
     end = image.find(_CONFIG_END, found.end(), found.end() + MOST_CONFIG_BYTES)
     try:
         inflated = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        text = inflated.decompress(image[found.end() : end if end > 0 else found.end() + MOST_CONFIG_BYTES], MOST_CONFIG_BYTES)
+        text = inflated.decompress(
+            image[found.end() : end if end > 0 else found.end() + MOST_CONFIG_BYTES], MOST_CONFIG_BYTES
+        )
         if not inflated.eof:
             raise ValueError(f"expected its end within {format_size(MOST_CONFIG_BYTES)}")
         return text.decode()
@@ -185,5 +195,7 @@ def why_unreadable(path: Path, error: OSError) -> UsageError:
         copy = f"sudo install -m 644 {shlex.quote(str(path))} ."
         if path.is_dir():
             copy = f"sudo cp -r {shlex.quote(str(path))} . && sudo chown -R $USER {shlex.quote(path.name)}"
-        return UsageError(f"{path}: only root may read it, as distributions have it of kernels; give a copy, which `{copy}` makes")
+        return UsageError(
+            f"{path}: only root may read it, as distributions have it of kernels; give a copy, which `{copy}` makes"
+        )
     return UsageError(f"{path}: cannot be read: {error.strerror}")

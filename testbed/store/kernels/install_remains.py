@@ -81,7 +81,9 @@ def suspect_objects(output: Path) -> Iterator[Path]:
     since_ns = (records(output) / MARK).stat().st_mtime_ns
     targets: frozenset[str] = frozenset()
     with contextlib.suppress(FileNotFoundError):
-        targets = finished((records(output) / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True))
+        targets = finished(
+            (records(output) / LOG).read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        )
     prepared = any(_OF_KERNEL.fullmatch(name) for name in targets)
 
     def whole(name: str) -> bool:

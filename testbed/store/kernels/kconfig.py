@@ -75,19 +75,27 @@ class _Open:
     shown: list[str] = field(default_factory=list)
 
 
-def _read_file(path: str, text_of: Callable[[str], str | None], arch: str, found: Kconfig, around: list[_Open], depth: int) -> None:
+def _read_file(
+    path: str, text_of: Callable[[str], str | None], arch: str, found: Kconfig, around: list[_Open], depth: int
+) -> None:
     if depth > _MOST_INCLUDED:
-        raise BuildError(f"{path}: expected Kconfig files that include each other at most {_MOST_INCLUDED} deep; does one include itself?")
+        raise BuildError(
+            f"{path}: expected Kconfig files that include each other at most {_MOST_INCLUDED} deep; does one include itself?"
+        )
     found.files[path] += 1
     if found.files[path] > _MOST_TIMES or len(found.files) > _MOST_FILES:
-        raise BuildError(f"{path}: expected at most {_MOST_FILES} Kconfig files, each included at most {_MOST_TIMES} times")
+        raise BuildError(
+            f"{path}: expected at most {_MOST_FILES} Kconfig files, each included at most {_MOST_TIMES} times"
+        )
     name: str | None = None
     current: Definition | None = None
     begun = ""  # the last statement that takes `depends on`
     lines = (text_of(path) or "").splitlines()
     found.lines += len(lines)
     if found.lines > _MOST_LINES:
-        raise BuildError(f"{path}: expected at most {_MOST_LINES} lines in the Kconfig files of a kernel, each as often as it is included")
+        raise BuildError(
+            f"{path}: expected at most {_MOST_LINES} lines in the Kconfig files of a kernel, each as often as it is included"
+        )
     for number, line in _statements(lines):
         found.statements += 1
         if found.statements > _MOST_STATEMENTS or len(line) > _MOST_IN_LINE:
@@ -187,7 +195,9 @@ def chosen_losses(
     """
 
     def needed(one: LostOption) -> bool:
-        return (one.wanted.value, one.got) == ("m", "y") or (one.wanted.value == "n" and bool(_selectors(one.name, kconfig, config)))
+        return (one.wanted.value, one.got) == ("m", "y") or (
+            one.wanted.value == "n" and bool(_selectors(one.name, kconfig, config))
+        )
 
     def shown(one: LostOption) -> bool:
         return any(at.prompt is not None and _holds(at.prompt, asked) for at in kconfig.definitions.get(one.name, ()))
@@ -197,7 +207,11 @@ def chosen_losses(
 
 def _selectors(name: str, kconfig: Kconfig, config: Mapping[str, Option]) -> list[str]:
     """What selects an option in a configuration."""
-    return [option for option, condition in kconfig.selectors.get(name, []) if _level(option, config) and _holds(condition, config)]
+    return [
+        option
+        for option, condition in kconfig.selectors.get(name, [])
+        if _level(option, config) and _holds(condition, config)
+    ]
 
 
 def unknown_options(losses: Iterable[LostOption], kconfig: Kconfig) -> tuple[str, ...]:
@@ -251,7 +265,11 @@ def _conjuncts(condition: str) -> tuple[str, ...]:
             parts.append("")
         else:
             parts[-1] += word if word in "()!" else f" {word} "
-    return tuple(" ".join(part.split()).replace("( ", "(").replace(" )", ")").replace("! ", "!") for part in parts if part.strip())
+    return tuple(
+        " ".join(part.split()).replace("( ", "(").replace(" )", ")").replace("! ", "!")
+        for part in parts
+        if part.strip()
+    )
 
 
 def _level(term: str, config: Mapping[str, Option]) -> int:
@@ -301,7 +319,9 @@ def _single(words: deque[str], config: Mapping[str, Option], depth: int) -> int:
 
 
 def _compared(left: str, how: str, right: str, config: Mapping[str, Option]) -> bool:
-    one, two = (config[word].value if word in config else "n" if word.isupper() else word.strip("\"'") for word in (left, right))
+    one, two = (
+        config[word].value if word in config else "n" if word.isupper() else word.strip("\"'") for word in (left, right)
+    )
     if how in ("=", "!="):
         return (one == two) is (how == "=")
     try:

@@ -185,9 +185,19 @@ def _of_mail(data: bytes, name: str, strip: int | None) -> Message:
         message = _parsed(data)
         subject = " ".join(str(message["Subject"] or "").split())[:_MOST_SUBJECT]
         key = "".join(str(message["Message-ID"] or "").split())
-        parts = [part for part in message.walk() if part.get_content_maintype() == "text" and part.get_content_subtype() != "html"]
+        parts = [
+            part
+            for part in message.walk()
+            if part.get_content_maintype() == "text" and part.get_content_subtype() != "html"
+        ]
         text = "\n".join(_text(part.get_payload(decode=True) or b"") for part in parts)  # type: ignore[arg-type]  # bytes, of a text part
-    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:  # as Python's parser fails on what is no mail
+    except (
+        ValueError,
+        LookupError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:  # as Python's parser fails on what is no mail
         raise BuildError(f"{name}: a mail in it cannot be read: {str(error)[:200] or type(error).__name__}") from error
     found, words = tag(subject)
     patch = _patch(f"{name}: {subject}", words, text, strip)
@@ -202,7 +212,9 @@ def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
 
 
-def series(found: Sequence[Message], name: str, selection: Selection = EVERYTHING, *, of_folder: bool = False) -> tuple[Patch, ...]:
+def series(
+    found: Sequence[Message], name: str, selection: Selection = EVERYTHING, *, of_folder: bool = False
+) -> tuple[Patch, ...]:
     """The patches of one series among messages, without cover letters, answers and copies: by their numbers, or as they come.
 
     A file of one mail may be any patch of its series; a folder, or a mailbox of several, must be all of it.
@@ -216,7 +228,9 @@ def series(found: Sequence[Message], name: str, selection: Selection = EVERYTHIN
     numbered = [one for one in patches if _number(one)]
     if not numbered:
         if selection.numbers:
-            raise BuildError(f"{name}: expected patches with numbers, as --series-patches names some, found none with one")
+            raise BuildError(
+                f"{name}: expected patches with numbers, as --series-patches names some, found none with one"
+            )
         return tuple(one.patch for one in patches)
     if len(numbered) < len(patches):
         some = _some(one.patch.name for one in patches if not _number(one))
@@ -255,7 +269,9 @@ def _of_version(patches: list[Message], name: str, wanted: str | None) -> list[M
     :raise BuildError: there are several, and none is chosen; or not the one that is.
     """
     there = Counter(one.tag.version for one in patches if one.tag)
-    said = ", ".join(f"{version} ({count} patch{'es' if count > 1 else ''})" for version, count in sorted(there.items()))
+    said = ", ".join(
+        f"{version} ({count} patch{'es' if count > 1 else ''})" for version, count in sorted(there.items())
+    )
     if wanted is None and len(there) > 1:
         raise BuildError(
             f"{name}: expected one version of a series, found {said}; choose one, such as --series-version {max(there, key=_newer)}"
@@ -269,12 +285,16 @@ def _newer(version: str) -> tuple[bool, list[int]]:
     return not version.startswith("rfc"), [int(number) for number in re.findall(r"\d+", version)]
 
 
-def _in_order(patches: list[Message], name: str, wanted: tuple[int, ...], diffless: frozenset[int], *, alone: bool) -> tuple[Patch, ...]:
+def _in_order(
+    patches: list[Message], name: str, wanted: tuple[int, ...], diffless: frozenset[int], *, alone: bool
+) -> tuple[Patch, ...]:
     """By their numbers. `alone`: there is one, which may be any of its series."""
     lengths = {one.tag.of or 0 for one in patches if one.tag}
     if len(lengths) > 1:
         said = ", ".join(f"one of {of} patches" for of in sorted(lengths))
-        raise BuildError(f"{name}: expected one series, found several: {said}; give each its own file or folder, and --series for each")
+        raise BuildError(
+            f"{name}: expected one series, found several: {said}; give each its own file or folder, and --series for each"
+        )
     (last,) = lengths
     by_number: dict[int, list[Message]] = {}
     for one in patches:
@@ -286,7 +306,9 @@ def _in_order(patches: list[Message], name: str, wanted: tuple[int, ...], diffle
         there = by_number.get(number, [])
         if len(there) > 1:
             names = "\n  ".join(one.patch.name for one in there)
-            raise BuildError(f"{name}: expected patch {number} once, found it {len(there)} times; take out what is not meant:\n  {names}")
+            raise BuildError(
+                f"{name}: expected patch {number} once, found it {len(there)} times; take out what is not meant:\n  {names}"
+            )
         if not there:
             what = "has no diff that can be read" if number in diffless else "is missing"
             mend = "" if wanted else f"; where only these are meant: --series-patches {_ranges(sorted(by_number))}"

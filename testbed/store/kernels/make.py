@@ -17,7 +17,17 @@ from typing import Any
 from testbed.errors import BuildError, HostError, UsageError
 from testbed.host import process, untrusted_files
 from testbed.progress import Task
-from testbed.store.kernels import build_jail, config_fragments, config_needs, debs, files, install_remains, kconfig, make_args, make_text
+from testbed.store.kernels import (
+    build_jail,
+    config_fragments,
+    config_needs,
+    debs,
+    files,
+    install_remains,
+    kconfig,
+    make_args,
+    make_text,
+)
 from testbed.store.kernels.build_jail import BuildJail
 from testbed.store.kernels.config_fragments import Option, Request, merge
 from testbed.store.kernels.install_remains import records
@@ -54,18 +64,26 @@ async def find_compiler(args: tuple[MakeArg, ...] = ()) -> Compiler:
     for program in programs:
         if "/" in program and process.find_path(program) is None:
             raise UsageError(f"--make-arg: {program}: expected a program, there is none")
-    missing = [_TOOLS.get(tool) or make_args.package(tool) for tool in (*_TOOLS, *programs) if process.find_path(tool) is None]
+    missing = [
+        _TOOLS.get(tool) or make_args.package(tool) for tool in (*_TOOLS, *programs) if process.find_path(tool) is None
+    ]
     if not missing:
         for header, package in _HEADERS.items():
-            asked = await process.run([*tools["HOSTCC"], "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False)
+            asked = await process.run(
+                [*tools["HOSTCC"], "-fsyntax-only", "-x", "c", "-"], stdin=f"#include <{header}>\n", check=False
+            )
             missing += [package] if asked.status != 0 else []
     if missing:
         names = " ".join(dict.fromkeys(missing))
-        raise HostError(f"building a kernel needs packages that are not installed; install them with: apt-get install {names}")
+        raise HostError(
+            f"building a kernel needs packages that are not installed; install them with: apt-get install {names}"
+        )
     # Of what is as usual the compiler and the linker; of what the user chose all of it, for each makes other bytes.
     asked_for = ["CC", "LD", *(["HOSTCC"] if args else []), *(arg.name for arg in args if arg.name in make_args.TOOLS)]
     said = [await _version(tools[name]) for name in dict.fromkeys(asked_for)]
-    return Compiler(version=", ".join(dict.fromkeys(said)), through_ccache=process.find_path("ccache") is not None, args=args)
+    return Compiler(
+        version=", ".join(dict.fromkeys(said)), through_ccache=process.find_path("ccache") is not None, args=args
+    )
 
 
 async def _version(program: list[str]) -> str:
@@ -133,7 +151,9 @@ class MakeJob:
         """Configure and compile; returns how long it took and how many objects it compiled."""
         self.output.mkdir(parents=True, exist_ok=True)
         if (removed := await asyncio.to_thread(install_remains.repair, self.output)) is not None:
-            note(f"{self.source.name}: its last build was broken off; {removed} files that it may have left half-written are made again")
+            note(
+                f"{self.source.name}: its last build was broken off; {removed} files that it may have left half-written are made again"
+            )
         await asyncio.to_thread(self._prepare)
         install_remains.begin(self.output)
         try:
@@ -151,7 +171,9 @@ class MakeJob:
     @property
     def config(self) -> dict[str, Option]:
         with self.read():
-            return config_fragments.parse(untrusted_files.read_text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config"))
+            return config_fragments.parse(
+                untrusted_files.read_text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config")
+            )
 
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
@@ -174,27 +196,44 @@ class MakeJob:
         config = self.config
         await self._check_survivors(request, config, note)
         if lacks := config_needs.unmet_requirements((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), config):
-            raise BuildError(f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks))
+            raise BuildError(
+                f"kernel of {self.source.name}: no guest could use it; its configuration lacks\n  " + "\n  ".join(lacks)
+            )
         if not request.plain:
             for lack in config_needs.unmet_requirements(config_needs.SOME_SCENARIOS, config):
                 note(f"the configuration lacks {lack}")
 
-    async def _check_survivors(self, request: Request, config: Mapping[str, Option], note: Callable[[str], None]) -> None:
+    async def _check_survivors(
+        self, request: Request, config: Mapping[str, Option], note: Callable[[str], None]
+    ) -> None:
         """:raise BuildError: an option that was asked for did not survive; says what blocks it."""
-        lost, own = config_fragments.lost_options(request.required, config), config_fragments.lost_options(request.own, config)
+        lost, own = (
+            config_fragments.lost_options(request.required, config),
+            config_fragments.lost_options(request.own, config),
+        )
         if not lost and not own:
             return
         known = await asyncio.to_thread(kconfig.read, self._text)
         if left := kconfig.unknown_options(own, known):
             some = ", ".join(f"CONFIG_{name}" for name in left[:_NAMED])
-            note(f"{len(left)} options of the configuration are none of this source: {some}{', ...' if len(left) > _NAMED else ''}")
+            note(
+                f"{len(left)} options of the configuration are none of this source: {some}{', ...' if len(left) > _NAMED else ''}"
+            )
         if gone := (*lost, *kconfig.chosen_losses(own, known, merge(request.first, request.more), config)):
             lines = [
                 f"{one.wanted.where}: CONFIG_{one.name}: expected {one.wanted.value}, got {one.got}: {kconfig.explain(one, known, config)}"
                 for one in gone
             ]
-            mend = "" if request.plain else "\n  what may be otherwise is said so in a --fragment, which counts more than --config"
-            raise BuildError(f"kernel of {self.source.name}: its configuration did not take everything:\n  " + "\n  ".join(lines) + mend)
+            mend = (
+                ""
+                if request.plain
+                else "\n  what may be otherwise is said so in a --fragment, which counts more than --config"
+            )
+            raise BuildError(
+                f"kernel of {self.source.name}: its configuration did not take everything:\n  "
+                + "\n  ".join(lines)
+                + mend
+            )
 
     def _text(self, path: str) -> str | None:
         """A file of the source, None where there is none in it; Kconfig files of strangers name what they like."""
@@ -207,7 +246,9 @@ class MakeJob:
         """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
         where = f"kernel of {self.source.name}: "
         if (line := make_text.machine_error(said)) is not None:
-            return HostError(f"{where}this machine could not build it: {line}; make room, or use fewer compilers with --jobs{more}")
+            return HostError(
+                f"{where}this machine could not build it: {line}; make room, or use fewer compilers with --jobs{more}"
+            )
         return BuildError(f"{where}{what}{make_text.first_error(said)}{more}")
 
     async def _compile(self, task: Task) -> int:
@@ -232,7 +273,9 @@ class MakeJob:
 
             modules = self.config.get("MODULES")
             targets = ("bzImage", "modules") if modules is not None and modules.value == "y" else ("bzImage",)
-            made = await self.make(*targets, "-Otarget", f"-j{self.jobs}", timeout_s=_BUILD_S, check=False, on_line=hear)
+            made = await self.make(
+                *targets, "-Otarget", f"-j{self.jobs}", timeout_s=_BUILD_S, check=False, on_line=hear
+            )
         if made.status not in _MAKES_OWN:
             raise HostError(
                 f"kernel of {self.source.name}: make was killed (status {made.status}); try again, or with fewer compilers: --jobs"
@@ -275,8 +318,12 @@ async def _modules(job: MakeJob, folder: Path) -> Path:
         await asyncio.to_thread(build_jail.give_ownership, job.enclosure, folder)
         await job.make("modules_install", f"INSTALL_MOD_PATH={folder}", write=(folder,), timeout_s=_CONFIGURE_S)
         found = [path for path in untrusted_files.walk(folder) if path.parent == folder / "lib/modules"]
-        if len(found) != 1 or any(path.is_symlink() or not path.is_dir() for path in (found[0], folder / "lib", folder / "lib/modules")):
-            raise BuildError(f"kernel of {job.source.name}: expected one folder of modules from modules_install, got {len(found)}")
+        if len(found) != 1 or any(
+            path.is_symlink() or not path.is_dir() for path in (found[0], folder / "lib", folder / "lib/modules")
+        ):
+            raise BuildError(
+                f"kernel of {job.source.name}: expected one folder of modules from modules_install, got {len(found)}"
+            )
         return found[0]
     (folder / "modules.order").touch()
     for name in ("modules.builtin", "modules.builtin.modinfo"):

@@ -19,8 +19,15 @@ _GNU = {
     "READELF": "readelf",
     "STRIP": "strip",
 }
-_LLVM = {"CC": "clang", "LD": "ld.lld"} | {name: f"llvm-{tool}" for name, tool in _GNU.items() if name not in ("CC", "LD")}
-_HOST = {"HOSTCC": ("gcc", "clang"), "HOSTCXX": ("g++", "clang++"), "HOSTLD": ("ld", "ld.lld"), "HOSTAR": ("ar", "llvm-ar")}
+_LLVM = {"CC": "clang", "LD": "ld.lld"} | {
+    name: f"llvm-{tool}" for name, tool in _GNU.items() if name not in ("CC", "LD")
+}
+_HOST = {
+    "HOSTCC": ("gcc", "clang"),
+    "HOSTCXX": ("g++", "clang++"),
+    "HOSTLD": ("ld", "ld.lld"),
+    "HOSTAR": ("ar", "llvm-ar"),
+}
 _OTHERS = ("PAHOLE", "RUSTC", "BINDGEN", "HOSTRUSTC", "HOSTPKG_CONFIG")
 TOOLS = (*_GNU, *_HOST, *_OTHERS)
 _FLAGS = re.compile(
@@ -31,8 +38,14 @@ _REFUSED: tuple[tuple[str, str], ...] = (
     (r"INSTALL_\w+|DEPMOD|INSTALL", "the testbed decides where what was built goes"),
     (r"ARCH|SUBARCH|UTS_MACHINE", "guests are x86_64"),
     (r"KCONFIG_\w+|CONFIG_\w+", "--config, --fragment and --flavour say what the configuration is"),
-    (r"(?:GNU)?MAKEFLAGS|MAKE\w*|MFLAGS|SHELL", "make itself is the testbed's; --jobs says how many compilers run at once"),
-    (r"KBUILD_\w+|LOCALVERSION|\w*VERSION|\w*PATCHLEVEL|KERNELRELEASE|SOURCE_DATE_EPOCH", "the same key must give the same bytes and name"),
+    (
+        r"(?:GNU)?MAKEFLAGS|MAKE\w*|MFLAGS|SHELL",
+        "make itself is the testbed's; --jobs says how many compilers run at once",
+    ),
+    (
+        r"KBUILD_\w+|LOCALVERSION|\w*VERSION|\w*PATCHLEVEL|KERNELRELEASE|SOURCE_DATE_EPOCH",
+        "the same key must give the same bytes and name",
+    ),
 )
 # A program and its options: nothing that make or a shell would take for something else. Flags may hold quotes, too.
 _PROGRAM = re.compile(r"[A-Za-z0-9_./+=,:@%-]+(?: [A-Za-z0-9_./+=,:@%-]+)*")
@@ -74,7 +87,9 @@ def _check(where: str, name: str, value: str) -> None:
         if re.fullmatch(pattern, name):
             raise UsageError(f"{where}: {name} cannot be given: {why}")
     if name == "LLVM" and not re.fullmatch(r"1|-\d{1,3}|/[A-Za-z0-9_./+-]*/", value):
-        raise UsageError(f"{where}: expected LLVM=1, LLVM=-15 (clang-15 and its like), or LLVM=/FOLDER/ with an end of /")
+        raise UsageError(
+            f"{where}: expected LLVM=1, LLVM=-15 (clang-15 and its like), or LLVM=/FOLDER/ with an end of /"
+        )
     elif name == "LLVM_IAS" and value not in ("0", "1"):
         raise UsageError(f"{where}: expected LLVM_IAS=0 or 1")
     elif name == "CROSS_COMPILE" and not re.fullmatch(r"[A-Za-z0-9_./+-]+", value):
@@ -82,12 +97,16 @@ def _check(where: str, name: str, value: str) -> None:
     elif name in TOOLS and not _PROGRAM.fullmatch(value):
         raise UsageError(f"{where}: expected a program, perhaps with options")
     elif _FLAGS.fullmatch(name) and (not _TEXT.fullmatch(value) or _EXPANDED.search(value)):
-        raise UsageError(f"{where}: expected flags without what make or a shell expands ($ ` ; | & < > and a backslash)")
+        raise UsageError(
+            f"{where}: expected flags without what make or a shell expands ($ ` ; | & < > and a backslash)"
+        )
     elif name not in ("LLVM", "LLVM_IAS", "CROSS_COMPILE", *TOOLS) and not _FLAGS.fullmatch(name):
         some = "CC, LD, HOSTCC and other tools, LLVM, LLVM_IAS, CROSS_COMPILE, KCFLAGS and other flags, W"
         raise UsageError(f"{where}: expected one of {some}, got {name or 'no name'}")
     # make works in another folder than the user does
-    if (name in TOOLS or name == "CROSS_COMPILE") and any("/" in one and not one.startswith("/") for one in value.split()[:1]):
+    if (name in TOOLS or name == "CROSS_COMPILE") and any(
+        "/" in one and not one.startswith("/") for one in value.split()[:1]
+    ):
         raise UsageError(f"{where}: expected a name, or a path from the root: make works in a folder of its own")
 
 
@@ -96,10 +115,14 @@ def tools(args: Iterable[MakeArg]) -> dict[str, str]:
     given = {arg.name: arg.value for arg in args}
     llvm = given.get("LLVM")
     if llvm is None:
-        usual = {name: given.get("CROSS_COMPILE", "") + program for name, program in _GNU.items()} | {"HOSTCC": _HOST["HOSTCC"][0]}
+        usual = {name: given.get("CROSS_COMPILE", "") + program for name, program in _GNU.items()} | {
+            "HOSTCC": _HOST["HOSTCC"][0]
+        }
     else:
         before, after = (llvm, "") if llvm.endswith("/") else ("", "" if llvm == "1" else llvm)
-        usual = {name: f"{before}{program}{after}" for name, program in (*_LLVM.items(), ("HOSTCC", _HOST["HOSTCC"][1]))}
+        usual = {
+            name: f"{before}{program}{after}" for name, program in (*_LLVM.items(), ("HOSTCC", _HOST["HOSTCC"][1]))
+        }
     return usual | {name: value for name, value in given.items() if name in TOOLS}
 
 
@@ -138,7 +161,13 @@ def environment_taken(names: Iterable[str]) -> tuple[str, ...]:
 def environment_ignored(environment: Mapping[str, str]) -> tuple[str, ...]:
     """The variables of an environment that are meant for make and that a build does not see, as NAME=VALUE."""
     ours = {"ARCH": ("x86_64", "x86"), "SUBARCH": ("x86_64", "x86")}
-    found = [name for name in (*environment_taken(environment), *(["ARCH"] if "ARCH" in environment else [])) if environment[name]]
+    found = [
+        name
+        for name in (*environment_taken(environment), *(["ARCH"] if "ARCH" in environment else []))
+        if environment[name]
+    ]
     if "MAKELEVEL" in environment:
         found = [name for name in found if name not in _OF_MAKE]
-    return tuple(f"{name}={environment[name][:60]}" for name in sorted(found) if environment[name] not in ours.get(name, ()))
+    return tuple(
+        f"{name}={environment[name][:60]}" for name in sorted(found) if environment[name] not in ours.get(name, ())
+    )

@@ -38,7 +38,11 @@ class Compiler:
     def words(self) -> tuple[str, ...]:
         """What make is told of it."""
         given, program = {arg.name for arg in self.args}, make_args.tools(self.args)
-        cached = [f"{name}=ccache {program[name]}" for name in ("CC", "HOSTCC") if name not in given] if self.through_ccache else []
+        cached = (
+            [f"{name}=ccache {program[name]}" for name in ("CC", "HOSTCC") if name not in given]
+            if self.through_ccache
+            else []
+        )
         return (*cached, *map(str, self.args))
 
 
@@ -47,7 +51,12 @@ def build_key(source: str, changes: Mapping[str, str], request: str, compiler: C
     tells make.
     """
     return content_key(
-        _LAYOUT, source, dict(changes), request, compiler.version, *([list(map(str, compiler.args))] if compiler.args else [])
+        _LAYOUT,
+        source,
+        dict(changes),
+        request,
+        compiler.version,
+        *([list(map(str, compiler.args))] if compiler.args else []),
     )
 
 
@@ -79,7 +88,13 @@ def progress(before: int, done: int, usual: int, elapsed_s: float) -> tuple[floa
     if usual <= there:
         return None, f"{done} objects"
     left_s = elapsed_s * (usual - there) / done if done >= _TELLING else None
-    left = "" if left_s is None else f", about {left_s / 60:.0f} min left" if left_s >= 90 else f", about {left_s:.0f} s left"
+    left = (
+        ""
+        if left_s is None
+        else f", about {left_s / 60:.0f} min left"
+        if left_s >= 90
+        else f", about {left_s:.0f} s left"
+    )
     return there / usual, f"{there} of about {usual} objects{left}"
 
 

@@ -89,7 +89,11 @@ def _unfit(entry: os.DirEntry[str], path: Path, root: Path) -> str:
             real = path.resolve()
         except RuntimeError:  # it leads to itself
             return "a link that leads nowhere"
-        return "" if real.is_relative_to(root) and real.is_file() else f"a link to {os.readlink(path)}, which is no file in it"  # noqa: PTH115 - as text
+        return (
+            ""
+            if real.is_relative_to(root) and real.is_file()
+            else f"a link to {os.readlink(path)}, which is no file in it"
+        )  # noqa: PTH115 - as text
     mode = entry.stat(follow_symlinks=False).st_mode
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "neither a file nor a folder"
 
@@ -126,7 +130,9 @@ def vermagics(there: dict[str, Path], first: Collection[str]) -> dict[str, str]:
     for name in names:
         magic = _vermagic(there[name])
         if magic is None:
-            raise UsageError(f"{there[name]}: expected a kernel module, which says what kernel it is for (vermagic), found none")
+            raise UsageError(
+                f"{there[name]}: expected a kernel module, which says what kernel it is for (vermagic), found none"
+            )
         found.setdefault(magic.decode("ascii", "replace").strip(), name)
     return found
 

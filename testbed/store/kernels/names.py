@@ -30,7 +30,10 @@ def save_name(root: Path, kernel: BuiltKernel, named: NamedBuild) -> None:
     path = _file(root, kernel)
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(json.dumps({"folder": named.folder.name, "origin": named.origin, "series": named.series.value}), encoding="utf-8")
+    new.write_text(
+        json.dumps({"folder": named.folder.name, "origin": named.origin, "series": named.series.value}),
+        encoding="utf-8",
+    )
     new.replace(path)
 
 
@@ -44,7 +47,9 @@ def find_name(root: Path, kernel: BuiltKernel) -> NamedBuild | None:
         return None
     try:
         read = parse_json(path.read_text(encoding="utf-8"))
-        return NamedBuild(folder=root / "kernels" / read["folder"], origin=str(read["origin"]), series=Series(read["series"]))
+        return NamedBuild(
+            folder=root / "kernels" / read["folder"], origin=str(read["origin"]), series=Series(read["series"])
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HostError(f"{path}: cannot be read ({error}); remove it, and build the kernel again") from error
 
@@ -52,7 +57,9 @@ def find_name(root: Path, kernel: BuiltKernel) -> NamedBuild | None:
 def list_names(root: Path) -> tuple[BuiltKernel, ...]:
     """All names whose files are there, in their order."""
     kernels = (BuiltKernel(name=path.name) for path in sorted((root / "built").glob("[!.]*")))
-    return tuple(kernel for kernel in kernels if (named := find_name(root, kernel)) is not None and named.folder.is_dir())
+    return tuple(
+        kernel for kernel in kernels if (named := find_name(root, kernel)) is not None and named.folder.is_dir()
+    )
 
 
 def remove_name(root: Path, kernel: BuiltKernel) -> None:

@@ -13,7 +13,9 @@ from testbed.errors import BuildError
 _GIT_NAMES = re.compile(r"^diff --git (.+)$", re.MULTILINE)
 _MOVED = re.compile(r"^(?:rename|copy) from (.+)$", re.MULTILINE)
 _NAMES = re.compile(r"^--- ([^\t\n]+)(?:\t.*)?\n\+\+\+ ([^\t\n]+)", re.MULTILINE)
-_HUNK = re.compile(r"@@ -(?P<old>[0-9]{1,9})(?:,(?P<old_count>[0-9]{1,9}))? \+(?P<new>[0-9]{1,9})(?:,(?P<new_count>[0-9]{1,9}))? @@")
+_HUNK = re.compile(
+    r"@@ -(?P<old>[0-9]{1,9})(?:,(?P<old_count>[0-9]{1,9}))? \+(?P<new>[0-9]{1,9})(?:,(?P<new_count>[0-9]{1,9}))? @@"
+)
 # A path has 4096 bytes at most, and such a line two.
 _LONGEST_HEADER = 8500
 
@@ -63,7 +65,9 @@ def parse_quilt_series(series: str, name: str) -> tuple[tuple[str, int | None], 
 
 
 # " create mode 120000 drivers/link", " mode change 100644 => 100755 scripts/x.sh"; of what git calls a regular file it begins with 100.
-_MODE = re.compile(r"^ (?:create mode|delete mode|mode change \d+ =>) (?!100)(?P<mode>\d{6}) (?P<path>.+)$", re.MULTILINE)
+_MODE = re.compile(
+    r"^ (?:create mode|delete mode|mode change \d+ =>) (?!100)(?P<mode>\d{6}) (?P<path>.+)$", re.MULTILINE
+)
 
 
 def touched_files(said: str, name: str) -> frozenset[str]:
@@ -73,7 +77,9 @@ def touched_files(said: str, name: str) -> frozenset[str]:
     """
     *files, summary = said.split("\0")
     if link := _MODE.search(summary):
-        raise BuildError(f"{name}: {link['path']}: expected a regular file, got mode {link['mode']}: links and submodules are not built")
+        raise BuildError(
+            f"{name}: {link['path']}: expected a regular file, got mode {link['mode']}: links and submodules are not built"
+        )
     found = set()
     for one in files:
         match one.split("\t", 2):
@@ -82,7 +88,9 @@ def touched_files(said: str, name: str) -> frozenset[str]:
             case _:
                 raise BuildError(f"{name}: expected of git how much is changed in each file, got {one[:100]!r}")
         if added == "-":
-            raise BuildError(f"{name}: {path}: expected a change of text, got a binary one; commit it to a git tree, and build that")
+            raise BuildError(
+                f"{name}: {path}: expected a change of text, got a binary one; commit it to a git tree, and build that"
+            )
         found.add(path)
     return frozenset(found)
 
@@ -183,7 +191,11 @@ def refusal(patch: Patch, said: str, read: Callable[[str], str | None], *, rever
     if missed is None:
         # All of its lines are there: without context before or after them it is for the beginning or the end of the file.
         after = place + len(hunk.text)
-        at, expected = (after, "the end of the file") if after < len(lines) else (0, "the beginning of the file, and nothing before it")
+        at, expected = (
+            (after, "the end of the file")
+            if after < len(lines)
+            else (0, "the beginning of the file, and nothing before it")
+        )
     else:
         at, expected = place + missed, hunk.text[missed].strip()
     got = lines[at].strip() if at < len(lines) else "the end of the file"
@@ -207,6 +219,8 @@ def _nearest(hunk: Hunk, lines: list[str]) -> tuple[int, list[str]]:
         return difflib.SequenceMatcher(None, text, lines[at : at + len(text)], autojunk=False).ratio()
 
     own = min(hunk.line - 1, max(len(lines) - 1, 0))
-    places = sorted({own, *(at for at, line in enumerate(lines) if text and line == text[0])}, key=lambda at: abs(at - own))
+    places = sorted(
+        {own, *(at for at, line in enumerate(lines) if text and line == text[0])}, key=lambda at: abs(at - own)
+    )
     place = max(places[:_MOST_PLACES], key=alike)
     return place, lines[place : place + len(hunk.text)]

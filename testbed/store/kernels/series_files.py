@@ -32,7 +32,9 @@ def read_patches(path: Path, selection: Selection = EVERYTHING) -> tuple[Patch, 
             return mailbox.series(_messages(path), str(path), selection)
         if (path / "series").is_file():
             if selection != EVERYTHING:
-                raise BuildError(f"{path}: its file `series` says what is meant; --series-version and --series-patches are for others")
+                raise BuildError(
+                    f"{path}: its file `series` says what is meant; --series-version and --series-patches are for others"
+                )
             return _of_quilt(path, path / "series")
         files = tuple(_files(path))
         found = [message for file in files for message in _messages(file, of=path)]
@@ -49,7 +51,9 @@ def _of_quilt(folder: Path, quilt: Path) -> tuple[Patch, ...]:
     except UnicodeDecodeError as error:
         raise BuildError(f"{quilt}: expected UTF-8, a file name in each line: {error}") from error
     found = tuple(
-        patch for name, strip in listed for patch in mailbox.series(_messages(folder / name, strip, of=folder), str(folder / name))
+        patch
+        for name, strip in listed
+        for patch in mailbox.series(_messages(folder / name, strip, of=folder), str(folder / name))
     )
     if not found:
         raise BuildError(f"{quilt}: expected names of files, found none")
@@ -61,11 +65,17 @@ def _files(folder: Path) -> Iterator[Path]:
 
     Known by their names, or by how `git format-patch` begins what it writes.
     """
-    folders = [folder / name for name in ("new", "cur")] if (folder / "new").is_dir() and (folder / "cur").is_dir() else [folder]
+    folders = (
+        [folder / name for name in ("new", "cur")]
+        if (folder / "new").is_dir() and (folder / "cur").is_dir()
+        else [folder]
+    )
     found = [path for one in folders for path in one.iterdir() if not _LEFTOVER.fullmatch(path.name)]
     if len(found) > _MOST_FILES:
         raise BuildError(f"{folder}: expected a folder of patches, found {len(found)} files in it")
-    for path in sorted(found, key=lambda path: [(part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", path.name)]):
+    for path in sorted(
+        found, key=lambda path: [(part.isdigit(), part.zfill(20)) for part in re.split(r"(\d+)", path.name)]
+    ):
         name = path.name.removesuffix(path.suffix) if path.suffix in _COMPRESSED else path.name
         if name.endswith(_SUFFIXES) or len(folders) > 1 or mailbox.made_by_git(_head(path)):
             yield path

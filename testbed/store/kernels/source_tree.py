@@ -67,7 +67,9 @@ class Tree:
         state = self._folder / _STATE
         return dict(parse_json(state.read_text(encoding="utf-8"))) if state.exists() else {}
 
-    async def planned(self, series: Iterable[Patch], reverts: Iterable[Patch], ablations: Iterable[Ablation]) -> dict[str, Content | None]:
+    async def planned(
+        self, series: Iterable[Patch], reverts: Iterable[Patch], ablations: Iterable[Ablation]
+    ) -> dict[str, Content | None]:
         """The files that change, with what they become (None: they go). Nothing is changed yet.
 
         :raise BuildError: a patch or an edit does not fit; says where, and what is there.
@@ -82,7 +84,9 @@ class Tree:
                 git = _GitApply(patch=patch, file=str(file), scratch=scratch)
                 files = await git.files()
                 if len(files | there.keys()) > _MOST_FILES:
-                    raise BuildError(f"{patch.name}: expected a series that changes at most {_MOST_FILES} files, got more")
+                    raise BuildError(
+                        f"{patch.name}: expected a series that changes at most {_MOST_FILES} files, got more"
+                    )
                 self._bring(files - there.keys(), scratch, changed)
                 await git.apply(reverse=reverse)
                 there |= {path: (scratch / path).is_file() for path in files}
@@ -120,11 +124,18 @@ class Tree:
             return before[path] if path in before else (self._tree / path).is_file()
 
         # The folders that files are in, each with one of these.
-        inside = {str(above): one for one in sorted({*before, *wanted}, reverse=True) if there(one) for above in PurePosixPath(one).parents}
+        inside = {
+            str(above): one
+            for one in sorted({*before, *wanted}, reverse=True)
+            if there(one)
+            for above in PurePosixPath(one).parents
+        }
         for path in (path for path in paths if wanted[path]):
             if (above := next((str(one) for one in PurePosixPath(path).parents if there(str(one))), None)) is not None:
                 return f"{path}: expected a folder {above}, which is a file of the source"
-            below = [str(one.relative_to(self._tree)) for one in untrusted_files.walk(self._tree / path) if not one.is_dir()]
+            below = [
+                str(one.relative_to(self._tree)) for one in untrusted_files.walk(self._tree / path) if not one.is_dir()
+            ]
             found = [one for one in below if there(one)] + ([inside[path]] if path in inside else [])
             if found:
                 return f"{path}: expected no folder of that name, got that of {min(found)}"
@@ -135,7 +146,9 @@ class Tree:
 
         :raise BuildError: a file cannot be where it is wanted; nothing is changed then.
         """
-        if (why := self._collision({path: content is not None for path, content in wanted.items()}, wanted)) is not None:
+        if (
+            why := self._collision({path: content is not None for path, content in wanted.items()}, wanted)
+        ) is not None:
             raise BuildError(f"source: {why}")
         before = self._changed()
         self._forget(before)
@@ -175,7 +188,9 @@ def digests(wanted: Mapping[str, Content | None]) -> dict[str, str]:
 
 
 def _content(path: Path) -> Content | None:
-    return Content(data=path.read_bytes(), executable=bool(path.stat().st_mode & stat.S_IXUSR)) if path.is_file() else None
+    return (
+        Content(data=path.read_bytes(), executable=bool(path.stat().st_mode & stat.S_IXUSR)) if path.is_file() else None
+    )
 
 
 def _text(path: Path) -> str | None:
@@ -227,7 +242,10 @@ class _GitApply:
         # The scratch folder may be inside somebody's repository, whose paths git would take these for; and what a user has git do with
         # blanks would be other bytes. Nor is it a place where patches put files: they would make a repository of it.
         nowhere = self.scratch.parent / "no-repository"
-        environment = repositories.environment() | {"GIT_CEILING_DIRECTORIES": str(self.scratch.parent), "GIT_DIR": str(nowhere)}
+        environment = repositories.environment() | {
+            "GIT_CEILING_DIRECTORIES": str(self.scratch.parent),
+            "GIT_DIR": str(nowhere),
+        }
         argv = ["git", "apply", f"-p{self.patch.strip}", *words, self.file]
         return await process.run(argv, env=environment, folder=self.scratch, check=False)
 
@@ -258,5 +276,9 @@ class _GitApply:
         fits_otherwise = (await self._run("--check", *([] if reverse else ["-R"]))).status == 0
         why = self._refused(done.stderr, reverse=reverse)
         if fits_otherwise:
-            why += "\n    it is not in this source" if reverse else "\n    it is in this source already: --revert takes it away"
+            why += (
+                "\n    it is not in this source"
+                if reverse
+                else "\n    it is in this source already: --revert takes it away"
+            )
         raise BuildError(why)

@@ -77,12 +77,16 @@ async def prepare(spec: str, table: KernelTable, root: Path, progress: Progress)
     if found.is_file() and not commit:
         return await _tarball(found, root, progress)
     names = ", ".join(name for name, one in table.rows.items() if one.source)
-    raise BuildError(f"source {spec!r}: expected one of {names}, or a git tree FOLDER[@COMMIT], or a tarball; there is no such file")
+    raise BuildError(
+        f"source {spec!r}: expected one of {names}, or a git tree FOLDER[@COMMIT], or a tarball; there is no such file"
+    )
 
 
 async def _debian(row: DebianKernel, root: Path, progress: Progress) -> Source:
     if not row.source:
-        raise BuildError(f"source {row.name}: the kernel table names no package with its source; give a git tree or a tarball")
+        raise BuildError(
+            f"source {row.name}: the kernel table names no package with its source; give a git tree or a tarball"
+        )
 
     async def make(unfinished: Path) -> dict[str, Any]:
         with progress.task(f"source of {row.name}") as task:
@@ -116,7 +120,9 @@ async def _tarball(path: Path, root: Path, progress: Progress) -> Source:
     source = await _kept(path.name.split(".tar")[0], folder, make, progress)
     if gone := cache.read_meta(folder).get("left_out"):
         more = f" and {len(gone) - _MOST_NAMED} more" if len(gone) > _MOST_NAMED else ""
-        progress.note(f"source {path.name}: left out: links that lead out of it: {', '.join(map(str, gone[:_MOST_NAMED]))}{more}")
+        progress.note(
+            f"source {path.name}: left out: links that lead out of it: {', '.join(map(str, gone[:_MOST_NAMED]))}{more}"
+        )
     return source
 
 
@@ -133,7 +139,16 @@ async def _unpack(tarball: Path, tree: Path, task: Task) -> tuple[str, ...]:
     """
     tree.mkdir()
     plain = tree.with_name("tar")
-    words = ("tar", "-C", str(tree), "--strip-components=1", "--no-same-owner", "--no-same-permissions", "-xf", str(plain))
+    words = (
+        "tar",
+        "-C",
+        str(tree),
+        "--strip-components=1",
+        "--no-same-owner",
+        "--no-same-permissions",
+        "-xf",
+        str(plain),
+    )
     try:
         await asyncio.to_thread(inflate.write_decompressed, tarball, plain, _MOST_BYTES)
         await process.run(("sh", "-c", 'umask 022; exec "$@"', "tar", *words), timeout_s=_UNPACK_S)
@@ -195,7 +210,9 @@ class _Links:
         while ahead:
             self._steps += 1
             if self._steps > _MOST_STEPS:
-                raise OSError(errno.ELOOP, f"expected links that lead over at most {_MOST_STEPS} folders in all, got more")
+                raise OSError(
+                    errno.ELOOP, f"expected links that lead over at most {_MOST_STEPS} folders in all, got more"
+                )
             step = ahead.pop()
             if step == "..":
                 if not at:
@@ -222,12 +239,20 @@ async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Sourc
     if changed is None:
         progress.note(f"source {path}: what is not committed there is left out; whether there is any is not known")
     elif changed:
-        progress.note(f"source {path}: {changed} changed files are left out; it is built as it was committed, {found.name[:12]}")
+        progress.note(
+            f"source {path}: {changed} changed files are left out; it is built as it was committed, {found.name[:12]}"
+        )
     path = path.resolve()
     folder = root / cache.SOURCES / f"git-{content_key(_LAYOUT, str(found.git_folder))}"
     (folder / "tree").mkdir(parents=True, exist_ok=True)
     (folder / cache.META).write_text(json.dumps({"origin": str(path)}) + "\n", encoding="utf-8")
-    return Source(name=f"{path.name}-{found.name[:12]}", key=found.name, origin=f"{path} at {found.name[:12]}", folder=folder, commit=found)
+    return Source(
+        name=f"{path.name}-{found.name[:12]}",
+        key=found.name,
+        origin=f"{path} at {found.name[:12]}",
+        folder=folder,
+        commit=found,
+    )
 
 
 async def check_out(source: Source, commit: Commit, *, clean: bool) -> None:

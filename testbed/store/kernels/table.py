@@ -66,7 +66,9 @@ def built_name(name: str) -> str:
     :raise UsageError: it may not.
     """
     if not _NAME.fullmatch(name):
-        raise UsageError(f"kernel {name!r}: expected a name of at most 80 letters, digits and . _ - that begins with a letter or digit")
+        raise UsageError(
+            f"kernel {name!r}: expected a name of at most 80 letters, digits and . _ - that begins with a letter or digit"
+        )
     return name
 
 
@@ -107,7 +109,9 @@ class KernelTable:
                 f"{_missing(spec)}"
             )
         if other := next((path for path in paths if not path.is_file() and not path.is_dir()), None):
-            raise UsageError(f"kernel {spec!r}: expected BZIMAGE[:MODULES_FOLDER] or FILE.deb[:FILE.deb], got what is no file: {other}")
+            raise UsageError(
+                f"kernel {spec!r}: expected BZIMAGE[:MODULES_FOLDER] or FILE.deb[:FILE.deb], got what is no file: {other}"
+            )
         if all(path.suffix == ".deb" and path.is_file() for path in paths):
             return LocalKernel(name=paths[0].name, debs=paths)
         if len(paths) > 2 or paths[0].is_dir() or (len(paths) == 2 and not paths[1].is_dir()):

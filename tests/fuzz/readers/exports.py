@@ -32,7 +32,9 @@ class _Memory:
         pass
 
     def _within(self, offset: int, length: int) -> None:
-        assert offset >= 0 and length >= 0 and offset + length <= self.size, f"beyond the disk: {length} bytes at {offset}"
+        assert offset >= 0 and length >= 0 and offset + length <= self.size, (
+            f"beyond the disk: {length} bytes at {offset}"
+        )
 
 
 def nbd(data: bytes) -> None:

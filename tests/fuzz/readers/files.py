@@ -49,7 +49,9 @@ def sealed(data: bytes, rng: random.Random) -> bytes:
         name = rng.choice(sorted(files))
         files[name] = mutate.mutated(files[name], rng, (), (mutate.json_node,))
         manifest = json.loads(files["manifest.json"])
-        manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "manifest.json"}
+        manifest["files"] = {
+            name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "manifest.json"
+        }
         files["manifest.json"] = json.dumps(manifest).encode()
         made = io.BytesIO()
         with tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as archive:

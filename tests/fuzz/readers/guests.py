@@ -44,7 +44,12 @@ _SCRIPT = 'set -x\nprepare() { mkdir a; }\nprepare && echo "BYPASSED $1" <<EOF\n
 
 @functools.cache
 def _bug() -> tuple[Condition, ...]:
-    said = ({"output": "BYPASSED"}, {"output": r"a\nb", "console": "WARNING"}, {"expect": "oom_kill [1-9]"}, {"status": "failure"})
+    said = (
+        {"output": "BYPASSED"},
+        {"output": r"a\nb", "console": "WARNING"},
+        {"expect": "oom_kill [1-9]"},
+        {"status": "failure"},
+    )
     return tuple(Condition.model_validate(one) for one in said)
 
 
@@ -137,10 +142,19 @@ def online(data: bytes) -> None:
     cpu_memory.online_cpus(place.text(data), "g0: cpu/online")
 
 
-_DISKS = {"/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"), "/dev/nvme0n1": Hardware(name="fast", type="nvme")}
+_DISKS = {
+    "/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"),
+    "/dev/nvme0n1": Hardware(name="fast", type="nvme"),
+}
 _FACTS = (
     Expected(where="disks.data.queues", file="/sys/block/vdc/mq", expected="2"),
-    Expected(where="cgroups.a.io-max", file="/sys/fs/cgroup/a/io.max", expected="rbps=1048576", line="{NUMBER} ", of="/dev/vdc"),
+    Expected(
+        where="cgroups.a.io-max",
+        file="/sys/fs/cgroup/a/io.max",
+        expected="rbps=1048576",
+        line="{NUMBER} ",
+        of="/dev/vdc",
+    ),
 )
 
 

@@ -31,7 +31,9 @@ def _looked_at(patch: Patch) -> None:
     for reverse in (False, True):
         patches.hunks(patch, reverse=reverse)
         patches.has_no_place(patch, reverse=reverse)
-        patches.refusal(patch, f"error: patch failed: {patch.text[:60]}:1\n", lambda _: patch.text[:4000], reverse=reverse)
+        patches.refusal(
+            patch, f"error: patch failed: {patch.text[:60]}:1\n", lambda _: patch.text[:4000], reverse=reverse
+        )
     patches.has_wrong_counts(patch)
 
 

@@ -49,7 +49,10 @@ def test_each_test_is_told_as_what_it_came_to(tmp_path: Path) -> None:
     assert "-expected" in found["tiny/002", ""]["details"] and "+got" in found["tiny/002", ""]["details"]
     assert found["tiny/003", ""]["reason"] == "no_such_program is not installed"
     assert any("sleep 1000" in line for line in found["tiny/004", ""]["details"])
-    assert "panic" in found["tiny/005", ""]["reason"] and found["tiny/006", "nvme0n1"]["reason"] == "it exited with status 3"
+    assert (
+        "panic" in found["tiny/005", ""]["reason"]
+        and found["tiny/006", "nvme0n1"]["reason"] == "it exited with status 3"
+    )
     assert found["tiny/007", "second"]["reason"] == "second is not for this kernel (6); nor for any other"
     assert any("WARNING: said by a test" in line for line in found["tiny/009", ""]["details"])
     guests = tmp_path / "state/runs" / told["run"] / "guests"

@@ -50,17 +50,32 @@ async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_and_compare_s
     assert f"{repository.loss} is the first bad commit" in said
     root = paths.folders().cache
     built = [names.find_name(root, kernel) for kernel in names.list_names(root) if kernel.name.startswith("linux-")]
-    compiled = sorted(int(cache.read_meta(one.folder)["compiled"]) for one in built if one and str(repository.path) in one.origin)
+    compiled = sorted(
+        int(cache.read_meta(one.folder)["compiled"]) for one in built if one and str(repository.path) in one.origin
+    )
     # Up to three steps for seven commits. The first compiles everything, each of the others what differs from the one before.
     assert 2 <= len(compiled) <= 3 and compiled[-1] > 1000 and compiled[-2] < 100
     assert re.search(r"^# first bad commit", await repository.git("bisect", "log"), re.MULTILINE)
 
     # As somebody has it who wrote a series: a tree, and a mailbox on top.
-    mend = await repository.git("commit-tree", f"{repository.loss}^^{{tree}}", "-p", repository.loss, "-m", "loop: charge memory")
+    mend = await repository.git(
+        "commit-tree", f"{repository.loss}^^{{tree}}", "-p", repository.loss, "-m", "loop: charge memory"
+    )
     (tmp_path / "mend.mbx").write_text(await repository.git("format-patch", "--stdout", "-1", mend) + "\n")
     out, _, _ = await testbed(
-        tmp_path, "compare", "oom-tmpfs", "--tree", f"{repository.path}@main", "--series", str(tmp_path / "mend.mbx"), "--json", "--quiet"
+        tmp_path,
+        "compare",
+        "oom-tmpfs",
+        "--tree",
+        f"{repository.path}@main",
+        "--series",
+        str(tmp_path / "mend.mbx"),
+        "--json",
+        "--quiet",
     )
     run = json.loads(out)
     assert run["verdict"] == "PASS" and "with 1 patch (loop: charge memory)" in run["kernels"]["patched"]["origin"]
-    assert await repository.git("status", "--porcelain") == "" and await repository.git("rev-parse", "main") == repository.commits[-1]
+    assert (
+        await repository.git("status", "--porcelain") == ""
+        and await repository.git("rev-parse", "main") == repository.commits[-1]
+    )

@@ -60,7 +60,9 @@ async def both_sides(factory: GuestFactory, name: str, folder: Path) -> None:
 @pytest.mark.timeout(600)
 async def test_each_bug_shows_where_it_must_and_only_there(tmp_path: Path) -> None:
     # Those that measure time come last, when those that wait do nothing else any longer.
-    busy = sorted((path.stem for path in MUSEUM.glob("*.yaml") if path.stem not in WAITS), key=lambda name: (name in TIMED, name))
+    busy = sorted(
+        (path.stem for path in MUSEUM.glob("*.yaml") if path.stem not in WAITS), key=lambda name: (name in TIMED, name)
+    )
     async with open_factory(Silent(), kernels=PAIR) as factory, asyncio.TaskGroup() as group:
         for name in WAITS:
             group.create_task(both_sides(factory, name, tmp_path))
@@ -108,7 +110,13 @@ async def test_a_folder_of_kernels_is_walked_by_version_with_the_modules_beside_
     (tmp_path / "old.yaml").write_text(OLD)
     first, last = sorted(path.name for path in (tmp_path / "kernels").glob("vmlinuz-*"))
     # What lies beside kernels, and kernels that do not unpack or boot.
-    beside = (f"vmlinuz-{first}.old", "vmlinuz", "System.map-5.15", f".vmlinuz-{last}.hmac", "linux-headers-5.15_5.15-1_amd64.deb")
+    beside = (
+        f"vmlinuz-{first}.old",
+        "vmlinuz",
+        "System.map-5.15",
+        f".vmlinuz-{last}.hmac",
+        "linux-headers-5.15_5.15-1_amd64.deb",
+    )
     for name in (*beside, "vmlinuz-5.15.0"):
         (tmp_path / "kernels" / name).write_text(f"{name}: no kernel")
     whole = (tmp_path / "kernels" / last).read_bytes()
@@ -170,7 +178,17 @@ async def test_the_cover_letters_script_alone_tells_the_kernels_apart(tmp_path: 
     script = Path(__file__).parents[2] / "data" / "cover-letter.sh"
     expected = r"^oom_kill 0\noom_kill 1\noom_kill 1$"
     out, _, _ = await testbed(
-        tmp_path, "repro", "--script", str(script), "--expect", expected, "-k", "debian-5.10", "--clean", "debian-6.1", "--json"
+        tmp_path,
+        "repro",
+        "--script",
+        str(script),
+        "--expect",
+        expected,
+        "-k",
+        "debian-5.10",
+        "--clean",
+        "debian-6.1",
+        "--json",
     )
     found = json.loads(out)
     assert (found["result"], [one["verdict"] for one in found["kernels"]]) == ("reproduced", ["shows", "absent"])
@@ -200,7 +218,9 @@ async def test_a_bug_goes_to_another_machine_as_one_file(tmp_path: Path) -> None
     out, _, _ = await testbed(tmp_path, *words, "-j", "1", "-n", "2", "--save", "old.yaml", status=3)
     first = json.loads(out)
     assert first["result"] == "not told apart" and [one["verdict"] for one in first["kernels"]] == ["shows", "absent"]
-    assert "debian-6.1 (not seen in 2 tries, up to 66%)" in first["reason"] and first["kernels"][1]["told_apart"] is False
+    assert (
+        "debian-6.1 (not seen in 2 tries, up to 66%)" in first["reason"] and first["kernels"][1]["told_apart"] is False
+    )
     assert first["kernels"][0]["attempts"][0]["seen"] == "old 42"
     await testbed(tmp_path, "validate", "old.yaml")
     await testbed(tmp_path, "bundle", "last", "-o", "a.tar")
@@ -209,9 +229,15 @@ async def test_a_bug_goes_to_another_machine_as_one_file(tmp_path: Path) -> None
     out, err, _ = await testbed(tmp_path, "repro", "a.tar", "--json", "-j", "1", "-n", "2", status=3)
     again = json.loads(out)
     assert "nothing differs from where the bundle was made" in err
-    assert (again["result"], again["seed"], again["kernels"][0]["attempts"][0]["seen"]) == ("not told apart", 41, "old 42")
+    assert (again["result"], again["seed"], again["kernels"][0]["attempts"][0]["seen"]) == (
+        "not told apart",
+        41,
+        "old 42",
+    )
     # The other way round it is no sign of anything, and where it does not show it is not reproduced.
-    out, _, _ = await testbed(tmp_path, "repro", "old.yaml", "-k", "debian-6.1", "--clean", "debian-5.10", "-n", "1", status=3)
+    out, _, _ = await testbed(
+        tmp_path, "repro", "old.yaml", "-k", "debian-6.1", "--clean", "debian-5.10", "-n", "1", status=3
+    )
     assert "invalid: the signature shows on debian-5.10, which must be clean" in " ".join(out.split())
     await testbed(tmp_path, "repro", "old.yaml", "-k", "debian-6.1", "-n", "1", status=1)
 
@@ -241,10 +267,14 @@ async def test_a_bug_is_reduced_to_what_it_needs(tmp_path: Path) -> None:
 async def test_kernels_are_walked_and_git_is_answered(tmp_path: Path) -> None:
     (tmp_path / "old.yaml").write_text(OLD)
     pair = ("--kernels", "debian-5.10,debian-6.1")
-    out, _, _ = await testbed(tmp_path, "bisect", "old.yaml", *pair, "--good", "debian-6.1", "--bad", "debian-5.10", "--json")
+    out, _, _ = await testbed(
+        tmp_path, "bisect", "old.yaml", *pair, "--good", "debian-6.1", "--bad", "debian-5.10", "--json"
+    )
     found = json.loads(out)
     assert (found["good"], found["bad"], found["wrong"]) == ("debian-6.1", "debian-5.10", "")
-    out, _, _ = await testbed(tmp_path, "bisect", "old.yaml", *pair, "--good", "debian-5.10", "--bad", "debian-6.1", status=2)
+    out, _, _ = await testbed(
+        tmp_path, "bisect", "old.yaml", *pair, "--good", "debian-5.10", "--bad", "debian-6.1", status=2
+    )
     assert "the ends are the other way round" in " ".join(out.split())
     await testbed(tmp_path, "bisect", "old.yaml", "--run", "debian-5.10", status=1)
     assert json.loads((await testbed(tmp_path, "runs", "--json"))[0])["runs"][0]["verdict"] == "bad"

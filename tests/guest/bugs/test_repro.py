@@ -29,7 +29,14 @@ GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
 
 
 def plain(script: str, *signature: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"version": 1, "summary": "a test", "topology": GUEST, "script": script, "signature": list(signature), **more}
+    return {
+        "version": 1,
+        "summary": "a test",
+        "topology": GUEST,
+        "script": script,
+        "signature": list(signature),
+        **more,
+    }
 
 
 def case(script: str, *signature: dict[str, Any], **more: Any) -> Case:
@@ -109,7 +116,16 @@ async def test_counters_show_it_at_the_end_and_while_it_runs(trying: Any) -> Non
 @pytest.mark.slow
 async def test_what_scripts_know_of_their_guest(trying: Any) -> None:
     disks = {"data": {"type": "virtio-blk", "size": "512M"}}
-    topology = {"guests": {"g0": {"cpus": 1, "memory": "512M", "disks": disks, "loops": {"l-0": {"backing": "data/file", "size": "64M"}}}}}
+    topology = {
+        "guests": {
+            "g0": {
+                "cpus": 1,
+                "memory": "512M",
+                "disks": disks,
+                "loops": {"l-0": {"backing": "data/file", "size": "64M"}},
+            }
+        }
+    }
     script = 'sudo test -b "$DEV_DATA" && sudo test -b "$DEV_L_0" && test -s "$FILE_L_0" && echo "told $SEED $NUM_DATA"'
     one = await trying(case(script, {"output": r"^told 7 \d+:\d+$"}, topology=topology))
     assert one.outcome is Outcome.HIT, one
@@ -144,7 +160,11 @@ HOSTILE: dict[str, tuple[str, End, str]] = {
     "powers itself off": ("echo o >/proc/sysrq-trigger; sleep 600", End.POWER_OFF, "guest-shutdown"),
     "reboots": ("echo b >/proc/sysrq-trigger; sleep 600", End.REBOOT, "guest-reset"),
     "hangs with interrupts off": (HANGS, End.HANG, "neither SSH nor its agent answers"),
-    "loses its SSH server": ("pkill -9 dropbear; sleep 600", End.SSH, "its SSH connection broke while the guest goes on"),
+    "loses its SSH server": (
+        "pkill -9 dropbear; sleep 600",
+        End.SSH,
+        "its SSH connection broke while the guest goes on",
+    ),
     "does not end": ("sleep 600", End.TIMED_OUT, "did not end in time; the guest answers"),
     "starves everybody": (
         "echo -1 >/proc/sys/kernel/sched_rt_runtime_us; chrt -f 99 sh -c 'while :; do :; done'",
@@ -156,9 +176,13 @@ HOSTILE: dict[str, tuple[str, End, str]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "end", "why"), HOSTILE.values(), ids=HOSTILE)
-async def test_a_guest_that_does_its_worst_is_reported_as_what_it_is(trying: Any, script: str, end: End, why: str) -> None:
+async def test_a_guest_that_does_its_worst_is_reported_as_what_it_is(
+    trying: Any, script: str, end: End, why: str
+) -> None:
     word = end.of_guest
-    one = await trying(case(f"echo begun\n{script}", {"output": "never"}, *([{"guest": word}] if word else [])), timeout_s=8)
+    one = await trying(
+        case(f"echo begun\n{script}", {"output": "never"}, *([{"guest": word}] if word else [])), timeout_s=8
+    )
     assert (one.outcome, one.end) == (Outcome.HIT if word else Outcome.TROUBLE, end)
     assert why in one.why
     # What is printed in the moment before the machine stops may still be in the guest's buffers then.
@@ -168,11 +192,15 @@ async def test_a_guest_that_does_its_worst_is_reported_as_what_it_is(trying: Any
 
 
 @pytest.mark.slow
-async def test_a_guest_that_floods_its_console_does_not_flood_us(trying: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_a_guest_that_floods_its_console_does_not_flood_us(
+    trying: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     # A busy machine passes as little as 50 KB/s.
     monkeypatch.setattr("testbed.guest.channels.console._MAX_LOG_BYTES", 1 << 16)
     monkeypatch.setattr("testbed.guest.channels.console._LAST_BYTES", 1 << 12)
-    one = await trying(case("yes 0123456789012345678901234567890123456789 >/dev/ttyS0", {"console": "never"}), timeout_s=10)
+    one = await trying(
+        case("yes 0123456789012345678901234567890123456789 >/dev/ttyS0", {"console": "never"}), timeout_s=10
+    )
     assert (one.outcome, one.end) == (Outcome.TROUBLE, End.TIMED_OUT)
     log = (tmp_path / "guest" / "console.log").read_bytes()
     assert one.console_bytes > len(log) > 1 << 16
@@ -219,19 +247,28 @@ async def test_a_console_passes_100_mb_in_bounded_memory_and_a_bounded_file(
 
 @pytest.mark.slow
 async def test_a_guest_that_fills_its_disk_says_so(trying: Any) -> None:
-    one = await trying(case("dd if=/dev/zero of=/root/full bs=1M; cp /bin/bash /root/more", {"output": "No space left on device"}))
+    one = await trying(
+        case("dd if=/dev/zero of=/root/full bs=1M; cp /bin/bash /root/more", {"output": "No space left on device"})
+    )
     assert one.outcome is Outcome.HIT, one
 
 
 @pytest.mark.slow
-async def test_a_rate_and_a_signature_that_shows_everywhere(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_a_rate_and_a_signature_that_shows_everywhere(
+    factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
+) -> None:
     told: list[Try] = []
     # Two of three seeds in a row are no multiple of three.
     sometimes = case("[ $((SEED % 3)) != 0 ] || exit 1", {"status": 0})
 
     async def run(limits: StopRule, folder: str, *, must_show: bool = True) -> tuple[ReproJob, KernelTries]:
         job = ReproJob(
-            factory=factory, case=sometimes, limits=limits, seed=2, folder=tmp_path / folder, on_try=lambda _, one: told.append(one)
+            factory=factory,
+            case=sometimes,
+            limits=limits,
+            seed=2,
+            folder=tmp_path / folder,
+            on_try=lambda _, one: told.append(one),
         )
         return job, await try_kernel(job, kernel, must_show=must_show)
 

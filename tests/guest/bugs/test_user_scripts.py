@@ -24,7 +24,10 @@ cg=/sys/fs/cgroup/$SEED
 mkdir $cg && echo 32M >$cg/memory.max && echo 0 >$cg/memory.swap.max || exit 125
 [ -e /mnt/back ] || { mount -t tmpfs tmpfs /mnt && truncate -s 96M /mnt/back && losetup /dev/loop0 /mnt/back; } || exit 125
 """
-ONE_LINE = KILLED + 'unshare -m bash -c "echo \\$\\$ >$cg/cgroup.procs; exec 3<>/dev/loop0; head -c 96M /dev/zero >&3 && echo BYPASSED"\n'
+ONE_LINE = (
+    KILLED
+    + 'unshare -m bash -c "echo \\$\\$ >$cg/cgroup.procs; exec 3<>/dev/loop0; head -c 96M /dev/zero >&3 && echo BYPASSED"\n'
+)
 LINES = (
     KILLED
     + """\
@@ -40,7 +43,9 @@ echo refused
 
 def case(script: str, *signature: dict[str, Any], **more: Any) -> Case:
     said = list(signature) or [{"output": "BYPASSED"}]
-    return parse_mapping({"version": 1, "summary": "a test", "topology": GUEST, "script": script, "signature": said, **more})
+    return parse_mapping(
+        {"version": 1, "summary": "a test", "topology": GUEST, "script": script, "signature": said, **more}
+    )
 
 
 Runs = Callable[[Case], Awaitable[tuple[Outcome, Watch, str]]]
@@ -89,13 +94,19 @@ READ = {
 }
 TROUBLE = {
     "a tool is missing": ("#!/bin/bash\ntrue\nperf stat\n", "crash.sh:3: perf: not found in the guest's image"),
-    "and the script goes on": ("#!/bin/sh\nperf stat\necho BYPASSED\n", "crash.sh:2: perf: not found in the guest's image"),
+    "and the script goes on": (
+        "#!/bin/sh\nperf stat\necho BYPASSED\n",
+        "crash.sh:2: perf: not found in the guest's image",
+    ),
     "its interpreter is": ("#!/usr/bin/zsh\ntrue\n", "crash.sh: /usr/bin/zsh: not found in the guest's image"),
     "it cannot be executed": ("#!/bin/bash\n/etc/passwd\n", "crash.sh:2: /etc/passwd: Permission denied"),
     "sudo's is": ("sudo perf\n", "crash.sh: perf: not found in the guest's image"),
     "it is no bash": ("#!/bin/bash\ntrue\nif true; then\n", "crash.sh:4: syntax error"),
     "it is no sh": ("#!/bin/sh\ntrue\n)\n", "crash.sh:3: Syntax error"),
-    "python's module is": ("#!/usr/bin/python3\nimport drgn\n", "crash.sh: ModuleNotFoundError: No module named 'drgn'"),
+    "python's module is": (
+        "#!/usr/bin/python3\nimport drgn\n",
+        "crash.sh: ModuleNotFoundError: No module named 'drgn'",
+    ),
     "it says nothing": ("exec 2>/dev/null\nperf\n", "status 127"),
 }
 
@@ -103,7 +114,9 @@ TROUBLE = {
 @pytest.mark.slow
 async def test_scripts_read_nothing_and_what_is_not_theirs_does_not_count(runs: Runs) -> None:
     for what, text in READ.items():
-        outcome, watch, why = await runs(case(text, {"output": r"^/run/testbed/crash.sh 4? ?\[\] \d+$"}, **{"script-name": "crash.sh"}))
+        outcome, watch, why = await runs(
+            case(text, {"output": r"^/run/testbed/crash.sh 4? ?\[\] \d+$"}, **{"script-name": "crash.sh"})
+        )
         assert outcome is Outcome.HIT, (what, why, watch)
     # Without a signature that names an output either, as `repro --script` has it without --expect.
     for what, (text, reason) in TROUBLE.items():
@@ -118,7 +131,10 @@ async def test_scripts_read_nothing_and_what_is_not_theirs_does_not_count(runs: 
     for text, last in ((ONE_LINE, "status 137, and it printed nothing"), (LINES, "status 0, last line: refused")):
         outcome, watch, why = await runs(case(text))
         assert (outcome, watch.hit) == (Outcome.MISS, None), why
-        assert any("what the shell says of a job" in str(one) or "own text" in str(one) for one in watch.uncounted), (watch.uncounted, why)
+        assert any("what the shell says of a job" in str(one) or "own text" in str(one) for one in watch.uncounted), (
+            watch.uncounted,
+            why,
+        )
         assert why.startswith(last) and "matches and does not count" in why
     # The same words, printed.
     outcome, _, _ = await runs(case("bash -c 'true && echo BYPASSED'\n"))

@@ -56,11 +56,20 @@ def standing(side: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
 @pytest.mark.slow
 async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
     code, document = await compare(tmp_path)
-    assert verdicts(document) == {"oom-tmpfs": "PASS", "gate": "PASS", "read/virtio-blk/ext4": "PASS", "read/nvme/ext4": "PASS"}, document
+    assert verdicts(document) == {
+        "oom-tmpfs": "PASS",
+        "gate": "PASS",
+        "read/virtio-blk/ext4": "PASS",
+        "read/nvme/ext4": "PASS",
+    }, document
     assert (code, document["verdict"]) == (0, "PASS")
-    assert document["kernels"]["base"]["release"].startswith("5.10") and document["kernels"]["patched"]["release"].startswith("6.1")
+    assert document["kernels"]["base"]["release"].startswith("5.10") and document["kernels"]["patched"][
+        "release"
+    ].startswith("6.1")
     letter, gate, virtio, nvme = document["scenarios"]
-    measures = {side: {name: one["value"] for name, one in letter[side]["measures"].items()} for side in ("base", "patched")}
+    measures = {
+        side: {name: one["value"] for name, one in letter[side]["measures"].items()} for side in ("base", "patched")
+    }
     # The cover letter's three readings: 0, then one kill on tmpfs; through the loop none before the series, and some with it.
     for side in ("base", "patched"):
         assert measures[side]["oom_kill at start"] == 0
@@ -88,7 +97,12 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
             assert not stack["blocks"][2]["direct_io"] and [group["path"] for group in stack["groups"]] == ["/reader"]
     folder = tmp_path / "runs" / document["run"]
     page = (folder / "report.html").read_text()
-    assert page.count("What stood on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G)") == 4
+    assert (
+        page.count(
+            "What stood on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G)"
+        )
+        == 4
+    )
     assert json.loads((folder / "results.json").read_text()) == document
     for scenario in document["scenarios"]:
         for side in ("base", "patched"):
@@ -102,7 +116,9 @@ async def test_the_default_pair_passes_every_scenario(tmp_path: Path) -> None:
 @pytest.mark.slow
 async def test_a_kernel_against_itself_does_not_pass(tmp_path: Path) -> None:
     """All four scenarios on this base are in the test of the pair swapped."""
-    code, document = await compare(tmp_path, "oom-tmpfs", "read/nvme/ext4", "--base", "debian-6.1", "--patched", "debian-6.1")
+    code, document = await compare(
+        tmp_path, "oom-tmpfs", "read/nvme/ext4", "--base", "debian-6.1", "--patched", "debian-6.1"
+    )
     assert set(verdicts(document).values()) == {"INVALID"}, document
     assert code == 3
 
@@ -123,7 +139,9 @@ async def test_the_old_kernel_against_itself_fails(tmp_path: Path) -> None:
 
 
 async def test_one_kernel_is_judged_by_what_the_table_says_of_it(tmp_path: Path) -> None:
-    code, out, err = await finish(await start(tmp_path, "run", "read/virtio-blk/ext4", "--kernel", "debian-6.1", "--quiet"))
+    code, out, err = await finish(
+        await start(tmp_path, "run", "read/virtio-blk/ext4", "--kernel", "debian-6.1", "--quiet")
+    )
     assert code == 0, err
     verdict, _, folder = out.splitlines()[-1].rpartition(" ")
     assert verdict == "verdict: PASS"

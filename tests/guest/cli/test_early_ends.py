@@ -39,7 +39,10 @@ VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "suite": (("suite", str(places.ROOT / "tests/data/suite"), *TESTS, "-k", "debian-6.1"), r"^tiny/\d+[^:]*: [a-z]+"),
     "repro": (("repro", "bug.yaml", "--all", "-n", "8", "-j", "1"), r"^debian-6\.1: try \d+: "),
     "reduce": (("reduce", "needs.yaml", "-n", "2", "-j", "1"), r"(still shows|does not show as often|cannot be)"),
-    "bisect": (("bisect", "bug.yaml", "--bad", "debian-6.1", "--good", "debian-5.10", "-j", "1"), r"^debian-[0-9.]+: (good|bad|skip): "),
+    "bisect": (
+        ("bisect", "bug.yaml", "--bad", "debian-6.1", "--good", "debian-5.10", "-j", "1"),
+        r"^debian-[0-9.]+: (good|bad|skip): ",
+    ),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 
@@ -80,7 +83,11 @@ async def test_what_ends_a_verb_leaves_the_results_that_it_had(own: Places, verb
     # One may have been printed that was not yet written when it was killed.
     assert partial["ended"] >= (told - 1 if by is signal.SIGKILL else told) and partial["what"], (told, partial)
     assert partial["wanted"] is None or partial["ended"] < partial["wanted"]
-    assert read.status in (1, 2) and document.get("verdict", document.get("result")) not in ("PASS", "reproduced", "passed")
+    assert read.status in (1, 2) and document.get("verdict", document.get("result")) not in (
+        "PASS",
+        "reproduced",
+        "passed",
+    )
     (folder,) = own.state.glob("runs/*")
     if by is signal.SIGKILL:
         assert partial["why"].startswith("its process ended without a word")

@@ -25,7 +25,20 @@ from tests.support.victim import SAVING
 
 TINY = "version: 1\nguests:\n  tiny: {cpus: 1, memory: 256M, disks: {data: {type: virtio-blk, size: 64M}}}\n"
 SCRIPT = "echo here it is\n"
-RUN = ("repro", "--script", "bad.sh", "--expect", "^here it is$", "-k", "debian-6.1", "-n", "1", "-q", "-t", "tiny.yaml")
+RUN = (
+    "repro",
+    "--script",
+    "bad.sh",
+    "--expect",
+    "^here it is$",
+    "-k",
+    "debian-6.1",
+    "-n",
+    "1",
+    "-q",
+    "-t",
+    "tiny.yaml",
+)
 KILLED = "kill -9 of the testbed"
 GATE = ("run", "gate", "--quick", "-k", "debian-6.1", "-q")
 
@@ -116,7 +129,11 @@ async def test_twenty_commands_at_once(own: Places) -> None:
             # Who waited was told what for.
             assert any(b"waiting for" in err for _, err in said)
             assert len(json.loads((await own.run("ps", "--json")).out)) == count
-            adjusted = [Path(f"/proc/{pid}/oom_score_adj").read_text() for pid, words in own.processes().items() if "qemu-system" in words]
+            adjusted = [
+                Path(f"/proc/{pid}/oom_score_adj").read_text()
+                for pid, words in own.processes().items()
+                if "qemu-system" in words
+            ]
             assert adjusted == ["1000\n"] * count
         finally:
             await own.run("down", "--all")
@@ -154,7 +171,13 @@ async def test_an_image_is_built_once_by_two() -> None:
         said = await asyncio.gather(*(one.communicate() for one in both))
         assert [one.returncode for one in both] == [0, 0], said
         assert said[0][0] == said[1][0]
-        assert sum(f"waiting for pid {one.pid} ".encode() in err for one, (_, err) in zip(both, reversed(said), strict=True)) == 1, said
+        assert (
+            sum(
+                f"waiting for pid {one.pid} ".encode() in err
+                for one, (_, err) in zip(both, reversed(said), strict=True)
+            )
+            == 1
+        ), said
         assert (own.root / "builds").read_text() == "x\n" * 2
         await own.nothing_left()
 
@@ -171,7 +194,9 @@ async def test_a_killed_build_of_an_image_leaves_nothing(stage: str) -> None:
             if stage.encode() in line:
                 break
         (unfinished,) = own.cache.glob("images/.unfinished-*")
-        assert any("mmdebstrap" in words for words in own.processes().values()) and list(unfinished.glob("work/mmdebstrap.*"))
+        assert any("mmdebstrap" in words for words in own.processes().values()) and list(
+            unfinished.glob("work/mmdebstrap.*")
+        )
         building.kill()
         await building.communicate()
         await own.nothing_left()
@@ -187,6 +212,8 @@ async def test_a_benchmark_that_is_ended_leaves_nothing(own: Places) -> None:
         await asyncio.sleep(0.05)
     child.terminate()
     _, err = await child.communicate()
-    assert child.returncode == 128 + signal.SIGTERM and err.decode().endswith("testbed: stopped by SIGTERM; what it had started is gone\n")
+    assert child.returncode == 128 + signal.SIGTERM and err.decode().endswith(
+        "testbed: stopped by SIGTERM; what it had started is gone\n"
+    )
     await own.no_processes()
     assert own.left() == []

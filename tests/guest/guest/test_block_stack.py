@@ -67,7 +67,9 @@ async def test_loops_on_loops(factory: GuestFactory, kernel: KernelFiles, logs: 
         assert (await guest.run("cat", "/sys/block/loop1/loop/dio")).stdout == "1\n"
 
 
-async def test_what_was_made_is_undone_when_a_step_fails(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_what_was_made_is_undone_when_a_step_fails(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     async with factory.guest("g0", MODEL, kernel, logs) as guest:
         # Something else holds the second loop's device.
         await guest.script("truncate -s 1M /tmp/other && losetup /dev/loop1 /tmp/other")
@@ -92,20 +94,25 @@ async def test_a_throttled_disk_is_as_slow_as_its_limit(factory: GuestFactory, k
     slow = GuestModel.model_validate(
         {
             "disks": {
-                name: {"type": kind, "size": "64M", "throttle": {"iops-total": 50}} for name, kind in (("a", "virtio-blk"), ("b", "nvme"))
+                name: {"type": kind, "size": "64M", "throttle": {"iops-total": 50}}
+                for name, kind in (("a", "virtio-blk"), ("b", "nvme"))
             }
         }
     )
     async with factory.guest("g0", slow, kernel, logs) as guest:
         for name, device in guest.disks.items():
             before = (await readings.read_disk_bytes(guest))[name][0]
-            done = await guest.run("dd", f"if={device.path}", "of=/dev/null", "bs=4k", "count=100", "iflag=direct", "status=none")
+            done = await guest.run(
+                "dd", f"if={device.path}", "of=/dev/null", "bs=4k", "count=100", "iflag=direct", "status=none"
+            )
             # The bucket holds a tenth of a second: the first five or so are free.
             assert done.took_s > 1.6
             assert (await readings.read_disk_bytes(guest))[name][0] - before >= 100 * 4096
 
 
-async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     """The kernel silently leaves direct I/O off for a loop whose sectors are smaller than those of the disk below, or begin within one."""
     small = GuestModel.model_validate(
         {
@@ -114,9 +121,7 @@ async def test_a_guest_that_has_it_otherwise_than_the_file_says_is_refused(facto
         }
     )
     async with factory.guest("g0", small, kernel, logs) as guest:
-        said = (
-            r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); a kernel gives a loop no direct I/O, and says nothing"
-        )
+        said = r"loops\.l0\.direct-io: expected 1, got 0 \(/sys/block/loop0/loop/dio\); a kernel gives a loop no direct I/O, and says nothing"
         with pytest.raises(DeviceMismatch, match=said):
             async with apply.stack_applied(guest):
                 pass
@@ -150,7 +155,9 @@ async def test_an_image_that_is_larger_than_its_disk_or_not_there_is_said(
         ("large.img", "it holds 16M, which is more than the disk's size of 8M"),
         ("none.img", "expected a file, there is no "),
     ):
-        wrong = GuestModel.model_validate({"disks": {"d": {"type": "nvme", "size": "8M", "image": str(tmp_path / name)}}})
+        wrong = GuestModel.model_validate(
+            {"disks": {"d": {"type": "nvme", "size": "8M", "image": str(tmp_path / name)}}}
+        )
         with pytest.raises(HostError, match=words):
             async with factory.guest("g0", wrong, kernel, tmp_path / name.replace(".", "-")):
                 pass

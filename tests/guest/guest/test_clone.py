@@ -29,7 +29,9 @@ from tests.guest.conftest import Notes
 from tests.support.faults import expect
 
 
-async def test_two_clones_are_two_machines(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_two_clones_are_two_machines(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path
+) -> None:
     async with (
         factory.guest("first", model, kernel, tmp_path / "1") as first,
         factory.guest("second", model, kernel, tmp_path / "2") as second,
@@ -38,7 +40,9 @@ async def test_two_clones_are_two_machines(factory: GuestFactory, model: GuestMo
         for guest in (first, second):
             assert guest.state is State.READY
             before = time.time()
-            said = (await guest.script("hostname; date +%s.%N; head -c 16 /dev/urandom | od -An -tx1; uname -r")).stdout.splitlines()
+            said = (
+                await guest.script("hostname; date +%s.%N; head -c 16 /dev/urandom | od -An -tx1; uname -r")
+            ).stdout.splitlines()
             after = time.time()
             assert said[0] == guest.name
             assert before - 10 <= float(said[1]) <= after + 10  # not the template's clock; a busy machine sets it late
@@ -47,7 +51,8 @@ async def test_two_clones_are_two_machines(factory: GuestFactory, model: GuestMo
         assert told[0][2] != told[1][2]
         # What one writes to its root or its disks, the other does not have.
         await first.script(
-            'echo mine >/root/note && dd if=/dev/urandom "of=$1" bs=4k count=1 conv=fsync status=none', first.disks["data"].path
+            'echo mine >/root/note && dd if=/dev/urandom "of=$1" bs=4k count=1 conv=fsync status=none',
+            first.disks["data"].path,
         )
         assert (await second.run("test", "-e", "/root/note", check=False)).status == 1
         read = await second.script('od -An -tx1 -N 4096 "$1" | sort -u', second.disks["data"].path)
@@ -110,10 +115,16 @@ async def test_a_script_may_be_longer_than_the_ssh_server_s_longest_command(
         for interpreter, length in (("sh", 0), ("sh", 20_000), ("bash", 0), ("bash", 20_000)):
             text = f'cat\nread -r x; echo "[$x] $1"\n. /none\n: {"x" * length}'
             said = await guest.script(text, "second", interpreter=interpreter, check=False)
-            assert said.stdout == "[] second\n" and ": 3: " in said.stderr.replace("line ", ""), (interpreter, length, said)
+            assert said.stdout == "[] second\n" and ": 3: " in said.stderr.replace("line ", ""), (
+                interpreter,
+                length,
+                said,
+            )
 
 
-async def test_nothing_but_evidence_is_left(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path) -> None:
+async def test_nothing_but_evidence_is_left(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
+) -> None:
     async with factory.guest("g0", model, kernel, logs) as guest:
         pid, sockets, scratch = guest.pid, guest.spec.sockets, guest.spec.scratch
         assert {path.name for path in sockets.iterdir()} == {"qmp", "poll", "console", "agent"}
@@ -123,7 +134,9 @@ async def test_nothing_but_evidence_is_left(factory: GuestFactory, model: GuestM
     assert not sockets.exists() and not scratch.exists()
     with pytest.raises(WireBroken):
         await guest.entrance.dial()
-    assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log", "stages.jsonl"} <= {path.name for path in logs.iterdir()}
+    assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log", "stages.jsonl"} <= {
+        path.name for path in logs.iterdir()
+    }
     assert "device_add" in (logs / "qmp.jsonl").read_text()
     assert "Linux version" in (logs / "dmesg.txt").read_text()
     assert "-sandbox" in (logs / "argv.txt").read_text()
@@ -149,7 +162,9 @@ async def test_ssh_listens_in_a_network_of_its_own_and_for_this_runs_key_only(
 ) -> None:
     async with factory.guest("g0", model, kernel, logs) as guest:
         port = f"{guest.entrance.port:04X}"
-        assert f"0100007F:{port}" in _listening(f"/proc/{guest.pid}") and f"00000000:{port}" not in _listening(f"/proc/{guest.pid}")
+        assert f"0100007F:{port}" in _listening(f"/proc/{guest.pid}") and f"00000000:{port}" not in _listening(
+            f"/proc/{guest.pid}"
+        )
         if factory.host.confinement.alone:
             assert not [address for address in _listening("/proc") if address.endswith(f":{port}")]
             with contextlib.closing(socket.socket()) as neighbour, pytest.raises(ConnectionRefusedError):
@@ -203,7 +218,9 @@ async def test_a_template_that_does_not_load_is_made_again_once_and_says_why(
         other = guest.spec.template.folder
     # A machine of its own: other tests clone the default one meanwhile.
     small = GuestModel.model_validate({"memory": "300M", "cpus": 1})
-    folder = template_files.template_folder(factory.folders.cache, command_line.machine_id(factory.host, small, **_hashes(guest)))
+    folder = template_files.template_folder(
+        factory.folders.cache, command_line.machine_id(factory.host, small, **_hashes(guest))
+    )
     template_files.remove_template(folder)
     folder.mkdir(mode=0o700)
     shutil.copy(other / "state", folder / "state")
@@ -241,7 +258,9 @@ def _hashes(guest: Guest) -> dict[str, str]:
 
 
 @pytest.mark.slow
-async def test_twelve_clones_at_once_all_answer(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_twelve_clones_at_once_all_answer(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path
+) -> None:
     async def one(number: int) -> str:
         async with factory.guest(f"g{number}", model, kernel, tmp_path / str(number)) as guest:
             return (await guest.run("hostname")).stdout.strip()

@@ -77,7 +77,11 @@ def nothing_left(factory: GuestFactory, logs: Path) -> None:
     assert [name for name in LOGS if (logs / name).exists()] == (LOGS if "MONITORED" in reached else [])
     own = factory._session
     assert not list(own.sockets.iterdir()) and not list(own.scratch.iterdir())
-    assert not [process for process in Path("/proc").glob("[0-9]*") if f"{OWNER}={own.sockets}/".encode() in _environment(process)]
+    assert not [
+        process
+        for process in Path("/proc").glob("[0-9]*")
+        if f"{OWNER}={own.sockets}/".encode() in _environment(process)
+    ]
     assert not list(factory.folders.runtime.glob(f"admission/*-{os.getpid()}-*"))
 
 
@@ -93,7 +97,9 @@ def stages(logs: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("state", ALIVE, ids=lambda state: state.name)
-async def test_qemu_is_killed(factory: GuestFactory, kernel: KernelFiles, logs: Path, notes: Notes, at: At, state: State) -> None:
+async def test_qemu_is_killed(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, notes: Notes, at: At, state: State
+) -> None:
     at(state, lambda guest: os.kill(guest.pid, signal.SIGKILL))
     with expect("kill -9 of QEMU") as met:
         async with factory.guest("g0", SMALL, kernel, logs) as one:
@@ -107,7 +113,13 @@ async def test_qemu_is_killed(factory: GuestFactory, kernel: KernelFiles, logs: 
 @pytest.mark.parametrize("state", (State.AWAKE, State.READY), ids=lambda state: state.name)
 @pytest.mark.parametrize("damage", Damage)
 async def test_the_monitor_is_damaged(
-    factory: GuestFactory, kernel: KernelFiles, logs: Path, monkeypatch: pytest.MonkeyPatch, at: At, state: State, damage: Damage
+    factory: GuestFactory,
+    kernel: KernelFiles,
+    logs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: At,
+    state: State,
+    damage: Damage,
 ) -> None:
     monkeypatch.setattr(monitor, "_COMMAND_S", 2.0)
     real, proxies = Monitor.connect, list[Proxy]()
@@ -172,7 +184,9 @@ async def test_qemu_stands_still_for_30_s(factory: GuestFactory, kernel: KernelF
     await stopped(factory, kernel, logs, 30)
 
 
-async def test_the_clock_jumps(factory: GuestFactory, kernel: KernelFiles, logs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_clock_jumps(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     years = 10 * 365 * 86400
     real, real_ns, jump = time.time, time.time_ns, 0
     monkeypatch.setattr(time, "time", lambda: real() + jump)
@@ -185,7 +199,9 @@ async def test_the_clock_jumps(factory: GuestFactory, kernel: KernelFiles, logs:
     with expect("clock jump"):
         async with factory.guest("g0", SMALL, kernel, logs, on_state=on_state) as one:
             # The guest has the time that was told it, and what becomes of it later is nobody's affair.
-            assert (await one.run("date", "+%Y")).stdout.strip() in {str(time.gmtime(real() + way * years).tm_year) for way in (1, -1)}
+            assert (await one.run("date", "+%Y")).stdout.strip() in {
+                str(time.gmtime(real() + way * years).tm_year) for way in (1, -1)
+            }
             await one.run("date", "-s", "2001-01-01")
             assert (await one.run("hostname")).stdout == "g0\n"
     nothing_left(factory, logs)
@@ -200,7 +216,11 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
         found = await real(of)
         seen.append(found.offset_s)
         # The first boot: seconds of 0.13 s.
-        return clock.Clock(offset_s=found.offset_s - time.monotonic() * 0.87, error_s=found.error_s) if len(seen) <= 2 else found
+        return (
+            clock.Clock(offset_s=found.offset_s - time.monotonic() * 0.87, error_s=found.error_s)
+            if len(seen) <= 2
+            else found
+        )
 
     async def boot(self: GuestFactory, stack: contextlib.AsyncExitStack, spec: LaunchSpec) -> Guest:
         """A clone, which takes a tenth of the time of a boot."""
@@ -239,7 +259,13 @@ def _damage(how: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ("record", "state", "foreign", "memory", "gone"))
 async def test_a_damaged_template_is_made_again(
-    factory: GuestFactory, kernel: KernelFiles, logs: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: str
+    factory: GuestFactory,
+    kernel: KernelFiles,
+    logs: Path,
+    notes: Notes,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    how: str,
 ) -> None:
     async with factory.guest("g0", SMALL, kernel, tmp_path / "first") as one:
         saved = one.spec.template

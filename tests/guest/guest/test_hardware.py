@@ -72,7 +72,9 @@ async def test_every_kind_of_disk_takes_other_limits_and_none(guest: Guest) -> N
         await guest.hardware.throttle(name, Throttle(iops_total=50))
         assert (await guest.hardware.condition(name)).throttle == Throttle(iops_total=50)
         assert await reads(guest, name, 60) >= 1.0
-        await guest.hardware.throttle(name, Throttle(iops_read=100, iops_read_max=200, iops_read_max_length=3, bps_write=1 << 20))
+        await guest.hardware.throttle(
+            name, Throttle(iops_read=100, iops_read_max=200, iops_read_max_length=3, bps_write=1 << 20)
+        )
         assert (await guest.hardware.condition(name)).throttle.iops_read_max_length == 3
         await guest.hardware.throttle(name, Throttle())
         assert (await guest.hardware.condition(name)) == DiskCondition(throttle=Throttle())
@@ -82,7 +84,9 @@ async def test_every_kind_of_disk_takes_other_limits_and_none(guest: Guest) -> N
 async def test_every_kind_of_disk_takes_a_delay_and_keeps_its_data(guest: Guest) -> None:
     for name in KINDS:
         path = guest.disks[name].path
-        await guest.script(f"head -c 8M /dev/urandom >/dev/shm/data; dd if=/dev/shm/data of={path} bs=1M oflag=direct status=none")
+        await guest.script(
+            f"head -c 8M /dev/urandom >/dev/shm/data; dd if=/dev/shm/data of={path} bs=1M oflag=direct status=none"
+        )
         await guest.hardware.delay(name, Latency(read_us=50_000, write_us=1000))
         assert f"late-{name}" in await nodes(guest)
         assert await reads(guest, name, 20) >= 1.0
@@ -102,7 +106,9 @@ async def test_every_kind_of_disk_takes_a_delay_and_keeps_its_data(guest: Guest)
 async def test_a_qcow2_disk_grows_while_it_is_delayed(guest: Guest) -> None:
     path = guest.disks["copied"].path
     await guest.hardware.delay("copied", Latency(read_us=1000, write_us=1000))
-    await guest.script(f"head -c 8M /dev/urandom >/dev/shm/data; dd if=/dev/shm/data of={path} bs=1M oflag=direct status=none")
+    await guest.script(
+        f"head -c 8M /dev/urandom >/dev/shm/data; dd if=/dev/shm/data of={path} bs=1M oflag=direct status=none"
+    )
     await guest.script(f"dd if={path} bs=1M count=8 iflag=direct status=none | cmp - /dev/shm/data")
     await guest.hardware.delay("copied", NO_DELAY)
     await guest.script(f"dd if={path} bs=1M count=8 iflag=direct status=none | cmp - /dev/shm/data")
@@ -115,7 +121,12 @@ async def test_what_an_image_holds_is_as_late_as_what_was_written_over_it(
     image = tmp_path / "an image, of mine.img"
     image.write_bytes(b"mine" * 1024 * 1024)
     model = GuestModel.model_validate(
-        {"disks": {kind: {"type": kind, "size": "8M", "image": str(image), "latency": {"both": "50ms"}} for kind in ("virtio-blk", "nvme")}}
+        {
+            "disks": {
+                kind: {"type": kind, "size": "8M", "image": str(image), "latency": {"both": "50ms"}}
+                for kind in ("virtio-blk", "nvme")
+            }
+        }
     )
     async with factory.guest("g0", model, kernel, logs) as guest:
         for name in model.disks:
@@ -128,8 +139,12 @@ async def test_what_an_image_holds_is_as_late_as_what_was_written_over_it(
             assert await dd(guest, f"if={path}", "of=/dev/null", "skip=512", "count=1", "iflag=direct") == 0
             assert time.monotonic() - started >= 1.0
             await guest.hardware.delay(name, NO_DELAY)
-            assert not {node for node in await nodes(guest) if node.startswith(f"late-{name}") or node == f"late-image-{name}"}
-            await guest.script(f"yes mine | tr -d '\\n' | head -c 1M >/dev/shm/mine; head -c 4M {path} | tail -c 1M | cmp - /dev/shm/mine")
+            assert not {
+                node for node in await nodes(guest) if node.startswith(f"late-{name}") or node == f"late-image-{name}"
+            }
+            await guest.script(
+                f"yes mine | tr -d '\\n' | head -c 1M >/dev/shm/mine; head -c 4M {path} | tail -c 1M | cmp - /dev/shm/mine"
+            )
             await guest.hardware.unplug(name)
             await guest.hardware.plug(name)
             assert await reads(guest, name, 20) >= 1.0
@@ -159,7 +174,9 @@ async def test_a_guest_stands_still_at_an_error_until_it_is_told_to_go_on(guest:
     heard: list[str] = []
     errors.on_stop = lambda: heard.append(errors.stopped)
     await guest.hardware.inject("strict", (Fault(operation="write", effect="ENOSPC", count=1),))
-    writing = asyncio.create_task(dd(guest, "if=/dev/zero", f"of={guest.disks['strict'].path}", "count=1", "oflag=direct"))
+    writing = asyncio.create_task(
+        dd(guest, "if=/dev/zero", f"of={guest.disks['strict'].path}", "count=1", "oflag=direct")
+    )
     async with asyncio.timeout(60):
         while not errors.stopped:
             await asyncio.sleep(0.02)
@@ -169,7 +186,9 @@ async def test_a_guest_stands_still_at_an_error_until_it_is_told_to_go_on(guest:
     assert heard == ["stopped at a write error of disk strict (No space left on device)", ""]
     # A flush that always fails is the export's; it stops the guest as well, until it is taken away. QEMU calls it a write error.
     await guest.hardware.inject("strict", (Fault(operation="flush", effect="EIO"),))
-    writing = asyncio.create_task(dd(guest, "if=/dev/zero", f"of={guest.disks['strict'].path}", "count=1", "conv=fsync"))
+    writing = asyncio.create_task(
+        dd(guest, "if=/dev/zero", f"of={guest.disks['strict'].path}", "count=1", "conv=fsync")
+    )
     for _ in range(2):
         async with asyncio.timeout(60):
             while not errors.stopped:
@@ -273,10 +292,20 @@ async def test_what_is_wrong_changes_nothing(guest: Guest) -> None:
         ("root", "unplug", [], "got 'root'"),
         ("virtio", "plug", [], "it is plugged in already"),
         ("virtio", "resize", ["1000"], "expected a multiple of 4096 bytes, got 1000"),
-        ("virtio", "inject", ["read=EIO,range=1T-2T"], "expected a range that begins within its 64M, got read=EIO,range=1099511627776-"),
+        (
+            "virtio",
+            "inject",
+            ["read=EIO,range=1T-2T"],
+            "expected a range that begins within its 64M, got read=EIO,range=1099511627776-",
+        ),
         ("copied", "inject", ["write=torn"], "it is kept in qcow2"),
         ("nvme", "resize", ["128M"], "QEMU's nvme keeps its size"),
-        ("virtio", "explode", ["now"], "expected one of throttle, delay, inject, hang, unplug, plug, resize, memory, cpus, got 'explode'"),
+        (
+            "virtio",
+            "explode",
+            ["now"],
+            "expected one of throttle, delay, inject, hang, unplug, plug, resize, memory, cpus, got 'explode'",
+        ),
     ):
         with pytest.raises(UsageError, match=said):
             await hardware_control.apply(guest, (what, disk, *words))
@@ -298,7 +327,8 @@ async def test_the_same_seed_hits_the_same_requests_again(guest: Guest, logs: Pa
         before = len(injected(logs, "virtio"))
         await guest.hardware.inject("virtio", (Fault(operation="read", effect="EIO", probability=0.3, seed=seed),))
         done = await guest.script(
-            'for n in $(seq 30); do dd if="$1" of=/dev/null bs=4k count=1 skip="$n" iflag=direct 2>/dev/null || echo "$n"; done', path
+            'for n in $(seq 30); do dd if="$1" of=/dev/null bs=4k count=1 skip="$n" iflag=direct 2>/dev/null || echo "$n"; done',
+            path,
         )
         found.append(done.stdout.split())
         # What the guest saw fail is what the host made fail.
@@ -308,7 +338,9 @@ async def test_the_same_seed_hits_the_same_requests_again(guest: Guest, logs: Pa
 
 async def test_a_namespace_says_which_status_its_reads_end_with(guest: Guest) -> None:
     await guest.hardware.inject("nvme", (Fault(operation="read", effect="EIO"),))
-    said = (await guest.script('dd if="$1" of=/dev/null bs=4k count=1 iflag=direct; dmesg', guest.disks["nvme"].path)).stdout
+    said = (
+        await guest.script('dd if="$1" of=/dev/null bs=4k count=1 iflag=direct; dmesg', guest.disks["nvme"].path)
+    ).stdout
     # Unrecovered Read Error: SCT 2, SC 81h (NVM Express Base Specification, Media and Data Integrity Errors).
     assert "sct 0x2 / sc 0x81" in said.replace("(sct", "sct"), said[-2000:]
 
@@ -316,7 +348,9 @@ async def test_a_namespace_says_which_status_its_reads_end_with(guest: Guest) ->
 async def test_a_flush_that_always_fails_can_be_mended_and_a_dead_disk_taken_out(guest: Guest) -> None:
     for name in ("virtio", "nvme"):
         path = guest.disks[name].path
-        await guest.hardware.inject(name, (Fault(operation="flush", effect="EIO"), Fault(operation="read", effect="EIO", count=1)))
+        await guest.hardware.inject(
+            name, (Fault(operation="flush", effect="EIO"), Fault(operation="read", effect="EIO", count=1))
+        )
         # What was written, and not flushed, QEMU flushes itself before it changes a disk's nodes.
         assert await dd(guest, "if=/dev/zero", f"of={path}", "count=1", "oflag=direct", "conv=fsync")
         await guest.hardware.inject(name, ())
@@ -329,9 +363,7 @@ async def test_a_flush_that_always_fails_can_be_mended_and_a_dead_disk_taken_out
 @pytest.mark.slow
 async def test_a_disk_is_taken_out_and_comes_back_with_what_it_held(guest: Guest) -> None:
     for name in ("virtio", "nvme", "scsi"):
-        by_serial = (
-            f"grep -l tb-{name} /sys/block/*/serial /sys/block/*/device/serial /sys/block/*/device/vpd_pg80 2>/dev/null | cut -d/ -f4"
-        )
+        by_serial = f"grep -l tb-{name} /sys/block/*/serial /sys/block/*/device/serial /sys/block/*/device/vpd_pg80 2>/dev/null | cut -d/ -f4"
         path = guest.disks[name].path
         await guest.script(f"echo kept | dd of={path} conv=sync oflag=direct status=none")
         await guest.hardware.inject(name, (Fault(operation="read", effect="EIO"),))
@@ -343,7 +375,9 @@ async def test_a_disk_is_taken_out_and_comes_back_with_what_it_held(guest: Guest
         assert name not in guest.hardware.names()
         await guest.hardware.plug(name)
         device = (
-            await guest.script(f'for n in $(seq 100); do found=$({by_serial}); [ -n "$found" ] && break; sleep 0.1; done; echo $found')
+            await guest.script(
+                f'for n in $(seq 100); do found=$({by_serial}); [ -n "$found" ] && break; sleep 0.1; done; echo $found'
+            )
         ).stdout
         assert (await guest.script(f"head -c 4 /dev/{device.strip()}")).stdout == "kept"
 

@@ -43,7 +43,9 @@ async def test_a_panic_is_a_panic_with_its_console(factory: GuestFactory, kernel
 
 async def test_an_oops_ends_the_wait_too(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
     # Any write to /dev/kmsg is on the console as the kernel's own words are; a real oops cannot be had from a sound kernel.
-    lost, _, _ = await lose(factory, kernel, logs, "echo '<1>BUG: unable to handle page fault for address: 0' >/dev/kmsg")
+    lost, _, _ = await lose(
+        factory, kernel, logs, "echo '<1>BUG: unable to handle page fault for address: 0' >/dev/kmsg"
+    )
     assert "oops on its console" in str(lost)
 
 
@@ -59,12 +61,16 @@ async def test_a_killed_qemu_is_said_to_be(factory: GuestFactory, kernel: Kernel
             await guest.run("sleep", "600", timeout_s=600)
 
 
-async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     started = time.monotonic()
     with pytest.raises((GuestLost, CommandFailed), match="within 2 s"):
         async with factory.guest("g0", GuestModel(), kernel, logs) as guest:
             os.kill(guest.pid, signal.SIGSTOP)
-            with pytest.raises(GuestLost, match=rf"did not end within 1 s: its QEMU \(pid {guest.pid}\) is stopped by a signal"):
+            with pytest.raises(
+                GuestLost, match=rf"did not end within 1 s: its QEMU \(pid {guest.pid}\) is stopped by a signal"
+            ):
                 await guest.wait(guest.monitor.execute("query-status"), 1)
             started = time.monotonic()
             await guest.run("true", timeout_s=2)
@@ -73,9 +79,13 @@ async def test_a_guest_that_does_not_answer_is_given_up_at_its_deadline(factory:
 
 
 @pytest.mark.slow
-async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_failed_command_says_what_it_was_and_the_guest_lives_on(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     async with factory.guest("g0", GuestModel(), kernel, logs) as guest:
-        with pytest.raises(CommandFailed, match=r"guest g0: `cat '/no such file'`: expected status 0, got 1: cat: .*No such file"):
+        with pytest.raises(
+            CommandFailed, match=r"guest g0: `cat '/no such file'`: expected status 0, got 1: cat: .*No such file"
+        ):
             await guest.run("cat", "/no such file")
         with pytest.raises(CommandFailed, match="got 137: Killed"):
             await guest.run("sh", "-c", "kill -9 $$")
@@ -105,9 +115,14 @@ async def test_a_guest_out_of_memory_goes_on_answering(factory: GuestFactory, ke
 
 
 @pytest.mark.slow
-async def test_a_kernel_that_cannot_reach_its_disk_says_so(factory: GuestFactory, kernel: KernelFiles, logs: Path, tmp_path: Path) -> None:
+async def test_a_kernel_that_cannot_reach_its_disk_says_so(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path, tmp_path: Path
+) -> None:
     # A Debian kernel without its modules has no driver for the root disk: refused where its configuration is known, and booted elsewhere.
-    with pytest.raises(UsageError, match=r"no guest can boot it; its configuration .* lacks\n  CONFIG_VIRTIO_PCI=m without virtio_pci.ko"):
+    with pytest.raises(
+        UsageError,
+        match=r"no guest can boot it; its configuration .* lacks\n  CONFIG_VIRTIO_PCI=m without virtio_pci.ko",
+    ):
         await factory.kernel(str(kernel.bzimage))
     bare = await factory.kernel(str(shutil.copy(kernel.bzimage, tmp_path / "bzImage")))
     factory.cold = True

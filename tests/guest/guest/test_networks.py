@@ -63,6 +63,8 @@ async def test_guests_reach_those_of_their_networks_by_name_and_nobody_else(
         there = b.spec.wiring.own
         assert {path.name for path in there.iterdir()} == {"one.in", "one.out"}
         with pytest.raises(HostError, match=r"No such file|Permission denied"):
-            await a.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(there / "new")}}})
+            await a.monitor.execute(
+                "chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(there / "new")}}}
+            )
     folder = a.spec.wiring.folder
     assert {path.name for path in folder.iterdir()} == set("abc") and not list(folder.glob("*/*"))

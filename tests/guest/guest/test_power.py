@@ -17,11 +17,16 @@ _RECORDS = 15
 
 def model(disk: str, filesystem: str, cache: str) -> GuestModel:
     return GuestModel.model_validate(
-        {"disks": {"data": {"type": disk, "size": "512M", "cache": cache}}, "filesystems": {"data": {"type": filesystem}}}
+        {
+            "disks": {"data": {"type": disk, "size": "512M", "cache": cache}},
+            "filesystems": {"data": {"type": filesystem}},
+        }
     )
 
 
-async def cut(factory: GuestFactory, kernel: KernelFiles, wanted: GuestModel, logs: Path, *, share: float) -> tuple[int, int | None]:
+async def cut(
+    factory: GuestFactory, kernel: KernelFiles, wanted: GuestModel, logs: Path, *, share: float
+) -> tuple[int, int | None]:
     """One power cut under load: records acknowledged, and how many of them are gone; None where the filesystem is."""
     kept = factory.new_folder()
     async with factory.guest("g0", wanted, kernel, logs / "before") as guest:
@@ -57,7 +62,9 @@ async def test_a_disk_that_lies_about_flushes_loses_what_fsync_acknowledged(
 
 
 @pytest.mark.slow
-async def test_a_disk_without_a_cache_has_what_it_acknowledged(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_disk_without_a_cache_has_what_it_acknowledged(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     wanted = GuestModel.model_validate({"disks": {"data": {"type": "nvme", "size": "64M"}}})
     kept = factory.new_folder()
     async with factory.guest("g0", wanted, kernel, logs / "before") as guest:

@@ -62,8 +62,13 @@ FORGE = 'mkdir "/sys/fs/cgroup/$1" && printf "$3" >/tmp/odd && cp /tmp/odd "/tmp
 
 
 @pytest.mark.slow
-async def test_a_reading_that_did_not_happen_is_an_error(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path) -> None:
-    async with factory.guest("g0", model, kernel, logs) as guest, open_harness(guest, Point(disk="virtio-blk", filesystem="ext4")) as at:
+async def test_a_reading_that_did_not_happen_is_an_error(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
+) -> None:
+    async with (
+        factory.guest("g0", model, kernel, logs) as guest,
+        open_harness(guest, Point(disk="virtio-blk", filesystem="ext4")) as at,
+    ):
         read = f"dd if={at.loop} of=/dev/null bs=1M count=1 iflag=direct status=none"
         for number, (what, (file, text, asked)) in enumerate(ODD.items()):
             await guest.script(FORGE, f"odd-{number}", file, text)
@@ -84,7 +89,9 @@ async def _is_entered_or_nothing(guest: Guest, at: Harness, read: str) -> None:
     await guest.script(FORGE, "closed", "cgroup.procs", "")
     await guest.script("cd /sys/fs/cgroup && mkdir inner && echo +memory >inner/cgroup.subtree_control")
     for cgroup in ("closed", "inner"):
-        with pytest.raises(ReadingError, match=f"{cgroup}: expected a cgroup that a command can run in, got .*cannot be entered"):
+        with pytest.raises(
+            ReadingError, match=f"{cgroup}: expected a cgroup that a command can run in, got .*cannot be entered"
+        ):
             await at.meter(cgroup, read, warm="")
 
 
@@ -112,7 +119,14 @@ async def _went_backwards(guest: Guest, at: Harness, read: str) -> None:
             pytest.fail(str(reading.io(at.device, "rbytes")))
 
 
-def job(factory: GuestFactory, model: GuestModel, folder: Path, kernel: KernelFiles, prepare: str, sample_s: float | None = None) -> Job:
+def job(
+    factory: GuestFactory,
+    model: GuestModel,
+    folder: Path,
+    kernel: KernelFiles,
+    prepare: str,
+    sample_s: float | None = None,
+) -> Job:
     """The usual read, in a guest where `prepare` has been run, and after it the same in a guest as it is."""
 
     def nothing(*_: object) -> None:
@@ -136,7 +150,9 @@ def job(factory: GuestFactory, model: GuestModel, folder: Path, kernel: KernelFi
 
 
 @pytest.mark.slow
-async def test_odd_counters_of_a_case_are_that_cases(factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_odd_counters_of_a_case_are_that_cases(
+    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, tmp_path: Path
+) -> None:
     odd = ODD["a superscript digit"][1]
     prepare = f"set -- reader io.stat '{odd}'; {FORGE}"
     first, second = await runner.run(job(factory, model, tmp_path, kernel, prepare), runner.run_each({"k": Gap.OPEN}))
@@ -162,11 +178,22 @@ mount --bind /tmp/forged /sys/fs/cgroup/io.stat
 @pytest.fixture
 def trying(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> Any:
     async def once(script: str, *signature: dict[str, Any]) -> Try:
-        case = parse_mapping({"version": 1, "summary": "a test", "topology": TOPOLOGY, "script": script, "signature": list(signature)})
+        case = parse_mapping(
+            {"version": 1, "summary": "a test", "topology": TOPOLOGY, "script": script, "signature": list(signature)}
+        )
         folder = tmp_path / f"guest-{len(list(tmp_path.iterdir()))}"
         async with asyncio.timeout(600):
             return await attempt(
-                Attempt(factory=factory, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=7, timeout_s=60, evidence=folder)
+                Attempt(
+                    factory=factory,
+                    bug=case.bug,
+                    guest=case.guest,
+                    kernel=kernel,
+                    number=1,
+                    seed=7,
+                    timeout_s=60,
+                    evidence=folder,
+                )
             )
 
     return once
@@ -178,7 +205,10 @@ async def test_a_try_whose_counter_was_not_read_is_no_miss(trying: Any) -> None:
     odd = "mkdir /sys/fs/cgroup/a; printf '%s' >/tmp/odd; mount --bind /tmp/odd /sys/fs/cgroup/a/memory.events"
     one = await trying(odd % r"oom_kill \302\262\n", counter)
     assert one.outcome is Outcome.TROUBLE
-    assert "a/memory.events oom_kill: not read: guest g0: /sys/fs/cgroup/a/memory.events, oom_kill: expected a whole" in one.why
+    assert (
+        "a/memory.events oom_kill: not read: guest g0: /sys/fs/cgroup/a/memory.events, oom_kill: expected a whole"
+        in one.why
+    )
     one = await trying(odd % ("9" * 5000 + r"\n\n"), counter, {"output": "never"})
     assert one.outcome is Outcome.TROUBLE and "expected one line `oom_kill number`" in one.why
     one = await trying("true", counter)
@@ -200,9 +230,15 @@ async def test_a_guest_that_forges_its_counters_is_contradicted_by_its_disks(try
     (account,) = forged.accounts
     assert account.guest["read"] > 800_000_000 > account.device["read"] >= 8 << 20
     assert "the guest's counters are wrong" in account.finding
-    odd = await trying("printf '\\302\\262' >/tmp/odd; mount --bind /tmp/odd /sys/fs/cgroup/io.stat", {"output": "never"})
+    odd = await trying(
+        "printf '\\302\\262' >/tmp/odd; mount --bind /tmp/odd /sys/fs/cgroup/io.stat", {"output": "never"}
+    )
     (account,) = odd.accounts
-    assert account.guest is None and account.finding == "" and "/sys/fs/cgroup/io.stat: expected a line's end" in account.note
+    assert (
+        account.guest is None
+        and account.finding == ""
+        and "/sys/fs/cgroup/io.stat: expected a line's end" in account.note
+    )
 
 
 # The agent -------------------------------------------------------------------------------------------------------------------------------
@@ -228,11 +264,15 @@ $VERBS{counts} = sub { my %asked = @_; "counts turn=$asked{turn} uptime_ns=" . (
 def hostile_image(factory: GuestFactory, folder: Path) -> Path:
     """A copy of the guest image whose process 1 says all of that."""
     agent = (paths.shipped("images") / "guest" / "testbed-agent").read_text(encoding="utf-8")
-    agent = agent.replace("sub say_line {", "sub true_line {", 1).replace("\nsay_line('waiting'", f"\n{ANSWERS}\nsay_line('waiting'", 1)
+    agent = agent.replace("sub say_line {", "sub true_line {", 1).replace(
+        "\nsay_line('waiting'", f"\n{ANSWERS}\nsay_line('waiting'", 1
+    )
     agent = agent.replace("\nsub write_file {", f"\n{HOSTILE}\nsub write_file {{", 1)
     (folder / "agent").write_text(agent, encoding="utf-8")
     image = folder / "root.ext4"
-    commands = f"rm /sbin/testbed-agent\nwrite {folder / 'agent'} /sbin/testbed-agent\nsif /sbin/testbed-agent mode 0100755\n"
+    commands = (
+        f"rm /sbin/testbed-agent\nwrite {folder / 'agent'} /sbin/testbed-agent\nsif /sbin/testbed-agent mode 0100755\n"
+    )
     (folder / "commands").write_text(commands)
     copied = os.system(
         f"cp --sparse=always --preserve=mode '{factory.image.root}' '{image}' && debugfs -w -f '{folder}/commands' '{image}'"
@@ -244,7 +284,12 @@ def hostile_image(factory: GuestFactory, folder: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 async def test_an_agent_that_says_anything_ends_no_run(
-    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, trying: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factory: GuestFactory,
+    model: GuestModel,
+    kernel: KernelFiles,
+    trying: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("testbed.store.image.Image.root", hostile_image(factory, tmp_path))
     factory.cold = True

@@ -61,12 +61,17 @@ async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Gues
         {"when": {"mark": "warm"}, "do": "inject scsi read-only"},
         {"when": {"mark": "said"}, "do": "delay virtio 2ms"},
         {"when": {"console": "all is (well|lost)"}, "at": "50ms", "do": "unplug nvme"},
-        {"when": {"cgroup": "watched", "counter": "cgroup.stat nr_descendants", "above": 1}, "do": "throttle scsi bps-read=1M"},
+        {
+            "when": {"cgroup": "watched", "counter": "cgroup.stat nr_descendants", "above": 1},
+            "do": "throttle scsi bps-read=1M",
+        },
         {"when": {"mark": "never"}, "do": "unplug scsi"},
     )
     async with run_timeline(guest, timeline) as missed:
         first = await logged(logs, 6)
-        assert [line["do"] for line in first if line["act"] == 0] == [f"throttle virtio iops-total={n}" for n in (400, 300, 200, 100)]
+        assert [line["do"] for line in first if line["act"] == 0] == [
+            f"throttle virtio iops-total={n}" for n in (400, 300, 200, 100)
+        ]
         assert [line["do"] for line in first if line["act"] == 1] == ["hang nvme 50ms"] * 2
         guest.marks.reach("warm")
         assert (await logged(logs, 8))[-1]["now"]["inject"] == ["write=EIO", "discard=EIO"]
@@ -87,10 +92,16 @@ async def test_times_and_events_make_things_happen_and_all_is_logged(guest: Gues
 @pytest.mark.slow
 async def test_an_action_that_fails_is_told_and_the_others_go_on(guest: Guest, logs: Path) -> None:
     with pytest.raises(UsageError, match=r"^timeline: plug nvme: disk nvme: it is plugged in already"):
-        async with run_timeline(guest, acts({"at": 0, "do": "plug nvme"}, {"at": "100ms", "do": "throttle nvme iops-total=9"})):
+        async with run_timeline(
+            guest, acts({"at": 0, "do": "plug nvme"}, {"at": "100ms", "do": "throttle nvme iops-total=9"})
+        ):
             await logged(logs, 2)
     failed, done = lines(logs, LOG)
-    assert failed["do"] == "plug nvme" and "plugged in already" in failed["error"] and done["now"]["throttle"] == ["iops-total=9"]
+    assert (
+        failed["do"] == "plug nvme"
+        and "plugged in already" in failed["error"]
+        and done["now"]["throttle"] == ["iops-total=9"]
+    )
 
 
 @pytest.mark.slow
@@ -111,7 +122,9 @@ async def test_samples_count_what_the_guest_did_and_nothing_else(guest: Guest) -
         path = guest.disks[name].path
         before = (await sampler.sample())["disks"][name]
         await guest.run("dd", f"if={path}", "of=/dev/null", "bs=4k", "count=100", "iflag=direct", "status=none")
-        await guest.run("dd", "if=/dev/zero", f"of={path}", "bs=64k", "count=10", "oflag=direct", "conv=fsync", "status=none")
+        await guest.run(
+            "dd", "if=/dev/zero", f"of={path}", "bs=64k", "count=10", "oflag=direct", "conv=fsync", "status=none"
+        )
         after = (await sampler.sample())["disks"][name]
         assert after["rd"]["requests"] - before["rd"]["requests"] == 100
         assert after["rd"]["bytes"] - before["rd"]["bytes"] == 100 * 4096
@@ -127,10 +140,16 @@ async def test_samples_count_what_the_guest_did_and_nothing_else(guest: Guest) -
 async def test_samples_have_errors_and_limits(guest: Guest) -> None:
     sampler = await DiskSampler.start(guest)
     await guest.hardware.throttle("virtio", Throttle(iops_read=100, iops_read_max=200))
-    assert (await sampler.sample())["disks"]["virtio"]["throttle"] == {"iops-read": 100, "iops-read-max": 200, "iops-read-max-length": 1}
+    assert (await sampler.sample())["disks"]["virtio"]["throttle"] == {
+        "iops-read": 100,
+        "iops-read-max": 200,
+        "iops-read-max-length": 1,
+    }
     await hardware_control.apply(guest, ["inject", "virtio", "read=EIO,count=3"])
     for _ in range(3):
-        await guest.run("dd", f"if={guest.disks['virtio'].path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct", check=False)
+        await guest.run(
+            "dd", f"if={guest.disks['virtio'].path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct", check=False
+        )
     assert (await sampler.sample())["disks"]["virtio"]["rd"]["failed"] == 3
     # A disk that comes back has the limits of its topology, whatever it had before.
     await guest.hardware.throttle("nvme", Throttle(iops_total=100))
@@ -163,7 +182,9 @@ async def test_samples_are_written_down_as_a_disk_comes_and_goes(guest: Guest, l
 
 
 @pytest.mark.slow
-async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_timeline_takes_memory_and_cpus_and_gives_them_back(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     timeline = acts(
         {"at": "10ms", "ramp": "200ms", "steps": 2, "do": "memory 1000M..900M"},
         {"when": {"mark": "taken"}, "do": "cpus 1"},

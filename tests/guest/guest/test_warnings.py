@@ -24,7 +24,9 @@ UNKNOWN = "WARNING: a format that nobody knows yet"
 HIDDEN = "BUG: the console does not show this"
 
 # $1: a disk that is about to fail.
-_FILES = "mkfs.ext4 -q $1 64M && mkdir /mnt/files && mount $1 /mnt/files && head -c 1M /dev/zero >/mnt/files/before && sync"
+_FILES = (
+    "mkfs.ext4 -q $1 64M && mkdir /mnt/files && mount $1 /mnt/files && head -c 1M /dev/zero >/mnt/files/before && sync"
+)
 # $1: another one. Nothing succeeds.
 _BROKEN = """\
 echo more >/mnt/files/after
@@ -73,7 +75,9 @@ async def test_a_real_warning_of_each_kernel_is_a_finding_and_a_programs_is_not(
                     await guest.put(tmp_path / what, f"/tmp/{what}.ko")
                 await guest.script(_FILES, guest.disks["data"].path)
                 for disk in ("data", "fast"):
-                    await guest.hardware.inject(disk, tuple(Fault(operation=one, effect="EIO") for one in ("read", "write", "flush")))
+                    await guest.hardware.inject(
+                        disk, tuple(Fault(operation=one, effect="EIO") for one in ("read", "write", "flush"))
+                    )
                 await guest.script(_BROKEN, guest.disks["fast"].path)
                 await guest.script(_COMPLAIN, *(f"/tmp/{what}.ko" for what in modules if what != "oops"))
                 shown = [finding.text for finding in guest.console.findings]
@@ -81,7 +85,9 @@ async def test_a_real_warning_of_each_kernel_is_a_finding_and_a_programs_is_not(
                 await guest.script("insmod /tmp/oops.ko")
     found = [(finding.kind, finding.text) for finding in guest.console.findings]
     disks = {kind: [text for kind_of, text in found if kind_of is kind] for kind in (Kind.IO_ERROR, Kind.FILESYSTEM)}
-    assert any("nvme0n1" in text for text in disks[Kind.IO_ERROR]) and any("EXT4-fs" in text for text in disks[Kind.FILESYSTEM]), found
+    assert any("nvme0n1" in text for text in disks[Kind.IO_ERROR]) and any(
+        "EXT4-fs" in text for text in disks[Kind.FILESYSTEM]
+    ), found
     # Of the whole life of the kernel, its boot included.
     found = [(kind, text) for kind, text in found if kind not in disks]
     kinds = [kind for kind, _ in found if kind is not Kind.OOPS]
@@ -145,7 +151,10 @@ def formats(image: mmap.mmap) -> set[str]:
     texts = re.findall(rb"\x01[0-4]([\x20-\x7e\t\n]{4,1000})(?=[\0\x01])", image)
     texts += re.findall(rb"(?<=\0)((?:WARNING|BUG|refcount_t|percpu ref)[ :][\x20-\x7e\t\n]{4,1000})(?=\0)", image)
     # dev_warn() is handed the level, and puts the driver and the device before it.
-    texts += [b"nvme nvme0: " + text for text in re.findall(rb"(?<=\0)(I/O [\x20-\x7e]{4,200}timeout, [\x20-\x7e\n]{4,200})(?=\0)", image)]
+    texts += [
+        b"nvme nvme0: " + text
+        for text in re.findall(rb"(?<=\0)(I/O [\x20-\x7e]{4,200}timeout, [\x20-\x7e\n]{4,200})(?=\0)", image)
+    ]
     return {line for text in texts for line in text.decode().split("\n") if line.strip()}
 
 
@@ -154,7 +163,9 @@ async def test_what_a_kernels_image_can_print_of_an_alarm_is_a_finding(notes: No
     kernel = await files.fetch(KERNELS[name], paths.folders().cache, notes)
     with kernel_image.vmlinux(kernel.bzimage) as image:
         found = formats(image)
-    kinds = {line: one.kind if (one := kernel_log.classify(f"[    1.000000] {filled(line)}")) else None for line in found}
+    kinds = {
+        line: one.kind if (one := kernel_log.classify(f"[    1.000000] {filled(line)}")) else None for line in found
+    }
     for pattern, kind in FORMATS.items():
         assert {of for line, of in kinds.items() if re.search(pattern, line)} == {kind}, pattern
     alarms = {line for line in found if ALARM.search(line) and not NONE.search(line)}

@@ -100,7 +100,9 @@ async def test_the_disk_is_full_below_the_cache(own: Places, apart: tuple[str, .
 async def test_the_disk_is_full_where_a_template_is_made(own: Places, apart: tuple[str, ...]) -> None:
     shared = [path for path in own.cache.iterdir() if path.is_symlink() and path.name != "templates"]
     links = " && ".join(f"ln -s '{path.readlink()}' '{path}'" for path in shared)
-    small = full(own, apart, f"mount -t tmpfs -o size=48m,mode=700 tmpfs '{own.cache}' && {links} && mkdir '{own.cache}/scratch'")
+    small = full(
+        own, apart, f"mount -t tmpfs -o size=48m,mode=700 tmpfs '{own.cache}' && {links} && mkdir '{own.cache}/scratch'"
+    )
     with expect("host disk full: template") as met:
         ended = met.by(await own.run(*repro("ends.sh"), within=small, status=None))
         assert "this machine's disk is full; make room there" in ended.err
@@ -142,7 +144,9 @@ async def test_a_disk_that_fills_up_leaves_what_was_known(own: Places, apart: tu
     (kernel,) = document["kernels"]
     known = len(kernel["attempts"])
     assert document["result"] == "unfinished" and kernel["attempts"][0]["outcome"] == "miss" and known in (1, 2)
-    assert document["partial"]["ended"] == known and re.search(r"No space left|disk is full", document["partial"]["why"])
+    assert document["partial"]["ended"] == known and re.search(
+        r"No space left|disk is full", document["partial"]["why"]
+    )
     for name in ("report.html", "junit.xml"):
         assert f"{known} of at most 3 tries ended; " in (own.root / name).read_text()
     await own.nothing_left()
@@ -155,7 +159,10 @@ async def test_a_run_takes_more_than_it_may(own: Places) -> None:
         assert "of this machine's disks, and may take 32M; allow more with TESTBED_RUN_LIMIT" in ended.err
         await own.nothing_left()
     assert list(own.state.glob("runs/*/**/console.log"))
-    assert "TESTBED_RUN_LIMIT=much: expected a size" in (await own.run(*repro("ends.sh"), status=2, TESTBED_RUN_LIMIT="much")).err
+    assert (
+        "TESTBED_RUN_LIMIT=much: expected a size"
+        in (await own.run(*repro("ends.sh"), status=2, TESTBED_RUN_LIMIT="much")).err
+    )
 
 
 @pytest.mark.slow
@@ -181,7 +188,10 @@ async def test_no_place_for_sockets(own: Places, apart: tuple[str, ...]) -> None
     nowhere = mounted(apart, "own=/tmp/testbed-$(id -u); mkdir -p $own; mount -t tmpfs -o ro tmpfs $own")
     with expect("unwritable runtime dir") as met:
         ended = met.by(await own.run("ps", "--json", within=nowhere, status=None, XDG_RUNTIME_DIR="/proc/1"))
-    assert re.search(r"/tmp/testbed-\d+: expected a folder of uid \d+ with mode 0700", ended.err) and "set XDG_RUNTIME_DIR" in ended.err
+    assert (
+        re.search(r"/tmp/testbed-\d+: expected a folder of uid \d+ with mode 0700", ended.err)
+        and "set XDG_RUNTIME_DIR" in ended.err
+    )
 
 
 @pytest.mark.slow
@@ -198,7 +208,11 @@ async def test_no_memory_for_a_guest(own: Places) -> None:
 async def test_a_kernel_is_truncated(own: Places, kernel: KernelFiles) -> None:
     whole = kernel.bzimage.read_bytes()
     with expect("truncated kernel") as met:
-        for size, said in ((len(whole) // 2, "truncated: its header promises"), (100, "expected a bzImage"), (0, "expected a bzImage")):
+        for size, said in (
+            (len(whole) // 2, "truncated: its header promises"),
+            (100, "expected a bzImage"),
+            (0, "expected a bzImage"),
+        ):
             (own.root / "bzImage").write_bytes(whole[:size])
             ended = met.by(await own.run("run", "gate", "-k", str(own.root / "bzImage"), "-q", "--json", status=None))
             assert said in ended.err
@@ -224,7 +238,10 @@ async def test_another_qemu_is_named(own: Places) -> None:
         finally:
             await own.run("down", "--all")
         await own.nothing_left()
-    assert f"QEMU '{other}': there is no such program" in (await own.run("--qemu", str(other), "up", "tiny.yaml", "-q", status=2)).err
+    assert (
+        f"QEMU '{other}': there is no such program"
+        in (await own.run("--qemu", str(other), "up", "tiny.yaml", "-q", status=2)).err
+    )
 
 
 @pytest.mark.slow
@@ -234,10 +251,19 @@ async def test_odd_paths_and_no_home() -> None:
         own.file("tiny.yaml", TINY.replace("256M}}}", "256M, image: an image.img}}}"))
         (own.root / "an image.img").write_bytes(b"of the image" + bytes(500))
         (own.root / "temporary files").mkdir()
-        bare = ("env", "--unset=HOME", "--unset=XDG_CACHE_HOME", "--unset=XDG_STATE_HOME", f"TMPDIR={own.root}/temporary files")
+        bare = (
+            "env",
+            "--unset=HOME",
+            "--unset=XDG_CACHE_HOME",
+            "--unset=XDG_STATE_HOME",
+            f"TMPDIR={own.root}/temporary files",
+        )
         relative = (
             *bare,
-            *(f"TESTBED_{name}={os.path.relpath(path, own.root)}" for name, path in (("STATE", own.state), ("CACHE", own.cache))),
+            *(
+                f"TESTBED_{name}={os.path.relpath(path, own.root)}"
+                for name, path in (("STATE", own.state), ("CACHE", own.cache))
+            ),
         )
         with expect("spaces and unicode in paths, TMPDIR elsewhere, no HOME"):
             try:

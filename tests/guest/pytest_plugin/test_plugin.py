@@ -156,7 +156,9 @@ class Suite:
         return Ran(status=child.returncode or 0, out=out.decode())
 
     async def pytest(self, text: str, *options: str, mode: str = "auto", stdin: str = "") -> Ran:
-        (self.folder / "pytest.ini").write_text(f"[pytest]\nasyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = function\n")
+        (self.folder / "pytest.ini").write_text(
+            f"[pytest]\nasyncio_mode = {mode}\nasyncio_default_fixture_loop_scope = function\n"
+        )
         (self.folder / "topology.yaml").write_text(DISK)
         (self.folder / "test_theirs.py").write_text(text)
         return await self.run("pytest", "-p", "no:randomly", "--testbed-artifacts", "logs", *options, stdin=stdin)
@@ -172,7 +174,11 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
     with tempfile.TemporaryDirectory(prefix="tb-") as runtime:
         folder = tmp_path / "their project"
         folder.mkdir()
-        own = {"XDG_RUNTIME_DIR": runtime, "TESTBED_ADMISSION": f"{runtime}/admission", "TESTBED_STATE": str(tmp_path / "state")}
+        own = {
+            "XDG_RUNTIME_DIR": runtime,
+            "TESTBED_ADMISSION": f"{runtime}/admission",
+            "TESTBED_STATE": str(tmp_path / "state"),
+        }
         yield Suite(folder=folder, env=own)
         assert not list(Path(runtime).glob("testbed/vms/*")) and not list(Path(runtime).glob("testbed/net-*"))
 
@@ -181,12 +187,17 @@ def suite(tmp_path: Path) -> Iterator[Suite]:
 async def test_what_a_failed_test_says_of_its_guests(suite: Suite) -> None:
     done = await suite.pytest(FAILS)
     assert done.status == 1 and "5 failed, 1 passed, 1 error" in done.out
-    assert "site-packages/testbed" not in done.out and "/testbed/api/" not in done.out, "frames of ours say nothing to whoever reads it"
+    assert "site-packages/testbed" not in done.out and "/testbed/api/" not in done.out, (
+        "frames of ours say nothing to whoever reads it"
+    )
 
     said = done.section("test_of_a_command")
     assert "failed command: echo a word of the kernel" in said and "[status 7, " in said
     assert "    it says\n" in said and "\x1b" not in done.out, "what a guest prints steers no terminal"
-    assert "a word of the kernel\n" in said.partition("kernel log since the guest was ready")[2] and "Linux version" not in said
+    assert (
+        "a word of the kernel\n" in said.partition("kernel log since the guest was ready")[2]
+        and "Linux version" not in said
+    )
     counted = next(line for line in said.splitlines() if line.strip().startswith("small:"))
     assert "memory.current=" in counted and "shmem=16777216" in counted
     for title in ("console", "QMP log"):
@@ -219,8 +230,13 @@ async def test_the_guest_of_a_failed_test_is_kept(suite: Suite) -> None:
     said = done.section("test_replugs")
     (kept,) = await suite.kept()
     assert kept["state"] == "ready" and f"enter it: testbed ssh {kept['name']}; " in said
-    assert Path(kept["evidence"]).is_relative_to(suite.folder / "logs") and (Path(kept["evidence"]) / "console.log").exists()
-    entered = await suite.run("testbed", "ssh", kept["name"], "--", "ls /root/left-by-the-test; losetup -n -O BACK-FILE /dev/loop7")
+    assert (
+        Path(kept["evidence"]).is_relative_to(suite.folder / "logs")
+        and (Path(kept["evidence"]) / "console.log").exists()
+    )
+    entered = await suite.run(
+        "testbed", "ssh", kept["name"], "--", "ls /root/left-by-the-test; losetup -n -O BACK-FILE /dev/loop7"
+    )
     assert entered.out == "/root/left-by-the-test\n/etc/passwd\n"
     assert (await suite.run("testbed", "down", kept["name"])).status == 0
     assert await suite.kept() == []

@@ -31,7 +31,9 @@ exec dd "if=$2" of=/dev/null bs=64k count=32 iflag=direct status=none
 """
 
 
-async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> None:
+async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(
+    factory: GuestFactory, kernel: KernelFiles, logs: Path
+) -> None:
     async with factory.guest("g0", MODEL, kernel, logs) as guest:
         sampler = CgroupSampler(guest)
         assert (await sampler.sample())["groups"] == {}
@@ -50,7 +52,9 @@ async def test_a_groups_counters_are_those_of_the_kernel_and_of_the_disk(factory
             while groups := (await sampler.sample())["groups"]:
                 assert set(groups) == {"a.slice"}
         await guest.script("rmdir '/sys/fs/cgroup/a.slice/memory.odd name' && mkdir /sys/fs/cgroup/a.slice/other")
-        changed = {name: group is None for name, group in (await sampler.sample())["groups"].items() if name != "a.slice"}
+        changed = {
+            name: group is None for name, group in (await sampler.sample())["groups"].items() if name != "a.slice"
+        }
         assert changed == {"a.slice/memory.odd name": True, "a.slice/other": False}
         uptime = float((await guest.script("read -r up rest </proc/uptime; echo $up")).stdout)
         last = await sampler.sample()
@@ -90,7 +94,16 @@ guests:
 async def run(folder: Path) -> Path:
     """A real run of two scenarios, one with kills and one with a disk; its folder."""
     (folder / "two.yaml").write_text(_TOPOLOGY)
-    words = ("compare", "oom-tmpfs", "read/nvme/ext4", "--topology", str(folder / "two.yaml"), "--ignore-stack", "--sample", "200ms")
+    words = (
+        "compare",
+        "oom-tmpfs",
+        "read/nvme/ext4",
+        "--topology",
+        str(folder / "two.yaml"),
+        "--ignore-stack",
+        "--sample",
+        "200ms",
+    )
     code, out, err = await finish(await start(folder, *words))
     assert code == 0, err
     said = out.splitlines()[-1]
@@ -157,7 +170,12 @@ async def look(browser: Any, folder: Path, kept: Path) -> None:
     assert await page.evaluate("document.querySelector('.topology img').naturalWidth") > 100
     await seen.draw(2)
     titles = [title.strip() for title in await page.locator("figcaption strong").all_inner_texts()]
-    for title in ("Disk bandwidth, MiB/s", "Disk requests, requests/s", "Disk latency, ms", "Control groups' memory, MiB"):
+    for title in (
+        "Disk bandwidth, MiB/s",
+        "Disk requests, requests/s",
+        "Disk latency, ms",
+        "Control groups' memory, MiB",
+    ):
         assert title in titles, titles
     captions = " ".join(await page.locator("figcaption").all_inner_texts())
     assert "oom_kill" in captions and "1 action of the timeline" in captions and "fast read p99" in captions

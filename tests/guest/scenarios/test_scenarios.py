@@ -19,18 +19,29 @@ from testbed.topology import GuestModel
 DOCS = Path(__file__).parents[3] / "docs"
 
 
-async def job(factory: GuestFactory, model: GuestModel, folder: Path, *chosen: Case, repeat: int = 1, **kernels: str) -> Job:
+async def job(
+    factory: GuestFactory, model: GuestModel, folder: Path, *chosen: Case, repeat: int = 1, **kernels: str
+) -> Job:
     def nothing(*_: object) -> None:
         pass
 
     fetched = {side: await factory.kernel(spec) for side, spec in kernels.items()}
     return Job(
-        factory=factory, cases=chosen, model=model, kernels=fetched, folder=folder, on_step=nothing, on_result=nothing, repeat=repeat
+        factory=factory,
+        cases=chosen,
+        model=model,
+        kernels=fetched,
+        folder=folder,
+        on_step=nothing,
+        on_result=nothing,
+        repeat=repeat,
     )
 
 
 @pytest.mark.slow
-async def test_the_scenario_that_the_docs_add_works_as_it_stands(factory: GuestFactory, model: GuestModel, tmp_path: Path) -> None:
+async def test_the_scenario_that_the_docs_add_works_as_it_stands(
+    factory: GuestFactory, model: GuestModel, tmp_path: Path
+) -> None:
     text = re.search(r"^```python\n(.*?)^```$", (DOCS / "adding-a-scenario.md").read_text(), re.MULTILINE | re.DOTALL)
     assert text is not None
     (tmp_path / "tail.py").write_text(text[1])
@@ -40,7 +51,9 @@ async def test_the_scenario_that_the_docs_add_works_as_it_stands(factory: GuestF
     spec.loader.exec_module(module)
     tail: Scenario = module.TAIL
     case = Case(scenario=tail, point=tail.points[0])
-    (result,) = await runner.run(await job(factory, model, tmp_path, case, base="debian-5.10", patched="debian-6.1"), runner.run_pair)
+    (result,) = await runner.run(
+        await job(factory, model, tmp_path, case, base="debian-5.10", patched="debian-6.1"), runner.run_pair
+    )
     assert result.judgement.verdict is Verdict.PASS, result.judgement.reason
 
 
@@ -50,7 +63,9 @@ async def test_attempts_run_each_on_its_own_guest_and_each_kernel_is_judged(
 ) -> None:
     case = cases()["many-cgroups/nvme/ext4/2"]
     expected = {"new": Gap.CLOSED}
-    results = await runner.run(await job(factory, model, tmp_path, case, repeat=2, new="debian-6.1"), runner.run_each(expected))
+    results = await runner.run(
+        await job(factory, model, tmp_path, case, repeat=2, new="debian-6.1"), runner.run_each(expected)
+    )
     assert [result.attempt for result in results] == [1, 2]
     assert len({result.sides["new"].evidence for result in results}) == 2
     for result in results:

@@ -42,7 +42,12 @@ STRANGER = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no
 
 
 async def test_a_guest_and_its_qemu_are_held(
-    factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    factory: GuestFactory,
+    model: GuestModel,
+    kernel: KernelFiles,
+    logs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TESTBED_TEST_SECRET", "1")
     async with factory.guest("g0", model, kernel, logs) as guest:
@@ -62,9 +67,15 @@ def _is_nobody(guest: Guest) -> None:
     if os.geteuid() == 0:
         account = guest.spec.host.account
         assert account is not None and account.uid not in (0, 65534)
-        assert set(status["Uid"]) == {str(account.uid)} and set(status["Gid"]) == {str(account.gid)} and status["Groups"] == []
+        assert (
+            set(status["Uid"]) == {str(account.uid)}
+            and set(status["Gid"]) == {str(account.gid)}
+            and status["Groups"] == []
+        )
     assert {int(status[f"Cap{kind}"][0], 16) for kind in ("Inh", "Prm", "Eff", "Amb")} == {0}
-    limits = {line[:26].strip(): line[26:].split()[:2] for line in Path(f"/proc/{guest.pid}/limits").read_text().splitlines()}
+    limits = {
+        line[:26].strip(): line[26:].split()[:2] for line in Path(f"/proc/{guest.pid}/limits").read_text().splitlines()
+    }
     assert limits["Max core file size"] == ["0", "0"] and all(int(most) <= 4096 for most in limits["Max open files"])
     environment = Path(f"/proc/{guest.pid}/environ").read_bytes().split(b"\0")
     assert b"TESTBED_TEST_SECRET=1" not in environment and any(entry.startswith(b"TMPDIR=") for entry in environment)
@@ -77,11 +88,21 @@ def _has_open_what_it_was_handed(guest: Guest) -> None:
     template = guest.spec.template
     assert template is not None and template.memory is not None
     own = [path for path in guest.spec.scratch.rglob("*") if path.is_file()]
-    allowed = {(path.stat().st_dev, path.stat().st_ino) for path in (*own, template.memory, guest.spec.logs / "qemu.log")}
+    allowed = {
+        (path.stat().st_dev, path.stat().st_ino) for path in (*own, template.memory, guest.spec.logs / "qemu.log")
+    }
     for number in Path(f"/proc/{guest.pid}/fd").iterdir():
         target, opened = number.readlink(), number.stat()
-        flags = next(line for line in Path(f"/proc/{guest.pid}/fdinfo/{number.name}").read_text().splitlines() if line.startswith("flags"))
-        if stat.S_ISREG(opened.st_mode) and not str(target).startswith("/memfd:") and int(flags.split()[1], 8) & os.O_ACCMODE:
+        flags = next(
+            line
+            for line in Path(f"/proc/{guest.pid}/fdinfo/{number.name}").read_text().splitlines()
+            if line.startswith("flags")
+        )
+        if (
+            stat.S_ISREG(opened.st_mode)
+            and not str(target).startswith("/memfd:")
+            and int(flags.split()[1], 8) & os.O_ACCMODE
+        ):
             # What QEMU has made for itself and removed has no name.
             assert (opened.st_dev, opened.st_ino) in allowed or opened.st_nlink == 0, target
 
@@ -98,7 +119,9 @@ def _sockets_that_are_private(folder: Path) -> list[Path]:
     found = [path for path in folder.rglob("*") if path.is_socket()]
     assert {path.name: path.stat().st_mode & 0o077 for path in found} == {path.name: 0 for path in found}
     if os.geteuid() == 0:  # only root can try it as somebody else
-        tried = subprocess.run([*STRANGER, "/usr/bin/python3", "-c", _CONNECT, *found], capture_output=True, text=True, check=True)
+        tried = subprocess.run(
+            [*STRANGER, "/usr/bin/python3", "-c", _CONNECT, *found], capture_output=True, text=True, check=True
+        )
         assert tried.stdout.split() == ["PermissionError"] * len(found)
     return found
 
@@ -124,9 +147,13 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     secret.chmod(0o600)
     for path in (secret, Path("/etc/shadow"), lab_cache(guest)):
         with pytest.raises(HostError, match=r"Permission denied|No such file"):
-            await guest.monitor.execute("blockdev-add", {"driver": "file", "node-name": "stolen", "filename": str(path), "read-only": True})
+            await guest.monitor.execute(
+                "blockdev-add", {"driver": "file", "node-name": "stolen", "filename": str(path), "read-only": True}
+            )
     with pytest.raises(HostError, match=r"Permission denied|No such file"):
-        await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(tmp_path / "owned")}}})
+        await guest.monitor.execute(
+            "chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(tmp_path / "owned")}}}
+        )
     assert not (tmp_path / "owned").exists()
     assert host.confinement.apart or not may_mount(), host.confinement.why_together
     if host.confinement.apart:
@@ -137,7 +164,10 @@ async def _reaches_no_network(guest: Guest) -> None:
     """What it would do next: connect to what listens here, and send to any address. It is tried by a listener that would hear it."""
     with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket(type=socket.SOCK_DGRAM) as receiver:
         receiver.bind(("127.0.0.1", 0))
-        inet = [{"type": "inet", "data": {"host": "127.0.0.1", "port": str(one.getsockname()[1])}} for one in (listener, receiver)]
+        inet = [
+            {"type": "inet", "data": {"host": "127.0.0.1", "port": str(one.getsockname()[1])}}
+            for one in (listener, receiver)
+        ]
         own = {"type": "unix", "data": {"path": str(guest.spec.sockets / "poll")}}
         backends: list[tuple[str, dict[str, Any]]] = [
             ("socket", {"addr": inet[0], "server": False}),
@@ -170,14 +200,20 @@ async def _is_lost_with_an_export_that_is_held(guest: Guest) -> None:
     os.kill(int(export.name), signal.SIGKILL)
     with pytest.raises(HostError, match=f"disk {name}: its export ended: it was killed"):
         await guest.run("sleep", "60")
-    read = await guest.shell.run(("dd", f"if={disk.path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"), check=False)
+    read = await guest.shell.run(
+        ("dd", f"if={disk.path}", "of=/dev/null", "bs=4k", "count=1", "iflag=direct"), check=False
+    )
     assert read.status != 0 and "Input/output error" in read.stderr
 
 
 def _export_of(parent: int) -> Path:
     """The folder in /proc of the one export that a process has started."""
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    (found,) = (Path(f"/proc/{pid}") for pid in children if b"testbed.qemu.nbd_server" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (found,) = (
+        Path(f"/proc/{pid}")
+        for pid in children
+        if b"testbed.qemu.nbd_server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    )
     return found
 
 
@@ -187,9 +223,13 @@ async def _sees_nothing_in_tmp(guest: Guest) -> None:
         Path(everybodys.name).write_bytes(bytes(4096))
         Path(everybodys.name).chmod(0o666)
         with pytest.raises(HostError, match="No such file"):
-            await guest.monitor.execute("blockdev-add", {"driver": "file", "node-name": "stolen", "filename": everybodys.name})
+            await guest.monitor.execute(
+                "blockdev-add", {"driver": "file", "node-name": "stolen", "filename": everybodys.name}
+            )
     with pytest.raises(HostError, match=r"Read-only file system|Permission denied"):
-        await guest.monitor.execute("chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": "/tmp/testbed-owned"}}})
+        await guest.monitor.execute(
+            "chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": "/tmp/testbed-owned"}}}
+        )
     assert not Path("/tmp/testbed-owned").exists()
 
 
@@ -233,9 +273,9 @@ async def test_a_guest_of_up_has_its_key_and_sockets_to_itself() -> None:
             folder = runtime / "vms" / "guard"
             private = {path.name for path in _sockets_that_are_private(runtime)}
             assert {"control", "console", "ssh", "qmp", "poll", "agent", "lan.in", "lan.out"} <= private
-            assert {path: stat.S_IMODE(path.stat().st_mode) for path in (runtime, folder.parent, folder)} == dict.fromkeys(
-                (runtime, folder.parent, folder), 0o700
-            )
+            assert {
+                path: stat.S_IMODE(path.stat().st_mode) for path in (runtime, folder.parent, folder)
+            } == dict.fromkeys((runtime, folder.parent, folder), 0o700)
             assert stat.S_IMODE((folder / "key").stat().st_mode) == 0o600
             listed: dict[str, Any] = {}
             (log,) = own.state.glob("runs/*/guard/log.jsonl")

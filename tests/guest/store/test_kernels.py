@@ -40,7 +40,9 @@ TWICE = BuildSpec(source="debian-6.1", ablations=("io-charged-twice",))
 @pytest.fixture
 def builder(notes: Notes) -> Builder:
     images = paths.shipped("images")
-    return Builder(table=load_table(images / "kernels.yaml"), root=paths.folders().cache, shipped=images, progress=notes)
+    return Builder(
+        table=load_table(images / "kernels.yaml"), root=paths.folders().cache, shipped=images, progress=notes
+    )
 
 
 async def seen_and_said(
@@ -74,18 +76,29 @@ async def test_a_pair_that_differs_in_one_line_differs_in_what_is_charged(
     base, ablated, twice = [await builder.build(spec) for spec in (BASE, NO_CHARGE, TWICE)]
     assert (base.series, ablated.series, base.early_modules) == (Series.AFTER, Series.UNKNOWN, ())
     whole, half, double = [
-        await measured(factory, model, await factory.kernel(one.name), logs / one.name) for one in (base, ablated, twice)
+        await measured(factory, model, await factory.kernel(one.name), logs / one.name)
+        for one in (base, ablated, twice)
     ]
     assert whole.claim is Gap.CLOSED and all(control.holds for control in (*whole.controls, *half.controls))
     # The page cache is charged still.
-    assert half.claim is Gap.PARTIAL and half.reason.endswith("; charged: the page cache; not charged: the disk's bytes")
-    assert double.claim is Gap.EXCESS and double.reason.endswith("; charged more than there was: the disk's bytes 2.0 times")
+    assert half.claim is Gap.PARTIAL and half.reason.endswith(
+        "; charged: the page cache; not charged: the disk's bytes"
+    )
+    assert double.claim is Gap.EXCESS and double.reason.endswith(
+        "; charged more than there was: the disk's bytes 2.0 times"
+    )
     # As the base of a comparison stands a kernel from before the series.
     before = Evidence(claim=Gap.OPEN, reason="", measures=(), controls=())
-    assert [judge_pair(before, patched).verdict for patched in (whole, half, double)] == [Verdict.PASS, Verdict.FAIL, Verdict.FAIL]
+    assert [judge_pair(before, patched).verdict for patched in (whole, half, double)] == [
+        Verdict.PASS,
+        Verdict.FAIL,
+        Verdict.FAIL,
+    ]
 
 
-async def test_a_patch_that_has_make_and_kconfig_run_what_it_likes_reaches_nothing_of_the_caller(builder: Builder, tmp_path: Path) -> None:
+async def test_a_patch_that_has_make_and_kconfig_run_what_it_likes_reaches_nothing_of_the_caller(
+    builder: Builder, tmp_path: Path
+) -> None:
     (tmp_path / "secret").write_text("the caller's own")
     attack = f"cat {tmp_path}/secret; echo planted >{tmp_path}/planted; echo planted >planted; echo planted >/planted"
     (tmp_path / "attack.patch").write_text(
@@ -135,12 +148,23 @@ async def test_each_ablation_has_its_place_in_debians_sources(builder: Builder, 
 
 async def test_a_pair_of_one_tree_is_built_and_compared(tmp_path: Path) -> None:
     out, _, _ = await testbed(
-        tmp_path, "compare", "io-max", "--tree", "debian-6.1", "--revert", str(DATA / "charge-buffered.mbx"), "--quick", "--json"
+        tmp_path,
+        "compare",
+        "io-max",
+        "--tree",
+        "debian-6.1",
+        "--revert",
+        str(DATA / "charge-buffered.mbx"),
+        "--quick",
+        "--json",
     )
     run = json.loads(out)
     base, patched = (run["kernels"][side] for side in ("base", "patched"))
     assert run["verdict"] == "PASS" and base["release"] != patched["release"]
-    assert "without 1 patch (loop: charge disk I/O that is not direct, too)" in base["origin"] and "patch" not in patched["origin"]
+    assert (
+        "without 1 patch (loop: charge disk I/O that is not direct, too)" in base["origin"]
+        and "patch" not in patched["origin"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,11 +178,19 @@ async def test_a_pair_of_one_tree_is_built_and_compared(tmp_path: Path) -> None:
     ],
 )
 async def test_what_a_debug_kernel_says_of_a_loss_is_heard_and_it_says_nothing_without(
-    builder: Builder, factory: GuestFactory, model: GuestModel, logs: Path, ablation: str, scenario: str, kinds: set[Kind]
+    builder: Builder,
+    factory: GuestFactory,
+    model: GuestModel,
+    logs: Path,
+    ablation: str,
+    scenario: str,
+    kinds: set[Kind],
 ) -> None:
     name = f"{scenario}/virtio-blk/ext4"
     kernels = [await builder.build(spec) for spec in (DEBUG, replace(DEBUG, ablations=(ablation,)))]
-    whole, without = [await seen_and_said(factory, model, await factory.kernel(one.name), name, logs / one.name) for one in kernels]
+    whole, without = [
+        await seen_and_said(factory, model, await factory.kernel(one.name), name, logs / one.name) for one in kernels
+    ]
     assert whole == (Gap.CLOSED, set())
     assert without[0] is not Gap.CLOSED and without[1] >= kinds
 

@@ -42,14 +42,26 @@ def folder() -> Any:
 @pytest.fixture
 async def held(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     """`testbed` with folders of its own, while `testbed repro --hold` holds a guest in the background; the parameter: more words for it."""
-    own = {"XDG_RUNTIME_DIR": folder / "run", "TESTBED_ADMISSION": folder / "run" / "admission", "TESTBED_STATE": folder / "state"}
+    own = {
+        "XDG_RUNTIME_DIR": folder / "run",
+        "TESTBED_ADMISSION": folder / "run" / "admission",
+        "TESTBED_STATE": folder / "state",
+    }
     env = {**os.environ, **{name: str(path) for name, path in own.items()}, "COLUMNS": "200"}
     (folder / "bad.sh").write_text(SCRIPT)
 
     async def start(*words: str) -> asyncio.subprocess.Process:
         pipe = asyncio.subprocess.PIPE
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "testbed", *words, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, env=env, cwd=folder
+            sys.executable,
+            "-m",
+            "testbed",
+            *words,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=pipe,
+            stderr=pipe,
+            env=env,
+            cwd=folder,
         )
 
     async def run(*words: str, status: int = 0) -> str:
@@ -59,7 +71,9 @@ async def held(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[An
         return out.decode() + err.decode()
 
     more = getattr(request, "param", ())
-    holder = await start("repro", "--script", "bad.sh", "--expect", "^here it is$", "-k", "debian-6.1", "--hold", "--json", *more)
+    holder = await start(
+        "repro", "--script", "bad.sh", "--expect", "^here it is$", "-k", "debian-6.1", "--hold", "--json", *more
+    )
     assert holder.stderr is not None
     try:
         async with asyncio.timeout(120):
@@ -140,7 +154,9 @@ _LINKED_AT = 0xFFFFFFFF81000000
 
 def _address(record: dict[str, Any]) -> int:
     """Where a function of the kernel is in this guest."""
-    found = symbols.address_of(symbols.parse((Path(record["evidence"]) / "kallsyms.txt").read_text()), "uptime_proc_show")
+    found = symbols.address_of(
+        symbols.parse((Path(record["evidence"]) / "kallsyms.txt").read_text()), "uptime_proc_show"
+    )
     assert found is not None
     return found
 
@@ -161,7 +177,9 @@ def _built(kallsyms: Path, folder: Path) -> tuple[str, str]:
 async def test_a_held_guest_that_stands_still_is_dumped_debugged_and_goes_on(held: Any, folder: Path) -> None:
     (record,) = json.loads(await held("ps", "--json"))
     assert (record["why"], record["resume_with"]) == ("held: here it is; it stands still", "testbed resume held")
-    assert "stands still: held: here it is; it stands still; let it go on with: testbed resume held" in await held("ssh", "held", status=2)
+    assert "stands still: held: here it is; it stands still; let it go on with: testbed resume held" in await held(
+        "ssh", "held", status=2
+    )
     await held("dump", "held", "core")
     assert b"OSRELEASE=6.1." in _notes(folder / "core")["VMCOREINFO"]
     assert _last_of(await held("logs", "held", "--what", "qmp"), "STOP", "RESUME") == "STOP"
@@ -214,7 +232,9 @@ def _notes(core: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.slow
-async def test_a_guest_that_panics_leaves_its_memory_and_is_held(factory: GuestFactory, kernel: KernelFiles, tmp_path: Path) -> None:
+async def test_a_guest_that_panics_leaves_its_memory_and_is_held(
+    factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
+) -> None:
     plain = {
         "version": 1,
         "summary": "a test",
@@ -232,7 +252,16 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(factory: GuestF
 
     logs = tmp_path / "g"
     wanted = Attempt(
-        factory=factory, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=1, timeout_s=60, evidence=logs, dump=True, hold=hold
+        factory=factory,
+        bug=case.bug,
+        guest=case.guest,
+        kernel=kernel,
+        number=1,
+        seed=1,
+        timeout_s=60,
+        evidence=logs,
+        dump=True,
+        hold=hold,
     )
     one = await attempt(wanted)
     assert "reboot ()" in found[0], "where a kernel stands that has panicked"
@@ -248,7 +277,9 @@ async def test_a_guest_that_panics_leaves_its_memory_and_is_held(factory: GuestF
 async def test_what_has_no_room_is_not_written_leaves_nothing_and_the_guest_goes_on(
     factory: GuestFactory, kernel: KernelFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = parse_mapping({"version": 1, "summary": "s", "topology": GUEST, "script": ":", "signature": [{"status": 0}]}).guest
+    model = parse_mapping(
+        {"version": 1, "summary": "s", "topology": GUEST, "script": ":", "signature": [{"status": 0}]}
+    ).guest
     async with factory.guest("g0", model, kernel, tmp_path / "g", savable=True) as guest:
         monkeypatch.setattr(quota, "MARGIN_BYTES", 1 << 60)
         with pytest.raises(HostError, match="a dump may need"):

@@ -85,7 +85,11 @@ async def testbed(tmp_path: Path) -> AsyncIterator[Commands]:
     # Sockets have short names.
     with tempfile.TemporaryDirectory(prefix="tb-") as runtime:
         checkout = str(Path(__file__).parents[3])
-        own = {"XDG_RUNTIME_DIR": runtime, "TESTBED_ADMISSION": f"{runtime}/admission", "TESTBED_STATE": str(tmp_path / "state")}
+        own = {
+            "XDG_RUNTIME_DIR": runtime,
+            "TESTBED_ADMISSION": f"{runtime}/admission",
+            "TESTBED_STATE": str(tmp_path / "state"),
+        }
         env = {**os.environ, **own, "PYTHONPATH": checkout}
         run = Commands(tmp_path, env)
         yield run
@@ -108,7 +112,9 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     assert (await testbed("ssh", "one", "--", "echo", "a  b", "$HOME")).out == "a  b $HOME\n"
     assert (await testbed("ssh", "one", "--", "echo $HOME; exit 7", status=7)).out == "/root\n"
     # What is run for a user is not kept from the guest's OOM killer, as what runs it is.
-    entered = (await testbed("ssh", "one", "--", "cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj; env")).out.split()
+    entered = (
+        await testbed("ssh", "one", "--", "cat /proc/self/oom_score_adj /proc/$PPID/oom_score_adj; env")
+    ).out.split()
     assert entered[:2] == ["0", "-1000"] and not any(word.startswith("SSH_ORIGINAL") for word in entered)
     assert (await testbed("ssh", "one", "--", "cat /sys/fs/cgroup/a/io.max")).out.split()[1] == "rbps=1048576"
     (testbed.folder / "sent").write_text("hello\n")
@@ -120,7 +126,9 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     assert "/dev/loop0" in (await testbed("logs", "one", "--what", "ssh")).out or (await testbed("logs", "one")).out
 
     # Saved with what is in memory, on the root disk, on a raw disk and on a qcow2.
-    await testbed("ssh", "one", "--", "for place in /dev/shm /root /mnt/data /mnt/more; do echo before >$place/mark; done")
+    await testbed(
+        "ssh", "one", "--", "for place in /dev/shm /root /mnt/data /mnt/more; do echo before >$place/mark; done"
+    )
     await testbed("snapshot", "one", "good")
     assert "one has a snapshot good already" in (await testbed("snapshot", "one", "good", status=2)).err
     await testbed("ssh", "one", "--", "rm /dev/shm/mark /root/mark /mnt/data/mark; umount /mnt/more")
@@ -138,7 +146,9 @@ async def test_a_guest_stays_is_entered_saved_restored_forked_and_ended(testbed:
     shares: list[tuple[str, float]] = []
     while not reading.done():
         found = json.loads((await testbed("top", "--json", "--every", "1", "-n", "1")).out)
-        shares += [share for load in found if (load["guest"], load["disk"]) == ("one", "data") for share in load["shares"]]
+        shares += [
+            share for load in found if (load["guest"], load["disk"]) == ("one", "data") for share in load["shares"]
+        ]
     await reading
     assert "a" in [group for group, _ in shares]
 
@@ -194,13 +204,18 @@ async def test_a_guest_that_panics_is_remembered_and_one_whose_supervisor_is_kil
             await asyncio.sleep(0.1)
         while Path(f"/proc/{up['qemu']}/exe").exists():
             await asyncio.sleep(0.1)
-    assert listed.err.startswith("n: its supervisor was killed, and the guest ended with it; its logs: ") and listed.out == ""
+    assert (
+        listed.err.startswith("n: its supervisor was killed, and the guest ended with it; its logs: ")
+        and listed.out == ""
+    )
     assert await testbed.records() == []
 
 
 @pytest.mark.slow
 async def test_a_guest_that_does_not_get_ready_takes_its_siblings_along(testbed: Commands) -> None:
-    broken = PAIR.replace("y: {networks: {lan: {}}}", "y: {networks: {lan: {}}, append: [init=/nowhere, rdinit=/nowhere]}")
+    broken = PAIR.replace(
+        "y: {networks: {lan: {}}}", "y: {networks: {lan: {}}, append: [init=/nowhere, rdinit=/nowhere]}"
+    )
     ended = await testbed("up", testbed.file(broken), "-q", "--cold", status=2)
     assert "guest y: " in ended.err and "its logs: " in ended.err
     assert await testbed.records() == []
@@ -245,8 +260,13 @@ async def test_a_guest_that_stands_still_says_so_and_how_it_goes_on(testbed: Com
     assert "resume n" in " ".join((await testbed("ps")).out.split())
     for words in (("ssh", "n"), ("cp", "n:/etc/hostname", "."), ("console", "n"), ("snapshot", "n", "now")):
         ended = await testbed(*words, status=2)
-        assert "n stands still: stopped, by a debugger or by `stop` of QMP; let it go on with: testbed resume n" in ended.err
-    assert [load["disk"] for load in json.loads((await testbed("top", "--json", "--every", "0.2", "-n", "1")).out)] == ["fast"]
+        assert (
+            "n stands still: stopped, by a debugger or by `stop` of QMP; let it go on with: testbed resume n"
+            in ended.err
+        )
+    assert [load["disk"] for load in json.loads((await testbed("top", "--json", "--every", "0.2", "-n", "1")).out)] == [
+        "fast"
+    ]
     await testbed("resume", "n")
     assert (await testbed("ssh", "n", "--", "echo on")).out == "on\n"
     assert (await shown(""))["resume_with"] == ""
@@ -302,7 +322,10 @@ async def test_the_console_is_left_by_a_key(testbed: Commands) -> None:
     for typed, said in ((script, "54"), (Path("/dev/null"), "")):
         with typed.open() as file:
             child = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "testbed", "console", "n"), stdin=file, stdout=asyncio.subprocess.PIPE, env=testbed.env
+                *(sys.executable, "-m", "testbed", "console", "n"),
+                stdin=file,
+                stdout=asyncio.subprocess.PIPE,
+                env=testbed.env,
             )
             out, _ = await child.communicate()
         assert child.returncode == 0 and said in out.decode()

@@ -45,7 +45,9 @@ def claim(cores: int = 1, memory_bytes: int = GIB, who: str = "somebody") -> Cla
         (claim(memory_bytes=6 * GIB), (claim(),), "6G of memory"),
     ],
 )
-def test_room_is_a_core_for_each_guest_and_half_of_the_memory(wanted: Claim, held: tuple[Claim, ...], said: str | None) -> None:
+def test_room_is_a_core_for_each_guest_and_half_of_the_memory(
+    wanted: Claim, held: tuple[Claim, ...], said: str | None
+) -> None:
     why = obstacle(wanted, held, cores=2, memory_bytes=12 * GIB, free_bytes=10 * GIB)
     assert (why is None) if said is None else (why is not None and why.startswith(said))
 
@@ -71,7 +73,13 @@ def resting(count: int, memory_bytes: int) -> tuple[Claim, ...]:
         # As many as a run of our own tests has at once, on the machine that they are run on.
         (claim(), resting(9, GIB), 20 * GIB, 0, True),
         # Many small ones need more than they are given.
-        (claim(memory_bytes=64 * MIB), (Claim(cores=0, memory_bytes=8 * 64 * MIB, guests=8, who="net"),), GIB, 0, False),
+        (
+            claim(memory_bytes=64 * MIB),
+            (Claim(cores=0, memory_bytes=8 * 64 * MIB, guests=8, who="net"),),
+            GIB,
+            0,
+            False,
+        ),
     ],
 )
 def test_what_guests_were_promised_and_have_not_touched_is_not_free(
@@ -141,7 +149,9 @@ async def test_whoever_has_guests_is_not_kept_waiting(tmp_path: Path) -> None:
         pass
 
 
-async def test_who_does_not_wait_gets_no_memory_that_was_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_does_not_wait_gets_no_memory_that_was_promised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """This machine would swap."""
     monkeypatch.setattr(resources, "free_bytes", lambda: 10 * GIB)
     admission = Admission(tmp_path, cores=4, memory_bytes=64 * GIB)
@@ -162,7 +172,9 @@ async def test_a_ticket_of_a_killed_process_holds_nobody_up(tmp_path: Path) -> N
         "        print('in', flush=True); await asyncio.sleep(600)\n"
         "asyncio.run(main())"
     )
-    other = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path), stdout=asyncio.subprocess.PIPE)
+    other = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
     assert other.stdout is not None and await other.stdout.readline() == b"in\n"
     notes: list[str] = []
 
@@ -190,7 +202,9 @@ async def test_whoever_s_guests_wait_leaves_the_cores_to_others(tmp_path: Path) 
 
 async def test_a_host_without_memory_says_so_where_nobody_s_end_would_help(tmp_path: Path) -> None:
     admission = Admission(tmp_path, cores=2, memory_bytes=64 * GIB)
-    with pytest.raises(HostError, match=r"test_a: expected 976\.6T of free memory, got .*; end other programs, or give its guests less"):
+    with pytest.raises(
+        HostError, match=r"test_a: expected 976\.6T of free memory, got .*; end other programs, or give its guests less"
+    ):
         async with admission.admitted(claim(memory_bytes=999_999 * GIB, who="test_a"), print):
             pass
     assert [path.name for path in tmp_path.iterdir()] == ["gate"]
@@ -260,7 +274,9 @@ FILES = {
 
 def taken(files: dict[str, str], *notes: str) -> str:
     """What the script that reads a group's counters prints."""
-    texts = "".join(f"M file /sys/fs/cgroup/a/b/{name}\n{text}\nM whole /sys/fs/cgroup/a/b/{name}\n" for name, text in files.items())
+    texts = "".join(
+        f"M file /sys/fs/cgroup/a/b/{name}\n{text}\nM whole /sys/fs/cgroup/a/b/{name}\n" for name, text in files.items()
+    )
     return texts + "".join(f"M note {note}\n" for note in notes) + "M finish\n"
 
 
@@ -270,7 +286,9 @@ def test_counters_are_by_the_names_of_the_topology_and_can_be_subtracted() -> No
     assert found.memory["file"] == 20 and found.events == {"oom_kill": 1} and found.usage == {"current": 77}
     grown = found - Counters(io={"data": {"rbytes": 96}}, memory={"file": 5}, events={"oom_kill": 1})
     assert (grown.of("data", "rbytes"), grown.memory["file"], grown.events["oom_kill"]) == (4000, 15, 0)
-    assert (Counters(memory={"file": 1}) - Counters(memory={"file": 20})).memory == {"file": -19}, "what there is now may become less"
+    assert (Counters(memory={"file": 1}) - Counters(memory={"file": 20})).memory == {"file": -19}, (
+        "what there is now may become less"
+    )
 
 
 def test_a_counter_that_is_not_there_is_no_zero() -> None:
@@ -303,10 +321,16 @@ def test_a_counter_that_shrank_or_went_away_is_no_growth(after: Counters) -> Non
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        (taken(FILES | {"memory.events": "oom_kill \u00b2\n"}), r"g0: .*/a/b/memory.events, line 1: expected a whole number"),
+        (
+            taken(FILES | {"memory.events": "oom_kill \u00b2\n"}),
+            r"g0: .*/a/b/memory.events, line 1: expected a whole number",
+        ),
         (taken(FILES | {"io.stat": FILES["io.stat"][:-20]}), r"io.stat: expected a line's end"),
         (taken(FILES).removesuffix("M finish\n"), "expected what its script prints at the end"),
-        (taken(FILES).replace("whole /sys/fs/cgroup/a/b/io.stat", "unread /sys/fs/cgroup/a/b/io.stat"), "io.stat: expected to read it"),
+        (
+            taken(FILES).replace("whole /sys/fs/cgroup/a/b/io.stat", "unread /sys/fs/cgroup/a/b/io.stat"),
+            "io.stat: expected to read it",
+        ),
         ("", "expected what its script prints at the end"),
     ],
 )
@@ -317,7 +341,16 @@ def test_counters_that_were_not_read_are_an_error(text: str, why: str) -> None:
 
 @pytest.mark.parametrize(
     ("need", "fits"),
-    [(">=7.2", True), (">= 7.2.22", True), (">7.2", False), ("<8", True), ("==7.2", True), ("<7", False), (">=8.0", False), ("nvme", True)],
+    [
+        (">=7.2", True),
+        (">= 7.2.22", True),
+        (">7.2", False),
+        ("<8", True),
+        ("==7.2", True),
+        ("<7", False),
+        (">=8.0", False),
+        ("nvme", True),
+    ],
 )
 def test_versions_of_qemu(need: str, fits: bool) -> None:
     assert (requirements.lacking_version([need], "7.2.22") == "") is fits
@@ -389,7 +422,9 @@ async def test_a_side_that_fails_is_named_and_the_other_runs_to_its_end() -> Non
 
     with pytest.raises(SideFailed) as failed:
         await compare_sides(body, SIDES, side_by_side=True)
-    assert "base    5.10: failed: GuestError: it broke" in str(failed.value) and "patched 6.1: returned 7" in str(failed.value)
+    assert "base    5.10: failed: GuestError: it broke" in str(failed.value) and "patched 6.1: returned 7" in str(
+        failed.value
+    )
 
 
 async def test_a_skip_on_one_side_skips() -> None:
@@ -407,7 +442,9 @@ def test_everything_public_is_there() -> None:
         _ = testbed.nothing
 
 
-async def test_modules_in_the_current_folder_are_not_run_for_a_guest_that_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_modules_in_the_current_folder_are_not_run_for_a_guest_that_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Which may be a stranger's."""
     asked: list[Any] = []
 
@@ -418,7 +455,9 @@ async def test_modules_in_the_current_folder_are_not_run_for_a_guest_that_is_kep
     monkeypatch.setattr("testbed.api.supervised_guest.process.run", run)
     topology = Topology.model_validate({"version": 1, "guests": {"g0": {}}})
     with pytest.raises(HostError, match="no more"):
-        async with supervised_guest.start_supervised(topology, "k", {"g0": "k"}, cast(Any, None), tmp_path / "evidence", cold=False):
+        async with supervised_guest.start_supervised(
+            topology, "k", {"g0": "k"}, cast(Any, None), tmp_path / "evidence", cold=False
+        ):
             pass
     (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     words = [*asked[: asked.index("up")], "--version"]

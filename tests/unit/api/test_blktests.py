@@ -48,7 +48,10 @@ def one(text: str, printed: str = "", source: str = SOURCE, *, devices: bool = F
 
 
 def test_a_record_says_how_it_ended_how_long_it_took_and_what_it_measured() -> None:
-    text = record(status="pass", runtime="1.2s", exit_status="0", date="2026-01-01", description="a loop") + "read iops\t800\n"
+    text = (
+        record(status="pass", runtime="1.2s", exit_status="0", date="2026-01-01", description="a loop")
+        + "read iops\t800\n"
+    )
     found = one(left("nodev", text, ""))
     assert (found.status, found.runtime, found.reason, found.where) == (Status.PASS, "1.2s", "", "")
     assert found.measured == {"read iops": "800"} and found.name == "loop/001"
@@ -88,20 +91,31 @@ def test_each_device_and_condition_is_an_outcome_and_each_skip_has_its_own_reaso
 
 
 def test_a_group_that_does_not_run_leaves_no_record_and_is_skipped_for_its_reasons_alone() -> None:
-    printed = "loop/***                                           [not run]\n    no fio\n    no root\nloop/002 [passed]\n"
+    printed = (
+        "loop/***                                           [not run]\n    no fio\n    no root\nloop/002 [passed]\n"
+    )
     assert (one("", printed).status, one("", printed).reason) == (Status.SKIP, "no fio; no root")
 
 
 def test_a_device_that_a_group_refuses_is_skipped_once_beside_one_that_it_takes() -> None:
     refused = "block/*** => sdb                                 [not run]\n    sdb is no disk\n"
     found = read_results("block/009", left("sda", record(status="pass"), ""), refused * 2, FOR_DEVICES, devices=True)
-    assert [(each.where, each.status, each.reason) for each in found] == [("sda", Status.PASS, ""), ("sdb", Status.SKIP, "sdb is no disk")]
+    assert [(each.where, each.status, each.reason) for each in found] == [
+        ("sda", Status.PASS, ""),
+        ("sdb", Status.SKIP, "sdb is no disk"),
+    ]
 
 
 def test_one_for_several_devices_that_has_none_lies_above_all_folders() -> None:
-    printed = "md/001 (makes an array)                        [not run]\n    TEST_CASE_DEV_ARRAY is not defined for md/001\n"
+    printed = (
+        "md/001 (makes an array)                        [not run]\n    TEST_CASE_DEV_ARRAY is not defined for md/001\n"
+    )
     found = one(left("", record(status="not run"), ""), printed, "test_device_array() {\n")
-    assert (found.status, found.where, found.reason) == (Status.SKIP, "", "TEST_CASE_DEV_ARRAY is not defined for md/001")
+    assert (found.status, found.where, found.reason) == (
+        Status.SKIP,
+        "",
+        "TEST_CASE_DEV_ARRAY is not defined for md/001",
+    )
 
 
 def test_one_for_devices_says_nothing_where_there_are_none() -> None:
@@ -117,13 +131,20 @@ def test_a_suite_that_says_nothing_is_no_pass() -> None:
 
 def test_a_record_that_says_two_things_is_no_pass() -> None:
     found = one(left("nodev", "status\tfail\nreason\toutput\nstatus\tpass\n", ""))
-    assert (found.status, found.reason) == (Status.ERROR, "expected a status of pass, fail or not run, got 'fail and pass'")
+    assert (found.status, found.reason) == (
+        Status.ERROR,
+        "expected a status of pass, fail or not run, got 'fail and pass'",
+    )
 
 
 @pytest.mark.parametrize("cut", ["its output", "the last record", "the number of records", "the number of skips"])
 def test_what_is_not_read_of_a_test_lets_nothing_pass(cut: str) -> None:
     passed = left("nodev", record(status="pass"), "")
-    printed = "block/009 => sda [not run]\n" if cut != "the number of skips" else "".join(f"a/1 => s{n} [not run]\n" for n in range(600))
+    printed = (
+        "block/009 => sda [not run]\n"
+        if cut != "the number of skips"
+        else "".join(f"a/1 => s{n} [not run]\n" for n in range(600))
+    )
     text = {
         "the last record": f"{passed}nodev_2\0status\tfa",
         "the number of records": "".join(f"d{n}\0status\tpass\n\0\0" for n in range(600)),
@@ -136,12 +157,21 @@ def test_what_is_not_read_of_a_test_lets_nothing_pass(cut: str) -> None:
 def test_whatever_a_guest_says_of_a_test_stays_short() -> None:
     long = "x" * (1 << 20)
     text = left(
-        long, f"status\tfail\nreason\t{long}\nruntime\t{long}\n" + "".join(f"{long}{n}\t{long}\n" for n in range(9)), f"{long}\n" * 30
+        long,
+        f"status\tfail\nreason\t{long}\nruntime\t{long}\n" + "".join(f"{long}{n}\t{long}\n" for n in range(9)),
+        f"{long}\n" * 30,
     )
     printed = f"./check: {long} is not available.\n" * 3 + f"a/1 => {long} [not run]\n    {long}\n"
     found = read_results("loop/001", text, printed, SOURCE, devices=True)
     assert [each.status for each in found] == [Status.FAIL]
-    assert sum(len(part) for each in found for part in (each.where, each.reason, each.runtime, *each.details, *each.measured)) < 40_000
+    assert (
+        sum(
+            len(part)
+            for each in found
+            for part in (each.where, each.reason, each.runtime, *each.details, *each.measured)
+        )
+        < 40_000
+    )
     many = one(left("nodev", "status\tpass\n" + "".join(f"m{n}\t1\n" for n in range(100_000)), ""))
     assert many.status is Status.PASS and len(many.measured) < 101
     (skip,) = read_results("loop/001", "", "a/1 [not run]\n" + f"    {long[:5000]}\n" * 1000, SOURCE, devices=True)
@@ -166,7 +196,9 @@ def test_what_all_records_of_a_test_say_stays_short_together() -> None:
     records = "".join(f"{'d' * 900}{number}\0status\tfail\nreason\t{'r' * 900}\n\0\0" for number in range(400))
     found = read_results("loop/001", records, ("x" * 999 + "\n") * 1000, SOURCE, devices=True)
     assert [each.status for each in found] == [Status.FAIL] * 400
-    assert len(found[0].details) == 21 and found[-1].details == ("(what it says is left out: others of this test fill the room)",)
+    assert len(found[0].details) == 21 and found[-1].details == (
+        "(what it says is left out: others of this test fill the room)",
+    )
     assert len(str(found)) < 400_000
 
 
@@ -187,7 +219,9 @@ def test_a_suite_that_is_nested_without_end_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
-def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_suite_that_a_stranger_made_is_bounded_and_leads_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkout = tmp_path / "checkout"
     (checkout / "tests/loop").mkdir(parents=True)
     (checkout / "check").touch()
@@ -234,7 +268,9 @@ def test_groups_and_tests_are_found_and_others_refused(tmp_path: Path) -> None:
     # The tests of ./check itself fail on purpose: all of it is without them, as with ./check.
     assert suites.find_tests(tmp_path, []).tests == ("loop/001", "loop/002", "nvme/001")
     assert suites.find_tests(tmp_path, ["meta"]).tests == ("meta/001",)
-    with pytest.raises(UsageError, match=r"one of its groups \(loop, meta, nvme\) or tests such as loop/001, got '../../etc/passwd'"):
+    with pytest.raises(
+        UsageError, match=r"one of its groups \(loop, meta, nvme\) or tests such as loop/001, got '../../etc/passwd'"
+    ):
         suites.find_tests(tmp_path, ["../../etc/passwd"])
     with pytest.raises(UsageError, match=r"expected a checkout with ./check and tests/"):
         suites.find_tests(tmp_path / "tests", [])

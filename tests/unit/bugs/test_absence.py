@@ -91,14 +91,18 @@ def test_how_many_tries_it_takes() -> None:
     assert [absence.fewest_misses(rate) for rate in always] == [53, 16, 10, 8, 7, 6, 5, 5]
     assert [absence.is_absent(rate, rate.tries) for rate in always] == [False] * 5 + [True] * 3
     assert [absence.tries_for_share(share) for share in (1, 0.75, 0.5, 0.25, 0.05)] == [6, 19, 44, 160, 1400]
-    assert absence.fewest_misses(Rate(hits=0, tries=20)) is None and absence.fewest_misses(Rate(hits=1, tries=200)) is None
+    assert (
+        absence.fewest_misses(Rate(hits=0, tries=20)) is None and absence.fewest_misses(Rate(hits=1, tries=200)) is None
+    )
 
 
 def test_a_showing_kernel_goes_on_to_a_hit_and_stops_where_no_more_can_be_had() -> None:
     assert not absence.has_enough_tries(Rate(hits=0, tries=20), 40)
     assert not absence.has_enough_tries(Rate(hits=1, tries=1), 20)
     # 14 of 20 would do, and cannot be any longer.
-    assert absence.has_enough_tries(Rate(hits=1, tries=8), 20) and not absence.has_enough_tries(Rate(hits=1, tries=7), 20)
+    assert absence.has_enough_tries(Rate(hits=1, tries=8), 20) and not absence.has_enough_tries(
+        Rate(hits=1, tries=7), 20
+    )
     assert absence.has_enough_tries(Rate(hits=1, tries=1), 5)
 
 
@@ -110,7 +114,9 @@ def test_more_hits_and_more_misses_are_never_less_evidence(hits: int, other: int
     # Against every pair of rates within the margin: none makes the tries more likely than the search has found.
     for p in (n / 50 for n in range(1, 50)):
         rarely = share_below(p)
-        assert absence._greatest(rate, misses) >= log_likelihood(hits, other, p) + log_likelihood(0, misses, rarely) - 1e-9
+        assert (
+            absence._greatest(rate, misses) >= log_likelihood(hits, other, p) + log_likelihood(0, misses, rarely) - 1e-9
+        )
 
 
 def log_likelihood(hits: int, misses: int, p: float) -> float:

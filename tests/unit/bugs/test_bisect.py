@@ -62,7 +62,9 @@ def test_kernels_that_cannot_be_tried_are_named_where_they_matter(count: int, da
         (("bad", "skip"), "good", "it cannot be tried", [5, 0]),
     ],
 )
-def test_ends_that_are_not_what_was_said_are_told(ends: tuple[str, str], middle: str, wrong: str, asked: list[int]) -> None:
+def test_ends_that_are_not_what_was_said_are_told(
+    ends: tuple[str, str], middle: str, wrong: str, asked: list[int]
+) -> None:
     bad, good = map(BisectAnswer, ends)
     found, spec = run(0, 5, {5: bad, 0: good, 2: BisectAnswer(middle)})
     assert (found.wrong, spec, found.wavers) == (wrong, asked, "comes" in wrong)
@@ -87,7 +89,14 @@ def test_kernels_are_ordered_by_version() -> None:
         "linux-image-6.12.1_6.12.1-1_amd64.deb",
     ]
     assert [path.name for path in sort_by_version([Path(name) for name in reversed(names)])] == names
-    images = ["bzImage-6.17", "bzImage-6.18-rc1", "bzImage-6.18-rc2", "bzImage-6.18-rc10", "bzImage-6.18", "bzImage-6.18-mine"]
+    images = [
+        "bzImage-6.17",
+        "bzImage-6.18-rc1",
+        "bzImage-6.18-rc2",
+        "bzImage-6.18-rc10",
+        "bzImage-6.18",
+        "bzImage-6.18-mine",
+    ]
     assert [path.name for path in sort_by_version([Path(name) for name in sorted(images)])] == images
 
 
@@ -119,7 +128,14 @@ def test_of_what_bindeb_pkg_leaves_only_kernels_are_walked(tmp_path: Path) -> No
 
 def test_of_what_make_install_leaves_only_kernels_are_walked(tmp_path: Path) -> None:
     beside = [
-        *(".vmlinuz-6.9.0.hmac", "System.map-6.9.0", "config-6.9.0", "initrd.img-6.9.0", "vmlinuz-6.9.0.hmac", "vmlinuz-6.9.0.old"),
+        *(
+            ".vmlinuz-6.9.0.hmac",
+            "System.map-6.9.0",
+            "config-6.9.0",
+            "initrd.img-6.9.0",
+            "vmlinuz-6.9.0.hmac",
+            "vmlinuz-6.9.0.old",
+        ),
         *("vmlinuz", "vmlinuz.old"),
     ]
     left(tmp_path, "vmlinuz-6.10.0", "vmlinuz-6.9.0", *beside)
@@ -129,7 +145,10 @@ def test_of_what_make_install_leaves_only_kernels_are_walked(tmp_path: Path) -> 
     # Neither is a bzImage: they are tried, and skipped then.
     assert [Path(one).name for one in found.kernels] == ["bzImage-6.9.0", "vmlinuz-6.10.0"]
     assert {one.split(" ")[0] for one in found.others} == {*beside, "vmlinuz-6.9.0"}
-    assert "vmlinuz-6.9.0 (the same as bzImage-6.9.0)" in found.others and "vmlinuz (no version in its name)" in found.others
+    assert (
+        "vmlinuz-6.9.0 (the same as bzImage-6.9.0)" in found.others
+        and "vmlinuz (no version in its name)" in found.others
+    )
 
 
 def test_modules_that_are_packages_of_their_own_go_with_their_kernel(tmp_path: Path) -> None:

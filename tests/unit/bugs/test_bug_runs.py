@@ -77,7 +77,9 @@ def one(number: int, outcome: Outcome, evidence: str = "k") -> Try:
 def tried(name: str, *outcomes: Outcome, must_show: bool = True, **more: Any) -> KernelTries:
     tries = tuple(one(number, outcome, name) for number, outcome in enumerate(outcomes, 1))
     first = 2.0 if Outcome.HIT in outcomes else None
-    return KernelTries(kernel=kernel(name, name), must_show=must_show, tries=tries, took_s=3.0, first_hit_s=first, **more)
+    return KernelTries(
+        kernel=kernel(name, name), must_show=must_show, tries=tries, took_s=3.0, first_hit_s=first, **more
+    )
 
 
 PLAIN = {"version": 1, "summary": f"a bug {EVIL}", "source": "a list", "script": "true", "signature": [{"output": "x"}]}
@@ -88,7 +90,9 @@ def job(folder: Path) -> ReproJob:
     host = SimpleNamespace(kernel="6.1", cores=2, memory_bytes=1 << 30, accelerator="tcg", qemu=qemu)
     factory: Any = SimpleNamespace(host=host, image=SimpleNamespace(name="bookworm", sha256="ab" * 32))
     limits = StopRule(tries=3, timeout_s=9, jobs=1)
-    return ReproJob(factory=factory, case=parse_mapping(PLAIN), limits=limits, seed=7, folder=folder, on_try=lambda *_: None)
+    return ReproJob(
+        factory=factory, case=parse_mapping(PLAIN), limits=limits, seed=7, folder=folder, on_try=lambda *_: None
+    )
 
 
 HIT, MISS, TROUBLE = Outcome.HIT, Outcome.MISS, Outcome.TROUBLE
@@ -96,7 +100,11 @@ HIT, MISS, TROUBLE = Outcome.HIT, Outcome.MISS, Outcome.TROUBLE
 
 def test_kernels_of_one_file_name_are_told_apart_and_names_are_plain() -> None:
     first, same, other = kernel("bzImage", "aa" * 8), kernel("bzImage", "aa" * 8), kernel("bzImage", "bb" * 8)
-    assert [one.name for one in repro.distinct_names((first, same, other))] == ["bzImage", "bzImage", "bzImage-bbbbbbbb"]
+    assert [one.name for one in repro.distinct_names((first, same, other))] == [
+        "bzImage",
+        "bzImage",
+        "bzImage-bbbbbbbb",
+    ]
     deb = kernel("../linux-image_6.1~rc1+deb12u1 amd64.deb", "cc" * 8)
     assert repro.distinct_names((deb,))[0].name == "linux-image_6.1-rc1-deb12u1-amd64.deb"
 
@@ -112,7 +120,9 @@ def test_compare_notes_that_both_sides_are_one_kernel_whatever_it_is_called(monk
     monkeypatch.setattr(runner, "slots", lambda *_: 1)
     monkeypatch.setattr(disk_speed, "known", lambda *_: {})
     monkeypatch.setattr(disk_speed, "beyond", lambda *_: ())
-    factory: Any = SimpleNamespace(host=job(Path("/run")).factory.host, cold=False, folders=SimpleNamespace(cache=Path("/cache")))
+    factory: Any = SimpleNamespace(
+        host=job(Path("/run")).factory.host, cold=False, folders=SimpleNamespace(cache=Path("/cache"))
+    )
     file: Any = SimpleNamespace(guest=None)
 
     def notes(**kernels: KernelFiles) -> list[str]:
@@ -150,7 +160,10 @@ def documents(folder: Path, partial: Partial | None = None) -> dict[str, dict[st
     shows, clean = tried("bad", HIT, TROUBLE, stopped=True, cut=1), tried("good", MISS, MISS, must_show=False)
     step = Step(what=f"without {EVIL}", kept=True, hits=3, tries=3, folder="candidate-1")
     reduced = Reduced(plain={}, dropped=("disks.data",), whole=shows, steps=(step,), guests=5)
-    asked = [PartAsked(kernel="bad", answer=BisectAnswer.BAD, tried=shows), PartAsked(kernel="good", answer=BisectAnswer.GOOD, tried=clean)]
+    asked = [
+        PartAsked(kernel="bad", answer=BisectAnswer.BAD, tried=shows),
+        PartAsked(kernel="good", answer=BisectAnswer.GOOD, tried=clean),
+    ]
     bisector: Any = SimpleNamespace(rate=0.5, asked=asked, so_far=asked)
     alone: Any = SimpleNamespace(rate=0.5, asked=asked[:1], so_far=asked[:1])
     words = ["testbed", "verb", "--expect", "it's"]
@@ -188,7 +201,11 @@ def test_a_run_is_read_again_listed_and_shown(tmp_path: Path, what: str) -> None
     if what == "repro":
         junit_rules.check((folder / "junit.xml").read_text())
         ktap_rules.parse((folder / "results.ktap").read_text())
-        assert 'name="a bug' in shown.stdout and 'failures="0"' in shown.stdout and "not ok 2 good" in (folder / "results.ktap").read_text()
+        assert (
+            'name="a bug' in shown.stdout
+            and 'failures="0"' in shown.stdout
+            and "not ok 2 good" in (folder / "results.ktap").read_text()
+        )
         assert "not told apart" in text and "good (not seen in 2 tries, up to 66%)" in text
     else:
         assert shown.returncode == 2 and f"`{document['what']}` passes or fails nothing" in shown.stderr
@@ -263,7 +280,9 @@ def test_every_result_has_an_exit_code() -> None:
     assert every == results.EXIT_CODES.keys()
 
 
-async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_is_a_range(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_is_a_range(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     names = ("6.1", "6.2", "6.3", "6.4", "6.5")
 
     async def kernel_of(spec: str) -> KernelFiles:
@@ -281,7 +300,9 @@ async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_i
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, steps.append)
     found = await bisector.bisect(names, 0, 4, None)
     assert (found.good, found.bad, found.skipped, found.wrong) == (0, 3, (1, 2), "")
-    said = results.bisect_document(job(Path("/run")), names, found, bisector, [], 1.0, others=("vmlinuz.old (beside a kernel)",))
+    said = results.bisect_document(
+        job(Path("/run")), names, found, bisector, [], 1.0, others=("vmlinuz.old (beside a kernel)",)
+    )
     assert said["reason"] == "it came after 6.1, with 6.4 at the latest; 6.2, 6.3 could not be tried"
     assert said["not_kernels"] == ["vmlinuz.old (beside a kernel)"] and MODELS["bisect.json"].model_validate(said)
     whys = {one["kernel"]: one["why"] for one in said["asked"] if one["answer"] == "skip"}
@@ -325,7 +346,9 @@ def test_every_report_says_how_tries_ended_that_did_not_show_it(tmp_path: Path) 
     clean = tried("clean", MISS, MISS, MISS, must_show=False)
     ways = ("status 0, last line: refused", "status 0, last line: refused", "status 1, and it printed nothing")
     tries = tuple(replace(one, why=why, last_line="refused") for one, why in zip(clean.tries, ways, strict=True))
-    document = results.repro_document(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
+    document = results.repro_document(
+        job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0
+    )
     bug_files.write(document, tmp_path)
     said = "where it did not show: status 0, last line: refused (2 times); status 1, and it printed nothing"
     assert f"clean: {said}" in report.notable_outcomes(document)
@@ -343,14 +366,26 @@ def test_a_kernel_that_complains_where_the_bug_does_not_show_is_named(tmp_path: 
     clean = tried("clean", MISS, MISS, MISS, must_show=False)
     findings = tuple(
         Finding(kind=kind, seconds=1.0, text=text)
-        for kind, text in ((Kind.OOM, "dd invoked oom-killer"), (Kind.WARNING, "WARNING: a"), (Kind.WARNING, "WARNING: b"))
+        for kind, text in (
+            (Kind.OOM, "dd invoked oom-killer"),
+            (Kind.WARNING, "WARNING: a"),
+            (Kind.WARNING, "WARNING: b"),
+        )
     )
     unread = (Finding(kind=Kind.UNREAD, seconds=None, text="the kernel's log was not read: x"),)
     tries = (replace(clean.tries[0], findings=findings), replace(clean.tries[1], findings=unread), *clean.tries[2:])
-    document = results.repro_document(job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0)
+    document = results.repro_document(
+        job(tmp_path), (tried("shows", HIT), replace(clean, tries=tries)), ["testbed"], 1.0
+    )
     assert document["kernels"][1]["attempts"][0]["kernel_log"] == ["warning: WARNING: a (and 1 more)"]
     assert document["kernels"][1]["attempts"][1]["kernel_log"] == ["not read: the kernel's log was not read: x"]
-    assert any("; its kernel's log in 2: warning: WARNING: a (and 1 more)" in line for line in report.notable_outcomes(document))
+    assert any(
+        "; its kernel's log in 2: warning: WARNING: a (and 1 more)" in line
+        for line in report.notable_outcomes(document)
+    )
     bug_files.write(document, tmp_path)
-    for text in (bug_files.markdown(document), *((tmp_path / name).read_text() for name in ("report.html", "junit.xml"))):
+    for text in (
+        bug_files.markdown(document),
+        *((tmp_path / name).read_text() for name in ("report.html", "junit.xml")),
+    ):
         assert "warning: WARNING: a (and 1 more)" in text

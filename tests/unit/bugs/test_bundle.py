@@ -54,7 +54,11 @@ def test_the_same_run_is_the_same_bytes_and_is_read_back(run: Path, tmp_path: Pa
     with tarfile.open(tmp_path / "a.tar") as archive:
         assert archive.getnames() == ["manifest.json", "bug.yaml", "guests/debian-6.1-1/console.log", "repro.json"]
         assert {(one.mtime, one.uid, one.uname, one.mode) for one in archive} == {(0, 0, "", 0o644)}
-    assert bundles.is_bundle(tmp_path / "a.tar") and not bundles.is_bundle(run / "bug.yaml") and not bundles.is_bundle(tmp_path / "none")
+    assert (
+        bundles.is_bundle(tmp_path / "a.tar")
+        and not bundles.is_bundle(run / "bug.yaml")
+        and not bundles.is_bundle(tmp_path / "none")
+    )
     with pytest.raises(Exception, match="cannot be written: File exists"):
         bundles.pack(run, tmp_path / "a.tar", {})
 
@@ -147,7 +151,9 @@ def rewritten(
     if change is not None:
         files = {name: change(name, data) for name, data in files.items()}
         manifest = json.loads(files["manifest.json"])
-        manifest["files"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "manifest.json"}
+        manifest["files"] = {
+            name: hashlib.sha256(data).hexdigest() for name, data in files.items() if name != "manifest.json"
+        }
         files["manifest.json"] = json.dumps(manifest).encode()
     with tarfile.open(target, "w") as archive:
         for name, data in files.items():
@@ -161,7 +167,10 @@ def rewritten(
 EVIL = {
     "an absolute name": (entry("/etc/passwd"), "stays inside the bundle"),
     "a name that escapes": (entry("guests/../../x"), "stays inside the bundle"),
-    "a symbolic link": (entry("guests/link", type=tarfile.SYMTYPE, linkname="/etc/passwd", data=b""), "expected plain files"),
+    "a symbolic link": (
+        entry("guests/link", type=tarfile.SYMTYPE, linkname="/etc/passwd", data=b""),
+        "expected plain files",
+    ),
     "a hard link": (entry("guests/hard", type=tarfile.LNKTYPE, linkname="bug.yaml", data=b""), "expected plain files"),
     "a device": (entry("guests/sda", type=tarfile.BLKTYPE, data=b""), "expected plain files"),
     "a fifo": (entry("guests/pipe", type=tarfile.FIFOTYPE, data=b""), "expected plain files"),
@@ -175,7 +184,9 @@ EVIL = {
 
 
 @pytest.mark.parametrize(("extra", "why"), EVIL.values(), ids=EVIL)
-def test_an_archive_that_would_do_harm_is_refused(run: Path, tmp_path: Path, extra: tuple[tarfile.TarInfo, bytes], why: str) -> None:
+def test_an_archive_that_would_do_harm_is_refused(
+    run: Path, tmp_path: Path, extra: tuple[tarfile.TarInfo, bytes], why: str
+) -> None:
     bundles.pack(run, tmp_path / "a.tar", {})
     with pytest.raises(UsageError, match=why):
         bundles.read(rewritten(tmp_path / "a.tar", tmp_path / "evil.tar", extra))
@@ -193,14 +204,20 @@ def test_a_manifest_that_is_nested_without_end_is_refused(tmp_path: Path) -> Non
 
 TOPOLOGY = "topology: {guests: {g0: "
 HOOKS = {
-    "an image": (f"{TOPOLOGY}{{disks: {{d: {{type: nvme, size: 1G, image: /x.img}}}}}}}}}}\n", "d.image: it names a file of this machine"),
+    "an image": (
+        f"{TOPOLOGY}{{disks: {{d: {{type: nvme, size: 1G, image: /x.img}}}}}}}}}}\n",
+        "d.image: it names a file of this machine",
+    ),
     "a guest's kernel": (f"{TOPOLOGY}{{kernel: debian-6.1}}}}}}\n", "the guest's kernel: it names a file"),
     "a topology": ("topology: /etc/x.yaml\n", "topology: expected a topology, or the path"),
     "another's topology": ("topology: {extends: ../x.yaml}\n", "topology.extends: expected the path"),
     "a script": ("script-file: ../x.sh\n", "script-file"),
     "QEMU's own words by Python's name": (f"{TOPOLOGY}{{qemu_args: ['-monitor']}}}}}}\n", "qemu_args: unknown key"),
     "a kernel's file": ("kernels: {shows: [/boot/vmlinuz]}\n", "expected a name of the table"),
-    "a kernel's file in this folder": ("kernels: {clean: [pyproject.toml]}\n", "'pyproject.toml': expected a name of the table"),
+    "a kernel's file in this folder": (
+        "kernels: {clean: [pyproject.toml]}\n",
+        "'pyproject.toml': expected a name of the table",
+    ),
     "a kernel that was built here": ("kernels: {shows: [built-mine]}\n", "'built-mine': expected a name of the table"),
     "no YAML": ("]\n", "not YAML"),
 }
@@ -215,7 +232,9 @@ def with_bug(run: Path, tmp_path: Path, text: str) -> Path:
         bundles.pack(run, tmp_path / "a.tar", {})
         (run / "bug.yaml").write_text(body + text)
     return rewritten(
-        tmp_path / "a.tar", tmp_path / "e.tar", change=lambda name, data: (body + text).encode() if name == "bug.yaml" else data
+        tmp_path / "a.tar",
+        tmp_path / "e.tar",
+        change=lambda name, data: (body + text).encode() if name == "bug.yaml" else data,
     )
 
 
@@ -236,7 +255,9 @@ def test_words_for_qemu_itself_are_refused_unless_their_bundle_is_trusted_by_its
     evil = with_bug(run, tmp_path, f"{TOPOLOGY}{{qemu-args: [-chardev, 'file,id=x,path=/root/x']}}}}}}\n")
     for trusted in ("", "1", "yes", trust.content_hash((run / "bug.yaml").read_text())):
         monkeypatch.setenv(trust.VARIABLE, trusted)
-        with pytest.raises(UsageError, match=r"qemu-args: .*-chardev file,id=x,path=/root/x; .*: testbed trust [0-9a-f]{64}") as refused:
+        with pytest.raises(
+            UsageError, match=r"qemu-args: .*-chardev file,id=x,path=/root/x; .*: testbed trust [0-9a-f]{64}"
+        ) as refused:
             bundles.read(evil)
     monkeypatch.delenv(trust.VARIABLE)
     # The whole file's does not count either: what is hashed is what was read.
@@ -300,7 +321,9 @@ def test_a_manifest_that_is_none_is_refused(run: Path, tmp_path: Path, change: d
 def test_a_manifest_that_says_a_key_twice_is_refused(run: Path, tmp_path: Path) -> None:
     bundles.pack(run, tmp_path / "a.tar", {})
     evil = rewritten(
-        tmp_path / "a.tar", tmp_path / "e.tar", last=lambda name, data: b'{"seed": 1,' + data[1:] if name == "manifest.json" else data
+        tmp_path / "a.tar",
+        tmp_path / "e.tar",
+        last=lambda name, data: b'{"seed": 1,' + data[1:] if name == "manifest.json" else data,
     )
     with pytest.raises(UsageError, match="each key once, got 'seed' twice"):
         bundles.read(evil)
@@ -324,14 +347,18 @@ def test_a_kernel_that_is_exchanged_after_the_look_is_refused(run: Path, tmp_pat
     )
     bundles.pack(run, tmp_path / "a.tar", {"debian-6.1": kernel})
     bundle = bundles.read(tmp_path / "a.tar")
-    rewritten(tmp_path / "a.tar", tmp_path / "a.tar", last=lambda name, data: b"KERNEL" if name.endswith("bzImage") else data)
+    rewritten(
+        tmp_path / "a.tar", tmp_path / "a.tar", last=lambda name, data: b"KERNEL" if name.endswith("bzImage") else data
+    )
     with pytest.raises(UsageError, match="bzImage': it was changed since it was looked at"):
         bundles.kernels(bundle, tmp_path / "new")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.tuples(st.integers(0, 4000), st.binary(max_size=8)), min_size=1, max_size=4))
-def test_a_damaged_bundle_is_refused_or_read_never_a_traceback(run: Path, tmp_path: Path, cuts: list[tuple[int, bytes]]) -> None:
+def test_a_damaged_bundle_is_refused_or_read_never_a_traceback(
+    run: Path, tmp_path: Path, cuts: list[tuple[int, bytes]]
+) -> None:
     if not (tmp_path / "a.tar").exists():
         bundles.pack(run, tmp_path / "a.tar", {})
     data = bytearray((tmp_path / "a.tar").read_bytes())

@@ -19,10 +19,17 @@ PLAIN: dict[str, Any] = {
         "guests": {
             "g0": {
                 "memory": "1G",
-                "disks": {"data": {"type": "nvme", "size": "1G", "profile": "hdd-7200"}, "spare": {"type": "virtio-blk", "size": "1G"}},
+                "disks": {
+                    "data": {"type": "nvme", "size": "1G", "profile": "hdd-7200"},
+                    "spare": {"type": "virtio-blk", "size": "1G"},
+                },
                 "loops": {"l0": {"backing": "data/disk.img", "size": "64M"}},
                 "cgroups": {"a": {"memory.max": "64M", "pids.max": 5}, "a/b": {}},
-                "timeline": [{"at": "1s", "do": "hang data 1s"}, {"at": "2s", "do": "hang spare 1s"}, {"at": "3s", "do": "hang data 2s"}],
+                "timeline": [
+                    {"at": "1s", "do": "hang data 1s"},
+                    {"at": "2s", "do": "hang spare 1s"},
+                    {"at": "3s", "do": "hang data 2s"},
+                ],
             }
         }
     },
@@ -32,7 +39,15 @@ PLAIN: dict[str, Any] = {
 def test_everything_that_may_go_is_known_what_stands_on_others_first() -> None:
     said = [str(part) for part in list_parts(PLAIN)]
     assert said == [
-        *("timeline.0", "timeline.1", "timeline.2", "cgroups.a.memory.max", "cgroups.a.pids.max", "cgroups.a", "cgroups.a/b"),
+        *(
+            "timeline.0",
+            "timeline.1",
+            "timeline.2",
+            "cgroups.a.memory.max",
+            "cgroups.a.pids.max",
+            "cgroups.a",
+            "cgroups.a/b",
+        ),
         *("loops.l0", "disks.data.profile", "disks.data", "disks.spare"),
     ]
     assert list_parts({"version": 1}) == ()
@@ -47,9 +62,9 @@ def test_parts_are_dropped_and_empty_sections_as_well() -> None:
     assert guest["cgroups"] == {"a": {"memory.max": "64M"}, "a/b": {}}
     assert len(PLAIN["topology"]["guests"]["g0"]["timeline"]) == 3
     # A part of what has gone is gone.
-    assert without_parts(PLAIN, [Part(("disks", "data")), Part(("disks", "data", "profile"))])["topology"]["guests"]["g0"][
-        "disks"
-    ].keys() == {"spare"}
+    assert without_parts(PLAIN, [Part(("disks", "data")), Part(("disks", "data", "profile"))])["topology"]["guests"][
+        "g0"
+    ]["disks"].keys() == {"spare"}
     parse_mapping(without_parts(PLAIN, list_parts(PLAIN)))
 
 

@@ -49,7 +49,10 @@ BEFORE = look((100, 10), (100, 10))
         # A request that failed is in the kernel's account, and not in the device's.
         (look((100, 10), (4196, 10), failed=1), ""),
         (look((100 + 9 * MIB, 10), (100, 10)), ""),
-        (look((100 + 64 * MIB, 10), (100 + MIB, 10)), "the device has moved 67108864 bytes read, the guest accounts for 1048576 of them"),
+        (
+            look((100 + 64 * MIB, 10), (100 + MIB, 10)),
+            "the device has moved 67108864 bytes read, the guest accounts for 1048576 of them",
+        ),
     ],
 )
 def test_a_guest_that_accounts_for_more_than_its_disk_moved_is_contradicted(after: Snapshot, finding: str) -> None:
@@ -81,7 +84,9 @@ COUNTER = {"cgroup": "a", "counter": "memory.events oom_kill", "above": 0}
 
 
 def watch(*signature: dict[str, Any]) -> Watch:
-    return Watch(parse_mapping({"version": 1, "summary": "a test", "script": "true", "signature": list(signature)}).bug.signature)
+    return Watch(
+        parse_mapping({"version": 1, "summary": "a test", "script": "true", "signature": list(signature)}).bug.signature
+    )
 
 
 @pytest.fixture
@@ -113,7 +118,10 @@ GUEST: Any = SimpleNamespace(name="g0")
 async def test_a_counter_that_was_not_read_is_unknown(counted: dict[str, Any]) -> None:
     tally = CounterBaseline(watch(COUNTER))
     await tally.read(GUEST)
-    assert tally.unknown == "a/memory.events oom_kill: not read: no such file; the cgroup must be there when the script ends"
+    assert (
+        tally.unknown
+        == "a/memory.events oom_kill: not read: no such file; the cgroup must be there when the script ends"
+    )
     counted["a/memory.events"] = "oom_kill \u00b2\n"
     await tally.read(GUEST)
     assert "a/memory.events, oom_kill: expected a whole number below 2**64, got '\u00b2'" in tally.unknown
@@ -157,14 +165,26 @@ def wanted(folder: Path, raises: BaseException) -> Attempt:
     factory: Any = SimpleNamespace(host=SimpleNamespace(cores=2), admitted=admitted, guest=guest)
     case = parse_mapping({"version": 1, "summary": "a test", "script": "true", "signature": [{"output": "BAD"}]})
     kernel: Any = SimpleNamespace(name="k")
-    return Attempt(factory=factory, bug=case.bug, guest=case.guest, kernel=kernel, number=1, seed=7, timeout_s=9, evidence=folder / "k-1")
+    return Attempt(
+        factory=factory,
+        bug=case.bug,
+        guest=case.guest,
+        kernel=kernel,
+        number=1,
+        seed=7,
+        timeout_s=9,
+        evidence=folder / "k-1",
+    )
 
 
 @pytest.mark.parametrize(
     ("raised", "why"),
     [
         (GuestLost("g0", "ready", "panic"), "guest g0: ready: panic"),
-        (ValueError("not enough values"), "a mistake of the testbed: ValueError: not enough values, raised in test_accounts.py:"),
+        (
+            ValueError("not enough values"),
+            "a mistake of the testbed: ValueError: not enough values, raised in test_accounts.py:",
+        ),
         (ExceptionGroup("several", [KeyError("x")]), "a mistake of the testbed: KeyError: 'x'"),
         (OSError(28, "No space left on device", "/x"), "this machine: /x: No space left on device"),
     ],

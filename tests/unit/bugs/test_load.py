@@ -70,11 +70,15 @@ MISTAKES = {
     "a typing mistake": (LEAST + "trys: 3\n", ["b.yaml:5:1: trys: unknown key; did you mean 'tries'?"]),
     "a condition without keys": (
         LEAST.replace("{status: 0}", "{}"),
-        ["b.yaml:4:13: signature.0: expected one of console, output, expect, status, counter, hang and guest, got none"],
+        [
+            "b.yaml:4:13: signature.0: expected one of console, output, expect, status, counter, hang and guest, got none"
+        ],
     ),
     "a pattern that is none": (
         LEAST.replace("{status: 0}", "{console: '(a'}"),
-        ["b.yaml:4:23: signature.0.console: expected a regular expression (RE2's: no lookaround, no back-references), got '(a': missing"],
+        [
+            "b.yaml:4:23: signature.0.console: expected a regular expression (RE2's: no lookaround, no back-references), got '(a': missing"
+        ],
     ),
     "a counter without its cgroup": (
         LEAST.replace("{status: 0}", "{counter: memory.current, above: 3}"),
@@ -89,10 +93,15 @@ MISTAKES = {
     ),
     "lines of a console": (
         LEAST.replace("{status: 0}", r"{console: a\nb}, {output: a\nb}"),
-        [r"b.yaml:4:13: signature.0: expected a pattern of one line, got console 'a\\nb': the console is looked at line by line"],
+        [
+            r"b.yaml:4:13: signature.0: expected a pattern of one line, got console 'a\\nb': the console is looked at line by line"
+        ],
     ),
     "what no try can show": (
-        LEAST.replace("{status: 0}", "{status: 125}, {cgroup: a, counter: memory.events oom, below: 0}, {console: x, above: 1, below: 5}"),
+        LEAST.replace(
+            "{status: 0}",
+            "{status: 125}, {cgroup: a, counter: memory.events oom, below: 0}, {console: x, above: 1, below: 5}",
+        ),
         [
             "b.yaml:4:13: signature.0: expected another status than 125, by which a script says that it could not try",
             "b.yaml:4:28: signature.1: expected below with more than 0: no counter is below 0",
@@ -133,9 +142,15 @@ MISTAKES = {
     ),
     "a file where there are none": (
         LEAST.replace("script: 'true'", "script-file: /etc/passwd") + "topology: x.yaml\n",
-        ["b.yaml:3:14: script-file: expected the path of a script", "b.yaml:5:11: topology: expected a topology, or the path of"],
+        [
+            "b.yaml:3:14: script-file: expected the path of a script",
+            "b.yaml:5:11: topology: expected a topology, or the path of",
+        ],
     ),
-    "two scripts": (LEAST + "script-file: x.sh\n", ["b.yaml:5:14: script-file: expected script or script-file, got both"]),
+    "two scripts": (
+        LEAST + "script-file: x.sh\n",
+        ["b.yaml:5:14: script-file: expected script or script-file, got both"],
+    ),
     "an empty file": ("", ["b.yaml:1:1: expected a topology, got an empty file"]),
 }
 
@@ -159,7 +174,9 @@ def test_a_bug_file_that_lacks_its_signature_is_no_topology(tmp_path: Path) -> N
 
 def test_files_are_relative_to_the_bugs_own(tmp_path: Path) -> None:
     (tmp_path / "below").mkdir()
-    (tmp_path / "base.yaml").write_text("version: 1\nguests: {g0: {memory: 512M, disks: {data: {type: nvme, size: 1G}}}}\n")
+    (tmp_path / "base.yaml").write_text(
+        "version: 1\nguests: {g0: {memory: 512M, disks: {data: {type: nvme, size: 1G}}}}\n"
+    )
     (tmp_path / "below" / "top.yaml").write_text("version: 1\nextends: ../base.yaml\nguests: {g0: {cpus: 1}}\n")
     (tmp_path / "below" / "crash.sh").write_text("echo here\n")
     file = tmp_path / "bug.yaml"
@@ -191,7 +208,8 @@ def test_a_script_that_lies_elsewhere_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["script-file: pipe.yaml\n", "script: x\ntopology: pipe.yaml\n", "script: x\ntopology: {extends: pipe.yaml}\n"]
+    "text",
+    ["script-file: pipe.yaml\n", "script: x\ntopology: pipe.yaml\n", "script: x\ntopology: {extends: pipe.yaml}\n"],
 )
 def test_what_a_file_names_is_not_waited_for(text: str, tmp_path: Path) -> None:
     """Also not behind a link, as the pipe of a shell's <(...) is that the caller himself names."""

@@ -94,7 +94,10 @@ async def test_one_guest_is_held_and_the_others_go(trying: Any) -> None:
         return HIT
 
     found = await trying(
-        StopRule(tries=20, timeout_s=1, jobs=3), answer, hold, lambda so_far, _: known.append([one.outcome for one in so_far.tries])
+        StopRule(tries=20, timeout_s=1, jobs=3),
+        answer,
+        hold,
+        lambda so_far, _: known.append([one.outcome for one in so_far.tries]),
     )
     assert known == [[HIT], [HIT]]
     assert held == [1] and [one.number for one in found.tries] == [1] and found.cut == 2
@@ -118,7 +121,9 @@ def reproducing(monkeypatch: pytest.MonkeyPatch) -> Any:
         chance = random.Random(seed)
 
         async def attempt(wanted: Attempt) -> Try:
-            return one(wanted.number, HIT if chance.random() < (shows if wanted.kernel.name == "old" else clean) else MISS)
+            return one(
+                wanted.number, HIT if chance.random() < (shows if wanted.kernel.name == "old" else clean) else MISS
+            )
 
         async def prepare(*_: Any) -> None: ...
 
@@ -143,7 +148,10 @@ async def test_a_bug_that_always_shows_takes_six_tries_on_each_kernel(reproducin
     for jobs in (1, 4, 24):
         found = await reproducing(1, 0, StopRule(tries=20, timeout_s=1, jobs=jobs))
         assert [one.rate.tries for one in found] == [6, 6]
-        assert conclusion.conclude(found) == (ReproResult.REPRODUCED, "it shows on old and not on new (not seen in 6 tries, up to 39%)")
+        assert conclusion.conclude(found) == (
+            ReproResult.REPRODUCED,
+            "it shows on old and not on new (not seen in 6 tries, up to 39%)",
+        )
     assert (await reproducing(1, 0, StopRule(tries=20, timeout_s=1, jobs=2, every=True)))[1].rate.tries == 20
 
 
@@ -163,7 +171,10 @@ async def test_a_hit_on_a_clean_kernel_ends_its_tries(reproducing: Any) -> None:
 
 async def test_a_bug_that_is_not_reproduced_carries_its_exposure_too(reproducing: Any) -> None:
     found = await reproducing(0, 0, StopRule(tries=20, timeout_s=1, jobs=2))
-    assert conclusion.conclude(found) == (ReproResult.NOT_REPRODUCED, "it does not show on old (not seen in 20 tries, up to 16%)")
+    assert conclusion.conclude(found) == (
+        ReproResult.NOT_REPRODUCED,
+        "it does not show on old (not seen in 20 tries, up to 16%)",
+    )
 
 
 def test_no_kernel_on_which_it_must_show_is_no_result() -> None:
@@ -174,7 +185,11 @@ def test_no_kernel_on_which_it_must_show_is_no_result() -> None:
 
 
 def test_kernels_that_were_not_asked_since_a_guest_was_held_are_named() -> None:
-    document = results.repro_document(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0, not_asked=("older", "new"))
+    document = results.repro_document(
+        job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0, not_asked=("older", "new")
+    )
     assert (document["result"], results.EXIT_CODES[document["result"]]) == ("reproduced", 0)
     assert document["reason"] == "it shows on old; not asked, and nothing is known of: older, new"
-    assert results.repro_document(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0)["reason"] == "it shows on old"
+    assert (
+        results.repro_document(job(Path("/run")), (tried("old", HIT),), ["testbed"], 1.0)["reason"] == "it shows on old"
+    )

@@ -19,7 +19,15 @@ DISKS = {
     "data": {"type": "nvme", "size": "1G", "namespaces": {"n-2": {"size": "64M"}}},
     "split": {"type": "nvme", "size": "1G", "partitions": [{}]},
 }
-GUEST = {"guests": {"g0": {"disks": DISKS, "loops": {"l0": {"backing": "data/file", "size": "64M"}}, "environment": {"DEV_OWN": "x"}}}}
+GUEST = {
+    "guests": {
+        "g0": {
+            "disks": DISKS,
+            "loops": {"l0": {"backing": "data/file", "size": "64M"}},
+            "environment": {"DEV_OWN": "x"},
+        }
+    }
+}
 PLAIN = {"version": 1, "summary": "a test", "signature": [{"output": "BAD"}], "topology": GUEST}
 
 
@@ -90,7 +98,9 @@ def test_what_a_topology_makes(guest: GuestModel) -> None:
         ("DEV_X=1; echo $DEV_LO # DEV_LO=$DEV_L0", "DEV_L0"),
     ],
 )
-def test_a_variable_that_the_topology_does_not_make_is_a_mistake(guest: GuestModel, line: str, meant: str | None) -> None:
+def test_a_variable_that_the_topology_does_not_make_is_a_mistake(
+    guest: GuestModel, line: str, meant: str | None
+) -> None:
     ((number, said),) = script_mistakes(f"# a comment\n{line}\n", guest)
     assert number == 2
     assert said.endswith(f"; did you mean {meant}?") if meant else "did you mean" not in said
@@ -138,7 +148,12 @@ def test_other_variables_are_the_scripts_own_affair(guest: GuestModel, text: str
 def test_no_script_holds_up_this_machine(guest: GuestModel, text: str) -> None:
     assert len(list(script_mistakes(text, guest))) <= 50
     heard = shell_messages.Stream(shell_messages.Source(script("a", text)), errors=True)
-    for line in (text.partition("\n")[0][:4096], "/run/testbed/a: line 1: " + "x" * 4000, "+" * 4096, "a" * 4000 + ": 3: x: not found"):
+    for line in (
+        text.partition("\n")[0][:4096],
+        "/run/testbed/a: line 1: " + "x" * 4000,
+        "+" * 4096,
+        "a" * 4000 + ": 3: x: not found",
+    ):
         heard.unable(line)
         heard.own(line)
 
@@ -154,7 +169,9 @@ def test_windows_lines_are_a_mistake(guest: GuestModel) -> None:
 
 
 def test_mistakes_of_scripts_are_named_by_the_file_and_line_where_they_stand(tmp_path: Path) -> None:
-    text = "version: 1\nsummary: a\nprepare: 'true $DEV_A'\nscript: |\n\n  true\n  true $DEV_B\nsignature: [{status: 0}]\n"
+    text = (
+        "version: 1\nsummary: a\nprepare: 'true $DEV_A'\nscript: |\n\n  true\n  true $DEV_B\nsignature: [{status: 0}]\n"
+    )
     with pytest.raises(TopologyError) as caught:
         parse(text, "b.yaml")
     said = [(problem.file, problem.line, problem.message.partition(",")[0]) for problem in caught.value.problems]
@@ -165,7 +182,9 @@ def test_mistakes_of_scripts_are_named_by_the_file_and_line_where_they_stand(tmp
     (tmp_path / "b.yaml").write_text("version: 1\nsummary: a\nscript-file: crash.sh\nsignature: [{status: 0}]\n")
     with pytest.raises(TopologyError) as caught:
         load(tmp_path / "b.yaml")
-    assert [(problem.file, problem.line) for problem in caught.value.problems] == [(str(tmp_path / "crash.sh"), line) for line in (1, 2)]
+    assert [(problem.file, problem.line) for problem in caught.value.problems] == [
+        (str(tmp_path / "crash.sh"), line) for line in (1, 2)
+    ]
 
 
 UNREADABLE = {
@@ -186,7 +205,9 @@ def test_a_script_that_cannot_be_read_is_a_mistake(text: str, line: int, said: s
 
 @pytest.mark.skipif(shutil.which("dash") is None, reason="another sh takes what dash does not")
 def test_dash_does_not_take_what_bash_does() -> None:
-    assert syntax_check.syntax_mistakes(script("a", "#!/bin/sh\na=(1 2)\n")) and not syntax_check.syntax_mistakes(script("a", "a=(1 2)\n"))
+    assert syntax_check.syntax_mistakes(script("a", "#!/bin/sh\na=(1 2)\n")) and not syntax_check.syntax_mistakes(
+        script("a", "a=(1 2)\n")
+    )
 
 
 def test_what_is_only_read_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +234,9 @@ signature: [{output: BYPASSED}, {expect: ^BYPASSED$}]
 def cli(tmp_path: Path, *words: str, **files: str) -> subprocess.CompletedProcess[str]:
     for name, text in files.items():
         (tmp_path / name.replace("_", ".")).write_text(text)
-    return subprocess.run([sys.executable, "-m", "testbed", *words], cwd=tmp_path, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "testbed", *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.slow
@@ -222,7 +245,9 @@ def test_validate_reads_the_scripts_and_looks_for_the_kernels_of_a_bug(tmp_path:
     assert done.returncode == 0 and "1 valid" in done.stderr
     assert "b.yaml: note: signature 1: 'BYPASSED' matches line 1 of the script itself, 'echo BYPASSED'" in done.stderr
     assert "signature 2" not in done.stderr
-    wrong = BUG.replace("debian-5.10]", "debian-9], clean: [built-nothing, /no/bzImage]").replace("  echo", "  $DEV_X\n  echo")
+    wrong = BUG.replace("debian-5.10]", "debian-9], clean: [built-nothing, /no/bzImage]").replace(
+        "  echo", "  $DEV_X\n  echo"
+    )
     done = cli(tmp_path, "validate", "b.yaml", b_yaml=wrong)
     assert done.returncode == 1 and done.stdout.count("\n") == 4
     for said in (
@@ -242,15 +267,23 @@ def test_validate_reads_the_scripts_and_looks_for_the_kernels_of_a_bug(tmp_path:
 def test_verbs_that_run_bugs_look_before_they_start_a_guest(tmp_path: Path) -> None:
     (tmp_path / "crash.sh").write_bytes(b"#!/bin/bash\ntrue $DEV_LO\ntrue\r\n")
     done = cli(tmp_path, "repro", "--script", "crash.sh")
-    assert done.returncode == 2 and "crash.sh:2:1: script: expected a variable" in done.stderr and "crash.sh:3:1: script: " in done.stderr
+    assert (
+        done.returncode == 2
+        and "crash.sh:2:1: script: expected a variable" in done.stderr
+        and "crash.sh:3:1: script: " in done.stderr
+    )
     for words in (("repro", "b.yaml"), ("reduce", "b.yaml"), ("bisect", "b.yaml", "--run", "debian-6.1")):
         done = cli(tmp_path, *words, b_yaml=BUG.replace("echo B", "if echo B"))
         assert "b.yaml:7:1: script: syntax error" in done.stderr, done
 
 
 def test_the_plan_of_a_bug_is_that_of_its_guest(tmp_path: Path) -> None:
-    done = cli(tmp_path, "plan", "b.yaml", b_yaml=BUG + "topology: {guests: {g0: {disks: {data: {type: nvme, size: 1G}}}}}\n")
+    done = cli(
+        tmp_path, "plan", "b.yaml", b_yaml=BUG + "topology: {guests: {g0: {disks: {data: {type: nvme, size: 1G}}}}}\n"
+    )
     assert done.returncode == 0 and "nvme" in done.stdout
-    assert done.stdout.endswith("which find $SEED, $DEV_DATA, $NUM_DATA\nbash /run/testbed/prepare\nbash /run/testbed/script\n")
+    assert done.stdout.endswith(
+        "which find $SEED, $DEV_DATA, $NUM_DATA\nbash /run/testbed/prepare\nbash /run/testbed/script\n"
+    )
     done = cli(tmp_path, "plan", "b.yaml", "--point", "a=b", b_yaml=BUG)
     assert done.returncode == 2 and "a bug has one guest, and no matrix" in done.stderr

@@ -13,7 +13,9 @@ from testbed.bugs.script_files import script
 from testbed.bugs.signature import Match, Watch
 
 
-def heard(text: str, errors: str, *conditions: dict[str, Any], output: str = "", status: int | None = 0, first: str = "") -> Watch:
+def heard(
+    text: str, errors: str, *conditions: dict[str, Any], output: str = "", status: int | None = 0, first: str = ""
+) -> Watch:
     """A watch that has heard all of a script `crash.sh`; without conditions for what names BYPASSED."""
     signature = [Condition.model_validate(one) for one in conditions or ({"output": "BYPASSED"},)]
     watch = Watch(signature, script("crash.sh", f"{first}{text}"))
@@ -54,9 +56,18 @@ OF_JOBS = {
     "a trace of its own": ("set -o xtrace; PS4='at $LINENO '\ngrep BYPASSED log\n", "at 2 grep BYPASSED log\n"),
     "a trace over several lines": ("set -x\nX='a\nBYPASSED'\ntrue\n", "+ X='a\nBYPASSED'\n+ true\n"),
     "an echo": ("set -v\ngrep -q BYPASSED log\n", "grep -q BYPASSED log\n"),
-    "an error": ("BYPASSED=\ncat <$x/BYPASSED\n", "/run/testbed/crash.sh: line 2: /BYPASSED: No such file or directory\n"),
-    "a traceback": ("#!/usr/bin/python3\ncheck() or print('BYPASSED')\n", "Traceback:\n    check() or print('BYPASSED')\nValueError\n"),
-    "a function of its own": ("report() { printf '%s\\n' \"$1\"; }\nx && report BYPASSED\n", "ps: 3 bash -c x && report BYPASSED\n"),
+    "an error": (
+        "BYPASSED=\ncat <$x/BYPASSED\n",
+        "/run/testbed/crash.sh: line 2: /BYPASSED: No such file or directory\n",
+    ),
+    "a traceback": (
+        "#!/usr/bin/python3\ncheck() or print('BYPASSED')\n",
+        "Traceback:\n    check() or print('BYPASSED')\nValueError\n",
+    ),
+    "a function of its own": (
+        "report() { printf '%s\\n' \"$1\"; }\nx && report BYPASSED\n",
+        "ps: 3 bash -c x && report BYPASSED\n",
+    ),
 }
 
 
@@ -111,29 +122,57 @@ def test_dash_says_of_a_job_what_became_of_it_alone() -> None:
 
 
 UNABLE = {
-    "bash": ("", "/run/testbed/crash.sh: line 2: perf: command not found", "crash.sh:2: perf: not found in the guest's image"),
-    "dash": ("#!/bin/sh\n", "/run/testbed/crash.sh: 2: perf: not found", "crash.sh:2: perf: not found in the guest's image"),
-    "dash for bash's": ("#!/bin/sh\n", "/run/testbed/crash.sh: 2: [[: not found", "crash.sh:2: [[: not found in the guest's image"),
-    "exec": ("#!/bin/sh\n", "/run/testbed/crash.sh: 1: exec: /no/such: not found", "crash.sh:1: /no/such: not found in the guest's image"),
+    "bash": (
+        "",
+        "/run/testbed/crash.sh: line 2: perf: command not found",
+        "crash.sh:2: perf: not found in the guest's image",
+    ),
+    "dash": (
+        "#!/bin/sh\n",
+        "/run/testbed/crash.sh: 2: perf: not found",
+        "crash.sh:2: perf: not found in the guest's image",
+    ),
+    "dash for bash's": (
+        "#!/bin/sh\n",
+        "/run/testbed/crash.sh: 2: [[: not found",
+        "crash.sh:2: [[: not found in the guest's image",
+    ),
+    "exec": (
+        "#!/bin/sh\n",
+        "/run/testbed/crash.sh: 1: exec: /no/such: not found",
+        "crash.sh:1: /no/such: not found in the guest's image",
+    ),
     "a path": (
         "true\n",
         "/run/testbed/crash.sh: line 2: ./tool: No such file or directory",
         "crash.sh:2: ./tool: No such file or directory",
     ),
-    "not executable": ("true\n", "/run/testbed/crash.sh: line 2: ./tool: Permission denied", "crash.sh:2: ./tool: Permission denied"),
+    "not executable": (
+        "true\n",
+        "/run/testbed/crash.sh: line 2: ./tool: Permission denied",
+        "crash.sh:2: ./tool: Permission denied",
+    ),
     "another machine's": (
         "",
         "/run/testbed/crash.sh: line 2: ./tool: cannot execute binary file: Exec format error",
         "crash.sh:2: ./tool: cannot execute binary file: Exec format error",
     ),
-    "a shell in a shell": ("", "bash: line 1: perf: command not found", "crash.sh: perf: not found in the guest's image"),
+    "a shell in a shell": (
+        "",
+        "bash: line 1: perf: command not found",
+        "crash.sh: perf: not found in the guest's image",
+    ),
     "the interpreter": (
         "#!/usr/bin/zsh\n",
         "sh: 16: exec: /usr/bin/zsh: not found",
         "crash.sh: /usr/bin/zsh: not found in the guest's image",
     ),
     "env": ("", "env: 'perf': No such file or directory", "crash.sh: perf: not found in the guest's image"),
-    "unshare": ("", "unshare: failed to execute perf: No such file or directory", "crash.sh: perf: not found in the guest's image"),
+    "unshare": (
+        "",
+        "unshare: failed to execute perf: No such file or directory",
+        "crash.sh: perf: not found in the guest's image",
+    ),
     "timeout": (
         "",
         "timeout: failed to run command \u2018perf\u2019: No such file or directory",
@@ -144,7 +183,11 @@ UNABLE = {
         "/run/testbed/crash.sh: line 4: syntax error: unexpected end of file",
         "crash.sh:4: syntax error: unexpected end of file",
     ),
-    "dash's syntax": ("#!/bin/sh\n", '/run/testbed/crash.sh: 2: Syntax error: ")" unexpected', 'crash.sh:2: Syntax error: ")" unexpected'),
+    "dash's syntax": (
+        "#!/bin/sh\n",
+        '/run/testbed/crash.sh: 2: Syntax error: ")" unexpected',
+        'crash.sh:2: Syntax error: ")" unexpected',
+    ),
     "a bashism": ("#!/bin/sh\n", "/run/testbed/crash.sh: 2: Bad substitution", "crash.sh:2: Bad substitution"),
     "python": (
         "#!/usr/bin/python3\n",
@@ -164,7 +207,15 @@ def test_a_script_that_could_not_run_shows_nothing(first: str, errors: str, what
     text = "if true; then ./tool; fi\n"
     # Whether it goes on or ends there, and whatever it makes of it.
     for status in (0, 1, 2, 127):
-        watch = heard(text, f"{errors}\n", {"output": "BYPASSED"}, {"status": "failure"}, output="BYPASSED\n", status=status, first=first)
+        watch = heard(
+            text,
+            f"{errors}\n",
+            {"output": "BYPASSED"},
+            {"status": "failure"},
+            output="BYPASSED\n",
+            status=status,
+            first=first,
+        )
         assert watch.hit is None
         assert watch.unknown(status).startswith(what)
 
@@ -178,7 +229,9 @@ def test_a_complaint_that_comes_after_the_output_that_it_stood_before_takes_the_
     watch.doubt()
     assert watch.hit is None and watch.unknown(None).startswith("crash.sh:1: perf: not found")
     # What others see stays.
-    watch = heard("perf", "/run/testbed/crash.sh: line 1: perf: command not found\n", {"console": "BUG: KASAN"}, status=None)
+    watch = heard(
+        "perf", "/run/testbed/crash.sh: line 1: perf: command not found\n", {"console": "BUG: KASAN"}, status=None
+    )
     watch.hear_console(b"BUG: KASAN: use-after-free\n")
     watch.doubt()
     assert watch.hit is not None and not watch.rests_on_script
@@ -207,7 +260,10 @@ def test_a_bug_that_is_meant_to_end_so_says_so(status: int) -> None:
 def test_what_only_looks_like_it_could_not_run() -> None:
     for text, said in (
         ("type perf", "/run/testbed/crash.sh: line 1: type: perf: not found"),
-        ("echo 1 >/sys/fs/cgroup/a/memory.peak", "/run/testbed/crash.sh: line 1: /sys/fs/cgroup/a/memory.peak: No such file or directory"),
+        (
+            "echo 1 >/sys/fs/cgroup/a/memory.peak",
+            "/run/testbed/crash.sh: line 1: /sys/fs/cgroup/a/memory.peak: No such file or directory",
+        ),
         ("flock /a/b true", "flock: cannot open lock file /a/b: No such file or directory"),
         ("ls /a", "ls: cannot access '/a': No such file or directory"),
         ("modprobe foo", "modprobe: FATAL: Module foo not found in directory /lib/modules/6.1.0"),
@@ -257,5 +313,14 @@ WORDS = st.sampled_from(
 @settings(max_examples=200, deadline=None)
 def test_whatever_scripts_and_guests_say_is_an_answer(text: str, said: str, status: int) -> None:
     for first in ("", "#!/bin/sh\n", "#!/usr/bin/python3\n"):
-        watch = heard(text, said, {"output": "x"}, {"output": "a\\nb"}, {"status": "failure"}, output=said, status=status, first=first)
+        watch = heard(
+            text,
+            said,
+            {"output": "x"},
+            {"output": "a\\nb"},
+            {"status": "failure"},
+            output=said,
+            status=status,
+            first=first,
+        )
         assert watch.ending(status).startswith(f"status {status}, ") and watch.unknown(status) is not None

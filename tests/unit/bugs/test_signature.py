@@ -75,7 +75,8 @@ def test_all_keys_of_one_condition_hold_or_one_of_several_conditions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "wanted", "hits"), [(0, 0, True), (1, 0, False), (137, "failure", True), (0, "failure", False), (3, 3, True)]
+    ("status", "wanted", "hits"),
+    [(0, 0, True), (1, 0, False), (137, "failure", True), (0, "failure", False), (3, 3, True)],
 )
 def test_a_status(status: int, wanted: int | str, hits: bool) -> None:
     seen = watch({"status": wanted})
@@ -105,7 +106,11 @@ def test_a_hang_is_a_script_that_has_not_ended() -> None:
 
 @pytest.mark.parametrize("end", [end for end in End if end.of_guest])
 def test_a_lost_guest_is_lost_however_it_was(end: End) -> None:
-    lost, own, other = watch({"guest": "lost"}), watch({"guest": end.of_guest}), watch({"guest": "oops" if end is End.PANIC else "panic"})
+    lost, own, other = (
+        watch({"guest": "lost"}),
+        watch({"guest": end.of_guest}),
+        watch({"guest": "oops" if end is End.PANIC else "panic"}),
+    )
     for seen in (lost, own, other):
         seen.guest_ended(end)
     assert lost.hit and own.hit and not other.hit

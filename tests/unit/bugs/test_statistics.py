@@ -9,14 +9,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from testbed.bugs.statistics import NextTry, Rate, Sequential, exact_interval, median, sequential, tries_for, tries_until, until_rate
+from testbed.bugs.statistics import (
+    NextTry,
+    Rate,
+    Sequential,
+    exact_interval,
+    median,
+    sequential,
+    tries_for,
+    tries_until,
+    until_rate,
+)
 from tests import oracle
 
 
 # Computed with R's binom::binom.confint(method = "wilson"), and known from the literature (Brown, Cai, DasGupta 2001).
 @pytest.mark.parametrize(
     ("hits", "tries", "low", "high"),
-    [(0, 20, 0.0, 0.1611), (20, 20, 0.8389, 1.0), (10, 20, 0.2993, 0.7007), (1, 1, 0.2065, 1.0), (19, 20, 0.7639, 0.9911)],
+    [
+        (0, 20, 0.0, 0.1611),
+        (20, 20, 0.8389, 1.0),
+        (10, 20, 0.2993, 0.7007),
+        (1, 1, 0.2065, 1.0),
+        (19, 20, 0.7639, 0.9911),
+    ],
 )
 def test_the_interval_is_wilsons(hits: int, tries: int, low: float, high: float) -> None:
     rate = Rate(hits=hits, tries=tries)
@@ -25,7 +41,8 @@ def test_the_interval_is_wilsons(hits: int, tries: int, low: float, high: float)
 
 # Clopper's and Pearson's, computed with R's binom::binom.confint(method = "exact").
 @pytest.mark.parametrize(
-    ("hits", "tries", "low", "high"), [(0, 20, 0.0, 0.1684), (10, 20, 0.2720, 0.7280), (1, 1, 0.025, 1.0), (1, 10, 0.0025, 0.4450)]
+    ("hits", "tries", "low", "high"),
+    [(0, 20, 0.0, 0.1684), (10, 20, 0.2720, 0.7280), (1, 1, 0.025, 1.0), (1, 10, 0.0025, 0.4450)],
 )
 def test_the_exact_interval(hits: int, tries: int, low: float, high: float) -> None:
     assert tuple(round(bound, 4) for bound in exact_interval(hits, hits, tries)) == (low, high)
@@ -33,7 +50,18 @@ def test_the_exact_interval(hits: int, tries: int, low: float, high: float) -> N
 
 @pytest.mark.parametrize(
     ("hits", "tries"),
-    [(0, 1), (1, 1), (0, 20), (7, 20), (5, 3000), (400, 3000), (2999, 3000), (3000, 3000), (1, 100_000), (300, 100_000)],
+    [
+        (0, 1),
+        (1, 1),
+        (0, 20),
+        (7, 20),
+        (5, 3000),
+        (400, 3000),
+        (2999, 3000),
+        (3000, 3000),
+        (1, 100_000),
+        (300, 100_000),
+    ],
 )
 def test_the_exact_interval_is_scipys_for_any_number_of_tries(hits: int, tries: int) -> None:
     expected = oracle.stats().binomtest(hits, tries).proportion_ci(0.95, method="exact")
@@ -48,7 +76,9 @@ def test_more_tries_than_a_float_can_count_the_ways_of() -> None:
 def test_the_exact_interval_of_what_is_not_all_known() -> None:
     assert exact_interval(2, 5, 20) == (exact_interval(2, 2, 20)[0], exact_interval(5, 5, 20)[1])
     for n in range(1, 30):
-        assert (exact_interval(0, 1, n + 1)[0], exact_interval(n, n + 1, n + 1)[1]) == (0.0, 1.0), "none and all are the ends themselves"
+        assert (exact_interval(0, 1, n + 1)[0], exact_interval(n, n + 1, n + 1)[1]) == (0.0, 1.0), (
+            "none and all are the ends themselves"
+        )
 
 
 @pytest.mark.parametrize(("least", "most", "tries"), [(2, 1, 3), (-1, 1, 3), (1, 4, 3), (0, 0, 0)])
@@ -171,7 +201,9 @@ def test_walds_test_decides_where_his_bound_is() -> None:
 
 
 @pytest.mark.parametrize(("share", "kept"), [((5, 10), 0.45), ((10, 10), 0.9), ((0, 10), 0.02)])
-def test_a_rate_that_stays_is_nine_tenths_of_it_and_one_that_is_lost_half_of_that(share: tuple[int, int], kept: float) -> None:
+def test_a_rate_that_stays_is_nine_tenths_of_it_and_one_that_is_lost_half_of_that(
+    share: tuple[int, int], kept: float
+) -> None:
     test = sequential(Rate(hits=share[0], tries=share[1]), 0.05)
     assert (test.kept, test.lost, test.error) == pytest.approx((kept, kept / 2, 0.05))
 

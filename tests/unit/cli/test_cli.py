@@ -23,8 +23,16 @@ SCRIPT = "tests/data/cover-letter.sh"
 
 def testbed(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
-    env = {**os.environ, "TESTBED_CACHE": str(folder / "cache"), "TESTBED_STATE": str(folder / "state"), "COLUMNS": "200", **environment}
-    return subprocess.run([sys.executable, "-m", "testbed", *words], capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+    env = {
+        **os.environ,
+        "TESTBED_CACHE": str(folder / "cache"),
+        "TESTBED_STATE": str(folder / "state"),
+        "COLUMNS": "200",
+        **environment,
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "testbed", *words], capture_output=True, text=True, cwd=ROOT, env=env, check=False
+    )
 
 
 testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name for a test's
@@ -43,7 +51,10 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
         (("repro",), "repro: expected a bug file or --script, got neither"),
         (("repro", "/no/such.yaml"), "/no/such.yaml:1:1: cannot be read: No such file or directory"),
         (("repro", "topologies/bugs/bypass.yaml", "--expect", "x"), "--expect and --topology belong to --script"),
-        (("repro", "topologies/bugs/bypass.yaml", "--until", "110%"), "--until 110%: expected a share between 0 % and 100 %, such as 95%"),
+        (
+            ("repro", "topologies/bugs/bypass.yaml", "--until", "110%"),
+            "--until 110%: expected a share between 0 % and 100 %, such as 95%",
+        ),
         (("repro", "topologies/bugs/bypass.yaml", "--timeout", "9"), "--timeout 9: expected a duration such as 5ms"),
         (
             ("repro", "topologies/bugs/bypass.yaml", "-k", "debian-6.1", "--clean", "debian-6.1"),
@@ -51,7 +62,10 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
         ),
         (("repro", "--script", SCRIPT, "--expect", "("), "repro: signature.0.expect: expected a regular expression"),
         (("repro", "--script", SCRIPT, "--expect", ""), "--expect: expected a value, got an empty one"),
-        (("repro", "--script", SCRIPT, "--hold", "--until", "90%"), "--hold stops at the first hit; expected no --all and"),
+        (
+            ("repro", "--script", SCRIPT, "--hold", "--until", "90%"),
+            "--hold stops at the first hit; expected no --all and",
+        ),
         (("repro", "--script", SCRIPT, "--name", "x"), "repro: --paused and --name belong to --hold"),
         (
             (
@@ -71,35 +85,74 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
             "--kernels /nowhere: expected two kernels or more, with commas between, or a folder that is there",
         ),
         (
-            ("bisect", "topologies/bugs/bypass.yaml", "--good", "debian-6.1", "--bad", "x", "--kernels", "debian-6.1,x"),
+            (
+                "bisect",
+                "topologies/bugs/bypass.yaml",
+                "--good",
+                "debian-6.1",
+                "--bad",
+                "x",
+                "--kernels",
+                "debian-6.1,x",
+            ),
             "kernel 'x': expected one of debian-5.10",
         ),
         (("repro", "topologies/default.yaml"), "topologies/default.yaml:8:1: guests: unknown key"),
         (("bundle", "nope"), "run 'nope': expected a run of `testbed repro`"),
-        (("bisect", "topologies/bugs/bypass.yaml", "--good", "debian-6.1"), "bisect: expected --bad KERNEL, one of debian-5.10"),
-        (("bisect", "topologies/bugs/bypass.yaml", "--good", "x", "--bad", "debian-5.10"), "--good x: expected one of debian-5.10"),
-        (("reduce", "topologies/bugs/bypass.yaml", "-o", "/no/such/x.yaml"), "--output /no/such/x.yaml: expected a place in a folder"),
+        (
+            ("bisect", "topologies/bugs/bypass.yaml", "--good", "debian-6.1"),
+            "bisect: expected --bad KERNEL, one of debian-5.10",
+        ),
+        (
+            ("bisect", "topologies/bugs/bypass.yaml", "--good", "x", "--bad", "debian-5.10"),
+            "--good x: expected one of debian-5.10",
+        ),
+        (
+            ("reduce", "topologies/bugs/bypass.yaml", "-o", "/no/such/x.yaml"),
+            "--output /no/such/x.yaml: expected a place in a folder",
+        ),
         (("fork", "nobody", "../y"), "expected a guest's name of small letters"),
         (("sample", "nobody", "--every", "0ms"), "--every: expected a duration of more than nothing, got '0ms'"),
         (("gdb", "nobody"), "nobody: there is no such guest"),
         (("dump", "nobody", "x", "--format", "core"), "--format core: expected one of elf, kdump-zlib"),
-        (("reduce", "topologies/bugs/bypass.yaml", "-o", "topologies"), "--output topologies: expected a file, got a folder"),
+        (
+            ("reduce", "topologies/bugs/bypass.yaml", "-o", "topologies"),
+            "--output topologies: expected a file, got a folder",
+        ),
         (
             ("reduce", "topologies/bugs/bypass.yaml", "-o", "topologies/bugs/bypass.yaml"),
             "expected another file than that of the bug itself",
         ),
-        (("report", "--diff", "a", "b", "--open"), "report --diff: it is text, or JSON with --json; expected no --open and no --format"),
+        (
+            ("report", "--diff", "a", "b", "--open"),
+            "report --diff: it is text, or JSON with --json; expected no --open and no --format",
+        ),
         (("report", "--json", "--format", "html"), "report: expected --json or --format html, got both"),
-        (("suite", "tests/data/suite", "-t", "topologies/network.yaml"), "--topology: expected one guest, in which each test runs, got"),
+        (
+            ("suite", "tests/data/suite", "-t", "topologies/network.yaml"),
+            "--topology: expected one guest, in which each test runs, got",
+        ),
         (("report", "nope"), "run 'nope': expected a run's name or folder, or last; `testbed runs` lists those in"),
-        (("plan", "topologies/default.yaml", "--point", "a=b"), "expected no point, because this file has no matrix, got 'a=b'"),
-        (("--qemu", "/no/qemu", "plan", "topologies/default.yaml"), "QEMU '/no/qemu': there is no such program; name one with --qemu"),
-        (("--qemu", "/bin/true", "plan", "topologies/default.yaml"), "/bin/true: expected a QEMU, which answers on QMP, got nothing"),
+        (
+            ("plan", "topologies/default.yaml", "--point", "a=b"),
+            "expected no point, because this file has no matrix, got 'a=b'",
+        ),
+        (
+            ("--qemu", "/no/qemu", "plan", "topologies/default.yaml"),
+            "QEMU '/no/qemu': there is no such program; name one with --qemu",
+        ),
+        (
+            ("--qemu", "/bin/true", "plan", "topologies/default.yaml"),
+            "/bin/true: expected a QEMU, which answers on QMP, got nothing",
+        ),
         (
             ("--qemu", "/bin/echo", "plan", "topologies/default.yaml"),
             "/bin/echo: expected a QEMU, which answers on QMP, got '-machine none",
         ),
-        (("--qemu", "/bin/false", "plan", "topologies/default.yaml"), "/bin/false: expected a QEMU, which answers on QMP, got nothing"),
+        (
+            ("--qemu", "/bin/false", "plan", "topologies/default.yaml"),
+            "/bin/false: expected a QEMU, which answers on QMP, got nothing",
+        ),
         (
             ("compare", "--base", "debian-6.1", "--patched", ""),
             "--patched: expected a value, got an empty one; is a variable of the shell not",
@@ -107,9 +160,18 @@ testbed.__test__ = False  # type: ignore[attr-defined]  # pytest takes its name 
         (("compare", "--tree="), "--tree: expected a value, got an empty one"),
         (("kernel", "build", "--series", ""), "--series: expected a value, got an empty one"),
         (("--qemu", "", "plan", "topologies/default.yaml"), "--qemu: expected a value, got an empty one"),
-        (("matrix", "--kernels", "debian-6.1,,x"), "--kernels debian-6.1,,x: expected names with commas between, got an empty one"),
-        (("matrix", "--kernels", ",debian-6.1"), "--kernels ,debian-6.1: expected names with commas between, got an empty one"),
-        (("matrix", "--kernels", "debian-6.1, "), "--kernels debian-6.1, : expected names with commas between, got an empty one"),
+        (
+            ("matrix", "--kernels", "debian-6.1,,x"),
+            "--kernels debian-6.1,,x: expected names with commas between, got an empty one",
+        ),
+        (
+            ("matrix", "--kernels", ",debian-6.1"),
+            "--kernels ,debian-6.1: expected names with commas between, got an empty one",
+        ),
+        (
+            ("matrix", "--kernels", "debian-6.1, "),
+            "--kernels debian-6.1, : expected names with commas between, got an empty one",
+        ),
         (
             (
                 "bisect",
@@ -151,10 +213,15 @@ def test_a_wrong_word_is_no_bad_commit_to_git(tmp_path: Path, before: tuple[str,
 @pytest.mark.parametrize("verb", ["compare", "run", "matrix", "sensitivity"])
 def test_a_stack_that_scenarios_would_not_use_is_refused_before_a_guest_starts(tmp_path: Path, verb: str) -> None:
     file = tmp_path / "my.yaml"
-    file.write_text("version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G}}\n    loops: {l0: {backing: data/f, size: 4M}}\n")
+    file.write_text(
+        "version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G}}\n    loops: {l0: {backing: data/f, size: 4M}}\n"
+    )
     done = testbed(tmp_path, verb, "--topology", str(file))
     assert done.returncode == 2
-    assert f"{file}:5:5: guests.g0.loops: not used: scenarios build stacks of their own; leave it out, or add --ignore-stack" in done.stderr
+    assert (
+        f"{file}:5:5: guests.g0.loops: not used: scenarios build stacks of their own; leave it out, or add --ignore-stack"
+        in done.stderr
+    )
 
 
 def test_an_unwritable_cache_says_which_and_what_to_do(tmp_path: Path) -> None:
@@ -186,18 +253,30 @@ def test_validate_says_every_error_of_every_file_and_exits_1(tmp_path: Path) -> 
 
 
 def test_validate_says_what_is_not_here(tmp_path: Path) -> None:
-    (tmp_path / "a.yaml").write_text("version: 1\nguests:\n  g0: {kernel: debian-0.1}\n  g1: {image: bokworm, kernel: /etc/hostname}\n")
+    (tmp_path / "a.yaml").write_text(
+        "version: 1\nguests:\n  g0: {kernel: debian-0.1}\n  g1: {image: bokworm, kernel: /etc/hostname}\n"
+    )
     done = testbed(tmp_path, "validate", str(tmp_path / "a.yaml"))
     assert done.returncode == 1
     first, second = done.stdout.splitlines()
-    assert first.startswith(f"{tmp_path}/a.yaml:3:16: guests.g0.kernel: kernel 'debian-0.1': expected one of debian-5.10, ")
-    assert second == f"{tmp_path}/a.yaml:4:15: guests.g1.image: expected an image of images/, got 'bokworm'; did you mean 'bookworm'?"
+    assert first.startswith(
+        f"{tmp_path}/a.yaml:3:16: guests.g0.kernel: kernel 'debian-0.1': expected one of debian-5.10, "
+    )
+    assert (
+        second
+        == f"{tmp_path}/a.yaml:4:15: guests.g1.image: expected an image of images/, got 'bokworm'; did you mean 'bookworm'?"
+    )
 
 
 def test_who_only_reads_needs_no_place_for_runs(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     nowhere = str(tmp_path / "file/state")
-    for words, status, said in ((("ps",), 0, "no guests"), (("runs",), 0, "0 runs"), (("report",), 2, "there is none"), (("gc",), 0, "")):
+    for words, status, said in (
+        (("ps",), 0, "no guests"),
+        (("runs",), 0, "0 runs"),
+        (("report",), 2, "there is none"),
+        (("gc",), 0, ""),
+    ):
         done = testbed(tmp_path, *words, TESTBED_STATE=nowhere)
         assert done.returncode == status and said in done.stderr, (words, done)
 
@@ -212,7 +291,9 @@ def test_a_file_without_an_end_is_too_large(tmp_path: Path) -> None:
 def test_who_hears_nothing_gets_the_exit_code(tmp_path: Path, closed: str) -> None:
     env = {**os.environ, "TESTBED_CACHE": str(tmp_path / "c"), "TESTBED_STATE": str(tmp_path / "s")}
     for words, status in (("validate topologies/default.yaml", 0), ("validate nope.yaml", 1), ("ssh nobody", 2)):
-        done = subprocess.run(["sh", "-c", f'"$0" -m testbed {words} {closed}', sys.executable], env=env, cwd=ROOT, capture_output=True)
+        done = subprocess.run(
+            ["sh", "-c", f'"$0" -m testbed {words} {closed}', sys.executable], env=env, cwd=ROOT, capture_output=True
+        )
         assert done.returncode == status and b"Traceback" not in done.stderr
 
 
@@ -233,7 +314,9 @@ def test_what_it_prints_is_taken_or_that_is_its_status(tmp_path: Path, words: st
     os.close(reader)
     with os.fdopen(pipe, "wb"):
         script = f'exec 5>&{pipe}; "$0" -m testbed {words}'
-        done = subprocess.run(["bash", "-c", script, sys.executable], env=env, cwd=ROOT, capture_output=True, pass_fds=(pipe,))
+        done = subprocess.run(
+            ["bash", "-c", script, sys.executable], env=env, cwd=ROOT, capture_output=True, pass_fds=(pipe,)
+        )
     assert (done.returncode, done.stderr.decode()) == (status, said)
 
 
@@ -242,7 +325,8 @@ def test_a_place_that_is_no_folder_is_said(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "testbed", "runs"], env=env, cwd=ROOT, capture_output=True, text=True)
     assert (
         done.returncode == 2
-        and done.stderr == "testbed: /dev/null: expected a folder, got something else; name another with TESTBED_STATE\n"
+        and done.stderr
+        == "testbed: /dev/null: expected a folder, got something else; name another with TESTBED_STATE\n"
     )
 
 
@@ -296,7 +380,10 @@ def test_without_words_there_is_help(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/somewhere"), "/somewhere: No space left on device; name other places with"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/somewhere"),
+            "/somewhere: No space left on device; name other places with",
+        ),
         (
             ExceptionGroup("g", [ExceptionGroup("h", [OSError(errno.EROFS, "Read-only file system")])]),
             "this machine: Read-only file system",
@@ -306,7 +393,9 @@ def test_without_words_there_is_help(tmp_path: Path) -> None:
         (ExceptionGroup("g", [ValueError("a mistake of ours")]), None),
     ],
 )
-def test_what_the_machine_refuses_is_one_message_and_a_mistake_of_ours_is_not(error: Exception, said: str | None) -> None:
+def test_what_the_machine_refuses_is_one_message_and_a_mistake_of_ours_is_not(
+    error: Exception, said: str | None
+) -> None:
     refused = cli._refused(error)
     assert (refused is None) if said is None else str(refused).startswith(said)
 
@@ -350,7 +439,9 @@ def test_the_third_signal_ends_it_at_once(number: signal.Signals) -> None:
 def test_without_a_home_it_is_the_accounts_or_named_as_missing(tmp_path: Path) -> None:
     bare = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[3])}
     code = "import os; from testbed.host import paths; print(paths.folders().cache)"
-    done = subprocess.run([sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=bare, capture_output=True, text=True, check=True, cwd=tmp_path
+    )
     assert Path(done.stdout.strip()) == Path(pwd.getpwuid(os.getuid()).pw_dir) / ".cache" / "testbed"
 
 
@@ -362,5 +453,7 @@ def test_an_account_that_nobody_knows_needs_a_home(monkeypatch: pytest.MonkeyPat
         raise KeyError(uid)
 
     monkeypatch.setattr(pwd, "getpwuid", unknown)
-    with pytest.raises(HostError, match=r"uid \d+ has no home on this machine; set HOME, or TESTBED_CACHE and TESTBED_STATE"):
+    with pytest.raises(
+        HostError, match=r"uid \d+ has no home on this machine; set HOME, or TESTBED_CACHE and TESTBED_STATE"
+    ):
         paths.folders()

@@ -65,7 +65,9 @@ def made(root: Path, name: str) -> str:
     return file.read_text()
 
 
-def test_a_kernel_is_built_listed_and_removed_by_its_name(tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_kernel_is_built_listed_and_removed_by_its_name(
+    tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert typed("kernel", "build", "mine", "--source", f"{tree}@main~1", "--json", "-q") == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["name"], said["series"], said["compiled"]) == ("built-mine", "before", 1)
@@ -91,10 +93,15 @@ def test_a_new_kernel_pushes_others_out_of_a_full_cache(
     assert built("new", str(tree)).exists() and not old.exists()
     monkeypatch.setenv(quota.CACHE_LIMIT, "much")
     for verb in ("build", "fetch"):
-        assert typed("kernel", verb, "-q") == ERROR and "TESTBED_CACHE_LIMIT=much: expected a size" in capsys.readouterr().err
+        assert (
+            typed("kernel", verb, "-q") == ERROR
+            and "TESTBED_CACHE_LIMIT=much: expected a size" in capsys.readouterr().err
+        )
 
 
-def test_what_the_callers_environment_says_to_make_does_not_reach_it(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_callers_environment_says_to_make_does_not_reach_it(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = {
         "KCFLAGS": "-O0",
         "LLVM": "1",
@@ -112,7 +119,9 @@ def test_what_the_callers_environment_says_to_make_does_not_reach_it(tmp_path: P
     assert (heard["KBUILD_BUILD_USER"], heard["ARCH"]) == ("testbed", "x86_64")
 
 
-def test_a_build_through_ccache_names_it_as_its_compiler(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_through_ccache_names_it_as_its_compiler(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def found(args: tuple[MakeArg, ...]) -> Compiler:
         return Compiler(version="gcc 12", through_ccache=True, args=args)
 
@@ -132,15 +141,25 @@ def test_what_is_said_to_make_reaches_it_and_makes_another_kernel(
     said = capsys.readouterr()
     mine = json.loads(said.out)
     assert "of the environment CC=of the environment does not count in builds; --make-arg NAME=VALUE does" in said.err
-    assert mine["folder"] != usual["folder"] and (mine["make_args"], usual["make_args"]) == (["CC=clang", "HOSTCC=gcc-11"], [])
+    assert mine["folder"] != usual["folder"] and (mine["make_args"], usual["make_args"]) == (
+        ["CC=clang", "HOSTCC=gcc-11"],
+        [],
+    )
     assert mine["origin"].endswith("; make CC=clang HOSTCC=gcc-11")
-    assert {path.read_text() for path in (tmp_path / "cache").glob("sources/*/out-*/cc")} == {"cc, \n", "clang, gcc-11\n"}
+    assert {path.read_text() for path in (tmp_path / "cache").glob("sources/*/out-*/cc")} == {
+        "cc, \n",
+        "clang, gcc-11\n",
+    }
     assert typed("kernel", "build", "--source", tree, "--make-arg", "O=/tmp/elsewhere") == ERROR
     assert "O cannot be given: the testbed decides where a build is" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", [("run", "read"), ("compare", "read"), ("bisect", BUG, "--run", "debian-6.1")], ids=lambda verb: verb[0])
-@pytest.mark.parametrize("option", [("--make-arg", "LLVM=1"), ("--series-version", "2"), ("--series-patches", "1-2")], ids=lambda o: o[0])
+@pytest.mark.parametrize(
+    "verb", [("run", "read"), ("compare", "read"), ("bisect", BUG, "--run", "debian-6.1")], ids=lambda verb: verb[0]
+)
+@pytest.mark.parametrize(
+    "option", [("--make-arg", "LLVM=1"), ("--series-version", "2"), ("--series-patches", "1-2")], ids=lambda o: o[0]
+)
 def test_what_is_said_of_a_build_needs_one(
     verb: tuple[str | Path, ...], option: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,7 +167,9 @@ def test_what_is_said_of_a_build_needs_one(
     assert "--make-arg: expected --tree beside them" in capsys.readouterr().err
 
 
-def test_a_thread_is_built_by_its_version_and_its_numbers(tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_thread_is_built_by_its_version_and_its_numbers(
+    tmp_path: Path, tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "t.mbx").write_text(
         mail("[PATCH 1/1] loop: first", PATCH.replace("two", "2"))
         + mail("[PATCH v2 1/2] loop: charge", PATCH)
@@ -163,7 +184,9 @@ def test_a_thread_is_built_by_its_version_and_its_numbers(tmp_path: Path, tree: 
     assert json.loads(capsys.readouterr().out)["origin"].endswith("with 1 patch (1/2 loop: charge)")
 
 
-def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = tmp_path / "cache"
     (tree / "second.c").write_text("second\n")
     (tree / "held-at").write_text(str(tmp_path / "held"))
@@ -174,7 +197,9 @@ def test_an_interrupted_build_goes_on_with_the_objects_that_are_there(tmp_path: 
     async def interrupted() -> None:
         builder = Builder(table=TABLE, root=root, shipped=IMAGES, progress=Silent())
         going_on = asyncio.create_task(builder.build(BuildSpec(source=str(tree)), "mine"))
-        held = await asyncio.to_thread(os.open, tmp_path / "held", os.O_WRONLY)  # returns when the second object is being compiled
+        held = await asyncio.to_thread(
+            os.open, tmp_path / "held", os.O_WRONLY
+        )  # returns when the second object is being compiled
         going_on.cancel()
         with pytest.raises(asyncio.CancelledError):
             await going_on
@@ -206,7 +231,9 @@ def test_bisecting_skips_a_commit_that_does_not_compile_and_ends_where_this_mach
     assert line in capsys.readouterr().err
 
 
-def test_what_would_skip_every_commit_ends_a_bisection(tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_would_skip_every_commit_ends_a_bisection(
+    tree: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert typed("bisect", BUG, "--tree", tree, "--flavour", "kasna", "-q") == 255
     assert "--flavour kasna: expected one of" in capsys.readouterr().err
     assert typed("bisect", BUG, "--tree", tree, "--fragment", tmp_path / "nowhere", "-q") == 255
@@ -229,6 +256,7 @@ def test_a_table_of_a_run_of_another_verb_is_refused_with_what_was_expected(tmp_
     (tmp_path / "results.json").write_text(results.text(outcomes.document(tmp_path, outcomes.passed(tmp_path))))
     load()
     with pytest.raises(
-        UsageError, match=r"--of .*: expected a run of `testbed sensitivity`, of unchanged and ablations, got one of base, patched"
+        UsageError,
+        match=r"--of .*: expected a run of `testbed sensitivity`, of unchanged and ablations, got one of base, patched",
     ):
         app(["sensitivity", "--of", str(tmp_path)], standalone_mode=False)

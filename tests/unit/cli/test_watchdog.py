@@ -94,12 +94,17 @@ def started(tmp_path: Path, stand: str, limit_s: float = 100, patience_s: float 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("stand", STANDS)
-def test_a_signal_ends_a_loop_that_stands_and_its_run_is_kept(tmp_path: Path, stand: str, number: signal.Signals) -> None:
+def test_a_signal_ends_a_loop_that_stands_and_its_run_is_kept(
+    tmp_path: Path, stand: str, number: signal.Signals
+) -> None:
     with started(tmp_path, STANDS[stand]) as child:
         child.send_signal(number)
         _, err = child.communicate()
     assert child.returncode == 128 + number, err
-    assert err == f"testbed: stopped by {number.name}; what it had started is gone; what there is of its run is in {tmp_path}\n"
+    assert (
+        err
+        == f"testbed: stopped by {number.name}; what it had started is gone; what there is of its run is in {tmp_path}\n"
+    )
     kept = json.loads((tmp_path / "results.json").read_text())
     assert kept["partial"]["why"] == f"interrupted by {number.name}" and kept["guests"] == ["taken down"]
 
@@ -112,7 +117,9 @@ def test_a_loop_that_stands_is_ended_and_where_it_stood_is_written_down(tmp_path
     assert "the event loop did not turn for 0." in err and ", in stand\n" in err
     assert "this is a mistake of the testbed" in err and f"what there is of its run is in {tmp_path}" in err
     kept = json.loads((tmp_path / "results.json").read_text())
-    assert kept["partial"]["why"].startswith("a mistake of the testbed: the event loop did not turn") and kept["guests"] == ["taken down"]
+    assert kept["partial"]["why"].startswith("a mistake of the testbed: the event loop did not turn") and kept[
+        "guests"
+    ] == ["taken down"]
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert any(one["level"] == "error" and "did not turn" in one["event"] and "in stand" in one["event"] for one in log)
 

@@ -3,7 +3,9 @@ import pytest
 from testbed.guest import devices
 from testbed.topology import GuestModel
 
-DISKS = GuestModel.model_validate({"disks": {"data": {"type": "virtio-blk", "size": "1G"}, "fast": {"type": "nvme", "size": "1G"}}}).disks
+DISKS = GuestModel.model_validate(
+    {"disks": {"data": {"type": "virtio-blk", "size": "1G"}, "fast": {"type": "nvme", "size": "1G"}}}
+).disks
 # What a Debian 6.1 guest printed.
 ROOT = "virtio-blk,vda,254:0,1572864,0,74622d726f6f74,"
 MODULES = "virtio-blk,vdb,254:16,245760,1,74622d6d6f64756c6573,"
@@ -24,18 +26,25 @@ def said(listing: str) -> str:
 
 
 def test_every_difference_is_said() -> None:
-    assert "disks.fast: expected a nvme disk with serial tb-fast, got tb-root, tb-modules, tb-data" in said(LISTING.replace(FAST, ""))
+    assert "disks.fast: expected a nvme disk with serial tb-fast, got tb-root, tb-modules, tb-data" in said(
+        LISTING.replace(FAST, "")
+    )
     assert "disks.data.size: expected 1073741824 bytes, got 1073741312 (/dev/vdc)" in said(
         LISTING.replace("254:32,2097152", "254:32,2097151")
     )
-    assert "disks.data: expected it writable" in said(LISTING.replace("2097152,0,74622d64617461", "2097152,1,74622d64617461"))
+    assert "disks.data: expected it writable" in said(
+        LISTING.replace("2097152,0,74622d64617461", "2097152,1,74622d64617461")
+    )
     assert "disks.data.type: expected virtio-blk, got nvme" in said(LISTING.replace("virtio-blk,vdc", "nvme,vdc"))
-    assert "/dev/vdd: expected no such disk, got one with serial 'other'" in said(f"{LISTING} virtio-blk,vdd,254:48,8,0,6f74686572,")
+    assert "/dev/vdd: expected no such disk, got one with serial 'other'" in said(
+        f"{LISTING} virtio-blk,vdd,254:48,8,0,6f74686572,"
+    )
     assert "serial tb-data: expected once, got 2 disks with it" in said(f"{LISTING} {DATA.replace('vdc', 'vdd')}")
 
 
 @pytest.mark.parametrize(
-    "listing", ["", "\x1b[2J nonsense\n\n1 2 3 4 5 6 7\n", "nvme,nvme0n1,259:0,\u0662,0,74", LISTING.replace("7462", "746")]
+    "listing",
+    ["", "\x1b[2J nonsense\n\n1 2 3 4 5 6 7\n", "nvme,nvme0n1,259:0,\u0662,0,74", LISTING.replace("7462", "746")],
 )
 def test_a_guest_that_answers_garbage_is_missing_its_disks(listing: str) -> None:
     assert "disks.data: expected a virtio-blk disk" in said(listing)
@@ -51,7 +60,9 @@ def test_each_disk_has_the_number_that_the_kernel_says_and_those_of_every_guest_
 
 
 def test_the_agent_is_asked_for_every_namespace() -> None:
-    disks = GuestModel.model_validate({"disks": {"fast": {"type": "nvme", "size": "1G", "namespaces": {"more": {"size": "1G"}}}}}).disks
+    disks = GuestModel.model_validate(
+        {"disks": {"fast": {"type": "nvme", "size": "1G", "namespaces": {"more": {"size": "1G"}}}}}
+    ).disks
     assert devices.count_disks(disks) == 2
     assert devices.query_command(2)["count"] == "2" and "nvme" in devices.query_command(2)
 
@@ -64,7 +75,9 @@ def test_what_a_topology_says_of_a_disk_is_read_back_and_no_default_is() -> None
         "namespaces": {"more": {"size": "1G", "zoned": {"zone-size": "64M"}}},
     }
     plain = {"type": "virtio-blk", "size": "1G", "queues": 4, "discard": False, "write-cache": False}
-    disks = GuestModel.model_validate({"disks": {"data": plain, "z": zoned, "bare": {"type": "nvme", "size": "1G"}}}).disks
+    disks = GuestModel.model_validate(
+        {"disks": {"data": plain, "z": zoned, "bare": {"type": "nvme", "size": "1G"}}}
+    ).disks
     there = {
         name: devices.Device(path=f"/dev/{path}", number="1:1", serial="", kind="", size_bytes=1, read_only=False)
         for name, path in {"data": "vdc", "z": "nvme0n1", "more": "nvme0n2", "bare": "nvme1n1"}.items()

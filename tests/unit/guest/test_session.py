@@ -98,7 +98,11 @@ def test_a_half_whose_other_has_gone_as_a_whole_is_removed(tmp_path: Path, lost:
     shutil.rmtree(getattr(of, lost))
     for folder in (of.scratch, of.runtime):
         folder.mkdir(parents=True, exist_ok=True)
-    assert len(reap(of).sessions) == 1 and not list(of.scratch.iterdir()) and {path.name for path in of.runtime.iterdir()} <= {"vms"}
+    assert (
+        len(reap(of).sessions) == 1
+        and not list(of.scratch.iterdir())
+        and {path.name for path in of.runtime.iterdir()} <= {"vms"}
+    )
 
 
 def test_a_living_session_is_left_alone_from_either_half(tmp_path: Path) -> None:

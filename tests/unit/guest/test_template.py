@@ -20,7 +20,9 @@ from testbed.qemu.command_line import Memory
 
 
 @pytest.mark.parametrize("wrong", [0, 2, 4])
-async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_guest_whose_clock_is_wrong_is_booted_again(
+    wrong: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     boots, asked = [], []
 
     @asynccontextmanager
@@ -44,7 +46,9 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path
         return Clock(offset_s=gained, error_s=0.05)
 
     spec = SimpleNamespace(deadlines=SimpleNamespace(restore_s=1, monitor_s=1))
-    guest = SimpleNamespace(freeze=nothing, monitor=SimpleNamespace(execute=nothing), wait=waited, spec=spec, boot_s=9.0)
+    guest = SimpleNamespace(
+        freeze=nothing, monitor=SimpleNamespace(execute=nothing), wait=waited, spec=spec, boot_s=9.0
+    )
     monkeypatch.setattr("testbed.guest.clock.read_clock", read)
     monkeypatch.setattr("testbed.guest.template._warm_up", nothing)
     monkeypatch.setattr("testbed.qemu.migration.save_state", nothing)
@@ -57,7 +61,9 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(wrong: int, tmp_path
             assert len(boots) == wrong + 1
 
 
-@pytest.mark.parametrize(("said", "room_left", "reason"), [("", True, "no reason"), ("", False, "/x: full"), ("nvme", False, "nvme")])
+@pytest.mark.parametrize(
+    ("said", "room_left", "reason"), [("", True, "no reason"), ("", False, "/x: full"), ("nvme", False, "nvme")]
+)
 async def test_a_state_that_finds_no_room_says_so(
     said: str, room_left: bool, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,9 @@ def qemu_img(*words: str | Path) -> None:
 
 def problems(folder: Path, image: str, more: str = "", size: str = "8M") -> list[str]:
     file = folder / "t.yaml"
-    file.write_text(f"version: 1\nguests: {{g0: {{disks: {{data: {{type: virtio-blk, size: {size}, image: {image}{more}}}}}}}}}\n")
+    file.write_text(
+        f"version: 1\nguests: {{g0: {{disks: {{data: {{type: virtio-blk, size: {size}, image: {image}{more}}}}}}}}}\n"
+    )
     try:
         load_points(file, host_memory=HOST_BYTES)
     except TopologyError as error:
@@ -53,26 +55,36 @@ def raw(path: Path, begin: bytes = b"", size: int = 4 << 20) -> None:
 def test_a_qcow2_that_is_called_img_is_not_taken_for_a_raw_image(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "ubuntu.img", "4M")
     said = one(tmp_path, "ubuntu.img")
-    assert said.startswith("expected raw, which its name says, got qcow2 by its bytes; write image-format: qcow2, or, where these")
+    assert said.startswith(
+        "expected raw, which its name says, got qcow2 by its bytes; write image-format: qcow2, or, where these"
+    )
     assert problems(tmp_path, "ubuntu.img", ", image-format: qcow2") == []
     (tmp_path / "ubuntu.img").rename(tmp_path / "ubuntu.qcow2")
     assert problems(tmp_path, "ubuntu.qcow2") == []
-    assert one(tmp_path, "ubuntu.qcow2", ", image-format: raw").startswith("expected raw, which image-format says, got qcow2")
+    assert one(tmp_path, "ubuntu.qcow2", ", image-format: raw").startswith(
+        "expected raw, which image-format says, got qcow2"
+    )
 
 
 def test_what_is_asked_for_is_what_the_disk_is_an_overlay_of(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "ubuntu.img", "4M")
     file = tmp_path / "t.yaml"
-    file.write_text("version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, image: ubuntu.img, image-format: qcow2}}}}\n")
+    file.write_text(
+        "version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, image: ubuntu.img, image-format: qcow2}}}}\n"
+    )
     disk = load_points(file, host_memory=HOST_BYTES)[""].guests["g0"].disks["data"]
     assert disk.image == str(tmp_path / "ubuntu.img") and disk.image_kind == "qcow2"
 
 
 def test_a_raw_image_that_is_called_qcow2_is_refused(tmp_path: Path) -> None:
     raw(tmp_path / "x.qcow2")
-    assert one(tmp_path, "x.qcow2") == "expected qcow2, which its name says, got raw by its bytes; write image-format: raw"
+    assert (
+        one(tmp_path, "x.qcow2") == "expected qcow2, which its name says, got raw by its bytes; write image-format: raw"
+    )
     raw(tmp_path / "x.img")
-    assert one(tmp_path, "x.img", ", image-format: qcow2").startswith("expected qcow2, which image-format says, got raw")
+    assert one(tmp_path, "x.img", ", image-format: qcow2").startswith(
+        "expected qcow2, which image-format says, got raw"
+    )
     assert problems(tmp_path, "x.img") == problems(tmp_path, "x.img", ", image-format: raw") == []
 
 
@@ -87,7 +99,10 @@ def test_other_formats_are_named(tmp_path: Path, kind: str) -> None:
 
 def test_what_is_compressed_or_packed_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.img").write_bytes(gzip.compress(bytes(4096)))
-    assert one(tmp_path, "x.img") == "expected raw, which its name says, got gzip by its bytes; unpack it first, with gunzip"
+    assert (
+        one(tmp_path, "x.img")
+        == "expected raw, which its name says, got gzip by its bytes; unpack it first, with gunzip"
+    )
     (tmp_path / "x.img").write_bytes(lzma.compress(bytes(4096)))
     assert one(tmp_path, "x.img").endswith("got xz by its bytes; unpack it first, with unxz")
     raw(tmp_path / "x.img", b"\x28\xb5\x2f\xfd")
@@ -110,7 +125,9 @@ def test_an_image_that_is_not_there_is_too_large_chained_or_encrypted_is_a_mista
     qemu_img("create", "-f", "qcow2", tmp_path / "big.qcow2", "16M")
     assert one(tmp_path, "big.qcow2") == "it holds 16M, which is more than the disk's size of 8M"
     qemu_img("create", "-f", "qcow2", "-b", tmp_path / "big.qcow2", "-F", "qcow2", tmp_path / "chained.qcow2", "8M")
-    assert one(tmp_path, "chained.qcow2").startswith(f"expected an image that stands alone, got one on {tmp_path}/big.qcow2; make one of")
+    assert one(tmp_path, "chained.qcow2").startswith(
+        f"expected an image that stands alone, got one on {tmp_path}/big.qcow2; make one of"
+    )
     qemu_img("create", "-f", "qcow2", "-o", f"data_file={tmp_path}/data.raw", tmp_path / "external.qcow2", "8M")
     assert "got one whose data is in another file" in one(tmp_path, "external.qcow2")
     qemu_img("create", "-f", "qcow2", tmp_path / "plain.qcow2", "4M")
@@ -140,7 +157,10 @@ def changed(folder: Path, name: str, *patches: tuple[int, bytes]) -> None:
 
 def test_an_image_that_could_name_a_file_with_its_data_is_refused_by_its_header_alone(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(bytes(8 << 20))
-    for name, option in (("named", f"data_file={tmp_path}/a.raw"), ("raw", f"data_file={tmp_path}/b.raw,data_file_raw=on")):
+    for name, option in (
+        ("named", f"data_file={tmp_path}/a.raw"),
+        ("raw", f"data_file={tmp_path}/b.raw,data_file_raw=on"),
+    ):
         qemu_img("create", "-f", "qcow2", "-o", option, tmp_path / f"{name}.qcow2", "8M")
     qemu_img("create", "-f", "qcow2", "-o", f"extended_l2=on,data_file={tmp_path}/c.raw", tmp_path / "sub.qcow2", "8M")
     extension = struct.pack(">II", 0x44415441, 6) + b"secret\0\0" + bytes(8)
@@ -183,7 +203,9 @@ async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monk
     """qemu-img runs as the caller, and is not confined: of a stranger's image it reads nothing."""
     monkeypatch.setattr(here, "image_mistakes", lambda *said: iter(()))
     os.mkfifo(tmp_path / "x.img")
-    wanted = Storage(file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw"))
+    wanted = Storage(
+        file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw")
+    )
     async with asyncio.timeout(30):
         await disk_files.make_disk_files(wanted)
     assert disk_images.kind(disk_images.Content(head=wanted.file.read_bytes(), tail=b"", size_bytes=1)) == "qcow2"
@@ -191,7 +213,9 @@ async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monk
 
 def test_a_qcow2_is_on_what_we_say_whatever_its_header_says() -> None:
     disk = disk_of(type="virtio-blk", size="8M", image="x.qcow2")
-    assert blockdev.image_node("data", "qcow2", "origin-data")["backing"] is None and "backing" not in blockdev.image_node("d", "raw", "o")
+    assert blockdev.image_node("data", "qcow2", "origin-data")[
+        "backing"
+    ] is None and "backing" not in blockdev.image_node("d", "raw", "o")
     assert blockdev.format_node("data", disk, "qcow2", "store-data")["backing"] == "image-data"
     own = disk_of(type="virtio-blk", size="8M", format="qcow2")
     assert blockdev.format_node("data", own, "qcow2", "store-data")["backing"] is None
@@ -204,7 +228,9 @@ def test_a_disk_that_a_qemu_has_written_to_names_no_other_file_when_it_is_opened
     changed(tmp_path, "own.qcow2")
     disk_files.check_kept_disks(kept("own.qcow2"))
     changed(tmp_path, "bit.qcow2", (72, struct.pack(">Q", 1 << 2)))
-    with pytest.raises(HostError, match=r"bit\.qcow2: expected a disk that stands alone, got one whose data is in another file"):
+    with pytest.raises(
+        HostError, match=r"bit\.qcow2: expected a disk that stands alone, got one whose data is in another file"
+    ):
         disk_files.check_kept_disks(kept("bit.qcow2"))
     (tmp_path / "link.qcow2").symlink_to("own.qcow2")
     os.mkfifo(tmp_path / "pipe.qcow2")
@@ -216,7 +242,13 @@ def test_a_disk_that_a_qemu_has_written_to_names_no_other_file_when_it_is_opened
 def test_old_qcow2_and_plain_content_are_what_they_are(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", "-o", "compat=0.10", tmp_path / "x.qcow2", "4M")
     assert problems(tmp_path, "x.qcow2") == []
-    for begin in (b"", b"LUKS\xba\xbe", b"\xeb\x63\x90", b"hsqs", b"\x7fELF"):  # what stands at the beginning of a raw disk
+    for begin in (
+        b"",
+        b"LUKS\xba\xbe",
+        b"\xeb\x63\x90",
+        b"hsqs",
+        b"\x7fELF",
+    ):  # what stands at the beginning of a raw disk
         content = disk_images.Content(head=begin + bytes(1000), tail=bytes(512), size_bytes=1 << 20)
         assert disk_images.kind(content) == "raw"
 
@@ -231,6 +263,10 @@ def test_no_header_whatever_is_taken_without_its_mistakes(tmp_path: Path) -> Non
 
 async def test_an_image_that_changed_since_it_was_validated_is_refused_as_well(tmp_path: Path) -> None:
     qemu_img("create", "-f", "qcow2", tmp_path / "x.img", "4M")
-    wanted = Storage(file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw"))
-    with pytest.raises(HostError, match=r"image .*x\.img: expected raw, which the topology says, got qcow2 by its bytes"):
+    wanted = Storage(
+        file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw")
+    )
+    with pytest.raises(
+        HostError, match=r"image .*x\.img: expected raw, which the topology says, got qcow2 by its bytes"
+    ):
         await disk_files.make_disk_files(wanted)

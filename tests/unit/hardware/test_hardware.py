@@ -37,12 +37,18 @@ def test_a_scale_makes_a_device_slower_in_every_way() -> None:
 @pytest.mark.parametrize(
     ("limits", "said"),
     {
-        "both": ({"iops-total": 1, "iops-read": 1}, "expected iops-total or iops-read and iops-write, got both (QEMU refuses that)"),
+        "both": (
+            {"iops-total": 1, "iops-read": 1},
+            "expected iops-total or iops-read and iops-write, got both (QEMU refuses that)",
+        ),
         "both bursts": (
             {"bps-read": 1, "bps-read-max": 2, "bps-total-max": 2},
             "expected bps-total-max or bps-read-max and bps-write-max, got both (QEMU refuses that)",
         ),
-        "a burst below": ({"iops-read": 9, "iops-read-max": 8}, "iops-read-max: expected at least iops-read, which is 9, got 8"),
+        "a burst below": (
+            {"iops-read": 9, "iops-read-max": 8},
+            "iops-read-max: expected at least iops-read, which is 9, got 8",
+        ),
         "a burst of nothing": ({"bps-write-max": 8}, "bps-write-max: expected bps-write beside it, got none"),
         "a length of nothing": (
             {"bps-write": 8, "bps-write-max-length": 2},
@@ -80,17 +86,29 @@ def test_what_people_write_is_understood() -> None:
         (words.parse_throttle, ["iops=1"], "expected one of iops-total"),
         (words.parse_throttle, ["iops-total=-1"], "iops-total: expected a number such as 100, got '-1'"),
         (words.parse_throttle, ["bps-read=20MB/s"], "bps-read: expected a number such as 20M, got '20MB/s'"),
-        (words.parse_throttle, ["hdd-7200", "iops-total=5"], "expected hdd-7200 alone, or beside a scale, got hdd-7200 iops-total=5"),
+        (
+            words.parse_throttle,
+            ["hdd-7200", "iops-total=5"],
+            "expected hdd-7200 alone, or beside a scale, got hdd-7200 iops-total=5",
+        ),
         (words.parse_throttle, ["iops-total=5", "off"], "expected off alone, or beside a scale, got iops-total=5 off"),
         (words.parse_throttle, ["iops-total=1", "iops-total=2"], "got 'iops-total' twice"),
         (words.parse_throttle, [], "got nothing"),
         (words.parse_faults, [], "got nothing"),
         (words.parse_latency, ["5"], "delay: expected a duration such as 5ms, got '5'"),
         (words.parse_latency, ["reed=5ms"], "expected one of both, read, write, flush, jitter, got 'reed'"),
-        (words.parse_latency, ["jitter=1ms"], "jitter: expected a delay of both, read, write or flush beside it, got none"),
+        (
+            words.parse_latency,
+            ["jitter=1ms"],
+            "jitter: expected a delay of both, read, write or flush beside it, got none",
+        ),
         (words.parse_faults, ["read"], "expected a fault such as read=EIO, got 'read'"),
         (words.parse_faults, ["read=EIO,count=x"], "read=EIO,count=x: count: expected a whole number, got 'x'"),
-        (words.parse_faults, ["read=EIO,probability=x"], "read=EIO,probability=x: probability: expected a number, got 'x'"),
+        (
+            words.parse_faults,
+            ["read=EIO,probability=x"],
+            "read=EIO,probability=x: probability: expected a number, got 'x'",
+        ),
         (words.parse_faults, ["read=EIO,times=1"], "expected count, range, probability or seed, got 'times'"),
     ],
 )
@@ -104,7 +122,10 @@ def test_what_is_not_understood_is_said(read: object, said: list[str], message: 
     ("fault", "said"),
     [
         (Fault(operation="reed", effect="EIO"), "operation: expected one of read, write, flush, discard, got 'reed'"),
-        (Fault(operation="read", effect="EPERM"), "effect: expected one of EIO, ENOSPC, ENOMEM, lost, torn, got 'EPERM'"),
+        (
+            Fault(operation="read", effect="EPERM"),
+            "effect: expected one of EIO, ENOSPC, ENOMEM, lost, torn, got 'EPERM'",
+        ),
         (Fault(operation="read", effect="lost"), "effect: expected an error for a read"),
         (Fault(operation="discard", effect="torn"), "effect: expected lost or an error for a discard"),
         (Fault(operation="flush", effect="EIO", first=1), "range: expected none for a flush"),
@@ -121,7 +142,13 @@ def test_blkdebug_gets_what_it_can_do() -> None:
     assert ERROR.in_qemu and ERROR.rules() == [{"event": "none", "iotype": "read", "errno": 5}]
     three = Fault(operation="write", effect="ENOSPC", count=3)
     assert three.in_qemu and three.rules() == [{"event": "none", "iotype": "write", "errno": 28, "once": True}] * 3
-    for other in ({"effect": "lost"}, {"probability": 0.5}, {"first": 4096}, {"count": 100_000}, {"operation": "flush"}):
+    for other in (
+        {"effect": "lost"},
+        {"probability": 0.5},
+        {"first": 4096},
+        {"count": 100_000},
+        {"operation": "flush"},
+    ):
         assert not Fault(**{"operation": "write", "effect": "EIO", **other}).in_qemu  # type: ignore[arg-type]  # a test's own words
 
 
@@ -182,7 +209,10 @@ def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
         "blockdev-del late-d",
         "blockdev-del late-image-d",
     ]
-    assert commands[0].arguments["options"][0]["driver"] == "qcow2" and commands[2].arguments["options"][0]["backing"] == "image-d"
+    assert (
+        commands[0].arguments["options"][0]["driver"] == "qcow2"
+        and commands[2].arguments["options"][0]["backing"] == "image-d"
+    )
 
 
 def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
@@ -243,7 +273,11 @@ def test_what_is_said_is_what_is_read(profile: object) -> None:
 
 
 def test_faults_are_said_as_they_are_read() -> None:
-    for written in (["read=EIO"], ["write=torn,count=3,range=1048576-2097152", "flush=ENOMEM,probability=0.25"], ["off"]):
+    for written in (
+        ["read=EIO"],
+        ["write=torn,count=3,range=1048576-2097152", "flush=ENOMEM,probability=0.25"],
+        ["off"],
+    ):
         assert words.format_faults(words.parse_faults(written)) == written
 
 

@@ -51,7 +51,17 @@ def holding(address: str, count: int, *, uid: int) -> Iterator[tuple[int, int]]:
     )
     with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
         port = server.getsockname()[1]
-        words = ["/usr/bin/python3" if uid else sys.executable, "-I", "-S", "-c", code, str(port), str(count), str(uid), address]
+        words = [
+            "/usr/bin/python3" if uid else sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            code,
+            str(port),
+            str(count),
+            str(uid),
+            address,
+        ]
         with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
             assert other.stdout is not None and other.stdout.readline() == "there\n"
             yield port, other.pid
@@ -98,7 +108,9 @@ def test_a_neighbour_with_a_command_line_without_end_costs_no_memory() -> None:
 def test_a_neighbour_who_holds_connections_is_named(address: str) -> None:
     with holding(address, 40, uid=65534) as (port, pid):
         said = other_users.find_connections(port)
-    assert said.startswith(f"; nobody (uid 65534) holds 40 connections to 127.0.0.1:{port} (pid {pid} of nobody (uid 65534), since 20")
+    assert said.startswith(
+        f"; nobody (uid 65534) holds 40 connections to 127.0.0.1:{port} (pid {pid} of nobody (uid 65534), since 20"
+    )
     assert ": /usr/bin/python3 -I -S " in said
 
 
@@ -126,11 +138,17 @@ def test_who_was_left_a_lock_is_its_holder(tmp_path: Path) -> None:
     script = 'exec 9>>"$0"; flock 9; echo there; read -r _'
     with (
         (tmp_path / "lock").open("a"),
-        subprocess.Popen(["sh", "-c", script, tmp_path / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shell,
+        subprocess.Popen(
+            ["sh", "-c", script, tmp_path / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as shell,
     ):
         assert shell.stdout is not None and shell.stdout.readline() == "there\n"
         assert other_users.lock_holder(tmp_path / "lock").startswith(f"pid {shell.pid} of ")
-    assert other_users.lock_holder(tmp_path / "lock") == "a process that /proc does not show" == other_users.lock_holder(tmp_path / "none")
+    assert (
+        other_users.lock_holder(tmp_path / "lock")
+        == "a process that /proc does not show"
+        == other_users.lock_holder(tmp_path / "none")
+    )
 
 
 def test_what_is_named_steers_no_terminal() -> None:

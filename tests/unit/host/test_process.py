@@ -35,7 +35,9 @@ async def test_a_failure_says_what_the_program_said() -> None:
 
 async def test_a_missing_program_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "_SEARCH", "/nowhere")
-    with pytest.raises(ToolMissing, match="mke2fs: not found on this machine; install it with: apt-get install e2fsprogs"):
+    with pytest.raises(
+        ToolMissing, match="mke2fs: not found on this machine; install it with: apt-get install e2fsprogs"
+    ):
         process.find("mke2fs")
 
 
@@ -95,6 +97,8 @@ async def test_a_program_may_clean_up_when_its_run_is_cancelled(tmp_path: Path, 
 
 
 async def test_what_a_program_that_stays_makes_is_its_users_alone(tmp_path: Path) -> None:
-    child = await process.start(["sh", "-c", f"touch {tmp_path}/file && mkdir {tmp_path}/folder"], output=tmp_path / "log")
+    child = await process.start(
+        ["sh", "-c", f"touch {tmp_path}/file && mkdir {tmp_path}/folder"], output=tmp_path / "log"
+    )
     assert await child.wait() == 0
     assert [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("file", "folder")] == [0o600, 0o700]

@@ -75,14 +75,18 @@ def test_a_log_that_cannot_be_written_is_told_of_once(tmp_path: Path) -> None:
     log = Log(tmp_path / "nowhere" / "log", said.append)
     log.note({"a": 1})
     log.add("b")
-    assert len(said) == 1 and said[0].startswith(f"{tmp_path}/nowhere/log: cannot be written: No such file or directory; make room there")
+    assert len(said) == 1 and said[0].startswith(
+        f"{tmp_path}/nowhere/log: cannot be written: No such file or directory; make room there"
+    )
 
 
 def piece(name: str, hours: float, size: int = 100) -> Piece:
     return Piece(folder=Path("/cache/templates") / name, size_bytes=size, used=NOW - hours * HOUR)
 
 
-def superfluous(*pieces: Piece, unused_h: float | None = None, limit: int | None = None, needed: tuple[str, ...] = ()) -> list[str]:
+def superfluous(
+    *pieces: Piece, unused_h: float | None = None, limit: int | None = None, needed: tuple[str, ...] = ()
+) -> list[str]:
     unused_s = None if unused_h is None else unused_h * HOUR
     kept = [Path("/cache/templates") / name for name in needed]
     return [one.folder.name for one in gc.select_unused(pieces, NOW, unused_s=unused_s, limit_bytes=limit, needed=kept)]
@@ -123,7 +127,10 @@ def test_gc_removes_leftovers_and_what_nobody_needs_and_nothing_else(tmp_path: P
     (environment / "complete").touch()
     os.utime(environment / "complete", (0, 0))
     dry = testbed(tmp_path, "gc", "--dry-run", "--json", XDG_RUNTIME_DIR=str(tmp_path))
-    assert [one["name"] for one in json.loads(dry.stdout)["would_be_removed"]] == ["venv-2", "templates/aaaa"] and old.exists()
+    assert [one["name"] for one in json.loads(dry.stdout)["would_be_removed"]] == [
+        "venv-2",
+        "templates/aaaa",
+    ] and old.exists()
     done = testbed(tmp_path, "gc", XDG_RUNTIME_DIR=str(tmp_path))
     assert done.returncode == 0 and done.stdout.split()[::2] == ["venv-2", "templates/aaaa"], done
     assert "1.0M" in done.stdout and "2 removed" in done.stderr
@@ -154,7 +161,9 @@ def test_what_a_full_disk_takes_no_more_is_named_and_leaves_nothing(tmp_path: Pa
         logfile.write(tmp_path / "argv.txt", "-cpu max")
 
 
-def test_a_file_of_a_run_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_a_run_that_cannot_be_written_is_named_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 

@@ -45,8 +45,16 @@ def test_the_files_of_a_kernel_are_found_from_everywhere(here: Path) -> None:
         assert TABLE.absolute(name) == name
 
 
-def test_places_of_the_environment_are_from_the_root_before_a_process_works_elsewhere(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = {"TESTBED_CACHE": "a:b", "TESTBED_STATE": "../s", "TESTBED_ADMISSION": "q", "XDG_RUNTIME_DIR": "r", "TESTBED_QEMU": "./qemu"}
+def test_places_of_the_environment_are_from_the_root_before_a_process_works_elsewhere(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {
+        "TESTBED_CACHE": "a:b",
+        "TESTBED_STATE": "../s",
+        "TESTBED_ADMISSION": "q",
+        "XDG_RUNTIME_DIR": "r",
+        "TESTBED_QEMU": "./qemu",
+    }
     for name, value in (wanted | {"PATH": "bin:/usr/bin:", "TMPDIR": ""}).items():
         monkeypatch.setenv(name, value)
     paths.resolve_environment()
@@ -61,7 +69,17 @@ def test_places_of_the_environment_are_from_the_root_before_a_process_works_else
 def test_folders_are_from_the_root_whatever_the_environment_says(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "_LONGEST_SOCKET_FOLDER", 4096)  # pytest's folders have long names
     (here / "r").mkdir()
-    for name, value in {"TESTBED_CACHE": "c", "TESTBED_STATE": "s", "TESTBED_ADMISSION": "q", "XDG_RUNTIME_DIR": "r"}.items():
+    for name, value in {
+        "TESTBED_CACHE": "c",
+        "TESTBED_STATE": "s",
+        "TESTBED_ADMISSION": "q",
+        "XDG_RUNTIME_DIR": "r",
+    }.items():
         monkeypatch.setenv(name, value)
     found = paths.folders()
-    assert (found.cache, found.state, found.runtime, found.admission) == (here / "c", here / "s", here / "r/testbed", here / "q")
+    assert (found.cache, found.state, found.runtime, found.admission) == (
+        here / "c",
+        here / "s",
+        here / "r/testbed",
+        here / "q",
+    )

@@ -58,7 +58,9 @@ def test_limits_are_numbers_or_none() -> None:
 
 
 def test_pages_of_files_could_be_had_and_shared_memory_could_not() -> None:
-    stat = "anon 100\nfile 70\nshmem 40\ninactive_anon 40\ninactive_file 20\nactive_file 10\nworkingset_restore_file 5\n"
+    stat = (
+        "anon 100\nfile 70\nshmem 40\ninactive_anon 40\ninactive_file 20\nactive_file 10\nworkingset_restore_file 5\n"
+    )
     assert free_of(1000, "170\n", stat) == 1000 - 170 + 30
     assert free_of(100, "170\n", "") == 0
     first = "cache 70\ninactive_file 20\nactive_file 10\ntotal_inactive_file 200\ntotal_active_file 100\n"
@@ -79,10 +81,18 @@ def test_the_least_of_a_group_and_those_above_it_counts(tmp_path: Path) -> None:
     root = tmp_path / "sys/fs/cgroup"
     root.mkdir(parents=True)
     assert second(tmp_path, "0::/outer/inner\n") == Share()
-    group(root / "outer", memory_max=f"{3 * GIB}", memory_current=f"{2 * GIB}", memory_stat="inactive_file 0", cpu_max="max 100000")
+    group(
+        root / "outer",
+        memory_max=f"{3 * GIB}",
+        memory_current=f"{2 * GIB}",
+        memory_stat="inactive_file 0",
+        cpu_max="max 100000",
+    )
     group(root / "outer" / "inner", memory_max="max", cpu_max="300000 100000")
     assert second(tmp_path, "0::/outer/inner\n") == Share(memory_bytes=3 * GIB, free_bytes=GIB, cores=3)
-    group(root / "outer" / "inner", memory_max=f"{GIB}", memory_current=f"{MIB}", memory_stat="", cpu_max="100000 100000")
+    group(
+        root / "outer" / "inner", memory_max=f"{GIB}", memory_current=f"{MIB}", memory_stat="", cpu_max="100000 100000"
+    )
     assert second(tmp_path, "0::/outer/inner\n") == Share(memory_bytes=GIB, free_bytes=GIB - MIB, cores=1)
     assert second(tmp_path, "0::/outer\n") == Share(memory_bytes=3 * GIB, free_bytes=GIB)
     # As in a container, whose own group is the root of all that it sees.
@@ -104,7 +114,13 @@ def test_limits_of_the_first_version_count_as_well(tmp_path: Path) -> None:
     memory, cpu = tmp_path / "sys/fs/cgroup/memory", tmp_path / "sys/fs/cgroup/cpu,cpuacct"
     groups = "4:memory:/outer/inner\n2:cpu,cpuacct:/c\n0::/\n"
     first(memory, memory_limit_in_bytes=NO_LIMIT, memory_usage_in_bytes="5", memory_stat="", memory_use_hierarchy="1\n")
-    first(memory / "outer/inner", memory_limit_in_bytes=NO_LIMIT, memory_usage_in_bytes="5", memory_stat="", memory_use_hierarchy="1\n")
+    first(
+        memory / "outer/inner",
+        memory_limit_in_bytes=NO_LIMIT,
+        memory_usage_in_bytes="5",
+        memory_stat="",
+        memory_use_hierarchy="1\n",
+    )
     first(cpu / "c", cpu_cfs_quota_us="-1\n", cpu_cfs_period_us="100000\n")
     assert machine_share(HYBRID, groups, tmp_path) == Share()
     first(cpu / "c", cpu_cfs_quota_us="250000\n", cpu_cfs_period_us="100000\n")

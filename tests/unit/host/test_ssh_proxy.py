@@ -52,7 +52,9 @@ def test_a_client_gets_the_connection_itself(tmp_path: Path) -> None:
     """As ssh asks for it with ProxyUseFdpass: by one byte and a descriptor."""
     ours, theirs = socket.socketpair()
     with ours, keeper(tmp_path / "ssh", b"\n"):
-        done = subprocess.run(words(tmp_path / "ssh"), stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.PIPE, check=True)
+        done = subprocess.run(
+            words(tmp_path / "ssh"), stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.PIPE, check=True
+        )
         theirs.close()
         data, descriptors, _, _ = socket.recv_fds(ours, 10, 2)
         assert data == b"\0" and len(descriptors) == 1 and done.stderr == b""
@@ -87,7 +89,10 @@ def test_what_explains_a_server_that_does_not_answer_is_said(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
-    [(b"guest g0: SSH: refused", "testbed: guest g0: SSH: refused\n"), (b"", "testbed: who keeps this guest went away\n")],
+    [
+        (b"guest g0: SSH: refused", "testbed: guest g0: SSH: refused\n"),
+        (b"", "testbed: who keeps this guest went away\n"),
+    ],
 )
 def test_no_connection_is_an_error_in_words(said: bytes, expected: str, tmp_path: Path) -> None:
     with keeper(tmp_path / "ssh", said, hands=False):

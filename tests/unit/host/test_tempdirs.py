@@ -21,10 +21,14 @@ with held.temporary() as folder:
 """
 
 
-def test_what_a_killed_command_had_for_a_while_goes_with_the_next_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_command_had_for_a_while_goes_with_the_next_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as child:
         assert child.stdout is not None
         folder = Path(child.stdout.readline().decode().strip())
         assert folder.parent == tmp_path and tempdirs.sweep_temporary() == ()
@@ -36,7 +40,9 @@ def test_what_a_killed_command_had_for_a_while_goes_with_the_next_and_no_other(t
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_yet_held_is_left_for_a_moment_and_a_link_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_not_yet_held_is_left_for_a_moment_and_a_link_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     new, somebodys = tmp_path / "testbed-tmp-1.abcd.new", tmp_path / "somebodys"
     new.mkdir()

@@ -62,7 +62,9 @@ def test_a_test_is_called_by_its_kernel_and_its_point(suite: pytest.Pytester) ->
             "test_none",
         ]
     )
-    assert collected(suite, "--testbed-kernel", "debian-6.12", "-k", "test_x and nvme") == ["test_x[debian-6.12-nvme-ext4]"]
+    assert collected(suite, "--testbed-kernel", "debian-6.12", "-k", "test_x and nvme") == [
+        "test_x[debian-6.12-nvme-ext4]"
+    ]
     assert len(collected(suite, "--testbed-kernel=debian-5.10", "--testbed-kernel=debian-6.12", "-k", "test_y")) == 6
 
 
@@ -106,7 +108,9 @@ def test_where_a_topology_comes_from(suite: pytest.Pytester) -> None:
 
 
 def test_without_a_topology_it_is_a_guest_without_disks(suite: pytest.Pytester) -> None:
-    suite.makepyfile("def test_plain(topology): assert [*topology.guests] == ['g0'] and not topology.guests['g0'].disks")
+    suite.makepyfile(
+        "def test_plain(topology): assert [*topology.guests] == ['g0'] and not topology.guests['g0'].disks"
+    )
     suite.runpytest("-q").assert_outcomes(passed=1)
 
 
@@ -127,7 +131,10 @@ def test_a_point_can_be_chosen(suite: pytest.Pytester) -> None:
     [
         ("testbed_kernels()", "testbed_kernels: expected names of kernels, or base= and patched=, got nothing"),
         ("testbed_kernels('debian-9')", "testbed_kernels: kernel 'debian-9': expected one of debian-5.10"),
-        ("testbed_kernels(left='debian-6.1')", "testbed_kernels: expected names of kernels, or base= and patched=, got left='debian-6.1'"),
+        (
+            "testbed_kernels(left='debian-6.1')",
+            "testbed_kernels: expected names of kernels, or base= and patched=, got left='debian-6.1'",
+        ),
         ("testbed_kernels('debian-6.1', 'debian-6.1')", "testbed_kernels: expected each kernel once"),
         ("testbed_kernels(base='nowhere')", "testbed_kernels: kernel 'nowhere'"),
         ("testbed_topology()", "testbed_topology: expected a path, YAML, a mapping"),
@@ -135,7 +142,10 @@ def test_a_point_can_be_chosen(suite: pytest.Pytester) -> None:
         ("testbed_topology('nowhere.yaml')", "nowhere.yaml:1:1: cannot be read"),
         ("testbed_topology({'guests': {'g0': {'diks': {}}}})", "guests.g0.diks: unknown key"),
         ("testbed_topology(disks={'data': {'type': 'floppy'}})", "guests.g0.disks.data"),
-        ("testbed_topology('m.yaml', point='disk=ram')", "testbed_topology: expected a point of the matrix, such as disk=virtio-blk"),
+        (
+            "testbed_topology('m.yaml', point='disk=ram')",
+            "testbed_topology: expected a point of the matrix, such as disk=virtio-blk",
+        ),
         ("testbed_topology('m.yaml', point=3)", "testbed_topology: point: expected a name"),
         ("testbed_requires()", "testbed_requires: expected module=, config=, tool=, qemu=, got nothing"),
         ("testbed_requires('fio')", "testbed_requires: expected module=, config=, tool=, qemu=, got 'fio'"),
@@ -152,14 +162,18 @@ def test_a_wrong_marker_is_an_error_with_its_place(suite: pytest.Pytester, marke
     done = suite.runpytest("-q")
     assert done.ret == pytest.ExitCode.INTERRUPTED
     text = done.stdout.str()
-    assert said in text and "test_wrong.py:3: test_x: " in text and "Traceback" not in text and "site-packages" not in text
+    assert (
+        said in text and "test_wrong.py:3: test_x: " in text and "Traceback" not in text and "site-packages" not in text
+    )
 
 
 @pytest.mark.slow
 def test_a_machine_without_tools_is_told_what_to_install(suite: pytest.Pytester) -> None:
     suite.makepyfile("def test_x(testbed): ...")
     words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run(words, cwd=suite.path, capture_output=True, text=True, timeout=60, env={**os.environ, "PATH": "/nowhere"})
+    done = subprocess.run(
+        words, cwd=suite.path, capture_output=True, text=True, timeout=60, env={**os.environ, "PATH": "/nowhere"}
+    )
     assert done.returncode == 1 and "1 error" in done.stdout
     assert "testbed: this machine lacks " in done.stdout and "; as root: apt-get install " in done.stdout, done.stdout
     assert "qemu-system-x86_64" in done.stdout
@@ -176,14 +190,19 @@ def test_a_timeout_is_for_coroutines(suite: pytest.Pytester) -> None:
     [
         ("--testbed-kernel=debian-9", "--testbed-kernel: kernel 'debian-9': expected one of"),
         ("--testbed-base=debian-9", "--testbed-base: kernel 'debian-9': expected one of"),
-        ("--testbed-artifacts=/dev/null", "--testbed-artifacts /dev/null: expected a folder, got /dev/null: File exists"),
+        (
+            "--testbed-artifacts=/dev/null",
+            "--testbed-artifacts /dev/null: expected a folder, got /dev/null: File exists",
+        ),
         ("--testbed-topology=nowhere.yaml", "--testbed-topology: nowhere.yaml:1:1: cannot be read"),
     ],
 )
 def test_a_wrong_option_is_a_usage_error(suite: pytest.Pytester, option: str, said: str) -> None:
     suite.makepyfile("def test_x(): ...")
     done = suite.runpytest(option)
-    assert done.ret == pytest.ExitCode.USAGE_ERROR and said in done.stderr.str() and "Traceback" not in done.stderr.str()
+    assert (
+        done.ret == pytest.ExitCode.USAGE_ERROR and said in done.stderr.str() and "Traceback" not in done.stderr.str()
+    )
 
 
 def test_a_suite_may_have_a_topology_of_its_own(suite: pytest.Pytester) -> None:
@@ -260,7 +279,11 @@ def test_every_wrong_marker_of_a_test_is_named(suite: pytest.Pytester) -> None:
         "testbed_timeout(0)",
         "testbed_topology(7)",
     )
-    suite.makepyfile(test_wrong="import pytest\n\n" + "".join(f"@pytest.mark.{one}\n" for one in markers) + "async def test_x(vm): ...\n")
+    suite.makepyfile(
+        test_wrong="import pytest\n\n"
+        + "".join(f"@pytest.mark.{one}\n" for one in markers)
+        + "async def test_x(vm): ...\n"
+    )
     text = suite.runpytest("-q").stdout.str()
     for said in (
         "kernel 'debian-9'",

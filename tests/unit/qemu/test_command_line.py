@@ -16,7 +16,10 @@ from tests.unit.store.test_cache import Recorder
 DATA = Path(__file__).parents[2] / "data"
 ROOT = Path(__file__).parents[3]
 FILES = command_line.BootFiles(
-    bzimage=Path("/k/bzImage"), initramfs=Path("/i/initramfs"), root=Path("/r/root.ext4"), modules_disk=Path("/k/modules.ext4")
+    bzimage=Path("/k/bzImage"),
+    initramfs=Path("/i/initramfs"),
+    root=Path("/r/root.ext4"),
+    modules_disk=Path("/k/modules.ext4"),
 )
 
 
@@ -58,7 +61,9 @@ def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
     assert any(option[0] == "-sandbox" for option in words(host()))
     factory.warn_if_unconfined(host(), notes)
     assert notes.notes == []
-    factory.warn_if_unconfined(replace(host(), confinement=JailSupport(why_unconfined="no libseccomp", apart=True)), notes)
+    factory.warn_if_unconfined(
+        replace(host(), confinement=JailSupport(why_unconfined="no libseccomp", apart=True)), notes
+    )
     assert "is not confined: a guest that takes it over may open files" in notes.notes.pop()
     with pytest.raises(HostError, match=r"expected a QEMU that has a sandbox .*TESTBED_NO_SANDBOX=1"):
         words(host(seccomp=False))
@@ -87,7 +92,10 @@ def test_the_cpu_model_is_the_hosts_under_kvm() -> None:
 @pytest.mark.parametrize("change", [{"kernel": "x"}, {"image": "x"}, {"initramfs": "x"}])
 def test_a_template_is_keyed_by_what_it_boots(change: dict[str, str]) -> None:
     known = {"kernel": "k", "image": "i", "initramfs": "r"}
-    assert command_line.machine_id(host(), model(), **known).key != command_line.machine_id(host(), model(), **(known | change)).key
+    assert (
+        command_line.machine_id(host(), model(), **known).key
+        != command_line.machine_id(host(), model(), **(known | change)).key
+    )
 
 
 def test_a_template_is_keyed_by_the_qemu_and_the_machine() -> None:
@@ -133,7 +141,13 @@ def test_a_throttled_disk_stands_on_a_filter_in_its_own_group() -> None:
     text = "version: 1\nguests: {g: {disks: {d: {type: nvme, size: 1G, throttle: {iops-total: 100}}}}}\n"
     disk = parse(text, "a.yaml").guests["g"].disks["d"]
     commands = plugged("d", disk, 0)
-    assert [command.execute for command in commands] == ["blockdev-add", "blockdev-add", "object-add", "blockdev-add", "device_add"]
+    assert [command.execute for command in commands] == [
+        "blockdev-add",
+        "blockdev-add",
+        "object-add",
+        "blockdev-add",
+        "device_add",
+    ]
     assert commands[0].arguments["node-name"] == commands[1].arguments["file"] == "store-d"
     assert commands[2].arguments["limits"]["iops-total"] == 100
     assert commands[3].arguments["file"] == "file-d" and commands[4].arguments["drive"] == "limited-d"
@@ -153,7 +167,9 @@ def test_every_disk_has_a_port() -> None:
 
 def test_kvm_that_does_not_work_is_not_planned_with() -> None:
     with pytest.raises(HostError, match="the topology wants accelerator: kvm; here it is not used: said so"):
-        command_line.machine_id(host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r")
+        command_line.machine_id(
+            host(), model().model_copy(update={"accelerator": "kvm"}), kernel="k", image="i", initramfs="r"
+        )
 
 
 def test_a_qemu_without_datagrams_has_no_networks_and_all_the_rest() -> None:

@@ -12,7 +12,11 @@ def test_errors_are_counted_by_disk_operation_and_what_became_of_them() -> None:
     assert errors.said("data", {}) == ["3 read errors reported", "1 write error ignored"]
     assert errors.said("other", {}) == ["1 write error odd"] and errors.said("none", {}) == [] and errors.stopped == ""
     # What QEMU has not told of, and what its counters, which begin again with each plug, no longer know.
-    assert errors.said("data", {"read": 5, "write": 1}) == ["5 read errors reported", "1 write error ignored", "1 write error reported"]
+    assert errors.said("data", {"read": 5, "write": 1}) == [
+        "5 read errors reported",
+        "1 write error ignored",
+        "1 write error reported",
+    ]
     assert errors.said("data", {"read": 0, "write": 0}) == ["3 read errors reported", "1 write error ignored"]
 
 

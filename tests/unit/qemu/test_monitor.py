@@ -16,7 +16,9 @@ from tests.support.qmp_server import FakeQmp, fake_qmp
 
 
 @asynccontextmanager
-async def connected(folder: Path, answers: dict[str, Any]) -> AsyncIterator[tuple[Monitor, FakeQmp, list[tuple[str, dict[str, Any]]]]]:
+async def connected(
+    folder: Path, answers: dict[str, Any]
+) -> AsyncIterator[tuple[Monitor, FakeQmp, list[tuple[str, dict[str, Any]]]]]:
     events: list[tuple[str, dict[str, Any]]] = []
     async with fake_qmp(folder / "qmp", answers) as fake:
         wire = Monitor("g0", Log(folder / "qmp.jsonl", print), lambda name, data: events.append((name, data)))
@@ -37,7 +39,11 @@ async def test_commands_are_sent_in_order_and_kept_in_the_log(tmp_path: Path) ->
 
 
 async def test_a_refusal_says_what_was_asked_and_stops_the_rest(tmp_path: Path) -> None:
-    async with connected(tmp_path, {"device_add": RuntimeError("Bus 'port9' not found"), "cont": {}}) as (wire, fake, _):
+    async with connected(tmp_path, {"device_add": RuntimeError("Bus 'port9' not found"), "cont": {}}) as (
+        wire,
+        fake,
+        _,
+    ):
         with pytest.raises(HostError, match=r"refused device_add .*port9.*Bus 'port9' not found"):
             await wire.run((QmpCommand(execute="device_add", arguments={"bus": "port9"}), QmpCommand(execute="cont")))
         assert ("cont", {}) not in fake.asked

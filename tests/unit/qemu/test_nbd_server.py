@@ -109,12 +109,19 @@ def test_a_power_cut_loses_what_was_not_flushed_and_the_same_seed_loses_the_same
 
 
 @pytest.mark.parametrize("drops_fua", [False, True])
-def test_the_first_write_after_a_flush_is_kept_where_nobody_says_which_must_be(drops_fua: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_write_after_a_flush_is_kept_where_nobody_says_which_must_be(
+    drops_fua: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(device, "_FORCED_S", 0.0)
     below = Memory(64 * KIB)
     cache = VolatileCache(below, room_bytes=1 << 20, lies=False)
     exported = Device(cache, log=io.StringIO(), drops_fua=drops_fua)
-    for request in (write(0, b"a" * 4 * KIB), Request(operation="flush"), write(4 * KIB, b"b" * 4 * KIB), write(8 * KIB, b"c" * 4 * KIB)):
+    for request in (
+        write(0, b"a" * 4 * KIB),
+        Request(operation="flush"),
+        write(4 * KIB, b"b" * 4 * KIB),
+        write(8 * KIB, b"c" * 4 * KIB),
+    ):
         assert ended(exported, request) == (0, b"")
     assert cache.settle(0.0) == (1 if drops_fua else 2)
     assert below.read(0, 12 * KIB) == b"a" * 4 * KIB + (b"b" if drops_fua else b"\0") * 4 * KIB + bytes(4 * KIB)
@@ -174,7 +181,13 @@ def test_faults_say_which_requests_go_wrong_and_how_often() -> None:
     assert ended(device, write(16 * KIB, b"b" * 512))[0] == 0
     assert ended(device, read(16 * KIB, 512)) == (0, bytes(512))
     assert [ended(device, Request(operation="flush"))[0] for _ in range(2)] == [errno.ENOMEM, 0]
-    assert [json.loads(line)["effect"] for line in log.getvalue().splitlines()] == ["ENOSPC", "ENOSPC", "EIO", "lost", "ENOMEM"]
+    assert [json.loads(line)["effect"] for line in log.getvalue().splitlines()] == [
+        "ENOSPC",
+        "ENOSPC",
+        "EIO",
+        "lost",
+        "ENOMEM",
+    ]
 
 
 def test_a_torn_write_leaves_its_beginning_and_the_same_seed_tears_the_same() -> None:
@@ -187,7 +200,9 @@ def test_a_torn_write_leaves_its_beginning_and_the_same_seed_tears_the_same() ->
             assert ended(device, write(number * 32 * KIB, b"t" * 32 * KIB)) == (0, b"")
             data = below.read(number * 32 * KIB, 32 * KIB)
             found.append(data.count(b"t"))
-            assert data == b"t" * found[-1] + bytes(32 * KIB - found[-1]) and found[-1] % 512 == 0 and found[-1] < 32 * KIB
+            assert (
+                data == b"t" * found[-1] + bytes(32 * KIB - found[-1]) and found[-1] % 512 == 0 and found[-1] < 32 * KIB
+            )
         return found
 
     assert left(1) == left(1) != left(2)
@@ -275,7 +290,12 @@ class Process:
         own, self.client = socket.socketpair()
         with own, disk.open("r+b") as file:
             handed = {"wire": own.fileno(), "file": file.fileno(), "parent": os.getpid()}
-            words = [sys.executable, "-m", "testbed.qemu.nbd_server", json.dumps(asdict(Settings(**{**handed, **settings})))]
+            words = [
+                sys.executable,
+                "-m",
+                "testbed.qemu.nbd_server",
+                json.dumps(asdict(Settings(**{**handed, **settings}))),
+            ]
             self.child = subprocess.Popen(
                 words,
                 stdin=subprocess.PIPE,
@@ -323,7 +343,14 @@ def qemu_io(client: socket.socket, *commands: str) -> str:
 def test_qemus_client_reads_and_writes_it(exported: Process, tmp_path: Path) -> None:
     said = qemu_io(
         exported.client,
-        *("write -P 90 0 64k", "read -P 90 0 64k", "discard 0 4k", "read -P 0 0 4k", "write -z 8k 4k", "write -f -P 7 512k 512"),
+        *(
+            "write -P 90 0 64k",
+            "read -P 90 0 64k",
+            "discard 0 4k",
+            "read -P 0 0 4k",
+            "write -z 8k 4k",
+            "write -f -P 7 512k 512",
+        ),
         *("write -P 5 700 100", "read -P 5 700 100", "read -P 90 4k 4k", "read -P 0 8k 4k"),
     )
     assert "failed" not in said and said.count("wrote ") == 4 and said.count("read ") == 5, said
@@ -331,7 +358,9 @@ def test_qemus_client_reads_and_writes_it(exported: Process, tmp_path: Path) -> 
 
 
 def test_qemus_client_meets_its_faults(exported: Process) -> None:
-    assert exported.tell(verb="faults", faults=[{"operation": "write", "effect": "ENOSPC", "count": 1}]) == {"number": None}
+    assert exported.tell(verb="faults", faults=[{"operation": "write", "effect": "ENOSPC", "count": 1}]) == {
+        "number": None
+    }
     said = qemu_io(exported.client, "write 0 4k", "write -P 1 0 4k")
     assert "No space left on device" in said and said.count("wrote ") == 1
 

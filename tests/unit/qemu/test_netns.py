@@ -38,7 +38,9 @@ def echoing(account: Account | None) -> Iterator[tuple[NetworkNamespace, int]]:
         words = [*jail.command_prefix(account, network=netns.handed), sys.executable, "-I", "-S", "-c", ECHO]
         if account is not None:  # who may not start our Python
             words = [*words[:-5], "/usr/bin/python3", "-I", "-S", "-c", ECHO]
-        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=(netns.handed,)) as program:
+        with subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=(netns.handed,)
+        ) as program:
             try:
                 assert program.stdout is not None and program.stderr is not None
                 said = program.stdout.readline()
@@ -52,13 +54,20 @@ def echoing(account: Account | None) -> Iterator[tuple[NetworkNamespace, int]]:
                 program.kill()
 
 
-@pytest.fixture(params=[None, pytest.param(NOBODY, marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user"))])
+@pytest.fixture(
+    params=[
+        None,
+        pytest.param(NOBODY, marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")),
+    ]
+)
 def echo(request: pytest.FixtureRequest) -> Iterator[tuple[NetworkNamespace, int]]:
     with echoing(request.param) as found:
         yield found
 
 
-async def test_who_made_the_namespace_connects_as_often_as_it_likes_and_nobody_else_does(echo: tuple[NetworkNamespace, int]) -> None:
+async def test_who_made_the_namespace_connects_as_often_as_it_likes_and_nobody_else_does(
+    echo: tuple[NetworkNamespace, int],
+) -> None:
     netns, port = echo
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
     for number in range(20):

@@ -19,12 +19,18 @@ Answers = dict[str, Any]
 
 
 def answers() -> Answers:
-    return {message["id"]: message["return"] for message in map(json.loads, RECORDED.read_text().splitlines()) if "id" in message}
+    return {
+        message["id"]: message["return"]
+        for message in map(json.loads, RECORDED.read_text().splitlines())
+        if "id" in message
+    }
 
 
 async def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Answers) -> Qemu:
     """What is found out about a QEMU that answers so."""
-    (tmp_path / "said").write_text("".join(json.dumps({"id": name, "return": value}) + "\n" for name, value in said.items()))
+    (tmp_path / "said").write_text(
+        "".join(json.dumps({"id": name, "return": value}) + "\n" for name, value in said.items())
+    )
     qemu = tmp_path / "qemu"
     qemu.write_text('#!/bin/sh\ncat >/dev/null\necho "{}"\ncat "${0%/*}/said"\n')
     qemu.chmod(0o755)
@@ -43,7 +49,9 @@ def _without_type(said: Answers) -> None:
     del said["nvme"]
 
 
-async def test_what_debians_qemu_says_of_itself_is_understood_and_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_debians_qemu_says_of_itself_is_understood_and_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = await asked(tmp_path, monkeypatch, answers())
     assert (found.version, found.warm_clones, found.seccomp, found.networks) == ("7.2.22", True, True, True)
     assert "nvme" in found.devices and not found.reads_memory
@@ -51,7 +59,9 @@ async def test_what_debians_qemu_says_of_itself_is_understood_and_asked_once(tmp
     assert await probe._qemu(tmp_path / "cache") == found
 
 
-async def test_a_qemu_that_can_copy_from_memory_without_writing_to_it_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_qemu_that_can_copy_from_memory_without_writing_to_it_is_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said = answers()
     said["memory-backend-file"].append({"name": "rom", "type": "OnOffAuto"})
     assert (await asked(tmp_path, monkeypatch, said)).reads_memory
@@ -71,14 +81,17 @@ async def test_a_qemu_without_what_guests_need_is_refused_by_name(
     said = answers()
     change(said)
     with pytest.raises(
-        HostError, match=f"QEMU 7.2.22 has no {missing}; install qemu-system-x86, or name another with --qemu or TESTBED_QEMU"
+        HostError,
+        match=f"QEMU 7.2.22 has no {missing}; install qemu-system-x86, or name another with --qemu or TESTBED_QEMU",
     ):
         await asked(tmp_path, monkeypatch, said)
 
 
 async def test_what_a_qemu_can_do_without_is_known_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = answers()
-    said["query-command-line-options"] = [one for one in said["query-command-line-options"] if one["option"] != "sandbox"]
+    said["query-command-line-options"] = [
+        one for one in said["query-command-line-options"] if one["option"] != "sandbox"
+    ]
     said["query-migrate-capabilities"] = []
     for entry in said["query-qmp-schema"]:
         if "dgram" in entry.get("values", ()):

@@ -35,14 +35,20 @@ def test_of_fewer_than_four_against_four_nothing_can_be_told(tmp_path: Path, siz
     first, second = measured(tmp_path, "s", *[1.0] * sizes[0]), measured(tmp_path, "s", *[90.0] * sizes[1])
     found = diff.compare(first, second)
     assert (found["result"], diff.EXIT_CODES[found["result"]]) == (diff.UNKNOWN, 3)
-    assert [row["why"] for row in found["untold"]] == [f"{sizes[0]} against {sizes[1]}: expected 4 attempts or more in each run"] * 2
+    assert [row["why"] for row in found["untold"]] == [
+        f"{sizes[0]} against {sizes[1]}: expected 4 attempts or more in each run"
+    ] * 2
     # 5 against 5 have one order of 126 on either side, times two measures.
-    assert "Nothing can be told: a change of one among 2 measures shows from 5 attempts in each run on (`--repeat 5`)." in diff.text(found)
+    assert (
+        "Nothing can be told: a change of one among 2 measures shows from 5 attempts in each run on (`--repeat 5`)."
+        in diff.text(found)
+    )
 
 
 def test_a_change_has_its_shift_interval_sizes_and_adjusted_p(tmp_path: Path) -> None:
     found = diff.compare(
-        measured(tmp_path, "bytes/s", 200, 201, 202, 203, 204), measured(tmp_path, "bytes/s", 100, 101, 102, 103, 104, 105)
+        measured(tmp_path, "bytes/s", 200, 201, 202, 203, 204),
+        measured(tmp_path, "bytes/s", 100, 101, 102, 103, 104, 105),
     )
     first = found["measures"][0]
     assert (found["result"], diff.EXIT_CODES[found["result"]]) == (diff.CHANGED, 1)
@@ -53,14 +59,20 @@ def test_a_change_has_its_shift_interval_sizes_and_adjusted_p(tmp_path: Path) ->
         -99.5,
         [-102, -97],
     )
-    assert (first["change"], first["p"], first["adjusted_p"]) == (-0.4926, pytest.approx(2 / 462), pytest.approx(2 / 462))
+    assert (first["change"], first["p"], first["adjusted_p"]) == (
+        -0.4926,
+        pytest.approx(2 / 462),
+        pytest.approx(2 / 462),
+    )
     said = "202 bytes/s, then 102.5 bytes/s (-49%): shift -99.5 bytes/s, 95 % interval -102 bytes/s to -97 bytes/s, 5 against 6, p 0.0043"
     assert said in diff.text(found) and "adjusted 0.0043" in diff.text(found)
 
 
 def test_a_shift_below_what_matters_is_no_change(tmp_path: Path) -> None:
     found = diff.compare(measured(tmp_path, "s", *[2.0] * 10), measured(tmp_path, "s", *[2.01] * 10))
-    assert found["result"] == diff.UNCHANGED and all(row["why"].endswith("no more than 0.05 s") for row in found["ignored"])
+    assert found["result"] == diff.UNCHANGED and all(
+        row["why"].endswith("no more than 0.05 s") for row in found["ignored"]
+    )
 
 
 def test_what_is_the_same_in_every_attempt_has_not_changed(tmp_path: Path) -> None:
@@ -88,7 +100,14 @@ def many(chance: random.Random, attempts: int, measures: int, *, lost: int = 0, 
     said = [once() for _ in range(attempts)]
     case = {"name": "c", "verdict": "PASS", "reason": "", **said[0], "attempts": said}
     kernels = {"k": {"sha256": "", "release": ""}}
-    return {"run": "r", "verdict": "PASS", "host": {}, "image": {"sha256": "", "name": ""}, "kernels": kernels, "scenarios": [case]}
+    return {
+        "run": "r",
+        "verdict": "PASS",
+        "host": {},
+        "image": {"sha256": "", "name": ""},
+        "kernels": kernels,
+        "scenarios": [case],
+    }
 
 
 @pytest.mark.parametrize("attempts", [4, 5, 20])
@@ -105,7 +124,10 @@ def test_a_real_loss_is_seen_the_more_often_the_more_attempts_there_are() -> Non
     power = {}
     for attempts in (5, 10, 20):
         chance = random.Random(attempts)
-        seen = [diff.compare(many(chance, attempts, 1), many(chance, attempts, 1, lost=1, by=0.15))["result"] for _ in range(200)]
+        seen = [
+            diff.compare(many(chance, attempts, 1), many(chance, attempts, 1, lost=1, by=0.15))["result"]
+            for _ in range(200)
+        ]
         power[attempts] = seen.count(diff.CHANGED) / 200
     # Ranges that do not overlap saw 19 %, 2 % and none of these.
     assert 0.5 < power[5] < power[10] <= power[20] and power[10] > 0.9 and power[20] > 0.99, power
@@ -123,13 +145,18 @@ def test_of_what_is_called_changed_no_more_than_5_percent_is_chance() -> None:
 
 
 def test_verdicts_cases_and_what_it_ran_on_are_compared(tmp_path: Path) -> None:
-    old, new = document(tmp_path, passed(tmp_path), lost(tmp_path)), document(tmp_path, passed(tmp_path), failed(tmp_path))
+    old, new = (
+        document(tmp_path, passed(tmp_path), lost(tmp_path)),
+        document(tmp_path, passed(tmp_path), failed(tmp_path)),
+    )
     new["scenarios"][0] |= {"verdict": "FAIL", "reason": "worse\nmore"}
     new["kernels"]["patched"] |= {"sha256": "other", "release": "6.2-cloud"}
     new["host"]["qemu"] = "8.0"
     found = diff.compare(old, new)
     assert found["gone"] == ["oom-tmpfs"] and len(found["added"]) == 1
-    assert found["verdicts"] == [{"case": "gate", "kernel": "", "before": "PASS", "after": "FAIL", "reason": "worse\nmore"}]
+    assert found["verdicts"] == [
+        {"case": "gate", "kernel": "", "before": "PASS", "after": "FAIL", "reason": "worse\nmore"}
+    ]
     assert [row["what"] for row in found["setup"]] == ["kernel patched", "host qemu"]
     text = diff.text(found)
     assert "- gate: PASS, then **FAIL**: worse\n" in text and "6.1-cloud s, then 6.2-cloud other" in text
@@ -178,17 +205,39 @@ def repeated(folder: Path, verdicts: str) -> dict[str, Any]:
     """A run whose gate passed (p), failed (f) or was lost (l) in each attempt, with the same measures in all."""
     kinds = {"p": passed, "f": failed, "l": lost}
     gate = passed(folder).case
-    return document(folder, *(replace(kinds[one](folder), case=gate, attempt=number) for number, one in enumerate(verdicts, 1)))
+    return document(
+        folder, *(replace(kinds[one](folder), case=gate, attempt=number) for number, one in enumerate(verdicts, 1))
+    )
 
 
 @pytest.mark.parametrize(
     ("before", "after", "result", "said"),
     [
-        ("ffffffff", "fppppppp", diff.CHANGED, "gate: passed 0 % of the attempts, then 87.5 % of the attempts: shift +87.5 %"),
-        ("fppppppp", "ffffffff", diff.CHANGED, "gate: passed 87.5 % of the attempts, then 0 % of the attempts: shift -87.5 %"),
-        ("ffffpppp", "ffffffpp", diff.UNCHANGED, "gate: passed 50 % of the attempts, then 25 % of the attempts: shift -25 %"),
+        (
+            "ffffffff",
+            "fppppppp",
+            diff.CHANGED,
+            "gate: passed 0 % of the attempts, then 87.5 % of the attempts: shift +87.5 %",
+        ),
+        (
+            "fppppppp",
+            "ffffffff",
+            diff.CHANGED,
+            "gate: passed 87.5 % of the attempts, then 0 % of the attempts: shift -87.5 %",
+        ),
+        (
+            "ffffpppp",
+            "ffffffpp",
+            diff.UNCHANGED,
+            "gate: passed 50 % of the attempts, then 25 % of the attempts: shift -25 %",
+        ),
         ("ffffffff", "ffffffff", diff.UNCHANGED, "Nothing, beyond chance."),
-        ("fp", "ffp", diff.UNKNOWN, "gate: passed 50 % of the attempts, then 33.33 % of the attempts: 2 against 3: expected 4 attempts"),
+        (
+            "fp",
+            "ffp",
+            diff.UNKNOWN,
+            "gate: passed 50 % of the attempts, then 33.33 % of the attempts: 2 against 3: expected 4 attempts",
+        ),
         # An attempt that was lost says nothing: 0 of 3 against 3 of 4 would be more.
         ("fffllll", "fpppllll", diff.UNKNOWN, "3 against 4: expected 4 attempts or more in each run"),
     ],
@@ -207,7 +256,10 @@ def test_kernels_that_are_judged_alone_are_compared_one_by_one(tmp_path: Path) -
     def judged(*verdicts: tuple[str, str]) -> dict[str, Any]:
         results = []
         for attempt, pair in enumerate(verdicts, 1):
-            by_kernel = {name: Judgement(verdict=Verdict(said), reason=said) for name, said in zip(("base", "patched"), pair, strict=True)}
+            by_kernel = {
+                name: Judgement(verdict=Verdict(said), reason=said)
+                for name, said in zip(("base", "patched"), pair, strict=True)
+            }
             whole = worst(tuple(by_kernel.values()))
             results.append(replace(passed(tmp_path), attempt=attempt, judgement=whole, by_kernel=by_kernel))
         return document(tmp_path, *results)

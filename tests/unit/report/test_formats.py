@@ -52,7 +52,9 @@ def evil(folder: Path) -> dict[str, Any]:
 
 def test_the_published_schema_is_that_of_the_models_and_results_keep_to_it(tmp_path: Path) -> None:
     published = json.loads(PUBLISHED.read_text())
-    assert PUBLISHED.read_text() == schema.json_schema(), "write it again: ./tb schema >testbed/report/results.schema.json"
+    assert PUBLISHED.read_text() == schema.json_schema(), (
+        "write it again: ./tb schema >testbed/report/results.schema.json"
+    )
     jsonschema.Draft202012Validator.check_schema(published)
     validator = jsonschema.Draft202012Validator(published)
     found = json.loads(results.text(every(tmp_path)))
@@ -79,9 +81,15 @@ def test_the_topology_in_results_is_the_one_that_ran(tmp_path: Path, file: Path)
         (lambda found: found.pop("host"), "version 1: host: Field required"),
         (lambda found: found["scenarios"][0].pop("patched"), "expected a result on patched"),
         (lambda found: found["scenarios"][0]["base"].update(took_s="long"), r"scenarios.0.base.took_s"),
-        (lambda found: found.update(guest_seconds=float("inf")), "expected JSON: expected a finite number, got Infinity"),
+        (
+            lambda found: found.update(guest_seconds=float("inf")),
+            "expected JSON: expected a finite number, got Infinity",
+        ),
         (lambda found: found["scenarios"][0].update(pass_rate=0.5), "expected `pass_rate` and `attempts`, or neither"),
-        (lambda found: found["scenarios"][0]["base"].update(verdict="PASS"), "a verdict and a judgement of each kernel in each case"),
+        (
+            lambda found: found["scenarios"][0]["base"].update(verdict="PASS"),
+            "a verdict and a judgement of each kernel in each case",
+        ),
     ],
 )
 def test_results_that_are_none_are_refused_with_their_place(tmp_path: Path, change: Any, message: str) -> None:
@@ -129,8 +137,12 @@ def test_ktap_has_a_subtest_for_each_case_and_kernel(tmp_path: Path) -> None:
     assert (whole.name, whole.status) == ("testbed", "not ok")
     gate, read, write, oom = whole.tests
     assert (gate.name, gate.status, [test.name for test in gate.tests]) == ("gate", "ok", ["base", "patched"])
-    assert (read.status, read.directive) == ("ok", "SKIP") and read.why.endswith("the topology has no nvme disk  of 512MB")
-    assert write.status == "not ok" and write.diagnostics[0].startswith("# FAIL: the patched kernel does not close the gap")
+    assert (read.status, read.directive) == ("ok", "SKIP") and read.why.endswith(
+        "the topology has no nvme disk  of 512MB"
+    )
+    assert write.status == "not ok" and write.diagnostics[0].startswith(
+        "# FAIL: the patched kernel does not close the gap"
+    )
     assert [test.status for test in write.tests] == ["ok", "not ok"]
     assert oom.status == "not ok" and [test.status for test in oom.tests] == ["not ok", "not ok"]
     assert "# disk reads: 33554432 bytes" in gate.tests[0].diagnostics
@@ -139,7 +151,12 @@ def test_ktap_has_a_subtest_for_each_case_and_kernel(tmp_path: Path) -> None:
 def test_a_kernels_warning_is_in_every_report_also_behind_many_lines_that_belong(tmp_path: Path) -> None:
     found = document(tmp_path, passed(tmp_path))
     (case,) = found["scenarios"]
-    warning = {"kind": "warning", "seconds": 9.0, "text": "WARNING: block/bio.c:9 at submit_bio+0x1/0x2", "expected": False}
+    warning = {
+        "kind": "warning",
+        "seconds": 9.0,
+        "text": "WARNING: block/bio.c:9 at submit_bio+0x1/0x2",
+        "expected": False,
+    }
     case["patched"]["console"] = [case["patched"]["console"][0]] * 5000 + [warning] * 3
     said = "patched: warning: WARNING: block/bio.c:9 at submit_bio+0x1/0x2 (and 2 more)"
     (whole,) = ktap_rules.parse(ktap(found))
@@ -155,7 +172,10 @@ def test_a_kernels_log_that_was_not_read_is_in_every_report_and_changes_no_verdi
     text = "the kernel's log was not read: guest g0: it does not answer"
     result = passed(tmp_path)
     (unread,) = dmesg.merge((), dmesg.unreadable("guest g0: it does not answer"), 500)
-    found = document(tmp_path, replace(result, sides=result.sides | {"patched": replace(result.sides["patched"], findings=(unread,))}))
+    found = document(
+        tmp_path,
+        replace(result, sides=result.sides | {"patched": replace(result.sides["patched"], findings=(unread,))}),
+    )
     (case,) = found["scenarios"]
     assert case["verdict"] == "PASS" and case["patched"]["console"] == [
         {"kind": "not read", "seconds": None, "text": text, "expected": False}

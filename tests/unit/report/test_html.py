@@ -55,7 +55,9 @@ def every(folder: Path) -> dict[str, Any]:
 
 
 def data(text: str) -> list[Any]:
-    return [json.loads(gzip.decompress(base64.b64decode(packed))) for packed in re.findall(r'class="data">([^<]*)<', text)]
+    return [
+        json.loads(gzip.decompress(base64.b64decode(packed))) for packed in re.findall(r'class="data">([^<]*)<', text)
+    ]
 
 
 def test_the_page_says_what_the_run_was_and_what_came_out(tmp_path: Path) -> None:
@@ -99,7 +101,11 @@ def test_exactly_its_own_scripts_may_run_and_nothing_be_fetched(tmp_path: Path) 
     assert library is not None
     drawn = gzip.decompress(base64.b64decode(library[1]))
     assert base64.b64encode(hashlib.sha256(drawn).digest()).decode() in policy and b"plotly.js v" in drawn[:200]
-    fetched = [value for name, value in page.attributes if name in ("src", "href") and not value.startswith(("#", "./", "data:"))]
+    fetched = [
+        value
+        for name, value in page.attributes
+        if name in ("src", "href") and not value.startswith(("#", "./", "data:"))
+    ]
     assert fetched == []
 
 
@@ -124,7 +130,9 @@ def test_what_a_guest_says_stays_text(tmp_path: Path) -> None:
     assert page.tags.get("img", 0) <= 1 and "<img src=x" not in text
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "alert(1)" in page.text
-    assert any(hostile in json.dumps(plots, ensure_ascii=False) or "alert(2)" in json.dumps(plots) for plots in data(text))
+    assert any(
+        hostile in json.dumps(plots, ensure_ascii=False) or "alert(2)" in json.dumps(plots) for plots in data(text)
+    )
 
 
 def test_plots_have_every_kernel_and_a_common_scale(tmp_path: Path) -> None:

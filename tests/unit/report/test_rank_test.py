@@ -56,7 +56,9 @@ def test_many_equal_values_are_scipys_normal_approximation(scipy_stats: Any) -> 
     chance = random.Random(3)
     for by in (0.0, 1.0):
         first, second = drawn(chance, 80, ties=True), drawn(chance, 70, ties=True, by=by)
-        assert p_value(first, second) == pytest.approx(scipy_stats.mannwhitneyu(first, second, method="asymptotic").pvalue)
+        assert p_value(first, second) == pytest.approx(
+            scipy_stats.mannwhitneyu(first, second, method="asymptotic").pvalue
+        )
     assert p_value([1.0] * 80, [1.0] * 80) == 1.0
 
 

@@ -37,8 +37,12 @@ def test_results_are_json_with_units_and_sources(tmp_path: Path) -> None:
     assert read["run"] == tmp_path.name and read["verdict"] == "INFRA" and set(read["kernels"]) == {"base", "patched"}
     gate, oom = read["scenarios"]
     assert gate["verdict"] == "PASS" and gate["base"]["claim"] == "open"
-    assert gate["patched"]["measures"] == {"disk reads": {"value": 33554432, "unit": "bytes", "source": "query-blockstats"}}
-    assert gate["patched"]["console"] == [{"kind": "oom", "seconds": 1.5, "text": "dd invoked oom-killer", "expected": True}]
+    assert gate["patched"]["measures"] == {
+        "disk reads": {"value": 33554432, "unit": "bytes", "source": "query-blockstats"}
+    }
+    assert gate["patched"]["console"] == [
+        {"kind": "oom", "seconds": 1.5, "text": "dd invoked oom-killer", "expected": True}
+    ]
     assert oom["verdict"] == "INFRA" and oom["base"]["claim"] is None and oom["base"]["measures"] == {}
 
 
@@ -66,7 +70,10 @@ def test_what_was_not_accounted_for_and_what_the_kernel_said_are_shown(tmp_path:
 
 
 def test_the_matrix_has_a_column_for_each_kernel(tmp_path: Path) -> None:
-    judgements = {"base": Judgement(verdict=Verdict.PASS, reason="open"), "patched": Judgement(verdict=Verdict.FAIL, reason="open too")}
+    judgements = {
+        "base": Judgement(verdict=Verdict.PASS, reason="open"),
+        "patched": Judgement(verdict=Verdict.FAIL, reason="open too"),
+    }
     console = Console(width=140, record=True, file=io.StringIO())
     console.print(tables.matrix_table((replace(passed(tmp_path), by_kernel=judgements),), KERNELS))
     text = console.export_text()
@@ -110,7 +117,9 @@ def test_without_a_terminal_progress_is_plain_lines() -> None:
         task.update(fraction=0.5, detail="half [y]")
         progress.note("a note")
     lines = console.export_text().splitlines()
-    assert lines[:3] == ["image [x]: started", "image [x]:  50% half [y]", "a note"] and lines[3].startswith("image [x]: done in")
+    assert lines[:3] == ["image [x]: started", "image [x]:  50% half [y]", "a note"] and lines[3].startswith(
+        "image [x]: done in"
+    )
 
 
 def test_on_a_terminal_progress_moves_and_goes() -> None:
@@ -126,13 +135,22 @@ def test_a_run_is_read_again_as_markdown_that_nobody_breaks_out_of(tmp_path: Pat
     folder.mkdir()
     evil = passed(folder)
     evil = replace(evil, judgement=replace(evil.judgement, reason="a | b <script>\nmore"))
-    document = results.document(folder, Verdict.INFRA, ["testbed", "compare", "a b"], host(), image, KERNELS, (evil, lost(folder)), 3.0)
+    document = results.document(
+        folder, Verdict.INFRA, ["testbed", "compare", "a b"], host(), image, KERNELS, (evil, lost(folder)), 3.0
+    )
     formats.write(document, folder)
     text = markdown(results.read("last", tmp_path))
-    assert "    ./tb compare 'a b'" in text and "| gate | disk reads" in text and "a \\| b &lt;script>" in text and "more" not in text
+    assert (
+        "    ./tb compare 'a b'" in text
+        and "| gate | disk reads" in text
+        and "a \\| b &lt;script>" in text
+        and "more" not in text
+    )
     # What could steer a terminal is left out of what is read.
     assert (
-        results.read(str(folder), tmp_path) == results.read(folder.name, tmp_path) == parse_printable_json(results.text(document).encode())
+        results.read(str(folder), tmp_path)
+        == results.read(folder.name, tmp_path)
+        == parse_printable_json(results.text(document).encode())
     )
 
 
@@ -147,7 +165,9 @@ def test_kernels_judged_alone_have_a_verdict_each_and_differences_are_told(tmp_p
         sides={**result.sides, "base": replace(result.sides["base"], outcome=outcome)},
         by_kernel={side: Judgement(verdict=Verdict.PASS, reason=f"as {side}") for side in KERNELS},
     )
-    text = markdown(results.document(tmp_path, Verdict.PASS, ["testbed", "matrix"], host(), image, KERNELS, (result,), 3.0))
+    text = markdown(
+        results.document(tmp_path, Verdict.PASS, ["testbed", "matrix"], host(), image, KERNELS, (result,), 3.0)
+    )
     assert "| gate | **PASS** as base | **PASS** as patched |" in text
     assert "1 differ by more than 1 %: gate on base: rbytes, -10 bytes (10.00%)" in text
 
@@ -158,7 +178,8 @@ def test_a_run_without_results_is_said(said: str | None, tmp_path: Path) -> None
         (tmp_path / "r").mkdir()
         (tmp_path / "r" / "results.json").write_text(said)
     with pytest.raises(
-        UsageError, match="run 'r': " if said is None else r"results\.json: expected (JSON|the results of a run, version 1): "
+        UsageError,
+        match="run 'r': " if said is None else r"results\.json: expected (JSON|the results of a run, version 1): ",
     ):
         results.read("r", tmp_path)
     if said is None:

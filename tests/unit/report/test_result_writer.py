@@ -52,7 +52,9 @@ def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path)
         assert listed.going_on and listed.partial == partial.read_partial(read)
         ended.append(passed(folder))
         complete, unwritten = keeper.finish()
-    assert unwritten is None and complete["partial"] is None and results.read("last", folder.parent)["verdict"] == "PASS"
+    assert (
+        unwritten is None and complete["partial"] is None and results.read("last", folder.parent)["verdict"] == "PASS"
+    )
 
 
 def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path: Path) -> None:
@@ -73,7 +75,10 @@ def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path:
     junit_rules.check((folder / "junit.xml").read_text())
     assert 'tests="2" failures="0" errors="1"' in (folder / "junit.xml").read_text()
     (whole,) = ktap_rules.parse((folder / "results.ktap").read_text())
-    assert whole.status == "not ok" and [(one.name, one.status) for one in whole.tests] == [("gate", "ok"), ("the whole run", "not ok")]
+    assert whole.status == "not ok" and [(one.name, one.status) for one in whole.tests] == [
+        ("gate", "ok"),
+        ("the whole run", "not ok"),
+    ]
 
 
 def test_a_failure_stays_one_and_a_mistake_of_ours_is_named(tmp_path: Path) -> None:
@@ -82,7 +87,9 @@ def test_a_failure_stays_one_and_a_mistake_of_ours_is_named(tmp_path: Path) -> N
     with pytest.raises(ExceptionGroup), run_kept(folder, so_far(folder, ended, 3), formats.write, lambda note: None):
         raise ExceptionGroup("several", [ValueError("invalid literal"), UsageError("no")])
     read = results.read(str(folder), folder.parent)
-    assert read["verdict"] == "FAIL" and read["partial"]["why"] == "a mistake of the testbed: ValueError: invalid literal"
+    assert (
+        read["verdict"] == "FAIL" and read["partial"]["why"] == "a mistake of the testbed: ValueError: invalid literal"
+    )
     assert "That of these one failed stays true." in markdown(read)
 
 
@@ -91,7 +98,11 @@ def test_nothing_is_unchanged_between_a_run_and_a_part_of_one(tmp_path: Path) ->
     part["partial"] = {"ended": 20, "wanted": 40, "at_most": False, "what": "attempts", "why": "interrupted by SIGINT"}
     found = diff.compare(whole, part)
     assert found["result"] == diff.UNKNOWN
-    assert {"what": "how far it came", "before": "to its end", "after": "20 of 40 attempts ended; interrupted by SIGINT"} in found["setup"]
+    assert {
+        "what": "how far it came",
+        "before": "to its end",
+        "after": "20 of 40 attempts ended; interrupted by SIGINT",
+    } in found["setup"]
 
 
 FULL = """\
@@ -124,9 +135,20 @@ print(*sorted(path.name for path in folder.iterdir()))
 """
 
 
-@pytest.mark.skipif(not may_mount(), reason="a small disk is mounted in a namespace, which this machine does not let us have")
+@pytest.mark.skipif(
+    not may_mount(), reason="a small disk is mounted in a namespace, which this machine does not let us have"
+)
 def test_a_full_disk_has_room_for_what_is_known(tmp_path: Path) -> None:
-    words = (*APART, "sh", "-ec", f"mount -t tmpfs -o size=12m none '{tmp_path}' && exec \"$@\"", "sh", sys.executable, "-c", FULL)
+    words = (
+        *APART,
+        "sh",
+        "-ec",
+        f"mount -t tmpfs -o size=12m none '{tmp_path}' && exec \"$@\"",
+        "sh",
+        sys.executable,
+        "-c",
+        FULL,
+    )
     done = subprocess.run([*words, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True)
     before, after, names = done.stdout.split("----\n")
     # What came before the disk was full is there, and at the end all of it.

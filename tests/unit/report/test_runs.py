@@ -29,7 +29,9 @@ def run(days: int, size: int = 100, *, going_on: bool = False) -> Run:
     return Run(folder=folder, at=at, verdict="PASS", command=("compare",), cases=1, size_bytes=size, going_on=going_on)
 
 
-def superfluous(of: tuple[Run, ...], *, days: float | None = None, larger: int | None = None, keep: int = 0) -> list[int]:
+def superfluous(
+    of: tuple[Run, ...], *, days: float | None = None, larger: int | None = None, keep: int = 0
+) -> list[int]:
     seconds = None if days is None else days * 86400
     chosen = runs.select_unused(of, NOW, older_than_s=seconds, larger_than_bytes=larger, keep=keep)
     return [(NOW - one.at).days for one in chosen]
@@ -73,18 +75,27 @@ def test_runs_are_listed_and_pruned_and_nothing_else_is_touched(tmp_path: Path) 
         listed = testbed(tmp_path, "runs", "--json")
         found = {one["run"]: one for one in json.loads(listed.stdout)["runs"]}
         assert set(found) == {old.name, broken.name, going.name}
-        assert found[old.name]["verdict"] == "PASS" and found[old.name]["cases"] == 1 and found[old.name]["size_bytes"] > 1000
+        assert (
+            found[old.name]["verdict"] == "PASS"
+            and found[old.name]["cases"] == 1
+            and found[old.name]["size_bytes"] > 1000
+        )
         assert found[broken.name]["verdict"] is None and found[going.name]["going_on"] is True
         assert "going on" in testbed(tmp_path, "runs").stdout
         dry = testbed(tmp_path, "runs", "--prune", "--older-than", "30d", "--dry-run", "--json")
         assert [one["run"] for one in json.loads(dry.stdout)["would_be_removed"]] == [old.name, broken.name]
         assert old.exists()
         done = testbed(tmp_path, "runs", "--prune", "--older-than", "30d", "--json")
-        assert [one["run"] for one in json.loads(done.stdout)["removed"]] == [old.name, broken.name] and done.returncode == 0
+        assert [one["run"] for one in json.loads(done.stdout)["removed"]] == [
+            old.name,
+            broken.name,
+        ] and done.returncode == 0
         assert not old.exists() and not broken.exists()
     for there in (going, kept, link, outside / "file"):
         assert os.path.lexists(there)
-    assert testbed(tmp_path, "runs", "--prune", "--keep", "0", "--older-than", "1s").returncode == 0 and not going.exists()
+    assert (
+        testbed(tmp_path, "runs", "--prune", "--keep", "0", "--older-than", "1s").returncode == 0 and not going.exists()
+    )
 
 
 def test_a_run_that_was_killed_goes_on_no_more(tmp_path: Path) -> None:
@@ -156,7 +167,10 @@ def test_every_format_is_printed_and_the_last_line_is_the_same(tmp_path: Path) -
 
 
 def watched(console: Console, *, as_json: bool = False, quiet: bool = False) -> None:
-    with live.progress(console, as_json=as_json, quiet=quiet) as progress, live.RunDisplay(progress, console, 2) as watch:
+    with (
+        live.progress(console, as_json=as_json, quiet=quiet) as progress,
+        live.RunDisplay(progress, console, 2) as watch,
+    ):
         progress.note("a note")
         watch.step("gate", "base", "waiting for SSH")
         watch.step("gate", "base", "running")

@@ -67,14 +67,18 @@ def test_a_case_that_fails_on_the_unchanged_kernel_says_nothing() -> None:
 
 
 def test_a_guest_that_was_lost_without_a_panic_is_no_evidence() -> None:
-    found = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA"), "root-worker": side("INFRA")}),))
+    found = sensitivity.table(
+        (document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA"), "root-worker": side("INFRA")}),)
+    )
     assert found == {"read": {"no-io-charge": "", "root-worker": ""}}
     assert sensitivity.table_complaints(found) == (
         "patch 1: no scenario notices root-worker",
         "patch 4: no scenario notices no-io-charge",
         "read: it has no result, or none on the unchanged kernel",
     )
-    ended = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA", ("panic", False))}),))
+    ended = sensitivity.table(
+        (document(read={UNCHANGED: side("PASS"), "no-io-charge": side("INFRA", ("panic", False))}),)
+    )
     assert ended == {"read": {"no-io-charge": "guest lost"}} and sensitivity.table_complaints(ended) == ()
     assert "`guest lost`: a panic or an oops ended the guest" in sensitivity.markdown(ended, "")
 
@@ -98,9 +102,14 @@ def test_runs_of_some_kernels_each_make_one_table() -> None:
 
 
 def test_the_table_that_is_kept_says_who_noticed_what() -> None:
-    found = sensitivity.table((document(read={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL"), "root-worker": side("PASS")}),))
+    found = sensitivity.table(
+        (document(read={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL"), "root-worker": side("PASS")}),)
+    )
     text = sensitivity.markdown(found, "    ./tb sensitivity read")
-    assert "| no-io-charge | 4 | disk I/O is charged to the issuer only where it is direct, as before the series | read |" in text
+    assert (
+        "| no-io-charge | 4 | disk I/O is charged to the issuer only where it is direct, as before the series | read |"
+        in text
+    )
     assert "| case | patches | root-worker | no-io-charge |" in text and "| read | 4 | - | noticed |" in text
     assert "- patch 1: no scenario notices root-worker" in text
 
@@ -108,16 +117,26 @@ def test_the_table_that_is_kept_says_who_noticed_what() -> None:
 def test_a_run_that_ended_early_is_a_complaint() -> None:
     found = {"read": {"no-io-charge": "noticed", "no-memory-charge": "noticed"}}
     whole = {"run": "r1", "partial": None}
-    ended = {"run": "r2", "partial": {"ended": 3, "wanted": 12, "at_most": False, "what": "cases", "why": "interrupted by SIGTERM"}}
+    ended = {
+        "run": "r2",
+        "partial": {"ended": 3, "wanted": 12, "at_most": False, "what": "cases", "why": "interrupted by SIGTERM"},
+    }
     said = "run r2 is partial: 3 of 12 cases ended; interrupted by SIGTERM"
     assert sensitivity.table_complaints(found, (whole, ended))[0] == said
-    assert f"- {said}" in sensitivity.markdown(found, "", (whole, ended)) and "partial" not in sensitivity.markdown(found, "", (whole,))
+    assert f"- {said}" in sensitivity.markdown(found, "", (whole, ended)) and "partial" not in sensitivity.markdown(
+        found, "", (whole,)
+    )
 
 
 def test_a_table_says_of_which_patches_it_knows_nothing() -> None:
     some = (document(gone={UNCHANGED: side("PASS"), "no-io-charge": side("FAIL")}),)
     text = sensitivity.markdown(sensitivity.table(some), "head")
-    assert "| gone |  | noticed |" in text and "Nothing is known of patch 1, 2, 3, of which nothing was taken away." in text
+    assert (
+        "| gone |  | noticed |" in text
+        and "Nothing is known of patch 1, 2, 3, of which nothing was taken away." in text
+    )
     none: tuple[dict[str, Any], ...] = (document(read={UNCHANGED: side("PASS")}), {"kernels": {}, "scenarios": []})
     for documents in (none, none[1:]):
-        assert "nothing was taken away: no result is of an ablation" in sensitivity.table_complaints(sensitivity.table(documents))
+        assert "nothing was taken away: no result is of an ablation" in sensitivity.table_complaints(
+            sensitivity.table(documents)
+        )

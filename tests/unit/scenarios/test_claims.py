@@ -30,7 +30,8 @@ G = Gap
 
 
 @pytest.mark.parametrize(
-    ("accounted", "real", "finding"), [(100, 100, False), (0, 0, False), (990, 1000, False), (989, 1000, True), (5, 0, True)]
+    ("accounted", "real", "finding"),
+    [(100, 100, False), (0, 0, False), (990, 1000, False), (989, 1000, True), (5, 0, True)],
 )
 def test_a_difference_above_one_percent_is_a_finding(accounted: int, real: int, finding: bool) -> None:
     assert Balance(what="x", accounted=accounted, real=real).is_finding is finding
@@ -43,14 +44,19 @@ stage back 100663296 253952
 stage reader 0 0
 stage direct 33554432 0
 """
-REMOVED = "stage written 100663296 0\nstage squeezed 5128192 95535104\nstage reader 86327296 0\nstage direct 33554432 0\n"
+REMOVED = (
+    "stage written 100663296 0\nstage squeezed 5128192 95535104\nstage reader 86327296 0\nstage direct 33554432 0\n"
+)
 BEFORE = "stage written 0 0\nstage squeezed 0 0\nstage back 0 0\nstage reader 0 0\nstage direct 33554432 0\n"
 
 
 def test_rates_are_read_by_name() -> None:
     said = "rate loop 4 100.000000 104.000000\nstalled 12\nrate dio 2 1.5 2.5\n"
     assert rate_measurement.measure_rates(said, ("loop", "dio"), "g0") == {"loop": MIB, "dio": 2 * MIB}
-    assert rate_measurement.jobs("iops a-alone 107.6\niops a-beside 1.3\n", ("a-alone",), "g0") == {"a-alone": 107.6, "a-beside": 1.3}
+    assert rate_measurement.jobs("iops a-alone 107.6\niops a-beside 1.3\n", ("a-alone",), "g0") == {
+        "a-alone": 107.6,
+        "a-beside": 1.3,
+    }
     assert rate_measurement.measure_stalls("stalled 0\nstalled 5\nstalled 5\nstalled 9\n", "g0") == (5, 0, 4)
 
 
@@ -178,7 +184,13 @@ def _read(moved: float) -> Gap:
         (lambda got: LIMITED(reclaimed=got, written=64 * MIB), 64 * MIB * 1.05, 99 * MIB, G.CLOSED, G.EXCESS),
         (lambda got: LIMITED(reclaimed=got, written=64 * MIB), 0, -1, G.OPEN, G.UNCLEAR),
         (lambda written: LIMITED(reclaimed=0, written=written), 32 * MIB, 0, G.OPEN, G.UNCLEAR),
-        (lambda size: memory_limit.judge(reclaimed=0, written=0, limit=size, kills=1), 16 * MIB, 0, G.UNCLEAR, G.CLOSED),
+        (
+            lambda size: memory_limit.judge(reclaimed=0, written=0, limit=size, kills=1),
+            16 * MIB,
+            0,
+            G.UNCLEAR,
+            G.CLOSED,
+        ),
         (_many, 0.95, 0, G.CLOSED, G.UNCLEAR),
         (_many, 0.02, 1, G.OPEN, G.UNCLEAR),
         (_swap("squeezed", swapped=True), 96 * MIB * 0.7, 0, G.CLOSED, G.UNCLEAR),
@@ -190,16 +202,28 @@ def _read(moved: float) -> Gap:
         (_swap("written"), 96 * MIB * 0.02, 96 * MIB, G.OPEN, G.UNCLEAR),
         (_swap("reader", {**STAGES, "written": (0, 0)}), 96 * MIB * 0.02, 96 * MIB, G.OPEN, G.UNCLEAR),
         (_read, 16 * MIB, 0, G.CLOSED, G.EXCESS),
-        (lambda got: read.judge(charged=0, moved=got, owned=0, resident=16 * MIB).gap, 16 * MIB * 0.95, 0, G.OPEN, G.UNCLEAR),
+        (
+            lambda got: read.judge(charged=0, moved=got, owned=0, resident=16 * MIB).gap,
+            16 * MIB * 0.95,
+            0,
+            G.OPEN,
+            G.UNCLEAR,
+        ),
     ],
 )
-def test_each_threshold_is_where_it_is(judge: Callable[[float], Gap], value: float, towards: float, here: Gap, there: Gap) -> None:
+def test_each_threshold_is_where_it_is(
+    judge: Callable[[float], Gap], value: float, towards: float, here: Gap, there: Gap
+) -> None:
     assert (judge(value), judge(math.nextafter(value, towards))) == (here, there)
 
 
 def test_controls_of_a_limit_say_what_they_expected() -> None:
     limited, free = io_limits._limited("a loop", 1.25 * MIB, MIB), io_limits._free(2.5 * MIB, MIB)
-    assert (limited.expected, limited.got, limited.holds) == ("0.6 to 1.3 times the limit of 1.0 MiB/s", "1.25 MiB/s", True)
+    assert (limited.expected, limited.got, limited.holds) == (
+        "0.6 to 1.3 times the limit of 1.0 MiB/s",
+        "1.25 MiB/s",
+        True,
+    )
     assert (free.expected, free.got, free.holds) == ("at least twice the limit", "2.50 MiB/s", True)
     assert not io_limits._limited("a loop", 1.5 * MIB, MIB).holds and not io_limits._free(1.5 * MIB, MIB).holds
 
@@ -309,7 +333,9 @@ def test_the_trace_says_which_work_an_issuer_s_requests_were_queued_as() -> None
         (TRACE.replace("function=loop", "function=other"), 2, False, G.UNCLEAR),
     ],
 )
-def test_a_worker_for_each_cgroup_and_the_root_s_for_the_root(trace: str, threads: int, root_only: bool, gap: Gap) -> None:
+def test_a_worker_for_each_cgroup_and_the_root_s_for_the_root(
+    trace: str, threads: int, root_only: bool, gap: Gap
+) -> None:
     assert workers.judge(workers.traced(trace), threads=threads, root_only=root_only) is gap
 
 
@@ -320,7 +346,10 @@ def test_a_worker_for_each_cgroup_and_the_root_s_for_the_root(trace: str, thread
         (ALIVE, G.CLOSED),
         (REMOVED, G.CLOSED),
         (BEFORE, G.OPEN),
-        (ALIVE.replace("back 100663296", "back 6299648"), G.PARTIAL),  # what was swapped out is nobody's when it comes back
+        (
+            ALIVE.replace("back 100663296", "back 6299648"),
+            G.PARTIAL,
+        ),  # what was swapped out is nobody's when it comes back
         (ALIVE.replace("back 100663296", "back 201326592"), G.EXCESS),
         (ALIVE.replace("written 100663296", "written 201326592"), G.EXCESS),
         (BEFORE.replace("reader 0", "reader 90000000"), G.UNCLEAR),
@@ -351,7 +380,9 @@ def test_a_stack_of_loops_gives_each_level_room_for_the_next() -> None:
     assert loops_at(Point(), "").loops["loop0"].filesystem == "tmpfs"
 
 
-PUNCHED = partial(nested_charging.judge_punched, pages=2 * MIB, moved=2 * MIB, slab=40_000, later=Part(what="x", gap=G.CLOSED))
+PUNCHED = partial(
+    nested_charging.judge_punched, pages=2 * MIB, moved=2 * MIB, slab=40_000, later=Part(what="x", gap=G.CLOSED)
+)
 
 
 def test_punched_blocks_are_judged_in_parts() -> None:
@@ -359,7 +390,10 @@ def test_punched_blocks_are_judged_in_parts() -> None:
     assert PUNCHED(pages=0, slab=0, later=Part(what="x", gap=G.OPEN)).gap is G.OPEN
     lost = PUNCHED(later=Part(what="x", gap=G.OPEN))
     assert lost.gap is G.PARTIAL
-    assert lost.note == "; charged: the pages of punched blocks, their buffer heads; not charged: the disk's bytes read later"
+    assert (
+        lost.note
+        == "; charged: the pages of punched blocks, their buffer heads; not charged: the disk's bytes read later"
+    )
     assert PUNCHED(pages=4 * MIB).note == "; charged more than there was: the pages of punched blocks 2.0 times"
     assert PUNCHED(pages=4 * MIB, moved=4 * MIB).gap is G.CLOSED, "what the disk moved was read ahead"
     assert PUNCHED(moved=MIB).gap is G.UNCLEAR and PUNCHED(slab=20_000).gap is G.UNCLEAR

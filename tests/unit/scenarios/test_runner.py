@@ -35,13 +35,17 @@ class Recorder:
         self.claimed: list[int] = []
 
     @contextlib.asynccontextmanager
-    async def admitted(self, models: tuple[GuestModel, ...], who: str, *, cores: int, on_wait: Any) -> AsyncIterator[None]:
+    async def admitted(
+        self, models: tuple[GuestModel, ...], who: str, *, cores: int, on_wait: Any
+    ) -> AsyncIterator[None]:
         del models, who, on_wait
         self.claimed.append(cores)
         yield
 
     @contextlib.asynccontextmanager
-    async def guest(self, name: str, model: GuestModel, kernel: Any, evidence: Path, on_state: Any) -> AsyncIterator[Any]:
+    async def guest(
+        self, name: str, model: GuestModel, kernel: Any, evidence: Path, on_state: Any
+    ) -> AsyncIterator[Any]:
         del name, model, kernel, on_state
 
         async def script(*_: object, **__: object) -> SimpleNamespace:
@@ -50,7 +54,9 @@ class Recorder:
         self.running.append(evidence.name)
         try:
             spec = SimpleNamespace(model=GuestModel())
-            yield SimpleNamespace(console=SimpleNamespace(findings=[]), script=script, name=evidence.name, spec=spec, disks={})
+            yield SimpleNamespace(
+                console=SimpleNamespace(findings=[]), script=script, name=evidence.name, spec=spec, disks={}
+            )
         finally:
             self.running.remove(evidence.name)
 
@@ -66,7 +72,15 @@ def scenario(factory: Recorder, name: str, cores: Cores, *, raises: Exception | 
         return Evidence(claim=Gap.CLOSED, reason="so", measures=(), controls=())
 
     made = Scenario(
-        name=name, claim="c", patches=(1,), predicted_base="a", predicted_patched="b", source="s", what="w", steps=steps, cores=cores
+        name=name,
+        claim="c",
+        patches=(1,),
+        predicted_base="a",
+        predicted_patched="b",
+        source="s",
+        what="w",
+        steps=steps,
+        cores=cores,
     )
     return Case(scenario=made, point=Point())
 
@@ -125,7 +139,10 @@ async def test_a_lost_guest_is_infra_and_the_others_go_on() -> None:
             "a mistake of the testbed: ValueError: not enough values to unpack, raised in ",
         ),
         (KeyError("data"), "a mistake of the testbed: KeyError: 'data', raised in test_runner.py:"),
-        (ExceptionGroup("several", [IndexError("first"), ValueError("second")]), "a mistake of the testbed: IndexError: first"),
+        (
+            ExceptionGroup("several", [IndexError("first"), ValueError("second")]),
+            "a mistake of the testbed: IndexError: first",
+        ),
         (OSError(28, "No space left on device", "/x/log"), "this machine: /x/log: No space left on device"),
     ],
 )

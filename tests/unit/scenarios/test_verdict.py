@@ -44,8 +44,20 @@ def test_pairs(base: Outcome, patched: Outcome, expected: Verdict) -> None:
 
 
 def test_only_a_bypass_on_the_base_and_a_charge_on_the_patched_kernel_pass() -> None:
-    everything: tuple[Outcome, ...] = (CHARGED, BYPASSED, PARTIAL, EXCESS, UNCLEAR, BROKEN, BROKEN_BYPASS, SKIPPED, LOST)
-    passing = [pair for pair in itertools.product(everything, repeat=2) if verdict.judge_pair(*pair).verdict is Verdict.PASS]
+    everything: tuple[Outcome, ...] = (
+        CHARGED,
+        BYPASSED,
+        PARTIAL,
+        EXCESS,
+        UNCLEAR,
+        BROKEN,
+        BROKEN_BYPASS,
+        SKIPPED,
+        LOST,
+    )
+    passing = [
+        pair for pair in itertools.product(everything, repeat=2) if verdict.judge_pair(*pair).verdict is Verdict.PASS
+    ]
     assert passing == [(BYPASSED, CHARGED)]
 
 
@@ -157,7 +169,9 @@ def test_half_a_loss_names_the_half_that_is_missing() -> None:
     assert half == Claim(gap=Gap.PARTIAL, note="; charged: the disk's bytes; not charged: the page cache")
     patched = Evidence(claim=half.gap, reason=f"read{half.note}", measures=(), controls=())
     judged = verdict.judge_pair(BYPASSED, patched)
-    assert judged.reason == ("the patched kernel closes the gap only in part: read; charged: the disk's bytes; not charged: the page cache")
+    assert judged.reason == (
+        "the patched kernel closes the gap only in part: read; charged: the disk's bytes; not charged: the page cache"
+    )
 
 
 def test_an_excess_counts_even_beside_what_is_unclear_and_what_is_unclear_beside_all_else() -> None:
@@ -175,7 +189,10 @@ def test_a_kernel_that_charges_twice_fails_though_its_controls_are_charged_twice
     # Another claim is void, and so is any where a control fails otherwise.
     for claim, excess in ((Gap.CLOSED, True), (Gap.EXCESS, False)):
         broken = Evidence(
-            claim=claim, reason="", measures=(), controls=(Control(name="c", expected="", got="", holds=False, excess=excess),)
+            claim=claim,
+            reason="",
+            measures=(),
+            controls=(Control(name="c", expected="", got="", holds=False, excess=excess),),
         )
         assert verdict.judge_pair(BYPASSED, broken).verdict is Verdict.INVALID
 
@@ -198,6 +215,8 @@ def test_what_is_judged_does_not_change(value: object) -> None:
         (0, 1, 1.0, True),
     ],
 )
-def test_bytes_that_are_counted_twice_agree_within_one_percent(accounted: int, real: int, share: float, finding: bool) -> None:
+def test_bytes_that_are_counted_twice_agree_within_one_percent(
+    accounted: int, real: int, share: float, finding: bool
+) -> None:
     balance = verdict.Balance(what="bytes", accounted=accounted, real=real)
     assert balance.share == pytest.approx(share) and balance.is_finding is finding

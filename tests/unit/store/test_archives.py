@@ -17,7 +17,9 @@ from testbed.errors import HostError
 from testbed.store import archives
 
 
-def entry(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b"", mode: int = 0o644) -> tuple[tarfile.TarInfo, bytes]:
+def entry(
+    name: str, kind: bytes = tarfile.REGTYPE, link: str = "", data: bytes = b"", mode: int = 0o644
+) -> tuple[tarfile.TarInfo, bytes]:
     found = tarfile.TarInfo(name)
     found.type, found.linkname, found.size, found.mode = kind, link, len(data), mode
     return found, data
@@ -53,7 +55,10 @@ def chain() -> list[tuple[tarfile.TarInfo, bytes]]:
     found, deep, steps = [], "", "abcdefghijklmnop"
     for step in steps:
         folder = "d" * 247
-        found += [entry(f"{deep}{folder}", tarfile.DIRTYPE, mode=0o755), entry(f"{deep}{step}", tarfile.SYMTYPE, folder)]
+        found += [
+            entry(f"{deep}{folder}", tarfile.DIRTYPE, mode=0o755),
+            entry(f"{deep}{step}", tarfile.SYMTYPE, folder),
+        ]
         deep += f"{folder}/"
     short = "/".join(steps)
     return [
@@ -74,9 +79,16 @@ HOSTILE = {
 LEFT_OUT = {
     "a chain of links": (chain()[:-1], "escape (a link to"),
     "a link out": ([entry("out", tarfile.SYMTYPE, "../..")], "out (a link to '../..', out of what is copied)"),
-    "a link to a path": ([entry("out", tarfile.SYMTYPE, "/etc/passwd")], "out (a link to '/etc/passwd', out of what is copied)"),
+    "a link to a path": (
+        [entry("out", tarfile.SYMTYPE, "/etc/passwd")],
+        "out (a link to '/etc/passwd', out of what is copied)",
+    ),
     "a link by a link": (
-        [entry("d", tarfile.DIRTYPE, mode=0o755), entry("here", tarfile.SYMTYPE, "d"), entry("out", tarfile.SYMTYPE, "here/../..")],
+        [
+            entry("d", tarfile.DIRTYPE, mode=0o755),
+            entry("here", tarfile.SYMTYPE, "d"),
+            entry("out", tarfile.SYMTYPE, "here/../.."),
+        ],
         "out (a link to 'here/../..', out of what is copied)",
     ),
     "a hard link": ([entry("owned", tarfile.LNKTYPE, "../../secret")], "owned (a hard link to '../../secret')"),
@@ -104,7 +116,9 @@ def test_nothing_of_an_archive_gets_out_of_its_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("places", [((0, 5), (3, 5)), ((4096, 5), (0, 5)), ((0, 1 << 40),), ((-5, 5),)])
-def test_a_sparse_file_whose_places_are_nonsense_is_refused(places: tuple[tuple[int, int], ...], tmp_path: Path) -> None:
+def test_a_sparse_file_whose_places_are_nonsense_is_refused(
+    places: tuple[tuple[int, int], ...], tmp_path: Path
+) -> None:
     (tmp_path / "tar").write_bytes(sparse("file", 8192, *places).tobuf() + bytes(10240))
     with pytest.raises(HostError, match="cannot be unpacked"):
         archives.unpack(tmp_path / "tar", tmp_path / "in")
@@ -114,7 +128,12 @@ def test_a_map_of_a_sparse_file_without_end_costs_no_memory(tmp_path: Path, monk
     monkeypatch.setattr(archives, "_MOST_IN_A_ROW", 100_000)
     header = tarfile.TarInfo("map")
     header.size = 1 << 30
-    header.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1", "GNU.sparse.name": "map"}
+    header.pax_headers = {
+        "GNU.sparse.major": "1",
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.realsize": "1",
+        "GNU.sparse.name": "map",
+    }
     (tmp_path / "tar").write_bytes(header.tobuf(tarfile.PAX_FORMAT) + b"100000000\n" + b"0\n" * (8 << 20))
     os.truncate(tmp_path / "tar", (1 << 30) + 2048)
     tracemalloc.start()
@@ -164,7 +183,9 @@ def test_headers_without_end_are_refused(row: bytes, tmp_path: Path) -> None:
 @pytest.mark.timeout(120)
 def test_a_pax_header_takes_linear_time(tmp_path: Path) -> None:
     digits = "1" * 1_000_000
-    (tmp_path / "tar").write_bytes(pax(("comment", digits), ("path", "named")) + header(tarfile.REGTYPE, b"x") + bytes(1024))
+    (tmp_path / "tar").write_bytes(
+        pax(("comment", digits), ("path", "named")) + header(tarfile.REGTYPE, b"x") + bytes(1024)
+    )
     assert archives.unpack(tmp_path / "tar", tmp_path / "in") == ()
     assert (tmp_path / "in" / "named").read_bytes() == b"x"
 
@@ -204,7 +225,9 @@ def test_what_headers_say_is_not_kept(tmp_path: Path) -> None:
 
 
 def test_thousands_of_empty_files_are_no_row_of_headers(tmp_path: Path) -> None:
-    (tmp_path / "tar").write_bytes(b"".join(header(tarfile.REGTYPE, name=f"f{number}") for number in range(5000)) + bytes(1024))
+    (tmp_path / "tar").write_bytes(
+        b"".join(header(tarfile.REGTYPE, name=f"f{number}") for number in range(5000)) + bytes(1024)
+    )
     with archives.open_archive(tmp_path / "tar") as tar:
         assert sum(1 for _ in tar) == 5000
 

@@ -60,7 +60,9 @@ async def test_two_at_once_make_it_once(tmp_path: Path) -> None:
 def held(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that holds a lock file, until its standard input is closed."""
     code = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         yield other
 
@@ -81,7 +83,8 @@ async def test_who_holds_a_lock_is_named_while_it_is_waited_for(tmp_path: Path) 
         await waiting
     (note,) = said.notes
     assert (
-        note.startswith(f"thing: waiting for pid {other.pid} of {other_users.user_name(os.geteuid())}, since 20") and sys.executable in note
+        note.startswith(f"thing: waiting for pid {other.pid} of {other_users.user_name(os.geteuid())}, since 20")
+        and sys.executable in note
     )
     assert note.endswith(f", which holds {tmp_path / 'key.lock'}")
     await cache.make_once(tmp_path / "another", make, said, "thing")
@@ -137,7 +140,8 @@ async def test_where_there_can_be_no_namespaces_no_image_is_built_and_the_doctor
     assert await unshare.why_unavailable() == ""
     monkeypatch.setattr(unshare, "_APART", ("sh", "-c", "echo no such luck >&2; exit 1"))
     with pytest.raises(
-        HostError, match="mmdebstrap cannot have namespaces of its own: no such luck; `testbed doctor` says what that needs"
+        HostError,
+        match="mmdebstrap cannot have namespaces of its own: no such luck; `testbed doctor` says what that needs",
     ):
         await image.build_image("bookworm", IMAGES, tmp_path, Silent())
     assert "an image cannot be built" in " ".join(complaint.what for complaint in await doctor.complaints(None))

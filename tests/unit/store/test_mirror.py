@@ -14,7 +14,9 @@ nodistro main https://node.example/node
 
 
 def test_the_mirror_is_the_one_of_the_hosts_own_release() -> None:
-    assert choose(TARGETS, "bookworm") == Mirror(main="http://mirror.example/debian", security="http://mirror.example/debian-security")
+    assert choose(TARGETS, "bookworm") == Mirror(
+        main="http://mirror.example/debian", security="http://mirror.example/debian-security"
+    )
 
 
 def test_without_a_security_source_its_place_is_guessed() -> None:
@@ -28,7 +30,9 @@ def test_no_source_says_how_to_name_one(targets: str, codename: str) -> None:
 
 
 def test_only_what_debian_signed_is_accepted() -> None:
-    lines = Mirror(main="http://m/debian", security="http://m/sec").sources(("bullseye", "bullseye-security")).splitlines()
+    lines = (
+        Mirror(main="http://m/debian", security="http://m/sec").sources(("bullseye", "bullseye-security")).splitlines()
+    )
     assert lines == [
         f"deb [arch=amd64 signed-by={KEYRING}] http://m/debian bullseye main",
         f"deb [arch=amd64 signed-by={KEYRING}] http://m/sec bullseye-security main",

@@ -24,7 +24,9 @@ with snapshots.unfinished(snapshots.snapshot_folder(Path(sys.argv[1]), "g", "now
 
 def test_what_a_killed_supervisor_has_half_saved_goes_and_no_other(tmp_path: Path) -> None:
     unfinished = tmp_path / "snapshots" / "g" / ".now.unfinished" / "state"
-    child = subprocess.Popen([sys.executable, "-c", SAVING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", SAVING, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     with child:
         assert child.stdout is not None and child.stdout.readline() == b"there\n"
         assert snapshot_files.remove_unfinished(tmp_path) == () and unfinished.exists()
@@ -40,7 +42,13 @@ def test_one_that_is_saved_is_found_until_it_is_removed_with_its_guests_folder(t
         snapshot_files.write_record(made, host_key=b"key", boot_s=8.5, machine="m", order={"kernel": "k"})
     assert snapshot_files.remove_unfinished(tmp_path) == ()
     found = snapshot_files.find_snapshot(tmp_path, "g", "now")
-    assert (found.host_key, found.boot_s, found.machine, found.order, found.complete) == (b"key", 8.5, "m", {"kernel": "k"}, False)
+    assert (found.host_key, found.boot_s, found.machine, found.order, found.complete) == (
+        b"key",
+        8.5,
+        "m",
+        {"kernel": "k"},
+        False,
+    )
     with pytest.raises(ZeroDivisionError), snapshot_files.new_snapshot(folder.with_name("other")) as made:
         1 / 0  # noqa: B018 - any error
     assert [path.name for path in folder.parent.iterdir()] == ["now"]

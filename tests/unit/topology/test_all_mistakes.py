@@ -83,7 +83,13 @@ guests:
         "bps-total: expected a",
     ):
         assert part in of(1)
-    for part in ("got mark and console", "above or below", "console: expected a regular", "disks (data), got 'dat'", "got 'raed'"):
+    for part in (
+        "got mark and console",
+        "above or below",
+        "console: expected a regular",
+        "disks (data), got 'dat'",
+        "got 'raed'",
+    ):
         assert part in of(2)
     for part in ("when shall it be?", "got 'EIOO'", "probability: expected", "got 'foo'"):
         assert part in of(3)
@@ -117,14 +123,22 @@ def test_what_is_below_a_misspelt_key_of_a_bug_is_looked_at() -> None:
     with pytest.raises(TopologyError) as caught:
         parse_mapping(plain)
     said = {problem.path: problem.message[:40] for problem in caught.value.problems}
-    assert said.keys() >= {"scrpt", "signature.0.expct", "topology.guests.g0.disk", "topology.guests.g0.disk.data.size"}, said
+    assert said.keys() >= {
+        "scrpt",
+        "signature.0.expct",
+        "topology.guests.g0.disk",
+        "topology.guests.g0.disk.data.size",
+    }, said
     assert any(problem.message.startswith("expected a regular expression") for problem in caught.value.problems), said
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("cpus: 08", "got 08 (YAML 1.1 reads it as octal, or as text where 8 or 9 is in it; write it without the leading 0"),
+        (
+            "cpus: 08",
+            "got 08 (YAML 1.1 reads it as octal, or as text where 8 or 9 is in it; write it without the leading 0",
+        ),
         ("cpus: 010", "got 010 (YAML 1.1 reads it as octal"),
         ("cpus: 0o8", "got 0o8 (readers of YAML differ about this number"),
         ("cpus: 0x1F", "got 0x1F (readers of YAML differ"),
@@ -136,13 +150,19 @@ def test_what_is_below_a_misspelt_key_of_a_bug_is_looked_at() -> None:
         ("kernel: .inf", "got .inf (readers of YAML take it for a number that is none"),
         ("kernel: 2026-11-30", "got 2026-11-30 (YAML 1.1 reads it as a date"),
         ("disks: {off: {type: nvme, size: 1G}}", "expected a key that every reader of YAML reads alike, got off"),
-        ("disks: {null: {type: nvme, size: 1G}}", "expected a key that every reader of YAML reads alike, got null (it is no text"),
+        (
+            "disks: {null: {type: nvme, size: 1G}}",
+            "expected a key that every reader of YAML reads alike, got null (it is no text",
+        ),
         (
             "disks: {data: {<<: {type: nvme}, size: 1G}}",
             "got <<, which merges mappings in YAML 1.1 alone; write the keys out, or use `extends`",
         ),
         ("cpus: !!int 3", "expected no tag, got tag:yaml.org,2002:int"),
-        ('kernel: "a\\0b"', "guests.g0.kernel: expected text without NUL and without halves of characters, got 'a\\x00b'"),
+        (
+            'kernel: "a\\0b"',
+            "guests.g0.kernel: expected text without NUL and without halves of characters, got 'a\\x00b'",
+        ),
         ('kernel: "a\\ud800b"', "expected text without NUL and without halves of characters"),
         ("cpus: 2, cpus: 3", "guests.g0.cpus: the key stands here twice"),
     ],
@@ -162,7 +182,10 @@ def test_what_every_reader_takes_alike_is_taken() -> None:
     ("text", "said"),
     [
         ("version: 1\nguests:\n\tg0: {}\n", "3:1: not YAML: a tab cannot indent, or stand before a value; use spaces"),
-        ("version: 1\nguests: {g0: {}}\n---\nversion: 1\n", "3:1: not YAML: expected one document, got another after ---"),
+        (
+            "version: 1\nguests: {g0: {}}\n---\nversion: 1\n",
+            "3:1: not YAML: expected one document, got another after ---",
+        ),
         ("version: 1\nguests: {g0: {}}\n\0\n", "3:1: not YAML: the character U+0000 must not stand in it"),
     ],
 )
@@ -186,7 +209,11 @@ def test_merged_keys_are_not_missed_as_well() -> None:
             "logical-block-size: 512",
             "logical-block-size: expected at least 4096 for direct I/O, which is the block size below file 'd/f'",
         ),
-        ("4096", "offset: 512", "offset: expected a multiple of 4096 for direct I/O, which is the block size below file 'd/f', got 512"),
+        (
+            "4096",
+            "offset: 512",
+            "offset: expected a multiple of 4096 for direct I/O, which is the block size below file 'd/f', got 512",
+        ),
         ("512", "logical-block-size: 512, offset: 512", ""),
         ("4096", "", ""),
         ("4096", "logical-block-size: 4096, offset: 8192", ""),

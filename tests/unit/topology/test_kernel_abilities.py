@@ -81,7 +81,9 @@ def problems(tmp_path: Path, kernel: str, abilities: Abilities) -> list[str]:
 
 def test_what_the_kernel_of_a_file_cannot_do_is_a_mistake_with_its_place(tmp_path: Path) -> None:
     cached(tmp_path, CLOUD)
-    assert problems(tmp_path, "debian-6.1", Abilities(TABLE, tmp_path)) == [line.replace("NAME", "debian-6.1 (6.1.0-x)") for line in LACKS]
+    assert problems(tmp_path, "debian-6.1", Abilities(TABLE, tmp_path)) == [
+        line.replace("NAME", "debian-6.1 (6.1.0-x)") for line in LACKS
+    ]
     # Of --kernel, of the default, and of a file that names none.
     assert len(problems(tmp_path, "debian-6.12", Abilities(TABLE, tmp_path, "debian-6.1"))) == 2
     assert len(problems(tmp_path, "", Abilities(TABLE, tmp_path, default="debian-6.1"))) == 2
@@ -118,10 +120,15 @@ def test_each_kernel_that_a_bug_names_is_asked(tmp_path: Path) -> None:
 
 def test_no_guest_starts_on_a_kernel_that_cannot_do_what_its_topology_asks_for(tmp_path: Path) -> None:
     cached(tmp_path, CLOUD)
-    files = kernel_files.read_folder(TABLE.rows["debian-6.1"], kernel_files.kernel_folder(TABLE.rows["debian-6.1"], tmp_path))
+    files = kernel_files.read_folder(
+        TABLE.rows["debian-6.1"], kernel_files.kernel_folder(TABLE.rows["debian-6.1"], tmp_path)
+    )
     assert files.series is Series.AFTER
     (guest,) = load_points(_file(tmp_path))[""].guests.values()
-    with pytest.raises(UsageError, match=r"filesystems\.flash\.type: expected a kernel .*\n  cgroups\.a\.io\.latency: expected a kernel"):
+    with pytest.raises(
+        UsageError,
+        match=r"filesystems\.flash\.type: expected a kernel .*\n  cgroups\.a\.io\.latency: expected a kernel",
+    ):
         kernel_abilities.check_kernels(guest, files)
     kernel_abilities.check_kernels(guest.model_copy(update={"cgroups": {}, "filesystems": {}}), files)
 
@@ -175,6 +182,8 @@ def test_every_part_of_the_language_is_asked_for() -> None:
     for option in ("SWAP", "CFS_BANDWIDTH", "CGROUP_PIDS", "BLK_CGROUP_IOCOST", "VIRTIO_BALLOON", "HOTPLUG_CPU"):
         assert f"CONFIG_{option}" in lacks
     everything = {
-        name: config_fragments.Option(value="y", where="") for name in lacks.replace("CONFIG_", "").split() if name not in ("and", "or")
+        name: config_fragments.Option(value="y", where="")
+        for name in lacks.replace("CONFIG_", "").split()
+        if name not in ("and", "or")
     }
     assert list(kernel_features.lacking_features(guest, everything, has_modules=False)) == []

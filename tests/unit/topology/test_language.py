@@ -53,7 +53,9 @@ def test_a_file_on_top_of_another_merges_replaces_and_takes_away(tmp_path: Path)
 
 
 def test_a_mistake_is_said_in_the_file_that_makes_it(tmp_path: Path) -> None:
-    (tmp_path / "base.yaml").write_text("version: 1\nguests:\n  g0:\n    disks:\n      a: {type: nvme, size: 1G, profil: hdd-7200}\n")
+    (tmp_path / "base.yaml").write_text(
+        "version: 1\nguests:\n  g0:\n    disks:\n      a: {type: nvme, size: 1G, profil: hdd-7200}\n"
+    )
     said = errors("version: 1\nextends: base.yaml\nguests: {g0: {cpus: 99}}\n", tmp_path / "top.yaml")
     assert said[1:] == [f"{tmp_path}/base.yaml:5:33: guests.g0.disks.a.profil: unknown key; did you mean 'profile'?"]
     assert said[0].startswith(f"{tmp_path}/top.yaml:3:21: guests.g0.cpus: ")
@@ -120,13 +122,25 @@ def test_a_matrix_is_its_points_with_values_of_their_own_types(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("${cpus}", "${cpu}", "a.yaml:11:11: guests.g0.cpus: expected an axis of the matrix, got ${cpu}; did you mean 'cpus'?"),
+        (
+            "${cpus}",
+            "${cpu}",
+            "a.yaml:11:11: guests.g0.cpus: expected an axis of the matrix, got ${cpu}; did you mean 'cpus'?",
+        ),
         ("cpus: [1, 2]", "cpus: [1, 1]", "matrix.axes.cpus: expected each value once"),
         ("cpus: [1, 2]", "cpus: []", "matrix.axes.cpus: "),
-        ("exclude: [{disk: nvme", "exclude: [{disc: nvme", "matrix.exclude.0.disc: expected one of the axes disk, cpus, direct"),
+        (
+            "exclude: [{disk: nvme",
+            "exclude: [{disc: nvme",
+            "matrix.exclude.0.disc: expected one of the axes disk, cpus, direct",
+        ),
         (", direct: false}]", "}]", "matrix.include.0: expected a value for each axis, got none for direct"),
         ("cpus: [1, 2]", "cpus: [1, 2, 99]", "guests.g0.cpus: "),
-        ("exclude: [{disk: nvme", "exclude: [{disk: nvm", "matrix.exclude.0.disk: expected one of virtio-blk, nvme, got nvm"),
+        (
+            "exclude: [{disk: nvme",
+            "exclude: [{disk: nvm",
+            "matrix.exclude.0.disk: expected one of virtio-blk, nvme, got nvm",
+        ),
         ("  axes:", "  axis:", "matrix.axis: unknown key; did you mean 'axes'?"),
     ],
 )
@@ -135,13 +149,21 @@ def test_a_mistake_in_a_matrix_is_said_with_its_place(old: str, new: str, messag
 
 
 def test_a_mistake_of_some_points_names_one_and_counts_the_others() -> None:
-    said = errors(MATRIX.replace("cpus: [1, 2]", "cpus: [1, 99, 98]").replace("exclude: [{disk: nvme, cpus: 2}]", "exclude: []"))
-    assert [line.endswith("(at disk=virtio-blk,cpus=99,direct=true and 1 more points)") for line in said] == [True, False]
+    said = errors(
+        MATRIX.replace("cpus: [1, 2]", "cpus: [1, 99, 98]").replace("exclude: [{disk: nvme, cpus: 2}]", "exclude: []")
+    )
+    assert [line.endswith("(at disk=virtio-blk,cpus=99,direct=true and 1 more points)") for line in said] == [
+        True,
+        False,
+    ]
 
 
 def test_too_many_points_are_refused_before_they_are_made() -> None:
     axes = "\n".join(f"    a{number}: [{', '.join(map(str, range(20)))}]" for number in range(6))
-    assert "expected at most 100000 points, got 64000000" in errors(f"version: 1\nmatrix:\n  axes:\n{axes}\nguests: {{g0: {{}}}}\n")[0]
+    assert (
+        "expected at most 100000 points, got 64000000"
+        in errors(f"version: 1\nmatrix:\n  axes:\n{axes}\nguests: {{g0: {{}}}}\n")[0]
+    )
 
 
 # what stands on what ------------------------------------------------------------------------------------------------------------
@@ -153,7 +175,10 @@ DISKS = "    disks: {data: {type: virtio-blk, size: 1G}, fast: {type: nvme, size
     ("text", "message"),
     [
         ("    loops: {l0: {backing: l1}, l1: {backing: l0}}\n", "'l0' stands on itself"),
-        ("    loops: {l0: {backing: data/f}}\n", "guests.g0.loops.l0.backing: expected a size, or a file 'data/f' among `files`"),
+        (
+            "    loops: {l0: {backing: data/f}}\n",
+            "guests.g0.loops.l0.backing: expected a size, or a file 'data/f' among `files`",
+        ),
         ("    loops: {l0: {backing: dat}}\n", "expected the name of a device, got 'dat'; did you mean 'data'?"),
         ("    loops: {data: {backing: fast}}\n", "'data' is the name of something else already (disks.data)"),
         ("    files: {f: {path: nowhere/f, size: 4K}}\n", "expected the name of a filesystem, got 'nowhere'"),
@@ -162,7 +187,10 @@ DISKS = "    disks: {data: {type: virtio-blk, size: 1G}, fast: {type: nvme, size
             "'data' can be used by one thing alone, got device 'a' and",
         ),
         ("    filesystems: {fs: {type: xfs, device: fast}}\n", "xfs needs at least 300M, 'fast' has 256M"),
-        ("    swaps: {s: {on: fast}}\n    filesystems: {fast: {type: ext4}}\n", "'fast' can be used by one thing alone"),
+        (
+            "    swaps: {s: {on: fast}}\n    filesystems: {fast: {type: ext4}}\n",
+            "'fast' can be used by one thing alone",
+        ),
         (
             "    timeline: [{at: 1s, do: unplug dat}]\n",
             "guests.g0.timeline.0: 'unplug dat': expected one of the guest's disks (data, fast), got 'dat'",
@@ -175,11 +203,20 @@ DISKS = "    disks: {data: {type: virtio-blk, size: 1G}, fast: {type: nvme, size
         ("    loops: {l0: {backing: fast, offset: 256M}}\n", "expected less than the backing device 'fast'"),
         ("    loops: {l0: {backing: fast, offset: 100}}\n", "expected a multiple of 512 bytes, got 100"),
         ("    md: {m: {level: raid1, on: [data]}}\n", "guests.g0.md.m.on: "),
-        ("    cgroups: {a: {io.max: {dat: {rbps: 1M}}}}\n", "cgroups.a.io.max.dat: expected the name of a device, got 'dat'; did you mean"),
-        ("    cgroups: {a: {io.cost.qos: {data: {}}}}\n", "cgroups.a.io.cost.qos: only the root has it; expected it under `/`"),
+        (
+            "    cgroups: {a: {io.max: {dat: {rbps: 1M}}}}\n",
+            "cgroups.a.io.max.dat: expected the name of a device, got 'dat'; did you mean",
+        ),
+        (
+            "    cgroups: {a: {io.cost.qos: {data: {}}}}\n",
+            "cgroups.a.io.cost.qos: only the root has it; expected it under `/`",
+        ),
         ("    cgroups: {/: {memory.max: 1G}}\n", "cgroups./.memory.max: the root has no limits"),
         ("    cgroups: {a: {memory.maks: 1G}}\n", "unknown key; did you mean 'memory.max'?"),
-        ("    cgroups: {A: {}}\n", "expected a path of lower-case names such as tenant or tenant/job, or / for the root"),
+        (
+            "    cgroups: {A: {}}\n",
+            "expected a path of lower-case names such as tenant or tenant/job, or / for the root",
+        ),
     ],
 )
 def test_what_does_not_fit_together_is_said(text: str, message: str) -> None:
@@ -194,19 +231,40 @@ def test_what_does_not_fit_together_is_said(text: str, message: str) -> None:
         ("{type: virtio-blk, size: 1G, zoned: {zone-size: 1M}}", "zoned: unknown key"),
         ("{type: nvme, size: 1G, zoned: {zone-size: 3M}}", "expected a part of the size of 1G, got 3M"),
         ("{type: nvme, size: 1G, image: x.img, format: qcow2}", "expected no format beside an image"),
-        ("{type: nvme, size: 1G, logical-block-size: 4096, physical-block-size: 512}", "expected at least the logical block size of 4096"),
+        (
+            "{type: nvme, size: 1G, logical-block-size: 4096, physical-block-size: 512}",
+            "expected at least the logical block size of 4096",
+        ),
         ("{type: nvme, size: 1G, throttle-group: g}", "expected one of the guest's throttle-groups, got 'g'"),
-        ("{type: nvme, size: 1G, throttle: {iops-total: 1}, profile: hdd-7200}", "expected one of profile, throttle and throttle-group"),
-        ("{type: nvme, size: 8M, partitions: [{size: 8M}]}", "the partitions need more than the 8M of 'd', of which its label takes 2M"),
+        (
+            "{type: nvme, size: 1G, throttle: {iops-total: 1}, profile: hdd-7200}",
+            "expected one of profile, throttle and throttle-group",
+        ),
+        (
+            "{type: nvme, size: 8M, partitions: [{size: 8M}]}",
+            "the partitions need more than the 8M of 'd', of which its label takes 2M",
+        ),
         ("{size: 1G}", "d.type: expected this key, it is missing"),
         ("{type: nvme, size: 1000}", "size: expected a multiple of 4096 bytes, got 1000"),
-        ("{type: nvme, size: 1G, image: x.img, partitions: [{size: 8M}]}", "expected no partitions on an image, which has its own"),
+        (
+            "{type: nvme, size: 1G, image: x.img, partitions: [{size: 8M}]}",
+            "expected no partitions on an image, which has its own",
+        ),
         ("{type: nvme, size: 1G, format: qcow2, cache: volatile}", "expected a disk that is kept in a raw file"),
         ("{type: nvme, size: 1G, image: x.img, cache: lies}", "expected a disk that is kept in a raw file"),
-        ("{type: nvme, size: 1G, cache: lies, cache-size: 5000}", "cache-size: expected a multiple of 4096 bytes, got 5000"),
-        ("{type: nvme, size: 1G, serial: tb-e}, e: {type: nvme, size: 1G}", "expected a serial that no other disk has, got 'tb-e'"),
+        (
+            "{type: nvme, size: 1G, cache: lies, cache-size: 5000}",
+            "cache-size: expected a multiple of 4096 bytes, got 5000",
+        ),
+        (
+            "{type: nvme, size: 1G, serial: tb-e}, e: {type: nvme, size: 1G}",
+            "expected a serial that no other disk has, got 'tb-e'",
+        ),
         ("{type: nvme, size: 1G, read-ahead: 5000}", "read-ahead: expected a multiple of 4096 bytes, got 5000"),
-        ("{type: nvme, size: 1G}, root: {type: nvme, size: 1G}", "'root' is the name of a disk that every guest has; choose another"),
+        (
+            "{type: nvme, size: 1G}, root: {type: nvme, size: 1G}",
+            "'root' is the name of a disk that every guest has; choose another",
+        ),
         ("{type: nvme, size: 8M, partitions: [{size: 6M}, {}]}", "nothing of 'd' is left for it"),
         ("{type: nvme, size: 1G, scale: 2}", "expected a profile beside it"),
         ("{type: nvme, size: 1G, latency: {jitter: 1ms}}", "expected a delay of both, read, write or flush, got none"),
@@ -222,13 +280,18 @@ def test_a_guest_larger_than_the_host_is_refused(tmp_path: Path) -> None:
     assert load(tmp_path / "a.yaml", host_memory=16 << 30).guests["g0"].memory == 8 << 30
     for room in (4 << 30, 8 << 30):
         with pytest.raises(
-            TopologyError, match=r"a\.yaml:3:16: guests\.g0\.memory: expected less than this host's memory of [48]G, got 8G"
+            TopologyError,
+            match=r"a\.yaml:3:16: guests\.g0\.memory: expected less than this host's memory of [48]G, got 8G",
         ):
             load(tmp_path / "a.yaml", host_memory=room)
     (tmp_path / "b.yaml").write_text("version: 1\nguests:\n  g0: {memory: 3G}\n  g1: {memory: 2G}\n")
-    with pytest.raises(TopologyError, match=r"b\.yaml:4:16: guests\.g1\.memory: .* memory of 4G for all guests, got 5G up to this one"):
+    with pytest.raises(
+        TopologyError, match=r"b\.yaml:4:16: guests\.g1\.memory: .* memory of 4G for all guests, got 5G up to this one"
+    ):
         load(tmp_path / "b.yaml", host_memory=4 << 30)
-    (tmp_path / "c.yaml").write_text("version: 1\nguests:\n  g0: {memory: 2G}\n  g1: {memory: 2G}\n  g2: {memory: 1G}\n")
+    (tmp_path / "c.yaml").write_text(
+        "version: 1\nguests:\n  g0: {memory: 2G}\n  g1: {memory: 2G}\n  g2: {memory: 1G}\n"
+    )
     with pytest.raises(TopologyError) as failed:
         load(tmp_path / "c.yaml", host_memory=4 << 30)
     assert str(failed.value).count("for all guests") == 1, "the first that is too much is named, and no other"
@@ -238,13 +301,17 @@ def test_a_guest_larger_than_the_host_is_refused(tmp_path: Path) -> None:
 def test_partitions_of_a_loop_are_looked_at_after_what_it_stands_on() -> None:
     loops = "{loop0: {backing: t/file, size: 64M, partitions: [{size: 64M}]}}"
     said = errors(f"version: 1\nguests:\n  g0:\n    filesystems: {{t: {{type: tmpfs}}}}\n    loops: {loops}\n")
-    assert any("the partitions need more than the 64M of 'loop0', of which its label takes 2M" in line for line in said), said
+    assert any(
+        "the partitions need more than the 64M of 'loop0', of which its label takes 2M" in line for line in said
+    ), said
 
 
 def test_a_disk_with_partitions_is_used_by_nothing_else(tmp_path: Path) -> None:
     text = "version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G, partitions: [{size: 512M}]}}\n    swaps: {s: {on: data}}\n"
     (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(TopologyError, match=r"guests\.g0\.swaps\.s: 'data' can be used by one thing alone, got .* and its partitions"):
+    with pytest.raises(
+        TopologyError, match=r"guests\.g0\.swaps\.s: 'data' can be used by one thing alone, got .* and its partitions"
+    ):
         load(tmp_path / "a.yaml", host_memory=16 << 30)
 
 
@@ -269,12 +336,23 @@ def test_parts_that_are_wrong_in_themselves_do_not_hide_what_does_not_fit_togeth
 
 def plugged(name: str, **said: object) -> list[dict[str, object]]:
     disk = disk_of(**said)
-    return [command.arguments for command in blockdev.plug_commands(name, disk, 0, blockdev.plan_storage(name, disk, Path("/s")))]
+    return [
+        command.arguments
+        for command in blockdev.plug_commands(name, disk, 0, blockdev.plan_storage(name, disk, Path("/s")))
+    ]
 
 
 def test_each_word_of_a_disk_reaches_qemu() -> None:
     *_, thread, device = plugged(
-        "d", type="virtio-blk", size="1G", queues=2, io_thread=True, write_cache=False, discard=False, serial="S1", werror="stop"
+        "d",
+        type="virtio-blk",
+        size="1G",
+        queues=2,
+        io_thread=True,
+        write_cache=False,
+        discard=False,
+        serial="S1",
+        werror="stop",
     )
     assert thread == {"qom-type": "iothread", "id": "io-d"}
     assert device == {
@@ -304,14 +382,21 @@ def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
     (store,) = blockdev.plan_storage("d", disk_of(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
     assert store.image == (Path("/images/a,b.img"), "raw") and store.file == Path("/s/d.qcow2")
     _, origin, image, node, *_ = plugged("d", type="nvme", size="1G", image="/images/a,b.img")
-    assert (origin["filename"], origin["read-only"], image["driver"], image["read-only"]) == ("/images/a,b.img", True, "raw", True)
+    assert (origin["filename"], origin["read-only"], image["driver"], image["read-only"]) == (
+        "/images/a,b.img",
+        True,
+        "raw",
+        True,
+    )
     assert (node["driver"], node["backing"], image["file"]) == ("qcow2", image["node-name"], origin["node-name"])
 
 
 def test_namespaces_and_zones_make_a_disk_cold_and_are_options_of_the_command_line() -> None:
     disk = disk_of(type="nvme", size="64M", namespaces={"two": {"size": "32M", "zoned": {"zone-size": "16M"}}})
     assert disk.cold
-    options = blockdev.as_options(blockdev.plug_commands("one", disk, 3, blockdev.plan_storage("one", disk, Path("/s"))))
+    options = blockdev.as_options(
+        blockdev.plug_commands("one", disk, 3, blockdev.plan_storage("one", disk, Path("/s")))
+    )
     assert [option for option, _ in options] == ["-blockdev"] * 4 + ["-object", "-blockdev"] * 2 + ["-device"] * 3
     assert json.loads(options[-1][1])["zoned.zone_size"] == 16 << 20
     assert json.loads(options[-1][1])["nsid"] == 2 and json.loads(options[-2][1])["nsid"] == 1
@@ -323,12 +408,22 @@ def test_every_topology_that_ships_has_a_plan_that_undoes_what_it_does(path: Pat
         for name, guest in topology.guests.items():
             lines = list(plan_text.describe_plan(host(), name, guest))
             assert lines[0].startswith(f"# guest {name}")
-            paths = {one: f"/dev/{one}" for disk, said in guest.disks.items() for one in (disk, *blockdev.namespaces(said))}
+            paths = {
+                one: f"/dev/{one}" for disk, said in guest.disks.items() for one in (disk, *blockdev.namespaces(said))
+            }
             made = block_stack.plan_stack(guest, paths)
             steps, facts = cgroups.plan_cgroups(guest, made.devices)
-            changing = [step for step in (*made.steps, *steps) if not step.what.startswith(("written", "sparse", "fallocated"))]
+            changing = [
+                step for step in (*made.steps, *steps) if not step.what.startswith(("written", "sparse", "fallocated"))
+            ]
             assert all(step.undo for step in changing)
-            assert {fact.where.split(".")[0] for fact in (*made.facts, *facts)} <= {"loops", "filesystems", "md", "swaps", "cgroups"}
+            assert {fact.where.split(".")[0] for fact in (*made.facts, *facts)} <= {
+                "loops",
+                "filesystems",
+                "md",
+                "swaps",
+                "cgroups",
+            }
 
 
 @pytest.mark.parametrize("path", sorted(GALLERY.glob("*.yaml")), ids=lambda path: path.stem)
@@ -347,7 +442,8 @@ def test_every_topology_that_ships_can_be_drawn(path: Path) -> None:
 
 def test_a_guest_that_differs_from_its_file_is_said_with_the_place_in_the_file() -> None:
     guest = guest_of(
-        DISKS + "    loops: {l0: {backing: data/f, size: 8M, direct-io: true}}\n    cgroups: {a: {io.max: {data: {rbps: 2M}}}}\n"
+        DISKS
+        + "    loops: {l0: {backing: data/f, size: 8M, direct-io: true}}\n    cgroups: {a: {io.max: {data: {rbps: 2M}}}}\n"
     )
     made = block_stack.plan_stack(guest, {"data": "/dev/vdc", "fast": "/dev/nvme0n1"})
     facts = (*made.facts, *cgroups.plan_cgroups(guest, made.devices)[1])
@@ -371,9 +467,14 @@ def test_a_guest_that_differs_from_its_file_is_said_with_the_place_in_the_file()
 
     assert said(good) == []
     (without,) = said(good | {"loop/dio": "0"})
-    assert without.startswith("loops.l0.direct-io: expected 1, got 0 (/sys/block/loop0/loop/dio); a kernel gives a loop no direct I/O, and")
+    assert without.startswith(
+        "loops.l0.direct-io: expected 1, got 0 (/sys/block/loop0/loop/dio); a kernel gives a loop no direct I/O, and"
+    )
     assert said(good | {"/size": "8"})[0].startswith("loops.l0.size: expected 16384, got 8")
-    assert "cgroups.a.io.max: expected rbps=2097152" in said(good | {"io.max": "8:0 rbps=2097152 wbps=max riops=max wiops=max"})[0]
+    assert (
+        "cgroups.a.io.max: expected rbps=2097152"
+        in said(good | {"io.max": "8:0 rbps=2097152 wbps=max riops=max wiops=max"})[0]
+    )
     assert said(good | {"/proc/mounts": "/dev/vdc /mnt/data xfs rw 0 0"})[0].startswith("loops.l0: expected ext4, got")
     assert len(readback.differences(facts, "")) == len(facts)
 
@@ -403,7 +504,10 @@ TEXTS = [path.read_text() for path in sorted(GALLERY.glob("*.yaml"))]
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(TEXTS), st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 12), st.text(max_size=6)), max_size=4))
+@given(
+    st.sampled_from(TEXTS),
+    st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 12), st.text(max_size=6)), max_size=4),
+)
 def test_a_mutated_topology_is_one_or_an_error_never_a_traceback(text: str, cuts: list[tuple[int, int, str]]) -> None:
     for at, length, new in cuts:
         at %= len(text) + 1
@@ -415,7 +519,24 @@ def test_a_mutated_topology_is_one_or_an_error_never_a_traceback(text: str, cuts
 
 
 WORDS = st.sampled_from(
-    ["g0", "data", "l0", "size", "type", "1G", "nvme", "${a}", "guests", "disks", "loops", "/", "extends", "matrix", "axes", "a"]
+    [
+        "g0",
+        "data",
+        "l0",
+        "size",
+        "type",
+        "1G",
+        "nvme",
+        "${a}",
+        "guests",
+        "disks",
+        "loops",
+        "/",
+        "extends",
+        "matrix",
+        "axes",
+        "a",
+    ]
 )
 TREES = st.recursive(
     WORDS | st.integers(-5, 5000) | st.booleans() | st.none(),
@@ -454,12 +575,32 @@ def test_guests_on_a_network_know_each_other() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("  b: {networks: {lan: {}, other", "  b: {networks: {lam: {}, other", "guests.a.networks.lan: expected another guest on 'lan'"),
-        ("lan: {}, other", "lan: {}, lo", "guests.a.networks.lo: 'lo' is the name of an interface that every guest has"),
+        (
+            "  b: {networks: {lan: {}, other",
+            "  b: {networks: {lam: {}, other",
+            "guests.a.networks.lan: expected another guest on 'lan'",
+        ),
+        (
+            "lan: {}, other",
+            "lan: {}, lo",
+            "guests.a.networks.lo: 'lo' is the name of an interface that every guest has",
+        ),
         ("7.2/24", "7.1/24", "guests.b.networks.other.address: expected an address of its own, got that of 'a'"),
-        ("7.2/24", "8.2/24", "guests.b.networks.other.address: expected an address in 192.168.7.0/24, as 'a' has, got 192.168.8.2/24"),
-        ("192.168.7.1/24", "10.0.2.7/24", "guests.a.networks.other: expected another network than 10.0.2.0/24, which is QEMU's own"),
-        ("192.168.7.1/24", "192.168.7.1", "guests.a.networks.other.address: expected an IPv4 address and its network's length"),
+        (
+            "7.2/24",
+            "8.2/24",
+            "guests.b.networks.other.address: expected an address in 192.168.7.0/24, as 'a' has, got 192.168.8.2/24",
+        ),
+        (
+            "192.168.7.1/24",
+            "10.0.2.7/24",
+            "guests.a.networks.other: expected another network than 10.0.2.0/24, which is QEMU's own",
+        ),
+        (
+            "192.168.7.1/24",
+            "192.168.7.1",
+            "guests.a.networks.other.address: expected an IPv4 address and its network's length",
+        ),
     ],
 )
 def test_mistakes_about_networks(old: str, new: str, said: str) -> None:
@@ -514,13 +655,19 @@ def test_what_is_just_right_is_no_mistake_and_what_is_just_wrong_is_one(right: s
         ),
         ("partitions: [{size: 8M}]", "partitions: [{size: 2G}]", "the partitions need more than the 1G of 'd'"),
         ("partitions: [{size: 1022M}]", "partitions: [{size: 1023M}]", "the partitions need more than the 1G of 'd'"),
-        ("partitions: [{size: 512M}, {size: 510M}]", "partitions: [{size: 512M}, {size: 511M}]", "the partitions need more than"),
+        (
+            "partitions: [{size: 512M}, {size: 510M}]",
+            "partitions: [{size: 512M}, {size: 511M}]",
+            "the partitions need more than",
+        ),
         ("partitions: [{size: 512M}, {}]", "partitions: [{size: 1022M}, {}]", "nothing of 'd' is left for it"),
         ("profile: hdd-7200, scale: 2", "scale: 2", "expected a profile beside it"),
         ("latency: {read: 1ms}", "latency: {}", "expected a delay of both, read, write or flush, got none"),
     ],
 )
-def test_a_disk_that_is_just_right_is_no_mistake_and_one_that_is_just_wrong_is(right: str, wrong: str, message: str) -> None:
+def test_a_disk_that_is_just_right_is_no_mistake_and_one_that_is_just_wrong_is(
+    right: str, wrong: str, message: str
+) -> None:
     def text(words: str) -> str:
         return f"version: 1\nguests:\n  g0:\n    disks: {{d: {{type: nvme, size: 1G, {words}}}, e: {{type: nvme, size: 1G}}}}\n"
 
@@ -532,9 +679,18 @@ def test_a_disk_that_is_just_right_is_no_mistake_and_one_that_is_just_wrong_is(r
 @pytest.mark.parametrize(
     ("text", "mistake"),
     [
-        (f"{DISKS}    throttle-groups: {{g: {{iops-total: 1, iops-read: 1}}}}\n", "throttle-groups.g: expected iops-total or iops-read"),
-        (f"{DISKS}    filesystems: {{fs: {{type: xfs, device: fast}}}}\n", "filesystems.fs.type: xfs needs at least 300M, 'fast' has 256M"),
-        (f"{DISKS}    swaps: {{s: {{on: fast}}, t: {{on: fast}}, u: {{on: fast}}}}\n", "swaps.u: 'fast' can be used by one thing alone"),
+        (
+            f"{DISKS}    throttle-groups: {{g: {{iops-total: 1, iops-read: 1}}}}\n",
+            "throttle-groups.g: expected iops-total or iops-read",
+        ),
+        (
+            f"{DISKS}    filesystems: {{fs: {{type: xfs, device: fast}}}}\n",
+            "filesystems.fs.type: xfs needs at least 300M, 'fast' has 256M",
+        ),
+        (
+            f"{DISKS}    swaps: {{s: {{on: fast}}, t: {{on: fast}}, u: {{on: fast}}}}\n",
+            "swaps.u: 'fast' can be used by one thing alone",
+        ),
         (
             f"{DISKS}    filesystems: {{data: {{type: ext4}}}}\n    loops: {{l0: {{backing: data/f, size: 64M, filesystem: xfs}}}}\n",
             "loops.l0.filesystem: 'data' has ext4 already, got xfs",

@@ -24,7 +24,11 @@ def act(**said: object) -> Act:
 
 def test_an_act_happens_once_again_and_again_or_in_steps() -> None:
     (once,) = schedule(act(at="1.5s", do="hang data 2s"))
-    assert (once.after_s, once.text, once.action) == (1.5, "hang data 2s", commands.Action(verb="hang", disk="data", value=2.0))
+    assert (once.after_s, once.text, once.action) == (
+        1.5,
+        "hang data 2s",
+        commands.Action(verb="hang", disk="data", value=2.0),
+    )
     thrice = schedule(act(at="1s", every="500ms", times=3, do="inject data read=EIO,count=1"))
     assert [cue.after_s for cue in thrice] == [1.0, 1.5, 2.0]
     endless = schedule(act(every="2s", do="plug data"))
@@ -46,8 +50,14 @@ def test_a_ramp_goes_from_one_value_to_the_other() -> None:
         "no time": ({"do": "plug data"}, "expected at, when, every or ramp, got none"),
         "two ways": ({"do": "delay data 1..2ms", "every": "1s", "ramp": "1s"}, "expected every or ramp, got both"),
         "times of what": ({"do": "plug data", "at": "1s", "times": 3}, "expected every beside times, got none"),
-        "a ramp of nothing": ({"do": "throttle data iops-total=5", "ramp": "1s"}, "expected ramp, and FROM..TO in what it does, got one"),
-        "no ramp": ({"do": "throttle data iops-total=5..9", "at": 0}, "expected ramp, and FROM..TO in what it does, got one"),
+        "a ramp of nothing": (
+            {"do": "throttle data iops-total=5", "ramp": "1s"},
+            "expected ramp, and FROM..TO in what it does, got one",
+        ),
+        "no ramp": (
+            {"do": "throttle data iops-total=5..9", "at": 0},
+            "expected ramp, and FROM..TO in what it does, got one",
+        ),
         "verb": ({"do": "explode data", "at": 0}, "expected one of throttle, delay"),
         "disk": ({"do": "hang dta 1s", "at": 0}, "expected one of the guest's disks (data, other), got 'dta'"),
         "no disk": ({"do": "hang", "at": 0}, "expected the name of a disk after hang"),
@@ -60,8 +70,14 @@ def test_a_ramp_goes_from_one_value_to_the_other() -> None:
         "units": ({"do": "delay data 1ms..2", "ramp": "1s"}, "'delay data 1ms..2': 1ms..2: expected a duration"),
         "event": ({"do": "plug data", "when": {}}, "expected one of mark, console and counter, got none"),
         "events": ({"do": "plug data", "when": {"mark": "a", "console": "b"}}, "got mark and console"),
-        "counter": ({"do": "plug data", "when": {"counter": "memory.current", "above": 5}}, "expected a cgroup and its counter"),
-        "no bound": ({"do": "plug data", "when": {"cgroup": "a", "counter": "memory.current"}}, "expected above or below"),
+        "counter": (
+            {"do": "plug data", "when": {"counter": "memory.current", "above": 5}},
+            "expected a cgroup and its counter",
+        ),
+        "no bound": (
+            {"do": "plug data", "when": {"cgroup": "a", "counter": "memory.current"}},
+            "expected above or below",
+        ),
         "pattern": ({"do": "plug data", "when": {"console": "("}}, "got '(': missing )"),
     }.values(),
 )
@@ -75,16 +91,40 @@ PLUGS = {
         [1],
         "is unplugged already after 2s",
     ),
-    "by time, not by place": ([{"do": "unplug data", "at": "3s"}, {"do": "unplug data", "at": "1s"}], [0], "is unplugged already after 3s"),
-    "plugged, and it is there": ([{"do": "plug data", "at": "1s"}], [0], "expected a disk to plug, 'data' is plugged after 1s"),
+    "by time, not by place": (
+        [{"do": "unplug data", "at": "3s"}, {"do": "unplug data", "at": "1s"}],
+        [0],
+        "is unplugged already after 3s",
+    ),
+    "plugged, and it is there": (
+        [{"do": "plug data", "at": "1s"}],
+        [0],
+        "expected a disk to plug, 'data' is plugged after 1s",
+    ),
     "again and again": ([{"do": "unplug data", "every": "1s"}], [0], "is unplugged already after 1s"),
-    "out of step": ([{"do": "unplug data", "every": "2s"}, {"do": "plug data", "every": "3s", "at": "1s"}], [0], "already after 4s"),
+    "out of step": (
+        [{"do": "unplug data", "every": "2s"}, {"do": "plug data", "every": "3s", "at": "1s"}],
+        [0],
+        "already after 4s",
+    ),
     "two disks": ([{"do": "unplug data", "at": "1s"}, {"do": "unplug other", "at": "1s"}], [], ""),
-    "and plugged between": ([{"do": f"{verb} data", "at": f"{n}s"} for n, verb in enumerate(["unplug", "plug", "unplug"])], [], ""),
-    "in step, for ever": ([{"do": "unplug data", "every": "2s"}, {"do": "plug data", "every": "2s", "at": "1s"}], [], ""),
+    "and plugged between": (
+        [{"do": f"{verb} data", "at": f"{n}s"} for n, verb in enumerate(["unplug", "plug", "unplug"])],
+        [],
+        "",
+    ),
+    "in step, for ever": (
+        [{"do": "unplug data", "every": "2s"}, {"do": "plug data", "every": "2s", "at": "1s"}],
+        [],
+        "",
+    ),
     "by an event": ([{"do": "unplug data", "at": "1s"}, {"do": "unplug data", "when": {"mark": "a"}}], [], ""),
     "no such disk": ([{"do": "unplug gone", "at": "1s"}, {"do": "unplug gone", "at": "1s"}], [], ""),
-    "a cold one": ([{"do": "unplug cold", "when": {"mark": "a"}}], [0], r"can be plugged while its guest runs \(data, other\), got 'cold'"),
+    "a cold one": (
+        [{"do": "unplug cold", "when": {"mark": "a"}}],
+        [0],
+        r"can be plugged while its guest runs \(data, other\), got 'cold'",
+    ),
 }
 
 
@@ -99,7 +139,11 @@ def test_what_is_right_has_no_mistakes() -> None:
     for said in (
         {"do": "throttle data hdd-7200 scale=0.5", "at": "5s"},
         {"do": "unplug data surprise", "when": {"mark": "warm"}},
-        {"do": "inject data read-only", "when": {"cgroup": "a/b", "counter": "memory.stat file", "above": "64M"}, "at": "1s"},
+        {
+            "do": "inject data read-only",
+            "when": {"cgroup": "a/b", "counter": "memory.stat file", "above": "64M"},
+            "at": "1s",
+        },
         {"do": "hang other 200ms", "every": "1s", "times": 5, "when": {"console": "EXT4-fs .* mounted"}},
     ):
         assert list(timeline_mistakes(act(**said), DISKS, memory_bytes=1 << 30, cpus=2)) == []
@@ -113,11 +157,16 @@ def test_a_counter_that_is_no_file_of_a_cgroup_is_refused() -> None:
 
 def test_words_say_what_to_do_with_which_disk() -> None:
     assert commands.parse(["throttle", "data", "iops-total=100", "scale=0.5"]).value == Throttle(iops_total=50)
-    assert commands.parse(["delay", "data", "10ms", "scale=2"]).value == Latency(read_us=5000, write_us=5000, flush_us=5000)
+    assert commands.parse(["delay", "data", "10ms", "scale=2"]).value == Latency(
+        read_us=5000, write_us=5000, flush_us=5000
+    )
     assert commands.parse(["inject", "data", "read-only"]).value == WORN
     assert commands.parse(["memory", "128M"]) == commands.Action(verb="memory", disk=commands.MACHINE, value=128 << 20)
     assert commands.parse(["cpus", "1"]).value == 1 and commands.parse(["cpus", "off"]).value is None
-    assert commands.parse(["unplug", "data", "surprise"]).value is True and commands.parse(["unplug", "data"]).value is False
+    assert (
+        commands.parse(["unplug", "data", "surprise"]).value is True
+        and commands.parse(["unplug", "data"]).value is False
+    )
     assert [fault.operation for fault in DEAD] == ["read", "write", "flush", "discard"]
     for wrong, said in (
         ("unplug data now", "expected surprise, or nothing, got 'now'"),

@@ -79,7 +79,9 @@ def test_with_ignore_stack_scenarios_get_the_file_without_it_and_can_say_what_it
     base, file = tmp_path / "base.yaml", tmp_path / "a.yaml"
     base.write_text(STACKED)
     file.write_text("extends: base.yaml\nversion: 1\nguests: {g0: {memory: 512M}}\n")
-    with pytest.raises(TopologyError, match=r"base\.yaml:10:5: guests\.g0\.loops: not used: scenarios build stacks of their own"):
+    with pytest.raises(
+        TopologyError, match=r"base\.yaml:10:5: guests\.g0\.loops: not used: scenarios build stacks of their own"
+    ):
         unused.for_scenarios(file, host_memory=None, kernel=True, ignore=False)
     found = unused.for_scenarios(file, host_memory=None, kernel=True, ignore=True)
     assert found.kernel == "debian-6.1" and "guests.g0.kernel" not in found.unused and "guests.g0.loops" in found.unused
@@ -118,7 +120,10 @@ guests:
 
 # One mistake each: the text after `version: 1\nguests:\n  g0:\n`, and the messages that it gets, whole.
 MISTAKES = {
-    "unknown key, with a suggestion": ("    kernl: x\n", ["a.yaml:4:5: guests.g0.kernl: unknown key; did you mean 'kernel'?"]),
+    "unknown key, with a suggestion": (
+        "    kernl: x\n",
+        ["a.yaml:4:5: guests.g0.kernl: unknown key; did you mean 'kernel'?"],
+    ),
     "a size that is none": (
         "    disks: {data: {type: nvme, size: big}}\n",
         ["a.yaml:4:38: guests.g0.disks.data.size: expected a size such as 2G, got 'big'"],
@@ -159,7 +164,9 @@ MISTAKES = {
     ),
     "a name that QEMU's option parser would split": (
         "    disks: {'a,b': {type: nvme, size: 1G}}\n",
-        ["a.yaml:4:13: guests.g0.disks.a,b: expected a name of lower-case letters, digits and dashes, at most 16, got 'a,b'"],
+        [
+            "a.yaml:4:13: guests.g0.disks.a,b: expected a name of lower-case letters, digits and dashes, at most 16, got 'a,b'"
+        ],
     ),
     "both kinds of limit": (
         "    disks: {data: {type: nvme, size: 1G, throttle: {iops-total: 1, iops-read: 1}}}\n",
@@ -169,11 +176,15 @@ MISTAKES = {
     ),
     "an unknown profile": (
         "    disks: {data: {type: nvme, size: 1G, profile: warp}}\n",
-        [f"a.yaml:4:51: guests.g0.disks.data.profile: expected the name of a profile, got 'warp' (there are {', '.join(PROFILES)})"],
+        [
+            f"a.yaml:4:51: guests.g0.disks.data.profile: expected the name of a profile, got 'warp' (there are {', '.join(PROFILES)})"
+        ],
     ),
     "a scale of nothing": (
         "    disks: {data: {type: nvme, size: 1G, scale: 0.5}}\n",
-        ["a.yaml:4:49: guests.g0.disks.data.scale: expected a profile beside it, which it makes faster or slower, got none"],
+        [
+            "a.yaml:4:49: guests.g0.disks.data.scale: expected a profile beside it, which it makes faster or slower, got none"
+        ],
     ),
     "a jitter of nothing": (
         "    disks: {data: {type: nvme, size: 1G, latency: {jitter: 1ms}}}\n",
@@ -185,7 +196,9 @@ MISTAKES = {
     ),
     "a burst below its limit": (
         "    disks: {data: {type: nvme, size: 1G, throttle: {iops-total: 100, iops-total-max: 50}}}\n",
-        ["a.yaml:4:42: guests.g0.disks.data.throttle: iops-total-max: expected at least iops-total, which is 100, got 50"],
+        [
+            "a.yaml:4:42: guests.g0.disks.data.throttle: iops-total-max: expected at least iops-total, which is 100, got 50"
+        ],
     ),
     "files that do not fit": (
         "    disks: {data: {type: nvme, size: 8M}}\n    loops: {l0: {backing: data/f, size: 64M}}\n",
@@ -236,13 +249,20 @@ MISTAKES = {
     ),
     "a disk that no qcow2 is": (
         "    disks: {data: {type: nvme, size: 2049T, format: qcow2}}\n",
-        ["a.yaml:4:38: guests.g0.disks.data.size: expected at most 2048T, which is as much as a qcow2 file holds, got 2049T"],
+        [
+            "a.yaml:4:38: guests.g0.disks.data.size: expected at most 2048T, which is as much as a qcow2 file holds, got 2049T"
+        ],
     ),
     "a disk that is unplugged twice": (
         "    disks: {data: {type: nvme, size: 1G}}\n    timeline:\n      - {at: 1s, do: unplug data}\n      - {at: 2s, do: unplug data}\n",
-        ["a.yaml:7:9: guests.g0.timeline.1: 'unplug data': expected a disk to unplug, 'data' is unplugged already after 2s"],
+        [
+            "a.yaml:7:9: guests.g0.timeline.1: 'unplug data': expected a disk to unplug, 'data' is unplugged already after 2s"
+        ],
     ),
-    "too little memory": ("    memory: 1M\n", ["a.yaml:4:13: guests.g0.memory: expected a whole number of MiB, at least 256M, got 1M"]),
+    "too little memory": (
+        "    memory: 1M\n",
+        ["a.yaml:4:13: guests.g0.memory: expected a whole number of MiB, at least 256M, got 1M"],
+    ),
 }
 
 
@@ -263,7 +283,8 @@ def test_all_mistakes_are_said_at_once_in_the_files_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[", "a", "- 1", "version: 1", "&a [*a]", "{" * 5000, "version: 1\nguests: {}\n", "\x00", "a: !!binary x"]
+    "text",
+    ["", "[", "a", "- 1", "version: 1", "&a [*a]", "{" * 5000, "version: 1\nguests: {}\n", "\x00", "a: !!binary x"],
 )
 def test_what_is_no_topology_is_an_error_with_a_place(text: str) -> None:
     assert all(message.startswith("a.yaml:") for message in errors(text))
@@ -280,7 +301,10 @@ def test_a_file_that_is_not_there_or_not_text_is_an_error(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("version: 1\nguests: {g: {append: ['\x1b[2J']}}\n", "a.yaml:2:24: not YAML: the character U+001B must not stand in it"),
+        (
+            "version: 1\nguests: {g: {append: ['\x1b[2J']}}\n",
+            "a.yaml:2:24: not YAML: the character U+001B must not stand in it",
+        ),
         ("version: true\nguests: {g: {}}\n", "a.yaml:1:10: version: expected 1, got true"),
         ("version: 1.0\nguests: {g: {}}\n", "a.yaml:1:10: version: expected 1, got 1.0"),
         ("version: 1\nguests: {g: {cpus: two}}\n", "guests.g.cpus: expected a whole number, got 'two'"),
@@ -343,7 +367,9 @@ def test_a_disk_is_no_larger_than_a_file_of_this_machine(tmp_path: Path, monkeyp
 
 
 def test_thousands_of_devices_on_top_of_each_other_are_no_recursion() -> None:
-    loops = "".join(f"      l{number}: {{backing: {f'l{number - 1}' if number else 'data'}}}\n" for number in range(1500))
+    loops = "".join(
+        f"      l{number}: {{backing: {f'l{number - 1}' if number else 'data'}}}\n" for number in range(1500)
+    )
     head = "version: 1\nguests:\n  g0:\n    disks: {data: {type: nvme, size: 1G}}\n    loops:\n"
     for text in (loops, "".join(reversed(loops.splitlines(keepends=True)))):
         assert len(parse(head + text, "a.yaml").guests["g0"].loops) == 1500

@@ -92,7 +92,9 @@ def test_what_a_killed_supervisor_leaves_is_removed(folders: Folders) -> None:
     assert not left.exists() and not network.exists()
     left.mkdir()
     registry.write_record(left, RECORD)
-    with pytest.raises(UsageError, match="g0: its supervisor was killed, and the guest ended with it; its logs: /evidence"):
+    with pytest.raises(
+        UsageError, match="g0: its supervisor was killed, and the guest ended with it; its logs: /evidence"
+    ):
         registry.find_vm(folders, "g0")
     assert registry.remove_dead(folders) == ()
 
@@ -128,7 +130,12 @@ def reading(at: float, requests: int, **cgroups: int) -> dict[str, Any]:
     """Each request of 4096 bytes took 2 ms."""
     way = {"requests": requests, "bytes": requests * 4096, "time_ns": requests * 2_000_000}
     idle = {"requests": 0, "bytes": 0, "time_ns": 0}
-    return {"at": at, "disks": {"data": {"rd": way, "wr": idle, "limits": {"iops-total": 100, "bps-total": 1 << 20}, "cgroups": cgroups}}}
+    return {
+        "at": at,
+        "disks": {
+            "data": {"rd": way, "wr": idle, "limits": {"iops-total": 100, "bps-total": 1 << 20}, "cgroups": cgroups}
+        },
+    }
 
 
 def test_a_load_is_the_difference_of_two_readings() -> None:
@@ -138,7 +145,8 @@ def test_a_load_is_the_difference_of_two_readings() -> None:
     young = replace(RECORD, since=time.time() - 65)
     console = Console(width=120, file=io.StringIO(), record=True)
     console.print(
-        vm_tables.loads_table((load,)), vm_tables.guests_table((young, replace(young, state=registry.LOST, why="panic\nand more")))
+        vm_tables.loads_table((load,)),
+        vm_tables.guests_table((young, replace(young, state=registry.LOST, why="panic\nand more"))),
     )
     text = console.export_text()
     assert "iops-total 100, bps-total 1M" in text and "a 75%, b 25%" in text
@@ -152,7 +160,9 @@ def test_ages() -> None:
 def test_the_inventory_has_ready_guests_alone() -> None:
     there = (
         VmHandle(folder=Path("/run/g0"), record=RECORD),
-        VmHandle(folder=Path("/run/g1"), record=replace(RECORD, name="g1", kernel="/tmp/My Kernel.deb", state=registry.READY)),
+        VmHandle(
+            folder=Path("/run/g1"), record=replace(RECORD, name="g1", kernel="/tmp/My Kernel.deb", state=registry.READY)
+        ),
         VmHandle(folder=Path("/run/g2"), record=replace(RECORD, name="g2", state=registry.LOST)),
     )
     listed = inventory.listing(there)
@@ -189,7 +199,10 @@ async def test_frames_reach_every_other_guest_and_a_missing_one_holds_nobody_up(
     there, away = folders.runtime / "there.in", folders.runtime / "away.in"
     plug = SwitchPort(outlet=folders.runtime / "own.out", inlet=folders.runtime / "own.in", others=(away, there))
     loop = asyncio.get_running_loop()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as qemu:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as peer,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as qemu,
+    ):
         for one in (peer, qemu):
             one.setblocking(False)
         peer.bind(str(there))
@@ -321,7 +334,9 @@ async def test_an_error_of_a_supervisor_keeps_its_class(folders: Folders) -> Non
 
     with registry.claim_name(folders, "g0") as folder:
         registry.write_record(folder, RECORD)
-        async with desk.listen(folder / "control", lambda reader, writer: desk.answer_request("g0", {"lose": lost}, reader, writer)):
+        async with desk.listen(
+            folder / "control", lambda reader, writer: desk.answer_request("g0", {"lose": lost}, reader, writer)
+        ):
             with pytest.raises(GuestLost, match="guest g0: ready: it ended"):
                 await registry.find_vm(folders, "g0").ask("lose")
 
@@ -340,7 +355,9 @@ async def test_an_error_of_this_machine_and_an_end_meanwhile_are_answers(folders
     verbs = {"fill": full, "wait": wait}
     with registry.claim_name(folders, "g0") as folder:
         registry.write_record(folder, RECORD)
-        async with desk.listen(folder / "control", lambda reader, writer: desk.answer_request("g0", verbs, reader, writer)):
+        async with desk.listen(
+            folder / "control", lambda reader, writer: desk.answer_request("g0", verbs, reader, writer)
+        ):
             there = registry.find_vm(folders, "g0")
             with pytest.raises(HostError, match="g0: /state/g0/good: No space left on device"):
                 await there.ask("fill")
@@ -386,7 +403,9 @@ async def test_what_outlives_its_supervisor_is_a_stray_whatever_the_record_says(
 def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
     runtime = folders.runtime / "testbed"
     runtime.mkdir()
-    with registry.claim_name(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder:
+    with registry.claim_name(
+        Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0"
+    ) as folder:
         registry.write_record(folder, RECORD)
         env = {
             **os.environ,
@@ -397,12 +416,16 @@ def test_names_complete_in_the_shell(folders: Folders, tmp_path: Path) -> None:
             "COMP_CWORD": "2",
         }
         words = [sys.executable, "-c", "import sys; sys.argv[0] = 'testbed'; from testbed.cli import main; main()"]
-        done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3])
+        done = subprocess.run(
+            words, env=env, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[3]
+        )
         assert done.stdout.split() == ["g0"], done
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(folders: Folders, tmp_path: Path, terminal: bool) -> None:
+def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(
+    folders: Folders, tmp_path: Path, terminal: bool
+) -> None:
     runtime = folders.runtime / "testbed"
     runtime.mkdir()
     log = tmp_path / "console.log"
@@ -410,7 +433,9 @@ def test_logs_are_followed_until_their_guest_ends_and_steer_no_terminal(folders:
     env = {**os.environ, "XDG_RUNTIME_DIR": str(folders.runtime), "TESTBED_STATE": str(tmp_path)}
     ours, theirs = os.openpty() if terminal else os.pipe()
     with (
-        registry.claim_name(Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0") as folder,
+        registry.claim_name(
+            Folders(cache=tmp_path, state=tmp_path, runtime=runtime, admission=runtime), "g0"
+        ) as folder,
         subprocess.Popen(["cat"], stdin=-1) as guest,
     ):
         registry.write_record(folder, replace(RECORD, evidence=str(tmp_path), supervisor=guest.pid))

@@ -23,7 +23,9 @@ async def peer(socket: Path) -> AsyncIterator["asyncio.Queue[tuple[asyncio.Strea
         server.close()
 
 
-async def test_a_caller_who_does_not_wait_for_a_connection_any_longer_leaves_no_open_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_caller_who_does_not_wait_for_a_connection_any_longer_leaves_no_open_socket(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     opened: list[socket.socket] = []
 
     async def never(wire: socket.socket, address: object) -> None:
@@ -60,7 +62,9 @@ async def test_the_agent_is_asked_and_answers(tmp_path: Path) -> None:
         (b"x" * 100_000, WireBroken, "expected a line `ready`"),
     ],
 )
-async def test_an_agent_that_fails_or_floods_is_an_error(tmp_path: Path, said: bytes, error: type[Exception], message: str) -> None:
+async def test_an_agent_that_fails_or_floods_is_an_error(
+    tmp_path: Path, said: bytes, error: type[Exception], message: str
+) -> None:
     async with peer(tmp_path / "agent") as connected, asyncio.timeout(10):
         agent = Agent("g0")
         await agent.connect(tmp_path / "agent")
@@ -136,7 +140,9 @@ async def test_a_flood_of_one_kind_leaves_room_for_another(tmp_path: Path) -> No
     assert [finding.kind for finding in console.findings] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
 
 
-async def test_what_follows_an_oops_is_waited_for_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_follows_an_oops_is_waited_for_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wires, "_LAST_WORDS_S", 30.0)
     async with peer(tmp_path / "console") as connected, asyncio.timeout(20):
         console = Console(tmp_path / "console.log", lambda finding: None, print)
@@ -166,7 +172,9 @@ async def test_an_answer_that_nobody_waits_for_any_more_is_not_taken_for_another
         first.cancel()
         second = asyncio.create_task(agent.ask("counts", fresh="1"))
         assert (await reader.readline()) == b"counts turn=1 fresh=1\n"
-        writer.write(b"group name=61 file=1\ncounts turn=0 uptime_ns=5\ngroup name=62 file=2\ncounts turn=1 uptime_ns=6\n")
+        writer.write(
+            b"group name=61 file=1\ncounts turn=0 uptime_ns=5\ngroup name=62 file=2\ncounts turn=1 uptime_ns=6\n"
+        )
         assert await second == (("group name=62 file=2",), "turn=1 uptime_ns=6")
         agent.close()
         writer.close()

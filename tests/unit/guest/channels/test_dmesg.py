@@ -26,8 +26,15 @@ def merged(raw: str, *console: Finding, tainted: str = "0") -> list[tuple[Kind, 
 
 def test_the_text_is_that_of_dmesg_without_options() -> None:
     log = dmesg.parse(f"0\n{BOOT}user  :warn  : [    1.500000] a\nb\n")
-    assert log.text == "[    0.000000] Linux version 7.2.13\n[    0.100000] Kernel command line: console=ttyS0\n[    1.500000] a\nb\n"
-    assert [(facility, level) for facility, level, _ in log.lines] == [("kern", "notice"), ("kern", "info"), *[("user", "warn")] * 2]
+    assert (
+        log.text
+        == "[    0.000000] Linux version 7.2.13\n[    0.100000] Kernel command line: console=ttyS0\n[    1.500000] a\nb\n"
+    )
+    assert [(facility, level) for facility, level, _ in log.lines] == [
+        ("kern", "notice"),
+        ("kern", "info"),
+        *[("user", "warn")] * 2,
+    ]
 
 
 def test_a_line_that_the_console_showed_is_one_finding() -> None:
@@ -42,7 +49,9 @@ def test_a_console_without_times_shows_the_same_lines() -> None:
 
 def test_a_line_that_continues_another_is_at_its_time() -> None:
     bad = "BUG: Bad page state in process dd  pfn:0a1b2"
-    assert merged(f"kern  :alert : [    9.000000] =====\n               {bad}\n", shown(Kind.BAD_PAGE, bad)) == [(Kind.BAD_PAGE, bad)]
+    assert merged(f"kern  :alert : [    9.000000] =====\n               {bad}\n", shown(Kind.BAD_PAGE, bad)) == [
+        (Kind.BAD_PAGE, bad)
+    ]
 
 
 def test_what_the_console_did_not_show_is_a_finding() -> None:
@@ -96,7 +105,9 @@ def test_other_taints_are_none(tainted: str) -> None:
 def test_where_the_taint_is_no_number_the_log_was_not_read(tainted: str) -> None:
     warned, ((kind, text)) = merged(f"kern  :warn  : [    9.000000] {WARNED}\n", tainted=tainted)
     assert warned == (Kind.WARNING, WARNED)
-    assert kind is Kind.UNREAD and text.startswith("the kernel's log was not read: expected the number of /proc/sys/kernel/tainted first")
+    assert kind is Kind.UNREAD and text.startswith(
+        "the kernel's log was not read: expected the number of /proc/sys/kernel/tainted first"
+    )
     assert len(text) < 250 and "\x1b" not in text
 
 
@@ -117,7 +128,9 @@ def test_a_log_that_is_cut_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_flood_in_the_log_is_bounded_by_kind() -> None:
-    flood = "".join(f"kern  :err   : [    9.{number:06}] Buffer I/O error on dev vdc, logical block 8\n" for number in range(2000))
+    flood = "".join(
+        f"kern  :err   : [    9.{number:06}] Buffer I/O error on dev vdc, logical block 8\n" for number in range(2000)
+    )
     found = merged(f"{flood}kern  :warn  : [   10.000000] {WARNED}\n")
     assert [kind for kind, _ in found] == [Kind.IO_ERROR] * 500 + [Kind.WARNING]
 
@@ -149,7 +162,9 @@ async def saved(folder: Path, answer: str | Exception, *, lost: bool = False) ->
     return cast(KernelLog | None, console.dmesg)
 
 
-@pytest.mark.parametrize("error", [GuestError("guest g0: `sh`: exit status 127\nsh: dmesg: not found"), ConnectionResetError("closed")])
+@pytest.mark.parametrize(
+    "error", [GuestError("guest g0: `sh`: exit status 127\nsh: dmesg: not found"), ConnectionResetError("closed")]
+)
 async def test_a_guest_that_lives_and_does_not_give_its_log_has_a_finding(tmp_path: Path, error: Exception) -> None:
     log = await saved(tmp_path, error)
     assert log is not None and log.unread == str(error).splitlines()[0]

@@ -95,7 +95,10 @@ LINES = {
         "BUG: KMSAN: uninit-value in loop_free_idle_workers+0x1/0x2",  # 6.1
         "KASAN: null-ptr-deref in range [0x0000000000000010-0x0000000000000017]",
     ],
-    Kind.KCSAN: ["BUG: KCSAN: data-race in loop_queue_rq / loop_workfn", "BUG: KCSAN: assert: race in loop_queue_rq+0x1/0x2"],
+    Kind.KCSAN: [
+        "BUG: KCSAN: data-race in loop_queue_rq / loop_workfn",
+        "BUG: KCSAN: assert: race in loop_queue_rq+0x1/0x2",
+    ],
     Kind.UBSAN: [
         "UBSAN: array-index-out-of-bounds in drivers/block/loop.c:12:3",
         "UBSAN: shift-out-of-bounds in ./include/linux/log2.h:67:13",
@@ -334,7 +337,8 @@ def test_an_alarm_wins_over_what_is_harmless_on_the_same_line(kind: Kind, text: 
 
 
 @pytest.mark.parametrize(
-    "line", ["", "dropbear: WARNING is a word", "login:", "WARNING: a program's", "BUG: a program's", "INFO: a program's"]
+    "line",
+    ["", "dropbear: WARNING is a word", "login:", "WARNING: a program's", "BUG: a program's", "INFO: a program's"],
 )
 def test_other_lines_say_nothing(line: str) -> None:
     assert kernel_log.classify(line) is None
@@ -352,7 +356,11 @@ def test_the_broad_class_is_not_for_a_line_that_a_program_has_put_its_name_befor
 @pytest.mark.parametrize("caller", ["", "[    T1]", "[   C12]"])
 def test_what_stands_before_a_stamp_is_not_the_kernels(before: str, caller: str) -> None:
     found = kernel_log.classify(f"{before}[    1.500000]{caller} WARNING: a format that nobody knows yet\r")
-    assert found is not None and (found.kind, found.seconds, found.text) == (Kind.OTHER, 1.5, "WARNING: a format that nobody knows yet")
+    assert found is not None and (found.kind, found.seconds, found.text) == (
+        Kind.OTHER,
+        1.5,
+        "WARNING: a format that nobody knows yet",
+    )
 
 
 @pytest.mark.parametrize("stamp", ["9" * 400 + ".000000", "\u0661.000000", "\u00b2.000000", "1.0", "-1.000000", "nan"])

@@ -22,7 +22,8 @@ def test_a_profile_that_the_machine_cannot_be_is_warned_of_with_a_scale_that_it_
     assert "makes 300M at most" in amount
     scale = float(requests.partition("scale: ")[2].split()[0])
     assert not any(
-        "requests" in said for said in disk_speed.too_fast_profiles(model(type="nvme", profile="nvme-consumer", scale=scale * 0.9), SLOW)
+        "requests" in said
+        for said in disk_speed.too_fast_profiles(model(type="nvme", profile="nvme-consumer", scale=scale * 0.9), SLOW)
     )
 
 
@@ -34,7 +35,8 @@ def test_what_is_not_known_or_not_asked_is_no_warning() -> None:
 
 def test_it_is_remembered_for_this_machine_and_this_qemu(tmp_path: Path) -> None:
     host, other = (
-        cast(Host, SimpleNamespace(qemu=SimpleNamespace(identity=identity), accelerator="tcg", cores=2)) for identity in ("a", "b")
+        cast(Host, SimpleNamespace(qemu=SimpleNamespace(identity=identity), accelerator="tcg", cores=2))
+        for identity in ("a", "b")
     )
     assert disk_speed.load(tmp_path, host) == {}
     disk_speed.save(SLOW, tmp_path, host)

@@ -31,7 +31,16 @@ def test_a_groups_counters_are_read_by_name_and_device() -> None:
     )
     assert cgroupfs.parse_group_counts(lines) == {
         "a b/c": {
-            **{"memory": 5, "anon": 1, "file": 2, "shmem": 3, "slab": 4, "oom_kill": 6, "memory_stall_us": 7, "io_stall_us": 8},
+            **{
+                "memory": 5,
+                "anon": 1,
+                "file": 2,
+                "shmem": 3,
+                "slab": 4,
+                "oom_kill": 6,
+                "memory_stall_us": 7,
+                "io_stall_us": 8,
+            },
             "io": {
                 "7:0": {"rbytes": 1, "wbytes": 2, "rios": 3, "wios": 4},
                 "254:16": {"rbytes": 9, "wbytes": 8, "rios": 7, "wios": 6},
@@ -71,7 +80,9 @@ def test_the_agent_says_what_each_device_has_moved(text: str, said: str) -> None
     agent = (paths.shipped("images") / "guest" / "testbed-agent").read_text(encoding="utf-8")
     function = re.search(r"^sub moved \{$.*?^\}$", agent, re.MULTILINE | re.DOTALL)
     assert function is not None
-    done = subprocess.run(["perl", "-we", f"{function[0]}\nprint moved($ARGV[0]);", "--", text], capture_output=True, text=True)
+    done = subprocess.run(
+        ["perl", "-we", f"{function[0]}\nprint moved($ARGV[0]);", "--", text], capture_output=True, text=True
+    )
     assert (done.stdout, done.stderr) == (said, "")
     assert len(cgroupfs.parse_group_counts([f"group name=61 io={said}"])["a"]["io"]) == said.count(":")  # type: ignore[index]  # it is there
 
@@ -190,7 +201,9 @@ def test_groups_that_say_nothing_are_as_they_were_and_kills_are_marks(tmp_path: 
     recorded = series.read_recording(tmp_path, "g", 100)
     plots = {plot["title"]: plot for plot in recorded.plots}
     assert plots["Control groups' memory"]["lines"] == [{"name": "a file", "dash": "", "y": [None, 8, 8, None]}]
-    assert plots["Control groups' bandwidth"]["lines"] == [{"name": "a on data read", "dash": "", "y": [None, 1, 0, None]}]
+    assert plots["Control groups' bandwidth"]["lines"] == [
+        {"name": "a on data read", "dash": "", "y": [None, 1, 0, None]}
+    ]
     assert recorded.kills == ((2.0, "b", 1),)
     assert recorded.marks == ((1.5, "hang data 1s"), (2.5, "x failed: no"))
 
@@ -200,8 +213,12 @@ def test_long_series_are_thinned_and_lose_nothing(tmp_path: Path) -> None:
     (plot,) = (plot for plot in series.read_recording(tmp_path, "g", 21).plots if plot["title"] == "Disk bandwidth")
     assert len(plot["x"]) == 21 and (plot["x"][0], plot["x"][-1]) == (0, 500)
     seconds = [after - before for before, after in zip(plot["x"], plot["x"][1:], strict=False)]
-    assert sum(rate * length for rate, length in zip(plot["lines"][0]["y"][1:], seconds, strict=True)) == pytest.approx(1000)
+    assert sum(rate * length for rate, length in zip(plot["lines"][0]["y"][1:], seconds, strict=True)) == pytest.approx(
+        1000
+    )
 
 
 def test_without_samples_there_are_no_plots(tmp_path: Path) -> None:
-    assert series.read_recording(tmp_path, "nothing", 100) == series.Recording(begin_s=None, plots=(), marks=(), kills=())
+    assert series.read_recording(tmp_path, "nothing", 100) == series.Recording(
+        begin_s=None, plots=(), marks=(), kills=()
+    )

@@ -24,7 +24,10 @@ NESTED = with_loops("l0", "l1")
 
 def test_a_loop_comes_after_what_it_stands_on() -> None:
     made = block_stack.plan_stack(with_loops("l1", "l0"), {"data": "/dev/nvme0n1"})
-    assert [step.what for step in made.steps][2::3] == ["/dev/loop1 on /mnt/data/disk.img", "/dev/loop0 on /mnt/l0/inner.img"]
+    assert [step.what for step in made.steps][2::3] == [
+        "/dev/loop1 on /mnt/data/disk.img",
+        "/dev/loop0 on /mnt/l0/inner.img",
+    ]
     made = block_stack.plan_stack(NESTED, {"data": "/dev/nvme0n1"})
     assert [step.what for step in made.steps] == [
         "ext4 on /dev/nvme0n1 at /mnt/data",

@@ -27,7 +27,10 @@ from tests.support.run_results import document, passed
 from tests.unit.report.test_html import Page
 
 SCENARIOS = Path(survey.__file__).parents[2] / "scenarios/claims"
-DISKS = {"/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"), "/dev/nvme0n1": Hardware(name="fast", type="nvme")}
+DISKS = {
+    "/dev/vdc": Hardware(name="data", type="virtio-blk", profile="hdd-7200"),
+    "/dev/nvme0n1": Hardware(name="fast", type="nvme"),
+}
 # Of a guest with Linux 6.1, shortened: a loop on a file on ext4, another with direct I/O on the first one's partition, swap, and limits.
 SAID = """\
 cpus 0-1
@@ -102,9 +105,19 @@ def test_a_survey_has_the_devices_mounts_swap_and_limits_of_the_guest_and_nothin
     found = surveyed()
     assert (found.cpus, found.controllers) == ("0-1", "cpu io memory pids")
     data, fast, first, second = found.blocks
-    assert (data.name, data.kind, data.profile, data.size_bytes, data.scheduler) == ("data", "virtio-blk", "hdd-7200", GIB, "bfq")
+    assert (data.name, data.kind, data.profile, data.size_bytes, data.scheduler) == (
+        "data",
+        "virtio-blk",
+        "hdd-7200",
+        GIB,
+        "bfq",
+    )
     assert (fast.name, fast.logical_block_size, fast.read_ahead_bytes) == ("fast", 4096, 128 << 10)
-    assert (first.backing_file, first.direct_io, first.partitions) == ("/mnt/data/my file", False, {"/dev/loop0p1": 32 * MIB})
+    assert (first.backing_file, first.direct_io, first.partitions) == (
+        "/mnt/data/my file",
+        False,
+        {"/dev/loop0p1": 32 * MIB},
+    )
     assert (second.direct_io, second.read_only, second.offset_bytes) == (True, True, MIB)
     assert [(mount.mount_point, mount.type, mount.source) for mount in found.mounts] == [
         ("/mnt/data", "ext4", "/dev/vdc"),
@@ -143,7 +156,9 @@ def test_whatever_a_guest_answers_is_a_survey_or_none_and_can_be_drawn(lines: li
 @pytest.mark.parametrize("shell", ["sh", "bash"])
 def test_the_script_is_one_that_shells_run_to_its_end_and_its_first_survey_stays(tmp_path: Path, shell: str) -> None:
     """On this machine, whose own devices are none of the topology's."""
-    script = "\n".join((survey.survey_commands([]), f"set -e; {survey.TAKE}; {survey.TAKE}", survey.SHOW)).replace("/run/", f"{tmp_path}/")
+    script = "\n".join((survey.survey_commands([]), f"set -e; {survey.TAKE}; {survey.TAKE}", survey.SHOW)).replace(
+        "/run/", f"{tmp_path}/"
+    )
     done = subprocess.run([shell, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[0].startswith("cpus ") and done.stdout.splitlines()[-1] == "end"
     assert done.stdout.count("cpus ") == 1 and done.stderr == ""
@@ -154,7 +169,9 @@ def test_where_nobody_has_put_the_script_steps_go_on_without_it(tmp_path: Path) 
     assert subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout == "on\n"
 
 
-@pytest.mark.parametrize("path", [path for path in SCENARIOS.glob("*.py") if "= Scenario(" in path.read_text()], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in SCENARIOS.glob("*.py") if "= Scenario(" in path.read_text()], ids=lambda path: path.stem
+)
 def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
     """`Rig.meter` does it for those that use it."""
     text = path.read_text()
@@ -166,7 +183,9 @@ def test_each_scenario_takes_a_survey_where_it_measures(path: Path) -> None:
 
 def test_control_groups_beyond_those_that_are_looked_into_are_counted() -> None:
     more = SAID.replace("group /writer\nend", "group /writer\nmore 136\nend")
-    assert surveyed(more).more_groups == 136 and stack_svg.describe_stack(stack(more)).endswith(", writer; 136 more cgroups")
+    assert surveyed(more).more_groups == 136 and stack_svg.describe_stack(stack(more)).endswith(
+        ", writer; 136 more cgroups"
+    )
     assert "; 136 more cgroups<" in stack_svg.svg(stack(more), "on base")
 
 
@@ -193,14 +212,27 @@ def test_what_stands_on_what_is_said_and_drawn() -> None:
     ]
     drawn = ElementTree.fromstring(stack_svg.svg(stack(), "on base"))
     titles = {text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")}
-    assert {"on base", "data", "fast", "/mnt/data", "/mnt/data/my file", "loop0", "loop0p1", "loop1", "/tmp", "reader"} <= titles
+    assert {
+        "on base",
+        "data",
+        "fast",
+        "/mnt/data",
+        "/mnt/data/my file",
+        "loop0",
+        "loop0p1",
+        "loop1",
+        "/tmp",
+        "reader",
+    } <= titles
     # A limit points at its disk: two of them.
     assert len([path for path in drawn.iter("{http://www.w3.org/2000/svg}path") if path.get("class") == "limit"]) == 2
 
 
 def test_a_loop_that_a_guest_says_to_stand_on_itself_is_drawn_without_that() -> None:
     itself = SAID.replace("loop/backing_file /dev/loop0p1", "loop/backing_file /dev/loop1")
-    assert "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only)" in stack_svg.describe_stack(stack(itself)).split("; ")
+    assert "loop1 (loop 32M, direct I/O, 4096 B sectors, from 1M, read-only)" in stack_svg.describe_stack(
+        stack(itself)
+    ).split("; ")
 
 
 def stood(result: Result, **by_side: Survey | SurveyError) -> Result:
@@ -209,7 +241,8 @@ def stood(result: Result, **by_side: Survey | SurveyError) -> Result:
 
 # What a file may say, and no scenario used.
 ASKED = GuestModel(
-    disks={"data": disk_of(type="virtio-blk", size=GIB)}, loops={"odd-loop": Loop(backing="data/f", filesystem="xfs", size=MIB)}
+    disks={"data": disk_of(type="virtio-blk", size=GIB)},
+    loops={"odd-loop": Loop(backing="data/f", filesystem="xfs", size=MIB)},
 )
 
 
@@ -217,7 +250,10 @@ def test_reports_show_the_stack_of_each_case_and_not_that_of_the_file(tmp_path: 
     done = document(tmp_path, stood(passed(tmp_path), base=surveyed(), patched=surveyed()), model=ASKED)
     page = Page(html(done, tmp_path))
     words = " ".join(page.text.split())
-    assert "What stood on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G, hdd-7200, bfq)" in words
+    assert (
+        "What stood on each kernel while the claim was measured, read back from the guest: data (virtio-blk 1G, hdd-7200, bfq)"
+        in words
+    )
     assert "What was asked of the topology: machine, disks and timeline." in words
     shown = [value for name, value in page.attributes if name == "alt"]
     assert (
@@ -244,10 +280,14 @@ def test_a_run_of_a_testbed_that_did_not_record_stacks_has_none_drawn(tmp_path: 
     done: dict[str, Any] = document(tmp_path, passed(tmp_path))
     for side in ("base", "patched"):
         del done["scenarios"][0][side]["stack"], done["scenarios"][0][side]["stack_unread"]
-    assert "is not known: the run is of a testbed that did not record it" in " ".join(Page(html(done, tmp_path)).text.split())
+    assert "is not known: the run is of a testbed that did not record it" in " ".join(
+        Page(html(done, tmp_path)).text.split()
+    )
     assert markdown(done).endswith("\nIt is not known: the run is of a testbed that did not record it.\n")
 
 
 def test_what_the_file_had_beyond_is_listed(tmp_path: Path) -> None:
     done = document(tmp_path, passed(tmp_path)) | {"topology_unused": ["guests.g0.loops", "guests.g0.cgroups"]}
-    assert "Of the file scenarios did not use: guests.g0.loops, guests.g0.cgroups." in " ".join(Page(html(done, tmp_path)).text.split())
+    assert "Of the file scenarios did not use: guests.g0.loops, guests.g0.cgroups." in " ".join(
+        Page(html(done, tmp_path)).text.split()
+    )

@@ -59,7 +59,9 @@ def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path,
     assert not base.folder.exists()
     with pytest.raises(UsageError, match="built-mine: there is none"):
         builder.remove_build("mine", root)
-    with pytest.raises(UsageError, match="built-mine: expected one that `testbed kernel build` made; there are: built-linux"):
+    with pytest.raises(
+        UsageError, match="built-mine: expected one that `testbed kernel build` made; there are: built-linux"
+    ):
         asyncio.run(files.fetch(TABLE.resolve("built-mine"), root, Silent()))
 
 
@@ -80,7 +82,9 @@ def test_a_built_kernel_and_its_source_are_of_use_whenever_they_are_used(tmp_pat
     assert {piece.folder for piece in gc.list_pieces(root) if piece.used > began} == {kernel.folder, source}
 
 
-async def test_a_lab_does_not_push_its_own_kernels_out_of_the_cache(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lab_does_not_push_its_own_kernels_out_of_the_cache(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = Folders(**{name: tmp_path / name for name in ("cache", "state", "runtime", "admission")})
     for folder in (folders.scratch, folders.runtime):
         folder.mkdir(parents=True)
@@ -94,7 +98,14 @@ async def test_a_lab_does_not_push_its_own_kernels_out_of_the_cache(tmp_path: Pa
     with open_session(folders) as session:
         quota = Quota(room.size_limit(room.RUN_LIMIT))
         factory = GuestFactory(
-            folders=folders, session=session, host=host(), table=TABLE, image=image, progress=Silent(), cold=False, quota=quota
+            folders=folders,
+            session=session,
+            host=host(),
+            table=TABLE,
+            image=image,
+            progress=Silent(),
+            cold=False,
+            quota=quota,
         )
         assert await factory.kernel("built-own") == own
         # It has been at work for a day.
@@ -168,7 +179,9 @@ def test_after_a_reboot_nothing_of_a_build_that_was_killed_is_trusted(tmp_path: 
 
 def test_an_option_that_does_not_survive_is_an_error_with_what_blocks_it(tmp_path: Path, tree: Path) -> None:
     (tmp_path / "mine.config").write_text("CONFIG_LOSES_THIS=y\n")
-    with pytest.raises(BuildError, match=r"mine.config:1: CONFIG_LOSES_THIS: expected y, got n: it depends on WHAT_IS_OFF, which is n"):
+    with pytest.raises(
+        BuildError, match=r"mine.config:1: CONFIG_LOSES_THIS: expected y, got n: it depends on WHAT_IS_OFF, which is n"
+    ):
         build(tmp_path / "cache", BuildSpec(source=str(tree), fragments=(tmp_path / "mine.config",)))
     assert compiled(tmp_path / "cache") == 0
 
@@ -193,13 +206,18 @@ class Notes(Silent):
 def test_what_a_user_chose_in_a_configuration_must_survive(tmp_path: Path, tree: Path) -> None:
     config, more = tmp_path / "config", tmp_path / "mine.config"
     config.write_text((IMAGES / "kconfig/base.config").read_text() + "CONFIG_LOSES_THIS=y\n")
-    with pytest.raises(BuildError, match=r"config:\d+: CONFIG_LOSES_THIS: expected y, got n: it depends on WHAT_IS_OFF(.*\n)*.*--fragment"):
+    with pytest.raises(
+        BuildError,
+        match=r"config:\d+: CONFIG_LOSES_THIS: expected y, got n: it depends on WHAT_IS_OFF(.*\n)*.*--fragment",
+    ):
         build(tmp_path / "cache", BuildSpec(source=str(tree), config=config))
     more.write_text("# CONFIG_LOSES_THIS is not set\n")
     assert build(tmp_path / "cache", BuildSpec(source=str(tree), config=config, fragments=(more,))).release
 
 
-def test_of_a_users_configuration_what_nobody_chose_may_go_and_what_no_source_has_is_one_note(tmp_path: Path, tree: Path) -> None:
+def test_of_a_users_configuration_what_nobody_chose_may_go_and_what_no_source_has_is_one_note(
+    tmp_path: Path, tree: Path
+) -> None:
     config = tmp_path / "config"
     old = "".join(f"CONFIG_OUTGROWN_{number}=y\n" for number in range(9))
     config.write_text((IMAGES / "kconfig/base.config").read_text() + f"CONFIG_CC_HAS_THIS=y\n{old}")
@@ -207,7 +225,9 @@ def test_of_a_users_configuration_what_nobody_chose_may_go_and_what_no_source_ha
     built = build(tmp_path / "cache", BuildSpec(source=str(tree), config=config), progress=notes)
     assert cache.read_meta(built.folder)["config_name"] == "config"
     (said,) = [note for note in notes.said if "OUTGROWN" in note]
-    assert said.startswith("9 options of the configuration are none of this source: CONFIG_OUTGROWN_0, ") and said.endswith(", ...")
+    assert said.startswith(
+        "9 options of the configuration are none of this source: CONFIG_OUTGROWN_0, "
+    ) and said.endswith(", ...")
     assert not any("CC_HAS_THIS" in note for note in notes.said)
 
 
@@ -267,7 +287,9 @@ def test_a_pair_has_two_names_whatever_its_folder_is_called(tmp_path: Path, fold
         assert asyncio.run(files.fetch(TABLE.resolve(made.name), tmp_path / "cache", Silent())) == made
 
 
-def test_a_kernel_that_was_removed_half_way_is_built_again(tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_was_removed_half_way_is_built_again(
+    tmp_path: Path, tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     built = build(tmp_path / "cache", BuildSpec(source=str(tree)), "mine")
 
     def interrupted(folder: Path, *, ignore_errors: bool) -> None:

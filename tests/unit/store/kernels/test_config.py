@@ -73,7 +73,9 @@ def config(**values: str) -> dict[str, Option]:
 
 
 def why(name: str, wanted: str = "y", **values: str) -> str:
-    return kconfig.explain(LostOption(name=name, wanted=Option(value=wanted, where=""), got="n"), KNOWN, config(**values))
+    return kconfig.explain(
+        LostOption(name=name, wanted=Option(value=wanted, where=""), got="n"), KNOWN, config(**values)
+    )
 
 
 def test_kconfig_files_are_read_with_what_is_around_their_options() -> None:
@@ -130,7 +132,9 @@ def test_the_base_fragment_has_what_guests_and_scenarios_need() -> None:
     selected = config(EVENT_TRACING="y")
     assert config_needs.unmet_requirements((*config_needs.GUEST, *config_needs.EVERY_SCENARIO), base) == ()
     flavours = [config_fragments.parse(path.read_text(), path.name) for path in KCONFIG.glob("*.config")]
-    assert config_needs.unmet_requirements(config_needs.SOME_SCENARIOS, config_fragments.merge(*flavours, selected)) == ()
+    assert (
+        config_needs.unmet_requirements(config_needs.SOME_SCENARIOS, config_fragments.merge(*flavours, selected)) == ()
+    )
 
 
 def test_what_is_needed_and_lacking_is_named_with_who_needs_it() -> None:
@@ -138,7 +142,16 @@ def test_what_is_needed_and_lacking_is_named_with_who_needs_it() -> None:
         config_needs.EVERY_SCENARIO, config(MEMCG="y", BLK_CGROUP="m", CGROUP_WRITEBACK="y", BLK_DEV_LOOP="m")
     ) == ("CONFIG_BLK_CGROUP=y: every scenario needs it",)
     said = {word.rstrip(",") for one in config_needs.SOME_SCENARIOS for word in one.why.split() if word in SCENARIOS}
-    assert said >= {"io-max", "io-weight", "lock-order", "destroy-race", "no-worker", "io-latency", "listener", "engine"}
+    assert said >= {
+        "io-max",
+        "io-weight",
+        "lock-order",
+        "destroy-race",
+        "no-worker",
+        "io-latency",
+        "listener",
+        "engine",
+    }
 
 
 def test_a_key_holds_all_that_makes_a_kernel() -> None:
@@ -156,7 +169,11 @@ def test_a_key_holds_all_that_makes_a_kernel() -> None:
     ]
     assert len(set(keys)) == len(keys)
     # ccache changes no byte, and what is not said changes no key of before.
-    assert make_text.build_key("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, through_ccache=True)) == keys[0] == "1c7d78c3d647a55b"
+    assert (
+        make_text.build_key("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, through_ccache=True))
+        == keys[0]
+        == "1c7d78c3d647a55b"
+    )
 
 
 def test_progress_counts_objects_and_tells_the_time_that_is_left() -> None:
@@ -177,7 +194,10 @@ def test_the_first_error_of_a_compiler_is_shown() -> None:
 def test_a_failure_of_the_machine_is_told_from_one_of_the_source_that_is_quoted() -> None:
     killed = "gcc: fatal error: Killed signal terminated program cc1"
     assert make_text.machine_error(f"a.c:1: warning: x\n{killed}\ncompilation terminated.\n") == killed
-    assert make_text.machine_error('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n') is None
+    assert (
+        make_text.machine_error('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n')
+        is None
+    )
 
 
 def test_the_series_is_seen_in_the_source() -> None:

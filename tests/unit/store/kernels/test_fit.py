@@ -34,7 +34,9 @@ TITLE = "#\n# Automatically generated file; DO NOT EDIT.\n# Linux/x86_64 6.9.0 K
 def config(**others: str) -> str:
     """A configuration with all that guests and scenarios need, but for `others`."""
     names = {name: "y" for one in (*config_needs.GUEST, *config_needs.EVERY_SCENARIO) for name in one.options} | others
-    return TITLE + "".join(f"CONFIG_{name}={value}\n" if value != "n" else f"# CONFIG_{name} is not set\n" for name, value in names.items())
+    return TITLE + "".join(
+        f"CONFIG_{name}={value}\n" if value != "n" else f"# CONFIG_{name} is not set\n" for name, value in names.items()
+    )
 
 
 def image(text: str | None) -> bytes:
@@ -47,7 +49,12 @@ def module(magic: str = MAGIC) -> bytes:
 
 def modules(folder: Path, *names: str, magic: str = MAGIC, suffix: str = "") -> Path:
     (folder / "kernel").mkdir(parents=True)
-    pack: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".zst": through("zstd", "-q")}
+    pack: dict[str, Callable[[bytes], bytes]] = {
+        "": bytes,
+        ".gz": gzip.compress,
+        ".xz": lzma.compress,
+        ".zst": through("zstd", "-q"),
+    }
     for name in names:
         (folder / "kernel" / f"{name}.ko{suffix}").write_bytes(pack[suffix](module(magic)))
     return folder
@@ -93,7 +100,9 @@ def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "run", indexed)
 
 
-def test_a_kernel_with_its_configuration_built_in_is_taken_and_its_configuration_kept(given: Path, tmp_path: Path) -> None:
+def test_a_kernel_with_its_configuration_built_in_is_taken_and_its_configuration_kept(
+    given: Path, tmp_path: Path
+) -> None:
     notes = Notes()
     found = fetched(given / "bzImage", tmp_path, notes)
     assert (found.release, notes.said) == (RELEASE, [])
@@ -113,7 +122,9 @@ def test_a_kernel_with_its_configuration_built_in_is_taken_and_its_configuration
     ],
 )
 @pytest.mark.parametrize("where", ["built in", "beside it", "in its tree"])
-def test_a_kernel_that_no_guest_can_boot_is_refused_before_one_does(tmp_path: Path, option: str, why: str, where: str) -> None:
+def test_a_kernel_that_no_guest_can_boot_is_refused_before_one_does(
+    tmp_path: Path, option: str, why: str, where: str
+) -> None:
     text = config(**{option: "n"})
     path = tmp_path / "given" / ("arch/x86/boot/bzImage" if where == "in its tree" else "bzImage")
     path.parent.mkdir(parents=True)
@@ -121,7 +132,8 @@ def test_a_kernel_that_no_guest_can_boot_is_refused_before_one_does(tmp_path: Pa
         (tmp_path / "given/.config").write_text(text)
     path.write_bytes(image(text if where == "built in" else None))
     with pytest.raises(
-        UsageError, match=rf"Linux {RELEASE}: no guest can boot it; its configuration \(.*\) lacks\n  CONFIG_{option}=y.*: {why}"
+        UsageError,
+        match=rf"Linux {RELEASE}: no guest can boot it; its configuration \(.*\) lacks\n  CONFIG_{option}=y.*: {why}",
     ):
         fetched(path, tmp_path)
 
@@ -132,7 +144,10 @@ def test_what_scenarios_need_is_asked_before_they_run(given: Path, tmp_path: Pat
         notes = Notes()
         found = fetched(given / "bzImage", tmp_path, notes)  # a bug may need none of them
         assert notes.said == [f"{given}/bzImage: it lacks CONFIG_{option}=y: every scenario needs it"]
-        with pytest.raises(UsageError, match=rf"kernel bzImage: no scenario can say anything of it; .* lacks\n  CONFIG_{option}=y: every"):
+        with pytest.raises(
+            UsageError,
+            match=rf"kernel bzImage: no scenario can say anything of it; .* lacks\n  CONFIG_{option}=y: every",
+        ):
             fit.check_for_scenarios(found.name, found.config)
     fit.check_for_scenarios("unknown", None)
 
@@ -178,7 +193,11 @@ def test_debians_version_is_that_of_the_banner() -> None:
         size_bytes=0,
         payload=None,
     )
-    assert [fit._is_of(version, header) for version in ("6.1.192", "6.1.0", "6.1.19", "6.1", "5.10.0")] == [True, True, *[False] * 3]
+    assert [fit._is_of(version, header) for version in ("6.1.192", "6.1.0", "6.1.19", "6.1", "5.10.0")] == [
+        True,
+        True,
+        *[False] * 3,
+    ]
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz", ".xz", ".zst"])
@@ -191,13 +210,17 @@ def test_modules_of_the_kernel_are_taken_however_they_are_packed(given: Path, tm
     assert found.early_modules == ("virtio_blk.ko", "ext4.ko")
     assert (found.folder / "early/ext4.ko").read_bytes() == module()
     on_disk = (found.folder / "modules.ext4").read_text()
-    assert f"{RELEASE}/kernel/other.ko{'' if suffix == '.gz' else suffix}" in on_disk.splitlines() and "passwd" not in on_disk
+    assert (
+        f"{RELEASE}/kernel/other.ko{'' if suffix == '.gz' else suffix}" in on_disk.splitlines()
+        and "passwd" not in on_disk
+    )
 
 
 def test_modules_of_another_release_are_refused(given: Path, tmp_path: Path) -> None:
     folder = modules(given / "m", "virtio_blk", "ext4", magic="6.8.0-test SMP preempt mod_unload ")
     with pytest.raises(
-        UsageError, match=rf"would load none .*another kernel's:\n    expected: {MAGIC.strip()}\n    got of virtio_blk.ko: 6\.8\.0"
+        UsageError,
+        match=rf"would load none .*another kernel's:\n    expected: {MAGIC.strip()}\n    got of virtio_blk.ko: 6\.8\.0",
     ):
         fetched(f"{given}/bzImage:{folder}", tmp_path)
     # Of the same release, and another build.
@@ -206,19 +229,23 @@ def test_modules_of_another_release_are_refused(given: Path, tmp_path: Path) -> 
         fetched(f"{given}/bzImage:{folder}", tmp_path)
     # What the kernel compares cannot be found in it: its release is still another one.
     (given / "bzImage").write_bytes(whole(gzip.compress(kernel(magic="")), with_size=False))
-    with pytest.raises(UsageError, match=r"would load none of the modules in .*\n    expected: 6\.9\.0-test\n    got of loop\.ko: 6\.8"):
+    with pytest.raises(
+        UsageError, match=r"would load none of the modules in .*\n    expected: 6\.9\.0-test\n    got of loop\.ko: 6\.8"
+    ):
         fetched(f"{given}/bzImage:{modules(given / 'o', 'loop', magic='6.8.0 SMP ')}", tmp_path)
 
 
 def test_a_folder_without_modules_or_above_them_is_refused(given: Path, tmp_path: Path) -> None:
     (given / "empty").mkdir()
     with pytest.raises(
-        UsageError, match=r"empty: expected the modules of Linux 6\.9\.0-test .*, found none in it; a kernel that needs none is given alone"
+        UsageError,
+        match=r"empty: expected the modules of Linux 6\.9\.0-test .*, found none in it; a kernel that needs none is given alone",
     ):
         fetched(f"{given}/bzImage:{given}/empty", tmp_path)
     modules(given / "root/lib/modules" / RELEASE, "loop")
     with pytest.raises(
-        UsageError, match=rf"expected the folder of the modules of Linux {RELEASE} itself, which is .*/lib/modules/{RELEASE}"
+        UsageError,
+        match=rf"expected the folder of the modules of Linux {RELEASE} itself, which is .*/lib/modules/{RELEASE}",
     ):
         fetched(f"{given}/bzImage:{given}/root", tmp_path)
     # Of a kernel with everything built in, as `make modules_install` leaves it.
@@ -229,10 +256,13 @@ def test_a_folder_without_modules_or_above_them_is_refused(given: Path, tmp_path
 def test_what_is_a_module_must_be_among_those_that_are_given(given: Path, tmp_path: Path) -> None:
     (given / "bzImage").write_bytes(image(config(VIRTIO_BLK="m")))
     with pytest.raises(
-        UsageError, match=r"lacks\n  CONFIG_VIRTIO_BLK=m without virtio_blk\.ko: its root.*\n  its modules go with it as BZIMAGE:MODULES"
+        UsageError,
+        match=r"lacks\n  CONFIG_VIRTIO_BLK=m without virtio_blk\.ko: its root.*\n  its modules go with it as BZIMAGE:MODULES",
     ):
         fetched(given / "bzImage", tmp_path)
-    with pytest.raises(UsageError, match=r"CONFIG_VIRTIO_BLK=m without virtio_blk\.ko: its root is ext4 on virtio-blk$"):
+    with pytest.raises(
+        UsageError, match=r"CONFIG_VIRTIO_BLK=m without virtio_blk\.ko: its root is ext4 on virtio-blk$"
+    ):
         fetched(f"{given}/bzImage:{modules(given / 'm', 'loop')}", tmp_path)
     # A template needs more than a guest.
     (given / "bzImage").write_bytes(image(config(BLK_DEV_NVME="m")))
@@ -250,7 +280,9 @@ def test_the_configuration_in_a_module_is_one(given: Path, tmp_path: Path) -> No
         fetched(f"{given}/bzImage:{folder}", tmp_path)
 
 
-def test_what_is_no_module_or_unpacks_to_too_much_is_refused(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_module_or_unpacks_to_too_much_is_refused(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = modules(given / "m", "loop")
     (folder / "kernel/loop.ko").write_bytes(b"\x7fELF of something else")
     with pytest.raises(UsageError, match=r"loop\.ko: expected a kernel module, which says what kernel it is for"):
@@ -274,7 +306,9 @@ def test_a_damaged_kernel_is_named_as_its_user_calls_it(given: Path, tmp_path: P
         fetched(given / "bzImage", tmp_path)
 
 
-def test_a_program_that_is_missing_leaves_a_note_and_no_error(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_is_missing_leaves_a_note_and_no_error(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     payload = through("zstd", "-q")(kernel(config=config(EXT4_FS="n"), magic=MAGIC))
     (given / "bzImage").write_bytes(whole(payload, with_size=True))
     monkeypatch.setattr(process, "where", lambda tool: None)
@@ -305,13 +339,16 @@ def test_a_kernel_only_root_may_read_gets_advice_that_helps(unprivileged: None) 
         (folder / "vmlinuz-6.9").write_bytes(image(config()))
         (folder / "vmlinuz-6.9").chmod(0)
         with pytest.raises(
-            UsageError, match=r"vmlinuz-6\.9: only root may read it.*give a copy, which `sudo install -m 644 .*vmlinuz-6\.9 \.` makes"
+            UsageError,
+            match=r"vmlinuz-6\.9: only root may read it.*give a copy, which `sudo install -m 644 .*vmlinuz-6\.9 \.` makes",
         ):
             fetched(folder / "vmlinuz-6.9", folder)
         (folder / "vmlinuz-6.9").chmod(0o644)
         modules(folder / "m", "loop")
         (folder / "m").chmod(0)
-        with pytest.raises(UsageError, match=r"m: only root may read it.* `sudo cp -r .*/m \. && sudo chown -R \$USER m` makes"):
+        with pytest.raises(
+            UsageError, match=r"m: only root may read it.* `sudo cp -r .*/m \. && sudo chown -R \$USER m` makes"
+        ):
             fetched(f"{folder}/vmlinuz-6.9:{folder}/m", folder)
         with pytest.raises(UsageError, match=r"m/loop: Permission denied; give a path that this user may read"):
             TABLE.resolve(f"{folder}/m/loop")
@@ -322,9 +359,9 @@ def test_a_kernel_only_root_may_read_gets_advice_that_helps(unprivileged: None) 
 
 def test_a_file_that_may_not_be_read_is_not_said_to_be_the_caches() -> None:
     refused = _refused(PermissionError(13, "Permission denied", "/boot/vmlinuz"))
-    assert isinstance(refused, HostError) and "/boot/vmlinuz: Permission denied; if it is the testbed's own, name other places" in str(
-        refused
-    )
+    assert isinstance(
+        refused, HostError
+    ) and "/boot/vmlinuz: Permission denied; if it is the testbed's own, name other places" in str(refused)
 
 
 def test_paths_with_colons_are_paths(given: Path) -> None:
@@ -345,8 +382,15 @@ def test_paths_with_colons_are_paths(given: Path) -> None:
     assert of(f"{odd}/bz:Image:{odd}/m:n") == ("bz:Image", "m:n")
     assert of(f"{odd}/bzImage:{odd}/m") == ("bzImage", "m")
     assert of(f"{odd}/x.deb:{odd}/y:z.deb") == ("x.deb", "y:z.deb")
-    assert (file_name(f"{odd}/bz:Image:{odd}/m"), file_name("debian-6.1"), files_of("debian-6.1")) == ("bz:Image", "debian-6.1", None)
-    for spec, said in ((f"{odd}/bzImage:", "bzImage is there, '' is not"), (f"{odd}/bzImage:none", "bzImage is there, 'none' is not")):
+    assert (file_name(f"{odd}/bz:Image:{odd}/m"), file_name("debian-6.1"), files_of("debian-6.1")) == (
+        "bz:Image",
+        "debian-6.1",
+        None,
+    )
+    for spec, said in (
+        (f"{odd}/bzImage:", "bzImage is there, '' is not"),
+        (f"{odd}/bzImage:none", "bzImage is there, 'none' is not"),
+    ):
         with pytest.raises(UsageError, match=said):
             TABLE.resolve(spec)
 
@@ -355,27 +399,38 @@ def deb(folder: Path, name: str, files: dict[str, bytes | str]) -> Path:
     """A package; what is a string is a link there."""
     top = folder / f"of-{name}"
     (top / "DEBIAN").mkdir(parents=True)
-    (top / "DEBIAN/control").write_text("Package: x\nVersion: 1\nArchitecture: amd64\nMaintainer: a <a@example.org>\nDescription: x\n")
+    (top / "DEBIAN/control").write_text(
+        "Package: x\nVersion: 1\nArchitecture: amd64\nMaintainer: a <a@example.org>\nDescription: x\n"
+    )
     for path, data in files.items():
         (top / path).parent.mkdir(parents=True, exist_ok=True)
         if isinstance(data, str):
             (top / path).symlink_to(data)
         else:
             (top / path).write_bytes(data)
-    subprocess.run(["dpkg-deb", "-b", "--root-owner-group", "-Znone", top, folder / name], check=True, capture_output=True)
+    subprocess.run(
+        ["dpkg-deb", "-b", "--root-owner-group", "-Znone", top, folder / name], check=True, capture_output=True
+    )
     return folder / name
 
 
 def test_packages_are_one_kernel_with_its_configuration_and_modules(tmp_path: Path) -> None:
-    one = deb(tmp_path, "image.deb", {f"boot/vmlinuz-{RELEASE}": image(None), f"boot/config-{RELEASE}": config(EXT4_FS="m").encode()})
+    one = deb(
+        tmp_path,
+        "image.deb",
+        {f"boot/vmlinuz-{RELEASE}": image(None), f"boot/config-{RELEASE}": config(EXT4_FS="m").encode()},
+    )
     two = deb(tmp_path, "modules.deb", {f"lib/modules/{RELEASE}/kernel/ext4.ko": module()})
     with pytest.raises(
-        UsageError, match=r"CONFIG_EXT4_FS=m without ext4\.ko: .*\n  its modules go with it as BZIMAGE:MODULES_FOLDER, or as another"
+        UsageError,
+        match=r"CONFIG_EXT4_FS=m without ext4\.ko: .*\n  its modules go with it as BZIMAGE:MODULES_FOLDER, or as another",
     ):
         fetched(one, tmp_path)
     assert fetched(f"{one}:{two}", tmp_path).early_modules == ("ext4.ko",)
     other = deb(tmp_path, "other.deb", {"lib/modules/6.8.0/kernel/ext4.ko": module("6.8.0 SMP ")})
-    with pytest.raises(UsageError, match=r"expected modules of Linux 6\.9\.0-test in its packages, found those of 6\.8\.0"):
+    with pytest.raises(
+        UsageError, match=r"expected modules of Linux 6\.9\.0-test in its packages, found those of 6\.8\.0"
+    ):
         fetched(f"{one}:{other}", tmp_path)
 
 
@@ -384,17 +439,27 @@ def test_links_of_a_package_are_not_followed(tmp_path: Path) -> None:
     hostile = deb(
         tmp_path,
         "x.deb",
-        {f"boot/vmlinuz-{RELEASE}": str(tmp_path / "secret"), "lib/modules/x": "/etc", "usr/share/doc/x": b"x", "boot/a": b"a"},
+        {
+            f"boot/vmlinuz-{RELEASE}": str(tmp_path / "secret"),
+            "lib/modules/x": "/etc",
+            "usr/share/doc/x": b"x",
+            "boot/a": b"a",
+        },
     )
     with pytest.raises(UsageError, match=r"expected one boot/vmlinuz-\* in its packages, found 0"):
         fetched(hostile, tmp_path)
     debs.unpack(hostile, tmp_path / "tree")
-    assert [str(path.relative_to(tmp_path / "tree")) for path in sorted((tmp_path / "tree").rglob("*"))] == ["boot", "boot/a"]
+    assert [str(path.relative_to(tmp_path / "tree")) for path in sorted((tmp_path / "tree").rglob("*"))] == [
+        "boot",
+        "boot/a",
+    ]
 
 
 def test_a_package_that_is_none_or_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "none.deb").write_bytes(b"no archive")
-    with pytest.raises(UsageError, match=r"none\.deb: expected a Debian package with files of a kernel: .*cannot be unpacked"):
+    with pytest.raises(
+        UsageError, match=r"none\.deb: expected a Debian package with files of a kernel: .*cannot be unpacked"
+    ):
         fetched(tmp_path / "none.deb", tmp_path)
     monkeypatch.setattr(debs, "MOST_BYTES", 1 << 20)
     large = deb(tmp_path, "large.deb", {"boot/large": bytes(2 << 20)})
@@ -408,11 +473,15 @@ def test_a_package_that_is_none_or_too_large_is_refused(tmp_path: Path, monkeypa
 def test_what_is_no_file_is_not_read(tmp_path: Path, spec: str) -> None:
     for name in ("pipe", "pipe.deb"):
         os.mkfifo(tmp_path / name)
-    with pytest.raises(UsageError, match=r"expected BZIMAGE\[:MODULES_FOLDER\] or FILE\.deb\[:FILE\.deb\], got what is no file: "):
+    with pytest.raises(
+        UsageError, match=r"expected BZIMAGE\[:MODULES_FOLDER\] or FILE\.deb\[:FILE\.deb\], got what is no file: "
+    ):
         fetched(spec.format(pipe=tmp_path / "pipe"), tmp_path)
 
 
-def test_a_folder_of_everything_is_not_walked_to_its_end(given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_everything_is_not_walked_to_its_end(
+    given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module_tree, "_MOST_FILES", 3)
     folder = modules(given / "m", "a", "b", "c", "d")
     with pytest.raises(UsageError, match=r"m: expected the modules of one kernel .*, found more than 3 files"):

@@ -43,7 +43,9 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-def kernel(payload: bytes = b"", *, config: str | None = CONFIG, magic: str = "6.9.0-test SMP preempt mod_unload ") -> bytes:
+def kernel(
+    payload: bytes = b"", *, config: str | None = CONFIG, magic: str = "6.9.0-test SMP preempt mod_unload "
+) -> bytes:
     """What a bzImage unpacks."""
     built_in = b"" if config is None else b"IKCFG_ST" + gzip.compress(config.encode()) + b"IKCFG_ED"
     banner = b"Linux version 6.9.0-test (a@b) (gcc 12) #1 SMP\0"
@@ -92,7 +94,10 @@ def test_several_streams_are_one_file_and_what_is_not_compressed_is_its_own(tmp_
     (tmp_path / "two").write_bytes(gzip.compress(b"one ") + gzip.compress(b"two") + bytes(8))
     assert inflate.read_decompressed(tmp_path / "two", 100) == b"one two"
     (tmp_path / "plain").write_bytes(TEXT)
-    assert (inflate.form_of_file(tmp_path / "plain"), inflate.read_decompressed(tmp_path / "plain", len(TEXT))) == (None, TEXT)
+    assert (inflate.form_of_file(tmp_path / "plain"), inflate.read_decompressed(tmp_path / "plain", len(TEXT))) == (
+        None,
+        TEXT,
+    )
 
 
 def test_a_program_that_is_not_there_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,7 +137,9 @@ def test_a_bzimage_without_a_kernel_is_refused(tmp_path: Path, payload: bytes, m
         pass
 
 
-@pytest.mark.parametrize(("payload", "message"), [(b"", "its header names none"), (b"NEW of 2030", "got 4e4557206f66203230")])
+@pytest.mark.parametrize(
+    ("payload", "message"), [(b"", "its header names none"), (b"NEW of 2030", "got 4e4557206f66203230")]
+)
 def test_an_unknown_compression_is_no_damage(tmp_path: Path, payload: bytes, message: str) -> None:
     (tmp_path / "bzImage").write_bytes(whole(payload, with_size=False))
     with pytest.raises(kernel_image.UnknownImage, match=message), kernel_image.vmlinux(tmp_path / "bzImage"):
@@ -161,5 +168,8 @@ def test_a_kernel_that_only_root_may_read_gets_advice(tmp_path: Path, monkeypatc
         raise PermissionError(13, "Permission denied", str(self))
 
     monkeypatch.setattr(Path, "open", denied)
-    with pytest.raises(UsageError, match=r"vmlinuz: only root may read it.*give a copy, which `sudo install -m 644 .*/vmlinuz \.` makes"):
+    with pytest.raises(
+        UsageError,
+        match=r"vmlinuz: only root may read it.*give a copy, which `sudo install -m 644 .*/vmlinuz \.` makes",
+    ):
         kernel_image.header(tmp_path / "vmlinuz")

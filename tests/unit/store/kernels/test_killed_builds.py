@@ -89,7 +89,10 @@ build(Path(sys.argv[1]), kernel_builds.BuildOrder(source=sys.argv[2], jobs=4), "
 
 def started(root: Path, tree: Path, **environment: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-c", _BUILD, root, tree], cwd=ROOT, env={**os.environ, **environment}, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", _BUILD, root, tree],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stderr=subprocess.DEVNULL,
     )
 
 
@@ -151,7 +154,9 @@ def test_the_object_that_was_being_written_is_made_again_and_the_finished_ones_s
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_builds_that_are_killed_at_random_moments_end_as_an_undisturbed_one(tmp_path: Path, tree: Path, seed: int) -> None:
+def test_builds_that_are_killed_at_random_moments_end_as_an_undisturbed_one(
+    tmp_path: Path, tree: Path, seed: int
+) -> None:
     root, chance = tmp_path / "cache", random.Random(seed)
     for _ in range(4):
         child, before = started(root, tree), count(root)
@@ -178,7 +183,12 @@ _SAID = """\
   CC      kernel/bad.o
 make[2]: *** [scripts/Makefile.build:250: kernel/bad.o] Error 1
 """
-_WHOLE = {"arch/x86/tools/relocs_64.o", "include/generated/bounds.h", "drivers/block/loop.o", "drivers/block/.loop.o.cmd"}
+_WHOLE = {
+    "arch/x86/tools/relocs_64.o",
+    "include/generated/bounds.h",
+    "drivers/block/loop.o",
+    "drivers/block/.loop.o.cmd",
+}
 _TOOLS = {"tools/objtool/check.o", "tools/objtool/objtool", "tools/objtool/fixdep"}
 _NOT = {
     "kernel/built-in.a",
@@ -203,7 +213,9 @@ def test_only_what_a_recipe_has_ended_for_is_whole(tmp_path: Path, prepared: boo
             break
     said = _SAID.replace("OUTPUT", str(output))
     said = said if prepared else "".join(line for line in said.splitlines(keepends=True) if "loop.o\n" not in line)
-    (records / install_remains.LOG).write_text(said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half")
+    (records / install_remains.LOG).write_text(
+        said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half"
+    )
     for name in _WHOLE | _TOOLS | _NOT | _OURS:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text("x")

@@ -114,7 +114,9 @@ def test_a_folder_of_format_patch_applies_however_it_was_made(
     assert applied(repository, folder) == WHOLE
 
 
-@pytest.mark.parametrize("options", [(), ("-v2", "--cover-letter"), ("--no-signature",), ("-N",), ("--no-prefix", "-N")], ids=" ".join)
+@pytest.mark.parametrize(
+    "options", [(), ("-v2", "--cover-letter"), ("--no-signature",), ("-N",), ("--no-prefix", "-N")], ids=" ".join
+)
 def test_a_mailbox_of_format_patch_applies(repository: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     assert applied(repository, mailed(repository, tmp_path / "series.mbx", *options)) == WHOLE
 
@@ -125,7 +127,9 @@ def test_one_patch_with_a_cover_letter_is_a_series(repository: Path, tmp_path: P
     assert [patch.subject for patch in read_patches(folder)] == [SUBJECTS[0]]
 
 
-@pytest.mark.parametrize("compress", [gzip.compress, lzma.compress, bz2.compress, through("zstd", "-q")], ids=["gz", "xz", "bz2", "zst"])
+@pytest.mark.parametrize(
+    "compress", [gzip.compress, lzma.compress, bz2.compress, through("zstd", "-q")], ids=["gz", "xz", "bz2", "zst"]
+)
 def test_what_is_compressed_is_read(repository: Path, tmp_path: Path, compress: object) -> None:
     assert callable(compress)
     mails = mailed(repository, tmp_path / "t.mbox", "-v2", "--cover-letter").read_bytes()
@@ -140,7 +144,9 @@ def test_what_is_compressed_is_read(repository: Path, tmp_path: Path, compress: 
 
 def test_a_mailbox_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bomb.mbox.gz").write_bytes(gzip.compress(bytes(80 << 20)))
-    with pytest.raises(BuildError, match=r"bomb\.mbox\.gz: expected at most 64M when it is unpacked, got more; a series"):
+    with pytest.raises(
+        BuildError, match=r"bomb\.mbox\.gz: expected at most 64M when it is unpacked, got more; a series"
+    ):
         read_patches(tmp_path / "bomb.mbox.gz")
 
 
@@ -151,7 +157,9 @@ def test_a_thread_of_two_versions_asks_which(repository: Path, tmp_path: Path) -
     with pytest.raises(BuildError, match=r"v1 \(1 patch\), v2 \(3 patches\); choose one, such as --series-version v2"):
         read_patches(thread)
     assert applied(repository, thread, Selection(version="v2")) == WHOLE
-    assert applied(repository, thread, Selection(version="v1")) == {"drivers/block/loop.c": LOOP.replace("line 5\n", "first try of 5\n")}
+    assert applied(repository, thread, Selection(version="v1")) == {
+        "drivers/block/loop.c": LOOP.replace("line 5\n", "first try of 5\n")
+    }
     with pytest.raises(BuildError, match="expected version v3 of a series, found v1"):
         read_patches(thread, Selection(version="v3"))
     # In one folder, without numbers as well.
@@ -165,7 +173,10 @@ def test_a_thread_of_two_versions_asks_which(repository: Path, tmp_path: Path) -
 def test_a_part_of_a_series_is_read_where_it_is_asked_for(repository: Path, tmp_path: Path) -> None:
     folder = made(repository, tmp_path / "series", "-v2", "--cover-letter")
     (folder / "v2-0003-loop-a-new-file-and-one-that-moves.patch").unlink()
-    with pytest.raises(BuildError, match=r"expected patches 1-3, each once; patch 3 is missing; where only these.* --series-patches 1-2"):
+    with pytest.raises(
+        BuildError,
+        match=r"expected patches 1-3, each once; patch 3 is missing; where only these.* --series-patches 1-2",
+    ):
         read_patches(folder)
     assert applied(repository, folder, Selection(numbers=(1, 2))) == {"drivers/block/loop.c": CHANGED}
     assert [patch.subject for patch in read_patches(folder, Selection(numbers=(2,)))] == [f"2/3 {SUBJECTS[1]}"]
@@ -186,7 +197,9 @@ def test_a_part_of_a_series_is_read_where_it_is_asked_for(repository: Path, tmp_
 
 def numbered(number: str, *, what: str = "PATCH", line: int = 10, **more: str) -> str:
     text = mail(f"[{what} {number}] loop: {number}", diff(f"line {line + 1}", "changed", line=line))
-    return text.replace("Subject:", "".join(f"{name.replace('_', '-')}: {value}\n" for name, value in more.items()) + "Subject:")
+    return text.replace(
+        "Subject:", "".join(f"{name.replace('_', '-')}: {value}\n" for name, value in more.items()) + "Subject:"
+    )
 
 
 def subjects(text: str, selection: Selection = mailbox.EVERYTHING) -> list[str]:
@@ -213,14 +226,26 @@ def test_copies_of_a_mail_count_once() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (numbered("1/2") + numbered("2/2") + numbered("1/3", line=20) + numbered("2/3") + numbered("3/3"), "one of 2 patches, one of 3"),
+        (
+            numbered("1/2") + numbered("2/2") + numbered("1/3", line=20) + numbered("2/3") + numbered("3/3"),
+            "one of 2 patches, one of 3",
+        ),
         (
             numbered("1/1") + mail("[PATCH] loop: more", diff("line 21", "x", line=20)),
             "or none, got 1 without: .*loop: more;",
         ),
-        (numbered("1/2") + numbered("2/2", line=20) + numbered("3/2"), r"expected patches 1-2, got 3/2: .*\[PATCH 3/2\] loop"),
-        (numbered("1/2") + mail("[PATCH 2/2] logo", "Content of another kind."), "patch 2 has no diff that can be read"),
-        (numbered("1/2") + numbered("2/2") + numbered("2/2", line=20), r"patch 2 once, found it 2 times; .*\n.*\n.*2/2\] loop: 2/2"),
+        (
+            numbered("1/2") + numbered("2/2", line=20) + numbered("3/2"),
+            r"expected patches 1-2, got 3/2: .*\[PATCH 3/2\] loop",
+        ),
+        (
+            numbered("1/2") + mail("[PATCH 2/2] logo", "Content of another kind."),
+            "patch 2 has no diff that can be read",
+        ),
+        (
+            numbered("1/2") + numbered("2/2") + numbered("2/2", line=20),
+            r"patch 2 once, found it 2 times; .*\n.*\n.*2/2\] loop: 2/2",
+        ),
     ],
 )
 def test_what_is_not_one_series_is_refused_with_what_it_is(text: str, message: str) -> None:
@@ -297,7 +322,9 @@ def test_a_folder_of_one_mail_each_is_read_where_b4_makes_a_maildir(repository: 
 
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(BuildError, match=r"pipe: expected a file of patches, got something else; write it into a file first"):
+    with pytest.raises(
+        BuildError, match=r"pipe: expected a file of patches, got something else; write it into a file first"
+    ):
         read_patches(tmp_path / "pipe")
 
 
@@ -335,7 +362,9 @@ def test_what_leads_out_of_a_strangers_folder_is_not_read_and_nothing_of_it_is_s
     with pytest.raises(BuildError, match=r"1\.patch: expected a file of .*/patches, got one that lies elsewhere"):
         read_patches(folder)
     (folder / "series").symlink_to(tmp_path / "secret")
-    with pytest.raises(BuildError, match=r"series: expected a file of .*/patches, got one that lies elsewhere") as found:
+    with pytest.raises(
+        BuildError, match=r"series: expected a file of .*/patches, got one that lies elsewhere"
+    ) as found:
         read_patches(folder)
     assert "secret:" not in str(found.value)
     (folder / "series").unlink()

@@ -136,7 +136,15 @@ def test_make_is_told_what_was_said_and_ccache_where_nothing_was() -> None:
 
 
 def test_what_the_environment_says_is_kept_from_make_and_named() -> None:
-    said = {"CC": "clang", "LLVM": "1", "KCFLAGS": "", "ARCH": "arm64", "CFLAGS": "-O3", "HOSTCC": "x" * 100, "KBUILD_BUILD_USER": "me"}
+    said = {
+        "CC": "clang",
+        "LLVM": "1",
+        "KCFLAGS": "",
+        "ARCH": "arm64",
+        "CFLAGS": "-O3",
+        "HOSTCC": "x" * 100,
+        "KBUILD_BUILD_USER": "me",
+    }
     assert make_args.environment_ignored(said | {"PATH": "/bin", "HOME": "/root", "CCACHE_DIR": "/x"}) == (
         "ARCH=arm64",
         "CC=clang",
@@ -147,4 +155,6 @@ def test_what_the_environment_says_is_kept_from_make_and_named() -> None:
     )
     assert make_args.environment_ignored({"ARCH": "x86", "MAKEFLAGS": "-j4"}) == ("MAKEFLAGS=-j4",)
     # Below a make no user has set them.
-    assert make_args.environment_ignored({"MAKELEVEL": "1", "MAKEFLAGS": " -j --jobserver-auth=3,4", "MFLAGS": "-j"}) == ()
+    assert (
+        make_args.environment_ignored({"MAKELEVEL": "1", "MAKEFLAGS": " -j --jobserver-auth=3,4", "MFLAGS": "-j"}) == ()
+    )

@@ -64,7 +64,10 @@ def test_a_mailbox_gives_its_patches_in_order_without_cover_letter_and_answers()
     ("text", "message"),
     [
         (COVER + SECOND, "patches 1-2, each once; patch 1 is missing; where only these are meant: --series-patches 2"),
-        (FIRST + SECOND + FIRST.replace("v5", "v4"), r"one version.*v4 \(1 patch\), v5 \(2 patches\); choose one.* --series-version v5"),
+        (
+            FIRST + SECOND + FIRST.replace("v5", "v4"),
+            r"one version.*v4 \(1 patch\), v5 \(2 patches\); choose one.* --series-version v5",
+        ),
         (FIRST + SECOND + FIRST.replace("eleven", "11"), "expected patch 1 once, found it 2 times"),
         (COVER, "1 messages without a diff"),
         ("no patch at all\n", "found no diff"),
@@ -88,7 +91,10 @@ def test_quilt_and_plain_folders_are_read_in_their_order(tmp_path: Path) -> None
     )
     assert [Path(patch.name).name for patch in read_patches(tmp_path)] == ["a.patch", "b.patch"]
     (tmp_path / "series").write_text("# mine\nb.patch\na.patch -p0\n")
-    assert [(Path(patch.name).name, patch.strip) for patch in read_patches(tmp_path)] == [("b.patch", 1), ("a.patch", 0)]
+    assert [(Path(patch.name).name, patch.strip) for patch in read_patches(tmp_path)] == [
+        ("b.patch", 1),
+        ("a.patch", 0),
+    ]
     assert planned(tree_of(tmp_path / "source"), read_patches(tmp_path)).keys() == {"drivers/loop.c"}
     (tmp_path / "series").write_text("b.patch -R\n")
     with pytest.raises(BuildError, match=r"series:1: expected a file name, perhaps with -pN"):
@@ -106,7 +112,11 @@ def test_a_series_is_planned_put_and_taken_back_and_other_files_keep_their_times
     plan = planned(tree, series)
     assert loop.read_text() == LOOP
     tree.put(plan)
-    assert "eleven\n" in loop.read_text() and "twenty-one\n" in loop.read_text() and (tmp_path / "tree/new.h").read_text() == "new\n"
+    assert (
+        "eleven\n" in loop.read_text()
+        and "twenty-one\n" in loop.read_text()
+        and (tmp_path / "tree/new.h").read_text() == "new\n"
+    )
     put_at = loop.stat().st_mtime_ns
     # The same again changes nothing, and is planned from the source as it was.
     assert planned(tree, series) == plan and digests(plan).keys() == {"drivers/loop.c", "new.h"}
@@ -175,11 +185,15 @@ def test_patches_apply_inside_somebody_elses_repository(tmp_path: Path) -> None:
 
 
 def test_an_ablation_stands_on_the_series(tmp_path: Path) -> None:
-    ablation = Ablation(name="a", patches=(1,), what="w", ways=((Edit(file="drivers/loop.c", find="eleven\n", put="gone\n"),),))
+    ablation = Ablation(
+        name="a", patches=(1,), what="w", ways=((Edit(file="drivers/loop.c", find="eleven\n", put="gone\n"),),)
+    )
     tree = tree_of(tmp_path)
     plan = planned(tree, (Patch(name="p", subject="p", text=diff("line 11", "eleven")),), ablations=(ablation,))
     assert plan == {"drivers/loop.c": Content(data=LOOP.replace("line 11\n", "gone\n").encode())}
-    with pytest.raises(BuildError, match=r"ablation a: its place has moved.*\n.*drivers/loop.c: expected once.*`eleven`, found 0 times"):
+    with pytest.raises(
+        BuildError, match=r"ablation a: its place has moved.*\n.*drivers/loop.c: expected once.*`eleven`, found 0 times"
+    ):
         planned(tree, ablations=(ablation,))
 
 
@@ -187,16 +201,22 @@ def of(text: str) -> tuple[Patch, ...]:
     return of_file(text.encode(), "p.patch")
 
 
-@pytest.mark.parametrize("more", ["+lost\n", " line 13\n-line 14\n", "@ -20,2 +20,2 @@\n line 20\n-line 21\n+twenty-one\n"])
+@pytest.mark.parametrize(
+    "more", ["+lost\n", " line 13\n-line 14\n", "@ -20,2 +20,2 @@\n line 20\n-line 21\n+twenty-one\n"]
+)
 def test_changes_that_no_hunk_counts_are_refused_and_not_left_out(tmp_path: Path, more: str) -> None:
     counted = "--- a/drivers/loop.c\n+++ b/drivers/loop.c\n@@ -10,3 +10,3 @@\n line 10\n-line 11\n+eleven\n line 12\n"
     tree = tree_of(tmp_path)
     assert planned(tree, of(f"{counted}-- \n2.30\n- a list\n"))
-    with pytest.raises(BuildError, match=r"p\.patch: line \d+ .*: expected no change that the hunk above does not count"):
+    with pytest.raises(
+        BuildError, match=r"p\.patch: line \d+ .*: expected no change that the hunk above does not count"
+    ):
         planned(tree, of(counted + more))
 
 
-@pytest.mark.parametrize("hunk", ["@@ -11,0 +12 @@\n+new\n", "@@ -11 +11 @@\n-line 11\n+eleven\n", "@@ -30 +29,0 @@\n-line 30\n"])
+@pytest.mark.parametrize(
+    "hunk", ["@@ -11,0 +12 @@\n+new\n", "@@ -11 +11 @@\n-line 11\n+eleven\n", "@@ -30 +29,0 @@\n-line 30\n"]
+)
 def test_a_hunk_without_context_is_refused_and_not_put_at_the_end(tmp_path: Path, hunk: str) -> None:
     with pytest.raises(BuildError, match=r"p\.patch: drivers/loop\.c: hunk 1, at line \d+: expected lines of context"):
         planned(tree_of(tmp_path), of("--- a/drivers/loop.c\n+++ b/drivers/loop.c\n" + hunk))
@@ -207,7 +227,9 @@ def test_a_hunk_of_a_whole_file_needs_no_context(tmp_path: Path) -> None:
     whole = "--- a/one\n+++ b/one\n@@ -1 +1 @@\n-1\n+2\n--- a/nothing\n+++ b/nothing\n@@ -0,0 +1 @@\n+something\n"
     assert planned(tree, of(whole)) == {"one": Content(data=b"2\n"), "nothing": Content(data=b"something\n")}
     (tmp_path / "tree/one").write_text("1\nmore\n")
-    with pytest.raises(BuildError, match="one: hunk 1, at line 1\n    expected: the end of the file\n    found in line 2: more"):
+    with pytest.raises(
+        BuildError, match="one: hunk 1, at line 1\n    expected: the end of the file\n    found in line 2: more"
+    ):
         planned(tree, of(whole))
 
 

@@ -26,7 +26,9 @@ def new(path: str, text: str = "new", mode: str = "100644") -> str:
 
 
 def gone(path: str, text: str) -> str:
-    return f"diff --git a/{path} b/{path}\ndeleted file mode 100644\n--- a/{path}\n+++ /dev/null\n@@ -1 +0,0 @@\n-{text}\n"
+    return (
+        f"diff --git a/{path} b/{path}\ndeleted file mode 100644\n--- a/{path}\n+++ /dev/null\n@@ -1 +0,0 @@\n-{text}\n"
+    )
 
 
 def of(*texts: str) -> tuple[Patch, ...]:
@@ -60,8 +62,14 @@ def test_a_patch_of_many_files_takes_time_that_grows_with_it(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ((new("drivers"),), r"1\.patch: cannot be applied: drivers: expected no folder of that name, got that of drivers/loop\.c"),
-        ((new("file/below"),), r"1\.patch: cannot be applied: file/below: expected a folder file, which is a file of the source"),
+        (
+            (new("drivers"),),
+            r"1\.patch: cannot be applied: drivers: expected no folder of that name, got that of drivers/loop\.c",
+        ),
+        (
+            (new("file/below"),),
+            r"1\.patch: cannot be applied: file/below: expected a folder file, which is a file of the source",
+        ),
         ((new("file/a/b/c"),), r"file/a/b/c: expected a folder file"),
         ((new("new.c"), new("new.c/below")), r"2\.patch: .*new\.c"),
         ((new("new/below"), new("new")), r"2\.patch: .*new"),
@@ -84,9 +92,14 @@ def test_a_patch_of_many_files_takes_time_that_grows_with_it(tmp_path: Path, mon
         ((gone("nowhere", "1"),), "nowhere"),
         ((gone("file", "2"),), "file"),
         (("diff --git a/nowhere b/new\nsimilarity index 100%\nrename from nowhere\nrename to new\n",), "nowhere"),
-        (("diff --git a/file b/drivers\nsimilarity index 100%\nrename from file\nrename to drivers\n",), "expected no folder of that name"),
         (
-            ("diff --git a/file b/lone/below/one/x\nsimilarity index 100%\nrename from file\nrename to lone/below/one/x\n",),
+            ("diff --git a/file b/drivers\nsimilarity index 100%\nrename from file\nrename to drivers\n",),
+            "expected no folder of that name",
+        ),
+        (
+            (
+                "diff --git a/file b/lone/below/one/x\nsimilarity index 100%\nrename from file\nrename to lone/below/one/x\n",
+            ),
             "lone/below/one",
         ),
     ],
@@ -119,7 +132,9 @@ def test_a_plan_that_does_not_fit_its_tree_writes_nothing(tmp_path: Path, path: 
 def test_a_file_takes_the_place_of_a_folder_whose_files_go_and_the_other_way_round(tmp_path: Path) -> None:
     tree = tree_with(tmp_path)
     before = everything(tmp_path / "tree")
-    there = planned(tree, of(gone("lone/below/one", "1"), new("lone", "a file"), gone("file", "1"), new("file/a/b", "a folder")))
+    there = planned(
+        tree, of(gone("lone/below/one", "1"), new("lone", "a file"), gone("file", "1"), new("file/a/b", "a folder"))
+    )
     tree.put(there)
     assert everything(tmp_path / "tree") == {
         "drivers": None,
@@ -129,7 +144,12 @@ def test_a_file_takes_the_place_of_a_folder_whose_files_go_and_the_other_way_rou
         "file/a/b": "a folder\n",
         "lone": "a file\n",
     }
-    assert planned(tree, of(gone("lone/below/one", "1"), new("lone", "a file"), gone("file", "1"), new("file/a/b", "a folder"))) == there
+    assert (
+        planned(
+            tree, of(gone("lone/below/one", "1"), new("lone", "a file"), gone("file", "1"), new("file/a/b", "a folder"))
+        )
+        == there
+    )
     tree.put(there)
     tree.put({})
     assert everything(tmp_path / "tree") == before
@@ -247,5 +267,8 @@ def test_a_series_that_brings_a_repository_along_has_git_run_nothing(tmp_path: P
         config = f'[filter "evil"] clean = "{evil}"\n+[filter "evil"] smudge = "{evil}"\n+[core] fsmonitor = "{evil}"'
         first += new(f"{folder}/config", config).replace("+1 @@", "+1,3 @@")
         first += new(f"{folder}/HEAD", "ref: refs/heads/main") + new(f"{folder}/objects/x") + new(f"{folder}/refs/x")
-    assert planned(tree_of(tmp_path), of(first, diff("line 11", "eleven"))).keys() > {"drivers/loop.c", ".gitattributes"}
+    assert planned(tree_of(tmp_path), of(first, diff("line 11", "eleven"))).keys() > {
+        "drivers/loop.c",
+        ".gitattributes",
+    }
     assert not (tmp_path / "ran").exists()

@@ -51,7 +51,9 @@ def test_files_are_told_apart_by_what_they_are(tmp_path: Path) -> None:
             TABLE.resolve(wrong)
 
 
-@pytest.mark.parametrize("spec", ["~nobody-is-called-so/x", "a:~nobody-is-called-so", "a:" * 90 + "!", ":" * 200, "~" * 200])
+@pytest.mark.parametrize(
+    "spec", ["~nobody-is-called-so/x", "a:~nobody-is-called-so", "a:" * 90 + "!", ":" * 200, "~" * 200]
+)
 def test_any_name_is_answered_soon(spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug's file may bring one along, and lie beside files with colons in their names."""
     monkeypatch.chdir(tmp_path)
@@ -107,6 +109,8 @@ class Archive:
 async def test_of_a_metapackage_all_packages_with_files_of_the_kernel_are_fetched() -> None:
     release = "7.2.13+deb14-cloud-amd64"
     parts = tuple(f"linux-{part}-{release}" for part in ("base", "binary", "modules"))
-    archive = Archive({"linux-image-cloud-amd64": (f"linux-image-{release}",), f"linux-image-{release}": ("dracut", "kmod", *parts)})
+    archive = Archive(
+        {"linux-image-cloud-amd64": (f"linux-image-{release}",), f"linux-image-{release}": ("dracut", "kmod", *parts)}
+    )
     found = await files.closure(archive, "linux-image-cloud-amd64")  # type: ignore[arg-type]  # it has all that is asked
     assert sorted(package.name for package in found) == sorted((f"linux-image-{release}", *parts))
