@@ -75,9 +75,8 @@ def _asked(script: Script, *command: str) -> tuple[int, str]:
     """Status and errors of a command that reads a script; 0 and none where it cannot be asked."""
     own = {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"}  # a BASH_ENV would be run
     try:
-        done = subprocess.run(
-            command, input=script.text.encode(), capture_output=True, env=own, timeout=_LIMIT_S, check=False
-        )  # noqa: S603 - the words are ours
+        words = script.text.encode()
+        done = subprocess.run(command, input=words, capture_output=True, env=own, timeout=_LIMIT_S, check=False)  # noqa: S603 - ours
     except (OSError, subprocess.TimeoutExpired):
         return 0, ""
     return done.returncode, done.stderr.decode(errors="replace")

@@ -92,8 +92,8 @@ def _unfit(entry: os.DirEntry[str], path: Path, root: Path) -> str:
         return (
             ""
             if real.is_relative_to(root) and real.is_file()
-            else f"a link to {os.readlink(path)}, which is no file in it"
-        )  # noqa: PTH115 - as text
+            else f"a link to {os.readlink(path)}, which is no file in it"  # noqa: PTH115 - as text
+        )
     mode = entry.stat(follow_symlinks=False).st_mode
     return "" if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else "neither a file nor a folder"
 

@@ -1,0 +1,111 @@
+"""Small parts: how long a file and a function may be, and how many parameters one may have."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+MOST_LINES, MOST_FUNCTION_LINES, MOST_PARAMETERS = 350, 50, 8
+FILES = sorted(path for part in ("testbed", "tests", "benchmarks") for path in (ROOT / part).rglob("*.py"))
+# Larger than they may be, and to be split.
+LARGE_FILES: set[str] = {
+    "testbed/bugs/attempt.py",
+    "testbed/bugs/repro.py",
+    "testbed/cli/run.py",
+    "testbed/guest/channels/ssh.py",
+    "testbed/guest/disk_control.py",
+    "testbed/guest/factory.py",
+    "testbed/guest/guest.py",
+    "testbed/qemu/jail_exec.py",
+    "testbed/scenarios/claims/debug_kernels.py",
+    "tests/guest/guest/test_hardware.py",
+    "tests/security/test_build_jail.py",
+    "tests/security/test_hostile.py",
+    "tests/security/test_jail_exec.py",
+    "tests/security/test_nbd_client.py",
+    "tests/security/test_run_folders.py",
+    "tests/unit/api/test_api.py",
+    "tests/unit/api/test_blktests.py",
+    "tests/unit/bugs/test_bug_runs.py",
+    "tests/unit/bugs/test_bundle.py",
+    "tests/unit/cli/test_cli.py",
+    "tests/unit/guest/channels/test_kernel_log.py",
+    "tests/unit/qemu/test_nbd_server.py",
+    "tests/unit/scenarios/test_claims.py",
+    "tests/unit/store/kernels/test_fit.py",
+    "tests/unit/store/kernels/test_mailbox.py",
+    "tests/unit/topology/test_language.py",
+    "tests/unit/topology/test_topology.py",
+    "tests/unit/vms/test_vms.py",
+}
+LONG_FUNCTIONS: set[str] = {
+    "testbed/bugs/bundle.py:pack",
+    "testbed/bugs/repro.py:try_kernel",
+    "testbed/cli/console.py:attach",
+    "testbed/cli/doctor.py:complaints",
+    "testbed/cli/reduce_bisect.py:bisect_command",
+    "testbed/cli/reduce_bisect.py:reduce_command",
+    "testbed/cli/repro.py:repro_command",
+    "testbed/cli/repro.py:work",
+    "testbed/cli/run.py:execute",
+    "testbed/cli/run.py:run",
+    "testbed/cli/suite.py:suite",
+    "testbed/cli/up.py:up_command",
+    "testbed/guest/setup/survey.py:parse",
+    "testbed/host/process.py:run",
+    "testbed/qemu/command_line.py:argv",
+    "testbed/qemu/nbd_export.py:start",
+    "testbed/report/results.py:document",
+    "testbed/scenarios/runner.py:_attempt",
+    "testbed/store/kernels/kconfig.py:_read_file",
+    "testbed/topology/check.py:_disk",
+    "testbed/vms/hold.py:hold",
+}
+MANY_PARAMETERS: set[str] = {
+    "testbed/guest/channels/ssh.py:connect",
+    "testbed/host/process.py:run",
+    "testbed/report/results.py:document",
+    "testbed/store/kernels/build_jail.py:run_in_jail",
+    "testbed/vms/launcher.py:start_vms",
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def functions(part: str) -> Iterator[tuple[str, Function]]:
+    """Each function and method below a folder, as `FILE:NAME`."""
+    for path in FILES:
+        if path.is_relative_to(ROOT / part):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, Function):
+                    yield f"{name_of(path)}:{node.name}", node
+
+
+def is_command(function: Function) -> bool:
+    """Whether it is a declaration of the command line, whose parameters are its options."""
+    return any(
+        isinstance(one, ast.Call) and ast.unparse(one.func).endswith((".command", ".callback"))
+        for one in function.decorator_list
+    )
+
+
+def test_no_file_is_longer_than_350_lines() -> None:
+    assert {name_of(path) for path in FILES if len(path.read_text().splitlines()) > MOST_LINES} == LARGE_FILES
+
+
+def test_no_function_is_longer_than_50_lines() -> None:
+    long = {name for name, one in functions("testbed") if (one.end_lineno or 0) - one.lineno + 1 > MOST_FUNCTION_LINES}
+    assert long == LONG_FUNCTIONS
+
+
+def test_no_function_has_more_than_8_parameters() -> None:
+    def count(one: ast.arguments) -> int:
+        named = [*one.posonlyargs, *one.args, *one.kwonlyargs]
+        return len([arg for arg in named if arg.arg not in ("self", "cls")])
+
+    many = {name for name, one in functions("testbed") if count(one.args) > MOST_PARAMETERS and not is_command(one)}
+    assert many == MANY_PARAMETERS
