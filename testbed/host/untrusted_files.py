@@ -36,7 +36,7 @@ def open_regular(folder: Path, name: str, limit_bytes: int) -> Iterator[BinaryIO
         yield file
 
 
-def read_text(folder: Path, name: str, limit_bytes: int) -> str:
+def text_of_regular(folder: Path, name: str, limit_bytes: int) -> str:
     """What a file of a folder says, with what is no UTF-8 replaced.
 
     :raise BuildError: as `opened`.

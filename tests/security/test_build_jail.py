@@ -52,7 +52,7 @@ def enclosed(monkeypatch: pytest.MonkeyPatch, way: BuildJail | None, why: str = 
     async def found() -> tuple[BuildJail | None, str]:
         return way, why
 
-    monkeypatch.setattr(build_jail, "find", found)
+    monkeypatch.setattr(build_jail, "find_build_jail", found)
 
 
 def evil_tree(folder: Path, script: str) -> Path:
@@ -263,7 +263,7 @@ async def test_a_root_that_cannot_become_the_account_is_enclosed_as_it_is(monkey
             raise HostError("no such uid here")
         give(enclosure, folder)
 
-    monkeypatch.setattr(build_jail, "give", refused)
+    monkeypatch.setattr(build_jail, "give_ownership", refused)
     assert await build_jail.find_build_jail() == (AS_ROOT if os.geteuid() == 0 else AS_USER, "")
 
 
@@ -349,13 +349,13 @@ _RUNNING = """\
 import asyncio, sys
 from pathlib import Path
 from testbed.store.kernels import build_jail as build_enclosure
-from testbed.store.kernels.build_jail import Enclosure
+from testbed.store.kernels.build_jail import BuildJail
 from tests.security import test_build_jail as test_build_enclosure
 out = Path(sys.argv[1])
 way = test_build_enclosure.WAYS[int(sys.argv[2])]
-build_enclosure.give(way, out)
+build_enclosure.give_ownership(way, out)
 script = f"(trap '' TERM; exec sleep 3602) & echo up >{out}/new; mv {out}/new {out}/up; wait"
-asyncio.run(build_enclosure.run(way, ["sh", "-c", script], folder=out, write=(out,)))
+asyncio.run(build_enclosure.run_in_jail(way, ["sh", "-c", script], folder=out, write=(out,)))
 """
 
 
@@ -388,10 +388,10 @@ def test_a_kconfig_file_that_names_files_of_this_machine_gets_none(tmp_path: Pat
     os.mkfifo(tmp_path / "tree/pipe")
     for name in ("../secret", str(tmp_path / "secret"), "link/secret", "pipe", "", ".", "a\0b", "nowhere", "x" * 300):
         with pytest.raises(BuildError):
-            untrusted_files.read_text(tmp_path / "tree", name, 100)
-    assert untrusted_files.read_text(tmp_path / "tree", "Kconfig", 100) == "mine"
+            untrusted_files.text_of_regular(tmp_path / "tree", name, 100)
+    assert untrusted_files.text_of_regular(tmp_path / "tree", "Kconfig", 100) == "mine"
     with pytest.raises(BuildError, match="expected at most 3 bytes, got 4"):
-        untrusted_files.read_text(tmp_path / "tree", "Kconfig", 3)
+        untrusted_files.text_of_regular(tmp_path / "tree", "Kconfig", 3)
 
 
 def test_a_folder_that_is_nested_without_end_is_listed_measured_and_removed(tmp_path: Path) -> None:

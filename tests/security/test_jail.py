@@ -85,7 +85,7 @@ def test_what_is_held_dies_with_us_whoever_it_is(account: Account | None, tmp_pa
     script = (
         "import asyncio, os, pathlib, sys\nfrom testbed.qemu import jail as custody; from testbed.host import process\n"
         "async def main():\n"
-        f"    child = await process.start(['sleep', '1000'], output=pathlib.Path('log'), within=custody.prefix({account!r}))\n"
+        f"    child = await process.start(['sleep', '1000'], output=pathlib.Path('log'), within=custody.command_prefix({account!r}))\n"
         "    while pathlib.Path(f'/proc/{child.pid}/comm').read_text() != 'sleep\\n':\n        await asyncio.sleep(0.01)\n"
         "    print(child.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
         "from testbed.host.facts import Account\nasyncio.run(main())\n"

@@ -323,8 +323,8 @@ def test_what_is_kept_apart_hides_nothing_from_others(tmp_path: Path) -> None:
 @pytest.mark.parametrize("abi", range(1, jail_exec.landlock_abi() + 1))
 def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None:
     script = Path(jail_exec.__file__).read_text()
-    assert script.count("abi = version()") == 1
-    (tmp_path / "confine.py").write_text(script.replace("abi = version()", f"abi = {abi}"))
+    assert script.count("abi = landlock_abi()") == 1
+    (tmp_path / "confine.py").write_text(script.replace("abi = landlock_abi()", f"abi = {abi}"))
     (tmp_path / "secret").touch()
     code = """
         import socket, sys

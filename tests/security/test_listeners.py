@@ -109,7 +109,7 @@ async def test_a_task_of_a_guest_that_fails_is_the_guests_end(tmp_path: Path) ->
     async def failing() -> None:
         raise RuntimeError("nobody expected this")
 
-    guest = Liveness(SimpleNamespace(name="g0", evidence=tmp_path))  # type: ignore[arg-type]  # as much of an order as it needs
+    guest = Liveness(SimpleNamespace(name="g0", logs=tmp_path))  # type: ignore[arg-type]  # as much of an order as it needs
     await guest._watch(failing())
     assert (
         guest.loss is Loss.HOST and "a mistake of the testbed: RuntimeError: nobody expected this" in await guest.lost()

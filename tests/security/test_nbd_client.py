@@ -416,7 +416,7 @@ def tried(name, call):
     return f"{name}: done"
 
 settings = Settings(**json.loads(sys.argv[1]))
-confinement.enter(settings)
+confinement.confine_process(settings)
 said = [
     tried("read a file", lambda: os.open("/etc/passwd", os.O_RDONLY)),
     tried("make a file", lambda: os.open("/tmp/testbed-owned", os.O_CREAT | os.O_WRONLY)),
@@ -490,7 +490,7 @@ async def test_an_export_is_held_as_qemu_is(tmp_path: Path) -> None:
 
 
 async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing = "def fail(*words):\n    raise OSError('no libseccomp')\nconfine.only = fail\n"
+    failing = "def fail(*words):\n    raise OSError('no libseccomp')\nconfine.seccomp_filter = fail\n"
     program = nbd_export._PROGRAM.replace(
         "; main()", f"\nfrom testbed.qemu import jail_exec as confine\n{failing}main()"
     )

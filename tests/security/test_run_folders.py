@@ -54,7 +54,7 @@ def said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *words: str) -> object
     for name in ("CACHE", "STATE"):
         monkeypatch.setenv(f"TESTBED_{name}", str(tmp_path / name.lower()))
     monkeypatch.setattr("webbrowser.open", lambda _: True)
-    for room in ("reports", "bundle", "store", "run"):
+    for room in ("reports", "bundle", "cache", "run"):
         cli.load(room)
     try:
         app(list(words), standalone_mode=False)

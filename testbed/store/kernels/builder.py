@@ -273,7 +273,7 @@ async def _check_out(source: Source, commit: Commit, tree: Tree, progress: Progr
 def _series(tree: Path) -> Series:
     """Whether the series is in a tree as it is now."""
     try:
-        loop = untrusted_files.read_text(tree, "drivers/block/loop.c", _MOST_TEXT_BYTES)
+        loop = untrusted_files.text_of_regular(tree, "drivers/block/loop.c", _MOST_TEXT_BYTES)
     except BuildError:
         return Series.BEFORE
     return Series.AFTER if make_text.has_series(loop) else Series.BEFORE

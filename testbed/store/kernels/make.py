@@ -172,7 +172,7 @@ class MakeJob:
     def config(self) -> dict[str, Option]:
         with self.read():
             return config_fragments.parse(
-                untrusted_files.read_text(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config")
+                untrusted_files.text_of_regular(self.output, ".config", _MOST_TEXT_BYTES), str(self.output / ".config")
             )
 
     @contextlib.contextmanager
@@ -238,7 +238,7 @@ class MakeJob:
     def _text(self, path: str) -> str | None:
         """A file of the source, None where there is none in it; Kconfig files of strangers name what they like."""
         try:
-            return untrusted_files.read_text(self.source.tree, path, _MOST_TEXT_BYTES)
+            return untrusted_files.text_of_regular(self.source.tree, path, _MOST_TEXT_BYTES)
         except BuildError:
             return None
 

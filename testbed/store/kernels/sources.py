@@ -271,7 +271,7 @@ def version(tree: Path) -> str:
     """
     found: dict[str, str] = {}
     with contextlib.suppress(BuildError):
-        found = dict(_VERSION.findall(untrusted_files.read_text(tree, "Makefile", _MOST_TEXT_BYTES)[:2000]))
+        found = dict(_VERSION.findall(untrusted_files.text_of_regular(tree, "Makefile", _MOST_TEXT_BYTES)[:2000]))
     if not {"VERSION", "PATCHLEVEL", "SUBLEVEL"} <= found.keys() or not (tree / "Kconfig").is_file():
         raise BuildError(f"source: expected a kernel's Makefile with VERSION and PATCHLEVEL, and a Kconfig, in {tree}")
     if (tree / "mAKEFILE").exists():

@@ -226,7 +226,7 @@ async def test_a_guest_whose_clock_is_wrong_is_booted_again(
         """A clone, which takes a tenth of the time of a boot."""
         return await self._boot(stack, replace(spec, template=await self.template(spec.machine, spec.files)))
 
-    monkeypatch.setattr(clock, "read", read)
+    monkeypatch.setattr(clock, "read_clock", read)
     monkeypatch.setattr(GuestFactory, "_clone", boot)
     with expect("wrong clock of a booted guest"):
         async with factory.guest("g0", SMALL, kernel, logs) as one:
@@ -281,7 +281,7 @@ async def test_a_damaged_template_is_made_again(
             await asyncio.to_thread(_copy, whole / name, folder / name)
         return _record(folder, whole)
 
-    monkeypatch.setattr(template, "save", again)
+    monkeypatch.setattr(template, "save_template", again)
     monkeypatch.setattr("testbed.store.template_files.template_folder", lambda *_: own)
     shutil.copytree(whole, own, copy_function=_copy)
     (own / cache.META).write_text(json.dumps(_record(own, whole)))

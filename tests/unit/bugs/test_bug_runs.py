@@ -118,8 +118,8 @@ def test_one_kernel_is_not_on_both_sides_whatever_its_file_is_called() -> None:
 
 def test_compare_notes_that_both_sides_are_one_kernel_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "slots", lambda *_: 1)
-    monkeypatch.setattr(disk_speed, "known", lambda *_: {})
-    monkeypatch.setattr(disk_speed, "beyond", lambda *_: ())
+    monkeypatch.setattr(disk_speed, "load", lambda *_: {})
+    monkeypatch.setattr(disk_speed, "too_fast_profiles", lambda *_: ())
     factory: Any = SimpleNamespace(
         host=job(Path("/run")).factory.host, cold=False, folders=SimpleNamespace(cache=Path("/cache"))
     )
@@ -295,7 +295,7 @@ async def test_a_kernel_that_does_not_unpack_or_boot_is_skipped_and_the_answer_i
             raise GuestLost("template", "waiting for SSH", "panic on its console")
         return tried(files.name, *[HIT if files.name in ("6.4", "6.5") else MISS] * 5)
 
-    monkeypatch.setattr(repro, "on_kernel", on_kernel)
+    monkeypatch.setattr(repro, "try_kernel", on_kernel)
     steps: list[str] = []
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, steps.append)
     found = await bisector.bisect(names, 0, 4, None)
@@ -318,7 +318,7 @@ async def test_a_bug_in_the_middle_only_is_told_with_what_was_seen(monkeypatch: 
     async def on_kernel(job: ReproJob, files: KernelFiles, *, must_show: bool) -> KernelTries:
         return tried(files.name, HIT if files.name == "6.2" else MISS)
 
-    monkeypatch.setattr(repro, "on_kernel", on_kernel)
+    monkeypatch.setattr(repro, "try_kernel", on_kernel)
     bisector = Bisector(job(Path("/run")), kernel_of, 0.05, lambda _: None)
     said = results.bisect_document(job(Path("/run")), names, await bisector.bisect(names, 0, 2, 0.9), bisector, [], 1.0)
     assert (said["result"], said["reason"]) == ("comes and goes", "it comes and goes: 6.1 good, 6.2 bad, 6.3 good")
@@ -335,7 +335,7 @@ async def test_without_a_stated_rate_one_kernel_is_asked_more_than_once(monkeypa
         asked.append(job.limits.tries)
         return tried(files.name, MISS)
 
-    monkeypatch.setattr(repro, "on_kernel", on_kernel)
+    monkeypatch.setattr(repro, "try_kernel", on_kernel)
     for more in ({}, {"rate": 0.95}):
         bug = replace(job(Path("/run")), case=parse_mapping(PLAIN | more))
         assert await Bisector(bug, kernel_of, 0.05, lambda _: None).ask("6.1", 0.05) is BisectAnswer.GOOD

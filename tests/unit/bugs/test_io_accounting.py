@@ -107,8 +107,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise said[path]
         return await original(guest, texts, cgroup, counter) if path in texts else None
 
-    monkeypatch.setattr(cgroup_counters, "every", every)
-    monkeypatch.setattr(cgroup_counters, "one", one)
+    monkeypatch.setattr(cgroup_counters, "read_cgroup_counters", every)
+    monkeypatch.setattr(cgroup_counters, "read_counter", one)
     return said
 
 
@@ -183,7 +183,7 @@ def wanted(folder: Path, raises: BaseException) -> Attempt:
         (GuestLost("g0", "ready", "panic"), "guest g0: ready: panic"),
         (
             ValueError("not enough values"),
-            "a mistake of the testbed: ValueError: not enough values, raised in test_accounts.py:",
+            "a mistake of the testbed: ValueError: not enough values, raised in test_io_accounting.py:",
         ),
         (ExceptionGroup("several", [KeyError("x")]), "a mistake of the testbed: KeyError: 'x'"),
         (OSError(28, "No space left on device", "/x"), "this machine: /x: No space left on device"),

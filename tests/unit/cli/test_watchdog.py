@@ -23,7 +23,7 @@ from testbed.report import results
 watchdog._PATIENCE_S, watchdog._PATIENCE_WITH_END_S = 0.2, float(sys.argv[3])
 sys.modules["testbed.cli.app"].watchdog_limit_s = lambda: float(sys.argv[2])
 folder = Path(sys.argv[1])
-results.file_of = lambda document: "results.json"
+results.results_file = lambda document: "results.json"
 partial = {{"ended": 1, "wanted": 2, "at_most": False, "what": "tests"}}
 
 def spin():
@@ -200,7 +200,7 @@ import os, signal, threading
 from testbed.api import event_loops as carrier
 
 carrier._GRACE_S = 0.2
-background = carrier.Background()
+background = carrier.ThreadLoop()
 
 async def stand():
     print("at work", flush=True)

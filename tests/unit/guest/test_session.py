@@ -46,7 +46,7 @@ from testbed.host import registry as vms
 from testbed.host.paths import Folders
 from testbed.guest.session import open_session
 of = Folders(**{name: Path(path) for name, path in zip(("cache", "state", "runtime", "admission"), sys.argv[1:])})
-with vms.claimed(of, "tiny"), open_session(of) as session:
+with vms.claim_name(of, "tiny"), open_session(of) as session:
     (session.scratch / "disk.raw").touch()
     (session.sockets / "qmp").touch()
     (of.cache / "templates" / ".unfinished-key-abc").mkdir(parents=True)

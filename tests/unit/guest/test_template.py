@@ -69,6 +69,6 @@ async def test_a_state_that_finds_no_room_says_so(
 ) -> None:
     monitor = AsyncMock()
     monitor.execute.return_value = {"status": "failed", **({"error-desc": said} if said else {})}
-    monkeypatch.setattr(quota, "full", lambda places: None if room_left else "/x: full")
+    monkeypatch.setattr(quota, "full_disk_message", lambda places: None if room_left else "/x: full")
     with pytest.raises(HostError, match=f"expected to save the machine's state, got failed: {reason}$"):
         await migration.save_state(monitor, tmp_path / "state")

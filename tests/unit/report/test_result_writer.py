@@ -111,11 +111,11 @@ from pathlib import Path
 from tests.support.run_results import passed
 from tests.unit.report.test_result_writer import so_far
 from testbed.report import formats as artefacts
-from testbed.report.result_writer import Keeper
+from testbed.report.result_writer import ResultWriter
 
 folder = Path(sys.argv[1])
 ended = []
-keeper = Keeper(folder, so_far(folder, ended, 4), artefacts.write)
+keeper = ResultWriter(folder, so_far(folder, ended, 4), artefacts.write)
 for number in range(3):
     ended.append(passed(folder))
     keeper.update()

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from testbed.store import snapshot_files as snapshots
 
-with snapshots.unfinished(snapshots.snapshot_folder(Path(sys.argv[1]), "g", "now")) as made:
+with snapshots.new_snapshot(snapshots.snapshot_folder(Path(sys.argv[1]), "g", "now")) as made:
     (made / "state").write_bytes(b"memory")
     print("there", flush=True)
     sys.stdin.read()

@@ -233,11 +233,11 @@ async def test_guests_that_are_started_together_share_what_a_run_may_take(
             raise HostError("here it ends")
         yield AsyncMock(folders=folders)
 
-    monkeypatch.setattr(launcher, "launch", supervised)
-    monkeypatch.setattr(disk_speed, "beyond", lambda *_: ())
-    monkeypatch.setattr(disk_speed, "known", lambda *_: None)
+    monkeypatch.setattr(launcher, "launch_vms", supervised)
+    monkeypatch.setattr(disk_speed, "too_fast_profiles", lambda *_: ())
+    monkeypatch.setattr(disk_speed, "load", lambda *_: None)
     for module in (launcher, supervisor):
-        monkeypatch.setattr(module, "open_lab", opened)
+        monkeypatch.setattr(module, "open_factory", opened)
     monkeypatch.setattr(paths, "folders", lambda: folders)
     names = ("a", "b")
     await launcher.start_vms(
@@ -308,7 +308,7 @@ async def test_a_supervisor_that_is_stopped_has_ended_its_guest_before_anything_
         finally:
             ended.append("lab")
 
-    monkeypatch.setattr(supervisor, "open_lab", opened)
+    monkeypatch.setattr(supervisor, "open_factory", opened)
     monkeypatch.setattr(paths, "folders", lambda: folders)
     spec = VmSpec(
         name="g0",

@@ -311,7 +311,7 @@ def test_a_program_that_is_missing_leaves_a_note_and_no_error(
 ) -> None:
     payload = through("zstd", "-q")(kernel(config=config(EXT4_FS="n"), magic=MAGIC))
     (given / "bzImage").write_bytes(whole(payload, with_size=True))
-    monkeypatch.setattr(process, "where", lambda tool: None)
+    monkeypatch.setattr(process, "find_path", lambda tool: None)
     notes = Notes()
     fetched(given / "bzImage", tmp_path, notes)
     assert any("cannot be looked at: zstd: not found on this machine" in said for said in notes.said)

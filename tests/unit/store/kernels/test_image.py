@@ -101,7 +101,7 @@ def test_several_streams_are_one_file_and_what_is_not_compressed_is_its_own(tmp_
 
 
 def test_a_program_that_is_not_there_is_named_with_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "where", lambda tool: None)
+    monkeypatch.setattr(process, "find_path", lambda tool: None)
     (tmp_path / "file").write_bytes(b"\x02\x21\x4c\x18")
     with pytest.raises(ToolMissing, match="apt-get install lz4"):
         inflate.read_decompressed(tmp_path / "file", 100)

@@ -83,7 +83,7 @@ async def found(args=()):
     return Compiler(version="gcc 12", through_ccache=False)
 
 kernel_builds.find_compiler = found
-build(Path(sys.argv[1]), kernel_builds.BuildOrder(source=sys.argv[2], jobs=4), "mine")
+build(Path(sys.argv[1]), kernel_builds.BuildSpec(source=sys.argv[2], jobs=4), "mine")
 """
 
 

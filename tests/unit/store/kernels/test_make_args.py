@@ -100,7 +100,7 @@ def test_the_programs_are_gnus_or_llvms() -> None:
 
 async def test_a_compiler_that_is_not_installed_is_named_with_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     where = process.find_path
-    monkeypatch.setattr(process, "where", lambda tool: None if "llvm" in tool or "lld" in tool else where(tool))
+    monkeypatch.setattr(process, "find_path", lambda tool: None if "llvm" in tool or "lld" in tool else where(tool))
     args = make_args.parse(["LLVM=1", "CC=gcc", "HOSTCC=gcc"])
     with pytest.raises(HostError, match=r"install them with: apt-get install .*lld llvm$"):
         await make.find_compiler(args)
