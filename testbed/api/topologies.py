@@ -9,17 +9,12 @@ from typing import Any
 import yaml
 
 from testbed.errors import UsageError
-from testbed.host import resources
 from testbed.topology import Topology, load_points, parse_points
+from testbed.topology.host_limits import HostLimits
 
 # Where nothing is said: a guest with two CPUs and 1G of memory, and no disks.
 PLAIN: Mapping[str, Any] = {"guests": {"g0": {}}}
 Wanted = Topology | Path | str | Mapping[str, Any]
-
-
-def host_memory() -> int:
-    """Bytes of memory that this machine has for us, which guests must fit in."""
-    return resources.memory_bytes()
 
 
 def resolve_points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topology]:
@@ -36,11 +31,11 @@ def resolve_points(wanted: Wanted, folder: Path, where: str) -> dict[str, Topolo
                 text = yaml.safe_dump({"version": 1, **wanted}, sort_keys=False)
             except yaml.YAMLError as error:
                 raise UsageError(f"{where}: expected what YAML can hold: {error}") from None
-            return parse_points(text, where, folder, host_memory=host_memory())
+            return parse_points(text, where, folder, limits=HostLimits.of_this_host())
         case str() if "\n" in wanted:
-            return parse_points(wanted, where, folder, host_memory=host_memory())
+            return parse_points(wanted, where, folder, limits=HostLimits.of_this_host())
         case str() | Path() if str(wanted):
-            return load_points(folder / wanted, host_memory=host_memory())
+            return load_points(folder / wanted, limits=HostLimits.of_this_host())
     raise UsageError(f"{where}: expected a topology: the path of a .yaml file, YAML, or a mapping; got {wanted!r}")
 
 

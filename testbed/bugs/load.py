@@ -15,6 +15,7 @@ from testbed.bugs.model import Bug, Case, Document
 from testbed.errors import Problem, TopologyError, UsageError
 from testbed.topology import trust
 from testbed.topology.check import Mistake
+from testbed.topology.host_limits import HostLimits
 from testbed.topology.load import merge_extended, points_of
 from testbed.topology.model import GuestModel
 from testbed.topology.tolerant import Checked
@@ -47,23 +48,23 @@ def is_bug(path: Path) -> bool:
 # Keys that no topology has.
 _OF_BUGS = {"summary", "kernels", "prepare", "script", "script-file", "topology"}
 
-# What of a guest any of some kernels cannot do (`store/kernel_abilities.py`).
-AbleAll = Callable[[Sequence[str], GuestModel], Iterable[Mistake]]
+# What of a guest any of some kernels cannot do (`topology/kernel_abilities.py`).
+KernelsCheck = Callable[[Sequence[str], GuestModel], Iterable[Mistake]]
 
 
 def load(
     path: Path,
     *,
-    host_memory: int | None = None,
+    limits: HostLimits | None = None,
     kernel: Callable[[str], None] | None = None,
-    able: AbleAll | None = None,
+    check_kernels: KernelsCheck | None = None,
 ) -> Case:
-    """The bug in a file. `kernel` raises UsageError for one that it names and that is not there; `able` says what of its guest the kernels
+    """The bug in a file. `kernel` raises UsageError for one that it names and that is not there; `check_kernels` says what of its guest the kernels
     that it names cannot do.
 
     :raise TopologyError: it cannot be read, or says something wrong; holds every mistake.
     """
-    return _case(read_plain(text_of(path), str(path)), path.parent, host_memory, kernel=kernel, able=able)
+    return _case(read_plain(text_of(path), str(path)), path.parent, limits, kernel=kernel, check_kernels=check_kernels)
 
 
 def script_places(path: Path) -> dict[str, Place]:
@@ -142,17 +143,17 @@ _Dumper.add_representer(str, _text)
 def _case(
     found: tuple[dict[str, Any], Reader],
     folder: Path | None,
-    host_memory: int | None,
+    limits: HostLimits | None,
     *,
     elsewhere: dict[str, Place] | None = None,
     kernel: Callable[[str], None] | None = None,
-    able: AbleAll | None = None,
+    check_kernels: KernelsCheck | None = None,
 ) -> Case:
     plain, reader = found
     plain = copy.deepcopy(plain)
     places = {**_places(reader), **_script(plain, reader, folder), **(elsewhere or {})}
     topology = plain.pop("topology", None)
-    guest = _guest(topology, reader, folder, host_memory)
+    guest = _guest(topology, reader, folder, limits)
     bug = _bug(plain, reader)
     if bug is not None and kernel is not None:
         _kernels(bug, reader, kernel)
@@ -161,7 +162,9 @@ def _case(
             if script is not None:
                 said = script_files.script_mistakes(script.text, guest)
                 reader.problems += (problem(places.get(key), key, line, message) for line, message in said)
-        for where, message in able((*bug.kernels.shows, *bug.kernels.clean), guest) if able is not None else ():
+        for where, message in (
+            check_kernels((*bug.kernels.shows, *bug.kernels.clean), guest) if check_kernels is not None else ()
+        ):
             reader.problem((*_of_guest(topology), *where), message)
     if reader.problems or bug is None or guest is None:
         raise TopologyError(
@@ -232,7 +235,7 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
     return found
 
 
-def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | None) -> GuestModel | None:
+def _guest(said: Any, reader: Reader, folder: Path | None, limits: HostLimits | None) -> GuestModel | None:
     """The one guest of a bug's topology; what is wrong goes to the reader."""
     where: Where = ("topology",)
     try:
@@ -243,12 +246,12 @@ def _guest(said: Any, reader: Reader, folder: Path | None, host_memory: int | No
                 )
                 return None
             other = Reader(str(folder / said), reader.sources)
-            found = points_of(read(text_named(folder / said), other), other, folder / said, host_memory)
+            found = points_of(read(text_named(folder / said), other), other, folder / said, limits)
         elif said is None or isinstance(said, dict):
             below = reader.below(where)
             path = None if folder is None else Path(reader.file)
             plain = {"version": 1, **(PLAIN_GUEST if said is None else said)}
-            found = points_of(plain, below, path, host_memory)
+            found = points_of(plain, below, path, limits)
         else:
             reader.problem(where, f"expected a mapping, or the path of a .yaml file, got {said!r}")
             return None

@@ -6,33 +6,33 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from testbed.bugs import Case, load, syntax_check
-from testbed.bugs.load import AbleAll, Place, script_places
+from testbed.bugs.load import KernelsCheck, Place, script_places
 from testbed.bugs.model import Bug
 from testbed.bugs.shell_messages import self_matches
 from testbed.errors import TopologyError, UsageError
 from testbed.host import paths
-from testbed.qemu import probe
 from testbed.store.kernels import names
 from testbed.store.kernels.table import BUILT, BuiltKernel, load_table
 from testbed.topology import trust
+from testbed.topology.host_limits import HostLimits
 
 
-def ready(file: Path, able: AbleAll | None = None) -> Case:
+def ready(file: Path, check_kernels: KernelsCheck | None = None) -> Case:
     """The bug in a file that guests are to run. Raises as `planned`.
 
     :raise UsageError: it has `qemu-args` that are not trusted.
     """
-    case = planned(file, able)
+    case = planned(file, check_kernels)
     trust.check_trusted(case.guest.qemu_args)
     return case
 
 
-def planned(file: Path, able: AbleAll | None = None) -> Case:
-    """The bug in a file. `able`: says what of its guest the kernels that it names cannot do.
+def planned(file: Path, check_kernels: KernelsCheck | None = None) -> Case:
+    """The bug in a file. `check_kernels`: says what of its guest the kernels that it names cannot do.
 
     :raise TopologyError: it cannot be read, or says something wrong; or one of its scripts cannot be read.
     """
-    case = load(file, host_memory=probe.host_memory(), able=able)
+    case = load(file, limits=HostLimits.of_this_host(), check_kernels=check_kernels)
     check_scripts(case.bug, script_places(file))
     return case
 
@@ -43,12 +43,12 @@ def check_scripts(bug: Bug, where: Mapping[str, Place]) -> None:
         raise TopologyError(tuple(found))
 
 
-def validated(file: Path, able: AbleAll) -> tuple[str, ...]:
-    """What should be known of a bug file that is valid. `able`: as of `ready`.
+def validated(file: Path, check_kernels: KernelsCheck) -> tuple[str, ...]:
+    """What should be known of a bug file that is valid. `check_kernels`: as of `ready`.
 
     :raise TopologyError: it is not: every mistake, kernels that are not there among them.
     """
-    case = load(file, host_memory=probe.host_memory(), kernel=_known, able=able)
+    case = load(file, limits=HostLimits.of_this_host(), kernel=_known, check_kernels=check_kernels)
     check_scripts(case.bug, script_places(file))
     notes = [f"{file}: note: {said}" for said in self_matches(case.bug)]
     return (*notes, *([] if trust.are_trusted(case.guest.qemu_args) else [untrusted(file, "qemu-args")]))

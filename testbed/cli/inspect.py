@@ -26,6 +26,7 @@ from testbed.scenarios.catalogue import SCENARIOS, cases
 from testbed.store.kernels import files as kernel_files
 from testbed.store.kernels.table import load_table
 from testbed.topology import Topology, load, load_points, trust
+from testbed.topology.host_limits import HostLimits
 from testbed.topology.kernel_abilities import Abilities
 
 
@@ -90,7 +91,7 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
                 notes += bug_files.validated(file, abilities.of_all)
                 points += 1
                 continue
-            found = load_points(file, host_memory=probe.host_memory(), able=abilities.mistakes)
+            found = load_points(file, limits=HostLimits.of_this_host(), check_kernels=abilities.mistakes)
             points += len(found)
             notes += _not_by_default(file, found.values())
             notes += [
@@ -144,7 +145,7 @@ def plan_command(
         if case is not None:
             topology = Topology(version=1, guests={"g0": case.guest})
         else:
-            topology = load(file, point, host_memory=probe.host_memory(), able=_abilities().mistakes)
+            topology = load(file, point, limits=HostLimits.of_this_host(), check_kernels=_abilities().mistakes)
         if svg is not None:
             try:
                 svg.write_text(topology_svg.svg(topology), encoding="utf-8")

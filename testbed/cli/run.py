@@ -37,7 +37,6 @@ from testbed.guest.metrics import disk_speed
 from testbed.hashing import file_sha256
 from testbed.host import paths
 from testbed.progress import Progress
-from testbed.qemu import probe
 from testbed.report import formats, live, results, tables
 from testbed.report.partial import Partial
 from testbed.report.schema import KEYS_OF_CASES
@@ -50,6 +49,7 @@ from testbed.store.kernels import fit
 from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import unused
+from testbed.topology.host_limits import HostLimits
 from testbed.topology.unused import ForScenarios
 from testbed.units import format_duration, parse_duration
 
@@ -376,4 +376,4 @@ def is_one_kernel(kernels: Mapping[str, KernelFiles]) -> bool:
 def for_scenarios(file: Path | None, *, ignore: bool, kernel: bool = False) -> ForScenarios:
     """What scenarios have of a topology; `kernel`: the verb runs on the kernel that it names. Raises as `unused.for_scenarios`."""
     path = file or paths.shipped("topologies") / "default.yaml"
-    return unused.for_scenarios(path, host_memory=probe.host_memory(), kernel=kernel, ignore=ignore)
+    return unused.for_scenarios(path, limits=HostLimits.of_this_host(), kernel=kernel, ignore=ignore)

@@ -23,7 +23,7 @@ from testbed.guest.guest import Guest
 from testbed.guest.metrics import cgroup_counters
 from testbed.host.logfile import Log
 from testbed.topology.schedule import TimedAction, format_action, schedule
-from testbed.topology.timeline import Act, When
+from testbed.topology.timeline import TimelineEntry, When
 
 LOG = "timeline.jsonl"
 _POLL_S = 0.25
@@ -37,7 +37,7 @@ class TimelineRunner:
         self.failures: list[TestbedError] = []
         self.missed: dict[int, str] = {}
 
-    async def play(self, acts: Sequence[Act]) -> None:
+    async def play(self, acts: Sequence[TimelineEntry]) -> None:
         """Do all of it, from now on; acts do not wait for each other."""
         begin = time.monotonic()
         self.missed = {number: format_action(act) for number, act in enumerate(acts)}
@@ -45,7 +45,7 @@ class TimelineRunner:
             for number, act in enumerate(acts):
                 group.create_task(self._act(number, act, begin))
 
-    async def _act(self, number: int, act: Act, begin: float) -> None:
+    async def _act(self, number: int, act: TimelineEntry, begin: float) -> None:
         try:
             if act.when is not None:
                 event = await self._reached(act.when)
@@ -107,7 +107,7 @@ class TimelineRunner:
 
 
 @contextlib.asynccontextmanager
-async def run_timeline(guest: Guest, acts: Sequence[Act] | None = None) -> AsyncIterator[list[str]]:
+async def run_timeline(guest: Guest, acts: Sequence[TimelineEntry] | None = None) -> AsyncIterator[list[str]]:
     """The timeline of a guest's topology, or another, meanwhile; what has not begun at the end does not happen, and is in the list then.
 
     :raise TestbedError: the first of its actions that failed, where nothing else did.

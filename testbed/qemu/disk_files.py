@@ -12,7 +12,7 @@ from testbed.hardware import disk_images
 from testbed.hardware.disk_images import HEAD_BYTES
 from testbed.host import paths, process
 from testbed.qemu.blockdev import Storage
-from testbed.topology import here
+from testbed.topology.image_files import image_mistakes
 from testbed.units import format_size
 
 _LIMIT_S = 60
@@ -43,7 +43,7 @@ async def make_disk_files(wanted: Storage) -> None:
     if wanted.image is not None:
         path, kind = wanted.image
         # The format is named: guessing it would let a raw image's content name other files of this machine.
-        if wrong := next(here.image_mistakes(path, kind, "the topology", wanted.size_bytes), None):
+        if wrong := next(image_mistakes(path, kind, "the topology", wanted.size_bytes), None):
             raise HostError(f"image {path}: {wrong}")
         words += ["-b", path.resolve(), "-F", kind]
     with _created(wanted.file) as file:

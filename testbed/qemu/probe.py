@@ -76,11 +76,6 @@ _MEMORY = "memory-backend-file"
 _PROBE_STATUS = 33  # isa-debug-exit ends QEMU with (value << 1) | 1, and the probe's init writes 16
 
 
-def host_memory() -> int:
-    """Bytes of memory that this machine has for us."""
-    return resources.memory_bytes()
-
-
 async def probe(cache: Path, kernel: KernelFiles | None, progress: Progress = _SILENT) -> Host:
     """The host's facts. `kernel`: one to boot under KVM; without one, KVM is not proven and not used.
 

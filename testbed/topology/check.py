@@ -34,25 +34,6 @@ def check(topology: Topology) -> tuple[Mistake, ...]:
     return tuple(found)
 
 
-def fits_host(topology: Topology, memory_bytes: int) -> tuple[Mistake, ...]:
-    """Guests that have, each or together, more memory than the host."""
-    room, found, together = format_size(memory_bytes), [], 0
-    for name, guest in topology.guests.items():
-        where: Path = ("guests", name, "memory")
-        together += guest.memory
-        if guest.memory >= memory_bytes:
-            found.append((where, f"expected less than this host's memory of {room}, got {format_size(guest.memory)}"))
-        elif together >= memory_bytes:
-            found.append(
-                (
-                    where,
-                    f"expected less than this host's memory of {room} for all guests, got {format_size(together)} up to this one",
-                )
-            )
-            break
-    return tuple(found)
-
-
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'this'?` where a known word is near, else the known words, else nothing."""
     words = list(known)
@@ -99,61 +80,32 @@ def _guest(guest: GuestModel) -> Iterator[Mistake]:
 def _disk(name: str, disk: Disk, guest: GuestModel) -> Iterator[Mistake]:
     if name in _RESERVED:
         yield (), f"{name!r} is the name of a disk that every guest has; choose another"
+    yield from _disk_sizes(disk)
+    yield from _disk_content(disk)
+    yield from _disk_speed(disk, guest)
+    serials = [other.serial or f"tb-{key}" for key, other in guest.disks.items()]
+    if disk.serial is not None and serials.count(disk.serial) > 1:
+        yield ("serial",), f"expected a serial that no other disk has, got {disk.serial!r}"
+
+
+def _disk_sizes(disk: Disk) -> Iterator[Mistake]:
     step = max(4096, disk.logical_block_size)
     if disk.size % step:
         yield ("size",), f"expected a multiple of {step} bytes, got {disk.size}"
     if disk.size > _MOST_QCOW2_BYTES and (disk.format == "qcow2" or disk.image is not None):
         yield (
             ("size",),
-            f"expected at most {format_size(_MOST_QCOW2_BYTES)}, which is as much as a qcow2 file holds, got {format_size(disk.size)}",
+            f"expected at most {format_size(_MOST_QCOW2_BYTES)}, which is as much as a qcow2 file holds, "
+            f"got {format_size(disk.size)}",
         )
     if disk.physical_block_size is not None and disk.physical_block_size < disk.logical_block_size:
         yield (
             ("physical-block-size",),
             f"expected at least the logical block size of {disk.logical_block_size}, got {disk.physical_block_size}",
         )
-    yield from _read_ahead(disk.read_ahead)
-    if disk.image is not None and disk.format != "raw":
-        yield ("image",), f"expected no format beside an image, of which an overlay is made, got {disk.format}"
-    if disk.image is None and disk.image_format is not None:
-        yield ("image-format",), "expected an image beside it, got none"
-    if disk.image is not None and disk.partitions:
-        yield ("partitions",), "expected no partitions on an image, which has its own"
-    if disk.profile is not None and disk.profile not in PROFILES:
-        yield (
-            ("profile",),
-            f"expected the name of a profile, got {disk.profile!r}{did_you_mean(disk.profile, PROFILES)}",
-        )
-    if disk.scale is not None and disk.profile is None:
-        yield ("scale",), "expected a profile beside it, which it makes faster or slower, got none"
-    if disk.latency is not None and disk.latency.latency().none:
-        yield ("latency",), "expected a delay of both, read, write or flush, got none"
-    if disk.cache is not None and (disk.format == "qcow2" or disk.image is not None):
-        yield (
-            ("cache",),
-            "expected a disk that is kept in a raw file: what a lost write does to a qcow2 file is no disk's doing",
-        )
-    if disk.cache_size % 4096:
-        yield ("cache-size",), f"expected a multiple of 4096 bytes, got {disk.cache_size}"
-    speeds = [
-        key
-        for key, value in (
-            ("profile", disk.profile),
-            ("throttle", disk.throttle),
-            ("throttle-group", disk.throttle_group),
-        )
-        if value
-    ]
-    if len(speeds) > 1:
-        yield (speeds[-1],), f"expected one of profile, throttle and throttle-group, got {' and '.join(speeds)}"
-    if disk.throttle is not None:
-        yield from ((("throttle",), message) for message in disk.throttle.throttle().mistakes())
-    if disk.throttle_group is not None and disk.throttle_group not in guest.throttle_groups:
-        hint = did_you_mean(disk.throttle_group, guest.throttle_groups)
-        yield ("throttle-group",), f"expected one of the guest's throttle-groups, got {disk.throttle_group!r}{hint}"
-    serials = [other.serial or f"tb-{key}" for key, other in guest.disks.items()]
-    if disk.serial is not None and serials.count(disk.serial) > 1:
-        yield ("serial",), f"expected a serial that no other disk has, got {disk.serial!r}"
+    for key, size_bytes in (("read-ahead", disk.read_ahead), ("cache-size", disk.cache_size)):
+        if size_bytes is not None and size_bytes % 4096:
+            yield (key,), f"expected a multiple of 4096 bytes, got {size_bytes}"
     if isinstance(disk, Nvme) and disk.zoned is not None and disk.size % disk.zoned.zone_size:
         yield (
             ("zoned", "zone-size"),
@@ -161,9 +113,39 @@ def _disk(name: str, disk: Disk, guest: GuestModel) -> Iterator[Mistake]:
         )
 
 
-def _read_ahead(size_bytes: int | None) -> Iterator[Mistake]:
-    if size_bytes is not None and size_bytes % 4096:
-        yield ("read-ahead",), f"expected a multiple of 4096 bytes, got {size_bytes}"
+def _disk_content(disk: Disk) -> Iterator[Mistake]:
+    """Check the image, the format and the cache of a disk, which exclude each other in part."""
+    if disk.image is not None and disk.format != "raw":
+        yield ("image",), f"expected no format beside an image, of which an overlay is made, got {disk.format}"
+    if disk.image is None and disk.image_format is not None:
+        yield ("image-format",), "expected an image beside it, got none"
+    if disk.image is not None and disk.partitions:
+        yield ("partitions",), "expected no partitions on an image, which has its own"
+    if disk.cache is not None and (disk.format == "qcow2" or disk.image is not None):
+        yield (
+            ("cache",),
+            "expected a disk that is kept in a raw file: what a lost write does to a qcow2 file is no disk's doing",
+        )
+
+
+def _disk_speed(disk: Disk, guest: GuestModel) -> Iterator[Mistake]:
+    """Check the profile, latency and throttle of a disk."""
+    if disk.profile is not None and disk.profile not in PROFILES:
+        hint = did_you_mean(disk.profile, PROFILES)
+        yield ("profile",), f"expected the name of a profile, got {disk.profile!r}{hint}"
+    if disk.scale is not None and disk.profile is None:
+        yield ("scale",), "expected a profile beside it, which it makes faster or slower, got none"
+    if disk.latency is not None and disk.latency.latency().none:
+        yield ("latency",), "expected a delay of both, read, write or flush, got none"
+    limits = {"profile": disk.profile, "throttle": disk.throttle, "throttle-group": disk.throttle_group}
+    given = [key for key, value in limits.items() if value]
+    if len(given) > 1:
+        yield (given[-1],), f"expected one of profile, throttle and throttle-group, got {' and '.join(given)}"
+    if disk.throttle is not None:
+        yield from ((("throttle",), message) for message in disk.throttle.throttle().mistakes())
+    if disk.throttle_group is not None and disk.throttle_group not in guest.throttle_groups:
+        hint = did_you_mean(disk.throttle_group, guest.throttle_groups)
+        yield ("throttle-group",), f"expected one of the guest's throttle-groups, got {disk.throttle_group!r}{hint}"
 
 
 def _stack(made: Graph) -> Iterator[Mistake]:

@@ -9,42 +9,46 @@ from typing import Any
 from pydantic import ValidationError
 
 from testbed.errors import TopologyError
-from testbed.topology import here, matrix, messages, trust
+from testbed.topology import matrix, messages, trust
 from testbed.topology.check import Mistake, check, did_you_mean
+from testbed.topology.host_limits import HostLimits, host_mistakes
 from testbed.topology.model import Document, GuestModel, Matrix, Topology
 from testbed.topology.tolerant import Checked, leave_out
 from testbed.topology.yaml_reader import Reader, Where, load_single, read, text_named, text_of
 
 _MAX_DEPTH = 8
-# What the kernels of a topology cannot do of it (`store/kernel_abilities.py`).
-Able = Callable[[Topology], Iterable[Mistake]]
+# Lists the parts of a topology that its kernels do not support (`kernel_abilities.py`).
+KernelCheck = Callable[[Topology], Iterable[Mistake]]
 
 
-def load(path: Path, point: str | None = None, *, host_memory: int | None = None, able: Able | None = None) -> Topology:
+def load(
+    path: Path, point: str | None = None, *, limits: HostLimits | None = None, check_kernels: KernelCheck | None = None
+) -> Topology:
     """The topology in a file, or the one at a point of its matrix.
 
     :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake. Also for a matrix without `point`.
     """
-    return load_one(load_points(path, host_memory=host_memory, able=able), str(path), point)
+    return load_one(load_points(path, limits=limits, check_kernels=check_kernels), str(path), point)
 
 
-def load_points(path: Path, *, host_memory: int | None = None, able: Able | None = None) -> dict[str, Topology]:
+def load_points(
+    path: Path, *, limits: HostLimits | None = None, check_kernels: KernelCheck | None = None
+) -> dict[str, Topology]:
     """Every point of a file's matrix by its name; without a matrix one, whose name is empty.
 
-    `host_memory`: bytes that guests must fit in, where they are to run here, with kernels and images that are there. `able`: says what
-    of it their kernels cannot do.
+    `limits`: what the host offers, where the guests are to run on it. `check_kernels`: lists what their kernels do not support.
 
     :raise TopologyError: as above.
     """
-    return _points(text_of(path), str(path), path, host_memory, able)
+    return _points(text_of(path), str(path), path, limits, check_kernels)
 
 
-def parse_points(text: str, file: str, folder: Path, *, host_memory: int | None = None) -> dict[str, Topology]:
+def parse_points(text: str, file: str, folder: Path, *, limits: HostLimits | None = None) -> dict[str, Topology]:
     """The same of a text that stands in no file of its own; `file` is how messages call it, and what it names is relative to `folder`.
 
     :raise TopologyError: as above.
     """
-    return _points(text, file, folder / "inline.yaml", host_memory)
+    return _points(text, file, folder / "inline.yaml", limits)
 
 
 def _located(topology: Topology, folder: Path) -> Topology:
@@ -110,18 +114,22 @@ def load_one(found: dict[str, Topology], file: str, point: str | None) -> Topolo
 
 
 def _points(
-    text: str, file: str, path: Path | None, host_memory: int | None = None, able: Able | None = None
+    text: str, file: str, path: Path | None, limits: HostLimits | None = None, check_kernels: KernelCheck | None = None
 ) -> dict[str, Topology]:
     reader = Reader(file)
-    return points_of(read(text, reader), reader, path, host_memory, able)
+    return points_of(read(text, reader), reader, path, limits, check_kernels)
 
 
 def points_of(
-    plain: dict[str, Any], reader: Reader, path: Path | None, host_memory: int | None = None, able: Able | None = None
+    plain: dict[str, Any],
+    reader: Reader,
+    path: Path | None,
+    limits: HostLimits | None = None,
+    check_kernels: KernelCheck | None = None,
 ) -> dict[str, Topology]:
     """The topologies in a part of the file `path`, as `reader` has read it; without a path it extends nothing. Raises as `load_points`."""
     whole = _extended(dict(plain), reader, path)
-    found = _expand(whole, reader, lambda topology: _mistakes(topology, host_memory, able), path)
+    found = _expand(whole, reader, lambda topology: _mistakes(topology, limits, check_kernels), path)
     if reader.problems:
         raise TopologyError(
             tuple(
@@ -185,16 +193,16 @@ def _on_top(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _mistakes(topology: Topology, host_memory: int | None, able: Able | None) -> Iterator[Mistake]:
+def _mistakes(topology: Topology, limits: HostLimits | None, check_kernels: KernelCheck | None) -> Iterator[Mistake]:
     """What of a topology does not fit together, to this host, or to its kernels."""
     yield from check(topology)
-    if host_memory is not None:
-        yield from here.host_mistakes(topology, host_memory)
-    if able is not None:
-        yield from able(topology)
+    if limits is not None:
+        yield from host_mistakes(topology, limits)
+    if check_kernels is not None:
+        yield from check_kernels(topology)
 
 
-def _expand(plain: dict[str, Any], reader: Reader, find: Able, path: Path | None) -> dict[str, Topology]:
+def _expand(plain: dict[str, Any], reader: Reader, find: KernelCheck, path: Path | None) -> dict[str, Topology]:
     axes = plain.pop("matrix", None)
     chosen: dict[str, dict[str, Any]] = {"": {}}
     known: tuple[str, ...] = ()
@@ -225,7 +233,7 @@ def _expand(plain: dict[str, Any], reader: Reader, find: Able, path: Path | None
 
 
 def _validated(
-    plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader, find: Able, path: Path | None
+    plain: dict[str, Any], chosen: dict[str, dict[str, Any]], reader: Reader, find: KernelCheck, path: Path | None
 ) -> dict[str, Topology]:
     """A topology for each point; a mistake that several points have is said once. `find`: mistakes that the shape of one does not show."""
     found: dict[str, Topology] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -11,7 +12,7 @@ from testbed.topology.cgroups import Cgroup, CgroupPath
 from testbed.topology.disks import AnyDisk, Limits
 from testbed.topology.networks import Link, NetworkName, Nic, links
 from testbed.topology.storage import Device, Dm, File, Filesystem, Loop, Md, Swap
-from testbed.topology.timeline import Act
+from testbed.topology.timeline import TimelineEntry
 from testbed.units import GIB
 
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
@@ -43,7 +44,7 @@ class GuestModel(Model):
     dm: dict[Name, Dm] = Field(default_factory=dict)
     md: dict[Name, Md] = Field(default_factory=dict)
     cgroups: dict[CgroupPath, Cgroup] = Field(default_factory=dict)
-    timeline: Several[Act] = ()
+    timeline: Several[TimelineEntry] = ()
     sample: Annotated[Duration, Field(ge=10_000)] | None = None
 
     @property
@@ -86,3 +87,26 @@ class Document(Topology):
     extends: str | None = None
     matrix: Matrix | None = None
     guests: dict[Name, GuestModel] = Field(default_factory=dict)  # they may all be in the file that this one extends
+
+
+_PLACEHOLDER = {"type": "string", "pattern": r"\$\{[a-z][a-z0-9-]*\}", "description": "an axis of the matrix"}
+
+
+def json_schema() -> str:
+    """The schema as it is published in `topologies/schema.json`."""
+    schema = Document.model_json_schema(by_alias=True)
+    for name, definition in schema["$defs"].items():
+        if name != "Matrix":
+            definition["properties"] = {
+                key: _or_placeholder(of) for key, of in definition.get("properties", {}).items()
+            }
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2, sort_keys=True) + "\n"
+
+
+def _or_placeholder(of: dict[str, Any]) -> dict[str, Any]:
+    """A property's schema, for which a placeholder may stand; mappings and lists hold theirs further in."""
+    if of.get("type") in ("object", "array") or "$ref" in of:
+        return of
+    outer: dict[str, Any] = {key: of[key] for key in ("default", "description", "title") if key in of}
+    return {**outer, "anyOf": [{key: value for key, value in of.items() if key not in outer}, _PLACEHOLDER]}

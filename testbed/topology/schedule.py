@@ -16,7 +16,7 @@ from testbed.errors import UsageError
 from testbed.hardware import commands
 from testbed.hardware.commands import Action
 from testbed.hardware.disk_kinds import DiskKind
-from testbed.topology.timeline import Act
+from testbed.topology.timeline import TimelineEntry
 from testbed.units import format_duration, format_size, parse_duration, parse_size
 
 _RANGE = re.compile(r"(?<![\d.])(\d{1,30}(?:\.\d{1,30})?)([A-Za-z]{0,10})\.\.(\d{1,30}(?:\.\d{1,30})?)([A-Za-z]{0,10})")
@@ -34,7 +34,7 @@ class TimedAction:
     action: Action
 
 
-def schedule(act: Act) -> Iterator[TimedAction]:
+def schedule(act: TimelineEntry) -> Iterator[TimedAction]:
     """All that an act does, in order; without an end where it is `every` so long and no number of times.
 
     :raise UsageError: it is not understood.
@@ -50,7 +50,7 @@ def schedule(act: Act) -> Iterator[TimedAction]:
         yield _cue(begin, act.do)
 
 
-def format_action(act: Act) -> str:
+def format_action(act: TimelineEntry) -> str:
     """An act in words."""
     when = act.when
     begin = f"after {format_duration(act.at)}" if act.at else "at once" if when is None else ""
@@ -71,7 +71,9 @@ def format_action(act: Act) -> str:
     return f"{begin}: {act.do}"
 
 
-def timeline_mistakes(act: Act, disks: Mapping[str, DiskKind], *, memory_bytes: int, cpus: int) -> Iterator[str]:
+def timeline_mistakes(
+    act: TimelineEntry, disks: Mapping[str, DiskKind], *, memory_bytes: int, cpus: int
+) -> Iterator[str]:
     """What is wrong with an act, in words; `disks`: those and the namespaces that its guest has, and of which kind each is."""
     if act.when is not None:
         yield from act.when.mistakes()
@@ -86,12 +88,12 @@ def timeline_mistakes(act: Act, disks: Mapping[str, DiskKind], *, memory_bytes: 
     yield from _mistakes_of_words(act, disks, {"memory": memory_bytes, "cpus": cpus})
 
 
-def hotplug_mistakes(acts: Sequence[Act], hot: Mapping[str, bool]) -> Iterator[tuple[int, str]]:
+def hotplug_mistakes(acts: Sequence[TimelineEntry], hot: Mapping[str, bool]) -> Iterator[tuple[int, str]]:
     """Acts that unplug a disk which is unplugged by then, or plug one that is there: the number of each disk's first, and what is wrong.
     Where an event decides when a disk is plugged or unplugged, that is not known. `hot`: whether
     each disk or namespace can be plugged while its guest runs.
     """
-    of_disks: dict[str, list[tuple[int, Act]]] = {}
+    of_disks: dict[str, list[tuple[int, TimelineEntry]]] = {}
     for number, act in enumerate(acts):
         if act.verb in (_PLUG, _UNPLUG):
             of_disks.setdefault(next(iter(act.do.split()[1:]), ""), []).append((number, act))
@@ -119,12 +121,12 @@ def hotplug_mistakes(acts: Sequence[Act], hot: Mapping[str, bool]) -> Iterator[t
             plugged = not plugged
 
 
-def _times(number: int, act: Act) -> Iterator[tuple[float, int, str]]:
+def _times(number: int, act: TimelineEntry) -> Iterator[tuple[float, int, str]]:
     with contextlib.suppress(UsageError):  # told elsewhere
         yield from ((cue.after_s, number, act.verb) for cue in schedule(act))
 
 
-def _mistakes_of_words(act: Act, disks: Mapping[str, DiskKind], machine: Mapping[str, int]) -> Iterator[str]:
+def _mistakes_of_words(act: TimelineEntry, disks: Mapping[str, DiskKind], machine: Mapping[str, int]) -> Iterator[str]:
     """What is wrong with what an act does; of a ramp each step is looked at, and what several have is told once."""
     steps = act.steps + 1 if act.ramp is not None else 1  # one that is done again and again says the same each time
     said: set[str] = set()

@@ -41,7 +41,7 @@ class When(Model):
                 yield f"console: {error}"
 
 
-class Act(Model):
+class TimelineEntry(Model):
     """One thing that happens: `do`, in the words of the command line, `at` a time after the beginning, or after an event (`when`).
 
     `every`: again and again, `times` times or as long as the guest runs. `ramp`: in so many `steps` over that time, in which FROM..TO

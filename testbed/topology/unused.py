@@ -16,6 +16,7 @@ from testbed.topology import trust
 from testbed.topology.base import Model
 from testbed.topology.disks import Disk
 from testbed.topology.graph import Path as Place
+from testbed.topology.host_limits import HostLimits
 from testbed.topology.load import load_one, points_of
 from testbed.topology.model import GuestModel
 from testbed.topology.yaml_reader import Reader, read, text_of
@@ -115,14 +116,14 @@ def _without(model: Any, used: Iterable[str]) -> Any:
     return model.model_copy(update=fields)
 
 
-def for_scenarios(path: Path, *, host_memory: int | None, kernel: bool, ignore: bool) -> ForScenarios:
+def for_scenarios(path: Path, *, limits: HostLimits | None, kernel: bool, ignore: bool) -> ForScenarios:
     """The only guest of a file, as scenarios use it. `kernel`: the verb runs on the kernel that the file names; `ignore`: leave out what
     is unused.
 
     :raise TopologyError: the file is wrong, or has parts that are unused, each with its place. :raise UsageError: it has several guests.
     """
     reader = Reader(str(path))
-    topology = load_one(points_of(read(text_of(path), reader), reader, path, host_memory), str(path), None)
+    topology = load_one(points_of(read(text_of(path), reader), reader, path, limits), str(path), None)
     if len(topology.guests) != 1:
         raise UsageError(f"{path}: scenarios run on a topology of one guest, this one has {', '.join(topology.guests)}")
     (name, guest), *_ = topology.guests.items()

@@ -172,11 +172,9 @@ def whole(folder: Path) -> str:
 
 def test_verbs_of_scenarios_refuse_a_file_that_is_not_trusted_before_they_build_a_kernel(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"testbed trust .*top\.yaml"):
-        for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False)
+        for_scenarios(folder / "top.yaml", limits=None, kernel=False, ignore=False)
     trust_command([str(folder / "top.yaml")])
-    trust.check_trusted(
-        for_scenarios(folder / "top.yaml", host_memory=None, kernel=False, ignore=False).guest.qemu_args
-    )
+    trust.check_trusted(for_scenarios(folder / "top.yaml", limits=None, kernel=False, ignore=False).guest.qemu_args)
 
 
 def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder: Path) -> None:

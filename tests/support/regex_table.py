@@ -63,7 +63,7 @@ STRANGERS: dict[str, tuple[str, str]] = {
     "guest/debug/kallsyms": ("_ADDRESS", _ANCHORED),
     "bugs/syntax_check": ("_SAID _WARNED _asked_python", "what a shell or Python of this machine says of a script"),
     "topology/schedule": ("_RANGE", _ANCHORED),
-    "topology/here": ("image_mistakes", _FILE_NAME),
+    "topology/image_files": ("image_mistakes", _FILE_NAME),
     "topology/matrix": ("_PLACEHOLDER", "one way to match"),
     "topology/yaml_reader": ("_YAML_1_1 _INTEGER _FLOAT _NO_TEXT", _ANCHORED),
     "topology/tolerant": ("_TAG", "messages of pydantic"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 
 from testbed.host.facts import Host, JailSupport, Kvm, Qemu
+from testbed.topology.host_limits import HostLimits
 from testbed.units import GIB
 
 
@@ -46,3 +48,8 @@ def may_mount() -> bool:
         subprocess.run([*APART, "mount", "-t", "tmpfs", "none", "/tmp"], capture_output=True, check=False).returncode
         == 0
     )
+
+
+def host_limits(memory_bytes: int) -> HostLimits:
+    """This host, as if it had so much memory."""
+    return replace(HostLimits.of_this_host(), memory_bytes=memory_bytes)

@@ -33,7 +33,7 @@ from testbed.store.kernels.table import load_table
 from testbed.topology.base import _LONGEST_US
 from testbed.topology.disks import Disk
 from testbed.topology.model import GuestModel
-from testbed.topology.timeline import Act
+from testbed.topology.timeline import TimelineEntry
 from testbed.units import KIB, MIB, format_duration, format_size, parse_duration
 
 ROOT = Path(__file__).parents[2]
@@ -208,7 +208,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("docs/topologies.md", "| `cpus`, `memory` | {} and `{}` |", (GuestModel().cpus, format_size(GuestModel().memory))),
     ("docs/topologies.md", "a volatile cache of its own ({})", (format_size(Disk.model_fields["cache_size"].default),)),
     ("docs/topologies.md", "at most {} characters; `tb-NAME` without it", (20,)),
-    ("docs/topologies.md", "in so many steps ({})", (Act.model_fields["steps"].default,)),
+    ("docs/topologies.md", "in so many steps ({})", (TimelineEntry.model_fields["steps"].default,)),
     ("docs/topologies.md", "a value (asked {} a second)", (times(1 / timeline._POLL_S),)),
     ("docs/topologies.md", "A duration is at most {}", (format_duration(_LONGEST_US),)),
 ]

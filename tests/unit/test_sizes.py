@@ -58,7 +58,6 @@ LONG_FUNCTIONS: set[str] = {
     "testbed/report/results.py:document",
     "testbed/scenarios/runner.py:_attempt",
     "testbed/store/kernels/kconfig.py:_read_file",
-    "testbed/topology/check.py:_disk",
     "testbed/vms/hold.py:hold",
 }
 MANY_PARAMETERS: set[str] = {

@@ -14,7 +14,7 @@ import pytest
 
 from benchmarks import kills
 from testbed.guest.factory import GuestFactory
-from testbed.qemu import probe
+from testbed.host import resources
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import GuestModel, load
 from testbed.units import MIB
@@ -120,7 +120,7 @@ async def test_random_kills_leave_nothing() -> None:
 @pytest.mark.slow
 async def test_twenty_commands_at_once(own: Places) -> None:
     """As many of them as fit, where fewer do: all guests together get half of the memory."""
-    count = min(20, probe.host_memory() // 2 // (256 * MIB))
+    count = min(20, resources.memory_bytes() // 2 // (256 * MIB))
     with expect("20 commands at once"):
         try:
             started = [await own.start("up", "tiny.yaml", "--name", f"g{number}") for number in range(count)]

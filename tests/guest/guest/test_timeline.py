@@ -17,7 +17,7 @@ from testbed.guest.timeline import LOG, run_timeline
 from testbed.hardware.throttle import Throttle
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import GuestModel
-from testbed.topology.timeline import Act
+from testbed.topology.timeline import TimelineEntry
 
 KINDS = ("virtio", "nvme", "scsi")
 MODEL = GuestModel.model_validate(
@@ -37,8 +37,8 @@ async def guest(factory: GuestFactory, kernel: KernelFiles, logs: Path) -> Async
         yield started
 
 
-def acts(*said: dict[str, Any]) -> tuple[Act, ...]:
-    return tuple(Act.model_validate(one) for one in said)
+def acts(*said: dict[str, Any]) -> tuple[TimelineEntry, ...]:
+    return tuple(TimelineEntry.model_validate(one) for one in said)
 
 
 def lines(logs: Path, name: str) -> list[dict[str, Any]]:

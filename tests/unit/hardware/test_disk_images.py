@@ -17,8 +17,9 @@ from testbed.errors import HostError, TopologyError
 from testbed.hardware import disk_images
 from testbed.qemu import blockdev, disk_files
 from testbed.qemu.blockdev import Storage
-from testbed.topology import here, load_points
+from testbed.topology import load_points
 from testbed.topology.disks import disk_of
+from tests.support.values import host_limits
 
 HOST_BYTES = 1 << 40
 NEW = "convert it first: qemu-img convert -O raw IMAGE NEW.raw"
@@ -34,7 +35,7 @@ def problems(folder: Path, image: str, more: str = "", size: str = "8M") -> list
         f"version: 1\nguests: {{g0: {{disks: {{data: {{type: virtio-blk, size: {size}, image: {image}{more}}}}}}}}}\n"
     )
     try:
-        load_points(file, host_memory=HOST_BYTES)
+        load_points(file, limits=host_limits(HOST_BYTES))
     except TopologyError as error:
         return [f"{problem.path}: {problem.message}" for problem in error.problems]
     return []
@@ -72,7 +73,7 @@ def test_what_is_asked_for_is_what_the_disk_is_an_overlay_of(tmp_path: Path) -> 
     file.write_text(
         "version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, image: ubuntu.img, image-format: qcow2}}}}\n"
     )
-    disk = load_points(file, host_memory=HOST_BYTES)[""].guests["g0"].disks["data"]
+    disk = load_points(file, limits=host_limits(HOST_BYTES))[""].guests["g0"].disks["data"]
     assert disk.image == str(tmp_path / "ubuntu.img") and disk.image_kind == "qcow2"
 
 
@@ -201,7 +202,7 @@ def test_a_description_of_a_disk_that_names_other_files_is_refused(tmp_path: Pat
 
 async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """qemu-img runs as the caller, and is not confined: of a stranger's image it reads nothing."""
-    monkeypatch.setattr(here, "image_mistakes", lambda *said: iter(()))
+    monkeypatch.setattr(disk_files, "image_mistakes", lambda *said: iter(()))
     os.mkfifo(tmp_path / "x.img")
     wanted = Storage(
         file=tmp_path / "disk.qcow2", format="qcow2", size_bytes=8 << 20, image=(tmp_path / "x.img", "raw")

@@ -10,6 +10,7 @@ import pytest
 from testbed.host import paths
 from testbed.topology import load_points
 from testbed.topology.load import parse_points
+from tests.support.values import host_limits
 from tests.unit.store.kernels.test_table import TABLE
 
 IMAGE = "version: 1\nguests: {g0: {disks: {data: {type: virtio-blk, size: 8M, image: ../images/d.img}}}}\n"
@@ -28,7 +29,10 @@ def test_the_image_of_a_disk_is_found_from_everywhere(here: Path, monkeypatch: p
     (here / "images").mkdir()
     (here / "images/d.img").write_bytes(bytes(512))
     (here / "files/t.yaml").write_text(IMAGE)
-    found = [load_points(Path("files/t.yaml"), host_memory=1 << 40), parse_points(IMAGE, "inline", Path("files"))]
+    found = [
+        load_points(Path("files/t.yaml"), limits=host_limits(1 << 40)),
+        parse_points(IMAGE, "inline", Path("files")),
+    ]
     monkeypatch.chdir("/")
     for topologies in found:
         image = topologies[""].guests["g0"].disks["data"].image

@@ -23,6 +23,7 @@ from testbed.topology.filesystems import FILESYSTEMS
 from testbed.topology.kernel_abilities import Abilities
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, Md
+from tests.support.values import host_limits
 
 TABLE = load_table(shipped("images") / "kernels.yaml")
 HOST_BYTES = 1 << 40
@@ -73,7 +74,7 @@ def problems(tmp_path: Path, kernel: str, abilities: Abilities) -> list[str]:
     file = tmp_path / "t.yaml"
     file.write_text(WANTS.replace("KERNEL", f"kernel: {kernel}" if kernel else "sample: 1s"))
     try:
-        load_points(file, host_memory=HOST_BYTES, able=abilities.mistakes)
+        load_points(file, limits=host_limits(HOST_BYTES), check_kernels=abilities.mistakes)
     except TopologyError as error:
         return [str(problem).removeprefix(f"{file}:") for problem in error.problems]
     return []
@@ -112,7 +113,7 @@ def test_each_kernel_that_a_bug_names_is_asked(tmp_path: Path) -> None:
         f"topology: {{guests: {{g0: {guest}}}}}\n"
     )
     with pytest.raises(TopologyError) as caught:
-        load_bug(file, host_memory=HOST_BYTES, able=Abilities(TABLE, tmp_path).of_all)
+        load_bug(file, limits=host_limits(HOST_BYTES), check_kernels=Abilities(TABLE, tmp_path).of_all)
     (problem,) = caught.value.problems
     assert problem.path == "topology.guests.g0.cgroups.a.io.latency" and problem.line == 6
     assert "the configuration of debian-6.1 (6.1.0-x) lacks CONFIG_BLK_CGROUP_IOLATENCY" in problem.message

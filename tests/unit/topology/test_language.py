@@ -17,7 +17,7 @@ from testbed.topology import GuestModel, load, load_points
 from testbed.topology.disks import disk_of
 from testbed.topology.graph import graph
 from testbed.topology.load import parse
-from tests.support.values import host
+from tests.support.values import host, host_limits
 
 GALLERY = Path(__file__).parents[3] / "topologies"
 
@@ -277,23 +277,23 @@ def test_a_disk_that_cannot_be_is_said(disk: str, message: str) -> None:
 
 def test_a_guest_larger_than_the_host_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("version: 1\nguests:\n  g0: {memory: 8G}\n")
-    assert load(tmp_path / "a.yaml", host_memory=16 << 30).guests["g0"].memory == 8 << 30
+    assert load(tmp_path / "a.yaml", limits=host_limits(16 << 30)).guests["g0"].memory == 8 << 30
     for room in (4 << 30, 8 << 30):
         with pytest.raises(
             TopologyError,
             match=r"a\.yaml:3:16: guests\.g0\.memory: expected less than this host's memory of [48]G, got 8G",
         ):
-            load(tmp_path / "a.yaml", host_memory=room)
+            load(tmp_path / "a.yaml", limits=host_limits(room))
     (tmp_path / "b.yaml").write_text("version: 1\nguests:\n  g0: {memory: 3G}\n  g1: {memory: 2G}\n")
     with pytest.raises(
         TopologyError, match=r"b\.yaml:4:16: guests\.g1\.memory: .* memory of 4G for all guests, got 5G up to this one"
     ):
-        load(tmp_path / "b.yaml", host_memory=4 << 30)
+        load(tmp_path / "b.yaml", limits=host_limits(4 << 30))
     (tmp_path / "c.yaml").write_text(
         "version: 1\nguests:\n  g0: {memory: 2G}\n  g1: {memory: 2G}\n  g2: {memory: 1G}\n"
     )
     with pytest.raises(TopologyError) as failed:
-        load(tmp_path / "c.yaml", host_memory=4 << 30)
+        load(tmp_path / "c.yaml", limits=host_limits(4 << 30))
     assert str(failed.value).count("for all guests") == 1, "the first that is too much is named, and no other"
     assert "guests.g1.memory" in str(failed.value), "as much as there is, is too much"
 
@@ -312,7 +312,7 @@ def test_a_disk_with_partitions_is_used_by_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(
         TopologyError, match=r"guests\.g0\.swaps\.s: 'data' can be used by one thing alone, got .* and its partitions"
     ):
-        load(tmp_path / "a.yaml", host_memory=16 << 30)
+        load(tmp_path / "a.yaml", limits=host_limits(16 << 30))
 
 
 def test_parts_that_are_wrong_in_themselves_do_not_hide_what_does_not_fit_together() -> None:

@@ -13,13 +13,13 @@ from testbed.hardware.faults import DEAD, WORN
 from testbed.hardware.latency import Latency
 from testbed.hardware.throttle import Throttle
 from testbed.topology.schedule import hotplug_mistakes, schedule, timeline_mistakes
-from testbed.topology.timeline import Act
+from testbed.topology.timeline import TimelineEntry
 
 DISKS = {"data": DISK_KINDS["virtio-blk"], "other": DISK_KINDS["nvme"]}
 
 
-def act(**said: object) -> Act:
-    return Act.model_validate(said)
+def act(**said: object) -> TimelineEntry:
+    return TimelineEntry.model_validate(said)
 
 
 def test_an_act_happens_once_again_and_again_or_in_steps() -> None:

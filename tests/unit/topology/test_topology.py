@@ -12,7 +12,8 @@ from testbed.hardware.profiles import PROFILES
 from testbed.qemu.blockdev import throttle_of
 from testbed.topology import GuestModel, Topology, load, load_points, unused
 from testbed.topology.load import parse
-from testbed.topology.schema import json_schema
+from testbed.topology.model import json_schema
+from tests.support.values import host_limits
 
 ROOT = Path(__file__).parents[3]
 DEFAULT = (ROOT / "topologies" / "default.yaml").read_text()
@@ -59,7 +60,7 @@ def test_what_scenarios_leave_unused_is_an_error_with_its_place(tmp_path: Path) 
     file = tmp_path / "a.yaml"
     file.write_text(STACKED)
     with pytest.raises(TopologyError) as caught:
-        unused.for_scenarios(file, host_memory=None, kernel=False, ignore=False)
+        unused.for_scenarios(file, limits=None, kernel=False, ignore=False)
     lines = [str(problem).removeprefix(str(tmp_path)) for problem in caught.value.problems]
     assert [line.partition(": not used: ")[0] for line in lines] == [
         "/a.yaml:4:5: guests.g0.kernel",
@@ -82,8 +83,8 @@ def test_with_ignore_stack_scenarios_get_the_file_without_it_and_can_say_what_it
     with pytest.raises(
         TopologyError, match=r"base\.yaml:10:5: guests\.g0\.loops: not used: scenarios build stacks of their own"
     ):
-        unused.for_scenarios(file, host_memory=None, kernel=True, ignore=False)
-    found = unused.for_scenarios(file, host_memory=None, kernel=True, ignore=True)
+        unused.for_scenarios(file, limits=None, kernel=True, ignore=False)
+    found = unused.for_scenarios(file, limits=None, kernel=True, ignore=True)
     assert found.kernel == "debian-6.1" and "guests.g0.kernel" not in found.unused and "guests.g0.loops" in found.unused
     said = found.guest.model_dump(by_alias=True, exclude_defaults=True)
     assert said.keys() == {"memory", "disks", "timeline"}
@@ -357,7 +358,7 @@ def test_a_disk_is_no_larger_than_a_file_of_this_machine(tmp_path: Path, monkeyp
         "      c: {type: nvme, size: 2T}\n      d: {type: nvme, size: 8000000T, format: null-co}\n"
     )
     with pytest.raises(TopologyError) as found:
-        load(tmp_path / "a.yaml", host_memory=8 << 30)
+        load(tmp_path / "a.yaml", limits=host_limits(8 << 30))
     said = "expected a size that a file of this machine can have, got"
     assert [(one.path, one.message) for one in found.value.problems] == [
         ("guests.g0.disks.a.size", f"{said} 8000000T: File too large"),
