@@ -16,7 +16,8 @@ from testbed.api import Testbed, Vm, blktests
 from testbed.api.blktests import Status, TestResult
 from testbed.errors import CommandFailed, GuestError, GuestLost, HostError, TestbedError, UsageError, first_error
 from testbed.guest.channels.ssh import Result
-from testbed.host import eventlog
+from testbed.host import admission, eventlog
+from testbed.host.admission import Cores
 from testbed.regex import LONGEST_LINE, compile_linear
 from testbed.topology import Topology
 
@@ -167,11 +168,12 @@ OnTest = Callable[[str, tuple[TestResult, ...]], None]
 
 
 async def run_suite(testbed: Testbed, suite: Suite, how: SuiteOptions, evidence: Path, on_test: OnTest) -> None:
-    """Run every test of a suite, as many at once as there are cores. `evidence`: a folder that gets one for each test.
+    """Run every test of a suite, as many at once as this machine has cores and memory for. `evidence`: a folder that gets one for each test.
 
     :raise HostError: this machine lacks something.
     """
-    gate = asyncio.Semaphore(testbed.host.cores)
+    (model,) = how.topology.guests.values()
+    gate = asyncio.Semaphore(admission.most_at_once(Cores.SHARED, testbed.host, model.memory))
     config = (await testbed.kernel(how.kernel)).config
     home = testbed.new_folder()
     _copied(suite.root, config, home)

@@ -34,6 +34,7 @@ from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.guest.setup import apply
 from testbed.guest.timeline import run_timeline
 from testbed.host import failures
+from testbed.host.admission import Cores
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology.model import GuestModel
 
@@ -121,7 +122,7 @@ async def attempt(wanted: Attempt) -> Try:
     :raise HostError: this machine cannot run guests; no other try will do better.
     """
     factory, hold = wanted.factory, wanted.hold
-    cores = {"alone": factory.host.cores, "idle": 0}.get(wanted.bug.cores, 1)
+    cores = Cores(wanted.bug.cores).count(factory.host)
     async with factory.admitted((wanted.guest,), wanted.evidence.name, cores=cores) as ticket:
 
         async def resting(guest: Guest, match: Match) -> None:

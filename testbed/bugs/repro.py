@@ -20,12 +20,11 @@ from testbed.bugs.statistics import NextTry, Rate
 from testbed.errors import UsageError
 from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
+from testbed.host import admission
+from testbed.host.admission import Cores
 from testbed.host.facts import Host
-from testbed.scenarios import runner
 from testbed.store.kernels.files import KernelFiles
 
-# Guests that mostly wait share the host's cores with this many others, if there is memory for them.
-_MOST_IDLE = 24
 # As many tries that came to nothing, one after the other, and the next would as well.
 _TROUBLES_IN_A_ROW = 3
 # A clean kernel is tried so often that a bug of the stated rate would be missed with this probability.
@@ -149,11 +148,7 @@ class ReproJob:
 
 def default_jobs(host: Host, case: Case) -> int:
     """How many of a bug's guests may run at once."""
-    if case.bug.cores == "alone":
-        return 1
-    if case.bug.cores == "idle":
-        return max(1, min(_MOST_IDLE, host.memory_free_bytes // 2 // case.guest.memory))
-    return runner.slots(host, case.guest)
+    return admission.most_at_once(Cores(case.bug.cores), host, case.guest.memory)
 
 
 def clean_tries(shown: Iterable[KernelTries], limits: StopRule, rate: float) -> int:

@@ -35,7 +35,8 @@ from testbed.errors import HostError, UsageError
 from testbed.guest.factory import GuestFactory, open_factory
 from testbed.guest.metrics import disk_speed
 from testbed.hashing import file_sha256
-from testbed.host import paths
+from testbed.host import admission, paths
+from testbed.host.admission import Cores
 from testbed.progress import Progress
 from testbed.report import formats, live, results, tables
 from testbed.report.partial import Partial
@@ -356,7 +357,7 @@ def _announce(factory: GuestFactory, kernels: dict[str, KernelFiles], file: ForS
     how = "KVM" if factory.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
     clones = "booted cold" if factory.cold else "cloned from templates"
     progress.note(
-        f"QEMU {factory.host.qemu.version} on {how}; {runner.slots(factory.host, file.guest)} guests at once, {clones}"
+        f"QEMU {factory.host.qemu.version} on {how}; {admission.most_at_once(Cores.SHARED, factory.host, file.guest.memory)} guests at once, {clones}"
     )
     for beyond in disk_speed.too_fast_profiles(file.guest, disk_speed.load(factory.folders.cache, factory.host)):
         progress.note(beyond)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import fcntl
 import itertools
 import json
@@ -22,6 +23,7 @@ from typing import TextIO
 
 from testbed.errors import HostError
 from testbed.host import other_users, paths, resources
+from testbed.host.facts import Host
 from testbed.text import parse_json
 from testbed.units import MIB, format_size
 
@@ -33,10 +35,35 @@ _OVERHEAD_BYTES = 128 * MIB
 _LONG_NS = 60_000_000_000
 # How often the gate is asked for until its holder is named: about two seconds.
 _LONG_ASKED = 400
+# At most this many guests that mostly wait are started at once, if there is memory for them.
+_MOST_IDLE = 24
 _numbers = itertools.count()
 
 # Hears what is waited for, each time that it is something else.
 OnWait = Callable[[str], None]
+
+
+class Cores(enum.Enum):
+    """What one guest takes of the host's processors: SHARED counts as one core, IDLE mostly waits, ALONE measures time, so that no other
+    guest may run beside it."""
+
+    SHARED = "shared"
+    IDLE = "idle"
+    ALONE = "alone"
+
+    def count(self, host: Host) -> int:
+        """How many of the host's cores the guest claims."""
+        return {Cores.SHARED: 1, Cores.IDLE: 0, Cores.ALONE: host.cores}[self]
+
+
+def most_at_once(cores: Cores, host: Host, memory_bytes: int) -> int:
+    """How many guests of one kind, each with `memory_bytes`, a command starts at once: one per core, and no more than half of the free
+    memory holds. The others do not ask for admission yet, so that the queue stays short. Pure.
+
+    Half, because what a guest needs beyond its own memory (translated code, QEMU itself) is about 100 MiB, and other people use the host.
+    """
+    most = {Cores.SHARED: host.cores, Cores.IDLE: _MOST_IDLE, Cores.ALONE: 1}[cores]
+    return max(1, min(most, host.memory_free_bytes // 2 // memory_bytes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,9 +19,9 @@ from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.guest.setup import survey
 from testbed.guest.setup.survey import Hardware, Survey, SurveyError
 from testbed.guest.timeline import run_timeline
-from testbed.host import eventlog, failures
-from testbed.host.facts import Host
-from testbed.scenarios.scenario import NEEDS_PRELUDE, Case, Cores, Need
+from testbed.host import admission, eventlog, failures
+from testbed.host.admission import Cores
+from testbed.scenarios.scenario import NEEDS_PRELUDE, Case, Need
 from testbed.scenarios.verdict import Gap, Judgement, Lost, Outcome, Skipped, judge_pair, judge_single, worst
 from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.table import Series
@@ -105,29 +104,13 @@ def expected_of(kernel: KernelFiles) -> Gap:
     return Gap.OPEN if kernel.series is Series.BEFORE else Gap.CLOSED
 
 
-def slots(host: Host, model: GuestModel) -> int:
-    """How many guests may run at once: one a core, and no more than half of the free memory holds.
-
-    Half, because what a guest needs beyond its own memory (translated code, QEMU itself) is about 100 MiB, and other people use the host.
-    """
-    return max(1, min(host.cores, _fitting(host, model)))
-
-
-def _fitting(host: Host, model: GuestModel) -> int:
-    return host.memory_free_bytes // 2 // model.memory
-
-
 async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
     """Every case on every kernel, judged; in the cases' order, and each case's attempts together.
 
     First those that share the host's cores, beside them those that mostly wait; then, one guest after the other, those that measure time.
     """
-    busy = asyncio.Semaphore(slots(job.factory.host, job.model))
-    waiting = asyncio.Semaphore(max(1, _fitting(job.factory.host, job.model) - job.factory.host.cores))
-    gates: dict[Cores, AbstractAsyncContextManager[None]] = {
-        Cores.SHARED: busy,
-        Cores.IDLE: waiting,
-        Cores.ALONE: nullcontext(),
+    gates = {
+        cores: asyncio.Semaphore(admission.most_at_once(cores, job.factory.host, job.model.memory)) for cores in Cores
     }
 
     async def one(case: Case, attempt: int, side: str) -> Side:
@@ -213,7 +196,7 @@ async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on
         if lack is not None:
             return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
         model = case.model(job.model)
-        cores = {Cores.SHARED: 1, Cores.IDLE: 0, Cores.ALONE: job.factory.host.cores}[case.scenario.cores]
+        cores = case.scenario.cores.count(job.factory.host)
         async with job.factory.admitted((model,), f"{case.name} on {kernel.name}", cores=cores, on_wait=on_step):
             started = ready = time.monotonic()
             on_step("starting its guest")

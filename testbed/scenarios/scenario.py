@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.guest import Guest
+from testbed.host.admission import Cores
 from testbed.scenarios.verdict import Evidence, Skipped
 from testbed.topology.model import GuestModel
 from testbed.units import MIB, format_size
@@ -25,15 +25,6 @@ class Need:
 NEEDS_PRELUDE = """\
 has_word() { read -r words <"$2" && case " $words " in *" $1 "*) ;; *) false ;; esac; }
 """
-
-
-class Cores(enum.Enum):
-    """What a scenario takes of the host's processors: `SHARED` counts as one guest, `IDLE` mostly waits, `ALONE` measures time, so that no
-    other guest may run beside it."""
-
-    SHARED = "shared"
-    IDLE = "idle"
-    ALONE = "alone"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,7 +166,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     ("docs/reports.md", "{} PASS, {} FAIL, {} error or INFRA, {} INVALID, {} everything skipped", (*_CODES,)),
     ("docs/reproduce.md", "without it a plain guest with {} CPUs", (GuestModel().cpus,)),
     ("docs/reproduce.md", "lines are cut to {} characters", (regex.LONGEST_LINE,)),
-    ("docs/reproduce.md", "up to {} at once, as far as memory goes", (repro._MOST_IDLE,)),
+    ("docs/reproduce.md", "up to {} at once, as far as memory goes", (admission._MOST_IDLE,)),
     (
         "docs/reproduce.md",
         "({} hits in a row are needed for that, {} for 90 %)",

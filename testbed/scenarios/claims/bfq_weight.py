@@ -6,10 +6,11 @@ import math
 
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
+from testbed.host.admission import Cores
 from testbed.scenarios.claims.io_limits import LEAST_IOPS
 from testbed.scenarios.harness import FRESH, open_harness
 from testbed.scenarios.rate_measurement import JOBS, jobs
-from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
 

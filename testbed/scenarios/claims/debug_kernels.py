@@ -10,12 +10,13 @@ from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER, printed_number
+from testbed.host.admission import Cores
 from testbed.scenarios.claims.deferred_destroy import DYING, dying_for
 from testbed.scenarios.claims.read import READ_BYTES, read_command
 from testbed.scenarios.controls import usual_read_controls
 from testbed.scenarios.harness import FRESH, Harness, open_harness
 from testbed.scenarios.rate_measurement import JOBS, jobs
-from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, join_parts
 from testbed.units import parse_whole
 

@@ -7,8 +7,9 @@ from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER
+from testbed.host.admission import Cores
 from testbed.scenarios.harness import FRESH, open_harness
-from testbed.scenarios.scenario import COMMON_NEEDS, Cores, Point, Scenario, on_each_disk
+from testbed.scenarios.scenario import COMMON_NEEDS, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import parse_whole
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
+from testbed.host.admission import Cores
 from testbed.scenarios.harness import FRESH, open_harness
 from testbed.scenarios.rate_measurement import JOBS, RATE, jobs, measure_rates, measure_stalls
-from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Cores, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
 

@@ -297,7 +297,7 @@ class Guest:
 
 class Testbed:
     __test__ = False
-    host = SimpleNamespace(cores=1)
+    host = SimpleNamespace(cores=1, memory_free_bytes=16 << 30)
 
     def __init__(self, scratch: Path) -> None:
         self._scratch = scratch

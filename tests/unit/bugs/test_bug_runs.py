@@ -30,7 +30,6 @@ from testbed.report.bugs import results
 from testbed.report.bugs import tables as report
 from testbed.report.bugs.schema import MODELS
 from testbed.report.partial import Partial
-from testbed.scenarios import runner
 from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.table import Series
 from testbed.text import parse_printable_json
@@ -87,7 +86,9 @@ PLAIN = {"version": 1, "summary": f"a bug {EVIL}", "source": "a list", "script":
 
 def job(folder: Path) -> ReproJob:
     qemu = SimpleNamespace(version="7.2", identity="q")
-    host = SimpleNamespace(kernel="6.1", cores=2, memory_bytes=1 << 30, accelerator="tcg", qemu=qemu)
+    host = SimpleNamespace(
+        kernel="6.1", cores=2, memory_bytes=1 << 30, memory_free_bytes=1 << 30, accelerator="tcg", qemu=qemu
+    )
     factory: Any = SimpleNamespace(host=host, image=SimpleNamespace(name="bookworm", sha256="ab" * 32))
     limits = StopRule(tries=3, timeout_s=9, jobs=1)
     return ReproJob(
@@ -117,13 +118,12 @@ def test_one_kernel_is_not_on_both_sides_whatever_its_file_is_called() -> None:
 
 
 def test_compare_notes_that_both_sides_are_one_kernel_whatever_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "slots", lambda *_: 1)
     monkeypatch.setattr(disk_speed, "load", lambda *_: {})
     monkeypatch.setattr(disk_speed, "too_fast_profiles", lambda *_: ())
     factory: Any = SimpleNamespace(
         host=job(Path("/run")).factory.host, cold=False, folders=SimpleNamespace(cache=Path("/cache"))
     )
-    file: Any = SimpleNamespace(guest=None)
+    file: Any = SimpleNamespace(guest=SimpleNamespace(memory=1 << 30))
 
     def notes(**kernels: KernelFiles) -> list[str]:
         said: list[str] = []

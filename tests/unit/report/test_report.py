@@ -11,12 +11,10 @@ from testbed.guest.channels.kernel_log import Finding, Kind
 from testbed.host import paths
 from testbed.report import formats, live, results, tables
 from testbed.report.markdown import markdown
-from testbed.scenarios.runner import Result, slots
+from testbed.scenarios.runner import Result
 from testbed.scenarios.verdict import Balance, Evidence, Judgement, Verdict, judge_pair
 from testbed.store.image import Image
 from testbed.text import parse_printable_json
-from testbed.topology import GuestModel
-from testbed.units import GIB
 from tests.support.run_results import KERNELS, lost, passed
 from tests.support.values import host
 
@@ -101,13 +99,6 @@ def test_the_table_shows_measures_verdict_and_controls(tmp_path: Path) -> None:
 def test_what_a_guest_says_is_text_and_not_markup(tmp_path: Path) -> None:
     text = shown((lost(tmp_path),))
     assert "[red]on[/red]" in text and "INFRA" in text
-
-
-def test_guests_run_as_cores_and_memory_allow() -> None:
-    model = GuestModel()
-    assert slots(host(cores=2), model) == 2
-    assert slots(host(cores=8, free=6 * GIB), model) == 3
-    assert slots(host(cores=8, free=GIB), model) == 1
 
 
 def test_without_a_terminal_progress_is_plain_lines() -> None:

@@ -15,9 +15,10 @@ import pytest
 from testbed.errors import GuestLost, ReadingError
 from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
+from testbed.host.admission import Cores
 from testbed.scenarios import runner
 from testbed.scenarios.runner import Job
-from testbed.scenarios.scenario import Case, Cores, Point, Scenario
+from testbed.scenarios.scenario import Case, Point, Scenario
 from testbed.scenarios.verdict import Evidence, Gap, Verdict
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import GuestModel
