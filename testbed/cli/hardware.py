@@ -18,7 +18,7 @@ from testbed.hardware.commands import SURPRISE
 from testbed.hardware.profiles import PROFILES
 from testbed.host import paths, registry
 from testbed.report import vm_tables
-from testbed.report.hardware import profiles_markdown
+from testbed.report.docs import profiles_markdown
 from testbed.units import parse_duration
 
 

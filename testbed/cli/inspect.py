@@ -20,7 +20,6 @@ from testbed.host import paths
 from testbed.host.facts import Host
 from testbed.qemu import probe
 from testbed.report import docs, tables, topology_svg
-from testbed.report import errors as error_report
 from testbed.report.plan_text import describe_plan, describe_scripts
 from testbed.scenarios.catalogue import SCENARIOS, cases
 from testbed.store.kernels import files as kernel_files
@@ -173,7 +172,7 @@ def errors_command(
 ) -> None:
     """What an error's code means, who must act, and how."""
     if markdown:
-        print(error_report.markdown(), end="")
+        print(docs.errors_markdown(), end="")
         return
     found = [kind for kind in errors.flatten() if code is None or code.upper() == kind.code]
     if not found:
@@ -190,7 +189,7 @@ def scenarios_command(
 ) -> None:
     """List the scenarios and the points at which each is tried."""
     if markdown:
-        print(docs.markdown(tuple(SCENARIOS.values())), end="")
+        print(docs.scenarios_markdown(tuple(SCENARIOS.values())), end="")
         return
     for name, case in cases().items():
         print(f"{name}\t{case.scenario.claim}")

@@ -15,13 +15,13 @@ from testbed import cli, errors
 from testbed.errors import GuestLost, Problem, TestbedError, TopologyError
 from testbed.host import eventlog
 from testbed.report import runs
-from testbed.report.errors import markdown
+from testbed.report.docs import errors_markdown
 from tests.unit.cli.test_cli import testbed
 
 
 def test_the_catalogue_in_the_docs_is_the_one_that_the_classes_make() -> None:
     kept = Path(__file__).parents[2] / "docs" / "errors.md"
-    assert kept.read_text() == markdown(), "./tb errors --markdown >docs/errors.md"
+    assert kept.read_text() == errors_markdown(), "./tb errors --markdown >docs/errors.md"
 
 
 def test_each_class_has_a_code_of_its_own_and_says_who_acts_and_how() -> None:

@@ -13,7 +13,7 @@ from testbed.hardware.throttle import Throttle, from_qemu
 from testbed.qemu import block_filters, blockdev
 from testbed.qemu.block_filters import PLAIN, BlockFilters
 from testbed.qemu.blockdev import QmpCommand
-from testbed.report.hardware import profiles_markdown
+from testbed.report.docs import profiles_markdown
 from testbed.topology.disks import Disk, disk_of
 
 ERROR = Fault(operation="read", effect="EIO")

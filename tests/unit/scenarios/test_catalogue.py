@@ -75,4 +75,6 @@ def test_a_topology_without_the_disk_is_a_lack_and_not_a_failure() -> None:
 
 def test_the_catalogue_in_the_docs_is_the_one_that_the_scenarios_make() -> None:
     kept = Path(__file__).parents[3] / "docs" / "scenarios.md"
-    assert kept.read_text() == docs.markdown(tuple(SCENARIOS.values())), "./tb scenarios --markdown >docs/scenarios.md"
+    assert kept.read_text() == docs.scenarios_markdown(tuple(SCENARIOS.values())), (
+        "./tb scenarios --markdown >docs/scenarios.md"
+    )
