@@ -21,6 +21,7 @@ from testbed.api.devices import Disk, Loop
 from testbed.api.guest_backend import Said
 from testbed.errors import GuestLost, HostError, TestbedError, UsageError, WireBroken
 from testbed.guest.channels.ssh import Result, Shell
+from testbed.guest.channels.ssh_endpoint import Credentials
 from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.setup import block_stack
 from testbed.hardware import commands
@@ -120,14 +121,14 @@ class SupervisedGuest:
             await _end(self._supervised)
 
 
-class _Entrance:
+class _Endpoint:
     """To the SSH server of a guest that a supervisor keeps."""
 
     def __init__(self, supervised: Supervised) -> None:
         self._supervised = supervised
         self._why = ""
 
-    async def dial(self) -> socket.socket:
+    async def connect(self) -> socket.socket:
         name, keeper = self._supervised.record.name, str(self._supervised.folder / registry.SSH)
         try:
             descriptor, self._why = await asyncio.to_thread(ssh_proxy.connection, keeper, _DIAL_S)
@@ -194,16 +195,13 @@ async def _connected(supervised: Supervised, topology: Topology) -> Shell:
     record = supervised.record
     key = load_ssh_private_key((supervised.folder / "key").read_bytes(), None)
     assert isinstance(key, Ed25519PrivateKey)
-    known = asyncio.Event()
-    known.set()
-    entrance = _Entrance(supervised)
+    host_key = (supervised.folder / "known_hosts").read_text(encoding="utf-8").split(maxsplit=1)[1].strip()
+    endpoint = _Endpoint(supervised)
     return await Shell.connect(
         record.name,
-        await entrance.dial(),
-        key=SshKey(key.private_bytes_raw()),
-        known=known,
-        host_key=(supervised.folder / "known_hosts").read_text(encoding="utf-8").split(maxsplit=1)[1].strip(),
+        await endpoint.connect(),
+        credentials=Credentials(key=SshKey(key.private_bytes_raw()), host_key=host_key),
+        endpoint=endpoint,
         command_s=_FOR_EVER_S,
-        entrance=entrance,
         environment=topology.guests[record.guest].environment,
     )

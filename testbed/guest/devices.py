@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from testbed.guest.channels.kernel_log import clean
-from testbed.guest.setup.readback import Expected
 from testbed.hardware.disk_kinds import DISK_KINDS, MODULES_SERIAL, ROOT_SERIAL
 from testbed.qemu import blockdev
-from testbed.topology.disks import Disk, Nvme
+from testbed.topology.disks import Disk
 from testbed.units import is_digits
 
 # A disk of 2**63 bytes has 17 digits of sectors.
@@ -114,42 +113,6 @@ def by_number(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> dict[str,
     own = {ROOT_SERIAL: "root disk", MODULES_SERIAL: "modules disk"}
     names = {device.number: own[device.serial] for device in found if device.serial in own}
     return names | {device.number: name for name, device in by_name(disks, found).items()}
-
-
-def expected_facts(disks: Mapping[str, Disk], there: Mapping[str, Device], cpus: int) -> tuple[Expected, ...]:
-    """What must be read back of the disks beyond the agent's listing: what the topology says of them, and no default."""
-    found: list[Expected] = []
-    for name, disk in disks.items():
-        block = f"/sys/block/{there[name].path.removeprefix('/dev/')}"
-        said: dict[str, tuple[str, str]] = {
-            "logical_block_size": ("queue/logical_block_size", str(disk.logical_block_size)),
-            "physical_block_size": ("queue/physical_block_size", str(disk.physical_block_size)),
-            "write_cache": ("queue/write_cache", "back" if disk.write_cache else "through"),
-        }
-        if disk.queues is not None:
-            said["queues"] = ("mq", str(min(disk.queues, cpus)))
-        if isinstance(disk, Nvme) and disk.zoned is not None:
-            said["zoned"] = ("queue/zoned", "host-managed")
-        if not disk.discard:
-            said["discard"] = ("queue/discard_max_bytes", "0")
-        found += [
-            Expected(where=f"disks.{name}.{key.replace('_', '-')}", file=f"{block}/{file}", expected=expected)
-            for key, (file, expected) in said.items()
-            if key in disk.model_fields_set
-        ]
-        for other, one in blockdev.namespaces(disk).items():
-            block = f"/sys/block/{there[other].path.removeprefix('/dev/')}"
-            where = f"disks.{name}.namespaces.{other}"
-            found.append(
-                Expected(
-                    where=f"{where}.logical-block-size",
-                    file=f"{block}/queue/logical_block_size",
-                    expected=str(one.logical_block_size),
-                )
-            )
-            if one.zoned is not None:
-                found.append(Expected(where=f"{where}.zoned", file=f"{block}/queue/zoned", expected="host-managed"))
-    return tuple(found)
 
 
 def differences(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> tuple[str, ...]:

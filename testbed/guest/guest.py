@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 from testbed.errors import DeviceMismatch, GuestError, HostError, TemplateError, TestbedError
 from testbed.guest import devices, session
 from testbed.guest.channels import dmesg, ssh_login
-from testbed.guest.channels.console import Agent, Entrance
+from testbed.guest.channels.agent import Agent
+from testbed.guest.channels.ssh_endpoint import ForwardedPort
 from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.devices import Device
 from testbed.guest.disk_control import DiskControl
@@ -63,7 +64,7 @@ class Guest(Liveness):
         self.agent = Agent(spec.name)
         # Words of the caller's own may name any file, and who lets them has said so.
         self.jail = Jail.on(spec.host, trusted=bool(spec.machine.qemu_args))
-        self.entrance = Entrance(spec.name, self.jail.netns)
+        self.ssh_port = ForwardedPort(spec.name, self.jail.netns)
         self.monitor = Monitor(spec.name, self.log("qmp.jsonl"), self._on_event, self.jail.seen)
         self.poller = BlockingMonitor(spec.name, spec.sockets / "poll")
         self._disks = DiskCommands(cold=(), hot=())
@@ -132,7 +133,7 @@ class Guest(Liveness):
 
     def _why_silent(self) -> str:
         stopped = self._process is not None and process.is_stopped(self.pid)
-        return f": its QEMU (pid {self.pid}) is stopped by a signal" if stopped else self.entrance.why_silent()
+        return f": its QEMU (pid {self.pid}) is stopped by a signal" if stopped else self.ssh_port.why_silent()
 
     async def _watch_room(self) -> None:
         self._lose(await self.spec.quota.exceeded((self.spec.logs, self.spec.scratch)), Loss.HOST)
@@ -282,10 +283,10 @@ class Guest(Liveness):
         self.agent.say("identity", **self._identity(**({} if clone else {"hostkey": self.host_key.dropbear.hex()})))
         await self.slots.fill(self._disks.hot)
         await self.hardware.furnish()
-        self.entrance.port = await self.wait(self.monitor.forwarded_port(), self.spec.deadlines.monitor_s)
+        self.ssh_port.port = await self.wait(self.monitor.forwarded_port(), self.spec.deadlines.monitor_s)
         identified = asyncio.Event()
         connecting = asyncio.create_task(
-            ssh_login.connect(self.spec, self.entrance, key, self.host_key, identified, self.log("ssh.log"))
+            ssh_login.connect(self.spec, self.ssh_port, key, self.host_key, identified, self.log("ssh.log"))
         )
         try:
             if clone:

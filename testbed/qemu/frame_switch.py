@@ -12,7 +12,7 @@ import socket
 from collections import deque
 from pathlib import Path
 
-from testbed.guest.channels import console
+from testbed.host import sockets
 
 # An Ethernet frame, as large as virtio-net's segmentation offload makes one, with its header.
 _FRAME_BYTES = 1 << 17
@@ -62,7 +62,7 @@ class SwitchPort:
 
     def open(self) -> None:
         """Listen. Call before QEMU sends anything."""
-        own = self._own = console.bind_socket(self._outlet, socket.SOCK_DGRAM)
+        own = self._own = sockets.bind_socket(self._outlet, socket.SOCK_DGRAM)
         own.setblocking(False)
         queues = [_Queue() for _ in self._others]
         asyncio.get_running_loop().add_reader(own, _take, own, queues)

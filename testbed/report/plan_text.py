@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from testbed.bugs import Case, script_files
-from testbed.guest.setup import block_stack, cgroups
+from testbed.guest.setup import block_stack, cgroups, networks
 from testbed.host.facts import Host
 from testbed.qemu import blockdev, command_line, netdev
 from testbed.qemu.netdev import NetworkSockets
@@ -50,7 +50,7 @@ def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ..
         if key.name in guest.disks or isinstance(node.thing, NamespaceOf)
     }
     made = block_stack.plan_stack(guest, paths)
-    steps = (*netdev.plan_links(ends)[0], *made.steps, *cgroups.plan_cgroups(guest, made.devices)[0])
+    steps = (*networks.plan_links(ends)[0], *made.steps, *cgroups.plan_cgroups(guest, made.devices)[0])
     yield "# in the guest"
     for step in steps:
         yield from (f"# {step.what}", *step.do)

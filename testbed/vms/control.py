@@ -14,13 +14,12 @@ from typing import Any
 
 from testbed.errors import GuestError, HostError, TestbedError, UsageError
 from testbed.guest import hardware_control
-from testbed.guest.channels import console
 from testbed.guest.debug import gdb, vmcore
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.guest.metrics.disk_sampler import DiskSampler
 from testbed.hardware import commands
-from testbed.host import failures, registry
+from testbed.host import failures, registry, sockets
 from testbed.text import parse_json
 
 # Commands connect for as long as they ask; what else stays connected must not use up our open files.
@@ -183,7 +182,7 @@ async def listen(path: Path, handle: Handler) -> AsyncIterator[None]:
 
     path.unlink(missing_ok=True)  # of the guest before, which went on from a snapshot
     server = await asyncio.start_unix_server(
-        connected, sock=console.bind_socket(path, socket.SOCK_STREAM), limit=registry.LONGEST_LINE
+        connected, sock=sockets.bind_socket(path, socket.SOCK_STREAM), limit=registry.LONGEST_LINE
     )
     try:
         yield
@@ -210,8 +209,8 @@ async def stream_console(guest: Guest, reader: asyncio.StreamReader, writer: asy
 async def hand_over_connection(guest: Guest, writer: asyncio.StreamWriter) -> None:
     """Send a connection to the guest's SSH server, with what explains a server that does not answer; or why there is none."""
     try:
-        with await guest.entrance.dial() as wire, writer.get_extra_info("socket").dup() as peer:
-            socket.send_fds(peer, [guest.entrance.why_silent().encode() or b"\n"], [wire.fileno()])
+        with await guest.ssh_port.connect() as wire, writer.get_extra_info("socket").dup() as peer:
+            socket.send_fds(peer, [guest.ssh_port.why_silent().encode() or b"\n"], [wire.fileno()])
     except TestbedError as error:
         writer.write(str(error).encode())
     except OSError as error:  # whoever asked went away, or this process has too many open files

@@ -21,9 +21,10 @@ from rich.text import Text
 from testbed.cli.app import _Terminal
 from testbed.errors import CommandFailed, GuestError, HostError, TestbedError, TopologyError, UsageError, WireBroken
 from testbed.guest.channels import console, ssh
-from testbed.guest.channels.console import Agent, Entrance
+from testbed.guest.channels.agent import Agent
 from testbed.guest.channels.kernel_log import clean
 from testbed.guest.channels.ssh import Shell
+from testbed.guest.channels.ssh_endpoint import Credentials, ForwardedPort
 from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.factory import GuestFactory
 from testbed.hashing import file_sha256
@@ -100,14 +101,11 @@ async def answering(answer: Answer) -> AsyncIterator[int]:
 
 
 async def connect(port: int, host_key: str = SshKey.new().public) -> Shell:
-    known = asyncio.Event()
-    known.set()
-    entrance = Entrance("g0", None)
-    entrance.port = port
-    wire = await entrance.dial()
-    return await Shell.connect(
-        "g0", wire, key=SshKey.new(), known=known, host_key=host_key, command_s=30, entrance=entrance
-    )
+    endpoint = ForwardedPort("g0", None)
+    endpoint.port = port
+    wire = await endpoint.connect()
+    credentials = Credentials(key=SshKey.new(), host_key=host_key)
+    return await Shell.connect("g0", wire, credentials=credentials, endpoint=endpoint, command_s=30)
 
 
 @pytest.mark.parametrize(

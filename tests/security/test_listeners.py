@@ -76,7 +76,7 @@ async def test_a_console_that_is_read_no_longer_is_noticed(tmp_path: Path, monke
     own, qemu = socket.socketpair()
     with own, qemu:
         reader, writer = await asyncio.open_unix_connection(sock=own)
-        monkeypatch.setattr("testbed.guest.channels.console._connect", lambda path: _given(reader, writer))
+        monkeypatch.setattr("testbed.guest.channels.console.open_channel", lambda path: _given(reader, writer))
         watched = Console(tmp_path / "console.log", lambda finding: None, trouble.put_nowait)
         await watched.connect(tmp_path / "console")
         qemu.send(b"a line\n")

@@ -203,7 +203,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
     (
         "docs/security.md",
         "a console costs {} MiB of disk at most, and a line of it {} KiB of memory",
-        ((console._MAX_LOG_BYTES + console._LAST_BYTES) // MIB, console._MAX_LINE_BYTES // KIB),
+        ((console._MAX_LOG_BYTES + console._LAST_BYTES) // MIB, console.MAX_LINE_BYTES // KIB),
     ),
     ("docs/topologies.md", "| `cpus`, `memory` | {} and `{}` |", (GuestModel().cpus, format_size(GuestModel().memory))),
     ("docs/topologies.md", "a volatile cache of its own ({})", (format_size(Disk.model_fields["cache_size"].default),)),

@@ -12,7 +12,6 @@ LARGE_FILES: set[str] = {
     "testbed/bugs/attempt.py",
     "testbed/bugs/repro.py",
     "testbed/cli/run.py",
-    "testbed/guest/channels/ssh.py",
     "testbed/guest/disk_control.py",
     "testbed/guest/factory.py",
     "testbed/guest/guest.py",
@@ -61,7 +60,6 @@ LONG_FUNCTIONS: set[str] = {
     "testbed/vms/hold.py:hold",
 }
 MANY_PARAMETERS: set[str] = {
-    "testbed/guest/channels/ssh.py:connect",
     "testbed/host/process.py:run",
     "testbed/report/results.py:document",
     "testbed/store/kernels/build_jail.py:run_in_jail",

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
 import asyncssh
 
 from testbed.errors import CommandFailed, GuestError, HostError, WireBroken
-from testbed.guest.channels.ssh_keys import SshKey
+from testbed.guest.channels import ssh_connection
+from testbed.guest.channels.ssh_endpoint import Credentials, Endpoint
 from testbed.host.logfile import Log
 
 # dropbear ends the connection at a command of 9000 bytes (MAX_CMD_LEN); a longer one is read by a shell of its own.
@@ -61,28 +61,6 @@ class Result:
         return f"{before}{said[-most:].rstrip()}{after}"
 
 
-class Entrance(Protocol):
-    """Where a guest's SSH server is reached."""
-
-    async def dial(self) -> socket.socket:
-        """A connection. :raise WireBroken: nobody listens."""
-
-    def why_silent(self) -> str:
-        """What this machine knows of why the server does not answer, to be added to a message; or nothing."""
-
-
-class _Client(asyncssh.SSHClient):
-    """Offers one key, and only once the guest has been told of it."""
-
-    def __init__(self, key: asyncssh.SSHKey, known: asyncio.Event) -> None:
-        self._keys = [key]
-        self._known = known
-
-    async def public_key_auth_requested(self) -> asyncssh.SSHKey | None:
-        await self._known.wait()
-        return self._keys.pop() if self._keys else None
-
-
 class Shell:
     """Connections as root to one guest, of which each runs one command at a time.
 
@@ -94,14 +72,14 @@ class Shell:
         self,
         guest: str,
         connection: asyncssh.SSHClientConnection,
-        another: Callable[[], Awaitable[asyncssh.SSHClientConnection]],
+        open_another: Callable[[], Awaitable[asyncssh.SSHClientConnection]],
         command_s: float,
         log: Log | None,
         environment: Mapping[str, str],
     ) -> None:
         self._guest = guest
         self._exports = "".join(f"export {name}={shlex.quote(value)}; " for name, value in environment.items())
-        self._another = another
+        self._open_another = open_another
         self._free, self._all = [connection], [connection]
         self._command_s = command_s
         self._log = log
@@ -112,30 +90,35 @@ class Shell:
         guest: str,
         wire: socket.socket,
         *,
-        key: SshKey,
-        known: asyncio.Event,
-        host_key: str,
+        credentials: Credentials,
+        endpoint: Endpoint,
         command_s: float,
-        entrance: Entrance,
         log: Log | None = None,
         environment: Mapping[str, str] = MappingProxyType({}),
     ) -> Shell:
-        """Speak SSH on a connected socket; the caller owns the deadline. The key is offered when `known` is set: when the server knows it.
-        `host_key`: the public half of the guest's. `entrance`: where there are more connections.
+        """Log in over a connected socket; the caller owns the deadline. `endpoint`: where further connections are made.
 
-        :raise GuestError: it has another host key than our guest. :raise HostError: other users of this machine keep its server busy.
-        :raise WireBroken: it refuses us, or answers something else than SSH.
+        :raise GuestError: the server has another host key. :raise HostError: other users of this machine keep the server busy.
+        :raise WireBroken: the server refuses the login, or does not speak SSH.
         """
 
-        async def again(wire: socket.socket) -> asyncssh.SSHClientConnection:
+        async def open_on(wire: socket.socket) -> asyncssh.SSHClientConnection:
             try:
-                return await _connected(guest, wire, key, known, host_key)
+                return await ssh_connection.open_connection(guest, wire, credentials)
             except WireBroken as error:
-                if busy := entrance.why_silent():
-                    raise HostError(f"{error}{busy}") from error
+                if reason := endpoint.why_silent():
+                    raise HostError(f"{error}{reason}") from error
                 raise
 
-        return cls(guest, await again(wire), lambda: _redial(entrance, again), command_s, log, environment)
+        async def open_another() -> asyncssh.SSHClientConnection:
+            wire = await endpoint.connect()
+            try:
+                return await open_on(wire)
+            except BaseException:
+                wire.close()
+                raise
+
+        return cls(guest, await open_on(wire), open_another, command_s, log, environment)
 
     async def run(self, command: Sequence[str], *, check: bool = True, timeout_s: float | None = None) -> Result:
         """Run one program; `command` is its argv, each word quoted for the guest's shell.
@@ -173,7 +156,7 @@ class Shell:
         while self._free and self._free[-1].is_closed():
             self._all.remove(self._free.pop())
         if not self._free:
-            self._all.append(await self._another())
+            self._all.append(await self._open_another())
             self._free.append(self._all[-1])
         connection = self._free.pop()
         try:
@@ -288,48 +271,6 @@ class Shell:
         with contextlib.suppress(TimeoutError, asyncssh.Error, OSError):
             async with asyncio.timeout(1):
                 await asyncio.gather(*(connection.wait_closed() for connection in self._all))
-
-
-async def _connected(
-    guest: str, wire: socket.socket, key: SshKey, known: asyncio.Event, host_key: str
-) -> asyncssh.SSHClientConnection:
-    own, theirs = asyncssh.import_private_key(key.openssh), asyncssh.import_public_key(host_key)
-    try:
-        connection, _ = await asyncssh.create_connection(
-            lambda: _Client(own, known),
-            sock=wire,
-            username="root",
-            client_keys=None,
-            known_hosts=([theirs], [], []),
-            config=None,
-            agent_path=None,
-            preferred_auth="publickey",
-            # Handshakes are dear under emulation: one algorithm of each kind, and the ones that the server has cheapest.
-            kex_algs=["curve25519-sha256"],
-            encryption_algs=["chacha20-poly1305@openssh.com"],
-            server_host_key_algs=["ssh-ed25519"],
-            compression_algs=None,
-            login_timeout=None,
-            connect_timeout=None,
-            keepalive_interval=0,
-        )
-    except asyncssh.HostKeyNotVerifiable as error:
-        raise GuestError(f"guest {guest}: SSH: expected the host key that this guest was given, got another") from error
-    except (asyncssh.Error, OSError) as error:
-        raise WireBroken(f"guest {guest}: SSH: {error}") from error
-    return connection
-
-
-_Connected = Callable[[socket.socket], Awaitable[asyncssh.SSHClientConnection]]
-
-
-async def _redial(entrance: Entrance, connected: _Connected) -> asyncssh.SSHClientConnection:
-    wire = await entrance.dial()
-    try:
-        return await connected(wire)
-    except BaseException:
-        wire.close()
-        raise
 
 
 def _at_most(guest: str, most_bytes: int) -> Callable[[bytes, bytes, int, int], None]:

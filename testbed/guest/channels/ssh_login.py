@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from testbed.guest.channels.console import Entrance
+from testbed.guest.channels.ssh_endpoint import Credentials, ForwardedPort
 from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.launch_spec import LaunchSpec
 from testbed.host.logfile import Log
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 async def connect(
-    spec: LaunchSpec, entrance: Entrance, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log
+    spec: LaunchSpec, port: ForwardedPort, key: SshKey, host_key: SshKey, identified: asyncio.Event, log: Log
 ) -> Shell:
     """Shake hands with a clone as soon as its server goes on, and log in when it has been told of the `key` (`identified`).
 
@@ -23,18 +23,16 @@ async def connect(
     """
     if spec.template is None:
         await identified.wait()  # nothing listens before
-    wire = await entrance.dial()
+    wire = await port.connect()
     try:
         shell = await asyncio.to_thread(_load_client)
         return await shell.connect(
             spec.name,
             wire,
-            key=key,
-            known=identified,
-            host_key=host_key.public,
+            credentials=Credentials(key=key, host_key=host_key.public, key_installed=identified),
+            endpoint=port,
             command_s=spec.deadlines.command_s,
             log=log,
-            entrance=entrance,
             environment=spec.model.environment,
         )
     except BaseException:

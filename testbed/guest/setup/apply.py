@@ -6,12 +6,11 @@ import contextlib
 from collections.abc import AsyncIterator
 
 from testbed.errors import CommandFailed, DeviceMismatch, TestbedError
-from testbed.guest import devices
 from testbed.guest.guest import Guest
-from testbed.guest.setup import block_stack, cgroups, readback
-from testbed.guest.setup.block_stack import Stack, Step
+from testbed.guest.setup import block_stack, cgroups, disk_facts, networks, readback
+from testbed.guest.setup.block_stack import Stack
 from testbed.guest.setup.readback import Expected
-from testbed.qemu import netdev
+from testbed.guest.setup.steps import Step, do_script, steps_done, undo_script
 from testbed.topology.model import GuestModel
 
 # The mark that a guest reaches when its stack stands.
@@ -24,9 +23,9 @@ def _planned(guest: Guest, wanted: GuestModel | None) -> tuple[Stack, tuple[Step
     disks = {name: device.path for name, device in guest.disks.items()}
     plan = block_stack.plan_stack(model, disks, again=guest.spec.survivors is not None)
     group_steps, group_facts = cgroups.plan_cgroups(model, plan.devices)
-    link_steps, link_facts = netdev.plan_links(guest.spec.wiring.ends if wanted is None else ())
-    disk_facts = devices.expected_facts(own.disks, guest.disks, own.cpus)
-    return plan, link_steps + plan.steps + group_steps, link_facts + disk_facts + plan.facts + group_facts
+    link_steps, link_facts = networks.plan_links(guest.spec.wiring.ends if wanted is None else ())
+    device_facts = disk_facts.expected_facts(own.disks, guest.disks, own.cpus)
+    return plan, link_steps + plan.steps + group_steps, link_facts + device_facts + plan.facts + group_facts
 
 
 async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[Stack, tuple[Step, ...]]:
@@ -39,8 +38,8 @@ async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[S
         return plan, steps
     # One command for both: under emulation that saves a tenth of a second.
     limit = guest.spec.deadlines.stack_s
-    made = await guest.script(block_stack.do_script(steps) + readback.script(facts), check=False, timeout_s=limit)
-    done = block_stack.steps_done(made.stdout)
+    made = await guest.script(do_script(steps) + readback.script(facts), check=False, timeout_s=limit)
+    done = steps_done(made.stdout)
     try:
         if made.status != 0:
             raise CommandFailed(
@@ -60,7 +59,7 @@ async def apply_steps(guest: Guest, wanted: GuestModel | None = None) -> tuple[S
 async def undo_steps(guest: Guest, steps: tuple[Step, ...]) -> None:
     """Undo steps in reverse order."""
     if steps:
-        await guest.script(block_stack.undo_script(steps), timeout_s=guest.spec.deadlines.stack_s)
+        await guest.script(undo_script(steps), timeout_s=guest.spec.deadlines.stack_s)
 
 
 async def _unwind_running(guest: Guest, steps: tuple[Step, ...]) -> None:

@@ -3,11 +3,11 @@ touches nothing."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from testbed.guest.setup.readback import Expected
+from testbed.guest.setup.steps import Step, sh
 from testbed.topology.disks import Disk, Partition
 from testbed.topology.filesystems import FILESYSTEMS
 from testbed.topology.graph import Graph, Key, NamespaceOf, Node, PartitionOf, device, graph, sizes
@@ -23,15 +23,6 @@ _NO_DIRECT_IO = (
     "a kernel gives a loop no direct I/O, and says nothing, where the loop's blocks or its offset are no multiples of the logical block "
     "size below, or the filesystem below can do none"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """Shell commands of one step, and the one that undoes them; every word that comes from a topology is quoted."""
-
-    what: str
-    do: tuple[str, ...]
-    undo: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +42,6 @@ class Stack:
     facts: tuple[Expected, ...]
     devices: dict[str, str]
     loops: dict[str, LoopDevice]
-
-
-def sh(*words: str) -> str:
-    """One command, each word quoted for the shell."""
-    return shlex.join(words)
 
 
 def plan_stack(guest: GuestModel, disks: Mapping[str, str], *, again: bool = False) -> Stack:
@@ -297,24 +283,3 @@ class _Planner:
 def _write(path: str, blocks: int, *, direct: bool) -> str:
     flags = ["oflag=direct"] if direct else []
     return sh("dd", "if=/dev/zero", f"of={path}", "bs=1M", f"count={blocks}", *flags, "conv=fsync", "status=none")
-
-
-def do_script(steps: tuple[Step, ...]) -> str:
-    """One shell script for all steps: one SSH command costs more than most steps. Prints `done N` after each step, and stops at the first
-    that fails, so that exactly the ones that were made can be undone."""
-    lines = []
-    for number, step in enumerate(steps):
-        commands = " && ".join(step.do)
-        lines.append(f"{commands} || {{ echo {shlex.quote('failed: ' + step.what)} >&2; exit 1; }}\necho done {number}")
-    return "\n".join([*lines, "sync"]) + "\n"
-
-
-def undo_script(steps: tuple[Step, ...]) -> str:
-    """Undo steps, in reverse; goes on where one fails, and then ends with status 1."""
-    lines = [f"{step.undo} || failed=1" for step in reversed(steps) if step.undo is not None]
-    return "\n".join(["failed=0", *lines, "exit $failed"]) + "\n"
-
-
-def steps_done(output: str) -> int:
-    """How many steps `do_script` finished, from what it printed."""
-    return sum(line.startswith("done ") for line in output.partition("read back\n")[0].splitlines())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
-from testbed.guest.setup.block_stack import Step, sh
 from testbed.guest.setup.readback import Expected
+from testbed.guest.setup.steps import Step, sh
 from testbed.topology.cgroups import Cgroup
 from testbed.topology.model import GuestModel
 

@@ -13,7 +13,7 @@ from testbed.bugs.script_files import script
 from testbed.bugs.signature import Watch, render
 from testbed.guest import cpu_memory, devices, shell_functions
 from testbed.guest.channels import dmesg, kernel_log
-from testbed.guest.channels.console import Agent
+from testbed.guest.channels.agent import Agent
 from testbed.guest.clock import uptime_s
 from testbed.guest.metrics import fio
 from testbed.guest.setup import readback, survey

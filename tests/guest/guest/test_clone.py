@@ -16,6 +16,7 @@ import pytest
 
 from testbed.errors import DeviceMismatch, WireBroken
 from testbed.guest.channels.ssh import Shell
+from testbed.guest.channels.ssh_endpoint import Credentials
 from testbed.guest.channels.ssh_keys import SshKey
 from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
@@ -133,7 +134,7 @@ async def test_nothing_but_evidence_is_left(
     assert not Path(f"/proc/{pid}").exists()
     assert not sockets.exists() and not scratch.exists()
     with pytest.raises(WireBroken):
-        await guest.entrance.dial()
+        await guest.ssh_port.connect()
     assert {"argv.txt", "console.log", "dmesg.txt", "qmp.jsonl", "qemu.log", "stages.jsonl"} <= {
         path.name for path in logs.iterdir()
     }
@@ -161,26 +162,22 @@ async def test_ssh_listens_in_a_network_of_its_own_and_for_this_runs_key_only(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", model, kernel, logs) as guest:
-        port = f"{guest.entrance.port:04X}"
+        port = f"{guest.ssh_port.port:04X}"
         assert f"0100007F:{port}" in _listening(f"/proc/{guest.pid}") and f"00000000:{port}" not in _listening(
             f"/proc/{guest.pid}"
         )
         if factory.host.confinement.alone:
             assert not [address for address in _listening("/proc") if address.endswith(f":{port}")]
             with contextlib.closing(socket.socket()) as neighbour, pytest.raises(ConnectionRefusedError):
-                neighbour.connect(("127.0.0.1", guest.entrance.port))
+                neighbour.connect(("127.0.0.1", guest.ssh_port.port))
             assert _alone_in_its_network(guest.pid)
-        known = asyncio.Event()
-        known.set()
         with pytest.raises(WireBroken, match="Permission denied"):
             await Shell.connect(
                 "g0",
-                await guest.entrance.dial(),
-                key=SshKey.new(),
-                known=known,
-                host_key=guest.host_key.public,
+                await guest.ssh_port.connect(),
+                credentials=Credentials(key=SshKey.new(), host_key=guest.host_key.public),
+                endpoint=guest.ssh_port,
                 command_s=10,
-                entrance=guest.entrance,
             )
         await _reaches_nothing(guest)
 

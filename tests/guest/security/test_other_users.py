@@ -56,13 +56,13 @@ async def test_a_neighbour_keeps_no_guest_from_answering_or_is_named(
             """A command on a new connection, beside one that has the first."""
             await asyncio.gather(guest.script("sleep 1"), guest.run("true"))
 
-        with neighbour(guest.entrance.port) as (pid, held):
+        with neighbour(guest.ssh_port.port) as (pid, held):
             if alone:
                 assert held == 0
                 await another()
             else:
                 assert held == 40
-                named = rf"nobody \(uid 65534\) holds 40 connections to 127\.0\.0\.1:{guest.entrance.port} \(pid {pid} of nobody"
+                named = rf"nobody \(uid 65534\) holds 40 connections to 127\.0\.0\.1:{guest.ssh_port.port} \(pid {pid} of nobody"
                 with pytest.raises(HostError, match=named):
                     await another()
             descriptor, why = await asyncio.to_thread(ssh_proxy.connection, str(tmp_path / registry.SSH), 20)

@@ -1,6 +1,7 @@
 import pytest
 
 from testbed.guest import devices
+from testbed.guest.setup import disk_facts
 from testbed.topology import GuestModel
 
 DISKS = GuestModel.model_validate(
@@ -82,7 +83,7 @@ def test_what_a_topology_says_of_a_disk_is_read_back_and_no_default_is() -> None
         name: devices.Device(path=f"/dev/{path}", number="1:1", serial="", kind="", size_bytes=1, read_only=False)
         for name, path in {"data": "vdc", "z": "nvme0n1", "more": "nvme0n2", "bare": "nvme1n1"}.items()
     }
-    found = {(fact.where, fact.file, fact.expected) for fact in devices.expected_facts(disks, there, cpus=2)}
+    found = {(fact.where, fact.file, fact.expected) for fact in disk_facts.expected_facts(disks, there, cpus=2)}
     assert found == {
         ("disks.data.queues", "/sys/block/vdc/mq", "2"),
         ("disks.data.discard", "/sys/block/vdc/queue/discard_max_bytes", "0"),

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from testbed.errors import WireBroken
-from testbed.guest.channels import console
+from testbed.host import sockets
 from testbed.host.facts import Account
 from testbed.qemu import jail
 from testbed.qemu.netns import NetworkNamespace
@@ -71,18 +71,18 @@ async def test_who_made_the_namespace_connects_as_often_as_it_likes_and_nobody_e
     netns, port = echo
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - a count
     for number in range(20):
-        with await console.connect_to_guest("g0", port, netns.socket) as wire:
+        with await sockets.connect_to_guest("g0", port, netns.socket) as wire:
             wire.setblocking(True)
             wire.sendall(f"hello {number}".encode())
             assert wire.recv(100) == f"hello {number}".encode()
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # noqa: PTH208 - the two sockets for the one that they came by
     with pytest.raises(WireBroken, match="Connect call failed"):
-        await console.connect_to_guest("g0", port)
+        await sockets.connect_to_guest("g0", port)
 
 
 async def test_connections_of_one_namespace_are_open_side_by_side(echo: tuple[NetworkNamespace, int]) -> None:
     netns, port = echo
-    wires_there = [await console.connect_to_guest("g0", port, netns.socket) for _ in range(50)]
+    wires_there = [await sockets.connect_to_guest("g0", port, netns.socket) for _ in range(50)]
     assert len({wire.getsockname() for wire in wires_there}) == 50
     for wire in wires_there:
         wire.setblocking(True)
@@ -115,7 +115,7 @@ def test_who_connects_in_there_takes_no_connection_of_ours(echo: tuple[NetworkNa
 async def test_a_program_that_never_got_its_namespace_is_an_error() -> None:
     netns = NetworkNamespace()
     with contextlib.closing(netns), pytest.raises(WireBroken, match="without its network namespace"):
-        await console.connect_to_guest("g0", 1, netns.socket)
+        await sockets.connect_to_guest("g0", 1, netns.socket)
 
 
 def test_the_program_keeps_no_socket_of_ours(echo: tuple[NetworkNamespace, int]) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from testbed.errors import TopologyError
 from testbed.guest import devices
-from testbed.guest.setup import block_stack, cgroups, readback
+from testbed.guest.setup import block_stack, cgroups, disk_facts, readback
 from testbed.qemu import blockdev
 from testbed.report import plan_text, topology_svg
 from testbed.topology import GuestModel, load, load_points
@@ -492,7 +492,7 @@ def test_what_the_file_says_of_disks_is_read_back_and_no_default() -> None:
         name: devices.Device(path=f"/dev/{name}", number="8:0", serial="", kind="nvme", size_bytes=1, read_only=False)
         for name in ("d", "e")
     }
-    assert {(fact.where, fact.expected) for fact in devices.expected_facts(guest.disks, there, cpus=2)} == {
+    assert {(fact.where, fact.expected) for fact in disk_facts.expected_facts(guest.disks, there, cpus=2)} == {
         ("disks.d.queues", "2"),
         ("disks.d.logical-block-size", "4096"),
     }

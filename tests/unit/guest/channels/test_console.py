@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from testbed.errors import GuestError, WireBroken
-from testbed.guest.channels import console as wires
-from testbed.guest.channels.console import Agent, Console
+from testbed.guest.channels import console as console_module
+from testbed.guest.channels.agent import Agent
+from testbed.guest.channels.console import Console
 from testbed.guest.channels.kernel_log import Finding, Kind
+from testbed.host import sockets
 
 
 @asynccontextmanager
@@ -33,7 +35,7 @@ async def test_a_caller_who_does_not_wait_for_a_connection_any_longer_leaves_no_
         await asyncio.Event().wait()
 
     monkeypatch.setattr(asyncio.get_running_loop(), "sock_connect", never)
-    waiting = asyncio.create_task(wires.connect_to_guest("g0", 1))
+    waiting = asyncio.create_task(sockets.connect_to_guest("g0", 1))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -77,7 +79,7 @@ async def test_an_agent_that_fails_or_floods_is_an_error(
 
 
 async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wires, "_MAX_LOG_BYTES", 1000)
+    monkeypatch.setattr(console_module, "_MAX_LOG_BYTES", 1000)
     fatal: list[Finding] = []
     async with peer(tmp_path / "console") as connected, asyncio.timeout(10):
         console = Console(tmp_path / "console.log", fatal.append, print)
@@ -98,8 +100,8 @@ async def test_the_console_is_kept_watched_and_bounded(tmp_path: Path, monkeypat
 
 async def test_a_flood_is_cut_in_the_middle_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Less than what is kept of a guest, so that it takes no minute.
-    monkeypatch.setattr(wires, "_MAX_LOG_BYTES", 1 << 20)
-    monkeypatch.setattr(wires, "_LAST_BYTES", 1 << 16)
+    monkeypatch.setattr(console_module, "_MAX_LOG_BYTES", 1 << 20)
+    monkeypatch.setattr(console_module, "_LAST_BYTES", 1 << 16)
     heard = 0
 
     def hear(data: bytes) -> None:
@@ -143,7 +145,7 @@ async def test_a_flood_of_one_kind_leaves_room_for_another(tmp_path: Path) -> No
 async def test_what_follows_an_oops_is_waited_for_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wires, "_LAST_WORDS_S", 30.0)
+    monkeypatch.setattr(console_module, "_LAST_WORDS_S", 30.0)
     async with peer(tmp_path / "console") as connected, asyncio.timeout(20):
         console = Console(tmp_path / "console.log", lambda finding: None, print)
         await console.connect(tmp_path / "console")

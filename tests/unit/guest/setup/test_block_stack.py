@@ -1,4 +1,4 @@
-from testbed.guest.setup import block_stack
+from testbed.guest.setup import block_stack, steps
 from testbed.topology import GuestModel
 from testbed.topology.load import parse
 
@@ -53,16 +53,16 @@ def test_tmpfs_needs_no_disk_and_its_file_is_sparse() -> None:
 
 def test_undoing_is_the_reverse_of_what_was_done_and_no_more() -> None:
     made = block_stack.plan_stack(NESTED, {"data": "/dev/vdc"})
-    assert block_stack.undo_script(made.steps).splitlines()[1:-1] == [
+    assert steps.undo_script(made.steps).splitlines()[1:-1] == [
         "losetup -d /dev/loop1 || failed=1",
         "umount /mnt/l0 || failed=1",
         "losetup -d /dev/loop0 || failed=1",
         "umount /mnt/data || failed=1",
     ]
-    assert block_stack.undo_script(made.steps[:2]).splitlines()[1:-1] == ["umount /mnt/data || failed=1"]
-    assert block_stack.undo_script(()).splitlines() == ["failed=0", "exit $failed"]
+    assert steps.undo_script(made.steps[:2]).splitlines()[1:-1] == ["umount /mnt/data || failed=1"]
+    assert steps.undo_script(()).splitlines() == ["failed=0", "exit $failed"]
 
 
 def test_the_steps_done_are_read_from_the_scripts_output() -> None:
-    assert block_stack.steps_done("done 0\nsomething\ndone 1\nread back\ndone 7\n") == 2
-    assert block_stack.steps_done("") == 0
+    assert steps.steps_done("done 0\nsomething\ndone 1\nread back\ndone 7\n") == 2
+    assert steps.steps_done("") == 0

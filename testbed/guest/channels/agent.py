@@ -1,0 +1,94 @@
+"""Exchanges lines with the agent, process 1 of the guest (images/guest/testbed-agent), over a virtio-serial port."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from pathlib import Path
+
+from testbed.errors import GuestError, WireBroken
+from testbed.guest.channels import kernel_log
+from testbed.guest.channels.console import MAX_LINE_BYTES, open_channel
+
+# An answer of the agent: a table of all cgroups of a guest fits.
+_MAX_ANSWER_BYTES = 8 << 20
+
+
+class Agent:
+    """Speaks lines with process 1 of the guest (images/guest/testbed-agent)."""
+
+    def __init__(self, guest: str) -> None:
+        self._guest = guest
+        self._reader: asyncio.StreamReader | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._turn = asyncio.Lock()
+        self._turns = itertools.count()
+
+    async def connect(self, path: Path) -> None:
+        self._reader, self._writer = await open_channel(path)
+
+    async def ask(self, verb: str, **words: str) -> tuple[tuple[str, ...], str]:
+        """Ask something that is answered in several lines, the last of which begins with `verb`: those before it, and what that one says.
+
+        One at a time; an answer to somebody who has stopped waiting is not taken for one to the next.
+
+        :raise GuestError: the agent says that it failed, or more than anybody asked for. :raise WireBroken: the wire is closed.
+        """
+        async with self._turn:
+            mark = f"turn={next(self._turns)}"
+            self.say(f"{verb} {mark}", **words)
+            lines: list[str] = []
+            room_bytes = _MAX_ANSWER_BYTES
+            while True:
+                said, _, rest = (line := await self._line(verb)).partition(" ")
+                if said != verb:
+                    lines.append(line)
+                    room_bytes -= len(line) + 1
+                    if room_bytes < 0:
+                        most = f"at most {_MAX_ANSWER_BYTES} bytes"
+                        raise GuestError(f"guest {self._guest}: agent: expected {most} before `{verb}`, got more")
+                elif rest.split(" ", 1)[0] == mark:
+                    return tuple(lines), rest
+                else:
+                    lines.clear()
+
+    async def exchange(self, verb: str, answer: str, **words: str) -> str:
+        """Say one line and wait for the one that answers it; see `expect`."""
+        async with self._turn:
+            self.say(verb, **words)
+            return await self.expect(answer)
+
+    async def expect(self, word: str) -> str:
+        """Wait for a line that begins with `word`, and return the rest of it.
+
+        :raise GuestError: the agent says that it failed. :raise WireBroken: the wire is closed.
+        """
+        while True:
+            verb, _, rest = (await self._line(word)).partition(" ")
+            if verb == word:
+                return rest
+
+    async def _line(self, word: str) -> str:
+        """The next line, on the way to one that begins with `word`."""
+        assert self._reader is not None
+        try:
+            line = (await self._reader.readline()).decode(errors="replace")
+        except (ValueError, OSError) as error:
+            raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got {error}") from error
+        if not line:
+            raise WireBroken(f"guest {self._guest}: agent: expected a line `{word}`, got the end of the wire")
+        said = kernel_log.clean(line.rstrip(), MAX_LINE_BYTES)
+        if said.startswith("failed "):
+            raise GuestError(
+                f"guest {self._guest}: agent: expected `{word}`, got a failure: {said.removeprefix('failed ')}"
+            )
+        return said
+
+    def say(self, verb: str, **words: str) -> None:
+        """Send one line; values must not hold spaces."""
+        assert self._writer is not None
+        self._writer.write((" ".join([verb, *(f"{name}={value}" for name, value in words.items())]) + "\n").encode())
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,41 @@
+"""Steps that set up a guest, each with the command that undoes it, as shell scripts. Pure."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """Shell commands of one step, and the one that undoes them; every word that comes from a topology is quoted."""
+
+    what: str
+    do: tuple[str, ...]
+    undo: str | None = None
+
+
+def sh(*words: str) -> str:
+    """One command, each word quoted for the shell."""
+    return shlex.join(words)
+
+
+def do_script(steps: tuple[Step, ...]) -> str:
+    """One shell script for all steps: one SSH command costs more than most steps. Prints `done N` after each step, and stops at the first
+    that fails, so that exactly the ones that were made can be undone."""
+    lines = []
+    for number, step in enumerate(steps):
+        commands = " && ".join(step.do)
+        lines.append(f"{commands} || {{ echo {shlex.quote('failed: ' + step.what)} >&2; exit 1; }}\necho done {number}")
+    return "\n".join([*lines, "sync"]) + "\n"
+
+
+def undo_script(steps: tuple[Step, ...]) -> str:
+    """Undo steps, in reverse; goes on where one fails, and then ends with status 1."""
+    lines = [f"{step.undo} || failed=1" for step in reversed(steps) if step.undo is not None]
+    return "\n".join(["failed=0", *lines, "exit $failed"]) + "\n"
+
+
+def steps_done(output: str) -> int:
+    """How many steps `do_script` finished, from what it printed."""
+    return sum(line.startswith("done ") for line in output.partition("read back\n")[0].splitlines())
