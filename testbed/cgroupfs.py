@@ -12,6 +12,8 @@ from typing import Any
 from testbed.errors import ReadingError
 from testbed.units import is_digits, parse_whole
 
+# Where every guest mounts cgroup v2.
+ROOT = "/sys/fs/cgroup"
 # What block/blk-cgroup.c prints of a device that has done any I/O: all of it, or nothing.
 MOVED = ("rbytes", "wbytes", "rios", "wios", "dbytes", "dios")
 # bdi_dev_name() of a disk that is just being removed (mm/backing-dev.c).

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 from testbed.bugs import io_accounting, script_runner, shell_messages
 from testbed.bugs import outcome as tries
+from testbed.bugs.counter_baseline import CounterBaseline
 from testbed.bugs.io_accounting import Account
 from testbed.bugs.model import Bug
 from testbed.bugs.outcome import Outcome, Try
@@ -29,7 +30,6 @@ from testbed.guest.debug import gdb, vmcore
 from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import Loss
-from testbed.guest.metrics.cgroup_counters import CounterBaseline
 from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.guest.setup import apply
 from testbed.guest.timeline import run_timeline

@@ -12,7 +12,6 @@ from typing import Any
 
 from testbed import cgroupfs
 from testbed.errors import ReadingError, TestbedError
-from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.guest.shell_functions import Texts
@@ -83,10 +82,8 @@ async def _device(guest: Guest) -> Mapping[str, Mapping[str, int]] | None:
 
 
 async def _texts(guest: Guest) -> tuple[Texts | None, str]:
-    mark = shell_functions.new_separator()
     try:
-        said = await guest.script(f"{shell_functions.function_definitions(mark)}take {_FILE}; finish", timeout_s=10)
-        return shell_functions.sections(said.stdout, mark, guest.name)[""], ""
+        return (await readings.take_files(guest, f"take {_FILE}; finish", timeout_s=10))[""], ""
     except TestbedError as error:
         return None, str(error)
 

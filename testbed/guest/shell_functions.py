@@ -8,9 +8,10 @@ the kernel make the file again, so that a line may begin in the middle of anothe
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from testbed import cgroupfs
 from testbed.errors import ReadingError
 from testbed.units import parse_whole
 
@@ -50,6 +51,18 @@ def new_separator() -> str:
 def function_definitions(mark: str) -> str:
     """The functions `enter`, `take`, `section`, `note` and `finish`."""
     return ENTER + _TAKE.replace("MARK", mark)
+
+
+def take_cgroups(files: Iterable[str], depths: Iterable[int]) -> str:
+    """Return shell code that takes `files` of all cgroups at these depths (0: the root), where they have them."""
+    groups = " ".join(cgroupfs.ROOT + "/*" * depth + "/" for depth in depths)
+    return f"""\
+for group in {groups}; do
+    for file in {" ".join(files)}; do
+        [ ! -e "$group$file" ] || take "$group$file"
+    done
+done
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

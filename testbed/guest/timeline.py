@@ -20,7 +20,7 @@ from testbed.errors import GuestLost, TestbedError, one_line
 from testbed.guest import clock, hardware_control
 from testbed.guest.clock import Clock
 from testbed.guest.guest import Guest
-from testbed.guest.metrics import cgroup_counters
+from testbed.guest.metrics import readings
 from testbed.host.logfile import Log
 from testbed.topology.schedule import TimedAction, format_action, schedule
 from testbed.topology.timeline import TimelineEntry, When
@@ -81,7 +81,7 @@ class TimelineRunner:
     async def _counted(self, when: When) -> str:
         while True:
             # A cgroup that is not there yet has counted nothing.
-            value = await cgroup_counters.read_counter(self._guest, {}, str(when.cgroup), str(when.counter))
+            value = await readings.read_counter(self._guest, {}, str(when.cgroup), str(when.counter))
             if value is not None and (
                 (when.above is not None and value > when.above) or (when.below is not None and value < when.below)
             ):

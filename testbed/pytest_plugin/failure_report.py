@@ -21,13 +21,12 @@ _ASK = """\
 take /proc/uptime
 echo "MARK file dmesg"; dmesg; echo; echo "MARK whole dmesg"
 section cgroups
-for group in /sys/fs/cgroup/*/ /sys/fs/cgroup/*/*/; do
-    for file in io.stat memory.current memory.stat memory.events; do
-        [ ! -e "$group$file" ] || take "$group$file"
-    done
-done
+GROUPS
 finish
-"""
+""".replace(
+    "GROUPS\n",
+    shell_functions.take_cgroups(("io.stat", "memory.current", "memory.stat", "memory.events"), depths=(1, 2)),
+)
 _SHOWN = {"memory.stat": ("anon", "file", "shmem"), "memory.events": ("high", "max", "oom", "oom_kill")}
 
 

@@ -20,7 +20,8 @@ from rich.text import Text
 
 from testbed.cli.app import _Terminal
 from testbed.errors import CommandFailed, GuestError, HostError, TestbedError, TopologyError, UsageError, WireBroken
-from testbed.guest.channels import console, ssh
+from testbed.guest.channels import agent as agents
+from testbed.guest.channels import ssh
 from testbed.guest.channels.agent import Agent
 from testbed.guest.channels.kernel_log import clean
 from testbed.guest.channels.ssh import Shell
@@ -214,7 +215,7 @@ def test_a_file_larger_than_any_is_not_taken() -> None:
 
 
 async def test_an_agent_that_answers_for_ever_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(console, "_MAX_ANSWER_BYTES", 100_000)
+    monkeypatch.setattr(agents, "_MAX_ANSWER_BYTES", 100_000)
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):

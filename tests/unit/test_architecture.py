@@ -23,7 +23,6 @@ LAYERS = (
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.split()}
 # To be cut: imports from above that the modules had when they got their packages.
 LEFT = {
-    ("guest/metrics/cgroup_counters", "bugs/signature"),
     ("host/registry", "host/ssh_proxy"),
     ("pytest_plugin/guests", "cli/doctor"),
     ("store/image", "topology/base"),

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from testbed import cgroupfs
 from testbed.errors import ReadingError, TestbedError
 from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
+from testbed.guest.shell_functions import Texts
 from testbed.qemu import blockdev
 
 BLOCKSTATS = "query-blockstats"
 _WAYS = ("rd", "wr")
-_ROOT = "/sys/fs/cgroup"
-_IO_STAT = f"""\
-for file in {_ROOT}/*/io.stat {_ROOT}/*/*/io.stat {_ROOT}/*/*/*/io.stat; do
-    [ ! -e "$file" ] || take "$file"
-done
-finish
-"""
+# Each cgroup's small counters.
+_COUNTERS = ("memory.events", "pids.events", "cgroup.stat", "memory.current", "memory.swap.current")
+_COUNTERS_LIMIT_S = 10
 
 
 async def block_devices(guest: Guest) -> dict[str, dict[str, Any]]:
@@ -77,14 +75,12 @@ async def _groups(guest: Guest) -> dict[str, dict[str, dict[str, int]]]:
     found: dict[str, dict[str, dict[str, int]]] = {}
     if guest.hardware.errors.stopped:
         return found
-    mark = shell_functions.new_separator()
     with contextlib.suppress(TestbedError):  # a guest that hangs still has an emulated disk
-        said = await guest.script(shell_functions.function_definitions(mark) + _IO_STAT)
-        taken = shell_functions.sections(said.stdout, mark, guest.name)[""]
+        taken = await read_cgroups(guest, ("io.stat",), depths=(1, 2, 3))
         for path, text in taken.texts.items():
             with contextlib.suppress(ReadingError):
                 moved = cgroupfs.parse_io_stat(text, taken.where(path))
-                found[path.removeprefix(f"{_ROOT}/").removesuffix("/io.stat")] = moved
+                found[path.removeprefix(f"{cgroupfs.ROOT}/").removesuffix("/io.stat")] = moved
     return found
 
 
@@ -94,3 +90,51 @@ async def _limits(guest: Guest, name: str) -> dict[str, int]:
     limits = await guest.monitor.limits(group)
     kinds = (f"{unit}-{which}" for unit in ("iops", "bps") for which in ("total", "read", "write"))
     return {kind: limits[kind] for kind in kinds if limits.get(kind)}
+
+
+async def take_files(guest: Guest, script: str, *arguments: str, timeout_s: float | None = None) -> Mapping[str, Texts]:
+    """Run a script that takes files of the guest by the functions of `shell_functions`, and return them by section.
+
+    :raise GuestError: the guest does not answer. :raise ReadingError: the script did not come to its `finish`, or its output is cut.
+    """
+    mark = shell_functions.new_separator()
+    done = await guest.script(shell_functions.function_definitions(mark) + script, *arguments, timeout_s=timeout_s)
+    return shell_functions.sections(done.stdout, mark, guest.name)
+
+
+async def read_cgroups(
+    guest: Guest, files: Iterable[str], *, depths: Iterable[int], timeout_s: float | None = None
+) -> Texts:
+    """Read `files` of all cgroups at these depths (0: the root), by their paths; a cgroup without a file has no text of it.
+
+    Raises as `take_files`.
+    """
+    script = shell_functions.take_cgroups(files, depths) + "finish\n"
+    return (await take_files(guest, script, timeout_s=timeout_s))[""]
+
+
+async def read_cgroup_counters(guest: Guest) -> dict[str, str]:
+    """Read the small counters of all cgroups: text by path below the root.
+
+    Raises as `take_files`.
+    """
+    texts = (await read_cgroups(guest, _COUNTERS, depths=range(4), timeout_s=_COUNTERS_LIMIT_S)).texts
+    return {path.removeprefix(f"{cgroupfs.ROOT}/"): text for path, text in texts.items()}
+
+
+async def read_counter(guest: Guest, texts: Mapping[str, str], cgroup: str, counter: str) -> int | None:
+    """Return a counter, written `FILE` or `FILE NAME`, from `texts` of `read_cgroup_counters`, or read now if it is not there.
+
+    None: the cgroup does not exist, or has no such file.
+
+    :raise GuestError: the guest does not answer. :raise ReadingError: the file has no such name, or its value is no number.
+    """
+    name, _, key = counter.partition(" ")
+    path = name if cgroup == "/" else f"{cgroup}/{name}"
+    full = f"{cgroupfs.ROOT}/{path}"
+    text = texts.get(path)
+    if text is None:
+        text = (await take_files(guest, 'take "$1"; finish', full, timeout_s=_COUNTERS_LIMIT_S))[""].texts.get(full)
+        if text is None:
+            return None
+    return cgroupfs.parse_value(text, key, f"guest {guest.name}: {full}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from testbed import cgroupfs
-from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
+from testbed.guest.metrics import readings
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import Texts
 from testbed.scenarios.controls import owned_pages, usual_read_controls
@@ -96,10 +96,8 @@ async def _many(guest: Guest, point: Point) -> Evidence:
     count = int(point.variant)
     async with open_harness(guest, point) as at:
         before = (await at.disk_bytes())[0]
-        mark = shell_functions.new_separator()
-        done = await guest.script(shell_functions.function_definitions(mark) + _READERS, at.loop, str(count))
+        taken = await readings.take_files(guest, _READERS, at.loop, str(count))
         moved = cgroupfs.growth(before, (await at.disk_bytes())[0], f"disk {at.disk}: QEMU's rd_bytes")
-        taken = shell_functions.sections(done.stdout, mark, guest.name)
         charged, page_cache = counted(taken["after"], count, at.device)
         root = f"{ROOT}/io.stat"
         whole = cgroupfs.bytes_moved(

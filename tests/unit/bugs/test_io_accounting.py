@@ -13,13 +13,13 @@ import pytest
 
 from testbed.bugs import attempt, io_accounting
 from testbed.bugs.attempt import Attempt
+from testbed.bugs.counter_baseline import CounterBaseline
 from testbed.bugs.io_accounting import Snapshot
 from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome
 from testbed.bugs.signature import Watch
 from testbed.errors import CommandFailed, GuestLost, HostError
-from testbed.guest.metrics import cgroup_counters
-from testbed.guest.metrics.cgroup_counters import CounterBaseline
+from testbed.guest.metrics import readings
 from testbed.guest.shell_functions import Texts
 from testbed.report.bugs import tables
 from testbed.units import MIB
@@ -99,7 +99,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise said[""]
         return {path: text for path, text in said.items() if isinstance(text, str)}
 
-    original = cgroup_counters.read_counter
+    original = readings.read_counter
 
     async def one(guest: Any, texts: Any, cgroup: str, counter: str) -> int | None:
         path = f"{cgroup}/{counter.partition(' ')[0]}"
@@ -107,8 +107,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise said[path]
         return await original(guest, texts, cgroup, counter) if path in texts else None
 
-    monkeypatch.setattr(cgroup_counters, "read_cgroup_counters", every)
-    monkeypatch.setattr(cgroup_counters, "read_counter", one)
+    monkeypatch.setattr(readings, "read_cgroup_counters", every)
+    monkeypatch.setattr(readings, "read_counter", one)
     return said
 
 

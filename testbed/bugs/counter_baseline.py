@@ -1,55 +1,13 @@
-"""What a guest's cgroups have counted, by their files' names, for signatures."""
+"""Reads the counters of a guest's cgroups that a signature looks at, while a try runs and at its end."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from testbed import cgroupfs
 from testbed.bugs.signature import Watch, render
 from testbed.errors import TestbedError
-from testbed.guest import shell_functions
 from testbed.guest.guest import Guest
-
-_ROOT = "/sys/fs/cgroup"
-# Each cgroup's small counters; one may go meanwhile.
-_COUNTERS = f"""\
-for file in memory.events pids.events cgroup.stat memory.current memory.swap.current; do
-    for path in {_ROOT}/$file {_ROOT}/*/$file {_ROOT}/*/*/$file {_ROOT}/*/*/*/$file; do
-        [ ! -e "$path" ] || take "$path"
-    done
-done
-finish
-"""
-_ONE = 'take "$1"; finish'
-
-
-async def read_cgroup_counters(guest: Guest) -> dict[str, str]:
-    """The small counters of all cgroups: text by path from the root.
-
-    :raise GuestError: the guest does not answer. :raise ReadingError: what it answers is cut.
-    """
-    mark = shell_functions.new_separator()
-    said = await guest.script(shell_functions.function_definitions(mark) + _COUNTERS, timeout_s=10)
-    texts = shell_functions.sections(said.stdout, mark, guest.name)[""].texts
-    return {path.removeprefix(f"{_ROOT}/"): text for path, text in texts.items()}
-
-
-async def read_counter(guest: Guest, texts: Mapping[str, str], cgroup: str, counter: str) -> int | None:
-    """A counter, written `FILE` or `FILE NAME`; of `every`, or read now. None: the cgroup, or its file, is not there.
-
-    :raise GuestError: the guest does not answer. :raise ReadingError: the file has no such name, or it is no number.
-    """
-    name, _, key = counter.partition(" ")
-    path = name if cgroup == "/" else f"{cgroup}/{name}"
-    where = f"guest {guest.name}: {_ROOT}/{path}"
-    text = texts.get(path)
-    if text is None:
-        mark = shell_functions.new_separator()
-        said = await guest.script(shell_functions.function_definitions(mark) + _ONE, f"{_ROOT}/{path}", timeout_s=10)
-        text = shell_functions.sections(said.stdout, mark, guest.name)[""].texts.get(f"{_ROOT}/{path}")
-        if text is None:
-            return None
-    return cgroupfs.parse_value(text, key, where)
+from testbed.guest.metrics import readings
 
 
 class CounterBaseline:
@@ -81,7 +39,7 @@ class CounterBaseline:
         texts: Mapping[str, str] = {}
         lines: tuple[str, ...] = ()
         try:
-            texts = await read_cgroup_counters(guest)
+            texts = await readings.read_cgroup_counters(guest)
             if everything:
                 lines = render(texts)
                 self._watch.counted(lines)
@@ -89,7 +47,7 @@ class CounterBaseline:
             self._failed = str(error) if everything and self._watch.looks_at_counters else ""
         for cgroup, counter in self._watch.counters:
             try:
-                value = await read_counter(guest, texts, cgroup, counter)
+                value = await readings.read_counter(guest, texts, cgroup, counter)
             except TestbedError as error:
                 self._unread[cgroup, counter] = str(error)
                 continue
