@@ -22,7 +22,7 @@ from testbed.hardware.throttle import Throttle
 from testbed.host import tempdirs
 from testbed.report import live
 from testbed.topology import GuestModel
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from testbed.units import MIB
 
 KINDS = ("virtio-blk", "nvme", "virtio-scsi")
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 async def measure(*, kernel: str, seconds: float, changes: int) -> list[Row]:
     """A row for each limit on each kind of disk."""
-    model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
+    model = GuestModel(disks={f"d{number}": make_disk(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     rows: list[Row] = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_factory(progress, kernels=(kernel,)) as factory:

@@ -16,7 +16,7 @@ from testbed.host import tempdirs
 from testbed.progress import Task
 from testbed.report import live
 from testbed.topology import GuestModel
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from testbed.units import MIB
 
 _KINDS = ("virtio-blk", "nvme")
@@ -48,7 +48,7 @@ async def measure(*, cycles: int, kernel: str) -> list[Row]:
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_factory(progress, kernels=(kernel,)) as factory:
             for kind in _KINDS:
-                model = GuestModel(disks={"data": disk_of(type=kind, size=64 * MIB)})
+                model = GuestModel(disks={"data": make_disk(type=kind, size=64 * MIB)})
                 async with factory.guest("bench", model, await factory.kernel(kernel), folder / kind) as guest:
                     with progress.task(kind) as task:
                         rows.append({"disk": kind, **await _cycles(guest, cycles, task)})

@@ -21,7 +21,7 @@ from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.host import tempdirs
 from testbed.report import live
 from testbed.topology import GuestModel
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from testbed.units import MIB
 
 Row = dict[str, Any]
@@ -39,7 +39,7 @@ done
 
 async def measure(*, kernel: str, seconds: float, rounds: int) -> list[Row]:
     """A row for each rate and number of groups."""
-    model = GuestModel(disks={"data": disk_of(type="virtio-blk", size=64 * MIB)})
+    model = GuestModel(disks={"data": make_disk(type="virtio-blk", size=64 * MIB)})
     rows: list[Row] = []
     with tempdirs.temporary() as folder, live.progress(Console(stderr=True)) as progress:
         async with open_factory(progress, kernels=(kernel,)) as factory:

@@ -135,7 +135,7 @@ class Soak:
 
     def _guest(self, evidence: Path) -> Any:
         kind = self._chance.choice(("virtio-blk", "nvme", "virtio-scsi"))
-        model = GuestModel(cpus=1, memory=512 << 20, disks={"data": disks.disk_of(type=kind, size=64 << 20)})
+        model = GuestModel(cpus=1, memory=512 << 20, disks={"data": disks.make_disk(type=kind, size=64 << 20)})
         return self._factory.guest("g0", model, self._kernel, evidence)
 
     async def _clone(self, evidence: Path) -> None:
@@ -161,7 +161,7 @@ class Soak:
             on_step=lambda case, side, step: None,
             on_result=lambda result: None,
         )
-        await runner.run(job, runner.run_each({"kernel": runner.expected_of(self._kernel)}))
+        await runner.run(job, runner.judge_each({"kernel": runner.expected_of(self._kernel)}))
 
     async def _panic(self, evidence: Path) -> None:
         with contextlib.suppress(GuestLost):

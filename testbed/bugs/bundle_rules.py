@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from testbed.bugs.model import Case
-from testbed.topology.base import Several, Version
+from testbed.topology.base import TupleOf, Version
 
 MANIFEST, BUG, RESULTS = "manifest.json", "bug.yaml", "repro.json"
 KERNELS, KERNEL_META = "kernels", "meta.json"
@@ -110,7 +110,7 @@ class Made(_Model):
 
     host: MadeWith
     image: MadeOn
-    kernels: Several[MadeFor]
+    kernels: TupleOf[MadeFor]
 
 
 class Manifest(Made):
@@ -118,7 +118,7 @@ class Manifest(Made):
 
     version: Version
     seed: Annotated[int, Field(ge=0, lt=1 << 63)]
-    with_kernels: Several[KernelName]
+    with_kernels: TupleOf[KernelName]
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
 
 

@@ -14,12 +14,20 @@ from testbed.bugs import script_files
 from testbed.bugs.model import Bug, Case, Document
 from testbed.errors import Problem, TopologyError, UsageError
 from testbed.topology import trust
+from testbed.topology.base import KeyPath
 from testbed.topology.check import Mistake
 from testbed.topology.host_limits import HostLimits
-from testbed.topology.load import merge_extended, points_of
+from testbed.topology.load import merge_extended, points_from_mapping
 from testbed.topology.model import GuestModel
-from testbed.topology.tolerant import Checked
-from testbed.topology.yaml_reader import Reader, Where, load_single, read, reads_as_text, text_named, text_of
+from testbed.topology.tolerant import TolerantValidation
+from testbed.topology.yaml_reader import (
+    Reader,
+    read_file,
+    read_mapping,
+    read_referenced_file,
+    reads_as_text,
+    single_error,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +47,7 @@ PLAIN_GUEST: dict[str, Any] = {"version": 1, "guests": {"g0": {"cpus": 2}}}
 def is_bug(path: Path) -> bool:
     """Whether a file is one of a bug, rather than of a topology, by any of its keys: it may lack some; one that cannot be read is none."""
     try:
-        keys = set(read(text_of(path), Reader(str(path))))
+        keys = set(read_mapping(read_file(path), Reader(str(path))))
         return "signature" in keys or ("guests" not in keys and not keys.isdisjoint(_OF_BUGS))
     except TopologyError:
         return False
@@ -64,12 +72,14 @@ def load(
 
     :raise TopologyError: it cannot be read, or says something wrong; holds every mistake.
     """
-    return _case(read_plain(text_of(path), str(path)), path.parent, limits, kernel=kernel, check_kernels=check_kernels)
+    return _case(
+        read_plain(read_file(path), str(path)), path.parent, limits, kernel=kernel, check_kernels=check_kernels
+    )
 
 
 def script_places(path: Path) -> dict[str, Place]:
     """Where the `script` and `prepare` of a valid bug file stand."""
-    plain, reader = read_plain(text_of(path), str(path))
+    plain, reader = read_plain(read_file(path), str(path))
     return {**_places(reader), **_script(plain, reader, path.parent)}
 
 
@@ -81,12 +91,12 @@ def parse(text: str, file: str = "bug.yaml", folder: Path | None = None) -> Case
 def read_plain(text: str, file: str) -> tuple[dict[str, Any], Reader]:
     """The mapping in a text, and where its parts stood."""
     reader = Reader(file)
-    return read(text, reader), reader
+    return read_mapping(text, reader), reader
 
 
 def self_contained(path: Path) -> dict[str, Any]:
     """The mapping in a bug file, with its topology and script in it. The file is valid: `load` it first."""
-    return inline_files(read_plain(text_of(path), str(path))[0], path)
+    return inline_files(read_plain(read_file(path), str(path))[0], path)
 
 
 def inline_files(plain: dict[str, Any], path: Path, sources: dict[str, str] | None = None) -> dict[str, Any]:
@@ -97,7 +107,7 @@ def inline_files(plain: dict[str, Any], path: Path, sources: dict[str, str] | No
     plain = copy.deepcopy(plain)
     script = plain.pop("script-file", None)
     if script is not None:
-        plain["script"] = text_named(path.parent / str(script), within=path.parent)
+        plain["script"] = read_referenced_file(path.parent / str(script), within=path.parent)
         plain.setdefault("script-name", Path(str(script)).name)
     topology, folder = plain.get("topology"), path.parent
     if isinstance(topology, str):
@@ -114,7 +124,7 @@ def inline_files(plain: dict[str, Any], path: Path, sources: dict[str, str] | No
 
 def _read_topology(path: Path, sources: dict[str, str] | None) -> dict[str, Any]:
     reader = Reader(str(path), sources)
-    return merge_extended(read(text_named(path), reader), reader, path)
+    return merge_extended(read_mapping(read_referenced_file(path), reader), reader, path)
 
 
 def to_yaml(plain: dict[str, Any], head: str = "") -> str:
@@ -165,7 +175,7 @@ def _case(
         for where, message in (
             check_kernels((*bug.kernels.shows, *bug.kernels.clean), guest) if check_kernels is not None else ()
         ):
-            reader.problem((*_of_guest(topology), *where), message)
+            reader.add_problem((*_of_guest(topology), *where), message)
     if reader.problems or bug is None or guest is None:
         raise TopologyError(
             tuple(
@@ -181,10 +191,10 @@ def _kernels(bug: Bug, reader: Reader, kernel: Callable[[str], None]) -> None:
             try:
                 kernel(spec)
             except UsageError as error:
-                reader.problem(("kernels", side, number), str(error))
+                reader.add_problem(("kernels", side, number), str(error))
 
 
-def _of_guest(topology: Any) -> Where:
+def _of_guest(topology: Any) -> KeyPath:
     """The place of a bug's guest in its file; of one that is in another file, or none, that of the topology."""
     named = topology.get("guests") if isinstance(topology, dict) else None
     return ("topology", "guests", next(iter(named))) if named else ("topology",)
@@ -206,7 +216,7 @@ def _places(reader: Reader) -> dict[str, Place]:
     return {
         key: Place(file=mark.file, line=mark.line + exact, column=mark.column, exact=exact)
         for key in ("prepare", "script")
-        if (mark := reader.marks.get((key,))) is not None
+        if (mark := reader.positions.get((key,))) is not None
         for exact in [(key,) in reader.blocks]
     }
 
@@ -217,15 +227,15 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
     found: dict[str, Place] = {}
     if name is None:
         return found
-    where: Where = ("script-file",)
+    where: KeyPath = ("script-file",)
     if "script" in plain:
-        reader.problem(where, "expected script or script-file, got both")
+        reader.add_problem(where, "expected script or script-file, got both")
     elif folder is None or not isinstance(name, str) or Path(name).is_absolute():
-        reader.problem(where, f"expected the path of a script, relative to this file, got {name!r}")
+        reader.add_problem(where, f"expected the path of a script, relative to this file, got {name!r}")
     else:
         try:
             # It is in every guest, and in the bundles that people send each other.
-            plain["script"] = text_named(folder / name, within=folder)
+            plain["script"] = read_referenced_file(folder / name, within=folder)
             reader.sources[trust.content_hash(plain["script"])] = str(folder / name)
             plain.setdefault("script-name", Path(name).name)
             found["script"] = Place(file=str(folder / name), line=1)
@@ -237,23 +247,25 @@ def _script(plain: dict[str, Any], reader: Reader, folder: Path | None) -> dict[
 
 def _guest(said: Any, reader: Reader, folder: Path | None, limits: HostLimits | None) -> GuestModel | None:
     """The one guest of a bug's topology; what is wrong goes to the reader."""
-    where: Where = ("topology",)
+    where: KeyPath = ("topology",)
     try:
         if isinstance(said, str):
             if folder is None or Path(said).is_absolute() or not said.endswith(".yaml"):
-                reader.problem(
+                reader.add_problem(
                     where, f"expected a topology, or the path of a .yaml file, relative to this one, got {said!r}"
                 )
                 return None
             other = Reader(str(folder / said), reader.sources)
-            found = points_of(read(text_named(folder / said), other), other, folder / said, limits)
+            found = points_from_mapping(
+                read_mapping(read_referenced_file(folder / said), other), other, folder / said, limits
+            )
         elif said is None or isinstance(said, dict):
-            below = reader.below(where)
+            below = reader.subreader(where)
             path = None if folder is None else Path(reader.file)
             plain = {"version": 1, **(PLAIN_GUEST if said is None else said)}
-            found = points_of(plain, below, path, limits)
+            found = points_from_mapping(plain, below, path, limits)
         else:
-            reader.problem(where, f"expected a mapping, or the path of a .yaml file, got {said!r}")
+            reader.add_problem(where, f"expected a mapping, or the path of a .yaml file, got {said!r}")
             return None
     except TopologyError as error:
         reader.problems += error.problems
@@ -261,20 +273,22 @@ def _guest(said: Any, reader: Reader, folder: Path | None, limits: HostLimits | 
     topology = next(iter(found.values()))
     if len(found) > 1 or len(topology.guests) > 1:
         many = f"a matrix of {len(found)} points" if len(found) > 1 else f"{len(topology.guests)} guests"
-        reader.problem(where, f"expected one guest, on which the script runs, got {many}")
+        reader.add_problem(where, f"expected one guest, on which the script runs, got {many}")
         return None
     return next(iter(topology.guests.values()))
 
 
 def _bug(plain: dict[str, Any], reader: Reader) -> Bug | None:
     """What a file says of its bug, with misspelt keys read as what they are near to; what is wrong goes to the reader."""
-    checked = Checked(Bug, plain, Document)
+    checked = TolerantValidation(Bug, plain, Document)
     for failure in checked.failures:
-        reader.problem(failure.where, failure.message, reader.key_marks.get(failure.where) if failure.at_key else None)
+        reader.add_problem(
+            failure.where, failure.message, reader.key_positions.get(failure.where) if failure.at_key else None
+        )
     if checked.value is None or not checked.whole:
         return None
     for where, said in checked.value.mistakes():
-        reader.problem(checked.original(where), said)
+        reader.add_problem(checked.original(where), said)
     return checked.value
 
 
@@ -300,4 +314,4 @@ def parse_mapping(
 
 def error_at(path: Path, message: str) -> TopologyError:
     """The error of a bug file as a whole."""
-    return load_single(str(path), 1, 1, message)
+    return single_error(str(path), 1, 1, message)

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from testbed import regex
 from testbed.bugs.script_files import CANNOT_TRY, Script, script
-from testbed.topology.base import Duration, Model, Rate, Several, Version, Word
+from testbed.topology.base import Duration, Model, PrintableText, Rate, TupleOf, Version
 from testbed.topology.cgroups import CgroupPath
 from testbed.topology.model import GuestModel
 from testbed.topology.timeline import Counter
@@ -100,8 +100,8 @@ class Condition(Model):
 class Kernels(Model):
     """Where the bug shows, and where it must not: as on the command line."""
 
-    shows: Several[Word] = ()
-    clean: Several[Word] = ()
+    shows: TupleOf[PrintableText] = ()
+    clean: TupleOf[PrintableText] = ()
 
 
 class Bug(Model):
@@ -120,7 +120,7 @@ class Bug(Model):
     script: Text
     script_name: Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^/\x00-\x1f]+$")] = "script"
     interpreter: Annotated[str, Field(max_length=500, pattern=r"^[\w./+-]+( [\w./+=:,-]+)*$")] | None = None
-    signature: Annotated[Several[Condition], Field(min_length=1, max_length=20)]
+    signature: Annotated[TupleOf[Condition], Field(min_length=1, max_length=20)]
     tries: Annotated[int, Field(ge=1, le=10_000)] = 20
     timeout: Annotated[Duration, Field(gt=0)] = 300 * _PER_S
     rate: Annotated[float, Field(gt=0, le=1)] = 0.95

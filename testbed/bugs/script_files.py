@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from itertools import islice
 from typing import Literal
 
-from testbed.topology.graph import NamespaceOf, graph
+from testbed.topology.graph import NamespaceOf, build_graph
 from testbed.topology.model import GuestModel
 
 # Where scripts lie in a guest; /run is a tmpfs there.
@@ -94,9 +94,9 @@ def variable(name: str) -> str:
 
 def make_script(guest: GuestModel) -> tuple[str, ...]:
     """The variables that a guest's scripts find, but for those of its own `environment`: see `user_scripts.environment`."""
-    nodes = graph(guest).nodes
+    nodes = build_graph(guest).nodes
     devices = [key.name for key in nodes if key.kind == "device"]
-    disks = [*guest.disks, *(key.name for key, node in nodes.items() if isinstance(node.thing, NamespaceOf))]
+    disks = [*guest.disks, *(key.name for key, node in nodes.items() if isinstance(node.model, NamespaceOf))]
     groups = (("DEV", devices), ("NUM", disks), ("FILE", list(guest.loops)))
     return ("SEED", *(f"{kind}_{variable(name)}" for kind, names in groups for name in names))
 

@@ -26,7 +26,7 @@ from testbed.store.kernels import files as kernel_files
 from testbed.store.kernels.table import load_table
 from testbed.topology import Topology, load, load_points, trust
 from testbed.topology.host_limits import HostLimits
-from testbed.topology.kernel_abilities import Abilities
+from testbed.topology.kernel_abilities import KernelAbilities
 
 
 @app.command("doctor")
@@ -110,9 +110,9 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
     err.print(f"{len(files)} valid" + (f", {points} topologies" if points > len(files) else ""), highlight=False)
 
 
-def _abilities(default: str | None = None) -> Abilities:
+def _abilities(default: str | None = None) -> KernelAbilities:
     """What the kernels in the cache can do. Makes nothing: a file can be looked at where no guest could run."""
-    return Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache_folder(), default=default)
+    return KernelAbilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache_folder(), default=default)
 
 
 def _not_by_default(file: Path, topologies: Iterable[Topology]) -> Iterator[str]:

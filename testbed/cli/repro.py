@@ -35,8 +35,8 @@ from testbed.report.bugs import tables as report
 from testbed.report.formats import write_atomically
 from testbed.report.partial import Partial
 from testbed.store.kernels.table import load_table
-from testbed.topology.kernel_abilities import Abilities
-from testbed.topology.yaml_reader import text_of
+from testbed.topology.kernel_abilities import KernelAbilities
+from testbed.topology.yaml_reader import read_file
 from testbed.units import parse_duration
 from testbed.vms import launcher
 from testbed.vms.hold import Holder
@@ -261,7 +261,7 @@ def _wanted(
             check_scripts(bundle.case.bug, {})
             return Wanted(case=bundle.case, plain=bundle.plain, title=str(file), bundle=bundle)
         try:
-            able = Abilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache_folder()).of_all
+            able = KernelAbilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache_folder()).of_all
             case = ready(file, None if kernels else able)
         except TopologyError as error:
             if is_bug(file):
@@ -276,7 +276,7 @@ def _of_script(
     script: Path, expect: str | None, topology: Path | None, kernels: tuple[str, ...], clean: tuple[str, ...]
 ) -> Wanted:
     """The bug that a script and what is expected of it are."""
-    text = text_of(script)
+    text = read_file(script)
     plain: dict[str, Any] = {
         "version": 1,
         "summary": f"{script.name} shows {expect!r}" if expect is not None else f"{script.name} fails",

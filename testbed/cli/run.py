@@ -51,7 +51,7 @@ from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import unused
 from testbed.topology.host_limits import HostLimits
-from testbed.topology.unused import ForScenarios
+from testbed.topology.unused import ScenarioTopology
 from testbed.units import format_duration, parse_duration
 
 _SAMPLE = "500ms"
@@ -79,7 +79,7 @@ class Wanted:
     """
 
     cases: tuple[Case, ...]
-    file: ForScenarios
+    file: ScenarioTopology
     kernels: Mapping[str, str | BuildSpec]
     repeat: int
     cold: bool
@@ -138,7 +138,7 @@ def compare(
         sample_s=_sample_s(sample),
         kernels=kernels,
     )
-    run_async(execute(wanted, lambda kernels: runner.run_pair, _telling(wanted, tables.results_table)))
+    run_async(execute(wanted, lambda kernels: runner.judge_as_pair, _telling(wanted, tables.results_table)))
 
 
 @app.command()
@@ -192,7 +192,7 @@ def run(
     )
 
     def judge(kernels: dict[str, KernelFiles]) -> Judge:
-        return runner.run_each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
+        return runner.judge_each({"kernel": gaps[expect] or runner.expected_of(kernels["kernel"])})
 
     run_async(execute(wanted, judge, _telling(wanted, tables.results_table)))
 
@@ -231,7 +231,7 @@ def matrix(
     )
 
     def judge(found: dict[str, KernelFiles]) -> Judge:
-        return runner.run_each({side: runner.expected_of(kernel) for side, kernel in found.items()})
+        return runner.judge_each({side: runner.expected_of(kernel) for side, kernel in found.items()})
 
     run_async(execute(wanted, judge, _telling(wanted, tables.matrix_table)))
 
@@ -353,7 +353,9 @@ def _sample_s(text: str) -> float | None:
     return microseconds / 1e6
 
 
-def _announce(factory: GuestFactory, kernels: dict[str, KernelFiles], file: ForScenarios, progress: Progress) -> None:
+def _announce(
+    factory: GuestFactory, kernels: dict[str, KernelFiles], file: ScenarioTopology, progress: Progress
+) -> None:
     how = "KVM" if factory.host.accelerator == "kvm" else "TCG, QEMU's own emulation (`testbed doctor` says why)"
     clones = "booted cold" if factory.cold else "cloned from templates"
     progress.note(
@@ -374,7 +376,7 @@ def is_one_kernel(kernels: Mapping[str, KernelFiles]) -> bool:
     return kernels.keys() == {"base", "patched"} and kernels["base"].sha256 == kernels["patched"].sha256
 
 
-def for_scenarios(file: Path | None, *, ignore: bool, kernel: bool = False) -> ForScenarios:
+def for_scenarios(file: Path | None, *, ignore: bool, kernel: bool = False) -> ScenarioTopology:
     """What scenarios have of a topology; `kernel`: the verb runs on the kernel that it names. Raises as `unused.for_scenarios`."""
     path = file or paths.shipped("topologies") / "default.yaml"
-    return unused.for_scenarios(path, limits=HostLimits.of_this_host(), kernel=kernel, ignore=ignore)
+    return unused.load_for_scenarios(path, limits=HostLimits.of_this_host(), kernel=kernel, ignore=ignore)

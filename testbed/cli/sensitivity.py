@@ -70,7 +70,7 @@ def sensitivity_command(
     )
 
     def judge(kernels: dict[str, KernelFiles]) -> runner.Judge:
-        return runner.run_each(dict.fromkeys(kernels, Gap.CLOSED))
+        return runner.judge_each(dict.fromkeys(kernels, Gap.CLOSED))
 
     def tell(done: Done) -> int:
         err.print(f"run: {done.folder}", markup=False, highlight=False, soft_wrap=True)

@@ -26,7 +26,7 @@ from testbed.store import snapshot_files
 from testbed.store.kernels.table import load_table
 from testbed.topology import load, trust
 from testbed.topology.host_limits import HostLimits
-from testbed.topology.kernel_abilities import Abilities
+from testbed.topology.kernel_abilities import KernelAbilities
 from testbed.vms import launcher, prefork, supervisor
 from testbed.vms.prefork import PreforkedWorker
 
@@ -56,7 +56,7 @@ def up_command(
 ) -> None:
     """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
     table = load_table(paths.shipped("images") / "kernels.yaml")
-    check = Abilities(table, paths.cache_folder(), kernel, default=table.patched).mistakes
+    check = KernelAbilities(table, paths.cache_folder(), kernel, default=table.patched).mistakes
     topology = load(file, point, limits=HostLimits.of_this_host(), check_kernels=check)
     for model in topology.guests.values():
         trust.check_trusted(model.qemu_args)

@@ -23,7 +23,7 @@ from testbed.progress import Task
 from testbed.qemu import migration
 from testbed.qemu.command_line import Memory
 from testbed.store import template_files
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from testbed.units import MIB
 
 # After the warm-up, until what it started in the background is done (workqueues, RCU, udev-less device removal).
@@ -82,7 +82,7 @@ async def _once(folder: Path, boot: Boot, host_key: bytes, task: Task) -> dict[s
 
 async def _warm_up(guest: Guest) -> None:
     await guest.run("true")
-    disks = {f"warm{port}": disk_of(type=kind, size=_WARM_UP_BYTES) for port, kind in enumerate(DISK_KINDS)}
+    disks = {f"warm{port}": make_disk(type=kind, size=_WARM_UP_BYTES) for port, kind in enumerate(DISK_KINDS)}
     for port, (name, disk) in enumerate(disks.items()):
         await guest.slots.plug(name, disk, port)
     await asyncio.sleep(_SETTLE_S)

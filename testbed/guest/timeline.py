@@ -22,7 +22,7 @@ from testbed.guest.clock import Clock
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.host.logfile import Log
-from testbed.topology.schedule import TimedAction, format_action, schedule
+from testbed.topology.schedule import TimedAction, format_entry, schedule
 from testbed.topology.timeline import TimelineEntry, When
 
 LOG = "timeline.jsonl"
@@ -40,7 +40,7 @@ class TimelineRunner:
     async def play(self, acts: Sequence[TimelineEntry]) -> None:
         """Do all of it, from now on; acts do not wait for each other."""
         begin = time.monotonic()
-        self.missed = {number: format_action(act) for number, act in enumerate(acts)}
+        self.missed = {number: format_entry(act) for number, act in enumerate(acts)}
         async with asyncio.TaskGroup() as group:
             for number, act in enumerate(acts):
                 group.create_task(self._act(number, act, begin))

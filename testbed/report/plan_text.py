@@ -13,7 +13,7 @@ from testbed.host.facts import Host
 from testbed.qemu import blockdev, command_line, netdev
 from testbed.qemu.netdev import NetworkSockets
 from testbed.topology import schedule
-from testbed.topology.graph import NamespaceOf, graph
+from testbed.topology.graph import NamespaceOf, build_graph
 from testbed.topology.model import GuestModel
 from testbed.topology.networks import Link
 
@@ -46,8 +46,8 @@ def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ..
         yield json.dumps({"execute": command.execute, "arguments": command.arguments})
     paths = {
         key.name: f"/dev/{key.name.upper()}"
-        for key, node in graph(guest).nodes.items()
-        if key.name in guest.disks or isinstance(node.thing, NamespaceOf)
+        for key, node in build_graph(guest).nodes.items()
+        if key.name in guest.disks or isinstance(node.model, NamespaceOf)
     }
     made = block_stack.plan_stack(guest, paths)
     steps = (*networks.plan_links(ends)[0], *made.steps, *cgroups.plan_cgroups(guest, made.devices)[0])
@@ -55,7 +55,7 @@ def describe_plan(host: Host, name: str, guest: GuestModel, ends: tuple[Link, ..
     for step in steps:
         yield from (f"# {step.what}", *step.do)
     for act in guest.timeline:
-        yield f"# {schedule.format_action(act)}"
+        yield f"# {schedule.format_entry(act)}"
     yield "# and back"
     yield from (step.undo for step in reversed(steps) if step.undo is not None)
 

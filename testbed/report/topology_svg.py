@@ -8,7 +8,7 @@ from html import escape
 
 from testbed.topology.cgroups import Cgroup
 from testbed.topology.disks import Disk
-from testbed.topology.graph import Key, NamespaceOf, Node, PartitionOf, graph, sizes
+from testbed.topology.graph import Key, NamespaceOf, Node, PartitionOf, build_graph, sizes
 from testbed.topology.model import Topology
 from testbed.topology.storage import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import format_size
@@ -105,7 +105,7 @@ def _frame(name: str, topology: Topology) -> Frame:
     guest = topology.guests[name]
     ends = [f"on {link.network} as {link.address}" for link in topology.links[name]]
     cpus = f"{guest.cpus} CPU{'s' if guest.cpus > 1 else ''}"
-    made = graph(guest)
+    made = build_graph(guest)
     order = made.ordered()
     known = sizes(made, order)
     return Frame(
@@ -210,7 +210,7 @@ def _words(node: Node, size_bytes: int | None) -> dict[str, str]:
     """Kind, title and detail of a node."""
     size = format_size(size_bytes) if size_bytes is not None else ""
     name = node.key.name
-    match node.thing:
+    match node.model:
         case Disk() as disk:
             speed = disk.profile or (
                 "throttled" if disk.throttle else f"group {disk.throttle_group}" if disk.throttle_group else ""

@@ -23,7 +23,7 @@ from testbed.guest.setup.block_stack import LoopDevice
 from testbed.guest.shell_functions import Texts
 from testbed.scenarios.scenario import Point
 from testbed.scenarios.verdict import Balance, Control, Gap, Part, share_of
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Loop
 from testbed.units import parse_whole
@@ -268,7 +268,7 @@ def loops_at(point: Point, disk: str) -> GuestModel:
         loops[f"loop{level}"] = Loop.model_validate(said)
         holder, filesystem = f"loop{level}", "ext4" if point.filesystem == "tmpfs" else point.filesystem
     disks = (
-        {disk: disk_of(type=point.disk, size=point.least_bytes, read_ahead=_READ_AHEAD)}
+        {disk: make_disk(type=point.disk, size=point.least_bytes, read_ahead=_READ_AHEAD)}
         if point.disk is not None
         else {}
     )

@@ -36,7 +36,7 @@ iops() {{ cut -d';' -f8 "/tmp/$1" | sed "s/^/iops $1 /"; }}
 """
 
 
-def measure_rates(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
+def parse_rates(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
     """Bytes a second by name, from lines `rate NAME MIB START END`.
 
     :raise ReadingError: a name has none, or its clock stood still or went back.
@@ -50,7 +50,7 @@ def measure_rates(output: str, names: tuple[str, ...], where: str) -> dict[str, 
     return found
 
 
-def measure_stalls(output: str, where: str) -> tuple[int, int, int]:
+def parse_stalls(output: str, where: str) -> tuple[int, int, int]:
     """Microseconds that the cgroup stalled through the loop, through the direct-I/O loop and on the file, from four lines `stalled TOTAL`.
 
     :raise ReadingError: there are not four totals, or one is less than the one before.
@@ -63,7 +63,7 @@ def measure_stalls(output: str, where: str) -> tuple[int, int, int]:
     return loop_us, dio_us, file_us
 
 
-def jobs(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
+def parse_iops(output: str, names: tuple[str, ...], where: str) -> dict[str, float]:
     """Requests a second by job, from lines `iops NAME NUMBER`.
 
     :raise ReadingError: a job has none.

@@ -84,12 +84,12 @@ class Job:
     sample_s: float | None = None
 
 
-def run_pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
+def judge_as_pair(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:
     """The judge of `compare`: `base` against `patched`."""
     return judge_pair(outcomes["base"], outcomes["patched"]), {}
 
 
-def run_each(expected: dict[str, Gap]) -> Judge:
+def judge_each(expected: dict[str, Gap]) -> Judge:
     """The judge of single kernels: each against what is expected of it, by side; the gravest is the case's."""
 
     def judge(outcomes: dict[str, Outcome]) -> tuple[Judgement, dict[str, Judgement]]:

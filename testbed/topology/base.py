@@ -56,9 +56,11 @@ Duration = Annotated[
 # A disk's serial is this name with "tb-" before it, and serials hold 20 characters.
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,15}$")]
 # What stands in an option or a command line: printable, and bounded.
-Word = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,200}$")]
+PrintableText = Annotated[str, Field(pattern=r"^[\x20-\x7e]{1,200}$")]
 
 T = TypeVar("T")
+# The keys, and numbers in lists, that lead to a value of a file.
+KeyPath = tuple[str | int, ...]
 
 
 def _whole(value: Any) -> Any:
@@ -79,4 +81,4 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-Several = Annotated[tuple[T, ...], BeforeValidator(_tuple)]
+TupleOf = Annotated[tuple[T, ...], BeforeValidator(_tuple)]

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from testbed.topology.base import SIZE_PATTERN, Model, Rate, Several
-from testbed.topology.storage import Device
+from testbed.topology.base import SIZE_PATTERN, Model, Rate, TupleOf
+from testbed.topology.storage import DeviceName
 from testbed.units import parse_size
 
 # `tenant`, `tenant/job`: below the root of cgroup v2; `/` is the root itself.
@@ -62,7 +62,7 @@ class Cgroup(Model):
 
     model_config = ConfigDict(alias_generator=lambda name: name.replace("_", "."))
 
-    controllers: Several[Controller] = ()
+    controllers: TupleOf[Controller] = ()
     memory_min: Limit | None = None
     memory_low: Limit | None = None
     memory_high: Limit | None = None
@@ -70,9 +70,9 @@ class Cgroup(Model):
     memory_swap_max: Limit | None = None
     cpu_max: Annotated[str, Field(pattern=r"^(max|\d{1,9})( \d{1,7})?$")] | None = None
     cpu_weight: Weight | None = None
-    io_max: dict[Device, IoMax] = Field(default_factory=dict)
-    io_weight: Weight | dict[Device, Weight] | None = None
-    io_latency: dict[Device, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
-    io_cost_model: dict[Device, CostModel] = Field(default_factory=dict)
-    io_cost_qos: dict[Device, CostQos] = Field(default_factory=dict)
+    io_max: dict[DeviceName, IoMax] = Field(default_factory=dict)
+    io_weight: Weight | dict[DeviceName, Weight] | None = None
+    io_latency: dict[DeviceName, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
+    io_cost_model: dict[DeviceName, CostModel] = Field(default_factory=dict)
+    io_cost_qos: dict[DeviceName, CostQos] = Field(default_factory=dict)
     pids_max: Limit | None = None

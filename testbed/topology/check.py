@@ -9,9 +9,10 @@ from testbed.hardware.commands import MACHINE
 from testbed.hardware.disk_kinds import DISK_KINDS
 from testbed.hardware.profiles import PROFILES
 from testbed.topology import networks, schedule
+from testbed.topology.base import KeyPath
 from testbed.topology.disks import Disk, Nvme
 from testbed.topology.filesystems import FILESYSTEMS
-from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, Path, block_sizes, device, graph, sizes
+from testbed.topology.graph import LABEL_BYTES, Graph, Key, Node, block_sizes, build_graph, device_key, sizes
 from testbed.topology.model import GuestModel, Topology
 from testbed.topology.storage import File, Filesystem, Loop, Swap
 from testbed.units import MIB, format_size
@@ -21,10 +22,10 @@ MAX_PORTS = 16
 _RESERVED = ("root", "modules", MACHINE)
 # QEMU's QCOW_MAX_L1_SIZE, 32 MiB of entries of 8 bytes, each for 8192 clusters of 64 KiB.
 _MOST_QCOW2_BYTES = 2 << 50
-Mistake = tuple[Path, str]
+Mistake = tuple[KeyPath, str]
 
 
-def check(topology: Topology) -> tuple[Mistake, ...]:
+def topology_mistakes(topology: Topology) -> tuple[Mistake, ...]:
     """Every mistake that the shape of the file does not show."""
     found: list[Mistake] = []
     for name, guest in topology.guests.items():
@@ -55,7 +56,7 @@ def _guest(guest: GuestModel) -> Iterator[Mistake]:
             yield ("disks", name, *path), message
     for name, limits in guest.throttle_groups.items():
         yield from ((("throttle-groups", name), message) for message in limits.throttle().mistakes())
-    made = graph(guest)
+    made = build_graph(guest)
     for where, other in made.clashes:
         yield (
             where,
@@ -177,7 +178,7 @@ def _missing(needed: Key, node: Node, made: Graph) -> str:
 def _fits(node: Node, made: Graph, known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mistake]:
     room = known.get(node.needs[0][0]) if node.needs else None
     size = known.get(node.key)
-    match node.thing:
+    match node.model:
         case Filesystem(type=kind, make=True) if room is not None and room < FILESYSTEMS[kind].least_bytes:
             at = (*node.where, "type") if node.where[0] == "filesystems" else (*node.where, "filesystem")
             yield (
@@ -200,7 +201,7 @@ def _direct(node: Node, blocks: Mapping[Key, int]) -> Iterator[Mistake]:
 
     Linux gives none without a word: 5.10 and 6.1 then answer reads with EIO, 6.12 does buffered I/O (seen with losetup of util-linux 2.38).
     """
-    loop = node.thing
+    loop = node.model
     if not isinstance(loop, Loop) or not loop.direct_io or node.needs[0][0] not in blocks:
         return
     below, least = node.needs[0][0], blocks[node.needs[0][0]]
@@ -224,7 +225,7 @@ def _files_fit(
     room = known.get(below.needs[0][0]) if below is not None and below.needs else None
     if room is None:
         return
-    asked = sum(user.thing.size for user in above[holder] if isinstance(user.thing, File))
+    asked = sum(user.model.size for user in above[holder] if isinstance(user.model, File))
     if asked > room * 9 // 10:
         yield (
             (*node.where, "size"),
@@ -246,7 +247,7 @@ def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mis
             )
         if parts and known.get(parts[-1].key, 1) <= 0:
             yield parts[-1].where, f"nothing of {key.name!r} is left for it"
-        alone = [user for user in users if user not in parts and not isinstance(user.thing, Loop)]
+        alone = [user for user in users if user not in parts and not isinstance(user.model, Loop)]
         if len(alone) + bool(parts) > 1:
             said = " and ".join([*(str(user.key) for user in alone), *(["its partitions"] if parts else [])])
             yield alone[-1].where, f"{key.name!r} can be used by one thing alone, got {said}"
@@ -255,22 +256,22 @@ def _shared(known: dict[Key, int], above: dict[Key, list[Node]]) -> Iterator[Mis
 def _one_filesystem(made: Graph) -> Iterator[Mistake]:
     """Loops in the short form that want another filesystem than the one that is there."""
     for node in made.nodes.values():
-        if isinstance(node.thing, Loop) and node.thing.file and "filesystem" in node.thing.model_fields_set:
-            there = made.nodes[Key("filesystem", node.thing.holder)].thing
-            if isinstance(there, Filesystem) and there.type != node.thing.filesystem:
+        if isinstance(node.model, Loop) and node.model.file and "filesystem" in node.model.model_fields_set:
+            there = made.nodes[Key("filesystem", node.model.holder)].model
+            if isinstance(there, Filesystem) and there.type != node.model.filesystem:
                 yield (
                     (*node.where, "filesystem"),
-                    f"{node.thing.holder!r} has {there.type} already, got {node.thing.filesystem}",
+                    f"{node.model.holder!r} has {there.type} already, got {node.model.filesystem}",
                 )
 
 
 def _no_file(made: Graph) -> Iterator[Mistake]:
     """What loops and swaps on a whole device say of a file, which nobody makes there."""
     for node in made.nodes.values():
-        if isinstance(node.thing, Loop | Swap) and node.needs and node.needs[0][0].kind == "device":
+        if isinstance(node.model, Loop | Swap) and node.needs and node.needs[0][0].kind == "device":
             for key in ("size", "allocate", "filesystem"):
-                if getattr(node.thing, key, None) is not None and key in node.thing.model_fields_set:
-                    advice = ", or size-limit" if key == "size" and isinstance(node.thing, Loop) else ""
+                if getattr(node.model, key, None) is not None and key in node.model.model_fields_set:
+                    advice = ", or size-limit" if key == "size" and isinstance(node.model, Loop) else ""
                     yield (
                         (*node.where, key),
                         f"expected none on a whole device, which has a size and content of its own; write {node.needs[0][0].name}/FILE "
@@ -281,24 +282,24 @@ def _no_file(made: Graph) -> Iterator[Mistake]:
 def _one_size(made: Graph) -> Iterator[Mistake]:
     """Loops and swaps that want their file of another size or allocation than it has, which it would have without a word."""
     for node in made.nodes.values():
-        below = made.nodes.get(node.needs[0][0]) if isinstance(node.thing, Loop | Swap) and node.needs else None
-        if below is None or not isinstance(node.thing, Loop | Swap) or not isinstance(below.thing, File):
+        below = made.nodes.get(node.needs[0][0]) if isinstance(node.model, Loop | Swap) and node.needs else None
+        if below is None or not isinstance(node.model, Loop | Swap) or not isinstance(below.model, File):
             continue
         there, same = f"already ({'.'.join(map(str, below.where))})", "give both the same, or leave this one out"
-        if node.thing.size not in (None, below.thing.size):
-            has = f"{below.key.name!r} has {format_size(below.thing.size)} {there}"
-            yield (*node.where, "size"), f"{has}, got {format_size(node.thing.size)}; {same}"
-        if isinstance(node.thing, Loop) and node.thing.allocate not in (None, below.thing.allocate):
+        if node.model.size not in (None, below.model.size):
+            has = f"{below.key.name!r} has {format_size(below.model.size)} {there}"
+            yield (*node.where, "size"), f"{has}, got {format_size(node.model.size)}; {same}"
+        if isinstance(node.model, Loop) and node.model.allocate not in (None, below.model.allocate):
             yield (
                 (*node.where, "allocate"),
-                f"{below.key.name!r} is {below.thing.allocate} {there}, got {node.thing.allocate}; {same}",
+                f"{below.key.name!r} is {below.model.allocate} {there}, got {node.model.allocate}; {same}",
             )
 
 
 def _cgroups(guest: GuestModel, made: Graph) -> Iterator[Mistake]:
     devices = [key.name for key in made.nodes if key.kind == "device"]
     for path, group in guest.cgroups.items():
-        where: Path = ("cgroups", path)
+        where: KeyPath = ("cgroups", path)
         costs: dict[str, Mapping[str, object]] = {
             "io.cost.model": group.io_cost_model,
             "io.cost.qos": group.io_cost_qos,
@@ -309,7 +310,7 @@ def _cgroups(guest: GuestModel, made: Graph) -> Iterator[Mistake]:
             named["io.weight"] = [name for name in group.io_weight if name != "default"]
         for key, names in named.items():
             for name in names:
-                if device(name) not in made.nodes:
+                if device_key(name) not in made.nodes:
                     yield (
                         (*where, key, name),
                         f"expected the name of a device, got {name!r}{did_you_mean(name, devices)}",

@@ -8,7 +8,7 @@ from pydantic import Field, TypeAdapter
 
 from testbed.hardware.latency import Latency
 from testbed.hardware.throttle import Throttle
-from testbed.topology.base import Duration, Model, Name, Rate, Several, Size
+from testbed.topology.base import Duration, Model, Name, Rate, Size, TupleOf
 from testbed.units import MIB
 
 BlockSize = Literal[512, 1024, 2048, 4096]
@@ -102,7 +102,7 @@ class Disk(Model):
     read_ahead: Size | None = None
     cache: Cache | None = None
     cache_size: Size = 16 * MIB
-    partitions: Several[Partition] = ()
+    partitions: TupleOf[Partition] = ()
 
     @property
     def cold(self) -> bool:
@@ -166,6 +166,6 @@ AnyDisk = Annotated[VirtioBlk | Nvme | VirtioScsi, Field(discriminator="type")]
 _ANY: TypeAdapter[VirtioBlk | Nvme | VirtioScsi] = TypeAdapter(AnyDisk)
 
 
-def disk_of(**said: object) -> VirtioBlk | Nvme | VirtioScsi:
+def make_disk(**said: object) -> VirtioBlk | Nvme | VirtioScsi:
     """The disk that a mapping of the file would be, with Python's names as keys: `disk_of(type="nvme", size="1G", read_only=True)`."""
     return _ANY.validate_python({name.replace("_", "-"): value for name, value in said.items()})

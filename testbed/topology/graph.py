@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from testbed.topology.base import KeyPath
 from testbed.topology.disks import Disk, Namespace, Nvme, Partition
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import MIB
 
-Path = tuple[str | int, ...]
 Kind = Literal["device", "filesystem", "file", "swap"]
 # A GPT label and its copy, and what sfdisk leaves free for alignment: a mebibyte at each end.
 LABEL_BYTES = 2 * MIB
@@ -45,7 +45,7 @@ class NamespaceOf:
     namespace: Namespace
 
 
-Thing = Disk | NamespaceOf | PartitionOf | Loop | Dm | Md | Filesystem | File | Swap
+NodeModel = Disk | NamespaceOf | PartitionOf | Loop | Dm | Md | Filesystem | File | Swap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +53,9 @@ class Node:
     """`where`: its place in the guest's part of the topology file. `needs`: what it stands on, and the place that says so."""
 
     key: Key
-    where: Path
-    thing: Thing
-    needs: tuple[tuple[Key, Path], ...] = ()
+    where: KeyPath
+    model: NodeModel
+    needs: tuple[tuple[Key, KeyPath], ...] = ()
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class Graph:
     """`nodes` in the file's order; `clashes`: places of things whose name is taken, and by what."""
 
     nodes: dict[Key, Node] = field(default_factory=dict)
-    clashes: list[tuple[Path, Node]] = field(default_factory=list)
+    clashes: list[tuple[KeyPath, Node]] = field(default_factory=list)
 
     def add(self, node: Node) -> None:
         if node.key in self.nodes:
@@ -111,19 +111,19 @@ class Graph:
         return False
 
 
-def device(name: str) -> Key:
+def device_key(name: str) -> Key:
     return Key("device", name)
 
 
-def graph(guest: GuestModel) -> Graph:
+def build_graph(guest: GuestModel) -> Graph:
     """The guest's stack, as far as its names are unique."""
     made = Graph()
     for name, disk in guest.disks.items():
-        made.add(Node(key=device(name), where=("disks", name), thing=disk))
+        made.add(Node(key=device_key(name), where=("disks", name), model=disk))
         _partitions(made, name, ("disks", name), disk.partitions)
         for number, (other, namespace) in enumerate(disk.namespaces.items() if isinstance(disk, Nvme) else (), start=2):
-            thing = NamespaceOf(disk=name, number=number, namespace=namespace)
-            made.add(Node(key=device(other), where=("disks", name, "namespaces", other), thing=thing))
+            model = NamespaceOf(disk=name, number=number, namespace=namespace)
+            made.add(Node(key=device_key(other), where=("disks", name, "namespaces", other), model=model))
     for name, filesystem in guest.filesystems.items():
         _filesystem(
             made,
@@ -139,32 +139,32 @@ def graph(guest: GuestModel) -> Graph:
     joined: dict[str, Mapping[str, Dm | Md]] = {"dm": guest.dm, "md": guest.md}
     for section, things in joined.items():
         for name, joining in things.items():
-            needs = tuple((device(other), (section, name, "on", number)) for number, other in enumerate(joining.on))
-            made.add(Node(key=device(name), where=(section, name), thing=joining, needs=needs))
+            needs = tuple((device_key(other), (section, name, "on", number)) for number, other in enumerate(joining.on))
+            made.add(Node(key=device_key(name), where=(section, name), model=joining, needs=needs))
     for name, swap in guest.swaps.items():
-        where: Path = ("swaps", name)
+        where: KeyPath = ("swaps", name)
         if "/" in swap.on and swap.size is not None:
             _file(made, File(path=swap.on, size=swap.size), where, (*where, "on"), implied=True)
-        below = Key("file", swap.on) if "/" in swap.on else device(swap.on)
-        made.add(Node(key=Key("swap", name), where=where, thing=swap, needs=((below, (*where, "on")),)))
+        below = Key("file", swap.on) if "/" in swap.on else device_key(swap.on)
+        made.add(Node(key=Key("swap", name), where=where, model=swap, needs=((below, (*where, "on")),)))
     return made
 
 
-def _filesystem(made: Graph, name: str, filesystem: Filesystem, where: Path, device_at: Path | None) -> None:
-    needs = () if filesystem.type == "tmpfs" else ((device(filesystem.device or name), device_at or where),)
-    made.add(Node(key=Key("filesystem", name), where=where, thing=filesystem, needs=needs))
+def _filesystem(made: Graph, name: str, filesystem: Filesystem, where: KeyPath, device_at: KeyPath | None) -> None:
+    needs = () if filesystem.type == "tmpfs" else ((device_key(filesystem.device or name), device_at or where),)
+    made.add(Node(key=Key("filesystem", name), where=where, model=filesystem, needs=needs))
 
 
-def _file(made: Graph, file: File, where: Path, path_at: Path, *, implied: bool = False) -> None:
+def _file(made: Graph, file: File, where: KeyPath, path_at: KeyPath, *, implied: bool = False) -> None:
     key = Key("file", file.path)
     if implied and key in made.nodes:
         return
-    made.add(Node(key=key, where=where, thing=file, needs=((Key("filesystem", file.path.partition("/")[0]), path_at),)))
+    made.add(Node(key=key, where=where, model=file, needs=((Key("filesystem", file.path.partition("/")[0]), path_at),)))
 
 
 def _loop(made: Graph, name: str, loop: Loop) -> None:
     where, backing_at = ("loops", name), ("loops", name, "backing")
-    below = device(loop.holder)
+    below = device_key(loop.holder)
     if loop.file:
         # The short form: the filesystem on the device of that name, and the file, unless they are declared.
         holder = Key("filesystem", loop.holder)
@@ -172,21 +172,21 @@ def _loop(made: Graph, name: str, loop: Loop) -> None:
             _filesystem(made, loop.holder, Filesystem(type=loop.filesystem), where, backing_at)
         below = Key("file", loop.backing)
         if loop.size is not None:
-            on_tmpfs = isinstance(found := made.nodes[holder].thing, Filesystem) and found.type == "tmpfs"
+            on_tmpfs = isinstance(found := made.nodes[holder].model, Filesystem) and found.type == "tmpfs"
             allocate = loop.allocate or ("sparse" if on_tmpfs else "written")
             _file(made, File(path=loop.backing, size=loop.size, allocate=allocate), where, backing_at, implied=True)
-    made.add(Node(key=device(name), where=where, thing=loop, needs=((below, backing_at),)))
+    made.add(Node(key=device_key(name), where=where, model=loop, needs=((below, backing_at),)))
     _partitions(made, name, where, loop.partitions)
 
 
-def _partitions(made: Graph, holder: str, where: Path, partitions: tuple[Partition, ...]) -> None:
+def _partitions(made: Graph, holder: str, where: KeyPath, partitions: tuple[Partition, ...]) -> None:
     for number, partition in enumerate(partitions, start=1):
         made.add(
             Node(
-                key=device(f"{holder}-p{number}"),
+                key=device_key(f"{holder}-p{number}"),
                 where=(*where, "partitions", number - 1),
-                thing=PartitionOf(holder=holder, number=number, partition=partition),
-                needs=((device(holder), where),),
+                model=PartitionOf(holder=holder, number=number, partition=partition),
+                needs=((device_key(holder), where),),
             )
         )
 
@@ -197,13 +197,13 @@ def sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
     for key in order:
         node = made.nodes[key]
         below = [found.get(needed, 0) for needed, _ in node.needs]
-        match node.thing:
+        match node.model:
             case Disk(size=size) | File(size=size):
                 found[key] = size
             case NamespaceOf(namespace=namespace):
                 found[key] = namespace.size
             case PartitionOf() as part:
-                taken = sum(found.get(device(f"{part.holder}-p{number}"), 0) for number in range(1, part.number))
+                taken = sum(found.get(device_key(f"{part.holder}-p{number}"), 0) for number in range(1, part.number))
                 left = max(0, below[0] - LABEL_BYTES - taken)
                 found[key] = part.partition.size if part.partition.size is not None else left
             case Loop() as loop:
@@ -224,7 +224,7 @@ def block_sizes(made: Graph, order: tuple[Key, ...]) -> dict[Key, int]:
     for key in order:
         node = made.nodes[key]
         below = max((found.get(needed, 512) for needed, _ in node.needs), default=512)
-        match node.thing:
+        match node.model:
             case Disk(logical_block_size=size) | NamespaceOf(namespace=Namespace(logical_block_size=size)):
                 found[key] = size
             case Loop() as loop:

@@ -11,9 +11,9 @@ from testbed.errors import UsageError
 from testbed.host import paths, resources
 from testbed.store.kernels.table import KernelTable, load_table
 from testbed.topology import image_files
+from testbed.topology.base import KeyPath
 from testbed.topology.check import Mistake, did_you_mean
 from testbed.topology.disks import Disk, Nvme
-from testbed.topology.graph import Path as Place
 from testbed.topology.model import Topology
 from testbed.units import format_size
 
@@ -68,7 +68,7 @@ def _memory_mistakes(topology: Topology, memory_bytes: int) -> Iterator[Mistake]
     """Report guests that need more memory than the host has, each alone or all together."""
     available, together = format_size(memory_bytes), 0
     for name, guest in topology.guests.items():
-        where: Place = ("guests", name, "memory")
+        where: KeyPath = ("guests", name, "memory")
         together += guest.memory
         if guest.memory >= memory_bytes:
             yield where, f"expected less than this host's memory of {available}, got {format_size(guest.memory)}"
@@ -94,7 +94,7 @@ def _disk_mistakes(disk: Disk, folder: Path) -> Iterator[Mistake]:
             yield ("image",), message
 
 
-def _raw_files(disk: Disk) -> Iterator[tuple[Place, int]]:
+def _raw_files(disk: Disk) -> Iterator[tuple[KeyPath, int]]:
     """List the sparse files of a disk: the place of each in the disk's keys, and its size in bytes."""
     if disk.format == "raw" and disk.image is None:
         yield (), disk.size

@@ -54,7 +54,7 @@ def check_kernels(guest: GuestModel, files: KernelFiles) -> None:
         raise UsageError("\n  ".join(wrong))
 
 
-class Abilities:
+class KernelAbilities:
     """Of the kernels in a cache, and of those that lie beside their configuration. Nothing is fetched."""
 
     def __init__(

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from testbed.store.kernels.config_fragments import Option
+from testbed.topology.base import KeyPath
 from testbed.topology.disks import Disk, Nvme
-from testbed.topology.graph import NamespaceOf, PartitionOf, Path, graph
+from testbed.topology.graph import NamespaceOf, PartitionOf, build_graph
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, Filesystem, Loop, Md, Swap
 
@@ -55,10 +56,10 @@ CGROUP_KEYS: Mapping[str, Options] = {
 MACHINE: Mapping[str, Options] = {"memory": (("VIRTIO_BALLOON",),), "cpus": (("HOTPLUG_CPU",),)}
 
 
-def needed_features(guest: GuestModel) -> Iterator[tuple[Path, Options]]:
+def needed_features(guest: GuestModel) -> Iterator[tuple[KeyPath, Options]]:
     """Every part of a guest that needs something of its kernel: the place in the guest's part of the file, and what."""
-    for node in graph(guest).nodes.values():
-        match node.thing:
+    for node in build_graph(guest).nodes.values():
+        match node.model:
             case Disk() as disk:
                 yield (*node.where, "type"), DISKS[disk.type]
                 if isinstance(disk, Nvme) and disk.zoned is not None:
@@ -92,7 +93,7 @@ def needed_features(guest: GuestModel) -> Iterator[tuple[Path, Options]]:
 
 def lacking_features(
     guest: GuestModel, config: Mapping[str, Option], *, has_modules: bool
-) -> Iterator[tuple[Path, str]]:
+) -> Iterator[tuple[KeyPath, str]]:
     """What a configuration lacks of it, as the options are written there. `has_modules`: the kernel comes with its modules."""
     enough = ("y", "m") if has_modules else ("y",)
     for where, options in needed_features(guest):

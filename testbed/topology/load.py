@@ -10,11 +10,12 @@ from pydantic import ValidationError
 
 from testbed.errors import TopologyError
 from testbed.topology import matrix, messages, trust
-from testbed.topology.check import Mistake, check, did_you_mean
+from testbed.topology.base import KeyPath
+from testbed.topology.check import Mistake, did_you_mean, topology_mistakes
 from testbed.topology.host_limits import HostLimits, host_mistakes
 from testbed.topology.model import Document, GuestModel, Matrix, Topology
-from testbed.topology.tolerant import Checked, leave_out
-from testbed.topology.yaml_reader import Reader, Where, load_single, read, text_named, text_of
+from testbed.topology.tolerant import TolerantValidation, remove_at
+from testbed.topology.yaml_reader import Reader, read_file, read_mapping, read_referenced_file, single_error
 
 _MAX_DEPTH = 8
 # Lists the parts of a topology that its kernels do not support (`kernel_abilities.py`).
@@ -28,7 +29,7 @@ def load(
 
     :raise TopologyError: the file cannot be read, or says something wrong; holds every mistake. Also for a matrix without `point`.
     """
-    return load_one(load_points(path, limits=limits, check_kernels=check_kernels), str(path), point)
+    return select_point(load_points(path, limits=limits, check_kernels=check_kernels), str(path), point)
 
 
 def load_points(
@@ -40,7 +41,7 @@ def load_points(
 
     :raise TopologyError: as above.
     """
-    return _points(text_of(path), str(path), path, limits, check_kernels)
+    return _points(read_file(path), str(path), path, limits, check_kernels)
 
 
 def parse_points(text: str, file: str, folder: Path, *, limits: HostLimits | None = None) -> dict[str, Topology]:
@@ -84,10 +85,10 @@ def parse(text: str, file: str) -> Topology:
 
     :raise TopologyError: with every mistake.
     """
-    return load_one(_points(text, file, None), file, None)
+    return select_point(_points(text, file, None), file, None)
 
 
-def load_one(found: dict[str, Topology], file: str, point: str | None) -> Topology:
+def select_point(found: dict[str, Topology], file: str, point: str | None) -> Topology:
     """The topology of a file that has one, or the one at a point of its matrix.
 
     :raise TopologyError: there is no such point, or several and none is named.
@@ -95,16 +96,16 @@ def load_one(found: dict[str, Topology], file: str, point: str | None) -> Topolo
     if point is None and len(found) == 1:
         return next(iter(found.values()))
     if point is None:
-        raise load_single(
+        raise single_error(
             file,
             1,
             1,
             f"expected one topology, got a matrix of {len(found)} points; name one of them, such as {next(iter(found))}",
         )
     if list(found) == [""]:
-        raise load_single(file, 1, 1, f"expected no point, because this file has no matrix, got {point!r}")
+        raise single_error(file, 1, 1, f"expected no point, because this file has no matrix, got {point!r}")
     if point not in found:
-        raise load_single(
+        raise single_error(
             file,
             1,
             1,
@@ -117,10 +118,10 @@ def _points(
     text: str, file: str, path: Path | None, limits: HostLimits | None = None, check_kernels: KernelCheck | None = None
 ) -> dict[str, Topology]:
     reader = Reader(file)
-    return points_of(read(text, reader), reader, path, limits, check_kernels)
+    return points_from_mapping(read_mapping(text, reader), reader, path, limits, check_kernels)
 
 
-def points_of(
+def points_from_mapping(
     plain: dict[str, Any],
     reader: Reader,
     path: Path | None,
@@ -162,21 +163,23 @@ def _extended(plain: dict[str, Any], reader: Reader, path: Path | None, depth: i
     if base is None:
         return plain
     if path is None or not isinstance(base, str) or Path(base).is_absolute() or not base.endswith(".yaml"):
-        raise reader.refusal(("extends",), f"expected the path of a .yaml file, relative to this one, got {base!r}")
+        raise reader.fatal_error(("extends",), f"expected the path of a .yaml file, relative to this one, got {base!r}")
     if depth >= _MAX_DEPTH:
-        raise reader.refusal(
+        raise reader.fatal_error(
             ("extends",), f"expected at most {_MAX_DEPTH} files on top of each other; does one extend itself?"
         )
     below = Reader(str(path.parent / base), reader.sources)
     try:
-        lower = _extended(read(text_named(path.parent / base), below), below, path.parent / base, depth + 1)
+        lower = _extended(
+            read_mapping(read_referenced_file(path.parent / base), below), below, path.parent / base, depth + 1
+        )
     except TopologyError as error:
         # What it would have said is missing here, too, and that is no mistake of its own.
-        refused = reader.refusal(("extends",), f"expected a topology, got {base}, in which something is wrong")
+        refused = reader.fatal_error(("extends",), f"expected a topology, got {base}, in which something is wrong")
         raise TopologyError((*refused.problems, *error.problems)) from error
     reader.problems += below.problems
-    reader.marks = {**below.marks, **reader.marks}
-    reader.key_marks = {**below.key_marks, **reader.key_marks}
+    reader.positions = {**below.positions, **reader.positions}
+    reader.key_positions = {**below.key_positions, **reader.key_positions}
     return _on_top(lower, plain)
 
 
@@ -195,7 +198,7 @@ def _on_top(lower: dict[str, Any], upper: dict[str, Any]) -> dict[str, Any]:
 
 def _mistakes(topology: Topology, limits: HostLimits | None, check_kernels: KernelCheck | None) -> Iterator[Mistake]:
     """What of a topology does not fit together, to this host, or to its kernels."""
-    yield from check(topology)
+    yield from topology_mistakes(topology)
     if limits is not None:
         yield from host_mistakes(topology, limits)
     if check_kernels is not None:
@@ -212,23 +215,25 @@ def _expand(plain: dict[str, Any], reader: Reader, find: KernelCheck, path: Path
         except ValidationError as invalid:
             for error in invalid.errors():
                 where = ("matrix", *messages.error_place(error, axes))
-                reader.problem(where, messages.message(error, where, {"matrix": axes}), reader.key_marks.get(where))
+                reader.add_problem(
+                    where, messages.format_error(error, where, {"matrix": axes}), reader.key_positions.get(where)
+                )
             return {}
         known = tuple(wanted.axes)
         wrong = list(matrix.matrix_mistakes(wanted))
         for where, said in wrong:
-            reader.problem(("matrix", *where), said)
+            reader.add_problem(("matrix", *where), said)
         if wrong:
             return {}
         chosen = matrix.matrix_points(wanted)
         if not chosen:
-            reader.problem(("matrix",), "expected a point at least, all are excluded")
+            reader.add_problem(("matrix",), "expected a point at least, all are excluded")
     missing = [(where, axis) for where, axis in matrix.placeholders(plain) if axis not in known]
     for where, axis in missing:
-        reader.problem(where, f"expected an axis of the matrix, got ${{{axis}}}{did_you_mean(axis, known)}")
+        reader.add_problem(where, f"expected an axis of the matrix, got ${{{axis}}}{did_you_mean(axis, known)}")
     # The rest is looked at without the parts that they stand in.
     for where, _ in sorted(missing, key=lambda one: [str(part).zfill(9) for part in one[0]], reverse=True):
-        leave_out(plain, where[:4])
+        remove_at(plain, where[:4])
     return _validated(plain, chosen, reader, find, path)
 
 
@@ -237,11 +242,11 @@ def _validated(
 ) -> dict[str, Topology]:
     """A topology for each point; a mistake that several points have is said once. `find`: mistakes that the shape of one does not show."""
     found: dict[str, Topology] = {}
-    at: dict[tuple[Where, str, bool], list[str]] = {}
-    fill = matrix.filler(plain)
+    at: dict[tuple[KeyPath, str, bool], list[str]] = {}
+    fill = matrix.make_filler(plain)
     for name, point in chosen.items():
         filled = fill(point) if fill is not None else plain
-        checked = Checked(Topology, filled, Document)
+        checked = TolerantValidation(Topology, filled, Document)
         for failure in checked.failures:
             at.setdefault((failure.where, failure.message, failure.at_key), []).append(name)
         topology = checked.value
@@ -261,5 +266,5 @@ def _validated(
             continue
         if len(names) < len(chosen):
             said += f" (at {names[0]}{f' and {len(names) - 1} more points' if len(names) > 1 else ''})"
-        reader.problem(where, said, reader.key_marks.get(where) if at_key else None)
+        reader.add_problem(where, said, reader.key_positions.get(where) if at_key else None)
     return found

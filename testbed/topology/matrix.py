@@ -7,8 +7,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from testbed.topology.base import KeyPath
 from testbed.topology.model import Matrix, Scalar
-from testbed.topology.yaml_reader import Where
 
 MAX_POINTS = 100_000
 _PLACEHOLDER = re.compile(r"\$\$\{|\$\{([a-z][a-z0-9-]*)\}")
@@ -40,7 +40,7 @@ def _written(value: Scalar) -> str:
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def matrix_mistakes(matrix: Matrix) -> Iterator[tuple[Where, str]]:
+def matrix_mistakes(matrix: Matrix) -> Iterator[tuple[KeyPath, str]]:
     """What a matrix says of axes that it does not have, and how many points are too many."""
     count = 1
     for axis, values in matrix.axes.items():
@@ -71,7 +71,7 @@ def matrix_mistakes(matrix: Matrix) -> Iterator[tuple[Where, str]]:
                 yield (section, number), f"expected a value for each axis, got none for {', '.join(missing)}"
 
 
-def placeholders(plain: Any, where: Where = ()) -> Iterator[tuple[Where, str]]:
+def placeholders(plain: Any, where: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
     """Every axis that is named in a file, with its place."""
     if isinstance(plain, dict):
         for key, value in plain.items():
@@ -86,13 +86,13 @@ def placeholders(plain: Any, where: Where = ()) -> Iterator[tuple[Where, str]]:
 Filler = Callable[[Mapping[str, Scalar]], Any]
 
 
-def filler(plain: Any) -> Filler | None:
+def make_filler(plain: Any) -> Filler | None:
     """What makes the file at a point; None where nothing in it depends on the point. Such parts are shared by all points."""
     if isinstance(plain, dict):
-        changing = {key: made for key, value in plain.items() if (made := filler(value)) is not None}
+        changing = {key: made for key, value in plain.items() if (made := make_filler(value)) is not None}
         return (lambda point: plain | {key: made(point) for key, made in changing.items()}) if changing else None
     if isinstance(plain, list):
-        items = [filler(value) for value in plain]
+        items = [make_filler(value) for value in plain]
         if not any(items):
             return None
         return lambda point: [

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from testbed.topology.base import KeyPath
 from testbed.topology.check import did_you_mean
 from testbed.topology.model import Document
-from testbed.topology.yaml_reader import Where
 
 _NAME = "a name of lower-case letters, digits and dashes, at most 16"
 _MOST_SHOWN = 200
@@ -30,7 +30,7 @@ _PATTERNS = {
 }
 
 
-def message(error: ErrorDetails, where: Where, plain: Any, document: type[BaseModel] = Document) -> str:
+def format_error(error: ErrorDetails, where: KeyPath, plain: Any, document: type[BaseModel] = Document) -> str:
     """The words for one error at a place of a file that says `plain`, and is a `document`."""
     got = error.get("input")
     match error["type"]:
@@ -73,7 +73,7 @@ def _shown(got: Any) -> str:
     return said if len(said) <= _MOST_SHOWN else f"{said[:_MOST_SHOWN]}..."
 
 
-def error_place(error: ErrorDetails, plain: Any) -> Where:
+def error_place(error: ErrorDetails, plain: Any) -> KeyPath:
     """Where an error is in a file that says `plain`: without pydantic's own marks for keys, kinds of a union and tags."""
     found: list[str | int] = []
     for part in error["loc"]:
@@ -88,7 +88,7 @@ def error_place(error: ErrorDetails, plain: Any) -> Where:
     return tuple(found)
 
 
-def known_keys(where: Where, plain: Any, document: type[BaseModel]) -> list[str]:
+def known_keys(where: KeyPath, plain: Any, document: type[BaseModel]) -> list[str]:
     """Keys that are known in the mapping at a place."""
     model: Any = document
     at: Any = plain

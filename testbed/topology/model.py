@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from testbed.topology.base import Duration, Model, Name, Several, Size, Version, Word
+from testbed.topology.base import Duration, Model, Name, PrintableText, Size, TupleOf, Version
 from testbed.topology.cgroups import Cgroup, CgroupPath
 from testbed.topology.disks import AnyDisk, Limits
-from testbed.topology.networks import Link, NetworkName, Nic, links
-from testbed.topology.storage import Device, Dm, File, Filesystem, Loop, Md, Swap
+from testbed.topology.networks import Link, NetworkName, Nic, build_links
+from testbed.topology.storage import DeviceName, Dm, File, Filesystem, Loop, Md, Swap
 from testbed.topology.timeline import TimelineEntry
 from testbed.units import GIB
 
@@ -31,20 +31,20 @@ class GuestModel(Model):
     memory: Size = GIB
     accelerator: Literal["kvm", "tcg"] | None = None
     cpu_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.,+=-]{1,200}$")] | None = None
-    append: Several[Word] = ()
-    environment: dict[EnvironmentName, Word] = Field(default_factory=dict)
-    qemu_args: Several[Word] = ()
+    append: TupleOf[PrintableText] = ()
+    environment: dict[EnvironmentName, PrintableText] = Field(default_factory=dict)
+    qemu_args: TupleOf[PrintableText] = ()
     networks: dict[NetworkName, Nic] = Field(default_factory=dict)
     disks: dict[Name, AnyDisk] = Field(default_factory=dict)
     throttle_groups: dict[Name, Limits] = Field(default_factory=dict)
-    filesystems: dict[Device, Filesystem] = Field(default_factory=dict)
+    filesystems: dict[DeviceName, Filesystem] = Field(default_factory=dict)
     files: dict[Name, File] = Field(default_factory=dict)
     loops: dict[Name, Loop] = Field(default_factory=dict)
     swaps: dict[Name, Swap] = Field(default_factory=dict)
     dm: dict[Name, Dm] = Field(default_factory=dict)
     md: dict[Name, Md] = Field(default_factory=dict)
     cgroups: dict[CgroupPath, Cgroup] = Field(default_factory=dict)
-    timeline: Several[TimelineEntry] = ()
+    timeline: TupleOf[TimelineEntry] = ()
     sample: Annotated[Duration, Field(ge=10_000)] | None = None
 
     @property
@@ -63,7 +63,7 @@ class Topology(Model):
     @property
     def links(self) -> dict[str, tuple[Link, ...]]:
         """Each guest's ends of the private networks."""
-        return links({name: guest.networks for name, guest in self.guests.items()})
+        return build_links({name: guest.networks for name, guest in self.guests.items()})
 
 
 Scalar = str | int | float | bool | None
@@ -76,9 +76,9 @@ class Matrix(Model):
     `exclude` drops the points that have all of an entry's values; `include` adds points, whose axes are all named.
     """
 
-    axes: Annotated[dict[AxisName, Annotated[Several[Scalar], Field(min_length=1)]], Field(min_length=1)]
-    exclude: Several[dict[AxisName, Scalar]] = ()
-    include: Several[dict[AxisName, Scalar]] = ()
+    axes: Annotated[dict[AxisName, Annotated[TupleOf[Scalar], Field(min_length=1)]], Field(min_length=1)]
+    exclude: TupleOf[dict[AxisName, Scalar]] = ()
+    include: TupleOf[dict[AxisName, Scalar]] = ()
 
 
 class Document(Topology):

@@ -52,7 +52,7 @@ Nics = Mapping[str, Mapping[str, Nic]]
 """By guest and network, both in the file's order."""
 
 
-def links(nics: Nics) -> dict[str, tuple[Link, ...]]:
+def build_links(nics: Nics) -> dict[str, tuple[Link, ...]]:
     """Every guest's ends, by its name."""
     networks = list(dict.fromkeys(network for own in nics.values() for network in own))
     addresses: dict[str, dict[str, str]] = {network: {} for network in networks}
@@ -82,7 +82,7 @@ def links(nics: Nics) -> dict[str, tuple[Link, ...]]:
 
 def network_mistakes(nics: Nics) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong about them together: (place below `guests`, message)."""
-    ends = links(nics)
+    ends = build_links(nics)
     members: dict[str, list[tuple[str, Link]]] = {}
     for guest, own in ends.items():
         for link in own:

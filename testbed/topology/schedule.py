@@ -50,7 +50,7 @@ def schedule(act: TimelineEntry) -> Iterator[TimedAction]:
         yield _cue(begin, act.do)
 
 
-def format_action(act: TimelineEntry) -> str:
+def format_entry(act: TimelineEntry) -> str:
     """An act in words."""
     when = act.when
     begin = f"after {format_duration(act.at)}" if act.at else "at once" if when is None else ""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from testbed.topology.base import Model, Several, Size, Word
+from testbed.topology.base import Model, PrintableText, Size, TupleOf
 from testbed.topology.disks import BlockSize, Partition
 
 FilesystemType = Literal["ext4", "xfs", "btrfs", "f2fs", "tmpfs"]
@@ -18,7 +18,7 @@ Allocation = Literal["sparse", "fallocated", "written"]
 
 _NAME = r"[a-z][a-z0-9-]{0,19}"
 _FILE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-Device = Annotated[str, Field(pattern=rf"^{_NAME}$")]
+DeviceName = Annotated[str, Field(pattern=rf"^{_NAME}$")]
 FilePath = Annotated[str, Field(pattern=rf"^{_NAME}/{_FILE}$")]
 DeviceOrFile = Annotated[str, Field(pattern=rf"^{_NAME}(/{_FILE})?$")]
 
@@ -29,10 +29,10 @@ class Filesystem(Model):
     `make`: make it first, or mount what an image holds. `mkfs` and `mount` are options as words."""
 
     type: FilesystemType
-    device: Device | None = None
+    device: DeviceName | None = None
     make: bool = True
-    mkfs: Several[Word] = ()
-    mount: Several[Word] = ()
+    mkfs: TupleOf[PrintableText] = ()
+    mount: TupleOf[PrintableText] = ()
 
 
 class File(Model):
@@ -61,7 +61,7 @@ class Loop(Model):
     size_limit: Size | None = None
     logical_block_size: BlockSize | None = None
     read_ahead: Size | None = None
-    partitions: Several[Partition] = ()
+    partitions: TupleOf[Partition] = ()
 
     @property
     def holder(self) -> str:
@@ -86,11 +86,11 @@ class Dm(Model):
     """A device-mapper device: `linear` joins devices, `crypt` is one behind dm-crypt with a key of its own."""
 
     type: Literal["linear", "crypt"]
-    on: Annotated[Several[Device], Field(min_length=1, max_length=16)]
+    on: Annotated[TupleOf[DeviceName], Field(min_length=1, max_length=16)]
 
 
 class Md(Model):
     """An md array without metadata."""
 
     level: Literal["raid0", "raid1"]
-    on: Annotated[Several[Device], Field(min_length=2, max_length=16)]
+    on: Annotated[TupleOf[DeviceName], Field(min_length=2, max_length=16)]

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from testbed import regex
-from testbed.topology.base import Duration, Model, Size, Word
+from testbed.topology.base import Duration, Model, PrintableText, Size
 from testbed.topology.cgroups import CgroupPath
 
 Counter = Annotated[str, Field(pattern=r"^[a-z]+(\.[a-z]+)+( [a-z_]+)?$")]
@@ -19,8 +19,8 @@ class When(Model):
     or `below` a value; it is a file of one number, or a file and a key in it (`memory.stat file`).
     """
 
-    mark: Word | None = None
-    console: Word | None = None
+    mark: PrintableText | None = None
+    console: PrintableText | None = None
     cgroup: CgroupPath | None = None
     counter: Counter | None = None
     above: Size | None = None
@@ -48,7 +48,7 @@ class TimelineEntry(Model):
     within `do` goes from one value to the other.
     """
 
-    do: Word
+    do: PrintableText
     at: Duration | None = None
     when: When | None = None
     every: Annotated[Duration, Field(gt=0)] | None = None

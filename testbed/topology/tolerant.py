@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from testbed.topology import messages
-from testbed.topology.yaml_reader import Where
+from testbed.topology.base import KeyPath
 
 M = TypeVar("M", bound=BaseModel)
 # Of misspelt keys below each other, and of parts that only become wrong when others are left out.
@@ -26,12 +26,12 @@ _TAG = re.compile(r"'([^']*)'")
 class Failure:
     """A mistake, and its place in the file; `at_key`: the key itself is wrong."""
 
-    where: Where
+    where: KeyPath
     message: str
     at_key: bool
 
 
-class Checked(Generic[M]):
+class TolerantValidation(Generic[M]):
     """What a mapping says, without what is wrong.
 
     `value`: None where nothing of it is left. `whole`: nothing was left out, only read as what it is near to; `lost`: names of entries that
@@ -45,8 +45,8 @@ class Checked(Generic[M]):
         self.lost: set[str] = set()
         self._plain, self._document = plain, document
         # Each turns a place after a change of the mapping into the place before it.
-        self._changes: list[Callable[[Where], Where]] = []
-        fresh: list[Where] = [
+        self._changes: list[Callable[[KeyPath], KeyPath]] = []
+        fresh: list[KeyPath] = [
             ()
         ]  # what nobody has looked into yet; mistakes elsewhere are known, or come of what was left out
         for number in range(_MOST_ROUNDS):
@@ -67,19 +67,19 @@ class Checked(Generic[M]):
             if not fresh:
                 self._leave_out(errors)
 
-    def original(self, where: Where) -> Where:
+    def original(self, where: KeyPath) -> KeyPath:
         """Where something stands in the file that is at this place of `value`."""
         for change in reversed(self._changes):
             where = change(where)
         return where
 
-    def _failed(self, error: ErrorDetails, where: Where) -> None:
-        said = messages.message(error, where, self._plain, self._document)
+    def _failed(self, error: ErrorDetails, where: KeyPath) -> None:
+        said = messages.format_error(error, where, self._plain, self._document)
         self.failures.append(Failure(self.original(where), said, error["type"] == "extra_forbidden"))
 
-    def _nearest(self, errors: Sequence[tuple[ErrorDetails, Where]]) -> dict[Where, Where]:
+    def _nearest(self, errors: Sequence[tuple[ErrorDetails, KeyPath]]) -> dict[KeyPath, KeyPath]:
         """For each unknown key that is near to one that is not there, or holds a mapping as well: the place of that one."""
-        found: dict[Where, Where] = {}
+        found: dict[KeyPath, KeyPath] = {}
         for error, where in errors:
             if error["type"] == "extra_forbidden":
                 there = _at(self._plain, where[:-1])
@@ -94,9 +94,9 @@ class Checked(Generic[M]):
                     found[where] = right
         return found
 
-    def _corrected(self, nearest: dict[Where, Where]) -> list[Where]:
+    def _corrected(self, nearest: dict[KeyPath, KeyPath]) -> list[KeyPath]:
         """Give misspelt keys, or what is in their mappings, the names that they are near to; returns the places that are new there."""
-        fresh: list[Where] = []
+        fresh: list[KeyPath] = []
         for where, right in nearest.items():
             mapping = _at(self._plain, where[:-1])
             value = mapping.pop(where[-1])
@@ -111,9 +111,9 @@ class Checked(Generic[M]):
                 fresh.append((*right, key))
         return fresh
 
-    def _retagged(self, errors: Sequence[tuple[ErrorDetails, Where]]) -> list[Where]:
+    def _retagged(self, errors: Sequence[tuple[ErrorDetails, KeyPath]]) -> list[KeyPath]:
         """Give mappings whose `type` is misspelt the type that it is near to; returns their places."""
-        found: list[Where] = []
+        found: list[KeyPath] = []
         for error, where in errors:
             if error["type"] == "union_tag_invalid":
                 near = difflib.get_close_matches(
@@ -124,18 +124,18 @@ class Checked(Generic[M]):
                     found.append(where[:-1])
         return found
 
-    def _leave_out(self, errors: Sequence[tuple[ErrorDetails, Where]]) -> None:
+    def _leave_out(self, errors: Sequence[tuple[ErrorDetails, KeyPath]]) -> None:
         self.whole = False
         # Of lists the last first, so that the others keep their numbers.
         entries = {where if error["type"] == "extra_forbidden" else where[:_ENTRY] for error, where in errors}
         for entry in sorted(entries, key=lambda where: [str(part).zfill(9) for part in where], reverse=True):
             if len(entry) == _ENTRY:
                 self.lost.add(str(entry[-1]))
-            if (moved := leave_out(self._plain, entry)) is not None:
+            if (moved := remove_at(self._plain, entry)) is not None:
                 self._changes.append(moved)
 
 
-def leave_out(plain: Any, where: Where) -> Callable[[Where], Where] | None:
+def remove_at(plain: Any, where: KeyPath) -> Callable[[KeyPath], KeyPath] | None:
     """Take something out of a mapping. Returns what turns a place afterwards into the one before, where the numbers of a list change."""
     if where == ("version",):
         plain["version"] = 1
@@ -149,7 +149,7 @@ def leave_out(plain: Any, where: Where) -> Callable[[Where], Where] | None:
     return None
 
 
-def _at(plain: Any, where: Where) -> Any:
+def _at(plain: Any, where: KeyPath) -> Any:
     """What stands at a place, None where nothing does."""
     for part in where:
         if isinstance(plain, dict):
@@ -161,14 +161,14 @@ def _at(plain: Any, where: Where) -> Any:
     return plain
 
 
-def _moved(after: Where, before: Where) -> Callable[[Where], Where]:
+def _moved(after: KeyPath, before: KeyPath) -> Callable[[KeyPath], KeyPath]:
     return lambda where: (*before, *where[len(after) :]) if where[: len(after)] == after else where
 
 
-def _counted(above: Where, gone: int) -> Callable[[Where], Where]:
+def _counted(above: KeyPath, gone: int) -> Callable[[KeyPath], KeyPath]:
     """Of a list that lost an item: numbers from there on were larger by one."""
 
-    def before(where: Where) -> Where:
+    def before(where: KeyPath) -> KeyPath:
         number = where[len(above)] if where[: len(above)] == above and len(where) > len(above) else None
         if not isinstance(number, int) or number < gone:
             return where

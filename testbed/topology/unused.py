@@ -13,13 +13,12 @@ from typing import Any
 
 from testbed.errors import TopologyError, UsageError
 from testbed.topology import trust
-from testbed.topology.base import Model
+from testbed.topology.base import KeyPath, Model
 from testbed.topology.disks import Disk
-from testbed.topology.graph import Path as Place
 from testbed.topology.host_limits import HostLimits
-from testbed.topology.load import load_one, points_of
+from testbed.topology.load import points_from_mapping, select_point
 from testbed.topology.model import GuestModel
-from testbed.topology.yaml_reader import Reader, read, text_of
+from testbed.topology.yaml_reader import Reader, read_file, read_mapping
 
 # Fields that reach a scenario's guest. Every other field of the models is unused, one that is added later as well, until it is listed here.
 _GUEST = frozenset(
@@ -76,7 +75,7 @@ _WHY = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForScenarios:
+class ScenarioTopology:
     """The guest of a file as scenarios have it. `kernel`: the one that the file names, for verbs that run on it; `unused`: the places of
     the file that were left out, with `--ignore-stack`.
     """
@@ -86,7 +85,7 @@ class ForScenarios:
     unused: tuple[str, ...] = ()
 
 
-def unused(guest: GuestModel) -> Iterator[tuple[Place, str]]:
+def unused_parts(guest: GuestModel) -> Iterator[tuple[KeyPath, str]]:
     """The places in a guest that scenarios do not use, and why."""
     yield from _unused(guest, _GUEST)
     for name, disk in guest.disks.items():
@@ -94,7 +93,7 @@ def unused(guest: GuestModel) -> Iterator[tuple[Place, str]]:
             yield ("disks", name, *where), why
 
 
-def _unused(model: Model, used: Iterable[str]) -> Iterator[tuple[Place, str]]:
+def _unused(model: Model, used: Iterable[str]) -> Iterator[tuple[KeyPath, str]]:
     for name, field in type(model).model_fields.items():
         if name not in used and getattr(model, name) != field.get_default(call_default_factory=True):
             yield (field.alias or name,), _WHY.get(name, _STACK)
@@ -116,24 +115,28 @@ def _without(model: Any, used: Iterable[str]) -> Any:
     return model.model_copy(update=fields)
 
 
-def for_scenarios(path: Path, *, limits: HostLimits | None, kernel: bool, ignore: bool) -> ForScenarios:
+def load_for_scenarios(path: Path, *, limits: HostLimits | None, kernel: bool, ignore: bool) -> ScenarioTopology:
     """The only guest of a file, as scenarios use it. `kernel`: the verb runs on the kernel that the file names; `ignore`: leave out what
     is unused.
 
     :raise TopologyError: the file is wrong, or has parts that are unused, each with its place. :raise UsageError: it has several guests.
     """
     reader = Reader(str(path))
-    topology = load_one(points_of(read(text_of(path), reader), reader, path, limits), str(path), None)
+    topology = select_point(
+        points_from_mapping(read_mapping(read_file(path), reader), reader, path, limits), str(path), None
+    )
     if len(topology.guests) != 1:
         raise UsageError(f"{path}: scenarios run on a topology of one guest, this one has {', '.join(topology.guests)}")
     (name, guest), *_ = topology.guests.items()
     trust.check_trusted(guest.qemu_args)  # before a kernel is built for it
     own = guest.kernel if kernel else None
-    for where, why in unused(guest.model_copy(update={"kernel": None}) if kernel else guest):
+    for where, why in unused_parts(guest.model_copy(update={"kernel": None}) if kernel else guest):
         place = ("guests", name, *where)
-        reader.problem(place, f"not used: {why}; leave it out, or add --ignore-stack", reader.key_marks.get(place))
+        reader.add_problem(
+            place, f"not used: {why}; leave it out, or add --ignore-stack", reader.key_positions.get(place)
+        )
     if reader.problems and not ignore:
         raise TopologyError(tuple(sorted(reader.problems, key=lambda one: (one.file, one.line, one.column))))
-    return ForScenarios(
+    return ScenarioTopology(
         guest=without_unused(guest), kernel=own, unused=tuple(problem.path for problem in reader.problems)
     )

@@ -18,6 +18,7 @@ import yaml
 
 from testbed.errors import Problem, TopologyError
 from testbed.topology import trust
+from testbed.topology.base import KeyPath
 
 _MAX_BYTES = 1 << 20
 _MAX_NODES = 200_000
@@ -52,11 +53,9 @@ _CONSTANTS = {"true": True, "false": False, "null": None, "~": None, "": None}
 _PLAIN = "tag:testbed,plain"
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
-Where = tuple[str | int, ...]
-
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class Position:
     """A place in a file; line and column count from 1."""
 
     file: str
@@ -71,52 +70,54 @@ class Reader:
         self.file = file
         # The file of every text that goes into the value, by its SHA-256 (`trust.Sources`); shared by all readers of it.
         self.sources = {} if sources is None else sources
-        self.marks: dict[Where, Mark] = {}
-        self.key_marks: dict[Where, Mark] = {}
-        self.blocks: set[Where] = set()  # texts whose lines stand below their mark, as they are
+        self.positions: dict[KeyPath, Position] = {}
+        self.key_positions: dict[KeyPath, Position] = {}
+        self.blocks: set[KeyPath] = set()  # texts whose lines stand below their mark, as they are
         self.problems: list[Problem] = []
         self._nodes = 0
-        self._above: Where = ()
+        self._above: KeyPath = ()
 
-    def problem(self, where: Where, message: str, mark: Mark | None = None) -> None:
+    def add_problem(self, where: KeyPath, message: str, mark: Position | None = None) -> None:
         mark = mark or self._nearest(where)
         self.problems.append(
             Problem(file=mark.file, line=mark.line, column=mark.column, path=self.path(where), message=message)
         )
 
-    def refusal(self, where: Where, message: str) -> TopologyError:
+    def fatal_error(self, where: KeyPath, message: str) -> TopologyError:
         """The error of one mistake with which nothing else can be said, after those that were found before."""
-        self.problem(where, message)
+        self.add_problem(where, message)
         return TopologyError(tuple(self.problems))
 
-    def path(self, where: Where) -> str:
+    def path(self, where: KeyPath) -> str:
         """A place as messages write it."""
         return format_path((*self._above, *where))
 
-    def below(self, where: Where) -> Reader:
+    def subreader(self, where: KeyPath) -> Reader:
         """One for the part of the file at a place, whose messages name places in the whole file."""
         part = Reader(self.file, self.sources)
         part._above = (*self._above, *where)
         part._nodes = self._nodes
-        part.marks = {place[len(where) :]: mark for place, mark in self.marks.items() if place[: len(where)] == where}
-        part.key_marks = {
-            place[len(where) :]: mark for place, mark in self.key_marks.items() if place[: len(where)] == where
+        part.positions = {
+            place[len(where) :]: mark for place, mark in self.positions.items() if place[: len(where)] == where
+        }
+        part.key_positions = {
+            place[len(where) :]: mark for place, mark in self.key_positions.items() if place[: len(where)] == where
         }
         return part
 
-    def _nearest(self, where: Where) -> Mark:
-        while where not in self.marks and where:
+    def _nearest(self, where: KeyPath) -> Position:
+        while where not in self.positions and where:
             where = where[:-1]
-        return self.marks.get(where) or Mark(self.file, 1, 1)
+        return self.positions.get(where) or Position(self.file, 1, 1)
 
-    def _mark(self, mark: yaml.Mark) -> Mark:
-        return Mark(self.file, mark.line + 1, mark.column + 1)
+    def _mark(self, mark: yaml.Mark) -> Position:
+        return Position(self.file, mark.line + 1, mark.column + 1)
 
-    def value(self, node: yaml.Node, where: Where) -> Any:
+    def value(self, node: yaml.Node, where: KeyPath) -> Any:
         self._nodes += 1
         if self._nodes > _MAX_NODES:
             raise yaml.YAMLError(f"more than {_MAX_NODES} values (aliases count each time)")
-        self.marks[where] = self._mark(node.start_mark)
+        self.positions[where] = self._mark(node.start_mark)
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, where)
         if isinstance(node, yaml.SequenceNode):
@@ -125,36 +126,38 @@ class Reader:
             self.blocks.add(where)
         return self._scalar(node, where)
 
-    def _mapping(self, node: yaml.MappingNode, where: Where) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, where: KeyPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         merged: dict[str, Any] = {}  # so that nothing of it is missed as well
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
-                self.problem(where, "expected a word as key, got a mapping or a list", self._mark(key_node.start_mark))
+                self.add_problem(
+                    where, "expected a word as key, got a mapping or a list", self._mark(key_node.start_mark)
+                )
                 continue
             key = key_node.value
             if key == "<<" and key_node.tag == _PLAIN:
                 said = "expected each key by itself, got <<, which merges mappings in YAML 1.1 alone; write the keys out, or use `extends`"
-                self.problem((*where, key), said, self._mark(key_node.start_mark))
+                self.add_problem((*where, key), said, self._mark(key_node.start_mark))
                 merged |= self._merged(value_node, where)
                 continue
             self._key(key_node, (*where, key))
             if key in result:
-                self.problem((*where, key), "the key stands here twice", self._mark(key_node.start_mark))
+                self.add_problem((*where, key), "the key stands here twice", self._mark(key_node.start_mark))
                 continue
-            self.key_marks[(*where, key)] = self._mark(key_node.start_mark)
+            self.key_positions[(*where, key)] = self._mark(key_node.start_mark)
             result[key] = self.value(value_node, (*where, key))
             if isinstance(value_node, yaml.MappingNode | yaml.SequenceNode):
-                self.marks[(*where, key)] = self._mark(key_node.start_mark)
+                self.positions[(*where, key)] = self._mark(key_node.start_mark)
         return merged | result
 
-    def _merged(self, node: yaml.Node, where: Where) -> dict[str, Any]:
+    def _merged(self, node: yaml.Node, where: KeyPath) -> dict[str, Any]:
         """What a merge key would bring: of a mapping, or of several."""
         found = self.value(node, where)
         several = found if isinstance(found, list) else [found]
         return {key: value for one in reversed(several) if isinstance(one, dict) for key, value in one.items()}
 
-    def _key(self, node: yaml.ScalarNode, where: Where) -> None:
+    def _key(self, node: yaml.ScalarNode, where: KeyPath) -> None:
         """Whether every reader takes a key for the same text, but for `y` and `n`, which are good names, and `on`, a key of ours."""
         if node.tag != _PLAIN or node.value in ("y", "Y", "n", "N", "on"):
             return
@@ -163,21 +166,23 @@ class Reader:
             advice = "it is no text; quote it"
         if advice is not None:
             said = f"expected a key that every reader of YAML reads alike, got {node.value} ({advice})"
-            self.problem(where, said, self._mark(node.start_mark))
+            self.add_problem(where, said, self._mark(node.start_mark))
 
-    def _scalar(self, node: yaml.Node, where: Where) -> Any:
+    def _scalar(self, node: yaml.Node, where: KeyPath) -> Any:
         text: str = node.value
         if _NO_TEXT.search(text):
             # Escapes of a quoted text make them; no name of a file, no word of a command line holds one.
-            self.problem(where, f"expected text without NUL and without halves of characters, got {text!r}")
+            self.add_problem(where, f"expected text without NUL and without halves of characters, got {text!r}")
             return _NO_TEXT.sub("", text)
         if node.tag not in ("tag:yaml.org,2002:str", _PLAIN):
-            self.problem(where, f"expected no tag, got {node.tag}")
+            self.add_problem(where, f"expected no tag, got {node.tag}")
         if node.tag != _PLAIN:
             return text
         for pattern, advice in _YAML_1_1:
             if pattern.fullmatch(text):
-                self.problem(where, f"expected a value that every reader of YAML reads alike, got {text} ({advice})")
+                self.add_problem(
+                    where, f"expected a value that every reader of YAML reads alike, got {text} ({advice})"
+                )
                 return text
         if text in _CONSTANTS:
             return _CONSTANTS[text]
@@ -200,7 +205,7 @@ class _Loader(yaml.SafeLoader):
         return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]  # PyYAML's stubs leave it untyped
 
 
-def text_of(path: Path) -> str:
+def read_file(path: Path) -> str:
     """The text of a file that the caller has named.
 
     :raise TopologyError: it cannot be read, is too large, or no text.
@@ -208,7 +213,7 @@ def text_of(path: Path) -> str:
     return _text(path, lambda: _bytes_of(path))
 
 
-def text_named(path: Path, within: Path | None = None) -> str:
+def read_referenced_file(path: Path, within: Path | None = None) -> str:
     """The text of a file that another one names, which may be a stranger's: of a pipe or a device nothing is read. `within`: the folder
     that it lies in, links followed, or it is not read.
 
@@ -221,17 +226,17 @@ def _text(path: Path, read: Callable[[], bytes]) -> str:
     try:
         data = read()
     except OSError as error:
-        raise load_single(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
+        raise single_error(str(path), 1, 1, f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # NUL
-        raise load_single(str(path), 1, 1, f"cannot be read: {error}") from error
+        raise single_error(str(path), 1, 1, f"cannot be read: {error}") from error
     if len(data) > _MAX_BYTES:
-        raise load_single(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got more")
+        raise single_error(str(path), 1, 1, f"expected at most {_MAX_BYTES} bytes, got more")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         before = data[: error.start].decode("utf-8")
         utf16 = ", got UTF-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise load_single(str(path), *_place(before), f"expected UTF-8 text{utf16}") from error
+        raise single_error(str(path), *_place(before), f"expected UTF-8 text{utf16}") from error
 
 
 def _bytes_named(path: Path, within: Path | None) -> bytes:
@@ -239,7 +244,7 @@ def _bytes_named(path: Path, within: Path | None) -> bytes:
 
     :raise OSError: it cannot be read. :raise TopologyError: it is no regular file, or lies elsewhere.
     """
-    no_file = load_single(str(path), 1, 1, "cannot be read: expected a file, got something else")
+    no_file = single_error(str(path), 1, 1, "cannot be read: expected a file, got something else")
     if not stat.S_ISREG(path.stat().st_mode):  # some devices do something when they are opened
         raise no_file
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -247,7 +252,7 @@ def _bytes_named(path: Path, within: Path | None) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise no_file
         if within is not None and not Path(f"/proc/self/fd/{descriptor}").readlink().is_relative_to(within.resolve()):
-            raise load_single(
+            raise single_error(
                 str(path), 1, 1, f"cannot be read: expected a file in {within.resolve()}, got one that lies elsewhere"
             )
         return file.read(_MAX_BYTES + 1) or b""  # nothing, where it would wait for more (/proc/kmsg)
@@ -261,7 +266,7 @@ def _bytes_of(path: Path) -> bytes:
     if path in _said:
         return _said[path]
     if stat.S_ISFIFO(path.lstat().st_mode):  # that of a shell's <(...) is behind a link
-        raise load_single(str(path), 1, 1, "cannot be read: expected a file, got a named pipe")
+        raise single_error(str(path), 1, 1, "cannot be read: expected a file, got a named pipe")
     with path.open("rb") as file:
         data = file.read(_MAX_BYTES + 1)
         if stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
@@ -269,7 +274,7 @@ def _bytes_of(path: Path) -> bytes:
     return data
 
 
-def read(text: str, reader: Reader) -> dict[str, Any]:
+def read_mapping(text: str, reader: Reader) -> dict[str, Any]:
     """The mapping in a text; what is wrong with single values goes to `reader.problems`.
 
     :raise TopologyError: it is no mapping in YAML.
@@ -278,21 +283,21 @@ def read(text: str, reader: Reader) -> dict[str, Any]:
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
-            raise load_single(reader.file, 1, 1, "expected a topology, got an empty file")
+            raise single_error(reader.file, 1, 1, "expected a topology, got an empty file")
         plain = reader.value(node, ())
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
-        raise load_single(reader.file, line, column, f"not YAML: {_advised(error)}") from error
+        raise single_error(reader.file, line, column, f"not YAML: {_advised(error)}") from error
     except yaml.reader.ReaderError as error:
         said = f"not YAML: the character U+{ord(text[error.position]):04X} must not stand in it"
-        raise load_single(reader.file, *_place(text[: error.position]), said) from error
+        raise single_error(reader.file, *_place(text[: error.position]), said) from error
     except yaml.YAMLError as error:
-        raise load_single(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
+        raise single_error(reader.file, 1, 1, f"not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:
-        raise load_single(reader.file, 1, 1, "nested too deeply, or an alias holds itself") from error
+        raise single_error(reader.file, 1, 1, "nested too deeply, or an alias holds itself") from error
     if not isinstance(plain, dict):
-        raise load_single(
+        raise single_error(
             reader.file, 1, 1, f"expected a mapping with `version` and `guests`, got {type(plain).__name__}"
         )
     return plain
@@ -313,7 +318,7 @@ def _place(before: str) -> tuple[int, int]:
     return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
-def load_single(file: str, line: int, column: int, message: str) -> TopologyError:
+def single_error(file: str, line: int, column: int, message: str) -> TopologyError:
     """The error of one mistake."""
     return TopologyError((Problem(file=file, line=line, column=column, path="", message=message),))
 
@@ -326,6 +331,6 @@ def reads_as_text(text: str) -> bool:
     return text not in _CONSTANTS and not other
 
 
-def format_path(where: Where) -> str:
+def format_path(where: KeyPath) -> str:
     """A place as messages write it."""
     return ".".join(str(part) for part in where)

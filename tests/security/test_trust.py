@@ -24,7 +24,7 @@ from testbed.topology import load, load_points, trust
 from testbed.topology.base import Model
 from testbed.topology.load import parse
 from testbed.topology.model import Document, GuestModel, Topology
-from testbed.topology.unused import for_scenarios
+from testbed.topology.unused import load_for_scenarios
 from testbed.vms.supervisor import VmSpec
 
 GUEST = "version: 1\nguests:\n  g0:\n"
@@ -172,9 +172,11 @@ def whole(folder: Path) -> str:
 
 def test_verbs_of_scenarios_refuse_a_file_that_is_not_trusted_before_they_build_a_kernel(folder: Path) -> None:
     with pytest.raises(UsageError, match=r"testbed trust .*top\.yaml"):
-        for_scenarios(folder / "top.yaml", limits=None, kernel=False, ignore=False)
+        load_for_scenarios(folder / "top.yaml", limits=None, kernel=False, ignore=False)
     trust_command([str(folder / "top.yaml")])
-    trust.check_trusted(for_scenarios(folder / "top.yaml", limits=None, kernel=False, ignore=False).guest.qemu_args)
+    trust.check_trusted(
+        load_for_scenarios(folder / "top.yaml", limits=None, kernel=False, ignore=False).guest.qemu_args
+    )
 
 
 def test_a_part_of_a_bug_that_is_trusted_is_trusted_and_no_other_mapping(folder: Path) -> None:

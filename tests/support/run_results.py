@@ -27,7 +27,7 @@ from testbed.scenarios.verdict import (
 from testbed.store.image import Image
 from testbed.store.kernels.files import KernelFiles
 from testbed.store.kernels.table import Series
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel
 from testbed.units import GIB
 from tests.support.values import host
@@ -111,7 +111,7 @@ def failed(folder: Path) -> Result:
     )
 
 
-MODEL = GuestModel(disks={"data": disk_of(type="nvme", size=GIB)})
+MODEL = GuestModel(disks={"data": make_disk(type="nvme", size=GIB)})
 
 
 def document(folder: Path, *of: Result, model: GuestModel = MODEL, partial: Partial | None = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from testbed.host.facts import Host
 from testbed.qemu import blockdev
 from testbed.store.kernels.files import KernelFiles
 from testbed.text import parse_json
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel
 from testbed.units import MIB, format_size
 
@@ -42,7 +42,7 @@ async def measure(
 
     :raise GuestError: the guest is lost.
     """
-    model = GuestModel(disks={f"d{number}": disk_of(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
+    model = GuestModel(disks={f"d{number}": make_disk(type=kind, size=_SIZE) for number, kind in enumerate(KINDS)})
     found = {}
     async with (
         factory.admitted((model,), "bench", cores=factory.host.cores),

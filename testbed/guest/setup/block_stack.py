@@ -10,7 +10,7 @@ from testbed.guest.setup.readback import Expected
 from testbed.guest.setup.steps import Step, sh
 from testbed.topology.disks import Disk, Partition
 from testbed.topology.filesystems import FILESYSTEMS
-from testbed.topology.graph import Graph, Key, NamespaceOf, Node, PartitionOf, device, graph, sizes
+from testbed.topology.graph import Graph, Key, NamespaceOf, Node, PartitionOf, build_graph, device_key, sizes
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, File, Filesystem, Loop, Md, Swap
 from testbed.units import KIB, MIB
@@ -50,7 +50,7 @@ def plan_stack(guest: GuestModel, disks: Mapping[str, str], *, again: bool = Fal
 
     A loop's number is its place among the guest's loops.
     """
-    made = graph(guest)
+    made = build_graph(guest)
     paths = _paths(guest, made, disks)
     order = made.ordered()
     planner = _Planner(made, paths, sizes(made, order), again=again)
@@ -58,7 +58,7 @@ def plan_stack(guest: GuestModel, disks: Mapping[str, str], *, again: bool = Fal
         planner.add(made.nodes[key])
     loops = {
         name: LoopDevice(
-            path=paths[name], backing_file=planner.backing(loop), disks=tuple(_disks_below(made, device(name)))
+            path=paths[name], backing_file=planner.backing(loop), disks=tuple(_disks_below(made, device_key(name)))
         )
         for name, loop in guest.loops.items()
     }
@@ -70,7 +70,7 @@ def _paths(guest: GuestModel, made: Graph, disks: Mapping[str, str]) -> dict[str
     arrays = {name: number for number, name in enumerate(guest.md)}
     found: dict[str, str] = {}
     for key, node in made.nodes.items():
-        match node.thing:
+        match node.model:
             case Disk() | NamespaceOf() if key.name in disks:
                 found[key.name] = disks[key.name]
             case Loop():
@@ -80,15 +80,15 @@ def _paths(guest: GuestModel, made: Graph, disks: Mapping[str, str]) -> dict[str
             case Md():
                 found[key.name] = f"/dev/md{arrays[key.name]}"
     for key, node in made.nodes.items():
-        if isinstance(node.thing, PartitionOf) and node.thing.holder in found:
-            whole = found[node.thing.holder]
-            found[key.name] = f"{whole}{'p' if whole[-1].isdigit() else ''}{node.thing.number}"
+        if isinstance(node.model, PartitionOf) and node.model.holder in found:
+            whole = found[node.model.holder]
+            found[key.name] = f"{whole}{'p' if whole[-1].isdigit() else ''}{node.model.number}"
     return found
 
 
 def _disks_below(made: Graph, key: Key) -> Iterator[str]:
     for needed, _ in made.nodes[key].needs:
-        if isinstance(made.nodes[needed].thing, Disk | NamespaceOf):
+        if isinstance(made.nodes[needed].model, Disk | NamespaceOf):
             yield needed.name
         else:
             yield from _disks_below(made, needed)
@@ -104,7 +104,7 @@ class _Planner:
 
     def add(self, node: Node) -> None:
         where = ".".join(str(part) for part in node.where)
-        match node.thing:
+        match node.model:
             case Filesystem() as filesystem:
                 self._filesystem(node, filesystem, where)
             case File() as file:
@@ -129,7 +129,7 @@ class _Planner:
         return self._again and not self._in_memory(node)
 
     def _in_memory(self, node: Node) -> bool:
-        on_memory = isinstance(node.thing, Filesystem) and node.thing.type == "tmpfs"
+        on_memory = isinstance(node.model, Filesystem) and node.model.type == "tmpfs"
         return on_memory or any(self._in_memory(self._made.nodes[needed]) for needed, _ in node.needs)
 
     def backing(self, of: Loop) -> str:
@@ -181,7 +181,7 @@ class _Planner:
         self._step(f"{file.allocate} {path}", *commands[file.allocate])
 
     def _on_tmpfs(self, file: File) -> bool:
-        holder = self._made.nodes[Key("filesystem", file.path.partition("/")[0])].thing
+        holder = self._made.nodes[Key("filesystem", file.path.partition("/")[0])].model
         return isinstance(holder, Filesystem) and holder.type == "tmpfs"
 
     def _loop(self, name: str, loop: Loop, where: str) -> None:
@@ -204,8 +204,8 @@ class _Planner:
             "read-only": ("ro", str(int(loop.read_only))),
             "logical-block-size": ("queue/logical_block_size", str(loop.logical_block_size or 512)),
         }
-        if device(name) in self._sizes:
-            expected["size"] = ("size", str(self._sizes[device(name)] // 512))
+        if device_key(name) in self._sizes:
+            expected["size"] = ("size", str(self._sizes[device_key(name)] // 512))
         if loop.logical_block_size is None:
             # Above a disk with larger blocks the loop has those, from some kernel on.
             del expected["logical-block-size"]
@@ -240,9 +240,9 @@ class _Planner:
     def _dm(self, name: str, dm: Dm) -> None:
         on = [self._paths[other] for other in dm.on]
         if dm.type == "crypt":
-            rows = f"0 {self._sizes[device(dm.on[0])] // 512} crypt aes-xts-plain64 {_DM_KEY} 0 {on[0]} 0\\n"
+            rows = f"0 {self._sizes[device_key(dm.on[0])] // 512} crypt aes-xts-plain64 {_DM_KEY} 0 {on[0]} 0\\n"
         else:
-            sectors = [self._sizes[device(other)] // 512 for other in dm.on]
+            sectors = [self._sizes[device_key(other)] // 512 for other in dm.on]
             starts = [sum(sectors[:number]) for number in range(len(sectors))]
             rows = "".join(
                 f"{start} {count} linear {path} 0\\n" for start, count, path in zip(starts, sectors, on, strict=True)

@@ -9,7 +9,7 @@ from testbed.guest.setup import survey
 from testbed.host.admission import Cores
 from testbed.scenarios.claims.io_limits import LEAST_IOPS
 from testbed.scenarios.harness import FRESH, open_harness
-from testbed.scenarios.rate_measurement import JOBS, jobs
+from testbed.scenarios.rate_measurement import JOBS, parse_iops
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
@@ -40,7 +40,7 @@ done
 _MOST_RATIO, _LEAST_SHOWN = 1000, 1.0
 
 
-def of_weight(heavy: float, light: float) -> Gap:
+def judge_weight(heavy: float, light: float) -> Gap:
     """Judge the heavy cgroup's rate over the light one's, in IOPS."""
     if not (math.isfinite(heavy) and heavy + light >= LEAST_IOPS and light >= 0) or heavy > _MOST_RATIO * max(
         light, _LEAST_SHOWN
@@ -62,10 +62,10 @@ async def _weight(guest: Guest, point: Point) -> Evidence:
         disk = guest.disks[at.disk].path
         done = await guest.script(_WEIGHT, at.loop, at.file, disk, interpreter="bash", timeout_s=limit)
     names = tuple(f"{target}-{weight}" for target in ("loop0", "file") for weight in ("low", "high"))
-    seen = jobs(done.stdout, names, f"guest {guest.name}: fio under BFQ")
+    seen = parse_iops(done.stdout, names, f"guest {guest.name}: fio under BFQ")
     loop, file = ((seen[f"{name}-high"], seen[f"{name}-low"]) for name in ("loop0", "file"))
     return Evidence(
-        claim=of_weight(*loop),
+        claim=judge_weight(*loop),
         reason=f"a weight of 1000 gets {_ratio(*loop):.1f} times as many requests as a weight of 1",
         measures=(
             Measure(
@@ -81,7 +81,7 @@ async def _weight(guest: Guest, point: Point) -> Evidence:
                 name="file itself, O_DIRECT",
                 expected="at least 2.5 times",
                 got=f"{_ratio(*file):.1f}",
-                holds=of_weight(*file) is Gap.CLOSED,
+                holds=judge_weight(*file) is Gap.CLOSED,
             ),
         ),
     )

@@ -11,11 +11,11 @@ from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER, printed_number
 from testbed.host.admission import Cores
-from testbed.scenarios.claims.deferred_destroy import DYING, dying_for
+from testbed.scenarios.claims.deferred_destroy import DYING, parse_dying
 from testbed.scenarios.claims.read import READ_BYTES, read_command
 from testbed.scenarios.controls import usual_read_controls
 from testbed.scenarios.harness import FRESH, Harness, open_harness
-from testbed.scenarios.rate_measurement import JOBS, jobs
+from testbed.scenarios.rate_measurement import JOBS, parse_iops
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, join_parts
 from testbed.units import parse_whole
@@ -175,7 +175,7 @@ async def _no_worker(guest: Guest, point: Point) -> Evidence:
         await guest.script("echo 0 >/sys/kernel/debug/failslab/probability")
         after = await at.meter("failing", read_command(at.loop))
         removed = await guest.script(_GONE, interpreter="bash", timeout_s=guest.spec.deadlines.command_s + 130)
-        gone = dying_for(removed.stdout, f"guest {guest.name}: nr_dying_descendants")
+        gone = parse_dying(removed.stdout, f"guest {guest.name}: nr_dying_descendants")
         known = await usual_read_controls(at)
     lost, later, injected = at.share(failed, "rbytes"), at.share(after, "rbytes"), 100_000 - left
     charged = join_parts(at.part(after, "rbytes", asked=READ_BYTES))
@@ -237,7 +237,7 @@ for name in free held; do iops noisy-$name; done
 _LEAST_IOPS = 8
 
 
-def of_held(held: float, free: float) -> Gap:
+def judge_held(held: float, free: float) -> Gap:
     """Judge the rate of the cgroup that floods the disk beside one with a target, over its rate beside one without; IOPS."""
     if free < _LEAST_IOPS or not 0 <= held <= 2 * free:
         return Gap.UNCLEAR
@@ -250,11 +250,11 @@ async def _latency(guest: Guest, point: Point) -> Evidence:
         done = await guest.script(
             _LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3
         )
-    seen = jobs(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
+    seen = parse_iops(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
     free, held = seen["noisy-free"], seen["noisy-held"]
     kept = held / free if free else 0.0
     return Evidence(
-        claim=of_held(held, free),
+        claim=judge_held(held, free),
         reason=f"beside a cgroup with io.latency the other one keeps {kept:.0%} of its rate through loops",
         measures=(
             Measure(

@@ -68,7 +68,7 @@ done
 _SOON_S, _LEAST_S = 10, 30
 
 
-def dying_for(output: str, where: str) -> float | None:
+def parse_dying(output: str, where: str) -> float | None:
     """Seconds until nothing was dying, or None where that did not happen.
 
     :raise ReadingError: nobody counted what was dying.
@@ -94,7 +94,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
         limit = _WATCHED_S + 30 + guest.spec.deadlines.command_s
         done = await guest.script(_STEPS, at.loop, at.file, point.variant, interpreter="bash", timeout_s=limit)
     where = f"guest {guest.name}: counters of the removed cgroup"
-    seconds = dying_for(done.stdout, where)
+    seconds = parse_dying(done.stdout, where)
     bytes_read = sum(
         parse_whole(words[0] if words else "", where) for words in shell_functions.lines(done.stdout, "read")
     )

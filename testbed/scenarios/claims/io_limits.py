@@ -13,7 +13,7 @@ from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.host.admission import Cores
 from testbed.scenarios.harness import FRESH, open_harness
-from testbed.scenarios.rate_measurement import JOBS, RATE, jobs, measure_rates, measure_stalls
+from testbed.scenarios.rate_measurement import JOBS, RATE, parse_iops, parse_rates, parse_stalls
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
@@ -38,7 +38,7 @@ losetup --direct-io=off "$1"
 """
 
 
-def of_limit(ratio: float) -> Gap:
+def judge_limit(ratio: float) -> Gap:
     """Judge a rate over its limit: held to it, or far above. dd and the limit's own window are the rest.
 
     Who pays twice is held to half of the limit, and so is a machine that stood still for as long: neither is the limit's rate (0.80 to 0.97
@@ -54,7 +54,7 @@ def _limited(name: str, rate: float, limit: float) -> Control:
         name=name,
         expected=f"{_HELD_FROM} to 1.3 times the limit of {limit / MIB:.1f} MiB/s",
         got=f"{rate / MIB:.2f} MiB/s",
-        holds=of_limit(rate / limit) is Gap.CLOSED,
+        holds=judge_limit(rate / limit) is Gap.CLOSED,
     )
 
 
@@ -63,7 +63,7 @@ def _free(rate: float, limit: float) -> Control:
         name="a cgroup without the limit",
         expected="at least twice the limit",
         got=f"{rate / MIB:.2f} MiB/s",
-        holds=of_limit(rate / limit) is Gap.OPEN,
+        holds=judge_limit(rate / limit) is Gap.OPEN,
     )
 
 
@@ -73,7 +73,7 @@ async def _io_max_output(guest: Guest, point: Point) -> tuple[str, dict[str, flo
         done = await guest.script(
             _IO_MAX, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2
         )
-    return done.stdout, measure_rates(
+    return done.stdout, parse_rates(
         done.stdout, ("loop", "free", "dio", "file"), f"guest {guest.name}: reads under io.max"
     )
 
@@ -81,7 +81,7 @@ async def _io_max_output(guest: Guest, point: Point) -> tuple[str, dict[str, flo
 async def _io_max(guest: Guest, point: Point) -> Evidence:
     _, seen = await _io_max_output(guest, point)
     return Evidence(
-        claim=of_limit(seen["loop"] / _LIMIT_BYTES),
+        claim=judge_limit(seen["loop"] / _LIMIT_BYTES),
         reason=f"{seen['loop'] / MIB:.2f} MiB/s through the loop under a limit of {_LIMIT_BYTES / MIB:.0f} MiB/s",
         measures=(
             Measure(
@@ -99,7 +99,7 @@ async def _io_max(guest: Guest, point: Point) -> Evidence:
     )
 
 
-def of_stall(loop_s: float, file_s: float) -> Gap:
+def judge_stall(loop_s: float, file_s: float) -> Gap:
     """Judge how long a cgroup stalled for each MiB through the loop, over how long it stalls for one of the file itself, which its limit
     holds on every kernel. Kernels account differently for one stall; so the file is the measure.
 
@@ -118,10 +118,10 @@ _MOST_STALL_S = 1.5
 
 async def _pressure(guest: Guest, point: Point) -> Evidence:
     output, seen = await _io_max_output(guest, point)
-    loop_us, _, file_us = measure_stalls(output, f"guest {guest.name}: io.pressure of the limited cgroup")
+    loop_us, _, file_us = parse_stalls(output, f"guest {guest.name}: io.pressure of the limited cgroup")
     loop_s, file_s = loop_us / 3e6, file_us / 1e6
     return Evidence(
-        claim=of_stall(loop_s, file_s),
+        claim=judge_stall(loop_s, file_s),
         reason=f"stalled {loop_s:.2f} s for each MiB through the loop, {file_s:.2f} s for one of the file itself",
         measures=(
             Measure(
@@ -178,10 +178,10 @@ async def _iocost(guest: Guest, point: Point) -> Evidence:
             _IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2
         )
     loops = ("loop-0", "loop-1", "loop-2")
-    seen = measure_rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
+    seen = parse_rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
     loop = sum(seen[name] for name in loops)
     return Evidence(
-        claim=of_limit(loop / _COST_BYTES),
+        claim=judge_limit(loop / _COST_BYTES),
         reason=f"three readers get {loop / MIB:.2f} MiB/s through the loop on a budget of {_COST_BYTES / MIB:.2f} MiB/s",
         measures=(
             Measure(
@@ -220,7 +220,7 @@ losetup -d "$4" && losetup "$1" "$2"
 """
 
 
-def of_kept(kept: float) -> Gap:
+def judge_kept(kept: float) -> Gap:
     """Judge the part of its rate that the important cgroup keeps beside the other one; a rate beyond all budget is none."""
     if not 0 <= kept <= _MOST_KEPT:
         return Gap.UNCLEAR
@@ -242,11 +242,11 @@ async def _inversion(guest: Guest, point: Point) -> Evidence:
         limit = guest.spec.deadlines.command_s * 2
         done = await guest.script(_INVERSION, at.loop, at.file, at.device, device, interpreter="bash", timeout_s=limit)
     names = tuple(f"{target}-{when}" for target in (point.variant, "file") for when in ("alone", "beside"))
-    seen = jobs(done.stdout, names, f"guest {guest.name}: fio under io.cost")
+    seen = parse_iops(done.stdout, names, f"guest {guest.name}: fio under io.cost")
     loop, file = _kept(seen, point.variant), _kept(seen, "file")
     alone, beside = seen[f"{point.variant}-alone"], seen[f"{point.variant}-beside"]
     return Evidence(
-        claim=of_kept(loop),
+        claim=judge_kept(loop),
         reason=f"the important cgroup reads {beside:.1f} times a second beside the other, {alone:.1f} alone; of its budget of "
         f"{_BUDGET_IOPS} it keeps {loop:.0%}",
         measures=(
@@ -263,7 +263,7 @@ async def _inversion(guest: Guest, point: Point) -> Evidence:
                 name="file itself, O_DIRECT",
                 expected="keeps at least 70 %",
                 got=f"{file:.0%}",
-                holds=of_kept(file) is Gap.CLOSED,
+                holds=judge_kept(file) is Gap.CLOSED,
             ),
         ),
     )

@@ -45,7 +45,7 @@ swapoff "$3"
 """.replace("SURVEY", survey.TAKE)
 
 
-def stages(output: str, variant: str, where: str) -> dict[str, tuple[int, int]]:
+def parse_stages(output: str, variant: str, where: str) -> dict[str, tuple[int, int]]:
     """(shmem, swap) in bytes by stage.
 
     :raise ReadingError: a stage is missing.
@@ -96,7 +96,7 @@ async def _steps(guest: Guest, point: Point) -> Evidence:
     async with apply.stack_applied(guest, loops_at(Point(size_bytes=128 * MIB), "")) as made:
         loop = made.loops["loop0"]
         done = await guest.script(_STEPS, loop.path, loop.backing_file, guest.disks[disk].path, point.variant)
-    seen = stages(done.stdout, point.variant, f"guest {guest.name}: memory.stat and memory.swap.current")
+    seen = parse_stages(done.stdout, point.variant, f"guest {guest.name}: memory.stat and memory.swap.current")
     owner = "back" if "back" in seen else "reader"
     claim, direct = judge(seen), share_gap(seen["direct"][0], 32 * MIB, least=1)
     return Evidence(

@@ -79,7 +79,7 @@ exit 0
 )
 
 
-def readings(output: str, count: int, where: str) -> tuple[int, ...]:
+def parse_oom_kills(output: str, count: int, where: str) -> tuple[int, ...]:
     """The `oom_kill` numbers in an output, in their order, none of which is less than the one before.
 
     :raise ReadingError: there are not so many.
@@ -101,7 +101,7 @@ async def _oom_tmpfs(guest: Guest, point: Point) -> Evidence:
     del point
     done = await guest.script(_LETTER, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3)
     where = f"guest {guest.name}: the cover letter's script"
-    seen = readings(done.stdout, 3, where)
+    seen = parse_oom_kills(done.stdout, 3, where)
     inside = shell_functions.lines(done.stdout, "inside")
     if inside != [["0::/test.slice"]] * 2:
         raise ReadingError(where, "both of its shells in 0::/test.slice", f"{inside}: {done.stderr[-200:]}")
@@ -148,7 +148,7 @@ async def _gate(guest: Guest, point: Point) -> Evidence:
         await guest.script('echo "$1" >/sys/fs/cgroup/cgroup.subtree_control', controller)
         done = await guest.script(_WRITE, f"gate-{name}", how, timeout_s=guest.spec.deadlines.command_s * 2)
         where = f"guest {guest.name}: gate {name}"
-        (kills[name],) = readings(done.stdout, 1, where)
+        (kills[name],) = parse_oom_kills(done.stdout, 1, where)
         ends[name] = shell_functions.printed_number(done.stdout, "status", where)
     return Evidence(
         claim=_kills(kills["with"]),

@@ -13,7 +13,7 @@ from testbed.bugs.load import parse, parse_mapping, read_plain, to_yaml
 from testbed.hardware import disk_images
 from testbed.hardware.disk_images import HEAD_BYTES, TAIL_BYTES, Content
 from testbed.topology.load import parse_points
-from testbed.topology.yaml_reader import text_of
+from testbed.topology.yaml_reader import read_file
 from tests.fuzz import mutate
 from tests.fuzz.readers import place
 
@@ -21,12 +21,12 @@ from tests.fuzz.readers import place
 def topology(data: bytes) -> None:
     """All points of a file's matrix, relative to a folder that has nothing it could name."""
     path = place.file(data, "topology.yaml")
-    parse_points(text_of(path), "topology.yaml", path.parent)
+    parse_points(read_file(path), "topology.yaml", path.parent)
 
 
 def bug(data: bytes) -> None:
     """A bug without other files, and its mapping written as a file again."""
-    text = text_of(place.file(data, "bug.yaml"))
+    text = read_file(place.file(data, "bug.yaml"))
     parse(text)
     plain, _ = read_plain(text, "bug.yaml")
     parse(to_yaml(plain))

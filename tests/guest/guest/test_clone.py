@@ -25,7 +25,7 @@ from testbed.qemu import command_line
 from testbed.store import cache, template_files
 from testbed.store.kernels.files import KernelFiles
 from testbed.topology import GuestModel
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from tests.guest.conftest import Notes
 from tests.support.faults import expect
 
@@ -75,15 +75,15 @@ async def test_a_guest_that_differs_from_its_topology_is_refused(
     factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path
 ) -> None:
     async with factory.guest("g0", model, kernel, logs) as guest:
-        await guest.slots.plug("extra", disk_of(type="nvme", size="8M"), 2)
+        await guest.slots.plug("extra", make_disk(type="nvme", size="8M"), 2)
         with pytest.raises(DeviceMismatch, match="expected no such disk, got one with serial 'tb-extra'"):
             await _until_mismatch(guest)
-        await guest.slots.unplug("extra", disk_of(type="nvme", size="8M"))
+        await guest.slots.unplug("extra", make_disk(type="nvme", size="8M"))
         await guest.verify()
         await guest.slots.unplug("data", model.disks["data"])
         with pytest.raises(DeviceMismatch, match=r"disks\.data: expected a virtio-blk disk"):
             await guest.verify()
-        await guest.slots.plug("data", disk_of(type="virtio-blk", size="512M"), 0)
+        await guest.slots.plug("data", make_disk(type="virtio-blk", size="512M"), 0)
         with pytest.raises(DeviceMismatch, match=r"disks\.data\.size: expected 1073741824 bytes, got 536870912"):
             await guest.verify()
 

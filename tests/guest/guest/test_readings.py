@@ -155,7 +155,7 @@ async def test_odd_counters_of_a_case_are_that_cases(
 ) -> None:
     odd = ODD["a superscript digit"][1]
     prepare = f"set -- reader io.stat '{odd}'; {FORGE}"
-    first, second = await runner.run(job(factory, model, tmp_path, kernel, prepare), runner.run_each({"k": Gap.OPEN}))
+    first, second = await runner.run(job(factory, model, tmp_path, kernel, prepare), runner.judge_each({"k": Gap.OPEN}))
     # Where nothing was read, nothing was charged, as on a kernel before the series: that would be a PASS.
     assert first.judgement.verdict is Verdict.INFRA
     assert "reader/io.stat, line 1, rios: expected a whole number below 2**64, got '²'" in first.judgement.reason
@@ -294,7 +294,7 @@ async def test_an_agent_that_says_anything_ends_no_run(
     monkeypatch.setattr("testbed.store.image.Image.root", hostile_image(factory, tmp_path))
     factory.cold = True
     wanted = replace(job(factory, model, tmp_path, kernel, "true", sample_s=0.2), cases=(CASE,))
-    (result,) = await runner.run(wanted, runner.run_each({"k": Gap.CLOSED}))
+    (result,) = await runner.run(wanted, runner.judge_each({"k": Gap.CLOSED}))
     lost = result.sides["k"].outcome
     assert result.judgement.verdict is Verdict.INFRA and isinstance(lost, Lost), result.judgement.reason
     assert "agent: " in lost.why and "mistake" not in lost.why

@@ -52,7 +52,7 @@ async def test_the_scenario_that_the_docs_add_works_as_it_stands(
     tail: Scenario = module.TAIL
     case = Case(scenario=tail, point=tail.points[0])
     (result,) = await runner.run(
-        await job(factory, model, tmp_path, case, base="debian-5.10", patched="debian-6.1"), runner.run_pair
+        await job(factory, model, tmp_path, case, base="debian-5.10", patched="debian-6.1"), runner.judge_as_pair
     )
     assert result.judgement.verdict is Verdict.PASS, result.judgement.reason
 
@@ -64,7 +64,7 @@ async def test_attempts_run_each_on_its_own_guest_and_each_kernel_is_judged(
     case = cases()["many-cgroups/nvme/ext4/2"]
     expected = {"new": Gap.CLOSED}
     results = await runner.run(
-        await job(factory, model, tmp_path, case, repeat=2, new="debian-6.1"), runner.run_each(expected)
+        await job(factory, model, tmp_path, case, repeat=2, new="debian-6.1"), runner.judge_each(expected)
     )
     assert [result.attempt for result in results] == [1, 2]
     assert len({result.sides["new"].evidence for result in results}) == 2

@@ -18,7 +18,7 @@ from testbed.hardware import disk_images
 from testbed.qemu import blockdev, disk_files
 from testbed.qemu.blockdev import Storage
 from testbed.topology import load_points
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from tests.support.values import host_limits
 
 HOST_BYTES = 1 << 40
@@ -213,12 +213,12 @@ async def test_an_overlay_is_made_without_opening_the_image(tmp_path: Path, monk
 
 
 def test_a_qcow2_is_on_what_we_say_whatever_its_header_says() -> None:
-    disk = disk_of(type="virtio-blk", size="8M", image="x.qcow2")
+    disk = make_disk(type="virtio-blk", size="8M", image="x.qcow2")
     assert blockdev.image_node("data", "qcow2", "origin-data")[
         "backing"
     ] is None and "backing" not in blockdev.image_node("d", "raw", "o")
     assert blockdev.format_node("data", disk, "qcow2", "store-data")["backing"] == "image-data"
-    own = disk_of(type="virtio-blk", size="8M", format="qcow2")
+    own = make_disk(type="virtio-blk", size="8M", format="qcow2")
     assert blockdev.format_node("data", own, "qcow2", "store-data")["backing"] is None
 
 

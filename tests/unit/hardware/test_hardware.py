@@ -14,7 +14,7 @@ from testbed.qemu import block_filters, blockdev
 from testbed.qemu.block_filters import PLAIN, BlockFilters
 from testbed.qemu.blockdev import QmpCommand
 from testbed.report.docs import profiles_markdown
-from testbed.topology.disks import Disk, disk_of
+from testbed.topology.disks import Disk, make_disk
 
 ERROR = Fault(operation="read", effect="EIO")
 
@@ -159,7 +159,7 @@ def test_a_seed_is_read_and_said() -> None:
 
 
 def test_a_disk_and_its_namespaces_may_be_told() -> None:
-    disk = disk_of(type="nvme", size="1G")
+    disk = make_disk(type="nvme", size="1G")
     (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
     late = BlockFilters(export=True, number=1)
     assert executed(block_filters.filter_changes("d", disk, kept, PLAIN, late)) == [
@@ -191,7 +191,7 @@ def test_a_disk_and_its_namespaces_may_be_told() -> None:
 
 
 def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
-    disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
+    disk = make_disk(type="nvme", size="1G", image="/images/a.qcow2")
     (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
     late = BlockFilters(export=True, image=True)
     assert executed(block_filters.filter_changes("d", disk, kept, PLAIN, late)) == [
@@ -216,7 +216,7 @@ def test_the_image_of_an_overlay_is_as_late_as_its_own_file() -> None:
 
 
 def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
-    disk = disk_of(type="nvme", size="1G", image="/images/a.qcow2")
+    disk = make_disk(type="nvme", size="1G", image="/images/a.qcow2")
     (kept,) = blockdev.plan_storage("d", disk, Path("/s"))
     late = BlockFilters(export=True, image=True)
     found = block_filters.export_connections("d", PLAIN, late)
@@ -231,7 +231,7 @@ def test_qemu_is_handed_the_connections_that_it_will_name() -> None:
 
 
 def test_a_disk_without_a_file_has_the_export_below_its_limits() -> None:
-    disk = disk_of(type="virtio-blk", size="1G", format="null-co", read_only=True)
+    disk = make_disk(type="virtio-blk", size="1G", format="null-co", read_only=True)
     late = BlockFilters(export=True, number=1)
     commands = block_filters.filter_changes("d", disk, None, PLAIN, late)
     assert executed(commands) == ["blockdev-add late-d", "blockdev-reopen limited-d on late-d"]
@@ -247,7 +247,7 @@ def test_a_disk_without_a_file_has_the_export_below_its_limits() -> None:
 
 def test_a_profile_brings_its_delay() -> None:
     def disk(**said: object) -> Disk:
-        return disk_of(type="nvme", size="1G", **said)
+        return make_disk(type="nvme", size="1G", **said)
 
     assert blockdev.latency_of(disk(profile="aws-gp3")).read_us == 1000
     assert blockdev.latency_of(disk(profile="aws-gp3", scale=0.5)).read_us == 2000

@@ -7,7 +7,7 @@ from testbed.hardware.disk_kinds import DISK_KINDS
 from testbed.report import docs
 from testbed.scenarios.catalogue import MAIN, SCENARIOS, cases, select
 from testbed.scenarios.claims.read import judge
-from testbed.scenarios.claims.tmpfs_oom import readings
+from testbed.scenarios.claims.tmpfs_oom import parse_oom_kills
 from testbed.scenarios.verdict import Gap
 from testbed.topology import GuestModel
 
@@ -38,7 +38,11 @@ def test_a_read_is_charged_in_full_only_where_bytes_and_pages_agree(
 
 
 def test_oom_kills_are_read_and_nothing_else() -> None:
-    assert readings("oom_kill 0\noom_group_kill 7\n 256+0 records\noom_kill 1\noom_kill 12\n", 3, "g0") == (0, 1, 12)
+    assert parse_oom_kills("oom_kill 0\noom_group_kill 7\n 256+0 records\noom_kill 1\noom_kill 12\n", 3, "g0") == (
+        0,
+        1,
+        12,
+    )
 
 
 def test_every_scenario_states_its_claim_and_both_predictions() -> None:

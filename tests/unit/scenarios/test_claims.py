@@ -52,34 +52,34 @@ BEFORE = "stage written 0 0\nstage squeezed 0 0\nstage back 0 0\nstage reader 0 
 
 def test_rates_are_read_by_name() -> None:
     said = "rate loop 4 100.000000 104.000000\nstalled 12\nrate dio 2 1.5 2.5\n"
-    assert rate_measurement.measure_rates(said, ("loop", "dio"), "g0") == {"loop": MIB, "dio": 2 * MIB}
-    assert rate_measurement.jobs("iops a-alone 107.6\niops a-beside 1.3\n", ("a-alone",), "g0") == {
+    assert rate_measurement.parse_rates(said, ("loop", "dio"), "g0") == {"loop": MIB, "dio": 2 * MIB}
+    assert rate_measurement.parse_iops("iops a-alone 107.6\niops a-beside 1.3\n", ("a-alone",), "g0") == {
         "a-alone": 107.6,
         "a-beside": 1.3,
     }
-    assert rate_measurement.measure_stalls("stalled 0\nstalled 5\nstalled 5\nstalled 9\n", "g0") == (5, 0, 4)
+    assert rate_measurement.parse_stalls("stalled 0\nstalled 5\nstalled 5\nstalled 9\n", "g0") == (5, 0, 4)
 
 
 @pytest.mark.parametrize(
     "read",
     [
-        lambda: rate_measurement.measure_rates("rate loop 4 100.0 104.0\n", ("loop", "dio"), "g0"),
-        lambda: rate_measurement.measure_rates("rate loop 4 100.0 100.0\n", ("loop",), "g0"),
-        lambda: rate_measurement.measure_rates("rate loop 4 104.0 100.0\n", ("loop",), "g0"),
-        lambda: rate_measurement.measure_rates("rate loop 4 x y\n", ("loop",), "g0"),
-        lambda: rate_measurement.measure_rates("rate loop 4 1.0 2.0\nrate loop 4 1.0 3.0\n", ("loop",), "g0"),
-        lambda: rate_measurement.jobs("iops a \n", ("a",), "g0"),
-        lambda: rate_measurement.jobs("iops a 1.2.3\n", ("a",), "g0"),
-        lambda: rate_measurement.jobs(f"iops a {'9' * 5000}\n", ("a",), "g0"),
-        lambda: rate_measurement.measure_stalls("stalled 0\nstalled 5\nstalled 5\n", "g0"),
-        lambda: rate_measurement.measure_stalls("stalled 0\nstalled 5\nstalled 4\nstalled 9\n", "g0"),
-        lambda: swap_in.stages(BEFORE.replace("stage reader", "reader"), "alive", "g0"),
-        lambda: swap_in.stages(BEFORE.replace("stage reader 0 0", "stage reader 0"), "alive", "g0"),
-        lambda: deferred_destroy.dying_for("", "g0"),
-        lambda: deferred_destroy.dying_for("dying 4 -1\n", "g0"),
-        lambda: tmpfs_oom.readings("oom_kill 0\noom_kill 1\n", 3, "g0"),
-        lambda: tmpfs_oom.readings("oom_kill 0\noom_kill 1\noom_kill 0\n", 3, "g0"),
-        lambda: tmpfs_oom.readings("oom_kill 0\noom_kill \u00b2\noom_kill 3\n", 3, "g0"),
+        lambda: rate_measurement.parse_rates("rate loop 4 100.0 104.0\n", ("loop", "dio"), "g0"),
+        lambda: rate_measurement.parse_rates("rate loop 4 100.0 100.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.parse_rates("rate loop 4 104.0 100.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.parse_rates("rate loop 4 x y\n", ("loop",), "g0"),
+        lambda: rate_measurement.parse_rates("rate loop 4 1.0 2.0\nrate loop 4 1.0 3.0\n", ("loop",), "g0"),
+        lambda: rate_measurement.parse_iops("iops a \n", ("a",), "g0"),
+        lambda: rate_measurement.parse_iops("iops a 1.2.3\n", ("a",), "g0"),
+        lambda: rate_measurement.parse_iops(f"iops a {'9' * 5000}\n", ("a",), "g0"),
+        lambda: rate_measurement.parse_stalls("stalled 0\nstalled 5\nstalled 5\n", "g0"),
+        lambda: rate_measurement.parse_stalls("stalled 0\nstalled 5\nstalled 4\nstalled 9\n", "g0"),
+        lambda: swap_in.parse_stages(BEFORE.replace("stage reader", "reader"), "alive", "g0"),
+        lambda: swap_in.parse_stages(BEFORE.replace("stage reader 0 0", "stage reader 0"), "alive", "g0"),
+        lambda: deferred_destroy.parse_dying("", "g0"),
+        lambda: deferred_destroy.parse_dying("dying 4 -1\n", "g0"),
+        lambda: tmpfs_oom.parse_oom_kills("oom_kill 0\noom_kill 1\n", 3, "g0"),
+        lambda: tmpfs_oom.parse_oom_kills("oom_kill 0\noom_kill 1\noom_kill 0\n", 3, "g0"),
+        lambda: tmpfs_oom.parse_oom_kills("oom_kill 0\noom_kill \u00b2\noom_kill 3\n", 3, "g0"),
     ],
 )
 def test_what_a_script_did_not_print_as_it_must_is_an_error(read: Callable[[], object]) -> None:
@@ -87,49 +87,49 @@ def test_what_a_script_did_not_print_as_it_must_is_an_error(read: Callable[[], o
         read()
 
 
-STALLED = partial(io_limits.of_stall, file_s=1.0)
-HELD = partial(debug_kernels.of_held, free=38.0)
+STALLED = partial(io_limits.judge_stall, file_s=1.0)
+HELD = partial(debug_kernels.judge_held, free=38.0)
 
 
 def weighed(ratio: float) -> Gap:
-    return bfq_weight.of_weight(ratio * 64, 64.0)
+    return bfq_weight.judge_weight(ratio * 64, 64.0)
 
 
 @pytest.mark.parametrize(
     ("judge", "value", "gap"),
     [
-        (io_limits.of_limit, 0.95, G.CLOSED),
-        (io_limits.of_limit, 0.5, G.UNCLEAR),  # held twice, or a machine that stood still
-        (io_limits.of_limit, math.inf, G.UNCLEAR),
-        (io_limits.of_limit, math.nan, G.UNCLEAR),
-        (io_limits.of_limit, 1.3, G.CLOSED),
-        (io_limits.of_limit, 1.6, G.UNCLEAR),
-        (io_limits.of_limit, 4.1, G.OPEN),
+        (io_limits.judge_limit, 0.95, G.CLOSED),
+        (io_limits.judge_limit, 0.5, G.UNCLEAR),  # held twice, or a machine that stood still
+        (io_limits.judge_limit, math.inf, G.UNCLEAR),
+        (io_limits.judge_limit, math.nan, G.UNCLEAR),
+        (io_limits.judge_limit, 1.3, G.CLOSED),
+        (io_limits.judge_limit, 1.6, G.UNCLEAR),
+        (io_limits.judge_limit, 4.1, G.OPEN),
         (STALLED, 0.7, G.CLOSED),
         (STALLED, 0.4, G.UNCLEAR),
         (STALLED, 0.05, G.OPEN),
         (STALLED, 1.9, G.UNCLEAR),  # the limit makes a second of a MiB
         (STALLED, -0.1, G.UNCLEAR),
-        (lambda file_s: io_limits.of_stall(0.0, file_s), 0.0, G.UNCLEAR),
-        (io_limits.of_kept, 1.0, G.CLOSED),
-        (io_limits.of_kept, 0.5, G.UNCLEAR),
-        (io_limits.of_kept, 0.012, G.OPEN),
-        (io_limits.of_kept, 100.0, G.UNCLEAR),
-        (io_limits.of_kept, math.inf, G.UNCLEAR),
-        (io_limits.of_kept, math.nan, G.UNCLEAR),
+        (lambda file_s: io_limits.judge_stall(0.0, file_s), 0.0, G.UNCLEAR),
+        (io_limits.judge_kept, 1.0, G.CLOSED),
+        (io_limits.judge_kept, 0.5, G.UNCLEAR),
+        (io_limits.judge_kept, 0.012, G.OPEN),
+        (io_limits.judge_kept, 100.0, G.UNCLEAR),
+        (io_limits.judge_kept, math.inf, G.UNCLEAR),
+        (io_limits.judge_kept, math.nan, G.UNCLEAR),
         (weighed, 5.8, G.CLOSED),
         (weighed, 2.0, G.UNCLEAR),
         (weighed, 1.1, G.OPEN),
-        (lambda heavy: bfq_weight.of_weight(heavy, 0.0), 0.0, G.UNCLEAR),  # nothing ran
-        (lambda heavy: bfq_weight.of_weight(heavy, 0.0), 80.0, G.CLOSED),  # fio shows whole requests
-        (lambda heavy: bfq_weight.of_weight(heavy, 1.0), 1e6, G.UNCLEAR),  # more than the weights make
-        (lambda heavy: bfq_weight.of_weight(heavy, 1.0), math.inf, G.UNCLEAR),
-        (lambda heavy: bfq_weight.of_weight(heavy, -1.0), 80.0, G.UNCLEAR),
+        (lambda heavy: bfq_weight.judge_weight(heavy, 0.0), 0.0, G.UNCLEAR),  # nothing ran
+        (lambda heavy: bfq_weight.judge_weight(heavy, 0.0), 80.0, G.CLOSED),  # fio shows whole requests
+        (lambda heavy: bfq_weight.judge_weight(heavy, 1.0), 1e6, G.UNCLEAR),  # more than the weights make
+        (lambda heavy: bfq_weight.judge_weight(heavy, 1.0), math.inf, G.UNCLEAR),
+        (lambda heavy: bfq_weight.judge_weight(heavy, -1.0), 80.0, G.UNCLEAR),
         (HELD, 9.0, G.CLOSED),
         (HELD, 38.0, G.OPEN),
         (HELD, 25.0, G.UNCLEAR),
         (HELD, 200.0, G.UNCLEAR),
-        (lambda free: debug_kernels.of_held(0.0, free), 0.1, G.UNCLEAR),
+        (lambda free: debug_kernels.judge_held(0.0, free), 0.1, G.UNCLEAR),
         (deferred_destroy.judge, 62.0, G.CLOSED),
         (deferred_destroy.judge, 5.0, G.OPEN),
         (deferred_destroy.judge, 20.0, G.UNCLEAR),
@@ -166,15 +166,15 @@ def _read(moved: float) -> Gap:
 @pytest.mark.parametrize(
     ("judge", "value", "towards", "here", "there"),
     [
-        (io_limits.of_limit, 1.3, 9, G.CLOSED, G.UNCLEAR),
-        (io_limits.of_limit, 0.6, 0, G.CLOSED, G.UNCLEAR),
-        (io_limits.of_limit, 2, 0, G.OPEN, G.UNCLEAR),
+        (io_limits.judge_limit, 1.3, 9, G.CLOSED, G.UNCLEAR),
+        (io_limits.judge_limit, 0.6, 0, G.CLOSED, G.UNCLEAR),
+        (io_limits.judge_limit, 2, 0, G.OPEN, G.UNCLEAR),
         (STALLED, 0.5, 0, G.CLOSED, G.UNCLEAR),
         (STALLED, 0.1, 1, G.OPEN, G.UNCLEAR),
         (STALLED, 1.5, 9, G.CLOSED, G.UNCLEAR),
-        (io_limits.of_kept, 0.7, 0, G.CLOSED, G.UNCLEAR),
-        (io_limits.of_kept, 0.2, 1, G.OPEN, G.UNCLEAR),
-        (io_limits.of_kept, 3, 9, G.CLOSED, G.UNCLEAR),
+        (io_limits.judge_kept, 0.7, 0, G.CLOSED, G.UNCLEAR),
+        (io_limits.judge_kept, 0.2, 1, G.OPEN, G.UNCLEAR),
+        (io_limits.judge_kept, 3, 9, G.CLOSED, G.UNCLEAR),
         (weighed, 2.5, 0, G.CLOSED, G.UNCLEAR),
         (weighed, 1.5, 9, G.OPEN, G.UNCLEAR),
         (deferred_destroy.judge, 10, 99, G.OPEN, G.UNCLEAR),
@@ -361,13 +361,13 @@ def test_a_worker_for_each_cgroup_and_the_root_s_for_the_root(
     ],
 )
 def test_swapped_pages_must_come_back_to_their_owner(said: str, gap: Gap) -> None:
-    assert swap_in.judge(swap_in.stages(said, "alive" if "back" in said else "removed", "g0")).gap is gap
+    assert swap_in.judge(swap_in.parse_stages(said, "alive" if "back" in said else "removed", "g0")).gap is gap
 
 
 def test_a_removed_cgroup_is_watched_until_it_is_gone() -> None:
-    assert deferred_destroy.dying_for("read 8388608\ndying 0 1\ndying 62 0\n", "g0") == 62
-    assert deferred_destroy.dying_for("dying 0 0\n", "g0") == 0
-    assert deferred_destroy.dying_for("dying 0 1\n", "g0") is None
+    assert deferred_destroy.parse_dying("read 8388608\ndying 0 1\ndying 62 0\n", "g0") == 62
+    assert deferred_destroy.parse_dying("dying 0 0\n", "g0") == 0
+    assert deferred_destroy.parse_dying("dying 0 1\n", "g0") is None
 
 
 def test_a_stack_of_loops_gives_each_level_room_for_the_next() -> None:

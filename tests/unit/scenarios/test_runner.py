@@ -103,7 +103,7 @@ def job(factory: Recorder, *chosen: Case, repeat: int = 1, folder: Path = Path("
     )
 
 
-CLOSED = runner.run_each({"kernel": Gap.CLOSED})
+CLOSED = runner.judge_each({"kernel": Gap.CLOSED})
 
 
 async def test_a_scenario_that_measures_time_runs_alone() -> None:

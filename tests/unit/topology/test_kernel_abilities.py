@@ -20,7 +20,7 @@ from testbed.store.kernels.table import KernelTable, Series, load_table
 from testbed.topology import kernel_abilities, kernel_features, load_points
 from testbed.topology.cgroups import Cgroup, Controller
 from testbed.topology.filesystems import FILESYSTEMS
-from testbed.topology.kernel_abilities import Abilities
+from testbed.topology.kernel_abilities import KernelAbilities
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, Md
 from tests.support.values import host_limits
@@ -70,7 +70,7 @@ def cached(root: Path, config: str | None, *, has_modules: bool = True, table: K
         (folder / "config").write_text(config)
 
 
-def problems(tmp_path: Path, kernel: str, abilities: Abilities) -> list[str]:
+def problems(tmp_path: Path, kernel: str, abilities: KernelAbilities) -> list[str]:
     file = tmp_path / "t.yaml"
     file.write_text(WANTS.replace("KERNEL", f"kernel: {kernel}" if kernel else "sample: 1s"))
     try:
@@ -82,24 +82,24 @@ def problems(tmp_path: Path, kernel: str, abilities: Abilities) -> list[str]:
 
 def test_what_the_kernel_of_a_file_cannot_do_is_a_mistake_with_its_place(tmp_path: Path) -> None:
     cached(tmp_path, CLOUD)
-    assert problems(tmp_path, "debian-6.1", Abilities(TABLE, tmp_path)) == [
+    assert problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path)) == [
         line.replace("NAME", "debian-6.1 (6.1.0-x)") for line in LACKS
     ]
     # Of --kernel, of the default, and of a file that names none.
-    assert len(problems(tmp_path, "debian-6.12", Abilities(TABLE, tmp_path, "debian-6.1"))) == 2
-    assert len(problems(tmp_path, "", Abilities(TABLE, tmp_path, default="debian-6.1"))) == 2
-    assert problems(tmp_path, "", Abilities(TABLE, tmp_path)) == []
+    assert len(problems(tmp_path, "debian-6.12", KernelAbilities(TABLE, tmp_path, "debian-6.1"))) == 2
+    assert len(problems(tmp_path, "", KernelAbilities(TABLE, tmp_path, default="debian-6.1"))) == 2
+    assert problems(tmp_path, "", KernelAbilities(TABLE, tmp_path)) == []
 
 
 def test_of_a_kernel_whose_configuration_is_not_known_nothing_is_said(tmp_path: Path) -> None:
-    assert problems(tmp_path, "debian-6.1", Abilities(TABLE, tmp_path)) == []
+    assert problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path)) == []
     cached(tmp_path, None)
-    assert problems(tmp_path, "debian-6.1", Abilities(TABLE, tmp_path)) == []
+    assert problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path)) == []
 
 
 def test_a_kernel_without_modules_has_what_is_built_in(tmp_path: Path) -> None:
     cached(tmp_path, CLOUD, has_modules=False)
-    said = problems(tmp_path, "debian-6.1", Abilities(TABLE, tmp_path))
+    said = problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path))
     assert any("CONFIG_VIRTIO_BLK, built in, for it comes without modules" in line for line in said)
     assert not any("CONFIG_BLK_DEV_NVME" in line for line in said)
 
@@ -113,7 +113,7 @@ def test_each_kernel_that_a_bug_names_is_asked(tmp_path: Path) -> None:
         f"topology: {{guests: {{g0: {guest}}}}}\n"
     )
     with pytest.raises(TopologyError) as caught:
-        load_bug(file, limits=host_limits(HOST_BYTES), check_kernels=Abilities(TABLE, tmp_path).of_all)
+        load_bug(file, limits=host_limits(HOST_BYTES), check_kernels=KernelAbilities(TABLE, tmp_path).of_all)
     (problem,) = caught.value.problems
     assert problem.path == "topology.guests.g0.cgroups.a.io.latency" and problem.line == 6
     assert "the configuration of debian-6.1 (6.1.0-x) lacks CONFIG_BLK_CGROUP_IOLATENCY" in problem.message

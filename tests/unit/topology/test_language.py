@@ -14,8 +14,8 @@ from testbed.guest.setup import block_stack, cgroups, disk_facts, readback
 from testbed.qemu import blockdev
 from testbed.report import plan_text, topology_svg
 from testbed.topology import GuestModel, load, load_points
-from testbed.topology.disks import disk_of
-from testbed.topology.graph import graph
+from testbed.topology.disks import make_disk
+from testbed.topology.graph import build_graph
 from testbed.topology.load import parse
 from tests.support.values import host, host_limits
 
@@ -335,7 +335,7 @@ def test_parts_that_are_wrong_in_themselves_do_not_hide_what_does_not_fit_togeth
 
 
 def plugged(name: str, **said: object) -> list[dict[str, object]]:
-    disk = disk_of(**said)
+    disk = make_disk(**said)
     return [
         command.arguments
         for command in blockdev.plug_commands(name, disk, 0, blockdev.plan_storage(name, disk, Path("/s")))
@@ -379,7 +379,7 @@ def test_each_word_of_a_disk_reaches_qemu() -> None:
 
 
 def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
-    (store,) = blockdev.plan_storage("d", disk_of(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
+    (store,) = blockdev.plan_storage("d", make_disk(type="nvme", size="1G", image="/images/a,b.img"), Path("/s"))
     assert store.image == (Path("/images/a,b.img"), "raw") and store.file == Path("/s/d.qcow2")
     _, origin, image, node, *_ = plugged("d", type="nvme", size="1G", image="/images/a,b.img")
     assert (origin["filename"], origin["read-only"], image["driver"], image["read-only"]) == (
@@ -392,7 +392,7 @@ def test_an_overlay_never_writes_its_image_and_names_the_format() -> None:
 
 
 def test_namespaces_and_zones_make_a_disk_cold_and_are_options_of_the_command_line() -> None:
-    disk = disk_of(type="nvme", size="64M", namespaces={"two": {"size": "32M", "zoned": {"zone-size": "16M"}}})
+    disk = make_disk(type="nvme", size="64M", namespaces={"two": {"size": "32M", "zoned": {"zone-size": "16M"}}})
     assert disk.cold
     options = blockdev.as_options(
         blockdev.plug_commands("one", disk, 3, blockdev.plan_storage("one", disk, Path("/s")))
@@ -431,7 +431,7 @@ def test_every_topology_that_ships_can_be_drawn(path: Path) -> None:
     for topology in load_points(path).values():
         drawn = ElementTree.fromstring(topology_svg.svg(topology))
         boxes = drawn.findall(".//{http://www.w3.org/2000/svg}rect[@class='box']")
-        things = sum(len(graph(guest).ordered()) + len(guest.cgroups) for guest in topology.guests.values())
+        things = sum(len(build_graph(guest).ordered()) + len(guest.cgroups) for guest in topology.guests.values())
         assert len(boxes) == things
         corners = [(box.get("x"), box.get("y")) for box in boxes]
         assert len(topology.guests) > 1 or len(set(corners)) == len(corners), "two things are drawn over each other"

@@ -33,7 +33,7 @@ def test_every_topology_that_ships_is_valid(path: Path) -> None:
 def test_the_default_topology_is_one_guest_with_both_kinds_of_disk_and_nothing_that_scenarios_leave_unused() -> None:
     (guest,) = parse(DEFAULT, "default.yaml").guests.values()
     assert {disk.type for disk in guest.disks.values()} == {"virtio-blk", "nvme"}
-    assert list(unused.unused(guest)) == [] and unused.without_unused(guest) == guest
+    assert list(unused.unused_parts(guest)) == [] and unused.without_unused(guest) == guest
 
 
 # A part of each kind that scenarios have no use for, and one line of what is said of each.
@@ -60,7 +60,7 @@ def test_what_scenarios_leave_unused_is_an_error_with_its_place(tmp_path: Path) 
     file = tmp_path / "a.yaml"
     file.write_text(STACKED)
     with pytest.raises(TopologyError) as caught:
-        unused.for_scenarios(file, limits=None, kernel=False, ignore=False)
+        unused.load_for_scenarios(file, limits=None, kernel=False, ignore=False)
     lines = [str(problem).removeprefix(str(tmp_path)) for problem in caught.value.problems]
     assert [line.partition(": not used: ")[0] for line in lines] == [
         "/a.yaml:4:5: guests.g0.kernel",
@@ -83,8 +83,8 @@ def test_with_ignore_stack_scenarios_get_the_file_without_it_and_can_say_what_it
     with pytest.raises(
         TopologyError, match=r"base\.yaml:10:5: guests\.g0\.loops: not used: scenarios build stacks of their own"
     ):
-        unused.for_scenarios(file, limits=None, kernel=True, ignore=False)
-    found = unused.for_scenarios(file, limits=None, kernel=True, ignore=True)
+        unused.load_for_scenarios(file, limits=None, kernel=True, ignore=False)
+    found = unused.load_for_scenarios(file, limits=None, kernel=True, ignore=True)
     assert found.kernel == "debian-6.1" and "guests.g0.kernel" not in found.unused and "guests.g0.loops" in found.unused
     said = found.guest.model_dump(by_alias=True, exclude_defaults=True)
     assert said.keys() == {"memory", "disks", "timeline"}
@@ -95,7 +95,9 @@ def test_a_field_that_the_models_get_later_is_unused_until_it_is_known_to_reach_
     class Later(GuestModel):
         ramdisks: dict[str, int] = Field(default_factory=dict)
 
-    assert list(unused.unused(Later(ramdisks={"r": 1}))) == [(("ramdisks",), "scenarios build stacks of their own")]
+    assert list(unused.unused_parts(Later(ramdisks={"r": 1}))) == [
+        (("ramdisks",), "scenarios build stacks of their own")
+    ]
 
 
 def test_the_language_of_the_design_is_understood() -> None:

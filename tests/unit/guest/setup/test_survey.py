@@ -19,7 +19,7 @@ from testbed.report.html import html
 from testbed.report.markdown import markdown
 from testbed.report.schema import Stack
 from testbed.scenarios.runner import Result
-from testbed.topology.disks import disk_of
+from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel
 from testbed.topology.storage import Loop
 from testbed.units import GIB, MIB
@@ -241,7 +241,7 @@ def stood(result: Result, **by_side: Survey | SurveyError) -> Result:
 
 # What a file may say, and no scenario used.
 ASKED = GuestModel(
-    disks={"data": disk_of(type="virtio-blk", size=GIB)},
+    disks={"data": make_disk(type="virtio-blk", size=GIB)},
     loops={"odd-loop": Loop(backing="data/f", filesystem="xfs", size=MIB)},
 )
 
