@@ -30,10 +30,15 @@ class Device:
 
 
 def query_command(count: int) -> dict[str, str]:
-    """What the agent is asked: to wait for `count` disks, and where each kind of disk is to be found."""
+    """Return what the agent is asked: to wait for `count` disks, and where it finds each kind of disk.
+
+    Kinds that a guest shows alike are asked for once, so that no disk is listed twice.
+    """
+    alike = {kind: name for name, kind in reversed(DISK_KINDS.items())}
+    kinds = {name: kind for name, kind in DISK_KINDS.items() if alike[kind] == name}
     return {
         "count": str(count),
-        **{name: f"{kind.guest_prefix},{kind.guest_serial},{kind.guest_id}" for name, kind in DISK_KINDS.items()},
+        **{name: f"{kind.guest_prefix},{kind.guest_serial},{kind.guest_id}" for name, kind in kinds.items()},
     }
 
 
@@ -128,7 +133,7 @@ def differences(disks: Mapping[str, Disk], found: tuple[Device, ...]) -> tuple[s
             serials = ", ".join(device.serial for device in found) or "no disk"
             said.append(f"{one.where}: expected a {one.kind} disk with serial {one.serial}, got {serials}")
             continue
-        if device.kind != one.kind:
+        if DISK_KINDS[device.kind] != DISK_KINDS[one.kind]:
             said.append(f"{one.where}.type: expected {one.kind}, got {device.kind} ({device.path})")
         if device.size_bytes != one.size_bytes:
             said.append(f"{one.where}.size: expected {one.size_bytes} bytes, got {device.size_bytes} ({device.path})")

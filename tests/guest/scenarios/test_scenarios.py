@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import re
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,7 @@ from testbed.scenarios.runner import Job, Result
 from testbed.scenarios.scenario import Case, Scenario
 from testbed.scenarios.verdict import Evidence, Gap, Verdict
 from testbed.topology import GuestModel
-
-DOCS = Path(__file__).parents[3] / "docs"
+from tests.support import docs_pages
 
 
 async def job(
@@ -42,9 +40,8 @@ async def job(
 async def test_the_scenario_that_the_docs_add_works_as_it_stands(
     factory: GuestFactory, model: GuestModel, tmp_path: Path
 ) -> None:
-    text = re.search(r"^```python\n(.*?)^```$", (DOCS / "adding-a-scenario.md").read_text(), re.MULTILINE | re.DOTALL)
-    assert text is not None
-    (tmp_path / "tail.py").write_text(text[1])
+    (text,) = (block.text for block in docs_pages.blocks("adding-a-scenario") if block.language == "python")
+    (tmp_path / "tail.py").write_text(text)
     spec = importlib.util.spec_from_file_location("tail", tmp_path / "tail.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
