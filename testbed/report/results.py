@@ -144,7 +144,7 @@ def _side(side: Side, folder: Path, expected_log: frozenset[Kind]) -> dict[str, 
     said: dict[str, Any] = {
         "took_s": round(side.took_s, 3),
         "guest_ready_after_s": round(side.ready_after_s, 3),
-        "evidence": str(side.evidence.relative_to(folder)),
+        "evidence": str(side.logs.relative_to(folder)),
         "timeline_missed": list(side.missed),
         "stack": asdict(side.stack) if isinstance(side.stack, Survey) else None,
         "stack_unread": side.stack.why if isinstance(side.stack, SurveyError) else "",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from testbed.errors import UsageError
 from testbed.scenarios.claims.bfq_weight import WEIGHT
-from testbed.scenarios.claims.debug_kernels import DESTROY_RACE, IO_LATENCY, LEAK, LOCK_ORDER, NO_WORKER
+from testbed.scenarios.claims.debug_kernels import DESTROY_RACE, LEAK, LOCK_ORDER
 from testbed.scenarios.claims.deferred_destroy import DEFERRED_DESTROY
-from testbed.scenarios.claims.io_limits import INVERSION, IO_MAX, IOCOST, PRESSURE
+from testbed.scenarios.claims.io_cost import INVERSION, IOCOST
+from testbed.scenarios.claims.io_latency import IO_LATENCY
+from testbed.scenarios.claims.io_limits import IO_MAX, PRESSURE
 from testbed.scenarios.claims.loop_shapes import ENGINES, PARTITION, SECTOR_SIZE
 from testbed.scenarios.claims.many_cgroups import MANY
 from testbed.scenarios.claims.memory_limit import SMALL_MEMORY
@@ -15,6 +17,7 @@ from testbed.scenarios.claims.read import READ
 from testbed.scenarios.claims.stacked_loops import NESTED
 from testbed.scenarios.claims.swap_in import SWAP_IN
 from testbed.scenarios.claims.tmpfs_oom import GATE, OOM_TMPFS
+from testbed.scenarios.claims.worker_allocation import NO_WORKER
 from testbed.scenarios.claims.workers import REQUESTS, WORKERS
 from testbed.scenarios.claims.write import WRITE_BTRFS, WRITE_EXT4, WRITE_XFS
 from testbed.scenarios.scenario import Case, Scenario

@@ -39,7 +39,7 @@ class Side:
 
     outcome: Outcome
     findings: tuple[Finding, ...]
-    evidence: Path
+    logs: Path
     took_s: float
     ready_after_s: float
     missed: tuple[str, ...] = ()
@@ -116,7 +116,7 @@ async def run(job: Job, judge: Judge) -> tuple[Result, ...]:
     async def one(case: Case, attempt: int, side: str) -> Side:
         async with gates[case.scenario.cores]:
             name = f"{case.name.replace('/', '-')}-{side}" + (f"-{attempt}" if job.repeat > 1 else "")
-            return await _side(
+            return await _run_side(
                 job,
                 case,
                 job.kernels[side],
@@ -163,78 +163,89 @@ def _turns(job: Job) -> Iterator[tuple[Case, int]]:
 _EMULATED = "Oops: int3"
 
 
-async def _side(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
-    """One case on one kernel; once more where the emulation itself lost the guest, of which the first one's findings tell."""
-    first = await _attempt(job, case, kernel, evidence, on_step)
+async def _run_side(job: Job, case: Case, kernel: KernelFiles, logs: Path, on_step: Callable[[str], None]) -> Side:
+    """Run one case on one kernel; a second time if the first guest's console shows that the emulation broke it."""
+    first = await _SideRun(job, case, kernel, logs, on_step).run()
     emulated = job.factory.host.accelerator == "tcg" and any(_EMULATED in finding.text for finding in first.findings)
     if not (emulated and isinstance(first.outcome, Lost)):
         return first
     on_step("the emulation lost its guest, once more")
-    again = await _attempt(job, case, kernel, evidence.with_name(f"{evidence.name}-again"), on_step)
+    again = await _SideRun(job, case, kernel, logs.with_name(f"{logs.name}-again"), on_step).run()
     return replace(again, findings=first.findings + again.findings, took_s=first.took_s + again.took_s)
 
 
-# What a guest waits for on its way; the steps of its scenario come after.
-_TOLD = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED)
+# States of a starting guest that are reported as steps; the steps of its scenario come after.
+_REPORTED = (State.LAUNCHED, State.MONITORED, State.AWAKE, State.IDENTIFIED, State.VERIFIED)
 
 
-async def _attempt(job: Job, case: Case, kernel: KernelFiles, evidence: Path, on_step: Callable[[str], None]) -> Side:
-    """One case on one kernel, once. Whatever goes wrong with it is its own outcome, and the other cases go on."""
-    started = time.monotonic()
-    ready = started
-    findings: list[Finding] = []
-    missed: list[str] = []
-    stack: Survey | SurveyError = _NOT_READ
-    outcome: Outcome
+class _SideRun:
+    """One attempt at one case on one kernel: starts a guest, and runs the steps of the scenario in it."""
 
-    def on_state(state: State) -> None:
-        if state in _TOLD:
-            on_step(state.value)
+    def __init__(self, job: Job, case: Case, kernel: KernelFiles, logs: Path, on_step: Callable[[str], None]) -> None:
+        self._job, self._case, self._kernel, self._logs, self._on_step = job, case, kernel, logs, on_step
+        self._started = self._ready = time.monotonic()
+        self._findings: list[Finding] = []
+        self._missed: list[str] = []
+        self._stack: Survey | SurveyError = _NOT_READ
 
-    try:
-        lack = case.point.lacks(job.model)
-        if lack is not None:
-            return Side(outcome=Skipped(why=lack), findings=(), evidence=evidence, took_s=0, ready_after_s=0)
-        model = case.model(job.model)
-        cores = case.scenario.cores.count(job.factory.host)
-        async with job.factory.admitted((model,), f"{case.name} on {kernel.name}", cores=cores, on_wait=on_step):
-            started = ready = time.monotonic()
-            on_step("starting its guest")
-            async with job.factory.guest("g0", model, kernel, evidence, on_state=on_state) as guest:
-                findings = guest.console.findings
-                ready = time.monotonic()
-                on_step("running")
-                if lacks := await missing_needs(guest, case.scenario.needs):
-                    outcome = Skipped(why=f"{kernel.name} lacks {', '.join(lacks)}")
-                else:
-                    try:
-                        async with (
-                            sampling_disks(guest, _disks_every_s(job)),
-                            sampling_cgroups(guest, job.sample_s),
-                            run_timeline(guest) as missed,
-                        ):
-                            outcome = await case.scenario.steps(guest, case.point)
-                    except Exception:
-                        stack = await survey_stack(guest)
-                        raise
-                    stack = await survey_stack(guest)
-    except Exception as error:
-        outcome = Lost(why=failures.describe(error, evidence))
-    ended = time.monotonic()
-    on_step("done")
-    return Side(
-        outcome=outcome,
-        findings=tuple(findings),
-        evidence=evidence,
-        took_s=ended - started,
-        ready_after_s=max(0, ready - started),
-        missed=tuple(missed),
-        stack=stack,
-    )
+    async def run(self) -> Side:
+        """Run the case. Any error becomes the outcome of this side, so that the other cases go on."""
+        if (lack := self._case.point.lacks(self._job.model)) is not None:
+            return Side(outcome=Skipped(why=lack), findings=(), logs=self._logs, took_s=0, ready_after_s=0)
+        outcome: Outcome
+        try:
+            outcome = await self._run_guest()
+        except Exception as error:
+            outcome = Lost(why=failures.describe(error, self._logs))
+        ended = time.monotonic()
+        self._on_step("done")
+        return Side(
+            outcome=outcome,
+            findings=tuple(self._findings),
+            logs=self._logs,
+            took_s=ended - self._started,
+            ready_after_s=max(0, self._ready - self._started),
+            missed=tuple(self._missed),
+            stack=self._stack,
+        )
+
+    async def _run_guest(self) -> Outcome:
+        job, scenario = self._job, self._case.scenario
+        model = self._case.model(job.model)
+        cores = scenario.cores.count(job.factory.host)
+        who = f"{self._case.name} on {self._kernel.name}"
+        async with job.factory.admitted((model,), who, cores=cores, on_wait=self._on_step):
+            self._started = self._ready = time.monotonic()
+            self._on_step("starting its guest")
+            async with job.factory.guest("g0", model, self._kernel, self._logs, on_state=self._report_state) as guest:
+                self._findings = guest.console.findings
+                self._ready = time.monotonic()
+                self._on_step("running")
+                if lacks := await missing_needs(guest, scenario.needs):
+                    return Skipped(why=f"{self._kernel.name} lacks {', '.join(lacks)}")
+                return await self._run_steps(guest)
+
+    def _report_state(self, state: State) -> None:
+        if state in _REPORTED:
+            self._on_step(state.value)
+
+    async def _run_steps(self, guest: Guest) -> Outcome:
+        try:
+            async with (
+                sampling_disks(guest, _disk_sample_interval_s(self._job)),
+                sampling_cgroups(guest, self._job.sample_s),
+                run_timeline(guest) as self._missed,
+            ):
+                outcome = await self._case.scenario.steps(guest, self._case.point)
+        except Exception:
+            self._stack = await survey_stack(guest)
+            raise
+        self._stack = await survey_stack(guest)
+        return outcome
 
 
-def _disks_every_s(job: Job) -> float | None:
-    """What the topology says comes first."""
+def _disk_sample_interval_s(job: Job) -> float | None:
+    """Return None where the topology has an interval of its own, which comes first."""
     return None if job.model.sample is not None else job.sample_s
 
 

@@ -144,4 +144,11 @@ LOOP_DEVICES = Need(what="loop devices", test="test -e /dev/loop-control")
 FIO = Need(what="fio", test="command -v fio >/dev/null")
 COMMON_NEEDS = (MEMORY_CONTROLLER, IO_CONTROLLER, LOOP_DEVICES)
 
+
+def debugfs_need(what: str, path: str) -> Need:
+    """A kernel option that shows as a path in debugfs, which is mounted first if it is not."""
+    mounted = "{ test -e /sys/kernel/debug/block || mount -t debugfs none /sys/kernel/debug; } 2>/dev/null"
+    return Need(what=what, test=f"{mounted}; test -e {path}")
+
+
 COVER_LETTER = 'cover letter of "Charge loop device i/o to issuing cgroup", v5, 2020-04-20'

@@ -31,6 +31,7 @@ MODULES: dict[str, tuple[str, ...]] = {
     "testbed/scenarios/claims/deferred_destroy.py": ("scenarios/test_claims.py",),
     "testbed/scenarios/claims/memory_limit.py": ("scenarios/test_claims.py",),
     "testbed/scenarios/claims/many_cgroups.py": ("scenarios/test_claims.py",),
+    "testbed/scenarios/claims/io_cost.py": ("scenarios/test_claims.py",),
     "testbed/scenarios/claims/io_limits.py": ("scenarios/test_claims.py",),
     "testbed/scenarios/claims/read.py": ("scenarios/test_claims.py", "scenarios/test_catalogue.py"),
     "testbed/scenarios/claims/workers.py": ("scenarios/test_claims.py",),

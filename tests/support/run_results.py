@@ -61,7 +61,7 @@ def side(claim: Gap, folder: Path) -> Side:
     return Side(
         outcome=evidence,
         findings=(finding,),
-        evidence=folder / "guests" / "g",
+        logs=folder / "guests" / "g",
         took_s=1.0,
         ready_after_s=0.5,
         missed=MISSED,
@@ -80,7 +80,7 @@ def passed(folder: Path) -> Result:
 
 def lost(folder: Path) -> Result:
     outcome = Lost(why="guest g0: ready: panic [red]on[/red] its console\n    | \x1b[2J")
-    gone = Side(outcome=outcome, findings=(), evidence=folder / "guests" / "h", took_s=1.0, ready_after_s=0.0)
+    gone = Side(outcome=outcome, findings=(), logs=folder / "guests" / "h", took_s=1.0, ready_after_s=0.0)
     return Result(
         case=cases()["oom-tmpfs"],
         attempt=1,
@@ -91,7 +91,7 @@ def lost(folder: Path) -> Result:
 
 def skipped(folder: Path) -> Result:
     outcome = Skipped(why="the topology has no nvme disk # of 512MB")
-    none = Side(outcome=outcome, findings=(), evidence=folder / "guests" / "s", took_s=0, ready_after_s=0)
+    none = Side(outcome=outcome, findings=(), logs=folder / "guests" / "s", took_s=0, ready_after_s=0)
     judgement = Judgement(verdict=Verdict.SKIP, reason=f"base: {outcome.why}")
     return Result(case=cases()["read/nvme/ext4"], attempt=1, sides={"base": none, "patched": none}, judgement=judgement)
 

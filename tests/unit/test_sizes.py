@@ -16,7 +16,6 @@ LARGE_FILES: set[str] = {
     "testbed/guest/factory.py",
     "testbed/guest/guest.py",
     "testbed/qemu/jail_exec.py",
-    "testbed/scenarios/claims/debug_kernels.py",
     "tests/guest/guest/test_hardware.py",
     "tests/security/test_build_jail.py",
     "tests/security/test_hostile.py",
@@ -55,7 +54,6 @@ LONG_FUNCTIONS: set[str] = {
     "testbed/qemu/command_line.py:argv",
     "testbed/qemu/nbd_export.py:start",
     "testbed/report/results.py:document",
-    "testbed/scenarios/runner.py:_attempt",
     "testbed/store/kernels/kconfig.py:_read_file",
     "testbed/vms/hold.py:hold",
 }

@@ -7,7 +7,7 @@ import math
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.host.admission import Cores
-from testbed.scenarios.claims.io_limits import LEAST_IOPS
+from testbed.scenarios.claims.io_cost import LEAST_IOPS
 from testbed.scenarios.harness import FRESH, open_harness
 from testbed.scenarios.rate_measurement import JOBS, parse_iops
 from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk

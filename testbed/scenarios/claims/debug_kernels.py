@@ -8,17 +8,13 @@ from __future__ import annotations
 
 from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.guest import Guest
-from testbed.guest.setup import survey
 from testbed.guest.shell_functions import ENTER, printed_number
 from testbed.host.admission import Cores
-from testbed.scenarios.claims.deferred_destroy import DYING, parse_dying
 from testbed.scenarios.claims.read import READ_BYTES, read_command
 from testbed.scenarios.controls import usual_read_controls
 from testbed.scenarios.harness import FRESH, Harness, open_harness
-from testbed.scenarios.rate_measurement import JOBS, parse_iops
-from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.scenario import COMMON_NEEDS, Need, Point, Scenario, debugfs_need, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure, join_parts
-from testbed.units import parse_whole
 
 # Lockups and stalls are left out: a debug kernel under emulation, on a host that is busy, has them of its own.
 _SPLATS = frozenset(kind for kind in Kind if kind.splat) - {Kind.LOCKUP, Kind.RCU_STALL}
@@ -142,138 +138,7 @@ async def _leak(guest: Guest, point: Point) -> Evidence:
         return await _charged_and_silent(at, _LEAK, guest.spec.deadlines.command_s * 8)
 
 
-# $1: loop. $2: fails, or not. A task whose slab allocations fail where they may not wait, as that of a worker may not.
-_FAILING = """\
-fail=/sys/kernel/debug/failslab
-echo 1 >$fail/task-filter && echo 100 >$fail/probability && echo 100000 >$fail/times && echo 0 >$fail/verbose
-"""
-_FAIL_COMMAND = "echo 1 >/proc/self/make-it-fail; exec"
-_GONE = (
-    DYING
-    + """\
-cd /sys/fs/cgroup && still && rmdir failing || exit 1
-echo 3 >/proc/sys/vm/drop_caches
-SECONDS=0
-while [ $SECONDS -lt 120 ]; do
-    now=$(dying) || exit 1
-    [ $now = 0 ] && [ $SECONDS -ge 5 ] && break
-    sleep 1
-done
-echo "dying $SECONDS $now"
-"""
-)
-
-
-async def _no_worker(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        await guest.script(_FAILING)
-        failed = await at.meter("failing", f"{_FAIL_COMMAND} {read_command(at.loop)}")
-        left = parse_whole(
-            (await guest.script("cat /sys/kernel/debug/failslab/times")).stdout.strip(),
-            f"guest {guest.name}: failslab/times",
-        )
-        await guest.script("echo 0 >/sys/kernel/debug/failslab/probability")
-        after = await at.meter("failing", read_command(at.loop))
-        removed = await guest.script(_GONE, interpreter="bash", timeout_s=guest.spec.deadlines.command_s + 130)
-        gone = parse_dying(removed.stdout, f"guest {guest.name}: nr_dying_descendants")
-        known = await usual_read_controls(at)
-    lost, later, injected = at.share(failed, "rbytes"), at.share(after, "rbytes"), 100_000 - left
-    charged = join_parts(at.part(after, "rbytes", asked=READ_BYTES))
-    gap = charged.gap
-    if gap is Gap.CLOSED and (gone is None or at.part(failed, "rbytes", asked=READ_BYTES).gap is not Gap.OPEN):
-        gap = Gap.OPEN if gone is None else Gap.UNCLEAR
-    stays = "stays for ever" if gone is None else f"is gone after {gone:.0f} s"
-    return Evidence(
-        claim=gap,
-        reason=f"without a worker the reader has {lost:.1%} of the disk's bytes, later {later:.1%}{charged.note}; removed, it {stays}",
-        measures=(
-            Measure(
-                name="charged without a worker",
-                value=failed.io(at.device, "rbytes"),
-                unit="bytes",
-                source="io.stat rbytes",
-            ),
-            Measure(name="charged later", value=after.io(at.device, "rbytes"), unit="bytes", source="io.stat rbytes"),
-        ),
-        controls=(
-            Control(name="allocations failed", expected="1 or more", got=f"{injected}", holds=injected > 0),
-            Control(
-                name="all was read",
-                expected=f"{READ_BYTES} bytes from the disk",
-                got=f"{at.moved(failed, 'rbytes')}",
-                holds=at.moved(failed, "rbytes") >= READ_BYTES * 0.95,
-            ),
-            *known.controls,
-        ),
-        balances=(at.balance(failed, "rbytes"), at.balance(after, "rbytes"), *known.balances),
-    )
-
-
-# $1: a file. $2: MAJ:MIN of its disk. A cgroup with a target that no disk meets reads the file, another one floods loops on other parts of
-# it; first without the target. io.latency makes the other's queue shorter by and by, and a loop has one read at a time under way: it takes
-# many of them, and some seconds.
-_LATENCY = f"""\
-{JOBS}
-mkdir /sys/fs/cgroup/noisy /sys/fs/cgroup/quiet || exit 1
-loops=""
-for part in 0 1 2 3 4 5 6 7; do
-    loop=$(losetup -r -f --show --offset $((part << 22)) --sizelimit 4M "$1") || exit 1
-    loops=${{loops:+$loops:}}$loop
-done
-for name in free held; do
-    {FRESH}
-    [ $name = free ] || echo "$2 target=1" >/sys/fs/cgroup/quiet/io.latency || exit 1
-    [ $name = free ] || {{ {survey.TAKE}; }}
-    job quiet-$name quiet "$1" 10 --ramp_time=10s --bs=4k --offset=32M --size=32M --iodepth=8 --ioengine=libaio &
-    job noisy-$name noisy "$loops" 10 --ramp_time=10s --bs=4k --iodepth=32 --ioengine=libaio
-    wait $! || exit 1
-done
-losetup -d ${{loops//:/ }}
-for name in free held; do iops noisy-$name; done
-"""
-
-
-# 38 IOPS without a target were measured; the disk's profile allows 80. From the least on a rate tells something.
-_LEAST_IOPS = 8
-
-
-def judge_held(held: float, free: float) -> Gap:
-    """Judge the rate of the cgroup that floods the disk beside one with a target, over its rate beside one without; IOPS."""
-    if free < _LEAST_IOPS or not 0 <= held <= 2 * free:
-        return Gap.UNCLEAR
-    kept = held / free
-    return Gap.CLOSED if kept <= 0.5 else Gap.OPEN if kept >= 0.8 else Gap.UNCLEAR
-
-
-async def _latency(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        done = await guest.script(
-            _LATENCY, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 3
-        )
-    seen = parse_iops(done.stdout, ("noisy-free", "noisy-held"), f"guest {guest.name}: fio under io.latency")
-    free, held = seen["noisy-free"], seen["noisy-held"]
-    kept = held / free if free else 0.0
-    return Evidence(
-        claim=judge_held(held, free),
-        reason=f"beside a cgroup with io.latency the other one keeps {kept:.0%} of its rate through loops",
-        measures=(
-            Measure(
-                name="without a target", value=round(free, 1), unit="IOPS", source="fio in noisy, through eight loops"
-            ),
-            Measure(
-                name="with a target", value=round(held, 1), unit="IOPS", source="the same, io.latency of quiet set"
-            ),
-        ),
-        controls=(
-            Control(
-                name="it ran", expected=f"{_LEAST_IOPS} IOPS or more", got=f"{free} IOPS", holds=free >= _LEAST_IOPS
-            ),
-        ),
-    )
-
-
 _BASE = "nothing is the reader's"
-_DEBUGFS = "{ test -e /sys/kernel/debug/block || mount -t debugfs none /sys/kernel/debug; } 2>/dev/null; test -e"
 
 LOCK_ORDER = Scenario(
     name="lock-order",
@@ -316,46 +181,8 @@ LEAK = Scenario(
     predicted_patched="the disk's bytes are the reader's, and kmemleak is silent",
     source="loop: use worker per cgroup instead of kworker (patch 1): a worker for each cgroup, freed when idle or with its loop",
     what="16M read; nine loops with idle workers of cgroups that are gone are detached and removed, then memory is scanned twice",
-    needs=(*COMMON_NEEDS, Need(what="CONFIG_DEBUG_KMEMLEAK", test=f"{_DEBUGFS} /sys/kernel/debug/kmemleak")),
+    needs=(*COMMON_NEEDS, debugfs_need("CONFIG_DEBUG_KMEMLEAK", "/sys/kernel/debug/kmemleak")),
     points=on_each_disk("ext4"),
     steps=_leak,
     cpus=2,
-)
-
-NO_WORKER = Scenario(
-    name="no-worker",
-    claim="Where a worker cannot be allocated the root's does the I/O, and the cgroup can still go",
-    patches=(1,),
-    predicted_base=_BASE,
-    predicted_patched="no charge while allocations fail, all later; the removed cgroup goes within two minutes",
-    source="loop: use worker per cgroup instead of kworker (patch 1): no memory for a worker means the root worker; v5 leaked a css there",
-    what="16M read by a task whose slab allocations fail (failslab), 16M without; the cgroup removed, its dying descendants watched",
-    needs=(*COMMON_NEEDS, Need(what="CONFIG_FAILSLAB", test=f"{_DEBUGFS} /sys/kernel/debug/failslab/task-filter")),
-    points=on_each_disk("ext4"),
-    steps=_no_worker,
-    cores=Cores.IDLE,
-    found="6.1 with every flavour but `leaks`: 0.0% charged while allocations fail, 100.0% later; the cgroup is gone after 59 s",
-)
-
-IO_LATENCY = Scenario(
-    name="io-latency",
-    claim="io.latency of one cgroup holds back another one that floods the disk through buffered loops",
-    patches=(4,),
-    predicted_base="it keeps its rate: its I/O is the root's",
-    predicted_patched="it keeps less than half",
-    source="loop: charge i/o to mem and blk cg (patch 4); io.latency (Documentation/admin-guide/cgroup-v2.rst)",
-    what="A disk that behaves like a 7200 rpm HDD: 4K reads through eight loops beside a cgroup with io.latency of 1 us, and without",
-    needs=(
-        *COMMON_NEEDS,
-        FIO,
-        Need(
-            what="CONFIG_BLK_CGROUP_IOLATENCY",
-            test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.latency",
-        ),
-    ),
-    points=on_each_disk("ext4", profile="hdd-7200", size_bytes=64 * 1024 * 1024),
-    steps=_latency,
-    cores=Cores.ALONE,
-    cpus=2,
-    found="6.1 with the flavour `iolatency`: 38 IOPS without a target, 9 with it; with the ablation no-io-charge 38 and 38",
 )

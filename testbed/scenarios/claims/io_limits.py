@@ -7,14 +7,13 @@ limit far below what any host reaches, or one cgroup's rate over another's.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from testbed.guest.guest import Guest
 from testbed.guest.setup import survey
 from testbed.host.admission import Cores
 from testbed.scenarios.harness import FRESH, open_harness
-from testbed.scenarios.rate_measurement import JOBS, RATE, parse_iops, parse_rates, parse_stalls
-from testbed.scenarios.scenario import COMMON_NEEDS, FIO, Need, Point, Scenario, on_each_disk
+from testbed.scenarios.rate_measurement import RATE, parse_rates, parse_stalls
+from testbed.scenarios.scenario import COMMON_NEEDS, Need, Point, Scenario, on_each_disk
 from testbed.scenarios.verdict import Control, Evidence, Gap, Measure
 from testbed.units import MIB
 
@@ -49,7 +48,7 @@ def judge_limit(ratio: float) -> Gap:
     return Gap.OPEN if math.isfinite(ratio) and ratio >= 2 else Gap.UNCLEAR
 
 
-def _limited(name: str, rate: float, limit: float) -> Control:
+def limit_control(name: str, rate: float, limit: float) -> Control:
     return Control(
         name=name,
         expected=f"{_HELD_FROM} to 1.3 times the limit of {limit / MIB:.1f} MiB/s",
@@ -58,7 +57,7 @@ def _limited(name: str, rate: float, limit: float) -> Control:
     )
 
 
-def _free(rate: float, limit: float) -> Control:
+def free_control(rate: float, limit: float) -> Control:
     return Control(
         name="a cgroup without the limit",
         expected="at least twice the limit",
@@ -92,9 +91,9 @@ async def _io_max(guest: Guest, point: Point) -> Evidence:
             ),
         ),
         controls=(
-            _limited("direct-I/O loop", seen["dio"], _LIMIT_BYTES),
-            _limited("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
-            _free(seen["free"], _LIMIT_BYTES),
+            limit_control("direct-I/O loop", seen["dio"], _LIMIT_BYTES),
+            limit_control("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
+            free_control(seen["free"], _LIMIT_BYTES),
         ),
     )
 
@@ -139,138 +138,13 @@ async def _pressure(guest: Guest, point: Point) -> Evidence:
                 got=f"{file_s:.2f} s",
                 holds=file_s >= 0.2,
             ),
-            _limited("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
-            _free(seen["free"], _LIMIT_BYTES),
-        ),
-    )
-
-
-# The budget is a model and not the disk's: a linear cost of so many bytes and requests a second, at a fixed rate of 100 %.
-_COST_BYTES, _BUDGET_IOPS = 2_000_000, 100
-# 167 to 172 IOPS on a budget of 100 were seen, out of what was saved. From the least on a rate tells something.
-_MOST_KEPT, LEAST_IOPS = 3, 10
-_COST = """\
-cost() {
-    echo "$1 ctrl=user model=linear rbps=$3 rseqiops=100 rrandiops=100 wbps=$3 wseqiops=100 wrandiops=100" >/sys/fs/cgroup/io.cost.model
-    echo "$1 enable=$2 ctrl=user rpct=0 wpct=0 min=100 max=100" >/sys/fs/cgroup/io.cost.qos
-}
-"""
-_IO_COST = f"""\
-{RATE}
-{_COST}
-mkdir a || exit 1
-cost "$3" 1 {_COST_BYTES} || exit 1
-{FRESH}
-{survey.TAKE}
-readers=
-for n in 0 1 2; do rate a "$1" 2 $((n * 4)) loop-$n & readers="$readers $!"; done
-for reader in $readers; do wait "$reader" || exit 1; done
-losetup --direct-io=on "$1" && rate a "$1" 2 16 dio
-rate a "$2" 2 24 file
-losetup --direct-io=off "$1"
-cost "$3" 0 {_COST_BYTES}
-"""
-
-
-async def _iocost(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        done = await guest.script(
-            _IO_COST, at.loop, at.file, at.device, interpreter="bash", timeout_s=guest.spec.deadlines.command_s * 2
-        )
-    loops = ("loop-0", "loop-1", "loop-2")
-    seen = parse_rates(done.stdout, (*loops, "dio", "file"), f"guest {guest.name}: reads under io.cost")
-    loop = sum(seen[name] for name in loops)
-    return Evidence(
-        claim=judge_limit(loop / _COST_BYTES),
-        reason=f"three readers get {loop / MIB:.2f} MiB/s through the loop on a budget of {_COST_BYTES / MIB:.2f} MiB/s",
-        measures=(
-            Measure(
-                name="rate of three readers",
-                value=round(loop),
-                unit="bytes/s",
-                source="2M each by dd, the guest's clock",
-            ),
-        ),
-        controls=(
-            _limited("direct-I/O loop", seen["dio"], _COST_BYTES),
-            _limited("file itself, O_DIRECT", seen["file"], _COST_BYTES),
-        ),
-    )
-
-
-_INVERSION = f"""\
-{_COST}
-{JOBS}
-mkdir /sys/fs/cgroup/low /sys/fs/cgroup/high || exit 1
-losetup -d "$1" && losetup --direct-io=on "$4" "$2" || exit 1
-cost "$3" 1 4000000 && echo "default 1" >/sys/fs/cgroup/low/io.weight && echo "default 10000" >/sys/fs/cgroup/high/io.weight || exit 1
-{survey.TAKE}
-for target in "$4" "$2"; do
-    name=${{target##*/}}
-    job "$name-alone" high "$target" 1s --bs=4k
-    job "$name-low" low "$target" 4s --bs=256k --numjobs=3 &
-    sleep 1
-    job "$name-beside" high "$target" 2s --bs=4k
-    wait $! || exit 1
-    iops "$name-alone"
-    iops "$name-beside"
-done
-cost "$3" 0 4000000
-losetup -d "$4" && losetup "$1" "$2"
-"""
-
-
-def judge_kept(kept: float) -> Gap:
-    """Judge the part of its rate that the important cgroup keeps beside the other one; a rate beyond all budget is none."""
-    if not 0 <= kept <= _MOST_KEPT:
-        return Gap.UNCLEAR
-    if kept >= 0.7:
-        return Gap.CLOSED
-    return Gap.OPEN if kept <= 0.2 else Gap.UNCLEAR
-
-
-def _kept(seen: Mapping[str, float], name: str) -> float:
-    """Beside the other over alone, where alone counts no more than the budget: what it saved while it was idle it may spend at first. NaN
-    where it did next to nothing alone, which tells nothing."""
-    alone = seen[f"{name}-alone"]
-    return seen[f"{name}-beside"] / min(alone, _BUDGET_IOPS) if alone >= LEAST_IOPS else math.nan
-
-
-async def _inversion(guest: Guest, point: Point) -> Evidence:
-    async with open_harness(guest, point) as at:
-        device = f"/dev/{point.variant}"
-        limit = guest.spec.deadlines.command_s * 2
-        done = await guest.script(_INVERSION, at.loop, at.file, at.device, device, interpreter="bash", timeout_s=limit)
-    names = tuple(f"{target}-{when}" for target in (point.variant, "file") for when in ("alone", "beside"))
-    seen = parse_iops(done.stdout, names, f"guest {guest.name}: fio under io.cost")
-    loop, file = _kept(seen, point.variant), _kept(seen, "file")
-    alone, beside = seen[f"{point.variant}-alone"], seen[f"{point.variant}-beside"]
-    return Evidence(
-        claim=judge_kept(loop),
-        reason=f"the important cgroup reads {beside:.1f} times a second beside the other, {alone:.1f} alone; of its budget of "
-        f"{_BUDGET_IOPS} it keeps {loop:.0%}",
-        measures=(
-            Measure(name="alone", value=round(alone, 1), unit="IOPS", source="fio, 4K random reads, weight 10000"),
-            Measure(
-                name="beside",
-                value=round(beside, 1),
-                unit="IOPS",
-                source="the same beside 3 jobs of 256K random reads, weight 1",
-            ),
-        ),
-        controls=(
-            Control(
-                name="file itself, O_DIRECT",
-                expected="keeps at least 70 %",
-                got=f"{file:.0%}",
-                holds=judge_kept(file) is Gap.CLOSED,
-            ),
+            limit_control("file itself, O_DIRECT", seen["file"], _LIMIT_BYTES),
+            free_control(seen["free"], _LIMIT_BYTES),
         ),
     )
 
 
 _BUFFERED = on_each_disk("ext4")
-_IOCOST_NEED = Need(what="CONFIG_BLK_CGROUP_IOCOST", test="test -e /sys/fs/cgroup/io.cost.model")
 _THROTTLE_NEED = Need(
     what="CONFIG_BLK_DEV_THROTTLING", test="mkdir -p /sys/fs/cgroup/probe && test -e /sys/fs/cgroup/probe/io.max"
 )
@@ -301,36 +175,6 @@ PRESSURE = Scenario(
     needs=(*COMMON_NEEDS, _THROTTLE_NEED, Need(what="CONFIG_PSI", test="test -e /proc/pressure/io")),
     points=_BUFFERED,
     steps=_pressure,
-    cores=Cores.ALONE,
-    cpus=2,
-)
-
-IOCOST = Scenario(
-    name="iocost",
-    claim="A cgroup's reads through a buffered loop stay within the budget of io.cost",
-    patches=(4,),
-    predicted_base="three readers get several times the budget",
-    predicted_patched="three readers share the budget",
-    source="loop: charge i/o to mem and blk cg (patch 4); io.cost (Documentation/admin-guide/cgroup-v2.rst)",
-    what="io.cost with a linear model of 2 MB/s and 100 requests a second: three readers of 2M each through the loop",
-    needs=(*COMMON_NEEDS, _IOCOST_NEED),
-    points=_BUFFERED,
-    steps=_iocost,
-    cores=Cores.ALONE,
-    cpus=2,
-)
-
-INVERSION = Scenario(
-    name="inversion",
-    claim="An important cgroup keeps its rate on a loop that an unimportant one floods",
-    patches=(1,),
-    predicted_base="it keeps hardly any: its requests wait behind the other's in the one thread",
-    predicted_patched="it keeps its rate",
-    source='cover letter: "priority inversion"; max_active of v5 as posted was the number of the device: loop0 and loop1 differ',
-    what="io.cost on a direct-I/O loop: weight 10000 reads 4K at random, alone and beside three jobs of 256K with weight 1",
-    needs=(*COMMON_NEEDS, _IOCOST_NEED, FIO),
-    points=on_each_disk("ext4", variants=("loop0", "loop1")),
-    steps=_inversion,
     cores=Cores.ALONE,
     cpus=2,
 )

@@ -64,7 +64,7 @@ async def test_attempts_run_each_on_its_own_guest_and_each_kernel_is_judged(
         await job(factory, model, tmp_path, case, repeat=2, new="debian-6.1"), runner.judge_each(expected)
     )
     assert [result.attempt for result in results] == [1, 2]
-    assert len({result.sides["new"].evidence for result in results}) == 2
+    assert len({result.sides["new"].logs for result in results}) == 2
     for result in results:
         assert result.by_kernel["new"].verdict is Verdict.PASS, result.judgement.reason
         _every_byte_is_accounted_for(result)

@@ -10,8 +10,9 @@ from testbed.errors import ReadingError
 from testbed.scenarios import rate_measurement
 from testbed.scenarios.claims import (
     bfq_weight,
-    debug_kernels,
     deferred_destroy,
+    io_cost,
+    io_latency,
     io_limits,
     many_cgroups,
     memory_limit,
@@ -88,7 +89,7 @@ def test_what_a_script_did_not_print_as_it_must_is_an_error(read: Callable[[], o
 
 
 STALLED = partial(io_limits.judge_stall, file_s=1.0)
-HELD = partial(debug_kernels.judge_held, free=38.0)
+HELD = partial(io_latency.judge_held, free=38.0)
 
 
 def weighed(ratio: float) -> Gap:
@@ -111,12 +112,12 @@ def weighed(ratio: float) -> Gap:
         (STALLED, 1.9, G.UNCLEAR),  # the limit makes a second of a MiB
         (STALLED, -0.1, G.UNCLEAR),
         (lambda file_s: io_limits.judge_stall(0.0, file_s), 0.0, G.UNCLEAR),
-        (io_limits.judge_kept, 1.0, G.CLOSED),
-        (io_limits.judge_kept, 0.5, G.UNCLEAR),
-        (io_limits.judge_kept, 0.012, G.OPEN),
-        (io_limits.judge_kept, 100.0, G.UNCLEAR),
-        (io_limits.judge_kept, math.inf, G.UNCLEAR),
-        (io_limits.judge_kept, math.nan, G.UNCLEAR),
+        (io_cost.judge_kept, 1.0, G.CLOSED),
+        (io_cost.judge_kept, 0.5, G.UNCLEAR),
+        (io_cost.judge_kept, 0.012, G.OPEN),
+        (io_cost.judge_kept, 100.0, G.UNCLEAR),
+        (io_cost.judge_kept, math.inf, G.UNCLEAR),
+        (io_cost.judge_kept, math.nan, G.UNCLEAR),
         (weighed, 5.8, G.CLOSED),
         (weighed, 2.0, G.UNCLEAR),
         (weighed, 1.1, G.OPEN),
@@ -129,7 +130,7 @@ def weighed(ratio: float) -> Gap:
         (HELD, 38.0, G.OPEN),
         (HELD, 25.0, G.UNCLEAR),
         (HELD, 200.0, G.UNCLEAR),
-        (lambda free: debug_kernels.judge_held(0.0, free), 0.1, G.UNCLEAR),
+        (lambda free: io_latency.judge_held(0.0, free), 0.1, G.UNCLEAR),
         (deferred_destroy.judge, 62.0, G.CLOSED),
         (deferred_destroy.judge, 5.0, G.OPEN),
         (deferred_destroy.judge, 20.0, G.UNCLEAR),
@@ -172,9 +173,9 @@ def _read(moved: float) -> Gap:
         (STALLED, 0.5, 0, G.CLOSED, G.UNCLEAR),
         (STALLED, 0.1, 1, G.OPEN, G.UNCLEAR),
         (STALLED, 1.5, 9, G.CLOSED, G.UNCLEAR),
-        (io_limits.judge_kept, 0.7, 0, G.CLOSED, G.UNCLEAR),
-        (io_limits.judge_kept, 0.2, 1, G.OPEN, G.UNCLEAR),
-        (io_limits.judge_kept, 3, 9, G.CLOSED, G.UNCLEAR),
+        (io_cost.judge_kept, 0.7, 0, G.CLOSED, G.UNCLEAR),
+        (io_cost.judge_kept, 0.2, 1, G.OPEN, G.UNCLEAR),
+        (io_cost.judge_kept, 3, 9, G.CLOSED, G.UNCLEAR),
         (weighed, 2.5, 0, G.CLOSED, G.UNCLEAR),
         (weighed, 1.5, 9, G.OPEN, G.UNCLEAR),
         (deferred_destroy.judge, 10, 99, G.OPEN, G.UNCLEAR),
@@ -218,20 +219,22 @@ def test_each_threshold_is_where_it_is(
 
 
 def test_controls_of_a_limit_say_what_they_expected() -> None:
-    limited, free = io_limits._limited("a loop", 1.25 * MIB, MIB), io_limits._free(2.5 * MIB, MIB)
+    limited, free = io_limits.limit_control("a loop", 1.25 * MIB, MIB), io_limits.free_control(2.5 * MIB, MIB)
     assert (limited.expected, limited.got, limited.holds) == (
         "0.6 to 1.3 times the limit of 1.0 MiB/s",
         "1.25 MiB/s",
         True,
     )
     assert (free.expected, free.got, free.holds) == ("at least twice the limit", "2.50 MiB/s", True)
-    assert not io_limits._limited("a loop", 1.5 * MIB, MIB).holds and not io_limits._free(1.5 * MIB, MIB).holds
+    assert (
+        not io_limits.limit_control("a loop", 1.5 * MIB, MIB).holds and not io_limits.free_control(1.5 * MIB, MIB).holds
+    )
 
 
 def test_what_an_idle_cgroup_saved_is_no_rate_of_its_own() -> None:
-    assert io_limits._kept({"loop0-alone": 180.0, "loop0-beside": 90.0}, "loop0") == 0.9
-    assert io_limits._kept({"loop0-alone": 80.0, "loop0-beside": 40.0}, "loop0") == 0.5
-    assert math.isnan(io_limits._kept({"loop0-alone": 0.0, "loop0-beside": 0.0}, "loop0"))
+    assert io_cost._kept({"loop0-alone": 180.0, "loop0-beside": 90.0}, "loop0") == 0.9
+    assert io_cost._kept({"loop0-alone": 80.0, "loop0-beside": 40.0}, "loop0") == 0.5
+    assert math.isnan(io_cost._kept({"loop0-alone": 0.0, "loop0-beside": 0.0}, "loop0"))
 
 
 def test_every_cgroup_reads_a_number_of_bytes_that_its_neighbours_do_not() -> None:

@@ -121,7 +121,7 @@ async def test_attempts_are_counted_and_kept_apart() -> None:
     factory = Recorder(cores=2)
     results = await runner.run(job(factory, scenario(factory, "one", Cores.SHARED), repeat=3), CLOSED)
     assert [result.attempt for result in results] == [1, 2, 3]
-    assert len({result.sides["kernel"].evidence for result in results}) == 3
+    assert len({result.sides["kernel"].logs for result in results}) == 3
 
 
 async def test_a_lost_guest_is_infra_and_the_others_go_on() -> None:
