@@ -84,7 +84,7 @@ async def _ours(disk: Path, socket: Path, delay_us: int) -> AsyncIterator[Target
         "bench", Settings(block_bytes=512), file=disk, log=log, host=await _host(), on_end=_fail
     )
     try:
-        await export.delay(Latency(read_us=delay_us))
+        await export.set_latency(Latency(read_us=delay_us))
         handed = export.client.fileno()
         yield ("--image-opts", f"driver=raw,file.driver=nbd,file.server.type=fd,file.server.str={handed}"), (handed,)
     finally:

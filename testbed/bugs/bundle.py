@@ -19,7 +19,7 @@ from testbed.bugs.bundle_rules import BUG, KERNELS, MANIFEST, RESULTS, Manifest,
 from testbed.bugs.load import parse_mapping, read_plain
 from testbed.errors import HostError, TopologyError, UsageError
 from testbed.hashing import content_key
-from testbed.host import paths, untrusted_folder
+from testbed.host import paths, untrusted_files
 from testbed.store import archives, cache
 from testbed.store.kernels.files import KernelFiles, read_folder
 from testbed.store.kernels.table import LocalKernel, load_table
@@ -62,9 +62,9 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
     :raise HostError: it cannot be written.
     """
     try:
-        results = parse_json(untrusted_folder.read_below(run, RESULTS, bundle_rules.MOST_TEXT_BYTES))
+        results = parse_json(untrusted_files.read_below(run, RESULTS, bundle_rules.MOST_TEXT_BYTES))
         plain = read_plain(
-            untrusted_folder.read_below(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG)
+            untrusted_files.read_below(run, BUG, bundle_rules.MOST_TEXT_BYTES).decode("utf-8"), str(run / BUG)
         )[0]
     except (OSError, ValueError) as error:
         raise UsageError(f"{run}: expected the folder of a run of `testbed repro`: {error}") from error
@@ -76,15 +76,15 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
         raise UsageError(f"{run}: it cannot go to another machine: {'; '.join(hooks)}")
     files = {BUG: (run, BUG), RESULTS: (run, RESULTS)}
     logs = (
-        f"guests/{guest}/{log}" for guest in untrusted_folder.names_below(run, "guests") for log in bundle_rules.LOGS
+        f"guests/{guest}/{log}" for guest in untrusted_files.names_below(run, "guests") for log in bundle_rules.LOGS
     )
-    files |= {log: (run, log) for log in logs if untrusted_folder.is_file_below(run, log)}
+    files |= {log: (run, log) for log in logs if untrusted_files.is_file_below(run, log)}
     for name, folder in kernels.items():
         files |= {f"{KERNELS}/{name}/{one}": (folder, one) for one in _kernel_files(folder)}
     try:
         hashes = {}
         for name, (folder, one) in files.items():
-            with untrusted_folder.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
+            with untrusted_files.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
                 hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # a reader will do
         manifest = (
             json.dumps(bundle_rules.manifest(results, hashes, kernels), indent=2, sort_keys=True).encode() + b"\n"
@@ -101,7 +101,7 @@ def pack(run: Path, target: Path, kernels: dict[str, Path]) -> int:
                 with tarfile.open(fileobj=raw, mode="w", format=tarfile.USTAR_FORMAT) as archive:
                     archive.addfile(_entry(MANIFEST, len(manifest)), io.BytesIO(manifest))
                     for name, (folder, one) in sorted(files.items()):
-                        with untrusted_folder.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
+                        with untrusted_files.open_below(folder, one, bundle_rules.MOST_BYTES) as file:
                             archive.addfile(_entry(name, os.fstat(file.fileno()).st_size), file)
             except BaseException:
                 target.unlink(missing_ok=True)
@@ -122,8 +122,8 @@ def _entry(name: str, size_bytes: int) -> tarfile.TarInfo:
 
 
 def _kernel_files(folder: Path) -> Iterator[str]:
-    early = (f"early/{name}" for name in untrusted_folder.names_below(folder, "early") if name.endswith(".ko"))
-    return (name for name in (*_KERNEL_FILES, *early) if untrusted_folder.is_file_below(folder, name))
+    early = (f"early/{name}" for name in untrusted_files.names_below(folder, "early") if name.endswith(".ko"))
+    return (name for name in (*_KERNEL_FILES, *early) if untrusted_files.is_file_below(folder, name))
 
 
 def read(path: Path) -> Bundle:

@@ -18,9 +18,9 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from typer.core import TyperGroup, TyperOption
 
-from testbed.cli.watchdog import Watchdog
-from testbed.cli.watchdog import limit_s as watchdog_limit_s
 from testbed.errors import TestbedError, UsageError, first_error
+from testbed.host.watchdog import Watchdog
+from testbed.host.watchdog import limit_s as watchdog_limit_s
 from testbed.report import runs
 from testbed.text import printable
 

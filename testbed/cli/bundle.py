@@ -13,7 +13,7 @@ from testbed.bugs.bundle import Bundle
 from testbed.cli.app import app, err
 from testbed.errors import HostError, UsageError
 from testbed.guest.factory import GuestFactory
-from testbed.host import paths, untrusted_folder
+from testbed.host import paths, untrusted_files
 from testbed.progress import Progress
 from testbed.report import result_reader, runs
 from testbed.store.kernels import files
@@ -82,16 +82,16 @@ def run_folder(run: str, runs: Path) -> Path:
         newest = max(
             (
                 runs / name
-                for name in untrusted_folder.names_below(runs)
-                if untrusted_folder.exists_below(runs / name, bundle_rules.RESULTS)
+                for name in untrusted_files.names_below(runs)
+                if untrusted_files.exists_below(runs / name, bundle_rules.RESULTS)
             ),
             default=None,
         )
         if newest is None:
             raise UsageError(f"run last: expected a run of `testbed repro` in {runs}, there is none")
         return newest
-    folder = Path(run) if untrusted_folder.exists_below(Path(run), bundle_rules.RESULTS) else runs / run
-    if not untrusted_folder.exists_below(folder, bundle_rules.RESULTS):
+    folder = Path(run) if untrusted_files.exists_below(Path(run), bundle_rules.RESULTS) else runs / run
+    if not untrusted_files.exists_below(folder, bundle_rules.RESULTS):
         raise UsageError(f"run {run!r}: expected a run of `testbed repro`, found no {bundle_rules.RESULTS} in {folder}")
     return folder
 

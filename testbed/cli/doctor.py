@@ -31,22 +31,11 @@ class Complaint:
     fatal: bool = True
 
 
-def tools() -> dict[str, str]:
-    """Where each program is that the testbed runs; `missing` where it is not."""
-    found: dict[str, str] = {}
-    for tool in process.PACKAGES:
-        try:
-            found[tool] = str(process.find(tool))
-        except ToolMissing:
-            found[tool] = "missing"
-    return found
-
-
 async def complaints(host: Host | None) -> tuple[Complaint, ...]:
     """Everything that is wrong; `host` is None where there was no QEMU to ask."""
     said = [
         Complaint(what=f"{tool} is not installed", mend=f"apt-get install {process.PACKAGES[tool]}")
-        for tool, where in tools().items()
+        for tool, where in process.find_all().items()
         if where == "missing" and not (tool == "newuidmap" and os.getuid() == 0)
     ]
     try:
@@ -106,9 +95,9 @@ async def complaints(host: Host | None) -> tuple[Complaint, ...]:
             )
         said += (
             Complaint(what=f"a guest that takes QEMU over may {left}", mend=_KEEPING, fatal=False)
-            for left in jail.unconfined_parts(host.confinement)
+            for left in jail.unconfined_parts(host.jail)
         )
-        if open_to := jail.open_to_other_users(host.confinement):
+        if open_to := jail.open_to_other_users(host.jail):
             said.append(Complaint(what=open_to, mend=_KEEPING, fatal=False))
         if not host.qemu.seccomp:
             said.append(

@@ -16,8 +16,8 @@ from testbed.bugs.load import is_bug
 from testbed.cli import bug_files, doctor
 from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
 from testbed.errors import HostError, Problem, TopologyError, UsageError
-from testbed.host import paths
-from testbed.host.facts import Host
+from testbed.host import paths, process
+from testbed.host.facts import Host, to_document
 from testbed.qemu import probe
 from testbed.report import docs, tables, topology_svg
 from testbed.report.plan_text import describe_plan, describe_scripts
@@ -46,12 +46,12 @@ def doctor_command(as_json: Json = False) -> None:
         complaints = await doctor.complaints(host)
         fatal = [complaint for complaint in complaints if complaint.fatal]
         if as_json:
-            facts = asdict(host) | {"accelerator": host.accelerator} if host else None
+            facts = to_document(host) if host else None
             print(
                 json.dumps(
                     {
                         "host": facts,
-                        "tools": doctor.tools(),
+                        "tools": process.find_all(),
                         "problems": [asdict(c) for c in complaints],
                         "error": why or None,
                     }
@@ -59,7 +59,7 @@ def doctor_command(as_json: Json = False) -> None:
             )
         else:
             if host is not None:
-                out.print(tables.host_table(host, doctor.tools()))
+                out.print(tables.host_table(host, process.find_all()))
             else:
                 out.print(why, markup=False, highlight=False)
             for complaint in complaints:

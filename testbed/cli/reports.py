@@ -16,7 +16,7 @@ from rich.table import Table
 from testbed.cli.app import Json, app, err, rows
 from testbed.cli.sizes import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
-from testbed.host import paths, registry, untrusted_folder
+from testbed.host import paths, registry, untrusted_files
 from testbed.report import diff, live, result_reader, results, schema
 from testbed.report import formats as artefacts
 from testbed.report import runs as store
@@ -102,7 +102,7 @@ def _told(text: str, output: Path | None, *folders: Path) -> None:
     try:
         above = output.parent.resolve()
         if any(above.is_relative_to(folder.resolve()) for folder in folders):
-            untrusted_folder.write_below(above, output.name, text)
+            untrusted_files.write_below(above, output.name, text)
         else:
             output.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:

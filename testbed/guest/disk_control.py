@@ -24,7 +24,7 @@ from testbed.host.logfile import OnFailure
 from testbed.qemu import block_filters, blockdev, io_errors, nbd_export
 from testbed.qemu.block_filters import PLAIN, BlockFilters
 from testbed.qemu.blockdev import Storage
-from testbed.qemu.io_errors import DiskErrors
+from testbed.qemu.io_errors import IoErrors
 from testbed.qemu.monitor import Monitor
 from testbed.qemu.nbd_export import Export
 from testbed.qemu.nbd_server.settings import Settings
@@ -74,7 +74,7 @@ class DiskControl:
 
     def __init__(self, monitor: Monitor, wait: Wait, spec: LaunchSpec, slots: Hotplug, on_trouble: OnFailure) -> None:
         self._slots, self._host, self._on_trouble = slots, spec.host, on_trouble
-        self.errors = DiskErrors()
+        self.errors = IoErrors()
         self.limits_changed = 0  # how often; counted after the change
         self._model, self._monitor, self._wait, self._deadlines = spec.model, monitor, wait, spec.deadlines
         self._scratch, self._logs = spec.scratch, spec.logs
@@ -174,7 +174,7 @@ class DiskControl:
             _refuse(name, _hanging(now))
             await self._export(name, disk)
             for export in now.exports:
-                await export.delay(wanted)
+                await export.set_latency(wanted)
             now.latency = wanted
             await self._put_back(name, disk)
 
@@ -203,10 +203,10 @@ class DiskControl:
                         f"disk {name}: expected a range that begins within its {format_size(size_bytes)}, got {got}"
                     )
             if now.export is not None:
-                await now.export.fail(())  # QEMU flushes the disk before it changes
+                await now.export.set_faults(())  # QEMU flushes the disk before it changes
             await self._change(name, disk, errors=tuple(fault for fault in wanted if fault.in_qemu))
             if others:
-                await (await self._export(name, disk)).fail(others)
+                await (await self._export(name, disk)).set_faults(others)
             now.faults = wanted
             await self._put_back(name, disk)
 
@@ -264,8 +264,8 @@ class DiskControl:
         async with self._changing(name) as (disk, now):
             await self._slots.take_out(name, disk)
             if now.export is not None:
-                await now.export.lose(0.0, 0)  # it has no power any longer
-                await now.export.fail(())
+                await now.export.lose_cache(0.0, 0)  # it has no power any longer
+                await now.export.set_faults(())
             await self._change(name, disk, errors=(), export=False, image=False)
             await now.close()
             await self._slots.remove(name, disk, keep=True)
@@ -311,7 +311,7 @@ class DiskControl:
         Returns how many blocks each has lost. The guest is of no use afterwards.
         """
         there = {name: now.export for name, now in self._now.items() if now.export is not None}
-        return {name: await export.lose(share, seed, end=True) for name, export in there.items()}
+        return {name: await export.lose_cache(share, seed, end=True) for name, export in there.items()}
 
     # The layers -------------------------------------------------------------------------------------------------------------------
 
@@ -354,7 +354,7 @@ class DiskControl:
         )
         if idle and now.export is not None:
             for export in now.exports:
-                await export.hurry()
+                await export.complete_delayed()
             await self._change(name, disk, export=False, image=False)
             await now.close()
 

@@ -36,7 +36,7 @@ from testbed.host.quota import Quota
 from testbed.progress import Progress
 from testbed.qemu import command_line, jail, probe
 from testbed.qemu.command_line import BootFiles, MachineId, Memory
-from testbed.qemu.netdev import UNWIRED, NetworkSockets
+from testbed.qemu.netdev import NO_NETWORKS, NetworkSockets
 from testbed.store import cache, checksums, gc, image, initramfs, template_files
 from testbed.store.image import Image
 from testbed.store.kernels import files as kernel_files
@@ -156,7 +156,7 @@ class GuestFactory:
         model: GuestModel,
         kernel: KernelFiles,
         logs: Path,
-        wiring: NetworkSockets = UNWIRED,
+        wiring: NetworkSockets = NO_NETWORKS,
         *,
         savable: bool = False,
         survivors: Path | None = None,
@@ -270,7 +270,7 @@ class GuestFactory:
         machine: MachineId,
         files: BootFiles,
         logs: Path,
-        wiring: NetworkSockets = UNWIRED,
+        wiring: NetworkSockets = NO_NETWORKS,
     ) -> LaunchSpec:
         """A guest that boots cold, with folders and an SSH identity of its own."""
         number = str(next(self._numbers))
@@ -387,9 +387,9 @@ def warn_if_unconfined(host: Host, progress: Progress) -> None:
         progress.note(
             f"{host.qemu.path} has no sandbox, and {NO_SANDBOX}=1: a guest that takes it over may do what its user may"
         )
-    if not host.confinement.confined:
+    if not host.jail.confined:
         progress.note(
-            f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(jail.unconfined_parts(host.confinement))}"
+            f"{host.qemu.path} is not confined: a guest that takes it over may {'; '.join(jail.unconfined_parts(host.jail))}"
         )
 
 

@@ -65,7 +65,7 @@ class Guest(Liveness):
         # Words of the caller's own may name any file, and who lets them has said so.
         self.jail = Jail.on(spec.host, trusted=bool(spec.machine.qemu_args))
         self.ssh_port = ForwardedPort(spec.name, self.jail.netns)
-        self.monitor = Monitor(spec.name, self.log("qmp.jsonl"), self._on_event, self.jail.seen)
+        self.monitor = Monitor(spec.name, self.log("qmp.jsonl"), self._on_event, self.jail.visible)
         self.poller = BlockingMonitor(spec.name, spec.sockets / "poll")
         self._disks = DiskCommands(cold=(), hot=())
         self._authorized = ""
@@ -218,19 +218,19 @@ class Guest(Liveness):
             restore=spec.template is not None,
             cold=self._disks.cold,
         )
-        logfile.write(spec.logs / "argv.txt", "".join(" ".join(option) + "\n" for option in options))
+        logfile.write_text(spec.logs / "argv.txt", "".join(" ".join(option) + "\n" for option in options))
         self._process = await process.start(
-            self.jail.seen(command_line.flatten_options((*options, *self.jail.options))),
+            self.jail.visible(command_line.flatten_options((*options, *self.jail.options))),
             output=spec.logs / "qemu.log",
             env={
                 **spec.host.qemu.environment,
-                "TMPDIR": self.jail.seen(str(spec.scratch)),
+                "TMPDIR": self.jail.visible(str(spec.scratch)),
                 session.OWNER: f"{spec.sockets}/",
             },
-            first_to_go=True,
-            within=self.jail.words(spec.host),
-            handed=self.jail.descriptors,
-            inherited=jail.ENVIRONMENT,
+            oom_first=True,
+            prefix=self.jail.prefix(spec.host),
+            pass_fds=self.jail.descriptors,
+            inherit_env=jail.ENVIRONMENT,
         )
         self.jail.release()
         self._advance(Event.SPAWNED)
@@ -244,12 +244,12 @@ class Guest(Liveness):
     def _hand_over(self, memory: Memory) -> None:
         """Everything of this machine that its QEMU may reach."""
         files, wiring, disks = self.spec.files, self.spec.wiring, self.spec.model.disks.values()
-        self.jail.folders(self.spec.sockets, self.spec.scratch, *([wiring.own] if wiring.ends else []))
-        self.jail.start_files(files.bzimage, files.initramfs)
-        self.jail.images([path for path in (files.root, files.modules_disk) if path is not None])
-        self.jail.images(Path(disk.image) for disk in disks if disk.image is not None)
+        self.jail.grant_folders(self.spec.sockets, self.spec.scratch, *([wiring.own] if wiring.ends else []))
+        self.jail.grant_start_files(files.bzimage, files.initramfs)
+        self.jail.grant_images([path for path in (files.root, files.modules_disk) if path is not None])
+        self.jail.grant_images(Path(disk.image) for disk in disks if disk.image is not None)
         if memory.file is not None:
-            self.jail.memory(memory.file, read_only=memory.only_read(self.spec.host))
+            self.jail.grant_memory(memory.file, read_only=memory.only_read(self.spec.host))
 
     async def _boot(self) -> None:
         started = time.monotonic()

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from testbed.guest.launch_spec import LaunchSpec, Wait
 from testbed.qemu import blockdev, disk_files, netdev
-from testbed.qemu.blockdev import DiskCommands, QmpCommand, Storage
+from testbed.qemu.blockdev import DiskCommands, Storage
 from testbed.qemu.frame_switch import SwitchPort
 from testbed.qemu.jail import Jail
 from testbed.qemu.monitor import Monitor
 from testbed.qemu.netdev import NetworkSockets
+from testbed.qemu.qmp import QmpCommand
 from testbed.store import snapshot_files
 from testbed.store.snapshot_files import Snapshot
 from testbed.topology.disks import Disk
@@ -44,7 +45,7 @@ class Hotplug:
             outlet, inlet = wiring.outlet(link.network), wiring.inlet(link.network, wiring.guest)
             self._plugs.append(SwitchPort(outlet=outlet, inlet=inlet, others=others))
             self._plugs[-1].open()
-            self._jail.own(outlet)
+            self._jail.chown(outlet)
         hot = found.hot + netdev.netdev_commands(wiring, len(model.disks))
         return DiskCommands(cold=found.cold + hot, hot=()) if snapshot else replace(found, hot=hot)
 
@@ -56,7 +57,7 @@ class Hotplug:
         else:
             await snapshot_files.copy_snapshot(snapshot.disk(file.name), file)
             disk_files.check_kept_disks(wanted)
-        self._jail.own(file)
+        self._jail.chown(file)
 
     def hand_over(self, folder: Path) -> None:
         """Move the files of all disks into a folder, for another guest's `survivors`; nobody must write to them any more."""
@@ -119,5 +120,5 @@ class Hotplug:
             else:
                 await disk_files.make_disk_files(store)
             disk_files.check_kept_disks(store)
-            self._jail.own(store.file)
+            self._jail.chown(store.file)
         return wanted

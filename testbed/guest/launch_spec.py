@@ -11,7 +11,7 @@ from testbed.guest.lifecycle import Deadlines, State
 from testbed.host.facts import Host
 from testbed.host.quota import Quota
 from testbed.qemu.command_line import ANONYMOUS, BootFiles, MachineId, Memory
-from testbed.qemu.netdev import UNWIRED, NetworkSockets
+from testbed.qemu.netdev import NO_NETWORKS, NetworkSockets
 from testbed.store.snapshot_files import Snapshot
 from testbed.store.template_files import Template
 from testbed.topology.model import GuestModel
@@ -51,7 +51,7 @@ class LaunchSpec:
     template: Saved | None = None
     memory: Memory = ANONYMOUS
     host_key: bytes = b""
-    wiring: NetworkSockets = UNWIRED
+    wiring: NetworkSockets = NO_NETWORKS
     survivors: Path | None = None
     savable: bool = False
     on_state: OnState = ignore_state

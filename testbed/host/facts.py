@@ -1,21 +1,22 @@
-"""What this machine can do, as one frozen value. Planners receive it; only `probe` makes one."""
+"""What this machine can do, as one frozen value. Planners receive it; only `qemu/probe.py` makes one. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
-# Set to 1 where guests are one's own, and QEMU was built without a sandbox.
+# Set to 1 by users who trust what runs in their guests, and whose QEMU was built without a sandbox.
 NO_SANDBOX = "TESTBED_NO_SANDBOX"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Qemu:
-    """The emulator that was found, and what asking it showed.
+    """The emulator that was found, and its abilities, found by asking it.
 
-    `identity` changes when the program does (path, size and time of change): templates and probes are keyed by it.
-    `modules`: the folder of its modules, where it has one beside it: a package that was extracted somewhere does.
-    `warm_clones`: it has what saving and restoring a template takes. `seccomp`: it was built with `-sandbox`. `networks`: it has what
-    networks between guests stand on (`-netdev dgram`). `reads_memory`: it opens a file of memory that it copies from to read only.
+    `identity` changes when the program does (path, size and modification time): templates and probe results are keyed by it.
+    `modules`: the folder of its modules if it lies beside the program, as in a package that was extracted somewhere.
+    `warm_clones`: it can save and restore templates. `seccomp`: it was built with `-sandbox`. `networks`: it has `-netdev dgram`, which
+    networks between guests use. `reads_memory`: it can open a file of memory that it copies from for reading only.
     """
 
     path: str
@@ -31,16 +32,14 @@ class Qemu:
 
     @property
     def sandbox(self) -> tuple[str, ...]:
-        """The option that keeps it to the system calls that it needs; nothing where it was built without."""
-        return (
-            ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
-            if self.seccomp
-            else ()
-        )
+        """The option that restricts QEMU to the system calls that it needs; empty if it was built without."""
+        if not self.seccomp:
+            return ()
+        return ("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 
     @property
     def environment(self) -> dict[str, str]:
-        """What it needs to find its own modules (docs/devel/modules.rst); it would take those of the installed QEMU, and end."""
+        """The variables that let QEMU find its own modules (docs/devel/modules.rst); it exits if it finds those of the installed QEMU."""
         return {"QEMU_MODULE_DIR": self.modules} if self.modules else {}
 
 
@@ -63,26 +62,28 @@ class Account:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JailSupport:
-    """How far QEMU is kept from this machine, found out by trying.
+    """How well QEMU can be confined on this machine, found out by trying (`jail_exec.py`). Each flag has a reason for when it is False.
 
-    `confined`: it starts as `confine.py` says, and Landlock holds it as far as this kernel's has come (its ABI, `landlock`; 0: there is
-    none). `apart`: it sees nothing in the folders where everybody's sockets are. `alone`: it has a network namespace of its own, so that
-    only the testbed connects to its guest. Each has why it is not so.
+    `confined`: Landlock and a seccomp filter restrict it; `landlock_abi`: the version of this kernel's Landlock, 0 if it has none.
+    `mount_ns`: a mount namespace hides the folders with other programs' sockets. `net_ns`: a network namespace lets only the testbed
+    connect to its guest.
     """
 
     confined: bool = False
     why_unconfined: str = "it was not tried"
-    landlock: int = 0
-    apart: bool = False
-    why_together: str = "it was not tried"
-    alone: bool = False
-    why_not_alone: str = "it was not tried"
+    landlock_abi: int = 0
+    mount_ns: bool = False
+    why_no_mount_ns: str = "it was not tried"
+    net_ns: bool = False
+    why_no_net_ns: str = "it was not tried"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """The facts. Memory and disk in bytes. `account`: whom QEMU runs as; None: as whoever started the testbed, for the reason
-    `why_own_account`. `kvm_group`: who may use /dev/kvm. `sandbox_waived`: a QEMU that has no sandbox may run guests all the same.
+    """The facts of this machine.
+
+    `account`: the account that QEMU runs under; None: the one that started the testbed, for the reason `why_own_account`. `kvm_group`: the
+    group of /dev/kvm. `sandbox_waived`: a QEMU without a sandbox may run guests.
     """
 
     kernel: str
@@ -96,11 +97,11 @@ class Host:
     why_own_account: str = "the testbed does not run as root"
     kvm_group: int | None = None
     sandbox_waived: bool = False
-    confinement: JailSupport = JailSupport()
+    jail: JailSupport = JailSupport()
 
     @property
     def groups(self) -> tuple[int, ...]:
-        """The groups of QEMU's account: KVM's, which must not be root's."""
+        """The groups that QEMU's account gets: that of /dev/kvm, unless that is root's."""
         return (self.kvm_group,) if self.kvm.works and self.kvm_group else ()
 
     @property
@@ -109,10 +110,28 @@ class Host:
 
 
 # CPU features that are switched off under TCG: Linux 6.12 dies of a double fault in __kmalloc_noprof with either (5-level page tables,
-# protection keys). Seen on QEMU 7.2.22; nothing that could be asked says whether a QEMU has it, and no kernel of the table needs them.
+# protection keys). Seen on QEMU 7.2.22; QEMU offers no way to ask whether a version has the fault, and no kernel of the table needs them.
 _NOT_UNDER_TCG = ("la57", "pku")
 
 
 def cpu_model(accelerator: str) -> str:
-    """The `-cpu` that boots all kernels of the table."""
+    """Return the `-cpu` that boots all kernels of the table."""
     return "host" if accelerator == "kvm" else ",".join(["max", *(f"-{feature}" for feature in _NOT_UNDER_TCG)])
+
+
+# The keys of `doctor --json`, which stay what they are when a field gets another name.
+_JAIL_KEYS = {
+    "landlock_abi": "landlock",
+    "mount_ns": "apart",
+    "why_no_mount_ns": "why_together",
+    "net_ns": "alone",
+    "why_no_net_ns": "why_not_alone",
+}
+
+
+def to_document(host: Host) -> dict[str, Any]:
+    """Return the facts as `testbed doctor --json` prints them."""
+    facts = asdict(host)
+    support = facts.pop("jail")
+    confinement = {_JAIL_KEYS.get(name, name): value for name, value in support.items()}
+    return {**facts, "confinement": confinement, "accelerator": host.accelerator}

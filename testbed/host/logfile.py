@@ -45,7 +45,7 @@ class Log:
         self.add(json.dumps(record) + "\n")
 
 
-def write(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """A file that does not grow.
 
     :raise HostError: it cannot be written.

@@ -39,7 +39,7 @@ def parse_connections(table: Iterable[str], port: int) -> tuple[PeerConnection, 
     return tuple(one for one in found if one.inode)
 
 
-def find_connections(port: int) -> str:
+def describe_connections(port: int) -> str:
     """Which other users are connected to a port of 127.0.0.1, for the end of a message; nothing where none is."""
     found: dict[int, list[int]] = {}
     for name in ("tcp", "tcp6"):
@@ -62,7 +62,7 @@ def user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
-def process(pid: int) -> str:
+def describe_process(pid: int) -> str:
     """A process by number, user, command and since when it runs, where /proc shows them."""
     place = Path(f"/proc/{pid}")
     try:
@@ -94,7 +94,7 @@ def lock_holder(path: Path) -> str:
     pids = alive or [pid for pid in _pids() if _locks(pid, os.path.realpath(path))]
     if os.getpid() in pids:
         return "another part of this command"
-    return process(pids[0]) if pids else "a process that /proc does not show"
+    return describe_process(pids[0]) if pids else "a process that /proc does not show"
 
 
 def lock_holders(table: Iterable[str], major: int, minor: int, inode: int) -> tuple[int, ...]:
@@ -108,7 +108,7 @@ def _processes(inodes: list[int]) -> str:
     """The processes that have these sockets, of those whose open files we may look at."""
     wanted = {f"socket:[{inode}]" for inode in inodes}
     found = [pid for pid in _pids() if not wanted.isdisjoint(_links(pid))]
-    return f" ({'; '.join(process(pid) for pid in found[:_MOST_PIDS])})" if found else ""
+    return f" ({'; '.join(describe_process(pid) for pid in found[:_MOST_PIDS])})" if found else ""
 
 
 def _pids() -> list[int]:

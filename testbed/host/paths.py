@@ -193,7 +193,7 @@ def new_run_folder(runs: Path) -> Path:
     return folder
 
 
-def create_folder(path: Path, mode: int = 0o666) -> BinaryIO:
+def create_file(path: Path, mode: int = 0o666) -> BinaryIO:
     """An empty file, where somebody else may have put a link or a pipe: neither is followed, or waited for.
 
     :raise OSError: it cannot be made.

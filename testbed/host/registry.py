@@ -14,10 +14,8 @@ import asyncio
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -28,7 +26,7 @@ import filelock
 from pydantic import TypeAdapter
 
 from testbed.errors import HostError, UsageError, one_line
-from testbed.host import process, ssh_proxy
+from testbed.host import process
 from testbed.host.paths import Folders
 from testbed.host.tempdirs import lock_file
 from testbed.text import parse_json, parse_json_object
@@ -270,44 +268,3 @@ async def wait_until_gone(vm: VmHandle, timeout_s: float) -> None:
                     return
             await asyncio.sleep(0.02)
     raise HostError(f"{vm.record.name}: its supervisor (pid {vm.record.supervisor}) does not end")
-
-
-def ssh_files(folder: Path, name: str, private_key: str, host_key: str, *, connect_s: float) -> None:
-    """What an SSH client needs to reach a guest: a key, the guest's own key, and a configuration that names both.
-
-    `connect_s`: how long the guest may take to let somebody in; one that stands still never does.
-    """
-    key = folder / "key"
-    key.touch(mode=0o600)
-    key.write_text(private_key, encoding="utf-8")
-    (folder / "known_hosts").write_text(f"{name} {host_key}\n", encoding="utf-8")
-    proxy = (
-        sys.executable,
-        "-I",
-        "-S",
-        str(Path(ssh_proxy.__file__).absolute()),
-        str(folder / SSH),
-        f"{connect_s:.0f}",
-    )
-    # Handshakes are dear under emulation: the cheapest algorithms that both sides have.
-    (folder / "ssh_config").write_text(
-        f"""\
-Host {name}
-    ProxyCommand {shlex.join(proxy).replace("%", "%%")}
-    ProxyUseFdpass yes
-    User root
-    IdentityFile "{key}"
-    IdentitiesOnly yes
-    IdentityAgent none
-    HostKeyAlias {name}
-    UserKnownHostsFile "{folder / "known_hosts"}"
-    GlobalKnownHostsFile /dev/null
-    StrictHostKeyChecking yes
-    PasswordAuthentication no
-    KexAlgorithms curve25519-sha256
-    Ciphers chacha20-poly1305@openssh.com
-    LogLevel ERROR
-    ConnectTimeout {connect_s:.0f}
-""",
-        encoding="utf-8",
-    )

@@ -22,7 +22,7 @@ _NO_LIMIT_BYTES = 1 << 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class CgroupLimits:
     """What control groups leave; None where they leave all. `free_bytes`: what could be had of the memory now."""
 
     memory_bytes: int | None = None
@@ -51,7 +51,7 @@ def hierarchies(mounts: str) -> Iterator[Hierarchy]:
         yield Hierarchy(folder=Path(folder), root=PurePosixPath(root), controllers=controllers)
 
 
-def path_of(groups: str, hierarchy: Hierarchy) -> PurePosixPath | None:
+def cgroup_path(groups: str, hierarchy: Hierarchy) -> PurePosixPath | None:
     """The path below its folder of a process's group in a hierarchy, from /proc/PID/cgroup; None where it has none there. Pure."""
     for line in groups.splitlines():
         number, _, rest = line.partition(":")
@@ -82,19 +82,21 @@ def core_limit(text: str) -> int | None:
     return max(1, int(quota) // int(period)) if quota.isdecimal() and period.isdecimal() and int(period) else None
 
 
-def free_of(limit_bytes: int, current: str, stat: str) -> int:
+def free_in_group(limit_bytes: int, current: str, stat: str) -> int:
     """Bytes that a group could still take, from its limit, usage and memory.stat. Pure."""
     return max(0, limit_bytes - int(current) + sum(map(int, _FILES_BELOW.findall(stat) or _FILES.findall(stat))))
 
 
-def machine_share(mounts: str, groups: str, top: Path = Path("/")) -> Share:
+def cgroup_limits(mounts: str, groups: str, top: Path = Path("/")) -> CgroupLimits:
     """The least that the groups of a process and those above them leave.
 
     `mounts`, `groups`: what /proc/PID/mountinfo and /proc/PID/cgroup hold; `top`: where the folders are.
     """
     memory, free, cores = list[int](), list[int](), list[int]()
     for hierarchy in hierarchies(mounts):
-        for number, folder in enumerate(_upwards(top / hierarchy.folder.relative_to("/"), path_of(groups, hierarchy))):
+        for number, folder in enumerate(
+            _upwards(top / hierarchy.folder.relative_to("/"), cgroup_path(groups, hierarchy))
+        ):
             # A controller that is not on in a group has no files there.
             with contextlib.suppress(OSError, ValueError):
                 if (found := _cores(folder, hierarchy)) is not None:
@@ -104,7 +106,7 @@ def machine_share(mounts: str, groups: str, top: Path = Path("/")) -> Share:
                 if limit_bytes is not None and (number == 0 or _holds_below(folder)):
                     memory.append(limit_bytes)
                     free.append(free_bytes)
-    return Share(
+    return CgroupLimits(
         memory_bytes=min(memory, default=None), free_bytes=min(free, default=None), cores=min(cores, default=None)
     )
 
@@ -123,7 +125,7 @@ def _memory(folder: Path, hierarchy: Hierarchy) -> tuple[int | None, int]:
         else ("memory.max", "memory.current")
     )
     limit_bytes = memory_limit(_text(folder / limit))
-    return limit_bytes, 0 if limit_bytes is None else free_of(
+    return limit_bytes, 0 if limit_bytes is None else free_in_group(
         limit_bytes, _text(folder / usage), _text(folder / "memory.stat")
     )
 
@@ -143,11 +145,11 @@ def _upwards(root: Path, path: PurePosixPath | None) -> Iterator[Path]:
         yield from (root / part for part in (own, *own.parents))
 
 
-def _own() -> Share:
+def _own() -> CgroupLimits:
     try:
-        return machine_share(_text(Path("/proc/self/mountinfo")), _text(Path("/proc/self/cgroup")))
+        return cgroup_limits(_text(Path("/proc/self/mountinfo")), _text(Path("/proc/self/cgroup")))
     except OSError:
-        return Share()
+        return CgroupLimits()
 
 
 def memory_bytes() -> int:

@@ -162,10 +162,9 @@ def why_refused() -> Iterator[None]:
         yield
         return
     except ToolMissing as error:
-        from testbed.cli import doctor
         from testbed.host import process
 
-        missing = [tool for tool, where in doctor.tools().items() if where == "missing"]
+        missing = [tool for tool, where in process.find_all().items() if where == "missing"]
         packages = " ".join(dict.fromkeys((error.package, *(process.PACKAGES[tool] for tool in missing))))
         said = f"this machine lacks {', '.join(missing) or error.tool}; as root: apt-get install {packages}"
     except TestbedError as error:

@@ -5,10 +5,9 @@ The same commands, as options of the command line, make a cold-plugged disk.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,13 @@ from testbed.hardware.disk_kinds import serial
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle
+from testbed.qemu.qmp import QmpCommand
 from testbed.topology.disks import Disk, Limits, Namespace, Nvme, VirtioBlk, VirtioScsi, Zoned
 from testbed.topology.model import GuestModel
 from testbed.units import MIB
 
 _READ_ONLY = {"read-only": True}
 _UUIDS = uuid.UUID("6c6f6f70-0000-4000-8000-636772747374")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QmpCommand:
-    """One command for QEMU's monitor."""
-
-    execute: str
-    arguments: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -314,11 +306,3 @@ def unplug_commands(name: str, disk: Disk) -> tuple[QmpCommand, ...]:
         if throttle_group(part, disk) == f"throttle-{part}":
             commands.append(QmpCommand(execute="object-del", arguments={"id": f"throttle-{part}"}))
     return tuple(commands)
-
-
-_OPTIONS = {"blockdev-add": "-blockdev", "object-add": "-object", "device_add": "-device", "netdev_add": "-netdev"}
-
-
-def as_options(commands: tuple[QmpCommand, ...]) -> tuple[tuple[str, str], ...]:
-    """Commands as options of QEMU's command line, which take the same words as JSON."""
-    return tuple((_OPTIONS[command.execute], json.dumps(command.arguments)) for command in commands)

@@ -1,4 +1,4 @@
-"""A topology's guest and the host's facts to the argv that starts QEMU. Touches nothing."""
+"""Plans the argv that starts QEMU, from a topology's guest and the host's facts. Pure."""
 
 from __future__ import annotations
 
@@ -9,27 +9,26 @@ from testbed.errors import HostError
 from testbed.hardware.disk_kinds import MODULES_SERIAL, ROOT_SERIAL
 from testbed.hashing import content_key
 from testbed.host.facts import NO_SANDBOX, Host, cpu_model
-from testbed.qemu import blockdev
-from testbed.qemu.blockdev import QmpCommand
+from testbed.qemu.qmp import QmpCommand, as_options
 from testbed.topology.model import GuestModel
 from testbed.units import MIB
 
 # panic=-1 with -no-reboot: a panic ends QEMU at once. no_timer_check, tsc and expedited RCU shorten the boot under emulation; mitigations
-# cost time there and protect nobody. The console stays quiet below warnings, and dmesg has everything. Newer QEMUs (10.0) have their NVMe
-# controllers in a subsystem that others may share, of which the kernel would show each path as a disk of its own.
+# cost time there and protect nobody. The console shows only warnings and errors; dmesg has everything. Newer QEMUs (10.0) put their NVMe
+# controllers into a subsystem that may be shared; without multipath=N the kernel would show each path as a disk of its own.
 KERNEL_ARGUMENTS = (
     "console=ttyS0 panic=-1 loglevel=5 mitigations=off random.trust_cpu=on no_timer_check tsc=reliable rcupdate.rcu_expedited=1"
     " nvme_core.multipath=N"
 )
-# Changes when a template made by an older testbed must not be used: the agent's protocol, the machine's devices, what was checked, who
-# may open its memory.
+# Raised when templates of an older testbed must not be used: after a change of the agent's protocol, of the machine's devices, of what was
+# checked in the template, or of who may open its memory.
 _TEMPLATE_FORMAT = 6
 _PORT_COUNTS = (4, 8, 16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineId:
-    """Everything that a saved state depends on. Two guests with equal machines can be clones of one template."""
+    """Everything that a saved state depends on. Guests with equal values can be clones of one template."""
 
     qemu: str
     accelerator: str
@@ -50,7 +49,7 @@ class MachineId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootFiles:
-    """Files that the machine starts from; the disks are only read, and all guests share them. `overlay`: this guest's own, of its root."""
+    """Files that the machine starts from. All guests share the disks, which are only read. `overlay`: what this guest writes to its root disk."""
 
     bzimage: Path
     initramfs: Path
@@ -61,13 +60,13 @@ class BootFiles:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Guest memory: a file of its own for a template (`shared`), the template's file copied on write for a clone, or anonymous."""
+    """Guest memory: a file of its own for a template (`shared`), the template's file, copied on write, for a clone, or anonymous."""
 
     file: Path | None = None
     shared: bool = False
 
     def only_read(self, host: Host) -> bool:
-        """Whether QEMU opens the file to read only. Some open it for writing, also to copy from it."""
+        """Tell whether QEMU opens the file for reading only. Some QEMUs open it for writing even if they only copy from it."""
         return host.qemu.reads_memory and not self.shared
 
 
@@ -75,9 +74,9 @@ ANONYMOUS = Memory()
 
 
 def machine_id(host: Host, guest: GuestModel, *, kernel: str, image: str, initramfs: str) -> MachineId:
-    """The machine of a guest; kernel, image and initramfs are the hashes of what it boots.
+    """Return the identity of a guest's machine; `kernel`, `image` and `initramfs` are the hashes of the files that it boots.
 
-    :raise HostError: the guest wants KVM, or networks, and this host has none that work.
+    :raise HostError: the guest needs KVM or networks, which do not work on this host.
     """
     accelerator = guest.accelerator or host.accelerator
     if accelerator == "kvm" and not host.kvm.works:
@@ -104,7 +103,7 @@ def machine_id(host: Host, guest: GuestModel, *, kernel: str, image: str, initra
 
 def argv(
     host: Host,
-    wanted: MachineId,
+    machine: MachineId,
     files: BootFiles,
     *,
     name: str,
@@ -113,64 +112,85 @@ def argv(
     restore: bool = False,
     cold: tuple[QmpCommand, ...] = (),
 ) -> tuple[tuple[str, ...], ...]:
-    """QEMU's command line, an option and its value in each inner tuple.
+    """Return QEMU's command line; each inner tuple is an option with its value.
 
     `sockets`: folder of the unix sockets `qmp`, `poll`, `console` and `agent`. `restore`: wait for a saved state instead of booting.
-    `cold`: the commands that make the disks which are there from the start.
+    `cold`: the commands that make the disks which are plugged in from the start.
 
     :raise HostError: this QEMU has no sandbox.
     """
-    size = f"{wanted.memory_bytes // MIB}M"
-    backend = f"memory-backend-ram,id=ram,size={size}"
-    if memory.file is not None:
-        way = (
-            "share=on" if memory.shared else "share=off,readonly=on,rom=off" if memory.only_read(host) else "share=off"
-        )
-        backend = f"memory-backend-file,id=ram,size={size},mem-path={_escaped(memory.file)},{way}"
-    options: list[tuple[str, ...]] = [
+    return (
         (host.qemu.path,),
         ("-name", f"guest={name}"),
+        *_machine_options(host, machine, memory),
+        *_channels(sockets),
+        *_boot(machine, files),
+        *_network(),
+        *_root_ports(machine.ports),
+        # Tells where the kernel describes its memory; without it, tools cannot parse the dump.
+        ("-device", "vmcoreinfo"),
+        *as_options(cold),
+        *sandbox_options(host),
+        *((("-incoming", "defer"),) if restore else ()),
+        *((word,) for word in machine.qemu_args),  # the topology's escape hatch
+    )
+
+
+def _machine_options(host: Host, machine: MachineId, memory: Memory) -> tuple[tuple[str, ...], ...]:
+    size = f"{machine.memory_bytes // MIB}M"
+    backend = f"memory-backend-ram,id=ram,size={size}"
+    if memory.file is not None:
+        copied = "share=off,readonly=on,rom=off" if memory.only_read(host) else "share=off"
+        sharing = "share=on" if memory.shared else copied
+        backend = f"memory-backend-file,id=ram,size={size},mem-path={_escaped(memory.file)},{sharing}"
+    return (
         ("-nodefaults",),
         ("-no-user-config",),
         ("-display", "none"),
         ("-no-reboot",),
-        ("-S",),  # nothing runs, and nothing is said on a wire, before somebody listens
+        ("-S",),  # the CPUs stand still, and no channel carries output, before the testbed is connected
         ("-machine", "q35,memory-backend=ram,vmport=off"),
-        ("-accel", wanted.accelerator),
-        ("-cpu", wanted.cpu),
-        ("-smp", str(wanted.cpus)),
+        ("-accel", machine.accelerator),
+        ("-cpu", machine.cpu),
+        ("-smp", str(machine.cpus)),
         ("-m", size),
         ("-object", backend),
+    )
+
+
+def _channels(sockets: Path) -> tuple[tuple[str, ...], ...]:
+    return (
         *_serial_port("console", sockets),
         *_serial_port("agent", sockets),
         *_monitor("qmp", sockets),
         *_monitor("poll", sockets),
+    )
+
+
+def _boot(machine: MachineId, files: BootFiles) -> tuple[tuple[str, ...], ...]:
+    return (
         ("-kernel", str(files.bzimage)),
         ("-initrd", str(files.initramfs)),
-        ("-append", wanted.append),
+        ("-append", machine.append),
         ("-drive", _root_disk(files)),
         ("-device", f"virtio-blk-pci,drive=root,serial={ROOT_SERIAL},addr=2"),
         *_modules_disk(files.modules_disk),
-        # restrict=on: the guest reaches nothing, not even the host; only the forwarded port gets in, and only from this machine.
+    )
+
+
+def _network() -> tuple[tuple[str, ...], ...]:
+    return (
+        # restrict=on: the guest reaches nothing, not even the host; the forwarded port lets in connections from this machine only.
         ("-netdev", "user,id=net,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22"),
-        # guest_announce=off: a clone is no machine that moved; announcing itself took 0.03 s of its first 0.1 s.
+        # guest_announce=off: a clone is not a machine that moved; announcing itself took 0.03 s of its first 0.1 s.
         ("-device", "virtio-net-pci,netdev=net,addr=4,romfile=,guest_announce=off"),
-        *_ports(wanted.ports),
-        # Where the kernel says how its memory is to be read; a dump without it is a riddle.
-        ("-device", "vmcoreinfo"),
-        *blockdev.as_options(cold),
-        *sandbox_options(host),
-    ]
-    if restore:
-        options.append(("-incoming", "defer"))
-    options += [(word,) for word in wanted.qemu_args]  # the topology's escape hatch
-    return tuple(options)
+    )
 
 
 def sandbox_options(host: Host) -> tuple[tuple[str, ...], ...]:
-    """What confines QEMU to the system calls that it needs; nothing where there is no such thing, and the caller wants none.
+    """Return the option that restricts QEMU's system calls; empty if this QEMU has none and the user has waived it.
 
-    :raise HostError: this QEMU has none.
+    :raise HostError: this QEMU has no sandbox, and the user has not waived it.
     """
     if host.qemu.sandbox:
         return (host.qemu.sandbox,)
@@ -184,10 +204,10 @@ def sandbox_options(host: Host) -> tuple[tuple[str, ...], ...]:
 
 def _root_disk(files: BootFiles) -> str:
     if files.overlay is not None:
-        # Its image is named here, and not by what the file says of itself.
+        # The image below the overlay is named here; QEMU must not take it from the overlay's header.
         image = f"backing.driver=raw,backing.file.filename={_escaped(files.root)}"
         return f"if=none,id=root,format=qcow2,file={_escaped(files.overlay)},{image}"
-    # snapshot=on: what this guest writes goes to a file that has no name from its first moment on.
+    # snapshot=on: what this guest writes goes to a file that QEMU unlinks as soon as it has created it.
     return f"if=none,id=root,format=raw,snapshot=on,file={_escaped(files.root)}"
 
 
@@ -214,8 +234,8 @@ def _modules_disk(path: Path | None) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def _ports(count: int) -> tuple[tuple[str, ...], ...]:
-    """PCIe root ports to hot-plug disks into: eight to a slot, as functions of one device."""
+def _root_ports(count: int) -> tuple[tuple[str, ...], ...]:
+    """PCIe root ports for hot-plugged disks: eight in a slot, as functions of one device."""
     return tuple(
         (
             "-device",
@@ -226,10 +246,10 @@ def _ports(count: int) -> tuple[tuple[str, ...], ...]:
 
 
 def _escaped(path: Path) -> str:
-    """A path inside an option with commas: QEMU reads a doubled comma as one."""
+    """Escape a path inside a comma-separated option: QEMU reads a doubled comma as one."""
     return str(path).replace(",", ",,")
 
 
 def flatten_options(options: tuple[tuple[str, ...], ...]) -> tuple[str, ...]:
-    """The argv as a program takes it."""
+    """Flatten the options to the argv of a program."""
     return tuple(word for option in options for word in option)

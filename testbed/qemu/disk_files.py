@@ -74,6 +74,6 @@ def check_kept_disks(store: Storage) -> None:
 def _created(path: Path) -> BinaryIO:
     """An empty file, in a folder that is QEMU's as well."""
     try:
-        return paths.create_folder(path)
+        return paths.create_file(path)
     except OSError as error:
         raise HostError(f"{path}: cannot be made: {error.strerror}") from error

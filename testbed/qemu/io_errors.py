@@ -22,7 +22,7 @@ def failed_requests(blockstats: Iterable[Mapping[str, Any]], disk: str) -> dict[
     return {"read": of["failed_rd_operations"], "write": of["failed_wr_operations"] + of["failed_flush_operations"]}
 
 
-class DiskErrors:
+class IoErrors:
     """Of one guest. `stopped`: why it stands still, or nothing; `on_stop` hears of each change of that."""
 
     def __init__(self) -> None:

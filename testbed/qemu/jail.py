@@ -1,8 +1,8 @@
-"""How a QEMU is held: without privileges, kept from this machine (`confine.py`), and where the testbed runs as root under an account of its
-own, which reaches nothing of this machine but what it is handed.
+"""Confines one QEMU: drops privileges and grants access only to what it needs (`jail_exec.py`).
 
-A guest that breaks out of its QEMU is then nobody in particular. What QEMU needs may lie where that account cannot go (root's cache, a
-home), or be hidden from it, so it gets other names: images are /dev/fdset/N, start files /proc/self/fd/N, and folders mounts or the same.
+Where the testbed runs as root, QEMU runs under an account of its own, so that a guest that breaks out of it reaches nothing of this machine
+but what was granted. Files that QEMU needs may lie where that account cannot go (root's cache, a home), or be hidden from it, so they get
+other names: images are /dev/fdset/N, start files /proc/self/fd/N, and folders are mounts or descriptors as well.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from testbed.host.facts import Account, Host, JailSupport, Qemu
 from testbed.qemu import jail_exec
 from testbed.qemu.netns import NetworkNamespace
 
-_WITHOUT_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
+_NO_CAPABILITIES = ("--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all")
 _CAP_SETPCAP = 8
 _PROGRAMS = ("/usr", "/bin", "/sbin", "/lib", "/lib64")
 _BUILT = ("pc-bios", "qemu-bundle")
@@ -41,9 +41,9 @@ _SETTINGS = (
     "/sys/devices/system",
 )
 _DEVICES = ("/dev/null", "/dev/zero")
-# What it gets of our environment, where there may be passwords.
+# The variables that QEMU inherits; others may contain passwords.
 ENVIRONMENT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TZ")
-# Enough for the disks, sockets and event loops of the largest guest; fewer where we may have no more ourselves.
+# Enough for the disks, sockets and event loops of the largest guest; fewer if our own limit is lower.
 _OPEN_FILES = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
 
 
@@ -51,40 +51,47 @@ def command_prefix(
     account: Account | None,
     groups: tuple[int, ...] = (),
     *,
-    apart: Iterable[str] | None = None,
+    mount_ns: Iterable[str] | None = None,
     rules: Iterable[tuple[str, str]] | None = None,
-    network: int | None = None,
+    net_ns: int | None = None,
 ) -> tuple[str, ...]:
-    """What to put before QEMU's argv: it gets no core dump and no privileges, and as `account` no capability and no group but `groups`.
+    """Return the words to put before QEMU's argv: no core dump, no privileges, and with `account` no capability and no group but `groups`.
 
-    `apart`, `rules`, `network`: how it is kept from this machine; see `confine.words`.
+    `mount_ns`, `rules`, `net_ns`: see `jail_exec.command_prefix`.
     """
     limits = ("prlimit", "--core=0", f"--nofile={_OPEN_FILES}", "--")
-    # Before it is another account, which can neither mount nor, perhaps, start our Python.
-    free = apart is None and rules is None and network is None
-    kept = () if free else jail_exec.command_prefix(sys.executable, rules, apart=apart, network=network)
-    own: tuple[str, ...] = ("--no-new-privs",)
+    # Before setpriv changes the account: the new one can neither mount nor, perhaps, start our Python.
+    isolated: tuple[str, ...] = ()
+    if not (mount_ns is None and rules is None and net_ns is None):
+        isolated = jail_exec.command_prefix(sys.executable, rules, mount_ns=mount_ns, net_ns=net_ns)
+    privileges: tuple[str, ...] = ("--no-new-privs",)
     if account is not None:
-        wanted = (f"--groups={','.join(map(str, groups))}",) if groups else ("--clear-groups",)
-        own = (f"--reuid={account.uid}", f"--regid={account.gid}", *wanted, *_WITHOUT_CAPABILITIES, *own)
+        in_groups = (f"--groups={','.join(map(str, groups))}",) if groups else ("--clear-groups",)
+        privileges = (
+            f"--reuid={account.uid}",
+            f"--regid={account.gid}",
+            *in_groups,
+            *_NO_CAPABILITIES,
+            *privileges,
+        )
     elif os.geteuid() == 0 and _may_drop_capabilities():
-        own = (*_WITHOUT_CAPABILITIES, *own)
-    # The parent-death signal comes last: changing the account would take it away (prctl(2)).
-    return (*limits, *kept, str(process.find("setpriv")), *own, "--pdeathsig=KILL", "--", *process.unless_orphaned())
+        privileges = (*_NO_CAPABILITIES, *privileges)
+    setpriv = (str(process.find("setpriv")), *privileges)
+    # The parent-death signal comes last: changing the account clears it (prctl(2)).
+    return (*limits, *isolated, *setpriv, "--pdeathsig=KILL", "--", *process.unless_orphaned_prefix())
 
 
 def _may_drop_capabilities() -> bool:
-    effective = next(
-        line for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if line.startswith("CapEff")
-    )
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    effective = next(line for line in status.splitlines() if line.startswith("CapEff"))
     return bool(int(effective.split()[1], 16) & 1 << _CAP_SETPCAP)
 
 
 def landlock_rules(qemu: Qemu) -> tuple[tuple[str, str], ...]:
-    """What a QEMU needs of this machine whatever its guest is: programs, libraries, firmware, and a few devices."""
+    """Return the rules that every QEMU needs, whatever its guest: programs, libraries, firmware, and a few devices."""
     program = Path(qemu.path).resolve()
     own, prefix = program.parent, program.parent.parent
-    # One that was extracted or built somewhere has these beside it; the folders themselves may be somebody's home.
+    # A QEMU that was extracted or built somewhere has these beside it; the folders themselves may be somebody's home.
     beside = (program, *(own / name for name in _BUILT), *(prefix / name for name in _INSTALLED))
     libraries = (entry for entry in os.environ.get("LD_LIBRARY_PATH", "").split(":") if entry.startswith("/"))
     places = (*_PROGRAMS, *map(str, beside), *libraries, *filter(None, [qemu.modules]))
@@ -95,73 +102,74 @@ def landlock_rules(qemu: Qemu) -> tuple[tuple[str, str], ...]:
     )
 
 
-def unconfined_parts(found: JailSupport) -> tuple[str, ...]:
-    """What QEMU may do all the same, as far as its user may; nothing, where all of it is held."""
-    said = []
-    if not found.confined:
-        said.append(f"open files, connect to unix sockets and signal processes: {found.why_unconfined}")
-    elif found.landlock < jail_exec.FILES_SINCE:
-        said.append("open files: this kernel's Landlock is absent or switched off")
-    if not found.alone:
-        # A network of its own holds these two whatever Landlock can do.
-        ports = not found.confined or found.landlock < jail_exec.PORTS_SINCE
-        abstract = not found.confined or found.landlock < jail_exec.SCOPES_SINCE
+def unconfined_parts(support: JailSupport) -> tuple[str, ...]:
+    """Return what this kernel cannot keep QEMU from doing; empty if it is fully confined."""
+    parts = []
+    if not support.confined:
+        parts.append(f"open files, connect to unix sockets and signal processes: {support.why_unconfined}")
+    elif support.landlock_abi < jail_exec.FILES_SINCE:
+        parts.append("open files: this kernel's Landlock is absent or switched off")
+    if not support.net_ns:
+        # A network namespace prevents these two whatever Landlock supports.
+        ports = not support.confined or support.landlock_abi < jail_exec.PORTS_SINCE
+        abstract = not support.confined or support.landlock_abi < jail_exec.SCOPES_SINCE
         what = [*(["listen at any port"] if ports else []), *(["send to abstract sockets"] if abstract else [])]
-        said += [f"{' and '.join(what)}: {found.why_not_alone}"] if what else []
-    if not found.apart:
-        said.append(f"look into /run and /tmp, and send to sockets there: {found.why_together}")
-    return tuple(said)
+        parts += [f"{' and '.join(what)}: {support.why_no_net_ns}"] if what else []
+    if not support.mount_ns:
+        parts.append(f"look into /run and /tmp, and send to sockets there: {support.why_no_mount_ns}")
+    return tuple(parts)
 
 
-def open_to_other_users(found: JailSupport) -> str:
-    """What other users of this machine may do to guests, or nothing."""
-    if found.alone:
+def open_to_other_users(support: JailSupport) -> str:
+    """Return what other users of this machine may do to guests, or an empty string."""
+    if support.net_ns:
         return ""
-    return f"every user of this machine may connect to guests' SSH servers, and keep them from answering: {found.why_not_alone}"
+    what = "every user of this machine may connect to guests' SSH servers, and keep them from answering"
+    return f"{what}: {support.why_no_net_ns}"
 
 
 class Jail:
-    """What one QEMU is handed: as descriptors, where it has an account or sees less than we do; otherwise by its names."""
+    """Grants files and folders to one QEMU: as descriptors, where QEMU has an account or sees fewer folders than we do; else by their names."""
 
     def __init__(
-        self, account: Account | None, *, apart: bool = False, confined: bool = False, alone: bool = False
+        self, account: Account | None, *, mount_ns: bool = False, confined: bool = False, net_ns: bool = False
     ) -> None:
         self._account = account
-        self.netns = NetworkNamespace() if alone else None
-        self._apart, self._confined = apart, confined
-        self._by_descriptor = account is not None or apart
+        self.netns = NetworkNamespace() if net_ns else None
+        self._mount_ns, self._confined = mount_ns, confined
+        self._by_descriptor = account is not None or mount_ns
         self._rules: list[tuple[str, str]] = []
         self._folders: list[str] = []
-        self._seen: dict[str, str] = {}
+        self._names: dict[str, str] = {}
         self._opened: tuple[int, ...] = ()
         self.options: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def on(cls, host: Host, *, trusted: bool = False) -> Jail:
-        """As this host can do it. `trusted`: it may open what it likes, as far as its user may."""
-        found = host.confinement if not trusted else JailSupport()
-        return cls(host.account, apart=found.apart, confined=found.confined, alone=found.alone)
+        """Make the tightest jail that this host supports. `trusted`: QEMU may open any file that its user may open."""
+        support = host.jail if not trusted else JailSupport()
+        return cls(host.account, mount_ns=support.mount_ns, confined=support.confined, net_ns=support.net_ns)
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """What QEMU inherits."""
-        return (*self._opened, *([self.netns.handed] if self.netns is not None else []))
+        """The descriptors that QEMU inherits."""
+        return (*self._opened, *([self.netns.channel] if self.netns is not None else []))
 
-    def folders(self, *paths: Path) -> None:
-        """Give QEMU folders to make files and sockets in."""
-        self.own(*paths)
+    def grant_folders(self, *paths: Path) -> None:
+        """Let QEMU create files and sockets in folders."""
+        self.chown(*paths)
         for path in paths:
-            if self._apart:
-                self._seen[str(path)] = jail_exec.mounted_name(len(self._folders))
+            if self._mount_ns:
+                self._names[str(path)] = jail_exec.mounted_name(len(self._folders))
                 self._folders.append(str(path.absolute()))
             elif self._by_descriptor:
                 self._name(path, self._open(path, os.O_PATH | os.O_DIRECTORY))
         self._grant(jail_exec.OWN, paths)
 
-    def own(self, *paths: Path) -> None:
-        """Make QEMU the owner of files, sockets or folders that are there.
+    def chown(self, *paths: Path) -> None:
+        """Make QEMU the owner of existing files, sockets or folders.
 
-        :raise HostError: it cannot be.
+        :raise HostError: this is not possible.
         """
         if self._account is None:
             return
@@ -173,8 +181,8 @@ class Jail:
                     f"{path}: cannot be given to uid {self._account.uid}, which QEMU runs as: {error.strerror}"
                 ) from error
 
-    def start_files(self, *paths: Path) -> None:
-        """Let QEMU read files of ours, which are in folders that nobody else enters."""
+    def grant_start_files(self, *paths: Path) -> None:
+        """Let QEMU read files of ours that lie in private folders."""
         if self._by_descriptor:
             for path in paths:
                 descriptor = self._open(path, os.O_RDONLY)
@@ -184,45 +192,47 @@ class Jail:
                 self._name(path, descriptor)
         self._grant(jail_exec.READ, paths)
 
-    def memory(self, path: Path, *, read_only: bool = False) -> None:
-        """Let QEMU open a file of guest memory, a new one if it is not there.
+    def grant_memory(self, path: Path, *, read_only: bool = False) -> None:
+        """Let QEMU open a file of guest memory, which is created if it does not exist.
 
         Its folder is private, and the file stays ours, so that no QEMU can set its times.
         """
         if not path.exists():
             path.touch(mode=0o600)
             if os.geteuid() == 0:
-                path.chmod(
-                    0o666
-                )  # whoever QEMU is, now and for later clones: another mode then would look like a change
+                # For any account of QEMU, now and in later clones: a change of the mode then would look like a change of the file.
+                path.chmod(0o666)
         if self._by_descriptor:
             self._name(path, self._open(path, os.O_PATH))
         self._grant(jail_exec.READ if read_only else jail_exec.WRITE, [path])
 
-    def images(self, paths: Iterable[Path]) -> None:
-        """Let QEMU's block layer read files, whoever else may."""
-        wanted = tuple(dict.fromkeys(paths))
+    def grant_images(self, paths: Iterable[Path]) -> None:
+        """Let QEMU's block layer read files, whoever else may read them."""
+        images = tuple(dict.fromkeys(paths))
         if not self._by_descriptor:
-            self._grant(jail_exec.READ, wanted)
-        else:  # what is open already is not opened
-            for path in wanted:
+            self._grant(jail_exec.READ, images)
+        else:  # QEMU takes open descriptors, and opens nothing
+            for path in images:
                 descriptor = self._open(path, os.O_RDONLY)
                 number = len(self.options) + 1
                 self.options += (("-add-fd", f"fd={descriptor},set={number}"),)
-                self._seen[str(path)] = f"/dev/fdset/{number}"
+                self._names[str(path)] = f"/dev/fdset/{number}"
 
-    def words(self, host: Host) -> tuple[str, ...]:
-        """What to put before this QEMU's argv."""
+    def prefix(self, host: Host) -> tuple[str, ...]:
+        """Return the words to put before this QEMU's argv."""
         kvm = ((jail_exec.WRITE, "/dev/kvm"),) if host.kvm.works else ()
         rules = (*landlock_rules(host.qemu), *kvm, *self._rules) if self._confined else None
-        network = self.netns.handed if self.netns is not None else None
         return command_prefix(
-            self._account, host.groups, apart=self._folders if self._apart else None, rules=rules, network=network
+            self._account,
+            host.groups,
+            mount_ns=self._folders if self._mount_ns else None,
+            rules=rules,
+            net_ns=self.netns.channel if self.netns is not None else None,
         )
 
     def _grant(self, kind: str, paths: Iterable[Path]) -> None:
-        # As QEMU names them: what we have may be hidden from it.
-        self._rules += ((kind, self._seen.get(str(path), str(path.absolute()))) for path in paths)
+        # By the names that QEMU uses: ours may be hidden from it.
+        self._rules += ((kind, self._names.get(str(path), str(path.absolute()))) for path in paths)
 
     def _open(self, path: Path, flags: int) -> int:
         try:
@@ -233,46 +243,46 @@ class Jail:
         return descriptor
 
     def _name(self, path: Path, descriptor: int) -> None:
-        self._seen[str(path)] = f"/proc/self/fd/{descriptor}"
+        self._names[str(path)] = f"/proc/self/fd/{descriptor}"
 
-    def seen(self, said: Any) -> Any:
-        """A command's arguments, or words of a command line, with paths as QEMU reaches them."""
-        if not self._seen:
-            return said
-        match said:
+    def visible(self, value: Any) -> Any:
+        """Replace the paths in a command's arguments, or in words of a command line, by the names under which QEMU reaches them."""
+        if not self._names:
+            return value
+        match value:
             case str():
-                return self._renamed(said)
+                return self._renamed(value)
             case dict():
-                return {key: self.seen(value) for key, value in said.items()}
+                return {key: self.visible(item) for key, item in value.items()}
             case list():
-                return [self.seen(value) for value in said]
+                return [self.visible(item) for item in value]
             case tuple():
-                return tuple(self.seen(value) for value in said)
-        return said
+                return tuple(self.visible(item) for item in value)
+        return value
 
     def _renamed(self, text: str) -> str:
         # In an option's value QEMU reads a doubled comma as one, and an option may be JSON, where a path is a string.
         names = {
             form: name
-            for path, name in self._seen.items()
+            for path, name in self._names.items()
             for form in (path, path.replace(",", ",,"), json.dumps(path)[1:-1])
         }
         for form in sorted(names, key=len, reverse=True):
             first, *others = text.split(form)
-            # Another file's name may only begin as this one.
+            # Another file's path may merely begin with this one.
             text = first + "".join(
                 (names[form] if not other or other[0] in '/,"' else form) + other for other in others
             )
         return text
 
     def release(self) -> None:
-        """Close our descriptors of what QEMU was handed; one that has started has its own."""
+        """Close our copies of the granted descriptors; a QEMU that has started has its own."""
         for descriptor in self._opened:
             os.close(descriptor)
         self._opened = ()
 
     def close(self) -> None:
-        """Close all of ours, when QEMU has ended."""
+        """Close all of our descriptors, once QEMU has ended."""
         self.release()
         if self.netns is not None:
             self.netns.close()

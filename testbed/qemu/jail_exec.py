@@ -1,18 +1,17 @@
-"""Keeps a program from this machine by the kernel's own means, before it starts. Run as a script, by whoever may be root still, before
-privileges go.
+"""Confines a program by means of the kernel, and then executes it. Run as a script, while the process may still be root.
 
-Apart: in a mount namespace it sees nothing in the folders where programs of everybody make their sockets, but folders of its own there.
+Mount namespace (`mount_ns`): the program sees its own folders instead of those where all users' programs make their sockets.
 
-Alone: in a network namespace that has a loopback device and nothing else, where no other program can connect to what it listens on, and
-what it listens on is no port of this machine. Whoever started it gets two sockets of that namespace (`netns.py`).
+Network namespace (`net_ns`): it has a loopback device and nothing else. No other program can connect to a port that it listens on, and
+its ports are not ports of this machine. The process that started it gets two sockets of that namespace (`netns.py`).
 
-Confined: it opens no file but what it is given, connects to nothing, signals nobody else, and changes files by writing to them. Files,
-ports and abstract sockets are held by Landlock (Documentation/userspace-api/landlock.rst), as far as this kernel's has come: files since
-Linux 5.13, ports since 6.7, abstract sockets since 6.12. What Landlock has no rule for is refused by a filter that libseccomp makes:
-QEMU's own `-sandbox`, which comes on top of it, leaves it.
+Confined (`rules`): it opens no file but those that the rules grant, connects to nothing, signals no other process, and changes files only
+by writing to them. Landlock (Documentation/userspace-api/landlock.rst) restricts files, ports and abstract sockets, as far as this kernel
+supports it: files since Linux 5.13, ports since 6.7, abstract sockets since 6.12. What Landlock has no rule for is denied by a filter that
+libseccomp makes; QEMU's own `-sandbox`, which is added to it, allows these calls.
 
-The script runs with `python -I -S`, and imports as little as it can: this is a part of each guest's start (`json`, `pathlib`, `socket` and
-`typing` took 17 of 29 ms).
+The script runs with `python -I -S`, and imports as little as possible, since every start of a guest waits for it (`json`, `pathlib`,
+`socket` and `typing` took 17 of 29 ms).
 """
 
 from __future__ import annotations
@@ -27,120 +26,102 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-# What a path may be given for. Each is of files, and of all that is below a folder.
-RUN = "run"  # to read, and to start or map as a program
+# What a rule grants for a path: a file, or everything below a folder.
+RUN = "run"  # read, and execute or map as a program
 READ = "read"
-WRITE = "write"  # to read and to write what is there
-OWN = "own"  # to read and write it, and to make and remove files and sockets below it
+WRITE = "write"  # read and write what exists
+OWN = "own"  # read and write, and create and remove files and sockets below it
 
 _EXECUTE, _WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE = 1 << 0, 1 << 1, 1 << 2, 1 << 3, 1 << 5
 _MAKE_FILE, _MAKE_SOCKET, _REFER, _TRUNCATE, _IOCTL_DEV = 1 << 8, 1 << 9, 1 << 13, 1 << 14, 1 << 15
-_OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
-_EVERYTHING = (1 << 16) - 1
+_FILE_RIGHTS = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE | _IOCTL_DEV
+_ALL_RIGHTS = (1 << 16) - 1
 _RIGHTS = {
     RUN: _EXECUTE | _READ_FILE | _READ_DIR,
     READ: _READ_FILE | _READ_DIR,
     WRITE: _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV,
-    # No links, pipes and devices: whoever started the program opens what it finds there.
+    # No links, pipes and devices: the testbed opens what the program leaves there.
     OWN: _READ_FILE | _READ_DIR | _WRITE_FILE | _TRUNCATE | _REMOVE_FILE | _MAKE_FILE | _MAKE_SOCKET,
 }
-# The versions of Landlock (its ABI) from which it holds files, ports, and what goes to others' processes and abstract sockets.
+# The versions of Landlock's ABI from which it restricts files, ports, and signals and abstract sockets.
 FILES_SINCE, PORTS_SINCE, SCOPES_SINCE = 1, 4, 6
-# The same of single rights.
+# The versions that added single rights.
 _SINCE = {_REFER: 2, _TRUNCATE: 3, _IOCTL_DEV: 5}
 _BIND_TCP, _CONNECT_TCP = 1, 2
 _ABSTRACT_SOCKETS, _SIGNALS = 1, 2
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
 _VERSION, _PATH_BENEATH, _NET_PORT = 1, 1, 2
-_NO_NEW_PRIVS = 38
-_NEW_MOUNTS, _NEW_IPC, _NEW_USERS, _NEW_NETWORK = 0x00020000, 0x08000000, 0x10000000, 0x40000000
-_SET_FLAGS_OF_DEVICE, _DEVICE_IS_UP = 0x8914, 1  # SIOCSIFFLAGS, IFF_UP; see netdevice(7)
-_SEND_DESCRIPTORS = 1  # SCM_RIGHTS
+_PR_SET_NO_NEW_PRIVS = 38
+_NEW_MOUNT_NS, _NEW_IPC_NS, _NEW_USER_NS, _NEW_NET_NS = 0x00020000, 0x08000000, 0x10000000, 0x40000000
+_SIOCSIFFLAGS, _IFF_UP = 0x8914, 1  # netdevice(7)
+_SCM_RIGHTS = 1
 _READ_ONLY, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 32, 4096, 16384, 1 << 18
-_DROP_FROM_BOUNDS, _CAPABILITIES = 24, 64
-_CONFINED, _APART, _END = "confined", "apart", "--"
-_GIVEN = "/var/tmp"  # noqa: S108 - nobody else's, where it is used
-_HIDDEN = ("/run", "/tmp", _GIVEN)  # noqa: S108 - nothing is made there
-# An ephemeral port, which the kernel chooses: that is what QEMU asks for the forwarded one.
+_PR_CAPBSET_DROP, _CAPABILITIES = 24, 64
+_CONFINED, _MOUNT_NS, _END = "confined", "mount-ns", "--"
+_FOLDERS = "/var/tmp"  # noqa: S108 - a tmpfs of its own, where it is used
+_HIDDEN = ("/run", "/tmp", _FOLDERS)  # noqa: S108 - nothing is made there
+# An ephemeral port, which the kernel chooses, is what QEMU requests for the forwarded port.
 _ANY_PORT = 0
 
 _UNKNOWN = -1
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000 | errno.EPERM
+_ALLOW, _DENY = 0x7FFF0000, 0x00050000 | errno.EPERM
 _NOT, _EQUAL, _GREATER, _MASKED = 1, 4, 6, 7
 _AF_UNIX, _AF_INET, _SOCK_STREAM, _IPPROTO_TCP = 1, 2, 1, 6
 _TYPE_MASK, _MSG_FASTOPEN, _INT, _TYPE_AND_NUMBER = 0xF, 0x20000000, 0xFFFFFFFF, 0xFFFF
-_NEVER = (
-    # Its owner hands it what is connected, and Landlock has rules for opening only.
+_DENIED = (
+    # The testbed passes it connected sockets; and Landlock has rules only for opening.
     *("connect", "io_uring_setup", "inotify_add_watch", "fanotify_init"),
-    # What somebody else would open or start afterwards.
+    # What another process would open or execute later.
     *("symlink", "symlinkat", "link", "linkat", "mknod", "mknodat"),
     *("chmod", "fchmod", "fchmodat", "fchmodat2", "chown", "fchown", "lchown", "fchownat"),
     # Landlock has no rule for these, or only since Linux 6.2.
     *("truncate", "utime", "utimes", "futimesat", "utimensat", "file_setattr"),
-    *(
-        "setxattr",
-        "lsetxattr",
-        "fsetxattr",
-        "setxattrat",
-        "removexattr",
-        "lremovexattr",
-        "fremovexattr",
-        "removexattrat",
-    ),
-    # Other processes of its user: their memory, their keys, their time, and that ours would wait for it.
-    *(
-        "ptrace",
-        "process_vm_readv",
-        "process_vm_writev",
-        "shmget",
-        "shmat",
-        "shmctl",
-        "msgget",
-        "semget",
-        "mq_open",
-        "mq_unlink",
-    ),
-    *("add_key", "keyctl", "request_key", "ioprio_set"),
+    *("setxattr", "lsetxattr", "fsetxattr", "setxattrat"),
+    *("removexattr", "lremovexattr", "fremovexattr", "removexattrat"),
+    # Memory, keys and CPU time of the user's other processes; and priorities at which ours would wait for it.
+    *("ptrace", "process_vm_readv", "process_vm_writev", "shmget", "shmat", "shmctl", "msgget", "semget"),
+    *("mq_open", "mq_unlink", "add_key", "keyctl", "request_key", "ioprio_set"),
     *("sched_setscheduler", "sched_setattr", "sched_setparam", "sched_setaffinity", "setpriority"),
-    # Signals to what no process's id says, and files that others have open.
+    # Signals to a target that is not a process id in the arguments; and files that other processes have open.
     *("tkill", "pidfd_send_signal", "pidfd_getfd"),
-    # Another view of this machine, and programs in its kernel.
+    # Other namespaces of this machine, and programs in its kernel.
     *("unshare", "setns", "bpf", "perf_event_open"),
 )
-# Signals to a process that the first argument names: only to itself.
-_SIGNALLING = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
-# Whom the kernel signals when a file is ready.
-_OWNER_OF_FILE, _OWNER_OF_SOCKET = (8, 15), (0x8901, 0x8902)  # F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP
-# What a file that may only be read can be made by its owner: FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY, by type and number.
-_FLAGS_OF_FILE = (0x6602, 0x5820, 0x6685)
-# Those that are younger than libseccomp 2.5.4, by their numbers, which are the same on every architecture.
-_YOUNG = {"fchmodat2": 452, "setxattrat": 463, "removexattrat": 466, "file_setattr": 469}
+# Calls that signal the process in their first argument: allowed only for itself.
+_SIGNAL_CALLS = ("kill", "tgkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo")
+# Requests that choose which process the kernel signals when a file is ready.
+_FCNTL_SET_OWNER, _IOCTL_SET_OWNER = (8, 15), (0x8901, 0x8902)  # F_SETOWN, F_SETOWN_EX; FIOSETOWN, SIOCSPGRP
+# Changes that an owner can make to a file that is open for reading: FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR, FS_IOC_ENABLE_VERITY, by type
+# and number.
+_IOCTL_SET_FLAGS = (0x6602, 0x5820, 0x6685)
+# Calls that libseccomp 2.5.4 does not know, by their numbers, which are the same on every architecture.
+_NEW_CALLS = {"fchmodat2": 452, "setxattrat": 463, "removexattrat": 466, "file_setattr": 469}
 _IPPROTO_IP, _IP_LOCAL_PORT_RANGE = 0, 51
-_SET_DEATH_SIGNAL, _SIGKILL = 1, 9
+_PR_SET_PDEATHSIG, _SIGKILL = 1, 9
 
 
 def command_prefix(
-    python: str, rules: Iterable[tuple[str, str]] | None, *, apart: Iterable[str] | None, network: int | None = None
+    python: str, rules: Iterable[tuple[str, str]] | None, *, mount_ns: Iterable[str] | None, net_ns: int | None = None
 ) -> tuple[str, ...]:
-    """What to put before a program.
+    """Return the words to put before a program's argv. None leaves a restriction out.
 
-    `rules`: confine it to these, pairs of a kind and a path; paths that are not there are left out. `apart`: keep it apart, with these
-    folders, as `given` names them. `network`: give it a network of its own, of which two sockets are sent over the unix socket of this
-    number, which the program inherits. None: do not.
+    `rules`: confine the program to these pairs of a kind and a path; paths that do not exist are skipped. `mount_ns`: hide other folders,
+    and mount these under the names that `mounted_name` returns. `net_ns`: make a network namespace, and send two sockets of it over the
+    unix socket of this number, which the program inherits.
     """
     confined = () if rules is None else (_CONFINED, *(word for rule in rules for word in rule))
-    kept_apart = () if apart is None else (_APART, *apart)
-    alone = () if network is None else (str(network),)
-    return (python, "-I", "-S", os.path.abspath(__file__), *confined, _END, *kept_apart, _END, *alone, _END)
+    mounts = () if mount_ns is None else (_MOUNT_NS, *mount_ns)
+    network = () if net_ns is None else (str(net_ns),)
+    return (python, "-I", "-S", os.path.abspath(__file__), *confined, _END, *mounts, _END, *network, _END)
 
 
 def mounted_name(number: int) -> str:
-    """How a program that is kept apart names one of its folders, counted from 0."""
-    return f"{_GIVEN}/{number}"
+    """Return the path under which a program in a mount namespace sees one of its folders, counted from 0."""
+    return f"{_FOLDERS}/{number}"
 
 
 def landlock_abi() -> int:
-    """How far this kernel's Landlock has come (its ABI); 0: it has none, or it is switched off."""
+    """Return the version of this kernel's Landlock (its ABI); 0 if it is absent or switched off."""
     return max(0, int(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(_VERSION))))
 
 
@@ -160,7 +141,7 @@ class _Port(ctypes.Structure):
     _fields_ = (("allowed", ctypes.c_uint64), ("port", ctypes.c_uint64))
 
 
-class _Compared(ctypes.Structure):
+class _Comparison(ctypes.Structure):
     _fields_ = (
         ("argument", ctypes.c_uint),
         ("how", ctypes.c_int),
@@ -169,7 +150,7 @@ class _Compared(ctypes.Structure):
     )
 
 
-def _asked(what: str, result: int) -> int:
+def _checked(what: str, result: int) -> int:
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
     return result
@@ -177,7 +158,7 @@ def _asked(what: str, result: int) -> int:
 
 def _mount(what: str, where: str, kind: str, flags: int, options: str = "") -> None:
     failed = _libc.mount(what.encode(), where.encode(), kind.encode(), ctypes.c_ulong(flags), options.encode())
-    _asked(f"mounting {kind or what} on {where}", failed)
+    _checked(f"mounting {kind or what} on {where}", failed)
 
 
 def _write(path: str, text: str) -> None:
@@ -186,179 +167,177 @@ def _write(path: str, text: str) -> None:
 
 
 def _enter_namespaces(kinds: int) -> None:
-    """Leave this machine's namespaces of these kinds for new ones.
+    """Move this process into new namespaces of these kinds.
 
     An unprivileged user can do so only in a user namespace; the uid is mapped to itself, and capabilities last until exec.
     """
     uid, gid = os.geteuid(), os.getegid()
-    _asked("unshare", _libc.unshare(kinds | (_NEW_USERS if uid != 0 else 0)))
+    _checked("unshare", _libc.unshare(kinds | (_NEW_USER_NS if uid != 0 else 0)))
     if uid != 0:
         _write("/proc/self/setgroups", "deny")
         _write("/proc/self/uid_map", f"{uid} {uid} 1")
         _write("/proc/self/gid_map", f"{gid} {gid} 1")
         for capability in range(_CAPABILITIES):
-            _libc.prctl(_DROP_FROM_BOUNDS, capability, 0, 0, 0)
+            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 def _open_network(channel: int) -> None:
-    """Start the loopback device of this namespace, and send a socket that listens there and an unconnected one over the unix socket
-    `channel`, which is closed.
+    """Start the loopback device of this network namespace, and send a listening and an unconnected socket over the unix socket `channel`.
+
+    Closes the channel.
     """
     import _socket  # `socket` takes 10 ms more
 
     listening, unconnected = _socket.socket(_AF_INET, _SOCK_STREAM), _socket.socket(_AF_INET, _SOCK_STREAM)
-    device = b"lo".ljust(16, b"\0") + _DEVICE_IS_UP.to_bytes(2, sys.byteorder) + bytes(22)  # struct ifreq
-    _asked("starting lo", _libc.ioctl(listening.fileno(), ctypes.c_ulong(_SET_FLAGS_OF_DEVICE), device))
+    device = b"lo".ljust(16, b"\0") + _IFF_UP.to_bytes(2, sys.byteorder) + bytes(22)  # struct ifreq
+    _checked("starting lo", _libc.ioctl(listening.fileno(), ctypes.c_ulong(_SIOCSIFFLAGS), device))
     listening.bind(("127.0.0.1", 0))
     listening.listen()
     descriptors = b"".join(one.fileno().to_bytes(4, sys.byteorder) for one in (listening, unconnected))
-    wire = _socket.socket(fileno=channel)
-    wire.sendmsg([b"+"], [(_socket.SOL_SOCKET, _SEND_DESCRIPTORS, descriptors)])
-    for one in (wire, listening, unconnected):
+    sender = _socket.socket(fileno=channel)
+    sender.sendmsg([b"+"], [(_socket.SOL_SOCKET, _SCM_RIGHTS, descriptors)])
+    for one in (sender, listening, unconnected):
         one.close()
 
 
 def _hide_folders(folders: Iterable[str]) -> None:
-    """Hide the folders of everybody's sockets from this process, and give it `folders` in one of them.
+    """Hide the folders with all users' sockets from this process, and mount `folders` in one of them.
 
-    They are mounts of their own there: a way up from an open folder would lead out of all this.
+    Each is a mount of its own: the parent of a folder that was merely open would lead out of the namespace.
     """
     _mount("none", "/", "", _RECURSIVE | _PRIVATE)
     opened = [os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC) for folder in folders]
     for hidden in _HIDDEN:
-        _mount("none", hidden, "tmpfs", 0 if hidden == _GIVEN else _READ_ONLY, "size=64k,mode=755")
+        _mount("none", hidden, "tmpfs", 0 if hidden == _FOLDERS else _READ_ONLY, "size=64k,mode=755")
     for number, descriptor in enumerate(opened):
         os.mkdir(mounted_name(number))
         _mount(f"/proc/self/fd/{descriptor}", mounted_name(number), "", _BIND)
         os.close(descriptor)
-    _mount("none", _GIVEN, "", _REMOUNT | _BIND | _READ_ONLY)
+    _mount("none", _FOLDERS, "", _REMOUNT | _BIND | _READ_ONLY)
     os.chdir("/")
 
 
-def unshare_all() -> None:
-    """Hide the folders of everybody's sockets from this process."""
-    _enter_namespaces(_NEW_MOUNTS | _NEW_IPC)
+def hide_sockets() -> None:
+    """Hide the folders with all users' sockets from this process, in a mount namespace."""
+    _enter_namespaces(_NEW_MOUNT_NS | _NEW_IPC_NS)
     _hide_folders(())
 
 
 def restrict_by_landlock(rules: Iterable[tuple[str, str]], abi: int) -> None:
-    """By Landlock, as far as it has come (`version`): files, and ports and signals as well."""
+    """Restrict this process to files by rules, and its ports and signals, as far as Landlock of version `abi` can."""
     if abi < FILES_SINCE:
         return
-    known = _EVERYTHING & ~sum(right for right, since in _SINCE.items() if since > abi)
-    wanted = _Ruleset(files=known, net=_BIND_TCP | _CONNECT_TCP, scoped=_ABSTRACT_SOCKETS | _SIGNALS)
+    known = _ALL_RIGHTS & ~sum(right for right, since in _SINCE.items() if since > abi)
+    restricted = _Ruleset(files=known, net=_BIND_TCP | _CONNECT_TCP, scoped=_ABSTRACT_SOCKETS | _SIGNALS)
     size = 8 * (1 + (abi >= PORTS_SINCE) + (abi >= SCOPES_SINCE))
-    ruleset = _asked(
-        "landlock_create_ruleset", _libc.syscall(_CREATE_RULESET, ctypes.byref(wanted), ctypes.c_size_t(size), 0)
+    ruleset = _checked(
+        "landlock_create_ruleset", _libc.syscall(_CREATE_RULESET, ctypes.byref(restricted), ctypes.c_size_t(size), 0)
     )
 
     def add(kind: int, rule: ctypes.Structure) -> None:
-        _asked("landlock_add_rule", _libc.syscall(_ADD_RULE, ruleset, kind, ctypes.byref(rule), 0))
+        _checked("landlock_add_rule", _libc.syscall(_ADD_RULE, ruleset, kind, ctypes.byref(rule), 0))
 
     for kind, path in rules:
         try:
-            there = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
         except OSError:
-            continue  # what is not there, or not for us, is not for the program either
+            continue  # a path that does not exist, or that we may not open, is not granted
         rights = _RIGHTS[kind] & known
-        if not stat.S_ISDIR(os.fstat(there).st_mode):
-            rights &= _OF_FILES
-        add(_PATH_BENEATH, _Beneath(allowed=rights, parent=there))
-        os.close(there)
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            rights &= _FILE_RIGHTS
+        add(_PATH_BENEATH, _Beneath(allowed=rights, parent=descriptor))
+        os.close(descriptor)
     if abi >= PORTS_SINCE:
         add(_NET_PORT, _Port(allowed=_BIND_TCP, port=_ANY_PORT))
-    _asked("landlock_restrict_self", _libc.syscall(_RESTRICT_SELF, ruleset, 0))
+    _checked("landlock_restrict_self", _libc.syscall(_RESTRICT_SELF, ruleset, 0))
     os.close(ruleset)
 
 
 def _filter_calls() -> None:
-    """Sockets of this machine and TCP only, which are connected to nothing; and what else has no rule."""
+    """Deny system calls for which Landlock has no rule. Of sockets, allow unix and TCP ones, which cannot be connected."""
     seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     seccomp.seccomp_init.restype = ctypes.c_void_p
-    filtered = ctypes.c_void_p(seccomp.seccomp_init(_ALLOW))
+    context = ctypes.c_void_p(seccomp.seccomp_init(_ALLOW))
 
-    def refuse(call: str, *compared: tuple[int, int, int, int]) -> None:
+    def deny(call: str, *comparisons: tuple[int, int, int, int]) -> None:
         number = seccomp.seccomp_syscall_resolve_name(call.encode())
         if number == _UNKNOWN:
-            number = _YOUNG[call]
-        array = (_Compared * len(compared))(*(_Compared(*one) for one in compared))
-        failed = seccomp.seccomp_rule_add_array(filtered, _REFUSE, number, len(compared), array)
+            number = _NEW_CALLS[call]
+        array = (_Comparison * len(comparisons))(*(_Comparison(*one) for one in comparisons))
+        failed = seccomp.seccomp_rule_add_array(context, _DENY, number, len(comparisons), array)
         if failed:
             raise OSError(-failed, f"libseccomp: {call}: {os.strerror(-failed)}")
 
-    for call in _NEVER:
-        refuse(call)
+    for call in _DENIED:
+        deny(call)
     inet = (0, _EQUAL, _AF_INET, 0)
-    refuse("socket", (0, _GREATER, _AF_INET, 0))
+    deny("socket", (0, _GREATER, _AF_INET, 0))
     for kind in range(_TYPE_MASK + 1):
         if kind != _SOCK_STREAM:
-            refuse("socket", inet, (1, _MASKED, _TYPE_MASK, kind))
-    refuse("socket", inet, (2, _GREATER, _IPPROTO_TCP, 0))  # MPTCP and SCTP are streams as well
-    refuse("socketpair", (0, _NOT, _AF_UNIX, 0))
+            deny("socket", inet, (1, _MASKED, _TYPE_MASK, kind))
+    deny("socket", inet, (2, _GREATER, _IPPROTO_TCP, 0))  # MPTCP and SCTP are streams as well
+    deny("socketpair", (0, _NOT, _AF_UNIX, 0))
     # TCP Fast Open connects by sending.
     for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
-        refuse(call, (flags, _MASKED, _MSG_FASTOPEN, _MSG_FASTOPEN))
-    # A range of ports of its own is a choice of the port.
-    refuse("setsockopt", (1, _MASKED, _INT, _IPPROTO_IP), (2, _MASKED, _INT, _IP_LOCAL_PORT_RANGE))
-    # It dies with us.
-    refuse("prctl", (0, _MASKED, _INT, _SET_DEATH_SIGNAL), (1, _NOT, _SIGKILL, 0))
-    # A limit of time that is over ends another process as a signal does.
-    refuse("prlimit64", (0, _NOT, 0, 0))
-    for call in _SIGNALLING:
-        refuse(call, (0, _NOT, os.getpid(), 0))
-    for request in _OWNER_OF_FILE:
-        refuse("fcntl", (1, _MASKED, _INT, request))
-    for request in (*_OWNER_OF_SOCKET, *_FLAGS_OF_FILE):
-        refuse("ioctl", (1, _MASKED, _TYPE_AND_NUMBER, request))
-    _load(seccomp, filtered)
+        deny(call, (flags, _MASKED, _MSG_FASTOPEN, _MSG_FASTOPEN))
+    # Setting the range of local ports is another way to choose a port.
+    deny("setsockopt", (1, _MASKED, _INT, _IPPROTO_IP), (2, _MASKED, _INT, _IP_LOCAL_PORT_RANGE))
+    # It must die with us.
+    deny("prctl", (0, _MASKED, _INT, _PR_SET_PDEATHSIG), (1, _NOT, _SIGKILL, 0))
+    # A limit of CPU time ends another process as a signal does.
+    deny("prlimit64", (0, _NOT, 0, 0))
+    for call in _SIGNAL_CALLS:
+        deny(call, (0, _NOT, os.getpid(), 0))
+    for request in _FCNTL_SET_OWNER:
+        deny("fcntl", (1, _MASKED, _INT, request))
+    for request in (*_IOCTL_SET_OWNER, *_IOCTL_SET_FLAGS):
+        deny("ioctl", (1, _MASKED, _TYPE_AND_NUMBER, request))
+    _load(seccomp, context)
 
 
 def seccomp_filter(calls: Iterable[str]) -> Callable[[], None]:
-    """Prepares a filter: calling it refuses this process every system call but these; those that this architecture does not have are left
-    out. Preparing opens libseccomp, which Landlock may refuse.
+    """Prepare a filter; calling the result denies this process every system call but these.
+
+    Calls that this architecture does not have are skipped. Preparing opens libseccomp, which Landlock may refuse later.
     """
     seccomp = ctypes.CDLL("libseccomp.so.2", use_errno=True)
     seccomp.seccomp_init.restype = ctypes.c_void_p
-    filtered = ctypes.c_void_p(seccomp.seccomp_init(_REFUSE))
+    context = ctypes.c_void_p(seccomp.seccomp_init(_DENY))
     for call in calls:
         number = seccomp.seccomp_syscall_resolve_name(call.encode())
-        failed = seccomp.seccomp_rule_add_array(filtered, _ALLOW, number, 0, None) if number >= 0 else 0
+        failed = seccomp.seccomp_rule_add_array(context, _ALLOW, number, 0, None) if number >= 0 else 0
         if failed:
             raise OSError(-failed, f"libseccomp: {call}: {os.strerror(-failed)}")
-    return lambda: _load(seccomp, filtered)
+    return lambda: _load(seccomp, context)
 
 
-def _load(seccomp: ctypes.CDLL, filtered: ctypes.c_void_p) -> None:
-    failed = seccomp.seccomp_load(filtered)
+def _load(seccomp: ctypes.CDLL, context: ctypes.c_void_p) -> None:
+    failed = seccomp.seccomp_load(context)
     if failed:
         raise OSError(-failed, f"libseccomp: {os.strerror(-failed)}")
-    seccomp.seccomp_release(filtered)
+    seccomp.seccomp_release(context)
 
 
-def main(asked: list[str]) -> None:
-    """Keep this process from this machine as `words` say, and become the program after them."""
-    first = asked.index(_END)
-    second = asked.index(_END, first + 1)
-    third = asked.index(_END, second + 1)
-    confined, kept_apart, alone, program = (
-        asked[:first],
-        asked[first + 1 : second],
-        asked[second + 1 : third],
-        asked[third + 1 :],
-    )
-    if kept_apart or alone:
-        _enter_namespaces((_NEW_MOUNTS | _NEW_IPC if kept_apart else 0) | (_NEW_NETWORK if alone else 0))
-    if alone:
-        _open_network(int(alone[0]))
-    if kept_apart:
-        _hide_folders(kept_apart[1:])
+def main(words: list[str]) -> None:
+    """Confine this process as the words of `command_prefix` say, and execute the program after them."""
+    first = words.index(_END)
+    second = words.index(_END, first + 1)
+    third = words.index(_END, second + 1)
+    confined, mounts, network = words[:first], words[first + 1 : second], words[second + 1 : third]
+    program = words[third + 1 :]
+    if mounts or network:
+        _enter_namespaces((_NEW_MOUNT_NS | _NEW_IPC_NS if mounts else 0) | (_NEW_NET_NS if network else 0))
+    if network:
+        _open_network(int(network[0]))
+    if mounts:
+        _hide_folders(mounts[1:])
     if confined:
-        _asked("no_new_privs", _libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0))
+        _checked("no_new_privs", _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         abi = landlock_abi()
         restrict_by_landlock(zip(confined[1::2], confined[2::2], strict=True), abi)
         _filter_calls()
-    # By its path, found before: looking for it imports modules, which lie where the program may not read.
-    os.execv(program[0], program)  # noqa: S606 -- the words are ours; see custody.py
+    # By its full path: a search in PATH imports modules that the process may not read any longer.
+    os.execv(program[0], program)  # noqa: S606 -- the words are ours; see jail.py
 
 
 if __name__ == "__main__":

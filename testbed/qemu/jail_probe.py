@@ -43,7 +43,7 @@ async def find_account(cache: Path, qemu: Qemu) -> tuple[Account | None, str]:
     remembered = cache / "probes" / f"account-{content_key(qemu.identity, account.uid, account.gid, powers)}.json"
     record = probe_cache.load_answer(remembered)
     if record is None:
-        tried = {program: await _tried(jail.command_prefix(account), program) for program in ("true", qemu.path)}
+        tried = {program: await _try_program(jail.command_prefix(account), program) for program in ("true", qemu.path)}
         record = {"drops": tried["true"], "runs": tried[qemu.path]}
         if not any(record.values()):
             probe_cache.save_answer(remembered, record)
@@ -93,19 +93,21 @@ async def find_jail_support(cache: Path, qemu: Qemu, account: Account | None) ->
     )
     record = probe_cache.load_answer(remembered)
     if record is None:
-        together = await _tried(jail.command_prefix(account, apart=()), qemu.path)
-        unconfined = await _tried(jail.command_prefix(account, apart=None if together else (), rules=rules), qemu.path)
+        together = await _try_program(jail.command_prefix(account, mount_ns=()), qemu.path)
+        unconfined = await _try_program(
+            jail.command_prefix(account, mount_ns=None if together else (), rules=rules), qemu.path
+        )
         record = {"together": together, "unconfined": unconfined, "not_alone": await _not_alone(account)}
         if not unconfined:  # what mends that is not seen in the key
             probe_cache.save_answer(remembered, record)
     return JailSupport(
         confined=not record["unconfined"],
         why_unconfined=record["unconfined"],
-        landlock=landlock,
-        apart=not record["together"],
-        why_together=record["together"],
-        alone=not record["not_alone"],
-        why_not_alone=record["not_alone"],
+        landlock_abi=landlock,
+        mount_ns=not record["together"],
+        why_no_mount_ns=record["together"],
+        net_ns=not record["not_alone"],
+        why_no_net_ns=record["not_alone"],
     )
 
 
@@ -120,7 +122,7 @@ async def _not_alone(account: Account | None) -> str:
     """Why nothing can be given a network of its own, in which we make sockets; nothing where it can."""
     netns = NetworkNamespace()
     try:
-        if said := await _tried(jail.command_prefix(account, network=netns.handed), "true", (netns.handed,)):
+        if said := await _try_program(jail.command_prefix(account, net_ns=netns.channel), "true", (netns.channel,)):
             return said
         netns.socket().close()
     except (HostError, OSError) as error:
@@ -130,7 +132,7 @@ async def _not_alone(account: Account | None) -> str:
     return ""
 
 
-async def _tried(within: tuple[str, ...], program: str, handed: tuple[int, ...] = ()) -> str:
+async def _try_program(within: tuple[str, ...], program: str, pass_fds: tuple[int, ...] = ()) -> str:
     """What is said where a program cannot run within these words; nothing where it can."""
-    tried = await process.run([*within, program, "--version"], check=False, handed=handed)
+    tried = await process.run([*within, program, "--version"], check=False, pass_fds=pass_fds)
     return "" if tried.status == 0 else tried.stderr.strip()[-200:] or f"status {tried.status}"

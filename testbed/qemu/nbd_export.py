@@ -1,4 +1,7 @@
-"""Processes that export a disk's bytes to QEMU (`testbed.qemu.nbd_server`): one for each disk that has delays, losses or a volatile cache."""
+"""Starts and controls the processes that export a disk to QEMU (`testbed.qemu.nbd_server`).
+
+There is one for each disk that has delays, losses or a volatile cache.
+"""
 
 from __future__ import annotations
 
@@ -29,25 +32,27 @@ from testbed.text import parse_json, printable
 from testbed.topology.disks import LIES, Disk, Nvme
 
 _ANSWER_S = 30.0
-# How long one that says nothing more may take to end.
+# How long a process that has closed its output, or was killed, may take to end.
 _END_S = 5.0
 _MOST_CHARACTERS = 300
-# Without what may lie where only we can go, and takes its time: the site's packages.
+# Without the site's packages: they may lie where only we can go, and take time to find.
 _PROGRAM = "import sys; sys.path.append(sys.argv.pop(1)); from testbed.qemu.nbd_server.__main__ import main; main()"
 _SOURCES = Path(__file__).parents[2]
+# The settings of an export of the image below an overlay.
+IMAGE = Settings(read_only=True)
 
 
 class Export:
-    """One such process; it ends when we do. `client`: the end of its connection that is QEMU's, to be closed once that has it."""
+    """One exporting process, which ends when we do. `client`: QEMU's end of the connection, to be closed once QEMU has it."""
 
     def __init__(self, name: str, child: asyncio.subprocess.Process, client: socket.socket, log: Path) -> None:
         self._name, self._child, self.client, self._log = name, child, client, log
-        self._on_end: Callable[[str], None] = _expected
-        self._turn = asyncio.Lock()
+        self._on_end: Callable[[str], None] = _ignore_end
+        self._one_command = asyncio.Lock()
         self._numbers = itertools.count(1)
-        self._asked: tuple[int | None, asyncio.Future[dict[str, Any]]] | None = None
+        self._awaited: tuple[int | None, asyncio.Future[dict[str, Any]]] | None = None
         self._why, self._is_over = "", False
-        self._listening = asyncio.create_task(self._listen(), name=f"export of {name}")
+        self._reading = asyncio.create_task(self._read_answers(), name=f"export of {name}")
 
     @classmethod
     async def start(
@@ -60,100 +65,76 @@ class Export:
         host: Host | None,
         on_end: Callable[[str], None],
     ) -> Export:
-        """Export a file, or nothing, as `settings` say; what goes wrong with its requests is written to `log`, a line of JSON each.
+        """Start a process that exports `file`, or no file, as `settings` say. Each failed request is a line of JSON in `log`.
 
-        `host`: keep it from this machine as that can; None: do not. `on_end`: hears why it has ended before `close`; the client's
-        requests fail from then on.
+        `host`: confine the process as this host supports it; None: do not. `on_end`: called with the reason when the process ends before
+        `close`; QEMU's requests fail from then on.
 
         :raise HostError: it does not start.
         """
-        own, client = socket.socketpair()
-        with own, contextlib.ExitStack() as unless_started, contextlib.ExitStack() as ours:
-            unless_started.enter_context(client)
-            handed = [own.fileno()]
-            if file is not None:
-                handed.append(_opened(name, file, read_only=settings.read_only))
-                ours.callback(os.close, handed[-1])
-            settings = replace(
-                _held(settings, host), wire=handed[0], file=handed[1] if file is not None else None, parent=os.getpid()
-            )
-            words = [
-                sys.executable,
-                "-I",
-                "-S",
-                *_bytecode(),
-                "-c",
-                _PROGRAM,
-                str(_SOURCES),
-                json.dumps(asdict(settings)),
-            ]
-            # It dies with us by its own doing: the signal for that would be taken away when it becomes another account.
-            child = await process.start(
-                words, output=log, talking=True, within=(), handed=tuple(handed), inherited=jail.ENVIRONMENT
-            )
-            unless_started.pop_all()
-        found = cls(name, child, client, log)
+        child, client = await _spawn(name, settings, file, log, host)
+        export = cls(name, child, client, log)
         try:
-            await found._answer(None)
-            found._on_end = on_end
-            if found._is_over:
-                raise found._ended()
+            await export._receive(None)
+            export._on_end = on_end
+            if export._is_over:
+                raise export._ended()
         except BaseException:
-            await found.close()
+            await export.close()
             raise
-        return found
+        return export
 
-    async def delay(self, latency: Latency) -> None:
-        await self._tell("latency", **asdict(latency))
+    async def set_latency(self, latency: Latency) -> None:
+        await self._send("latency", **asdict(latency))
 
-    async def fail(self, faults: tuple[Fault, ...]) -> None:
-        await self._tell("faults", faults=[asdict(fault) for fault in faults])
+    async def set_faults(self, faults: tuple[Fault, ...]) -> None:
+        await self._send("faults", faults=[asdict(fault) for fault in faults])
 
     async def hold(self, seconds: float) -> None:
-        """Let no request end for so long; 0 lets them go."""
-        await self._tell("hold", seconds=seconds)
+        """Complete no request for that long; 0 releases those that are held."""
+        await self._send("hold", seconds=seconds)
 
-    async def hurry(self) -> None:
-        """End all requests that wait for their time."""
-        await self._tell("hurry")
+    async def complete_delayed(self) -> None:
+        """Complete all delayed requests now."""
+        await self._send("hurry")
 
-    async def lose(self, share: float, seed: int, *, end: bool = False) -> int:
-        """Each block that is only in the cache stays with the probability `share`; `end`: no request ends from now on.
+    async def lose_cache(self, share: float, seed: int, *, end: bool = False) -> int:
+        """Empty the volatile cache: each block is written with the probability `share`, or lost. `end`: complete no request from now on.
 
-        Returns how many blocks were lost.
+        Returns the number of lost blocks.
         """
-        lost = (await self._tell("lose", share=share, seed=seed, end=end)).get("lost_blocks")
+        lost = (await self._send("lose", share=share, seed=seed, end=end)).get("lost_blocks")
         if not isinstance(lost, int):
             raise HostError(f"disk {self._name}: its export: expected a number of lost blocks, got {lost!r}")
         return lost
 
-    async def _tell(self, verb: str, **words: Any) -> dict[str, Any]:
-        async with self._turn:
+    async def _send(self, verb: str, **arguments: Any) -> dict[str, Any]:
+        async with self._one_command:
             number = next(self._numbers)
             assert self._child.stdin is not None
             with contextlib.suppress(ConnectionError):  # then there is no answer either
-                self._child.stdin.write(json.dumps({"verb": verb, "number": number, **words}).encode() + b"\n")
+                self._child.stdin.write(json.dumps({"verb": verb, "number": number, **arguments}).encode() + b"\n")
                 await self._child.stdin.drain()
-            return await self._answer(number)
+            return await self._receive(number)
 
-    async def _answer(self, number: int | None) -> dict[str, Any]:
-        """The answer of that number; one that comes too late is nobody's."""
-        if self._listening.done():
+    async def _receive(self, number: int | None) -> dict[str, Any]:
+        """Wait for the answer of that number; answers that come too late are dropped."""
+        if self._reading.done():
             raise self._ended()
-        asked: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
-        self._asked = number, asked
+        answered: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._awaited = number, answered
         try:
             async with asyncio.timeout(_ANSWER_S):
-                await asyncio.wait((asked, self._listening), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((answered, self._reading), return_when=asyncio.FIRST_COMPLETED)
         except TimeoutError:
             raise HostError(
                 f"disk {self._name}: its export: expected an answer within {_ANSWER_S:.0f} s, got none"
             ) from None
         finally:
-            self._asked = None
-        if not asked.done():
+            self._awaited = None
+        if not answered.done():
             raise self._ended()
-        answer = asked.result()
+        answer = answered.result()
         if "error" in answer:
             raise HostError(f"disk {self._name}: its export: {printable(str(answer['error']))}")
         return answer
@@ -163,26 +144,30 @@ class Export:
             f"disk {self._name}: its export ended: {self._why or 'it was killed, or failed'}; see {self._log}"
         )
 
-    async def _listen(self) -> None:
-        """Until its end, which nobody may miss. Who waits for it is told before the guest can have seen that its disk is gone: a process's
-        end closes its output first, and its status comes later.
+    async def _read_answers(self) -> None:
+        """Read the process's answers until it ends, and then call `on_end`.
+
+        `on_end` must be called before the guest can notice that its disk is gone. So it does not wait for the exit status: when a process
+        ends, its output is closed first.
         """
         assert self._child.stdout is not None
         try:
             while line := await self._child.stdout.readline():
-                said = parse_json(line)
-                if "ends" in said:
-                    self._why = printable(str(said["ends"]))[:_MOST_CHARACTERS]
-                elif self._asked is not None and said.get("number") == self._asked[0] and not self._asked[1].done():
-                    self._asked[1].set_result(said)
-        except (ValueError, TypeError, AttributeError) as error:  # it is not trusted any longer
+                message = parse_json(line)
+                if "ends" in message:
+                    self._why = printable(str(message["ends"]))[:_MOST_CHARACTERS]
+                elif self._awaited is not None:
+                    number, answered = self._awaited
+                    if message.get("number") == number and not answered.done():
+                        answered.set_result(message)
+        except (ValueError, TypeError, AttributeError) as error:  # the process is no longer trusted
             self._why = f"it says what it never says: {printable(str(error))[:_MOST_CHARACTERS]}"
             self._kill()
         self._is_over = True
         self._on_end(str(self._ended()))
         try:
             async with asyncio.timeout(_END_S):
-                while await self._child.stdout.read(1 << 16):  # what it said beside; without that its pipe stays open
+                while await self._child.stdout.read(1 << 16):  # unread output would keep its pipe open
                     pass
                 status = await self._child.wait()
         except TimeoutError:
@@ -191,34 +176,65 @@ class Export:
         self._why = self._why or (f"signal {-status}" if status < 0 else f"status {status}")
 
     def _kill(self) -> None:
-        # Not by its own `kill`, which takes the status of one that has just ended away from who waits for it.
+        # Not `self._child.kill()`: it reaps a process that has just ended, and `wait` would not get the status.
         if self._child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._child.pid, signal.SIGKILL)
 
     async def close(self) -> None:
-        """End it, with what is in its cache."""
+        """Kill the process; what is in its cache is lost."""
         self.client.close()
-        self._on_end = _expected
+        self._on_end = _ignore_end
         self._kill()
-        await asyncio.wait((self._listening,))
+        await asyncio.wait((self._reading,))
 
 
-def _bytecode() -> tuple[str, ...]:
-    """Where compiled modules are kept, as for this process; with `-I` no variable says it."""
+async def _spawn(
+    name: str, settings: Settings, file: Path | None, log: Path, host: Host | None
+) -> tuple[asyncio.subprocess.Process, socket.socket]:
+    """Start the process; returns QEMU's end of its connection as well."""
+    own, client = socket.socketpair()
+    with own, contextlib.ExitStack() as unless_started, contextlib.ExitStack() as ours:
+        unless_started.enter_context(client)
+        pass_fds = [own.fileno()]
+        if file is not None:
+            pass_fds.append(_open_file(name, file, read_only=settings.read_only))
+            ours.callback(os.close, pass_fds[-1])
+        settings = replace(
+            _confined(settings, host),
+            wire=pass_fds[0],
+            file=pass_fds[1] if file is not None else None,
+            parent=os.getpid(),
+        )
+        python = [sys.executable, "-I", "-S", *_bytecode_options(), "-c", _PROGRAM]
+        # It requests the death signal itself: the kernel would clear the request when the process changes its account.
+        child = await process.start(
+            [*python, str(_SOURCES), json.dumps(asdict(settings))],
+            output=log,
+            pipes=True,
+            prefix=(),
+            pass_fds=tuple(pass_fds),
+            inherit_env=jail.ENVIRONMENT,
+        )
+        unless_started.pop_all()
+    return child, client
+
+
+def _bytecode_options() -> tuple[str, ...]:
+    """Return the options that keep compiled modules where this process keeps them; with `-I` Python ignores the variables."""
     if sys.dont_write_bytecode:
         return ("-B",)
     return ("-X", f"pycache_prefix={sys.pycache_prefix}") if sys.pycache_prefix else ()
 
 
-def _expected(why: str) -> None:
+def _ignore_end(why: str) -> None:
     del why
 
 
-def _opened(name: str, file: Path, *, read_only: bool) -> int:
-    """A descriptor of the file that a disk is kept in: QEMU's account could have put a link there, or a pipe.
+def _open_file(name: str, file: Path, *, read_only: bool) -> int:
+    """Open a disk's file; follows no link and does not block at a pipe, which QEMU's account could have put there.
 
-    :raise HostError: it is no file, or not ours to open.
+    :raise HostError: it is not a regular file, or cannot be opened.
     """
     try:
         descriptor = os.open(
@@ -232,33 +248,26 @@ def _opened(name: str, file: Path, *, read_only: bool) -> int:
         raise HostError(f"disk {name}: {file}: cannot be exported: {error.strerror}") from error
 
 
-def _held(settings: Settings, host: Host | None) -> Settings:
-    """As this machine can hold it: as it holds QEMU."""
+def _confined(settings: Settings, host: Host | None) -> Settings:
+    """Add to the settings that the process is confined as QEMU is on this host."""
     if host is None:
         return settings
-    account, found = host.account, host.confinement
+    account, support = host.account, host.jail
     uid, gid = (None, None) if account is None else (account.uid, account.gid)
-    return replace(settings, uid=uid, gid=gid, apart=found.apart, confined=found.confined)
+    return replace(settings, uid=uid, gid=gid, mount_ns=support.mount_ns, confined=support.confined)
 
 
-# Of an image that a disk is an overlay of.
-IMAGE = Settings(read_only=True)
-
-
-def export_settings(name: str, disk: Disk, kept: Storage | None) -> Settings:
-    """What an export of a disk, or of a namespace of it, is like. `kept`: what that is kept in."""
-    block_bytes = 1  # what a qcow2 file is read and written in
-    if kept is None or kept.format == "raw":
-        wanted = (
-            blockdev.namespaces(disk)[name].logical_block_size
-            if name in blockdev.namespaces(disk)
-            else disk.logical_block_size
-        )
-        block_bytes = 1 if (disk.size if kept is None else kept.size_bytes) % wanted else wanted
+def export_settings(name: str, disk: Disk, storage: Storage | None) -> Settings:
+    """Return the settings of an export of a disk, or of one of its namespaces, that `storage` holds."""
+    block_bytes = 1  # QEMU reads and writes a qcow2 file at any offset
+    if storage is None or storage.format == "raw":
+        device = blockdev.namespaces(disk).get(name, disk)
+        size_bytes = disk.size if storage is None else storage.size_bytes
+        block_bytes = 1 if size_bytes % device.logical_block_size else device.logical_block_size
     return Settings(
         read_only=disk.read_only,
         block_bytes=block_bytes,
-        room_bytes=blockdev.most_bytes(disk) if kept is None or kept.format == "qcow2" else 0,
+        room_bytes=blockdev.most_bytes(disk) if storage is None or storage.format == "qcow2" else 0,
         cache_bytes=disk.cache_size if disk.cache is not None else 0,
         cache_lies=disk.cache == LIES,
         # QEMU's nvme writes without flags, whatever its guest's command says (hw/nvme/ctrl.c: nvme_blk_write); a power

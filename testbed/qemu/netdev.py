@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from testbed.qemu.blockdev import QmpCommand
+from testbed.qemu.qmp import QmpCommand
 from testbed.topology.networks import Link
 
 
@@ -37,7 +37,7 @@ class NetworkSockets:
         return self.own / f"{network}.out"
 
 
-UNWIRED = NetworkSockets(folder=Path(), guest="", ends=())
+NO_NETWORKS = NetworkSockets(folder=Path(), guest="", ends=())
 
 
 def netdev_commands(wiring: NetworkSockets, first_port: int) -> tuple[QmpCommand, ...]:

@@ -1,9 +1,10 @@
-"""Makes TCP sockets in the network namespace of one QEMU, which no program but that QEMU is in: who cannot make sockets there cannot
-connect to the port that it forwards to its guest's SSH server.
+"""Makes TCP sockets in the network namespace of one QEMU, which no other program can enter.
 
-A socket stays in the namespace that it was made in, whoever has it, and one that `accept` returns is in its listener's. connect(2) with
-AF_UNSPEC makes a connected socket an unconnected one. So two sockets that were made there (`confine.py`) are enough to make more, without
-a privilege and without a process that would have to stay in there.
+Only who can make sockets there can connect to the port that QEMU forwards to its guest's SSH server.
+
+A socket stays in the namespace that it was made in, whoever holds its descriptor, and a socket that `accept` returns is in the namespace of
+the listening socket. connect(2) with AF_UNSPEC turns a connected socket into an unconnected one. So two sockets that were made there
+(`jail_exec.py`) are enough to make more, without a privilege and without a process that would have to stay in the namespace.
 """
 
 from __future__ import annotations
@@ -14,26 +15,26 @@ import socket
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SOCKADDR_BYTES = 16
-# Both ends are ours; only a QEMU that was taken over and is not confined could make this wait, for its own guest.
-_LIMIT_S = 5.0
-# As many as can wait for `accept`.
-_MOST_OTHERS = 128
+# Both ends are ours; only a QEMU that was taken over and is not confined could delay this, for its own guest.
+_TIMEOUT_S = 5.0
+# The backlog of the listening socket.
+_MOST_STRANGERS = 128
 
 
 class NetworkNamespace:
-    """A QEMU's network namespace. Made before that QEMU is started, which inherits `handed`."""
+    """A QEMU's network namespace. Made before that QEMU is started, which inherits `channel`."""
 
     def __init__(self) -> None:
         self._ours, self._theirs = socket.socketpair()
         self._made_there: tuple[socket.socket, ...] = ()
 
     @property
-    def handed(self) -> int:
-        """The descriptor over which `confine.py` sends two sockets."""
+    def channel(self) -> int:
+        """The descriptor over which `jail_exec.py` sends two sockets."""
         return self._theirs.fileno()
 
-    def _received(self) -> tuple[socket.socket, socket.socket]:
-        """The two sockets, which are sent before QEMU itself is started: nothing waits here once that runs."""
+    def _receive(self) -> tuple[socket.socket, socket.socket]:
+        """Receive the two sockets. They are sent before QEMU itself is started, so this does not block once QEMU runs."""
         self._theirs.close()
         self._ours.setblocking(False)
         _, descriptors, _, _ = socket.recv_fds(self._ours, 1, 2, socket.MSG_CMSG_CLOEXEC)
@@ -41,20 +42,20 @@ class NetworkNamespace:
             raise ConnectionAbortedError("QEMU was started without its network namespace")
         listening, unconnected = (socket.socket(fileno=descriptor) for descriptor in descriptors)
         for one in (listening, unconnected):
-            one.settimeout(_LIMIT_S)
+            one.settimeout(_TIMEOUT_S)
         return listening, unconnected
 
     def socket(self) -> socket.socket:
-        """A new socket in there, not connected.
+        """Make a new unconnected socket in the namespace.
 
         :raise OSError: it cannot be made.
         """
         if not self._made_there:
-            self._made_there = self._received()
+            self._made_there = self._receive()
         listening, unconnected = self._made_there
         try:
             unconnected.connect(listening.getsockname())
-            made = _accepted(listening, unconnected.getsockname())
+            made = _accept(listening, unconnected.getsockname())
         finally:
             _disconnect(unconnected)
         try:
@@ -69,9 +70,9 @@ class NetworkNamespace:
             one.close()
 
 
-def _accepted(listening: socket.socket, expected: object) -> socket.socket:
-    """The connection that comes from our own address; others, which only what runs in there could make, are dropped."""
-    for _ in range(_MOST_OTHERS):
+def _accept(listening: socket.socket, expected: object) -> socket.socket:
+    """Accept the connection from our own address; close others, which only a program in that namespace could make."""
+    for _ in range(_MOST_STRANGERS):
         made, peer = listening.accept()
         if peer == expected:
             return made
@@ -80,8 +81,7 @@ def _accepted(listening: socket.socket, expected: object) -> socket.socket:
 
 
 def _disconnect(one: socket.socket) -> None:
-    """Dissolve a socket's connection, so that it can be connected to something else (connect(2)); Python has no name for it."""
-    if (
-        _LIBC.connect(one.fileno(), bytes(_SOCKADDR_BYTES), _SOCKADDR_BYTES) < 0
-    ):  # a sockaddr whose family is AF_UNSPEC, 0
+    """Dissolve a socket's connection, so that it can be connected elsewhere (connect(2)); Python has no function for it."""
+    unspecified = bytes(_SOCKADDR_BYTES)  # a sockaddr whose family is AF_UNSPEC, 0
+    if _LIBC.connect(one.fileno(), unspecified, _SOCKADDR_BYTES) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from testbed.errors import HostError
-from testbed.host import untrusted_folder
+from testbed.host import untrusted_files
 from testbed.report import results
 from testbed.report.html import html
 from testbed.report.junit import junit
@@ -44,6 +44,6 @@ def write_atomically(text: str, path: Path) -> None:
     :raise HostError: it cannot be written.
     """
     try:
-        untrusted_folder.write_below(path.parent, path.name, text)
+        untrusted_files.write_below(path.parent, path.name, text)
     except OSError as error:
         raise HostError(f"{path}: cannot be written: {error.strerror}") from error

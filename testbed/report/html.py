@@ -22,7 +22,7 @@ import jinja2
 from pydantic import ValidationError
 
 from testbed.errors import HostError
-from testbed.host import untrusted_folder
+from testbed.host import untrusted_files
 from testbed.report import plots as series
 from testbed.report import stack_svg, topology_svg, wording
 from testbed.report.plots import Recording
@@ -116,8 +116,8 @@ def _case(number: int, case: dict[str, Any], sides: list[str], folder: Path, poi
 def files(folder: Path, evidence: str, *, whole: bool) -> list[tuple[str, str]]:
     """The logs that are there, each with its path from the page; or only their folder. What is a link, or elsewhere, is not there."""
     if not whole:
-        return [("its folder", evidence)] if untrusted_folder.is_folder_below(folder, evidence) else []
-    return [(log, f"{evidence}/{log}") for log in LOGS if untrusted_folder.is_file_below(folder, f"{evidence}/{log}")]
+        return [("its folder", evidence)] if untrusted_files.is_folder_below(folder, evidence) else []
+    return [(log, f"{evidence}/{log}") for log in LOGS if untrusted_files.is_file_below(folder, f"{evidence}/{log}")]
 
 
 def _plots(recorded: dict[str, Recording]) -> Iterator[dict[str, Any]]:

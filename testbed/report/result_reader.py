@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from testbed.errors import UsageError
-from testbed.host import untrusted_folder
+from testbed.host import untrusted_files
 from testbed.report import runs as store
 from testbed.report import schema
 from testbed.report.bugs import schema as bug_schema
@@ -29,7 +29,7 @@ def read_document(folder: Path) -> dict[str, Any] | None:
         return None
     path = folder / name
     try:
-        found = parse_printable_json(untrusted_folder.read_below(folder, name, _MOST_BYTES))
+        found = parse_printable_json(untrusted_files.read_below(folder, name, _MOST_BYTES))
         MODELS[name].model_validate(found)
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}") from error

@@ -13,7 +13,7 @@ from testbed import __version__
 from testbed.errors import UsageError
 from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.setup.survey import Survey, SurveyError
-from testbed.host import untrusted_folder
+from testbed.host import untrusted_files
 from testbed.host.facts import Host
 from testbed.report import result_reader
 from testbed.report import runs as store
@@ -195,7 +195,7 @@ def locate(run: str, runs: Path) -> Path:
             )
         return folder
     newest = max(
-        (runs / name for name in untrusted_folder.names_below(runs) if store.results(runs / name)), default=None
+        (runs / name for name in untrusted_files.names_below(runs) if store.results(runs / name)), default=None
     )
     if newest is None:
         raise UsageError(f"run last: expected a run with results in {runs}, there is none")

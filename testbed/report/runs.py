@@ -18,7 +18,7 @@ from typing import Any
 import filelock
 
 from testbed.errors import HostError, TestbedError
-from testbed.host import eventlog, untrusted_folder
+from testbed.host import eventlog, untrusted_files
 from testbed.host.tempdirs import lock_file
 from testbed.report import partial
 from testbed.report.partial import Partial
@@ -84,9 +84,9 @@ def is_running(folder: Path, command: Sequence[str]) -> Iterator[None]:
 
 def run_folders(runs: Path) -> Iterator[tuple[Path, datetime]]:
     """Each run's folder, and when it began. Links and other things are no runs; there may be no place for any yet."""
-    for name in untrusted_folder.names_below(runs):
+    for name in untrusted_files.names_below(runs):
         named = _NAME.fullmatch(name)
-        if named is not None and untrusted_folder.is_folder_below(runs, name):
+        if named is not None and untrusted_files.is_folder_below(runs, name):
             with contextlib.suppress(ValueError):  # no such day
                 yield runs / name, datetime.strptime(named[1], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
 
@@ -132,7 +132,7 @@ def _is_empty(folder: Path) -> bool:
 def _says_more(folder: Path) -> bool:
     """Whether a log holds more than a command, or is none."""
     try:
-        with untrusted_folder.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
+        with untrusted_files.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
             return log.readline(_LONGEST_LINE) != b"" and log.readline(1) != b""
     except OSError:
         return True
@@ -176,7 +176,7 @@ def remove_run(run: Run, runs: Path) -> None:
 def is_locked(folder: Path) -> bool:
     """Whether a run goes on in a folder, which may be a stranger's: its lock is only asked, and neither made nor written to."""
     try:
-        with untrusted_folder.open_below(folder, _LOCK, _LARGEST_LOG) as lock:
+        with untrusted_files.open_below(folder, _LOCK, _LARGEST_LOG) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -187,7 +187,7 @@ def is_locked(folder: Path) -> bool:
 
 def results(folder: Path) -> str | None:
     """What the file with a run's results is called. It may be something else than a file."""
-    return next((name for name in RESULTS if untrusted_folder.exists_below(folder, name)), None)
+    return next((name for name in RESULTS if untrusted_files.exists_below(folder, name)), None)
 
 
 def _results(folder: Path, read: Read) -> tuple[str, tuple[str, ...], int, Partial | None]:
@@ -204,7 +204,7 @@ def _results(folder: Path, read: Read) -> tuple[str, tuple[str, ...], int, Parti
 
 def _begun(folder: Path) -> tuple[str, ...]:
     """The command of a run that left no results, by its log."""
-    with untrusted_folder.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
+    with untrusted_files.open_below(folder, eventlog.FILE, _LARGEST_LOG) as log:
         event = str(parse_printable_json(log.readline(_LONGEST_LINE))["event"])
     return tuple(shlex.split(event.removeprefix(_COMMAND))[1:]) if event.startswith(_COMMAND) else ()
 

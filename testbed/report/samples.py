@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from testbed.host import untrusted_folder
+from testbed.host import untrusted_files
 from testbed.report.fields import Count, Every, Named, Seconds
 from testbed.text import parse_printable_json
 
@@ -84,7 +84,7 @@ def acts(folder: Path, name: str) -> Iterator[Point]:
 def _lines(folder: Path, name: str, model: TypeAdapter[Any]) -> Iterator[Point]:
     """The lines that are of the model's form: a guest that was lost may have left half of one."""
     try:
-        data = untrusted_folder.read_below(folder, name, _LARGEST_FILE)
+        data = untrusted_files.read_below(folder, name, _LARGEST_FILE)
     except OSError:
         return
     for line in islice(data.splitlines(), _MOST_LINES):

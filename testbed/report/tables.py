@@ -172,9 +172,7 @@ def host_table(host: Host, tools: dict[str, str]) -> Table:
     )
     table.add_row(
         "it may",
-        escape(
-            "; ".join(jail.unconfined_parts(host.confinement)) or "open what it is handed, and connect to nothing else"
-        ),
+        escape("; ".join(jail.unconfined_parts(host.jail)) or "open what it is handed, and connect to nothing else"),
     )
     table.add_row(
         "clones",

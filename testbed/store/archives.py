@@ -257,7 +257,7 @@ def _write(archive: tarfile.TarFile, entry: tarfile.TarInfo, target: Path) -> No
             target.unlink()
     source = archive.extractfile(entry)
     assert source is not None  # it is a file
-    with source, paths.create_folder(target, 0o777 if entry.mode & 0o100 else 0o666) as file:
+    with source, paths.create_file(target, 0o777 if entry.mode & 0o100 else 0o666) as file:
         if not entry.issparse():
             shutil.copyfileobj(source, file)
             return

@@ -123,7 +123,9 @@ async def _make(recipe: Recipe, guest_files: Path, folder: Path, task: Task) -> 
 
     words = [*unshare.command_prefix(work), str(process.find("mmdebstrap")), *_options(recipe)]
     words += [recipe.suite, "/dev/null", str(unshare.HERE / "sources.list")]
-    await process.run(words, timeout_s=3600, env={"TMPDIR": str(unshare.HERE)}, on_line=on_line)
+    await process.run(
+        words, timeout_s=3600, env={"TMPDIR": str(unshare.HERE)}, on_line=process.LineHandlers(stderr=on_line)
+    )
     for file in ("root.ext4", "busybox"):
         (work / file).rename(folder / file)
     unshare.remove(work)

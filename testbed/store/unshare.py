@@ -25,7 +25,7 @@ _MOUNTED = ("sh", "-ec", 'mount --bind "$0" "$1"; cd "$1"; shift; exec "$@"')
 def command_prefix(folder: Path) -> tuple[str, ...]:
     """What to put before a program that works in `folder`, which it sees as `HERE`."""
     # The parent-death signal once more: becoming root takes it away, and unshare(1) hands on no other than this one.
-    return (*_as_root(), *process.dying_with_us("KILL"), *_APART, *_MOUNTED, str(folder), str(HERE))
+    return (*_as_root(), *process.death_signal_prefix("KILL"), *_APART, *_MOUNTED, str(folder), str(HERE))
 
 
 async def why_unavailable() -> str:

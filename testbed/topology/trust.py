@@ -167,7 +167,7 @@ def _write(names: Mapping[str, str]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         unfinished.unlink(missing_ok=True)
-        with paths.create_folder(unfinished, 0o600) as opened:
+        with paths.create_file(unfinished, 0o600) as opened:
             opened.write(
                 "".join(f"{one}  {' '.join(printable(name).split())}\n" for one, name in names.items()).encode()
             )

@@ -15,7 +15,7 @@ from testbed.guest.guest import Guest
 from testbed.host import registry
 from testbed.host.paths import Folders
 from testbed.host.registry import VmRecord
-from testbed.vms import control
+from testbed.vms import control, ssh_config
 from testbed.vms.control import ControlServer
 
 
@@ -60,7 +60,7 @@ class Holder:
 
             note()
             guest.hardware.errors.on_stop = note
-            registry.ssh_files(
+            ssh_config.write_ssh_files(
                 folder, self.name, self.key, guest.host_key.public, connect_s=guest.spec.deadlines.command_s
             )
             verbs = {

@@ -30,7 +30,7 @@ from testbed.store import snapshot_files
 from testbed.text import parse_json
 from testbed.topology import trust
 from testbed.topology.model import GuestModel, Topology
-from testbed.vms import control
+from testbed.vms import control, ssh_config
 from testbed.vms.control import ControlServer
 
 # Tells whoever started the supervisor: {"stage": ...} or {"note": TEXT}, and at last {"ready": RECORD} or {"error": TEXT}.
@@ -202,7 +202,7 @@ class Supervisor:
             self._guest = guest
             guest.hardware.errors.on_stop = self._note_still
             limit_s = guest.spec.deadlines.command_s
-            registry.ssh_files(
+            ssh_config.write_ssh_files(
                 self._folder, spec.name, self._factory.key.openssh, guest.host_key.public, connect_s=limit_s
             )
             guest.on_disks = lambda: self._note(

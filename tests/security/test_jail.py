@@ -24,7 +24,9 @@ NOBODY = Account(uid=65534, gid=65534)
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 
 
-@pytest.mark.parametrize("words", [jail.command_prefix(None), process.dying_with_us("KILL")], ids=["held", "not held"])
+@pytest.mark.parametrize(
+    "words", [jail.command_prefix(None), process.death_signal_prefix("KILL")], ids=["held", "not held"]
+)
 def test_what_would_not_hear_of_our_end_is_not_started(words: tuple[str, ...], tmp_path: Path) -> None:
     program = (*words, "touch", str(tmp_path / "started"))
     # Another's child, as one whose testbed has ended before it could ask for a signal.
@@ -61,7 +63,7 @@ def test_the_group_of_kvm_is_the_only_one_that_is_kept() -> None:
 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
 def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | None) -> None:
-    words = jail.command_prefix(account, apart=())
+    words = jail.command_prefix(account, mount_ns=())
     tried = subprocess.run([*words, "true"], capture_output=True, text=True, check=False)
     if not may_mount():
         assert tried.returncode != 0
@@ -83,9 +85,9 @@ def test_nothing_is_seen_in_run_and_tmp_where_that_is_wanted(account: Account | 
 @pytest.mark.parametrize("account", [None, pytest.param(NOBODY, marks=as_root)])
 def test_what_is_held_dies_with_us_whoever_it_is(account: Account | None, tmp_path: Path) -> None:
     script = (
-        "import asyncio, os, pathlib, sys\nfrom testbed.qemu import jail as custody; from testbed.host import process\n"
+        "import asyncio, os, pathlib, sys\nfrom testbed.qemu import jail; from testbed.host import process\n"
         "async def main():\n"
-        f"    child = await process.start(['sleep', '1000'], output=pathlib.Path('log'), within=custody.command_prefix({account!r}))\n"
+        f"    child = await process.start(['sleep', '1000'], output=pathlib.Path('log'), prefix=jail.command_prefix({account!r}))\n"
         "    while pathlib.Path(f'/proc/{child.pid}/comm').read_text() != 'sleep\\n':\n        await asyncio.sleep(0.01)\n"
         "    print(child.pid, flush=True)\n    os.kill(os.getpid(), 9)\n"
         "from testbed.host.facts import Account\nasyncio.run(main())\n"
@@ -101,11 +103,11 @@ def test_what_is_held_dies_with_us_whoever_it_is(account: Account | None, tmp_pa
 
 def test_without_an_account_everything_keeps_its_name(tmp_path: Path) -> None:
     own = Jail(None)
-    own.folders(tmp_path)
-    own.start_files(tmp_path / "none")
-    own.images([tmp_path / "none"])
-    own.memory(tmp_path / "memory")
-    assert own.seen({"filename": f"{tmp_path}/x"}) == {"filename": f"{tmp_path}/x"}
+    own.grant_folders(tmp_path)
+    own.grant_start_files(tmp_path / "none")
+    own.grant_images([tmp_path / "none"])
+    own.grant_memory(tmp_path / "memory")
+    assert own.visible({"filename": f"{tmp_path}/x"}) == {"filename": f"{tmp_path}/x"}
     assert own.descriptors == () == own.options
     assert stat.S_IMODE((tmp_path / "memory").stat().st_mode) == (0o666 if os.geteuid() == 0 else 0o600)
 
@@ -118,19 +120,19 @@ def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_i
     other.write_text("other")
     image.chmod(0o600)
     held = Jail(NOBODY)
-    held.folders(folder)
-    held.images([image, image])
+    held.grant_folders(folder)
+    held.grant_images([image, image])
     first, second = held.descriptors
     assert held.options == (("-add-fd", f"fd={second},set=1"),)
     assert (folder.stat().st_uid, image.stat().st_uid) == (NOBODY.uid, 0), "an image stays its owner's"
     assert (
-        held.seen(f"socket,path={str(folder).replace(',', ',,')}/qmp,server=on")
+        held.visible(f"socket,path={str(folder).replace(',', ',,')}/qmp,server=on")
         == f"socket,path=/proc/self/fd/{first}/qmp,server=on"
     )
-    assert held.seen(json.dumps({"filename": str(image), "folder": f"{folder}/é"})) == (
+    assert held.visible(json.dumps({"filename": str(image), "folder": f"{folder}/é"})) == (
         f'{{"filename": "/dev/fdset/1", "folder": "/proc/self/fd/{first}/\\u00e9"}}'
     )
-    assert held.seen([{"filename": str(image)}, (str(other), str(folder) + "0/x", 3)]) == [
+    assert held.visible([{"filename": str(image)}, (str(other), str(folder) + "0/x", 3)]) == [
         {"filename": "/dev/fdset/1"},
         (str(other), str(folder) + "0/x", 3),
     ]
@@ -143,13 +145,13 @@ def test_what_is_handed_is_named_by_its_descriptor_everywhere_and_nothing_else_i
 def test_memory_is_written_to_by_its_account_and_stays_ours_and_as_it_was(tmp_path: Path) -> None:
     private = tmp_path / "private"
     private.mkdir(mode=0o700)
-    Jail(None).memory(private / "memory")
+    Jail(None).grant_memory(private / "memory")
     before = (private / "memory").stat()
     held = Jail(NOBODY)
-    held.memory(private / "memory")
+    held.grant_memory(private / "memory")
     after = (private / "memory").stat()
     assert (after.st_uid, after.st_ctime_ns) == (0, before.st_ctime_ns)
-    words = [*jail.command_prefix(NOBODY), *held.seen(("tee", str(private / "memory")))]
+    words = [*jail.command_prefix(NOBODY), *held.visible(("tee", str(private / "memory")))]
     assert (
         subprocess.run(
             words, input=b"ram", check=False, pass_fds=held.descriptors, stdout=subprocess.DEVNULL
@@ -169,11 +171,11 @@ def test_an_account_reaches_what_it_is_handed_where_it_cannot_go_itself(tmp_path
     (private / "secret").write_text("secret")
     (private / "kernel").chmod(0o600)
     held = Jail(NOBODY)
-    held.folders(private / "own")
-    held.start_files(private / "kernel")
+    held.grant_folders(private / "own")
+    held.grant_start_files(private / "kernel")
 
     def run(*words: str) -> subprocess.CompletedProcess[str]:
-        own = [*jail.command_prefix(NOBODY), *held.seen(words)]
+        own = [*jail.command_prefix(NOBODY), *held.visible(words)]
         return subprocess.run(own, capture_output=True, text=True, check=False, pass_fds=held.descriptors)
 
     assert run("cat", str(private / "kernel")).stdout == "kernel"
@@ -190,7 +192,7 @@ def test_an_account_reaches_what_it_is_handed_where_it_cannot_go_itself(tmp_path
 
 def test_what_is_not_there_cannot_be_handed(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="none: cannot be opened for QEMU: No such file"):
-        Jail(Account(uid=os.getuid(), gid=os.getgid())).start_files(tmp_path / "none")
+        Jail(Account(uid=os.getuid(), gid=os.getgid())).grant_start_files(tmp_path / "none")
 
 
 @pytest.mark.parametrize(("named", "uid"), [("nobody", 65534), ("4242", 4242)])

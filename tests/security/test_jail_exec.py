@@ -42,11 +42,11 @@ def asked(result):
 
 
 def tried(
-    code: str, *rules: tuple[str, str], apart: list[str] | None = None, confined: bool = True, cwd: str | None = None
+    code: str, *rules: tuple[str, str], mount_ns: list[str] | None = None, confined: bool = True, cwd: str | None = None
 ) -> tuple[str, str]:
     """What a Python program says of what it tries, free and kept from this machine: `done`, or the error."""
     program = f"{TOOLS}try:\n    {code}\nexcept OSError as error: print(type(error).__name__)\nelse: print('done')"
-    kept = jail_exec.command_prefix(sys.executable, (*PROGRAMS, *rules) if confined else None, apart=apart)
+    kept = jail_exec.command_prefix(sys.executable, (*PROGRAMS, *rules) if confined else None, mount_ns=mount_ns)
     before, after = (
         subprocess.run(
             [*within, sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=False, cwd=cwd
@@ -191,7 +191,7 @@ REFUSED = {
 @pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
 def test_what_is_never_done_is_refused_call_by_call() -> None:
     code = f"for name, number in {REFUSED}.items(): assert libc.syscall(number, -1, -1, -1, -1, -1, -1) < 0; print(name, ctypes.get_errno())"
-    words = jail_exec.command_prefix(sys.executable, PROGRAMS, apart=None)
+    words = jail_exec.command_prefix(sys.executable, PROGRAMS, mount_ns=None)
     done = subprocess.run(
         [*words, sys.executable, "-I", "-S", "-c", TOOLS + code], capture_output=True, text=True, check=True
     )
@@ -283,7 +283,7 @@ def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> N
             return tried(
                 f"socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'hello', '{name}')",
                 *rules,
-                apart=[own],
+                mount_ns=[own],
                 cwd=cwd,
             )
 
@@ -293,19 +293,19 @@ def test_what_is_kept_apart_has_its_folders_and_reaches_nothing_of_others() -> N
         assert sent("others", cwd=everybodys) == ("done", "FileNotFoundError")
         assert sent(f"/proc/{os.getpid()}/root{path}") == ("done", "PermissionError")
         making = f"open(('{own}' if os.path.exists('{own}') else '{jail_exec.mounted_name(0)}') + '/made', 'w')"
-        assert tried(making, *rules, apart=[own]) == ("done", "done")
-        shared, own_ipc = tried("print(os.readlink('/proc/self/ns/ipc'))", apart=[own], confined=False)
+        assert tried(making, *rules, mount_ns=[own]) == ("done", "done")
+        shared, own_ipc = tried("print(os.readlink('/proc/self/ns/ipc'))", mount_ns=[own], confined=False)
         assert shared != own_ipc
         for folder in ("/run", "/tmp", "/var/tmp"):
             making = f"os.mkdir('{folder}/{os.getpid()}'); os.rmdir('{folder}/{os.getpid()}')"
             # Whether anything else holds it or not: for root it is read-only, in a namespace of users nobody's.
-            assert tried(making, apart=[own], confined=False)[1] in ("OSError", "PermissionError")
+            assert tried(making, mount_ns=[own], confined=False)[1] in ("OSError", "PermissionError")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root's mounts could reach anybody else")
 def test_what_is_kept_apart_hides_nothing_from_others(tmp_path: Path) -> None:
     """Also where mounts are passed on, as systemd has them."""
-    words = jail_exec.command_prefix(sys.executable, None, apart=[str(tmp_path)])
+    words = jail_exec.command_prefix(sys.executable, None, mount_ns=[str(tmp_path)])
     shared = [
         "unshare",
         "--mount",
@@ -343,7 +343,7 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
         "-I",
         "-S",
         str(tmp_path / "confine.py"),
-        *jail_exec.command_prefix("", PROGRAMS, apart=None)[4:],
+        *jail_exec.command_prefix("", PROGRAMS, mount_ns=None)[4:],
         *program,
     ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -353,7 +353,7 @@ def test_an_older_landlock_holds_what_it_knows(abi: int, tmp_path: Path) -> None
 def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
     script = Path(jail_exec.__file__).read_text().replace("libseccomp.so.2", "libnone.so.2")
     (tmp_path / "confine.py").write_text(script)
-    asked = jail_exec.command_prefix("", [], apart=None)[4:]
+    asked = jail_exec.command_prefix("", [], mount_ns=None)[4:]
     words = [sys.executable, "-I", "-S", str(tmp_path / "confine.py"), *asked, TOUCH, str(tmp_path / "started")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert (
@@ -367,21 +367,21 @@ def test_what_cannot_be_confined_is_not_started(tmp_path: Path) -> None:
     ("landlock", "said"), [(0, "listen"), (1, "listen"), (3, "listen"), (4, "send"), (5, "send"), (6, "")]
 )
 def test_what_is_not_held_is_said(landlock: int, said: str) -> None:
-    together_with_others = JailSupport(confined=True, landlock=landlock, apart=True, why_not_alone="no networks")
+    together_with_others = JailSupport(confined=True, landlock_abi=landlock, mount_ns=True, why_no_net_ns="no networks")
     left = [text for text in jail.unconfined_parts(together_with_others) if not text.startswith("open files:")]
     assert [text[: len(said)] for text in left] == ([said] if said else []) and all(
         text.endswith(": no networks") for text in left
     )
     files = ["open files: this kernel's Landlock is absent or switched off"] if landlock == 0 else []
-    assert list(jail.unconfined_parts(replace(together_with_others, alone=True))) == files, (
+    assert list(jail.unconfined_parts(replace(together_with_others, net_ns=True))) == files, (
         "a network of its own holds the others"
     )
     assert jail.open_to_other_users(together_with_others).endswith("keep them from answering: no networks")
-    assert jail.open_to_other_users(replace(together_with_others, alone=True)) == ""
+    assert jail.open_to_other_users(replace(together_with_others, net_ns=True)) == ""
     together = jail.unconfined_parts(
-        JailSupport(confined=True, landlock=landlock, why_together="no mounts", alone=True)
+        JailSupport(confined=True, landlock_abi=landlock, why_no_mount_ns="no mounts", net_ns=True)
     )
     assert together[-1] == "look into /run and /tmp, and send to sockets there: no mounts"
-    assert jail.unconfined_parts(JailSupport(why_unconfined="no libseccomp", landlock=landlock))[0].endswith(
+    assert jail.unconfined_parts(JailSupport(why_unconfined="no libseccomp", landlock_abi=landlock))[0].endswith(
         "no libseccomp"
     )

@@ -442,7 +442,7 @@ def test_an_export_opens_makes_starts_and_signals_nothing(account: int | None, t
     (tmp_path / "disk").write_bytes(bytes(4096))
     with (tmp_path / "disk").open("rb") as file:
         settings = Settings(
-            file=file.fileno(), parent=os.getpid(), uid=account, gid=account, apart=may_mount(), confined=True
+            file=file.fileno(), parent=os.getpid(), uid=account, gid=account, mount_ns=may_mount(), confined=True
         )
         found = subprocess.run(
             [sys.executable, "-c", _TRIES, json.dumps(asdict(settings))],
@@ -474,8 +474,8 @@ def status(pid: int) -> dict[str, str]:
 
 async def test_an_export_is_held_as_qemu_is(tmp_path: Path) -> None:
     account = Account(uid=65534, gid=65534) if os.geteuid() == 0 else None
-    held = JailSupport(confined=True, apart=may_mount())
-    export = await started(tmp_path, of=replace(host(), account=account, confinement=held))
+    held = JailSupport(confined=True, mount_ns=may_mount())
+    export = await started(tmp_path, of=replace(host(), account=account, jail=held))
     try:
         found = status(export._child.pid)
         assert found["NoNewPrivs"] == "1" and found["Seccomp"] == "2"
@@ -496,7 +496,7 @@ async def test_what_cannot_be_held_is_not_started(tmp_path: Path, monkeypatch: p
     )
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     with pytest.raises(HostError, match="disk data: its export ended: OSError: no libseccomp"):
-        await started(tmp_path, of=replace(host(), account=None, confinement=JailSupport(confined=True)))
+        await started(tmp_path, of=replace(host(), account=None, jail=JailSupport(confined=True)))
 
 
 def test_an_export_whose_owner_has_ended_already_does_not_start() -> None:
@@ -545,9 +545,7 @@ async def test_a_mistake_of_the_export_is_heard_and_its_traceback_is_in_the_log(
     program = nbd_export._PROGRAM.replace("; main()", f"\nfrom testbed.qemu.nbd_server import device\n{broken}main()")
     monkeypatch.setattr(nbd_export, "_PROGRAM", program)
     ends: asyncio.Queue[str] = asyncio.Queue()
-    export = await started(
-        tmp_path, ends.put_nowait, replace(host(), account=None, confinement=JailSupport(confined=True))
-    )
+    export = await started(tmp_path, ends.put_nowait, replace(host(), account=None, jail=JailSupport(confined=True)))
     async with asyncio.timeout(20):
         assert "disk data: its export ended: OverflowError: too large" in await ends.get()
     await export.close()

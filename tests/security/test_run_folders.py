@@ -16,7 +16,7 @@ from testbed import cli
 from testbed.bugs import bundle
 from testbed.cli.app import app
 from testbed.errors import TestbedError, UsageError
-from testbed.host import untrusted_folder
+from testbed.host import untrusted_files
 from testbed.report import diff, plots, result_reader, results, runs, schema, sensitivity, stack_svg
 from testbed.report import formats as artefacts
 from testbed.report.bugs import files
@@ -158,10 +158,10 @@ def test_a_hard_link_to_somebody_elses_file_is_not_read(folder: Path, precious: 
     if os.geteuid() != 0:
         pytest.skip("only root can give a folder away")
     os.link(precious, folder / "console.log")
-    assert untrusted_folder.read_below(folder, "console.log", 100) == SECRET.encode()  # both are ours
+    assert untrusted_files.read_below(folder, "console.log", 100) == SECRET.encode()  # both are ours
     os.chown(folder, 65534, 65534)
     with pytest.raises(OSError, match="got a hard link to somebody else's"):
-        untrusted_folder.read_below(folder, "console.log", 100)
+        untrusted_files.read_below(folder, "console.log", 100)
 
 
 @pytest.mark.parametrize(
@@ -402,10 +402,10 @@ def test_no_day_that_there_is_not_is_a_run(folder: Path) -> None:
 
 def test_what_is_written_is_there_as_a_whole_or_not_at_all(folder: Path, precious: Path) -> None:
     (folder / "page").symlink_to(precious)
-    untrusted_folder.write_below(folder, "page", "text \ud800")
+    untrusted_files.write_below(folder, "page", "text \ud800")
     assert (folder / "page").read_text() == "text ?" and precious.read_text() == SECRET
     with pytest.raises(OSError, match="Is a directory"):
-        untrusted_folder.write_below(folder, "guests", "text")
+        untrusted_files.write_below(folder, "guests", "text")
     assert sorted(os.listdir(folder)) == ["guests", "page"]  # noqa: PTH208 - names
 
 

@@ -34,7 +34,7 @@ def host(*, kvm: bool = False, cores: int = 2, free: int = 16 * GIB, **changes: 
         disk_free_bytes=50 * GIB,
         qemu=qemu(**changes),
         kvm=Kvm(works=kvm, why="said so", proven=True),
-        confinement=JailSupport(confined=True, landlock=7, apart=True, alone=True),
+        jail=JailSupport(confined=True, landlock_abi=7, mount_ns=True, net_ns=True),
     )
 
 

@@ -15,7 +15,6 @@ LARGE_FILES: set[str] = {
     "testbed/guest/disk_control.py",
     "testbed/guest/factory.py",
     "testbed/guest/guest.py",
-    "testbed/qemu/jail_exec.py",
     "tests/guest/guest/test_hardware.py",
     "tests/security/test_build_jail.py",
     "tests/security/test_hostile.py",
@@ -50,15 +49,11 @@ LONG_FUNCTIONS: set[str] = {
     "testbed/cli/suite.py:suite",
     "testbed/cli/up.py:up_command",
     "testbed/guest/setup/survey.py:parse",
-    "testbed/host/process.py:run",
-    "testbed/qemu/command_line.py:argv",
-    "testbed/qemu/nbd_export.py:start",
     "testbed/report/results.py:document",
     "testbed/store/kernels/kconfig.py:_read_file",
     "testbed/vms/hold.py:hold",
 }
 MANY_PARAMETERS: set[str] = {
-    "testbed/host/process.py:run",
     "testbed/report/results.py:document",
     "testbed/store/kernels/build_jail.py:run_in_jail",
     "testbed/vms/launcher.py:start_vms",

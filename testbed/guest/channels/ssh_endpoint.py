@@ -55,4 +55,4 @@ class ForwardedPort:
 
     def why_silent(self) -> str:
         """Who else is connected, where anybody may be: what explains a server that does not answer."""
-        return other_users.find_connections(self.port) if self._netns is None and self.port else ""
+        return other_users.describe_connections(self.port) if self._netns is None and self.port else ""

@@ -45,8 +45,8 @@ def confine_process(settings: Settings) -> None:
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
-    if settings.apart:
-        jail_exec.unshare_all()
+    if settings.mount_ns:
+        jail_exec.hide_sockets()
     if settings.uid is not None and settings.gid is not None:
         os.setgroups([])
         os.setresgid(settings.gid, settings.gid, settings.gid)

@@ -107,11 +107,11 @@ class Device:
         reply(*self._carried_out(request))
         return True
 
-    def woke(self, due: float) -> None:
+    def measure_wakeup(self, due: float) -> None:
         """Somebody has slept until then, and measures how late he is."""
         self._late += _STEP_S if self._clock() > due + self._late else -_STEP_S
 
-    def forget(self) -> None:
+    def drop_waiting(self) -> None:
         """Drop all requests that wait: nobody wants to hear of them."""
         self._waiting, self._waiting_bytes = [], 0
 
@@ -126,11 +126,11 @@ class Device:
         self._held_until = self._clock() + seconds if seconds else 0.0
         self._note(effect="hang", seconds=seconds)
 
-    def hurry(self) -> None:
+    def complete_delayed(self) -> None:
         """All requests that wait for their time are due, in the order in which they came."""
         self._waiting = sorted((0.0, number, request, reply) for _, number, request, reply in self._waiting)
 
-    def cut(self) -> None:
+    def power_off(self) -> None:
         """No request ends from now on."""
         self._ended = True
 

@@ -130,7 +130,7 @@ class Client:
     def _leave(self) -> None:
         self.gone = True
         self._unread.clear()
-        self._device.forget()
+        self._device.drop_waiting()
         self._wire.close()
 
 
@@ -166,10 +166,10 @@ class Owner:
             case "hold":
                 device.hold(float(asked["seconds"]))
             case "hurry":
-                device.hurry()
+                device.complete_delayed()
             case "lose":
                 if asked["end"]:
-                    device.cut()
+                    device.power_off()
                 return {"lost_blocks": self._cache.settle(asked["share"], asked["seed"]) if self._cache else 0}
             case other:
                 return {"error": f"expected a verb, got {other!r}"}
@@ -199,7 +199,7 @@ def serve(client: Client, device: Device, owner: Owner) -> None:
         watched: tuple[int | socket.socket, ...] = (0, *client.reads)
         readable, writable, _ = select.select(watched, client.writes, (), wait_s)
         if until is not None and until == due and wait_s and not readable and not writable:
-            device.woke(until)
+            device.measure_wakeup(until)
         if 0 in readable and not owner.receive():
             return
         if any(one != 0 for one in readable):

@@ -28,5 +28,5 @@ class Settings:
     parent: int = 0
     uid: int | None = None
     gid: int | None = None
-    apart: bool = False
+    mount_ns: bool = False
     confined: bool = False

@@ -10,7 +10,7 @@ from typing import Any
 
 from testbed.errors import UsageError
 from testbed.guest.channels.kernel_log import clean
-from testbed.host import untrusted_folder
+from testbed.host import untrusted_files
 from testbed.report import html, result_reader
 from testbed.report import runs as store
 from testbed.report.bugs import tables, view
@@ -138,7 +138,7 @@ def _consoles(attempts: tuple[Mapping[str, Any], ...], folder: Path) -> Iterator
     hits = [one for one in attempts if one["outcome"] == "hit"][:1]
     for one in [*hits, *(one for one in attempts if one["outcome"] == "trouble")][:_SHOWN_CONSOLES]:
         try:
-            with untrusted_folder.open_below(folder, f"guests/{one['evidence']}/console.log", _LARGEST_CONSOLE) as file:
+            with untrusted_files.open_below(folder, f"guests/{one['evidence']}/console.log", _LARGEST_CONSOLE) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - _CONSOLE_BYTES))
                 lines = file.read(_CONSOLE_BYTES).decode(errors="replace").splitlines()[-_CONSOLE_LINES:]
         except OSError:

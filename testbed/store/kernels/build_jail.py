@@ -98,7 +98,7 @@ async def run_in_jail(
     words = (str(process.find(str(argv[0]))), *map(str, argv[1:]))
     with tempdirs.temporary() as scratch:
         if enclosure is None:
-            before: tuple[str, ...] = process.LED
+            before: tuple[str, ...] = process.GROUP_LEADER
             home = str(scratch)
         else:
             (scratch / "tmp").mkdir()
@@ -112,8 +112,7 @@ async def run_in_jail(
             env=environment,
             timeout_s=timeout_s,
             check=check,
-            on_line=on_line,
-            on_output=on_line,
+            on_line=process.LineHandlers(stdout=on_line, stderr=on_line),
         )
 
 

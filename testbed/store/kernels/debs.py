@@ -88,7 +88,7 @@ def _picked(tar: Path, tree: Path) -> tuple[str, ...]:
             elif entry.isreg() and not entry.issparse():
                 source = archive.extractfile(entry)
                 assert source is not None  # it is a file
-                with source, paths.create_folder(_free(tree / name)) as file:
+                with source, paths.create_file(_free(tree / name)) as file:
                     shutil.copyfileobj(source, file)
                 files.add(name)
                 links.pop(name, None)

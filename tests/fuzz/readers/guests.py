@@ -19,7 +19,7 @@ from testbed.guest.metrics import fio
 from testbed.guest.setup import readback, survey
 from testbed.guest.setup.readback import Expected
 from testbed.guest.setup.survey import Hardware
-from testbed.qemu.io_errors import DiskErrors
+from testbed.qemu.io_errors import IoErrors
 from testbed.store import archives
 from tests.fuzz.readers import place
 
@@ -188,7 +188,7 @@ def copied_out(data: bytes) -> None:
 
 def monitor_events(data: bytes) -> None:
     """What a QEMU that a guest has taken over tells of its disks, a line of JSON each."""
-    heard = DiskErrors()
+    heard = IoErrors()
     for line in data.splitlines():
         try:
             said = json.loads(line)

@@ -166,7 +166,7 @@ async def test_ssh_listens_in_a_network_of_its_own_and_for_this_runs_key_only(
         assert f"0100007F:{port}" in _listening(f"/proc/{guest.pid}") and f"00000000:{port}" not in _listening(
             f"/proc/{guest.pid}"
         )
-        if factory.host.confinement.alone:
+        if factory.host.jail.net_ns:
             assert not [address for address in _listening("/proc") if address.endswith(f":{port}")]
             with contextlib.closing(socket.socket()) as neighbour, pytest.raises(ConnectionRefusedError):
                 neighbour.connect(("127.0.0.1", guest.ssh_port.port))

@@ -139,8 +139,8 @@ async def _says_nothing_to_the_terminal(guest: Guest) -> None:
 async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
     """What a QEMU that a guest has taken over would do: read what only we may, write what only we may."""
     host = guest.spec.host
-    assert host.confinement.confined, host.confinement.why_unconfined
-    if os.geteuid() != 0 and host.confinement.landlock < jail_exec.FILES_SINCE:
+    assert host.jail.confined, host.jail.why_unconfined
+    if os.geteuid() != 0 and host.jail.landlock_abi < jail_exec.FILES_SINCE:
         return  # its QEMU is the same user as we are: docs/security.md says so
     secret = tmp_path / "secret"
     secret.write_bytes(b"secret" * 1000)
@@ -155,8 +155,8 @@ async def _opens_no_file_of_this_machine(guest: Guest, tmp_path: Path) -> None:
             "chardev-add", {"id": "bad", "backend": {"type": "file", "data": {"out": str(tmp_path / "owned")}}}
         )
     assert not (tmp_path / "owned").exists()
-    assert host.confinement.apart or not may_mount(), host.confinement.why_together
-    if host.confinement.apart:
+    assert host.jail.mount_ns or not may_mount(), host.jail.why_no_mount_ns
+    if host.jail.mount_ns:
         await _sees_nothing_in_tmp(guest)
 
 
@@ -247,7 +247,7 @@ async def test_qemu_starts_no_program(factory: GuestFactory, kernel: KernelFiles
         async with factory.guest("g0", GuestModel(cpus=1, memory=256 << 20), kernel, logs) as guest:
             owned = guest.spec.scratch / "owned"
             with contextlib.suppress(HostError):
-                await guest.monitor.execute("migrate", {"uri": f"exec:echo >{guest.jail.seen(str(owned))}"})
+                await guest.monitor.execute("migrate", {"uri": f"exec:echo >{guest.jail.visible(str(owned))}"})
                 await guest.wait(guest.run("true"), 5)
             assert not owned.exists()
 

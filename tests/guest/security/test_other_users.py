@@ -47,9 +47,9 @@ async def test_a_neighbour_keeps_no_guest_from_answering_or_is_named(
     alone: bool, factory: GuestFactory, model: GuestModel, kernel: KernelFiles, logs: Path, tmp_path: Path
 ) -> None:
     if not alone:
-        factory.host = replace(factory.host, confinement=JailSupport(why_not_alone="a test"))
-    elif not factory.host.confinement.alone:
-        pytest.skip(factory.host.confinement.why_not_alone)
+        factory.host = replace(factory.host, jail=JailSupport(why_no_net_ns="a test"))
+    elif not factory.host.jail.net_ns:
+        pytest.skip(factory.host.jail.why_no_net_ns)
     async with factory.guest("g0", model, kernel, logs) as guest, control.serve_ssh_connections(tmp_path, guest):
 
         async def another() -> None:

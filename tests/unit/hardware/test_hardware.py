@@ -12,7 +12,7 @@ from testbed.hardware.profiles import PROFILES
 from testbed.hardware.throttle import Throttle, from_qemu
 from testbed.qemu import block_filters, blockdev
 from testbed.qemu.block_filters import PLAIN, BlockFilters
-from testbed.qemu.blockdev import QmpCommand
+from testbed.qemu.qmp import QmpCommand
 from testbed.report.docs import profiles_markdown
 from testbed.topology.disks import Disk, make_disk
 

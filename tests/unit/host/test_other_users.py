@@ -95,7 +95,7 @@ def test_a_neighbour_with_a_command_line_without_end_costs_no_memory() -> None:
             pytest.skip("this kernel lets no process say where its command line is")
         tracemalloc.start()
         try:
-            said = other_users.process(other.pid)
+            said = other_users.describe_process(other.pid)
             _, most_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
@@ -107,7 +107,7 @@ def test_a_neighbour_with_a_command_line_without_end_costs_no_memory() -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
 def test_a_neighbour_who_holds_connections_is_named(address: str) -> None:
     with holding(address, 40, uid=65534) as (port, pid):
-        said = other_users.find_connections(port)
+        said = other_users.describe_connections(port)
     assert said.startswith(
         f"; nobody (uid 65534) holds 40 connections to 127.0.0.1:{port} (pid {pid} of nobody (uid 65534), since 20"
     )
@@ -116,7 +116,7 @@ def test_a_neighbour_who_holds_connections_is_named(address: str) -> None:
 
 def test_connections_of_our_own_are_nobodys_business() -> None:
     with holding("127.0.0.1", 2, uid=0) as (port, _):
-        assert other_users.find_connections(port) == ""
+        assert other_users.describe_connections(port) == ""
 
 
 LOCKS = """\
@@ -157,6 +157,6 @@ def test_what_is_named_steers_no_terminal() -> None:
         ["\033[2Jevil", "-c", code], executable=sys.executable, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None and other.stdout.readline() == "there\n"
-        said = other_users.process(other.pid)
+        said = other_users.describe_process(other.pid)
     assert "evil" in said and "\033" not in said
-    assert other_users.process(2**22 + 1) == f"pid {2**22 + 1}"
+    assert other_users.describe_process(2**22 + 1) == f"pid {2**22 + 1}"

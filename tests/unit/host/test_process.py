@@ -13,14 +13,16 @@ from testbed.host import process
 
 async def test_a_program_runs_to_its_end() -> None:
     heard: list[str] = []
-    done = await process.run(["sh", "-c", "cat; echo warned >&2"], stdin="said\n", on_line=heard.append)
+    done = await process.run(
+        ["sh", "-c", "cat; echo warned >&2"], stdin="said\n", on_line=process.LineHandlers(stderr=heard.append)
+    )
     assert (done.status, done.stdout, heard) == (0, "said\n", ["warned"])
 
 
 async def test_a_line_may_be_long_and_an_output_may_not(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
     long = "head -c 3000000 /dev/zero | tr '\\0' x >&2; echo >&2; printf 'a\\nb' >&2"
-    done = await process.run(["sh", "-c", long], on_line=heard.append)
+    done = await process.run(["sh", "-c", long], on_line=process.LineHandlers(stderr=heard.append))
     assert [len(line) for line in heard] == [3_000_000, 1, 1] and len(done.stderr) == 3_000_004
     monkeypatch.setattr(process, "_MOST_OUTPUT_BYTES", 1 << 20)
     with pytest.raises(HostError, match="sh: expected at most 1 MiB of output, got more"):
@@ -61,7 +63,7 @@ DEAF = "all:\n\techo $$PPID >made; sh -c 'trap : TERM; while :; do sleep 1; done
 
 async def test_what_make_has_started_ends_with_us(tmp_path: Path) -> None:
     (tmp_path / "Makefile").write_text(DEAF)
-    code = "import asyncio, sys; from testbed.host import process; asyncio.run(process.run([*process.LED, 'make', '-C', sys.argv[1]]))"
+    code = "import asyncio, sys; from testbed.host import process; asyncio.run(process.run([*process.GROUP_LEADER, 'make', '-C', sys.argv[1]]))"
     us = await asyncio.create_subprocess_exec(sys.executable, "-c", code, str(tmp_path))
     async with asyncio.timeout(30):
         while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
@@ -73,10 +75,12 @@ async def test_what_make_has_started_ends_with_us(tmp_path: Path) -> None:
 
 
 async def test_a_program_that_leads_others_ends_as_it_does(tmp_path: Path) -> None:
-    done = await process.run([*process.LED, "sh", "-c", "echo out; echo err >&2; exit 7"], check=False)
+    done = await process.run([*process.GROUP_LEADER, "sh", "-c", "echo out; echo err >&2; exit 7"], check=False)
     assert (done.status, done.stdout, done.stderr) == (7, "out\n", "err\n")
     with pytest.raises(HostError, match=r"expected an end within 0 s"):
-        await process.run([*process.LED, "sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; wait"], timeout_s=0.3)
+        await process.run(
+            [*process.GROUP_LEADER, "sh", "-c", f"sleep 600 & echo $! >{tmp_path}/pid; wait"], timeout_s=0.3
+        )
     await gone(int((tmp_path / "pid").read_text()))
 
 

@@ -158,7 +158,7 @@ def test_what_is_being_made_now_is_not_swept(tmp_path: Path) -> None:
 def test_what_a_full_disk_takes_no_more_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "argv.txt").symlink_to("/dev/full")
     with pytest.raises(HostError, match=r"argv\.txt: cannot be written: No space left on device; make room there"):
-        logfile.write(tmp_path / "argv.txt", "-cpu max")
+        logfile.write_text(tmp_path / "argv.txt", "-cpu max")
 
 
 def test_a_file_of_a_run_that_cannot_be_written_is_named_and_leaves_nothing(

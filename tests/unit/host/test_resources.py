@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from testbed.host import resources
-from testbed.host.resources import Share, core_limit, free_of, machine_share, memory_limit
+from testbed.host.resources import CgroupLimits, cgroup_limits, core_limit, free_in_group, memory_limit
 from testbed.units import GIB, MIB
 
 UNIFIED = "30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -47,7 +47,7 @@ BOUND = "35 31 0:32 /docker/abc /sys/fs/cgroup/mem\\040ory ro - cgroup cgroup rw
     ],
 )
 def test_the_group_of_each_hierarchy_is_found(mounts: str, groups: str, paths: dict[str, str | None]) -> None:
-    found = {str(one.folder): resources.path_of(groups, one) for one in resources.hierarchies(mounts)}
+    found = {str(one.folder): resources.cgroup_path(groups, one) for one in resources.hierarchies(mounts)}
     assert {folder: path and str(path) for folder, path in found.items()} == paths
 
 
@@ -61,10 +61,10 @@ def test_pages_of_files_could_be_had_and_shared_memory_could_not() -> None:
     stat = (
         "anon 100\nfile 70\nshmem 40\ninactive_anon 40\ninactive_file 20\nactive_file 10\nworkingset_restore_file 5\n"
     )
-    assert free_of(1000, "170\n", stat) == 1000 - 170 + 30
-    assert free_of(100, "170\n", "") == 0
+    assert free_in_group(1000, "170\n", stat) == 1000 - 170 + 30
+    assert free_in_group(100, "170\n", "") == 0
     first = "cache 70\ninactive_file 20\nactive_file 10\ntotal_inactive_file 200\ntotal_active_file 100\n"
-    assert free_of(1000, "500\n", first) == 1000 - 500 + 300
+    assert free_in_group(1000, "500\n", first) == 1000 - 500 + 300
 
 
 def group(folder: Path, **files: str) -> None:
@@ -73,14 +73,14 @@ def group(folder: Path, **files: str) -> None:
         (folder / name.replace("_", ".")).write_text(text)
 
 
-def second(tmp_path: Path, groups: str) -> Share:
-    return machine_share(UNIFIED, groups, tmp_path)
+def second(tmp_path: Path, groups: str) -> CgroupLimits:
+    return cgroup_limits(UNIFIED, groups, tmp_path)
 
 
 def test_the_least_of_a_group_and_those_above_it_counts(tmp_path: Path) -> None:
     root = tmp_path / "sys/fs/cgroup"
     root.mkdir(parents=True)
-    assert second(tmp_path, "0::/outer/inner\n") == Share()
+    assert second(tmp_path, "0::/outer/inner\n") == CgroupLimits()
     group(
         root / "outer",
         memory_max=f"{3 * GIB}",
@@ -89,15 +89,15 @@ def test_the_least_of_a_group_and_those_above_it_counts(tmp_path: Path) -> None:
         cpu_max="max 100000",
     )
     group(root / "outer" / "inner", memory_max="max", cpu_max="300000 100000")
-    assert second(tmp_path, "0::/outer/inner\n") == Share(memory_bytes=3 * GIB, free_bytes=GIB, cores=3)
+    assert second(tmp_path, "0::/outer/inner\n") == CgroupLimits(memory_bytes=3 * GIB, free_bytes=GIB, cores=3)
     group(
         root / "outer" / "inner", memory_max=f"{GIB}", memory_current=f"{MIB}", memory_stat="", cpu_max="100000 100000"
     )
-    assert second(tmp_path, "0::/outer/inner\n") == Share(memory_bytes=GIB, free_bytes=GIB - MIB, cores=1)
-    assert second(tmp_path, "0::/outer\n") == Share(memory_bytes=3 * GIB, free_bytes=GIB)
+    assert second(tmp_path, "0::/outer/inner\n") == CgroupLimits(memory_bytes=GIB, free_bytes=GIB - MIB, cores=1)
+    assert second(tmp_path, "0::/outer\n") == CgroupLimits(memory_bytes=3 * GIB, free_bytes=GIB)
     # As in a container, whose own group is the root of all that it sees.
     group(root, memory_max=f"{2 * GIB}", memory_current="0", memory_stat="", cpu_max="max")
-    assert second(tmp_path, "0::/\n") == Share(memory_bytes=2 * GIB, free_bytes=2 * GIB)
+    assert second(tmp_path, "0::/\n") == CgroupLimits(memory_bytes=2 * GIB, free_bytes=2 * GIB)
 
 
 def first(folder: Path, **files: str) -> None:
@@ -122,14 +122,14 @@ def test_limits_of_the_first_version_count_as_well(tmp_path: Path) -> None:
         memory_use_hierarchy="1\n",
     )
     first(cpu / "c", cpu_cfs_quota_us="-1\n", cpu_cfs_period_us="100000\n")
-    assert machine_share(HYBRID, groups, tmp_path) == Share()
+    assert cgroup_limits(HYBRID, groups, tmp_path) == CgroupLimits()
     first(cpu / "c", cpu_cfs_quota_us="250000\n", cpu_cfs_period_us="100000\n")
     stat = "inactive_file 1\ntotal_inactive_file 1048576\n"
     outer = {"memory_limit_in_bytes": f"{2 * GIB}\n", "memory_usage_in_bytes": f"{GIB}\n", "memory_stat": stat}
     first(memory / "outer", **outer, memory_use_hierarchy="1\n")
-    assert machine_share(HYBRID, groups, tmp_path) == Share(memory_bytes=2 * GIB, free_bytes=GIB + MIB, cores=2)
+    assert cgroup_limits(HYBRID, groups, tmp_path) == CgroupLimits(memory_bytes=2 * GIB, free_bytes=GIB + MIB, cores=2)
     first(memory / "outer", memory_use_hierarchy="0\n")
-    assert machine_share(HYBRID, groups, tmp_path) == Share(cores=2), "a limit that is of no group below"
+    assert cgroup_limits(HYBRID, groups, tmp_path) == CgroupLimits(cores=2), "a limit that is of no group below"
 
 
 def test_what_this_machine_mounts_is_understood() -> None:
@@ -139,8 +139,8 @@ def test_what_this_machine_mounts_is_understood() -> None:
 
 
 def test_a_machine_has_no_more_than_its_group_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources, "_own", Share)
+    monkeypatch.setattr(resources, "_own", CgroupLimits)
     whole = resources.memory_bytes(), resources.free_bytes(), resources.cores()
     assert whole[0] >= whole[1] > 3 * MIB
-    monkeypatch.setattr(resources, "_own", lambda: Share(memory_bytes=3 * MIB, free_bytes=MIB, cores=1))
+    monkeypatch.setattr(resources, "_own", lambda: CgroupLimits(memory_bytes=3 * MIB, free_bytes=MIB, cores=1))
     assert (resources.memory_bytes(), resources.free_bytes(), resources.cores()) == (3 * MIB, MIB, 1)

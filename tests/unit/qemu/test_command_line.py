@@ -6,7 +6,7 @@ import pytest
 from testbed.errors import HostError
 from testbed.guest import factory
 from testbed.host.facts import Host, JailSupport, cpu_model
-from testbed.qemu import blockdev, command_line
+from testbed.qemu import blockdev, command_line, qmp
 from testbed.topology import Disk, GuestModel
 from testbed.topology.load import parse
 from testbed.topology.networks import Nic
@@ -61,9 +61,7 @@ def test_a_qemu_without_a_sandbox_runs_no_guest_unless_that_is_said() -> None:
     assert any(option[0] == "-sandbox" for option in words(host()))
     factory.warn_if_unconfined(host(), notes)
     assert notes.notes == []
-    factory.warn_if_unconfined(
-        replace(host(), confinement=JailSupport(why_unconfined="no libseccomp", apart=True)), notes
-    )
+    factory.warn_if_unconfined(replace(host(), jail=JailSupport(why_unconfined="no libseccomp", mount_ns=True)), notes)
     assert "is not confined: a guest that takes it over may open files" in notes.notes.pop()
     with pytest.raises(HostError, match=r"expected a QEMU that has a sandbox .*TESTBED_NO_SANDBOX=1"):
         words(host(seccomp=False))
@@ -118,7 +116,7 @@ def test_disks_do_not_change_the_template() -> None:
     )
 
 
-def plugged(name: str, disk: Disk, port: int) -> tuple[blockdev.QmpCommand, ...]:
+def plugged(name: str, disk: Disk, port: int) -> tuple[qmp.QmpCommand, ...]:
     return blockdev.plug_commands(name, disk, port, blockdev.plan_storage(name, disk, Path("/s")))
 
 

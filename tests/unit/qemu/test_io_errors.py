@@ -1,10 +1,10 @@
 """What QEMU says of errors of its disks, and of a guest that stands still for one."""
 
-from testbed.qemu.io_errors import DiskErrors, failed_requests
+from testbed.qemu.io_errors import IoErrors, failed_requests
 
 
 def test_errors_are_counted_by_disk_operation_and_what_became_of_them() -> None:
-    errors = DiskErrors()
+    errors = IoErrors()
     for _ in range(3):
         errors.hear("BLOCK_IO_ERROR", {"node-name": "limited-data", "operation": "read", "action": "report"})
     errors.hear("BLOCK_IO_ERROR", {"node-name": "limited-data", "operation": "write", "action": "ignore"})
@@ -21,7 +21,7 @@ def test_errors_are_counted_by_disk_operation_and_what_became_of_them() -> None:
 
 
 def test_a_guest_that_stands_still_says_why_until_it_goes_on() -> None:
-    errors = DiskErrors()
+    errors = IoErrors()
     heard: list[str] = []
     errors.on_stop = lambda: heard.append(errors.stopped)
     errors.hear("RESUME", {})

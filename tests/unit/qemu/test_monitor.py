@@ -10,8 +10,8 @@ import pytest
 from testbed.errors import HostError, WireBroken
 from testbed.host.logfile import Log
 from testbed.qemu import monitor
-from testbed.qemu.blockdev import QmpCommand
 from testbed.qemu.monitor import Monitor
+from testbed.qemu.qmp import QmpCommand
 from tests.support.qmp_server import FakeQmp, fake_qmp
 
 

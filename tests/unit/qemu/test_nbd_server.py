@@ -248,7 +248,7 @@ def test_requests_that_wait_can_be_hurried() -> None:
     began, found = clock.now, []
     for number in range(50):
         device.submit(read(number, 1), lambda error, data, number=number: found.append(number))  # type: ignore[misc]  # it has a default
-    device.hurry()
+    device.complete_delayed()
     while device.work():
         pass
     assert found == list(range(50)) and clock.now == began
@@ -256,7 +256,7 @@ def test_requests_that_wait_can_be_hurried() -> None:
 
 def test_a_device_without_power_ends_nothing_any_longer() -> None:
     device = Device(Memory(KIB), log=io.StringIO())
-    device.cut()
+    device.power_off()
     device.submit(read(0, 1), lambda error, data: pytest.fail("it ended"))
     assert device.due() is None and not device.work()
 
@@ -272,7 +272,7 @@ def test_waits_that_end_late_end_sooner_but_not_much() -> None:
         assert due is not None
         waits.append(due - clock.now)
         clock.now = due + 0.0002
-        device.woke(due)
+        device.measure_wakeup(due)
         assert device.work()
     assert waits[0] == pytest.approx(0.001) and waits[-1] == pytest.approx(0.0008)
 

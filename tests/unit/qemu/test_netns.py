@@ -35,11 +35,11 @@ def echoing(account: Account | None) -> Iterator[tuple[NetworkNamespace, int]]:
     """A program in a network of its own, and the port where it listens there."""
     netns = NetworkNamespace()
     with contextlib.closing(netns):
-        words = [*jail.command_prefix(account, network=netns.handed), sys.executable, "-I", "-S", "-c", ECHO]
+        words = [*jail.command_prefix(account, net_ns=netns.channel), sys.executable, "-I", "-S", "-c", ECHO]
         if account is not None:  # who may not start our Python
             words = [*words[:-5], "/usr/bin/python3", "-I", "-S", "-c", ECHO]
         with subprocess.Popen(
-            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=(netns.handed,)
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=(netns.channel,)
         ) as program:
             try:
                 assert program.stdout is not None and program.stderr is not None

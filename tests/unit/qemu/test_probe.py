@@ -35,7 +35,7 @@ async def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: Answers) 
     qemu.write_text('#!/bin/sh\ncat >/dev/null\necho "{}"\ncat "${0%/*}/said"\n')
     qemu.chmod(0o755)
     monkeypatch.setenv("TESTBED_QEMU", str(qemu))
-    return await probe._qemu(tmp_path / "cache")
+    return await probe._find_qemu(tmp_path / "cache")
 
 
 def _without_command(name: str) -> Callable[[Answers], None]:
@@ -56,7 +56,7 @@ async def test_what_debians_qemu_says_of_itself_is_understood_and_asked_once(
     assert (found.version, found.warm_clones, found.seccomp, found.networks) == ("7.2.22", True, True, True)
     assert "nvme" in found.devices and not found.reads_memory
     (tmp_path / "said").unlink()
-    assert await probe._qemu(tmp_path / "cache") == found
+    assert await probe._find_qemu(tmp_path / "cache") == found
 
 
 async def test_a_qemu_that_can_copy_from_memory_without_writing_to_it_is_known(

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from testbed.cli import watchdog
 from testbed.errors import UsageError
+from testbed.host import watchdog
 
 # A run as all verbs have it, whose loop comes to stand in `stand`. It waits for no more than a moment.
 RUN = """\
 import asyncio, os, re, sys, time
 from pathlib import Path
-from testbed.cli import watchdog
+from testbed.host import watchdog
 from testbed.cli.app import run_async
 from testbed.cli.result_writer import run_kept
 from testbed.report import results
