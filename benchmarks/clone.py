@@ -16,7 +16,7 @@ from testbed.guest.factory import GuestFactory, open_factory
 from testbed.guest.lifecycle import Event
 from testbed.host import paths, tempdirs
 from testbed.report import live
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel, load
 from testbed.units import MIB
 

@@ -15,7 +15,7 @@ from testbed.guest.setup import apply
 from testbed.host import tempdirs
 from testbed.progress import Task
 from testbed.report import live
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 
 _DISKS, _FILESYSTEMS = ("virtio-blk", "nvme"), ("ext4", "xfs", "btrfs")

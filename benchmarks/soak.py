@@ -27,7 +27,7 @@ from testbed.progress import Silent
 from testbed.scenarios import runner
 from testbed.scenarios.catalogue import select
 from testbed.scenarios.runner import Job
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel, disks, load
 from tests.support import places
 from tests.support.places import Places

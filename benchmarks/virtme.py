@@ -16,7 +16,7 @@ from testbed.host import process
 from testbed.progress import Progress
 from testbed.store import cache
 from testbed.store.apt import PrivateApt
-from testbed.store.kernels import files
+from testbed.store.kernels import kernel_files
 from testbed.store.mirror import find_mirror
 
 _SUITES, _PACKAGE = ("bookworm", "bookworm-security"), "linux-image-amd64"
@@ -35,7 +35,7 @@ async def measure(root: Path, progress: Progress) -> float | str:
             apt = PrivateApt(unfinished / "apt", await find_mirror(), _SUITES)
             await apt.update(task)
             (unfinished / "debs").mkdir()
-            for deb in await apt.download(await files.closure(apt, _PACKAGE), unfinished / "debs", task):
+            for deb in await apt.download(await kernel_files.closure(apt, _PACKAGE), unfinished / "debs", task):
                 await process.run(["dpkg-deb", "-x", deb, unfinished / "tree"], timeout_s=300)
             (image,) = (unfinished / "tree/boot").glob("vmlinuz-*")
             release = image.name.removeprefix("vmlinuz-")

@@ -24,12 +24,12 @@ from testbed.guest.guest import Guest
 from testbed.guest.metrics.disk_sampler import sampling_disks
 from testbed.guest.setup import apply
 from testbed.guest.timeline import run_timeline
-from testbed.host import paths, tempdirs
+from testbed.host import tempdirs
 from testbed.host.facts import Host
 from testbed.progress import Progress, Silent
 from testbed.store.image import Image
-from testbed.store.kernels.files import KernelFiles
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels.kernel_files import KernelFiles
+from testbed.store.kernels.table import shipped_table
 from testbed.topology import Topology
 
 T = TypeVar("T")
@@ -277,6 +277,6 @@ async def open_guests(
 ) -> AsyncIterator[Testbed]:
     """The testbed on any carrier; raises as `open_testbed`."""
     # A kernel at least: KVM is used where one has booted on it.
-    first = kernels or (load_table(paths.shipped("images") / "kernels.yaml").patched,)
+    first = kernels or (shipped_table().patched,)
     async with open_factory(progress, kernels=first, cold=cold) as factory:
         yield Testbed(factory, carrier, patience, evidence)

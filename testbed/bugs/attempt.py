@@ -35,7 +35,7 @@ from testbed.guest.setup import apply
 from testbed.guest.timeline import run_timeline
 from testbed.host import failures
 from testbed.host.admission import Cores
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology.model import GuestModel
 
 _POLL_S = 1.0

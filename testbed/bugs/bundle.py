@@ -19,10 +19,10 @@ from testbed.bugs.bundle_rules import BUG, KERNELS, MANIFEST, RESULTS, Manifest,
 from testbed.bugs.load import parse_mapping, read_plain
 from testbed.errors import HostError, TopologyError, UsageError
 from testbed.hashing import content_key
-from testbed.host import paths, untrusted_files
+from testbed.host import untrusted_files
 from testbed.store import archives, cache
-from testbed.store.kernels.files import KernelFiles, read_folder
-from testbed.store.kernels.table import LocalKernel, load_table
+from testbed.store.kernels.kernel_files import KernelFiles, read_folder
+from testbed.store.kernels.table import LocalKernel, shipped_table
 from testbed.text import parse_json, printable
 from testbed.topology import trust
 
@@ -157,7 +157,7 @@ def read(path: Path) -> Bundle:
     except TopologyError as error:
         raise _refused(path, [str(error)]) from error
     said += bundle_rules.find_host_hooks(case)
-    known = {*load_table(paths.shipped("images") / "kernels.yaml").rows, *manifest.with_kernels}
+    known = {*shipped_table().rows, *manifest.with_kernels}
     named = (*case.bug.kernels.shows, *case.bug.kernels.clean)
     said += [
         f"kernel {one!r}: expected a name of the table, or of one that came along" for one in named if one not in known

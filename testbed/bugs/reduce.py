@@ -17,7 +17,7 @@ from testbed.bugs.outcome import Outcome, Try
 from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob, StopRule
 from testbed.bugs.statistics import Rate, Sequential
 from testbed.errors import GuestError, TemplateError, TopologyError, UsageError
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import Series, file_name
 from testbed.topology import trust
 

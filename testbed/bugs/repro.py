@@ -23,7 +23,7 @@ from testbed.guest.guest import Guest
 from testbed.host import admission
 from testbed.host.admission import Cores
 from testbed.host.facts import Host
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 
 # As many tries that came to nothing, one after the other, and the next would as well.
 _TROUBLES_IN_A_ROW = 3

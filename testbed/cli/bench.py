@@ -15,7 +15,7 @@ from testbed.guest.metrics import disk_speed
 from testbed.guest.metrics.disk_speed import DiskSpeed
 from testbed.host import paths
 from testbed.report import live
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels.table import shipped_table
 from testbed.units import format_size
 
 bench = typer.Typer(no_args_is_help=True, help="How fast this machine is.", rich_markup_mode=None)
@@ -35,7 +35,7 @@ def disks(
     quiet: Quiet = False,
 ) -> None:
     """The most that emulated disks do here, which is remembered: profiles that ask for more are warned of."""
-    spec = kernel or load_table(paths.shipped("images") / "kernels.yaml").patched
+    spec = kernel or shipped_table().patched
 
     async def work() -> int:
         with live.progress(err, quiet=quiet) as progress:

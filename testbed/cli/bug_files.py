@@ -11,8 +11,8 @@ from testbed.bugs.model import Bug
 from testbed.bugs.shell_messages import self_matches
 from testbed.errors import TopologyError, UsageError
 from testbed.host import paths
-from testbed.store.kernels import names
-from testbed.store.kernels.table import BUILT, BuiltKernel, load_table
+from testbed.store.kernels import build_names
+from testbed.store.kernels.table import BUILT, BuiltKernel, shipped_table
 from testbed.topology import trust
 from testbed.topology.host_limits import HostLimits
 
@@ -61,9 +61,9 @@ def untrusted(file: Path, place: str) -> str:
 
 def _known(spec: str) -> None:
     """:raise UsageError: there is no such kernel."""
-    found = load_table(paths.shipped("images") / "kernels.yaml").resolve(spec)
+    found = shipped_table().resolve(spec)
     if isinstance(found, BuiltKernel):
         cache = paths.folders().cache
-        if names.find_name(cache, found) is None:
-            there = ", ".join(f"{BUILT}{one.name}" for one in names.list_names(cache)) or "none"
+        if build_names.find_name(cache, found) is None:
+            there = ", ".join(f"{BUILT}{one.name}" for one in build_names.list_names(cache)) or "none"
             raise UsageError(f"kernel {spec!r}: expected one that was built, which are: {there}")

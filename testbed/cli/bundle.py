@@ -16,9 +16,9 @@ from testbed.guest.factory import GuestFactory
 from testbed.host import paths, untrusted_files
 from testbed.progress import Progress
 from testbed.report import result_reader, runs
-from testbed.store.kernels import files
-from testbed.store.kernels.files import KernelFiles
-from testbed.store.kernels.table import LocalKernel, load_table
+from testbed.store.kernels import kernel_files
+from testbed.store.kernels.kernel_files import KernelFiles
+from testbed.store.kernels.table import LocalKernel, shipped_table
 from testbed.units import format_size
 
 
@@ -48,7 +48,7 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
 
     :raise UsageError: one is not in the cache as it was, or must go along.
     """
-    table = load_table(paths.shipped("images") / "kernels.yaml")
+    table = shipped_table()
     found: dict[str, Path] = {}
     document = result_reader.read_document(folder)
     if document is None or runs.results(folder) != bundle_rules.RESULTS:
@@ -62,7 +62,7 @@ def _kernels(folder: Path, cache: Path, *, with_kernel: bool) -> dict[str, Path]
                 )
             continue
         try:
-            same = files.read_folder(LocalKernel(name=name), there).sha256 == one["sha256"]
+            same = kernel_files.read_folder(LocalKernel(name=name), there).sha256 == one["sha256"]
         except HostError:
             same = False
         if not same:

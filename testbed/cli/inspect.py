@@ -22,8 +22,8 @@ from testbed.qemu import probe
 from testbed.report import docs, tables, topology_svg
 from testbed.report.plan_text import describe_plan, describe_scripts
 from testbed.scenarios.catalogue import SCENARIOS, cases
-from testbed.store.kernels import files as kernel_files
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels import kernel_files
+from testbed.store.kernels.table import shipped_table
 from testbed.topology import Topology, load, load_points, trust
 from testbed.topology.host_limits import HostLimits
 from testbed.topology.kernel_abilities import KernelAbilities
@@ -38,7 +38,7 @@ def doctor_command(as_json: Json = False) -> None:
         host: Host | None = None
         why = ""
         try:
-            known = load_table(paths.shipped("images") / "kernels.yaml")
+            known = shipped_table()
             kernels = (kernel_files.cached_kernel(row, folders.cache) for row in known.rows.values())
             host = await probe.probe(folders.cache, next((found for found in kernels if found), None))
         except HostError as error:
@@ -112,12 +112,12 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
 
 def _abilities(default: str | None = None) -> KernelAbilities:
     """What the kernels in the cache can do. Makes nothing: a file can be looked at where no guest could run."""
-    return KernelAbilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache_folder(), default=default)
+    return KernelAbilities(shipped_table(), paths.cache_folder(), default=default)
 
 
 def _not_by_default(file: Path, topologies: Iterable[Topology]) -> Iterator[str]:
     """What of topologies that name no kernel the one that `up` takes then cannot do."""
-    default = load_table(paths.shipped("images") / "kernels.yaml").patched
+    default = shipped_table().patched
     abilities = _abilities(default)
     for topology in topologies:
         for where, said in abilities.mistakes(topology):

@@ -18,13 +18,13 @@ from testbed.host import paths, quota
 from testbed.progress import Progress
 from testbed.report import live
 from testbed.store import cache, gc
+from testbed.store.kernels import build_names as built_names
 from testbed.store.kernels import builder as kernel_builds
-from testbed.store.kernels import files, make_args
-from testbed.store.kernels import names as built_names
+from testbed.store.kernels import kernel_files, make_args
 from testbed.store.kernels.ablations import ABLATIONS
 from testbed.store.kernels.builder import Builder, BuildSpec
 from testbed.store.kernels.mailbox import Selection, numbers_of, version_of
-from testbed.store.kernels.table import Kernel, KernelTable, load_table
+from testbed.store.kernels.table import Kernel, KernelTable, shipped_table
 
 kernel_app = typer.Typer(no_args_is_help=True, help="Kernels, from images/kernels.yaml and from source.")
 app.add_typer(kernel_app, name="kernel")
@@ -72,7 +72,7 @@ SeriesPatches = Annotated[
 
 def kernel_table() -> KernelTable:
     """The table of kernels that ships."""
-    return load_table(paths.shipped("images") / "kernels.yaml")
+    return shipped_table()
 
 
 def builder(progress: Progress) -> Builder:
@@ -152,7 +152,7 @@ def kernel_fetch(
         root = paths.folders().cache
         with _kept_small(), live.progress(err, quiet=quiet) as progress:
             for name in names or (known.base, known.patched):
-                fetched = await files.fetch(known.resolve(name), root, progress, renew=renew)
+                fetched = await kernel_files.fetch(known.resolve(name), root, progress, renew=renew)
                 out.print(f"{name}\t{fetched.release}\t{fetched.origin}", markup=False, highlight=False, soft_wrap=True)
         return 0
 
@@ -216,7 +216,7 @@ def kernel_list(as_json: Json = False) -> None:
     rows: list[dict[str, Any]] = []
     every: tuple[Kernel, ...] = (*known.rows.values(), *built_names.list_names(root))
     for kernel in every:
-        found = files.cached_kernel(kernel, root)
+        found = kernel_files.cached_kernel(kernel, root)
         name = found.name if found else kernel.name
         rows.append(
             {

@@ -42,10 +42,10 @@ from testbed.progress import Silent
 from testbed.report import live
 from testbed.report.bugs import files, results
 from testbed.report.partial import Partial
-from testbed.store.kernels import folders
+from testbed.store.kernels import folder_scan
 from testbed.store.kernels.builder import BuildSpec
-from testbed.store.kernels.folders import FoundKernel
-from testbed.store.kernels.table import file_name, files_of, load_table
+from testbed.store.kernels.folder_scan import FoundKernel
+from testbed.store.kernels.table import file_name, files_of, shipped_table
 
 # So many files of a folder that are no kernels are named on the terminal; all of them are in bisect.json.
 _NAMED = 12
@@ -243,9 +243,7 @@ def _ask_one(
     if isinstance(wanted, BuildSpec):
         builder(Silent()).read(wanted)
     elif "/" not in wanted and files_of(wanted) is None:
-        load_table(paths.shipped("images") / "kernels.yaml").resolve(
-            wanted
-        )  # a name, and no file that make would have made
+        shipped_table().resolve(wanted)  # a name, and no file that make would have made
 
     async def work() -> int:
         try:
@@ -298,7 +296,7 @@ def _list(kernels: str | None) -> FoundKernel:
 
     :raise UsageError: one of them is none.
     """
-    table = load_table(paths.shipped("images") / "kernels.yaml")
+    table = shipped_table()
     if kernels is None:
         return FoundKernel(kernels=tuple(table.rows), others=())
     folder = Path(kernels)
@@ -311,7 +309,7 @@ def _list(kernels: str | None) -> FoundKernel:
         for name in named:
             table.resolve(name)
         return FoundKernel(kernels=named, others=())
-    found = folders.scan_folder(folder)
+    found = folder_scan.scan_folder(folder)
     if len(found.kernels) < 2:
         others = f"; no kernels are {', '.join(found.others)}" if found.others else ""
         raise UsageError(

@@ -34,7 +34,7 @@ from testbed.report.bugs import files, results
 from testbed.report.bugs import tables as report
 from testbed.report.formats import write_atomically
 from testbed.report.partial import Partial
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels.table import shipped_table
 from testbed.topology.kernel_abilities import KernelAbilities
 from testbed.topology.yaml_reader import read_file
 from testbed.units import parse_duration
@@ -261,7 +261,7 @@ def _wanted(
             check_scripts(bundle.case.bug, {})
             return Wanted(case=bundle.case, plain=bundle.plain, title=str(file), bundle=bundle)
         try:
-            able = KernelAbilities(load_table(paths.shipped("images") / "kernels.yaml"), paths.cache_folder()).of_all
+            able = KernelAbilities(shipped_table(), paths.cache_folder()).of_all
             case = ready(file, None if kernels else able)
         except TopologyError as error:
             if is_bug(file):
@@ -282,7 +282,7 @@ def _of_script(
         "summary": f"{script.name} shows {expect!r}" if expect is not None else f"{script.name} fails",
         "source": f"made by: testbed repro --script {script.name}",
         "kernels": {
-            "shows": list(kernels or (load_table(paths.shipped("images") / "kernels.yaml").patched,)),
+            "shows": list(kernels or (shipped_table().patched,)),
             "clean": list(clean),
         },
         "script": text,

@@ -46,9 +46,9 @@ from testbed.scenarios.catalogue import select
 from testbed.scenarios.runner import Judge, Result
 from testbed.scenarios.scenario import Case
 from testbed.scenarios.verdict import EXIT_CODES, Gap, Verdict, overall_verdict
-from testbed.store.kernels import fit
+from testbed.store.kernels import boot_check
 from testbed.store.kernels.builder import BuildSpec
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import unused
 from testbed.topology.host_limits import HostLimits
 from testbed.topology.unused import ScenarioTopology
@@ -263,7 +263,7 @@ async def execute(wanted: Wanted, judge: Callable[[dict[str, KernelFiles]], Judg
         async with open_factory(progress, kernels=tuple(specs.values()), cold=wanted.cold) as factory:
             kernels = {side: await factory.kernel(spec) for side, spec in specs.items()}
             for kernel in kernels.values():
-                fit.check_for_scenarios(kernel.name, kernel.config)
+                boot_check.check_for_scenarios(kernel.name, kernel.config)
             folder = paths.new_run_folder(factory.folders.runs)
             _announce(factory, kernels, wanted.file, progress)
             finished: list[Result] = []

@@ -23,7 +23,7 @@ from testbed.scenarios import runner
 from testbed.scenarios.catalogue import select
 from testbed.scenarios.verdict import Gap
 from testbed.store.kernels.ablations import ABLATIONS
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 
 
 @app.command("sensitivity")

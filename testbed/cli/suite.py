@@ -23,7 +23,7 @@ from testbed.report import live
 from testbed.report.bugs import files as bug_files
 from testbed.report.bugs import results, view
 from testbed.report.partial import Partial
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels.table import shipped_table
 from testbed.topology import Topology, load
 
 
@@ -54,7 +54,7 @@ def suite(
 ) -> None:
     """Run somebody else's shell tests, each in a guest of its own, and say what each came to and why it was skipped."""
     wanted = suites.find_tests(checkout, tuple(names or ()))
-    spec = kernel or load_table(paths.shipped("images") / "kernels.yaml").patched
+    spec = kernel or shipped_table().patched
     guests = load(topology) if topology is not None else Topology.model_validate({"version": 1, "guests": {"g0": {}}})
 
     how = suites.SuiteOptions(

@@ -23,7 +23,7 @@ from testbed.guest import session
 from testbed.host import paths, registry
 from testbed.report import live
 from testbed.store import snapshot_files
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels.table import shipped_table
 from testbed.topology import load, trust
 from testbed.topology.host_limits import HostLimits
 from testbed.topology.kernel_abilities import KernelAbilities
@@ -55,7 +55,7 @@ def up_command(
     quiet: Quiet = False,
 ) -> None:
     """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
-    table = load_table(paths.shipped("images") / "kernels.yaml")
+    table = shipped_table()
     check = KernelAbilities(table, paths.cache_folder(), kernel, default=table.patched).mistakes
     topology = load(file, point, limits=HostLimits.of_this_host(), check_kernels=check)
     for model in topology.guests.values():

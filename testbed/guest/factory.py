@@ -39,9 +39,9 @@ from testbed.qemu.command_line import BootFiles, MachineId, Memory
 from testbed.qemu.netdev import NO_NETWORKS, NetworkSockets
 from testbed.store import cache, checksums, gc, image, initramfs, template_files
 from testbed.store.image import Image
-from testbed.store.kernels import files as kernel_files
-from testbed.store.kernels.files import KernelFiles
-from testbed.store.kernels.table import KernelTable, load_table
+from testbed.store.kernels import kernel_files
+from testbed.store.kernels.kernel_files import KernelFiles
+from testbed.store.kernels.table import KernelTable, shipped_table
 from testbed.store.snapshot_files import Snapshot
 from testbed.store.template_files import Template
 from testbed.topology import kernel_abilities, trust
@@ -134,7 +134,7 @@ class GuestFactory:
         if (
             self.cold
             or model.boots_cold
-            or (template_files.template_folder(self.folders.cache, machine) / cache.META).is_file()
+            or (template_files.template_folder(self.folders.cache, machine.key) / cache.META).is_file()
         ):
             return
         async with self.admitted((model,), f"the template of {kernel.name}", cores=1):
@@ -260,7 +260,7 @@ class GuestFactory:
         except TemplateError as error:
             # Once: a template that was just made and does not load either is a fault to be reported.
             self._progress.note(f"{error}\nmaking the template again{_put_aside(spec.logs)}")
-            template_files.remove_template(template_files.template_folder(self.folders.cache, spec.machine))
+            template_files.remove_template(template_files.template_folder(self.folders.cache, spec.machine.key))
         return await once()
 
     def _spec(
@@ -294,7 +294,7 @@ class GuestFactory:
 
         :raise TemplateError: what is there is damaged.
         """
-        folder = template_files.template_folder(self.folders.cache, machine)
+        folder = template_files.template_folder(self.folders.cache, machine.key)
 
         async def make(unfinished: Path) -> dict[str, Any]:
             host_key = SshKey.new().private
@@ -317,7 +317,7 @@ class GuestFactory:
         await cache.make_once(folder, make, self._progress, f"template of {files.bzimage.parent.name}")
         if not there:
             await asyncio.to_thread(self._keep_within)
-        return await asyncio.to_thread(template_files.read_template, folder, machine)
+        return await asyncio.to_thread(template_files.read_template, folder, machine.memory_bytes)
 
     def _keep_logs(self, logs: Path) -> None:
         """Of a template that did not boot, as a run of its own: what it is made in is removed."""
@@ -405,7 +405,7 @@ async def open_factory(
     """
     folders = paths.folders()
     images = paths.shipped("images")
-    table = load_table(images / "kernels.yaml")
+    table = shipped_table()
     wanted = [table.resolve(spec) for spec in dict.fromkeys(kernels)]
     quota = Quota(room.size_limit(room.RUN_LIMIT), sharing=sharing)
     with open_session(folders) as session:

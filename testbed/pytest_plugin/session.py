@@ -36,10 +36,9 @@ class PluginState:
     def table(self) -> KernelTable:
         """The kernels that have names."""
         if self._table is None:
-            from testbed.host import paths
-            from testbed.store.kernels.table import load_table
+            from testbed.store.kernels.table import shipped_table
 
-            self._table = load_table(paths.shipped("images") / "kernels.yaml")
+            self._table = shipped_table()
         return self._table
 
     def open(self, artifacts: Path) -> Testbed:

@@ -17,7 +17,7 @@ from testbed.progress import Progress
 from testbed.qemu import jail, probe_cache
 from testbed.store.cache import UNFINISHED, locked
 from testbed.store.initramfs import cpio, directory, file
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 
 # A guest that boots under KVM does so in one or two seconds; one that never leaves the decompressor needs no longer to show it.
 _LIMIT_S = 20

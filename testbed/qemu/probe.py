@@ -15,7 +15,7 @@ from testbed.host import process, resources
 from testbed.host.facts import NO_SANDBOX, Host, Kvm, Qemu
 from testbed.progress import Progress, Silent
 from testbed.qemu import jail_probe, kvm_probe, probe_cache
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.text import parse_json
 
 QEMU = "qemu-system-x86_64"

@@ -22,7 +22,7 @@ from testbed.scenarios.runner import Result, Side
 from testbed.scenarios.verdict import Evidence, Verdict
 from testbed.scenarios.verdict import worst as gravest
 from testbed.store.image import Image
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology.model import GuestModel, Topology
 
 

@@ -16,7 +16,7 @@ from testbed.report.live import STYLES
 from testbed.report.results import by_case, spread, worst_attempt
 from testbed.scenarios.runner import Result
 from testbed.scenarios.verdict import Evidence, Judgement, Measure, Verdict, worst
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.units import format_size
 
 # Narrower, and a reason's words stand one below the other: then each case is a paragraph instead of a row.

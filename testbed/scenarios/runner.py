@@ -23,7 +23,7 @@ from testbed.host import admission, eventlog, failures
 from testbed.host.admission import Cores
 from testbed.scenarios.scenario import NEEDS_PRELUDE, Case, Need
 from testbed.scenarios.verdict import Gap, Judgement, Lost, Outcome, Skipped, judge_pair, judge_single, worst
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import Series
 from testbed.topology.model import GuestModel
 from testbed.units import parse_whole

@@ -16,8 +16,8 @@ from testbed.host import paths, quota, registry, untrusted_files
 from testbed.host.paths import Folders
 from testbed.host.tempdirs import lock_file
 from testbed.store import cache, image, snapshot_files
-from testbed.store.kernels import files
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels import kernel_files
+from testbed.store.kernels.table import shipped_table
 
 # Everything else in the cache is small, or of `tb`, which marks a virtual environment as whole, and whenever it is of use, by this file.
 _COMPLETE = "complete"
@@ -90,11 +90,11 @@ def select_needed(folders: Folders) -> set[Path]:
     kernels |= {str(one.order["kernel"]) for one in snapshot_files.list_snapshots(folders.state)}
     if not kernels:
         return set()
-    known, images = load_table(paths.shipped("images") / "kernels.yaml"), paths.shipped("images")
+    known, images = shipped_table(), paths.shipped("images")
     found = {image.image_folder(name, images, folders.cache) for name in paths.image_names(images)}
     for spec in kernels:
         with contextlib.suppress(TestbedError):  # a file that is gone
-            found.add(files.kernel_folder(known.resolve(spec), folders.cache))
+            found.add(kernel_files.kernel_folder(known.resolve(spec), folders.cache))
     return found
 
 

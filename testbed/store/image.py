@@ -7,10 +7,10 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from testbed.errors import HostError, UsageError
 from testbed.hashing import content_key, file_sha256
@@ -19,8 +19,7 @@ from testbed.progress import Progress, Task
 from testbed.store import cache, checksums, unshare
 from testbed.store.ext4 import OPTIONS
 from testbed.store.mirror import find_mirror
-from testbed.topology.base import Size
-from testbed.units import MIB
+from testbed.units import MIB, parse_size
 
 _LAYOUT = 1
 _GUEST_FILES = ("testbed-init", "testbed-agent")
@@ -43,7 +42,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     version: int
     suite: str = Field(pattern=r"^[a-z-]+$")
-    size: Size
+    size: Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
     packages: tuple[str, ...]
 
 

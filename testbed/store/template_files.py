@@ -8,7 +8,6 @@ from pathlib import Path
 
 from testbed.errors import HostError, TemplateError
 from testbed.hashing import file_sha256
-from testbed.qemu.command_line import MachineId
 from testbed.store import cache
 
 
@@ -38,11 +37,12 @@ class Template:
         return self.folder / "state"
 
 
-def template_folder(root: Path, machine: MachineId) -> Path:
-    return root / "templates" / machine.key
+def template_folder(root: Path, key: str) -> Path:
+    """Return where the template of the machine with this key is, or will be."""
+    return root / "templates" / key
 
 
-def read_template(folder: Path, machine: MachineId) -> Template:
+def read_template(folder: Path, memory_bytes: int) -> Template:
     """The template in a folder.
 
     :raise TemplateError: it is incomplete or damaged.
@@ -50,7 +50,7 @@ def read_template(folder: Path, machine: MachineId) -> Template:
     try:
         meta = cache.read_meta(folder)
         template = Template(folder=folder, host_key=bytes.fromhex(meta["host_key"]), boot_s=float(meta["boot_s"]))
-        sizes = {"memory": machine.memory_bytes, "state": int(meta["state_bytes"])}
+        sizes = {"memory": memory_bytes, "state": int(meta["state_bytes"])}
         digest, touched_ns = meta["state_sha256"], int(meta["memory_ctime_ns"])
     except HostError as error:
         raise TemplateError(str(error)) from error

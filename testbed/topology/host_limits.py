@@ -9,7 +9,7 @@ from pathlib import Path
 
 from testbed.errors import UsageError
 from testbed.host import paths, resources
-from testbed.store.kernels.table import KernelTable, load_table
+from testbed.store.kernels.table import KernelTable, shipped_table
 from testbed.topology import image_files
 from testbed.topology.base import KeyPath
 from testbed.topology.check import Mistake, did_you_mean
@@ -39,7 +39,7 @@ class HostLimits:
         shipped = paths.shipped("images")
         return cls(
             memory_bytes=resources.memory_bytes(),
-            kernels=load_table(shipped / "kernels.yaml"),
+            kernels=shipped_table(),
             images=paths.image_names(shipped),
             disk_folder=paths.cache_folder(),
         )

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import BuildError, HostError, UsageError
-from testbed.store.kernels import config_fragments, fit
-from testbed.store.kernels import files as kernel_files
+from testbed.store.kernels import boot_check, config_fragments, kernel_files
 from testbed.store.kernels.config_fragments import Option
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import KernelTable, LocalKernel
 from testbed.topology import kernel_features
 from testbed.topology.check import Mistake
@@ -92,7 +91,7 @@ class KernelAbilities:
             return config_of_files(cached)
         if not isinstance(kernel, LocalKernel) or kernel.bzimage is None:
             return None
-        text = fit.known_config(kernel.bzimage, kernel.modules)
+        text = boot_check.known_config(kernel.bzimage, kernel.modules)
         config = None if text is None else _parsed(text)
         return (
             None if config is None else KernelConfig(name=spec, config=config, has_modules=kernel.modules is not None)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import BuildError, GuestError, HostError, ReadingError, TopologyError, UsageError
-from testbed.store.kernels.image import UnknownImage
+from testbed.store.kernels.kernel_image import UnknownImage
 from tests.fuzz.mutate import Mutator, inside_gzip, json_node, tar_member
 from tests.fuzz.readers import exports, files, guests, kernels, patches, runs
 

@@ -8,7 +8,7 @@ import pytest
 from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import paths
 from testbed.progress import Silent
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel, load
 
 

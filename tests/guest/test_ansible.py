@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tests.guest.vms.test_vms import Commands, Ended
-from tests.guest.vms.test_vms import testbed as testbed
 
 ANSIBLE = Path(__file__).parents[2] / "ansible"
 PROGRAMS = os.environ.get("TESTBED_ANSIBLE", "")

@@ -21,8 +21,8 @@ from testbed.store import cache, gc
 from testbed.store.kernels import build_jail, builder, make_args, sources
 from testbed.store.kernels.build_jail import BuildJail
 from testbed.store.kernels.builder import BuildSpec
+from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.make_args import MakeArg
-from testbed.store.kernels.make_text import Compiler
 from testbed.store.kernels.sources import Source
 from testbed.store.kernels.table import Series
 from tests.support.fake_kernel_source import PATCH, build, git, tree_of_two_commits
@@ -348,14 +348,14 @@ async def test_it_ends_with_its_status_and_by_a_signal_of_ours_with_all_that_it_
 _RUNNING = """\
 import asyncio, sys
 from pathlib import Path
-from testbed.store.kernels import build_jail as build_enclosure
+from testbed.store.kernels import build_jail
 from testbed.store.kernels.build_jail import BuildJail
-from tests.security import test_build_jail as test_build_enclosure
+from tests.security import test_build_jail
 out = Path(sys.argv[1])
-way = test_build_enclosure.WAYS[int(sys.argv[2])]
-build_enclosure.give_ownership(way, out)
+way = test_build_jail.WAYS[int(sys.argv[2])]
+build_jail.give_ownership(way, out)
 script = f"(trap '' TERM; exec sleep 3602) & echo up >{out}/new; mv {out}/new {out}/up; wait"
-asyncio.run(build_enclosure.run_in_jail(way, ["sh", "-c", script], folder=out, write=(out,)))
+asyncio.run(build_jail.run_in_jail(way, ["sh", "-c", script], folder=out, write=(out,)))
 """
 
 

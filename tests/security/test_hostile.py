@@ -39,8 +39,8 @@ from testbed.qemu.nbd_export import Export
 from testbed.qemu.nbd_server.settings import Settings
 from testbed.store import cache, checksums, image, snapshot_files
 from testbed.store.apt import PrivateApt
-from testbed.store.kernels import files, names
-from testbed.store.kernels.names import NamedBuild
+from testbed.store.kernels import build_names, kernel_files
+from testbed.store.kernels.build_names import NamedBuild
 from testbed.store.kernels.table import BuiltKernel, Series
 from testbed.store.mirror import Mirror
 from testbed.store.template_files import touched_at_ns
@@ -389,13 +389,13 @@ async def test_a_kernel_that_was_changed_in_the_cache_is_not_used_wherever_it_ca
     }
     (folder / cache.META).write_text(json.dumps(meta))
     kernel = BuiltKernel(name="mine")
-    names.save_name(tmp_path, kernel, NamedBuild(folder=folder, origin="x", series=Series.AFTER))
+    build_names.save_name(tmp_path, kernel, NamedBuild(folder=folder, origin="x", series=Series.AFTER))
     # Before the first use, too.
     (folder / file).write_text("another")
     with pytest.raises(HostError, match=f"{file}: expected the file that was made here"):
-        await files.fetch(kernel, tmp_path, Silent())
+        await kernel_files.fetch(kernel, tmp_path, Silent())
     (folder / file).write_text(file)
-    assert (await files.fetch(kernel, tmp_path, Silent())).release == "6.1"
+    assert (await kernel_files.fetch(kernel, tmp_path, Silent())).release == "6.1"
 
 
 @pytest.mark.parametrize("file", ["root.ext4", "busybox"])

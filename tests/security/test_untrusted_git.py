@@ -11,12 +11,10 @@ import pytest
 
 from testbed.errors import BuildError
 from testbed.progress import Silent
-from testbed.store.kernels import builder as kernel_builds
-from testbed.store.kernels import git as repositories
-from testbed.store.kernels import sources
+from testbed.store.kernels import builder, git_repository, sources
 from testbed.store.kernels.builder import BuildSpec
+from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.make_args import MakeArg
-from testbed.store.kernels.make_text import Compiler
 from testbed.store.kernels.table import Series
 from tests.support.fake_kernel_source import LOOP_C, build, git, tree_of_two_commits
 from tests.unit.store.kernels.test_builder import Notes
@@ -28,7 +26,7 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     async def found(args: tuple[MakeArg, ...] = ()) -> Compiler:
         return Compiler(version="gcc 12", through_ccache=False, args=args)
 
-    monkeypatch.setattr(kernel_builds, "find_compiler", found)
+    monkeypatch.setattr(builder, "find_compiler", found)
 
 
 @pytest.fixture
@@ -162,7 +160,7 @@ def test_the_environment_of_a_hook_has_git_run_nothing(
 @pytest.mark.parametrize("name", ["--output=ran", "-h", "--exec-path=/nowhere"])
 def test_a_commit_is_no_option(tmp_path: Path, tree: Path, name: str) -> None:
     with pytest.raises(BuildError, match="begins as an option does"):
-        asyncio.run(repositories.commit(tree, name))
+        asyncio.run(git_repository.commit(tree, name))
 
 
 def test_submodules_are_not_entered(tmp_path: Path, tree: Path, evil: Path) -> None:
@@ -233,9 +231,9 @@ def test_a_checkout_that_was_broken_off_leaves_nothing_of_its_commit(tmp_path: P
 
 
 async def planned(root: Path, tree: Path, commit: str) -> Series:
-    builder = kernel_builds.Builder(table=TABLE, root=root, shipped=Path("images"), progress=Silent())
-    async with builder._planned(BuildSpec(source=f"{tree}@{commit}")) as plan:
-        return kernel_builds._series(plan.source.tree)
+    kernel_builder = builder.Builder(table=TABLE, root=root, shipped=Path("images"), progress=Silent())
+    async with kernel_builder._planned(BuildSpec(source=f"{tree}@{commit}")) as plan:
+        return builder._series(plan.source.tree)
 
 
 def test_a_tarball_with_a_device_or_a_pipe_is_refused_and_its_modes_are_not_kept(tmp_path: Path, tree: Path) -> None:

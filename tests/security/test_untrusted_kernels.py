@@ -13,11 +13,9 @@ import pytest
 
 from testbed.errors import UsageError
 from testbed.progress import Silent
-from testbed.store.kernels import debs
-from testbed.store.kernels import files as kernel_files
-from testbed.store.kernels import modules as module_tree
-from testbed.store.kernels.files import KernelFiles
-from tests.unit.store.kernels.test_fit import RELEASE, Notes, config, deb, image, module, modules
+from testbed.store.kernels import debs, kernel_files, module_tree
+from testbed.store.kernels.kernel_files import KernelFiles
+from tests.unit.store.kernels.test_boot_check import RELEASE, Notes, config, deb, image, module, modules
 from tests.unit.store.kernels.test_table import TABLE
 
 SECRET = "root:$6$of-this-machine:20228:0:99999:7:::"

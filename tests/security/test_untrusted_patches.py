@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from testbed.errors import BuildError
-from testbed.store.kernels import install_remains, kconfig, mailbox, make_text, patches
+from testbed.store.kernels import interrupted_build, kconfig, mailbox, make_output, patches
 from testbed.store.kernels.config_fragments import LostOption, Option
 from testbed.store.kernels.mailbox import Message
 from testbed.store.kernels.patches import Patch
@@ -182,12 +182,12 @@ def test_conditions_of_a_kconfig_are_answered_or_refused(condition: str) -> None
 def test_what_a_strangers_makefile_prints_is_looked_through_soon() -> None:
     """Empty lines, and targets of slashes, met patterns whose time is the square of them."""
     for said in ("\n" * 200_000, " " * 200_000, "*** [" * 40_000 + ": " * 40_000, "ld: " * 50_000):
-        assert cost_s(lambda said=said: (make_text.machine_error(said), make_text.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
+        assert cost_s(lambda said=said: (make_output.machine_error(said), make_output.first_error(said))) < 20  # type: ignore[misc]  # mypy: a default
     lines = [f"  CC      a{'/' * 200_000} x\n", "*** [" * 40_000 + ": a" * 40_000 + "\n", *["\n"] * 20]
-    assert cost_s(lambda: install_remains.finished(lines)) < 20
-    assert make_text.machine_error(
+    assert cost_s(lambda: interrupted_build.finished(lines)) < 20
+    assert make_output.machine_error(
         "  12 | # No space left on device\nld: final link failed: No space left on device\n"
     ) == ("ld: final link failed: No space left on device")
-    assert install_remains.finished(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {
+    assert interrupted_build.finished(["  CC      tools/x.o\n", "  CC [M]  fs/ext4/a.o\n", *["\n"] * 20]) == {
         "fs/ext4/a.o"
     }

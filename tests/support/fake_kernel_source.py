@@ -7,7 +7,7 @@ from pathlib import Path
 
 from testbed.progress import Progress, Silent
 from testbed.store.kernels.builder import Builder, BuildSpec
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from tests.unit.store.kernels.test_table import TABLE, bzimage
 
 IMAGES = Path(__file__).parents[2] / "images"

@@ -25,7 +25,7 @@ from testbed.scenarios.verdict import (
     overall_verdict,
 )
 from testbed.store.image import Image
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import Series
 from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel

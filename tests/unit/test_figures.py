@@ -28,8 +28,8 @@ from testbed.report import diff, html, plots, rank_test
 from testbed.scenarios import verdict
 from testbed.scenarios.catalogue import MAIN, SCENARIOS, cases
 from testbed.scenarios.verdict import EXIT_CODES, Verdict
-from testbed.store.kernels import builder, install_remains
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels import builder, interrupted_build
+from testbed.store.kernels.table import shipped_table
 from testbed.topology.base import _LONGEST_US
 from testbed.topology.disks import Disk
 from testbed.topology.model import GuestModel
@@ -39,7 +39,7 @@ from testbed.units import KIB, MIB, format_duration, format_size, parse_duration
 ROOT = Path(__file__).parents[2]
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _TENS = {20: "twenty", 30: "thirty"}
-KERNELS = load_table(ROOT / "images" / "kernels.yaml")
+KERNELS = shipped_table()
 
 
 def word(number: int) -> str:
@@ -133,7 +133,7 @@ FIGURES: list[tuple[str, str, tuple[Any, ...]]] = [
         "have an `oom_score_adj` of {}",
         (stated("images/guest/testbed-init", r"echo (-\d+) >/proc/self/oom_score_adj"),),
     ),
-    ("docs/kernels.md", "the finished objects stay, but for the last {}", (word(install_remains._UNCERTAIN_LINES),)),
+    ("docs/kernels.md", "the finished objects stay, but for the last {}", (word(interrupted_build._UNCERTAIN_LINES),)),
     ("docs/kernels.md", "With all {} in one kernel", (word(len(_FLAVOURS)),)),
     ("docs/pytest.md", "longer than {} MiB, which is what is kept", (ssh._MAX_OUTPUT_BYTES // MIB,)),
     ("docs/reports.md", "Of more than {0} cases the first {0} have pictures", (html._DRAWN_CASES,)),

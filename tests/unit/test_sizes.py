@@ -29,7 +29,7 @@ LARGE_FILES: set[str] = {
     "tests/unit/guest/channels/test_kernel_log.py",
     "tests/unit/qemu/test_nbd_server.py",
     "tests/unit/scenarios/test_claims.py",
-    "tests/unit/store/kernels/test_fit.py",
+    "tests/unit/store/kernels/test_boot_check.py",
     "tests/unit/store/kernels/test_mailbox.py",
     "tests/unit/topology/test_language.py",
     "tests/unit/topology/test_topology.py",

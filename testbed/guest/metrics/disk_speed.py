@@ -12,7 +12,7 @@ from testbed.guest.metrics import fio
 from testbed.hashing import content_key
 from testbed.host.facts import Host
 from testbed.qemu import blockdev
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.text import parse_json
 from testbed.topology.disks import make_disk
 from testbed.topology.model import GuestModel

@@ -20,7 +20,7 @@ from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob
 from testbed.host.facts import Host
 from testbed.report.partial import Partial
 from testbed.store.image import Image
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 
 if TYPE_CHECKING:
     # Loading what guests are made of takes long, and reports need none.

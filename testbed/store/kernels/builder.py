@@ -12,22 +12,30 @@ from testbed.errors import BuildError, HostError, UsageError
 from testbed.host import resources, untrusted_files
 from testbed.progress import Progress
 from testbed.store import cache, gc
-from testbed.store.kernels import build_jail, config_fragments, files, make_text, names, source_tree, sources
+from testbed.store.kernels import (
+    build_jail,
+    build_names,
+    compiler,
+    config_fragments,
+    kernel_files,
+    source_tree,
+    sources,
+)
 from testbed.store.kernels.ablations import ABLATIONS, Ablation
 from testbed.store.kernels.build_jail import BuildJail
+from testbed.store.kernels.build_names import NamedBuild
+from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.config_fragments import Request
-from testbed.store.kernels.files import KernelFiles
-from testbed.store.kernels.git import Commit
+from testbed.store.kernels.git_repository import Commit
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.mailbox import EVERYTHING, Selection
 from testbed.store.kernels.make import MakeJob, collect_results, find_compiler
 from testbed.store.kernels.make_args import MakeArg
-from testbed.store.kernels.make_text import Compiler
-from testbed.store.kernels.names import NamedBuild
+from testbed.store.kernels.patch_files import read_patches
 from testbed.store.kernels.patches import Patch
-from testbed.store.kernels.series_files import read_patches
 from testbed.store.kernels.source_tree import Content, Tree
 from testbed.store.kernels.sources import Source
-from testbed.store.kernels.table import BUILT, BuiltKernel, KernelTable, Series, built_name, named_by_key
+from testbed.store.kernels.table import BUILT, BuiltKernel, KernelTable, Series, built_name, has_series, named_by_key
 from testbed.units import MIB
 
 # A kernel's loop.c has 60 KiB.
@@ -91,10 +99,10 @@ class Builder:
             made = Series(cache.read_meta(plan.folder(self.root))["series"])
         called = BuiltKernel(name=name or plan.name)
         series = Series.UNKNOWN if plan.parts.ablations else made
-        names.save_name(
+        build_names.save_name(
             self.root, called, NamedBuild(folder=plan.folder(self.root), origin=_origin(plan), series=series)
         )
-        return files.read_built(called, self.root)
+        return kernel_files.read_built(called, self.root)
 
     @contextlib.asynccontextmanager
     async def _planned(self, spec: BuildSpec) -> AsyncIterator[_Plan]:
@@ -116,7 +124,7 @@ class Builder:
         plan.tree.put(plan.changes)
         job = MakeJob(
             source=plan.source,
-            output=plan.source.folder / f"out-{make_text.output_key(plan.parts.request.text, plan.compiler)}",
+            output=plan.source.folder / f"out-{compiler.output_key(plan.parts.request.text, plan.compiler)}",
             compiler=plan.compiler,
             release=f"-tb{plan.key[:8]}",
             jobs=plan.spec.jobs or resources.cores(),
@@ -180,7 +188,7 @@ class _Plan:
     @property
     def key(self) -> str:
         digests = source_tree.digests(self.changes)
-        return make_text.build_key(self.source.key, digests, self.parts.request.text, self.compiler)
+        return compiler.build_key(self.source.key, digests, self.parts.request.text, self.compiler)
 
     @property
     def name(self) -> str:
@@ -216,11 +224,11 @@ def remove_build(name: str, root: Path) -> None:
     :raise UsageError: there is none of that name. :raise HostError: its files cannot be removed now.
     """
     kernel = BuiltKernel(name=built_name(name.removeprefix(BUILT)))
-    named = names.find_name(root, kernel)
+    named = build_names.find_name(root, kernel)
     if named is None:
         raise UsageError(f"kernel {kernel.spec}: there is none; `testbed kernel list` lists them")
-    names.remove_name(root, kernel)
-    shared = any(files.kernel_folder(other, root) == named.folder for other in names.list_names(root))
+    build_names.remove_name(root, kernel)
+    shared = any(kernel_files.kernel_folder(other, root) == named.folder for other in build_names.list_names(root))
     if not shared and not gc.remove(named.folder):
         raise HostError(
             f"kernel {kernel.spec}: its files cannot be removed while another run is at them; `testbed gc` does later: {named.folder}"
@@ -276,7 +284,7 @@ def _series(tree: Path) -> Series:
         loop = untrusted_files.text_of_regular(tree, "drivers/block/loop.c", _MOST_TEXT_BYTES)
     except BuildError:
         return Series.BEFORE
-    return Series.AFTER if make_text.has_series(loop) else Series.BEFORE
+    return Series.AFTER if has_series(loop) else Series.BEFORE
 
 
 def _origin(plan: _Plan) -> str:

@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from testbed.errors import UsageError
 from testbed.host import paths, tempdirs
-from testbed.store import archives, inflate
-from testbed.store.kernels.image import why_unreadable
+from testbed.store import archives, decompression
+from testbed.store.kernels.kernel_image import why_unreadable
 
 # A distribution's kernel and modules unpack to some 0.6 GiB; debug information, ten times as much, is in packages of its own.
 MOST_BYTES, _MOST_FILES, _MOST_HOPS = 8 << 30, 100_000, 8
@@ -41,11 +41,11 @@ def unpack(deb: Path, tree: Path) -> tuple[str, ...]:
         try:
             with (folder / "tar").open("wb") as file:
                 # From the root: one that is called `-x.deb` is no option.
-                for piece in inflate.output_of(
+                for piece in decompression.output_of(
                     ("dpkg-deb", "--fsys-tarfile", str(deb.absolute())), str(deb), MOST_BYTES
                 ):
                     file.write(piece)
-        except inflate.Refused as error:
+        except decompression.Refused as error:
             raise _none(deb, error) from error
         return pick(folder / "tar", tree, deb)
 

@@ -19,20 +19,21 @@ from testbed.host import process, untrusted_files
 from testbed.progress import Task
 from testbed.store.kernels import (
     build_jail,
+    compiler,
     config_fragments,
     config_needs,
     debs,
-    files,
-    install_remains,
+    interrupted_build,
     kconfig,
+    kernel_files,
     make_args,
-    make_text,
+    make_output,
 )
 from testbed.store.kernels.build_jail import BuildJail
+from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.config_fragments import Option, Request, merge
-from testbed.store.kernels.install_remains import records
+from testbed.store.kernels.interrupted_build import records
 from testbed.store.kernels.make_args import MakeArg
-from testbed.store.kernels.make_text import Compiler
 from testbed.store.kernels.sources import Source
 from testbed.units import MIB
 
@@ -125,7 +126,7 @@ class MakeJob:
             folder=self.output,
             read=(self.source.tree, *self._programs()),
             write=(self.output, *([ccache] if ccache.is_dir() else []), *write),
-            env={**make_text.ENVIRONMENT, "CCACHE_DIR": str(ccache), "CCACHE_MAXSIZE": _CCACHE_SIZE, **(env or {})},
+            env={**compiler.ENVIRONMENT, "CCACHE_DIR": str(ccache), "CCACHE_MAXSIZE": _CCACHE_SIZE, **(env or {})},
             timeout_s=timeout_s,
             check=check,
             on_line=on_line,
@@ -150,12 +151,12 @@ class MakeJob:
     async def run(self, request: Request, task: Task, note: Callable[[str], None]) -> dict[str, Any]:
         """Configure and compile; returns how long it took and how many objects it compiled."""
         self.output.mkdir(parents=True, exist_ok=True)
-        if (removed := await asyncio.to_thread(install_remains.repair, self.output)) is not None:
+        if (removed := await asyncio.to_thread(interrupted_build.repair, self.output)) is not None:
             note(
                 f"{self.source.name}: its last build was broken off; {removed} files that it may have left half-written are made again"
             )
         await asyncio.to_thread(self._prepare)
-        install_remains.begin(self.output)
+        interrupted_build.begin(self.output)
         try:
             await self._configure(request, task, note)
             begun = time.monotonic()
@@ -163,9 +164,9 @@ class MakeJob:
         except HostError:  # this machine's: make may have been killed, and the mark stays
             raise
         except BaseException:  # make has ended, and removed what it had made by half
-            install_remains.end(self.output)
+            interrupted_build.end(self.output)
             raise
-        install_remains.end(self.output)
+        interrupted_build.end(self.output)
         return {"took_s": round(time.monotonic() - begun, 1), "compiled": compiled}
 
     @property
@@ -245,11 +246,11 @@ class MakeJob:
     def _failed(self, what: str, said: str, more: str = "") -> BuildError | HostError:
         """What make `said` as an error: this machine's where its disk or its memory was not enough, which says nothing of the source."""
         where = f"kernel of {self.source.name}: "
-        if (line := make_text.machine_error(said)) is not None:
+        if (line := make_output.machine_error(said)) is not None:
             return HostError(
                 f"{where}this machine could not build it: {line}; make room, or use fewer compilers with --jobs{more}"
             )
-        return BuildError(f"{where}{what}{make_text.first_error(said)}{more}")
+        return BuildError(f"{where}{what}{make_output.first_error(said)}{more}")
 
     async def _compile(self, task: Task) -> int:
         """How many objects were compiled.
@@ -260,15 +261,15 @@ class MakeJob:
         usual = int(remembered.read_text(encoding="utf-8")) if remembered.exists() else _USUAL_OBJECTS
         before = await asyncio.to_thread(_objects, self.output)
         done, begun = 0, time.monotonic()
-        all_said = records(self.output) / install_remains.LOG
+        all_said = records(self.output) / interrupted_build.LOG
         with all_said.open("w", buffering=1, encoding="utf-8") as log:
 
             def hear(line: str) -> None:
                 nonlocal done
                 log.write(f"{line.rstrip()}\n")
-                if (compiled := make_text.compiled_object(line)) is not None:
+                if (compiled := make_output.compiled_object(line)) is not None:
                     done += 1
-                    fraction, words = make_text.progress(before, done, usual, time.monotonic() - begun)
+                    fraction, words = make_output.progress(before, done, usual, time.monotonic() - begun)
                     task.update(fraction=fraction, detail=f"{words}: {compiled}")
 
             modules = self.config.get("MODULES")
@@ -303,7 +304,7 @@ async def collect_results(job: MakeJob, folder: Path, task: Task) -> dict[str, A
         ):
             with job.read():
                 untrusted_files.copy_file(job.output, name, folder / kept, limit_bytes)
-        return await files.copy_into(work / "bzImage", await _modules(job, work / "installed"), folder, task)
+        return await kernel_files.copy_into(work / "bzImage", await _modules(job, work / "installed"), folder, task)
     finally:
         untrusted_files.remove_folder(work)
 

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from testbed.errors import BuildError
 from testbed.host import process, tempdirs, untrusted_files
-from testbed.store.kernels import git as repositories
+from testbed.store.kernels import git_repository
 from testbed.store.kernels.ablations import Ablation, apply_ablation
 from testbed.store.kernels.patches import Patch, has_no_place, has_wrong_counts, refusal, touched_files
 from testbed.text import parse_json
@@ -242,7 +242,7 @@ class _GitApply:
         # The scratch folder may be inside somebody's repository, whose paths git would take these for; and what a user has git do with
         # blanks would be other bytes. Nor is it a place where patches put files: they would make a repository of it.
         nowhere = self.scratch.parent / "no-repository"
-        environment = repositories.environment() | {
+        environment = git_repository.environment() | {
             "GIT_CEILING_DIRECTORIES": str(self.scratch.parent),
             "GIT_DIR": str(nowhere),
         }

@@ -18,10 +18,10 @@ from testbed.errors import BuildError, HostError
 from testbed.hashing import content_key, file_sha256
 from testbed.host import process, untrusted_files
 from testbed.progress import Progress, Task
-from testbed.store import cache, inflate
+from testbed.store import cache, decompression
 from testbed.store.apt import PrivateApt
-from testbed.store.kernels import git
-from testbed.store.kernels.git import Commit
+from testbed.store.kernels import git_repository
+from testbed.store.kernels.git_repository import Commit
 from testbed.store.kernels.table import DebianKernel, KernelTable
 from testbed.store.mirror import find_mirror
 from testbed.units import MIB, format_size
@@ -150,9 +150,9 @@ async def _unpack(tarball: Path, tree: Path, task: Task) -> tuple[str, ...]:
         str(plain),
     )
     try:
-        await asyncio.to_thread(inflate.write_decompressed, tarball, plain, _MOST_BYTES)
+        await asyncio.to_thread(decompression.write_decompressed, tarball, plain, _MOST_BYTES)
         await process.run(("sh", "-c", 'umask 022; exec "$@"', "tar", *words), timeout_s=_UNPACK_S)
-    except (HostError, inflate.Refused) as error:
+    except (HostError, decompression.Refused) as error:
         raise BuildError(f"{tarball}: cannot be unpacked: {error}") from error
     finally:
         plain.unlink(missing_ok=True)
@@ -234,8 +234,8 @@ class _Links:
 
 async def _git(path: Path, commit: str, root: Path, progress: Progress) -> Source:
     """Only names the commit: `check_out` brings the tree in the cache to it."""
-    found = await git.commit(path, commit)
-    changed = await git.count_changed_files(found) if commit == "HEAD" else 0
+    found = await git_repository.commit(path, commit)
+    changed = await git_repository.count_changed_files(found) if commit == "HEAD" else 0
     if changed is None:
         progress.note(f"source {path}: what is not committed there is left out; whether there is any is not known")
     elif changed:
@@ -261,7 +261,7 @@ async def check_out(source: Source, commit: Commit, *, clean: bool) -> None:
 
     :raise BuildError: objects of the commit are missing. :raise HostError: this machine's disk or memory is not enough.
     """
-    await git.check_out(commit, source.folder / "git", source.folder / "index", source.tree, clean=clean)
+    await git_repository.check_out(commit, source.folder / "git", source.folder / "index", source.tree, clean=clean)
 
 
 def version(tree: Path) -> str:

@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from testbed.errors import HostError, UsageError
+from testbed.host import paths
 
 
 class Series(enum.Enum):
@@ -19,6 +20,15 @@ class Series(enum.Enum):
     BEFORE = "before"
     AFTER = "after"
     UNKNOWN = "unknown"
+
+
+# The series' own mark: a command carries the memory cgroup of who issued it. v5 as posted calls it mem_css.
+_CHARGES_ISSUER = re.compile(r"->(?:memcg_css|mem_css)\b")
+
+
+def has_series(loop_c: str) -> bool:
+    """Whether drivers/block/loop.c charges the issuer."""
+    return _CHARGES_ISSUER.search(loop_c) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,3 +221,11 @@ def load_table(path: Path) -> KernelTable:
         raise HostError(f"{path}: cannot be read as a kernel table: {error}") from error
     rows = {name: DebianKernel(name=name, **row.model_dump()) for name, row in read.kernels.items()}
     return KernelTable(rows=rows, base=read.base, patched=read.patched)
+
+
+def shipped_table() -> KernelTable:
+    """Return the kernel table that ships with the testbed, `images/kernels.yaml`.
+
+    :raise HostError: as `load_table`.
+    """
+    return load_table(paths.shipped("images") / "kernels.yaml")

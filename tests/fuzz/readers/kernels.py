@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from testbed.guest.debug import kallsyms
-from testbed.store.kernels import debs
-from testbed.store.kernels import image as kernel_image
+from testbed.store.kernels import debs, kernel_image
 from tests.fuzz.readers import place
 
 

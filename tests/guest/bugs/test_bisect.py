@@ -12,9 +12,9 @@ import pytest
 from testbed.host import paths
 from testbed.progress import Silent
 from testbed.store import cache
-from testbed.store.kernels import builder, names, sources
+from testbed.store.kernels import build_names, builder, sources
 from testbed.store.kernels.source_tree import Tree
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels.table import shipped_table
 from tests.guest.bugs.test_museum import MUSEUM, testbed
 from tests.support import eight_commits
 from tests.support.eight_commits import Repository
@@ -25,13 +25,13 @@ pytestmark = pytest.mark.kernels
 @pytest.fixture
 async def repository(tmp_path: Path) -> AsyncIterator[Repository]:
     """Eight commits; afterwards nothing of them is in the cache."""
-    table, root = load_table(paths.shipped("images") / "kernels.yaml"), paths.folders().cache
+    table, root = shipped_table(), paths.folders().cache
     source = await sources.prepare("debian-6.1", table, root, Silent())
     async with cache.locked(cache.build_lock(source.folder), Silent(), "source"):
         Tree(source.folder).put({})
         made = await eight_commits.make(tmp_path / "linux", source.tree)
     yield made
-    for kernel in names.list_names(root):
+    for kernel in build_names.list_names(root):
         if kernel.name.startswith("linux-") and kernel.name.split("-")[1] in {commit[:12] for commit in made.commits}:
             builder.remove_build(kernel.name, root)
     for folder in (root / cache.SOURCES).glob("git-*"):
@@ -49,7 +49,11 @@ async def test_git_bisect_run_finds_the_commit_that_loses_a_charge_and_compare_s
     said = await repository.git("bisect", "run", *words)
     assert f"{repository.loss} is the first bad commit" in said
     root = paths.folders().cache
-    built = [names.find_name(root, kernel) for kernel in names.list_names(root) if kernel.name.startswith("linux-")]
+    built = [
+        build_names.find_name(root, kernel)
+        for kernel in build_names.list_names(root)
+        if kernel.name.startswith("linux-")
+    ]
     compiled = sorted(
         int(cache.read_meta(one.folder)["compiled"]) for one in built if one and str(repository.path) in one.origin
     )

@@ -17,7 +17,7 @@ from testbed.bugs.repro import KernelTries, KernelVerdict, ReproJob, StopRule, t
 from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import process
 from testbed.progress import Silent
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 
 MUSEUM = Path(__file__).parents[3] / "topologies" / "bugs"
 # The pair that every machine has which has run `./tb compare`.

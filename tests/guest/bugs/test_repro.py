@@ -21,7 +21,7 @@ from testbed.bugs.signature import End
 from testbed.guest.factory import GuestFactory
 from testbed.qemu import command_line
 from testbed.report.bugs.results import repro_document
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import trust
 
 # One CPU, so that a guest whose CPU is gone has none left; small, so that many fit.

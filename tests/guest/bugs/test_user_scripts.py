@@ -14,7 +14,7 @@ from testbed.bugs.load import parse_mapping
 from testbed.bugs.outcome import Outcome
 from testbed.bugs.signature import Watch
 from testbed.guest.factory import GuestFactory
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 
 GUEST = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}
 # What the issue was about: the kernel kills the shell of 6.1, whose job bash then prints, with the word that is looked for.

@@ -15,7 +15,7 @@ import pytest
 from benchmarks import kills
 from testbed.guest.factory import GuestFactory
 from testbed.host import resources
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel, load
 from testbed.units import MIB
 from tests.support import places

@@ -9,7 +9,7 @@ from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.metrics import readings
 from testbed.guest.setup import apply
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 from testbed.topology.storage import Loop
 

@@ -28,7 +28,7 @@ from testbed.hashing import file_sha256
 from testbed.qemu import monitor
 from testbed.qemu.monitor import Monitor
 from testbed.store import cache
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 from tests.guest.conftest import Notes
 from tests.support.faults import ALIVE, expect

@@ -17,7 +17,7 @@ from testbed.guest.guest import Guest
 from testbed.hardware.faults import ERRORS, Fault
 from testbed.hardware.latency import NO_DELAY, Latency
 from testbed.hardware.throttle import Throttle
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 
 KINDS = ("virtio", "nvme", "scsi", "nowhere")

@@ -14,7 +14,7 @@ from testbed.errors import CommandFailed, GuestLost, UsageError
 from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.guest.lifecycle import State
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 from testbed.units import MIB
 

@@ -7,7 +7,7 @@ import pytest
 
 from testbed.errors import HostError
 from testbed.guest.factory import GuestFactory
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology.load import parse
 
 THREE = """\

@@ -9,7 +9,7 @@ from benchmarks import durability
 from testbed.errors import TestbedError
 from testbed.guest.factory import GuestFactory
 from testbed.guest.setup import apply
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 
 _RECORDS = 15

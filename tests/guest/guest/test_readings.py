@@ -25,7 +25,7 @@ from testbed.scenarios.harness import Charge, Harness, open_harness
 from testbed.scenarios.runner import Job
 from testbed.scenarios.scenario import Point
 from testbed.scenarios.verdict import Evidence, Gap, Lost, Verdict
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 
 CASE = cases()["read/virtio-blk/ext4"]

@@ -15,7 +15,7 @@ from testbed.guest.guest import Guest
 from testbed.guest.metrics.disk_sampler import BOUNDARIES_NS, DiskSampler, sampling_disks
 from testbed.guest.timeline import LOG, run_timeline
 from testbed.hardware.throttle import Throttle
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 from testbed.topology.timeline import TimelineEntry
 

@@ -12,14 +12,13 @@ from testbed.guest.channels.kernel_log import Kind
 from testbed.guest.factory import open_factory
 from testbed.hardware.faults import Fault
 from testbed.host import paths
-from testbed.store.kernels import files
-from testbed.store.kernels import image as kernel_image
-from testbed.store.kernels.table import load_table
+from testbed.store.kernels import kernel_files, kernel_image
+from testbed.store.kernels.table import shipped_table
 from testbed.topology import GuestModel
 from tests.guest.conftest import Notes
 from tests.support.splat import At, Code, template
 
-KERNELS = load_table(paths.shipped("images") / "kernels.yaml").rows
+KERNELS = shipped_table().rows
 UNKNOWN = "WARNING: a format that nobody knows yet"
 HIDDEN = "BUG: the console does not show this"
 
@@ -160,7 +159,7 @@ def formats(image: mmap.mmap) -> set[str]:
 
 @pytest.mark.parametrize("name", KERNELS)
 async def test_what_a_kernels_image_can_print_of_an_alarm_is_a_finding(notes: Notes, name: str) -> None:
-    kernel = await files.fetch(KERNELS[name], paths.folders().cache, notes)
+    kernel = await kernel_files.fetch(KERNELS[name], paths.folders().cache, notes)
     with kernel_image.vmlinux(kernel.bzimage) as image:
         found = formats(image)
     kinds = {

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from testbed.host import process
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from tests.support import places
 from tests.support.faults import expect
 from tests.support.places import Places

@@ -18,7 +18,7 @@ from testbed.guest.factory import GuestFactory
 from testbed.guest.metrics import readings
 from testbed.guest.metrics.cgroup_sampler import LOG, CgroupSampler, sampling_cgroups
 from testbed.report import formats, results
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 from testbed.units import MIB
 from tests.guest.cli.test_compare import finish, start

@@ -20,7 +20,7 @@ from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.hardware.latency import Latency
 from testbed.qemu import jail_exec
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 from tests.support import places
 from tests.support.values import may_mount

@@ -16,7 +16,7 @@ from testbed.errors import HostError
 from testbed.guest.factory import GuestFactory
 from testbed.host import registry, ssh_proxy
 from testbed.host.facts import JailSupport
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 from testbed.vms import control
 

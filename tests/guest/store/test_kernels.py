@@ -21,8 +21,8 @@ from testbed.scenarios.verdict import Evidence, Gap, Verdict, judge_pair
 from testbed.store import cache
 from testbed.store.kernels.ablations import ABLATIONS
 from testbed.store.kernels.builder import Builder, BuildSpec
-from testbed.store.kernels.files import KernelFiles
-from testbed.store.kernels.table import Series, load_table
+from testbed.store.kernels.kernel_files import KernelFiles
+from testbed.store.kernels.table import Series, shipped_table
 from testbed.topology import GuestModel
 from tests.guest.bugs.test_museum import testbed
 from tests.guest.conftest import Notes
@@ -40,9 +40,7 @@ TWICE = BuildSpec(source="debian-6.1", ablations=("io-charged-twice",))
 @pytest.fixture
 def builder(notes: Notes) -> Builder:
     images = paths.shipped("images")
-    return Builder(
-        table=load_table(images / "kernels.yaml"), root=paths.folders().cache, shipped=images, progress=notes
-    )
+    return Builder(table=shipped_table(), root=paths.folders().cache, shipped=images, progress=notes)
 
 
 async def seen_and_said(

@@ -12,7 +12,7 @@ import pytest
 from testbed.errors import UsageError
 from testbed.guest.factory import GuestFactory
 from testbed.host import process
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 
 pytestmark = pytest.mark.guest

@@ -6,7 +6,7 @@ import pytest
 
 from testbed.guest.factory import GuestFactory
 from testbed.guest.setup import apply
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import Topology, load_points
 
 GALLERY = Path(__file__).parents[3] / "topologies"

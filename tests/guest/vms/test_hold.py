@@ -26,7 +26,7 @@ from testbed.guest.debug import kallsyms as symbols
 from testbed.guest.factory import GuestFactory
 from testbed.guest.guest import Guest
 from testbed.host import process, quota
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 
 SCRIPT = "echo here it is; while read -r line </proc/uptime; do sleep 0.1; done\n"
 GUEST: dict[str, Any] = {"guests": {"g0": {"cpus": 1, "memory": "512M"}}}

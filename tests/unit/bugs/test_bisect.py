@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from testbed.bugs.bisect import BisectAnswer, BisectRange, bisect, most_steps
-from testbed.store.kernels.folders import scan_folder, sort_by_version
+from testbed.store.kernels.folder_scan import scan_folder
+from testbed.store.kernels.versions import sort_by_version
 
 
 def run(good: int, bad: int, answers: dict[int, BisectAnswer]) -> tuple[BisectRange, list[int]]:

@@ -30,7 +30,7 @@ from testbed.report.bugs import results
 from testbed.report.bugs import tables as report
 from testbed.report.bugs.schema import MODELS
 from testbed.report.partial import Partial
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import Series
 from testbed.text import parse_printable_json
 from tests.support import junit as junit_rules

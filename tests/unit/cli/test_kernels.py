@@ -20,8 +20,8 @@ from testbed.store import cache
 from testbed.store.kernels import build_jail
 from testbed.store.kernels import builder as kernel_builds
 from testbed.store.kernels.builder import Builder, BuildSpec
+from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.make_args import MakeArg
-from testbed.store.kernels.make_text import Compiler
 from tests.support import run_results as outcomes
 from tests.support.fake_kernel_source import IMAGES, LOOP_C, PATCH, build, compiled, git, tree_of_two_commits
 from tests.unit.store.kernels.test_patches import mail

@@ -20,7 +20,7 @@ from testbed.scenarios import runner
 from testbed.scenarios.runner import Job
 from testbed.scenarios.scenario import Case, Point, Scenario
 from testbed.scenarios.verdict import Evidence, Gap, Verdict
-from testbed.store.kernels.files import KernelFiles
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.topology import GuestModel
 from testbed.units import GIB
 from tests.support.values import host

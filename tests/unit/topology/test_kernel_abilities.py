@@ -12,11 +12,9 @@ from testbed.bugs import load as load_bug
 from testbed.errors import TopologyError, UsageError
 from testbed.hardware.commands import MACHINE_VERBS
 from testbed.hardware.disk_kinds import DISK_KINDS
-from testbed.host.paths import shipped
 from testbed.store import cache
-from testbed.store.kernels import config_fragments
-from testbed.store.kernels import files as kernel_files
-from testbed.store.kernels.table import KernelTable, Series, load_table
+from testbed.store.kernels import config_fragments, kernel_files
+from testbed.store.kernels.table import KernelTable, Series, shipped_table
 from testbed.topology import kernel_abilities, kernel_features, load_points
 from testbed.topology.cgroups import Cgroup, Controller
 from testbed.topology.filesystems import FILESYSTEMS
@@ -25,7 +23,7 @@ from testbed.topology.model import GuestModel
 from testbed.topology.storage import Dm, Md
 from tests.support.values import host_limits
 
-TABLE = load_table(shipped("images") / "kernels.yaml")
+TABLE = shipped_table()
 HOST_BYTES = 1 << 40
 # What Debian's cloud kernels of 5.10 to 6.12 have, but for f2fs and io.latency.
 CLOUD = """\

@@ -18,11 +18,11 @@ from testbed.host.quota import Quota
 from testbed.progress import Silent
 from testbed.store import cache, gc
 from testbed.store.image import Image
-from testbed.store.kernels import builder, files, install_remains, names
+from testbed.store.kernels import build_names, builder, interrupted_build, kernel_files
 from testbed.store.kernels.builder import Builder, BuildSpec
+from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.make_args import MakeArg
-from testbed.store.kernels.make_text import Compiler
-from testbed.store.kernels.table import Series, load_table
+from testbed.store.kernels.table import Series, shipped_table
 from tests.support.fake_kernel_source import IMAGES, PATCH, build, compiled, git, tree_of_two_commits
 from tests.support.values import host
 from tests.unit.store.kernels.test_table import TABLE
@@ -49,12 +49,12 @@ def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path,
     assert (base.name, base.series, patched.series) == ("built-mine", Series.BEFORE, Series.AFTER)
     assert "with 1 patch (" in patched.origin and base.config is not None
     assert base.bzimage.read_bytes() != patched.bzimage.read_bytes() and compiled(root) == 2
-    found = asyncio.run(files.fetch(TABLE.resolve("built-mine"), root, Silent()))
+    found = asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
     assert found == base and found.release == "6.9.0-test"
     # What was built is not built again.
     assert build(root, BuildSpec(source=f"{tree}@main~1"), "again").folder == base.folder and compiled(root) == 2
     builder.remove_build("built-again", root)
-    assert {one.spec for one in names.list_names(root)} == {"built-mine", patched.name}
+    assert {one.spec for one in build_names.list_names(root)} == {"built-mine", patched.name}
     builder.remove_build("mine", root)
     assert not base.folder.exists()
     with pytest.raises(UsageError, match="built-mine: there is none"):
@@ -62,7 +62,7 @@ def test_a_pair_of_one_tree_is_built_under_names_that_verbs_know(tmp_path: Path,
     with pytest.raises(
         UsageError, match="built-mine: expected one that `testbed kernel build` made; there are: built-linux"
     ):
-        asyncio.run(files.fetch(TABLE.resolve("built-mine"), root, Silent()))
+        asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
 
 
 def age(folder: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_built_kernel_and_its_source_are_of_use_whenever_they_are_used(tmp_pat
     (source,) = root.glob("sources/git-*/")
     for folder in (kernel.folder, source):
         age(folder)
-    asyncio.run(files.fetch(TABLE.resolve("built-mine"), root, Silent()))
+    asyncio.run(kernel_files.fetch(TABLE.resolve("built-mine"), root, Silent()))
     assert {piece.folder for piece in gc.list_pieces(root) if piece.used > began} == {kernel.folder}
     age(kernel.folder)
     build(root, BuildSpec(source=str(tree)), "mine")
@@ -166,7 +166,7 @@ def test_after_a_reboot_nothing_of_a_build_that_was_killed_is_trusted(tmp_path: 
     root, said = tmp_path / "cache", Notes()
     build(root, BuildSpec(source=f"{tree}@main~1"))
     (output,) = root.glob("sources/*/out-*")
-    mark = install_remains.records(output) / install_remains.MARK
+    mark = interrupted_build.records(output) / interrupted_build.MARK
     mark.write_text("another boot\n")
     (output / "loop.o").write_text("half of it")
     (kernel,) = root.glob("kernels/*/bzImage")
@@ -273,7 +273,7 @@ def test_a_tarball_is_a_source(tmp_path: Path, tree: Path) -> None:
 @pytest.mark.parametrize("name", ["../x", "", "a b", "built/x"])
 def test_a_name_is_a_word(name: str) -> None:
     with pytest.raises(UsageError, match="expected a name"):
-        load_table(IMAGES / "kernels.yaml").resolve(f"built-{name}")
+        shipped_table().resolve(f"built-{name}")
 
 
 @pytest.mark.parametrize("folder", ["my linux", "_x", "a+b", "ü", "-", "l" * 90])
@@ -284,7 +284,7 @@ def test_a_pair_has_two_names_whatever_its_folder_is_called(tmp_path: Path, fold
     patched = build(tmp_path / "cache", BuildSpec(source=f"{tree}@main~1", series=(tmp_path / "series.patch",)))
     assert base.name != patched.name and (base.series, patched.series) == (Series.BEFORE, Series.AFTER)
     for made in (base, patched):
-        assert asyncio.run(files.fetch(TABLE.resolve(made.name), tmp_path / "cache", Silent())) == made
+        assert asyncio.run(kernel_files.fetch(TABLE.resolve(made.name), tmp_path / "cache", Silent())) == made
 
 
 def test_a_kernel_that_was_removed_half_way_is_built_again(

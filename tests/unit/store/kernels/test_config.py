@@ -8,10 +8,10 @@ import pytest
 
 from testbed.errors import BuildError
 from testbed.scenarios.catalogue import SCENARIOS
-from testbed.store.kernels import config_fragments, config_needs, kconfig, make_args, make_text
+from testbed.store.kernels import compiler, config_fragments, config_needs, kconfig, make_args, make_output, table
 from testbed.store.kernels.ablations import ABLATIONS, apply_ablation
+from testbed.store.kernels.compiler import Compiler
 from testbed.store.kernels.config_fragments import LostOption, Option
-from testbed.store.kernels.make_text import Compiler
 
 KCONFIG = Path(__file__).parents[4] / "images/kconfig"
 FILES = {
@@ -157,7 +157,7 @@ def test_what_is_needed_and_lacking_is_named_with_who_needs_it() -> None:
 def test_a_key_holds_all_that_makes_a_kernel() -> None:
     gcc, clang = Compiler(version="gcc 12", through_ccache=False), make_args.parse(["LLVM=1"])
     keys = [
-        make_text.build_key(*one)
+        compiler.build_key(*one)
         for one in (
             ("source", {"a.c": "1"}, "CONFIG_A=y", gcc),
             ("other", {"a.c": "1"}, "CONFIG_A=y", gcc),
@@ -170,39 +170,41 @@ def test_a_key_holds_all_that_makes_a_kernel() -> None:
     assert len(set(keys)) == len(keys)
     # ccache changes no byte, and what is not said changes no key of before.
     assert (
-        make_text.build_key("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, through_ccache=True))
+        compiler.build_key("source", {"a.c": "1"}, "CONFIG_A=y", replace(gcc, through_ccache=True))
         == keys[0]
         == "1c7d78c3d647a55b"
     )
 
 
 def test_progress_counts_objects_and_tells_the_time_that_is_left() -> None:
-    assert make_text.compiled_object("  CC      drivers/block/loop.o") == "drivers/block/loop.o"
-    assert make_text.compiled_object("  CC [M]  fs/xfs/xfs.o") == "fs/xfs/xfs.o"
-    assert make_text.compiled_object("  LD      vmlinux.o") is None
-    assert make_text.progress(0, 10, 1000, 5) == (0.01, "10 of about 1000 objects")
-    assert make_text.progress(500, 100, 1000, 60) == (0.6, "600 of about 1000 objects, about 4 min left")
-    assert make_text.progress(1000, 3, 1000, 60) == (None, "3 objects")
+    assert make_output.compiled_object("  CC      drivers/block/loop.o") == "drivers/block/loop.o"
+    assert make_output.compiled_object("  CC [M]  fs/xfs/xfs.o") == "fs/xfs/xfs.o"
+    assert make_output.compiled_object("  LD      vmlinux.o") is None
+    assert make_output.progress(0, 10, 1000, 5) == (0.01, "10 of about 1000 objects")
+    assert make_output.progress(500, 100, 1000, 60) == (0.6, "600 of about 1000 objects, about 4 min left")
+    assert make_output.progress(1000, 3, 1000, 60) == (None, "3 objects")
 
 
 def test_the_first_error_of_a_compiler_is_shown() -> None:
     said = "warning: x\ndrivers/block/loop.c:12:3: error: unknown type\n   12 | foo\nmake[3]: *** [loop.o] Error 1\nlate: error: y\n"
-    assert make_text.first_error(said).splitlines()[0] == "drivers/block/loop.c:12:3: error: unknown type"
-    assert "unknown type" in make_text.first_error(said) and make_text.first_error("") == "make gave no reason"
+    assert make_output.first_error(said).splitlines()[0] == "drivers/block/loop.c:12:3: error: unknown type"
+    assert "unknown type" in make_output.first_error(said) and make_output.first_error("") == "make gave no reason"
 
 
 def test_a_failure_of_the_machine_is_told_from_one_of_the_source_that_is_quoted() -> None:
     killed = "gcc: fatal error: Killed signal terminated program cc1"
-    assert make_text.machine_error(f"a.c:1: warning: x\n{killed}\ncompilation terminated.\n") == killed
+    assert make_output.machine_error(f"a.c:1: warning: x\n{killed}\ncompilation terminated.\n") == killed
     assert (
-        make_text.machine_error('a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n')
+        make_output.machine_error(
+            'a.c:12:3: error: unknown type\n   12 | say("No space left on device");\n      | ^~~\n'
+        )
         is None
     )
 
 
 def test_the_series_is_seen_in_the_source() -> None:
-    assert make_text.has_series("cmd->memcg_css = NULL;") and make_text.has_series("css_put(cmd->mem_css);")
-    assert not make_text.has_series("cmd->css = NULL;")
+    assert table.has_series("cmd->memcg_css = NULL;") and table.has_series("css_put(cmd->mem_css);")
+    assert not table.has_series("cmd->css = NULL;")
 
 
 def only(text: str) -> Callable[[str], str | None]:

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from testbed.store import cache
-from testbed.store.kernels import build_jail, builder, install_remains
+from testbed.store.kernels import build_jail, builder, interrupted_build
 from testbed.store.kernels.builder import BuildSpec
-from testbed.store.kernels.make_text import Compiler
+from testbed.store.kernels.compiler import Compiler
 from tests.support.fake_kernel_source import build, git, tree_of_two_commits
 from tests.unit.store.kernels.test_builder import Notes
 
@@ -75,15 +75,15 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 _BUILD = """\
 import sys
 from pathlib import Path
-from testbed.store.kernels.make_text import Compiler
-from testbed.store.kernels import builder as kernel_builds
+from testbed.store.kernels.compiler import Compiler
+from testbed.store.kernels import builder
 from tests.support.fake_kernel_source import build
 
 async def found(args=()):
     return Compiler(version="gcc 12", through_ccache=False)
 
-kernel_builds.find_compiler = found
-build(Path(sys.argv[1]), kernel_builds.BuildSpec(source=sys.argv[2], jobs=4), "mine")
+builder.find_compiler = found
+build(Path(sys.argv[1]), builder.BuildSpec(source=sys.argv[2], jobs=4), "mine")
 """
 
 
@@ -149,7 +149,7 @@ def test_the_object_that_was_being_written_is_made_again_and_the_finished_ones_s
     assert [note for note in notes.said if "its last build was broken off" in note]
     again = cache.read_meta(built.folder)["compiled"]
     assert 1 <= again <= _OBJECTS // 2, again
-    assert not list(root.glob(f"sources/*/records-*/{install_remains.MARK}"))
+    assert not list(root.glob(f"sources/*/records-*/{interrupted_build.MARK}"))
 
 
 @pytest.mark.slow
@@ -204,25 +204,27 @@ _OURS = {".config", "include/config/auto.conf", "include/generated/autoconf.h", 
 
 @pytest.mark.parametrize("prepared", [True, False])
 def test_only_what_a_recipe_has_ended_for_is_whole(tmp_path: Path, prepared: bool) -> None:
-    output, records = tmp_path / "out", install_remains.records(tmp_path / "out")
+    output, records = tmp_path / "out", interrupted_build.records(tmp_path / "out")
     output.mkdir()
     (output / "old.o").write_text("of a build before")
     while True:  # until the clock of files has gone on
-        install_remains.begin(output)
-        if (records / install_remains.MARK).stat().st_mtime_ns > (output / "old.o").stat().st_ctime_ns:
+        interrupted_build.begin(output)
+        if (records / interrupted_build.MARK).stat().st_mtime_ns > (output / "old.o").stat().st_ctime_ns:
             break
     said = _SAID.replace("OUTPUT", str(output))
     said = said if prepared else "".join(line for line in said.splitlines(keepends=True) if "loop.o\n" not in line)
-    (records / install_remains.LOG).write_text(
+    (records / interrupted_build.LOG).write_text(
         said + "  CALL    scripts/checksyscalls.sh\n" * 20 + "  CC      kernel/half"
     )
     for name in _WHOLE | _TOOLS | _NOT | _OURS:
         (output / name).parent.mkdir(parents=True, exist_ok=True)
         (output / name).write_text("x")
-    found = {str(path.relative_to(output)) for path in install_remains.suspect_objects(output)}
+    found = {str(path.relative_to(output)) for path in interrupted_build.suspect_objects(output)}
     loop = {"drivers/block/loop.o", "drivers/block/.loop.o.cmd"}
     assert found == _NOT | (set() if prepared else _TOOLS | loop)
     # Where make could not hold a line back until its recipe had ended, none counts.
-    with (records / install_remains.LOG).open("a") as log:
+    with (records / interrupted_build.LOG).open("a") as log:
         log.write("\nmake[1]: warning: cannot open output-sync lock file, suppressing output-sync.\n")
-    assert {str(path.relative_to(output)) for path in install_remains.suspect_objects(output)} == _NOT | _TOOLS | _WHOLE
+    assert {
+        str(path.relative_to(output)) for path in interrupted_build.suspect_objects(output)
+    } == _NOT | _TOOLS | _WHOLE

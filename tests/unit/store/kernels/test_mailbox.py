@@ -16,10 +16,10 @@ import pytest
 from testbed.errors import BuildError, UsageError
 from testbed.store.kernels import mailbox
 from testbed.store.kernels.mailbox import Selection, Tag
-from testbed.store.kernels.series_files import read_patches
+from testbed.store.kernels.patch_files import read_patches
 from testbed.store.kernels.source_tree import Tree
 from tests.support.fake_kernel_source import git
-from tests.unit.store.kernels.test_image import through
+from tests.unit.store.kernels.test_kernel_image import through
 from tests.unit.store.kernels.test_patches import diff, mail
 
 LOOP = "".join(f"line {number}\n" for number in range(1, 41))

@@ -10,7 +10,7 @@ import pytest
 from testbed.errors import HostError, UsageError
 from testbed.host import process
 from testbed.store.kernels import make, make_args
-from testbed.store.kernels.make_text import Compiler
+from testbed.store.kernels.compiler import Compiler
 
 
 def program(folder: Path, name: str, version: str) -> str:

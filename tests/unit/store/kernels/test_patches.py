@@ -10,8 +10,8 @@ import pytest
 from testbed.errors import BuildError
 from testbed.store.kernels import mailbox
 from testbed.store.kernels.ablations import Ablation, Edit
+from testbed.store.kernels.patch_files import read_patches
 from testbed.store.kernels.patches import Patch
-from testbed.store.kernels.series_files import read_patches
 from testbed.store.kernels.source_tree import Content, Tree, digests
 
 LOOP = "".join(f"line {number}\n" for number in range(1, 31))

@@ -5,7 +5,7 @@ import pytest
 
 from testbed.errors import HostError, UsageError
 from testbed.store.apt import Package
-from testbed.store.kernels import files, image
+from testbed.store.kernels import kernel_files, kernel_image
 from testbed.store.kernels.table import DebianKernel, LocalKernel, Series, load_table
 
 ROOT = Path(__file__).parents[4]
@@ -71,7 +71,7 @@ def test_a_broken_table_is_an_error_with_its_file(tmp_path: Path) -> None:
 
 def test_the_release_is_read_from_the_header(tmp_path: Path) -> None:
     (tmp_path / "k").write_bytes(bzimage("6.9.0-test"))
-    assert image.kernel_release(tmp_path / "k") == "6.9.0-test"
+    assert kernel_image.kernel_release(tmp_path / "k") == "6.9.0-test"
 
 
 @pytest.mark.parametrize(
@@ -86,14 +86,14 @@ def test_the_release_is_read_from_the_header(tmp_path: Path) -> None:
 def test_what_is_no_bzimage_is_refused(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "k").write_bytes(data)
     with pytest.raises(UsageError, match=message):
-        image.kernel_release(tmp_path / "k")
+        kernel_image.kernel_release(tmp_path / "k")
 
 
 def test_a_local_kernel_is_keyed_by_its_content(tmp_path: Path) -> None:
     (tmp_path / "k").write_bytes(bzimage())
-    first = files.kernel_folder(TABLE.resolve(str(tmp_path / "k")), tmp_path)
+    first = kernel_files.kernel_folder(TABLE.resolve(str(tmp_path / "k")), tmp_path)
     (tmp_path / "k").write_bytes(bzimage("6.9.1"))
-    assert files.kernel_folder(TABLE.resolve(str(tmp_path / "k")), tmp_path) != first
+    assert kernel_files.kernel_folder(TABLE.resolve(str(tmp_path / "k")), tmp_path) != first
 
 
 class Archive:
@@ -112,5 +112,5 @@ async def test_of_a_metapackage_all_packages_with_files_of_the_kernel_are_fetche
     archive = Archive(
         {"linux-image-cloud-amd64": (f"linux-image-{release}",), f"linux-image-{release}": ("dracut", "kmod", *parts)}
     )
-    found = await files.closure(archive, "linux-image-cloud-amd64")  # type: ignore[arg-type]  # it has all that is asked
+    found = await kernel_files.closure(archive, "linux-image-cloud-amd64")  # type: ignore[arg-type]  # it has all that is asked
     assert sorted(package.name for package in found) == sorted((f"linux-image-{release}", *parts))

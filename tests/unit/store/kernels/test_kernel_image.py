@@ -13,8 +13,8 @@ import pytest
 
 from testbed.errors import ToolMissing, UsageError
 from testbed.host import process
-from testbed.store import inflate
-from testbed.store.kernels import image as kernel_image
+from testbed.store import decompression
+from testbed.store.kernels import kernel_image
 from tests.unit.store.kernels.test_table import bzimage
 
 CONFIG = "# Linux/x86_64 6.9.0 Kernel Configuration\nCONFIG_64BIT=y\n"
@@ -65,36 +65,39 @@ def whole(compressed: bytes, *, with_size: bool, release: str = "6.9.0-test") ->
 @pytest.mark.parametrize("how", COMPRESSORS)
 def test_each_format_is_known_by_its_magic_and_unpacked_within_a_limit(tmp_path: Path, how: str) -> None:
     (tmp_path / "file").write_bytes(COMPRESSORS[how](TEXT))
-    assert inflate.form_of_file(tmp_path / "file") == how
-    assert inflate.read_decompressed(tmp_path / "file", len(TEXT)) == TEXT
-    with pytest.raises(inflate.Refused, match=r"file: expected at most 4.9K when it is unpacked, got more"):
-        inflate.read_decompressed(tmp_path / "file", len(TEXT) - 1)
+    assert decompression.form_of_file(tmp_path / "file") == how
+    assert decompression.read_decompressed(tmp_path / "file", len(TEXT)) == TEXT
+    with pytest.raises(decompression.Refused, match=r"file: expected at most 4.9K when it is unpacked, got more"):
+        decompression.read_decompressed(tmp_path / "file", len(TEXT) - 1)
 
 
 @pytest.mark.parametrize("how", ["gzip", "bzip2", "xz", "zstd"])
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path, how: str) -> None:
     (tmp_path / "file").write_bytes(COMPRESSORS[how](bytes(range(256)) * 64)[:-9])
-    with pytest.raises(inflate.Refused, match="file: cannot be unpacked: "):
-        inflate.read_decompressed(tmp_path / "file", 1 << 20)
+    with pytest.raises(decompression.Refused, match="file: cannot be unpacked: "):
+        decompression.read_decompressed(tmp_path / "file", 1 << 20)
 
 
 def test_a_bomb_takes_no_more_than_the_limit(tmp_path: Path) -> None:
     (tmp_path / "bomb").write_bytes(gzip.compress(bytes(1 << 26)))
-    with (tmp_path / "bomb").open("rb") as file, pytest.raises(inflate.Refused, match="at most 2M"):
-        assert max(len(piece) for piece in inflate.decompress_pieces(file, "bomb", 2 << 20)) <= 1 << 20
+    with (tmp_path / "bomb").open("rb") as file, pytest.raises(decompression.Refused, match="at most 2M"):
+        assert max(len(piece) for piece in decompression.decompress_pieces(file, "bomb", 2 << 20)) <= 1 << 20
     # A dictionary is memory that is taken before the first byte.
     greedy = bytearray(lzma.compress(TEXT, lzma.FORMAT_ALONE))
     struct.pack_into("<I", greedy, 1, 1536 << 20)
     (tmp_path / "greedy").write_bytes(greedy)
-    with pytest.raises(inflate.Refused, match="greedy: cannot be unpacked: Memory usage limit exceeded"):
-        inflate.read_decompressed(tmp_path / "greedy", 1 << 20)
+    with pytest.raises(decompression.Refused, match="greedy: cannot be unpacked: Memory usage limit exceeded"):
+        decompression.read_decompressed(tmp_path / "greedy", 1 << 20)
 
 
 def test_several_streams_are_one_file_and_what_is_not_compressed_is_its_own(tmp_path: Path) -> None:
     (tmp_path / "two").write_bytes(gzip.compress(b"one ") + gzip.compress(b"two") + bytes(8))
-    assert inflate.read_decompressed(tmp_path / "two", 100) == b"one two"
+    assert decompression.read_decompressed(tmp_path / "two", 100) == b"one two"
     (tmp_path / "plain").write_bytes(TEXT)
-    assert (inflate.form_of_file(tmp_path / "plain"), inflate.read_decompressed(tmp_path / "plain", len(TEXT))) == (
+    assert (
+        decompression.form_of_file(tmp_path / "plain"),
+        decompression.read_decompressed(tmp_path / "plain", len(TEXT)),
+    ) == (
         None,
         TEXT,
     )
@@ -104,7 +107,7 @@ def test_a_program_that_is_not_there_is_named_with_its_package(tmp_path: Path, m
     monkeypatch.setattr(process, "find_path", lambda tool: None)
     (tmp_path / "file").write_bytes(b"\x02\x21\x4c\x18")
     with pytest.raises(ToolMissing, match="apt-get install lz4"):
-        inflate.read_decompressed(tmp_path / "file", 100)
+        decompression.read_decompressed(tmp_path / "file", 100)
 
 
 @pytest.mark.parametrize("how", COMPRESSORS)

@@ -17,13 +17,11 @@ from testbed.cli import _refused
 from testbed.errors import HostError, UsageError
 from testbed.host import process
 from testbed.progress import Silent
-from testbed.store.kernels import config_needs, debs, fit
-from testbed.store.kernels import files as kernel_files
-from testbed.store.kernels import modules as module_tree
-from testbed.store.kernels.files import KernelFiles
-from testbed.store.kernels.image import Header
+from testbed.store.kernels import boot_check, config_needs, debs, kernel_files, module_tree
+from testbed.store.kernels.kernel_files import KernelFiles
+from testbed.store.kernels.kernel_image import Header
 from testbed.store.kernels.table import LocalKernel, file_name, files_of
-from tests.unit.store.kernels.test_image import kernel, through, whole
+from tests.unit.store.kernels.test_kernel_image import kernel, through, whole
 from tests.unit.store.kernels.test_table import TABLE
 
 RELEASE = "6.9.0-test"
@@ -148,8 +146,8 @@ def test_what_scenarios_need_is_asked_before_they_run(given: Path, tmp_path: Pat
             UsageError,
             match=rf"kernel bzImage: no scenario can say anything of it; .* lacks\n  CONFIG_{option}=y: every",
         ):
-            fit.check_for_scenarios(found.name, found.config)
-    fit.check_for_scenarios("unknown", None)
+            boot_check.check_for_scenarios(found.name, found.config)
+    boot_check.check_for_scenarios("unknown", None)
 
 
 def test_a_kernel_without_a_configuration_is_taken_with_a_note(given: Path, tmp_path: Path) -> None:
@@ -193,7 +191,7 @@ def test_debians_version_is_that_of_the_banner() -> None:
         size_bytes=0,
         payload=None,
     )
-    assert [fit._is_of(version, header) for version in ("6.1.192", "6.1.0", "6.1.19", "6.1", "5.10.0")] == [
+    assert [boot_check._is_of(version, header) for version in ("6.1.192", "6.1.0", "6.1.19", "6.1", "5.10.0")] == [
         True,
         True,
         *[False] * 3,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from testbed.errors import UsageError
 from testbed.host import tempdirs
-from testbed.store import inflate
+from testbed.store import decompression
 from testbed.units import format_size
 
 # A kernel with KASAN and everything built in unpacks to some 0.4 GiB; its bzImage is smaller than that.
@@ -30,7 +30,7 @@ _FIELDS_BYTES, _PAYLOAD_VERSION = 0x250, 0x0208
 _CONFIG_START, _CONFIG_END = b"IKCFG_ST", b"IKCFG_ED"
 
 
-class UnknownImage(inflate.Refused):
+class UnknownImage(decompression.Refused):
     """A bzImage's kernel is compressed in a way that is not known here."""
 
 
@@ -56,21 +56,21 @@ def header(path: Path, name: str | None = None) -> Header:
     try:
         with path.open("rb") as file:
             head = b""
-            for piece in inflate.decompress_pieces(file, name, MOST_BYTES):
+            for piece in decompression.decompress_pieces(file, name, MOST_BYTES):
                 head += piece
                 if len(head) >= _HEAD_BYTES:
                     break
         # Of a compressed file the whole size is known only where it is small.
         size_bytes = (
             path.stat().st_size
-            if inflate.form_of_file(path) is None
+            if decompression.form_of_file(path) is None
             else len(head)
             if len(head) < _HEAD_BYTES
             else None
         )
     except OSError as error:
         raise why_unreadable(path, error) from error
-    except inflate.Refused as error:
+    except decompression.Refused as error:
         raise UsageError(str(error)) from error
     if len(head) < _FIELDS_BYTES or head[0x202:0x206] != b"HdrS":
         raise UsageError(
@@ -105,8 +105,8 @@ def write_plain(path: Path, target: Path) -> None:
     """
     header(path)
     try:
-        inflate.write_decompressed(path, target, MOST_BYTES)
-    except inflate.Refused as error:
+        decompression.write_decompressed(path, target, MOST_BYTES)
+    except decompression.Refused as error:
         raise UsageError(str(error)) from error
     header(target, str(path))
 
@@ -124,7 +124,7 @@ def vmlinux(path: Path, name: str | None = None) -> Iterator[mmap.mmap]:
             _unpack(path, name or str(path), folder / "payload", folder / "vmlinux")
         except UnknownImage:
             raise
-        except inflate.Refused as error:
+        except decompression.Refused as error:
             raise UsageError(str(error)) from error
         with (folder / "vmlinux").open("rb") as kernel, mmap.mmap(kernel.fileno(), 0, access=mmap.ACCESS_READ) as image:
             yield image
@@ -138,9 +138,9 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
     at, length = found
     with path.open("rb") as file, payload.open("wb") as part:
         file.seek(at)
-        head = file.read(inflate.HEAD_BYTES)
+        head = file.read(decompression.HEAD_BYTES)
         file.seek(at)
-        form = inflate.compression_form(head)
+        form = decompression.compression_form(head)
         if form is None:
             raise UnknownImage(
                 f"{name}: expected a kernel that gzip, bzip2, lzma, xz, lzo, lz4 or zstd has compressed, got {head.hex()}"
@@ -152,11 +152,11 @@ def _unpack(path: Path, name: str, payload: Path, kernel: Path) -> None:
             left -= len(data)
     head = b""
     with payload.open("rb") as file, kernel.open("wb") as made:
-        for piece in inflate.decompress_pieces(file, name, MOST_BYTES):
+        for piece in decompression.decompress_pieces(file, name, MOST_BYTES):
             head = head or piece[:4]
             made.write(piece)
     if head != b"\x7fELF":
-        raise inflate.Refused(f"{name}: expected a kernel in it, an ELF file, found none")
+        raise decompression.Refused(f"{name}: expected a kernel in it, an ELF file, found none")
 
 
 def config(image: mmap.mmap | bytes) -> str | None:

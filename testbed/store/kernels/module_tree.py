@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from testbed.errors import UsageError
-from testbed.store import inflate
+from testbed.store import decompression
 from testbed.store.initramfs import module_name
-from testbed.store.kernels.image import why_unreadable
+from testbed.store.kernels.kernel_image import why_unreadable
 from testbed.units import format_size
 
 # amdgpu.ko with its debug information has some 0.4 GiB; Debian's kernel for all machines has 4,000 modules, below 8 folders, of 0.5 GiB.
@@ -142,7 +142,7 @@ def _vermagic(path: Path) -> bytes | None:
     window = b""
     try:
         with path.open("rb") as file:
-            for piece in inflate.decompress_pieces(file, str(path), MOST_BYTES):
+            for piece in decompression.decompress_pieces(file, str(path), MOST_BYTES):
                 window += piece
                 _, found, rest = window.partition(_MAGIC)
                 magic, ended, _ = rest.partition(b"\0")
@@ -151,7 +151,7 @@ def _vermagic(path: Path) -> bytes | None:
                 window = found + rest if found else window[-len(_MAGIC) :]
     except OSError as error:
         raise why_unreadable(path, error) from error
-    except inflate.Refused as error:
+    except decompression.Refused as error:
         raise UsageError(str(error)) from error
     return None
 
@@ -162,10 +162,10 @@ def read_modules(path: Path) -> bytes:
     :raise UsageError: it is damaged, too large, or cannot be read.
     """
     try:
-        return inflate.read_decompressed(path, MOST_BYTES)
+        return decompression.read_decompressed(path, MOST_BYTES)
     except OSError as error:
         raise why_unreadable(path, error) from error
-    except inflate.Refused as error:
+    except decompression.Refused as error:
         raise UsageError(str(error)) from error
 
 
@@ -183,8 +183,8 @@ def unpack_modules(folder: Path, order: Sequence[str], into: Path) -> tuple[str,
         if source not in tree.files:
             raise UsageError(f"modules.dep: expected paths of modules that are given, got {path[:200]!r}")
         try:
-            inflate.write_decompressed(source, into / name, left_bytes)
-        except inflate.Refused as error:
+            decompression.write_decompressed(source, into / name, left_bytes)
+        except decompression.Refused as error:
             raise UsageError(f"{error}: of modules that reach the root disk, and of all of them together") from error
         left_bytes -= (into / name).stat().st_size
         made[name] = None
@@ -206,12 +206,12 @@ def copy_modules(folder: Path, target: Path) -> Tree:
         try:
             if path.name.endswith(".ko.gz"):
                 made = made.with_name(made.name.removesuffix(".gz"))
-                inflate.write_decompressed(path, made, min(MOST_BYTES, left_bytes))
+                decompression.write_decompressed(path, made, min(MOST_BYTES, left_bytes))
             else:
                 shutil.copyfile(path, made)
         except PermissionError as error:
             raise why_unreadable(path, error) from error
-        except inflate.Refused as error:
+        except decompression.Refused as error:
             raise UsageError(str(error)) from error
         left_bytes -= made.stat().st_size
         if left_bytes < 0:

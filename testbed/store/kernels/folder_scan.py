@@ -8,7 +8,8 @@ from pathlib import Path
 
 from testbed.errors import UsageError
 from testbed.hashing import file_sha256
-from testbed.store.kernels import image as kernel_image
+from testbed.store.kernels import kernel_image
+from testbed.store.kernels.versions import sort_by_version
 
 # Packages with a kernel in them; linux-image-amd64 and the like only depend on one. From 7.x on Debian's is in linux-binary-RELEASE.
 _IMAGE = re.compile(r"linux-(?:image-unsigned|image|binary)-(?P<release>\d.*?)(?P<debug>-dbg|-dbgsym)?")
@@ -97,36 +98,3 @@ def _modules(path: Path) -> tuple[Path, ...]:
     except UsageError:
         return ()  # a damaged one: that is for who tries it
     return (modules,) if modules.is_dir() else ()
-
-
-def sort_by_version(files: list[Path]) -> list[Path]:
-    """Files of kernels by version: numbers in their names count as numbers, and a release candidate comes before its release."""
-    return sorted(files, key=lambda path: version_key(path.name))
-
-
-def version_key(name: str) -> tuple[tuple[int, int, str], ...]:
-    """What a version sorts by."""
-    key: list[tuple[int, int, str]] = []
-    word, number = "", ""
-    for character in f"{name}\0":
-        if character.isdigit():
-            if word:
-                key.append(_word(word))
-                word = ""
-            number += character
-            continue
-        if number:
-            key.append((2, int(number), ""))
-            number = ""
-        if character.isalpha() or character == "~":
-            word += character
-        elif word:
-            key.append(_word(word))
-            word = ""
-    # The end of a name is after a candidate's mark, and before anything more.
-    return (*key, (1, 0, ""))
-
-
-def _word(word: str) -> tuple[int, int, str]:
-    early = word.startswith("~") or word in ("rc", "alpha", "beta")
-    return (0, 0, word) if early else (3, 0, word)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from testbed.errors import BuildError
-from testbed.store import inflate
+from testbed.store import decompression
 from testbed.store.kernels import mailbox, patches
 from testbed.store.kernels.mailbox import EVERYTHING, Message, Selection
 from testbed.store.kernels.patches import Patch
@@ -104,6 +104,6 @@ def _bytes(path: Path, of: Path | None = None) -> bytes:
     if of is not None and not Path(os.path.realpath(path)).is_relative_to(of.resolve()):
         raise BuildError(f"{path}: expected a file of {of}, got one that lies elsewhere")
     try:
-        return inflate.read_decompressed(path, _MOST_BYTES)
-    except inflate.Refused as error:
+        return decompression.read_decompressed(path, _MOST_BYTES)
+    except decompression.Refused as error:
         raise BuildError(f"{error}; a series of patches has at most {format_size(_MOST_BYTES)}") from error

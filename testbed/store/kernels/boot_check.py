@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from testbed.errors import BuildError, ToolMissing, UsageError
-from testbed.store.kernels import config_fragments, config_needs
-from testbed.store.kernels import image as kernel_image
-from testbed.store.kernels import modules as module_tree
+from testbed.store.kernels import config_fragments, config_needs, kernel_image, module_tree
 from testbed.store.kernels.config_fragments import Option
-from testbed.store.kernels.image import Header
+from testbed.store.kernels.kernel_image import Header
 from testbed.units import format_size
 
 # The first lines of every configuration that the kernel's tools have written.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from testbed.errors import BuildError, HostError
 from testbed.host import process, tempdirs, untrusted_files
-from testbed.store.kernels import make_text
+from testbed.store.kernels import make_output
 from testbed.units import MIB
 
 _ASK_S, _COMPARE_S, _CHECK_OUT_S = 60, 300, 1800
@@ -128,7 +128,7 @@ async def check_out(found: Commit, own: Path, index: Path, tree: Path, *, clean:
         argv = ("sh", "-c", 'umask 022; exec "$@"', "git", *_GIT, *words)
         done = await process.run(argv, env=where, folder=tree, timeout_s=_CHECK_OUT_S, check=False)
         if done.status != 0:
-            if (line := make_text.machine_error(done.stderr)) is not None:
+            if (line := make_output.machine_error(done.stderr)) is not None:
                 raise HostError(f"source {found.folder}: its commit cannot be checked out: {line}")
             said = (done.stderr.strip().splitlines() or ["git gave no reason"])[-1]
             raise BuildError(

@@ -17,10 +17,8 @@ from testbed.store import cache, checksums
 from testbed.store.apt import Package, PrivateApt
 from testbed.store.ext4 import make_ext4
 from testbed.store.initramfs import module_order
-from testbed.store.kernels import debs, image, names
-from testbed.store.kernels import fit as kernel_fit
-from testbed.store.kernels import modules as module_tree
-from testbed.store.kernels.names import NamedBuild
+from testbed.store.kernels import boot_check, build_names, debs, kernel_image, module_tree
+from testbed.store.kernels.build_names import NamedBuild
 from testbed.store.kernels.table import BuiltKernel, DebianKernel, Kernel, LocalKernel, Series
 from testbed.store.mirror import find_mirror
 from testbed.units import format_size
@@ -71,8 +69,8 @@ def kernel_folder(kernel: Kernel, root: Path) -> Path:
         key = content_key(_LAYOUT, EARLY_MODULES, kernel.suites, kernel.package, _PACKAGES)
         return root / "kernels" / f"{kernel.name}-{key}"
     if kernel.bzimage and kernel.modules:
-        module_tree.check_place(kernel.modules, kernel.bzimage, image.kernel_release(kernel.bzimage))
-    configs = kernel_fit.config_files(kernel.bzimage, kernel.modules) if kernel.bzimage else ()
+        module_tree.check_place(kernel.modules, kernel.bzimage, kernel_image.kernel_release(kernel.bzimage))
+    configs = boot_check.config_files(kernel.bzimage, kernel.modules) if kernel.bzimage else ()
     hashes = [_sha256(path) for path in (*kernel.debs, *([kernel.bzimage] if kernel.bzimage else []), *configs)]
     modules = _listing(kernel.modules) if kernel.modules else []
     return root / "kernels" / f"local-{content_key(_LAYOUT, _ASKED, EARLY_MODULES, hashes, modules)}"
@@ -85,7 +83,7 @@ def _sha256(path: Path) -> str:
             raise UsageError(f"{path}: expected a file of a kernel, got one of {format_size(size_bytes)}")
         return file_sha256(path)
     except OSError as error:
-        raise image.why_unreadable(path, error) from error
+        raise kernel_image.why_unreadable(path, error) from error
 
 
 def _listing(folder: Path) -> list[tuple[str, int, int]]:
@@ -168,9 +166,9 @@ def read_built(kernel: BuiltKernel, root: Path) -> KernelFiles:
 
 
 def _named(kernel: BuiltKernel, root: Path) -> NamedBuild:
-    named = names.find_name(root, kernel)
+    named = build_names.find_name(root, kernel)
     if named is None or not named.folder.is_dir():
-        known = ", ".join(built.spec for built in names.list_names(root)) or "none yet"
+        known = ", ".join(built.spec for built in build_names.list_names(root)) or "none yet"
         raise UsageError(f"kernel {kernel.spec}: expected one that `testbed kernel build` made; there are: {known}")
     return named
 
@@ -191,16 +189,16 @@ async def _make(kernel: DebianKernel | LocalKernel, folder: Path, task: Task) ->
             task.update(detail=f"unpacking {deb.name}")
             notes += _some(f"{deb}: left out", await asyncio.to_thread(debs.unpack, deb, work / "tree"))
         bzimage, modules = _find(kernel, work / "tree")
-        await asyncio.to_thread(image.write_plain, bzimage, work / "bzImage")
+        await asyncio.to_thread(kernel_image.write_plain, bzimage, work / "bzImage")
         task.update(detail="what guests need of it")
         name = str(bzimage) if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
         fit = await asyncio.to_thread(
-            kernel_fit.examine, name, work / "bzImage", kernel_fit.config_files(bzimage, modules), modules
+            boot_check.examine, name, work / "bzImage", boot_check.config_files(bzimage, modules), modules
         )
         if fit.config is not None:
             (folder / "config").write_text(fit.config, encoding="utf-8")
         if isinstance(kernel, LocalKernel) and kernel.bzimage:
-            notes += kernel_fit.linked_configs(bzimage, modules)
+            notes += boot_check.linked_configs(bzimage, modules)
         if modules is not None:
             named = modules if isinstance(kernel, LocalKernel) and kernel.bzimage else kernel.name
             notes += _some(f"{named}: left out", module_tree.survey_modules(modules).left_out)
@@ -258,7 +256,7 @@ def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | 
     images = sorted(tree.glob("boot/vmlinuz-*")) or sorted(tree.glob("usr/lib/modules/*/vmlinuz"))
     if len(images) != 1:
         raise UsageError(f"kernel {kernel.name}: expected one boot/vmlinuz-* in its packages, found {len(images)}")
-    release = image.kernel_release(images[0])
+    release = kernel_image.kernel_release(images[0])
     there = [
         path
         for pattern in ("lib/modules/*", "usr/lib/modules/*")
@@ -276,7 +274,7 @@ def _find(kernel: DebianKernel | LocalKernel, tree: Path) -> tuple[Path, Path | 
 
 async def copy_into(bzimage: Path, modules: Path | None, folder: Path, task: Task) -> dict[str, Any]:
     """Put a kernel and its modules into `folder`, as guests start from them; returns what to record. A folder below it is for scratch."""
-    release = image.kernel_release(bzimage)
+    release = kernel_image.kernel_release(bzimage)
     shutil.copyfile(bzimage, folder / "bzImage")
     digests = [file_sha256(folder / "bzImage")]
     early: tuple[str, ...] = ()
