@@ -21,16 +21,19 @@ from testbed.cli.app import ABORT, ERROR, app, err, mistake, out, refuse_empty, 
 from testbed.errors import HostError, TestbedError, TopologyError, first_error
 from testbed.host import eventlog
 
-# The verbs of each room, in the order of `testbed --help`. A verb loads its own room: loading everything takes a second and more.
-ROOMS = {
-    "inspect": ("doctor", "validate", "plan", "errors", "scenarios"),
+# The commands of each module, in the order of `testbed --help`. A command loads only its own module: all of them take over a second.
+MODULES = {
+    "doctor": ("doctor",),
+    "validate": ("validate", "plan"),
+    "reference": ("errors", "scenarios"),
     "run": ("compare", "run", "matrix"),
     "sensitivity": ("sensitivity",),
     "reports": ("report", "schema", "runs"),
     "repro": ("repro",),
     "bundle": ("bundle",),
     "trust": ("trust",),
-    "reduce_bisect": ("reduce", "bisect"),
+    "reduce": ("reduce",),
+    "bisect": ("bisect",),
     "suite": ("suite",),
     "up": ("up", "fork"),
     "vms": ("ps", "top", "ssh", "ssh-config", "cp", "inventory", "console", "logs", "down"),
@@ -44,7 +47,7 @@ ROOMS = {
     "kernels": ("kernel",),
     "bench": ("bench",),
 }
-_ROOM_OF = {verb: room for room, verbs in ROOMS.items() for verb in verbs}
+_MODULE_OF = {command: module for module, commands in MODULES.items() for command in commands}
 # As of a command that SIGPIPE ends: whoever was to read what it prints has gone.
 UNREAD = 128 + signal.SIGPIPE
 # What this machine refuses wherever a file is written; every other error of the system that nobody expected is a mistake of ours.
@@ -117,7 +120,7 @@ def _run(watched: streams.Watched, go: Callable[[], object]) -> None:
 
 
 def _verbs() -> None:
-    load(_ROOM_OF.get(_verb()))
+    load(_MODULE_OF.get(_verb()))
     app(standalone_mode=True)
 
 
@@ -163,9 +166,9 @@ def _verb() -> str:
     return words[1] if len(words) > 1 else ""
 
 
-def load(room: str | None = None) -> None:
-    """Define the verbs of one room, or all of them."""
-    for name in (room,) if room else ROOMS:
+def load(module: str | None = None) -> None:
+    """Define the commands of one module, or of all modules."""
+    for name in (module,) if module else MODULES:
         importlib.import_module(f"testbed.cli.{name}")
 
 

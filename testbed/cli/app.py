@@ -156,7 +156,7 @@ def ended_by(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def run_going_on(folder: Path) -> Iterator[None]:
+def in_run_folder(folder: Path) -> Iterator[None]:
     """A run in this folder, which is named where a signal ends it."""
     with runs.is_running(folder, sys.argv):
         try:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async, run_going_on
+from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, in_run_folder, out, run_async
 from testbed.guest.factory import open_factory
 from testbed.guest.metrics import disk_speed
 from testbed.guest.metrics.disk_speed import DiskSpeed
@@ -41,7 +41,7 @@ def disks(
         with live.progress(err, quiet=quiet) as progress:
             async with open_factory(progress, kernels=(spec,)) as factory:
                 folder = paths.new_run_folder(factory.folders.runs)
-                with run_going_on(folder):
+                with in_run_folder(folder):
                     found = await disk_speed.measure(
                         factory, await factory.kernel(spec), folder / "bench", seconds=seconds
                     )

@@ -1,4 +1,4 @@
-"""Bug files as verbs take them: whole, with scripts that can be read and kernels that are there, before any guest starts."""
+"""Loads bug files for commands: checks scripts, kernels and trust before any guest starts."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from testbed.topology import trust
 from testbed.topology.host_limits import HostLimits
 
 
-def ready(file: Path, check_kernels: KernelsCheck | None = None) -> Case:
-    """The bug in a file that guests are to run. Raises as `planned`.
+def load_trusted(file: Path, check_kernels: KernelsCheck | None = None) -> Case:
+    """Load a bug file whose guests are to be run. Raises as `load_checked`.
 
     :raise UsageError: it has `qemu-args` that are not trusted.
     """
-    case = planned(file, check_kernels)
+    case = load_checked(file, check_kernels)
     trust.check_trusted(case.guest.qemu_args)
     return case
 
 
-def planned(file: Path, check_kernels: KernelsCheck | None = None) -> Case:
-    """The bug in a file. `check_kernels`: says what of its guest the kernels that it names cannot do.
+def load_checked(file: Path, check_kernels: KernelsCheck | None = None) -> Case:
+    """Load a bug file. `check_kernels`: returns what the kernels of the file cannot do of its guest.
 
-    :raise TopologyError: it cannot be read, or says something wrong; or one of its scripts cannot be read.
+    :raise TopologyError: the file, or one of its scripts, cannot be read or is wrong.
     """
     case = load(file, limits=HostLimits.of_this_host(), check_kernels=check_kernels)
     check_scripts(case.bug, script_places(file))
@@ -38,32 +38,32 @@ def planned(file: Path, check_kernels: KernelsCheck | None = None) -> Case:
 
 
 def check_scripts(bug: Bug, where: Mapping[str, Place]) -> None:
-    """:raise TopologyError: one of the bug's scripts cannot be read."""
-    if found := syntax_check.find_problems(bug, where):
-        raise TopologyError(tuple(found))
+    """:raise TopologyError: a script of the bug has a syntax error."""
+    if problems := syntax_check.find_problems(bug, where):
+        raise TopologyError(tuple(problems))
 
 
-def validated(file: Path, check_kernels: KernelsCheck) -> tuple[str, ...]:
-    """What should be known of a bug file that is valid. `check_kernels`: as of `ready`.
+def validate_bug(file: Path, check_kernels: KernelsCheck) -> tuple[str, ...]:
+    """Return notes on a valid bug file. `check_kernels`: as of `load_checked`.
 
-    :raise TopologyError: it is not: every mistake, kernels that are not there among them.
+    :raise TopologyError: the file is not valid; has every mistake, such as kernels that do not exist.
     """
-    case = load(file, limits=HostLimits.of_this_host(), kernel=_known, check_kernels=check_kernels)
+    case = load(file, limits=HostLimits.of_this_host(), kernel=_check_kernel, check_kernels=check_kernels)
     check_scripts(case.bug, script_places(file))
-    notes = [f"{file}: note: {said}" for said in self_matches(case.bug)]
-    return (*notes, *([] if trust.are_trusted(case.guest.qemu_args) else [untrusted(file, "qemu-args")]))
+    notes = [f"{file}: note: {note}" for note in self_matches(case.bug)]
+    return (*notes, *([] if trust.are_trusted(case.guest.qemu_args) else [untrusted_note(file, "qemu-args")]))
 
 
-def untrusted(file: Path, place: str) -> str:
-    """What to know of `qemu-args` that are not trusted."""
+def untrusted_note(file: Path, place: str) -> str:
+    """Return the note on `qemu-args` that are not trusted."""
     return f"note: {file}: {place}: no guest gets them before you trust this file: testbed trust {file}"
 
 
-def _known(spec: str) -> None:
+def _check_kernel(name: str) -> None:
     """:raise UsageError: there is no such kernel."""
-    found = shipped_table().resolve(spec)
-    if isinstance(found, BuiltKernel):
+    kernel = shipped_table().resolve(name)
+    if isinstance(kernel, BuiltKernel):
         cache = paths.folders().cache
-        if build_names.find_name(cache, found) is None:
-            there = ", ".join(f"{BUILT}{one.name}" for one in build_names.list_names(cache)) or "none"
-            raise UsageError(f"kernel {spec!r}: expected one that was built, which are: {there}")
+        if build_names.find_name(cache, kernel) is None:
+            built = ", ".join(f"{BUILT}{one.name}" for one in build_names.list_names(cache)) or "none"
+            raise UsageError(f"kernel {name!r}: expected one that was built, which are: {built}")

@@ -96,17 +96,19 @@ def run_folder(run: str, runs: Path) -> Path:
     return folder
 
 
-def unpacked(bundle: Bundle | None, factory: GuestFactory) -> dict[str, KernelFiles]:
-    """The kernels that came with a bundle."""
-    return bundles.kernels(bundle, factory.new_folder()) if bundle is not None and bundle.manifest.with_kernels else {}
+def unpacked_kernels(bundle: Bundle | None, factory: GuestFactory) -> dict[str, KernelFiles]:
+    """Unpack the kernels of a bundle."""
+    if bundle is None or not bundle.manifest.with_kernels:
+        return {}
+    return bundles.kernels(bundle, factory.new_folder())
 
 
-def tell_differences(
+def note_differences(
     bundle: Bundle, factory: GuestFactory, kernels: tuple[KernelFiles, ...], progress: Progress
 ) -> None:
-    """Say what is another here than where a bundle was made, before it runs."""
-    # Those that came along are the bundle's own.
-    others = [one for one in kernels if one.name not in bundle.manifest.with_kernels]
+    """Note what differs between this machine and the one where the bundle was made."""
+    # Kernels of the bundle itself cannot differ.
+    others = [kernel for kernel in kernels if kernel.name not in bundle.manifest.with_kernels]
     here = bundle_rules.Made.model_validate(
         {
             "host": {
@@ -118,8 +120,8 @@ def tell_differences(
             "kernels": [{"name": one.name, "release": one.release, "sha256": one.sha256} for one in others],
         }
     )
-    said = list(bundle_rules.manifest_differences(bundle.manifest, here))
-    for line in said:
-        progress.note(f"differs from where the bundle was made: {line}")
-    if not said:
+    differences = list(bundle_rules.manifest_differences(bundle.manifest, here))
+    for difference in differences:
+        progress.note(f"differs from where the bundle was made: {difference}")
+    if not differences:
         progress.note("nothing differs from where the bundle was made: QEMU, image and kernels are the same")

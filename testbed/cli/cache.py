@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from testbed.cli.app import Json, Quiet, app, err, out, run_async
-from testbed.cli.sizes import age_s, size_bytes
+from testbed.cli.option_values import age_s, size_bytes
 from testbed.errors import UsageError
 from testbed.guest import session
 from testbed.guest.factory import IMAGE

@@ -1,4 +1,4 @@
-"""Verbs for kernels: fetch, build, list, rm."""
+"""Kernel commands (fetch, build, list, rm), and the options of other commands that build a kernel first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,9 +18,7 @@ from testbed.host import paths, quota
 from testbed.progress import Progress
 from testbed.report import live
 from testbed.store import cache, gc
-from testbed.store.kernels import build_names as built_names
-from testbed.store.kernels import builder as kernel_builds
-from testbed.store.kernels import kernel_files, make_args
+from testbed.store.kernels import build_names, builder, kernel_files, make_args
 from testbed.store.kernels.ablations import ABLATIONS
 from testbed.store.kernels.builder import Builder, BuildSpec
 from testbed.store.kernels.mailbox import Selection, numbers_of, version_of
@@ -70,30 +68,54 @@ SeriesPatches = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOptions:
+    """Options of a command that may build its kernels from `tree`. `config` has neither source nor patches."""
+
+    tree: str | None
+    series: list[Path] | None
+    revert: list[Path] | None
+    config: BuildSpec
+
+    def spec(self) -> BuildSpec | None:
+        """Return what to build: the tree with its series applied and its reverts taken away; None without a tree.
+
+        :raise UsageError: there are options for a build but no tree.
+        """
+        if self.tree is None:
+            if self.series or self.revert or self.config != BuildSpec(source=""):
+                raise UsageError(f"{BUILD_OPTIONS}: expected --tree beside them")
+            return None
+        return replace(self.config, source=self.tree, series=tuple(self.series or ()), reverts=tuple(self.revert or ()))
+
+
 def kernel_table() -> KernelTable:
-    """The table of kernels that ships."""
+    """Return the table of kernels that ships with the testbed."""
     return shipped_table()
 
 
-def builder(progress: Progress) -> Builder:
-    """What builds kernels into this user's cache. Notes which variables of the environment, meant for make, a build does not see."""
-    if found := make_args.environment_ignored(os.environ):
-        progress.note(f"of the environment {', '.join(found)} does not count in builds; --make-arg NAME=VALUE does")
+def make_builder(progress: Progress) -> Builder:
+    """Return a builder for this user's cache. Notes the environment variables for make that a build ignores."""
+    if ignored := make_args.environment_ignored(os.environ):
+        progress.note(f"of the environment {', '.join(ignored)} does not count in builds; --make-arg NAME=VALUE does")
     return Builder(table=kernel_table(), root=paths.folders().cache, shipped=paths.shipped("images"), progress=progress)
 
 
-async def built(kernels: Mapping[str, str | BuildSpec], progress: Progress) -> dict[str, str]:
-    """The kernels by their names, those built that have none yet: one after the other, for a build takes all processors."""
-    specs = [one for one in kernels.values() if isinstance(one, BuildSpec)]
+async def build_kernels(kernels: Mapping[str, str | BuildSpec], progress: Progress) -> dict[str, str]:
+    """Build those kernels that have no name yet, one after the other because a build uses all processors; return all names."""
+    specs = [kernel for kernel in kernels.values() if isinstance(kernel, BuildSpec)]
     if not specs:
-        return {side: str(one) for side, one in kernels.items()}
-    makes = builder(progress)
-    for one in specs:
-        await makes.check(one)
-    return {side: one if isinstance(one, str) else (await makes.build(one)).name for side, one in kernels.items()}
+        return {side: str(kernel) for side, kernel in kernels.items()}
+    builds = make_builder(progress)
+    for spec in specs:
+        await builds.check(spec)
+    return {
+        side: kernel if isinstance(kernel, str) else (await builds.build(kernel)).name
+        for side, kernel in kernels.items()
+    }
 
 
-def configured(
+def build_config(
     flavour: list[str] | None,
     fragment: list[Path] | None,
     config: Path | None,
@@ -101,9 +123,9 @@ def configured(
     series_version: str | None = None,
     series_patches: str | None = None,
 ) -> BuildSpec:
-    """An order of which the source and the patches are not known yet.
+    """Return a build spec without source and patches.
 
-    :raise UsageError: an option has another form than it should.
+    :raise UsageError: an option is malformed.
     """
     return BuildSpec(
         source="",
@@ -118,30 +140,27 @@ def configured(
     )
 
 
-def nothing_built(patches: tuple[list[Path] | None, ...], configuration: BuildSpec) -> None:
-    """:raise UsageError: something is said of a build, and there is none."""
-    if any(patches) or configuration != BuildSpec(source=""):
-        raise UsageError(f"{BUILD_OPTIONS}: expected --tree beside them")
-
-
 @contextlib.contextmanager
-def _kept_small() -> Iterator[None]:
-    """A kernel that is new pushes out what was of no use for the longest time, if the cache is too large.
+def _limit_cache_size() -> Iterator[None]:
+    """Remove the least recently used entries of the cache if the block has added a kernel and the cache is too large.
 
-    :raise UsageError: what the user allows is no size.
+    :raise UsageError: the user's limit is not a size.
     """
     folders, limit = paths.folders(), quota.size_limit(quota.CACHE_LIMIT)
     kernels = folders.cache / "kernels"
     before = set(kernels.glob("*"))
     yield
-    # How large a cache is takes seconds to find out.
+    # Measuring the cache takes seconds.
     if set(kernels.glob("*")) - before:
         gc.keep_within(folders, limit, ())
 
 
 @kernel_app.command("fetch")
 def kernel_fetch(
-    names: Annotated[list[str] | None, typer.Argument(help=f"{KERNEL_HELP} The default pair without any.")] = None,
+    kernels: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="names", help=f"{KERNEL_HELP} The default pair without any."),
+    ] = None,
     renew: Annotated[bool, typer.Option("--renew", help="Ask the mirror again for the newest version.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -150,8 +169,8 @@ def kernel_fetch(
     async def work() -> int:
         known = kernel_table()
         root = paths.folders().cache
-        with _kept_small(), live.progress(err, quiet=quiet) as progress:
-            for name in names or (known.base, known.patched):
+        with _limit_cache_size(), live.progress(err, quiet=quiet) as progress:
+            for name in kernels or (known.base, known.patched):
                 fetched = await kernel_files.fetch(known.resolve(name), root, progress, renew=renew)
                 out.print(f"{name}\t{fetched.release}\t{fetched.origin}", markup=False, highlight=False, soft_wrap=True)
         return 0
@@ -181,64 +200,61 @@ def kernel_build(
     quiet: Quiet = False,
 ) -> None:
     """Build a kernel from source, unless the cache has it; every verb then knows it by its name. See docs/kernels.md."""
-    wanted = replace(
-        configured(flavour, fragment, config, make_arg, series_version, series_patches),
+    spec = replace(
+        build_config(flavour, fragment, config, make_arg, series_version, series_patches),
         source=source,
         series=tuple(series or ()),
         reverts=tuple(revert or ()),
         ablations=tuple(ablation or ()),
         jobs=jobs,
     )
+    run_async(_build(spec, name, as_json=as_json, quiet=quiet))
 
-    async def work() -> int:
-        with _kept_small(), live.progress(err, quiet=quiet, as_json=as_json) as progress:
-            built = await builder(progress).build(wanted, name)
-        if as_json:
-            own = {
-                "name": built.name,
-                "origin": built.origin,
-                "series": built.series.value,
-                "folder": str(built.folder),
-            }
-            print(json.dumps(cache.read_meta(built.folder) | own))
-        else:
-            out.print(f"{built.name}\t{built.release}\t{built.origin}", markup=False, highlight=False, soft_wrap=True)
-        return 0
 
-    run_async(work())
+async def _build(spec: BuildSpec, name: str | None, *, as_json: bool, quiet: bool) -> int:
+    with _limit_cache_size(), live.progress(err, quiet=quiet, as_json=as_json) as progress:
+        kernel = await make_builder(progress).build(spec, name)
+    if as_json:
+        own = {
+            "name": kernel.name,
+            "origin": kernel.origin,
+            "series": kernel.series.value,
+            "folder": str(kernel.folder),
+        }
+        print(json.dumps(cache.read_meta(kernel.folder) | own))
+    else:
+        out.print(f"{kernel.name}\t{kernel.release}\t{kernel.origin}", markup=False, highlight=False, soft_wrap=True)
+    return 0
 
 
 @kernel_app.command("list")
 def kernel_list(as_json: Json = False) -> None:
-    """The kernels of the table and those built here: series, role, release and origin, configuration, hash."""
-    known = kernel_table()
+    """List the kernels of the table and those built here: series, role, release and origin, configuration, hash."""
+    table = kernel_table()
     root = paths.folders().cache
     rows: list[dict[str, Any]] = []
-    every: tuple[Kernel, ...] = (*known.rows.values(), *built_names.list_names(root))
-    for kernel in every:
-        found = kernel_files.cached_kernel(kernel, root)
-        name = found.name if found else kernel.name
+    kernels: tuple[Kernel, ...] = (*table.rows.values(), *build_names.list_names(root))
+    for kernel in kernels:
+        cached = kernel_files.cached_kernel(kernel, root)
+        name = cached.name if cached else kernel.name
         rows.append(
             {
                 "name": name,
-                "series": found.series.value if found else known.rows[kernel.name].series.value,
-                "role": "base" if name == known.base else "patched" if name == known.patched else "",
-                "release": found.release if found else None,
-                "origin": found.origin if found else None,
-                "config": cache.read_meta(found.folder).get("config_name", "Debian's") if found else None,
-                "sha256": found.sha256 if found else None,
+                "series": cached.series.value if cached else table.rows[kernel.name].series.value,
+                "role": "base" if name == table.base else "patched" if name == table.patched else "",
+                "release": cached.release if cached else None,
+                "origin": cached.origin if cached else None,
+                "config": cache.read_meta(cached.folder).get("config_name", "Debian's") if cached else None,
+                "sha256": cached.sha256 if cached else None,
             }
         )
     if as_json:
         print(json.dumps(rows))
         return
     for row in rows:
-        what = f"{row['release']} ({row['origin']})" if row["release"] else "not fetched"
-        print(
-            "\t".join(
-                (row["name"], row["series"], row["role"], what, row["config"] or "", row["sha256"] or "")
-            ).rstrip()
-        )
+        release = f"{row['release']} ({row['origin']})" if row["release"] else "not fetched"
+        fields = (row["name"], row["series"], row["role"], release, row["config"] or "", row["sha256"] or "")
+        print("\t".join(fields).rstrip())
 
 
 @kernel_app.command("rm")
@@ -246,4 +262,4 @@ def kernel_rm(
     name: Annotated[str, typer.Argument(help="A kernel that was built: its name, with built- or without.")],
 ) -> None:
     """Remove a built kernel. Its source stays in the cache, with the objects that the next build starts from."""
-    kernel_builds.remove_build(name, paths.folders().cache)
+    builder.remove_build(name, paths.folders().cache)

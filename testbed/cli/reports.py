@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from testbed.cli.app import Json, app, err, rows
-from testbed.cli.sizes import age_s, size_bytes
+from testbed.cli.option_values import age_s, size_bytes
 from testbed.errors import TestbedError, UsageError
 from testbed.host import paths, registry, untrusted_files
 from testbed.report import diff, live, result_reader, results, schema

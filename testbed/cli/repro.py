@@ -1,4 +1,4 @@
-"""The verb that reproduces bugs: repro."""
+"""Reproduces a bug on guests, and says how often it shows: repro."""
 
 from __future__ import annotations
 
@@ -15,104 +15,126 @@ from typing import Annotated, Any
 import typer
 
 from testbed.bugs import Case, bundle_rules, repro
-from testbed.bugs import bundle as bundles
-from testbed.bugs.bundle import Bundle
-from testbed.bugs.load import Place, error_at, inline_files, is_bug, parse_mapping, self_contained, to_yaml
+from testbed.bugs.load import to_yaml
 from testbed.bugs.outcome import Try, describe
 from testbed.bugs.repro import KernelTries, ReproJob, StopRule
+from testbed.cli import option_values
 from testbed.cli.app import KERNEL_HELP, Json, Quiet, app, err, out, run_async
-from testbed.cli.bug_files import check_scripts, ready
-from testbed.cli.bundle import tell_differences, unpacked
-from testbed.cli.result_writer import run_kept
-from testbed.errors import TopologyError, UsageError
-from testbed.guest.channels.kernel_log import ANY_SPLAT
+from testbed.cli.bundle import note_differences, unpacked_kernels
+from testbed.cli.repro_source import BugOptions, NamedBug, read_bug, select_kernels
+from testbed.cli.run_results import writing_results
+from testbed.errors import UsageError
 from testbed.guest.factory import GuestFactory, open_factory
 from testbed.host import paths
 from testbed.progress import Progress
 from testbed.report import live
-from testbed.report.bugs import files, results
-from testbed.report.bugs import tables as report
+from testbed.report.bugs import files, results, tables
 from testbed.report.formats import write_atomically
 from testbed.report.partial import Partial
-from testbed.store.kernels.table import shipped_table
-from testbed.topology.kernel_abilities import KernelAbilities
-from testbed.topology.yaml_reader import read_file
-from testbed.units import parse_duration
+from testbed.report.result_writer import ResultWriter
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.vms import launcher
 from testbed.vms.hold import Holder
 
-# Where nothing is said of what a script shows: it fails, the kernel complains, or the guest is gone.
-_ANY_TROUBLE = (
-    {"status": "failure"},
-    {"console": ANY_SPLAT},
-    {"guest": "lost"},
-)
+BugFile = Annotated[
+    Path | None, typer.Argument(help="Bug file, or a bundle. See docs/reproduce.md.", show_default=False)
+]
+Script = Annotated[
+    Path | None,
+    typer.Option("--script", help="A script in place of a file: for bash, or for what its first line names."),
+]
+Expect = Annotated[
+    str | None,
+    typer.Option(
+        "--expect",
+        help="With --script: what shows the bug, on the console, in the output, or among the counters (RE2).",
+    ),
+]
+Kernels = Annotated[list[str] | None, typer.Option("--kernel", "-k", help=f"Only on this one, or these. {KERNEL_HELP}")]
+Clean = Annotated[list[str] | None, typer.Option("--clean", help="A kernel on which it must not show.")]
+Tries = Annotated[
+    int | None, typer.Option("--tries", "-n", min=1, help="At most so many on each kernel; the file's without it.")
+]
+All = Annotated[bool, typer.Option("--all", help="All tries, and no end at the first hit: for the rate.")]
+Until = Annotated[
+    str | None,
+    typer.Option("--until", help="Such as 95%: go on after a hit until the rate's interval is above it, or cannot be."),
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")]
+Timeout = Annotated[
+    str | None, typer.Option("--timeout", help="For each try's script, such as 90s; the file's without it.")
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", min=0, help="What the tries' SEED is made from; chance without it.")
+]
+Topology = Annotated[Path | None, typer.Option("--topology", "-t", help="With --script: the guest.")]
+Save = Annotated[Path | None, typer.Option("--save", help="Write what is run as a bug file, too.")]
+Hold = Annotated[
+    bool,
+    typer.Option("--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it."),
+]
+Paused = Annotated[bool, typer.Option("--paused", help="With --hold: the guest stands still.")]
+HeldName = Annotated[
+    str | None, typer.Option("--name", help="With --hold: what the guest is called; `held` without it.")
+]
+Dump = Annotated[
+    bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """A bug that a command line names: `plain` is its file's mapping, needing no other file."""
+class StopOptions:
+    """Options that say when the tries end, as they were given."""
 
-    case: Case
-    plain: dict[str, Any]
-    title: str
-    bundle: Bundle | None = None
+    tries: int | None
+    every: bool
+    until: str | None
+    jobs: int | None
+    timeout: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldOptions:
+    """Options for the first guest that shows the bug. `name`: None without `--name`."""
+
+    hold: bool
+    paused: bool
+    name: str | None
+    dump: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReproOptions:
+    """Options of `repro`, as they were given."""
+
+    bug: BugOptions
+    stop: StopOptions
+    hold: HoldOptions
+    seed: int | None
+    save: Path | None
+    as_json: bool
+    quiet: bool
 
 
 @app.command("repro")
 def repro_command(
-    file: Annotated[
-        Path | None, typer.Argument(help="Bug file, or a bundle. See docs/reproduce.md.", show_default=False)
-    ] = None,
-    script: Annotated[
-        Path | None,
-        typer.Option("--script", help="A script in place of a file: for bash, or for what its first line names."),
-    ] = None,
-    expect: Annotated[
-        str | None,
-        typer.Option(
-            "--expect",
-            help="With --script: what shows the bug, on the console, in the output, or among the counters (RE2).",
-        ),
-    ] = None,
-    kernel: Annotated[
-        list[str] | None, typer.Option("--kernel", "-k", help=f"Only on this one, or these. {KERNEL_HELP}")
-    ] = None,
-    clean: Annotated[list[str] | None, typer.Option("--clean", help="A kernel on which it must not show.")] = None,
-    tries: Annotated[
-        int | None, typer.Option("--tries", "-n", min=1, help="At most so many on each kernel; the file's without it.")
-    ] = None,
-    every: Annotated[bool, typer.Option("--all", help="All tries, and no end at the first hit: for the rate.")] = False,
-    until: Annotated[
-        str | None,
-        typer.Option(
-            "--until", help="Such as 95%: go on after a hit until the rate's interval is above it, or cannot be."
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, help="Guests at once; as many as fit without it.")
-    ] = None,
-    timeout: Annotated[
-        str | None, typer.Option("--timeout", help="For each try's script, such as 90s; the file's without it.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option("--seed", min=0, help="What the tries' SEED is made from; chance without it.")
-    ] = None,
-    topology: Annotated[Path | None, typer.Option("--topology", "-t", help="With --script: the guest.")] = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Write what is run as a bug file, too.")] = None,
-    hold: Annotated[
-        bool,
-        typer.Option(
-            "--hold", help="Stop at the moment of the signature with the guest running, and say how to enter it."
-        ),
-    ] = False,
-    paused: Annotated[bool, typer.Option("--paused", help="With --hold: the guest stands still.")] = False,
-    name: Annotated[
-        str | None, typer.Option("--name", help="With --hold: what the guest is called; `held` without it.")
-    ] = None,
-    dump: Annotated[
-        bool, typer.Option("--dump", help="Write the memory of guests that show it, hang or die, beside their logs.")
-    ] = False,
+    file: BugFile = None,
+    script: Script = None,
+    expect: Expect = None,
+    kernel: Kernels = None,
+    clean: Clean = None,
+    tries: Tries = None,
+    every: All = False,
+    until: Until = None,
+    jobs: Jobs = None,
+    timeout: Timeout = None,
+    seed: Seed = None,
+    topology: Topology = None,
+    save: Save = None,
+    hold: Hold = False,
+    paused: Paused = False,
+    name: HeldName = None,
+    dump: Dump = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -123,115 +145,163 @@ def repro_command(
 
     Exits 0 reproduced, 1 not, 2 trouble, 3 invalid: it shows on a kernel that must be clean, or is not told apart there.
     """
-    wanted = _wanted(file, script, expect, topology, tuple(kernel or ()), tuple(clean or ()))
-    shows, must_be_clean = _kernels(wanted.case, tuple(kernel or ()), tuple(clean or ()))
-    limits = StopRule(
-        tries=tries or wanted.case.bug.tries,
-        timeout_s=wanted.case.bug.timeout_s if timeout is None else _duration_s(timeout),
-        until=None if until is None else _share(until),
-        every=every,
-        jobs=jobs,
+    kernels, clean_on = tuple(kernel or ()), tuple(clean or ())
+    bug = BugOptions(file=file, script=script, expect=expect, topology=topology, kernels=kernels, clean=clean_on)
+    stop = StopOptions(tries=tries, every=every, until=until, jobs=jobs, timeout=timeout)
+    held = HoldOptions(hold=hold, paused=paused, name=name, dump=dump)
+    _reproduce(ReproOptions(bug=bug, stop=stop, hold=held, seed=seed, save=save, as_json=as_json, quiet=quiet))
+
+
+def _reproduce(options: ReproOptions) -> None:
+    bug = read_bug(options.bug)
+    shows, clean = select_kernels(bug.case, options.bug)
+    limits = _stop_rule(options.stop, bug.case)
+    _check_combinations(options)
+    if options.save is not None:
+        bug.save(options.save)
+    run_async(_ReproRun(options, bug, limits).run(shows, clean))
+
+
+def _stop_rule(options: StopOptions, case: Case) -> StopRule:
+    """:raise UsageError: the timeout or the rate is malformed."""
+    return StopRule(
+        tries=options.tries or case.bug.tries,
+        timeout_s=case.bug.timeout_s if options.timeout is None else option_values.timeout_s(options.timeout),
+        until=None if options.until is None else option_values.share("--until", options.until),
+        every=options.every,
+        jobs=options.jobs,
     )
-    if every and until is not None:
+
+
+def _check_combinations(options: ReproOptions) -> None:
+    """:raise UsageError: options were given that do not belong together."""
+    stop, held = options.stop, options.hold
+    if stop.every and stop.until is not None:
         raise UsageError("repro: expected --all or --until, got both")
-    if (paused or name is not None) and not hold:
+    if (held.paused or held.name is not None) and not held.hold:
         raise UsageError("repro: --paused and --name belong to --hold")
-    if hold and (every or until is not None):
+    if held.hold and (stop.every or stop.until is not None):
         raise UsageError("repro: --hold stops at the first hit; expected no --all and no --until beside it")
-    if save is not None:
-        _save(wanted, save)
-    bundled = wanted.bundle.manifest.with_kernels if wanted.bundle else ()
-    chosen = seed if seed is not None else wanted.bundle.manifest.seed if wanted.bundle else secrets.randbelow(1 << 31)
 
-    async def work() -> int:
+
+class _ReproRun:
+    """One run of `repro`: opens the guest factory, runs the tries, and keeps the results up to date."""
+
+    def __init__(self, options: ReproOptions, bug: NamedBug, limits: StopRule) -> None:
+        self._options, self._bug, self._limits = options, bug, limits
+        self._tried: dict[str, KernelTries] = {}
+        self._started = 0.0
+        self._job: ReproJob
+        self._kernels: tuple[tuple[KernelFiles, ...], tuple[KernelFiles, ...]]
+        self._progress: Progress
+        self._writer: ResultWriter
+
+    async def run(self, shows: tuple[str, ...], clean: tuple[str, ...]) -> int:
+        """Try the bug on both groups of kernels; return the exit code."""
+        bundle = self._bug.bundle
+        bundled = bundle.manifest.with_kernels if bundle else ()
         with contextlib.ExitStack() as stack:
-            progress = stack.enter_context(live.progress(err, quiet=quiet))
-            async with open_factory(
-                progress, kernels=tuple(one for one in (*shows, *must_be_clean) if one not in bundled)
-            ) as factory:
-                own = unpacked(wanted.bundle, factory)
-                found = [
-                    [own.get(spec) or await factory.kernel(spec) for spec in specs] for specs in (shows, must_be_clean)
-                ]
-                kernels = repro.kernel_sides(*found)
-                folder = paths.new_run_folder(factory.folders.runs)
-                begun, tried = time.monotonic(), dict[str, KernelTries]()
-
-                def document(why: str | None) -> dict[str, Any]:
-                    most = limits.tries * sum(map(len, kernels))
-                    ended = sum(len(one.tries) for one in tried.values())
-                    partial = (
-                        None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
-                    )
-                    rest = [one.name for one in (*kernels[0], *kernels[1]) if one.name not in tried]
-                    return results.repro_document(
-                        job, tuple(tried.values()), sys.argv, time.monotonic() - begun, partial, rest
-                    )
-
-                def on_try(so_far: KernelTries, one: Try) -> None:
-                    before = tried.get(so_far.kernel.name)
-                    tried[so_far.kernel.name] = so_far
-                    # One that was held has its line since then.
-                    if before is None or one.number not in [known.number for known in before.tries]:
-                        progress.note(f"{so_far.kernel.name}: {report.try_line(describe(one))}")
-                    keeper.update()
-
-                job = ReproJob(
-                    factory=factory,
-                    case=wanted.case,
-                    limits=limits,
-                    seed=chosen,
-                    folder=folder,
-                    on_try=on_try,
-                    hold=_holder(factory, name or "held", wanted.title, paused, _say if quiet else progress.note).hold
-                    if hold
-                    else None,
-                    paused=paused,
-                    dump=dump,
+            self._progress = stack.enter_context(live.progress(err, quiet=self._options.quiet))
+            needed = tuple(name for name in (*shows, *clean) if name not in bundled)
+            async with open_factory(self._progress, kernels=needed) as factory:
+                own = unpacked_kernels(bundle, factory)
+                sides = [[own.get(name) or await factory.kernel(name) for name in names] for names in (shows, clean)]
+                self._kernels = repro.kernel_sides(*sides)
+                self._job = self._make_job(factory)
+                # The writer outlives the factory: results are complete once all guests are gone.
+                self._writer = stack.enter_context(
+                    writing_results(self._job.folder, self._document, files.write, self._progress.note)
                 )
-                keeper = stack.enter_context(run_kept(folder, document, files.write, progress.note))
-                announce(factory, wanted.case, limits, progress)
-                # What was run, with its kernels: a bundle of it is run on the same.
-                names = {
-                    side: [one.name for one in some] for side, some in zip(("shows", "clean"), kernels, strict=True)
-                }
-                write_atomically(to_yaml({**wanted.plain, "kernels": names}), folder / bundle_rules.BUG)
-                if wanted.bundle is not None:
-                    tell_differences(wanted.bundle, factory, (*kernels[0], *kernels[1]), progress)
-                tried |= {one.kernel.name: one for one in await repro.reproduce(job, kernels[0], kernels[1])}
-            complete = keeper.finished()
-        if as_json:
-            print(json.dumps(complete))
+                _announce(factory, self._bug.case, self._limits, self._progress)
+                self._write_bug()
+                if bundle is not None:
+                    note_differences(bundle, factory, (*self._kernels[0], *self._kernels[1]), self._progress)
+                tried = await repro.reproduce(self._job, *self._kernels)
+                self._tried |= {kernel_tries.kernel.name: kernel_tries for kernel_tries in tried}
+            document = self._writer.finished()
+        if self._options.as_json:
+            print(json.dumps(document))
         else:
-            show(complete, folder)
-        return results.EXIT_CODES[complete["result"]]
+            _show(document, self._job.folder)
+        return results.EXIT_CODES[document["result"]]
 
-    run_async(work())
+    def _make_job(self, factory: GuestFactory) -> ReproJob:
+        folder = paths.new_run_folder(factory.folders.runs)
+        self._started = time.monotonic()
+        options, bundle = self._options, self._bug.bundle
+        seed = bundle.manifest.seed if bundle else secrets.randbelow(1 << 31)
+        return ReproJob(
+            factory=factory,
+            case=self._bug.case,
+            limits=self._limits,
+            seed=seed if options.seed is None else options.seed,
+            folder=folder,
+            on_try=self._on_try,
+            hold=self._holder(factory).hold if options.hold.hold else None,
+            paused=options.hold.paused,
+            dump=options.hold.dump,
+        )
+
+    def _holder(self, factory: GuestFactory) -> Holder:
+        held = self._options.hold
+        name = held.name or "held"
+        launcher.check_name(name)
+        launcher.check_free((name,), factory.folders)
+        how: Callable[[str], None] = _print_always if self._options.quiet else self._progress.note
+        return Holder(
+            folders=factory.folders,
+            name=name,
+            file=self._bug.title,
+            key=factory.key.openssh,
+            paused=held.paused,
+            how=how,
+        )
+
+    def _write_bug(self) -> None:
+        """Write the bug with the kernels of this run, so that a bundle of the run is run on the same ones."""
+        names = {
+            side: [kernel.name for kernel in kernels]
+            for side, kernels in zip(("shows", "clean"), self._kernels, strict=True)
+        }
+        write_atomically(to_yaml({**self._bug.plain, "kernels": names}), self._job.folder / bundle_rules.BUG)
+
+    def _on_try(self, so_far: KernelTries, latest: Try) -> None:
+        before = self._tried.get(so_far.kernel.name)
+        self._tried[so_far.kernel.name] = so_far
+        # The try of a held guest is reported twice; its line was printed when it was held.
+        if before is None or latest.number not in [known.number for known in before.tries]:
+            self._progress.note(f"{so_far.kernel.name}: {tables.try_line(describe(latest))}")
+        self._writer.update()
+
+    def _document(self, why: str | None) -> dict[str, Any]:
+        """Return the results so far. `why`: the reason of an early end, empty while the run goes on; None if they are complete."""
+        kernels = (*self._kernels[0], *self._kernels[1])
+        most = self._limits.tries * len(kernels)
+        ended = sum(len(one.tries) for one in self._tried.values())
+        partial = None if why is None else Partial(ended=ended, wanted=most, at_most=True, what="tries", why=why)
+        untried = [kernel.name for kernel in kernels if kernel.name not in self._tried]
+        took_s = time.monotonic() - self._started
+        return results.repro_document(self._job, tuple(self._tried.values()), sys.argv, took_s, partial, untried)
 
 
-def _holder(factory: GuestFactory, name: str, title: str, paused: bool, how: Callable[[str], None]) -> Holder:
-    launcher.check_name(name)
-    launcher.check_free((name,), factory.folders)
-    return Holder(folders=factory.folders, name=name, file=title, key=factory.key.openssh, paused=paused, how=how)
-
-
-def _say(text: str) -> None:
-    """Also to whoever wants no progress: without it nobody knows that a guest is held."""
+def _print_always(text: str) -> None:
+    """Print even with --quiet: otherwise nobody would know that a guest is held."""
     err.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def announce(factory: GuestFactory, case: Case, limits: StopRule, progress: Progress) -> None:
+def _announce(factory: GuestFactory, case: Case, limits: StopRule, progress: Progress) -> None:
     how = "KVM" if factory.host.accelerator == "kvm" else "TCG, QEMU's own emulation"
     at_once = limits.jobs or repro.default_jobs(factory.host, case)
     progress.note(
-        f"{case.bug.summary}: up to {limits.tries} tries on each kernel, {at_once} at once; QEMU {factory.host.qemu.version} on {how}"
+        f"{case.bug.summary}: up to {limits.tries} tries on each kernel, {at_once} at once; "
+        f"QEMU {factory.host.qemu.version} on {how}"
     )
 
 
-def show(document: dict[str, Any], folder: Path) -> None:
-    """The results for a person."""
-    out.print(report.repro_table(document))
-    for line in report.notable_outcomes(document):
+def _show(document: dict[str, Any], folder: Path) -> None:
+    """Print the results as a table and lines."""
+    out.print(tables.repro_table(document))
+    for line in tables.notable_outcomes(document):
         out.print(line, markup=False, highlight=False, soft_wrap=True)
     out.print(
         f"{document['result']}: {document['reason']}; {document['took_s']:.0f} s",
@@ -240,108 +310,3 @@ def show(document: dict[str, Any], folder: Path) -> None:
         soft_wrap=True,
     )
     print(folder)
-
-
-def _wanted(
-    file: Path | None,
-    script: Path | None,
-    expect: str | None,
-    topology: Path | None,
-    kernels: tuple[str, ...],
-    clean: tuple[str, ...],
-) -> Wanted:
-    if (file is None) == (script is None):
-        raise UsageError(f"repro: expected a bug file or --script, got {'neither' if file is None else 'both'}")
-    if script is None:
-        assert file is not None
-        if expect is not None or topology is not None:
-            raise UsageError(f"repro: --expect and --topology belong to --script; {file} has its own")
-        if bundles.is_bundle(file):
-            bundle = bundles.read(file)
-            check_scripts(bundle.case.bug, {})
-            return Wanted(case=bundle.case, plain=bundle.plain, title=str(file), bundle=bundle)
-        try:
-            able = KernelAbilities(shipped_table(), paths.cache_folder()).of_all
-            case = ready(file, None if kernels else able)
-        except TopologyError as error:
-            if is_bug(file):
-                raise
-            expected = error_at(file, "expected a bug file (docs/reproduce.md), or a bundle of `testbed bundle`")
-            raise TopologyError((*expected.problems, *error.problems)) from error
-        return Wanted(case=case, plain=self_contained(file), title=str(file))
-    return _of_script(script, expect, topology, kernels, clean)
-
-
-def _of_script(
-    script: Path, expect: str | None, topology: Path | None, kernels: tuple[str, ...], clean: tuple[str, ...]
-) -> Wanted:
-    """The bug that a script and what is expected of it are."""
-    text = read_file(script)
-    plain: dict[str, Any] = {
-        "version": 1,
-        "summary": f"{script.name} shows {expect!r}" if expect is not None else f"{script.name} fails",
-        "source": f"made by: testbed repro --script {script.name}",
-        "kernels": {
-            "shows": list(kernels or (shipped_table().patched,)),
-            "clean": list(clean),
-        },
-        "script": text,
-        "script-name": script.name,
-        "signature": [{"expect": expect}] if expect is not None else [dict(one) for one in _ANY_TROUBLE],
-    }
-    sources: dict[str, str] = {}
-    if topology is not None:
-        plain = inline_files(plain | {"topology": str(topology)}, Path("bug.yaml"), sources)
-    try:
-        case = parse_mapping(plain, str(script), script_file=str(script), sources=sources)
-        check_scripts(case.bug, {"script": Place(file=str(script), line=1)})
-        return Wanted(case=case, plain=plain, title=str(script))
-    except TopologyError as error:
-        if all(problem.path == "script" for problem in error.problems):
-            raise
-        # The places are those of a file that nobody has written.
-        raise UsageError(
-            "repro: " + "; ".join(f"{problem.path}: {problem.message}" for problem in error.problems)
-        ) from error
-
-
-def _kernels(case: Case, kernels: tuple[str, ...], clean: tuple[str, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Where it must show, and where it must not."""
-    named = case.bug.kernels
-    shows = kernels or named.shows
-    must_be_clean = clean or (() if kernels else named.clean)
-    if not shows:
-        raise UsageError("repro: expected a kernel on which to try, got none; name one with --kernel")
-    both = sorted(set(shows) & set(must_be_clean))
-    if both:
-        raise UsageError(f"repro: {', '.join(both)}: expected a kernel with --kernel or with --clean, got it with both")
-    return tuple(dict.fromkeys(shows)), tuple(dict.fromkeys(must_be_clean))
-
-
-def _duration_s(text: str) -> float:
-    try:
-        found = parse_duration(text) / 1e6
-    except ValueError as error:
-        raise UsageError(f"--timeout {text}: {error}") from None
-    if not found:
-        raise UsageError("--timeout 0: expected more than nothing, such as 90s")
-    return found
-
-
-def _share(text: str) -> float:
-    """A share such as 95% or 0.95."""
-    try:
-        found = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        found = -1.0
-    if not 0 < found < 1:
-        raise UsageError(f"--until {text}: expected a share between 0 % and 100 %, such as 95%")
-    return found
-
-
-def _save(wanted: Wanted, path: Path) -> None:
-    head = "yaml-language-server: $schema=schema.json\n" + wanted.case.bug.summary
-    try:
-        path.write_text(to_yaml(wanted.plain, head), encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--save {path}: cannot be written: {error.strerror}") from error

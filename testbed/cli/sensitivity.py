@@ -1,29 +1,38 @@
-"""The verb that asks scenarios what they notice: sensitivity."""
+"""Finds out which losses of a patch series each scenario notices: sensitivity."""
 
 from __future__ import annotations
 
 import json
 import shlex
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from testbed.cli.app import FAILED, IgnoreStack, Json, Quiet, TopologyOption, app, err, out, run_async
-from testbed.cli.kernels import SOURCE_HELP, Flavours, MakeArgs, configured
-from testbed.cli.run import Done, Full, Names, Wanted, execute, for_scenarios
+from testbed.cli.kernels import SOURCE_HELP, Flavours, MakeArgs, build_config
+from testbed.cli.run import Full, Names
+from testbed.cli.scenario_run import FinishedRun, RunOptions, execute, prepare
 from testbed.errors import UsageError
 from testbed.host import paths
 from testbed.report import results, sensitivity
 from testbed.report.markdown import one_line
 from testbed.report.sensitivity import UNCHANGED
 from testbed.scenarios import runner
-from testbed.scenarios.catalogue import select
 from testbed.scenarios.verdict import Gap
 from testbed.store.kernels.ablations import ABLATIONS
+from testbed.store.kernels.builder import BuildSpec
 from testbed.store.kernels.kernel_files import KernelFiles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableOptions:
+    """Where the table goes."""
+
+    output: Path | None
+    as_json: bool
 
 
 @app.command("sensitivity")
@@ -50,39 +59,37 @@ def sensitivity_command(
 
     Exits 0 where each patch's loss is noticed and each scenario notices one, 1 otherwise.
     """
+    table = TableOptions(output=output, as_json=as_json)
     if of:
         runs = paths.folders().runs
-        sys.exit(_told(tuple(_earlier(one, runs) for one in of), output, as_json=as_json))
-    names = tuple(ablation or (UNCHANGED, *ABLATIONS))
+        sys.exit(_write_table(tuple(_read_earlier(run, runs) for run in of), table))
+    options = RunOptions(
+        scenarios=scenarios, quick=not full, full=full, topology=topology, ignore_stack=ignore_stack, quiet=quiet
+    )
+    config = replace(build_config(flavour, None, None, make_arg), source=tree)
+    _run(tuple(ablation or (UNCHANGED, *ABLATIONS)), config, options, table)
+
+
+def _run(names: tuple[str, ...], config: BuildSpec, options: RunOptions, table: TableOptions) -> None:
     for name in names:
         if name not in (UNCHANGED, *ABLATIONS):
             raise UsageError(f"--ablation {name}: expected one of {UNCHANGED}, {', '.join(ABLATIONS)}")
-    common = replace(configured(flavour, None, None, make_arg), source=tree)
-    wanted = Wanted(
-        cases=select(tuple(scenarios or ()), quick=not full, full=full),
-        file=for_scenarios(topology, ignore=ignore_stack),
-        repeat=1,
-        cold=False,
-        quiet=quiet,
-        as_json=False,
-        sample_s=None,
-        kernels={name: replace(common, ablations=() if name == UNCHANGED else (name,)) for name in names},
-    )
+    kernels = {name: replace(config, ablations=() if name == UNCHANGED else (name,)) for name in names}
 
-    def judge(kernels: dict[str, KernelFiles]) -> runner.Judge:
+    def make_judge(kernels: dict[str, KernelFiles]) -> runner.Judge:
         return runner.judge_each(dict.fromkeys(kernels, Gap.CLOSED))
 
-    def tell(done: Done) -> int:
-        err.print(f"run: {done.folder}", markup=False, highlight=False, soft_wrap=True)
-        return _told((done.document,), output, as_json=as_json)
+    def show(run: FinishedRun) -> int:
+        err.print(f"run: {run.folder}", markup=False, highlight=False, soft_wrap=True)
+        return _write_table((run.document,), table)
 
-    run_async(execute(wanted, judge, tell))
+    run_async(execute(prepare(options, kernels), make_judge, show))
 
 
-def _earlier(run: str, runs: Path) -> dict[str, Any]:
-    """The results of an earlier run of this verb.
+def _read_earlier(run: str, runs: Path) -> dict[str, Any]:
+    """Read the results of an earlier run of this command.
 
-    :raise UsageError: there is no such run, or it is one of another verb.
+    :raise UsageError: there is no such run, or it is one of another command.
     """
     document = results.read(run, runs)
     others = ", ".join(name for name in document["kernels"] if name not in (UNCHANGED, *ABLATIONS))
@@ -94,7 +101,7 @@ def _earlier(run: str, runs: Path) -> dict[str, Any]:
 
 
 def _without_output(words: list[str]) -> list[str]:
-    """A command's words without where it wrote its table."""
+    """Remove the option that says where a command wrote its table."""
     for option in ("-o", "--output"):
         if option in words:
             at = words.index(option)
@@ -102,22 +109,22 @@ def _without_output(words: list[str]) -> list[str]:
     return [word for word in words if not word.startswith("--output=")]
 
 
-def _told(documents: tuple[dict[str, Any], ...], output: Path | None, *, as_json: bool) -> int:
-    """Print and write the table; the exit code."""
-    found = sensitivity.table(documents)
-    host, said = documents[0]["host"], sensitivity.table_complaints(found, documents)
+def _write_table(documents: tuple[dict[str, Any], ...], options: TableOptions) -> int:
+    """Print the table, write it into a file if asked to, and return the exit code."""
+    cases = sensitivity.table(documents)
+    host, complaints = documents[0]["host"], sensitivity.table_complaints(cases, documents)
     took_s = sum(document["guest_seconds"] for document in documents)
-    words = (shlex.join(["./tb", *_without_output(document["command"][1:])]) for document in documents)
-    commands = "\n".join(f"    {one_line(said)}" for said in words)
-    about = f"{took_s:.0f} s of guests, on {host['cores']} cores with Linux {host['kernel']}, QEMU {host['qemu']} ({host['accelerator']})."
-    text = sensitivity.markdown(found, f"{commands}\n\n{about}", documents)
-    if output is not None:
+    command_lines = (shlex.join(["./tb", *_without_output(document["command"][1:])]) for document in documents)
+    commands = "\n".join(f"    {one_line(command)}" for command in command_lines)
+    machine = f"{host['cores']} cores with Linux {host['kernel']}, QEMU {host['qemu']} ({host['accelerator']})"
+    text = sensitivity.markdown(cases, f"{commands}\n\n{took_s:.0f} s of guests, on {machine}.", documents)
+    if (output := options.output) is not None:
         try:
             output.write_text(text, encoding="utf-8")
         except OSError as error:
             raise UsageError(f"--output {output}: cannot be written: {error.strerror}") from error
-    if as_json:
-        print(json.dumps({"cases": found, "complaints": said}))
+    if options.as_json:
+        print(json.dumps({"cases": cases, "complaints": complaints}))
     else:
         out.print(text, markup=False, highlight=False, soft_wrap=True)
-    return FAILED if said else 0
+    return FAILED if complaints else 0

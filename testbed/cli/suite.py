@@ -1,4 +1,4 @@
-"""The verb that runs somebody else's shell tests: suite."""
+"""Runs shell tests in the format of blktests, each in its own guest: suite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,15 +14,18 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from testbed.api import open_testbed, suites
+from testbed.api import Testbed, open_testbed, suites
 from testbed.api.blktests import Status, TestResult
+from testbed.api.suites import Suite, SuiteOptions
 from testbed.cli.app import KERNEL_HELP, Cold, Json, Quiet, TopologyOption, app, err, out, run_async
-from testbed.cli.result_writer import run_kept
+from testbed.cli.run_results import writing_results
 from testbed.host import paths
+from testbed.progress import Progress
 from testbed.report import live
 from testbed.report.bugs import files as bug_files
 from testbed.report.bugs import results, view
 from testbed.report.partial import Partial
+from testbed.store.kernels.kernel_files import KernelFiles
 from testbed.store.kernels.table import shipped_table
 from testbed.topology import Topology, load
 
@@ -53,63 +56,86 @@ def suite(
     quiet: Quiet = False,
 ) -> None:
     """Run somebody else's shell tests, each in a guest of its own, and say what each came to and why it was skipped."""
-    wanted = suites.find_tests(checkout, tuple(names or ()))
     spec = kernel or shipped_table().patched
+    found = suites.find_tests(checkout, tuple(names or ()))
     guests = load(topology) if topology is not None else Topology.model_validate({"version": 1, "guests": {"g0": {}}})
-
-    how = suites.SuiteOptions(
-        topology=guests, kernel=spec, disks=tuple(test_disk or ()), timeout_s=timeout, quick_s=quick
-    )
+    how = SuiteOptions(topology=guests, kernel=spec, disks=tuple(test_disk or ()), timeout_s=timeout, quick_s=quick)
     suites.check_suite(how)
-
-    async def work() -> int:
-        with live.progress(err, quiet=quiet) as progress:
-            async with open_testbed(kernels=(spec,), cold=cold, progress=progress) as testbed:
-                files = await testbed.kernel(spec)
-                folder = paths.new_run_folder(paths.folders().runs)
-                began, done = time.monotonic(), dict[str, tuple[TestResult, ...]]()
-
-                def document(why: str | None) -> dict[str, Any]:
-                    partial = (
-                        None
-                        if why is None
-                        else Partial(ended=len(done), wanted=len(wanted.tests), what="tests", why=why)
-                    )
-                    return results.suite_document(
-                        testbed, wanted, files, in_order(), folder, sys.argv, time.monotonic() - began, partial
-                    )
-
-                def in_order() -> list[TestResult]:
-                    return [one for test in wanted.tests for one in done.get(test, ())]
-
-                def on_test(test: str, outcomes: tuple[TestResult, ...]) -> None:
-                    for one in outcomes:
-                        progress.note(_line(one))
-                    done[test] = outcomes
-                    keeper.update()
-
-                with run_kept(folder, document, bug_files.write, progress.note) as keeper:
-                    await suites.run_suite(testbed, wanted, how, folder / "guests", on_test)
-                    complete = keeper.finished()
-        verdict = view.VERDICTS[complete["result"]]
-        if as_json:
-            tests = [asdict(one) | {"status": one.status.value} for one in in_order()]
-            print(json.dumps({"run": folder.name, "verdict": verdict, "kernel": spec, "tests": tests}))
-        else:
-            out.print(_table(in_order()))
-            out.print(live.last_line(verdict, folder), markup=False, highlight=False, soft_wrap=True)
-        return results.EXIT_CODES[complete["result"]]
-
-    run_async(work())
+    run_async(_run(found, how, OutputOptions(cold=cold, as_json=as_json, quiet=quiet)))
 
 
-def _line(one: TestResult) -> str:
-    return f"{one.name}: {one.status.value}" + (f": {one.reason}" if one.reason else "")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputOptions:
+    """How the command starts guests and prints; see the options of these names."""
+
+    cold: bool
+    as_json: bool
+    quiet: bool
 
 
-def _table(done: Sequence[TestResult]) -> Table:
+async def _run(suite: Suite, how: SuiteOptions, options: OutputOptions) -> int:
+    with live.progress(err, quiet=options.quiet) as progress:
+        async with open_testbed(kernels=(how.kernel,), cold=options.cold, progress=progress) as testbed:
+            execution = _Execution(suite, testbed, await testbed.kernel(how.kernel))
+            document = await execution.run(how, progress)
+    tests, verdict = execution.results(), view.VERDICTS[document["result"]]
+    if options.as_json:
+        rows = [asdict(test) | {"status": test.status.value} for test in tests]
+        print(json.dumps({"run": execution.folder.name, "verdict": verdict, "kernel": how.kernel, "tests": rows}))
+    else:
+        out.print(_table(tests))
+        out.print(live.last_line(verdict, execution.folder), markup=False, highlight=False, soft_wrap=True)
+    return results.EXIT_CODES[document["result"]]
+
+
+class _Execution:
+    """Runs the tests of a suite, and keeps the results in the run's folder up to date."""
+
+    def __init__(self, suite: Suite, testbed: Testbed, kernel: KernelFiles) -> None:
+        self._suite, self._testbed, self._kernel = suite, testbed, kernel
+        self._done: dict[str, tuple[TestResult, ...]] = {}
+        self._started = time.monotonic()
+        self.folder = paths.new_run_folder(paths.folders().runs)
+
+    async def run(self, how: SuiteOptions, progress: Progress) -> dict[str, Any]:
+        """Return the complete document of the results."""
+        with writing_results(self.folder, self._document, bug_files.write, progress.note) as writer:
+
+            def on_test(test: str, outcomes: tuple[TestResult, ...]) -> None:
+                for outcome in outcomes:
+                    progress.note(_line(outcome))
+                self._done[test] = outcomes
+                writer.update()
+
+            await suites.run_suite(self._testbed, self._suite, how, self.folder / "guests", on_test)
+            return writer.finished()
+
+    def results(self) -> list[TestResult]:
+        """Return the results so far, in the order of the suite."""
+        return [result for test in self._suite.tests for result in self._done.get(test, ())]
+
+    def _document(self, why: str | None) -> dict[str, Any]:
+        total = len(self._suite.tests)
+        partial = None if why is None else Partial(ended=len(self._done), wanted=total, what="tests", why=why)
+        return results.suite_document(
+            self._testbed,
+            self._suite,
+            self._kernel,
+            self.results(),
+            self.folder,
+            sys.argv,
+            time.monotonic() - self._started,
+            partial,
+        )
+
+
+def _line(test: TestResult) -> str:
+    return f"{test.name}: {test.status.value}" + (f": {test.reason}" if test.reason else "")
+
+
+def _table(tests: Sequence[TestResult]) -> Table:
     table = Table("test", "status", "time", "reason", box=None, pad_edge=False)
-    for one in done:
-        said = "\n".join((one.reason, *one.details)) if one.status not in (Status.PASS, Status.SKIP) else one.reason
-        table.add_row(escape(one.name), one.status.value, one.runtime, escape(said))
+    for test in tests:
+        details = () if test.status in (Status.PASS, Status.SKIP) else test.details
+        table.add_row(escape(test.name), test.status.value, test.runtime, escape("\n".join((test.reason, *details))))
     return table

@@ -10,13 +10,14 @@ import signal
 import socket
 import sys
 import traceback
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
 
-from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, out, run_async, run_going_on
+from testbed.cli.app import ERROR, KERNEL_HELP, Cold, Json, Quiet, app, err, in_run_folder, out, run_async
 from testbed.cli.snapshots import SAVING_S, known
 from testbed.cli.vms import VmArgument
 from testbed.guest import session
@@ -24,80 +25,114 @@ from testbed.host import paths, registry
 from testbed.report import live
 from testbed.store import snapshot_files
 from testbed.store.kernels.table import shipped_table
-from testbed.topology import load, trust
+from testbed.topology import Topology, load, trust
 from testbed.topology.host_limits import HostLimits
 from testbed.topology.kernel_abilities import KernelAbilities
 from testbed.vms import launcher, prefork, supervisor
 from testbed.vms.prefork import PreforkedWorker
 
+Point = Annotated[str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")]
+Kernel = Annotated[str | None, typer.Option("--kernel", "-k", help=f"For all its guests. {KERNEL_HELP}")]
+Name = Annotated[
+    str | None, typer.Option("--name", help="What the guest is called; several get it before their own names.")
+]
+Logs = Annotated[
+    Path | None,
+    typer.Option("--logs", help="A folder for the guests' logs, with one in it for each; a run's folder without it."),
+]
+AtOnce = Annotated[
+    bool, typer.Option("--at-once", help="Do not wait until this machine has cores and memory for them.")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpOptions:
+    """Options of `up`, as they were given."""
+
+    file: Path
+    point: str | None
+    kernel: str | None
+    name: str | None
+    logs: Path | None
+    cold: bool
+    at_once: bool
+    as_json: bool
+    quiet: bool
+
 
 @app.command("up")
 def up_command(
     file: Annotated[Path, typer.Argument(help="Topology file.")],
-    point: Annotated[
-        str | None, typer.Option("--point", help="A point of its matrix, such as disk=nvme,filesystem=xfs.")
-    ] = None,
-    kernel: Annotated[str | None, typer.Option("--kernel", "-k", help=f"For all its guests. {KERNEL_HELP}")] = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="What the guest is called; several get it before their own names.")
-    ] = None,
-    logs: Annotated[
-        Path | None,
-        typer.Option(
-            "--logs", help="A folder for the guests' logs, with one in it for each; a run's folder without it."
-        ),
-    ] = None,
+    point: Point = None,
+    kernel: Kernel = None,
+    name: Name = None,
+    logs: Logs = None,
     cold: Cold = False,
-    at_once: Annotated[
-        bool, typer.Option("--at-once", help="Do not wait until this machine has cores and memory for them.")
-    ] = False,
+    at_once: AtOnce = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Start a topology's guests and leave them running, with their disks, stacks and control groups, as the file says."""
+    _up(
+        UpOptions(
+            file=file,
+            point=point,
+            kernel=kernel,
+            name=name,
+            logs=logs,
+            cold=cold,
+            at_once=at_once,
+            as_json=as_json,
+            quiet=quiet,
+        )
+    )
+
+
+def _up(options: UpOptions) -> None:
     table = shipped_table()
-    check = KernelAbilities(table, paths.cache_folder(), kernel, default=table.patched).mistakes
-    topology = load(file, point, limits=HostLimits.of_this_host(), check_kernels=check)
+    check = KernelAbilities(table, paths.cache_folder(), options.kernel, default=table.patched).mistakes
+    topology = load(options.file, options.point, limits=HostLimits.of_this_host(), check_kernels=check)
     for model in topology.guests.values():
         trust.check_trusted(model.qemu_args)
-    called = launcher.guest_names(topology, name)
-
-    async def work(waiting: tuple[PreforkedWorker, ...]) -> int:
-        folders = paths.folders()
-        launcher.check_free(called.values(), folders)
-        run = paths.new_run_folder(folders.runs) if logs is None else logs.absolute()
-        going_on = run_going_on(run) if logs is None else contextlib.nullcontext()
-        with going_on, live.progress(err, quiet=quiet) as progress:
-            started = await launcher.start_vms(
-                topology,
-                file=file.resolve(),
-                point=point or "",
-                called=called,
-                kernels={
-                    guest: table.absolute(kernel or model.kernel or table.patched)
-                    for guest, model in topology.guests.items()
-                },
-                folders=folders,
-                evidence={guest: run / (name if logs is None else guest) for guest, name in called.items()},
-                cold=cold,
-                at_once=at_once,
-                progress=progress,
-                waiting=waiting,
-            )
-        if as_json:
-            print(json.dumps([asdict(vm.record) for vm in started]))
-        elif not quiet:
-            for vm in started:
-                record = vm.record
-                out.print(
-                    f"{record.name}: {record.release}; enter it with: testbed ssh {record.name}",
-                    highlight=False,
-                    soft_wrap=True,
-                )
-        return 0
-
+    called = launcher.guest_names(topology, options.name)
     with prefork.fork_workers(len(topology.guests), _supervise) as waiting:
-        run_async(work(waiting))
+        run_async(_start(options, topology, called, waiting))
+
+
+async def _start(
+    options: UpOptions, topology: Topology, called: Mapping[str, str], waiting: tuple[PreforkedWorker, ...]
+) -> int:
+    table = shipped_table()
+    folders, logs = paths.folders(), options.logs
+    launcher.check_free(called.values(), folders)
+    run = paths.new_run_folder(folders.runs) if logs is None else logs.absolute()
+    run_folder = in_run_folder(run) if logs is None else contextlib.nullcontext()
+    with run_folder, live.progress(err, quiet=options.quiet) as progress:
+        started = await launcher.start_vms(
+            topology,
+            file=options.file.resolve(),
+            point=options.point or "",
+            called=called,
+            kernels={
+                guest: table.absolute(options.kernel or model.kernel or table.patched)
+                for guest, model in topology.guests.items()
+            },
+            folders=folders,
+            evidence={guest: run / (name if logs is None else guest) for guest, name in called.items()},
+            cold=options.cold,
+            at_once=options.at_once,
+            progress=progress,
+            waiting=waiting,
+        )
+    if options.as_json:
+        print(json.dumps([asdict(vm.record) for vm in started]))
+    elif not options.quiet:
+        for vm in started:
+            name = vm.record.name
+            out.print(
+                f"{name}: {vm.record.release}; enter it with: testbed ssh {name}", highlight=False, soft_wrap=True
+            )
+    return 0
 
 
 def _supervise(wire: socket.socket) -> NoReturn:
@@ -172,7 +207,7 @@ def fork(
                 await registry.find_vm(folders, vm).ask("snapshot", timeout_s=SAVING_S, folder=str(folder))
                 saved = snapshot_files.read_snapshot(folder)
             evidence = paths.new_run_folder(folders.runs)
-            with run_going_on(evidence), live.progress(err, quiet=quiet) as progress:
+            with in_run_folder(evidence), live.progress(err, quiet=quiet) as progress:
                 started = await launcher.fork_vms(
                     saved, new, folders=folders, evidence=evidence, progress=progress, waiting=waiting
                 )

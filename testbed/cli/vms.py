@@ -17,8 +17,8 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.live import Live
 
-from testbed.cli import console as terminal
 from testbed.cli.app import Json, app, err, out, rows, run_async
+from testbed.cli.console import attach
 from testbed.errors import TestbedError, UsageError
 from testbed.guest import session
 from testbed.host import paths, process, registry
@@ -181,7 +181,7 @@ def inventory_command(
 @app.command()
 def console(vm: VmArgument) -> None:
     """A shell on a guest's serial console, which also works where its network or SSH server do not. Ctrl-] leaves it."""
-    run_async(terminal.attach(_going_on(vm)))
+    run_async(attach(_going_on(vm)))
 
 
 @app.command()

@@ -100,8 +100,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     state = item.config.stash[STATE]
-    if state.patience is not None:
-        state.patience.release()  # a post-mortem debugger is left without a word
+    if state.clock is not None:
+        state.clock.release()  # a post-mortem debugger is left without a word
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -127,12 +127,12 @@ def pytest_runtest_makereport(
 def pytest_enter_pdb(config: pytest.Config, pdb: Any) -> None:
     del pdb
     state = config.stash.get(STATE, None)
-    if state is not None and state.patience is not None:
-        state.patience.hold()
+    if state is not None and state.clock is not None:
+        state.clock.hold()
 
 
 def pytest_leave_pdb(config: pytest.Config, pdb: Any) -> None:
     del pdb
     state = config.stash.get(STATE, None)
-    if state is not None and state.patience is not None:
-        state.patience.release()
+    if state is not None and state.clock is not None:
+        state.clock.release()

@@ -16,7 +16,7 @@ from testbed.pytest_plugin.session import STATE
 def time_limit(item: pytest.Function, seconds: float) -> None:
     """Let a test fail when it takes longer; the time that a debugger holds it is not counted."""
     body, state = item.obj, item.config.stash[STATE]
-    patience = state.patience = state.patience or PausableClock()
+    clock = state.clock = state.clock or PausableClock()
 
     @functools.wraps(body)
     async def limited(*args: Any, **kwargs: Any) -> Any:
@@ -32,7 +32,7 @@ def time_limit(item: pytest.Function, seconds: float) -> None:
                 raise
 
         try:
-            return await patience.within(watched(), seconds)
+            return await clock.within(watched(), seconds)
         except TimeoutError:
             if task.done():
                 raise

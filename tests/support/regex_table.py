@@ -11,7 +11,7 @@ _OF_MACHINE = "this machine's kernel, its package manager, or our own files"
 OURS: dict[str, tuple[str, str]] = {
     "host/resources": ("_AVAILABLE _FILES _FILES_BELOW hierarchies", _OF_MACHINE),
     "api/supervised_guest": ("start_supervised", _OF_USER),
-    "cli/sizes": ("_AGE", _OF_USER),
+    "cli/option_values": ("_AGE", _OF_USER),
     "report/inventory": ("_group", _OF_USER),
     "store/kernels/make_args": ("_FLAGS _PROGRAM _TEXT _EXPANDED _check _TAKEN", _OF_USER),
     "store/kernels/table": ("_NAME named_by_key _CHARGES_ISSUER", _OF_USER),

@@ -24,8 +24,6 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names.s
 # To be cut: imports from above that the modules had when they got their packages.
 LEFT = {
     ("vms/hold", "bugs/signature"),
-    ("pytest_plugin/session", "pytest_plugin/guests"),
-    ("pytest_plugin/session", "pytest_plugin/notes"),
 }
 # What touches the world outside: pure modules import none of it.
 IO = {"asyncio", "asyncssh", "subprocess", "socket", "qemu", "filelock", "shutil", "tempfile", "signal"}

@@ -85,7 +85,7 @@ runpy.run_module("testbed", run_name="__main__")
     ("module", "verb"),
     [
         ("typer", "scenarios"),
-        ("testbed.cli.inspect", "scenarios"),
+        ("testbed.cli.reference", "scenarios"),
         ("testbed.cli.vms", "ps"),
         ("json.decoder", "ps"),
         ("asyncio", "run"),

@@ -17,7 +17,7 @@ from testbed import regex
 from testbed.bugs import absence, reduce, repro, statistics
 from testbed.bugs.model import Bug
 from testbed.bugs.statistics import Rate
-from testbed.cli import cache, run
+from testbed.cli import cache, scenario_run
 from testbed.guest import cpu_memory, timeline
 from testbed.guest.channels import console, ssh
 from testbed.guest.metrics import cgroup_sampler
@@ -81,7 +81,7 @@ _CODES = [EXIT_CODES[one] for one in (Verdict.PASS, Verdict.FAIL, Verdict.INFRA,
 _PASSES, _SKIPS, _NEWER = matrix()
 _RUN, _CACHE = (format_size(quota.size_limit(name)) for name in (quota.RUN_LIMIT, quota.CACHE_LIMIT))
 _FLAVOURS = builder.list_flavours(ROOT / "images")
-_SAMPLES_A_SECOND = 1e6 / parse_duration(run._SAMPLE)
+_SAMPLES_A_SECOND = 1e6 / parse_duration(scenario_run.DEFAULT_SAMPLE)
 _PRINTED = stated("testbed/report/page/report.js", r"MOST_PRINTED = (\d+)")
 _SEARCHED = stated("testbed/report/page/report.html.j2", r"cases\|length > (\d+)")
 _LEAST_BYTES, _LEAST_S = diff._LEAST["bytes"], diff._LEAST["s"]

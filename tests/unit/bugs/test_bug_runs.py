@@ -20,7 +20,7 @@ from testbed.bugs.outcome import Outcome, Try
 from testbed.bugs.reduce import UNFINISHED, Bisector, PartAsked, Reduced, Step
 from testbed.bugs.repro import KernelTries, ReproJob, StopRule
 from testbed.bugs.signature import End, Match
-from testbed.cli import run
+from testbed.cli import scenario_run
 from testbed.errors import GuestLost, UsageError
 from testbed.guest.channels.kernel_log import Finding, Kind
 from testbed.guest.metrics import disk_speed
@@ -128,7 +128,7 @@ def test_compare_notes_that_both_sides_are_one_kernel_whatever_it_is_called(monk
     def notes(**kernels: KernelFiles) -> list[str]:
         said: list[str] = []
         progress: Any = SimpleNamespace(note=said.append)
-        run._announce(factory, kernels, file, progress)
+        scenario_run._announce(factory, kernels, file, progress)
         return [line for line in said if "one kernel" in line]
 
     first, same, other = kernel("a", "aa"), kernel("b", "aa"), kernel("c", "cc")

@@ -359,7 +359,7 @@ def test_kernels_and_images_are_listed_without_fetching_any(tmp_path: Path) -> N
     assert "bookworm\tnot built" in testbed(tmp_path, "image", "list").stdout
 
 
-def test_each_verb_is_in_the_room_that_is_loaded_for_it() -> None:
+def test_each_command_is_in_the_module_that_is_loaded_for_it() -> None:
     cli.load()
     found: dict[str, str] = {}
     for one in app.registered_commands:
@@ -370,7 +370,7 @@ def test_each_verb_is_in_the_room_that_is_loaded_for_it() -> None:
         first = group.typer_instance.registered_commands[0].callback
         assert first is not None
         found[str(group.name)] = first.__module__
-    assert found == {verb: f"testbed.cli.{room}" for room, verbs in cli.ROOMS.items() for verb in verbs}
+    assert found == {verb: f"testbed.cli.{module}" for module, verbs in cli.MODULES.items() for verb in verbs}
 
 
 def test_without_words_there_is_help(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import asyncio, os, re, sys, time
 from pathlib import Path
 from testbed.host import watchdog
 from testbed.cli.app import run_async
-from testbed.cli.result_writer import run_kept
+from testbed.cli.run_results import writing_results
 from testbed.report import results
 
 watchdog._PATIENCE_S, watchdog._PATIENCE_WITH_END_S = 0.2, float(sys.argv[3])
@@ -40,7 +40,7 @@ async def work():
         (folder / "results.json").write_text(results.text(document))
 
     ended = []
-    with run_kept(folder, document, write, print) as keeper:
+    with writing_results(folder, document, write, print) as keeper:
         keeper.update()
         try:
             async with asyncio.TaskGroup() as group:

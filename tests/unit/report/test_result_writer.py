@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from testbed.cli.result_writer import run_kept
+from testbed.cli.run_results import writing_results
 from testbed.errors import HostError, UsageError
 from testbed.report import diff, formats, partial, result_reader, results, runs
 from testbed.report.markdown import markdown
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_each_result_is_in_the_folder_before_the_next_one_begins(tmp_path: Path) -> None:
     folder, ended = run(tmp_path), list[Result]()
-    with run_kept(folder, so_far(folder, ended, 2), formats.write, lambda note: None) as keeper:
+    with writing_results(folder, so_far(folder, ended, 2), formats.write, lambda note: None) as keeper:
         ended.append(passed(folder))
         keeper.update()
         read = results.read(str(folder), folder.parent)
@@ -62,7 +62,7 @@ def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path:
     why = "/state: cannot be written: No space left on device"
     with (
         pytest.raises(HostError),
-        run_kept(folder, so_far(folder, [passed(folder)], 12), formats.write, notes.append),
+        writing_results(folder, so_far(folder, [passed(folder)], 12), formats.write, notes.append),
     ):
         raise HostError(f"{why}\nand more lines")
     said = f"1 of 12 cases ended; {why}"
@@ -84,7 +84,10 @@ def test_what_ends_a_run_is_in_all_its_reports_and_none_of_them_passes(tmp_path:
 def test_a_failure_stays_one_and_a_mistake_of_ours_is_named(tmp_path: Path) -> None:
     folder = run(tmp_path)
     ended = [passed(folder), failed(folder)]
-    with pytest.raises(ExceptionGroup), run_kept(folder, so_far(folder, ended, 3), formats.write, lambda note: None):
+    with (
+        pytest.raises(ExceptionGroup),
+        writing_results(folder, so_far(folder, ended, 3), formats.write, lambda note: None),
+    ):
         raise ExceptionGroup("several", [ValueError("invalid literal"), UsageError("no")])
     read = results.read(str(folder), folder.parent)
     assert (

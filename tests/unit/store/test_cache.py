@@ -144,7 +144,7 @@ async def test_where_there_can_be_no_namespaces_no_image_is_built_and_the_doctor
         match="mmdebstrap cannot have namespaces of its own: no such luck; `testbed doctor` says what that needs",
     ):
         await image.build_image("bookworm", IMAGES, tmp_path, Silent())
-    assert "an image cannot be built" in " ".join(complaint.what for complaint in await doctor.complaints(None))
+    assert "an image cannot be built" in " ".join(complaint.what for complaint in await doctor.find_complaints(None))
 
 
 def test_what_others_of_its_users_own_goes_with_an_unfinished_folder(tmp_path: Path) -> None:

@@ -1,80 +1,26 @@
-"""Verbs that look and change nothing: doctor, validate, plan, scenarios."""
+"""Checks topology and bug files, and shows what would be done with one: validate, plan."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from testbed import errors
 from testbed.bugs.load import is_bug
-from testbed.cli import bug_files, doctor
-from testbed.cli.app import ERROR, FAILED, Json, app, err, out, run_async
-from testbed.errors import HostError, Problem, TopologyError, UsageError
-from testbed.host import paths, process
-from testbed.host.facts import Host, to_document
+from testbed.cli import bug_files
+from testbed.cli.app import FAILED, app, err, run_async
+from testbed.errors import Problem, TopologyError, UsageError
+from testbed.host import paths
 from testbed.qemu import probe
-from testbed.report import docs, tables, topology_svg
+from testbed.report import topology_svg
 from testbed.report.plan_text import describe_plan, describe_scripts
-from testbed.scenarios.catalogue import SCENARIOS, cases
-from testbed.store.kernels import kernel_files
 from testbed.store.kernels.table import shipped_table
 from testbed.topology import Topology, load, load_points, trust
 from testbed.topology.host_limits import HostLimits
 from testbed.topology.kernel_abilities import KernelAbilities
-
-
-@app.command("doctor")
-def doctor_command(as_json: Json = False) -> None:
-    """What this host can do, what is missing, and how to mend it."""
-
-    async def work() -> int:
-        folders = paths.folders()
-        host: Host | None = None
-        why = ""
-        try:
-            known = shipped_table()
-            kernels = (kernel_files.cached_kernel(row, folders.cache) for row in known.rows.values())
-            host = await probe.probe(folders.cache, next((found for found in kernels if found), None))
-        except HostError as error:
-            why = str(error)
-        complaints = await doctor.complaints(host)
-        fatal = [complaint for complaint in complaints if complaint.fatal]
-        if as_json:
-            facts = to_document(host) if host else None
-            print(
-                json.dumps(
-                    {
-                        "host": facts,
-                        "tools": process.find_all(),
-                        "problems": [asdict(c) for c in complaints],
-                        "error": why or None,
-                    }
-                )
-            )
-        else:
-            if host is not None:
-                out.print(tables.host_table(host, process.find_all()))
-            else:
-                out.print(why, markup=False, highlight=False)
-            for complaint in complaints:
-                kind = "problem" if complaint.fatal else "warning"
-                out.print(
-                    f"{kind}: {complaint.what}\n    mend: {complaint.mend}",
-                    markup=False,
-                    highlight=False,
-                    soft_wrap=True,
-                )
-            if not fatal and host is not None:
-                out.print("This machine can run the testbed.")
-        return ERROR if fatal or host is None else 0
-
-    run_async(work())
 
 
 @app.command()
@@ -87,14 +33,14 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Topology or bug f
     for file in files:
         try:
             if is_bug(file):
-                notes += bug_files.validated(file, abilities.of_all)
+                notes += bug_files.validate_bug(file, abilities.of_all)
                 points += 1
                 continue
             found = load_points(file, limits=HostLimits.of_this_host(), check_kernels=abilities.mistakes)
             points += len(found)
             notes += _not_by_default(file, found.values())
             notes += [
-                bug_files.untrusted(file, f"guests.{name}.qemu-args")
+                bug_files.untrusted_note(file, f"guests.{name}.qemu-args")
                 for topology in found.values()
                 for name, guest in topology.guests.items()
                 if not trust.are_trusted(guest.qemu_args)
@@ -136,7 +82,7 @@ def plan_command(
 
     Of a bug: for the guest of each of its tries, and what runs there then.
     """
-    case = bug_files.planned(file) if is_bug(file) else None
+    case = bug_files.load_checked(file) if is_bug(file) else None
     if case is not None and point is not None:
         raise UsageError(f"--point {point}: a bug has one guest, and no matrix; expected no --point")
 
@@ -159,37 +105,3 @@ def plan_command(
         return 0
 
     run_async(work())
-
-
-@app.command("errors")
-def errors_command(
-    code: Annotated[
-        str | None, typer.Argument(metavar="[CODE]", help="One of them, such as TB410.", show_default=False)
-    ] = None,
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="The whole catalogue, as docs/errors.md has it.")
-    ] = False,
-) -> None:
-    """What an error's code means, who must act, and how."""
-    if markdown:
-        print(docs.errors_markdown(), end="")
-        return
-    found = [kind for kind in errors.flatten() if code is None or code.upper() == kind.code]
-    if not found:
-        raise UsageError(f"errors {code}: expected one of {', '.join(kind.code for kind in errors.flatten())}")
-    for kind in found:
-        print(f"{kind.code}\t{kind.__name__}\t{kind.who}: {kind.act}")
-
-
-@app.command("scenarios")
-def scenarios_command(
-    markdown: Annotated[
-        bool, typer.Option("--markdown", help="The whole catalogue, as docs/scenarios.md has it.")
-    ] = False,
-) -> None:
-    """List the scenarios and the points at which each is tried."""
-    if markdown:
-        print(docs.scenarios_markdown(tuple(SCENARIOS.values())), end="")
-        return
-    for name, case in cases().items():
-        print(f"{name}\t{case.scenario.claim}")

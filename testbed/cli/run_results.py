@@ -1,0 +1,28 @@
+"""Keeps the results of a command's run up to date in its folder, however the command ends."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from testbed.cli.app import ended_by, in_run_folder
+from testbed.report.result_writer import Document, ResultWriter, Write
+
+
+@contextlib.contextmanager
+def writing_results(
+    folder: Path, document: Document, write: Write, note: Callable[[str], None]
+) -> Iterator[ResultWriter]:
+    """Run a block whose results go to `folder`.
+
+    Results of a run that ends early are written with the reason, and `note` gets how far it came.
+    """
+    with in_run_folder(folder):
+        writer = ResultWriter(folder, document, write)
+        try:
+            yield writer
+        except BaseException as error:
+            if (partial := writer.broken_off(ended_by(error))) is not None:
+                note(f"broken off: {partial}")
+            raise
