@@ -21,21 +21,29 @@ ROOT = Path(__file__).parents[2]
 # What decides: each with the unit tests that are about it.
 MODULES: dict[str, tuple[str, ...]] = {
     "testbed/guest/lifecycle.py": ("guest/test_lifecycle.py",),
-    "testbed/scenarios/verdict.py": ("scenarios/test_verdict.py", "scenarios/test_claims.py"),
+    "testbed/scenarios/verdict.py": (
+        "scenarios/test_verdict.py",
+        "scenarios/test_claims.py",
+        "scenarios/test_thresholds.py",
+    ),
     "testbed/topology/check.py": (
-        "topology/test_language.py",
+        "topology/test_check.py",
+        "topology/test_messages.py",
         "topology/test_timeline.py",
-        "topology/test_topology.py",
     ),
     "testbed/bugs/statistics.py": ("bugs/test_statistics.py",),
-    "testbed/scenarios/claims/deferred_destroy.py": ("scenarios/test_claims.py",),
-    "testbed/scenarios/claims/memory_limit.py": ("scenarios/test_claims.py",),
-    "testbed/scenarios/claims/many_cgroups.py": ("scenarios/test_claims.py",),
-    "testbed/scenarios/claims/io_cost.py": ("scenarios/test_claims.py",),
-    "testbed/scenarios/claims/io_limits.py": ("scenarios/test_claims.py",),
-    "testbed/scenarios/claims/read.py": ("scenarios/test_claims.py", "scenarios/test_catalogue.py"),
-    "testbed/scenarios/claims/workers.py": ("scenarios/test_claims.py",),
-    "testbed/scenarios/claims/swap_in.py": ("scenarios/test_claims.py",),
+    "testbed/scenarios/claims/deferred_destroy.py": ("scenarios/test_thresholds.py", "scenarios/test_script_output.py"),
+    "testbed/scenarios/claims/memory_limit.py": ("scenarios/test_thresholds.py", "scenarios/test_claims.py"),
+    "testbed/scenarios/claims/many_cgroups.py": ("scenarios/test_thresholds.py", "scenarios/test_claims.py"),
+    "testbed/scenarios/claims/io_cost.py": ("scenarios/test_thresholds.py", "scenarios/test_claims.py"),
+    "testbed/scenarios/claims/io_limits.py": ("scenarios/test_thresholds.py", "scenarios/test_claims.py"),
+    "testbed/scenarios/claims/read.py": (
+        "scenarios/test_thresholds.py",
+        "scenarios/test_claims.py",
+        "scenarios/test_catalogue.py",
+    ),
+    "testbed/scenarios/claims/workers.py": ("scenarios/test_workers.py",),
+    "testbed/scenarios/claims/swap_in.py": ("scenarios/test_thresholds.py", "scenarios/test_script_output.py"),
 }
 # `|` joins types in annotations, which nothing evaluates; no code here joins bits. The others are changes that nobody makes by mistake, or
 # that are none where values are enums.

@@ -27,11 +27,8 @@ LARGE_FILES: set[str] = {
     "tests/unit/cli/test_cli.py",
     "tests/unit/guest/channels/test_kernel_log.py",
     "tests/unit/qemu/test_nbd_server.py",
-    "tests/unit/scenarios/test_claims.py",
     "tests/unit/store/kernels/test_boot_check.py",
     "tests/unit/store/kernels/test_mailbox.py",
-    "tests/unit/topology/test_language.py",
-    "tests/unit/topology/test_topology.py",
     "tests/unit/vms/test_vms.py",
 }
 LONG_FUNCTIONS: set[str] = {

@@ -31,7 +31,7 @@ exit 0
 
 @pytest.mark.slow
 @pytest.mark.parametrize("topology", EVERY)
-async def test_a_topology_is_made_verified_and_undone(
+async def test_a_topology_is_built_verified_and_undone(
     topology: Topology, factory: GuestFactory, kernel: KernelFiles, tmp_path: Path
 ) -> None:
     async with factory.guests(topology, kernel, tmp_path, stacked=False) as guests:

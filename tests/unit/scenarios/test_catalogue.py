@@ -37,7 +37,7 @@ def test_a_read_is_charged_in_full_only_where_bytes_and_pages_agree(
     assert judge(charged=int(io_share * disk_bytes), moved=disk_bytes, owned=owned, resident=resident).gap is claim
 
 
-def test_oom_kills_are_read_and_nothing_else() -> None:
+def test_only_oom_kill_lines_are_parsed() -> None:
     assert parse_oom_kills("oom_kill 0\noom_group_kill 7\n 256+0 records\noom_kill 1\noom_kill 12\n", 3, "g0") == (
         0,
         1,
@@ -62,7 +62,7 @@ def test_the_main_job_is_among_the_cases() -> None:
     assert [case.name for case in select(())] == list(MAIN)
 
 
-def test_scenarios_are_chosen_by_name_or_by_what_they_begin_with() -> None:
+def test_scenarios_are_chosen_by_name_or_prefix() -> None:
     assert len(select((), full=True)) == len(cases())
     assert [case.scenario.name for case in select((), quick=True)] == list(SCENARIOS)
     assert {case.name for case in select(("read/nvme",))} == {"read/nvme/ext4", "read/nvme/xfs", "read/nvme/btrfs"}
@@ -72,12 +72,12 @@ def test_scenarios_are_chosen_by_name_or_by_what_they_begin_with() -> None:
         select(("rea",))
 
 
-def test_a_topology_without_the_disk_is_a_lack_and_not_a_failure() -> None:
+def test_a_topology_without_the_disk_is_a_missing_need() -> None:
     why = cases()["read/nvme/ext4"].point.lacks(GuestModel())
     assert why is not None and "nvme" in why
 
 
-def test_the_catalogue_in_the_docs_is_the_one_that_the_scenarios_make() -> None:
+def test_the_catalogue_in_the_docs_equals_the_generated_one() -> None:
     kept = Path(__file__).parents[3] / "docs" / "scenarios.md"
     assert kept.read_text() == docs.scenarios_markdown(tuple(SCENARIOS.values())), (
         "./tb scenarios --markdown >docs/scenarios.md"

@@ -147,7 +147,7 @@ async def test_a_lost_guest_is_infra_and_the_others_go_on() -> None:
         (OSError(28, "No space left on device", "/x/log"), "this machine: /x/log: No space left on device"),
     ],
 )
-async def test_whatever_goes_wrong_in_a_case_is_that_cases(raised: Exception, why: str, tmp_path: Path) -> None:
+async def test_an_error_in_a_case_affects_only_that_case(raised: Exception, why: str, tmp_path: Path) -> None:
     factory = Recorder(cores=2)
     cases = [scenario(factory, name, cores, raises=raised) for name, cores in (("a", Cores.SHARED), ("b", Cores.ALONE))]
     kept = [scenario(factory, "kept", Cores.SHARED), scenario(factory, "alone", Cores.ALONE)]

@@ -115,7 +115,7 @@ def test_thresholds(share: float, claim: Gap) -> None:
 
 
 @pytest.mark.parametrize(("charged", "total"), [(0, 9_999), (9_999, 9_999), (12_000, 12), (0, 0), (0, -1)])
-def test_a_share_of_next_to_nothing_says_nothing(charged: int, total: int) -> None:
+def test_a_share_of_almost_nothing_is_inconclusive(charged: int, total: int) -> None:
     assert verdict.share_gap(charged, total, least=10_000) is Gap.UNCLEAR
     assert verdict.share_of("x", charged, total, least=10_000).gap is Gap.UNCLEAR
     assert verdict.share_gap(0, 0, least=0) is Gap.UNCLEAR
@@ -151,7 +151,7 @@ def test_a_run_is_as_bad_as_its_worst_scenario() -> None:
         (41, 2000, 1000, Gap.UNCLEAR),
     ],
 )
-def test_pages_are_judged_by_what_is_in_memory(owned: int, resident: int, asked: int, claim: Gap) -> None:
+def test_page_cache_is_judged_by_resident_pages(owned: int, resident: int, asked: int, claim: Gap) -> None:
     assert verdict.pages_gap(owned, resident, asked) is claim
 
 
@@ -198,7 +198,7 @@ def test_a_kernel_that_charges_twice_fails_though_its_controls_are_charged_twice
 
 
 @pytest.mark.parametrize("value", [CHARGED, SKIPPED, LOST, CHARGED.controls[0], verdict.judge_pair(BYPASSED, CHARGED)])
-def test_what_is_judged_does_not_change(value: object) -> None:
+def test_judging_does_not_change_the_evidence(value: object) -> None:
     name = next(iter(type(value).__dataclass_fields__))  # type: ignore[attr-defined]  # each is a dataclass
     with pytest.raises(AttributeError):
         setattr(value, name, "other")

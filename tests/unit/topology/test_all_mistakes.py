@@ -15,7 +15,7 @@ def problems(text: str) -> list[str]:
     return [str(problem).removeprefix("a.yaml:") for problem in caught.value.problems]
 
 
-def test_what_is_below_a_misspelt_key_is_looked_at() -> None:
+def test_values_below_a_misspelt_key_are_checked() -> None:
     text = """\
 version: 1
 guests:
@@ -42,7 +42,7 @@ guests:
     ]
 
 
-def test_what_is_below_a_misspelt_key_beside_the_right_one_is_looked_at() -> None:
+def test_values_below_a_misspelt_key_beside_the_right_one_are_checked() -> None:
     text = """\
 version: 1
 guests:
@@ -56,7 +56,7 @@ guests:
     ]
 
 
-def test_every_mistake_of_every_act_is_named_at_its_own_number() -> None:
+def test_every_mistake_of_a_timeline_entry_is_reported_at_its_index() -> None:
     text = """\
 version: 1
 guests:
@@ -96,7 +96,7 @@ guests:
     assert "got 'raed'; write: expected a duration" in of(4)
 
 
-def test_an_unknown_axis_hides_nothing_else() -> None:
+def test_an_unknown_axis_hides_no_other_mistake() -> None:
     text = """\
 version: 1
 matrix: {axes: {disk: [nvme]}}
@@ -112,7 +112,7 @@ guests:
     ]
 
 
-def test_what_is_below_a_misspelt_key_of_a_bug_is_looked_at() -> None:
+def test_values_below_a_misspelt_key_of_a_bug_file_are_checked() -> None:
     plain = {
         "version": 1,
         "summary": "a bug",
@@ -167,12 +167,12 @@ def test_what_is_below_a_misspelt_key_of_a_bug_is_looked_at() -> None:
         ("cpus: 2, cpus: 3", "guests.g0.cpus: the key stands here twice"),
     ],
 )
-def test_what_readers_of_yaml_differ_about_is_named(value: str, said: str) -> None:
+def test_values_that_yaml_readers_parse_differently_are_refused(value: str, said: str) -> None:
     (problem,) = problems(f"version: 1\nguests: {{g0: {{{value}}}}}\n")
     assert said in problem
 
 
-def test_what_every_reader_takes_alike_is_taken() -> None:
+def test_values_that_yaml_readers_parse_alike_are_accepted() -> None:
     text = "version: 1\nguests: {g0: {append: ['08', '<<'], disks: {n: &a {type: nvme, size: 1G}, y: *a, m: *a}, swaps: {s: {on: m}}}}\n"
     assert parse(text, "a.yaml").guests["g0"].append == ("08", "<<")
     assert parse("\ufeff" + text.replace("\n", "\r\n"), "a.yaml").guests["g0"].disks["y"].size == 1 << 30
@@ -189,11 +189,11 @@ def test_what_every_reader_takes_alike_is_taken() -> None:
         ("version: 1\nguests: {g0: {}}\n\0\n", "3:1: not YAML: the character U+0000 must not stand in it"),
     ],
 )
-def test_what_is_no_yaml_is_said_in_words_that_help(text: str, said: str) -> None:
+def test_invalid_yaml_has_a_helpful_message(text: str, said: str) -> None:
     assert problems(text) == [said]
 
 
-def test_merged_keys_are_not_missed_as_well() -> None:
+def test_keys_of_a_refused_merge_are_not_reported_as_missing() -> None:
     text = "version: 1\nguests: {g0: {disks: {a: &a {type: nvme, size: 1G}, b: {<<: *a, size: 7}}}}\n"
     assert [problem.partition(": ")[2][:60] for problem in problems(text)] == [
         "guests.g0.disks.b.<<: expected each key by itself, got <<, wh"[:60],
@@ -219,7 +219,7 @@ def test_merged_keys_are_not_missed_as_well() -> None:
         ("4096", "logical-block-size: 4096, offset: 8192", ""),
     ],
 )
-def test_direct_io_that_no_kernel_can_do_is_a_mistake(disk: str, loop: str, said: str) -> None:
+def test_direct_io_with_impossible_alignment_is_a_mistake(disk: str, loop: str, said: str) -> None:
     text = f"""\
 version: 1
 guests:
@@ -235,7 +235,7 @@ guests:
         assert parse(text, "a.yaml")
 
 
-def test_block_sizes_go_up_through_the_stack() -> None:
+def test_block_sizes_propagate_up_the_stack() -> None:
     text = """\
 version: 1
 guests:

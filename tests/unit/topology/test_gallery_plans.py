@@ -17,7 +17,7 @@ PLANS = Path(__file__).parents[2] / "data" / "plans"
 
 
 @pytest.mark.parametrize("file", sorted(GALLERY.glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_plan_is_the_recorded_one(file: Path) -> None:
+def test_the_plan_equals_the_recorded_plan(file: Path) -> None:
     lines = []
     for point, topology in load_points(file).items():
         lines += [f"#### {point}"] if point else []
@@ -31,5 +31,5 @@ def test_the_plan_is_the_recorded_one(file: Path) -> None:
     assert said == recorded.read_text()
 
 
-def test_every_record_has_its_topology() -> None:
+def test_every_recorded_plan_has_its_topology() -> None:
     assert {path.stem for path in PLANS.glob("*.txt")} == {path.stem for path in GALLERY.glob("*.yaml")}

@@ -78,7 +78,7 @@ def problems(tmp_path: Path, kernel: str, abilities: KernelAbilities) -> list[st
     return []
 
 
-def test_what_the_kernel_of_a_file_cannot_do_is_a_mistake_with_its_place(tmp_path: Path) -> None:
+def test_parts_that_the_kernel_does_not_support_are_mistakes_with_a_place(tmp_path: Path) -> None:
     cached(tmp_path, CLOUD)
     assert problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path)) == [
         line.replace("NAME", "debian-6.1 (6.1.0-x)") for line in LACKS
@@ -89,20 +89,20 @@ def test_what_the_kernel_of_a_file_cannot_do_is_a_mistake_with_its_place(tmp_pat
     assert problems(tmp_path, "", KernelAbilities(TABLE, tmp_path)) == []
 
 
-def test_of_a_kernel_whose_configuration_is_not_known_nothing_is_said(tmp_path: Path) -> None:
+def test_nothing_is_reported_for_a_kernel_without_a_known_configuration(tmp_path: Path) -> None:
     assert problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path)) == []
     cached(tmp_path, None)
     assert problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path)) == []
 
 
-def test_a_kernel_without_modules_has_what_is_built_in(tmp_path: Path) -> None:
+def test_a_kernel_without_modules_supports_only_built_in_options(tmp_path: Path) -> None:
     cached(tmp_path, CLOUD, has_modules=False)
     said = problems(tmp_path, "debian-6.1", KernelAbilities(TABLE, tmp_path))
     assert any("CONFIG_VIRTIO_BLK, built in, for it comes without modules" in line for line in said)
     assert not any("CONFIG_BLK_DEV_NVME" in line for line in said)
 
 
-def test_each_kernel_that_a_bug_names_is_asked(tmp_path: Path) -> None:
+def test_each_kernel_of_a_bug_file_is_checked(tmp_path: Path) -> None:
     cached(tmp_path, CLOUD)
     file = tmp_path / "bug.yaml"
     guest = "{disks: {data: {type: nvme, size: 1G}}, cgroups: {a: {io.latency: {data: 75}}}}"
@@ -117,7 +117,7 @@ def test_each_kernel_that_a_bug_names_is_asked(tmp_path: Path) -> None:
     assert "the configuration of debian-6.1 (6.1.0-x) lacks CONFIG_BLK_CGROUP_IOLATENCY" in problem.message
 
 
-def test_no_guest_starts_on_a_kernel_that_cannot_do_what_its_topology_asks_for(tmp_path: Path) -> None:
+def test_no_guest_starts_on_a_kernel_that_does_not_support_its_topology(tmp_path: Path) -> None:
     cached(tmp_path, CLOUD)
     files = kernel_files.read_folder(
         TABLE.rows["debian-6.1"], kernel_files.kernel_folder(TABLE.rows["debian-6.1"], tmp_path)
@@ -137,7 +137,7 @@ def _file(tmp_path: Path) -> Path:
     return tmp_path / "t.yaml"
 
 
-def test_every_kind_of_part_has_its_row() -> None:
+def test_every_kind_of_part_has_a_row_of_options() -> None:
     assert kernel_features.DISKS.keys() == DISK_KINDS.keys()
     assert kernel_features.FILESYSTEMS.keys() == FILESYSTEMS.keys()
     assert kernel_features.DM.keys() == set(get_args(Dm.model_fields["type"].annotation))
@@ -148,7 +148,7 @@ def test_every_kind_of_part_has_its_row() -> None:
     assert known == set(Cgroup.model_fields) - {"controllers"} and kernel_features.CGROUP_KEYS.keys() <= known
 
 
-def test_every_part_of_the_language_is_asked_for() -> None:
+def test_every_part_of_the_language_needs_options() -> None:
     guest = GuestModel.model_validate(
         {
             "disks": {

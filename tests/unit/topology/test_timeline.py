@@ -22,7 +22,7 @@ def act(**said: object) -> TimelineEntry:
     return TimelineEntry.model_validate(said)
 
 
-def test_an_act_happens_once_again_and_again_or_in_steps() -> None:
+def test_an_entry_runs_once_repeatedly_or_in_steps() -> None:
     (once,) = schedule(act(at="1.5s", do="hang data 2s"))
     assert (once.after_s, once.text, once.action) == (
         1.5,
@@ -129,13 +129,15 @@ PLUGS = {
 
 
 @pytest.mark.parametrize(("acts", "numbers", "why"), PLUGS.values(), ids=PLUGS)
-def test_a_disk_is_unplugged_when_it_is_there(acts: list[dict[str, object]], numbers: list[int], why: str) -> None:
+def test_a_disk_can_be_unplugged_only_while_it_is_plugged(
+    acts: list[dict[str, object]], numbers: list[int], why: str
+) -> None:
     found = list(hotplug_mistakes([act(**said) for said in acts], {"data": True, "other": True, "cold": False}))
     assert [number for number, _ in found] == numbers
     assert all(re.search(why, said) for _, said in found)
 
 
-def test_what_is_right_has_no_mistakes() -> None:
+def test_valid_entries_have_no_mistakes() -> None:
     for said in (
         {"do": "throttle data hdd-7200 scale=0.5", "at": "5s"},
         {"do": "unplug data surprise", "when": {"mark": "warm"}},
@@ -155,7 +157,7 @@ def test_a_counter_that_is_no_file_of_a_cgroup_is_refused() -> None:
             act(do="plug data", when={"cgroup": "a", "counter": counter, "above": 1})
 
 
-def test_words_say_what_to_do_with_which_disk() -> None:
+def test_a_command_names_a_verb_and_a_disk() -> None:
     assert commands.parse(["throttle", "data", "iops-total=100", "scale=0.5"]).value == Throttle(iops_total=50)
     assert commands.parse(["delay", "data", "10ms", "scale=2"]).value == Latency(
         read_us=5000, write_us=5000, flush_us=5000
