@@ -166,6 +166,6 @@ AnyDisk = Annotated[VirtioBlk | Nvme | VirtioScsi, Field(discriminator="type")]
 _ANY: TypeAdapter[VirtioBlk | Nvme | VirtioScsi] = TypeAdapter(AnyDisk)
 
 
-def make_disk(**said: object) -> VirtioBlk | Nvme | VirtioScsi:
+def make_disk(**keys: object) -> VirtioBlk | Nvme | VirtioScsi:
     """The disk that a mapping of the file would be, with Python's names as keys: `disk_of(type="nvme", size="1G", read_only=True)`."""
-    return _ANY.validate_python({name.replace("_", "-"): value for name, value in said.items()})
+    return _ANY.validate_python({name.replace("_", "-"): value for name, value in keys.items()})
